@@ -1,0 +1,1 @@
+"""The ImageNet-9 job: sources, graph, sinks, evaluation, report and command line."""

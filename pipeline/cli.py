@@ -1,0 +1,40 @@
+"""The command line: `in9`, the same as `python -m pipeline`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from pipeline.errors import JobError, UsageError
+from pipeline.flags import build_parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+      argv: arguments, those of the process if None.
+
+    Returns:
+      The exit code: 0 done; 1 the job failed; 2 wrong usage or unreadable input. Then one
+      line on standard error says what to do.
+    """
+    arguments, rest = build_parser().parse_known_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="in9: %(levelname)s: %(message)s")
+    # Beam announces at import which of its optional parts are not installed.
+    logging.disable(logging.WARNING)
+    from pipeline import commands  # After parsing: --help should not wait for Beam and torch.
+
+    logging.disable(logging.NOTSET)
+    try:
+        return commands.run_command(arguments, rest)
+    except (UsageError, OSError) as error:
+        print(f"in9 {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except JobError as error:
+        print(f"in9 {arguments.command}: the job failed: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

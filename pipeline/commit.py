@@ -1,0 +1,162 @@
+"""Commit: puts finished shards in place and writes the manifest, last.
+
+It is one element's work, and can be repeated at any point: what has been moved already
+stays moved, and nothing is removed before everything new is known to be complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+
+from pipeline.card import CARD_FILES, card_files
+from pipeline.compose import ComposedShard
+from pipeline.config import COMPOSE_VERSION, DatasetConfig, fingerprint
+from pipeline.errors import JobError
+from pipeline.manifest import MANIFEST, Manifest, library_versions, read_manifest
+from pipeline.plan import check_complete
+from pipeline.records import ACCEPTED
+from pipeline.storage import WORK_FOLDER, FileDigest, Store
+from transforms.taxonomy import Taxonomy
+
+DATA_FOLDERS = ("index", "layers", "parquet", "webdataset")
+STAGING = f"{WORK_FOLDER}/staging"
+
+
+def build_manifest(
+    config: DatasetConfig, shards: list[ComposedShard], taxonomy: Taxonomy
+) -> Manifest:
+    """Adds up the shards of all splits, without the dataset card's files.
+
+    Raises:
+      JobError: a split, a shard or an image is missing.
+    """
+    by_split: dict[str, list[ComposedShard]] = {split: [] for split in config.split}
+    for shard in shards:
+        by_split[shard.output.split].append(shard)
+    counts, images, rejections, samples = {}, {}, {}, {}
+    for split, found in by_split.items():
+        found.sort(key=lambda shard: shard.output.shard)
+        if not found:
+            raise JobError(f"{split}: no shard arrived. Run the same command again to go on")
+        first = found[0].output
+        statuses: Counter[str] = Counter()
+        selected: Counter[int] = Counter()
+        for shard in found:
+            statuses.update(shard.statuses)
+            selected.update(shard.selected)
+        check_complete(
+            split,
+            [shard.output.shard for shard in found],
+            first.counts.output,
+            statuses.total(),
+            first.listed,
+        )
+        accepted = statuses.pop(ACCEPTED, 0)
+        counts[split] = first.counts
+        images[split] = {
+            "listed": first.listed,
+            "outside_taxonomy": first.outside,
+            "other_files": first.other_files,
+            "accepted": accepted,
+            "rejected": statuses.total(),
+            "selected": selected.total(),
+        }
+        rejections[split] = dict(sorted(statuses.items()))
+        per_class = {name: selected[label] for label, name in enumerate(taxonomy.names)}
+        samples[split] = dict.fromkeys(config.compose.variants, per_class)
+    files = (file for shard in shards for file in shard.files)
+    kept = (file for file in files if not _is_dropped(config, file.path))
+    return Manifest(
+        config=config,
+        fingerprint=fingerprint(
+            config.fingerprint(),
+            COMPOSE_VERSION,
+            sorted([s.output.split, s.output.shard, s.fingerprint] for s in shards),
+        ),
+        libraries=library_versions(),
+        shards=counts,
+        images=images,
+        rejections=rejections,
+        samples=samples,
+        files=tuple(sorted(kept, key=lambda file: file.path)),
+    )
+
+
+def _is_dropped(config: DatasetConfig, path: str) -> bool:
+    return config.layers == "drop" and path.startswith("layers/") and path.endswith(".tar")
+
+
+def _same_data(old: Manifest | None, new: Manifest) -> bool:
+    """Whether a manifest describes the same dataset, apart from its card's files."""
+    if old is None:
+        return False
+    data = tuple(file for file in old.files if file.path not in CARD_FILES)
+    return dataclasses.replace(old, files=data, libraries=new.libraries) == new
+
+
+class Commit(beam.DoFn):
+    """(None, all ComposedShards as a side input) -> the dataset's fingerprint, once."""
+
+    def __init__(self, config: DatasetConfig, store: Store, taxonomy: Taxonomy) -> None:
+        self._config = config
+        self._store = store
+        self._taxonomy = taxonomy
+
+    def process(self, _: Any, shards: Iterable[ComposedShard]) -> Iterator[str]:
+        shards = list(shards)
+        store = self._store
+        manifest = build_manifest(self._config, shards, self._taxonomy)
+        old = read_manifest(store)
+        moves = [
+            (source, target)
+            for shard in shards
+            for source, target in shard.moves
+            if source != target and not _is_dropped(self._config, target)
+        ]
+        if old is not None and _same_data(old, manifest) and self._in_place(old, moves):
+            manifest = old
+        else:
+            store.delete(MANIFEST)
+            for source, target in moves:
+                # A repeated Commit finds the file gone from staging.
+                if store.exists(source):
+                    store.move(source, target)
+            self._remove_obsolete(manifest)
+            cards = [store.write(path, data) for path, data in card_files(manifest, self._taxonomy)]
+            manifest = dataclasses.replace(
+                manifest,
+                files=tuple(sorted((*manifest.files, *cards), key=lambda file: file.path)),
+            )
+            self._check_files(manifest.files)
+            store.write(MANIFEST, manifest.to_json())
+            Metrics.counter("in9", "commits").inc()
+        store.delete_tree(STAGING)
+        yield manifest.fingerprint
+
+    def _in_place(self, old: Manifest, moves: list[tuple[str, str]]) -> bool:
+        """Whether nothing waits in staging, and every file is where it should be."""
+        return not any(self._store.exists(source) for source, _ in moves) and all(
+            self._store.size(file.path) == file.bytes for file in old.files
+        )
+
+    def _remove_obsolete(self, manifest: Manifest) -> None:
+        wanted = {file.path for file in manifest.files}
+        for folder in DATA_FOLDERS:
+            for path in list(self._store.walk(folder)):
+                if path not in wanted:
+                    self._store.delete(path)
+            self._store.prune(folder)
+
+    def _check_files(self, files: tuple[FileDigest, ...]) -> None:
+        for file in files:
+            if self._store.size(file.path) != file.bytes:
+                raise JobError(
+                    f"{file.path} is missing or of another size; "
+                    "run the same command again to make it"
+                )

@@ -1,0 +1,320 @@
+"""Compose: all variants of an output shard from the layers, and its index rows."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+import cv2
+import pyarrow as pa
+from apache_beam.metrics import Metrics
+
+from pipeline.config import ComposeConfig, SegmentConfig, fingerprint
+from pipeline.layer_files import layer_digest, read_background, read_layer
+from pipeline.plan import OutputShard, Plan, SourceFiles, load_plan
+from pipeline.records import (
+    ACCEPTED,
+    BOX_TYPE,
+    FoundShard,
+    ShardFiles,
+    Staging,
+    read_rows,
+    write_table,
+)
+from pipeline.segment import cut_source
+from pipeline.shards import bucket_hash, index_file, parquet_file, webdataset_file
+from pipeline.sinks import ParquetSink, Sample, Sink, WebDatasetSink, sample_schema
+from pipeline.source import SourceImage
+from pipeline.storage import FileDigest
+from transforms.codec import encode_jpeg, encode_png
+from transforms.filters import Reason
+from transforms.geometry import Pixels
+from transforms.layers import Layer
+from transforms.taxonomy import Taxonomy
+from transforms.variants import MIXED, VARIANTS
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("wnid", pa.string()),
+        pa.field("label", pa.int8()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("detail", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("box", BOX_TYPE),
+        pa.field("mask_over_box", pa.float64()),
+        pa.field("fg_fraction", pa.float64()),
+        pa.field("selected", pa.bool_(), nullable=False),
+        *(pa.field(f"{variant}_bg_key", pa.string()) for variant in MIXED),
+    ]
+)
+"""Columns of the index: one row for every source image, accepted or not."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ComposedShard:
+    """An output shard that is up to date.
+
+    Attributes:
+      output: the shard, as planned.
+      fingerprint: of everything that went into it.
+      moves: (where a file lies now, its final path), the index last.
+      files: digests under final paths, source shards' records and layers included.
+      statuses: number of source images by status.
+      selected: number of selected images by label.
+    """
+
+    output: OutputShard
+    fingerprint: str
+    moves: tuple[tuple[str, str], ...]
+    files: tuple[FileDigest, ...]
+    statuses: dict[str, int]
+    selected: dict[int, int]
+
+
+class LayerSource:
+    """Layers of planned images: from the tars, or cut again where those were dropped."""
+
+    def __init__(self, staging: Staging, plan: Plan, config: SegmentConfig) -> None:
+        self._store = staging.store
+        self._plan = plan
+        self._config = config
+
+    def layer(self, row: dict[str, Any]) -> Layer:
+        """The layer of a selected image, given its record row."""
+        place = int(self._plan.rows[self._plan.position[row["key"]]])
+        tar = self._plan.table["tar"][place].as_py()
+        if tar is not None:
+            return read_layer(self._store, tar, row)
+        return self._cut_again(place)
+
+    def background(self, place: int) -> Pixels:
+        """The tiled background of the image at a row of the plan's table."""
+        row = self._plan.table.slice(place, 1).to_pylist()[0]
+        if row["tar"] is not None:
+            return read_background(self._store, row["tar"], row["offset"], row["length"])
+        return self._cut_again(place).only_bg_t
+
+    def _cut_again(self, place: int) -> Layer:
+        row = self._plan.table.slice(place, 1).to_pylist()[0]
+        annotation = row["annotation"]
+        image = SourceImage(
+            key=row["key"],
+            path=os.fsdecode(row["source"]),
+            name=row["key"],
+            wnid=row["wnid"],
+            label=row["label"],
+            annotation=None if annotation is None else os.fsdecode(annotation),
+        )
+        layer = cut_source(image, self._config).layer
+        if layer is None or layer_digest(layer) != row["layer_digest"]:
+            raise OSError(f"{image.path} changed while the job ran")
+        return layer
+
+
+class ComposeShard(beam.DoFn):
+    """OutputShard -> ComposedShard. The whole of a shard's work is one element's."""
+
+    def __init__(
+        self,
+        segment: SegmentConfig,
+        config: ComposeConfig,
+        staging: Staging,
+        taxonomy: Taxonomy,
+    ) -> None:
+        self._segment = segment
+        self._config = config
+        self._staging = staging
+        self._taxonomy = taxonomy
+
+    def setup(self) -> None:
+        cv2.setNumThreads(1)
+
+    def process(self, output: OutputShard) -> Iterator[ComposedShard]:
+        store = self._staging.store
+        plan = load_plan(store, output.plan, self._config, output.plan_digest)
+        rows = _source_rows(self._staging, output.sources)
+        backgrounds = self._plan_rows(plan, rows)
+        checksum = self._fingerprint(output, plan, rows, backgrounds)
+        index = index_file(output.split, output.shard, output.counts.output)
+        found = self._staging.find(index, checksum)
+        if found is None:
+            files = self._write_variants(output, plan, rows, backgrounds)
+            columns = INDEX_SCHEMA.names
+            table = pa.Table.from_pylist(
+                [{n: r.get(n) for n in columns} for r in rows], INDEX_SCHEMA
+            )
+            write_table(store, self._staging.staged(index), table, ShardFiles(checksum, files))
+            found = self._staging.find(index, checksum)
+            if found is None:
+                raise OSError(f"{index} is not there after it was written")
+            Metrics.counter("in9", "output_shards_made").inc()
+        else:
+            Metrics.counter("in9", "output_shards_kept").inc()
+        yield self._composed(output, found, checksum, index, rows)
+
+    def _plan_rows(self, plan: Plan, rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+        """Completes index rows by the plan; returns the backgrounds of each selected key as
+        positions in the plan's table, by mixed variant."""
+        chosen = []
+        for row in rows:
+            accepted = row["status"] == ACCEPTED
+            row["selected"] = accepted and row["key"] in plan.position
+            if row["selected"]:
+                chosen.append(row)
+            elif accepted and row["key"] in plan.lonely:
+                row["status"] = str(Reason.NO_BACKGROUND)
+                row["detail"] = "no other image can give it a background"
+        drawn = plan.backgrounds([row["key"] for row in chosen])
+        found: dict[str, dict[str, int]] = {}
+        for position, row in enumerate(chosen):
+            found[row["key"]] = {name: int(places[position]) for name, places in drawn.items()}
+            for variant, place in found[row["key"]].items():
+                row[f"{variant}_bg_key"] = plan.value("key", place)
+        return found
+
+    def _fingerprint(
+        self,
+        output: OutputShard,
+        plan: Plan,
+        rows: list[dict[str, Any]],
+        backgrounds: dict[str, dict[str, int]],
+    ) -> str:
+        """Everything that the shard's files depend on: configuration, own source shards,
+        what was selected, and which backgrounds with which pixels were drawn."""
+        drawn = [
+            [row["key"], row["status"], row["selected"]]
+            + [
+                [variant, plan.value("key", place), plan.value("layer_digest", place)]
+                for variant, place in backgrounds.get(row["key"], {}).items()
+            ]
+            for row in rows
+        ]
+        return fingerprint(
+            self._config.fingerprint(),
+            [output.shard, output.counts.output],
+            [source.fingerprint for source in output.sources],
+            drawn,
+        )
+
+    def _write_variants(
+        self,
+        output: OutputShard,
+        plan: Plan,
+        rows: list[dict[str, Any]],
+        backgrounds: dict[str, dict[str, int]],
+    ) -> tuple[FileDigest, ...]:
+        layers = LayerSource(self._staging, plan, self._segment)
+        with contextlib.ExitStack() as stack:
+            sinks = {
+                variant: self._open_sinks(stack, output, variant)
+                for variant in self._config.variants
+            }
+            for row in rows:
+                if not row["selected"]:
+                    continue
+                layer = layers.layer(row)
+                for variant, variant_sinks in sinks.items():
+                    place = backgrounds[row["key"]].get(variant)
+                    sample = self._sample(plan, layers, row, layer, variant, place)
+                    for sink in variant_sinks:
+                        sink.add(sample)
+                Metrics.counter("in9", "images_composed").inc()
+        digests = [sink.digest() for variant_sinks in sinks.values() for sink in variant_sinks]
+        return tuple(digest for digest in digests if digest is not None)
+
+    def _open_sinks(
+        self, stack: contextlib.ExitStack, output: OutputShard, variant: str
+    ) -> list[Sink]:
+        store = self._staging.store
+        sinks: list[Sink] = []
+        if "parquet" in self._config.formats:
+            path = parquet_file(variant, output.split, output.shard, output.counts.output)
+            schema = sample_schema(self._taxonomy.names)
+            sinks.append(
+                stack.enter_context(
+                    ParquetSink.open(store, self._staging.staged(path), path, schema)
+                )
+            )
+        if "webdataset" in self._config.formats:
+            path = webdataset_file(variant, output.split, output.shard)
+            sinks.append(
+                stack.enter_context(WebDatasetSink.open(store, self._staging.staged(path), path))
+            )
+        return sinks
+
+    def _sample(
+        self,
+        plan: Plan,
+        layers: LayerSource,
+        row: dict[str, Any],
+        layer: Layer,
+        variant: str,
+        place: int | None,
+    ) -> Sample:
+        background = None if place is None else layers.background(place)
+        picture = VARIANTS[variant].compose(layer, background)
+        as_png = self._config.encoding == "png" or VARIANTS[variant].lossless
+
+        def of_background(column: str) -> Any:
+            return None if place is None else plan.value(column, place)
+
+        return Sample(
+            key=row["key"],
+            image=encode_png(picture)
+            if as_png
+            else encode_jpeg(picture, self._config.jpeg_quality),
+            suffix="png" if as_png else "jpg",
+            fields={
+                "label": row["label"],
+                "wnid": row["wnid"],
+                "imagenet_index": self._taxonomy.index_of(row["wnid"]),
+                "fg_key": row["key"],
+                "bg_key": of_background("key"),
+                "bg_label": of_background("label"),
+                "bg_wnid": of_background("wnid"),
+                "box": row["box"],
+                "fg_fraction": row["fg_fraction"],
+            },
+        )
+
+    def _composed(
+        self,
+        output: OutputShard,
+        found: FoundShard,
+        checksum: str,
+        index: str,
+        rows: list[dict[str, Any]],
+    ) -> ComposedShard:
+        moves: list[tuple[str, str]] = []
+        files: list[FileDigest] = []
+        for source in output.sources:
+            record = source.files[-1].path
+            tars = [file.path for file in source.files[:-1]]
+            moves += [(source.tar, tar) for tar in tars if source.tar is not None]
+            moves.append((source.record, record))
+            files += source.files
+        moves += [(found.where[file.path], file.path) for file in found.files]
+        moves.append((found.record, index))
+        files += [*found.files, self._staging.digest_of(found.record, index, len(rows))]
+        return ComposedShard(
+            output=output,
+            fingerprint=checksum,
+            moves=tuple(moves),
+            files=tuple(files),
+            statuses=dict(Counter(row["status"] for row in rows)),
+            selected=dict(Counter(row["label"] for row in rows if row["selected"])),
+        )
+
+
+def _source_rows(staging: Staging, sources: tuple[SourceFiles, ...]) -> list[dict[str, Any]]:
+    """Record rows of all source images of an output shard, in their final order."""
+    rows = [row for source in sources for row in read_rows(staging.store, source.record)]
+    return sorted(rows, key=lambda row: (bucket_hash(row["key"]), row["key"], row["path"]))

@@ -1,0 +1,173 @@
+"""What a dataset is made with: the configuration that manifests and fingerprints hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from transforms.codec import MAX_PIXELS
+from transforms.filters import MAX_BOX, MIN_FOREGROUND, MIN_VISIBLE
+from transforms.geometry import INTERPOLATIONS
+from transforms.segmentation import SEGMENTERS
+from transforms.variants import VARIANTS, select_variants
+
+SEGMENT_VERSION = 1
+"""Raised by hand when Segment would write other layers or records for the same input."""
+COMPOSE_VERSION = 1
+"""Raised by hand when Plan or Compose would write other files for the same layers."""
+EVALUATE_VERSION = 1
+"""Raised by hand when Evaluate would write other predictions for the same pixels."""
+
+FORMATS = ("parquet", "webdataset")
+ENCODINGS = ("jpg", "png")
+
+
+def fingerprint(*parts: object) -> str:
+    """Hexadecimal SHA-256 of JSON-able parts, 32 digits."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{flag} must be one of {', '.join(known)}: got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentConfig:
+    """What decides the layers. Field names are the flags' names.
+
+    Raises:
+      ValueError: a value out of range, named with its flag.
+    """
+
+    image_size: int = 224
+    resize: int = 256
+    interpolation: str = "nearest"
+    segmenter: str = "grabcut"
+    grabcut_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.image_size <= 4096:
+            raise ValueError(f"--image_size must be between 16 and 4096: got {self.image_size}")
+        if not self.image_size <= self.resize <= 8192:
+            raise ValueError(
+                f"--resize must be between --image_size {self.image_size} and 8192: "
+                f"got {self.resize}"
+            )
+        _one_of("--interpolation", self.interpolation, tuple(INTERPOLATIONS))
+        _one_of("--segmenter", self.segmenter, tuple(SEGMENTERS))
+        if not 0 <= self.grabcut_seed < 2**31:
+            raise ValueError(
+                f"--grabcut_seed must be between 0 and 2**31 - 1: got {self.grabcut_seed}"
+            )
+
+    def fingerprint(self) -> str:
+        """Identifies everything but the input that a layer depends on."""
+        segmenter = SEGMENTERS[self.segmenter]
+        return fingerprint(
+            dataclasses.asdict(self),
+            [segmenter.name, segmenter.version, segmenter.parameters],
+            [MAX_BOX, MIN_VISIBLE, MIN_FOREGROUND, MAX_PIXELS],
+            SEGMENT_VERSION,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ComposeConfig:
+    """What decides the variants, given the layers. Field names are the flags' names.
+
+    Raises:
+      ValueError: a value out of range, named with its flag.
+    """
+
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    formats: tuple[str, ...] = FORMATS
+    encoding: str = "jpg"
+    jpeg_quality: int = 95
+    seed: int = 0
+    per_class: str = "all"
+    mixed_rand: str = "any"
+    own_background: bool = False
+
+    def __post_init__(self) -> None:
+        if self.variants != select_variants(self.variants):
+            raise ValueError(f"variants must be in the paper's order: got {self.variants}")
+        if not self.formats or set(self.formats) - set(FORMATS):
+            raise ValueError(
+                f"--formats must name some of {', '.join(FORMATS)}: got {','.join(self.formats)!r}"
+            )
+        _one_of("--encoding", self.encoding, ENCODINGS)
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"--jpeg_quality must be between 1 and 100: got {self.jpeg_quality}")
+        if self.per_class not in ("all", "min") and not (
+            self.per_class.isdecimal() and int(self.per_class) > 0
+        ):
+            raise ValueError(f"--per_class must be all, min or a number: got {self.per_class!r}")
+        _one_of("--mixed_rand", self.mixed_rand, ("any", "other"))
+
+    def fingerprint(self) -> str:
+        """Identifies everything but the layers that a variant shard depends on."""
+        return fingerprint(dataclasses.asdict(self), COMPOSE_VERSION)
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetConfig:
+    """The whole configuration of a dataset. Field names are the flags' names.
+
+    Raises:
+      ValueError: a value out of range, named with its flag.
+    """
+
+    split: tuple[str, ...] = ("val",)
+    selection: str = "in9"
+    limit: int | None = None
+    images_per_shard: int = 1024
+    layers: str = "keep"
+    segment: SegmentConfig = SegmentConfig()
+    compose: ComposeConfig = ComposeConfig()
+
+    def __post_init__(self) -> None:
+        if not self.split or len(set(self.split)) != len(self.split):
+            raise ValueError(f"--split must name different splits: got {','.join(self.split)!r}")
+        for split in self.split:
+            if not split.isidentifier():
+                raise ValueError(f"--split must be a plain name, such as val: got {split!r}")
+        _one_of("--selection", self.selection, ("in9",))
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit must be at least 1: got {self.limit}")
+        if self.images_per_shard < 1:
+            raise ValueError(f"--images_per_shard must be at least 1: got {self.images_per_shard}")
+        _one_of("--layers", self.layers, ("keep", "drop"))
+
+    def flags(self) -> dict[str, Any]:
+        """Flag name to value, flat, as the manifest stores it."""
+        flat = dataclasses.asdict(self)
+        return {**flat.pop("segment"), **flat.pop("compose"), **flat}
+
+    @classmethod
+    def from_flags(cls, flags: Mapping[str, Any]) -> DatasetConfig:
+        """The inverse of `flags`; also takes a manifest's lists. Unknown names are an error."""
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()
+        }
+
+        def take(kind: type) -> dict[str, Any]:
+            names = [field.name for field in dataclasses.fields(kind)]
+            return {name: values.pop(name) for name in names if name in values}
+
+        segment = SegmentConfig(**take(SegmentConfig))
+        compose = ComposeConfig(**take(ComposeConfig))
+        return cls(segment=segment, compose=compose, **values)
+
+    def differing_flags(self, other: DatasetConfig) -> list[str]:
+        """Names of the flags whose values differ."""
+        mine, theirs = self.flags(), other.flags()
+        return sorted(name for name in mine if mine[name] != theirs[name])
+
+    def fingerprint(self) -> str:
+        """Identifies the configuration with the stage versions."""
+        return fingerprint(self.flags(), self.segment.fingerprint(), self.compose.fingerprint())

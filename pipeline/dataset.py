@@ -1,0 +1,111 @@
+"""Reading a dataset folder back: its shards, samples and index."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipeline.errors import UsageError
+from pipeline.manifest import MANIFEST, Manifest, read_manifest
+from pipeline.shards import index_file, parquet_file, webdataset_file
+from pipeline.sinks import Sample
+from pipeline.storage import FileDigest, Store
+
+_BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A finished dataset.
+
+    Attributes:
+      store: its folder.
+      manifest: its manifest.
+    """
+
+    store: Store
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, store: Store) -> Dataset:
+        """Opens a dataset folder. Raises UsageError if it holds no finished dataset."""
+        manifest = read_manifest(store)
+        if manifest is None:
+            raise UsageError(
+                f"{store.root} holds no finished dataset: no {MANIFEST}. "
+                f"Make one with: in9 generate --output {store.root}"
+            )
+        return cls(store, manifest)
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The variants it holds, in the paper's order."""
+        return self.manifest.config.compose.variants
+
+    def shards(self, split: str) -> range:
+        """Numbers of the output shards of a split."""
+        return range(self.manifest.shards[split].output)
+
+    def shard_files(self, split: str, shard: int, variants: tuple[str, ...]) -> list[FileDigest]:
+        """Digests of the files that hold variants of a shard, in the format that is read."""
+        wanted = {self._file(variant, split, shard) for variant in variants}
+        return [file for file in self.manifest.files if file.path in wanted]
+
+    def samples(self, split: str, shard: int, variant: str) -> Iterator[Sample]:
+        """Samples of a shard in order, one at a time. Raises OSError if a file is broken."""
+        path = self._file(variant, split, shard)
+        if path.endswith(".tar"):
+            yield from read_webdataset(self.store, path)
+        else:
+            yield from read_parquet(self.store, path)
+
+    def index(self, split: str) -> Iterator[dict[str, Any]]:
+        """Index rows of a split: one for every source image."""
+        for shard in self.shards(split):
+            count = self.manifest.shards[split].output
+            table = pq.read_table(self.store.path(index_file(split, shard, count)))
+            yield from table.to_pylist()
+
+    def _file(self, variant: str, split: str, shard: int) -> str:
+        if "parquet" in self.manifest.config.compose.formats:
+            return parquet_file(variant, split, shard, self.manifest.shards[split].output)
+        return webdataset_file(variant, split, shard)
+
+
+def read_parquet(store: Store, path: str) -> Iterator[Sample]:
+    """Samples of a Parquet shard, a row group at a time."""
+    with pq.ParquetFile(store.path(path)) as file:
+        for batch in file.iter_batches(batch_size=_BATCH):
+            for row in batch.to_pylist():
+                image, key = row.pop("image"), row.pop("key")
+                suffix = image["path"].rpartition(".")[2]
+                yield Sample(key=key, image=image["bytes"], suffix=suffix, fields=row)
+
+
+def read_webdataset(store: Store, path: str) -> Iterator[Sample]:
+    """Samples of a tar shard; an empty shard has no file."""
+    if not store.exists(path):
+        return
+    with open(store.path(path), "rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
+        parts: dict[str, bytes] = {}
+        for member in tar:
+            content = tar.extractfile(member)
+            if content is None:
+                raise OSError(f"{path} holds {member.name}, which is no file")
+            key, _, suffix = member.name.partition(".")
+            parts[suffix] = content.read()
+            if suffix == "json":
+                yield _sample(key, parts)
+                parts = {}
+
+
+def _sample(key: str, parts: dict[str, bytes]) -> Sample:
+    fields = json.loads(parts.pop("json"))
+    fields["label"] = int(parts.pop("cls"))
+    ((suffix, image),) = parts.items()
+    return Sample(key=key, image=image, suffix=suffix, fields=fields)

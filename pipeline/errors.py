@@ -1,0 +1,11 @@
+"""Errors that the command line turns into one line and an exit code."""
+
+from __future__ import annotations
+
+
+class UsageError(Exception):
+    """Wrong usage or unreadable input: exit code 2. The message says what to do."""
+
+
+class JobError(Exception):
+    """The job failed: exit code 1. The message says what happened and how to go on."""

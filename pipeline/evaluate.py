@@ -1,0 +1,286 @@
+"""Evaluate: the inference stage, on (model, output shard).
+
+    dataset -> groups of shards -> Predict (one model at a time) -> Summarise
+
+Predictions of a (model, shard) are one file, keyed by weights, pixels and evaluation
+configuration: what is there for the same key is not computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import json
+import os
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import torch
+from apache_beam.metrics import Metrics
+
+from pipeline.config import EVALUATE_VERSION, fingerprint
+from pipeline.dataset import Dataset
+from pipeline.errors import JobError
+from pipeline.models import LoadedModel, check_head, load_model
+from pipeline.predict import PredictConfig, Predictor
+from pipeline.records import ShardFiles, read_about, write_table
+from pipeline.results import (
+    PREDICTION_SCHEMA,
+    accuracy_rows,
+    gap_rows,
+    predictions_file,
+    read_predictions,
+    summary_file,
+    write_tables,
+)
+from pipeline.sinks import Sample
+from pipeline.storage import Store
+from transforms.scoring import LABEL_RULES, labels_of_outputs
+from transforms.taxonomy import Taxonomy
+from transforms.variants import PICTURES
+
+_LIBRARIES = ("numpy", "torch", "timm")
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What to evaluate, and how.
+
+    Attributes:
+      store: the dataset folder.
+      models: entries of `--models`, in order.
+      split: the split to evaluate on.
+      predict: how.
+      accept_new_weights: take weights that differ from those behind earlier results.
+      groups: in how many groups the shards are evaluated at the same time; each holds one
+        model at a time, so one for each device.
+    """
+
+    store: Store
+    models: tuple[str, ...]
+    split: str
+    predict: PredictConfig
+    accept_new_weights: bool = False
+    groups: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatedShard:
+    """Predictions that are up to date: identity of the model, and the file's path."""
+
+    order: int
+    shard: int
+    about: str
+    path: str
+
+
+class ShardGroups(beam.DoFn):
+    """Dataset fingerprint -> (group, output shard)."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._evaluation = evaluation
+
+    def process(self, _: str) -> Iterator[tuple[int, int]]:
+        dataset = Dataset.open(self._evaluation.store)
+        for shard in dataset.shards(self._evaluation.split):
+            yield shard % self._evaluation.groups, shard
+
+
+class Predict(beam.DoFn):
+    """(group, its shards) -> EvaluatedShards, model after model."""
+
+    def __init__(self, evaluation: Evaluation, taxonomy: Taxonomy) -> None:
+        self._evaluation = evaluation
+        self._taxonomy = taxonomy
+
+    def process(self, element: tuple[int, Iterable[int]]) -> Iterator[EvaluatedShard]:
+        shards = sorted(element[1])
+        dataset = Dataset.open(self._evaluation.store)
+        torch.set_num_threads(max(1, usable_cores() // self._evaluation.groups))
+        for order, spec in enumerate(self._evaluation.models):
+            model = load_model(spec)
+            check_head(model, self._taxonomy)
+            self._check_weights(model)
+            about = model_identity(model, self._evaluation, dataset)
+            predictor = Predictor(model, self._evaluation.predict)
+            for shard in shards:
+                path = self._predict(dataset, model, predictor, shard)
+                yield EvaluatedShard(order, shard, json.dumps(about, sort_keys=True), path)
+            # The next model must find the memory free.
+            del model, predictor
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _check_weights(self, model: LoadedModel) -> None:
+        path = summary_file(model.name)
+        if self._evaluation.accept_new_weights or not self._evaluation.store.exists(path):
+            return
+        known = json.loads(self._evaluation.store.read(path))["weights_sha256"]
+        if known != model.weights_sha256:
+            raise JobError(
+                f"the weights of {model.name} have changed since its results were made "
+                f"(sha256 {known[:12]}, now {model.weights_sha256[:12]}); "
+                "add --accept_new_weights to evaluate the new ones"
+            )
+
+    def _predict(
+        self, dataset: Dataset, model: LoadedModel, predictor: Predictor, shard: int
+    ) -> str:
+        evaluation = self._evaluation
+        variants = tuple(name for name in dataset.variants if name in PICTURES)
+        path = predictions_file(model.name, evaluation.split, shard)
+        checksum = fingerprint(
+            model.name,
+            model.weights_sha256,
+            dataclasses.asdict(model.preprocessing),
+            dataclasses.asdict(evaluation.predict),
+            EVALUATE_VERSION,
+            [file.sha256 for file in dataset.shard_files(evaluation.split, shard, variants)],
+        )
+        about = read_about(evaluation.store, path)
+        if about is not None and about.fingerprint == checksum:
+            Metrics.counter("in9", "prediction_shards_kept").inc()
+            return path
+
+        def samples() -> Iterator[Sample]:
+            for variant in variants:
+                for sample in dataset.samples(evaluation.split, shard, variant):
+                    yield dataclasses.replace(sample, fields={**sample.fields, "variant": variant})
+
+        output_labels = labels_of_outputs(model.num_outputs, self._taxonomy)
+        tables = [PREDICTION_SCHEMA.empty_table()]
+        with contextlib.closing(predictor.logits(samples())) as batches:
+            for batch, logits in batches:
+                tables.append(_prediction_table(model.name, batch, logits, output_labels))
+                Metrics.counter("in9", "pictures_predicted").inc(len(batch))
+        table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+        write_table(evaluation.store, path, table, ShardFiles(checksum, ()))
+        Metrics.counter("in9", "prediction_shards_made").inc()
+        return path
+
+
+def _prediction_table(
+    model: str,
+    batch: list[Sample],
+    logits: np.ndarray[Any, np.dtype[np.float32]],
+    output_labels: np.ndarray[Any, np.dtype[np.int64]],
+) -> pa.Table:
+    labels = np.asarray([sample.fields["label"] for sample in batch], np.int64)
+    tables = []
+    for rule, score in LABEL_RULES.items():
+        scores = score(logits, labels, output_labels)
+        columns = {
+            "model": [model] * len(batch),
+            "label_rule": [rule] * len(batch),
+            "variant": [sample.fields["variant"] for sample in batch],
+            "key": [sample.key for sample in batch],
+            "fg_key": [sample.fields["fg_key"] for sample in batch],
+            "bg_key": [sample.fields["bg_key"] for sample in batch],
+            "label": labels,
+            "prediction": scores.prediction,
+            "output": scores.output,
+            "correct": scores.prediction == labels,
+            "top1_score": scores.top1,
+            "true_score": scores.true,
+        }
+        arrays = [pa.array(columns[f.name]).cast(f.type) for f in PREDICTION_SCHEMA]
+        tables.append(pa.Table.from_arrays(arrays, schema=PREDICTION_SCHEMA))
+    return pa.concat_tables(tables)
+
+
+def model_identity(model: LoadedModel, evaluation: Evaluation, dataset: Dataset) -> dict[str, Any]:
+    """What a summary says of a model and of how it was run."""
+    preprocessing = dataclasses.asdict(model.preprocessing)
+    stored = dataset.manifest.config.segment.image_size
+    fixed = model.preprocessing.fixed_size or evaluation.predict.eval_input == "native"
+    return {
+        "model": model.name,
+        "architecture": model.architecture,
+        "weights": model.weights,
+        "weights_sha256": model.weights_sha256,
+        "preprocessing": preprocessing,
+        "num_outputs": model.num_outputs,
+        "evaluation": {
+            "split": evaluation.split,
+            **dataclasses.asdict(evaluation.predict),
+            "input_size": model.preprocessing.input_size if fixed else stored,
+        },
+    }
+
+
+class Summarise(beam.DoFn):
+    """(None, all EvaluatedShards as a side input) -> dataset fingerprint, once.
+
+    Writes each model's summary, and the tables of all models.
+    """
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._evaluation = evaluation
+
+    def process(self, _: Any, evaluated: Iterable[EvaluatedShard]) -> Iterator[str]:
+        store = self._evaluation.store
+        dataset = Dataset.open(store)
+        expected = list(dataset.shards(self._evaluation.split))
+        by_model: dict[int, list[EvaluatedShard]] = {}
+        for shard in evaluated:
+            by_model.setdefault(shard.order, []).append(shard)
+        for order, spec in enumerate(self._evaluation.models):
+            shards = sorted(by_model.get(order, []), key=lambda shard: shard.shard)
+            if [shard.shard for shard in shards] != expected:
+                raise JobError(
+                    f"{spec}: predictions of {len(shards)} of {len(expected)} shards arrived. "
+                    "Run the same command again to go on"
+                )
+            summary = self._summary(dataset, shards)
+            data = (json.dumps(summary, indent=1, sort_keys=True) + "\n").encode()
+            path = summary_file(summary["model"])
+            if not store.exists(path) or store.read(path) != data:
+                store.write(path, data)
+        write_tables(store, dataset.manifest.fingerprint)
+        yield dataset.manifest.fingerprint
+
+    def _summary(self, dataset: Dataset, shards: list[EvaluatedShard]) -> dict[str, Any]:
+        predictions = read_predictions(self._evaluation.store, [shard.path for shard in shards])
+        variants = [name for name in dataset.variants if name in PICTURES]
+        return {
+            **json.loads(shards[0].about),
+            "dataset": dataset.manifest.fingerprint,
+            "libraries": {name: metadata.version(name) for name in _LIBRARIES},
+            "accuracy": accuracy_rows(predictions, LABEL_RULES, variants),
+            "gaps": gap_rows(predictions, LABEL_RULES),
+        }
+
+
+class Evaluate(beam.PTransform):
+    """Evaluates models on a finished dataset: its fingerprint -> the same, one element."""
+
+    def __init__(self, evaluation: Evaluation, taxonomy: Taxonomy) -> None:
+        super().__init__()
+        self._evaluation = evaluation
+        self._taxonomy = taxonomy
+
+    def expand(self, dataset: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
+        evaluated = (
+            dataset
+            | "Shards"
+            >> beam.ParDo(ShardGroups(self._evaluation)).with_output_types(tuple[int, int])
+            | "GatherGroup" >> beam.GroupByKey()
+            | "Predict"
+            >> beam.ParDo(Predict(self._evaluation, self._taxonomy)).with_output_types(
+                EvaluatedShard
+            )
+        )
+        return dataset | "Summarise" >> beam.ParDo(
+            Summarise(self._evaluation), evaluated=beam.pvalue.AsList(evaluated)
+        ).with_output_types(str)

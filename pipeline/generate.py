@@ -1,0 +1,141 @@
+"""Generate: the part of the graph that makes a dataset.
+
+    list -> Segment -> Plan -> Compose -> Commit
+
+Through it travel keys, paths and records, never pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import apache_beam as beam
+
+from pipeline.commit import STAGING, Commit
+from pipeline.compose import ComposedShard, ComposeShard
+from pipeline.config import DatasetConfig
+from pipeline.errors import UsageError
+from pipeline.manifest import Manifest
+from pipeline.plan import OutputShard, PlanSplit
+from pipeline.records import Staging
+from pipeline.segment import SegmentedShard, SegmentShard
+from pipeline.shards import ShardCounts
+from pipeline.source import SourceShard, find_layout, list_images, make_shards
+from pipeline.storage import Store
+from transforms.taxonomy import Taxonomy
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What to make, from what, into what.
+
+    Attributes:
+      config: of the dataset.
+      source: the input folder.
+      annotations: a folder of annotations, None to look beside the images.
+      store: the dataset folder.
+      previous: by split, numbers of shards of the dataset as it stands.
+      reshard: choose the numbers of shards anew.
+    """
+
+    config: DatasetConfig
+    source: str
+    annotations: str | None
+    store: Store
+    previous: dict[str, ShardCounts]
+    reshard: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        config: DatasetConfig,
+        *,
+        source: str,
+        annotations: str | None,
+        store: Store,
+        manifest: Manifest | None,
+        reshard: bool,
+    ) -> Job:
+        """A job that builds on the dataset that a manifest describes, if there is one."""
+        previous = {} if manifest is None else manifest.shards
+        return cls(config, source, annotations, store, previous, reshard)
+
+    def layer_staging(self) -> Staging:
+        """Where new layers wait: by what decides them, so that another seed of the pairing
+        finds them there."""
+        return Staging(self.store, f"{STAGING}/{self.config.segment.fingerprint()}")
+
+    def output_staging(self) -> Staging:
+        """Where new output shards wait."""
+        return Staging(self.store, f"{STAGING}/{self.config.compose.fingerprint()}")
+
+
+class ListSplit(beam.DoFn):
+    """Split name -> its SourceShards. Listing is one element's work."""
+
+    def __init__(self, job: Job, taxonomy: Taxonomy) -> None:
+        self._job = job
+        self._taxonomy = taxonomy
+
+    def process(self, split: str) -> Iterator[SourceShard]:
+        layout = find_layout(self._job.source, self._job.annotations, split)
+        listing = list_images(layout, self._taxonomy, self._job.config.limit)
+        if not listing.images:
+            raise UsageError(
+                f"no image of an ImageNet-9 class in {layout.images}: "
+                f"{listing.outside} images of other classes, {listing.other_files} other files. "
+                "Folders must be named by WordNet id, such as n02084071"
+            )
+        counts = ShardCounts.of(len(listing.images), self._job.config.images_per_shard)
+        if split in self._job.previous and not self._job.reshard:
+            counts = self._job.previous[split]
+        yield from make_shards(split, listing, counts)
+
+
+class Generate(beam.PTransform):
+    """Makes what is missing of a dataset: PBegin -> its fingerprint, one element."""
+
+    def __init__(self, job: Job, taxonomy: Taxonomy) -> None:
+        super().__init__()
+        self._job = job
+        self._taxonomy = taxonomy
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.pvalue.PCollection:
+        job, config = self._job, self._job.config
+        segmented = (
+            begin
+            | "Splits" >> beam.Create(list(config.split), reshuffle=False)
+            | "List" >> beam.ParDo(ListSplit(job, self._taxonomy)).with_output_types(SourceShard)
+            | "SpreadSources" >> beam.Reshuffle()
+            | "Segment"
+            >> beam.ParDo(
+                SegmentShard(config.segment, job.layer_staging(), config.layers, job.previous)
+            ).with_output_types(SegmentedShard)
+        )
+        composed = (
+            segmented
+            | "BySplit" >> beam.WithKeys(_split_of)
+            | "GatherSplit" >> beam.GroupByKey()
+            | "Plan"
+            >> beam.ParDo(PlanSplit(config.compose, job.output_staging())).with_output_types(
+                OutputShard
+            )
+            | "SpreadOutputs" >> beam.Reshuffle()
+            | "Compose"
+            >> beam.ParDo(
+                ComposeShard(config.segment, config.compose, job.output_staging(), self._taxonomy)
+            ).with_output_types(ComposedShard)
+        )
+        return (
+            begin
+            | "Once" >> beam.Create([None], reshuffle=False)
+            | "Commit"
+            >> beam.ParDo(
+                Commit(config, job.store, self._taxonomy), shards=beam.pvalue.AsList(composed)
+            ).with_output_types(str)
+        )
+
+
+def _split_of(shard: SegmentedShard) -> str:
+    return shard.source.split

@@ -1,0 +1,105 @@
+"""The manifest: a dataset is valid as long as it is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from importlib import metadata
+from typing import Any
+
+from pipeline.config import COMPOSE_VERSION, SEGMENT_VERSION, DatasetConfig
+from pipeline.errors import UsageError
+from pipeline.shards import ShardCounts
+from pipeline.storage import FileDigest, Store
+
+MANIFEST = "manifest.json"
+FORMAT = "imagenet9-dataset"
+FORMAT_VERSION = 1
+
+_LIBRARIES = ("numpy", "opencv-python-headless", "pillow", "pyarrow")
+"""Libraries whose version can change bytes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a dataset is, and every file of it.
+
+    Attributes:
+      config: the configuration.
+      fingerprint: of inputs, configuration and stage versions.
+      libraries: versions of the libraries that made the files.
+      shards: by split, the numbers of shards.
+      images: by split: `listed`, `outside_taxonomy`, `other_files`, `accepted`,
+        `rejected`, `selected`.
+      rejections: by split, number of images by reason.
+      samples: by split, variant and class name, number of samples.
+      files: all files of the dataset but the manifest, in order of their path.
+    """
+
+    config: DatasetConfig
+    fingerprint: str
+    libraries: dict[str, str]
+    shards: dict[str, ShardCounts]
+    images: dict[str, dict[str, int]]
+    rejections: dict[str, dict[str, int]]
+    samples: dict[str, dict[str, dict[str, int]]]
+    files: tuple[FileDigest, ...]
+
+    def to_json(self) -> bytes:
+        """The manifest file's bytes: the same for equal manifests."""
+        content = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "config": self.config.flags(),
+            "fingerprint": self.fingerprint,
+            "stages": {"segment": SEGMENT_VERSION, "compose": COMPOSE_VERSION},
+            "libraries": self.libraries,
+            "shards": {split: dataclasses.asdict(c) for split, c in self.shards.items()},
+            "images": self.images,
+            "rejections": self.rejections,
+            "samples": self.samples,
+            "files": [dataclasses.asdict(file) for file in self.files],
+        }
+        return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Manifest:
+        """The inverse of `to_json`. Raises ValueError for anything else."""
+        try:
+            content: dict[str, Any] = json.loads(data)
+            if content["format"] != FORMAT or content["format_version"] != FORMAT_VERSION:
+                raise ValueError(
+                    f"format {content['format']!r} version {content['format_version']}, "
+                    f"where this release reads {FORMAT!r} version {FORMAT_VERSION}"
+                )
+            return cls(
+                config=DatasetConfig.from_flags(content["config"]),
+                fingerprint=content["fingerprint"],
+                libraries=content["libraries"],
+                shards={s: ShardCounts(**counts) for s, counts in content["shards"].items()},
+                images=content["images"],
+                rejections=content["rejections"],
+                samples=content["samples"],
+                files=tuple(FileDigest(**file) for file in content["files"]),
+            )
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"not a manifest: {type(error).__name__} {error}") from error
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of the libraries that decide bytes."""
+    return {name: metadata.version(name) for name in _LIBRARIES}
+
+
+def read_manifest(store: Store) -> Manifest | None:
+    """The manifest of a dataset folder, None if there is none.
+
+    Raises:
+      UsageError: there is a file of that name that is no manifest of this release.
+    """
+    if not store.exists(MANIFEST):
+        return None
+    try:
+        return Manifest.from_json(store.read(MANIFEST))
+    except ValueError as error:
+        raise UsageError(f"{store.path(MANIFEST)} cannot be used: {error}") from error

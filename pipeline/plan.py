@@ -1,0 +1,240 @@
+"""Plan: select the images of a split, and pair foregrounds with backgrounds.
+
+Planning looks at records only. The plan of a split is one file, a row for each accepted
+image, which every worker reads; pairs are drawn where they are needed, shard by shard.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.config import ComposeConfig
+from pipeline.errors import JobError
+from pipeline.records import Staging
+from pipeline.segment import SegmentedShard
+from pipeline.shards import ShardCounts
+from pipeline.storage import FileDigest, Store
+from transforms.pairing import NO_PARTNER, Pool, pair
+from transforms.selection import has_partners, select
+from transforms.variants import VARIANTS
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceFiles:
+    """A source shard as Compose and Commit need it: `SegmentedShard` without its images."""
+
+    shard: int
+    fingerprint: str
+    rows: int
+    record: str
+    tar: str | None
+    files: tuple[FileDigest, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputShard:
+    """The unit of composing.
+
+    Attributes:
+      split: its name.
+      shard: its number.
+      counts: numbers of shards of the split.
+      listed, outside, other_files: of the whole split.
+      plan, plan_digest: relative path and SHA-256 of the split's plan.
+      sources: the source shards that it is made of.
+    """
+
+    split: str
+    shard: int
+    counts: ShardCounts
+    listed: int
+    outside: int
+    other_files: int
+    plan: str
+    plan_digest: str
+    sources: tuple[SourceFiles, ...]
+
+
+def mixed_variants(config: ComposeConfig) -> tuple[str, ...]:
+    """The mixed variants to compose."""
+    return tuple(name for name in config.variants if VARIANTS[name].is_mixed)
+
+
+def select_images(
+    keys: list[str], labels: NDArray[np.int64], config: ComposeConfig
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Decides which accepted images of a split make up the dataset.
+
+    Args:
+      keys: (n,) keys of the accepted images.
+      labels: (n,) int64.
+
+    Returns:
+      (selected, no_background), (n,) bool each. Balancing comes after the images without
+      any partner have left, so that a class of one image does not shrink all others.
+    """
+    partners = functools.partial(
+        has_partners,
+        mixed=mixed_variants(config),
+        own_background=config.own_background,
+        mixed_rand=config.mixed_rand,
+    )
+    selected = partners(labels)
+    no_background = ~selected
+    left = np.flatnonzero(selected)
+    chosen = select(
+        [keys[i] for i in left], labels[left], per_class=config.per_class, seed=config.seed
+    )
+    left = left[chosen]
+    lonely = ~partners(labels[left])
+    selected[:] = False
+    selected[left[~lonely]] = True
+    no_background[left[lonely]] = True
+    return selected, no_background
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """The accepted images of a split.
+
+    Attributes:
+      table: columns of `CANDIDATE_SCHEMA`, `tar` (where the layers lie now), `selected`
+        and `no_background`; in order of the key.
+      pool: the selected images.
+      rows: position in `table` of each image of the pool.
+      position: position in the pool of each selected key.
+      lonely: accepted keys that no image can give a background.
+      config: of the pairing.
+    """
+
+    table: pa.Table
+    pool: Pool
+    rows: NDArray[np.int64]
+    position: dict[str, int]
+    lonely: frozenset[str]
+    config: ComposeConfig
+
+    @classmethod
+    def of(cls, table: pa.Table, config: ComposeConfig) -> Plan:
+        """Builds the pool of a planned table."""
+        rows = np.flatnonzero(table["selected"].to_numpy())
+        chosen = table.take(rows)
+        keys = chosen["key"].to_pylist()
+        labels = chosen["label"].to_numpy().astype(np.int64)
+        return cls(
+            table=table,
+            pool=Pool.of(keys, labels, seed=config.seed),
+            rows=rows,
+            position={key: position for position, key in enumerate(keys)},
+            lonely=frozenset(table.filter(table["no_background"])["key"].to_pylist()),
+            config=config,
+        )
+
+    def value(self, column: str, place: int) -> Any:
+        """A value of the table."""
+        return self.table[column][place].as_py()
+
+    def backgrounds(self, keys: list[str]) -> dict[str, NDArray[np.int64]]:
+        """Background of each selected key in each mixed variant, as positions in `table`.
+
+        Raises:
+          JobError: an image has no partner, which selection rules out.
+        """
+        foregrounds = np.asarray([self.position[key] for key in keys], np.int64)
+        found = {}
+        for variant in mixed_variants(self.config):
+            drawn = pair(
+                self.pool,
+                foregrounds,
+                variant,
+                seed=self.config.seed,
+                own_background=self.config.own_background,
+                mixed_rand=self.config.mixed_rand,
+            )
+            if (drawn == NO_PARTNER).any():
+                raise JobError(f"a selected image has no {variant} partner: this is a bug")
+            found[variant] = self.rows[drawn]
+        return found
+
+
+class PlanSplit(beam.DoFn):
+    """(split, all its SegmentedShards) -> OutputShards; writes the split's plan.
+
+    It also checks that nothing was lost on the way: as many shards as the split has, and
+    as many rows as it lists images.
+    """
+
+    def __init__(self, config: ComposeConfig, staging: Staging) -> None:
+        self._config = config
+        self._staging = staging
+
+    def process(self, element: tuple[str, Iterable[SegmentedShard]]) -> Iterator[OutputShard]:
+        split, segmented = element
+        shards = sorted(segmented, key=lambda shard: shard.source.shard)
+        first = shards[0].source
+        check_complete(
+            split,
+            [s.source.shard for s in shards],
+            first.counts.source,
+            sum(s.rows for s in shards),
+            first.listed,
+        )
+        plan = self._staging.staged(f"plan/{split}.parquet")
+        with self._staging.store.create(plan) as file:
+            pq.write_table(self._table(shards), file, compression="zstd")
+        files = {
+            s.source.shard: SourceFiles(
+                s.source.shard, s.fingerprint, s.rows, s.record, s.tar, s.files
+            )
+            for s in shards
+        }
+        for output in range(first.counts.output):
+            yield OutputShard(
+                split=split,
+                shard=output,
+                counts=first.counts,
+                listed=first.listed,
+                outside=first.outside,
+                other_files=first.other_files,
+                plan=plan,
+                plan_digest=file.sha256,
+                sources=tuple(files[source] for source in first.counts.sources_of(output)),
+            )
+
+    def _table(self, shards: list[SegmentedShard]) -> pa.Table:
+        tables = []
+        for shard in shards:
+            table = pa.ipc.open_stream(shard.candidates).read_all()
+            tar = pa.array([shard.tar] * len(table), pa.string()).dictionary_encode()
+            tables.append(table.append_column("tar", tar))
+        table = pa.concat_tables(tables).unify_dictionaries().sort_by("key").combine_chunks()
+        labels = table["label"].to_numpy().astype(np.int64)
+        selected, lonely = select_images(table["key"].to_pylist(), labels, self._config)
+        table = table.append_column("selected", pa.array(selected))
+        return table.append_column("no_background", pa.array(lonely))
+
+
+def check_complete(split: str, arrived: list[int], expected: int, rows: int, listed: int) -> None:
+    """Raises JobError if a runner lost or repeated shards or rows of a split."""
+    if arrived != list(range(expected)) or rows != listed:
+        raise JobError(
+            f"{split}: {len(arrived)} of {expected} shards with {rows} of {listed} images "
+            "arrived; the runner lost or repeated work, so there is no dataset. "
+            "Run the same command again to go on"
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def load_plan(store: Store, path: str, config: ComposeConfig, digest: str) -> Plan:
+    """Reads a plan once for each worker process; `digest` tells a rewritten file apart."""
+    del digest
+    return Plan.of(pq.read_table(store.path(path)), config)

@@ -1,0 +1,163 @@
+"""Predict: one model over the samples of a shard, in fixed batches.
+
+Pictures are decoded by threads, ahead of the device. Batches are cut within the shard, so
+scores do not depend on how a runner bundles shards.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data import create_transform
+from torch.nn import functional
+
+from pipeline.errors import JobError
+from pipeline.models import LoadedModel
+from pipeline.sinks import Sample
+from transforms.codec import UndecodableError, decode_image
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+EVAL_INPUTS = ("stored", "native")
+_DECODERS = 2
+_BATCHES_AHEAD = 3
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """What decides scores, beside the model and the pixels. Field names are the flags' names.
+
+    Attributes:
+      device: `cpu` or `cuda`, resolved.
+      precision: `fp32` (TF32 off), `tf32` or `bf16` (autocast).
+      batch_size: pictures in a batch.
+      eval_input: `stored` feeds the stored pixels as they are; `native` applies the
+        model's own resize and crop to them.
+    """
+
+    device: str = "cpu"
+    precision: str = "fp32"
+    batch_size: int = 32
+    eval_input: str = "stored"
+
+
+class Predictor:
+    """A model on its device.
+
+    Args:
+      model: taken over; its module moves to the device.
+      config: how to run it.
+    """
+
+    def __init__(self, model: LoadedModel, config: PredictConfig) -> None:
+        self._config = config
+        self._device = torch.device(config.device)
+        self._preprocessing = model.preprocessing
+        self._module = model.module.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        shape = (1, 3, 1, 1)
+        self._mean = torch.tensor(model.preprocessing.mean, device=self._device).view(shape)
+        self._std = torch.tensor(model.preprocessing.std, device=self._device).view(shape)
+        self._crop = (
+            create_transform(
+                input_size=(3, model.preprocessing.input_size, model.preprocessing.input_size),
+                interpolation=model.preprocessing.interpolation,
+                crop_pct=model.preprocessing.crop_pct,
+                is_training=False,
+                use_prefetcher=True,
+            )
+            if config.eval_input == "native"
+            else None
+        )
+        allow_tf32 = config.precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = allow_tf32
+        torch.backends.cudnn.allow_tf32 = allow_tf32
+
+    def input_size(self, stored: int) -> int:
+        """Side in pixels of what the model sees, given the stored side."""
+        if self._config.eval_input == "native" or self._preprocessing.fixed_size:
+            return self._preprocessing.input_size
+        return stored
+
+    def logits(
+        self, samples: Iterable[Sample]
+    ) -> Generator[tuple[list[Sample], NDArray[np.float32]], None, None]:
+        """Scores samples.
+
+        Yields:
+          (samples, logits) of each batch in order, logits (n, outputs) float32.
+
+        Raises:
+          JobError: a stored picture cannot be decoded.
+        """
+        size = self._config.batch_size
+        with ThreadPoolExecutor(_DECODERS) as pool:
+            batches = _batches(samples, size)
+            for batch, pixels in _ahead(pool, batches, self._decode):
+                yield batch, self._forward(pixels)
+
+    def _decode(self, samples: list[Sample]) -> NDArray[np.uint8]:
+        return np.stack([self._picture(sample) for sample in samples])
+
+    def _picture(self, sample: Sample) -> NDArray[np.uint8]:
+        try:
+            pixels = decode_image(sample.image)
+        except UndecodableError as error:
+            raise JobError(
+                f"a stored picture of {sample.key} is broken ({error}); see: in9 verify"
+            ) from error
+        if self._crop is None:
+            return pixels
+        cropped: NDArray[np.uint8] = self._crop(Image.fromarray(pixels))
+        return cropped.transpose(1, 2, 0)
+
+    @torch.inference_mode()
+    def _forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        batch = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2)
+        batch = batch.float() / 255
+        side = self.input_size(batch.shape[-1])
+        if side != batch.shape[-1]:
+            batch = functional.interpolate(
+                batch, (side, side), mode="bicubic", antialias=True, align_corners=False
+            ).clamp(0, 1)
+        batch = ((batch - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+        mixed = (
+            torch.autocast(self._device.type, torch.bfloat16)
+            if self._config.precision == "bf16"
+            else contextlib.nullcontext()
+        )
+        with mixed:
+            logits = self._module(batch)
+        return np.asarray(logits.float().cpu())
+
+
+def _batches(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
+    iterator = iter(samples)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _ahead(
+    pool: ThreadPoolExecutor,
+    batches: Iterable[list[Sample]],
+    work: Callable[[list[Sample]], T],
+) -> Iterator[tuple[list[Sample], T]]:
+    """Works on a few batches ahead of the reader, in order."""
+    waiting: collections.deque[tuple[list[Sample], Future[T]]] = collections.deque()
+    for batch in batches:
+        waiting.append((batch, pool.submit(work, batch)))
+        if len(waiting) > _BATCHES_AHEAD:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    for first, future in waiting:
+        yield first, future.result()

@@ -1,0 +1,205 @@
+"""Results of evaluation: predictions, and the tables made of them.
+
+results/<model>/predictions/<split>-NNNNN.parquet   every single prediction
+results/<model>/summary.json                        what was run, and its accuracies
+results/summary.csv, results/gaps.csv               all models of this dataset
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.models import result_folder
+from pipeline.storage import Store
+from transforms.intervals import RESAMPLES, paired_bootstrap, wilson
+
+PREDICTION_SCHEMA = pa.schema(
+    [
+        pa.field("model", pa.dictionary(pa.int32(), pa.string())),
+        pa.field("label_rule", pa.dictionary(pa.int32(), pa.string())),
+        pa.field("variant", pa.dictionary(pa.int32(), pa.string())),
+        pa.field("key", pa.string()),
+        pa.field("fg_key", pa.string()),
+        pa.field("bg_key", pa.string()),
+        pa.field("label", pa.int8()),
+        pa.field("prediction", pa.int8()),
+        pa.field("output", pa.int32()),
+        pa.field("correct", pa.bool_()),
+        pa.field("top1_score", pa.float32()),
+        pa.field("true_score", pa.float32()),
+    ]
+)
+"""Columns of predictions. `prediction` is a label, -1 outside the taxonomy; `output` is the
+model's winning output; scores are softmax probabilities, the true one summed over the true
+label's outputs."""
+
+SUMMARY_COLUMNS = (
+    "model",
+    "label_rule",
+    "variant",
+    "n",
+    "correct",
+    "accuracy",
+    "ci_low",
+    "ci_high",
+    "class_mean_accuracy",
+    "split",
+    "input_size",
+    "eval_input",
+    "precision",
+    "device",
+    "weights_sha256",
+)
+"""Columns of summary.csv; accuracies and bounds are fractions, intervals Wilson's at 95 %."""
+
+GAP_COLUMNS = (
+    "model",
+    "label_rule",
+    "gap",
+    "ci_low",
+    "ci_high",
+    "n",
+    "mixed_same",
+    "mixed_rand",
+    "split",
+    "weights_sha256",
+)
+"""Columns of gaps.csv: BG-Gap = accuracy on mixed_same - accuracy on mixed_rand, a fraction,
+with the 95 % interval of a paired bootstrap over foregrounds."""
+
+
+def predictions_file(model: str, split: str, shard: int) -> str:
+    """Predictions of a model on an output shard."""
+    return f"results/{result_folder(model)}/predictions/{split}-{shard:05d}.parquet"
+
+
+def summary_file(model: str) -> str:
+    """Summary of a model."""
+    return f"results/{result_folder(model)}/summary.json"
+
+
+def read_predictions(store: Store, paths: Iterable[str]) -> dict[str, Any]:
+    """Predictions of one model on all shards, as arrays by column.
+
+    Returns:
+      `label_rule`, `variant`, `fg_key` (object), `label` (int64), `correct` (bool).
+    """
+    columns = ["label_rule", "variant", "fg_key", "label", "correct"]
+    tables = [pq.read_table(store.path(path), columns=columns) for path in paths]
+    table = pa.concat_tables(tables).unify_dictionaries()
+    arrays = {}
+    for name in columns:
+        column = table[name]
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(pa.string())
+        arrays[name] = np.asarray(column.to_pylist(), object if name == "fg_key" else None)
+    return arrays
+
+
+def accuracy_rows(
+    predictions: dict[str, Any], rules: Iterable[str], variants: Iterable[str]
+) -> list[dict[str, Any]]:
+    """One row for each label rule and variant: n, correct, accuracy, interval, class mean."""
+    rows = []
+    for rule in rules:
+        for variant in variants:
+            of_row = (predictions["label_rule"] == rule) & (predictions["variant"] == variant)
+            correct = predictions["correct"][of_row].astype(np.float64)
+            labels = predictions["label"][of_row].astype(np.int64)
+            n, hits = len(correct), int(correct.sum())
+            low, high = wilson(hits, n)
+            classes = np.unique(labels)
+            rows.append(
+                {
+                    "label_rule": rule,
+                    "variant": variant,
+                    "n": n,
+                    "correct": hits,
+                    "accuracy": hits / n if n else 0.0,
+                    "ci_low": low,
+                    "ci_high": high,
+                    "class_mean_accuracy": float(
+                        np.mean([correct[labels == label].mean() for label in classes])
+                    )
+                    if n
+                    else 0.0,
+                }
+            )
+    return rows
+
+
+def gap_rows(predictions: dict[str, Any], rules: Iterable[str]) -> list[dict[str, Any]]:
+    """BG-Gap by label rule; no rows if one of its two variants is missing or empty."""
+    rows = []
+    for rule in rules:
+        correct = {}
+        for variant in ("mixed_same", "mixed_rand"):
+            of_row = (predictions["label_rule"] == rule) & (predictions["variant"] == variant)
+            keys = predictions["fg_key"][of_row]
+            order = np.argsort(keys, kind="stable")
+            correct[variant] = (keys[order], predictions["correct"][of_row][order])
+        (keys, same), (other_keys, rand) = correct["mixed_same"], correct["mixed_rand"]
+        if not len(keys) or not len(other_keys):
+            continue
+        if list(keys) != list(other_keys):
+            raise ValueError("mixed_same and mixed_rand hold different foregrounds")
+        gap, low, high = paired_bootstrap(same, rand, list(keys), resamples=RESAMPLES)
+        rows.append(
+            {
+                "label_rule": rule,
+                "gap": gap,
+                "ci_low": low,
+                "ci_high": high,
+                "n": len(keys),
+                "mixed_same": float(same.mean()),
+                "mixed_rand": float(rand.mean()),
+            }
+        )
+    return rows
+
+
+def read_summaries(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Summaries of all evaluated models, in order of their folder.
+
+    Args:
+      store: the dataset folder.
+      dataset: its fingerprint.
+
+    Returns:
+      (summaries made on this dataset, names of models whose summary is of an earlier one).
+    """
+    current, stale = [], []
+    for path in store.walk("results"):
+        if path.count("/") != 2 or not path.endswith("/summary.json"):
+            continue
+        summary = json.loads(store.read(path))
+        if summary["dataset"] == dataset:
+            current.append(summary)
+        else:
+            stale.append(summary["model"])
+    return current, stale
+
+
+def write_tables(store: Store, dataset: str) -> list[dict[str, Any]]:
+    """Rebuilds results/*.csv from the summaries that are there; returns those summaries."""
+    summaries, _ = read_summaries(store, dataset)
+    for name, columns, part in (
+        ("summary", SUMMARY_COLUMNS, "accuracy"),
+        ("gaps", GAP_COLUMNS, "gaps"),
+    ):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        for summary in summaries:
+            for row in summary[part]:
+                writer.writerow({**summary, **summary["evaluation"], **row})
+        store.write(f"results/{name}.csv", text.getvalue().encode())
+    return summaries

@@ -1,0 +1,312 @@
+"""Segment: the expensive stage, once for each source image.
+
+One call works on one source shard, one image at a time, and writes its layers and then
+its record to the staging folder. What is up to date is not made again: whole shards by
+their record, single images by their row in an older record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+import cv2
+import pyarrow as pa
+from apache_beam.metrics import Metrics
+
+from pipeline.checksums import Checksums
+from pipeline.config import SegmentConfig, fingerprint
+from pipeline.layer_files import add_layer, encode_layer, layer_digest, read_parts
+from pipeline.records import (
+    ACCEPTED,
+    RECORD_SCHEMA,
+    ShardFiles,
+    Staging,
+    read_rows,
+    write_table,
+)
+from pipeline.shards import ShardCounts, bucket_hash, layer_record, layer_tar
+from pipeline.source import SourceImage, SourceShard
+from pipeline.storage import FileDigest, HashingFile
+from pipeline.tar import TarWriter
+from transforms.cutting import Cut, cut_image
+from transforms.filters import Reason, is_valid_key
+from transforms.segmentation import SEGMENTERS
+from transforms.taxonomy import OUTSIDE
+
+CANDIDATE_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        pa.field("label", pa.int8()),
+        pa.field("wnid", pa.string()),
+        pa.field("layer_digest", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("length", pa.int64()),
+        pa.field("source", pa.binary()),
+        pa.field("annotation", pa.binary()),
+    ]
+)
+"""What Plan needs of each accepted image: offset and length of its tiled background in the
+layers, and, only where `--layers drop` has removed those, the files to cut it from again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentedShard:
+    """A source shard that is up to date.
+
+    Attributes:
+      source: the shard, as listed.
+      fingerprint: of everything that went into it.
+      rows: in its record.
+      record: where its record lies now.
+      tar: where its layers lie now, None if it has none.
+      files: digests of record and layers, under their final paths.
+      candidates: Arrow IPC stream of its accepted images, `CANDIDATE_SCHEMA`.
+    """
+
+    source: SourceShard
+    fingerprint: str
+    rows: int
+    record: str
+    tar: str | None
+    files: tuple[FileDigest, ...]
+    candidates: bytes
+
+
+def cut_source(image: SourceImage, config: SegmentConfig) -> Cut:
+    """Reads and cuts a source image. Only I/O raises (OSError)."""
+    with open(image.path, "rb") as file:
+        data = file.read()
+    annotation = None
+    if image.annotation is not None:
+        with open(image.annotation, "rb") as file:
+            annotation = file.read()
+    return cut_image(
+        data,
+        annotation,
+        segment=SEGMENTERS[config.segmenter].segment,
+        seed=config.grabcut_seed,
+        resize=config.resize,
+        crop=config.image_size,
+        interpolation=config.interpolation,
+    )
+
+
+def _printable(text: str) -> str:
+    """Text that any file can hold: escapes what is not printable, and cuts what is long."""
+    escaped = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+    return escaped if len(escaped) <= 300 else escaped[:297] + "..."
+
+
+class PreviousLayers:
+    """Layers of the dataset as it stands, to copy where an image has not changed.
+
+    Args:
+      staging: where finished shards wait.
+      split: its name.
+      counts: numbers of shards that the existing layers were dealt into.
+    """
+
+    def __init__(self, staging: Staging, split: str, counts: ShardCounts) -> None:
+        self._staging = staging
+        self._split = split
+        self._counts = counts
+        self._records: dict[int, dict[tuple[str, str], dict[str, Any]]] = {}
+
+    def find(self, key: str, source_digest: str) -> tuple[dict[str, Any], dict[str, bytes]] | None:
+        """The record row of an unchanged image with its encoded parts (empty if the image
+        was rejected), None if the image has to be segmented."""
+        shard = self._counts.source_shard(key)
+        if shard not in self._records:
+            self._records[shard] = self._read(shard)
+        row = self._records[shard].get((key, source_digest))
+        if row is None or row["status"] != ACCEPTED:
+            return None if row is None else (row, {})
+        tar = layer_tar(self._split, shard)
+        if not self._staging.store.exists(tar):
+            return None
+        return row, read_parts(self._staging.store, tar, row)
+
+    def _read(self, shard: int) -> dict[tuple[str, str], dict[str, Any]]:
+        record = layer_record(self._split, shard)
+        if not self._staging.store.exists(record):
+            return {}
+        rows = read_rows(self._staging.store, record)
+        return {(row["key"], row["source_digest"]): row for row in rows}
+
+
+class SegmentShard(beam.DoFn):
+    """SourceShard -> SegmentedShard. The whole of a shard's work is one element's.
+
+    Args:
+      config: of the layers.
+      staging: where new shards go.
+      layers: `keep`, or `drop`: then a shard is up to date without its tar.
+      previous: by split, the numbers of shards of the dataset as it stands.
+    """
+
+    def __init__(
+        self,
+        config: SegmentConfig,
+        staging: Staging,
+        layers: str,
+        previous: dict[str, ShardCounts],
+    ) -> None:
+        self._config = config
+        self._staging = staging
+        self._layers = layers
+        self._previous = previous
+
+    def setup(self) -> None:
+        # The runner's workers are the parallelism.
+        cv2.setNumThreads(1)
+
+    def process(self, shard: SourceShard) -> Iterator[SegmentedShard]:
+        digests, checksum = self._fingerprint(shard)
+        record = layer_record(shard.split, shard.shard)
+        found = self._staging.find(record, checksum, need_files=self._layers == "keep")
+        if found is None:
+            self._make(shard, digests, checksum)
+            found = self._staging.find(record, checksum)
+            if found is None:
+                raise OSError(f"{record} is not there after it was written")
+            Metrics.counter("in9", "source_shards_made").inc()
+        else:
+            Metrics.counter("in9", "source_shards_kept").inc()
+        rows = read_rows(self._staging.store, found.record)
+        tar = layer_tar(shard.split, shard.shard)
+        yield SegmentedShard(
+            source=shard,
+            fingerprint=checksum,
+            rows=len(rows),
+            record=found.record,
+            tar=found.where.get(tar),
+            files=(*found.files, self._staging.digest_of(found.record, record, len(rows))),
+            candidates=_candidates(rows, {} if tar in found.where else _sources(shard)),
+        )
+
+    def _fingerprint(self, shard: SourceShard) -> tuple[list[str], str]:
+        """Digest of each image's inputs, and the fingerprint of the shard."""
+        checksums = Checksums(self._staging.store, f"{shard.split}-{shard.shard:05d}")
+        configuration = self._config.fingerprint()
+        digests = [
+            fingerprint(
+                configuration,
+                image.name.encode("utf-8", "surrogatepass").hex(),
+                image.wnid,
+                image.label,
+                checksums.of(image.path),
+                image.annotation and checksums.of(image.annotation),
+            )
+            for image in shard.images
+        ]
+        checksums.save()
+        return digests, fingerprint(configuration, digests)
+
+    def _make(self, shard: SourceShard, digests: list[str], checksum: str) -> None:
+        previous = PreviousLayers(
+            self._staging, shard.split, self._previous.get(shard.split, shard.counts)
+        )
+        tar_path = layer_tar(shard.split, shard.shard)
+        rows, files = [], []
+        with contextlib.ExitStack() as stack:
+            tar: TarWriter | None = None
+            file: HashingFile | None = None
+            for position, (image, digest) in enumerate(zip(shard.images, digests, strict=True)):
+                duplicate = position > 0 and shard.images[position - 1].key == image.key
+                row, parts = self._row(image, digest, duplicate, previous)
+                if parts:
+                    if tar is None:
+                        file = stack.enter_context(
+                            self._staging.store.create(self._staging.staged(tar_path))
+                        )
+                        tar = TarWriter(file)
+                    row.update(add_layer(tar, image.key, parts))
+                rows.append(row)
+            if tar is not None:
+                tar.close()
+        if file is not None:
+            accepted = sum(row["status"] == ACCEPTED for row in rows)
+            files.append(FileDigest(tar_path, file.size, file.sha256, accepted))
+        rows.sort(key=lambda row: (bucket_hash(row["key"]), row["key"], row["path"]))
+        write_table(
+            self._staging.store,
+            self._staging.staged(layer_record(shard.split, shard.shard)),
+            pa.Table.from_pylist(rows, RECORD_SCHEMA),
+            ShardFiles(checksum, tuple(files)),
+        )
+
+    def _row(
+        self, image: SourceImage, digest: str, duplicate: bool, previous: PreviousLayers
+    ) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """The record row of an image without offsets, and its encoded layer if accepted."""
+        row: dict[str, Any] = {
+            "key": _printable(image.key),
+            "path": _printable(image.name),
+            "wnid": image.wnid or None,
+            "label": None if image.label == OUTSIDE else image.label,
+            "source_digest": digest,
+        }
+        if not is_valid_key(image.key):
+            detail = "a key is printable, without dots and slashes, and at most 200 bytes long"
+            return {**row, "status": str(Reason.INVALID_KEY), "detail": detail}, {}
+        if duplicate:
+            detail = "another image of the same key has a lower path"
+            return {**row, "status": str(Reason.DUPLICATE_KEY), "detail": detail}, {}
+        kept = previous.find(image.key, digest)
+        if kept is not None:
+            Metrics.counter("in9", "images_kept").inc()
+            return kept
+        Metrics.counter("in9", "images_segmented").inc()
+        cut = cut_source(image, self._config)
+        row |= {
+            "status": ACCEPTED if cut.reason is None else str(cut.reason),
+            "detail": _printable(cut.detail) or None,
+            "width": cut.width,
+            "height": cut.height,
+            "mask_over_box": cut.mask_over_box,
+        }
+        if cut.layer is None:
+            return row, {}
+        row |= {
+            "box": list(cut.layer.box),
+            "fg_fraction": cut.layer.fg_fraction,
+            "layer_digest": layer_digest(cut.layer),
+        }
+        return row, encode_layer(cut.layer)
+
+
+def _sources(shard: SourceShard) -> dict[str, SourceImage]:
+    """The accepted source image of each key: of equal keys, the first."""
+    return {image.key: image for image in reversed(shard.images)}
+
+
+def _candidates(rows: list[dict[str, Any]], sources: dict[str, SourceImage]) -> bytes:
+    """Arrow IPC stream of the accepted rows, `CANDIDATE_SCHEMA`."""
+    accepted = []
+    for row in rows:
+        if row["status"] != ACCEPTED:
+            continue
+        source = sources.get(row["key"])
+        accepted.append(
+            {
+                "key": row["key"],
+                "label": row["label"],
+                "wnid": row["wnid"],
+                "layer_digest": row["layer_digest"],
+                "offset": row["only_bg_t_offset"],
+                "length": row["only_bg_t_length"],
+                "source": source and os.fsencode(source.path),
+                "annotation": source and source.annotation and os.fsencode(source.annotation),
+            }
+        )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, CANDIDATE_SCHEMA) as stream:
+        stream.write_table(pa.Table.from_pylist(accepted, CANDIDATE_SCHEMA))
+    return bytes(sink.getvalue())

@@ -1,0 +1,71 @@
+"""What a job says at its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.manifest import Manifest
+
+_MADE = (
+    "source_shards_made",
+    "output_shards_made",
+    "commits",
+    "prediction_shards_made",
+)
+
+
+def describe_dataset(manifest: Manifest, counters: dict[str, int]) -> str:
+    """A few lines: images by fate, what was done, and whether there was anything to do."""
+    lines = []
+    for split, images in manifest.images.items():
+        reasons = ", ".join(f"{n} {reason}" for reason, n in manifest.rejections[split].items())
+        line = (
+            f"{split}: {images['listed']} images, {images['accepted']} accepted, "
+            f"{images['rejected']} rejected"
+        )
+        line += f" ({reasons})" if reasons else ""
+        if images["selected"] != images["accepted"]:
+            line += f", {images['selected']} selected"
+        lines.append(line)
+    if not any(counters.get(name) for name in _MADE):
+        lines.append("nothing to do: everything is up to date")
+    else:
+        done = (
+            ("images segmented", counters.get("images_segmented", 0)),
+            ("composed", counters.get("images_composed", 0)),
+            ("pictures predicted", counters.get("pictures_predicted", 0)),
+        )
+        lines.append("done now: " + ", ".join(f"{n} {what}" for what, n in done))
+    lines.append(f"dataset {manifest.fingerprint[:12]}")
+    return "\n".join(lines)
+
+
+def accuracy_table(summaries: list[dict[str, Any]]) -> str:
+    """Models x variants in percent, the paper's label rule, with BG-Gap; aligned."""
+    variants: list[str] = []
+    for summary in summaries:
+        for row in summary["accuracy"]:
+            if row["variant"] not in variants:
+                variants.append(row["variant"])
+    table = [["accuracy, %", *variants, "BG-Gap"]]
+    for summary in summaries:
+        accuracy = {
+            row["variant"]: f"{100 * row['accuracy']:.1f}"
+            for row in summary["accuracy"]
+            if row["label_rule"] == "argmax_then_map"
+        }
+        gaps = [
+            f"{100 * row['gap']:.1f} [{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]"
+            for row in summary["gaps"]
+            if row["label_rule"] == "argmax_then_map"
+        ]
+        cells = [accuracy.get(variant, "-") for variant in variants]
+        table.append([summary["model"], *cells, gaps[0] if gaps else "-"])
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    )

@@ -1,0 +1,109 @@
+"""Bounding boxes, and ImageNet's CLS-LOC annotation files."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import DefusedXmlException
+from defusedxml import ElementTree as DefusedElementTree
+
+
+class AnnotationError(ValueError):
+    """An annotation file that is not XML, is hostile, or lacks what a box needs."""
+
+
+class Box(NamedTuple):
+    """A box as annotated: corners in native pixels.
+
+    The painted rectangle includes column xmax and row ymax (PIL's convention, which
+    the authors' script follows); width and height are the differences, as the
+    script hands them to GrabCut.
+    """
+
+    xmin: int
+    ymin: int
+    xmax: int
+    ymax: int
+
+    @property
+    def width(self) -> int:
+        return self.xmax - self.xmin
+
+    @property
+    def height(self) -> int:
+        return self.ymax - self.ymin
+
+    @property
+    def area(self) -> int:
+        """Width times height, in pixels; 0 or less for a box that holds nothing."""
+        return self.width * self.height if self.width > 0 and self.height > 0 else 0
+
+    def clip(self, width: int, height: int) -> Box:
+        """The part of the box inside an image; its area is 0 if there is none.
+
+        xmax may equal the image's width (and ymax its height), as it often does in
+        ImageNet: that is what the authors' script hands on.
+        """
+        return Box(
+            max(self.xmin, 0), max(self.ymin, 0), min(self.xmax, width), min(self.ymax, height)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+    """What an annotation file says.
+
+    Attributes:
+      width, height: native size, in pixels.
+      boxes: one for each object.
+      wnid: class name of the first object, None if there is none. It decides the class
+        only where no folder does.
+    """
+
+    width: int
+    height: int
+    boxes: tuple[Box, ...]
+    wnid: str | None
+
+
+def _integer(parent: Element, path: str) -> int:
+    text = parent.findtext(path)
+    if text is None:
+        raise AnnotationError(f"no <{path}> in <{parent.tag}>")
+    try:
+        return round(float(text))
+    except (ValueError, OverflowError):
+        raise AnnotationError(f"<{path}> is not a number: {text.strip()[:40]!r}") from None
+
+
+def parse_annotation(data: bytes) -> Annotation:
+    """Parses a CLS-LOC (Pascal VOC) annotation.
+
+    Args:
+      data: the XML file's bytes.
+
+    Returns:
+      The annotation.
+
+    Raises:
+      AnnotationError: not XML, entity tricks (refused by defusedxml), or no size or
+        corner where one is needed.
+    """
+    try:
+        root = DefusedElementTree.fromstring(data)
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
+        raise AnnotationError(f"not a readable XML file: {type(error).__name__}") from error
+    boxes = []
+    for node in root.iter("object"):
+        corners = node.find("bndbox")
+        if corners is None:
+            raise AnnotationError("an <object> without <bndbox>")
+        boxes.append(Box(*(_integer(corners, name) for name in Box._fields)))
+    return Annotation(
+        width=_integer(root, "size/width"),
+        height=_integer(root, "size/height"),
+        boxes=tuple(boxes),
+        wnid=(root.findtext("object/name") or "").strip() or None,
+    )

@@ -1,0 +1,124 @@
+"""Decoding and encoding of pictures, with one stated policy.
+
+* Pixels are taken as stored. An EXIF orientation is ignored: boxes are annotated on the
+  stored pixels, and the authors' script ignores it too.
+* Everything becomes 8-bit RGB. Grey is repeated; CMYK is converted by Pillow, which
+  honours Adobe's inversion; 16 bits keep their upper 8; alpha is dropped, not blended.
+* The content decides, not the name: ImageNet holds a PNG named .JPEG.
+* JPEG is written with 4:4:4 chroma, so that the edges of a composite stay hard.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from transforms.geometry import Mask, Pixels
+
+MAX_PIXELS = 89_478_485
+"""Largest picture that is decoded, in pixels: Pillow's own limit against image bombs."""
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class UndecodableError(ValueError):
+    """Bytes that are not a whole picture of a known format."""
+
+
+class TooManyPixelsError(ValueError):
+    """A picture whose header announces more than the pixel limit."""
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise TooManyPixelsError(str(error)) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's plugins raise whatever the bytes provoke.
+        raise UndecodableError(f"not a picture: {type(error).__name__}") from error
+    if image.width * image.height > max_pixels:
+        raise TooManyPixelsError(
+            f"{image.width} x {image.height} pixels, more than the limit of {max_pixels}"
+        )
+    return image
+
+
+def decode_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height in pixels from a picture's header; errors as `decode_image`."""
+    image = _open(data, max_pixels)
+    return image.width, image.height
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Decodes a picture.
+
+    Args:
+      data: the file's bytes, any format that Pillow knows.
+      max_pixels: refuses a larger picture before decoding it.
+
+    Returns:
+      (H, W, 3) uint8, RGB, by the policy above.
+
+    Raises:
+      UndecodableError: not a picture, truncated or broken.
+      TooManyPixelsError: the header announces more than `max_pixels`.
+    """
+    image = _open(data, max_pixels)
+    try:
+        if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+            grey = _eight_bits(np.asarray(image))
+            return np.repeat(grey[..., np.newaxis], 3, axis=2)
+        return np.array(image.convert("RGB"))
+    except MemoryError:
+        raise
+    except Exception as error:  # As above: a broken stream can raise anything.
+        raise UndecodableError(f"broken {image.format}: {error}") from error
+
+
+def _eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """The upper 8 of 16 bits; Pillow would clip everything above 255 to white."""
+    if values.dtype.kind == "f":
+        raise UndecodableError("floating-point pixels have no stated white")
+    return (np.clip(values.astype(np.int64), 0, 0xFFFF) >> 8).astype(np.uint8)
+
+
+def encode_jpeg(image: Pixels, quality: int) -> bytes:
+    """Encodes (H, W, 3) uint8 RGB as a baseline JPEG, quality 1 to 100, 4:4:4 chroma."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()
+
+
+def encode_png(image: NDArray[np.uint8]) -> bytes:
+    """Encodes (H, W, 3) uint8 RGB or (H, W) uint8 grey as a PNG, without loss."""
+    stored = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    done, encoded = cv2.imencode(".png", stored)
+    if not done:
+        raise ValueError(f"OpenCV could not encode an array of shape {image.shape}")
+    return encoded.tobytes()
+
+
+def encode_mask(mask: Mask) -> bytes:
+    """Encodes a (H, W) bool mask as a PNG of one bit a pixel."""
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def decode_mask(data: bytes) -> Mask:
+    """Decodes a mask picture: (H, W) bool, True where any channel is not 0.
+
+    Raises:
+      UndecodableError, TooManyPixelsError: as `decode_image`.
+    """
+    image = _open(data, MAX_PIXELS)
+    if image.mode == "1":
+        return np.array(image)
+    return np.asarray(decode_image(data).any(axis=2))

@@ -1,0 +1,117 @@
+"""One source image, from bytes to a layer or to the reason why not."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from transforms.annotations import Annotation, AnnotationError, parse_annotation
+from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
+from transforms.filters import MIN_FOREGROUND, Reason, check_boxes, mask_over_box
+from transforms.geometry import Pixels
+from transforms.layers import Layer, make_layer
+from transforms.segmentation import SegmentationError, SegmentFunction
+from transforms.tiling import NoTileError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cut:
+    """What became of a source image.
+
+    Attributes:
+      layer: None if the image was rejected.
+      reason: None if it was accepted.
+      detail: what exactly was wrong, for a reader; empty if accepted.
+      width, height: native size in pixels, None if it could not be decoded.
+      mask_over_box: foreground pixels over the box's area, None if not segmented.
+    """
+
+    layer: Layer | None = None
+    reason: Reason | None = None
+    detail: str = ""
+    width: int | None = None
+    height: int | None = None
+    mask_over_box: float | None = None
+
+
+def _decode(image: bytes, annotation: bytes | None) -> tuple[Pixels, Annotation] | Cut:
+    """Filters 1 to 3: an image, an annotation, of the same size."""
+    if annotation is None:
+        return Cut(reason=Reason.MISSING_ANNOTATION, detail="no annotation file")
+    try:
+        parsed = parse_annotation(annotation)
+    except AnnotationError as error:
+        return Cut(reason=Reason.UNREADABLE_ANNOTATION, detail=str(error))
+    try:
+        pixels = decode_image(image)
+    except UndecodableError as error:
+        return Cut(reason=Reason.UNDECODABLE, detail=str(error))
+    except TooManyPixelsError as error:
+        return Cut(reason=Reason.TOO_MANY_PIXELS, detail=str(error))
+    height, width = pixels.shape[:2]
+    if (parsed.width, parsed.height) != (width, height):
+        return Cut(
+            reason=Reason.SIZE_MISMATCH,
+            detail=f"annotated {parsed.width} x {parsed.height}, image {width} x {height}",
+            width=width,
+            height=height,
+        )
+    return pixels, parsed
+
+
+def cut_image(
+    image: bytes,
+    annotation: bytes | None,
+    *,
+    segment: SegmentFunction,
+    seed: int,
+    resize: int,
+    crop: int,
+    interpolation: str,
+) -> Cut:
+    """Filters, segments and cuts one image.
+
+    Args:
+      image: the image file's bytes.
+      annotation: the annotation file's bytes, None if there is no file.
+      segment: the segmenter.
+      seed: handed to it.
+      resize, crop, interpolation: as `make_layer`.
+
+    Returns:
+      The layer, or the first reason in protocol order. Nothing in the bytes raises.
+    """
+    decoded = _decode(image, annotation)
+    if isinstance(decoded, Cut):
+        return decoded
+    pixels, parsed = decoded
+    height, width = pixels.shape[:2]
+    reason = check_boxes(parsed.boxes, width=width, height=height)
+    if reason is not None:
+        shown = " ".join(str(tuple(box)) for box in parsed.boxes[:4])
+        detail = f"{len(parsed.boxes)} boxes: {shown}" if shown else "no box"
+        return Cut(reason=reason, detail=detail, width=width, height=height)
+    box = parsed.boxes[0].clip(width, height)
+    try:
+        mask = segment(pixels, box, seed)
+    except SegmentationError as error:
+        return Cut(reason=Reason.SEGMENTATION_FAILED, detail=str(error), width=width, height=height)
+    share = mask_over_box(mask, box)
+    if share < MIN_FOREGROUND:
+        return Cut(
+            reason=Reason.SEGMENTATION_FAILED,
+            detail=f"foreground fills {share:.4f} of the box, less than {MIN_FOREGROUND}",
+            width=width,
+            height=height,
+            mask_over_box=share,
+        )
+    try:
+        layer = make_layer(pixels, box, mask, resize=resize, crop=crop, interpolation=interpolation)
+    except NoTileError as error:
+        return Cut(
+            reason=Reason.NO_TILE,
+            detail=str(error),
+            width=width,
+            height=height,
+            mask_over_box=share,
+        )
+    return Cut(layer=layer, width=width, height=height, mask_over_box=share)

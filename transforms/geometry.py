@@ -1,0 +1,153 @@
+"""Resize + CenterCrop, with boxes and masks carried along.
+
+The resize is torchvision's `Resize(size)` on a PIL image: the shorter side becomes
+`size`, the longer one is truncated to an integer. Nearest-neighbour resizing is a
+choice of source rows and columns, which is why composing variants after it equals
+composing them at native size and resizing then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from transforms.annotations import Box
+
+Pixels = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+Indices = NDArray[np.int32]
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class OutputBox(NamedTuple):
+    """A box in output pixels, half-open: rows y0 to y1 - 1, columns x0 to x1 - 1."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+
+def _nearest_sources(length: int, resized: int) -> Indices:
+    """Source position of each resized pixel, taken from PIL itself: its arithmetic
+    accumulates a float, so a closed formula differs by a pixel now and then."""
+    ramp = Image.fromarray(np.arange(length, dtype=np.int32)[np.newaxis])
+    sources: Indices = np.asarray(ramp.resize((resized, 1), Image.Resampling.NEAREST), np.int32)
+    return sources.ravel()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ResizeCrop:
+    """Resize(resize) followed by CenterCrop(crop), for images of one native size.
+
+    Attributes:
+      width, height: size after the resize alone, in pixels.
+      left, top: corner of the crop in the resized image.
+      crop: side of the square crop, in pixels.
+      columns, rows: (crop,) int32, the native column and row that nearest
+        interpolation puts at each output pixel; non-decreasing.
+      all_columns, all_rows: the same for the whole resized image.
+    """
+
+    width: int
+    height: int
+    left: int
+    top: int
+    crop: int
+    columns: Indices
+    rows: Indices
+    all_columns: Indices
+    all_rows: Indices
+
+    @classmethod
+    def of(cls, *, native_width: int, native_height: int, resize: int, crop: int) -> ResizeCrop:
+        """Builds the transform for a native size.
+
+        Args:
+          native_width, native_height: in pixels, >= 1.
+          resize: the shorter side after the resize, in pixels.
+          crop: side of the centre crop, in pixels; at most `resize`.
+
+        Raises:
+          ValueError: the crop is larger than the resized image, or a size is < 1.
+        """
+        if not 1 <= crop <= resize:
+            raise ValueError(f"crop must be between 1 and resize={resize}: got {crop}")
+        if native_width < 1 or native_height < 1:
+            raise ValueError(f"an image of {native_width} x {native_height} pixels")
+        if native_width <= native_height:
+            width, height = resize, int(resize * native_height / native_width)
+        else:
+            width, height = int(resize * native_width / native_height), resize
+        left, top = round((width - crop) / 2), round((height - crop) / 2)
+        all_columns = _nearest_sources(native_width, width)
+        all_rows = _nearest_sources(native_height, height)
+        return cls(
+            width=width,
+            height=height,
+            left=left,
+            top=top,
+            crop=crop,
+            columns=all_columns[left : left + crop],
+            rows=all_rows[top : top + crop],
+            all_columns=all_columns,
+            all_rows=all_rows,
+        )
+
+    def image(self, image: Pixels, interpolation: str = "nearest") -> Pixels:
+        """Transforms an image.
+
+        Args:
+          image: (H, W, 3) uint8 of the native size.
+          interpolation: one of `INTERPOLATIONS`.
+
+        Returns:
+          (crop, crop, 3) uint8.
+        """
+        if interpolation == "nearest":
+            return image[self.rows[:, np.newaxis], self.columns]
+        resized = Image.fromarray(image).resize(
+            (self.width, self.height),
+            INTERPOLATIONS[interpolation],
+        )
+        box = (self.left, self.top, self.left + self.crop, self.top + self.crop)
+        return np.asarray(resized.crop(box))
+
+    def mask(self, mask: Mask) -> Mask:
+        """Transforms a (H, W) bool mask, always by nearest: (crop, crop) bool."""
+        return mask[self.rows[:, np.newaxis], self.columns]
+
+    def box(self, box: Box) -> OutputBox:
+        """The box in output pixels: those whose native source lies in [xmin, xmax] x
+        [ymin, ymax]. Empty (x0 == x1 or y0 == y1) if the crop misses the box."""
+        x0, x1 = _span(self.columns, box.xmin, box.xmax)
+        y0, y1 = _span(self.rows, box.ymin, box.ymax)
+        return OutputBox(x0, y0, x1, y1)
+
+    def box_pixels(self, box: Box) -> int:
+        """Number of output pixels inside the box."""
+        x0, y0, x1, y1 = self.box(box)
+        return (x1 - x0) * (y1 - y0)
+
+    def box_pixels_before_crop(self, box: Box) -> int:
+        """Number of pixels inside the box after the resize alone."""
+        x0, x1 = _span(self.all_columns, box.xmin, box.xmax)
+        y0, y1 = _span(self.all_rows, box.ymin, box.ymax)
+        return (x1 - x0) * (y1 - y0)
+
+
+def _span(sources: Indices, low: int, high: int) -> tuple[int, int]:
+    """Half-open range of the positions whose source lies in [low, high]."""
+    start = int(np.searchsorted(sources, low, side="left"))
+    stop = int(np.searchsorted(sources, high, side="right"))
+    return start, max(start, stop)

@@ -1,0 +1,58 @@
+"""Keyed hashes: the only source of randomness in the project.
+
+Every random choice is a function of (seed, purpose, key), so it does not depend
+on order, bundling, worker or retry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+UInt64Array = NDArray[np.uint64]
+
+_GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+def keyed_hash(seed: int, purpose: str, key: str) -> int:
+    """Hashes a key for one purpose.
+
+    Args:
+      seed: any integer.
+      purpose: what the choice is for; different purposes are independent.
+      key: any text, lone surrogates (undecodable file names) included.
+
+    Returns:
+      An integer, uniform in [0, 2**64).
+
+    >>> keyed_hash(0, "shard", "ILSVRC2012_val_00000355")
+    4624683703699469604
+    """
+    message = f"{seed}\0{purpose}\0{key}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(message, digest_size=8).digest(), "little")
+
+
+def keyed_hashes(seed: int, purpose: str, keys: Iterable[str]) -> UInt64Array:
+    """`keyed_hash` of each key, as a (len(keys),) uint64 array."""
+    return np.fromiter((keyed_hash(seed, purpose, key) for key in keys), np.uint64)
+
+
+def substream(hashes: UInt64Array, index: int) -> UInt64Array:
+    """Derives the `index`-th independent draw from each hash.
+
+    Args:
+      hashes: (n,) uint64 of `keyed_hashes`.
+      index: which draw, >= 0.
+
+    Returns:
+      (n,) uint64: the splitmix64 generator (Steele, Lea and Flood 2014) seeded
+      with each hash, at step `index + 1`.
+    """
+    step = np.uint64((index + 1) * int(_GOLDEN_GAMMA) & 0xFFFFFFFFFFFFFFFF)
+    mixed = hashes + step
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))

@@ -1,0 +1,69 @@
+"""The tiled background: the largest strip beside the box, repeated over the box."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from transforms.annotations import Box
+from transforms.geometry import Pixels
+
+
+class NoTileError(ValueError):
+    """The box leaves no strip of background on any side."""
+
+
+def background_strip(width: int, height: int, box: Box) -> Box:
+    """Chooses the strip to tile with.
+
+    Candidates are the strips left and right of the box at full height, and above and
+    below it at full width. The pair with the larger strip wins, above/below on a tie;
+    within a pair the larger one wins, right or bottom on a tie. Right and bottom strips
+    start *at* xmax and ymax, although the painted rectangle includes them: one column or
+    row of the object can leak into the tile, as in the authors' script.
+
+    Args:
+      width, height: native size, in pixels.
+      box: clipped to the image.
+
+    Returns:
+      The strip as a half-open box.
+
+    Raises:
+      NoTileError: no side has a strip.
+    """
+    left, right = box.xmin, width - box.xmax
+    above, below = box.ymin, height - box.ymax
+    if max(left, right) * height > max(above, below) * width:
+        if left > right:
+            return Box(0, 0, left, height)
+        return Box(box.xmax, 0, width, height)
+    if max(above, below) <= 0:
+        raise NoTileError(f"{box} leaves no background in {width} x {height} pixels")
+    if above > below:
+        return Box(0, 0, width, above)
+    return Box(0, box.ymax, width, height)
+
+
+def tile_background(image: Pixels, box: Box) -> Pixels:
+    """Replaces the box's pixels by background (Only-BG-T, paper section 2).
+
+    Args:
+      image: (H, W, 3) uint8, RGB.
+      box: clipped to the image; column xmax and row ymax are replaced too.
+
+    Returns:
+      (H, W, 3) uint8: `image` with the box filled from the strip, which tiles the whole
+      canvas from its top-left corner.
+
+    Raises:
+      NoTileError: no side of the box has a strip.
+    """
+    height, width = image.shape[:2]
+    strip = background_strip(width, height, box)
+    rows = np.arange(box.ymin, min(box.ymax + 1, height))
+    columns = np.arange(box.xmin, min(box.xmax + 1, width))
+    tiled = image.copy()
+    tiled[rows[:, np.newaxis], columns] = image[
+        (strip.ymin + rows % strip.height)[:, np.newaxis], strip.xmin + columns % strip.width
+    ]
+    return tiled

@@ -1,0 +1,141 @@
+"""The eight ImageNet-9 variants and the mask, as pure functions of layers.
+
+To add a variant, write its function and list it in `VARIANTS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transforms.geometry import Mask, Pixels
+from transforms.layers import Layer
+
+Image = NDArray[np.uint8]
+
+
+def composite(foreground: Pixels, mask: Mask, background: Pixels) -> Pixels:
+    """Puts a foreground on a background along a mask.
+
+    Args:
+      foreground, background: (S, S, 3) uint8.
+      mask: (S, S) bool, True where the foreground shows.
+
+    Returns:
+      (S, S, 3) uint8. Truly black foreground pixels stay: the authors' script keys on
+      black instead of the mask and loses them.
+    """
+    return np.where(mask[..., np.newaxis], foreground, background)
+
+
+def original(layer: Layer) -> Image:
+    """The image as it is."""
+    return layer.image
+
+
+def only_bg_b(layer: Layer) -> Image:
+    """The background with a black rectangle for the annotated box."""
+    image = layer.image.copy()
+    image[layer.box.y0 : layer.box.y1, layer.box.x0 : layer.box.x1] = 0
+    return image
+
+
+def only_bg_t(layer: Layer) -> Image:
+    """The background, tiled over the annotated box."""
+    return layer.only_bg_t
+
+
+def no_fg(layer: Layer) -> Image:
+    """The image with a black silhouette for the foreground."""
+    return layer.image * ~layer.mask[..., np.newaxis]
+
+
+def only_fg(layer: Layer) -> Image:
+    """The foreground on black."""
+    return layer.image * layer.mask[..., np.newaxis]
+
+
+def fg_mask(layer: Layer) -> Image:
+    """The mask, (S, S) uint8: 255 on the foreground, 0 elsewhere."""
+    return layer.mask.astype(np.uint8) * np.uint8(255)
+
+
+def mixed(layer: Layer, background: Pixels) -> Image:
+    """The foreground on another image's tiled background."""
+    return composite(layer.image, layer.mask, background)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One version of every image.
+
+    Attributes:
+      name: as in the released dataset.
+      from_layer: makes the picture from the image's own layer; None for mixed variants.
+      lossless: always stored as PNG.
+    """
+
+    name: str
+    from_layer: Callable[[Layer], Image] | None = None
+    lossless: bool = False
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the background comes from another image."""
+        return self.from_layer is None
+
+    def compose(self, layer: Layer, background: Pixels | None = None) -> Image:
+        """Makes the picture: (S, S, 3) uint8 RGB, or (S, S) uint8 for `fg_mask`.
+
+        Args:
+          layer: the foreground image's layer.
+          background: (S, S, 3) uint8, the `only_bg_t` of the background image; needed by
+            mixed variants only.
+
+        Raises:
+          ValueError: a mixed variant without a background.
+        """
+        if self.from_layer is not None:
+            return self.from_layer(layer)
+        if background is None:
+            raise ValueError(f"{self.name} needs a background")
+        return mixed(layer, background)
+
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("original", original),
+        Variant("only_bg_b", only_bg_b),
+        Variant("only_bg_t", only_bg_t),
+        Variant("no_fg", no_fg),
+        Variant("only_fg", only_fg),
+        Variant("mixed_same"),
+        Variant("mixed_rand"),
+        Variant("mixed_next"),
+        Variant("fg_mask", fg_mask, lossless=True),
+    )
+}
+"""By name, in the paper's order."""
+
+MIXED = tuple(name for name, variant in VARIANTS.items() if variant.is_mixed)
+PICTURES = tuple(name for name in VARIANTS if name != "fg_mask")
+"""The eight variants that a model is evaluated on."""
+
+
+def select_variants(names: Iterable[str]) -> tuple[str, ...]:
+    """Checks names of variants, and puts them in the paper's order.
+
+    Raises:
+      ValueError: an unknown name, or none at all.
+    """
+    wanted = set(names)
+    unknown = sorted(wanted - set(VARIANTS))
+    if unknown:
+        raise ValueError(f"unknown variant {unknown[0]!r}; known: {', '.join(VARIANTS)}")
+    if not wanted:
+        raise ValueError(f"no variant named; known: {', '.join(VARIANTS)}")
+    return tuple(name for name in VARIANTS if name in wanted)
