@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import gc
 import json
-import os
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from typing import Any
@@ -38,6 +37,7 @@ from pipeline.results import (
     summary_file,
     write_tables,
 )
+from pipeline.runner import usable_cores
 from pipeline.sinks import Sample
 from pipeline.storage import Store
 from transforms.scoring import LABEL_RULES, labels_of_outputs
@@ -45,11 +45,6 @@ from transforms.taxonomy import Taxonomy
 from transforms.variants import PICTURES
 
 _LIBRARIES = ("numpy", "torch", "timm")
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclasses.dataclass(frozen=True)

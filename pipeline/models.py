@@ -14,7 +14,6 @@ import difflib
 import hashlib
 import importlib
 import os
-import re
 from importlib import metadata
 from typing import Any
 
@@ -85,14 +84,6 @@ class LoadedModel:
     module: torch.nn.Module
     preprocessing: Preprocessing
     num_outputs: int
-
-
-def result_folder(model: str) -> str:
-    """Name of a model's folder under `results/`: two models never share one."""
-    safe = re.sub(r"[^A-Za-z0-9._=+-]", "_", model).lstrip(".") or "_"
-    if safe == model:
-        return safe
-    return f"{safe[:100]}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
 
 
 def check_model(spec: str) -> None:

@@ -8,8 +8,10 @@ results/summary.csv, results/gaps.csv               all models of this dataset
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.models import result_folder
 from pipeline.storage import Store
 from transforms.intervals import RESAMPLES, paired_bootstrap, wilson
 
@@ -74,6 +75,14 @@ GAP_COLUMNS = (
 )
 """Columns of gaps.csv: BG-Gap = accuracy on mixed_same - accuracy on mixed_rand, a fraction,
 with the 95 % interval of a paired bootstrap over foregrounds."""
+
+
+def result_folder(model: str) -> str:
+    """Name of a model's folder under `results/`: two models never share one."""
+    safe = re.sub(r"[^A-Za-z0-9._=+-]", "_", model).lstrip(".") or "_"
+    if safe == model:
+        return safe
+    return f"{safe[:100]}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
 
 
 def predictions_file(model: str, split: str, shard: int) -> str:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import difflib
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
 
@@ -14,13 +15,17 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from apache_beam.runners.runner import PipelineResult
 
 from pipeline.errors import JobError, UsageError
-from pipeline.evaluate import usable_cores
 
 _LOCAL_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "FnApiRunner", "SwitchingDirectRunner")
 _LOST_ELEMENTS = (
     "--direct_running_mode=multi_threading silently loses elements in Beam 2.77; "
     "use in_memory (the default, with threads) or multi_processing"
 )
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def beam_flags() -> list[str]:

@@ -40,18 +40,19 @@ class Sample:
 
 
 SAMPLE_FIELDS = [
-    pa.field("label", pa.int64(), nullable=False),
-    pa.field("wnid", pa.string(), nullable=False),
-    pa.field("imagenet_index", pa.int32(), nullable=False),
-    pa.field("fg_key", pa.string(), nullable=False),
+    pa.field("label", pa.int64()),
+    pa.field("wnid", pa.string()),
+    pa.field("imagenet_index", pa.int32()),
+    pa.field("fg_key", pa.string()),
     pa.field("bg_key", pa.string()),
     pa.field("bg_label", pa.int64()),
     pa.field("bg_wnid", pa.string()),
-    pa.field("box", pa.list_(pa.int32(), 4), nullable=False),
-    pa.field("fg_fraction", pa.float64(), nullable=False),
+    pa.field("box", pa.list_(pa.int32(), 4)),
+    pa.field("fg_fraction", pa.float64()),
 ]
 """Columns of a sample beside key and image. `box` is (x0, y0, x1, y1) in output pixels,
-half-open; `fg_fraction` is in [0, 1]; backgrounds are null where there is none."""
+half-open; `fg_fraction` is in [0, 1]; backgrounds are null where there is none. All are
+nullable in the schema: Hugging Face drops its features where a field is not."""
 
 
 def sample_schema(label_names: Sequence[str]) -> pa.Schema:
@@ -71,7 +72,7 @@ def sample_schema(label_names: Sequence[str]) -> pa.Schema:
     features["fg_fraction"]["dtype"] = "float64"
     return pa.schema(
         [
-            pa.field("key", pa.string(), nullable=False),
+            pa.field("key", pa.string()),
             pa.field("image", pa.struct({"bytes": pa.binary(), "path": pa.string()})),
             *SAMPLE_FIELDS,
         ],

@@ -115,6 +115,8 @@ def _background_classes(
         )
     if variant != "mixed_rand":
         raise ValueError(f"{variant!r} is not a mixed variant")
+    if not present:
+        return np.full(len(foregrounds), NO_PARTNER, np.int64)
     # The highest hash wins (rendezvous): a class that comes or goes moves only its share.
     keys = [pool.keys[i] for i in foregrounds]
     scores = np.zeros((len(present), len(keys)), np.uint64)

@@ -1,0 +1,80 @@
+"""From flags to an evaluation: which models to run, and how, checked before anything starts."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from pipeline.config import DatasetConfig
+from pipeline.errors import UsageError
+from pipeline.evaluate import Evaluation
+from pipeline.models import DEFAULT_MODEL, check_model
+from pipeline.predict import EVAL_INPUTS, PRECISIONS, PredictConfig
+from pipeline.storage import Store
+
+CPU_BATCH = 32
+GPU_BATCH = 256
+
+
+def evaluation_from_flags(
+    arguments: argparse.Namespace, store: Store, config: DatasetConfig
+) -> Evaluation:
+    """Checks the flags of run and evaluate against each other and the dataset.
+
+    Args:
+      arguments: of `build_parser`, for `run` or `evaluate`.
+      store: of the dataset folder.
+      config: of the dataset.
+
+    Raises:
+      UsageError: the first thing that is wrong.
+    """
+    models = (DEFAULT_MODEL,) if arguments.models is None else arguments.models
+    if not models:
+        raise UsageError("--models names no model")
+    if len(set(models)) != len(models):
+        raise UsageError("--models names a model twice")
+    for model in models:
+        check_model(model)
+    split = arguments.eval_split or ("val" if "val" in config.split else config.split[0])
+    if split not in config.split:
+        raise UsageError(f"--eval_split {split}: the dataset has {', '.join(config.split)}")
+    return Evaluation(
+        store=store,
+        models=models,
+        split=split,
+        predict=_predict_config(arguments),
+        accept_new_weights=arguments.accept_new_weights,
+    )
+
+
+def _predict_config(arguments: argparse.Namespace) -> PredictConfig:
+    device = arguments.device
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device must be auto, cpu or cuda: got {device!r}")
+    has_gpu = torch.cuda.is_available()
+    if (arguments.require_gpu or device == "cuda") and not has_gpu:
+        raise UsageError(
+            "there is no CUDA device that torch can use; leave --require_gpu out, "
+            "and --device auto, to run on the CPU"
+        )
+    if arguments.precision not in PRECISIONS:
+        raise UsageError(
+            f"--precision must be one of {', '.join(PRECISIONS)}: got {arguments.precision!r}"
+        )
+    if arguments.eval_input not in EVAL_INPUTS:
+        raise UsageError(
+            f"--eval_input must be one of {', '.join(EVAL_INPUTS)}: got {arguments.eval_input!r}"
+        )
+    if arguments.batch_size is not None and arguments.batch_size < 1:
+        raise UsageError(f"--batch_size must be at least 1: got {arguments.batch_size}")
+    if device == "auto":
+        device = "cuda" if has_gpu else "cpu"
+    default = GPU_BATCH if device == "cuda" else CPU_BATCH
+    return PredictConfig(
+        device=device,
+        precision=arguments.precision,
+        batch_size=arguments.batch_size or default,
+        eval_input=arguments.eval_input,
+    )

@@ -1,0 +1,106 @@
+"""From flags to a job: what to generate, checked before anything starts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from importlib import resources
+
+from pipeline.config import DatasetConfig
+from pipeline.errors import UsageError
+from pipeline.generate import Job
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.source import find_layout
+from pipeline.storage import WORK_FOLDER, Store
+from transforms.variants import VARIANTS, select_variants
+
+
+def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
+    """Checks the flags of run and generate against each other, the input and the output.
+
+    Args:
+      arguments: of `build_parser`, for `run` or `generate`.
+      store: of the output folder.
+
+    Raises:
+      UsageError: the first thing that is wrong.
+    """
+    config = _dataset_config(arguments)
+    source = os.path.abspath(arguments.input) if arguments.input else sample_folder()
+    annotations = os.path.abspath(arguments.annotations) if arguments.annotations else None
+    for split in config.split:
+        find_layout(source, annotations, split)
+    inside = os.path.commonpath([os.path.realpath(store.root), os.path.realpath(source)])
+    if inside == os.path.realpath(source):
+        raise UsageError(
+            f"--output {store.root} lies inside --input {source}; choose another folder"
+        )
+    manifest = read_manifest(store)
+    _check_output(store, manifest)
+    reshard = arguments.reshard
+    if manifest is not None and not arguments.overwrite:
+        differing = manifest.config.differing_flags(config)
+        if reshard:
+            differing = [name for name in differing if name != "images_per_shard"]
+        _refuse(differing, manifest.config, config)
+    try:
+        os.makedirs(store.path(WORK_FOLDER), exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output {store.root} cannot be written: {error.strerror}") from error
+    return Job.of(
+        config,
+        source=source,
+        annotations=annotations,
+        store=store,
+        manifest=manifest,
+        reshard=reshard or (manifest is not None and _resized(manifest.config, config)),
+    )
+
+
+def _resized(old: DatasetConfig, new: DatasetConfig) -> bool:
+    """Whether `--overwrite` asks for other shard sizes."""
+    return old.images_per_shard != new.images_per_shard
+
+
+def _dataset_config(arguments: argparse.Namespace) -> DatasetConfig:
+    flags = {name: getattr(arguments, name) for name in DatasetConfig().flags()}
+    try:
+        wanted = flags["variants"]
+        flags["variants"] = select_variants(VARIANTS if wanted == ("all",) else wanted)
+        return DatasetConfig.from_flags(flags)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _check_output(store: Store, manifest: Manifest | None) -> None:
+    """Refuses a folder with other things in it: Commit removes what is not of the dataset."""
+    if os.path.exists(store.root) and not os.path.isdir(store.root):
+        raise UsageError(f"--output {store.root} is not a folder")
+    if manifest is None and os.path.isdir(store.root):
+        entries = os.listdir(store.root)
+        if entries and WORK_FOLDER not in entries:
+            raise UsageError(
+                f"--output {store.root} is not empty and holds no dataset; choose another folder"
+            )
+
+
+def _refuse(differing: list[str], old: DatasetConfig, new: DatasetConfig) -> None:
+    if not differing:
+        return
+    was, now = old.flags(), new.flags()
+    shown = ", ".join(
+        f"--{name}={_shown(now[name])} (the dataset has {_shown(was[name])})" for name in differing
+    )
+    raise UsageError(
+        f"the configuration differs from the dataset's: {shown}. Repeat the dataset's flags, "
+        "choose another --output, or add --overwrite to rebuild what depends on them"
+    )
+
+
+def _shown(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def sample_folder() -> str:
+    """The embedded sample: 72 pictures in ImageNet's layout."""
+    return str(resources.files("pipeline") / "data" / "sample")

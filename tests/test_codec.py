@@ -1,0 +1,125 @@
+"""Decoding by the stated policy, and lossless encoding."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from transforms.codec import (
+    MAX_PIXELS,
+    TooManyPixelsError,
+    UndecodableError,
+    decode_image,
+    decode_mask,
+    encode_jpeg,
+    encode_mask,
+    encode_png,
+)
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def ramp() -> np.ndarray:
+    y, x = np.mgrid[:40, :60]
+    return np.stack([x * 4, y * 6, (x + y) * 2], axis=2).astype(np.uint8)
+
+
+def test_rgb_png_named_jpeg_is_read_by_its_content() -> None:
+    np.testing.assert_array_equal(decode_image(saved(Image.fromarray(ramp()), "PNG")), ramp())
+
+
+def test_grey_is_repeated() -> None:
+    grey = ramp()[..., 0]
+    found = decode_image(saved(Image.fromarray(grey), "PNG"))
+    np.testing.assert_array_equal(found, np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_cmyk_becomes_rgb() -> None:
+    data = saved(Image.fromarray(ramp()).convert("CMYK"), "JPEG", quality=100, subsampling=0)
+    assert Image.open(io.BytesIO(data)).mode == "CMYK"
+    difference = np.abs(decode_image(data).astype(int) - ramp())
+    assert difference.mean() < 3
+
+
+def test_sixteen_bits_keep_the_upper_eight() -> None:
+    values = np.arange(40 * 60, dtype=np.uint16).reshape(40, 60) * 27
+    found = decode_image(saved(Image.fromarray(values), "PNG"))
+    np.testing.assert_array_equal(found[..., 0], values >> 8)
+
+
+def test_alpha_and_palette_become_rgb() -> None:
+    alpha = Image.fromarray(np.dstack([ramp(), np.full((40, 60), 7, np.uint8)]))
+    np.testing.assert_array_equal(decode_image(saved(alpha, "PNG")), ramp())
+    palette = Image.fromarray(ramp()).quantize(16)
+    np.testing.assert_array_equal(
+        decode_image(saved(palette, "PNG")), np.asarray(palette.convert("RGB"))
+    )
+
+
+def test_exif_orientation_is_ignored() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(Image.fromarray(ramp()), "JPEG", exif=exif)
+    assert decode_image(data).shape == (40, 60, 3)
+
+
+def test_a_bomb_is_refused_by_its_header() -> None:
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
+    data += struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT"
+    with pytest.raises(TooManyPixelsError):
+        decode_image(data)
+    assert MAX_PIXELS < 50_000**2
+
+
+def test_the_pixel_limit_is_inclusive() -> None:
+    data = saved(Image.fromarray(ramp()), "PNG")
+    assert decode_image(data, max_pixels=2400).shape == (40, 60, 3)
+    with pytest.raises(TooManyPixelsError, match="2399"):
+        decode_image(data, max_pixels=2399)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_picture_or_one_kind_of_error(data: bytes) -> None:
+    with pytest.raises(UndecodableError):
+        decode_image(data)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_truncated_pictures_are_refused(kind: str) -> None:
+    data = saved(Image.fromarray(ramp()), kind)
+    for length in range(20, len(data) - 20, 37):
+        with pytest.raises(UndecodableError):
+            decode_image(data[:length])
+
+
+@given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))))
+def test_png_is_lossless(image: np.ndarray) -> None:
+    np.testing.assert_array_equal(decode_image(encode_png(image)), image)
+
+
+@given(arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9))))
+def test_masks_are_lossless(mask: np.ndarray) -> None:
+    np.testing.assert_array_equal(decode_mask(encode_mask(mask)), mask)
+    np.testing.assert_array_equal(decode_mask(encode_png(mask.astype(np.uint8) * 255)), mask)
+
+
+def test_jpeg_keeps_colours_and_chroma_resolution() -> None:
+    data = encode_jpeg(ramp(), 95)
+    assert np.abs(decode_image(data).astype(int) - ramp()).mean() < 1.5
+    layers = Image.open(io.BytesIO(data)).layer  # type: ignore[attr-defined]
+    assert {(h, v) for _, h, v, _ in layers} == {(1, 1)}
+    assert encode_jpeg(ramp(), 95) == data

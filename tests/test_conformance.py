@@ -1,0 +1,192 @@
+"""Conformance with the authors' procedure: golden digests of the sample, and, where the
+shared reference data is present, what the authors' own code computes on real pictures."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import run_in9
+from PIL import Image
+
+from pipeline.dataset import Dataset
+from pipeline.layer_files import read_layer
+from pipeline.storage import Store
+from transforms.codec import decode_image, decode_mask
+from transforms.layers import Layer
+from transforms.variants import VARIANTS
+
+CODES = {
+    "accepted": 0,
+    "undecodable": 1,
+    "missing_annotation": 2,
+    "size_mismatch": 3,
+    "not_one_box": 4,
+    "box_too_large": 5,
+    "box_off_center": 6,
+    "segmentation_failed": 7,
+}
+
+GOLDEN = Path(__file__).parent / "golden" / "sample.json"
+
+
+def layers(output: Path) -> Iterator[tuple[str, Layer]]:
+    """All layers of a dataset, by key."""
+    for record in sorted((output / "layers").glob("*.parquet")):
+        for row in pq.read_table(record).to_pylist():
+            if row["status"] == "accepted":
+                tar = f"layers/{record.stem}.tar"
+                yield row["key"], read_layer(Store(str(output)), tar, row)
+
+
+def pictures(output: Path, variant: str) -> dict[str, np.ndarray]:
+    """Decoded pictures of a variant, by key."""
+    dataset = Dataset.open(Store(str(output)))
+    return {s.key: decode_image(s.image) for s in dataset.samples("val", 0, variant)}
+
+
+def index(output: Path) -> dict[str, dict[str, Any]]:
+    """Index rows by key."""
+    return {row["key"]: row for row in Dataset.open(Store(str(output))).index("val")}
+
+
+@pytest.fixture(scope="module")
+def lossless_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample at the golden files' size, without loss, three pictures of each class."""
+    output = tmp_path_factory.mktemp("lossless") / "out"
+    run_in9("generate", "--output", output, "--image_size", 256, "--encoding", "png", "--limit", 3)
+    return output
+
+
+def test_sample_filter_codes_and_shares_are_golden(sample_run: Path) -> None:
+    golden = json.loads(GOLDEN.read_text())
+    found = index(sample_run)
+    assert found.keys() == golden.keys()
+    for key, expected in golden.items():
+        assert CODES[found[key]["status"]] == expected["code"], key
+        if expected["code"] == 0:
+            assert found[key]["mask_over_box"] == pytest.approx(expected["mask_over_box"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "variant", ["original", "only_bg_b", "only_bg_t", "no_fg", "only_fg", "fg_mask"]
+)
+def test_sample_variants_equal_native_compositing(lossless_sample: Path, variant: str) -> None:
+    golden = json.loads(GOLDEN.read_text())
+    found = pictures(lossless_sample, variant)
+    assert len(found) >= 24
+    for key, picture in found.items():
+        pixels = picture[..., 0] if variant == "fg_mask" else picture
+        digest = hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
+        assert digest == golden[key]["pixels"][variant], key
+
+
+@pytest.mark.parametrize("variant", ["mixed_same", "mixed_rand", "mixed_next"])
+def test_sample_mixed_variants_show_the_backgrounds_they_name(
+    lossless_sample: Path, variant: str
+) -> None:
+    backgrounds = pictures(lossless_sample, "only_bg_t")
+    originals = pictures(lossless_sample, "original")
+    masks = pictures(lossless_sample, "fg_mask")
+    rows = index(lossless_sample)
+    for key, picture in pictures(lossless_sample, variant).items():
+        mask = masks[key] == 255
+        background = backgrounds[rows[key][f"{variant}_bg_key"]]
+        np.testing.assert_array_equal(picture, np.where(mask, originals[key], background))
+
+
+def test_filter_codes_of_all_real_pictures(shared: Path, mini_run: Path) -> None:
+    with (shared / "reference" / "filters.csv").open() as file:
+        reference = {row["key"]: row for row in csv.DictReader(file)}
+    found = index(mini_run)
+    assert found.keys() == reference.keys()
+    for key, row in reference.items():
+        assert CODES[found[key]["status"]] == int(row["code"]), key
+        if row["mask_over_box"]:
+            assert found[key]["mask_over_box"] == pytest.approx(
+                float(row["mask_over_box"]), abs=1e-6
+            )
+    manifest = Dataset.open(Store(str(mini_run))).manifest
+    assert manifest.images["val"]["accepted"] == 151
+    assert manifest.images["val"]["accepted"] + manifest.images["val"]["rejected"] == 270
+    assert manifest.rejections["val"] == {
+        "box_too_large": 76,
+        "not_one_box": 36,
+        "segmentation_failed": 7,
+    }
+
+
+@pytest.fixture(scope="module")
+def reference_run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Exactly the pictures with reference pixels, at the reference's size, without loss."""
+    root = tmp_path_factory.mktemp("reference")
+    mini = shared / "imagenet-mini"
+    stems = {path.stem for path in (shared / "reference" / "masks").glob("*.png")}
+    for image in mini.glob("val/*/*.JPEG"):
+        if image.stem in stems:
+            folder = root / "in" / "val" / image.parent.name
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(image, folder)
+    shutil.copytree(mini / "Annotations", root / "in" / "Annotations")
+    run_in9(
+        *("generate", "--output", root / "out", "--input", root / "in"),
+        *("--image_size", 256, "--encoding", "png", "--own_background"),
+    )
+    return root / "out"
+
+
+def reference_picture(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def test_masks_equal_the_scripts(shared: Path, reference_run: Path) -> None:
+    found = dict(layers(reference_run))
+    references = sorted((shared / "reference" / "masks").glob("*.png"))
+    assert len(references) >= 19
+    compared = 0
+    for path in references:
+        if path.stem not in found:
+            continue  # A picture that GrabCut fails has a mask, but no layer.
+        native = decode_mask(path.read_bytes())
+        resized = Image.fromarray(native)
+        width, height = resized.size
+        size = (256, height * 256 // width) if width <= height else (width * 256 // height, 256)
+        resized = resized.resize(size, Image.Resampling.NEAREST)
+        left, top = round((size[0] - 256) / 2), round((size[1] - 256) / 2)
+        expected = np.asarray(resized.crop((left, top, left + 256, top + 256)))
+        np.testing.assert_array_equal(found[path.stem].mask, expected, err_msg=path.stem)
+        compared += 1
+    assert compared >= 12
+
+
+@pytest.mark.parametrize("variant", ["only_bg_t", "only_fg"])
+def test_variants_equal_the_scripts(shared: Path, reference_run: Path, variant: str) -> None:
+    found = pictures(reference_run, variant)
+    references = sorted((shared / "reference" / variant).glob("*.png"))
+    assert len(references) >= 12
+    for path in references:
+        np.testing.assert_array_equal(found[path.stem], reference_picture(path), err_msg=path.stem)
+
+
+def test_composites_equal_the_scripts_but_for_black_foregrounds(
+    shared: Path, reference_run: Path
+) -> None:
+    found = dict(layers(reference_run))
+    with (shared / "reference" / "mixed" / "pairs.csv").open() as file:
+        pairs = list(csv.DictReader(file))
+    assert len(pairs) >= 12
+    for pair in pairs:
+        layer = found[pair["fg_key"]]
+        mixed = VARIANTS["mixed_same"].compose(layer, found[pair["bg_key"]].only_bg_t)
+        expected = reference_picture(shared / "reference" / "mixed" / f"{pair['fg_key']}.png")
+        black = layer.mask & ~layer.image.any(axis=2)
+        np.testing.assert_array_equal(mixed[~black], expected[~black], err_msg=pair["fg_key"])
+        assert not mixed[black].any()

@@ -1,0 +1,230 @@
+"""Annotations, filters, tiling, and what becomes of one image."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from transforms.annotations import AnnotationError, Box, parse_annotation
+from transforms.cutting import Cut, cut_image
+from transforms.filters import Reason, check_boxes, is_valid_key
+from transforms.geometry import Mask, Pixels
+from transforms.segmentation import SEGMENTERS, SegmentationError
+from transforms.tiling import NoTileError, background_strip, tile_background
+
+
+def annotation(
+    *boxes: tuple[int, int, int, int], size: tuple[int, int] = (320, 240), name: str = "n02084071"
+) -> bytes:
+    objects = "".join(
+        f"<object><name>{name}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin>"
+        f"<xmax>{c}</xmax><ymax>{d}</ymax></bndbox></object>"
+        for a, b, c, d in boxes
+    )
+    return (
+        f"<annotation><size><width>{size[0]}</width><height>{size[1]}</height></size>"
+        f"{objects}</annotation>"
+    ).encode()
+
+
+def picture(width: int = 320, height: int = 240) -> bytes:
+    """Noise with a bright disc in the middle."""
+    pixels = np.random.default_rng(0).integers(0, 60, (height, width, 3), np.uint8)
+    y, x = np.mgrid[:height, :width]
+    pixels[(x - width / 2) ** 2 + (y - height / 2) ** 2 < (height / 4) ** 2] = (230, 200, 40)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def cut(image: bytes, xml: bytes | None, segmenter: object = None) -> Cut:
+    return cut_image(
+        image,
+        xml,
+        segment=segmenter or SEGMENTERS["cv2"].segment,  # type: ignore[arg-type]
+        seed=0,
+        resize=256,
+        crop=224,
+        interpolation="nearest",
+    )
+
+
+def test_annotations_give_size_boxes_and_class() -> None:
+    parsed = parse_annotation(annotation((1, 2, 30, 40), (5, 6, 7, 8)))
+    assert (parsed.width, parsed.height) == (320, 240)
+    assert parsed.boxes == (Box(1, 2, 30, 40), Box(5, 6, 7, 8))
+    assert parsed.wnid == "n02084071"
+
+
+BOMB = b"""<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;&x;&x;&x;&x;">]>
+<annotation><size><width>&y;</width><height>1</height></size></annotation>"""
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"no xml",
+        b"<annotation><size><width>3</width></size></annotation>",
+        b"<annotation><size><width>three</width><height>1</height></size></annotation>",
+        b"<annotation><size><width>1e999</width><height>1</height></size></annotation>",
+        b"<annotation><size><width>3</width><height>3</height></size><object/></annotation>",
+        b"\xff\xfe\x00garbage",
+        BOMB,
+    ],
+)
+def test_unusable_annotations_are_one_kind_of_error(data: bytes) -> None:
+    with pytest.raises(AnnotationError):
+        parse_annotation(data)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "reason"),
+    [
+        ((), Reason.NOT_ONE_BOX),
+        ((Box(9, 9, 90, 90), Box(1, 1, 5, 5)), Reason.NOT_ONE_BOX),
+        ((Box(9, 9, 9, 90),), Reason.INVALID_BOX),
+        ((Box(90, 90, 9, 9),), Reason.INVALID_BOX),
+        ((Box(400, 10, 500, 90),), Reason.INVALID_BOX),
+        ((Box(0, 0, 319, 239),), Reason.BOX_TOO_LARGE),
+        ((Box(0, 0, 60, 239),), Reason.BOX_OFF_CENTER),
+        ((Box(60, 60, 260, 180),), None),
+        ((Box(-20, 60, 340, 180),), None),
+    ],
+)
+def test_filters_find_the_first_reason(boxes: tuple[Box, ...], reason: Reason | None) -> None:
+    assert check_boxes(boxes, width=320, height=240) == reason
+
+
+def test_the_size_filter_is_strict_at_nine_tenths() -> None:
+    # 256 x 256 native: the resize is the identity, the crop takes pixels 16 to 239.
+    rows = int(0.9 * 224)
+    assert check_boxes([Box(0, 16, 255, 16 + rows - 1)], width=256, height=256) is None
+    assert check_boxes([Box(0, 16, 255, 16 + rows)], width=256, height=256) == Reason.BOX_TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    ("image", "xml", "reason"),
+    [
+        (picture(), None, Reason.MISSING_ANNOTATION),
+        (picture(), b"<", Reason.UNREADABLE_ANNOTATION),
+        (b"", annotation((60, 60, 260, 180)), Reason.UNDECODABLE),
+        (b"GIF89a nonsense", annotation((60, 60, 260, 180)), Reason.UNDECODABLE),
+        (picture()[:4000], annotation((60, 60, 260, 180)), Reason.UNDECODABLE),
+        (picture(), annotation((60, 60, 260, 180), size=(240, 320)), Reason.SIZE_MISMATCH),
+        (picture(), annotation(), Reason.NOT_ONE_BOX),
+    ],
+)
+def test_content_is_rejected_with_its_reason(
+    image: bytes, xml: bytes | None, reason: Reason
+) -> None:
+    found = cut(image, xml)
+    assert found.reason == reason
+    assert found.layer is None
+    assert found.detail
+
+
+def test_failed_segmentation_is_a_rejection() -> None:
+    def refuses(image: Pixels, box: Box, seed: int) -> Mask:
+        raise SegmentationError("no")
+
+    def finds_little(image: Pixels, box: Box, seed: int) -> Mask:
+        mask = np.zeros(image.shape[:2], np.bool_)
+        mask[120, 100:200] = True
+        return mask
+
+    xml = annotation((60, 60, 260, 180))
+    assert cut(picture(), xml, refuses).reason == Reason.SEGMENTATION_FAILED
+    little = cut(picture(), xml, finds_little)
+    assert little.reason == Reason.SEGMENTATION_FAILED
+    assert little.mask_over_box == pytest.approx(100 / (200 * 120))
+
+
+def test_an_accepted_image_becomes_a_layer_with_its_object() -> None:
+    found = cut(picture(), annotation((80, 40, 240, 200)))
+    assert found.reason is None
+    assert found.layer is not None
+    layer = found.layer
+    assert layer.image.shape == layer.only_bg_t.shape == (224, 224, 3)
+    disc = (layer.image > 190).sum(axis=2) > 1
+    assert (layer.mask == disc).mean() > 0.99
+    assert layer.fg_fraction == pytest.approx(disc.mean(), abs=0.01)
+
+
+def test_masks_do_not_depend_on_what_was_segmented_before() -> None:
+    image = np.asarray(Image.open(io.BytesIO(picture())))
+    other = np.random.default_rng(5).integers(0, 256, (80, 90, 3), np.uint8)
+    segment = SEGMENTERS["cv2"].segment
+    alone = segment(image, Box(80, 40, 240, 200), 0)
+    segment(other, Box(10, 10, 60, 60), 3)
+    np.testing.assert_array_equal(alone, segment(image, Box(80, 40, 240, 200), 0))
+
+
+@st.composite
+def inner_boxes(draw: st.DrawFn) -> tuple[int, int, Box]:
+    width, height = draw(st.integers(4, 60)), draw(st.integers(4, 60))
+    xmin, ymin = draw(st.integers(0, width - 2)), draw(st.integers(0, height - 2))
+    box = Box(xmin, ymin, draw(st.integers(xmin + 1, width)), draw(st.integers(ymin + 1, height)))
+    return width, height, box
+
+
+@given(inner_boxes())
+@settings(deadline=None)
+def test_tiling_keeps_the_background_and_repeats_one_strip(case: tuple[int, int, Box]) -> None:
+    width, height, box = case
+    image = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), np.uint8)
+    try:
+        strip = background_strip(width, height, box)
+    except NoTileError:
+        assert box.xmin == box.ymin == 0
+        assert (box.xmax, box.ymax) == (width, height)
+        return
+    beside = max(box.xmin, width - box.xmax) * height
+    across = max(box.ymin, height - box.ymax) * width
+    assert strip.area == max(beside, across)
+    tiled = tile_background(image, box)
+    inside = np.zeros((height, width), np.bool_)
+    inside[box.ymin : box.ymax + 1, box.xmin : box.xmax + 1] = True
+    np.testing.assert_array_equal(tiled[~inside], image[~inside])
+    cut_out = image[strip.ymin : strip.ymax, strip.xmin : strip.xmax]
+    repeats = (height // strip.height + 1, width // strip.width + 1, 1)
+    canvas = np.tile(cut_out, repeats)[:height, :width]
+    np.testing.assert_array_equal(tiled[inside], canvas[inside])
+
+
+@pytest.mark.parametrize(
+    ("box", "strip"),
+    [
+        (Box(4, 4, 6, 6), Box(0, 6, 10, 10)),  # all equal: across wins, the second within
+        (Box(5, 4, 6, 6), Box(0, 0, 5, 10)),
+        (Box(4, 4, 5, 6), Box(5, 0, 10, 10)),
+        (Box(4, 5, 6, 6), Box(0, 0, 10, 5)),
+    ],
+)
+def test_ties_between_strips_go_as_in_the_script(box: Box, strip: Box) -> None:
+    assert background_strip(10, 10, box) == strip
+
+
+@pytest.mark.parametrize(
+    ("key", "valid"),
+    [
+        ("ILSVRC2012_val_00000355", True),
+        ("straße (2)", True),
+        ("a.b", False),
+        ("a/b", False),
+        ("a\\b", False),
+        ("a\nb", False),
+        ("", False),
+        ("\udcff", False),
+        ("x" * 200, True),
+        ("x" * 201, False),
+        ("ß" * 101, False),
+    ],
+)
+def test_keys_must_suit_every_format(key: str, valid: bool) -> None:
+    assert is_valid_key(key) is valid

@@ -1,0 +1,275 @@
+"""The job as users run it: same bytes, nothing twice, refusals, resharding."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import run_in9
+
+SMALL = ("--limit", 1)
+
+
+def manifest_of(output: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((output / "manifest.json").read_text())
+    return content
+
+
+def stamps(output: Path) -> dict[str, int]:
+    """Modification time of every file outside the work folder."""
+    return {
+        str(path.relative_to(output)): path.stat().st_mtime_ns
+        for path in output.rglob("*")
+        if path.is_file() and ".in9" not in path.parts
+    }
+
+
+@pytest.fixture(scope="module")
+def one_worker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of nine pictures in several shards, made by one worker. Not to be changed."""
+    output = tmp_path_factory.mktemp("one") / "out"
+    run_in9(*("generate", "--output", output), *SMALL, "--direct_num_workers=1", *SHARDS)
+    return output
+
+
+SHARDS = ("--images_per_shard", 3)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("--direct_num_workers=2",),
+        ("--direct_num_workers=2", "--direct_running_mode=multi_processing"),
+        ("--direct_runner_bundle_repeat=1",),
+    ],
+    ids=["threads", "processes", "bundles twice"],
+)
+def test_the_manifest_does_not_depend_on_the_workers(
+    one_worker: Path, tmp_path: Path, how: tuple[str, ...]
+) -> None:
+    output = tmp_path / "out"
+    run_in9("generate", "--output", output, *SMALL, *SHARDS, *how)
+    assert (output / "manifest.json").read_bytes() == (one_worker / "manifest.json").read_bytes()
+    run_in9("verify", "--dataset", output)
+
+
+def test_the_output_tree_is_as_documented(one_worker: Path) -> None:
+    manifest = manifest_of(one_worker)
+    shards = manifest["shards"]["val"]
+    assert shards == {"source": 3, "output": 3}
+    files = {file["path"] for file in manifest["files"]}
+    assert {"README.md", "classes.txt", "croissant.json"} <= files
+    assert "layers/val-00002.parquet" in files
+    assert "index/val-00000-of-00003.parquet" in files
+    samples = {file["path"]: file["samples"] for file in manifest["files"]}
+    for shard in range(3):
+        rows = samples[f"parquet/mixed_rand/val-{shard:05d}-of-00003.parquet"]
+        # An empty bucket is a record, an empty Parquet file and no tar.
+        assert (f"webdataset/fg_mask/val-{shard:06d}.tar" in files) == (rows > 0)
+        assert (f"layers/val-{shard:05d}.tar" in files) == (rows > 0)
+    there = set(stamps(one_worker))
+    assert there == files | {"manifest.json"}
+    images = manifest["images"]["val"]
+    assert images["listed"] == images["accepted"] + images["rejected"] == 9
+    assert "time" not in (one_worker / "manifest.json").read_text()
+
+
+def test_a_second_run_does_no_work_and_says_so(sample_run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(sample_run, output, copy_function=shutil.copy2)
+    before = stamps(output)
+    done = run_in9("run", "--output", output)
+    assert "nothing to do" in done.stdout
+    changed = {path for path, stamp in stamps(output).items() if before.get(path) != stamp}
+    assert changed <= {"results/summary.csv", "results/gaps.csv"} - changed
+    assert not list((output / ".in9").glob("staging/*"))
+
+
+def test_only_what_changed_is_made_again(small_input: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    flags = ("--input", small_input, "--output", output, "--images_per_shard", 3)
+    run_in9("generate", *flags)
+    before = manifest_of(output)
+    gone = sorted(small_input.glob("val/*/*.JPEG"))[4]
+    gone.unlink()
+    done = run_in9("generate", *flags)
+    after = manifest_of(output)
+    assert "0 images segmented" in done.stdout
+    assert after["images"]["val"]["listed"] == 17
+    assert gone.stem not in (output / "manifest.json").read_text()
+
+    def layers(manifest: dict[str, Any]) -> set[tuple[str, str]]:
+        return {
+            (file["path"], file["sha256"])
+            for file in manifest["files"]
+            if file["path"].startswith("layers/")
+        }
+
+    # One source shard, of one record and one tar, has changed.
+    assert len(layers(before) - layers(after)) == 2
+    fresh = tmp_path / "fresh"
+    run_in9("generate", "--input", small_input, "--output", fresh, "--images_per_shard", 3)
+    # Shard counts are chosen once, from the number of images at the time: here the same.
+    assert (fresh / "manifest.json").read_bytes() == (output / "manifest.json").read_bytes()
+
+
+def test_another_seed_is_refused_then_composed_without_segmenting(
+    one_worker: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(one_worker, output)
+    flags = ("generate", "--output", output, *SMALL, *SHARDS, "--seed", 1)
+    refused = run_in9(*flags, check=2)
+    assert "--seed=1 (the dataset has 0)" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    done = run_in9(*flags, "--overwrite")
+    assert "0 images segmented" in done.stdout
+    assert manifest_of(output)["config"]["seed"] == 1
+    run_in9("verify", "--dataset", output)
+
+
+def test_resharding_copies_layers(one_worker: Path, tmp_path: Path) -> None:
+    output, fresh = tmp_path / "out", tmp_path / "fresh"
+    shutil.copytree(one_worker, output)
+    flags = ("generate", *SMALL, "--images_per_shard", 9)
+    refused = run_in9(*flags, "--output", output, check=2)
+    assert "--images_per_shard=9" in refused.stderr
+    done = run_in9(*flags, "--output", output, "--reshard")
+    assert "0 images segmented" in done.stdout
+    run_in9(*flags, "--output", fresh)
+    assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
+
+
+def test_dropped_layers_are_cut_again_when_needed(one_worker: Path, tmp_path: Path) -> None:
+    output, fresh = tmp_path / "out", tmp_path / "fresh"
+    flags = ("generate", *SMALL, *SHARDS, "--layers", "drop")
+    run_in9(*flags, "--output", output)
+    assert not list(output.glob("layers/*.tar"))
+    again = run_in9(*flags, "--output", output)
+    assert "nothing to do" in again.stdout
+    run_in9(*flags, "--output", output, "--seed", 1, "--overwrite")
+    run_in9(*flags, "--output", fresh, "--seed", 1)
+    assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
+    run_in9("verify", "--dataset", output)
+
+
+def test_splits_keep_to_themselves(small_input: Path, tmp_path: Path) -> None:
+    train = small_input / "train"
+    moved = sorted(small_input.glob("val/*/*.JPEG"))[::2]
+    for image in moved:
+        folder = train / image.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        image.rename(folder / image.name)
+    annotations = small_input / "Annotations"
+    shutil.copytree(annotations / "val", annotations / "train")
+    output = tmp_path / "out"
+    variants = "original,mixed_rand"
+    run_in9(
+        *("generate", "--input", small_input, "--output", output, "--split", "val,train"),
+        *("--variants", variants, "--formats", "parquet"),
+    )
+    import pyarrow.dataset as ds
+
+    keys = {}
+    for split in ("val", "train"):
+        files = [str(path) for path in output.glob(f"parquet/mixed_rand/{split}-*.parquet")]
+        table = ds.dataset(files).to_table(columns=["key", "bg_key"])
+        keys[split] = set(table["key"].to_pylist())
+        assert set(table["bg_key"].to_pylist()) <= keys[split]
+    assert not keys["val"] & keys["train"]
+    assert {path.stem for path in moved} >= keys["train"]
+    assert not (output / "webdataset").exists()
+
+
+def test_one_bad_image_never_stops_a_job(small_input: Path, tmp_path: Path) -> None:
+    images = sorted(small_input.glob("val/*/*.JPEG"))
+    images[0].write_bytes(b"")
+    images[1].write_bytes(images[1].read_bytes()[:2000])
+    images[2].write_bytes(b"not a picture")
+    (small_input / "Annotations" / "val" / f"{images[3].stem}.xml").unlink()
+    (small_input / "Annotations" / "val" / f"{images[4].stem}.xml").write_text("<annotation>")
+    shutil.copy(images[5], images[5].with_name("key.with.dots.JPEG"))
+    shutil.copy(images[6], images[9].with_name(images[6].name))
+    output = tmp_path / "out"
+    done = run_in9("generate", "--input", small_input, "--output", output)
+    rejections = manifest_of(output)["rejections"]["val"]
+    expected = {
+        "undecodable": 3,
+        "missing_annotation": 1,
+        "unreadable_annotation": 1,
+        "invalid_key": 1,
+        "duplicate_key": 1,
+    }
+    assert {reason: rejections.get(reason) for reason in expected} == expected
+    assert "3 undecodable" in done.stdout
+    images_counts = manifest_of(output)["images"]["val"]
+    assert images_counts["listed"] == images_counts["accepted"] + images_counts["rejected"] == 20
+    run_in9("verify", "--dataset", output)
+
+
+def test_an_io_error_is_not_a_rejection(
+    small_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline import cli, segment
+
+    victim = sorted(small_input.glob("val/*/*.JPEG"))[0]
+    flags = ["generate", "--input", str(small_input), "--output", str(tmp_path / "out"),
+             "--direct_num_workers=1"]  # fmt: skip
+    whole = segment.cut_source
+
+    def broken(image: Any, config: Any) -> Any:
+        if image.path == str(victim):
+            raise OSError(5, "Input/output error")
+        return whole(image, config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segment, "cut_source", broken)
+        assert cli.main(flags) == 1
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert cli.main(flags) == 0
+    assert manifest_of(tmp_path / "out")["images"]["val"]["listed"] == 18
+
+
+def test_layouts_are_found_without_being_told(small_input: Path, tmp_path: Path) -> None:
+    """The same nine classes as val/<wnid>, flat val, the Kaggle trees, and nested XML."""
+    plain = tmp_path / "plain"
+    flags = ("--variants", "original", "--formats", "parquet", "--encoding", "png")
+    run_in9("generate", "--input", small_input, "--output", plain, *flags)
+
+    flat = tmp_path / "flat"
+    (flat / "val").mkdir(parents=True)
+    kaggle = tmp_path / "kaggle" / "ILSVRC"
+    nested = tmp_path / "nested"
+    annotations = small_input / "Annotations" / "val"
+    shutil.copytree(annotations, kaggle / "Annotations" / "CLS-LOC" / "val")
+    shutil.copytree(annotations, flat / "Annotations" / "val")
+    for image in small_input.glob("val/*/*.JPEG"):
+        os.link(image, flat / "val" / image.name)
+        for root, folder in ((kaggle / "Data" / "CLS-LOC", "val"), (nested, "val")):
+            target = root / folder / image.parent.name / image.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(image, target)
+        xml = nested / "Annotations" / "val" / image.parent.name / f"{image.stem}.xml"
+        xml.parent.mkdir(parents=True, exist_ok=True)
+        os.link(annotations / f"{image.stem}.xml", xml)
+
+    def pictures(output: Path) -> set[tuple[str, str]]:
+        return {
+            (file["path"], file["sha256"])
+            for file in manifest_of(output)["files"]
+            if file["path"].startswith("parquet/")
+        }
+
+    for name, root in (("flat", flat), ("kaggle", tmp_path / "kaggle"), ("nested", nested)):
+        output = tmp_path / f"out-{name}"
+        run_in9("generate", "--input", root, "--output", output, *flags)
+        assert pictures(output) == pictures(plain), name
+    # The split's own folder, with annotations named.
+    output = tmp_path / "out-named"
+    named = ("--input", kaggle / "Data" / "CLS-LOC" / "val", "--annotations", annotations)
+    run_in9("generate", *named, "--output", output, *flags)
+    assert pictures(output) == pictures(plain)

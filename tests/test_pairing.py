@@ -1,0 +1,165 @@
+"""Selection and pairing: rules, uniformity, stability."""
+
+from __future__ import annotations
+
+import collections
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transforms.pairing import NO_PARTNER, Pool, pair
+from transforms.selection import has_partners, lowest_hashes, select
+
+MIXED = ("mixed_same", "mixed_rand", "mixed_next")
+
+labelled = st.lists(st.integers(0, 8), min_size=1, max_size=60)
+
+
+def make_pool(labels: list[int], seed: int = 0, skip: int | None = None) -> Pool:
+    kept = [(f"image_{i}", label) for i, label in enumerate(labels) if i != skip]
+    return Pool.of([key for key, _ in kept], np.asarray([y for _, y in kept]), seed=seed)
+
+
+def drawn(pool: Pool, variant: str, **policy: object) -> dict[str, str]:
+    """Foreground key to background key; foregrounds without a partner are left out."""
+    foregrounds = np.arange(len(pool.keys))
+    found = pair(pool, foregrounds, variant, seed=0, **policy)  # type: ignore[arg-type]
+    return {
+        pool.keys[i]: pool.keys[b]
+        for i, b in zip(foregrounds, found, strict=True)
+        if b != NO_PARTNER
+    }
+
+
+@given(labelled, st.booleans(), st.sampled_from(["any", "other"]))
+@settings(deadline=None)
+def test_backgrounds_obey_the_rules(labels: list[int], own: bool, policy: str) -> None:
+    pool = make_pool(labels)
+    present = sorted(set(labels))
+    following = dict(zip(present, present[1:] + present[:1], strict=True))
+    label_of = dict(zip(pool.keys, labels, strict=True))
+    for variant in MIXED:
+        pairs = drawn(pool, variant, own_background=own, mixed_rand=policy)
+        for foreground, background in pairs.items():
+            y, background_label = label_of[foreground], label_of[background]
+            assert own or foreground != background
+            if variant == "mixed_same":
+                assert background_label == y
+            elif variant == "mixed_next":
+                assert background_label == following[y] != y
+            elif policy == "other":
+                assert background_label != y
+    candidates = np.asarray(labels)
+    partners = has_partners(candidates, mixed=MIXED, own_background=own, mixed_rand=policy)
+    left = make_pool(list(candidates[partners]))
+    for variant in MIXED:
+        assert len(drawn(left, variant, own_background=own, mixed_rand=policy)) == partners.sum()
+
+
+@given(labelled)
+@settings(deadline=None)
+def test_a_draw_does_not_depend_on_the_others_asked_for(labels: list[int]) -> None:
+    pool = make_pool(labels)
+    some = np.arange(0, len(labels), 3)
+    for variant in MIXED:
+        everything = pair(pool, np.arange(len(labels)), variant, seed=0)
+        np.testing.assert_array_equal(pair(pool, some, variant, seed=0), everything[some])
+
+
+def test_the_order_of_the_pool_does_not_matter() -> None:
+    labels = [i % 5 for i in range(50)]
+    keys = [f"image_{i}" for i in range(50)]
+    order = np.random.default_rng(0).permutation(50)
+    shuffled = Pool.of([keys[i] for i in order], np.asarray(labels)[order], seed=0)
+    for variant in MIXED:
+        assert drawn(shuffled, variant) == drawn(make_pool(labels), variant)
+
+
+def test_another_seed_draws_other_pairs_and_variants_draw_independently() -> None:
+    labels = [i % 3 for i in range(300)]
+    foregrounds = np.arange(300)
+    first = pair(make_pool(labels, seed=0), foregrounds, "mixed_same", seed=0)
+    second = pair(make_pool(labels, seed=1), foregrounds, "mixed_same", seed=1)
+    other = pair(make_pool(labels, seed=0), foregrounds, "mixed_next", seed=0)
+    assert (first == second).mean() < 0.1
+    assert (first == other).mean() < 0.1
+
+
+def test_removing_one_image_repairs_few() -> None:
+    labels = [i % 9 for i in range(900)]
+    for variant in MIXED:
+        before = drawn(make_pool(labels), variant)
+        moved = []
+        for removed in range(0, 900, 30):
+            after = drawn(make_pool(labels, skip=removed), variant)
+            moved.append(sum(before[key] != background for key, background in after.items()))
+        assert np.mean(moved) < 2
+        assert max(moved) <= 6
+
+
+def test_draws_are_nearly_uniform() -> None:
+    pool = make_pool([0] * 2000)
+    counts = collections.Counter(drawn(pool, "mixed_same").values())
+    # Of 2000 uniform draws, a share 1/e of the backgrounds stays out, and few come often.
+    assert len(counts) / 2000 == pytest.approx(1 - np.exp(-1), abs=0.03)
+    assert max(counts.values()) <= 9
+
+
+def test_mixed_rand_draws_classes_uniformly_whatever_their_size() -> None:
+    labels = [0] * 1000 + [1] * 200 + [2] * 50
+    background = pair(make_pool(labels), np.arange(1250), "mixed_rand", seed=0)
+    shares = np.bincount(np.asarray(labels)[background]) / 1250
+    assert shares == pytest.approx([1 / 3] * 3, abs=0.05)
+
+
+def test_absent_classes_are_passed_over_by_mixed_next() -> None:
+    labels = [2, 2, 7, 7]
+    pairs = drawn(make_pool(labels), "mixed_next")
+    assert {pairs["image_0"], pairs["image_1"]} <= {"image_2", "image_3"}
+    assert {pairs["image_2"], pairs["image_3"]} <= {"image_0", "image_1"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "mixed", "own", "policy", "expected"),
+    [
+        ([0, 0, 1], ("mixed_same",), False, "any", [True, True, False]),
+        ([0, 0, 1], ("mixed_same",), True, "any", [True, True, True]),
+        ([0, 0, 0], ("mixed_next",), False, "any", [False] * 3),
+        ([0, 0], ("mixed_rand",), False, "any", [True, True]),
+        ([0, 0], ("mixed_rand",), False, "other", [False, False]),
+        ([4], ("mixed_rand",), False, "any", [False]),
+        ([4], (), False, "any", [True]),
+        # Class 1 drops out for mixed_same, so class 0 has no next class any more.
+        ([0, 0, 1], ("mixed_same", "mixed_next"), False, "any", [False] * 3),
+    ],
+)
+def test_images_without_a_partner_are_found(
+    labels: list[int], mixed: tuple[str, ...], own: bool, policy: str, expected: list[bool]
+) -> None:
+    found = has_partners(np.asarray(labels), mixed=mixed, own_background=own, mixed_rand=policy)
+    assert found.tolist() == expected
+
+
+@given(labelled, st.sampled_from(["all", "min", "3"]))
+def test_selection_balances_classes(labels: list[int], per_class: str) -> None:
+    keys = [f"image_{i}" for i in range(len(labels))]
+    chosen = select(keys, np.asarray(labels), per_class=per_class, seed=0)
+    before, after = collections.Counter(labels), collections.Counter()
+    after.update(label for label, keep in zip(labels, chosen, strict=True) if keep)
+    wanted = {"all": len(labels), "min": min(before.values()), "3": 3}[per_class]
+    assert after == {label: min(count, wanted) for label, count in before.items()}
+
+
+def test_selection_is_stable() -> None:
+    keys = [f"image_{i}" for i in range(100)]
+    labels = np.zeros(100, np.int64)
+    chosen = lowest_hashes(keys, labels, 10, seed=0, purpose="test")
+    fewer = lowest_hashes(keys[1:], labels[1:], 10, seed=0, purpose="test")
+    assert (chosen[1:] != fewer).sum() <= 1
+
+
+def test_a_key_cannot_be_in_a_pool_twice() -> None:
+    with pytest.raises(ValueError, match="unique"):
+        Pool.of(["a", "a"], np.zeros(2, np.int64), seed=0)

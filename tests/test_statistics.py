@@ -1,0 +1,144 @@
+"""Label rules and intervals, against known values and by simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transforms.hashing import keyed_hash, keyed_hashes, substream
+from transforms.intervals import paired_bootstrap, resample_weights, wilson
+from transforms.scoring import LABEL_RULES, labels_of_outputs
+from transforms.taxonomy import IN9_ROOTS, OUTSIDE, imagenet9
+
+
+def test_the_taxonomy_is_the_papers() -> None:
+    taxonomy = imagenet9()
+    labels = taxonomy.label_of_output()
+    assert np.bincount(labels[labels != OUTSIDE]).tolist() == [
+        116, 52, 42, 36, 35, 27, 26, 20, 16,
+    ]  # fmt: skip
+    assert taxonomy.folder_of(2) == "02_wheeled vehicle"
+    assert taxonomy.label_of("n02110063") == 0
+    assert taxonomy.index_of("n01440764") == 0
+    assert taxonomy.label_of("n02123045") == OUTSIDE  # tabby cat, left out by the released map
+    assert taxonomy.label_of("n99999999") == OUTSIDE
+    assert len(set(IN9_ROOTS)) == taxonomy.num_labels == 9
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [
+        # The 151-picture study's intervals, to its one decimal.
+        (149, 151, 0.953, 0.996),
+        (132, 151, 0.812, 0.918),
+        (22, 151, 0.098, 0.211),
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+    ],
+)
+def test_wilson_matches_known_intervals(correct: int, n: int, low: float, high: float) -> None:
+    found = wilson(correct, n)
+    assert found == pytest.approx((low, high), abs=6e-4)
+
+
+@given(st.integers(0, 500), st.integers(1, 500))
+def test_wilson_holds_the_estimate(correct: int, n: int) -> None:
+    correct = min(correct, n)
+    low, high = wilson(correct, n)
+    assert 0 <= low <= correct / n <= high <= 1
+
+
+def test_wilson_refuses_what_is_no_proportion() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)
+    with pytest.raises(ValueError, match="got 4"):
+        wilson(4, 3)
+
+
+def test_bootstrap_weights_are_poisson() -> None:
+    hashes = keyed_hashes(0, "bootstrap", [str(i) for i in range(20_000)])
+    weights = resample_weights(hashes, 3)
+    assert weights.mean() == pytest.approx(1, abs=0.02)
+    assert weights.var() == pytest.approx(1, abs=0.04)
+    assert (weights == 0).mean() == pytest.approx(np.exp(-1), abs=0.01)
+    other = resample_weights(hashes, 4)
+    assert abs(np.corrcoef(weights, other)[0, 1]) < 0.03
+
+
+def test_the_paired_bootstrap_covers() -> None:
+    """95 % intervals of a known difference, for correlated pairs as in a BG-Gap."""
+    rng = np.random.default_rng(7)
+    covered, width = 0, []
+    for trial in range(200):
+        same = rng.random(150) < 0.85
+        rand = same & (rng.random(150) < 0.9)
+        keys = [f"{trial}/{i}" for i in range(150)]
+        _, low, high = paired_bootstrap(same, rand, keys, resamples=400)
+        covered += low <= 0.85 * 0.1 <= high
+        width.append(high - low)
+    assert 0.90 <= covered / 200 <= 0.99
+    # Unpaired, the interval of such a difference would be 0.17 wide.
+    assert np.mean(width) < 0.11
+
+
+def test_the_paired_bootstrap_does_not_depend_on_order() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.random(60) < 0.8, rng.random(60) < 0.6
+    keys = [f"k{i}" for i in range(60)]
+    order = rng.permutation(60)
+    found = paired_bootstrap(first, second, keys, resamples=200)
+    shuffled = paired_bootstrap(
+        first[order], second[order], [keys[i] for i in order], resamples=200
+    )
+    assert found == pytest.approx(shuffled)
+
+
+def test_rows_of_one_unit_are_resampled_together() -> None:
+    first, second = np.ones(40), np.zeros(40)
+    second[20:] = 1
+    once = paired_bootstrap(first[::20], second[::20], ["a", "b"], resamples=300)
+    copied = paired_bootstrap(first, second, ["a"] * 20 + ["b"] * 20, resamples=300)
+    assert copied == pytest.approx(once)
+
+
+def test_differences_need_units_of_equal_length() -> None:
+    with pytest.raises(ValueError, match="no units"):
+        paired_bootstrap([], [], [])
+    with pytest.raises(ValueError, match="2 and 1"):
+        paired_bootstrap([1, 0], [1], ["a"])
+
+
+def test_label_rules_on_a_worked_example() -> None:
+    output_labels = np.asarray([OUTSIDE, 0, 0, 1])
+    logits = np.asarray([[3, 1, 2, 0], [0, 1, 1, 4]], np.float32)
+    labels = np.asarray([0, 0])
+    whole = LABEL_RULES["argmax_then_map"](logits, labels, output_labels)
+    assert whole.prediction.tolist() == [OUTSIDE, 1]
+    assert whole.output.tolist() == [0, 3]
+    total = np.exp([3, 1, 2, 0]).sum()
+    assert whole.top1[0] == pytest.approx(np.exp(3) / total)
+    assert whole.true[0] == pytest.approx((np.exp(1) + np.exp(2)) / total)
+    mapped = LABEL_RULES["mapped_only"](logits, labels, output_labels)
+    assert mapped.prediction.tolist() == [0, 1]
+    assert mapped.output.tolist() == [2, 3]
+    assert mapped.true[0] == pytest.approx(1 - np.exp(0) / np.exp([1, 2, 0]).sum())
+
+
+def test_nine_way_heads_agree_under_both_rules() -> None:
+    outputs = labels_of_outputs(9, imagenet9())
+    logits = np.random.default_rng(0).normal(size=(20, 9)).astype(np.float32)
+    for rule in LABEL_RULES.values():
+        scores = rule(logits, np.zeros(20, np.int64), outputs)
+        np.testing.assert_array_equal(scores.prediction, logits.argmax(axis=1))
+    with pytest.raises(ValueError, match="head of 10"):
+        labels_of_outputs(10, imagenet9())
+
+
+def test_hashes_are_stable_and_distinct_by_purpose() -> None:
+    assert keyed_hash(0, "shard", "ILSVRC2012_val_00000355") == 4624683703699469604
+    assert keyed_hash(1, "shard", "a") != keyed_hash(0, "shard", "a")
+    assert keyed_hash(0, "shard", "a") != keyed_hash(0, "select", "a")
+    assert keyed_hash(0, "shard", "\udcff") >= 0
+    streams = [substream(keyed_hashes(0, "x", ["a", "b"]), i).tolist() for i in range(3)]
+    assert len({value for stream in streams for value in stream}) == 6

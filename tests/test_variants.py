@@ -1,0 +1,92 @@
+"""The laws of the variants."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transforms.geometry import OutputBox
+from transforms.layers import Layer
+from transforms.variants import MIXED, PICTURES, VARIANTS, select_variants
+
+SIDE = 12
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> Layer:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    x0, y0 = draw(st.integers(0, SIDE)), draw(st.integers(0, SIDE))
+    x1, y1 = draw(st.integers(x0, SIDE)), draw(st.integers(y0, SIDE))
+    return Layer(
+        image=rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8),
+        only_bg_t=rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8),
+        mask=rng.random((SIDE, SIDE)) < draw(st.sampled_from([0, 0.3, 1])),
+        box=OutputBox(x0, y0, x1, y1),
+    )
+
+
+@given(layers())
+def test_foreground_and_silhouette_partition_the_image(layer: Layer) -> None:
+    only_fg = VARIANTS["only_fg"].compose(layer)
+    no_fg = VARIANTS["no_fg"].compose(layer)
+    np.testing.assert_array_equal(only_fg + no_fg, layer.image)
+    assert not only_fg[~layer.mask].any()
+    assert not no_fg[layer.mask].any()
+
+
+@given(layers())
+def test_the_black_box_covers_the_box_alone(layer: Layer) -> None:
+    boxed = VARIANTS["only_bg_b"].compose(layer)
+    inside = np.zeros((SIDE, SIDE), np.bool_)
+    inside[layer.box.y0 : layer.box.y1, layer.box.x0 : layer.box.x1] = True
+    assert not boxed[inside].any()
+    np.testing.assert_array_equal(boxed[~inside], layer.image[~inside])
+
+
+@given(layers(), layers())
+def test_mixing_goes_along_the_mask_black_pixels_included(layer: Layer, other: Layer) -> None:
+    layer.image[:3] = 0
+    for name in MIXED:
+        mixed = VARIANTS[name].compose(layer, other.only_bg_t)
+        np.testing.assert_array_equal(mixed[layer.mask], layer.image[layer.mask])
+        np.testing.assert_array_equal(mixed[~layer.mask], other.only_bg_t[~layer.mask])
+
+
+@given(layers())
+def test_composing_changes_no_layer(layer: Layer) -> None:
+    before = [layer.image.copy(), layer.only_bg_t.copy(), layer.mask.copy()]
+    for variant in VARIANTS.values():
+        variant.compose(layer, layer.only_bg_t)
+    for old, new in zip(before, [layer.image, layer.only_bg_t, layer.mask], strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@given(layers())
+def test_the_mask_is_black_and_white(layer: Layer) -> None:
+    mask = VARIANTS["fg_mask"].compose(layer)
+    assert mask.dtype == np.uint8
+    assert mask.shape == (SIDE, SIDE)
+    np.testing.assert_array_equal(mask == 255, layer.mask)
+    np.testing.assert_array_equal(mask == 0, ~layer.mask)
+
+
+def test_names_come_in_the_papers_order() -> None:
+    assert len(PICTURES) == 8
+    assert select_variants(["mixed_rand", "original"]) == ("original", "mixed_rand")
+    with pytest.raises(ValueError, match="mixed_best"):
+        select_variants(["mixed_best"])
+    with pytest.raises(ValueError, match="no variant"):
+        select_variants([])
+
+
+def test_a_mixed_variant_needs_a_background() -> None:
+    layer = Layer(
+        np.zeros((2, 2, 3), np.uint8),
+        np.zeros((2, 2, 3), np.uint8),
+        np.zeros((2, 2), np.bool_),
+        OutputBox(0, 0, 1, 1),
+    )
+    with pytest.raises(ValueError, match="mixed_same"):
+        VARIANTS["mixed_same"].compose(layer)
