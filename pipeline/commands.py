@@ -18,10 +18,12 @@ from pipeline.manifest import MANIFEST
 from pipeline.report import REPORT, WriteReport, write_report
 from pipeline.results import write_tables
 from pipeline.runner import check_unknown, pipeline_options, run_pipeline
-from pipeline.storage import Store
+from pipeline.storage import WORK_FOLDER, Store
 from pipeline.terminal import accuracy_table, describe_dataset
 from pipeline.verify import verify
 from transforms.taxonomy import Taxonomy, imagenet9
+
+LOG = f"{WORK_FOLDER}/job.log"
 
 
 def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -72,7 +74,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         dataset = dataset | "Evaluate" >> evaluate
     if arguments.command != "generate":
         _ = dataset | "Report" >> beam.ParDo(WriteReport(store, taxonomy)).with_output_types(str)
-    counters = run_pipeline(pipeline)
+    counters = run_pipeline(pipeline, store.path(LOG))
     _say(store, counters, evaluates)
     return 0
 

@@ -239,9 +239,7 @@ class Summarise(beam.DoFn):
                 )
             summary = self._summary(dataset, shards)
             data = (json.dumps(summary, indent=1, sort_keys=True) + "\n").encode()
-            path = summary_file(summary["model"])
-            if not store.exists(path) or store.read(path) != data:
-                store.write(path, data)
+            store.update(summary_file(summary["model"]), data)
         write_tables(store, dataset.manifest.fingerprint)
         yield dataset.manifest.fingerprint
 

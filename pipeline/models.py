@@ -148,7 +148,7 @@ def load_model(spec: str) -> LoadedModel:
         module = timm.create_model(spec, pretrained=True)
     except Exception as error:  # Hubs fail in their own ways: network, missing file, format.
         raise JobError(
-            f"the weights of {spec} could not be fetched: {type(error).__name__}: {error}. "
+            f"the weights of {spec} could not be fetched ({type(error).__name__}). "
             f"On a machine without a way to the hub, give a file: {spec.partition('.')[0]}=FILE"
         ) from error
     config = module.pretrained_cfg

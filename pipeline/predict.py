@@ -118,7 +118,7 @@ class Predictor:
             ) from error
         if self._crop is None:
             return pixels
-        cropped: NDArray[np.uint8] = self._crop(Image.fromarray(pixels))
+        cropped = np.asarray(self._crop(Image.fromarray(pixels)), np.uint8)
         return cropped.transpose(1, 2, 0)
 
     @torch.inference_mode()

@@ -130,11 +130,7 @@ def _background(sample: Sample, taxonomy: Taxonomy) -> str:
 
 def write_report(store: Store, taxonomy: Taxonomy) -> bool:
     """Writes the page if it has changed; returns whether it has."""
-    data = render_report(Dataset.open(store), taxonomy).encode()
-    if store.exists(REPORT) and store.read(REPORT) == data:
-        return False
-    store.write(REPORT, data)
-    return True
+    return store.update(REPORT, render_report(Dataset.open(store), taxonomy).encode())
 
 
 class WriteReport(beam.DoFn):

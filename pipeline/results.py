@@ -210,5 +210,5 @@ def write_tables(store: Store, dataset: str) -> list[dict[str, Any]]:
         for summary in summaries:
             for row in summary[part]:
                 writer.writerow({**summary, **summary["evaluation"], **row})
-        store.write(f"results/{name}.csv", text.getvalue().encode())
+        store.update(f"results/{name}.csv", text.getvalue().encode())
     return summaries

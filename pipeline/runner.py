@@ -81,52 +81,79 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
     return options
 
 
-class _Unneeded(logging.Filter):
-    """Drops what Beam says about our deliberate choice of threads."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "direct_running_mode should be" not in record.getMessage()
+def _not_of_beam(record: logging.LogRecord) -> bool:
+    return not record.name.startswith("apache_beam")
 
 
 @contextlib.contextmanager
-def _beam_errors() -> Iterator[None]:
-    """Turns what comes out of a runner into the error that went in, where there was one."""
+def _logged(path: str) -> Iterator[None]:
+    """Keeps Beam's warnings and tracebacks off the terminal, in a file that stays if the
+    block raises."""
+    root = logging.getLogger()
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    file = logging.FileHandler(path, mode="w", encoding="utf-8", delay=True)
+    file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    others = list(root.handlers)
+    for handler in others:
+        handler.addFilter(_not_of_beam)
+    root.addHandler(file)
     try:
         yield
-    except (UsageError, JobError):
+    except BaseException:
+        logging.getLogger("apache_beam").exception("the job failed")
         raise
-    except Exception as error:
-        raise _translate(error) from error
+    else:
+        file.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+    finally:
+        root.removeHandler(file)
+        file.close()
+        for handler in others:
+            handler.removeFilter(_not_of_beam)
 
 
-_RAISED = re.compile(r"^(?:[\w.]+\.)?(\w+): (.*?)(?: \[while running .*)?$")
+_RAISED = re.compile(r"^(?:[\w.]+\.)?(\w+): (.*)$")
+_WHERE = re.compile(r" \[while running .*\]$", re.DOTALL)
 
 
 def _translate(error: Exception) -> Exception:
-    """The innermost error of a runner's message, which is a traceback as text."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    """The error that went into a runner: its own type, or a traceback as text, comes out."""
+    if isinstance(error, UsageError | JobError):
+        return type(error)(_WHERE.sub("", str(error)))
+    text = f"{type(error).__name__}: {error}"
+    lines = [_WHERE.sub("", line.strip()) for line in text.splitlines() if line.strip()]
     for line in reversed(lines):
         match = _RAISED.match(line)
         if match and match[1] in ("UsageError", "JobError"):
             return (UsageError if match[1] == "UsageError" else JobError)(match[2])
         if match and (match[1].endswith(("Error", "Exception", "Invalid")) or match[1] == "error"):
             return JobError(f"{match[1]}: {match[2]}. Run the same command again to go on")
-    text = lines[-1] if lines else ""
-    return JobError(f"{type(error).__name__}: {text}. Run the same command again to go on")
+    return JobError(f"{lines[-1]}. Run the same command again to go on")
 
 
-def run_pipeline(pipeline: beam.Pipeline) -> dict[str, int]:
-    """Runs a pipeline to its end; returns our counters by name.
+def run_pipeline(pipeline: beam.Pipeline, log: str) -> dict[str, int]:
+    """Runs a pipeline to its end.
+
+    Args:
+      pipeline: the graph.
+      log: path of a file for tracebacks and Beam's warnings; it is there if the job failed.
+
+    Returns:
+      Our counters by name.
 
     Raises:
       UsageError, JobError: as raised inside; other errors as JobError.
     """
-    logging.getLogger("apache_beam.runners.portability.fn_api_runner.fn_runner").addFilter(
-        _Unneeded()
-    )
-    with _beam_errors():
-        result = pipeline.run()
-        result.wait_until_finish()
+    try:
+        with _logged(log):
+            result = pipeline.run()
+            result.wait_until_finish()
+    except Exception as error:
+        translated = _translate(error)
+        if isinstance(translated, JobError):
+            translated = JobError(f"{translated} (details: {log})")
+        raise translated from error
     return _counters(result)
 
 

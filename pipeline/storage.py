@@ -149,6 +149,13 @@ class Store:
             file.write(data)
         return FileDigest(relative, file.size, file.sha256, samples)
 
+    def update(self, relative: str, data: bytes) -> bool:
+        """Writes a whole file unless it holds these bytes already; returns whether it did."""
+        if self.exists(relative) and self.read(relative) == data:
+            return False
+        self.write(relative, data)
+        return True
+
     def digest(self, relative: str) -> str:
         """Hexadecimal SHA-256 of a file's content."""
         with open(self.path(relative), "rb") as file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.manifest import Manifest
+from transforms.filters import Reason
 
 _MADE = (
     "source_shards_made",
@@ -27,6 +28,11 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int]) -> str:
         if images["selected"] != images["accepted"]:
             line += f", {images['selected']} selected"
         lines.append(line)
+        if not images["selected"]:
+            hint = "no image is left for the dataset"
+            if manifest.rejections[split].get(Reason.NO_BACKGROUND):
+                hint += "; mixed_same needs two images of a class (--variants, --own_background)"
+            lines.append(f"{split}: {hint}")
     if not any(counters.get(name) for name in _MADE):
         lines.append("nothing to do: everything is up to date")
     else:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.job_flags import sample_folder
+from pipeline.source import find_layout, list_images
+from transforms.taxonomy import imagenet9
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -62,18 +64,27 @@ def mini_run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@pytest.fixture
-def small_input(sample: Path, tmp_path: Path) -> Path:
-    """A writable input of 18 sample pictures, two of each class."""
-    from pipeline.source import find_layout, list_images
-    from transforms.taxonomy import imagenet9
-
-    root = tmp_path / "input"
+def _copy_input(sample: Path, root: Path, labels: set[int]) -> Path:
+    """Two sample pictures of each class, with their annotations."""
     listing = list_images(find_layout(str(sample), None, "val"), imagenet9(), limit=2)
     for image in listing.images:
+        if image.label not in labels:
+            continue
         assert image.annotation is not None
         for path in (image.path, image.annotation):
             target = root / Path(path).relative_to(sample)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(Path(path).read_bytes())
     return root
+
+
+@pytest.fixture
+def small_input(sample: Path, tmp_path: Path) -> Path:
+    """A writable input of 18 sample pictures, two of each class."""
+    return _copy_input(sample, tmp_path / "input", set(range(9)))
+
+
+@pytest.fixture
+def tiny_input(sample: Path, tmp_path: Path) -> Path:
+    """A writable input of 6 sample pictures, two of each of three classes."""
+    return _copy_input(sample, tmp_path / "input", {1, 3, 8})

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 from conftest import run_in9
 
-SMALL = ("--limit", 1)
+from pipeline.source import find_layout, list_images
+from transforms.taxonomy import imagenet9
+
+SMALL = ("--limit", 2)
 
 
 def manifest_of(output: Path) -> dict[str, Any]:
@@ -30,13 +33,13 @@ def stamps(output: Path) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def one_worker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of nine pictures in several shards, made by one worker. Not to be changed."""
+    """A dataset of 18 pictures in several shards, made by one worker. Not to be changed."""
     output = tmp_path_factory.mktemp("one") / "out"
     run_in9(*("generate", "--output", output), *SMALL, "--direct_num_workers=1", *SHARDS)
     return output
 
 
-SHARDS = ("--images_per_shard", 3)
+SHARDS = ("--images_per_shard", 6)
 
 
 @pytest.mark.parametrize(
@@ -68,14 +71,27 @@ def test_the_output_tree_is_as_documented(one_worker: Path) -> None:
     samples = {file["path"]: file["samples"] for file in manifest["files"]}
     for shard in range(3):
         rows = samples[f"parquet/mixed_rand/val-{shard:05d}-of-00003.parquet"]
-        # An empty bucket is a record, an empty Parquet file and no tar.
         assert (f"webdataset/fg_mask/val-{shard:06d}.tar" in files) == (rows > 0)
-        assert (f"layers/val-{shard:05d}.tar" in files) == (rows > 0)
     there = set(stamps(one_worker))
     assert there == files | {"manifest.json"}
     images = manifest["images"]["val"]
-    assert images["listed"] == images["accepted"] + images["rejected"] == 9
+    assert images["listed"] == images["accepted"] + images["rejected"] == 18
     assert "time" not in (one_worker / "manifest.json").read_text()
+
+
+def test_empty_buckets_and_images_without_partners(tmp_path: Path) -> None:
+    """One picture a class: all are accepted, and mixed_same has no partner for any."""
+    output = tmp_path / "out"
+    done = run_in9("generate", "--output", output, "--limit", 1, "--images_per_shard", 2)
+    assert "no image is left for the dataset; mixed_same needs two images" in done.stdout
+    manifest = manifest_of(output)
+    assert manifest["rejections"]["val"]["no_background"] >= 8
+    assert manifest["images"]["val"]["selected"] == 0
+    # An empty bucket is a record, an empty Parquet file and no tar.
+    shards = manifest["shards"]["val"]["output"]
+    assert len(list(output.glob("parquet/original/*.parquet"))) == shards == 4
+    assert not (output / "webdataset").exists()
+    run_in9("verify", "--dataset", output)
 
 
 def test_a_second_run_does_no_work_and_says_so(sample_run: Path, tmp_path: Path) -> None:
@@ -84,8 +100,7 @@ def test_a_second_run_does_no_work_and_says_so(sample_run: Path, tmp_path: Path)
     before = stamps(output)
     done = run_in9("run", "--output", output)
     assert "nothing to do" in done.stdout
-    changed = {path for path, stamp in stamps(output).items() if before.get(path) != stamp}
-    assert changed <= {"results/summary.csv", "results/gaps.csv"} - changed
+    assert stamps(output) == before
     assert not list((output / ".in9").glob("staging/*"))
 
 
@@ -135,18 +150,18 @@ def test_another_seed_is_refused_then_composed_without_segmenting(
 def test_resharding_copies_layers(one_worker: Path, tmp_path: Path) -> None:
     output, fresh = tmp_path / "out", tmp_path / "fresh"
     shutil.copytree(one_worker, output)
-    flags = ("generate", *SMALL, "--images_per_shard", 9)
+    flags = ("generate", *SMALL, "--images_per_shard", 18)
     refused = run_in9(*flags, "--output", output, check=2)
-    assert "--images_per_shard=9" in refused.stderr
+    assert "--images_per_shard=18" in refused.stderr
     done = run_in9(*flags, "--output", output, "--reshard")
     assert "0 images segmented" in done.stdout
     run_in9(*flags, "--output", fresh)
     assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
 
 
-def test_dropped_layers_are_cut_again_when_needed(one_worker: Path, tmp_path: Path) -> None:
+def test_dropped_layers_are_cut_again_when_needed(tiny_input: Path, tmp_path: Path) -> None:
     output, fresh = tmp_path / "out", tmp_path / "fresh"
-    flags = ("generate", *SMALL, *SHARDS, "--layers", "drop")
+    flags = ("generate", "--input", tiny_input, "--images_per_shard", 3, "--layers", "drop")
     run_in9(*flags, "--output", output)
     assert not list(output.glob("layers/*.tar"))
     again = run_in9(*flags, "--output", output)
@@ -234,28 +249,39 @@ def test_an_io_error_is_not_a_rejection(
     assert manifest_of(tmp_path / "out")["images"]["val"]["listed"] == 18
 
 
-def test_layouts_are_found_without_being_told(small_input: Path, tmp_path: Path) -> None:
-    """The same nine classes as val/<wnid>, flat val, the Kaggle trees, and nested XML."""
-    plain = tmp_path / "plain"
-    flags = ("--variants", "original", "--formats", "parquet", "--encoding", "png")
-    run_in9("generate", "--input", small_input, "--output", plain, *flags)
-
-    flat = tmp_path / "flat"
+def test_layouts_are_found_without_being_told(tiny_input: Path, tmp_path: Path) -> None:
+    """The same pictures as val/<wnid>, flat val, the Kaggle trees, and nested XML."""
+    flat, kaggle, nested = tmp_path / "flat", tmp_path / "kaggle" / "ILSVRC", tmp_path / "nested"
     (flat / "val").mkdir(parents=True)
-    kaggle = tmp_path / "kaggle" / "ILSVRC"
-    nested = tmp_path / "nested"
-    annotations = small_input / "Annotations" / "val"
+    annotations = tiny_input / "Annotations" / "val"
     shutil.copytree(annotations, kaggle / "Annotations" / "CLS-LOC" / "val")
     shutil.copytree(annotations, flat / "Annotations" / "val")
-    for image in small_input.glob("val/*/*.JPEG"):
+    for image in tiny_input.glob("val/*/*.JPEG"):
         os.link(image, flat / "val" / image.name)
-        for root, folder in ((kaggle / "Data" / "CLS-LOC", "val"), (nested, "val")):
-            target = root / folder / image.parent.name / image.name
+        for root in (kaggle / "Data" / "CLS-LOC", nested):
+            target = root / "val" / image.parent.name / image.name
             target.parent.mkdir(parents=True, exist_ok=True)
             os.link(image, target)
         xml = nested / "Annotations" / "val" / image.parent.name / f"{image.stem}.xml"
         xml.parent.mkdir(parents=True, exist_ok=True)
         os.link(annotations / f"{image.stem}.xml", xml)
+
+    def found(root: Path, where: Path | None = None) -> set[tuple[Any, ...]]:
+        layout = find_layout(str(root), where and str(where), "val")
+        listing = list_images(layout, imagenet9())
+        assert (listing.outside, listing.other_files) == (0, 0)
+        return {
+            (image.key, image.wnid, image.label, Path(image.annotation or "").read_bytes())
+            for image in listing.images
+        }
+
+    expected = found(tiny_input)
+    assert len(expected) == 6
+    for root in (flat, tmp_path / "kaggle", kaggle, nested):
+        assert found(root) == expected, root
+    # The split's own folder, with annotations named.
+    assert found(kaggle / "Data" / "CLS-LOC" / "val", annotations) == expected
+    assert found(tiny_input / "val") == expected
 
     def pictures(output: Path) -> set[tuple[str, str]]:
         return {
@@ -264,12 +290,16 @@ def test_layouts_are_found_without_being_told(small_input: Path, tmp_path: Path)
             if file["path"].startswith("parquet/")
         }
 
-    for name, root in (("flat", flat), ("kaggle", tmp_path / "kaggle"), ("nested", nested)):
-        output = tmp_path / f"out-{name}"
-        run_in9("generate", "--input", root, "--output", output, *flags)
-        assert pictures(output) == pictures(plain), name
-    # The split's own folder, with annotations named.
-    output = tmp_path / "out-named"
-    named = ("--input", kaggle / "Data" / "CLS-LOC" / "val", "--annotations", annotations)
-    run_in9("generate", *named, "--output", output, *flags)
-    assert pictures(output) == pictures(plain)
+    flags = ("--variants", "original", "--formats", "parquet")
+    run_in9("generate", "--input", tiny_input, "--output", tmp_path / "a", *flags)
+    run_in9("generate", "--input", flat, "--output", tmp_path / "b", *flags)
+    assert pictures(tmp_path / "a") == pictures(tmp_path / "b")
+
+
+def test_other_classes_and_files_are_counted(tiny_input: Path) -> None:
+    (tiny_input / "val" / "n02123045").mkdir()
+    image = next(tiny_input.glob("val/*/*.JPEG"))
+    shutil.copy(image, tiny_input / "val" / "n02123045" / "cat.JPEG")
+    (image.parent / "notes.txt").write_text("?")
+    listing = list_images(find_layout(str(tiny_input), None, "val"), imagenet9())
+    assert (len(listing.images), listing.outside, listing.other_files) == (6, 1, 1)

@@ -92,11 +92,11 @@ def test_layers_are_webdataset_samples(sample_run: Path) -> None:
         assert Image.open(io.BytesIO(samples[0][part])).size == (224, 224)
 
 
-def test_either_format_alone_can_be_evaluated(tmp_path: Path) -> None:
+def test_either_format_alone_can_be_evaluated(tiny_input: Path, tmp_path: Path) -> None:
     tables = []
     for formats in ("parquet", "webdataset"):
         output = tmp_path / formats
-        run_in9("run", "--output", output, "--limit", 1, "--formats", formats)
+        run_in9("run", "--input", tiny_input, "--output", output, "--formats", formats)
         tables.append((output / "results" / "summary.csv").read_bytes())
         run_in9("verify", "--dataset", output)
     assert tables[0] == tables[1]

