@@ -1,6 +1,6 @@
 """Remakes docs/eight_versions.jpg, the README's picture, from a dataset of the sample.
 
-    in9 generate --output out && python docs/make_picture.py out
+in9 generate --output out && python docs/make_picture.py out
 """
 
 from __future__ import annotations

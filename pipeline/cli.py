@@ -19,7 +19,10 @@ def main(argv: list[str] | None = None) -> int:
       The exit code: 0 done; 1 the job failed; 2 wrong usage or unreadable input. Then one
       line on standard error says what to do.
     """
-    arguments, rest = build_parser().parse_known_args(argv)
+    try:
+        arguments, rest = build_parser().parse_known_args(argv)
+    except UsageError as error:
+        return _leave("in9", error, 2)
     logging.basicConfig(level=logging.WARNING, format="in9: %(levelname)s: %(message)s")
     # Beam announces at import which of its optional parts are not installed.
     logging.disable(logging.WARNING)
@@ -29,11 +32,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return commands.run_command(arguments, rest)
     except (UsageError, OSError) as error:
-        print(f"in9 {arguments.command}: {error}", file=sys.stderr)
-        return 2
+        return _leave(f"in9 {arguments.command}", error, 2)
     except JobError as error:
-        print(f"in9 {arguments.command}: the job failed: {error}", file=sys.stderr)
-        return 1
+        return _leave(f"in9 {arguments.command}: the job failed", error, 1)
+
+
+def _leave(what: str, error: Exception, code: int) -> int:
+    """Says in one line what was wrong."""
+    print(f"{what}: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

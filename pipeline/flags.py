@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import NoReturn
+
+from pipeline.errors import UsageError
 
 # The same names and defaults as pipeline.config, which is not imported here: it needs
 # OpenCV, and --help should not.
@@ -153,9 +156,16 @@ COMMANDS: dict[str, tuple[str, str, tuple[Adder, ...]]] = {
 """Command to (what it does, an example, its flags)."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see: {self.prog} --help)")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="in9",
         description="Does a model look at the object, or at the background? ImageNet-9 from "
         "your own images: generate the variants, evaluate models.",
@@ -172,6 +182,7 @@ def build_parser() -> argparse.ArgumentParser:
             epilog=f"Example: {example}\n{_RUNNER_NOTE}",
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            prog=f"in9 {name}",
             usage=f"in9 {name} [flags]",
         )
         for add in adders:

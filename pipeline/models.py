@@ -67,8 +67,7 @@ class LoadedModel:
     """A model in memory.
 
     Attributes:
-      name: as results call it: the packaged name, timm's full tag, or `ARCH=FILE` with the
-        file's name.
+      name: as results call it: the packaged name, timm's full tag, or `ARCH=FILE` as given.
       architecture: timm's name, with the tag that its configuration comes from.
       weights: where they came from.
       weights_sha256: of all parameters and buffers by name, whatever file held them.
@@ -142,8 +141,7 @@ def load_model(spec: str) -> LoadedModel:
     if equals:
         state = _read_state(path)
         module = timm.create_model(architecture, num_classes=_head_size(architecture, state, path))
-        name = f"{architecture}={os.path.basename(path)}"
-        return _loaded(name, module, os.path.basename(path), state)
+        return _loaded(spec, module, os.path.basename(path), state)
     try:
         module = timm.create_model(spec, pretrained=True)
     except Exception as error:  # Hubs fail in their own ways: network, missing file, format.
@@ -178,7 +176,7 @@ def _read_state(path: str) -> dict[str, torch.Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # Whatever the bytes provoke in either reader.
         raise JobError(
-            f"{path} cannot be read as a checkpoint: {type(error).__name__}: {error}"
+            f"{path} cannot be read as a checkpoint of tensors alone: {type(error).__name__}"
         ) from error
     for wrapping in ("state_dict", "model"):
         inner = state.get(wrapping) if isinstance(state, dict) else None

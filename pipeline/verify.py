@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.commit import DATA_FOLDERS
 from pipeline.dataset import Dataset, read_parquet, read_webdataset
+from pipeline.layer_files import PARTS
 from pipeline.records import ACCEPTED
 from pipeline.shards import index_file, parquet_file, webdataset_file
 from pipeline.sinks import Sample
@@ -18,7 +20,7 @@ from pipeline.storage import Store
 from transforms.taxonomy import Taxonomy
 
 # What a broken file can provoke while it is read.
-_READ_ERRORS = (OSError, ValueError, KeyError, pa.ArrowException)
+_READ_ERRORS = (OSError, ValueError, KeyError, tarfile.TarError, pa.ArrowException)
 
 
 def verify(dataset: Dataset, taxonomy: Taxonomy) -> Iterator[str]:
@@ -35,6 +37,7 @@ def verify(dataset: Dataset, taxonomy: Taxonomy) -> Iterator[str]:
     for path, fault in _check_files(dataset):
         broken.add(path)
         yield fault
+    yield from _check_records(dataset, broken)
     for split in dataset.manifest.config.split:
         yield from _check_index(dataset, split, broken)
         yield from _check_samples(dataset, split, broken, taxonomy)
@@ -57,6 +60,25 @@ def _check_files(dataset: Dataset) -> Iterator[tuple[str, str]]:
         for path in store.walk(folder):
             if path not in known:
                 yield path, f"{path}: not in the manifest"
+
+
+def _check_records(dataset: Dataset, broken: set[str]) -> Iterator[str]:
+    """Rows of records and index, and members of the layers' tars, against the manifest."""
+    store = dataset.store
+    for file in dataset.manifest.files:
+        if file.path in broken or not file.path.startswith(("layers/", "index/")):
+            continue
+        try:
+            if file.path.endswith(".tar"):
+                with tarfile.open(store.path(file.path)) as tar:
+                    found = len(tar.getnames()) / len(PARTS)
+            else:
+                found = pq.read_metadata(store.path(file.path)).num_rows
+        except _READ_ERRORS as error:
+            yield f"{file.path}: cannot be read: {type(error).__name__}: {error}"
+            continue
+        if found != file.samples:
+            yield f"{file.path}: {found:g} samples, the manifest says {file.samples}"
 
 
 def _check_index(dataset: Dataset, split: str, broken: set[str]) -> Iterator[str]:
@@ -97,6 +119,7 @@ def _check_samples(
     its labels and backgrounds, and as many as the manifest says."""
     manifest = dataset.manifest
     count = manifest.shards[split].output
+    stated = {file.path: file.samples for file in manifest.files}
     totals: dict[str, Counter[str]] = {variant: Counter() for variant in dataset.variants}
     unknown: set[str] = set()
     for shard in dataset.shards(split):
@@ -123,18 +146,20 @@ def _check_samples(
                 except _READ_ERRORS as error:
                     yield f"{path}: cannot be read: {type(error).__name__}: {error}"
                     continue
+                if stated.get(path, 0) != len(found):
+                    yield f"{path}: {len(found)} samples, the manifest says {stated.get(path, 0)}"
                 if len(found) != len(expected):
                     yield f"{path}: {len(found)} samples, the index selects {len(expected)}"
                 elif found != expected:
                     key = next(e[0] for e, f in zip(expected, found, strict=True) if e != f)
                     yield f"{path}: differs from the index at {key}"
     for variant in dataset.variants:
-        stated = manifest.samples[split].get(variant, {})
+        named = manifest.samples[split].get(variant, {})
         counted = {name: totals[variant][name] for name in taxonomy.names}
-        if variant not in unknown and stated != counted:
+        if variant not in unknown and named != counted:
             yield (
                 f"{variant} of {split}: {json.dumps(counted)} samples, "
-                f"the manifest says {json.dumps(stated)}"
+                f"the manifest says {json.dumps(named)}"
             )
 
 

@@ -22,6 +22,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
+        (("--limit", "1.5"), "argument --limit: invalid int value: '1.5'"),
+        (("--overwrite=maybe",), "expected true or false, got 'maybe'"),
         (("--limt", 3), "unknown flag --limt; did you mean --limit?"),
         (("--num_worker=3",), "did you mean --num_workers?"),
         (("more",), "unexpected argument 'more'"),
@@ -50,6 +52,12 @@ def test_wrong_flags_get_one_helpful_line(
 ) -> None:
     assert line in refusal(capsys, "run", "--output", tmp_path / "out", *flags)
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_commands_and_outputs_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--output" in refusal(capsys, "run")
+    assert "invalid choice: 'rum'" in refusal(capsys, "rum")
+    assert "COMMAND" in refusal(capsys)
 
 
 def test_outputs_that_would_be_harmed_are_refused(

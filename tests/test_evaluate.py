@@ -149,7 +149,7 @@ def test_checkpoints_load_from_any_common_file(tmp_path: Path) -> None:
     for name, wrap in (("a.pth", False), ("b.pth", True), ("c.safetensors", False)):
         model = load_model(checkpoint(tmp_path / name, "mobilenetv3_small_050", 9, wrap))
         hashes.add(model.weights_sha256)
-        assert model.name == f"mobilenetv3_small_050={name}"
+        assert model.name == f"mobilenetv3_small_050={tmp_path / name}"
         assert model.num_outputs == 9
         assert model.preprocessing.mean == IN9_MEAN
         check_head(model, imagenet9())
@@ -168,7 +168,7 @@ def test_unusable_checkpoints_are_named(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"b\.pth cannot be read as a checkpoint"):
         load_model(f"mobilenetv3_small_050={tmp_path / 'b.pth'}")
     other = checkpoint(tmp_path / "c.pth", "resnet18", 9).replace("resnet18=", "resnet34=")
-    with pytest.raises(JobError, match=r"resnet34=c\.pth"):
+    with pytest.raises(JobError, match=r"resnet34=.*c\.pth"):
         load_model(other)
     torch.save({"a": 1}, tmp_path / "e.pth")
     with pytest.raises(JobError, match="holds no state dict"):
@@ -242,7 +242,7 @@ def test_evaluation_resumes_and_guards_weights(sample_run: Path, tmp_path: Path)
     assert "560 pictures predicted" in run_in9(*flags).stdout
     assert "nothing to do" in run_in9(*flags).stdout
     models = {row["model"] for row in table(output / "results" / "summary.csv")}
-    assert models == {"efficientnet_lite0", "mobilenetv3_small_050=net.pth"}
+    assert models == {"efficientnet_lite0", spec}
 
     torch.manual_seed(1)
     torch.save(
@@ -250,7 +250,7 @@ def test_evaluation_resumes_and_guards_weights(sample_run: Path, tmp_path: Path)
         tmp_path / "net.pth",
     )
     refused = run_in9(*flags, check=1)
-    assert "weights of mobilenetv3_small_050=net.pth have changed" in refused.stderr
+    assert f"weights of {spec} have changed" in refused.stderr
     assert "--accept_new_weights" in refused.stderr
     assert "560 pictures predicted" in run_in9(*flags, "--accept_new_weights").stdout
 

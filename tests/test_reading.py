@@ -144,11 +144,20 @@ def test_verify_finds_wrong_counts(copy: Path) -> None:
     manifest["images"]["val"]["accepted"] += 1
     manifest["rejections"]["val"]["undecodable"] = 4
     manifest["samples"]["val"]["no_fg"]["dog"] += 1
+    for file in manifest["files"]:
+        if file["path"].startswith(
+            ("parquet/only_fg/", "webdataset/only_fg/", "layers/val-00000.")
+        ):
+            file["samples"] += 1
     (copy / "manifest.json").write_text(json.dumps(manifest))
     lines = faults(copy)
     assert "index of val: 70 images accepted, the manifest says 71" in lines
     assert any(line.startswith("index of val: rejections") for line in lines)
     assert any(line.startswith("no_fg of val:") for line in lines)
+    assert "parquet/only_fg/val-00000-of-00001.parquet: 70 samples, the manifest says 71" in lines
+    assert "webdataset/only_fg/val-000000.tar: 70 samples, the manifest says 71" in lines
+    assert any(line.startswith("layers/val-00000.parquet:") for line in lines)
+    assert any(line.startswith("layers/val-00000.tar:") for line in lines)
 
 
 def test_verify_finds_a_lost_sample_behind_a_true_checksum(copy: Path) -> None:
@@ -160,7 +169,7 @@ def test_verify_finds_a_lost_sample_behind_a_true_checksum(copy: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
     for file in manifest["files"]:
         if file["path"] == path:
-            file["bytes"], file["sha256"] = store.size(path), store.digest(path)
+            file |= {"bytes": store.size(path), "sha256": store.digest(path), "samples": 69}
     (copy / "manifest.json").write_text(json.dumps(manifest))
     assert faults(copy) == [f"{path}: 69 samples, the index selects 70"]
 
