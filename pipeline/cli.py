@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 from pipeline.errors import JobError, UsageError
@@ -31,6 +32,10 @@ def main(argv: list[str] | None = None) -> int:
     logging.disable(logging.NOTSET)
     try:
         return commands.run_command(arguments, rest)
+    except BrokenPipeError:
+        # The reader of our output has left, as `head` does; nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (UsageError, OSError) as error:
         return _leave(f"in9 {arguments.command}", error, 2)
     except JobError as error:

@@ -40,7 +40,12 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
       UsageError: wrong usage or unreadable input.
       JobError: the job failed.
     """
-    check_unknown(rest, _own_flags(arguments.command))
+    own = _own_flags(arguments.command)
+    check_unknown(rest, own)
+    # Not argparse's business: it would name what is missing before what is misspelt.
+    for flag in ("output", "dataset"):
+        if f"--{flag}" in own and not getattr(arguments, flag):
+            raise UsageError(f"--{flag} DIR is required (see: in9 {arguments.command} --help)")
     if arguments.command in ("report", "verify"):
         if rest:
             raise UsageError(f"{rest[0]} is for commands that run a Beam pipeline")
@@ -93,18 +98,26 @@ def _say(store: Store, counters: dict[str, int], evaluated: bool) -> None:
     """The closing words of a job."""
     dataset = Dataset.open(store)
     print(describe_dataset(dataset.manifest, counters))
+    summaries, stale = write_tables(store, dataset.manifest.fingerprint)
     if evaluated:
-        print(accuracy_table(write_tables(store, dataset.manifest.fingerprint)))
+        print(accuracy_table(summaries))
+    if stale:
+        print(f"of an earlier dataset, so not in the tables: {', '.join(stale)}")
+    if evaluated:
         print(f"report: {store.path(REPORT)}")
+    elif stale:
+        write_report(store, imagenet9())
 
 
 def _report(arguments: argparse.Namespace) -> int:
     store = Store(os.path.abspath(arguments.dataset))
     dataset = Dataset.open(store)
-    summaries = write_tables(store, dataset.manifest.fingerprint)
+    summaries, stale = write_tables(store, dataset.manifest.fingerprint)
     write_report(store, imagenet9())
     if summaries:
         print(accuracy_table(summaries))
+    if stale:
+        print(f"of an earlier dataset, so not in the tables: {', '.join(stale)}")
     print(f"report: {store.path(REPORT)}")
     return 0
 
@@ -117,8 +130,8 @@ def _verify(arguments: argparse.Namespace) -> int:
         faults += 1
     if faults:
         print(
-            f"in9 verify: {faults} faults; remove the files concerned and run the command that "
-            "made the dataset again",
+            f"in9 verify: {faults} {'fault' if faults == 1 else 'faults'}; "
+            "remove the files concerned and run the command that made the dataset again",
             file=sys.stderr,
         )
         return 1

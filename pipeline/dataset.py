@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from pipeline.errors import UsageError
 from pipeline.manifest import MANIFEST, Manifest, read_manifest
+from pipeline.records import read_rows
 from pipeline.shards import index_file, parquet_file, webdataset_file
 from pipeline.sinks import Sample
 from pipeline.storage import FileDigest, Store
@@ -53,10 +55,10 @@ class Dataset:
 
     def shard_files(self, split: str, shard: int, variants: tuple[str, ...]) -> list[FileDigest]:
         """Digests of the files that hold variants of a shard, in the format that is read."""
-        wanted = {self._file(variant, split, shard) for variant in variants}
-        return [file for file in self.manifest.files if file.path in wanted]
+        paths = (self._file(variant, split, shard) for variant in variants)
+        return [self._digests[path] for path in paths if path in self._digests]
 
-    def samples(self, split: str, shard: int, variant: str) -> Iterator[Sample]:
+    def samples(self, split: str, shard: int, variant: str) -> Generator[Sample, None, None]:
         """Samples of a shard in order, one at a time. Raises OSError if a file is broken."""
         path = self._file(variant, split, shard)
         if path.endswith(".tar"):
@@ -67,9 +69,16 @@ class Dataset:
     def index(self, split: str) -> Iterator[dict[str, Any]]:
         """Index rows of a split: one for every source image."""
         for shard in self.shards(split):
-            count = self.manifest.shards[split].output
-            table = pq.read_table(self.store.path(index_file(split, shard, count)))
-            yield from table.to_pylist()
+            yield from self.index_of_shard(split, shard)
+
+    def index_of_shard(self, split: str, shard: int) -> list[dict[str, Any]]:
+        """Index rows of an output shard, in the order of its samples."""
+        path = index_file(split, shard, self.manifest.shards[split].output)
+        return read_rows(self.store, path)
+
+    @functools.cached_property
+    def _digests(self) -> dict[str, FileDigest]:
+        return {file.path: file for file in self.manifest.files}
 
     def _file(self, variant: str, split: str, shard: int) -> str:
         if "parquet" in self.manifest.config.compose.formats:

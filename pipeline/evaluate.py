@@ -34,6 +34,7 @@ from pipeline.results import (
     gap_rows,
     predictions_file,
     read_predictions,
+    result_folder,
     summary_file,
     write_tables,
 )
@@ -117,8 +118,11 @@ class Predict(beam.DoFn):
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
+    def _folder(self, model: str) -> str:
+        return result_folder(model, dataclasses.asdict(self._evaluation.predict))
+
     def _check_weights(self, model: LoadedModel) -> None:
-        path = summary_file(model.name)
+        path = summary_file(self._folder(model.name))
         if self._evaluation.accept_new_weights or not self._evaluation.store.exists(path):
             return
         known = json.loads(self._evaluation.store.read(path))["weights_sha256"]
@@ -134,7 +138,7 @@ class Predict(beam.DoFn):
     ) -> str:
         evaluation = self._evaluation
         variants = tuple(name for name in dataset.variants if name in PICTURES)
-        path = predictions_file(model.name, evaluation.split, shard)
+        path = predictions_file(self._folder(model.name), evaluation.split, shard)
         checksum = fingerprint(
             model.name,
             model.weights_sha256,
@@ -239,7 +243,8 @@ class Summarise(beam.DoFn):
                 )
             summary = self._summary(dataset, shards)
             data = (json.dumps(summary, indent=1, sort_keys=True) + "\n").encode()
-            store.update(summary_file(summary["model"]), data)
+            folder = result_folder(summary["model"], summary["evaluation"])
+            store.update(summary_file(folder), data)
         write_tables(store, dataset.manifest.fingerprint)
         yield dataset.manifest.fingerprint
 

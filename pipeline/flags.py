@@ -34,7 +34,7 @@ def _switch(group: argparse._ArgumentGroup, flag: str, text: str) -> None:
 def add_input_flags(parser: argparse.ArgumentParser) -> None:
     """Where images come from, and where the dataset goes."""
     group = parser.add_argument_group("input and output")
-    group.add_argument("--output", required=True, metavar="DIR", help="dataset folder")
+    group.add_argument("--output", metavar="DIR", help="dataset folder (required)")
     group.add_argument("--input", metavar="DIR", help="ImageNet folder (default: the sample)")
     group.add_argument("--annotations", metavar="DIR", help="boxes (default: beside the images)")
 
@@ -117,7 +117,7 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_dataset_argument(parser: argparse.ArgumentParser) -> None:
     """Which finished dataset a command works on."""
-    parser.add_argument("--dataset", required=True, metavar="DIR", help="finished dataset folder")
+    parser.add_argument("--dataset", metavar="DIR", help="finished dataset folder (required)")
 
 
 _RUNNER_NOTE = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from importlib import resources
 
@@ -13,6 +14,9 @@ from pipeline.manifest import Manifest, read_manifest
 from pipeline.source import find_layout
 from pipeline.storage import WORK_FOLDER, Store
 from transforms.variants import VARIANTS, select_variants
+
+_INPUT = f"{WORK_FOLDER}/input.json"
+"""Remembers the last --input, which is no part of the dataset: it may lie elsewhere next time."""
 
 
 def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
@@ -37,6 +41,8 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
         )
     manifest = read_manifest(store)
     _check_output(store, manifest)
+    if manifest is not None and not arguments.overwrite:
+        _check_input(arguments.input, store)
     reshard = arguments.reshard
     if manifest is not None and not arguments.overwrite:
         differing = manifest.config.differing_flags(config)
@@ -44,7 +50,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
             differing = [name for name in differing if name != "images_per_shard"]
         _refuse(differing, manifest.config, config)
     try:
-        os.makedirs(store.path(WORK_FOLDER), exist_ok=True)
+        store.update(_INPUT, json.dumps(arguments.input and source).encode())
     except OSError as error:
         raise UsageError(f"--output {store.root} cannot be written: {error.strerror}") from error
     return Job.of(
@@ -55,6 +61,16 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
         manifest=manifest,
         reshard=reshard or (manifest is not None and _resized(manifest.config, config)),
     )
+
+
+def _check_input(given: str | None, store: Store) -> None:
+    """Refuses to turn a dataset into one of the sample because a flag was forgotten."""
+    known = json.loads(store.read(_INPUT)) if store.exists(_INPUT) else None
+    if given is None and known is not None:
+        raise UsageError(
+            f"no --input, but {store.root} was made from {known}; give --input, or add "
+            "--overwrite to replace it by the sample"
+        )
 
 
 def _resized(old: DatasetConfig, new: DatasetConfig) -> bool:
@@ -98,6 +114,8 @@ def _refuse(differing: list[str], old: DatasetConfig, new: DatasetConfig) -> Non
 
 
 def _shown(value: object) -> str:
+    if value is None:
+        return "not set"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

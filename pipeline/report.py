@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
@@ -14,13 +15,11 @@ from pipeline.dataset import Dataset
 from pipeline.results import read_summaries
 from pipeline.sinks import Sample
 from pipeline.storage import Store
-from transforms.hashing import keyed_hash
 from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import Taxonomy
 from transforms.variants import PICTURES
 
 REPORT = "report.html"
-STRIP_IMAGES = 9
 
 # Paper table 2 and the README of its evaluation repository: fractions by variant.
 _PUBLISHED = (
@@ -78,7 +77,7 @@ def render_report(dataset: Dataset, taxonomy: Taxonomy) -> str:
         models=[_model(summary) for summary in summaries],
         stale=stale,
         published=_PUBLISHED,
-        strips=list(_strips(dataset, taxonomy, variants)),
+        strips=_strips(dataset, taxonomy, variants),
     )
 
 
@@ -89,33 +88,48 @@ def _model(summary: dict[str, Any]) -> dict[str, Any]:
     return {**summary, "rows": rows, "gap_of": gaps}
 
 
-def _strips(dataset: Dataset, taxonomy: Taxonomy, variants: list[str]) -> Iterator[Strip]:
-    """A few images, one of each class first, chosen by keyed hash."""
-    for split in dataset.manifest.config.split:
-        rows = [row for row in dataset.index(split) if row["selected"]]
-        rows.sort(key=lambda row: keyed_hash(0, "report", row["key"]))
-        first: dict[int, str] = {}
-        for row in rows:
-            first.setdefault(row["label"], row["key"])
-        keys = [key for _, key in sorted(first.items())][:STRIP_IMAGES]
-        found: dict[tuple[str, str], Sample] = {}
-        wanted = set(keys)
-        for shard in dataset.shards(split):
-            for variant in variants:
-                for sample in dataset.samples(split, shard, variant):
-                    if sample.key in wanted:
-                        found[sample.key, variant] = sample
-        for key in keys:
-            samples = [(variant, found[key, variant]) for variant in variants]
-            yield Strip(
+def _strips(dataset: Dataset, taxonomy: Taxonomy, variants: list[str]) -> list[Strip]:
+    """One image of each class, of the first shard that has one; no more shards are read
+    than that takes."""
+    split = dataset.manifest.config.split[0]
+    found: dict[int, Strip] = {}
+    for shard in dataset.shards(split):
+        chosen: dict[int, str] = {}
+        for row in dataset.index_of_shard(split, shard):
+            if row["selected"] and row["label"] not in found:
+                chosen.setdefault(row["label"], row["key"])
+        samples = {
+            variant: _samples_of(dataset, split, shard, variant, set(chosen.values()))
+            for variant in variants
+            if chosen
+        }
+        for label, key in chosen.items():
+            pictures = [(variant, samples[variant][key]) for variant in variants]
+            found[label] = Strip(
                 key=key,
-                class_name=taxonomy.names[samples[0][1].fields["label"]],
+                class_name=taxonomy.names[label],
                 pictures=tuple(
                     (variant, _data_uri(sample), _background(sample, taxonomy))
-                    for variant, sample in samples
+                    for variant, sample in pictures
                 ),
             )
-        return
+        if len(found) == taxonomy.num_labels:
+            break
+    return [strip for _, strip in sorted(found.items())]
+
+
+def _samples_of(
+    dataset: Dataset, split: str, shard: int, variant: str, keys: set[str]
+) -> dict[str, Sample]:
+    """Samples of a shard by key, reading until all are found."""
+    found: dict[str, Sample] = {}
+    with contextlib.closing(dataset.samples(split, shard, variant)) as samples:
+        for sample in samples:
+            if sample.key in keys:
+                found[sample.key] = sample
+                if len(found) == len(keys):
+                    break
+    return found
 
 
 def _data_uri(sample: Sample) -> str:

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,8 +58,10 @@ SUMMARY_COLUMNS = (
     "precision",
     "device",
     "weights_sha256",
+    "dataset",
 )
-"""Columns of summary.csv; accuracies and bounds are fractions, intervals Wilson's at 95 %."""
+"""Columns of summary.csv; accuracies and bounds are fractions, intervals Wilson's at 95 %;
+`weights_sha256` is of the tensors, whatever file held them; `dataset` is its fingerprint."""
 
 GAP_COLUMNS = (
     "model",
@@ -71,28 +73,43 @@ GAP_COLUMNS = (
     "mixed_same",
     "mixed_rand",
     "split",
+    "eval_input",
+    "precision",
     "weights_sha256",
+    "dataset",
 )
 """Columns of gaps.csv: BG-Gap = accuracy on mixed_same - accuracy on mixed_rand, a fraction,
 with the 95 % interval of a paired bootstrap over foregrounds."""
 
 
-def result_folder(model: str) -> str:
-    """Name of a model's folder under `results/`: two models never share one."""
-    safe = re.sub(r"[^A-Za-z0-9._=+-]", "_", model).lstrip(".") or "_"
+def result_folder(model: str, predict: Mapping[str, Any]) -> str:
+    """Name of a model's folder under `results/`: two models never share one.
+
+    Args:
+      model: its name.
+      predict: how it is run; what is not the default `eval_input` and `precision` becomes a
+        suffix, so that such results stand beside the others.
+    """
+    chosen = (predict["eval_input"], predict["precision"])
+    suffix = "".join(f"+{name}" for name in chosen if name not in ("stored", "fp32"))
+    return _safe_name(model) + suffix
+
+
+def _safe_name(model: str) -> str:
+    safe = re.sub(r"[^A-Za-z0-9._=-]", "_", model).lstrip(".") or "_"
     if safe == model:
         return safe
     return f"{safe[:100]}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
 
 
-def predictions_file(model: str, split: str, shard: int) -> str:
+def predictions_file(folder: str, split: str, shard: int) -> str:
     """Predictions of a model on an output shard."""
-    return f"results/{result_folder(model)}/predictions/{split}-{shard:05d}.parquet"
+    return f"results/{folder}/predictions/{split}-{shard:05d}.parquet"
 
 
-def summary_file(model: str) -> str:
+def summary_file(folder: str) -> str:
     """Summary of a model."""
-    return f"results/{result_folder(model)}/summary.json"
+    return f"results/{folder}/summary.json"
 
 
 def read_predictions(store: Store, paths: Iterable[str]) -> dict[str, Any]:
@@ -132,14 +149,14 @@ def accuracy_rows(
                     "variant": variant,
                     "n": n,
                     "correct": hits,
-                    "accuracy": hits / n if n else 0.0,
+                    "accuracy": hits / n if n else None,
                     "ci_low": low,
                     "ci_high": high,
                     "class_mean_accuracy": float(
                         np.mean([correct[labels == label].mean() for label in classes])
                     )
                     if n
-                    else 0.0,
+                    else None,
                 }
             )
     return rows
@@ -197,9 +214,15 @@ def read_summaries(store: Store, dataset: str) -> tuple[list[dict[str, Any]], li
     return current, stale
 
 
-def write_tables(store: Store, dataset: str) -> list[dict[str, Any]]:
-    """Rebuilds results/*.csv from the summaries that are there; returns those summaries."""
-    summaries, _ = read_summaries(store, dataset)
+def write_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rebuilds results/*.csv from the summaries that are there.
+
+    Returns:
+      What `read_summaries` does. There are no tables if nothing was ever evaluated.
+    """
+    summaries, stale = read_summaries(store, dataset)
+    if not summaries and not stale:
+        return [], []
     for name, columns, part in (
         ("summary", SUMMARY_COLUMNS, "accuracy"),
         ("gaps", GAP_COLUMNS, "gaps"),
@@ -211,4 +234,4 @@ def write_tables(store: Store, dataset: str) -> list[dict[str, Any]]:
             for row in summary[part]:
                 writer.writerow({**summary, **summary["evaluation"], **row})
         store.update(f"results/{name}.csv", text.getvalue().encode())
-    return summaries
+    return summaries, stale

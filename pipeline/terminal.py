@@ -31,7 +31,10 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int]) -> str:
         if not images["selected"]:
             hint = "no image is left for the dataset"
             if manifest.rejections[split].get(Reason.NO_BACKGROUND):
-                hint += "; mixed_same needs two images of a class (--variants, --own_background)"
+                hint += (
+                    ": mixed_same needs two images of a class, mixed_next (and --mixed_rand "
+                    "other) two classes; leave variants out with --variants"
+                )
             lines.append(f"{split}: {hint}")
     if not any(counters.get(name) for name in _MADE):
         lines.append("nothing to do: everything is up to date")
@@ -46,6 +49,12 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int]) -> str:
     return "\n".join(lines)
 
 
+def _name(summary: dict[str, Any]) -> str:
+    """A model, with what is not the default about how it was run."""
+    how = (summary["evaluation"]["eval_input"], summary["evaluation"]["precision"])
+    return " ".join([summary["model"], *(name for name in how if name not in ("stored", "fp32"))])
+
+
 def accuracy_table(summaries: list[dict[str, Any]]) -> str:
     """Models x variants in percent, the paper's label rule, with BG-Gap; aligned."""
     variants: list[str] = []
@@ -58,7 +67,7 @@ def accuracy_table(summaries: list[dict[str, Any]]) -> str:
         accuracy = {
             row["variant"]: f"{100 * row['accuracy']:.1f}"
             for row in summary["accuracy"]
-            if row["label_rule"] == "argmax_then_map"
+            if row["label_rule"] == "argmax_then_map" and row["n"]
         }
         gaps = [
             f"{100 * row['gap']:.1f} [{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]"
@@ -66,7 +75,7 @@ def accuracy_table(summaries: list[dict[str, Any]]) -> str:
             if row["label_rule"] == "argmax_then_map"
         ]
         cells = [accuracy.get(variant, "-") for variant in variants]
-        table.append([summary["model"], *cells, gaps[0] if gaps else "-"])
+        table.append([_name(summary), *cells, gaps[0] if gaps else "-"])
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     return "\n".join(
         "  ".join(

@@ -127,8 +127,7 @@ def _check_samples(
         if index in broken:
             unknown.update(dataset.variants)
             continue
-        rows = pq.read_table(dataset.store.path(index)).to_pylist()
-        chosen = [row for row in rows if row["selected"]]
+        chosen = [row for row in dataset.index_of_shard(split, shard) if row["selected"]]
         for variant in dataset.variants:
             totals[variant].update(taxonomy.names[row["label"]] for row in chosen)
             expected = [

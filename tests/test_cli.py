@@ -55,7 +55,11 @@ def test_wrong_flags_get_one_helpful_line(
 
 
 def test_commands_and_outputs_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--output" in refusal(capsys, "run")
+    assert "--output DIR is required" in refusal(capsys, "run")
+    assert "--dataset DIR is required" in refusal(capsys, "verify")
+    assert "unknown flag --outptu; did you mean --output?" in refusal(
+        capsys, "run", "--outptu", "x"
+    )
     assert "invalid choice: 'rum'" in refusal(capsys, "rum")
     assert "COMMAND" in refusal(capsys)
 

@@ -255,9 +255,37 @@ def test_evaluation_resumes_and_guards_weights(sample_run: Path, tmp_path: Path)
     assert "560 pictures predicted" in run_in9(*flags, "--accept_new_weights").stdout
 
 
+def test_native_results_stand_beside_stored_ones(tiny_input: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    flags = ("--variants", "original,mixed_same,mixed_rand", "--formats", "parquet")
+    run_in9("run", "--input", tiny_input, "--output", output, *flags)
+    done = run_in9("evaluate", "--dataset", output, "--eval_input", "native")
+    assert "efficientnet_lite0 native" in done.stdout
+    rows = table(output / "results" / "summary.csv")
+    assert [row["eval_input"] for row in rows] == ["stored"] * 6 + ["native"] * 6
+    assert len(table(output / "results" / "gaps.csv")) == 4
+
+    # A rebuilt dataset does not pass the old one's numbers off as its own.
+    again = ("--input", tiny_input, "--output", output, *flags, "--seed", 1, "--overwrite")
+    done = run_in9("generate", *again)
+    assert "of an earlier dataset, so not in the tables: efficientnet_lite0" in done.stdout
+    assert table(output / "results" / "summary.csv") == []
+    page = (output / "report.html").read_text()
+    assert "evaluated on an earlier dataset: efficientnet_lite0" in page
+    # Nor does a forgotten flag replace it by the sample.
+    refused = run_in9("generate", "--output", output, *flags, "--seed", 1, check=2)
+    assert f"was made from {tiny_input}" in refused.stderr
+
+
 def test_result_folders_are_safe_and_distinct() -> None:
-    assert result_folder("resnet50.a1_in1k") == "resnet50.a1_in1k"
-    odd = [result_folder(name) for name in ("a/b", "a_b", "../a", "a:b", "")]
+    default = {"eval_input": "stored", "precision": "fp32"}
+    assert result_folder("resnet50.a1_in1k", default) == "resnet50.a1_in1k"
+    other = {"eval_input": "native", "precision": "bf16"}
+    assert result_folder("resnet50", other) == "resnet50+native+bf16"
+    names = ("a/b", "a_b", "../a", "a:b", "a+native", "")
+    odd = [result_folder(name, default) for name in names] + [
+        result_folder("a", {**default, "eval_input": "native"})
+    ]
     assert len(set(odd)) == len(odd)
     assert not any("/" in name or name.startswith(".") for name in odd)
 

@@ -83,7 +83,7 @@ def test_empty_buckets_and_images_without_partners(tmp_path: Path) -> None:
     """One picture a class: all are accepted, and mixed_same has no partner for any."""
     output = tmp_path / "out"
     done = run_in9("generate", "--output", output, "--limit", 1, "--images_per_shard", 2)
-    assert "no image is left for the dataset; mixed_same needs two images" in done.stdout
+    assert "no image is left for the dataset: mixed_same needs two images" in done.stdout
     manifest = manifest_of(output)
     assert manifest["rejections"]["val"]["no_background"] >= 8
     assert manifest["images"]["val"]["selected"] == 0

@@ -111,7 +111,7 @@ def copy(sample_run: Path, tmp_path: Path) -> Path:
 def faults(output: Path) -> list[str]:
     done = run_in9("verify", "--dataset", output, check=1)
     lines = done.stdout.splitlines()
-    assert f"{len(lines)} faults" in done.stderr
+    assert f"in9 verify: {len(lines)} fault" in done.stderr
     return lines
 
 
