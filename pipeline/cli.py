@@ -36,9 +36,9 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of our output has left, as `head` does; nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (UsageError, OSError) as error:
+    except UsageError as error:
         return _leave(f"in9 {arguments.command}", error, 2)
-    except JobError as error:
+    except (JobError, OSError) as error:
         return _leave(f"in9 {arguments.command}: the job failed", error, 1)
 
 

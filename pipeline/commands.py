@@ -67,7 +67,10 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     generates = arguments.command in ("run", "generate")
     evaluates = arguments.command in ("run", "evaluate")
     store = Store(os.path.abspath(arguments.output if generates else arguments.dataset))
-    job = job_from_flags(arguments, store) if generates else None
+    try:
+        job = job_from_flags(arguments, store) if generates else None
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from error
     config = job.config if job else Dataset.open(store).manifest.config
     evaluate = _evaluate(arguments, store, config, taxonomy) if evaluates else None
     pipeline = beam.Pipeline(options=options)

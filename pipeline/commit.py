@@ -18,10 +18,10 @@ from pipeline.card import CARD_FILES, card_files
 from pipeline.compose import ComposedShard
 from pipeline.config import COMPOSE_VERSION, DatasetConfig, fingerprint
 from pipeline.errors import JobError
-from pipeline.manifest import MANIFEST, Manifest, library_versions, read_manifest
+from pipeline.manifest import MANIFEST, PREVIOUS_MANIFEST, Manifest, library_versions, read_manifest
 from pipeline.plan import check_complete
 from pipeline.records import ACCEPTED
-from pipeline.storage import WORK_FOLDER, FileDigest, Store
+from pipeline.storage import WORK_FOLDER, Store
 from transforms.taxonomy import Taxonomy
 
 DATA_FOLDERS = ("index", "layers", "parquet", "webdataset")
@@ -38,13 +38,13 @@ def build_manifest(
     """
     by_split: dict[str, list[ComposedShard]] = {split: [] for split in config.split}
     for shard in shards:
-        by_split[shard.output.split].append(shard)
+        by_split[shard.output.totals.split].append(shard)
     counts, images, rejections, samples = {}, {}, {}, {}
     for split, found in by_split.items():
         found.sort(key=lambda shard: shard.output.shard)
         if not found:
             raise JobError(f"{split}: no shard arrived. Run the same command again to go on")
-        first = found[0].output
+        totals = found[0].output.totals
         statuses: Counter[str] = Counter()
         selected: Counter[int] = Counter()
         for shard in found:
@@ -53,16 +53,16 @@ def build_manifest(
         check_complete(
             split,
             [shard.output.shard for shard in found],
-            first.counts.output,
+            totals.counts.output,
             statuses.total(),
-            first.listed,
+            totals.listed,
         )
         accepted = statuses.pop(ACCEPTED, 0)
-        counts[split] = first.counts
+        counts[split] = totals.counts
         images[split] = {
-            "listed": first.listed,
-            "outside_taxonomy": first.outside,
-            "other_files": first.other_files,
+            "listed": totals.listed,
+            "outside_taxonomy": totals.outside,
+            "other_files": totals.other_files,
             "accepted": accepted,
             "rejected": statuses.total(),
             "selected": selected.total(),
@@ -77,7 +77,7 @@ def build_manifest(
         fingerprint=fingerprint(
             config.fingerprint(),
             COMPOSE_VERSION,
-            sorted([s.output.split, s.output.shard, s.fingerprint] for s in shards),
+            sorted([s.output.totals.split, s.output.shard, s.fingerprint] for s in shards),
         ),
         libraries=library_versions(),
         shards=counts,
@@ -122,22 +122,56 @@ class Commit(beam.DoFn):
         if old is not None and _same_data(old, manifest) and self._in_place(old, moves):
             manifest = old
         else:
-            store.delete(MANIFEST)
-            for source, target in moves:
-                # A repeated Commit finds the file gone from staging.
-                if store.exists(source):
-                    store.move(source, target)
-            self._remove_obsolete(manifest)
+            self._check_complete(manifest, old, {target: source for source, target in moves})
+            self._put_in_place(manifest, moves)
             cards = [store.write(path, data) for path, data in card_files(manifest, self._taxonomy)]
-            manifest = dataclasses.replace(
-                manifest,
-                files=tuple(sorted((*manifest.files, *cards), key=lambda file: file.path)),
-            )
-            self._check_files(manifest.files)
+            files = sorted((*manifest.files, *cards), key=lambda file: file.path)
+            manifest = dataclasses.replace(manifest, files=tuple(files))
             store.write(MANIFEST, manifest.to_json())
+            store.delete(PREVIOUS_MANIFEST)
             Metrics.counter("in9", "commits").inc()
         store.delete_tree(STAGING)
+        store.remove_temporary()
         yield manifest.fingerprint
+
+    def _check_complete(
+        self, manifest: Manifest, old: Manifest | None, waiting: dict[str, str]
+    ) -> None:
+        """Makes sure, before anything is removed, that every file is there, and that none of
+        those in place has changed since it was committed.
+
+        Args:
+          waiting: final path to staged path; a repeated Commit finds some in place already.
+        """
+        known = {} if old is None else {file.path: file for file in old.files}
+        for file in manifest.files:
+            source = waiting.get(file.path)
+            if source is not None and self._store.exists(source):
+                continue
+            if self._store.size(file.path) != file.bytes:
+                raise JobError(
+                    f"{file.path} is missing or of another size. Run the same command again"
+                )
+            if source is None and file.path in known and known[file.path] != file:
+                raise JobError(
+                    f"{self._store.path(file.path)} has changed since it was committed. Remove it "
+                    "and run the same command again"
+                )
+
+    def _put_in_place(self, manifest: Manifest, moves: list[tuple[str, str]]) -> None:
+        """Moves what is staged, and removes what is of no use any more. The manifest steps
+        aside first: until the new one is there, the folder holds no valid dataset."""
+        store = self._store
+        if store.exists(MANIFEST):
+            store.move(MANIFEST, PREVIOUS_MANIFEST)
+        moves = [(source, target) for source, target in moves if store.exists(source)]
+        # A record must never stand beside files that are not its own.
+        for _, target in moves:
+            if target.endswith(".parquet") and target.startswith(("layers/", "index/")):
+                store.delete(target)
+        for source, target in moves:
+            store.move(source, target)
+        self._remove_obsolete(manifest)
 
     def _in_place(self, old: Manifest, moves: list[tuple[str, str]]) -> bool:
         """Whether nothing waits in staging, and every file is where it should be."""
@@ -152,11 +186,3 @@ class Commit(beam.DoFn):
                 if path not in wanted:
                     self._store.delete(path)
             self._store.prune(folder)
-
-    def _check_files(self, files: tuple[FileDigest, ...]) -> None:
-        for file in files:
-            if self._store.size(file.path) != file.bytes:
-                raise JobError(
-                    f"{file.path} is missing or of another size; "
-                    "run the same command again to make it"
-                )

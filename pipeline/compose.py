@@ -15,8 +15,9 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 
 from pipeline.config import ComposeConfig, SegmentConfig, fingerprint
+from pipeline.errors import JobError
 from pipeline.layer_files import layer_digest, read_background, read_layer
-from pipeline.plan import OutputShard, Plan, SourceFiles, load_plan
+from pipeline.plan import OutputShard, Plan, load_plan
 from pipeline.records import (
     ACCEPTED,
     BOX_TYPE,
@@ -26,12 +27,12 @@ from pipeline.records import (
     read_rows,
     write_table,
 )
-from pipeline.segment import cut_source
+from pipeline.segment import SourceFiles, cut_source, read_file
 from pipeline.shards import bucket_hash, index_file, parquet_file, webdataset_file
 from pipeline.sinks import ParquetSink, Sample, Sink, WebDatasetSink, sample_schema
-from pipeline.source import SourceImage
 from pipeline.storage import FileDigest
 from transforms.codec import encode_jpeg, encode_png
+from transforms.cutting import cut_background
 from transforms.filters import Reason
 from transforms.geometry import Pixels
 from transforms.layers import Layer
@@ -80,7 +81,8 @@ class ComposedShard:
 
 
 class LayerSource:
-    """Layers of planned images: from the tars, or cut again where those were dropped."""
+    """Layers of planned images: from the tars, or cut again where `--layers drop` has
+    removed those."""
 
     def __init__(self, staging: Staging, plan: Plan, config: SegmentConfig) -> None:
         self._store = staging.store
@@ -89,34 +91,42 @@ class LayerSource:
 
     def layer(self, row: dict[str, Any]) -> Layer:
         """The layer of a selected image, given its record row."""
-        place = int(self._plan.rows[self._plan.position[row["key"]]])
-        tar = self._plan.table["tar"][place].as_py()
-        if tar is not None:
-            return read_layer(self._store, tar, row)
-        return self._cut_again(place)
+        planned = self._planned(int(self._plan.rows[self._plan.position[row["key"]]]))
+        if planned["tar"] is not None:
+            return read_layer(self._store, planned["tar"], row)
+        image, annotation = _source_paths(planned)
+        layer = cut_source(image, annotation, self._config).layer
+        if layer is None or layer_digest(layer) != planned["layer_digest"]:
+            raise JobError(
+                f"{image} gives another layer than it did, after a change of the file or of a "
+                f"library. Remove {self._store.path('layers')} and run the same command again"
+            )
+        return layer
 
     def background(self, place: int) -> Pixels:
         """The tiled background of the image at a row of the plan's table."""
-        row = self._plan.table.slice(place, 1).to_pylist()[0]
-        if row["tar"] is not None:
-            return read_background(self._store, row["tar"], row["offset"], row["length"])
-        return self._cut_again(place).only_bg_t
-
-    def _cut_again(self, place: int) -> Layer:
-        row = self._plan.table.slice(place, 1).to_pylist()[0]
-        annotation = row["annotation"]
-        image = SourceImage(
-            key=row["key"],
-            path=os.fsdecode(row["source"]),
-            name=row["key"],
-            wnid=row["wnid"],
-            label=row["label"],
-            annotation=None if annotation is None else os.fsdecode(annotation),
+        planned = self._planned(place)
+        if planned["tar"] is not None:
+            return read_background(
+                self._store, planned["tar"], planned["offset"], planned["length"]
+            )
+        image, annotation = _source_paths(planned)
+        return cut_background(
+            read_file(image),
+            read_file(annotation),
+            resize=self._config.resize,
+            crop=self._config.image_size,
+            interpolation=self._config.interpolation,
         )
-        layer = cut_source(image, self._config).layer
-        if layer is None or layer_digest(layer) != row["layer_digest"]:
-            raise OSError(f"{image.path} changed while the job ran")
-        return layer
+
+    def _planned(self, place: int) -> dict[str, Any]:
+        row: dict[str, Any] = self._plan.table.slice(place, 1).to_pylist()[0]
+        return row
+
+
+def _source_paths(planned: dict[str, Any]) -> tuple[str, str]:
+    """Paths of an accepted image and of its annotation."""
+    return os.fsdecode(planned["source"]), os.fsdecode(planned["annotation"])
 
 
 class ComposeShard(beam.DoFn):
@@ -143,7 +153,7 @@ class ComposeShard(beam.DoFn):
         rows = _source_rows(self._staging, output.sources)
         backgrounds = self._plan_rows(plan, rows)
         checksum = self._fingerprint(output, plan, rows, backgrounds)
-        index = index_file(output.split, output.shard, output.counts.output)
+        index = index_file(output.totals.split, output.shard, output.totals.counts.output)
         found = self._staging.find(index, checksum)
         if found is None:
             files = self._write_variants(output, plan, rows, backgrounds)
@@ -199,7 +209,7 @@ class ComposeShard(beam.DoFn):
         ]
         return fingerprint(
             self._config.fingerprint(),
-            [output.shard, output.counts.output],
+            [output.shard, output.totals.counts.output],
             [source.fingerprint for source in output.sources],
             drawn,
         )
@@ -236,7 +246,9 @@ class ComposeShard(beam.DoFn):
         store = self._staging.store
         sinks: list[Sink] = []
         if "parquet" in self._config.formats:
-            path = parquet_file(variant, output.split, output.shard, output.counts.output)
+            path = parquet_file(
+                variant, output.totals.split, output.shard, output.totals.counts.output
+            )
             schema = sample_schema(self._taxonomy.names)
             sinks.append(
                 stack.enter_context(
@@ -244,7 +256,7 @@ class ComposeShard(beam.DoFn):
                 )
             )
         if "webdataset" in self._config.formats:
-            path = webdataset_file(variant, output.split, output.shard)
+            path = webdataset_file(variant, output.totals.split, output.shard)
             sinks.append(
                 stack.enter_context(WebDatasetSink.open(store, self._staging.staged(path), path))
             )
@@ -296,11 +308,14 @@ class ComposeShard(beam.DoFn):
         moves: list[tuple[str, str]] = []
         files: list[FileDigest] = []
         for source in output.sources:
-            record = source.files[-1].path
-            tars = [file.path for file in source.files[:-1]]
+            *tars, record = (file.path for file in source.digests)
             moves += [(source.tar, tar) for tar in tars if source.tar is not None]
             moves.append((source.record, record))
-            files += source.files
+            files += source.digests
+        selected = Counter(row["label"] for row in rows if row["selected"])
+        for file in found.files:
+            if file.samples != selected.total():
+                raise JobError(f"{file.path}: {file.samples} of {selected.total()} samples")
         moves += [(found.where[file.path], file.path) for file in found.files]
         moves.append((found.record, index))
         files += [*found.files, self._staging.digest_of(found.record, index, len(rows))]
@@ -310,7 +325,7 @@ class ComposeShard(beam.DoFn):
             moves=tuple(moves),
             files=tuple(files),
             statuses=dict(Counter(row["status"] for row in rows)),
-            selected=dict(Counter(row["label"] for row in rows if row["selected"])),
+            selected=dict(selected),
         )
 
 

@@ -31,6 +31,7 @@ from pipeline.records import ShardFiles, read_about, write_table
 from pipeline.results import (
     PREDICTION_SCHEMA,
     accuracy_rows,
+    all_summaries,
     gap_rows,
     predictions_file,
     read_predictions,
@@ -119,19 +120,19 @@ class Predict(beam.DoFn):
                 torch.cuda.empty_cache()
 
     def _folder(self, model: str) -> str:
-        return result_folder(model, dataclasses.asdict(self._evaluation.predict))
+        return result_folder(model, _how(self._evaluation))
 
     def _check_weights(self, model: LoadedModel) -> None:
-        path = summary_file(self._folder(model.name))
-        if self._evaluation.accept_new_weights or not self._evaluation.store.exists(path):
+        if self._evaluation.accept_new_weights:
             return
-        known = json.loads(self._evaluation.store.read(path))["weights_sha256"]
-        if known != model.weights_sha256:
-            raise JobError(
-                f"the weights of {model.name} have changed since its results were made "
-                f"(sha256 {known[:12]}, now {model.weights_sha256[:12]}); "
-                "add --accept_new_weights to evaluate the new ones"
-            )
+        for summary in all_summaries(self._evaluation.store):
+            known = summary["weights_sha256"]
+            if summary["model"] == model.name and known != model.weights_sha256:
+                raise JobError(
+                    f"the weights of {model.name} have changed since its results were made "
+                    f"(sha256 {known[:12]}, now {model.weights_sha256[:12]}); "
+                    "add --accept_new_weights to evaluate the new ones"
+                )
 
     def _predict(
         self, dataset: Dataset, model: LoadedModel, predictor: Predictor, shard: int
@@ -167,6 +168,11 @@ class Predict(beam.DoFn):
         write_table(evaluation.store, path, table, ShardFiles(checksum, ()))
         Metrics.counter("in9", "prediction_shards_made").inc()
         return path
+
+
+def _how(evaluation: Evaluation) -> dict[str, Any]:
+    """How models are run, by flag name."""
+    return {"split": evaluation.split, **dataclasses.asdict(evaluation.predict)}
 
 
 def _prediction_table(
@@ -211,8 +217,7 @@ def model_identity(model: LoadedModel, evaluation: Evaluation, dataset: Dataset)
         "preprocessing": preprocessing,
         "num_outputs": model.num_outputs,
         "evaluation": {
-            "split": evaluation.split,
-            **dataclasses.asdict(evaluation.predict),
+            **_how(evaluation),
             "input_size": model.preprocessing.input_size if fixed else stored,
         },
     }
@@ -245,7 +250,12 @@ class Summarise(beam.DoFn):
             data = (json.dumps(summary, indent=1, sort_keys=True) + "\n").encode()
             folder = result_folder(summary["model"], summary["evaluation"])
             store.update(summary_file(folder), data)
+            current = {shard.path for shard in shards}
+            for path in list(store.walk(f"results/{folder}/predictions")):
+                if path not in current:
+                    store.delete(path)
         write_tables(store, dataset.manifest.fingerprint)
+        store.remove_temporary()
         yield dataset.manifest.fingerprint
 
     def _summary(self, dataset: Dataset, shards: list[EvaluatedShard]) -> dict[str, Any]:

@@ -80,7 +80,15 @@ class ListSplit(beam.DoFn):
 
     def process(self, split: str) -> Iterator[SourceShard]:
         layout = find_layout(self._job.source, self._job.annotations, split)
-        listing = list_images(layout, self._taxonomy, self._job.config.limit)
+        try:
+            listing = list_images(layout, self._taxonomy, self._job.config.limit)
+        except PermissionError as error:
+            raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
+        if not any(image.annotation for image in listing.images) and listing.images:
+            raise UsageError(
+                f"no image in {layout.images} has an annotation in {layout.annotations}; "
+                "name the folder of the .xml files with --annotations"
+            )
         if not listing.images:
             raise UsageError(
                 f"no image of an ImageNet-9 class in {layout.images}: "
@@ -138,4 +146,4 @@ class Generate(beam.PTransform):
 
 
 def _split_of(shard: SegmentedShard) -> str:
-    return shard.source.split
+    return shard.totals.split

@@ -10,7 +10,7 @@ from importlib import resources
 from pipeline.config import DatasetConfig
 from pipeline.errors import UsageError
 from pipeline.generate import Job
-from pipeline.manifest import Manifest, read_manifest
+from pipeline.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
 from pipeline.source import find_layout
 from pipeline.storage import WORK_FOLDER, Store
 from transforms.variants import VARIANTS, select_variants
@@ -39,7 +39,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
         raise UsageError(
             f"--output {store.root} lies inside --input {source}; choose another folder"
         )
-    manifest = read_manifest(store)
+    manifest = read_manifest(store) or read_manifest(store, PREVIOUS_MANIFEST)
     _check_output(store, manifest)
     if manifest is not None and not arguments.overwrite:
         _check_input(arguments.input, store)

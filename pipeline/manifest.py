@@ -10,9 +10,12 @@ from typing import Any
 from pipeline.config import COMPOSE_VERSION, SEGMENT_VERSION, DatasetConfig
 from pipeline.errors import UsageError
 from pipeline.shards import ShardCounts
-from pipeline.storage import FileDigest, Store
+from pipeline.storage import WORK_FOLDER, FileDigest, Store
 
 MANIFEST = "manifest.json"
+PREVIOUS_MANIFEST = f"{WORK_FOLDER}/manifest.previous.json"
+"""Where the manifest waits while Commit puts files in place: if it is killed, the next run
+still knows the numbers of shards and the configuration."""
 FORMAT = "imagenet9-dataset"
 FORMAT_VERSION = 1
 
@@ -91,15 +94,19 @@ def library_versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in _LIBRARIES}
 
 
-def read_manifest(store: Store) -> Manifest | None:
+def read_manifest(store: Store, path: str = MANIFEST) -> Manifest | None:
     """The manifest of a dataset folder, None if there is none.
+
+    Args:
+      store: the dataset folder.
+      path: `MANIFEST`, or `PREVIOUS_MANIFEST`.
 
     Raises:
       UsageError: there is a file of that name that is no manifest of this release.
     """
-    if not store.exists(MANIFEST):
+    if not store.exists(path):
         return None
     try:
-        return Manifest.from_json(store.read(MANIFEST))
+        return Manifest.from_json(store.read(path))
     except ValueError as error:
-        raise UsageError(f"{store.path(MANIFEST)} cannot be used: {error}") from error
+        raise UsageError(f"{store.path(path)} cannot be used: {error}") from error

@@ -51,7 +51,7 @@ class Preprocessing:
       input_size: side in pixels that the weights were trained for.
       fixed_size: whether the architecture takes no other size.
       mean, std: of RGB values in [0, 1].
-      interpolation, crop_pct: of the model's own preprocessing.
+      interpolation, crop_pct, crop_mode: of the model's own preprocessing.
     """
 
     input_size: int
@@ -60,6 +60,7 @@ class Preprocessing:
     std: tuple[float, ...]
     interpolation: str
     crop_pct: float
+    crop_mode: str
 
 
 @dataclasses.dataclass(eq=False)
@@ -229,6 +230,7 @@ def _loaded(
             std=IN9_STD if nine_way else tuple(config["std"]),
             interpolation=str(config["interpolation"]),
             crop_pct=float(config["crop_pct"]),
+            crop_mode=str(config["crop_mode"]),
         ),
         num_outputs=num_outputs,
     )

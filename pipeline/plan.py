@@ -20,24 +20,12 @@ from numpy.typing import NDArray
 from pipeline.config import ComposeConfig
 from pipeline.errors import JobError
 from pipeline.records import Staging
-from pipeline.segment import SegmentedShard
-from pipeline.shards import ShardCounts
-from pipeline.storage import FileDigest, Store
+from pipeline.segment import SegmentedShard, SourceFiles
+from pipeline.source import SplitTotals
+from pipeline.storage import Store
 from transforms.pairing import NO_PARTNER, Pool, pair
 from transforms.selection import has_partners, select
 from transforms.variants import VARIANTS
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceFiles:
-    """A source shard as Compose and Commit need it: `SegmentedShard` without its images."""
-
-    shard: int
-    fingerprint: str
-    rows: int
-    record: str
-    tar: str | None
-    files: tuple[FileDigest, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,20 +33,14 @@ class OutputShard:
     """The unit of composing.
 
     Attributes:
-      split: its name.
+      totals: of its split.
       shard: its number.
-      counts: numbers of shards of the split.
-      listed, outside, other_files: of the whole split.
       plan, plan_digest: relative path and SHA-256 of the split's plan.
       sources: the source shards that it is made of.
     """
 
-    split: str
+    totals: SplitTotals
     shard: int
-    counts: ShardCounts
-    listed: int
-    outside: int
-    other_files: int
     plan: str
     plan_digest: str
     sources: tuple[SourceFiles, ...]
@@ -179,42 +161,33 @@ class PlanSplit(beam.DoFn):
 
     def process(self, element: tuple[str, Iterable[SegmentedShard]]) -> Iterator[OutputShard]:
         split, segmented = element
-        shards = sorted(segmented, key=lambda shard: shard.source.shard)
-        first = shards[0].source
+        shards = sorted(segmented, key=lambda shard: shard.files.shard)
+        totals = shards[0].totals
         check_complete(
             split,
-            [s.source.shard for s in shards],
-            first.counts.source,
-            sum(s.rows for s in shards),
-            first.listed,
+            [shard.files.shard for shard in shards],
+            totals.counts.source,
+            sum(shard.files.rows for shard in shards),
+            totals.listed,
         )
         plan = self._staging.staged(f"plan/{split}.parquet")
         with self._staging.store.create(plan) as file:
             pq.write_table(self._table(shards), file, compression="zstd")
-        files = {
-            s.source.shard: SourceFiles(
-                s.source.shard, s.fingerprint, s.rows, s.record, s.tar, s.files
-            )
-            for s in shards
-        }
-        for output in range(first.counts.output):
+        files = {shard.files.shard: shard.files for shard in shards}
+        for output in range(totals.counts.output):
             yield OutputShard(
-                split=split,
+                totals=totals,
                 shard=output,
-                counts=first.counts,
-                listed=first.listed,
-                outside=first.outside,
-                other_files=first.other_files,
                 plan=plan,
                 plan_digest=file.sha256,
-                sources=tuple(files[source] for source in first.counts.sources_of(output)),
+                sources=tuple(files[source] for source in totals.counts.sources_of(output)),
             )
 
     def _table(self, shards: list[SegmentedShard]) -> pa.Table:
         tables = []
         for shard in shards:
             table = pa.ipc.open_stream(shard.candidates).read_all()
-            tar = pa.array([shard.tar] * len(table), pa.string()).dictionary_encode()
+            tar = pa.array([shard.files.tar] * len(table), pa.string()).dictionary_encode()
             tables.append(table.append_column("tar", tar))
         table = pa.concat_tables(tables).unify_dictionaries().sort_by("key").combine_chunks()
         labels = table["label"].to_numpy().astype(np.int64)

@@ -73,6 +73,7 @@ class Predictor:
                 input_size=(3, model.preprocessing.input_size, model.preprocessing.input_size),
                 interpolation=model.preprocessing.interpolation,
                 crop_pct=model.preprocessing.crop_pct,
+                crop_mode=model.preprocessing.crop_mode,
                 is_training=False,
                 use_prefetcher=True,
             )

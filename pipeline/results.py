@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.storage import Store
@@ -87,11 +88,11 @@ def result_folder(model: str, predict: Mapping[str, Any]) -> str:
 
     Args:
       model: its name.
-      predict: how it is run; what is not the default `eval_input` and `precision` becomes a
-        suffix, so that such results stand beside the others.
+      predict: how it is run; what is not the default `split`, `eval_input` and `precision`
+        becomes a suffix, so that such results stand beside the others.
     """
-    chosen = (predict["eval_input"], predict["precision"])
-    suffix = "".join(f"+{name}" for name in chosen if name not in ("stored", "fp32"))
+    chosen = (predict["split"], predict["eval_input"], predict["precision"])
+    suffix = "".join(f"+{name}" for name in chosen if name not in ("val", "stored", "fp32"))
     return _safe_name(model) + suffix
 
 
@@ -112,37 +113,38 @@ def summary_file(folder: str) -> str:
     return f"results/{folder}/summary.json"
 
 
-def read_predictions(store: Store, paths: Iterable[str]) -> dict[str, Any]:
-    """Predictions of one model on all shards, as arrays by column.
+def read_predictions(store: Store, paths: Iterable[str]) -> pa.Table:
+    """Predictions of one model on all shards: what accuracies and gaps need of them.
 
     Returns:
-      `label_rule`, `variant`, `fg_key` (object), `label` (int64), `correct` (bool).
+      Columns `label_rule`, `variant`, `fg_key`, `label` and `correct`.
     """
     columns = ["label_rule", "variant", "fg_key", "label", "correct"]
     tables = [pq.read_table(store.path(path), columns=columns) for path in paths]
-    table = pa.concat_tables(tables).unify_dictionaries()
-    arrays = {}
-    for name in columns:
-        column = table[name]
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(pa.string())
-        arrays[name] = np.asarray(column.to_pylist(), object if name == "fg_key" else None)
-    return arrays
+    return pa.concat_tables(tables).unify_dictionaries()
 
 
 def accuracy_rows(
-    predictions: dict[str, Any], rules: Iterable[str], variants: Iterable[str]
+    predictions: pa.Table, rules: Iterable[str], variants: Iterable[str]
 ) -> list[dict[str, Any]]:
-    """One row for each label rule and variant: n, correct, accuracy, interval, class mean."""
+    """One row for each label rule and variant: n, correct, accuracy, interval, class mean.
+
+    Without predictions, accuracies are None.
+    """
+    counts = predictions.group_by(["label_rule", "variant", "label"]).aggregate(
+        [("correct", "count"), ("correct", "sum")]
+    )
+    by_class: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for row in counts.sort_by("label").to_pylist():
+        of_row = by_class.setdefault((row["label_rule"], row["variant"]), [])
+        of_row.append((row["correct_sum"], row["correct_count"]))
     rows = []
     for rule in rules:
         for variant in variants:
-            of_row = (predictions["label_rule"] == rule) & (predictions["variant"] == variant)
-            correct = predictions["correct"][of_row].astype(np.float64)
-            labels = predictions["label"][of_row].astype(np.int64)
-            n, hits = len(correct), int(correct.sum())
+            classes = by_class.get((rule, variant), [])
+            hits, n = sum(c for c, _ in classes), sum(m for _, m in classes)
             low, high = wilson(hits, n)
-            classes = np.unique(labels)
+            means = [c / m for c, m in classes]
             rows.append(
                 {
                     "label_rule": rule,
@@ -152,32 +154,28 @@ def accuracy_rows(
                     "accuracy": hits / n if n else None,
                     "ci_low": low,
                     "ci_high": high,
-                    "class_mean_accuracy": float(
-                        np.mean([correct[labels == label].mean() for label in classes])
-                    )
-                    if n
-                    else None,
+                    "class_mean_accuracy": sum(means) / len(means) if n else None,
                 }
             )
     return rows
 
 
-def gap_rows(predictions: dict[str, Any], rules: Iterable[str]) -> list[dict[str, Any]]:
+def gap_rows(predictions: pa.Table, rules: Iterable[str]) -> list[dict[str, Any]]:
     """BG-Gap by label rule; no rows if one of its two variants is missing or empty."""
     rows = []
     for rule in rules:
-        correct = {}
-        for variant in ("mixed_same", "mixed_rand"):
-            of_row = (predictions["label_rule"] == rule) & (predictions["variant"] == variant)
-            keys = predictions["fg_key"][of_row]
-            order = np.argsort(keys, kind="stable")
-            correct[variant] = (keys[order], predictions["correct"][of_row][order])
-        (keys, same), (other_keys, rand) = correct["mixed_same"], correct["mixed_rand"]
-        if not len(keys) or not len(other_keys):
+        of_rule = predictions.filter(pc.equal(predictions["label_rule"], rule))
+        same, rand = (
+            of_rule.filter(pc.equal(of_rule["variant"], variant)).sort_by("fg_key")
+            for variant in ("mixed_same", "mixed_rand")
+        )
+        if not len(same) or not len(rand):
             continue
-        if list(keys) != list(other_keys):
+        keys = same["fg_key"].to_pylist()
+        if keys != rand["fg_key"].to_pylist():
             raise ValueError("mixed_same and mixed_rand hold different foregrounds")
-        gap, low, high = paired_bootstrap(same, rand, list(keys), resamples=RESAMPLES)
+        first, second = (np.asarray(table["correct"].to_pylist()) for table in (same, rand))
+        gap, low, high = paired_bootstrap(first, second, keys, resamples=RESAMPLES)
         rows.append(
             {
                 "label_rule": rule,
@@ -185,11 +183,20 @@ def gap_rows(predictions: dict[str, Any], rules: Iterable[str]) -> list[dict[str
                 "ci_low": low,
                 "ci_high": high,
                 "n": len(keys),
-                "mixed_same": float(same.mean()),
-                "mixed_rand": float(rand.mean()),
+                "mixed_same": float(first.mean()),
+                "mixed_rand": float(second.mean()),
             }
         )
     return rows
+
+
+def all_summaries(store: Store) -> list[dict[str, Any]]:
+    """Summaries of all evaluated models, of whatever dataset, in order of their folder."""
+    return [
+        json.loads(store.read(path))
+        for path in store.walk("results")
+        if path.count("/") == 2 and path.endswith("/summary.json")
+    ]
 
 
 def read_summaries(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list[str]]:
@@ -202,16 +209,9 @@ def read_summaries(store: Store, dataset: str) -> tuple[list[dict[str, Any]], li
     Returns:
       (summaries made on this dataset, names of models whose summary is of an earlier one).
     """
-    current, stale = [], []
-    for path in store.walk("results"):
-        if path.count("/") != 2 or not path.endswith("/summary.json"):
-            continue
-        summary = json.loads(store.read(path))
-        if summary["dataset"] == dataset:
-            current.append(summary)
-        else:
-            stale.append(summary["model"])
-    return current, stale
+    summaries = all_summaries(store)
+    current = [summary for summary in summaries if summary["dataset"] == dataset]
+    return current, [s["model"] for s in summaries if s["dataset"] != dataset]
 
 
 def write_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list[str]]:

@@ -26,11 +26,12 @@ from pipeline.records import (
     RECORD_SCHEMA,
     ShardFiles,
     Staging,
+    read_about,
     read_rows,
     write_table,
 )
 from pipeline.shards import ShardCounts, bucket_hash, layer_record, layer_tar
-from pipeline.source import SourceImage, SourceShard
+from pipeline.source import SourceImage, SourceShard, SplitTotals
 from pipeline.storage import FileDigest, HashingFile
 from pipeline.tar import TarWriter
 from transforms.cutting import Cut, cut_image
@@ -55,45 +56,59 @@ layers, and, only where `--layers drop` has removed those, the files to cut it f
 
 
 @dataclasses.dataclass(frozen=True)
-class SegmentedShard:
-    """A source shard that is up to date.
+class SourceFiles:
+    """The files of a source shard.
 
     Attributes:
-      source: the shard, as listed.
+      shard: its number.
       fingerprint: of everything that went into it.
       rows: in its record.
       record: where its record lies now.
       tar: where its layers lie now, None if it has none.
-      files: digests of record and layers, under their final paths.
-      candidates: Arrow IPC stream of its accepted images, `CANDIDATE_SCHEMA`.
+      digests: of the layers, if any, and of the record, last; under their final paths.
     """
 
-    source: SourceShard
+    shard: int
     fingerprint: str
     rows: int
     record: str
     tar: str | None
-    files: tuple[FileDigest, ...]
+    digests: tuple[FileDigest, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentedShard:
+    """A source shard that is up to date, without its images.
+
+    Attributes:
+      totals: of its split.
+      files: the shard's files.
+      candidates: Arrow IPC stream of its accepted images, `CANDIDATE_SCHEMA`.
+    """
+
+    totals: SplitTotals
+    files: SourceFiles
     candidates: bytes
 
 
-def cut_source(image: SourceImage, config: SegmentConfig) -> Cut:
-    """Reads and cuts a source image. Only I/O raises (OSError)."""
-    with open(image.path, "rb") as file:
-        data = file.read()
-    annotation = None
-    if image.annotation is not None:
-        with open(image.annotation, "rb") as file:
-            annotation = file.read()
+def cut_source(image: str, annotation: str | None, config: SegmentConfig) -> Cut:
+    """Reads and cuts a source image, given the paths of image and annotation. Only I/O
+    raises (OSError)."""
     return cut_image(
-        data,
-        annotation,
+        read_file(image),
+        None if annotation is None else read_file(annotation),
         segment=SEGMENTERS[config.segmenter].segment,
         seed=config.grabcut_seed,
         resize=config.resize,
         crop=config.image_size,
         interpolation=config.interpolation,
     )
+
+
+def read_file(path: str) -> bytes:
+    """A source file's bytes. Raises OSError."""
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _printable(text: str) -> str:
@@ -128,17 +143,20 @@ class PreviousLayers:
         row = self._records[shard].get((key, source_digest))
         if row is None or row["status"] != ACCEPTED:
             return None if row is None else (row, {})
-        tar = layer_tar(self._split, shard)
-        if not self._staging.store.exists(tar):
-            return None
-        return row, read_parts(self._staging.store, tar, row)
+        return row, read_parts(self._staging.store, layer_tar(self._split, shard), row)
 
     def _read(self, shard: int) -> dict[tuple[str, str], dict[str, Any]]:
-        record = layer_record(self._split, shard)
-        if not self._staging.store.exists(record):
+        """Rows of a record whose files are all there. Whether a key is a duplicate depends
+        on the other images, so such rows say nothing."""
+        store, record = self._staging.store, layer_record(self._split, shard)
+        about = read_about(store, record)
+        if about is None or any(store.size(file.path) != file.bytes for file in about.files):
             return {}
-        rows = read_rows(self._staging.store, record)
-        return {(row["key"], row["source_digest"]): row for row in rows}
+        return {
+            (row["key"], row["source_digest"]): row
+            for row in read_rows(store, record)
+            if row["status"] != Reason.DUPLICATE_KEY
+        }
 
 
 class SegmentShard(beam.DoFn):
@@ -169,7 +187,8 @@ class SegmentShard(beam.DoFn):
 
     def process(self, shard: SourceShard) -> Iterator[SegmentedShard]:
         digests, checksum = self._fingerprint(shard)
-        record = layer_record(shard.split, shard.shard)
+        split = shard.totals.split
+        record = layer_record(split, shard.shard)
         found = self._staging.find(record, checksum, need_files=self._layers == "keep")
         if found is None:
             self._make(shard, digests, checksum)
@@ -180,20 +199,24 @@ class SegmentShard(beam.DoFn):
         else:
             Metrics.counter("in9", "source_shards_kept").inc()
         rows = read_rows(self._staging.store, found.record)
-        tar = layer_tar(shard.split, shard.shard)
+        tar = layer_tar(split, shard.shard)
+        own = self._staging.digest_of(found.record, record, len(rows))
         yield SegmentedShard(
-            source=shard,
-            fingerprint=checksum,
-            rows=len(rows),
-            record=found.record,
-            tar=found.where.get(tar),
-            files=(*found.files, self._staging.digest_of(found.record, record, len(rows))),
+            totals=shard.totals,
+            files=SourceFiles(
+                shard=shard.shard,
+                fingerprint=checksum,
+                rows=len(rows),
+                record=found.record,
+                tar=found.where.get(tar),
+                digests=(*found.files, own),
+            ),
             candidates=_candidates(rows, {} if tar in found.where else _sources(shard)),
         )
 
     def _fingerprint(self, shard: SourceShard) -> tuple[list[str], str]:
         """Digest of each image's inputs, and the fingerprint of the shard."""
-        checksums = Checksums(self._staging.store, f"{shard.split}-{shard.shard:05d}")
+        checksums = Checksums(self._staging.store, f"{shard.totals.split}-{shard.shard:05d}")
         configuration = self._config.fingerprint()
         digests = [
             fingerprint(
@@ -210,10 +233,11 @@ class SegmentShard(beam.DoFn):
         return digests, fingerprint(configuration, digests)
 
     def _make(self, shard: SourceShard, digests: list[str], checksum: str) -> None:
+        split = shard.totals.split
         previous = PreviousLayers(
-            self._staging, shard.split, self._previous.get(shard.split, shard.counts)
+            self._staging, split, self._previous.get(split, shard.totals.counts)
         )
-        tar_path = layer_tar(shard.split, shard.shard)
+        tar_path = layer_tar(split, shard.shard)
         rows, files = [], []
         with contextlib.ExitStack() as stack:
             tar: TarWriter | None = None
@@ -237,7 +261,7 @@ class SegmentShard(beam.DoFn):
         rows.sort(key=lambda row: (bucket_hash(row["key"]), row["key"], row["path"]))
         write_table(
             self._staging.store,
-            self._staging.staged(layer_record(shard.split, shard.shard)),
+            self._staging.staged(layer_record(split, shard.shard)),
             pa.Table.from_pylist(rows, RECORD_SCHEMA),
             ShardFiles(checksum, tuple(files)),
         )
@@ -259,12 +283,17 @@ class SegmentShard(beam.DoFn):
         if duplicate:
             detail = "another image of the same key has a lower path"
             return {**row, "status": str(Reason.DUPLICATE_KEY), "detail": detail}, {}
+        if not image.wnid:
+            missing = image.annotation is None
+            reason = Reason.MISSING_ANNOTATION if missing else Reason.UNREADABLE_ANNOTATION
+            detail = "nothing tells its class: no folder, and no annotation that names one"
+            return {**row, "status": str(reason), "detail": detail}, {}
         kept = previous.find(image.key, digest)
         if kept is not None:
             Metrics.counter("in9", "images_kept").inc()
             return kept
         Metrics.counter("in9", "images_segmented").inc()
-        cut = cut_source(image, self._config)
+        cut = cut_source(image.path, image.annotation, self._config)
         row |= {
             "status": ACCEPTED if cut.reason is None else str(cut.reason),
             "detail": _printable(cut.detail) or None,

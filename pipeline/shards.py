@@ -35,8 +35,10 @@ class ShardCounts:
           images_per_shard: wanted in an output shard, about.
         """
         output = max(1, min(round(images / images_per_shard), MAX_SOURCE_SHARDS))
-        wanted = min(images / IMAGES_PER_SOURCE_SHARD, MAX_SOURCE_SHARDS)
-        return cls(source=output * max(1, int(wanted / output + 0.5)), output=output)
+        multiple = round(images / IMAGES_PER_SOURCE_SHARD / output)
+        return cls(
+            source=output * max(1, min(multiple, MAX_SOURCE_SHARDS // output)), output=output
+        )
 
     def source_shard(self, key: str) -> int:
         """Source shard of a key."""

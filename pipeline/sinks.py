@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from pipeline.storage import FileDigest, HashingFile, Store
 from pipeline.tar import TarWriter
 
-ROW_GROUP_SAMPLES = 128
-"""Samples that a Parquet sink holds before it writes them: some 4 MB."""
+ROW_GROUP_BYTES = 4 << 20
+"""Bytes of pictures that a Parquet sink holds before it writes them as a row group."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Sink(Protocol):
 
 
 class ParquetSink:
-    """Rows in groups of `ROW_GROUP_SAMPLES`; an empty shard is an empty file."""
+    """Rows in groups of about `ROW_GROUP_BYTES`; an empty shard is an empty file."""
 
     def __init__(self, file: HashingFile, schema: pa.Schema, path: str) -> None:
         self._file = file
@@ -111,6 +111,7 @@ class ParquetSink:
             write_statistics=columns,
         )
         self._rows: list[dict[str, Any]] = []
+        self._held = 0
         self._samples = 0
 
     @classmethod
@@ -119,21 +120,26 @@ class ParquetSink:
         """Opens a sink that writes to `staged`, and calls the file `path` in its digest."""
         with store.create(staged) as file:
             sink = cls(file, schema, path)
-            yield sink
-            sink._write()
-            sink._writer.close()
+            try:
+                yield sink
+                sink._write()
+            finally:
+                # Also after an error: a writer left open would write to the closed file.
+                sink._writer.close()
 
     def add(self, sample: Sample) -> None:
         image = {"bytes": sample.image, "path": f"{sample.key}.{sample.suffix}"}
         self._rows.append({"key": sample.key, "image": image, **sample.fields})
         self._samples += 1
-        if len(self._rows) == ROW_GROUP_SAMPLES:
+        self._held += len(sample.image)
+        if self._held >= ROW_GROUP_BYTES:
             self._write()
 
     def _write(self) -> None:
         if self._rows:
             self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
             self._rows.clear()
+            self._held = 0
 
     def digest(self) -> FileDigest | None:
         return FileDigest(self._path, self._file.size, self._file.sha256, self._samples)

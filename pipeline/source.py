@@ -21,6 +21,8 @@ from transforms.annotations import AnnotationError, parse_annotation
 from transforms.selection import lowest_hashes
 from transforms.taxonomy import OUTSIDE, Taxonomy
 
+ANY_FOLDER = "/"
+"""Stands for any folder in the index of annotations; no folder can be called so."""
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 _IMAGE_TREES = ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC", "CLS-LOC")
 _ANNOTATION_TREES = (
@@ -86,24 +88,35 @@ class Listing:
 
 
 @dataclasses.dataclass(frozen=True)
-class SourceShard:
-    """The unit of work: a hash bucket of source images.
+class SplitTotals:
+    """What the whole of a split holds. It travels with every shard, so that nothing that
+    gets lost on the way goes unnoticed.
 
     Attributes:
       split: its name.
-      shard: number of the bucket.
-      counts: numbers of shards of the split.
-      listed, outside, other_files: of the whole split, so that nothing that gets lost on
-        the way goes unnoticed.
-      images: in order of (key, name): of equal keys, the lowest path comes first.
+      counts: its numbers of shards.
+      listed, outside, other_files: of its `Listing`; `listed` counts the images.
     """
 
     split: str
-    shard: int
     counts: ShardCounts
     listed: int
     outside: int
     other_files: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceShard:
+    """The unit of work: a hash bucket of source images.
+
+    Attributes:
+      totals: of its split.
+      shard: number of the bucket.
+      images: in order of (key, name): of equal keys, the lowest path comes first.
+    """
+
+    totals: SplitTotals
+    shard: int
     images: tuple[SourceImage, ...]
 
 
@@ -199,10 +212,7 @@ def list_images(layout: Layout, taxonomy: Taxonomy, limit: int | None = None) ->
     Raises:
       OSError: a folder cannot be read, or an annotation that must tell the class cannot.
     """
-    annotations = {
-        (folder, name[: -len(".xml")]): os.path.join(layout.annotations, folder, name)
-        for folder, name in _files(layout.annotations, (".xml",))
-    }
+    annotations = _index_annotations(layout)
     images = []
     counts: Counter[str] = Counter()
     for folder, file in _files(layout.images, IMAGE_SUFFIXES):
@@ -210,7 +220,7 @@ def list_images(layout: Layout, taxonomy: Taxonomy, limit: int | None = None) ->
             counts["other"] += 1
             continue
         key = file[: file.rindex(".")]
-        annotation = annotations.get((folder, key), annotations.get(("", key)))
+        annotation = annotations.get((folder, key), annotations.get((ANY_FOLDER, key)))
         wnid = folder or _annotated_wnid(annotation)
         label = taxonomy.label_of(wnid)
         if label == OUTSIDE and wnid:
@@ -225,6 +235,22 @@ def list_images(layout: Layout, taxonomy: Taxonomy, limit: int | None = None) ->
         images = [image for image, keep in zip(images, kept, strict=True) if keep]
     images.sort(key=lambda image: image.name)
     return Listing(tuple(images), outside=counts["outside"], other_files=counts["other"])
+
+
+def _index_annotations(layout: Layout) -> dict[tuple[str, str], str]:
+    """Path of each annotation by (folder, key), and by (`ANY_FOLDER`, key): one that lies in
+    no folder, or the only one of its key."""
+    found: dict[tuple[str, str], str] = {}
+    by_key: dict[str, list[str]] = {}
+    for folder, name in _files(layout.annotations, (".xml",)):
+        key = name[: -len(".xml")]
+        path = os.path.join(layout.annotations, folder, name)
+        found[folder, key] = path
+        by_key.setdefault(key, []).append(path)
+    for key, paths in by_key.items():
+        if ("", key) in found or len(paths) == 1:
+            found[ANY_FOLDER, key] = found.get(("", key), paths[0])
+    return found
 
 
 def _annotated_wnid(annotation: str | None) -> str:
@@ -244,14 +270,17 @@ def make_shards(split: str, listing: Listing, counts: ShardCounts) -> list[Sourc
     buckets: list[list[SourceImage]] = [[] for _ in range(counts.source)]
     for image in listing.images:
         buckets[counts.source_shard(image.key)].append(image)
+    totals = SplitTotals(
+        split=split,
+        counts=counts,
+        listed=len(listing.images),
+        outside=listing.outside,
+        other_files=listing.other_files,
+    )
     return [
         SourceShard(
-            split=split,
+            totals=totals,
             shard=shard,
-            counts=counts,
-            listed=len(listing.images),
-            outside=listing.outside,
-            other_files=listing.other_files,
             images=tuple(sorted(bucket, key=lambda image: (image.key, image.name))),
         )
         for shard, bucket in enumerate(buckets)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import itertools
 import os
 import shutil
-import threading
+import socket
+import uuid
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
 WORK_FOLDER = ".in9"
 """Folder of a dataset for everything that is not part of it."""
 
-_counter = itertools.count()
+TEMPORARY = f"{WORK_FOLDER}/tmp"
+"""Folder of files that are being written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,9 +130,9 @@ class Store:
         A block that raises leaves nothing behind.
         """
         final = self.path(relative)
-        temporary = self.path(
-            f"{WORK_FOLDER}/tmp/{os.getpid()}-{threading.get_ident()}-{next(_counter)}"
-        )
+        # Host and process, to know what a killed process has left; the rest makes it unique.
+        name = f"{socket.gethostname()}+{os.getpid()}+{uuid.uuid4().hex}"
+        temporary = self.path(f"{TEMPORARY}/{name}")
         os.makedirs(os.path.dirname(temporary), exist_ok=True)
         os.makedirs(os.path.dirname(final), exist_ok=True)
         try:
@@ -184,8 +185,26 @@ class Store:
                 path = os.path.relpath(os.path.join(folder, name), self.root)
                 yield path.replace(os.sep, "/")
 
+    def remove_temporary(self) -> None:
+        """Removes what killed processes of this host left half-written."""
+        for path in list(self.walk(TEMPORARY)):
+            host, pid, _ = os.path.basename(path).rsplit("+", 2)
+            if host == socket.gethostname() and not _is_alive(int(pid)):
+                self.delete(path)
+
     def prune(self, relative: str) -> None:
         """Removes the empty folders below a folder, and the folder itself if it is empty."""
         for folder, _, _ in os.walk(self.path(relative), topdown=False):
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process of this host is running."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

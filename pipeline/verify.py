@@ -54,8 +54,14 @@ def _check_files(dataset: Dataset) -> Iterator[tuple[str, str]]:
             yield file.path, f"{file.path}: missing"
         elif size != file.bytes:
             yield file.path, f"{file.path}: {size} bytes, the manifest says {file.bytes}"
-        elif store.digest(file.path) != file.sha256:
-            yield file.path, f"{file.path}: the content has changed (sha256 differs)"
+        else:
+            try:
+                intact = store.digest(file.path) == file.sha256
+            except OSError as error:
+                yield file.path, f"{file.path}: cannot be read: {error.strerror}"
+                continue
+            if not intact:
+                yield file.path, f"{file.path}: the content has changed (sha256 differs)"
     for folder in DATA_FOLDERS:
         for path in store.walk(folder):
             if path not in known:
@@ -91,9 +97,13 @@ def _check_index(dataset: Dataset, split: str, broken: set[str]) -> Iterator[str
         return
     statuses: Counter[str] = Counter()
     selected = 0
-    for row in dataset.index(split):
-        statuses[row["status"]] += 1
-        selected += row["selected"]
+    try:
+        for row in dataset.index(split):
+            statuses[row["status"]] += 1
+            selected += row["selected"]
+    except _READ_ERRORS as error:
+        yield f"index of {split}: cannot be read: {type(error).__name__}: {error}"
+        return
     counted = {
         "listed": statuses.total(),
         "accepted": statuses[ACCEPTED],

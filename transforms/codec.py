@@ -50,12 +50,6 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
-def decode_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Width and height in pixels from a picture's header; errors as `decode_image`."""
-    image = _open(data, max_pixels)
-    return image.width, image.height
-
-
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Decodes a picture.
 

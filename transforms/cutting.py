@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from transforms.annotations import Annotation, AnnotationError, parse_annotation
-from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
-from transforms.filters import MIN_FOREGROUND, Reason, check_boxes, mask_over_box
-from transforms.geometry import Pixels
+from transforms.codec import MAX_PIXELS, TooManyPixelsError, UndecodableError, decode_image
+from transforms.filters import FILTER_RESIZE, MIN_FOREGROUND, Reason, check_boxes, mask_over_box
+from transforms.geometry import Pixels, ResizeCrop
 from transforms.layers import Layer, make_layer
 from transforms.segmentation import SegmentationError, SegmentFunction
-from transforms.tiling import NoTileError
+from transforms.tiling import NoTileError, tile_background
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,6 +58,27 @@ def _decode(image: bytes, annotation: bytes | None) -> tuple[Pixels, Annotation]
     return pixels, parsed
 
 
+def cut_background(
+    image: bytes, annotation: bytes, *, resize: int, crop: int, interpolation: str
+) -> Pixels:
+    """The tiled background of an image that `cut_image` accepts, without segmenting it.
+
+    Arguments as `cut_image`.
+
+    Returns:
+      (crop, crop, 3) uint8, equal to the layer's `only_bg_t`.
+
+    Raises:
+      ValueError: the image is not one that `cut_image` accepts.
+    """
+    pixels = decode_image(image)
+    height, width = pixels.shape[:2]
+    (annotated,) = parse_annotation(annotation).boxes
+    transform = ResizeCrop.of(native_width=width, native_height=height, resize=resize, crop=crop)
+    tiled = tile_background(pixels, annotated.clip(width, height))
+    return transform.image(tiled, interpolation)
+
+
 def cut_image(
     image: bytes,
     annotation: bytes | None,
@@ -85,6 +106,14 @@ def cut_image(
         return decoded
     pixels, parsed = decoded
     height, width = pixels.shape[:2]
+    ratio = max(width, height) / min(width, height)
+    if max(resize, FILTER_RESIZE) ** 2 * ratio > MAX_PIXELS:
+        return Cut(
+            reason=Reason.TOO_MANY_PIXELS,
+            detail=f"{width} x {height} is too narrow: more than {MAX_PIXELS} pixels when resized",
+            width=width,
+            height=height,
+        )
     reason = check_boxes(parsed.boxes, width=width, height=height)
     if reason is not None:
         shown = " ".join(str(tuple(box)) for box in parsed.boxes[:4])

@@ -81,6 +81,9 @@ def segment_cv2(image: Pixels, box: Box, seed: int) -> Mask:
             cv2.GC_INIT_WITH_RECT,
         )
     except cv2.error as error:
+        # Running out of memory says nothing of the picture.
+        if error.code == cv2.Error.StsNoMem or "bad_alloc" in str(error):
+            raise MemoryError(f"cv2.grabCut on {width} x {height} pixels") from error
         raise SegmentationError(f"cv2.grabCut: {error.err or error}") from error
     return (labels & 1).astype(np.bool_)
 

@@ -26,19 +26,6 @@ IN9_NAMES = (
 )
 """Superclass names by label, as in the released folder names without their prefix."""
 
-IN9_ROOTS = (
-    "n02084071",
-    "n01503061",
-    "n04576211",
-    "n01661091",
-    "n02075296",
-    "n02159955",
-    "n03800933",
-    "n02469914",
-    "n02512053",
-)
-"""WordNet root of each superclass, by label."""
-
 OUTSIDE = -1
 """Label of a class that belongs to no superclass."""
 
@@ -72,10 +59,6 @@ class Taxonomy:
         """Output index of a class. Raises KeyError for a wnid that is none of the classes."""
         return self._index_of_wnid[wnid]
 
-    def knows(self, wnid: str) -> bool:
-        """Whether the wnid is one of the classes, inside the taxonomy or not."""
-        return wnid in self._index_of_wnid
-
     def label_of(self, wnid: str) -> int:
         """Superclass label of a class; `OUTSIDE` for classes outside and for unknown wnids."""
         index = self._index_of_wnid.get(wnid)
@@ -84,10 +67,6 @@ class Taxonomy:
     def label_of_output(self) -> NDArray[np.int64]:
         """(len(wnids),) int64: the superclass label of each output of a model over the classes."""
         return np.asarray(self.labels, np.int64)
-
-    def folder_of(self, label: int) -> str:
-        """Folder of a superclass in the released layout, such as `02_wheeled vehicle`."""
-        return f"{label:02d}_{self.names[label]}"
 
 
 @functools.cache
