@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from transforms.annotations import AnnotationError, Box, parse_annotation
-from transforms.cutting import Cut, cut_image
+from transforms.cutting import Cut, cut_background, cut_image
 from transforms.filters import Reason, check_boxes, is_valid_key
 from transforms.geometry import Mask, Pixels
 from transforms.segmentation import SEGMENTERS, SegmentationError
@@ -118,6 +119,11 @@ def test_the_size_filter_is_strict_at_nine_tenths() -> None:
         (picture()[:4000], annotation((60, 60, 260, 180)), Reason.UNDECODABLE),
         (picture(), annotation((60, 60, 260, 180), size=(240, 320)), Reason.SIZE_MISMATCH),
         (picture(), annotation(), Reason.NOT_ONE_BOX),
+        (
+            picture(2, 20_000),
+            annotation((0, 9_000, 1, 11_000), size=(2, 20_000)),
+            Reason.TOO_MANY_PIXELS,
+        ),
     ],
 )
 def test_content_is_rejected_with_its_reason(
@@ -143,6 +149,23 @@ def test_failed_segmentation_is_a_rejection() -> None:
     little = cut(picture(), xml, finds_little)
     assert little.reason == Reason.SEGMENTATION_FAILED
     assert little.mask_over_box == pytest.approx(100 / (200 * 120))
+
+
+def test_running_out_of_memory_is_not_a_rejection(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object) -> None:
+        raise cv2.error("OpenCV: std::bad_alloc")
+
+    monkeypatch.setattr(cv2, "grabCut", exhausted)
+    with pytest.raises(MemoryError):
+        cut(picture(), annotation((60, 60, 260, 180)))
+
+
+def test_backgrounds_can_be_cut_without_segmenting() -> None:
+    xml = annotation((80, 40, 240, 200))
+    layer = cut(picture(), xml).layer
+    assert layer is not None
+    found = cut_background(picture(), xml, resize=256, crop=224, interpolation="nearest")
+    np.testing.assert_array_equal(found, layer.only_bg_t)
 
 
 def test_an_accepted_image_becomes_a_layer_with_its_object() -> None:

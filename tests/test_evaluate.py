@@ -278,10 +278,10 @@ def test_native_results_stand_beside_stored_ones(tiny_input: Path, tmp_path: Pat
 
 
 def test_result_folders_are_safe_and_distinct() -> None:
-    default = {"eval_input": "stored", "precision": "fp32"}
+    default = {"split": "val", "eval_input": "stored", "precision": "fp32"}
     assert result_folder("resnet50.a1_in1k", default) == "resnet50.a1_in1k"
-    other = {"eval_input": "native", "precision": "bf16"}
-    assert result_folder("resnet50", other) == "resnet50+native+bf16"
+    other = {"split": "train", "eval_input": "native", "precision": "bf16"}
+    assert result_folder("resnet50", other) == "resnet50+train+native+bf16"
     names = ("a/b", "a_b", "../a", "a:b", "a+native", "")
     odd = [result_folder(name, default) for name in names] + [
         result_folder("a", {**default, "eval_input": "native"})

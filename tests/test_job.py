@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,13 @@ from typing import Any
 import pytest
 from conftest import run_in9
 
+from pipeline.cli import main
 from pipeline.source import find_layout, list_images
+from pipeline.storage import Store
 from transforms.taxonomy import imagenet9
 
-SMALL = ("--limit", 2)
+ONE = ("--direct_num_workers=1",)
+SHARDS = ("--images_per_shard", "6")
 
 
 def manifest_of(output: Path) -> dict[str, Any]:
@@ -32,14 +37,11 @@ def stamps(output: Path) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def one_worker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_worker(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of 18 pictures in several shards, made by one worker. Not to be changed."""
     output = tmp_path_factory.mktemp("one") / "out"
-    run_in9(*("generate", "--output", output), *SMALL, "--direct_num_workers=1", *SHARDS)
+    run_in9("generate", "--output", output, "--input", small_sample, *ONE, *SHARDS)
     return output
-
-
-SHARDS = ("--images_per_shard", 6)
 
 
 @pytest.mark.parametrize(
@@ -52,10 +54,10 @@ SHARDS = ("--images_per_shard", 6)
     ids=["threads", "processes", "bundles twice"],
 )
 def test_the_manifest_does_not_depend_on_the_workers(
-    one_worker: Path, tmp_path: Path, how: tuple[str, ...]
+    one_worker: Path, small_sample: Path, tmp_path: Path, how: tuple[str, ...]
 ) -> None:
     output = tmp_path / "out"
-    run_in9("generate", "--output", output, *SMALL, *SHARDS, *how)
+    run_in9("generate", "--output", output, "--input", small_sample, *SHARDS, *how)
     assert (output / "manifest.json").read_bytes() == (one_worker / "manifest.json").read_bytes()
     run_in9("verify", "--dataset", output)
 
@@ -79,10 +81,11 @@ def test_the_output_tree_is_as_documented(one_worker: Path) -> None:
     assert "time" not in (one_worker / "manifest.json").read_text()
 
 
-def test_empty_buckets_and_images_without_partners(tmp_path: Path) -> None:
+def test_empty_buckets_and_images_without_partners(small_sample: Path, tmp_path: Path) -> None:
     """One picture a class: all are accepted, and mixed_same has no partner for any."""
     output = tmp_path / "out"
-    done = run_in9("generate", "--output", output, "--limit", 1, "--images_per_shard", 2)
+    flags = ("--input", small_sample, "--limit", 1, "--images_per_shard", 2)
+    done = run_in9("generate", "--output", output, *flags)
     assert "no image is left for the dataset: mixed_same needs two images" in done.stdout
     manifest = manifest_of(output)
     assert manifest["rejections"]["val"]["no_background"] >= 8
@@ -115,7 +118,8 @@ def test_only_what_changed_is_made_again(small_input: Path, tmp_path: Path) -> N
     after = manifest_of(output)
     assert "0 images segmented" in done.stdout
     assert after["images"]["val"]["listed"] == 17
-    assert gone.stem not in (output / "manifest.json").read_text()
+    held = [path.read_bytes() for path in output.rglob("*") if path.suffix in (".parquet", ".tar")]
+    assert not any(gone.stem.encode() in data for data in held)
 
     def layers(manifest: dict[str, Any]) -> set[tuple[str, str]]:
         return {
@@ -133,11 +137,11 @@ def test_only_what_changed_is_made_again(small_input: Path, tmp_path: Path) -> N
 
 
 def test_another_seed_is_refused_then_composed_without_segmenting(
-    one_worker: Path, tmp_path: Path
+    one_worker: Path, small_sample: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     shutil.copytree(one_worker, output)
-    flags = ("generate", "--output", output, *SMALL, *SHARDS, "--seed", 1)
+    flags = ("generate", "--output", output, "--input", small_sample, *SHARDS, "--seed", 1)
     refused = run_in9(*flags, check=2)
     assert "--seed=1 (the dataset has 0)" in refused.stderr
     assert refused.stderr.count("\n") == 1
@@ -147,10 +151,10 @@ def test_another_seed_is_refused_then_composed_without_segmenting(
     run_in9("verify", "--dataset", output)
 
 
-def test_resharding_copies_layers(one_worker: Path, tmp_path: Path) -> None:
+def test_resharding_copies_layers(one_worker: Path, small_sample: Path, tmp_path: Path) -> None:
     output, fresh = tmp_path / "out", tmp_path / "fresh"
     shutil.copytree(one_worker, output)
-    flags = ("generate", *SMALL, "--images_per_shard", 18)
+    flags = ("generate", "--input", small_sample, "--images_per_shard", 18)
     refused = run_in9(*flags, "--output", output, check=2)
     assert "--images_per_shard=18" in refused.stderr
     done = run_in9(*flags, "--output", output, "--reshard")
@@ -226,27 +230,162 @@ def test_one_bad_image_never_stops_a_job(small_input: Path, tmp_path: Path) -> N
     run_in9("verify", "--dataset", output)
 
 
+@pytest.mark.parametrize("reader", ["checksum", "segment"])
 def test_an_io_error_is_not_a_rejection(
-    small_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str
 ) -> None:
-    from pipeline import cli, segment
+    """One read of one picture fails, at the first time it is read or at the second."""
+    victim = str(sorted(tiny_input.glob("val/*/*.JPEG"))[0])
+    reads = {"checksum": 1, "segment": 2}[reader]
+    opened = builtins.open
 
-    victim = sorted(small_input.glob("val/*/*.JPEG"))[0]
-    flags = ["generate", "--input", str(small_input), "--output", str(tmp_path / "out"),
-             "--direct_num_workers=1"]  # fmt: skip
-    whole = segment.cut_source
+    def broken(file: Any, *arguments: Any, **options: Any) -> Any:
+        nonlocal reads
+        if file == victim:
+            reads -= 1
+            if reads == 0:
+                raise OSError(5, "Input/output error", victim)
+        return opened(file, *arguments, **options)
 
-    def broken(image: Any, config: Any) -> Any:
-        if image.path == str(victim):
-            raise OSError(5, "Input/output error")
-        return whole(image, config)
-
+    output = tmp_path / "out"
+    flags = ["generate", "--input", str(tiny_input), "--output", str(output), *ONE]
     with monkeypatch.context() as patch:
-        patch.setattr(segment, "cut_source", broken)
-        assert cli.main(flags) == 1
-    assert not (tmp_path / "out" / "manifest.json").exists()
-    assert cli.main(flags) == 0
-    assert manifest_of(tmp_path / "out")["images"]["val"]["listed"] == 18
+        patch.setattr(builtins, "open", broken)
+        assert main(flags) == 1
+    assert reads == 0
+    assert not (output / "manifest.json").exists()
+    assert main(flags) == 0
+    assert manifest_of(output)["images"]["val"]["listed"] == 6
+    assert not manifest_of(output)["rejections"]["val"].get("undecodable")
+
+
+def test_a_commit_can_be_killed_after_any_move(
+    tiny_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every state that a kill of Commit can leave is mended by the next run."""
+    flags = ["--variants", "original,mixed_rand", "--images_per_shard", "3", *ONE]
+    before, after = tmp_path / "before", tmp_path / "after"
+    victim = sorted(tiny_input.glob("val/*/*.JPEG"))[0]
+    assert main(["generate", "--input", str(tiny_input), "--output", str(before), *flags]) == 0
+    # A comment before the end of the file: other bytes, the same pixels.
+    victim.write_bytes(victim.read_bytes()[:-2] + b"\xff\xfe\x00\x04in\xff\xd9")
+    assert main(["generate", "--input", str(tiny_input), "--output", str(after), *flags]) == 0
+    expected = (after / "manifest.json").read_bytes()
+    assert expected != (before / "manifest.json").read_bytes()
+
+    whole = Store.move
+    killed_at = 0
+    while True:
+        killed_at += 1
+        output = tmp_path / f"killed-{killed_at}"
+        shutil.copytree(before, output)
+        run = ["generate", "--input", str(tiny_input), "--output", str(output), *flags]
+        moves = iter(range(1, 1000))
+
+        def move(
+            self: Store, source: str, target: str, moves: Any = moves, last: int = killed_at
+        ) -> None:
+            if next(moves) == last:
+                raise OSError("killed")
+            whole(self, source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "move", move)
+            interrupted = main(run) != 0
+        assert main(run) == 0
+        assert (output / "manifest.json").read_bytes() == expected
+        assert main(["verify", "--dataset", str(output)]) == 0
+        assert not (output / ".in9" / "staging").exists()
+        assert not (output / ".in9" / "manifest.previous.json").exists()
+        shutil.rmtree(output)
+        if not interrupted:
+            break
+    # The manifest, a tar, a record, four files of variants, an index.
+    assert killed_at == 9
+
+
+def test_a_duplicate_takes_the_place_of_the_picture_that_won(
+    tiny_input: Path, tmp_path: Path
+) -> None:
+    images = sorted(tiny_input.glob("val/*/*.JPEG"))
+    shutil.copy(images[0], images[-1].parent / images[0].name)
+    output, fresh = tmp_path / "out", tmp_path / "fresh"
+    flags = ["--input", str(tiny_input), "--formats", "parquet", "--variants", "original", *ONE]
+    assert main(["generate", "--output", str(output), *flags]) == 0
+    assert manifest_of(output)["rejections"]["val"]["duplicate_key"] == 1
+    images[0].unlink()
+    assert main(["generate", "--output", str(output), *flags]) == 0
+    assert main(["generate", "--output", str(fresh), *flags]) == 0
+    assert "duplicate_key" not in manifest_of(output)["rejections"]["val"]
+    assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
+
+
+def test_damage_is_not_committed_again(
+    one_worker: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(one_worker, output)
+    victim = output / "index" / "val-00001-of-00003.parquet"
+    data = bytearray(victim.read_bytes())
+    data[8] ^= 1
+    victim.write_bytes(data)
+    before = (output / "manifest.json").read_bytes()
+    flags = ["generate", "--output", str(output), "--input", str(small_sample), *SHARDS, *ONE]
+    assert main(flags) == 1
+    assert f"{victim} has changed since it was committed" in capsys.readouterr().err
+    assert (output / "manifest.json").read_bytes() == before
+    victim.unlink()
+    assert main(flags) == 0
+    assert (output / "manifest.json").read_bytes() == before
+
+
+def test_a_dataset_that_grows_keeps_its_shards(tiny_input: Path, tmp_path: Path) -> None:
+    images = sorted(tiny_input.glob("val/*/*.JPEG"))
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    moved = [image.rename(aside / image.name) for image in images[1::2]]
+    output, fresh = tmp_path / "out", tmp_path / "fresh"
+    flags = [
+        *("--formats", "parquet", "--variants", "original", "--images_per_shard", "2"),
+        *("--input", str(tiny_input), *ONE),
+    ]
+    assert main(["generate", "--output", str(output), *flags]) == 0
+    small = manifest_of(output)["shards"]["val"]
+    for image, place in zip(moved, images[1::2], strict=True):
+        image.rename(place)
+    assert main(["generate", "--output", str(output), *flags]) == 0
+    assert manifest_of(output)["shards"]["val"] == small
+    assert main(["generate", "--output", str(output), *flags, "--reshard"]) == 0
+    assert main(["generate", "--output", str(fresh), *flags]) == 0
+    assert manifest_of(fresh)["shards"]["val"] != small
+    assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
+
+
+def test_layers_are_made_again_when_their_flags_change(tiny_input: Path, tmp_path: Path) -> None:
+    output, fresh = tmp_path / "out", tmp_path / "fresh"
+    flags = ["--input", str(tiny_input), "--formats", "parquet", *ONE]
+    assert main(["generate", "--output", str(output), *flags]) == 0
+    flags += ["--interpolation", "bilinear", "--per_class", "1", "--own_background"]
+    assert main(["generate", "--output", str(output), *flags, "--overwrite"]) == 0
+    assert main(["generate", "--output", str(fresh), *flags]) == 0
+    assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
+    assert manifest_of(output)["samples"]["val"]["original"]["bird"] == 1
+    assert manifest_of(output)["images"]["val"]["selected"] == 3
+
+
+def test_flat_images_without_a_class_are_rejected(tiny_input: Path, tmp_path: Path) -> None:
+    flat, output = tmp_path / "flat", tmp_path / "out"
+    shutil.copytree(tiny_input / "Annotations", flat / "Annotations")
+    (flat / "val").mkdir()
+    for image in tiny_input.glob("val/*/*.JPEG"):
+        shutil.copy(image, flat / "val")
+    first, second = sorted(flat.glob("Annotations/val/*.xml"))[:2]
+    first.write_text(re.sub("<name>.*</name>", "", first.read_text()))
+    second.unlink()
+    flags = ["--input", str(flat), "--formats", "parquet", "--variants", "original", *ONE]
+    assert main(["generate", "--output", str(output), *flags]) == 0
+    rejections = manifest_of(output)["rejections"]["val"]
+    assert rejections["unreadable_annotation"] == rejections["missing_annotation"] == 1
 
 
 def test_layouts_are_found_without_being_told(tiny_input: Path, tmp_path: Path) -> None:
@@ -279,6 +418,10 @@ def test_layouts_are_found_without_being_told(tiny_input: Path, tmp_path: Path) 
     assert len(expected) == 6
     for root in (flat, tmp_path / "kaggle", kaggle, nested):
         assert found(root) == expected, root
+    # Flat images, annotations by class.
+    shutil.rmtree(flat / "Annotations")
+    shutil.copytree(nested / "Annotations", flat / "Annotations")
+    assert found(flat) == expected
     # The split's own folder, with annotations named.
     assert found(kaggle / "Data" / "CLS-LOC" / "val", annotations) == expected
     assert found(tiny_input / "val") == expected

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.shards import ShardCounts
 from transforms.hashing import keyed_hash, keyed_hashes, substream
 from transforms.intervals import paired_bootstrap, resample_weights, wilson
 from transforms.scoring import LABEL_RULES, labels_of_outputs
@@ -141,3 +142,12 @@ def test_hashes_are_stable_and_distinct_by_purpose() -> None:
     assert keyed_hash(0, "shard", "\udcff") >= 0
     streams = [substream(keyed_hashes(0, "x", ["a", "b"]), i).tolist() for i in range(3)]
     assert len({value for stream in streams for value in stream}) == 6
+
+
+@given(st.integers(1, 20_000_000), st.integers(1, 5000))
+def test_shard_counts_nest_and_stay_bounded(images: int, per_shard: int) -> None:
+    counts = ShardCounts.of(images, per_shard)
+    assert 1 <= counts.output <= counts.source <= 100_000
+    assert counts.source % counts.output == 0
+    for output in range(0, counts.output, max(1, counts.output // 7)):
+        assert all(source % counts.output == output for source in counts.sources_of(output))
