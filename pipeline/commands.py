@@ -8,6 +8,7 @@ import sys
 
 import apache_beam as beam
 
+from pipeline import progress
 from pipeline.config import DatasetConfig
 from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
@@ -82,7 +83,8 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         dataset = dataset | "Evaluate" >> evaluate
     if arguments.command != "generate":
         _ = dataset | "Report" >> beam.ParDo(WriteReport(store, taxonomy)).with_output_types(str)
-    counters = run_pipeline(pipeline, store.path(LOG))
+    with progress.shown(store):
+        counters = run_pipeline(pipeline, store.path(LOG))
     _say(store, counters, evaluates)
     return 0
 

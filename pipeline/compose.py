@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -16,42 +15,37 @@ from apache_beam.metrics import Metrics
 
 from pipeline.config import ComposeConfig, SegmentConfig, fingerprint
 from pipeline.errors import JobError
-from pipeline.layer_files import layer_digest, read_background, read_layer
+from pipeline.layer_source import LayerSource
 from pipeline.plan import OutputShard, Plan, load_plan
+from pipeline.progress import note_done
 from pipeline.records import (
     ACCEPTED,
-    BOX_TYPE,
+    RECORD_SCHEMA,
     FoundShard,
     ShardFiles,
     Staging,
     read_rows,
     write_table,
 )
-from pipeline.segment import SourceFiles, cut_source, read_file
+from pipeline.segment import SourceFiles
 from pipeline.shards import bucket_hash, index_file, parquet_file, webdataset_file
 from pipeline.sinks import ParquetSink, Sample, Sink, WebDatasetSink, sample_schema
 from pipeline.storage import FileDigest
 from transforms.codec import encode_jpeg, encode_png
-from transforms.cutting import cut_background
 from transforms.filters import Reason
-from transforms.geometry import Pixels
 from transforms.layers import Layer
 from transforms.taxonomy import Taxonomy
 from transforms.variants import MIXED, VARIANTS
 
 INDEX_SCHEMA = pa.schema(
     [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("wnid", pa.string()),
-        pa.field("label", pa.int8()),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("detail", pa.string()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("box", BOX_TYPE),
-        pa.field("mask_over_box", pa.float64()),
-        pa.field("fg_fraction", pa.float64()),
+        *(
+            RECORD_SCHEMA.field(name)
+            for name in (
+                *("key", "path", "wnid", "label", "status", "detail", "width", "height"),
+                *("box", "mask_over_box", "fg_fraction"),
+            )
+        ),
         pa.field("selected", pa.bool_(), nullable=False),
         *(pa.field(f"{variant}_bg_key", pa.string()) for variant in MIXED),
     ]
@@ -78,55 +72,6 @@ class ComposedShard:
     files: tuple[FileDigest, ...]
     statuses: dict[str, int]
     selected: dict[int, int]
-
-
-class LayerSource:
-    """Layers of planned images: from the tars, or cut again where `--layers drop` has
-    removed those."""
-
-    def __init__(self, staging: Staging, plan: Plan, config: SegmentConfig) -> None:
-        self._store = staging.store
-        self._plan = plan
-        self._config = config
-
-    def layer(self, row: dict[str, Any]) -> Layer:
-        """The layer of a selected image, given its record row."""
-        planned = self._planned(int(self._plan.rows[self._plan.position[row["key"]]]))
-        if planned["tar"] is not None:
-            return read_layer(self._store, planned["tar"], row)
-        image, annotation = _source_paths(planned)
-        layer = cut_source(image, annotation, self._config).layer
-        if layer is None or layer_digest(layer) != planned["layer_digest"]:
-            raise JobError(
-                f"{image} gives another layer than it did, after a change of the file or of a "
-                f"library. Remove {self._store.path('layers')} and run the same command again"
-            )
-        return layer
-
-    def background(self, place: int) -> Pixels:
-        """The tiled background of the image at a row of the plan's table."""
-        planned = self._planned(place)
-        if planned["tar"] is not None:
-            return read_background(
-                self._store, planned["tar"], planned["offset"], planned["length"]
-            )
-        image, annotation = _source_paths(planned)
-        return cut_background(
-            read_file(image),
-            read_file(annotation),
-            resize=self._config.resize,
-            crop=self._config.image_size,
-            interpolation=self._config.interpolation,
-        )
-
-    def _planned(self, place: int) -> dict[str, Any]:
-        row: dict[str, Any] = self._plan.table.slice(place, 1).to_pylist()[0]
-        return row
-
-
-def _source_paths(planned: dict[str, Any]) -> tuple[str, str]:
-    """Paths of an accepted image and of its annotation."""
-    return os.fsdecode(planned["source"]), os.fsdecode(planned["annotation"])
 
 
 class ComposeShard(beam.DoFn):
@@ -168,6 +113,8 @@ class ComposeShard(beam.DoFn):
             Metrics.counter("in9", "output_shards_made").inc()
         else:
             Metrics.counter("in9", "output_shards_kept").inc()
+        name = f"{output.totals.split}-{output.shard:05d}"
+        note_done(store, "compose", name, len(rows))
         yield self._composed(output, found, checksum, index, rows)
 
     def _plan_rows(self, plan: Plan, rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
@@ -221,7 +168,7 @@ class ComposeShard(beam.DoFn):
         rows: list[dict[str, Any]],
         backgrounds: dict[str, dict[str, int]],
     ) -> tuple[FileDigest, ...]:
-        layers = LayerSource(self._staging, plan, self._segment)
+        layers = LayerSource(self._staging.store, plan, self._segment)
         with contextlib.ExitStack() as stack:
             sinks = {
                 variant: self._open_sinks(stack, output, variant)

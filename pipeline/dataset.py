@@ -17,6 +17,7 @@ from pipeline.records import read_rows
 from pipeline.shards import index_file, parquet_file, webdataset_file
 from pipeline.sinks import Sample
 from pipeline.storage import FileDigest, Store
+from transforms.variants import PICTURES
 
 _BATCH = 64
 
@@ -57,6 +58,11 @@ class Dataset:
         """Digests of the files that hold variants of a shard, in the format that is read."""
         paths = (self._file(variant, split, shard) for variant in variants)
         return [self._digests[path] for path in paths if path in self._digests]
+
+    def pictures(self, split: str, shard: int) -> int:
+        """Number of pictures of a shard that a model is evaluated on, of all variants."""
+        variants = tuple(name for name in self.variants if name in PICTURES)
+        return sum(file.samples or 0 for file in self.shard_files(split, shard, variants))
 
     def samples(self, split: str, shard: int, variant: str) -> Generator[Sample, None, None]:
         """Samples of a shard in order, one at a time. Raises OSError if a file is broken."""

@@ -27,6 +27,7 @@ from pipeline.dataset import Dataset
 from pipeline.errors import JobError
 from pipeline.models import LoadedModel, check_head, load_model
 from pipeline.predict import PredictConfig, Predictor
+from pipeline.progress import note_done, note_total
 from pipeline.records import ShardFiles, read_about, write_table
 from pipeline.results import (
     PREDICTION_SCHEMA,
@@ -102,7 +103,11 @@ class Predict(beam.DoFn):
 
     def process(self, element: tuple[int, Iterable[int]]) -> Iterator[EvaluatedShard]:
         shards = sorted(element[1])
-        dataset = Dataset.open(self._evaluation.store)
+        store = self._evaluation.store
+        dataset = Dataset.open(store)
+        pictures = {shard: dataset.pictures(self._evaluation.split, shard) for shard in shards}
+        for order in range(len(self._evaluation.models)):
+            note_total(store, "evaluate", f"{order}-{element[0]}", sum(pictures.values()))
         torch.set_num_threads(max(1, usable_cores() // self._evaluation.groups))
         for order, spec in enumerate(self._evaluation.models):
             model = load_model(spec)
@@ -112,6 +117,7 @@ class Predict(beam.DoFn):
             predictor = Predictor(model, self._evaluation.predict)
             for shard in shards:
                 path = self._predict(dataset, model, predictor, shard)
+                note_done(store, "evaluate", f"{order}-{shard:05d}", pictures[shard])
                 yield EvaluatedShard(order, shard, json.dumps(about, sort_keys=True), path)
             # The next model must find the memory free.
             del model, predictor

@@ -18,6 +18,7 @@ from pipeline.config import DatasetConfig
 from pipeline.errors import UsageError
 from pipeline.manifest import Manifest
 from pipeline.plan import OutputShard, PlanSplit
+from pipeline.progress import note_total
 from pipeline.records import Staging
 from pipeline.segment import SegmentedShard, SegmentShard
 from pipeline.shards import ShardCounts
@@ -98,6 +99,8 @@ class ListSplit(beam.DoFn):
         counts = ShardCounts.of(len(listing.images), self._job.config.images_per_shard)
         if split in self._job.previous and not self._job.reshard:
             counts = self._job.previous[split]
+        for stage in ("segment", "compose"):
+            note_total(self._job.store, stage, split, len(listing.images))
         yield from make_shards(split, listing, counts)
 
 

@@ -20,13 +20,14 @@ from apache_beam.metrics import Metrics
 
 from pipeline.checksums import Checksums
 from pipeline.config import SegmentConfig, fingerprint
-from pipeline.layer_files import add_layer, encode_layer, layer_digest, read_parts
+from pipeline.layer_files import add_layer, encode_layer, layer_digest
+from pipeline.previous_layers import PreviousLayers
+from pipeline.progress import note_done
 from pipeline.records import (
     ACCEPTED,
     RECORD_SCHEMA,
     ShardFiles,
     Staging,
-    read_about,
     read_rows,
     write_table,
 )
@@ -119,46 +120,6 @@ def _printable(text: str) -> str:
     return escaped if len(escaped) <= 300 else escaped[:297] + "..."
 
 
-class PreviousLayers:
-    """Layers of the dataset as it stands, to copy where an image has not changed.
-
-    Args:
-      staging: where finished shards wait.
-      split: its name.
-      counts: numbers of shards that the existing layers were dealt into.
-    """
-
-    def __init__(self, staging: Staging, split: str, counts: ShardCounts) -> None:
-        self._staging = staging
-        self._split = split
-        self._counts = counts
-        self._records: dict[int, dict[tuple[str, str], dict[str, Any]]] = {}
-
-    def find(self, key: str, source_digest: str) -> tuple[dict[str, Any], dict[str, bytes]] | None:
-        """The record row of an unchanged image with its encoded parts (empty if the image
-        was rejected), None if the image has to be segmented."""
-        shard = self._counts.source_shard(key)
-        if shard not in self._records:
-            self._records[shard] = self._read(shard)
-        row = self._records[shard].get((key, source_digest))
-        if row is None or row["status"] != ACCEPTED:
-            return None if row is None else (row, {})
-        return row, read_parts(self._staging.store, layer_tar(self._split, shard), row)
-
-    def _read(self, shard: int) -> dict[tuple[str, str], dict[str, Any]]:
-        """Rows of a record whose files are all there. Whether a key is a duplicate depends
-        on the other images, so such rows say nothing."""
-        store, record = self._staging.store, layer_record(self._split, shard)
-        about = read_about(store, record)
-        if about is None or any(store.size(file.path) != file.bytes for file in about.files):
-            return {}
-        return {
-            (row["key"], row["source_digest"]): row
-            for row in read_rows(store, record)
-            if row["status"] != Reason.DUPLICATE_KEY
-        }
-
-
 class SegmentShard(beam.DoFn):
     """SourceShard -> SegmentedShard. The whole of a shard's work is one element's.
 
@@ -199,6 +160,7 @@ class SegmentShard(beam.DoFn):
         else:
             Metrics.counter("in9", "source_shards_kept").inc()
         rows = read_rows(self._staging.store, found.record)
+        note_done(self._staging.store, "segment", f"{split}-{shard.shard:05d}", len(rows))
         tar = layer_tar(split, shard.shard)
         own = self._staging.digest_of(found.record, record, len(rows))
         yield SegmentedShard(
@@ -234,9 +196,8 @@ class SegmentShard(beam.DoFn):
 
     def _make(self, shard: SourceShard, digests: list[str], checksum: str) -> None:
         split = shard.totals.split
-        previous = PreviousLayers(
-            self._staging, split, self._previous.get(split, shard.totals.counts)
-        )
+        counts = self._previous.get(split, shard.totals.counts)
+        previous = PreviousLayers(self._staging.store, split, counts)
         tar_path = layer_tar(split, shard.shard)
         rows, files = [], []
         with contextlib.ExitStack() as stack:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -19,7 +20,8 @@ from transforms.taxonomy import imagenet9
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
-In9 = Callable[..., "subprocess.CompletedProcess[str]"]
+ONE = ("--direct_num_workers=1",)
+SHARDS = ("--images_per_shard", "6")
 
 
 def run_in9(*arguments: object, check: int | None = 0) -> subprocess.CompletedProcess[str]:
@@ -35,6 +37,21 @@ def run_in9(*arguments: object, check: int | None = 0) -> subprocess.CompletedPr
     if check is not None:
         assert done.returncode == check, f"{arguments}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def manifest_of(output: Path) -> dict[str, Any]:
+    """The manifest of a dataset folder, as it stands in its file."""
+    content: dict[str, Any] = json.loads((output / "manifest.json").read_text())
+    return content
+
+
+def stamps(output: Path) -> dict[str, int]:
+    """Modification time of every file outside the work folder."""
+    return {
+        str(path.relative_to(output)): path.stat().st_mtime_ns
+        for path in output.rglob("*")
+        if path.is_file() and ".in9" not in path.parts
+    }
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +106,14 @@ def small_sample(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         )
         annotation.write_text(xml)
     return root
+
+
+@pytest.fixture(scope="session")
+def one_worker(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 18 pictures in several shards, made by one worker. Not to be changed."""
+    output = tmp_path_factory.mktemp("one") / "out"
+    run_in9("generate", "--output", output, "--input", small_sample, *ONE, *SHARDS)
+    return output
 
 
 @pytest.fixture

@@ -1,0 +1,63 @@
+"""Progress: what is noted, and what is shown of it."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import progress
+from pipeline.cli import main
+from pipeline.progress import note_done, note_total, shown
+from pipeline.storage import Store
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def wait_for(out: io.StringIO, text: str) -> None:
+    """Waits until something is shown; the machine may be slow."""
+    until = time.monotonic() + 20
+    while text not in out.getvalue() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert text in out.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_lines_say_stage_count_rate_and_time_left(tmp_path: Path, terminal: bool) -> None:
+    store = Store(str(tmp_path))
+    note_done(store, "segment", "of-an-earlier-run", 999)
+    out = Terminal() if terminal else io.StringIO()
+    with shown(store, out, interval=0.02):
+        note_total(store, "segment", "val", 96)
+        wait_for(out, "segment: 0 of 96 images")
+        for _ in range(2):
+            note_done(store, "segment", "val-00000", 32)
+        wait_for(out, "segment: 32 of 96 images, ")
+        wait_for(out, " s left")
+        note_done(store, "segment", "val-00001", 64)
+        note_total(store, "evaluate", "0-0", 700)
+        note_total(store, "evaluate", "1-0", 700)
+        wait_for(out, "evaluate: 0 of 1400 pictures")
+    assert ("\r" in out.getvalue()) == terminal
+    assert not (tmp_path / ".in9" / "progress").exists()
+
+
+def test_a_job_shows_its_stages_and_leaves_no_notes(
+    tiny_input: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.002)
+    output = tmp_path / "out"
+    assert main(["run", "--input", str(tiny_input), "--output", str(output)]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    stages = {line.partition(":")[0] for line in lines}
+    assert {"segment", "evaluate"} <= stages <= {"segment", "compose", "evaluate"}
+    assert any(line.startswith("segment: 0 of 6 images") for line in lines)
+    assert not (output / ".in9" / "progress").exists()

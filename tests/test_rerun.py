@@ -1,0 +1,206 @@
+"""Running again: nothing twice, nothing lost, after changes, kills and damage."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
+
+from pipeline.cli import main
+from pipeline.storage import Store
+
+
+def test_a_second_run_does_no_work_and_says_so(sample_run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(sample_run, output, copy_function=shutil.copy2)
+    before = stamps(output)
+    done = run_in9("run", "--output", output)
+    assert "nothing to do" in done.stdout
+    assert stamps(output) == before
+    assert not list((output / ".in9").glob("staging/*"))
+
+
+def test_only_what_changed_is_made_again(small_input: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    flags = ("--input", small_input, "--output", output, "--images_per_shard", 3)
+    run_in9("generate", *flags)
+    before = manifest_of(output)
+    gone = sorted(small_input.glob("val/*/*.JPEG"))[4]
+    gone.unlink()
+    done = run_in9("generate", *flags)
+    after = manifest_of(output)
+    assert "0 images segmented" in done.stdout
+    assert after["images"]["val"]["listed"] == 17
+    held = [path.read_bytes() for path in output.rglob("*") if path.suffix in (".parquet", ".tar")]
+    assert not any(gone.stem.encode() in data for data in held)
+
+    def layers(manifest: dict[str, Any]) -> set[tuple[str, str]]:
+        return {
+            (file["path"], file["sha256"])
+            for file in manifest["files"]
+            if file["path"].startswith("layers/")
+        }
+
+    # One source shard, of one record and one tar, has changed.
+    assert len(layers(before) - layers(after)) == 2
+    fresh = tmp_path / "fresh"
+    run_in9("generate", "--input", small_input, "--output", fresh, "--images_per_shard", 3)
+    # Shard counts are chosen once, from the number of images at the time: here the same.
+    assert (fresh / "manifest.json").read_bytes() == (output / "manifest.json").read_bytes()
+
+
+def test_another_seed_is_refused_then_composed_without_segmenting(
+    one_worker: Path, small_sample: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(one_worker, output)
+    flags = ("generate", "--output", output, "--input", small_sample, *SHARDS, "--seed", 1)
+    refused = run_in9(*flags, check=2)
+    assert "--seed=1 (the dataset has 0)" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    done = run_in9(*flags, "--overwrite")
+    assert "0 images segmented" in done.stdout
+    assert manifest_of(output)["config"]["seed"] == 1
+    run_in9("verify", "--dataset", output)
+
+
+def test_resharding_copies_layers(one_worker: Path, small_sample: Path, tmp_path: Path) -> None:
+    output, fresh = tmp_path / "out", tmp_path / "fresh"
+    shutil.copytree(one_worker, output)
+    flags = ("generate", "--input", small_sample, "--images_per_shard", 18)
+    refused = run_in9(*flags, "--output", output, check=2)
+    assert "--images_per_shard=18" in refused.stderr
+    done = run_in9(*flags, "--output", output, "--reshard")
+    assert "0 images segmented" in done.stdout
+    run_in9(*flags, "--output", fresh)
+    assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
+
+
+def test_dropped_layers_are_cut_again_when_needed(tiny_input: Path, tmp_path: Path) -> None:
+    output, fresh = tmp_path / "out", tmp_path / "fresh"
+    flags = ("generate", "--input", tiny_input, "--images_per_shard", 3, "--layers", "drop")
+    run_in9(*flags, "--output", output)
+    assert not list(output.glob("layers/*.tar"))
+    again = run_in9(*flags, "--output", output)
+    assert "nothing to do" in again.stdout
+    run_in9(*flags, "--output", output, "--seed", 1, "--overwrite")
+    run_in9(*flags, "--output", fresh, "--seed", 1)
+    assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
+    run_in9("verify", "--dataset", output)
+
+
+def test_a_commit_can_be_killed_after_any_move(
+    tiny_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every state that a kill of Commit can leave is mended by the next run."""
+    flags = ["--variants", "original,mixed_rand", "--images_per_shard", "3", *ONE]
+    before, after = tmp_path / "before", tmp_path / "after"
+    victim = sorted(tiny_input.glob("val/*/*.JPEG"))[0]
+    assert main(["generate", "--input", str(tiny_input), "--output", str(before), *flags]) == 0
+    # A comment before the end of the file: other bytes, the same pixels.
+    victim.write_bytes(victim.read_bytes()[:-2] + b"\xff\xfe\x00\x04in\xff\xd9")
+    assert main(["generate", "--input", str(tiny_input), "--output", str(after), *flags]) == 0
+    expected = (after / "manifest.json").read_bytes()
+    assert expected != (before / "manifest.json").read_bytes()
+
+    whole = Store.move
+    killed_at = 0
+    while True:
+        killed_at += 1
+        output = tmp_path / f"killed-{killed_at}"
+        shutil.copytree(before, output)
+        run = ["generate", "--input", str(tiny_input), "--output", str(output), *flags]
+        moves = iter(range(1, 1000))
+
+        def move(
+            self: Store, source: str, target: str, moves: Any = moves, last: int = killed_at
+        ) -> None:
+            if next(moves) == last:
+                raise OSError("killed")
+            whole(self, source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "move", move)
+            interrupted = main(run) != 0
+        assert main(run) == 0
+        assert (output / "manifest.json").read_bytes() == expected
+        assert main(["verify", "--dataset", str(output)]) == 0
+        assert not (output / ".in9" / "staging").exists()
+        assert not (output / ".in9" / "manifest.previous.json").exists()
+        shutil.rmtree(output)
+        if not interrupted:
+            break
+    # The manifest, a tar, a record, four files of variants, an index.
+    assert killed_at == 9
+
+
+def test_a_duplicate_takes_the_place_of_the_picture_that_won(
+    tiny_input: Path, tmp_path: Path
+) -> None:
+    images = sorted(tiny_input.glob("val/*/*.JPEG"))
+    shutil.copy(images[0], images[-1].parent / images[0].name)
+    output, fresh = tmp_path / "out", tmp_path / "fresh"
+    flags = ["--input", str(tiny_input), "--formats", "parquet", "--variants", "original", *ONE]
+    assert main(["generate", "--output", str(output), *flags]) == 0
+    assert manifest_of(output)["rejections"]["val"]["duplicate_key"] == 1
+    images[0].unlink()
+    assert main(["generate", "--output", str(output), *flags]) == 0
+    assert main(["generate", "--output", str(fresh), *flags]) == 0
+    assert "duplicate_key" not in manifest_of(output)["rejections"]["val"]
+    assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
+
+
+def test_damage_is_not_committed_again(
+    one_worker: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(one_worker, output)
+    victim = output / "index" / "val-00001-of-00003.parquet"
+    data = bytearray(victim.read_bytes())
+    data[8] ^= 1
+    victim.write_bytes(data)
+    before = (output / "manifest.json").read_bytes()
+    flags = ["generate", "--output", str(output), "--input", str(small_sample), *SHARDS, *ONE]
+    assert main(flags) == 1
+    assert f"{victim} has changed since it was committed" in capsys.readouterr().err
+    assert (output / "manifest.json").read_bytes() == before
+    victim.unlink()
+    assert main(flags) == 0
+    assert (output / "manifest.json").read_bytes() == before
+
+
+def test_a_dataset_that_grows_keeps_its_shards(tiny_input: Path, tmp_path: Path) -> None:
+    images = sorted(tiny_input.glob("val/*/*.JPEG"))
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    moved = [image.rename(aside / image.name) for image in images[1::2]]
+    output, fresh = tmp_path / "out", tmp_path / "fresh"
+    flags = [
+        *("--formats", "parquet", "--variants", "original", "--images_per_shard", "2"),
+        *("--input", str(tiny_input), *ONE),
+    ]
+    assert main(["generate", "--output", str(output), *flags]) == 0
+    small = manifest_of(output)["shards"]["val"]
+    for image, place in zip(moved, images[1::2], strict=True):
+        image.rename(place)
+    assert main(["generate", "--output", str(output), *flags]) == 0
+    assert manifest_of(output)["shards"]["val"] == small
+    assert main(["generate", "--output", str(output), *flags, "--reshard"]) == 0
+    assert main(["generate", "--output", str(fresh), *flags]) == 0
+    assert manifest_of(fresh)["shards"]["val"] != small
+    assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
+
+
+def test_layers_are_made_again_when_their_flags_change(tiny_input: Path, tmp_path: Path) -> None:
+    output, fresh = tmp_path / "out", tmp_path / "fresh"
+    flags = ["--input", str(tiny_input), "--formats", "parquet", *ONE]
+    assert main(["generate", "--output", str(output), *flags]) == 0
+    flags += ["--interpolation", "bilinear", "--per_class", "1", "--own_background"]
+    assert main(["generate", "--output", str(output), *flags, "--overwrite"]) == 0
+    assert main(["generate", "--output", str(fresh), *flags]) == 0
+    assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
+    assert manifest_of(output)["samples"]["val"]["original"]["bird"] == 1
+    assert manifest_of(output)["images"]["val"]["selected"] == 3
