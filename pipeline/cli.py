@@ -32,6 +32,11 @@ def main(argv: list[str] | None = None) -> int:
     logging.disable(logging.NOTSET)
     try:
         return commands.run_command(arguments, rest)
+    except KeyboardInterrupt:
+        _leave(f"in9 {arguments.command}", "stopped; run the same command again to go on", 1)
+        sys.stderr.flush()
+        # Locks are released by now. Threads in the middle of an image must not keep us.
+        os._exit(1)
     except BrokenPipeError:
         # The reader of our output has left, as `head` does; nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -42,8 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         return _leave(f"in9 {arguments.command}: the job failed", error, 1)
 
 
-def _leave(what: str, error: Exception, code: int) -> int:
-    """Says in one line what was wrong."""
+def _leave(what: str, error: object, code: int) -> int:
+    """Says in one line why a command ends early."""
     print(f"{what}: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 
 import apache_beam as beam
 
-from pipeline import progress
 from pipeline.config import DatasetConfig
 from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.flags import COMMANDS
 from pipeline.generate import Generate
 from pipeline.job_flags import job_from_flags
+from pipeline.lock import DATASET_LOCK, TABLES_LOCK, held
 from pipeline.manifest import MANIFEST
+from pipeline.progress import Progress, shown
 from pipeline.report import REPORT, WriteReport, write_report
 from pipeline.results import write_tables
 from pipeline.runner import check_unknown, pipeline_options, run_pipeline
@@ -23,8 +25,6 @@ from pipeline.storage import WORK_FOLDER, Store
 from pipeline.terminal import accuracy_table, describe_dataset
 from pipeline.verify import verify
 from transforms.taxonomy import Taxonomy, imagenet9
-
-LOG = f"{WORK_FOLDER}/job.log"
 
 
 def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -68,23 +68,29 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     generates = arguments.command in ("run", "generate")
     evaluates = arguments.command in ("run", "evaluate")
     store = Store(os.path.abspath(arguments.output if generates else arguments.dataset))
-    try:
-        job = job_from_flags(arguments, store) if generates else None
-    except OSError as error:
-        raise UsageError(f"{error.filename}: {error.strerror}") from error
-    config = job.config if job else Dataset.open(store).manifest.config
-    evaluate = _evaluate(arguments, store, config, taxonomy) if evaluates else None
-    pipeline = beam.Pipeline(options=options)
-    if job:
-        dataset = pipeline | "Generate" >> Generate(job, taxonomy)
-    else:
-        dataset = pipeline | "Dataset" >> beam.Create([Dataset.open(store).manifest.fingerprint])
-    if evaluate:
-        dataset = dataset | "Evaluate" >> evaluate
-    if arguments.command != "generate":
-        _ = dataset | "Report" >> beam.ParDo(WriteReport(store, taxonomy)).with_output_types(str)
-    with progress.shown(store):
-        counters = run_pipeline(pipeline, store.path(LOG))
+    with contextlib.ExitStack() as stack:
+        job = None
+        if generates:
+            # Checked before the lock, which needs a folder to lie in, and again under it: the
+            # dataset may have changed in between.
+            job_from_flags(arguments, store)
+            stack.enter_context(held(store, DATASET_LOCK))
+            job = job_from_flags(arguments, store)
+        config = job.config if job else Dataset.open(store).manifest.config
+        evaluate = _evaluate(arguments, store, config, taxonomy) if evaluates else None
+        pipeline = beam.Pipeline(options=options)
+        if job:
+            dataset = pipeline | "Generate" >> Generate(job, taxonomy)
+        else:
+            fingerprint = Dataset.open(store).manifest.fingerprint
+            dataset = pipeline | "Dataset" >> beam.Create([fingerprint])
+        if evaluate:
+            dataset = dataset | "Evaluate" >> evaluate
+            report = beam.ParDo(WriteReport(store, taxonomy)).with_output_types(str)
+            _ = dataset | "Report" >> report
+        log = store.path(f"{WORK_FOLDER}/{arguments.command}-{os.getpid()}.log")
+        with shown(Progress.of(store)):
+            counters = run_pipeline(pipeline, log)
     _say(store, counters, evaluates)
     return 0
 
@@ -103,7 +109,8 @@ def _say(store: Store, counters: dict[str, int], evaluated: bool) -> None:
     """The closing words of a job."""
     dataset = Dataset.open(store)
     print(describe_dataset(dataset.manifest, counters))
-    summaries, stale = write_tables(store, dataset.manifest.fingerprint)
+    with held(store, TABLES_LOCK, wait=60):
+        summaries, stale = write_tables(store, dataset.manifest.fingerprint)
     if evaluated:
         print(accuracy_table(summaries))
     if stale:
@@ -117,7 +124,8 @@ def _say(store: Store, counters: dict[str, int], evaluated: bool) -> None:
 def _report(arguments: argparse.Namespace) -> int:
     store = Store(os.path.abspath(arguments.dataset))
     dataset = Dataset.open(store)
-    summaries, stale = write_tables(store, dataset.manifest.fingerprint)
+    with held(store, TABLES_LOCK, wait=60):
+        summaries, stale = write_tables(store, dataset.manifest.fingerprint)
     write_report(store, imagenet9())
     if summaries:
         print(accuracy_table(summaries))

@@ -17,7 +17,7 @@ from pipeline.config import ComposeConfig, SegmentConfig, fingerprint
 from pipeline.errors import JobError
 from pipeline.layer_source import LayerSource
 from pipeline.plan import OutputShard, Plan, load_plan
-from pipeline.progress import note_done
+from pipeline.progress import Progress
 from pipeline.records import (
     ACCEPTED,
     RECORD_SCHEMA,
@@ -83,11 +83,13 @@ class ComposeShard(beam.DoFn):
         config: ComposeConfig,
         staging: Staging,
         taxonomy: Taxonomy,
+        progress: Progress,
     ) -> None:
         self._segment = segment
         self._config = config
         self._staging = staging
         self._taxonomy = taxonomy
+        self._progress = progress
 
     def setup(self) -> None:
         cv2.setNumThreads(1)
@@ -114,7 +116,7 @@ class ComposeShard(beam.DoFn):
         else:
             Metrics.counter("in9", "output_shards_kept").inc()
         name = f"{output.totals.split}-{output.shard:05d}"
-        note_done(store, "compose", name, len(rows))
+        self._progress.note_done("compose", name, len(rows))
         yield self._composed(output, found, checksum, index, rows)
 
     def _plan_rows(self, plan: Plan, rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:

@@ -25,9 +25,10 @@ from apache_beam.metrics import Metrics
 from pipeline.config import EVALUATE_VERSION, fingerprint
 from pipeline.dataset import Dataset
 from pipeline.errors import JobError
+from pipeline.lock import TABLES_LOCK, held, model_lock
 from pipeline.models import LoadedModel, check_head, load_model
 from pipeline.predict import PredictConfig, Predictor
-from pipeline.progress import note_done, note_total
+from pipeline.progress import Progress
 from pipeline.records import ShardFiles, read_about, write_table
 from pipeline.results import (
     PREDICTION_SCHEMA,
@@ -59,6 +60,7 @@ class Evaluation:
       models: entries of `--models`, in order.
       split: the split to evaluate on.
       predict: how.
+      progress: where workers note what is done.
       accept_new_weights: take weights that differ from those behind earlier results.
       groups: in how many groups the shards are evaluated at the same time; each holds one
         model at a time, so one for each device.
@@ -68,6 +70,7 @@ class Evaluation:
     models: tuple[str, ...]
     split: str
     predict: PredictConfig
+    progress: Progress
     accept_new_weights: bool = False
     groups: int = 1
 
@@ -102,12 +105,12 @@ class Predict(beam.DoFn):
         self._taxonomy = taxonomy
 
     def process(self, element: tuple[int, Iterable[int]]) -> Iterator[EvaluatedShard]:
-        shards = sorted(element[1])
-        store = self._evaluation.store
+        group, shards = element[0], sorted(element[1])
+        store, progress = self._evaluation.store, self._evaluation.progress
         dataset = Dataset.open(store)
         pictures = {shard: dataset.pictures(self._evaluation.split, shard) for shard in shards}
         for order in range(len(self._evaluation.models)):
-            note_total(store, "evaluate", f"{order}-{element[0]}", sum(pictures.values()))
+            progress.note_total("evaluate", f"{order}-{group}", sum(pictures.values()))
         torch.set_num_threads(max(1, usable_cores() // self._evaluation.groups))
         for order, spec in enumerate(self._evaluation.models):
             model = load_model(spec)
@@ -115,10 +118,11 @@ class Predict(beam.DoFn):
             self._check_weights(model)
             about = model_identity(model, self._evaluation, dataset)
             predictor = Predictor(model, self._evaluation.predict)
-            for shard in shards:
-                path = self._predict(dataset, model, predictor, shard)
-                note_done(store, "evaluate", f"{order}-{shard:05d}", pictures[shard])
-                yield EvaluatedShard(order, shard, json.dumps(about, sort_keys=True), path)
+            with held(store, model_lock(self._folder(model.name), group)):
+                for shard in shards:
+                    path = self._predict(dataset, model, predictor, shard)
+                    progress.note_done("evaluate", f"{order}-{shard:05d}", pictures[shard])
+                    yield EvaluatedShard(order, shard, json.dumps(about, sort_keys=True), path)
             # The next model must find the memory free.
             del model, predictor
             gc.collect()
@@ -260,7 +264,8 @@ class Summarise(beam.DoFn):
             for path in list(store.walk(f"results/{folder}/predictions")):
                 if path not in current:
                     store.delete(path)
-        write_tables(store, dataset.manifest.fingerprint)
+        with held(store, TABLES_LOCK, wait=60):
+            write_tables(store, dataset.manifest.fingerprint)
         store.remove_temporary()
         yield dataset.manifest.fingerprint
 

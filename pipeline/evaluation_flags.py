@@ -11,6 +11,7 @@ from pipeline.errors import UsageError
 from pipeline.evaluate import Evaluation
 from pipeline.models import DEFAULT_MODEL, check_model
 from pipeline.predict import EVAL_INPUTS, PRECISIONS, PredictConfig
+from pipeline.progress import Progress
 from pipeline.storage import Store
 
 CPU_BATCH = 32
@@ -45,6 +46,7 @@ def evaluation_from_flags(
         models=models,
         split=split,
         predict=_predict_config(arguments),
+        progress=Progress.of(store),
         accept_new_weights=arguments.accept_new_weights,
     )
 

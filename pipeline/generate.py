@@ -18,7 +18,7 @@ from pipeline.config import DatasetConfig
 from pipeline.errors import UsageError
 from pipeline.manifest import Manifest
 from pipeline.plan import OutputShard, PlanSplit
-from pipeline.progress import note_total
+from pipeline.progress import Progress
 from pipeline.records import Staging
 from pipeline.segment import SegmentedShard, SegmentShard
 from pipeline.shards import ShardCounts
@@ -36,6 +36,7 @@ class Job:
       source: the input folder.
       annotations: a folder of annotations, None to look beside the images.
       store: the dataset folder.
+      progress: where workers note what is done.
       previous: by split, numbers of shards of the dataset as it stands.
       reshard: choose the numbers of shards anew.
     """
@@ -45,6 +46,7 @@ class Job:
     annotations: str | None
     store: Store
     previous: dict[str, ShardCounts]
+    progress: Progress
     reshard: bool = False
 
     @classmethod
@@ -60,7 +62,8 @@ class Job:
     ) -> Job:
         """A job that builds on the dataset that a manifest describes, if there is one."""
         previous = {} if manifest is None else manifest.shards
-        return cls(config, source, annotations, store, previous, reshard)
+        progress = Progress.of(store)
+        return cls(config, source, annotations, store, previous, progress, reshard)
 
     def layer_staging(self) -> Staging:
         """Where new layers wait: by what decides them, so that another seed of the pairing
@@ -100,7 +103,7 @@ class ListSplit(beam.DoFn):
         if split in self._job.previous and not self._job.reshard:
             counts = self._job.previous[split]
         for stage in ("segment", "compose"):
-            note_total(self._job.store, stage, split, len(listing.images))
+            self._job.progress.note_total(stage, split, len(listing.images))
         yield from make_shards(split, listing, counts)
 
 
@@ -121,7 +124,13 @@ class Generate(beam.PTransform):
             | "SpreadSources" >> beam.Reshuffle()
             | "Segment"
             >> beam.ParDo(
-                SegmentShard(config.segment, job.layer_staging(), config.layers, job.previous)
+                SegmentShard(
+                    config.segment,
+                    job.layer_staging(),
+                    config.layers,
+                    job.previous,
+                    job.progress,
+                )
             ).with_output_types(SegmentedShard)
         )
         composed = (
@@ -135,7 +144,13 @@ class Generate(beam.PTransform):
             | "SpreadOutputs" >> beam.Reshuffle()
             | "Compose"
             >> beam.ParDo(
-                ComposeShard(config.segment, config.compose, job.output_staging(), self._taxonomy)
+                ComposeShard(
+                    config.segment,
+                    config.compose,
+                    job.output_staging(),
+                    self._taxonomy,
+                    job.progress,
+                )
             ).with_output_types(ComposedShard)
         )
         return (

@@ -8,6 +8,7 @@ dataset, and nothing relies on them.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import sys
@@ -19,6 +20,7 @@ from typing import TextIO
 from pipeline.storage import WORK_FOLDER, Store
 
 _FOLDER = f"{WORK_FOLDER}/progress"
+"""Holds a folder for each running job, named by its process."""
 _STAGES = {"segment": "images", "compose": "images", "evaluate": "pictures"}
 _TOTAL = "total"
 
@@ -26,32 +28,53 @@ TERMINAL_SECONDS = 1.0
 PLAIN_SECONDS = 30.0
 
 
-def note_total(store: Store, stage: str, name: str, count: int) -> None:
-    """Notes how much a stage has to do: `count` for the part called `name`."""
-    _note(store, f"{stage}/{_TOTAL}", name, count)
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where the workers of one job leave their notes.
 
+    Attributes:
+      folder: absolute path, of this job alone.
+    """
 
-def note_done(store: Store, stage: str, name: str, count: int) -> None:
-    """Notes a finished shard of a stage. Noting it again changes nothing."""
-    _note(store, stage, name, count)
+    folder: str
 
+    @classmethod
+    def of(cls, store: Store) -> Progress:
+        """Notes of a job that this process launches."""
+        return cls(store.path(f"{_FOLDER}/{os.getpid()}"))
 
-def _note(store: Store, folder: str, name: str, count: int) -> None:
-    path = store.path(f"{_FOLDER}/{folder}")
-    # Only for show: a full disk must not fail a job here.
-    with contextlib.suppress(OSError):
-        os.makedirs(path, exist_ok=True)
-        with open(os.path.join(path, f"{name}.{count}"), "wb"):
-            pass
+    def note_total(self, stage: str, name: str, count: int) -> None:
+        """Notes how much a stage has to do: `count` for the part called `name`."""
+        self._note(os.path.join(stage, _TOTAL), name, count)
 
+    def note_done(self, stage: str, name: str, count: int) -> None:
+        """Notes a finished shard of a stage. Noting it again changes nothing."""
+        self._note(stage, name, count)
 
-def _count(store: Store, folder: str) -> int:
-    """Sum of the notes in a folder."""
-    try:
-        names = os.listdir(store.path(f"{_FOLDER}/{folder}"))
-    except FileNotFoundError:
-        return 0
-    return sum(int(name.rpartition(".")[2]) for name in names if name != _TOTAL)
+    def _note(self, folder: str, name: str, count: int) -> None:
+        path = os.path.join(self.folder, folder)
+        # Only for show: a full disk must not fail a job here.
+        with contextlib.suppress(OSError):
+            os.makedirs(path, exist_ok=True)
+            with open(os.path.join(path, f"{name}.{count}"), "wb"):
+                pass
+
+    def count(self, stage: str) -> tuple[int, int]:
+        """(done, total) of a stage, by the notes so far."""
+        return self._sum(stage), self._sum(os.path.join(stage, _TOTAL))
+
+    def _sum(self, folder: str) -> int:
+        try:
+            names = os.listdir(os.path.join(self.folder, folder))
+        except FileNotFoundError:
+            return 0
+        return sum(int(name.rpartition(".")[2]) for name in names if name != _TOTAL)
+
+    def clear(self) -> None:
+        """Removes the notes."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.dirname(self.folder))
 
 
 class _Stage:
@@ -63,9 +86,8 @@ class _Stage:
         self.total = 0
         self._started: tuple[float, int] | None = None
 
-    def update(self, store: Store) -> None:
-        self.done = _count(store, self.name)
-        self.total = _count(store, f"{self.name}/{_TOTAL}")
+    def update(self, progress: Progress) -> None:
+        self.done, self.total = progress.count(self.name)
 
     def line(self, now: float) -> str:
         """Such as `segment: 640 of 1300 images, 2.1/s, 5 min left`. A stage begins when it is
@@ -87,12 +109,14 @@ def _duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def shown(store: Store, out: TextIO | None = None, interval: float | None = None) -> Iterator[None]:
+def shown(
+    progress: Progress, out: TextIO | None = None, interval: float | None = None
+) -> Iterator[None]:
     """Shows progress while the block runs: one line that changes on a terminal, else a line
     now and then.
 
     Args:
-      store: the dataset folder.
+      progress: the notes.
       out: where to, standard error if None.
       interval: seconds between two looks, by the kind of `out` if None.
     """
@@ -100,7 +124,7 @@ def shown(store: Store, out: TextIO | None = None, interval: float | None = None
     terminal = out.isatty()
     if interval is None:
         interval = TERMINAL_SECONDS if terminal else PLAIN_SECONDS
-    shutil.rmtree(store.path(_FOLDER), ignore_errors=True)
+    progress.clear()
     over = threading.Event()
 
     def show() -> None:
@@ -109,7 +133,7 @@ def shown(store: Store, out: TextIO | None = None, interval: float | None = None
         while not over.wait(interval):
             now = time.monotonic()
             for stage in stages:
-                stage.update(store)
+                stage.update(progress)
             running = [stage for stage in stages if 0 < stage.total > stage.done]
             line = running[0].line(now) if running else last
             if line and terminal:
@@ -129,4 +153,4 @@ def shown(store: Store, out: TextIO | None = None, interval: float | None = None
     finally:
         over.set()
         thread.join()
-        shutil.rmtree(store.path(_FOLDER), ignore_errors=True)
+        progress.clear()

@@ -12,6 +12,7 @@ import apache_beam as beam
 import jinja2
 
 from pipeline.dataset import Dataset
+from pipeline.lock import TABLES_LOCK, held
 from pipeline.results import read_summaries
 from pipeline.sinks import Sample
 from pipeline.storage import Store
@@ -144,7 +145,8 @@ def _background(sample: Sample, taxonomy: Taxonomy) -> str:
 
 def write_report(store: Store, taxonomy: Taxonomy) -> bool:
     """Writes the page if it has changed; returns whether it has."""
-    return store.update(REPORT, render_report(Dataset.open(store), taxonomy).encode())
+    with held(store, TABLES_LOCK, wait=60):
+        return store.update(REPORT, render_report(Dataset.open(store), taxonomy).encode())
 
 
 class WriteReport(beam.DoFn):

@@ -107,7 +107,7 @@ def _logged(path: str) -> Iterator[None]:
     root.addHandler(file)
     try:
         yield
-    except BaseException:
+    except Exception:
         logging.getLogger("apache_beam").exception("the job failed")
         raise
     else:

@@ -22,7 +22,7 @@ from pipeline.checksums import Checksums
 from pipeline.config import SegmentConfig, fingerprint
 from pipeline.layer_files import add_layer, encode_layer, layer_digest
 from pipeline.previous_layers import PreviousLayers
-from pipeline.progress import note_done
+from pipeline.progress import Progress
 from pipeline.records import (
     ACCEPTED,
     RECORD_SCHEMA,
@@ -128,6 +128,7 @@ class SegmentShard(beam.DoFn):
       staging: where new shards go.
       layers: `keep`, or `drop`: then a shard is up to date without its tar.
       previous: by split, the numbers of shards of the dataset as it stands.
+      progress: where finished shards are noted.
     """
 
     def __init__(
@@ -136,11 +137,13 @@ class SegmentShard(beam.DoFn):
         staging: Staging,
         layers: str,
         previous: dict[str, ShardCounts],
+        progress: Progress,
     ) -> None:
         self._config = config
         self._staging = staging
         self._layers = layers
         self._previous = previous
+        self._progress = progress
 
     def setup(self) -> None:
         # The runner's workers are the parallelism.
@@ -160,7 +163,7 @@ class SegmentShard(beam.DoFn):
         else:
             Metrics.counter("in9", "source_shards_kept").inc()
         rows = read_rows(self._staging.store, found.record)
-        note_done(self._staging.store, "segment", f"{split}-{shard.shard:05d}", len(rows))
+        self._progress.note_done("segment", f"{split}-{shard.shard:05d}", len(rows))
         tar = layer_tar(split, shard.shard)
         own = self._staging.digest_of(found.record, record, len(rows))
         yield SegmentedShard(

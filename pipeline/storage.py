@@ -189,7 +189,7 @@ class Store:
         """Removes what killed processes of this host left half-written."""
         for path in list(self.walk(TEMPORARY)):
             host, pid, _ = os.path.basename(path).rsplit("+", 2)
-            if host == socket.gethostname() and not _is_alive(int(pid)):
+            if host == socket.gethostname() and not is_alive(int(pid)):
                 self.delete(path)
 
     def prune(self, relative: str) -> None:
@@ -199,7 +199,7 @@ class Store:
                 os.rmdir(folder)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     """Whether a process of this host is running."""
     try:
         os.kill(pid, 0)

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import progress
 from pipeline.cli import main
-from pipeline.progress import note_done, note_total, shown
+from pipeline.progress import Progress, shown
 from pipeline.storage import Store
 
 
@@ -29,19 +29,19 @@ def wait_for(out: io.StringIO, text: str) -> None:
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_lines_say_stage_count_rate_and_time_left(tmp_path: Path, terminal: bool) -> None:
-    store = Store(str(tmp_path))
-    note_done(store, "segment", "of-an-earlier-run", 999)
+    notes = Progress.of(Store(str(tmp_path)))
+    notes.note_done("segment", "of-an-earlier-run", 999)
     out = Terminal() if terminal else io.StringIO()
-    with shown(store, out, interval=0.02):
-        note_total(store, "segment", "val", 96)
+    with shown(notes, out, interval=0.02):
+        notes.note_total("segment", "val", 96)
         wait_for(out, "segment: 0 of 96 images")
         for _ in range(2):
-            note_done(store, "segment", "val-00000", 32)
+            notes.note_done("segment", "val-00000", 32)
         wait_for(out, "segment: 32 of 96 images, ")
         wait_for(out, " s left")
-        note_done(store, "segment", "val-00001", 64)
-        note_total(store, "evaluate", "0-0", 700)
-        note_total(store, "evaluate", "1-0", 700)
+        notes.note_done("segment", "val-00001", 64)
+        notes.note_total("evaluate", "0-0", 700)
+        notes.note_total("evaluate", "1-0", 700)
         wait_for(out, "evaluate: 0 of 1400 pictures")
     assert ("\r" in out.getvalue()) == terminal
     assert not (tmp_path / ".in9" / "progress").exists()

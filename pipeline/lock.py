@@ -1,0 +1,121 @@
+"""Locks: one process at a time writes a dataset, and one evaluates a model on it.
+
+A lock is a file that only one process can create. It names its process, and is taken over
+only if that process is known to be dead: one of this host that no longer runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.errors import JobError
+from pipeline.storage import WORK_FOLDER, Store, is_alive
+
+DATASET_LOCK = f"{WORK_FOLDER}/lock"
+_WRITING_SECONDS = 2.0
+"""How long a lock without content may be one that is just being written."""
+
+
+TABLES_LOCK = f"{WORK_FOLDER}/lock-tables"
+"""Held for the moment in which tables and page are made from all summaries that are there."""
+
+
+def model_lock(folder: str, group: int) -> str:
+    """Lock of a model's folder under `results/`, for one group of shards."""
+    return f"{WORK_FOLDER}/lock-{folder}-{group}"
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process started, in the kernel's ticks: tells a reused number apart. None where
+    the system does not say."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _is_dead(owner: dict[str, Any]) -> bool:
+    if owner["host"] != socket.gethostname():
+        return False
+    return not is_alive(owner["pid"]) or _start_of(owner["pid"]) != owner["started"]
+
+
+def _owner(path: str) -> dict[str, Any] | None:
+    """Who holds a lock; None if it has gone. Waits for a lock that is being written."""
+    until = time.monotonic() + _WRITING_SECONDS
+    while True:
+        try:
+            with open(path, encoding="utf-8") as file:
+                owner: dict[str, Any] = json.load(file)
+                return owner
+        except FileNotFoundError:
+            return None
+        except json.JSONDecodeError as error:
+            if time.monotonic() > until:
+                raise JobError(f"{path} is no lock of ours; remove it and try again") from error
+            time.sleep(0.05)
+
+
+def _take_over(path: str, dead: dict[str, Any]) -> None:
+    """Removes the lock of a dead process, unless another process was faster."""
+    aside = f"{path}.{uuid.uuid4().hex}"
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return
+    if _owner(aside) != dead:
+        # It had been taken over, and this is the new owner's: put it back.
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
+    os.remove(aside)
+
+
+@contextlib.contextmanager
+def held(store: Store, lock: str, wait: float = 0.0) -> Iterator[None]:
+    """Holds a lock while the block runs.
+
+    Args:
+      store: the dataset folder.
+      lock: `DATASET_LOCK`, `TABLES_LOCK`, or of `model_lock`.
+      wait: seconds to wait for another process that holds it.
+
+    Raises:
+      JobError: another process holds it.
+    """
+    until = time.monotonic() + wait
+    path = store.path(lock)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    me = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_of(os.getpid())}
+    while True:
+        try:
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            owner = _owner(path)
+            if owner is None:
+                continue
+            if _is_dead(owner):
+                _take_over(path, owner)
+            elif time.monotonic() < until:
+                time.sleep(0.1)
+            else:
+                raise JobError(
+                    f"process {owner['pid']} on {owner['host']} is at work on it; wait until it "
+                    f"is done. If it has gone, remove {path}"
+                ) from None
+            continue
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(me, file)
+        break
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
