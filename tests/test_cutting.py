@@ -109,6 +109,12 @@ def test_the_size_filter_is_strict_at_nine_tenths() -> None:
     assert check_boxes([Box(0, 16, 255, 16 + rows)], width=256, height=256) == Reason.BOX_TOO_LARGE
 
 
+def test_half_of_the_box_must_be_visible() -> None:
+    # As above; of 32 columns the crop keeps 16, of 31 it keeps 15.
+    assert check_boxes([Box(0, 60, 31, 180)], width=256, height=256) is None
+    assert check_boxes([Box(0, 60, 30, 180)], width=256, height=256) == Reason.BOX_OFF_CENTER
+
+
 @pytest.mark.parametrize(
     ("image", "xml", "reason"),
     [

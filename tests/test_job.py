@@ -13,6 +13,8 @@ import pytest
 from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
 
 from pipeline.cli import main
+from pipeline.compose import ComposeShard
+from pipeline.segment import SegmentShard
 from pipeline.source import find_layout, list_images
 from transforms.taxonomy import imagenet9
 
@@ -166,6 +168,29 @@ def test_flat_images_without_a_class_are_rejected(tiny_input: Path, tmp_path: Pa
     assert main(["generate", "--output", str(output), *flags]) == 0
     rejections = manifest_of(output)["rejections"]["val"]
     assert rejections["unreadable_annotation"] == rejections["missing_annotation"] == 1
+
+
+@pytest.mark.parametrize("stage", [SegmentShard, ComposeShard])
+def test_work_that_a_runner_loses_is_noticed(
+    tiny_input: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stage: Any,
+) -> None:
+    whole = stage.process
+
+    def lossy(self: Any, shard: Any) -> Any:
+        return whole(self, shard) if shard.shard else iter(())
+
+    monkeypatch.setattr(stage, "process", lossy)
+    output = tmp_path / "out"
+    flags = ["--input", str(tiny_input), "--output", str(output), "--images_per_shard", "2", *ONE]
+    assert main(["generate", *flags]) == 1
+    assert "2 of 3 shards" in capsys.readouterr().err
+    assert not (output / "manifest.json").exists()
+    monkeypatch.undo()
+    assert main(["generate", *flags]) == 0
 
 
 def test_layouts_are_found_without_being_told(tiny_input: Path, tmp_path: Path) -> None:
