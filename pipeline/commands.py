@@ -88,7 +88,9 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
             dataset = dataset | "Evaluate" >> evaluate
             report = beam.ParDo(WriteReport(store, taxonomy)).with_output_types(str)
             _ = dataset | "Report" >> report
-        log = store.path(f"{WORK_FOLDER}/{arguments.command}-{os.getpid()}.log")
+        # Several processes may evaluate at once; the next writer replaces the last one's log.
+        name = arguments.command if generates else f"evaluate-{os.getpid()}"
+        log = store.path(f"{WORK_FOLDER}/{name}.log")
         with shown(Progress.of(store)):
             counters = run_pipeline(pipeline, log)
     _say(store, counters, evaluates)
