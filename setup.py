@@ -28,6 +28,7 @@ setup(
         "opencv-python-headless>=4.10",
         "pillow>=11.0",
         "pyarrow>=18.0",
+        "rich>=13.9",
         "safetensors>=0.4.3",
         "timm>=1.0.15",
         "torch>=2.6",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
+import signal
 import sys
 
 from pipeline.errors import JobError, UsageError
 from pipeline.flags import build_parser
+from pipeline.lock import release_all
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,18 +27,15 @@ def main(argv: list[str] | None = None) -> int:
         arguments, rest = build_parser().parse_known_args(argv)
     except UsageError as error:
         return _leave("in9", error, 2)
-    logging.basicConfig(level=logging.WARNING, format="in9: %(levelname)s: %(message)s")
-    # Beam announces at import which of its optional parts are not installed.
-    logging.disable(logging.WARNING)
-    from pipeline import commands  # After parsing: --help should not wait for Beam and torch.
-
-    logging.disable(logging.NOTSET)
     try:
-        return commands.run_command(arguments, rest)
+        # What service managers and batch systems send first.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return _run(arguments, rest)
     except KeyboardInterrupt:
         _leave(f"in9 {arguments.command}", "stopped; run the same command again to go on", 1)
         sys.stderr.flush()
-        # Locks are released by now. Threads in the middle of an image must not keep us.
+        # Threads in the middle of an image must not keep us.
+        release_all()
         os._exit(1)
     except BrokenPipeError:
         # The reader of our output has left, as `head` does; nothing more can be said.
@@ -45,6 +45,16 @@ def main(argv: list[str] | None = None) -> int:
         return _leave(f"in9 {arguments.command}", error, 2)
     except (JobError, OSError) as error:
         return _leave(f"in9 {arguments.command}: the job failed", error, 1)
+
+
+def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
+    logging.basicConfig(level=logging.WARNING, format="in9: %(levelname)s: %(message)s")
+    # Beam announces at import which of its optional parts are not installed.
+    logging.disable(logging.WARNING)
+    from pipeline import commands  # After parsing: --help should not wait for Beam and torch.
+
+    logging.disable(logging.NOTSET)
+    return commands.run_command(arguments, rest)
 
 
 def _leave(what: str, error: object, code: int) -> int:

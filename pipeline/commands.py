@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
+import time
 
 import apache_beam as beam
 
@@ -17,7 +18,7 @@ from pipeline.generate import Generate
 from pipeline.job_flags import job_from_flags
 from pipeline.lock import DATASET_LOCK, TABLES_LOCK, held
 from pipeline.manifest import MANIFEST
-from pipeline.progress import Progress, shown
+from pipeline.progress import Progress
 from pipeline.report import REPORT, WriteReport, write_report
 from pipeline.results import write_tables
 from pipeline.runner import check_unknown, pipeline_options, run_pipeline
@@ -91,9 +92,10 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         # Several processes may evaluate at once; the next writer replaces the last one's log.
         name = arguments.command if generates else f"evaluate-{os.getpid()}"
         log = store.path(f"{WORK_FOLDER}/{name}.log")
-        with shown(Progress.of(store)):
-            counters = run_pipeline(pipeline, log)
-    _say(store, counters, evaluates)
+        started = time.monotonic()
+        counters = run_pipeline(pipeline, Progress.of(store), log)
+        seconds = time.monotonic() - started
+    _say(store, counters, seconds, evaluates)
     return 0
 
 
@@ -107,10 +109,10 @@ def _evaluate(
     return Evaluate(evaluation_from_flags(arguments, store, config), taxonomy)
 
 
-def _say(store: Store, counters: dict[str, int], evaluated: bool) -> None:
+def _say(store: Store, counters: dict[str, int], seconds: float, evaluated: bool) -> None:
     """The closing words of a job."""
     dataset = Dataset.open(store)
-    print(describe_dataset(dataset.manifest, counters))
+    print(describe_dataset(dataset.manifest, counters, seconds))
     with held(store, TABLES_LOCK, wait=60):
         summaries, stale = write_tables(store, dataset.manifest.fingerprint)
     if evaluated:

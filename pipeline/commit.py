@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.metrics import Metrics
 
 from pipeline.card import CARD_FILES, card_files
 from pipeline.compose import ComposedShard
 from pipeline.config import COMPOSE_VERSION, DatasetConfig, fingerprint
+from pipeline.counters import count, timed
 from pipeline.errors import JobError
 from pipeline.manifest import MANIFEST, PREVIOUS_MANIFEST, Manifest, library_versions, read_manifest
 from pipeline.plan import check_complete
@@ -109,7 +109,11 @@ class Commit(beam.DoFn):
         self._taxonomy = taxonomy
 
     def process(self, _: Any, shards: Iterable[ComposedShard]) -> Iterator[str]:
-        shards = list(shards)
+        with timed("commit"):
+            committed = self._commit(list(shards))
+        yield committed
+
+    def _commit(self, shards: list[ComposedShard]) -> str:
         store = self._store
         manifest = build_manifest(self._config, shards, self._taxonomy)
         old = read_manifest(store)
@@ -129,10 +133,10 @@ class Commit(beam.DoFn):
             manifest = dataclasses.replace(manifest, files=tuple(files))
             store.write(MANIFEST, manifest.to_json())
             store.delete(PREVIOUS_MANIFEST)
-            Metrics.counter("in9", "commits").inc()
+            count("commits")
         store.delete_tree(STAGING)
         store.remove_temporary()
-        yield manifest.fingerprint
+        return manifest.fingerprint
 
     def _check_complete(
         self, manifest: Manifest, old: Manifest | None, waiting: dict[str, str]

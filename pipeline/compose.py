@@ -11,9 +11,9 @@ from typing import Any
 import apache_beam as beam
 import cv2
 import pyarrow as pa
-from apache_beam.metrics import Metrics
 
 from pipeline.config import ComposeConfig, SegmentConfig, fingerprint
+from pipeline.counters import count, count_written, timed
 from pipeline.errors import JobError
 from pipeline.layer_source import LayerSource
 from pipeline.plan import OutputShard, Plan, load_plan
@@ -95,6 +95,11 @@ class ComposeShard(beam.DoFn):
         cv2.setNumThreads(1)
 
     def process(self, output: OutputShard) -> Iterator[ComposedShard]:
+        with timed("compose"):
+            composed = self._compose(output)
+        yield composed
+
+    def _compose(self, output: OutputShard) -> ComposedShard:
         store = self._staging.store
         plan = load_plan(store, output.plan, self._config, output.plan_digest)
         rows = _source_rows(self._staging, output.sources)
@@ -112,12 +117,13 @@ class ComposeShard(beam.DoFn):
             found = self._staging.find(index, checksum)
             if found is None:
                 raise OSError(f"{index} is not there after it was written")
-            Metrics.counter("in9", "output_shards_made").inc()
+            count("output_shards_made")
+            count_written(found.files)
         else:
-            Metrics.counter("in9", "output_shards_kept").inc()
+            count("output_shards_kept")
         name = f"{output.totals.split}-{output.shard:05d}"
         self._progress.note_done("compose", name, len(rows))
-        yield self._composed(output, found, checksum, index, rows)
+        return self._composed(output, found, checksum, index, rows)
 
     def _plan_rows(self, plan: Plan, rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
         """Completes index rows by the plan; returns the backgrounds of each selected key as
@@ -185,7 +191,7 @@ class ComposeShard(beam.DoFn):
                     sample = self._sample(plan, layers, row, layer, variant, place)
                     for sink in variant_sinks:
                         sink.add(sample)
-                Metrics.counter("in9", "images_composed").inc()
+                count("images_composed")
         digests = [sink.digest() for variant_sinks in sinks.values() for sink in variant_sinks]
         return tuple(digest for digest in digests if digest is not None)
 

@@ -20,9 +20,9 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import torch
-from apache_beam.metrics import Metrics
 
 from pipeline.config import EVALUATE_VERSION, fingerprint
+from pipeline.counters import count, count_written, timed
 from pipeline.dataset import Dataset
 from pipeline.errors import JobError
 from pipeline.lock import TABLES_LOCK, held, model_lock
@@ -113,14 +113,16 @@ class Predict(beam.DoFn):
             progress.note_total("evaluate", f"{order}-{group}", sum(pictures.values()))
         torch.set_num_threads(max(1, usable_cores() // self._evaluation.groups))
         for order, spec in enumerate(self._evaluation.models):
-            model = load_model(spec)
-            check_head(model, self._taxonomy)
-            self._check_weights(model)
-            about = model_identity(model, self._evaluation, dataset)
-            predictor = Predictor(model, self._evaluation.predict)
+            with timed("evaluate"):
+                model = load_model(spec)
+                check_head(model, self._taxonomy)
+                self._check_weights(model)
+                about = model_identity(model, self._evaluation, dataset)
+                predictor = Predictor(model, self._evaluation.predict)
             with held(store, model_lock(self._folder(model.name), group)):
                 for shard in shards:
-                    path = self._predict(dataset, model, predictor, shard)
+                    with timed("evaluate"):
+                        path = self._predict(dataset, model, predictor, shard)
                     progress.note_done("evaluate", f"{order}-{shard:05d}", pictures[shard])
                     yield EvaluatedShard(order, shard, json.dumps(about, sort_keys=True), path)
             # The next model must find the memory free.
@@ -160,7 +162,7 @@ class Predict(beam.DoFn):
         )
         about = read_about(evaluation.store, path)
         if about is not None and about.fingerprint == checksum:
-            Metrics.counter("in9", "prediction_shards_kept").inc()
+            count("prediction_shards_kept")
             return path
 
         def samples() -> Iterator[Sample]:
@@ -173,10 +175,10 @@ class Predict(beam.DoFn):
         with contextlib.closing(predictor.logits(samples())) as batches:
             for batch, logits in batches:
                 tables.append(_prediction_table(model.name, batch, logits, output_labels))
-                Metrics.counter("in9", "pictures_predicted").inc(len(batch))
+                count("pictures_predicted", len(batch))
         table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-        write_table(evaluation.store, path, table, ShardFiles(checksum, ()))
-        Metrics.counter("in9", "prediction_shards_made").inc()
+        count_written([write_table(evaluation.store, path, table, ShardFiles(checksum, ()))])
+        count("prediction_shards_made")
         return path
 
 
@@ -243,6 +245,11 @@ class Summarise(beam.DoFn):
         self._evaluation = evaluation
 
     def process(self, _: Any, evaluated: Iterable[EvaluatedShard]) -> Iterator[str]:
+        with timed("evaluate"):
+            dataset = self._summarise(evaluated)
+        yield dataset
+
+    def _summarise(self, evaluated: Iterable[EvaluatedShard]) -> str:
         store = self._evaluation.store
         dataset = Dataset.open(store)
         expected = list(dataset.shards(self._evaluation.split))
@@ -267,7 +274,7 @@ class Summarise(beam.DoFn):
         with held(store, TABLES_LOCK, wait=60):
             write_tables(store, dataset.manifest.fingerprint)
         store.remove_temporary()
-        yield dataset.manifest.fingerprint
+        return dataset.manifest.fingerprint
 
     def _summary(self, dataset: Dataset, shards: list[EvaluatedShard]) -> dict[str, Any]:
         predictions = read_predictions(self._evaluation.store, [shard.path for shard in shards])

@@ -15,6 +15,7 @@ import apache_beam as beam
 from pipeline.commit import STAGING, Commit
 from pipeline.compose import ComposedShard, ComposeShard
 from pipeline.config import DatasetConfig
+from pipeline.counters import timed
 from pipeline.errors import UsageError
 from pipeline.manifest import Manifest
 from pipeline.plan import OutputShard, PlanSplit
@@ -83,6 +84,11 @@ class ListSplit(beam.DoFn):
         self._taxonomy = taxonomy
 
     def process(self, split: str) -> Iterator[SourceShard]:
+        with timed("list"):
+            shards = self._list(split)
+        yield from shards
+
+    def _list(self, split: str) -> list[SourceShard]:
         layout = find_layout(self._job.source, self._job.annotations, split)
         try:
             listing = list_images(layout, self._taxonomy, self._job.config.limit)
@@ -104,7 +110,7 @@ class ListSplit(beam.DoFn):
             counts = self._job.previous[split]
         for stage in ("segment", "compose"):
             self._job.progress.note_total(stage, split, len(listing.images))
-        yield from make_shards(split, listing, counts)
+        return make_shards(split, listing, counts)
 
 
 class Generate(beam.PTransform):

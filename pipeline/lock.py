@@ -19,12 +19,13 @@ from pipeline.errors import JobError
 from pipeline.storage import WORK_FOLDER, Store, is_alive
 
 DATASET_LOCK = f"{WORK_FOLDER}/lock"
+TABLES_LOCK = f"{WORK_FOLDER}/lock-tables"
+"""Held for the moment in which tables and page are made from all summaries that are there."""
 _WRITING_SECONDS = 2.0
 """How long a lock without content may be one that is just being written."""
 
-
-TABLES_LOCK = f"{WORK_FOLDER}/lock-tables"
-"""Held for the moment in which tables and page are made from all summaries that are there."""
+_mine: set[str] = set()
+"""Paths of the locks that this process holds."""
 
 
 def model_lock(folder: str, group: int) -> str:
@@ -114,8 +115,17 @@ def held(store: Store, lock: str, wait: float = 0.0) -> Iterator[None]:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(me, file)
         break
+    _mine.add(path)
     try:
         yield
     finally:
+        _mine.discard(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+
+
+def release_all() -> None:
+    """Removes the locks that threads of this process hold, before it ends at once."""
+    for path in list(_mine):
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)

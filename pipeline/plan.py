@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.config import ComposeConfig
+from pipeline.counters import timed
 from pipeline.errors import JobError
 from pipeline.records import Staging
 from pipeline.segment import SegmentedShard, SourceFiles
@@ -161,6 +162,11 @@ class PlanSplit(beam.DoFn):
 
     def process(self, element: tuple[str, Iterable[SegmentedShard]]) -> Iterator[OutputShard]:
         split, segmented = element
+        with timed("plan"):
+            planned = self._plan(split, segmented)
+        yield from planned
+
+    def _plan(self, split: str, segmented: Iterable[SegmentedShard]) -> list[OutputShard]:
         shards = sorted(segmented, key=lambda shard: shard.files.shard)
         totals = shards[0].totals
         check_complete(
@@ -174,14 +180,16 @@ class PlanSplit(beam.DoFn):
         with self._staging.store.create(plan) as file:
             pq.write_table(self._table(shards), file, compression="zstd")
         files = {shard.files.shard: shard.files for shard in shards}
-        for output in range(totals.counts.output):
-            yield OutputShard(
+        return [
+            OutputShard(
                 totals=totals,
                 shard=output,
                 plan=plan,
                 plan_digest=file.sha256,
                 sources=tuple(files[source] for source in totals.counts.sources_of(output)),
             )
+            for output in range(totals.counts.output)
+        ]
 
     def _table(self, shards: list[SegmentedShard]) -> pa.Table:
         tables = []

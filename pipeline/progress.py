@@ -24,7 +24,7 @@ _FOLDER = f"{WORK_FOLDER}/progress"
 _STAGES = {"segment": "images", "compose": "images", "evaluate": "pictures"}
 _TOTAL = "total"
 
-TERMINAL_SECONDS = 1.0
+TERMINAL_SECONDS = 0.5
 PLAIN_SECONDS = 30.0
 
 
@@ -89,31 +89,89 @@ class _Stage:
     def update(self, progress: Progress) -> None:
         self.done, self.total = progress.count(self.name)
 
-    def line(self, now: float) -> str:
-        """Such as `segment: 640 of 1300 images, 2.1/s, 5 min left`. A stage begins when it is
+    @property
+    def is_running(self) -> bool:
+        return self.done < self.total
+
+    def speed(self, now: float) -> str:
+        """Such as `2.1/s, 5 min left`, empty while nothing is done. A stage begins when it is
         first shown: its total is known long before."""
-        text = f"{self.name}: {self.done} of {self.total} {_STAGES[self.name]}"
         if self._started is None:
             self._started = (now, self.done)
         seconds, done = now - self._started[0], self.done - self._started[1]
         if done <= 0 or seconds <= 0:
-            return text
+            return ""
         rate = done / seconds
-        return f"{text}, {rate:.1f}/s, {_duration((self.total - self.done) / rate)} left"
+        return f"{rate:.1f}/s, {duration((self.total - self.done) / rate)} left"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A length of time as people say it: `40 s`, `12 min`, `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class _Lines:
+    """Shows the running stage as a line, such as `segment: 640 of 1300 images, 2.1/s, 5 min
+    left`, wherever it differs from the last."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._last = ""
+
+    def show(self, stage: _Stage, now: float) -> None:
+        line = f"{stage.name}: {stage.done} of {stage.total} {_STAGES[stage.name]}"
+        speed = stage.speed(now)
+        line += f", {speed}" if speed else ""
+        if line != self._last:
+            self._out.write(f"{line}\n")
+            self._out.flush()
+            self._last = line
+
+    def close(self) -> None:
+        """Nothing: lines stay."""
+
+
+class _Bar:
+    """Shows the running stage as a live bar, which goes when the job ends."""
+
+    def __init__(self, out: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            console=Console(file=out),
+            auto_refresh=False,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._bar.start()
+
+    def show(self, stage: _Stage, now: float) -> None:
+        if stage.name not in self._tasks:
+            for task in self._tasks.values():
+                self._bar.remove_task(task)
+            self._tasks = {stage.name: self._bar.add_task(stage.name, speed="")}
+        text = f"{_STAGES[stage.name]} {stage.speed(now)}"
+        task = self._tasks[stage.name]
+        self._bar.update(task, completed=stage.done, total=stage.total, speed=text)
+        self._bar.refresh()
+
+    def close(self) -> None:
+        self._bar.stop()
 
 
 @contextlib.contextmanager
 def shown(
     progress: Progress, out: TextIO | None = None, interval: float | None = None
 ) -> Iterator[None]:
-    """Shows progress while the block runs: one line that changes on a terminal, else a line
-    now and then.
+    """Shows progress while the block runs: a live bar on a terminal, else a line now and then.
 
     Args:
       progress: the notes.
@@ -125,32 +183,24 @@ def shown(
     if interval is None:
         interval = TERMINAL_SECONDS if terminal else PLAIN_SECONDS
     progress.clear()
+    display = _Bar(out) if terminal else _Lines(out)
     over = threading.Event()
 
-    def show() -> None:
+    def watch() -> None:
         stages = [_Stage(name) for name in _STAGES]
-        last = ""
         while not over.wait(interval):
-            now = time.monotonic()
             for stage in stages:
                 stage.update(progress)
-            running = [stage for stage in stages if 0 < stage.total > stage.done]
-            line = running[0].line(now) if running else last
-            if line and terminal:
-                out.write(f"\r\x1b[K{line}")
-            elif line and line != last:
-                out.write(f"{line}\n")
-            last = line
-            out.flush()
-        if terminal and last:
-            out.write("\r\x1b[K")
-            out.flush()
+            running = next((stage for stage in stages if stage.is_running), None)
+            if running is not None:
+                display.show(running, time.monotonic())
 
-    thread = threading.Thread(target=show, daemon=True)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
         yield
     finally:
         over.set()
         thread.join()
+        display.close()
         progress.clear()

@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
-from apache_beam.runners.runner import PipelineResult
 
+from pipeline.counters import counters_of
 from pipeline.errors import JobError, UsageError
+from pipeline.job_log import job_log
+from pipeline.progress import Progress, shown
 
 _LOCAL_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "FnApiRunner", "SwitchingDirectRunner")
 _LOST_ELEMENTS = (
@@ -89,38 +90,6 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
     return options
 
 
-def _not_of_beam(record: logging.LogRecord) -> bool:
-    return not record.name.startswith("apache_beam")
-
-
-@contextlib.contextmanager
-def _logged(path: str) -> Iterator[None]:
-    """Keeps Beam's warnings and tracebacks off the terminal, in a file that stays if the
-    block raises."""
-    root = logging.getLogger()
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    file = logging.FileHandler(path, mode="w", encoding="utf-8", delay=True)
-    file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    others = list(root.handlers)
-    for handler in others:
-        handler.addFilter(_not_of_beam)
-    root.addHandler(file)
-    try:
-        yield
-    except Exception:
-        logging.getLogger("apache_beam").exception("the job failed")
-        raise
-    else:
-        file.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(path)
-    finally:
-        root.removeHandler(file)
-        file.close()
-        for handler in others:
-            handler.removeFilter(_not_of_beam)
-
-
 _RAISED = re.compile(r"^(?:[\w.]+\.)?(\w+): (.*)$")
 _WHERE = re.compile(r" \[while running .*\]$", re.DOTALL)
 
@@ -140,11 +109,16 @@ def _translate(error: Exception) -> Exception:
     return JobError(f"{lines[-1]}. Run the same command again to go on")
 
 
-def run_pipeline(pipeline: beam.Pipeline, log: str) -> dict[str, int]:
-    """Runs a pipeline to its end.
+def _has_worker_processes(options: PipelineOptions) -> bool:
+    return bool(options.view_as(DirectOptions).direct_running_mode == "multi_processing")
+
+
+def run_pipeline(pipeline: beam.Pipeline, progress: Progress, log: str) -> dict[str, int]:
+    """Runs a pipeline to its end, and shows how far it is.
 
     Args:
       pipeline: the graph.
+      progress: where its workers note what is done.
       log: path of a file for tracebacks and Beam's warnings; it is there if the job failed.
 
     Returns:
@@ -154,7 +128,8 @@ def run_pipeline(pipeline: beam.Pipeline, log: str) -> dict[str, int]:
       UsageError, JobError: as raised inside; other errors as JobError.
     """
     try:
-        with _logged(log):
+        processes = _has_worker_processes(pipeline.options)
+        with job_log(log, worker_processes=processes), shown(progress):
             result = pipeline.run()
             result.wait_until_finish()
     except Exception as error:
@@ -162,13 +137,4 @@ def run_pipeline(pipeline: beam.Pipeline, log: str) -> dict[str, int]:
         if isinstance(translated, JobError):
             translated = JobError(f"{translated} (details: {log})")
         raise translated from error
-    return _counters(result)
-
-
-def _counters(result: PipelineResult) -> dict[str, int]:
-    found = result.metrics().query()["counters"]
-    return {
-        counter.key.metric.name: counter.result
-        for counter in found
-        if counter.key.metric.namespace == "in9"
-    }
+    return counters_of(result)

@@ -16,10 +16,10 @@ from typing import Any
 import apache_beam as beam
 import cv2
 import pyarrow as pa
-from apache_beam.metrics import Metrics
 
 from pipeline.checksums import Checksums
 from pipeline.config import SegmentConfig, fingerprint
+from pipeline.counters import count, count_written, timed
 from pipeline.layer_files import add_layer, encode_layer, layer_digest
 from pipeline.previous_layers import PreviousLayers
 from pipeline.progress import Progress
@@ -150,6 +150,11 @@ class SegmentShard(beam.DoFn):
         cv2.setNumThreads(1)
 
     def process(self, shard: SourceShard) -> Iterator[SegmentedShard]:
+        with timed("segment"):
+            segmented = self._segmented(shard)
+        yield segmented
+
+    def _segmented(self, shard: SourceShard) -> SegmentedShard:
         digests, checksum = self._fingerprint(shard)
         split = shard.totals.split
         record = layer_record(split, shard.shard)
@@ -159,14 +164,15 @@ class SegmentShard(beam.DoFn):
             found = self._staging.find(record, checksum)
             if found is None:
                 raise OSError(f"{record} is not there after it was written")
-            Metrics.counter("in9", "source_shards_made").inc()
+            count("source_shards_made")
+            count_written(found.files)
         else:
-            Metrics.counter("in9", "source_shards_kept").inc()
+            count("source_shards_kept")
         rows = read_rows(self._staging.store, found.record)
         self._progress.note_done("segment", f"{split}-{shard.shard:05d}", len(rows))
         tar = layer_tar(split, shard.shard)
         own = self._staging.digest_of(found.record, record, len(rows))
-        yield SegmentedShard(
+        return SegmentedShard(
             totals=shard.totals,
             files=SourceFiles(
                 shard=shard.shard,
@@ -254,9 +260,9 @@ class SegmentShard(beam.DoFn):
             return {**row, "status": str(reason), "detail": detail}, {}
         kept = previous.find(image.key, digest)
         if kept is not None:
-            Metrics.counter("in9", "images_kept").inc()
+            count("images_kept")
             return kept
-        Metrics.counter("in9", "images_segmented").inc()
+        count("images_segmented")
         cut = cut_source(image.path, image.annotation, self._config)
         row |= {
             "status": ACCEPTED if cut.reason is None else str(cut.reason),

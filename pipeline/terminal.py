@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.counters import bytes_written, stage_seconds
 from pipeline.manifest import Manifest
 from transforms.filters import Reason
 
@@ -15,8 +16,9 @@ _MADE = (
 )
 
 
-def describe_dataset(manifest: Manifest, counters: dict[str, int]) -> str:
-    """A few lines: images by fate, what was done, and whether there was anything to do."""
+def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: float) -> str:
+    """A few lines: images by fate, what was done and written in how long, and whether there
+    was anything to do."""
     lines = []
     for split, images in manifest.images.items():
         reasons = ", ".join(f"{n} {reason}" for reason, n in manifest.rejections[split].items())
@@ -45,8 +47,22 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int]) -> str:
             ("pictures predicted", counters.get("pictures_predicted", 0)),
         )
         lines.append("done now: " + ", ".join(f"{n} {what}" for what, n in done))
+        written = [f"{size(n)} {folder}" for folder, n in bytes_written(counters).items()]
+        if written:
+            lines.append("written: " + ", ".join(written))
+        stages = [f"{name} {s:.1f} s" for name, s in stage_seconds(counters).items() if s >= 0.05]
+        lines.append(f"time: {seconds:.1f} s; summed over workers: " + ", ".join(stages))
     lines.append(f"dataset {manifest.fingerprint[:12]}")
     return "\n".join(lines)
+
+
+def size(count: float) -> str:
+    """A number of bytes as people say it: `640 B`, `12.3 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit in ("B", "kB") else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
 
 
 def _name(summary: dict[str, Any]) -> str:

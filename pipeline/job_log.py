@@ -1,0 +1,92 @@
+"""The log of a job: Beam's words and tracebacks, off the terminal.
+
+The file stays only if the job fails; the line that the user sees then names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+_FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
+
+
+def _not_of_beam(record: logging.LogRecord) -> bool:
+    return not record.name.startswith("apache_beam")
+
+
+@contextlib.contextmanager
+def job_log(path: str, *, worker_processes: bool = False) -> Iterator[None]:
+    """Keeps a job's log while the block runs.
+
+    Args:
+      path: of the file.
+      worker_processes: whether Beam starts processes, which would write to our standard
+        error at length.
+    """
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    root = logging.getLogger()
+    others = list(root.handlers)
+    keep = False
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(open(path, "w", encoding="utf-8"))
+        file = logging.StreamHandler(stream)
+        file.setFormatter(logging.Formatter(_FORMAT))
+        if worker_processes:
+            stack.enter_context(_children_write_to(stream.fileno()))
+        for handler in others:
+            handler.addFilter(_not_of_beam)
+        root.addHandler(file)
+        threads = threading.excepthook
+        threading.excepthook = _log_thread
+        try:
+            yield
+        except Exception:
+            keep = True
+            logging.getLogger("apache_beam").exception("the job failed")
+            raise
+        finally:
+            threading.excepthook = threads
+            root.removeHandler(file)
+            for handler in others:
+                handler.removeFilter(_not_of_beam)
+            if not keep:
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(path)
+
+
+def _log_thread(died: threading.ExceptHookArgs) -> None:
+    """A runner's thread that dies takes its error to the log; the runner reports it, too."""
+    error: Any = died.exc_value
+    logging.getLogger("apache_beam").error("a thread died", exc_info=error)
+
+
+@contextlib.contextmanager
+def _children_write_to(log: int) -> Iterator[None]:
+    """Points the process's standard error, which its children inherit, at a file; our own
+    goes on to the terminal."""
+    inherited = os.dup(2)
+    before = sys.stderr
+    os.dup2(log, 2)
+    # Under a test, standard error may be something else already.
+    if before is not None and before is sys.__stderr__:
+        sys.stderr = os.fdopen(os.dup(inherited), "w", encoding=before.encoding, buffering=1)
+    handlers = [h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler)]
+    ours = [handler for handler in handlers if handler.stream is before]
+    for handler in ours:
+        handler.setStream(sys.stderr)
+    try:
+        yield
+    finally:
+        for handler in ours:
+            handler.setStream(before)
+        if sys.stderr is not before:
+            sys.stderr.close()
+            sys.stderr = before
+        os.dup2(inherited, 2)
+        os.close(inherited)
