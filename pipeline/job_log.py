@@ -71,11 +71,11 @@ def _children_write_to(log: int) -> Iterator[None]:
     """Points the process's standard error, which its children inherit, at a file; our own
     goes on to the terminal."""
     inherited = os.dup(2)
-    before = sys.stderr
+    before, encoding = sys.stderr, sys.stderr.encoding
     os.dup2(log, 2)
     # Under a test, standard error may be something else already.
-    if before is not None and before is sys.__stderr__:
-        sys.stderr = os.fdopen(os.dup(inherited), "w", encoding=before.encoding, buffering=1)
+    if before is sys.__stderr__:
+        sys.stderr = os.fdopen(os.dup(inherited), "w", encoding=encoding, buffering=1)
     handlers = [h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler)]
     ours = [handler for handler in handlers if handler.stream is before]
     for handler in ours:
