@@ -9,13 +9,15 @@ import sys
 import time
 
 import apache_beam as beam
+from apache_beam.options.pipeline_options import DirectOptions
 
 from pipeline.config import DatasetConfig
 from pipeline.dataset import Dataset
+from pipeline.dry_run import dry_run
 from pipeline.errors import UsageError
 from pipeline.flags import COMMANDS
 from pipeline.generate import Generate
-from pipeline.job_flags import job_from_flags
+from pipeline.job_flags import job_from_flags, remember_input
 from pipeline.lock import DATASET_LOCK, TABLES_LOCK, held
 from pipeline.manifest import MANIFEST
 from pipeline.progress import Progress
@@ -52,6 +54,8 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
         if rest:
             raise UsageError(f"{rest[0]} is for commands that run a Beam pipeline")
         return (_report if arguments.command == "report" else _verify)(arguments)
+    if getattr(arguments, "dry_run", False):
+        return _dry_run(arguments, rest)
     return _run(arguments, rest)
 
 
@@ -75,6 +79,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
             # Checked before the lock, which needs a folder to lie in, and again under it: the
             # dataset may have changed in between.
             job_from_flags(arguments, store)
+            remember_input(arguments, store)
             stack.enter_context(held(store, DATASET_LOCK))
             job = job_from_flags(arguments, store)
         config = job.config if job else Dataset.open(store).manifest.config
@@ -96,6 +101,20 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         counters = run_pipeline(pipeline, Progress.of(store), log)
         seconds = time.monotonic() - started
     _say(store, counters, seconds, evaluates)
+    return 0
+
+
+def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """run and generate with --dry_run."""
+    workers = pipeline_options(rest).view_as(DirectOptions).direct_num_workers
+    store = Store(os.path.abspath(arguments.output))
+    job = job_from_flags(arguments, store)
+    evaluation = None
+    if arguments.command == "run":
+        from pipeline.evaluation_flags import evaluation_from_flags
+
+        evaluation = evaluation_from_flags(arguments, store, job.config)
+    dry_run(job, evaluation, imagenet9(), workers)
     return 0
 
 

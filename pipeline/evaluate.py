@@ -26,6 +26,7 @@ from pipeline.counters import count, count_written, timed
 from pipeline.dataset import Dataset
 from pipeline.errors import JobError
 from pipeline.lock import TABLES_LOCK, held, model_lock
+from pipeline.memory import keep_freed_memory
 from pipeline.models import LoadedModel, check_head, load_model
 from pipeline.predict import PredictConfig, Predictor
 from pipeline.progress import Progress
@@ -104,6 +105,9 @@ class Predict(beam.DoFn):
         self._evaluation = evaluation
         self._taxonomy = taxonomy
 
+    def setup(self) -> None:
+        keep_freed_memory()
+
     def process(self, element: tuple[int, Iterable[int]]) -> Iterator[EvaluatedShard]:
         group, shards = element[0], sorted(element[1])
         store, progress = self._evaluation.store, self._evaluation.progress
@@ -119,7 +123,8 @@ class Predict(beam.DoFn):
                 self._check_weights(model)
                 about = model_identity(model, self._evaluation, dataset)
                 predictor = Predictor(model, self._evaluation.predict)
-            with held(store, model_lock(self._folder(model.name), group)):
+            folder = result_folder(model.name, _how(self._evaluation))
+            with held(store, model_lock(folder, group)):
                 for shard in shards:
                     with timed("evaluate"):
                         path = self._predict(dataset, model, predictor, shard)
@@ -130,9 +135,6 @@ class Predict(beam.DoFn):
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-
-    def _folder(self, model: str) -> str:
-        return result_folder(model, _how(self._evaluation))
 
     def _check_weights(self, model: LoadedModel) -> None:
         if self._evaluation.accept_new_weights:
@@ -150,20 +152,11 @@ class Predict(beam.DoFn):
         self, dataset: Dataset, model: LoadedModel, predictor: Predictor, shard: int
     ) -> str:
         evaluation = self._evaluation
-        variants = tuple(name for name in dataset.variants if name in PICTURES)
-        path = predictions_file(self._folder(model.name), evaluation.split, shard)
-        checksum = fingerprint(
-            model.name,
-            model.weights_sha256,
-            dataclasses.asdict(model.preprocessing),
-            dataclasses.asdict(evaluation.predict),
-            EVALUATE_VERSION,
-            [file.sha256 for file in dataset.shard_files(evaluation.split, shard, variants)],
-        )
-        about = read_about(evaluation.store, path)
-        if about is not None and about.fingerprint == checksum:
+        path, checksum, is_there = find_predictions(evaluation, dataset, model, shard)
+        if is_there:
             count("prediction_shards_kept")
             return path
+        variants = _pictures(dataset)
 
         def samples() -> Iterator[Sample]:
             for variant in variants:
@@ -180,6 +173,31 @@ class Predict(beam.DoFn):
         count_written([write_table(evaluation.store, path, table, ShardFiles(checksum, ()))])
         count("prediction_shards_made")
         return path
+
+
+def _pictures(dataset: Dataset) -> tuple[str, ...]:
+    """The variants that models are evaluated on."""
+    return tuple(name for name in dataset.variants if name in PICTURES)
+
+
+def find_predictions(
+    evaluation: Evaluation, dataset: Dataset, model: LoadedModel, shard: int
+) -> tuple[str, str, bool]:
+    """Where the predictions of a (model, shard) lie, their fingerprint, and whether they are
+    there already."""
+    folder = result_folder(model.name, _how(evaluation))
+    path = predictions_file(folder, evaluation.split, shard)
+    files = dataset.shard_files(evaluation.split, shard, _pictures(dataset))
+    checksum = fingerprint(
+        model.name,
+        model.weights_sha256,
+        dataclasses.asdict(model.preprocessing),
+        dataclasses.asdict(evaluation.predict),
+        EVALUATE_VERSION,
+        [file.sha256 for file in files],
+    )
+    about = read_about(evaluation.store, path)
+    return path, checksum, about is not None and about.fingerprint == checksum
 
 
 def _how(evaluation: Evaluation) -> dict[str, Any]:
@@ -278,12 +296,11 @@ class Summarise(beam.DoFn):
 
     def _summary(self, dataset: Dataset, shards: list[EvaluatedShard]) -> dict[str, Any]:
         predictions = read_predictions(self._evaluation.store, [shard.path for shard in shards])
-        variants = [name for name in dataset.variants if name in PICTURES]
         return {
             **json.loads(shards[0].about),
             "dataset": dataset.manifest.fingerprint,
             "libraries": {name: metadata.version(name) for name in _LIBRARIES},
-            "accuracy": accuracy_rows(predictions, LABEL_RULES, variants),
+            "accuracy": accuracy_rows(predictions, LABEL_RULES, list(_pictures(dataset))),
             "gaps": gap_rows(predictions, LABEL_RULES),
         }
 

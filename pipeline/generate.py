@@ -23,7 +23,7 @@ from pipeline.progress import Progress
 from pipeline.records import Staging
 from pipeline.segment import SegmentedShard, SegmentShard
 from pipeline.shards import ShardCounts
-from pipeline.source import SourceShard, find_layout, list_images, make_shards
+from pipeline.source import Listing, SourceShard, find_layout, list_images, make_shards
 from pipeline.storage import Store
 from transforms.taxonomy import Taxonomy
 
@@ -76,6 +76,34 @@ class Job:
         return Staging(self.store, f"{STAGING}/{self.config.compose.fingerprint()}")
 
 
+def list_split(job: Job, taxonomy: Taxonomy, split: str) -> tuple[Listing, ShardCounts]:
+    """Lists a split's images and chooses its numbers of shards.
+
+    Raises:
+      UsageError: there is nothing to work on, or it cannot be read.
+    """
+    layout = find_layout(job.source, job.annotations, split)
+    try:
+        listing = list_images(layout, taxonomy, job.config.limit)
+    except PermissionError as error:
+        raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
+    if not any(image.annotation for image in listing.images) and listing.images:
+        raise UsageError(
+            f"no image in {layout.images} has an annotation in {layout.annotations}; "
+            "name the folder of the .xml files with --annotations"
+        )
+    if not listing.images:
+        raise UsageError(
+            f"no image of an ImageNet-9 class in {layout.images}: "
+            f"{listing.outside} images of other classes, {listing.other_files} other files. "
+            "Folders must be named by WordNet id, such as n02084071"
+        )
+    counts = ShardCounts.of(len(listing.images), job.config.images_per_shard)
+    if split in job.previous and not job.reshard:
+        counts = job.previous[split]
+    return listing, counts
+
+
 class ListSplit(beam.DoFn):
     """Split name -> its SourceShards. Listing is one element's work."""
 
@@ -89,25 +117,7 @@ class ListSplit(beam.DoFn):
         yield from shards
 
     def _list(self, split: str) -> list[SourceShard]:
-        layout = find_layout(self._job.source, self._job.annotations, split)
-        try:
-            listing = list_images(layout, self._taxonomy, self._job.config.limit)
-        except PermissionError as error:
-            raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
-        if not any(image.annotation for image in listing.images) and listing.images:
-            raise UsageError(
-                f"no image in {layout.images} has an annotation in {layout.annotations}; "
-                "name the folder of the .xml files with --annotations"
-            )
-        if not listing.images:
-            raise UsageError(
-                f"no image of an ImageNet-9 class in {layout.images}: "
-                f"{listing.outside} images of other classes, {listing.other_files} other files. "
-                "Folders must be named by WordNet id, such as n02084071"
-            )
-        counts = ShardCounts.of(len(listing.images), self._job.config.images_per_shard)
-        if split in self._job.previous and not self._job.reshard:
-            counts = self._job.previous[split]
+        listing, counts = list_split(self._job, self._taxonomy, split)
         for stage in ("segment", "compose"):
             self._job.progress.note_total(stage, split, len(listing.images))
         return make_shards(split, listing, counts)

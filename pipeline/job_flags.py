@@ -49,10 +49,6 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
         if reshard:
             differing = [name for name in differing if name != "images_per_shard"]
         _refuse(differing, manifest.config, config)
-    try:
-        store.update(_INPUT, json.dumps(arguments.input and source).encode())
-    except OSError as error:
-        raise UsageError(f"--output {store.root} cannot be written: {error.strerror}") from error
     return Job.of(
         config,
         source=source,
@@ -61,6 +57,19 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
         manifest=manifest,
         reshard=reshard or (manifest is not None and _resized(manifest.config, config)),
     )
+
+
+def remember_input(arguments: argparse.Namespace, store: Store) -> None:
+    """Notes where the input lies; the first thing that is written into an output folder.
+
+    Raises:
+      UsageError: the folder cannot be written.
+    """
+    source = os.path.abspath(arguments.input) if arguments.input else None
+    try:
+        store.update(_INPUT, json.dumps(source).encode())
+    except OSError as error:
+        raise UsageError(f"--output {store.root} cannot be written: {error.strerror}") from error
 
 
 def _check_input(given: str | None, store: Store) -> None:

@@ -6,10 +6,10 @@ import os
 from typing import Any
 
 from pipeline.config import SegmentConfig
+from pipeline.cut_source import cut_source, read_file
 from pipeline.errors import JobError
 from pipeline.layer_files import layer_digest, read_background, read_layer
 from pipeline.plan import Plan
-from pipeline.segment import cut_source, read_file
 from pipeline.storage import Store
 from transforms.cutting import cut_background
 from transforms.geometry import Pixels

@@ -29,13 +29,18 @@ class PreviousLayers:
     def find(self, key: str, source_digest: str) -> tuple[dict[str, Any], dict[str, bytes]] | None:
         """The record row of an unchanged image with its encoded parts (empty if the image
         was rejected), None if the image has to be segmented."""
+        row = self.row(key, source_digest)
+        if row is None or row["status"] != ACCEPTED:
+            return None if row is None else (row, {})
+        tar = layer_tar(self._split, self._counts.source_shard(key))
+        return row, read_parts(self._store, tar, row)
+
+    def row(self, key: str, source_digest: str) -> dict[str, Any] | None:
+        """The record row of an unchanged image."""
         shard = self._counts.source_shard(key)
         if shard not in self._records:
             self._records[shard] = self._read(shard)
-        row = self._records[shard].get((key, source_digest))
-        if row is None or row["status"] != ACCEPTED:
-            return None if row is None else (row, {})
-        return row, read_parts(self._store, layer_tar(self._split, shard), row)
+        return self._records[shard].get((key, source_digest))
 
     def _read(self, shard: int) -> dict[tuple[str, str], dict[str, Any]]:
         """Rows of a record whose files are all there. Whether a key is a duplicate depends

@@ -18,8 +18,9 @@ import cv2
 import pyarrow as pa
 
 from pipeline.checksums import Checksums
-from pipeline.config import SegmentConfig, fingerprint
+from pipeline.config import SegmentConfig
 from pipeline.counters import count, count_written, timed
+from pipeline.cut_source import cut_source, reject_by_name, shard_fingerprint, source_digest
 from pipeline.layer_files import add_layer, encode_layer, layer_digest
 from pipeline.previous_layers import PreviousLayers
 from pipeline.progress import Progress
@@ -35,9 +36,6 @@ from pipeline.shards import ShardCounts, bucket_hash, layer_record, layer_tar
 from pipeline.source import SourceImage, SourceShard, SplitTotals
 from pipeline.storage import FileDigest, HashingFile
 from pipeline.tar import TarWriter
-from transforms.cutting import Cut, cut_image
-from transforms.filters import Reason, is_valid_key
-from transforms.segmentation import SEGMENTERS
 from transforms.taxonomy import OUTSIDE
 
 CANDIDATE_SCHEMA = pa.schema(
@@ -92,26 +90,6 @@ class SegmentedShard:
     candidates: bytes
 
 
-def cut_source(image: str, annotation: str | None, config: SegmentConfig) -> Cut:
-    """Reads and cuts a source image, given the paths of image and annotation. Only I/O
-    raises (OSError)."""
-    return cut_image(
-        read_file(image),
-        None if annotation is None else read_file(annotation),
-        segment=SEGMENTERS[config.segmenter].segment,
-        seed=config.grabcut_seed,
-        resize=config.resize,
-        crop=config.image_size,
-        interpolation=config.interpolation,
-    )
-
-
-def read_file(path: str) -> bytes:
-    """A source file's bytes. Raises OSError."""
-    with open(path, "rb") as file:
-        return file.read()
-
-
 def _printable(text: str) -> str:
     """Text that any file can hold: escapes what is not printable, and cuts what is long."""
     escaped = "".join(
@@ -155,7 +133,10 @@ class SegmentShard(beam.DoFn):
         yield segmented
 
     def _segmented(self, shard: SourceShard) -> SegmentedShard:
-        digests, checksum = self._fingerprint(shard)
+        checksums = Checksums.of_shard(self._staging.store, shard.totals.split, shard.shard)
+        digests = [source_digest(image, self._config, checksums.of) for image in shard.images]
+        checksums.save()
+        checksum = shard_fingerprint(digests, self._config)
         split = shard.totals.split
         record = layer_record(split, shard.shard)
         found = self._staging.find(record, checksum, need_files=self._layers == "keep")
@@ -185,24 +166,6 @@ class SegmentShard(beam.DoFn):
             candidates=_candidates(rows, {} if tar in found.where else _sources(shard)),
         )
 
-    def _fingerprint(self, shard: SourceShard) -> tuple[list[str], str]:
-        """Digest of each image's inputs, and the fingerprint of the shard."""
-        checksums = Checksums(self._staging.store, f"{shard.totals.split}-{shard.shard:05d}")
-        configuration = self._config.fingerprint()
-        digests = [
-            fingerprint(
-                configuration,
-                image.name.encode("utf-8", "surrogatepass").hex(),
-                image.wnid,
-                image.label,
-                checksums.of(image.path),
-                image.annotation and checksums.of(image.annotation),
-            )
-            for image in shard.images
-        ]
-        checksums.save()
-        return digests, fingerprint(configuration, digests)
-
     def _make(self, shard: SourceShard, digests: list[str], checksum: str) -> None:
         split = shard.totals.split
         counts = self._previous.get(split, shard.totals.counts)
@@ -213,8 +176,8 @@ class SegmentShard(beam.DoFn):
             tar: TarWriter | None = None
             file: HashingFile | None = None
             for position, (image, digest) in enumerate(zip(shard.images, digests, strict=True)):
-                duplicate = position > 0 and shard.images[position - 1].key == image.key
-                row, parts = self._row(image, digest, duplicate, previous)
+                before = shard.images[position - 1] if position else None
+                row, parts = self._row(image, digest, before, previous)
                 if parts:
                     if tar is None:
                         file = stack.enter_context(
@@ -237,7 +200,7 @@ class SegmentShard(beam.DoFn):
         )
 
     def _row(
-        self, image: SourceImage, digest: str, duplicate: bool, previous: PreviousLayers
+        self, image: SourceImage, digest: str, before: SourceImage | None, previous: PreviousLayers
     ) -> tuple[dict[str, Any], dict[str, bytes]]:
         """The record row of an image without offsets, and its encoded layer if accepted."""
         row: dict[str, Any] = {
@@ -247,16 +210,9 @@ class SegmentShard(beam.DoFn):
             "label": None if image.label == OUTSIDE else image.label,
             "source_digest": digest,
         }
-        if not is_valid_key(image.key):
-            detail = "a key is printable, without dots and slashes, and at most 200 bytes long"
-            return {**row, "status": str(Reason.INVALID_KEY), "detail": detail}, {}
-        if duplicate:
-            detail = "another image of the same key has a lower path"
-            return {**row, "status": str(Reason.DUPLICATE_KEY), "detail": detail}, {}
-        if not image.wnid:
-            missing = image.annotation is None
-            reason = Reason.MISSING_ANNOTATION if missing else Reason.UNREADABLE_ANNOTATION
-            detail = "nothing tells its class: no folder, and no annotation that names one"
+        rejected = reject_by_name(image, before)
+        if rejected is not None:
+            reason, detail = rejected
             return {**row, "status": str(reason), "detail": detail}, {}
         kept = previous.find(image.key, digest)
         if kept is not None:

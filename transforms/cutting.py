@@ -58,6 +58,35 @@ def _decode(image: bytes, annotation: bytes | None) -> tuple[Pixels, Annotation]
     return pixels, parsed
 
 
+def check_annotation(annotation: bytes | None) -> Reason | None:
+    """What `cut_image` would reject for its annotation alone, taking the annotated size for
+    the picture's.
+
+    Args:
+      annotation: the annotation file's bytes, None if there is no file.
+
+    Returns:
+      The reason to reject the image, or None.
+    """
+    if annotation is None:
+        return Reason.MISSING_ANNOTATION
+    try:
+        parsed = parse_annotation(annotation)
+    except AnnotationError:
+        return Reason.UNREADABLE_ANNOTATION
+    if parsed.width < 1 or parsed.height < 1:
+        return Reason.SIZE_MISMATCH
+    if _is_too_narrow(parsed.width, parsed.height, FILTER_RESIZE):
+        return Reason.TOO_MANY_PIXELS
+    return check_boxes(parsed.boxes, width=parsed.width, height=parsed.height)
+
+
+def _is_too_narrow(width: int, height: int, resize: int) -> bool:
+    """Whether a resized picture would exceed the pixel limit, though it does not as it is."""
+    ratio = max(width, height) / min(width, height)
+    return resize**2 * ratio > MAX_PIXELS
+
+
 def cut_background(
     image: bytes, annotation: bytes, *, resize: int, crop: int, interpolation: str
 ) -> Pixels:
@@ -106,8 +135,7 @@ def cut_image(
         return decoded
     pixels, parsed = decoded
     height, width = pixels.shape[:2]
-    ratio = max(width, height) / min(width, height)
-    if max(resize, FILTER_RESIZE) ** 2 * ratio > MAX_PIXELS:
+    if _is_too_narrow(width, height, max(resize, FILTER_RESIZE)):
         return Cut(
             reason=Reason.TOO_MANY_PIXELS,
             detail=f"{width} x {height} is too narrow: more than {MAX_PIXELS} pixels when resized",

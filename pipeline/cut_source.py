@@ -1,0 +1,73 @@
+"""What becomes of one source image: its identity, and its layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipeline.config import SegmentConfig, fingerprint
+from pipeline.source import SourceImage
+from transforms.cutting import Cut, cut_image
+from transforms.filters import Reason, is_valid_key
+from transforms.segmentation import SEGMENTERS
+
+
+def source_digest(image: SourceImage, config: SegmentConfig, checksum: Callable[[str], str]) -> str:
+    """Identifies everything that an image's layer depends on.
+
+    Args:
+      image: the source image.
+      config: of the layers.
+      checksum: gives the checksum of a file, by its path.
+    """
+    return fingerprint(
+        config.fingerprint(),
+        image.name.encode("utf-8", "surrogatepass").hex(),
+        image.wnid,
+        image.label,
+        checksum(image.path),
+        image.annotation and checksum(image.annotation),
+    )
+
+
+def shard_fingerprint(digests: list[str], config: SegmentConfig) -> str:
+    """Identifies everything that a shard's layers depend on, given its images' digests."""
+    return fingerprint(config.fingerprint(), digests)
+
+
+def reject_by_name(image: SourceImage, before: SourceImage | None) -> tuple[Reason, str] | None:
+    """Rejections that need no look at the image: (reason, detail), or None.
+
+    Args:
+      image: a source image.
+      before: the one before it in its shard.
+    """
+    if not is_valid_key(image.key):
+        detail = "a key is printable, without dots and slashes, and at most 200 bytes long"
+        return Reason.INVALID_KEY, detail
+    if before is not None and before.key == image.key:
+        return Reason.DUPLICATE_KEY, "another image of the same key has a lower path"
+    if not image.wnid:
+        missing = image.annotation is None
+        reason = Reason.MISSING_ANNOTATION if missing else Reason.UNREADABLE_ANNOTATION
+        return reason, "nothing tells its class: no folder, and no annotation that names one"
+    return None
+
+
+def cut_source(image: str, annotation: str | None, config: SegmentConfig) -> Cut:
+    """Reads and cuts a source image, given the paths of image and annotation. Only I/O
+    raises (OSError)."""
+    return cut_image(
+        read_file(image),
+        None if annotation is None else read_file(annotation),
+        segment=SEGMENTERS[config.segmenter].segment,
+        seed=config.grabcut_seed,
+        resize=config.resize,
+        crop=config.image_size,
+        interpolation=config.interpolation,
+    )
+
+
+def read_file(path: str) -> bytes:
+    """A source file's bytes. Raises OSError."""
+    with open(path, "rb") as file:
+        return file.read()

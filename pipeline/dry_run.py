@@ -1,0 +1,202 @@
+"""`--dry_run`: says what a job would do, how long and how large; writes nothing that stays."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pipeline.config import DatasetConfig
+from pipeline.dataset import Dataset
+from pipeline.errors import JobError
+from pipeline.estimate import Measured, Trial, choose, run_trial
+from pipeline.forecast import Forecast, SplitForecast, make_forecast
+from pipeline.generate import Job
+from pipeline.memory import keep_freed_memory
+from pipeline.progress import duration
+from pipeline.terminal import size
+from transforms.taxonomy import Taxonomy
+from transforms.variants import PICTURES
+
+if TYPE_CHECKING:
+    from pipeline.evaluate import Evaluation
+    from pipeline.predict import Predictor
+
+_EVALUATE_SECONDS = 5.0
+"""How long a model is measured, if it has that much to do."""
+
+
+def dry_run(job: Job, evaluation: Evaluation | None, taxonomy: Taxonomy, workers: int) -> None:
+    """Prints what a job would do.
+
+    Args:
+      job: what to generate.
+      evaluation: what to evaluate, if anything.
+      taxonomy: of the labels.
+      workers: how many of them work at the same time.
+
+    Raises:
+      UsageError, OSError: as the job would.
+    """
+    print("dry run: looking at names and annotations", file=sys.stderr)
+    forecast = make_forecast(job, taxonomy)
+    for split in forecast.splits:
+        _print_split(split, taxonomy)
+    if forecast.is_up_to_date:
+        print("dataset: up to date")
+    with tempfile.TemporaryDirectory(prefix="in9-") as folder:
+        make_trial = functools.cache(lambda: _trial(job, forecast, taxonomy, folder))
+        if not forecast.is_up_to_date:
+            _print_estimate(job, forecast, make_trial(), workers)
+        if evaluation is not None:
+            for model in evaluation.models:
+                _print_model(model, job, forecast, evaluation, make_trial)
+    print("dry run: nothing was written")
+
+
+def _trial(job: Job, forecast: Forecast, taxonomy: Taxonomy, folder: str) -> Trial | None:
+    """A few images, done; None if no image can be accepted."""
+    images = choose(forecast)
+    if not images:
+        return None
+    print(f"dry run: measuring {len(images)} images", file=sys.stderr)
+    return run_trial(job.config, images, taxonomy, folder)
+
+
+def _print_split(split: SplitForecast, taxonomy: Taxonomy) -> None:
+    classes = ", ".join(f"{n} {split.classes[n]}" for n in taxonomy.names if n in split.classes)
+    print(
+        f"{split.split}: {split.listed} images ({classes}), {split.outside} of other classes, "
+        f"{split.other_files} other files"
+    )
+    reasons = ", ".join(f"{count} {reason}" for reason, count in split.rejected.items())
+    print(
+        f"{split.split}: {sum(split.rejected.values())} rejected for name or annotation alone"
+        + (f" ({reasons})" if reasons else "")
+    )
+    print(f"{split.split}: {split.done} segmented already, {len(split.left)} to segment")
+
+
+def _selected(config: DatasetConfig, split: SplitForecast, measured: Measured) -> float:
+    """How many images of a split will probably be part of the dataset."""
+    rate = measured.accepted / measured.images if split.left else 1.0
+    expected = len(split.accepted) + rate * len(split.left)
+    per_class = config.compose.per_class
+    if per_class == "all" or not split.candidates:
+        return expected
+    share = expected / len(split.candidates)
+    labels = [image.label for image in split.candidates]
+    sizes = [share * labels.count(label) for label in set(labels)]
+    limit = min(sizes) if per_class == "min" else float(per_class)
+    return sum(min(limit, size_of_class) for size_of_class in sizes)
+
+
+def _print_estimate(job: Job, forecast: Forecast, trial: Trial | None, workers: int) -> None:
+    if trial is None:
+        print("estimate: seconds; no image is left to segment")
+        return
+    config, measured = job.config, trial.measured
+    rate = measured.accepted / measured.images
+    accepted = sum(len(s.accepted) + rate * len(s.left) for s in forecast.splits)
+    selected = sum(_selected(config, split, measured) for split in forecast.splits)
+    print(
+        f"measured on {measured.images} images: segment {measured.segment_seconds:.3f} s an image, "
+        f"{measured.accepted} of {measured.images} accepted; compose "
+        f"{measured.compose_seconds:.3f} s"
+    )
+    segment = forecast.left * measured.segment_seconds
+    error = forecast.left * measured.segment_error
+    compose = selected * measured.compose_seconds
+    print(
+        f"estimate: {duration((segment + compose) / workers)} with --direct_num_workers {workers} "
+        f"(one core: {duration(segment)} +- {duration(error)} to segment, at most "
+        f"{duration(compose)} to compose)"
+    )
+    sizes = {"layers": accepted * measured.layer_bytes} if config.layers == "keep" else {}
+    sizes |= {name: selected * each for name, each in measured.output_bytes.items()}
+    parts = ", ".join(f"{size(value)} {name}" for name, value in sizes.items())
+    free = shutil.disk_usage(_existing(job.store.root)).free
+    print(
+        f"estimate: about {selected:.0f} images in the dataset, {size(sum(sizes.values()))} "
+        f"({parts}); {size(free)} free"
+    )
+
+
+def _existing(path: str) -> str:
+    """The path, or the closest folder above it that is there."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _expected_pictures(job: Job, forecast: Forecast, measured: Measured, split: str) -> int:
+    """How many pictures a model will probably be evaluated on."""
+    variants = sum(name in PICTURES for name in job.config.compose.variants)
+    (found,) = (each for each in forecast.splits if each.split == split)
+    return round(variants * _selected(job.config, found, measured))
+
+
+def _print_model(
+    name: str,
+    job: Job,
+    forecast: Forecast,
+    evaluation: Evaluation,
+    make_trial: Callable[[], Trial | None],
+) -> None:
+    from pipeline.evaluate import find_predictions
+    from pipeline.models import load_model
+    from pipeline.predict import Predictor
+
+    started = time.perf_counter()
+    try:
+        model = load_model(name)
+    except JobError as error:
+        print(f"{name}: {error}")
+        return
+    load = time.perf_counter() - started
+    pictures = None
+    if forecast.is_up_to_date:
+        dataset = Dataset.open(evaluation.store)
+        pictures = sum(
+            dataset.pictures(evaluation.split, shard)
+            for shard in dataset.shards(evaluation.split)
+            if not find_predictions(evaluation, dataset, model, shard)[2]
+        )
+        if not pictures:
+            print(f"{name}: evaluated already")
+            return
+    trial = make_trial()
+    if trial is None:
+        return
+    if pictures is None:
+        pictures = _expected_pictures(job, forecast, trial.measured, evaluation.split)
+    rate = _pictures_a_second(Predictor(model, evaluation.predict), trial)
+    del model
+    gc.collect()
+    if rate:
+        print(
+            f"{name}: about {duration(load + pictures / rate)} for {pictures} pictures on "
+            f"{evaluation.predict.device} ({rate:.1f} a second)"
+        )
+
+
+def _pictures_a_second(predictor: Predictor, trial: Trial) -> float:
+    """Speed of a model on the trial's pictures, 0 if it has none. The first batch, in which
+    libraries set themselves up, counts only if there is no other."""
+    keep_freed_memory()
+    started = time.perf_counter()
+    done, rate = 0, 0.0
+    for number, (batch, _) in enumerate(predictor.logits(trial.samples())):
+        done += len(batch)
+        rate = done / (time.perf_counter() - started)
+        if number == 0:
+            done, started = 0, time.perf_counter()
+        elif time.perf_counter() - started > _EVALUATE_SECONDS:
+            break
+    return rate
