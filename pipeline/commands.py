@@ -81,6 +81,8 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
             job_from_flags(arguments, store)
             remember_input(arguments, store)
             stack.enter_context(held(store, DATASET_LOCK))
+            # Before the job needs the room.
+            store.remove_temporary()
             job = job_from_flags(arguments, store)
         config = job.config if job else Dataset.open(store).manifest.config
         evaluate = _evaluate(arguments, store, config, taxonomy) if evaluates else None

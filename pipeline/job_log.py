@@ -6,6 +6,7 @@ The file stays only if the job fails; the line that the user sees then names it.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -14,6 +15,13 @@ from collections.abc import Iterator
 from typing import Any
 
 _FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
+
+
+class _Handler(logging.StreamHandler[io.TextIOWrapper]):
+    """Writes what it can: a full disk must not drown the line that the user sees."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing."""
 
 
 def _not_of_beam(record: logging.LogRecord) -> bool:
@@ -34,8 +42,9 @@ def job_log(path: str, *, worker_processes: bool = False) -> Iterator[None]:
     others = list(root.handlers)
     keep = False
     with contextlib.ExitStack() as stack:
-        stream = stack.enter_context(open(path, "w", encoding="utf-8"))
-        file = logging.StreamHandler(stream)
+        # Unbuffered: what a full disk does not take is lost, and not in the way at the end.
+        stream = stack.enter_context(open(path, "wb", buffering=0))
+        file = _Handler(io.TextIOWrapper(stream, "utf-8", write_through=True))
         file.setFormatter(logging.Formatter(_FORMAT))
         if worker_processes:
             stack.enter_context(_children_write_to(stream.fileno()))

@@ -7,6 +7,7 @@ only if that process is known to be dead: one of this host that no longer runs.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -23,6 +24,8 @@ TABLES_LOCK = f"{WORK_FOLDER}/lock-tables"
 """Held for the moment in which tables and page are made from all summaries that are there."""
 _WRITING_SECONDS = 2.0
 """How long a lock without content may be one that is just being written."""
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""How file systems say that they have no hard links."""
 
 _mine: set[str] = set()
 """Paths of the locks that this process holds."""
@@ -65,6 +68,25 @@ def _owner(path: str) -> dict[str, Any] | None:
             time.sleep(0.05)
 
 
+def _create(path: str, owner: dict[str, Any]) -> None:
+    """Creates a lock with its content at once, so that a kill or a full disk never leaves one
+    that names nobody. Raises FileExistsError if there is one."""
+    aside = f"{path}.{uuid.uuid4().hex}"
+    try:
+        with open(aside, "x", encoding="utf-8") as file:
+            json.dump(owner, file)
+        try:
+            os.link(aside, path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with open(path, "x", encoding="utf-8") as file:
+                json.dump(owner, file)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(aside)
+
+
 def _take_over(path: str, dead: dict[str, Any]) -> None:
     """Removes the lock of a dead process, unless another process was faster."""
     aside = f"{path}.{uuid.uuid4().hex}"
@@ -97,7 +119,7 @@ def held(store: Store, lock: str, wait: float = 0.0) -> Iterator[None]:
     me = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_of(os.getpid())}
     while True:
         try:
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            _create(path, me)
         except FileExistsError:
             owner = _owner(path)
             if owner is None:
@@ -112,8 +134,6 @@ def held(store: Store, lock: str, wait: float = 0.0) -> Iterator[None]:
                     f"is done. If it has gone, remove {path}"
                 ) from None
             continue
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(me, file)
         break
     _mine.add(path)
     try:

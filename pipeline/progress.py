@@ -11,16 +11,17 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from typing import TextIO
 
-from pipeline.storage import WORK_FOLDER, Store
+from pipeline.storage import WORK_FOLDER, Store, is_alive
 
 _FOLDER = f"{WORK_FOLDER}/progress"
-"""Holds a folder for each running job, named by its process."""
+"""Holds a folder for each running job, named by its host and process."""
 _STAGES = {"segment": "images", "compose": "images", "evaluate": "pictures"}
 _TOTAL = "total"
 
@@ -41,7 +42,7 @@ class Progress:
     @classmethod
     def of(cls, store: Store) -> Progress:
         """Notes of a job that this process launches."""
-        return cls(store.path(f"{_FOLDER}/{os.getpid()}"))
+        return cls(store.path(f"{_FOLDER}/{socket.gethostname()}+{os.getpid()}"))
 
     def note_total(self, stage: str, name: str, count: int) -> None:
         """Notes how much a stage has to do: `count` for the part called `name`."""
@@ -71,10 +72,15 @@ class Progress:
         return sum(int(name.rpartition(".")[2]) for name in names if name != _TOTAL)
 
     def clear(self) -> None:
-        """Removes the notes."""
+        """Removes the notes, and those that killed jobs of this host have left."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        folders = os.path.dirname(self.folder)
         with contextlib.suppress(OSError):
-            os.rmdir(os.path.dirname(self.folder))
+            for name in os.listdir(folders):
+                host, _, pid = name.rpartition("+")
+                if host == socket.gethostname() and not is_alive(int(pid)):
+                    shutil.rmtree(os.path.join(folders, name), ignore_errors=True)
+            os.rmdir(folders)
 
 
 class _Stage:

@@ -134,7 +134,7 @@ def run_pipeline(pipeline: beam.Pipeline, progress: Progress, log: str) -> dict[
             result.wait_until_finish()
     except Exception as error:
         translated = _translate(error)
-        if isinstance(translated, JobError):
+        if isinstance(translated, JobError) and os.path.getsize(log):
             translated = JobError(f"{translated} (details: {log})")
         raise translated from error
     return counters_of(result)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -75,55 +73,3 @@ def test_of_two_runs_on_one_output_one_works(tmp_path: Path) -> None:
     finally:
         first.kill()
         first.wait()
-
-
-def test_a_killed_run_leaves_nothing_in_the_way(small_sample: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    command = [sys.executable, "-m", "pipeline", "generate", "--input", str(small_sample)]
-    command += ["--output", str(output), "--images_per_shard", "2"]
-    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 60
-    while not list(output.glob(".in9/staging/*/layers/*.parquet")) and time.monotonic() < until:
-        time.sleep(0.01)
-    killed.kill()
-    killed.wait()
-    finished = len(list(output.glob(".in9/staging/*/layers/*.parquet")))
-    assert finished >= 1
-    done = run_in9(*command[3:])
-    assert "18 images segmented" not in done.stdout
-    fresh = tmp_path / "fresh"
-    run_in9(*[str(fresh) if part == str(output) else part for part in command[3:]])
-    assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
-    assert not list(output.glob(".in9/tmp/*"))
-    assert not (output / ".in9" / "staging").exists()
-
-
-def test_ctrl_c_leaves_at_once_with_one_line(sample: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    command = [sys.executable, "-m", "pipeline", "generate", "--output", str(output)]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 60
-    while not list(output.glob(".in9/tmp/*")) and time.monotonic() < until:
-        time.sleep(0.01)
-    running.send_signal(signal.SIGINT)
-    stopped = time.monotonic()
-    _, said = running.communicate(timeout=60)
-    assert time.monotonic() - stopped < 5
-    assert running.returncode == 1
-    assert said == "in9 generate: stopped; run the same command again to go on\n"
-    assert not (output / DATASET_LOCK).exists()
-
-
-def test_several_models_can_be_evaluated_at_once(tiny_input: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    flags = ("--variants", "original,mixed_same,mixed_rand", "--formats", "parquet")
-    run_in9("generate", "--input", tiny_input, "--output", output, *flags)
-    command = [sys.executable, "-m", "pipeline", "evaluate", "--dataset", str(output), "--models"]
-    models = [f"efficientnet_lite{size}" for size in range(3)]
-    processes = [subprocess.Popen([*command, model]) for model in models]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0, 0]
-    lines = (output / "results" / "gaps.csv").read_text().splitlines()
-    assert sorted({line.partition(",")[0] for line in lines[1:]}) == models
-    page = (output / "report.html").read_text()
-    assert all(model in page for model in models)
-    assert shutil.rmtree(output) is None

@@ -1,0 +1,79 @@
+"""--dry_run: what it says agrees with what the job then does, and it leaves nothing behind."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from conftest import manifest_of, run_in9, stamps
+
+
+def test_a_forecast_agrees_with_the_job(small_input: Path, tmp_path: Path) -> None:
+    annotations = small_input / "Annotations" / "val"
+    images = sorted(small_input.glob("val/*/*.JPEG"))
+    xml = annotations / f"{images[0].stem}.xml"
+    boxes = re.findall("<object>.*?</object>", xml.read_text(), re.DOTALL)
+    xml.write_text(xml.read_text().replace(boxes[0], boxes[0] * 2))
+    (annotations / f"{images[1].stem}.xml").unlink()
+    shutil.copy(images[2], images[2].with_name("a.b.JPEG"))
+    (small_input / "val" / "n02123045").mkdir()
+    shutil.copy(images[2], small_input / "val" / "n02123045" / "cat.JPEG")
+    output = tmp_path / "new" / "out"
+    flags = ("run", "--input", small_input, "--output", output, "--images_per_shard", 6)
+
+    said = run_in9(*flags, "--dry_run")
+    assert list(tmp_path.iterdir()) == [small_input]
+    lines = said.stdout.splitlines()
+    counts = [int(count) for count in re.findall(r"[a-z] (\d+)[,)]", lines[0])]
+    assert lines[0].startswith("val: 19 images (dog ")
+    assert (len(counts), sum(counts)) == (9, 19)
+    assert lines[0].endswith("1 of other classes, 0 other files")
+    assert lines[1] == (
+        "val: 3 rejected for name or annotation alone "
+        "(1 invalid_key, 1 missing_annotation, 1 not_one_box)"
+    )
+    assert lines[2] == "val: 0 segmented already, 16 to segment"
+    (accepted,) = re.findall(r"an image, (\d+) of 16 accepted", said.stdout)
+    (forecast,) = re.findall(r"about (\d+) images in the dataset, ([\d.]+) MB", said.stdout)
+    assert re.search(r"efficientnet_lite0: about .* pictures on cpu \(.* a second\)", said.stdout)
+    assert lines[-1] == "dry run: nothing was written"
+
+    run_in9(*flags)
+    manifest = manifest_of(output)
+    images_of = manifest["images"]["val"]
+    assert images_of["listed"] == 19
+    # Whether an image finds a partner is known only at the end.
+    lonely = manifest["rejections"]["val"].get("no_background", 0)
+    assert images_of["accepted"] + lonely == int(accepted) == int(forecast[0])
+    size = sum(f["bytes"] for f in manifest["files"] if not f["path"].startswith("index/"))
+    assert abs(float(forecast[1]) * 1e6 / size - 1) < 0.15
+    rejections = manifest["rejections"]["val"]
+    assert rejections["invalid_key"] == rejections["missing_annotation"] == 1
+
+    before = stamps(output)
+    again = run_in9(*flags, "--dry_run").stdout.splitlines()
+    assert again[1] == lines[1]
+    assert again[2] == "val: 16 segmented already, 0 to segment"
+    assert again[3:5] == ["dataset: up to date", "efficientnet_lite0: evaluated already"]
+    assert stamps(output) == before
+
+    # One picture changes: one to segment.
+    images[5].write_bytes(images[5].read_bytes()[:-2] + b"\xff\xfe\x00\x04in\xff\xd9")
+    third = run_in9(*flags, "--dry_run").stdout.splitlines()
+    assert third[2] == "val: 15 segmented already, 1 to segment"
+    # Another seed: nothing to segment, but to compose.
+    other = run_in9("generate", *flags[1:], "--dry_run", "--seed", 1, check=2)
+    assert "--seed=1 (the dataset has 0)" in other.stderr
+    other = run_in9("generate", *flags[1:], "--dry_run", "--seed", 1, "--overwrite")
+    assert "up to date" not in other.stdout
+    assert stamps(output) == before
+
+
+def test_nothing_to_estimate_is_said(tiny_input: Path, tmp_path: Path) -> None:
+    for xml in tiny_input.glob("Annotations/val/*.xml"):
+        xml.write_text("<annotation>")
+    said = run_in9("generate", "--input", tiny_input, "--output", tmp_path / "out", "--dry_run")
+    assert "6 rejected for name or annotation alone (6 unreadable_annotation)" in said.stdout
+    assert "no image is left to segment" in said.stdout
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,269 @@
+"""Input that is broken or means harm, and places that cannot be read or written: each is a
+row with its reason or one line, and the rest of the job completes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.dataset
+import pytest
+from conftest import manifest_of, run_in9
+
+VARIANTS = ("--variants", "original,mixed_rand", "--formats", "webdataset")
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that announces a size, and holds next to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
+
+
+def xml(width: int, height: int, *boxes: tuple[int, int, int, int]) -> str:
+    """An annotation."""
+    objects = "".join(
+        f"<object><name>n01641577</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin>"
+        f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
+        for x0, y0, x1, y1 in boxes
+    )
+    size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
+    return f"<annotation>{size}{objects}</annotation>"
+
+
+BOMB = (
+    '<!DOCTYPE bomb [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">'
+    '<!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;">]>'
+    "<annotation><size><width>&c;</width></size></annotation>"
+)
+OUTWARD = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>&x;</annotation>'
+
+
+def test_every_hostile_image_is_a_row_with_its_reason(tiny_input: Path, tmp_path: Path) -> None:
+    good = sorted(tiny_input.glob("val/*/*.JPEG"))[0]
+    folder, annotations = good.parent, tiny_input / "Annotations" / "val"
+    good_xml = (annotations / f"{good.stem}.xml").read_text()
+    whole = good.read_bytes()
+    expected: dict[bytes, str] = {}
+
+    def add(name: bytes | str, image: bytes, annotation: str | None, reason: str) -> None:
+        stem = os.fsencode(name)
+        with open(os.fsencode(folder) + b"/" + stem + b".JPEG", "wb") as file:
+            file.write(image)
+        if annotation is not None:
+            with open(os.fsencode(annotations) + b"/" + stem + b".xml", "w") as file:
+                file.write(annotation)
+        expected[stem] = reason
+
+    add("empty", b"", good_xml, "undecodable")
+    add("cut_short", whole[: len(whole) // 2], good_xml, "undecodable")
+    add("text", b"GIF? no.", good_xml, "undecodable")
+    add("picture_bomb", png_header(50_000, 50_000), xml(50_000, 50_000, (1, 1, 9, 9)),
+        "too_many_pixels")  # fmt: skip
+    add("cut_png", png_header(500, 500), xml(500, 500, (1, 1, 9, 9)), "undecodable")
+    add("no_xml", whole, None, "missing_annotation")
+    add("no_markup", whole, "box: 1 1 9 9", "unreadable_annotation")
+    add("xml_bomb", whole, BOMB, "unreadable_annotation")
+    add("xml_outward", whole, OUTWARD, "unreadable_annotation")
+    add("words", whole, good_xml.replace("<xmin>", "<xmin>left "), "unreadable_annotation")
+    add("infinite", whole, xml(1, 1).replace(">1<", ">1e999<"), "unreadable_annotation")
+    add("size", whole, xml(17, 17, (1, 1, 9, 9)), "size_mismatch")
+    width, height = (
+        int(good_xml.split(f"<{side}>")[1].split("<")[0]) for side in ("width", "height")
+    )
+    add("no_box", whole, xml(width, height), "not_one_box")
+    add("two_boxes", whole, xml(width, height, (1, 1, 50, 50), (9, 9, 60, 60)), "not_one_box")
+    add("outside", whole, xml(width, height, (width + 5, 1, width + 50, 50)), "invalid_box")
+    add("negative", whole, xml(width, height, (-50, -50, -5, -5)), "invalid_box")
+    add("no_area", whole, xml(width, height, (20, 20, 20, 60)), "invalid_box")
+    add("inside_out", whole, xml(width, height, (60, 60, 20, 20)), "invalid_box")
+    add("whole_picture", whole, xml(width, height, (0, 0, width, height)), "box_too_large")
+    add("..", whole, good_xml, "invalid_key")
+    add("with.dots", whole, good_xml, "invalid_key")
+    add("two\nlines\x1b[31m", whole, good_xml, "invalid_key")
+    add("back\\slash", whole, good_xml, "invalid_key")
+    add(b"not\xffutf8", whole, good_xml, "invalid_key")
+    add("x" * 240, whole, good_xml, "invalid_key")
+    other = next(path for path in sorted(tiny_input.glob("val/*")) if path > folder)
+    shutil.copy(good, other)  # The same key in a class that comes later.
+
+    output = tmp_path / "out"
+    done = run_in9("generate", "--input", tiny_input, "--output", output, *VARIANTS)
+    index = pyarrow.dataset.dataset(str(output / "index")).to_table().to_pylist()
+    assert len(index) == len(expected) + 7
+    found = {
+        row["path"].rpartition("/")[2].removesuffix(".JPEG"): (row["status"], row["detail"])
+        for row in index
+        if row["status"] not in ("accepted", "duplicate_key", "segmentation_failed")
+    }
+
+    def shown(name: bytes) -> str:
+        """Names as records show them: escaped where they are not printable."""
+        text = os.fsdecode(name)
+        return "".join(
+            c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+            for c in text
+        )
+
+    assert {name: status for name, (status, _) in found.items()} == {
+        shown(name): reason for name, reason in expected.items()
+    }
+    assert all(detail for _, detail in found.values())
+    duplicates = [row["path"] for row in index if row["status"] == "duplicate_key"]
+    assert duplicates == [f"val/{other.name}/{good.name}"]
+    images = manifest_of(output)["images"]["val"]
+    assert (images["listed"], images["accepted"]) == (len(index), 5)
+    assert f"{len(index)} images, 5 accepted" in done.stdout
+    assert "\x1b" not in done.stdout
+    run_in9("verify", "--dataset", output)
+    # Nothing has left the output, whatever an image is called.
+    assert {path.name for path in tmp_path.iterdir()} == {"input", "out"}
+
+
+def test_names_in_a_manifest_of_files_stay_inside(tiny_input: Path, tmp_path: Path) -> None:
+    """A link that leads out of the input is read as the picture that it leads to, and what it
+    leads to is not touched."""
+    image = sorted(tiny_input.glob("val/*/*.JPEG"))[0]
+    aside = tmp_path / "aside.JPEG"
+    image.rename(aside)
+    image.symlink_to(aside)
+    before = aside.read_bytes()
+    output = tmp_path / "out"
+    run_in9("generate", "--input", tiny_input, "--output", output, *VARIANTS)
+    assert manifest_of(output)["images"]["val"]["listed"] == 6
+    assert aside.read_bytes() == before
+    image.unlink()
+    image.symlink_to(tmp_path / "gone.JPEG")
+    broken = run_in9("generate", "--input", tiny_input, "--output", output, *VARIANTS, check=1)
+    assert "No such file or directory" in broken.stderr
+    assert broken.stderr.count("\n") == 1
+
+
+def without_privileges() -> None:
+    """Lets permissions count even for root: runs in the child before the command."""
+    PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
+    libc = ctypes.CDLL(None)
+    if os.getuid() == 0:
+        for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+            if libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
+                raise OSError("prctl")
+
+
+def run_unprivileged(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False,
+        preexec_fn=without_privileges,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def locked() -> Iterator[list[Path]]:
+    """Paths that are made accessible again at the end."""
+    paths: list[Path] = []
+    yield paths
+    for path in paths:
+        path.chmod(0o755)
+
+
+def test_folders_that_cannot_be_read_or_written_are_named(
+    tiny_input: Path, tmp_path: Path, locked: list[Path]
+) -> None:
+    def refused(*arguments: object, code: int = 2) -> str:
+        done = run_unprivileged("generate", *VARIANTS, *arguments)
+        assert done.returncode == code, done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+        return done.stderr
+
+    def lock(path: Path, mode: int = 0) -> None:
+        path.chmod(mode)
+        locked.append(path)
+
+    output = tmp_path / "out"
+    closed = sorted(tiny_input.glob("val/*"))[0]
+    lock(closed)
+    line = refused("--input", tiny_input, "--output", output)
+    assert f"{closed} cannot be read: Permission denied" in line
+    closed.chmod(0o755)
+    lock(tiny_input / "val")
+    line = refused("--input", tiny_input, "--output", output)
+    assert f"{tiny_input / 'val'} cannot be read: Permission denied" in line
+    (tiny_input / "val").chmod(0o755)
+    read_only = tmp_path / "read_only"
+    read_only.mkdir()
+    lock(read_only, 0o555)
+    line = refused("--input", tiny_input, "--output", read_only / "out")
+    assert f"--output {read_only / 'out'} cannot be written: Permission denied" in line
+    # One image that cannot be read is an error of the machine, not of the image.
+    image = sorted(tiny_input.glob("val/*/*.JPEG"))[0]
+    lock(image)
+    line = refused("--input", tiny_input, "--output", output, code=1)
+    assert "Permission denied" in line
+    assert str(image) in line
+    image.chmod(0o644)
+    run_in9("generate", "--input", tiny_input, "--output", output, *VARIANTS)
+    assert manifest_of(output)["images"]["val"]["accepted"] == 5
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a small file system cannot be mounted here: {error}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_fails_the_job_and_harms_nothing(
+    small_sample: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    output = small_disk / "out"
+    flags = ("generate", "--input", small_sample, "--output", output, "--images_per_shard", 3)
+    failed = run_in9(*flags, check=1)
+    assert "No space left on device" in failed.stderr
+    assert failed.stderr.count("\n") == 1
+    assert not (output / "manifest.json").exists()
+    subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
+    done = run_in9(*flags)
+    assert "18 images segmented" not in done.stdout
+    assert not list(output.glob(".in9/tmp/*"))
+    fresh = tmp_path / "fresh"
+    run_in9("generate", "--input", small_sample, "--output", fresh, "--images_per_shard", 3)
+    assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
+
+
+def test_an_evaluation_without_room_says_so(
+    tiny_input: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    output = small_disk / "out"
+    run_in9("generate", "--input", tiny_input, "--output", output, *VARIANTS, "--layers", "drop")
+    room = os.statvfs(small_disk)
+    (small_disk / "ballast").write_bytes(bytes(room.f_bavail * room.f_frsize))
+    before = manifest_of(output)
+    failed = run_in9("evaluate", "--dataset", output, check=1)
+    assert "No space left on device" in failed.stderr
+    assert failed.stderr.count("\n") == 1
+    (small_disk / "ballast").unlink()
+    run_in9("evaluate", "--dataset", output)
+    assert manifest_of(output) == before
