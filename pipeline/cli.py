@@ -11,6 +11,7 @@ import sys
 from pipeline.errors import JobError, UsageError
 from pipeline.flags import build_parser
 from pipeline.lock import release_all
+from pipeline.memory import keep_freed_memory
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
+    # Before libraries start threads, which would have arenas of their own.
+    keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="in9: %(levelname)s: %(message)s")
     # Beam announces at import which of its optional parts are not installed.
     logging.disable(logging.WARNING)

@@ -120,7 +120,10 @@ class ListSplit(beam.DoFn):
         listing, counts = list_split(self._job, self._taxonomy, split)
         for stage in ("segment", "compose"):
             self._job.progress.note_total(stage, split, len(listing.images))
-        return make_shards(split, listing, counts)
+        shards = make_shards(split, listing, counts)
+        # Local runners deal them to the workers in turn, once: the largest first, so that all
+        # get about the same.
+        return sorted(shards, key=lambda shard: -len(shard.images))
 
 
 class Generate(beam.PTransform):

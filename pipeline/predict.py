@@ -1,7 +1,8 @@
 """Predict: one model over the samples of a shard, in fixed batches.
 
-Pictures are decoded by threads, ahead of the device. Batches are cut within the shard, so
-scores do not depend on how a runner bundles shards.
+Pictures are decoded by as many threads as torch uses: ahead of a GPU; in turn with a CPU's
+forward pass, whose threads would wait for each other where a decoder takes a core away.
+Batches are cut within the shard, so scores do not depend on how a runner bundles shards.
 """
 
 from __future__ import annotations
@@ -28,8 +29,7 @@ from transforms.codec import UndecodableError, decode_image
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 EVAL_INPUTS = ("stored", "native")
-_DECODERS = 2
-_BATCHES_AHEAD = 3
+_BATCHES_AHEAD = {"cpu": 0, "cuda": 3}
 
 T = TypeVar("T")
 
@@ -101,14 +101,11 @@ class Predictor:
         Raises:
           JobError: a stored picture cannot be decoded.
         """
-        size = self._config.batch_size
-        with ThreadPoolExecutor(_DECODERS) as pool:
-            batches = _batches(samples, size)
-            for batch, pixels in _ahead(pool, batches, self._decode):
-                yield batch, self._forward(pixels)
-
-    def _decode(self, samples: list[Sample]) -> NDArray[np.uint8]:
-        return np.stack([self._picture(sample) for sample in samples])
+        ahead = _BATCHES_AHEAD[self._device.type]
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            batches = _batches(samples, self._config.batch_size)
+            for batch, pictures in _ahead(pool, batches, self._picture, ahead):
+                yield batch, self._forward(np.stack(pictures))
 
     def _picture(self, sample: Sample) -> NDArray[np.uint8]:
         try:
@@ -151,14 +148,15 @@ def _batches(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
 def _ahead(
     pool: ThreadPoolExecutor,
     batches: Iterable[list[Sample]],
-    work: Callable[[list[Sample]], T],
-) -> Iterator[tuple[list[Sample], T]]:
-    """Works on a few batches ahead of the reader, in order."""
-    waiting: collections.deque[tuple[list[Sample], Future[T]]] = collections.deque()
+    work: Callable[[Sample], T],
+    ahead: int,
+) -> Iterator[tuple[list[Sample], list[T]]]:
+    """Works on `ahead` batches beyond the reader's, in order."""
+    waiting: collections.deque[tuple[list[Sample], list[Future[T]]]] = collections.deque()
     for batch in batches:
-        waiting.append((batch, pool.submit(work, batch)))
-        if len(waiting) > _BATCHES_AHEAD:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    for first, future in waiting:
-        yield first, future.result()
+        waiting.append((batch, [pool.submit(work, sample) for sample in batch]))
+        if len(waiting) > ahead:
+            first, futures = waiting.popleft()
+            yield first, [future.result() for future in futures]
+    for first, futures in waiting:
+        yield first, [future.result() for future in futures]

@@ -69,7 +69,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
         if image.mode.startswith("I;16") or image.mode in ("I", "F"):
             grey = _eight_bits(np.asarray(image))
             return np.repeat(grey[..., np.newaxis], 3, axis=2)
-        return np.array(image.convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except MemoryError:
         raise
     except Exception as error:  # As above: a broken stream can raise anything.

@@ -1,0 +1,121 @@
+"""What `in9 generate` costs beyond the method: CPU, workers, memory.
+
+    python benchmarks/generate_cost.py [--input FOLDER] [--segmenter grabcut] [--images 16]
+
+* CPU of an image over that of a bare loop (read, cut, compose, encode, write) without Beam,
+  records, hashes, tars and Parquet.
+* Two workers over one, on images of equal cost.
+* Peak memory with ten times the images.
+
+Times are slopes between two sizes, so that start-up drops out, and are measured in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+from measure import card, multiply, run_in9, slope
+
+from pipeline.config import SegmentConfig
+from pipeline.cut_source import cut_source
+from pipeline.job_flags import sample_folder
+from pipeline.layer_files import encode_layer
+from pipeline.source import SourceImage, find_layout, list_images
+from transforms.codec import encode_jpeg, encode_png
+from transforms.taxonomy import imagenet9
+from transforms.variants import VARIANTS
+
+
+def bare_loop(images: Sequence[SourceImage], config: SegmentConfig, out: Path) -> float:
+    """CPU seconds of the method alone, one image after the other, all bytes to one file."""
+    started = time.process_time()
+    background = None
+    with open(out, "wb") as file:
+        for image in images:
+            layer = cut_source(image.path, image.annotation, config).layer
+            if layer is None:
+                continue
+            for part in encode_layer(layer).values():
+                file.write(part)
+            background = layer.only_bg_t if background is None else background
+            for variant in VARIANTS.values():
+                picture = variant.compose(layer, background if variant.is_mixed else None)
+                encoded = encode_png(picture) if variant.lossless else encode_jpeg(picture, 95)
+                # Both formats hold it.
+                file.write(encoded)
+                file.write(encoded)
+            background = layer.only_bg_t
+    return time.process_time() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--input", default=sample_folder(), help="images to copy (the sample)")
+    parser.add_argument("--segmenter", default="grabcut")
+    parser.add_argument("--images", type=int, default=16, help="images of the smaller run (16)")
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions, in turns (3)")
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+    config = SegmentConfig(segmenter=arguments.segmenter)
+    listing = list_images(find_layout(arguments.input, None, "val"), imagenet9())
+    accepted = [
+        image
+        for image in listing.images[: 2 * arguments.images]
+        if cut_source(image.path, image.annotation, config).layer is not None
+    ]
+    few, many = arguments.images, 4 * arguments.images
+    print(card())
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        inputs = {n: multiply(accepted, n, root / f"in-{n}") for n in (few, many)}
+        one = {n: multiply(accepted[:1], n, root / f"one-{n}") for n in (few, many)}
+        runs = iter(range(1000))
+
+        def generate(source: Path, *flags: object) -> tuple[float, float, float]:
+            output = root / f"out-{next(runs)}"
+            cost = run_in9(
+                *("generate", "--input", source, "--output", output),
+                *("--segmenter", arguments.segmenter, *flags),
+            )
+            return cost.cpu, cost.wall, cost.peak
+
+        overheads, speedups = [], []
+        for _ in range(arguments.rounds):
+            loop, job = {}, {}
+            for n in (few, many):
+                images = list_images(find_layout(str(inputs[n]), None, "val"), imagenet9()).images
+                loop[n] = bare_loop(images, config, root / "bare")
+                job[n] = generate(inputs[n], "--direct_num_workers=1")[0]
+            bare = slope((few, loop[few]), (many, loop[many]))
+            whole = slope((few, job[few]), (many, job[many]))
+            overheads.append(whole / bare)
+            print(f"CPU of an image: job {whole:.4f} s, bare loop {bare:.4f} s: {whole / bare:.3f}")
+            walls = {}
+            for workers in (1, 2):
+                flags = ("--direct_num_workers", workers, "--images_per_shard", 2)
+                times = {n: generate(one[n], *flags)[1] for n in (few, many)}
+                walls[workers] = slope((few, times[few]), (many, times[many]))
+            speedups.append(walls[1] / walls[2])
+            print(
+                f"wall of an image: 1 worker {walls[1]:.4f} s, 2 workers {walls[2]:.4f} s: "
+                f"{walls[1] / walls[2]:.2f}"
+            )
+        flags = ("--direct_num_workers=2", "--images_per_shard", max(1, few // 4))
+        ten = multiply(accepted, 10 * few, root / "ten")
+        peaks = [generate(source, *flags)[2] for source in (inputs[few], ten)]
+    print(f"median: job / bare loop {statistics.median(overheads):.3f} (at most 1.05)")
+    print(f"median: 2 workers / 1 {statistics.median(speedups):.2f} (at least 1.85)")
+    print(
+        f"peak memory: {peaks[0]:.0f} MB with {few} images, {peaks[1]:.0f} MB with {10 * few}: "
+        f"{peaks[1] / peaks[0]:.2f} (at most 1.10)"
+    )
+
+
+if __name__ == "__main__":
+    main()

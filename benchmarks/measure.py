@@ -1,0 +1,101 @@
+"""What the benchmarks share: inputs of any size, and what a command costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.source import SourceImage
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a process cost.
+
+    Attributes:
+      wall: seconds from start to end.
+      cpu: seconds of user and system time of the process and its children.
+      peak: most resident memory, in MB.
+    """
+
+    wall: float
+    cpu: float
+    peak: float
+
+
+def run_in9(*arguments: object) -> Cost:
+    """Runs a command in a process of its own. Raises CalledProcessError if it fails."""
+    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, stderr=said.decode())
+    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+
+
+def multiply(images: Sequence[SourceImage], count: int, root: Path) -> Path:
+    """An input folder of `count` images: the given ones in turn, under new keys, as links."""
+    annotations = root / "Annotations" / "val"
+    annotations.mkdir(parents=True)
+    for number in range(count):
+        image = images[number % len(images)]
+        assert image.annotation is not None
+        key = f"copy_{number:06d}"
+        folder = root / "val" / image.wnid
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{key}.JPEG").symlink_to(image.path)
+        (annotations / f"{key}.xml").symlink_to(image.annotation)
+    return root
+
+
+def draw_small(count: int, root: Path) -> Path:
+    """An input folder of `count` drawn pictures that are segmented in no time: a disc on noise,
+    of two classes in turn."""
+    random = np.random.default_rng(0)
+    annotations = root / "Annotations" / "val"
+    annotations.mkdir(parents=True)
+    y, x = np.mgrid[:80, :100]
+    for number in range(count):
+        wnid = ("n01440764", "n02085620")[number % 2]
+        pixels = random.integers(60, 120, (80, 100, 3)).astype(np.uint8)
+        pixels[(x - 50) ** 2 + (y - 40) ** 2 < 20**2] += 120
+        folder = root / "val" / wnid
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"drawn_{number:06d}.JPEG", quality=90)
+        (annotations / f"drawn_{number:06d}.xml").write_text(
+            "<annotation><size><width>100</width><height>80</height></size><object><bndbox>"
+            "<xmin>28</xmin><ymin>18</ymin><xmax>72</xmax><ymax>62</ymax></bndbox></object>"
+            "</annotation>"
+        )
+    return root
+
+
+def slope(small: tuple[int, float], large: tuple[int, float]) -> float:
+    """Cost of one more image, from two runs (images, cost): start-up drops out."""
+    return (large[1] - small[1]) / (large[0] - small[0])
+
+
+def peak_of_this_process() -> float:
+    """Most resident memory so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def card() -> str:
+    """The machine, in a few words."""
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return f"{os.cpu_count()} cores, {model[1] if model else 'unknown processor'}"
