@@ -4,7 +4,8 @@
 
 * CPU of an image over that of a bare loop (read, cut, compose, encode, write) without Beam,
   records, hashes, tars and Parquet.
-* Two workers over one, on images of equal cost.
+* Two workers over one, on images of equal cost; beside it, what two bare loops in processes
+  of their own gain on this machine, whose cores may share more than they seem to.
 * Peak memory with ten times the images.
 
 Times are slopes between two sizes, so that start-up drops out, and are measured in turns.
@@ -13,6 +14,7 @@ Times are slopes between two sizes, so that start-up drops out, and are measured
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import tempfile
 import time
@@ -54,6 +56,25 @@ def bare_loop(images: Sequence[SourceImage], config: SegmentConfig, out: Path) -
     return time.process_time() - started
 
 
+def gain_of_two_loops(image: SourceImage, count: int, config: SegmentConfig) -> float:
+    """How much more two processes get done than one, of the same image."""
+    walls = []
+    for processes in (1, 2):
+        with multiprocessing.Pool(processes) as pool:
+            pool.map(_cut_repeatedly, [(image, 1, config)] * processes, chunksize=1)
+            started = time.perf_counter()
+            pool.map(_cut_repeatedly, [(image, count, config)] * processes, chunksize=1)
+            walls.append(time.perf_counter() - started)
+    return 2 * walls[0] / walls[1]
+
+
+def _cut_repeatedly(work: tuple[SourceImage, int, SegmentConfig]) -> None:
+    image, count, config = work
+    cv2.setNumThreads(1)
+    for _ in range(count):
+        cut_source(image.path, image.annotation, config)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--input", default=sample_folder(), help="images to copy (the sample)")
@@ -85,7 +106,7 @@ def main() -> None:
             )
             return cost.cpu, cost.wall, cost.peak
 
-        overheads, speedups = [], []
+        overheads, speedups, bounds = [], [], []
         for _ in range(arguments.rounds):
             loop, job = {}, {}
             for n in (few, many):
@@ -102,15 +123,19 @@ def main() -> None:
                 times = {n: generate(one[n], *flags)[1] for n in (few, many)}
                 walls[workers] = slope((few, times[few]), (many, times[many]))
             speedups.append(walls[1] / walls[2])
+            bounds.append(gain_of_two_loops(accepted[0], many, config))
             print(
                 f"wall of an image: 1 worker {walls[1]:.4f} s, 2 workers {walls[2]:.4f} s: "
-                f"{walls[1] / walls[2]:.2f}"
+                f"{walls[1] / walls[2]:.2f}; two bare loops gain {bounds[-1]:.2f}"
             )
         flags = ("--direct_num_workers=2", "--images_per_shard", max(1, few // 4))
         ten = multiply(accepted, 10 * few, root / "ten")
         peaks = [generate(source, *flags)[2] for source in (inputs[few], ten)]
     print(f"median: job / bare loop {statistics.median(overheads):.3f} (at most 1.05)")
-    print(f"median: 2 workers / 1 {statistics.median(speedups):.2f} (at least 1.85)")
+    print(
+        f"median: 2 workers / 1 {statistics.median(speedups):.2f} (at least 1.85); "
+        f"two bare loops / 1 {statistics.median(bounds):.2f}"
+    )
     print(
         f"peak memory: {peaks[0]:.0f} MB with {few} images, {peaks[1]:.0f} MB with {10 * few}: "
         f"{peaks[1] / peaks[0]:.2f} (at most 1.10)"
