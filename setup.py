@@ -15,7 +15,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE", "pipeline/data/sample/LICENSE-GPL-2.0.txt"],
     python_requires=">=3.11",
-    packages=["pipeline", "transforms"],
+    packages=["pipeline", "transforms", "transforms.grabcut"],
     package_data={
         "pipeline": ["templates/*", "data/sample/*", "data/sample/**/*"],
         "transforms": ["data/*"],
@@ -24,6 +24,7 @@ setup(
         "apache-beam>=2.77,<3",
         "defusedxml>=0.7.1",
         "jinja2>=3.1",
+        "numba>=0.68",
         "numpy>=2.0",
         "opencv-python-headless>=4.10",
         "pillow>=11.0",

@@ -50,7 +50,7 @@ def main() -> None:
         annotation = parse_annotation(Path(image.annotation or "").read_bytes())
         truth = decode_mask((Path(root) / "masks" / "val" / f"{image.key}.png").read_bytes())
         box = annotation.boxes[0].clip(annotation.width, annotation.height)
-        mask = SEGMENTERS[arguments.segmenter].segment(pixels, box, 0)
+        mask = SEGMENTERS[arguments.segmenter].segment(pixels, box, 0).mask
         iou = intersection_over_union(mask, truth)
         by_class[image.label].append(iou)
         if mask_over_box(mask, box) >= MIN_FOREGROUND:

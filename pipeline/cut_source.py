@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from pipeline.config import SegmentConfig, fingerprint
@@ -51,6 +52,16 @@ def reject_by_name(image: SourceImage, before: SourceImage | None) -> tuple[Reas
         reason = Reason.MISSING_ANNOTATION if missing else Reason.UNREADABLE_ANNOTATION
         return reason, "nothing tells its class: no folder, and no annotation that names one"
     return None
+
+
+def prepare_segmenter(config: SegmentConfig) -> None:
+    """Gets the segmenter ready for the first image; later calls do nothing."""
+    SEGMENTERS[config.segmenter].prepare(_announce)
+
+
+def _announce() -> None:
+    """Says why nothing seems to happen at first."""
+    print("Compiling GrabCut, once on this machine (about half a minute) ...", file=sys.stderr)
 
 
 def cut_source(image: str, annotation: str | None, config: SegmentConfig) -> Cut:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.compose import ComposeShard
 from pipeline.config import FORMATS, DatasetConfig
+from pipeline.cut_source import prepare_segmenter
 from pipeline.dataset import read_parquet, read_webdataset
 from pipeline.forecast import Forecast
 from pipeline.plan import PlanSplit
@@ -100,6 +101,7 @@ def run_trial(
     totals = SplitTotals("trial", ShardCounts(len(images), 1), len(images), 0, 0)
     segment = SegmentShard(config.segment, staging, "keep", {}, progress)
     segment.setup()
+    prepare_segmenter(config.segment)
     segmented: list[SegmentedShard] = []
     seconds = []
     for number, image in enumerate(images):

@@ -20,7 +20,13 @@ import pyarrow as pa
 from pipeline.checksums import Checksums
 from pipeline.config import SegmentConfig
 from pipeline.counters import count, count_written, timed
-from pipeline.cut_source import cut_source, reject_by_name, shard_fingerprint, source_digest
+from pipeline.cut_source import (
+    cut_source,
+    prepare_segmenter,
+    reject_by_name,
+    shard_fingerprint,
+    source_digest,
+)
 from pipeline.layer_files import add_layer, encode_layer, layer_digest
 from pipeline.previous_layers import PreviousLayers
 from pipeline.progress import Progress
@@ -218,8 +224,11 @@ class SegmentShard(beam.DoFn):
         if kept is not None:
             count("images_kept")
             return kept
-        count("images_segmented")
+        prepare_segmenter(self._config)
         cut = cut_source(image.path, image.annotation, self._config)
+        count("images_segmented")
+        if cut.fallback:
+            count("segmenter_fallbacks")
         row |= {
             "status": ACCEPTED if cut.reason is None else str(cut.reason),
             "detail": _printable(cut.detail) or None,

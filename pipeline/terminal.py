@@ -46,6 +46,9 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
             ("composed", counters.get("images_composed", 0)),
             ("pictures predicted", counters.get("pictures_predicted", 0)),
         )
+        fallbacks = counters.get("segmenter_fallbacks")
+        if fallbacks:
+            lines.append(f"of the images segmented, {fallbacks} by OpenCV instead of our kernels")
         lines.append("done now: " + ", ".join(f"{n} {what}" for what, n in done))
         written = [f"{size(n)} {folder}" for folder, n in bytes_written(counters).items()]
         if written:

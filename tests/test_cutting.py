@@ -14,8 +14,8 @@ from PIL import Image
 from transforms.annotations import AnnotationError, Box, parse_annotation
 from transforms.cutting import Cut, cut_background, cut_image
 from transforms.filters import Reason, check_boxes, is_valid_key
-from transforms.geometry import Mask, Pixels
-from transforms.segmentation import SEGMENTERS, SegmentationError
+from transforms.geometry import Pixels
+from transforms.segmentation import SEGMENTERS, Segmentation, SegmentationError
 from transforms.tiling import NoTileError, background_strip, tile_background
 
 
@@ -142,13 +142,13 @@ def test_content_is_rejected_with_its_reason(
 
 
 def test_failed_segmentation_is_a_rejection() -> None:
-    def refuses(image: Pixels, box: Box, seed: int) -> Mask:
+    def refuses(image: Pixels, box: Box, seed: int) -> Segmentation:
         raise SegmentationError("no")
 
-    def finds_little(image: Pixels, box: Box, seed: int) -> Mask:
+    def finds_little(image: Pixels, box: Box, seed: int) -> Segmentation:
         mask = np.zeros(image.shape[:2], np.bool_)
         mask[120, 100:200] = True
-        return mask
+        return Segmentation(mask)
 
     xml = annotation((60, 60, 260, 180))
     assert cut(picture(), xml, refuses).reason == Reason.SEGMENTATION_FAILED
@@ -189,9 +189,10 @@ def test_masks_do_not_depend_on_what_was_segmented_before() -> None:
     image = np.asarray(Image.open(io.BytesIO(picture())))
     other = np.random.default_rng(5).integers(0, 256, (80, 90, 3), np.uint8)
     segment = SEGMENTERS["cv2"].segment
-    alone = segment(image, Box(80, 40, 240, 200), 0)
+    alone = segment(image, Box(80, 40, 240, 200), 0).mask
     segment(other, Box(10, 10, 60, 60), 3)
-    np.testing.assert_array_equal(alone, segment(image, Box(80, 40, 240, 200), 0))
+    again = segment(image, Box(80, 40, 240, 200), 0).mask
+    np.testing.assert_array_equal(alone, again)
 
 
 @st.composite

@@ -23,6 +23,7 @@ class Cut:
       detail: what exactly was wrong, for a reader; empty if accepted.
       width, height: native size in pixels, None if it could not be decoded.
       mask_over_box: foreground pixels over the box's area, None if not segmented.
+      fallback: of the `Segmentation`, empty if not segmented.
     """
 
     layer: Layer | None = None
@@ -31,6 +32,7 @@ class Cut:
     width: int | None = None
     height: int | None = None
     mask_over_box: float | None = None
+    fallback: str = ""
 
 
 def _decode(image: bytes, annotation: bytes | None) -> tuple[Pixels, Annotation] | Cut:
@@ -149,7 +151,7 @@ def cut_image(
         return Cut(reason=reason, detail=detail, width=width, height=height)
     box = parsed.boxes[0].clip(width, height)
     try:
-        mask = segment(pixels, box, seed)
+        mask, fallback = segment(pixels, box, seed)
     except SegmentationError as error:
         return Cut(reason=Reason.SEGMENTATION_FAILED, detail=str(error), width=width, height=height)
     share = mask_over_box(mask, box)
@@ -160,6 +162,7 @@ def cut_image(
             width=width,
             height=height,
             mask_over_box=share,
+            fallback=fallback,
         )
     try:
         layer = make_layer(pixels, box, mask, resize=resize, crop=crop, interpolation=interpolation)
@@ -170,5 +173,6 @@ def cut_image(
             width=width,
             height=height,
             mask_over_box=share,
+            fallback=fallback,
         )
-    return Cut(layer=layer, width=width, height=height, mask_over_box=share)
+    return Cut(layer=layer, width=width, height=height, mask_over_box=share, fallback=fallback)

@@ -1,0 +1,190 @@
+"""The kernels of GrabCut against OpenCV's: speed, equal masks, stages, threads, memory.
+
+    python benchmarks/grabcut.py [--softened 135] [--native 62] [--shared ../shared]
+
+Both run on each picture in turn, in this thread, and the thread's CPU time counts, so that
+ratios hold on a busy machine. `softened` pictures are ImageNet's at their native size, but
+scaled up from small copies; `native` ones have their own pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from transforms.annotations import parse_annotation
+from transforms.codec import decode_image
+from transforms.geometry import Pixels
+from transforms.grabcut import grabcut, prepare
+
+ITERATIONS = 5
+
+
+class Job(NamedTuple):
+    """A picture, and the rectangle around its object."""
+
+    image: Pixels
+    rect: tuple[int, int, int, int]
+
+
+def by_opencv(job: Job) -> Pixels:
+    mask = np.zeros(job.image.shape[:2], np.uint8)
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.setRNGSeed(0)
+    cv2.grabCut(job.image, mask, job.rect, *models, ITERATIONS, cv2.GC_INIT_WITH_RECT)
+    return mask
+
+
+def by_kernels(job: Job) -> Pixels:
+    return grabcut(job.image, job.rect, iterations=ITERATIONS)
+
+
+IMPLEMENTATIONS = {"cv2": by_opencv, "kernels": by_kernels}
+
+
+def softened(shared: Path, count: int) -> list[Job]:
+    """Pictures with their first boxes, evenly chosen."""
+    jobs = []
+    root = shared / "imagenet-mini"
+    paths = sorted((root / "val").glob("*/*.JPEG"))
+    for path in paths[:: max(1, len(paths) // max(count, 1))][:count]:
+        image = decode_image(path.read_bytes())
+        xml = (root / "Annotations" / "val" / f"{path.stem}.xml").read_bytes()
+        box = parse_annotation(xml).boxes[0].clip(image.shape[1], image.shape[0])
+        jobs.append(Job(image, (box.xmin, box.ymin, box.width, box.height)))
+    return jobs
+
+
+def native(shared: Path, count: int) -> list[Job]:
+    """Pictures with a central rectangle."""
+    jobs = []
+    for path in sorted((shared / "imagenet-native").glob("*.JPEG"))[:count]:
+        image = decode_image(path.read_bytes())
+        height, width = image.shape[:2]
+        rect = int(0.15 * width), int(0.12 * height), int(0.68 * width), int(0.72 * height)
+        jobs.append(Job(image, rect))
+    return jobs
+
+
+def compare(name: str, jobs: list[Job]) -> None:
+    """Prints one row: times as ratios, and how many masks are equal."""
+    ratios, totals, agreements = [], defaultdict(float), []
+    for job in jobs:
+        times, masks = {}, {}
+        for implementation, function in IMPLEMENTATIONS.items():
+            start = time.thread_time()
+            masks[implementation] = function(job)
+            times[implementation] = time.thread_time() - start
+            totals[implementation] += times[implementation]
+        ratios.append(times["cv2"] / times["kernels"])
+        agreements.append((masks["cv2"] == masks["kernels"]).mean())
+    print(
+        f"{name:9} {len(jobs):8} {1e3 * totals['cv2'] / len(jobs):9.0f}"
+        f" {1e3 * totals['kernels'] / len(jobs):10.1f}"
+        f" {totals['cv2'] / totals['kernels']:7.1f} {np.median(ratios):7.1f} {min(ratios):7.1f}"
+        f" {sum(a == 1 for a in agreements):10} {min(agreements):17.6f}",
+        flush=True,
+    )
+
+
+def print_stages(jobs: list[Job]) -> None:
+    """Prints the mean CPU time of each stage."""
+    from transforms.grabcut.segment import segment
+
+    times: dict[str, float] = defaultdict(float)
+    for job in jobs:
+        last = time.thread_time()
+
+        def finished(stage: str) -> None:
+            nonlocal last
+            now = time.thread_time()
+            times[stage] += now - last
+            last = now
+
+        image = np.require(job.image, requirements=["C", "W"])
+        segment(image, job.rect, ITERATIONS, 0, finished)
+    for stage, seconds in times.items():
+        print(f"{stage:9} {1e3 * seconds / len(jobs):8.2f} ms")
+
+
+def print_threads(jobs: list[Job]) -> None:
+    """Prints how much sooner two threads finish the same pictures, by the clock."""
+    seconds = {}
+    for threads in (1, 2, 1, 2):
+        with ThreadPoolExecutor(threads) as pool:
+            start = time.perf_counter()
+            list(pool.map(by_kernels, jobs))
+            seconds[threads] = min(time.perf_counter() - start, seconds.get(threads, float("inf")))
+    print(f"two threads: {seconds[1] / seconds[2]:.2f} x one")
+
+
+def print_memory(shared: Path) -> None:
+    """Prints by how much one segmentation raises the peak of a new process."""
+    for implementation in IMPLEMENTATIONS:
+        command = [sys.executable, __file__, "--shared", str(shared), "--memory", implementation]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        print(f"peak memory of {implementation}: {done.stdout.strip()}")
+
+
+def measure_memory(shared: Path, implementation: str) -> None:
+    job = max(native(shared, 20), key=lambda job: job.image.size)
+    IMPLEMENTATIONS[implementation](Job(job.image[:8, :8].copy(), (2, 2, 4, 4)))
+    # Linux: makes the present size the peak so far.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak_kib()
+    IMPLEMENTATIONS[implementation](job)
+    height, width = job.image.shape[:2]
+    print(f"{(peak_kib() - before) / 1024:.0f} MiB more for {width} x {height} pixels")
+
+
+def peak_kib() -> int:
+    """Peak of this process's memory, in KiB."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--softened", type=int, default=135, help="pictures (135)")
+    parser.add_argument("--native", type=int, default=62, help="pictures (62)")
+    parser.add_argument(
+        "--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared"
+    )
+    parser.add_argument("--memory", choices=IMPLEMENTATIONS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+    if arguments.memory:
+        measure_memory(arguments.shared, arguments.memory)
+        return
+    prepare(lambda: print("compiling the kernels, once on this machine (about 15 s)"))
+    sets = {
+        "softened": softened(arguments.shared, arguments.softened),
+        "native": native(arguments.shared, arguments.native),
+    }
+    print(
+        "pictures     number    cv2 ms kernels ms     sum  median   worst"
+        "  identical  lowest agreement"
+    )
+    for function in IMPLEMENTATIONS.values():
+        function(sets["softened"][0])
+    for name, jobs in sets.items():
+        compare(name, jobs)
+    for name, jobs in sets.items():
+        print(f"\nstages, {name}")
+        print_stages(jobs)
+    print()
+    print_threads(sets["softened"])
+    print_memory(arguments.shared)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,337 @@
+"""The kernels of GrabCut against OpenCV's, which is the definition of what is right."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pipeline.job_flags import sample_folder
+from transforms import grabcut as package
+from transforms.annotations import parse_annotation
+from transforms.codec import decode_image
+from transforms.grabcut import Unavailable, Unserved, cache, grabcut, interface, prepare
+
+Image = NDArray[np.uint8]
+Rect = tuple[int, int, int, int]
+
+MOST = 48
+SAMPLE = sorted(Path(sample_folder()).glob("val/*/*.JPEG"))[::9]
+
+
+def opencv(image: Image, rect: Rect, iterations: int = 5, seed: int = 0) -> Image | None:
+    """OpenCV's mask, None if it raises."""
+    mask = np.zeros(image.shape[:2], np.uint8)
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.setRNGSeed(seed)
+    try:
+        cv2.grabCut(image, mask, rect, *models, iterations, cv2.GC_INIT_WITH_RECT)
+    except cv2.error:
+        return None
+    return mask
+
+
+def ours(image: Image, rect: Rect, iterations: int = 5, seed: int = 0) -> Image | None:
+    """The kernels' mask, None if they decline."""
+    try:
+        return grabcut(image, rect, iterations=iterations, seed=seed)
+    except Unserved:
+        return None
+
+
+def paint(kind: str, height: int, width: int, random: np.random.Generator) -> Image:
+    """A picture of this kind; natural ones are crops of the sample."""
+    if kind == "flat":
+        return np.full((height, width, 3), random.integers(0, 256, 3), np.uint8)
+    if kind == "halves":
+        picture = np.full((height, width, 3), random.integers(0, 256, 3), np.uint8)
+        picture[: height // 2] = random.integers(0, 256, 3)
+        return picture
+    if kind == "two colours":
+        is_first = random.random((height, width, 1)) < random.random()
+        first, second = random.integers(0, 256, (2, 3))
+        return np.where(is_first, first, second).astype(np.uint8)
+    if kind == "noise":
+        return random.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    source = decode_image(SAMPLE[random.integers(len(SAMPLE))].read_bytes())
+    y, x = (random.integers(0, side - MOST) for side in source.shape[:2])
+    crop = source[y : y + height, x : x + width]
+    if kind == "grey":
+        return np.repeat(crop.mean(2, keepdims=True).astype(np.uint8), 3, 2)
+    if kind == "posterised":
+        return crop // 64 * 64
+    return crop
+
+
+KINDS = ("crop", "grey", "posterised", "two colours", "halves", "flat", "noise")
+
+
+@st.composite
+def pictures(draw: st.DrawFn) -> tuple[Image, Rect]:
+    """A picture and a rectangle, which may touch its borders or reach beyond them."""
+    height, width = draw(st.integers(1, MOST)), draw(st.integers(1, MOST))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    picture = paint(draw(st.sampled_from(KINDS)), height, width, random)
+    x, y = draw(st.integers(-2, width - 1)), draw(st.integers(-2, height - 1))
+    return picture, (x, y, draw(st.integers(1, width + 2)), draw(st.integers(1, height + 2)))
+
+
+@given(pictures(), st.integers(0, 6), st.integers(-3, 3))
+@settings(max_examples=1500, deadline=None)
+def test_masks_are_those_of_opencv(sized: tuple[Image, Rect], iterations: int, seed: int) -> None:
+    image, rect = sized
+    expected = opencv(image, rect, iterations, seed)
+    found = ours(image, rect, iterations, seed)
+    assert (expected is None) == (found is None)
+    if expected is not None:
+        # Where the cut is not unique, so that OpenCV's depends on its order of work, the
+        # free pixels are foreground in both.
+        np.testing.assert_array_equal(found, expected)
+
+
+def real_pictures(shared: Path) -> list[tuple[Image, Rect]]:
+    found = []
+    for path in sorted((shared / "imagenet-mini" / "val").glob("*/*.JPEG"))[::45]:
+        image = decode_image(path.read_bytes())
+        xml = shared / "imagenet-mini" / "Annotations" / "val" / f"{path.stem}.xml"
+        box = parse_annotation(xml.read_bytes()).boxes[0].clip(image.shape[1], image.shape[0])
+        found.append((image, (box.xmin, box.ymin, box.width, box.height)))
+    for path in sorted((shared / "imagenet-native").glob("*.JPEG"))[::30]:
+        image = decode_image(path.read_bytes())
+        height, width = image.shape[:2]
+        rect = int(0.15 * width), int(0.12 * height), int(0.68 * width), int(0.72 * height)
+        found.append((image, rect))
+    return found
+
+
+def test_masks_of_imagenet_pictures_are_those_of_opencv(shared: Path) -> None:
+    for image, rect in real_pictures(shared):
+        expected = opencv(image, rect)
+        assert expected is not None
+        assert (grabcut(image, rect) == expected).mean() >= 0.9999
+
+
+def test_a_negative_corner_moves_without_shrinking() -> None:
+    image = paint("noise", 20, 30, np.random.default_rng(0))
+    mask = grabcut(image, (-5, -5, 10, 12))
+    np.testing.assert_array_equal(np.argwhere(mask)[[0, -1]], [[0, 0], [11, 9]])
+
+
+def test_memory_layout_and_history_do_not_matter() -> None:
+    image = paint("crop", 40, 40, np.random.default_rng(1))
+    rect = (5, 5, 25, 30)
+    expected = grabcut(image, rect)
+    frozen = image.copy()
+    frozen.flags.writeable = False
+    for same in (np.asfortranarray(image), frozen, np.ascontiguousarray(image[::-1])[::-1]):
+        np.testing.assert_array_equal(grabcut(same, rect), expected)
+    np.testing.assert_array_equal(grabcut(image, np.array(rect)), expected)
+
+
+def test_opencvs_generator_is_left_alone() -> None:
+    image = paint("crop", 40, 40, np.random.default_rng(1))
+    numbers = []
+    for act in (lambda: None, lambda: grabcut(image, (5, 5, 25, 30))):
+        cv2.setRNGSeed(7)
+        act()
+        numbers.append(cv2.randu(np.zeros((2, 2), np.uint8), 0, 255).tolist())
+    assert numbers[0] == numbers[1]
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    random = np.random.default_rng(2)
+    images = [paint("crop", 40 + i % 8, 48 - i % 5, random) for i in range(24)]
+    expected = [grabcut(image, (3, 4, 30, 31)) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda image: grabcut(image, (3, 4, 30, 31)), images * 3))
+    for mask, other in zip(found, expected * 3, strict=True):
+        np.testing.assert_array_equal(mask, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"image": np.zeros((5, 5, 3), np.float32)}, "float32"),
+        ({"image": np.zeros((5, 5, 4), np.uint8)}, r"\(5, 5, 4\)"),
+        ({"image": np.zeros((0, 5, 3), np.uint8)}, r"\(0, 5, 3\)"),
+        ({"rect": (1, 1, 2)}, r"\(1, 1, 2\)"),
+        ({"rect": (1, 1, 2, 2**31)}, "2147483648"),
+        ({"iterations": -1}, "-1"),
+        ({"seed": 2**31}, "2147483648"),
+    ],
+)
+def test_wrong_arguments_are_named(change: dict[str, object], named: str) -> None:
+    arguments = {"image": np.zeros((5, 5, 3), np.uint8), "rect": (1, 1, 2, 2), **change}
+    with pytest.raises(ValueError, match=named) as caught:
+        grabcut(**arguments)
+    assert not isinstance(caught.value, Unserved)
+
+
+@pytest.mark.parametrize(
+    "rect", [(0, 0, 5, 4), (-1, -1, 9, 9), (1, 1, 0, 2), (1, 1, 2, -1), (5, 0, 2, 2), (0, 9, 2, 2)]
+)
+def test_rectangles_that_opencv_refuses_are_unserved(rect: Rect) -> None:
+    image = paint("noise", 4, 5, np.random.default_rng(0))
+    assert opencv(image, rect) is None
+    with pytest.raises(Unserved, match=r"5 x 4 .* rect \("):
+        grabcut(image, rect)
+
+
+def test_a_search_that_is_too_deep_is_unserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transforms.grabcut import segment
+
+    monkeypatch.setattr(segment, "DEEPEST", 2)
+    image = paint("crop", 40, 40, np.random.default_rng(1))
+    with pytest.raises(Unserved, match="more than 2 levels"):
+        grabcut(image, (5, 5, 25, 30))
+
+
+@given(st.data(), st.integers(1, 3), st.integers(1, 4))
+@settings(max_examples=100, deadline=None)
+def test_the_cut_is_minimal_and_its_source_side_maximal(
+    data: st.DataObject, height: int, width: int
+) -> None:
+    prepare()
+    from transforms.grabcut.lanes import SLACK
+    from transforms.grabcut.max_flow import DEEPEST, FREE, minimum_cut, workspace
+
+    stride, pixels = width + 2, list(itertools.product(range(height), range(width)))
+    nodes = [(y + 1) * stride + x + 1 for y, x in pixels]
+    residual = np.zeros((height + 2) * stride * 8, np.int32)
+    excess = np.zeros((height + 2) * stride, np.int32)
+    links = []
+    steps = [-stride - 1, -stride, 1 - stride, -1, 1, stride - 1, stride, stride + 1]
+    for i, k in itertools.product(range(len(nodes)), range(4, 8)):
+        if nodes[i] + steps[k] in nodes:
+            j = nodes.index(nodes[i] + steps[k])
+            capacity = data.draw(st.integers(0, 5))
+            residual[nodes[i] * 8 + k] = residual[nodes[j] * 8 + 7 - k] = capacity
+            links.append((i, j, capacity))
+    level = np.zeros(len(excess) + SLACK, np.uint16)
+    work = workspace(len(excess), DEEPEST)
+    pulls = np.zeros(len(nodes), np.int32)
+    # The second cut begins with the first one's flow.
+    for _ in range(2):
+        fresh = np.array(
+            data.draw(st.lists(st.integers(-9, 9), min_size=len(nodes), max_size=len(nodes))),
+            np.int32,
+        )
+        excess[nodes] += fresh - pulls
+        pulls = fresh
+        minimum_cut(residual, excess, level, height, width, DEEPEST, *work)
+        found = level[nodes] == FREE
+
+        sides = np.array(list(itertools.product([False, True], repeat=len(nodes))))
+        energies = np.where(sides, np.maximum(-pulls, 0), np.maximum(pulls, 0)).sum(1)
+        for i, j, capacity in links:
+            energies += capacity * (sides[:, i] != sides[:, j])
+        np.testing.assert_array_equal(found, sides[energies == energies.min()].any(0))
+
+
+def _load_slowly(folder: Path) -> None:
+    """What `prepare` does in a new process, with kernels that are quick to write."""
+
+    def note_compilation() -> None:
+        with (folder / "compilations").open("a") as log:
+            log.write("x")
+
+    os.environ["IN9_CACHE_DIR"] = str(folder)
+    interface._import_kernels = lambda: time.sleep(0.3)
+    interface._load(note_compilation)
+
+
+def test_of_many_processes_one_compiles(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=_load_slowly, args=(tmp_path,)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert (tmp_path / "compilations").read_text() == "x"
+
+
+def test_a_new_process_loads_quickly_and_writes_nothing() -> None:
+    prepare()
+    folder = cache.code_folder()
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    code = (
+        "import sys, time, transforms.grabcut as package\n"
+        "assert 'numba' not in sys.modules\n"
+        "assert package.is_ready()\n"
+        "start = time.process_time()\n"
+        "package.prepare(lambda: sys.exit('compiles'))\n"
+        "print(time.process_time() - start)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(package.__file__).parents[2],
+    )
+    assert float(done.stdout) < 3
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_changed_sources_have_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "__file__", str(tmp_path / "cache.py"))
+    hashes = set()
+    for source in ("a = 1", "a = 2"):
+        (tmp_path / "max_flow.py").write_text(source)
+        hashes.add(cache.code_hash.__wrapped__())
+    assert len(hashes) == 2
+
+
+def test_the_users_cache_comes_first_and_the_temporary_folder_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("IN9_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache.code_folder().parent == tmp_path / "xdg" / "imagenet9-pipeline"
+    monkeypatch.setenv("IN9_CACHE_DIR", str(tmp_path / "own"))
+    assert cache.code_folder().parent == tmp_path / "own"
+    monkeypatch.setenv("IN9_CACHE_DIR", str(tmp_path / "file" / "inside"))
+    temporary = cache.code_folder()
+    assert temporary.parent.parent == tmp_path / "tmp"
+    # Whoever can write there could have others run their code.
+    temporary.parent.chmod(0o777)
+    cache.mark_complete(temporary)
+    with pytest.raises(Unavailable, match="open to"):
+        cache.code_folder()
+
+
+def test_a_machine_without_numba_says_so() -> None:
+    code = (
+        "import sys; sys.modules['llvmlite'] = sys.modules['numba'] = None\n"
+        "import numpy, transforms.grabcut as package\n"
+        "for call in (package.is_ready, package.prepare, package.prepare,\n"
+        "             lambda: package.grabcut(numpy.zeros((5, 5, 3), 'u1'), (1, 1, 2, 2))):\n"
+        "    try: call()\n"
+        "    except package.Unavailable as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(package.__file__).parents[2],
+    )
+    assert done.stdout.count("numba cannot be imported") == 4

@@ -1,0 +1,265 @@
+"""`cv2.kmeans` on colours, number for number: how both mixtures begin.
+
+k-means++ (Arthur and Vassilvitskii, SODA 2007) with three trials a centre, then Lloyd's
+iterations. Colours are whole numbers, so squared distances between samples, and sums of
+colours below 2^24, are exact in float32: where OpenCV adds them one by one, any order
+gives the same. What is not exact, such as distances to means, is computed with the same
+operations in the same order. Source: OpenCV, core/kmeans.cpp.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transforms.grabcut.compilation import Integer, entry, helper
+from transforms.grabcut.generator import next_fraction, next_integer
+
+COMPONENTS = 5
+"""Clusters, and Gaussians in a mixture."""
+
+_ITERATIONS = 10
+_EPSILON = float(np.finfo(np.float32).eps) ** 2
+_EXACT = 1 << 24
+_BLOCK = 4096
+"""Samples whose distances have a subtotal."""
+_NO_LABEL = 255
+
+_Bytes = NDArray[np.uint8]
+_Floats = NDArray[np.float32]
+_Integers = NDArray[np.int64]
+
+
+@helper
+def _potentials(
+    samples: _Bytes, distances: _Floats, first: int, second: int, third: int
+) -> tuple[Integer, Integer, Integer]:
+    """Sums of squared distances to the centres, if one of three samples were another one."""
+    reds, greens, blues = samples[0], samples[1], samples[2]
+    r1, g1, b1 = np.float32(reds[first]), np.float32(greens[first]), np.float32(blues[first])
+    r2, g2, b2 = np.float32(reds[second]), np.float32(greens[second]), np.float32(blues[second])
+    r3, g3, b3 = np.float32(reds[third]), np.float32(greens[third]), np.float32(blues[third])
+    total1: Integer = 0
+    total2: Integer = 0
+    total3: Integer = 0
+    for i in range(len(distances)):
+        r, g, b, d = np.float32(reds[i]), np.float32(greens[i]), np.float32(blues[i]), distances[i]
+        d1 = (r - r1) * (r - r1) + (g - g1) * (g - g1) + (b - b1) * (b - b1)
+        d2 = (r - r2) * (r - r2) + (g - g2) * (g - g2) + (b - b2) * (b - b2)
+        d3 = (r - r3) * (r - r3) + (g - g3) * (g - g3) + (b - b3) * (b - b3)
+        total1 += np.int32(d1 if d1 < d else d)
+        total2 += np.int32(d2 if d2 < d else d)
+        total3 += np.int32(d3 if d3 < d else d)
+    return total1, total2, total3
+
+
+@helper
+def _add_center(samples: _Bytes, distances: _Floats, subtotals: _Integers, chosen: Integer) -> None:
+    """Makes a sample a centre: updates the squared distances and their subtotals."""
+    reds, greens, blues = samples[0], samples[1], samples[2]
+    r1, g1, b1 = np.float32(reds[chosen]), np.float32(greens[chosen]), np.float32(blues[chosen])
+    for block in range(len(subtotals)):
+        total: Integer = 0
+        for i in range(block * _BLOCK, min((block + 1) * _BLOCK, len(distances))):
+            r, g, b = np.float32(reds[i]), np.float32(greens[i]), np.float32(blues[i])
+            d = (r - r1) * (r - r1) + (g - g1) * (g - g1) + (b - b1) * (b - b1)
+            d = d if d < distances[i] else distances[i]
+            distances[i] = d
+            total += np.int32(d)
+        subtotals[block] = total
+
+
+@helper
+def _draw(distances: _Floats, subtotals: _Integers, share: float) -> int:
+    """The first sample at which the running sum of distances reaches the share, else the last.
+
+    OpenCV subtracts distances from the share one by one. As long as the rest is positive
+    these differences are exact, so whole blocks can be subtracted.
+    """
+    last = len(distances) - 1
+    i = 0
+    for subtotal in subtotals:
+        if share - subtotal <= 0:
+            break
+        share -= subtotal
+        i += _BLOCK
+    while i < last:
+        share -= np.float64(distances[i])
+        if share <= 0:
+            break
+        i += 1
+    return min(i, last)
+
+
+@helper
+def _choose_centers(
+    samples: _Bytes, centers: _Floats, clusters: int, state: NDArray[np.uint64]
+) -> None:
+    """k-means++: writes the first `clusters` rows of centers."""
+    count = samples.shape[1]
+    distances = np.full(count, np.inf, np.float32)
+    subtotals = np.zeros((count + _BLOCK - 1) // _BLOCK, np.int64)
+    chosen: Integer = np.int64(next_integer(state) % np.uint64(count))
+    for k in range(clusters):
+        if k > 0:
+            total = np.float64(subtotals.sum())
+            first = _draw(distances, subtotals, next_fraction(state) * total)
+            second = _draw(distances, subtotals, next_fraction(state) * total)
+            third = _draw(distances, subtotals, next_fraction(state) * total)
+            best, other, another = _potentials(samples, distances, first, second, third)
+            chosen = first
+            if other < best:
+                best, chosen = other, second
+            if another < best:
+                chosen = third
+        _add_center(samples, distances, subtotals, chosen)
+        for c in range(3):
+            centers[k, c] = samples[c, chosen]
+
+
+@helper
+def _assign(samples: _Bytes, centers: _Floats, labels: _Bytes) -> None:
+    """Labels each sample with its nearest centre, the first of equally near ones."""
+    r0, g0, b0 = centers[0, 0], centers[0, 1], centers[0, 2]
+    r1, g1, b1 = centers[1, 0], centers[1, 1], centers[1, 2]
+    r2, g2, b2 = centers[2, 0], centers[2, 1], centers[2, 2]
+    r3, g3, b3 = centers[3, 0], centers[3, 1], centers[3, 2]
+    r4, g4, b4 = centers[4, 0], centers[4, 1], centers[4, 2]
+    reds, greens, blues = samples[0], samples[1], samples[2]
+    for i in range(len(labels)):
+        r, g, b = np.float32(reds[i]), np.float32(greens[i]), np.float32(blues[i])
+        least = (r - r0) * (r - r0) + (g - g0) * (g - g0) + (b - b0) * (b - b0)
+        label = np.uint8(0)
+        d = (r - r1) * (r - r1) + (g - g1) * (g - g1) + (b - b1) * (b - b1)
+        label, least = (np.uint8(1), d) if d < least else (label, least)
+        d = (r - r2) * (r - r2) + (g - g2) * (g - g2) + (b - b2) * (b - b2)
+        label, least = (np.uint8(2), d) if d < least else (label, least)
+        d = (r - r3) * (r - r3) + (g - g3) * (g - g3) + (b - b3) * (b - b3)
+        label, least = (np.uint8(3), d) if d < least else (label, least)
+        d = (r - r4) * (r - r4) + (g - g4) * (g - g4) + (b - b4) * (b - b4)
+        labels[i] = np.uint8(4) if d < least else label
+
+
+@helper
+def _move(
+    samples: _Bytes, labels: _Bytes, fresh: _Bytes, counts: _Integers, sums: _Integers
+) -> None:
+    """Takes over fresh labels, moving the samples from sum to sum whose label changes."""
+    for i in range(len(labels)):
+        old, new = labels[i], fresh[i]
+        if old == new:
+            continue
+        labels[i] = new
+        counts[new] += 1
+        for c in range(3):
+            sums[new, c] += samples[c, i]
+        if old != _NO_LABEL:
+            counts[old] -= 1
+            for c in range(3):
+                sums[old, c] -= samples[c, i]
+
+
+@helper
+def _round_sums(samples: _Bytes, labels: _Bytes, sums: _Integers, rounded: _Floats) -> None:
+    """The sums as float32 additions, sample after sample, would give them."""
+    for k in range(COMPONENTS):
+        if sums[k].max() < _EXACT:
+            rounded[k] = sums[k]
+            continue
+        red, green, blue = np.float32(0), np.float32(0), np.float32(0)
+        for i in range(len(labels)):
+            if labels[i] == k:
+                red += np.float32(samples[0, i])
+                green += np.float32(samples[1, i])
+                blue += np.float32(samples[2, i])
+        rounded[k, 0], rounded[k, 1], rounded[k, 2] = red, green, blue
+
+
+@helper
+def _farthest(samples: _Bytes, labels: _Bytes, label: Integer, center: _Floats) -> int:
+    """The last of the samples with this label that are farthest from a (3,) centre."""
+    farthest, most = -1, np.float32(0)
+    for i in range(len(labels)):
+        if labels[i] == label:
+            r = np.float32(samples[0, i]) - center[0]
+            g = np.float32(samples[1, i]) - center[1]
+            b = np.float32(samples[2, i]) - center[2]
+            distance = r * r + g * g + b * b
+            if distance >= most:
+                farthest, most = i, distance
+    return farthest
+
+
+@helper
+def _fill_empty(
+    samples: _Bytes,
+    labels: _Bytes,
+    counts: _Integers,
+    sums: _Integers,
+    rounded: _Floats,
+    clusters: int,
+) -> None:
+    """Gives each empty cluster the farthest sample of the largest one."""
+    for k in range(clusters):
+        if counts[k] != 0:
+            continue
+        largest = np.argmax(counts[:clusters])
+        center = rounded[largest] * (np.float32(1) / np.float32(counts[largest]))
+        farthest = _farthest(samples, labels, largest, center)
+        labels[farthest] = k
+        counts[largest] -= 1
+        counts[k] += 1
+        for c in range(3):
+            value = samples[c, farthest]
+            sums[largest, c] -= value
+            sums[k, c] += value
+            rounded[largest, c] -= np.float32(value)
+            rounded[k, c] += np.float32(value)
+
+
+@helper
+def _move_centers(centers: _Floats, rounded: _Floats, counts: _Integers, clusters: int) -> float:
+    """Puts the centres at the means; the square of the longest way that one has gone."""
+    longest = 0.0
+    for k in range(clusters):
+        scale = np.float32(1) / np.float32(counts[k])
+        shift = 0.0
+        for c in range(3):
+            mean = rounded[k, c] * scale
+            step = np.float64(mean - centers[k, c])
+            shift += step * step
+            centers[k, c] = mean
+        longest = max(longest, shift)
+    return longest
+
+
+@entry("uint8[::1](uint8[:,::1], uint64[::1])")
+def cluster(samples: _Bytes, state: NDArray[np.uint64]) -> _Bytes:
+    """Labels of the clusters that `cv2.kmeans` finds in 10 iterations and one attempt.
+
+    Args:
+      samples: (3, n) uint8, n >= 1.
+      state: of the generator; advanced.
+
+    Returns:
+      (n,) uint8, less than min(COMPONENTS, n).
+    """
+    count = samples.shape[1]
+    clusters = min(COMPONENTS, count)
+    # No sample is nearest to a centre at infinity.
+    centers = np.full((COMPONENTS, 3), np.inf, np.float32)
+    labels = np.full(count, _NO_LABEL, np.uint8)
+    fresh = np.empty(count, np.uint8)
+    counts = np.zeros(COMPONENTS, np.int64)
+    sums = np.zeros((COMPONENTS, 3), np.int64)
+    rounded = np.zeros((COMPONENTS, 3), np.float32)
+    _choose_centers(samples, centers, clusters, state)
+    # The last iteration of OpenCV's ten (two for one cluster) only fills empty clusters.
+    for _ in range((_ITERATIONS if clusters > 1 else 2) - 1):
+        _assign(samples, centers, fresh)
+        _move(samples, labels, fresh, counts, sums)
+        _round_sums(samples, labels, sums, rounded)
+        _fill_empty(samples, labels, counts, sums, rounded, clusters)
+        if _move_centers(centers, rounded, counts, clusters) <= _EPSILON:
+            break
+    return labels

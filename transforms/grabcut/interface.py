@@ -1,0 +1,164 @@
+"""The function that callers see, and the moment at which the kernels are compiled."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transforms.grabcut import cache
+from transforms.grabcut.errors import Unavailable, Unserved
+
+_Bytes = NDArray[np.uint8]
+_Rect = tuple[int, int, int, int]
+
+_C_INT = 2**31
+_MOST_PIXELS = 2**27
+"""Beyond it, arcs (8 a pixel) and sums of contrasts (4 a pixel) near the end of int32."""
+
+
+class _Segment(Protocol):
+    def __call__(self, image: _Bytes, rect: _Rect, iterations: int, seed: int, /) -> _Bytes: ...
+
+
+class _Kernels:
+    """The kernels of this process, which are loaded at most once, by one thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._segment: _Segment | None = None
+        self._failure: str | None = None
+
+    def load(self, before_compiling: Callable[[], None]) -> _Segment:
+        if self._segment is not None:
+            return self._segment
+        with self._lock:
+            if self._segment is None:
+                if self._failure is not None:
+                    raise Unavailable(self._failure)
+                try:
+                    self._segment = _load(before_compiling)
+                except Unavailable as error:
+                    self._failure = str(error)
+                    raise
+            return self._segment
+
+
+_kernels = _Kernels()
+
+
+def _load(before_compiling: Callable[[], None]) -> _Segment:
+    folder = cache.code_folder()
+    if cache.is_complete(folder):
+        return _import_kernels()
+    try:
+        with cache.locked(folder):
+            if not cache.is_complete(folder):
+                before_compiling()
+                segment = _import_kernels()
+                cache.mark_complete(folder)
+                return segment
+    except OSError as error:
+        raise Unavailable(f"compiled code cannot be kept in {folder}: {error}") from error
+    return _import_kernels()
+
+
+def _import_kernels() -> _Segment:
+    """Imports the modules whose functions are compiled, or loaded, as they are defined."""
+    try:
+        from numba import config
+
+        locators = config.CACHE_LOCATOR_CLASSES
+        config.CACHE_LOCATOR_CLASSES = f"{cache.__name__}.{cache.Locator.__name__}"
+        try:
+            from transforms.grabcut.segment import segment
+        finally:
+            config.CACHE_LOCATOR_CLASSES = locators
+    except Exception as error:
+        # Compilers fail in many ways, none of which may stop a job that can do without.
+        raise Unavailable(f"numba: {type(error).__name__}: {error}") from error
+    return segment
+
+
+def is_ready() -> bool:
+    """Whether the kernels need not be compiled any more on this machine.
+
+    Raises:
+      Unavailable: there is nowhere to keep them, or no numba.
+    """
+    return cache.is_complete(cache.code_folder())
+
+
+def prepare(before_compiling: Callable[[], None] = lambda: None) -> None:
+    """Loads the kernels; compiles them first if that has not been done on this machine.
+
+    Of many processes that do so at once, one compiles and the others wait. `grabcut` does
+    the same when it is first called.
+
+    Args:
+      before_compiling: called before this process compiles, which takes a while.
+
+    Raises:
+      Unavailable: numba is missing or fails, or its code cannot be kept. Once it has been
+        raised, every later call raises it without trying again.
+    """
+    _kernels.load(before_compiling)
+
+
+def _clip(rect: _Rect, height: int, width: int) -> _Rect:
+    """Clips a rectangle as OpenCV does, which moves a negative corner without shrinking.
+
+    Raises:
+      Unserved: no pixel of the image is inside, or none outside.
+    """
+    left, top = max(rect[0], 0), max(rect[1], 0)
+    clipped = (left, top, min(rect[2], width - left), min(rect[3], height - top))
+    if clipped[2] <= 0 or clipped[3] <= 0:
+        raise Unserved(f"no pixel of {width} x {height} is inside rect {rect}")
+    if clipped[2:] == (width, height):
+        raise Unserved(f"no pixel of {width} x {height} is outside rect {rect}")
+    return clipped
+
+
+def grabcut(image: _Bytes, rect: _Rect, *, iterations: int = 5, seed: int = 0) -> _Bytes:
+    """Separates an object from its background, given a rectangle around it.
+
+    The mask is that of `cv2.grabCut` with `GC_INIT_WITH_RECT` after `cv2.setRNGSeed(seed)`,
+    but does not depend on the thread's history nor change its generator. May be called by
+    many threads at once; releases the GIL.
+
+    Args:
+      image: (H, W, 3) uint8; the order of the channels does not matter for the quality, but
+        another order gives another mask.
+      rect: (x, y, width, height) in pixels. What is outside the image is clipped as OpenCV
+        clips it: a negative x or y becomes 0, and the width and height stay.
+      iterations: of the mixtures and the cut, >= 0.
+      seed: from -2^31 to 2^31 - 1; decides how the mixtures begin.
+
+    Returns:
+      (H, W) uint8: 0 (`GC_BGD`) outside the rectangle, 2 (`GC_PR_BGD`) or 3 (`GC_PR_FGD`)
+      inside.
+
+    Raises:
+      ValueError: an argument of the wrong type, shape or range.
+      Unserved: see there; a ValueError, too.
+      Unavailable: see `prepare`.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f"image must be (H, W, 3) uint8: got {image.shape} {image.dtype}")
+    height, width = image.shape[:2]
+    if height * width > _MOST_PIXELS:
+        raise Unserved(f"{width} x {height} are more than {_MOST_PIXELS} pixels")
+    if len(rect) != 4 or not all(-_C_INT <= value < _C_INT for value in rect):
+        raise ValueError(f"rect must be (x, y, width, height): got {rect}")
+    if iterations < 0:
+        raise ValueError(f"iterations must be at least 0: got {iterations}")
+    if not -_C_INT <= seed < _C_INT:
+        raise ValueError(f"seed must be in [-2^31, 2^31): got {seed}")
+    x, y, rect_width, rect_height = (int(value) for value in rect)
+    clipped = _clip((x, y, rect_width, rect_height), height, width)
+    segment = _kernels.load(lambda: None)
+    return segment(np.require(image, requirements=["C", "W"]), clipped, iterations, seed)

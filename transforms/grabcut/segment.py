@@ -1,0 +1,204 @@
+"""GrabCut from a rectangle: five kernels in turn, and the arrays that go from one to the next.
+
+Everything is done on samples: the pixels outside the rectangle, which stay background,
+and those inside, both in raster order.
+
+GrabCut: Rother, Kolmogorov and Blake, "GrabCut - Interactive Foreground Extraction using
+Iterated Graph Cuts", SIGGRAPH 2004.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transforms.grabcut.clustering import COMPONENTS, cluster
+from transforms.grabcut.compilation import entry
+from transforms.grabcut.errors import Unserved
+from transforms.grabcut.generator import seeded
+from transforms.grabcut.lanes import SLACK
+from transforms.grabcut.likelihoods import assign_components, weigh
+from transforms.grabcut.max_flow import DEEPEST, FREE, minimum_cut, workspace
+from transforms.grabcut.mixtures import FIELDS, MOMENTS, NO_GROUP, learn, regroup
+from transforms.grabcut.smoothness import link_pixels, measure_contrast
+
+_SCALE = 2.0**20
+"""Units of a weight of 1 in the graph. All that can gather in a pixel, its pull of at most 345
+and what eight links of at most 50 can carry, twice, fits into int32. With less than 2^10,
+cuts begin to differ from OpenCV's, where two of them weigh nearly the same."""
+
+_PROBABLY_BACKGROUND, _PROBABLY_FOREGROUND = 2, 3
+
+_Bytes = NDArray[np.uint8]
+
+
+@entry(
+    "Tuple((uint8[:,:,::1], uint8[:,::1], uint8[:,::1]))(uint8[:,:,::1],"
+    " int64, int64, int64, int64)"
+)
+def _split(
+    image: _Bytes, left: int, top: int, width: int, height: int
+) -> tuple[_Bytes, _Bytes, _Bytes]:
+    """The picture as planes (3, H, W), and its samples outside and inside the rectangle,
+    (3, n) each, from (H, W, 3)."""
+    image_height, image_width = image.shape[:2]
+    planes = np.empty((3, image_height, image_width), np.uint8)
+    outside = np.empty((3, image_height * image_width - width * height), np.uint8)
+    inside = np.empty((3, width * height), np.uint8)
+    right = left + width
+    out = 0
+    for y in range(image_height):
+        for x in range(image_width):
+            planes[0, y, x] = image[y, x, 0]
+            planes[1, y, x] = image[y, x, 1]
+            planes[2, y, x] = image[y, x, 2]
+        if top <= y < top + height:
+            start = (y - top) * width
+            inside[:, start : start + width] = planes[:, y, left:right]
+            outside[:, out : out + left] = planes[:, y, :left]
+            out += left
+            outside[:, out : out + image_width - right] = planes[:, y, right:]
+            out += image_width - right
+        else:
+            outside[:, out : out + image_width] = planes[:, y]
+            out += image_width
+    return planes, outside, inside
+
+
+@entry("void(int32[::1], int32[::1], int32[::1], int64)")
+def _pull(
+    excess: NDArray[np.int32], pulls: NDArray[np.int32], applied: NDArray[np.int32], width: int
+) -> None:
+    """Changes the excesses by the difference to the pulls that were applied before."""
+    for y in range(len(pulls) // width):
+        node = (y + 1) * (width + 2) + 1
+        for i in range(y * width, (y + 1) * width):
+            excess[node] += pulls[i] - applied[i]
+            applied[i] = pulls[i]
+            node += 1
+
+
+@entry("void(uint16[::1], uint8[::1], uint8[::1], uint8[::1], int64, uint8[::1])")
+def _read_cut(
+    level: NDArray[np.uint16],
+    background_components: _Bytes,
+    foreground_components: _Bytes,
+    groups: _Bytes,
+    width: int,
+    is_foreground: _Bytes,
+) -> None:
+    """Each sample's side of the cut, and with it its group: components of the background
+    come first."""
+    for y in range(len(groups) // width):
+        node = (y + 1) * (width + 2) + 1
+        for i in range(y * width, (y + 1) * width):
+            is_foreground[i] = level[node] == FREE
+            if is_foreground[i]:
+                groups[i] = foreground_components[i] + np.uint8(COMPONENTS)
+            else:
+                groups[i] = background_components[i]
+            node += 1
+
+
+class _Mixtures:
+    """Both mixtures and the moments that they are learned from."""
+
+    def __init__(self) -> None:
+        self._moments = np.zeros((2 * COMPONENTS, MOMENTS), np.int64)
+        self.background = np.empty((COMPONENTS, FIELDS))
+        self.foreground = np.empty((COMPONENTS, FIELDS))
+
+    def learn(self, *groupings: tuple[_Bytes, _Bytes, _Bytes]) -> None:
+        """Learns from (samples, groups, fresh groups): see `mixtures.regroup`."""
+        for samples, groups, fresh in groupings:
+            regroup(samples, groups, fresh, self._moments)
+        if not (
+            learn(self._moments[:COMPONENTS], self.background)
+            and learn(self._moments[COMPONENTS:], self.foreground)
+        ):
+            raise Unserved("a Gaussian without an inverse covariance, which OpenCV refuses too")
+
+
+def segment(
+    image: _Bytes,
+    rect: tuple[int, int, int, int],
+    iterations: int,
+    seed: int,
+    finished: Callable[[str], None] = lambda stage: None,
+) -> _Bytes:
+    """GrabCut of checked arguments.
+
+    Args:
+      image: (H, W, 3) uint8, contiguous and writable.
+      rect: (left, top, width, height), inside the image, neither empty nor all of it.
+      iterations: >= 0.
+      seed: of OpenCV's generator.
+      finished: told the name of each stage at its end, for benchmarks.
+
+    Returns:
+      (H, W) uint8: 0 outside the rectangle, 2 or 3 inside.
+
+    Raises:
+      Unserved: a covariance without inverse, or a search that is too deep.
+    """
+    left, top, width, height = rect
+    planes, outside, inside = _split(image, left, top, width, height)
+    finished("samples")
+    state = seeded(seed)
+    outside_fresh = cluster(outside, state)
+    inside_fresh = cluster(inside, state)
+    inside_fresh += np.uint8(COMPONENTS)
+    finished("k-means")
+
+    outside_groups = np.full(outside.shape[1], NO_GROUP, np.uint8)
+    inside_groups = np.full(inside.shape[1], NO_GROUP, np.uint8)
+    mixtures = _Mixtures()
+    mixtures.learn((outside, outside_groups, outside_fresh), (inside, inside_groups, inside_fresh))
+    assign_components(inside, mixtures.foreground, inside_fresh)
+    inside_fresh += np.uint8(COMPONENTS)
+    finished("mixtures")
+
+    beta = measure_contrast(planes)
+    residual, excess = link_pixels(planes, left, top, width, height, beta, _SCALE)
+    finished("n-links")
+
+    is_foreground = np.ones(inside.shape[1], np.uint8)
+    background_components = np.empty(inside.shape[1], np.uint8)
+    foreground_components = np.empty(inside.shape[1], np.uint8)
+    pulls = np.empty(inside.shape[1], np.int32)
+    applied = np.zeros(inside.shape[1], np.int32)
+    level = np.zeros(len(excess) + SLACK, np.uint16)
+    deepest = min(DEEPEST, len(excess))
+    work = workspace(len(excess), deepest)
+    for iteration in range(iterations):
+        assign_components(outside, mixtures.background, outside_fresh)
+        mixtures.learn(
+            (outside, outside_groups, outside_fresh), (inside, inside_groups, inside_fresh)
+        )
+        finished("mixtures")
+        weigh(
+            inside,
+            mixtures.background,
+            mixtures.foreground,
+            _SCALE,
+            background_components,
+            foreground_components,
+            pulls,
+        )
+        _pull(excess, pulls, applied, width)
+        finished("t-links")
+        if minimum_cut(residual, excess, level, height, width, deepest, *work) > deepest:
+            raise Unserved(f"a search more than {deepest} levels deep")
+        finished(f"cut {iteration + 1}")
+        # The next iteration assigns the components of the mixtures that made this cut.
+        _read_cut(
+            level, background_components, foreground_components, inside_fresh, width, is_foreground
+        )
+
+    mask = np.zeros(image.shape[:2], np.uint8)
+    mask[top : top + height, left : left + width] = is_foreground.reshape(height, width) + np.uint8(
+        _PROBABLY_BACKGROUND
+    )
+    return mask

@@ -1,0 +1,131 @@
+"""Links between neighbouring pixels: strong where colours are alike.
+
+A link weighs 50 * exp(-beta * |difference|^2), by sqrt(2) less on a diagonal, where beta
+is half the inverse of the mean squared difference in the whole picture. Only the links of
+the pixels in the rectangle are needed. A pixel outside is background for certain: its arc
+to the sink weighs 450, more than its links can together (341.4), so it ends on the sink's
+side whatever happens, and links to it are arcs to the sink.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transforms.grabcut.compilation import Integer, entry, helper
+from transforms.grabcut.vector_math import exp_below_zero
+
+_GAMMA = 50.0
+# OpenCV's square root of 2 is a float32.
+_DIAGONAL_GAMMA = _GAMMA / float(np.sqrt(np.float32(2)))
+
+_Bytes = NDArray[np.uint8]
+
+# Steps of the links that are stored with a pixel; the four others are its neighbours'.
+_STEPS = ((0, 1), (1, -1), (1, 0), (1, 1))
+
+
+@helper
+def _squared(planes: _Bytes, y: int, x: int, y2: int, x2: int, i: int) -> Integer:
+    """Squared difference between the i-th pixels to the right of two pixels."""
+    r = np.int32(planes[0, y, x + i]) - np.int32(planes[0, y2, x2 + i])
+    g = np.int32(planes[1, y, x + i]) - np.int32(planes[1, y2, x2 + i])
+    b = np.int32(planes[2, y, x + i]) - np.int32(planes[2, y2, x2 + i])
+    return np.int32(r * r + g * g + b * b)
+
+
+@entry("float64(uint8[:,:,::1])")
+def measure_contrast(planes: _Bytes) -> float:
+    """Beta of a (3, H, W) uint8 picture; 0 for one of a single colour."""
+    height, width = planes.shape[1:]
+    total: Integer = 0
+    for y in range(height):
+        for down, right in _STEPS:
+            if y + down < height:
+                first = max(0, -right)
+                for i in range(width - abs(right)):
+                    total += _squared(planes, y, first, y + down, first + right, i)
+    if total == 0:
+        return 0.0
+    pairs = 4 * width * height - 3 * width - 3 * height + 2
+    beta: float = 1.0 / (2.0 * np.float64(total) / pairs)
+    return beta
+
+
+@helper
+def _link_planes(
+    planes: _Bytes, left: int, top: int, width: int, height: int, beta: float, scale: float
+) -> NDArray[np.int32]:
+    """Links of the pixels of a rectangle and of the ring around it: (4, nodes) int32.
+
+    Row k holds the links to the pixels at `_STEPS[k]`, on the padded grid; 0 where one of
+    the pixels is outside the ring or the picture.
+    """
+    picture_height, picture_width = planes.shape[1:]
+    stride = width + 2
+    links = np.zeros((4, (height + 2) * stride), np.int32)
+    # The part of the ring that is in the picture.
+    x0, x1 = max(left - 1, 0), min(left + width + 1, picture_width)
+    y0, y1 = max(top - 1, 0), min(top + height + 1, picture_height)
+    for k in range(4):
+        down, right = _STEPS[k]
+        weight = scale * (_DIAGONAL_GAMMA if down and right else _GAMMA)
+        first = x0 + max(0, -right)
+        count = x1 - x0 - abs(right)
+        for y in range(y0, y1 - down):
+            start = (y - top + 1) * stride + first - left + 1
+            row = links[k, start : start + count]
+            for i in range(count):
+                squared = np.float64(_squared(planes, y, first, y + down, first + right, i))
+                row[i] = np.int32(weight * exp_below_zero(-beta * squared) + 0.5)
+    return links
+
+
+@helper
+def _contract(
+    residual: NDArray[np.int32], excess: NDArray[np.int32], node: int, arcs: tuple[int, ...]
+) -> None:
+    """Makes arcs of a node that lead out of the rectangle its arc to the sink."""
+    for k in arcs:
+        excess[node] -= residual[node * 8 + k]
+        residual[node * 8 + k] = 0
+
+
+@entry("UniTuple(int32[::1], 2)(uint8[:,:,::1], int64, int64, int64, int64, float64, float64)")
+def link_pixels(
+    planes: _Bytes, left: int, top: int, width: int, height: int, beta: float, scale: float
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Builds the graph of a rectangle's pixels, with the links to the pixels outside.
+
+    Args:
+      planes: (3, H, W) uint8, the picture.
+      left, top, width, height: the rectangle, inside the picture.
+      beta: of the picture.
+      scale: units of a weight of 1.
+
+    Returns:
+      Residual capacities and excesses, int32, as `max_flow` takes them.
+    """
+    stride = width + 2
+    nodes = (height + 2) * stride
+    links = _link_planes(planes, left, top, width, height, beta, scale)
+    east, south_west, south, south_east = links[0], links[1], links[2], links[3]
+    residual = np.zeros(8 * nodes, np.int32)
+    for y in range(1, height + 1):
+        for node in range(y * stride + 1, y * stride + 1 + width):
+            residual[node * 8] = south_east[node - stride - 1]
+            residual[node * 8 + 1] = south[node - stride]
+            residual[node * 8 + 2] = south_west[node - stride + 1]
+            residual[node * 8 + 3] = east[node - 1]
+            residual[node * 8 + 4] = east[node]
+            residual[node * 8 + 5] = south_west[node]
+            residual[node * 8 + 6] = south[node]
+            residual[node * 8 + 7] = south_east[node]
+    excess = np.zeros(nodes, np.int32)
+    for x in range(1, width + 1):
+        _contract(residual, excess, stride + x, (0, 1, 2))
+        _contract(residual, excess, height * stride + x, (5, 6, 7))
+    for y in range(1, height + 1):
+        _contract(residual, excess, y * stride + 1, (0, 3, 5))
+        _contract(residual, excess, y * stride + width, (2, 4, 7))
+    return residual, excess

@@ -1,0 +1,87 @@
+"""exp and log for loops over arrays: no calls, branches or tables, so LLVM vectorises them.
+
+Both split off a power of two by looking at the bits of a float64, and use a series for
+the rest. `exp_below_zero` rounds to a whole number by adding 1.5 * 2^52, which leaves that
+number in the low bits: no compiler flag may reorder its sums.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from transforms.grabcut.compilation import contracting
+
+_LOG2_E = 1.4426950408889634
+# ln 2 as a short and a small number: whole * _LN2_HIGH is exact.
+_LN2_HIGH = 6.93145751953125e-1
+_LN2_LOW = 1.42860682030941723212e-6
+_ROUNDER = 1.5 * 2.0**52
+_LOWEST = -700.0
+
+_MANTISSA_BITS = np.int64(52)
+_BIAS = np.int64(1023)
+_TWO_TO_52 = np.int64(0x4330000000000000)
+_ONE_LESS_SQRT_HALF = np.int64(0x3FF0000000000000 - 0x3FE6A09E667F3BCD)
+
+
+@intrinsic
+def _bits_of(typing: Any, value: Any) -> Any:
+    """The bits of a float64 as int64."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(64))
+
+    return types.int64(types.float64), generate
+
+
+@intrinsic
+def _of_bits(typing: Any, bits: Any) -> Any:
+    """The float64 with these bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.DoubleType())
+
+    return types.float64(types.int64), generate
+
+
+@contracting
+def exp_below_zero(x: float) -> float:
+    """exp(x) for x <= 0 with a relative error below 1e-11; exp(-700) for x < -700."""
+    x = x if x > _LOWEST else _LOWEST
+    shifted = x * _LOG2_E + _ROUNDER
+    whole = shifted - _ROUNDER
+    r = (x - whole * _LN2_HIGH) - whole * _LN2_LOW
+    series = r / 362880 + 1 / 40320
+    series = r * series + 1 / 5040
+    series = r * series + 1 / 720
+    series = r * series + 1 / 120
+    series = r * series + 1 / 24
+    series = r * series + 1 / 6
+    series = r * series + 1 / 2
+    series = r * series + 1
+    series = r * series + 1
+    power: float = _of_bits((_bits_of(shifted) + _BIAS) << _MANTISSA_BITS)
+    return series * power
+
+
+@contracting
+def log(x: float) -> float:
+    """log(x) for x > 0 that is not denormal, with an error below 1e-10."""
+    # Mantissa in [sqrt(1/2), sqrt(2)), log = 2 artanh((mantissa - 1) / (mantissa + 1)).
+    exponent = (_bits_of(x) + _ONE_LESS_SQRT_HALF) >> _MANTISSA_BITS
+    mantissa: float = _of_bits(_bits_of(x) - ((exponent - _BIAS) << _MANTISSA_BITS))
+    whole: float = _of_bits(exponent | _TWO_TO_52) - (2.0**52 + 1023)
+    z = (mantissa - 1) / (mantissa + 1)
+    square = z * z
+    series = square * (1 / 13) + 1 / 11
+    series = square * series + 1 / 9
+    series = square * series + 1 / 7
+    series = square * series + 1 / 5
+    series = square * series + 1 / 3
+    series = square * series + 1
+    return whole * (_LN2_HIGH + _LN2_LOW) + 2 * z * series
