@@ -69,8 +69,8 @@ class SegmentConfig:
         """Identifies everything but the input that a layer depends on."""
         segmenter = SEGMENTERS[self.segmenter]
         return fingerprint(
-            dataclasses.asdict(self),
-            [segmenter.name, segmenter.version, segmenter.parameters],
+            {**dataclasses.asdict(self), "segmenter": segmenter.method},
+            [segmenter.method, segmenter.version, segmenter.parameters],
             [MAX_BOX, MIN_VISIBLE, MIN_FOREGROUND, MAX_PIXELS],
             SEGMENT_VERSION,
         )
@@ -170,4 +170,5 @@ class DatasetConfig:
 
     def fingerprint(self) -> str:
         """Identifies the configuration with the stage versions."""
-        return fingerprint(self.flags(), self.segment.fingerprint(), self.compose.fingerprint())
+        flags = {**self.flags(), "segmenter": SEGMENTERS[self.segment.segmenter].method}
+        return fingerprint(flags, self.segment.fingerprint(), self.compose.fingerprint())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.storage import Store
@@ -48,15 +48,19 @@ def read_parts(store: Store, tar: str, row: Mapping[str, Any]) -> dict[str, byte
     return dict(zip(PARTS, store.read_ranges(tar, ranges), strict=True))
 
 
-def read_layer(store: Store, tar: str, row: Mapping[str, Any]) -> Layer:
-    """Reads and decodes a layer."""
-    parts = read_parts(store, tar, row)
+def decode_layer(parts: Mapping[str, bytes], box: Sequence[int]) -> Layer:
+    """The inverse of `encode_layer`, given the box (x0, y0, x1, y1)."""
     return Layer(
         image=decode_image(parts["image"]),
         only_bg_t=decode_image(parts["only_bg_t"]),
         mask=decode_mask(parts["mask"]),
-        box=OutputBox(*row["box"]),
+        box=OutputBox(*box),
     )
+
+
+def read_layer(store: Store, tar: str, row: Mapping[str, Any]) -> Layer:
+    """Reads and decodes a layer."""
+    return decode_layer(read_parts(store, tar, row), row["box"])
 
 
 def read_background(store: Store, tar: str, offset: int, length: int) -> Pixels:

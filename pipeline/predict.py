@@ -58,16 +58,20 @@ class Predictor:
     Args:
       model: taken over; its module moves to the device.
       config: how to run it.
+
+    Attributes:
+      device: where it is.
+      module: takes what `prepare` gives.
     """
 
     def __init__(self, model: LoadedModel, config: PredictConfig) -> None:
         self._config = config
-        self._device = torch.device(config.device)
+        self.device = torch.device(config.device)
         self._preprocessing = model.preprocessing
-        self._module = model.module.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.module = model.module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         shape = (1, 3, 1, 1)
-        self._mean = torch.tensor(model.preprocessing.mean, device=self._device).view(shape)
-        self._std = torch.tensor(model.preprocessing.std, device=self._device).view(shape)
+        self._mean = torch.tensor(model.preprocessing.mean, device=self.device).view(shape)
+        self._std = torch.tensor(model.preprocessing.std, device=self.device).view(shape)
         self._crop = (
             create_transform(
                 input_size=(3, model.preprocessing.input_size, model.preprocessing.input_size),
@@ -101,11 +105,11 @@ class Predictor:
         Raises:
           JobError: a stored picture cannot be decoded.
         """
-        ahead = _BATCHES_AHEAD[self._device.type]
+        ahead = _BATCHES_AHEAD[self.device.type]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             batches = _batches(samples, self._config.batch_size)
             for batch, pictures in _ahead(pool, batches, self._picture, ahead):
-                yield batch, self._forward(np.stack(pictures))
+                yield batch, self._scores(np.stack(pictures))
 
     def _picture(self, sample: Sample) -> NDArray[np.uint8]:
         try:
@@ -120,23 +124,57 @@ class Predictor:
         return cropped.transpose(1, 2, 0)
 
     @torch.inference_mode()
-    def _forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        batch = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2)
-        batch = batch.float() / 255
-        side = self.input_size(batch.shape[-1])
-        if side != batch.shape[-1]:
-            batch = functional.interpolate(
-                batch, (side, side), mode="bicubic", antialias=True, align_corners=False
-            ).clamp(0, 1)
-        batch = ((batch - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+    def _scores(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        batch = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
+        return np.asarray(self.forward(batch.float() / 255).cpu())
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Scores a batch; where memory does not suffice, in halves.
+
+        Args:
+          pictures: (n, 3, S, S) float32 in [0, 1], RGB, on `device`.
+
+        Returns:
+          (n, outputs) float32 logits, on `device`.
+        """
+        try:
+            return self._forward(pictures)
+        except (RuntimeError, MemoryError) as error:
+            if len(pictures) == 1 or not _is_out_of_memory(error):
+                raise
+        # Outside the handler, whose traceback holds on to the activations.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = len(pictures) // 2
+        return torch.cat([self.forward(pictures[:half]), self.forward(pictures[half:])])
+
+    def _forward(self, pictures: torch.Tensor) -> torch.Tensor:
         mixed = (
-            torch.autocast(self._device.type, torch.bfloat16)
+            torch.autocast(self.device.type, torch.bfloat16)
             if self._config.precision == "bf16"
             else contextlib.nullcontext()
         )
         with mixed:
-            logits = self._module(batch)
-        return np.asarray(logits.float().cpu())
+            logits: torch.Tensor = self.module(self.prepare(pictures))
+        return logits.float()
+
+    def prepare(self, pictures: torch.Tensor) -> torch.Tensor:
+        """What the module takes: pictures (n, 3, S, S) float32 in [0, 1] at the model's size,
+        normalised. Differentiable."""
+        side = self.input_size(pictures.shape[-1])
+        if side != pictures.shape[-1]:
+            pictures = functional.interpolate(
+                pictures, (side, side), mode="bicubic", antialias=True, align_corners=False
+            ).clamp(0, 1)
+        normalised = (pictures - self._mean) / self._std
+        return normalised.contiguous(memory_format=torch.channels_last)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether a device, or the machine, had no memory for a batch."""
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or (
+        "DefaultCPUAllocator" in str(error)
+    )
 
 
 def _batches(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:

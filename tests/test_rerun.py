@@ -67,6 +67,32 @@ def test_another_seed_is_refused_then_composed_without_segmenting(
     run_in9("verify", "--dataset", output)
 
 
+def test_another_implementation_of_the_segmenter_changes_nothing_but_its_name(
+    one_worker: Path, small_sample: Path, tmp_path: Path
+) -> None:
+    fresh, changed = tmp_path / "fresh", tmp_path / "changed"
+    flags = ("generate", "--input", small_sample, *SHARDS, "--segmenter", "cv2")
+    run_in9(*flags, "--output", fresh)
+    expected = manifest_of(one_worker)
+    expected["config"]["segmenter"] = "cv2"
+    assert manifest_of(fresh) == expected
+    shutil.copytree(one_worker, changed)
+    assert "--segmenter=cv2" in run_in9(*flags, "--output", changed, check=2).stderr
+    assert "0 images segmented" in run_in9(*flags, "--output", changed, "--overwrite").stdout
+    assert manifest_of(changed) == expected
+
+
+def test_without_a_compiler_opencv_segments_with_a_warning(
+    one_worker: Path, small_sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    done = run_in9("generate", "--input", small_sample, "--output", tmp_path / "out", *SHARDS)
+    assert done.stderr.count("GrabCut runs in OpenCV") == 1
+    assert "NUMBA_DISABLE_JIT" in done.stderr
+    assert "18 by OpenCV" in done.stdout
+    assert manifest_of(tmp_path / "out") == manifest_of(one_worker)
+
+
 def test_resharding_copies_layers(one_worker: Path, small_sample: Path, tmp_path: Path) -> None:
     output, fresh = tmp_path / "out", tmp_path / "fresh"
     shutil.copytree(one_worker, output)

@@ -69,7 +69,9 @@ class Segmenter:
 
     Attributes:
       name: what `--segmenter` calls it.
-      version: raised by hand whenever its masks change.
+      method: what decides its masks. Implementations of one method give equal masks, so
+        nothing is made again where only the implementation is another one.
+      version: of the method, raised by hand whenever its masks change.
       parameters: fixed parameters, for the record.
       segment: the function.
       prepare: gets it ready, before the first picture; calls its argument before a work of
@@ -77,6 +79,7 @@ class Segmenter:
     """
 
     name: str
+    method: str
     version: int
     parameters: dict[str, int]
     segment: SegmentFunction
@@ -152,18 +155,17 @@ SEGMENTERS = {
     segmenter.name: segmenter
     for segmenter in (
         Segmenter(
-            name="grabcut",
-            version=2,
-            parameters={"iterations": GRABCUT_ITERATIONS},
-            segment=segment_grabcut,
-            prepare=_prepare_grabcut,
-        ),
-        Segmenter(
-            name="cv2",
+            name=name,
+            method="grabcut",
             version=1,
             parameters={"iterations": GRABCUT_ITERATIONS},
-            segment=segment_cv2,
-        ),
+            segment=segment,
+            prepare=prepare,
+        )
+        for name, segment, prepare in (
+            ("grabcut", segment_grabcut, _prepare_grabcut),
+            ("cv2", segment_cv2, _nothing),
+        )
     )
 }
 """By name. Both are GrabCut: `grabcut` by our own kernels, `cv2` by OpenCV."""

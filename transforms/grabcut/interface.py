@@ -71,12 +71,16 @@ def _import_kernels() -> _Segment:
     try:
         from numba import config
 
+        if config.DISABLE_JIT:
+            raise Unavailable("numba compiles nothing, because NUMBA_DISABLE_JIT is set")
         locators = config.CACHE_LOCATOR_CLASSES
         config.CACHE_LOCATOR_CLASSES = f"{cache.__name__}.{cache.Locator.__name__}"
         try:
             from transforms.grabcut.segment import segment
         finally:
             config.CACHE_LOCATOR_CLASSES = locators
+    except Unavailable:
+        raise
     except Exception as error:
         # Compilers fail in many ways, none of which may stop a job that can do without.
         raise Unavailable(f"numba: {type(error).__name__}: {error}") from error
