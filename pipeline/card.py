@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.manifest import Manifest
 from pipeline.sinks import SAMPLE_FIELDS
 from transforms.taxonomy import Taxonomy
+from transforms.variants import split_replicate
 
 CARD_FILES = ("README.md", "classes.txt", "croissant.json")
 
@@ -25,6 +26,13 @@ _DESCRIPTIONS = {
 }
 
 
+def _describe(name: str) -> str:
+    """What a variant, or a replicate of one, shows."""
+    variant, replicate = split_replicate(name)
+    again = f", drawn again ({replicate})" if replicate else ""
+    return _DESCRIPTIONS[variant] + again
+
+
 def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, bytes]]:
     """(path, content) of each file. The same manifest gives the same bytes."""
     yield "README.md", _readme(manifest).encode()
@@ -39,7 +47,7 @@ def _readme(manifest: Manifest) -> str:
     if "parquet" in config.compose.formats:
         # Without these, loaders merge all variants silently.
         lines.append("configs:")
-        for variant in config.compose.variants:
+        for variant in config.compose.composed:
             lines += [f"- config_name: {variant}", "  data_files:"]
             for split in config.split:
                 lines += [f"  - split: {split}", f"    path: parquet/{variant}/{split}-*.parquet"]
@@ -58,7 +66,7 @@ def _readme(manifest: Manifest) -> str:
         "| variant | what it shows |",
         "|---|---|",
     ]
-    lines += [f"| `{name}` | {_DESCRIPTIONS[name]} |" for name in config.compose.variants]
+    lines += [f"| `{name}` | {_describe(name)} |" for name in config.compose.composed]
     lines += [
         "",
         "| split | listed | accepted | rejected | in the dataset |",
@@ -105,7 +113,7 @@ def _croissant(manifest: Manifest) -> bytes:
         "recordSet": [],
     }
     if "parquet" in config.compose.formats:
-        for variant in config.compose.variants:
+        for variant in config.compose.composed:
             distribution, record_set = _croissant_variant(manifest, variant)
             content["distribution"] += distribution
             content["recordSet"].append(record_set)
@@ -165,7 +173,7 @@ def _croissant_variant(
         "@type": "cr:RecordSet",
         "@id": variant,
         "name": variant,
-        "description": _DESCRIPTIONS[variant],
+        "description": _describe(variant),
         "field": fields,
     }
     return [*files, file_set], record_set

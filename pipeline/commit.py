@@ -69,7 +69,7 @@ def build_manifest(
         }
         rejections[split] = dict(sorted(statuses.items()))
         per_class = {name: selected[label] for label, name in enumerate(taxonomy.names)}
-        samples[split] = dict.fromkeys(config.compose.variants, per_class)
+        samples[split] = dict.fromkeys(config.compose.composed, per_class)
     files = (file for shard in shards for file in shard.files)
     kept = (file for file in files if not _is_dropped(config, file.path))
     return Manifest(

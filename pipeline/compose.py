@@ -35,22 +35,27 @@ from transforms.codec import encode_jpeg, encode_png
 from transforms.filters import Reason
 from transforms.layers import Layer
 from transforms.taxonomy import Taxonomy
-from transforms.variants import MIXED, VARIANTS
+from transforms.variants import MIXED, VARIANTS, base_of, with_replicates
 
-INDEX_SCHEMA = pa.schema(
-    [
-        *(
-            RECORD_SCHEMA.field(name)
-            for name in (
-                *("key", "path", "wnid", "label", "status", "detail", "width", "height"),
-                *("box", "mask_over_box", "fg_fraction"),
-            )
-        ),
-        pa.field("selected", pa.bool_(), nullable=False),
-        *(pa.field(f"{variant}_bg_key", pa.string()) for variant in MIXED),
-    ]
-)
-"""Columns of the index: one row for every source image, accepted or not."""
+
+def index_schema(replicates: int) -> pa.Schema:
+    """Columns of the index, which has one row for every source image, accepted or not."""
+    return pa.schema(
+        [
+            *(
+                RECORD_SCHEMA.field(name)
+                for name in (
+                    *("key", "path", "wnid", "label", "status", "detail", "width", "height"),
+                    *("box", "mask_over_box", "fg_fraction"),
+                )
+            ),
+            pa.field("selected", pa.bool_(), nullable=False),
+            *(
+                pa.field(f"{variant}_bg_key", pa.string())
+                for variant in with_replicates(MIXED, replicates)
+            ),
+        ]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +114,9 @@ class ComposeShard(beam.DoFn):
         found = self._staging.find(index, checksum)
         if found is None:
             files = self._write_variants(output, plan, rows, backgrounds)
-            columns = INDEX_SCHEMA.names
+            schema = index_schema(self._config.replicates)
             table = pa.Table.from_pylist(
-                [{n: r.get(n) for n in columns} for r in rows], INDEX_SCHEMA
+                [{n: r.get(n) for n in schema.names} for r in rows], schema
             )
             write_table(store, self._staging.staged(index), table, ShardFiles(checksum, files))
             found = self._staging.find(index, checksum)
@@ -180,7 +185,7 @@ class ComposeShard(beam.DoFn):
         with contextlib.ExitStack() as stack:
             sinks = {
                 variant: self._open_sinks(stack, output, variant)
-                for variant in self._config.variants
+                for variant in self._config.composed
             }
             for row in rows:
                 if not row["selected"]:
@@ -227,8 +232,9 @@ class ComposeShard(beam.DoFn):
         place: int | None,
     ) -> Sample:
         background = None if place is None else layers.background(place)
-        picture = VARIANTS[variant].compose(layer, background)
-        as_png = self._config.encoding == "png" or VARIANTS[variant].lossless
+        method = VARIANTS[base_of(variant)]
+        picture = method.compose(layer, background)
+        as_png = self._config.encoding == "png" or method.lossless
 
         def of_background(column: str) -> Any:
             return None if place is None else plan.value(column, place)

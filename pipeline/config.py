@@ -12,7 +12,7 @@ from transforms.codec import MAX_PIXELS
 from transforms.filters import MAX_BOX, MIN_FOREGROUND, MIN_VISIBLE
 from transforms.geometry import INTERPOLATIONS
 from transforms.segmentation import SEGMENTERS
-from transforms.variants import VARIANTS, select_variants
+from transforms.variants import VARIANTS, select_variants, with_replicates
 
 SEGMENT_VERSION = 1
 """Raised by hand when Segment would write other layers or records for the same input."""
@@ -20,6 +20,8 @@ COMPOSE_VERSION = 1
 """Raised by hand when Plan or Compose would write other files for the same layers."""
 EVALUATE_VERSION = 1
 """Raised by hand when Evaluate would write other predictions for the same pixels."""
+
+_ADDED: dict[str, Any] = {"replicates": 1}
 
 FORMATS = ("parquet", "webdataset")
 ENCODINGS = ("jpg", "png")
@@ -29,6 +31,12 @@ def fingerprint(*parts: object) -> str:
     """Hexadecimal SHA-256 of JSON-able parts, 32 digits."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _of_old(flags: dict[str, Any]) -> dict[str, Any]:
+    """Flags without those that were added since the first release and have the value that
+    does what was done before: datasets need not be made again because a flag exists."""
+    return {name: value for name, value in flags.items() if _ADDED.get(name, ...) != value}
 
 
 def _one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
@@ -92,6 +100,7 @@ class ComposeConfig:
     per_class: str = "all"
     mixed_rand: str = "any"
     own_background: bool = False
+    replicates: int = 1
 
     def __post_init__(self) -> None:
         if self.variants != select_variants(self.variants):
@@ -108,10 +117,17 @@ class ComposeConfig:
         ):
             raise ValueError(f"--per_class must be all, min or a number: got {self.per_class!r}")
         _one_of("--mixed_rand", self.mixed_rand, ("any", "other"))
+        if not 1 <= self.replicates <= 100:
+            raise ValueError(f"--replicates must be between 1 and 100: got {self.replicates}")
+
+    @property
+    def composed(self) -> tuple[str, ...]:
+        """All variants to write, replicates among them, in the paper's order."""
+        return with_replicates(self.variants, self.replicates)
 
     def fingerprint(self) -> str:
         """Identifies everything but the layers that a variant shard depends on."""
-        return fingerprint(dataclasses.asdict(self), COMPOSE_VERSION)
+        return fingerprint(_of_old(dataclasses.asdict(self)), COMPOSE_VERSION)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,5 +186,6 @@ class DatasetConfig:
 
     def fingerprint(self) -> str:
         """Identifies the configuration with the stage versions."""
-        flags = {**self.flags(), "segmenter": SEGMENTERS[self.segment.segmenter].method}
+        flags = _of_old(self.flags())
+        flags["segmenter"] = SEGMENTERS[self.segment.segmenter].method
         return fingerprint(flags, self.segment.fingerprint(), self.compose.fingerprint())

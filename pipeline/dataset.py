@@ -17,7 +17,7 @@ from pipeline.records import read_rows
 from pipeline.shards import index_file, parquet_file, webdataset_file
 from pipeline.sinks import Sample
 from pipeline.storage import FileDigest, Store
-from transforms.variants import PICTURES
+from transforms.variants import is_picture
 
 _BATCH = 64
 
@@ -47,8 +47,8 @@ class Dataset:
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """The variants it holds, in the paper's order."""
-        return self.manifest.config.compose.variants
+        """The variants it holds, replicates among them, in the paper's order."""
+        return self.manifest.config.compose.composed
 
     def shards(self, split: str) -> range:
         """Numbers of the output shards of a split."""
@@ -61,7 +61,7 @@ class Dataset:
 
     def pictures(self, split: str, shard: int) -> int:
         """Number of pictures of a shard that a model is evaluated on, of all variants."""
-        variants = tuple(name for name in self.variants if name in PICTURES)
+        variants = tuple(name for name in self.variants if is_picture(name))
         return sum(file.samples or 0 for file in self.shard_files(split, shard, variants))
 
     def samples(self, split: str, shard: int, variant: str) -> Generator[Sample, None, None]:

@@ -22,7 +22,7 @@ from pipeline.memory import keep_freed_memory
 from pipeline.progress import duration
 from pipeline.terminal import size
 from transforms.taxonomy import Taxonomy
-from transforms.variants import PICTURES
+from transforms.variants import is_picture
 
 if TYPE_CHECKING:
     from pipeline.evaluate import Evaluation
@@ -137,7 +137,7 @@ def _existing(path: str) -> str:
 
 def _expected_pictures(job: Job, forecast: Forecast, measured: Measured, split: str) -> int:
     """How many pictures a model will probably be evaluated on."""
-    variants = sum(name in PICTURES for name in job.config.compose.variants)
+    variants = sum(is_picture(name) for name in job.config.compose.composed)
     (found,) = (each for each in forecast.splits if each.split == split)
     return round(variants * _selected(job.config, found, measured))
 

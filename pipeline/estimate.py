@@ -23,7 +23,7 @@ from pipeline.source import SourceImage, SourceShard, SplitTotals
 from pipeline.storage import FileDigest, Store
 from transforms.hashing import keyed_hash
 from transforms.taxonomy import Taxonomy
-from transforms.variants import PICTURES
+from transforms.variants import is_picture
 
 SAMPLE_IMAGES = 24
 """How many images are measured, chosen by the hash of their key."""
@@ -136,7 +136,7 @@ def run_trial(
     pictures = [
         staging.staged(file.path)
         for file in composed.files
-        if file.path.split("/")[0] == format_ and file.path.split("/")[1] in PICTURES
+        if file.path.split("/")[0] == format_ and is_picture(file.path.split("/")[1])
     ]
     return Trial(measured, store, tuple(pictures))
 

@@ -47,7 +47,7 @@ from pipeline.sinks import Sample
 from pipeline.storage import Store
 from transforms.scoring import LABEL_RULES, labels_of_outputs
 from transforms.taxonomy import Taxonomy
-from transforms.variants import PICTURES
+from transforms.variants import is_picture
 
 _LIBRARIES = ("numpy", "torch", "timm")
 
@@ -177,7 +177,7 @@ class Predict(beam.DoFn):
 
 def _pictures(dataset: Dataset) -> tuple[str, ...]:
     """The variants that models are evaluated on."""
-    return tuple(name for name in dataset.variants if name in PICTURES)
+    return tuple(name for name in dataset.variants if is_picture(name))
 
 
 def find_predictions(

@@ -75,6 +75,13 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
         help="classes that mixed_rand draws from (any)",
     )
     _switch(group, "--own_background", "an image may get its own background")
+    add(
+        "--replicates",
+        type=int,
+        default=1,
+        metavar="K",
+        help="compose each mixed version with K independent draws of backgrounds (1)",
+    )
     add("--limit", type=int, default=None, metavar="N", help="only N images a class, by hash")
     add("--layers", default="keep", metavar="keep|drop", help="keep layers for the next run (keep)")
     _switch(group, "--dry_run", "say what would be done, how long and how large; do nothing")

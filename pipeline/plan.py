@@ -26,7 +26,7 @@ from pipeline.source import SplitTotals
 from pipeline.storage import Store
 from transforms.pairing import NO_PARTNER, Pool, pair
 from transforms.selection import has_partners, select
-from transforms.variants import VARIANTS
+from transforms.variants import VARIANTS, split_replicate, with_replicates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class OutputShard:
 
 
 def mixed_variants(config: ComposeConfig) -> tuple[str, ...]:
-    """The mixed variants to compose."""
+    """The mixed variants to compose, without replicates."""
     return tuple(name for name in config.variants if VARIANTS[name].is_mixed)
 
 
@@ -127,25 +127,28 @@ class Plan:
         return self.table[column][place].as_py()
 
     def backgrounds(self, keys: list[str]) -> dict[str, NDArray[np.int64]]:
-        """Background of each selected key in each mixed variant, as positions in `table`.
+        """Background of each selected key in each replicate of each mixed variant, as
+        positions in `table`.
 
         Raises:
           JobError: an image has no partner, which selection rules out.
         """
         foregrounds = np.asarray([self.position[key] for key in keys], np.int64)
         found = {}
-        for variant in mixed_variants(self.config):
+        for name in with_replicates(mixed_variants(self.config), self.config.replicates):
+            variant, replicate = split_replicate(name)
             drawn = pair(
                 self.pool,
                 foregrounds,
                 variant,
                 seed=self.config.seed,
+                replicate=replicate,
                 own_background=self.config.own_background,
                 mixed_rand=self.config.mixed_rand,
             )
             if (drawn == NO_PARTNER).any():
-                raise JobError(f"a selected image has no {variant} partner: this is a bug")
-            found[variant] = self.rows[drawn]
+                raise JobError(f"a selected image has no {name} partner: this is a bug")
+            found[name] = self.rows[drawn]
         return found
 
 

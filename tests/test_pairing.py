@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 
 import numpy as np
 import pytest
@@ -171,3 +172,16 @@ def test_selection_is_stable() -> None:
 def test_a_key_cannot_be_in_a_pool_twice() -> None:
     with pytest.raises(ValueError, match="unique"):
         Pool.of(["a", "a"], np.zeros(2, np.int64), seed=0)
+
+
+def test_replicates_draw_independently() -> None:
+    keys = [f"key{i}" for i in range(600)]
+    pool = Pool.of(keys, np.arange(600, dtype=np.int64) % 3, seed=0)
+    everyone = np.arange(600)
+    draws = [pair(pool, everyone, "mixed_rand", seed=0, replicate=r) for r in range(4)]
+    np.testing.assert_array_equal(draws[0], pair(pool, everyone, "mixed_rand", seed=0))
+    for first, second in itertools.combinations(draws, 2):
+        # Two independent draws from 600 agree for one foreground on average.
+        assert (first == second).sum() < 10
+        agreement = (pool.labels[first] == pool.labels[second]).mean()
+        assert 0.25 < agreement < 0.42

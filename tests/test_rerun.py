@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
 
@@ -91,6 +92,30 @@ def test_without_a_compiler_opencv_segments_with_a_warning(
     assert "NUMBA_DISABLE_JIT" in done.stderr
     assert "18 by OpenCV" in done.stdout
     assert manifest_of(tmp_path / "out") == manifest_of(one_worker)
+
+
+def test_replicates_are_added_without_segmenting_and_change_nothing_else(
+    one_worker: Path, small_sample: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(one_worker, output)
+    flags = ("generate", "--input", small_sample, *SHARDS, "--replicates", 2, "--output", output)
+    assert "--replicates=2 (the dataset has 1)" in run_in9(*flags, check=2).stderr
+    assert "0 images segmented" in run_in9(*flags, "--overwrite").stdout
+    run_in9("verify", "--dataset", output)
+    before = {f["path"]: f["sha256"] for f in manifest_of(one_worker)["files"]}
+    after = {f["path"]: f["sha256"] for f in manifest_of(output)["files"]}
+    variants = {path.split("/")[1] for path in after if path.startswith("parquet/")}
+    again = {f"mixed_{kind}_r1" for kind in ("same", "rand", "next")}
+    assert again < variants
+    for path, sha256 in before.items():
+        if path.startswith(("parquet/", "webdataset/", "layers/")):
+            assert after[path] == sha256
+    rows = pq.read_table(output / "index").to_pylist()
+    selected = [row for row in rows if row["selected"]]
+    pairs = [(row["mixed_rand_bg_key"], row["mixed_rand_r1_bg_key"]) for row in selected]
+    assert all(first and second for first, second in pairs)
+    assert any(first != second for first, second in pairs)
 
 
 def test_resharding_copies_layers(one_worker: Path, small_sample: Path, tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def pair(
     variant: str,
     *,
     seed: int,
+    replicate: int = 0,
     own_background: bool = False,
     mixed_rand: str = "any",
 ) -> Positions:
@@ -72,6 +73,7 @@ def pair(
         present class, cyclically; `mixed_rand` draws a present class uniformly, then an
         image of it.
       seed: of the keyed hash; variants draw independently.
+      replicate: which of several independent draws.
       own_background: whether an image may get its own background.
       mixed_rand: `any` class, or `other` than the foreground's.
 
@@ -84,8 +86,11 @@ def pair(
     """
     if mixed_rand not in ("any", "other"):
         raise ValueError(f"mixed_rand must be any or other: got {mixed_rand!r}")
-    hashes = keyed_hashes(seed, f"{variant}/image", [pool.keys[i] for i in foregrounds])
-    classes = _background_classes(pool, foregrounds, variant, seed, own_background, mixed_rand)
+    stream = f"{variant}_r{replicate}" if replicate else variant
+    hashes = keyed_hashes(seed, f"{stream}/image", [pool.keys[i] for i in foregrounds])
+    classes = _background_classes(
+        pool, foregrounds, variant, stream, seed, own_background, mixed_rand
+    )
     backgrounds = np.full(len(foregrounds), NO_PARTNER, np.int64)
     for label, members in pool.members.items():
         rows = np.flatnonzero(classes == label)
@@ -99,6 +104,7 @@ def _background_classes(
     pool: Pool,
     foregrounds: Positions,
     variant: str,
+    stream: str,
     seed: int,
     own_background: bool,
     mixed_rand: str,
@@ -122,7 +128,7 @@ def _background_classes(
     scores = np.zeros((len(present), len(keys)), np.uint64)
     allowed = np.ones(scores.shape, np.bool_)
     for row, label in enumerate(present):
-        scores[row] = keyed_hashes(seed, f"{variant}/class/{label}", keys)
+        scores[row] = keyed_hashes(seed, f"{stream}/class/{label}", keys)
         own = labels == label
         if mixed_rand == "other":
             allowed[row] = ~own

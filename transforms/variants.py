@@ -6,6 +6,7 @@ To add a variant, write its function and list it in `VARIANTS`.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -124,6 +125,42 @@ VARIANTS = {
 MIXED = tuple(name for name, variant in VARIANTS.items() if variant.is_mixed)
 PICTURES = tuple(name for name in VARIANTS if name != "fg_mask")
 """The eight variants that a model is evaluated on."""
+
+_REPLICATE = re.compile(r"(.+)_r([1-9][0-9]*)")
+
+
+def base_of(name: str) -> str:
+    """The variant that a name, which may be a replicate's, belongs to.
+
+    >>> base_of("mixed_rand_r2"), base_of("only_bg_t")
+    ('mixed_rand', 'only_bg_t')
+    """
+    return split_replicate(name)[0]
+
+
+def split_replicate(name: str) -> tuple[str, int]:
+    """The variant and the number of the replicate that a name says: 0 for the first."""
+    found = _REPLICATE.fullmatch(name)
+    return (found[1], int(found[2])) if found else (name, 0)
+
+
+def with_replicates(variants: Iterable[str], replicates: int) -> tuple[str, ...]:
+    """Names of variants with each mixed one followed by its further replicates.
+
+    >>> with_replicates(["original", "mixed_same"], 3)
+    ('original', 'mixed_same', 'mixed_same_r1', 'mixed_same_r2')
+    """
+    names: list[str] = []
+    for variant in variants:
+        names.append(variant)
+        if VARIANTS[variant].is_mixed:
+            names += [f"{variant}_r{replicate}" for replicate in range(1, replicates)]
+    return tuple(names)
+
+
+def is_picture(name: str) -> bool:
+    """Whether a model is evaluated on a variant, or on a replicate of one."""
+    return base_of(name) in PICTURES
 
 
 def select_variants(names: Iterable[str]) -> tuple[str, ...]:
