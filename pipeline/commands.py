@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions
@@ -14,7 +15,8 @@ from apache_beam.options.pipeline_options import DirectOptions
 from pipeline.config import DatasetConfig
 from pipeline.dataset import Dataset
 from pipeline.dry_run import dry_run
-from pipeline.errors import UsageError
+from pipeline.errors import JobError, UsageError
+from pipeline.failures import failures
 from pipeline.flags import COMMANDS
 from pipeline.generate import Generate
 from pipeline.job_flags import job_from_flags, remember_input
@@ -27,7 +29,10 @@ from pipeline.runner import check_unknown, pipeline_options, run_pipeline
 from pipeline.storage import WORK_FOLDER, Store
 from pipeline.terminal import accuracy_table, describe_dataset
 from pipeline.verify import verify
-from transforms.taxonomy import Taxonomy, imagenet9
+from transforms.taxonomy import imagenet9
+
+if TYPE_CHECKING:
+    from pipeline.evaluate import Evaluation
 
 
 def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -85,15 +90,17 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
             store.remove_temporary()
             job = job_from_flags(arguments, store)
         config = job.config if job else Dataset.open(store).manifest.config
-        evaluate = _evaluate(arguments, store, config, taxonomy) if evaluates else None
+        evaluation = _evaluation(arguments, store, config) if evaluates else None
         pipeline = beam.Pipeline(options=options)
         if job:
             dataset = pipeline | "Generate" >> Generate(job, taxonomy)
         else:
             fingerprint = Dataset.open(store).manifest.fingerprint
             dataset = pipeline | "Dataset" >> beam.Create([fingerprint])
-        if evaluate:
-            dataset = dataset | "Evaluate" >> evaluate
+        if evaluation:
+            from pipeline.evaluate import Evaluate
+
+            dataset = dataset | "Evaluate" >> Evaluate(evaluation, taxonomy)
             report = beam.ParDo(WriteReport(store, taxonomy)).with_output_types(str)
             _ = dataset | "Report" >> report
         # Several processes may evaluate at once; the next writer replaces the last one's log.
@@ -102,7 +109,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         started = time.monotonic()
         counters = run_pipeline(pipeline, Progress.of(store), log)
         seconds = time.monotonic() - started
-    _say(store, counters, seconds, evaluates)
+    _say(store, counters, seconds, evaluation.models if evaluation else ())
     return 0
 
 
@@ -113,37 +120,42 @@ def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
     job = job_from_flags(arguments, store)
     evaluation = None
     if arguments.command == "run":
-        from pipeline.evaluation_flags import evaluation_from_flags
-
-        evaluation = evaluation_from_flags(arguments, store, job.config)
+        evaluation = _evaluation(arguments, store, job.config)
     dry_run(job, evaluation, imagenet9(), workers)
     return 0
 
 
-def _evaluate(
-    arguments: argparse.Namespace, store: Store, config: DatasetConfig, taxonomy: Taxonomy
-) -> beam.PTransform:
+def _evaluation(arguments: argparse.Namespace, store: Store, config: DatasetConfig) -> Evaluation:
     """The inference stage. Only commands that evaluate wait for torch."""
-    from pipeline.evaluate import Evaluate
     from pipeline.evaluation_flags import evaluation_from_flags
 
-    return Evaluate(evaluation_from_flags(arguments, store, config), taxonomy)
+    return evaluation_from_flags(arguments, store, config)
 
 
-def _say(store: Store, counters: dict[str, int], seconds: float, evaluated: bool) -> None:
-    """The closing words of a job."""
+def _say(store: Store, counters: dict[str, int], seconds: float, models: tuple[str, ...]) -> None:
+    """The closing words of a job that evaluated these entries of `--models`, if any.
+
+    Raises:
+      JobError: none of them could be evaluated.
+    """
     dataset = Dataset.open(store)
     print(describe_dataset(dataset.manifest, counters, seconds))
     with held(store, TABLES_LOCK, wait=60):
         summaries, stale = write_tables(store, dataset.manifest.fingerprint)
-    if evaluated:
+    if models:
         print(accuracy_table(summaries))
     if stale:
         print(f"of an earlier dataset, so not in the tables: {', '.join(stale)}")
-    if evaluated:
+    if models:
         print(f"report: {store.path(REPORT)}")
     elif stale:
         write_report(store, imagenet9())
+    if counters.get("models_failed"):
+        failed = failures(summaries, models)
+        if len(failed) == len(models):
+            raise JobError("; ".join(f"{model}: {error}" for model, error in failed.items()))
+        for model, error in failed.items():
+            print(f"not evaluated: {model}: {error}", file=sys.stderr)
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -9,3 +9,7 @@ class UsageError(Exception):
 
 class JobError(Exception):
     """The job failed: exit code 1. The message says what happened and how to go on."""
+
+
+class ModelError(JobError):
+    """One model cannot be evaluated; the others can."""

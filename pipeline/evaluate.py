@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import gc
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from typing import Any
@@ -24,7 +25,8 @@ import torch
 from pipeline.config import EVALUATE_VERSION, fingerprint
 from pipeline.counters import count, count_written, timed
 from pipeline.dataset import Dataset
-from pipeline.errors import JobError
+from pipeline.errors import JobError, ModelError, UsageError
+from pipeline.failures import FailedModel, forget_failure, note_failure
 from pipeline.lock import TABLES_LOCK, held, model_lock
 from pipeline.memory import keep_freed_memory
 from pipeline.models import LoadedModel, check_head, load_model
@@ -50,6 +52,7 @@ from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
 
 _LIBRARIES = ("numpy", "torch", "timm")
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +102,7 @@ class ShardGroups(beam.DoFn):
 
 
 class Predict(beam.DoFn):
-    """(group, its shards) -> EvaluatedShards, model after model."""
+    """(group, its shards) -> EvaluatedShards, or a FailedModel, model after model."""
 
     def __init__(self, evaluation: Evaluation, taxonomy: Taxonomy) -> None:
         self._evaluation = evaluation
@@ -108,40 +111,72 @@ class Predict(beam.DoFn):
     def setup(self) -> None:
         keep_freed_memory()
 
-    def process(self, element: tuple[int, Iterable[int]]) -> Iterator[EvaluatedShard]:
+    def process(self, element: tuple[int, Iterable[int]]) -> Iterator[EvaluatedShard | FailedModel]:
         group, shards = element[0], sorted(element[1])
-        store, progress = self._evaluation.store, self._evaluation.progress
-        dataset = Dataset.open(store)
+        progress = self._evaluation.progress
+        dataset = Dataset.open(self._evaluation.store)
         pictures = {shard: dataset.pictures(self._evaluation.split, shard) for shard in shards}
         for order in range(len(self._evaluation.models)):
             progress.note_total("evaluate", f"{order}-{group}", sum(pictures.values()))
         torch.set_num_threads(max(1, usable_cores() // self._evaluation.groups))
         for order, spec in enumerate(self._evaluation.models):
-            with timed("evaluate"):
-                model = load_model(spec)
-                check_head(model, self._taxonomy)
-                self._check_weights(model)
-                about = model_identity(model, self._evaluation, dataset)
-                predictor = Predictor(model, self._evaluation.predict)
-            folder = result_folder(model.name, _how(self._evaluation))
-            with held(store, model_lock(folder, group)):
+            name = spec
+            try:
+                with timed("evaluate"):
+                    model, predictor = self._load(spec)
+                name = model.name
+                yield from self._evaluate(dataset, order, model, predictor, group, pictures)
+            except ModelError as error:
+                _LOG.warning("%s failed", name, exc_info=True)
+                yield FailedModel(order, spec, name, " ".join(str(error).split()))
                 for shard in shards:
-                    with timed("evaluate"):
-                        path = self._predict(dataset, model, predictor, shard)
                     progress.note_done("evaluate", f"{order}-{shard:05d}", pictures[shard])
-                    yield EvaluatedShard(order, shard, json.dumps(about, sort_keys=True), path)
             # The next model must find the memory free.
-            del model, predictor
+            model = predictor = None  # type: ignore[assignment]
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    def _load(self, spec: str) -> tuple[LoadedModel, Predictor]:
+        """Raises ModelError if anything is wrong with the model."""
+        try:
+            model = load_model(spec)
+            check_head(model, self._taxonomy)
+            self._check_weights(model)
+            return model, Predictor(model, self._evaluation.predict)
+        except (UsageError, JobError) as error:
+            raise ModelError(str(error)) from error
+        except torch.cuda.OutOfMemoryError as error:
+            raise ModelError("its weights do not fit into the memory of the device") from error
+
+    def _evaluate(
+        self,
+        dataset: Dataset,
+        order: int,
+        model: LoadedModel,
+        predictor: Predictor,
+        group: int,
+        pictures: dict[int, int],
+    ) -> Iterator[EvaluatedShard]:
+        """One model on the shards, which `pictures` gives with their numbers of pictures."""
+        store = self._evaluation.store
+        about = model_identity(model, self._evaluation, dataset)
+        folder = result_folder(model.name, _how(self._evaluation))
+        with held(store, model_lock(folder, group)):
+            for shard in pictures:
+                with timed("evaluate"):
+                    path = self._predict(dataset, model, predictor, shard)
+                self._evaluation.progress.note_done(
+                    "evaluate", f"{order}-{shard:05d}", pictures[shard]
+                )
+                yield EvaluatedShard(order, shard, json.dumps(about, sort_keys=True), path)
 
     def _check_weights(self, model: LoadedModel) -> None:
         if self._evaluation.accept_new_weights:
             return
         for summary in all_summaries(self._evaluation.store):
-            known = summary["weights_sha256"]
-            if summary["model"] == model.name and known != model.weights_sha256:
+            known = summary.get("weights_sha256")
+            if known and summary["model"] == model.name and known != model.weights_sha256:
                 raise JobError(
                     f"the weights of {model.name} have changed since its results were made "
                     f"(sha256 {known[:12]}, now {model.weights_sha256[:12]}); "
@@ -254,7 +289,7 @@ def model_identity(model: LoadedModel, evaluation: Evaluation, dataset: Dataset)
 
 
 class Summarise(beam.DoFn):
-    """(None, all EvaluatedShards as a side input) -> dataset fingerprint, once.
+    """(None, all of Predict's results as a side input) -> dataset fingerprint, once.
 
     Writes each model's summary, and the tables of all models.
     """
@@ -262,19 +297,27 @@ class Summarise(beam.DoFn):
     def __init__(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation
 
-    def process(self, _: Any, evaluated: Iterable[EvaluatedShard]) -> Iterator[str]:
+    def process(self, _: Any, evaluated: Iterable[EvaluatedShard | FailedModel]) -> Iterator[str]:
         with timed("evaluate"):
             dataset = self._summarise(evaluated)
         yield dataset
 
-    def _summarise(self, evaluated: Iterable[EvaluatedShard]) -> str:
+    def _summarise(self, evaluated: Iterable[EvaluatedShard | FailedModel]) -> str:
         store = self._evaluation.store
         dataset = Dataset.open(store)
         expected = list(dataset.shards(self._evaluation.split))
         by_model: dict[int, list[EvaluatedShard]] = {}
-        for shard in evaluated:
-            by_model.setdefault(shard.order, []).append(shard)
+        failed: dict[int, FailedModel] = {}
+        for result in evaluated:
+            if isinstance(result, FailedModel):
+                failed[result.order] = result
+            else:
+                by_model.setdefault(result.order, []).append(result)
         for order, spec in enumerate(self._evaluation.models):
+            if order in failed:
+                count("models_failed")
+                note_failure(store, failed[order], _how(self._evaluation), dataset)
+                continue
             shards = sorted(by_model.get(order, []), key=lambda shard: shard.shard)
             if [shard.shard for shard in shards] != expected:
                 raise JobError(
@@ -285,6 +328,7 @@ class Summarise(beam.DoFn):
             data = (json.dumps(summary, indent=1, sort_keys=True) + "\n").encode()
             folder = result_folder(summary["model"], summary["evaluation"])
             store.update(summary_file(folder), data)
+            forget_failure(store, spec, summary["model"], _how(self._evaluation))
             current = {shard.path for shard in shards}
             for path in list(store.walk(f"results/{folder}/predictions")):
                 if path not in current:
@@ -321,7 +365,7 @@ class Evaluate(beam.PTransform):
             | "GatherGroup" >> beam.GroupByKey()
             | "Predict"
             >> beam.ParDo(Predict(self._evaluation, self._taxonomy)).with_output_types(
-                EvaluatedShard
+                EvaluatedShard | FailedModel
             )
         )
         return dataset | "Summarise" >> beam.ParDo(

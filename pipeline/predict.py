@@ -22,7 +22,7 @@ from PIL import Image
 from timm.data import create_transform
 from torch.nn import functional
 
-from pipeline.errors import JobError
+from pipeline.errors import JobError, ModelError
 from pipeline.models import LoadedModel
 from pipeline.sinks import Sample
 from transforms.codec import UndecodableError, decode_image
@@ -68,6 +68,7 @@ class Predictor:
         self._config = config
         self.device = torch.device(config.device)
         self._preprocessing = model.preprocessing
+        self._num_outputs = model.num_outputs
         self.module = model.module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(model.preprocessing.mean, device=self.device).view(shape)
@@ -140,8 +141,10 @@ class Predictor:
         try:
             return self._forward(pictures)
         except (RuntimeError, MemoryError) as error:
-            if len(pictures) == 1 or not _is_out_of_memory(error):
+            if not _is_out_of_memory(error):
                 raise
+            if len(pictures) == 1:
+                raise ModelError("there is not enough memory for a single picture") from error
         # Outside the handler, whose traceback holds on to the activations.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -154,8 +157,18 @@ class Predictor:
             if self._config.precision == "bf16"
             else contextlib.nullcontext()
         )
-        with mixed:
-            logits: torch.Tensor = self.module(self.prepare(pictures))
+        try:
+            with mixed:
+                logits: torch.Tensor = self.module(self.prepare(pictures))
+        except Exception as error:  # Whatever a model's own code raises.
+            if _is_out_of_memory(error):
+                raise
+            raise ModelError(f"its forward pass failed: {type(error).__name__}: {error}") from error
+        if logits.shape != (len(pictures), self._num_outputs):
+            raise ModelError(
+                f"it gives {tuple(logits.shape)} for {len(pictures)} pictures, "
+                f"not {self._num_outputs} outputs each"
+            )
         return logits.float()
 
     def prepare(self, pictures: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,78 @@
+"""Models that could not be evaluated: a row of the tables each, beside those that could.
+
+A failure takes the place of a summary, `results/<model>/summary.json`, unless there is one of
+the same dataset: then those results stay, and the failure is noted in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pipeline.dataset import Dataset
+from pipeline.results import result_folder, summary_file
+from pipeline.storage import Store
+
+
+@dataclasses.dataclass(frozen=True)
+class FailedModel:
+    """A model that could not be evaluated.
+
+    Attributes:
+      order: its place among the models.
+      entry: of `--models`.
+      model: its name, as far as it is known.
+      error: one line.
+    """
+
+    order: int
+    entry: str
+    model: str
+    error: str
+
+
+def note_failure(
+    store: Store, failed: FailedModel, how: Mapping[str, Any], dataset: Dataset
+) -> None:
+    """Writes a failure where the model's summary is looked for.
+
+    Args:
+      store: the dataset folder.
+      failed: the model, and why.
+      how: as for `result_folder`.
+      dataset: that it was to be evaluated on.
+    """
+    path = summary_file(result_folder(failed.model, how))
+    fingerprint = dataset.manifest.fingerprint
+    summary: dict[str, Any] = json.loads(store.read(path)) if store.exists(path) else {}
+    if summary.get("dataset") == fingerprint and "error" not in summary:
+        summary |= {"last_error": failed.error, "entry": failed.entry}
+    else:
+        summary = {
+            "model": failed.model,
+            "entry": failed.entry,
+            "error": failed.error,
+            "dataset": fingerprint,
+            "evaluation": dict(how),
+        }
+    store.update(path, (json.dumps(summary, indent=1, sort_keys=True) + "\n").encode())
+
+
+def forget_failure(store: Store, spec: str, model: str, how: Mapping[str, Any]) -> None:
+    """Removes what `note_failure` wrote under an entry of `--models` that has been evaluated
+    under its full name since."""
+    path = summary_file(result_folder(spec, how))
+    if spec != model and store.exists(path) and "error" in json.loads(store.read(path)):
+        store.delete(path)
+
+
+def failures(summaries: Iterable[Mapping[str, Any]], entries: Iterable[str]) -> dict[str, str]:
+    """Model to error, of the entries of `--models` that failed when they were last tried."""
+    wanted, found = set(entries), {}
+    for summary in summaries:
+        error = summary.get("error") or summary.get("last_error")
+        if error and summary["entry"] in wanted:
+            found[str(summary["model"])] = str(error)
+    return found
