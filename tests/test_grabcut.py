@@ -335,3 +335,21 @@ def test_a_machine_without_numba_says_so() -> None:
         cwd=Path(package.__file__).parents[2],
     )
     assert done.stdout.count("numba cannot be imported") == 4
+
+
+@pytest.mark.parametrize(
+    ("environment", "code", "says"),
+    [({}, 0, "are ready"), ({"NUMBA_DISABLE_JIT": "1"}, 1, "NUMBA_DISABLE_JIT is set")],
+)
+def test_kernels_can_be_compiled_ahead(
+    environment: dict[str, str], code: int, says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    prepare()
+    done = subprocess.run(
+        [sys.executable, "-m", "transforms.grabcut"],
+        env={**os.environ, **environment},
+        cwd=Path(package.__file__).parents[2],
+        check=False,
+    )
+    assert done.returncode == code
+    assert says in capfd.readouterr().err

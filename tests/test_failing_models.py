@@ -1,0 +1,97 @@
+"""Models that fail, in whatever way, beside models that do not."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import run_in9
+
+from pipeline.errors import ModelError
+from pipeline.models import load_model
+from pipeline.predict import PredictConfig, Predictor
+
+GOOD = "efficientnet_lite0"
+
+
+def rows(output: Path) -> list[dict[str, str]]:
+    with (output / "results" / "summary.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_model_that_fails_is_a_row_and_stops_nothing(sample_run: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(sample_run, tmp_path / "out"))
+    network = timm.create_model("mobilenetv3_small_050", num_classes=9)
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    torch.save(network.state_dict(), tmp_path / "good.pth")
+    bad, good = (f"mobilenetv3_small_050={tmp_path / name}.pth" for name in ("junk", "good"))
+    flags = ("evaluate", "--dataset", output)
+    done = run_in9(*flags, "--models", f"{bad},{GOOD},{good}")
+    assert f"not evaluated: {bad}: " in done.stderr
+    assert "cannot be read as a checkpoint" in done.stderr
+    of_model = {name: [r for r in rows(output) if r["model"] == name] for name in (bad, GOOD, good)}
+    assert len(of_model[GOOD]) == len(of_model[good]) == 16
+    assert not any(row["error"] for row in of_model[GOOD] + of_model[good])
+    (failed,) = of_model[bad]
+    assert "cannot be read as a checkpoint" in failed["error"]
+    assert failed["accuracy"] == ""
+    assert bad in (output / "report.html").read_text()
+
+    # Mended, it takes the place of its failure.
+    shutil.copy(tmp_path / "good.pth", tmp_path / "junk.pth")
+    run_in9(*flags, "--models", bad)
+    assert len([r for r in rows(output) if r["model"] == bad and not r["error"]]) == 16
+
+    # Broken again, its results stay.
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    done = run_in9(*flags, "--models", f"{bad},{GOOD}")
+    assert f"not evaluated: {bad}: " in done.stderr
+    assert len([r for r in rows(output) if r["model"] == bad and not r["error"]]) == 16
+    assert "cannot be read" in run_in9(*flags, "--models", bad, check=1).stderr
+
+
+class Narrow(torch.nn.Module):
+    """Has memory for two pictures only, or none, or gives nonsense."""
+
+    def __init__(self, room: int, outputs: int = 1000) -> None:
+        super().__init__()
+        self.room = room
+        self.outputs = outputs
+        self.seen: list[int] = []
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        self.seen.append(len(pictures))
+        if len(pictures) > self.room:
+            raise torch.cuda.OutOfMemoryError("no room")
+        if self.outputs == 0:
+            raise KeyError("lost")
+        return pictures.mean((1, 2, 3))[:, None] * torch.arange(self.outputs)
+
+
+def predictor(module: Narrow) -> Predictor:
+    model = load_model(GOOD)
+    model.module = module
+    return Predictor(model, PredictConfig())
+
+
+def test_a_batch_that_does_not_fit_is_halved() -> None:
+    pictures = torch.rand(7, 3, 16, 16)
+    narrow, wide = Narrow(2), Narrow(7)
+    torch.testing.assert_close(
+        predictor(narrow).forward(pictures), predictor(wide).forward(pictures)
+    )
+    assert [n for n in narrow.seen if n <= 2] == [1, 2, 2, 2]
+    with pytest.raises(ModelError, match="not enough memory for a single picture"):
+        predictor(Narrow(0)).forward(pictures)
+
+
+def test_what_a_module_does_wrong_is_its_models_failure() -> None:
+    pictures = torch.rand(2, 3, 16, 16)
+    with pytest.raises(ModelError, match="KeyError: 'lost'"):
+        predictor(Narrow(2, outputs=0)).forward(pictures)
+    with pytest.raises(ModelError, match=r"gives \(2, 7\) for 2 pictures, not 1000"):
+        predictor(Narrow(2, outputs=7)).forward(pictures)
