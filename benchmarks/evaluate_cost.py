@@ -1,10 +1,10 @@
 """What `in9 evaluate` costs beyond the forward pass: speed and memory.
 
-    python benchmarks/evaluate_cost.py [--models efficientnet_lite0] [--device auto]
+    python benchmarks/evaluate_cost.py [--models efficientnet_lite0,...] [--device auto]
 
-* Pictures a second of the job over those of a bare loop: batches of the same size, decoded
-  beforehand, through the same network. Times of the job are slopes between two sizes, so
-  that start-up and loading drop out.
+* Pictures a second of one job with all models over those of bare loops, one model after the
+  other: batches of the same size, decoded beforehand, through the same networks. Times of the
+  job are slopes between two sizes, so that start-up and loading drop out.
 * Peak memory of twelve models in one job over that of the largest alone.
 """
 
@@ -87,20 +87,23 @@ def evaluate(dataset: Path, models: str, device: str, *flags: object) -> Cost:
 
 
 def compare_speed(
-    datasets: dict[int, Path], model: str, device: str, precision: str, rounds: int
+    datasets: dict[int, Path], models: str, device: str, precision: str, rounds: int
 ) -> None:
-    """Prints the job's speed over the bare loop's, in turns."""
+    """Prints the job's speed over the bare loops', in turns."""
     size = GPU_BATCH if device == "cuda" else CPU_BATCH
     few, many = datasets
     ratios = []
     for _ in range(rounds):
         flags = ("--precision", precision, "--batch_size", size)
-        times = {n: evaluate(datasets[n], model, device, *flags).wall for n in datasets}
+        times = {n: evaluate(datasets[n], models, device, *flags).wall for n in datasets}
         job = 1 / slope((few, times[few]), (many, times[many]))
-        bare = bare_loop(datasets[many], model, device, size, precision)
+        names = models.split(",")
+        bare = 1 / sum(
+            1 / bare_loop(datasets[many], name, device, size, precision) for name in names
+        )
         ratios.append(job / bare)
-        print(f"{model} {precision}: job {job:.1f}/s, bare loop {bare:.1f}/s: {job / bare:.2f}")
-    print(f"{model} {precision}: median {statistics.median(ratios):.2f} (at least 0.90)")
+        print(f"{models} {precision}: job {job:.1f}/s, bare loop {bare:.1f}/s: {job / bare:.2f}")
+    print(f"{models} {precision}: median {statistics.median(ratios):.2f} (at least 0.90)")
 
 
 def compare_memory(dataset: Path, device: str, folder: Path) -> None:
@@ -127,7 +130,7 @@ def compare_memory(dataset: Path, device: str, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default="efficientnet_lite0", help="comma-separated")
+    parser.add_argument("--models", default=",".join(TWELVE[:3]), help="comma-separated")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--precision", default="fp32", help="comma-separated: fp32, tf32, bf16")
     parser.add_argument("--images", type=int, default=40, help="images of the smaller run (40)")
@@ -147,9 +150,8 @@ def main() -> None:
             run_in9("generate", "--input", source, "--output", output, "--formats", "parquet")
             datasets[8 * count] = output
         if arguments.only != "memory":
-            for model in arguments.models.split(","):
-                for precision in arguments.precision.split(","):
-                    compare_speed(datasets, model, device, precision, arguments.rounds)
+            for precision in arguments.precision.split(","):
+                compare_speed(datasets, arguments.models, device, precision, arguments.rounds)
         if arguments.only != "speed":
             compare_memory(datasets[8 * arguments.images], device, root)
 
