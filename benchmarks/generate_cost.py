@@ -29,7 +29,8 @@ from pipeline.config import SegmentConfig
 from pipeline.cut_source import cut_source, read_file
 from pipeline.job_flags import sample_folder
 from pipeline.layer_files import decode_layer, encode_layer
-from pipeline.source import SourceImage, find_layout, list_images
+from pipeline.layout import find_layout
+from pipeline.source import SourceImage, list_images
 from transforms.annotations import Box
 from transforms.codec import decode_image, encode_jpeg, encode_png
 from transforms.cutting import cut_image

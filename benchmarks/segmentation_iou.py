@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.job_flags import sample_folder
-from pipeline.source import find_layout, list_images
+from pipeline.layout import find_layout
+from pipeline.source import list_images
 from transforms.annotations import parse_annotation
 from transforms.codec import decode_image, decode_mask
 from transforms.filters import MIN_FOREGROUND, mask_over_box

@@ -22,7 +22,8 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
       The exit code: 0 done; 1 the job failed; 2 wrong usage or unreadable input. Then one
-      line on standard error says what to do.
+      line on standard error says what to do. 3 if a condition of `--fail_if` holds, with a
+      line for each that does.
     """
     try:
         arguments, rest = build_parser().parse_known_args(argv)

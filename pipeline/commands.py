@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions
@@ -16,23 +17,28 @@ from pipeline.config import DatasetConfig
 from pipeline.dataset import Dataset
 from pipeline.dry_run import dry_run
 from pipeline.errors import JobError, UsageError
+from pipeline.fail_if import Condition, judge, parse_conditions
 from pipeline.failures import failures
 from pipeline.flags import COMMANDS
 from pipeline.generate import Generate
+from pipeline.imagenet import check_imagenet
+from pipeline.imagenet_results import describe_imagenet
 from pipeline.job_flags import job_from_flags, remember_input
 from pipeline.lock import DATASET_LOCK, TABLES_LOCK, held
 from pipeline.manifest import MANIFEST
 from pipeline.progress import Progress
 from pipeline.report import REPORT, WriteReport, write_report
-from pipeline.results import write_tables
 from pipeline.runner import check_unknown, pipeline_options, run_pipeline
 from pipeline.storage import WORK_FOLDER, Store
+from pipeline.tables import write_tables
 from pipeline.terminal import accuracy_table, describe_dataset
 from pipeline.verify import verify
 from transforms.taxonomy import imagenet9
 
 if TYPE_CHECKING:
+    from pipeline.attack_plan import Attacking
     from pipeline.evaluate import Evaluation
+    from pipeline.saliency_plan import SaliencyPlan
 
 
 def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -55,10 +61,22 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     for flag in ("output", "dataset"):
         if f"--{flag}" in own and not getattr(arguments, flag):
             raise UsageError(f"--{flag} DIR is required (see: in9 {arguments.command} --help)")
-    if arguments.command in ("report", "verify"):
+    if arguments.command in ("report", "verify", "models"):
         if rest:
             raise UsageError(f"{rest[0]} is for commands that run a Beam pipeline")
+        if arguments.command == "models":
+            from pipeline.models_command import models_command  # As others that need torch.
+
+            return models_command(arguments)
         return (_report if arguments.command == "report" else _verify)(arguments)
+    if arguments.command == "attack":
+        from pipeline.attack_command import run_attack  # As others that need torch.
+
+        return run_attack(arguments, rest)
+    if arguments.command == "saliency":
+        from pipeline.saliency_command import run_saliency  # As others that need torch.
+
+        return run_saliency(arguments, rest)
     if getattr(arguments, "dry_run", False):
         return _dry_run(arguments, rest)
     return _run(arguments, rest)
@@ -75,6 +93,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """run, generate and evaluate: one graph of what each needs."""
     taxonomy = imagenet9()
     options = pipeline_options(rest)
+    parse_conditions(getattr(arguments, "fail_if", None))
     generates = arguments.command in ("run", "generate")
     evaluates = arguments.command in ("run", "evaluate")
     store = Store(os.path.abspath(arguments.output if generates else arguments.dataset))
@@ -91,6 +110,9 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
             job = job_from_flags(arguments, store)
         config = job.config if job else Dataset.open(store).manifest.config
         evaluation = _evaluation(arguments, store, config) if evaluates else None
+        conditions = parse_conditions(getattr(arguments, "fail_if", None), config.compose.composed)
+        attacking = _attacking(arguments, store, config) if evaluates else None
+        explaining = _explaining(arguments, store, config) if evaluates else None
         pipeline = beam.Pipeline(options=options)
         if job:
             dataset = pipeline | "Generate" >> Generate(job, taxonomy)
@@ -101,7 +123,21 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
             from pipeline.evaluate import Evaluate
 
             dataset = dataset | "Evaluate" >> Evaluate(evaluation, taxonomy)
-            report = beam.ParDo(WriteReport(store, taxonomy)).with_output_types(str)
+            if arguments.imagenet:
+                from pipeline.imagenet_accuracy import ImageNetAccuracy
+
+                root = os.path.abspath(arguments.imagenet)
+                dataset = dataset | "ImageNet" >> ImageNetAccuracy(evaluation, root, taxonomy)
+            if attacking:
+                from pipeline.attack import Attack
+
+                dataset = dataset | "Attack" >> Attack(attacking, taxonomy)
+            if explaining:
+                from pipeline.saliency import Saliency
+
+                dataset = dataset | "Saliency" >> Saliency(explaining, taxonomy)
+            writer = WriteReport(store, taxonomy, arguments.pictures)
+            report = beam.ParDo(writer).with_output_types(str)
             _ = dataset | "Report" >> report
         # Several processes may evaluate at once; the next writer replaces the last one's log.
         name = arguments.command if generates else f"evaluate-{os.getpid()}"
@@ -109,8 +145,20 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         started = time.monotonic()
         counters = run_pipeline(pipeline, Progress.of(store), log)
         seconds = time.monotonic() - started
-    _say(store, counters, seconds, evaluation.models if evaluation else ())
-    return 0
+    models = evaluation.models if evaluation else ()
+    details = f" (details: {log})" if os.path.exists(log) else ""
+    summaries = _say(store, counters, seconds, models, arguments.pictures, details)
+    if evaluation and arguments.imagenet:
+        print(describe_imagenet(store, summaries))
+    if attacking:
+        from pipeline.attack_command import say_attacks
+
+        say_attacks(store, attacking.evaluation.models)
+    if explaining:
+        from pipeline.saliency_command import say_saliency
+
+        say_saliency(store, explaining.evaluation.models)
+    return _judge(conditions, summaries, evaluation) if evaluation else 0
 
 
 def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -121,6 +169,7 @@ def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
     evaluation = None
     if arguments.command == "run":
         evaluation = _evaluation(arguments, store, job.config)
+        parse_conditions(arguments.fail_if, job.config.compose.composed)
     dry_run(job, evaluation, imagenet9(), workers)
     return 0
 
@@ -129,11 +178,64 @@ def _evaluation(arguments: argparse.Namespace, store: Store, config: DatasetConf
     """The inference stage. Only commands that evaluate wait for torch."""
     from pipeline.evaluation_flags import evaluation_from_flags
 
+    if arguments.imagenet:
+        check_imagenet(arguments.imagenet)
     return evaluation_from_flags(arguments, store, config)
 
 
-def _say(store: Store, counters: dict[str, int], seconds: float, models: tuple[str, ...]) -> None:
-    """The closing words of a job that evaluated these entries of `--models`, if any.
+def _attacking(
+    arguments: argparse.Namespace, store: Store, config: DatasetConfig
+) -> Attacking | None:
+    """The attack of the main job, None without --attack."""
+    if getattr(arguments, "attack", None) is None:
+        return None
+    from pipeline.attack_command import attacking_from_flags
+
+    return attacking_from_flags(arguments, store, config)
+
+
+def _explaining(
+    arguments: argparse.Namespace, store: Store, config: DatasetConfig
+) -> SaliencyPlan | None:
+    """The saliency of the main job, None without --saliency."""
+    if getattr(arguments, "saliency", None) is None:
+        return None
+    from pipeline.saliency_command import saliency_from_flags
+
+    return saliency_from_flags(arguments, store, config)
+
+
+def _judge(
+    conditions: tuple[Condition, ...], summaries: list[dict[str, Any]], evaluation: Evaluation
+) -> int:
+    """The exit code by `--fail_if`, with a line for each model and condition.
+
+    Raises:
+      JobError: none holds, but some could not be tested.
+    """
+    how = {"split": evaluation.split, **dataclasses.asdict(evaluation.predict)}
+    verdicts = list(judge(conditions, summaries, evaluation.models, how))
+    for verdict in verdicts:
+        if verdict.holds is not None:
+            print(verdict.line, file=sys.stderr if verdict.holds else sys.stdout)
+    if any(verdict.holds for verdict in verdicts):
+        return 3
+    untested = [verdict.line for verdict in verdicts if verdict.holds is None]
+    if untested:
+        raise JobError("; ".join(untested))
+    return 0
+
+
+def _say(
+    store: Store,
+    counters: dict[str, int],
+    seconds: float,
+    models: tuple[str, ...],
+    pictures: str,
+    details: str,
+) -> list[dict[str, Any]]:
+    """The closing words of a job that evaluated these entries of `--models`, if any; returns
+    all models' summaries. `details` says where the tracebacks of those that failed are.
 
     Raises:
       JobError: none of them could be evaluated.
@@ -149,13 +251,15 @@ def _say(store: Store, counters: dict[str, int], seconds: float, models: tuple[s
     if models:
         print(f"report: {store.path(REPORT)}")
     elif stale:
-        write_report(store, imagenet9())
+        write_report(store, imagenet9(), pictures)
     if counters.get("models_failed"):
         failed = failures(summaries, models)
         if len(failed) == len(models):
-            raise JobError("; ".join(f"{model}: {error}" for model, error in failed.items()))
+            every = "; ".join(f"{model}: {error}" for model, error in failed.items())
+            raise JobError(every + details)
         for model, error in failed.items():
-            print(f"not evaluated: {model}: {error}", file=sys.stderr)
+            print(f"not evaluated: {model}: {error}{details}", file=sys.stderr)
+    return summaries
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -163,7 +267,7 @@ def _report(arguments: argparse.Namespace) -> int:
     dataset = Dataset.open(store)
     with held(store, TABLES_LOCK, wait=60):
         summaries, stale = write_tables(store, dataset.manifest.fingerprint)
-    write_report(store, imagenet9())
+    write_report(store, imagenet9(), arguments.pictures)
     if summaries:
         print(accuracy_table(summaries))
     if stale:

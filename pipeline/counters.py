@@ -18,7 +18,10 @@ from pipeline.storage import FileDigest
 _NAMESPACE = "in9"
 _SECONDS = "microseconds_"
 _BYTES = "bytes_"
-STAGES = ("list", "segment", "plan", "compose", "commit", "evaluate")
+STAGES = (
+    *("list", "segment", "plan", "compose", "commit"),
+    *("evaluate", "imagenet", "attack", "saliency"),
+)
 """In the order of the graph."""
 
 

@@ -155,7 +155,7 @@ def _print_model(
 
     started = time.perf_counter()
     try:
-        model = load_model(name)
+        model = load_model(name, evaluation.weights)
     except JobError as error:
         print(f"{name}: {error}")
         return

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import json
 import logging
 from collections.abc import Iterable, Iterator
@@ -22,33 +21,33 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline.analysis import summarise
+from pipeline.answers import Images
 from pipeline.config import EVALUATE_VERSION, fingerprint
 from pipeline.counters import count, count_written, timed
 from pipeline.dataset import Dataset
-from pipeline.errors import JobError, ModelError, UsageError
+from pipeline.errors import JobError, ModelError
 from pipeline.failures import FailedModel, forget_failure, note_failure
 from pipeline.lock import TABLES_LOCK, held, model_lock
 from pipeline.memory import keep_freed_memory
-from pipeline.models import LoadedModel, check_head, load_model
+from pipeline.models import LoadedModel
 from pipeline.predict import PredictConfig, Predictor
 from pipeline.progress import Progress
 from pipeline.records import ShardFiles, read_about, write_table
+from pipeline.resident import free_memory, load_resident
 from pipeline.results import (
     PREDICTION_SCHEMA,
-    accuracy_rows,
-    all_summaries,
-    gap_rows,
     predictions_file,
     read_predictions,
     result_folder,
     summary_file,
-    write_tables,
 )
 from pipeline.runner import usable_cores
 from pipeline.sinks import Sample
 from pipeline.storage import Store
+from pipeline.tables import write_tables
 from transforms.scoring import LABEL_RULES, labels_of_outputs
-from transforms.taxonomy import Taxonomy
+from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import is_picture
 
 _LIBRARIES = ("numpy", "torch", "timm")
@@ -66,6 +65,7 @@ class Evaluation:
       predict: how.
       progress: where workers note what is done.
       accept_new_weights: take weights that differ from those behind earlier results.
+      weights: folder of `in9 models fetch` that weights are taken from, if any.
       groups: in how many groups the shards are evaluated at the same time; each holds one
         model at a time, so one for each device.
     """
@@ -76,6 +76,7 @@ class Evaluation:
     predict: PredictConfig
     progress: Progress
     accept_new_weights: bool = False
+    weights: str | None = None
     groups: int = 1
 
 
@@ -123,7 +124,7 @@ class Predict(beam.DoFn):
             name = spec
             try:
                 with timed("evaluate"):
-                    model, predictor = self._load(spec)
+                    model, predictor = load_resident(spec, self._evaluation, self._taxonomy)
                 name = model.name
                 yield from self._evaluate(dataset, order, model, predictor, group, pictures)
             except ModelError as error:
@@ -131,23 +132,8 @@ class Predict(beam.DoFn):
                 yield FailedModel(order, spec, name, " ".join(str(error).split()))
                 for shard in shards:
                     progress.note_done("evaluate", f"{order}-{shard:05d}", pictures[shard])
-            # The next model must find the memory free.
             model = predictor = None  # type: ignore[assignment]
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-
-    def _load(self, spec: str) -> tuple[LoadedModel, Predictor]:
-        """Raises ModelError if anything is wrong with the model."""
-        try:
-            model = load_model(spec)
-            check_head(model, self._taxonomy)
-            self._check_weights(model)
-            return model, Predictor(model, self._evaluation.predict)
-        except (UsageError, JobError) as error:
-            raise ModelError(str(error)) from error
-        except torch.cuda.OutOfMemoryError as error:
-            raise ModelError("its weights do not fit into the memory of the device") from error
+            free_memory()
 
     def _evaluate(
         self,
@@ -170,18 +156,6 @@ class Predict(beam.DoFn):
                     "evaluate", f"{order}-{shard:05d}", pictures[shard]
                 )
                 yield EvaluatedShard(order, shard, json.dumps(about, sort_keys=True), path)
-
-    def _check_weights(self, model: LoadedModel) -> None:
-        if self._evaluation.accept_new_weights:
-            return
-        for summary in all_summaries(self._evaluation.store):
-            known = summary.get("weights_sha256")
-            if known and summary["model"] == model.name and known != model.weights_sha256:
-                raise JobError(
-                    f"the weights of {model.name} have changed since its results were made "
-                    f"(sha256 {known[:12]}, now {model.weights_sha256[:12]}); "
-                    "add --accept_new_weights to evaluate the new ones"
-                )
 
     def _predict(
         self, dataset: Dataset, model: LoadedModel, predictor: Predictor, shard: int
@@ -340,12 +314,13 @@ class Summarise(beam.DoFn):
 
     def _summary(self, dataset: Dataset, shards: list[EvaluatedShard]) -> dict[str, Any]:
         predictions = read_predictions(self._evaluation.store, [shard.path for shard in shards])
+        images = Images.read(dataset, self._evaluation.split)
         return {
             **json.loads(shards[0].about),
+            "entry": self._evaluation.models[shards[0].order],
             "dataset": dataset.manifest.fingerprint,
             "libraries": {name: metadata.version(name) for name in _LIBRARIES},
-            "accuracy": accuracy_rows(predictions, LABEL_RULES, list(_pictures(dataset))),
-            "gaps": gap_rows(predictions, LABEL_RULES),
+            **summarise(dataset, images, predictions, imagenet9()),
         }
 
 

@@ -9,7 +9,8 @@ import torch
 from pipeline.config import DatasetConfig
 from pipeline.errors import UsageError
 from pipeline.evaluate import Evaluation
-from pipeline.models import DEFAULT_MODEL, check_model
+from pipeline.models import DEFAULT_MODEL, check_model, expand_models
+from pipeline.models.stored import chosen_folder
 from pipeline.predict import EVAL_INPUTS, PRECISIONS, PredictConfig
 from pipeline.progress import Progress
 from pipeline.storage import Store
@@ -31,13 +32,12 @@ def evaluation_from_flags(
     Raises:
       UsageError: the first thing that is wrong.
     """
-    models = (DEFAULT_MODEL,) if arguments.models is None else arguments.models
+    models = expand_models((DEFAULT_MODEL,) if arguments.models is None else arguments.models)
     if not models:
         raise UsageError("--models names no model")
-    if len(set(models)) != len(models):
-        raise UsageError("--models names a model twice")
+    weights = chosen_folder(arguments.weights)
     for model in models:
-        check_model(model)
+        check_model(model, weights)
     split = arguments.eval_split or ("val" if "val" in config.split else config.split[0])
     if split not in config.split:
         raise UsageError(f"--eval_split {split}: the dataset has {', '.join(config.split)}")
@@ -48,6 +48,7 @@ def evaluation_from_flags(
         predict=_predict_config(arguments),
         progress=Progress.of(store),
         accept_new_weights=arguments.accept_new_weights,
+        weights=weights,
     )
 
 

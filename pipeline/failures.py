@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pipeline.dataset import Dataset
@@ -34,7 +34,11 @@ class FailedModel:
 
 
 def note_failure(
-    store: Store, failed: FailedModel, how: Mapping[str, Any], dataset: Dataset
+    store: Store,
+    failed: FailedModel,
+    how: Mapping[str, Any],
+    dataset: Dataset,
+    file: Callable[[str], str] = summary_file,
 ) -> None:
     """Writes a failure where the model's summary is looked for.
 
@@ -43,8 +47,9 @@ def note_failure(
       failed: the model, and why.
       how: as for `result_folder`.
       dataset: that it was to be evaluated on.
+      file: gives the path of the summary, of the model's folder.
     """
-    path = summary_file(result_folder(failed.model, how))
+    path = file(result_folder(failed.model, how))
     fingerprint = dataset.manifest.fingerprint
     summary: dict[str, Any] = json.loads(store.read(path)) if store.exists(path) else {}
     if summary.get("dataset") == fingerprint and "error" not in summary:
@@ -60,10 +65,16 @@ def note_failure(
     store.update(path, (json.dumps(summary, indent=1, sort_keys=True) + "\n").encode())
 
 
-def forget_failure(store: Store, spec: str, model: str, how: Mapping[str, Any]) -> None:
+def forget_failure(
+    store: Store,
+    spec: str,
+    model: str,
+    how: Mapping[str, Any],
+    file: Callable[[str], str] = summary_file,
+) -> None:
     """Removes what `note_failure` wrote under an entry of `--models` that has been evaluated
     under its full name since."""
-    path = summary_file(result_folder(spec, how))
+    path = file(result_folder(spec, how))
     if spec != model and store.exists(path) and "error" in json.loads(store.read(path)):
         store.delete(path)
 

@@ -25,6 +25,12 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def _group(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:
+    """The group of flags with this title, which several functions may add to."""
+    known = (group for group in parser._action_groups if group.title == title)
+    return next(known, None) or parser.add_argument_group(title)
+
+
 def _switch(group: argparse._ArgumentGroup, flag: str, text: str) -> None:
     group.add_argument(
         flag, nargs="?", const=True, default=False, type=boolean, metavar="true", help=text
@@ -91,13 +97,27 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_models_flag(parser: argparse.ArgumentParser) -> None:
     """Which models to evaluate."""
-    parser.add_argument(
+    group = _group(parser, "models")
+    group.add_argument(
         "--models",
         type=names,
         default=None,
         metavar="A,B",
-        help="timm names, ARCH=FILE, efficientnet_lite0 (default)",
+        help="names, wildcards, @FILE; see: in9 models list (efficientnet_lite0)",
     )
+    group.add_argument(
+        "--weights", metavar="DIR", help="take weights from here; see: in9 models fetch"
+    )
+
+
+def add_models_command_flags(parser: argparse.ArgumentParser) -> None:
+    """What `in9 models` does, and with which models."""
+    parser.add_argument("action", choices=("list", "fetch"), metavar="list|fetch", help="which")
+    parser.add_argument(
+        "pattern", nargs="?", metavar="PATTERN", help="list: names that match, such as 'resnet*'"
+    )
+    add_models_flag(parser)
+    parser.add_argument("--to", metavar="DIR", help="fetch: folder that weights are stored in")
 
 
 def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
@@ -123,6 +143,121 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
     _switch(group, "--accept_new_weights", "take weights that differ from earlier results'")
 
 
+def add_condition_flags(parser: argparse.ArgumentParser) -> None:
+    """Which results fail a job."""
+    group = _group(parser, "analyses and report")
+    group.add_argument(
+        "--fail_if",
+        type=names,
+        action="extend",
+        metavar="COND",
+        help="exit code 3 if a model's whole interval satisfies it, such as 'bg_gap>0.1'",
+    )
+
+
+def _grid_side(text: str) -> int | str:
+    """Parses `all` or a number of images."""
+    if text != "all" and not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected all or a number of images, got {text!r}")
+    return text if text == "all" else int(text)
+
+
+def add_attack_flags(parser: argparse.ArgumentParser) -> None:
+    """Which foregrounds meet which backgrounds."""
+    group = parser.add_argument_group("attack")
+    for side in ("foregrounds", "backgrounds"):
+        group.add_argument(
+            f"--{side}",
+            type=_grid_side,
+            default="all",
+            metavar="all|N",
+            help="how many, spread evenly over the classes (all)",
+        )
+    _switch(
+        group,
+        "--early_stop",
+        "leave a foreground when a background has turned it: challenge accuracy alone, sooner",
+    )
+    _switch(group, "--dry_run", "measure two batches of each model and say how long it will take")
+
+
+def add_run_attack_flag(parser: argparse.ArgumentParser) -> None:
+    """The attack of the main job."""
+    group = _group(parser, "analyses and report")
+    group.add_argument(
+        "--attack",
+        type=_grid_side,
+        default=None,
+        metavar="all|N",
+        help="adversarial backgrounds, on a grid of N x N (none)",
+    )
+
+
+def add_imagenet_flag(parser: argparse.ArgumentParser) -> None:
+    """Where accuracy on ImageNet is measured."""
+    group = _group(parser, "analyses and report")
+    group.add_argument(
+        "--imagenet",
+        metavar="DIR",
+        help="ImageNet, for the trend: measure top-1 on DIR/val (published figures)",
+    )
+
+
+def _count(text: str) -> int:
+    """Parses a number that is at least 1."""
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text!r}")
+    return int(text)
+
+
+def add_saliency_flags(parser: argparse.ArgumentParser) -> None:
+    """What saliency is measured of, and which images it is shown of."""
+    group = parser.add_argument_group("saliency")
+    shown = group.add_mutually_exclusive_group()
+    shown.add_argument("--images", type=names, metavar="KEY,KEY", help="show these images")
+    shown.add_argument(
+        "--maps",
+        type=_count,
+        default=9,
+        metavar="N",
+        help="show N images, spread evenly over the classes (9)",
+    )
+    group.add_argument(
+        "--variant", default="original", metavar="NAME", help="version of the images (original)"
+    )
+    group.add_argument(
+        "--smoothgrad",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="average the gradient over N noisy copies, at N times the cost (none)",
+    )
+
+
+def add_run_saliency_flag(parser: argparse.ArgumentParser) -> None:
+    """The saliency of the main job."""
+    group = _group(parser, "analyses and report")
+    group.add_argument(
+        "--saliency",
+        type=_count,
+        default=None,
+        metavar="N",
+        help="share of saliency on the foreground, shown for N images (none)",
+    )
+
+
+def add_report_flag(parser: argparse.ArgumentParser) -> None:
+    """What the page shows."""
+    group = _group(parser, "analyses and report")
+    group.add_argument(
+        "--pictures",
+        choices=("sample", "none"),
+        default="sample",
+        metavar="sample|none",
+        help="pictures in report.html; none for sharing it without (sample)",
+    )
+
+
 def add_dataset_argument(parser: argparse.ArgumentParser) -> None:
     """Which finished dataset a command works on."""
     parser.add_argument("--dataset", metavar="DIR", help="finished dataset folder (required)")
@@ -130,7 +265,7 @@ def add_dataset_argument(parser: argparse.ArgumentParser) -> None:
 
 _RUNNER_NOTE = """
 Flags that are not listed go to Apache Beam, such as --runner and --direct_num_workers.
-Exit codes: 0 done, 1 the job failed, 2 wrong usage or unreadable input."""
+Exit codes: 0 done, 1 the job failed, 2 wrong usage or unreadable input, 3 a --fail_if holds."""
 
 Adder = Callable[[argparse.ArgumentParser], None]
 
@@ -138,22 +273,50 @@ COMMANDS: dict[str, tuple[str, str, tuple[Adder, ...]]] = {
     "run": (
         "make what is missing, evaluate what is missing, write the report",
         "in9 run --output out --input /data/imagenet --models resnet50,efficientnet_lite0",
-        (add_input_flags, add_models_flag, add_dataset_flags, add_evaluate_flags),
+        (
+            *(add_input_flags, add_models_flag, add_dataset_flags),
+            *(add_evaluate_flags, add_imagenet_flag, add_run_attack_flag),
+            *(add_run_saliency_flag, add_report_flag, add_condition_flags),
+        ),
     ),
     "generate": (
         "make the dataset only",
         "in9 generate --output out --input /data/imagenet --split val,train",
-        (add_input_flags, add_dataset_flags),
+        (add_input_flags, add_dataset_flags, add_report_flag),
     ),
     "evaluate": (
         "accuracy of models on every variant, and BG-Gap, with intervals",
         "in9 evaluate --dataset out --models resnet50.a1_in1k,resnet18=trained.pth",
-        (add_dataset_argument, add_models_flag, add_evaluate_flags),
+        (
+            *(add_dataset_argument, add_models_flag, add_evaluate_flags),
+            *(add_imagenet_flag, add_report_flag, add_condition_flags),
+        ),
+    ),
+    "attack": (
+        "adversarial backgrounds: which foregrounds any background can turn",
+        "in9 attack --dataset out --models resnet50 --foregrounds 100 --backgrounds 100",
+        (
+            *(add_dataset_argument, add_models_flag, add_attack_flags, add_evaluate_flags),
+            add_report_flag,
+        ),
+    ),
+    "saliency": (
+        "how much of what moves a model's answers lies on the foreground; maps",
+        "in9 saliency --dataset out --models resnet50,resnet50=mixed_rand.pth --maps 9",
+        (
+            *(add_dataset_argument, add_models_flag, add_saliency_flags, add_evaluate_flags),
+            add_report_flag,
+        ),
+    ),
+    "models": (
+        "list the models that can be loaded, or store their weights in a folder",
+        "in9 models fetch --models resnet50,hf:microsoft/resnet-50 --to weights",
+        (add_models_command_flags,),
     ),
     "report": (
         "write tables and page from what is there",
         "in9 report --dataset out",
-        (add_dataset_argument,),
+        (add_dataset_argument, add_report_flag),
     ),
     "verify": (
         "check a dataset against its manifest; one line a fault, exit code 1",
@@ -162,6 +325,13 @@ COMMANDS: dict[str, tuple[str, str, tuple[Adder, ...]]] = {
     ),
 }
 """Command to (what it does, an example, its flags)."""
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help with a line for nearly every flag."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=100)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -189,10 +359,13 @@ def build_parser() -> argparse.ArgumentParser:
             description=f"in9 {name}: {text}.",
             epilog=f"Example: {example}\n{_RUNNER_NOTE}",
             allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Help,
             prog=f"in9 {name}",
             usage=f"in9 {name} [flags]",
+            add_help=False,
         )
+        # Works as ever; who reads this knows it.
+        command.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
         for add in adders:
             add(command)
     return parser

@@ -17,13 +17,14 @@ from pipeline.compose import ComposedShard, ComposeShard
 from pipeline.config import DatasetConfig
 from pipeline.counters import timed
 from pipeline.errors import UsageError
+from pipeline.layout import find_layout
 from pipeline.manifest import Manifest
 from pipeline.plan import OutputShard, PlanSplit
 from pipeline.progress import Progress
 from pipeline.records import Staging
 from pipeline.segment import SegmentedShard, SegmentShard
 from pipeline.shards import ShardCounts
-from pipeline.source import Listing, SourceShard, find_layout, list_images, make_shards
+from pipeline.source import Listing, SourceShard, list_images, make_shards
 from pipeline.storage import Store
 from transforms.taxonomy import Taxonomy
 

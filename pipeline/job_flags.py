@@ -10,8 +10,8 @@ from importlib import resources
 from pipeline.config import DatasetConfig
 from pipeline.errors import UsageError
 from pipeline.generate import Job
+from pipeline.layout import find_layout
 from pipeline.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
-from pipeline.source import find_layout
 from pipeline.storage import WORK_FOLDER, Store
 from transforms.variants import VARIANTS, select_variants
 

@@ -1,6 +1,7 @@
 """The log of a job: Beam's words and tracebacks, off the terminal.
 
-The file stays only if the job fails; the line that the user sees then names it.
+The file stays only if the job, or a model in it, fails; the line that the user sees then
+names it.
 """
 
 from __future__ import annotations
@@ -18,14 +19,29 @@ _FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
 
 
 class _Handler(logging.StreamHandler[io.TextIOWrapper]):
-    """Writes what it can: a full disk must not drown the line that the user sees."""
+    """Writes what it can: a full disk must not drown the line that the user sees.
+
+    Attributes:
+      has_traceback: whether anything in it is worth keeping.
+    """
+
+    has_traceback = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.has_traceback |= _is_ours_to_explain(record)
+        super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Nothing."""
 
 
-def _not_of_beam(record: logging.LogRecord) -> bool:
-    return not record.name.startswith("apache_beam")
+def _is_ours_to_explain(record: logging.LogRecord) -> bool:
+    """A traceback of ours; what became of it is said in a line of its own."""
+    return bool(record.exc_info) and record.name.startswith("pipeline")
+
+
+def _for_the_terminal(record: logging.LogRecord) -> bool:
+    return not record.name.startswith("apache_beam") and not _is_ours_to_explain(record)
 
 
 @contextlib.contextmanager
@@ -49,7 +65,7 @@ def job_log(path: str, *, worker_processes: bool = False) -> Iterator[None]:
         if worker_processes:
             stack.enter_context(_children_write_to(stream.fileno()))
         for handler in others:
-            handler.addFilter(_not_of_beam)
+            handler.addFilter(_for_the_terminal)
         root.addHandler(file)
         threads = threading.excepthook
         threading.excepthook = _log_thread
@@ -63,8 +79,8 @@ def job_log(path: str, *, worker_processes: bool = False) -> Iterator[None]:
             threading.excepthook = threads
             root.removeHandler(file)
             for handler in others:
-                handler.removeFilter(_not_of_beam)
-            if not keep:
+                handler.removeFilter(_for_the_terminal)
+            if not keep and not file.has_traceback:
                 with contextlib.suppress(FileNotFoundError):
                     os.remove(path)
 

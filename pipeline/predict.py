@@ -52,6 +52,14 @@ class PredictConfig:
     eval_input: str = "stored"
 
 
+class BrokenPictureError(JobError):
+    """A picture that cannot be decoded. `key` says which."""
+
+    def __init__(self, key: str, error: Exception) -> None:
+        super().__init__(f"a stored picture of {key} is broken ({error}); see: in9 verify")
+        self.key = key
+
+
 class Predictor:
     """A model on its device.
 
@@ -104,7 +112,7 @@ class Predictor:
           (samples, logits) of each batch in order, logits (n, outputs) float32.
 
         Raises:
-          JobError: a stored picture cannot be decoded.
+          BrokenPictureError: a picture cannot be decoded.
         """
         ahead = _BATCHES_AHEAD[self.device.type]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -116,9 +124,7 @@ class Predictor:
         try:
             pixels = decode_image(sample.image)
         except UndecodableError as error:
-            raise JobError(
-                f"a stored picture of {sample.key} is broken ({error}); see: in9 verify"
-            ) from error
+            raise BrokenPictureError(sample.key, error) from error
         if self._crop is None:
             return pixels
         cropped = np.asarray(self._crop(Image.fromarray(pixels)), np.uint8)
@@ -139,9 +145,9 @@ class Predictor:
           (n, outputs) float32 logits, on `device`.
         """
         try:
-            return self._forward(pictures)
+            return self.forward_once(pictures)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if len(pictures) == 1:
                 raise ModelError("there is not enough memory for a single picture") from error
@@ -151,7 +157,9 @@ class Predictor:
         half = len(pictures) // 2
         return torch.cat([self.forward(pictures[:half]), self.forward(pictures[half:])])
 
-    def _forward(self, pictures: torch.Tensor) -> torch.Tensor:
+    def forward_once(self, pictures: torch.Tensor) -> torch.Tensor:
+        """As `forward`, but always in one piece. Raises whatever says that memory does not
+        suffice."""
         mixed = (
             torch.autocast(self.device.type, torch.bfloat16)
             if self._config.precision == "bf16"
@@ -160,8 +168,10 @@ class Predictor:
         try:
             with mixed:
                 logits: torch.Tensor = self.module(self.prepare(pictures))
+        except JobError as error:
+            raise ModelError(str(error)) from error
         except Exception as error:  # Whatever a model's own code raises.
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             raise ModelError(f"its forward pass failed: {type(error).__name__}: {error}") from error
         if logits.shape != (len(pictures), self._num_outputs):
@@ -183,7 +193,7 @@ class Predictor:
         return normalised.contiguous(memory_format=torch.channels_last)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether a device, or the machine, had no memory for a batch."""
     return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or (
         "DefaultCPUAllocator" in str(error)

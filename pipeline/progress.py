@@ -22,7 +22,14 @@ from pipeline.storage import WORK_FOLDER, Store, is_alive
 
 _FOLDER = f"{WORK_FOLDER}/progress"
 """Holds a folder for each running job, named by its host and process."""
-_STAGES = {"segment": "images", "compose": "images", "evaluate": "pictures"}
+_STAGES = {
+    "segment": "images",
+    "compose": "images",
+    "evaluate": "pictures",
+    "imagenet": "images",
+    "attack": "composites",
+    "saliency": "images",
+}
 _TOTAL = "total"
 
 TERMINAL_SECONDS = 0.5

@@ -102,7 +102,7 @@ def _translate(error: Exception) -> Exception:
     lines = [_WHERE.sub("", line.strip()) for line in text.splitlines() if line.strip()]
     for line in reversed(lines):
         match = _RAISED.match(line)
-        if match and match[1] in ("UsageError", "JobError"):
+        if match and match[1] in ("UsageError", "JobError", "BrokenPictureError"):
             return (UsageError if match[1] == "UsageError" else JobError)(match[2])
         if match and (match[1].endswith(("Error", "Exception", "Invalid")) or match[1] == "error"):
             return JobError(f"{match[1]}: {match[2]}. Run the same command again to go on")

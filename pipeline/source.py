@@ -1,9 +1,6 @@
-"""Source images in ImageNet's folder layouts, found without being told.
+"""Source images: what a split holds, and its shards.
 
-Images of a split: `<split>/<wnid>/*.JPEG` or flat `<split>/*.JPEG`; annotations:
-`Annotations/<split>/*.xml` or `Annotations/<split>/<wnid>/*.xml`; each also inside the
-`Data/CLS-LOC` and `Annotations/CLS-LOC` trees of the Kaggle download. The folder decides
-the class; where there is none, the annotation does.
+The folder decides the class of an image; where there is none, its annotation does.
 """
 
 from __future__ import annotations
@@ -11,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline.errors import UsageError
+from pipeline.layout import IMAGE_SUFFIXES, Layout, files_in
 from pipeline.shards import ShardCounts
 from transforms.annotations import AnnotationError, parse_annotation
 from transforms.selection import lowest_hashes
@@ -23,32 +20,6 @@ from transforms.taxonomy import OUTSIDE, Taxonomy
 
 ANY_FOLDER = "/"
 """Stands for any folder in the index of annotations; no folder can be called so."""
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
-_IMAGE_TREES = ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC", "CLS-LOC")
-_ANNOTATION_TREES = (
-    "",
-    "Annotations",
-    "Annotations/CLS-LOC",
-    "ILSVRC/Annotations/CLS-LOC",
-    "CLS-LOC",
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Where one split's files lie.
-
-    Attributes:
-      split: its name.
-      root: the input folder; image paths are recorded relative to it.
-      images: folder of the images.
-      annotations: folder of the annotations.
-    """
-
-    split: str
-    root: str
-    images: str
-    annotations: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,85 +91,24 @@ class SourceShard:
     images: tuple[SourceImage, ...]
 
 
-def find_layout(root: str, annotations: str | None, split: str) -> Layout:
-    """Finds a split's folders.
+def image_classes(images: str, annotations: str | None) -> Iterator[tuple[str, str]]:
+    """(path, wnid) of every image in a split's folder; the wnid is empty if nothing tells it.
 
     Args:
-      root: the input folder, or the split's own folder.
-      annotations: a folder with annotations, None to look beside the images.
-      split: such as `val`.
+      images: folder of the images.
+      annotations: folder of the annotations, None if there is none.
 
     Raises:
-      UsageError: no folder of images or of annotations; the message lists what was tried.
-      OSError: a folder cannot be read.
+      OSError: a folder cannot be read, or an annotation that must tell the class cannot.
     """
-    if not os.path.isdir(root):
-        raise UsageError(f"--input {root} is not a folder that can be read")
-    candidates = [os.path.join(root, tree, split) for tree in _IMAGE_TREES]
-    if os.path.basename(os.path.normpath(root)) == split:
-        candidates.append(os.path.normpath(root))
-    images = next((path for path in candidates if os.path.isdir(path)), None)
-    if images is None:
-        raise UsageError(
-            f"no folder {split!r} in --input {root}: looked for "
-            + ", ".join(os.path.join(tree, split) for tree in _IMAGE_TREES)
-            + ". Name another folder, or the split with --split"
-        )
-    if annotations is not None:
-        if not os.path.isdir(annotations):
-            raise UsageError(f"--annotations {annotations} is not a folder that can be read")
-        bases = [annotations]
-    else:
-        bases = [root, os.path.dirname(images), os.path.dirname(os.path.normpath(root))]
-    tried = [
-        os.path.join(base, tree, split)
-        for base in bases
-        for tree in _ANNOTATION_TREES
-        if os.path.join(base, tree, split) != images
-    ]
-    if annotations is not None:
-        tried.append(annotations)
-    found = next((path for path in tried if os.path.isdir(path) and _has_xml(path)), None)
-    if found is None:
-        where = annotations if annotations is not None else root
-        raise UsageError(
-            f"no annotations of {split!r} in {where}: expected .xml files in "
-            f"Annotations/{split} or Annotations/CLS-LOC/{split}. Name them with --annotations"
-        )
-    return Layout(split=split, root=root, images=images, annotations=found)
-
-
-def _has_xml(folder: str) -> bool:
-    """Whether a folder, or a folder in it, holds an XML file."""
-    return next(_files(folder, (".xml",)), None) is not None
-
-
-def _files(folder: str, suffixes: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(sub-folder or "", file name) of the files in a folder and one level below it.
-
-    A file with none of the suffixes comes as (sub-folder, ""). Hidden files are passed
-    over. Sorted, so that the walk does not depend on the file system.
-    """
-    with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    subfolders = [entry.name for entry in found if entry.is_dir()]
-    yield from _matching("", [entry.name for entry in found if not entry.is_dir()], suffixes)
-    for subfolder in subfolders:
-        if subfolder.startswith("."):
+    index = None if annotations is None else _index_annotations(annotations)
+    for folder, file in files_in(images, IMAGE_SUFFIXES):
+        if not file:
             continue
-        with os.scandir(os.path.join(folder, subfolder)) as entries:
-            names = sorted(entry.name for entry in entries if not entry.is_dir())
-        yield from _matching(subfolder, names, suffixes)
-
-
-def _matching(
-    subfolder: str, names: Sequence[str], suffixes: Sequence[str]
-) -> Iterator[tuple[str, str]]:
-    for name in names:
-        if name.lower().endswith(tuple(suffixes)):
-            yield subfolder, name
-        elif suffixes == IMAGE_SUFFIXES and not name.startswith("."):
-            yield subfolder, ""
+        wnid = folder
+        if not wnid and index is not None:
+            wnid = _annotated_wnid(index.get((ANY_FOLDER, file[: file.rindex(".")])))
+        yield os.path.join(images, folder, file), wnid
 
 
 def list_images(layout: Layout, taxonomy: Taxonomy, limit: int | None = None) -> Listing:
@@ -212,10 +122,10 @@ def list_images(layout: Layout, taxonomy: Taxonomy, limit: int | None = None) ->
     Raises:
       OSError: a folder cannot be read, or an annotation that must tell the class cannot.
     """
-    annotations = _index_annotations(layout)
+    annotations = _index_annotations(layout.annotations)
     images = []
     counts: Counter[str] = Counter()
-    for folder, file in _files(layout.images, IMAGE_SUFFIXES):
+    for folder, file in files_in(layout.images, IMAGE_SUFFIXES):
         if not file:
             counts["other"] += 1
             continue
@@ -237,14 +147,14 @@ def list_images(layout: Layout, taxonomy: Taxonomy, limit: int | None = None) ->
     return Listing(tuple(images), outside=counts["outside"], other_files=counts["other"])
 
 
-def _index_annotations(layout: Layout) -> dict[tuple[str, str], str]:
+def _index_annotations(root: str) -> dict[tuple[str, str], str]:
     """Path of each annotation by (folder, key), and by (`ANY_FOLDER`, key): one that lies in
     no folder, or the only one of its key."""
     found: dict[tuple[str, str], str] = {}
     by_key: dict[str, list[str]] = {}
-    for folder, name in _files(layout.annotations, (".xml",)):
+    for folder, name in files_in(root, (".xml",)):
         key = name[: -len(".xml")]
-        path = os.path.join(layout.annotations, folder, name)
+        path = os.path.join(root, folder, name)
         found[folder, key] = path
         by_key.setdefault(key, []).append(path)
     for key, paths in by_key.items():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.counters import bytes_written, stage_seconds
 from pipeline.manifest import Manifest
+from pipeline.results import display_name
 from transforms.filters import Reason
 
 _MADE = (
@@ -13,6 +15,10 @@ _MADE = (
     "output_shards_made",
     "commits",
     "prediction_shards_made",
+    "imagenet_shards_made",
+    "attack_chunks_made",
+    "saliency_shards_made",
+    "saliency_maps_made",
 )
 
 
@@ -41,11 +47,20 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
     if not any(counters.get(name) for name in _MADE):
         lines.append("nothing to do: everything is up to date")
     else:
-        done = (
+        done = [
             ("images segmented", counters.get("images_segmented", 0)),
             ("composed", counters.get("images_composed", 0)),
             ("pictures predicted", counters.get("pictures_predicted", 0)),
-        )
+        ]
+        done += [
+            (what, counters[name])
+            for name, what in (
+                ("imagenet_images", "ImageNet images classified"),
+                ("composites_predicted", "composites predicted"),
+                ("images_explained", "images explained"),
+            )
+            if name in counters
+        ]
         fallbacks = counters.get("segmenter_fallbacks")
         if fallbacks:
             lines.append(f"of the images segmented, {fallbacks} by OpenCV instead of our kernels")
@@ -68,12 +83,6 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def _name(summary: dict[str, Any]) -> str:
-    """A model, with what is not the default about how it was run."""
-    how = (summary["evaluation"]["eval_input"], summary["evaluation"]["precision"])
-    return " ".join([summary["model"], *(name for name in how if name not in ("stored", "fp32"))])
-
-
 def accuracy_table(summaries: list[dict[str, Any]]) -> str:
     """Models x variants in percent, the paper's label rule, with BG-Gap; aligned."""
     variants: list[str] = []
@@ -89,12 +98,22 @@ def accuracy_table(summaries: list[dict[str, Any]]) -> str:
             if row["label_rule"] == "argmax_then_map" and row["n"]
         }
         gaps = [
-            f"{100 * row['gap']:.1f} [{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]"
+            interval(row["gap"], row["ci_low"], row["ci_high"])
             for row in summary["gaps"]
             if row["label_rule"] == "argmax_then_map"
         ]
         cells = [accuracy.get(variant, "-") for variant in variants]
-        table.append([_name(summary), *cells, gaps[0] if gaps else "-"])
+        table.append([display_name(summary), *cells, gaps[0] if gaps else "-"])
+    return aligned(table)
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """A fraction and its interval in percent: `7.1 [-1.6, 16.7]`."""
+    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def aligned(table: Sequence[Sequence[str]]) -> str:
+    """Lines of a table of cells: the first column to the left, the others to the right."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     return "\n".join(
         "  ".join(

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from pipeline.job_flags import sample_folder
-from pipeline.source import find_layout, list_images
+from pipeline.layout import find_layout
+from pipeline.source import list_images
 from transforms.taxonomy import imagenet9
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

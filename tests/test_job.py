@@ -14,8 +14,9 @@ from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
 
 from pipeline.cli import main
 from pipeline.compose import ComposeShard
+from pipeline.layout import find_layout
 from pipeline.segment import SegmentShard
-from pipeline.source import find_layout, list_images
+from pipeline.source import list_images
 from transforms.taxonomy import imagenet9
 
 

@@ -51,8 +51,14 @@ def substream(hashes: UInt64Array, index: int) -> UInt64Array:
       (n,) uint64: the splitmix64 generator (Steele, Lea and Flood 2014) seeded
       with each hash, at step `index + 1`.
     """
-    step = np.uint64((index + 1) * int(_GOLDEN_GAMMA) & 0xFFFFFFFFFFFFFFFF)
-    mixed = hashes + step
+    draws: UInt64Array = substreams(hashes, range(index, index + 1))[0]
+    return draws
+
+
+def substreams(hashes: UInt64Array, indices: range) -> UInt64Array:
+    """`substream` of several draws at once, (len(indices), n) uint64."""
+    steps = [(index + 1) * int(_GOLDEN_GAMMA) & 0xFFFFFFFFFFFFFFFF for index in indices]
+    mixed: UInt64Array = hashes + np.asarray(steps, np.uint64)[:, np.newaxis]
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))

@@ -9,14 +9,19 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.hashing import UInt64Array, keyed_hashes, substream
+from transforms.hashing import UInt64Array, keyed_hashes, substream, substreams
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 
+Floats = NDArray[np.float64]
+
 # Cumulative Poisson(1) probabilities: the weight of a unit in a resample is the number
 # of these that its uniform draw exceeds.
 _POISSON = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(12)])
+
+# Weights held at a time: they and what they are made of stay in a core's cache.
+_BLOCK = 1 << 16
 
 
 def wilson(correct: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -37,8 +42,11 @@ def wilson(correct: int, n: int, confidence: float = CONFIDENCE) -> tuple[float,
         raise ValueError(f"correct must be between 0 and n={n}: got {correct}")
     if n == 0:
         return 0.0, 1.0
+    return _score_interval(correct / n, n, confidence)
+
+
+def _score_interval(share: float, n: float, confidence: float) -> tuple[float, float]:
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = correct / n
     scale = 1 + z * z / n
     centre = (share + z * z / (2 * n)) / scale
     spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / scale
@@ -46,7 +54,40 @@ def wilson(correct: int, n: int, confidence: float = CONFIDENCE) -> tuple[float,
     return min(max(centre - spread, 0.0), share), max(min(centre + spread, 1.0), share)
 
 
-def resample_weights(hashes: UInt64Array, resample: int) -> NDArray[np.float64]:
+def wilson_of_units(
+    correct: NDArray[np.integer], n: NDArray[np.integer], confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Wilson's interval of trials that come in units, such as one image's replicates.
+
+    Trials of a unit resemble each other, so they count as fewer: the number of trials is
+    divided by the design effect, the variance of the share between units over that of
+    independent trials (Kish 1965; Korn and Graubard 1998).
+
+    Args:
+      correct: (units,) successes of each unit.
+      n: (units,) trials of each unit, > 0. With one trial each this is `wilson`.
+      confidence: in (0, 1).
+
+    Returns:
+      (low, high), fractions in [0, 1]; (0, 1) for no units.
+    """
+    if not np.all((correct >= 0) & (correct <= n) & (n > 0)):
+        raise ValueError("each unit needs trials, and no more successes than trials")
+    if not len(n):
+        return 0.0, 1.0
+    trials = float(n.sum())
+    share = float(correct.sum() / trials)
+    # As many as there are if trials of a unit were copies of one; the bound of what follows,
+    # which is undefined where all trials end alike.
+    effective = fewest = float(trials**2 / (n.astype(np.float64) ** 2).sum())
+    if 0 < share < 1 and len(n) > 1:
+        between = float(((correct - share * n) ** 2).sum()) * len(n) / (len(n) - 1)
+        effective = trials * share * (1 - share) * trials / between if between else trials
+    effective = min(max(effective, fewest), trials)
+    return _score_interval(share, effective, confidence)
+
+
+def resample_weights(hashes: UInt64Array, resample: int) -> Floats:
     """Weights of one Poisson bootstrap resample (Hanley and MacGibbon 2006).
 
     Args:
@@ -57,8 +98,52 @@ def resample_weights(hashes: UInt64Array, resample: int) -> NDArray[np.float64]:
       (n,) float64: how often each unit is drawn, Poisson(1). It depends on the unit's own
       hash alone, so it is the same in any order, on any runner.
     """
-    uniform = (substream(hashes, resample) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return _weights(substream(hashes, resample))
+
+
+def _weights(draws: UInt64Array) -> Floats:
+    uniform = (draws >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return np.searchsorted(_POISSON, uniform, side="right").astype(np.float64)
+
+
+def bootstrap_means(
+    sums: Floats, sizes: Floats, hashes: UInt64Array, *, resamples: int = RESAMPLES
+) -> Floats:
+    """Means of several quantities over the same units, in every resample.
+
+    Two quantities, such as two models' accuracies, are resampled together, so the
+    difference of their columns is a resampled paired difference.
+
+    Args:
+      sums: (units, columns) sum of each unit's values of each quantity.
+      sizes: (units,) number of values of each unit.
+      hashes: (units,) uint64 keyed hashes of the units.
+      resamples: number of resamples.
+
+    Returns:
+      (resamples, columns) float64, without the resamples that draw no unit at all. Memory
+      beside it does not grow with the units.
+    """
+    # Sizes are one more column.
+    values = np.column_stack([sums, sizes])
+    totals = np.zeros((resamples, values.shape[1]))
+    units = max(1, min(len(hashes), _BLOCK // 16))
+    rows = _BLOCK // units
+    for first in range(0, resamples, rows):
+        chosen = range(first, min(first + rows, resamples))
+        for unit in range(0, len(hashes), units):
+            block = slice(unit, unit + units)
+            weights = _weights(substreams(hashes[block], chosen))
+            totals[chosen.start : chosen.stop] += weights @ values[block]
+    drawn = totals[totals[:, -1] > 0]
+    means: Floats = drawn[:, :-1] / drawn[:, -1:]
+    return means
+
+
+def percentile_interval(means: Floats, confidence: float = CONFIDENCE) -> tuple[Floats, Floats]:
+    """(low, high) of each column: the quantiles of (resamples, columns) bootstrapped values."""
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return low, high
 
 
 def paired_bootstrap(
@@ -72,6 +157,10 @@ def paired_bootstrap(
 ) -> tuple[float, float, float]:
     """Mean of first - second over the same units, with a percentile bootstrap interval.
 
+    In simulations of BG-Gap the 95 % interval holds the truth 0.94 to 0.95 of the time from 80
+    units up, but 0.93 of the time with 40, 0.88 with 20 and 0.67 with 10: of so few it is too
+    narrow.
+
     Args:
       first, second: (n,) values of each unit, such as correctness on two variants.
       keys: (n,) the unit that each pair of values belongs to; rows with the same key are
@@ -81,7 +170,7 @@ def paired_bootstrap(
       confidence: in (0, 1).
 
     Returns:
-      (difference, low, high).
+      (difference, low, high). Where all units differ by the same, the interval has no width.
 
     Raises:
       ValueError: no units, or sequences of different length.
@@ -92,17 +181,18 @@ def paired_bootstrap(
         raise ValueError("a difference of no units has no interval")
     difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
     units, unit_of = np.unique(np.asarray(keys, object), return_inverse=True)
-    sums = np.bincount(unit_of, difference, len(units))
+    sums = np.bincount(unit_of, difference, len(units)).astype(np.float64)
     sizes = np.bincount(unit_of, minlength=len(units)).astype(np.float64)
-    hashes = keyed_hashes(seed, "bootstrap", units)
-    means = []
-    for resample in range(resamples):
-        weights = resample_weights(hashes, resample)
-        total = sizes @ weights
-        if total > 0:
-            means.append(float(sums @ weights) / total)
+    means = bootstrap_means(
+        sums[:, np.newaxis], sizes, bootstrap_hashes(units, seed), resamples=resamples
+    )
     estimate = float(difference.mean())
-    if not means:
+    if not len(means):
         return estimate, estimate, estimate
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return estimate, float(low), float(high)
+    low, high = percentile_interval(means, confidence)
+    return estimate, float(low[0]), float(high[0])
+
+
+def bootstrap_hashes(keys: Sequence[str] | NDArray[np.object_], seed: int = 0) -> UInt64Array:
+    """The hashes that decide how often each unit is drawn, (n,) uint64."""
+    return keyed_hashes(seed, "bootstrap", keys)

@@ -1,0 +1,161 @@
+"""Answers: a model's predictions, sorted by label rule and variant, images in one order.
+
+Predictions name their background by key alone; its class, and the size of the foreground,
+come from the dataset's index.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.dataset import Dataset
+from pipeline.results import predictions_file, read_predictions, result_folder
+from pipeline.shards import index_file
+from transforms.scoring import LABEL_RULES
+from transforms.variants import MIXED, base_of, is_picture
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Images:
+    """The selected images of a split.
+
+    Attributes:
+      keys: (n,) strings, sorted.
+      labels: (n,) int8.
+      fg_fraction: (n,) float64.
+    """
+
+    keys: pa.Array
+    labels: NDArray[np.int8]
+    fg_fraction: NDArray[np.float64]
+
+    @classmethod
+    def read(cls, dataset: Dataset, split: str) -> Images:
+        """Reads a split's index, a few columns of it."""
+        shards = dataset.shards(split)
+        tables = [
+            pq.read_table(
+                dataset.store.path(index_file(split, shard, len(shards))),
+                columns=["key", "label", "fg_fraction", "selected"],
+            )
+            for shard in shards
+        ]
+        # Indices of shards differ in their metadata.
+        table = pa.concat_tables([table.replace_schema_metadata() for table in tables])
+        table = table.filter(table["selected"]).sort_by("key").combine_chunks()
+        return cls(
+            keys=pa.array(table["key"].to_pylist(), pa.string()),
+            labels=table["label"].to_numpy().astype(np.int8),
+            fg_fraction=table["fg_fraction"].to_numpy().astype(np.float64),
+        )
+
+    def positions(self, keys: pa.ChunkedArray) -> NDArray[np.int64]:
+        """Place of each key among the images, -1 for null and for no image of ours."""
+        found = pc.index_in(keys, value_set=self.keys, skip_nulls=True)
+        return np.asarray(pc.fill_null(found, -1).to_numpy()).astype(np.int64)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answers:
+    """A model's answers under one label rule, in the order of the images.
+
+    Attributes:
+      labels: (n,) int8 true labels.
+      predictions: (n,) int8 of each variant, replicates among them, in the dataset's order.
+      bg_labels: (n,) int8 class of the background, of each mixed variant.
+    """
+
+    labels: NDArray[np.int8]
+    predictions: dict[str, NDArray[np.int8]]
+    bg_labels: dict[str, NDArray[np.int8]]
+
+    def correct(self, variant: str) -> NDArray[np.bool_]:
+        """(n,) whether each prediction is right."""
+        return np.asarray(self.predictions[variant] == self.labels)
+
+    def replicates(self, variant: str) -> list[str]:
+        """The variants that are replicates of one, itself first; none if it is missing."""
+        return [name for name in self.predictions if base_of(name) == variant]
+
+
+def evaluated_variants(dataset: Dataset) -> tuple[str, ...]:
+    """The variants that models are evaluated on, replicates among them."""
+    return tuple(name for name in dataset.variants if is_picture(name))
+
+
+def answers_of(
+    predictions: pa.Table, images: Images, variants: Iterable[str]
+) -> dict[str, Answers]:
+    """Sorts a model's predictions by label rule and variant.
+
+    Args:
+      predictions: of `read_predictions`, for all shards.
+      images: of the same split.
+      variants: that must be there.
+
+    Raises:
+      ValueError: other images than the dataset's, or backgrounds that it does not hold.
+    """
+    foregrounds = images.positions(predictions["fg_key"])
+    backgrounds = images.positions(predictions["bg_key"])
+    prediction = predictions["prediction"].to_numpy().astype(np.int8)
+    rules, variants_of = (_codes(predictions[name]) for name in ("label_rule", "variant"))
+    found = {}
+    for rule in LABEL_RULES:
+        of_rule = rules[1] == rules[0].get(rule, -1)
+        answers = Answers(images.labels, {}, {})
+        for variant in variants:
+            rows = np.flatnonzero(of_rule & (variants_of[1] == variants_of[0].get(variant, -1)))
+            places = foregrounds[rows]
+            if not np.array_equal(np.sort(places), np.arange(len(images.keys))):
+                raise ValueError(f"the predictions on {variant} are of other images")
+            answers.predictions[variant] = np.empty(len(rows), np.int8)
+            answers.predictions[variant][places] = prediction[rows]
+            if base_of(variant) in MIXED:
+                if (backgrounds[rows] < 0).any():
+                    raise ValueError(f"{variant} has backgrounds that are not in the index")
+                answers.bg_labels[variant] = np.empty(len(rows), np.int8)
+                answers.bg_labels[variant][places] = images.labels[backgrounds[rows]]
+        found[rule] = answers
+    return found
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[dict[str, int], NDArray[np.int32]]:
+    """Number of each value of a column, and the (n,) numbers."""
+    array = column.combine_chunks()
+    numbers = {value: number for number, value in enumerate(array.dictionary.to_pylist())}
+    return numbers, np.asarray(array.indices.to_numpy())
+
+
+def read_answers(
+    dataset: Dataset, images: Images, summary: Mapping[str, Any]
+) -> dict[str, Answers]:
+    """The answers behind a summary.
+
+    Raises:
+      ValueError: its predictions are not all there, or are others by now: a run that was
+        stopped may have replaced some.
+    """
+    folder = result_folder(summary["model"], summary["evaluation"])
+    split = summary["evaluation"]["split"]
+    paths = [predictions_file(folder, split, shard) for shard in dataset.shards(split)]
+    if not all(dataset.store.exists(path) for path in paths):
+        raise ValueError("its predictions are not all there")
+    predictions = read_predictions(dataset.store, paths)
+    answers = answers_of(predictions, images, evaluated_variants(dataset))
+    said = {
+        (row["label_rule"], row["variant"]): row["correct"] for row in summary.get("accuracy", ())
+    }
+    for rule, of_rule in answers.items():
+        for variant in of_rule.predictions:
+            if said.get((rule, variant)) != int(of_rule.correct(variant).sum()):
+                raise ValueError(f"its predictions on {variant} have changed")
+    return answers

@@ -1,0 +1,135 @@
+"""`in9 attack` and `run --attack`: from flags to the stage, and what is said of it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import apache_beam as beam
+
+from pipeline.attack import Attack
+from pipeline.attack_forecast import forecast_attack
+from pipeline.attack_plan import Attacking, check_variants, open_grid
+from pipeline.attack_tables import write_attack_tables
+from pipeline.config import DatasetConfig
+from pipeline.dataset import Dataset
+from pipeline.errors import JobError, UsageError
+from pipeline.evaluation_flags import evaluation_from_flags
+from pipeline.failures import failures
+from pipeline.lock import TABLES_LOCK, held
+from pipeline.report import REPORT, WriteReport
+from pipeline.results import display_name
+from pipeline.runner import pipeline_options, run_pipeline
+from pipeline.storage import WORK_FOLDER, Store
+from pipeline.terminal import aligned, describe_dataset, interval
+from transforms.taxonomy import imagenet9
+
+
+def attacking_from_flags(
+    arguments: argparse.Namespace, store: Store, config: DatasetConfig
+) -> Attacking:
+    """Checks the flags of attack, or of run with --attack.
+
+    Args:
+      arguments: of `build_parser`.
+      store: of the dataset folder.
+      config: of the dataset.
+
+    Raises:
+      UsageError: the first thing that is wrong.
+    """
+    evaluation = evaluation_from_flags(arguments, store, config)
+    if evaluation.predict.eval_input != "stored":
+        raise UsageError(
+            "an attack composes the stored pixels and feeds them as they are; "
+            f"leave --eval_input {evaluation.predict.eval_input} out"
+        )
+    check_variants(config.compose.variants)
+    of_run = arguments.command == "run"
+    sides = [arguments.attack] * 2 if of_run else [arguments.foregrounds, arguments.backgrounds]
+    foregrounds, backgrounds = (None if side == "all" else side for side in sides)
+    return Attacking(
+        evaluation=evaluation,
+        foregrounds=foregrounds,
+        backgrounds=backgrounds,
+        early_stop=not of_run and arguments.early_stop,
+    )
+
+
+def run_attack(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """The command `attack`.
+
+    Args:
+      arguments: of `build_parser`.
+      rest: what it did not know, for Beam.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      UsageError: wrong usage or unreadable input.
+      JobError: the job failed, or every model did.
+    """
+    options = pipeline_options(rest)
+    store = Store(os.path.abspath(arguments.dataset))
+    dataset = Dataset.open(store)
+    attacking = attacking_from_flags(arguments, store, dataset.manifest.config)
+    # Images may be missing, too.
+    open_grid(dataset, attacking)
+    if arguments.dry_run:
+        forecast_attack(dataset, attacking, imagenet9())
+        return 0
+    pipeline = beam.Pipeline(options=options)
+    fingerprint = pipeline | "Dataset" >> beam.Create([dataset.manifest.fingerprint])
+    attacked = fingerprint | "Attack" >> Attack(attacking, imagenet9())
+    writer = WriteReport(store, imagenet9(), arguments.pictures)
+    _ = attacked | "Report" >> beam.ParDo(writer).with_output_types(str)
+    log = store.path(f"{WORK_FOLDER}/attack-{os.getpid()}.log")
+    started = time.monotonic()
+    counters = run_pipeline(pipeline, attacking.evaluation.progress, log)
+    seconds = time.monotonic() - started
+    print(describe_dataset(Dataset.open(store).manifest, counters, seconds))
+    say_attacks(store, attacking.evaluation.models)
+    print(f"report: {store.path(REPORT)}")
+    return 0
+
+
+def say_attacks(store: Store, models: Sequence[str]) -> None:
+    """The closing words of a job that attacked these entries of `--models`.
+
+    Raises:
+      JobError: none of them could be attacked.
+    """
+    with held(store, TABLES_LOCK, wait=60):
+        attacks, stale = write_attack_tables(store, Dataset.open(store).manifest.fingerprint)
+    print(attack_table(attacks))
+    if stale:
+        print(f"attacks of an earlier dataset, so not in the tables: {', '.join(stale)}")
+    failed = failures(attacks, models)
+    if failed and len(failed) == len(models):
+        raise JobError("; ".join(f"{model}: {error}" for model, error in failed.items()))
+    for model, error in failed.items():
+        print(f"not attacked: {model}: {error}", file=sys.stderr)
+
+
+def attack_table(attacks: Sequence[Mapping[str, Any]]) -> str:
+    """Attacked models in percent, the paper's label rule, with the size of the grid; aligned."""
+    table = [["adversarial backgrounds, %", "challenge accuracy", "fooled", "grid", "forwards"]]
+    for attack in attacks:
+        if "rules" not in attack:
+            table.append([display_name(attack), "failed", "-", "-", "-"])
+            continue
+        rule = attack["rules"]["argmax_then_map"]
+        grid = f"{attack['foregrounds']} x {attack['backgrounds']}"
+        challenge, fooled = (
+            "-"
+            if rule[name] is None
+            else interval(rule[name], rule[f"{part}_ci_low"], rule[f"{part}_ci_high"])
+            for name, part in (("challenge_accuracy", "challenge"), ("fooled", "fooled"))
+        )
+        table.append([display_name(attack), challenge, fooled, grid, str(attack["forwards"])])
+    return aligned(table)

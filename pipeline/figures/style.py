@@ -1,0 +1,125 @@
+"""How figures look, and how they become SVG files whose bytes repeat.
+
+A file holds plain colours on white, for papers and any viewer. The page replaces each of
+`THEME`'s colours by a CSS variable, so that the same figure is readable in light and dark.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MultipleLocator, PercentFormatter
+
+INK = "#1b1f24"
+SOFT = "#5a626e"
+LINE = "#dcdad5"
+PAGE = "#fefefe"
+HEAT = "#0d5fbe"
+ON_HEAT = "#fffffe"
+MODELS = (
+    "#0b62c4",
+    "#c44a14",
+    "#0b7f61",
+    "#8540b3",
+    "#94700a",
+    "#b92a76",
+    "#4a5a6c",
+    "#06788d",
+)
+"""Colours of models, in order; told apart without colour by `MARKERS`."""
+MARKERS = "osD^vPX*"
+
+THEME = {
+    INK: "ink",
+    SOFT: "soft",
+    LINE: "line",
+    PAGE: "page",
+    HEAT: "heat",
+    ON_HEAT: "on-heat",
+    **{colour: f"model-{number}" for number, colour in enumerate(MODELS)},
+}
+"""Each colour's CSS variable, without the dashes before it."""
+
+_SETTINGS: dict[Any, Any] = {
+    "backend": "svg",
+    "svg.hashsalt": "in9",
+    # Text stays text: small, searchable, in the page's own font.
+    "svg.fonttype": "none",
+    # A model may be called $x$.
+    "text.parse_math": False,
+    "axes.formatter.use_mathtext": False,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 11,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.facecolor": "none",
+    "axes.labelcolor": SOFT,
+    "axes.labelsize": 10.5,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "grid.color": LINE,
+    "grid.linewidth": 0.8,
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "xtick.color": LINE,
+    "xtick.labelcolor": SOFT,
+    "xtick.labelsize": 10,
+    "ytick.color": LINE,
+    "ytick.labelcolor": INK,
+    "ytick.labelsize": 10.5,
+}
+
+
+def styled() -> contextlib.AbstractContextManager[None]:
+    """Matplotlib with these settings and no others, for a block that makes a figure."""
+    return matplotlib.rc_context({**matplotlib.rcParamsDefault, **_SETTINGS})
+
+
+def new_figure(width: int, height: int) -> Figure:
+    """An empty figure, its size in units of the SVG's view box: pixels on a page that shows
+    it at its own width."""
+    return Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained", facecolor=PAGE)
+
+
+def shorten(name: str, length: int = 30) -> str:
+    """A name that fits beside a figure: its middle makes way, since tags tell models apart."""
+    if len(name) <= length:
+        return name
+    tail = (length - 1) // 2
+    return f"{name[: length - 1 - tail]}…{name[-tail:]}"
+
+
+def percent_axis(axes: Axes, axis: str, low: float = 0.0, high: float = 1.0) -> None:
+    """Shows fractions as percent along `x` or `y`."""
+    scale = axes.xaxis if axis == "x" else axes.yaxis
+    (axes.set_xlim if axis == "x" else axes.set_ylim)(low, high)
+    scale.set_major_locator(MultipleLocator(0.25 if high > 0.5 else 0.1))
+    scale.set_major_formatter(PercentFormatter(1.0, 0, "", False))
+    axes.grid(axis="x" if axis == "x" else "y")
+    axes.set_axisbelow(True)
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
+    """A legend of the axes' labels under the figure."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=1.6)
+
+
+def to_svg(figure: Figure) -> bytes:
+    """The file: no date, no version, the same bytes for the same figure."""
+    file = io.BytesIO()
+    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    figure.savefig(file, format="svg", metadata=metadata)
+    return file.getvalue()

@@ -1,0 +1,277 @@
+"""ImageNetAccuracy: top-1 accuracy of models over all classes of ImageNet.
+
+    dataset -> groups of shards of ImageNet images -> Classify (one model at a time) -> Score
+
+A model sees these images through its own whole preprocessing, as published figures do.
+Predictions of a (model, shard) are one file, keyed by weights, images and evaluation
+configuration: what is there for the same key is not computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from pipeline.config import EVALUATE_VERSION, fingerprint
+from pipeline.counters import count, count_written, timed
+from pipeline.dataset import Dataset
+from pipeline.errors import JobError, ModelError
+from pipeline.evaluate import Evaluation, model_identity
+from pipeline.failures import FailedModel
+from pipeline.imagenet import ImageNetImage, ImageNetListing, list_imagenet, listing_digest
+from pipeline.imagenet_results import PREDICTION_SCHEMA, imagenet_file, imagenet_predictions
+from pipeline.lock import TABLES_LOCK, held, model_lock
+from pipeline.memory import keep_freed_memory
+from pipeline.models import LoadedModel
+from pipeline.predict import BrokenPictureError, Predictor
+from pipeline.records import ShardFiles, read_about, write_table
+from pipeline.resident import free_memory, load_resident
+from pipeline.results import read_summaries, result_folder
+from pipeline.runner import usable_cores
+from pipeline.sinks import Sample
+from pipeline.storage import Store
+from pipeline.trend import write_trend
+from transforms.intervals import wilson
+from transforms.taxonomy import Taxonomy
+
+_LIBRARIES = ("numpy", "pillow", "torch", "timm")
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifiedShard:
+    """Predictions that are up to date: identity of the model, and the file's path."""
+
+    order: int
+    shard: int
+    about: str
+    path: str
+
+
+class ImageNetShards(beam.DoFn):
+    """Dataset fingerprint -> (group, shard of ImageNet images)."""
+
+    def __init__(self, evaluation: Evaluation, root: str, taxonomy: Taxonomy) -> None:
+        self._evaluation = evaluation
+        self._root = root
+        self._taxonomy = taxonomy
+
+    def process(self, _: str) -> Iterator[tuple[int, int]]:
+        for shard in range(len(list_imagenet(self._root, self._taxonomy).shards())):
+            yield shard % self._evaluation.groups, shard
+
+
+class Classify(beam.DoFn):
+    """(group, its shards) -> ClassifiedShards, or a FailedModel, model after model.
+
+    Models whose outputs are not the classes of ImageNet are passed over.
+    """
+
+    def __init__(self, evaluation: Evaluation, root: str, taxonomy: Taxonomy) -> None:
+        self._evaluation = evaluation
+        self._native = dataclasses.replace(
+            evaluation, predict=dataclasses.replace(evaluation.predict, eval_input="native")
+        )
+        self._root = root
+        self._taxonomy = taxonomy
+
+    def setup(self) -> None:
+        keep_freed_memory()
+
+    def process(
+        self, element: tuple[int, Iterable[int]]
+    ) -> Iterator[ClassifiedShard | FailedModel]:
+        group, numbers = element[0], sorted(element[1])
+        evaluation, progress = self._evaluation, self._evaluation.progress
+        dataset = Dataset.open(evaluation.store)
+        all_shards = list_imagenet(self._root, self._taxonomy).shards()
+        shards = {number: all_shards[number] for number in numbers}
+        total = sum(len(images) for images in shards.values())
+        for order in range(len(evaluation.models)):
+            progress.note_total("imagenet", f"{order}-{group}", total)
+        torch.set_num_threads(max(1, usable_cores() // evaluation.groups))
+        for order, spec in enumerate(evaluation.models):
+            name = spec
+            try:
+                with timed("imagenet"):
+                    model, predictor = load_resident(spec, self._native, self._taxonomy)
+                name = model.name
+                if model.num_outputs != len(self._taxonomy.wnids):
+                    progress.note_total("imagenet", f"{order}-{group}-none", -total)
+                    continue
+                # How the model is run here; its folder is the one of its other results.
+                about = model_identity(model, self._native, dataset)
+                how = model_identity(model, evaluation, dataset)["evaluation"]
+                about["folder"] = result_folder(model.name, how)
+                with held(evaluation.store, model_lock(about["folder"], group)):
+                    for shard, images in shards.items():
+                        with timed("imagenet"):
+                            path = self._classify(about, model, predictor, shard, images)
+                        progress.note_done("imagenet", f"{order}-{shard:05d}", len(images))
+                        identity = json.dumps(about, sort_keys=True)
+                        yield ClassifiedShard(order, shard, identity, path)
+            except ModelError as error:
+                _LOG.warning("%s failed", name, exc_info=True)
+                yield FailedModel(order, spec, name, " ".join(str(error).split()))
+                progress.note_total("imagenet", f"{order}-{group}-failed", -total)
+            model = predictor = None  # type: ignore[assignment]
+            free_memory()
+
+    def _classify(
+        self,
+        about: dict[str, Any],
+        model: LoadedModel,
+        predictor: Predictor,
+        shard: int,
+        images: tuple[ImageNetImage, ...],
+    ) -> str:
+        store = self._evaluation.store
+        path = imagenet_predictions(about["folder"], shard)
+        checksum = fingerprint(
+            model.name,
+            model.weights_sha256,
+            about["preprocessing"],
+            about["evaluation"],
+            EVALUATE_VERSION,
+            listing_digest(images),
+        )
+        there = read_about(store, path)
+        if there is not None and there.fingerprint == checksum:
+            count("imagenet_shards_kept")
+            return path
+        rows = []
+        try:
+            with contextlib.closing(predictor.logits(_samples(images))) as batches:
+                for batch, logits in batches:
+                    for sample, output in zip(batch, logits.argmax(axis=1).tolist(), strict=True):
+                        label = sample.fields["index"]
+                        rows.append({"name": sample.key, "label": label, "prediction": output})
+                    count("imagenet_images", len(batch))
+        except BrokenPictureError as error:
+            raise JobError(
+                f"{error.key} of --imagenet {self._root} cannot be decoded; put a whole copy "
+                "in its place"
+            ) from error
+        table = pa.Table.from_pylist(rows, PREDICTION_SCHEMA)
+        count_written([write_table(store, path, table, ShardFiles(checksum, ()))])
+        count("imagenet_shards_made")
+        return path
+
+
+def _samples(images: Iterable[ImageNetImage]) -> Iterator[Sample]:
+    for image in images:
+        with open(image.path, "rb") as file:
+            data = file.read()
+        yield Sample(image.name, data, "", {"index": image.index})
+
+
+class Score(beam.DoFn):
+    """(None, all of Classify's results as a side input) -> dataset fingerprint, once.
+
+    Writes each model's accuracy, and the trend over all models.
+    """
+
+    def __init__(self, evaluation: Evaluation, root: str, taxonomy: Taxonomy) -> None:
+        self._evaluation = evaluation
+        self._root = root
+        self._taxonomy = taxonomy
+
+    def process(
+        self, dataset: str, classified: Iterable[ClassifiedShard | FailedModel]
+    ) -> Iterator[str]:
+        with timed("imagenet"):
+            self._score(dataset, classified)
+        yield dataset
+
+    def _score(self, dataset: str, classified: Iterable[ClassifiedShard | FailedModel]) -> None:
+        store = self._evaluation.store
+        listing = list_imagenet(self._root, self._taxonomy)
+        expected = list(range(len(listing.shards())))
+        by_model: dict[int, list[ClassifiedShard]] = {}
+        how = {"split": self._evaluation.split, **dataclasses.asdict(self._evaluation.predict)}
+        for result in classified:
+            if isinstance(result, FailedModel):
+                folder = result_folder(result.model, how)
+                _write(store, folder, {"model": result.model, "error": result.error})
+            else:
+                by_model.setdefault(result.order, []).append(result)
+        for order, results in by_model.items():
+            shards = sorted(results, key=lambda result: result.shard)
+            if [result.shard for result in shards] != expected:
+                raise JobError(
+                    f"{self._evaluation.models[order]}: predictions of {len(shards)} of "
+                    f"{len(expected)} shards of ImageNet arrived. Run the same command again "
+                    "to go on"
+                )
+            folder, accuracy = _accuracy(store, shards, listing)
+            _write(store, folder, accuracy)
+            current = {result.path for result in shards}
+            for path in list(store.walk(f"results/{folder}/imagenet")):
+                if path not in current:
+                    store.delete(path)
+        with held(store, TABLES_LOCK, wait=60):
+            write_trend(store, dataset, read_summaries(store, dataset)[0], self._taxonomy)
+        store.remove_temporary()
+
+
+def _accuracy(
+    store: Store, shards: list[ClassifiedShard], listing: ImageNetListing
+) -> tuple[str, dict[str, Any]]:
+    """A model's folder, and what its imagenet.json says."""
+    about = json.loads(shards[0].about)
+    folder = str(about.pop("folder"))
+    tables = [pq.read_table(store.path(shard.path)) for shard in shards]
+    predictions = pa.concat_tables(tables)
+    labels, outputs = (predictions[name].to_numpy() for name in ("label", "prediction"))
+    n, correct = len(labels), int((labels == outputs).sum())
+    low, high = wilson(correct, n)
+    return folder, {
+        **about,
+        "listing": listing.digest,
+        "n": n,
+        "classes": listing.classes,
+        "unknown": listing.unknown,
+        "correct": correct,
+        "top1": correct / n,
+        "ci_low": low,
+        "ci_high": high,
+        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
+    }
+
+
+def _write(store: Store, folder: str, content: dict[str, Any]) -> None:
+    data = (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+    store.update(imagenet_file(folder), data)
+
+
+class ImageNetAccuracy(beam.PTransform):
+    """Measures models on ImageNet: dataset fingerprint -> the same, one element."""
+
+    def __init__(self, evaluation: Evaluation, root: str, taxonomy: Taxonomy) -> None:
+        super().__init__()
+        self._arguments = (evaluation, root, taxonomy)
+
+    def expand(self, dataset: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
+        classified = (
+            dataset
+            | "Shards"
+            >> beam.ParDo(ImageNetShards(*self._arguments)).with_output_types(tuple[int, int])
+            | "GatherGroup" >> beam.GroupByKey()
+            | "Classify"
+            >> beam.ParDo(Classify(*self._arguments)).with_output_types(
+                ClassifiedShard | FailedModel
+            )
+        )
+        return dataset | "Score" >> beam.ParDo(
+            Score(*self._arguments), classified=beam.pvalue.AsList(classified)
+        ).with_output_types(str)

@@ -1,0 +1,220 @@
+"""Hugging Face: image classifiers of its hub, or in a local folder, `hf:microsoft/resnet-50`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.errors import JobError, UsageError
+from pipeline.models.loaded import (
+    LoadedModel,
+    Preprocessing,
+    count_outputs,
+    loaded_model,
+    takes_other_sizes,
+)
+from pipeline.models.source import Source
+from transforms.taxonomy import IN9_NAMES, imagenet9
+
+_PREFIX = "hf:"
+_INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+"""By Pillow's number."""
+
+
+class _Logits(torch.nn.Module):
+    """A classifier of transformers, as a function from pictures to logits.
+
+    Args:
+      model: takes `pixel_values` and gives an object with `logits`.
+      skipped: number of outputs before the first class.
+      flipped: whether the model takes BGR.
+    """
+
+    def __init__(self, model: torch.nn.Module, skipped: int, flipped: bool) -> None:
+        super().__init__()
+        self.model = model
+        self._skipped = skipped
+        self._flipped = flipped
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        if self._flipped:
+            pictures = pictures.flip(1)
+        logits: torch.Tensor = self.model(pixel_values=pictures).logits
+        return logits[:, self._skipped :]
+
+
+class HuggingFace(Source):
+    """`hf:ID`, where ID names a repository of the hub or a local folder."""
+
+    form = "hf:ID"
+    text = "image classifiers of the Hugging Face hub, or in a folder"
+    extra = "hf"
+    libraries = {"transformers": "transformers"}  # noqa: RUF012
+
+    def check(self, spec: str) -> None:
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+
+        identifier = spec.removeprefix(_PREFIX)
+        if os.path.isdir(identifier):
+            if not os.path.isfile(os.path.join(identifier, "config.json")):
+                raise UsageError(f"--models {spec}: no config.json in this folder")
+            return
+        try:
+            validate_repo_id(identifier)
+        except HFValidationError as error:
+            raise UsageError(
+                f"--models {spec}: there is no folder {identifier}, and it is no ID of the hub, "
+                "such as hf:microsoft/resnet-50"
+            ) from error
+
+    def load(self, spec: str) -> LoadedModel:
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
+        from transformers.utils import logging
+
+        # The command line says what is worth saying.
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        identifier = spec.removeprefix(_PREFIX)
+        try:
+            model, found = AutoModelForImageClassification.from_pretrained(
+                identifier, dtype=torch.float32, output_loading_info=True
+            )
+            processor = AutoImageProcessor.from_pretrained(identifier)
+        except Exception as error:  # Network, a missing file, another kind of model, broken bytes.
+            text = " ".join(str(error).split())[:200]
+            raise JobError(
+                f"{spec} could not be loaded as an image classifier with its image processor "
+                f"({type(error).__name__}: {text}). On a machine without a way to the hub, give "
+                "a folder, or bring the weights along: in9 models fetch"
+            ) from error
+        missing = sorted(found["missing_keys"])
+        if missing:
+            raise JobError(
+                f"{spec} has no weights for {len(missing)} of its tensors ({missing[0]}): "
+                "it was not trained as a classifier"
+            )
+        skipped = _check_classes(spec, model.config.id2label)
+        measured, flipped = _measure(spec, processor)
+        recipe = {
+            "config": json.loads(model.config.to_json_string(use_diff=False)),
+            "skipped": skipped,
+            "flipped": flipped,
+        }
+        module = _Logits(model, skipped, flipped).eval()
+        side = measured["input_size"]
+        num_outputs = count_outputs(spec, module, side)
+        measured["fixed_size"] = not takes_other_sizes(module, side)
+        commit = getattr(model.config, "_commit_hash", None)
+        return loaded_model(
+            name=spec,
+            architecture=type(model).__name__,
+            weights=f"{identifier}@{commit}" if commit else identifier,
+            module=module,
+            preprocessing=Preprocessing.of(
+                measured, num_outputs=num_outputs, where=f"{spec}: image processor"
+            ),
+            num_outputs=num_outputs,
+            recipe=recipe,
+        )
+
+    def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
+        from transformers import AutoConfig, AutoModelForImageClassification
+
+        config = AutoConfig.for_model(**recipe["config"])
+        model = AutoModelForImageClassification.from_config(config)
+        return _Logits(model.float(), recipe["skipped"], recipe["flipped"])
+
+    def needs_hub(self, spec: str) -> bool:
+        return not os.path.isdir(spec.removeprefix(_PREFIX))
+
+
+def _check_classes(spec: str, id2label: Mapping[int, str]) -> int:
+    """How many outputs stand before ImageNet's: one, if the model has one for the background.
+
+    Raises:
+      JobError: other classes than ImageNet's or the superclasses, or in another order. Labels
+        without a meaning, such as LABEL_7, are taken on trust.
+    """
+    labels = [str(id2label[index]) for index in range(len(id2label))]
+    classes = imagenet9().class_names
+    skipped = int(len(labels) == len(classes) + 1 and labels[0].lower() == "background")
+    labels = labels[skipped:]
+    if len(labels) not in (len(classes), len(IN9_NAMES)):
+        raise JobError(
+            f"{spec} has {len(labels)} classes ({', '.join(labels[:3])}, ...), neither ImageNet's "
+            f"{len(classes)} nor the {len(IN9_NAMES)} superclasses"
+        )
+    names = classes if len(labels) == len(classes) else IN9_NAMES
+    places: dict[str, set[int]] = {}
+    for index, words in enumerate(names):
+        for word in words.split(", "):
+            places.setdefault(word.lower(), set()).add(index)
+    known = [
+        (index, places[word])
+        for index, label in enumerate(labels)
+        if (word := label.split(",")[0].strip().lower()) in places
+    ]
+    astray = [index for index, expected in known if index not in expected]
+    if len(astray) > len(known) / 10:
+        raise JobError(
+            f"{spec} has its classes in another order: output {astray[0]} is "
+            f"{labels[astray[0]]!r}, and must be {names[astray[0]]!r}"
+        )
+    return skipped
+
+
+def _measure(spec: str, processor: Any) -> tuple[dict[str, Any], bool]:
+    """What an image processor does, from what it makes of pictures of one colour: its kinds
+    say it in their own ways, with scales, offsets, a second normalisation or BGR.
+
+    Returns:
+      (attributes of a `Preprocessing`, whether the model takes BGR).
+
+    Raises:
+      JobError: it does not give (3, S, S), or not a linear function of each channel.
+    """
+
+    def processed(red: int, green: int, blue: int) -> torch.Tensor:
+        picture = np.full((256, 256, 3), (red, green, blue), np.uint8)
+        pixels: torch.Tensor = processor(picture, return_tensors="pt")["pixel_values"][0]
+        return pixels.double()
+
+    try:
+        black, grey, white, red = (
+            processed(*colour) for colour in ((0,) * 3, (51,) * 3, (255,) * 3, (255, 0, 0))
+        )
+    except Exception as error:  # Processors of other kinds of models take other things.
+        raise JobError(
+            f"{spec}: its image processor takes no picture ({type(error).__name__})"
+        ) from error
+    if black.ndim != 3 or black.shape[0] != 3 or black.shape[1] != black.shape[2]:
+        raise JobError(f"{spec}: its image processor gives {tuple(black.shape)}, not (3, S, S)")
+    side = black.shape[1]
+    low, middle, high, hot = (
+        pixels[:, side // 2, side // 2] for pixels in (black, grey, white, red)
+    )
+    if not torch.allclose(middle - low, (high - low) / 5, atol=1e-4) or not (high > low).all():
+        raise JobError(f"{spec}: its image processor is no normalisation by mean and std")
+    flipped = bool(torch.isclose(hot[2], high[2]) and torch.isclose(hot[0], low[0]))
+    std, mean = 1 / (high - low), -low / (high - low)
+    if flipped:
+        std, mean = std.flip(0), mean.flip(0)
+    size = getattr(processor, "size", None) or {}
+    shorter = size.get("shortest_edge") if hasattr(size, "get") else None
+    crop = getattr(processor, "crop_pct", None) or (side / shorter if shorter else None)
+    measured = {
+        "input_size": side,
+        # Float32 has about seven digits, and the published values have three or four.
+        "mean": [round(float(value), 6) + 0.0 for value in mean],
+        "std": [round(float(value), 6) for value in std],
+        "interpolation": _INTERPOLATIONS[int(getattr(processor, "resample", None) or 2)],
+        "crop_pct": min(1.0, float(crop or 1.0)),
+        "crop_mode": "center" if crop else "squash",
+    }
+    return measured, flipped

@@ -1,0 +1,236 @@
+"""ONNX: graphs in files, run by onnxruntime, `onnx:FILE`.
+
+Mean and std, of which ONNX says nothing, are ImageNet's, unless `FILE.json` beside the graph,
+or a metadata property of the graph, names others: the attributes of `Preprocessing`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.errors import JobError, ModelError, UsageError
+from pipeline.models.loaded import LoadedModel, Preprocessing, count_outputs, loaded_model
+from pipeline.models.source import Source
+
+_PREFIX = "onnx:"
+_TYPES: dict[str, type[np.floating[Any]]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+}
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class OnnxModule(torch.nn.Module):
+    """A graph as a module: its state is the serialised graph, weights included.
+
+    Pictures go to onnxruntime through the memory of the host, on any device.
+
+    Args:
+      probabilities: whether the graph ends in a softmax; its logarithm is as good as logits.
+    """
+
+    def __init__(self, probabilities: bool = False) -> None:
+        super().__init__()
+        self.probabilities = probabilities
+        self._graph = b""
+        self._sessions: dict[str, Any] = {}
+
+    def get_extra_state(self) -> torch.Tensor:
+        return torch.frombuffer(bytearray(self._graph), dtype=torch.uint8)
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self._graph = state.numpy().tobytes()
+        self._sessions = {}
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """The graph's own metadata."""
+        found: dict[str, str] = self._session("cpu").get_modelmeta().custom_metadata_map
+        return found
+
+    @property
+    def side(self) -> int | None:
+        """Side in pixels, None if the graph takes any."""
+        height, width = self._input.size
+        if height != width:
+            raise JobError(f"its pictures are {height} x {width}, not square")
+        return height
+
+    @property
+    def _input(self) -> _Input:
+        (given, *others) = self._session("cpu").get_inputs()
+        if others:
+            raise JobError(f"its graph has {len(others) + 1} inputs, not one")
+        return _Input.of(given)
+
+    def _session(self, device: str) -> Any:
+        if device not in self._sessions:
+            import onnxruntime
+
+            if _PROVIDERS[device] not in onnxruntime.get_available_providers():
+                raise ModelError(
+                    "the onnxruntime that is installed has no CUDA: pip install onnxruntime-gpu "
+                    "in its place, or run it with --device cpu"
+                )
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            # Its threads would burn the cores that decode pictures between two batches.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            options.log_severity_level = 3
+            settings = {"use_tf32": str(int(torch.backends.cuda.matmul.allow_tf32))}
+            self._sessions[device] = onnxruntime.InferenceSession(
+                self._graph,
+                options,
+                providers=[(_PROVIDERS[device], settings if device == "cuda" else {})],
+            )
+        return self._sessions[device]
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        device = pictures.device.type
+        if pictures.requires_grad:
+            raise ModelError("ONNX graphs have no gradients; give a model of another kind")
+        if torch.is_autocast_enabled(device):
+            raise ModelError("ONNX graphs have a precision of their own; leave --precision out")
+        session, given = self._session(device), self._input
+        pixels = given.arrange(pictures.cpu().numpy())
+        outputs = []
+        for start in range(0, len(pixels), given.batch or len(pixels)):
+            part = pixels[start : start + (given.batch or len(pixels))]
+            short = (given.batch or len(part)) - len(part)
+            padded = np.concatenate([part, np.repeat(part[-1:], short, axis=0)])
+            (found, *_) = session.run(None, {given.name: padded})
+            outputs.append(np.asarray(found, np.float32)[: len(part)])
+        logits = torch.from_numpy(np.concatenate(outputs)).to(pictures.device)
+        return logits.clamp_min(1e-12).log() if self.probabilities else logits
+
+
+@dataclasses.dataclass(frozen=True)
+class _Input:
+    """The input of a graph.
+
+    Attributes:
+      name: in the graph.
+      dtype: of numpy.
+      batch: number of pictures it takes at once, None for any.
+      size: (height, width), None for any.
+      channels_last: whether it takes NHWC.
+    """
+
+    name: str
+    dtype: type[np.floating[Any]]
+    batch: int | None
+    size: tuple[int | None, int | None]
+    channels_last: bool
+
+    @classmethod
+    def of(cls, given: Any) -> _Input:
+        shape = [axis if isinstance(axis, int) else None for axis in given.shape]
+        if given.type not in _TYPES or len(shape) != 4 or 3 not in (shape[1], shape[3]):
+            raise JobError(
+                f"its graph takes {given.type} of shape {given.shape}; expected float pictures "
+                "of shape (pictures, 3, height, width), or with the channels last"
+            )
+        channels_last = shape[1] != 3
+        height, width = shape[1:3] if channels_last else shape[2:4]
+        return cls(given.name, _TYPES[given.type], shape[0], (height, width), channels_last)
+
+    def arrange(self, pictures: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
+        """(n, 3, S, S) float32 as the graph takes them."""
+        if self.channels_last:
+            pictures = pictures.transpose(0, 2, 3, 1)
+        return np.ascontiguousarray(pictures, self.dtype)
+
+
+class OnnxFiles(Source):
+    """`onnx:FILE`."""
+
+    form = "onnx:FILE"
+    text = "ONNX graphs; mean and std from FILE.json or the graph's metadata"
+    extra = "onnx"
+    libraries = {"onnxruntime": "onnxruntime", "onnx": "onnx"}  # noqa: RUF012
+
+    def check(self, spec: str) -> None:
+        path = spec.removeprefix(_PREFIX)
+        if not os.path.isfile(path):
+            raise UsageError(f"--models {spec}: there is no file {path}")
+
+    def load(self, spec: str) -> LoadedModel:
+        path = spec.removeprefix(_PREFIX)
+        graph = _read_graph(path)
+        module = OnnxModule().eval()
+        try:
+            module.set_extra_state(torch.frombuffer(bytearray(graph), dtype=torch.uint8))
+            side, properties = module.side, module.properties
+        except JobError as error:
+            raise JobError(f"{spec}: {error}") from error
+        except Exception as error:  # onnxruntime has an exception for each kind of fault.
+            text = " ".join(str(error).split())[:200]
+            raise JobError(f"{path} cannot be run by onnxruntime ({text})") from error
+        given = _written_down(path, properties)
+        if side is not None and given.setdefault("input_size", side) != side:
+            raise JobError(f"{spec} takes {side} pixels, not input_size {given['input_size']}")
+        given["fixed_size"] = side is not None
+        side = int(given.get("input_size", 224))
+        num_outputs = count_outputs(spec, module, side)
+        trial = module(torch.zeros(1, 3, side, side))
+        module.probabilities = bool(
+            (trial >= 0).all() and torch.allclose(trial.sum(), torch.ones(()), atol=1e-3)
+        )
+        return loaded_model(
+            name=spec,
+            architecture="onnx",
+            weights=os.path.basename(path),
+            module=module,
+            preprocessing=Preprocessing.of(given, num_outputs=num_outputs, where=f"{path}.json"),
+            num_outputs=num_outputs,
+            recipe={"probabilities": module.probabilities},
+        )
+
+    def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
+        return OnnxModule(recipe["probabilities"])
+
+
+def _read_graph(path: str) -> bytes:
+    """A graph in one piece, with the weights that exporters put into files beside it."""
+    import onnx
+    from onnx.external_data_helper import uses_external_data
+
+    try:
+        graph = onnx.load(path, load_external_data=False)
+        if any(uses_external_data(tensor) for tensor in graph.graph.initializer):
+            return bytes(onnx.load(path).SerializeToString(deterministic=True))
+        with open(path, "rb") as file:
+            return file.read()
+    except Exception as error:  # Whatever the bytes provoke, a missing file beside it, over 2 GB.
+        raise JobError(f"{path} cannot be read as an ONNX graph: {type(error).__name__}") from error
+
+
+def _written_down(path: str, properties: Mapping[str, str]) -> dict[str, Any]:
+    """Preprocessing from the file beside a graph, else from its metadata."""
+    names = {field.name for field in dataclasses.fields(Preprocessing)} - {"fixed_size"}
+    beside = f"{path}.json"
+    try:
+        if os.path.exists(beside):
+            with open(beside, encoding="utf-8") as file:
+                given = json.load(file)
+            if not isinstance(given, dict):
+                raise JobError(f'{beside} must hold an object, such as {{"mean": [0, 0, 0]}}')
+            return given
+        # Other properties, such as the exporter's, are none of ours.
+        return {
+            name: text if name in ("interpolation", "crop_mode") else json.loads(text)
+            for name, text in properties.items()
+            if name in names
+        }
+    except (OSError, ValueError) as error:
+        raise JobError(
+            f"the preprocessing of {path} cannot be read ({error}); it is JSON, such as [0, 0, 0]"
+        ) from error

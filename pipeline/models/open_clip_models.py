@@ -1,0 +1,219 @@
+"""open_clip: zero-shot classifiers made of a CLIP model and the names of ImageNet's classes.
+
+Source: the prompts are the seven that CLIP's authors found to be the best subset of theirs.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from pipeline.errors import JobError, UsageError
+from pipeline.models.loaded import (
+    LoadedModel,
+    Preprocessing,
+    count_outputs,
+    loaded_model,
+    takes_other_sizes,
+    weights_hash,
+)
+from pipeline.models.source import Source, closest
+from transforms.taxonomy import OUTSIDE, imagenet9
+
+_PREFIX = "open_clip:"
+_HUB = "hf-hub:"
+PROMPTS = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+_TEXTS_AT_ONCE = 256
+
+
+class ZeroShot(torch.nn.Module):
+    """An image tower, and a direction for each class.
+
+    Args:
+      visual: (n, 3, S, S) -> (n, width), or a tuple that begins with it.
+      head: (classes, width), scaled: the logits are its product with the normalised features.
+    """
+
+    def __init__(self, visual: torch.nn.Module, head: torch.Tensor) -> None:
+        super().__init__()
+        self.visual = visual
+        self.register_buffer("head", head)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        features = self.visual(pictures)
+        if isinstance(features, tuple):
+            features = features[0]
+        return functional.normalize(features.float(), dim=-1) @ self.head.T  # type: ignore[operator]
+
+
+class OpenClip(Source):
+    """`open_clip:ARCH:PRETRAINED`, where PRETRAINED is a tag or a file; `open_clip:FOLDER`;
+    `open_clip:hf-hub:ORG/NAME`."""
+
+    form = "open_clip:ARCH:TAG, open_clip:ARCH:FILE, open_clip:hf-hub:ID or open_clip:FOLDER"
+    text = "CLIP models, zero-shot with the names of the classes"
+    extra = "clip"
+    libraries = {"open_clip": "open_clip_torch"}  # noqa: RUF012
+
+    def check(self, spec: str) -> None:
+        import open_clip
+
+        identifier = spec.removeprefix(_PREFIX)
+        if os.path.isdir(identifier):
+            if not os.path.isfile(os.path.join(identifier, "open_clip_config.json")):
+                raise UsageError(f"--models {spec}: no open_clip_config.json in this folder")
+            return
+        if identifier.startswith(_HUB) and len(identifier) > len(_HUB):
+            return
+        architecture, _, pretrained = identifier.partition(":")
+        known = open_clip.list_models()
+        if architecture not in known:
+            raise UsageError(
+                f"--models {spec}: open_clip has no model {architecture!r}"
+                f"{closest(architecture, known)}"
+            )
+        tags = open_clip.list_pretrained_tags_by_model(architecture)
+        if pretrained not in tags and not os.path.isfile(pretrained):
+            raise UsageError(
+                f"--models {spec}: {pretrained!r} is no file, and none of the weights of "
+                f"{architecture}: {', '.join(tags) or 'there are none'}"
+            )
+
+    def load(self, spec: str) -> LoadedModel:
+        import open_clip
+
+        architecture, pretrained = _named(spec)
+        tag = open_clip.get_pretrained_cfg(architecture, pretrained) if pretrained else {}
+        try:
+            model = open_clip.create_model(
+                architecture,
+                pretrained,
+                require_pretrained=True,
+                # Of two architectures that differ in this, only one fits the weights.
+                force_quick_gelu=bool(tag.get("quick_gelu", False)),
+            )
+            config = open_clip.get_model_config(architecture)
+            tokenizer = open_clip.get_tokenizer(architecture)
+        except Exception as error:  # Network, a missing file, another model, broken bytes.
+            text = " ".join(str(error).split())[:200]
+            raise JobError(
+                f"{spec} could not be loaded ({type(error).__name__}: {text}). On a machine "
+                "without a way to the hub, give a file or a folder, or bring the weights along: "
+                "in9 models fetch"
+            ) from error
+        model.eval().requires_grad_(False)
+        # Of the weights alone: the head is computed, and its last bits depend on the machine.
+        digest = weights_hash(model)
+        settings = dict(model.visual.preprocess_cfg)
+        recipe = {
+            "embed_dim": config["embed_dim"],
+            "vision_cfg": {**config["vision_cfg"], "timm_model_pretrained": False},
+            "quick_gelu": bool(config.get("quick_gelu", False) or tag.get("quick_gelu", False)),
+            "classes": len(imagenet9().class_names),
+        }
+        module = ZeroShot(model.visual, _head(spec, model, tokenizer)).eval()
+        del model
+        size = settings["size"]
+        side = int(size if isinstance(size, int) else size[0])
+        num_outputs = count_outputs(spec, module, side)
+        given = {
+            "input_size": side,
+            "fixed_size": not takes_other_sizes(module, side),
+            "mean": settings["mean"],
+            "std": settings["std"],
+            "interpolation": settings["interpolation"],
+            "crop_pct": 1.0,
+            "crop_mode": {"squash": "squash", "longest": "border"}.get(
+                settings["resize_mode"], "center"
+            ),
+        }
+        return loaded_model(
+            name=spec,
+            architecture=f"{_PREFIX}{architecture}",
+            weights=os.path.basename(pretrained or architecture),
+            module=module,
+            preprocessing=Preprocessing.of(given, num_outputs=num_outputs, where=spec),
+            num_outputs=num_outputs,
+            recipe=recipe,
+            weights_sha256=digest,
+        )
+
+    def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
+        import open_clip
+
+        # Of the text tower only the directions of the classes are left.
+        text = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
+        model = open_clip.CLIP(
+            embed_dim=recipe["embed_dim"],
+            vision_cfg=recipe["vision_cfg"],
+            text_cfg=text,
+            quick_gelu=recipe["quick_gelu"],
+        )
+        return ZeroShot(model.visual, torch.zeros(recipe["classes"], recipe["embed_dim"]))
+
+    def needs_hub(self, spec: str) -> bool:
+        architecture, pretrained = _named(spec)
+        return architecture.startswith(_HUB) or bool(pretrained and not os.path.isfile(pretrained))
+
+    def catalogue(self) -> list[str]:
+        import open_clip
+
+        return [f"{_PREFIX}{name}:{tag}" for name, tag in open_clip.list_pretrained()]
+
+
+def _named(spec: str) -> tuple[str, str | None]:
+    """(architecture with its schema, weights), as open_clip takes them."""
+    identifier = spec.removeprefix(_PREFIX)
+    if os.path.isdir(identifier):
+        return f"local-dir:{identifier}", None
+    if identifier.startswith(_HUB):
+        return identifier, None
+    architecture, _, pretrained = identifier.partition(":")
+    return architecture, pretrained
+
+
+def class_prompts() -> list[list[str]]:
+    """The prompts of each class, with the first of its names. Where two classes share it, with
+    all its names and its superclass: `crane bird` and `crane`."""
+    taxonomy = imagenet9()
+    names = [words.split(", ") for words in taxonomy.class_names]
+    shared = collections.Counter(words[0] for words in names)
+    prompts = []
+    for words, label in zip(names, taxonomy.labels, strict=True):
+        superclass = [taxonomy.names[label]] if label != OUTSIDE else []
+        name = words[0] if shared[words[0]] == 1 else " ".join(words + superclass)
+        prompts.append([prompt.format(name) for prompt in PROMPTS])
+    return prompts
+
+
+@torch.inference_mode()
+def _head(spec: str, model: Any, tokenizer: Any) -> torch.Tensor:
+    """(classes, width) float32: the mean direction of a class's prompts, times the logit scale."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    prompts = class_prompts()
+    texts = [text for of_class in prompts for text in of_class]
+    parts = []
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        tokens = tokenizer(texts[start : start + _TEXTS_AT_ONCE]).to(device)
+        parts.append(model.encode_text(tokens, normalize=True).float().cpu())
+    scale = model.logit_scale.exp().cpu()
+    model.to("cpu")
+    if scale.numel() != 1:
+        raise JobError(f"{spec} has {scale.numel()} logit scales, not one")
+    means = torch.cat(parts).view(len(prompts), len(PROMPTS), -1).mean(1)
+    head: torch.Tensor = functional.normalize(means, dim=-1) * scale
+    return head.clone()

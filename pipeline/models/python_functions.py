@@ -1,0 +1,94 @@
+"""Python: a function of the user's that returns a module, `python:my_models:trained`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from pipeline.errors import JobError, UsageError
+from pipeline.models.loaded import (
+    LoadedModel,
+    Preprocessing,
+    count_outputs,
+    loaded_model,
+    takes_other_sizes,
+)
+from pipeline.models.source import Source
+
+_PREFIX = "python:"
+
+
+class PythonFunctions(Source):
+    """`python:MODULE:FUNCTION`; the function takes nothing and returns a `torch.nn.Module`, or
+    (module, attributes of its `Preprocessing`)."""
+
+    form = "python:MODULE:FUNCTION"
+    text = "a function that returns a torch.nn.Module; MODULE is found on PYTHONPATH"
+
+    def check(self, spec: str) -> None:
+        _function(spec)
+
+    def load(self, spec: str) -> LoadedModel:
+        module, given = _call(spec)
+        module.float().eval()
+        # One picture says how many outputs there are, and so which mean is the default.
+        side = int(given.get("input_size", 224))
+        num_outputs = count_outputs(spec, module, side)
+        preprocessing = Preprocessing.of(
+            {"fixed_size": not takes_other_sizes(module, side), **given},
+            num_outputs=num_outputs,
+            where=f"{spec}: preprocessing",
+        )
+        return loaded_model(
+            name=spec,
+            architecture=type(module).__name__,
+            weights=spec.removeprefix(_PREFIX),
+            module=module,
+            preprocessing=preprocessing,
+            num_outputs=num_outputs,
+        )
+
+    def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
+        return _call(name)[0].float()
+
+
+def _function(spec: str) -> Callable[[], Any]:
+    """Imports the function. Raises UsageError if there is none."""
+    path, colon, name = spec.removeprefix(_PREFIX).partition(":")
+    if not colon or not path or not name:
+        raise UsageError(f"--models {spec} must look like python:my_models:trained")
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        where = f"{path} is" if error.name == path else f"{path} imports {error.name}, which is"
+        raise UsageError(
+            f"--models {spec}: {where} not found; put its folder on PYTHONPATH"
+        ) from error
+    except Exception as error:  # Whatever stands in someone's module.
+        raise UsageError(
+            f"--models {spec}: {path} cannot be imported ({type(error).__name__}: {error})"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UsageError(f"--models {spec}: {path} has no function {name!r}")
+    return function  # type: ignore[no-any-return]
+
+
+def _call(spec: str) -> tuple[torch.nn.Module, dict[str, Any]]:
+    try:
+        found = _function(spec)()
+    except (UsageError, JobError):
+        raise
+    except Exception as error:  # Whatever stands in someone's function.
+        text = " ".join(str(error).split())[:200]
+        raise JobError(f"{spec} raised {type(error).__name__}: {text}") from error
+    module, given = found if isinstance(found, tuple) and len(found) == 2 else (found, {})
+    if not isinstance(module, torch.nn.Module) or not isinstance(given, dict):
+        raise JobError(
+            f"{spec} must return a torch.nn.Module, or (module, preprocessing as a dict), not "
+            f"{type(found).__name__}"
+        )
+    return module, given

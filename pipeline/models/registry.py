@@ -1,0 +1,108 @@
+"""The sources of models by prefix, and what a `--models` entry means."""
+
+from __future__ import annotations
+
+from pipeline.errors import JobError, UsageError
+from pipeline.models.hugging_face import HuggingFace
+from pipeline.models.loaded import LoadedModel
+from pipeline.models.onnx_files import OnnxFiles
+from pipeline.models.open_clip_models import OpenClip
+from pipeline.models.packaged import Packaged
+from pipeline.models.python_functions import PythonFunctions
+from pipeline.models.source import Source, closest
+from pipeline.models.stored import WeightsFolder, load_stored
+from pipeline.models.timm_names import TimmNames
+from pipeline.models.torchvision_names import TorchvisionNames
+
+DEFAULT_MODEL = "efficientnet_lite0"
+
+PACKAGED = Packaged()
+TIMM = TimmNames(similar=PACKAGED.catalogue())
+
+SOURCES: dict[str, Source] = {
+    "torchvision": TorchvisionNames(),
+    "hf": HuggingFace(),
+    "onnx": OnnxFiles(),
+    "open_clip": OpenClip(),
+    "python": PythonFunctions(),
+}
+"""By the prefix of their entries."""
+
+
+def source_of(spec: str) -> Source:
+    """The source of an entry.
+
+    Raises:
+      UsageError: an unknown prefix.
+    """
+    if spec in PACKAGED.catalogue():
+        return PACKAGED
+    prefix, colon, _ = spec.partition(":")
+    # The file of ARCH=FILE may have a colon in its name.
+    if not colon or "=" in prefix:
+        return TIMM
+    if prefix not in SOURCES:
+        raise UsageError(
+            f"--models {spec}: there is no source {prefix!r}{closest(prefix, SOURCES)}; "
+            "see: in9 models list"
+        )
+    return SOURCES[prefix]
+
+
+def full_name(spec: str) -> str:
+    """The name that results will have for an entry; the entry itself if it means nothing."""
+    try:
+        return source_of(spec).full_name(spec)
+    except UsageError:
+        return spec
+
+
+def check_model(spec: str, weights: str | None = None) -> None:
+    """Checks a `--models` entry without loading weights.
+
+    Args:
+      spec: the entry.
+      weights: folder of `in9 models fetch`. What it has comes from there.
+
+    Raises:
+      UsageError: nothing of that name, with the closest ones; no such file; a library that is
+        not installed; or weights that the folder lacks and only a hub has.
+    """
+    source = source_of(spec)
+    source.check_installed(spec)
+    folder = WeightsFolder.of(weights) if weights else None
+    if folder is not None and folder.find(full_name(spec)):
+        return
+    source.check(spec)
+    if folder is not None and source.needs_hub(spec):
+        raise UsageError(
+            f"--models {spec}: {weights} has no weights of it. On a machine with a way to the "
+            f"hub: in9 models fetch --models {spec} --to {weights}"
+        )
+
+
+def load_model(spec: str, weights: str | None = None) -> LoadedModel:
+    """Loads a model as a `--models` entry says, in evaluation mode on the CPU.
+
+    Args:
+      spec: the entry.
+      weights: folder of `in9 models fetch`. What it has comes from there.
+
+    Raises:
+      UsageError: as `check_model`.
+      JobError: the weights cannot be fetched, read, or do not fit the architecture.
+    """
+    check_model(spec, weights)
+    source = source_of(spec)
+    try:
+        if weights:
+            folder = WeightsFolder.of(weights)
+            stored = folder.find(full_name(spec))
+            if stored is not None:
+                return load_stored(source, folder, stored)
+        return source.load(spec)
+    except (UsageError, JobError):
+        raise
+    except Exception as error:  # Many libraries, each with its own ways to fail.
+        text = " ".join(str(error).split())[:200]
+        raise JobError(f"{spec} could not be loaded ({type(error).__name__}: {text})") from error

@@ -1,0 +1,94 @@
+"""What a source of models is: one kind of `--models` entry."""
+
+from __future__ import annotations
+
+import abc
+import difflib
+import importlib.util
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from pipeline.errors import UsageError
+from pipeline.models.loaded import LoadedModel
+
+
+class Source(abc.ABC):
+    """One kind of `--models` entry. Libraries of its own are imported when they are used.
+
+    Attributes:
+      form: how its entries look, for help.
+      text: what they are, in a line.
+      extra: of setup.py, which installs its libraries; None if it needs no more than we do.
+      libraries: name of each library to import, and of the distribution that has it.
+    """
+
+    form: ClassVar[str]
+    text: ClassVar[str]
+    extra: ClassVar[str | None] = None
+    libraries: ClassVar[Mapping[str, str]] = {}
+
+    @abc.abstractmethod
+    def check(self, spec: str) -> None:
+        """Raises UsageError for an entry that means nothing here. Loads no weights."""
+
+    @abc.abstractmethod
+    def load(self, spec: str) -> LoadedModel:
+        """Loads a checked entry.
+
+        Raises:
+          JobError: the weights cannot be fetched, read, or do not fit.
+        """
+
+    @abc.abstractmethod
+    def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
+        """The module of a loaded model before it has weights.
+
+        Args:
+          name: of the `LoadedModel`.
+          recipe: its.
+        """
+
+    def full_name(self, spec: str) -> str:
+        """The name that results will have for an entry; the entry itself if it means nothing."""
+        return spec
+
+    def needs_hub(self, spec: str) -> bool:
+        """Whether its weights come from a machine far away."""
+        return False
+
+    def catalogue(self) -> list[str]:
+        """Entries that it has with weights for ImageNet, if it has a list of them."""
+        return []
+
+    def missing(self) -> list[str]:
+        """Distributions of the libraries that are not installed."""
+        return [
+            distribution
+            for library, distribution in self.libraries.items()
+            if not is_installed(library)
+        ]
+
+    def check_installed(self, spec: str) -> None:
+        """Raises UsageError if a library is missing, with the command that installs it."""
+        missing = self.missing()
+        if missing:
+            raise UsageError(
+                f"--models {spec} needs {' and '.join(missing)}: pip install {' '.join(missing)} "
+                f"(or our extra [{self.extra}])"
+            )
+
+
+def is_installed(library: str) -> bool:
+    """Whether a library can be imported, without doing so."""
+    try:
+        return importlib.util.find_spec(library) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def closest(wanted: str, known: Iterable[str]) -> str:
+    """The end of an error: names close to the one that is none, or nothing."""
+    close = difflib.get_close_matches(wanted, list(known), n=3)
+    return f"; close to it: {', '.join(close)}" if close else ""

@@ -1,0 +1,170 @@
+"""timm: names with weights on its hub, and architectures with a local checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.data import resolve_model_data_config
+from timm.models import get_pretrained_cfg, is_model_pretrained
+
+from pipeline.errors import JobError, UsageError
+from pipeline.models.loaded import (
+    IN9_MEAN,
+    IN9_STD,
+    LoadedModel,
+    Preprocessing,
+    load_state,
+    loaded_model,
+)
+from pipeline.models.source import Source, closest
+from transforms.taxonomy import IN9_NAMES, imagenet9
+
+
+class TimmNames(Source):
+    """`resnet50`, `resnet50.a1_in1k`, `resnet50=FILE`.
+
+    Args:
+      similar: names of other sources that a misspelt one may have meant.
+    """
+
+    form = "NAME, NAME.TAG or ARCH=FILE"
+    text = "timm, from its hub or a checkpoint (safetensors, or a state dict)"
+
+    def __init__(self, similar: Iterable[str] = ()) -> None:
+        self._similar = tuple(similar)
+
+    def check(self, spec: str) -> None:
+        architecture, equals, path = spec.partition("=")
+        if equals and not os.path.isfile(path):
+            raise UsageError(f"--models {spec}: there is no file {path}")
+        name, _, tag = architecture.partition(".")
+        if not timm.is_model(name):
+            hint = closest(name, [*self._similar, *timm.list_models()])
+            raise UsageError(f"--models {spec}: timm has no model {name!r}{hint}")
+        if equals:
+            return
+        tags = [
+            full.partition(".")[2]
+            for full in timm.list_pretrained(f"{name}*")
+            if full.partition(".")[0] == name
+        ]
+        if not tags:
+            raise UsageError(f"--models {spec}: timm has no weights for {name}; give {name}=FILE")
+        if tag and tag not in tags:
+            raise UsageError(
+                f"--models {spec}: no such weights; timm has {', '.join(sorted(tags))}"
+            )
+
+    def load(self, spec: str) -> LoadedModel:
+        architecture, equals, path = spec.partition("=")
+        if equals:
+            state = read_state(path)
+            outputs = _head_size(architecture, state, path)
+            module = timm.create_model(architecture, num_classes=outputs)
+            load_state(spec, module, state)
+            return timm_model(spec, module, os.path.basename(path))
+        try:
+            module = timm.create_model(spec, pretrained=True)
+        except Exception as error:  # Hubs fail in their own ways: network, missing file, format.
+            raise JobError(
+                f"the weights of {spec} could not be fetched ({type(error).__name__}). On a "
+                f"machine without a way to the hub, give a file, {spec.partition('.')[0]}=FILE, "
+                "or bring them along: in9 models fetch"
+            ) from error
+        config = module.pretrained_cfg
+        weights = str(config.get("hf_hub_id") or config.get("url") or "timm")
+        return timm_model(_full_tag(module), module, weights)
+
+    def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
+        module: torch.nn.Module = timm.create_model(
+            recipe["architecture"], num_classes=recipe["num_classes"]
+        )
+        return module
+
+    def full_name(self, spec: str) -> str:
+        if "=" in spec or "." in spec or not timm.is_model(spec):
+            return spec
+        config = get_pretrained_cfg(spec)
+        return f"{spec}.{config.tag}" if config and config.tag else spec
+
+    def needs_hub(self, spec: str) -> bool:
+        return "=" not in spec
+
+    def catalogue(self) -> list[str]:
+        """Full tags of all weights with ImageNet's outputs."""
+        return [name for name in timm.list_pretrained() if is_for_imagenet(name)]
+
+
+def is_for_imagenet(name: str) -> bool:
+    """Whether a timm name, with or without its tag, has weights with ImageNet's outputs."""
+    config = get_pretrained_cfg(name) if is_model_pretrained(name) else None
+    return config is not None and config.num_classes == len(imagenet9().wnids)
+
+
+def timm_model(name: str, module: torch.nn.Module, weights: str) -> LoadedModel:
+    """A `LoadedModel` of a timm module that has its weights."""
+    config = resolve_model_data_config(module)
+    num_outputs = int(module.num_classes)  # type: ignore[arg-type]
+    nine_way = num_outputs == len(IN9_NAMES)
+    return loaded_model(
+        name=name,
+        architecture=_full_tag(module),
+        weights=weights,
+        module=module,
+        preprocessing=Preprocessing(
+            input_size=int(config["input_size"][-1]),
+            fixed_size=bool(module.pretrained_cfg.get("fixed_input_size", False)),  # type: ignore[operator,union-attr]
+            mean=IN9_MEAN if nine_way else tuple(config["mean"]),
+            std=IN9_STD if nine_way else tuple(config["std"]),
+            interpolation=str(config["interpolation"]),
+            crop_pct=float(config["crop_pct"]),
+            crop_mode=str(config["crop_mode"]),
+        ),
+        num_outputs=num_outputs,
+        recipe={"architecture": _full_tag(module), "num_classes": num_outputs},
+    )
+
+
+def _full_tag(module: torch.nn.Module) -> str:
+    config: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
+    tag = config.get("tag")
+    return f"{config['architecture']}.{tag}" if tag else str(config["architecture"])
+
+
+def read_state(path: str) -> dict[str, torch.Tensor]:
+    """State dict of a checkpoint file, out of the wrappings that training scripts add.
+
+    Raises:
+      JobError: the file cannot be read, or holds none.
+    """
+    try:
+        if path.endswith(".safetensors"):
+            state: dict[str, Any] = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # Whatever the bytes provoke in either reader.
+        raise JobError(
+            f"{path} cannot be read as a checkpoint of tensors alone: {type(error).__name__}"
+        ) from error
+    for wrapping in ("state_dict", "model"):
+        inner = state.get(wrapping) if isinstance(state, dict) else None
+        if isinstance(inner, dict):
+            state = inner
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise JobError(f"{path} holds no state dict: expected names and tensors")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _head_size(architecture: str, state: dict[str, torch.Tensor], path: str) -> int:
+    """Number of outputs, from the shape of a checkpoint's classifier."""
+    classifier = timm.create_model(architecture).pretrained_cfg.get("classifier", "fc")
+    name = classifier if isinstance(classifier, str) else classifier[0]
+    weight = state.get(f"{name}.weight")
+    if weight is None:
+        raise JobError(f"{path} has no {name}.weight: not a checkpoint of {architecture}")
+    return int(weight.shape[0])

@@ -1,0 +1,124 @@
+"""torchvision: classifiers with their weights enums, `torchvision:resnet50:IMAGENET1K_V1`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import JobError, UsageError
+from pipeline.models.loaded import (
+    LoadedModel,
+    Preprocessing,
+    count_outputs,
+    loaded_model,
+    takes_other_sizes,
+)
+from pipeline.models.source import Source, closest
+
+if TYPE_CHECKING:
+    import torch
+
+_PREFIX = "torchvision:"
+
+
+class TorchvisionNames(Source):
+    """`torchvision:NAME` (its default weights) or `torchvision:NAME:WEIGHTS`."""
+
+    form = "torchvision:NAME or torchvision:NAME:WEIGHTS"
+    text = "torchvision's classifiers"
+    extra = "torchvision"
+    libraries = {"torchvision": "torchvision"}  # noqa: RUF012
+
+    def check(self, spec: str) -> None:
+        _weights(spec)
+
+    def load(self, spec: str) -> LoadedModel:
+        from torchvision import models
+
+        weights = _weights(spec)
+        name = self.full_name(spec)
+        architecture = name.split(":")[1]
+        try:
+            module = models.get_model(architecture, weights=weights, progress=False)
+        except Exception as error:  # Its hub fails in its own ways, and files are what they are.
+            raise JobError(
+                f"the weights of {name} could not be fetched ({type(error).__name__}). On a "
+                "machine without a way to the hub, bring them along: in9 models fetch"
+            ) from error
+        preset = weights.transforms()
+        side = int(preset.crop_size[0])
+        module.eval()
+        return loaded_model(
+            name=name,
+            architecture=f"{_PREFIX}{architecture}",
+            weights=os.path.basename(weights.url),
+            module=module,
+            preprocessing=Preprocessing(
+                input_size=side,
+                fixed_size=not takes_other_sizes(module, side),
+                mean=tuple(preset.mean),
+                std=tuple(preset.std),
+                interpolation=str(preset.interpolation.value),
+                crop_pct=side / preset.resize_size[0],
+                crop_mode="center",
+            ),
+            num_outputs=count_outputs(name, module, side),
+        )
+
+    def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
+        """What torchvision builds where it loads weights into it."""
+        from torchvision import models
+
+        weights = _weights(name)
+        architecture = name.split(":")[1]
+        arguments: dict[str, Any] = {}
+        if architecture == "googlenet":
+            arguments = {"transform_input": True, "aux_logits": False, "init_weights": False}
+        elif architecture == "inception_v3":
+            arguments = {"transform_input": True, "init_weights": False}
+        elif architecture.startswith("vit_"):
+            arguments = {"image_size": weights.meta["min_size"][0]}
+        module: torch.nn.Module = models.get_model(architecture, weights=None, **arguments)
+        return module
+
+    def full_name(self, spec: str) -> str:
+        if self.missing():
+            return spec
+        try:
+            return f"{_PREFIX}{spec.split(':')[1]}:{_weights(spec).name}"
+        except UsageError:
+            return spec
+
+    def needs_hub(self, spec: str) -> bool:
+        return True
+
+    def catalogue(self) -> list[str]:
+        from torchvision import models
+
+        return [
+            f"{_PREFIX}{name}:{weights.name}"
+            for name in models.list_models(module=models)
+            for weights in models.get_model_weights(name)
+        ]
+
+
+def _weights(spec: str) -> Any:
+    """Member of a weights enum. Raises UsageError if there is none of the name."""
+    from torchvision import models
+
+    name, colon, tag = spec.removeprefix(_PREFIX).partition(":")
+    known = models.list_models(module=models)
+    if name not in known:
+        raise UsageError(
+            f"--models {spec}: torchvision has no model {name!r}{closest(name, known)}"
+        )
+    enum = models.get_model_weights(name)
+    if not colon:
+        return enum.DEFAULT
+    if tag not in enum.__members__:
+        raise UsageError(
+            f"--models {spec}: no such weights; torchvision has "
+            f"{', '.join(weights.name for weights in enum)}"
+        )
+    return enum[tag]

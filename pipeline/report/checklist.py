@@ -1,0 +1,51 @@
+"""The checklist: each claim of the source with what was found here."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections import Counter
+
+from pipeline.report.claims import CLAIMS, Claim, Results
+from pipeline.report.evidence import Evidence
+from pipeline.report.verdicts import Finding, Verdict, overall
+
+_EXAMPLE = "efficientnet_lite0"
+"""A model that needs no network, where none was evaluated."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """A claim, what was found, and the command that would find it.
+
+    Attributes:
+      claim: the claim.
+      verdict: of all findings.
+      summary: the verdict in words, with numbers where models differ.
+      findings: one for each model, variant or line.
+      command: to run in the dataset's folder.
+    """
+
+    claim: Claim
+    verdict: Verdict
+    summary: str
+    findings: tuple[Finding, ...]
+    command: str
+
+
+def check_claims(evidence: Evidence) -> tuple[Checked, ...]:
+    """Judges every claim by the results that are there."""
+    results = Results(evidence.models, evidence.trend)
+    models = shlex.quote(",".join(model.model for model in evidence.evaluated) or _EXAMPLE)
+    return tuple(_check(claim, results, models) for claim in CLAIMS)
+
+
+def _check(claim: Claim, results: Results, models: str) -> Checked:
+    findings = tuple(claim.judge(results))
+    verdict = overall(findings)
+    counts = Counter(finding.verdict for finding in findings)
+    holding = counts[Verdict.HOLDS]
+    words = str(verdict)
+    if verdict is Verdict.MIXED:
+        words = f"holds for {holding} of {len(findings)}"
+    return Checked(claim, verdict, words, findings, claim.command.replace("MODELS", models))

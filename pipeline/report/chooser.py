@@ -1,0 +1,254 @@
+"""Choose an image: its versions, what every model makes of each, and whose background it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from pipeline.report.evidence import Evidence, ModelResults
+from pipeline.report.pictures import Budget, data_uri, find_samples
+from pipeline.report.selection import (
+    Candidate,
+    choose_images,
+    read_predictions_of,
+    shown_models,
+)
+from pipeline.sinks import Sample
+from transforms.scoring import LABEL_RULES
+from transforms.taxonomy import OUTSIDE, Taxonomy
+from transforms.variants import PICTURES
+
+_BYTES = 4_900_000
+"""Room for pictures: with all else the page stays under 10 MB."""
+_PAPER_RULE, _OTHER_RULE = LABEL_RULES
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a model makes of a picture.
+
+    Attributes:
+      model: its name.
+      is_right: by the paper's label rule.
+      answer: the superclass it predicts, "outside" for none.
+      label: of the answer, `OUTSIDE` for none.
+      output: the class of its winning output, "" if it has none beside the superclass.
+      score: of that output, a fraction.
+      otherwise: the answer by the other label rule, "" if it is the same.
+    """
+
+    model: str
+    is_right: bool
+    answer: str
+    label: int
+    output: str
+    score: float
+    otherwise: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """One version of an image.
+
+    Attributes:
+      variant: its name.
+      uri: the picture, "" if pictures are left out.
+      background: the class whose background it has, "" for its own.
+      bg_label: label of that class, None for its own.
+      bg_key: the image whose background it has.
+      predictions: of all models.
+    """
+
+    variant: str
+    uri: str
+    background: str
+    bg_label: int | None
+    bg_key: str
+    predictions: tuple[Prediction, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """One image.
+
+    Attributes:
+      key: of the image.
+      class_name: its superclass.
+      name: its ImageNet class.
+      fg_fraction: share of the picture that the foreground takes.
+      turned: models that are right with a background of its class and wrong with another.
+      versions: in the paper's order.
+    """
+
+    key: str
+    class_name: str
+    name: str
+    fg_fraction: float
+    turned: int
+    versions: tuple[Version, ...]
+
+    def version(self, variant: str) -> Version | None:
+        """One of its versions, None if there is none of that name."""
+        return next((v for v in self.versions if v.variant == variant), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chooser:
+    """The images to choose from.
+
+    Attributes:
+      split: they are of.
+      images: of the split in all.
+      models: whose predictions are shown.
+      cards: in order: those that a background turns first.
+    """
+
+    split: str
+    images: int
+    models: tuple[str, ...]
+    cards: tuple[Card, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One foreground on two backgrounds, of which the second turns models.
+
+    Attributes:
+      card: the image.
+      same: the version that they recognise.
+      other: the version in which they see the background's class.
+      turned: names of the models.
+    """
+
+    card: Card
+    same: Version
+    other: Version
+    turned: tuple[str, ...]
+
+
+def make_chooser(evidence: Evidence, with_pictures: bool = True) -> Chooser:
+    """Collects what is shown, reading only what belongs to the images that are chosen."""
+    dataset, taxonomy = evidence.dataset, evidence.taxonomy
+    split, models = shown_models(evidence)
+    chosen = choose_images(evidence, split, models)
+    keys = [candidate.key for candidate in chosen]
+    predictions = _predictions(evidence, split, models, keys)
+    samples: dict[str, dict[str, Sample]] = {}
+    uris: dict[tuple[str, str], str] = {}
+    variants = [name for name in PICTURES if name in dataset.variants]
+    for variant in variants:
+        for key, sample in find_samples(dataset, split, variant, keys).items():
+            uris[variant, key] = data_uri(sample.image) if with_pictures else ""
+            samples.setdefault(key, {})[variant] = dataclasses.replace(sample, image=b"")
+    budget = Budget(_BYTES)
+    cards = []
+    for candidate in chosen:
+        key = candidate.key
+        if not budget.takes(*(uris[variant, key] for variant in variants)):
+            continue
+        versions = [
+            _version(samples[key][name], name, uris[name, key], predictions, taxonomy)
+            for name in variants
+        ]
+        cards.append(_card(candidate, samples[key][variants[0]], versions, taxonomy))
+    return Chooser(
+        split=split,
+        images=dataset.manifest.images[split]["selected"],
+        models=tuple(model.name for model in models),
+        cards=tuple(cards),
+    )
+
+
+def _predictions(
+    evidence: Evidence, split: str, models: Sequence[ModelResults], keys: Sequence[str]
+) -> dict[tuple[str, str], list[Prediction]]:
+    """By (variant, key)."""
+    taxonomy = evidence.taxonomy
+    found: dict[tuple[str, str], list[Prediction]] = {}
+    for model in models:
+        outputs = (model.summary or {}).get("num_outputs")
+        by_rule: dict[str, dict[tuple[str, str], Prediction]] = {r: {} for r in LABEL_RULES}
+        for row in read_predictions_of(evidence.dataset, split, model, keys):
+            by_rule[row["label_rule"]][row["variant"], row["key"]] = Prediction(
+                model=model.name,
+                is_right=row["correct"],
+                answer=_class_name(row["prediction"], taxonomy),
+                label=row["prediction"],
+                output=_output_name(row["output"], taxonomy)
+                if outputs == len(taxonomy.wnids)
+                else "",
+                score=row["top1_score"],
+                otherwise="",
+            )
+        for place, prediction in by_rule[_PAPER_RULE].items():
+            other = by_rule[_OTHER_RULE].get(place)
+            differs = other is not None and other.label != prediction.label
+            otherwise = other.answer if other and differs else ""
+            found.setdefault(place, []).append(dataclasses.replace(prediction, otherwise=otherwise))
+    return found
+
+
+def _class_name(label: int, taxonomy: Taxonomy) -> str:
+    return "outside" if label == OUTSIDE else taxonomy.names[label]
+
+
+def _output_name(output: int, taxonomy: Taxonomy) -> str:
+    return taxonomy.class_names[output].partition(",")[0]
+
+
+def _version(
+    sample: Sample,
+    variant: str,
+    uri: str,
+    predictions: dict[tuple[str, str], list[Prediction]],
+    taxonomy: Taxonomy,
+) -> Version:
+    label = sample.fields["bg_label"]
+    return Version(
+        variant=variant,
+        uri=uri,
+        background="" if label is None else taxonomy.names[label],
+        bg_label=label,
+        bg_key=sample.fields["bg_key"] or "",
+        predictions=tuple(predictions.get((variant, sample.key), ())),
+    )
+
+
+def _card(
+    candidate: Candidate, sample: Sample, versions: Sequence[Version], taxonomy: Taxonomy
+) -> Card:
+    return Card(
+        key=candidate.key,
+        class_name=taxonomy.names[candidate.label],
+        name=_output_name(taxonomy.index_of(sample.fields["wnid"]), taxonomy),
+        fg_fraction=sample.fields["fg_fraction"],
+        turned=-candidate.rank[0],
+        versions=tuple(versions),
+    )
+
+
+def best_example(cards: Sequence[Card]) -> Example | None:
+    """The image whose background turns most models into believing it; None if none does."""
+    found = [example for card in cards for example in _examples(card)]
+    # Of equals the first: `max` keeps it.
+    return max(found, key=lambda e: (len(e.turned), _is_clear(e.card)), default=None)
+
+
+def _examples(card: Card) -> Iterator[Example]:
+    same = card.version("mixed_same")
+    for variant in ("mixed_rand", "mixed_next"):
+        other = card.version(variant)
+        if same and other:
+            right = {p.model for p in same.predictions if p.is_right}
+            turned = tuple(
+                p.model
+                for p in other.predictions
+                if p.model in right and not p.is_right and p.label == other.bg_label
+            )
+            if turned:
+                yield Example(card, same, other, turned)
+
+
+def _is_clear(card: Card) -> bool:
+    """Whether a foreground is neither too small to see nor all there is to see."""
+    return 0.15 <= card.fg_fraction <= 0.55

@@ -1,0 +1,151 @@
+"""What the page is made from: the dataset, and every result that is there for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import re
+from typing import Any
+
+from pipeline.dataset import Dataset
+from pipeline.results import display_name, read_summaries, result_folder, summary_file
+from pipeline.storage import Store
+from transforms.taxonomy import Taxonomy
+
+TREND = "results/trend.json"
+TREND_FIGURE = "results/figures/trend.svg"
+
+# ARCH=FOLDER/FILE
+_CHECKPOINT = re.compile(r"^([\w.:-]+)=.*/(?=[^/])(.*)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelResults:
+    """One model, run in one way, and what is known of it on the present dataset.
+
+    Attributes:
+      folder: below `results/`.
+      name: the model's, with whatever was not the default in how it was run.
+      model: as `--models` names it.
+      summary: of its evaluation, None if it was not evaluated.
+      attack: of `in9 attack`, None if not run.
+      saliency: of `in9 saliency`, None if not run.
+      error: why it could not be evaluated, "" if it could.
+    """
+
+    folder: str
+    name: str
+    model: str
+    summary: dict[str, Any] | None
+    attack: dict[str, Any] | None = None
+    saliency: dict[str, Any] | None = None
+    error: str = ""
+
+    def rows(self, part: str, **wanted: object) -> list[dict[str, Any]]:
+        """Rows of a part of the summary whose columns have the wanted values."""
+        rows: list[dict[str, Any]] = (self.summary or {}).get(part, [])
+        return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+
+    def row(self, part: str, **wanted: object) -> dict[str, Any] | None:
+        """The first such row, None if there is none."""
+        return next(iter(self.rows(part, **wanted)), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """Everything the page is made from.
+
+    Attributes:
+      dataset: the dataset.
+      taxonomy: its classes.
+      models: in order of their accuracy on `original` (label rule of the paper), then those
+        without one.
+      stale: names of models whose results are of an earlier dataset.
+      trend: of `in9 trend`, None if it was not run.
+      results_at: when the newest result was written, "" if there is none.
+    """
+
+    dataset: Dataset
+    taxonomy: Taxonomy
+    models: tuple[ModelResults, ...]
+    stale: tuple[str, ...]
+    trend: dict[str, Any] | None
+    results_at: str
+
+    @property
+    def evaluated(self) -> tuple[ModelResults, ...]:
+        """The models that have accuracies."""
+        return tuple(model for model in self.models if model.summary and not model.error)
+
+
+def gather(dataset: Dataset, taxonomy: Taxonomy) -> Evidence:
+    """Reads what is there for a dataset; results of another one are left out."""
+    store, fingerprint = dataset.store, dataset.manifest.fingerprint
+    summaries, stale = read_summaries(store, fingerprint)
+    of_folder: dict[str, dict[str, dict[str, Any]]] = {}
+    for summary in summaries:
+        folder = result_folder(summary["model"], summary["evaluation"])
+        of_folder.setdefault(folder, {})["summary"] = summary
+    for path in sorted(store.walk("results")):
+        parts = path.split("/")
+        if len(parts) == 3 and parts[2] in ("attack.json", "saliency.json"):
+            content = json.loads(store.read(path))
+            if content["dataset"] == fingerprint:
+                of_folder.setdefault(parts[1], {})[parts[2].partition(".")[0]] = content
+    models = _named([_model(folder, parts) for folder, parts in of_folder.items()])
+    trend = json.loads(store.read(TREND)) if store.exists(TREND) else None
+    if trend and trend.get("dataset", fingerprint) != fingerprint:
+        trend = None
+    return Evidence(
+        dataset=dataset,
+        taxonomy=taxonomy,
+        models=tuple(sorted(models, key=_order)),
+        stale=tuple(stale),
+        trend=trend,
+        results_at=_newest(store, models),
+    )
+
+
+def _model(folder: str, parts: dict[str, dict[str, Any]]) -> ModelResults:
+    first = next(iter(parts.values()))
+    summary = parts.get("summary")
+    return ModelResults(
+        folder=folder,
+        name=display_name(first),
+        model=first["model"],
+        summary=summary,
+        attack=parts.get("attack"),
+        saliency=parts.get("saliency"),
+        error=(summary or {}).get("error") or "",
+    )
+
+
+def _named(models: list[ModelResults]) -> list[ModelResults]:
+    """Models with the folders of their checkpoints left out, which say nothing to a reader,
+    unless they alone tell two models apart."""
+    short = [_CHECKPOINT.sub(r"\1=\2", model.name) for model in models]
+    return [
+        dataclasses.replace(model, name=name) if short.count(name) == 1 else model
+        for model, name in zip(models, short, strict=True)
+    ]
+
+
+def _order(model: ModelResults) -> tuple[bool, float, str]:
+    row = model.row("accuracy", label_rule="argmax_then_map", variant="original")
+    accuracy = row["accuracy"] if row else None
+    return accuracy is None, -(accuracy or 0.0), model.folder
+
+
+def _newest(store: Store, models: list[ModelResults]) -> str:
+    """The latest change of a summary, an attack or a saliency file. Results repeat, so making
+    the page again changes neither them nor the page."""
+    names = ("attack.json", "saliency.json")
+    paths = [summary_file(model.folder) for model in models]
+    paths += [f"results/{model.folder}/{name}" for model in models for name in names]
+    times = [os.stat(store.path(path)).st_mtime for path in paths if store.exists(path)]
+    if not times:
+        return ""
+    newest = datetime.datetime.fromtimestamp(max(times), datetime.UTC)
+    return newest.strftime("%Y-%m-%d %H:%M UTC")

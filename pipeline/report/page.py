@@ -1,0 +1,139 @@
+"""The page: every panel's content, put into the templates."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Sequence
+
+import jinja2
+from markupsafe import Markup
+
+from pipeline.report.adversarial import make_adversarial
+from pipeline.report.checklist import check_claims
+from pipeline.report.chooser import best_example, make_chooser
+from pipeline.report.claims import RULE, SECTIONS, TIMES
+from pipeline.report.evidence import TREND_FIGURE, Evidence
+from pipeline.report.headline import GAP, make_headline, span
+from pipeline.report.inline import inline_svg
+from pipeline.report.plots import COMPARED, FOLDER, PANELS, Plot
+from pipeline.report.provenance import make_provenance
+from pipeline.report.saliency import make_saliency
+from pipeline.report.verdicts import Verdict
+from transforms.variants import VARIANTS
+
+TEMPLATE = "report.html"
+DETAILED = 4
+"""Models whose own figures are in the page; those of more are files beside it."""
+
+
+def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> str:
+    """Renders the page; the same evidence gives the same text.
+
+    Args:
+      evidence: what the page is made from.
+      plots: of `make_plots`.
+      with_pictures: whether pictures of the dataset are shown.
+    """
+    environment = _environment()
+    script = environment.get_template("report/report.js").render()
+    headline = make_headline(evidence)
+    chooser = make_chooser(evidence, with_pictures)
+    store = evidence.dataset.store
+    has_trend_figure = evidence.trend is not None and store.exists(TREND_FIGURE)
+    files = [f"{FOLDER}/{plot.file}" for plot in plots]
+    checked = check_claims(evidence)
+    return environment.get_template(TEMPLATE).render(
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        manifest=evidence.dataset.manifest,
+        results_at=evidence.results_at,
+        stale=evidence.stale,
+        models=evidence.evaluated,
+        headline=headline,
+        gap_column=GAP,
+        rule=RULE,
+        tiles=[
+            (column, found)
+            for column in ("original", "mixed_same", "mixed_rand", GAP)
+            if (found := span(headline, RULE, column))
+        ],
+        checked=checked,
+        questions=SECTIONS,
+        verdicts=[(v, sum(c.verdict is v for c in checked)) for v in Verdict],
+        chooser=chooser,
+        example=best_example(chooser.cards),
+        adversarial=make_adversarial(evidence, with_pictures),
+        saliency=make_saliency(evidence, with_pictures),
+        trend=evidence.trend,
+        trend_figure=_trend_figure(evidence) if has_trend_figure else None,
+        plots=_by_panel(plots, [model.name for model in evidence.evaluated[:DETAILED]]),
+        worst=_worst_groups(evidence),
+        compared=COMPARED,
+        detailed=DETAILED,
+        provenance=make_provenance(evidence, [*files, TREND_FIGURE] if has_trend_figure else files),
+        classes=evidence.taxonomy.names,
+        with_pictures=with_pictures,
+    )
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["percent"] = percent
+    environment.filters["slope"] = rounded
+    environment.filters["number"] = lambda value: f"{value:,}"
+    environment.globals["times"] = TIMES
+    environment.globals["replicated"] = lambda name: name not in VARIANTS
+    return environment
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A fraction as percent, without its sign; a dash for none.
+
+    >>> percent(0.80794), percent(-0.0001), percent(None)
+    ('80.8', '0.0', '-')
+    """
+    return "-" if share is None or math.isnan(share) else rounded(100 * share, digits)
+
+
+def rounded(value: float, digits: int = 2) -> str:
+    """A number to so many places; what rounds to nothing has no sign."""
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text
+
+
+def _by_panel(
+    plots: Sequence[Plot], detailed: Sequence[str]
+) -> dict[str, list[tuple[Plot, Markup]]]:
+    """Figures in the page, by panel."""
+    panels: dict[str, list[tuple[Plot, Markup]]] = {panel: [] for panel in PANELS}
+    for number, plot in enumerate(plots):
+        if not plot.model or plot.model in detailed:
+            svg = inline_svg(plot.svg, f"f{number}-", plot.alt)
+            panels[plot.panel].append((plot, svg))
+    return panels
+
+
+def _trend_figure(evidence: Evidence) -> Markup:
+    lines = (evidence.trend or {}).get("lines", [])
+    alt = "Accuracy on the variants against accuracy on ImageNet. Slopes: " + (
+        ", ".join(f"{line['variant']} {line['slope']:.2f}" for line in lines) or "none yet"
+    )
+    return inline_svg(evidence.dataset.store.read(TREND_FIGURE), "trend-", alt)
+
+
+def _worst_groups(evidence: Evidence) -> list[tuple[str, str, str, str, dict[str, object]]]:
+    """(model, variant, foreground class, background class, row) of each worst group."""
+    names = evidence.taxonomy.names
+    return [
+        (model.name, row["variant"], names[row["label"]], names[row["bg_label"]], row)
+        for model in evidence.evaluated
+        for row in model.rows("groups", label_rule=RULE, is_worst=True)
+    ]

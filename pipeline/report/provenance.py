@@ -1,0 +1,118 @@
+"""What was run, what became of every image, and which files lie beside the page."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+from urllib.parse import quote
+
+from pipeline.dataset import Dataset
+from pipeline.manifest import MANIFEST
+from pipeline.report.evidence import Evidence
+from pipeline.shards import parquet_file
+from pipeline.storage import Store
+
+_SHARDS_LISTED = 2
+"""Files of a variant that get a link each; of more, their folder gets one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """A file or folder beside the page.
+
+    Attributes:
+      href: its path relative to the page, quoted.
+      name: as it is shown.
+    """
+
+    href: str
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """What was run.
+
+    Attributes:
+      config: the dataset's flags, as given or by default.
+      rejections: (reason, split, images), most frequent first.
+      models: summaries with what identifies a model.
+      links: (kind, its files), of those that exist.
+    """
+
+    config: dict[str, Any]
+    rejections: tuple[tuple[str, str, int], ...]
+    models: tuple[tuple[str, dict[str, Any]], ...]
+    links: tuple[tuple[str, tuple[Link, ...]], ...]
+
+
+def make_provenance(evidence: Evidence, figures: Iterable[str]) -> Provenance:
+    """Collects the panel.
+
+    Args:
+      evidence: what the page is made from.
+      figures: paths of the figures that will lie beside the page.
+    """
+    dataset = evidence.dataset
+    rejections = [
+        (reason, split, count)
+        for split, reasons in dataset.manifest.rejections.items()
+        for reason, count in reasons.items()
+    ]
+    groups = (
+        ("Tables (CSV)", _results(dataset.store, "results", ".csv")),
+        ("Tables (LaTeX)", _results(dataset.store, "results/latex", ".tex")),
+        ("Figures (SVG)", (_link(path) for path in sorted(figures))),
+        ("Every prediction (Parquet)", _predictions(evidence)),
+        ("The dataset (Parquet)", _variants(dataset)),
+        ("About the dataset", _about(dataset)),
+    )
+    return Provenance(
+        config=dataset.manifest.config.flags(),
+        rejections=tuple(sorted(rejections, key=lambda row: (-row[2], row[0], row[1]))),
+        models=tuple((m.name, m.summary) for m in evidence.evaluated if m.summary),
+        links=tuple((kind, found) for kind, links in groups if (found := tuple(links))),
+    )
+
+
+def _link(path: str, name: str | None = None) -> Link:
+    return Link(quote(path, safe="/+=,@~"), name or path.rpartition("/")[2])
+
+
+def _results(store: Store, folder: str, suffix: str) -> Iterator[Link]:
+    for path in store.walk(folder):
+        if path.count("/") == folder.count("/") + 1 and path.endswith(suffix):
+            yield _link(path)
+
+
+def _predictions(evidence: Evidence) -> Iterator[Link]:
+    for model in evidence.evaluated:
+        folder = f"results/{model.folder}/predictions"
+        if os.path.isdir(evidence.dataset.store.path(folder)):
+            yield _link(f"{folder}/", model.name)
+
+
+def _variants(dataset: Dataset) -> Iterator[Link]:
+    if "parquet" not in dataset.manifest.config.compose.formats:
+        return
+    for variant in dataset.variants:
+        for split, counts in dataset.manifest.shards.items():
+            if counts.output > _SHARDS_LISTED:
+                continue
+            for shard in dataset.shards(split):
+                path = parquet_file(variant, split, shard, counts.output)
+                if dataset.store.exists(path):
+                    more = f" {shard + 1}/{counts.output}" if counts.output > 1 else ""
+                    yield _link(path, f"{variant} {split}{more}")
+        if any(counts.output > _SHARDS_LISTED for counts in dataset.manifest.shards.values()):
+            yield _link(f"parquet/{variant}/", variant)
+
+
+def _about(dataset: Dataset) -> Iterator[Link]:
+    for path in (MANIFEST, "README.md", "croissant.json", "classes.txt"):
+        if dataset.store.exists(path):
+            yield _link(path)
+    if os.path.isdir(dataset.store.path("index")):
+        yield _link("index/", "index: a row for every source image")

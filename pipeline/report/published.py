@@ -1,0 +1,154 @@
+"""Figures that the authors have published: fractions, on their own, hand-cleaned images.
+
+Sources: paper = arXiv 2006.09994 v1, tables 2 and 5; README = of the authors' evaluation
+repository; blog = their post on the paper.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+
+FULL_GRID = 4050
+"""Images on either side of the authors' grid of foregrounds and backgrounds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A pretrained model's published figures.
+
+    Attributes:
+      name: as the source calls the model.
+      source: where.
+      architectures: names of the architecture in model libraries, without tags.
+      accuracy: by variant.
+      gap: BG-Gap.
+    """
+
+    name: str
+    source: str
+    architectures: tuple[str, ...]
+    accuracy: Mapping[str, float]
+    gap: float
+
+
+_RESNET50 = ("resnet50",)
+_MOBILENET = ("mobilenetv3_large_100", "mobilenet_v3_large")
+
+PRETRAINED = (
+    Published(
+        "ResNet-50",
+        "paper",
+        _RESNET50,
+        {"original": 0.962, "only_bg_t": 0.178, "mixed_same": 0.823, "mixed_rand": 0.763},
+        0.060,
+    ),
+    Published(
+        "MobileNet-v3",
+        "paper",
+        _MOBILENET,
+        {"original": 0.910, "only_bg_t": 0.157, "mixed_same": 0.697, "mixed_rand": 0.561},
+        0.136,
+    ),
+    Published(
+        "EfficientNet-b0",
+        "paper",
+        ("efficientnet_b0",),
+        {"original": 0.956, "only_bg_t": 0.119, "mixed_same": 0.797, "mixed_rand": 0.678},
+        0.119,
+    ),
+    Published(
+        "ResNet-50",
+        "README",
+        _RESNET50,
+        {"original": 0.956, "mixed_same": 0.862, "mixed_rand": 0.789},
+        0.073,
+    ),
+    Published(
+        "VGG16-BN",
+        "README",
+        ("vgg16_bn",),
+        {"original": 0.943, "mixed_same": 0.836, "mixed_rand": 0.734},
+        0.102,
+    ),
+    Published(
+        "ResNet-152",
+        "README",
+        ("resnet152",),
+        {"original": 0.967, "mixed_same": 0.893, "mixed_rand": 0.835},
+        0.058,
+    ),
+)
+"""ImageNet-pretrained models (paper table 2 and the README), label rule `argmax_then_map`."""
+
+_TABLE_5_COLUMNS = (
+    "mixed_next",
+    "mixed_rand",
+    "mixed_same",
+    "no_fg",
+    "only_bg_b",
+    "only_bg_t",
+    "only_fg",
+    "original",
+    "in9l",
+)
+_TABLE_5 = {
+    "mixed_next": (78.07, 53.28, 48.49, 16.20, 11.19, 8.22, 59.60, 52.32, 46.44),
+    "mixed_rand": (71.09, 71.53, 71.33, 26.72, 15.33, 14.62, 74.89, 73.23, 67.53),
+    "mixed_same": (45.41, 51.36, 74.40, 39.85, 35.19, 41.58, 61.65, 75.01, 69.21),
+    "no_fg": (13.70, 18.74, 42.79, 70.91, 36.79, 42.52, 31.48, 48.94, 47.62),
+    "only_bg_b": (10.35, 15.41, 38.37, 37.85, 54.30, 42.54, 21.38, 42.10, 41.01),
+    "only_bg_t": (11.48, 17.09, 45.80, 40.84, 38.49, 50.25, 19.19, 49.06, 47.94),
+    "only_fg": (33.04, 35.88, 47.63, 27.90, 23.58, 22.59, 84.20, 54.62, 51.50),
+    "original": (48.77, 53.58, 73.80, 42.22, 32.94, 40.54, 63.23, 85.95, 80.38),
+    "in9l": (71.21, 75.60, 89.90, 55.78, 34.02, 43.60, 84.12, 96.32, 94.61),
+}
+
+TRAINED = {
+    trained: {
+        tested: round(percent / 100, 4)
+        for tested, percent in zip(_TABLE_5_COLUMNS, row, strict=True)
+    }
+    for trained, row in _TABLE_5.items()
+}
+"""ResNet-50 trained on the row, tested on the column (paper table 5)."""
+
+CHALLENGE = {"ResNet-50": 0.223, "ResNet-50 (IN-9L)": 0.120}
+"""Challenge accuracy on the full grid (README)."""
+
+FOOLED = 0.875
+"""Foregrounds of ResNet-50 that a background of another class turns into its own (blog)."""
+
+FOOLED_BY_CLASS = (0.6177, 0.6422, 0.6747, 0.5494, 0.5311, 0.6655, 0.7319, 0.6383, 0.6969)
+"""By label: other-class foregrounds fooled by any background of the class (paper, IN-9L
+ResNet-50)."""
+
+BEST_INSECT = 0.52
+"""Non-insect foregrounds fooled by the best single insect background (blog)."""
+
+
+def published_for(architecture: str) -> tuple[Published, ...]:
+    """What is published of an architecture: `resnet50.a1_in1k`, `torchvision:resnet50`."""
+    name = architecture.rpartition(":")[2].partition(".")[0]
+    name = re.sub(r"^tf_", "", name)
+    return tuple(entry for entry in PRETRAINED if name in entry.architectures)
+
+
+def trained_on(model: str, num_outputs: int) -> str | None:
+    """The variant that a checkpoint was trained on, if its file is called after it.
+
+    Args:
+      model: `ARCH=FILE`, such as `resnet50=models/only_bg_t.pth`.
+      num_outputs: size of its head; only one output a superclass counts.
+
+    Returns:
+      A row of paper table 5, None for all other models.
+
+    >>> trained_on("resnet50=models/resnet50-mixed_rand.pth", 9)
+    'mixed_rand'
+    """
+    stem = os.path.splitext(model.partition("=")[2])[0]
+    found = [name for name in TRAINED if stem.endswith(name)]
+    return found[0] if found and num_outputs == len(FOOLED_BY_CLASS) else None

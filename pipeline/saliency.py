@@ -1,0 +1,270 @@
+"""Saliency: how much of a model's gradient lies on the foreground, on (model, output shard).
+
+    dataset -> groups of shards -> Explain (one model at a time) -> Measure
+
+Numbers of a (model, shard) are one file, keyed by weights, pixels and what is done with them:
+what is there for the same key is not computed again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline.counters import count, count_written, timed
+from pipeline.dataset import Dataset
+from pipeline.errors import JobError, ModelError
+from pipeline.evaluate import ShardGroups, model_identity
+from pipeline.failures import FailedModel, forget_failure, note_failure
+from pipeline.gradients import answer_gradients
+from pipeline.lock import TABLES_LOCK, held, model_lock
+from pipeline.memory import keep_freed_memory
+from pipeline.predict import Predictor
+from pipeline.records import ShardFiles, read_about, write_table
+from pipeline.resident import free_memory, load_resident
+from pipeline.results import result_folder
+from pipeline.runner import usable_cores
+from pipeline.saliency_plan import SaliencyPlan, shown_images
+from pipeline.saliency_results import (
+    SALIENCY_SCHEMA,
+    has_picture,
+    measure,
+    number,
+    saliency_file,
+    saliency_picture,
+    shown_rows,
+    write_picture,
+    write_saliency_table,
+)
+from pipeline.saliency_shards import SaliencyShards
+from pipeline.sinks import Sample
+from transforms.codec import decode_image, decode_mask
+from transforms.saliency import mass_in_mask, overlay, saliency_map
+from transforms.scoring import labels_of_outputs
+from transforms.taxonomy import Taxonomy
+
+_LOG = logging.getLogger(__name__)
+_ACTIVATIONS = 4
+"""Batches are smaller by this factor: a backward pass needs all activations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExplainedShard:
+    """Numbers that are up to date: identity of the model, and the file's path."""
+
+    order: int
+    shard: int
+    about: str
+    path: str
+
+
+class Explain(beam.DoFn):
+    """(group, its shards) -> ExplainedShards, or a FailedModel, model after model."""
+
+    def __init__(self, plan: SaliencyPlan, taxonomy: Taxonomy) -> None:
+        self._plan = plan
+        self._taxonomy = taxonomy
+
+    def setup(self) -> None:
+        keep_freed_memory()
+
+    def process(self, element: tuple[int, Iterable[int]]) -> Iterator[ExplainedShard | FailedModel]:
+        group, numbers = element[0], sorted(element[1])
+        evaluation, progress = self._plan.evaluation, self._plan.evaluation.progress
+        dataset = Dataset.open(evaluation.store)
+        shown = shown_images(dataset, self._plan)
+        images = {shard: self._images(dataset, shard) for shard in numbers}
+        total = sum(images.values())
+        for order in range(len(evaluation.models)):
+            progress.note_total("saliency", f"{order}-{group}", total)
+        torch.set_num_threads(max(1, usable_cores() // evaluation.groups))
+        for order, spec in enumerate(evaluation.models):
+            name = spec
+            try:
+                with timed("saliency"):
+                    model, predictor = load_resident(spec, evaluation, self._taxonomy)
+                name = model.name
+                about = model_identity(model, evaluation, dataset)
+                folder = result_folder(model.name, about["evaluation"])
+                shards = SaliencyShards(dataset, self._plan, model, folder)
+                with held(evaluation.store, model_lock(folder, group)):
+                    for shard in numbers:
+                        keys = [key for key, place in shown.items() if place == shard]
+                        with timed("saliency"):
+                            path = self._explain(shards, predictor, shard, keys)
+                        progress.note_done("saliency", f"{order}-{shard:05d}", images[shard])
+                        identity = json.dumps(about, sort_keys=True)
+                        yield ExplainedShard(order, shard, identity, path)
+            except ModelError as error:
+                _LOG.warning("%s failed", name, exc_info=True)
+                yield FailedModel(order, spec, name, " ".join(str(error).split()))
+                progress.note_total("saliency", f"{order}-{group}-failed", -total)
+            model = predictor = shards = None  # type: ignore[assignment]
+            free_memory()
+
+    def _images(self, dataset: Dataset, shard: int) -> int:
+        files = dataset.shard_files(self._plan.evaluation.split, shard, (self._plan.variant,))
+        return sum(file.samples or 0 for file in files)
+
+    def _explain(
+        self, shards: SaliencyShards, predictor: Predictor, shard: int, keys: Sequence[str]
+    ) -> str:
+        """Makes what is missing of a shard: its numbers, and the maps of the keys."""
+        store, path, checksum = shards.dataset.store, shards.path(shard), shards.checksum(shard)
+        missing = {
+            key
+            for key in keys
+            if not has_picture(store, saliency_picture(shards.folder, key), checksum)
+        }
+        there = read_about(store, path)
+        is_there = there is not None and there.fingerprint == checksum
+        if is_there:
+            count("saliency_shards_kept")
+            if not missing:
+                return path
+        samples = shards.samples(shard)
+        if is_there:
+            samples = ((picture, mask) for picture, mask in samples if picture.key in missing)
+        output_labels = labels_of_outputs(shards.model.num_outputs, self._taxonomy)
+        rows = []
+        size = max(1, self._plan.evaluation.predict.batch_size // _ACTIVATIONS)
+        while batch := list(itertools.islice(samples, size)):
+            pictures = np.stack([decode_image(picture.image) for picture, _ in batch])
+            masks = [decode_mask(mask.image) for _, mask in batch]
+            logits, gradients = self._gradients(predictor, pictures, batch)
+            for i, (picture, _) in enumerate(batch):
+                saliency = saliency_map(gradients[i])
+                if picture.key in missing:
+                    shown = overlay(pictures[i], saliency, masks[i])
+                    file = saliency_picture(shards.folder, picture.key)
+                    write_picture(store, file, shown, checksum)
+                    count("saliency_maps_made")
+                output = int(logits[i].argmax())
+                rows.append(
+                    {
+                        "key": picture.key,
+                        "label": picture.fields["label"],
+                        "prediction": int(output_labels[output]),
+                        "output": output,
+                        "mass_in_mask": number(mass_in_mask(saliency, masks[i])),
+                        "mask_area": float(masks[i].mean()),
+                    }
+                )
+            count("images_explained", len(batch))
+        if not is_there:
+            table = pa.Table.from_pylist(rows, SALIENCY_SCHEMA)
+            count_written([write_table(store, path, table, ShardFiles(checksum, ()))])
+            count("saliency_shards_made")
+        return path
+
+    def _gradients(
+        self,
+        predictor: Predictor,
+        pictures: np.ndarray[Any, np.dtype[np.uint8]],
+        batch: Sequence[tuple[Sample, Sample]],
+    ) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.float32]]]:
+        tensor = torch.from_numpy(pictures).to(predictor.device).permute(0, 3, 1, 2).float() / 255
+        keys = [picture.key for picture, _ in batch]
+        return answer_gradients(predictor, tensor, keys, self._plan.smoothgrad)
+
+
+class Measure(beam.DoFn):
+    """(None, all of Explain's results as a side input) -> dataset fingerprint, once.
+
+    Writes what is said of each model, and the table of all models.
+    """
+
+    def __init__(self, plan: SaliencyPlan) -> None:
+        self._plan = plan
+
+    def process(
+        self, dataset: str, explained: Iterable[ExplainedShard | FailedModel]
+    ) -> Iterator[str]:
+        with timed("saliency"):
+            self._measure(dataset, explained)
+        yield dataset
+
+    def _measure(self, dataset: str, explained: Iterable[ExplainedShard | FailedModel]) -> None:
+        evaluation = self._plan.evaluation
+        store = evaluation.store
+        opened = Dataset.open(store)
+        shown = list(shown_images(opened, self._plan))
+        expected = list(opened.shards(evaluation.split))
+        how = {"split": evaluation.split, **dataclasses.asdict(evaluation.predict)}
+        by_model: dict[int, list[ExplainedShard]] = {}
+        failed: dict[int, FailedModel] = {}
+        for result in explained:
+            if isinstance(result, FailedModel):
+                failed[result.order] = result
+            else:
+                by_model.setdefault(result.order, []).append(result)
+        for order, spec in enumerate(evaluation.models):
+            if order in failed:
+                count("saliency_failed")
+                note_failure(store, failed[order], how, opened, saliency_file)
+                continue
+            found = sorted(by_model.get(order, []), key=lambda result: result.shard)
+            if [result.shard for result in found] != expected:
+                raise JobError(
+                    f"{spec}: saliency of {len(found)} of {len(expected)} shards arrived. "
+                    "Run the same command again to go on"
+                )
+            name = self._write(opened, found, shown)
+            forget_failure(store, spec, name, how, saliency_file)
+        with held(store, TABLES_LOCK, wait=60):
+            write_saliency_table(store, dataset)
+        store.remove_temporary()
+
+    def _write(self, dataset: Dataset, found: list[ExplainedShard], shown: list[str]) -> str:
+        """Writes a model's saliency.json; returns the model's name."""
+        store, about = dataset.store, json.loads(found[0].about)
+        folder = result_folder(about["model"], about["evaluation"])
+        paths = [result.path for result in found]
+        content = {
+            **about,
+            "dataset": dataset.manifest.fingerprint,
+            "method": self._plan.method,
+            "variant": self._plan.variant,
+            **measure(store, paths),
+            "maps": shown_rows(store, paths, shown, folder),
+        }
+        data = (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+        store.update(saliency_file(folder), data)
+        current = {*paths, *(row["file"] for row in content["maps"])}
+        for path in list(store.walk(f"results/{folder}/saliency")):
+            if path not in current:
+                store.delete(path)
+        return str(about["model"])
+
+
+class Saliency(beam.PTransform):
+    """Explains models on a finished dataset: its fingerprint -> the same, one element."""
+
+    def __init__(self, plan: SaliencyPlan, taxonomy: Taxonomy) -> None:
+        super().__init__()
+        self._plan = plan
+        self._taxonomy = taxonomy
+
+    def expand(self, dataset: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
+        explained = (
+            dataset
+            | "Shards"
+            >> beam.ParDo(ShardGroups(self._plan.evaluation)).with_output_types(tuple[int, int])
+            | "GatherGroup" >> beam.GroupByKey()
+            | "Explain"
+            >> beam.ParDo(Explain(self._plan, self._taxonomy)).with_output_types(
+                ExplainedShard | FailedModel
+            )
+        )
+        return dataset | "Measure" >> beam.ParDo(
+            Measure(self._plan), explained=beam.pvalue.AsList(explained)
+        ).with_output_types(str)

@@ -1,0 +1,110 @@
+"""`in9 saliency` and `run --saliency`: from flags to the stage, and what is said of it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+import apache_beam as beam
+
+from pipeline.config import DatasetConfig
+from pipeline.dataset import Dataset
+from pipeline.errors import JobError, UsageError
+from pipeline.evaluation_flags import evaluation_from_flags
+from pipeline.failures import failures
+from pipeline.lock import TABLES_LOCK, held
+from pipeline.report import REPORT, WriteReport
+from pipeline.runner import pipeline_options, run_pipeline
+from pipeline.saliency import Saliency
+from pipeline.saliency_plan import SaliencyPlan, check_variants, shown_images
+from pipeline.saliency_results import saliency_table, write_saliency_table
+from pipeline.storage import WORK_FOLDER, Store
+from pipeline.terminal import describe_dataset
+from transforms.taxonomy import imagenet9
+
+
+def saliency_from_flags(
+    arguments: argparse.Namespace, store: Store, config: DatasetConfig
+) -> SaliencyPlan:
+    """Checks the flags of saliency, or of run with --saliency.
+
+    Args:
+      arguments: of `build_parser`.
+      store: of the dataset folder.
+      config: of the dataset.
+
+    Raises:
+      UsageError: the first thing that is wrong.
+    """
+    evaluation = evaluation_from_flags(arguments, store, config)
+    if evaluation.predict.eval_input != "stored":
+        raise UsageError(
+            "saliency is of the stored pixels, as they are; "
+            f"leave --eval_input {evaluation.predict.eval_input} out"
+        )
+    if arguments.command == "run":
+        plan = SaliencyPlan(evaluation, maps=arguments.saliency)
+    else:
+        plan = SaliencyPlan(
+            evaluation,
+            variant=arguments.variant,
+            images=arguments.images,
+            maps=arguments.maps,
+            smoothgrad=arguments.smoothgrad,
+        )
+    check_variants(config.compose.composed, plan.variant)
+    return plan
+
+
+def run_saliency(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """The command `saliency`.
+
+    Args:
+      arguments: of `build_parser`.
+      rest: what it did not know, for Beam.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      UsageError: wrong usage or unreadable input.
+      JobError: the job failed, or every model did.
+    """
+    options = pipeline_options(rest)
+    store = Store(os.path.abspath(arguments.dataset))
+    dataset = Dataset.open(store)
+    plan = saliency_from_flags(arguments, store, dataset.manifest.config)
+    # Images may be missing, too.
+    shown_images(dataset, plan)
+    pipeline = beam.Pipeline(options=options)
+    fingerprint = pipeline | "Dataset" >> beam.Create([dataset.manifest.fingerprint])
+    explained = fingerprint | "Saliency" >> Saliency(plan, imagenet9())
+    writer = WriteReport(store, imagenet9(), arguments.pictures)
+    _ = explained | "Report" >> beam.ParDo(writer).with_output_types(str)
+    log = store.path(f"{WORK_FOLDER}/saliency-{os.getpid()}.log")
+    started = time.monotonic()
+    counters = run_pipeline(pipeline, plan.evaluation.progress, log)
+    seconds = time.monotonic() - started
+    print(describe_dataset(Dataset.open(store).manifest, counters, seconds))
+    say_saliency(store, plan.evaluation.models)
+    print(f"report: {store.path(REPORT)}")
+    return 0
+
+
+def say_saliency(store: Store, models: Sequence[str]) -> None:
+    """The closing words of a job that explained these entries of `--models`.
+
+    Raises:
+      JobError: none of them could be explained.
+    """
+    with held(store, TABLES_LOCK, wait=60):
+        found = write_saliency_table(store, Dataset.open(store).manifest.fingerprint)
+    print(saliency_table(found))
+    failed = failures(found, models)
+    if failed and len(failed) == len(models):
+        raise JobError("; ".join(f"{model}: {error}" for model, error in failed.items()))
+    for model, error in failed.items():
+        print(f"no saliency: {model}: {error}", file=sys.stderr)

@@ -1,0 +1,164 @@
+"""Tables: results/*.csv and their LaTeX, all models of a dataset in each.
+
+A table is rebuilt from the summaries that are there, so it never lags behind them. To add
+one, list it in `TABLES` under the part of the summary that holds its rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.analysis import refresh_summaries
+from pipeline.comparisons import COMPARISON_COLUMNS, compare_models
+from pipeline.dataset import Dataset
+from pipeline.latex import latex_tables
+from pipeline.results import all_summaries, is_current, read_summaries
+from pipeline.storage import Store
+from transforms.taxonomy import imagenet9
+
+_RUN = ("split", "eval_input", "precision", "weights_sha256", "dataset")
+"""How a model was run; `weights_sha256` is of the tensors, whatever file held them; `dataset`
+is its fingerprint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One CSV of all models' rows.
+
+    Attributes:
+      part: of the summary, a list of rows.
+      columns: in order; from the row, else from the summary or its `evaluation`.
+      about: what its rows are.
+    """
+
+    part: str
+    columns: tuple[str, ...]
+    about: str
+
+
+TABLES = {
+    "summary": Table(
+        "accuracy",
+        (
+            *("model", "label_rule", "variant", "n", "correct", "accuracy", "ci_low", "ci_high"),
+            *("class_mean_accuracy", "outside", "split", "input_size", "eval_input"),
+            *("precision", "device", "weights_sha256", "dataset", "error"),
+        ),
+        "accuracy of a model on a variant, with Wilson's interval, the mean over classes, and "
+        "the number of predictions outside the taxonomy; a model that failed is one row with "
+        "its error",
+    ),
+    "gaps": Table(
+        "gaps",
+        (
+            *("model", "label_rule", "gap", "ci_low", "ci_high", "n", "mixed_same"),
+            *("mixed_rand", "replicates", "seed_sd", *_RUN),
+        ),
+        "BG-Gap = accuracy on mixed_same - accuracy on mixed_rand, mean over replicates, with "
+        "the interval of a paired bootstrap over its n foregrounds; seed_sd is the standard "
+        "deviation of the replicates' gaps",
+    ),
+    "per_class": Table(
+        "per_class",
+        (
+            *("model", "label_rule", "variant", "label", "class_name", "n", "correct"),
+            *("accuracy", "ci_low", "ci_high", "outside", *_RUN),
+        ),
+        "accuracy on the images of one class",
+    ),
+    "confusion": Table(
+        "confusion",
+        ("model", "label_rule", "variant", "label", "prediction", "n", *_RUN),
+        "number of images by label and prediction, -1 outside the taxonomy; what never "
+        "happened is left out",
+    ),
+    "decomposition": Table(
+        "decomposition",
+        (
+            *("model", "label_rule", "kind", "n", "images", "share", "ci_low", "ci_high"),
+            *_RUN,
+        ),
+        "share of images that need the background, or are misled by it, by correctness on "
+        "original, mixed_rand (its first replicate) and only_bg_t",
+    ),
+    "groups": Table(
+        "groups",
+        (
+            *("model", "label_rule", "variant", "label", "bg_label", "n", "correct"),
+            *("accuracy", "ci_low", "ci_high", "is_worst", *_RUN),
+        ),
+        "accuracy on a class of foregrounds on a class of backgrounds, all replicates of a "
+        "mixed variant together (the interval counts a foreground's replicates as related); "
+        "the worst group of a variant is the one whose interval ends lowest",
+    ),
+    "sizes": Table(
+        "sizes",
+        (
+            *("model", "label_rule", "variant", "bucket", "fg_low", "fg_high", "n", "correct"),
+            *("accuracy", "ci_low", "ci_high", *_RUN),
+        ),
+        "accuracy on images whose foreground takes a share of the picture in [fg_low, fg_high)",
+    ),
+}
+"""By name of the file. Accuracies, shares and bounds are fractions, intervals 95 %."""
+
+
+def table_rows(table: Table, summaries: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows of a table, model after model."""
+    for summary in summaries:
+        run = {**summary, **summary["evaluation"]}
+        for row in summary[table.part]:
+            yield {**run, **row}
+        if "error" in summary and "error" in table.columns:
+            yield run
+
+
+def write_csv(
+    store: Store, name: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
+) -> bool:
+    """Writes results/<name>.csv; returns whether it has changed.
+
+    Args:
+      store: the dataset folder.
+      name: of the table.
+      columns: in order; other entries of the rows are left out, missing ones empty.
+      rows: by column.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    return store.update(f"results/{name}.csv", text.getvalue().encode())
+
+
+def write_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rebuilds all tables from the summaries that are there.
+
+    Args:
+      store: the dataset folder.
+      dataset: its fingerprint.
+
+    Returns:
+      What `read_summaries` does. There are no tables if nothing was ever evaluated.
+    """
+    old = [summary for summary in all_summaries(store) if not is_current(summary, dataset)]
+    if old:
+        refresh_summaries(Dataset.open(store), old, imagenet9())
+    summaries, stale = read_summaries(store, dataset)
+    if not summaries and not stale:
+        return [], []
+    for name, table in TABLES.items():
+        write_csv(store, name, table.columns, table_rows(table, summaries))
+    comparisons = compare_models(Dataset.open(store), summaries) if len(summaries) > 1 else []
+    write_csv(store, "comparisons", COMPARISON_COLUMNS, comparisons)
+    for name, text in latex_tables(summaries).items():
+        store.update(f"results/latex/{name}.tex", text.encode())
+    # Here, since it writes one of the tables itself.
+    from pipeline.trend import write_trend
+
+    write_trend(store, dataset, summaries, imagenet9())
+    return summaries, stale

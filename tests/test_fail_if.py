@@ -1,0 +1,167 @@
+"""--fail_if: tests the interval, exit code 3, and says what it found."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import run_in9
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import UsageError
+from pipeline.fail_if import Condition, judge, parse_conditions
+
+HOW = {"split": "val", "eval_input": "stored", "precision": "fp32"}
+
+
+def summary(**columns: Any) -> dict[str, Any]:
+    gap = {"label_rule": "argmax_then_map", "gap": 0.1, "ci_low": 0.05, "ci_high": 0.15, "n": 9}
+    accuracy = {"label_rule": "mapped_only", "variant": "original", "accuracy": 0.9, "n": 9}
+    accuracy |= {"ci_low": 0.8, "ci_high": 0.95}
+    rows = {"gaps": [gap], "accuracy": [accuracy]}
+    return {"model": "m.tag", "entry": "m", "evaluation": HOW, **rows, **columns}
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("bg_gap>0.04", True),
+        ("bg_gap>0.05", False),
+        ("bg_gap>=0.05", True),
+        ("bg_gap>0.09", False),  # The estimate alone would.
+        ("bg_gap<0.16", True),
+        ("bg_gap<=.15", True),
+        ("bg_gap<0.15", False),
+        ("bg_gap > -1", True),
+        ("mapped_only:original<0.96", True),
+        (" mapped_only : original < 0.92 ", False),
+        ("mapped_only:original>0.79", True),
+        ("argmax_then_map:original>0.5", None),  # No such row.
+    ],
+)
+def test_the_whole_interval_must_satisfy_a_condition(text: str, holds: bool | None) -> None:
+    (verdict,) = judge([Condition.parse(text)], [summary()], ["m"], HOW)
+    assert verdict.holds is holds
+
+
+@given(st.floats(-1, 1), st.sampled_from(["<", "<=", ">", ">="]))
+def test_a_condition_and_its_opposite_never_both_hold(limit: float, comparison: str) -> None:
+    opposite = {"<": ">=", "<=": ">", ">": "<=", ">=": "<"}[comparison]
+    pair = [Condition.parse(f"bg_gap{c}{limit!r}") for c in (comparison, opposite)]
+    first, second = judge(pair, [summary()], ["m"], HOW)
+    assert not (first.holds and second.holds)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bg_gap", "in quotes, or the shell"),
+        ("bg_gap=0.1", "expected a measure, a comparison and a fraction"),
+        ("bg_gap>", "expected a measure"),
+        ("gap>0.1", "no measure 'gap'; close to it: bg_gap"),
+        ("mixd_rand<0.7", "close to it: mixed_rand"),
+        ("fg_mask<0.7", "no measure 'fg_mask'"),
+        ("paper:bg_gap>0.1", "no label rule 'paper'; known: argmax_then_map, mapped_only"),
+        ("bg_gap>10", "'10' is not a fraction between -1 and 1"),
+        ("original<-0.1", "'-0.1' is not a fraction between 0 and 1"),
+        ("original<nan", "'nan' is not a fraction"),
+        ("original<70%", "'70%' is not a fraction"),
+    ],
+)
+def test_what_is_no_condition_is_named(text: str, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_conditions([text])
+    assert f"--fail_if {text!r}: " in str(error.value)
+    assert message in str(error.value)
+
+
+def test_conditions_need_their_variants() -> None:
+    there = ("original", "mixed_same", "mixed_rand", "mixed_rand_r1")
+    parse_conditions(["bg_gap>0.1", "mixed_rand_r1<0.5"], there)
+    for text, missing in (
+        ("only_bg_t>0.5", "no only_bg_t; see --variants"),
+        ("mixed_rand_r2<0.5", "no mixed_rand_r2; see --replicates"),
+    ):
+        with pytest.raises(UsageError, match=missing):
+            parse_conditions([text], there)
+    with pytest.raises(UsageError, match="no mixed_rand; see --variants"):
+        parse_conditions(["bg_gap>0.1"], ("original", "mixed_same"))
+    with pytest.raises(UsageError, match="names no condition"):
+        parse_conditions([])
+    assert parse_conditions(None) == ()
+
+
+def test_only_the_models_of_the_job_are_judged() -> None:
+    condition = Condition.parse("bg_gap>0.01")
+    others = [
+        summary(entry="other"),
+        summary(evaluation={**HOW, "precision": "bf16"}),
+        summary(entry=None),
+    ]
+    (verdict,) = judge([condition], [*others, summary()], ["m"], HOW)
+    assert verdict.holds
+    (verdict,) = judge([condition], others, ["m"], HOW)
+    assert verdict.holds is None
+    # Results of an earlier run do not stand for one that failed.
+    for failed in (summary(error="no memory", gaps=[]), summary(last_error="no memory")):
+        (verdict,) = judge([condition], [failed], ["m"], HOW)
+        assert verdict.holds is None
+        assert "m.tag failed: no memory" in verdict.line
+
+
+def gap_of(output: Path) -> dict[str, str]:
+    with (output / "results" / "gaps.csv").open(newline="") as file:
+        return next(csv.DictReader(file))
+
+
+def test_the_job_ends_with_exit_code_3(sample_run: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(sample_run, tmp_path / "out"))
+    gap, low, high = (float(gap_of(output)[column]) for column in ("gap", "ci_low", "ci_high"))
+    assert low < gap < high
+    inside, above, below = f"bg_gap>{gap - 0.001}", f"bg_gap<{high + 0.001}", "original<0.01"
+    interval = f"{gap:.3f}, 95 % interval [{low:.3f}, {high:.3f}], n = 70"
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    junk = f"resnet18={tmp_path / 'junk.pth'}"
+    flags = ("evaluate", "--dataset", output, "--models")
+    both = (*flags, f"efficientnet_lite0,{junk}")
+
+    # A model that failed does not hide a verdict.
+    done = run_in9(*both, "--fail_if", f"{inside},{below}", "--fail_if", above, check=3)
+    assert [line for line in done.stderr.splitlines() if "--fail_if" in line] == [
+        f"--fail_if {above} holds for efficientnet_lite0: {interval}"
+    ]
+    lines = [line for line in done.stdout.splitlines() if "--fail_if" in line]
+    assert lines[0] == (
+        f"--fail_if {inside} does not hold for efficientnet_lite0: {interval}; "
+        "its interval reaches beyond the limit"
+    )
+    assert lines[1].startswith(f"--fail_if {below} does not hold for efficientnet_lite0: 0.")
+    assert len(lines) == 2
+
+    # Nor is it taken for one that passed.
+    done = run_in9(*both, "--fail_if", inside, check=1)
+    assert f"the job failed: --fail_if {inside} is not tested: {junk} failed: " in done.stderr
+
+    done = run_in9(*flags, "efficientnet_lite0", "--fail_if", inside, check=0)
+    assert "does not hold for efficientnet_lite0" in done.stdout
+    assert "--fail_if" not in done.stderr
+
+
+def test_wrong_conditions_are_refused_before_anything_starts(
+    tiny_input: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    flags = ("run", "--input", tiny_input, "--output", output, "--variants", "original,no_fg")
+    for text, message in (
+        ("bg_gap", "--fail_if 'bg_gap': expected a measure"),
+        ("original<0.9,bg_gap>0.1", "--fail_if 'bg_gap>0.1': the dataset has no mixed_same"),
+    ):
+        done = run_in9(*flags, "--fail_if", text, check=2)
+        assert message in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert not (output / "manifest.json").exists()
+    assert not (output / "layers").exists()

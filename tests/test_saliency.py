@@ -1,0 +1,338 @@
+"""Saliency: gradients, their mass inside a mask, and the command that measures them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import ONE, manifest_of, run_in9, stamps
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+
+from pipeline.dataset import Dataset
+from pipeline.errors import ModelError, UsageError
+from pipeline.evaluate import Evaluation
+from pipeline.flags import build_parser
+from pipeline.gradients import answer_gradients
+from pipeline.models import load_model
+from pipeline.models.loaded import Preprocessing, loaded_model
+from pipeline.predict import PredictConfig, Predictor
+from pipeline.progress import Progress
+from pipeline.saliency_command import saliency_from_flags
+from pipeline.saliency_plan import SaliencyPlan, check_variants, shown_images
+from pipeline.storage import Store
+from transforms.codec import decode_image, decode_mask
+from transforms.saliency import mass_in_mask, overlay, saliency_map
+
+SHAPE = (6, 7)
+MAPS = arrays.arrays(np.float32, SHAPE, elements=st.floats(0, 100, width=32))
+MASKS = arrays.arrays(np.bool_, SHAPE)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@given(MAPS, MASKS)
+def test_mass_is_a_share(saliency: np.ndarray, mask: np.ndarray) -> None:
+    mass = mass_in_mask(saliency, mask)
+    if not saliency.any():
+        assert np.isnan(mass)
+        return
+    assert 0 <= mass <= 1
+    assert mass_in_mask(saliency, np.ones(SHAPE, np.bool_)) == 1
+    assert mass_in_mask(saliency, np.zeros(SHAPE, np.bool_)) == 0
+    assert mass + mass_in_mask(saliency, ~mask) == pytest.approx(1)
+    assert mass_in_mask(saliency * np.float32(4), mask) == pytest.approx(mass)
+
+
+@given(MASKS)
+def test_even_saliency_has_the_masks_share(mask: np.ndarray) -> None:
+    assert mass_in_mask(np.full(SHAPE, 0.3), mask) == pytest.approx(mask.mean())
+
+
+def test_a_map_takes_the_largest_channel() -> None:
+    gradient = np.asarray([[[1.0, -5.0]], [[-3.0, 2.0]], [[0.0, 4.0]]])
+    assert saliency_map(gradient).tolist() == [[3.0, 5.0]]
+
+
+def test_an_overlay_shows_map_picture_and_outline() -> None:
+    picture = np.full((40, 40, 3), 200, np.uint8)
+    mask = np.zeros((40, 40), np.bool_)
+    mask[10:30, 10:30] = True
+    saliency = np.zeros((40, 40), np.float32)
+    saliency[18:23, 18:23] = 7
+    shown = overlay(picture, saliency, mask)
+    assert (shown.shape, shown.dtype) == ((40, 40, 3), np.uint8)
+    assert shown[10, 15].tolist() == [255, 255, 255]
+    # Far from the map, the darkened picture; at its peak, a bright warm colour.
+    assert shown[2, 2].tolist() == [80, 80, 80]
+    assert shown[20, 20, 0] > 240 > 180 > shown[20, 20, 2]
+    np.testing.assert_array_equal(overlay(picture, 100 * saliency, mask), shown)
+    blank = overlay(picture, 0 * saliency, mask)
+    assert blank[20, 20].tolist() == [80, 80, 80]
+
+
+class Smooth(torch.nn.Module):
+    """A small network without kinks: finite differences are exact to second order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first = torch.nn.Conv2d(3, 4, 3)
+        self.last = torch.nn.Linear(4, 9)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(self.first(pictures)).square()
+        logits: torch.Tensor = self.last(hidden.mean(dim=(2, 3)))
+        return 100 * logits
+
+
+class Detached(Smooth):
+    """One whose outputs do not know where they come from."""
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return super().forward(pictures.detach())
+
+
+def predictor_of(module: torch.nn.Module, *, size: int | None = None) -> Predictor:
+    preprocessing = Preprocessing.of(
+        {"input_size": size or 224, "fixed_size": size is not None}, num_outputs=9, where="test"
+    )
+    return Predictor(
+        loaded_model(
+            name="tiny",
+            architecture="tiny",
+            weights="made here",
+            module=module,
+            preprocessing=preprocessing,
+            num_outputs=9,
+        ),
+        PredictConfig(),
+    )
+
+
+def random_pictures(count: int, side: int) -> torch.Tensor:
+    return torch.rand((count, 3, side, side), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("size", [None, 16])
+def test_gradients_agree_with_finite_differences(size: int | None) -> None:
+    """Also through a resize, with respect to the stored pixels."""
+    predictor = predictor_of(Smooth(), size=size)
+    pictures = random_pictures(2, 8)
+    logits, gradients = answer_gradients(predictor, pictures, ["a", "b"])
+    assert (logits.shape, gradients.shape) == ((2, 9), (2, 3, 8, 8))
+    step = 1e-2
+    for i, winner in enumerate(logits.argmax(axis=1)):
+        for channel, y, x in ((0, 3, 4), (1, 0, 7), (2, 6, 1)):
+            ends = []
+            for sign in (1, -1):
+                moved = pictures[i : i + 1].clone()
+                moved[0, channel, y, x] += sign * step
+                with torch.inference_mode():
+                    ends.append(float(predictor.forward(moved)[0, winner]))
+            expected = (ends[0] - ends[1]) / (2 * step)
+            assert gradients[i, channel, y, x] == pytest.approx(expected, rel=0.02, abs=0.02)
+
+
+def test_gradients_do_not_depend_on_what_shares_a_batch() -> None:
+    predictor = predictor_of(Smooth())
+    pictures = random_pictures(3, 8)
+    keys = ["a", "b", "c"]
+    for smoothgrad in (0, 3):
+        _, together = answer_gradients(predictor, pictures, keys, smoothgrad)
+        _, alone = answer_gradients(predictor, pictures[1:2], keys[1:2], smoothgrad)
+        np.testing.assert_allclose(together[1], alone[0], atol=1e-5)
+    plain = answer_gradients(predictor, pictures, keys)[1]
+    smooth = answer_gradients(predictor, pictures, keys, 3)[1]
+    assert np.abs(plain - smooth).max() > 1e-3
+    np.testing.assert_array_equal(smooth, answer_gradients(predictor, pictures, keys, 3)[1])
+
+
+def test_a_model_without_gradients_says_so() -> None:
+    with pytest.raises(ModelError, match="gives no gradient"):
+        answer_gradients(predictor_of(Detached()), random_pictures(1, 8), ["a"])
+
+
+class Short(Smooth):
+    """One for which the memory suffices for a single picture."""
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        if len(pictures) > 1:
+            raise MemoryError
+        return super().forward(pictures)
+
+
+def test_a_batch_that_does_not_fit_is_halved() -> None:
+    pictures = random_pictures(3, 8)
+    found = answer_gradients(predictor_of(Short()), pictures, ["a", "b", "c"])
+    for one, other in zip(
+        found, answer_gradients(predictor_of(Smooth()), pictures, ["a", "b", "c"]), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def plan_of(output: Path, **chosen: object) -> SaliencyPlan:
+    store = Store(str(output))
+    evaluation = Evaluation(store, ("x",), "val", PredictConfig(), Progress.of(store))
+    return SaliencyPlan(evaluation, **chosen)  # type: ignore[arg-type]
+
+
+def test_images_to_show_are_spread_over_the_classes(one_worker: Path) -> None:
+    dataset = Dataset.open(Store(str(one_worker)))
+    label_of = {row["key"]: row["label"] for row in dataset.index("val") if row["selected"]}
+
+    def labels(maps: int) -> list[int]:
+        return [label_of[key] for key in shown_images(dataset, plan_of(one_worker, maps=maps))]
+
+    assert labels(9)[:1] == [min(label_of.values())]
+    assert set(labels(9)) == set(label_of.values())
+    assert len(set(labels(4))) == 4
+    assert labels(1000) == sorted(label_of.values())
+    key = max(label_of)
+    assert list(shown_images(dataset, plan_of(one_worker, images=(key,)))) == [key]
+    with pytest.raises(UsageError, match="--images nothing: the dataset has no such image"):
+        shown_images(dataset, plan_of(one_worker, images=("nothing",)))
+    with pytest.raises(UsageError, match="saliency of mixed_rand_r7: the dataset has"):
+        check_variants(dataset.variants, "mixed_rand_r7")
+    with pytest.raises(UsageError, match="the variant fg_mask"):
+        check_variants(("original",), "original")
+
+
+def recompute(output: Path, key_order: Sequence[str]) -> dict[str, tuple[float, float, int]]:
+    """Key to (mass inside the mask, mask's area, winning output) of EfficientNet-Lite0, by
+    a loop over single pictures."""
+    module = load_model("efficientnet_lite0").module
+    dataset = Dataset.open(Store(str(output)))
+    found = {}
+    for shard in dataset.shards("val"):
+        masks = {s.key: decode_mask(s.image) for s in dataset.samples("val", shard, "fg_mask")}
+        for sample in dataset.samples("val", shard, "original"):
+            if sample.key not in key_order:
+                continue
+            pixels = torch.from_numpy(decode_image(sample.image)).permute(2, 0, 1)[None] / 255
+            pixels.requires_grad_(True)
+            logits = module((pixels - 0.5) / 0.5)[0]
+            logits.max().backward()
+            assert pixels.grad is not None
+            saliency = pixels.grad[0].abs().amax(dim=0).double().numpy()
+            mask = masks[sample.key]
+            share = saliency[mask].sum() / saliency.sum()
+            found[sample.key] = (share, mask.mean(), int(logits.argmax()))
+    return found
+
+
+def test_the_command_measures_shows_and_resumes(
+    one_worker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Path(shutil.copytree(one_worker, tmp_path / "out"))
+    (tmp_path / "blind.py").write_text(
+        "import torch\n"
+        "class Blind(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return x.detach().mean(dim=(2, 3)).repeat(1, 3)\n"
+        "def model():\n"
+        "    return Blind()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    flags = ("saliency", "--dataset", output, *ONE)
+    done = run_in9(*flags, "--models", "efficientnet_lite0,python:blind:model")
+    labels = [
+        row["label"] for row in Dataset.open(Store(str(output))).index("val") if row["selected"]
+    ]
+    assert f" {len(labels)} images explained" in done.stdout
+    assert "no saliency: python:blind:model: it gives no gradient" in done.stderr
+
+    folder = output / "results" / "efficientnet_lite0"
+    rows = [
+        row for path in folder.glob("saliency/*.parquet") for row in pq.read_table(path).to_pylist()
+    ]
+    keys = [row["key"] for row in rows]
+    expected = recompute(output, keys[:5])
+    for row in rows[:5]:
+        mass, area, best = expected[row["key"]]
+        assert row["mass_in_mask"] == pytest.approx(mass, abs=2e-3)
+        assert (row["mask_area"], row["output"]) == (pytest.approx(area), best)
+    found = json.loads((folder / "saliency.json").read_text())
+    mean = np.mean([row["mass_in_mask"] for row in rows])
+    assert (found["images"], found["variant"]) == (len(labels), "original")
+    assert found["mass_in_mask"] == pytest.approx(mean)
+    assert found["ci_low"] < mean < found["ci_high"]
+    area = np.mean([row["mask_area"] for row in rows])
+    assert found["mask_area"] == pytest.approx(area)
+    assert found["concentration"] == pytest.approx(mean / area)
+    assert f"{100 * mean:.1f} [" in done.stdout
+    shown = [one["label"] for one in found["maps"]]
+    assert (len(shown), set(shown)) == (9, set(labels))
+    assert shown == sorted(shown)
+    by_key = {row["key"]: row for row in rows}
+    for one in found["maps"]:
+        row = by_key[one["key"]]
+        assert (one["mass_in_mask"], one["prediction"]) == (row["mass_in_mask"], row["prediction"])
+        with Image.open(output / one["file"]) as picture:
+            assert picture.size == (224, 224)
+    lines = {row["model"]: row for row in table(output / "results" / "saliency.csv")}
+    assert float(lines["efficientnet_lite0"]["mass_in_mask"]) == pytest.approx(mean)
+    assert lines["efficientnet_lite0"]["error"] == ""
+    assert "no gradient" in lines["python:blind:model"]["error"]
+    assert lines["python:blind:model"]["mass_in_mask"] == ""
+
+    # What is there is not made again; what is missing is, and other images are shown.
+    missing = sorted(folder.glob("saliency/*.parquet"))[0]
+    gone = pq.read_table(missing)
+    missing.unlink()
+    kept = max(set(keys) - set(gone["key"].to_pylist()))
+    others = {name: at for name, at in stamps(output).items() if name.endswith(".parquet")}
+    done = run_in9(*flags, "--models", "efficientnet_lite0", "--images", kept)
+    assert pq.read_table(missing).equals(gone)
+    after = stamps(output)
+    assert all(after[name] == at for name, at in others.items())
+    assert [path.stem for path in folder.glob("saliency/*.png")] == [kept]
+    assert [one["key"] for one in json.loads((folder / "saliency.json").read_text())["maps"]] == [
+        kept
+    ]
+    again = run_in9(*flags, "--models", "efficientnet_lite0", "--images", kept)
+    assert "nothing to do" in again.stdout
+    assert stamps(output) == after
+
+
+def test_the_main_job_explains_too(tiny_input: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    variants = "original,mixed_same,mixed_rand,fg_mask"
+    flags = ("run", "--input", tiny_input, "--output", output, "--variants", variants)
+    done = run_in9(*flags, "--formats", "webdataset", "--saliency", 2)
+    assert "inside the mask, %" in done.stdout
+    found = json.loads((output / "results" / "efficientnet_lite0" / "saliency.json").read_text())
+    assert found["images"] == manifest_of(output)["images"]["val"]["selected"] > 0
+    assert len({one["label"] for one in found["maps"]}) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--eval_input", "native"), "saliency is of the stored pixels"),
+        (("--variant", "fg_mask"), "saliency of fg_mask: the dataset has"),
+        (("--images", "a", "--maps", "3"), "not allowed with argument"),
+        (("--maps", "0"), "expected a number from 1 on, got '0'"),
+    ],
+)
+def test_wrong_flags_are_refused(one_worker: Path, flags: tuple[str, ...], message: str) -> None:
+    store = Store(str(one_worker))
+
+    def check() -> None:
+        arguments, _ = build_parser().parse_known_args(["saliency", *flags])
+        saliency_from_flags(arguments, store, Dataset.open(store).manifest.config)
+
+    with pytest.raises(UsageError, match=message):
+        check()

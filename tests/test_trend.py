@@ -1,0 +1,372 @@
+"""Accuracy on ImageNet, measured or published, and the trend of other accuracies against it."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import timm
+import torch
+from conftest import run_in9, stamps
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.errors import JobError, UsageError
+from pipeline.evaluate import Evaluation
+from pipeline.figures.labels import apart
+from pipeline.figures.trend import trend_figure
+from pipeline.imagenet import (
+    IMAGES_PER_SHARD,
+    ImageNetImage,
+    ImageNetListing,
+    check_imagenet,
+    list_imagenet,
+)
+from pipeline.imagenet_accuracy import Classify
+from pipeline.imagenet_results import imagenet_file, published_top1
+from pipeline.models import load_model
+from pipeline.predict import PredictConfig
+from pipeline.progress import Progress
+from pipeline.storage import Store
+from pipeline.trend import BG_GAP, TREND, TREND_FIGURE, TREND_VARIANTS, write_trend
+from transforms.scoring import LABEL_RULES
+from transforms.taxonomy import imagenet9
+from transforms.trend import FEW_MODELS, fit_line
+
+TABLE = Path(__file__).parents[1] / "pipeline" / "data" / "imagenet_top1.csv"
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_line_is_the_least_squares_one() -> None:
+    rng = np.random.default_rng(0)
+    for n in (3, 7, 40):
+        x = rng.uniform(0.55, 0.9, n)
+        y = 0.2 + 0.7 * x + rng.normal(0, 0.03, n)
+        line = fit_line(x, y, [f"m{i}" for i in range(n)], resamples=50)
+        assert line is not None
+        slope, intercept = np.polyfit(x, y, 1)
+        assert (line.slope, line.intercept) == pytest.approx((slope, intercept), abs=1e-9)
+        assert line.slope_low <= line.slope <= line.slope_high
+        assert (line.models, line.has_few_models) == (n, n < FEW_MODELS)
+
+
+def test_intervals_of_slopes_cover() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for trial in range(200):
+        x = rng.uniform(0.6, 0.85, 12)
+        y = 0.1 + 0.8 * x + rng.normal(0, 0.02, 12)
+        line = fit_line(x, y, [f"{trial}/{i}" for i in range(12)], resamples=300)
+        assert line is not None
+        covered += line.slope_low <= 0.8 <= line.slope_high
+    assert 0.89 <= covered / 200 <= 0.99
+
+
+def test_intervals_of_slopes_depend_on_models_not_on_their_order() -> None:
+    rng = np.random.default_rng(2)
+    x, y = rng.uniform(0.6, 0.9, 8), rng.uniform(0.6, 0.9, 8)
+    names = [f"model {i}" for i in range(8)]
+    order = rng.permutation(8)
+    line = fit_line(x, y, names)
+    shuffled = fit_line(x[order], y[order], [names[i] for i in order])
+    assert line is not None
+    assert shuffled is not None
+    assert dataclasses.astuple(shuffled) == pytest.approx(dataclasses.astuple(line))
+    # Points on a line have no doubt about its slope.
+    exact = fit_line(x, 0.5 * x, names)
+    assert exact is not None
+    assert exact.slope_low == pytest.approx(0.5)
+    assert exact.slope_high == pytest.approx(0.5)
+
+
+def test_no_line_without_enough_different_points() -> None:
+    assert fit_line([0.7, 0.8], [0.1, 0.2], ["a", "b"]) is None
+    assert fit_line([0.7, 0.7, 0.7], [0.1, 0.2, 0.3], ["a", "b", "c"]) is None
+    assert fit_line([0.7, 0.7, 0.8], [0.1, 0.2, 0.3], ["a", "b", "c"]) is not None
+    with pytest.raises(ValueError, match="2 and 1 accuracies for 2"):
+        fit_line([0.7, 0.8], [0.1], ["a", "b"])
+
+
+def test_published_figures_are_of_weights_that_exist() -> None:
+    rows = table(TABLE)
+    known = set(timm.list_pretrained())
+    names = {row["name"] for row in rows}
+    assert len(names) > 300
+    assert len({(row["name"], row["size"]) for row in rows}) == len(rows)
+    for row in rows:
+        assert 40 < float(row["top1"]) < 92
+        assert row["source"]
+        if ":" not in row["name"] and "." in row["name"]:
+            assert row["name"] in known, row["name"]
+            config = timm.get_pretrained_cfg(row["name"])
+            sizes = [config.input_size, config.test_input_size]
+            assert int(row["size"]) in [size[-1] for size in sizes if size], row["name"]
+
+
+def test_torchvision_figures_are_torchvisions() -> None:
+    models = pytest.importorskip("torchvision").models
+    rows = [row for row in table(TABLE) if row["name"].startswith("torchvision:")]
+    assert len(rows) > 80
+    for row in rows:
+        _, name, weights = row["name"].split(":")
+        meta = models.get_model_weights(name)[weights].meta
+        assert meta["_metrics"]["ImageNet-1K"]["acc@1"] == pytest.approx(float(row["top1"]))
+
+
+def test_a_figure_is_looked_up_by_tag_and_size() -> None:
+    small, large = published_top1("resnet50.a1_in1k", 224), published_top1("resnet50.a1_in1k", 288)
+    assert small is not None
+    assert large is not None
+    assert (small.value, large.value) == (0.80382, 0.8124)
+    assert small.n == 50_000
+    assert re.fullmatch(r"published: timm results-imagenet\.csv .*, 224 px", small.source)
+    assert published_top1("resnet50.a1_in1k", 300) == large
+    assert published_top1("hf:timm/resnet50.a1_in1k", 224) == small
+    # Neither the architecture nor a checkpoint of it is those weights.
+    assert published_top1("resnet50", 224) is None
+    assert published_top1("resnet50=resnet50.a1_in1k", 224) is None
+
+
+@pytest.fixture
+def tiny_imagenet(small_sample: Path, tmp_path: Path) -> Path:
+    """18 pictures in ImageNet-9's classes, two in another class, one in none, and a note."""
+    root = Path(shutil.copytree(small_sample, tmp_path / "imagenet"))
+    shutil.rmtree(root / "Annotations")
+    pictures = sorted(root.glob("val/*/*.JPEG"))
+    for folder, chosen in (("n02123045", pictures[:2]), ("n99999999", pictures[:1])):
+        (root / "val" / folder).mkdir()
+        for picture in chosen:
+            shutil.copy(picture, root / "val" / folder / f"{folder}_{picture.name}")
+    (root / "val" / "n02123045" / "notes.txt").write_text("no picture")
+    return root
+
+
+def test_listings_find_pictures_with_and_without_folders(
+    tiny_imagenet: Path, small_sample: Path, tmp_path: Path
+) -> None:
+    listing = list_imagenet(str(tiny_imagenet), imagenet9())
+    assert (len(listing.images), listing.unknown) == (20, 1)
+    assert listing.classes == 1 + len(list(small_sample.glob("val/*")))
+    again = list_imagenet(str(tiny_imagenet / "val"), imagenet9())
+    assert again.digest == listing.digest
+    for image in listing.images:
+        assert imagenet9().wnids[image.index] == image.name.split("/")[0]
+
+    flat = tmp_path / "flat"
+    shutil.copytree(small_sample / "Annotations", flat / "Annotations")
+    (flat / "val").mkdir()
+    for picture in small_sample.glob("val/*/*.JPEG"):
+        shutil.copy(picture, flat / "val")
+    found = {image.name: image.index for image in list_imagenet(str(flat), imagenet9()).images}
+    assert found == {
+        image.name.split("/")[1]: image.index
+        for image in listing.images
+        if not image.name.startswith("n02123045")
+    }
+    shutil.rmtree(flat / "Annotations")
+    with pytest.raises(UsageError, match="none of 18 images"):
+        list_imagenet(str(flat), imagenet9())
+
+
+def test_shards_of_a_listing_hold_every_image_once() -> None:
+    images = tuple(
+        ImageNetImage(f"/x/{i}", f"n01440764/{i}.JPEG", i, 0) for i in range(3 * IMAGES_PER_SHARD)
+    )
+    shards = ImageNetListing(images, 0).shards()
+    assert len(shards) == 3
+    assert sorted(image.bytes for shard in shards for image in shard) == list(range(len(images)))
+    assert all(len(shard) < 1.2 * IMAGES_PER_SHARD for shard in shards)
+
+
+def test_top1_is_the_models_own_on_the_whole_picture(
+    one_worker: Path, tiny_imagenet: Path, tmp_path: Path
+) -> None:
+    """Against timm's own transform and an argmax over 1000 outputs, image by image."""
+    output = Path(shutil.copytree(one_worker, tmp_path / "out"))
+    torch.manual_seed(0)
+    nine = timm.create_model("mobilenetv3_small_050", num_classes=9)
+    torch.save(nine.state_dict(), tmp_path / "nine.pth")
+    spec = f"mobilenetv3_small_050={tmp_path / 'nine.pth'}"
+    models = f"efficientnet_lite0,{spec}"
+    flags = ("evaluate", "--dataset", output, "--models", models, "--imagenet", tiny_imagenet)
+    done = run_in9(*flags)
+    assert "20 ImageNet images classified" in done.stdout
+
+    module = load_model("efficientnet_lite0").module
+    transform = timm.data.create_transform(
+        **timm.data.resolve_model_data_config(module), is_training=False
+    )
+    expected = {}
+    for path in tiny_imagenet.glob("val/*/*.JPEG"):
+        if path.parent.name != "n99999999":
+            with Image.open(path) as picture, torch.inference_mode():
+                logits = module(transform(picture.convert("RGB"))[None])
+            expected[f"{path.parent.name}/{path.name}"] = int(logits.argmax())
+    folder = output / "results" / "efficientnet_lite0"
+    stored = pq.read_table(folder / "imagenet" / "val-00000.parquet").to_pylist()
+    assert {row["name"]: row["prediction"] for row in stored} == expected
+    found = json.loads((folder / "imagenet.json").read_text())
+    correct = sum(imagenet9().wnids[best] == name[:9] for name, best in expected.items())
+    assert (found["n"], found["correct"], found["unknown"]) == (20, correct, 1)
+    assert found["top1"] == correct / 20
+    assert found["ci_low"] < found["top1"] < found["ci_high"]
+    assert f"ImageNet top-1, efficientnet_lite0: {5 * correct:.1f} %" in done.stdout
+    # A head of nine outputs names no classes of ImageNet.
+    assert len(list(output.glob("results/*/imagenet.json"))) == 1
+
+    rows = table(output / "results" / "trend.csv")
+    lite, other = ([r for r in rows if r["model"] == name] for name in ("efficientnet_lite0", spec))
+    assert len(lite) == len(other) == 2 * (len(TREND_VARIANTS) + 1)
+    classes = found["classes"]
+    assert {row["imagenet_source"] for row in lite} == {f"measured: 20 images of {classes} classes"}
+    assert {(row["imagenet_n"], float(row["imagenet_top1"])) for row in lite} == {
+        ("20", correct / 20)
+    }
+    assert {row["imagenet_top1"] for row in other} == {""}
+    summary = table(output / "results" / "summary.csv")
+    accuracy = {(r["model"], r["label_rule"], r["variant"]): r["accuracy"] for r in summary}
+    gap = {(r["model"], r["label_rule"]): r["gap"] for r in table(output / "results" / "gaps.csv")}
+    for row in rows:
+        if row["variant"] == BG_GAP:
+            assert row["accuracy"] == gap[row["model"], row["label_rule"]]
+        else:
+            assert row["accuracy"] == accuracy[row["model"], row["label_rule"], row["variant"]]
+
+    before = stamps(output)
+    again = run_in9(*flags)
+    assert "nothing to do" in again.stdout
+    assert stamps(output) == before
+    (tiny_imagenet / "val" / "n02123045" / "n02123045_broken.JPEG").write_bytes(b"junk")
+    store = Store(str(output))
+    how = Evaluation(store, ("efficientnet_lite0",), "val", PredictConfig(), Progress.of(store))
+    with pytest.raises(JobError, match=r"n02123045/n02123045_broken\.JPEG of --imagenet"):
+        list(Classify(how, str(tiny_imagenet), imagenet9()).process((0, [0])))
+    with pytest.raises(UsageError, match=r"--imagenet .*nowhere is not a folder"):
+        check_imagenet(str(tmp_path / "nowhere"))
+
+
+MODELS = {
+    "resnet18.a1_in1k": 0.71488,
+    "resnet50.a1_in1k": 0.80382,
+    "vgg16.tv_in1k": 0.716,
+    "convnext_tiny.fb_in1k": 0.82066,
+}
+
+
+def summary_of(model: str, top1: float, **evaluation: str) -> dict[str, Any]:
+    """A summary whose accuracies lie on lines of slope 0.5, and its gap on one of -0.2."""
+    how = {"split": "val", "eval_input": "stored", "precision": "fp32", **evaluation}
+    row = {"ci_low": 0.0, "ci_high": 1.0, "n": 100}
+    return {
+        "model": model,
+        "num_outputs": 1000,
+        "weights_sha256": "ab" * 32,
+        "preprocessing": {"input_size": 224},
+        "evaluation": how,
+        "accuracy": [
+            {"label_rule": rule, "variant": variant, "accuracy": 0.1 + 0.5 * top1, **row}
+            for rule in LABEL_RULES
+            for variant in (*TREND_VARIANTS, "original")
+        ],
+        "gaps": [{"label_rule": rule, "gap": 0.3 - 0.2 * top1, **row} for rule in LABEL_RULES],
+    }
+
+
+def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    summaries = [summary_of(model, top1) for model, top1 in MODELS.items()]
+    summaries.append({"model": "broken", "error": "no", "evaluation": {}})
+    summaries.append(summary_of("resnet18.a1_in1k", 0.9, precision="bf16"))
+    trend = write_trend(store, "f" * 32, summaries, imagenet9())
+    assert json.loads(store.read(TREND)) == trend
+    assert trend["label_rule"] == "argmax_then_map"
+    assert trend["left_out"] == ["resnet18.a1_in1k bf16"]
+    assert len(trend["points"]) == 4 * 6
+    assert {point["imagenet_top1"] for point in trend["points"]} == set(MODELS.values())
+    slopes = {line["variant"]: line["slope"] for line in trend["lines"]}
+    expected = {**dict.fromkeys(TREND_VARIANTS, 0.5), BG_GAP: -0.2}
+    assert slopes == pytest.approx(expected)
+    assert all(line["models"] == 4 and line["few_models"] for line in trend["lines"])
+    assert any("4 models are few" in note for note in trend["notes"])
+    assert any("published: timm results-imagenet.csv" in note for note in trend["notes"])
+    # Only the paper's rule is drawn, both are listed.
+    assert len(table(tmp_path / "results" / "trend.csv")) == 2 * 4 * 6
+
+    # A part of ImageNet does not compare with all of it: figures on one set of images at a time.
+    def measure(model: str, **other: Any) -> None:
+        part = {"n": 10, "classes": 3, "listing": "part", "top1": 0.5, "weights_sha256": "ab" * 32}
+        content = json.dumps({**part, **other}).encode()
+        store.update(imagenet_file(model), content)
+
+    def known() -> dict[str, float | None]:
+        found = write_trend(store, "f" * 32, summaries, imagenet9())
+        left_out = sum("measured on other images are left out" in note for note in found["notes"])
+        assert left_out == (found["points"][0]["imagenet_n"] == 50_000 and not whole)
+        return {point["model"]: point["imagenet_top1"] for point in found["points"]}
+
+    whole = False
+    for model in list(MODELS)[:3]:
+        measure(model)
+        assert known() == MODELS
+    measure("convnext_tiny.fb_in1k", weights_sha256="cd" * 32)
+    assert known() == MODELS
+    measure("convnext_tiny.fb_in1k")
+    assert known() == dict.fromkeys(MODELS, 0.5)
+    whole = True
+    for model in MODELS:
+        measure(model, n=50_000, classes=1000, top1=0.6)
+    assert known() == dict.fromkeys(MODELS, 0.6)
+
+    trend = write_trend(store, "f" * 32, summaries[:2], imagenet9())
+    assert trend["lines"] == []
+    assert any("at least 3 models" in note for note in trend["notes"])
+    assert store.exists(TREND_FIGURE)
+    unknown = write_trend(store, "f" * 32, [summary_of("mine", 0.5)], imagenet9())
+    assert {point["imagenet_top1"] for point in unknown["points"]} == {None}
+    assert not store.exists(TREND_FIGURE)
+
+
+def test_the_figure_names_every_model_and_repeats(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    summaries = [summary_of(model, top1) for model, top1 in MODELS.items()]
+    figure = trend_figure(write_trend(store, "f" * 32, summaries, imagenet9()))
+    assert figure == store.read(TREND_FIGURE)
+    text = figure.decode()
+    texts = [e.text for e in ElementTree.fromstring(text).iter() if e.tag.endswith("text")]
+    for model in MODELS:
+        assert model in texts
+    for name in ("Mixed-Same", "Mixed-Rand", "Mixed-Next", "No-FG", "Only-BG-T", "BG-Gap"):
+        assert name in texts
+    assert "date" not in text.lower()
+    # Many models: some are named, all are drawn.
+    rows = [row for row in table(TABLE) if "." in row["name"]][:60]
+    many = [summary_of(row["name"], float(row["top1"]) / 100) for row in rows]
+    assert b"<svg" in trend_figure(write_trend(store, "f" * 32, many, imagenet9()))
+
+
+@given(st.lists(st.tuples(st.floats(0, 300), st.floats(1, 20)), max_size=15))
+def test_labels_do_not_touch(labels: list[tuple[float, float]]) -> None:
+    wanted, sizes = [place for place, _ in labels], [size for _, size in labels]
+    places = apart(wanted, sizes, 300)
+    order = sorted(range(len(labels)), key=lambda i: (wanted[i], i))
+    for one, other in itertools.pairwise(order):
+        assert places[other] - places[one] >= (sizes[one] + sizes[other]) / 2 - 1e-6
+    for place, size in zip(places, sizes, strict=True):
+        assert size / 2 - 1e-6 <= place <= 300 - size / 2 + 1e-6
+    if len(labels) == 1 and sizes[0] / 2 <= wanted[0] <= 300 - sizes[0] / 2:
+        assert places == pytest.approx(wanted)

@@ -1,0 +1,80 @@
+"""Saliency maps: how strongly each pixel moves a model's answer, and where that lies.
+
+Source: the gradient maps of Simonyan, Vedaldi and Zisserman 2014; blog section 4 compares
+those of two models by eye, `mass_in_mask` makes a number of them.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from transforms.geometry import Mask, Pixels
+
+Map = NDArray[np.float32]
+
+_BLUR = 1.2
+"""Standard deviation in pixels: single pixels of a gradient are noise to the eye."""
+_BRIGHTEST = 99.5
+"""Percentile of a map that is shown as brightest; the few above would darken all others."""
+_PICTURE = 0.4
+"""Share of the picture's own brightness that stays visible below the map."""
+
+
+def saliency_map(gradient: NDArray[np.floating]) -> Map:
+    """The map of a gradient.
+
+    Args:
+      gradient: (3, H, W) of a class's score with respect to the pixels.
+
+    Returns:
+      (H, W) float32, >= 0: the largest absolute value over the channels.
+    """
+    largest: Map = np.abs(gradient).max(axis=0).astype(np.float32)
+    return largest
+
+
+def mass_in_mask(saliency: NDArray[np.floating], mask: Mask) -> float:
+    """Share of a map's mass that lies inside a mask.
+
+    Args:
+      saliency: (H, W), >= 0.
+      mask: (H, W) bool.
+
+    Returns:
+      A fraction in [0, 1], whatever the map's scale; NaN for a map that is 0 everywhere.
+    """
+    mass = saliency.astype(np.float64)
+    inside, outside = float(mass[mask].sum()), float(mass[~mask].sum())
+    return inside / (inside + outside) if inside + outside > 0 else float("nan")
+
+
+def overlay(picture: Pixels, saliency: NDArray[np.floating], mask: Mask) -> Pixels:
+    """Shows a map on its picture.
+
+    Args:
+      picture: (H, W, 3) uint8, RGB.
+      saliency: (H, W), >= 0.
+      mask: (H, W) bool, of the foreground.
+
+    Returns:
+      (H, W, 3) uint8, RGB: the map, slightly blurred, in colours from black to yellow
+      on the picture in dark grey, with the outline of the mask.
+    """
+    blurred = cv2.GaussianBlur(saliency.astype(np.float32), (0, 0), _BLUR)
+    brightest = float(np.percentile(blurred, _BRIGHTEST))
+    heat = np.clip(blurred / brightest, 0, 1) if brightest > 0 else np.zeros_like(blurred)
+    colours = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32) * _PICTURE
+    weight = heat[..., np.newaxis]
+    shown = grey[..., np.newaxis] * (1 - weight) + colours[..., ::-1] * weight
+    shown[_outline(mask)] = (255, 255, 255)
+    return shown.round().astype(np.uint8)
+
+
+def _outline(mask: Mask) -> Mask:
+    """The pixels of a mask that touch its outside."""
+    inside = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1)
+    outline: Mask = mask & (inside == 0)
+    return outline
