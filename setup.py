@@ -48,6 +48,7 @@ setup(
         "apache-beam>=2.77,<3",
         "defusedxml>=0.7.1",
         "jinja2>=3.1",
+        "markupsafe>=2.1",
         "matplotlib>=3.9",
         "numba>=0.68",
         "numpy>=2.0",

@@ -199,7 +199,7 @@ def add_imagenet_flag(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--imagenet",
         metavar="DIR",
-        help="ImageNet, for the trend: measure top-1 on DIR/val (published figures)",
+        help="measure top-1 accuracy on DIR/val, for the trend (published figures)",
     )
 
 

@@ -36,9 +36,9 @@ class SaliencyPlan:
 
     @property
     def method(self) -> str:
-        """In words."""
-        copies = f", mean over {self.smoothgrad} noisy copies" if self.smoothgrad else ""
-        return f"gradient of the winning output's logit, largest channel{copies}"
+        """In words: absolute values of that gradient, the largest of a pixel's channels."""
+        copies = f", mean of {self.smoothgrad} noisy copies" if self.smoothgrad else ""
+        return f"gradient of the winning logit{copies}"
 
 
 def check_variants(variants: Iterable[str], variant: str) -> None:

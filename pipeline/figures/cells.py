@@ -9,6 +9,10 @@ from matplotlib.patches import Rectangle
 from pipeline.figures.style import HEAT, INK, LINE, ON_HEAT, SOFT, new_figure, styled, to_svg
 
 _WIDTH = 440
+_LEFT = 138
+_ABOVE = 26
+_BELOW = 104
+"""Room for names of superclasses and for the title."""
 _DARK = 0.55
 """Share from which on a cell is so dark that its number is written in the other colour."""
 
@@ -31,8 +35,13 @@ def cells_figure(
       labels: what the rows and the columns are.
     """
     with styled():
-        figure = new_figure(_WIDTH, 130 + 26 * len(rows))
-        axes = figure.add_subplot()
+        height = 26 * len(rows)
+        figure = new_figure(_WIDTH, _ABOVE + height + _BELOW)
+        # A layout that looks for room takes as long as all the rest.
+        figure.set_layout_engine("none")
+        whole = _ABOVE + height + _BELOW
+        place = (_LEFT / _WIDTH, _BELOW / whole, (_WIDTH - _LEFT - 8) / _WIDTH, height / whole)
+        axes = figure.add_axes(place)
         axes.set_title(title)
         for y, line in enumerate(shares):
             for x, share in enumerate(line):
@@ -77,8 +86,10 @@ def cells_figure(
         )
         axes.tick_params(length=0)
         axes.tick_params(axis="x", labelcolor=INK)
-        axes.set_ylabel(labels[0])
+        axes.set_ylabel(labels[0], labelpad=2)
         axes.set_xlabel(labels[1])
+        axes.yaxis.set_label_coords(-124 / (_WIDTH - _LEFT - 8), 0.5)
+        axes.xaxis.set_label_coords(0.5, -90 / height)
         for side in ("left", "bottom"):
             axes.spines[side].set_color(LINE)
         return to_svg(figure)

@@ -37,7 +37,7 @@ def decomposition_figure(title: str, models: Sequence[tuple[str, Mapping[str, fl
       models: (name, share by kind), from the top.
     """
     with styled():
-        figure = new_figure(440, 92 + 44 * len(models))
+        figure = new_figure(440, 96 + 56 * len(models))
         axes = figure.add_subplot()
         axes.set_title(title)
         # Where most images do not depend on the background, the others need the room.
@@ -49,11 +49,11 @@ def decomposition_figure(title: str, models: Sequence[tuple[str, Mapping[str, fl
             for kind, colour in _COLOURS.items():
                 share = shares.get(kind, 0.0)
                 width = min(share, limit - left)
-                axes.barh(row, width, left=left, height=0.42, color=colour, linewidth=0)
+                axes.barh(row, width, left=left, height=0.34, color=colour, linewidth=0)
                 if kind != "bg_irrelevant" and share >= 0.02 * limit:
                     axes.text(
                         left + width / 2,
-                        row + 0.23,
+                        row + 0.2,
                         f"{100 * share:.1f}",
                         ha="center",
                         va="top",
@@ -61,9 +61,9 @@ def decomposition_figure(title: str, models: Sequence[tuple[str, Mapping[str, fl
                         color=INK,
                     )
                 left += width
-            axes.text(0, row - 0.27, shorten(name, 44), ha="left", va="bottom", fontsize=10.5)
+            axes.text(0, row - 0.2, shorten(name, 44), ha="left", va="bottom", fontsize=10.5)
         axes.set_yticks([])
-        axes.set_ylim(len(models) - 0.4, -0.65)
+        axes.set_ylim(len(models) - 0.45, -0.6)
         axes.set_xlabel("share of images, %")
         axes.spines["left"].set_visible(False)
         swatches = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from pipeline.report.claims import RULE, grid_size
 from pipeline.report.evidence import Evidence, ModelResults
+from pipeline.report.judges import RULE, grid_size
 from pipeline.report.pictures import SMALL, Budget, data_uri, find_samples
 from pipeline.report.published import CHALLENGE, FOOLED, FULL_GRID, published_for
 from transforms.scoring import LABEL_RULES

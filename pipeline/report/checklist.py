@@ -6,8 +6,9 @@ import dataclasses
 import shlex
 from collections import Counter
 
-from pipeline.report.claims import CLAIMS, Claim, Results
+from pipeline.report.claims import CLAIMS, Claim
 from pipeline.report.evidence import Evidence
+from pipeline.report.judges import Results
 from pipeline.report.verdicts import Finding, Verdict, overall
 
 _EXAMPLE = "efficientnet_lite0"

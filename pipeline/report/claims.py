@@ -1,34 +1,20 @@
-"""The source's claims, each with what would show it here: data and small pure functions.
+"""The source's claims, as data; `judges` says what results make of them.
 
-Sources: blog = the authors' post (its sections 1 to 5), paper = its tables. All are judged
-under the paper's label rule.
+Sources: blog = the authors' post (its sections 1 to 5), paper = its tables, README = of their
+evaluation repository.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
-from pipeline.report import published
-from pipeline.report.evidence import ModelResults
-from pipeline.report.verdicts import Finding, Verdict, above, below, difference, meets
+from pipeline.report import judges
+from pipeline.report.judges import TIMES, Results
+from pipeline.report.published import FULL_GRID
+from pipeline.report.verdicts import Finding
 
-RULE = "argmax_then_map"
-CHANCE = 1 / 9
-TIMES = "\N{MULTIPLICATION SIGN}"
-
-_AUTHORS_GRID = f"{published.FULL_GRID:,} {TIMES} {published.FULL_GRID:,}"
-
-Estimate = tuple[float, float, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Results:
-    """What claims are judged by: models, and the trend over them."""
-
-    models: Sequence[ModelResults]
-    trend: dict[str, Any] | None
+_AUTHORS_GRID = f"{FULL_GRID:,} {TIMES} {FULL_GRID:,}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,216 +42,6 @@ class Claim:
     command: str
     unit: str = "percent"
     needs: str = ""
-
-
-def _training(model: ModelResults) -> str | None:
-    return published.trained_on(model.model, (model.summary or {}).get("num_outputs", 0))
-
-
-def _pretrained(results: Results) -> Iterator[ModelResults]:
-    """Models with ImageNet's outputs."""
-    for model in results.models:
-        if (model.summary or {}).get("num_outputs", 0) > len(published.FOOLED_BY_CLASS):
-            yield model
-
-
-def _trained(results: Results, *variants: str) -> Iterator[tuple[ModelResults, str]]:
-    """Models trained on variants, with the variant."""
-    for model in results.models:
-        variant = _training(model)
-        if variant in variants and variant:
-            yield model, variant
-
-
-def _accuracy(model: ModelResults, variant: str) -> Estimate | None:
-    row = model.row("accuracy", label_rule=RULE, variant=variant)
-    return (row["accuracy"], row["ci_low"], row["ci_high"]) if row and row["n"] else None
-
-
-def _gap(model: ModelResults) -> Estimate | None:
-    row = model.row("gaps", label_rule=RULE)
-    return (row["gap"], row["ci_low"], row["ci_high"]) if row else None
-
-
-def _signal(results: Results) -> Iterator[Finding]:
-    for model, trained in _trained(results, "only_bg_t", "only_bg_b", "no_fg"):
-        for variant in (trained, "original"):
-            if found := _accuracy(model, variant):
-                verdict = above(found[1], found[2], CHANCE)
-                yield Finding(f"{model.name} on {variant}", *found, verdict)
-
-
-def _background_alone(results: Results) -> Iterator[Finding]:
-    for model in _pretrained(results):
-        if found := _accuracy(model, "only_bg_t"):
-            yield Finding(model.name, *found, meets(found[1], found[2], (0.119, 0.178)))
-
-
-def _gap_above(results: Results) -> Iterator[Finding]:
-    for model in results.models:
-        if found := _gap(model):
-            yield Finding(model.name, *found, above(found[1], found[2], 0))
-
-
-def _gap_pretrained(results: Results) -> Iterator[Finding]:
-    for model in _pretrained(results):
-        if found := _gap(model):
-            yield Finding(model.name, *found, meets(found[1], found[2], (0.06, 0.14)))
-
-
-def _gap_in9(results: Results) -> Iterator[Finding]:
-    for model, _ in _trained(results, "original", "in9l"):
-        if found := _gap(model):
-            yield Finding(model.name, *found, meets(found[1], found[2], (0.13, 0.22)))
-
-
-def _attacks(results: Results) -> Iterator[tuple[ModelResults, dict[str, Any], bool]]:
-    """Models attacked, their measures, and whether on the authors' number of images."""
-    for model in results.models:
-        attack = model.attack or {}
-        measures = attack.get("rules", {}).get(RULE)
-        if measures:
-            size = attack["foregrounds"]
-            yield model, measures, attack["full_grid"] and size == published.FULL_GRID
-
-
-def grid_size(attack: dict[str, Any]) -> str:
-    """How many foregrounds met how many backgrounds."""
-    return f"{attack['foregrounds']:,} {TIMES} {attack['backgrounds']:,}"
-
-
-def _on_grid(model: ModelResults) -> str:
-    return f"{model.name}, {grid_size(model.attack or {})}"
-
-
-def _settled(verdict: Verdict, is_full: bool) -> Verdict:
-    """More backgrounds only fool more: a claim that holds on a small grid holds on a larger
-    one, but one that does not may yet."""
-    return verdict if is_full or verdict is Verdict.HOLDS else Verdict.SMALL
-
-
-def _fooled(results: Results) -> Iterator[Finding]:
-    for model, measures, is_full in _attacks(results):
-        if measures["fooled"] is not None:
-            low, high = measures["fooled_ci_low"], measures["fooled_ci_high"]
-            verdict = _settled(above(low, high, 0.5), is_full)
-            yield Finding(_on_grid(model), measures["fooled"], low, high, verdict)
-
-
-def _challenge(results: Results) -> Iterator[Finding]:
-    for model, measures, is_full in _attacks(results):
-        low, high = measures["challenge_ci_low"], measures["challenge_ci_high"]
-        verdict = _settled(below(low, high, 0.25), is_full)
-        yield Finding(_on_grid(model), measures["challenge_accuracy"], low, high, verdict)
-
-
-def _best_insect(results: Results) -> Iterator[Finding]:
-    for model, measures, is_full in _attacks(results):
-        of_insects = [row["success"] for row in measures["strongest"] if row["label"] == 5]
-        if of_insects:
-            best = max(of_insects)
-            verdict = _settled(above(best, best, 0.45), is_full)
-            yield Finding(_on_grid(model), best, best, best, verdict)
-
-
-def _any_insect(results: Results) -> Iterator[Finding]:
-    for model, measures, is_full in _attacks(results):
-        for row in measures["by_class"] or ():
-            if row["label"] == 5 and row["foregrounds"]:
-                share = row["fooled"]
-                verdict = _settled(above(share, share, 0.6), is_full)
-                yield Finding(_on_grid(model), share, share, share, verdict)
-
-
-def _without_foreground(results: Results) -> Iterator[Finding]:
-    for model, _ in _trained(results, "mixed_rand"):
-        for variant in ("only_bg_t", "only_bg_b"):
-            if found := _accuracy(model, variant):
-                verdict = below(found[1], found[2], 0.2)
-                yield Finding(f"{model.name} on {variant}", *found, verdict)
-
-
-def _improves(variant: str) -> Callable[[Results], Iterator[Finding]]:
-    def judge(results: Results) -> Iterator[Finding]:
-        for model, _ in _trained(results, "mixed_rand"):
-            for other, _ in _trained(results, "original"):
-                mine, theirs = _accuracy(model, variant), _accuracy(other, variant)
-                if mine and theirs:
-                    found = difference(mine, theirs)
-                    subject = f"{model.name} less {other.name}"
-                    yield Finding(subject, *found, above(found[1], found[2], 0))
-
-    return judge
-
-
-_RIGHT_FOREGROUND = ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg")
-
-
-def _varies_little(results: Results) -> Iterator[Finding]:
-    for model, _ in _trained(results, "mixed_rand"):
-        found = [one[0] for v in _RIGHT_FOREGROUND if (one := _accuracy(model, v))]
-        if len(found) == len(_RIGHT_FOREGROUND):
-            spread = max(found) - min(found)
-            yield Finding(model.name, spread, spread, spread, below(spread, spread, 0.1))
-
-
-def _mass(model: ModelResults) -> Estimate | None:
-    found = model.saliency
-    return (found["mass_in_mask"], found["ci_low"], found["ci_high"]) if found else None
-
-
-def _looks_at_foreground(results: Results) -> Iterator[Finding]:
-    for model, _ in _trained(results, "mixed_rand"):
-        for other, _ in _trained(results, "original"):
-            mine, theirs = _mass(model), _mass(other)
-            if mine and theirs:
-                found = difference(mine, theirs)
-                subject = f"{model.name} less {other.name}"
-                yield Finding(subject, *found, above(found[1], found[2], 0))
-
-
-def _slopes(results: Results) -> dict[str, tuple[Estimate, bool]]:
-    """By variant: the slope, and whether it rests on too few models to be trusted."""
-    lines = (results.trend or {}).get("lines", [])
-    return {
-        line["variant"]: (
-            (line["slope"], line["slope_low"], line["slope_high"]),
-            bool(line.get("few_models")),
-        )
-        for line in lines
-    }
-
-
-def _of_lines(verdict: Verdict, has_few: bool) -> Verdict:
-    """The bootstrap over few models gives intervals that are too narrow."""
-    return Verdict.SMALL if has_few and verdict is not Verdict.OPEN else verdict
-
-
-def _rises(*variants: str) -> Callable[[Results], Iterator[Finding]]:
-    def judge(results: Results) -> Iterator[Finding]:
-        slopes = _slopes(results)
-        for variant in variants:
-            if variant in slopes:
-                found, has_few = slopes[variant]
-                verdict = _of_lines(above(found[1], found[2], 0), has_few)
-                yield Finding(variant, *found, verdict)
-
-    return judge
-
-
-def _slower(results: Results) -> Iterator[Finding]:
-    slopes = _slopes(results)
-    for variant in ("mixed_rand", "mixed_next"):
-        if "only_bg_t" in slopes and variant in slopes:
-            found = difference(slopes[variant][0], slopes["only_bg_t"][0])
-            verdict = _of_lines(above(found[1], found[2], 0), slopes[variant][1])
-            yield Finding(f"{variant} less only_bg_t", *found, verdict)
-
-
-def _closing(results: Results) -> Iterator[Finding]:
-    if "bg_gap" in _slopes(results):
-        found, has_few = _slopes(results)["bg_gap"]
-        yield Finding("bg_gap", *found, _of_lines(below(found[1], found[2], 0), has_few))
 
 
 _EVALUATE = "in9 evaluate --dataset . --models MODELS"
@@ -310,7 +86,7 @@ CLAIMS = (
         "blog 1, paper table 5",
         "42.1 to 54.3 %",
         "accuracy above the 11.1 % of guessing",
-        _signal,
+        judges.signal,
         _trained_command(_EVALUATE, "only_bg_t", "only_bg_b", "no_fg"),
         needs=_checkpoint("only_bg_t", "only_bg_b", "no_fg"),
     ),
@@ -320,7 +96,7 @@ CLAIMS = (
         "paper table 2",
         "11.9 to 17.8 %",
         "the interval meets 11.9 to 17.8 %",
-        _background_alone,
+        judges.background_alone,
         _EVALUATE,
     ),
     Claim(
@@ -329,7 +105,7 @@ CLAIMS = (
         "blog 2",
         "BG-Gap above 0 for every model",
         "BG-Gap above 0",
-        _gap_above,
+        judges.gap_above,
         _EVALUATE,
         unit="points",
     ),
@@ -339,7 +115,7 @@ CLAIMS = (
         "blog 2, paper table 2",
         "6 to 14 points",
         "the interval meets 6 to 14 points",
-        _gap_pretrained,
+        judges.gap_pretrained,
         _EVALUATE,
         unit="points",
     ),
@@ -349,7 +125,7 @@ CLAIMS = (
         "blog 2",
         "13 to 22 points",
         "the interval meets 13 to 22 points",
-        _gap_in9,
+        judges.gap_in9,
         _trained_command(_EVALUATE, "original", "in9l"),
         unit="points",
         needs=_checkpoint("original", "in9l"),
@@ -360,7 +136,7 @@ CLAIMS = (
         f"blog 3, at {_AUTHORS_GRID}",
         "87.5 %",
         "more than half; a smaller grid can only show that it holds",
-        _fooled,
+        judges.fooled,
         _ATTACK,
     ),
     Claim(
@@ -369,7 +145,7 @@ CLAIMS = (
         f"README, at {_AUTHORS_GRID}",
         "22.3 %",
         "under a quarter; a smaller grid can only show that it holds",
-        _challenge,
+        judges.challenge,
         _ATTACK,
     ),
     Claim(
@@ -379,7 +155,7 @@ CLAIMS = (
         f"blog 3, at {_AUTHORS_GRID}",
         "52 %",
         "more than 45 %; a smaller grid can only show that it holds",
-        _best_insect,
+        judges.best_insect,
         _ATTACK,
     ),
     Claim(
@@ -388,7 +164,7 @@ CLAIMS = (
         f"blog 3, at {_AUTHORS_GRID}",
         "66.6 %",
         "more than 60 %; a smaller grid can only show that it holds",
-        _any_insect,
+        judges.any_insect,
         _ATTACK,
     ),
     Claim(
@@ -398,7 +174,7 @@ CLAIMS = (
         "blog 4, paper table 5",
         "14.6 and 15.3 %",
         "accuracy under 20 %",
-        _without_foreground,
+        judges.without_foreground,
         _trained_command(_EVALUATE, "mixed_rand"),
         needs=_checkpoint("mixed_rand"),
     ),
@@ -408,7 +184,7 @@ CLAIMS = (
         "blog 4, paper table 5",
         "17 points",
         "difference above 0",
-        _improves("mixed_rand"),
+        judges.improves("mixed_rand"),
         _trained_command(_EVALUATE, "original", "mixed_rand"),
         unit="points",
         needs=_checkpoint("original", "mixed_rand"),
@@ -419,7 +195,7 @@ CLAIMS = (
         "blog 4, paper table 5",
         "22 points",
         "difference above 0",
-        _improves("mixed_next"),
+        judges.improves("mixed_next"),
         _trained_command(_EVALUATE, "original", "mixed_rand"),
         unit="points",
         needs=_checkpoint("original", "mixed_rand"),
@@ -431,7 +207,7 @@ CLAIMS = (
         "blog 4, paper table 5",
         "3.8 points (Original: 37.2)",
         "best less worst under 10 points",
-        _varies_little,
+        judges.varies_little,
         _trained_command(_EVALUATE, "mixed_rand"),
         unit="points",
         needs=_checkpoint("mixed_rand"),
@@ -443,7 +219,7 @@ CLAIMS = (
         "blog 4, saliency maps",
         "pictures only",
         "share of saliency inside the mask: difference above 0",
-        _looks_at_foreground,
+        judges.looks_at_foreground,
         _trained_command(_SALIENCY, "original", "mixed_rand"),
         unit="points",
         needs=_checkpoint("original", "mixed_rand"),
@@ -454,7 +230,7 @@ CLAIMS = (
         "blog 5, paper figure 8",
         "all lines rise",
         "slopes above 0",
-        _rises("mixed_same", "mixed_rand", "mixed_next", "no_fg"),
+        judges.rises("mixed_same", "mixed_rand", "mixed_next", "no_fg"),
         _TREND,
         unit="slope",
         needs=_THREE,
@@ -465,7 +241,7 @@ CLAIMS = (
         "blog 5, paper figure 8",
         "the line rises",
         "slope above 0",
-        _rises("only_bg_t"),
+        judges.rises("only_bg_t"),
         _TREND,
         unit="slope",
         needs=_THREE,
@@ -476,7 +252,7 @@ CLAIMS = (
         "blog 5",
         "a flatter line",
         "difference of the slopes above 0",
-        _slower,
+        judges.slower,
         _TREND,
         unit="slope",
         needs=_THREE,
@@ -487,7 +263,7 @@ CLAIMS = (
         "blog 5",
         "the line falls",
         "slope below 0",
-        _closing,
+        judges.closing,
         _TREND,
         unit="slope",
         needs=_THREE,

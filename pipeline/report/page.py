@@ -13,15 +13,17 @@ from markupsafe import Markup
 from pipeline.report.adversarial import make_adversarial
 from pipeline.report.checklist import check_claims
 from pipeline.report.chooser import best_example, make_chooser
-from pipeline.report.claims import RULE, SECTIONS, TIMES
+from pipeline.report.claims import SECTIONS
+from pipeline.report.differences import read_differences
 from pipeline.report.evidence import TREND_FIGURE, Evidence
 from pipeline.report.headline import GAP, make_headline, span
 from pipeline.report.inline import inline_svg
+from pipeline.report.judges import RULE, TIMES
 from pipeline.report.plots import COMPARED, FOLDER, PANELS, Plot
 from pipeline.report.provenance import make_provenance
 from pipeline.report.saliency import make_saliency
+from pipeline.report.selection import PER_CLASS
 from pipeline.report.verdicts import Verdict
-from transforms.variants import VARIANTS
 
 TEMPLATE = "report.html"
 DETAILED = 4
@@ -53,6 +55,7 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
         models=evidence.evaluated,
         headline=headline,
         gap_column=GAP,
+        differences=read_differences(evidence, headline.variants),
         rule=RULE,
         tiles=[
             (column, found)
@@ -63,6 +66,7 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
         questions=SECTIONS,
         verdicts=[(v, sum(c.verdict is v for c in checked)) for v in Verdict],
         chooser=chooser,
+        per_class=PER_CLASS,
         example=best_example(chooser.cards),
         adversarial=make_adversarial(evidence, with_pictures),
         saliency=make_saliency(evidence, with_pictures),
@@ -90,7 +94,6 @@ def _environment() -> jinja2.Environment:
     environment.filters["slope"] = rounded
     environment.filters["number"] = lambda value: f"{value:,}"
     environment.globals["times"] = TIMES
-    environment.globals["replicated"] = lambda name: name not in VARIANTS
     return environment
 
 

@@ -10,8 +10,8 @@ from pipeline.figures.cells import cells_figure
 from pipeline.figures.decomposition import decomposition_figure
 from pipeline.figures.points import Series, lines_figure, rows_figure
 from pipeline.figures.style import MODELS
-from pipeline.report.claims import RULE, grid_size
 from pipeline.report.evidence import Evidence, ModelResults
+from pipeline.report.judges import RULE, grid_size
 from pipeline.report.published import FOOLED_BY_CLASS, FULL_GRID
 from transforms.analysis import KINDS
 from transforms.taxonomy import OUTSIDE, Taxonomy

@@ -1,0 +1,56 @@
+"""Differences between models on the same images, from results/comparisons.csv."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+
+from pipeline.report.evidence import Evidence
+from pipeline.report.judges import RULE
+from pipeline.report.plots import COMPARED
+from pipeline.results import display_name
+
+_FILE = "results/comparisons.csv"
+_GAP = "bg_gap"
+
+Estimate = tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Differences:
+    """A table of pairs of models.
+
+    Attributes:
+      columns: variants, and BG-Gap.
+      rows: (first, second, (difference, low, high) by column).
+      left_out: whether there are more models than the table compares.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, str, dict[str, Estimate]], ...]
+    left_out: bool
+
+
+def read_differences(evidence: Evidence, variants: Sequence[str]) -> Differences:
+    """Reads the pairs among the `COMPARED` best models; without a file there are none."""
+    store, columns = evidence.dataset.store, (*variants, _GAP)
+    models = evidence.evaluated[:COMPARED]
+    names = {display_name(model.summary): model.name for model in models if model.summary}
+    pairs: dict[tuple[str, str], dict[str, Estimate]] = {}
+    if store.exists(_FILE):
+        for row in csv.DictReader(io.StringIO(store.read(_FILE).decode())):
+            is_ours = row["dataset"] == evidence.dataset.manifest.fingerprint
+            shown = {row["first"], row["second"]} <= set(names)
+            if is_ours and shown and row["label_rule"] == RULE and row["variant"] in columns:
+                estimate = float(row["difference"]), float(row["ci_low"]), float(row["ci_high"])
+                pair = names[row["first"]], names[row["second"]]
+                pairs.setdefault(pair, {})[row["variant"]] = estimate
+    order = {model.name: place for place, model in enumerate(models)}
+    rows = sorted(pairs.items(), key=lambda pair: (order[pair[0][0]], order[pair[0][1]]))
+    return Differences(
+        columns=columns,
+        rows=tuple((first, second, cells) for (first, second), cells in rows),
+        left_out=len(evidence.evaluated) > COMPARED,
+    )
