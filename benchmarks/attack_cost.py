@@ -2,101 +2,110 @@
 
     python benchmarks/attack_cost.py [--models efficientnet_lite0] [--device auto]
 
-* Composites a second of the job over forward passes a second of a bare loop: batches of the
-  same size through the same network, over float pictures that lie on the device, normalised
-  beforehand. Times of the job are slopes between two numbers of foregrounds, so that start-up,
-  loading and decoding the backgrounds drop out. In turns, so that both meet the same machine.
+* Composites a second of the stage (decoding foregrounds, compositing, forward pass, scoring,
+  writing) over those of a bare loop: batches of the same size through the same network, of
+  float pictures that lie on the device, normalised beforehand. The two take turns chunk by
+  chunk in one process, so that both meet the same machine.
 * What that makes of the paper's grid, 4,050 x 4,050.
-* Peak memory with four times the foregrounds.
+* Peak memory of the command with four times the foregrounds.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from measure import Cost, card, draw_small, run_in9, slope
+from measure import card, draw_small, run_in9
 
-from pipeline.attack_plan import ATTACK_VARIANTS
+from pipeline.attack_chunks import Chunks, HeldBackgrounds
+from pipeline.attack_plan import ATTACK_VARIANTS, Attacking, open_grid
+from pipeline.dataset import Dataset
+from pipeline.evaluate import Evaluation, model_identity
 from pipeline.evaluation_flags import CPU_BATCH, GPU_BATCH
-
-PAPER = 4050
-
-BARE_LOOP = """
-import json, sys, time
-import torch
 from pipeline.memory import keep_freed_memory
 from pipeline.models import load_model
 from pipeline.predict import PredictConfig, Predictor
+from pipeline.progress import Progress
+from pipeline.storage import Store
+from transforms.taxonomy import imagenet9
 
-name, device, size, precision, forwards = sys.argv[1:6]
-keep_freed_memory()
-config = PredictConfig(device=device, precision=precision, batch_size=int(size))
-predictor = Predictor(load_model(name), config)
-pictures = torch.rand(2 * int(size), 3, 224, 224, device=device)
-batches = [predictor.prepare(half) for half in pictures.split(int(size))]
-
-def once(number):
-    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-        return predictor.module(batches[number % 2])
-
-with torch.inference_mode():
-    once(0).cpu()
-    started = time.perf_counter()
-    rounds = max(1, int(forwards) // int(size))
-    for number in range(rounds):
-        logits = once(number)
-    logits.cpu()
-    print(json.dumps(rounds * int(size) / (time.perf_counter() - started)))
-"""
+PAPER = 4050
 
 
-def bare_loop(model: str, device: str, size: int, precision: str, forwards: int) -> float:
-    """Forward passes a second, in a process of its own."""
-    arguments = [model, device, str(size), precision, str(forwards)]
-    command = [sys.executable, "-c", BARE_LOOP, *arguments]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    return float(json.loads(done.stdout))
+@torch.inference_mode()
+def bare_loop(predictor: Predictor, batches: list[torch.Tensor], precision: str) -> Iterator[float]:
+    """Seconds of all batches through the network, again and again."""
+    bf16 = precision == "bf16"
+    while True:
+        started = time.perf_counter()
+        for batch in batches:
+            with torch.autocast(predictor.device.type, torch.bfloat16, enabled=bf16):
+                logits = predictor.module(batch)
+        logits.cpu()
+        yield time.perf_counter() - started
 
 
-def attack(dataset: Path, foregrounds: int, *flags: object) -> Cost:
-    """Attacks from scratch, on all backgrounds of the dataset."""
-    shutil.rmtree(dataset / "results", ignore_errors=True)
-    sides = ("--foregrounds", foregrounds, "--pictures", "none")
-    return run_in9("attack", "--dataset", dataset, *sides, *flags)
-
-
-def compare_speed(
-    dataset: Path, backgrounds: int, few: int, model: str, device: str, precision: str, rounds: int
-) -> None:
-    """Prints the job's speed over the bare loop's, in turns, and the time of the paper's grid."""
-    size = GPU_BATCH if device == "cuda" else CPU_BATCH
-    many = 4 * few
-    flags = ("--models", model, "--device", device, "--precision", precision, "--batch_size", size)
-    ratios, rates, peaks = [], [], []
-    for _ in range(rounds):
-        costs = {n: attack(dataset, n, *flags) for n in (few, many)}
-        job = backgrounds / slope((few, costs[few].wall), (many, costs[many].wall))
-        bare = bare_loop(model, device, size, precision, (many - few) * backgrounds)
-        ratios.append(job / bare)
-        rates.append(job)
-        peaks.append(costs[many].peak / costs[few].peak)
-        print(
-            f"{model} {precision}: job {job:.1f}/s, bare loop {bare:.1f}/s: {job / bare:.2f}; "
-            f"{few} foregrounds {costs[few].peak:.0f} MB, {many} {costs[many].peak:.0f} MB"
-        )
+def compare_speed(root: Path, name: str, device: str, precision: str, chunk: int) -> None:
+    """Prints the stage's speed over the bare loop's, and the time of the paper's grid."""
+    shutil.rmtree(root / "results", ignore_errors=True)
+    store = Store(str(root))
+    dataset = Dataset.open(store)
+    config = PredictConfig(
+        device=device, precision=precision, batch_size=GPU_BATCH if device == "cuda" else CPU_BATCH
+    )
+    evaluation = Evaluation(store, (name,), "val", config, Progress.of(store))
+    attacking = Attacking(evaluation, foregrounds=None, backgrounds=None)
+    grid = dataclasses.replace(open_grid(dataset, attacking), chunk=chunk)
+    model = load_model(name)
+    predictor = Predictor(model, config)
+    about = model_identity(model, evaluation, dataset)
+    chunks = Chunks(dataset, attacking, grid, model, about)
+    # The last chunk may be smaller.
+    numbers = list(grid.chunks[:-1])
+    backgrounds = HeldBackgrounds(dataset, "val", grid)
+    making = chunks.make(numbers, predictor, backgrounds, imagenet9())
+    pairs = chunk * len(grid.backgrounds)
+    side = dataset.manifest.config.segment.image_size
+    pictures = torch.rand(pairs, 3, side, side, device=device)
+    batches = [predictor.prepare(part) for part in pictures.split(config.batch_size)]
+    bare = bare_loop(predictor, batches, precision)
+    ratios, rates = [], []
+    for number in range(len(numbers)):
+        started = time.perf_counter()
+        next(making)
+        seconds, bare_seconds = time.perf_counter() - started, next(bare)
+        if number == 0:
+            continue  # Libraries set themselves up, backgrounds are decoded.
+        ratios.append(bare_seconds / seconds)
+        rates.append(pairs / seconds)
     hours = PAPER**2 / statistics.median(rates) / 3600
+    low, middle, high = statistics.quantiles(ratios, n=4)
     print(
-        f"{model} {precision}: median {statistics.median(ratios):.2f} (at least 0.90); "
-        f"{PAPER} x {PAPER} in {hours:.1f} h; memory {statistics.median(peaks):.2f} with four "
-        "times the foregrounds (at most 1.05)"
+        f"{name} {precision}: {statistics.median(rates):.1f}/s, {middle:.2f} of the bare loop "
+        f"(at least 0.90; median of {len(ratios)} turns, quartiles {low:.2f} and {high:.2f}); "
+        f"{PAPER} x {PAPER} in {hours:.1f} h"
+    )
+
+
+def compare_memory(root: Path, name: str, device: str, few: int) -> None:
+    """Prints the command's peak memory for two numbers of foregrounds."""
+    peaks = []
+    for foregrounds in (few, 4 * few):
+        shutil.rmtree(root / "results", ignore_errors=True)
+        sides = ("--foregrounds", foregrounds, "--backgrounds", 32, "--pictures", "none")
+        flags = ("--models", name, "--device", device, *sides)
+        peaks.append(run_in9("attack", "--dataset", root, *flags).peak)
+    print(
+        f"{name}: {few} foregrounds {peaks[0]:.0f} MB, {4 * few} foregrounds {peaks[1]:.0f} MB: "
+        f"{peaks[1] / peaks[0]:.2f} (at most 1.05)"
     )
 
 
@@ -105,32 +114,27 @@ def main() -> None:
     parser.add_argument("--models", default="efficientnet_lite0", help="comma-separated")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--precision", default="fp32", help="comma-separated: fp32, tf32, bf16")
-    parser.add_argument("--backgrounds", type=int, default=120, help="images of the dataset (120)")
-    parser.add_argument("--foregrounds", type=int, default=16, help="of the smaller run (16)")
-    parser.add_argument("--rounds", type=int, default=3, help="repetitions, in turns (3)")
+    parser.add_argument("--images", type=int, default=120, help="of the dataset (120)")
+    parser.add_argument("--chunk", type=int, default=4, help="foregrounds in a turn (4)")
+    parser.add_argument("--only", choices=("speed", "memory"), help="one of the two")
     arguments = parser.parse_args()
     device = arguments.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     print(torch.cuda.get_device_name() if device == "cuda" else card())
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        source = draw_small(arguments.backgrounds, Path(folder) / "in")
+        source = draw_small(arguments.images, Path(folder) / "in")
         dataset = Path(folder) / "out"
         flags = ("--variants", ",".join(ATTACK_VARIANTS), "--formats", "parquet")
         run_in9("generate", "--input", source, "--output", dataset, *flags)
-        manifest = json.loads((dataset / "manifest.json").read_text())
-        images = manifest["images"]["val"]["selected"]
-        for model in arguments.models.split(","):
+        images = json.loads((dataset / "manifest.json").read_text())["images"]["val"]["selected"]
+        for name in arguments.models.split(","):
             for precision in arguments.precision.split(","):
-                compare_speed(
-                    dataset,
-                    images,
-                    arguments.foregrounds,
-                    model,
-                    device,
-                    precision,
-                    arguments.rounds,
-                )
+                if arguments.only != "memory":
+                    compare_speed(dataset, name, device, precision, arguments.chunk)
+            if arguments.only != "speed":
+                compare_memory(dataset, name, device, images // 4)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.storage import Store
+from pipeline.tables import write_csv
 
 ATTACK_COLUMNS = (
     "model",
@@ -83,8 +82,8 @@ def write_attack_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]
     for attack in attacks:
         for rule, found in attack.get("rules", {"": {}}).items():
             rows.append({**attack, **attack["evaluation"], "label_rule": rule, **found})
-    _write_csv(store, "attack", ATTACK_COLUMNS, rows)
-    _write_csv(store, "backgrounds", BACKGROUND_COLUMNS, _background_rows(store, attacks))
+    write_csv(store, "attack", ATTACK_COLUMNS, rows)
+    write_csv(store, "backgrounds", BACKGROUND_COLUMNS, _background_rows(store, attacks))
     return attacks, stale
 
 
@@ -105,13 +104,3 @@ def _background_rows(
                         **row,
                         "success": row[rule] / row["foregrounds"],
                     }
-
-
-def _write_csv(
-    store: Store, name: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
-) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    store.update(f"results/{name}.csv", text.getvalue().encode())

@@ -53,7 +53,8 @@ MORE = ("--foregrounds", "20", "--backgrounds", "12")
 
 def attack(output: Path, *flags: object, code: int = 0) -> None:
     """The command, in this process."""
-    assert main(["attack", "--dataset", str(output), *map(str, flags)]) == code
+    words = ["attack", "--dataset", output, "--pictures", "none", *flags]
+    assert main([str(word) for word in words]) == code
 
 
 def attack_json(output: Path) -> dict[str, Any]:
@@ -193,6 +194,16 @@ def test_a_model_that_fails_is_a_row_and_stops_no_other(
     assert float(rows[0]["challenge_accuracy"]) < 1
     assert "cannot be read as a checkpoint" in rows[2]["error"]
     assert rows[2]["challenge_accuracy"] == ""
+    tables = {
+        path: path.read_bytes()
+        for path in (attacked / "results").glob("*.csv")
+        if path.stem in ("attack", "backgrounds")
+    }
+    for path in tables:
+        path.unlink()
+    run_in9("report", "--dataset", attacked, "--pictures", "none")
+    assert len(tables) == 2
+    assert {path: path.read_bytes() for path in tables} == tables
     attack(attacked, "--models", rows[2]["model"], *FEW, code=1)
     assert "cannot be read as a checkpoint" in capsys.readouterr().err
 
@@ -272,11 +283,14 @@ def test_a_dry_run_measures_and_writes_nothing(
     assert stamps(attacked) == before
 
 
-def test_run_attacks_after_evaluating(tiny_input: Path, tmp_path: Path) -> None:
+def test_run_attacks_after_evaluating(
+    tiny_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "out"
     flags = (
         *("run", "--input", tiny_input, "--output", output, "--formats", "webdataset"),
         *("--variants", "original,only_bg_t,fg_mask", "--attack", "all", "--images_per_shard", 3),
+        *("--pictures", "none"),
     )
     said = run_in9(*flags).stdout
     found = attack_json(output)
@@ -285,7 +299,8 @@ def test_run_attacks_after_evaluating(tiny_input: Path, tmp_path: Path) -> None:
     assert found["full_grid"]
     assert f"{2 * images} pictures predicted, {images**2} composites predicted" in said
     assert f"{images} x {images}{images**2:>10}" in said
-    assert "nothing to do" in run_in9(*flags).stdout
+    assert main([str(flag) for flag in flags]) == 0
+    assert "nothing to do" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
