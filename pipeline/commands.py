@@ -21,8 +21,8 @@ from pipeline.fail_if import Condition, judge, parse_conditions
 from pipeline.failures import failures
 from pipeline.flags import COMMANDS
 from pipeline.generate import Generate
-from pipeline.imagenet import check_imagenet
-from pipeline.imagenet_results import describe_imagenet
+from pipeline.imagenet.folder import check_imagenet
+from pipeline.imagenet.results import describe_imagenet
 from pipeline.job_flags import job_from_flags, remember_input
 from pipeline.lock import DATASET_LOCK, TABLES_LOCK, held
 from pipeline.manifest import MANIFEST
@@ -36,9 +36,9 @@ from pipeline.verify import verify
 from transforms.taxonomy import imagenet9
 
 if TYPE_CHECKING:
-    from pipeline.attack_plan import Attacking
+    from pipeline.attack.plan import Attacking
     from pipeline.evaluate import Evaluation
-    from pipeline.saliency_plan import SaliencyPlan
+    from pipeline.saliency.plan import SaliencyPlan
 
 
 def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -70,11 +70,11 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
             return models_command(arguments)
         return (_report if arguments.command == "report" else _verify)(arguments)
     if arguments.command == "attack":
-        from pipeline.attack_command import run_attack  # As others that need torch.
+        from pipeline.attack.command import run_attack  # As others that need torch.
 
         return run_attack(arguments, rest)
     if arguments.command == "saliency":
-        from pipeline.saliency_command import run_saliency  # As others that need torch.
+        from pipeline.saliency.command import run_saliency  # As others that need torch.
 
         return run_saliency(arguments, rest)
     if getattr(arguments, "dry_run", False):
@@ -124,16 +124,16 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
             dataset = dataset | "Evaluate" >> Evaluate(evaluation, taxonomy)
             if arguments.imagenet:
-                from pipeline.imagenet_accuracy import ImageNetAccuracy
+                from pipeline.imagenet.stage import ImageNetAccuracy
 
                 root = os.path.abspath(arguments.imagenet)
                 dataset = dataset | "ImageNet" >> ImageNetAccuracy(evaluation, root, taxonomy)
             if attacking:
-                from pipeline.attack import Attack
+                from pipeline.attack.stage import Attack
 
                 dataset = dataset | "Attack" >> Attack(attacking, taxonomy)
             if explaining:
-                from pipeline.saliency import Saliency
+                from pipeline.saliency.stage import Saliency
 
                 dataset = dataset | "Saliency" >> Saliency(explaining, taxonomy)
             writer = WriteReport(store, taxonomy, arguments.pictures)
@@ -151,11 +151,11 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     if evaluation and arguments.imagenet:
         print(describe_imagenet(store, summaries))
     if attacking:
-        from pipeline.attack_command import say_attacks
+        from pipeline.attack.command import say_attacks
 
         say_attacks(store, attacking.evaluation.models)
     if explaining:
-        from pipeline.saliency_command import say_saliency
+        from pipeline.saliency.command import say_saliency
 
         say_saliency(store, explaining.evaluation.models)
     return _judge(conditions, summaries, evaluation) if evaluation else 0
@@ -189,7 +189,7 @@ def _attacking(
     """The attack of the main job, None without --attack."""
     if getattr(arguments, "attack", None) is None:
         return None
-    from pipeline.attack_command import attacking_from_flags
+    from pipeline.attack.command import attacking_from_flags
 
     return attacking_from_flags(arguments, store, config)
 
@@ -200,7 +200,7 @@ def _explaining(
     """The saliency of the main job, None without --saliency."""
     if getattr(arguments, "saliency", None) is None:
         return None
-    from pipeline.saliency_command import saliency_from_flags
+    from pipeline.saliency.command import saliency_from_flags
 
     return saliency_from_flags(arguments, store, config)
 

@@ -146,7 +146,7 @@ def write_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list
       What `read_summaries` does. There are no tables if nothing was ever evaluated.
     """
     # Here, since it writes tables with this module.
-    from pipeline.attack_tables import write_attack_tables
+    from pipeline.attack.tables import write_attack_tables
 
     write_attack_tables(store, dataset)
     old = [summary for summary in all_summaries(store) if not is_current(summary, dataset)]

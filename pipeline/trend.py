@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.figures.trend import trend_figure
-from pipeline.imagenet_results import PUBLISHED_N, Top1, comparable_top1
+from pipeline.imagenet.results import PUBLISHED_N, Top1, comparable_top1
 from pipeline.results import display_name
 from pipeline.storage import Store
 from pipeline.tables import write_csv

@@ -26,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.attack_arrays import Cutouts
+from pipeline.attack.arrays import Cutouts
 from pipeline.cli import main
 from transforms.adversarial import (
     UNTRIED,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.attack_tables import ATTACK_COLUMNS, BACKGROUND_COLUMNS
+from pipeline.attack.tables import ATTACK_COLUMNS, BACKGROUND_COLUMNS
 from pipeline.comparisons import COMPARISON_COLUMNS
 from pipeline.results import PREDICTION_SCHEMA
-from pipeline.saliency_results import SALIENCY_COLUMNS
+from pipeline.saliency.results import SALIENCY_COLUMNS
 from pipeline.tables import TABLES
 from pipeline.trend import TREND_COLUMNS
 

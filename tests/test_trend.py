@@ -26,15 +26,15 @@ from pipeline.errors import JobError, UsageError
 from pipeline.evaluate import Evaluation
 from pipeline.figures.labels import apart
 from pipeline.figures.trend import trend_figure
-from pipeline.imagenet import (
+from pipeline.imagenet.folder import (
     IMAGES_PER_SHARD,
     ImageNetImage,
     ImageNetListing,
     check_imagenet,
     list_imagenet,
 )
-from pipeline.imagenet_accuracy import Classify
-from pipeline.imagenet_results import imagenet_file, published_top1
+from pipeline.imagenet.results import imagenet_file, published_top1
+from pipeline.imagenet.stage import Classify
 from pipeline.models import load_model
 from pipeline.predict import PredictConfig
 from pipeline.progress import Progress

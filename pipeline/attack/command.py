@@ -11,10 +11,10 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipeline.attack import Attack
-from pipeline.attack_forecast import forecast_attack
-from pipeline.attack_plan import Attacking, check_variants, open_grid
-from pipeline.attack_tables import write_attack_tables
+from pipeline.attack.forecast import forecast_attack
+from pipeline.attack.plan import Attacking, check_variants, open_grid
+from pipeline.attack.stage import Attack
+from pipeline.attack.tables import write_attack_tables
 from pipeline.config import DatasetConfig
 from pipeline.dataset import Dataset
 from pipeline.errors import JobError, UsageError

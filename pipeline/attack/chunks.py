@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.attack_arrays import Cutouts, GridModel, load_backgrounds, stream_cutouts
-from pipeline.attack_plan import ATTACK_VARIANTS, AttackGrid, Attacking
-from pipeline.attack_results import chunk_file, chunk_table, grid_folder, read_chunk
+from pipeline.attack.arrays import Cutouts, GridModel, load_backgrounds, stream_cutouts
+from pipeline.attack.plan import ATTACK_VARIANTS, AttackGrid, Attacking
+from pipeline.attack.results import chunk_file, chunk_table, grid_folder, read_chunk
 from pipeline.config import ATTACK_VERSION, fingerprint
 from pipeline.counters import count, count_written, timed
 from pipeline.dataset import Dataset

@@ -10,8 +10,8 @@ from pipeline.config import SALIENCY_VERSION, fingerprint
 from pipeline.dataset import Dataset
 from pipeline.errors import JobError
 from pipeline.models import LoadedModel
-from pipeline.saliency_plan import SaliencyPlan
-from pipeline.saliency_results import saliency_shard
+from pipeline.saliency.plan import SaliencyPlan
+from pipeline.saliency.results import saliency_shard
 from pipeline.sinks import Sample
 
 

@@ -8,9 +8,9 @@ import time
 
 import torch
 
-from pipeline.attack_arrays import GridModel, load_backgrounds, stream_cutouts
-from pipeline.attack_chunks import Chunks
-from pipeline.attack_plan import AttackGrid, Attacking, open_grid
+from pipeline.attack.arrays import GridModel, load_backgrounds, stream_cutouts
+from pipeline.attack.chunks import Chunks
+from pipeline.attack.plan import AttackGrid, Attacking, open_grid
 from pipeline.dataset import Dataset
 from pipeline.errors import ModelError
 from pipeline.evaluate import model_identity

@@ -18,9 +18,9 @@ from pipeline.failures import failures
 from pipeline.lock import TABLES_LOCK, held
 from pipeline.report import REPORT, WriteReport
 from pipeline.runner import pipeline_options, run_pipeline
-from pipeline.saliency import Saliency
-from pipeline.saliency_plan import SaliencyPlan, check_variants, shown_images
-from pipeline.saliency_results import saliency_table, write_saliency_table
+from pipeline.saliency.plan import SaliencyPlan, check_variants, shown_images
+from pipeline.saliency.results import saliency_table, write_saliency_table
+from pipeline.saliency.stage import Saliency
 from pipeline.storage import WORK_FOLDER, Store
 from pipeline.terminal import describe_dataset
 from transforms.taxonomy import imagenet9

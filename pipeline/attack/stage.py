@@ -14,10 +14,10 @@ from typing import Any
 import apache_beam as beam
 import torch
 
-from pipeline.attack_chunks import Chunks, HeldBackgrounds
-from pipeline.attack_plan import Attacking, open_grid
-from pipeline.attack_results import AttackedModel, attack_file, write_attack
-from pipeline.attack_tables import write_attack_tables
+from pipeline.attack.chunks import Chunks, HeldBackgrounds
+from pipeline.attack.plan import Attacking, open_grid
+from pipeline.attack.results import AttackedModel, attack_file, write_attack
+from pipeline.attack.tables import write_attack_tables
 from pipeline.counters import count, timed
 from pipeline.dataset import Dataset
 from pipeline.errors import JobError, ModelError

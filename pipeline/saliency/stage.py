@@ -25,7 +25,6 @@ from pipeline.dataset import Dataset
 from pipeline.errors import JobError, ModelError
 from pipeline.evaluate import ShardGroups, model_identity
 from pipeline.failures import FailedModel, forget_failure, note_failure
-from pipeline.gradients import answer_gradients
 from pipeline.lock import TABLES_LOCK, held, model_lock
 from pipeline.memory import keep_freed_memory
 from pipeline.predict import Predictor
@@ -33,8 +32,9 @@ from pipeline.records import ShardFiles, read_about, write_table
 from pipeline.resident import free_memory, load_resident
 from pipeline.results import result_folder
 from pipeline.runner import usable_cores
-from pipeline.saliency_plan import SaliencyPlan, shown_images
-from pipeline.saliency_results import (
+from pipeline.saliency.gradients import answer_gradients
+from pipeline.saliency.plan import SaliencyPlan, shown_images
+from pipeline.saliency.results import (
     SALIENCY_SCHEMA,
     has_picture,
     measure,
@@ -45,7 +45,7 @@ from pipeline.saliency_results import (
     write_picture,
     write_saliency_table,
 )
-from pipeline.saliency_shards import SaliencyShards
+from pipeline.saliency.shards import SaliencyShards
 from pipeline.sinks import Sample
 from transforms.codec import decode_image, decode_mask
 from transforms.saliency import mass_in_mask, overlay, saliency_map

@@ -28,8 +28,8 @@ from pipeline.dataset import Dataset
 from pipeline.errors import JobError, ModelError
 from pipeline.evaluate import Evaluation, model_identity
 from pipeline.failures import FailedModel
-from pipeline.imagenet import ImageNetImage, ImageNetListing, list_imagenet, listing_digest
-from pipeline.imagenet_results import PREDICTION_SCHEMA, imagenet_file, imagenet_predictions
+from pipeline.imagenet.folder import ImageNetImage, ImageNetListing, list_imagenet, listing_digest
+from pipeline.imagenet.results import PREDICTION_SCHEMA, imagenet_file, imagenet_predictions
 from pipeline.lock import TABLES_LOCK, held, model_lock
 from pipeline.memory import keep_freed_memory
 from pipeline.models import LoadedModel

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.attack_plan import AttackGrid, Attacking, Side
+from pipeline.attack.plan import AttackGrid, Attacking, Side
 from pipeline.config import fingerprint
 from pipeline.dataset import Dataset
 from pipeline.records import ShardFiles, read_about, write_table

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.attack_plan import AttackGrid, Side
+from pipeline.attack.plan import AttackGrid, Side
 from pipeline.dataset import Dataset
 from pipeline.predict import BrokenPictureError, Predictor
 from pipeline.sinks import Sample

@@ -1,0 +1,1 @@
+"""Attack: adversarial backgrounds, from the grid to the tables."""

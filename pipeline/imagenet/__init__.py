@@ -1,0 +1,1 @@
+"""Accuracy on ImageNet itself, against which the trend is drawn."""
