@@ -6,18 +6,20 @@ one, list it in `TABLES` under the part of the summary that holds its rows.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pipeline.analysis import refresh_summaries
+from pipeline.attack.tables import write_attack_tables
 from pipeline.comparisons import COMPARISON_COLUMNS, compare_models
+from pipeline.csv_file import write_csv
 from pipeline.dataset import Dataset
 from pipeline.latex import latex_tables
 from pipeline.results import all_summaries, is_current, read_summaries
+from pipeline.saliency.results import write_saliency_table
 from pipeline.storage import Store
+from pipeline.trend import write_trend
 from transforms.taxonomy import imagenet9
 
 _RUN = ("split", "eval_input", "precision", "weights_sha256", "dataset")
@@ -117,24 +119,6 @@ def table_rows(table: Table, summaries: Iterable[Mapping[str, Any]]) -> Iterator
             yield run
 
 
-def write_csv(
-    store: Store, name: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
-) -> bool:
-    """Writes results/<name>.csv; returns whether it has changed.
-
-    Args:
-      store: the dataset folder.
-      name: of the table.
-      columns: in order; other entries of the rows are left out, missing ones empty.
-      rows: by column.
-    """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    return store.update(f"results/{name}.csv", text.getvalue().encode())
-
-
 def write_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list[str]]:
     """Rebuilds all tables from the summaries that are there.
 
@@ -145,10 +129,8 @@ def write_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list
     Returns:
       What `read_summaries` does. There are no tables if nothing was ever evaluated.
     """
-    # Here, since it writes tables with this module.
-    from pipeline.attack.tables import write_attack_tables
-
     write_attack_tables(store, dataset)
+    write_saliency_table(store, dataset)
     old = [summary for summary in all_summaries(store) if not is_current(summary, dataset)]
     if old:
         refresh_summaries(Dataset.open(store), old, imagenet9())
@@ -161,8 +143,5 @@ def write_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list
     write_csv(store, "comparisons", COMPARISON_COLUMNS, comparisons)
     for name, text in latex_tables(summaries).items():
         store.update(f"results/latex/{name}.tex", text.encode())
-    # Here, since it writes one of the tables itself.
-    from pipeline.trend import write_trend
-
     write_trend(store, dataset, summaries, imagenet9())
     return summaries, stale

@@ -11,11 +11,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.figures.trend import trend_figure
+from pipeline.csv_file import write_csv
 from pipeline.imagenet.results import PUBLISHED_N, Top1, comparable_top1
 from pipeline.results import display_name
 from pipeline.storage import Store
-from pipeline.tables import write_csv
 from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import Taxonomy
 from transforms.trend import FEW_MODELS, MIN_MODELS, fit_line
@@ -79,6 +78,9 @@ def write_trend(
     }
     store.update(TREND, (json.dumps(trend, indent=1, sort_keys=True) + "\n").encode())
     if any(point["imagenet_top1"] is not None for point in points):
+        # Not before: matplotlib takes its time to import.
+        from pipeline.figures.trend import trend_figure
+
         store.update(TREND_FIGURE, trend_figure(trend))
     else:
         store.delete(TREND_FIGURE)

@@ -397,6 +397,7 @@ def test_a_page_without_pictures(browser: Any, report_run: Path, tmp_path: Path)
 def test_the_same_results_give_the_same_files(report_run: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(report_run, tmp_path / "out"))
     before = stamps(output)
+    (output / ".in9" / "report.json").unlink()
     assert not write_report(Store(str(output)), imagenet9())
     assert stamps(output) == before
     figures = {path.name: path.read_bytes() for path in (output / "results/figures").iterdir()}
@@ -413,6 +414,27 @@ def test_the_same_results_give_the_same_files(report_run: Path, tmp_path: Path) 
     assert len(made) > 10
     assert made == {name: data for name, data in figures.items() if name != "trend.svg"}
     assert all(data.startswith(b"<?xml") and b"2026-" not in data for data in made.values())
+
+
+def test_the_page_is_made_again_only_if_something_has_changed(
+    report_run: Path, tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(report_run, tmp_path / "out"))
+    store, page = Store(str(output)), output / "report.html"
+    made, status = page.read_bytes(), page.stat()
+    # A change that nobody can see from outside: it stays exactly if the page is not made.
+    page.write_bytes(made[:-1] + b" ")
+    os.utime(page, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert not write_report(store, imagenet9())
+    assert page.read_bytes() != made
+    os.utime(output / "results" / MODELS[0] / "attack.json")
+    write_report(store, imagenet9())
+    assert page.read_bytes()[-1:] == made[-1:]
+    for change in (page.unlink, lambda: page.write_bytes(b"")):
+        change()
+        assert write_report(store, imagenet9())
+    assert write_report(store, imagenet9(), pictures="none")
+    assert not write_report(store, imagenet9(), pictures="none")
 
 
 def test_ten_megabytes_hold_4050_images_and_eight_models(report_run: Path) -> None:

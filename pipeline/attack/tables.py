@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from pipeline.csv_file import write_csv
 from pipeline.storage import Store
-from pipeline.tables import write_csv
 
 ATTACK_COLUMNS = (
     "model",

@@ -63,7 +63,7 @@ class Evidence:
       models: in order of their accuracy on `original` (label rule of the paper), then those
         without one.
       stale: names of models whose results are of an earlier dataset.
-      trend: of `in9 trend`, None if it was not run.
+      trend: of results/trend.json, None if it is of another dataset or there is none.
       results_at: when the newest result was written, "" if there is none.
     """
 

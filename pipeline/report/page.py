@@ -16,10 +16,11 @@ from pipeline.report.chooser import best_example, make_chooser
 from pipeline.report.claims import SECTIONS
 from pipeline.report.differences import read_differences
 from pipeline.report.evidence import TREND_FIGURE, Evidence
+from pipeline.report.figure_files import FOLDER
 from pipeline.report.headline import GAP, make_headline, span
 from pipeline.report.inline import inline_svg
 from pipeline.report.judges import RULE, TIMES
-from pipeline.report.plots import COMPARED, FOLDER, PANELS, Plot
+from pipeline.report.plots import COMPARED, PANELS, Plot
 from pipeline.report.provenance import make_provenance
 from pipeline.report.saliency import make_saliency
 from pipeline.report.selection import PER_CLASS

@@ -16,12 +16,9 @@ from pipeline.report.published import FOOLED_BY_CLASS, FULL_GRID
 from transforms.analysis import KINDS
 from transforms.taxonomy import OUTSIDE, Taxonomy
 
-FOLDER = "results/figures"
 COMPARED = len(MODELS)
 """Models that a figure shows side by side: those with the highest accuracy on `original`."""
 PANELS = ("decomposition", "per_class", "sizes", "confusion", "attack")
-_SINGLE = ("decomposition.svg", "fooled_by_class.svg", "accuracy_by_backgrounds.svg")
-_FAMILIES = ("per_class-", "sizes-", "confusion-", "groups-")
 _VARIANTS = ("original", "mixed_same", "mixed_rand")
 
 
@@ -42,12 +39,6 @@ class Plot:
     alt: str
     svg: bytes
     model: str = ""
-
-
-def is_ours(path: str) -> bool:
-    """Whether a file is called as a figure of these, present or past."""
-    name = path.rpartition("/")[2]
-    return name in _SINGLE or name.startswith(_FAMILIES)
 
 
 def make_plots(evidence: Evidence) -> tuple[Plot, ...]:

@@ -9,8 +9,8 @@ import apache_beam as beam
 from pipeline.dataset import Dataset
 from pipeline.lock import TABLES_LOCK, held
 from pipeline.report.evidence import gather
-from pipeline.report.page import render
-from pipeline.report.plots import FOLDER, is_ours, make_plots
+from pipeline.report.figure_files import FOLDER, is_ours
+from pipeline.report.freshness import fingerprint_inputs, is_fresh, note_fresh
 from pipeline.storage import Store
 from transforms.taxonomy import Taxonomy
 
@@ -25,8 +25,20 @@ def render_report(dataset: Dataset, taxonomy: Taxonomy, pictures: str = "sample"
       taxonomy: its classes.
       pictures: `sample`, or `none` to leave all pictures out.
     """
+    return _make(dataset, taxonomy, pictures)[0]
+
+
+def _make(dataset: Dataset, taxonomy: Taxonomy, pictures: str) -> tuple[str, dict[str, bytes]]:
+    """The page, and its figures by path."""
+    # Not before: matplotlib and the templates take their time to import, and few commands
+    # find anything new to show.
+    from pipeline.report.page import render
+    from pipeline.report.plots import make_plots
+
     evidence = gather(dataset, taxonomy)
-    return render(evidence, make_plots(evidence), pictures != "none")
+    plots = make_plots(evidence)
+    figures = {f"{FOLDER}/{plot.file}": plot.svg for plot in plots}
+    return render(evidence, plots, pictures != "none"), figures
 
 
 def write_report(store: Store, taxonomy: Taxonomy, pictures: str = "sample") -> bool:
@@ -35,16 +47,18 @@ def write_report(store: Store, taxonomy: Taxonomy, pictures: str = "sample") -> 
     Arguments as `render_report`.
     """
     with held(store, TABLES_LOCK, wait=60):
-        evidence = gather(Dataset.open(store), taxonomy)
-        plots = make_plots(evidence)
-        changed = [store.update(f"{FOLDER}/{plot.file}", plot.svg) for plot in plots]
-        current = {f"{FOLDER}/{plot.file}" for plot in plots}
+        results = (path for path in store.walk("results") if not is_ours(path))
+        inputs = fingerprint_inputs(store, results, pictures)
+        if is_fresh(store, inputs):
+            return False
+        page, figures = _make(Dataset.open(store), taxonomy, pictures)
+        changed = [store.update(path, data) for path, data in figures.items()]
         for path in list(store.walk(FOLDER)):
-            if path not in current and is_ours(path):
+            if path not in figures and is_ours(path):
                 store.delete(path)
                 changed.append(True)
-        page = render(evidence, plots, pictures != "none")
         changed.append(store.update(REPORT, page.encode()))
+        note_fresh(store, inputs, [REPORT, *sorted(figures)])
     return any(changed)
 
 

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from pipeline.csv_file import write_csv
 from pipeline.results import display_name
 from pipeline.storage import Store
-from pipeline.tables import write_csv
 from pipeline.terminal import aligned, interval
 from transforms.geometry import Pixels
 from transforms.intervals import paired_bootstrap

@@ -1,0 +1,77 @@
+"""Whether the page is the one that would be written now, told without making it.
+
+A note holds a fingerprint of all that the page is made from (files by size and time, the
+code that makes it) and what its own files looked like then.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+from pipeline.config import fingerprint
+from pipeline.manifest import MANIFEST
+from pipeline.storage import WORK_FOLDER, Store
+
+_NOTE = f"{WORK_FOLDER}/report.json"
+_LIBRARIES = ("jinja2", "matplotlib", "pillow")
+
+
+@functools.cache
+def _code() -> str:
+    """Fingerprint of what makes the page."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for folder in ("report", "figures", "templates"):
+        for path in sorted((package / folder).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(f"{path.relative_to(package)}\0".encode())
+                digest.update(path.read_bytes())
+    return fingerprint(digest.hexdigest(), [metadata.version(name) for name in _LIBRARIES])
+
+
+def _states(store: Store, paths: Iterable[str]) -> list[tuple[str, int, int]]:
+    """Path, size and time of each file; -1 for one that is not there."""
+    found = []
+    for path in paths:
+        try:
+            status = os.stat(store.path(path))
+        except FileNotFoundError:
+            found.append((path, -1, -1))
+        else:
+            found.append((path, status.st_size, status.st_mtime_ns))
+    return found
+
+
+def fingerprint_inputs(store: Store, inputs: Iterable[str], pictures: str) -> str:
+    """Fingerprint of what a page is made from.
+
+    Args:
+      store: the dataset folder.
+      inputs: relative paths of the results that it reads.
+      pictures: as for `write_report`.
+    """
+    return fingerprint(_states(store, [MANIFEST, *sorted(inputs)]), pictures, _code())
+
+
+def is_fresh(store: Store, inputs: str) -> bool:
+    """Whether the page's files are as they were left when it was made from these inputs."""
+    if not store.exists(_NOTE):
+        return False
+    try:
+        note = json.loads(store.read(_NOTE))
+        states = [tuple(state) for state in note["outputs"]]
+        return bool(note["inputs"] == inputs and _states(store, [s[0] for s in states]) == states)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def note_fresh(store: Store, inputs: str, outputs: Iterable[str]) -> None:
+    """Notes that the page's files, given by their paths, have been made from these inputs."""
+    note = {"inputs": inputs, "outputs": _states(store, outputs)}
+    store.update(_NOTE, json.dumps(note).encode())
