@@ -70,6 +70,7 @@ setup(
             "mypy>=1.15",
             "playwright>=1.50",
             "pytest>=8.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.11",
             "webdataset>=1.0.2",
             *sorted({line for lines in EXTRAS.values() for line in lines}),

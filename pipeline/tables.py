@@ -116,7 +116,7 @@ def table_rows(table: Table, summaries: Iterable[Mapping[str, Any]]) -> Iterator
         for row in summary[table.part]:
             yield {**run, **row}
         if "error" in summary and "error" in table.columns:
-            yield run
+            yield {name: value for name, value in run.items() if not isinstance(value, list)}
 
 
 def write_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list[str]]:

@@ -7,8 +7,8 @@ and list it in `SEGMENTERS`; everything else goes by its name.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
+import threading
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -143,9 +143,14 @@ def _prepare_grabcut(announce: Callable[[], None]) -> None:
         _warn_of_cv2(str(error))
 
 
-@functools.cache
+_warned = threading.Lock()
+
+
 def _warn_of_cv2(why: str) -> None:
-    """Says once in a process that the slow implementation has to do."""
+    """Says once in a process, whose threads may all come here, that OpenCV has to do."""
+    # Taken once and never given back.
+    if not _warned.acquire(blocking=False):
+        return
     logging.getLogger(__name__).warning(
         "GrabCut runs in OpenCV, which takes some 15 times as long, with the same masks: %s", why
     )
