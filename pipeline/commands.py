@@ -166,11 +166,13 @@ def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
     workers = pipeline_options(rest).view_as(DirectOptions).direct_num_workers
     store = Store(os.path.abspath(arguments.output))
     job = job_from_flags(arguments, store)
-    evaluation = None
+    evaluation = attacking = None
     if arguments.command == "run":
         evaluation = _evaluation(arguments, store, job.config)
         parse_conditions(arguments.fail_if, job.config.compose.composed)
-    dry_run(job, evaluation, imagenet9(), workers)
+        attacking = _attacking(arguments, store, job.config)
+        _explaining(arguments, store, job.config)
+    dry_run(job, evaluation, imagenet9(), workers, attacking)
     return 0
 
 

@@ -25,6 +25,7 @@ from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
 
 if TYPE_CHECKING:
+    from pipeline.attack.plan import Attacking
     from pipeline.evaluate import Evaluation
     from pipeline.predict import Predictor
 
@@ -32,7 +33,13 @@ _EVALUATE_SECONDS = 5.0
 """How long a model is measured, if it has that much to do."""
 
 
-def dry_run(job: Job, evaluation: Evaluation | None, taxonomy: Taxonomy, workers: int) -> None:
+def dry_run(
+    job: Job,
+    evaluation: Evaluation | None,
+    taxonomy: Taxonomy,
+    workers: int,
+    attacking: Attacking | None = None,
+) -> None:
     """Prints what a job would do.
 
     Args:
@@ -40,6 +47,7 @@ def dry_run(job: Job, evaluation: Evaluation | None, taxonomy: Taxonomy, workers
       evaluation: what to evaluate, if anything.
       taxonomy: of the labels.
       workers: how many of them work at the same time.
+      attacking: what to attack, if anything.
 
     Raises:
       UsageError, OSError: as the job would.
@@ -56,7 +64,7 @@ def dry_run(job: Job, evaluation: Evaluation | None, taxonomy: Taxonomy, workers
             _print_estimate(job, forecast, make_trial(), workers)
         if evaluation is not None:
             for model in evaluation.models:
-                _print_model(model, job, forecast, evaluation, make_trial)
+                _print_model(model, job, forecast, evaluation, make_trial, attacking)
     print("dry run: nothing was written")
 
 
@@ -148,6 +156,7 @@ def _print_model(
     forecast: Forecast,
     evaluation: Evaluation,
     make_trial: Callable[[], Trial | None],
+    attacking: Attacking | None,
 ) -> None:
     from pipeline.evaluate import find_predictions
     from pipeline.models import load_model
@@ -170,6 +179,8 @@ def _print_model(
         )
         if not pictures:
             print(f"{name}: evaluated already")
+            if attacking:
+                print(f"{name}: what an attack takes, in9 attack --dry_run measures")
             return
     trial = make_trial()
     if trial is None:
@@ -183,6 +194,14 @@ def _print_model(
         print(
             f"{name}: about {duration(load + pictures / rate)} for {pictures} pictures on "
             f"{evaluation.predict.device} ({rate:.1f} a second)"
+        )
+    if rate and attacking:
+        images = pictures // sum(is_picture(v) for v in job.config.compose.composed)
+        sides = (attacking.foregrounds, attacking.backgrounds)
+        foregrounds, backgrounds = (images if n is None else min(n, images) for n in sides)
+        print(
+            f"{name}: about {duration(foregrounds * backgrounds / rate)} for an attack with "
+            f"{foregrounds} x {backgrounds} composites"
         )
 
 
