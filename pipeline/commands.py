@@ -18,7 +18,7 @@ from pipeline.dataset import Dataset
 from pipeline.dry_run import dry_run
 from pipeline.errors import JobError, UsageError
 from pipeline.fail_if import Condition, judge, parse_conditions
-from pipeline.failures import failures
+from pipeline.failures import say_failures
 from pipeline.flags import COMMANDS
 from pipeline.generate import Generate
 from pipeline.imagenet.folder import check_imagenet
@@ -255,12 +255,7 @@ def _say(
     elif stale:
         write_report(store, imagenet9(), pictures)
     if counters.get("models_failed"):
-        failed = failures(summaries, models)
-        if len(failed) == len(models):
-            every = "; ".join(f"{model}: {error}" for model, error in failed.items())
-            raise JobError(every + details)
-        for model, error in failed.items():
-            print(f"not evaluated: {model}: {error}{details}", file=sys.stderr)
+        say_failures(summaries, models, "not evaluated", details)
     return summaries
 
 

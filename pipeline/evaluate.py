@@ -27,7 +27,7 @@ from pipeline.config import EVALUATE_VERSION, fingerprint
 from pipeline.counters import count, count_written, timed
 from pipeline.dataset import Dataset
 from pipeline.errors import JobError, ModelError
-from pipeline.failures import FailedModel, forget_failure, note_failure
+from pipeline.failures import FailedModel, forget_failure, note_failure, sort_results
 from pipeline.lock import TABLES_LOCK, held, model_lock
 from pipeline.memory import keep_freed_memory
 from pipeline.models import LoadedModel
@@ -280,13 +280,7 @@ class Summarise(beam.DoFn):
         store = self._evaluation.store
         dataset = Dataset.open(store)
         expected = list(dataset.shards(self._evaluation.split))
-        by_model: dict[int, list[EvaluatedShard]] = {}
-        failed: dict[int, FailedModel] = {}
-        for result in evaluated:
-            if isinstance(result, FailedModel):
-                failed[result.order] = result
-            else:
-                by_model.setdefault(result.order, []).append(result)
+        by_model, failed = sort_results(evaluated)
         for order, spec in enumerate(self._evaluation.models):
             if order in failed:
                 count("models_failed")

@@ -8,12 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from pipeline.dataset import Dataset
+from pipeline.errors import JobError
 from pipeline.results import result_folder, summary_file
 from pipeline.storage import Store
+
+
+class _OfModel(Protocol):
+    """A result of one model."""
+
+    @property
+    def order(self) -> int: ...
+
+
+_Result = TypeVar("_Result", bound=_OfModel)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,3 +99,39 @@ def failures(summaries: Iterable[Mapping[str, Any]], entries: Iterable[str]) -> 
         if error and summary["entry"] in wanted:
             found[str(summary["model"])] = str(error)
     return found
+
+
+def sort_results(
+    results: Iterable[_Result | FailedModel],
+) -> tuple[dict[int, list[_Result]], dict[int, FailedModel]]:
+    """Results of a stage by the place of their model, and the models that failed by theirs."""
+    by_model: dict[int, list[_Result]] = {}
+    failed: dict[int, FailedModel] = {}
+    for result in results:
+        if isinstance(result, FailedModel):
+            failed[result.order] = result
+        else:
+            by_model.setdefault(result.order, []).append(result)
+    return by_model, failed
+
+
+def say_failures(
+    summaries: Iterable[Mapping[str, Any]], entries: Sequence[str], what: str, details: str = ""
+) -> None:
+    """Says on standard error which entries of `--models` failed.
+
+    Args:
+      summaries: what is known of all models.
+      entries: of `--models`.
+      what: was not done to them, such as `not evaluated`.
+      details: where to read more, " (details: ...)".
+
+    Raises:
+      JobError: all of them.
+    """
+    failed = failures(summaries, entries)
+    if failed and len(failed) == len(entries):
+        every = "; ".join(f"{model}: {error}" for model, error in failed.items())
+        raise JobError(every + details)
+    for model, error in failed.items():
+        print(f"{what}: {model}: {error}{details}", file=sys.stderr)

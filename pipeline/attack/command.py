@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import apache_beam as beam
 
 from pipeline.attack.forecast import forecast_attack
 from pipeline.attack.plan import Attacking, check_variants, open_grid
@@ -17,15 +13,16 @@ from pipeline.attack.stage import Attack
 from pipeline.attack.tables import write_attack_tables
 from pipeline.config import DatasetConfig
 from pipeline.dataset import Dataset
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import UsageError
 from pipeline.evaluation_flags import evaluation_from_flags
-from pipeline.failures import failures
+from pipeline.failures import say_failures
 from pipeline.lock import TABLES_LOCK, held
-from pipeline.report import REPORT, WriteReport
+from pipeline.report import REPORT
 from pipeline.results import display_name
-from pipeline.runner import pipeline_options, run_pipeline
-from pipeline.storage import WORK_FOLDER, Store
-from pipeline.terminal import aligned, describe_dataset, interval
+from pipeline.runner import pipeline_options
+from pipeline.stage_command import run_stage
+from pipeline.storage import Store
+from pipeline.terminal import aligned, interval
 from transforms.taxonomy import imagenet9
 
 
@@ -83,16 +80,14 @@ def run_attack(arguments: argparse.Namespace, rest: list[str]) -> int:
     if arguments.dry_run:
         forecast_attack(dataset, attacking, imagenet9())
         return 0
-    pipeline = beam.Pipeline(options=options)
-    fingerprint = pipeline | "Dataset" >> beam.Create([dataset.manifest.fingerprint])
-    attacked = fingerprint | "Attack" >> Attack(attacking, imagenet9())
-    writer = WriteReport(store, imagenet9(), arguments.pictures)
-    _ = attacked | "Report" >> beam.ParDo(writer).with_output_types(str)
-    log = store.path(f"{WORK_FOLDER}/attack-{os.getpid()}.log")
-    started = time.monotonic()
-    counters = run_pipeline(pipeline, attacking.evaluation.progress, log)
-    seconds = time.monotonic() - started
-    print(describe_dataset(Dataset.open(store).manifest, counters, seconds))
+    run_stage(
+        "attack",
+        Attack(attacking, imagenet9()),
+        dataset,
+        options=options,
+        progress=attacking.evaluation.progress,
+        pictures=arguments.pictures,
+    )
     say_attacks(store, attacking.evaluation.models)
     print(f"report: {store.path(REPORT)}")
     return 0
@@ -109,11 +104,7 @@ def say_attacks(store: Store, models: Sequence[str]) -> None:
     print(attack_table(attacks))
     if stale:
         print(f"attacks of an earlier dataset, so not in the tables: {', '.join(stale)}")
-    failed = failures(attacks, models)
-    if failed and len(failed) == len(models):
-        raise JobError("; ".join(f"{model}: {error}" for model, error in failed.items()))
-    for model, error in failed.items():
-        print(f"not attacked: {model}: {error}", file=sys.stderr)
+    say_failures(attacks, models, "not attacked")
 
 
 def attack_table(attacks: Sequence[Mapping[str, Any]]) -> str:

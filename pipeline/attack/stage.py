@@ -22,7 +22,7 @@ from pipeline.counters import count, timed
 from pipeline.dataset import Dataset
 from pipeline.errors import JobError, ModelError
 from pipeline.evaluate import model_identity
-from pipeline.failures import FailedModel, forget_failure, note_failure
+from pipeline.failures import FailedModel, forget_failure, note_failure, sort_results
 from pipeline.lock import TABLES_LOCK, held, model_lock
 from pipeline.memory import keep_freed_memory
 from pipeline.resident import free_memory, load_resident
@@ -118,13 +118,7 @@ class Measure(beam.DoFn):
         dataset = Dataset.open(store)
         grid = open_grid(dataset, self._attacking)
         how = {"split": evaluation.split, **dataclasses.asdict(evaluation.predict)}
-        by_model: dict[int, list[TriedChunk]] = {}
-        failed: dict[int, FailedModel] = {}
-        for result in tried:
-            if isinstance(result, FailedModel):
-                failed[result.order] = result
-            else:
-                by_model.setdefault(result.order, []).append(result)
+        by_model, failed = sort_results(tried)
         for order, spec in enumerate(evaluation.models):
             if order in failed:
                 count("attacks_failed")

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-import time
 from collections.abc import Sequence
-
-import apache_beam as beam
 
 from pipeline.config import DatasetConfig
 from pipeline.dataset import Dataset
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import UsageError
 from pipeline.evaluation_flags import evaluation_from_flags
-from pipeline.failures import failures
+from pipeline.failures import say_failures
 from pipeline.lock import TABLES_LOCK, held
-from pipeline.report import REPORT, WriteReport
-from pipeline.runner import pipeline_options, run_pipeline
+from pipeline.report import REPORT
+from pipeline.runner import pipeline_options
 from pipeline.saliency.plan import SaliencyPlan, check_variants, shown_images
 from pipeline.saliency.results import saliency_table, write_saliency_table
 from pipeline.saliency.stage import Saliency
-from pipeline.storage import WORK_FOLDER, Store
-from pipeline.terminal import describe_dataset
+from pipeline.stage_command import run_stage
+from pipeline.storage import Store
 from transforms.taxonomy import imagenet9
 
 
@@ -79,16 +75,14 @@ def run_saliency(arguments: argparse.Namespace, rest: list[str]) -> int:
     plan = saliency_from_flags(arguments, store, dataset.manifest.config)
     # Images may be missing, too.
     shown_images(dataset, plan)
-    pipeline = beam.Pipeline(options=options)
-    fingerprint = pipeline | "Dataset" >> beam.Create([dataset.manifest.fingerprint])
-    explained = fingerprint | "Saliency" >> Saliency(plan, imagenet9())
-    writer = WriteReport(store, imagenet9(), arguments.pictures)
-    _ = explained | "Report" >> beam.ParDo(writer).with_output_types(str)
-    log = store.path(f"{WORK_FOLDER}/saliency-{os.getpid()}.log")
-    started = time.monotonic()
-    counters = run_pipeline(pipeline, plan.evaluation.progress, log)
-    seconds = time.monotonic() - started
-    print(describe_dataset(Dataset.open(store).manifest, counters, seconds))
+    run_stage(
+        "saliency",
+        Saliency(plan, imagenet9()),
+        dataset,
+        options=options,
+        progress=plan.evaluation.progress,
+        pictures=arguments.pictures,
+    )
     say_saliency(store, plan.evaluation.models)
     print(f"report: {store.path(REPORT)}")
     return 0
@@ -103,8 +97,4 @@ def say_saliency(store: Store, models: Sequence[str]) -> None:
     with held(store, TABLES_LOCK, wait=60):
         found = write_saliency_table(store, Dataset.open(store).manifest.fingerprint)
     print(saliency_table(found))
-    failed = failures(found, models)
-    if failed and len(failed) == len(models):
-        raise JobError("; ".join(f"{model}: {error}" for model, error in failed.items()))
-    for model, error in failed.items():
-        print(f"no saliency: {model}: {error}", file=sys.stderr)
+    say_failures(found, models, "no saliency")

@@ -24,7 +24,7 @@ from pipeline.counters import count, count_written, timed
 from pipeline.dataset import Dataset
 from pipeline.errors import JobError, ModelError
 from pipeline.evaluate import ShardGroups, model_identity
-from pipeline.failures import FailedModel, forget_failure, note_failure
+from pipeline.failures import FailedModel, forget_failure, note_failure, sort_results
 from pipeline.lock import TABLES_LOCK, held, model_lock
 from pipeline.memory import keep_freed_memory
 from pipeline.predict import Predictor
@@ -200,13 +200,7 @@ class Measure(beam.DoFn):
         shown = list(shown_images(opened, self._plan))
         expected = list(opened.shards(evaluation.split))
         how = {"split": evaluation.split, **dataclasses.asdict(evaluation.predict)}
-        by_model: dict[int, list[ExplainedShard]] = {}
-        failed: dict[int, FailedModel] = {}
-        for result in explained:
-            if isinstance(result, FailedModel):
-                failed[result.order] = result
-            else:
-                by_model.setdefault(result.order, []).append(result)
+        by_model, failed = sort_results(explained)
         for order, spec in enumerate(evaluation.models):
             if order in failed:
                 count("saliency_failed")
