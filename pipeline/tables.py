@@ -141,7 +141,7 @@ def write_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list
         write_csv(store, name, table.columns, table_rows(table, summaries))
     comparisons = compare_models(Dataset.open(store), summaries) if len(summaries) > 1 else []
     write_csv(store, "comparisons", COMPARISON_COLUMNS, comparisons)
-    for name, text in latex_tables(summaries).items():
+    for name, text in latex_tables(summaries, imagenet9().names).items():
         store.update(f"results/latex/{name}.tex", text.encode())
     write_trend(store, dataset, summaries, imagenet9())
     return summaries, stale

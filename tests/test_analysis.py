@@ -423,6 +423,27 @@ def test_the_headline_table_is_latex(evaluated: Path, nine_way: str) -> None:
         assert not bare
 
 
+@pytest.mark.parametrize(
+    ("file", "part", "column", "of_row"),
+    [
+        ("decomposition", "decomposition", "share", {"kind": "bg_irrelevant"}),
+        ("per_class_mixed_rand", "per_class", "accuracy", {"label": "8", "variant": "mixed_rand"}),
+    ],
+)
+def test_further_tables_are_latex(
+    evaluated: Path, file: str, part: str, column: str, of_row: dict[str, str]
+) -> None:
+    text = (evaluated / "results" / "latex" / f"{file}.tex").read_text()
+    lines = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(lines) == 1 + 2 * 2
+    assert len({len(line.split(" & ")) for line in lines}) == 1
+    wanted = {"model": MODEL, "label_rule": RULES[0], **of_row}
+    (row,) = [r for r in table(evaluated, part) if wanted.items() <= r.items()]
+    # The last column: the kind and the class that come last.
+    assert lines[1].endswith(rf"& ${100 * float(row[column]):.1f}$ \\")
+    assert f"{100 * float(row['ci_low']):.1f}, {100 * float(row['ci_high']):.1f}" in lines[2]
+
+
 def test_summaries_of_an_older_form_are_made_again(evaluated: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(evaluated, tmp_path / "out"))
     path = output / "results" / MODEL / "summary.json"
