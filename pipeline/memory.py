@@ -18,6 +18,13 @@ _M_ARENA_MAX = -8
 _NEVER = 2**31 - 1
 
 
+def give_back_freed_memory() -> None:
+    """Hands whole free pages back to the system, once: for the moment between two models,
+    whose tensors are of other sizes and would not fit into the gaps."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @functools.cache
 def keep_freed_memory() -> bool:
     """Makes the allocator keep what is freed, for the life of the process; once.

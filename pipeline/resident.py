@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.errors import JobError, ModelError, UsageError
+from pipeline.memory import give_back_freed_memory
 from pipeline.models import LoadedModel, check_head, load_model
 from pipeline.predict import Predictor
 from pipeline.results import all_summaries
@@ -57,5 +58,6 @@ def free_memory() -> None:
     """Frees the memory of models that nothing refers to any more, so that the next one finds
     it."""
     gc.collect()
+    give_back_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
