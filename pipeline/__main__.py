@@ -1,7 +1,5 @@
 """`python -m pipeline`, the same as `in9`."""
 
-import sys
+from pipeline.cli import run_process
 
-from pipeline.cli import main
-
-sys.exit(main())
+run_process()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
 import sys
+import threading
+from typing import NoReturn
 
 from pipeline.errors import JobError, UsageError
 from pipeline.flags import build_parser
@@ -49,6 +52,20 @@ def main(argv: list[str] | None = None) -> int:
         return _leave(f"in9 {arguments.command}: the job failed", error, 1)
 
 
+def run_process() -> NoReturn:
+    """Runs a command, and ends the process with its exit code."""
+    code = main()
+    if any(thread.daemon for thread in threading.enumerate()):
+        # A job that failed leaves the runner's threads at work. The interpreter would end
+        # them inside of C++ code, which aborts the process.
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     # Before libraries start threads, which would have arenas of their own.
     keep_freed_memory()
@@ -68,4 +85,4 @@ def _leave(what: str, error: object, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process()
