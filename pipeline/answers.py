@@ -43,7 +43,7 @@ class Images:
         shards = dataset.shards(split)
         tables = [
             pq.read_table(
-                dataset.store.path(index_file(split, shard, len(shards))),
+                dataset.store.arrow_source(index_file(split, shard, len(shards))),
                 columns=["key", "label", "fg_fraction", "selected"],
             )
             for shard in shards

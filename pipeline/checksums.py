@@ -1,4 +1,5 @@
-"""Checksums of source files, remembered while size and modification time stay.
+"""Checksums of source files, remembered while size and modification time stay;
+object stores know them themselves.
 
 The memory lies beside the dataset, not in it: deleting it costs one more read of the
 input, and changes nothing.
@@ -7,9 +8,11 @@ input, and changes nothing.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
+from typing import cast
 
+from pipeline.files import FileInfo, files_of, missing
 from pipeline.storage import WORK_FOLDER, Store
 
 
@@ -36,29 +39,32 @@ class Checksums:
 
     def of(self, path: str) -> str:
         """MD5 of a file, hexadecimal. Raises OSError if it cannot be read."""
-        identity = _identity(path)
-        checksum = self.known(path)
+        files = files_of(path)
+        info = files.info(path)
+        if info is None:
+            raise missing(path)
+        if info.md5 is not None:
+            return info.md5
+        checksum = self._remembered(path, info)
         if checksum is None:
-            with open(path, "rb") as file:
-                checksum = hashlib.file_digest(file, _md5).hexdigest()
-        self._new[path] = [*identity, checksum]
+            with files.open(path) as file:
+                checksum = hashlib.file_digest(cast(io.BufferedReader, file), _md5).hexdigest()
+        self._new[path] = [info.size, info.identity, checksum]
         return checksum
 
     def known(self, path: str) -> str | None:
         """MD5 of a file if it is remembered; the file's content is not read."""
-        known = self._old.get(path)
-        return None if known is None or known[:2] != _identity(path) else str(known[2])
+        info = files_of(path).info(path)
+        return None if info is None else info.md5 or self._remembered(path, info)
+
+    def _remembered(self, path: str, info: FileInfo) -> str | None:
+        size, identity, checksum = self._old.get(path, (None, None, None))
+        return str(checksum) if [size, identity] == [info.size, info.identity] else None
 
     def save(self) -> None:
         """Remembers the files asked for since the start, and only those."""
         if self._new != self._old:
             self._store.write(self._path, json.dumps(self._new, sort_keys=True).encode())
-
-
-def _identity(path: str) -> list[object]:
-    """What changes when a file's content does: size in bytes, time of the last change."""
-    status = os.stat(path)
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _md5() -> hashlib._Hash:

@@ -19,6 +19,7 @@ from pipeline.dry_run import dry_run
 from pipeline.errors import JobError, UsageError
 from pipeline.fail_if import Condition, judge, parse_conditions
 from pipeline.failures import say_failures
+from pipeline.files import absolute
 from pipeline.flags import COMMANDS
 from pipeline.generate import Generate
 from pipeline.imagenet.folder import check_imagenet
@@ -29,7 +30,7 @@ from pipeline.manifest import MANIFEST
 from pipeline.progress import Progress
 from pipeline.report import REPORT, WriteReport, write_report
 from pipeline.runner import check_unknown, pipeline_options, run_pipeline
-from pipeline.storage import WORK_FOLDER, Store
+from pipeline.storage import Store
 from pipeline.tables import write_tables
 from pipeline.terminal import accuracy_table, describe_dataset
 from pipeline.verify import verify
@@ -96,7 +97,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     parse_conditions(getattr(arguments, "fail_if", None))
     generates = arguments.command in ("run", "generate")
     evaluates = arguments.command in ("run", "evaluate")
-    store = Store(os.path.abspath(arguments.output if generates else arguments.dataset))
+    store = Store.at(arguments.output if generates else arguments.dataset)
     with contextlib.ExitStack() as stack:
         job = None
         if generates:
@@ -126,7 +127,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
             if arguments.imagenet:
                 from pipeline.imagenet.stage import ImageNetAccuracy
 
-                root = os.path.abspath(arguments.imagenet)
+                root = absolute(arguments.imagenet)
                 dataset = dataset | "ImageNet" >> ImageNetAccuracy(evaluation, root, taxonomy)
             if attacking:
                 from pipeline.attack.stage import Attack
@@ -141,7 +142,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
             _ = dataset | "Report" >> report
         # Several processes may evaluate at once; the next writer replaces the last one's log.
         name = arguments.command if generates else f"evaluate-{os.getpid()}"
-        log = store.path(f"{WORK_FOLDER}/{name}.log")
+        log = store.log(name)
         started = time.monotonic()
         counters = run_pipeline(pipeline, Progress.of(store), log)
         seconds = time.monotonic() - started
@@ -164,7 +165,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
 def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """run and generate with --dry_run."""
     workers = pipeline_options(rest).view_as(DirectOptions).direct_num_workers
-    store = Store(os.path.abspath(arguments.output))
+    store = Store.at(arguments.output)
     job = job_from_flags(arguments, store)
     evaluation = attacking = None
     if arguments.command == "run":
@@ -260,7 +261,7 @@ def _say(
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    store = Store(os.path.abspath(arguments.dataset))
+    store = Store.at(arguments.dataset)
     dataset = Dataset.open(store)
     with held(store, TABLES_LOCK, wait=60):
         summaries, stale = write_tables(store, dataset.manifest.fingerprint)
@@ -274,7 +275,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    dataset = Dataset.open(Store(os.path.abspath(arguments.dataset)))
+    dataset = Dataset.open(Store.at(arguments.dataset))
     faults = 0
     for fault in verify(dataset, imagenet9()):
         print(fault)

@@ -92,6 +92,10 @@ def _is_dropped(config: DatasetConfig, path: str) -> bool:
     return config.layers == "drop" and path.startswith("layers/") and path.endswith(".tar")
 
 
+def _is_record(path: str) -> bool:
+    return path.endswith(".parquet") and path.startswith(("layers/", "index/"))
+
+
 def _same_data(old: Manifest | None, new: Manifest) -> bool:
     """Whether a manifest describes the same dataset, apart from its card's files."""
     if old is None:
@@ -148,11 +152,12 @@ class Commit(beam.DoFn):
           waiting: final path to staged path; a repeated Commit finds some in place already.
         """
         known = {} if old is None else {file.path: file for file in old.files}
+        there = self._there()
         for file in manifest.files:
             source = waiting.get(file.path)
-            if source is not None and self._store.exists(source):
+            if source is not None and source in there:
                 continue
-            if self._store.size(file.path) != file.bytes:
+            if there.get(file.path) != file.bytes:
                 raise JobError(
                     f"{file.path} is missing or of another size. Run the same command again"
                 )
@@ -168,25 +173,35 @@ class Commit(beam.DoFn):
         store = self._store
         if store.exists(MANIFEST):
             store.move(MANIFEST, PREVIOUS_MANIFEST)
-        moves = [(source, target) for source, target in moves if store.exists(source)]
+        staged = store.sizes(STAGING)
+        moves = [(source, target) for source, target in moves if source in staged]
         # A record must never stand beside files that are not its own.
-        for _, target in moves:
-            if target.endswith(".parquet") and target.startswith(("layers/", "index/")):
-                store.delete(target)
-        for source, target in moves:
-            store.move(source, target)
+        records = [target for _, target in moves if _is_record(target)]
+        store.delete_all(records)
+        store.move_all(move for move in moves if not _is_record(move[1]))
+        store.move_all(move for move in moves if _is_record(move[1]))
         self._remove_obsolete(manifest)
 
     def _in_place(self, old: Manifest, moves: list[tuple[str, str]]) -> bool:
         """Whether nothing waits in staging, and every file is where it should be."""
-        return not any(self._store.exists(source) for source, _ in moves) and all(
-            self._store.size(file.path) == file.bytes for file in old.files
+        there = self._there()
+        return not any(source in there for source, _ in moves) and all(
+            there.get(file.path) == file.bytes for file in old.files
         )
+
+    def _there(self) -> dict[str, int]:
+        """Sizes of all files, by path; a listing of each folder."""
+        listed = (self._store.sizes(folder) for folder in (*DATA_FOLDERS, STAGING))
+        there = {path: size for folder in listed for path, size in folder.items()}
+        for path in CARD_FILES:
+            size = self._store.size(path)
+            if size is not None:
+                there[path] = size
+        return there
 
     def _remove_obsolete(self, manifest: Manifest) -> None:
         wanted = {file.path for file in manifest.files}
         for folder in DATA_FOLDERS:
-            for path in list(self._store.walk(folder)):
-                if path not in wanted:
-                    self._store.delete(path)
+            there = list(self._store.walk(folder))
+            self._store.delete_all(path for path in there if path not in wanted)
             self._store.prune(folder)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from pipeline.config import SegmentConfig, fingerprint
+from pipeline.files import files_of
 from pipeline.source import SourceImage
 from transforms.cutting import Cut, cut_image
 from transforms.filters import Reason, is_valid_key
@@ -18,15 +19,15 @@ def source_digest(image: SourceImage, config: SegmentConfig, checksum: Callable[
     Args:
       image: the source image.
       config: of the layers.
-      checksum: gives the checksum of a file, by its path.
+      checksum: gives the MD5 of a file, by its path, where the storage has not told it.
     """
     return fingerprint(
         config.fingerprint(),
         image.name.encode("utf-8", "surrogatepass").hex(),
         image.wnid,
         image.label,
-        checksum(image.path),
-        image.annotation and checksum(image.annotation),
+        image.md5 or checksum(image.path),
+        image.annotation and (image.annotation_md5 or checksum(image.annotation)),
     )
 
 
@@ -80,5 +81,4 @@ def cut_source(image: str, annotation: str | None, config: SegmentConfig) -> Cut
 
 def read_file(path: str) -> bytes:
     """A source file's bytes. Raises OSError."""
-    with open(path, "rb") as file:
-        return file.read()
+    return files_of(path).read(path)

@@ -94,7 +94,7 @@ class Dataset:
 
 def read_parquet(store: Store, path: str) -> Iterator[Sample]:
     """Samples of a Parquet shard, a row group at a time."""
-    with pq.ParquetFile(store.path(path)) as file:
+    with pq.ParquetFile(store.arrow_source(path)) as file:
         for batch in file.iter_batches(batch_size=_BATCH):
             for row in batch.to_pylist():
                 image, key = row.pop("image"), row.pop("key")
@@ -106,7 +106,7 @@ def read_webdataset(store: Store, path: str) -> Iterator[Sample]:
     """Samples of a tar shard; an empty shard has no file."""
     if not store.exists(path):
         return
-    with open(store.path(path), "rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
+    with store.open(path) as file, tarfile.open(fileobj=file, mode="r|") as tar:
         parts: dict[str, bytes] = {}
         for member in tar:
             content = tar.extractfile(member)

@@ -20,6 +20,7 @@ from pipeline.forecast import Forecast, SplitForecast, make_forecast
 from pipeline.generate import Job
 from pipeline.memory import keep_freed_memory
 from pipeline.progress import duration
+from pipeline.storage import Store
 from pipeline.terminal import size
 from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
@@ -129,11 +130,17 @@ def _print_estimate(job: Job, forecast: Forecast, trial: Trial | None, workers: 
     sizes = {"layers": accepted * measured.layer_bytes} if config.layers == "keep" else {}
     sizes |= {name: selected * each for name, each in measured.output_bytes.items()}
     parts = ", ".join(f"{size(value)} {name}" for name, value in sizes.items())
-    free = shutil.disk_usage(_existing(job.store.root)).free
     print(
         f"estimate: about {selected:.0f} images in the dataset, {size(sum(sizes.values()))} "
-        f"({parts}); {size(free)} free"
+        f"({parts}){_free(job.store)}"
     )
+
+
+def _free(store: Store) -> str:
+    """What is left of the disk; object storage has no end."""
+    if store.is_remote:
+        return ""
+    return f"; {size(shutil.disk_usage(_existing(store.root)).free)} free"
 
 
 def _existing(path: str) -> str:

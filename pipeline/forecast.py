@@ -176,7 +176,8 @@ def _known_digests(job: Job, shard: SourceShard) -> list[str | None]:
     checksums = Checksums.of_shard(job.store, shard.totals.split, shard.shard)
     digests: list[str | None] = []
     for image in shard.images:
-        paths = [path for path in (image.path, image.annotation) if path is not None]
+        files = ((image.path, image.md5), (image.annotation, image.annotation_md5))
+        paths = [path for path, md5 in files if path is not None and md5 is None]
         known = {path: checksum for path in paths if (checksum := checksums.known(path))}
         complete = len(known) == len(paths)
         digests.append(

@@ -9,6 +9,7 @@ from importlib import resources
 
 from pipeline.config import DatasetConfig
 from pipeline.errors import UsageError
+from pipeline.files import absolute, is_below
 from pipeline.generate import Job
 from pipeline.layout import find_layout
 from pipeline.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
@@ -30,12 +31,11 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
       UsageError: the first thing that is wrong.
     """
     config = _dataset_config(arguments)
-    source = os.path.abspath(arguments.input) if arguments.input else sample_folder()
-    annotations = os.path.abspath(arguments.annotations) if arguments.annotations else None
+    source = absolute(arguments.input) if arguments.input else sample_folder()
+    annotations = absolute(arguments.annotations) if arguments.annotations else None
     for split in config.split:
         find_layout(source, annotations, split)
-    inside = os.path.commonpath([os.path.realpath(store.root), os.path.realpath(source)])
-    if inside == os.path.realpath(source):
+    if is_below(store.root, source):
         raise UsageError(
             f"--output {store.root} lies inside --input {source}; choose another folder"
         )
@@ -65,11 +65,12 @@ def remember_input(arguments: argparse.Namespace, store: Store) -> None:
     Raises:
       UsageError: the folder cannot be written.
     """
-    source = os.path.abspath(arguments.input) if arguments.input else None
+    source = absolute(arguments.input) if arguments.input else None
     try:
         store.update(_INPUT, json.dumps(source).encode())
     except OSError as error:
-        raise UsageError(f"--output {store.root} cannot be written: {error.strerror}") from error
+        reason = error.strerror or error
+        raise UsageError(f"--output {store.root} cannot be written: {reason}") from error
 
 
 def _check_input(given: str | None, store: Store) -> None:
@@ -99,14 +100,16 @@ def _dataset_config(arguments: argparse.Namespace) -> DatasetConfig:
 
 def _check_output(store: Store, manifest: Manifest | None) -> None:
     """Refuses a folder with other things in it: Commit removes what is not of the dataset."""
-    if os.path.exists(store.root) and not os.path.isdir(store.root):
+    if store.exists(""):
         raise UsageError(f"--output {store.root} is not a folder")
-    if manifest is None and os.path.isdir(store.root):
-        entries = os.listdir(store.root)
-        if entries and WORK_FOLDER not in entries:
-            raise UsageError(
-                f"--output {store.root} is not empty and holds no dataset; choose another folder"
-            )
+    if manifest is None and not store.has_folder(WORK_FOLDER) and not _is_empty(store):
+        raise UsageError(
+            f"--output {store.root} is not empty and holds no dataset; choose another folder"
+        )
+
+
+def _is_empty(store: Store) -> bool:
+    return not store.has_folder("") or (not store.is_remote and not os.listdir(store.root))
 
 
 def _refuse(differing: list[str], old: DatasetConfig, new: DatasetConfig) -> None:

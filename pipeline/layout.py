@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import posixpath
 from collections.abc import Iterator, Sequence
 
 from pipeline.errors import UsageError
+from pipeline.files import FileInfo, absolute, files_of, is_remote, join, parent, relative
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 _IMAGE_TREES = ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC", "CLS-LOC")
@@ -55,7 +57,7 @@ def find_layout(root: str, annotations: str | None, split: str) -> Layout:
     """
     images = find_images(root, split)
     if annotations is not None:
-        if not os.path.isdir(annotations):
+        if not files_of(annotations).is_folder(annotations):
             raise UsageError(f"--annotations {annotations} is not a folder that can be read")
         found = _find_annotations([annotations], images, split)
         if found is None and _has_xml(annotations):
@@ -82,17 +84,19 @@ def find_images(root: str, split: str, flag: str = "--input") -> str:
     Raises:
       UsageError: there is none; the message lists what was tried.
     """
-    if not os.path.isdir(root):
+    root = absolute(root)
+    files = files_of(root)
+    if not files.is_folder(root):
         raise UsageError(f"{flag} {root} is not a folder that can be read")
-    candidates = [os.path.join(root, tree, split) for tree in _IMAGE_TREES]
-    if os.path.basename(os.path.normpath(root)) == split:
-        candidates.append(os.path.normpath(root))
-    images = next((path for path in candidates if os.path.isdir(path)), None)
+    candidates = [join(root, tree, split) for tree in _IMAGE_TREES]
+    if posixpath.basename(root) == split:
+        candidates.append(root)
+    images = next((path for path in candidates if files.is_folder(path)), None)
     if images is None:
         other = ", or the split with --split" if flag == "--input" else ""
         raise UsageError(
             f"no folder {split!r} in {flag} {root}: looked for "
-            + ", ".join(os.path.join(tree, split) for tree in _IMAGE_TREES)
+            + ", ".join(posixpath.join(tree, split) for tree in _IMAGE_TREES)
             + f". Name another folder{other}"
         )
     return images
@@ -106,48 +110,78 @@ def find_annotations(root: str, images: str, split: str) -> str | None:
       images: of `find_images`.
       split: such as `val`.
     """
-    bases = [root, os.path.dirname(images), os.path.dirname(os.path.normpath(root))]
+    bases = [root, parent(images), parent(root)]
     return _find_annotations(bases, images, split)
 
 
 def _find_annotations(bases: Sequence[str], images: str, split: str) -> str | None:
     tried = [
-        os.path.join(base, tree, split)
+        path
         for base in bases
         for tree in _ANNOTATION_TREES
-        if os.path.join(base, tree, split) != images
+        if (path := join(base, tree, split)) != images
     ]
-    return next((path for path in tried if os.path.isdir(path) and _has_xml(path)), None)
+    return next((path for path in tried if _has_xml(path)), None)
 
 
 def _has_xml(folder: str) -> bool:
-    """Whether a folder, or a folder in it, holds an XML file."""
+    """Whether there is a folder, and it, or a folder in it, holds an XML file."""
+    if not files_of(folder).is_folder(folder):
+        return False
     return next(files_in(folder, (".xml",)), None) is not None
 
 
-def files_in(folder: str, suffixes: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(sub-folder or "", file name) of the files in a folder and one level below it.
+@dataclasses.dataclass(frozen=True)
+class FoundFile:
+    """A file of a split.
 
-    A file with none of the suffixes comes as (sub-folder, ""). Hidden files are passed
-    over. Sorted, so that the walk does not depend on the file system.
+    Attributes:
+      path: absolute.
+      folder: name of the folder in the split's that it lies in, "" if it lies in that itself.
+      name: its own name, "" if that has none of the suffixes asked for.
+      info: what the listing said of it, None if only its name.
     """
-    with os.scandir(folder) as entries:
+
+    path: str
+    folder: str
+    name: str
+    info: FileInfo | None = None
+
+    @property
+    def md5(self) -> str | None:
+        """Of its content, hexadecimal; None where the storage does not tell it."""
+        return None if self.info is None else self.info.md5
+
+
+def files_in(folder: str, suffixes: Sequence[str]) -> Iterator[FoundFile]:
+    """The files in a folder and one level below it.
+
+    Of other suffixes, only what lies beside images is of interest. Hidden files are passed
+    over.
+    """
+    listed = _listed_remote(folder) if is_remote(folder) else _listed_here(folder, "")
+    for found in listed:
+        if found.name.lower().endswith(tuple(suffixes)):
+            yield found
+        elif suffixes == IMAGE_SUFFIXES and not found.name.startswith("."):
+            yield dataclasses.replace(found, name="")
+
+
+def _listed_remote(folder: str) -> Iterator[FoundFile]:
+    """By one listing for a thousand objects, which tells what they hold, too."""
+    for info in files_of(folder).walk(folder):
+        *folders, name = relative(info.path, folder).split("/")
+        if len(folders) <= 1 and not (folders and folders[0].startswith(".")):
+            yield FoundFile(info.path, "".join(folders), name, info)
+
+
+def _listed_here(folder: str, subfolder: str) -> Iterator[FoundFile]:
+    """In an order that does not depend on the file system."""
+    with os.scandir(os.path.join(folder, subfolder) if subfolder else folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
-    subfolders = [entry.name for entry in found if entry.is_dir()]
-    yield from _matching("", [entry.name for entry in found if not entry.is_dir()], suffixes)
-    for subfolder in subfolders:
-        if subfolder.startswith("."):
-            continue
-        with os.scandir(os.path.join(folder, subfolder)) as entries:
-            names = sorted(entry.name for entry in entries if not entry.is_dir())
-        yield from _matching(subfolder, names, suffixes)
-
-
-def _matching(
-    subfolder: str, names: Sequence[str], suffixes: Sequence[str]
-) -> Iterator[tuple[str, str]]:
-    for name in names:
-        if name.lower().endswith(tuple(suffixes)):
-            yield subfolder, name
-        elif suffixes == IMAGE_SUFFIXES and not name.startswith("."):
-            yield subfolder, ""
+    for entry in found:
+        if not entry.is_dir():
+            yield FoundFile(entry.path, subfolder, entry.name)
+    for entry in found:
+        if not subfolder and entry.is_dir() and not entry.name.startswith("."):
+            yield from _listed_here(folder, entry.name)

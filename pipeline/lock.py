@@ -1,19 +1,19 @@
-"""Locks: one process at a time writes a dataset, and one evaluates a model on it.
+"""Locks: one job at a time writes a dataset, and one evaluates a model on it.
 
-A lock is a file that only one process can create. It names its process, and is taken over
-only if that process is known to be dead: one of this host that no longer runs.
+A lock is a file that only one can create. It names its owner, and is taken over only if that
+is known to be over: a process of this host that no longer runs, or a Dataflow job that has
+ended.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.errors import JobError
@@ -24,16 +24,20 @@ TABLES_LOCK = f"{WORK_FOLDER}/lock-tables"
 """Held for the moment in which tables and page are made from all summaries that are there."""
 _WRITING_SECONDS = 2.0
 """How long a lock without content may be one that is just being written."""
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-"""How file systems say that they have no hard links."""
 
-_mine: set[str] = set()
-"""Paths of the locks that this process holds."""
+_mine: set[tuple[Store, str]] = set()
+"""The locks that this process holds."""
 
 
 def model_lock(folder: str, group: int) -> str:
     """Lock of a model's folder under `results/`, for one group of shards."""
     return f"{WORK_FOLDER}/lock-{folder}-{group}"
+
+
+def this_process() -> dict[str, Any]:
+    """This process as the owner of a lock."""
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "pid": pid, "started": _start_of(pid)}
 
 
 def _start_of(pid: int) -> str | None:
@@ -46,106 +50,102 @@ def _start_of(pid: int) -> str | None:
         return None
 
 
-def _is_dead(owner: dict[str, Any]) -> bool:
+def _is_over(owner: Mapping[str, Any]) -> bool:
+    if "dataflow" in owner:
+        from pipeline.dataflow.jobs import is_over
+
+        return bool(is_over(owner["dataflow"]))
     if owner["host"] != socket.gethostname():
         return False
     return not is_alive(owner["pid"]) or _start_of(owner["pid"]) != owner["started"]
 
 
-def _owner(path: str) -> dict[str, Any] | None:
-    """Who holds a lock; None if it has gone. Waits for a lock that is being written."""
+def _name(owner: Mapping[str, Any]) -> str:
+    if "dataflow" in owner:
+        job = owner["dataflow"]
+        return f"Dataflow job {job.get('job_id') or job['job_name']} in {job['region']}"
+    return f"process {owner['pid']} on {owner['host']}"
+
+
+def _owner(store: Store, lock: str) -> tuple[dict[str, Any], str] | None:
+    """(who holds a lock, identity of its file); None if it has gone. Waits for a lock that is
+    being written."""
     until = time.monotonic() + _WRITING_SECONDS
     while True:
+        info = store.files.info(store.path(lock))
         try:
-            with open(path, encoding="utf-8") as file:
-                owner: dict[str, Any] = json.load(file)
-                return owner
+            if info is None:
+                return None
+            return json.loads(store.read(lock)), info.identity
         except FileNotFoundError:
             return None
         except json.JSONDecodeError as error:
             if time.monotonic() > until:
-                raise JobError(f"{path} is no lock of ours; remove it and try again") from error
+                message = f"{store.path(lock)} is no lock of ours; remove it and try again"
+                raise JobError(message) from error
             time.sleep(0.05)
 
 
-def _create(path: str, owner: dict[str, Any]) -> None:
-    """Creates a lock with its content at once, so that a kill or a full disk never leaves one
-    that names nobody. Raises FileExistsError if there is one."""
-    aside = f"{path}.{uuid.uuid4().hex}"
-    try:
-        with open(aside, "x", encoding="utf-8") as file:
-            json.dump(owner, file)
-        try:
-            os.link(aside, path)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            with open(path, "x", encoding="utf-8") as file:
-                json.dump(owner, file)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(aside)
-
-
-def _take_over(path: str, dead: dict[str, Any]) -> None:
-    """Removes the lock of a dead process, unless another process was faster."""
-    aside = f"{path}.{uuid.uuid4().hex}"
-    try:
-        os.rename(path, aside)
-    except FileNotFoundError:
-        return
-    if _owner(aside) != dead:
-        # It had been taken over, and this is the new owner's: put it back.
-        with contextlib.suppress(FileExistsError):
-            os.link(aside, path)
-    os.remove(aside)
-
-
-@contextlib.contextmanager
-def held(store: Store, lock: str, wait: float = 0.0) -> Iterator[None]:
-    """Holds a lock while the block runs.
+def acquire(store: Store, lock: str, owner: Mapping[str, Any], wait: float = 0.0) -> None:
+    """Takes a lock. Taking it again as the same owner changes nothing.
 
     Args:
       store: the dataset folder.
       lock: `DATASET_LOCK`, `TABLES_LOCK`, or of `model_lock`.
-      wait: seconds to wait for another process that holds it.
+      owner: `this_process()`, or `{"dataflow": {"project", "region", "job_name"}}`; what else
+        it holds must tell it from others that are not to hold the lock as well.
+      wait: seconds to wait for another owner.
 
     Raises:
-      JobError: another process holds it.
+      JobError: another one holds it.
     """
     until = time.monotonic() + wait
-    path = store.path(lock)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    me = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_of(os.getpid())}
+    data = json.dumps(owner, sort_keys=True).encode()
     while True:
         try:
-            _create(path, me)
+            store.files.create_once(store.path(lock), data)
+            return
         except FileExistsError:
-            owner = _owner(path)
-            if owner is None:
-                continue
-            if _is_dead(owner):
-                _take_over(path, owner)
-            elif time.monotonic() < until:
-                time.sleep(0.1)
-            else:
-                raise JobError(
-                    f"process {owner['pid']} on {owner['host']} is at work on it; wait until it "
-                    f"is done. If it has gone, remove {path}"
-                ) from None
+            found = _owner(store, lock)
+        if found is None:
             continue
-        break
-    _mine.add(path)
+        holder, identity = found
+        if holder == owner:
+            return
+        if _is_over(holder):
+            store.files.delete(store.path(lock), identity)
+        elif time.monotonic() < until:
+            time.sleep(1.0 if store.is_remote else 0.1)
+        else:
+            raise JobError(
+                f"{_name(holder)} is at work on it; wait until it is done. If it has gone, "
+                f"remove {store.path(lock)}"
+            )
+
+
+def release(store: Store, lock: str, owner: Mapping[str, Any]) -> None:
+    """Gives a lock back, if this owner holds it."""
+    found = _owner(store, lock)
+    if found is not None and found[0] == owner:
+        store.files.delete(store.path(lock), found[1])
+
+
+@contextlib.contextmanager
+def held(store: Store, lock: str, wait: float = 0.0) -> Iterator[None]:
+    """Holds a lock of this process while the block runs; arguments and errors as `acquire`."""
+    # Two threads of a process are two owners.
+    owner = {**this_process(), "once": uuid.uuid4().hex}
+    acquire(store, lock, owner, wait)
+    _mine.add((store, lock))
     try:
         yield
     finally:
-        _mine.discard(path)
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(path)
+        _mine.discard((store, lock))
+        release(store, lock, owner)
 
 
 def release_all() -> None:
     """Removes the locks that threads of this process hold, before it ends at once."""
-    for path in list(_mine):
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(path)
+    for store, lock in list(_mine):
+        with contextlib.suppress(OSError):
+            store.delete(lock)

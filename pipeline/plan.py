@@ -221,4 +221,4 @@ def check_complete(split: str, arrived: list[int], expected: int, rows: int, lis
 def load_plan(store: Store, path: str, config: ComposeConfig, digest: str) -> Plan:
     """Reads a plan once for each worker process; `digest` tells a rewritten file apart."""
     del digest
-    return Plan.of(pq.read_table(store.path(path)), config)
+    return Plan.of(pq.read_table(store.arrow_source(path)), config)

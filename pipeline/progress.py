@@ -10,12 +10,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TextIO
 
 from pipeline.storage import WORK_FOLDER, Store, is_alive
@@ -34,6 +33,8 @@ _TOTAL = "total"
 
 TERMINAL_SECONDS = 0.5
 PLAIN_SECONDS = 30.0
+REMOTE_SECONDS = 10.0
+"""No more often than this where every look is a listing over the network."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,53 +42,50 @@ class Progress:
     """Where the workers of one job leave their notes.
 
     Attributes:
-      folder: absolute path, of this job alone.
+      store: the dataset folder.
+      folder: relative, of this job alone.
     """
 
+    store: Store
     folder: str
 
     @classmethod
     def of(cls, store: Store) -> Progress:
         """Notes of a job that this process launches."""
-        return cls(store.path(f"{_FOLDER}/{socket.gethostname()}+{os.getpid()}"))
+        return cls(store, f"{_FOLDER}/{socket.gethostname()}+{os.getpid()}")
 
     def note_total(self, stage: str, name: str, count: int) -> None:
         """Notes how much a stage has to do: `count` for the part called `name`."""
-        self._note(os.path.join(stage, _TOTAL), name, count)
+        self._note(f"{stage}/{_TOTAL}", name, count)
 
     def note_done(self, stage: str, name: str, count: int) -> None:
         """Notes a finished shard of a stage. Noting it again changes nothing."""
         self._note(stage, name, count)
 
     def _note(self, folder: str, name: str, count: int) -> None:
-        path = os.path.join(self.folder, folder)
         # Only for show: a full disk must not fail a job here.
         with contextlib.suppress(OSError):
-            os.makedirs(path, exist_ok=True)
-            with open(os.path.join(path, f"{name}.{count}"), "wb"):
-                pass
+            path = self.store.path(f"{self.folder}/{folder}/{name}.{count}")
+            self.store.files.create_once(path, b"")
 
-    def count(self, stage: str) -> tuple[int, int]:
-        """(done, total) of a stage, by the notes so far."""
-        return self._sum(stage), self._sum(os.path.join(stage, _TOTAL))
-
-    def _sum(self, folder: str) -> int:
-        try:
-            names = os.listdir(os.path.join(self.folder, folder))
-        except FileNotFoundError:
-            return 0
-        return sum(int(name.rpartition(".")[2]) for name in names if name != _TOTAL)
+    def count(self) -> dict[str, tuple[int, int]]:
+        """(done, total) of each stage, by the notes so far."""
+        counts = {stage: [0, 0] for stage in _STAGES}
+        for path in self.store.walk(self.folder):
+            stage, *parts, name = path.removeprefix(f"{self.folder}/").split("/")
+            counts[stage][len(parts)] += int(name.rpartition(".")[2])
+        return {stage: (done, total) for stage, (done, total) in counts.items()}
 
     def clear(self) -> None:
         """Removes the notes, and those that killed jobs of this host have left."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        folders = os.path.dirname(self.folder)
         with contextlib.suppress(OSError):
-            for name in os.listdir(folders):
-                host, _, pid = name.rpartition("+")
+            self.store.delete_tree(self.folder)
+            jobs = {path.split("/")[2] for path in self.store.walk(_FOLDER)}
+            for job in jobs:
+                host, _, pid = job.rpartition("+")
                 if host == socket.gethostname() and not is_alive(int(pid)):
-                    shutil.rmtree(os.path.join(folders, name), ignore_errors=True)
-            os.rmdir(folders)
+                    self.store.delete_tree(f"{_FOLDER}/{job}")
+            self.store.prune(_FOLDER)
 
 
 class _Stage:
@@ -99,8 +97,8 @@ class _Stage:
         self.total = 0
         self._started: tuple[float, int] | None = None
 
-    def update(self, progress: Progress) -> None:
-        self.done, self.total = progress.count(self.name)
+    def update(self, counts: Mapping[str, tuple[int, int]]) -> None:
+        self.done, self.total = counts[self.name]
 
     @property
     def is_running(self) -> bool:
@@ -195,6 +193,8 @@ def shown(
     terminal = out.isatty()
     if interval is None:
         interval = TERMINAL_SECONDS if terminal else PLAIN_SECONDS
+        if progress.store.is_remote:
+            interval = max(interval, REMOTE_SECONDS)
     progress.clear()
     display = _Bar(out) if terminal else _Lines(out)
     over = threading.Event()
@@ -202,8 +202,12 @@ def shown(
     def watch() -> None:
         stages = [_Stage(name) for name in _STAGES]
         while not over.wait(interval):
+            try:
+                counts = progress.count()
+            except OSError:  # A store that does not answer now may do so later.
+                continue
             for stage in stages:
-                stage.update(progress)
+                stage.update(counts)
             running = next((stage for stage in stages if stage.is_running), None)
             if running is not None:
                 display.show(running, time.monotonic())

@@ -81,9 +81,11 @@ def write_table(
 
 def read_about(store: Store, path: str) -> ShardFiles | None:
     """The metadata of a record, None if there is no record. Other errors are raised."""
-    if not store.exists(path):
+    try:
+        schema = pq.read_schema(store.arrow_source(path))
+    except FileNotFoundError:
         return None
-    meta = json.loads(pq.read_schema(store.path(path)).metadata[_METADATA_KEY])
+    meta = json.loads(schema.metadata[_METADATA_KEY])
     return ShardFiles(
         fingerprint=meta["fingerprint"],
         files=tuple(FileDigest(**file) for file in meta["files"]),
@@ -92,7 +94,9 @@ def read_about(store: Store, path: str) -> ShardFiles | None:
 
 def read_rows(store: Store, path: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
     """The rows of a record, as dictionaries."""
-    rows: list[dict[str, Any]] = pq.read_table(store.path(path), columns=columns).to_pylist()
+    rows: list[dict[str, Any]] = pq.read_table(
+        store.arrow_source(path), columns=columns
+    ).to_pylist()
     return rows
 
 
@@ -151,12 +155,13 @@ class Staging:
             about = read_about(self.store, path)
             if about is None or about.fingerprint != fingerprint:
                 continue
-            where = {}
-            for file in about.files:
-                for place in places:
-                    if self.store.size(place(file.path)) == file.bytes:
+            where: dict[str, str] = {}
+            for place in places:
+                missing = [file for file in about.files if file.path not in where]
+                sizes = self.store.sizes_of([place(file.path) for file in missing])
+                for file, size in zip(missing, sizes, strict=True):
+                    if size == file.bytes:
                         where[file.path] = place(file.path)
-                        break
             if len(where) == len(about.files) or not need_files:
                 return FoundShard(record=path, where=where, files=about.files)
         return None

@@ -83,7 +83,7 @@ def read_predictions(store: Store, paths: Iterable[str]) -> pa.Table:
       Columns `label_rule`, `variant`, `fg_key`, `bg_key`, `label` and `prediction`.
     """
     columns = ["label_rule", "variant", "fg_key", "bg_key", "label", "prediction"]
-    tables = [pq.read_table(store.path(path), columns=columns) for path in paths]
+    tables = [pq.read_table(store.arrow_source(path), columns=columns) for path in paths]
     return pa.concat_tables(tables).unify_dictionaries()
 
 

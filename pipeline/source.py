@@ -6,13 +6,13 @@ The folder decides the class of an image; where there is none, its annotation do
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline.layout import IMAGE_SUFFIXES, Layout, files_in
+from pipeline.files import FileInfo, files_of, missing, relative
+from pipeline.layout import IMAGE_SUFFIXES, FoundFile, Layout, files_in
 from pipeline.shards import ShardCounts
 from transforms.annotations import AnnotationError, parse_annotation
 from transforms.selection import lowest_hashes
@@ -33,6 +33,7 @@ class SourceImage:
       wnid: class; empty if neither folder nor annotation tells.
       label: superclass label, `OUTSIDE` with an empty wnid.
       annotation: absolute path of the XML file, None if there is none.
+      md5, annotation_md5: hexadecimal, of the files' content where the storage tells it.
     """
 
     key: str
@@ -41,6 +42,8 @@ class SourceImage:
     wnid: str
     label: int
     annotation: str | None
+    md5: str | None = None
+    annotation_md5: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +94,8 @@ class SourceShard:
     images: tuple[SourceImage, ...]
 
 
-def image_classes(images: str, annotations: str | None) -> Iterator[tuple[str, str]]:
-    """(path, wnid) of every image in a split's folder; the wnid is empty if nothing tells it.
+def image_classes(images: str, annotations: str | None) -> Iterator[tuple[FileInfo, str]]:
+    """(file, wnid) of every image in a split's folder; the wnid is empty if nothing tells it.
 
     Args:
       images: folder of the images.
@@ -102,13 +105,16 @@ def image_classes(images: str, annotations: str | None) -> Iterator[tuple[str, s
       OSError: a folder cannot be read, or an annotation that must tell the class cannot.
     """
     index = None if annotations is None else _index_annotations(annotations)
-    for folder, file in files_in(images, IMAGE_SUFFIXES):
-        if not file:
+    for file in files_in(images, IMAGE_SUFFIXES):
+        if not file.name:
             continue
-        wnid = folder
+        wnid = file.folder
         if not wnid and index is not None:
-            wnid = _annotated_wnid(index.get((ANY_FOLDER, file[: file.rindex(".")])))
-        yield os.path.join(images, folder, file), wnid
+            wnid = _annotated_wnid(index.get((ANY_FOLDER, _key(file))))
+        info = file.info or files_of(file.path).info(file.path)
+        if info is None:
+            raise missing(file.path)
+        yield info, wnid
 
 
 def list_images(layout: Layout, taxonomy: Taxonomy, limit: int | None = None) -> Listing:
@@ -125,20 +131,29 @@ def list_images(layout: Layout, taxonomy: Taxonomy, limit: int | None = None) ->
     annotations = _index_annotations(layout.annotations)
     images = []
     counts: Counter[str] = Counter()
-    for folder, file in files_in(layout.images, IMAGE_SUFFIXES):
-        if not file:
+    for file in files_in(layout.images, IMAGE_SUFFIXES):
+        if not file.name:
             counts["other"] += 1
             continue
-        key = file[: file.rindex(".")]
-        annotation = annotations.get((folder, key), annotations.get((ANY_FOLDER, key)))
-        wnid = folder or _annotated_wnid(annotation)
+        key = _key(file)
+        annotation = annotations.get((file.folder, key), annotations.get((ANY_FOLDER, key)))
+        wnid = file.folder or _annotated_wnid(annotation)
         label = taxonomy.label_of(wnid)
         if label == OUTSIDE and wnid:
             counts["outside"] += 1
             continue
-        path = os.path.join(layout.images, folder, file)
-        name = os.path.relpath(path, layout.root).replace(os.sep, "/")
-        images.append(SourceImage(key, path, name, wnid, label, annotation))
+        images.append(
+            SourceImage(
+                key=key,
+                path=file.path,
+                name=relative(file.path, layout.root),
+                wnid=wnid,
+                label=label,
+                annotation=None if annotation is None else annotation.path,
+                md5=file.md5,
+                annotation_md5=None if annotation is None else annotation.md5,
+            )
+        )
     if limit is not None:
         labels = np.asarray([image.label for image in images], np.int64)
         kept = lowest_hashes([i.key for i in images], labels, limit, seed=0, purpose="limit")
@@ -147,30 +162,31 @@ def list_images(layout: Layout, taxonomy: Taxonomy, limit: int | None = None) ->
     return Listing(tuple(images), outside=counts["outside"], other_files=counts["other"])
 
 
-def _index_annotations(root: str) -> dict[tuple[str, str], str]:
-    """Path of each annotation by (folder, key), and by (`ANY_FOLDER`, key): one that lies in
-    no folder, or the only one of its key."""
-    found: dict[tuple[str, str], str] = {}
-    by_key: dict[str, list[str]] = {}
-    for folder, name in files_in(root, (".xml",)):
-        key = name[: -len(".xml")]
-        path = os.path.join(root, folder, name)
-        found[folder, key] = path
-        by_key.setdefault(key, []).append(path)
-    for key, paths in by_key.items():
-        if ("", key) in found or len(paths) == 1:
-            found[ANY_FOLDER, key] = found.get(("", key), paths[0])
+def _key(file: FoundFile) -> str:
+    """The name without its suffix."""
+    return file.name[: file.name.rindex(".")]
+
+
+def _index_annotations(root: str) -> dict[tuple[str, str], FoundFile]:
+    """Each annotation by (folder, key), and by (`ANY_FOLDER`, key): one that lies in no folder,
+    or the only one of its key."""
+    found: dict[tuple[str, str], FoundFile] = {}
+    by_key: dict[str, list[FoundFile]] = {}
+    for file in files_in(root, (".xml",)):
+        found[file.folder, _key(file)] = file
+        by_key.setdefault(_key(file), []).append(file)
+    for key, files in by_key.items():
+        if ("", key) in found or len(files) == 1:
+            found[ANY_FOLDER, key] = found.get(("", key), files[0])
     return found
 
 
-def _annotated_wnid(annotation: str | None) -> str:
+def _annotated_wnid(annotation: FoundFile | None) -> str:
     """Class that an annotation names, "" if there is no readable one."""
     if annotation is None:
         return ""
-    with open(annotation, "rb") as file:
-        data = file.read()
     try:
-        return parse_annotation(data).wnid or ""
+        return parse_annotation(files_of(annotation.path).read(annotation.path)).wnid or ""
     except AnnotationError:
         return ""
 

@@ -12,7 +12,6 @@ from pipeline.dataset import Dataset
 from pipeline.progress import Progress
 from pipeline.report import WriteReport
 from pipeline.runner import run_pipeline
-from pipeline.storage import WORK_FOLDER
 from pipeline.terminal import describe_dataset
 from transforms.taxonomy import imagenet9
 
@@ -45,7 +44,7 @@ def run_stage(
     writer = WriteReport(store, imagenet9(), pictures)
     _ = fingerprint | stage | "Report" >> beam.ParDo(writer).with_output_types(str)
     started = time.monotonic()
-    log = store.path(f"{WORK_FOLDER}/{name}-{os.getpid()}.log")
+    log = store.log(f"{name}-{os.getpid()}")
     counters = run_pipeline(pipeline, progress, log)
     seconds = time.monotonic() - started
     print(describe_dataset(Dataset.open(store).manifest, counters, seconds))

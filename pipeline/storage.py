@@ -5,18 +5,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import os
 import shutil
 import socket
+import tempfile
 import uuid
-from collections.abc import Iterator
-from typing import BinaryIO, cast
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO, TypeVar, cast
+
+from pipeline.files import Files, absolute, files_of, in_parallel, is_remote, join
 
 WORK_FOLDER = ".in9"
 """Folder of a dataset for everything that is not part of it."""
 
 TEMPORARY = f"{WORK_FOLDER}/tmp"
 """Folder of files that are being written."""
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,30 +89,64 @@ class Store:
     """A dataset folder. All paths are relative to it, with forward slashes.
 
     Attributes:
-      root: absolute path of the folder.
+      root: absolute path of the folder, here or in object storage.
     """
 
     root: str
 
+    @classmethod
+    def at(cls, path: str) -> Store:
+        """The folder that a user named."""
+        return cls(absolute(path))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies in object storage."""
+        return is_remote(self.root)
+
+    @property
+    def files(self) -> Files:
+        """What it is stored in."""
+        return files_of(self.root)
+
     def path(self, relative: str) -> str:
         """Absolute path of a file."""
-        return os.path.join(self.root, relative)
+        return join(self.root, relative) if relative else self.root
+
+    def log(self, name: str) -> str:
+        """Path, on this machine, of the log of a job that is launched here."""
+        if self.is_remote:
+            return os.path.join(tempfile.gettempdir(), f"in9-{name}-{os.getpid()}.log")
+        return self.path(f"{WORK_FOLDER}/{name}.log")
+
+    def below(self, relative: str) -> Store:
+        """A folder of it, as one of its own."""
+        return Store(self.path(relative))
 
     def exists(self, relative: str) -> bool:
         """Whether the file is there."""
-        return os.path.isfile(self.path(relative))
+        return self.files.info(self.path(relative)) is not None
+
+    def has_folder(self, relative: str) -> bool:
+        """Whether the folder is there."""
+        return self.files.is_folder(self.path(relative))
 
     def size(self, relative: str) -> int | None:
         """Size in bytes, None if the file is not there."""
-        try:
-            return os.stat(self.path(relative)).st_size
-        except FileNotFoundError:
-            return None
+        info = self.files.info(self.path(relative))
+        return None if info is None else info.size
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Sizes of all files below a folder, by relative path: one listing."""
+        return {self._relative(i.path): i.size for i in self.files.walk(self.path(folder))}
+
+    def sizes_of(self, paths: Iterable[str]) -> list[int | None]:
+        """Sizes of some files, as `size` gives them."""
+        return in_parallel(self.size, paths) if self.is_remote else [self.size(p) for p in paths]
 
     def read(self, relative: str) -> bytes:
         """The whole file. Raises OSError if it cannot be read."""
-        with open(self.path(relative), "rb") as file:
-            return file.read()
+        return self.files.read(self.path(relative))
 
     def read_ranges(self, relative: str, ranges: list[tuple[int, int]]) -> list[bytes]:
         """Parts of a file, each given as (offset, length) in bytes.
@@ -114,35 +154,27 @@ class Store:
         Raises:
           OSError: the file cannot be read, or ends before a part does.
         """
-        parts = []
-        with open(self.path(relative), "rb", buffering=0) as file:
-            for offset, length in ranges:
-                part = os.pread(file.fileno(), length, offset)
-                if len(part) != length:
-                    raise OSError(f"{file.name} ends before byte {offset + length}")
-                parts.append(part)
-        return parts
+        return self.files.read_ranges(self.path(relative), ranges)
+
+    def open(self, relative: str) -> BinaryIO:
+        """Opens a file for reading at any place. Raises OSError if it cannot be read."""
+        return self.files.open(self.path(relative))
+
+    def arrow_source(self, relative: str) -> str | BinaryIO:
+        """What pyarrow reads a file from: it maps those of this machine itself."""
+        return self.open(relative) if self.is_remote else self.path(relative)
 
     @contextlib.contextmanager
     def create(self, relative: str) -> Iterator[HashingFile]:
-        """Writes a new file under a temporary name, and renames it when the block ends.
+        """Writes a new file that appears, whole, when the block ends.
 
         A block that raises leaves nothing behind.
         """
-        final = self.path(relative)
         # Host and process, to know what a killed process has left; the rest makes it unique.
         name = f"{socket.gethostname()}+{os.getpid()}+{uuid.uuid4().hex}"
         temporary = self.path(f"{TEMPORARY}/{name}")
-        os.makedirs(os.path.dirname(temporary), exist_ok=True)
-        os.makedirs(os.path.dirname(final), exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                yield HashingFile(cast(BinaryIO, file))
-            os.replace(temporary, final)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(temporary)
-            raise
+        with self.files.create(self.path(relative), temporary) as file:
+            yield HashingFile(file)
 
     def write(self, relative: str, data: bytes, samples: int | None = None) -> FileDigest:
         """Writes a whole file at once."""
@@ -152,41 +184,61 @@ class Store:
 
     def update(self, relative: str, data: bytes) -> bool:
         """Writes a whole file unless it holds these bytes already; returns whether it did."""
-        if self.exists(relative) and self.read(relative) == data:
+        if self.size(relative) == len(data) and self.read(relative) == data:
             return False
         self.write(relative, data)
         return True
 
     def digest(self, relative: str) -> str:
         """Hexadecimal SHA-256 of a file's content."""
-        with open(self.path(relative), "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with self.open(relative) as file:
+            return hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
 
     def move(self, source: str, target: str) -> None:
         """Renames a file, replacing the target."""
-        os.makedirs(os.path.dirname(self.path(target)), exist_ok=True)
-        os.replace(self.path(source), self.path(target))
+        self.files.move(self.path(source), self.path(target))
+
+    def move_all(self, moves: Iterable[tuple[str, str]]) -> None:
+        """Renames files, given as (source, target)."""
+        self._all(lambda move: self.move(*move), moves)
+
+    def copy_into(self, other: Store, copies: Iterable[tuple[str, str]]) -> None:
+        """Copies files, given as (source, target in the other store).
+
+        Within one kind of storage nothing is read; else content passes through here.
+        """
+
+        def copy(paths: tuple[str, str]) -> None:
+            source, target = paths
+            if self.is_remote == other.is_remote:
+                self.files.copy(self.path(source), other.path(target))
+            else:
+                with self.open(source) as file, other.create(target) as copied:
+                    shutil.copyfileobj(file, copied)
+
+        self._all(copy, copies)
 
     def delete(self, relative: str) -> None:
         """Removes a file if it is there."""
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(self.path(relative))
+        self.files.delete(self.path(relative))
+
+    def delete_all(self, paths: Iterable[str]) -> None:
+        """Removes files, those that are there."""
+        self._all(self.delete, paths)
 
     def delete_tree(self, relative: str) -> None:
         """Removes a folder and all below it, if it is there."""
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.path(relative))
+        self.files.delete_tree(self.path(relative))
 
     def walk(self, relative: str) -> Iterator[str]:
-        """Relative paths of all files below a folder, sorted within each folder."""
-        for folder, folders, files in os.walk(self.path(relative)):
-            folders.sort()
-            for name in sorted(files):
-                path = os.path.relpath(os.path.join(folder, name), self.root)
-                yield path.replace(os.sep, "/")
+        """Relative paths of all files below a folder, sorted."""
+        for info in self.files.walk(self.path(relative)):
+            yield self._relative(info.path)
 
     def remove_temporary(self) -> None:
         """Removes what killed processes of this host left half-written."""
+        if self.is_remote:
+            return
         for path in list(self.walk(TEMPORARY)):
             host, pid, _ = os.path.basename(path).rsplit("+", 2)
             if host == socket.gethostname() and not is_alive(int(pid)):
@@ -194,9 +246,21 @@ class Store:
 
     def prune(self, relative: str) -> None:
         """Removes the empty folders below a folder, and the folder itself if it is empty."""
+        if self.is_remote:
+            return
         for folder, _, _ in os.walk(self.path(relative), topdown=False):
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
+
+    def _relative(self, path: str) -> str:
+        return path[len(self.root) :].lstrip(os.sep).replace(os.sep, "/")
+
+    def _all(self, call: Callable[[T], object], items: Iterable[T]) -> None:
+        if self.is_remote:
+            in_parallel(call, items)
+        else:
+            for item in items:
+                call(item)
 
 
 def is_alive(pid: int) -> bool:

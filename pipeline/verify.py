@@ -76,10 +76,10 @@ def _check_records(dataset: Dataset, broken: set[str]) -> Iterator[str]:
             continue
         try:
             if file.path.endswith(".tar"):
-                with tarfile.open(store.path(file.path)) as tar:
+                with store.open(file.path) as data, tarfile.open(fileobj=data) as tar:
                     found = len(tar.getnames()) / len(PARTS)
             else:
-                found = pq.read_metadata(store.path(file.path)).num_rows
+                found = pq.read_metadata(store.arrow_source(file.path)).num_rows
         except _READ_ERRORS as error:
             yield f"{file.path}: cannot be read: {type(error).__name__}: {error}"
             continue

@@ -89,7 +89,7 @@ def chunk_table(foregrounds: Side, predictions: Grid) -> pa.Table:
 
 def read_chunk(store: Store, path: str) -> tuple[Grid, Labels]:
     """The inverse of `chunk_table`: predictions (rules, C, B) int8, labels (C,) int64."""
-    table = pq.read_table(store.path(path))
+    table = pq.read_table(store.arrow_source(path))
     grids = [
         table[rule]
         .combine_chunks()

@@ -94,7 +94,7 @@ def _background_rows(
         file = attack.get("backgrounds_file")
         if not file or not store.exists(file):
             continue
-        backgrounds = pq.read_table(store.path(file)).to_pylist()
+        backgrounds = pq.read_table(store.arrow_source(file)).to_pylist()
         for rule in attack["rules"]:
             for row in backgrounds:
                 if row[rule] is not None and row["foregrounds"]:

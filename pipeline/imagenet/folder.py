@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Sequence
 
 from pipeline.config import fingerprint
 from pipeline.errors import UsageError
+from pipeline.files import relative
 from pipeline.layout import find_annotations, find_images
 from pipeline.shards import bucket_hash
 from pipeline.source import image_classes
@@ -98,14 +98,13 @@ def list_imagenet(root: str, taxonomy: Taxonomy) -> ImageNetListing:
     """
     folder = find_images(root, SPLIT, "--imagenet")
     images, unknown = [], 0
-    for path, wnid in image_classes(folder, find_annotations(root, folder, SPLIT)):
+    for file, wnid in image_classes(folder, find_annotations(root, folder, SPLIT)):
         try:
             index = taxonomy.index_of(wnid)
         except KeyError:
             unknown += 1
             continue
-        name = os.path.relpath(path, folder).replace(os.sep, "/")
-        images.append(ImageNetImage(path, name, os.path.getsize(path), index))
+        images.append(ImageNetImage(file.path, relative(file.path, folder), file.size, index))
     if not images:
         raise UsageError(
             f"--imagenet {root}: none of {unknown} images in {folder} is known to be of an "

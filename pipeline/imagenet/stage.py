@@ -28,6 +28,7 @@ from pipeline.dataset import Dataset
 from pipeline.errors import JobError, ModelError
 from pipeline.evaluate import Evaluation, model_identity
 from pipeline.failures import FailedModel
+from pipeline.files import files_of
 from pipeline.imagenet.folder import ImageNetImage, ImageNetListing, list_imagenet, listing_digest
 from pipeline.imagenet.results import PREDICTION_SCHEMA, imagenet_file, imagenet_predictions
 from pipeline.lock import TABLES_LOCK, held, model_lock
@@ -170,8 +171,7 @@ class Classify(beam.DoFn):
 
 def _samples(images: Iterable[ImageNetImage]) -> Iterator[Sample]:
     for image in images:
-        with open(image.path, "rb") as file:
-            data = file.read()
+        data = files_of(image.path).read(image.path)
         yield Sample(image.name, data, "", {"index": image.index})
 
 
@@ -230,7 +230,7 @@ def _accuracy(
     """A model's folder, and what its imagenet.json says."""
     about = json.loads(shards[0].about)
     folder = str(about.pop("folder"))
-    tables = [pq.read_table(store.path(shard.path)) for shard in shards]
+    tables = [pq.read_table(store.arrow_source(shard.path)) for shard in shards]
     predictions = pa.concat_tables(tables)
     labels, outputs = (predictions[name].to_numpy() for name in ("label", "prediction"))
     n, correct = len(labels), int((labels == outputs).sum())

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import timm
 
 from pipeline.errors import UsageError
+from pipeline.files import files_of
 from pipeline.models.registry import PACKAGED, SOURCES, TIMM, full_name
 from pipeline.models.timm_names import is_for_imagenet
 
@@ -58,10 +59,10 @@ def _lines(entry: str) -> list[str]:
         return [entry]
     path = entry[1:]
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in file]
+        text = files_of(path).read(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--models {entry}: {path} cannot be read ({error})") from error
+    lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines()]
     nested = [line for line in lines if line.startswith("@")]
     if nested:
         raise UsageError(f"--models {entry}: {nested[0]} in a file; name the files one by one")

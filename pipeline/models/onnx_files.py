@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import JobError, ModelError, UsageError
+from pipeline.files import files_of
 from pipeline.models.loaded import LoadedModel, Preprocessing, count_outputs, loaded_model
 from pipeline.models.source import Source
 
@@ -159,7 +160,7 @@ class OnnxFiles(Source):
 
     def check(self, spec: str) -> None:
         path = spec.removeprefix(_PREFIX)
-        if not os.path.isfile(path):
+        if files_of(path).info(path) is None:
             raise UsageError(f"--models {spec}: there is no file {path}")
 
     def load(self, spec: str) -> LoadedModel:
@@ -204,11 +205,11 @@ def _read_graph(path: str) -> bytes:
     from onnx.external_data_helper import uses_external_data
 
     try:
-        graph = onnx.load(path, load_external_data=False)
+        data = files_of(path).read(path)
+        graph = onnx.load_from_string(data)
         if any(uses_external_data(tensor) for tensor in graph.graph.initializer):
             return bytes(onnx.load(path).SerializeToString(deterministic=True))
-        with open(path, "rb") as file:
-            return file.read()
+        return data
     except Exception as error:  # Whatever the bytes provoke, a missing file beside it, over 2 GB.
         raise JobError(f"{path} cannot be read as an ONNX graph: {type(error).__name__}") from error
 
@@ -218,9 +219,9 @@ def _written_down(path: str, properties: Mapping[str, str]) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(Preprocessing)} - {"fixed_size"}
     beside = f"{path}.json"
     try:
-        if os.path.exists(beside):
-            with open(beside, encoding="utf-8") as file:
-                given = json.load(file)
+        files = files_of(beside)
+        if files.info(beside) is not None:
+            given = json.loads(files.read(beside))
             if not isinstance(given, dict):
                 raise JobError(f'{beside} must hold an object, such as {{"mean": [0, 0, 0]}}')
             return given

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load, save
 
 from pipeline.errors import JobError, UsageError
+from pipeline.files import absolute
 from pipeline.lock import held
 from pipeline.models.loaded import (
     LoadedModel,
@@ -38,7 +39,7 @@ _LOCK = f"{WORK_FOLDER}/lock-index"
 def chosen_folder(flag: str | None) -> str | None:
     """The folder of `--weights`, else of the environment; None if neither names one."""
     folder = flag or os.environ.get(VARIABLE)
-    return os.path.abspath(folder) if folder else None
+    return absolute(folder) if folder else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ class WeightsFolder:
     @classmethod
     def of(cls, path: str) -> WeightsFolder:
         """The folder of a `--weights` or `--to` flag."""
-        return cls(Store(os.path.abspath(path)))
+        return cls(Store.at(path))
 
     def models(self) -> dict[str, StoredModel]:
         """What is there, by name.

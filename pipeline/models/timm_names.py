@@ -8,11 +8,12 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from timm.data import resolve_model_data_config
 from timm.models import get_pretrained_cfg, is_model_pretrained
 
 from pipeline.errors import JobError, UsageError
+from pipeline.files import files_of
 from pipeline.models.loaded import (
     IN9_MEAN,
     IN9_STD,
@@ -40,7 +41,7 @@ class TimmNames(Source):
 
     def check(self, spec: str) -> None:
         architecture, equals, path = spec.partition("=")
-        if equals and not os.path.isfile(path):
+        if equals and files_of(path).info(path) is None:
             raise UsageError(f"--models {spec}: there is no file {path}")
         name, _, tag = architecture.partition(".")
         if not timm.is_model(name):
@@ -144,9 +145,10 @@ def read_state(path: str) -> dict[str, torch.Tensor]:
     """
     try:
         if path.endswith(".safetensors"):
-            state: dict[str, Any] = load_file(path)
+            state: dict[str, Any] = load(files_of(path).read(path))
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with files_of(path).open(path) as file:
+                state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # Whatever the bytes provoke in either reader.
         raise JobError(
             f"{path} cannot be read as a checkpoint of tensors alone: {type(error).__name__}"

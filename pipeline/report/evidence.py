@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import os
 import re
 from typing import Any
 
@@ -144,7 +143,7 @@ def _newest(store: Store, models: list[ModelResults]) -> str:
     names = ("attack.json", "saliency.json")
     paths = [summary_file(model.folder) for model in models]
     paths += [f"results/{model.folder}/{name}" for model in models for name in names]
-    times = [os.stat(store.path(path)).st_mtime for path in paths if store.exists(path)]
+    times = [info.time for path in paths if (info := store.files.info(store.path(path)))]
     if not times:
         return ""
     newest = datetime.datetime.fromtimestamp(max(times), datetime.UTC)

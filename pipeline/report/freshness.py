@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -35,16 +34,12 @@ def _code() -> str:
     return fingerprint(digest.hexdigest(), [metadata.version(name) for name in _LIBRARIES])
 
 
-def _states(store: Store, paths: Iterable[str]) -> list[tuple[str, int, int]]:
-    """Path, size and time of each file; -1 for one that is not there."""
+def _states(store: Store, paths: Iterable[str]) -> list[tuple[str, int, str]]:
+    """Path, size and identity of each file; -1 for one that is not there."""
     found = []
     for path in paths:
-        try:
-            status = os.stat(store.path(path))
-        except FileNotFoundError:
-            found.append((path, -1, -1))
-        else:
-            found.append((path, status.st_size, status.st_mtime_ns))
+        info = store.files.info(store.path(path))
+        found.append((path, -1, "") if info is None else (path, info.size, info.identity))
     return found
 
 

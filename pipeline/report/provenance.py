@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import quote
@@ -90,7 +89,7 @@ def _results(store: Store, folder: str, suffix: str) -> Iterator[Link]:
 def _predictions(evidence: Evidence) -> Iterator[Link]:
     for model in evidence.evaluated:
         folder = f"results/{model.folder}/predictions"
-        if os.path.isdir(evidence.dataset.store.path(folder)):
+        if evidence.dataset.store.has_folder(folder):
             yield _link(f"{folder}/", model.name)
 
 
@@ -114,5 +113,5 @@ def _about(dataset: Dataset) -> Iterator[Link]:
     for path in (MANIFEST, "README.md", "croissant.json", "classes.txt"):
         if dataset.store.exists(path):
             yield _link(path)
-    if os.path.isdir(dataset.store.path("index")):
+    if dataset.store.has_folder("index"):
         yield _link("index/", "index: a row for every source image")

