@@ -26,7 +26,7 @@ import cv2
 from measure import card, multiply, run_in9, slope
 
 from pipeline.config import SegmentConfig
-from pipeline.cut_source import cut_source, read_file
+from pipeline.cut_source import cut_source, read_source
 from pipeline.job_flags import sample_folder
 from pipeline.layer_files import decode_layer, encode_layer
 from pipeline.layout import find_layout
@@ -59,10 +59,10 @@ def bare_loop(
     before: dict[str, bytes] = {}
     with open(out, "wb") as file:
         for image in images:
-            assert image.annotation is not None
+            source = read_source(image.path, image.annotation)
             layer = cut_image(
-                read_file(image.path),
-                read_file(image.annotation),
+                source.image,
+                source.annotation,
                 segment=segment,
                 seed=config.grabcut_seed,
                 resize=config.resize,
@@ -104,7 +104,7 @@ def _cut_repeatedly(work: tuple[SourceImage, int, SegmentConfig]) -> None:
     image, count, config = work
     cv2.setNumThreads(1)
     for _ in range(count):
-        cut_source(image.path, image.annotation, config)
+        cut_source(read_source(image.path, image.annotation), config)
 
 
 def main() -> None:
@@ -120,7 +120,7 @@ def main() -> None:
     accepted = [
         image
         for image in listing.images[: arguments.images]
-        if cut_source(image.path, image.annotation, config).layer is not None
+        if cut_source(read_source(image.path, image.annotation), config).layer is not None
     ]
     few, many = arguments.images, 6 * arguments.images
     print(card())

@@ -30,10 +30,10 @@ from pipeline.records import (
 from pipeline.segment import SourceFiles
 from pipeline.shards import bucket_hash, index_file, parquet_file, webdataset_file
 from pipeline.sinks import ParquetSink, Sample, Sink, WebDatasetSink, sample_schema
-from pipeline.storage import FileDigest
+from pipeline.storage import FileDigest, Store
 from transforms.codec import encode_jpeg, encode_png
 from transforms.filters import Reason
-from transforms.layers import Layer
+from transforms.geometry import Pixels
 from transforms.taxonomy import Taxonomy
 from transforms.variants import MIXED, VARIANTS, base_of, with_replicates
 
@@ -181,19 +181,20 @@ class ComposeShard(beam.DoFn):
         rows: list[dict[str, Any]],
         backgrounds: dict[str, dict[str, int]],
     ) -> tuple[FileDigest, ...]:
-        layers = LayerSource(self._staging.store, plan, self._segment)
-        with contextlib.ExitStack() as stack:
+        source = LayerSource(self._staging.store, plan, self._segment)
+        selected = (row for row in rows if row["selected"])
+        with self._staging.store.together() as store, contextlib.ExitStack() as stack:
             sinks = {
-                variant: self._open_sinks(stack, output, variant)
+                variant: self._open_sinks(stack, store, output, variant)
                 for variant in self._config.composed
             }
-            for row in rows:
-                if not row["selected"]:
-                    continue
-                layer = layers.layer(row)
+            layers = stack.enter_context(contextlib.closing(source.layers(selected, backgrounds)))
+            for row, layer, encoded in layers:
                 for variant, variant_sinks in sinks.items():
                     place = backgrounds[row["key"]].get(variant)
-                    sample = self._sample(plan, layers, row, layer, variant, place)
+                    tiled = source.tiled(encoded[variant]) if variant in encoded else None
+                    picture = VARIANTS[base_of(variant)].compose(layer, tiled)
+                    sample = self._sample(plan, row, variant, picture, place)
                     for sink in variant_sinks:
                         sink.add(sample)
                 count("images_composed")
@@ -201,9 +202,8 @@ class ComposeShard(beam.DoFn):
         return tuple(digest for digest in digests if digest is not None)
 
     def _open_sinks(
-        self, stack: contextlib.ExitStack, output: OutputShard, variant: str
+        self, stack: contextlib.ExitStack, store: Store, output: OutputShard, variant: str
     ) -> list[Sink]:
-        store = self._staging.store
         sinks: list[Sink] = []
         if "parquet" in self._config.formats:
             path = parquet_file(
@@ -225,16 +225,12 @@ class ComposeShard(beam.DoFn):
     def _sample(
         self,
         plan: Plan,
-        layers: LayerSource,
         row: dict[str, Any],
-        layer: Layer,
         variant: str,
+        picture: Pixels,
         place: int | None,
     ) -> Sample:
-        background = None if place is None else layers.background(place)
-        method = VARIANTS[base_of(variant)]
-        picture = method.compose(layer, background)
-        as_png = self._config.encoding == "png" or method.lossless
+        as_png = self._config.encoding == "png" or VARIANTS[base_of(variant)].lossless
 
         def of_background(column: str) -> Any:
             return None if place is None else plan.value(column, place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 
@@ -65,20 +66,30 @@ def _announce() -> None:
     print("Compiling GrabCut, once on this machine (about half a minute) ...", file=sys.stderr)
 
 
-def cut_source(image: str, annotation: str | None, config: SegmentConfig) -> Cut:
-    """Reads and cuts a source image, given the paths of image and annotation. Only I/O
-    raises (OSError)."""
+@dataclasses.dataclass(frozen=True)
+class SourceBytes:
+    """The content of a source image's file, and of its annotation's, None without one."""
+
+    image: bytes
+    annotation: bytes | None
+
+
+def read_source(image: str, annotation: str | None) -> SourceBytes:
+    """Reads both files, given by their paths. Raises OSError."""
+    return SourceBytes(
+        files_of(image).read(image),
+        None if annotation is None else files_of(annotation).read(annotation),
+    )
+
+
+def cut_source(source: SourceBytes, config: SegmentConfig) -> Cut:
+    """Cuts a source image. Whatever it holds, it raises nothing."""
     return cut_image(
-        read_file(image),
-        None if annotation is None else read_file(annotation),
+        source.image,
+        source.annotation,
         segment=SEGMENTERS[config.segmenter].segment,
         seed=config.grabcut_seed,
         resize=config.resize,
         crop=config.image_size,
         interpolation=config.interpolation,
     )
-
-
-def read_file(path: str) -> bytes:
-    """A source file's bytes. Raises OSError."""
-    return files_of(path).read(path)

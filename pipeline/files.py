@@ -6,6 +6,7 @@ files, and listings.
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -13,7 +14,7 @@ import errno
 import functools
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import BinaryIO, Protocol, TypeVar
 
 _REMOTE = "gs://"
@@ -64,9 +65,17 @@ class Files(Protocol):
     def read_ranges(self, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
         """Parts of a file, each given as (offset, length). Raises OSError if it is shorter."""
 
-    def create(self, path: str, temporary: str) -> contextlib.AbstractContextManager[BinaryIO]:
+    def create(
+        self, path: str, temporary: str, later: list[Callable[[], object]] | None = None
+    ) -> contextlib.AbstractContextManager[BinaryIO]:
         """Writes a file that appears, whole, when the block ends; a block that raises leaves
-        nothing. `temporary` is a path for the time being, where one is needed."""
+        nothing.
+
+        Args:
+          path: of the file.
+          temporary: for the time being, where there is need of one.
+          later: takes a call that makes the file appear, where that takes long.
+        """
 
     def create_once(self, path: str, data: bytes) -> str:
         """Writes a file that must not exist; returns its identity. Raises FileExistsError."""
@@ -159,3 +168,32 @@ def in_parallel(call: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """
     with concurrent.futures.ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
         return list(pool.map(call, items))
+
+
+def read_ahead(
+    call: Callable[[T], R], items: Iterable[T], ahead: int = REQUESTS_IN_FLIGHT
+) -> Generator[tuple[T, R], None, None]:
+    """Each item with the result of a call on it, in order; calls run ahead in threads.
+
+    Args:
+      call: reads what an item needs.
+      items: any number.
+      ahead: how many calls may be ahead of what has been taken; none at 0.
+    """
+    if not ahead:
+        for item in items:
+            yield item, call(item)
+        return
+    pool = concurrent.futures.ThreadPoolExecutor(ahead)
+    waiting: collections.deque[tuple[T, concurrent.futures.Future[R]]] = collections.deque()
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(call, item)))
+            if len(waiting) > ahead:
+                first, result = waiting.popleft()
+                yield first, result.result()
+        while waiting:
+            first, result = waiting.popleft()
+            yield first, result.result()
+    finally:
+        pool.shutdown(cancel_futures=True)

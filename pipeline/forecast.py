@@ -10,7 +10,8 @@ import dataclasses
 from collections import Counter
 
 from pipeline.checksums import Checksums
-from pipeline.cut_source import read_file, reject_by_name, shard_fingerprint, source_digest
+from pipeline.cut_source import reject_by_name, shard_fingerprint, source_digest
+from pipeline.files import files_of
 from pipeline.generate import Job, list_split
 from pipeline.manifest import read_manifest
 from pipeline.previous_layers import PreviousLayers
@@ -155,7 +156,9 @@ def _fate(
     row = None if digest is None else previous.row(image.key, digest)
     if row is not None:
         return str(row["status"])
-    reason = check_annotation(None if image.annotation is None else read_file(image.annotation))
+    reason = check_annotation(
+        None if image.annotation is None else files_of(image.annotation).read(image.annotation)
+    )
     return None if reason is None else str(reason)
 
 

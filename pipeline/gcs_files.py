@@ -31,10 +31,12 @@ from pipeline.files import REQUESTS_IN_FLIGHT, FileInfo, Files, in_parallel, mis
 _MEMORY_BYTES = 64 << 20
 """Larger objects are opened in pieces, and written to a disk before they are uploaded."""
 _CHUNK_BYTES = 8 << 20
+_SPOOLED_BYTES = 1 << 20
+"""Of a file being written in memory; a shard's are many."""
 _GAP_BYTES = 64 << 10
 """Ranges as near as this are read in one: the time of a request is that of some more bytes."""
 _ATTEMPTS = 6
-_RETRY = DEFAULT_RETRY.with_timeout(300.0)
+_RETRY = DEFAULT_RETRY.with_timeout(300.0).with_delay(initial=0.2, multiplier=2.0, maximum=30.0)
 _FIELDS = "items(name,size,generation,updated,md5Hash),prefixes,nextPageToken"
 
 T = TypeVar("T")
@@ -113,13 +115,26 @@ class GcsFiles(Files):
         return _tried(whole, path)
 
     @contextlib.contextmanager
-    def create(self, path: str, temporary: str) -> Iterator[BinaryIO]:
+    def create(
+        self, path: str, temporary: str, later: list[Callable[[], object]] | None = None
+    ) -> Iterator[BinaryIO]:
         """Collects the content on this machine first: an upload that is broken off, or a
         writer that is, must not leave an object that is shorter than it should be."""
-        del temporary
-        with tempfile.SpooledTemporaryFile(_CHUNK_BYTES) as file:
-            yield cast(BinaryIO, file)
-            self._upload(path, cast(BinaryIO, file))
+        file = cast(BinaryIO, tempfile.SpooledTemporaryFile(_SPOOLED_BYTES))  # noqa: SIM115
+
+        def upload() -> None:
+            with file:
+                self._upload(path, file)
+
+        try:
+            yield file
+        except BaseException:
+            file.close()
+            raise
+        if later is None:
+            upload()
+        else:
+            later.append(upload)
 
     def _upload(self, path: str, file: BinaryIO, **conditions: int) -> storage.Blob:
         blob = _blob(path)

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.storage import Store
 from pipeline.tar import TarWriter
 from transforms.codec import decode_image, decode_mask, encode_mask, encode_png
-from transforms.geometry import OutputBox, Pixels
+from transforms.geometry import OutputBox
 from transforms.layers import Layer
 
 PARTS = ("image", "only_bg_t", "mask")
@@ -56,13 +56,3 @@ def decode_layer(parts: Mapping[str, bytes], box: Sequence[int]) -> Layer:
         mask=decode_mask(parts["mask"]),
         box=OutputBox(*box),
     )
-
-
-def read_layer(store: Store, tar: str, row: Mapping[str, Any]) -> Layer:
-    """Reads and decodes a layer."""
-    return decode_layer(read_parts(store, tar, row), row["box"])
-
-
-def read_background(store: Store, tar: str, offset: int, length: int) -> Pixels:
-    """Reads and decodes only the tiled background of a layer."""
-    return decode_image(store.read_ranges(tar, [(offset, length)])[0])

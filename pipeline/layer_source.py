@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 from pipeline.config import SegmentConfig
-from pipeline.cut_source import cut_source, read_file
+from pipeline.cut_source import SourceBytes, cut_source, read_source
 from pipeline.errors import JobError
-from pipeline.layer_files import layer_digest, read_background, read_layer
+from pipeline.files import REQUESTS_IN_FLIGHT, read_ahead
+from pipeline.layer_files import decode_layer, layer_digest, read_parts
 from pipeline.plan import Plan
 from pipeline.storage import Store
+from transforms.codec import decode_image
 from transforms.cutting import cut_background
 from transforms.geometry import Pixels
 from transforms.layers import Layer
+
+Encoded = bytes | SourceBytes
+"""A tiled background as it is stored, or the files to make it from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """What was read for an image.
+
+    Attributes:
+      layer: the encoded parts of its layer, or the files to cut it from.
+      backgrounds: the encoded tiled background, or those files, by mixed variant.
+    """
+
+    layer: dict[str, bytes] | SourceBytes
+    backgrounds: dict[str, Encoded]
 
 
 class LayerSource:
@@ -25,41 +46,69 @@ class LayerSource:
         self._plan = plan
         self._config = config
 
-    def layer(self, row: dict[str, Any]) -> Layer:
-        """The layer of a selected image, given its record row."""
-        planned = self._planned(int(self._plan.rows[self._plan.position[row["key"]]]))
-        if planned["tar"] is not None:
-            return read_layer(self._store, planned["tar"], row)
-        image, annotation = _source_paths(planned)
-        layer = cut_source(image, annotation, self._config).layer
+    def layers(
+        self, rows: Iterable[dict[str, Any]], backgrounds: Mapping[str, Mapping[str, int]]
+    ) -> Generator[tuple[dict[str, Any], Layer, dict[str, Encoded]], None, None]:
+        """Layers of selected images, and the tiled backgrounds that they meet, for `tiled`.
+
+        Args:
+          rows: record rows.
+          backgrounds: by key and mixed variant, rows of the plan's table.
+
+        Yields:
+          (row, its layer, background by mixed variant), in the order of the rows.
+        """
+        read = functools.partial(self._read, backgrounds)
+        for row, parts in read_ahead(read, rows, REQUESTS_IN_FLIGHT * self._store.is_remote):
+            yield row, self._layer(row, parts.layer), parts.backgrounds
+
+    def _read(self, backgrounds: Mapping[str, Mapping[str, int]], row: dict[str, Any]) -> _Read:
+        planned = self._planned(self._place(row))
+        tar = planned["tar"]
+        layer = _source(planned) if tar is None else read_parts(self._store, tar, row)
+        places = backgrounds[row["key"]].items()
+        return _Read(layer, {name: self._read_background(place) for name, place in places})
+
+    def _read_background(self, place: int) -> Encoded:
+        planned = self._planned(place)
+        if planned["tar"] is None:
+            return _source(planned)
+        span = (planned["offset"], planned["length"])
+        return self._store.read_ranges(planned["tar"], [span])[0]
+
+    def _layer(self, row: dict[str, Any], read: dict[str, bytes] | SourceBytes) -> Layer:
+        if not isinstance(read, SourceBytes):
+            return decode_layer(read, row["box"])
+        planned = self._planned(self._place(row))
+        layer = cut_source(read, self._config).layer
         if layer is None or layer_digest(layer) != planned["layer_digest"]:
             raise JobError(
-                f"{image} gives another layer than it did, after a change of the file or of a "
-                f"library. Remove {self._store.path('layers')} and run the same command again"
+                f"{os.fsdecode(planned['source'])} gives another layer than it did, after a "
+                "change of the file or of a library. Remove "
+                f"{self._store.path('layers')} and run the same command again"
             )
         return layer
 
-    def background(self, place: int) -> Pixels:
-        """The tiled background of the image at a row of the plan's table."""
-        planned = self._planned(place)
-        if planned["tar"] is not None:
-            return read_background(
-                self._store, planned["tar"], planned["offset"], planned["length"]
-            )
-        image, annotation = _source_paths(planned)
+    def tiled(self, read: Encoded) -> Pixels:
+        """A tiled background, of what `layers` gives."""
+        if not isinstance(read, SourceBytes):
+            return decode_image(read)
         return cut_background(
-            read_file(image),
-            read_file(annotation),
+            read.image,
+            read.annotation or b"",
             resize=self._config.resize,
             crop=self._config.image_size,
             interpolation=self._config.interpolation,
         )
+
+    def _place(self, row: dict[str, Any]) -> int:
+        return int(self._plan.rows[self._plan.position[row["key"]]])
 
     def _planned(self, place: int) -> dict[str, Any]:
         row: dict[str, Any] = self._plan.table.slice(place, 1).to_pylist()[0]
         return row
 
 
-def _source_paths(planned: dict[str, Any]) -> tuple[str, str]:
-    """Paths of an accepted image and of its annotation."""
-    return os.fsdecode(planned["source"]), os.fsdecode(planned["annotation"])
+def _source(planned: dict[str, Any]) -> SourceBytes:
+    """The files of an accepted image."""
+    return read_source(os.fsdecode(planned["source"]), os.fsdecode(planned["annotation"]))

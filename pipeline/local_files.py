@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, cast
 
 from pipeline.files import FileInfo, Files
@@ -53,7 +53,9 @@ class LocalFiles(Files):
         return parts
 
     @contextlib.contextmanager
-    def create(self, path: str, temporary: str) -> Iterator[BinaryIO]:
+    def create(
+        self, path: str, temporary: str, later: list[Callable[[], object]] | None = None
+    ) -> Iterator[BinaryIO]:
         os.makedirs(os.path.dirname(temporary), exist_ok=True)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         try:

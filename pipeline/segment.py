@@ -23,6 +23,7 @@ from pipeline.counters import count, count_written, timed
 from pipeline.cut_source import (
     cut_source,
     prepare_segmenter,
+    read_source,
     reject_by_name,
     shard_fingerprint,
     source_digest,
@@ -225,7 +226,7 @@ class SegmentShard(beam.DoFn):
             count("images_kept")
             return kept
         prepare_segmenter(self._config)
-        cut = cut_source(image.path, image.annotation, self._config)
+        cut = cut_source(read_source(image.path, image.annotation), self._config)
         count("images_segmented")
         if cut.fallback:
             count("segmenter_fallbacks")

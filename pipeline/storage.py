@@ -100,6 +100,10 @@ class Store:
         return cls(absolute(path))
 
     @property
+    def _later(self) -> list[Callable[[], object]] | None:
+        return None
+
+    @property
     def is_remote(self) -> bool:
         """Whether it lies in object storage."""
         return is_remote(self.root)
@@ -173,8 +177,16 @@ class Store:
         # Host and process, to know what a killed process has left; the rest makes it unique.
         name = f"{socket.gethostname()}+{os.getpid()}+{uuid.uuid4().hex}"
         temporary = self.path(f"{TEMPORARY}/{name}")
-        with self.files.create(self.path(relative), temporary) as file:
+        with self.files.create(self.path(relative), temporary, self._later) as file:
             yield HashingFile(file)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[Store]:
+        """A view of the store, whose new files are uploaded several at a time when the block
+        ends. If it raises, none of them has to appear."""
+        view = _Together(self.root, [])
+        yield view
+        in_parallel(lambda upload: upload(), view.uploads)
 
     def write(self, relative: str, data: bytes, samples: int | None = None) -> FileDigest:
         """Writes a whole file at once."""
@@ -261,6 +273,17 @@ class Store:
         else:
             for item in items:
                 call(item)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Together(Store):
+    """See `Store.together`."""
+
+    uploads: list[Callable[[], object]]
+
+    @property
+    def _later(self) -> list[Callable[[], object]]:
+        return self.uploads
 
 
 def is_alive(pid: int) -> bool:

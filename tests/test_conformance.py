@@ -18,7 +18,7 @@ from conftest import run_in9
 from PIL import Image
 
 from pipeline.dataset import Dataset
-from pipeline.layer_files import read_layer
+from pipeline.layer_files import decode_layer, read_parts
 from pipeline.storage import Store
 from transforms.codec import decode_image, decode_mask
 from transforms.layers import Layer
@@ -44,7 +44,7 @@ def layers(output: Path) -> Iterator[tuple[str, Layer]]:
         for row in pq.read_table(record).to_pylist():
             if row["status"] == "accepted":
                 tar = f"layers/{record.stem}.tar"
-                yield row["key"], read_layer(Store(str(output)), tar, row)
+                yield row["key"], decode_layer(read_parts(Store(str(output)), tar, row), row["box"])
 
 
 def pictures(output: Path, variant: str) -> dict[str, np.ndarray]:

@@ -1,0 +1,142 @@
+"""A proxy before an object store that does what networks do."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import http.server
+import random
+import socketserver
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+FAULTS = ("503", "429", "reset", "slow", "truncated")
+
+
+class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: resets are what it is for."""
+
+
+class FaultProxy:
+    """Hands requests on to a store, and harms some.
+
+    A fault is drawn for each request by a seeded generator; what it hits depends on the
+    timing, how often does not.
+
+    Args:
+      target: address of the store.
+
+    Attributes:
+      url: its own address.
+      requests: how many there were.
+      harmed: how many were, by fault.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._target = urlsplit(target).netloc
+        self._share = 0.0
+        self._random = random.Random(0)
+        self._lock = threading.Lock()
+        self.requests = 0
+        self.harmed: Counter[str] = Counter()
+        proxy = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def _any(self) -> None:
+                proxy._handle(self)
+
+            do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _any
+
+            def log_message(self, *_: object) -> None:
+                """Nothing."""
+
+        self._server = _Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> FaultProxy:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @contextlib.contextmanager
+    def harming(self, share: float) -> Iterator[None]:
+        """Harms this share of the requests while the block runs."""
+        self._share = share
+        try:
+            yield
+        finally:
+            self._share = 0.0
+
+    def _draw(self) -> str:
+        with self._lock:
+            self.requests += 1
+            if self._random.random() >= self._share:
+                return ""
+            fault = self._random.choice(FAULTS)
+            self.harmed[fault] += 1
+            return fault
+
+    def _handle(self, request: http.server.BaseHTTPRequestHandler) -> None:
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        fault = self._draw()
+        if fault in ("503", "429"):
+            self._answer(request, int(fault), {}, b"")
+            return
+        if fault == "reset" and self._random.random() < 0.5:
+            request.close_connection = True  # Before the store has heard of it.
+            request.connection.close()
+            return
+        if fault == "slow":
+            time.sleep(1.0)
+        connection = http.client.HTTPConnection(self._target, timeout=60)
+        try:
+            headers = {k: v for k, v in request.headers.items() if k.lower() != "connection"}
+            connection.request(request.command, request.path, body, headers)
+            response = connection.getresponse()
+            content = response.read()
+        finally:
+            connection.close()
+        if fault == "reset":
+            request.close_connection = True  # The store has done it; nobody is told.
+            request.connection.close()
+            return
+        kept = ("content-type", "location", "x-goog-", "content-range", "range", "etag", "x-http-")
+        found = {k: v for k, v in response.getheaders() if k.lower().startswith(kept)}
+        if "Location" in found:
+            # An upload session goes on through the proxy.
+            found["Location"] = found["Location"].replace(f"http://{self._target}", self.url)
+        self._answer(request, response.status, found, content, truncated=fault == "truncated")
+
+    def _answer(
+        self,
+        request: http.server.BaseHTTPRequestHandler,
+        status: int,
+        headers: dict[str, str],
+        content: bytes,
+        *,
+        truncated: bool = False,
+    ) -> None:
+        request.send_response(status)
+        for name, value in headers.items():
+            request.send_header(name, value)
+        if request.command != "HEAD" and status not in (204, 304):
+            request.send_header("Content-Length", str(len(content)))
+        if truncated:
+            content = content[: len(content) // 2]
+            request.close_connection = True
+            request.send_header("Connection", "close")
+        request.end_headers()
+        request.wfile.write(content)

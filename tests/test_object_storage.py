@@ -1,0 +1,211 @@
+"""gs:// as local paths: a real object store, alone and behind a proxy that breaks requests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import run_in9
+from faults import FaultProxy
+from gcs import BUCKET, gcs_server
+
+from pipeline.errors import JobError
+from pipeline.files import absolute, is_below, parent, read_ahead
+from pipeline.layout import find_layout
+from pipeline.lock import DATASET_LOCK, acquire, held, release
+from pipeline.manifest import MANIFEST
+from pipeline.source import list_images
+from pipeline.storage import Store
+from transforms.taxonomy import imagenet9
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with gcs_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def proxy(server: str) -> Iterator[FaultProxy]:
+    """All requests of this process and of the commands that it runs pass through here."""
+    before = os.environ.get("STORAGE_EMULATOR_HOST")
+    with FaultProxy(server) as proxy:
+        os.environ["STORAGE_EMULATOR_HOST"] = proxy.url
+        yield proxy
+    if before is None:
+        del os.environ["STORAGE_EMULATOR_HOST"]
+    else:
+        os.environ["STORAGE_EMULATOR_HOST"] = before
+
+
+@pytest.fixture
+def store(proxy: FaultProxy, request: pytest.FixtureRequest) -> Store:
+    return Store.at(f"gs://{BUCKET}/{request.node.name}/")
+
+
+@pytest.fixture(scope="module")
+def remote_sample(proxy: FaultProxy, sample: Path) -> Store:
+    """The sample, uploaded."""
+    here, there = Store(str(sample)), Store.at(f"gs://{BUCKET}/sample")
+    here.copy_into(there, [(path, path) for path in here.walk("")])
+    return there
+
+
+def test_the_job_on_a_store_that_fails_now_and_then_equals_the_local_one(
+    proxy: FaultProxy, remote_sample: Store, sample_run: Path
+) -> None:
+    output = Store.at(f"gs://{BUCKET}/out")
+    command = ("run", "--input", remote_sample.root, "--output", output.root)
+    with proxy.harming(0.05):
+        run_in9(*command)
+    assert sum(proxy.harmed.values()) > 20 and len(proxy.harmed) == 5, proxy.harmed
+    assert output.read(MANIFEST) == (sample_run / MANIFEST).read_bytes()
+    left = [path for path in output.walk(".in9") if path.count("/") > 1 or "lock" in path]
+    assert left == []
+    assert "nothing to do" in run_in9(*command).stdout
+    assert "files agree" in run_in9("verify", "--dataset", output.root).stdout
+    page = (sample_run / "report.html").read_text()
+    assert len(output.read("report.html")) == pytest.approx(len(page.encode()), rel=0.01)
+
+
+def test_files_are_as_local_ones(store: Store, tmp_path: Path) -> None:
+    for each in (store, Store(str(tmp_path / "here"))):
+        content = os.urandom(3 << 20)
+        digest = each.write("a/large", content, 1)
+        assert digest.bytes == len(content)
+        assert each.read("a/large") == content
+        assert each.digest("a/large") == digest.sha256
+        spans = [(5, 10), (1 << 20, 100), (20, 0), (len(content) - 3, 3)]
+        assert each.read_ranges("a/large", spans) == [content[o : o + n] for o, n in spans]
+        with pytest.raises(OSError, match=r"ends? (before|early)"):
+            each.read_ranges("a/large", [(len(content) - 3, 4)])
+        with each.open("a/large") as file:
+            file.seek(-10, os.SEEK_END)
+            assert file.read() == content[-10:]
+        assert not each.update("a/large", content)
+        assert each.update("a/large", b"other")
+        each.move("a/large", "b/c/small")
+        each.write("b/last", b"")
+        assert each.sizes("") == {"b/c/small": 5, "b/last": 0}
+        assert list(each.walk("b")) == ["b/c/small", "b/last"]
+        assert each.has_folder("b")
+        assert each.has_folder("")
+        assert each.size("a/large") is None
+        assert not each.exists("b")
+        with pytest.raises(FileNotFoundError, match="a/large"):
+            each.read("a/large")
+        each.copy_into(each.below("copy"), [("b/last", "x/last"), ("b/c/small", "small")])
+        assert each.below("copy").sizes("") == {"small": 5, "x/last": 0}
+        each.delete_tree("b")
+        each.delete_all(["copy/small", "copy/none"])
+        assert list(each.walk("")) == ["copy/x/last"]
+
+
+def test_what_is_not_finished_never_appears(store: Store) -> None:
+    def broken_off(view: Store) -> None:
+        with view.create("half") as file:
+            file.write(b"x" * (9 << 20))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        broken_off(store)
+    with pytest.raises(RuntimeError), store.together() as view:
+        broken_off(view)
+    assert store.sizes("") == {}
+    with store.together() as view:
+        for name in "abc":
+            view.write(name, name.encode())
+        assert store.sizes("") == {}
+    assert store.sizes("") == {"a": 1, "b": 1, "c": 1}
+
+
+def test_of_many_that_want_a_lock_one_gets_it(store: Store) -> None:
+    owners = [{"host": "elsewhere", "pid": number, "started": "1"} for number in range(12)]
+
+    def tries(owner: dict[str, object]) -> bool:
+        try:
+            acquire(store, DATASET_LOCK, owner)
+        except JobError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(12) as pool:
+        got = list(pool.map(tries, owners))
+    assert got.count(True) == 1
+    (winner,) = (owner for owner, has in zip(owners, got, strict=True) if has)
+    acquire(store, DATASET_LOCK, winner)
+    release(store, DATASET_LOCK, owners[got.index(False)])
+    with pytest.raises(JobError, match="elsewhere is at work on it"), held(store, DATASET_LOCK):
+        pass
+    release(store, DATASET_LOCK, winner)
+    with held(store, DATASET_LOCK):
+        assert store.exists(DATASET_LOCK)
+    assert not store.exists(DATASET_LOCK)
+
+
+def test_a_lock_is_taken_over_from_a_dead_process_only(store: Store) -> None:
+    script = "import sys; from pipeline.lock import *; from pipeline.storage import Store\n"
+    script += f"acquire(Store(sys.argv[1]), {DATASET_LOCK!r}, this_process())"
+    subprocess.run([sys.executable, "-c", script, store.root], check=True)
+    assert store.exists(DATASET_LOCK)
+    with held(store, DATASET_LOCK), pytest.raises(JobError, match="is at work"):
+        acquire(store, DATASET_LOCK, {"host": "elsewhere", "pid": 1, "started": "1"})
+
+
+def test_a_listing_takes_a_request_for_a_thousand_objects(
+    proxy: FaultProxy, store: Store, sample: Path
+) -> None:
+    wnid = next((sample / "val").iterdir()).name
+    folders = (f"val/{wnid}", f"Annotations/val/{wnid}")
+    paths = [f"{folders[0]}/i{number}.JPEG" for number in range(1200)]
+    paths += [f"{folders[1]}/i{number}.xml" for number in range(1200)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda path: store.write(path, b"x"), paths))
+    before = proxy.requests
+    listing = list_images(find_layout(store.root, None, "val"), imagenet9())
+    assert len(listing.images) == 1200
+    assert all(image.annotation for image in listing.images)
+    assert all(image.md5 and image.annotation_md5 for image in listing.images)
+    assert proxy.requests - before < 30
+
+
+def test_an_unreadable_place_is_one_line(proxy: FaultProxy, tmp_path: Path) -> None:
+    for flags, message in (
+        (("--input", "gs://no-such-bucket/x", "--output", tmp_path / "o"), "is not a folder that"),
+        (("--output", f"gs://{BUCKET}/sample/inside", "--input", f"gs://{BUCKET}/sample"), "lies"),
+        (("--output", "gs://no-such-bucket/out"), "cannot be written"),
+    ):
+        done = run_in9("generate", *flags, check=2)
+        assert message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_paths() -> None:
+    assert absolute("gs://bucket/a//b/../c/") == "gs://bucket/a/c"
+    assert absolute("gs://bucket") == absolute("gs://bucket/") == "gs://bucket/"
+    assert parent("gs://bucket/a/b") == "gs://bucket/a"
+    assert is_below("gs://b/a/c", "gs://b/a")
+    assert not is_below("gs://b/ac", "gs://b/a")
+    assert not is_below("gs://b/a", "/b/a")
+
+
+def test_reading_ahead_keeps_the_order_and_stops() -> None:
+    started = []
+
+    def call(item: int) -> int:
+        started.append(item)
+        return item * item
+
+    for ahead in (0, 3):
+        started.clear()
+        assert list(read_ahead(call, range(20), ahead)) == [(i, i * i) for i in range(20)]
+        assert sorted(started) == list(range(20))
+        started.clear()
+        some = read_ahead(call, iter(range(1000)), ahead)
+        assert next(some) == (0, 0)
+        some.close()
+        assert len(started) <= ahead + 1
