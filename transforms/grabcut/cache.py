@@ -4,6 +4,9 @@ Each version of the kernels has a folder of its own, named after a hash of every
 decides their code: the sources of this package, the versions of Python, numba and
 llvmlite, the processor. So stale code cannot be found. A file in it, written last, says
 that it is complete. Who compiles holds a lock, which ends with the process that holds it.
+
+An image that is built once and runs on many machines names the processor by numba's own
+variables, NUMBA_CPU_NAME and NUMBA_CPU_FEATURES, and so has one folder for all of them.
 """
 
 from __future__ import annotations
@@ -27,19 +30,34 @@ _COMPLETE = "complete"
 _LOCK = "lock"
 
 
+def _processor() -> tuple[str, str]:
+    """Name and features of the processor that numba compiles for: this one, if none is named.
+
+    Raises:
+      Unavailable: this one lacks a feature that is named, so that the code could not run.
+    """
+    from llvmlite import binding
+
+    host = binding.get_host_cpu_features()
+    features = os.environ.get("NUMBA_CPU_FEATURES")
+    named = [] if features is None else [part for part in features.split(",") if part]
+    missing = [part[1:] for part in named if part[0] == "+" and not host.get(part[1:])]
+    if missing:
+        raise Unavailable(f"this processor lacks {', '.join(missing)} of NUMBA_CPU_FEATURES")
+    name = os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()
+    return name, host.flatten() if features is None else features
+
+
 @functools.cache
 def code_hash() -> str:
     """Hash of what decides the machine code: 16 hexadecimal digits.
 
     Raises:
-      Unavailable: numba is not installed.
+      Unavailable: numba is not installed, or must not compile for this processor.
     """
     try:
-        from llvmlite import binding
-
         versions = [importlib.metadata.version(name) for name in ("numba", "llvmlite")]
-        features = binding.get_host_cpu_features().flatten()
-        versions += [sys.version, binding.get_host_cpu_name(), features]
+        versions += [sys.version, *_processor()]
     except (ImportError, OSError, RuntimeError) as error:
         raise Unavailable(f"numba cannot be imported: {error}") from error
     digest = hashlib.sha256("\n".join(versions).encode())

@@ -1,0 +1,98 @@
+locals {
+  input_bucket = split("/", trimprefix(var.input, "gs://"))[0]
+}
+
+# Workers, and the launcher of the template, which Dataflow runs under the workers' account.
+resource "google_service_account" "worker" {
+  account_id   = "${var.name}-worker"
+  display_name = "Workers and launcher of ${var.name}"
+}
+
+# dataflow.worker: to take work, and to log. dataflow.viewer: whether the job that holds a lock
+# is over.
+resource "google_project_iam_member" "worker" {
+  for_each = toset(["roles/dataflow.worker", "roles/dataflow.viewer"])
+
+  project = var.project
+  role    = each.value
+  member  = google_service_account.worker.member
+}
+
+resource "google_storage_bucket_iam_member" "worker" {
+  for_each = {
+    dataset = google_storage_bucket.dataset.name
+    jobs    = google_storage_bucket.jobs.name
+  }
+
+  bucket = each.value
+  role   = "roles/storage.objectUser"
+  member = google_service_account.worker.member
+}
+
+resource "google_storage_bucket_iam_member" "worker_input" {
+  bucket = local.input_bucket
+  role   = "roles/storage.objectViewer"
+  member = google_service_account.worker.member
+}
+
+resource "google_artifact_registry_repository_iam_member" "worker" {
+  repository = google_artifact_registry_repository.images.name
+  location   = google_artifact_registry_repository.images.location
+  role       = "roles/artifactregistry.reader"
+  member     = google_service_account.worker.member
+}
+
+# The schedule: may create jobs, as that worker only, from that template only.
+resource "google_service_account" "scheduler" {
+  account_id   = "${var.name}-scheduler"
+  display_name = "Launches ${var.name}"
+}
+
+resource "google_project_iam_member" "scheduler" {
+  project = var.project
+  # The narrowest predefined role that creates jobs.
+  role   = "roles/dataflow.developer"
+  member = google_service_account.scheduler.member
+}
+
+resource "google_service_account_iam_member" "scheduler" {
+  service_account_id = google_service_account.worker.name
+  role               = "roles/iam.serviceAccountUser"
+  member             = google_service_account.scheduler.member
+}
+
+resource "google_storage_bucket_iam_member" "scheduler" {
+  bucket = google_storage_bucket.jobs.name
+  role   = "roles/storage.objectViewer"
+  member = google_service_account.scheduler.member
+
+  condition {
+    title      = "templates"
+    expression = "resource.name.startsWith(\"projects/_/buckets/${google_storage_bucket.jobs.name}/objects/templates/\")"
+  }
+}
+
+# Cloud Build: pushes images, stages the template, and reads the source that it was sent.
+resource "google_service_account" "builder" {
+  account_id   = "${var.name}-builder"
+  display_name = "Builds ${var.name}"
+}
+
+resource "google_project_iam_member" "builder" {
+  project = var.project
+  role    = "roles/logging.logWriter"
+  member  = google_service_account.builder.member
+}
+
+resource "google_storage_bucket_iam_member" "builder" {
+  bucket = google_storage_bucket.jobs.name
+  role   = "roles/storage.objectUser"
+  member = google_service_account.builder.member
+}
+
+resource "google_artifact_registry_repository_iam_member" "builder" {
+  repository = google_artifact_registry_repository.images.name
+  location   = google_artifact_registry_repository.images.location
+  role       = "roles/artifactregistry.writer"
+  member     = google_service_account.builder.member
+}

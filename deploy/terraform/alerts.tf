@@ -1,0 +1,105 @@
+resource "google_monitoring_notification_channel" "email" {
+  display_name = var.name
+  type         = "email"
+  labels       = { email_address = var.email }
+
+  depends_on = [google_project_service.used]
+}
+
+resource "google_monitoring_alert_policy" "failed" {
+  display_name          = "${var.name}: the job failed"
+  combiner              = "OR"
+  severity              = "ERROR"
+  notification_channels = [google_monitoring_notification_channel.email.id]
+
+  conditions {
+    display_name = "Dataflow says failed"
+    condition_threshold {
+      filter          = "resource.type = \"dataflow_job\" AND resource.labels.job_name = \"${var.name}\" AND metric.type = \"dataflow.googleapis.com/job/is_failed\""
+      comparison      = "COMPARISON_GT"
+      threshold_value = 0
+      duration        = "0s"
+
+      aggregations {
+        alignment_period   = "60s"
+        per_series_aligner = "ALIGN_MAX"
+      }
+    }
+  }
+
+  alert_strategy {
+    auto_close = "86400s"
+  }
+
+  documentation {
+    content = "The dataset is as it was before, and the next run goes on where this one stopped. The last error of the job's log says why."
+  }
+}
+
+# A launch that is refused (permissions, quota, no template) makes no job that could fail.
+resource "google_monitoring_alert_policy" "refused" {
+  display_name          = "${var.name}: the job could not be launched"
+  combiner              = "OR"
+  severity              = "ERROR"
+  notification_channels = [google_monitoring_notification_channel.email.id]
+
+  conditions {
+    display_name = "Cloud Scheduler got an error"
+    condition_matched_log {
+      filter = "resource.type=\"cloud_scheduler_job\" AND resource.labels.job_id=\"${google_cloud_scheduler_job.launch.name}\" AND severity>=ERROR"
+    }
+  }
+
+  alert_strategy {
+    auto_close = "86400s"
+    notification_rate_limit {
+      period = "3600s"
+    }
+  }
+
+  documentation {
+    content = "The status in the log entry is the answer of flexTemplates:launch; ALREADY_EXISTS: the previous run is still at work."
+  }
+}
+
+# Every run that ends well says so in one line, also one that found nothing to do: then the manifest
+# is as good as new. The line is the last thing a run does, after the manifest.
+resource "google_logging_metric" "finished" {
+  name        = "${replace(var.name, "-", "_")}_finished"
+  description = "Runs of ${var.name} that ended well."
+  filter      = "resource.type=\"dataflow_step\" AND resource.labels.job_name=\"${var.name}\" AND jsonPayload.message:\"in9 summary: \""
+
+  metric_descriptor {
+    metric_kind = "DELTA"
+    value_type  = "INT64"
+  }
+
+  depends_on = [google_project_service.used]
+}
+
+# In PromQL, since conditions on an absent metric see one day at most (23.5 hours). `or vector(0)`
+# stands for a metric without any point: that is the case to be told of.
+resource "google_monitoring_alert_policy" "stale" {
+  display_name          = "${var.name}: no new manifest in ${var.stale_after_days} days"
+  combiner              = "OR"
+  severity              = "WARNING"
+  notification_channels = [google_monitoring_notification_channel.email.id]
+
+  conditions {
+    display_name = "No run ended well"
+    condition_prometheus_query_language {
+      query                     = "(sum(increase(logging_googleapis_com:user_${google_logging_metric.finished.name}{monitored_resource=\"dataflow_step\"}[${var.stale_after_days}d])) or vector(0)) < 0.5"
+      duration                  = "0s"
+      evaluation_interval       = "3600s"
+      disable_metric_validation = true
+    }
+  }
+
+  alert_strategy {
+    auto_close = "86400s"
+  }
+
+  documentation {
+    content = "It is open until the first run has ended, too. Neither a failure nor a refused launch need have been reported: look whether the schedule is paused."
+  }
+}

@@ -1,0 +1,25 @@
+output "dataset" {
+  description = "The dataset, once a run has ended."
+  value       = local.dataset
+}
+
+output "build" {
+  description = "Builds the image and stages the template; run in the repository's root."
+  value       = <<-EOT
+    gcloud builds submit --project ${var.project} --region ${var.region} \
+      --config deploy/cloudbuild.yaml \
+      --service-account ${google_service_account.builder.id} \
+      --gcs-source-staging-dir ${local.jobs}/source \
+      --substitutions _IMAGE=${local.image},_TEMPLATE=${local.template}
+  EOT
+}
+
+output "run" {
+  description = "Launches a run now, as the schedule does."
+  value       = "gcloud scheduler jobs run ${google_cloud_scheduler_job.launch.name} --project ${var.project} --location ${var.region}"
+}
+
+output "launch" {
+  description = "The request that the schedule sends."
+  value       = local.launch
+}

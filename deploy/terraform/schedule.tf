@@ -1,0 +1,51 @@
+locals {
+  dataset  = "gs://${google_storage_bucket.dataset.name}/dataset"
+  jobs     = "gs://${google_storage_bucket.jobs.name}"
+  template = "${local.jobs}/templates/${var.name}.json"
+  image    = "${var.region}-docker.pkg.dev/${var.project}/${google_artifact_registry_repository.images.name}/${var.name}"
+
+  # The name is the same each time, and Dataflow refuses a second active job of a name: a run that
+  # takes longer than the period is not overtaken by the next.
+  launch = templatefile("${path.module}/../flex/launch.json.tmpl", {
+    job_name         = var.name
+    template         = local.template
+    parameters       = jsonencode(merge(var.parameters, { input = var.input, output = local.dataset }))
+    worker           = google_service_account.worker.email
+    jobs             = local.jobs
+    machine_type     = var.machine_type
+    max_workers      = var.max_workers
+    disk_size_gb     = var.disk_size_gb
+    subnetwork       = var.subnetwork
+    ip_configuration = var.public_ips ? "WORKER_IP_PUBLIC" : "WORKER_IP_PRIVATE"
+  })
+}
+
+resource "google_cloud_scheduler_job" "launch" {
+  name        = var.name
+  description = "Launches in9 run on Dataflow."
+  region      = var.region
+  schedule    = var.schedule
+  time_zone   = var.time_zone
+
+  # A launch that was refused for load is tried again; one that went through is not, since its
+  # name is taken.
+  retry_config {
+    retry_count          = 3
+    min_backoff_duration = "60s"
+  }
+  attempt_deadline = "180s"
+
+  http_target {
+    http_method = "POST"
+    uri         = "https://dataflow.googleapis.com/v1b3/projects/${var.project}/locations/${var.region}/flexTemplates:launch"
+    headers     = { "Content-Type" = "application/json" }
+    body        = base64encode(local.launch)
+
+    oauth_token {
+      service_account_email = google_service_account.scheduler.email
+      scope                 = "https://www.googleapis.com/auth/cloud-platform"
+    }
+  }
+
+  depends_on = [google_project_service.used]
+}

@@ -1,0 +1,87 @@
+# The dataset. No rule deletes by age: a shard that was written years ago is as much a part of it
+# as yesterday's, and --keep removes old versions.
+resource "google_storage_bucket" "dataset" {
+  name     = "${var.project}-${var.name}"
+  location = var.region
+
+  uniform_bucket_level_access = true
+  public_access_prevention    = "enforced"
+
+  # A week to undo a deletion. Shards that a run replaces are billed for that week, too.
+  soft_delete_policy {
+    retention_duration_seconds = 7 * 24 * 3600
+  }
+
+  # Object versions would keep every lock and every staged shard besides.
+  versioning {
+    enabled = false
+  }
+
+  lifecycle_rule {
+    condition {
+      age = 7
+    }
+    action {
+      type = "AbortIncompleteMultipartUpload"
+    }
+  }
+
+  depends_on = [google_project_service.used]
+}
+
+# What jobs leave behind, and the template. A bucket of its own, since its files come and go: kept
+# for a week after deletion, they would cost more than they did.
+resource "google_storage_bucket" "jobs" {
+  name     = "${var.project}-${var.name}-jobs"
+  location = var.region
+
+  uniform_bucket_level_access = true
+  public_access_prevention    = "enforced"
+
+  soft_delete_policy {
+    retention_duration_seconds = 0
+  }
+
+  # Longer than any job runs: Dataflow reads staged files for as long as it starts workers.
+  lifecycle_rule {
+    condition {
+      age            = 30
+      matches_prefix = ["temp/", "staging/", "source/"]
+    }
+    action {
+      type = "Delete"
+    }
+  }
+
+  depends_on = [google_project_service.used]
+}
+
+resource "google_artifact_registry_repository" "images" {
+  repository_id = var.name
+  location      = var.region
+  format        = "DOCKER"
+  description   = "Images of workers and launcher."
+
+  # A template names a tag, and must get the image that was tested.
+  docker_config {
+    immutable_tags = true
+  }
+
+  # The newest stay whatever their age: the template may name any of them.
+  cleanup_policies {
+    id     = "old"
+    action = "DELETE"
+    condition {
+      older_than = "90d"
+    }
+  }
+  cleanup_policies {
+    id     = "newest"
+    action = "KEEP"
+    most_recent_versions {
+      keep_count = 5
+    }
+  }
+
+  depends_on = [google_project_service.used]
+}

@@ -1,0 +1,573 @@
+"""What `deploy/` holds, checked without a cloud: by the tools and clients that will read it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import string
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import hcl2
+import promql_parser
+import pytest
+import yaml
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import dataflow_v1beta3
+from llvmlite import binding
+from packaging.requirements import Requirement
+
+from pipeline import template
+from pipeline.flags import build_parser
+from pipeline.runner import check_unknown
+from transforms.grabcut import Unavailable, cache
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+TERRAFORM = DEPLOY / "terraform"
+BIN = Path(sys.executable).parent
+
+DEPLOYED = [DEPLOY / "entrypoint", DEPLOY / "cron" / "run", DEPLOY / "cron" / "stale"]
+# `environment` is sourced by the others, and checked with them.
+SCRIPTS = [*DEPLOYED, ROOT / ".ci" / "run", ROOT / "scripts" / "demo", ROOT / "scripts" / "test"]
+
+
+def check(*command: object, **options: Any) -> None:
+    """Runs a tool, which must be content."""
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False, **options
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# --- The template -------------------------------------------------------------------------------
+
+
+def parameters() -> dict[str, dict[str, Any]]:
+    return {entry["name"]: entry for entry in template.parameters()}
+
+
+def test_the_metadata_is_that_of_the_flags() -> None:
+    committed = (DEPLOY / "flex" / "metadata.json").read_text()
+    assert json.loads(committed) == template.metadata(), (
+        "python -m pipeline.template > deploy/flex/metadata.json"
+    )
+
+
+def test_every_flag_of_the_job_is_a_parameter() -> None:
+    run = build_parser().parse_args(["run", "--output", "out"])
+    left_out = {"command", "help", "dry_run", "wait", "no_wait"}
+    assert set(vars(run)) - left_out == set(parameters()) - {"min_cpu_platform"}
+    required = [name for name, entry in parameters().items() if not entry["isOptional"]]
+    assert required == ["output"]
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("output", "gs://bucket/in9", "/data/in9"),
+        ("input", "gs://my-images", "gs://"),
+        ("overwrite", "True", "yes"),
+        ("seed", "-1", "1.5"),
+        ("encoding", "png", "gif"),
+        ("per_class", "100", "most"),
+        ("saliency", "9", "0"),
+    ],
+)
+def test_wrong_values_are_refused_before_a_launch(name: str, right: str, wrong: str) -> None:
+    (regex,) = parameters()[name]["regexes"]
+    assert re.match(regex, right)
+    assert not re.match(regex, wrong)
+
+
+def test_defaults_pass_their_own_check_and_the_command_line() -> None:
+    flags = []
+    for name, entry in parameters().items():
+        if "defaultValue" in entry:
+            assert all(re.match(regex, entry["defaultValue"]) for regex in entry.get("regexes", ()))
+            flags.append(f"--{name}={entry['defaultValue']}")
+    parse = build_parser().parse_args
+    assert parse(["run", "--output=o", *flags]) == parse(["run", "--output=o"])
+
+
+def test_the_service_reads_the_specification() -> None:
+    image = "europe-west4-docker.pkg.dev/my-project/in9/in9:tag"
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.template", "--image", image],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    spec = dataflow_v1beta3.ContainerSpec.from_json(done.stdout, ignore_unknown_fields=False)
+    assert spec.image == image
+    assert spec.sdk_info.language == dataflow_v1beta3.SDKInfo.Language.PYTHON
+    assert [entry.name for entry in spec.metadata.parameters] == list(parameters())
+    output = spec.metadata.parameters[0]
+    assert output.param_type == dataflow_v1beta3.ParameterType.GCS_WRITE_FOLDER
+
+
+def launch_body(values: dict[str, str]) -> str:
+    """The request that the schedule sends, as Terraform renders it."""
+    text = (DEPLOY / "flex" / "launch.json.tmpl").read_text()
+    return string.Template(text).substitute(values)
+
+
+def example_values() -> dict[str, str]:
+    """Values as `terraform.tfvars.example` and the defaults of variables give them."""
+    with (TERRAFORM / "terraform.tfvars.example").open() as file:
+        example = hcl2.load(file)
+    flags = {key: value.strip('"') for key, value in example["parameters"].items()}
+    flags |= {"input": example["input"].strip('"'), "output": "gs://my-project-in9/dataset"}
+    jobs = "gs://my-project-in9-jobs"
+    return {
+        "job_name": "in9",
+        "template": f"{jobs}/templates/in9.json",
+        "parameters": json.dumps(flags),
+        "worker": "in9-worker@my-project.iam.gserviceaccount.com",
+        "jobs": jobs,
+        "machine_type": "n2-standard-4",
+        "max_workers": "20",
+        "disk_size_gb": "60",
+        "subnetwork": "",
+        "ip_configuration": "WORKER_IP_PUBLIC",
+    }
+
+
+class _Recorder(BaseHTTPRequestHandler):
+    """Answers a launch with a job, and keeps what was asked."""
+
+    requests: list[tuple[str, dict[str, Any]]]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.requests.append((self.path, json.loads(body)))
+        answer = json.dumps({"job": {"id": "2026-01-01_job", "name": "in9"}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on standard error."""
+
+
+def test_the_schedules_request_launches_the_template() -> None:
+    body = launch_body(example_values())
+    request = dataflow_v1beta3.LaunchFlexTemplateRequest.from_json(
+        body, ignore_unknown_fields=False
+    )
+    request.project_id, request.location = "my-project", "europe-west4"
+    recorder = type("Recorder", (_Recorder,), {"requests": []})
+    with HTTPServer(("localhost", 0), recorder) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = dataflow_v1beta3.FlexTemplatesServiceClient(
+            transport="rest",
+            credentials=AnonymousCredentials(),
+            client_options={"api_endpoint": f"http://localhost:{server.server_port}"},
+        )
+        response = client.launch_flex_template(request)
+        server.shutdown()
+    assert response.job.id == "2026-01-01_job"
+    ((path, sent),) = recorder.requests
+    assert path.startswith("/v1b3/projects/my-project/locations/europe-west4/flexTemplates:launch")
+    launch = sent["launchParameter"]
+    assert launch["jobName"] == "in9"
+    assert launch["containerSpecGcsPath"] == "gs://my-project-in9-jobs/templates/in9.json"
+    environment = launch["environment"]
+    assert environment["maxWorkers"] == 20
+    assert environment["tempLocation"] == "gs://my-project-in9-jobs/temp"
+    assert environment["serviceAccountEmail"].startswith("in9-worker@")
+    # As the service checks them against the template's metadata.
+    known = parameters()
+    assert {name for name, entry in known.items() if not entry["isOptional"]} <= set(
+        launch["parameters"]
+    )
+    for name, value in launch["parameters"].items():
+        assert all(re.match(regex, value) for regex in known[name].get("regexes", ())), name
+
+
+def _flex_main() -> Any:
+    spec = importlib.util.spec_from_file_location("flex_main", DEPLOY / "flex" / "main.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_jobs_of_the_template_run_in_the_launchers_image() -> None:
+    arguments = _flex_main().arguments
+    image = {"IN9_IMAGE": "in9:1"}
+    assert arguments(["--limit=3"], image) == ["run", "--limit=3", "--sdk_container_image=in9:1"]
+    other = ["--sdk_container_image=in9:2"]
+    assert arguments(other, image) == ["run", *other]
+    assert arguments([], {}) == ["run"]
+
+
+def test_the_launcher_runs_the_command_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, DEPLOY / "flex" / "main.py", f"--output={tmp_path}", "--limt=3"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "IN9_IMAGE": "in9:1"},
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["in9 run: unknown flag --limt; did you mean --limit?"]
+
+
+# --- The image ----------------------------------------------------------------------------------
+
+
+def instructions() -> list[list[str]]:
+    """The Dockerfile's instructions, as words."""
+    text = re.sub(r"^\s*#.*\n", "", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
+    return [line.split() for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def copied() -> list[str]:
+    """What the Dockerfile copies from the repository."""
+    copies = [words[1:-1] for words in instructions() if words[0] == "COPY"]
+    return [path for paths in copies if not paths[0].startswith("--from") for path in paths]
+
+
+def constraints() -> dict[str, Requirement]:
+    lines = (DEPLOY / "constraints.txt").read_text().splitlines()
+    found = [Requirement(line) for line in lines if not line.startswith("#")]
+    return {requirement.name: requirement for requirement in found}
+
+
+def test_the_dockerfile_is_sound() -> None:
+    check(BIN / "hadolint", DEPLOY / "Dockerfile")
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+    assert "*" in ignored
+    for path in copied():
+        assert (ROOT / path).exists(), path
+        assert f"!{path}" in ignored, f"{path} is not sent to the builder"
+
+
+def test_the_image_has_one_version_of_python_and_of_beam() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    assert set(re.findall(r"python:?(3\.?\d\d)", text)) == {"3.11", "311"}
+    beam = str(constraints()["apache-beam"].specifier).removeprefix("==")
+    assert re.findall(r"_sdk:(\S+)", text) == [beam]
+    compose = yaml.safe_load((DEPLOY / "flink" / "compose.yaml").read_text())
+    assert compose["services"]["jobserver"]["image"].endswith(f"_job_server:{beam}")
+
+
+def test_constraints_are_those_that_the_package_allows(wheel: zipfile.ZipFile) -> None:
+    (name,) = [name for name in wheel.namelist() if name.endswith("METADATA")]
+    lines = wheel.read(name).decode().splitlines()
+    wanted = [Requirement(line.partition(": ")[2]) for line in lines if "Requires-Dist" in line]
+    pinned = constraints()
+    assert len(wanted) > 20
+    for requirement in wanted:
+        if "test" in str(requirement.marker):
+            continue
+        found = pinned[re.sub(r"[_.]", "-", requirement.name).lower()]
+        (version,) = [specifier.version for specifier in found.specifier]
+        assert requirement.specifier.contains(version), f"{requirement}: {version}"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The package, from what the Dockerfile copies and nothing else."""
+    folder = tmp_path_factory.mktemp("image")
+    for path in copied():
+        source, target = ROOT / path, folder / Path(path).name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    options = ("--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", folder)
+    check(sys.executable, "-m", "pip", "wheel", *options, ".", cwd=folder)
+    (path,) = folder.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_the_image_has_the_whole_package(wheel: zipfile.ZipFile) -> None:
+    packed = set(wheel.namelist())
+    for package in ("pipeline", "transforms"):
+        for path in (ROOT / package).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                assert str(path.relative_to(ROOT)) in packed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "runs"),
+    [
+        ("--id=1-1 --logging_endpoint=localhost:1 --provision_endpoint=localhost:2", "boot"),
+        ("--logging_endpoint=localhost:1 --provision_endpoint=localhost:2", "boot"),
+        ("--worker_pool", "boot"),
+        ("", "python_template_launcher"),
+        ("--anything=else", "python_template_launcher"),
+        ("echo in9 run", "in9 run"),
+    ],
+)
+def test_the_image_is_worker_launcher_and_command(
+    tmp_path: Path, arguments: str, runs: str
+) -> None:
+    for name in ("apache/beam/boot", "google/dataflow/python_template_launcher"):
+        program = tmp_path / name
+        program.parent.mkdir(parents=True)
+        program.write_text('#!/bin/sh\necho "$(basename "$0")" "$@"\n')
+        program.chmod(0o755)
+    entrypoint = tmp_path / "entrypoint"
+    entrypoint.write_text((DEPLOY / "entrypoint").read_text().replace("/opt/", f"{tmp_path}/"))
+    done = subprocess.run(
+        ["sh", entrypoint, *arguments.split()], capture_output=True, text=True, check=True
+    )
+    expected = runs if runs == "in9 run" else f"{runs} {arguments}".strip()
+    assert done.stdout.strip() == expected
+
+
+def kernel_settings() -> dict[str, str]:
+    text = (DEPLOY / "Dockerfile").read_text()
+    return dict(re.findall(r"(NUMBA_\w+)=(\S+)", text))
+
+
+def test_kernels_of_the_image_serve_every_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, hash_of = binding.get_host_cpu_features(), cache.code_hash.__wrapped__
+    more = type(here)({**here, "avx512vnni": not here.get("avx512vnni")})
+    own = hash_of()
+    for name, value in kernel_settings().items():
+        monkeypatch.setenv(name, value)
+    pinned = hash_of()
+    assert pinned != own
+    monkeypatch.setattr(binding, "get_host_cpu_features", lambda: more)
+    monkeypatch.setattr(binding, "get_host_cpu_name", lambda: "another")
+    assert hash_of() == pinned
+    # Would end the process at its first instruction that the processor does not know.
+    older = type(here)({**here, "fma": False})
+    monkeypatch.setattr(binding, "get_host_cpu_features", lambda: older)
+    with pytest.raises(Unavailable, match="lacks fma"):
+        hash_of()
+
+
+# --- Terraform ----------------------------------------------------------------------------------
+
+
+def configuration() -> dict[str, list[Any]]:
+    """All blocks of the Terraform files, by kind."""
+    blocks: dict[str, list[Any]] = {}
+    for path in sorted(TERRAFORM.glob("*.tf")):
+        with path.open() as file:
+            for kind, found in hcl2.load(file).items():
+                blocks.setdefault(kind, []).extend(found)
+    return blocks
+
+
+def names_of(blocks: list[Any]) -> set[str]:
+    return {name.strip('"') for block in blocks for name in block if not name.startswith("__")}
+
+
+def resources() -> dict[str, Any]:
+    """Resources by address."""
+    return {
+        f"{kind}.{name}".replace('"', ""): body
+        for block in configuration()["resource"]
+        for kind, named in block.items()
+        if not kind.startswith("__")
+        for name, body in named.items()
+        if not name.startswith("__")
+    }
+
+
+def test_every_reference_of_terraform_resolves() -> None:
+    text = "\n".join(path.read_text() for path in sorted(TERRAFORM.glob("*.tf")))
+    code = re.sub(r"^\s*#.*$", "", text, flags=re.MULTILINE)
+    blocks = configuration()
+    variables, local = names_of(blocks["variable"]), names_of(blocks["locals"])
+    assert set(re.findall(r"\bvar\.(\w+)", code)) == variables
+    assert set(re.findall(r"\blocal\.(\w+)", code)) == local
+    used = set(re.findall(r"\b(google_\w+\.\w+)", code))
+    assert used <= set(resources())
+    with (TERRAFORM / "terraform.tfvars.example").open() as file:
+        example = names_of([hcl2.load(file)])
+    without_default = {
+        name.strip('"')
+        for block in blocks["variable"]
+        for name, body in block.items()
+        if not name.startswith("__") and "default" not in body
+    }
+    assert without_default <= example <= variables
+
+
+def test_terraform_fills_the_request() -> None:
+    code = (TERRAFORM / "schedule.tf").read_text()
+    call = code[code.index("templatefile(") : code.index("\n  })")]
+    passed = set(re.findall(r"^    (\w+) +=", call, flags=re.MULTILINE))
+    assert passed == set(example_values())
+    assert "launch.json.tmpl" in call
+    target = resources()["google_cloud_scheduler_job.launch"]["http_target"][0]
+    assert target["body"] == "${base64encode(local.launch)}"
+    assert target["uri"].endswith('/locations/${var.region}/flexTemplates:launch"')
+    assert "oauth_token" in target
+
+
+def test_accounts_may_do_what_they_need_and_no_more() -> None:
+    text = (TERRAFORM / "accounts.tf").read_text()
+    roles = set(re.findall(r'"(roles/[^"]+)"', text))
+    assert roles == {
+        "roles/artifactregistry.reader",
+        "roles/artifactregistry.writer",
+        "roles/dataflow.developer",
+        "roles/dataflow.viewer",
+        "roles/dataflow.worker",
+        "roles/iam.serviceAccountUser",
+        "roles/logging.logWriter",
+        "roles/storage.objectUser",
+        "roles/storage.objectViewer",
+    }
+    # Over the whole project only what has no smaller place.
+    for address, body in resources().items():
+        if address.startswith("google_project_iam_member"):
+            assert not re.search(r"storage|artifact|iam\.", json.dumps(body)), address
+
+
+def test_no_rule_deletes_a_dataset_by_age() -> None:
+    (rule,) = resources()["google_storage_bucket.dataset"]["lifecycle_rule"]
+    assert rule["action"][0]["type"] == '"AbortIncompleteMultipartUpload"'
+    (rule,) = resources()["google_storage_bucket.jobs"]["lifecycle_rule"]
+    assert "templates/" not in json.dumps(rule["condition"][0]["matches_prefix"])
+
+
+def test_alerts_look_back_far_enough() -> None:
+    condition = resources()["google_monitoring_alert_policy.stale"]["conditions"][0]
+    query = json.loads(condition["condition_prometheus_query_language"][0]["query"])
+    rendered = query.replace("${google_logging_metric.finished.name}", "in9_finished")
+    rendered = rendered.replace("${var.stale_after_days}", "35")
+    assert "$" not in rendered
+    assert "logging_googleapis_com:user_in9_finished" in rendered
+    promql_parser.parse(rendered)
+    assert "[35d]" in rendered
+    assert "in9 summary: " in resources()["google_logging_metric.finished"]["filter"]
+    for name in ("failed", "refused", "stale"):
+        policy = resources()[f"google_monitoring_alert_policy.{name}"]
+        assert policy["notification_channels"], name
+
+
+# --- Scripts, services, YAML --------------------------------------------------------------------
+
+
+def test_scripts_are_sound() -> None:
+    check(BIN / "shellcheck", "--external-sources", "--source-path=SCRIPTDIR", *SCRIPTS)
+    assert all(os.access(path, os.X_OK) for path in DEPLOYED)
+
+
+@pytest.mark.parametrize(
+    ("schema", "path"),
+    [("cloudbuild", "cloudbuild.yaml"), ("compose-spec", "flink/compose.yaml")],
+)
+def test_yaml_is_that_of_its_schema(schema: str, path: str) -> None:
+    check(BIN / "check-jsonschema", "--builtin-schema", f"vendor.{schema}", DEPLOY / path)
+
+
+def test_cloud_build_knows_what_it_substitutes() -> None:
+    text = (DEPLOY / "cloudbuild.yaml").read_text()
+    build = yaml.safe_load(text)
+    used = set(re.findall(r"\$\{(\w+)\}", text)) - {"BUILD_ID"}
+    assert used == set(build["substitutions"])
+    given = dict(
+        part.split("=") for part in re.findall(r"_\w+=\$", (TERRAFORM / "outputs.tf").read_text())
+    )
+    assert set(given) == {"_IMAGE", "_TEMPLATE"}
+
+
+def own_flags(text: str) -> None:
+    """Checks the flags of a command `... in9 run FLAGS`: ours or Beam's."""
+    words = text.split()
+    words = words[words.index("run") :]
+    _, rest = build_parser().parse_known_args(words)
+    check_unknown(rest, [])
+
+
+def test_flags_that_services_pass_exist() -> None:
+    flags = dict(
+        line.split("=", 1)
+        for line in (DEPLOY / "systemd" / "in9.env").read_text().splitlines()
+        if not line.startswith("#")
+    )
+    service = (DEPLOY / "systemd" / "in9.service").read_text()
+    (command,) = re.findall(r"^ExecStart=(.*)$", service, flags=re.MULTILINE)
+    own_flags(command.replace("$IN9_FLAGS", flags["IN9_FLAGS"]))
+    compose = yaml.safe_load((DEPLOY / "flink" / "compose.yaml").read_text())
+    own_flags(re.sub(r"\$\{\w+:-(\w*)\}", r"\1", compose["services"]["in9"]["command"]))
+    (line,) = [
+        line for line in (DEPLOY / "cron" / "in9").read_text().splitlines() if "cron/run" in line
+    ]
+    assert re.match(r"\d+ \d+ \d+ \* \*  \w+  /", line)
+    own_flags(line.replace('"$OUTPUT"', "--output=o").replace("cron/run", " run"))
+
+
+def test_systemd_takes_the_units(tmp_path: Path) -> None:
+    units = [tmp_path / name for name in ("in9.service", "in9.timer")]
+    for path in units:
+        text = (DEPLOY / "systemd" / path.name).read_text()
+        path.write_text(re.sub(r"/opt/in9/\.venv/bin/in9", str(BIN / "in9"), text))
+    assert str(BIN) in units[0].read_text()
+    if shutil.which("systemd-analyze"):
+        check("systemd-analyze", "verify", *units)
+        check("systemd-analyze", "calendar", "*-*-01 03:00")
+
+
+def test_cron_says_nothing_while_all_is_well(tmp_path: Path) -> None:
+    environment = {**os.environ, "IN9": str(BIN / "in9"), "PYTHONPATH": str(ROOT)}
+
+    def run(*flags: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [DEPLOY / "cron" / "run", tmp_path / "out", *flags],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
+
+    well = run("--help")
+    assert (well.returncode, well.stdout, well.stderr) == (0, "", "")
+    wrong = run("--limt=3")
+    assert wrong.returncode == 2
+    assert "exit code 2" in wrong.stdout
+    assert "did you mean --limit?" in wrong.stdout
+    assert "Example: in9 run" in (tmp_path / "out.log.1").read_text()
+
+
+def test_cron_says_when_no_run_has_ended_well(tmp_path: Path) -> None:
+    def stale() -> int:
+        return subprocess.run(
+            [DEPLOY / "cron" / "stale", tmp_path, "35"], capture_output=True, check=False
+        ).returncode
+
+    assert stale() == 1
+    note = tmp_path / ".in9" / "last_run.json"
+    note.parent.mkdir()
+    note.write_text("{}")
+    assert stale() == 0
+    long_ago = time.time() - 36 * 24 * 3600
+    os.utime(note, (long_ago, long_ago))
+    assert stale() == 1
+
+
+def test_the_pages_commands_are_sound_and_its_files_exist() -> None:
+    text = (ROOT / "docs" / "deploy.md").read_text()
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) > 5
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
+        file.write("\n".join(blocks))
+        file.flush()
+        # Variables of one block are used in another one, or by the reader.
+        check(BIN / "shellcheck", "--shell=bash", "--exclude=SC2034", file.name)
+    for path in re.findall(r"`(deploy/[\w./-]+)`", text):
+        assert (ROOT / path.rstrip("/")).exists(), path
