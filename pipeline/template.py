@@ -109,7 +109,9 @@ def parameters() -> list[dict[str, Any]]:
         _parameter(action, group.title or "")
         for group in parser._action_groups
         for action in group._group_actions
-        if action.option_strings and _name(action) not in _WITHOUT
+        if action.option_strings
+        and action.help != argparse.SUPPRESS
+        and _name(action) not in _WITHOUT
     ]
     beam = argparse.ArgumentParser(add_help=False)
     WorkerOptions._add_argparse_args(beam)

@@ -1,5 +1,9 @@
 locals {
-  input_bucket = split("/", trimprefix(var.input, "gs://"))[0]
+  # Of everything that flags name: images, annotations, weights.
+  read_buckets = toset([
+    for value in concat([var.input], values(var.parameters)) :
+    split("/", trimprefix(value, "gs://"))[0] if startswith(value, "gs://")
+  ])
 }
 
 # Workers, and the launcher of the template, which Dataflow runs under the workers' account.
@@ -29,8 +33,10 @@ resource "google_storage_bucket_iam_member" "worker" {
   member = google_service_account.worker.member
 }
 
-resource "google_storage_bucket_iam_member" "worker_input" {
-  bucket = local.input_bucket
+resource "google_storage_bucket_iam_member" "worker_reads" {
+  for_each = local.read_buckets
+
+  bucket = each.value
   role   = "roles/storage.objectViewer"
   member = google_service_account.worker.member
 }

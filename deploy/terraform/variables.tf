@@ -30,7 +30,7 @@ variable "input" {
 }
 
 variable "parameters" {
-  description = "Further flags of in9 run, by name and without dashes: { models = \"resnet50\", gpu = \"nvidia-l4\" }."
+  description = "Further flags of in9 run, by name and without dashes: { models = \"resnet50\", seed = \"1\" }."
   type        = map(string)
   default     = {}
 }
@@ -48,7 +48,7 @@ variable "time_zone" {
 }
 
 variable "machine_type" {
-  description = "Of the workers. Any since Haswell has the instructions that the image's kernels are compiled for; GPUs of type L4 need g2-standard-8 or the like."
+  description = "Of the workers. Any since Haswell has the instructions that the image's kernels are compiled for."
   type        = string
   default     = "n2-standard-4"
 }
