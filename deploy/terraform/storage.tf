@@ -62,12 +62,8 @@ resource "google_artifact_registry_repository" "images" {
   format        = "DOCKER"
   description   = "Images of workers and launcher."
 
-  # A template names a tag, and must get the image that was tested.
-  docker_config {
-    immutable_tags = true
-  }
-
-  # The newest stay whatever their age: the template may name any of them.
+  # The newest stay whatever their age: the template names the last one that was built. Tags are
+  # the builds' own, so none moves; made immutable, they could not be deleted either.
   cleanup_policies {
     id     = "old"
     action = "DELETE"
