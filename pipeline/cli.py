@@ -69,6 +69,8 @@ def run_process() -> NoReturn:
 def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     # Before libraries start threads, which would have arenas of their own.
     keep_freed_memory()
+    # Arrow's own allocator is another one beside it, whose share grows with the threads.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     logging.basicConfig(level=logging.WARNING, format="in9: %(levelname)s: %(message)s")
     # Beam announces at import which of its optional parts are not installed.
     logging.disable(logging.WARNING)
