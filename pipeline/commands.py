@@ -14,6 +14,9 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions
 
 from pipeline.config import DatasetConfig
+from pipeline.dataflow.start import TakeLock, manifest_state
+from pipeline.dataflow.submission import flags_of_workers, submission_from_flags
+from pipeline.dataflow.unchanged import SaySummary, digest_of_inputs, unchanged_summary
 from pipeline.dataset import Dataset
 from pipeline.dry_run import dry_run
 from pipeline.errors import JobError, UsageError
@@ -25,10 +28,11 @@ from pipeline.generate import Generate
 from pipeline.imagenet.folder import check_imagenet
 from pipeline.imagenet.results import describe_imagenet
 from pipeline.job_flags import job_from_flags, remember_input
+from pipeline.last_run import End, Ending, say_summary
 from pipeline.lock import DATASET_LOCK, TABLES_LOCK, held
-from pipeline.manifest import MANIFEST
+from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.progress import Progress
-from pipeline.report import REPORT, WriteReport, write_report
+from pipeline.report import REPORT, RefreshResults, WriteReport, write_report
 from pipeline.runner import check_unknown, pipeline_options, run_pipeline
 from pipeline.storage import Store
 from pipeline.tables import write_tables
@@ -94,6 +98,8 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """run, generate and evaluate: one graph of what each needs."""
     taxonomy = imagenet9()
     options = pipeline_options(rest)
+    submission = submission_from_flags(arguments, options)
+    arguments = flags_of_workers(arguments, submission)
     parse_conditions(getattr(arguments, "fail_if", None))
     generates = arguments.command in ("run", "generate")
     evaluates = arguments.command in ("run", "evaluate")
@@ -105,21 +111,41 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
             # dataset may have changed in between.
             job_from_flags(arguments, store)
             remember_input(arguments, store)
-            stack.enter_context(held(store, DATASET_LOCK))
-            # Before the job needs the room.
-            store.remove_temporary()
+            if submission is None:
+                stack.enter_context(held(store, DATASET_LOCK))
+                # Before the job needs the room.
+                store.remove_temporary()
+            seen = manifest_state(store)
             job = job_from_flags(arguments, store)
-        config = job.config if job else Dataset.open(store).manifest.config
+            manifest, config = read_manifest(store), job.config
+        else:
+            manifest = Dataset.open(store).manifest
+            config = manifest.config
         evaluation = _evaluation(arguments, store, config) if evaluates else None
         conditions = parse_conditions(getattr(arguments, "fail_if", None), config.compose.composed)
         attacking = _attacking(arguments, store, config) if evaluates else None
         explaining = _explaining(arguments, store, config) if evaluates else None
+        before = manifest.fingerprint if manifest else None
+        ending = Ending(arguments.command, store, Progress.of(store), before, evaluation)
+        ending = dataclasses.replace(ending, conditions=conditions)
         pipeline = beam.Pipeline(options=options)
+        start = pipeline | "Start" >> beam.Create([None], reshuffle=False)
+        if submission:
+            ending = dataclasses.replace(ending, fails=not submission.waits)
+        if submission and job:
+            inputs = digest_of_inputs(arguments, config, evaluation.models if evaluation else ())
+            summary = inputs and manifest and unchanged_summary(store, manifest, inputs)
+            if summary:
+                _ = start | "NothingToDo" >> beam.ParDo(SaySummary(summary))
+                print("nothing to do: everything is as the last job left it")
+                run_pipeline(pipeline, ending.progress, store.log(arguments.command), submission)
+                return 0
+            ending = dataclasses.replace(ending, owner=submission.owner, inputs=inputs)
+            start = start | "TakeLock" >> beam.ParDo(TakeLock(store, submission.owner, seen))
         if job:
-            dataset = pipeline | "Generate" >> Generate(job, taxonomy)
+            dataset = start | "Generate" >> Generate(job, taxonomy)
         else:
-            fingerprint = Dataset.open(store).manifest.fingerprint
-            dataset = pipeline | "Dataset" >> beam.Create([fingerprint])
+            dataset = start | "Dataset" >> beam.Map(lambda _: before).with_output_types(str)
         if evaluation:
             from pipeline.evaluate import Evaluate
 
@@ -139,12 +165,18 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
                 dataset = dataset | "Saliency" >> Saliency(explaining, taxonomy)
             writer = WriteReport(store, taxonomy, arguments.pictures)
             report = beam.ParDo(writer).with_output_types(str)
-            _ = dataset | "Report" >> report
+            dataset = dataset | "Report" >> report
+        else:
+            refresh = beam.ParDo(RefreshResults(store, taxonomy, arguments.pictures))
+            dataset = dataset | "Refresh" >> refresh.with_output_types(str)
+        _ = dataset | "End" >> beam.ParDo(End(ending)).with_output_types(str)
         # Several processes may evaluate at once; the next writer replaces the last one's log.
         name = arguments.command if generates else f"evaluate-{os.getpid()}"
         log = store.log(name)
         started = time.monotonic()
-        counters = run_pipeline(pipeline, Progress.of(store), log)
+        counters = run_pipeline(pipeline, ending.progress, log, submission)
+        if counters is None:
+            return 0
         seconds = time.monotonic() - started
     models = evaluation.models if evaluation else ()
     details = f" (details: {log})" if os.path.exists(log) else ""
@@ -159,6 +191,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         from pipeline.saliency.command import say_saliency
 
         say_saliency(store, explaining.evaluation.models)
+    say_summary(store)
     return _judge(conditions, summaries, evaluation) if evaluation else 0
 
 

@@ -68,6 +68,8 @@ class Evaluation:
       weights: folder of `in9 models fetch` that weights are taken from, if any.
       groups: in how many groups the shards are evaluated at the same time; each holds one
         model at a time, so one for each device.
+      hints: resource hints of the steps that run models, as (name, value).
+      spread: whether groups are on machines of their own, so that each may use all cores.
     """
 
     store: Store
@@ -78,6 +80,22 @@ class Evaluation:
     accept_new_weights: bool = False
     weights: str | None = None
     groups: int = 1
+    hints: tuple[tuple[str, str], ...] = ()
+    spread: bool = False
+
+    @property
+    def threads(self) -> int:
+        """Threads of a group: how many cores of this machine are its own."""
+        return max(1, usable_cores() // (1 if self.spread else self.groups))
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How models are run, by flag name: tells two runs of a model apart."""
+        return {"split": self.split, **dataclasses.asdict(self.predict)}
+
+    def on_workers(self, step: beam.PTransform) -> beam.PTransform:
+        """Puts a step that runs models on the machines that are meant for it."""
+        return step.with_resource_hints(**dict(self.hints)) if self.hints else step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +137,7 @@ class Predict(beam.DoFn):
         pictures = {shard: dataset.pictures(self._evaluation.split, shard) for shard in shards}
         for order in range(len(self._evaluation.models)):
             progress.note_total("evaluate", f"{order}-{group}", sum(pictures.values()))
-        torch.set_num_threads(max(1, usable_cores() // self._evaluation.groups))
+        torch.set_num_threads(self._evaluation.threads)
         for order, spec in enumerate(self._evaluation.models):
             name = spec
             try:
@@ -147,7 +165,7 @@ class Predict(beam.DoFn):
         """One model on the shards, which `pictures` gives with their numbers of pictures."""
         store = self._evaluation.store
         about = model_identity(model, self._evaluation, dataset)
-        folder = result_folder(model.name, _how(self._evaluation))
+        folder = result_folder(model.name, self._evaluation.how)
         with held(store, model_lock(folder, group)):
             for shard in pictures:
                 with timed("evaluate"):
@@ -194,7 +212,7 @@ def find_predictions(
 ) -> tuple[str, str, bool]:
     """Where the predictions of a (model, shard) lie, their fingerprint, and whether they are
     there already."""
-    folder = result_folder(model.name, _how(evaluation))
+    folder = result_folder(model.name, evaluation.how)
     path = predictions_file(folder, evaluation.split, shard)
     files = dataset.shard_files(evaluation.split, shard, _pictures(dataset))
     checksum = fingerprint(
@@ -207,11 +225,6 @@ def find_predictions(
     )
     about = read_about(evaluation.store, path)
     return path, checksum, about is not None and about.fingerprint == checksum
-
-
-def _how(evaluation: Evaluation) -> dict[str, Any]:
-    """How models are run, by flag name."""
-    return {"split": evaluation.split, **dataclasses.asdict(evaluation.predict)}
 
 
 def _prediction_table(
@@ -256,7 +269,7 @@ def model_identity(model: LoadedModel, evaluation: Evaluation, dataset: Dataset)
         "preprocessing": preprocessing,
         "num_outputs": model.num_outputs,
         "evaluation": {
-            **_how(evaluation),
+            **evaluation.how,
             "input_size": model.preprocessing.input_size if fixed else stored,
         },
     }
@@ -284,7 +297,7 @@ class Summarise(beam.DoFn):
         for order, spec in enumerate(self._evaluation.models):
             if order in failed:
                 count("models_failed")
-                note_failure(store, failed[order], _how(self._evaluation), dataset)
+                note_failure(store, failed[order], self._evaluation.how, dataset)
                 continue
             shards = sorted(by_model.get(order, []), key=lambda shard: shard.shard)
             if [shard.shard for shard in shards] != expected:
@@ -296,7 +309,7 @@ class Summarise(beam.DoFn):
             data = (json.dumps(summary, indent=1, sort_keys=True) + "\n").encode()
             folder = result_folder(summary["model"], summary["evaluation"])
             store.update(summary_file(folder), data)
-            forget_failure(store, spec, summary["model"], _how(self._evaluation))
+            forget_failure(store, spec, summary["model"], self._evaluation.how)
             current = {shard.path for shard in shards}
             for path in list(store.walk(f"results/{folder}/predictions")):
                 if path not in current:
@@ -327,15 +340,15 @@ class Evaluate(beam.PTransform):
         self._taxonomy = taxonomy
 
     def expand(self, dataset: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
+        predict = beam.ParDo(Predict(self._evaluation, self._taxonomy)).with_output_types(
+            EvaluatedShard | FailedModel
+        )
         evaluated = (
             dataset
             | "Shards"
             >> beam.ParDo(ShardGroups(self._evaluation)).with_output_types(tuple[int, int])
             | "GatherGroup" >> beam.GroupByKey()
-            | "Predict"
-            >> beam.ParDo(Predict(self._evaluation, self._taxonomy)).with_output_types(
-                EvaluatedShard | FailedModel
-            )
+            | "Predict" >> self._evaluation.on_workers(predict)
         )
         return dataset | "Summarise" >> beam.ParDo(
             Summarise(self._evaluation), evaluated=beam.pvalue.AsList(evaluated)

@@ -7,6 +7,7 @@ import argparse
 import torch
 
 from pipeline.config import DatasetConfig
+from pipeline.dataflow.submission import inference_hints
 from pipeline.errors import UsageError
 from pipeline.evaluate import Evaluation
 from pipeline.models import DEFAULT_MODEL, check_model, expand_models
@@ -49,6 +50,9 @@ def evaluation_from_flags(
         progress=Progress.of(store),
         accept_new_weights=arguments.accept_new_weights,
         weights=weights,
+        groups=arguments.gpus or 1,
+        hints=inference_hints(arguments),
+        spread=arguments.gpus is not None,
     )
 
 
@@ -56,7 +60,8 @@ def _predict_config(arguments: argparse.Namespace) -> PredictConfig:
     device = arguments.device
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device must be auto, cpu or cuda: got {device!r}")
-    has_gpu = torch.cuda.is_available()
+    # With --gpu, models run elsewhere.
+    has_gpu = bool(arguments.gpu) or torch.cuda.is_available()
     if (arguments.require_gpu or device == "cuda") and not has_gpu:
         raise UsageError(
             "there is no CUDA device that torch can use; leave --require_gpu out, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 from pipeline.errors import UsageError
@@ -122,7 +122,7 @@ def add_models_command_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
     """How models are evaluated."""
-    group = parser.add_argument_group("evaluation")
+    group = _group(parser, "models")
     add = group.add_argument
     add(
         "--eval_split",
@@ -246,6 +246,27 @@ def add_run_saliency_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_dataflow_flags(parser: argparse.ArgumentParser) -> None:
+    """How a job is run on Dataflow."""
+    group = _group(parser, DATAFLOW)
+    group.add_argument(
+        "--gpu",
+        metavar="TYPE[:MACHINE]",
+        help="GPU of the workers that run models, such as nvidia-l4:g2-standard-8 (none)",
+    )
+    group.add_argument(
+        "--gpus", type=_count, metavar="N", help="groups of shards that meet models at a time (1)"
+    )
+    group.add_argument(
+        "--inference_ram", metavar="SIZE", help="memory of the workers that run models"
+    )
+    _switch(group, "--no_wait", "submit the job and leave it to Dataflow")
+    # What holds anyway; for scripts that say it.
+    group.add_argument(
+        "--wait", dest="no_wait", action="store_false", default=False, help=argparse.SUPPRESS
+    )
+
+
 def add_report_flag(parser: argparse.ArgumentParser) -> None:
     """What the page shows."""
     group = _group(parser, "analyses and report")
@@ -263,6 +284,9 @@ def add_dataset_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", metavar="DIR", help="finished dataset folder (required)")
 
 
+DATAFLOW = "on Dataflow (docs/dataflow.md)"
+"""Title of a group of flags that help names in one line."""
+
 _RUNNER_NOTE = """
 Flags that are not listed go to Apache Beam, such as --runner and --direct_num_workers.
 Exit codes: 0 done, 1 the job failed, 2 wrong usage or unreadable input, 3 a --fail_if holds."""
@@ -277,12 +301,13 @@ COMMANDS: dict[str, tuple[str, str, tuple[Adder, ...]]] = {
             *(add_input_flags, add_models_flag, add_dataset_flags),
             *(add_evaluate_flags, add_imagenet_flag, add_run_attack_flag),
             *(add_run_saliency_flag, add_report_flag, add_condition_flags),
+            add_dataflow_flags,
         ),
     ),
     "generate": (
         "make the dataset only",
         "in9 generate --output out --input /data/imagenet --split val,train",
-        (add_input_flags, add_dataset_flags, add_report_flag),
+        (add_input_flags, add_dataset_flags, add_report_flag, add_dataflow_flags),
     ),
     "evaluate": (
         "accuracy of models on every variant, and BG-Gap, with intervals",
@@ -290,6 +315,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[Adder, ...]]] = {
         (
             *(add_dataset_argument, add_models_flag, add_evaluate_flags),
             *(add_imagenet_flag, add_report_flag, add_condition_flags),
+            add_dataflow_flags,
         ),
     ),
     "attack": (
@@ -297,7 +323,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[Adder, ...]]] = {
         "in9 attack --dataset out --models resnet50 --foregrounds 100 --backgrounds 100",
         (
             *(add_dataset_argument, add_models_flag, add_attack_flags, add_evaluate_flags),
-            add_report_flag,
+            *(add_report_flag, add_dataflow_flags),
         ),
     ),
     "saliency": (
@@ -305,7 +331,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[Adder, ...]]] = {
         "in9 saliency --dataset out --models resnet50,resnet50=mixed_rand.pth --maps 9",
         (
             *(add_dataset_argument, add_models_flag, add_saliency_flags, add_evaluate_flags),
-            add_report_flag,
+            *(add_report_flag, add_dataflow_flags),
         ),
     ),
     "models": (
@@ -332,6 +358,19 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32, width=100)
+        self._title: str | None = None
+
+    def start_section(self, heading: str | None) -> None:
+        self._title = heading
+        super().start_section(None if heading == DATAFLOW else heading)
+
+    def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
+        if self._title != DATAFLOW:
+            super().add_arguments(actions)
+            return
+        shown = [action for action in actions if action.help != argparse.SUPPRESS]
+        names = ", ".join(self._format_action_invocation(action) for action in shown)
+        self.add_text(f"{DATAFLOW}: {names}")
 
 
 class _Parser(argparse.ArgumentParser):

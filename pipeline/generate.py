@@ -128,18 +128,24 @@ class ListSplit(beam.DoFn):
 
 
 class Generate(beam.PTransform):
-    """Makes what is missing of a dataset: PBegin -> its fingerprint, one element."""
+    """Makes what is missing of a dataset: PBegin, or one element that comes when work may
+    begin -> the dataset's fingerprint, one element."""
 
     def __init__(self, job: Job, taxonomy: Taxonomy) -> None:
         super().__init__()
         self._job = job
         self._taxonomy = taxonomy
 
-    def expand(self, begin: beam.pvalue.PBegin) -> beam.pvalue.PCollection:
+    def expand(
+        self, start: beam.pvalue.PBegin | beam.pvalue.PCollection
+    ) -> beam.pvalue.PCollection:
         job, config = self._job, self._job.config
+        if isinstance(start, beam.pvalue.PBegin):
+            start = start | "Once" >> beam.Create([None], reshuffle=False)
+        splits = list(config.split)
         segmented = (
-            begin
-            | "Splits" >> beam.Create(list(config.split), reshuffle=False)
+            start
+            | "Splits" >> beam.FlatMap(lambda _: splits).with_output_types(str)
             | "List" >> beam.ParDo(ListSplit(job, self._taxonomy)).with_output_types(SourceShard)
             | "SpreadSources" >> beam.Reshuffle()
             | "Segment"
@@ -173,14 +179,10 @@ class Generate(beam.PTransform):
                 )
             ).with_output_types(ComposedShard)
         )
-        return (
-            begin
-            | "Once" >> beam.Create([None], reshuffle=False)
-            | "Commit"
-            >> beam.ParDo(
-                Commit(config, job.store, self._taxonomy), shards=beam.pvalue.AsList(composed)
-            ).with_output_types(str)
-        )
+        commit = Commit(config, job.store, self._taxonomy)
+        return start | "Commit" >> beam.ParDo(
+            commit, shards=beam.pvalue.AsList(composed)
+        ).with_output_types(str)
 
 
 def _split_of(shard: SegmentedShard) -> str:

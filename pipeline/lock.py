@@ -132,9 +132,12 @@ def release(store: Store, lock: str, owner: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def held(store: Store, lock: str, wait: float = 0.0) -> Iterator[None]:
-    """Holds a lock of this process while the block runs; arguments and errors as `acquire`."""
-    # Two threads of a process are two owners.
-    owner = {**this_process(), "once": uuid.uuid4().hex}
+    """Holds a lock while the block runs; arguments and errors as `acquire`.
+
+    A worker of a Dataflow job holds it for the job: a worker may vanish, and what it did is
+    done again by another one. Else two threads of a process are two owners.
+    """
+    owner = _job_of_this_worker() or {**this_process(), "once": uuid.uuid4().hex}
     acquire(store, lock, owner, wait)
     _mine.add((store, lock))
     try:
@@ -142,6 +145,19 @@ def held(store: Store, lock: str, wait: float = 0.0) -> Iterator[None]:
     finally:
         _mine.discard((store, lock))
         release(store, lock, owner)
+
+
+def _job_of_this_worker() -> dict[str, Any] | None:
+    from pipeline.dataflow.jobs import this_job  # Not for --help: Beam takes its time.
+
+    job = this_job()
+    return {"dataflow": job} if job else None
+
+
+def is_held_by(store: Store, lock: str, owner: Mapping[str, Any]) -> bool:
+    """Whether this owner holds a lock."""
+    found = _owner(store, lock)
+    return found is not None and found[0] == owner
 
 
 def release_all() -> None:

@@ -13,6 +13,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
 from pipeline.counters import counters_of
+from pipeline.dataflow.submission import Submission, submit
 from pipeline.errors import JobError, UsageError
 from pipeline.job_log import job_log
 from pipeline.progress import Progress, shown
@@ -98,6 +99,8 @@ def _translate(error: Exception) -> Exception:
     """The error that went into a runner: its own type, or a traceback as text, comes out."""
     if isinstance(error, UsageError | JobError):
         return type(error)(_WHERE.sub("", str(error)))
+    if type(error).__name__ == "DataflowJobAlreadyExistsError":
+        return JobError(f"a job of the same name is at work; wait until it is done ({error})")
     text = f"{type(error).__name__}: {error}"
     lines = [_WHERE.sub("", line.strip()) for line in text.splitlines() if line.strip()]
     for line in reversed(lines):
@@ -113,25 +116,35 @@ def _has_worker_processes(options: PipelineOptions) -> bool:
     return bool(options.view_as(DirectOptions).direct_running_mode == "multi_processing")
 
 
-def run_pipeline(pipeline: beam.Pipeline, progress: Progress, log: str) -> dict[str, int]:
+def run_pipeline(
+    pipeline: beam.Pipeline, progress: Progress, log: str, submission: Submission | None = None
+) -> dict[str, int] | None:
     """Runs a pipeline to its end, and shows how far it is.
 
     Args:
       pipeline: the graph.
       progress: where its workers note what is done.
       log: path of a file for tracebacks and Beam's warnings; it is there if the job failed.
+      submission: how it is submitted, None if it runs here.
 
     Returns:
-      Our counters by name.
+      Our counters by name; None if nobody waits for the job.
 
     Raises:
       UsageError, JobError: as raised inside; other errors as JobError.
     """
+    waits = submission is None or submission.waits
     try:
         processes = _has_worker_processes(pipeline.options)
-        with job_log(log, worker_processes=processes), shown(progress):
-            result = pipeline.run()
-            result.wait_until_finish()
+        with job_log(log, worker_processes=processes):
+            with shown(progress) if waits else contextlib.nullcontext():
+                if submission is None:
+                    result = pipeline.run()
+                    result.wait_until_finish()
+                else:
+                    result = submit(pipeline, submission, progress.store)
+            if not waits:
+                return None
     except Exception as error:
         translated = _translate(error)
         if isinstance(translated, JobError) and os.path.getsize(log):

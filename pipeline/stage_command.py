@@ -8,7 +8,9 @@ import time
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipeline.dataflow.submission import Submission
 from pipeline.dataset import Dataset
+from pipeline.last_run import End, Ending
 from pipeline.progress import Progress
 from pipeline.report import WriteReport
 from pipeline.runner import run_pipeline
@@ -24,7 +26,8 @@ def run_stage(
     options: PipelineOptions,
     progress: Progress,
     pictures: str,
-) -> None:
+    submission: Submission | None = None,
+) -> bool:
     """Runs a stage, writes the report, and says what was done.
 
     Args:
@@ -34,17 +37,31 @@ def run_stage(
       options: of Beam.
       progress: where its workers note what is done.
       pictures: as for `write_report`.
+      submission: how it is submitted, None if it runs here.
+
+    Returns:
+      Whether it is done: not if nobody waits for it.
 
     Raises:
       UsageError, JobError: as raised inside.
     """
     store = dataset.store
     pipeline = beam.Pipeline(options=options)
-    fingerprint = pipeline | "Dataset" >> beam.Create([dataset.manifest.fingerprint])
+    before = dataset.manifest.fingerprint
+    fingerprint = pipeline | "Dataset" >> beam.Create([before])
     writer = WriteReport(store, imagenet9(), pictures)
-    _ = fingerprint | stage | "Report" >> beam.ParDo(writer).with_output_types(str)
+    ending = Ending(name, store, progress, before)
+    _ = (
+        fingerprint
+        | stage
+        | "Report" >> beam.ParDo(writer).with_output_types(str)
+        | "End" >> beam.ParDo(End(ending)).with_output_types(str)
+    )
     started = time.monotonic()
     log = store.log(f"{name}-{os.getpid()}")
-    counters = run_pipeline(pipeline, progress, log)
+    counters = run_pipeline(pipeline, progress, log, submission)
+    if counters is None:
+        return False
     seconds = time.monotonic() - started
     print(describe_dataset(Dataset.open(store).manifest, counters, seconds))
+    return True

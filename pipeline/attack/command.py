@@ -11,10 +11,12 @@ from pipeline.attack.plan import Attacking, check_variants, open_grid
 from pipeline.attack.stage import Attack
 from pipeline.attack.tables import write_attack_tables
 from pipeline.config import DatasetConfig
+from pipeline.dataflow.submission import flags_of_workers, submission_from_flags
 from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.evaluation_flags import evaluation_from_flags
 from pipeline.failures import say_failures
+from pipeline.last_run import say_summary
 from pipeline.lock import TABLES_LOCK, held
 from pipeline.report import REPORT
 from pipeline.results import display_name
@@ -71,6 +73,8 @@ def run_attack(arguments: argparse.Namespace, rest: list[str]) -> int:
       JobError: the job failed, or every model did.
     """
     options = pipeline_options(rest)
+    submission = submission_from_flags(arguments, options)
+    arguments = flags_of_workers(arguments, submission)
     store = Store.at(arguments.dataset)
     dataset = Dataset.open(store)
     attacking = attacking_from_flags(arguments, store, dataset.manifest.config)
@@ -79,16 +83,20 @@ def run_attack(arguments: argparse.Namespace, rest: list[str]) -> int:
     if arguments.dry_run:
         forecast_attack(dataset, attacking, imagenet9())
         return 0
-    run_stage(
+    done = run_stage(
         "attack",
         Attack(attacking, imagenet9()),
         dataset,
         options=options,
         progress=attacking.evaluation.progress,
         pictures=arguments.pictures,
+        submission=submission,
     )
+    if not done:
+        return 0
     say_attacks(store, attacking.evaluation.models)
     print(f"report: {store.path(REPORT)}")
+    say_summary(store)
     return 0
 
 

@@ -26,7 +26,6 @@ from pipeline.failures import FailedModel, forget_failure, note_failure, sort_re
 from pipeline.lock import TABLES_LOCK, held, model_lock
 from pipeline.memory import keep_freed_memory
 from pipeline.resident import free_memory, load_resident
-from pipeline.runner import usable_cores
 from transforms.taxonomy import Taxonomy
 
 _LOG = logging.getLogger(__name__)
@@ -74,7 +73,7 @@ class TryBackgrounds(beam.DoFn):
         pairs = {n: len(grid.positions(n)) * len(grid.backgrounds) for n in numbers}
         for order in range(len(evaluation.models)):
             progress.note_total("attack", f"{order}-{group}", sum(pairs.values()))
-        torch.set_num_threads(max(1, usable_cores() // evaluation.groups))
+        torch.set_num_threads(evaluation.threads)
         for order, spec in enumerate(evaluation.models):
             name = spec
             try:
@@ -151,15 +150,15 @@ class Attack(beam.PTransform):
         self._taxonomy = taxonomy
 
     def expand(self, dataset: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
+        tries = beam.ParDo(TryBackgrounds(self._attacking, self._taxonomy)).with_output_types(
+            TriedChunk | FailedModel
+        )
         tried = (
             dataset
             | "Chunks"
             >> beam.ParDo(ChunkGroups(self._attacking)).with_output_types(tuple[int, int])
             | "GatherGroup" >> beam.GroupByKey()
-            | "TryBackgrounds"
-            >> beam.ParDo(TryBackgrounds(self._attacking, self._taxonomy)).with_output_types(
-                TriedChunk | FailedModel
-            )
+            | "TryBackgrounds" >> self._attacking.evaluation.on_workers(tries)
         )
         return dataset | "Measure" >> beam.ParDo(
             Measure(self._attacking, self._taxonomy), tried=beam.pvalue.AsList(tried)

@@ -38,7 +38,6 @@ from pipeline.predict import BrokenPictureError, Predictor
 from pipeline.records import ShardFiles, read_about, write_table
 from pipeline.resident import free_memory, load_resident
 from pipeline.results import read_summaries, result_folder
-from pipeline.runner import usable_cores
 from pipeline.sinks import Sample
 from pipeline.storage import Store
 from pipeline.trend import write_trend
@@ -100,7 +99,7 @@ class Classify(beam.DoFn):
         total = sum(len(images) for images in shards.values())
         for order in range(len(evaluation.models)):
             progress.note_total("imagenet", f"{order}-{group}", total)
-        torch.set_num_threads(max(1, usable_cores() // evaluation.groups))
+        torch.set_num_threads(evaluation.threads)
         for order, spec in enumerate(evaluation.models):
             name = spec
             try:
@@ -262,15 +261,15 @@ class ImageNetAccuracy(beam.PTransform):
         self._arguments = (evaluation, root, taxonomy)
 
     def expand(self, dataset: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
+        classify = beam.ParDo(Classify(*self._arguments)).with_output_types(
+            ClassifiedShard | FailedModel
+        )
         classified = (
             dataset
             | "Shards"
             >> beam.ParDo(ImageNetShards(*self._arguments)).with_output_types(tuple[int, int])
             | "GatherGroup" >> beam.GroupByKey()
-            | "Classify"
-            >> beam.ParDo(Classify(*self._arguments)).with_output_types(
-                ClassifiedShard | FailedModel
-            )
+            | "Classify" >> self._arguments[0].on_workers(classify)
         )
         return dataset | "Score" >> beam.ParDo(
             Score(*self._arguments), classified=beam.pvalue.AsList(classified)

@@ -12,6 +12,7 @@ from pipeline.report.evidence import gather
 from pipeline.report.figure_files import FOLDER, is_ours
 from pipeline.report.freshness import fingerprint_inputs, is_fresh, note_fresh
 from pipeline.storage import Store
+from pipeline.tables import write_tables
 from transforms.taxonomy import Taxonomy
 
 REPORT = "report.html"
@@ -72,4 +73,21 @@ class WriteReport(beam.DoFn):
 
     def process(self, dataset: str) -> Iterator[str]:
         write_report(self._store, self._taxonomy, self._pictures)
+        yield dataset
+
+
+class RefreshResults(beam.DoFn):
+    """Dataset fingerprint -> the same; takes results of an earlier dataset out of the tables,
+    and off the page."""
+
+    def __init__(self, store: Store, taxonomy: Taxonomy, pictures: str = "sample") -> None:
+        self._store = store
+        self._taxonomy = taxonomy
+        self._pictures = pictures
+
+    def process(self, dataset: str) -> Iterator[str]:
+        with held(self._store, TABLES_LOCK, wait=60):
+            _, stale = write_tables(self._store, dataset)
+        if stale:
+            write_report(self._store, self._taxonomy, self._pictures)
         yield dataset

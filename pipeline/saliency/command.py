@@ -6,10 +6,12 @@ import argparse
 from collections.abc import Sequence
 
 from pipeline.config import DatasetConfig
+from pipeline.dataflow.submission import flags_of_workers, submission_from_flags
 from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.evaluation_flags import evaluation_from_flags
 from pipeline.failures import say_failures
+from pipeline.last_run import say_summary
 from pipeline.lock import TABLES_LOCK, held
 from pipeline.report import REPORT
 from pipeline.runner import pipeline_options
@@ -69,21 +71,27 @@ def run_saliency(arguments: argparse.Namespace, rest: list[str]) -> int:
       JobError: the job failed, or every model did.
     """
     options = pipeline_options(rest)
+    submission = submission_from_flags(arguments, options)
+    arguments = flags_of_workers(arguments, submission)
     store = Store.at(arguments.dataset)
     dataset = Dataset.open(store)
     plan = saliency_from_flags(arguments, store, dataset.manifest.config)
     # Images may be missing, too.
     shown_images(dataset, plan)
-    run_stage(
+    done = run_stage(
         "saliency",
         Saliency(plan, imagenet9()),
         dataset,
         options=options,
         progress=plan.evaluation.progress,
         pictures=arguments.pictures,
+        submission=submission,
     )
+    if not done:
+        return 0
     say_saliency(store, plan.evaluation.models)
     print(f"report: {store.path(REPORT)}")
+    say_summary(store)
     return 0
 
 

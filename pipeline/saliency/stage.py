@@ -31,7 +31,6 @@ from pipeline.predict import Predictor
 from pipeline.records import ShardFiles, read_about, write_table
 from pipeline.resident import free_memory, load_resident
 from pipeline.results import result_folder
-from pipeline.runner import usable_cores
 from pipeline.saliency.gradients import answer_gradients
 from pipeline.saliency.plan import SaliencyPlan, shown_images
 from pipeline.saliency.results import (
@@ -86,7 +85,7 @@ class Explain(beam.DoFn):
         total = sum(images.values())
         for order in range(len(evaluation.models)):
             progress.note_total("saliency", f"{order}-{group}", total)
-        torch.set_num_threads(max(1, usable_cores() // evaluation.groups))
+        torch.set_num_threads(evaluation.threads)
         for order, spec in enumerate(evaluation.models):
             name = spec
             try:
@@ -249,15 +248,15 @@ class Saliency(beam.PTransform):
         self._taxonomy = taxonomy
 
     def expand(self, dataset: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
+        explain = beam.ParDo(Explain(self._plan, self._taxonomy)).with_output_types(
+            ExplainedShard | FailedModel
+        )
         explained = (
             dataset
             | "Shards"
             >> beam.ParDo(ShardGroups(self._plan.evaluation)).with_output_types(tuple[int, int])
             | "GatherGroup" >> beam.GroupByKey()
-            | "Explain"
-            >> beam.ParDo(Explain(self._plan, self._taxonomy)).with_output_types(
-                ExplainedShard | FailedModel
-            )
+            | "Explain" >> self._plan.evaluation.on_workers(explain)
         )
         return dataset | "Measure" >> beam.ParDo(
             Measure(self._plan), explained=beam.pvalue.AsList(explained)

@@ -1,0 +1,46 @@
+"""The first step of a job that its launcher does not stay with: taking the dataset's lock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import apache_beam as beam
+
+from pipeline.errors import JobError
+from pipeline.lock import DATASET_LOCK, acquire, is_held_by, release
+from pipeline.manifest import MANIFEST, PREVIOUS_MANIFEST
+from pipeline.storage import Store
+
+
+def manifest_state(store: Store) -> list[str | None]:
+    """Tells one state of a dataset from another: identities of its manifests."""
+    infos = [store.files.info(store.path(name)) for name in (MANIFEST, PREVIOUS_MANIFEST)]
+    return [None if info is None else info.identity for info in infos]
+
+
+class TakeLock(beam.DoFn):
+    """Anything -> the same, once the job holds the dataset's lock.
+
+    Args:
+      store: the dataset folder.
+      owner: the job.
+      seen: the `manifest_state` that the graph was built for.
+    """
+
+    def __init__(self, store: Store, owner: Mapping[str, Any], seen: list[str | None]) -> None:
+        self._store = store
+        self._owner = owner
+        self._seen = seen
+
+    def process(self, element: Any) -> Iterator[Any]:
+        # A runner that repeats this step may have changed the manifest in a later one.
+        if not is_held_by(self._store, DATASET_LOCK, self._owner):
+            acquire(self._store, DATASET_LOCK, self._owner)
+            if manifest_state(self._store) != self._seen:
+                release(self._store, DATASET_LOCK, self._owner)
+                raise JobError(
+                    f"{self._store.root} has changed since the job was submitted. Run the same "
+                    "command again"
+                )
+        yield element

@@ -1,0 +1,162 @@
+"""A stand-in for the Dataflow service, and one for its workers.
+
+The service records what is submitted and answers as it is told. The worker runs a staged
+`pipeline.pb` as it is, in this process, with the options that Dataflow would hand over:
+
+    python tests/dataflow_stub.py pipeline.pb options.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+_JOBS = re.compile(r"/v1b3/projects/([^/]+)/locations/([^/]+)/jobs(?:/([^/?]+))?(/\w+)?")
+
+
+class DataflowStub:
+    """Records jobs.
+
+    Attributes:
+      url: address for `--dataflow_endpoint`.
+      jobs: bodies of the jobs that were submitted, with the state that the service tells.
+      state: of jobs to come.
+      messages: of jobs to come, as (importance, text).
+    """
+
+    def __init__(self) -> None:
+        self.jobs: list[dict[str, Any]] = []
+        self.state = "JOB_STATE_RUNNING"
+        self.messages: list[tuple[str, str]] = []
+        stub = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                self._answer(stub._post(self.path, body))
+
+            def do_GET(self) -> None:
+                self._answer(stub._get(self.path))
+
+            def _answer(self, content: dict[str, Any] | None) -> None:
+                data = json.dumps(content or {"error": {"code": 404, "message": "?"}}).encode()
+                self.send_response(200 if content is not None else 404)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None:
+                """Nothing."""
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        # Beam speaks plain HTTP only to this name.
+        self.url = f"http://localhost:{self._server.server_address[1]}"
+
+    def __enter__(self) -> DataflowStub:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _post(self, path: str, body: bytes) -> dict[str, Any] | None:
+        if path == "/token":
+            return {"access_token": "none", "expires_in": 3600, "token_type": "Bearer"}
+        match = _JOBS.match(path)
+        if match is None:
+            return None
+        place = {"projectId": match[1], "location": match[2]}
+        known = {**json.loads(body), **place, "id": f"job-{len(self.jobs)}"}
+        self.jobs.append({**known, "currentState": self.state})
+        return self._short(self.jobs[-1])
+
+    def _get(self, path: str) -> dict[str, Any] | None:
+        match = _JOBS.match(path)
+        if match is None:
+            return None
+        if match[4] == "/metrics":
+            return {"metrics": []}
+        if match[4] == "/messages":
+            time = "2020-01-01T00:00:00Z"
+            found = [
+                {"id": str(i), "time": time, "messageImportance": level, "messageText": text}
+                for i, (level, text) in enumerate(self.messages)
+            ]
+            return {"jobMessages": found}
+        if match[3]:
+            found = [self._short(job) for job in self.jobs if job["id"] == match[3]]
+            return found[0] if found else None
+        return {"jobs": [self._short(job) for job in self.jobs]}
+
+    def _short(self, job: dict[str, Any]) -> dict[str, Any]:
+        names = ("id", "name", "projectId", "location", "currentState", "clientRequestId")
+        return {name: job[name] for name in names if name in job}
+
+
+def write_credentials(path: Path, token_uri: str) -> None:
+    """Writes a service account of nobody, whose tokens the stub hands out."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    account = {
+        "type": "service_account",
+        "project_id": "p",
+        "private_key_id": "1",
+        "private_key": pem.decode(),
+        "client_email": "in9@p.iam.gserviceaccount.com",
+        "client_id": "1",
+        "token_uri": token_uri,
+    }
+    path.write_text(json.dumps(account))
+
+
+@contextlib.contextmanager
+def _as_worker(options: dict[str, Any]) -> Iterator[None]:
+    """What a worker's entry point does with the options of its job."""
+    from apache_beam.options.value_provider import RuntimeValueProvider
+
+    RuntimeValueProvider.set_runtime_options(options)
+    yield
+
+
+def run_staged(pipeline: bytes, options: dict[str, Any]) -> None:
+    """Runs a staged pipeline.
+
+    Args:
+      pipeline: content of `pipeline.pb`.
+      options: `environment.sdkPipelineOptions.options` of the job.
+    """
+    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.portability import common_urns, python_urns
+    from apache_beam.portability.api import beam_runner_api_pb2
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+    proto = beam_runner_api_pb2.Pipeline.FromString(pipeline)
+    for environment in proto.components.environments.values():
+        assert environment.urn == common_urns.environments.DOCKER.urn
+        environment.urn = python_urns.EMBEDDED_PYTHON
+        environment.ClearField("payload")
+        environment.ClearField("dependencies")
+        environment.ClearField("resource_hints")
+    with _as_worker(options):
+        result = FnApiRunner().run_via_runner_api(proto, PipelineOptions([]))
+        result.wait_until_finish()
+
+
+if __name__ == "__main__":
+    run_staged(Path(sys.argv[1]).read_bytes(), json.loads(Path(sys.argv[2]).read_text()))
