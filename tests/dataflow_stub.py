@@ -30,14 +30,18 @@ class DataflowStub:
     Attributes:
       url: address for `--dataflow_endpoint`.
       jobs: bodies of the jobs that were submitted, with the state that the service tells.
-      state: of jobs to come.
-      messages: of jobs to come, as (importance, text).
+      state: of jobs to come, when they are submitted.
+      later: state of all jobs when they are asked for next, None to leave them as they are.
+      messages: of all jobs, as (importance, text).
+      counters: of all jobs, ours by name.
     """
 
     def __init__(self) -> None:
         self.jobs: list[dict[str, Any]] = []
         self.state = "JOB_STATE_RUNNING"
+        self.later: str | None = None
         self.messages: list[tuple[str, str]] = []
+        self.counters: dict[str, int] = {}
         stub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -87,7 +91,9 @@ class DataflowStub:
         if match is None:
             return None
         if match[4] == "/metrics":
-            return {"metrics": []}
+            return {"metrics": [self._metric(*c, t) for c in self.counters.items() for t in (0, 1)]}
+        for job in self.jobs:
+            job["currentState"] = self.later or job["currentState"]
         if match[4] == "/messages":
             time = "2020-01-01T00:00:00Z"
             found = [
@@ -99,6 +105,10 @@ class DataflowStub:
             found = [self._short(job) for job in self.jobs if job["id"] == match[3]]
             return found[0] if found else None
         return {"jobs": [self._short(job) for job in self.jobs]}
+
+    def _metric(self, name: str, value: int, tentative: int) -> dict[str, Any]:
+        context = {"namespace": "in9", "step": "s1", **({"tentative": "true"} if tentative else {})}
+        return {"name": {"origin": "user", "name": name, "context": context}, "scalar": value}
 
     def _short(self, job: dict[str, Any]) -> dict[str, Any]:
         names = ("id", "name", "projectId", "location", "currentState", "clientRequestId")

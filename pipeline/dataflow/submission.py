@@ -22,7 +22,7 @@ from apache_beam.transforms.resources import parse_resource_hints
 
 from pipeline.config import fingerprint
 from pipeline.dataflow.jobs import console_address, is_dataflow, job_of
-from pipeline.errors import UsageError
+from pipeline.errors import JobError, UsageError
 from pipeline.files import absolute, is_remote
 from pipeline.lock import DATASET_LOCK, release
 from pipeline.storage import Store
@@ -149,9 +149,13 @@ def submit(pipeline: beam.Pipeline, submission: Submission, store: Store) -> Pip
     except KeyboardInterrupt:
         print(f"the job goes on without us: {address}", file=sys.stderr)
         raise
-    except Exception:
+    except Exception as error:
         if result.is_in_terminal_state():
             release(store, DATASET_LOCK, submission.owner)
+            if str(error).rstrip().endswith(("Error:", "None")):
+                raise JobError(
+                    f"it ended as {result.state} without a word; see {address}"
+                ) from error
         raise
     return result
 
@@ -229,9 +233,7 @@ def _check_gpu(arguments: argparse.Namespace, options: PipelineOptions) -> None:
 def _job_name(arguments: argparse.Namespace) -> str:
     """A name that two jobs on the same output share: Dataflow refuses the second while the
     first runs. Evaluations may run side by side, so theirs holds all of their flags."""
-    what = (
-        absolute(arguments.output)
-        if hasattr(arguments, "output")
-        else sorted((name, str(value)) for name, value in vars(arguments).items())
-    )
-    return f"in9-{arguments.command}-{fingerprint(what)[:12]}"
+    if hasattr(arguments, "output"):
+        return f"in9-{fingerprint(absolute(arguments.output))[:12]}"
+    flags = sorted((name, str(value)) for name, value in vars(arguments).items())
+    return f"in9-{arguments.command}-{fingerprint(flags)[:12]}"

@@ -1,0 +1,371 @@
+"""Submission to Dataflow: what is sent, that it runs as it is, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from apache_beam.options.value_provider import RuntimeValueProvider
+from apache_beam.portability.api import beam_runner_api_pb2
+from conftest import manifest_of
+from dataflow_stub import DataflowStub, write_credentials
+from gcs import BUCKET, gcs_server
+
+from pipeline.cli import main
+from pipeline.dataflow.jobs import is_over
+from pipeline.dataflow.start import TakeLock, manifest_state
+from pipeline.errors import JobError
+from pipeline.evaluate import Evaluation
+from pipeline.fail_if import parse_conditions
+from pipeline.last_run import LAST_RUN, End, Ending
+from pipeline.lock import DATASET_LOCK, acquire, held
+from pipeline.models import DEFAULT_MODEL
+from pipeline.predict import PredictConfig
+from pipeline.progress import Progress
+from pipeline.storage import Store
+
+ROOT = f"gs://{BUCKET}"
+IMAGE = "europe-docker.pkg.dev/p/in9/worker:1"
+GPU_HINT = "type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver;use_nvidia_mps"
+TOLD = ("--project=p", "--region=europe-west4", f"--temp_location={ROOT}/tmp")
+LAUNCH = """
+import json, sys
+from pipeline.cli import main
+for arguments in json.load(sys.stdin):
+    print(f"-- {main(arguments)}", flush=True)
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cloud:
+    """An object store that holds the small input, and a Dataflow that records."""
+
+    store: str
+    dataflow: DataflowStub
+
+    def flags(self, *arguments: object) -> list[str]:
+        return [
+            *map(str, arguments),
+            "--runner=DataflowRunner",
+            f"--dataflow_endpoint={self.dataflow.url}",
+            *TOLD,
+        ]
+
+    def launch(self, *commands: list[str]) -> list[tuple[int, str]]:
+        """Runs command lines in one process of their own; exit code and output of each."""
+        done = subprocess.run(
+            [sys.executable, "-c", LAUNCH],
+            input=json.dumps(commands),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        parts = done.stdout.split("-- ")
+        codes = [int(part.split("\n", 1)[0]) for part in parts[1:]]
+        said = [parts[0], *(part.partition("\n")[2] for part in parts[1:-1])]
+        assert len(codes) == len(commands), done.stderr
+        errors = [line for line in done.stderr.splitlines() if line.startswith("in9 ")]
+        said = [
+            text + (errors.pop(0) if code else "") for code, text in zip(codes, said, strict=True)
+        ]
+        return list(zip(codes, said, strict=True))
+
+    def read(self, path: str) -> bytes:
+        name = quote(path.removeprefix(f"{ROOT}/"), safe="")
+        with urllib.request.urlopen(f"{self.store}/storage/v1/b/{BUCKET}/o/{name}?alt=media") as r:
+            return bytes(r.read())
+
+    def write(self, name: str, data: bytes) -> None:
+        url = f"{self.store}/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name={quote(name)}"
+        urllib.request.urlopen(urllib.request.Request(url, data=data)).close()
+
+    def names(self, prefix: str) -> set[str]:
+        with urllib.request.urlopen(f"{self.store}/storage/v1/b/{BUCKET}/o?prefix={prefix}") as r:
+            return {item["name"].removeprefix(prefix) for item in json.load(r).get("items", ())}
+
+
+@pytest.fixture(scope="module")
+def cloud(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    with gcs_server() as store, DataflowStub() as dataflow, pytest.MonkeyPatch.context() as patch:
+        credentials = tmp_path_factory.mktemp("cloud") / "credentials.json"
+        write_credentials(credentials, f"{dataflow.url}/token")
+        patch.setenv("STORAGE_EMULATOR_HOST", store)
+        patch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(credentials))
+        cloud = Cloud(store, dataflow)
+        for file in small_sample.rglob("*.*"):
+            cloud.write(f"input/{file.relative_to(small_sample)}", file.read_bytes())
+        yield cloud
+
+
+@pytest.fixture(scope="module")
+def submitted(cloud: Cloud) -> dict[str, tuple[dict[str, Any], str]]:
+    """Jobs by their output, and what was said of them."""
+    made = ("--input", f"{ROOT}/input", "--images_per_shard", "6", f"--sdk_container_image={IMAGE}")
+    workers = ("--gpu", "nvidia-l4:g2-standard-8", "--gpus", "2", "--inference_ram", "24GB")
+    more = ("--attack", "2", "--saliency", "1", "--imagenet", f"{ROOT}/input")
+    few = ("--max_num_workers=7", "--labels=team=vision", "--no_wait")
+    said = cloud.launch(
+        cloud.flags("run", "--output", f"{ROOT}/gpu", *made, *workers, *more, *few),
+        cloud.flags("generate", "--output", f"{ROOT}/out", *made, "--no_wait"),
+    )
+    assert [code for code, _ in said] == [0, 0], said
+    jobs = {"gpu": cloud.dataflow.jobs[-2], "out": cloud.dataflow.jobs[-1]}
+    return {name: (job, text) for (name, job), (_, text) in zip(jobs.items(), said, strict=True)}
+
+
+def options_of(job: dict[str, Any]) -> dict[str, Any]:
+    return dict(job["environment"]["sdkPipelineOptions"]["options"])
+
+
+def test_the_recorded_job_is_what_the_flags_say(
+    submitted: dict[str, tuple[dict[str, Any], str]],
+) -> None:
+    job, said = submitted["gpu"]
+    assert job["labels"] == {"team": "vision", "app": "in9", "command": "run"}
+    assert job["name"].startswith("in9-")
+    assert f"jobs/europe-west4/{job['id']}?project=p" in said
+    (pool,) = job["environment"]["workerPools"]
+    assert pool["autoscalingSettings"]["maxNumWorkers"] == 7
+    images = pool["sdkHarnessContainerImages"]
+    # Two environments: of models, and of everything else, each with a process for every core.
+    assert [image["containerImage"] for image in images] == [IMAGE, IMAGE]
+    assert all(image["useSingleCorePerContainer"] for image in images)
+    options = options_of(job)
+    assert options["save_main_session"] is False
+    assert options["temp_location"].startswith(f"{ROOT}/tmp/{job['name']}")
+    assert "serviceOptions" not in job["environment"]
+    assert "no_use_multiple_sdk_containers" not in job["environment"]["experiments"]
+    assert not {"minRam", "accelerator"} & set(options["resource_hints"])
+
+
+def test_hints_are_on_the_steps_that_run_models_alone(
+    cloud: Cloud, submitted: dict[str, tuple[dict[str, Any], str]]
+) -> None:
+    job, _ = submitted["gpu"]
+    staged = cloud.read(options_of(job)["pipelineUrl"])
+    components = beam_runner_api_pb2.Pipeline.FromString(staged).components
+    hinted = {}
+    for step in components.transforms.values():
+        hints = dict(components.environments[step.environment_id].resource_hints)
+        if step.environment_id and not step.subtransforms and hints:
+            hinted[step.unique_name.partition("/ParDo")[0]] = hints
+    steps = {name.rpartition("/")[2] for name in hinted}
+    assert steps == {"Predict", "Classify", "TryBackgrounds", "Explain"}
+    for hints in hinted.values():
+        assert hints["beam:resources:accelerator:v1"] == GPU_HINT.encode()
+        assert hints["beam:resources:min_ram_bytes:v1"] == b"24000000000"
+
+
+def test_what_was_staged_runs_as_it_is(
+    cloud: Cloud,
+    submitted: dict[str, tuple[dict[str, Any], str]],
+    one_worker: Path,
+    tmp_path: Path,
+) -> None:
+    """One graph does it all; then the next launch finds nothing to do, and a waiting one says
+    what a local job says."""
+    job, _ = submitted["out"]
+    (tmp_path / "pipeline.pb").write_bytes(cloud.read(options_of(job)["pipelineUrl"]))
+    (tmp_path / "options.json").write_text(json.dumps(options_of(job)))
+    worker = Path(__file__).with_name("dataflow_stub.py")
+    files = [tmp_path / "pipeline.pb", tmp_path / "options.json"]
+    subprocess.run([sys.executable, worker, *files], check=True)
+    manifest = json.loads(cloud.read(f"{ROOT}/out/manifest.json"))
+    assert manifest == manifest_of(one_worker)
+    work = {name for name in cloud.names("out/") if name.startswith(".in9/")}
+    assert not any("lock" in name or "progress" in name or "staging" in name for name in work)
+    summary = json.loads(cloud.read(f"{ROOT}/out/.in9/last_run.json"))["summary"]
+    assert summary["dataset"] == manifest["fingerprint"]
+    assert summary["images"]["val"]["listed"] == 18
+
+    made = ("--input", f"{ROOT}/input", "--images_per_shard", "6", f"--sdk_container_image={IMAGE}")
+    cloud.dataflow.state = "JOB_STATE_DONE"
+    cloud.dataflow.counters = {"images_segmented": 18, "source_shards_made": 3}
+    template = f"--template_location={ROOT}/templates/job"
+    before = len(cloud.dataflow.jobs)
+    again, waited, flex = cloud.launch(
+        cloud.flags("generate", "--output", f"{ROOT}/out", *made, "--no_wait"),
+        cloud.flags("generate", "--output", f"{ROOT}/out", *made, "--limit=1", "--overwrite"),
+        cloud.flags("generate", "--output", f"{ROOT}/flex", *made[:-1], template),
+    )
+    cloud.dataflow.state = "JOB_STATE_RUNNING"
+    assert again[0] == 0
+    assert "nothing to do" in again[1]
+    staged = cloud.read(options_of(cloud.dataflow.jobs[before])["pipelineUrl"])
+    proto = beam_runner_api_pb2.Pipeline.FromString(staged)
+    (root,) = proto.root_transform_ids
+    steps = [proto.components.transforms[i] for i in proto.components.transforms[root].subtransforms]
+    assert [step.unique_name for step in steps] == ["Start", "NothingToDo"]
+    assert waited[0] == 0
+    assert "val: 18 images" in waited[1]
+    assert "done now: 18 images segmented" in waited[1]
+    assert "in9 summary: " in waited[1]
+    # The launcher of a template builds the job, and leaves the rest to the service.
+    assert flex == (0, "")
+    built = json.loads(cloud.read(f"{ROOT}/templates/job"))
+    assert built["labels"]["app"] == "in9"
+    # Without an image, workers install the package.
+    (pool,) = built["environment"]["workerPools"]
+    (package,) = [p["location"] for p in pool["packages"] if p["name"] == "workflow.tar.gz"]
+    sources = cloud.read(f"gs://{package.partition('/')[2]}")
+    with tarfile.open(fileobj=io.BytesIO(sources)) as tar:
+        there = {name.partition("/")[2] for name in tar.getnames()}
+    assert {"setup.py", "pipeline/dataflow/jobs.py", "pipeline/templates/report.html"} <= there
+    assert len(cloud.dataflow.jobs) == before + 2
+
+
+def test_a_job_that_fails_says_why_and_leaves_no_lock(
+    cloud: Cloud, submitted: dict[str, tuple[dict[str, Any], str]]
+) -> None:
+    job, _ = submitted["gpu"]
+    names = {"project": "p", "region": "europe-west4", "job_name": job["name"]}
+    owner = {"dataflow": {**names, "endpoint": cloud.dataflow.url}}
+    cloud.write("gpu/.in9/lock", json.dumps(owner).encode())
+    cloud.dataflow.later = "JOB_STATE_FAILED"
+    traceback = (
+        "Traceback (most recent call last):\n  File 'x.py', line 1, in process\n"
+        "pipeline.errors.JobError: val: no shard arrived [while running 'Generate/Commit']\n"
+    )
+    cloud.dataflow.messages = [("JOB_MESSAGE_ERROR", traceback)]
+    made = ("--input", f"{ROOT}/input", f"--sdk_container_image={IMAGE}", "--wait")
+    ((code, said),) = cloud.launch(cloud.flags("generate", "--output", f"{ROOT}/gpu", *made))
+    cloud.dataflow.later = None
+    assert code == 1
+    assert "in9 generate: the job failed: val: no shard arrived" in said
+    assert ".in9/lock" not in cloud.names("gpu/")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--project="], "--project=PROJECT is required"),
+        (["--region="], "--region=REGION is required"),
+        (["--temp_location="], "--temp_location=gs://BUCKET/FOLDER is required"),
+        (["--temp_location=/tmp"], "--temp_location must be gs://"),
+        (["--output", "out"], "--output out is a folder of this machine"),
+        (["--input", ""], "--input gs://BUCKET/FOLDER is required"),
+        (["--annotations", "boxes"], "--annotations boxes is a folder of this machine"),
+        (["--weights", "w"], "--weights w is a folder of this machine"),
+        (["--models", "resnet18=a.pth"], "workers of Dataflow cannot reach a.pth"),
+        (["--require_gpu"], "--gpu TYPE is required for a GPU"),
+        (["--gpu", "L4!"], "--gpu L4!: expected TYPE or TYPE:MACHINE"),
+        (
+            ["--inference_ram", "much", "--gpu", "nvidia-l4"],
+            "--inference_ram much: expected a size",
+        ),
+        (["--gpu=nvidia-l4", "--device", "cpu"], "contradict each other"),
+        (
+            ["--gpu=nvidia-l4", "--dataflow_service_options=worker_accelerator=type:nvidia-l4"],
+            "puts a GPU into every worker",
+        ),
+        (
+            ["--gpu=nvidia-l4", "--experiments=no_use_multiple_sdk_containers"],
+            "would leave segmentation one process",
+        ),
+        (["--gpu=nvidia-l4", "--dataflow_service_options=enable_prime"], "Dataflow Prime"),
+        (["--gpu=nvidia-l4", "--flexrs_goal=COST_OPTIMIZED"], "--flexrs_goal excludes"),
+        (["--runner=DirectRunner", "--gpu=nvidia-l4"], "--gpu is for --runner=DataflowRunner"),
+    ],
+)
+def test_a_missing_or_wrong_flag_is_named_before_anything_is_sent(
+    capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    places = ("--output", f"{ROOT}/o", "--input", f"{ROOT}/i", "--runner=DataflowRunner")
+    assert main(["run", *places, *TOLD, *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_lock_of_a_job_is_taken_over_only_when_it_has_ended(cloud: Cloud, tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    job = {"project": "p", "region": "r", "endpoint": cloud.dataflow.url}
+    known = {"id": "1", "name": "first", "currentState": "JOB_STATE_RUNNING"}
+    cloud.dataflow.jobs.append(known)
+    first = {"dataflow": {**job, "job_name": "first"}}
+    second = {"dataflow": {**job, "job_name": "second"}}
+    acquire(store, DATASET_LOCK, first)
+    acquire(store, DATASET_LOCK, first)
+    with pytest.raises(JobError, match="Dataflow job first in r is at work"):
+        acquire(store, DATASET_LOCK, second)
+    known["currentState"] = "JOB_STATE_CANCELLED"
+    acquire(store, DATASET_LOCK, second)
+    assert not is_over(second["dataflow"])  # Which nobody knows.
+    assert is_over({**job, "job_id": "1"})
+    assert not is_over({**job, "job_name": "first", "endpoint": "http://localhost:9"})
+
+
+def test_a_job_does_not_start_on_a_dataset_that_has_changed(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    owner = {"dataflow": {"project": "p", "region": "r", "job_name": "j"}}
+    step = TakeLock(store, owner, manifest_state(store))
+    assert list(step.process("x")) == ["x"]
+    store.write("manifest.json", b"{}")
+    # A step that is repeated finds its own lock, and goes on.
+    assert list(step.process("x")) == ["x"]
+    store.delete(DATASET_LOCK)
+    with pytest.raises(JobError, match="has changed since the job was submitted"):
+        list(step.process("x"))
+    assert not store.exists(DATASET_LOCK)
+
+
+def test_workers_hold_locks_for_their_job(tmp_path: Path) -> None:
+    """So that another worker goes on where one has vanished."""
+    store = Store(str(tmp_path))
+    job = {"project": "p", "region": "r", "job_name": "j"}
+    try:
+        RuntimeValueProvider.set_runtime_options({"runner": "DataflowRunner", **job})
+        acquire(store, "lock", {"dataflow": job})
+        with held(store, "lock"):
+            assert json.loads(store.read("lock")) == {"dataflow": job}
+    finally:
+        RuntimeValueProvider.set_runtime_options(None)
+    assert not store.exists("lock")
+
+
+def test_a_condition_that_holds_fails_a_job_that_nobody_waits_for(
+    sample_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(
+        sample_run,
+        tmp_path / "out",
+        ignore=shutil.ignore_patterns("layers", "parquet", "webdataset"),
+    )
+    store = Store(str(tmp_path / "out"))
+    owner = {"dataflow": {"project": "p", "region": "r", "job_name": "j"}}
+    progress = Progress.of(store)
+    ending = Ending(
+        "run",
+        store,
+        progress,
+        before=None,
+        evaluation=Evaluation(store, (DEFAULT_MODEL,), "val", PredictConfig(), progress),
+        conditions=parse_conditions(["original>0.1", "original<0.1"]),
+        owner=owner,
+        fails=True,
+    )
+    acquire(store, DATASET_LOCK, owner)
+    with pytest.raises(JobError, match="original>0.1 holds for efficientnet_lite0"):
+        list(End(ending).process("x"))
+    assert not store.exists(DATASET_LOCK)
+    summary = json.loads(store.read(LAST_RUN))["summary"]
+    assert summary["changed"]
+    assert summary["failed"] == {}
+    assert set(summary["models"][DEFAULT_MODEL]) == {"original", "bg_gap"}
+    assert len(summary["fail_if"]) == 1
+
+
+def test_a_local_job_leaves_the_same_summary(one_worker: Path) -> None:
+    note = json.loads((one_worker / ".in9" / "last_run.json").read_text())
+    assert note["summary"]["command"] == "generate"
+    assert note["summary"]["dataset"] == manifest_of(one_worker)["fingerprint"]
+    assert note["summary"]["images"]["val"]["listed"] == 18
