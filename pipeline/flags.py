@@ -284,7 +284,7 @@ def add_dataset_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", metavar="DIR", help="finished dataset folder (required)")
 
 
-DATAFLOW = "on Dataflow (docs/dataflow.md)"
+DATAFLOW = "Dataflow"
 """Title of a group of flags that help names in one line."""
 
 _RUNNER_NOTE = """
@@ -370,7 +370,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
             return
         shown = [action for action in actions if action.help != argparse.SUPPRESS]
         names = ", ".join(self._format_action_invocation(action) for action in shown)
-        self.add_text(f"{DATAFLOW}: {names}")
+        self.add_text(f"{DATAFLOW} (docs/dataflow.md): {names}")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -205,7 +205,9 @@ def test_what_was_staged_runs_as_it_is(
     staged = cloud.read(options_of(cloud.dataflow.jobs[before])["pipelineUrl"])
     proto = beam_runner_api_pb2.Pipeline.FromString(staged)
     (root,) = proto.root_transform_ids
-    steps = [proto.components.transforms[i] for i in proto.components.transforms[root].subtransforms]
+    steps = [
+        proto.components.transforms[i] for i in proto.components.transforms[root].subtransforms
+    ]
     assert [step.unique_name for step in steps] == ["Start", "NothingToDo"]
     assert waited[0] == 0
     assert "val: 18 images" in waited[1]
@@ -354,7 +356,7 @@ def test_a_condition_that_holds_fails_a_job_that_nobody_waits_for(
         fails=True,
     )
     acquire(store, DATASET_LOCK, owner)
-    with pytest.raises(JobError, match="original>0.1 holds for efficientnet_lite0"):
+    with pytest.raises(JobError, match=r"original>0\.1 holds for efficientnet_lite0"):
         list(End(ending).process("x"))
     assert not store.exists(DATASET_LOCK)
     summary = json.loads(store.read(LAST_RUN))["summary"]

@@ -31,7 +31,7 @@ from pipeline.storage import Store
 MAX_FILES = 200_000
 MAX_SECONDS = 60.0
 _LIBRARIES = ("apache-beam", "matplotlib", "numpy", "opencv-python-headless", "pillow", "timm")
-_HOW = ("gpus", "inference_ram", "no_wait", "fail_if", "dry_run", "models")
+_HOW = ("gpus", "inference_ram", "no_wait", "dry_run", "models")
 """Flags that decide where and how a job runs, not what comes out; models count by their names,
 which may be patterns in the flag."""
 _LOG = logging.getLogger(__name__)
@@ -137,7 +137,8 @@ def unchanged_summary(store: Store, manifest: Manifest, inputs: str) -> dict[str
     if note.get("inputs") != inputs or "results" not in note:
         return None
     summary: dict[str, Any] = note["summary"]
-    if summary["dataset"] != manifest.fingerprint:
+    # A condition that holds has to fail the next job, too.
+    if summary["dataset"] != manifest.fingerprint or summary.get("fail_if"):
         return None
     budget = _Budget()
     try:
