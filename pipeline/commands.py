@@ -131,7 +131,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         pipeline = beam.Pipeline(options=options)
         start = pipeline | "Start" >> beam.Create([None], reshuffle=False)
         if submission:
-            ending = dataclasses.replace(ending, fails=not submission.waits)
+            ending = dataclasses.replace(ending, alone=not submission.waits)
         if submission and job:
             inputs = digest_of_inputs(arguments, config, evaluation.models if evaluation else ())
             summary = inputs and manifest and unchanged_summary(store, manifest, inputs)

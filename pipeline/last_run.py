@@ -48,7 +48,7 @@ class Ending:
       owner: of the dataset's lock, if the graph holds it.
       inputs: digest of what the job was made from, if it was told: see
         `pipeline.dataflow.unchanged`.
-      fails: whether a condition that holds fails the job, since nobody waits to be told.
+      alone: whether nobody waits for the job: a condition that holds then has to fail it.
     """
 
     command: str
@@ -59,7 +59,7 @@ class Ending:
     conditions: tuple[Condition, ...] = ()
     owner: Mapping[str, Any] | None = None
     inputs: str | None = None
-    fails: bool = False
+    alone: bool = False
 
     def summary(self) -> dict[str, Any]:
         """What came out: the dataset, and each model that the job evaluated."""
@@ -124,10 +124,11 @@ class End(beam.DoFn):
         text = json.dumps(note, indent=1, sort_keys=True) + "\n"
         ending.store.update(LAST_RUN, text.encode())
         _LOG.info("%s", line_of(summary))
-        if ending.owner is not None:
+        if ending.alone:
             ending.progress.clear()
+        if ending.owner is not None:
             release(ending.store, DATASET_LOCK, ending.owner)
-        if ending.fails and summary.get("fail_if"):
+        if ending.alone and summary.get("fail_if"):
             raise JobError("; ".join(summary["fail_if"]))
         yield dataset
 

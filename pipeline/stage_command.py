@@ -50,7 +50,8 @@ def run_stage(
     before = dataset.manifest.fingerprint
     fingerprint = pipeline | "Dataset" >> beam.Create([before])
     writer = WriteReport(store, imagenet9(), pictures)
-    ending = Ending(name, store, progress, before)
+    alone = submission is not None and not submission.waits
+    ending = Ending(name, store, progress, before, alone=alone)
     _ = (
         fingerprint
         | stage

@@ -353,7 +353,7 @@ def test_a_condition_that_holds_fails_a_job_that_nobody_waits_for(
         evaluation=Evaluation(store, (DEFAULT_MODEL,), "val", PredictConfig(), progress),
         conditions=parse_conditions(["original>0.1", "original<0.1"]),
         owner=owner,
-        fails=True,
+        alone=True,
     )
     acquire(store, DATASET_LOCK, owner)
     with pytest.raises(JobError, match=r"original>0\.1 holds for efficientnet_lite0"):
