@@ -19,7 +19,7 @@ _NAMESPACE = "in9"
 _SECONDS = "microseconds_"
 _BYTES = "bytes_"
 STAGES = (
-    *("list", "segment", "plan", "compose", "commit"),
+    *("list", "examine", "segment", "plan", "compose", "commit"),
     *("evaluate", "imagenet", "attack", "saliency"),
 )
 """In the order of the graph."""

@@ -86,13 +86,14 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="K",
-        help="compose each mixed version with K independent draws of backgrounds (1)",
+        help="draws of backgrounds that mixed versions are composed with (1)",
     )
     add("--limit", type=int, default=None, metavar="N", help="only N images a class, by hash")
     add("--layers", default="keep", metavar="keep|drop", help="keep layers for the next run (keep)")
     _switch(group, "--dry_run", "say what would be done, how long and how large; do nothing")
     _switch(group, "--overwrite", "accept a configuration that differs from the dataset's")
     _switch(group, "--reshard", "choose the numbers of shards anew, without segmenting")
+    _switch(group, "--allow_rebuild", "let changed inputs rebuild over a tenth of the shards")
 
 
 def add_models_flag(parser: argparse.ArgumentParser) -> None:
@@ -151,7 +152,7 @@ def add_condition_flags(parser: argparse.ArgumentParser) -> None:
         type=names,
         action="extend",
         metavar="COND",
-        help="exit code 3 if a model's whole interval satisfies it, such as 'bg_gap>0.1'",
+        help="exit code 3 if a model's whole interval satisfies it: 'bg_gap>0.1'",
     )
 
 

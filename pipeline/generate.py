@@ -1,6 +1,6 @@
 """Generate: the part of the graph that makes a dataset.
 
-    list -> Segment -> Plan -> Compose -> Commit
+    list -> Examine -> Segment -> Plan -> Compose -> Commit
 
 Through it travel keys, paths and records, never pixels.
 """
@@ -17,6 +17,15 @@ from pipeline.compose import ComposedShard, ComposeShard
 from pipeline.config import DatasetConfig
 from pipeline.counters import timed
 from pipeline.errors import UsageError
+from pipeline.examine import (
+    CountRebuild,
+    Examine,
+    ExaminedShard,
+    Hold,
+    LayersBefore,
+    Rebuild,
+    add_up,
+)
 from pipeline.layout import find_layout
 from pipeline.manifest import Manifest
 from pipeline.plan import OutputShard, PlanSplit
@@ -41,6 +50,8 @@ class Job:
       progress: where workers note what is done.
       previous: by split, numbers of shards of the dataset as it stands.
       reshard: choose the numbers of shards anew.
+      hold: how the dataset as it stands was made, if the job must not make much of it again;
+        None if it may.
     """
 
     config: DatasetConfig
@@ -50,6 +61,7 @@ class Job:
     previous: dict[str, ShardCounts]
     progress: Progress
     reshard: bool = False
+    hold: LayersBefore | None = None
 
     @classmethod
     def of(
@@ -61,11 +73,15 @@ class Job:
         store: Store,
         manifest: Manifest | None,
         reshard: bool,
+        allow_rebuild: bool = False,
     ) -> Job:
-        """A job that builds on the dataset that a manifest describes, if there is one."""
+        """A job that builds on the dataset that a manifest describes, if there is one; what
+        `allow_rebuild` lets it make again is said in `pipeline.examine`."""
         previous = {} if manifest is None else manifest.shards
         progress = Progress.of(store)
-        return cls(config, source, annotations, store, previous, progress, reshard)
+        free = manifest is None or reshard or allow_rebuild
+        hold = None if manifest is None or free else LayersBefore.of(manifest)
+        return cls(config, source, annotations, store, previous, progress, reshard, hold)
 
     def layer_staging(self) -> Staging:
         """Where new layers wait: by what decides them, so that another seed of the pairing
@@ -128,30 +144,38 @@ class ListSplit(beam.DoFn):
 
 
 class Generate(beam.PTransform):
-    """Makes what is missing of a dataset: PBegin -> its fingerprint, one element."""
+    """Makes what is missing of a dataset: PBegin, or one element that comes when work may
+    begin -> the dataset's fingerprint, one element."""
 
     def __init__(self, job: Job, taxonomy: Taxonomy) -> None:
         super().__init__()
         self._job = job
         self._taxonomy = taxonomy
 
-    def expand(self, begin: beam.pvalue.PBegin) -> beam.pvalue.PCollection:
+    def expand(
+        self, start: beam.pvalue.PBegin | beam.pvalue.PCollection
+    ) -> beam.pvalue.PCollection:
         job, config = self._job, self._job.config
-        segmented = (
-            begin
-            | "Splits" >> beam.Create(list(config.split), reshuffle=False)
+        if isinstance(start, beam.pvalue.PBegin):
+            start = start | "Once" >> beam.Create([None], reshuffle=False)
+        splits = list(config.split)
+        examined = (
+            start
+            | "Splits" >> beam.FlatMap(lambda _: splits).with_output_types(str)
             | "List" >> beam.ParDo(ListSplit(job, self._taxonomy)).with_output_types(SourceShard)
             | "SpreadSources" >> beam.Reshuffle()
-            | "Segment"
+            | "Examine"
             >> beam.ParDo(
-                SegmentShard(
-                    config.segment,
-                    job.layer_staging(),
-                    config.layers,
-                    job.previous,
-                    job.progress,
-                )
-            ).with_output_types(SegmentedShard)
+                Examine(config.segment, job.layer_staging(), config.layers)
+            ).with_output_types(ExaminedShard)
+        )
+        allowed = []
+        if job.hold is not None:
+            allowed.append(beam.pvalue.AsIter(self._hold(examined, job.hold)))
+            examined = examined | "SpreadExamined" >> beam.Reshuffle()
+        segment = SegmentShard(config.segment, job.layer_staging(), job.previous, job.progress)
+        segmented = examined | "Segment" >> beam.ParDo(segment, *allowed).with_output_types(
+            SegmentedShard
         )
         composed = (
             segmented
@@ -173,13 +197,22 @@ class Generate(beam.PTransform):
                 )
             ).with_output_types(ComposedShard)
         )
+        commit = Commit(config, job.store, self._taxonomy)
+        return start | "Commit" >> beam.ParDo(
+            commit, shards=beam.pvalue.AsList(composed)
+        ).with_output_types(str)
+
+    def _hold(
+        self, examined: beam.pvalue.PCollection, before: LayersBefore
+    ) -> beam.pvalue.PCollection:
+        """One element, if what has to be made again is little enough."""
+        config = self._job.config.segment
         return (
-            begin
-            | "Once" >> beam.Create([None], reshuffle=False)
-            | "Commit"
-            >> beam.ParDo(
-                Commit(config, job.store, self._taxonomy), shards=beam.pvalue.AsList(composed)
-            ).with_output_types(str)
+            examined
+            | "CountRebuild"
+            >> beam.ParDo(CountRebuild(self._job.layer_staging())).with_output_types(Rebuild)
+            | "AddUp" >> beam.CombineGlobally(add_up)
+            | "Hold" >> beam.ParDo(Hold(config, before)).with_output_types(Rebuild)
         )
 
 

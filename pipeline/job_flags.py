@@ -56,6 +56,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
         store=store,
         manifest=manifest,
         reshard=reshard or (manifest is not None and _resized(manifest.config, config)),
+        allow_rebuild=arguments.allow_rebuild or arguments.overwrite,
     )
 
 
