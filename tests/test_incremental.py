@@ -76,14 +76,14 @@ class Schedule:
 
 @pytest.fixture(scope="module")
 def schedule(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Schedule]:
-    """A third of the pictures of imagenet-mini, evaluated by a tiny model."""
+    """A quarter of the pictures of imagenet-mini, evaluated by a tiny model."""
     mini, root = shared / "imagenet-mini", tmp_path_factory.mktemp("incremental")
     (root / "incremental_models.py").write_text(MODELS)
     pictures = sorted(mini.glob("val/*/*.JPEG"))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(root)
-        made = Schedule(root / "input", root / "out", pictures[1::3])
-        for picture in pictures[::3]:
+        made = Schedule(root / "input", root / "out", pictures[1::4])
+        for picture in pictures[::4]:
             made.add(picture)
         os.symlink(mini / "Annotations", root / "input" / "Annotations")
         assert made.run() == 0
@@ -111,7 +111,7 @@ def test_three_added_one_changed_one_removed(
     there = sorted(schedule.input.glob("val/*/*.JPEG"))
     index, before, manifest = schedule.index(), stamps(output), manifest_of(output)
     accepted = [path for path in there if index[path.stem]["selected"]]
-    removed, altered = accepted[10], accepted[40]
+    removed, altered = accepted[10], accepted[25]
     new = schedule.aside[20:23]
     for picture in new:
         schedule.add(picture)
@@ -124,7 +124,7 @@ def test_three_added_one_changed_one_removed(
     concerned = {removed.stem, altered.stem, *added}
 
     expected = schedule.places(concerned, output=False)
-    shards = f"{len(expected)} of 22 source"
+    shards = f"{len(expected)} of 17 source"
     assert schedule.run() == 1
     said = capsys.readouterr().err
     assert f"{shards} shards would be made again, more than a tenth" in said
@@ -158,7 +158,7 @@ def test_three_added_one_changed_one_removed(
         assert numbers(changed_files(before, after, folder)) == composed
     predictions = changed_files(before, after, "results")
     assert numbers({path for path in predictions if "/predictions/" in path}) <= composed
-    assert f"{len(composed)} of 22 output" in said
+    assert f"{len(composed)} of 17 output" in said
     files = {file["path"]: file["sha256"] for file in manifest_of(output)["files"]}
     kept = {file["path"]: file["sha256"] for file in manifest["files"]}
     same = {path for path in before if before[path] == after.get(path)}
@@ -182,7 +182,7 @@ def test_a_new_model_segments_and_composes_nothing(
     assert schedule.run() == 0
     said = capsys.readouterr().out
     assert "done now: 0 images segmented, 0 composed" in said
-    assert "shards made: 0 of 22 source, 0 of 22 output, 22 of 44 of predictions" in said
+    assert "shards made: 0 of 17 source, 0 of 17 output, 17 of 34 of predictions" in said
     after = stamps(schedule.output)
     written = {path.split("/")[0] for path in after if before.get(path) != after[path]}
     assert written == {"results", "report.html"}
@@ -204,4 +204,4 @@ def test_one_added_image_is_evaluated_with_its_shards_alone(
         (folder,) = schedule.output.glob(f"results/*{model}*/predictions")
         predicted = changed_files(before, after, str(folder.relative_to(schedule.output)))
         assert numbers(predicted) == composed
-    assert f"{2 * len(composed)} of 44 of predictions" in said
+    assert f"{2 * len(composed)} of 34 of predictions" in said
