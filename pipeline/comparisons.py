@@ -95,7 +95,7 @@ def _resampled(
             answers = read_answers(dataset, images, summary)
         except ValueError:
             continue
-        waiting.append((display_name(summary), *_quantities(answers)))
+        waiting.append((display_name(summary), *quantities(answers)))
         if sum(values.size for *_, values in waiting) > _HELD:
             resample()
     if waiting:
@@ -103,7 +103,7 @@ def _resampled(
     return found
 
 
-def _quantities(answers: Mapping[str, Answers]) -> tuple[list[tuple[str, str]], Floats]:
+def quantities(answers: Mapping[str, Answers]) -> tuple[list[tuple[str, str]], Floats]:
     """(label rule, variant or `bg_gap`) of what is compared, and its (n, quantities) values."""
     quantities: list[tuple[str, str]] = []
     columns: list[Floats] = []

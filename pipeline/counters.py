@@ -19,8 +19,8 @@ _NAMESPACE = "in9"
 _SECONDS = "microseconds_"
 _BYTES = "bytes_"
 STAGES = (
-    *("list", "segment", "plan", "compose", "commit"),
-    *("evaluate", "imagenet", "attack", "saliency"),
+    *("list", "examine", "segment", "plan", "compose", "commit"),
+    *("evaluate", "imagenet", "attack", "saliency", "changes", "publish"),
 )
 """In the order of the graph."""
 

@@ -12,6 +12,7 @@ from pipeline.compose import ComposeShard
 from pipeline.config import FORMATS, DatasetConfig
 from pipeline.cut_source import prepare_segmenter
 from pipeline.dataset import read_parquet, read_webdataset
+from pipeline.examine import Examine
 from pipeline.forecast import Forecast
 from pipeline.plan import PlanSplit
 from pipeline.progress import Progress
@@ -99,14 +100,16 @@ def run_trial(
     store = Store(folder)
     staging, progress = Staging(store, "staging"), Progress.of(store)
     totals = SplitTotals("trial", ShardCounts(len(images), 1), len(images), 0, 0)
-    segment = SegmentShard(config.segment, staging, "keep", {}, progress)
+    examine = Examine(config.segment, staging, "keep")
+    segment = SegmentShard(config.segment, staging, {}, progress)
     segment.setup()
     prepare_segmenter(config.segment)
     segmented: list[SegmentedShard] = []
     seconds = []
     for number, image in enumerate(images):
         started = time.perf_counter()
-        segmented += segment.process(SourceShard(totals, number, (image,)))
+        for examined in examine.process(SourceShard(totals, number, (image,))):
+            segmented += segment.process(examined)
         seconds.append(time.perf_counter() - started)
     # A few images must find partners among themselves, and none is left out for balance.
     lenient = dataclasses.replace(

@@ -327,6 +327,7 @@ class Summarise(beam.DoFn):
             "entry": self._evaluation.models[shards[0].order],
             "dataset": dataset.manifest.fingerprint,
             "libraries": {name: metadata.version(name) for name in _LIBRARIES},
+            "evaluate_version": EVALUATE_VERSION,
             **summarise(dataset, images, predictions, imagenet9()),
         }
 

@@ -43,6 +43,8 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--output", metavar="DIR", help="dataset folder (required)")
     group.add_argument("--input", metavar="DIR", help="ImageNet folder (default: the sample)")
     group.add_argument("--annotations", metavar="DIR", help="boxes (default: beside the images)")
+    _switch(group, "--versioned", "every change becomes a folder of its own; see latest.json")
+    group.add_argument("--keep", type=int, metavar="N", help="older versions that stay (all)")
 
 
 def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
@@ -86,13 +88,14 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="K",
-        help="compose each mixed version with K independent draws of backgrounds (1)",
+        help="draws of backgrounds that mixed versions are composed with (1)",
     )
     add("--limit", type=int, default=None, metavar="N", help="only N images a class, by hash")
     add("--layers", default="keep", metavar="keep|drop", help="keep layers for the next run (keep)")
     _switch(group, "--dry_run", "say what would be done, how long and how large; do nothing")
     _switch(group, "--overwrite", "accept a configuration that differs from the dataset's")
     _switch(group, "--reshard", "choose the numbers of shards anew, without segmenting")
+    _switch(group, "--allow_rebuild", "let changed inputs rebuild over a tenth of the shards")
 
 
 def add_models_flag(parser: argparse.ArgumentParser) -> None:
@@ -151,7 +154,7 @@ def add_condition_flags(parser: argparse.ArgumentParser) -> None:
         type=names,
         action="extend",
         metavar="COND",
-        help="exit code 3 if a model's whole interval satisfies it, such as 'bg_gap>0.1'",
+        help="exit code 3 if a model's whole interval satisfies it: 'bg_gap>0.1'",
     )
 
 

@@ -1,6 +1,6 @@
 """Generate: the part of the graph that makes a dataset.
 
-    list -> Segment -> Plan -> Compose -> Commit
+    list -> Examine -> Segment -> Plan -> Compose -> Commit
 
 Through it travel keys, paths and records, never pixels.
 """
@@ -17,6 +17,15 @@ from pipeline.compose import ComposedShard, ComposeShard
 from pipeline.config import DatasetConfig
 from pipeline.counters import timed
 from pipeline.errors import UsageError
+from pipeline.examine import (
+    CountRebuild,
+    Examine,
+    ExaminedShard,
+    Hold,
+    LayersBefore,
+    Rebuild,
+    add_up,
+)
 from pipeline.layout import find_layout
 from pipeline.manifest import Manifest
 from pipeline.plan import OutputShard, PlanSplit
@@ -41,6 +50,8 @@ class Job:
       progress: where workers note what is done.
       previous: by split, numbers of shards of the dataset as it stands.
       reshard: choose the numbers of shards anew.
+      hold: how the dataset as it stands was made, if the job must not make much of it again;
+        None if it may.
     """
 
     config: DatasetConfig
@@ -50,6 +61,7 @@ class Job:
     previous: dict[str, ShardCounts]
     progress: Progress
     reshard: bool = False
+    hold: LayersBefore | None = None
 
     @classmethod
     def of(
@@ -61,11 +73,15 @@ class Job:
         store: Store,
         manifest: Manifest | None,
         reshard: bool,
+        allow_rebuild: bool = False,
     ) -> Job:
-        """A job that builds on the dataset that a manifest describes, if there is one."""
+        """A job that builds on the dataset that a manifest describes, if there is one; what
+        `allow_rebuild` lets it make again is said in `pipeline.examine`."""
         previous = {} if manifest is None else manifest.shards
         progress = Progress.of(store)
-        return cls(config, source, annotations, store, previous, progress, reshard)
+        free = manifest is None or reshard or allow_rebuild
+        hold = None if manifest is None or free else LayersBefore.of(manifest)
+        return cls(config, source, annotations, store, previous, progress, reshard, hold)
 
     def layer_staging(self) -> Staging:
         """Where new layers wait: by what decides them, so that another seed of the pairing
@@ -143,21 +159,23 @@ class Generate(beam.PTransform):
         if isinstance(start, beam.pvalue.PBegin):
             start = start | "Once" >> beam.Create([None], reshuffle=False)
         splits = list(config.split)
-        segmented = (
+        examined = (
             start
             | "Splits" >> beam.FlatMap(lambda _: splits).with_output_types(str)
             | "List" >> beam.ParDo(ListSplit(job, self._taxonomy)).with_output_types(SourceShard)
             | "SpreadSources" >> beam.Reshuffle()
-            | "Segment"
+            | "Examine"
             >> beam.ParDo(
-                SegmentShard(
-                    config.segment,
-                    job.layer_staging(),
-                    config.layers,
-                    job.previous,
-                    job.progress,
-                )
-            ).with_output_types(SegmentedShard)
+                Examine(config.segment, job.layer_staging(), config.layers)
+            ).with_output_types(ExaminedShard)
+        )
+        allowed = []
+        if job.hold is not None:
+            allowed.append(beam.pvalue.AsIter(self._hold(examined, job.hold)))
+            examined = examined | "SpreadExamined" >> beam.Reshuffle()
+        segment = SegmentShard(config.segment, job.layer_staging(), job.previous, job.progress)
+        segmented = examined | "Segment" >> beam.ParDo(segment, *allowed).with_output_types(
+            SegmentedShard
         )
         composed = (
             segmented
@@ -183,6 +201,19 @@ class Generate(beam.PTransform):
         return start | "Commit" >> beam.ParDo(
             commit, shards=beam.pvalue.AsList(composed)
         ).with_output_types(str)
+
+    def _hold(
+        self, examined: beam.pvalue.PCollection, before: LayersBefore
+    ) -> beam.pvalue.PCollection:
+        """One element, if what has to be made again is little enough."""
+        config = self._job.config.segment
+        return (
+            examined
+            | "CountRebuild"
+            >> beam.ParDo(CountRebuild(self._job.layer_staging())).with_output_types(Rebuild)
+            | "AddUp" >> beam.CombineGlobally(add_up)
+            | "Hold" >> beam.ParDo(Hold(config, before)).with_output_types(Rebuild)
+        )
 
 
 def _split_of(shard: SegmentedShard) -> str:

@@ -14,6 +14,7 @@ from pipeline.generate import Job
 from pipeline.layout import find_layout
 from pipeline.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
 from pipeline.storage import WORK_FOLDER, Store
+from pipeline.versions import check_versioned
 from transforms.variants import VARIANTS, select_variants
 
 _INPUT = f"{WORK_FOLDER}/input.json"
@@ -25,22 +26,26 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
 
     Args:
       arguments: of `build_parser`, for `run` or `generate`.
-      store: of the output folder.
+      store: of the dataset: the output folder, or with `--versioned` what jobs work on in it.
 
     Raises:
       UsageError: the first thing that is wrong.
     """
     config = _dataset_config(arguments)
+    output = Store.at(arguments.output)
+    versions = check_versioned(output, arguments.versioned, arguments.keep)
     source = absolute(arguments.input) if arguments.input else sample_folder()
     annotations = absolute(arguments.annotations) if arguments.annotations else None
     for split in config.split:
         find_layout(source, annotations, split)
-    if is_below(store.root, source):
+    if is_below(output.root, source):
         raise UsageError(
-            f"--output {store.root} lies inside --input {source}; choose another folder"
+            f"--output {output.root} lies inside --input {source}; choose another folder"
         )
     manifest = read_manifest(store) or read_manifest(store, PREVIOUS_MANIFEST)
-    _check_output(store, manifest)
+    if versions and manifest is None:
+        manifest = versions.manifest()
+    _check_output(output, manifest)
     if manifest is not None and not arguments.overwrite:
         _check_input(arguments.input, store)
     reshard = arguments.reshard
@@ -56,6 +61,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
         store=store,
         manifest=manifest,
         reshard=reshard or (manifest is not None and _resized(manifest.config, config)),
+        allow_rebuild=arguments.allow_rebuild or arguments.overwrite,
     )
 
 

@@ -41,6 +41,7 @@ class Ending:
     Attributes:
       command: of the command line.
       store: the dataset folder.
+      output: where the summary goes: the dataset folder, or that of its versions.
       progress: the job's notes, which go.
       before: fingerprint of the dataset that the job began with, None if there was none.
       evaluation: of the models that it evaluated, if any.
@@ -53,6 +54,7 @@ class Ending:
 
     command: str
     store: Store
+    output: Store
     progress: Progress
     before: str | None
     evaluation: Evaluation | None = None
@@ -122,7 +124,7 @@ class End(beam.DoFn):
         if ending.inputs is not None and not summary.get("failed"):
             note["results"] = results_state(ending.store)
         text = json.dumps(note, indent=1, sort_keys=True) + "\n"
-        ending.store.update(LAST_RUN, text.encode())
+        ending.output.update(LAST_RUN, text.encode())
         _LOG.info("%s", line_of(summary))
         if ending.alone:
             ending.progress.clear()
@@ -133,12 +135,12 @@ class End(beam.DoFn):
         yield dataset
 
 
-def read_note(store: Store) -> dict[str, Any]:
+def read_note(output: Store) -> dict[str, Any]:
     """What the last job that ended well has left; empty if none has."""
-    if not store.exists(LAST_RUN):
+    if not output.exists(LAST_RUN):
         return {}
     try:
-        note: dict[str, Any] = json.loads(store.read(LAST_RUN))
+        note: dict[str, Any] = json.loads(output.read(LAST_RUN))
         return note if "summary" in note else {}
     except ValueError:
         return {}
@@ -149,8 +151,8 @@ def line_of(summary: Mapping[str, Any]) -> str:
     return f"in9 summary: {json.dumps(summary, sort_keys=True)}"
 
 
-def say_summary(store: Store) -> None:
+def say_summary(output: Store) -> None:
     """Prints the line of the job that has just ended, unless a person reads along: the
     closing words say the same."""
     if not sys.stdout.isatty():
-        print(line_of(read_note(store)["summary"]))
+        print(line_of(read_note(output)["summary"]))

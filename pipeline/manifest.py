@@ -37,6 +37,7 @@ class Manifest:
       rejections: by split, number of images by reason.
       samples: by split, variant and class name, number of samples.
       files: all files of the dataset but the manifest, in order of their path.
+      stages: of `stage_versions`, when it was made; no part of what datasets are compared by.
     """
 
     config: DatasetConfig
@@ -47,6 +48,7 @@ class Manifest:
     rejections: dict[str, dict[str, int]]
     samples: dict[str, dict[str, dict[str, int]]]
     files: tuple[FileDigest, ...]
+    stages: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     def to_json(self) -> bytes:
         """The manifest file's bytes: the same for equal manifests."""
@@ -55,7 +57,7 @@ class Manifest:
             "format_version": FORMAT_VERSION,
             "config": self.config.flags(),
             "fingerprint": self.fingerprint,
-            "stages": {"segment": SEGMENT_VERSION, "compose": COMPOSE_VERSION},
+            "stages": self.stages,
             "libraries": self.libraries,
             "shards": {split: dataclasses.asdict(c) for split, c in self.shards.items()},
             "images": self.images,
@@ -84,9 +86,20 @@ class Manifest:
                 rejections=content["rejections"],
                 samples=content["samples"],
                 files=tuple(FileDigest(**file) for file in content["files"]),
+                stages=content["stages"],
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"not a manifest: {type(error).__name__} {error}") from error
+
+
+def stage_versions(config: DatasetConfig) -> dict[str, Any]:
+    """What says whether the code would make the same files again: versions of the stages, and
+    the fingerprint of how layers are made."""
+    return {
+        "segment": SEGMENT_VERSION,
+        "segment_fingerprint": config.segment.fingerprint(),
+        "compose": COMPOSE_VERSION,
+    }
 
 
 def library_versions() -> dict[str, str]:

@@ -10,24 +10,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
 import cv2
 import pyarrow as pa
 
-from pipeline.checksums import Checksums
 from pipeline.config import SegmentConfig
 from pipeline.counters import count, count_written, timed
-from pipeline.cut_source import (
-    cut_source,
-    prepare_segmenter,
-    read_source,
-    reject_by_name,
-    shard_fingerprint,
-    source_digest,
-)
+from pipeline.cut_source import cut_source, prepare_segmenter, read_source, reject_by_name
+from pipeline.examine import ExaminedShard, Rebuild, printable
 from pipeline.layer_files import add_layer, encode_layer, layer_digest
 from pipeline.previous_layers import PreviousLayers
 from pipeline.progress import Progress
@@ -97,21 +90,12 @@ class SegmentedShard:
     candidates: bytes
 
 
-def _printable(text: str) -> str:
-    """Text that any file can hold: escapes what is not printable, and cuts what is long."""
-    escaped = "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
-    )
-    return escaped if len(escaped) <= 300 else escaped[:297] + "..."
-
-
 class SegmentShard(beam.DoFn):
-    """SourceShard -> SegmentedShard. The whole of a shard's work is one element's.
+    """ExaminedShard -> SegmentedShard. The whole of a shard's work is one element's.
 
     Args:
       config: of the layers.
       staging: where new shards go.
-      layers: `keep`, or `drop`: then a shard is up to date without its tar.
       previous: by split, the numbers of shards of the dataset as it stands.
       progress: where finished shards are noted.
     """
@@ -120,13 +104,11 @@ class SegmentShard(beam.DoFn):
         self,
         config: SegmentConfig,
         staging: Staging,
-        layers: str,
         previous: dict[str, ShardCounts],
         progress: Progress,
     ) -> None:
         self._config = config
         self._staging = staging
-        self._layers = layers
         self._previous = previous
         self._progress = progress
 
@@ -134,22 +116,22 @@ class SegmentShard(beam.DoFn):
         # The runner's workers are the parallelism.
         cv2.setNumThreads(1)
 
-    def process(self, shard: SourceShard) -> Iterator[SegmentedShard]:
+    def process(
+        self, examined: ExaminedShard, allowed: Iterable[Rebuild] = ()
+    ) -> Iterator[SegmentedShard]:
+        # What it holds is of no interest, but that it is there.
+        del allowed
         with timed("segment"):
-            segmented = self._segmented(shard)
+            segmented = self._segmented(examined)
         yield segmented
 
-    def _segmented(self, shard: SourceShard) -> SegmentedShard:
-        checksums = Checksums.of_shard(self._staging.store, shard.totals.split, shard.shard)
-        digests = [source_digest(image, self._config, checksums.of) for image in shard.images]
-        checksums.save()
-        checksum = shard_fingerprint(digests, self._config)
+    def _segmented(self, examined: ExaminedShard) -> SegmentedShard:
+        shard, found = examined.shard, examined.found
         split = shard.totals.split
         record = layer_record(split, shard.shard)
-        found = self._staging.find(record, checksum, need_files=self._layers == "keep")
         if found is None:
-            self._make(shard, digests, checksum)
-            found = self._staging.find(record, checksum)
+            self._make(shard, examined.digests, examined.fingerprint)
+            found = self._staging.find(record, examined.fingerprint)
             if found is None:
                 raise OSError(f"{record} is not there after it was written")
             count("source_shards_made")
@@ -164,7 +146,7 @@ class SegmentShard(beam.DoFn):
             totals=shard.totals,
             files=SourceFiles(
                 shard=shard.shard,
-                fingerprint=checksum,
+                fingerprint=examined.fingerprint,
                 rows=len(rows),
                 record=found.record,
                 tar=found.where.get(tar),
@@ -173,7 +155,7 @@ class SegmentShard(beam.DoFn):
             candidates=_candidates(rows, {} if tar in found.where else _sources(shard)),
         )
 
-    def _make(self, shard: SourceShard, digests: list[str], checksum: str) -> None:
+    def _make(self, shard: SourceShard, digests: tuple[str, ...], checksum: str) -> None:
         split = shard.totals.split
         counts = self._previous.get(split, shard.totals.counts)
         previous = PreviousLayers(self._staging.store, split, counts)
@@ -211,8 +193,8 @@ class SegmentShard(beam.DoFn):
     ) -> tuple[dict[str, Any], dict[str, bytes]]:
         """The record row of an image without offsets, and its encoded layer if accepted."""
         row: dict[str, Any] = {
-            "key": _printable(image.key),
-            "path": _printable(image.name),
+            "key": printable(image.key),
+            "path": printable(image.name),
             "wnid": image.wnid or None,
             "label": None if image.label == OUTSIDE else image.label,
             "source_digest": digest,
@@ -232,7 +214,7 @@ class SegmentShard(beam.DoFn):
             count("segmenter_fallbacks")
         row |= {
             "status": ACCEPTED if cut.reason is None else str(cut.reason),
-            "detail": _printable(cut.detail) or None,
+            "detail": printable(cut.detail) or None,
             "width": cut.width,
             "height": cut.height,
             "mask_over_box": cut.mask_over_box,

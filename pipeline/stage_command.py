@@ -15,6 +15,7 @@ from pipeline.progress import Progress
 from pipeline.report import WriteReport
 from pipeline.runner import run_pipeline
 from pipeline.terminal import describe_dataset
+from pipeline.versions import Publish, Versions
 from transforms.taxonomy import imagenet9
 
 
@@ -27,8 +28,9 @@ def run_stage(
     progress: Progress,
     pictures: str,
     submission: Submission | None = None,
+    versions: Versions | None = None,
 ) -> bool:
-    """Runs a stage, writes the report, and says what was done.
+    """Runs a stage, writes the report, publishes both, and says what was done.
 
     Args:
       name: of the command.
@@ -38,6 +40,7 @@ def run_stage(
       progress: where its workers note what is done.
       pictures: as for `write_report`.
       submission: how it is submitted, None if it runs here.
+      versions: that the dataset belongs to, if it does.
 
     Returns:
       Whether it is done: not if nobody waits for it.
@@ -51,13 +54,12 @@ def run_stage(
     fingerprint = pipeline | "Dataset" >> beam.Create([before])
     writer = WriteReport(store, imagenet9(), pictures)
     alone = submission is not None and not submission.waits
-    ending = Ending(name, store, progress, before, alone=alone)
-    _ = (
-        fingerprint
-        | stage
-        | "Report" >> beam.ParDo(writer).with_output_types(str)
-        | "End" >> beam.ParDo(End(ending)).with_output_types(str)
-    )
+    output = versions.output if versions else store
+    ending = Ending(name, store, output, progress, before, alone=alone)
+    done = fingerprint | stage | "Report" >> beam.ParDo(writer).with_output_types(str)
+    if versions:
+        done = done | "Publish" >> beam.ParDo(Publish(versions)).with_output_types(str)
+    _ = done | "End" >> beam.ParDo(End(ending)).with_output_types(str)
     started = time.monotonic()
     log = store.log(f"{name}-{os.getpid()}")
     counters = run_pipeline(pipeline, progress, log, submission)

@@ -20,6 +20,7 @@ _MADE = (
     "attack_chunks_made",
     "saliency_shards_made",
     "saliency_maps_made",
+    "versions_published",
 )
 
 
@@ -66,6 +67,7 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
         if fallbacks:
             lines.append(f"of the images segmented, {fallbacks} by OpenCV instead of our kernels")
         lines.append("done now: " + ", ".join(f"{n} {what}" for what, n in done))
+        lines += _describe_shards(counters)
         written = [f"{size(n)} {folder}" for folder, n in bytes_written(counters).items()]
         if written:
             lines.append("written: " + ", ".join(written))
@@ -73,6 +75,20 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
         lines.append(f"time: {seconds:.1f} s; summed over workers: " + ", ".join(stages))
     lines.append(f"dataset {manifest.fingerprint[:12]}")
     return "\n".join(lines)
+
+
+def _describe_shards(counters: dict[str, int]) -> list[str]:
+    """How many shards were made, where others were kept."""
+    parts, any_kept = [], False
+    for name, what in (
+        *(("source_shards", "source"), ("output_shards", "output")),
+        ("prediction_shards", "of predictions"),
+    ):
+        made, kept = (counters.get(f"{name}_{fate}", 0) for fate in ("made", "kept"))
+        any_kept |= kept > 0
+        if made or kept:
+            parts.append(f"{made} of {made + kept} {what}")
+    return [f"shards made: {', '.join(parts)}"] if any_kept else []
 
 
 def size(count: float) -> str:

@@ -92,7 +92,7 @@ def test_ten_kills_at_random_moments_change_nothing(small_sample: Path, tmp_path
     assert results_of(output) == results_of(fresh)
     run_in9("verify", "--dataset", output)
     left = {path.relative_to(output / ".in9").parts[0] for path in (output / ".in9").rglob("*")}
-    assert left == {"checksums", "input.json", "report.json", "tmp"}
+    assert left == {"checksums", "history", "input.json", "report.json", "tmp"}
     assert not list(output.glob(".in9/tmp/*"))
 
 
@@ -164,7 +164,7 @@ def test_a_dataset_stays_valid_until_commit(small_input: Path, tmp_path: Path) -
     for image in sorted(small_input.glob("val/*/*.JPEG"))[::4]:
         # Other bytes, the same pixels.
         image.write_bytes(image.read_bytes()[:-2] + b"\xff\xfe\x00\x04in\xff\xd9")
-    running = start(*flags)
+    running = start(*flags, "--allow_rebuild")
     wait_until(lambda: list(output.glob(".in9/staging/*/index/*.parquet")), running)
     running.kill()
     running.communicate()

@@ -63,10 +63,11 @@ def test_the_job_on_a_store_that_fails_now_and_then_equals_the_local_one(
     command = ("run", "--input", remote_sample.root, "--output", output.root)
     with proxy.harming(0.05):
         run_in9(*command)
-    assert sum(proxy.harmed.values()) > 20 and len(proxy.harmed) == 5, proxy.harmed
+    assert sum(proxy.harmed.values()) > 20
+    assert len(proxy.harmed) == 5, proxy.harmed
     assert output.read(MANIFEST) == (sample_run / MANIFEST).read_bytes()
     left = [path for path in output.walk(".in9") if path.count("/") > 1 or "lock" in path]
-    assert left == []
+    assert [path for path in left if not path.startswith(".in9/history/")] == []
     assert "nothing to do" in run_in9(*command).stdout
     assert "files agree" in run_in9("verify", "--dataset", output.root).stdout
     page = (sample_run / "report.html").read_text()
@@ -181,7 +182,8 @@ def test_an_unreadable_place_is_one_line(proxy: FaultProxy, tmp_path: Path) -> N
         (("--output", "gs://no-such-bucket/out"), "cannot be written"),
     ):
         done = run_in9("generate", *flags, check=2)
-        assert message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert message in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1
 
 
 def test_paths() -> None:

@@ -24,6 +24,7 @@ from pipeline.runner import pipeline_options
 from pipeline.stage_command import run_stage
 from pipeline.storage import Store
 from pipeline.terminal import aligned, interval
+from pipeline.versions import page_folder, results_store
 from transforms.taxonomy import imagenet9
 
 
@@ -75,7 +76,7 @@ def run_attack(arguments: argparse.Namespace, rest: list[str]) -> int:
     options = pipeline_options(rest)
     submission = submission_from_flags(arguments, options)
     arguments = flags_of_workers(arguments, submission)
-    store = Store.at(arguments.dataset)
+    store, versions = results_store(arguments.dataset)
     dataset = Dataset.open(store)
     attacking = attacking_from_flags(arguments, store, dataset.manifest.config)
     # Images may be missing, too.
@@ -91,12 +92,13 @@ def run_attack(arguments: argparse.Namespace, rest: list[str]) -> int:
         progress=attacking.evaluation.progress,
         pictures=arguments.pictures,
         submission=submission,
+        versions=versions,
     )
     if not done:
         return 0
     say_attacks(store, attacking.evaluation.models)
-    print(f"report: {store.path(REPORT)}")
-    say_summary(store)
+    print(f"report: {page_folder(store, versions).path(REPORT)}")
+    say_summary(versions.output if versions else store)
     return 0
 
 

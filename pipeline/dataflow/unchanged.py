@@ -125,15 +125,18 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-def unchanged_summary(store: Store, manifest: Manifest, inputs: str) -> dict[str, Any] | None:
+def unchanged_summary(
+    store: Store, output: Store, manifest: Manifest, inputs: str
+) -> dict[str, Any] | None:
     """The summary of the last job, if all is as it left it, and it was made from the same.
 
     Args:
       store: the dataset folder.
+      output: where the last job's summary is: the same, or the folder of its versions.
       manifest: that it holds.
       inputs: of `digest_of_inputs`.
     """
-    note = read_note(store)
+    note = read_note(output)
     if note.get("inputs") != inputs or "results" not in note:
         return None
     summary: dict[str, Any] = note["summary"]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import quote
 
+from pipeline.changes import CHANGES_TEXT
 from pipeline.dataset import Dataset
 from pipeline.manifest import MANIFEST
 from pipeline.report.evidence import Evidence
@@ -110,7 +111,7 @@ def _variants(dataset: Dataset) -> Iterator[Link]:
 
 
 def _about(dataset: Dataset) -> Iterator[Link]:
-    for path in (MANIFEST, "README.md", "croissant.json", "classes.txt"):
+    for path in (MANIFEST, "README.md", "croissant.json", "classes.txt", CHANGES_TEXT):
         if dataset.store.exists(path):
             yield _link(path)
     if dataset.store.has_folder("index"):

@@ -20,6 +20,7 @@ from pipeline.saliency.results import saliency_table, write_saliency_table
 from pipeline.saliency.stage import Saliency
 from pipeline.stage_command import run_stage
 from pipeline.storage import Store
+from pipeline.versions import page_folder, results_store
 from transforms.taxonomy import imagenet9
 
 
@@ -73,7 +74,7 @@ def run_saliency(arguments: argparse.Namespace, rest: list[str]) -> int:
     options = pipeline_options(rest)
     submission = submission_from_flags(arguments, options)
     arguments = flags_of_workers(arguments, submission)
-    store = Store.at(arguments.dataset)
+    store, versions = results_store(arguments.dataset)
     dataset = Dataset.open(store)
     plan = saliency_from_flags(arguments, store, dataset.manifest.config)
     # Images may be missing, too.
@@ -86,12 +87,13 @@ def run_saliency(arguments: argparse.Namespace, rest: list[str]) -> int:
         progress=plan.evaluation.progress,
         pictures=arguments.pictures,
         submission=submission,
+        versions=versions,
     )
     if not done:
         return 0
     say_saliency(store, plan.evaluation.models)
-    print(f"report: {store.path(REPORT)}")
-    say_summary(store)
+    print(f"report: {page_folder(store, versions).path(REPORT)}")
+    say_summary(versions.output if versions else store)
     return 0
 
 

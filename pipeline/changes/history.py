@@ -1,0 +1,119 @@
+"""History: what is kept of finished states of a dataset, to say later what has changed.
+
+.in9/history/history.json   which states are kept, and what for; written last
+.in9/history/<state>/       manifest, index, records of layers, summaries, predictions: no pixels
+
+A state is a dataset with the results of its models. It is kept as it is (copied by the store,
+on one machine by hard links), so what reads a dataset reads it, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from pipeline.config import fingerprint
+from pipeline.dataset import Dataset
+from pipeline.manifest import MANIFEST, read_manifest
+from pipeline.results import all_summaries, predictions_file, result_folder, summary_file
+from pipeline.storage import WORK_FOLDER, Store
+
+HISTORY = f"{WORK_FOLDER}/history"
+_NOTE = f"{HISTORY}/history.json"
+
+Summary = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """A dataset with results.
+
+    Attributes:
+      name: fingerprint of all that follows.
+      dataset: the dataset.
+      summaries: of its models, by their folder under `results/`; failed ones left out.
+    """
+
+    name: str
+    dataset: Dataset
+    summaries: dict[str, Summary]
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> State:
+        """The state that a dataset folder is in."""
+        store = dataset.store
+        # Of whatever form: what is compared is made from predictions.
+        summaries = {
+            result_folder(summary["model"], summary["evaluation"]): summary
+            for summary in all_summaries(store)
+            if "error" not in summary and summary["dataset"] == dataset.manifest.fingerprint
+        }
+        name = fingerprint(store.digest(MANIFEST), sorted(summaries.items()))
+        return cls(name, dataset, summaries)
+
+    def files(self) -> list[str]:
+        """Paths of what is kept of it, the manifest last."""
+        paths = [
+            file.path
+            for file in self.dataset.manifest.files
+            if file.path.startswith(("index/", "layers/")) and file.path.endswith(".parquet")
+        ]
+        for folder, summary in self.summaries.items():
+            split = summary["evaluation"]["split"]
+            predictions = f"results/{folder}/predictions"
+            there = set(self.dataset.store.walk(predictions))
+            of_shards = [predictions_file(folder, split, s) for s in self.dataset.shards(split)]
+            paths += [summary_file(folder), *(path for path in of_shards if path in there)]
+        return [*paths, MANIFEST]
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """Which states of a dataset folder are kept.
+
+    Attributes:
+      before: name of the last one that differs from `now` in more than models beside the
+        others: what changes are told against. None if there was none.
+      now: name of the one that was found last.
+    """
+
+    before: str | None = None
+    now: str | None = None
+
+
+def read_history(store: Store) -> History:
+    """What is kept; nothing if the note is not there or is of another kind."""
+    if not store.exists(_NOTE):
+        return History()
+    try:
+        return History(**json.loads(store.read(_NOTE)))
+    except (TypeError, ValueError):
+        return History()
+
+
+def read_state(store: Store, name: str | None) -> State | None:
+    """A kept state, None if it is not there any more."""
+    if name is None:
+        return None
+    folder = store.below(f"{HISTORY}/{name}")
+    manifest = read_manifest(folder)
+    return None if manifest is None else State.of(Dataset(folder, manifest))
+
+
+def keep_state(state: State) -> None:
+    """Keeps the state that a dataset folder is in. Repeatable."""
+    store = state.dataset.store
+    *paths, manifest = state.files()
+    for part in (paths, [manifest]):
+        store.copy_into(store, [(path, f"{HISTORY}/{state.name}/{path}") for path in part])
+
+
+def write_history(store: Store, history: History) -> None:
+    """Notes which states are kept, and removes all others."""
+    store.update(_NOTE, json.dumps(dataclasses.asdict(history), sort_keys=True).encode())
+    kept = {_NOTE.rpartition("/")[2], history.before, history.now}
+    names = {path.split("/")[2] for path in store.walk(HISTORY)}
+    for name in sorted(names):
+        if name not in kept:
+            store.delete_tree(f"{HISTORY}/{name}")

@@ -1,0 +1,151 @@
+"""Which images were added, removed, changed or rejected between two states of a dataset.
+
+Shards whose file is the same in both are not read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pipeline.dataset import Dataset
+from pipeline.records import ACCEPTED, read_rows
+from pipeline.shards import index_file, layer_record
+from transforms.variants import MIXED, with_replicates
+
+LISTED = 100
+"""Images of a kind that are named; of more, only their number is told."""
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass
+class ImageChanges:
+    """What has changed about the images of a split, as rows with `key`, `path` and `status`.
+
+    Attributes:
+      added: that were not there before.
+      removed: that are not there any more, with their last status.
+      changed: whose picture, annotation or class differs; None if that cannot be told, since
+        layers are made in another way now.
+      rejected: rejected now, but accepted, or not there, before.
+      accepted: accepted now, but rejected before.
+      repaired: by mixed variant, how many images of both states have another background.
+    """
+
+    added: list[Row] = dataclasses.field(default_factory=list)
+    removed: list[Row] = dataclasses.field(default_factory=list)
+    changed: list[Row] | None = dataclasses.field(default_factory=list)
+    rejected: list[Row] = dataclasses.field(default_factory=list)
+    accepted: list[Row] = dataclasses.field(default_factory=list)
+    repaired: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    @property
+    def is_input(self) -> bool:
+        """Whether the input has changed."""
+        return bool(self.added or self.removed or self.changed)
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers, and the first of each kind."""
+        lists = {
+            name: None if rows is None else _listed(rows)
+            for name, rows in (
+                *(("added", self.added), ("removed", self.removed), ("changed", self.changed)),
+                *(("rejected", self.rejected), ("accepted", self.accepted)),
+            )
+        }
+        return {**lists, "repaired": dict(sorted(self.repaired.items()))}
+
+
+def _listed(rows: list[Row]) -> dict[str, Any]:
+    shown = sorted(rows, key=lambda row: (row["key"], row["path"]))[:LISTED]
+    names = ("key", "path", "status")
+    return {"count": len(rows), "images": [{name: row[name] for name in names} for row in shown]}
+
+
+def compare_images(before: Dataset, after: Dataset, split: str) -> ImageChanges:
+    """Compares the images of a split, which may be in one of the two alone."""
+    found = ImageChanges()
+    columns = ["key", "path", "status", "selected"]
+    mixed, now_mixed = _background_columns(before), _background_columns(after)
+    content: dict[str, Row] = {}
+    for old_files, new_files in _pairs(before, after, split, _index_files):
+        old = _read(before, old_files, [*columns, *mixed])
+        new = _read(after, new_files, [*columns, *now_mixed])
+        content |= new
+        _compare(old, new, [name for name in mixed if name in now_mixed], found)
+    if _segmented_alike(before, after):
+        found.changed = [content[path] for path in _changed(before, after, split, content)]
+    else:
+        found.changed = None
+    return found
+
+
+def _compare(old: dict[str, Row], new: dict[str, Row], mixed: list[str], to: ImageChanges) -> None:
+    to.added += [new[path] for path in new.keys() - old.keys()]
+    to.removed += [old[path] for path in old.keys() - new.keys()]
+    for path, row in new.items():
+        was = old.get(path)
+        if row["status"] != ACCEPTED and (was is None or was["status"] == ACCEPTED):
+            to.rejected.append(row)
+        if was is None:
+            continue
+        if row["status"] == ACCEPTED != was["status"]:
+            to.accepted.append(row)
+        if row["selected"] and was["selected"]:
+            for name in mixed:
+                to.repaired[name.removesuffix("_bg_key")] += row[name] != was[name]
+
+
+def _changed(before: Dataset, after: Dataset, split: str, content: dict[str, Row]) -> Iterator[str]:
+    """Paths of the images whose source differs, of those in both states."""
+    columns = ["path", "source_digest"]
+    for old_files, new_files in _pairs(before, after, split, _record_files):
+        old, new = _read(before, old_files, columns), _read(after, new_files, columns)
+        for path in sorted(old.keys() & new.keys()):
+            # A source that differs gives its output shard another fingerprint, so another file.
+            if old[path]["source_digest"] != new[path]["source_digest"] and path in content:
+                yield path
+
+
+def _segmented_alike(before: Dataset, after: Dataset) -> bool:
+    stages = (before.manifest.stages, after.manifest.stages)
+    first, second = (stage.get("segment_fingerprint") for stage in stages)
+    return first is not None and first == second
+
+
+def _background_columns(dataset: Dataset) -> list[str]:
+    replicates = dataset.manifest.config.compose.replicates
+    return [f"{name}_bg_key" for name in with_replicates(MIXED, replicates)]
+
+
+def _index_files(dataset: Dataset, split: str) -> list[str]:
+    return [index_file(split, s, len(dataset.shards(split))) for s in dataset.shards(split)]
+
+
+def _record_files(dataset: Dataset, split: str) -> list[str]:
+    return [layer_record(split, s) for s in range(dataset.manifest.shards[split].source)]
+
+
+def _pairs(
+    before: Dataset, after: Dataset, split: str, files: Callable[[Dataset, str], list[str]]
+) -> Iterator[tuple[list[str], list[str]]]:
+    """Files of both states that hold the same images, those left out that are the same. Shards
+    of other numbers hold others, so then all are one pair."""
+    old, new = (
+        files(side, split) if split in side.manifest.shards else [] for side in (before, after)
+    )
+    if len(old) != len(new):
+        yield old, new
+        return
+    digests = [{file.path: file.sha256 for file in side.manifest.files} for side in (before, after)]
+    for first, second in zip(old, new, strict=True):
+        if digests[0][first] != digests[1][second]:
+            yield [first], [second]
+
+
+def _read(dataset: Dataset, files: list[str], columns: list[str]) -> dict[str, Row]:
+    """Rows by path."""
+    return {row["path"]: row for file in files for row in read_rows(dataset.store, file, columns)}

@@ -1,0 +1,207 @@
+"""A dataset that is regenerated does only what is new, on real ImageNet pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import manifest_of, stamps
+
+from pipeline.cli import main
+from pipeline.shards import ShardCounts
+from transforms.variants import MIXED
+
+MODELS = """
+import torch
+
+def _classifier(seed):
+    torch.manual_seed(seed)
+    layers = torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, 1000)
+    return torch.nn.Sequential(*layers)
+
+def first():
+    return _classifier(1)
+
+def second():
+    return _classifier(2)
+"""
+
+
+@dataclasses.dataclass
+class Schedule:
+    """A dataset that is made again and again.
+
+    Attributes:
+      input, output: its folders.
+      aside: pictures that are not in the input yet.
+      models: entries of `--models`.
+    """
+
+    input: Path
+    output: Path
+    aside: list[Path]
+    models: str = "python:incremental_models:first"
+
+    def run(self, *flags: str) -> int:
+        folders = ("--input", str(self.input), "--output", str(self.output))
+        variants = ("--variants", ",".join(("original", *MIXED)))
+        shards = ("--images_per_shard", "4", "--formats", "parquet", "--pictures", "none")
+        return main(["run", *folders, *variants, *shards, "--models", self.models, *flags])
+
+    def add(self, picture: Path) -> None:
+        folder = self.input / "val" / picture.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, folder)
+
+    def index(self) -> dict[str, dict[str, Any]]:
+        rows = pq.read_table(self.output / "index").to_pylist()
+        return {row["key"]: row for row in rows}
+
+    def shards(self) -> ShardCounts:
+        return ShardCounts(**manifest_of(self.output)["shards"]["val"])
+
+    def places(self, keys: set[str], output: bool) -> set[int]:
+        """The source or output shards of some images."""
+        counts = self.shards()
+        number = counts.output if output else counts.source
+        return {counts.source_shard(key) % number for key in keys}
+
+
+@pytest.fixture(scope="module")
+def schedule(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Schedule]:
+    """A quarter of the pictures of imagenet-mini, evaluated by a tiny model."""
+    mini, root = shared / "imagenet-mini", tmp_path_factory.mktemp("incremental")
+    (root / "incremental_models.py").write_text(MODELS)
+    pictures = sorted(mini.glob("val/*/*.JPEG"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(root)
+        made = Schedule(root / "input", root / "out", pictures[1::4])
+        for picture in pictures[::4]:
+            made.add(picture)
+        os.symlink(mini / "Annotations", root / "input" / "Annotations")
+        assert made.run() == 0
+        yield made
+
+
+def changed_files(before: dict[str, int], after: dict[str, int], folder: str) -> set[str]:
+    """Files of a folder that were written or removed in between."""
+    return {
+        path
+        for path in before.keys() | after.keys()
+        if path.startswith(f"{folder}/") and before.get(path) != after.get(path)
+    }
+
+
+def numbers(paths: set[str]) -> set[int]:
+    """Numbers of the shards of some files."""
+    return {int(Path(path).stem.split("-")[1]) for path in paths}
+
+
+def test_three_added_one_changed_one_removed(
+    schedule: Schedule, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = schedule.output
+    there = sorted(schedule.input.glob("val/*/*.JPEG"))
+    index, before, manifest = schedule.index(), stamps(output), manifest_of(output)
+    accepted = [path for path in there if index[path.stem]["selected"]]
+    removed, altered = accepted[10], accepted[25]
+    new = schedule.aside[20:23]
+    for picture in new:
+        schedule.add(picture)
+    added = {picture.stem for picture in new}
+    removed.unlink()
+    data = altered.read_bytes()
+    altered.unlink()
+    # A comment before the end of the file: other bytes, the same pixels.
+    altered.write_bytes(data[:-2] + b"\xff\xfe\x00\x04in\xff\xd9")
+    concerned = {removed.stem, altered.stem, *added}
+
+    expected = schedule.places(concerned, output=False)
+    shards = f"{len(expected)} of 17 source"
+    assert schedule.run() == 1
+    said = capsys.readouterr().err
+    assert f"{shards} shards would be made again, more than a tenth" in said
+    assert "3 images added, 1 changed, 1 removed" in said
+    assert "--allow_rebuild" in said
+    assert stamps(output) == before
+    assert manifest_of(output) == manifest
+
+    assert schedule.run("--allow_rebuild") == 0
+    said = capsys.readouterr().out
+    after, now = stamps(output), schedule.index()
+    assert "done now: 4 images segmented" in said
+    assert f"shards made: {shards}" in said
+
+    sources = changed_files(before, after, "layers")
+    assert numbers(sources) == expected
+    repaired: dict[str, set[str]] = {
+        variant: {
+            key
+            for key, row in now.items()
+            if row["selected"]
+            and index.get(key, row)["selected"]
+            and key not in concerned
+            and row[f"{variant}_bg_key"] != index[key][f"{variant}_bg_key"]
+        }
+        for variant in MIXED
+    }
+    assert all(len(keys) <= 4 * 5 for keys in repaired.values())
+    composed = schedule.places(concerned.union(*repaired.values()), output=True)
+    for folder in ("index", *(f"parquet/{variant}" for variant in manifest["samples"]["val"])):
+        assert numbers(changed_files(before, after, folder)) == composed
+    predictions = changed_files(before, after, "results")
+    assert numbers({path for path in predictions if "/predictions/" in path}) <= composed
+    assert f"{len(composed)} of 17 output" in said
+    files = {file["path"]: file["sha256"] for file in manifest_of(output)["files"]}
+    kept = {file["path"]: file["sha256"] for file in manifest["files"]}
+    same = {path for path in before if before[path] == after.get(path)}
+    assert all(files[path] == kept[path] for path in same & kept.keys())
+
+    changes = json.loads((output / "changes.json").read_text())
+    images = changes["images"]["val"]
+    counts = {kind: images[kind]["count"] for kind in ("added", "removed", "changed")}
+    assert counts == {"added": 3, "removed": 1, "changed": 1}
+    assert {row["key"] for row in images["added"]["images"]} == added
+    assert images["changed"]["images"][0]["key"] == altered.stem
+    assert list(changes["causes"]) == ["data"]
+    assert main(["verify", "--dataset", str(output)]) == 0
+
+
+def test_a_new_model_segments_and_composes_nothing(
+    schedule: Schedule, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = stamps(schedule.output)
+    schedule.models += ",python:incremental_models:second"
+    assert schedule.run() == 0
+    said = capsys.readouterr().out
+    assert "done now: 0 images segmented, 0 composed" in said
+    assert "shards made: 0 of 17 source, 0 of 17 output, 17 of 34 of predictions" in said
+    after = stamps(schedule.output)
+    written = {path.split("/")[0] for path in after if before.get(path) != after[path]}
+    assert written == {"results", "report.html"}
+
+
+def test_one_added_image_is_evaluated_with_its_shards_alone(
+    schedule: Schedule, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = stamps(schedule.output)
+    picture = schedule.aside.pop()
+    schedule.add(picture)
+    assert schedule.run() == 0
+    said, after = capsys.readouterr().out, stamps(schedule.output)
+    assert "done now: 1 images segmented" in said
+    composed = numbers(changed_files(before, after, "index"))
+    assert schedule.places({picture.stem}, output=True) <= composed
+    assert len(composed) <= 1 + 4 * len(MIXED)
+    for model in ("first", "second"):
+        (folder,) = schedule.output.glob(f"results/*{model}*/predictions")
+        predicted = changed_files(before, after, str(folder.relative_to(schedule.output)))
+        assert numbers(predicted) == composed
+    assert f"{2 * len(composed)} of 34 of predictions" in said
