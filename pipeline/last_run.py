@@ -83,7 +83,8 @@ class Ending:
             found["models"] = {display_name(s): _figures(s) for s in ours if "error" not in s}
             found["failed"] = failures(ours, entries)
             verdicts = judge(self.conditions, ours, entries, how)
-            found["fail_if"] = [verdict.line for verdict in verdicts if verdict.holds]
+            held = (verdict.line for verdict in verdicts if verdict.holds)
+            found["fail_if"] = [line.removeprefix("--fail_if ") for line in held]
         return found
 
 
@@ -131,7 +132,7 @@ class End(beam.DoFn):
         if ending.owner is not None:
             release(ending.store, DATASET_LOCK, ending.owner)
         if ending.alone and summary.get("fail_if"):
-            raise JobError("; ".join(summary["fail_if"]))
+            raise JobError("; ".join(f"--fail_if {line}" for line in summary["fail_if"]))
         yield dataset
 
 
