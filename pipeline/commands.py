@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions
 
-from pipeline.changes import NoteChanges, describe_changes_of
+from pipeline.changes import describe_changes_of
 from pipeline.config import DatasetConfig
 from pipeline.dataflow.start import TakeLock, manifest_state
 from pipeline.dataflow.submission import flags_of_workers, submission_from_flags
@@ -25,23 +25,21 @@ from pipeline.fail_if import Condition, judge, parse_conditions
 from pipeline.failures import say_failures
 from pipeline.files import absolute
 from pipeline.flags import COMMANDS
-from pipeline.generate import Generate
 from pipeline.imagenet.folder import check_imagenet
 from pipeline.imagenet.results import describe_imagenet
 from pipeline.job_flags import job_from_flags, remember_input
-from pipeline.last_run import End, Ending, say_summary
+from pipeline.last_run import Ending, say_summary
 from pipeline.lock import DATASET_LOCK, TABLES_LOCK, held
+from pipeline.main_job import MainJob
 from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.progress import Progress
-from pipeline.report import REPORT, RefreshResults, WriteReport, write_report
+from pipeline.report import REPORT, write_report
 from pipeline.runner import check_unknown, pipeline_options, run_pipeline
 from pipeline.storage import Store
 from pipeline.tables import write_tables
 from pipeline.terminal import accuracy_table, describe_dataset
 from pipeline.verify import verify
 from pipeline.versions import (
-    Publish,
-    Seed,
     describe_versions,
     output_store,
     page_folder,
@@ -140,57 +138,40 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         conditions = parse_conditions(getattr(arguments, "fail_if", None), config.compose.composed)
         attacking = _attacking(arguments, store, config) if evaluates else None
         explaining = _explaining(arguments, store, config) if evaluates else None
-        before = manifest.fingerprint if manifest else None
-        ending = Ending(arguments.command, store, output, Progress.of(store), before, evaluation)
-        ending = dataclasses.replace(ending, conditions=conditions)
+        ending = Ending(
+            command=arguments.command,
+            store=store,
+            output=output,
+            progress=Progress.of(store),
+            before=manifest.fingerprint if manifest else None,
+            evaluation=evaluation,
+            conditions=conditions,
+            alone=submission is not None and not submission.waits,
+        )
         pipeline = beam.Pipeline(options=options)
         start = pipeline | "Start" >> beam.Create([None], reshuffle=False)
-        if submission:
-            ending = dataclasses.replace(ending, alone=not submission.waits)
+        lock = None
         if submission and job:
             inputs = digest_of_inputs(arguments, config, evaluation.models if evaluation else ())
-            summary = inputs and manifest and unchanged_summary(store, output, manifest, inputs)
+            summary = inputs and unchanged_summary(store, versions, inputs)
             if summary:
                 _ = start | "NothingToDo" >> beam.ParDo(SaySummary(summary))
                 print("nothing to do: everything is as the last job left it")
                 run_pipeline(pipeline, ending.progress, store.log(arguments.command), submission)
                 return 0
             ending = dataclasses.replace(ending, owner=submission.owner, inputs=inputs)
-            start = start | "TakeLock" >> beam.ParDo(TakeLock(store, submission.owner, seen))
-        if job:
-            if versions:
-                start = start | "Seed" >> beam.ParDo(Seed(versions))
-            dataset = start | "Generate" >> Generate(job, taxonomy)
-        else:
-            dataset = start | "Dataset" >> beam.Map(lambda _: before).with_output_types(str)
-        if evaluation:
-            from pipeline.evaluate import Evaluate
-
-            dataset = dataset | "Evaluate" >> Evaluate(evaluation, taxonomy)
-            if arguments.imagenet:
-                from pipeline.imagenet.stage import ImageNetAccuracy
-
-                root = absolute(arguments.imagenet)
-                dataset = dataset | "ImageNet" >> ImageNetAccuracy(evaluation, root, taxonomy)
-            if attacking:
-                from pipeline.attack.stage import Attack
-
-                dataset = dataset | "Attack" >> Attack(attacking, taxonomy)
-            if explaining:
-                from pipeline.saliency.stage import Saliency
-
-                dataset = dataset | "Saliency" >> Saliency(explaining, taxonomy)
-        dataset = dataset | "Changes" >> beam.ParDo(NoteChanges(store)).with_output_types(str)
-        if evaluation:
-            writer = WriteReport(store, taxonomy, arguments.pictures)
-            report = beam.ParDo(writer).with_output_types(str)
-            dataset = dataset | "Report" >> report
-        else:
-            refresh = beam.ParDo(RefreshResults(store, taxonomy, arguments.pictures))
-            dataset = dataset | "Refresh" >> refresh.with_output_types(str)
-        if versions:
-            dataset = dataset | "Publish" >> beam.ParDo(Publish(versions)).with_output_types(str)
-        _ = dataset | "End" >> beam.ParDo(End(ending)).with_output_types(str)
+            lock = TakeLock(store, submission.owner, seen)
+        MainJob(
+            ending,
+            taxonomy,
+            arguments.pictures,
+            lock=lock,
+            versions=versions,
+            job=job,
+            imagenet=absolute(arguments.imagenet) if evaluates and arguments.imagenet else None,
+            attacking=attacking,
+            explaining=explaining,
+        ).build(start)
         # Several processes may evaluate at once; the next writer replaces the last one's log.
         name = arguments.command if generates else f"evaluate-{os.getpid()}"
         log = store.log(name)

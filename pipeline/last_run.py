@@ -125,7 +125,8 @@ class End(beam.DoFn):
         if ending.inputs is not None and not summary.get("failed"):
             note["results"] = results_state(ending.store)
         text = json.dumps(note, indent=1, sort_keys=True) + "\n"
-        ending.output.update(LAST_RUN, text.encode())
+        # Also if it says what it said before: its time tells when a job last ended well.
+        ending.output.write(LAST_RUN, text.encode())
         _LOG.info("%s", line_of(summary))
         if ending.alone:
             ending.progress.clear()

@@ -25,8 +25,9 @@ from pipeline.files import FileInfo, absolute, files_of
 from pipeline.imagenet.folder import SPLIT
 from pipeline.last_run import line_of, read_note, results_state
 from pipeline.layout import find_images, find_layout
-from pipeline.manifest import Manifest
+from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.storage import Store
+from pipeline.versions import Versions
 
 MAX_FILES = 200_000
 MAX_SECONDS = 60.0
@@ -126,17 +127,20 @@ def _code() -> str:
 
 
 def unchanged_summary(
-    store: Store, output: Store, manifest: Manifest, inputs: str
+    store: Store, versions: Versions | None, inputs: str
 ) -> dict[str, Any] | None:
     """The summary of the last job, if all is as it left it, and it was made from the same.
 
     Args:
       store: the dataset folder.
-      output: where the last job's summary is: the same, or the folder of its versions.
-      manifest: that it holds.
+      versions: that the dataset belongs to, if it does: the newest must be there, too.
       inputs: of `digest_of_inputs`.
     """
-    note = read_note(output)
+    manifest = read_manifest(store)
+    newest = versions.newest() if versions else store
+    if manifest is None or newest is None or not newest.exists(MANIFEST):
+        return None
+    note = read_note(versions.output if versions else store)
     if note.get("inputs") != inputs or "results" not in note:
         return None
     summary: dict[str, Any] = note["summary"]
