@@ -41,7 +41,7 @@ def print_compute(folder: str, rounds: int, model: str, root: Path) -> None:
     """CPU seconds and bytes."""
     listing = list_images(find_layout(folder, None, "val"), imagenet9())
     images = [image for image in listing.images if image.annotation]
-    few, many = len(images), 4 * len(images)
+    few, many = len(images), 2 * len(images)
     sources = {n: multiply(images, n, root / f"in-{n}") for n in (few, many)}
     outputs: dict[int, Path] = {}
     for number in range(rounds):

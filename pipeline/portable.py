@@ -19,8 +19,9 @@ from pipeline.errors import UsageError
 _NEED_ENDPOINT = "PortableRunner"
 _STARTS_SERVER = ("FlinkRunner", "SparkRunner", "PrismRunner")
 _SILENTLY_WRONG = ("DaskRunner", "RayRunner", "PySparkRunner")
-_ANSWER_SECONDS = 10.0
-_WAIT_SECONDS = 10 * 366 * 24 * 3600
+_ANSWER_SECONDS = 60
+"""How long a job server may take to answer, by default."""
+_JOB_SECONDS = 10 * 366 * 24 * 3600
 _WORKER_GONE = "Channel closed prematurely"
 
 
@@ -58,11 +59,12 @@ def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
             "with --environment_type=EXTERNAL --environment_config=HOST:PORT, or an image with "
             "--environment_type=DOCKER --environment_config=IMAGE"
         )
-    # Beam applies the limit of a request to the stream that tells how the job goes, too.
-    if not any(argument.startswith("--job_server_timeout") for argument in arguments):
-        portable.job_server_timeout = _WAIT_SECONDS
+    given = any(argument.startswith("--job_server_timeout") for argument in arguments)
+    seconds = portable.job_server_timeout if given else _ANSWER_SECONDS
     if portable.job_endpoint and portable.job_endpoint != "embed":
-        _check_answer(portable.job_endpoint)
+        _check_answer(portable.job_endpoint, seconds)
+    # Beam would apply it to the stream that tells how the job goes, and so to the job.
+    portable.job_server_timeout = _JOB_SECONDS
 
 
 def _has_package(portable: PortableOptions) -> bool:
@@ -72,10 +74,10 @@ def _has_package(portable: PortableOptions) -> bool:
     return True
 
 
-def _check_answer(endpoint: str) -> None:
+def _check_answer(endpoint: str, seconds: float) -> None:
     with grpc.insecure_channel(endpoint) as channel:
         try:
-            grpc.channel_ready_future(channel).result(timeout=_ANSWER_SECONDS)
+            grpc.channel_ready_future(channel).result(timeout=seconds)
         except grpc.FutureTimeoutError as error:
             raise UsageError(f"no job server answers at --job_endpoint={endpoint}") from error
 

@@ -95,7 +95,8 @@ def test_the_job_through_a_job_server_and_two_worker_pools(
     cluster: Cluster, sample_run: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    running = start("run", "--output", output, *cluster.flags)
+    # How long the server may take to answer, not how long the job.
+    running = start("run", "--output", output, *cluster.flags, "--job_server_timeout=3")
     both: set[int] = set()
     while running.poll() is None:
         both |= {pool for pool in (0, 1) if cluster.workers(pool)}
@@ -107,9 +108,6 @@ def test_the_job_through_a_job_server_and_two_worker_pools(
     assert (output / "manifest.json").read_bytes() == (sample_run / "manifest.json").read_bytes()
     for table in RESULTS:
         assert (output / table).read_bytes() == (sample_run / table).read_bytes()
-    run_in9("verify", "--dataset", output)
-    again = run_in9("run", "--output", output, *cluster.flags)
-    assert "nothing to do: everything is up to date" in again.stdout
 
 
 def test_a_worker_process_that_is_killed_fails_the_job_and_the_next_goes_on(
@@ -141,22 +139,6 @@ def test_a_worker_process_that_is_killed_fails_the_job_and_the_next_goes_on(
     run_in9("verify", "--dataset", output)
 
 
-def test_a_job_server_that_ends_fails_the_job_in_one_line(
-    small_sample: Path, tmp_path: Path
-) -> None:
-    with contextlib.ExitStack() as stack:
-        cluster = Cluster(stack, tmp_path)
-        output = tmp_path / "out"
-        flags = ("--input", small_sample, "--output", output, *cluster.flags)
-        running = start("run", *flags)
-        wait_until(lambda: list(output.glob(".in9/progress/*/*/*")), running)
-        os.killpg(cluster.server.pid, signal.SIGKILL)
-        _, said = running.communicate(timeout=60)
-    assert running.returncode == 1
-    assert said.startswith("in9 run: the job failed: the job server does not answer any more (")
-    assert len(said.splitlines()) == 1
-
-
 def test_flags_of_portable_runners_are_checked_before_the_job() -> None:
     needs = "--runner=PortableRunner"
     with pytest.raises(UsageError, match="needs --job_endpoint=HOST:PORT"):
@@ -169,8 +151,21 @@ def test_flags_of_portable_runners_are_checked_before_the_job() -> None:
 
 def test_a_job_server_that_is_not_there_is_named(tmp_path: Path) -> None:
     flags = ("--runner=PortableRunner", f"--job_endpoint=localhost:{free_port()}")
-    done = run_in9(
-        *("run", "--output", tmp_path / "out", *flags, "--environment_type=LOOPBACK"), check=2
-    )
+    more = ("--environment_type=LOOPBACK", "--job_server_timeout=2")
+    done = run_in9("run", "--output", tmp_path / "out", *flags, *more, check=2)
     assert "no job server answers at --job_endpoint=localhost:" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_job_server_that_ends_fails_the_job_in_one_line(
+    cluster: Cluster, small_sample: Path, tmp_path: Path
+) -> None:
+    """The last test: the others need the server."""
+    output = tmp_path / "out"
+    running = start("generate", "--input", small_sample, "--output", output, *cluster.flags)
+    wait_until(lambda: list(output.glob(".in9/progress/*/*/*")), running)
+    os.killpg(cluster.server.pid, signal.SIGKILL)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert said.startswith("in9 generate: the job failed: the job server does not answer any more")
+    assert len(said.splitlines()) == 1
