@@ -137,18 +137,18 @@ class Figures:
     output_bytes: float
 
 
-READS_AN_IMAGE = 6.5
-WRITES_AN_IMAGE = 0.19
+READS_AN_IMAGE = 6.4
+WRITES_AN_IMAGE = 0.25
 """Requests of `generate` on object storage, in and out; those of a model are far fewer."""
 
 FIGURES = Figures(
-    segment_seconds=0.05,
-    compose_seconds=0.02,
-    layer_bytes=200_000,
-    output_bytes=480_000,
+    segment_seconds=0.035,
+    compose_seconds=0.011,
+    layer_bytes=187_000,
+    output_bytes=414_000,
 )
 ACCEPTED = 0.56
-EVALUATE_SECONDS = 0.02
+EVALUATE_SECONDS = 0.034
 """These four, the share of images that the filters accept, and the core-seconds of a picture
 and model (EfficientNet-Lite0), are what `benchmarks/cost_figures.py` finds on 270 pictures of
 ImageNet; see `docs/costs.md`."""
