@@ -62,7 +62,7 @@ class Assumptions:
 
 
 PRICES_OF = "2026-11"
-"""Month of the prices above: list prices of Google Cloud for us-central1."""
+"""When the prices above were looked up: Google Cloud's public ones for us-central1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +222,7 @@ def describe_cost(cost: Cost, assumed: Assumptions) -> str:
         f"cost: {', '.join(parts)}\n"
         f"price: {dollars(cost.price(assumed))} on Dataflow and Cloud Storage, and "
         f"{dollars(cost.price_a_month(assumed))} a month of storage; in dollars, "
-        f"{', '.join(units)} (list prices of {PRICES_OF}; others with --assume NAME=X)"
+        f"{', '.join(units)} (assumed, as of {PRICES_OF}; others with --assume NAME=X)"
     )
 
 

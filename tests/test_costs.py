@@ -87,6 +87,6 @@ def test_dry_run_says_cost_and_price(tiny_input: Path, tmp_path: Path) -> None:
     (amount,) = re.findall(r"^price: \$([\d.]+) on", price)
     assert float(amount) > 6 * float(segment)
     assert "3600 a core-hour, 2 a GPU-hour" in price
-    assert "1000 a GB and month (list prices of 20" in price
+    assert "1000 a GB and month (assumed, as of 20" in price
     refused = run_in9(*flags, "--assume", "cores=1", check=2)
     assert "--assume cores: expected one of" in refused.stderr
