@@ -15,6 +15,7 @@ from apache_beam.options.pipeline_options import DirectOptions
 
 from pipeline.changes import describe_changes_of
 from pipeline.config import DatasetConfig
+from pipeline.costs import Assumptions
 from pipeline.dataflow.start import TakeLock, manifest_state
 from pipeline.dataflow.submission import flags_of_workers, submission_from_flags
 from pipeline.dataflow.unchanged import SaySummary, digest_of_inputs, unchanged_summary
@@ -204,6 +205,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """run and generate with --dry_run."""
+    assumed = Assumptions.parse(arguments.assume)
     workers = pipeline_options(rest).view_as(DirectOptions).direct_num_workers
     store, _ = output_store(arguments.output, arguments.versioned, arguments.keep)
     job = job_from_flags(arguments, store)
@@ -213,7 +215,7 @@ def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
         parse_conditions(arguments.fail_if, job.config.compose.composed)
         attacking = _attacking(arguments, store, job.config)
         _explaining(arguments, store, job.config)
-    dry_run(job, evaluation, imagenet9(), workers, attacking)
+    dry_run(job, evaluation, imagenet9(), workers, attacking, assumed)
     return 0
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pipeline.config import DatasetConfig
+from pipeline.costs import Assumptions, Cost, Figures, describe_cost, evaluate_cost, generate_cost
 from pipeline.dataset import Dataset
 from pipeline.errors import JobError
 from pipeline.estimate import Measured, Trial, choose, run_trial
@@ -40,6 +41,7 @@ def dry_run(
     taxonomy: Taxonomy,
     workers: int,
     attacking: Attacking | None = None,
+    assumed: Assumptions | None = None,
 ) -> None:
     """Prints what a job would do.
 
@@ -49,10 +51,13 @@ def dry_run(
       taxonomy: of the labels.
       workers: how many of them work at the same time.
       attacking: what to attack, if anything.
+      assumed: prices, and the speed of GPUs if models are to run on some; defaults if None.
 
     Raises:
       UsageError, OSError: as the job would.
     """
+    assumed = assumed or Assumptions()
+    cost = Cost()
     print("dry run: looking at names and annotations", file=sys.stderr)
     forecast = make_forecast(job, taxonomy)
     for split in forecast.splits:
@@ -62,10 +67,13 @@ def dry_run(
     with tempfile.TemporaryDirectory(prefix="in9-") as folder:
         make_trial = functools.cache(lambda: _trial(job, forecast, taxonomy, folder))
         if not forecast.is_up_to_date:
-            _print_estimate(job, forecast, make_trial(), workers)
+            cost += _print_estimate(job, forecast, make_trial(), workers)
         if evaluation is not None:
+            rate = assumed.gpu_rate
             for model in evaluation.models:
-                _print_model(model, job, forecast, evaluation, make_trial, attacking)
+                cost += _print_model(model, job, forecast, evaluation, make_trial, attacking, rate)
+    if cost != Cost():
+        print(describe_cost(cost, assumed))
     print("dry run: nothing was written")
 
 
@@ -106,10 +114,10 @@ def _selected(config: DatasetConfig, split: SplitForecast, measured: Measured) -
     return sum(min(limit, size_of_class) for size_of_class in sizes)
 
 
-def _print_estimate(job: Job, forecast: Forecast, trial: Trial | None, workers: int) -> None:
+def _print_estimate(job: Job, forecast: Forecast, trial: Trial | None, workers: int) -> Cost:
     if trial is None:
         print("estimate: seconds; no image is left to segment")
-        return
+        return Cost()
     config, measured = job.config, trial.measured
     rate = measured.accepted / measured.images
     accepted = sum(len(s.accepted) + rate * len(s.left) for s in forecast.splits)
@@ -134,6 +142,14 @@ def _print_estimate(job: Job, forecast: Forecast, trial: Trial | None, workers: 
         f"estimate: about {selected:.0f} images in the dataset, {size(sum(sizes.values()))} "
         f"({parts}){_free(job.store)}"
     )
+    figures = Figures(
+        measured.segment_seconds,
+        measured.compose_seconds,
+        measured.layer_bytes,
+        sum(measured.output_bytes.values()),
+    )
+    keep = config.layers == "keep"
+    return generate_cost(figures, forecast.left, accepted, selected, keep_layers=keep)
 
 
 def _free(store: Store) -> str:
@@ -164,7 +180,11 @@ def _print_model(
     evaluation: Evaluation,
     make_trial: Callable[[], Trial | None],
     attacking: Attacking | None,
-) -> None:
+    gpu_rate: float,
+) -> Cost:
+    """Says what a model takes; returns it, too."""
+    import torch
+
     from pipeline.evaluate import find_predictions
     from pipeline.models import load_model
     from pipeline.predict import Predictor
@@ -174,7 +194,7 @@ def _print_model(
         model = load_model(name, evaluation.weights)
     except JobError as error:
         print(f"{name}: {error}")
-        return
+        return Cost()
     load = time.perf_counter() - started
     pictures = None
     if forecast.is_up_to_date:
@@ -188,28 +208,37 @@ def _print_model(
             print(f"{name}: evaluated already")
             if attacking:
                 print(f"{name}: what an attack takes, in9 attack --dry_run measures")
-            return
+            return Cost()
     trial = make_trial()
     if trial is None:
-        return
+        return Cost()
     if pictures is None:
         pictures = _expected_pictures(job, forecast, trial.measured, evaluation.split)
     rate = _pictures_a_second(Predictor(model, evaluation.predict), trial)
     del model
     gc.collect()
-    if rate:
-        print(
-            f"{name}: about {duration(load + pictures / rate)} for {pictures} pictures on "
-            f"{evaluation.predict.device} ({rate:.1f} a second)"
-        )
-    if rate and attacking:
+    if not rate:
+        return Cost()
+    on_gpu = evaluation.predict.device == "cuda"
+    print(
+        f"{name}: about {duration(load + pictures / rate)} for {pictures} pictures on "
+        f"{evaluation.predict.device} ({rate:.1f} a second)"
+    )
+    # As many cores as torch has threads are busy meanwhile.
+    core_seconds = torch.get_num_threads() / rate
+    gpu_rate = gpu_rate or (rate if on_gpu else 0.0)
+    cost = evaluate_cost("evaluate", pictures, core_seconds, gpu_rate)
+    if attacking:
         images = pictures // sum(is_picture(v) for v in job.config.compose.composed)
         sides = (attacking.foregrounds, attacking.backgrounds)
         foregrounds, backgrounds = (images if n is None else min(n, images) for n in sides)
+        composites = foregrounds * backgrounds
         print(
-            f"{name}: about {duration(foregrounds * backgrounds / rate)} for an attack with "
+            f"{name}: about {duration(composites / rate)} for an attack with "
             f"{foregrounds} x {backgrounds} composites"
         )
+        cost += evaluate_cost("attack", composites, core_seconds, gpu_rate)
+    return cost
 
 
 def _pictures_a_second(predictor: Predictor, trial: Trial) -> float:

@@ -41,7 +41,9 @@ def _is_ours_to_explain(record: logging.LogRecord) -> bool:
 
 
 def _for_the_terminal(record: logging.LogRecord) -> bool:
-    return not record.name.startswith("apache_beam") and not _is_ours_to_explain(record)
+    # What a job server says, Beam hands on as the root logger's.
+    is_beam = record.name == "root" or record.name.startswith("apache_beam")
+    return not is_beam and not _is_ours_to_explain(record)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from pipeline.counters import counters_of
 from pipeline.dataflow.submission import Submission, submit
 from pipeline.errors import JobError, UsageError
 from pipeline.job_log import job_log
+from pipeline.portable import cancel_if_stopped, explain, prepare
 from pipeline.progress import Progress, shown
 
 _LOCAL_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "FnApiRunner", "SwitchingDirectRunner")
@@ -76,7 +77,8 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
     another runner; it gets as many workers as this process has cores.
 
     Raises:
-      UsageError: a running mode that loses elements.
+      UsageError: a runner or a running mode that loses elements, or flags of a portable
+        runner that do not do.
     """
     options = PipelineOptions(arguments)
     runner = options.view_as(StandardOptions).runner or "DirectRunner"
@@ -88,6 +90,7 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
         chosen = any(argument.startswith("--direct_num_workers") for argument in arguments)
         if not chosen or direct.direct_num_workers == 0:
             direct.direct_num_workers = usable_cores()
+    prepare(options, arguments)
     return options
 
 
@@ -101,6 +104,9 @@ def _translate(error: Exception) -> Exception:
         return type(error)(_WHERE.sub("", str(error)))
     if type(error).__name__ == "DataflowJobAlreadyExistsError":
         return JobError(f"a job of the same name is at work; wait until it is done ({error})")
+    explained = explain(error)
+    if explained is not None:
+        return JobError(f"{explained}. Run the same command again to go on")
     text = f"{type(error).__name__}: {error}"
     lines = [_WHERE.sub("", line.strip()) for line in text.splitlines() if line.strip()]
     for line in reversed(lines):
@@ -140,7 +146,8 @@ def run_pipeline(
             with shown(progress) if waits else contextlib.nullcontext():
                 if submission is None:
                     result = pipeline.run()
-                    result.wait_until_finish()
+                    with cancel_if_stopped(result):
+                        result.wait_until_finish()
                 else:
                     result = submit(pipeline, submission, progress.store)
             if not waits:

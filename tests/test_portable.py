@@ -1,0 +1,171 @@
+"""The portable runner: the job, unchanged, through a job server and worker pools of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import SHARDS, manifest_of, run_in9
+from gcs import free_port
+from test_kills import finished_shards, start, wait_until
+
+from pipeline.errors import UsageError
+from pipeline.runner import pipeline_options
+
+SERVER = Path(__file__).with_name("job_server.py")
+RESULTS = ("results/summary.csv", "results/gaps.csv", "results/per_class.csv")
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("localhost", port)):
+            return
+        assert process.poll() is None, f"{process.args} ended"
+        assert time.monotonic() < until, f"{process.args} does not start"
+        time.sleep(0.05)
+
+
+class Cluster:
+    """A job server and two worker pools, each a process.
+
+    Attributes:
+      flags: those of a job that runs there.
+      pools: the worker pools.
+    """
+
+    def __init__(self, stack: contextlib.ExitStack, log: Path) -> None:
+        pool_ports = [free_port(), free_port()]
+        port, dispatch = free_port(), free_port()
+        # A pool starts its workers as `python`.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self._stack, self._log = stack, log
+        self._env = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
+        module = "apache_beam.runners.worker.worker_pool_main"
+        self.pools = [
+            self._start(number, "-m", module, "--service_port", number) for number in pool_ports
+        ]
+        addresses = ",".join(f"localhost:{number}" for number in pool_ports)
+        more = ("--dispatch_port", dispatch, "--pools", addresses)
+        self.server = self._start(port, SERVER, "--port", port, *more)
+        for number, process in zip((*pool_ports, port), (*self.pools, self.server), strict=True):
+            wait_for(number, process)
+        self.flags = (
+            *("--runner=PortableRunner", f"--job_endpoint=localhost:{port}"),
+            *("--environment_type=EXTERNAL", f"--environment_config=localhost:{dispatch}"),
+        )
+
+    def _start(self, name: int, *arguments: object) -> subprocess.Popen[bytes]:
+        command = [sys.executable, *map(str, arguments)]
+        with open(self._log / f"{name}.log", "wb") as log:
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=self._env, start_new_session=True
+            )
+        self._stack.callback(_kill, process)
+        return process
+
+    def workers(self, pool: int) -> list[int]:
+        """Process ids of a pool's workers that are alive."""
+        threads = Path(f"/proc/{self.pools[pool].pid}/task").glob("*/children")
+        children = [pid for thread in threads for pid in thread.read_text().split()]
+        return [int(pid) for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with contextlib.ExitStack() as stack:
+        yield Cluster(stack, tmp_path_factory.mktemp("cluster"))
+
+
+def test_the_job_through_a_job_server_and_two_worker_pools(
+    cluster: Cluster, sample_run: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    # How long the server may take to answer, not how long the job.
+    running = start("run", "--output", output, *cluster.flags, "--job_server_timeout=3")
+    both: set[int] = set()
+    while running.poll() is None:
+        both |= {pool for pool in (0, 1) if cluster.workers(pool)}
+        time.sleep(0.1)
+    out, said = running.communicate()
+    assert running.returncode == 0, said
+    assert both == {0, 1}
+    assert "70 composed, 560 pictures predicted" in out
+    assert (output / "manifest.json").read_bytes() == (sample_run / "manifest.json").read_bytes()
+    for table in RESULTS:
+        assert (output / table).read_bytes() == (sample_run / table).read_bytes()
+
+
+def test_a_worker_process_that_is_killed_fails_the_job_and_the_next_goes_on(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    fresh, output = tmp_path / "fresh", tmp_path / "out"
+    flags = ("generate", *SHARDS, "--formats", "parquet", "--output")
+    run_in9(*flags, fresh)
+    running = start(*flags, output, *cluster.flags)
+    wait_until(lambda: finished_shards(output), running)
+    (worker,) = cluster.workers(0)
+    os.kill(worker, signal.SIGKILL)
+    killed = time.monotonic()
+    out, said = running.communicate(timeout=60)
+    assert time.monotonic() - killed < 30
+    assert running.returncode == 1
+    assert out == ""
+    assert len(said.splitlines()) == 1
+    assert "a worker process has gone. Run the same command again" in said
+    assert not (output / "manifest.json").exists()
+    finished = finished_shards(output)
+    assert 0 < len(finished) < 12
+
+    done = run_in9(*flags, output, *cluster.flags)
+    assert "72 images segmented" not in done.stdout
+    there = finished_shards(output)
+    assert {name: there[name] for name in finished} == finished
+    assert manifest_of(output) == manifest_of(fresh)
+    run_in9("verify", "--dataset", output)
+
+
+def test_flags_of_portable_runners_are_checked_before_the_job() -> None:
+    needs = "--runner=PortableRunner"
+    with pytest.raises(UsageError, match="needs --job_endpoint=HOST:PORT"):
+        pipeline_options([needs])
+    with pytest.raises(UsageError, match="Beam's own image, which does not hold in9"):
+        pipeline_options([needs, "--job_endpoint=localhost:1"])
+    with pytest.raises(UsageError, match="--runner=DaskRunner gives wrong results"):
+        pipeline_options(["--runner=apache_beam.runners.dask.dask_runner.DaskRunner"])
+
+
+def test_a_job_server_that_is_not_there_is_named(tmp_path: Path) -> None:
+    flags = ("--runner=PortableRunner", f"--job_endpoint=localhost:{free_port()}")
+    more = ("--environment_type=LOOPBACK", "--job_server_timeout=2")
+    done = run_in9("run", "--output", tmp_path / "out", *flags, *more, check=2)
+    assert "no job server answers at --job_endpoint=localhost:" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_job_server_that_ends_fails_the_job_in_one_line(
+    cluster: Cluster, small_sample: Path, tmp_path: Path
+) -> None:
+    """The last test: the others need the server."""
+    output = tmp_path / "out"
+    running = start("generate", "--input", small_sample, "--output", output, *cluster.flags)
+    wait_until(lambda: list(output.glob(".in9/progress/*/*/*")), running)
+    os.killpg(cluster.server.pid, signal.SIGKILL)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert said.startswith("in9 generate: the job failed: the job server does not answer any more")
+    assert len(said.splitlines()) == 1
