@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -19,8 +20,15 @@ import pyarrow as pa
 
 from pipeline.config import SegmentConfig
 from pipeline.counters import count, count_written, timed
-from pipeline.cut_source import cut_source, prepare_segmenter, read_source, reject_by_name
+from pipeline.cut_source import (
+    SourceBytes,
+    cut_source,
+    prepare_segmenter,
+    read_source,
+    reject_by_name,
+)
 from pipeline.examine import ExaminedShard, Rebuild, printable
+from pipeline.files import REQUESTS_IN_FLIGHT, is_remote, read_ahead
 from pipeline.layer_files import add_layer, encode_layer, layer_digest
 from pipeline.previous_layers import PreviousLayers
 from pipeline.progress import Progress
@@ -36,6 +44,7 @@ from pipeline.shards import ShardCounts, bucket_hash, layer_record, layer_tar
 from pipeline.source import SourceImage, SourceShard, SplitTotals
 from pipeline.storage import FileDigest, HashingFile
 from pipeline.tar import TarWriter
+from transforms.filters import Reason
 from transforms.taxonomy import OUTSIDE
 
 CANDIDATE_SCHEMA = pa.schema(
@@ -164,9 +173,11 @@ class SegmentShard(beam.DoFn):
         with contextlib.ExitStack() as stack:
             tar: TarWriter | None = None
             file: HashingFile | None = None
-            for position, (image, digest) in enumerate(zip(shard.images, digests, strict=True)):
-                before = shard.images[position - 1] if position else None
-                row, parts = self._row(image, digest, before, previous)
+            found = zip(shard.images, digests, (None, *shard.images[:-1]), strict=True)
+            ahead = REQUESTS_IN_FLIGHT * is_remote(shard.images[0].path) if shard.images else 0
+            reading = read_ahead(functools.partial(_read, previous), found, ahead)
+            for (image, digest, _), read in stack.enter_context(contextlib.closing(reading)):
+                row, parts = self._row(image, digest, read)
                 if parts:
                     if tar is None:
                         file = stack.enter_context(
@@ -189,7 +200,7 @@ class SegmentShard(beam.DoFn):
         )
 
     def _row(
-        self, image: SourceImage, digest: str, before: SourceImage | None, previous: PreviousLayers
+        self, image: SourceImage, digest: str, read: _Read
     ) -> tuple[dict[str, Any], dict[str, bytes]]:
         """The record row of an image without offsets, and its encoded layer if accepted."""
         row: dict[str, Any] = {
@@ -199,16 +210,13 @@ class SegmentShard(beam.DoFn):
             "label": None if image.label == OUTSIDE else image.label,
             "source_digest": digest,
         }
-        rejected = reject_by_name(image, before)
-        if rejected is not None:
-            reason, detail = rejected
-            return {**row, "status": str(reason), "detail": detail}, {}
-        kept = previous.find(image.key, digest)
-        if kept is not None:
+        if isinstance(read, _Rejected):
+            return {**row, "status": str(read.reason), "detail": read.detail}, {}
+        if isinstance(read, _Kept):
             count("images_kept")
-            return kept
+            return read.row, read.parts
         prepare_segmenter(self._config)
-        cut = cut_source(read_source(image.path, image.annotation), self._config)
+        cut = cut_source(read, self._config)
         count("images_segmented")
         if cut.fallback:
             count("segmenter_fallbacks")
@@ -227,6 +235,36 @@ class SegmentShard(beam.DoFn):
             "layer_digest": layer_digest(cut.layer),
         }
         return row, encode_layer(cut.layer)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rejected:
+    """An image that need not be looked at."""
+
+    reason: Reason
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """What an older record has of an unchanged image: its row, and its encoded layer if it was
+    accepted."""
+
+    row: dict[str, Any]
+    parts: dict[str, bytes]
+
+
+_Read = _Rejected | _Kept | SourceBytes
+
+
+def _read(previous: PreviousLayers, found: tuple[SourceImage, str, SourceImage | None]) -> _Read:
+    """All reading for an image, given with its digest and the one before it in its shard."""
+    image, digest, before = found
+    rejected = reject_by_name(image, before)
+    if rejected is not None:
+        return _Rejected(*rejected)
+    kept = previous.find(image.key, digest)
+    return read_source(image.path, image.annotation) if kept is None else _Kept(*kept)
 
 
 def _sources(shard: SourceShard) -> dict[str, SourceImage]:
