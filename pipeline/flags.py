@@ -92,14 +92,9 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--limit", type=int, default=None, metavar="N", help="only N images a class, by hash")
     add("--layers", default="keep", metavar="keep|drop", help="keep layers for the next run (keep)")
-    _switch(group, "--dry_run", "say what would be done, how long and how large; do nothing")
-    add(
-        "--assume",
-        type=names,
-        default=(),
-        metavar="NAME=X",
-        help="prices for --dry_run: docs/costs.md",
-    )
+    _switch(group, "--dry_run", "only say what would be done: hours, bytes, price (--assume A=X)")
+    # Its line is the one above; docs/costs.md lists the names.
+    add("--assume", type=names, default=(), help=argparse.SUPPRESS)
     _switch(group, "--overwrite", "accept a configuration that differs from the dataset's")
     _switch(group, "--reshard", "choose the numbers of shards anew, without segmenting")
     _switch(group, "--allow_rebuild", "let changed inputs rebuild over a tenth of the shards")
