@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forking import Forks
 from PIL import Image
 
 from pipeline.job_flags import sample_folder
@@ -25,16 +26,15 @@ ONE = ("--direct_num_workers=1",)
 SHARDS = ("--images_per_shard", "6")
 
 
+@functools.cache
+def _forks() -> Forks:
+    return Forks()
+
+
 def run_in9(*arguments: object, check: int | None = 0) -> subprocess.CompletedProcess[str]:
     """Runs the real command line in a process of its own; fails on another exit code."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        check=False,
-    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = _forks().run([str(argument) for argument in arguments], environment)
     if check is not None:
         assert done.returncode == check, f"{arguments}\n{done.stdout}\n{done.stderr}"
     return done
