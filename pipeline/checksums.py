@@ -1,5 +1,5 @@
-"""Checksums of source files, remembered while size and modification time stay;
-object stores know them themselves.
+"""Checksums of source files and of parts of such, remembered while size and modification time
+of the file stay; object stores know those of files themselves.
 
 The memory lies beside the dataset, not in it: deleting it costs one more read of the
 input, and changes nothing.
@@ -13,11 +13,12 @@ import json
 from typing import cast
 
 from pipeline.files import FileInfo, files_of, missing
+from pipeline.place import Place, read_place
 from pipeline.storage import WORK_FOLDER, Store
 
 
 class Checksums:
-    """MD5 of files (identity of content, as object stores report it), with a memory.
+    """MD5 of content (its identity, as object stores report it), with a memory.
 
     Args:
       store: the dataset folder.
@@ -37,28 +38,34 @@ class Checksums:
         """The memory of a source shard's files."""
         return cls(store, f"{split}-{shard:05d}")
 
-    def of(self, path: str) -> str:
-        """MD5 of a file, hexadecimal. Raises OSError if it cannot be read."""
-        files = files_of(path)
-        info = files.info(path)
+    def of(self, place: str) -> str:
+        """MD5 of what lies in a place, hexadecimal. Raises OSError if it cannot be read."""
+        taken = Place.of(place)
+        files = files_of(taken.path)
+        info = files.info(taken.path)
         if info is None:
-            raise missing(path)
-        if info.md5 is not None:
+            raise missing(taken.path)
+        if taken.is_file and info.md5 is not None:
             return info.md5
-        checksum = self._remembered(path, info)
-        if checksum is None:
-            with files.open(path) as file:
+        checksum = self._remembered(place, info)
+        if checksum is None and taken.is_file:
+            with files.open(place) as file:
                 checksum = hashlib.file_digest(cast(io.BufferedReader, file), _md5).hexdigest()
-        self._new[path] = [info.size, info.identity, checksum]
+        elif checksum is None:
+            checksum = hashlib.md5(read_place(place), usedforsecurity=False).hexdigest()
+        self._new[place] = [info.size, info.identity, checksum]
         return checksum
 
-    def known(self, path: str) -> str | None:
-        """MD5 of a file if it is remembered; the file's content is not read."""
-        info = files_of(path).info(path)
-        return None if info is None else info.md5 or self._remembered(path, info)
+    def known(self, place: str) -> str | None:
+        """MD5 of what lies in a place if it is remembered; the content is not read."""
+        taken = Place.of(place)
+        info = files_of(taken.path).info(taken.path)
+        if info is None:
+            return None
+        return (info.md5 if taken.is_file else None) or self._remembered(place, info)
 
-    def _remembered(self, path: str, info: FileInfo) -> str | None:
-        size, identity, checksum = self._old.get(path, (None, None, None))
+    def _remembered(self, place: str, info: FileInfo) -> str | None:
+        size, identity, checksum = self._old.get(place, (None, None, None))
         return str(checksum) if [size, identity] == [info.size, info.identity] else None
 
     def save(self) -> None:

@@ -25,7 +25,7 @@ ATTACK_VERSION = 1
 SALIENCY_VERSION = 1
 """Raised by hand when Saliency would write other numbers or maps for the same pixels."""
 
-_ADDED: dict[str, Any] = {"replicates": 1}
+_ADDED: dict[str, Any] = {"replicates": 1, "exclude": None, "include": None}
 
 FORMATS = ("parquet", "webdataset")
 ENCODINGS = ("jpg", "png")
@@ -138,12 +138,17 @@ class ComposeConfig:
 class DatasetConfig:
     """The whole configuration of a dataset. Field names are the flags' names.
 
+    Attributes:
+      exclude, include: what `KeyList.about` says of the lists of images, None without one.
+
     Raises:
       ValueError: a value out of range, named with its flag.
     """
 
     split: tuple[str, ...] = ("val",)
     selection: str = "in9"
+    exclude: str | None = None
+    include: str | None = None
     limit: int | None = None
     images_per_shard: int = 1024
     layers: str = "keep"

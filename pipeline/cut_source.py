@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from pipeline.config import SegmentConfig, fingerprint
-from pipeline.files import files_of
+from pipeline.place import read_place
 from pipeline.source import SourceImage
 from transforms.cutting import Cut, cut_image
 from transforms.filters import Reason, is_valid_key
@@ -20,7 +20,7 @@ def source_digest(image: SourceImage, config: SegmentConfig, checksum: Callable[
     Args:
       image: the source image.
       config: of the layers.
-      checksum: gives the MD5 of a file, by its path, where the storage has not told it.
+      checksum: gives the MD5 of what lies in a place, where the listing has not told it.
     """
     return fingerprint(
         config.fingerprint(),
@@ -29,6 +29,7 @@ def source_digest(image: SourceImage, config: SegmentConfig, checksum: Callable[
         image.label,
         image.md5 or checksum(image.path),
         image.annotation and (image.annotation_md5 or checksum(image.annotation)),
+        *(["excluded"] if image.is_excluded else []),
     )
 
 
@@ -49,6 +50,8 @@ def reject_by_name(image: SourceImage, before: SourceImage | None) -> tuple[Reas
         return Reason.INVALID_KEY, detail
     if before is not None and before.key == image.key:
         return Reason.DUPLICATE_KEY, "another image of the same key has a lower path"
+    if image.is_excluded:
+        return Reason.EXCLUDED, "left out by --exclude or --include"
     if not image.wnid:
         missing = image.annotation is None
         reason = Reason.MISSING_ANNOTATION if missing else Reason.UNREADABLE_ANNOTATION
@@ -68,18 +71,15 @@ def _announce() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class SourceBytes:
-    """The content of a source image's file, and of its annotation's, None without one."""
+    """The content of a source image, and of its annotation, None without one."""
 
     image: bytes
     annotation: bytes | None
 
 
 def read_source(image: str, annotation: str | None) -> SourceBytes:
-    """Reads both files, given by their paths. Raises OSError."""
-    return SourceBytes(
-        files_of(image).read(image),
-        None if annotation is None else files_of(annotation).read(annotation),
-    )
+    """Reads both, given by their places. Raises OSError."""
+    return SourceBytes(read_place(image), None if annotation is None else read_place(annotation))
 
 
 def cut_source(source: SourceBytes, config: SegmentConfig) -> Cut:

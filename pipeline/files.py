@@ -56,6 +56,9 @@ class Files(Protocol):
     def walk(self, folder: str) -> Iterator[FileInfo]:
         """All files below a folder, in order of their path; none if there is no folder."""
 
+    def children(self, folder: str) -> list[str]:
+        """Paths of the files in a folder itself, sorted; none if there is no folder."""
+
     def read(self, path: str) -> bytes:
         """A whole file."""
 

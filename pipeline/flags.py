@@ -45,6 +45,13 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--annotations", metavar="DIR", help="boxes (default: beside the images)")
     _switch(group, "--versioned", "every change becomes a folder of its own; see latest.json")
     group.add_argument("--keep", type=int, metavar="N", help="older versions that stay (all)")
+    group.add_argument(
+        "--layout",
+        default="auto",
+        choices=("auto", "folder", "kaggle", "tar", "webdataset", "parquet"),
+        metavar="NAME",
+        help="folder, kaggle, tar, webdataset, parquet (found out)",
+    )
 
 
 def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +60,8 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--split", type=names, default=("val",), metavar="A,B", help="splits to build (val)")
     add("--selection", default="in9", metavar="in9", help="which images (in9)")
+    add("--exclude", metavar="FILE", help="leave out images by key (docs/sources.md)")
+    add("--include", metavar="FILE", help="keep these only: keys, or the released archive")
     add("--variants", type=names, default=("all",), metavar="A,B", help="versions to make (all)")
     add(
         "--formats",

@@ -11,9 +11,9 @@ from collections import Counter
 
 from pipeline.checksums import Checksums
 from pipeline.cut_source import reject_by_name, shard_fingerprint, source_digest
-from pipeline.files import files_of
 from pipeline.generate import Job, list_split
 from pipeline.manifest import read_manifest
+from pipeline.place import read_place
 from pipeline.previous_layers import PreviousLayers
 from pipeline.records import ACCEPTED, read_rows
 from pipeline.shards import layer_record
@@ -26,6 +26,7 @@ _BY_ANNOTATION = frozenset(
     {
         Reason.INVALID_KEY,
         Reason.DUPLICATE_KEY,
+        Reason.EXCLUDED,
         Reason.MISSING_ANNOTATION,
         Reason.UNREADABLE_ANNOTATION,
         Reason.NOT_ONE_BOX,
@@ -156,9 +157,7 @@ def _fate(
     row = None if digest is None else previous.row(image.key, digest)
     if row is not None:
         return str(row["status"])
-    reason = check_annotation(
-        None if image.annotation is None else files_of(image.annotation).read(image.annotation)
-    )
+    reason = check_annotation(None if image.annotation is None else read_place(image.annotation))
     return None if reason is None else str(reason)
 
 

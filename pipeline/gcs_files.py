@@ -62,12 +62,24 @@ class GcsFiles(Files):
     def walk(self, folder: str) -> Iterator[FileInfo]:
         return self._list(folder)
 
-    def _list(self, folder: str, max_results: int | None = None) -> Iterator[FileInfo]:
+    def children(self, folder: str) -> list[str]:
+        with contextlib.suppress(FileNotFoundError):  # No such bucket.
+            return sorted(info.path for info in self._list(folder, delimiter="/"))
+        return []
+
+    def _list(
+        self, folder: str, max_results: int | None = None, delimiter: str | None = None
+    ) -> Iterator[FileInfo]:
         bucket, name = _parts(folder.rstrip("/"))
         prefix = f"{name}/" if name else ""
         with _translated(folder):
             for blob in _client().list_blobs(
-                bucket, prefix=prefix, max_results=max_results, fields=_FIELDS, retry=_RETRY
+                bucket,
+                prefix=prefix,
+                max_results=max_results,
+                delimiter=delimiter,
+                fields=_FIELDS,
+                retry=_RETRY,
             ):
                 if not blob.name.endswith("/"):  # Consoles make such to show empty folders.
                     yield _info(blob)

@@ -26,7 +26,8 @@ from pipeline.examine import (
     Rebuild,
     add_up,
 )
-from pipeline.layout import find_layout
+from pipeline.key_lists import KeyList, KeyLists, read_key_list
+from pipeline.layout import AUTO, find_layout
 from pipeline.manifest import Manifest
 from pipeline.plan import OutputShard, PlanSplit
 from pipeline.progress import Progress
@@ -44,14 +45,16 @@ class Job:
 
     Attributes:
       config: of the dataset.
-      source: the input folder.
-      annotations: a folder of annotations, None to look beside the images.
+      source: the input folder, or a file with images.
+      annotations: a folder or file of annotations, None to look beside the images.
       store: the dataset folder.
       progress: where workers note what is done.
       previous: by split, numbers of shards of the dataset as it stands.
       reshard: choose the numbers of shards anew.
       hold: how the dataset as it stands was made, if the job must not make much of it again;
         None if it may.
+      layout: of the input, as `find_layout` takes it.
+      exclude, include: absolute paths of lists of images, if any.
     """
 
     config: DatasetConfig
@@ -62,6 +65,9 @@ class Job:
     progress: Progress
     reshard: bool = False
     hold: LayersBefore | None = None
+    layout: str = AUTO
+    exclude: str | None = None
+    include: str | None = None
 
     @classmethod
     def of(
@@ -83,6 +89,20 @@ class Job:
         hold = None if manifest is None or free else LayersBefore.of(manifest)
         return cls(config, source, annotations, store, previous, progress, reshard, hold)
 
+    def key_lists(self) -> KeyLists:
+        """The lists of images.
+
+        Raises:
+          UsageError: one of them is not what it was when the job was launched.
+        """
+        lists: dict[str, KeyList] = {}
+        for name, path in (("exclude", self.exclude), ("include", self.include)):
+            if path is not None:
+                lists[name] = read_key_list(path, f"--{name}")
+                if lists[name].about != getattr(self.config, name):
+                    raise UsageError(f"--{name} {path} has changed since this run was started")
+        return KeyLists(**lists)
+
     def layer_staging(self) -> Staging:
         """Where new layers wait: by what decides them, so that another seed of the pairing
         finds them there."""
@@ -99,21 +119,21 @@ def list_split(job: Job, taxonomy: Taxonomy, split: str) -> tuple[Listing, Shard
     Raises:
       UsageError: there is nothing to work on, or it cannot be read.
     """
-    layout = find_layout(job.source, job.annotations, split)
+    layout = find_layout(job.source, job.annotations, split, job.layout)
     try:
-        listing = list_images(layout, taxonomy, job.config.limit)
+        listing = list_images(layout, taxonomy, job.config.limit, job.key_lists())
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
     if not any(image.annotation for image in listing.images) and listing.images:
         raise UsageError(
-            f"no image in {layout.images} has an annotation in {layout.annotations}; "
+            f"no image in {layout.images} has an annotation in {layout.annotations or 'it'}; "
             "name the folder of the .xml files with --annotations"
         )
     if not listing.images:
         raise UsageError(
             f"no image of an ImageNet-9 class in {layout.images}: "
             f"{listing.outside} images of other classes, {listing.other_files} other files. "
-            "Folders must be named by WordNet id, such as n02084071"
+            "Classes must be told by WordNet id, such as folders named n02084071"
         )
     counts = ShardCounts.of(len(listing.images), job.config.images_per_shard)
     if split in job.previous and not job.reshard:

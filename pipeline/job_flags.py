@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 from importlib import resources
@@ -11,6 +12,7 @@ from pipeline.config import DatasetConfig
 from pipeline.errors import UsageError
 from pipeline.files import absolute, is_below
 from pipeline.generate import Job
+from pipeline.key_lists import read_key_list
 from pipeline.layout import find_layout
 from pipeline.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
 from pipeline.storage import WORK_FOLDER, Store
@@ -37,7 +39,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
     source = absolute(arguments.input) if arguments.input else sample_folder()
     annotations = absolute(arguments.annotations) if arguments.annotations else None
     for split in config.split:
-        find_layout(source, annotations, split)
+        find_layout(source, annotations, split, arguments.layout)
     if is_below(output.root, source):
         raise UsageError(
             f"--output {output.root} lies inside --input {source}; choose another folder"
@@ -54,7 +56,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
         if reshard:
             differing = [name for name in differing if name != "images_per_shard"]
         _refuse(differing, manifest.config, config)
-    return Job.of(
+    job = Job.of(
         config,
         source=source,
         annotations=annotations,
@@ -62,6 +64,13 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
         manifest=manifest,
         reshard=reshard or (manifest is not None and _resized(manifest.config, config)),
         allow_rebuild=arguments.allow_rebuild or arguments.overwrite,
+    )
+    lists = _list_paths(arguments)
+    return dataclasses.replace(
+        job,
+        layout=arguments.layout,
+        exclude=lists.get("exclude"),
+        include=lists.get("include"),
     )
 
 
@@ -94,8 +103,16 @@ def _resized(old: DatasetConfig, new: DatasetConfig) -> bool:
     return old.images_per_shard != new.images_per_shard
 
 
+def _list_paths(arguments: argparse.Namespace) -> dict[str, str]:
+    """Absolute paths of the lists of images that are given, by flag."""
+    given = {name: getattr(arguments, name) for name in ("exclude", "include")}
+    return {name: absolute(path) for name, path in given.items() if path}
+
+
 def _dataset_config(arguments: argparse.Namespace) -> DatasetConfig:
     flags = {name: getattr(arguments, name) for name in DatasetConfig().flags()}
+    for name, path in _list_paths(arguments).items():
+        flags[name] = read_key_list(path, f"--{name}").about
     try:
         wanted = flags["variants"]
         flags["variants"] = select_variants(VARIANTS if wanted == ("all",) else wanted)

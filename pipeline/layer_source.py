@@ -13,6 +13,7 @@ from pipeline.cut_source import SourceBytes, cut_source, read_source
 from pipeline.errors import JobError
 from pipeline.files import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.layer_files import decode_layer, layer_digest, read_parts
+from pipeline.place import shown
 from pipeline.plan import Plan
 from pipeline.storage import Store
 from transforms.codec import decode_image
@@ -83,7 +84,7 @@ class LayerSource:
         layer = cut_source(read, self._config).layer
         if layer is None or layer_digest(layer) != planned["layer_digest"]:
             raise JobError(
-                f"{os.fsdecode(planned['source'])} gives another layer than it did, after a "
+                f"{shown(os.fsdecode(planned['source']))} gives another layer than it did, after a "
                 "change of the file or of a library. Remove "
                 f"{self._store.path('layers')} and run the same command again"
             )
@@ -110,5 +111,5 @@ class LayerSource:
 
 
 def _source(planned: dict[str, Any]) -> SourceBytes:
-    """The files of an accepted image."""
+    """What an accepted image was cut from."""
     return read_source(os.fsdecode(planned["source"]), os.fsdecode(planned["annotation"]))

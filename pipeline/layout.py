@@ -1,21 +1,26 @@
-"""ImageNet's folder layouts, found without being told.
+"""Where the images and annotations of a split lie, found without being told.
 
-Images of a split: `<split>/<wnid>/*.JPEG` or flat `<split>/*.JPEG`; annotations:
-`Annotations/<split>/*.xml` or `Annotations/<split>/<wnid>/*.xml`; each also inside the
-`Data/CLS-LOC` and `Annotations/CLS-LOC` trees of the Kaggle download.
+Images: `<split>/<wnid>/*.JPEG` or flat `<split>/*.JPEG`, also inside the `Data/CLS-LOC` tree of
+the Kaggle download; or tar archives, WebDataset shards or Parquet files named after the split.
+Annotations: `Annotations/<split>/*.xml` or `Annotations/<split>/<wnid>/*.xml`, also inside
+`Annotations/CLS-LOC`; Kaggle's `LOC_<split>_solution.csv`; or `ILSVRC2012_bbox_<split>*.tgz`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from pipeline.errors import UsageError
-from pipeline.files import FileInfo, absolute, files_of, is_remote, join, parent, relative
+from pipeline.files import absolute, files_of, join, parent
+from pipeline.sources.archives import ARCHIVES
+from pipeline.sources.folder import files_in
+from pipeline.sources.found import IMAGE_SUFFIXES
+from pipeline.sources.shapes import FOLDER, KAGGLE, WEBDATASET, find_shape, tells_boxes
 
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
+AUTO = "auto"
+
 _IMAGE_TREES = ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC", "CLS-LOC")
 _ANNOTATION_TREES = (
     "",
@@ -33,73 +38,113 @@ class Layout:
     Attributes:
       split: its name.
       root: the input folder; image paths are recorded relative to it.
-      images: folder of the images.
-      annotations: folder of the annotations.
+      images: folder of the images, or of the files that hold them.
+      annotations: folder of the annotations, or an archive or a table of them; None if they lie
+        with the images.
+      kind: `FOLDER`, or what else `pipeline.sources` reads.
+      files: that hold the images, if it is no folder.
     """
 
     split: str
     root: str
     images: str
-    annotations: str
+    annotations: str | None
+    kind: str = FOLDER
+    files: tuple[str, ...] = ()
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The files, and the folders of files, that the split is read from."""
+        images = self.files or (self.images,)
+        return images if self.annotations is None else (*images, self.annotations)
 
 
-def find_layout(root: str, annotations: str | None, split: str) -> Layout:
-    """Finds a split's folders.
+def find_layout(root: str, annotations: str | None, split: str, kind: str = AUTO) -> Layout:
+    """Finds a split's files.
 
     Args:
-      root: the input folder, or the split's own folder.
-      annotations: a folder with annotations, None to look beside the images.
+      root: the input folder, the split's own folder, or a file with its images.
+      annotations: a folder, an archive or a table of annotations; None to look beside the
+        images.
       split: such as `val`.
+      kind: of the input: `folder`, `kaggle`, `tar`, `webdataset`, `parquet`; or `auto`.
 
     Raises:
-      UsageError: no folder of images or of annotations; the message lists what was tried.
-      OSError: a folder cannot be read.
+      UsageError: no images or no annotations, with what was tried; or they may not be read.
+      OSError: they cannot be read.
     """
-    images = find_images(root, split)
-    if annotations is not None:
-        if not files_of(annotations).is_folder(annotations):
-            raise UsageError(f"--annotations {annotations} is not a folder that can be read")
-        found = _find_annotations([annotations], images, split)
-        if found is None and _has_xml(annotations):
-            found = annotations
-    else:
-        found = find_annotations(root, images, split)
-    if found is None:
+    root = absolute(root)
+    try:
+        layout = _find(root, split, kind)
+        found = _named_annotations(annotations, layout) if annotations else _annotations_of(layout)
+    except PermissionError as error:
+        raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
+    if found is None and layout.kind != WEBDATASET:
         where = annotations if annotations is not None else root
         raise UsageError(
             f"no annotations of {split!r} in {where}: expected .xml files in "
-            f"Annotations/{split} or Annotations/CLS-LOC/{split}. Name them with --annotations"
+            f"Annotations/{split} or Annotations/CLS-LOC/{split}, LOC_{split}_solution.csv or an "
+            "archive ILSVRC2012_bbox_... of them. Name them with --annotations"
         )
-    return Layout(split=split, root=root, images=images, annotations=found)
+    return dataclasses.replace(layout, annotations=found)
 
 
-def find_images(root: str, split: str, flag: str = "--input") -> str:
+def _find(root: str, split: str, kind: str) -> Layout:
+    """Where the images lie, without annotations."""
+    if kind in (FOLDER, KAGGLE):
+        images = find_images(root, split, trees=_IMAGE_TREES[kind == KAGGLE :])
+        return Layout(split, root, images, None)
+    folder = _image_folder(root, split, _IMAGE_TREES)
+    if kind == AUTO and folder is not None and _has(folder, IMAGE_SUFFIXES):
+        return Layout(split, root, folder, None)
+    found, files = find_shape(root, split, None if kind == AUTO else kind)
+    if files:
+        # What is named in the file system is where the files lie, not one of them.
+        base = parent(root) if root == files[0] else root
+        return Layout(split, base, parent(files[0]), None, found, files)
+    if kind == AUTO:
+        return Layout(split, root, find_images(root, split), None)
+    raise UsageError(
+        f"--layout {kind}: no such file of {split!r} in {root}, data or {split}; with --layout "
+        "auto it is found out"
+    )
+
+
+def find_images(
+    root: str, split: str, flag: str = "--input", trees: Sequence[str] = _IMAGE_TREES
+) -> str:
     """Finds the folder of a split's images.
 
     Args:
       root: the input folder, or the split's own folder.
       split: such as `val`.
       flag: that named the folder, for messages.
+      trees: where in it to look.
 
     Raises:
       UsageError: there is none; the message lists what was tried.
     """
     root = absolute(root)
-    files = files_of(root)
-    if not files.is_folder(root):
+    if not files_of(root).is_folder(root):
         raise UsageError(f"{flag} {root} is not a folder that can be read")
-    candidates = [join(root, tree, split) for tree in _IMAGE_TREES]
-    if posixpath.basename(root) == split:
-        candidates.append(root)
-    images = next((path for path in candidates if files.is_folder(path)), None)
+    images = _image_folder(root, split, trees)
     if images is None:
-        other = ", or the split with --split" if flag == "--input" else ""
+        is_input = flag == "--input"
+        other = ", or the split with --split" if is_input else ""
+        files = f", and for .tar and .parquet files of {split!r}" if is_input else ""
         raise UsageError(
             f"no folder {split!r} in {flag} {root}: looked for "
-            + ", ".join(posixpath.join(tree, split) for tree in _IMAGE_TREES)
-            + f". Name another folder{other}"
+            + ", ".join(posixpath.join(tree, split) for tree in trees)
+            + f"{files}. Name another folder{other}"
         )
     return images
+
+
+def _image_folder(root: str, split: str, trees: Sequence[str]) -> str | None:
+    candidates = [join(root, tree, split) for tree in trees]
+    if posixpath.basename(root) == split:
+        candidates.append(root)
+    return next((path for path in candidates if files_of(path).is_folder(path)), None)
 
 
 def find_annotations(root: str, images: str, split: str) -> str | None:
@@ -110,78 +155,41 @@ def find_annotations(root: str, images: str, split: str) -> str | None:
       images: of `find_images`.
       split: such as `val`.
     """
-    bases = [root, parent(images), parent(root)]
-    return _find_annotations(bases, images, split)
+    return _find_annotations([root, parent(images), parent(root)], images, split)
+
+
+def _annotations_of(layout: Layout) -> str | None:
+    return find_annotations(layout.root, layout.images, layout.split)
+
+
+def _named_annotations(named: str, layout: Layout) -> str | None:
+    """The annotations that a user named."""
+    files = files_of(named)
+    if named.lower().endswith((*ARCHIVES, ".csv")) and files.info(named) is not None:
+        return named
+    if not files.is_folder(named):
+        raise UsageError(
+            f"--annotations {named} is not a folder that can be read, and no archive or .csv file"
+        )
+    found = _find_annotations([named], layout.images, layout.split)
+    return named if found is None and _has(named, (".xml",)) else found
 
 
 def _find_annotations(bases: Sequence[str], images: str, split: str) -> str | None:
-    tried = [
+    folders = (
         path
         for base in bases
         for tree in _ANNOTATION_TREES
-        if (path := join(base, tree, split)) != images
-    ]
-    return next((path for path in tried if _has_xml(path)), None)
+        if (path := join(base, tree, split)) != images and _has(path, (".xml",))
+    )
+    files = (
+        path for base in bases for path in files_of(base).children(base) if tells_boxes(path, split)
+    )
+    return next(folders, None) or next(files, None)
 
 
-def _has_xml(folder: str) -> bool:
-    """Whether there is a folder, and it, or a folder in it, holds an XML file."""
+def _has(folder: str, suffixes: Sequence[str]) -> bool:
+    """Whether there is a folder, and it, or a folder in it, holds a file of a kind."""
     if not files_of(folder).is_folder(folder):
         return False
-    return next(files_in(folder, (".xml",)), None) is not None
-
-
-@dataclasses.dataclass(frozen=True)
-class FoundFile:
-    """A file of a split.
-
-    Attributes:
-      path: absolute.
-      folder: name of the folder in the split's that it lies in, "" if it lies in that itself.
-      name: its own name, "" if that has none of the suffixes asked for.
-      info: what the listing said of it, None if only its name.
-    """
-
-    path: str
-    folder: str
-    name: str
-    info: FileInfo | None = None
-
-    @property
-    def md5(self) -> str | None:
-        """Of its content, hexadecimal; None where the storage does not tell it."""
-        return None if self.info is None else self.info.md5
-
-
-def files_in(folder: str, suffixes: Sequence[str]) -> Iterator[FoundFile]:
-    """The files in a folder and one level below it.
-
-    Of other suffixes, only what lies beside images is of interest. Hidden files are passed
-    over.
-    """
-    listed = _listed_remote(folder) if is_remote(folder) else _listed_here(folder, "")
-    for found in listed:
-        if found.name.lower().endswith(tuple(suffixes)):
-            yield found
-        elif suffixes == IMAGE_SUFFIXES and not found.name.startswith("."):
-            yield dataclasses.replace(found, name="")
-
-
-def _listed_remote(folder: str) -> Iterator[FoundFile]:
-    """By one listing for a thousand objects, which tells what they hold, too."""
-    for info in files_of(folder).walk(folder):
-        *folders, name = relative(info.path, folder).split("/")
-        if len(folders) <= 1 and not (folders and folders[0].startswith(".")):
-            yield FoundFile(info.path, "".join(folders), name, info)
-
-
-def _listed_here(folder: str, subfolder: str) -> Iterator[FoundFile]:
-    """In an order that does not depend on the file system."""
-    with os.scandir(os.path.join(folder, subfolder) if subfolder else folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    for entry in found:
-        if not entry.is_dir():
-            yield FoundFile(entry.path, subfolder, entry.name)
-    for entry in found:
-        if not subfolder and entry.is_dir() and not entry.name.startswith("."):
-            yield from _listed_here(folder, entry.name)
+    return any(file.name for file in files_in(folder, suffixes))

@@ -35,6 +35,12 @@ class LocalFiles(Files):
             with contextlib.suppress(FileNotFoundError):
                 yield _info(path, os.stat(path))
 
+    def children(self, folder: str) -> list[str]:
+        if not os.path.isdir(folder):
+            return []
+        with os.scandir(folder) as entries:
+            return sorted(entry.path for entry in entries if entry.is_file())
+
     def read(self, path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read()

@@ -11,15 +11,19 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline.files import FileInfo, files_of, missing, relative
-from pipeline.layout import IMAGE_SUFFIXES, FoundFile, Layout, files_in
+from pipeline.files import FileInfo, files_of, missing
+from pipeline.key_lists import KeyLists
+from pipeline.layout import Layout
 from pipeline.shards import ShardCounts
-from transforms.annotations import AnnotationError, parse_annotation
+from pipeline.sources.annotations import annotated_wnid, index_annotations
+from pipeline.sources.folder import files_in, images_in_folder
+from pipeline.sources.found import IMAGE_SUFFIXES, FoundImage
+from pipeline.sources.parquet import images_in_parquet
+from pipeline.sources.shapes import PARQUET, TAR, WEBDATASET
+from pipeline.sources.tars import images_in_tars
+from pipeline.sources.webdataset import images_in_shards
 from transforms.selection import lowest_hashes
 from transforms.taxonomy import OUTSIDE, Taxonomy
-
-ANY_FOLDER = "/"
-"""Stands for any folder in the index of annotations; no folder can be called so."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +32,14 @@ class SourceImage:
 
     Attributes:
       key: file name without its suffix.
-      path: absolute path of the image.
+      path: place of the image (`pipeline.place`): of a file, its absolute path.
       name: path relative to the input, with forward slashes, as records show it.
       wnid: class; empty if neither folder nor annotation tells.
       label: superclass label, `OUTSIDE` with an empty wnid.
-      annotation: absolute path of the XML file, None if there is none.
-      md5, annotation_md5: hexadecimal, of the files' content where the storage tells it.
+      annotation: place of the annotation, None if there is none.
+      md5, annotation_md5: of their content, or of what changes with it, where the listing
+        tells it.
+      is_excluded: whether `--exclude` or `--include` leaves it out.
     """
 
     key: str
@@ -44,6 +50,7 @@ class SourceImage:
     annotation: str | None
     md5: str | None = None
     annotation_md5: str | None = None
+    is_excluded: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,59 +106,65 @@ def image_classes(images: str, annotations: str | None) -> Iterator[tuple[FileIn
 
     Args:
       images: folder of the images.
-      annotations: folder of the annotations, None if there is none.
+      annotations: of `find_annotations`, None if there are none.
 
     Raises:
+      UsageError: the annotations lie in an archive or a table that is no such thing.
       OSError: a folder cannot be read, or an annotation that must tell the class cannot.
     """
-    index = None if annotations is None else _index_annotations(annotations)
+    index = index_annotations(annotations)
     for file in files_in(images, IMAGE_SUFFIXES):
         if not file.name:
             continue
-        wnid = file.folder
-        if not wnid and index is not None:
-            wnid = _annotated_wnid(index.get((ANY_FOLDER, _key(file))))
+        wnid = file.folder or annotated_wnid(index.find("", file.key))
         info = file.info or files_of(file.path).info(file.path)
         if info is None:
             raise missing(file.path)
         yield info, wnid
 
 
-def list_images(layout: Layout, taxonomy: Taxonomy, limit: int | None = None) -> Listing:
+def list_images(
+    layout: Layout,
+    taxonomy: Taxonomy,
+    limit: int | None = None,
+    keys: KeyLists = KeyLists(),  # noqa: B008
+) -> Listing:
     """Lists a split.
 
     Args:
       layout: of `find_layout`.
       taxonomy: which classes are ours.
       limit: keep the images with the lowest key hashes of each superclass, so many.
+      keys: which images are excluded.
 
     Raises:
-      OSError: a folder cannot be read, or an annotation that must tell the class cannot.
+      UsageError: the input is not what it is taken for, is incomplete, or is refused.
+      OSError: it cannot be read.
     """
-    annotations = _index_annotations(layout.annotations)
+    index = index_annotations(layout.annotations)
     images = []
     counts: Counter[str] = Counter()
-    for file in files_in(layout.images, IMAGE_SUFFIXES):
-        if not file.name:
+    for found in _found_images(layout, taxonomy):
+        if found is None:
             counts["other"] += 1
             continue
-        key = _key(file)
-        annotation = annotations.get((file.folder, key), annotations.get((ANY_FOLDER, key)))
-        wnid = file.folder or _annotated_wnid(annotation)
+        annotation = found.annotation or index.find(found.folder, found.key)
+        wnid = found.folder or annotated_wnid(annotation)
         label = taxonomy.label_of(wnid)
         if label == OUTSIDE and wnid:
             counts["outside"] += 1
             continue
         images.append(
             SourceImage(
-                key=key,
-                path=file.path,
-                name=relative(file.path, layout.root),
+                key=found.key,
+                path=found.place,
+                name=found.name,
                 wnid=wnid,
                 label=label,
-                annotation=None if annotation is None else annotation.path,
-                md5=file.md5,
+                annotation=None if annotation is None else annotation.place,
+                md5=found.md5,
                 annotation_md5=None if annotation is None else annotation.md5,
+                is_excluded=keys.excludes(found.key, wnid),
             )
         )
     if limit is not None:
@@ -162,33 +175,15 @@ def list_images(layout: Layout, taxonomy: Taxonomy, limit: int | None = None) ->
     return Listing(tuple(images), outside=counts["outside"], other_files=counts["other"])
 
 
-def _key(file: FoundFile) -> str:
-    """The name without its suffix."""
-    return file.name[: file.name.rindex(".")]
-
-
-def _index_annotations(root: str) -> dict[tuple[str, str], FoundFile]:
-    """Each annotation by (folder, key), and by (`ANY_FOLDER`, key): one that lies in no folder,
-    or the only one of its key."""
-    found: dict[tuple[str, str], FoundFile] = {}
-    by_key: dict[str, list[FoundFile]] = {}
-    for file in files_in(root, (".xml",)):
-        found[file.folder, _key(file)] = file
-        by_key.setdefault(_key(file), []).append(file)
-    for key, files in by_key.items():
-        if ("", key) in found or len(files) == 1:
-            found[ANY_FOLDER, key] = found.get(("", key), files[0])
-    return found
-
-
-def _annotated_wnid(annotation: FoundFile | None) -> str:
-    """Class that an annotation names, "" if there is no readable one."""
-    if annotation is None:
-        return ""
-    try:
-        return parse_annotation(files_of(annotation.path).read(annotation.path)).wnid or ""
-    except AnnotationError:
-        return ""
+def _found_images(layout: Layout, taxonomy: Taxonomy) -> Iterator[FoundImage | None]:
+    """The images of a split, in whatever shape, and None for each other file."""
+    if layout.kind == TAR:
+        return images_in_tars(layout.files, layout.root)
+    if layout.kind == WEBDATASET:
+        return images_in_shards(layout.files, layout.root, taxonomy)
+    if layout.kind == PARQUET:
+        return images_in_parquet(layout.files, layout.root, taxonomy)
+    return images_in_folder(layout.images, layout.root)
 
 
 def make_shards(split: str, listing: Listing, counts: ShardCounts) -> list[SourceShard]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+import json
+from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import DefusedXmlException
@@ -56,16 +57,59 @@ class Annotation:
     """What an annotation file says.
 
     Attributes:
-      width, height: native size, in pixels.
+      width, height: native size, in pixels; None if it does not say.
       boxes: one for each object.
       wnid: class name of the first object, None if there is none. It decides the class
         only where no folder does.
     """
 
-    width: int
-    height: int
+    width: int | None
+    height: int | None
     boxes: tuple[Box, ...]
     wnid: str | None
+
+
+def write_annotation(annotation: Annotation | AnnotationError) -> str:
+    """An annotation, or what is wrong with one, as a line that `parse_annotation` reads.
+
+    >>> write_annotation(Annotation(None, None, (Box(1, 2, 3, 4),), "n02085620"))
+    '{"boxes": [[1, 2, 3, 4]], "wnid": "n02085620"}'
+    """
+    if isinstance(annotation, AnnotationError):
+        return json.dumps({"error": str(annotation)})
+    fields = {
+        "width": annotation.width,
+        "height": annotation.height,
+        "boxes": annotation.boxes,
+        "wnid": annotation.wnid,
+    }
+    return json.dumps({name: value for name, value in fields.items() if value is not None})
+
+
+def annotation_from(fields: Any) -> Annotation:
+    """An annotation from decoded JSON: `boxes` (xmin, ymin, xmax, ymax each), `wnid`, and
+    perhaps `width` and `height`.
+
+    Raises:
+      AnnotationError: it is of another form, or is what `write_annotation` made of one.
+    """
+    try:
+        if "error" in fields:
+            raise AnnotationError(fields["error"])
+        width, height = (
+            None if fields.get(side) is None else round(float(fields[side]))
+            for side in ("width", "height")
+        )
+        boxes = tuple(
+            Box(*(round(float(corner)) for corner in (xmin, ymin, xmax, ymax)))
+            for xmin, ymin, xmax, ymax in fields["boxes"]
+        )
+        wnid = fields.get("wnid")
+        return Annotation(width, height, boxes, None if wnid is None else str(wnid))
+    except (TypeError, KeyError, ValueError, OverflowError, AttributeError) as error:
+        if isinstance(error, AnnotationError):
+            raise
+        raise AnnotationError("no list of boxes, (xmin, ymin, xmax, ymax) each") from error
 
 
 def _integer(parent: Element, path: str) -> int:
@@ -82,7 +126,7 @@ def parse_annotation(data: bytes) -> Annotation:
     """Parses a CLS-LOC (Pascal VOC) annotation.
 
     Args:
-      data: the XML file's bytes.
+      data: the XML file's bytes, or what `write_annotation` made.
 
     Returns:
       The annotation.
@@ -91,6 +135,13 @@ def parse_annotation(data: bytes) -> Annotation:
       AnnotationError: not XML, entity tricks (refused by defusedxml), or no size or
         corner where one is needed.
     """
+    if data.startswith(b"{"):
+        try:
+            return annotation_from(json.loads(data))
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, AnnotationError):
+                raise
+            raise AnnotationError("not readable as JSON") from error
     try:
         root = DefusedElementTree.fromstring(data)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:

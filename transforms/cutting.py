@@ -50,7 +50,7 @@ def _decode(image: bytes, annotation: bytes | None) -> tuple[Pixels, Annotation]
     except TooManyPixelsError as error:
         return Cut(reason=Reason.TOO_MANY_PIXELS, detail=str(error))
     height, width = pixels.shape[:2]
-    if (parsed.width, parsed.height) != (width, height):
+    if parsed.width not in (None, width) or parsed.height not in (None, height):
         return Cut(
             reason=Reason.SIZE_MISMATCH,
             detail=f"annotated {parsed.width} x {parsed.height}, image {width} x {height}",
@@ -76,6 +76,8 @@ def check_annotation(annotation: bytes | None) -> Reason | None:
         parsed = parse_annotation(annotation)
     except AnnotationError:
         return Reason.UNREADABLE_ANNOTATION
+    if parsed.width is None or parsed.height is None:
+        return None if len(parsed.boxes) == 1 else Reason.NOT_ONE_BOX
     if parsed.width < 1 or parsed.height < 1:
         return Reason.SIZE_MISMATCH
     if _is_too_narrow(parsed.width, parsed.height, FILTER_RESIZE):

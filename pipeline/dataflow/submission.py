@@ -27,8 +27,11 @@ from pipeline.files import absolute, is_remote
 from pipeline.lock import DATASET_LOCK, release
 from pipeline.storage import Store
 
-_FOLDERS = ("output", "dataset", "input", "annotations", "masks", "weights", "imagenet")
-"""Flags that name folders, all of which workers must reach."""
+_FOLDERS = (
+    *("output", "dataset", "input", "annotations", "exclude", "include"),
+    *("masks", "weights", "imagenet"),
+)
+"""Flags that name folders or files, all of which workers must reach."""
 _GPU = re.compile(r"([a-z0-9-]+)(?::([a-z0-9-]+))?")
 _DRIVER = "install-nvidia-driver;use_nvidia_mps"
 """Several SDK processes of a machine may hold a model each; MPS lets them share the GPU."""

@@ -79,9 +79,8 @@ def digest_of_inputs(
     digest.update(json.dumps(told, default=str).encode())
     budget = _Budget()
     try:
-        for folder in _folders(arguments, config):
-            for file in budget.within(files_of(folder).walk(folder)):
-                digest.update(f"{file.path}\0{file.size}\0{file.identity}\n".encode())
+        for file in budget.within(_files(arguments, config)):
+            digest.update(f"{file.path}\0{file.size}\0{file.identity}\n".encode())
     except (_TooMuch, OSError):
         return None
     for path in _model_files(models):
@@ -90,16 +89,19 @@ def digest_of_inputs(
     return digest.hexdigest()
 
 
-def _folders(arguments: argparse.Namespace, config: DatasetConfig) -> Iterator[str]:
-    """Folders that a job reads."""
+def _files(arguments: argparse.Namespace, config: DatasetConfig) -> Iterator[FileInfo]:
+    """Files that a job reads."""
     annotations = absolute(arguments.annotations) if arguments.annotations else None
     for split in config.split:
-        layout = find_layout(absolute(arguments.input), annotations, split)
-        yield from (layout.images, layout.annotations)
+        source = absolute(arguments.input)
+        yield from find_layout(source, annotations, split, arguments.layout).inputs()
+    folders = []
     if getattr(arguments, "imagenet", None):
-        yield find_images(absolute(arguments.imagenet), SPLIT, "--imagenet")
+        folders.append(find_images(absolute(arguments.imagenet), SPLIT, "--imagenet"))
     if getattr(arguments, "weights", None):
-        yield absolute(arguments.weights)
+        folders.append(absolute(arguments.weights))
+    for folder in folders:
+        yield from files_of(folder).walk(folder)
 
 
 def _model_files(models: Sequence[str]) -> Iterator[str]:

@@ -1,0 +1,94 @@
+"""What the listings of all shapes consist of."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from pipeline.errors import UsageError
+from transforms.taxonomy import Taxonomy
+
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
+
+_WNID = re.compile(r"n\d{8}")
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundAnnotation:
+    """An annotation.
+
+    Attributes:
+      place: where it lies.
+      md5: of its content, hexadecimal; None where nothing has told it.
+    """
+
+    place: str
+    md5: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundImage:
+    """An image.
+
+    Attributes:
+      key: file name without its suffix.
+      place: where it lies.
+      name: path relative to the input, archives being folders in it.
+      folder: what decides its class, "" if that is left to the annotation.
+      md5: of its content, hexadecimal, or else what changes when that does; None where
+        nothing has told it.
+      annotation: if it lies with the image.
+    """
+
+    key: str
+    place: str
+    name: str
+    folder: str
+    md5: str | None = None
+    annotation: FoundAnnotation | None = None
+
+
+def wnid_of_folder(name: str) -> str:
+    """Class that the folder of a path in an archive tells, "" if none does."""
+    folder = name.rpartition("/")[0].rpartition("/")[2]
+    return folder if is_wnid(folder) else ""
+
+
+def is_wnid(text: str) -> bool:
+    """Whether a text is a WordNet id.
+
+    >>> is_wnid("n02085620"), is_wnid("val")
+    (True, False)
+    """
+    return _WNID.fullmatch(text) is not None
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a path in an archive is one of those that are passed over."""
+    return any(part.startswith(".") and part.strip(".") for part in name.split("/"))
+
+
+def wnid_of_label(label: object, taxonomy: Taxonomy, where: str) -> str:
+    """Class of a label: the index of an output, or the wnid itself.
+
+    Args:
+      label: as it was found; a number below 0 or nothing says that there is none.
+      taxonomy: the classes.
+      where: it was found, for the message.
+
+    Raises:
+      UsageError: it is another thing.
+    """
+    text = "" if label is None else str(label).strip()
+    if not text or is_wnid(text):
+        return text
+    try:
+        index = int(text)
+    except ValueError:
+        index = len(taxonomy.wnids)
+    if index >= len(taxonomy.wnids):
+        raise UsageError(
+            f"{where} is of class {text[:40]!r}: expected a WordNet id, or the index of one of "
+            f"ImageNet's {len(taxonomy.wnids)} classes"
+        )
+    return taxonomy.wnids[index] if index >= 0 else ""

@@ -1,0 +1,141 @@
+"""The same images in every shape that ImageNet comes in, made of a folder of them."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import tarfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from transforms.taxonomy import imagenet9
+
+
+def _images(source: Path) -> list[Path]:
+    return sorted(source.glob("val/*/*.JPEG"))
+
+
+def _xml(source: Path, key: str) -> Path:
+    return source / "Annotations" / "val" / f"{key}.xml"
+
+
+def _boxes(xml: str) -> list[list[int]]:
+    corners = (re.findall(rf"<{name}>(\d+)</{name}>", xml) for name in ("xmin", "ymin"))
+    ends = (re.findall(rf"<{name}>(\d+)</{name}>", xml) for name in ("xmax", "ymax"))
+    return [[int(value) for value in box] for box in zip(*corners, *ends, strict=True)]
+
+
+def tar_bytes(files: Iterable[tuple[str, bytes]], mode: str = "w") -> bytes:
+    """A tar with these files."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as tar:  # type: ignore[call-overload]
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def _write_boxes(source: Path, target: Path) -> None:
+    """`ILSVRC2012_bbox_val_v3.tgz`."""
+    files = ((f"val/{i.stem}.xml", _xml(source, i.stem).read_bytes()) for i in _images(source))
+    (target / "ILSVRC2012_bbox_val_v3.tgz").write_bytes(tar_bytes(files, "w:gz"))
+
+
+def kaggle(source: Path, target: Path) -> None:
+    """The Kaggle download's tree, with its XML files."""
+    images = target / "ILSVRC" / "Data" / "CLS-LOC" / "val"
+    images.mkdir(parents=True)
+    for image in _images(source):
+        shutil.copy(image, images)
+    boxes = target / "ILSVRC" / "Annotations" / "CLS-LOC" / "val"
+    shutil.copytree(source / "Annotations" / "val", boxes)
+
+
+def kaggle_table(source: Path, target: Path) -> None:
+    """The Kaggle download's images and its table of boxes."""
+    kaggle(source, target)
+    shutil.rmtree(target / "ILSVRC" / "Annotations")
+    lines = ["ImageId,PredictionString"]
+    for image in _images(source):
+        boxes = _boxes(_xml(source, image.stem).read_text())
+        words = (" ".join(map(str, (image.parent.name, *box))) for box in boxes)
+        lines.append(f"{image.stem},{' '.join(words)} ")
+    (target / "LOC_val_solution.csv").write_text("\n".join(lines) + "\n")
+
+
+def val_tar(source: Path, target: Path) -> None:
+    """The validation set as downloaded: classes are told by the annotations alone."""
+    files = ((image.name, image.read_bytes()) for image in _images(source))
+    (target / "ILSVRC2012_img_val.tar").write_bytes(tar_bytes(files))
+    _write_boxes(source, target)
+
+
+def train_tar(source: Path, target: Path) -> None:
+    """A training set as downloaded: an archive for each class, and one of boxes."""
+    images, boxes = [], []
+    for folder in sorted((source / "val").iterdir()):
+        paths = sorted(folder.glob("*.JPEG"))
+        files = [(image.name, image.read_bytes()) for image in paths]
+        images.append((f"{folder.name}.tar", tar_bytes(files)))
+        xmls = [
+            (f"{folder.name}/{i.stem}.xml", _xml(source, i.stem).read_bytes()) for i in paths
+        ]
+        boxes.append((f"{folder.name}.tar.gz", tar_bytes(xmls, "w:gz")))
+    (target / "ILSVRC2012_img_train.tar").write_bytes(tar_bytes(images))
+    (target / "ILSVRC2012_bbox_train_v2.tar.gz").write_bytes(tar_bytes(boxes, "w:gz"))
+
+
+def webdataset(source: Path, target: Path) -> None:
+    """Three shards: classes in `.cls`, boxes in `.json`."""
+    shards: list[list[tuple[str, bytes]]] = [[], [], []]
+    for number, image in enumerate(_images(source)):
+        label = imagenet9().index_of(image.parent.name)
+        boxes = {"boxes": _boxes(_xml(source, image.stem).read_text())}
+        shards[number % 3] += [
+            (f"{image.stem}.cls", str(label).encode()),
+            (f"{image.stem}.jpg", image.read_bytes()),
+            (f"{image.stem}.json", json.dumps(boxes).encode()),
+        ]
+    for number, files in enumerate(shards):
+        (target / f"imagenet1k-validation-{number:02d}.tar").write_bytes(tar_bytes(files))
+
+
+def parquet(source: Path, target: Path) -> None:
+    """Two files as the hub has them; boxes lie beside."""
+    rows = [
+        {
+            "image": {
+                "bytes": image.read_bytes(),
+                "path": f"{image.stem}_{image.parent.name}.JPEG",
+            },
+            "label": imagenet9().index_of(image.parent.name),
+        }
+        for image in _images(source)
+    ]
+    (target / "data").mkdir()
+    middle = len(rows) // 2
+    for number, part in enumerate((rows[:middle], rows[middle:])):
+        path = target / "data" / f"validation-0000{number}-of-00002.parquet"
+        pq.write_table(pa.Table.from_pylist(part), path, row_group_size=max(2, middle // 3))
+    _write_boxes(source, target)
+
+
+SHAPES: dict[str, Callable[[Path, Path], None]] = {
+    "kaggle": kaggle,
+    "kaggle_table": kaggle_table,
+    "val_tar": val_tar,
+    "train_tar": train_tar,
+    "webdataset": webdataset,
+    "parquet": parquet,
+}
+
+
+def split_of(shape: str) -> str:
+    """The split that a shape holds."""
+    return "train" if shape == "train_tar" else "val"
