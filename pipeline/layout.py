@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from pipeline.errors import UsageError
-from pipeline.files import absolute, files_of, join, parent
+from pipeline.files import FileInfo, absolute, files_of, join, parent
 from pipeline.sources.archives import ARCHIVES
 from pipeline.sources.folder import files_in
 from pipeline.sources.found import IMAGE_SUFFIXES
@@ -52,11 +52,12 @@ class Layout:
     kind: str = FOLDER
     files: tuple[str, ...] = ()
 
-    @property
-    def places(self) -> tuple[str, ...]:
-        """The files, and the folders of files, that the split is read from."""
-        images = self.files or (self.images,)
-        return images if self.annotations is None else (*images, self.annotations)
+    def inputs(self) -> Iterator[FileInfo]:
+        """What the storage says of all files that the split is read from."""
+        for path in (*(self.files or (self.images,)), self.annotations):
+            if path is not None:
+                info = files_of(path).info(path)
+                yield from files_of(path).walk(path) if info is None else (info,)
 
 
 def find_layout(root: str, annotations: str | None, split: str, kind: str = AUTO) -> Layout:

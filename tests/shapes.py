@@ -83,9 +83,7 @@ def train_tar(source: Path, target: Path) -> None:
         paths = sorted(folder.glob("*.JPEG"))
         files = [(image.name, image.read_bytes()) for image in paths]
         images.append((f"{folder.name}.tar", tar_bytes(files)))
-        xmls = [
-            (f"{folder.name}/{i.stem}.xml", _xml(source, i.stem).read_bytes()) for i in paths
-        ]
+        xmls = [(f"{folder.name}/{i.stem}.xml", _xml(source, i.stem).read_bytes()) for i in paths]
         boxes.append((f"{folder.name}.tar.gz", tar_bytes(xmls, "w:gz")))
     (target / "ILSVRC2012_img_train.tar").write_bytes(tar_bytes(images))
     (target / "ILSVRC2012_bbox_train_v2.tar.gz").write_bytes(tar_bytes(boxes, "w:gz"))

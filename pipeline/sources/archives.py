@@ -146,7 +146,8 @@ def _walk(file: IO[bytes], name: str, mode: str) -> Iterator[tuple[tarfile.TarIn
             tar.fileobj.seek(tar.offset)
             end = tar.fileobj.read(tarfile.BLOCKSIZE)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UsageError(f"{name} is not a whole tar archive: {error}") from error
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise UsageError(f"{name} is not a whole tar archive: {reason}") from error
     if end.strip(b"\0") or len(end) < tarfile.BLOCKSIZE:
         raise UsageError(f"{name} is damaged or not complete: no end mark after its last member")
 

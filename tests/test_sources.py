@@ -1,0 +1,442 @@
+"""The same images in every shape, and inputs that are not what they are taken for."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
+from gcs import BUCKET, gcs_server
+from shapes import SHAPES, split_of, tar_bytes
+
+from pipeline.checksums import Checksums
+from pipeline.cli import main
+from pipeline.errors import UsageError
+from pipeline.key_lists import KeyList, KeyLists, read_key_list
+from pipeline.layout import find_layout
+from pipeline.place import Place, part_of, read_place, row_of, text_place
+from pipeline.source import Listing, list_images
+from pipeline.storage import Store
+from transforms.annotations import (
+    Annotation,
+    AnnotationError,
+    Box,
+    parse_annotation,
+    write_annotation,
+)
+from transforms.taxonomy import imagenet9
+
+
+def in9(*arguments: object) -> None:
+    """Runs a command in this process: most of them take longer to start than to run here."""
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+def listed(root: Path | str, split: str = "val", **options: Any) -> Listing:
+    return list_images(find_layout(str(root), None, split, **options), imagenet9())
+
+
+def contents(listing: Listing) -> dict[str, tuple[object, ...]]:
+    """What decides the fate of each image: class, pixels, boxes."""
+    found = {}
+    for image in listing.images:
+        assert image.annotation is not None
+        annotation = parse_annotation(read_place(image.annotation))
+        digest = hashlib.sha256(read_place(image.path)).hexdigest()
+        found[image.key] = (image.wnid, image.label, digest, annotation.boxes)
+    assert len(found) == len(listing.images)
+    return found
+
+
+def variants_of(output: Path, split: str) -> dict[str, str]:
+    """Checksums of the files that hold the versions, by path without the split's name."""
+    return {
+        file["path"].replace(f"/{split}-", "/"): file["sha256"]
+        for file in manifest_of(output)["files"]
+        if file["path"].startswith(("parquet/", "webdataset/"))
+    }
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_all_shapes_hold_the_same_270_images(shared: Path, tmp_path: Path, shape: str) -> None:
+    mini = shared / "imagenet-mini"
+    SHAPES[shape](mini, tmp_path)
+    found = listed(tmp_path, split_of(shape))
+    assert contents(found) == contents(listed(mini))
+    assert (len(found.images), found.outside, found.other_files) == (270, 0, 0)
+
+
+@pytest.mark.parametrize("shape", ["val_tar", "train_tar", "webdataset", "parquet"])
+def test_all_shapes_give_the_same_pictures(
+    small_sample: Path, one_worker: Path, tmp_path: Path, shape: str
+) -> None:
+    source, output, split = tmp_path / "input", tmp_path / "out", split_of(shape)
+    source.mkdir()
+    SHAPES[shape](small_sample, source)
+    command = ("generate", "--input", source, "--output", output, "--split", split, *SHARDS)
+    in9(*command, *ONE)
+    assert variants_of(output, split) == variants_of(one_worker, "val")
+
+
+def test_a_tar_that_was_copied_makes_no_work(
+    tiny_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = tmp_path / "tars", tmp_path / "out"
+    source.mkdir()
+    late = sorted(tiny_input.glob("val/*/*.JPEG"))[-1]
+    aside = shutil.move(late, tmp_path / late.name)
+    SHAPES["val_tar"](tiny_input, source)
+    command = ("generate", "--input", source, "--output", output, "--layers", "drop", *SHARDS)
+    in9(*command)
+    before = stamps(output)
+    os.utime(source / "ILSVRC2012_img_val.tar", (1, 1))
+    capsys.readouterr()
+    in9(*command)
+    assert "nothing to do" in capsys.readouterr().out
+    assert stamps(output) == before
+    shutil.move(aside, late)
+    SHAPES["val_tar"](tiny_input, source)
+    # Without layers, all are cut again, from other places than before.
+    in9(*command)
+    index = pyarrow.dataset.dataset(str(output / "index")).to_table().to_pylist()
+    assert {row["path"].rpartition("/")[0] for row in index} == {"ILSVRC2012_img_val.tar"}
+    assert len(index) == 6
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A bucket of a real object store."""
+    before = os.environ.get("STORAGE_EMULATOR_HOST")
+    with gcs_server() as url:
+        os.environ["STORAGE_EMULATOR_HOST"] = url
+        yield f"gs://{BUCKET}"
+    if before is None:
+        del os.environ["STORAGE_EMULATOR_HOST"]
+    else:
+        os.environ["STORAGE_EMULATOR_HOST"] = before
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_object_storage_holds_the_same_shapes(
+    bucket: str, small_sample: Path, tmp_path: Path, shape: str
+) -> None:
+    SHAPES[shape](small_sample, tmp_path)
+    here, there = Store(str(tmp_path)), Store(f"{bucket}/{shape}")
+    here.copy_into(there, [(path, path) for path in here.walk("")])
+    found = listed(there.root, split_of(shape))
+    assert contents(found) == contents(listed(small_sample))
+    # Nothing has to be downloaded to know whether it has changed.
+    assert all(image.md5 and image.annotation_md5 for image in found.images)
+    assert len({image.md5 for image in found.images}) == 18
+    layout = find_layout(there.root, None, split_of(shape))
+    assert {info.path for info in layout.inputs()} == {there.path(path) for path in here.walk("")}
+
+
+def test_the_layout_is_found_out_or_said(small_sample: Path, tmp_path: Path) -> None:
+    roots = {shape: tmp_path / shape for shape in SHAPES}
+    for shape, root in roots.items():
+        root.mkdir()
+        SHAPES[shape](small_sample, root)
+    said = {
+        "folder": small_sample,
+        "kaggle": roots["kaggle_table"],
+        "tar": roots["val_tar"],
+        "webdataset": roots["webdataset"],
+        "parquet": roots["parquet"],
+    }
+    for kind, root in said.items():
+        assert listed(root, kind=kind) == listed(root)
+        for other in said:
+            if other == kind or {kind, other} == {"folder", "kaggle"}:
+                continue
+            with pytest.raises(UsageError, match=f"--layout|no folder 'val' in --input {root}"):
+                find_layout(str(root), None, "val", other)
+    # A file itself, and boxes from elsewhere.
+    tar, boxes = roots["val_tar"] / "ILSVRC2012_img_val.tar", roots["kaggle_table"]
+    for named in (boxes, boxes / "LOC_val_solution.csv", small_sample / "Annotations"):
+        layout = find_layout(str(tar), str(named), "val")
+        assert contents(list_images(layout, imagenet9())) == contents(listed(small_sample))
+    # What is unpacked comes before the archives that lie beside it.
+    shutil.copytree(small_sample, roots["val_tar"], dirs_exist_ok=True)
+    assert find_layout(str(roots["val_tar"]), None, "val").kind == "folder"
+    done = run_in9("generate", "--output", tmp_path / "out", "--input", tar, "--layout", "parquet",
+                   check=2)  # fmt: skip
+    assert "--layout parquet" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def link(name: str, target: str, kind: bytes) -> Callable[[tarfile.TarFile], None]:
+    def add(tar: tarfile.TarFile) -> None:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, target
+        tar.addfile(info)
+
+    return add
+
+
+@pytest.mark.parametrize(
+    ("add", "why"),
+    [
+        (link("b.JPEG", "/etc/passwd", tarfile.SYMTYPE), "a link"),
+        (link("b.JPEG", "a.JPEG", tarfile.LNKTYPE), "a link"),
+        (link("b.JPEG", "", tarfile.CHRTYPE), "neither a plain file nor a folder"),
+        (link("b.JPEG", "", tarfile.FIFOTYPE), "neither a plain file nor a folder"),
+        (link("../b.JPEG", "", tarfile.REGTYPE), "outside it"),
+        (link("val/../../b.JPEG", "", tarfile.REGTYPE), "outside it"),
+        (link("/etc/b.JPEG", "", tarfile.REGTYPE), "at an absolute path"),
+    ],
+)
+def test_archives_that_reach_out_are_refused(
+    tmp_path: Path, add: Callable[[tarfile.TarFile], None], why: str
+) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        info = tarfile.TarInfo("a.JPEG")
+        tar.addfile(info)
+        add(tar)
+    inner = tar_bytes([("n02085620.tar", buffer.getvalue())])
+    boxes = tar_bytes([("val/a.xml", b"<annotation/>")])
+    for split, data in (("val", buffer.getvalue()), ("train", inner)):
+        (tmp_path / f"ILSVRC2012_img_{split}.tar").write_bytes(data)
+        (tmp_path / f"ILSVRC2012_bbox_{split}.tar").write_bytes(boxes)
+        with pytest.raises(UsageError, match=f"is refused: its member .* is {why}"):
+            listed(tmp_path, split)
+    tar_with_boxes = tmp_path / "ILSVRC2012_bbox_val.tar"
+    tar_with_boxes.write_bytes(buffer.getvalue())
+    (tmp_path / "ILSVRC2012_img_val.tar").write_bytes(tar_bytes([("a.JPEG", b"")]))
+    with pytest.raises(UsageError, match="is refused"):
+        listed(tmp_path)
+
+
+def test_broken_inputs_are_one_line(small_sample: Path, tmp_path: Path) -> None:
+    def broken(name: str, data: bytes, why: str, split: str = "val") -> None:
+        path = tmp_path / name
+        before = path.read_bytes()
+        path.write_bytes(data)
+        with pytest.raises(UsageError, match=why) as caught:
+            listed(tmp_path, split)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+        path.write_bytes(before)
+
+    SHAPES["val_tar"](small_sample, tmp_path)
+    name, boxes = "ILSVRC2012_img_val.tar", "ILSVRC2012_bbox_val_v3.tgz"
+    whole = (tmp_path / name).read_bytes()
+    with tarfile.open(tmp_path / name) as tar:
+        last = tar.getmembers()[-1]
+        middle = tar.getmembers()[9].offset
+    broken(name, whole[: last.offset_data + 100], "not a whole tar archive")
+    broken(name, whole[: last.offset], "damaged or not complete")
+    broken(name, whole[:middle] + b"x" * 512 + whole[middle + 512 :], "damaged or not complete")
+    broken(name, b"", "not a whole tar archive")
+    broken(name, b"<html>404</html>", "not a whole tar archive")
+    packed = (tmp_path / boxes).read_bytes()
+    broken(boxes, packed[: len(packed) // 2], "not a whole tar archive")
+    broken(boxes, packed[:100] + b"xxxx" + packed[104:], "not a whole tar archive")
+    broken(boxes, tar_bytes([("readme.txt", b"")], "w:gz"), "holds no annotations")
+
+    (tmp_path / name).unlink()
+    (tmp_path / boxes).unlink()
+    SHAPES["train_tar"](small_sample, tmp_path)
+    name = "ILSVRC2012_img_train.tar"
+    with tarfile.open(tmp_path / name) as tar:
+        first = tar.getmembers()[0]
+    whole = (tmp_path / name).read_bytes()
+    end = first.offset_data + first.size
+    cut = whole[: end - 10240] + b"x" * 10240 + whole[end:]
+    broken(name, cut, f"{first.name} is (damaged|not a whole)", "train")
+    (tmp_path / name).unlink()
+
+    (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\na,n02085620 1 2\n")
+    (tmp_path / "val.tar").write_bytes(tar_bytes([("a.JPEG", b"")]))
+    with pytest.raises(UsageError, match=r"LOC_val_solution.csv, line 2: expected"):
+        listed(tmp_path)
+    (tmp_path / "LOC_val_solution.csv").unlink()
+    samples = [("a.jpg", b""), ("a.cls", b"1000"), ("a.json", b'{"boxes": []}')]
+    (tmp_path / "val.tar").write_bytes(tar_bytes(samples))
+    with pytest.raises(UsageError, match="is of class '1000'"):
+        listed(tmp_path)
+    (tmp_path / "val.tar").write_bytes(tar_bytes([("a.jpg", b""), ("a.json", b"[]")]))
+    with pytest.raises(UsageError, match="is no JSON object"):
+        listed(tmp_path)
+    (tmp_path / "val.tar").write_bytes(tar_bytes([("readme.txt", b"")]))
+    with pytest.raises(UsageError, match="holds no images"):
+        listed(tmp_path)
+    (tmp_path / "val.tar").unlink()
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "val.parquet")
+    with pytest.raises(UsageError, match="expected the columns image"):
+        listed(tmp_path)
+    (tmp_path / "val.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UsageError, match="not a whole Parquet file"):
+        listed(tmp_path)
+
+
+def test_labels_of_a_subset_are_not_taken_for_imagenets(tmp_path: Path) -> None:
+    (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n")
+    row = {"image": {"bytes": b"", "path": "ILSVRC2012_val_00000001_n02085620.JPEG"}, "label": 1}
+
+    def written(names: list[str]) -> Listing:
+        features = {"label": {"names": names, "_type": "ClassLabel"}}
+        meta = json.dumps({"info": {"features": features}})
+        table = pa.Table.from_pylist([row]).replace_schema_metadata({"huggingface": meta})
+        pq.write_table(table, tmp_path / "val.parquet")
+        return listed(tmp_path)
+
+    with pytest.raises(UsageError, match="labels of 2 classes that are no WordNet ids"):
+        written(["tench", "dog"])
+    (image,) = written(["n01440764", "n02085620"]).images
+    assert (image.key, image.wnid, image.label) == ("ILSVRC2012_val_00000001", "n02085620", 0)
+    (image,) = written([f"class {number}" for number in range(1000)]).images
+    assert image.wnid == "n01443537"
+
+
+def test_images_without_boxes_are_rows_and_other_files_are_counted(tmp_path: Path) -> None:
+    annotation = Annotation(20, 10, (Box(1, 2, 3, 4),), "n02085620")
+    files = [
+        ("./ILSVRC2012_val_00000001.JPEG", b"1"),
+        ("ILSVRC2012_val_00000002.JPEG", b"22"),
+        ("n02085620/n02085620_7.JPEG", b"333"),
+        ("n00000000/n00000000_7.JPEG", b"4444"),
+        ("._ILSVRC2012_val_00000003.JPEG", b""),
+        ("readme.txt", b""),
+    ]
+    xml = "<annotation><size><width>20</width><height>10</height></size><object><name>n02085620"
+    xml += "</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox>"
+    xml += "</object></annotation>"
+    (tmp_path / "val.tar").write_bytes(tar_bytes(files))
+    boxes = [("val/ILSVRC2012_val_00000001.xml", xml.encode()), ("val/n02085620_7.xml", b"no")]
+    (tmp_path / "bbox_val.tgz").write_bytes(tar_bytes(boxes, "w:gz"))
+    listing = listed(tmp_path)
+    assert (listing.outside, listing.other_files) == (1, 1)
+    known, unknown, named = listing.images
+    assert (known.key, known.wnid) == ("ILSVRC2012_val_00000001", "n02085620")
+    assert known.annotation is not None
+    assert parse_annotation(read_place(known.annotation)) == annotation
+    assert (unknown.wnid, unknown.annotation) == ("", None)
+    assert (named.wnid, read_place(named.path)) == ("n02085620", b"333")
+    assert named.annotation is not None
+    with pytest.raises(AnnotationError, match="not a readable XML file"):
+        parse_annotation(read_place(named.annotation))
+
+
+def test_places_are_lines_that_say_where_bytes_lie(tmp_path: Path) -> None:
+    path = str(tmp_path / "a file: with, colons")
+    Path(path).write_bytes(b"0123456789")
+    assert read_place(path) == b"0123456789"
+    assert read_place(part_of(path, 2, 3)) == b"234"
+    assert read_place(part_of(path, 2, 0)) == b""
+    assert read_place(text_place('{"a": 1}')) == b'{"a": 1}'
+    with pytest.raises(OSError, match="ends before"):
+        read_place(part_of(path, 8, 3))
+    with pytest.raises(FileNotFoundError):
+        read_place(part_of(f"{path}s", 8, 3))
+    assert Place.of(part_of(path, 2, 3)).path == path
+    values = [b"a", None, b"c", *(bytes([n]) * 9 for n in range(40))]
+    table = pa.Table.from_pylist([{"image": {"bytes": value}} for value in values])
+    pq.write_table(table, path, row_group_size=30)
+    for number, value in enumerate(values):
+        place = row_of(path, number // 30, number % 30, "image.bytes")
+        assert Place.of(place).path == path
+        assert read_place(place) == (value or b"")
+    with pytest.raises(OSError, match="no row 30"):
+        read_place(row_of(path, 0, 30, "image.bytes"))
+
+
+def test_a_part_is_known_by_its_content(tmp_path: Path) -> None:
+    store, file = Store(str(tmp_path / "out")), tmp_path / "file"
+    file.write_bytes(b"0123456789")
+    places = [part_of(str(file), 0, 4), part_of(str(file), 4, 4)]
+    checksums = Checksums.of_shard(store, "val", 0)
+    digests = [checksums.of(place) for place in places]
+    assert digests == [hashlib.md5(data).hexdigest() for data in (b"0123", b"4567")]
+    checksums.save()
+    known = Checksums.of_shard(store, "val", 0)
+    assert [known.known(place) for place in places] == digests
+    file.write_bytes(b"01234567xx")
+    os.utime(file, (9, 9))
+    assert known.known(places[0]) is None
+    assert [known.of(place) for place in places] == digests
+
+
+def test_what_is_wrong_with_an_annotation_is_kept() -> None:
+    for boxes in ((), (Box(1, 2, 3, 4), Box(5, 6, 7, 8))):
+        for size in ((None, None), (20, 10)):
+            annotation = Annotation(*size, boxes, "n02085620")
+            assert parse_annotation(write_annotation(annotation).encode()) == annotation
+    with pytest.raises(AnnotationError, match="no <size>"):
+        parse_annotation(write_annotation(AnnotationError("no <size>")).encode())
+    hostile = ['{"boxes": [[1, 2, 3]]}', '{"boxes": 1}', "{", "{}", '{"boxes": [[1, 2, 3, "x"]]}',
+               '{"boxes": [[1, 2, 3, Infinity]]}', '{"a":' * 100_000]  # fmt: skip
+    for text in hostile:
+        with pytest.raises(AnnotationError):
+            parse_annotation(text.encode())
+
+
+def test_lists_of_images_are_text_or_names_of_files(tmp_path: Path) -> None:
+    names = ["n02085620_00000123", "ILSVRC2012_val_00000007", "n02085620_45"]
+    text = tmp_path / "list.txt"
+    text.write_text("# test overlap\n" + "\n".join(f" {name} " for name in names) + "\n\n")
+    folder = tmp_path / "released"
+    variants = {"original": names, "mixed_rand": [f"fg_{name}_bg_n1_2" for name in names]}
+    files = {f"{v}/val/00_dog/{name}.JPEG" for v, found in variants.items() for name in found}
+    files |= {f"fg_mask/val/00_dog/{name}.npy" for name in names}
+    for path in files:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b"")
+    (folder / "README.md").write_text("not a picture")
+    packed = tmp_path / "released.tar.gz"
+    packed.write_bytes(tar_bytes([(path, b"") for path in [*files, "README.md"]], "w:gz"))
+    lists = [read_key_list(str(path), "--include") for path in (text, folder, packed)]
+    assert lists == [KeyList(tuple(sorted(names)))] * 3
+    held = lists[0]
+    assert held.holds("ILSVRC2012_val_00000123", "n02085620")
+    assert held.holds("n02085620_45", "n02085620")
+    assert held.holds("ILSVRC2012_val_00000007", "n01440764")
+    for key, wnid in (("ILSVRC2012_val_00000123", "n01440764"),
+                      ("ILSVRC2012_val_00000045", "n02085620"), ("n02085620_4", "n02085620"),
+                      ("other", "")):  # fmt: skip
+        assert not held.holds(key, wnid)
+    assert KeyLists(include=held).excludes("other", "")
+    assert not KeyLists().excludes("other", "")
+    text.write_text("# nothing\n")
+    for wrong, why in ((text, "names no image"), (tmp_path / "none", "no file or folder")):
+        with pytest.raises(UsageError, match=why):
+            read_key_list(str(wrong), "--exclude")
+
+
+def test_excluded_images_are_rows_and_nothing_else(
+    tiny_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = sorted(image.stem for image in tiny_input.glob("val/*/*.JPEG"))
+    output = tmp_path / "out"
+    exclude, include = tmp_path / "exclude.txt", tmp_path / "include.txt"
+    exclude.write_text(f"{keys[0]}.JPEG\n")
+    include.write_text("\n".join(keys[:-1]))
+    command = ("generate", "--input", tiny_input, "--output", output, "--formats", "parquet")
+    lists = ("--exclude", exclude, "--include", include)
+    in9(*command)
+    refused = run_in9(*command, *lists, check=2).stderr
+    assert "--exclude=1 names, sha256" in refused
+    assert "(the dataset has not set)" in refused
+    capsys.readouterr()
+    in9(*command, *lists, "--overwrite")
+    said = capsys.readouterr().out
+    assert "2 excluded" in said
+    assert "0 images segmented" in said
+    index = pyarrow.dataset.dataset(str(output / "index")).to_table().to_pylist()
+    assert {row["key"] for row in index if row["status"] == "excluded"} == {keys[0], keys[-1]}
+    table = pyarrow.dataset.dataset(str(output / "parquet" / "original")).to_table()
+    assert not {keys[0], keys[-1]} & set(table["key"].to_pylist())
+    in9(*command, *lists)
+    assert "nothing to do" in capsys.readouterr().out
