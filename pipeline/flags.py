@@ -45,13 +45,16 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--annotations", metavar="DIR", help="boxes (default: beside the images)")
     _switch(group, "--versioned", "every change becomes a folder of its own; see latest.json")
     group.add_argument("--keep", type=int, metavar="N", help="older versions that stay (all)")
+    group = _group(parser, "Sources")
     group.add_argument(
         "--layout",
         default="auto",
         choices=("auto", "folder", "kaggle", "tar", "webdataset", "parquet"),
         metavar="NAME",
-        help="folder, kaggle, tar, webdataset, parquet (found out)",
+        help="of the input: folder, kaggle, tar, webdataset or parquet (found out)",
     )
+    group.add_argument("--exclude", metavar="FILE", help="list of images to leave out")
+    group.add_argument("--include", metavar="FILE", help="list of images to keep, no others")
 
 
 def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
@@ -60,8 +63,6 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--split", type=names, default=("val",), metavar="A,B", help="splits to build (val)")
     add("--selection", default="in9", metavar="in9", help="which images (in9)")
-    add("--exclude", metavar="FILE", help="leave out images by key (docs/sources.md)")
-    add("--include", metavar="FILE", help="keep these only: keys, or the released archive")
     add("--variants", type=names, default=("all",), metavar="A,B", help="versions to make (all)")
     add(
         "--formats",
@@ -262,7 +263,7 @@ def add_run_saliency_flag(parser: argparse.ArgumentParser) -> None:
 
 def add_dataflow_flags(parser: argparse.ArgumentParser) -> None:
     """How a job is run on Dataflow."""
-    group = _group(parser, DATAFLOW)
+    group = _group(parser, "Dataflow")
     group.add_argument(
         "--gpu",
         metavar="TYPE[:MACHINE]",
@@ -298,8 +299,8 @@ def add_dataset_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", metavar="DIR", help="finished dataset folder (required)")
 
 
-DATAFLOW = "Dataflow"
-"""Title of a group of flags that help names in one line."""
+_IN_ONE_LINE = {"Dataflow": "docs/dataflow.md", "Sources": "docs/sources.md"}
+"""Titles of groups of flags that help names in one line, and what says more about them."""
 
 _RUNNER_NOTE = """
 Flags that are not listed go to Apache Beam, such as --runner and --direct_num_workers.
@@ -376,15 +377,16 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def start_section(self, heading: str | None) -> None:
         self._title = heading
-        super().start_section(None if heading == DATAFLOW else heading)
+        super().start_section(None if heading in _IN_ONE_LINE else heading)
 
     def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
-        if self._title != DATAFLOW:
+        page = _IN_ONE_LINE.get(self._title or "")
+        if page is None:
             super().add_arguments(actions)
             return
         shown = [action for action in actions if action.help != argparse.SUPPRESS]
         names = ", ".join(self._format_action_invocation(action) for action in shown)
-        self.add_text(f"{DATAFLOW} (docs/dataflow.md): {names}")
+        self.add_text(f"{self._title} ({page}): {names}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -414,7 +416,8 @@ def build_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
             formatter_class=_Help,
             prog=f"in9 {name}",
-            usage=f"in9 {name} [flags]",
+            # The description names the command already.
+            usage=argparse.SUPPRESS,
             add_help=False,
         )
         # Works as ever; who reads this knows it.

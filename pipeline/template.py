@@ -41,7 +41,7 @@ def _regex(action: argparse.Action) -> str | None:
     """What a value looks like, as a POSIX expression; None if it can be anything."""
     if action.type is boolean:
         return _BOOLEAN
-    if action.metavar == "DIR":
+    if action.metavar in ("DIR", "FILE"):
         return _FOLDER
     if action.type in _NUMBERS:
         return _NUMBERS[action.type]

@@ -274,6 +274,7 @@ def test_broken_inputs_are_one_line(small_sample: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no images"):
         listed(tmp_path)
     (tmp_path / "val.tar").unlink()
+    (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n")
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "val.parquet")
     with pytest.raises(UsageError, match="expected the columns image"):
         listed(tmp_path)
