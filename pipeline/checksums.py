@@ -41,6 +41,8 @@ class Checksums:
     def of(self, place: str) -> str:
         """MD5 of what lies in a place, hexadecimal. Raises OSError if it cannot be read."""
         taken = Place.of(place)
+        if taken.text is not None:
+            return _md5_of(place)
         files = files_of(taken.path)
         info = files.info(taken.path)
         if info is None:
@@ -52,13 +54,15 @@ class Checksums:
             with files.open(place) as file:
                 checksum = hashlib.file_digest(cast(io.BufferedReader, file), _md5).hexdigest()
         elif checksum is None:
-            checksum = hashlib.md5(read_place(place), usedforsecurity=False).hexdigest()
+            checksum = _md5_of(place)
         self._new[place] = [info.size, info.identity, checksum]
         return checksum
 
     def known(self, place: str) -> str | None:
         """MD5 of what lies in a place if it is remembered; the content is not read."""
         taken = Place.of(place)
+        if taken.text is not None:
+            return _md5_of(place)
         info = files_of(taken.path).info(taken.path)
         if info is None:
             return None
@@ -76,3 +80,7 @@ class Checksums:
 
 def _md5() -> hashlib._Hash:
     return hashlib.md5(usedforsecurity=False)
+
+
+def _md5_of(place: str) -> str:
+    return hashlib.md5(read_place(place), usedforsecurity=False).hexdigest()

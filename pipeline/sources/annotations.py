@@ -4,7 +4,6 @@ Kaggle download."""
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 from collections.abc import Iterable, Iterator
 
@@ -22,9 +21,6 @@ from transforms.annotations import (
     write_annotation,
 )
 
-_ANY_FOLDER = "/"
-"""Stands for any folder in the index; no folder can be called so."""
-
 _COLUMNS = ["ImageId", "PredictionString"]
 
 
@@ -36,19 +32,18 @@ class AnnotationIndex:
     """
 
     def __init__(self, entries: Iterable[tuple[str, str, FoundAnnotation]]) -> None:
-        self._found: dict[tuple[str, str], FoundAnnotation] = {}
-        by_key: dict[str, list[FoundAnnotation]] = {}
+        self._by_key: dict[str, tuple[tuple[str, FoundAnnotation], ...]] = {}
         for folder, key, annotation in entries:
-            self._found[folder, key] = annotation
-            by_key.setdefault(key, []).append(annotation)
-        # One that lies in no folder, or the only one of its key, serves an image in any.
-        for key, of_key in by_key.items():
-            if ("", key) in self._found or len(of_key) == 1:
-                self._found[_ANY_FOLDER, key] = self._found.get(("", key), of_key[0])
+            self._by_key[key] = (*self._by_key.get(key, ()), (folder, annotation))
 
     def find(self, folder: str, key: str) -> FoundAnnotation | None:
-        """The annotation of an image, given the folder it lies in, "" for none."""
-        return self._found.get((folder, key), self._found.get((_ANY_FOLDER, key)))
+        """The annotation of an image, given the folder it lies in, "" for none.
+
+        One that lies in no folder, or the only one of its key, serves an image in any.
+        """
+        of_key = dict(self._by_key.get(key, ()))
+        only = next(iter(of_key.values())) if len(of_key) == 1 else None
+        return of_key.get(folder) or of_key.get("") or only
 
 
 def index_annotations(path: str | None) -> AnnotationIndex:
@@ -72,9 +67,7 @@ def index_annotations(path: str | None) -> AnnotationIndex:
 
 def annotation_of(parsed: Annotation | AnnotationError) -> FoundAnnotation:
     """An annotation that lies in no file of its own."""
-    text = write_annotation(parsed)
-    digest = hashlib.md5(text.encode(), usedforsecurity=False)
-    return FoundAnnotation(text_place(text), digest.hexdigest())
+    return FoundAnnotation(text_place(write_annotation(parsed)))
 
 
 def annotation_of_xml(data: bytes) -> FoundAnnotation:

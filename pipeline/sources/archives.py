@@ -22,7 +22,7 @@ COMPRESSED = (".tar.gz", ".tgz")
 ARCHIVES = (".tar", *COMPRESSED)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Member:
     """A file in an archive.
 
@@ -83,6 +83,11 @@ def members(path: str, inside: Member | None = None) -> Iterator[tuple[Member, I
       OSError: it cannot be read.
     """
     name = path if inside is None else f"{path}/{inside.name}"
+    if name.lower().endswith(COMPRESSED):
+        raise UsageError(
+            f"{name} is compressed: images in it have no place to be read from. "
+            "Unpack it once to a .tar"
+        )
     with files_of(path).open(path) as file:
         window = cast(IO[bytes], file)
         start = 0
@@ -108,7 +113,7 @@ def stream(path: str) -> Iterator[tuple[str, bytes]]:
 def _stream(file: IO[bytes], name: str) -> Iterator[tuple[str, bytes]]:
     for info, content in _walk(file, name, "r:*"):
         data = content.read()
-        if info.name.endswith(ARCHIVES):
+        if info.name.lower().endswith(ARCHIVES):
             yield from _stream(io.BytesIO(data), f"{name}/{info.name}")
         else:
             yield _name(info), data

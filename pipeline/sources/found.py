@@ -13,7 +13,7 @@ IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 _WNID = re.compile(r"n\d{8}")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class FoundAnnotation:
     """An annotation.
 
@@ -26,7 +26,7 @@ class FoundAnnotation:
     md5: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class FoundImage:
     """An image.
 

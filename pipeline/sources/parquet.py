@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from pipeline.errors import UsageError
-from pipeline.files import in_parallel, relative
+from pipeline.files import read_ahead, relative
 from pipeline.place import open_parquet, row_of
 from pipeline.sources.found import FoundImage, is_wnid, wnid_of_label
 from pipeline.sources.identity import identity_of
@@ -37,7 +37,7 @@ def images_in_parquet(paths: Sequence[str], root: str, taxonomy: Taxonomy) -> It
       OSError: a file cannot be read.
     """
     listed = functools.partial(_list_file, root=root, taxonomy=taxonomy)
-    for found in in_parallel(listed, paths):
+    for _, found in read_ahead(listed, paths):
         yield from found
 
 

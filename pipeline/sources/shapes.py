@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from pipeline.errors import UsageError
 from pipeline.files import files_of, join
-from pipeline.sources.archives import ARCHIVES, members
+from pipeline.sources.archives import ARCHIVES, COMPRESSED, members
 from pipeline.sources.found import IMAGE_SUFFIXES, is_hidden
 from pipeline.sources.webdataset import MARKS
 
@@ -117,6 +117,9 @@ def find_shape(root: str, split: str, wanted: str | None = None) -> tuple[str, t
                 "it is found out"
             )
         return kind, paths
+    for suffix in COMPRESSED if wanted != PARQUET else ():
+        for path in find_files(root, split, suffix):
+            next(members(path), None)
     return "", ()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.files import in_parallel, relative
+from pipeline.files import read_ahead, relative
 from pipeline.sources.archives import ARCHIVES, Member, members
 from pipeline.sources.found import IMAGE_SUFFIXES, FoundImage, is_hidden, is_wnid, wnid_of_folder
 from pipeline.sources.identity import identity_of
@@ -35,7 +35,7 @@ def images_in_tars(paths: Sequence[str], root: str) -> Iterator[FoundImage | Non
         def listed(archive: Member, path: str = path) -> list[Member]:
             return [member for member, _ in members(path, archive)]
 
-        for archive, found in zip(inner, in_parallel(listed, inner), strict=True):
+        for archive, found in read_ahead(listed, inner):
             stem = archive.name.rpartition("/")[2].rpartition(".")[0]
             for member in found:
                 folder = wnid_of_folder(member.name) or (stem if is_wnid(stem) else "")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.files import in_parallel, relative
+from pipeline.files import read_ahead, relative
 from pipeline.sources.annotations import annotation_of, annotation_of_xml
 from pipeline.sources.archives import Member, members
 from pipeline.sources.found import (
@@ -56,7 +56,7 @@ def images_in_shards(
       OSError: it cannot be read.
     """
     listed = functools.partial(_list_shard, root=root, taxonomy=taxonomy)
-    for found in in_parallel(listed, paths):
+    for _, found in read_ahead(listed, paths):
         yield from found
 
 
