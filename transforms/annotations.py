@@ -91,11 +91,9 @@ def annotation_from(fields: Any) -> Annotation:
     perhaps `width` and `height`.
 
     Raises:
-      AnnotationError: it is of another form, or is what `write_annotation` made of one.
+      AnnotationError: it is of another form.
     """
     try:
-        if "error" in fields:
-            raise AnnotationError(fields["error"])
         width, height = (
             None if fields.get(side) is None else round(float(fields[side]))
             for side in ("width", "height")
@@ -107,8 +105,6 @@ def annotation_from(fields: Any) -> Annotation:
         wnid = fields.get("wnid")
         return Annotation(width, height, boxes, None if wnid is None else str(wnid))
     except (TypeError, KeyError, ValueError, OverflowError, AttributeError) as error:
-        if isinstance(error, AnnotationError):
-            raise
         raise AnnotationError("no list of boxes, (xmin, ymin, xmax, ymax) each") from error
 
 
@@ -137,11 +133,12 @@ def parse_annotation(data: bytes) -> Annotation:
     """
     if data.startswith(b"{"):
         try:
-            return annotation_from(json.loads(data))
+            fields = json.loads(data)
         except (ValueError, RecursionError) as error:
-            if isinstance(error, AnnotationError):
-                raise
             raise AnnotationError("not readable as JSON") from error
+        if "error" in fields:
+            raise AnnotationError(fields["error"])
+        return annotation_from(fields)
     try:
         root = DefusedElementTree.fromstring(data)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
