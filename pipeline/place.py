@@ -12,7 +12,7 @@ import dataclasses
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.files import files_of, is_remote
+from pipeline.files import REQUESTS_IN_FLIGHT, files_of, is_remote
 
 _PART = "part:"
 _ROW = "row:"
@@ -20,6 +20,7 @@ _TEXT = "text:"
 
 _ROWS_AT_ONCE = 8
 """Images that are decoded at the same time on the way to one."""
+_ROWS_IN_FLIGHT = 2
 _BUFFER_BYTES = 1 << 20
 
 
@@ -93,6 +94,15 @@ def shown(place: str) -> str:
     if taken.row is not None:
         return f"{taken.path}, row {taken.row[1]} of row group {taken.row[0]}"
     return taken.path or "the list of boxes"
+
+
+def reads_ahead(place: str) -> int:
+    """How many places of a kind to read at the same time: those that wait for a network, and
+    few of those that take much memory."""
+    taken = Place.of(place)
+    if not is_remote(taken.path):
+        return 0
+    return REQUESTS_IN_FLIGHT if taken.row is None else _ROWS_IN_FLIGHT
 
 
 def read_place(place: str) -> bytes:

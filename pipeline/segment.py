@@ -28,8 +28,9 @@ from pipeline.cut_source import (
     reject_by_name,
 )
 from pipeline.examine import ExaminedShard, Rebuild, printable
-from pipeline.files import REQUESTS_IN_FLIGHT, is_remote, read_ahead
+from pipeline.files import read_ahead
 from pipeline.layer_files import add_layer, encode_layer, layer_digest
+from pipeline.place import reads_ahead
 from pipeline.previous_layers import PreviousLayers
 from pipeline.progress import Progress
 from pipeline.records import (
@@ -174,7 +175,7 @@ class SegmentShard(beam.DoFn):
             tar: TarWriter | None = None
             file: HashingFile | None = None
             found = zip(shard.images, digests, (None, *shard.images[:-1]), strict=True)
-            ahead = REQUESTS_IN_FLIGHT * is_remote(shard.images[0].path) if shard.images else 0
+            ahead = reads_ahead(shard.images[0].path) if shard.images else 0
             reading = read_ahead(functools.partial(_read, previous), found, ahead)
             for (image, digest, _), read in stack.enter_context(contextlib.closing(reading)):
                 row, parts = self._row(image, digest, read)

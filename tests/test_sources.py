@@ -25,7 +25,7 @@ from pipeline.cli import main
 from pipeline.errors import UsageError
 from pipeline.key_lists import KeyList, KeyLists, read_key_list
 from pipeline.layout import find_layout
-from pipeline.place import Place, part_of, read_place, row_of, text_place
+from pipeline.place import Place, part_of, read_place, reads_ahead, row_of, text_place
 from pipeline.source import Listing, list_images
 from pipeline.storage import Store
 from transforms.annotations import (
@@ -139,6 +139,7 @@ def test_object_storage_holds_the_same_shapes(
     # Nothing has to be downloaded to know whether it has changed.
     assert len({image.md5 for image in found.images} - {None}) == 18
     for image in found.images:
+        assert reads_ahead(image.path) > 1
         assert image.annotation_md5 or Place.of(image.annotation or "").text
     layout = find_layout(there.root, None, split_of(shape))
     assert {info.path for info in layout.inputs()} == {there.path(path) for path in here.walk("")}
