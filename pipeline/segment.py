@@ -174,7 +174,8 @@ class SegmentShard(beam.DoFn):
         with contextlib.ExitStack() as stack:
             tar: TarWriter | None = None
             file: HashingFile | None = None
-            found = zip(shard.images, digests, (None, *shard.images[:-1]), strict=True)
+            before = (None, *shard.images)[: len(shard.images)]
+            found = zip(shard.images, digests, before, strict=True)
             ahead = reads_ahead(shard.images[0].path) if shard.images else 0
             reading = read_ahead(functools.partial(_read, previous), found, ahead)
             for (image, digest, _), read in stack.enter_context(contextlib.closing(reading)):

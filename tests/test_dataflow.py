@@ -348,6 +348,7 @@ def test_a_condition_that_holds_fails_a_job_that_nobody_waits_for(
     ending = Ending(
         "run",
         store,
+        store,
         progress,
         before=None,
         evaluation=Evaluation(store, (DEFAULT_MODEL,), "val", PredictConfig(), progress),

@@ -59,7 +59,7 @@ def test_ten_kills_at_random_moments_change_nothing(small_sample: Path, tmp_path
     fresh, output = tmp_path / "fresh", tmp_path / "out"
     run = ("run", "--input", small_sample, *FLAGS, "--output")
     started = time.monotonic()
-    run_in9(*run, fresh)
+    assert start(*run, fresh).wait() == 0
     seconds = time.monotonic() - started
     moments = random.Random(9)
     finished: dict[str, int] = {}
