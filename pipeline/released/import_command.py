@@ -1,0 +1,2 @@
+def run_import(a, b):
+    return 0
