@@ -82,8 +82,8 @@ def nearest(pool: NDArray[np.uint8], means: Means, free: Means, count: int) -> N
     for first in range(0, len(pool), _POOL_AT_ONCE):
         part = pool[first : first + _POOL_AT_ONCE].astype(np.float32)
         squares = (part * part).sum(axis=2)
-        distances[:, first : first + len(part)] = (
-            weights @ squares.T - 2 * (weighted @ part.reshape(len(part), blocks * 3).T)
+        distances[:, first : first + len(part)] = weights @ squares.T - 2 * (
+            weighted @ part.reshape(len(part), blocks * 3).T
         )
     return np.argsort(distances, axis=1, kind="stable")[:, :count].astype(np.int64)
 
