@@ -190,9 +190,8 @@ def _backgrounds(dataset: Dataset, split: str) -> list[str]:
     for variant, n in counts.items():
         line = f"{split} {variant}: true background of {n['found']} of {n['images']} images found"
         if n["found"]:
-            line += (
-                f" (differs by at most {worst[variant][0]:.1f} of 255, any other by at least "
-                f"{worst[variant][1]:.1f}), {n['renamed']} not the one in the file name"
-            )
+            line += f", {n['renamed']} not the one in the file name; differs by at most "
+            line += f"{worst[variant][0]:.1f} of 255, the next best by at least "
+            line += f"{worst[variant][1]:.1f}"
         lines.append(line)
     return lines

@@ -178,9 +178,12 @@ def _tree(source: str, places: list[Place], splits: tuple[str, ...]) -> Tree:
     for place in places:
         if root and not place.name.startswith(f"{root}/"):
             continue
-        parts = place.name[len(root) :].lstrip("/").split("/")
+        # Without what a folder happens to be called.
+        name = place.name[len(root) :].lstrip("/")
+        parts = name.split("/")
         if len(parts) == 4 and parts[1] in splits and not parts[3].startswith("."):
             variant, split, folder, _ = parts
+            place = dataclasses.replace(place, name=name)
             tree[split].setdefault(variant, {}).setdefault(folder, []).append(place)
     return tree
 
