@@ -15,7 +15,7 @@ from pipeline.manifest import MANIFEST
 from pipeline.progress import Progress
 from pipeline.released.export import EXPORT_FOLDER, Export, Exporting
 from pipeline.released.names import class_folder, find_clashes
-from pipeline.runner import pipeline_options, run_pipeline
+from pipeline.runner import local_options, run_pipeline
 from pipeline.storage import Store
 from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import is_picture
@@ -30,7 +30,7 @@ def run_export(arguments: argparse.Namespace, rest: list[str]) -> int:
     """
     if not arguments.to:
         raise UsageError("--to DIR is required (see: in9 export --help)")
-    options = pipeline_options(rest)
+    options = local_options(rest)
     taxonomy = imagenet9()
     dataset = Dataset.open(Store.at(arguments.dataset))
     target = Store.at(arguments.to)
@@ -52,7 +52,8 @@ def run_export(arguments: argparse.Namespace, rest: list[str]) -> int:
         pictures = len(selected) * len(dataset.variants)
         exporting.progress.note_total("export", arguments.split, pictures)
         started = time.monotonic()
-        counters = run_pipeline(pipeline, exporting.progress, target.log(f"export-{os.getpid()}"))
+        log = target.log(f"export-{os.getpid()}")
+        counters = run_pipeline(pipeline, exporting.progress, log) or {}
         seconds = time.monotonic() - started
     print(f"{arguments.split}: {len(selected)} images, {len(dataset.variants)} variants")
     exported, removed = counters.get("files_exported", 0), counters.get("files_removed", 0)

@@ -27,7 +27,7 @@ from pipeline.released.archive import IMPORT_FOLDER, list_files
 from pipeline.released.examine import ExaminedShard, ExamineShard, PooledShard, PoolSplit
 from pipeline.released.listing import Released, ReleasedShard, read_listing
 from pipeline.released.write import WriteShard, mixed_variants
-from pipeline.runner import pipeline_options, run_pipeline
+from pipeline.runner import local_options, run_pipeline
 from pipeline.shards import index_file
 from pipeline.storage import WORK_FOLDER, Store
 from pipeline.terminal import describe_images
@@ -87,7 +87,7 @@ def run_import(arguments: argparse.Namespace, rest: list[str]) -> int:
     """
     if not arguments.source:
         raise UsageError("--from DIR|TAR is required (see: in9 import --help)")
-    options = pipeline_options(rest)
+    options = local_options(rest)
     store, source = Store.at(arguments.output), absolute(arguments.source)
     _check(store, source)
     with held(store, DATASET_LOCK):
