@@ -20,6 +20,7 @@ from pipeline.dataset import Dataset
 from pipeline.results import predictions_file, read_predictions, result_folder
 from pipeline.shards import index_file
 from transforms.scoring import LABEL_RULES
+from transforms.taxonomy import OUTSIDE
 from transforms.variants import MIXED, base_of, is_picture
 
 
@@ -70,7 +71,8 @@ class Answers:
     Attributes:
       labels: (n,) int8 true labels.
       predictions: (n,) int8 of each variant, replicates among them, in the dataset's order.
-      bg_labels: (n,) int8 class of the background, of each mixed variant.
+      bg_labels: (n,) int8 class of the background, of each mixed variant; `OUTSIDE` where an import
+        does not know it.
     """
 
     labels: NDArray[np.int8]
@@ -106,6 +108,7 @@ def answers_of(
     """
     foregrounds = images.positions(predictions["fg_key"])
     backgrounds = images.positions(predictions["bg_key"])
+    unknown = pc.is_null(predictions["bg_key"]).to_numpy()
     prediction = predictions["prediction"].to_numpy().astype(np.int8)
     rules, variants_of = (_codes(predictions[name]) for name in ("label_rule", "variant"))
     found = {}
@@ -120,10 +123,11 @@ def answers_of(
             answers.predictions[variant] = np.empty(len(rows), np.int8)
             answers.predictions[variant][places] = prediction[rows]
             if base_of(variant) in MIXED:
-                if (backgrounds[rows] < 0).any():
+                if (backgrounds[rows][~unknown[rows]] < 0).any():
                     raise ValueError(f"{variant} has backgrounds that are not in the index")
+                bg_labels = np.where(unknown[rows], OUTSIDE, images.labels[backgrounds[rows]])
                 answers.bg_labels[variant] = np.empty(len(rows), np.int8)
-                answers.bg_labels[variant][places] = images.labels[backgrounds[rows]]
+                answers.bg_labels[variant][places] = bg_labels
         found[rule] = answers
     return found
 

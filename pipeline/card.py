@@ -78,9 +78,16 @@ def _readme(manifest: Manifest) -> str:
             f"| {split} | {images['listed']} | {images['accepted']} | {images['rejected']} "
             f"| {images['selected']} |"
         )
+    masks = "Masks are GrabCut's from the annotated box and not corrected by hand."
+    if config.is_imported:
+        masks = (
+            "Imported from the released layout: pictures and masks are those of the release, and\n"
+            "the backgrounds of mixed pictures are found by their pixels, null where that is not\n"
+            "sure (`<variant>_bg_*` in the index)."
+        )
     lines += [
         "",
-        "Masks are GrabCut's from the annotated box and not corrected by hand. `index/` holds a",
+        f"{masks} `index/` holds a",
         "row for every source image with the reason for each rejection, `manifest.json` the",
         "configuration and a checksum of every file.",
         "",

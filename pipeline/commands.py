@@ -34,6 +34,8 @@ from pipeline.lock import DATASET_LOCK, TABLES_LOCK, held
 from pipeline.main_job import MainJob
 from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.progress import Progress
+from pipeline.released.export_command import run_export
+from pipeline.released.import_command import run_import
 from pipeline.report import REPORT, write_report
 from pipeline.runner import check_unknown, pipeline_options, run_pipeline
 from pipeline.storage import Store
@@ -92,6 +94,10 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
         from pipeline.saliency.command import run_saliency  # As others that need torch.
 
         return run_saliency(arguments, rest)
+    if arguments.command == "export":
+        return run_export(arguments, rest)
+    if arguments.command == "import":
+        return run_import(arguments, rest)
     if getattr(arguments, "dry_run", False):
         return _dry_run(arguments, rest)
     return _run(arguments, rest)

@@ -24,8 +24,15 @@ ATTACK_VERSION = 1
 """Raised by hand when Attack would write other predictions for the same pixels."""
 SALIENCY_VERSION = 1
 """Raised by hand when Saliency would write other numbers or maps for the same pixels."""
+IMPORT_VERSION = 1
+"""Raised by hand when Import would write other files for the same archive."""
 
 _ADDED: dict[str, Any] = {"replicates": 1, "exclude": None, "include": None}
+
+_IMPORTED = (
+    *("origin", "split", "variants", "replicates", "formats", "image_size", "images_per_shard"),
+)
+"""The flags that are known of an imported dataset."""
 
 FORMATS = ("parquet", "webdataset")
 ENCODINGS = ("jpg", "png")
@@ -138,7 +145,11 @@ class ComposeConfig:
 class DatasetConfig:
     """The whole configuration of a dataset. Field names are the flags' names.
 
+    Of an imported dataset only some are known: `flags` leaves the others out, whatever they
+    are here.
+
     Attributes:
+      origin: `made` from images here, or `imported` from the released layout.
       exclude, include: what `KeyList.about` says of the lists of images, None without one.
 
     Raises:
@@ -152,6 +163,7 @@ class DatasetConfig:
     limit: int | None = None
     images_per_shard: int = 1024
     layers: str = "keep"
+    origin: str = "made"
     segment: SegmentConfig = SegmentConfig()
     compose: ComposeConfig = ComposeConfig()
 
@@ -167,11 +179,21 @@ class DatasetConfig:
         if self.images_per_shard < 1:
             raise ValueError(f"--images_per_shard must be at least 1: got {self.images_per_shard}")
         _one_of("--layers", self.layers, ("keep", "drop"))
+        _one_of("origin", self.origin, ("made", "imported"))
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether it was read as it is, and not made here."""
+        return self.origin == "imported"
 
     def flags(self) -> dict[str, Any]:
         """Flag name to value, flat, as the manifest stores it."""
         flat = dataclasses.asdict(self)
-        return {**flat.pop("segment"), **flat.pop("compose"), **flat}
+        flat = {**flat.pop("segment"), **flat.pop("compose"), **flat}
+        if self.is_imported:
+            return {name: flat[name] for name in _IMPORTED}
+        del flat["origin"]
+        return flat
 
     @classmethod
     def from_flags(cls, flags: Mapping[str, Any]) -> DatasetConfig:
@@ -179,6 +201,10 @@ class DatasetConfig:
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()
         }
+
+        if values.get("origin") == "imported":
+            # Unknown, and never less than the size.
+            values.setdefault("resize", values["image_size"])
 
         def take(kind: type) -> dict[str, Any]:
             names = [field.name for field in dataclasses.fields(kind)]
@@ -195,6 +221,8 @@ class DatasetConfig:
 
     def fingerprint(self) -> str:
         """Identifies the configuration with the stage versions."""
+        if self.is_imported:
+            return fingerprint(self.flags(), IMPORT_VERSION)
         flags = _of_old(self.flags())
         flags["segmenter"] = SEGMENTERS[self.segment.segmenter].method
         return fingerprint(flags, self.segment.fingerprint(), self.compose.fingerprint())

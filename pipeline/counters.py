@@ -21,6 +21,7 @@ _BYTES = "bytes_"
 STAGES = (
     *("list", "examine", "segment", "plan", "compose", "commit"),
     *("evaluate", "imagenet", "attack", "saliency", "changes", "publish"),
+    *("export", "import"),
 )
 """In the order of the graph."""
 

@@ -10,6 +10,20 @@ from typing import Any
 from pipeline.storage import Store
 
 
+def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """A CSV file's content.
+
+    Args:
+      columns: in order; other entries of the rows are left out, missing ones empty.
+      rows: by column.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
 def write_csv(
     store: Store, name: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
 ) -> bool:
@@ -18,11 +32,6 @@ def write_csv(
     Args:
       store: the dataset folder.
       name: of the table.
-      columns: in order; other entries of the rows are left out, missing ones empty.
-      rows: by column.
+      columns, rows: as for `csv_bytes`.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    return store.update(f"results/{name}.csv", text.getvalue().encode())
+    return store.update(f"results/{name}.csv", csv_bytes(columns, rows))

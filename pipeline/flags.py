@@ -302,6 +302,34 @@ def add_dataset_argument(parser: argparse.ArgumentParser) -> None:
 _IN_ONE_LINE = {"Dataflow": "docs/dataflow.md", "Sources": "docs/sources.md"}
 """Titles of groups of flags that help names in one line, and what says more about them."""
 
+
+def add_export_flags(parser: argparse.ArgumentParser) -> None:
+    """Where an export goes."""
+    parser.add_argument("--to", metavar="DIR", help="folder of the export (required)")
+    parser.add_argument("--split", default="val", metavar="NAME", help="split to export (val)")
+
+
+def add_import_flags(parser: argparse.ArgumentParser) -> None:
+    """What is imported, and how it is stored."""
+    add = parser.add_argument
+    add(
+        "--from",
+        dest="source",
+        metavar="DIR|TAR",
+        help="folder, .tar or .tar.gz in the released layout (required)",
+    )
+    add("--output", metavar="DIR", help="dataset folder (required)")
+    add("--split", type=names, default=("val",), metavar="A,B", help="splits to import (val)")
+    add(
+        "--formats",
+        type=names,
+        default=("parquet", "webdataset"),
+        metavar="A,B",
+        help="parquet,webdataset",
+    )
+    add("--images_per_shard", type=int, default=1024, metavar="N", help="about (1024)")
+
+
 _RUNNER_NOTE = """
 Flags that are not listed go to Apache Beam, such as --runner and --direct_num_workers.
 Exit codes: 0 done, 1 the job failed, 2 wrong usage or unreadable input, 3 a --fail_if holds."""
@@ -358,6 +386,16 @@ COMMANDS: dict[str, tuple[str, str, tuple[Adder, ...]]] = {
         "write tables and page from what is there",
         "in9 report --dataset out",
         (add_dataset_argument, add_report_flag),
+    ),
+    "export": (
+        "write a dataset in the released layout: a folder for each class, masks as .npy",
+        "in9 export --dataset out --to bg_challenge",
+        (add_dataset_argument, add_export_flags),
+    ),
+    "import": (
+        "read data in the released layout as a dataset; finds the true backgrounds",
+        "in9 import --from bg_challenge.tar.gz --output released",
+        (add_import_flags,),
     ),
     "verify": (
         "check a dataset against its manifest; one line a fault, exit code 1",

@@ -125,6 +125,11 @@ def _check_output(store: Store, manifest: Manifest | None) -> None:
     """Refuses a folder with other things in it: Commit removes what is not of the dataset."""
     if store.exists(""):
         raise UsageError(f"--output {store.root} is not a folder")
+    if manifest is not None and manifest.config.is_imported:
+        raise UsageError(
+            f"--output {store.root} was imported, and cannot be made from images; choose another "
+            f"folder, or evaluate it: in9 evaluate --dataset {store.root}"
+        )
     if manifest is None and not store.has_folder(WORK_FOLDER) and not _is_empty(store):
         raise UsageError(
             f"--output {store.root} is not empty and holds no dataset; choose another folder"

@@ -7,7 +7,7 @@ import json
 from importlib import metadata
 from typing import Any
 
-from pipeline.config import COMPOSE_VERSION, SEGMENT_VERSION, DatasetConfig
+from pipeline.config import COMPOSE_VERSION, IMPORT_VERSION, SEGMENT_VERSION, DatasetConfig
 from pipeline.errors import UsageError
 from pipeline.shards import ShardCounts
 from pipeline.storage import WORK_FOLDER, FileDigest, Store
@@ -95,6 +95,8 @@ class Manifest:
 def stage_versions(config: DatasetConfig) -> dict[str, Any]:
     """What says whether the code would make the same files again: versions of the stages, and
     the fingerprint of how layers are made."""
+    if config.is_imported:
+        return {"import": IMPORT_VERSION}
     return {
         "segment": SEGMENT_VERSION,
         "segment_fingerprint": config.segment.fingerprint(),

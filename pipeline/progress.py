@@ -28,6 +28,9 @@ _STAGES = {
     "imagenet": "images",
     "attack": "composites",
     "saliency": "images",
+    "export": "pictures",
+    "examine": "images",
+    "import": "images",
 }
 _TOTAL = "total"
 

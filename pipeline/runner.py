@@ -13,6 +13,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
 from pipeline.counters import counters_of
+from pipeline.dataflow.jobs import is_dataflow
 from pipeline.dataflow.submission import Submission, submit
 from pipeline.errors import JobError, UsageError
 from pipeline.job_log import job_log
@@ -91,6 +92,18 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
         if not chosen or direct.direct_num_workers == 0:
             direct.direct_num_workers = usable_cores()
     prepare(options, arguments)
+    return options
+
+
+def local_options(arguments: list[str]) -> PipelineOptions:
+    """As `pipeline_options`, for commands that wait for their job where they are started.
+
+    Raises:
+      UsageError: as there, or Dataflow is named.
+    """
+    options = pipeline_options(arguments)
+    if is_dataflow(options.view_as(StandardOptions).runner):
+        raise UsageError("this command does not run on Dataflow; leave --runner out")
     return options
 
 

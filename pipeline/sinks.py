@@ -55,8 +55,18 @@ half-open; `fg_fraction` is in [0, 1]; backgrounds are null where there is none.
 nullable in the schema: Hugging Face drops its features where a field is not."""
 
 
-def sample_schema(label_names: Sequence[str]) -> pa.Schema:
-    """The Parquet schema, with Hugging Face's Image and ClassLabel features in it."""
+def sample_schema(label_names: Sequence[str], *, boxes: bool = True) -> pa.Schema:
+    """The Parquet schema, with Hugging Face's Image and ClassLabel features in it.
+
+    Args:
+      label_names: superclass names by label.
+      boxes: whether every sample has a box. pyarrow cannot read lists of fixed size back from
+        Parquet where some are null.
+    """
+    fields = [
+        field if boxes or field.name != "box" else pa.field("box", pa.list_(pa.int32()))
+        for field in SAMPLE_FIELDS
+    ]
     features: dict[str, Any] = {
         "key": {"dtype": "string", "_type": "Value"},
         "image": {"_type": "Image"},
@@ -66,7 +76,7 @@ def sample_schema(label_names: Sequence[str]) -> pa.Schema:
     features["label"] = {"names": list(label_names), "_type": "ClassLabel"}
     features["box"] = {
         "feature": {"dtype": "int32", "_type": "Value"},
-        "length": 4,
+        "length": 4 if boxes else -1,
         "_type": "List",
     }
     features["fg_fraction"]["dtype"] = "float64"
@@ -74,7 +84,7 @@ def sample_schema(label_names: Sequence[str]) -> pa.Schema:
         [
             pa.field("key", pa.string()),
             pa.field("image", pa.struct({"bytes": pa.binary(), "path": pa.string()})),
-            *SAMPLE_FIELDS,
+            *fields,
         ],
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )

@@ -24,9 +24,8 @@ _MADE = (
 )
 
 
-def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: float) -> str:
-    """A few lines: images by fate, what was done and written in how long, and whether there
-    was anything to do."""
+def describe_images(manifest: Manifest) -> list[str]:
+    """A line or two for each split: its images by fate."""
     lines = []
     for split, images in manifest.images.items():
         reasons = ", ".join(f"{n} {reason}" for reason, n in manifest.rejections[split].items())
@@ -46,6 +45,13 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
                     "other) two classes; leave variants out with --variants"
                 )
             lines.append(f"{split}: {hint}")
+    return lines
+
+
+def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: float) -> str:
+    """A few lines: images by fate, what was done and written in how long, and whether there
+    was anything to do."""
+    lines = describe_images(manifest)
     if not any(counters.get(name) for name in _MADE):
         lines.append("nothing to do: everything is up to date")
     else:

@@ -120,7 +120,8 @@ def groups(labels: Labels, bg_labels: Labels, correct: Correct, num_labels: int)
 
     Args:
       labels: (n,) class of each foreground.
-      bg_labels: (replicates, n) class of the background it has in each replicate.
+      bg_labels: (replicates, n) class of the background it has in each replicate; `OUTSIDE`
+        where that is not known: such a picture is in no group.
       correct: (replicates, n) whether it is recognised there.
       num_labels: number of superclasses.
 
@@ -131,12 +132,12 @@ def groups(labels: Labels, bg_labels: Labels, correct: Correct, num_labels: int)
       ValueError: a label out of range.
     """
     _check_labels(labels, num_labels)
-    _check_labels(bg_labels, num_labels)
+    _check_labels(bg_labels[bg_labels != OUTSIDE], num_labels)
     found = []
     for label in np.unique(labels):
         of_label = labels == label
         backgrounds, right = bg_labels[:, of_label], correct[:, of_label]
-        for bg_label in np.unique(backgrounds):
+        for bg_label in np.unique(backgrounds[backgrounds != OUTSIDE]):
             inside = backgrounds == bg_label
             n = inside.sum(axis=0)
             hits = (inside & right).sum(axis=0)

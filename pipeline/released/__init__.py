@@ -1,0 +1,1 @@
+"""The released folder layout: written from a dataset, and read as one."""

@@ -1,0 +1,268 @@
+"""Export: a split of a dataset in the released layout, a file for each picture.
+
+    output shards -> ExportShard -> FinishExport
+
+Pictures are stored as they are. A record for each shard says which files it has; the note at
+the root, written last, says that the export is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+
+import apache_beam as beam
+import pyarrow as pa
+
+from pipeline.config import fingerprint
+from pipeline.counters import count, timed
+from pipeline.csv_file import csv_bytes
+from pipeline.dataset import Dataset
+from pipeline.errors import JobError
+from pipeline.progress import Progress
+from pipeline.records import ShardFiles, read_about, read_rows, write_table
+from pipeline.released.masks import encode_npy
+from pipeline.released.names import class_folder, mixed_stem, stem_of
+from pipeline.sinks import Sample
+from pipeline.storage import WORK_FOLDER, Store
+from transforms.codec import decode_mask
+from transforms.taxonomy import Taxonomy
+from transforms.variants import VARIANTS, base_of
+
+EXPORT_VERSION = 1
+"""Raised by hand when Export would write other files for the same dataset."""
+EXPORT_FOLDER = f"{WORK_FOLDER}/export"
+"""Holds the records of an export."""
+
+FORMAT = "imagenet9-export"
+
+_AT_ONCE = 64
+"""Files that are uploaded together."""
+
+_RECORD_SCHEMA = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("variant", pa.string(), nullable=False),
+        pa.field("stem", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("wnid", pa.string()),
+        pa.field("label", pa.int64()),
+        pa.field("bg_key", pa.string()),
+    ]
+)
+
+
+def note_file(split: str) -> str:
+    """The file that says that an export of a split is complete."""
+    return f"export-{split}.json"
+
+
+def images_file(split: str) -> str:
+    """The table of an export's images: released name, key, and true backgrounds."""
+    return f"images-{split}.csv"
+
+
+@dataclasses.dataclass(frozen=True)
+class Exporting:
+    """What to export, and where to.
+
+    Attributes:
+      dataset: a finished one.
+      split: of it.
+      target: the folder of the export.
+      clashes: of `find_clashes`.
+      progress: where workers note what is done.
+    """
+
+    dataset: Dataset
+    split: str
+    target: Store
+    clashes: frozenset[str]
+    progress: Progress
+
+    def record(self, shard: int) -> str:
+        """Path of a shard's record."""
+        return f"{EXPORT_FOLDER}/{self.split}-{shard:05d}.parquet"
+
+    def path(self, variant: str, sample: Sample, taxonomy: Taxonomy) -> str:
+        """Path of a picture of the export."""
+        fields = sample.fields
+        name = stem_of(sample.key, fields["wnid"], self.clashes)
+        if VARIANTS[base_of(variant)].is_mixed:
+            background = fields["bg_key"]
+            name = mixed_stem(
+                name, background and stem_of(background, fields["bg_wnid"], self.clashes)
+            )
+        folder = class_folder(fields["label"], taxonomy.names[fields["label"]])
+        suffix = "npy" if base_of(variant) == "fg_mask" else "JPEG"
+        return f"{variant}/{self.split}/{folder}/{name}.{suffix}"
+
+
+class ExportShard(beam.DoFn):
+    """Number of an output shard -> the same, when its files are there."""
+
+    def __init__(self, exporting: Exporting, taxonomy: Taxonomy) -> None:
+        self._exporting = exporting
+        self._taxonomy = taxonomy
+
+    def process(self, shard: int) -> Iterator[int]:
+        with timed("export"):
+            self._export(shard)
+        yield shard
+
+    def _export(self, shard: int) -> None:
+        job = self._exporting
+        checksum = self._fingerprint(shard)
+        done = self._found(shard, checksum)
+        if done is None:
+            job.target.delete(note_file(job.split))
+            rows = list(self._write(shard))
+            table = pa.Table.from_pylist(rows, _RECORD_SCHEMA)
+            write_table(job.target, job.record(shard), table, ShardFiles(checksum, ()))
+            count("files_exported", len(rows))
+            done = len(rows)
+        job.progress.note_done("export", f"{job.split}-{shard:05d}", done)
+
+    def _fingerprint(self, shard: int) -> str:
+        job = self._exporting
+        variants = job.dataset.variants
+        files = job.dataset.shard_files(job.split, shard, variants)
+        names = [self._taxonomy.names, sorted(job.clashes)]
+        return fingerprint(EXPORT_VERSION, variants, [file.sha256 for file in files], names)
+
+    def _found(self, shard: int, checksum: str) -> int | None:
+        """Number of a shard's files, if all are there and of this content."""
+        job = self._exporting
+        about = read_about(job.target, job.record(shard))
+        if about is None or about.fingerprint != checksum:
+            return None
+        rows = read_rows(job.target, job.record(shard), ["path", "bytes"])
+        sizes = job.target.sizes_of([row["path"] for row in rows])
+        return len(rows) if sizes == [row["bytes"] for row in rows] else None
+
+    def _write(self, shard: int) -> Iterator[dict[str, object]]:
+        job = self._exporting
+        for variant in job.dataset.variants:
+            with contextlib.closing(job.dataset.samples(job.split, shard, variant)) as samples:
+                while batch := list(itertools.islice(samples, _AT_ONCE)):
+                    with job.target.together() as target:
+                        yield from [self._write_one(target, variant, sample) for sample in batch]
+
+    def _write_one(self, target: Store, variant: str, sample: Sample) -> dict[str, object]:
+        path = self._exporting.path(variant, sample, self._taxonomy)
+        is_mask = base_of(variant) == "fg_mask"
+        data = encode_npy(decode_mask(sample.image)) if is_mask else sample.image
+        target.write(path, data)
+        return {
+            "path": path,
+            "bytes": len(data),
+            "variant": variant,
+            "stem": stem_of(sample.key, sample.fields["wnid"], self._exporting.clashes),
+            "key": sample.key,
+            "wnid": sample.fields["wnid"],
+            "label": sample.fields["label"],
+            "bg_key": sample.fields["bg_key"],
+        }
+
+
+class FinishExport(beam.DoFn):
+    """(None, all shards as a side input) -> the dataset's fingerprint, once. Removes what an
+    earlier export has left, and writes table and note."""
+
+    def __init__(self, exporting: Exporting) -> None:
+        self._exporting = exporting
+
+    def process(self, _: object, shards: Iterable[int]) -> Iterator[str]:
+        job = self._exporting
+        arrived = sorted(shards)
+        if arrived != list(job.dataset.shards(job.split)):
+            raise JobError("a shard got lost on the way. Run the same command again to go on")
+        with timed("export"):
+            self._finish(arrived)
+        yield job.dataset.manifest.fingerprint
+
+    def _finish(self, shards: list[int]) -> None:
+        job, target = self._exporting, self._exporting.target
+        wanted: set[str] = set()
+        images: dict[str, dict[str, object]] = {}
+        for shard in shards:
+            for row in read_rows(target, job.record(shard)):
+                if row["path"] in wanted:
+                    raise JobError(f"two pictures would be {row['path']}: this is a bug")
+                wanted.add(row["path"])
+                image = images.setdefault(
+                    row["key"], {name: row[name] for name in ("stem", "key", "wnid", "label")}
+                )
+                if VARIANTS[base_of(row["variant"])].is_mixed:
+                    image[f"{row['variant']}_bg_key"] = row["bg_key"]
+        self._sweep(wanted, {job.record(shard) for shard in shards})
+        mixed = [f"{v}_bg_key" for v in job.dataset.variants if VARIANTS[base_of(v)].is_mixed]
+        rows = sorted(images.values(), key=lambda row: str(row["stem"]))
+        target.update(
+            images_file(job.split), csv_bytes(("stem", "key", "wnid", "label", *mixed), rows)
+        )
+        note = {
+            "format": FORMAT,
+            "format_version": EXPORT_VERSION,
+            "dataset": job.dataset.manifest.fingerprint,
+            "split": job.split,
+            "variants": job.dataset.variants,
+            "images": len(rows),
+            "files": len(wanted),
+        }
+        target.update(
+            note_file(job.split), (json.dumps(note, indent=1, sort_keys=True) + "\n").encode()
+        )
+        target.remove_temporary()
+
+    def _sweep(self, wanted: set[str], records: set[str]) -> None:
+        """Removes files of the split that are not of this export, in every variant's folder."""
+        job, target = self._exporting, self._exporting.target
+        obsolete = [
+            path
+            for path in target.sizes("")
+            if path not in wanted and _is_exported(path.split("/"), job.split)
+        ]
+        if obsolete:
+            target.delete_all(obsolete)
+            for variant in {path.partition("/")[0] for path in obsolete}:
+                target.prune(variant)
+            count("files_removed", len(obsolete))
+        made = target.walk(EXPORT_FOLDER)
+        ours = [path for path in made if path.startswith(f"{EXPORT_FOLDER}/{job.split}-")]
+        target.delete_all(path for path in ours if path not in records)
+
+
+def _is_exported(parts: list[str], split: str) -> bool:
+    """Whether a path, in its parts, is where an export of a split has its files."""
+    return len(parts) > 2 and parts[1] == split and base_of(parts[0]) in VARIANTS
+
+
+class Export(beam.PTransform):
+    """Writes what is missing of an export: PBegin -> the dataset's fingerprint, one element."""
+
+    def __init__(self, exporting: Exporting, taxonomy: Taxonomy) -> None:
+        super().__init__()
+        self._exporting = exporting
+        self._taxonomy = taxonomy
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.pvalue.PCollection:
+        job = self._exporting
+        exported = (
+            begin
+            | "Shards" >> beam.Create(list(job.dataset.shards(job.split)))
+            | "Spread" >> beam.Reshuffle()
+            | "Export" >> beam.ParDo(ExportShard(job, self._taxonomy)).with_output_types(int)
+        )
+        return (
+            begin
+            | "Once" >> beam.Create([None], reshuffle=False)
+            | "Finish"
+            >> beam.ParDo(FinishExport(job), shards=beam.pvalue.AsList(exported)).with_output_types(
+                str
+            )
+        )

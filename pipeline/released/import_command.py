@@ -1,0 +1,197 @@
+"""`in9 import`: the released layout as a dataset.
+
+listing -> Examine -> Pool -> Write -> Commit
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections import Counter
+from typing import Any
+
+import apache_beam as beam
+
+from pipeline.commit import STAGING, Commit
+from pipeline.compose import ComposedShard
+from pipeline.dataset import Dataset
+from pipeline.errors import UsageError
+from pipeline.files import absolute, is_below
+from pipeline.lock import DATASET_LOCK, held
+from pipeline.manifest import PREVIOUS_MANIFEST, read_manifest
+from pipeline.progress import Progress
+from pipeline.records import Staging, read_rows
+from pipeline.released.archive import IMPORT_FOLDER, list_files
+from pipeline.released.examine import ExaminedShard, ExamineShard, PooledShard, PoolSplit
+from pipeline.released.listing import Released, ReleasedShard, read_listing
+from pipeline.released.write import WriteShard, mixed_variants
+from pipeline.runner import local_options, run_pipeline
+from pipeline.shards import index_file
+from pipeline.storage import WORK_FOLDER, Store
+from pipeline.terminal import describe_images
+from transforms.taxonomy import Taxonomy, imagenet9
+
+_NOTE = f"{WORK_FOLDER}/import.json"
+"""Which listing the dataset was imported from, so that the next run need not look again."""
+
+
+class Import(beam.PTransform):
+    """Makes a dataset of an archive: PBegin -> its fingerprint, one element."""
+
+    def __init__(
+        self, released: Released, store: Store, taxonomy: Taxonomy, progress: Progress
+    ) -> None:
+        super().__init__()
+        self._released = released
+        self._store = store
+        self._taxonomy = taxonomy
+        self._progress = progress
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.pvalue.PCollection:
+        config, progress = self._released.config, self._progress
+        staging = Staging(self._store, f"{STAGING}/{config.fingerprint()}")
+        examine = ExamineShard(config, staging, progress)
+        write = WriteShard(config, staging, self._taxonomy, progress)
+        written = (
+            begin
+            | "Shards" >> beam.Create(list(self._released.shards))
+            | "SpreadSources" >> beam.Reshuffle().with_output_types(ReleasedShard)
+            | "Examine" >> beam.ParDo(examine).with_output_types(ExaminedShard)
+            | "BySplit" >> beam.WithKeys(_split_of)
+            | "GatherSplit" >> beam.GroupByKey()
+            | "Pool" >> beam.ParDo(PoolSplit(staging)).with_output_types(PooledShard)
+            | "SpreadOutputs" >> beam.Reshuffle().with_output_types(PooledShard)
+            | "Write" >> beam.ParDo(write).with_output_types(ComposedShard)
+        )
+        commit = Commit(config, self._store, self._taxonomy)
+        return (
+            begin
+            | "Once" >> beam.Create([None], reshuffle=False)
+            | "Commit"
+            >> beam.ParDo(commit, shards=beam.pvalue.AsList(written)).with_output_types(str)
+        )
+
+
+def _split_of(examined: ExaminedShard) -> str:
+    return examined.shard.totals.split
+
+
+def run_import(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Runs the command; returns the exit code.
+
+    Raises:
+      UsageError: wrong usage or unreadable input.
+      JobError: the job failed.
+    """
+    if not arguments.source:
+        raise UsageError("--from DIR|TAR is required (see: in9 import --help)")
+    options = local_options(rest)
+    store, source = Store.at(arguments.output), absolute(arguments.source)
+    _check(store, source)
+    with held(store, DATASET_LOCK):
+        store.remove_temporary()
+        released = read_listing(
+            source,
+            list_files(source, store),
+            imagenet9(),
+            splits=arguments.split,
+            formats=arguments.formats,
+            images_per_shard=arguments.images_per_shard,
+        )
+        started = time.monotonic()
+        is_new = not _is_there(store, released)
+        if is_new:
+            _run(released, store, options)
+        seconds = time.monotonic() - started
+    _say(store, released, is_new, seconds)
+    return 0
+
+
+def _check(store: Store, source: str) -> None:
+    if store.exists(""):
+        raise UsageError(f"--output {store.root} is not a folder")
+    if is_below(store.root, source):
+        raise UsageError(f"--output {store.root} lies inside --from {source}")
+    manifest = read_manifest(store) or read_manifest(store, PREVIOUS_MANIFEST)
+    if manifest is not None and not manifest.config.is_imported:
+        raise UsageError(f"--output {store.root} is a dataset made here; choose another folder")
+    if manifest is None and not store.has_folder(IMPORT_FOLDER) and store.sizes(""):
+        raise UsageError(
+            f"--output {store.root} is not empty and holds no dataset; choose another folder"
+        )
+    # The first thing that is written: a run that is killed at once has left an import.
+    store.update(f"{IMPORT_FOLDER}/mark", b"import\n")
+
+
+def _is_there(store: Store, released: Released) -> bool:
+    manifest = read_manifest(store)
+    if manifest is None or not store.exists(_NOTE):
+        return False
+    note = {"listing": released.fingerprint, "dataset": manifest.fingerprint}
+    return bool(json.loads(store.read(_NOTE)) == note) and all(
+        size == file.bytes
+        for file, size in zip(
+            manifest.files, store.sizes_of([file.path for file in manifest.files]), strict=True
+        )
+    )
+
+
+def _run(released: Released, store: Store, options: Any) -> None:
+    progress = Progress.of(store)
+    for totals in {shard.totals.split: shard.totals for shard in released.shards}.values():
+        for stage in ("examine", "import"):
+            progress.note_total(stage, totals.split, totals.listed)
+    pipeline = beam.Pipeline(options=options)
+    _ = pipeline | "Import" >> Import(released, store, imagenet9(), progress)
+    run_pipeline(pipeline, progress, store.log(f"import-{os.getpid()}"))
+    dataset = Dataset.open(store)
+    note = {"listing": released.fingerprint, "dataset": dataset.manifest.fingerprint}
+    store.write(_NOTE, json.dumps(note, sort_keys=True).encode())
+    store.delete_all(path for path in list(store.walk(IMPORT_FOLDER)) if path.endswith(".tar"))
+
+
+def _say(store: Store, released: Released, is_new: bool, seconds: float) -> None:
+    dataset = Dataset.open(store)
+    print("\n".join(describe_images(dataset.manifest)))
+    for split in dataset.manifest.config.split:
+        for line in _backgrounds(dataset, split):
+            print(line)
+    if released.ignored:
+        print(f"not imported: {', '.join(released.ignored)}")
+    print(f"time: {seconds:.1f} s" if is_new else "nothing to do: everything is up to date")
+    print(f"dataset {dataset.manifest.fingerprint[:12]}: in9 evaluate --dataset {store.root}")
+
+
+def _backgrounds(dataset: Dataset, split: str) -> list[str]:
+    """How many true backgrounds were found, how surely, and how many names were wrong."""
+    counts: dict[str, Counter[str]] = {
+        v: Counter() for v in mixed_variants(dataset.manifest.config)
+    }
+    worst: dict[str, tuple[float, float]] = {}
+    output = dataset.manifest.shards[split].output
+    for shard in dataset.shards(split):
+        for row in read_rows(dataset.store, index_file(split, shard, output)):
+            for variant in counts if row["selected"] else ():
+                key, named = row[f"{variant}_bg_key"], row[f"{variant}_bg_named"]
+                counts[variant]["images"] += 1
+                if key is None:
+                    continue
+                counts[variant]["found"] += 1
+                counts[variant]["renamed"] += key != named
+                other = row[f"{variant}_bg_next_difference"]
+                best, margin = worst.get(variant, (0.0, float("inf")))
+                worst[variant] = (
+                    max(best, row[f"{variant}_bg_difference"]),
+                    margin if other is None else min(margin, other),
+                )
+    lines = []
+    for variant, n in counts.items():
+        line = f"{split} {variant}: true background of {n['found']} of {n['images']} images found"
+        if n["found"]:
+            line += f", {n['renamed']} not the one in the file name; differs by at most "
+            line += f"{worst[variant][0]:.1f} of 255, the next best by at least "
+            line += f"{worst[variant][1]:.1f}"
+        lines.append(line)
+    return lines

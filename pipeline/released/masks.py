@@ -1,0 +1,44 @@
+"""Masks as NumPy files."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from transforms.codec import UndecodableError
+from transforms.geometry import Mask
+
+
+def encode_npy(mask: Mask) -> bytes:
+    """Encodes a (H, W) bool mask as a `.npy` file of uint8, 1 on the foreground."""
+    buffer = io.BytesIO()
+    np.save(buffer, mask.astype(np.uint8), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def decode_npy(data: bytes) -> Mask:
+    """Decodes a `.npy` file: (H, W) bool, True where any channel is not 0.
+
+    Raises:
+      UndecodableError: not a whole array of numbers in two or three dimensions.
+    """
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, _, dtype = read(file)
+        # Before anything is allocated for what a header promises.
+        size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+        if dtype.kind not in "biuf" or size != len(data) - file.tell():
+            raise UndecodableError("broken NumPy file: its header does not fit its content")
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, KeyError, EOFError, OSError, SyntaxError) as error:
+        raise UndecodableError(f"broken NumPy file: {type(error).__name__}") from error
+    if array.ndim not in (2, 3):
+        raise UndecodableError(f"a mask of {array.ndim} dimensions")
+    found: Mask = array != 0 if array.ndim == 2 else (array != 0).any(axis=2)
+    return found

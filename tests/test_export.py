@@ -1,0 +1,304 @@
+"""The released layout: written, read as the evaluation scripts read it, and imported again."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset
+import pytest
+from conftest import ONE, manifest_of, run_in9, stamps
+from gcs import BUCKET, gcs_server
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from pipeline.commands import run_command
+from pipeline.dataset import Dataset
+from pipeline.errors import UsageError
+from pipeline.flags import build_parser
+from pipeline.released.archive import list_files
+from pipeline.released.names import find_clashes, parse_mixed, parse_stem, stem_of
+from pipeline.storage import Store
+from transforms.codec import decode_image, decode_mask
+from transforms.matching import compare, decide, describe, describe_outside, nearest
+from transforms.taxonomy import imagenet9
+from transforms.variants import MIXED, PICTURES, VARIANTS
+
+SMALL = (*ONE, "--images_per_shard", "20")
+
+
+@pytest.fixture(scope="module")
+def export(sample_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of the sample. Not to be changed."""
+    target = tmp_path_factory.mktemp("export") / "to"
+    in9("export", "--dataset", sample_run, "--to", target, *ONE)
+    return target
+
+
+def in9(*arguments: object) -> None:
+    """Runs a command in this process, which saves the imports."""
+    parsed, rest = build_parser().parse_known_args([str(argument) for argument in arguments])
+    assert run_command(parsed, rest) == 0
+
+
+def samples_of(output: Path, variant: str) -> Iterator[Any]:
+    dataset = Dataset.open(Store(str(output)))
+    for shard in dataset.shards("val"):
+        yield from dataset.samples("val", shard, variant)
+
+
+def truth_of(export: Path) -> dict[str, dict[str, str]]:
+    """Rows of the export's table, by released name."""
+    with (export / "images-val.csv").open(newline="") as file:
+        return {row["stem"]: row for row in csv.DictReader(file)}
+
+
+def test_names() -> None:
+    clashes = find_clashes([("a_val_7", "n1"), ("b_val_7", "n1"), ("b_val_8", "n1")])
+    assert clashes == {"a_val_7", "b_val_7"}
+    stems = {stem_of(key, "n02084071", clashes) for key in ("a_val_7", "b_val_7", "kitten")}
+    assert len(stems) == 3
+    assert all(parse_stem(stem) == (stem, "n02084071") for stem in stems)
+    assert parse_mixed("n02084071_1") is None
+    assert parse_mixed("fg_n02084071_1_bg_unknown") == ("n02084071_1", None)
+
+
+def test_an_export_is_what_the_evaluation_scripts_read(sample_run: Path, export: Path) -> None:
+    folders = [f"{label:02d}_{name}" for label, name in enumerate(imagenet9().names)]
+    for variant in PICTURES:
+        found = ImageFolder(str(export / variant / "val"))
+        assert found.classes == folders
+        pictures = {s.key: s for s in samples_of(sample_run, variant)}
+        assert len(found) == len(pictures) == 70
+        keys = {stem: row["key"] for stem, row in truth_of(export).items()}
+        for (path, _), (picture, label) in zip(found.samples, found, strict=True):
+            stem = Path(path).stem
+            if variant in MIXED:
+                names = parse_mixed(stem)
+                assert names is not None
+                stem, background = names
+                assert keys[background or ""] == pictures[keys[stem]].fields["bg_key"]
+            sample = pictures[keys[stem]]
+            assert label == sample.fields["label"]
+            assert picture.size == (224, 224)
+            assert Path(path).read_bytes() == sample.image
+    masks = {s.key: decode_mask(s.image) for s in samples_of(sample_run, "fg_mask")}
+    # As challenge_eval.py does it: names of the masks, and the originals of the same name.
+    for folder in sorted(os.listdir(export / "fg_mask" / "val")):
+        for name in sorted(os.listdir(export / "fg_mask" / "val" / folder)):
+            mask = np.load(export / "fg_mask" / "val" / folder / name)
+            assert (mask.shape, mask.dtype) == ((224, 224), np.uint8)
+            with Image.open(export / "original/val" / folder / name.replace("npy", "JPEG")) as file:
+                assert file.size == (224, 224)
+            assert np.array_equal(mask, masks[truth_of(export)[Path(name).stem]["key"]])
+
+
+def test_an_export_is_repeatable_and_mends_itself(sample_run: Path, tmp_path: Path) -> None:
+    target = tmp_path / "to"
+    command = ("export", "--dataset", sample_run, "--to", target, *ONE)
+    assert "630 files written" in run_in9(*command).stdout
+    before = stamps(target)
+    assert "nothing to do" in run_in9(*command).stdout
+    assert stamps(target) == before
+    lost = next((target / "only_fg" / "val" / "00_dog").iterdir())
+    lost.unlink()
+    stray = lost.parent.parent / "09_nothing" / "stray.JPEG"
+    stray.parent.mkdir()
+    stray.write_bytes(b"")
+    mended = run_in9(*command).stdout
+    assert "1 removed" in mended
+    assert lost.exists()
+    assert not stray.parent.exists()
+    assert stamps(target).keys() == before.keys()
+    note = json.loads((target / "export-val.json").read_text())
+    assert note["dataset"] == manifest_of(sample_run)["fingerprint"]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    for wrong in (tmp_path / "full", sample_run):
+        run_in9("export", "--dataset", sample_run, "--to", wrong, check=2)
+
+
+@pytest.fixture(scope="module")
+def archive(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export as a compressed tar, with three faults as in the wild: mixed_rand's pictures
+    carry mixed_next's names; one picture is cut off, one is missing in one version."""
+    path = tmp_path_factory.mktemp("archive") / "bg_challenge.tar.gz"
+    broken, absent = sorted(truth_of(export))[:2]
+    next_names = {p.name[:22]: p.name for p in (export / "mixed_next").rglob("*.JPEG")}
+    assert len(next_names) == 70
+    with tarfile.open(path, "w:gz") as tar:
+        for file in sorted(export.rglob("*")):
+            if not file.is_file() or ".in9" in file.parts:
+                continue
+            name, data = file.relative_to(export), file.read_bytes()
+            if name.parts[0] == "mixed_rand":
+                name = name.with_name(next_names[name.name[:22]])
+            if name.parts[0] == "no_fg" and name.stem == broken:
+                data = data[: len(data) // 2]
+            if name.parts[0] == "only_fg" and name.stem == absent:
+                continue
+            member = tarfile.TarInfo(f"bg_challenge/{name}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture(scope="module")
+def imported(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive as a dataset."""
+    output = tmp_path_factory.mktemp("imported") / "out"
+    done = run_in9("import", "--from", archive, "--output", output, *SMALL)
+    assert "70 images, 68 accepted, 2 rejected (1 excluded, 1 undecodable)" in done.stdout
+    assert "val mixed_next: true background of 68 of 68 images found" not in done.stdout
+    return output
+
+
+def test_an_import_keeps_the_pixels_and_finds_the_true_backgrounds(
+    imported: Path, export: Path, sample_run: Path, archive: Path
+) -> None:
+    assert "files agree" in run_in9("verify", "--dataset", imported).stdout
+    truth = truth_of(export)
+    stems = {row["key"]: stem for stem, row in truth.items()}
+    rejected = set(sorted(truth)[:2])
+    for variant in VARIANTS:
+        made = {stems[s.key]: s for s in samples_of(sample_run, variant)}
+        found = {s.key: s for s in samples_of(imported, variant)}
+        assert found.keys() == truth.keys() - rejected
+        for stem, sample in found.items():
+            assert sample.fields["label"] == made[stem].fields["label"]
+            assert sample.fields["wnid"] == made[stem].fields["wnid"]
+            assert sample.fields["fg_fraction"] == pytest.approx(made[stem].fields["fg_fraction"])
+            if variant == "fg_mask":
+                both = (decode_mask(s.image) for s in (sample, made[stem]))
+                assert np.array_equal(*both)
+            else:
+                assert sample.image == made[stem].image
+            if variant in MIXED:
+                true = stems[truth[stem][f"{variant}_bg_key"]]
+                # That of a rejected image cannot be named, and none is named in its place.
+                assert sample.fields["bg_key"] == (None if true in rejected else true)
+    index = pyarrow.dataset.dataset(imported / "index").to_table().to_pylist()
+    selected = [row for row in index if row["selected"]]
+    assert all(row["mixed_rand_bg_named"] is not None for row in selected)
+    wrong = sum(row["mixed_rand_bg_named"] != row["mixed_rand_bg_key"] for row in selected)
+    assert wrong >= 50
+    before = stamps(imported)
+    command = ("import", "--from", archive, "--output", imported, *SMALL)
+    assert "nothing to do" in run_in9(*command).stdout
+    assert stamps(imported) == before
+    again = run_in9("run", "--output", imported, check=2)
+    assert "was imported" in again.stderr
+
+
+def test_absent_classes_are_named(
+    one_worker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in9("export", "--dataset", one_worker, "--to", tmp_path, *ONE)
+    assert "no images in 03_reptile, 07_primate: ImageFolder numbers" in capsys.readouterr().out
+
+
+def test_an_imports_manifest_claims_no_more_than_is_known(imported: Path) -> None:
+    manifest = manifest_of(imported)
+    assert manifest["config"] == {
+        "origin": "imported",
+        "split": ["val"],
+        "variants": list(VARIANTS),
+        "replicates": 1,
+        "formats": ["parquet", "webdataset"],
+        "image_size": 224,
+        "images_per_shard": 20,
+    }
+    assert manifest["stages"] == {"import": 1}
+    assert "GrabCut" not in (imported / "README.md").read_text()
+
+
+def test_models_are_evaluated_and_attacked_on_published_pixels(
+    imported: Path, sample_run: Path, export: Path
+) -> None:
+    in9("evaluate", "--dataset", imported, *ONE)
+    in9("attack", "--dataset", imported, "--foregrounds", 3, "--backgrounds", 3, *ONE)
+    for name in ("report.html", "results/attack.csv"):
+        assert (imported / name).exists()
+    stems = {row["key"]: stem for stem, row in truth_of(export).items()}
+    columns = ["key", "variant", "label_rule", "prediction"]
+    files = "results/efficientnet_lite0/predictions"
+    made, again = (
+        pyarrow.dataset.dataset(output / files).to_table(columns=columns).to_pylist()
+        for output in (sample_run, imported)
+    )
+    expected = {(stems[r["key"]], r["variant"], r["label_rule"]): r["prediction"] for r in made}
+    assert len(again) == 68 * 8 * 2
+    for row in again:
+        key = (row["key"], row["variant"], row["label_rule"])
+        assert expected[key] == row["prediction"]
+
+
+def test_backgrounds_are_found_in_strong_jpeg_noise_and_never_guessed(sample_run: Path) -> None:
+    dataset = [list(samples_of(sample_run, v))[:18] for v in ("original", "fg_mask", "only_bg_t")]
+    originals = [decode_image(s.image) for s in dataset[0]]
+    masks = [decode_mask(s.image) for s in dataset[1]]
+    backgrounds = [_noisy(decode_image(s.image), 75) for s in dataset[2]]
+    pool = np.stack([describe(background) for background in backgrounds])
+    for place, (image, mask) in enumerate(zip(originals, masks, strict=True)):
+        true = (place + 7) % len(backgrounds)
+        mixed = _noisy(np.where(mask[..., None], image, decode_image(dataset[2][true].image)), 50)
+        means, free = describe_outside(mixed, mask)
+        (near,) = nearest(pool, means[None], free[None], 4)
+        differences = compare(mixed, mask, [backgrounds[i] for i in near])
+        assert differences is not None
+        match = decide(differences)
+        assert match.is_sure
+        assert near[match.position] == true
+        others = [backgrounds[i] for i in near if i != true]
+        without = compare(mixed, mask, others)
+        assert without is not None
+        assert not decide(without).is_sure
+        twice = compare(mixed, mask, [backgrounds[true], backgrounds[true]])
+        assert twice is not None
+        assert not decide(twice).is_sure
+    assert compare(mixed, np.ones_like(mask), backgrounds) is None
+
+
+def _noisy(image: Any, quality: int) -> Any:
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "JPEG", quality=quality, subsampling=2)
+    return decode_image(content.getvalue())
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "link", "device"])
+def test_members_that_are_no_plain_files_are_refused(name: str, tmp_path: Path) -> None:
+    member = tarfile.TarInfo(name)
+    member.type = {"link": tarfile.SYMTYPE, "device": tarfile.CHRTYPE}.get(name, tarfile.REGTYPE)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.addfile(member)
+    with pytest.raises(UsageError, match="no plain file"):
+        list_files(str(tmp_path / "a.tar"), Store(str(tmp_path / "out")))
+
+
+def test_what_is_no_release_is_refused_with_one_line(sample: Path, tmp_path: Path) -> None:
+    (tmp_path / "b.tar.gz").write_bytes(b"\x1f\x8b broken")
+    for name, reason in (("absent", "neither"), ("b.tar.gz", "no whole tar")):
+        with pytest.raises(UsageError, match=reason):
+            in9("import", "--from", tmp_path / name, "--output", tmp_path / "out")
+    refused = run_in9("import", "--from", sample, "--output", tmp_path / "out", check=2)
+    assert "is not the released layout" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def test_both_ways_in_object_storage(export: Path, sample_run: Path) -> None:
+    with gcs_server() as url, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", url)
+        there = f"gs://{BUCKET}/export"
+        run_in9("export", "--dataset", sample_run, "--to", there, *ONE)
+        here, remote = Store(str(export)), Store.at(there)
+        names = [path for path in here.walk("") if not path.startswith(".in9")]
+        assert names == [path for path in remote.walk("") if not path.startswith(".in9")]
+        done = run_in9("import", "--from", there, "--output", f"gs://{BUCKET}/data", *SMALL)
+        assert done.stdout.count("70 of 70 images found") == 3

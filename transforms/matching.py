@@ -1,0 +1,142 @@
+"""Which background a mixed picture was put on: by its pixels outside the mask.
+
+Candidates are found by means over small blocks, weighted by how much of a block the mask leaves
+free, and then compared pixel by pixel. Both are robust against the noise of JPEG.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from transforms.geometry import Mask, Pixels
+
+BLOCK = 8
+"""Side of a block in pixels, that of JPEG."""
+MAX_DIFFERENCE = 8.0
+"""A background that differs by more, in mean levels of 0 to 255, is not the one."""
+MARGIN = 1.0
+"""The next candidate must differ by twice as much as the best, and this much more."""
+
+_CLIP = 32.0
+"""A pixel counts for no more than this: some may differ by a mask that is slightly off."""
+_CLEARANCES = (8, 2)
+"""Pixels around the mask that are left out; the second where the first leaves too little."""
+_MIN_PIXELS = 256
+_POOL_AT_ONCE = 4096
+
+Means = NDArray[np.floating]
+
+
+def describe(image: Pixels) -> NDArray[np.uint8]:
+    """Means over blocks: (B, 3) uint8 of an (S, S, 3) uint8 picture."""
+    return np.rint(_block_means(image.astype(np.float32))).astype(np.uint8)
+
+
+def describe_outside(image: Pixels, mask: Mask) -> tuple[Means, Means]:
+    """Means over the part of each block that a mask leaves free.
+
+    Args:
+      image: (S, S, 3) uint8.
+      mask: (S, S) bool, True on the foreground.
+
+    Returns:
+      means: (B, 3) float32, 0 where nothing is free.
+      free: (B,) float32, share of the block.
+    """
+    outside = ~mask[..., np.newaxis]
+    free = _block_means(outside.astype(np.float32))
+    means = _block_means(np.where(outside, image, 0).astype(np.float32))
+    means = np.divide(means, free, out=np.zeros_like(means), where=free > 0)
+    return means, free[:, 0]
+
+
+def _block_means(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    count = image.shape[0] // BLOCK
+    whole = image[: count * BLOCK, : count * BLOCK]
+    blocks = whole.reshape(count, BLOCK, count, BLOCK, -1)
+    means: NDArray[np.float32] = blocks.mean(axis=(1, 3)).reshape(count * count, -1)
+    return means
+
+
+def nearest(pool: NDArray[np.uint8], means: Means, free: Means, count: int) -> NDArray[np.int64]:
+    """Backgrounds that look most like the free part of mixed pictures.
+
+    Args:
+      pool: (N, B, 3) uint8 of `describe`.
+      means, free: (n, B, 3) and (n, B) float32 of `describe_outside`.
+      count: how many to find.
+
+    Returns:
+      (n, min(count, N)) int64 positions in the pool, the most alike first.
+    """
+    pictures, blocks = free.shape
+    # A block that is free by half says less than half as much.
+    weights = (free * free).astype(np.float32)
+    weighted = (weights[..., np.newaxis] * means).reshape(pictures, -1).astype(np.float32)
+    distances = np.empty((pictures, len(pool)), np.float32)
+    for first in range(0, len(pool), _POOL_AT_ONCE):
+        part = pool[first : first + _POOL_AT_ONCE].astype(np.float32)
+        squares = (part * part).sum(axis=2)
+        distances[:, first : first + len(part)] = weights @ squares.T - 2 * (
+            weighted @ part.reshape(len(part), blocks * 3).T
+        )
+    return np.argsort(distances, axis=1, kind="stable")[:, :count].astype(np.int64)
+
+
+def compare(image: Pixels, mask: Mask, backgrounds: Sequence[Pixels]) -> list[float] | None:
+    """Mean differences of a mixed picture from backgrounds, outside of its mask.
+
+    Args:
+      image: (S, S, 3) uint8.
+      mask: (S, S) bool, True on the foreground.
+      backgrounds: (S, S, 3) uint8 each.
+
+    Returns:
+      For each background, in levels of 0 to 255; None if the mask leaves too little.
+    """
+    for clearance in _CLEARANCES:
+        side = 2 * clearance + 1
+        grown = cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8))
+        outside = grown == 0
+        if outside.sum() >= _MIN_PIXELS:
+            seen = image[outside].astype(np.float32)
+            return [
+                float(np.minimum(np.abs(seen - background[outside]), _CLIP).mean())
+                for background in backgrounds
+            ]
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """How well the best candidate fits.
+
+    Attributes:
+      position: of the best candidate.
+      difference: its mean difference, in levels of 0 to 255.
+      next_difference: that of the next best, None if there is no other.
+      is_sure: whether it is the one.
+    """
+
+    position: int
+    difference: float
+    next_difference: float | None
+    is_sure: bool
+
+
+def decide(differences: Sequence[float]) -> Match:
+    """Picks the best of candidates; sure only if it is near, and no other nearly as near.
+
+    >>> decide([20.0, 0.5, 9.0]).is_sure, decide([0.5, 0.5]).is_sure
+    (True, False)
+    """
+    order = sorted(range(len(differences)), key=differences.__getitem__)
+    best = differences[order[0]]
+    second = differences[order[1]] if len(order) > 1 else None
+    alone = second is None or second >= 2 * best + MARGIN
+    return Match(order[0], best, second, best <= MAX_DIFFERENCE and alone)
