@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.config import SegmentConfig
 from pipeline.manifest import Manifest
 from pipeline.sinks import SAMPLE_FIELDS
 from transforms.taxonomy import Taxonomy
@@ -23,6 +24,7 @@ _DESCRIPTIONS = {
     "mixed_rand": "the foreground on a background of a random class",
     "mixed_next": "the foreground on a background of the next class",
     "fg_mask": "the foreground mask, 255 or 0",
+    "bg_blurred": "the background blurred, the foreground sharp",
 }
 
 
@@ -30,7 +32,7 @@ def _describe(name: str) -> str:
     """What a variant, or a replicate of one, shows."""
     variant, replicate = split_replicate(name)
     again = f", drawn again ({replicate})" if replicate else ""
-    return _DESCRIPTIONS[variant] + again
+    return _DESCRIPTIONS.get(variant, "the user's own; see manifest.json") + again
 
 
 def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, bytes]]:
@@ -80,12 +82,24 @@ def _readme(manifest: Manifest) -> str:
         )
     lines += [
         "",
-        "Masks are GrabCut's from the annotated box and not corrected by hand. `index/` holds a",
+        f"{_masks(config.segment)} `index/` holds a",
         "row for every source image with the reason for each rejection, `manifest.json` the",
         "configuration and a checksum of every file.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _masks(config: SegmentConfig) -> str:
+    """Where the masks come from."""
+    segmenter = config.find_segmenter()
+    if segmenter.method == "grabcut":
+        return "Masks are GrabCut's from the annotated box and not corrected by hand."
+    if segmenter.method == "masks":
+        return "Masks were given with the images."
+    if segmenter.method == "box":
+        return "Masks are the annotated boxes."
+    return f"Masks are a network's, `{segmenter.label}`, and not corrected by hand."
 
 
 _CROISSANT_TYPES = {

@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 from pipeline.config import SegmentConfig, fingerprint
 from pipeline.files import files_of
+from pipeline.segmenters import takes_masks
+from pipeline.segmenters.masks import read_mask_place
 from pipeline.source import SourceImage
 from transforms.cutting import Cut, cut_image
 from transforms.filters import Reason, is_valid_key
-from transforms.segmentation import SEGMENTERS
 
 
 def source_digest(image: SourceImage, config: SegmentConfig, checksum: Callable[[str], str]) -> str:
@@ -29,7 +30,13 @@ def source_digest(image: SourceImage, config: SegmentConfig, checksum: Callable[
         image.label,
         image.md5 or checksum(image.path),
         image.annotation and (image.annotation_md5 or checksum(image.annotation)),
+        # Only where it matters: without it digests are those of datasets made before.
+        *([_mask_digest(image, checksum)] if takes_masks(config.segmenter) else []),
     )
+
+
+def _mask_digest(image: SourceImage, checksum: Callable[[str], str]) -> str | None:
+    return image.mask and (image.mask_md5 or checksum(image.mask))
 
 
 def shard_fingerprint(digests: list[str], config: SegmentConfig) -> str:
@@ -58,7 +65,7 @@ def reject_by_name(image: SourceImage, before: SourceImage | None) -> tuple[Reas
 
 def prepare_segmenter(config: SegmentConfig) -> None:
     """Gets the segmenter ready for the first image; later calls do nothing."""
-    SEGMENTERS[config.segmenter].prepare(_announce)
+    config.find_segmenter().prepare(_announce)
 
 
 def _announce() -> None:
@@ -68,17 +75,20 @@ def _announce() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class SourceBytes:
-    """The content of a source image's file, and of its annotation's, None without one."""
+    """The content of a source image's file, of its annotation's and of its mask's, None without
+    one."""
 
     image: bytes
     annotation: bytes | None
+    mask: bytes | None = None
 
 
-def read_source(image: str, annotation: str | None) -> SourceBytes:
-    """Reads both files, given by their paths. Raises OSError."""
+def read_source(image: str, annotation: str | None, mask: str | None = None) -> SourceBytes:
+    """Reads the files, given by their paths. Raises OSError."""
     return SourceBytes(
         files_of(image).read(image),
         None if annotation is None else files_of(annotation).read(annotation),
+        None if mask is None else read_mask_place(mask),
     )
 
 
@@ -87,7 +97,8 @@ def cut_source(source: SourceBytes, config: SegmentConfig) -> Cut:
     return cut_image(
         source.image,
         source.annotation,
-        segment=SEGMENTERS[config.segmenter].segment,
+        source.mask,
+        segment=config.find_segmenter().segment,
         seed=config.grabcut_seed,
         resize=config.resize,
         crop=config.image_size,

@@ -34,22 +34,25 @@ class Layout:
       split: its name.
       root: the input folder; image paths are recorded relative to it.
       images: folder of the images.
-      annotations: folder of the annotations.
+      annotations: folder of the annotations, None if there is none.
     """
 
     split: str
     root: str
     images: str
-    annotations: str
+    annotations: str | None
 
 
-def find_layout(root: str, annotations: str | None, split: str) -> Layout:
+def find_layout(
+    root: str, annotations: str | None, split: str, *, needs_boxes: bool = True
+) -> Layout:
     """Finds a split's folders.
 
     Args:
       root: the input folder, or the split's own folder.
       annotations: a folder with annotations, None to look beside the images.
       split: such as `val`.
+      needs_boxes: whether it is an error if there are no annotations beside the images.
 
     Raises:
       UsageError: no folder of images or of annotations; the message lists what was tried.
@@ -64,7 +67,7 @@ def find_layout(root: str, annotations: str | None, split: str) -> Layout:
             found = annotations
     else:
         found = find_annotations(root, images, split)
-    if found is None:
+    if found is None and (needs_boxes or annotations is not None):
         where = annotations if annotations is not None else root
         raise UsageError(
             f"no annotations of {split!r} in {where}: expected .xml files in "

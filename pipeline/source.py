@@ -34,6 +34,8 @@ class SourceImage:
       label: superclass label, `OUTSIDE` with an empty wnid.
       annotation: absolute path of the XML file, None if there is none.
       md5, annotation_md5: hexadecimal, of the files' content where the storage tells it.
+      mask: where its mask lies, a path or the mask itself; None without one.
+      mask_md5: as `md5`.
     """
 
     key: str
@@ -44,6 +46,8 @@ class SourceImage:
     annotation: str | None
     md5: str | None = None
     annotation_md5: str | None = None
+    mask: str | None = None
+    mask_md5: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +132,7 @@ def list_images(layout: Layout, taxonomy: Taxonomy, limit: int | None = None) ->
     Raises:
       OSError: a folder cannot be read, or an annotation that must tell the class cannot.
     """
-    annotations = _index_annotations(layout.annotations)
+    annotations = {} if layout.annotations is None else _index_annotations(layout.annotations)
     images = []
     counts: Counter[str] = Counter()
     for file in files_in(layout.images, IMAGE_SUFFIXES):
