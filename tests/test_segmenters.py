@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,8 @@ import numpy as np
 import onnx
 import pyarrow.dataset as ds
 import pytest
-from conftest import manifest_of, run_in9
+from conftest import manifest_of
+from gcs import BUCKET, gcs_server
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
@@ -26,7 +30,7 @@ from pipeline.dataset import Dataset
 from pipeline.errors import JobError, UsageError
 from pipeline.layout import find_layout
 from pipeline.segmenters import find_segmenter
-from pipeline.segmenters.masks import with_masks
+from pipeline.segmenters.masks import read_mask_place, with_masks
 from pipeline.segmenters.network import read_network
 from pipeline.source import SourceImage, list_images
 from pipeline.storage import Store
@@ -119,14 +123,22 @@ def masked(
     module = re.search(r"```python\n(# my_variants.py\n.+?)```", text, re.DOTALL)
     assert module is not None
     (root / "my_variants.py").write_text(module[1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(root), prepend=":")
-        run_in9(
-            *("run", "--output", output, "--input", source, "--limit", 3),
-            *("--segmenter", "masks", "--masks", source / "masks"),
-            *("--variants", "original,fg_mask,mixed_rand,bg_blurred,python:my_variants:fg_on_grey"),
-            *("--fail_if", "fg_on_grey<0.0"),
-        )
+    command = [
+        *("run", "--output", output, "--input", source, "--limit", 3),
+        *("--segmenter", "masks", "--masks", source / "masks"),
+        *("--variants", "original,fg_mask,mixed_rand,bg_blurred,python:my_variants:fg_on_grey"),
+        *("--fail_if", "fg_on_grey<0.0"),
+    ]
+    # A process of its own: its PYTHONPATH holds the user's module.
+    paths = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ran = subprocess.run(
+        [sys.executable, "-m", "pipeline", *map(str, command)],
+        env={**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
     return output, done
 
 
@@ -439,6 +451,26 @@ def test_a_dataset_by_a_network(
     assert "nothing to do" in capsys.readouterr().out
     assert main([*flags, "--segmenter", red(tmp_path, threshold=0.75)]) == 2
     assert "threshold=0.75" in capsys.readouterr().err
+
+
+def test_masks_and_networks_are_read_from_object_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "n01").mkdir()
+    mask = np.eye(9, dtype=np.bool_)
+    (tmp_path / "n01" / "a.png").write_bytes(png(mask))
+    red(tmp_path)
+    with gcs_server() as url:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        here, there = Store(str(tmp_path)), Store.at(f"gs://{BUCKET}/masks")
+        here.copy_into(there, [(path, path) for path in here.walk("")])
+        (found,) = with_masks([SourceImage("a", "", "", "n01", 0, None)], there.root, "val")
+        assert found.mask == f"gs://{BUCKET}/masks/n01/a.png"
+        assert found.mask_md5
+        np.testing.assert_array_equal(read_mask(read_mask_place(found.mask)).mask, mask)
+        segment = find_segmenter(*read_network(f"onnx:{there.root}/red.onnx")).segment
+        assert segment is not None
+        assert not segment(np.zeros((9, 9, 3), np.uint8), Box(0, 0, 8, 8), 0).mask.any()
 
 
 def test_networks_that_do_not_fit_are_named(tmp_path: Path) -> None:
