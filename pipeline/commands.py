@@ -33,6 +33,7 @@ from pipeline.last_run import Ending, say_summary
 from pipeline.lock import DATASET_LOCK, TABLES_LOCK, held
 from pipeline.main_job import MainJob
 from pipeline.manifest import MANIFEST, read_manifest
+from pipeline.own_variants import own_names
 from pipeline.progress import Progress
 from pipeline.released.export_command import run_export
 from pipeline.released.import_command import run_import
@@ -116,8 +117,10 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     options = pipeline_options(rest)
     submission = submission_from_flags(arguments, options)
     arguments = flags_of_workers(arguments, submission)
-    parse_conditions(getattr(arguments, "fail_if", None))
     generates = arguments.command in ("run", "generate")
+    if generates:
+        own = own_names(arguments.variants)
+        parse_conditions(getattr(arguments, "fail_if", None), own=own)
     evaluates = arguments.command in ("run", "evaluate")
     if generates:
         store, versions = output_store(arguments.output, arguments.versioned, arguments.keep)

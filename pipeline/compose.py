@@ -16,6 +16,7 @@ from pipeline.config import ComposeConfig, SegmentConfig, fingerprint
 from pipeline.counters import count, count_written, timed
 from pipeline.errors import JobError
 from pipeline.layer_source import LayerSource
+from pipeline.own_variants import find_variants
 from pipeline.plan import OutputShard, Plan, load_plan
 from pipeline.progress import Progress
 from pipeline.records import (
@@ -35,11 +36,17 @@ from transforms.codec import encode_jpeg, encode_png
 from transforms.filters import Reason
 from transforms.geometry import Pixels
 from transforms.taxonomy import Taxonomy
-from transforms.variants import MIXED, VARIANTS, base_of, with_replicates
+from transforms.variants import MIXED, base_of, with_replicates
 
 
-def index_schema(replicates: int) -> pa.Schema:
-    """Columns of the index, which has one row for every source image, accepted or not."""
+def index_schema(replicates: int, with_segmenter: bool = False) -> pa.Schema:
+    """Columns of the index, which has one row for every source image, accepted or not.
+
+    Args:
+      replicates: of the mixed variants.
+      with_segmenter: whether rows name it: they do unless it is GrabCut, whose indices were
+        made before there were others.
+    """
     return pa.schema(
         [
             *(
@@ -54,6 +61,7 @@ def index_schema(replicates: int) -> pa.Schema:
                 pa.field(f"{variant}_bg_key", pa.string())
                 for variant in with_replicates(MIXED, replicates)
             ),
+            *([pa.field("segmenter", pa.string(), nullable=False)] if with_segmenter else []),
         ]
     )
 
@@ -98,6 +106,7 @@ class ComposeShard(beam.DoFn):
 
     def setup(self) -> None:
         cv2.setNumThreads(1)
+        self._variants = find_variants(self._config.variants)
 
     def process(self, output: OutputShard) -> Iterator[ComposedShard]:
         with timed("compose"):
@@ -114,7 +123,10 @@ class ComposeShard(beam.DoFn):
         found = self._staging.find(index, checksum)
         if found is None:
             files = self._write_variants(output, plan, rows, backgrounds)
-            schema = index_schema(self._config.replicates)
+            segmenter = self._segment.find_segmenter()
+            schema = index_schema(self._config.replicates, segmenter.method != "grabcut")
+            for row in rows:
+                row["segmenter"] = segmenter.label
             table = pa.Table.from_pylist(
                 [{n: r.get(n) for n in schema.names} for r in rows], schema
             )
@@ -193,7 +205,7 @@ class ComposeShard(beam.DoFn):
                 for variant, variant_sinks in sinks.items():
                     place = backgrounds[row["key"]].get(variant)
                     tiled = source.tiled(encoded[variant]) if variant in encoded else None
-                    picture = VARIANTS[base_of(variant)].compose(layer, tiled)
+                    picture = self._variants[base_of(variant)].compose(layer, tiled)
                     sample = self._sample(plan, row, variant, picture, place)
                     for sink in variant_sinks:
                         sink.add(sample)
@@ -230,7 +242,7 @@ class ComposeShard(beam.DoFn):
         picture: Pixels,
         place: int | None,
     ) -> Sample:
-        as_png = self._config.encoding == "png" or VARIANTS[base_of(variant)].lossless
+        as_png = self._config.encoding == "png" or self._variants[base_of(variant)].lossless
 
         def of_background(column: str) -> Any:
             return None if place is None else plan.value(column, place)

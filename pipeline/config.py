@@ -8,11 +8,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.segmenters import find_segmenter
 from transforms.codec import MAX_PIXELS
 from transforms.filters import MAX_BOX, MIN_FOREGROUND, MIN_VISIBLE
 from transforms.geometry import INTERPOLATIONS
-from transforms.segmentation import SEGMENTERS
-from transforms.variants import VARIANTS, select_variants, with_replicates
+from transforms.segmentation import Segmenter
+from transforms.variants import PAPER, select_variants, with_replicates
 
 SEGMENT_VERSION = 1
 """Raised by hand when Segment would write other layers or records for the same input."""
@@ -27,7 +28,12 @@ SALIENCY_VERSION = 1
 IMPORT_VERSION = 1
 """Raised by hand when Import would write other files for the same archive."""
 
-_ADDED: dict[str, Any] = {"replicates": 1, "exclude": None, "include": None}
+_ADDED: dict[str, Any] = {
+    "replicates": 1,
+    "exclude": None,
+    "include": None,
+    "segmenter_parameters": (),
+}
 
 _IMPORTED = (
     *("origin", "split", "variants", "replicates", "formats", "image_size", "images_per_shard"),
@@ -59,6 +65,11 @@ def _one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
 class SegmentConfig:
     """What decides the layers. Field names are the flags' names.
 
+    Attributes:
+      segmenter_parameters: of a network, `name=value` each: what decides its masks.
+      segmenter_path: where the network lies. No part of the configuration: it may lie elsewhere
+        next time.
+
     Raises:
       ValueError: a value out of range, named with its flag.
     """
@@ -68,6 +79,8 @@ class SegmentConfig:
     interpolation: str = "nearest"
     segmenter: str = "grabcut"
     grabcut_seed: int = 0
+    segmenter_parameters: tuple[str, ...] = ()
+    segmenter_path: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not 16 <= self.image_size <= 4096:
@@ -78,17 +91,27 @@ class SegmentConfig:
                 f"got {self.resize}"
             )
         _one_of("--interpolation", self.interpolation, tuple(INTERPOLATIONS))
-        _one_of("--segmenter", self.segmenter, tuple(SEGMENTERS))
+        self.find_segmenter()
         if not 0 <= self.grabcut_seed < 2**31:
             raise ValueError(
                 f"--grabcut_seed must be between 0 and 2**31 - 1: got {self.grabcut_seed}"
             )
 
+    def find_segmenter(self) -> Segmenter:
+        """The segmenter. Raises ValueError if there is none of that name."""
+        return find_segmenter(self.segmenter, self.segmenter_parameters, self.segmenter_path)
+
+    def flags(self) -> dict[str, Any]:
+        """Flag name to value."""
+        flags = dataclasses.asdict(self)
+        del flags["segmenter_path"]
+        return flags
+
     def fingerprint(self) -> str:
         """Identifies everything but the input that a layer depends on."""
-        segmenter = SEGMENTERS[self.segmenter]
+        segmenter = self.find_segmenter()
         return fingerprint(
-            {**dataclasses.asdict(self), "segmenter": segmenter.method},
+            {**_of_old(self.flags()), "segmenter": segmenter.method},
             [segmenter.method, segmenter.version, segmenter.parameters],
             [MAX_BOX, MIN_VISIBLE, MIN_FOREGROUND, MAX_PIXELS],
             SEGMENT_VERSION,
@@ -103,7 +126,7 @@ class ComposeConfig:
       ValueError: a value out of range, named with its flag.
     """
 
-    variants: tuple[str, ...] = tuple(VARIANTS)
+    variants: tuple[str, ...] = PAPER
     formats: tuple[str, ...] = FORMATS
     encoding: str = "jpg"
     jpeg_quality: int = 95
@@ -189,7 +212,8 @@ class DatasetConfig:
     def flags(self) -> dict[str, Any]:
         """Flag name to value, flat, as the manifest stores it."""
         flat = dataclasses.asdict(self)
-        flat = {**flat.pop("segment"), **flat.pop("compose"), **flat}
+        del flat["segment"]
+        flat = {**self.segment.flags(), **flat.pop("compose"), **flat}
         if self.is_imported:
             return {name: flat[name] for name in _IMPORTED}
         del flat["origin"]
@@ -224,5 +248,5 @@ class DatasetConfig:
         if self.is_imported:
             return fingerprint(self.flags(), IMPORT_VERSION)
         flags = _of_old(self.flags())
-        flags["segmenter"] = SEGMENTERS[self.segment.segmenter].method
+        flags["segmenter"] = self.segment.find_segmenter().method
         return fingerprint(flags, self.segment.fingerprint(), self.compose.fingerprint())

@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 from pipeline.config import SegmentConfig, fingerprint
 from pipeline.place import read_place
+from pipeline.segmenters import takes_masks
+from pipeline.segmenters.masks import read_mask_place
 from pipeline.source import SourceImage
 from transforms.cutting import Cut, cut_image
 from transforms.filters import Reason, is_valid_key
-from transforms.segmentation import SEGMENTERS
 
 
 def source_digest(image: SourceImage, config: SegmentConfig, checksum: Callable[[str], str]) -> str:
@@ -30,7 +31,13 @@ def source_digest(image: SourceImage, config: SegmentConfig, checksum: Callable[
         image.md5 or checksum(image.path),
         image.annotation and (image.annotation_md5 or checksum(image.annotation)),
         *(["excluded"] if image.is_excluded else []),
+        # Only where it matters: without it digests are those of datasets made before.
+        *([_mask_digest(image, checksum)] if takes_masks(config.segmenter) else []),
     )
+
+
+def _mask_digest(image: SourceImage, checksum: Callable[[str], str]) -> str | None:
+    return image.mask and (image.mask_md5 or checksum(image.mask))
 
 
 def shard_fingerprint(digests: list[str], config: SegmentConfig) -> str:
@@ -61,7 +68,7 @@ def reject_by_name(image: SourceImage, before: SourceImage | None) -> tuple[Reas
 
 def prepare_segmenter(config: SegmentConfig) -> None:
     """Gets the segmenter ready for the first image; later calls do nothing."""
-    SEGMENTERS[config.segmenter].prepare(_announce)
+    config.find_segmenter().prepare(_announce)
 
 
 def _announce() -> None:
@@ -71,15 +78,20 @@ def _announce() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class SourceBytes:
-    """The content of a source image, and of its annotation, None without one."""
+    """The content of a source image, of its annotation and of its mask, None without one."""
 
     image: bytes
     annotation: bytes | None
+    mask: bytes | None = None
 
 
-def read_source(image: str, annotation: str | None) -> SourceBytes:
-    """Reads both, given by their places. Raises OSError."""
-    return SourceBytes(read_place(image), None if annotation is None else read_place(annotation))
+def read_source(image: str, annotation: str | None, mask: str | None = None) -> SourceBytes:
+    """Reads them, given by their places. Raises OSError."""
+    return SourceBytes(
+        read_place(image),
+        None if annotation is None else read_place(annotation),
+        None if mask is None else read_mask_place(mask),
+    )
 
 
 def cut_source(source: SourceBytes, config: SegmentConfig) -> Cut:
@@ -87,7 +99,8 @@ def cut_source(source: SourceBytes, config: SegmentConfig) -> Cut:
     return cut_image(
         source.image,
         source.annotation,
-        segment=SEGMENTERS[config.segmenter].segment,
+        source.mask,
+        segment=config.find_segmenter().segment,
         seed=config.grabcut_seed,
         resize=config.resize,
         crop=config.image_size,

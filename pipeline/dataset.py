@@ -17,7 +17,7 @@ from pipeline.records import read_rows
 from pipeline.shards import index_file, parquet_file, webdataset_file
 from pipeline.sinks import Sample
 from pipeline.storage import FileDigest, Store
-from transforms.variants import is_picture
+from transforms.variants import base_of, is_picture
 
 _BATCH = 64
 
@@ -49,6 +49,11 @@ class Dataset:
     def variants(self) -> tuple[str, ...]:
         """The variants it holds, replicates among them, in the paper's order."""
         return self.manifest.config.compose.composed
+
+    @property
+    def picture_variants(self) -> tuple[str, ...]:
+        """Those that models are evaluated on, without replicates."""
+        return tuple(n for n in self.variants if is_picture(n) and base_of(n) == n)
 
     def shards(self, split: str) -> range:
         """Numbers of the output shards of a split."""

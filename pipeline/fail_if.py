@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.errors import UsageError
 from pipeline.results import display_name
 from transforms.scoring import LABEL_RULES
-from transforms.variants import PICTURES, base_of, is_picture
+from transforms.variants import VARIANTS, base_of, is_picture
 
 GAP = "bg_gap"
 _FEW = 40
@@ -45,8 +45,12 @@ class Condition:
     limit: float
 
     @classmethod
-    def parse(cls, text: str) -> Condition:
+    def parse(cls, text: str, own: Iterable[str] = ()) -> Condition:
         """Parses `[LABEL_RULE:]MEASURE COMPARISON LIMIT`; the paper's rule by default.
+
+        Args:
+          text: the condition.
+          own: names of variants that are the user's.
 
         >>> Condition.parse("bg_gap>0.1").measure
         'bg_gap'
@@ -65,8 +69,8 @@ class Condition:
             raise UsageError(
                 f"--fail_if {text!r}: no label rule {rule!r}; known: {', '.join(LABEL_RULES)}"
             )
-        if measure != GAP and not is_picture(measure):
-            known = (GAP, *PICTURES)
+        known = (GAP, *(name for name in VARIANTS if is_picture(name)), *own)
+        if base_of(measure) not in known:
             close = difflib.get_close_matches(measure, known, n=1)
             hint = f"; close to it: {close[0]}" if close else f"; known: {', '.join(known)}"
             raise UsageError(f"--fail_if {text!r}: no measure {measure!r}{hint}")
@@ -99,13 +103,16 @@ class Condition:
 
 
 def parse_conditions(
-    texts: Sequence[str] | None, variants: Iterable[str] | None = None
+    texts: Sequence[str] | None,
+    variants: Iterable[str] | None = None,
+    own: Iterable[str] = (),
 ) -> tuple[Condition, ...]:
     """Parses all values of `--fail_if`.
 
     Args:
       texts: the values; None if the flag was not given.
       variants: those that the dataset has, or will have; None if they are not known yet.
+      own: names of variants that are the user's, where that is known already.
 
     Raises:
       UsageError: the first that is wrong, or that looks at a variant the dataset lacks.
@@ -114,7 +121,9 @@ def parse_conditions(
         return ()
     if not texts:
         raise UsageError("--fail_if names no condition, such as 'bg_gap>0.1'")
-    conditions = tuple(Condition.parse(text) for text in texts)
+    variants = None if variants is None else tuple(variants)
+    own = (*own, *(variants or ()))
+    conditions = tuple(Condition.parse(text, own) for text in texts)
     if variants is not None:
         there = set(variants)
         for condition in conditions:

@@ -63,7 +63,13 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--split", type=names, default=("val",), metavar="A,B", help="splits to build (val)")
     add("--selection", default="in9", metavar="in9", help="which images (in9)")
-    add("--variants", type=names, default=("all",), metavar="A,B", help="versions to make (all)")
+    add(
+        "--variants",
+        type=names,
+        default=("all",),
+        metavar="A,B",
+        help="versions to make (all); docs/variants.md",
+    )
     add(
         "--formats",
         type=names,
@@ -82,7 +88,13 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--encoding", default="jpg", metavar="jpg|png", help="of the pictures (jpg)")
     add("--jpeg_quality", type=int, default=95, metavar="Q", help="1 to 100 (95)")
-    add("--segmenter", default="grabcut", metavar="NAME", help="grabcut, cv2 (grabcut)")
+    add(
+        "--segmenter",
+        default="grabcut",
+        metavar="NAME",
+        help="grabcut, cv2, box, masks, onnx:FILE (grabcut); docs/segmenters.md",
+    )
+    add("--masks", metavar="DIR", help="PNGs, or a COCO .json file, for --segmenter masks")
     add("--grabcut_seed", type=int, default=0, metavar="N", help="seeds it for every image (0)")
     add("--seed", type=int, default=0, metavar="N", help="of pairing and selection (0)")
     add("--per_class", default="all", metavar="all|min|N", help="balance of the classes (all)")

@@ -16,6 +16,7 @@ from pipeline.manifest import read_manifest
 from pipeline.place import read_place
 from pipeline.previous_layers import PreviousLayers
 from pipeline.records import ACCEPTED, read_rows
+from pipeline.segmenters import takes_masks
 from pipeline.shards import layer_record
 from pipeline.source import SourceImage, SourceShard, make_shards
 from transforms.cutting import check_annotation
@@ -125,7 +126,8 @@ def _forecast_split(job: Job, taxonomy: Taxonomy, split: str) -> tuple[SplitFore
             continue
         for position, image in enumerate(shard.images):
             before = shard.images[position - 1] if position else None
-            fate = _fate(image, before, digests[position], previous)
+            segmenter = job.config.segment.segmenter
+            fate = _fate(image, before, digests[position], previous, segmenter)
             if fate is None:
                 left.append(image)
             else:
@@ -148,7 +150,11 @@ def _forecast_split(job: Job, taxonomy: Taxonomy, split: str) -> tuple[SplitFore
 
 
 def _fate(
-    image: SourceImage, before: SourceImage | None, digest: str | None, previous: PreviousLayers
+    image: SourceImage,
+    before: SourceImage | None,
+    digest: str | None,
+    previous: PreviousLayers,
+    segmenter: str,
 ) -> str | None:
     """The status of an image as far as it is known without opening it."""
     by_name = reject_by_name(image, before)
@@ -157,6 +163,11 @@ def _fate(
     row = None if digest is None else previous.row(image.key, digest)
     if row is not None:
         return str(row["status"])
+    if takes_masks(segmenter):
+        if image.mask is None:
+            return str(Reason.MISSING_ANNOTATION)
+        if image.annotation is None:
+            return None
     reason = check_annotation(None if image.annotation is None else read_place(image.annotation))
     return None if reason is None else str(reason)
 
@@ -178,7 +189,11 @@ def _known_digests(job: Job, shard: SourceShard) -> list[str | None]:
     checksums = Checksums.of_shard(job.store, shard.totals.split, shard.shard)
     digests: list[str | None] = []
     for image in shard.images:
-        files = ((image.path, image.md5), (image.annotation, image.annotation_md5))
+        files = (
+            (image.path, image.md5),
+            (image.annotation, image.annotation_md5),
+            (image.mask, image.mask_md5),
+        )
         paths = [path for path, md5 in files if path is not None and md5 is None]
         known = {path: checksum for path in paths if (checksum := checksums.known(path))}
         complete = len(known) == len(paths)

@@ -33,6 +33,7 @@ from pipeline.plan import OutputShard, PlanSplit
 from pipeline.progress import Progress
 from pipeline.records import Staging
 from pipeline.segment import SegmentedShard, SegmentShard
+from pipeline.segmenters.masks import with_masks
 from pipeline.shards import ShardCounts
 from pipeline.source import Listing, SourceShard, list_images, make_shards
 from pipeline.storage import Store
@@ -53,6 +54,7 @@ class Job:
       reshard: choose the numbers of shards anew.
       hold: how the dataset as it stands was made, if the job must not make much of it again;
         None if it may.
+      masks: folder or file of masks, for a segmenter that takes them.
       layout: of the input, as `find_layout` takes it.
       exclude, include: absolute paths of lists of images, if any.
     """
@@ -65,6 +67,7 @@ class Job:
     progress: Progress
     reshard: bool = False
     hold: LayersBefore | None = None
+    masks: str | None = None
     layout: str = AUTO
     exclude: str | None = None
     include: str | None = None
@@ -80,6 +83,7 @@ class Job:
         manifest: Manifest | None,
         reshard: bool,
         allow_rebuild: bool = False,
+        masks: str | None = None,
     ) -> Job:
         """A job that builds on the dataset that a manifest describes, if there is one; what
         `allow_rebuild` lets it make again is said in `pipeline.examine`."""
@@ -87,7 +91,7 @@ class Job:
         progress = Progress.of(store)
         free = manifest is None or reshard or allow_rebuild
         hold = None if manifest is None or free else LayersBefore.of(manifest)
-        return cls(config, source, annotations, store, previous, progress, reshard, hold)
+        return cls(config, source, annotations, store, previous, progress, reshard, hold, masks)
 
     def key_lists(self) -> KeyLists:
         """The lists of images.
@@ -119,12 +123,16 @@ def list_split(job: Job, taxonomy: Taxonomy, split: str) -> tuple[Listing, Shard
     Raises:
       UsageError: there is nothing to work on, or it cannot be read.
     """
-    layout = find_layout(job.source, job.annotations, split, job.layout)
+    layout = find_layout(
+        job.source, job.annotations, split, job.layout, needs_boxes=job.masks is None
+    )
     try:
         listing = list_images(layout, taxonomy, job.config.limit, job.key_lists())
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
-    if not any(image.annotation for image in listing.images) and listing.images:
+    if job.masks is not None:
+        listing = dataclasses.replace(listing, images=with_masks(listing.images, job.masks, split))
+    elif not any(image.annotation for image in listing.images) and listing.images:
         raise UsageError(
             f"no image in {layout.images} has an annotation in {layout.annotations or 'it'}; "
             "name the folder of the .xml files with --annotations"

@@ -15,9 +15,13 @@ from pipeline.generate import Job
 from pipeline.key_lists import read_key_list
 from pipeline.layout import find_layout
 from pipeline.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
+from pipeline.own_variants import versioned
+from pipeline.segmenters import takes_masks
+from pipeline.segmenters.masks import check_masks
+from pipeline.segmenters.network import PREFIX, read_network
 from pipeline.storage import WORK_FOLDER, Store
 from pipeline.versions import check_versioned
-from transforms.variants import VARIANTS, select_variants
+from transforms.variants import select_variants
 
 _INPUT = f"{WORK_FOLDER}/input.json"
 """Remembers the last --input, which is no part of the dataset: it may lie elsewhere next time."""
@@ -38,8 +42,9 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
     versions = check_versioned(output, arguments.versioned, arguments.keep)
     source = absolute(arguments.input) if arguments.input else sample_folder()
     annotations = absolute(arguments.annotations) if arguments.annotations else None
+    masks = _masks(arguments)
     for split in config.split:
-        find_layout(source, annotations, split, arguments.layout)
+        find_layout(source, annotations, split, arguments.layout, needs_boxes=masks is None)
     if is_below(output.root, source):
         raise UsageError(
             f"--output {output.root} lies inside --input {source}; choose another folder"
@@ -64,6 +69,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
         manifest=manifest,
         reshard=reshard or (manifest is not None and _resized(manifest.config, config)),
         allow_rebuild=arguments.allow_rebuild or arguments.overwrite,
+        masks=masks,
     )
     lists = _list_paths(arguments)
     return dataclasses.replace(
@@ -109,13 +115,31 @@ def _list_paths(arguments: argparse.Namespace) -> dict[str, str]:
     return {name: absolute(path) for name, path in given.items() if path}
 
 
+def _masks(arguments: argparse.Namespace) -> str | None:
+    """The absolute path that `--masks` names, None without it."""
+    if takes_masks(arguments.segmenter) != (arguments.masks is not None):
+        raise UsageError(
+            "--masks goes with --segmenter masks"
+            if arguments.masks
+            else "--segmenter masks needs --masks: a folder of PNGs, or a COCO .json file"
+        )
+    if arguments.masks is None:
+        return None
+    masks = absolute(arguments.masks)
+    check_masks(masks)
+    return masks
+
+
 def _dataset_config(arguments: argparse.Namespace) -> DatasetConfig:
-    flags = {name: getattr(arguments, name) for name in DatasetConfig().flags()}
+    named = set(DatasetConfig().flags()) - {"segmenter_parameters"}
+    flags = {name: getattr(arguments, name) for name in named}
     for name, path in _list_paths(arguments).items():
         flags[name] = read_key_list(path, f"--{name}").about
+    if arguments.segmenter.startswith(PREFIX):
+        found = read_network(arguments.segmenter)
+        flags["segmenter"], flags["segmenter_parameters"], flags["segmenter_path"] = found
     try:
-        wanted = flags["variants"]
-        flags["variants"] = select_variants(VARIANTS if wanted == ("all",) else wanted)
+        flags["variants"] = select_variants(versioned(flags["variants"]))
         return DatasetConfig.from_flags(flags)
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.results import display_name
 from transforms.analysis import KINDS
 from transforms.scoring import LABEL_RULES
-from transforms.variants import PICTURES
+from transforms.variants import PICTURES, base_of
 
 PAPER_NAMES = {
     "original": "Original",
@@ -77,11 +77,13 @@ def headline(summaries: Sequence[Mapping[str, Any]], rule: str) -> str:
       LaTeX. Of a mixed variant's replicates the first is shown; BG-Gap is over all of them.
     """
     accuracy = [_by(summary, "accuracy", rule, "variant") for summary in summaries]
-    variants = [name for name in PICTURES if any(name in rows for rows in accuracy)]
+    there = dict.fromkeys(name for rows in accuracy for name in rows if base_of(name) == name)
+    variants = [name for name in PICTURES if name in there]
+    variants += [name for name in there if name not in PICTURES]
     gaps = [_by(summary, "gaps", rule, "label_rule").get(rule) for summary in summaries]
     return _tabular(
         f"Accuracy and BG-Gap in %, 95 % intervals; label rule: {rule}",
-        [*(PAPER_NAMES[name] for name in variants), "BG-Gap"],
+        [*(PAPER_NAMES.get(name, escape(name)) for name in variants), "BG-Gap"],
         summaries,
         [
             [*((rows.get(name), "accuracy") for name in variants), (gap, "gap")]

@@ -96,7 +96,8 @@ class LayerSource:
             return decode_image(read)
         return cut_background(
             read.image,
-            read.annotation or b"",
+            read.annotation,
+            read.mask,
             resize=self._config.resize,
             crop=self._config.image_size,
             interpolation=self._config.interpolation,
@@ -112,4 +113,9 @@ class LayerSource:
 
 def _source(planned: dict[str, Any]) -> SourceBytes:
     """What an accepted image was cut from."""
-    return read_source(os.fsdecode(planned["source"]), os.fsdecode(planned["annotation"]))
+    annotation, mask = planned["annotation"], planned["mask"]
+    return read_source(
+        os.fsdecode(planned["source"]),
+        None if annotation is None else os.fsdecode(annotation),
+        None if mask is None else os.fsdecode(mask),
+    )

@@ -60,7 +60,14 @@ class Layout:
                 yield from files_of(path).walk(path) if info is None else (info,)
 
 
-def find_layout(root: str, annotations: str | None, split: str, kind: str = AUTO) -> Layout:
+def find_layout(
+    root: str,
+    annotations: str | None,
+    split: str,
+    kind: str = AUTO,
+    *,
+    needs_boxes: bool = True,
+) -> Layout:
     """Finds a split's files.
 
     Args:
@@ -69,6 +76,7 @@ def find_layout(root: str, annotations: str | None, split: str, kind: str = AUTO
         images.
       split: such as `val`.
       kind: of the input: `folder`, `kaggle`, `tar`, `webdataset`, `parquet`; or `auto`.
+      needs_boxes: whether it is an error if there are no annotations beside the images.
 
     Raises:
       UsageError: no images or no annotations, with what was tried; or they may not be read.
@@ -80,7 +88,8 @@ def find_layout(root: str, annotations: str | None, split: str, kind: str = AUTO
         found = _named_annotations(annotations, layout) if annotations else _annotations_of(layout)
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
-    if found is None and layout.kind != WEBDATASET:
+    is_needed = needs_boxes or annotations is not None
+    if found is None and is_needed and layout.kind != WEBDATASET:
         where = annotations if annotations is not None else root
         raise UsageError(
             f"no annotations of {split!r} in {where}: expected .xml files in "

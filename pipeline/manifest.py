@@ -52,12 +52,18 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The manifest file's bytes: the same for equal manifests."""
+        segmenter = self.config.segment.find_segmenter()
         content = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "config": self.config.flags(),
             "fingerprint": self.fingerprint,
             "stages": self.stages,
+            "segmenter": {
+                "method": segmenter.method,
+                "version": segmenter.version,
+                "parameters": segmenter.parameters,
+            },
             "libraries": self.libraries,
             "shards": {split: dataclasses.asdict(c) for split, c in self.shards.items()},
             "images": self.images,

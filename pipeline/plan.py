@@ -26,7 +26,7 @@ from pipeline.source import SplitTotals
 from pipeline.storage import Store
 from transforms.pairing import NO_PARTNER, Pool, pair
 from transforms.selection import has_partners, select
-from transforms.variants import VARIANTS, split_replicate, with_replicates
+from transforms.variants import MIXED, split_replicate, with_replicates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class OutputShard:
 
 def mixed_variants(config: ComposeConfig) -> tuple[str, ...]:
     """The mixed variants to compose, without replicates."""
-    return tuple(name for name in config.variants if VARIANTS[name].is_mixed)
+    return tuple(name for name in config.variants if name in MIXED)
 
 
 def select_images(

@@ -58,6 +58,7 @@ CANDIDATE_SCHEMA = pa.schema(
         pa.field("length", pa.int64()),
         pa.field("source", pa.binary()),
         pa.field("annotation", pa.binary()),
+        pa.field("mask", pa.binary()),
     ]
 )
 """What Plan needs of each accepted image: offset and length of its tiled background in the
@@ -266,7 +267,9 @@ def _read(previous: PreviousLayers, found: tuple[SourceImage, str, SourceImage |
     if rejected is not None:
         return _Rejected(*rejected)
     kept = previous.find(image.key, digest)
-    return read_source(image.path, image.annotation) if kept is None else _Kept(*kept)
+    if kept is not None:
+        return _Kept(*kept)
+    return read_source(image.path, image.annotation, image.mask)
 
 
 def _sources(shard: SourceShard) -> dict[str, SourceImage]:
@@ -291,6 +294,7 @@ def _candidates(rows: list[dict[str, Any]], sources: dict[str, SourceImage]) -> 
                 "length": row["only_bg_t_length"],
                 "source": source and os.fsencode(source.path),
                 "annotation": source and source.annotation and os.fsencode(source.annotation),
+                "mask": source and source.mask and os.fsencode(source.mask),
             }
         )
     sink = pa.BufferOutputStream()

@@ -40,6 +40,8 @@ class SourceImage:
       md5, annotation_md5: of their content, or of what changes with it, where the listing
         tells it.
       is_excluded: whether `--exclude` or `--include` leaves it out.
+      mask: where its mask lies, a path or the mask itself; None without one.
+      mask_md5: as `md5`.
     """
 
     key: str
@@ -51,6 +53,8 @@ class SourceImage:
     md5: str | None = None
     annotation_md5: str | None = None
     is_excluded: bool = False
+    mask: str | None = None
+    mask_md5: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

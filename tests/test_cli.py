@@ -32,7 +32,10 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (("--jpeg_quality", 0), "--jpeg_quality must be between 1 and 100: got 0"),
         (("--limit", 0), "--limit must be at least 1: got 0"),
         (("--per_class", "most"), "--per_class must be all, min or a number: got 'most'"),
-        (("--segmenter", "magic"), "--segmenter must be one of grabcut, cv2: got 'magic'"),
+        (
+            ("--segmenter", "magic"),
+            "--segmenter must be one of grabcut, cv2, masks, box, onnx:FILE: got 'magic'",
+        ),
         (("--mixed_rand", "own"), "--mixed_rand must be one of any, other"),
         (("--split", "val,val"), "--split must name different splits"),
         (("--formats", "zip"), "--formats must name some of"),

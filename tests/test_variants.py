@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from transforms.geometry import OutputBox
 from transforms.layers import Layer
-from transforms.variants import MIXED, PICTURES, VARIANTS, select_variants
+from transforms.variants import MIXED, PAPER, PICTURES, VARIANTS, composite, select_variants
 
 SIDE = 12
 
@@ -79,6 +81,39 @@ def test_names_come_in_the_papers_order() -> None:
         select_variants(["mixed_best"])
     with pytest.raises(ValueError, match="no variant"):
         select_variants([])
+
+
+@given(layers())
+def test_a_blurred_background_holds_nothing_of_the_foreground(layer: Layer) -> None:
+    blurred = VARIANTS["bg_blurred"].compose(layer)
+    np.testing.assert_array_equal(blurred[layer.mask], layer.image[layer.mask])
+    other = dataclasses.replace(layer, image=composite(~layer.image, layer.mask, layer.image))
+    np.testing.assert_array_equal(
+        VARIANTS["bg_blurred"].compose(other)[~layer.mask], blurred[~layer.mask]
+    )
+
+
+def test_a_blur_keeps_a_plain_background_plain() -> None:
+    mask = np.zeros((64, 64), np.bool_)
+    mask[10:50, 20:30] = True
+    image = np.where(mask[..., None], np.uint8(255), np.uint8([200, 10, 90]))
+    layer = Layer(image, image, mask, OutputBox(20, 10, 30, 50))
+    np.testing.assert_array_equal(VARIANTS["bg_blurred"].compose(layer), image)
+
+
+def test_variants_of_the_users_come_last_and_have_names_of_their_own() -> None:
+    silhouette = "python:mine:silhouette@2"
+    assert select_variants(["all"]) == PAPER
+    assert select_variants([silhouette, "bg_blurred", "original"]) == (
+        "original",
+        "bg_blurred",
+        silhouette,
+    )
+    for taken in (["python:mine:original@1"], [silhouette, "python:other:silhouette@2"]):
+        with pytest.raises(ValueError, match="is taken"):
+            select_variants(taken)
+    with pytest.raises(ValueError, match="is taken"):
+        select_variants(["python:mine:mixed_rand_r1@1"])
 
 
 def test_a_mixed_variant_needs_a_background() -> None:

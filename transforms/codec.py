@@ -34,7 +34,8 @@ class TooManyPixelsError(ValueError):
     """A picture whose header announces more than the pixel limit."""
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Opens a picture by its header, without decoding it. Raises as `decode_image`."""
     try:
         image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:
@@ -64,7 +65,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
       UndecodableError: not a picture, truncated or broken.
       TooManyPixelsError: the header announces more than `max_pixels`.
     """
-    image = _open(data, max_pixels)
+    image = open_picture(data, max_pixels)
     try:
         if image.mode.startswith("I;16") or image.mode in ("I", "F"):
             grey = _eight_bits(np.asarray(image))
@@ -112,7 +113,7 @@ def decode_mask(data: bytes) -> Mask:
     Raises:
       UndecodableError, TooManyPixelsError: as `decode_image`.
     """
-    image = _open(data, MAX_PIXELS)
+    image = open_picture(data)
     if image.mode == "1":
         return np.array(image)
     return np.asarray(decode_image(data).any(axis=2))

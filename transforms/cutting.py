@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from transforms.annotations import Annotation, AnnotationError, parse_annotation
+from transforms.annotations import Annotation, AnnotationError, Box, parse_annotation
 from transforms.codec import MAX_PIXELS, TooManyPixelsError, UndecodableError, decode_image
 from transforms.filters import FILTER_RESIZE, MIN_FOREGROUND, Reason, check_boxes, mask_over_box
-from transforms.geometry import Pixels, ResizeCrop
+from transforms.geometry import Mask, Pixels, ResizeCrop
 from transforms.layers import Layer, make_layer
-from transforms.segmentation import SegmentationError, SegmentFunction
+from transforms.masks import GivenMask, MaskError, read_mask
+from transforms.segmentation import Segmentation, SegmentationError, SegmentFunction
 from transforms.tiling import NoTileError, tile_background
 
 
@@ -35,14 +36,38 @@ class Cut:
     fallback: str = ""
 
 
-def _decode(image: bytes, annotation: bytes | None) -> tuple[Pixels, Annotation] | Cut:
-    """Filters 1 to 3: an image, an annotation, of the same size."""
-    if annotation is None:
+def _annotated(
+    annotation: bytes | None, mask: bytes | None, needs_mask: bool
+) -> tuple[Annotation, Mask | None] | Cut:
+    """The boxes, those of the mask where there is no annotation, and the mask."""
+    if needs_mask and mask is None:
+        return Cut(reason=Reason.MISSING_ANNOTATION, detail="no mask")
+    if annotation is None and mask is None:
         return Cut(reason=Reason.MISSING_ANNOTATION, detail="no annotation file")
     try:
-        parsed = parse_annotation(annotation)
-    except AnnotationError as error:
+        parsed = None if annotation is None else parse_annotation(annotation)
+        given = None if mask is None else read_mask(mask)
+    except (AnnotationError, MaskError) as error:
         return Cut(reason=Reason.UNREADABLE_ANNOTATION, detail=str(error))
+    if parsed is None:
+        assert given is not None
+        parsed = _annotation_of(given)
+    return parsed, None if given is None else given.mask
+
+
+def _annotation_of(given: GivenMask) -> Annotation:
+    height, width = given.mask.shape
+    return Annotation(width=width, height=height, boxes=given.boxes, wnid=None)
+
+
+def _decode(
+    image: bytes, annotation: bytes | None, mask: bytes | None, needs_mask: bool
+) -> tuple[Pixels, Annotation, Mask | None] | Cut:
+    """Filters 1 to 3: an image, an annotation, of the same size; a mask of that size, too."""
+    annotated = _annotated(annotation, mask, needs_mask)
+    if isinstance(annotated, Cut):
+        return annotated
+    parsed, given = annotated
     try:
         pixels = decode_image(image)
     except UndecodableError as error:
@@ -57,7 +82,14 @@ def _decode(image: bytes, annotation: bytes | None) -> tuple[Pixels, Annotation]
             width=width,
             height=height,
         )
-    return pixels, parsed
+    if given is not None and given.shape != (height, width):
+        return Cut(
+            reason=Reason.SIZE_MISMATCH,
+            detail=f"mask {given.shape[1]} x {given.shape[0]}, image {width} x {height}",
+            width=width,
+            height=height,
+        )
+    return pixels, parsed, given
 
 
 def check_annotation(annotation: bytes | None) -> Reason | None:
@@ -92,7 +124,13 @@ def _is_too_narrow(width: int, height: int, resize: int) -> bool:
 
 
 def cut_background(
-    image: bytes, annotation: bytes, *, resize: int, crop: int, interpolation: str
+    image: bytes,
+    annotation: bytes | None,
+    mask: bytes | None = None,
+    *,
+    resize: int,
+    crop: int,
+    interpolation: str,
 ) -> Pixels:
     """The tiled background of an image that `cut_image` accepts, without segmenting it.
 
@@ -106,7 +144,10 @@ def cut_background(
     """
     pixels = decode_image(image)
     height, width = pixels.shape[:2]
-    (annotated,) = parse_annotation(annotation).boxes
+    parsed = _annotated(annotation, mask, needs_mask=False)
+    if isinstance(parsed, Cut):
+        raise ValueError(parsed.detail)
+    (annotated,) = parsed[0].boxes
     transform = ResizeCrop.of(native_width=width, native_height=height, resize=resize, crop=crop)
     tiled = tile_background(pixels, annotated.clip(width, height))
     return transform.image(tiled, interpolation)
@@ -115,8 +156,9 @@ def cut_background(
 def cut_image(
     image: bytes,
     annotation: bytes | None,
+    mask: bytes | None = None,
     *,
-    segment: SegmentFunction,
+    segment: SegmentFunction | None,
     seed: int,
     resize: int,
     crop: int,
@@ -127,17 +169,19 @@ def cut_image(
     Args:
       image: the image file's bytes.
       annotation: the annotation file's bytes, None if there is no file.
-      segment: the segmenter.
+      mask: the mask's bytes, as `read_mask` takes them, None if there is none. Without an
+        annotation its bounding box serves as the box.
+      segment: the segmenter; None if the mask is the foreground.
       seed: handed to it.
       resize, crop, interpolation: as `make_layer`.
 
     Returns:
       The layer, or the first reason in protocol order. Nothing in the bytes raises.
     """
-    decoded = _decode(image, annotation)
+    decoded = _decode(image, annotation, mask, needs_mask=segment is None)
     if isinstance(decoded, Cut):
         return decoded
-    pixels, parsed = decoded
+    pixels, parsed, given = decoded
     height, width = pixels.shape[:2]
     if _is_too_narrow(width, height, max(resize, FILTER_RESIZE)):
         return Cut(
@@ -153,10 +197,10 @@ def cut_image(
         return Cut(reason=reason, detail=detail, width=width, height=height)
     box = parsed.boxes[0].clip(width, height)
     try:
-        mask, fallback = segment(pixels, box, seed)
+        foreground, fallback = _segment(segment, pixels, box, seed, given)
     except SegmentationError as error:
         return Cut(reason=Reason.SEGMENTATION_FAILED, detail=str(error), width=width, height=height)
-    share = mask_over_box(mask, box)
+    share = mask_over_box(foreground, box)
     if share < MIN_FOREGROUND:
         return Cut(
             reason=Reason.SEGMENTATION_FAILED,
@@ -167,7 +211,9 @@ def cut_image(
             fallback=fallback,
         )
     try:
-        layer = make_layer(pixels, box, mask, resize=resize, crop=crop, interpolation=interpolation)
+        layer = make_layer(
+            pixels, box, foreground, resize=resize, crop=crop, interpolation=interpolation
+        )
     except NoTileError as error:
         return Cut(
             reason=Reason.NO_TILE,
@@ -178,3 +224,12 @@ def cut_image(
             fallback=fallback,
         )
     return Cut(layer=layer, width=width, height=height, mask_over_box=share, fallback=fallback)
+
+
+def _segment(
+    segment: SegmentFunction | None, pixels: Pixels, box: Box, seed: int, given: Mask | None
+) -> Segmentation:
+    if segment is not None:
+        return segment(pixels, box, seed)
+    assert given is not None
+    return Segmentation(given)

@@ -1,7 +1,8 @@
 """Segmenters: which pixels of a picture are its foreground.
 
 A segmenter is a function (image, box, seed) -> Segmentation. To add one, write the function
-and list it in `SEGMENTERS`; everything else goes by its name.
+and list it in `SEGMENTERS`; everything else goes by its name. Networks, which lie in files,
+are in `pipeline.segmenters`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -72,8 +73,8 @@ class Segmenter:
       method: what decides its masks. Implementations of one method give equal masks, so
         nothing is made again where only the implementation is another one.
       version: of the method, raised by hand whenever its masks change.
-      parameters: fixed parameters, for the record.
-      segment: the function.
+      parameters: what else decides its masks, as JSON has it.
+      segment: the function; None if the foreground is given with each image.
       prepare: gets it ready, before the first picture; calls its argument before a work of
         some seconds.
     """
@@ -81,9 +82,19 @@ class Segmenter:
     name: str
     method: str
     version: int
-    parameters: dict[str, int]
-    segment: SegmentFunction
+    parameters: dict[str, Any]
+    segment: SegmentFunction | None
     prepare: Callable[[Callable[[], None]], None] = _nothing
+
+    @property
+    def label(self) -> str:
+        """Name, version and parameters in a line.
+
+        >>> SEGMENTERS["cv2"].label
+        'cv2 1 iterations=5'
+        """
+        parameters = (f"{name}={value}" for name, value in sorted(self.parameters.items()))
+        return " ".join([self.name, str(self.version), *parameters])
 
 
 def segment_cv2(image: Pixels, box: Box, seed: int) -> Segmentation:
@@ -127,6 +138,13 @@ def segment_grabcut(image: Pixels, box: Box, seed: int) -> Segmentation:
     return Segmentation(_foreground(labels))
 
 
+def segment_box(image: Pixels, box: Box, seed: int) -> Segmentation:
+    """The box itself: the pixels that `only_bg_b` blackens, column xmax and row ymax included."""
+    mask = np.zeros(image.shape[:2], np.bool_)
+    mask[box.ymin : box.ymax + 1, box.xmin : box.xmax + 1] = True
+    return Segmentation(mask)
+
+
 def _rectangle(box: Box) -> tuple[int, int, int, int]:
     return box.xmin, box.ymin, box.width, box.height
 
@@ -159,18 +177,22 @@ def _warn_of_cv2(why: str) -> None:
 SEGMENTERS = {
     segmenter.name: segmenter
     for segmenter in (
-        Segmenter(
-            name=name,
-            method="grabcut",
-            version=1,
-            parameters={"iterations": GRABCUT_ITERATIONS},
-            segment=segment,
-            prepare=prepare,
-        )
-        for name, segment, prepare in (
-            ("grabcut", segment_grabcut, _prepare_grabcut),
-            ("cv2", segment_cv2, _nothing),
-        )
+        *(
+            Segmenter(
+                name=name,
+                method="grabcut",
+                version=1,
+                parameters={"iterations": GRABCUT_ITERATIONS},
+                segment=segment,
+                prepare=prepare,
+            )
+            for name, segment, prepare in (
+                ("grabcut", segment_grabcut, _prepare_grabcut),
+                ("cv2", segment_cv2, _nothing),
+            )
+        ),
+        Segmenter(name="masks", method="masks", version=1, parameters={}, segment=None),
+        Segmenter(name="box", method="box", version=1, parameters={}, segment=segment_box),
     )
 }
-"""By name. Both are GrabCut: `grabcut` by our own kernels, `cv2` by OpenCV."""
+"""By name. The first two are GrabCut: `grabcut` by our own kernels, `cv2` by OpenCV."""

@@ -1,6 +1,7 @@
-"""The eight ImageNet-9 variants and the mask, as pure functions of layers.
+"""The eight ImageNet-9 variants, the mask, and others, as pure functions of layers.
 
-To add a variant, write its function and list it in `VARIANTS`.
+To add a variant, write its function and list it in `VARIANTS`. One that lies elsewhere has no
+place there, but a specification, `python:MODULE:FUNCTION@VERSION`: `pipeline.own_variants`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -69,6 +71,30 @@ def mixed(layer: Layer, background: Pixels) -> Image:
     return composite(layer.image, layer.mask, background)
 
 
+_BLUR = 1 / 28
+"""Standard deviation of `bg_blurred`'s blur, over the side of the picture: 8 pixels of 224."""
+
+
+def bg_blurred(layer: Layer) -> Image:
+    """The background blurred, the foreground sharp.
+
+    The blur is a Gaussian over background pixels alone, weighted anew beside the foreground:
+    blurring the whole image would put a halo of the object's colours around it.
+    """
+    side = layer.image.shape[0]
+    # 16-bit integers, which OpenCV blurs to the same bits on every processor.
+    weights = np.where(layer.mask, np.uint16(0), np.uint16(65535))
+    only_bg = no_fg(layer).astype(np.uint16) * np.uint16(257)
+    blurred = _blur(only_bg, side * _BLUR) / np.maximum(_blur(weights, side * _BLUR), 1)[..., None]
+    background = np.round(255 * blurred).clip(0, 255).astype(np.uint8)
+    return composite(layer.image, layer.mask, background)
+
+
+def _blur(image: NDArray[np.uint16], sigma: float) -> NDArray[np.uint16]:
+    blurred = cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+    return np.asarray(blurred, np.uint16)
+
+
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """One version of every image.
@@ -118,15 +144,30 @@ VARIANTS = {
         Variant("mixed_rand"),
         Variant("mixed_next"),
         Variant("fg_mask", fg_mask, lossless=True),
+        Variant("bg_blurred", bg_blurred),
     )
 }
-"""By name, in the paper's order."""
+"""By name: the paper's, in its order, then others."""
+
+PAPER = tuple(VARIANTS)[:9]
+"""What `all` stands for: the paper's eight variants, and the mask."""
 
 MIXED = tuple(name for name, variant in VARIANTS.items() if variant.is_mixed)
-PICTURES = tuple(name for name in VARIANTS if name != "fg_mask")
-"""The eight variants that a model is evaluated on."""
+PICTURES = tuple(name for name in PAPER if name != "fg_mask")
+"""The paper's eight variants that a model is evaluated on."""
 
+_OWN = re.compile(r"python:([\w.]+):([a-z][a-z0-9_]*)@([0-9]+)")
 _REPLICATE = re.compile(r"(.+)_r([1-9][0-9]*)")
+
+
+def name_of(entry: str) -> str:
+    """The name of a variant, which names its folder, from an entry of a configuration.
+
+    >>> name_of("python:my_variants:silhouette@1"), name_of("original")
+    ('silhouette', 'original')
+    """
+    found = _OWN.fullmatch(entry)
+    return found[2] if found else entry
 
 
 def base_of(name: str) -> str:
@@ -147,32 +188,48 @@ def split_replicate(name: str) -> tuple[str, int]:
 def with_replicates(variants: Iterable[str], replicates: int) -> tuple[str, ...]:
     """Names of variants with each mixed one followed by its further replicates.
 
+    Args:
+      variants: entries of a configuration.
+      replicates: how many of each there are.
+
     >>> with_replicates(["original", "mixed_same"], 3)
     ('original', 'mixed_same', 'mixed_same_r1', 'mixed_same_r2')
     """
     names: list[str] = []
     for variant in variants:
-        names.append(variant)
-        if VARIANTS[variant].is_mixed:
+        names.append(name_of(variant))
+        if variant in MIXED:
             names += [f"{variant}_r{replicate}" for replicate in range(1, replicates)]
     return tuple(names)
 
 
 def is_picture(name: str) -> bool:
-    """Whether a model is evaluated on a variant, or on a replicate of one."""
-    return base_of(name) in PICTURES
+    """Whether a model is evaluated on a dataset's variant of this name: on all but the mask."""
+    return name != "fg_mask"
 
 
 def select_variants(names: Iterable[str]) -> tuple[str, ...]:
-    """Checks names of variants, and puts them in the paper's order.
+    """Checks names and specifications of variants, and puts them in order: the paper's, other
+    known ones, then specifications by name. `all` stands for the paper's.
+
+    >>> select_variants(["bg_blurred", "original"])
+    ('original', 'bg_blurred')
 
     Raises:
-      ValueError: an unknown name, or none at all.
+      ValueError: an unknown name, a name that two would have, or none at all.
     """
-    wanted = set(names)
-    unknown = sorted(wanted - set(VARIANTS))
+    wanted = {each for name in names for each in (PAPER if name == "all" else (name,))}
+    own = sorted((each for each in wanted if _OWN.fullmatch(each)), key=name_of)
+    known = f"known: {', '.join(VARIANTS)}, python:MODULE:FUNCTION"
+    unknown = sorted(wanted - set(VARIANTS) - set(own))
     if unknown:
-        raise ValueError(f"unknown variant {unknown[0]!r}; known: {', '.join(VARIANTS)}")
+        raise ValueError(f"unknown variant {unknown[0]!r}; {known}")
     if not wanted:
-        raise ValueError(f"no variant named; known: {', '.join(VARIANTS)}")
-    return tuple(name for name in VARIANTS if name in wanted)
+        raise ValueError(f"no variant named; {known}")
+    taken = set(VARIANTS)
+    for entry in own:
+        name = name_of(entry)
+        if name in taken or base_of(name) != name:
+            raise ValueError(f"{entry}: the name {name!r} is taken; call the function otherwise")
+        taken.add(name)
+    return (*(name for name in VARIANTS if name in wanted), *own)

@@ -25,6 +25,7 @@ from pipeline.dataflow.jobs import console_address, is_dataflow, job_of
 from pipeline.errors import JobError, UsageError
 from pipeline.files import absolute, is_remote
 from pipeline.lock import DATASET_LOCK, release
+from pipeline.segmenters.network import PREFIX as NETWORK
 from pipeline.storage import Store
 
 _FOLDERS = (
@@ -185,6 +186,12 @@ def _check_places(arguments: argparse.Namespace, options: PipelineOptions) -> No
             )
     if hasattr(arguments, "input") and not arguments.input:
         raise UsageError("--input gs://BUCKET/FOLDER is required with --runner=DataflowRunner")
+    network = getattr(arguments, "segmenter", "").partition(NETWORK)[2]
+    if network and not is_remote(network):
+        raise UsageError(
+            f"--segmenter {arguments.segmenter}: workers of Dataflow cannot reach {network}; "
+            "copy it to gs://"
+        )
     for entry in getattr(arguments, "models", None) or ():
         file = entry.partition("=")[2]
         if file and not is_remote(file):

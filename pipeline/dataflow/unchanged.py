@@ -26,6 +26,7 @@ from pipeline.imagenet.folder import SPLIT
 from pipeline.last_run import line_of, read_note, results_state
 from pipeline.layout import find_images, find_layout
 from pipeline.manifest import MANIFEST, read_manifest
+from pipeline.segmenters.masks import is_coco_file
 from pipeline.storage import Store
 from pipeline.versions import Versions
 
@@ -83,7 +84,8 @@ def digest_of_inputs(
             digest.update(f"{file.path}\0{file.size}\0{file.identity}\n".encode())
     except (_TooMuch, OSError):
         return None
-    for path in _model_files(models):
+    masks = [absolute(arguments.masks)] if is_coco_file(arguments.masks or "") else []
+    for path in (*_model_files(models), *masks):
         info = files_of(path).info(path)
         digest.update(f"{path}\0{info and info.identity}\n".encode())
     return digest.hexdigest()
@@ -94,8 +96,13 @@ def _files(arguments: argparse.Namespace, config: DatasetConfig) -> Iterator[Fil
     annotations = absolute(arguments.annotations) if arguments.annotations else None
     for split in config.split:
         source = absolute(arguments.input)
-        yield from find_layout(source, annotations, split, arguments.layout).inputs()
+        layout = find_layout(
+            source, annotations, split, arguments.layout, needs_boxes=arguments.masks is None
+        )
+        yield from layout.inputs()
     folders = []
+    if arguments.masks and not is_coco_file(arguments.masks):
+        folders.append(absolute(arguments.masks))
     if getattr(arguments, "imagenet", None):
         folders.append(find_images(absolute(arguments.imagenet), SPLIT, "--imagenet"))
     if getattr(arguments, "weights", None):

@@ -16,7 +16,6 @@ from pipeline.report.selection import (
 from pipeline.sinks import Sample
 from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import OUTSIDE, Taxonomy
-from transforms.variants import PICTURES
 
 _BYTES = 4_900_000
 """Room for pictures: with all else the page stays under 10 MB."""
@@ -135,7 +134,7 @@ def make_chooser(evidence: Evidence, with_pictures: bool = True) -> Chooser:
     predictions = _predictions(evidence, split, models, keys)
     samples: dict[str, dict[str, Sample]] = {}
     uris: dict[tuple[str, str], str] = {}
-    variants = [name for name in PICTURES if name in dataset.variants]
+    variants = dataset.picture_variants
     for variant in variants:
         for key, sample in find_samples(dataset, split, variant, keys).items():
             uris[variant, key] = data_uri(sample.image) if with_pictures else ""

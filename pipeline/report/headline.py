@@ -9,7 +9,6 @@ from typing import Any
 from pipeline.report.evidence import Evidence, ModelResults
 from pipeline.report.published import PRETRAINED, TRAINED, published_for, trained_on
 from transforms.scoring import LABEL_RULES
-from transforms.variants import PICTURES
 
 GAP = "BG-Gap"
 
@@ -63,7 +62,7 @@ class Headline:
 
 def make_headline(evidence: Evidence) -> Headline:
     """The tables of all models; those that failed are rows with their error."""
-    variants = tuple(name for name in PICTURES if name in evidence.dataset.variants)
+    variants = evidence.dataset.picture_variants
     models = [model for model in evidence.models if model.summary]
     return Headline(
         variants=variants,

@@ -17,7 +17,7 @@ from pipeline.results import predictions_file
 from pipeline.storage import Store
 from transforms.hashing import keyed_hash
 from transforms.scoring import LABEL_RULES
-from transforms.variants import MIXED, PICTURES
+from transforms.variants import MIXED
 
 PER_CLASS = 8
 """Images of each class that the page shows, if there is room."""
@@ -115,7 +115,7 @@ def read_predictions_of(
     shards = sorted({counts.source_shard(key) % counts.output for key in keys})
     paths = [predictions_file(model.folder, split, shard) for shard in shards]
     columns = ["label_rule", "variant", "key", "prediction", "output", "correct", "top1_score"]
-    wanted = ds.field("key").isin(list(keys)) & ds.field("variant").isin(PICTURES)
+    wanted = ds.field("key").isin(list(keys)) & ds.field("variant").isin(dataset.picture_variants)
     for path in paths:
         if store.exists(path):
             table = pq.read_table(store.arrow_source(path), columns=columns, filters=wanted)

@@ -1,0 +1,136 @@
+"""`--masks`: which mask belongs to which image.
+
+A folder of PNGs, by key or by class and key, or one COCO JSON file, whose file names' stems are
+the keys. COCO's masks are small, so each travels with its image, as text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import posixpath
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipeline.errors import UsageError
+from pipeline.files import files_of, join
+from pipeline.sources.folder import files_in
+
+if TYPE_CHECKING:
+    from pipeline.source import SourceImage
+
+_TEXT = "text:"
+_SUFFIX = ".png"
+
+
+class _Found(NamedTuple):
+    """A mask: the folder that it lies in, its key, where it lies, and its MD5 if known."""
+
+    folder: str
+    key: str
+    place: str
+    md5: str | None
+
+
+def is_coco_file(masks: str) -> bool:
+    """Whether `--masks` names a COCO file, by its name."""
+    return masks.lower().endswith(".json")
+
+
+def check_masks(masks: str) -> None:
+    """Raises UsageError if there is nothing that `--masks` could mean."""
+    files = files_of(masks)
+    if is_coco_file(masks):
+        if files.info(masks) is None:
+            raise UsageError(f"--masks {masks} is not a file that can be read")
+        if importlib.util.find_spec("pycocotools") is None:
+            raise UsageError(
+                "--masks of a COCO file needs pycocotools: pip install 'imagenet9-pipeline[coco]'"
+            )
+    elif not files.is_folder(masks):
+        raise UsageError(f"--masks {masks} is neither a folder of PNGs nor a COCO .json file")
+
+
+def with_masks(images: Iterable[SourceImage], masks: str, split: str) -> tuple[SourceImage, ...]:
+    """Images with the place of their mask, None where there is none.
+
+    Args:
+      images: of one split.
+      masks: absolute path of a folder, in which the split may have a folder of its own, or of a
+        COCO file.
+      split: its name.
+
+    Raises:
+      UsageError: no image has a mask, or the COCO file is none.
+      OSError: it cannot be read.
+    """
+    is_coco = is_coco_file(masks)
+    found: dict[tuple[str, str], _Found] = {}
+    single: dict[str, _Found | None] = {}
+    for mask in _in_coco_file(masks) if is_coco else _in_folder(masks, split):
+        found[mask.folder, mask.key] = mask
+        single[mask.key] = None if mask.key in single else mask
+    images = tuple(images)
+    given = []
+    for image in images:
+        # Of its class, else of no class, else the only one of its key.
+        mine = found.get((image.wnid, image.key)) or found.get(("", image.key))
+        mine = mine or single.get(image.key)
+        if mine is not None:
+            image = dataclasses.replace(image, mask=mine.place, mask_md5=mine.md5)
+        given.append(image)
+    if images and not any(image.mask for image in given):
+        expected = (
+            f"file names such as {images[0].key}.JPEG"
+            if is_coco
+            else f"{images[0].key}.png, or {images[0].wnid}/{images[0].key}.png"
+        )
+        raise UsageError(
+            f"no image of {split!r} has a mask in --masks {masks}, which has {len(found)} masks; "
+            f"expected {expected}"
+        )
+    return tuple(given)
+
+
+def read_mask_place(place: str) -> bytes:
+    """What lies in the place of a mask. Raises OSError if it cannot be read."""
+    if place.startswith(_TEXT):
+        return place.removeprefix(_TEXT).encode()
+    return files_of(place).read(place)
+
+
+def _in_folder(masks: str, split: str) -> Iterator[_Found]:
+    own = join(masks, split)
+    folder = own if files_of(own).is_folder(own) else masks
+    for file in files_in(folder, (_SUFFIX,)):
+        yield _Found(file.folder, file.name[: -len(_SUFFIX)], file.path, file.md5)
+
+
+def _in_coco_file(path: str) -> Iterator[_Found]:
+    """The masks of all images that have an object; those of several objects are one."""
+    try:
+        content = json.loads(files_of(path).read(path))
+        objects: dict[Any, list[Any]] = {image["id"]: [] for image in content["images"]}
+        for each in content["annotations"]:
+            objects[each["image_id"]].append(each["segmentation"])
+        images = [
+            (str(image["file_name"]), image["id"], image["height"], image["width"])
+            for image in content["images"]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"--masks {path} is no COCO file: {type(error).__name__} {error}"
+        ) from error
+    for name, number, height, width in images:
+        if objects[number]:
+            mask = {"height": height, "width": width, "segmentations": objects[number]}
+            text = json.dumps(mask, sort_keys=True, separators=(",", ":"))
+            folder, file = posixpath.split(name)
+            yield _Found(
+                folder=posixpath.basename(folder),
+                key=posixpath.splitext(file)[0],
+                place=_TEXT + text,
+                md5=hashlib.md5(text.encode(), usedforsecurity=False).hexdigest(),
+            )

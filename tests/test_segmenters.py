@@ -1,0 +1,518 @@
+"""Segmenters other than GrabCut: given masks, boxes, networks; on the sample's true masks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pyarrow.dataset as ds
+import pytest
+from conftest import manifest_of
+from gcs import BUCKET, gcs_server
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from PIL import Image
+from pycocotools import mask as coco
+
+from pipeline.cli import main
+from pipeline.dataset import Dataset
+from pipeline.errors import JobError, UsageError
+from pipeline.layout import find_layout
+from pipeline.segmenters import find_segmenter
+from pipeline.segmenters.masks import read_mask_place, with_masks
+from pipeline.segmenters.network import read_network
+from pipeline.source import SourceImage, list_images
+from pipeline.storage import Store
+from transforms.annotations import Box, parse_annotation
+from transforms.codec import encode_png
+from transforms.cutting import Cut, cut_image
+from transforms.filters import Reason
+from transforms.geometry import ResizeCrop
+from transforms.masks import MaskError, bounding_box, read_mask
+from transforms.segmentation import SEGMENTERS
+from transforms.taxonomy import imagenet9
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+Mask = NDArray[np.bool_]
+
+REASONS = {
+    "no box": "accepted",
+    "no mask": "missing_annotation",
+    "broken": "unreadable_annotation",
+    "large": "size_mismatch",
+    "empty": "not_one_box",
+    "classes": "accepted",
+}
+"""What can be done to a mask, and the status it leads to."""
+
+
+def png(array: NDArray[Any], mode: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(array)
+    (image if mode is None else image.convert(mode)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def resized(mask: Mask) -> Mask:
+    """Resize(256, nearest) + CenterCrop(224), by Pillow alone."""
+    image = Image.fromarray(mask)
+    width, height = image.size
+    side = min(width, height)
+    width, height = int(256 * width / side), int(256 * height / side)
+    image = image.resize((width, height), Image.Resampling.NEAREST)
+    left, top = round((width - 224) / 2), round((height - 224) / 2)
+    return np.asarray(image.crop((left, top, left + 224, top + 224)))
+
+
+@pytest.fixture(scope="module")
+def truths(sample: Path) -> dict[str, Mask]:
+    """The sample's true masks, by key."""
+    return {
+        path.stem: np.asarray(Image.open(path)) for path in (sample / "masks" / "val").iterdir()
+    }
+
+
+@pytest.fixture(scope="module")
+def masked(
+    sample: Path, truths: dict[str, Mask], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, str]]:
+    """The main job on the sample, three images a class, with given masks and a variant of the
+    documentation's. Of some images the box is missing, or the mask, or it is broken.
+
+    Returns:
+      The dataset, and what was done to an image, by key.
+    """
+    root = tmp_path_factory.mktemp("masks")
+    source, output = root / "input", root / "out"
+    shutil.copytree(sample, source)
+    keys = run_keys(source)
+    done = dict(zip(keys, REASONS, strict=False))
+    for key, what in done.items():
+        mask = source / "masks" / "val" / f"{key}.png"
+        if what in ("no box", "empty"):
+            (source / "Annotations" / "val" / f"{key}.xml").unlink()
+        if what == "no mask":
+            mask.unlink()
+        elif what == "broken":
+            mask.write_bytes(mask.read_bytes()[:60])
+        elif what == "large":
+            mask.write_bytes(png(np.pad(truths[key], 1)))
+        elif what == "empty":
+            mask.write_bytes(png(np.zeros_like(truths[key])))
+        elif what == "classes":
+            # As ImageNet-S: class 258, ignored pixels elsewhere, in a folder of the class.
+            numbers = np.where(truths[key], 258, 0)
+            numbers[:5][~truths[key][:5]] = 1000
+            (folder := mask.parent / wnid_of(source, key)).mkdir(exist_ok=True)
+            mask.unlink()
+            rgb = np.stack([numbers % 256, numbers // 256, numbers * 0], axis=2)
+            (folder / f"{key}.png").write_bytes(png(rgb.astype(np.uint8)))
+    text = (DOCS / "variants.md").read_text()
+    module = re.search(r"```python\n(# my_variants.py\n.+?)```", text, re.DOTALL)
+    assert module is not None
+    (root / "my_variants.py").write_text(module[1])
+    command = [
+        *("run", "--output", output, "--input", source, "--limit", 3),
+        *("--segmenter", "masks", "--masks", source / "masks"),
+        *("--variants", "original,fg_mask,mixed_rand,bg_blurred,python:my_variants:fg_on_grey"),
+        *("--fail_if", "fg_on_grey<0.0"),
+    ]
+    # A process of its own: its PYTHONPATH holds the user's module.
+    paths = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ran = subprocess.run(
+        [sys.executable, "-m", "pipeline", *map(str, command)],
+        env={**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return output, done
+
+
+def run_keys(source: Path) -> list[str]:
+    """Keys of the images that `--limit 3` keeps."""
+    listing = list_images(find_layout(str(source), None, "val"), imagenet9(), limit=3)
+    return [image.key for image in listing.images]
+
+
+def wnid_of(source: Path, key: str) -> str:
+    (image,) = source.glob(f"val/*/{key}.JPEG")
+    return image.parent.name
+
+
+def index_of(output: Path) -> dict[str, dict[str, Any]]:
+    rows = ds.dataset(output / "index").to_table().to_pylist()
+    return {row["key"]: row for row in rows}
+
+
+def pictures(output: Path, variant: str) -> dict[str, NDArray[np.uint8]]:
+    dataset = Dataset.open(Store(str(output)))
+    samples = dataset.samples("val", 0, variant)
+    return {sample.key: np.asarray(Image.open(io.BytesIO(sample.image))) for sample in samples}
+
+
+def test_given_masks_are_the_truth_after_the_resize(
+    masked: tuple[Path, dict[str, str]], truths: dict[str, Mask]
+) -> None:
+    output, done = masked
+    found = pictures(output, "fg_mask")
+    assert len(found) == 27 - 4
+    for key, mask in found.items():
+        expected = resized(truths[key])
+        if done.get(key) == "classes":
+            assert mask.any()
+        np.testing.assert_array_equal(mask == 255, expected)
+
+
+def test_what_is_wrong_with_a_mask_is_the_reason(masked: tuple[Path, dict[str, str]]) -> None:
+    output, done = masked
+    index = index_of(output)
+    for key, what in done.items():
+        assert index[key]["status"] == REASONS[what], what
+    assert {row["segmenter"] for row in index.values()} == {"masks 1"}
+    assert manifest_of(output)["segmenter"] == {"method": "masks", "version": 1, "parameters": {}}
+
+
+def test_without_a_box_the_masks_bounding_box_serves(
+    masked: tuple[Path, dict[str, str]], sample: Path
+) -> None:
+    # The sample's boxes were made from its masks.
+    (key,) = (key for key, what in masked[1].items() if what == "no box")
+    annotated = parse_annotation((sample / "Annotations" / "val" / f"{key}.xml").read_bytes())
+    transform = ResizeCrop.of(
+        native_width=annotated.width, native_height=annotated.height, resize=256, crop=224
+    )
+    assert index_of(masked[0])[key]["box"] == list(transform.box(annotated.boxes[0]))
+
+
+def test_further_variants_are_composed_evaluated_and_read_without_their_module(
+    masked: tuple[Path, dict[str, str]],
+) -> None:
+    output, _ = masked
+    originals, masks = pictures(output, "original"), pictures(output, "fg_mask")
+    for key, grey in pictures(output, "fg_on_grey").items():
+        background = grey[masks[key] == 0].astype(int)
+        assert (abs(background - 128) < 3).mean() > 0.85  # JPEG rings beside the foreground.
+        assert abs(grey[masks[key] > 0] - originals[key][masks[key] > 0].astype(int)).mean() < 20
+    with (output / "results" / "summary.csv").open() as file:
+        rows = {row["variant"]: row for row in csv.DictReader(file)}
+    assert {"bg_blurred", "fg_on_grey"} <= set(rows)
+    config = manifest_of(output)["config"]
+    assert config["variants"][-2:] == ["bg_blurred", "python:my_variants:fg_on_grey@1"]
+    assert "fg_on_grey" in (output / "report.html").read_text()
+    assert main(["verify", "--dataset", str(output)]) == 0
+
+
+def cut(image: bytes, xml: bytes | None, mask: bytes | None, segmenter: str = "masks") -> Cut:
+    segment = SEGMENTERS[segmenter].segment
+    return cut_image(
+        image, xml, mask, segment=segment, seed=0, resize=256, crop=224, interpolation="nearest"
+    )
+
+
+def test_the_box_is_what_only_bg_b_blackens(sample: Path) -> None:
+    for path in sorted(sample.glob("val/*/*.JPEG"))[::9]:
+        xml = (sample / "Annotations" / "val" / f"{path.stem}.xml").read_bytes()
+        layer = cut(path.read_bytes(), xml, None, "box").layer
+        assert layer is not None
+        expected = np.zeros((224, 224), np.bool_)
+        expected[layer.box.y0 : layer.box.y1, layer.box.x0 : layer.box.x1] = True
+        np.testing.assert_array_equal(layer.mask, expected)
+
+
+def test_a_box_from_a_mask_leaves_nothing_of_the_object_in_the_background() -> None:
+    mask = np.zeros((256, 256), np.bool_)
+    mask[60:180, 40:200] = True
+    image = np.where(mask[..., None], np.uint8([255, 0, 0]), np.uint8([0, 0, 255]))
+    layer = cut(encode_png(image), None, png(mask)).layer
+    assert layer is not None
+    assert (layer.only_bg_t == [0, 0, 255]).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "I;16"])
+def test_masks_of_one_channel(mode: str) -> None:
+    mask = np.random.default_rng(0).random((20, 30)) < 0.5
+    data = png(mask.astype(np.uint16) * 7) if mode == "I;16" else png(mask, mode)
+    found = read_mask(data)
+    np.testing.assert_array_equal(found.mask, mask)
+    assert found.boxes == (bounding_box(mask),)
+
+
+def coco_text(*segmentations: object, height: int = 20, width: int = 30) -> bytes:
+    content = {"height": height, "width": width, "segmentations": segmentations}
+    return json.dumps(content).encode()
+
+
+def test_coco_masks() -> None:
+    mask = np.random.default_rng(0).random((20, 30)) < 0.5
+    encoded = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    compressed = {"size": [20, 30], "counts": encoded["counts"].decode()}
+    np.testing.assert_array_equal(read_mask(coco_text(compressed)).mask, mask)
+    runs = np.flatnonzero(np.diff(np.r_[0, mask.T.ravel(), 0]))
+    counts = np.diff(np.r_[0, runs, 600 if runs[-1] != 600 else []]).astype(int).tolist()
+    plain = {"size": [20, 30], "counts": counts}
+    np.testing.assert_array_equal(read_mask(coco_text(plain)).mask, mask)
+    two = read_mask(coco_text([[2, 3, 10, 3, 10, 9, 2, 9]], [[15, 3, 20, 3, 20, 9, 15, 9]]))
+    assert two.boxes == (Box(2, 3, 10, 9), Box(15, 3, 20, 9))
+    assert two.mask.sum() == 8 * 6 + 5 * 6
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"{}",
+        coco_text({"size": [20, 30], "counts": [5, 5]}),
+        coco_text({"size": [20, 30], "counts": [-600, 1200]}),
+        coco_text({"size": [20, 30], "counts": "zzzz"}),
+        coco_text({"size": [2, 3], "counts": [6]}),
+        coco_text([[0, 0, 1e9, 0, 1e9, 1e9]]),
+        coco_text([[0, 0, float("nan"), 0, 1, 1]]),
+        coco_text([[0, 0, 1, 1]]),
+        coco_text(height=60_000, width=60_000),
+        png(np.zeros((4, 4, 4), np.uint8)),
+    ],
+)
+def test_what_is_no_mask_is_said_to_be_none(data: bytes) -> None:
+    with pytest.raises(MaskError):
+        read_mask(data)
+    picture = encode_png(np.zeros((20, 30, 3), np.uint8))
+    assert cut(picture, None, data).reason == Reason.UNREADABLE_ANNOTATION
+
+
+def coco_file(tiny_input: Path, truths: dict[str, Mask]) -> Path:
+    """True masks of an input at 2/5 of the sample's size, as one COCO file."""
+    content: dict[str, list[Any]] = {"images": [], "annotations": []}
+    for path in sorted(tiny_input.glob("val/*/*.JPEG")):
+        width, height = Image.open(path).size
+        mask = Image.fromarray(truths[path.stem]).resize((width, height))
+        encoded = coco.encode(np.asfortranarray(np.asarray(mask, np.uint8)))
+        number = len(content["images"])
+        content["images"].append(
+            {"id": number, "file_name": path.name, "height": height, "width": width}
+        )
+        segmentation = {"size": [height, width], "counts": encoded["counts"].decode()}
+        content["annotations"].append({"image_id": number, "segmentation": segmentation})
+    file = tiny_input / "coco.json"
+    file.write_text(json.dumps(content))
+    return file
+
+
+def test_a_coco_file_alone_makes_a_dataset_and_remakes_what_changed(
+    tiny_input: Path, truths: dict[str, Mask], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = coco_file(tiny_input, truths)
+    shutil.rmtree(tiny_input / "Annotations")
+    output = tmp_path / "out"
+    flags = ["generate", "--output", str(output), "--input", str(tiny_input)]
+    flags += ["--segmenter", "masks", "--masks", str(masks), "--variants", "fg_mask,mixed_rand"]
+    assert main(flags) == 0
+    before = pictures(output, "fg_mask")
+    assert len(before) == 6
+    kept = masks.read_text()
+    content = json.loads(kept)
+    height, width = content["annotations"][0]["segmentation"]["size"]
+    box = [40, 20, width - 40, 20, width - 40, height - 20, 40, height - 20]
+    content["annotations"][0]["segmentation"] = [box]
+    masks.write_text(json.dumps(content))
+    assert main([*flags, "--dry_run"]) == 0
+    assert "5 segmented already, 1 to segment" in capsys.readouterr().out
+    masks.write_text(kept)
+    # Without layers, foregrounds and backgrounds are cut again, from the masks.
+    flags += ["--layers", "drop", "--overwrite"]
+    assert main(flags) == 0
+    capsys.readouterr()
+    assert main([*flags, "--seed", "1"]) == 0
+    assert "0 images segmented" in capsys.readouterr().out
+    for key, mask in pictures(output, "fg_mask").items():
+        np.testing.assert_array_equal(mask, before[key])
+
+
+def test_the_mask_of_its_class_is_an_images(tmp_path: Path) -> None:
+    for name in ("n01/a.png", "n02/a.png", "n02/b.png", "c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+
+    def image(wnid: str, key: str) -> SourceImage:
+        return SourceImage(key, "", "", wnid, 0, None)
+
+    asked = [image("n01", "a"), image("n03", "a"), image("n03", "b"), image("n01", "c")]
+    found = [i.mask and i.mask[len(str(tmp_path)) :] for i in with_masks(asked, str(tmp_path), "v")]
+    assert found == ["/n01/a.png", None, "/n02/b.png", "/c.png"]
+    with pytest.raises(UsageError, match=r"no image of 'v' has a mask"):
+        with_masks([image("n01", "d")], str(tmp_path), "v")
+
+
+def save_graph(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    *,
+    box: str = "",
+    constants: dict[str, NDArray[Any]] | None = None,
+    settings: dict[str, Any] | None = None,
+) -> str:
+    """A graph from `image` (1, 3, 64, 64), and possibly a box, to `map`."""
+    inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 64, 64])]
+    if box:
+        inputs.append(helper.make_tensor_value_info(box, TensorProto.FLOAT, ["n", 4]))
+    graph = helper.make_graph(
+        nodes,
+        "segmenter",
+        inputs,
+        [helper.make_tensor_value_info("map", TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(v, name) for name, v in (constants or {}).items()],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    if settings:
+        Path(f"{path}.json").write_text(json.dumps(settings))
+    return f"onnx:{path}"
+
+
+def red(path: Path, name: str = "red.onnx", **settings: Any) -> str:
+    """A network whose map is the picture's red."""
+    split = helper.make_node("Split", ["image", "ones"], ["map", "green", "blue"], axis=1)
+    settings = {"mean": [0, 0, 0], "std": [1, 1, 1], **settings}
+    return save_graph(
+        path / name, [split], constants={"ones": np.ones(3, np.int64)}, settings=settings
+    )
+
+
+def in_box(path: Path) -> str:
+    """A promptable network, which finds exactly its box."""
+    names = ("x0", "y0", "x1", "y1")
+    make = helper.make_node
+    nodes = [make("Split", ["boxes", "ones"], list(names), axis=1)]
+    nodes += [
+        make("GreaterOrEqual", ["across", "x0"], ["a"]),
+        make("Less", ["across", "x1"], ["b"]),
+    ]
+    nodes += [make("GreaterOrEqual", ["down", "y0"], ["c"]), make("Less", ["down", "y1"], ["d"])]
+    nodes += [make("And", ["a", "b"], ["e"]), make("And", ["c", "d"], ["f"])]
+    nodes += [make("And", ["e", "f"], ["g"]), make("Cast", ["g"], ["map"], to=TensorProto.FLOAT)]
+    ramp = np.arange(64, dtype=np.float32)
+    constants = {"ones": np.ones(4, np.int64), "across": ramp[None], "down": ramp[:, None]}
+    return save_graph(path / "prompt.onnx", nodes, box="boxes", constants=constants)
+
+
+def test_a_salient_object_network_finds_its_object_in_the_box(tmp_path: Path) -> None:
+    segmenter = find_segmenter(*read_network(red(tmp_path)))
+    assert segmenter.segment is not None
+    image = np.zeros((128, 256, 3), np.uint8)
+    image[32:96, 64:128, 0] = image[32:96, 200:240, 0] = 255
+    found = segmenter.segment(image, Box(40, 20, 160, 120), 0).mask
+    expected = np.zeros((128, 256), np.bool_)
+    expected[32:96, 64:128] = True
+    assert (found != expected).sum() <= 4  # The corners, which the resize rounds.
+    assert segmenter.parameters["threshold"] == 0.5
+    assert segmenter.parameters["input_size"] == 64
+    assert "sha256=" in segmenter.label
+
+
+def test_a_promptable_network_is_fed_the_box(tmp_path: Path) -> None:
+    segmenter = find_segmenter(*read_network(in_box(tmp_path)))
+    assert segmenter.segment is not None
+    assert segmenter.parameters["prompt"] == "box"
+    found = segmenter.segment(np.zeros((128, 256, 3), np.uint8), Box(64, 32, 160, 96), 0).mask
+    ys, xs = np.nonzero(found)
+    assert abs(np.array([xs.min(), ys.min(), xs.max(), ys.max()]) - [64, 32, 159, 95]).max() <= 3
+
+
+def test_a_dataset_by_a_network(
+    tiny_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    flags = ["generate", "--output", str(output), "--input", str(tiny_input)]
+    flags += ["--variants", "fg_mask,original"]
+    assert main([*flags, "--segmenter", red(tmp_path, threshold=0.25)]) == 0
+    manifest = manifest_of(output)
+    assert manifest["config"]["segmenter"] == "onnx:red.onnx"
+    assert manifest["segmenter"]["parameters"]["threshold"] == 0.25
+    rows = index_of(output).values()
+    assert all(row["segmenter"].startswith("onnx:red.onnx 1 activation=none") for row in rows)
+    # The same network elsewhere changes nothing; another threshold is another configuration.
+    (tmp_path / "moved").mkdir()
+    capsys.readouterr()
+    assert main([*flags, "--segmenter", red(tmp_path / "moved", threshold=0.25)]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert main([*flags, "--segmenter", red(tmp_path, threshold=0.75)]) == 2
+    assert "threshold=0.75" in capsys.readouterr().err
+
+
+def test_masks_and_networks_are_read_from_object_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "n01").mkdir()
+    mask = np.eye(9, dtype=np.bool_)
+    (tmp_path / "n01" / "a.png").write_bytes(png(mask))
+    red(tmp_path)
+    with gcs_server() as url:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        here, there = Store(str(tmp_path)), Store.at(f"gs://{BUCKET}/masks")
+        here.copy_into(there, [(path, path) for path in here.walk("")])
+        (found,) = with_masks([SourceImage("a", "", "", "n01", 0, None)], there.root, "val")
+        assert found.mask == f"gs://{BUCKET}/masks/n01/a.png"
+        assert found.mask_md5
+        np.testing.assert_array_equal(read_mask(read_mask_place(found.mask)).mask, mask)
+        segment = find_segmenter(*read_network(f"onnx:{there.root}/red.onnx")).segment
+        assert segment is not None
+        assert not segment(np.zeros((9, 9, 3), np.uint8), Box(0, 0, 8, 8), 0).mask.any()
+
+
+def test_networks_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    logits = find_segmenter(*read_network(red(tmp_path, std=[0.1, 1, 1])))
+    assert logits.segment is not None
+    image, box = np.full((9, 9, 3), 200, np.uint8), Box(0, 0, 8, 8)
+    with pytest.raises(JobError, match='"activation": "sigmoid"'):
+        logits.segment(image, box, 0)
+    told = find_segmenter(*read_network(red(tmp_path, std=[0.1, 1, 1], activation="sigmoid")))
+    assert told.segment is not None
+    assert told.segment(image, box, 0).mask.all()
+    identity = [helper.make_node("Identity", ["image"], ["map"])]
+    bad: list[tuple[Callable[[], str], str]] = [
+        (lambda: save_graph(tmp_path / "i.onnx", identity), "no single map"),
+        (lambda: save_graph(tmp_path / "p.onnx", identity, box="points"), "has an input 'points'"),
+        (lambda: red(tmp_path, "t.onnx", threshold=2), "threshold must be between 0 and 1"),
+        (lambda: red(tmp_path, "u.onnx", sigma=2), "unknown 'sigma'"),
+        (lambda: f"onnx:{tmp_path}/none.onnx", "cannot be read"),
+        (lambda: f"onnx:{tmp_path}/red.onnx.json", "cannot load it"),
+    ]
+    for make, message in bad:
+        with pytest.raises(UsageError, match=message):
+            read_network(make())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--masks", "."), "--masks goes with --segmenter masks"),
+        (("--segmenter", "masks"), "--segmenter masks needs --masks"),
+        (("--segmenter", "masks", "--masks", "/none"), "neither a folder of PNGs nor a COCO"),
+        (("--segmenter", "masks", "--masks", "/none.json"), "not a file that can be read"),
+        (("--segmenter", "masks", "--masks", str(DOCS)), "no image of 'val' has a mask in"),
+        (("--variants", "python:none_such:x"), "none_such is not found"),
+        (("--variants", "python:json:none_such"), "json has no function 'none_such'"),
+        (("--variants", "python:json:JSONDecoder"), "small letters"),
+        (("--variants", "python:transforms.variants:original"), "'original' is taken"),
+    ],
+)
+def test_wrong_usage_gets_one_line(
+    flags: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "--output", str(tmp_path / "out"), *flags]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error.splitlines()[-1], error

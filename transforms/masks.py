@@ -1,0 +1,171 @@
+"""Masks that are given: PNGs, and COCO's run lengths and polygons."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transforms.annotations import Box
+from transforms.codec import MAX_PIXELS, TooManyPixelsError, UndecodableError, open_picture
+from transforms.geometry import Mask
+
+IGNORED = 1000
+"""The number that ImageNet-S gives to pixels that are neither; they count as background."""
+MAX_SIDE = 65_535
+"""Longest side of a COCO mask, in pixels: that of a JPEG."""
+_GREY = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
+
+
+class MaskError(ValueError):
+    """Bytes that are no mask."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GivenMask:
+    """A mask that comes with an image.
+
+    Attributes:
+      mask: (H, W) bool, True on the foreground.
+      boxes: the bounding box of each object; of a PNG, whose objects nothing tells apart, one
+        or none.
+    """
+
+    mask: Mask
+    boxes: tuple[Box, ...]
+
+
+def read_mask(data: bytes) -> GivenMask:
+    """Reads a mask.
+
+    Args:
+      data: a PNG, or a JSON object `height`, `width`, `segmentations`: a list of what COCO has
+        as `segmentation` of each object, run lengths or polygons. In a PNG of one channel the
+        foreground is all that is neither 0 nor `IGNORED`; of three, R + 256 G is that number,
+        as in ImageNet-S.
+
+    Raises:
+      MaskError: neither of the two, broken, or too large.
+    """
+    if data.lstrip()[:1] == b"{":
+        return _read_coco(data)
+    try:
+        image = open_picture(data)
+        if image.format != "PNG":
+            raise MaskError(f"a mask must be a PNG, not {image.format}")
+        if image.mode not in (*_GREY, "RGB"):
+            raise MaskError(
+                f"a PNG of mode {image.mode}; a mask has one channel, or the three of ImageNet-S"
+            )
+        numbers = np.asarray(image).astype(np.int64)
+    except (MaskError, MemoryError):
+        raise
+    except (UndecodableError, TooManyPixelsError) as error:
+        raise MaskError(str(error)) from error
+    except Exception as error:  # Pillow raises whatever a broken stream provokes.
+        raise MaskError(f"a broken PNG: {error}") from error
+    if numbers.ndim == 3:
+        numbers = numbers[..., 0] + 256 * numbers[..., 1]
+    mask = (numbers != 0) & (numbers != IGNORED)
+    box = bounding_box(mask)
+    return GivenMask(mask, () if box is None else (box,))
+
+
+def bounding_box(mask: Mask) -> Box | None:
+    """The box around the True pixels of a (H, W) mask, None if there are none.
+
+    xmax and ymax lie just behind the last of them, so that width and height are the object's,
+    and the strips that tile the background hold nothing of it.
+
+    >>> bounding_box(np.array([[False, True, True], [False, False, False]]))
+    Box(xmin=1, ymin=0, xmax=3, ymax=1)
+    """
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(columns):
+        return None
+    return Box(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+
+
+def _read_coco(data: bytes) -> GivenMask:
+    try:
+        content = json.loads(data)
+        height, width = content["height"], content["width"]
+        if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in (height, width)):
+            raise MaskError(f"a mask of {width} x {height} pixels")
+        if height * width > MAX_PIXELS:
+            raise MaskError(f"a mask of {width} x {height} pixels, more than {MAX_PIXELS}")
+        objects = [_decode(each, height, width) for each in content["segmentations"]]
+    except (MaskError, MemoryError, ImportError):
+        raise
+    except Exception as error:  # Whatever the contents provoke here and in pycocotools.
+        raise MaskError(f"not COCO's run lengths or polygons: {error}") from error
+    mask = np.zeros((height, width), np.bool_)
+    for each in objects:
+        mask |= each
+    boxes = (bounding_box(each) for each in objects)
+    return GivenMask(mask, tuple(box for box in boxes if box is not None))
+
+
+def _decode(segmentation: Any, height: int, width: int) -> Mask:
+    """A COCO segmentation as (H, W) bool."""
+    from pycocotools import mask as coco
+
+    if isinstance(segmentation, list):
+        for polygon in segmentation:
+            _check_polygon(polygon, height, width)
+        encoded = coco.merge(coco.frPyObjects(segmentation, height, width))
+    else:
+        if list(segmentation["size"]) != [height, width]:
+            raise MaskError(f"run lengths of size {segmentation['size']}, not {height}, {width}")
+        counts = segmentation["counts"]
+        if isinstance(counts, list):
+            _check_counts(counts, height, width)
+            encoded = coco.frPyObjects(segmentation, height, width)
+        else:
+            _check_counts(_decompressed(counts), height, width)
+            encoded = {"size": [height, width], "counts": counts.encode("ascii")}
+    decoded: NDArray[np.uint8] = coco.decode(encoded)
+    return decoded.astype(np.bool_)
+
+
+def _check_polygon(polygon: Any, height: int, width: int) -> None:
+    """pycocotools walks along the edges, however far away they are."""
+    limit = 2 * max(height, width)
+    if len(polygon) < 6 or len(polygon) % 2:
+        raise MaskError(f"a polygon of {len(polygon)} numbers")
+    if not all(math.isfinite(value) and abs(value) <= limit for value in polygon):
+        raise MaskError("a polygon that leaves the picture far behind")
+
+
+def _check_counts(counts: list[Any], height: int, width: int) -> None:
+    """Run lengths must fill the picture: pycocotools trusts them."""
+    if any(type(count) is not int or count < 0 for count in counts):
+        raise MaskError("run lengths that are no whole numbers from 0 on")
+    if sum(counts) != height * width:
+        raise MaskError(f"run lengths of {sum(counts)} pixels for {height * width}")
+
+
+def _decompressed(text: str) -> list[int]:
+    """Run lengths of COCO's compressed form: numbers of 5-bit digits, lowest first, with a bit
+    for "goes on"; from the fourth on, the difference to the last but one."""
+    counts: list[int] = []
+    value, shift = 0, 0
+    for sign in text:
+        digit = ord(sign) - 48
+        if not 0 <= digit < 64:
+            raise MaskError("run lengths with a sign that is none of theirs")
+        value |= (digit & 31) << shift
+        shift += 5
+        if digit & 32:
+            continue
+        if digit & 16:
+            value -= 1 << shift
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+        value, shift = 0, 0
+    if shift:
+        raise MaskError("run lengths that end within a number")
+    return counts
