@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pipeline.config import SegmentConfig, fingerprint
 from pipeline.place import read_place
 from pipeline.segmenters import takes_masks
-from pipeline.segmenters.masks import read_mask_place
 from pipeline.source import SourceImage
 from transforms.cutting import Cut, cut_image
 from transforms.filters import Reason, is_valid_key
@@ -90,7 +89,7 @@ def read_source(image: str, annotation: str | None, mask: str | None = None) -> 
     return SourceBytes(
         read_place(image),
         None if annotation is None else read_place(annotation),
-        None if mask is None else read_mask_place(mask),
+        None if mask is None else read_place(mask),
     )
 
 

@@ -53,6 +53,9 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="of the input: folder, kaggle, tar, webdataset or parquet (found out)",
     )
+    group.add_argument(
+        "--masks", metavar="DIR", help="PNGs, or a COCO .json file, for --segmenter masks"
+    )
     group.add_argument("--exclude", metavar="FILE", help="list of images to leave out")
     group.add_argument("--include", metavar="FILE", help="list of images to keep, no others")
 
@@ -94,7 +97,6 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="grabcut, cv2, box, masks, onnx:FILE (grabcut); docs/segmenters.md",
     )
-    add("--masks", metavar="DIR", help="PNGs, or a COCO .json file, for --segmenter masks")
     add("--grabcut_seed", type=int, default=0, metavar="N", help="seeds it for every image (0)")
     add("--seed", type=int, default=0, metavar="N", help="of pairing and selection (0)")
     add("--per_class", default="all", metavar="all|min|N", help="balance of the classes (all)")

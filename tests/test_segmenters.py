@@ -29,8 +29,9 @@ from pipeline.cli import main
 from pipeline.dataset import Dataset
 from pipeline.errors import JobError, UsageError
 from pipeline.layout import find_layout
+from pipeline.place import read_place
 from pipeline.segmenters import find_segmenter
-from pipeline.segmenters.masks import read_mask_place, with_masks
+from pipeline.segmenters.masks import with_masks
 from pipeline.segmenters.network import read_network
 from pipeline.source import SourceImage, list_images
 from pipeline.storage import Store
@@ -467,7 +468,7 @@ def test_masks_and_networks_are_read_from_object_storage(
         (found,) = with_masks([SourceImage("a", "", "", "n01", 0, None)], there.root, "val")
         assert found.mask == f"gs://{BUCKET}/masks/n01/a.png"
         assert found.mask_md5
-        np.testing.assert_array_equal(read_mask(read_mask_place(found.mask)).mask, mask)
+        np.testing.assert_array_equal(read_mask(read_place(found.mask)).mask, mask)
         segment = find_segmenter(*read_network(f"onnx:{there.root}/red.onnx")).segment
         assert segment is not None
         assert not segment(np.zeros((9, 9, 3), np.uint8), Box(0, 0, 8, 8), 0).mask.any()

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import UsageError
 from pipeline.files import files_of, join
+from pipeline.place import text_place
 from pipeline.sources.folder import files_in
 
 if TYPE_CHECKING:
     from pipeline.source import SourceImage
 
-_TEXT = "text:"
 _SUFFIX = ".png"
 
 
@@ -94,13 +94,6 @@ def with_masks(images: Iterable[SourceImage], masks: str, split: str) -> tuple[S
     return tuple(given)
 
 
-def read_mask_place(place: str) -> bytes:
-    """What lies in the place of a mask. Raises OSError if it cannot be read."""
-    if place.startswith(_TEXT):
-        return place.removeprefix(_TEXT).encode()
-    return files_of(place).read(place)
-
-
 def _in_folder(masks: str, split: str) -> Iterator[_Found]:
     own = join(masks, split)
     folder = own if files_of(own).is_folder(own) else masks
@@ -131,6 +124,6 @@ def _in_coco_file(path: str) -> Iterator[_Found]:
             yield _Found(
                 folder=posixpath.basename(folder),
                 key=posixpath.splitext(file)[0],
-                place=_TEXT + text,
+                place=text_place(text),
                 md5=hashlib.md5(text.encode(), usedforsecurity=False).hexdigest(),
             )
