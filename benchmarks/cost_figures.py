@@ -29,7 +29,7 @@ from pipeline.job_flags import sample_folder
 from pipeline.layout import find_layout
 from pipeline.source import list_images
 from transforms.taxonomy import imagenet9
-from transforms.variants import VARIANTS, is_picture
+from transforms.variants import PICTURES
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from gcs import BUCKET, gcs_server
@@ -59,7 +59,7 @@ def print_compute(folder: str, rounds: int, model: str, root: Path) -> None:
         }
         selected = {n: m["images"]["val"]["selected"] for n, m in manifests.items()}
         each = few / selected[few]
-        pictures = sum(map(is_picture, VARIANTS))
+        pictures = len(PICTURES)
         print(
             f"round {number + 1}: segment {cpu['generate'] - cpu['compose']:.4f} s an image, "
             f"compose {cpu['compose'] * each:.4f} s a selected image, {model} "

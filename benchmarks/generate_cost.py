@@ -37,7 +37,7 @@ from transforms.cutting import cut_image
 from transforms.geometry import Pixels
 from transforms.segmentation import SEGMENTERS, Segmentation
 from transforms.taxonomy import imagenet9
-from transforms.variants import VARIANTS
+from transforms.variants import PAPER, VARIANTS
 
 
 def bare_loop(
@@ -75,7 +75,7 @@ def bare_loop(
             for part in parts.values():
                 file.write(part)
             layer = decode_layer(parts, layer.box)
-            for variant in VARIANTS.values():
+            for variant in (VARIANTS[name] for name in PAPER):
                 background = None
                 if variant.is_mixed:
                     background = decode_image((before or parts)["only_bg_t"])

@@ -52,18 +52,13 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The manifest file's bytes: the same for equal manifests."""
-        segmenter = self.config.segment.find_segmenter()
         content = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "config": self.config.flags(),
             "fingerprint": self.fingerprint,
             "stages": self.stages,
-            "segmenter": {
-                "method": segmenter.method,
-                "version": segmenter.version,
-                "parameters": segmenter.parameters,
-            },
+            **_segmenter(self.config),
             "libraries": self.libraries,
             "shards": {split: dataclasses.asdict(c) for split, c in self.shards.items()},
             "images": self.images,
@@ -96,6 +91,15 @@ class Manifest:
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"not a manifest: {type(error).__name__} {error}") from error
+
+
+def _segmenter(config: DatasetConfig) -> dict[str, Any]:
+    """What made the masks; of an imported dataset nobody here knows."""
+    if config.is_imported:
+        return {}
+    found = config.segment.find_segmenter()
+    about = {"method": found.method, "version": found.version, "parameters": found.parameters}
+    return {"segmenter": about}
 
 
 def stage_versions(config: DatasetConfig) -> dict[str, Any]:

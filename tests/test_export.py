@@ -29,7 +29,7 @@ from pipeline.storage import Store
 from transforms.codec import decode_image, decode_mask
 from transforms.matching import compare, decide, describe, describe_outside, nearest
 from transforms.taxonomy import imagenet9
-from transforms.variants import MIXED, PICTURES, VARIANTS
+from transforms.variants import MIXED, PAPER, PICTURES
 
 SMALL = (*ONE, "--images_per_shard", "20")
 
@@ -167,7 +167,7 @@ def test_an_import_keeps_the_pixels_and_finds_the_true_backgrounds(
     truth = truth_of(export)
     stems = {row["key"]: stem for stem, row in truth.items()}
     rejected = set(sorted(truth)[:2])
-    for variant in VARIANTS:
+    for variant in PAPER:
         made = {stems[s.key]: s for s in samples_of(sample_run, variant)}
         found = {s.key: s for s in samples_of(imported, variant)}
         assert found.keys() == truth.keys() - rejected
@@ -209,12 +209,13 @@ def test_an_imports_manifest_claims_no_more_than_is_known(imported: Path) -> Non
     assert manifest["config"] == {
         "origin": "imported",
         "split": ["val"],
-        "variants": list(VARIANTS),
+        "variants": list(PAPER),
         "replicates": 1,
         "formats": ["parquet", "webdataset"],
         "image_size": 224,
         "images_per_shard": 20,
     }
+    assert "segmenter" not in manifest
     assert manifest["stages"] == {"import": 1}
     assert "GrabCut" not in (imported / "README.md").read_text()
 

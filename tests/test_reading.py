@@ -21,7 +21,7 @@ from PIL import Image
 from pipeline.dataset import Dataset
 from pipeline.storage import Store
 from transforms.taxonomy import imagenet9
-from transforms.variants import VARIANTS
+from transforms.variants import MIXED, PAPER
 
 
 def keys_of(output: Path, variant: str) -> list[str]:
@@ -33,14 +33,14 @@ def keys_of(output: Path, variant: str) -> list[str]:
 def test_every_variant_has_the_same_keys_in_the_same_order(sample_run: Path) -> None:
     original = keys_of(sample_run, "original")
     assert len(original) == 70
-    for variant in VARIANTS:
+    for variant in PAPER:
         assert keys_of(sample_run, variant) == original
         tars = sorted(str(path) for path in (sample_run / "webdataset" / variant).glob("*.tar"))
         samples = webdataset.WebDataset(tars, shardshuffle=False)
         assert [sample["__key__"] for sample in samples] == original
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", PAPER)
 def test_hugging_face_datasets_reads_each_variant(
     sample_run: Path, variant: str, tmp_path: Path
 ) -> None:
@@ -52,7 +52,7 @@ def test_hugging_face_datasets_reads_each_variant(
     assert imagenet9().label_of(row["wnid"]) == row["label"]
     assert imagenet9().index_of(row["wnid"]) == row["imagenet_index"]
     assert len(row["box"]) == 4
-    is_mixed = VARIANTS[variant].is_mixed
+    is_mixed = variant in MIXED
     assert all((row[name] is not None) == is_mixed for name in ("bg_key", "bg_label", "bg_wnid"))
     if variant == "fg_mask":
         mask = np.asarray(row["image"])

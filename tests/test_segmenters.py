@@ -200,7 +200,7 @@ def test_without_a_box_the_masks_bounding_box_serves(
 
 
 def test_further_variants_are_composed_evaluated_and_read_without_their_module(
-    masked: tuple[Path, dict[str, str]],
+    masked: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
     output, _ = masked
     originals, masks = pictures(output, "original"), pictures(output, "fg_mask")
@@ -215,6 +215,9 @@ def test_further_variants_are_composed_evaluated_and_read_without_their_module(
     assert config["variants"][-2:] == ["bg_blurred", "python:my_variants:fg_on_grey@1"]
     assert "fg_on_grey" in (output / "report.html").read_text()
     assert main(["verify", "--dataset", str(output)]) == 0
+    assert main(["export", "--dataset", str(output), "--to", str(tmp_path)]) == 0
+    for variant in ("bg_blurred", "fg_on_grey"):
+        assert len(list(tmp_path.glob(f"{variant}/val/*/*.JPEG"))) == len(originals)
 
 
 def cut(image: bytes, xml: bytes | None, mask: bytes | None, segmenter: str = "masks") -> Cut:

@@ -30,7 +30,7 @@ from pipeline.sinks import Sample
 from pipeline.storage import WORK_FOLDER, Store
 from transforms.codec import decode_mask
 from transforms.taxonomy import Taxonomy
-from transforms.variants import VARIANTS, base_of
+from transforms.variants import MIXED, VARIANTS, base_of
 
 EXPORT_VERSION = 1
 """Raised by hand when Export would write other files for the same dataset."""
@@ -92,7 +92,7 @@ class Exporting:
         """Path of a picture of the export."""
         fields = sample.fields
         name = stem_of(sample.key, fields["wnid"], self.clashes)
-        if VARIANTS[base_of(variant)].is_mixed:
+        if base_of(variant) in MIXED:
             background = fields["bg_key"]
             name = mixed_stem(
                 name, background and stem_of(background, fields["bg_wnid"], self.clashes)
@@ -197,10 +197,10 @@ class FinishExport(beam.DoFn):
                 image = images.setdefault(
                     row["key"], {name: row[name] for name in ("stem", "key", "wnid", "label")}
                 )
-                if VARIANTS[base_of(row["variant"])].is_mixed:
+                if base_of(row["variant"]) in MIXED:
                     image[f"{row['variant']}_bg_key"] = row["bg_key"]
         self._sweep(wanted, {job.record(shard) for shard in shards})
-        mixed = [f"{v}_bg_key" for v in job.dataset.variants if VARIANTS[base_of(v)].is_mixed]
+        mixed = [f"{v}_bg_key" for v in job.dataset.variants if base_of(v) in MIXED]
         rows = sorted(images.values(), key=lambda row: str(row["stem"]))
         target.update(
             images_file(job.split), csv_bytes(("stem", "key", "wnid", "label", *mixed), rows)
@@ -222,10 +222,11 @@ class FinishExport(beam.DoFn):
     def _sweep(self, wanted: set[str], records: set[str]) -> None:
         """Removes files of the split that are not of this export, in every variant's folder."""
         job, target = self._exporting, self._exporting.target
+        variants = {*VARIANTS, *map(base_of, job.dataset.variants)}
         obsolete = [
             path
             for path in target.sizes("")
-            if path not in wanted and _is_exported(path.split("/"), job.split)
+            if path not in wanted and _is_exported(path.split("/"), job.split, variants)
         ]
         if obsolete:
             target.delete_all(obsolete)
@@ -237,9 +238,9 @@ class FinishExport(beam.DoFn):
         target.delete_all(path for path in ours if path not in records)
 
 
-def _is_exported(parts: list[str], split: str) -> bool:
+def _is_exported(parts: list[str], split: str, variants: set[str]) -> bool:
     """Whether a path, in its parts, is where an export of a split has its files."""
-    return len(parts) > 2 and parts[1] == split and base_of(parts[0]) in VARIANTS
+    return len(parts) > 2 and parts[1] == split and base_of(parts[0]) in variants
 
 
 class Export(beam.PTransform):
