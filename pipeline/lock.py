@@ -25,8 +25,8 @@ TABLES_LOCK = f"{WORK_FOLDER}/lock-tables"
 _WRITING_SECONDS = 2.0
 """How long a lock without content may be one that is just being written."""
 
-_mine: set[tuple[Store, str]] = set()
-"""The locks that this process holds."""
+_mine: list[tuple[Store, str, Mapping[str, Any]]] = []
+"""The locks that this process holds, or is about to, and as which owner."""
 
 
 def model_lock(folder: str, group: int) -> str:
@@ -138,12 +138,14 @@ def held(store: Store, lock: str, wait: float = 0.0) -> Iterator[None]:
     done again by another one. Else two threads of a process are two owners.
     """
     owner = _job_of_this_worker() or {**this_process(), "once": uuid.uuid4().hex}
-    acquire(store, lock, owner, wait)
-    _mine.add((store, lock))
+    # Before it is taken: an interruption may come in between.
+    mine = (store, lock, owner)
+    _mine.append(mine)
     try:
+        acquire(store, lock, owner, wait)
         yield
     finally:
-        _mine.discard((store, lock))
+        _mine.remove(mine)
         release(store, lock, owner)
 
 
@@ -162,6 +164,6 @@ def is_held_by(store: Store, lock: str, owner: Mapping[str, Any]) -> bool:
 
 def release_all() -> None:
     """Removes the locks that threads of this process hold, before it ends at once."""
-    for store, lock in list(_mine):
-        with contextlib.suppress(OSError):
-            store.delete(lock)
+    for store, lock, owner in list(_mine):
+        with contextlib.suppress(OSError, JobError):
+            release(store, lock, owner)

@@ -94,7 +94,7 @@ def all_summaries(store: Store) -> list[dict[str, Any]]:
     """
     return [
         {**{part: [] for part in PARTS}, **json.loads(store.read(path))}
-        for path in store.walk("results")
+        for path in sorted(store.walk("results"), key=lambda path: path.split("/"))
         if path.count("/") == 2 and path.endswith("/summary.json")
     ]
 

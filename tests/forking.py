@@ -87,6 +87,7 @@ def _become(order: dict[str, Any], files: list[int]) -> None:
     os.environ.clear()
     os.environ.update(order["environment"])
     os.chdir(order["folder"])
+    sys.path[:0] = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     sys.argv = ["in9", *order["arguments"]]
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = os.fdopen(number, "w", buffering=1, closefd=False)

@@ -242,7 +242,7 @@ def test_killed_and_stopped_early_it_says_the_same(
     attack(output, *MORE, "--early_stop")
     found = attack_json(output)
     said = capsys.readouterr().out.splitlines()
-    assert said[-2].endswith(f"-  20 x 12{found['forwards']:>10}")
+    assert said[-3].endswith(f"-  20 x 12{found['forwards']:>10}")
     assert found["early_stop"]
     assert found["forwards"] < whole["forwards"] == 240
     for rule in RULES:

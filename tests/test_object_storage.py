@@ -175,10 +175,10 @@ def test_a_listing_takes_a_request_for_a_thousand_objects(
     assert proxy.requests - before < 30
 
 
-def test_an_unreadable_place_is_one_line(proxy: FaultProxy, tmp_path: Path) -> None:
+def test_an_unreadable_place_is_one_line(remote_sample: Store, tmp_path: Path) -> None:
     for flags, message in (
         (("--input", "gs://no-such-bucket/x", "--output", tmp_path / "o"), "is not a folder that"),
-        (("--output", f"gs://{BUCKET}/sample/inside", "--input", f"gs://{BUCKET}/sample"), "lies"),
+        (("--output", f"{remote_sample.root}/inside", "--input", remote_sample.root), "lies"),
         (("--output", "gs://no-such-bucket/out"), "cannot be written"),
     ):
         done = run_in9("generate", *flags, check=2)
