@@ -164,6 +164,6 @@ def is_held_by(store: Store, lock: str, owner: Mapping[str, Any]) -> bool:
 
 def release_all() -> None:
     """Removes the locks that threads of this process hold, before it ends at once."""
-    for store, lock, owner in list(_mine):
+    for store, lock, owner in tuple(_mine):
         with contextlib.suppress(OSError, JobError):
             release(store, lock, owner)

@@ -100,7 +100,7 @@ class FaultProxy:
             request.connection.close()
             return
         if fault == "slow":
-            time.sleep(1.0)
+            time.sleep(0.4)
         connection = http.client.HTTPConnection(self._target, timeout=60)
         try:
             headers = {k: v for k, v in request.headers.items() if k.lower() != "connection"}
