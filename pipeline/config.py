@@ -33,6 +33,13 @@ _ADDED: dict[str, Any] = {
     "exclude": None,
     "include": None,
     "segmenter_parameters": (),
+    "objects": "one",
+    "max_box": MAX_BOX,
+    "min_visible": MIN_VISIBLE,
+    "min_foreground": MIN_FOREGROUND,
+    "crop": "center",
+    "taxonomy": None,
+    "backgrounds": None,
 }
 
 _IMPORTED = (
@@ -42,6 +49,8 @@ _IMPORTED = (
 
 FORMATS = ("parquet", "webdataset")
 ENCODINGS = ("jpg", "png")
+OBJECTS = ("one", "largest", "union", "each")
+CROPS = ("center", "pad")
 
 
 def fingerprint(*parts: object) -> str:
@@ -80,6 +89,11 @@ class SegmentConfig:
     segmenter: str = "grabcut"
     grabcut_seed: int = 0
     segmenter_parameters: tuple[str, ...] = ()
+    objects: str = "one"
+    max_box: float = MAX_BOX
+    min_visible: float = MIN_VISIBLE
+    min_foreground: float = MIN_FOREGROUND
+    crop: str = "center"
     segmenter_path: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -96,6 +110,11 @@ class SegmentConfig:
             raise ValueError(
                 f"--grabcut_seed must be between 0 and 2**31 - 1: got {self.grabcut_seed}"
             )
+        _one_of("--objects", self.objects, OBJECTS)
+        _one_of("--crop", self.crop, CROPS)
+        for flag in ("max_box", "min_visible", "min_foreground"):
+            if not 0 <= getattr(self, flag) <= 1:
+                raise ValueError(f"--{flag} must be between 0 and 1: got {getattr(self, flag)}")
 
     def find_segmenter(self) -> Segmenter:
         """The segmenter. Raises ValueError if there is none of that name."""
@@ -113,7 +132,7 @@ class SegmentConfig:
         return fingerprint(
             {**_of_old(self.flags()), "segmenter": segmenter.method},
             [segmenter.method, segmenter.version, segmenter.parameters],
-            [MAX_BOX, MIN_VISIBLE, MIN_FOREGROUND, MAX_PIXELS],
+            [self.max_box, self.min_visible, self.min_foreground, MAX_PIXELS],
             SEGMENT_VERSION,
         )
 
@@ -135,6 +154,7 @@ class ComposeConfig:
     mixed_rand: str = "any"
     own_background: bool = False
     replicates: int = 1
+    backgrounds: str | None = None
 
     def __post_init__(self) -> None:
         if self.variants != select_variants(self.variants):
@@ -183,6 +203,7 @@ class DatasetConfig:
     selection: str = "in9"
     exclude: str | None = None
     include: str | None = None
+    taxonomy: str | None = None
     limit: int | None = None
     images_per_shard: int = 1024
     layers: str = "keep"
@@ -196,7 +217,7 @@ class DatasetConfig:
         for split in self.split:
             if not split.isidentifier():
                 raise ValueError(f"--split must be a plain name, such as val: got {split!r}")
-        _one_of("--selection", self.selection, ("in9",))
+        _one_of("--selection", self.selection, ("in9", "in9l"))
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit must be at least 1: got {self.limit}")
         if self.images_per_shard < 1:

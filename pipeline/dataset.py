@@ -17,6 +17,7 @@ from pipeline.records import read_rows
 from pipeline.shards import index_file, parquet_file, webdataset_file
 from pipeline.sinks import Sample
 from pipeline.storage import FileDigest, Store
+from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import base_of, is_picture
 
 _BATCH = 64
@@ -54,6 +55,11 @@ class Dataset:
     def picture_variants(self) -> tuple[str, ...]:
         """Those that models are evaluated on, without replicates."""
         return tuple(n for n in self.variants if is_picture(n) and base_of(n) == n)
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """Its classes and superclasses."""
+        return self.manifest.taxonomy or imagenet9()
 
     def shards(self, split: str) -> range:
         """Numbers of the output shards of a split."""

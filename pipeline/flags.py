@@ -43,8 +43,6 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--output", metavar="DIR", help="dataset folder (required)")
     group.add_argument("--input", metavar="DIR", help="ImageNet folder (default: the sample)")
     group.add_argument("--annotations", metavar="DIR", help="boxes (default: beside the images)")
-    _switch(group, "--versioned", "every change becomes a folder of its own; see latest.json")
-    group.add_argument("--keep", type=int, metavar="N", help="older versions that stay (all)")
     group = _group(parser, "Sources")
     group.add_argument(
         "--layout",
@@ -55,6 +53,11 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--masks", metavar="DIR", help="PNGs, or a COCO .json file, for --segmenter masks"
+    )
+    group.add_argument(
+        "--taxonomy",
+        metavar="FILE|WNIDS",
+        help="superclass of each class, or WordNet roots (ImageNet-9)",
     )
     group.add_argument("--exclude", metavar="FILE", help="list of images to leave out")
     group.add_argument("--include", metavar="FILE", help="list of images to keep, no others")
@@ -120,8 +123,34 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
     # Its line is the one above; docs/costs.md lists the names.
     add("--assume", type=names, default=(), help=argparse.SUPPRESS)
     _switch(group, "--overwrite", "accept a configuration that differs from the dataset's")
+    group = _group(parser, "Schedule")
     _switch(group, "--reshard", "choose the numbers of shards anew, without segmenting")
+    _switch(group, "--versioned", "every change becomes a folder of its own; see latest.json")
+    group.add_argument("--keep", type=int, metavar="N", help="older versions that stay (all)")
     _switch(group, "--allow_rebuild", "let changed inputs rebuild over a tenth of the shards")
+
+
+def add_own_data_flags(parser: argparse.ArgumentParser) -> None:
+    """What is different for data that is not ImageNet."""
+    group = _group(parser, "Own data")
+    add = group.add_argument
+    add(
+        "--objects",
+        default="one",
+        metavar="one|largest|union|each",
+        help="which of several boxes (one: images with several are rejected)",
+    )
+    add("--max_box", type=float, default=0.9, metavar="X", help="largest share of the crop")
+    add("--min_visible", type=float, default=0.5, metavar="X", help="share of the box in the crop")
+    add(
+        "--min_foreground",
+        type=float,
+        default=0.1,
+        metavar="X",
+        help="smallest share of the box that is foreground",
+    )
+    add("--crop", default="center", metavar="center|pad", help="what makes pictures square")
+    add("--backgrounds", metavar="DIR", help="pictures of scenes for mixed_external")
 
 
 def add_models_flag(parser: argparse.ArgumentParser) -> None:
@@ -313,7 +342,12 @@ def add_dataset_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", metavar="DIR", help="finished dataset folder (required)")
 
 
-_IN_ONE_LINE = {"Dataflow": "docs/dataflow.md", "Sources": "docs/sources.md"}
+_IN_ONE_LINE = {
+    "Dataflow": "docs/dataflow.md",
+    "Sources": "docs/sources.md",
+    "Own data": "docs/own_data.md",
+    "Schedule": "docs/schedule.md",
+}
 """Titles of groups of flags that help names in one line, and what says more about them."""
 
 
@@ -355,7 +389,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[Adder, ...]]] = {
         "make what is missing, evaluate what is missing, write the report",
         "in9 run --output out --input /data/imagenet --models resnet50,efficientnet_lite0",
         (
-            *(add_input_flags, add_models_flag, add_dataset_flags),
+            *(add_input_flags, add_own_data_flags, add_models_flag, add_dataset_flags),
             *(add_evaluate_flags, add_imagenet_flag, add_run_attack_flag),
             *(add_run_saliency_flag, add_report_flag, add_condition_flags),
             add_dataflow_flags,
@@ -364,7 +398,10 @@ COMMANDS: dict[str, tuple[str, str, tuple[Adder, ...]]] = {
     "generate": (
         "make the dataset only",
         "in9 generate --output out --input /data/imagenet --split val,train",
-        (add_input_flags, add_dataset_flags, add_report_flag, add_dataflow_flags),
+        (
+            *(add_input_flags, add_own_data_flags, add_dataset_flags),
+            *(add_report_flag, add_dataflow_flags),
+        ),
     ),
     "evaluate": (
         "accuracy of models on every variant, and BG-Gap, with intervals",

@@ -11,6 +11,7 @@ from pipeline.config import COMPOSE_VERSION, IMPORT_VERSION, SEGMENT_VERSION, Da
 from pipeline.errors import UsageError
 from pipeline.shards import ShardCounts
 from pipeline.storage import WORK_FOLDER, FileDigest, Store
+from transforms.taxonomy import Taxonomy
 
 MANIFEST = "manifest.json"
 PREVIOUS_MANIFEST = f"{WORK_FOLDER}/manifest.previous.json"
@@ -37,6 +38,7 @@ class Manifest:
       rejections: by split, number of images by reason.
       samples: by split, variant and class name, number of samples.
       files: all files of the dataset but the manifest, in order of their path.
+      taxonomy: its classes and superclasses, None for ImageNet-9's.
       stages: of `stage_versions`, when it was made; no part of what datasets are compared by.
     """
 
@@ -49,6 +51,7 @@ class Manifest:
     samples: dict[str, dict[str, dict[str, int]]]
     files: tuple[FileDigest, ...]
     stages: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    taxonomy: Taxonomy | None = None
 
     def to_json(self) -> bytes:
         """The manifest file's bytes: the same for equal manifests."""
@@ -64,6 +67,7 @@ class Manifest:
             "images": self.images,
             "rejections": self.rejections,
             "samples": self.samples,
+            **({"taxonomy": self.taxonomy.to_json()} if self.taxonomy else {}),
             "files": [dataclasses.asdict(file) for file in self.files],
         }
         return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
@@ -88,6 +92,7 @@ class Manifest:
                 samples=content["samples"],
                 files=tuple(FileDigest(**file) for file in content["files"]),
                 stages=content["stages"],
+                taxonomy=Taxonomy.from_json(content["taxonomy"]) if "taxonomy" in content else None,
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"not a manifest: {type(error).__name__} {error}") from error

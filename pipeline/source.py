@@ -42,6 +42,7 @@ class SourceImage:
       is_excluded: whether `--exclude` or `--include` leaves it out.
       mask: where its mask lies, a path or the mask itself; None without one.
       mask_md5: as `md5`.
+      group: images of one group share a scene, and none is another's background; "" for none.
     """
 
     key: str
@@ -55,6 +56,7 @@ class SourceImage:
     is_excluded: bool = False
     mask: str | None = None
     mask_md5: str | None = None
+    group: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +171,7 @@ def list_images(
                 md5=found.md5,
                 annotation_md5=None if annotation is None else annotation.md5,
                 is_excluded=keys.excludes(found.key, wnid),
+                group=found.group,
             )
         )
     if limit is not None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+from collections.abc import Mapping
 from importlib import resources
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +65,15 @@ class Taxonomy:
         """Superclass label of a class; `OUTSIDE` for classes outside and for unknown wnids."""
         index = self._index_of_wnid.get(wnid)
         return OUTSIDE if index is None else self.labels[index]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads, of JSON's types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Taxonomy:
+        """The inverse of `to_json`; lists stand for tuples."""
+        return cls(**{name: tuple(values) for name, values in fields.items()})
 
     def label_of_output(self) -> NDArray[np.int64]:
         """(len(wnids),) int64: the superclass label of each output of a model over the classes."""

@@ -38,6 +38,7 @@ class FoundImage:
       md5: of its content, hexadecimal, or else what changes when that does; None where
         nothing has told it.
       annotation: if it lies with the image.
+      group: what it shares its scene with, "" for nothing.
     """
 
     key: str
@@ -46,6 +47,7 @@ class FoundImage:
     folder: str
     md5: str | None = None
     annotation: FoundAnnotation | None = None
+    group: str = ""
 
 
 def wnid_of_folder(name: str) -> str:
