@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from measure import card, draw_small, run_in9
+from measure import card, draw_small, row, run_in9
 
 from pipeline.attack.chunks import Chunks, HeldBackgrounds
 from pipeline.attack.plan import ATTACK_VARIANTS, Attacking, open_grid
@@ -88,11 +88,10 @@ def compare_speed(root: Path, name: str, device: str, precision: str, chunk: int
         rates.append(pairs / seconds)
     hours = PAPER**2 / statistics.median(rates) / 3600
     low, middle, high = statistics.quantiles(ratios, n=4)
-    print(
-        f"{name} {precision}: {statistics.median(rates):.1f}/s, {middle:.2f} of the bare loop "
-        f"(at least 0.90; median of {len(ratios)} turns, quartiles {low:.2f} and {high:.2f}); "
-        f"{PAPER} x {PAPER} in {hours:.1f} h"
-    )
+    turns = f"bare forward; median of {len(ratios)} turns, quartiles {low:.2f} and {high:.2f}"
+    row(f"attack: speed, {name} {precision}", f"{middle:.2f} x", turns, ">= 0.90")
+    rate = f"{statistics.median(rates):.1f} composites/s"
+    row(f"attack: {PAPER} x {PAPER}, {name} {precision}", f"{hours:.0f} h", rate)
 
 
 def compare_memory(root: Path, name: str, device: str, few: int) -> None:
@@ -103,10 +102,9 @@ def compare_memory(root: Path, name: str, device: str, few: int) -> None:
         sides = ("--foregrounds", foregrounds, "--backgrounds", 32, "--pictures", "none")
         flags = ("--models", name, "--device", device, *sides)
         peaks.append(run_in9("attack", "--dataset", root, *flags).peak)
-    print(
-        f"{name}: {few} foregrounds {peaks[0]:.0f} MB, {4 * few} foregrounds {peaks[1]:.0f} MB: "
-        f"{peaks[1] / peaks[0]:.2f} (at most 1.05)"
-    )
+    less = f"{few} foregrounds, {peaks[0]:.0f} MB"
+    ratio = f"{peaks[1] / peaks[0]:.2f} x"
+    row(f"attack: peak memory, {4 * few} foregrounds", ratio, less, "<= 1.05")
 
 
 def main() -> None:

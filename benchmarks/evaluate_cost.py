@@ -21,7 +21,7 @@ from pathlib import Path
 
 import timm
 import torch
-from measure import Cost, card, draw_small, run_in9, slope
+from measure import Cost, card, draw_small, row, run_in9, slope
 
 from pipeline.evaluation_flags import CPU_BATCH, GPU_BATCH
 
@@ -103,7 +103,10 @@ def compare_speed(
         )
         ratios.append(job / bare)
         print(f"{models} {precision}: job {job:.1f}/s, bare loop {bare:.1f}/s: {job / bare:.2f}")
-    print(f"{models} {precision}: median {statistics.median(ratios):.2f} (at least 0.90)")
+    count = len(models.split(","))
+    loops = f"bare forward of decoded arrays; median of {rounds}"
+    ratio = f"{statistics.median(ratios):.2f} x"
+    row(f"evaluate: speed, {count} models, {precision}", ratio, loops, ">= 0.90")
 
 
 def compare_memory(dataset: Path, device: str, folder: Path) -> None:
@@ -122,10 +125,8 @@ def compare_memory(dataset: Path, device: str, folder: Path) -> None:
         print(f"{name}: {alone[name]:.0f} MB")
     largest = max(alone, key=alone.__getitem__)
     together = evaluate(dataset, ",".join(specs), device).peak
-    print(
-        f"twelve in one job: {together:.0f} MB, {together / alone[largest]:.2f} of {largest} "
-        "alone (at most 1.10)"
-    )
+    ratio = f"{together / alone[largest]:.2f} x"
+    row("evaluate: peak memory of twelve models", ratio, f"{largest} alone", "<= 1.10")
 
 
 def main() -> None:

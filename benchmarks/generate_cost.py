@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-from measure import card, multiply, run_in9, slope
+from measure import card, multiply, row, run_in9, slope
 
 from pipeline.config import SegmentConfig
 from pipeline.cut_source import cut_source, read_source
@@ -139,6 +139,7 @@ def main() -> None:
             return cost.cpu, cost.wall, cost.peak
 
         overheads, speedups, bounds = [], [], []
+        costs, rests = [], []
         for _ in range(arguments.rounds):
             loop, segmentation, job = {}, {}, {}
             for n in (few, many):
@@ -149,6 +150,8 @@ def main() -> None:
             whole = slope((few, job[few]), (many, job[many]))
             overheads.append(whole / bare)
             rest = whole - slope((few, segmentation[few]), (many, segmentation[many]))
+            costs.append(whole)
+            rests.append(rest)
             print(
                 f"CPU of an image: job {1e3 * whole:.1f} ms, bare loop {1e3 * bare:.1f} ms: "
                 f"{whole / bare:.3f}; of the job, not segmentation {1e3 * rest:.1f} ms"
@@ -167,14 +170,18 @@ def main() -> None:
         flags = ("--direct_num_workers=2", "--images_per_shard", max(1, few // 4))
         ten = multiply(accepted, 10 * few, root / "ten")
         peaks = [generate(source, *flags)[2] for source in (inputs[few], ten)]
-    print(f"median: job / bare loop {statistics.median(overheads):.3f} (at most 1.05)")
-    print(
-        f"median: 2 workers / 1 {statistics.median(speedups):.2f} (at least 1.85); "
-        f"two bare loops / 1 {statistics.median(bounds):.2f}"
-    )
-    print(
-        f"peak memory: {peaks[0]:.0f} MB with {few} images, {peaks[1]:.0f} MB with {10 * few}: "
-        f"{peaks[1] / peaks[0]:.2f} (at most 1.10)"
+    cost, rest = statistics.median(costs), statistics.median(rests)
+    row("generate: images per core-second", f"{1 / cost:.1f}", arguments.segmenter)
+    row("generate: CPU of an image beside segmentation", f"{1e3 * rest:.0f} ms", bound="<= 20 ms")
+    row("generate: share of segmentation", f"{100 * (1 - rest / cost):.0f} %")
+    overhead = statistics.median(overheads)
+    row("generate: CPU", f"{overhead:.3f} x", "bare loop over the same functions", "<= 1.05")
+    two, bound = statistics.median(speedups), statistics.median(bounds)
+    bare = f"one worker; two bare loops: {bound:.2f} x"
+    row("generate: speed of two workers", f"{two:.2f} x", bare, ">= 1.85")
+    less = f"{few} images, {peaks[0]:.0f} MB"
+    row(
+        f"generate: peak memory, {10 * few} images", f"{peaks[1] / peaks[0]:.3f} x", less, "<= 1.10"
     )
 
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from measure import card, row
 
 from transforms.annotations import parse_annotation
 from transforms.codec import decode_image
@@ -94,6 +95,14 @@ def compare(name: str, jobs: list[Job]) -> None:
         f" {sum(a == 1 for a in agreements):10} {min(agreements):17.6f}",
         flush=True,
     )
+    least = {"softened": ("14", "13"), "native": ("14", "11")}[name]
+    speed = totals["cv2"] / totals["kernels"]
+    row(f"GrabCut: speed, {name}, sum", f"{speed:.1f} x", "cv2.grabCut", f">= {least[0]}")
+    middle = np.median(ratios)
+    row(f"GrabCut: speed, {name}, median", f"{middle:.1f} x", "cv2.grabCut", f">= {least[1]}")
+    row(f"GrabCut: speed, {name}, slowest", f"{min(ratios):.1f} x", "cv2.grabCut", ">= 7")
+    equal = f"{sum(a == 1 for a in agreements)} of {len(jobs)}"
+    row(f"GrabCut: identical masks, {name}", equal, "cv2.grabCut", ">= 95 %")
 
 
 def print_stages(jobs: list[Job]) -> None:
@@ -124,7 +133,7 @@ def print_threads(jobs: list[Job]) -> None:
             start = time.perf_counter()
             list(pool.map(by_kernels, jobs))
             seconds[threads] = min(time.perf_counter() - start, seconds.get(threads, float("inf")))
-    print(f"two threads: {seconds[1] / seconds[2]:.2f} x one")
+    row("GrabCut: speed of two threads", f"{seconds[1] / seconds[2]:.2f} x", "one", ">= 1.8")
 
 
 def print_memory(shared: Path) -> None:
@@ -132,7 +141,7 @@ def print_memory(shared: Path) -> None:
     for implementation in IMPLEMENTATIONS:
         command = [sys.executable, __file__, "--shared", str(shared), "--memory", implementation]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        print(f"peak memory of {implementation}: {done.stdout.strip()}")
+        row(f"GrabCut: peak memory of {implementation}", done.stdout.strip())
 
 
 def measure_memory(shared: Path, implementation: str) -> None:
@@ -165,6 +174,7 @@ def main() -> None:
     if arguments.memory:
         measure_memory(arguments.shared, arguments.memory)
         return
+    print(card())
     prepare(lambda: print("compiling the kernels, once on this machine (about 15 s)"))
     sets = {
         "softened": softened(arguments.shared, arguments.softened),

@@ -1,8 +1,9 @@
-"""What the benchmarks share: inputs of any size, and what a command costs."""
+"""What the benchmarks share: inputs of any size, what a command costs, rows of the table."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import resource
@@ -31,6 +32,27 @@ class Cost:
     wall: float
     cpu: float
     peak: float
+
+
+TABLE = "IN9_BENCHMARK_ROWS"
+"""Environment variable: a file that rows are appended to, for `benchmarks/results.py`."""
+
+
+def row(what: str, value: str, yardstick: str = "", bound: str = "") -> None:
+    """Prints a figure, and notes it for the table.
+
+    Args:
+      what: was measured.
+      value: with its unit; a ratio is followed by x.
+      yardstick: what the ratio is to.
+      bound: what it should be.
+    """
+    against = f" ({yardstick})" if yardstick else ""
+    print(f"{what}: {value}{against}" + (f"; {bound}" if bound else ""), flush=True)
+    if path := os.environ.get(TABLE):
+        with open(path, "a", encoding="utf-8") as file:
+            line = {"what": what, "value": value, "yardstick": yardstick, "bound": bound}
+            file.write(json.dumps(line) + "\n")
 
 
 def run_in9(*arguments: object) -> Cost:

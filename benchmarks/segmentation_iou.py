@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from measure import row
 
 from pipeline.job_flags import sample_folder
 from pipeline.layout import find_layout
@@ -59,6 +60,10 @@ def main() -> None:
     print(f"{'class':20} images  mean IoU  accepted  mean IoU  lowest")
     for label, values in sorted(by_class.items()):
         _print_row(taxonomy.names[label], values, accepted_by_class[label])
+    row(
+        "segmentation: mean IoU with true masks, sample",
+        f"{np.mean(list(chain(*accepted_by_class.values()))):.2f}",
+    )
     _print_row("all", list(chain(*by_class.values())), list(chain(*accepted_by_class.values())))
 
 

@@ -1,0 +1,84 @@
+"""How long each command takes to start: help, and a call that finds nothing to do.
+
+    python benchmarks/start_up.py [--rounds 5]
+
+Beside them, an interpreter that does nothing, and one that imports Beam or torch, without
+which no pipeline or model runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from measure import card, draw_small, row, run_in9
+
+IN9 = ("-m", "pipeline")
+
+
+def seconds(rounds: int, *arguments: object) -> float:
+    """Median wall time of an interpreter with these arguments."""
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        command = [sys.executable, *map(str, arguments)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions; the median counts (5)")
+    rounds = parser.parse_args().rounds
+    print(card())
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        source, output = draw_small(12, root / "in"), root / "out"
+        run_in9("run", "--input", source, "--output", output)
+        bare = {
+            "python": seconds(rounds, "-c", "pass"),
+            "import apache_beam": seconds(rounds, "-c", "import apache_beam"),
+            "import torch": seconds(rounds, "-c", "import torch"),
+        }
+        for name, time_of in bare.items():
+            row(f"start-up: {name}", f"{time_of:.2f} s")
+        of_dataset = ("--dataset", output)
+        calls: Sequence[tuple[str, tuple[object, ...], str, str]] = (
+            ("in9 --help", ("--help",), "python", "<= 0.5 s"),
+            ("in9 run --help", ("run", "--help"), "python", "<= 0.5 s"),
+            (
+                "in9 generate, nothing to do",
+                ("generate", "--input", source, "--output", output),
+                "import apache_beam",
+                "",
+            ),
+            (
+                "in9 run, nothing to do",
+                ("run", "--input", source, "--output", output),
+                "import torch",
+                "",
+            ),
+            (
+                "in9 evaluate, nothing to do",
+                ("evaluate", *of_dataset, "--models", "efficientnet_lite0"),
+                "import torch",
+                "",
+            ),
+            ("in9 report, nothing to do", ("report", *of_dataset), "python", ""),
+            ("in9 verify", ("verify", *of_dataset), "python", ""),
+        )
+        for name, arguments, yardstick, bound in calls:
+            found = seconds(rounds, *IN9, *arguments)
+            beyond = f"{found - bare[yardstick]:.2f} s beyond {yardstick}"
+            row(f"start-up: {name}", f"{found:.2f} s", beyond, bound)
+
+
+if __name__ == "__main__":
+    main()
