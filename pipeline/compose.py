@@ -195,7 +195,7 @@ class ComposeShard(beam.DoFn):
         backgrounds: dict[str, dict[str, int]],
     ) -> tuple[FileDigest, ...]:
         source = LayerSource(self._staging.store, plan, self._segment)
-        selected = (row for row in rows if row["selected"])
+        selected = [row for row in rows if row["selected"]]
         with self._staging.store.together() as store, contextlib.ExitStack() as stack:
             sinks = {
                 variant: self._open_sinks(stack, store, output, variant)
@@ -204,7 +204,7 @@ class ComposeShard(beam.DoFn):
             if self._segment.is_whole:
                 whole = stack.enter_context(contextlib.closing(source.whole(selected)))
                 self._write_whole(plan, whole, sinks)
-                selected = iter(())
+                selected = []
             layers = stack.enter_context(contextlib.closing(source.layers(selected, backgrounds)))
             for row, layer, encoded in layers:
                 for variant, variant_sinks in sinks.items():
