@@ -247,7 +247,7 @@ class SegmentShard(beam.DoFn):
 
 def _whole_columns(whole: Whole) -> dict[str, Any]:
     """A row's columns of an image that has no layer: what there would be in it is made when
-    it is composed, which takes less than storing it and reading it back."""
+    it is composed, which takes no longer than storing it and reading it back."""
     return {
         "status": ACCEPTED if whole.reason is None else str(whole.reason),
         "detail": printable(whole.detail) or None,

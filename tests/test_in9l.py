@@ -98,7 +98,9 @@ def test_models_are_evaluated_on_it(in9l: Path) -> None:
         with (in9l / "results" / f"{table}.csv").open(newline="") as file:
             assert list(csv.DictReader(file)) == []
     page = (in9l / "report.html").read_text()
-    assert "original" in page
+    assert 'id="accuracy"' in page
+    assert not any(f'id="{part}"' in page for part in ("claims", "backgrounds", "saliency"))
+    assert "hand-cleaned" not in page
     assert "efficientnet_lite0" in page
 
 
