@@ -202,9 +202,11 @@ def _groups(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Ro
 
 
 def _sizes(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row]:
-    buckets = size_buckets(images.fg_fraction)
+    # Of images that are not cut apart nobody knows how large the foreground is.
+    known = ~np.isnan(images.fg_fraction)
+    buckets = size_buckets(images.fg_fraction[known])
     for variant in answers.predictions:
-        correct = answers.correct(variant)
+        correct = answers.correct(variant)[known]
         for bucket in np.unique(buckets).tolist():
             low, high = SIZE_EDGES[bucket], SIZE_EDGES[bucket + 1]
             inside = correct[buckets == bucket]

@@ -31,7 +31,7 @@ class Images:
     Attributes:
       keys: (n,) strings, sorted.
       labels: (n,) int8.
-      fg_fraction: (n,) float64.
+      fg_fraction: (n,) float64, not a number where images are not cut apart.
     """
 
     keys: pa.Array

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline.config import SegmentConfig
+from pipeline.config import DatasetConfig, SegmentConfig
+from pipeline.croissant import COLUMNS, croissant
 from pipeline.manifest import Manifest
-from pipeline.sinks import SAMPLE_FIELDS
 from transforms.taxonomy import Taxonomy
-from transforms.variants import split_replicate
+from transforms.variants import MIXED, base_of, split_replicate
 
 CARD_FILES = ("README.md", "classes.txt", "croissant.json")
+
+CITATION = "Xiao, Engstrom, Ilyas, Madry: Noise or Signal. arXiv 2006.09994"
 
 _DESCRIPTIONS = {
     "original": "the image as it is",
@@ -27,6 +28,8 @@ _DESCRIPTIONS = {
     "bg_blurred": "the background blurred, the foreground sharp",
 }
 
+_SIZES = ((1_000, "1K"), (10_000, "10K"), (100_000, "100K"), (1_000_000, "1M"))
+
 
 def _describe(name: str) -> str:
     """What a variant, or a replicate of one, shows."""
@@ -37,71 +40,209 @@ def _describe(name: str) -> str:
 
 def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, bytes]]:
     """(path, content) of each file. The same manifest gives the same bytes."""
-    yield "README.md", _readme(manifest).encode()
+    variants = manifest.config.compose.composed
+    yield "README.md", _readme(manifest, taxonomy).encode()
     yield "classes.txt", "".join(f"{name}\n" for name in taxonomy.names).encode()
-    yield "croissant.json", _croissant(manifest)
+    yield (
+        "croissant.json",
+        croissant(
+            manifest,
+            taxonomy,
+            name=_name(manifest).lower().replace(" ", "-"),
+            descriptions={name: _describe(name) for name in variants},
+            cite=CITATION,
+        ),
+    )
 
 
-def _readme(manifest: Manifest) -> str:
+def size_category(samples: int) -> str:
+    """How the Hugging Face hub calls a number of samples.
+
+    >>> size_category(999), size_category(1000), size_category(2_000_000)
+    ('n<1K', '1K<n<10K', '1M<n<10M')
+    """
+    lower = ""
+    for limit, name in _SIZES:
+        if samples < limit:
+            return f"{lower}n<{name}"
+        lower = f"{name}<"
+    return "1M<n<10M" if samples < 10_000_000 else "10M<n<100M"
+
+
+def _name(manifest: Manifest) -> str:
+    if manifest.config.segment.is_whole:
+        return "IN-9L" if manifest.taxonomy is None else "Whole images"
+    return "ImageNet-9 variants" if manifest.taxonomy is None else "Background variants"
+
+
+def _front_matter(manifest: Manifest) -> list[str]:
+    """The YAML that the Hugging Face hub and its loaders read."""
+    config = manifest.config
+    variants = config.compose.composed
+    images = sum(images["selected"] for images in manifest.images.values())
+    source = "extended|imagenet-1k" if manifest.taxonomy is None else "original"
+    lines = [
+        *("---", "license: other", "license_name: terms-of-the-source-images"),
+        f"pretty_name: {_name(manifest)}",
+        *("task_categories:", "- image-classification"),
+        *("source_datasets:", f"- {source}"),
+        *("size_categories:", f"- {size_category(images * len(variants))}"),
+        *("tags:", "- background-robustness", "- imagenet-9", "- arxiv:2006.09994"),
+    ]
+    # Without these, loaders merge all variants silently.
+    folder, suffix = (
+        ("parquet", "parquet") if "parquet" in config.compose.formats else ("webdataset", "tar")
+    )
+    lines.append("configs:")
+    for variant in variants:
+        lines += [f"- config_name: {variant}", "  data_files:"]
+        for split in config.split:
+            lines += [f"  - split: {split}", f"    path: {folder}/{variant}/{split}-*.{suffix}"]
+    return [*lines, "---"]
+
+
+def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
     config = manifest.config
     total = sum(images["selected"] for images in manifest.images.values())
-    lines = ["---", "license: other", "task_categories:", "- image-classification"]
-    if "parquet" in config.compose.formats:
-        # Without these, loaders merge all variants silently.
-        lines.append("configs:")
-        for variant in config.compose.composed:
-            lines += [f"- config_name: {variant}", "  data_files:"]
-            for split in config.split:
-                lines += [f"  - split: {split}", f"    path: parquet/{variant}/{split}-*.parquet"]
-    lines += [
-        "---",
+    variants = config.compose.composed
+    lines = [
+        *_front_matter(manifest),
         "",
-        "# ImageNet-9 variants",
+        f"# {_name(manifest)}",
         "",
-        "Made by the protocol of *Noise or Signal: The Role of Image Backgrounds in Object",
-        "Recognition* (arXiv 2006.09994): each image is separated into foreground and",
-        "background, and put together again in every variant. All variants hold the same keys",
-        "in the same order. The pictures remain under the terms of the images they come from.",
+        *(_WHOLE if config.segment.is_whole else _CUT),
         "",
         f"{total} images in each variant.",
         "",
-        "| variant | what it shows |",
-        "|---|---|",
-    ]
-    lines += [f"| `{name}` | {_describe(name)} |" for name in config.compose.composed]
-    lines += [
+        *_table(["variant", "what it shows"], [[f"`{n}`", _describe(n)] for n in variants]),
         "",
-        "| split | listed | accepted | rejected | in the dataset |",
-        "|---|---|---|---|---|",
-    ]
-    for split in config.split:
-        images = manifest.images[split]
-        lines.append(
-            f"| {split} | {images['listed']} | {images['accepted']} | {images['rejected']} "
-            f"| {images['selected']} |"
-        )
-    masks = _masks(config.segment)
-    if config.is_imported:
-        masks = (
-            "Imported from the released layout: pictures and masks are those of the release, and\n"
-            "the backgrounds of mixed pictures are found by their pixels, null where that is not\n"
-            "sure (`<variant>_bg_*` in the index)."
-        )
-    lines += [
+        *_table(
+            ["split", "listed", "accepted", "rejected", "in the dataset"],
+            [
+                [split, *(images[n] for n in ("listed", "accepted", "rejected", "selected"))]
+                for split, images in manifest.images.items()
+            ],
+        ),
         "",
-        f"{masks} `index/` holds a",
-        "row for every source image with the reason for each rejection, `manifest.json` the",
-        "configuration and a checksum of every file.",
+        *_classes(manifest, taxonomy),
+        "",
+        "## Columns",
+        "",
+        *_table(["column", "holds"], [[f"`{n}`", text] for n, text in COLUMNS.items()]),
+        "",
+        "`index/` holds a row for every source image with the reason for each rejection,",
+        "`manifest.json` the configuration and a checksum of every file, `croissant.json` the",
+        "same files as Croissant 1.0.",
+        "",
+        "## How it was made",
+        "",
+        *_how(config),
+        "",
+        *_made_with(manifest),
+        "",
+        "## Known limits",
+        "",
+        *(f"* {limit}" for limit in _limits(manifest)),
+        "",
+        "## Licence and citation",
+        "",
+        "The pictures remain under the terms of the images they are made of, and so does every",
+        "variant. The protocol:",
+        "",
+        f"> {CITATION}",
         "",
     ]
     return "\n".join(lines)
+
+
+_CUT = (
+    "Made by the protocol of *Noise or Signal: The Role of Image Backgrounds in Object",
+    "Recognition* (arXiv 2006.09994): each image is separated into foreground and",
+    "background, and put together again in every variant. All variants hold the same keys",
+    "in the same order.",
+)
+_WHOLE = (
+    "All images of the classes, with annotated boxes or without, by the protocol of *Noise or",
+    "Signal: The Role of Image Backgrounds in Object Recognition* (arXiv 2006.09994), which",
+    "calls this set IN-9L. Images are resized and cropped, and not cut apart.",
+)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(map(str, line))} |" for line in lines]
+
+
+def _classes(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
+    """How many images of each class there are, by split."""
+    splits = list(manifest.samples)
+    first = manifest.config.compose.composed[0]
+    rows = [
+        [label, name, *(manifest.samples[split][first].get(name, 0) for split in splits)]
+        for label, name in enumerate(taxonomy.names)
+    ]
+    return _table(["label", "class", *splits], rows)
+
+
+def _how(config: DatasetConfig) -> list[str]:
+    segment, compose = config.segment, config.compose
+    if config.is_imported:
+        return [
+            "Imported from the released layout: pictures and masks are those of the release, and",
+            "the backgrounds of mixed pictures are found by their pixels, null where that is not",
+            "sure (`<variant>_bg_*` in the index).",
+        ]
+    size = f"{segment.image_size} x {segment.image_size}"
+    steps = [
+        f"The longer side is resized to {segment.image_size} ({segment.interpolation}), and the "
+        f"rest of {size} is black."
+        if segment.crop == "pad"
+        else f"The shorter side is resized to {segment.resize} ({segment.interpolation}), then the "
+        f"centre is cropped to {size}."
+    ]
+    if not segment.is_whole:
+        steps.append(f"{_masks(segment)} {_filters(segment)}")
+    if any(base_of(name) in MIXED for name in compose.composed):
+        own = "may be" if compose.own_background else "is never"
+        steps.append(
+            "A background is another image's `only_bg_t`, of the same split, drawn by a keyed hash "
+            f"of the key (`--seed {compose.seed}`); {own} the image's own, and `mixed_rand` "
+            f"draws from {'other classes' if compose.mixed_rand == 'other' else 'any class'}."
+        )
+    if compose.per_class == "all":
+        steps.append("All accepted images are in it: the classes differ in size.")
+    else:
+        steps.append(f"Classes are balanced at random (`--per_class {compose.per_class}`).")
+    stored = "PNG" if compose.encoding == "png" else f"JPEG of quality {compose.jpeg_quality}"
+    masks = ", masks as PNG" if "fg_mask" in compose.composed else ""
+    steps.append(f"Pictures are stored as {stored}{masks}.")
+    return [f"{number}. {step}" for number, step in enumerate(steps, 1)]
+
+
+_OBJECTS = {
+    "one": "Only images with one annotated box are taken. ",
+    "largest": "Of several boxes the largest is taken. ",
+    "union": "Of several boxes that around all of them is taken. ",
+    "each": "Each annotated box is an image of its own. ",
+}
+
+
+def _filters(config: SegmentConfig) -> str:
+    return (
+        f"{_OBJECTS[config.objects]}An image is left out unless its box covers at most "
+        f"{config.max_box:g} of the crop, at least {config.min_visible:g} of the box is in it, "
+        f"and at least {config.min_foreground:g} of the box is foreground."
+    )
 
 
 def _masks(config: SegmentConfig) -> str:
     """Where the masks come from."""
     segmenter = config.find_segmenter()
     if segmenter.method == "grabcut":
-        return "Masks are GrabCut's from the annotated box and not corrected by hand."
+        return (
+            "Masks are GrabCut's from the annotated box, seeded before every image "
+            f"(`--grabcut_seed {config.grabcut_seed}`), and not corrected by hand."
+        )
     if segmenter.method == "masks":
         return "Masks were given with the images."
     if segmenter.method == "box":
@@ -109,130 +250,44 @@ def _masks(config: SegmentConfig) -> str:
     return f"Masks are a network's, `{segmenter.label}`, and not corrected by hand."
 
 
-_CROISSANT_TYPES = {
-    "string": "sc:Text",
-    "int64": "sc:Integer",
-    "int32": "sc:Integer",
-    "double": "sc:Float",
-}
+def _made_with(manifest: Manifest) -> list[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.libraries.items())
+    return [f"Made with {versions}. All flags are in `manifest.json`."]
 
 
-def _croissant(manifest: Manifest) -> bytes:
-    """Croissant 1.0 metadata: one record set a variant, over its Parquet files."""
+def _limits(manifest: Manifest) -> Iterator[str]:
     config = manifest.config
-    content: dict[str, Any] = {
-        "@context": _CROISSANT_CONTEXT,
-        "@type": "sc:Dataset",
-        "name": "imagenet9-variants",
-        "description": "ImageNet-9 background variants, one record set each.",
-        "conformsTo": "http://mlcommons.org/croissant/1.0",
-        "citeAs": "Xiao, Engstrom, Ilyas, Madry: Noise or Signal. arXiv 2006.09994",
-        "license": "other",
-        "url": "https://arxiv.org/abs/2006.09994",
-        "version": "1.0.0",
-        "distribution": [],
-        "recordSet": [],
-    }
-    if "parquet" in config.compose.formats:
-        for variant in config.compose.composed:
-            distribution, record_set = _croissant_variant(manifest, variant)
-            content["distribution"] += distribution
-            content["recordSet"].append(record_set)
-    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _croissant_variant(
-    manifest: Manifest, variant: str
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The files of a variant, and its record set."""
-    files = [
-        {
-            "@type": "cr:FileObject",
-            "@id": file.path,
-            "name": file.path,
-            "contentUrl": file.path,
-            "contentSize": f"{file.bytes} B",
-            "encodingFormat": "application/x-parquet",
-            "sha256": file.sha256,
-        }
-        for file in manifest.files
-        if file.path.startswith(f"parquet/{variant}/")
-    ]
-    file_set = {
-        "@type": "cr:FileSet",
-        "@id": f"files-{variant}",
-        "name": f"files-{variant}",
-        "containedIn": [{"@id": file["@id"]} for file in files],
-        "encodingFormat": "application/x-parquet",
-        "includes": f"parquet/{variant}/*.parquet",
-    }
-
-    def field(name: str, kind: str, **extract: Any) -> dict[str, Any]:
-        source = {
-            "fileSet": {"@id": file_set["@id"]},
-            "extract": {"column": name},
-            **extract,
-        }
-        return {
-            "@type": "cr:Field",
-            "@id": f"{variant}/{name}",
-            "name": name,
-            "dataType": kind,
-            "source": source,
-        }
-
-    fields = [
-        field("key", "sc:Text"),
-        field("image", "sc:ImageObject", transform=[{"jsonPath": "bytes"}]),
-    ]
-    fields += [
-        field(column.name, _CROISSANT_TYPES[str(column.type)])
-        for column in SAMPLE_FIELDS
-        if column.name != "box"
-    ]
-    record_set = {
-        "@type": "cr:RecordSet",
-        "@id": variant,
-        "name": variant,
-        "description": _describe(variant),
-        "field": fields,
-    }
-    return [*files, file_set], record_set
-
-
-_CROISSANT_CONTEXT = {
-    "@language": "en",
-    "@vocab": "https://schema.org/",
-    "sc": "https://schema.org/",
-    "cr": "http://mlcommons.org/croissant/",
-    "rai": "http://mlcommons.org/croissant/RAI/",
-    "dct": "http://purl.org/dc/terms/",
-    "citeAs": "cr:citeAs",
-    "column": "cr:column",
-    "conformsTo": "dct:conformsTo",
-    "data": {"@id": "cr:data", "@type": "@json"},
-    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-    "examples": {"@id": "cr:examples", "@type": "@json"},
-    "extract": "cr:extract",
-    "field": "cr:field",
-    "fileObject": "cr:fileObject",
-    "fileProperty": "cr:fileProperty",
-    "fileSet": "cr:fileSet",
-    "format": "cr:format",
-    "includes": "cr:includes",
-    "isLiveDataset": "cr:isLiveDataset",
-    "jsonPath": "cr:jsonPath",
-    "key": "cr:key",
-    "md5": "cr:md5",
-    "parentField": "cr:parentField",
-    "path": "cr:path",
-    "recordSet": "cr:recordSet",
-    "references": "cr:references",
-    "regex": "cr:regex",
-    "repeated": "cr:repeated",
-    "replace": "cr:replace",
-    "separator": "cr:separator",
-    "source": "cr:source",
-    "subField": "cr:subField",
-    "transform": "cr:transform",
-}
+    if config.segment.is_whole:
+        yield "Images are as they are: some show several objects, or objects of several classes."
+        yield "What lies outside the centre crop is lost, now and then the object itself."
+    else:
+        # An import knows nothing of its own masks, nor of how images were chosen.
+        if config.is_imported or config.segment.find_segmenter().method != "masks":
+            yield (
+                "Masks have errors: parts of the object may be missing, and parts of the "
+                "background left. The authors corrected those of their test set by hand, which "
+                "was not done here."
+            )
+        yield (
+            "Splicing leaves traces at the edge of the foreground. Compare `mixed_rand` with "
+            "`mixed_same`, which has them, too, and not with `original`."
+        )
+        yield (
+            "`only_bg_b` and `only_bg_t` still show where the object was and how large it is, and "
+            "a strip of one pixel of it may be left in the tiles, as in the authors' script."
+        )
+        if not config.is_imported and config.segment.objects == "one":
+            yield (
+                "Images whose box is too large, off the centre, or one of several are not in it; "
+                "what is, is easier than the whole: one object, in the middle."
+            )
+    if config.compose.encoding == "jpg":
+        kept = config.layers == "keep" and not config.segment.is_whole and not config.is_imported
+        lossless = "; `layers/` has no loss" if kept else ""
+        yield f"JPEG changes pixels by a few grey levels, most of all at edges{lossless}."
+    if manifest.taxonomy is None:
+        yield (
+            "It is no copy of the released ImageNet-9: other images were accepted, and other "
+            "backgrounds drawn. Accuracies differ from published ones by some points."
+        )
+        yield "Labels are ImageNet's, with its errors; some pictures show people."

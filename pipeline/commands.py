@@ -30,6 +30,7 @@ from pipeline.imagenet.folder import check_imagenet
 from pipeline.imagenet.results import describe_imagenet
 from pipeline.job_flags import job_from_flags, remember_input
 from pipeline.last_run import Ending, say_summary
+from pipeline.latest import reading_store
 from pipeline.lock import DATASET_LOCK, TABLES_LOCK, held
 from pipeline.main_job import MainJob
 from pipeline.manifest import MANIFEST, read_manifest
@@ -48,7 +49,6 @@ from pipeline.versions import (
     output_store,
     page_folder,
     publish,
-    reading_store,
     results_store,
 )
 from transforms.taxonomy import imagenet9

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -124,7 +124,8 @@ class ComposeShard(beam.DoFn):
         if found is None:
             files = self._write_variants(output, plan, rows, backgrounds)
             segmenter = self._segment.find_segmenter()
-            schema = index_schema(self._config.replicates, segmenter.method != "grabcut")
+            names_it = segmenter.method != "grabcut" and not self._segment.is_whole
+            schema = index_schema(self._config.replicates, names_it)
             for row in rows:
                 row["segmenter"] = segmenter.label
             table = pa.Table.from_pylist(
@@ -194,12 +195,16 @@ class ComposeShard(beam.DoFn):
         backgrounds: dict[str, dict[str, int]],
     ) -> tuple[FileDigest, ...]:
         source = LayerSource(self._staging.store, plan, self._segment)
-        selected = (row for row in rows if row["selected"])
+        selected = [row for row in rows if row["selected"]]
         with self._staging.store.together() as store, contextlib.ExitStack() as stack:
             sinks = {
                 variant: self._open_sinks(stack, store, output, variant)
                 for variant in self._config.composed
             }
+            if self._segment.is_whole:
+                whole = stack.enter_context(contextlib.closing(source.whole(selected)))
+                self._write_whole(plan, whole, sinks)
+                selected = []
             layers = stack.enter_context(contextlib.closing(source.layers(selected, backgrounds)))
             for row, layer, encoded in layers:
                 for variant, variant_sinks in sinks.items():
@@ -213,6 +218,20 @@ class ComposeShard(beam.DoFn):
         digests = [sink.digest() for variant_sinks in sinks.values() for sink in variant_sinks]
         return tuple(digest for digest in digests if digest is not None)
 
+    def _write_whole(
+        self,
+        plan: Plan,
+        pictures: Iterable[tuple[dict[str, Any], Pixels]],
+        sinks: dict[str, list[Sink]],
+    ) -> None:
+        """Writes images that are not cut apart."""
+        for row, picture in pictures:
+            for variant, variant_sinks in sinks.items():
+                sample = self._sample(plan, row, variant, picture, None)
+                for sink in variant_sinks:
+                    sink.add(sample)
+            count("images_composed")
+
     def _open_sinks(
         self, stack: contextlib.ExitStack, store: Store, output: OutputShard, variant: str
     ) -> list[Sink]:
@@ -221,7 +240,7 @@ class ComposeShard(beam.DoFn):
             path = parquet_file(
                 variant, output.totals.split, output.shard, output.totals.counts.output
             )
-            schema = sample_schema(self._taxonomy.names)
+            schema = sample_schema(self._taxonomy.names, boxes=not self._segment.is_whole)
             sinks.append(
                 stack.enter_context(
                     ParquetSink.open(store, self._staging.staged(path), path, schema)

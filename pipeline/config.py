@@ -13,7 +13,7 @@ from transforms.codec import MAX_PIXELS
 from transforms.filters import MAX_BOX, MIN_FOREGROUND, MIN_VISIBLE
 from transforms.geometry import INTERPOLATIONS
 from transforms.segmentation import Segmenter
-from transforms.variants import PAPER, select_variants, with_replicates
+from transforms.variants import PAPER, WHOLE, select_variants, with_replicates
 
 SEGMENT_VERSION = 1
 """Raised by hand when Segment would write other layers or records for the same input."""
@@ -49,6 +49,7 @@ _IMPORTED = (
 
 FORMATS = ("parquet", "webdataset")
 ENCODINGS = ("jpg", "png")
+SELECTIONS = ("in9", "in9l")
 OBJECTS = ("one", "largest", "union", "each")
 CROPS = ("center", "pad")
 
@@ -75,6 +76,8 @@ class SegmentConfig:
     """What decides the layers. Field names are the flags' names.
 
     Attributes:
+      selection: `in9`, images with boxes, cut apart; or `in9l`, all images, as a whole: then
+        size, resize and interpolation are all that matters.
       segmenter_parameters: of a network, `name=value` each: what decides its masks.
       segmenter_path: where the network lies. No part of the configuration: it may lie elsewhere
         next time.
@@ -94,6 +97,7 @@ class SegmentConfig:
     min_visible: float = MIN_VISIBLE
     min_foreground: float = MIN_FOREGROUND
     crop: str = "center"
+    selection: str = "in9"
     segmenter_path: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -110,11 +114,17 @@ class SegmentConfig:
             raise ValueError(
                 f"--grabcut_seed must be between 0 and 2**31 - 1: got {self.grabcut_seed}"
             )
+        _one_of("--selection", self.selection, SELECTIONS)
         _one_of("--objects", self.objects, OBJECTS)
         _one_of("--crop", self.crop, CROPS)
         for flag in ("max_box", "min_visible", "min_foreground"):
             if not 0 <= getattr(self, flag) <= 1:
                 raise ValueError(f"--{flag} must be between 0 and 1: got {getattr(self, flag)}")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether images stay whole: without segmentation, boxes and layers."""
+        return self.selection == "in9l"
 
     def find_segmenter(self) -> Segmenter:
         """The segmenter. Raises ValueError if there is none of that name."""
@@ -128,9 +138,15 @@ class SegmentConfig:
 
     def fingerprint(self) -> str:
         """Identifies everything but the input that a layer depends on."""
+        if self.is_whole:
+            size = (self.image_size, self.resize, self.interpolation, self.crop)
+            return fingerprint(self.selection, size, MAX_PIXELS, SEGMENT_VERSION)
         segmenter = self.find_segmenter()
+        flags = _of_old(self.flags())
+        # As older datasets have it, whose layers knew of no selection.
+        del flags["selection"]
         return fingerprint(
-            {**_of_old(self.flags()), "segmenter": segmenter.method},
+            {**flags, "segmenter": segmenter.method},
             [segmenter.method, segmenter.version, segmenter.parameters],
             [self.max_box, self.min_visible, self.min_foreground, MAX_PIXELS],
             SEGMENT_VERSION,
@@ -200,7 +216,6 @@ class DatasetConfig:
     """
 
     split: tuple[str, ...] = ("val",)
-    selection: str = "in9"
     exclude: str | None = None
     include: str | None = None
     taxonomy: str | None = None
@@ -217,13 +232,23 @@ class DatasetConfig:
         for split in self.split:
             if not split.isidentifier():
                 raise ValueError(f"--split must be a plain name, such as val: got {split!r}")
-        _one_of("--selection", self.selection, ("in9", "in9l"))
+        if self.segment.is_whole and self.compose.variants != WHOLE:
+            others = ",".join(name for name in self.compose.variants if name not in WHOLE)
+            raise ValueError(
+                "--selection in9l has only original, since its images need no boxes: leave "
+                f"{others} out of --variants, or choose --selection in9"
+            )
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit must be at least 1: got {self.limit}")
         if self.images_per_shard < 1:
             raise ValueError(f"--images_per_shard must be at least 1: got {self.images_per_shard}")
         _one_of("--layers", self.layers, ("keep", "drop"))
         _one_of("origin", self.origin, ("made", "imported"))
+
+    @property
+    def selection(self) -> str:
+        """Which images: `in9` or `in9l`."""
+        return self.segment.selection
 
     @property
     def is_imported(self) -> bool:

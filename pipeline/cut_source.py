@@ -12,6 +12,7 @@ from pipeline.segmenters import takes_masks
 from pipeline.source import SourceImage
 from transforms.cutting import Cut, cut_image
 from transforms.filters import Reason, is_valid_key
+from transforms.whole import Whole, crop_whole
 
 
 def source_digest(image: SourceImage, config: SegmentConfig, checksum: Callable[[str], str]) -> str:
@@ -101,6 +102,16 @@ def cut_source(source: SourceBytes, config: SegmentConfig) -> Cut:
         source.mask,
         segment=config.find_segmenter().segment,
         seed=config.grabcut_seed,
+        resize=config.resize,
+        crop=config.image_size,
+        interpolation=config.interpolation,
+    )
+
+
+def crop_source(source: SourceBytes, config: SegmentConfig) -> Whole:
+    """Resizes and crops a source image that is not cut apart. It raises nothing, either."""
+    return crop_whole(
+        source.image,
         resize=config.resize,
         crop=config.image_size,
         interpolation=config.interpolation,

@@ -126,11 +126,12 @@ def read_webdataset(store: Store, path: str) -> Iterator[Sample]:
             key, _, suffix = member.name.partition(".")
             parts[suffix] = content.read()
             if suffix == "json":
-                yield _sample(key, parts)
+                yield sample_of(key, parts)
                 parts = {}
 
 
-def _sample(key: str, parts: dict[str, bytes]) -> Sample:
+def sample_of(key: str, parts: dict[str, bytes]) -> Sample:
+    """The sample that members of a tar are, by suffix."""
     fields = json.loads(parts.pop("json"))
     fields["label"] = int(parts.pop("cls"))
     ((suffix, image),) = parts.items()

@@ -61,7 +61,7 @@ def dry_run(
     print("dry run: looking at names and annotations", file=sys.stderr)
     forecast = make_forecast(job, taxonomy)
     for split in forecast.splits:
-        _print_split(split, taxonomy)
+        _print_split(split, taxonomy, job.config.segment.is_whole)
     if forecast.is_up_to_date:
         print("dataset: up to date")
     with tempfile.TemporaryDirectory(prefix="in9-") as folder:
@@ -86,7 +86,7 @@ def _trial(job: Job, forecast: Forecast, taxonomy: Taxonomy, folder: str) -> Tri
     return run_trial(job.config, images, taxonomy, folder)
 
 
-def _print_split(split: SplitForecast, taxonomy: Taxonomy) -> None:
+def _print_split(split: SplitForecast, taxonomy: Taxonomy, is_whole: bool) -> None:
     classes = ", ".join(f"{n} {split.classes[n]}" for n in taxonomy.names if n in split.classes)
     print(
         f"{split.split}: {split.listed} images ({classes}), {split.outside} of other classes, "
@@ -97,7 +97,8 @@ def _print_split(split: SplitForecast, taxonomy: Taxonomy) -> None:
         f"{split.split}: {sum(split.rejected.values())} rejected for name or annotation alone"
         + (f" ({reasons})" if reasons else "")
     )
-    print(f"{split.split}: {split.done} segmented already, {len(split.left)} to segment")
+    done, to_do = ("looked at", "to look at") if is_whole else ("segmented", "to segment")
+    print(f"{split.split}: {split.done} {done} already, {len(split.left)} {to_do}")
 
 
 def _selected(config: DatasetConfig, split: SplitForecast, measured: Measured) -> float:

@@ -68,7 +68,12 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("dataset")
     add = group.add_argument
     add("--split", type=names, default=("val",), metavar="A,B", help="splits to build (val)")
-    add("--selection", default="in9", metavar="in9", help="which images (in9)")
+    add(
+        "--selection",
+        default="in9",
+        metavar="in9|in9l",
+        help="images with boxes, or all of them, original only (in9)",
+    )
     add(
         "--variants",
         type=names,

@@ -10,6 +10,7 @@ import dataclasses
 from collections import Counter
 
 from pipeline.checksums import Checksums
+from pipeline.config import SegmentConfig
 from pipeline.cut_source import reject_by_name, shard_fingerprint, source_digest
 from pipeline.generate import Job, list_split
 from pipeline.manifest import read_manifest
@@ -126,8 +127,7 @@ def _forecast_split(job: Job, taxonomy: Taxonomy, split: str) -> tuple[SplitFore
             continue
         for position, image in enumerate(shard.images):
             before = shard.images[position - 1] if position else None
-            segmenter = job.config.segment.segmenter
-            fate = _fate(image, before, digests[position], previous, segmenter)
+            fate = _fate(image, before, digests[position], previous, job.config.segment)
             if fate is None:
                 left.append(image)
             else:
@@ -154,7 +154,7 @@ def _fate(
     before: SourceImage | None,
     digest: str | None,
     previous: PreviousLayers,
-    segmenter: str,
+    config: SegmentConfig,
 ) -> str | None:
     """The status of an image as far as it is known without opening it."""
     by_name = reject_by_name(image, before)
@@ -163,7 +163,9 @@ def _fate(
     row = None if digest is None else previous.row(image.key, digest)
     if row is not None:
         return str(row["status"])
-    if takes_masks(segmenter):
+    if config.is_whole:
+        return None
+    if takes_masks(config.segmenter):
         if image.mask is None:
             return str(Reason.MISSING_ANNOTATION)
         if image.annotation is None:

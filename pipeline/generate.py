@@ -27,7 +27,7 @@ from pipeline.examine import (
     add_up,
 )
 from pipeline.key_lists import KeyList, KeyLists, read_key_list
-from pipeline.layout import AUTO, find_layout
+from pipeline.layout import AUTO, Layout, find_layout
 from pipeline.manifest import Manifest
 from pipeline.plan import OutputShard, PlanSplit
 from pipeline.progress import Progress
@@ -35,7 +35,7 @@ from pipeline.records import Staging
 from pipeline.segment import SegmentedShard, SegmentShard
 from pipeline.segmenters.masks import with_masks
 from pipeline.shards import ShardCounts
-from pipeline.source import Listing, SourceShard, list_images, make_shards
+from pipeline.source import Listing, SourceImage, SourceShard, list_images, make_shards
 from pipeline.storage import Store
 from transforms.taxonomy import Taxonomy
 
@@ -123,15 +123,17 @@ def list_split(job: Job, taxonomy: Taxonomy, split: str) -> tuple[Listing, Shard
     Raises:
       UsageError: there is nothing to work on, or it cannot be read.
     """
-    layout = find_layout(
-        job.source, job.annotations, split, job.layout, needs_boxes=job.masks is None
-    )
+    is_whole = job.config.segment.is_whole
+    needs_boxes = job.masks is None and not is_whole
+    layout = find_layout(job.source, job.annotations, split, job.layout, needs_boxes=needs_boxes)
     try:
         listing = list_images(layout, taxonomy, job.config.limit, job.key_lists())
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
     if job.masks is not None:
         listing = dataclasses.replace(listing, images=with_masks(listing.images, job.masks, split))
+    elif is_whole:
+        listing = dataclasses.replace(listing, images=_whole_images(listing, layout))
     elif not any(image.annotation for image in listing.images) and listing.images:
         raise UsageError(
             f"no image in {layout.images} has an annotation in {layout.annotations or 'it'}; "
@@ -147,6 +149,24 @@ def list_split(job: Job, taxonomy: Taxonomy, split: str) -> tuple[Listing, Shard
     if split in job.previous and not job.reshard:
         counts = job.previous[split]
     return listing, counts
+
+
+def _whole_images(listing: Listing, layout: Layout) -> tuple[SourceImage, ...]:
+    """The images without annotations where those have nothing to tell: no image is looked at
+    again because its boxes have changed.
+
+    Raises:
+      UsageError: the class of none of them is known.
+    """
+    if listing.images and not any(image.wnid for image in listing.images):
+        raise UsageError(
+            f"nothing tells the class of an image in {layout.images}: neither folders, such as "
+            "n02084071, nor annotations. Name the folder of the .xml files with --annotations"
+        )
+    return tuple(
+        dataclasses.replace(image, annotation=None, annotation_md5=None) if image.wnid else image
+        for image in listing.images
+    )
 
 
 class ListSplit(beam.DoFn):

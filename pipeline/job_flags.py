@@ -8,7 +8,7 @@ import json
 import os
 from importlib import resources
 
-from pipeline.config import DatasetConfig
+from pipeline.config import DatasetConfig, SegmentConfig
 from pipeline.errors import UsageError
 from pipeline.files import absolute, is_below
 from pipeline.generate import Job
@@ -21,7 +21,7 @@ from pipeline.segmenters.masks import check_masks
 from pipeline.segmenters.network import PREFIX, read_network
 from pipeline.storage import WORK_FOLDER, Store
 from pipeline.versions import check_versioned
-from transforms.variants import select_variants
+from transforms.variants import WHOLE, select_variants
 
 _INPUT = f"{WORK_FOLDER}/input.json"
 """Remembers the last --input, which is no part of the dataset: it may lie elsewhere next time."""
@@ -43,8 +43,9 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
     source = absolute(arguments.input) if arguments.input else sample_folder()
     annotations = absolute(arguments.annotations) if arguments.annotations else None
     masks = _masks(arguments)
+    needs_boxes = masks is None and not config.segment.is_whole
     for split in config.split:
-        find_layout(source, annotations, split, arguments.layout, needs_boxes=masks is None)
+        find_layout(source, annotations, split, arguments.layout, needs_boxes=needs_boxes)
     if is_below(output.root, source):
         raise UsageError(
             f"--output {output.root} lies inside --input {source}; choose another folder"
@@ -138,6 +139,11 @@ def _dataset_config(arguments: argparse.Namespace) -> DatasetConfig:
     if arguments.segmenter.startswith(PREFIX):
         found = read_network(arguments.segmenter)
         flags["segmenter"], flags["segmenter_parameters"], flags["segmenter_path"] = found
+    if flags["selection"] == "in9l":
+        if arguments.segmenter != SegmentConfig.segmenter:
+            raise UsageError("--selection in9l segments nothing: leave --segmenter out")
+        # All that there is of this selection.
+        flags["variants"] = tuple(n for n in flags["variants"] if n != "all") or WHOLE
     try:
         flags["variants"] = select_variants(versioned(flags["variants"]))
         return DatasetConfig.from_flags(flags)

@@ -9,11 +9,11 @@ from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 from pipeline.config import SegmentConfig
-from pipeline.cut_source import SourceBytes, cut_source, read_source
+from pipeline.cut_source import SourceBytes, crop_source, cut_source, read_source
 from pipeline.errors import JobError
 from pipeline.files import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.layer_files import decode_layer, layer_digest, read_parts
-from pipeline.place import shown
+from pipeline.place import reads_ahead, shown
 from pipeline.plan import Plan
 from pipeline.storage import Store
 from transforms.codec import decode_image
@@ -83,12 +83,36 @@ class LayerSource:
         planned = self._planned(self._place(row))
         layer = cut_source(read, self._config).layer
         if layer is None or layer_digest(layer) != planned["layer_digest"]:
-            raise JobError(
-                f"{shown(os.fsdecode(planned['source']))} gives another layer than it did, after a "
-                "change of the file or of a library. Remove "
-                f"{self._store.path('layers')} and run the same command again"
-            )
+            raise self._changed(planned)
         return layer
+
+    def whole(
+        self, rows: Iterable[dict[str, Any]]
+    ) -> Generator[tuple[dict[str, Any], Pixels], None, None]:
+        """Selected images that are not cut apart: (row, picture), in the order of the rows."""
+
+        def read(row: dict[str, Any]) -> tuple[dict[str, Any], SourceBytes]:
+            planned = self._planned(self._place(row))
+            return planned, _source(planned)
+
+        chosen = list(rows)
+        ahead = 0
+        if chosen:
+            # They may lie elsewhere than the dataset.
+            first = self._planned(self._place(chosen[0]))["source"]
+            ahead = reads_ahead(os.fsdecode(first))
+        for row, (planned, source) in read_ahead(read, chosen, ahead):
+            found = crop_source(source, self._config)
+            if found.image is None or found.digest != planned["layer_digest"]:
+                raise self._changed(planned)
+            yield row, found.image
+
+    def _changed(self, planned: Mapping[str, Any]) -> JobError:
+        return JobError(
+            f"{shown(os.fsdecode(planned['source']))} gives another layer than it did, after a "
+            "change of the file or of a library. Remove "
+            f"{self._store.path('layers')} and run the same command again"
+        )
 
     def tiled(self, read: Encoded) -> Pixels:
         """A tiled background, of what `layers` gives."""

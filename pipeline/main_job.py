@@ -15,8 +15,9 @@ from pipeline.changes import NoteChanges
 from pipeline.dataflow.start import TakeLock
 from pipeline.generate import Generate, Job
 from pipeline.last_run import End, Ending
+from pipeline.latest import Versions
 from pipeline.report import RefreshResults, WriteReport
-from pipeline.versions import Publish, Seed, Versions
+from pipeline.versions import Publish, Seed
 from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:

@@ -28,10 +28,12 @@ class PreviousLayers:
 
     def find(self, key: str, source_digest: str) -> tuple[dict[str, Any], dict[str, bytes]] | None:
         """The record row of an unchanged image with its encoded parts (empty if the image
-        was rejected), None if the image has to be segmented."""
+        was rejected, or stays whole), None if the image has to be segmented."""
         row = self.row(key, source_digest)
-        if row is None or row["status"] != ACCEPTED:
-            return None if row is None else (row, {})
+        if row is None:
+            return None
+        if row["status"] != ACCEPTED or row["image_offset"] is None:
+            return row, {}
         tar = layer_tar(self._split, self._counts.source_shard(key))
         return row, read_parts(self._store, tar, row)
 

@@ -22,6 +22,7 @@ from pipeline.config import SegmentConfig
 from pipeline.counters import count, count_written, timed
 from pipeline.cut_source import (
     SourceBytes,
+    crop_source,
     cut_source,
     prepare_segmenter,
     read_source,
@@ -47,6 +48,7 @@ from pipeline.storage import FileDigest, HashingFile
 from pipeline.tar import TarWriter
 from transforms.filters import Reason
 from transforms.taxonomy import OUTSIDE
+from transforms.whole import Whole
 
 CANDIDATE_SCHEMA = pa.schema(
     [
@@ -218,6 +220,9 @@ class SegmentShard(beam.DoFn):
         if isinstance(read, _Kept):
             count("images_kept")
             return read.row, read.parts
+        if self._config.is_whole:
+            count("images_cropped")
+            return {**row, **_whole_columns(crop_source(read, self._config))}, {}
         prepare_segmenter(self._config)
         cut = cut_source(read, self._config)
         count("images_segmented")
@@ -238,6 +243,18 @@ class SegmentShard(beam.DoFn):
             "layer_digest": layer_digest(cut.layer),
         }
         return row, encode_layer(cut.layer)
+
+
+def _whole_columns(whole: Whole) -> dict[str, Any]:
+    """A row's columns of an image that has no layer: what there would be in it is made when
+    it is composed, which takes no longer than storing it and reading it back."""
+    return {
+        "status": ACCEPTED if whole.reason is None else str(whole.reason),
+        "detail": printable(whole.detail) or None,
+        "width": whole.width,
+        "height": whole.height,
+        "layer_digest": whole.digest,
+    }
 
 
 @dataclasses.dataclass(frozen=True)

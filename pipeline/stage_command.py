@@ -11,11 +11,12 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline.dataflow.submission import Submission
 from pipeline.dataset import Dataset
 from pipeline.last_run import End, Ending
+from pipeline.latest import Versions
 from pipeline.progress import Progress
 from pipeline.report import WriteReport
 from pipeline.runner import run_pipeline
 from pipeline.terminal import describe_dataset
-from pipeline.versions import Publish, Versions
+from pipeline.versions import Publish
 from transforms.taxonomy import imagenet9
 
 

@@ -56,7 +56,9 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
         lines.append("nothing to do: everything is up to date")
     else:
         done = [
-            ("images segmented", counters.get("images_segmented", 0)),
+            ("images segmented", counters.get("images_segmented", 0))
+            if "images_cropped" not in counters
+            else ("images looked at", counters["images_cropped"]),
             ("composed", counters.get("images_composed", 0)),
             ("pictures predicted", counters.get("pictures_predicted", 0)),
         ]

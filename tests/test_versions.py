@@ -21,10 +21,11 @@ from pipeline.config import SEGMENT_VERSION, SegmentConfig
 from pipeline.errors import JobError, UsageError
 from pipeline.examine import Hold, LayersBefore, Rebuild, add_up
 from pipeline.gcs_files import GcsFiles
+from pipeline.latest import Versions, reading_store
 from pipeline.local_files import LocalFiles
 from pipeline.manifest import MANIFEST
 from pipeline.storage import Store
-from pipeline.versions import Versions, check_versioned, publish, reading_store, results_store, seed
+from pipeline.versions import check_versioned, publish, results_store, seed
 
 MODEL = """
 import pathlib

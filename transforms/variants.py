@@ -152,6 +152,9 @@ VARIANTS = {
 PAPER = tuple(VARIANTS)[:9]
 """What `all` stands for: the paper's eight variants, and the mask."""
 
+WHOLE = ("original",)
+"""Those of images that are not cut apart."""
+
 MIXED = tuple(name for name, variant in VARIANTS.items() if variant.is_mixed)
 PICTURES = tuple(name for name in PAPER if name != "fg_mask")
 """The paper's eight variants that a model is evaluated on."""

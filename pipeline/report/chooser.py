@@ -74,7 +74,7 @@ class Card:
       key: of the image.
       class_name: its superclass.
       name: its ImageNet class.
-      fg_fraction: share of the picture that the foreground takes.
+      fg_fraction: share of the picture that the foreground takes, None if nobody knows.
       turned: models that are right with a background of its class and wrong with another.
       versions: in the paper's order.
     """
@@ -82,7 +82,7 @@ class Card:
     key: str
     class_name: str
     name: str
-    fg_fraction: float
+    fg_fraction: float | None
     turned: int
     versions: tuple[Version, ...]
 
@@ -250,4 +250,4 @@ def _examples(card: Card) -> Iterator[Example]:
 
 def _is_clear(card: Card) -> bool:
     """Whether a foreground is neither too small to see nor all there is to see."""
-    return 0.15 <= card.fg_fraction <= 0.55
+    return card.fg_fraction is not None and 0.15 <= card.fg_fraction <= 0.55

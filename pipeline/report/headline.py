@@ -64,22 +64,34 @@ def make_headline(evidence: Evidence) -> Headline:
     """The tables of all models; those that failed are rows with their error."""
     variants = evidence.dataset.picture_variants
     models = [model for model in evidence.models if model.summary]
+    is_whole = evidence.dataset.manifest.config.segment.is_whole
     return Headline(
         variants=variants,
         tables={
             rule: tuple(
-                _row(model, rule, variants, rule == next(iter(LABEL_RULES))) for model in models
+                _row(
+                    model,
+                    rule,
+                    variants,
+                    _published(model, is_whole) if rule == next(iter(LABEL_RULES)) else [],
+                )
+                for model in models
             )
             for rule in LABEL_RULES
         },
         published=tuple(
-            (entry.name, entry.source, dict(entry.accuracy), entry.gap) for entry in PRETRAINED
+            (entry.name, entry.source, dict(entry.accuracy), entry.gap)
+            for entry in (() if is_whole else PRETRAINED)
         ),
     )
 
 
-def _row(model: ModelResults, rule: str, variants: Sequence[str], is_paper_rule: bool) -> Row:
-    known = _published(model) if is_paper_rule else []
+def _row(
+    model: ModelResults,
+    rule: str,
+    variants: Sequence[str],
+    known: Sequence[tuple[str, dict[str, float]]],
+) -> Row:
     cells = {}
     for variant in variants:
         found = model.row("accuracy", label_rule=rule, variant=variant)
@@ -106,14 +118,17 @@ def _replicates(gap: dict[str, Any] | None) -> str:
     return f"mean of {gap['replicates']} seeds{spread}"
 
 
-def _published(model: ModelResults) -> list[tuple[str, dict[str, float]]]:
-    """Published figures of the same model, by source: accuracies and BG-Gap."""
+def _published(model: ModelResults, is_whole: bool) -> list[tuple[str, dict[str, float]]]:
+    """Published figures of the same model on the same kind of images, by source: accuracies and
+    BG-Gap. On IN-9L there are those of table 5 alone."""
     summary = model.summary or {}
     trained = trained_on(model.model, summary.get("num_outputs", 0))
     if trained:
         row = TRAINED[trained]
+        if is_whole:
+            return [("paper", {"original": row["in9l"]})]
         return [("paper", {**row, GAP: row["mixed_same"] - row["mixed_rand"]})]
-    if "=" in model.model:
+    if "=" in model.model or is_whole:
         # A checkpoint of one's own has the architecture alone in common.
         return []
     entries = published_for(summary.get("architecture", ""))

@@ -1,0 +1,158 @@
+"""The files that introduce a dataset: the card as the Hugging Face hub reads it, Croissant as
+its own library does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import mlcroissant
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import ONE, manifest_of, run_in9
+from huggingface_hub import DatasetCard
+
+from pipeline.card import CARD_FILES, card_files, size_category
+from pipeline.dataset import Dataset
+from pipeline.manifest import Manifest
+from pipeline.sinks import SAMPLE_FIELDS
+from pipeline.storage import Store
+from transforms.taxonomy import IN9_NAMES, Taxonomy, imagenet9
+from transforms.variants import PAPER
+
+TOYS = Taxonomy(
+    names=("car", "boat"),
+    wnids=("red car", "blue car", "boat"),
+    labels=(0, 0, 1),
+    class_names=("red car", "blue car", "boat"),
+)
+
+
+@pytest.fixture(scope="module")
+def manifest(one_worker: Path) -> Manifest:
+    return Dataset.open(Store(str(one_worker))).manifest
+
+
+def cards(manifest: Manifest, taxonomy: Taxonomy | None = None) -> dict[str, str]:
+    files = card_files(manifest, taxonomy or imagenet9())
+    return {path: content.decode() for path, content in files}
+
+
+def changed(manifest: Manifest, **flags: Any) -> Manifest:
+    """The manifest of another configuration."""
+    config = type(manifest.config).from_flags({**manifest.config.flags(), **flags})
+    return dataclasses.replace(manifest, config=config)
+
+
+def test_the_hub_reads_the_card(one_worker: Path) -> None:
+    data = DatasetCard.load(one_worker / "README.md").data.to_dict()
+    assert data["license"] == "other"
+    assert data["source_datasets"] == ["extended|imagenet-1k"]
+    assert data["size_categories"] == ["n<1K"]
+    assert data["task_categories"] == ["image-classification"]
+    assert [config["config_name"] for config in data["configs"]] == list(PAPER)
+    assert data["configs"][0]["data_files"] == [
+        {"split": "val", "path": "parquet/original/val-*.parquet"}
+    ]
+
+
+def test_the_card_says_how_it_was_made_and_what_to_mind(manifest: Manifest) -> None:
+    card = cards(manifest)["README.md"]
+    for words in (
+        *("## How it was made", "seeded before every image (`--grabcut_seed 0`)"),
+        *("at most 0.9 of the crop", "at least 0.5 of the box", "at least 0.1 of the box"),
+        *("## Known limits", "not corrected by hand", "| 0 | dog | 2 |"),
+        *("JPEG of quality 95, masks as PNG", "All accepted images", "opencv"),
+    ):
+        assert words in card, words
+    for name in ("key", "image", *(field.name for field in SAMPLE_FIELDS)):
+        assert f"| `{name}` |" in card
+    other = cards(
+        changed(manifest, seed=7, per_class="min", encoding="png", crop="pad", objects="largest")
+    )["README.md"]
+    for words in ("`--seed 7`", "`--per_class min`", "stored as PNG", "is black", "the largest is"):
+        assert words in other, words
+    assert "JPEG" not in other.partition("## How")[2]
+    assert "one of several are not in it" in card
+    assert "one of several are not in it" not in other
+
+
+def test_the_card_of_other_data_does_not_call_it_imagenet(manifest: Manifest) -> None:
+    samples = {"val": {name: {"car": 3, "boat": 4} for name in PAPER}}
+    own = dataclasses.replace(manifest, taxonomy=TOYS, samples=samples)
+    files = cards(own, TOYS)
+    assert "| 1 | boat | 4 |" in files["README.md"]
+    assert "- original\n" in files["README.md"]
+    assert "ImageNet-9" not in files["README.md"].replace("released ImageNet-9", "")
+    assert files["classes.txt"] == "car\nboat\n"
+    assert json.loads(files["croissant.json"])["name"] == "background-variants"
+
+
+def test_whole_images_have_no_masks_to_speak_of(manifest: Manifest) -> None:
+    card = cards(changed(manifest, selection="in9l", variants=("original",)))["README.md"]
+    assert "# IN-9L" in card
+    assert "GrabCut" not in card
+    assert "`layers/`" not in card
+
+
+@pytest.mark.parametrize(
+    ("samples", "category"),
+    [(0, "n<1K"), (45_405 * 9, "100K<n<1M"), (9_999, "1K<n<10K"), (20_000_000, "10M<n<100M")],
+)
+def test_sizes_are_called_as_the_hub_does(samples: int, category: str) -> None:
+    assert size_category(samples) == category
+
+
+def test_equal_manifests_give_equal_cards(one_worker: Path, manifest: Manifest) -> None:
+    for path, content in cards(manifest).items():
+        assert (one_worker / path).read_text() == content
+    assert set(cards(manifest)) == set(CARD_FILES)
+
+
+def test_croissant_validates(one_worker: Path) -> None:
+    metadata = mlcroissant.Dataset(jsonld=str(one_worker / "croissant.json")).metadata
+    assert metadata.issues.errors == set()
+    # The only advice that is not followed: a dataset that is made again is the same.
+    (warning,) = metadata.issues.warnings
+    assert "datePublished" in warning
+    files = manifest_of(one_worker)["files"]
+    stated = {each.id: each.sha256 for each in metadata.distribution if hasattr(each, "sha256")}
+    assert stated == {f["path"]: f["sha256"] for f in files if f["path"].startswith("parquet/")}
+
+
+@pytest.mark.parametrize("variant", ["original", "mixed_rand", "fg_mask"])
+def test_croissant_loads_every_sample(one_worker: Path, variant: str) -> None:
+    loaded = mlcroissant.Dataset(jsonld=str(one_worker / "croissant.json"))
+    assert [row["classes/name"] for row in loaded.records("classes")] == list(IN9_NAMES)
+    records = list(loaded.records(variant))
+    rows = [
+        row
+        for file in sorted((one_worker / "parquet" / variant).glob("*.parquet"))
+        for row in pq.read_table(file).to_pylist()
+    ]
+    assert len(records) == len(rows) > 10
+    for record, row in zip(records, rows, strict=True):
+        found = {name.partition("/")[2]: value for name, value in record.items()}
+        assert found.pop("split") == b"val"
+        picture = np.asarray(found.pop("image"))
+        assert picture.shape[:2] == (224, 224)
+        del row["image"]
+        texts = {k: v.encode() if isinstance(v, str) else v for k, v in row.items()}
+        assert found == texts
+
+
+def test_tars_alone_have_configurations_too(small_sample: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    command = ("generate", "--output", output, "--input", small_sample, *ONE)
+    flags = ("--formats", "webdataset", "--variants", "original,mixed_same", "--segmenter", "box")
+    run_in9(*command, *flags)
+    cache = str(tmp_path / "cache")
+    loaded = datasets.load_dataset(str(output), "mixed_same", split="val", cache_dir=cache)
+    assert len(loaded) == manifest_of(output)["images"]["val"]["selected"] > 10
+    assert loaded[0]["jpg"].size == (224, 224)
+    metadata = mlcroissant.Dataset(jsonld=str(output / "croissant.json")).metadata
+    assert metadata.issues.errors == set()

@@ -1,0 +1,247 @@
+"""IN-9L: all images of the classes, boxes or not, as a whole."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.config import SegmentConfig
+from transforms.codec import decode_image, encode_png
+from transforms.filters import Reason
+from transforms.geometry import ResizeCrop
+from transforms.whole import crop_whole
+
+IN9L = ("--selection", "in9l", *ONE)
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """Rows of the Parquet files in a folder, by key."""
+    rows: list[dict[str, Any]] = pq.read_table(folder).to_pylist()
+    return sorted(rows, key=lambda row: str(row["key"]))
+
+
+@pytest.fixture(scope="module")
+def without_boxes(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """18 pictures in folders of their class, one of them broken, and 18 more that are `train`;
+    no annotations at all."""
+    root = tmp_path_factory.mktemp("boxless") / "input"
+    for split in ("val", "train"):
+        shutil.copytree(small_sample / "val", root / split)
+    victim = min(root.glob("val/*/*.JPEG"))
+    victim.write_bytes(victim.read_bytes()[:700])
+    return root
+
+
+@pytest.fixture(scope="module")
+def in9l(without_boxes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both splits as a dataset, with a model evaluated and the page. Not to be changed."""
+    output = tmp_path_factory.mktemp("in9l") / "out"
+    command = ("run", "--output", output, "--input", without_boxes, "--split", "val,train")
+    run_in9(*command, *IN9L, *SHARDS)
+    return output
+
+
+def test_every_image_that_can_be_decoded_is_there(in9l: Path, without_boxes: Path) -> None:
+    manifest = manifest_of(in9l)
+    assert manifest["rejections"] == {"val": {"undecodable": 1}, "train": {}}
+    assert [manifest["images"][split]["selected"] for split in ("val", "train")] == [17, 18]
+    rows = [row for row in rows_of(in9l / "parquet" / "original") if row["key"]]
+    assert len(rows) == 35
+    for row in rows:
+        assert (row["box"], row["fg_fraction"], row["bg_key"]) == (None, None, None)
+    index = rows_of(in9l / "index")
+    assert {row["status"] for row in index} == {"accepted", "undecodable"}
+    assert all(row["mask_over_box"] is None and row["width"] for row in index if row["selected"])
+
+
+def test_nothing_is_stored_that_is_not_needed(in9l: Path) -> None:
+    assert not list((in9l / "layers").glob("*.tar"))
+    assert [path.name for path in (in9l / "parquet").iterdir()] == ["original"]
+    assert "segmenter" not in manifest_of(in9l)
+    assert "verify" not in run_in9("verify", "--dataset", in9l).stderr
+
+
+def test_its_pictures_are_those_of_in9(
+    small_sample: Path, one_worker: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    run_in9("generate", "--output", output, "--input", small_sample, *IN9L, *SHARDS)
+    both = [
+        {row["key"]: row["image"] for row in rows_of(of / "parquet" / "original")}
+        for of in (one_worker, output)
+    ]
+    assert len(both[1]) == 18
+    assert both[0].items() <= both[1].items()
+
+
+def test_models_are_evaluated_on_it(in9l: Path) -> None:
+    with (in9l / "results" / "summary.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["variant"], row["n"]) for row in rows} == {("original", "17")}
+    for table in ("gaps", "decomposition", "groups", "sizes"):
+        with (in9l / "results" / f"{table}.csv").open(newline="") as file:
+            assert list(csv.DictReader(file)) == []
+    page = (in9l / "report.html").read_text()
+    assert 'id="accuracy"' in page
+    assert not any(f'id="{part}"' in page for part in ("claims", "backgrounds", "saliency"))
+    assert "hand-cleaned" not in page
+    assert "efficientnet_lite0" in page
+
+
+def test_readers_take_it(in9l: Path, tmp_path: Path) -> None:
+    loaded = datasets.load_dataset(str(in9l), "original", cache_dir=str(tmp_path))
+    assert {split: len(rows) for split, rows in loaded.items()} == {"val": 17, "train": 18}
+    assert loaded["val"][0]["image"].size == (224, 224)
+    assert loaded["val"][0]["box"] is None
+    tars = sorted(str(path) for path in (in9l / "webdataset" / "original").glob("val-*.tar"))
+    assert len(list(webdataset.WebDataset(tars, shardshuffle=False))) == 17
+
+
+def test_only_what_has_changed_is_made_again(
+    in9l: Path, without_boxes: Path, tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(in9l, tmp_path / "out"))
+    images = Path(shutil.copytree(without_boxes, tmp_path / "input"))
+    command = ("generate", "--output", output, "--split", "val,train", *IN9L, *SHARDS)
+    before = stamps(output)
+    # From elsewhere, and with annotations now: neither is a change.
+    said = run_in9(*command, "--input", images, "--annotations", images / "none", check=2)
+    assert "--annotations" in said.stderr
+    assert "nothing to do" in run_in9(*command, "--input", images).stdout
+    assert stamps(output) == before
+    added = max(images.glob("val/*/*.JPEG"))
+    shutil.copy(added, added.with_name("added_1.JPEG"))
+    said = run_in9(*command, "--input", images)
+    # Others of its shard are known by their records, and not opened to say so.
+    assert "1 images looked at" in said.stdout
+    assert manifest_of(output)["images"]["val"]["selected"] == 18
+    run_in9("verify", "--dataset", output)
+
+
+def test_a_dry_run_measures_and_says_what_there_is_to_do(
+    without_boxes: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    said = run_in9("generate", "--output", output, "--input", without_boxes, *IN9L, "--dry_run")
+    assert "val: 0 looked at already, 18 to look at" in said.stdout
+    assert "0 B layers" in said.stdout
+    assert not output.exists()
+
+
+def test_classes_are_balanced_where_that_is_asked_for(without_boxes: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    command = ("generate", "--output", output, "--input", without_boxes, *IN9L)
+    run_in9(*command, "--per_class", "min")
+    (samples,) = manifest_of(output)["samples"]["val"].values()
+    # One of the two pictures of a class is broken.
+    assert set(samples.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--variants", "original,no_fg"), "leave no_fg out of --variants"),
+        (("--segmenter", "box"), "leave --segmenter out"),
+        (("--fail_if", "bg_gap>0.1"), "the dataset has no mixed_same"),
+    ],
+)
+def test_what_needs_boxes_is_one_clear_line(
+    without_boxes: Path, tmp_path: Path, flags: tuple[str, ...], said: str
+) -> None:
+    command = ("run", "--output", tmp_path / "out", "--input", without_boxes, *IN9L)
+    done = run_in9(*command, *flags, check=2)
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_images_without_folder_or_annotation_have_no_class(
+    without_boxes: Path, tmp_path: Path
+) -> None:
+    flat = tmp_path / "input" / "val"
+    flat.mkdir(parents=True)
+    for image in without_boxes.glob("val/*/*.JPEG"):
+        shutil.copy(image, flat)
+    command = ("generate", "--output", tmp_path / "out", "--input", flat.parent, *IN9L)
+    done = run_in9(*command, check=2)
+    assert "nothing tells the class" in done.stderr
+    assert "--annotations" in done.stderr
+
+
+def test_an_image_that_changed_unseen_stops_the_job(in9l: Path, tmp_path: Path) -> None:
+    """Composing reads the input again: what it finds must be what was looked at."""
+    images = tmp_path / "input"
+    output = tmp_path / "out"
+    source = Path(json.loads((in9l / ".in9" / "input.json").read_text()))
+    shutil.copytree(source / "val", images / "val")
+    command = ("generate", "--output", output, "--input", images, *IN9L)
+    run_in9(*command)
+    *_, small, large = sorted(images.glob("val/*/*.JPEG"), key=lambda path: path.stat().st_size)
+    stat = large.stat()
+    content = small.read_bytes()
+    # Another picture of the same size and age.
+    large.write_bytes(content + bytes(stat.st_size - len(content)))
+    os.utime(large, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    done = run_in9(*command, "--jpeg_quality", 50, "--overwrite", check=1)
+    assert f"{large} gives another layer than it did" in done.stderr
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bicubic"])
+@given(
+    width=st.integers(1, 90),
+    height=st.integers(1, 90),
+    crop=st.integers(1, 24),
+    extra=st.integers(0, 8),
+)
+def test_a_picture_is_resized_and_cropped_as_a_layer_is(
+    interpolation: str, width: int, height: int, crop: int, extra: int
+) -> None:
+    pixels = np.random.default_rng(width * 91 + height).integers(
+        0, 256, (height, width, 3), np.uint8
+    )
+    resize = crop + extra
+    found = crop_whole(encode_png(pixels), resize=resize, crop=crop, interpolation=interpolation)
+    transform = ResizeCrop.of(native_width=width, native_height=height, resize=resize, crop=crop)
+    assert found.image is not None
+    assert found.reason is None
+    assert (found.width, found.height) == (width, height)
+    np.testing.assert_array_equal(found.image, transform.image(pixels, interpolation))
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_raise(data: bytes) -> None:
+    found = crop_whole(data, resize=16, crop=16, interpolation="nearest")
+    assert (found.image is None) == (found.reason is not None)
+    assert (found.digest is None) == (found.image is None)
+
+
+def test_a_picture_too_narrow_to_be_resized_is_rejected() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (2000, 1)).save(buffer, "PNG")
+    found = crop_whole(buffer.getvalue(), resize=256, crop=224, interpolation="nearest")
+    assert found.reason == Reason.TOO_MANY_PIXELS
+    assert found.width == 2000
+    assert decode_image(buffer.getvalue()).shape == (1, 2000, 3)
+
+
+def test_only_what_decides_the_picture_identifies_it() -> None:
+    whole = SegmentConfig(selection="in9l")
+    assert whole.fingerprint() != SegmentConfig().fingerprint()
+    assert dataclasses.replace(whole, grabcut_seed=7).fingerprint() == whole.fingerprint()
+    assert dataclasses.replace(whole, image_size=96).fingerprint() != whole.fingerprint()

@@ -1,0 +1,148 @@
+"""`pipeline.open_dataset`: a dataset as a sequence of (image, label, meta), without Beam."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import ONE, run_in9
+from gcs import BUCKET, gcs_server
+
+import pipeline
+from pipeline.errors import UsageError
+from pipeline.reading import DatasetReader
+from pipeline.storage import Store
+from transforms.codec import decode_image
+from transforms.taxonomy import IN9_NAMES
+from transforms.variants import PAPER
+
+
+@pytest.fixture(scope="module")
+def in_tars(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A versioned dataset in tars alone, made of the small pictures with their boxes as masks."""
+    output = tmp_path_factory.mktemp("tars") / "out"
+    command = ("generate", "--output", output, "--input", small_sample, "--segmenter", "box")
+    run_in9(*command, *ONE, "--formats", "webdataset", "--versioned", "--images_per_shard", 6)
+    return output
+
+
+def test_it_is_a_sequence_of_images_labels_and_what_is_known_of_them(one_worker: Path) -> None:
+    dataset = pipeline.open_dataset(one_worker, "mixed_next")
+    assert (dataset.variants, dataset.splits, dataset.classes) == (PAPER, ("val",), IN9_NAMES)
+    rows = [
+        row
+        for file in sorted((one_worker / "parquet" / "mixed_next").glob("*.parquet"))
+        for row in pq.read_table(file).to_pylist()
+    ]
+    assert len(dataset) == len(rows) > 10
+    for row, (image, label, meta) in zip(rows, dataset, strict=True):
+        assert image.shape == (224, 224, 3)
+        assert image.dtype == np.uint8
+        np.testing.assert_array_equal(image, decode_image(row.pop("image")["bytes"]))
+        assert label == row.pop("label")
+        assert meta == row
+        assert meta["bg_label"] not in (None, label)
+    assert repr(dataset) == f"<{len(rows)} images of val, mixed_next, in {one_worker}>"
+
+
+@pytest.mark.parametrize("variant", ["original", "fg_mask"])
+@pytest.mark.parametrize("dataset", ["one_worker", "in_tars"])
+def test_every_image_is_found_by_position_and_by_key(
+    dataset: str, variant: str, request: pytest.FixtureRequest
+) -> None:
+    opened = pipeline.open_dataset(request.getfixturevalue(dataset), variant)
+    found = list(opened)
+    for position, (image, label, meta) in enumerate(found):
+        for place in (position, position - len(opened), meta["key"]):
+            again = opened[place]
+            np.testing.assert_array_equal(again[0], image)
+            assert again[1:] == (label, meta)
+        assert meta["key"] in opened
+    assert len({meta["key"] for _, _, meta in found}) == len(opened) > 10
+    for place in (len(opened), -len(opened) - 1):
+        with pytest.raises(IndexError, match=f"image {place} of {len(opened)}"):
+            opened[place]
+    with pytest.raises(KeyError, match="no such"):
+        opened["no such"]
+    assert "no such" not in opened
+    assert 0 not in opened
+
+
+def test_all_variants_are_of_the_same_images(in_tars: Path) -> None:
+    dataset = pipeline.open_dataset(in_tars)
+    assert dataset.variant == "original"
+    keys = [meta["key"] for _, _, meta in dataset]
+    for variant in dataset.variants:
+        assert [meta["key"] for _, _, meta in dataset.select(variant)] == keys
+    foreground = dataset.select("fg_mask")[0][0] == 255
+    silhouette = dataset.select("no_fg")[0][0]
+    # Black but for what JPEG makes of its edges.
+    assert silhouette[foreground].max() < 32 < silhouette[~foreground].max()
+
+
+def test_what_is_not_there_is_said(one_worker: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no finished dataset"):
+        pipeline.open_dataset(tmp_path)
+    with pytest.raises(ValueError, match="no variant 'mixed'; the dataset has original, only_bg_b"):
+        pipeline.open_dataset(one_worker, "mixed")
+    with pytest.raises(ValueError, match="no split 'train'; the dataset has val"):
+        pipeline.open_dataset(one_worker).select(split="train")
+
+
+def test_a_reader_can_be_pickled_after_it_was_used(one_worker: Path) -> None:
+    dataset = pipeline.open_dataset(one_worker)
+    expected = dataset[3][2]["key"]
+    again = pickle.loads(pickle.dumps(dataset))
+    assert isinstance(again, DatasetReader)
+    assert again[3][2]["key"] == expected
+
+
+def test_neither_beam_nor_torch_is_imported(in_tars: Path) -> None:
+    code = (
+        "import sys, pipeline\n"
+        "light = set(sys.modules)\n"
+        f"assert len(list(pipeline.open_dataset({str(in_tars)!r}))) > 10\n"
+        "print('pyarrow' in light, 'apache_beam' in sys.modules, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.stdout == "False False False\n"
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    before = os.environ.get("STORAGE_EMULATOR_HOST")
+    with gcs_server() as url:
+        os.environ["STORAGE_EMULATOR_HOST"] = url
+        yield url
+    if before is None:
+        del os.environ["STORAGE_EMULATOR_HOST"]
+    else:
+        os.environ["STORAGE_EMULATOR_HOST"] = before
+
+
+@pytest.mark.parametrize("dataset", ["one_worker", "in_tars"])
+def test_a_bucket_is_read_as_a_folder_is(
+    server: str, dataset: str, request: pytest.FixtureRequest
+) -> None:
+    here = Store(str(request.getfixturevalue(dataset)))
+    there = Store.at(f"gs://{BUCKET}/{dataset}")
+    paths = [path for path in here.walk("") if "layers/" not in path]
+    here.copy_into(there, [(path, path) for path in paths])
+    local, remote = pipeline.open_dataset(here.root), pipeline.open_dataset(there.root)
+    assert len(remote) == len(local)
+    for ours, theirs in ((next(iter(local)), next(iter(remote))), (local[-1], remote[-1])):
+        np.testing.assert_array_equal(ours[0], theirs[0])
+        assert ours[1:] == theirs[1:]
