@@ -44,12 +44,17 @@ def logits_file(folder: str, split: str, shard: int) -> str:
     return f"results/{folder}/logits/{split}-{shard:05d}.parquet"
 
 
-def keys_to_keep(dataset: Dataset, split: str, shard: int) -> frozenset[str]:
+def keys_to_keep(dataset: Dataset, split: str, shard: int, most: int = MOST) -> frozenset[str]:
     """Which images of an output shard the outputs of are kept.
 
     Shards are buckets of a hash of the key and hold about as many images each, so every shard
-    keeps its share of `MOST`, those with the lowest keyed hashes: which ones depends on no other
+    keeps its share of `most`, those with the lowest keyed hashes: which ones depends on no other
     shard, so one that is unchanged keeps what it has.
+
+    Args:
+      dataset: a finished one.
+      split, shard: of it.
+      most: images of all shards together.
 
     Returns:
       Their keys; none if the dataset does not have the variant.
@@ -59,7 +64,7 @@ def keys_to_keep(dataset: Dataset, split: str, shard: int) -> frozenset[str]:
     shards = dataset.manifest.shards[split].output
     rows = read_rows(dataset.store, index_file(split, shard, shards), ["key", "selected"])
     keys = [row["key"] for row in rows if row["selected"]]
-    return frozenset(_lowest(keys, max(1, MOST // shards)))
+    return frozenset(_lowest(keys, max(1, most // shards)))
 
 
 def _lowest(keys: Iterable[str], most: int) -> list[str]:
