@@ -35,6 +35,7 @@ from pipeline.lock import DATASET_LOCK, TABLES_LOCK, held
 from pipeline.main_job import MainJob
 from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.own_variants import own_names
+from pipeline.power import describe_power
 from pipeline.progress import Progress
 from pipeline.released.export_command import run_export
 from pipeline.released.import_command import run_import
@@ -301,7 +302,7 @@ def _say(
     with held(store, TABLES_LOCK, wait=60):
         summaries, stale = write_tables(store, dataset.manifest.fingerprint)
     if models:
-        print(accuracy_table(summaries))
+        print("\n".join([accuracy_table(summaries), *describe_power(summaries)]))
     if stale:
         print(f"of an earlier dataset, so not in the tables: {', '.join(stale)}")
     if models:
@@ -320,7 +321,7 @@ def _report(arguments: argparse.Namespace) -> int:
         summaries, stale = write_tables(store, dataset.manifest.fingerprint)
     write_report(store, imagenet9(), arguments.pictures)
     if summaries:
-        print(accuracy_table(summaries))
+        print("\n".join([accuracy_table(summaries), *describe_power(summaries)]))
     if stale:
         print(f"of an earlier dataset, so not in the tables: {', '.join(stale)}")
     if versions:

@@ -29,8 +29,10 @@ from pipeline.dataset import Dataset
 from pipeline.errors import JobError, ModelError
 from pipeline.failures import FailedModel, forget_failure, note_failure, sort_results
 from pipeline.lock import TABLES_LOCK, held, model_lock
+from pipeline.logits import PROBED, LogitsKeeper, batches_with, keys_to_keep, logits_file
 from pipeline.memory import keep_freed_memory
 from pipeline.models import LoadedModel
+from pipeline.power import power_of
 from pipeline.predict import PredictConfig, Predictor
 from pipeline.progress import Progress
 from pipeline.records import ShardFiles, read_about, write_table
@@ -180,26 +182,47 @@ class Predict(beam.DoFn):
     ) -> str:
         evaluation = self._evaluation
         path, checksum, is_there = find_predictions(evaluation, dataset, model, shard)
-        if is_there:
+        logits_path = logits_file(
+            result_folder(model.name, evaluation.how), evaluation.split, shard
+        )
+        about = read_about(evaluation.store, logits_path)
+        missing = about is None or about.fingerprint != checksum
+        keeper = LogitsKeeper(
+            keys_to_keep(dataset, evaluation.split, shard) if missing else frozenset()
+        )
+        if is_there and not keeper.keys:
             count("prediction_shards_kept")
             return path
-        variants = _pictures(dataset)
-
-        def samples() -> Iterator[Sample]:
-            for variant in variants:
-                for sample in dataset.samples(evaluation.split, shard, variant):
-                    yield dataclasses.replace(sample, fields={**sample.fields, "variant": variant})
+        samples = _samples(dataset, evaluation.split, shard)
+        if is_there:
+            # Of an earlier release, or lost: scores depend on what shares a batch in their last
+            # digits, so batches stay what they were.
+            samples = batches_with(samples, evaluation.predict.batch_size, PROBED, keeper.keys)
 
         output_labels = labels_of_outputs(model.num_outputs, self._taxonomy)
         tables = [PREDICTION_SCHEMA.empty_table()]
-        with contextlib.closing(predictor.logits(samples())) as batches:
+        with contextlib.closing(predictor.logits(samples)) as batches:
             for batch, logits in batches:
-                tables.append(_prediction_table(model.name, batch, logits, output_labels))
+                keeper.add(batch, logits)
+                if not is_there:
+                    tables.append(_prediction_table(model.name, batch, logits, output_labels))
                 count("pictures_predicted", len(batch))
-        table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-        count_written([write_table(evaluation.store, path, table, ShardFiles(checksum, ()))])
-        count("prediction_shards_made")
+        about = ShardFiles(checksum, ())
+        if keeper.keys:
+            count_written([write_table(evaluation.store, logits_path, keeper.table(), about)])
+            count("logit_shards_made")
+        if not is_there:
+            table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+            count_written([write_table(evaluation.store, path, table, about)])
+            count("prediction_shards_made")
         return path
+
+
+def _samples(dataset: Dataset, split: str, shard: int) -> Iterator[Sample]:
+    """Samples of all variants of a shard, with their variant as a field."""
+    for variant in _pictures(dataset):
+        for sample in dataset.samples(split, shard, variant):
+            yield dataclasses.replace(sample, fields={**sample.fields, "variant": variant})
 
 
 def _pictures(dataset: Dataset) -> tuple[str, ...]:
@@ -311,9 +334,11 @@ class Summarise(beam.DoFn):
             store.update(summary_file(folder), data)
             forget_failure(store, spec, summary["model"], self._evaluation.how)
             current = {shard.path for shard in shards}
-            for path in list(store.walk(f"results/{folder}/predictions")):
-                if path not in current:
-                    store.delete(path)
+            current |= {logits_file(folder, self._evaluation.split, n) for n in expected}
+            for kind in ("predictions", "logits"):
+                for path in list(store.walk(f"results/{folder}/{kind}")):
+                    if path not in current:
+                        store.delete(path)
         with held(store, TABLES_LOCK, wait=60):
             write_tables(store, dataset.manifest.fingerprint)
         store.remove_temporary()
@@ -322,13 +347,16 @@ class Summarise(beam.DoFn):
     def _summary(self, dataset: Dataset, shards: list[EvaluatedShard]) -> dict[str, Any]:
         predictions = read_predictions(self._evaluation.store, [shard.path for shard in shards])
         images = Images.read(dataset, self._evaluation.split)
+        about = json.loads(shards[0].about)
+        folder = result_folder(about["model"], about["evaluation"])
         return {
-            **json.loads(shards[0].about),
+            **about,
             "entry": self._evaluation.models[shards[0].order],
             "dataset": dataset.manifest.fingerprint,
             "libraries": {name: metadata.version(name) for name in _LIBRARIES},
             "evaluate_version": EVALUATE_VERSION,
             **summarise(dataset, images, predictions, imagenet9()),
+            "power": power_of(dataset, images, folder, self._evaluation.split),
         }
 
 

@@ -1,6 +1,7 @@
 """Results of evaluation: where they lie, and reading them.
 
 results/<model>/predictions/<split>-NNNNN.parquet   every single prediction
+results/<model>/logits/<split>-NNNNN.parquet        its outputs on backgrounds (pipeline.logits)
 results/<model>/summary.json                        what was run, and what it shows
 results/*.csv, results/latex/*.tex                  tables of all models of this dataset
 """
@@ -22,7 +23,7 @@ SUMMARY_VERSION = 2
 """Form of summaries, and of what is computed for them from predictions. Those of another one
 are made again from the predictions, without the model."""
 
-PARTS = ("accuracy", "gaps", "per_class", "confusion", "decomposition", "groups", "sizes")
+PARTS = ("accuracy", "gaps", "per_class", "confusion", "decomposition", "groups", "sizes", "power")
 """Parts of a summary, a list of rows each; `pipeline.tables` says what their columns mean."""
 
 PREDICTION_SCHEMA = pa.schema(

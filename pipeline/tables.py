@@ -105,6 +105,16 @@ TABLES = {
         ),
         "accuracy on images whose foreground takes a share of the picture in [fg_low, fg_high)",
     ),
+    "power": Table(
+        "power",
+        (
+            *("model", "variant", "images", "units", "accuracy", "ci_low", "ci_high", "chance"),
+            *("has_power", *_RUN),
+        ),
+        "accuracy of a linear probe that tells the class from the model's outputs on pictures "
+        "of backgrounds, cross-validated by unit; chance is the share of the largest class. "
+        "Without power, a BG-Gap near 0 says nothing about the model",
+    ),
 }
 """By name of the file. Accuracies, shares and bounds are fractions, intervals 95 %."""
 

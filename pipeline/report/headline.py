@@ -99,7 +99,10 @@ def _row(
         cells[variant] = _cell(found, "accuracy", published, "")
     gap = model.row("gaps", label_rule=rule)
     published = tuple((source, of[GAP]) for source, of in known if GAP in of)
-    cells[GAP] = _cell(gap, "gap", published, _replicates(gap))
+    power = model.row("power")
+    no_power = "no power" if power and not power["has_power"] else ""
+    note = ", ".join(filter(None, (_replicates(gap), no_power)))
+    cells[GAP] = _cell(gap, "gap", published, note)
     return Row(model.name, model.error, cells)
 
 

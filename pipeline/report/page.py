@@ -56,6 +56,7 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
         models=evidence.evaluated,
         headline=headline,
         gap_column=GAP,
+        power=[(m.name, row) for m in evidence.evaluated for row in m.rows("power")],
         differences=read_differences(evidence, headline.variants),
         rule=RULE,
         tiles=[

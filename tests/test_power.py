@@ -1,0 +1,230 @@
+"""Power of BG-Gap: the probe by known cases and simulation, and through the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import run_in9
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.dataset import Dataset
+from pipeline.logits import batches_with, keys_to_keep
+from pipeline.sinks import Sample
+from pipeline.storage import Store
+from transforms.probe import cross_validated, fit_ridge, folds_of, power_of_outputs
+
+MODEL = "efficientnet_lite0"
+
+
+def keys(n: int, seed: int = 0) -> list[str]:
+    return [f"{seed}-{number}" for number in range(n)]
+
+
+def test_ridge_is_the_solution_of_its_normal_equations() -> None:
+    """And the penalty is the one that explicit leaving out finds best."""
+    rng = np.random.default_rng(0)
+    for n, k in ((30, 5), (12, 40)):
+        x, y = rng.normal(size=(n, k)), rng.normal(size=(n, 3))
+        y[:, 0] += x[:, 0]
+        centred = x - x.mean(axis=0)
+        squares = np.linalg.svd(centred, compute_uv=False) ** 2
+        kept = squares[squares > 1e-9 * squares[0]]
+
+        def solve(x: np.ndarray, y: np.ndarray, penalty: float) -> np.ndarray:
+            c = x - x.mean(axis=0)
+            return np.linalg.solve(c.T @ c + penalty * np.eye(x.shape[1]), c.T @ (y - y.mean(0)))
+
+        errors = []
+        for penalty in 10.0 ** np.arange(-3, 4) * kept.mean():
+            error = 0.0
+            for out in range(n):
+                # Ridge with the means of all rows but one, and the same penalty.
+                rest = np.arange(n) != out
+                weights = solve(x[rest], y[rest], penalty)
+                said = (x[out] - x[rest].mean(axis=0)) @ weights + y[rest].mean(axis=0)
+                error += float(((y[out] - said) ** 2).sum())
+            errors.append((error, penalty))
+        np.testing.assert_allclose(fit_ridge(x, y), solve(x, y, min(errors)[1]), atol=1e-6)
+
+
+def test_a_held_out_picture_never_teaches_its_own_class() -> None:
+    """Units whose pictures are copies of each other, with classes at random: a probe that saw a
+    copy would be right on the other."""
+    rng = np.random.default_rng(1)
+    features = np.repeat(rng.normal(size=(40, 60)), 5, axis=0)
+    labels = np.repeat(rng.integers(0, 4, 40), 5)
+    units = np.repeat(np.asarray(keys(40), object), 5)
+    by_unit = power_of_outputs(features, labels, units)
+    alone = power_of_outputs(features, labels, keys(200))
+    assert by_unit is not None
+    assert alone is not None
+    assert alone.accuracy > 0.95
+    assert not by_unit.has_power
+    assert (by_unit.units, by_unit.images) == (40, 200)
+    assert by_unit.high - by_unit.low > 1.5 * (alone.high - alone.low)
+
+
+def test_the_interval_is_honest_without_signal_and_sees_one() -> None:
+    """Of 200 data sets without signal, few lie above chance: 2.5 % of 200 is 5, and 12 has a
+    chance of 0.3 %. With a signal, nearly all of 20 do."""
+    rng = np.random.default_rng(2)
+    labels = np.arange(90) % 9
+
+    def power(seed: int, signal: float) -> bool:
+        features = rng.normal(size=(90, 12))
+        features[:, :9] += signal * np.eye(9)[labels]
+        found = power_of_outputs(features, labels, keys(90, seed))
+        assert found is not None
+        assert found.chance == pytest.approx(1 / 9)
+        return found.has_power
+
+    assert sum(power(seed, 0) for seed in range(200)) <= 12
+    assert sum(power(seed, 1.5) for seed in range(20)) >= 18
+
+
+def test_without_signal_a_probe_is_not_worse_than_chance() -> None:
+    """Cross-validation holds back the class that it then is asked for; shares of all pictures
+    make up for that."""
+    rng = np.random.default_rng(3)
+    labels = np.arange(100) % 2
+    means = [
+        (
+            cross_validated(rng.normal(size=(100, 3)), labels, folds_of(keys(100, seed))) == labels
+        ).mean()
+        for seed in range(100)
+    ]
+    assert 0.47 < np.mean(means) < 0.53
+    # Of unequal classes, the largest is the guess.
+    labels = (np.arange(100) % 10 == 0).astype(int)
+    constant = np.zeros((100, 3))
+    assert (cross_validated(constant, labels, folds_of(keys(100))) == 0).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 1000))
+def test_probes_of_any_shape_have_an_interval_around_their_accuracy(
+    n: int, classes: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    outputs = rng.normal(size=(n, 5)).astype(np.float16)
+    outputs[0, 0] = np.nan
+    labels = rng.integers(0, classes, n)
+    found = power_of_outputs(outputs, labels, keys(n, seed))
+    if found is None:
+        assert len(set(folds_of(keys(n, seed)).tolist())) == 1
+        return
+    assert 0 <= found.low <= found.accuracy <= found.high <= 1
+    assert found.chance == np.bincount(labels).max() / n
+    again = rng.permutation(n)
+    assert power_of_outputs(outputs[again], labels[again], np.array(keys(n, seed))[again]) == found
+
+
+def test_another_unit_moves_none_to_another_fold() -> None:
+    few, more = folds_of(keys(50)), folds_of(keys(500))
+    assert np.array_equal(few, more[:50])
+    assert set(more.tolist()) == set(range(5))
+    with pytest.raises(ValueError, match="2 outputs, 2 labels, 1 units"):
+        power_of_outputs(np.zeros((2, 3)), np.zeros(2, int), ["a"])
+
+
+@given(st.integers(1, 7), st.integers(0, 40), st.sets(st.integers(0, 39)))
+def test_wanted_batches_are_cut_as_all_are(size: int, n: int, wanted: set[int]) -> None:
+    samples = [
+        Sample(str(number), b"", "png", {"variant": variant})
+        for variant in ("original", "only_bg_t", "no_fg")
+        for number in range(n)
+    ]
+    batches = [samples[first : first + size] for first in range(0, len(samples), size)]
+    names = frozenset(str(number) for number in wanted if number < n)
+    found = list(batches_with(samples, size, "only_bg_t", names))
+    again = [found[first : first + size] for first in range(0, len(found), size)]
+    assert all(batch in batches for batch in again)
+    assert names <= {s.key for s in found if s.fields["variant"] == "only_bg_t"}
+
+
+@pytest.fixture(scope="module")
+def powerless(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """18 small pictures, too few for a probe. Not to be changed."""
+    output = tmp_path_factory.mktemp("power") / "out"
+    flags = ("--image_size", 64, "--resize", 72, "--pictures", "none", "--models", MODEL)
+    flags += ("--variants", "original,only_bg_t,mixed_same,mixed_rand", "--images_per_shard", 6)
+    flags += ("--batch_size", 4)
+    done = run_in9("run", "--input", small_sample, "--output", output, *flags)
+    assert "BG-Gap has no power for efficientnet_lite0 (" in done.stdout
+    return output
+
+
+def test_the_table_the_page_and_the_terminal_say_that_there_is_no_power(powerless: Path) -> None:
+    with (powerless / "results" / "power.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["model"] == MODEL
+    assert row["has_power"] == "False"
+    assert float(row["ci_low"]) <= float(row["chance"])
+    page = " ".join((powerless / "report.html").read_text().split())
+    assert "<strong>No power:</strong>" in page
+    assert f"{100 * float(row['accuracy']):.1f} %" in page
+    assert "BG-Gap has no power" in run_in9("report", "--dataset", powerless).stdout
+
+
+def test_kept_outputs_are_the_models_and_give_the_row(powerless: Path) -> None:
+    dataset = Dataset.open(Store(str(powerless)))
+    folder = powerless / "results" / MODEL
+    tables = [pq.read_table(path) for path in sorted((folder / "logits").glob("*.parquet"))]
+    assert len(tables) == len(dataset.shards("val")) > 1
+    outputs = {
+        row["key"]: np.asarray(row["logits"], np.float16)
+        for table in tables
+        for row in table.to_pylist()
+    }
+    predicted = pq.read_table(folder / "predictions").to_pylist()
+    of_rule = [r for r in predicted if r["label_rule"] == "argmax_then_map"]
+    winners = {r["key"]: r["output"] for r in of_rule if r["variant"] == "only_bg_t"}
+    assert outputs.keys() == winners.keys()
+    for key, row in outputs.items():
+        assert len(row) == 1000
+        assert row[winners[key]] == row.max()
+    labels = {r["key"]: r["label"] for r in of_rule}
+    names = sorted(outputs)
+    found = power_of_outputs(
+        np.stack([outputs[name] for name in names]), np.array([labels[n] for n in names]), names
+    )
+    (row,) = json.loads((folder / "summary.json").read_text())["power"]
+    assert found is not None
+    assert (row["accuracy"], row["ci_low"]) == (found.accuracy, found.low)
+    assert (row["ci_high"], row["chance"]) == (found.high, found.chance)
+
+
+def test_outputs_that_are_missing_are_made_again_alone_and_the_same(
+    powerless: Path, tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(powerless, tmp_path / "out"))
+    folder = output / "results" / MODEL
+    before = {path.name: path.read_bytes() for path in (folder / "logits").iterdir()}
+    shutil.rmtree(folder / "logits")
+    summary = json.loads((folder / "summary.json").read_text())
+    del summary["power"]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    done = run_in9("evaluate", "--dataset", output, "--models", MODEL, "--batch_size", 4)
+    pictures = sum(Dataset.open(Store(str(output))).pictures("val", n) for n in range(3))
+    said = int(done.stdout.split(" pictures predicted")[0].rpartition(" ")[2])
+    assert 0 < said < pictures
+    assert {path.name: path.read_bytes() for path in (folder / "logits").iterdir()} == before
+    assert json.loads((folder / "summary.json").read_text())["power"]
+    done = run_in9("evaluate", "--dataset", output, "--models", MODEL, "--batch_size", 4)
+    assert "nothing to do" in done.stdout
+
+
+def test_of_many_images_each_shard_keeps_its_share(powerless: Path) -> None:
+    dataset = Dataset.open(Store(str(powerless)))
+    shards = dataset.shards("val")
+    every = [keys_to_keep(dataset, "val", shard) for shard in shards]
+    fewer = [keys_to_keep(dataset, "val", shard, 2 * len(shards)) for shard in shards]
+    assert all(few <= all_ for few, all_ in zip(fewer, every, strict=True))
+    assert [len(few) for few in fewer] == [min(2, len(all_)) for all_ in every]

@@ -1,0 +1,106 @@
+"""The reference against the code it is made from, the commands of all pages against the command
+line, and the tutorial's sample as it is told."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pandas
+import pytest
+from conftest import run_in9
+
+from pipeline.flags import COMMANDS, build_parser
+from pipeline.meanings import REASONS, meaning
+from pipeline.reference import FILES, RESULTS, reference
+from transforms.filters import Reason
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_BLOCK = re.compile(r"^```(bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_COMMAND = re.compile(r"(?:\w+=\S+ )*(?:\S*/)?in9 (.*)")
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """Words behind `in9` of every command line in a page's blocks of shell."""
+    found = []
+    for kind, block in _BLOCK.findall(text):
+        for line in block.replace("\\\n", " ").splitlines():
+            is_command = kind == "bash" or line.startswith("$ ")
+            command = _COMMAND.fullmatch(line.removeprefix("$ "))
+            if is_command and command:
+                words = shlex.split(command[1].split(" > ")[0], comments=True)
+                found.append(words)
+    return found
+
+
+def test_the_reference_is_what_the_code_says() -> None:
+    there = (ROOT / "docs" / "reference.md").read_text()
+    assert there == "\n".join(reference()) + "\n", (
+        "python -m pipeline.reference > docs/reference.md"
+    )
+
+
+def test_every_flag_column_and_reason_has_a_line() -> None:
+    text = (ROOT / "docs" / "reference.md").read_text()
+    for command, (_, _, adders) in COMMANDS.items():
+        assert f"\n| `in9 {command}` |" in text
+        parser = argparse.ArgumentParser(add_help=False)
+        for add in adders:
+            add(parser)
+        for action in parser._actions:
+            if action.option_strings and action.help != argparse.SUPPRESS:
+                rows = re.findall(rf"^\| `{action.option_strings[0]}[ `].*$", text, re.MULTILINE)
+                assert any(command in row.split("|")[-2] for row in rows), (command, action)
+    for name, (columns, _) in RESULTS.items():
+        assert all(f"\n| `{column}` | {meaning(name, column)} | " in text for column in columns)
+    for _, schema, _ in FILES.values():
+        assert all(f"\n| `{column}` | `" in text for column in schema.names)
+    assert list(REASONS) == list(Reason)
+    assert "\n| `--per_class all\\|min\\|N` | `all` | balance of the classes (all) |" in text
+    with pytest.raises(KeyError, match="column spin of gaps"):
+        meaning("gaps", "spin")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_is_one(page: Path) -> None:
+    for words in commands_of(page.read_text()):
+        arguments, rest = build_parser().parse_known_args(words)
+        assert arguments.command == words[0]
+        # What is left is for Beam, whose flags none of our pages spells with a value alone.
+        assert all(word.startswith("--") for word in rest[:1]), words
+
+
+def test_commands_are_found_in_the_pages() -> None:
+    found = {words[0] for page in PAGES for words in commands_of(page.read_text())}
+    assert {"run", "evaluate", "attack", "saliency", "export", "import", "models"} <= found
+
+
+def test_the_tutorials_sample_is_as_told(
+    sample_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "docs" / "tutorial.md").read_text()
+    text = text[text.index("## The sample") : text.index("## ImageNet")]
+    shutil.copytree(sample_run, tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    first, *others = commands_of(text)
+    assert first == ["run", "--output", "out"]
+    assert [words[0] for words in others] == ["evaluate", "report", "verify"]
+    for words in others:
+        done = run_in9(*words)
+        if words[0] == "report":
+            printed = text.split("$ in9 run --output out\n")[1].split("```")[0]
+            assert printed in done.stdout
+            assert "no power" not in done.stdout
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "data:image" not in page
+
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    scope: dict[str, pandas.DataFrame] = {}
+    exec(code, scope)
+    counts = scope["index"].status.value_counts().to_dict()
+    said = ", ".join(f"`{status}` {n}" for status, n in counts.items())
+    assert f"{said}:" in text
