@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import setup
 
 PARTS = (
-    *("attack", "changes", "dataflow", "figures", "imagenet"),
+    *("attack", "changes", "dataflow", "figures", "imagenet", "training"),
     *("models", "released", "report", "saliency", "segmenters", "sources"),
     "training",
 )

@@ -304,6 +304,66 @@ def add_run_saliency_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_train_flags(parser: argparse.ArgumentParser) -> None:
+    """What is trained on what, and how."""
+    group = parser.add_argument_group("training")
+    add = group.add_argument
+    add("--variant", default="original", metavar="NAME", help="version to train on (original)")
+    add(
+        "--arch",
+        default="resnet50",
+        metavar="NAME",
+        help="architecture of timm, see: in9 models list (resnet50)",
+    )
+    _switch(group, "--pretrained", "begin with its weights for ImageNet")
+    add("--weights", metavar="DIR", help="take these weights from here; see: in9 models fetch")
+    add("--epochs", type=_count, default=200, metavar="N", help="passes over the images (200)")
+    add("--batch_size", type=_count, default=256, metavar="N", help="of all processes (256)")
+    add("--lr", type=float, default=0.1, metavar="X", help="rate, / 10 after each quarter (0.1)")
+    add("--momentum", type=float, default=0.9, metavar="X", help="of SGD (0.9)")
+    add("--weight_decay", type=float, default=1e-4, metavar="X", help="of SGD (1e-4)")
+    add(
+        "--color_jitter",
+        type=float,
+        default=0.1,
+        metavar="X",
+        help="of brightness, contrast, saturation (0.1)",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="decides everything on a CPU (0)")
+    group = parser.add_argument_group("images")
+    add = group.add_argument
+    add("--split", default=None, metavar="NAME", help="to train on (train)")
+    add("--val_split", default=None, metavar="NAME", help="to validate on (val, if there is one)")
+    add(
+        "--holdout",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="leave this share of the split out and validate on it (none)",
+    )
+    group = parser.add_argument_group("job")
+    add = group.add_argument
+    add("--output", metavar="DIR", help="folder of the training (DATASET/models/NAME)")
+    add("--device", default="auto", metavar="auto|cpu|cuda", help="where it runs (auto)")
+    add(
+        "--precision",
+        default="auto",
+        metavar="NAME",
+        help="fp32, tf32, bf16, fp16 (on a GPU bf16, or fp16; on a CPU fp32)",
+    )
+    _switch(group, "--require_gpu", "fail if there is no GPU")
+    add(
+        "--workers",
+        type=int,
+        default=None,
+        metavar="N",
+        help="processes that load pictures (by the cores)",
+    )
+    add("--stop_after", type=_count, metavar="N", help="leave after epoch N, to go on later")
+    _switch(group, "--tensorboard", "write events for TensorBoard, too")
+    _switch(group, "--overwrite", "begin anew, whatever training the folder holds")
+
+
 def add_dataflow_flags(parser: argparse.ArgumentParser) -> None:
     """How a job is run on Dataflow."""
     group = _group(parser, "Dataflow")
@@ -427,6 +487,11 @@ COMMANDS: dict[str, tuple[str, str, tuple[Adder, ...]]] = {
             *(add_dataset_argument, add_models_flag, add_saliency_flags, add_evaluate_flags),
             *(add_report_flag, add_dataflow_flags),
         ),
+    ),
+    "train": (
+        "train a network on a variant; goes on where it was stopped",
+        "in9 train --dataset out --variant mixed_rand --arch resnet18 --epochs 50",
+        (add_dataset_argument, add_train_flags),
     ),
     "models": (
         "list the models that can be loaded, or store their weights in a folder",
