@@ -56,10 +56,11 @@ def result_folder(model: str, predict: Mapping[str, Any]) -> str:
     """
     chosen = (predict["split"], predict["eval_input"], predict["precision"])
     suffix = "".join(f"+{name}" for name in chosen if name not in ("val", "stored", "fp32"))
-    return _safe_name(model) + suffix
+    return safe_name(model) + suffix
 
 
-def _safe_name(model: str) -> str:
+def safe_name(model: str) -> str:
+    """A name that is one of a file, on every system; two of them never become one."""
     safe = re.sub(r"[^A-Za-z0-9._=-]", "_", model).lstrip(".") or "_"
     if safe == model:
         return safe

@@ -16,6 +16,7 @@ from pipeline.comparisons import COMPARISON_COLUMNS, compare_models
 from pipeline.csv_file import write_csv
 from pipeline.dataset import Dataset
 from pipeline.latex import latex_tables
+from pipeline.matrix.tables import write_matrix_tables
 from pipeline.results import all_summaries, is_current, read_summaries
 from pipeline.saliency.results import write_saliency_table
 from pipeline.storage import Store
@@ -131,6 +132,7 @@ def write_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list
     """
     write_attack_tables(store, dataset)
     write_saliency_table(store, dataset)
+    write_matrix_tables(store, dataset)
     old = [summary for summary in all_summaries(store) if not is_current(summary, dataset)]
     if old:
         refresh_summaries(Dataset.open(store), old, imagenet9())
