@@ -277,8 +277,7 @@ def _judge(
     Raises:
       JobError: none holds, but some could not be tested.
     """
-    how = {"split": evaluation.split, **dataclasses.asdict(evaluation.predict)}
-    verdicts = list(judge(conditions, summaries, evaluation.models, how))
+    verdicts = list(judge(conditions, summaries, evaluation.models, evaluation.how))
     for verdict in verdicts:
         if verdict.holds is not None:
             print(verdict.line, file=sys.stderr if verdict.holds else sys.stdout)

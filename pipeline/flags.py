@@ -397,15 +397,33 @@ def add_matrix_flags(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, metavar="N", help="processes that load pictures (by the cores)")
 
 
-def add_leakage_flags(
-    parser: argparse.ArgumentParser,
-    title: str = "models",
-    text: str = "test on this share of the images alone, left out by training with it",
+_HELD_OUT = "test on this share of the images alone, left out by training with it"
+
+
+def add_holdout_flag(
+    parser: argparse.ArgumentParser, title: str = "models", text: str = _HELD_OUT
 ) -> None:
-    """What keeps images that were trained on out of the test."""
+    """Which share of the images is for the test."""
     group = _group(parser, title)
     group.add_argument("--holdout", type=_share, default=0.0, metavar="X", help=text)
+
+
+def add_leakage_flags(
+    parser: argparse.ArgumentParser, title: str = "models", text: str = _HELD_OUT
+) -> None:
+    """What keeps images that were trained on out of the test."""
+    add_holdout_flag(parser, title, text)
+    group = _group(parser, title)
     _switch(group, "--allow_overlap", "test on images that were trained on, too, and mark it")
+
+
+def add_run_leakage_flags(parser: argparse.ArgumentParser) -> None:
+    """The same of the main job, which few give checkpoints of their own: no line in its help."""
+    inner = argparse.ArgumentParser(add_help=False)
+    add_leakage_flags(inner)
+    for action in inner._actions:
+        action.help = argparse.SUPPRESS
+        _group(parser, "models")._add_action(action)
 
 
 def _share(text: str) -> float:
@@ -505,7 +523,8 @@ COMMANDS: dict[str, tuple[str, str, tuple[Adder, ...]]] = {
         "in9 run --output out --input /data/imagenet --models resnet50,efficientnet_lite0",
         (
             *(add_input_flags, add_own_data_flags, add_models_flag, add_dataset_flags),
-            *(add_evaluate_flags, add_imagenet_flag, add_run_attack_flag),
+            *(add_evaluate_flags, add_run_leakage_flags, add_imagenet_flag),
+            add_run_attack_flag,
             *(add_run_saliency_flag, add_report_flag, add_condition_flags),
             add_dataflow_flags,
         ),
@@ -522,7 +541,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[Adder, ...]]] = {
         "accuracy of models on every variant, and BG-Gap, with intervals",
         "in9 evaluate --dataset out --models resnet50.a1_in1k,resnet18=trained.pth",
         (
-            *(add_dataset_argument, add_models_flag, add_evaluate_flags),
+            *(add_dataset_argument, add_models_flag, add_evaluate_flags, add_leakage_flags),
             *(add_imagenet_flag, add_report_flag, add_condition_flags),
             add_dataflow_flags,
         ),
@@ -532,6 +551,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[Adder, ...]]] = {
         "in9 attack --dataset out --models resnet50 --foregrounds 100 --backgrounds 100",
         (
             *(add_dataset_argument, add_models_flag, add_attack_flags, add_evaluate_flags),
+            add_leakage_flags,
             *(add_report_flag, add_dataflow_flags),
         ),
     ),
@@ -540,6 +560,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[Adder, ...]]] = {
         "in9 saliency --dataset out --models resnet50,resnet50=mixed_rand.pth --maps 9",
         (
             *(add_dataset_argument, add_models_flag, add_saliency_flags, add_evaluate_flags),
+            add_holdout_flag,
             *(add_report_flag, add_dataflow_flags),
         ),
     ),

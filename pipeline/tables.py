@@ -49,11 +49,12 @@ TABLES = {
         (
             *("model", "label_rule", "variant", "n", "correct", "accuracy", "ci_low", "ci_high"),
             *("class_mean_accuracy", "outside", "split", "input_size", "eval_input"),
-            *("precision", "device", "weights_sha256", "dataset", "error"),
+            *("precision", "device", "weights_sha256", "dataset", "holdout", "overlap", "error"),
         ),
         "accuracy of a model on a variant, with Wilson's interval, the mean over classes, and "
-        "the number of predictions outside the taxonomy; a model that failed is one row with "
-        "its error",
+        "the number of predictions outside the taxonomy; `holdout` is the share of the split "
+        "that was tested on, 0 for all of it, `overlap` how many of the images the model was "
+        "trained on, empty if it does not say; a model that failed is one row with its error",
     ),
     "gaps": Table(
         "gaps",
