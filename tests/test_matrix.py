@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from conftest import ONE, run_in9, stamps
 
+from pipeline.cli import main
 from pipeline.dataset import Dataset
 from pipeline.report.checklist import check_claims
 from pipeline.report.evidence import Evidence
@@ -134,9 +135,9 @@ def test_a_second_run_makes_what_is_missing_and_nothing_else(copied: Path) -> No
 
 
 def test_tests_on_trained_images_are_refused_and_marked(
-    probed: tuple[Path, str], evaluated: Path
+    copied: Path, evaluated: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output, _ = probed
+    output = copied
     entry = checkpoint(output, "mixed_rand")
     rows = rows_of(evaluated, "summary")
     marked = {row["overlap"] for row in rows if row["holdout"] in ("0", "0.0")}
@@ -148,10 +149,15 @@ def test_tests_on_trained_images_are_refused_and_marked(
     )
     assert marked == {str(trained)}
     for command in ("evaluate", "attack"):
-        done = run_in9(command, "--dataset", output, "--models", entry, check=2)
-        assert f"was trained on {trained} of the images" in done.stderr
-        assert "--holdout 0.5" in done.stderr
-        assert done.stderr.count("\n") == 1
+        assert main([command, "--dataset", str(output), "--models", entry]) == 2
+        said = capsys.readouterr().err
+        assert f"was trained on {trained} of the images" in said
+        assert "--holdout 0.5" in said
+        assert said.count("\n") == 1
+    # A row is refused before a cell of it is tested.
+    again = ("matrix", "--dataset", output, "--probe", "--variants", "original")
+    said = run_in9(*again, "--train_split", "val", check=2).stderr
+    assert "were trained on (row original)" in said
     page = (evaluated / "report.html").read_text()
     assert f"trained on {trained} of these images" in page
 
@@ -173,6 +179,7 @@ def test_an_attack_on_held_out_images(copied: Path) -> None:
     tested = len(keys_for_test(dataset, "val", Holdout(0.5)))
     (file,) = copied.glob("results/*/attack.json")
     content = json.loads(file.read_text())
+    assert not list((copied / "results").glob("*/summary.json"))
     assert (content["foregrounds"], content["backgrounds"]) == (tested, tested)
     assert content["overlap"] == 0
     assert content["trained"]["variant"] == "original"
@@ -201,16 +208,20 @@ def test_whole_networks_and_in9l(three_draws: Path, tmp_path: Path) -> None:
         (("--probe", "--holdout", 0.5, "--variants", "mixed"), "--variants mixed: the dataset has"),
         (("--probe", "--holdout", 0.5, "--train_split", "train"), "--holdout divides one split"),
         (("--probe", "--train_split", "test"), "--train_split test: the dataset has val"),
-        (("--probe", "--train_split", "val", "--variants", "original"), "were trained on"),
         (("--holdout", 2), "from 0 to below 1"),
         (("--arch", "resnet_50", "--holdout", 0.5), "no such architecture"),
         (("--probe", "--arch", "squeezenet1_1", "--holdout", 0.5), "network of timm"),
     ],
 )
-def test_what_does_not_fit_is_one_line(three_draws: Path, flags: Any, line: str) -> None:
-    done = run_in9("matrix", "--dataset", three_draws, *flags, check=2)
-    assert line in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_what_does_not_fit_is_one_line(
+    probed: tuple[Path, str], capsys: pytest.CaptureFixture[str], flags: Any, line: str
+) -> None:
+    before = stamps(probed[0])
+    assert main(["matrix", "--dataset", str(probed[0]), *map(str, flags)]) == 2
+    said = capsys.readouterr().err
+    assert line in said
+    assert said.count("\n") == 1
+    assert stamps(probed[0]) == before
 
 
 def matrix_of(overlap: int = 0) -> dict[str, Any]:
