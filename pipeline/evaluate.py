@@ -46,6 +46,8 @@ from pipeline.runner import usable_cores
 from pipeline.sinks import Sample
 from pipeline.storage import Store
 from pipeline.tables import write_tables
+from pipeline.training.leakage import Test, refuse_overlap, training_note
+from pipeline.training.parts import Holdout, keys_for_test
 from transforms.scoring import LABEL_RULES, labels_of_outputs
 from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import is_picture
@@ -70,6 +72,9 @@ class Evaluation:
         model at a time, so one for each device.
       hints: resource hints of the steps that run models, as (name, value).
       spread: whether groups are on machines of their own, so that each may use all cores.
+      holdout: share of the images that is tested on, as training with it leaves them out; 0 for
+        all images.
+      allow_overlap: whether images may be tested on that a model was trained on.
     """
 
     store: Store
@@ -82,6 +87,8 @@ class Evaluation:
     groups: int = 1
     hints: tuple[tuple[str, str], ...] = ()
     spread: bool = False
+    holdout: float = 0.0
+    allow_overlap: bool = False
 
     @property
     def threads(self) -> int:
@@ -91,7 +98,18 @@ class Evaluation:
     @property
     def how(self) -> dict[str, Any]:
         """How models are run, by flag name: tells two runs of a model apart."""
-        return {"split": self.split, **dataclasses.asdict(self.predict)}
+        predict = dataclasses.asdict(self.predict)
+        return {"split": self.split, "holdout": self.holdout, **predict}
+
+    def test_on(self, dataset: Dataset) -> Test:
+        """What models are tested on, of the dataset as it is."""
+        return Test(dataset, self.split, self.holdout, self.allow_overlap)
+
+    def keys(self, dataset: Dataset) -> frozenset[str] | None:
+        """The images that are tested on, None for all of them."""
+        if not self.holdout:
+            return None
+        return keys_for_test(dataset, self.split, Holdout(self.holdout))
 
     def on_workers(self, step: beam.PTransform) -> beam.PTransform:
         """Puts a step that runs models on the machines that are meant for it."""
@@ -142,6 +160,7 @@ class Predict(beam.DoFn):
             name = spec
             try:
                 with timed("evaluate"):
+                    refuse_overlap(spec, self._evaluation.test_on(dataset))
                     model, predictor = load_resident(spec, self._evaluation, self._taxonomy)
                 name = model.name
                 yield from self._evaluate(dataset, order, model, predictor, group, pictures)
@@ -184,10 +203,13 @@ class Predict(beam.DoFn):
             count("prediction_shards_kept")
             return path
         variants = _pictures(dataset)
+        keys = evaluation.keys(dataset)
 
         def samples() -> Iterator[Sample]:
             for variant in variants:
                 for sample in dataset.samples(evaluation.split, shard, variant):
+                    if keys is not None and sample.key not in keys:
+                        continue
                     yield dataclasses.replace(sample, fields={**sample.fields, "variant": variant})
 
         output_labels = labels_of_outputs(model.num_outputs, self._taxonomy)
@@ -222,6 +244,8 @@ def find_predictions(
         dataclasses.asdict(evaluation.predict),
         EVALUATE_VERSION,
         [file.sha256 for file in files],
+        # Groups may change where pictures do not.
+        *([sorted(keys)] if (keys := evaluation.keys(dataset)) is not None else []),
     )
     about = read_about(evaluation.store, path)
     return path, checksum, about is not None and about.fingerprint == checksum
@@ -272,6 +296,7 @@ def model_identity(model: LoadedModel, evaluation: Evaluation, dataset: Dataset)
             **evaluation.how,
             "input_size": model.preprocessing.input_size if fixed else stored,
         },
+        **training_note(model.name, evaluation.test_on(dataset)),
     }
 
 
@@ -321,7 +346,7 @@ class Summarise(beam.DoFn):
 
     def _summary(self, dataset: Dataset, shards: list[EvaluatedShard]) -> dict[str, Any]:
         predictions = read_predictions(self._evaluation.store, [shard.path for shard in shards])
-        images = Images.read(dataset, self._evaluation.split)
+        images = Images.read(dataset, self._evaluation.split, self._evaluation.holdout)
         return {
             **json.loads(shards[0].about),
             "entry": self._evaluation.models[shards[0].order],

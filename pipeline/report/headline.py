@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.report.evidence import Evidence, ModelResults
-from pipeline.report.published import PRETRAINED, TRAINED, published_for, trained_on
+from pipeline.report.judges import training_of
+from pipeline.report.published import PRETRAINED, TRAINED, published_for
 from transforms.scoring import LABEL_RULES
 
 GAP = "BG-Gap"
@@ -38,11 +39,13 @@ class Row:
       name: of the model.
       error: why it has no numbers, "" if it has.
       cells: by variant, and BG-Gap.
+      warning: what to know before believing them, "" for nothing.
     """
 
     name: str
     error: str
     cells: dict[str, Cell]
+    warning: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +91,8 @@ def _row(model: ModelResults, rule: str, variants: Sequence[str], is_paper_rule:
     gap = model.row("gaps", label_rule=rule)
     published = tuple((source, of[GAP]) for source, of in known if GAP in of)
     cells[GAP] = _cell(gap, "gap", published, _replicates(gap))
-    return Row(model.name, model.error, cells)
+    seen = f"trained on {model.overlap:,} of these images" if model.overlap else ""
+    return Row(model.name, model.error, cells, seen)
 
 
 def _cell(
@@ -109,8 +113,11 @@ def _replicates(gap: dict[str, Any] | None) -> str:
 def _published(model: ModelResults) -> list[tuple[str, dict[str, float]]]:
     """Published figures of the same model, by source: accuracies and BG-Gap."""
     summary = model.summary or {}
-    trained = trained_on(model.model, summary.get("num_outputs", 0))
-    if trained:
+    trained = training_of(model)
+    if model.trained.get("method") == "probe":
+        # Of features that come from elsewhere: not what the authors trained.
+        return []
+    if trained in TRAINED:
         row = TRAINED[trained]
         return [("paper", {**row, GAP: row["mixed_same"] - row["mixed_rand"]})]
     if "=" in model.model:
