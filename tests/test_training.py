@@ -81,6 +81,7 @@ def train(dataset: Path, output: Path, *flags: object, check: int | None = 0) ->
     """Trains a tiny network; returns what it said."""
     done = run_in9(
         *("train", "--dataset", dataset, "--output", output, "--batch_size", 8, "--workers", 0),
+        *("--threads", 1),
         *(() if "--arch" in flags else ("--arch", TINY)),
         *flags,
         check=check,
@@ -296,6 +297,7 @@ def test_one_split_is_divided_and_trained_on_by_its_default_place(
     flags = ("--dataset", copy, "--split", "val", "--holdout", 0.5, "--epochs", 1)
     done = run_in9(
         *("train", *flags, "--arch", TINY, "--variant", "mixed_rand", "--workers", 0, "--seed", 2),
+        *("--threads", 1),
         *("--precision", "bf16", "--tensorboard"),
     )
     (model,) = copy.glob("models/*/model.safetensors")
@@ -322,7 +324,7 @@ def test_one_split_is_divided_and_trained_on_by_its_default_place(
 def test_processes_of_torchrun_share_the_work_of_one(drawn: Path, tmp_path: Path) -> None:
     flags = [
         *("train", "--dataset", str(drawn), "--arch", NO_BATCH_NORM, "--epochs", "1"),
-        *("--batch_size", "7", "--lr", "0.01", "--workers", "0"),
+        *("--batch_size", "7", "--lr", "0.01", "--workers", "0", "--threads", "1"),
     ]
     run_in9(*flags, "--output", tmp_path / "one")
     done = subprocess.run(
