@@ -360,6 +360,7 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes that load pictures (by the cores)",
     )
+    add("--threads", type=_count, metavar="N", help="of torch on a CPU (by the cores)")
     add("--stop_after", type=_count, metavar="N", help="leave after epoch N, to go on later")
     _switch(group, "--tensorboard", "write events for TensorBoard, too")
     _switch(group, "--overwrite", "begin anew, whatever training the folder holds")

@@ -19,11 +19,10 @@ from pipeline.training.log import LOG
 from pipeline.training.loop import train
 from pipeline.training.network import check_architecture
 from pipeline.training.plan import PRECISIONS, TrainPlan, choose_splits
+from pipeline.training.probe import MODELS
 from pipeline.training.ranks import Ranks
 from pipeline.versions import reading_store
 
-MODELS = "models"
-"""Folder of a dataset that trainings are written to, unless told otherwise."""
 _MOST_WORKERS = 16
 
 

@@ -21,6 +21,7 @@ from pipeline.dataset import Dataset
 from pipeline.errors import JobError, UsageError
 from pipeline.predict import is_out_of_memory
 from pipeline.progress import duration
+from pipeline.runner import usable_cores
 from pipeline.storage import WORK_FOLDER, Store
 from pipeline.training.augment import Augmentation
 from pipeline.training.checkpoint import TrainedOn, digest_of_classes, save_checkpoint
@@ -91,7 +92,7 @@ def train(
     """
     ranks = Ranks.of_environment()
     device = ranks.device(plan.device)
-    with ranks.joined(device):
+    with ranks.joined(device), _threads(plan, ranks):
         state = None if overwrite else read_state_file(store)
         if state is not None:
             check_same(state["identity"], plan.identity(dataset), store.root)
@@ -178,6 +179,8 @@ class _Job:
         rows = state["rows"] if state is not None else []
         entry = f"{self._network.architecture}={self._store.path(MODEL)}"
         if done >= until:
+            if ranks.is_first and not self._store.exists(MODEL):
+                self._write_model(done)
             return Trained(entry, done, rows, is_new=False)
         schedule = Schedule(
             order_hashes(plan.seed, self._training.keys),
@@ -333,13 +336,28 @@ class _Job:
 
     def _write(self, epochs: int, log: TrainingLog) -> None:
         """Model, log and state, in this order: with the state, the others are there."""
+        self._write_model(epochs)
+        log.write()
+        write_state(
+            self._store,
+            {
+                "identity": self._plan.identity(self._dataset),
+                "epoch": epochs,
+                "module": self._module.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "scaler": self._scaler.state_dict(),
+                "rows": log.rows,
+            },
+        )
+        self._store.prune(WORK_FOLDER)
+
+    def _write_model(self, epochs: int) -> None:
         plan = self._plan
         settings = plan.identity(self._dataset)
-        module = self._module.state_dict()
         save_checkpoint(
             self._store,
             MODEL,
-            module,
+            self._module.state_dict(),
             TrainedOn(
                 architecture=self._network.architecture,
                 variant=plan.variant,
@@ -356,19 +374,17 @@ class _Job:
                 settings={name: settings[name] for name in _SETTINGS},
             ),
         )
-        log.write()
-        write_state(
-            self._store,
-            {
-                "identity": settings,
-                "epoch": epochs,
-                "module": module,
-                "optimizer": self._optimizer.state_dict(),
-                "scaler": self._scaler.state_dict(),
-                "rows": log.rows,
-            },
-        )
-        self._store.prune(WORK_FOLDER)
+
+
+@contextlib.contextmanager
+def _threads(plan: TrainPlan, ranks: Ranks) -> Iterator[None]:
+    """As many threads of torch as the plan says, or as this process has cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(plan.threads or max(1, usable_cores() // ranks.local_count))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 _SETTINGS = ("batch_size", "lr", "momentum", "weight_decay", "color_jitter", "precision")

@@ -14,7 +14,7 @@ from transforms.variants import base_of
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
-_ELSEWHERE = ("device", "workers", "weights", "tensorboard")
+_ELSEWHERE = ("device", "workers", "threads", "weights", "tensorboard")
 """Fields that do not decide what is trained: another machine may go on with it."""
 
 
@@ -36,6 +36,8 @@ class TrainPlan:
       precision: `fp32` (TF32 off), `tf32`, or autocast to `bf16` or `fp16`.
       device: `cpu` or `cuda`.
       workers: processes that load pictures, 0 for none beside this one.
+      threads: of torch on a CPU, None for as many as there are cores. Sums are rounded
+        otherwise with another number.
       weights: folder of `in9 models fetch`.
       tensorboard: whether to write events for TensorBoard, too.
 
@@ -59,6 +61,7 @@ class TrainPlan:
     precision: str = "fp32"
     device: str = "cpu"
     workers: int = 1
+    threads: int | None = None
     weights: str | None = None
     tensorboard: bool = False
 
@@ -72,6 +75,7 @@ class TrainPlan:
             ("color_jitter", 0 <= self.color_jitter <= 1, "between 0 and 1"),
             ("holdout", 0 <= self.holdout < 1, "between 0 and 1"),
             ("workers", self.workers >= 0, "at least 0"),
+            ("threads", self.threads is None or self.threads >= 1, "at least 1"),
             ("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
         ):
             if not fits:
