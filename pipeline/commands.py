@@ -78,11 +78,21 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     check_unknown(rest, own)
     # Not argparse's business: it would name what is missing before what is misspelt.
     for flag in ("output", "dataset"):
+        if flag == "output" and arguments.command == "train":
+            continue  # It has a place of its own in the dataset's folder.
         if f"--{flag}" in own and not getattr(arguments, flag):
             raise UsageError(f"--{flag} DIR is required (see: in9 {arguments.command} --help)")
-    if arguments.command in ("report", "verify", "models"):
+    if arguments.command in ("report", "verify", "models", "train", "matrix"):
         if rest:
             raise UsageError(f"{rest[0]} is for commands that run a Beam pipeline")
+        if arguments.command == "train":
+            from pipeline.training.command import run_train  # As others that need torch.
+
+            return run_train(arguments)
+        if arguments.command == "matrix":
+            from pipeline.matrix.command import run_matrix  # As others that need torch.
+
+            return run_matrix(arguments)
         if arguments.command == "models":
             from pipeline.models_command import models_command  # As others that need torch.
 
@@ -268,8 +278,7 @@ def _judge(
     Raises:
       JobError: none holds, but some could not be tested.
     """
-    how = {"split": evaluation.split, **dataclasses.asdict(evaluation.predict)}
-    verdicts = list(judge(conditions, summaries, evaluation.models, how))
+    verdicts = list(judge(conditions, summaries, evaluation.models, evaluation.how))
     for verdict in verdicts:
         if verdict.holds is not None:
             print(verdict.line, file=sys.stderr if verdict.holds else sys.stdout)

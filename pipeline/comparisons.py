@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.answers import Answers, Images, read_answers
 from pipeline.dataset import Dataset
-from pipeline.results import display_name
+from pipeline.results import display_name, tested_part
 from transforms.intervals import Floats, bootstrap_hashes, bootstrap_means, percentile_interval
 
 COMPARISON_COLUMNS = (
@@ -38,12 +38,12 @@ def compare_models(
 
     Models whose predictions are not there, or have changed since their summary, are left out.
     """
-    by_split: dict[str, list[Mapping[str, Any]]] = {}
+    by_part: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for summary in summaries:
         if "error" not in summary:
-            by_split.setdefault(summary["evaluation"]["split"], []).append(summary)
-    for split, of_split in by_split.items():
-        images = Images.read(dataset, split)
+            by_part.setdefault(tested_part(summary), []).append(summary)
+    for (split, holdout), of_split in by_part.items():
+        images = Images.read(dataset, split, holdout)
         if len(of_split) > 1 and len(images.keys):
             for row in _pairs(_resampled(dataset, of_split, images)):
                 yield {

@@ -48,6 +48,8 @@ from pipeline.runner import usable_cores
 from pipeline.sinks import Sample
 from pipeline.storage import Store
 from pipeline.tables import write_tables
+from pipeline.training.leakage import Test, refuse_overlap, training_note
+from pipeline.training.parts import Holdout, keys_for_test
 from transforms.scoring import LABEL_RULES, labels_of_outputs
 from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import is_picture
@@ -72,6 +74,9 @@ class Evaluation:
         model at a time, so one for each device.
       hints: resource hints of the steps that run models, as (name, value).
       spread: whether groups are on machines of their own, so that each may use all cores.
+      holdout: share of the images that is tested on, as training with it leaves them out; 0 for
+        all images.
+      allow_overlap: whether images may be tested on that a model was trained on.
     """
 
     store: Store
@@ -84,6 +89,8 @@ class Evaluation:
     groups: int = 1
     hints: tuple[tuple[str, str], ...] = ()
     spread: bool = False
+    holdout: float = 0.0
+    allow_overlap: bool = False
 
     @property
     def threads(self) -> int:
@@ -93,7 +100,25 @@ class Evaluation:
     @property
     def how(self) -> dict[str, Any]:
         """How models are run, by flag name: tells two runs of a model apart."""
-        return {"split": self.split, **dataclasses.asdict(self.predict)}
+        predict = dataclasses.asdict(self.predict)
+        return {"split": self.split, "holdout": self.holdout, **predict}
+
+    def test_on(self, dataset: Dataset) -> Test:
+        """What models are tested on, of the dataset as it is."""
+        return Test(dataset, self.split, self.holdout, self.allow_overlap)
+
+    def keys(self, dataset: Dataset) -> frozenset[str] | None:
+        """The images that are tested on, None for all of them."""
+        if not self.holdout:
+            return None
+        return keys_for_test(dataset, self.split, Holdout(self.holdout))
+
+    def keys_of_shard(self, dataset: Dataset, shard: int) -> frozenset[str] | None:
+        """Those of an output shard."""
+        if not self.holdout:
+            return None
+        rows = [row for row in dataset.index_of_shard(self.split, shard) if row["selected"]]
+        return Holdout(self.holdout).keys_for_test(rows)
 
     def on_workers(self, step: beam.PTransform) -> beam.PTransform:
         """Puts a step that runs models on the machines that are meant for it."""
@@ -144,6 +169,7 @@ class Predict(beam.DoFn):
             name = spec
             try:
                 with timed("evaluate"):
+                    refuse_overlap(spec, self._evaluation.test_on(dataset))
                     model, predictor = load_resident(spec, self._evaluation, self._taxonomy)
                 name = model.name
                 yield from self._evaluate(dataset, order, model, predictor, group, pictures)
@@ -187,13 +213,14 @@ class Predict(beam.DoFn):
         )
         about = read_about(evaluation.store, logits_path)
         missing = about is None or about.fingerprint != checksum
+        tested = evaluation.keys_of_shard(dataset, shard)
         keeper = LogitsKeeper(
-            keys_to_keep(dataset, evaluation.split, shard) if missing else frozenset()
+            keys_to_keep(dataset, evaluation.split, shard, tested) if missing else frozenset()
         )
         if is_there and not keeper.keys:
             count("prediction_shards_kept")
             return path
-        samples = _samples(dataset, evaluation.split, shard)
+        samples = _samples(dataset, evaluation.split, shard, tested)
         if is_there:
             # Of an earlier release, or lost: scores depend on what shares a batch in their last
             # digits, so batches stay what they were.
@@ -218,10 +245,14 @@ class Predict(beam.DoFn):
         return path
 
 
-def _samples(dataset: Dataset, split: str, shard: int) -> Iterator[Sample]:
-    """Samples of all variants of a shard, with their variant as a field."""
+def _samples(
+    dataset: Dataset, split: str, shard: int, tested: frozenset[str] | None
+) -> Iterator[Sample]:
+    """Samples of all variants of a shard that are tested on, with their variant as a field."""
     for variant in _pictures(dataset):
         for sample in dataset.samples(split, shard, variant):
+            if tested is not None and sample.key not in tested:
+                continue
             yield dataclasses.replace(sample, fields={**sample.fields, "variant": variant})
 
 
@@ -237,6 +268,7 @@ def find_predictions(
     there already."""
     folder = result_folder(model.name, evaluation.how)
     path = predictions_file(folder, evaluation.split, shard)
+    tested = evaluation.keys_of_shard(dataset, shard)
     files = dataset.shard_files(evaluation.split, shard, _pictures(dataset))
     checksum = fingerprint(
         model.name,
@@ -245,6 +277,8 @@ def find_predictions(
         dataclasses.asdict(evaluation.predict),
         EVALUATE_VERSION,
         [file.sha256 for file in files],
+        # Groups may change where pictures do not.
+        *([sorted(tested)] if tested is not None else []),
     )
     about = read_about(evaluation.store, path)
     return path, checksum, about is not None and about.fingerprint == checksum
@@ -295,6 +329,7 @@ def model_identity(model: LoadedModel, evaluation: Evaluation, dataset: Dataset)
             **evaluation.how,
             "input_size": model.preprocessing.input_size if fixed else stored,
         },
+        **training_note(model.name, evaluation.test_on(dataset)),
     }
 
 
@@ -346,7 +381,7 @@ class Summarise(beam.DoFn):
 
     def _summary(self, dataset: Dataset, shards: list[EvaluatedShard]) -> dict[str, Any]:
         predictions = read_predictions(self._evaluation.store, [shard.path for shard in shards])
-        images = Images.read(dataset, self._evaluation.split)
+        images = Images.read(dataset, self._evaluation.split, self._evaluation.holdout)
         about = json.loads(shards[0].about)
         folder = result_folder(about["model"], about["evaluation"])
         return {

@@ -8,6 +8,7 @@ import torch
 
 from pipeline.config import DatasetConfig
 from pipeline.dataflow.submission import inference_hints
+from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.evaluate import Evaluation
 from pipeline.models import DEFAULT_MODEL, check_model, expand_models
@@ -15,6 +16,7 @@ from pipeline.models.stored import chosen_folder
 from pipeline.predict import EVAL_INPUTS, PRECISIONS, PredictConfig
 from pipeline.progress import Progress
 from pipeline.storage import Store
+from pipeline.training.leakage import check_entries
 
 CPU_BATCH = 32
 GPU_BATCH = 256
@@ -42,7 +44,7 @@ def evaluation_from_flags(
     split = arguments.eval_split or ("val" if "val" in config.split else config.split[0])
     if split not in config.split:
         raise UsageError(f"--eval_split {split}: the dataset has {', '.join(config.split)}")
-    return Evaluation(
+    evaluation = Evaluation(
         store=store,
         models=models,
         split=split,
@@ -53,7 +55,14 @@ def evaluation_from_flags(
         groups=arguments.gpus or 1,
         hints=inference_hints(arguments),
         spread=arguments.gpus is not None,
+        holdout=arguments.holdout,
+        # What a model looks at is no test of it: saliency has no such flag.
+        allow_overlap=getattr(arguments, "allow_overlap", True),
     )
+    # Where the dataset is still to be made, models are checked when they are run.
+    if arguments.command in ("evaluate", "attack"):
+        check_entries(models, evaluation.test_on(Dataset.open(store)))
+    return evaluation
 
 
 def _predict_config(arguments: argparse.Namespace) -> PredictConfig:

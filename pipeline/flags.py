@@ -309,6 +309,141 @@ def add_run_saliency_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_train_flags(parser: argparse.ArgumentParser) -> None:
+    """What is trained on what, and how."""
+    group = parser.add_argument_group("training")
+    add = group.add_argument
+    add("--variant", default="original", metavar="NAME", help="version to train on (original)")
+    add(
+        "--arch",
+        default="resnet50",
+        metavar="NAME",
+        help="architecture of timm, see: in9 models list (resnet50)",
+    )
+    _switch(group, "--pretrained", "begin with its weights for ImageNet")
+    _switch(group, "--probe", "fit its last layer alone, on frozen weights for ImageNet: minutes")
+    add("--weights", metavar="DIR", help="take these weights from here; see: in9 models fetch")
+    add("--epochs", type=_count, default=200, metavar="N", help="passes over the images (200)")
+    add("--batch_size", type=_count, default=256, metavar="N", help="of all processes (256)")
+    add("--lr", type=float, default=0.1, metavar="X", help="rate, / 10 after each quarter (0.1)")
+    add("--momentum", type=float, default=0.9, metavar="X", help="of SGD (0.9)")
+    add("--weight_decay", type=float, default=1e-4, metavar="X", help="of SGD (1e-4)")
+    add(
+        "--color_jitter",
+        type=float,
+        default=0.1,
+        metavar="X",
+        help="of brightness, contrast, saturation (0.1)",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="decides everything on a CPU (0)")
+    group = parser.add_argument_group("images")
+    add = group.add_argument
+    add("--split", default=None, metavar="NAME", help="to train on (train)")
+    add("--val_split", default=None, metavar="NAME", help="to validate on (val, if there is one)")
+    add(
+        "--holdout",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="leave this share of the split out and validate on it (none)",
+    )
+    group = parser.add_argument_group("job")
+    add = group.add_argument
+    add("--output", metavar="DIR", help="folder of the training (DATASET/models/NAME)")
+    add("--device", default="auto", metavar="auto|cpu|cuda", help="where it runs (auto)")
+    add(
+        "--precision",
+        default="auto",
+        metavar="NAME",
+        help="fp32, tf32, bf16, fp16 (on a GPU bf16, or fp16; on a CPU fp32)",
+    )
+    _switch(group, "--require_gpu", "fail if there is no GPU")
+    add(
+        "--workers",
+        type=int,
+        default=None,
+        metavar="N",
+        help="processes that load pictures (by the cores)",
+    )
+    add("--threads", type=_count, metavar="N", help="of torch on a CPU (by the cores)")
+    add("--stop_after", type=_count, metavar="N", help="leave after epoch N, to go on later")
+    _switch(group, "--tensorboard", "write events for TensorBoard, too")
+    _switch(group, "--overwrite", "begin anew, whatever training the folder holds")
+
+
+def add_matrix_flags(parser: argparse.ArgumentParser) -> None:
+    """Which variants meet which, and what is trained."""
+    group = parser.add_argument_group("matrix")
+    add = group.add_argument
+    add("--in9l", metavar="DIR", help="dataset of IN-9L, as a row and a column (none)")
+    add("--variants", type=names, metavar="A,B", help="to train on and to test on (all pictures)")
+    _switch(group, "--probe", "fit the last layer of frozen networks alone: minutes on a CPU")
+    add(
+        "--arch",
+        type=names,
+        metavar="A,B",
+        help="networks of timm (resnet50; with --probe efficientnet_lite0)",
+    )
+    add("--train_split", metavar="NAME", help="to train on (train)")
+    add("--eval_split", metavar="NAME", help="to test on (val)")
+    add_leakage_flags(parser, "matrix", "divide one split: this share of it is tested on (none)")
+    group = parser.add_argument_group("training")
+    add = group.add_argument
+    _switch(group, "--pretrained", "begin with weights for ImageNet; a probe always does")
+    add("--weights", metavar="DIR", help="take these weights from here; see: in9 models fetch")
+    add("--epochs", type=_count, default=200, metavar="N", help="passes over the images (200)")
+    add("--batch_size", type=_count, default=256, metavar="N", help="in training (256)")
+    add("--lr", type=float, default=0.1, metavar="X", help="rate, / 10 after each quarter (0.1)")
+    add("--seed", type=int, default=0, metavar="N", help="of training (0)")
+    _switch(group, "--overwrite", "train anew where a training with other flags is in the way")
+    group = parser.add_argument_group("job")
+    add = group.add_argument
+    add("--device", default="auto", metavar="auto|cpu|cuda", help="where it runs (auto)")
+    add("--precision", default="auto", metavar="NAME", help="of training (on a CPU fp32)")
+    _switch(group, "--require_gpu", "fail if there is no GPU")
+    add("--workers", type=int, metavar="N", help="processes that load pictures (by the cores)")
+
+
+_HELD_OUT = "test on this share of the images alone, left out by training with it"
+
+
+def add_holdout_flag(
+    parser: argparse.ArgumentParser, title: str = "models", text: str = _HELD_OUT
+) -> None:
+    """Which share of the images is for the test."""
+    group = _group(parser, title)
+    group.add_argument("--holdout", type=_share, default=0.0, metavar="X", help=text)
+
+
+def add_leakage_flags(
+    parser: argparse.ArgumentParser, title: str = "models", text: str = _HELD_OUT
+) -> None:
+    """What keeps images that were trained on out of the test."""
+    add_holdout_flag(parser, title, text)
+    group = _group(parser, title)
+    _switch(group, "--allow_overlap", "test on images that were trained on, too, and mark it")
+
+
+def add_run_leakage_flags(parser: argparse.ArgumentParser) -> None:
+    """The same of the main job, which few give checkpoints of their own: no line in its help."""
+    inner = argparse.ArgumentParser(add_help=False)
+    add_leakage_flags(inner)
+    for action in inner._actions:
+        action.help = argparse.SUPPRESS
+        _group(parser, "models")._add_action(action)
+
+
+def _share(text: str) -> float:
+    """Parses a share from 0 to below 1."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to below 1, got {text!r}")
+    return share
+
+
 def add_dataflow_flags(parser: argparse.ArgumentParser) -> None:
     """How a job is run on Dataflow."""
     group = _group(parser, "Dataflow")
@@ -395,7 +530,8 @@ COMMANDS: dict[str, tuple[str, str, tuple[Adder, ...]]] = {
         "in9 run --output out --input /data/imagenet --models resnet50,efficientnet_lite0",
         (
             *(add_input_flags, add_own_data_flags, add_models_flag, add_dataset_flags),
-            *(add_evaluate_flags, add_imagenet_flag, add_run_attack_flag),
+            *(add_evaluate_flags, add_run_leakage_flags, add_imagenet_flag),
+            add_run_attack_flag,
             *(add_run_saliency_flag, add_report_flag, add_condition_flags),
             add_dataflow_flags,
         ),
@@ -412,7 +548,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[Adder, ...]]] = {
         "accuracy of models on every variant, and BG-Gap, with intervals",
         "in9 evaluate --dataset out --models resnet50.a1_in1k,resnet18=trained.pth",
         (
-            *(add_dataset_argument, add_models_flag, add_evaluate_flags),
+            *(add_dataset_argument, add_models_flag, add_evaluate_flags, add_leakage_flags),
             *(add_imagenet_flag, add_report_flag, add_condition_flags),
             add_dataflow_flags,
         ),
@@ -422,6 +558,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[Adder, ...]]] = {
         "in9 attack --dataset out --models resnet50 --foregrounds 100 --backgrounds 100",
         (
             *(add_dataset_argument, add_models_flag, add_attack_flags, add_evaluate_flags),
+            add_leakage_flags,
             *(add_report_flag, add_dataflow_flags),
         ),
     ),
@@ -430,8 +567,19 @@ COMMANDS: dict[str, tuple[str, str, tuple[Adder, ...]]] = {
         "in9 saliency --dataset out --models resnet50,resnet50=mixed_rand.pth --maps 9",
         (
             *(add_dataset_argument, add_models_flag, add_saliency_flags, add_evaluate_flags),
+            add_holdout_flag,
             *(add_report_flag, add_dataflow_flags),
         ),
+    ),
+    "train": (
+        "train a network on a variant; goes on where it was stopped",
+        "in9 train --dataset out --variant mixed_rand --arch resnet18 --epochs 50",
+        (add_dataset_argument, add_train_flags),
+    ),
+    "matrix": (
+        "train on each variant and test on all: the train x test matrix",
+        "in9 matrix --dataset out --probe --holdout 0.5",
+        (add_dataset_argument, add_matrix_flags, add_report_flag),
     ),
     "models": (
         "list the models that can be loaded, or store their weights in a folder",

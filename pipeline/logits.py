@@ -44,7 +44,13 @@ def logits_file(folder: str, split: str, shard: int) -> str:
     return f"results/{folder}/logits/{split}-{shard:05d}.parquet"
 
 
-def keys_to_keep(dataset: Dataset, split: str, shard: int, most: int = MOST) -> frozenset[str]:
+def keys_to_keep(
+    dataset: Dataset,
+    split: str,
+    shard: int,
+    tested: frozenset[str] | None = None,
+    most: int = MOST,
+) -> frozenset[str]:
     """Which images of an output shard the outputs of are kept.
 
     Shards are buckets of a hash of the key and hold about as many images each, so every shard
@@ -54,6 +60,7 @@ def keys_to_keep(dataset: Dataset, split: str, shard: int, most: int = MOST) -> 
     Args:
       dataset: a finished one.
       split, shard: of it.
+      tested: its images that models are tested on, None for all.
       most: images of all shards together.
 
     Returns:
@@ -64,6 +71,8 @@ def keys_to_keep(dataset: Dataset, split: str, shard: int, most: int = MOST) -> 
     shards = dataset.manifest.shards[split].output
     rows = read_rows(dataset.store, index_file(split, shard, shards), ["key", "selected"])
     keys = [row["key"] for row in rows if row["selected"]]
+    if tested is not None:
+        keys = [key for key in keys if key in tested]
     return frozenset(_lowest(keys, max(1, most // shards)))
 
 

@@ -52,15 +52,15 @@ def result_folder(model: str, predict: Mapping[str, Any]) -> str:
 
     Args:
       model: its name.
-      predict: how it is run; what is not the default `split`, `eval_input` and `precision`
-        becomes a suffix, so that such results stand beside the others.
+      predict: how it is run; what is not the default `split`, `eval_input`, `precision` and
+        `holdout` becomes a suffix, so that such results stand beside the others.
     """
-    chosen = (predict["split"], predict["eval_input"], predict["precision"])
-    suffix = "".join(f"+{name}" for name in chosen if name not in ("val", "stored", "fp32"))
-    return _safe_name(model) + suffix
+    suffix = "".join(f"+{name}" for name in _chosen(predict))
+    return safe_name(model) + suffix
 
 
-def _safe_name(model: str) -> str:
+def safe_name(model: str) -> str:
+    """A name that is one of a file, on every system; two of them never become one."""
     safe = re.sub(r"[^A-Za-z0-9._=-]", "_", model).lstrip(".") or "_"
     if safe == model:
         return safe
@@ -133,8 +133,17 @@ def write_summary(store: Store, summary: Mapping[str, Any]) -> bool:
 
 def display_name(summary: Mapping[str, Any]) -> str:
     """A model, with what is not the default about how it was run."""
+    return " ".join([summary["model"], *_chosen(summary["evaluation"])])
+
+
+def _chosen(how: Mapping[str, Any]) -> list[str]:
+    """What is not the default in how a model is run."""
+    named = (how["split"], how["eval_input"], how["precision"])
+    found = [name for name in named if name not in ("val", "stored", "fp32")]
+    return found + ([f"holdout{how['holdout']:g}"] if how.get("holdout") else [])
+
+
+def tested_part(summary: Mapping[str, Any]) -> tuple[str, float]:
+    """(split, share of it that a model was tested on, 0 for all of it)."""
     evaluation = summary["evaluation"]
-    how = (evaluation["split"], evaluation["eval_input"], evaluation["precision"])
-    return " ".join(
-        [summary["model"], *(name for name in how if name not in ("val", "stored", "fp32"))]
-    )
+    return evaluation["split"], evaluation.get("holdout", 0.0)

@@ -16,6 +16,7 @@ from pipeline.comparisons import COMPARISON_COLUMNS, compare_models
 from pipeline.csv_file import write_csv
 from pipeline.dataset import Dataset
 from pipeline.latex import latex_tables
+from pipeline.matrix.tables import write_matrix_tables
 from pipeline.results import all_summaries, is_current, read_summaries
 from pipeline.saliency.results import write_saliency_table
 from pipeline.storage import Store
@@ -48,11 +49,12 @@ TABLES = {
         (
             *("model", "label_rule", "variant", "n", "correct", "accuracy", "ci_low", "ci_high"),
             *("class_mean_accuracy", "outside", "split", "input_size", "eval_input"),
-            *("precision", "device", "weights_sha256", "dataset", "error"),
+            *("precision", "device", "weights_sha256", "dataset", "holdout", "overlap", "error"),
         ),
         "accuracy of a model on a variant, with Wilson's interval, the mean over classes, and "
-        "the number of predictions outside the taxonomy; a model that failed is one row with "
-        "its error",
+        "the number of predictions outside the taxonomy; `holdout` is the share of the split "
+        "that was tested on, 0 for all of it, `overlap` how many of the images the model was "
+        "trained on, empty if it does not say; a model that failed is one row with its error",
     ),
     "gaps": Table(
         "gaps",
@@ -141,6 +143,7 @@ def write_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list
     """
     write_attack_tables(store, dataset)
     write_saliency_table(store, dataset)
+    write_matrix_tables(store, dataset)
     old = [summary for summary in all_summaries(store) if not is_current(summary, dataset)]
     if old:
         refresh_summaries(Dataset.open(store), old, imagenet9())

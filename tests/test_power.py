@@ -225,6 +225,6 @@ def test_of_many_images_each_shard_keeps_its_share(powerless: Path) -> None:
     dataset = Dataset.open(Store(str(powerless)))
     shards = dataset.shards("val")
     every = [keys_to_keep(dataset, "val", shard) for shard in shards]
-    fewer = [keys_to_keep(dataset, "val", shard, 2 * len(shards)) for shard in shards]
+    fewer = [keys_to_keep(dataset, "val", shard, most=2 * len(shards)) for shard in shards]
     assert all(few <= all_ for few, all_ in zip(fewer, every, strict=True))
     assert [len(few) for few in fewer] == [min(2, len(all_)) for all_ in every]

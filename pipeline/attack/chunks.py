@@ -81,6 +81,8 @@ class Chunks:
             [len(grid.foregrounds), len(grid.backgrounds), grid.chunk, chunk],
             # An early stop learns from the chunks before it, of the same group.
             evaluation.groups if self.attacking.early_stop else None,
+            # As many images may be others.
+            *([grid.foregrounds.keys, grid.backgrounds.keys] if evaluation.holdout else []),
         )
         return f"{self.pixels}-{done}"
 

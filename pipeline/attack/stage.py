@@ -26,6 +26,7 @@ from pipeline.failures import FailedModel, forget_failure, note_failure, sort_re
 from pipeline.lock import TABLES_LOCK, held, model_lock
 from pipeline.memory import keep_freed_memory
 from pipeline.resident import free_memory, load_resident
+from pipeline.training.leakage import refuse_overlap
 from transforms.taxonomy import Taxonomy
 
 _LOG = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class TryBackgrounds(beam.DoFn):
             name = spec
             try:
                 with timed("attack"):
+                    refuse_overlap(spec, evaluation.test_on(dataset))
                     model, predictor = load_resident(spec, evaluation, self._taxonomy)
                 name = model.name
                 about = model_identity(model, evaluation, dataset)
@@ -116,7 +118,7 @@ class Measure(beam.DoFn):
         store = evaluation.store
         dataset = Dataset.open(store)
         grid = open_grid(dataset, self._attacking)
-        how = {"split": evaluation.split, **dataclasses.asdict(evaluation.predict)}
+        how = evaluation.how
         by_model, failed = sort_results(tried)
         for order, spec in enumerate(evaluation.models):
             if order in failed:

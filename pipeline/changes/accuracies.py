@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.answers import Images, read_answers
 from pipeline.changes.history import State, Summary
 from pipeline.comparisons import quantities
-from pipeline.results import display_name
+from pipeline.results import display_name, tested_part
 from transforms.intervals import bootstrap_hashes, bootstrap_means, percentile_interval
 
 
@@ -78,9 +78,8 @@ def _differences(
     Raises:
       ValueError: predictions are missing.
     """
-    split = summary["evaluation"]["split"]
-    old_images = Images.read(before.dataset, split)
-    new_images = Images.read(after.dataset, split)
+    old_images = Images.read(before.dataset, *tested_part(was))
+    new_images = Images.read(after.dataset, *tested_part(summary))
     old_names, old = quantities(read_answers(before.dataset, old_images, was))
     new_names, new = quantities(read_answers(after.dataset, new_images, summary))
     places = old_images.positions(pa.chunked_array([new_images.keys]))

@@ -197,7 +197,7 @@ class Score(beam.DoFn):
         listing = list_imagenet(self._root, self._taxonomy)
         expected = list(range(len(listing.shards())))
         by_model: dict[int, list[ClassifiedShard]] = {}
-        how = {"split": self._evaluation.split, **dataclasses.asdict(self._evaluation.predict)}
+        how = self._evaluation.how
         for result in classified:
             if isinstance(result, FailedModel):
                 folder = result_folder(result.model, how)

@@ -68,7 +68,7 @@ class TimmNames(Source):
             outputs = _head_size(architecture, state, path)
             module = timm.create_model(architecture, num_classes=outputs)
             load_state(spec, module, state)
-            return timm_model(spec, module, os.path.basename(path))
+            return timm_model(spec, module, os.path.basename(path), preprocessing_of(path))
         try:
             module = timm.create_model(spec, pretrained=True)
         except Exception as error:  # Hubs fail in their own ways: network, missing file, format.
@@ -107,8 +107,20 @@ def is_for_imagenet(name: str) -> bool:
     return config is not None and config.num_classes == len(imagenet9().wnids)
 
 
-def timm_model(name: str, module: torch.nn.Module, weights: str) -> LoadedModel:
-    """A `LoadedModel` of a timm module that has its weights."""
+def preprocessing_of(path: str) -> Preprocessing | None:
+    """What a checkpoint of ours was trained with, None for all others."""
+    # Not before: it is written in terms of this package.
+    from pipeline.training.checkpoint import SUFFIX, read_about
+
+    trained = read_about(path) if path.endswith(SUFFIX) else None
+    return trained.preprocessing if trained else None
+
+
+def timm_model(
+    name: str, module: torch.nn.Module, weights: str, preprocessing: Preprocessing | None = None
+) -> LoadedModel:
+    """A `LoadedModel` of a timm module that has its weights, with what is known of its
+    preprocessing, or else that of the architecture's configuration."""
     config = resolve_model_data_config(module)
     num_outputs = int(module.num_classes)  # type: ignore[arg-type]
     nine_way = num_outputs == len(IN9_NAMES)
@@ -117,7 +129,8 @@ def timm_model(name: str, module: torch.nn.Module, weights: str) -> LoadedModel:
         architecture=_full_tag(module),
         weights=weights,
         module=module,
-        preprocessing=Preprocessing(
+        preprocessing=preprocessing
+        or Preprocessing(
             input_size=int(config["input_size"][-1]),
             fixed_size=bool(module.pretrained_cfg.get("fixed_input_size", False)),  # type: ignore[operator,union-attr]
             mean=IN9_MEAN if nine_way else tuple(config["mean"]),

@@ -36,7 +36,7 @@ class Checked:
 
 def check_claims(evidence: Evidence) -> tuple[Checked, ...]:
     """Judges every claim by the results that are there."""
-    results = Results(evidence.models, evidence.trend)
+    results = Results(evidence.models, evidence.trend, evidence.matrices)
     models = shlex.quote(",".join(model.model for model in evidence.evaluated) or _EXAMPLE)
     return tuple(_check(claim, results, models) for claim in CLAIMS)
 

@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from pipeline.dataset import Dataset
+from pipeline.matrix.tables import matrix_file, read_matrices
 from pipeline.results import display_name, read_summaries, result_folder, summary_file
 from pipeline.storage import Store
 from transforms.taxonomy import Taxonomy
@@ -47,6 +48,20 @@ class ModelResults:
         rows: list[dict[str, Any]] = (self.summary or {}).get(part, [])
         return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
 
+    @property
+    def trained(self) -> dict[str, Any]:
+        """What its checkpoint says of its training; empty if it says nothing."""
+        for part in (self.summary, self.attack, self.saliency):
+            if part and part.get("trained"):
+                found: dict[str, Any] = part["trained"]
+                return found
+        return {}
+
+    @property
+    def overlap(self) -> int:
+        """How many of the images it was tested on it was trained on, as far as it says."""
+        return (self.summary or {}).get("overlap") or 0
+
     def row(self, part: str, **wanted: object) -> dict[str, Any] | None:
         """The first such row, None if there is none."""
         return next(iter(self.rows(part, **wanted)), None)
@@ -63,6 +78,7 @@ class Evidence:
         without one.
       stale: names of models whose results are of an earlier dataset.
       trend: of results/trend.json, None if it is of another dataset or there is none.
+      matrices: of `in9 matrix`, what is said of each network.
       results_at: when the newest result was written, "" if there is none.
     """
 
@@ -72,6 +88,7 @@ class Evidence:
     stale: tuple[str, ...]
     trend: dict[str, Any] | None
     results_at: str
+    matrices: tuple[dict[str, Any], ...] = ()
 
     @property
     def evaluated(self) -> tuple[ModelResults, ...]:
@@ -97,13 +114,15 @@ def gather(dataset: Dataset, taxonomy: Taxonomy) -> Evidence:
     trend = json.loads(store.read(TREND)) if store.exists(TREND) else None
     if trend and trend.get("dataset", fingerprint) != fingerprint:
         trend = None
+    matrices = read_matrices(store, fingerprint)
     return Evidence(
         dataset=dataset,
         taxonomy=taxonomy,
         models=tuple(sorted(models, key=_order)),
         stale=tuple(stale),
         trend=trend,
-        results_at=_newest(store, models),
+        results_at=_newest(store, models, [matrix_file(found["name"]) for found in matrices]),
+        matrices=tuple(matrices),
     )
 
 
@@ -137,11 +156,11 @@ def _order(model: ModelResults) -> tuple[bool, float, str]:
     return accuracy is None, -(accuracy or 0.0), model.folder
 
 
-def _newest(store: Store, models: list[ModelResults]) -> str:
-    """The latest change of a summary, an attack or a saliency file. Results repeat, so making
-    the page again changes neither them nor the page."""
+def _newest(store: Store, models: list[ModelResults], others: list[str]) -> str:
+    """The latest change of a summary, an attack, a saliency file, or of others. Results repeat,
+    so making the page again changes neither them nor the page."""
     names = ("attack.json", "saliency.json")
-    paths = [summary_file(model.folder) for model in models]
+    paths = [*others, *(summary_file(model.folder) for model in models)]
     paths += [f"results/{model.folder}/{name}" for model in models for name in names]
     times = [info.time for path in paths if (info := store.files.info(store.path(path)))]
     if not times:

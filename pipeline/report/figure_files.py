@@ -4,7 +4,7 @@ from __future__ import annotations
 
 FOLDER = "results/figures"
 _SINGLE = ("decomposition.svg", "fooled_by_class.svg", "accuracy_by_backgrounds.svg")
-_FAMILIES = ("per_class-", "sizes-", "confusion-", "groups-")
+_FAMILIES = ("per_class-", "sizes-", "confusion-", "groups-", "matrix-")
 
 
 def is_ours(path: str) -> bool:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.report.evidence import Evidence, ModelResults
-from pipeline.report.published import PRETRAINED, TRAINED, published_for, trained_on
+from pipeline.report.judges import training_of
+from pipeline.report.published import PRETRAINED, TRAINED, published_for
 from transforms.scoring import LABEL_RULES
 
 GAP = "BG-Gap"
@@ -38,11 +39,13 @@ class Row:
       name: of the model.
       error: why it has no numbers, "" if it has.
       cells: by variant, and BG-Gap.
+      warning: what to know before believing them, "" for nothing.
     """
 
     name: str
     error: str
     cells: dict[str, Cell]
+    warning: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +106,8 @@ def _row(
     no_power = "no power" if power and not power["has_power"] else ""
     note = ", ".join(filter(None, (_replicates(gap), no_power)))
     cells[GAP] = _cell(gap, "gap", published, note)
-    return Row(model.name, model.error, cells)
+    seen = f"trained on {model.overlap:,} of these images" if model.overlap else ""
+    return Row(model.name, model.error, cells, seen)
 
 
 def _cell(
@@ -125,8 +129,11 @@ def _published(model: ModelResults, is_whole: bool) -> list[tuple[str, dict[str,
     """Published figures of the same model on the same kind of images, by source: accuracies and
     BG-Gap. On IN-9L there are those of table 5 alone."""
     summary = model.summary or {}
-    trained = trained_on(model.model, summary.get("num_outputs", 0))
-    if trained:
+    trained = training_of(model)
+    if model.trained.get("method") == "probe":
+        # Of features that come from elsewhere: not what the authors trained.
+        return []
+    if trained in TRAINED:
         row = TRAINED[trained]
         if is_whole:
             return [("paper", {"original": row["in9l"]})]

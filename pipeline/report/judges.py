@@ -7,7 +7,7 @@ nothing was run.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.report import published
@@ -24,14 +24,37 @@ Estimate = tuple[float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What claims are judged by: models, and the trend over them."""
+    """What claims are judged by: models, the trend over them, and matrices."""
 
     models: Sequence[ModelResults]
     trend: dict[str, Any] | None
+    matrices: Sequence[dict[str, Any]] = ()
 
 
-def _training(model: ModelResults) -> str | None:
-    return published.trained_on(model.model, (model.summary or {}).get("num_outputs", 0))
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A model trained on a variant: evaluated by itself, or a row of a matrix.
+
+    Attributes:
+      name: of the model.
+      variant: that it was trained on.
+      accuracies: by variant that it was tested on.
+      gap: its BG-Gap, if it is known.
+      matrix: that it is a row of, "" if it was evaluated by itself.
+    """
+
+    name: str
+    variant: str
+    accuracies: Mapping[str, Estimate]
+    gap: Estimate | None
+    matrix: str = ""
+
+
+def training_of(model: ModelResults) -> str | None:
+    """The variant that a model was trained on, if it or its name says so."""
+    said = model.trained.get("variant")
+    summary = model.summary or model.saliency or {}
+    return said or published.trained_on(model.model, summary.get("num_outputs", 0))
 
 
 def _pretrained(results: Results) -> Iterator[ModelResults]:
@@ -41,12 +64,43 @@ def _pretrained(results: Results) -> Iterator[ModelResults]:
             yield model
 
 
-def _trained(results: Results, *variants: str) -> Iterator[tuple[ModelResults, str]]:
-    """Models trained on variants, with the variant."""
+def _trained_models(results: Results, variant: str) -> Iterator[ModelResults]:
+    """Models trained on a variant, and not tested on what they have seen."""
     for model in results.models:
-        variant = _training(model)
-        if variant in variants and variant:
-            yield model, variant
+        if training_of(model) == variant and not model.overlap:
+            yield model
+
+
+def _trained(results: Results, *variants: str) -> Iterator[Trained]:
+    """Models trained on variants; one that is a row of a matrix counts once."""
+    rows = [trained for content in results.matrices for trained in _rows_of(content)]
+    known = {row["weights_sha256"] for content in results.matrices for row in content["rows"]}
+    for variant in variants:
+        for model in _trained_models(results, variant):
+            if (model.summary or {}).get("weights_sha256") not in known:
+                tests = [row["variant"] for row in model.rows("accuracy", label_rule=RULE)]
+                found = {name: one for name in tests if (one := _accuracy(model, name))}
+                yield Trained(model.name, variant, found, _gap(model))
+        yield from (trained for trained in rows if trained.variant == variant)
+
+
+def _rows_of(content: Mapping[str, Any]) -> Iterator[Trained]:
+    """Rows of a matrix that were not tested on what they have seen."""
+    gaps = {row["train_variant"]: _estimate(row, "difference") for row in content["gaps"]}
+    by_row: dict[str, list[dict[str, Any]]] = {}
+    for row in content["rows"]:
+        by_row.setdefault(row["train_variant"], []).append(row)
+    for variant, cells in by_row.items():
+        if not any(cell["overlap"] for cell in cells):
+            found = {
+                cell["test_variant"]: one for cell in cells if (one := _estimate(cell, "accuracy"))
+            }
+            name = f"{content['name']}, {variant}"
+            yield Trained(name, variant, found, gaps.get(variant), content["name"])
+
+
+def _estimate(row: Mapping[str, Any], name: str) -> Estimate | None:
+    return (row[name], row["ci_low"], row["ci_high"]) if row[name] is not None else None
 
 
 def _accuracy(model: ModelResults, variant: str) -> Estimate | None:
@@ -61,9 +115,9 @@ def _gap(model: ModelResults) -> Estimate | None:
 
 def signal(results: Results) -> Iterator[Finding]:
     """Accuracy of models trained on backgrounds alone."""
-    for model, trained in _trained(results, "only_bg_t", "only_bg_b", "no_fg"):
-        for variant in (trained, "original"):
-            if found := _accuracy(model, variant):
+    for model in _trained(results, "only_bg_t", "only_bg_b", "no_fg"):
+        for variant in (model.variant, "original"):
+            if found := model.accuracies.get(variant):
                 verdict = above(found[1], found[2], CHANCE)
                 yield Finding(f"{model.name} on {variant}", *found, verdict)
 
@@ -78,7 +132,7 @@ def background_alone(results: Results) -> Iterator[Finding]:
 def gap_above(results: Results) -> Iterator[Finding]:
     """BG-Gap of every model, against none."""
     for model in results.models:
-        if found := _gap(model):
+        if not model.overlap and (found := _gap(model)):
             yield Finding(model.name, *found, above(found[1], found[2], 0))
 
 
@@ -91,8 +145,8 @@ def gap_pretrained(results: Results) -> Iterator[Finding]:
 
 def gap_in9(results: Results) -> Iterator[Finding]:
     """BG-Gap of models trained on ImageNet-9, against the published range."""
-    for model, _ in _trained(results, "original", "in9l"):
-        if found := _gap(model):
+    for model in _trained(results, "original", "in9l"):
+        if found := model.gap:
             yield Finding(model.name, *found, meets(found[1], found[2], (0.13, 0.22)))
 
 
@@ -160,9 +214,9 @@ def any_insect(results: Results) -> Iterator[Finding]:
 
 def without_foreground(results: Results) -> Iterator[Finding]:
     """Accuracy without a foreground of models trained on `mixed_rand`."""
-    for model, _ in _trained(results, "mixed_rand"):
+    for model in _trained(results, "mixed_rand"):
         for variant in ("only_bg_t", "only_bg_b"):
-            if found := _accuracy(model, variant):
+            if found := model.accuracies.get(variant):
                 verdict = below(found[1], found[2], 0.2)
                 yield Finding(f"{model.name} on {variant}", *found, verdict)
 
@@ -171,13 +225,25 @@ def improves(variant: str) -> Callable[[Results], Iterator[Finding]]:
     """Accuracy on a variant: trained on `mixed_rand` less on `original`."""
 
     def judge(results: Results) -> Iterator[Finding]:
-        for model, _ in _trained(results, "mixed_rand"):
-            for other, _ in _trained(results, "original"):
-                mine, theirs = _accuracy(model, variant), _accuracy(other, variant)
-                if mine and theirs:
+        for model in _trained(results, "mixed_rand"):
+            for other in _trained(results, "original"):
+                mine, theirs = model.accuracies.get(variant), other.accuracies.get(variant)
+                # Rows of one matrix were tested on the same images: see below.
+                if mine and theirs and not model.matrix and not other.matrix:
                     found = difference(mine, theirs)
                     subject = f"{model.name} less {other.name}"
                     yield Finding(subject, *found, above(found[1], found[2], 0))
+        for content in results.matrices:
+            rows = {trained.variant for trained in _rows_of(content)}
+            for row in content["gains"]:
+                gain = _estimate(row, "difference")
+                if (
+                    row["test_variant"] == variant
+                    and gain
+                    and {row["first"], row["second"]} <= rows
+                ):
+                    subject = f"{content['name']}, {row['first']} less {row['second']}"
+                    yield Finding(subject, *gain, above(gain[1], gain[2], 0))
 
     return judge
 
@@ -187,11 +253,11 @@ _RIGHT_FOREGROUND = ("original", "mixed_same", "mixed_rand", "mixed_next", "only
 
 def varies_little(results: Results) -> Iterator[Finding]:
     """Spread of the accuracies on versions with the right foreground."""
-    for model, _ in _trained(results, "mixed_rand"):
-        found = [one[0] for v in _RIGHT_FOREGROUND if (one := _accuracy(model, v))]
+    for model in _trained(results, "mixed_rand"):
+        found = [one for v in _RIGHT_FOREGROUND if (one := model.accuracies.get(v))]
         if len(found) == len(_RIGHT_FOREGROUND):
-            spread = max(found) - min(found)
-            yield Finding(model.name, spread, spread, spread, below(spread, spread, 0.1))
+            spread = difference(max(found), min(found))
+            yield Finding(model.name, *spread, below(spread[1], spread[2], 0.1))
 
 
 def _mass(model: ModelResults) -> Estimate | None:
@@ -201,8 +267,8 @@ def _mass(model: ModelResults) -> Estimate | None:
 
 def looks_at_foreground(results: Results) -> Iterator[Finding]:
     """Saliency inside the mask: trained on `mixed_rand` less on `original`."""
-    for model, _ in _trained(results, "mixed_rand"):
-        for other, _ in _trained(results, "original"):
+    for model in _trained_models(results, "mixed_rand"):
+        for other in _trained_models(results, "original"):
             mine, theirs = _mass(model), _mass(other)
             if mine and theirs:
                 found = difference(mine, theirs)

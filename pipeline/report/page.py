@@ -20,6 +20,7 @@ from pipeline.report.figure_files import FOLDER
 from pipeline.report.headline import GAP, make_headline, span
 from pipeline.report.inline import inline_svg
 from pipeline.report.judges import RULE, TIMES
+from pipeline.report.matrix import make_matrices
 from pipeline.report.plots import COMPARED, PANELS, Plot
 from pipeline.report.provenance import make_provenance
 from pipeline.report.saliency import make_saliency
@@ -72,6 +73,7 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
         example=best_example(chooser.cards),
         adversarial=make_adversarial(evidence, with_pictures),
         saliency=make_saliency(evidence, with_pictures),
+        matrices=make_matrices(evidence),
         trend=evidence.trend,
         trend_figure=_trend_figure(evidence) if has_trend_figure else None,
         plots=_by_panel(plots, [model.name for model in evidence.evaluated[:DETAILED]]),

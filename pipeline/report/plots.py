@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.figures.cells import cells_figure
 from pipeline.figures.decomposition import decomposition_figure
+from pipeline.figures.matrix import matrix_figure
 from pipeline.figures.points import Series, lines_figure, rows_figure
-from pipeline.figures.style import MODELS
+from pipeline.figures.style import MODELS, shorten
 from pipeline.report.evidence import Evidence, ModelResults
 from pipeline.report.judges import RULE, grid_size
 from pipeline.report.published import FOOLED_BY_CLASS, FULL_GRID
@@ -18,7 +19,7 @@ from transforms.taxonomy import OUTSIDE, Taxonomy
 
 COMPARED = len(MODELS)
 """Models that a figure shows side by side: those with the highest accuracy on `original`."""
-PANELS = ("decomposition", "per_class", "sizes", "confusion", "attack")
+PANELS = ("matrix", "decomposition", "per_class", "sizes", "confusion", "attack")
 _VARIANTS = ("original", "mixed_same", "mixed_rand")
 
 
@@ -67,6 +68,53 @@ def _plots(evidence: Evidence) -> Iterator[Plot]:
     attacked = [model for model in evidence.models if _measures(model)][:COMPARED]
     yield from _fooled_by_class(attacked, taxonomy)
     yield from _by_backgrounds(attacked)
+    for content in evidence.matrices:
+        yield from _matrix(content)
+
+
+def _matrix(content: Mapping[str, Any]) -> Iterator[Plot]:
+    """Accuracies, the paper's, and their difference."""
+    name, columns = content["name"], content["columns"]
+    cells = {(row["train_variant"], row["test_variant"]): row for row in content["rows"]}
+    for part, title, key in (
+        ("accuracy", f"{shorten(name)}, %", "accuracy"),
+        ("published", "ResNet-50 of the paper, %", "published"),
+        ("difference", "difference, points", "difference"),
+    ):
+        shares = [[cells.get((row, column), {}).get(key) for column in columns] for row in columns]
+        if not any(share is not None for line in shares for share in line):
+            continue
+        bold = [
+            [_is_significant(cells.get((row, column))) for column in columns] for row in columns
+        ]
+        spoken = "; ".join(
+            f"{row}: "
+            + ", ".join(
+                f"{column} {100 * share:.0f}"
+                for column, share in zip(columns, line, strict=True)
+                if share is not None
+            )
+            for row, line in zip(columns, shares, strict=True)
+        )
+        yield Plot(
+            "matrix",
+            f"matrix-{name}-{part}.svg",
+            f"{title}. Trained on the row, tested on the column. {spoken}",
+            matrix_figure(
+                title,
+                columns,
+                shares,
+                bold if part == "difference" else None,
+                is_signed=part == "difference",
+            ),
+        )
+
+
+def _is_significant(row: Mapping[str, Any] | None) -> bool:
+    """Whether the published figure lies outside the interval."""
+    if not row or row.get("difference") is None:
+        return False
+    return bool(row["difference_ci_low"] > 0 or row["difference_ci_high"] < 0)
 
 
 def _shares(model: ModelResults) -> dict[str, float]:

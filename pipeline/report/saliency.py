@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from pipeline.report.evidence import Evidence, ModelResults
+from pipeline.report.judges import training_of
 from pipeline.report.pictures import Budget, data_uri, find_samples
 from transforms.taxonomy import OUTSIDE
 
@@ -13,13 +14,16 @@ _BYTES = 1_200_000
 _SIDE = 176
 SIDE_BY_SIDE = 3
 """Models whose maps stand beside an image."""
+_PAIR = {"original": 0, "mixed_rand": 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class Map:
-    """A model's map of an image."""
+    """A model's map of an image; `trained` names the variant that it was trained on, if it is
+    known."""
 
     model: str
+    trained: str
     uri: str
     mass_in_mask: float
     answer: str
@@ -59,7 +63,10 @@ def make_saliency(evidence: Evidence, with_pictures: bool = True) -> Saliency:
     failed = [m for m in evidence.models if m.saliency and m.saliency.get("error")]
     # Maps of another version, or split, would not stand beside the same picture.
     kinds = [_kind(model) for model in there]
-    shown = [m for m, kind in zip(there, kinds, strict=True) if kind == kinds[0]][:SIDE_BY_SIDE]
+    alike = [m for m, kind in zip(there, kinds, strict=True) if kind == kinds[0]]
+    # The source's pair comes first: trained on Original, and on Mixed-Rand.
+    alike.sort(key=lambda model: _PAIR.get(training_of(model) or "", len(_PAIR)))
+    shown = alike[:SIDE_BY_SIDE]
     return Saliency(
         models=tuple((model.name, model.saliency or {}) for model in there),
         pairs=_pairs(evidence, shown) if with_pictures and shown else (),
@@ -96,6 +103,7 @@ def _pairs(evidence: Evidence, models: list[ModelResults]) -> tuple[Pair, ...]:
                 maps=tuple(
                     Map(
                         model=model.name,
+                        trained=training_of(model) or "",
                         uri=picture,
                         mass_in_mask=one["mass_in_mask"],
                         answer="outside"

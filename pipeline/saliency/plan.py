@@ -63,11 +63,12 @@ def shown_images(dataset: Dataset, plan: SaliencyPlan) -> dict[str, int]:
       UsageError: there are no images, or none of a given key.
     """
     split = plan.evaluation.split
+    tested = plan.evaluation.keys(dataset)
     rows = [
         (row["key"], row["label"], shard)
         for shard in dataset.shards(split)
         for row in dataset.index_of_shard(split, shard)
-        if row["selected"]
+        if row["selected"] and (tested is None or row["key"] in tested)
     ]
     if not rows:
         raise UsageError(f"the dataset has no images in {split}: there is nothing to explain")

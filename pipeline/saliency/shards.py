@@ -47,6 +47,7 @@ class SaliencyShards:
             [variant, self.plan.smoothgrad],
             SALIENCY_VERSION,
             [file.sha256 for file in files],
+            *([sorted(keys)] if (keys := evaluation.keys(self.dataset)) is not None else []),
         )
 
     def samples(self, shard: int) -> Iterator[tuple[Sample, Sample]]:
@@ -58,10 +59,12 @@ class SaliencyShards:
         split = self.plan.evaluation.split
         pictures = self.dataset.samples(split, shard, self.plan.variant)
         masks = self.dataset.samples(split, shard, "fg_mask")
+        keys = self.plan.evaluation.keys(self.dataset)
         for picture, mask in itertools.zip_longest(pictures, masks):
             if picture is None or mask is None or picture.key != mask.key:
                 raise JobError(
                     f"shard {shard} holds other images in {self.plan.variant} than in fg_mask; "
                     "see: in9 verify"
                 )
-            yield picture, mask
+            if keys is None or picture.key in keys:
+                yield picture, mask

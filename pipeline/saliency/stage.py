@@ -198,7 +198,7 @@ class Measure(beam.DoFn):
         opened = Dataset.open(store)
         shown = list(shown_images(opened, self._plan))
         expected = list(opened.shards(evaluation.split))
-        how = {"split": evaluation.split, **dataclasses.asdict(evaluation.predict)}
+        how = evaluation.how
         by_model, failed = sort_results(explained)
         for order, spec in enumerate(evaluation.models):
             if order in failed:

@@ -1,0 +1,93 @@
+"""The train x test matrix: what training on a variant does, beside the paper's table 5."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from pipeline.report.evidence import Evidence
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """One network.
+
+    Attributes:
+      name: of the matrix.
+      how: in words.
+      columns: names of rows and columns.
+      rows: (trained on, images it was trained on, its cells by column, its BG-Gap).
+      gaps: which rows' BG-Gaps differ from 0, in words.
+      gains: what training on Mixed-Rand instead of Original changes, by tested variant.
+      images: how many a cell was tested on, the least and the most.
+      overlap: most tested images of a cell that were trained on.
+      figures: names of its figure files begin so.
+    """
+
+    name: str
+    how: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, int, dict[str, dict[str, Any]], dict[str, Any] | None], ...]
+    gaps: str
+    gains: tuple[dict[str, Any], ...]
+    images: tuple[int, int]
+    overlap: int
+    figures: str
+
+
+def make_matrices(evidence: Evidence) -> tuple[Matrix, ...]:
+    """Collects the panel."""
+    return tuple(_matrix(content) for content in evidence.matrices if content["rows"])
+
+
+def _matrix(content: dict[str, Any]) -> Matrix:
+    gaps = {row["train_variant"]: row for row in content["gaps"] if row["n"]}
+    by_row: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in content["rows"]:
+        by_row.setdefault(row["train_variant"], {})[row["test_variant"]] = row
+    counts = [row["n"] for row in content["rows"]]
+    return Matrix(
+        name=content["name"],
+        how=_how(content),
+        columns=tuple(content["columns"]),
+        rows=tuple(
+            (name, next(iter(cells.values()))["train_n"], cells, gaps.get(name))
+            for name, cells in by_row.items()
+        ),
+        gaps=describe_gaps(content),
+        gains=tuple(row for row in content["gains"] if row["n"]),
+        images=(min(counts), max(counts)),
+        overlap=max(row["overlap"] for row in content["rows"]),
+        figures=f"matrix-{content['name']}-",
+    )
+
+
+def describe_gaps(content: dict[str, Any]) -> str:
+    """Which rows' BG-Gaps are told from 0 by their intervals, and which are not; "" without."""
+    found: dict[str, list[str]] = {"above 0": [], "below 0": [], "not significant": []}
+    for row in content["gaps"]:
+        if row["n"]:
+            verdict = (
+                "above 0"
+                if row["ci_low"] > 0
+                else "below 0"
+                if row["ci_high"] < 0
+                else "not significant"
+            )
+            found[verdict].append(row["train_variant"])
+    parts = [f"{verdict} trained on {', '.join(rows)}" for verdict, rows in found.items() if rows]
+    return f"BG-Gap is {'; '.join(parts)}" if parts else ""
+
+
+def _how(content: dict[str, Any]) -> str:
+    if content["method"] == "probe":
+        what = (
+            f"the last layer of {content['arch']}, whose other layers stay as ImageNet made them, "
+            "fitted on each variant (a linear probe)"
+        )
+    else:
+        what = f"{content['arch']}, trained on each variant"
+    if content["holdout"]:
+        share = f"{100 * content['holdout']:.0f} %"
+        return f"{what}; {share} of {content['split']} are held out for the test"
+    return f"{what}: on {content['train_split']}, tested on {content['split']}"

@@ -1,0 +1,153 @@
+"""`in9 train`: from flags to a training, and what is said of it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+
+import torch
+
+from pipeline.dataset import Dataset
+from pipeline.errors import UsageError
+from pipeline.lock import DATASET_LOCK, held
+from pipeline.models.stored import chosen_folder
+from pipeline.progress import duration
+from pipeline.runner import usable_cores
+from pipeline.storage import WORK_FOLDER, Store
+from pipeline.training.log import LOG
+from pipeline.training.loop import train
+from pipeline.training.network import check_architecture
+from pipeline.training.plan import PRECISIONS, TrainPlan, choose_splits
+from pipeline.training.probe import MODELS
+from pipeline.training.ranks import Ranks
+from pipeline.versions import reading_store
+
+_MOST_WORKERS = 16
+
+
+def plan_from_flags(arguments: argparse.Namespace, dataset: Dataset) -> TrainPlan:
+    """Checks the flags of train.
+
+    Args:
+      arguments: of `build_parser`.
+      dataset: to train on.
+
+    Raises:
+      UsageError: the first thing that is wrong.
+    """
+    device, precision = choose_device(arguments)
+    weights = chosen_folder(arguments.weights)
+    check_architecture(arguments.arch, pretrained=arguments.pretrained, weights=weights)
+    workers = arguments.workers
+    split, val_split = choose_splits(
+        dataset, arguments.split, arguments.val_split, arguments.holdout
+    )
+    named = {field.name for field in dataclasses.fields(TrainPlan)}
+    flags = {name: value for name, value in vars(arguments).items() if name in named} | {
+        "device": device,
+        "precision": precision,
+        "weights": weights,
+        "split": split,
+        "val_split": val_split,
+        "workers": default_workers(device) if workers is None else workers,
+    }
+    try:
+        return TrainPlan(**flags)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def choose_device(arguments: argparse.Namespace) -> tuple[str, str]:
+    """(device, precision), where the flags leave them open.
+
+    Raises:
+      UsageError: there is no such device, or no such precision.
+    """
+    device, has_gpu = arguments.device, torch.cuda.is_available()
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device must be auto, cpu or cuda: got {device!r}")
+    if (arguments.require_gpu or device == "cuda") and not has_gpu:
+        raise UsageError(
+            "there is no CUDA device that torch can use; leave --require_gpu out, "
+            "and --device auto, to train on the CPU"
+        )
+    if device == "auto":
+        device = "cuda" if has_gpu else "cpu"
+    precision = arguments.precision
+    if precision == "auto":
+        if device == "cpu":
+            return device, "fp32"
+        # Older cards compute bfloat16 as well, but slowly.
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return device, "bf16" if has_bf16 else "fp16"
+    if precision not in PRECISIONS or (precision == "fp16" and device == "cpu"):
+        fitting = PRECISIONS if device == "cuda" else PRECISIONS[:-1]
+        raise UsageError(
+            f"--precision on {device} must be one of {', '.join(fitting)}: got {precision!r}"
+        )
+    return device, precision
+
+
+def default_workers(device: str) -> int:
+    """How many processes load pictures: on a CPU they take the network's cores."""
+    cores = usable_cores()
+    if device == "cpu":
+        return 1
+    return max(1, min(_MOST_WORKERS, cores // Ranks.of_environment().local_count))
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    """The command `train`.
+
+    Args:
+      arguments: of `build_parser`.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      UsageError: wrong usage or unreadable input.
+      JobError: the training failed.
+    """
+    if arguments.probe:
+        from pipeline.training.probe_command import run_probe  # Which needs functions from here.
+
+        return run_probe(arguments)
+    dataset = Dataset.open(reading_store(arguments.dataset))
+    plan = plan_from_flags(arguments, dataset)
+    place = arguments.output or Store.at(arguments.dataset).path(f"{MODELS}/{plan.name}")
+    store = Store.at(place)
+    if plan.tensorboard:
+        _check_tensorboard(store)
+    # Of several processes, the first one writes.
+    if not Ranks.of_environment().is_first:
+        train(dataset, plan, store, stop_after=arguments.stop_after, overwrite=arguments.overwrite)
+        return 0
+    started = time.monotonic()
+    with held(store, DATASET_LOCK):
+        store.remove_temporary()
+        done = train(
+            dataset, plan, store, stop_after=arguments.stop_after, overwrite=arguments.overwrite
+        )
+    store.prune(WORK_FOLDER)
+    if not done.is_new:
+        print(f"nothing to do: {done.epochs} of {plan.epochs} epochs are trained")
+    else:
+        print(f"time: {duration(time.monotonic() - started)}; log: {store.path(LOG)}")
+    if done.epochs < plan.epochs:
+        print(f"{plan.epochs - done.epochs} epochs are left: run the same command again")
+    holdout = f" --holdout {plan.holdout:g}" if plan.holdout else ""
+    print(f"to evaluate: in9 evaluate --dataset {arguments.dataset} --models {done.entry}{holdout}")
+    return 0
+
+
+def _check_tensorboard(store: Store) -> None:
+    if store.is_remote:
+        raise UsageError("--tensorboard writes to folders of this machine: name one with --output")
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            "--tensorboard needs tensorboard: pip install tensorboard (or our extra [tensorboard])"
+        ) from error

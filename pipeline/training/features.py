@@ -1,0 +1,190 @@
+"""Features of a frozen network: what its last layer would see, once for each picture.
+
+.in9/features/<model>/<variant>/<split>-NNNNN.parquet   of an output shard; made again when the
+                                                        weights or the pictures have changed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import timm
+import torch
+from numpy.typing import NDArray
+
+from pipeline.config import EVALUATE_VERSION, fingerprint
+from pipeline.dataset import Dataset
+from pipeline.errors import UsageError
+from pipeline.models import LoadedModel, load_model
+from pipeline.predict import PredictConfig, Predictor
+from pipeline.records import ShardFiles, read_about, write_table
+from pipeline.results import safe_name
+from pipeline.storage import WORK_FOLDER, Store
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        pa.field("label", pa.int16()),
+        pa.field("features", pa.list_(pa.float32())),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Features:
+    """Features of pictures.
+
+    Attributes:
+      keys: (n,) of the images.
+      labels: (n,) int64.
+      values: (n, features) float32.
+    """
+
+    keys: tuple[str, ...]
+    labels: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+    def of(self, keys: Iterable[str]) -> Features:
+        """Those of some images, in that order. Raises KeyError for one that is not there."""
+        place = {key: number for number, key in enumerate(self.keys)}
+        places = np.asarray([place[key] for key in keys], np.int64)
+        return Features(
+            tuple(self.keys[i] for i in places), self.labels[places], self.values[places]
+        )
+
+    @classmethod
+    def joined(cls, parts: Iterable[Features]) -> Features:
+        """Several as one."""
+        found = list(parts)
+        return cls(
+            tuple(key for part in found for key in part.keys),
+            np.concatenate([part.labels for part in found]),
+            np.concatenate([part.values for part in found]),
+        )
+
+
+class _WithoutHead(torch.nn.Module):
+    """A timm network up to its last layer."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.network.forward_head(
+            self.network.forward_features(pictures), pre_logits=True
+        )
+        return found
+
+
+class Backbone:
+    """A pretrained network that stays as it is, and gives features.
+
+    Args:
+      name: entry of `--models` that is a timm network with weights.
+      predict: how it is run.
+      cache: folder of the dataset that features are kept in.
+      weights: folder of `in9 models fetch`, if any.
+
+    Attributes:
+      model: the network as it was loaded.
+      architecture: timm's name, without a tag.
+
+    Raises:
+      UsageError: it is no timm network that ends with a linear layer.
+      JobError: as `load_model`.
+    """
+
+    def __init__(
+        self, name: str, predict: PredictConfig, cache: Store, weights: str | None = None
+    ) -> None:
+        model = load_model(name, weights)
+        network: Any = model.module
+        self.model = model
+        self.architecture = model.architecture.partition(".")[0]
+        if not (hasattr(network, "forward_head") and timm.is_model(self.architecture)):
+            raise UsageError(
+                f"{name}: a probe is on a network of timm; such as efficientnet_lite0 or resnet50"
+            )
+        self.layer = network.get_classifier()
+        headless = _WithoutHead(network).eval()
+        side = model.preprocessing.input_size
+        trial = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            features, logits = headless(trial), network(trial)
+            is_linear = isinstance(self.layer, torch.nn.Linear) and features.ndim == 2
+            if not is_linear or not torch.allclose(self.layer(features), logits, atol=1e-3):
+                raise UsageError(f"{name}: a probe needs a network that ends with a linear layer")
+        self._predict, self._cache = predict, cache
+        self._shown = dataclasses.replace(
+            model, module=headless, num_outputs=int(features.shape[1])
+        )
+        self._predictor: Predictor | None = None
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The network without its head."""
+        return self._shown
+
+    def features(
+        self, dataset: Dataset, split: str, variant: str, keys: Collection[str] | None = None
+    ) -> Features:
+        """Features of a variant's pictures, in the dataset's order; of some keys alone, if they
+        are given.
+
+        Raises:
+          ModelError: the network's forward pass fails.
+          JobError: a stored picture cannot be decoded.
+        """
+        parts = [self._of_shard(dataset, split, variant, n, keys) for n in dataset.shards(split)]
+        return Features.joined(parts)
+
+    def _of_shard(
+        self, dataset: Dataset, split: str, variant: str, shard: int, keys: Collection[str] | None
+    ) -> Features:
+        store, place = self._cache, safe_name(variant)
+        if dataset.store != store:
+            # Which may be one for reading alone.
+            place = f"{dataset.manifest.fingerprint[:12]}-{place}"
+        folder = f"{WORK_FOLDER}/features/{safe_name(self.model.name)}/{place}"
+        path = f"{folder}/{split}-{shard:05d}.parquet"
+        checksum = fingerprint(
+            self.model.weights_sha256,
+            dataclasses.asdict(self.model.preprocessing),
+            dataclasses.asdict(self._predict),
+            EVALUATE_VERSION,
+            [file.sha256 for file in dataset.shard_files(split, shard, (variant,))],
+            None if keys is None else sorted(keys),
+        )
+        about = read_about(store, path)
+        if about is None or about.fingerprint != checksum:
+            tables = [_SCHEMA.empty_table()]
+            if self._predictor is None:
+                self._predictor = Predictor(self._shown, self._predict)
+            samples = (
+                sample
+                for sample in dataset.samples(split, shard, variant)
+                if keys is None or sample.key in keys
+            )
+            with contextlib.closing(self._predictor.logits(samples)) as batches:
+                for batch, values in batches:
+                    columns = {
+                        "key": [sample.key for sample in batch],
+                        "label": [sample.fields["label"] for sample in batch],
+                        "features": list(values),
+                    }
+                    tables.append(pa.table(columns, _SCHEMA))
+            write_table(store, path, pa.concat_tables(tables), ShardFiles(checksum, ()))
+        table = pq.read_table(store.arrow_source(path))
+        flat = table["features"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        return Features(
+            tuple(table["key"].to_pylist()),
+            table["label"].to_numpy().astype(np.int64),
+            flat.reshape(len(table), self._shown.num_outputs),
+        )

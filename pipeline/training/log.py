@@ -1,0 +1,134 @@
+"""What a training says: a line and a row for each epoch, and events for TensorBoard."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TextIO
+
+from pipeline.csv_file import csv_bytes
+from pipeline.progress import TERMINAL_SECONDS, duration
+from pipeline.storage import Store
+
+LOG = "log.csv"
+EVENTS = "tensorboard"
+
+
+@dataclasses.dataclass(frozen=True)
+class Epoch:
+    """One epoch. Losses are means of the cross entropy, in nats.
+
+    Attributes:
+      epoch: from 1 on.
+      lr: learning rate.
+      loss, accuracy: on the training pictures as they were augmented, while they were learnt.
+      val_loss, val_accuracy: on the pictures as they are, after the epoch; None without any.
+      images_per_second: of training, in all processes together.
+      data_wait: share of the training time that was spent waiting for pictures.
+      seconds: with validation.
+    """
+
+    epoch: int
+    lr: float
+    loss: float
+    accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
+    images_per_second: float
+    data_wait: float
+    seconds: float
+
+    def line(self, epochs: int, seconds_left: float) -> str:
+        """As the terminal shows it."""
+        text = f"epoch {self.epoch} of {epochs}: loss {self.loss:.3f}, "
+        text += f"accuracy {100 * self.accuracy:.1f} %"
+        if self.val_accuracy is not None:
+            text += f"; validation {self.val_loss:.3f}, {100 * self.val_accuracy:.1f} %"
+        text += f"; {self.images_per_second:.1f} images/s"
+        if self.data_wait >= 0.1:
+            text += f" ({100 * self.data_wait:.0f} % of the time waiting for pictures: --workers)"
+        return text + (f", {duration(seconds_left)} left" if seconds_left else "")
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Epoch))
+"""Of the log."""
+
+
+class TrainingLog:
+    """The epochs so far, in a folder and on the terminal.
+
+    Args:
+      store: the folder.
+      epochs: in all.
+      rows: of the epochs that were done before, of `Epoch`'s fields.
+      tensorboard: whether to write events, too; needs a folder of this machine.
+      say: takes a line.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        epochs: int,
+        rows: Sequence[dict[str, Any]],
+        *,
+        tensorboard: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._epochs = epochs
+        self._say = say
+        self._now = 0
+        self.rows = list(rows)
+        self._events: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Events of an epoch that was not finished are not to be seen beside its next ones.
+            begin = len(self.rows) + 1
+            self._events = SummaryWriter(store.path(EVENTS), purge_step=begin)
+
+    def add(self, epoch: Epoch) -> None:
+        """Notes a finished epoch."""
+        self.rows.append(dataclasses.asdict(epoch))
+        self._now += 1
+        mean = sum(row["seconds"] for row in self.rows[-self._now :]) / self._now
+        self._say(epoch.line(self._epochs, mean * (self._epochs - epoch.epoch)))
+        if self._events is not None:
+            for name, value in dataclasses.asdict(epoch).items():
+                if name not in ("epoch", "seconds") and value is not None:
+                    self._events.add_scalar(name, value, epoch.epoch)
+            self._events.flush()
+
+    def write(self) -> None:
+        """Writes the table."""
+        self._store.write(LOG, csv_bytes(COLUMNS, self.rows))
+
+    def close(self) -> None:
+        """Ends the events' file."""
+        if self._events is not None:
+            self._events.close()
+
+
+class Ticker:
+    """A line on a terminal, which the next one replaces; nothing elsewhere."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stderr
+        self._shows = self._out.isatty()
+        self._next = 0.0
+
+    def show(self, text: Callable[[], str]) -> None:
+        """Shows what `text` gives, unless the last one is just there."""
+        now = time.monotonic()
+        if self._shows and now >= self._next:
+            self._out.write(f"\r\x1b[K{text()}")
+            self._out.flush()
+            self._next = now + TERMINAL_SECONDS
+
+    def clear(self) -> None:
+        """Removes the line."""
+        if self._shows:
+            self._out.write("\r\x1b[K")
+            self._out.flush()

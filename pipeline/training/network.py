@@ -1,0 +1,89 @@
+"""The network before training: an architecture of timm with one output a superclass."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import timm
+import torch
+
+from pipeline.errors import JobError, UsageError
+from pipeline.models import Preprocessing, check_model, load_model
+from pipeline.models.packaged import EFFICIENTNETS
+from pipeline.models.source import closest
+from pipeline.models.timm_names import timm_model
+from transforms.hashing import keyed_hash
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A network to train.
+
+    Attributes:
+      architecture: timm's name, for `--models ARCH=FILE`.
+      module: in float32 on the CPU.
+      preprocessing: as evaluation will feed it.
+      pretrained: the weights it begins with, None for none.
+    """
+
+    architecture: str
+    module: torch.nn.Module
+    preprocessing: Preprocessing
+    pretrained: str | None
+
+
+def check_architecture(arch: str, *, pretrained: bool, weights: str | None) -> None:
+    """Checks `--arch` without loading weights.
+
+    Raises:
+      UsageError: timm has no such architecture, with the closest ones; or no weights of it.
+    """
+    name = EFFICIENTNETS.get(arch, arch)
+    if not timm.is_model(name.partition(".")[0]):
+        hint = closest(name.partition(".")[0], [*EFFICIENTNETS, *timm.list_models()])
+        raise UsageError(f"--arch {arch}: timm has no such architecture{hint}")
+    if pretrained:
+        check_model(arch, weights)
+
+
+def build_network(
+    arch: str, outputs: int, *, seed: int, pretrained: bool = False, weights: str | None = None
+) -> Network:
+    """Builds a network; what is drawn for its weights follows from the seed.
+
+    Args:
+      arch: timm's name, or one of `efficientnet_lite0`, `1`, `2`.
+      outputs: size of its head.
+      seed: of the weights.
+      pretrained: whether to begin with weights for ImageNet; the head is new in any case.
+      weights: folder of `in9 models fetch`.
+
+    Raises:
+      UsageError: as `check_architecture`.
+      JobError: the weights cannot be fetched or read.
+    """
+    check_architecture(arch, pretrained=pretrained, weights=weights)
+    loaded = load_model(arch, weights) if pretrained else None
+    # Initialisation knows no generator but torch's own.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(keyed_hash(seed, "initialisation", "") >> 1)
+        if loaded is None:
+            try:
+                module = timm.create_model(EFFICIENTNETS.get(arch, arch), num_classes=outputs)
+            except (RuntimeError, ValueError, AssertionError) as error:
+                raise UsageError(f"--arch {arch} cannot be built: {error}") from error
+        else:
+            module = loaded.module
+            reset = getattr(module, "reset_classifier", None)
+            if reset is None:
+                raise JobError(f"{arch} has no head that could be replaced")
+            reset(outputs)
+    described = timm_model(arch, module, "")
+    # A model that is to be evaluated needs none.
+    module.requires_grad_(True)
+    return Network(
+        architecture=described.architecture,
+        module=module,
+        preprocessing=described.preprocessing,
+        pretrained=f"{loaded.name} {loaded.weights_sha256}" if loaded else None,
+    )

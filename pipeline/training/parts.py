@@ -1,0 +1,78 @@
+"""Which pictures of a split are trained on, and which are left for the test.
+
+With a share held out, a training picture shows nothing of a held-out image: neither its
+foreground nor its background is one. Of a mixed variant's replicates, each foreground takes the
+first with such a background; a foreground without any is left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pipeline.dataset import Dataset
+from transforms.holdout import held_out
+from transforms.variants import MIXED, base_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Holdout:
+    """What is held out of a split.
+
+    Attributes:
+      share: of its units, 0 for nothing.
+      seed: of the choice.
+    """
+
+    share: float = 0.0
+    seed: int = 0
+
+    def keys_for_test(self, rows: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+        """Keys of the images that are left for the test, of index rows; all of them if nothing
+        is held out. Images of one group stay together."""
+        rows = list(rows)
+        keys = [row["key"] for row in rows]
+        if not self.share:
+            return frozenset(keys)
+        outside = held_out([row.get("group") or row["key"] for row in rows], self.share, self.seed)
+        return frozenset(key for key, out in zip(keys, outside, strict=True) if out)
+
+
+def selected_rows(dataset: Dataset, split: str) -> list[dict[str, Any]]:
+    """Index rows of a split's selected images, in the dataset's order."""
+    return [row for row in dataset.index(split) if row["selected"]]
+
+
+def keys_for_test(dataset: Dataset, split: str, holdout: Holdout) -> frozenset[str]:
+    """Keys of the images that a model is tested on."""
+    return holdout.keys_for_test(selected_rows(dataset, split))
+
+
+def training_pictures(
+    dataset: Dataset, split: str, variant: str, holdout: Holdout
+) -> dict[str, str]:
+    """The pictures that a model is trained on.
+
+    Args:
+      dataset: the dataset.
+      split: its split.
+      variant: of pictures, without the number of a replicate.
+      holdout: what is held out.
+
+    Returns:
+      Key to the variant whose picture of it is taken, itself or one of its replicates; in the
+      dataset's order.
+    """
+    rows = selected_rows(dataset, split)
+    outside = holdout.keys_for_test(rows) if holdout.share else frozenset()
+    names = [name for name in dataset.variants if base_of(name) == variant]
+    found: dict[str, str] = {}
+    for row in rows:
+        if row["key"] in outside:
+            continue
+        for name in names:
+            if variant not in MIXED or row[f"{name}_bg_key"] not in outside:
+                found[row["key"]] = name
+                break
+    return found

@@ -1,0 +1,119 @@
+"""Checkpoints that say what they were trained on, and the parts of a split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from pipeline.dataset import Dataset
+from pipeline.errors import JobError
+from pipeline.models import Preprocessing, load_model
+from pipeline.storage import Store
+from pipeline.training.checkpoint import TrainedOn, about_of_entry, read_about, save_checkpoint
+from pipeline.training.parts import Holdout, keys_for_test, selected_rows, training_pictures
+from transforms.holdout import held_out
+
+HALF = Preprocessing(64, False, (0.5, 0.5, 0.5), (0.5, 0.25, 0.5), "bicubic", 0.9, "center")
+
+
+def trained(**changes: object) -> TrainedOn:
+    fields = {
+        "architecture": "resnet10t",
+        "variant": "mixed_rand",
+        "dataset": "d" * 32,
+        "split": "val",
+        "classes": "c" * 16,
+        "preprocessing": HALF,
+        "keys": ("a", "b\u00fc", "c\udcff"),
+        "epochs": 3,
+        "holdout": 0.5,
+        "settings": {"lr": 0.1},
+    }
+    return TrainedOn(**{**fields, **changes})
+
+
+def test_a_checkpoint_is_read_back_and_is_a_model_with_its_own_preprocessing(
+    tmp_path: Path,
+) -> None:
+    module = timm.create_model("resnet10t", num_classes=9)
+    store = Store(str(tmp_path))
+    first = save_checkpoint(store, "m/x.safetensors", module.state_dict(), trained())
+    again = save_checkpoint(store, "m/y.safetensors", module.state_dict(), trained())
+    assert first.sha256 == again.sha256
+    path = store.path("m/x.safetensors")
+    assert read_about(path) == trained()
+    assert about_of_entry(f"resnet10t={path}") == trained()
+    assert about_of_entry("resnet10t") is None
+    model = load_model(f"resnet10t={path}")
+    # Nine outputs alone would mean the authors' mean and std.
+    assert model.preprocessing == HALF
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, model.module.state_dict()[name])
+
+
+def test_other_files_say_nothing_and_broken_notes_are_errors(tmp_path: Path) -> None:
+    plain = tmp_path / "plain.safetensors"
+    save_file({"x": torch.zeros(2)}, plain)
+    assert read_about(str(plain)) is None
+    (tmp_path / "cut.safetensors").write_bytes(plain.read_bytes()[:5])
+    assert read_about(str(tmp_path / "cut.safetensors")) is None
+    store = Store(str(tmp_path))
+    save_checkpoint(store, "m.safetensors", {"x": torch.zeros(2)}, trained(keys=("a", "b")))
+    data = (tmp_path / "m.safetensors").read_bytes()
+    digest = trained(keys=("a", "b")).keys_digest.encode()
+    (tmp_path / "m.safetensors").write_bytes(data.replace(digest, digest[::-1]))
+    with pytest.raises(JobError, match="not those"):
+        read_about(str(tmp_path / "m.safetensors"))
+    assert load_file(tmp_path / "m.safetensors")["x"].shape == (2,)
+    with pytest.raises(ValueError, match="twice"):
+        trained(keys=("a", "a"))
+
+
+@given(st.lists(st.text(max_size=3), max_size=30), st.floats(0, 1), st.floats(0, 1))
+def test_units_are_never_divided_and_larger_shares_hold_out_more(
+    units: list[str], first: float, second: float
+) -> None:
+    small, large = sorted((first, second))
+    few, many = held_out(units, small), held_out(units, large)
+    assert not (few & ~many).any()
+    assert len({(unit, bool(out)) for unit, out in zip(units, few, strict=True)}) == len(set(units))
+    assert held_out(units, 1.0).all()
+    assert not held_out(units, 0.0).any()
+
+
+def test_the_share_is_kept_on_average() -> None:
+    out = held_out([str(number) for number in range(10_000)], 0.3)
+    assert abs(out.mean() - 0.3) < 0.02
+    assert not np.array_equal(out, held_out([str(number) for number in range(10_000)], 0.3, 1))
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        held_out(["a"], 1.5)
+
+
+def test_training_pictures_show_nothing_that_is_held_out(three_draws: Path) -> None:
+    replicated = Dataset.open(Store(str(three_draws)))
+    holdout = Holdout(0.5)
+    tested = keys_for_test(replicated, "val", holdout)
+    rows = {row["key"]: row for row in selected_rows(replicated, "val")}
+    assert 0 < len(tested) < len(rows)
+    assert list(training_pictures(replicated, "val", "original", holdout)) == [
+        key for key in rows if key not in tested
+    ]
+    used = set()
+    chosen = training_pictures(replicated, "val", "mixed_rand", holdout)
+    draws = ("mixed_rand", "mixed_rand_r1", "mixed_rand_r2")
+    for key, row in rows.items():
+        allowed = [name for name in draws if row[f"{name}_bg_key"] not in tested]
+        expected = allowed[0] if allowed and key not in tested else None
+        assert chosen.get(key) == expected
+        used.add(expected)
+    # The case that replicates are there for.
+    assert used & {"mixed_rand_r1", "mixed_rand_r2"}
+    whole = training_pictures(replicated, "val", "mixed_rand", Holdout())
+    assert whole == dict.fromkeys(rows, "mixed_rand")

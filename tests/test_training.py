@@ -1,0 +1,439 @@
+"""Training: the same bytes however it is run, and models that the other commands take."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ONE, run_in9
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+from torchvision.transforms import v2
+
+from pipeline.dataset import Dataset
+from pipeline.errors import UsageError
+from pipeline.models import load_model
+from pipeline.storage import Store
+from pipeline.training.augment import DRAWS, Augmentation, augmentation_hashes, draws_of
+from pipeline.training.checkpoint import read_about
+from pipeline.training.loader import Pictures, check_shared_memory
+from pipeline.training.network import build_network
+from pipeline.training.plan import TrainPlan, choose_splits, find_samples
+from pipeline.training.schedule import TRAIN, Order, Schedule, permutation
+from transforms.hashing import keyed_hashes
+from transforms.holdout import held_out
+
+CLASSES = {"n01440764": (30, 60, 200), "n02085620": (220, 40, 30)}
+"""Wnid to the colour of what is drawn: superclasses fish and dog."""
+SIDE = 48
+TINY = "test_resnet"
+NO_BATCH_NORM = "test_convnext"
+
+
+def draw(root: Path, counts: dict[str, int]) -> Path:
+    """An input of discs on noise, their class told by their colour."""
+    random = np.random.default_rng(1)
+    y, x = np.mgrid[:60, :60]
+    for split, count in counts.items():
+        (root / "Annotations" / split).mkdir(parents=True)
+        for wnid, colour in CLASSES.items():
+            (root / split / wnid).mkdir(parents=True)
+            for number in range(count):
+                key = f"{wnid}_{split}{number}"
+                pixels = random.integers(60, 160, (60, 60, 3)).astype(np.uint8)
+                pixels[(x - 30) ** 2 + (y - 30) ** 2 < 18**2] = colour
+                Image.fromarray(pixels).save(root / split / wnid / f"{key}.JPEG", quality=95)
+                (root / "Annotations" / split / f"{key}.xml").write_text(
+                    "<annotation><size><width>60</width><height>60</height></size><object><bndbox>"
+                    "<xmin>12</xmin><ymin>12</ymin><xmax>48</xmax><ymax>48</ymax></bndbox></object>"
+                    "</annotation>"
+                )
+    return root
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 24 images to train on and 12 to validate on. Not to be changed."""
+    root = tmp_path_factory.mktemp("drawn")
+    source = draw(root / "input", {"train": 12, "val": 6})
+    run_in9(
+        *("generate", "--input", source, "--output", root / "out", "--split", "train,val"),
+        *("--variants", "original,only_bg_t,mixed_rand", "--segmenter", "box"),
+        *("--image_size", SIDE, "--resize", 54, "--images_per_shard", 8, *ONE),
+    )
+    return root / "out"
+
+
+def train(dataset: Path, output: Path, *flags: object, check: int | None = 0) -> str:
+    """Trains a tiny network; returns what it said."""
+    done = run_in9(
+        *("train", "--dataset", dataset, "--output", output, "--batch_size", 8, "--workers", 0),
+        *("--threads", 1),
+        *(() if "--arch" in flags else ("--arch", TINY)),
+        *flags,
+        check=check,
+    )
+    return done.stdout + done.stderr
+
+
+def log_of(output: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((output / "log.csv").read_text().splitlines()))
+
+
+@pytest.fixture(scope="module")
+def trained(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training of four epochs, undisturbed. Not to be changed."""
+    output = tmp_path_factory.mktemp("trained") / "model"
+    train(drawn, output, "--epochs", 4, "--lr", 0.03)
+    return output
+
+
+@given(
+    st.integers(1, 60), st.integers(0, 20), st.integers(1, 25), st.integers(1, 4), st.integers(0, 9)
+)
+@settings(max_examples=60, deadline=None)
+def test_an_epoch_shows_every_image_once_whatever_the_number_of_processes(
+    images: int, validation: int, batch: int, ranks: int, epoch: int
+) -> None:
+    hashes = keyed_hashes(0, "order", map(str, range(images)))
+    orders = [
+        list(Schedule(hashes, validation, batch, range(epoch, epoch + 1), rank, ranks))
+        for rank in range(ranks)
+    ]
+    assert {len(each) for each in orders} == {
+        len(Schedule(hashes, validation, batch, range(epoch, epoch + 1)))
+    }
+    seen: dict[str, list[int]] = {"train": [], "validate": []}
+    sizes = []
+    for together in zip(*orders, strict=True):
+        parts = [order.indices for order in together]
+        assert sum(map(len, parts)) == together[0].total <= batch
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        seen[together[0].part] += np.concatenate(parts).tolist()
+        if together[0].part == TRAIN:
+            sizes.append(together[0].total)
+    # In the order that one process alone would show them.
+    assert seen["train"] == permutation(hashes, epoch).tolist()
+    assert sorted(seen["train"]) == list(range(images))
+    assert seen["validate"] == list(range(validation))
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_orders_of_two_epochs_and_two_seeds_have_nothing_in_common() -> None:
+    keys = [str(number) for number in range(400)]
+    orders = [
+        permutation(keyed_hashes(seed, "order", keys), epoch) for seed in (0, 1) for epoch in (0, 1)
+    ]
+    for number, first in enumerate(orders):
+        for second in orders[number + 1 :]:
+            assert abs(np.corrcoef(first, second)[0, 1]) < 0.2
+
+
+@given(st.integers(8, 300), st.integers(8, 300), st.integers(0, 2**32), st.floats(0.01, 1))
+@settings(max_examples=200, deadline=None)
+def test_crops_lie_in_the_picture(height: int, width: int, seed: int, area: float) -> None:
+    draws = draws_of(augmentation_hashes(seed, ["key"]), seed % 7)
+    assert draws.shape == (1, DRAWS)
+    assert ((draws >= 0) & (draws < 1)).all()
+    top, left, h, w = Augmentation(8, min_area=area).crop(draws[0], height, width)
+    assert 0 <= top <= top + h <= height
+    assert 0 <= left <= left + w <= width
+    assert h > 0 < w
+    assert 0.7 < w / h < 1.45 or min(h, w) < 12
+
+
+def test_crops_have_the_chances_of_torchvisions() -> None:
+    draws = draws_of(augmentation_hashes(0, map(str, range(4000))), 0)
+    ours = np.asarray([Augmentation(8).crop(each, 224, 224) for each in draws])
+    theirs = v2.RandomResizedCrop(8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        picture = torch.empty(3, 224, 224)
+        them = np.asarray(
+            [
+                [drawn[name] for name in ("top", "left", "height", "width")]
+                for drawn in (theirs.make_params([picture]) for _ in range(4000))
+            ]
+        )
+    # Means and quartiles of four numbers between 0 and 224, to two of their standard errors.
+    for statistic in (np.mean, lambda x, axis: np.percentile(x, [25, 75], axis=axis)):
+        assert np.abs(statistic(ours, axis=0) - statistic(them, axis=0)).max() < 5
+
+
+def test_without_chances_a_picture_stays_as_it_is() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+    draws = draws_of(augmentation_hashes(0, ["a"]), 0)[0]
+    same = Augmentation(40, min_area=1, flip=0, jitter=0).apply(pixels, draws)
+    assert (same.permute(1, 2, 0).numpy() == pixels).all()
+    flipped = Augmentation(40, min_area=1, flip=1, jitter=0).apply(pixels, draws)
+    assert (flipped.permute(1, 2, 0).numpy() == pixels[:, ::-1]).all()
+    grey = np.full((40, 40, 3), 100, np.uint8)
+    varied = [
+        int(Augmentation(40, jitter=0.1).apply(grey, each)[0, 0, 0])
+        for each in draws_of(augmentation_hashes(0, map(str, range(50))), 0)
+    ]
+    # Contrast and saturation leave a grey picture grey: what is left is brightness.
+    assert 88 <= min(varied) < 95
+    assert 105 < max(varied) <= 111
+
+
+@pytest.mark.parametrize("form", ["parquet", "webdataset"])
+def test_pictures_are_found_in_every_format_by_their_place(drawn: Path, form: str) -> None:
+    dataset = Dataset.open(Store(str(drawn)))
+    config = dataset.manifest.config
+    compose = dataclasses.replace(config.compose, formats=(form,))
+    config = dataclasses.replace(config, compose=compose)
+    manifest = dataclasses.replace(dataset.manifest, config=config)
+    dataset = Dataset(dataset.store, manifest)
+    training, validation = find_samples(dataset, TrainPlan(variant="mixed_rand", val_split="val"))
+    assert validation is not None
+    for samples, split in ((training, "train"), (validation, "val")):
+        whole = {
+            sample.key: sample
+            for shard in dataset.shards(split)
+            for sample in dataset.samples(split, shard, "mixed_rand")
+        }
+        assert samples.keys.tolist() == list(whole)
+        assert len(samples.files) > 1
+        order = np.random.default_rng(0).permutation(len(samples))
+        for index, data in zip(order, samples.read(order), strict=True):
+            sample = whole[str(samples.keys[index])]
+            assert data == sample.image
+            assert samples.labels[index] == sample.fields["label"]
+
+
+def test_a_batch_is_the_same_in_another_process(drawn: Path) -> None:
+    dataset = Dataset.open(Store(str(drawn)))
+    training, validation = find_samples(dataset, TrainPlan(val_split="val"))
+    pictures = Pictures(training, validation, Augmentation(SIDE), seed=3)
+    elsewhere = pickle.loads(pickle.dumps(pictures))
+    order = Order(TRAIN, 2, np.asarray([5, 1, 7]), 3)
+    _, here, labels = pictures[order]
+    _, there, others = elsewhere[order]
+    assert here.shape == (3, 3, SIDE, SIDE)
+    assert torch.equal(here, there)
+    assert torch.equal(labels, others)
+    # Alone, in another batch, an image is varied alike; in another epoch it is not.
+    assert torch.equal(pictures[Order(TRAIN, 2, np.asarray([1]), 1)][1][0], here[1])
+    assert not torch.equal(pictures[Order(TRAIN, 3, np.asarray([1]), 1)][1][0], here[1])
+
+
+def test_it_learns_and_says_so(trained: Path) -> None:
+    rows = log_of(trained)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.03, 0.003, 0.0003, 0.00003])
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) < 3
+    assert float(rows[-1]["accuracy"]) > 0.5
+    assert all(float(row["images_per_second"]) > 0 for row in rows)
+    assert sorted(path.name for path in trained.iterdir()) == [
+        "log.csv",
+        "model.safetensors",
+        "state.pth",
+    ]
+
+
+def test_stopped_and_resumed_it_gives_the_same_bytes_with_any_number_of_workers(
+    drawn: Path, trained: Path, tmp_path: Path
+) -> None:
+    flags = ("--epochs", 4, "--lr", 0.03)
+    said = train(drawn, tmp_path, *flags, "--stop_after", 1)
+    assert "epoch 1 of 4" in said
+    assert "3 epochs are left: run the same command again" in said
+    state = (tmp_path / "state.pth").read_bytes()
+    assert "nothing to do: 1 of 4" in train(drawn, tmp_path, *flags, "--stop_after", 1)
+    assert (tmp_path / "state.pth").read_bytes() == state
+    said = train(drawn, tmp_path, *flags, "--workers", 2)
+    assert "epoch 1 of" not in said
+    assert "epoch 4 of 4" in said
+    one, two = (path / "model.safetensors" for path in (trained, tmp_path))
+    assert one.read_bytes() == two.read_bytes()
+    same = ("epoch", "lr", "loss", "accuracy", "val_loss", "val_accuracy")
+    assert [[row[name] for name in same] for row in log_of(trained)] == [
+        [row[name] for name in same] for row in log_of(tmp_path)
+    ]
+    said = train(drawn, tmp_path, "--epochs", 4, "--lr", 0.02, check=2)
+    assert "holds another training (--lr 0.03)" in said
+    said = train(drawn, tmp_path, "--epochs", 2, "--lr", 0.02, "--overwrite")
+    assert "epoch 1 of 2" in said
+    assert len(log_of(tmp_path)) == 2
+
+
+def test_evaluation_takes_it_and_agrees(drawn: Path, trained: Path, tmp_path: Path) -> None:
+    about = read_about(str(trained / "model.safetensors"))
+    assert about is not None
+    assert about.architecture.startswith(TINY)
+    assert (about.variant, about.split, about.epochs, about.seed) == ("original", "train", 4, 0)
+    assert len(about.keys) == 24
+    assert all("_train" in key for key in about.keys)
+    copy = Path(shutil.copytree(drawn, tmp_path / "out"))
+    entry = f"{about.architecture}={trained / 'model.safetensors'}"
+    run_in9("evaluate", "--dataset", copy, "--models", entry, *ONE)
+    (row,) = (
+        row
+        for row in csv.DictReader((copy / "results" / "summary.csv").read_text().splitlines())
+        if row["variant"] == "original" and row["label_rule"] == "argmax_then_map"
+    )
+    assert float(row["accuracy"]) == pytest.approx(float(log_of(trained)[-1]["val_accuracy"]))
+    assert row["n"] == "12"
+
+
+def test_one_split_is_divided_and_trained_on_by_its_default_place(
+    drawn: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(drawn, tmp_path / "out"))
+    flags = ("--dataset", copy, "--split", "val", "--holdout", 0.5, "--epochs", 1)
+    done = run_in9(
+        *("train", *flags, "--arch", TINY, "--variant", "mixed_rand", "--workers", 0, "--seed", 2),
+        *("--threads", 1),
+        *("--precision", "bf16", "--tensorboard"),
+    )
+    (model,) = copy.glob("models/*/model.safetensors")
+    assert model.parent.name == f"{TINY}-mixed_rand-1ep-holdout0.5-seed2"
+    assert f"={model} --holdout 0.5" in done.stdout
+    about = read_about(str(model))
+    assert about is not None
+    assert (about.holdout, about.settings["precision"]) == (0.5, "bf16")
+    keys = [row["key"] for row in Dataset.open(Store(str(copy))).index("val")]
+    outside = {key for key, out in zip(keys, held_out(keys, 0.5), strict=True) if out}
+    assert set(about.keys)
+    assert not outside & set(about.keys)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(model.parent / "tensorboard"))
+    events.Reload()
+    (scalar,) = events.Scalars("loss")
+    (row,) = log_of(model.parent)
+    assert scalar.value == pytest.approx(float(row["loss"]), rel=1e-5)
+    # A dataset with trainings in its folder is sound.
+    run_in9("verify", "--dataset", copy)
+
+
+def test_processes_of_torchrun_share_the_work_of_one(drawn: Path, tmp_path: Path) -> None:
+    flags = [
+        *("train", "--dataset", str(drawn), "--arch", NO_BATCH_NORM, "--epochs", "1"),
+        *("--batch_size", "7", "--lr", "0.01", "--workers", "0", "--threads", "1"),
+    ]
+    run_in9(*flags, "--output", tmp_path / "one")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc_per_node", "2", "-m", "pipeline", *flags, "--output", str(tmp_path / "two")),
+        ],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 1 of 1") == 1
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
+        *("log.csv", "model.safetensors", "state.pth")
+    ]
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    begin = build_network(NO_BATCH_NORM, 9, seed=0).module.state_dict()
+    for name, value in one.items():
+        # The same step, summed in another order.
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
+    moved = max(float((one[name] - begin[name]).abs().max()) for name in one)
+    assert moved > 1e-3
+    (first,), (second,) = log_of(tmp_path / "one"), log_of(tmp_path / "two")
+    assert float(second["loss"]) == pytest.approx(float(first["loss"]), rel=1e-3)
+    assert second["val_accuracy"] == first["val_accuracy"]
+
+
+def test_weights_of_a_package_are_what_it_begins_with() -> None:
+    network = build_network("efficientnet_lite0", 9, seed=0, pretrained=True)
+    known = load_model("efficientnet_lite0")
+    theirs, ours = known.module.state_dict(), network.module.state_dict()
+    assert network.pretrained == f"efficientnet_lite0 {known.weights_sha256}"
+    assert network.architecture.startswith("tf_efficientnet_lite0")
+    kept = [name for name in ours if not name.startswith("classifier")]
+    assert all(torch.equal(ours[name], theirs[name]) for name in kept)
+    assert ours["classifier.weight"].shape[0] == 9
+    assert all(parameter.requires_grad for parameter in network.module.parameters())
+    again = build_network("efficientnet_lite0", 9, seed=0, pretrained=True).module.state_dict()
+    other = build_network("efficientnet_lite0", 9, seed=1, pretrained=True).module.state_dict()
+    assert torch.equal(ours["classifier.weight"], again["classifier.weight"])
+    assert not torch.equal(ours["classifier.weight"], other["classifier.weight"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_picture_is_named(drawn: Path, tmp_path: Path, workers: int) -> None:
+    copy = Path(shutil.copytree(drawn, tmp_path / "out"))
+    training, _ = find_samples(Dataset.open(Store(str(copy))), TrainPlan())
+    path = copy / training.files[training.file[3]]
+    data = bytearray(path.read_bytes())
+    begin = int(training.offset[3])
+    data[begin : begin + 200] = bytes(200)
+    path.write_bytes(data)
+    said = train(copy, tmp_path / "model", "--epochs", 1, "--workers", workers, check=1)
+    (line,) = said.splitlines()
+    assert f"a stored picture of {training.keys[3]} is broken" in line
+    assert not (tmp_path / "model" / "state.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (("--variant", "mixed_next"), "--variant mixed_next: the dataset has original, only_bg_t"),
+        (("--arch", "resnet5O"), "timm has no such architecture; close to it: resnet50"),
+        (("--arch", "test_resnet", "--split", "test"), "--split test: the dataset has train, val"),
+        (("--val_split", "train"), "--val_split train is what is trained on"),
+        (("--holdout", "0.5", "--val_split", "val"), "leave --val_split val out"),
+        (("--holdout", "1"), "--holdout must be between 0 and 1: got 1.0"),
+        (("--lr", "0"), "--lr must be above 0: got 0.0"),
+        (("--workers", "-1"), "--workers must be at least 0: got -1"),
+        (("--precision", "fp16", "--device", "cpu"), "must be one of fp32, tf32, bf16: got 'fp16'"),
+        (("--epochs", "0"), "argument --epochs: expected a number from 1 on"),
+        (("--runner", "DataflowRunner"), "--runner is for commands that run a Beam pipeline"),
+    ],
+)
+def test_wrong_flags_get_one_helpful_line(
+    drawn: Path, tmp_path: Path, flags: Sequence[str], line: str
+) -> None:
+    said = train(drawn, tmp_path / "model", *flags, check=2)
+    assert line in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "model" / "state.pth").exists()
+
+
+def test_datasets_without_a_split_to_train_on_say_what_to_do(one_worker: Path) -> None:
+    dataset = Dataset.open(Store(str(one_worker)))
+    with pytest.raises(UsageError, match=r"in9 generate --split train,val.*--holdout 0\.5"):
+        choose_splits(dataset, None, None, 0)
+    assert choose_splits(dataset, None, None, 0.5) == ("val", None)
+    assert choose_splits(dataset, "val", None, 0) == ("val", None)
+
+
+def test_a_loss_that_runs_away_fails_and_keeps_what_was_done(drawn: Path, tmp_path: Path) -> None:
+    said = train(drawn, tmp_path, "--epochs", 3, "--lr", 1e30, check=1)
+    assert "the loss is not a finite number any more in epoch" in said
+    assert "Try a smaller --lr than 1e+30" in said
+
+
+def test_shared_memory_is_looked_at_before_it_is_needed() -> None:
+    check_shared_memory(0, 1 << 60)
+    if not os.path.isdir("/dev/shm"):
+        pytest.skip("no shared memory to look at")
+    check_shared_memory(2, 1 << 10)
+    with pytest.raises(UsageError, match=r"2 processes need .* --workers"):
+        check_shared_memory(2, 1 << 60)
+
+
+def test_the_manifest_is_all_that_names_a_dataset_to_a_training(trained: Path, drawn: Path) -> None:
+    about = read_about(str(trained / "model.safetensors"))
+    assert about is not None
+    assert about.dataset == json.loads((drawn / "manifest.json").read_text())["fingerprint"]
