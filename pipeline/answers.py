@@ -30,12 +30,12 @@ class Images:
 
     Attributes:
       keys: (n,) strings, sorted.
-      labels: (n,) int8.
+      labels: (n,) int16.
       fg_fraction: (n,) float64.
     """
 
     keys: pa.Array
-    labels: NDArray[np.int8]
+    labels: NDArray[np.int16]
     fg_fraction: NDArray[np.float64]
 
     @classmethod
@@ -54,7 +54,7 @@ class Images:
         table = table.filter(table["selected"]).sort_by("key").combine_chunks()
         return cls(
             keys=pa.array(table["key"].to_pylist(), pa.string()),
-            labels=table["label"].to_numpy().astype(np.int8),
+            labels=table["label"].to_numpy().astype(np.int16),
             fg_fraction=table["fg_fraction"].to_numpy().astype(np.float64),
         )
 
@@ -69,15 +69,15 @@ class Answers:
     """A model's answers under one label rule, in the order of the images.
 
     Attributes:
-      labels: (n,) int8 true labels.
-      predictions: (n,) int8 of each variant, replicates among them, in the dataset's order.
-      bg_labels: (n,) int8 class of the background, of each mixed variant; `OUTSIDE` where an import
-        does not know it.
+      labels: (n,) int16 true labels.
+      predictions: (n,) int16 of each variant, replicates among them, in the dataset's order.
+      bg_labels: (n,) int16 class of the background, of each mixed variant; `OUTSIDE` where an
+        import does not know it.
     """
 
-    labels: NDArray[np.int8]
-    predictions: dict[str, NDArray[np.int8]]
-    bg_labels: dict[str, NDArray[np.int8]]
+    labels: NDArray[np.int16]
+    predictions: dict[str, NDArray[np.int16]]
+    bg_labels: dict[str, NDArray[np.int16]]
 
     def correct(self, variant: str) -> NDArray[np.bool_]:
         """(n,) whether each prediction is right."""
@@ -109,7 +109,7 @@ def answers_of(
     foregrounds = images.positions(predictions["fg_key"])
     backgrounds = images.positions(predictions["bg_key"])
     unknown = pc.is_null(predictions["bg_key"]).to_numpy()
-    prediction = predictions["prediction"].to_numpy().astype(np.int8)
+    prediction = predictions["prediction"].to_numpy().astype(np.int16)
     rules, variants_of = (_codes(predictions[name]) for name in ("label_rule", "variant"))
     found = {}
     for rule in LABEL_RULES:
@@ -120,13 +120,13 @@ def answers_of(
             places = foregrounds[rows]
             if not np.array_equal(np.sort(places), np.arange(len(images.keys))):
                 raise ValueError(f"the predictions on {variant} are of other images")
-            answers.predictions[variant] = np.empty(len(rows), np.int8)
+            answers.predictions[variant] = np.empty(len(rows), np.int16)
             answers.predictions[variant][places] = prediction[rows]
             if base_of(variant) in MIXED:
                 if (backgrounds[rows][~unknown[rows]] < 0).any():
                     raise ValueError(f"{variant} has backgrounds that are not in the index")
                 bg_labels = np.where(unknown[rows], OUTSIDE, images.labels[backgrounds[rows]])
-                answers.bg_labels[variant] = np.empty(len(rows), np.int8)
+                answers.bg_labels[variant] = np.empty(len(rows), np.int16)
                 answers.bg_labels[variant][places] = bg_labels
         found[rule] = answers
     return found

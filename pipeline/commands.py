@@ -51,7 +51,6 @@ from pipeline.versions import (
     reading_store,
     results_store,
 )
-from transforms.taxonomy import imagenet9
 
 if TYPE_CHECKING:
     from pipeline.attack.plan import Attacking
@@ -113,7 +112,6 @@ def _own_flags(command: str) -> list[str]:
 
 def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """run, generate and evaluate: one graph of what each needs."""
-    taxonomy = imagenet9()
     options = pipeline_options(rest)
     submission = submission_from_flags(arguments, options)
     arguments = flags_of_workers(arguments, submission)
@@ -144,6 +142,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         else:
             manifest = Dataset.open(store).manifest
             config = manifest.config
+        taxonomy = job.taxonomy if job else Dataset.open(store).taxonomy
         evaluation = _evaluation(arguments, store, config) if evaluates else None
         conditions = parse_conditions(getattr(arguments, "fail_if", None), config.compose.composed)
         attacking = _attacking(arguments, store, config) if evaluates else None
@@ -224,7 +223,7 @@ def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
         parse_conditions(arguments.fail_if, job.config.compose.composed)
         attacking = _attacking(arguments, store, job.config)
         _explaining(arguments, store, job.config)
-    dry_run(job, evaluation, imagenet9(), workers, attacking, assumed)
+    dry_run(job, evaluation, job.taxonomy, workers, attacking, assumed)
     return 0
 
 
@@ -307,7 +306,7 @@ def _say(
     if models:
         print(f"report: {page.path(REPORT)}")
     elif stale:
-        write_report(store, imagenet9(), pictures)
+        write_report(store, dataset.taxonomy, pictures)
     if counters.get("models_failed"):
         say_failures(summaries, models, "not evaluated", details)
     return summaries
@@ -318,7 +317,7 @@ def _report(arguments: argparse.Namespace) -> int:
     dataset = Dataset.open(store)
     with held(store, TABLES_LOCK, wait=60):
         summaries, stale = write_tables(store, dataset.manifest.fingerprint)
-    write_report(store, imagenet9(), arguments.pictures)
+    write_report(store, dataset.taxonomy, arguments.pictures)
     if summaries:
         print(accuracy_table(summaries))
     if stale:
@@ -333,7 +332,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     dataset = Dataset.open(reading_store(arguments.dataset))
     faults = 0
-    for fault in verify(dataset, imagenet9()):
+    for fault in verify(dataset, dataset.taxonomy):
         print(fault)
         faults += 1
     if faults:

@@ -37,7 +37,7 @@ from pipeline.segmenters.masks import with_masks
 from pipeline.shards import ShardCounts
 from pipeline.source import Listing, SourceShard, list_images, make_shards
 from pipeline.storage import Store
-from transforms.taxonomy import Taxonomy
+from transforms.taxonomy import Taxonomy, imagenet9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Job:
       masks: folder or file of masks, for a segmenter that takes them.
       layout: of the input, as `find_layout` takes it.
       exclude, include: absolute paths of lists of images, if any.
+      taxonomy: classes and superclasses.
     """
 
     config: DatasetConfig
@@ -71,6 +72,7 @@ class Job:
     layout: str = AUTO
     exclude: str | None = None
     include: str | None = None
+    taxonomy: Taxonomy = dataclasses.field(default_factory=imagenet9)
 
     @classmethod
     def of(
@@ -201,7 +203,13 @@ class Generate(beam.PTransform):
         if job.hold is not None:
             allowed.append(beam.pvalue.AsIter(self._hold(examined, job.hold)))
             examined = examined | "SpreadExamined" >> beam.Reshuffle()
-        segment = SegmentShard(config.segment, job.layer_staging(), job.previous, job.progress)
+        segment = SegmentShard(
+            config.segment,
+            job.layer_staging(),
+            job.previous,
+            job.progress,
+            self._taxonomy.num_labels,
+        )
         segmented = examined | "Segment" >> beam.ParDo(segment, *allowed).with_output_types(
             SegmentedShard
         )

@@ -20,7 +20,9 @@ from pipeline.segmenters import takes_masks
 from pipeline.segmenters.masks import check_masks
 from pipeline.segmenters.network import PREFIX, read_network
 from pipeline.storage import WORK_FOLDER, Store
+from pipeline.taxonomy_file import read_taxonomy
 from pipeline.versions import check_versioned
+from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import select_variants
 
 _INPUT = f"{WORK_FOLDER}/input.json"
@@ -37,7 +39,8 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
     Raises:
       UsageError: the first thing that is wrong.
     """
-    config = _dataset_config(arguments)
+    taxonomy = read_taxonomy(arguments.taxonomy)
+    config = _dataset_config(arguments, taxonomy)
     output = Store.at(arguments.output)
     versions = check_versioned(output, arguments.versioned, arguments.keep)
     source = absolute(arguments.input) if arguments.input else sample_folder()
@@ -75,6 +78,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
     return dataclasses.replace(
         job,
         layout=arguments.layout,
+        taxonomy=taxonomy or imagenet9(),
         exclude=lists.get("exclude"),
         include=lists.get("include"),
     )
@@ -130,11 +134,12 @@ def _masks(arguments: argparse.Namespace) -> str | None:
     return masks
 
 
-def _dataset_config(arguments: argparse.Namespace) -> DatasetConfig:
-    named = set(DatasetConfig().flags()) - {"segmenter_parameters"}
+def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) -> DatasetConfig:
+    named = set(DatasetConfig().flags()) - {"segmenter_parameters", "taxonomy"}
     flags = {name: getattr(arguments, name) for name in named}
     for name, path in _list_paths(arguments).items():
         flags[name] = read_key_list(path, f"--{name}").about
+    flags["taxonomy"] = None if taxonomy is None else taxonomy.about
     if arguments.segmenter.startswith(PREFIX):
         found = read_network(arguments.segmenter)
         flags["segmenter"], flags["segmenter_parameters"], flags["segmenter_path"] = found

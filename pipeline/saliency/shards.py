@@ -47,6 +47,7 @@ class SaliencyShards:
             [variant, self.plan.smoothgrad],
             SALIENCY_VERSION,
             [file.sha256 for file in files],
+            *self.dataset.own_taxonomy,
         )
 
     def samples(self, shard: int) -> Iterator[tuple[Sample, Sample]]:
