@@ -27,15 +27,17 @@ from pipeline.examine import (
     add_up,
 )
 from pipeline.key_lists import KeyList, KeyLists, read_key_list
-from pipeline.layout import AUTO, find_layout
+from pipeline.layout import AUTO, Layout, find_layout
 from pipeline.manifest import Manifest
 from pipeline.plan import OutputShard, PlanSplit
 from pipeline.progress import Progress
 from pipeline.records import Staging
 from pipeline.segment import SegmentedShard, SegmentShard
+from pipeline.segmenters import takes_masks
 from pipeline.segmenters.masks import with_masks
 from pipeline.shards import ShardCounts
 from pipeline.source import Listing, SourceShard, list_images, make_shards
+from pipeline.sources.shapes import MANIFEST
 from pipeline.storage import Store
 from transforms.taxonomy import Taxonomy, imagenet9
 
@@ -126,7 +128,11 @@ def list_split(job: Job, taxonomy: Taxonomy, split: str) -> tuple[Listing, Shard
       UsageError: there is nothing to work on, or it cannot be read.
     """
     layout = find_layout(
-        job.source, job.annotations, split, job.layout, needs_boxes=job.masks is None
+        job.source,
+        job.annotations,
+        split,
+        job.layout,
+        needs_boxes=not takes_masks(job.config.segment.segmenter),
     )
     try:
         listing = list_images(layout, taxonomy, job.config.limit, job.key_lists())
@@ -134,21 +140,54 @@ def list_split(job: Job, taxonomy: Taxonomy, split: str) -> tuple[Listing, Shard
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
     if job.masks is not None:
         listing = dataclasses.replace(listing, images=with_masks(listing.images, job.masks, split))
-    elif not any(image.annotation for image in listing.images) and listing.images:
-        raise UsageError(
-            f"no image in {layout.images} has an annotation in {layout.annotations or 'it'}; "
-            "name the folder of the .xml files with --annotations"
-        )
+    else:
+        listing = _with_what_is_used(listing, layout, job.config.segment.segmenter)
     if not listing.images:
-        raise UsageError(
-            f"no image of an ImageNet-9 class in {layout.images}: "
-            f"{listing.outside} images of other classes, {listing.other_files} other files. "
-            "Classes must be told by WordNet id, such as folders named n02084071"
-        )
+        raise _no_images(listing, layout, taxonomy)
     counts = ShardCounts.of(len(listing.images), job.config.images_per_shard)
     if split in job.previous and not job.reshard:
         counts = job.previous[split]
     return listing, counts
+
+
+def _with_what_is_used(listing: Listing, layout: Layout, segmenter: str) -> Listing:
+    """A listing without masks that the segmenter has no use for.
+
+    Raises:
+      UsageError: no image has what it needs, though there are images.
+    """
+    if takes_masks(segmenter):
+        if listing.images and not any(image.mask for image in listing.images):
+            raise UsageError(
+                f"--segmenter {segmenter}: no image of {layout.files[0]} has a mask; name PNGs in "
+                "a column mask, or elsewhere with --masks"
+            )
+        return listing
+    if listing.images and not any(image.annotation for image in listing.images):
+        if layout.kind == MANIFEST:
+            raise UsageError(
+                f"no image of {layout.files[0]} has a box: expected the columns xmin, ymin, xmax "
+                "and ymax, or boxes; with masks alone, add --segmenter masks"
+            )
+        raise UsageError(
+            f"no image in {layout.images} has an annotation in {layout.annotations or 'it'}; "
+            "name the folder of the .xml files with --annotations"
+        )
+    images = (dataclasses.replace(i, mask=None, mask_md5=None) for i in listing.images)
+    return dataclasses.replace(listing, images=tuple(images))
+
+
+def _no_images(listing: Listing, layout: Layout, taxonomy: Taxonomy) -> UsageError:
+    """That a split has nothing to work on."""
+    where = layout.files[0] if layout.kind == MANIFEST else layout.images
+    counted = f"{listing.outside} images of other classes, {listing.other_files} other files"
+    if taxonomy != imagenet9():
+        shown = ", ".join(taxonomy.wnids[:3])
+        return UsageError(f"no image of a class of --taxonomy ({shown}, ...) in {where}: {counted}")
+    return UsageError(
+        f"no image of an ImageNet-9 class in {where}: {counted}. Classes must be told by WordNet "
+        "id, such as folders named n02084071; for classes of your own add --taxonomy"
+    )
 
 
 class ListSplit(beam.DoFn):

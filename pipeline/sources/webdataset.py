@@ -104,7 +104,9 @@ def _image(
         key=path.rpartition("/")[2],
         place=member.place,
         name=name,
-        folder=named if is_wnid(named) else wnid_of_label(label, taxonomy, name),
+        folder=named
+        if is_wnid(named) or taxonomy.holds(named)
+        else wnid_of_label(label, taxonomy, name),
         md5=identity and f"{identity}:{member.offset}+{member.length}",
         annotation=_annotation(sample),
     )
