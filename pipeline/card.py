@@ -12,6 +12,8 @@ from pipeline.sinks import SAMPLE_FIELDS
 from transforms.taxonomy import Taxonomy
 from transforms.variants import split_replicate
 
+_CLASSES_SHOWN = 10
+
 CARD_FILES = ("README.md", "classes.txt", "croissant.json")
 
 _DESCRIPTIONS = {
@@ -56,7 +58,7 @@ def _readme(manifest: Manifest) -> str:
     lines += [
         "---",
         "",
-        "# ImageNet-9 variants",
+        f"# {_title(manifest)}",
         "",
         "Made by the protocol of *Noise or Signal: The Role of Image Backgrounds in Object",
         "Recognition* (arXiv 2006.09994): each image is separated into foreground and",
@@ -65,6 +67,7 @@ def _readme(manifest: Manifest) -> str:
         "",
         f"{total} images in each variant.",
         "",
+        *_classes(manifest.taxonomy),
         "| variant | what it shows |",
         "|---|---|",
     ]
@@ -97,6 +100,23 @@ def _readme(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
+def _title(manifest: Manifest) -> str:
+    return "ImageNet-9 variants" if manifest.taxonomy is None else "Background variants"
+
+
+def _classes(taxonomy: Taxonomy | None) -> list[str]:
+    """Lines on classes that are not ImageNet-9's."""
+    if taxonomy is None:
+        return []
+    lines = ["| label | superclass | classes |", "|---|---|---|"]
+    for label, name in enumerate(taxonomy.names):
+        members = [w for w, of in zip(taxonomy.wnids, taxonomy.labels, strict=True) if of == label]
+        more = ", ..." if len(members) > _CLASSES_SHOWN else ""
+        shown = ", ".join(f"`{wnid}`" for wnid in members[:_CLASSES_SHOWN])
+        lines.append(f"| {label} | {name} | {shown}{more} |")
+    return [*lines, ""]
+
+
 def _masks(config: SegmentConfig) -> str:
     """Where the masks come from."""
     segmenter = config.find_segmenter()
@@ -120,11 +140,13 @@ _CROISSANT_TYPES = {
 def _croissant(manifest: Manifest) -> bytes:
     """Croissant 1.0 metadata: one record set a variant, over its Parquet files."""
     config = manifest.config
+    is_imagenet9 = manifest.taxonomy is None
     content: dict[str, Any] = {
         "@context": _CROISSANT_CONTEXT,
         "@type": "sc:Dataset",
-        "name": "imagenet9-variants",
-        "description": "ImageNet-9 background variants, one record set each.",
+        "name": "imagenet9-variants" if is_imagenet9 else "background-variants",
+        "description": f"{'ImageNet-9 background' if is_imagenet9 else 'Background'} variants, one "
+        "record set each.",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "citeAs": "Xiao, Engstrom, Ilyas, Madry: Noise or Signal. arXiv 2006.09994",
         "license": "other",

@@ -232,6 +232,10 @@ def _evaluation(arguments: argparse.Namespace, store: Store, config: DatasetConf
     from pipeline.evaluation_flags import evaluation_from_flags
 
     if arguments.imagenet:
+        if config.taxonomy is not None:
+            raise UsageError(
+                "--imagenet is for the trend of ImageNet-9; this dataset has a taxonomy of its own"
+            )
         check_imagenet(arguments.imagenet)
     return evaluation_from_flags(arguments, store, config)
 

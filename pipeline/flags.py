@@ -41,9 +41,7 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
     """Where images come from, and where the dataset goes."""
     group = parser.add_argument_group("input and output")
     group.add_argument("--output", metavar="DIR", help="dataset folder (required)")
-    group.add_argument(
-        "--input", metavar="DIR", help="ImageNet, or a manifest (default: the sample)"
-    )
+    group.add_argument("--input", metavar="DIR", help="images, or a manifest (default: the sample)")
     group.add_argument("--annotations", metavar="DIR", help="boxes (default: beside the images)")
     group = _group(parser, "Sources")
     group.add_argument(

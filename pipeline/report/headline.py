@@ -64,16 +64,20 @@ def make_headline(evidence: Evidence) -> Headline:
     """The tables of all models; those that failed are rows with their error."""
     variants = evidence.dataset.picture_variants
     models = [model for model in evidence.models if model.summary]
+    is_paper = evidence.dataset.is_imagenet9
     return Headline(
         variants=variants,
         tables={
             rule: tuple(
-                _row(model, rule, variants, rule == next(iter(LABEL_RULES))) for model in models
+                _row(model, rule, variants, is_paper and rule == next(iter(LABEL_RULES)))
+                for model in models
             )
             for rule in LABEL_RULES
         },
         published=tuple(
-            (entry.name, entry.source, dict(entry.accuracy), entry.gap) for entry in PRETRAINED
+            (entry.name, entry.source, dict(entry.accuracy), entry.gap)
+            for entry in PRETRAINED
+            if is_paper
         ),
     )
 
