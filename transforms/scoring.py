@@ -76,6 +76,9 @@ LABEL_RULES: dict[str, Callable[[Logits, Labels, Labels], Scores]] = {
 """By name, the paper's first."""
 
 
+_HINT = "; a column index in the taxonomy file would say which outputs are the classes'"
+
+
 def labels_of_outputs(num_outputs: int, taxonomy: Taxonomy) -> Labels:
     """Superclass of each model output.
 
@@ -101,9 +104,10 @@ def labels_of_outputs(num_outputs: int, taxonomy: Taxonomy) -> Labels:
         return np.arange(num_outputs)
     if num_outputs == len(taxonomy.wnids) and taxonomy.outputs is None:
         return taxonomy.label_of_output()
+    hint = "" if taxonomy.is_of_imagenet or taxonomy.outputs else _HINT
     raise ValueError(
         f"a head of {num_outputs} outputs fits neither {_classes_that_fit(taxonomy)} "
-        f"nor the {taxonomy.num_labels} superclasses"
+        f"nor the {taxonomy.num_labels} superclasses{hint}"
     )
 
 
