@@ -126,13 +126,14 @@ def parquet(source: Path, target: Path) -> None:
     _write_boxes(source, target)
 
 
-def _rows(source: Path) -> list[dict[str, object]]:
-    """A row for each box, with the path of its image."""
+def _rows(source: Path, target: Path) -> list[dict[str, object]]:
+    """A row for each box, with the path of a copy of its image."""
+    shutil.copytree(source / "val", target / "pictures")
     return [
         dict(
             zip(
                 ("image", "class", "xmin", "ymin", "xmax", "ymax"),
-                (str(image), image.parent.name, *box),
+                (f"pictures/{image.relative_to(source / 'val')}", image.parent.name, *box),
                 strict=True,
             )
         )
@@ -142,8 +143,8 @@ def _rows(source: Path) -> list[dict[str, object]]:
 
 
 def manifest_csv(source: Path, target: Path) -> None:
-    """A table that names the images where they lie."""
-    rows = _rows(source)
+    """A table that names the images."""
+    rows = _rows(source, target)
     with (target / "manifest.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -153,7 +154,7 @@ def manifest_csv(source: Path, target: Path) -> None:
 def manifest_parquet(source: Path, target: Path) -> None:
     """One row for each image, all its boxes in a list."""
     rows: dict[object, dict[str, object]] = {}
-    for row in _rows(source):
+    for row in _rows(source, target):
         image, name, *box = row.values()
         boxes = rows.setdefault(image, {"image": image, "class": name, "boxes": []})["boxes"]
         boxes.append(box)  # type: ignore[attr-defined]
