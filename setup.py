@@ -35,7 +35,11 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    license_files=["LICENSE", "pipeline/data/sample/LICENSE-GPL-2.0.txt"],
+    license_files=[
+        "LICENSE",
+        "pipeline/data/sample/LICENSE-GPL-2.0.txt",
+        "transforms/data/LICENSE-WordNet-3.0.txt",
+    ],
     python_requires=">=3.11",
     packages=[
         "pipeline",

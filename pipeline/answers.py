@@ -31,18 +31,18 @@ class Images:
 
     Attributes:
       keys: (n,) strings, sorted.
-      labels: (n,) int8.
+      labels: (n,) int16.
       fg_fraction: (n,) float64, not a number where images are not cut apart.
       background_keys: (m,) strings, sorted: all selected images, which give backgrounds also
         where they are not tested on.
-      background_labels: (m,) int8.
+      background_labels: (m,) int16.
     """
 
     keys: pa.Array
-    labels: NDArray[np.int8]
+    labels: NDArray[np.int16]
     fg_fraction: NDArray[np.float64]
     background_keys: pa.Array
-    background_labels: NDArray[np.int8]
+    background_labels: NDArray[np.int16]
 
     @classmethod
     def read(cls, dataset: Dataset, split: str, holdout: float = 0.0) -> Images:
@@ -70,10 +70,10 @@ class Images:
             table = table.filter(pc.is_in(table["key"], pa.array(sorted(tested), pa.string())))
         return cls(
             keys=pa.array(table["key"].to_pylist(), pa.string()),
-            labels=table["label"].to_numpy().astype(np.int8),
+            labels=table["label"].to_numpy().astype(np.int16),
             fg_fraction=table["fg_fraction"].to_numpy().astype(np.float64),
             background_keys=pa.array(pool["key"].to_pylist(), pa.string()),
-            background_labels=pool["label"].to_numpy().astype(np.int8),
+            background_labels=pool["label"].to_numpy().astype(np.int16),
         )
 
     def positions(self, keys: pa.ChunkedArray) -> NDArray[np.int64]:
@@ -91,15 +91,15 @@ class Answers:
     """A model's answers under one label rule, in the order of the images.
 
     Attributes:
-      labels: (n,) int8 true labels.
-      predictions: (n,) int8 of each variant, replicates among them, in the dataset's order.
-      bg_labels: (n,) int8 class of the background, of each mixed variant; `OUTSIDE` where an import
-        does not know it.
+      labels: (n,) int16 true labels.
+      predictions: (n,) int16 of each variant, replicates among them, in the dataset's order.
+      bg_labels: (n,) int16 class of the background, of each mixed variant; `OUTSIDE` where an
+        import does not know it.
     """
 
-    labels: NDArray[np.int8]
-    predictions: dict[str, NDArray[np.int8]]
-    bg_labels: dict[str, NDArray[np.int8]]
+    labels: NDArray[np.int16]
+    predictions: dict[str, NDArray[np.int16]]
+    bg_labels: dict[str, NDArray[np.int16]]
 
     def correct(self, variant: str) -> NDArray[np.bool_]:
         """(n,) whether each prediction is right."""
@@ -131,7 +131,7 @@ def answers_of(
     foregrounds = images.positions(predictions["fg_key"])
     backgrounds = _places(predictions["bg_key"], images.background_keys)
     unknown = pc.is_null(predictions["bg_key"]).to_numpy()
-    prediction = predictions["prediction"].to_numpy().astype(np.int8)
+    prediction = predictions["prediction"].to_numpy().astype(np.int16)
     rules, variants_of = (_codes(predictions[name]) for name in ("label_rule", "variant"))
     found = {}
     for rule in LABEL_RULES:
@@ -142,7 +142,7 @@ def answers_of(
             places = foregrounds[rows]
             if not np.array_equal(np.sort(places), np.arange(len(images.keys))):
                 raise ValueError(f"the predictions on {variant} are of other images")
-            answers.predictions[variant] = np.empty(len(rows), np.int8)
+            answers.predictions[variant] = np.empty(len(rows), np.int16)
             answers.predictions[variant][places] = prediction[rows]
             if base_of(variant) in MIXED:
                 if (backgrounds[rows][~unknown[rows]] < 0).any():
@@ -150,7 +150,7 @@ def answers_of(
                 bg_labels = np.where(
                     unknown[rows], OUTSIDE, images.background_labels[backgrounds[rows]]
                 )
-                answers.bg_labels[variant] = np.empty(len(rows), np.int8)
+                answers.bg_labels[variant] = np.empty(len(rows), np.int16)
                 answers.bg_labels[variant][places] = bg_labels
         found[rule] = answers
     return found

@@ -11,6 +11,8 @@ from pipeline.manifest import Manifest
 from transforms.taxonomy import Taxonomy
 from transforms.variants import MIXED, base_of, split_replicate
 
+_CLASSES_SHOWN = 10
+
 CARD_FILES = ("README.md", "classes.txt", "croissant.json")
 
 CITATION = "Xiao, Engstrom, Ilyas, Madry: Noise or Signal. arXiv 2006.09994"

@@ -52,7 +52,6 @@ from pipeline.versions import (
     publish,
     results_store,
 )
-from transforms.taxonomy import imagenet9
 
 if TYPE_CHECKING:
     from pipeline.attack.plan import Attacking
@@ -124,7 +123,6 @@ def _own_flags(command: str) -> list[str]:
 
 def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """run, generate and evaluate: one graph of what each needs."""
-    taxonomy = imagenet9()
     options = pipeline_options(rest)
     submission = submission_from_flags(arguments, options)
     arguments = flags_of_workers(arguments, submission)
@@ -155,6 +153,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         else:
             manifest = Dataset.open(store).manifest
             config = manifest.config
+        taxonomy = job.taxonomy if job else Dataset.open(store).taxonomy
         evaluation = _evaluation(arguments, store, config) if evaluates else None
         conditions = parse_conditions(getattr(arguments, "fail_if", None), config.compose.composed)
         attacking = _attacking(arguments, store, config) if evaluates else None
@@ -235,7 +234,7 @@ def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
         parse_conditions(arguments.fail_if, job.config.compose.composed)
         attacking = _attacking(arguments, store, job.config)
         _explaining(arguments, store, job.config)
-    dry_run(job, evaluation, imagenet9(), workers, attacking, assumed)
+    dry_run(job, evaluation, job.taxonomy, workers, attacking, assumed)
     return 0
 
 
@@ -244,6 +243,10 @@ def _evaluation(arguments: argparse.Namespace, store: Store, config: DatasetConf
     from pipeline.evaluation_flags import evaluation_from_flags
 
     if arguments.imagenet:
+        if config.taxonomy is not None:
+            raise UsageError(
+                "--imagenet is for the trend of ImageNet-9; this dataset has a taxonomy of its own"
+            )
         check_imagenet(arguments.imagenet)
     return evaluation_from_flags(arguments, store, config)
 
@@ -317,7 +320,7 @@ def _say(
     if models:
         print(f"report: {page.path(REPORT)}")
     elif stale:
-        write_report(store, imagenet9(), pictures)
+        write_report(store, dataset.taxonomy, pictures)
     if counters.get("models_failed"):
         say_failures(summaries, models, "not evaluated", details)
     return summaries
@@ -328,7 +331,7 @@ def _report(arguments: argparse.Namespace) -> int:
     dataset = Dataset.open(store)
     with held(store, TABLES_LOCK, wait=60):
         summaries, stale = write_tables(store, dataset.manifest.fingerprint)
-    write_report(store, imagenet9(), arguments.pictures)
+    write_report(store, dataset.taxonomy, arguments.pictures)
     if summaries:
         print("\n".join([accuracy_table(summaries), *describe_power(summaries)]))
     if stale:
@@ -343,7 +346,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     dataset = Dataset.open(reading_store(arguments.dataset))
     faults = 0
-    for fault in verify(dataset, imagenet9()):
+    for fault in verify(dataset, dataset.taxonomy):
         print(fault)
         faults += 1
     if faults:

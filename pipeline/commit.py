@@ -29,7 +29,7 @@ from pipeline.manifest import (
 from pipeline.plan import check_complete
 from pipeline.records import ACCEPTED
 from pipeline.storage import WORK_FOLDER, Store
-from transforms.taxonomy import Taxonomy
+from transforms.taxonomy import Taxonomy, imagenet9
 
 DATA_FOLDERS = ("index", "layers", "parquet", "webdataset")
 STAGING = f"{WORK_FOLDER}/staging"
@@ -93,6 +93,7 @@ def build_manifest(
         samples=samples,
         files=tuple(sorted(kept, key=lambda file: file.path)),
         stages=stage_versions(config),
+        taxonomy=None if taxonomy == imagenet9() else taxonomy,
     )
 
 

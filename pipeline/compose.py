@@ -26,6 +26,7 @@ from pipeline.records import (
     ShardFiles,
     Staging,
     read_rows,
+    with_labels,
     write_table,
 )
 from pipeline.segment import SourceFiles
@@ -35,7 +36,7 @@ from pipeline.storage import FileDigest, Store
 from transforms.codec import encode_jpeg, encode_png
 from transforms.filters import Reason
 from transforms.geometry import Pixels
-from transforms.taxonomy import Taxonomy
+from transforms.taxonomy import Taxonomy, imagenet9, imagenet_index
 from transforms.variants import MIXED, base_of, with_replicates
 
 
@@ -102,6 +103,8 @@ class ComposeShard(beam.DoFn):
         self._config = config
         self._staging = staging
         self._taxonomy = taxonomy
+        # Its names are in the files; ImageNet-9's were there before there were others.
+        self._own = [] if taxonomy == imagenet9() else [taxonomy.about]
         self._progress = progress
 
     def setup(self) -> None:
@@ -125,7 +128,9 @@ class ComposeShard(beam.DoFn):
             files = self._write_variants(output, plan, rows, backgrounds)
             segmenter = self._segment.find_segmenter()
             names_it = segmenter.method != "grabcut" and not self._segment.is_whole
-            schema = index_schema(self._config.replicates, names_it)
+            schema = with_labels(
+                index_schema(self._config.replicates, names_it), self._taxonomy.num_labels
+            )
             for row in rows:
                 row["segmenter"] = segmenter.label
             table = pa.Table.from_pylist(
@@ -185,6 +190,7 @@ class ComposeShard(beam.DoFn):
             [output.shard, output.totals.counts.output],
             [source.fingerprint for source in output.sources],
             drawn,
+            *self._own,
         )
 
     def _write_variants(
@@ -275,7 +281,7 @@ class ComposeShard(beam.DoFn):
             fields={
                 "label": row["label"],
                 "wnid": row["wnid"],
-                "imagenet_index": self._taxonomy.index_of(row["wnid"]),
+                "imagenet_index": imagenet_index(row["wnid"]),
                 "fg_key": row["key"],
                 "bg_key": of_background("key"),
                 "bg_label": of_background("label"),

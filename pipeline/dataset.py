@@ -61,6 +61,16 @@ class Dataset:
         """Its classes and superclasses."""
         return self.manifest.taxonomy or imagenet9()
 
+    @property
+    def is_imagenet9(self) -> bool:
+        """Whether its classes are ImageNet-9's: what is published of those can be compared."""
+        return self.manifest.taxonomy is None
+
+    @property
+    def own_taxonomy(self) -> tuple[str, ...]:
+        """What fingerprints of results hold of its own classes, nothing for ImageNet-9's."""
+        return () if self.is_imagenet9 else (self.taxonomy.about,)
+
     def shards(self, split: str) -> range:
         """Numbers of the output shards of a split."""
         return range(self.manifest.shards[split].output)

@@ -192,7 +192,7 @@ def _print_model(
 
     started = time.perf_counter()
     try:
-        model = load_model(name, evaluation.weights)
+        model = load_model(name, evaluation.weights, job.taxonomy)
     except JobError as error:
         print(f"{name}: {error}")
         return Cost()

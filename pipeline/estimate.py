@@ -101,7 +101,7 @@ def run_trial(
     staging, progress = Staging(store, "staging"), Progress.of(store)
     totals = SplitTotals("trial", ShardCounts(len(images), 1), len(images), 0, 0)
     examine = Examine(config.segment, staging, "keep")
-    segment = SegmentShard(config.segment, staging, {}, progress)
+    segment = SegmentShard(config.segment, staging, {}, progress, taxonomy.num_labels)
     segment.setup()
     prepare_segmenter(config.segment)
     segmented: list[SegmentedShard] = []

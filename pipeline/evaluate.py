@@ -35,7 +35,7 @@ from pipeline.models import LoadedModel
 from pipeline.power import power_of
 from pipeline.predict import PredictConfig, Predictor
 from pipeline.progress import Progress
-from pipeline.records import ShardFiles, read_about, write_table
+from pipeline.records import ShardFiles, read_about, with_labels, write_table
 from pipeline.resident import free_memory, load_resident
 from pipeline.results import (
     PREDICTION_SCHEMA,
@@ -51,7 +51,7 @@ from pipeline.tables import write_tables
 from pipeline.training.leakage import Test, refuse_overlap, training_note
 from pipeline.training.parts import Holdout, keys_for_test
 from transforms.scoring import LABEL_RULES, labels_of_outputs
-from transforms.taxonomy import Taxonomy, imagenet9
+from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
 
 _LIBRARIES = ("numpy", "torch", "timm")
@@ -227,12 +227,15 @@ class Predict(beam.DoFn):
             samples = batches_with(samples, evaluation.predict.batch_size, PROBED, keeper.keys)
 
         output_labels = labels_of_outputs(model.num_outputs, self._taxonomy)
-        tables = [PREDICTION_SCHEMA.empty_table()]
+        schema = with_labels(PREDICTION_SCHEMA, self._taxonomy.num_labels)
+        tables = [schema.empty_table()]
         with contextlib.closing(predictor.logits(samples)) as batches:
             for batch, logits in batches:
                 keeper.add(batch, logits)
                 if not is_there:
-                    tables.append(_prediction_table(model.name, batch, logits, output_labels))
+                    tables.append(
+                        _prediction_table(model.name, batch, logits, output_labels, schema)
+                    )
                 count("pictures_predicted", len(batch))
         about = ShardFiles(checksum, ())
         if keeper.keys:
@@ -279,6 +282,7 @@ def find_predictions(
         [file.sha256 for file in files],
         # Groups may change where pictures do not.
         *([sorted(tested)] if tested is not None else []),
+        *dataset.own_taxonomy,
     )
     about = read_about(evaluation.store, path)
     return path, checksum, about is not None and about.fingerprint == checksum
@@ -289,6 +293,7 @@ def _prediction_table(
     batch: list[Sample],
     logits: np.ndarray[Any, np.dtype[np.float32]],
     output_labels: np.ndarray[Any, np.dtype[np.int64]],
+    schema: pa.Schema,
 ) -> pa.Table:
     labels = np.asarray([sample.fields["label"] for sample in batch], np.int64)
     tables = []
@@ -308,8 +313,8 @@ def _prediction_table(
             "top1_score": scores.top1,
             "true_score": scores.true,
         }
-        arrays = [pa.array(columns[f.name]).cast(f.type) for f in PREDICTION_SCHEMA]
-        tables.append(pa.Table.from_arrays(arrays, schema=PREDICTION_SCHEMA))
+        arrays = [pa.array(columns[f.name]).cast(f.type) for f in schema]
+        tables.append(pa.Table.from_arrays(arrays, schema=schema))
     return pa.concat_tables(tables)
 
 
@@ -390,7 +395,7 @@ class Summarise(beam.DoFn):
             "dataset": dataset.manifest.fingerprint,
             "libraries": {name: metadata.version(name) for name in _LIBRARIES},
             "evaluate_version": EVALUATE_VERSION,
-            **summarise(dataset, images, predictions, imagenet9()),
+            **summarise(dataset, images, predictions, dataset.taxonomy),
             "power": power_of(dataset, images, folder, self._evaluation.split),
         }
 

@@ -41,15 +41,15 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
     """Where images come from, and where the dataset goes."""
     group = parser.add_argument_group("input and output")
     group.add_argument("--output", metavar="DIR", help="dataset folder (required)")
-    group.add_argument("--input", metavar="DIR", help="ImageNet folder (default: the sample)")
+    group.add_argument("--input", metavar="DIR", help="images, or a manifest (default: the sample)")
     group.add_argument("--annotations", metavar="DIR", help="boxes (default: beside the images)")
     group = _group(parser, "Sources")
     group.add_argument(
         "--layout",
         default="auto",
-        choices=("auto", "folder", "kaggle", "tar", "webdataset", "parquet"),
+        choices=("auto", "folder", "kaggle", "tar", "webdataset", "parquet", "manifest"),
         metavar="NAME",
-        help="of the input: folder, kaggle, tar, webdataset or parquet (found out)",
+        help="of the input: folder, kaggle, tar, webdataset, parquet or manifest (found out)",
     )
     group.add_argument(
         "--masks", metavar="DIR", help="PNGs, or a COCO .json file, for --segmenter masks"

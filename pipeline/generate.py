@@ -33,11 +33,13 @@ from pipeline.plan import OutputShard, PlanSplit
 from pipeline.progress import Progress
 from pipeline.records import Staging
 from pipeline.segment import SegmentedShard, SegmentShard
+from pipeline.segmenters import takes_masks
 from pipeline.segmenters.masks import with_masks
 from pipeline.shards import ShardCounts
 from pipeline.source import Listing, SourceImage, SourceShard, list_images, make_shards
+from pipeline.sources.shapes import MANIFEST
 from pipeline.storage import Store
-from transforms.taxonomy import Taxonomy
+from transforms.taxonomy import Taxonomy, imagenet9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Job:
       masks: folder or file of masks, for a segmenter that takes them.
       layout: of the input, as `find_layout` takes it.
       exclude, include: absolute paths of lists of images, if any.
+      taxonomy: classes and superclasses.
     """
 
     config: DatasetConfig
@@ -71,6 +74,7 @@ class Job:
     layout: str = AUTO
     exclude: str | None = None
     include: str | None = None
+    taxonomy: Taxonomy = dataclasses.field(default_factory=imagenet9)
 
     @classmethod
     def of(
@@ -124,7 +128,7 @@ def list_split(job: Job, taxonomy: Taxonomy, split: str) -> tuple[Listing, Shard
       UsageError: there is nothing to work on, or it cannot be read.
     """
     is_whole = job.config.segment.is_whole
-    needs_boxes = job.masks is None and not is_whole
+    needs_boxes = not takes_masks(job.config.segment.segmenter) and not is_whole
     layout = find_layout(job.source, job.annotations, split, job.layout, needs_boxes=needs_boxes)
     try:
         listing = list_images(layout, taxonomy, job.config.limit, job.key_lists())
@@ -134,17 +138,10 @@ def list_split(job: Job, taxonomy: Taxonomy, split: str) -> tuple[Listing, Shard
         listing = dataclasses.replace(listing, images=with_masks(listing.images, job.masks, split))
     elif is_whole:
         listing = dataclasses.replace(listing, images=_whole_images(listing, layout))
-    elif not any(image.annotation for image in listing.images) and listing.images:
-        raise UsageError(
-            f"no image in {layout.images} has an annotation in {layout.annotations or 'it'}; "
-            "name the folder of the .xml files with --annotations"
-        )
+    else:
+        listing = _with_what_is_used(listing, layout, job.config.segment.segmenter)
     if not listing.images:
-        raise UsageError(
-            f"no image of an ImageNet-9 class in {layout.images}: "
-            f"{listing.outside} images of other classes, {listing.other_files} other files. "
-            "Classes must be told by WordNet id, such as folders named n02084071"
-        )
+        raise _no_images(listing, layout, taxonomy)
     counts = ShardCounts.of(len(listing.images), job.config.images_per_shard)
     if split in job.previous and not job.reshard:
         counts = job.previous[split]
@@ -163,9 +160,53 @@ def _whole_images(listing: Listing, layout: Layout) -> tuple[SourceImage, ...]:
             f"nothing tells the class of an image in {layout.images}: neither folders, such as "
             "n02084071, nor annotations. Name the folder of the .xml files with --annotations"
         )
-    return tuple(
-        dataclasses.replace(image, annotation=None, annotation_md5=None) if image.wnid else image
-        for image in listing.images
+    return tuple(_bare(image) if image.wnid else image for image in listing.images)
+
+
+def _bare(image: SourceImage) -> SourceImage:
+    """An image without annotation and mask."""
+    return dataclasses.replace(
+        image, annotation=None, annotation_md5=None, mask=None, mask_md5=None
+    )
+
+
+def _with_what_is_used(listing: Listing, layout: Layout, segmenter: str) -> Listing:
+    """A listing without masks that the segmenter has no use for.
+
+    Raises:
+      UsageError: no image has what it needs, though there are images.
+    """
+    if takes_masks(segmenter):
+        if listing.images and not any(image.mask for image in listing.images):
+            raise UsageError(
+                f"--segmenter {segmenter}: no image of {layout.files[0]} has a mask; name PNGs in "
+                "a column mask, or elsewhere with --masks"
+            )
+        return listing
+    if listing.images and not any(image.annotation for image in listing.images):
+        if layout.kind == MANIFEST:
+            raise UsageError(
+                f"no image of {layout.files[0]} has a box: expected the columns xmin, ymin, xmax "
+                "and ymax, or boxes; with masks alone, add --segmenter masks"
+            )
+        raise UsageError(
+            f"no image in {layout.images} has an annotation in {layout.annotations or 'it'}; "
+            "name the folder of the .xml files with --annotations"
+        )
+    images = (dataclasses.replace(i, mask=None, mask_md5=None) for i in listing.images)
+    return dataclasses.replace(listing, images=tuple(images))
+
+
+def _no_images(listing: Listing, layout: Layout, taxonomy: Taxonomy) -> UsageError:
+    """That a split has nothing to work on."""
+    where = layout.files[0] if layout.kind == MANIFEST else layout.images
+    counted = f"{listing.outside} images of other classes, {listing.other_files} other files"
+    if taxonomy != imagenet9():
+        shown = ", ".join(taxonomy.wnids[:3])
+        return UsageError(f"no image of a class of --taxonomy ({shown}, ...) in {where}: {counted}")
+    return UsageError(
+        f"no image of an ImageNet-9 class in {where}: {counted}. Classes must be told by WordNet "
+        "id, such as folders named n02084071; for classes of your own add --taxonomy"
     )
 
 
@@ -221,7 +262,13 @@ class Generate(beam.PTransform):
         if job.hold is not None:
             allowed.append(beam.pvalue.AsIter(self._hold(examined, job.hold)))
             examined = examined | "SpreadExamined" >> beam.Reshuffle()
-        segment = SegmentShard(config.segment, job.layer_staging(), job.previous, job.progress)
+        segment = SegmentShard(
+            config.segment,
+            job.layer_staging(),
+            job.previous,
+            job.progress,
+            self._taxonomy.num_labels,
+        )
         segmented = examined | "Segment" >> beam.ParDo(segment, *allowed).with_output_types(
             SegmentedShard
         )

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from importlib import resources
 
 from pipeline.config import DatasetConfig, SegmentConfig
@@ -13,14 +14,18 @@ from pipeline.errors import UsageError
 from pipeline.files import absolute, is_below
 from pipeline.generate import Job
 from pipeline.key_lists import read_key_list
-from pipeline.layout import find_layout
+from pipeline.layout import Layout, find_layout
 from pipeline.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
 from pipeline.own_variants import versioned
 from pipeline.segmenters import takes_masks
-from pipeline.segmenters.masks import check_masks
+from pipeline.segmenters.masks import check_coco, check_masks
 from pipeline.segmenters.network import PREFIX, read_network
+from pipeline.sources.manifest import is_coco_manifest, tells_splits
+from pipeline.sources.shapes import MANIFEST
 from pipeline.storage import WORK_FOLDER, Store
+from pipeline.taxonomy_file import read_taxonomy
 from pipeline.versions import check_versioned
+from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import WHOLE, select_variants
 
 _INPUT = f"{WORK_FOLDER}/input.json"
@@ -37,15 +42,19 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
     Raises:
       UsageError: the first thing that is wrong.
     """
-    config = _dataset_config(arguments)
+    taxonomy = read_taxonomy(arguments.taxonomy)
+    config = _dataset_config(arguments, taxonomy)
     output = Store.at(arguments.output)
     versions = check_versioned(output, arguments.versioned, arguments.keep)
     source = absolute(arguments.input) if arguments.input else sample_folder()
     annotations = absolute(arguments.annotations) if arguments.annotations else None
-    masks = _masks(arguments)
-    needs_boxes = masks is None and not config.segment.is_whole
-    for split in config.split:
+    needs_boxes = not takes_masks(arguments.segmenter) and not config.segment.is_whole
+    layouts = [
         find_layout(source, annotations, split, arguments.layout, needs_boxes=needs_boxes)
+        for split in config.split
+    ]
+    _check_splits(layouts)
+    masks = _masks(arguments, layouts)
     if is_below(output.root, source):
         raise UsageError(
             f"--output {output.root} lies inside --input {source}; choose another folder"
@@ -76,6 +85,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
     return dataclasses.replace(
         job,
         layout=arguments.layout,
+        taxonomy=taxonomy or imagenet9(),
         exclude=lists.get("exclude"),
         include=lists.get("include"),
     )
@@ -116,9 +126,25 @@ def _list_paths(arguments: argparse.Namespace) -> dict[str, str]:
     return {name: absolute(path) for name, path in given.items() if path}
 
 
-def _masks(arguments: argparse.Namespace) -> str | None:
-    """The absolute path that `--masks` names, None without it."""
-    if takes_masks(arguments.segmenter) != (arguments.masks is not None):
+def _check_splits(layouts: Sequence[Layout]) -> None:
+    """Refuses to take the same images of a manifest for several splits."""
+    files = [layout.files for layout in layouts if layout.kind == MANIFEST]
+    for one in set(files):
+        if files.count(one) > 1 and not tells_splits(one[0]):
+            raise UsageError(
+                f"{one[0]} does not say which images are of which --split: add a column split, or "
+                f"give a manifest for each, manifest_{layouts[0].split}.csv"
+            )
+
+
+def _masks(arguments: argparse.Namespace, layouts: Sequence[Layout]) -> str | None:
+    """The absolute path that `--masks` names, None without it: a manifest may name masks itself."""
+    takes = takes_masks(arguments.segmenter)
+    if takes and arguments.masks is None and all(each.kind == MANIFEST for each in layouts):
+        if any(is_coco_manifest(each.files[0]) for each in layouts):
+            check_coco("--segmenter masks with a COCO file")
+        return None
+    if takes != (arguments.masks is not None):
         raise UsageError(
             "--masks goes with --segmenter masks"
             if arguments.masks
@@ -131,11 +157,12 @@ def _masks(arguments: argparse.Namespace) -> str | None:
     return masks
 
 
-def _dataset_config(arguments: argparse.Namespace) -> DatasetConfig:
-    named = set(DatasetConfig().flags()) - {"segmenter_parameters"}
+def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) -> DatasetConfig:
+    named = set(DatasetConfig().flags()) - {"segmenter_parameters", "taxonomy"}
     flags = {name: getattr(arguments, name) for name in named}
     for name, path in _list_paths(arguments).items():
         flags[name] = read_key_list(path, f"--{name}").about
+    flags["taxonomy"] = None if taxonomy is None else taxonomy.about
     if arguments.segmenter.startswith(PREFIX):
         found = read_network(arguments.segmenter)
         flags["segmenter"], flags["segmenter_parameters"], flags["segmenter_path"] = found

@@ -1,7 +1,8 @@
 """Where the images and annotations of a split lie, found without being told.
 
 Images: `<split>/<wnid>/*.JPEG` or flat `<split>/*.JPEG`, also inside the `Data/CLS-LOC` tree of
-the Kaggle download; or tar archives, WebDataset shards or Parquet files named after the split.
+the Kaggle download; or tar archives, WebDataset shards or Parquet files named after the split;
+or a table that names them, `manifest.csv`.
 Annotations: `Annotations/<split>/*.xml` or `Annotations/<split>/<wnid>/*.xml`, also inside
 `Annotations/CLS-LOC`; Kaggle's `LOC_<split>_solution.csv`; or `ILSVRC2012_bbox_<split>*.tgz`.
 """
@@ -17,7 +18,16 @@ from pipeline.files import FileInfo, absolute, files_of, join, parent
 from pipeline.sources.archives import ARCHIVES
 from pipeline.sources.folder import files_in
 from pipeline.sources.found import IMAGE_SUFFIXES
-from pipeline.sources.shapes import FOLDER, KAGGLE, WEBDATASET, find_shape, tells_boxes
+from pipeline.sources.manifest import SUFFIXES, check_manifest, files_of_manifest
+from pipeline.sources.parquet import holds_pictures
+from pipeline.sources.shapes import (
+    FOLDER,
+    KAGGLE,
+    MANIFEST,
+    WEBDATASET,
+    find_shape,
+    tells_boxes,
+)
 
 AUTO = "auto"
 
@@ -55,7 +65,9 @@ class Layout:
     def inputs(self) -> Iterator[FileInfo]:
         """What the storage says of all files that the split is read from."""
         for path in (*(self.files or (self.images,)), self.annotations):
-            if path is not None:
+            if self.kind == MANIFEST and path is not None:
+                yield from files_of_manifest(path)
+            elif path is not None:
                 info = files_of(path).info(path)
                 yield from files_of(path).walk(path) if info is None else (info,)
 
@@ -75,7 +87,8 @@ def find_layout(
       annotations: a folder, an archive or a table of annotations; None to look beside the
         images.
       split: such as `val`.
-      kind: of the input: `folder`, `kaggle`, `tar`, `webdataset`, `parquet`; or `auto`.
+      kind: of the input: `folder`, `kaggle`, `tar`, `webdataset`, `parquet`, `manifest`; or
+        `auto`.
       needs_boxes: whether it is an error if there are no annotations beside the images.
 
     Raises:
@@ -85,11 +98,21 @@ def find_layout(
     root = absolute(root)
     try:
         layout = _find(root, split, kind)
-        found = _named_annotations(annotations, layout) if annotations else _annotations_of(layout)
+        if layout.kind == MANIFEST:
+            found = None
+            if annotations is not None:
+                raise UsageError(
+                    f"--annotations {annotations}: boxes are in the manifest {layout.files[0]}; "
+                    "leave it out"
+                )
+        elif annotations:
+            found = _named_annotations(annotations, layout)
+        else:
+            found = _annotations_of(layout)
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
     is_needed = needs_boxes or annotations is not None
-    if found is None and is_needed and layout.kind != WEBDATASET:
+    if found is None and is_needed and layout.kind not in (WEBDATASET, MANIFEST):
         where = annotations if annotations is not None else root
         raise UsageError(
             f"no annotations of {split!r} in {where}: expected .xml files in "
@@ -101,6 +124,11 @@ def find_layout(
 
 def _find(root: str, split: str, kind: str) -> Layout:
     """Where the images lie, without annotations."""
+    if kind in (AUTO, MANIFEST):
+        found = _find_manifest(root, split, kind)
+        if found is not None:
+            check_manifest(found)
+            return Layout(split, parent(found), parent(found), None, MANIFEST, (found,))
     if kind in (FOLDER, KAGGLE):
         images = find_images(root, split, trees=_IMAGE_TREES[kind == KAGGLE :])
         return Layout(split, root, images, None)
@@ -118,6 +146,37 @@ def _find(root: str, split: str, kind: str) -> Layout:
         f"--layout {kind}: no such file of {split!r} in {root}, data or {split}; with --layout "
         "auto it is found out"
     )
+
+
+def _find_manifest(root: str, split: str, kind: str) -> str | None:
+    """The table that names the images, if the input is one or holds one.
+
+    Raises:
+      UsageError: none is there, and `kind` says that it is.
+    """
+    if files_of(root).info(root) is not None:
+        is_table = root.lower().endswith(SUFFIXES)
+        if is_table and root.lower().endswith(".parquet") and holds_pictures(root):
+            if kind == MANIFEST:
+                raise UsageError(
+                    f"--layout manifest: {root} holds the pictures themselves; that is "
+                    "--layout parquet"
+                )
+            is_table = False
+        if is_table:
+            return root
+    else:
+        there = set(files_of(root).children(root))
+        for stem in (f"manifest_{split}", "manifest"):
+            for suffix in SUFFIXES:
+                if join(root, stem + suffix) in there:
+                    return join(root, stem + suffix)
+    if kind == MANIFEST:
+        raise UsageError(
+            f"--layout manifest: no manifest.csv, .parquet, .json or .jsonl in {root}; name the "
+            "file itself with --input"
+        )
+    return None
 
 
 def find_images(

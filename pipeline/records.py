@@ -49,6 +49,15 @@ RECORD_SCHEMA = pa.schema(
 bytes in the shard's tar; `source_digest` identifies image, annotation and configuration."""
 
 
+def with_labels(schema: pa.Schema, num_labels: int) -> pa.Schema:
+    """A schema whose labels are wide enough: int16 for more superclasses than int8 has room for,
+    which is what all labels were before datasets could have so many."""
+    if num_labels <= 128:
+        return schema
+    wide = {pa.int8(): pa.int16(), pa.list_(pa.int8()): pa.list_(pa.int16())}
+    return pa.schema([field.with_type(wide.get(field.type, field.type)) for field in schema])
+
+
 @dataclasses.dataclass(frozen=True)
 class ShardFiles:
     """What the metadata of a record or of an index file says.

@@ -32,7 +32,7 @@ def load_resident(
       ModelError: anything is wrong with the model.
     """
     try:
-        model = load_model(spec, evaluation.weights)
+        model = load_model(spec, evaluation.weights, taxonomy)
         check_head(model, taxonomy)
         if not evaluation.accept_new_weights:
             _check_weights(model, evaluation)

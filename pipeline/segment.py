@@ -40,6 +40,7 @@ from pipeline.records import (
     ShardFiles,
     Staging,
     read_rows,
+    with_labels,
     write_table,
 )
 from pipeline.shards import ShardCounts, bucket_hash, layer_record, layer_tar
@@ -53,7 +54,7 @@ from transforms.whole import Whole
 CANDIDATE_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string()),
-        pa.field("label", pa.int8()),
+        pa.field("label", pa.int16()),
         pa.field("wnid", pa.string()),
         pa.field("layer_digest", pa.string()),
         pa.field("offset", pa.int64()),
@@ -111,6 +112,7 @@ class SegmentShard(beam.DoFn):
       staging: where new shards go.
       previous: by split, the numbers of shards of the dataset as it stands.
       progress: where finished shards are noted.
+      num_labels: number of superclasses.
     """
 
     def __init__(
@@ -119,8 +121,10 @@ class SegmentShard(beam.DoFn):
         staging: Staging,
         previous: dict[str, ShardCounts],
         progress: Progress,
+        num_labels: int,
     ) -> None:
         self._config = config
+        self._schema = with_labels(RECORD_SCHEMA, num_labels)
         self._staging = staging
         self._previous = previous
         self._progress = progress
@@ -200,7 +204,7 @@ class SegmentShard(beam.DoFn):
         write_table(
             self._staging.store,
             self._staging.staged(layer_record(split, shard.shard)),
-            pa.Table.from_pylist(rows, RECORD_SCHEMA),
+            pa.Table.from_pylist(rows, self._schema),
             ShardFiles(checksum, tuple(files)),
         )
 

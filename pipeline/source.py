@@ -18,8 +18,9 @@ from pipeline.shards import ShardCounts
 from pipeline.sources.annotations import annotated_wnid, index_annotations
 from pipeline.sources.folder import files_in, images_in_folder
 from pipeline.sources.found import IMAGE_SUFFIXES, FoundImage
+from pipeline.sources.manifest import images_in_manifest
 from pipeline.sources.parquet import images_in_parquet
-from pipeline.sources.shapes import PARQUET, TAR, WEBDATASET
+from pipeline.sources.shapes import MANIFEST, PARQUET, TAR, WEBDATASET, names_of
 from pipeline.sources.tars import images_in_tars
 from pipeline.sources.webdataset import images_in_shards
 from transforms.selection import lowest_hashes
@@ -172,6 +173,8 @@ def list_images(
                 annotation_md5=None if annotation is None else annotation.md5,
                 is_excluded=keys.excludes(found.key, wnid),
                 group=found.group,
+                mask=found.mask,
+                mask_md5=found.mask_md5,
             )
         )
     if limit is not None:
@@ -185,9 +188,11 @@ def list_images(
 def _found_images(layout: Layout, taxonomy: Taxonomy) -> Iterator[FoundImage | None]:
     """The images of a split, in whatever shape, and None for each other file."""
     if layout.kind == TAR:
-        return images_in_tars(layout.files, layout.root)
+        return images_in_tars(layout.files, layout.root, taxonomy)
     if layout.kind == WEBDATASET:
         return images_in_shards(layout.files, layout.root, taxonomy)
+    if layout.kind == MANIFEST:
+        return images_in_manifest(layout.files[0], names_of(layout.split))
     if layout.kind == PARQUET:
         return images_in_parquet(layout.files, layout.root, taxonomy)
     return images_in_folder(layout.images, layout.root)

@@ -17,7 +17,6 @@ from pipeline.report import WriteReport
 from pipeline.runner import run_pipeline
 from pipeline.terminal import describe_dataset
 from pipeline.versions import Publish
-from transforms.taxonomy import imagenet9
 
 
 def run_stage(
@@ -53,7 +52,7 @@ def run_stage(
     pipeline = beam.Pipeline(options=options)
     before = dataset.manifest.fingerprint
     fingerprint = pipeline | "Dataset" >> beam.Create([before])
-    writer = WriteReport(store, imagenet9(), pictures)
+    writer = WriteReport(store, dataset.taxonomy, pictures)
     alone = submission is not None and not submission.waits
     output = versions.output if versions else store
     ending = Ending(name, store, output, progress, before, alone=alone)

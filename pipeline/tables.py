@@ -20,7 +20,7 @@ from pipeline.matrix.tables import write_matrix_tables
 from pipeline.results import all_summaries, is_current, read_summaries
 from pipeline.saliency.results import write_saliency_table
 from pipeline.storage import Store
-from pipeline.trend import write_trend
+from pipeline.trend import remove_trend, write_trend
 from transforms.taxonomy import imagenet9
 
 _RUN = ("split", "eval_input", "precision", "weights_sha256", "dataset")
@@ -144,17 +144,21 @@ def write_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list
     write_attack_tables(store, dataset)
     write_saliency_table(store, dataset)
     write_matrix_tables(store, dataset)
+    found = Dataset.open(store)
     old = [summary for summary in all_summaries(store) if not is_current(summary, dataset)]
     if old:
-        refresh_summaries(Dataset.open(store), old, imagenet9())
+        refresh_summaries(found, old, found.taxonomy)
     summaries, stale = read_summaries(store, dataset)
     if not summaries and not stale:
         return [], []
     for name, table in TABLES.items():
         write_csv(store, name, table.columns, table_rows(table, summaries))
-    comparisons = compare_models(Dataset.open(store), summaries) if len(summaries) > 1 else []
+    comparisons = compare_models(found, summaries) if len(summaries) > 1 else []
     write_csv(store, "comparisons", COMPARISON_COLUMNS, comparisons)
-    for name, text in latex_tables(summaries, imagenet9().names).items():
+    for name, text in latex_tables(summaries, found.taxonomy.names).items():
         store.update(f"results/latex/{name}.tex", text.encode())
-    write_trend(store, dataset, summaries, imagenet9())
+    if found.is_imagenet9:
+        write_trend(store, dataset, summaries, imagenet9())
+    else:
+        remove_trend(store)
     return summaries, stale

@@ -47,6 +47,8 @@ def _regex(action: argparse.Action) -> str | None:
         return _NUMBERS[action.type]
     words = _alternatives(action)
     # Placeholders are in capitals, as N is; words that stand for themselves are not.
+    if any(word.isupper() and word != "N" for word in words):
+        return None
     parts = [_COUNT if word.isupper() else re.escape(word) for word in words]
     return f"^({'|'.join(parts)})$" if parts else None
 

@@ -87,6 +87,13 @@ def write_trend(
     return trend
 
 
+def remove_trend(store: Store) -> None:
+    """Takes the trend away: other classes than ImageNet-9's have nothing to do with accuracy on
+    ImageNet."""
+    for path in (TREND, TREND_FIGURE, "results/trend.csv"):
+        store.delete(path)
+
+
 def _alike(
     summaries: Sequence[Mapping[str, Any]],
 ) -> tuple[list[Mapping[str, Any]], list[str]]:

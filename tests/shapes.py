@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from transforms.taxonomy import imagenet9
 
@@ -124,6 +126,67 @@ def parquet(source: Path, target: Path) -> None:
     _write_boxes(source, target)
 
 
+def _rows(source: Path, target: Path) -> list[dict[str, object]]:
+    """A row for each box, with the path of a copy of its image."""
+    shutil.copytree(source / "val", target / "pictures")
+    return [
+        dict(
+            zip(
+                ("image", "class", "xmin", "ymin", "xmax", "ymax"),
+                (f"pictures/{image.relative_to(source / 'val')}", image.parent.name, *box),
+                strict=True,
+            )
+        )
+        for image in _images(source)
+        for box in _boxes(_xml(source, image.stem).read_text())
+    ]
+
+
+def manifest_csv(source: Path, target: Path) -> None:
+    """A table that names the images."""
+    rows = _rows(source, target)
+    with (target / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def manifest_parquet(source: Path, target: Path) -> None:
+    """One row for each image, all its boxes in a list."""
+    rows: dict[object, dict[str, object]] = {}
+    for row in _rows(source, target):
+        image, name, *box = row.values()
+        boxes = rows.setdefault(image, {"image": image, "class": name, "boxes": []})["boxes"]
+        boxes.append(box)  # type: ignore[attr-defined]
+    pq.write_table(pa.Table.from_pylist(list(rows.values())), target / "manifest.parquet")
+
+
+def manifest_coco(source: Path, target: Path) -> None:
+    """COCO's JSON beside copies of the images."""
+    names = sorted(folder.name for folder in (source / "val").iterdir())
+    images, annotations = [], []
+    for number, image in enumerate(_images(source)):
+        shutil.copy(image, target)
+        with Image.open(image) as picture:
+            width, height = picture.size
+        entry = {"id": number, "file_name": image.name, "width": width, "height": height}
+        images.append(entry)
+        for x0, y0, x1, y1 in _boxes(_xml(source, image.stem).read_text()):
+            annotations.append(
+                {
+                    "id": len(annotations),
+                    "image_id": number,
+                    "category_id": names.index(image.parent.name),
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": (x1 - x0) * (y1 - y0),
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": number, "name": name} for number, name in enumerate(names)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (target / "manifest.json").write_text(json.dumps(content))
+
+
 SHAPES: dict[str, Callable[[Path, Path], None]] = {
     "kaggle": kaggle,
     "kaggle_table": kaggle_table,
@@ -131,6 +194,9 @@ SHAPES: dict[str, Callable[[Path, Path], None]] = {
     "train_tar": train_tar,
     "webdataset": webdataset,
     "parquet": parquet,
+    "manifest_csv": manifest_csv,
+    "manifest_parquet": manifest_parquet,
+    "manifest_coco": manifest_coco,
 }
 
 

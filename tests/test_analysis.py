@@ -45,14 +45,14 @@ MODEL = "efficientnet_lite0"
 
 labels_and_predictions = st.integers(0, 40).flatmap(
     lambda n: st.tuples(
-        hnp.arrays(np.int8, n, elements=st.integers(0, 8)),
-        hnp.arrays(np.int8, n, elements=st.integers(-1, 8)),
+        hnp.arrays(np.int16, n, elements=st.integers(0, 8)),
+        hnp.arrays(np.int16, n, elements=st.integers(-1, 8)),
     )
 )
 
 
 @given(labels_and_predictions)
-def test_every_image_is_in_one_cell(drawn: tuple[NDArray[np.int8], NDArray[np.int8]]) -> None:
+def test_every_image_is_in_one_cell(drawn: tuple[NDArray[np.int16], NDArray[np.int16]]) -> None:
     labels, predictions = drawn
     confusion = confusion_matrix(labels, predictions, 9)
     assert confusion.shape == (9, 10)
@@ -467,7 +467,7 @@ def test_summaries_of_an_older_form_are_made_again(evaluated: Path, tmp_path: Pa
     flipped = rows.set_column(
         rows.schema.get_field_index("prediction"),
         rows.schema.field("prediction"),
-        [np.zeros(len(rows), np.int8)],
+        [np.zeros(len(rows), np.int16)],
     )
     pq.write_table(flipped, shard)
     done = run_in9("report", "--dataset", output)

@@ -347,7 +347,7 @@ def grids(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     cells = st.integers(-1, 3)
     size = len(labels) * len(bg_labels)
     grid = draw(st.lists(cells, min_size=size, max_size=size))
-    return np.asarray(grid, np.int8).reshape(len(labels), -1), labels, bg_labels
+    return np.asarray(grid, np.int16).reshape(len(labels), -1), labels, bg_labels
 
 
 def equal(first: Tally, second: Tally) -> bool:
@@ -454,7 +454,7 @@ def test_an_early_stop_turns_the_same_foregrounds(
 
 def test_an_early_stop_with_single_trials_wastes_none() -> None:
     labels = np.asarray([0, 0, 0])
-    grid = np.asarray([[[0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]], np.int8)
+    grid = np.asarray([[[0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]], np.int16)
     found = try_until_turned(
         labels, np.asarray([2, 1, 0, 3]), rules=1, batch_size=1, predict=lambda f, b: grid[:, f, b]
     )

@@ -311,7 +311,10 @@ def test_zero_shot_agrees_with_open_clip(clip_folder: Path) -> None:
     whole, _, transform = open_clip.create_model_and_transforms(f"local-dir:{clip_folder}")
     whole.eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{clip_folder}")
-    names = [prompts[1].removeprefix("a bad photo of the ")[:-1] for prompts in class_prompts()]
+    names = [
+        prompts[1].removeprefix("a bad photo of the ")[:-1]
+        for prompts in class_prompts(imagenet9())
+    ]
     head = open_clip.build_zero_shot_classifier(
         whole, tokenizer, names, open_clip.SIMPLE_IMAGENET_TEMPLATES
     )
@@ -326,7 +329,7 @@ def test_zero_shot_agrees_with_open_clip(clip_folder: Path) -> None:
 
 
 def test_every_class_has_prompts_of_its_own() -> None:
-    prompts = class_prompts()
+    prompts = class_prompts(imagenet9())
     assert len({tuple(of_class) for of_class in prompts}) == 1000
     assert prompts[0][1] == "a bad photo of the tench."
     assert prompts[134][1] == "a bad photo of the crane bird."

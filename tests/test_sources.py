@@ -77,7 +77,9 @@ def test_all_shapes_hold_the_same_270_images(shared: Path, tmp_path: Path, shape
     assert (len(found.images), found.outside, found.other_files) == (270, 0, 0)
 
 
-@pytest.mark.parametrize("shape", ["val_tar", "train_tar", "webdataset", "parquet"])
+@pytest.mark.parametrize(
+    "shape", ["val_tar", "train_tar", "webdataset", "parquet", "manifest_csv", "manifest_coco"]
+)
 def test_all_shapes_give_the_same_pictures(
     small_sample: Path, one_worker: Path, tmp_path: Path, shape: str
 ) -> None:
@@ -156,6 +158,7 @@ def test_the_layout_is_found_out_or_said(small_sample: Path, tmp_path: Path) -> 
         "tar": roots["val_tar"],
         "webdataset": roots["webdataset"],
         "parquet": roots["parquet"],
+        "manifest": roots["manifest_csv"],
     }
     for kind, root in said.items():
         assert listed(root, kind=kind) == listed(root)

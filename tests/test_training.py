@@ -35,11 +35,13 @@ from pipeline.training.plan import TrainPlan, choose_splits, find_samples
 from pipeline.training.schedule import TRAIN, Order, Schedule, permutation
 from transforms.hashing import keyed_hashes
 from transforms.holdout import held_out
+from transforms.taxonomy import imagenet9
 
 CLASSES = {"n01440764": (30, 60, 200), "n02085620": (220, 40, 30)}
 """Wnid to the colour of what is drawn: superclasses fish and dog."""
 SIDE = 48
 TINY = "test_resnet"
+IN9 = imagenet9()
 NO_BATCH_NORM = "test_convnext"
 
 
@@ -343,7 +345,7 @@ def test_processes_of_torchrun_share_the_work_of_one(drawn: Path, tmp_path: Path
         *("log.csv", "model.safetensors", "state.pth")
     ]
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    begin = build_network(NO_BATCH_NORM, 9, seed=0).module.state_dict()
+    begin = build_network(NO_BATCH_NORM, IN9, seed=0).module.state_dict()
     for name, value in one.items():
         # The same step, summed in another order.
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
@@ -355,7 +357,7 @@ def test_processes_of_torchrun_share_the_work_of_one(drawn: Path, tmp_path: Path
 
 
 def test_weights_of_a_package_are_what_it_begins_with() -> None:
-    network = build_network("efficientnet_lite0", 9, seed=0, pretrained=True)
+    network = build_network("efficientnet_lite0", IN9, seed=0, pretrained=True)
     known = load_model("efficientnet_lite0")
     theirs, ours = known.module.state_dict(), network.module.state_dict()
     assert network.pretrained == f"efficientnet_lite0 {known.weights_sha256}"
@@ -364,8 +366,12 @@ def test_weights_of_a_package_are_what_it_begins_with() -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in kept)
     assert ours["classifier.weight"].shape[0] == 9
     assert all(parameter.requires_grad for parameter in network.module.parameters())
-    again = build_network("efficientnet_lite0", 9, seed=0, pretrained=True).module.state_dict()
-    other = build_network("efficientnet_lite0", 9, seed=1, pretrained=True).module.state_dict()
+    again = build_network(
+        "efficientnet_lite0", imagenet9(), seed=0, pretrained=True
+    ).module.state_dict()
+    other = build_network(
+        "efficientnet_lite0", imagenet9(), seed=1, pretrained=True
+    ).module.state_dict()
     assert torch.equal(ours["classifier.weight"], again["classifier.weight"])
     assert not torch.equal(ours["classifier.weight"], other["classifier.weight"])
 

@@ -22,7 +22,7 @@ from transforms.intervals import wilson
 from transforms.variants import composite
 
 Labels = NDArray[np.int64]
-Grid = NDArray[np.int8]
+Grid = NDArray[np.int16]
 Counts = NDArray[np.int64]
 
 UNTRIED = -2
@@ -97,7 +97,7 @@ def tally(grid: Grid, labels: Labels, bg_labels: Labels, num_labels: int) -> Tal
     """Tallies a grid.
 
     Args:
-      grid: (F, B) int8 predictions: labels, -1 outside the taxonomy, `UNTRIED`.
+      grid: (F, B) int16 predictions: labels, -1 outside the taxonomy, `UNTRIED`.
       labels: (F,) int64, of the foregrounds.
       bg_labels: (B,) int64, of the backgrounds.
       num_labels: K, number of superclasses.

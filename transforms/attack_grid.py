@@ -12,7 +12,7 @@ from transforms.adversarial import UNTRIED, Grid, Labels
 from transforms.hashing import keyed_hashes
 
 Predict = Callable[[Labels, Labels], Grid]
-"""(n,) foregrounds, (n,) backgrounds -> (rules, n) int8 predictions of the pairs."""
+"""(n,) foregrounds, (n,) backgrounds -> (rules, n) int16 predictions of the pairs."""
 
 
 def sample_evenly(
@@ -83,11 +83,11 @@ def try_until_turned(
       predict: gives the predictions of a batch.
 
     Returns:
-      (rules, F, B) int8, `UNTRIED` where it was not necessary. A foreground is turned under
+      (rules, F, B) int16, `UNTRIED` where it was not necessary. A foreground is turned under
       a rule in here exactly if it is in the whole grid: it either met all backgrounds, or
       stopped when it was turned under all rules.
     """
-    grid = np.full((rules, len(labels), len(order)), UNTRIED, np.int8)
+    grid = np.full((rules, len(labels), len(order)), UNTRIED, np.int16)
     met = np.zeros(len(labels), np.int64)
     standing = collections.deque(range(len(labels)) if len(order) else ())
     while standing:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.taxonomy import OUTSIDE, Taxonomy
+from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
 
 Logits = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -62,7 +62,7 @@ def argmax_then_map(logits: Logits, labels: Labels, output_labels: Labels) -> Sc
 
 
 def mapped_only(logits: Logits, labels: Labels, output_labels: Labels) -> Scores:
-    """The best of the outputs that have a superclass (370 of ImageNet's 1000).
+    """The best of the outputs that have a superclass (of ImageNet's 1000, 370 in ImageNet-9).
 
     Arguments as `argmax_then_map`; probabilities are over those outputs alone.
     """
@@ -76,25 +76,58 @@ LABEL_RULES: dict[str, Callable[[Logits, Labels, Labels], Scores]] = {
 """By name, the paper's first."""
 
 
+_HINT = "; a column index in the taxonomy file would say which outputs are the classes'"
+
+
 def labels_of_outputs(num_outputs: int, taxonomy: Taxonomy) -> Labels:
     """Superclass of each model output.
 
     Args:
-      num_outputs: size of the model's head: all classes of the taxonomy, or one output
-        for each superclass (its argmax is the label; both rules agree).
+      num_outputs: size of the model's head.
       taxonomy: classes and superclasses.
 
     Returns:
-      (num_outputs,) int64.
+      (num_outputs,) int64. The first that fits: the outputs that the taxonomy names for its
+      classes (all others are outside); ImageNet's 1000, if all its classes are among them; one
+      output a superclass (its argmax is the label; both rules agree); one output a class.
 
     Raises:
       ValueError: any other head.
     """
-    if num_outputs == len(taxonomy.wnids):
-        return taxonomy.label_of_output()
+    if taxonomy.outputs is not None and max(taxonomy.outputs) < num_outputs:
+        found = np.full(num_outputs, OUTSIDE, np.int64)
+        found[list(taxonomy.outputs)] = taxonomy.labels
+        return found
+    if num_outputs == len(imagenet9().wnids) and taxonomy.is_of_imagenet:
+        return np.asarray([taxonomy.label_of(wnid) for wnid in imagenet9().wnids], np.int64)
     if num_outputs == taxonomy.num_labels:
         return np.arange(num_outputs)
+    if num_outputs == len(taxonomy.wnids) and taxonomy.outputs is None:
+        return taxonomy.label_of_output()
+    hint = "" if taxonomy.is_of_imagenet or taxonomy.outputs else _HINT
     raise ValueError(
-        f"a head of {num_outputs} outputs fits neither the {len(taxonomy.wnids)} classes "
-        f"nor the {taxonomy.num_labels} superclasses"
+        f"a head of {num_outputs} outputs fits neither {_classes_that_fit(taxonomy)} "
+        f"nor the {taxonomy.num_labels} superclasses{hint}"
     )
+
+
+def _classes_that_fit(taxonomy: Taxonomy) -> str:
+    fitting = f"the {len(taxonomy.wnids)} classes"
+    if taxonomy.outputs is not None:
+        fitting = f"the outputs that the taxonomy names (0 to {max(taxonomy.outputs)})"
+    if taxonomy.is_of_imagenet and len(taxonomy.wnids) != len(imagenet9().wnids):
+        fitting += f", ImageNet's {len(imagenet9().wnids)}"
+    return fitting
+
+
+def classes_of_outputs(num_outputs: int, taxonomy: Taxonomy) -> tuple[str, ...] | None:
+    """Name of the class of each model output, None where outputs are superclasses or of no
+    known class. Arguments and choice as `labels_of_outputs`."""
+    if taxonomy.outputs is not None and max(taxonomy.outputs) < num_outputs:
+        names = {i: taxonomy.class_names[n] for n, i in enumerate(taxonomy.outputs)}
+        return tuple(names.get(output, f"output {output}") for output in range(num_outputs))
+    if num_outputs == len(imagenet9().wnids) and taxonomy.is_of_imagenet:
+        return imagenet9().class_names
+    if num_outputs == taxonomy.num_labels or num_outputs != len(taxonomy.wnids):
+        return None
+    return taxonomy.class_names

@@ -1,6 +1,8 @@
-"""The ImageNet-9 taxonomy: 370 of ImageNet's 1000 classes under nine superclasses.
+"""Classes and their superclasses: ImageNet-9's, 370 of ImageNet's 1000 classes under nine
+superclasses, or a dataset's own.
 
-Source: paper section 2 (WordNet roots), the released class map (`data/classes.csv`).
+Source of ImageNet-9: paper section 2 (WordNet roots), the released class map
+(`data/classes.csv`).
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import hashlib
+import json
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any
@@ -31,6 +35,9 @@ IN9_NAMES = (
 OUTSIDE = -1
 """Label of a class that belongs to no superclass."""
 
+MAX_LABELS = 32_767
+"""Most superclasses of a taxonomy: labels are int16 where they are stored."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Taxonomy:
@@ -38,15 +45,18 @@ class Taxonomy:
 
     Attributes:
       names: superclass names; the position is the label.
-      wnids: one WordNet id for each class; the position is the model output index.
+      wnids: one id for each class: of WordNet, or of whatever the images' classes are called by.
       labels: superclass label of each class, `OUTSIDE` for none.
       class_names: human-readable name of each class.
+      outputs: for each class its place among the outputs of the models that are evaluated; None
+        where no file says it.
     """
 
     names: tuple[str, ...]
     wnids: tuple[str, ...]
     labels: tuple[int, ...]
     class_names: tuple[str, ...]
+    outputs: tuple[int, ...] | None = None
 
     @functools.cached_property
     def _index_of_wnid(self) -> dict[str, int]:
@@ -57,18 +67,36 @@ class Taxonomy:
         """Number of superclasses."""
         return len(self.names)
 
+    @property
+    def about(self) -> str:
+        """How many there are, and a digest of them: what a dataset's configuration says."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        inside = sum(label != OUTSIDE for label in self.labels)
+        return f"{self.num_labels} superclasses of {inside} classes, sha256 {digest[:16]}"
+
+    @functools.cached_property
+    def is_of_imagenet(self) -> bool:
+        """Whether all classes are ImageNet's, by their WordNet ids."""
+        return all(imagenet_index(wnid) is not None for wnid in self.wnids)
+
+    def holds(self, wnid: str) -> bool:
+        """Whether an id is that of a class, with a superclass or without."""
+        return wnid in self._index_of_wnid
+
     def index_of(self, wnid: str) -> int:
-        """Output index of a class. Raises KeyError for a wnid that is none of the classes."""
+        """Place of a class in `wnids`. Raises KeyError for an id that is none of the classes'."""
         return self._index_of_wnid[wnid]
 
     def label_of(self, wnid: str) -> int:
-        """Superclass label of a class; `OUTSIDE` for classes outside and for unknown wnids."""
+        """Superclass label of a class; `OUTSIDE` for classes outside and for unknown ids."""
         index = self._index_of_wnid.get(wnid)
         return OUTSIDE if index is None else self.labels[index]
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads, of JSON's types."""
-        return dataclasses.asdict(self)
+        fields = dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if value is not None}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Taxonomy:
@@ -93,3 +121,9 @@ def imagenet9() -> Taxonomy:
         labels=tuple(int(row["label"]) for row in rows),
         class_names=tuple(row["names"] for row in rows),
     )
+
+
+def imagenet_index(wnid: str) -> int | None:
+    """Output index that models of ImageNet have for a class, None for any other class."""
+    taxonomy = imagenet9()
+    return taxonomy.index_of(wnid) if taxonomy.holds(wnid) else None

@@ -181,7 +181,7 @@ class GridModel:
         self._rules = [
             (
                 torch.from_numpy(allowed[rule]).to(device),
-                torch.from_numpy(output_labels[allowed[rule]].astype(np.int8)).to(device),
+                torch.from_numpy(output_labels[allowed[rule]].astype(np.int16)).to(device),
             )
             for rule in LABEL_RULES
         ]
@@ -197,7 +197,7 @@ class GridModel:
           foreground, background: (n,) int64 on the device.
 
         Returns:
-          (rules, n) int8 on the device, in the order of `LABEL_RULES`: labels, -1 outside.
+          (rules, n) int16 on the device, in the order of `LABEL_RULES`: labels, -1 outside.
           The same as its functions give: of equal outputs, the first wins.
         """
         pictures = cutouts.put_on(self._backgrounds, foreground, background)

@@ -70,7 +70,12 @@ class Chunks:
         ]
         preprocessing = dataclasses.asdict(self.model.preprocessing)
         return fingerprint(
-            self.model.name, self.model.weights_sha256, preprocessing, files, ATTACK_VERSION
+            self.model.name,
+            self.model.weights_sha256,
+            preprocessing,
+            files,
+            ATTACK_VERSION,
+            *self.dataset.own_taxonomy,
         )
 
     def checksum(self, chunk: int) -> str:
@@ -140,7 +145,7 @@ class Chunks:
 
     def _write(self, chunk: int, predictions: Grid) -> None:
         foregrounds = self.grid.foregrounds.take(self.grid.positions(chunk))
-        table = chunk_table(foregrounds, predictions)
+        table = chunk_table(foregrounds, predictions, self.dataset.taxonomy.num_labels)
         about = ShardFiles(self.checksum(chunk), ())
         count_written([write_table(self.dataset.store, self.path(chunk), table, about)])
         count("attack_chunks_made")
@@ -175,7 +180,7 @@ def try_all(network: GridModel, cutouts: Cutouts, size: tuple[int, int], batch_s
       batch_size: pairs at a time.
 
     Returns:
-      (rules, C, B) int8.
+      (rules, C, B) int16.
     """
     pairs = torch.arange(size[0] * size[1], device=cutouts.pixels.device)
     parts = []

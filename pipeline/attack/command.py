@@ -25,7 +25,6 @@ from pipeline.stage_command import run_stage
 from pipeline.storage import Store
 from pipeline.terminal import aligned, interval
 from pipeline.versions import page_folder, results_store
-from transforms.taxonomy import imagenet9
 
 
 def attacking_from_flags(
@@ -82,11 +81,11 @@ def run_attack(arguments: argparse.Namespace, rest: list[str]) -> int:
     # Images may be missing, too.
     open_grid(dataset, attacking)
     if arguments.dry_run:
-        forecast_attack(dataset, attacking, imagenet9())
+        forecast_attack(dataset, attacking, dataset.taxonomy)
         return 0
     done = run_stage(
         "attack",
-        Attack(attacking, imagenet9()),
+        Attack(attacking, dataset.taxonomy),
         dataset,
         options=options,
         progress=attacking.evaluation.progress,

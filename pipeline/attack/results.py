@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.attack.plan import AttackGrid, Attacking, Side
 from pipeline.config import fingerprint
 from pipeline.dataset import Dataset
-from pipeline.records import ShardFiles, read_about, write_table
+from pipeline.records import ShardFiles, read_about, with_labels, write_table
 from pipeline.results import result_folder
 from pipeline.storage import Store
 from transforms.adversarial import (
@@ -76,19 +76,22 @@ def attack_file(folder: str) -> str:
     return f"results/{folder}/attack.json"
 
 
-def chunk_table(foregrounds: Side, predictions: Grid) -> pa.Table:
-    """A chunk's table, of (rules, foregrounds, backgrounds) int8 predictions."""
+def chunk_table(foregrounds: Side, predictions: Grid, num_labels: int) -> pa.Table:
+    """A chunk's table, of (rules, foregrounds, backgrounds) int16 predictions."""
+    schema = with_labels(CHUNK_SCHEMA, num_labels)
     offsets = np.arange(len(foregrounds) + 1, dtype=np.int32) * predictions.shape[2]
     lists = []
     for grid in predictions:
         values = pa.array(grid.ravel(), mask=grid.ravel() == UNTRIED)
+        values = values.cast(schema.field("label").type)
         lists.append(pa.ListArray.from_arrays(offsets, values))
-    columns = [pa.array(foregrounds.keys), pa.array(foregrounds.labels).cast(pa.int8()), *lists]
-    return pa.Table.from_arrays(columns, schema=CHUNK_SCHEMA)
+    labels = pa.array(foregrounds.labels, schema.field("label").type)
+    columns = [pa.array(foregrounds.keys), labels, *lists]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def read_chunk(store: Store, path: str) -> tuple[Grid, Labels]:
-    """The inverse of `chunk_table`: predictions (rules, C, B) int8, labels (C,) int64."""
+    """The inverse of `chunk_table`: predictions (rules, C, B) int16, labels (C,) int64."""
     table = pq.read_table(store.arrow_source(path))
     grids = [
         table[rule]
@@ -96,19 +99,23 @@ def read_chunk(store: Store, path: str) -> tuple[Grid, Labels]:
         .flatten()
         .fill_null(UNTRIED)
         .to_numpy(zero_copy_only=False)
+        .astype(np.int16)
         .reshape(len(table), -1)
         for rule in LABEL_RULES
     ]
     return np.stack(grids), table["label"].to_numpy().astype(np.int64)
 
 
-def background_table(grid: AttackGrid, tallies: Mapping[str, Tally] | None) -> pa.Table:
+def background_table(
+    grid: AttackGrid, tallies: Mapping[str, Tally] | None, num_labels: int
+) -> pa.Table:
     """The backgrounds of a grid: key, label, wnid, foregrounds of other classes, and under each
     label rule how many of them it fools: null if there are no tallies of all pairs."""
     backgrounds = grid.backgrounds
+    label_type = with_labels(CHUNK_SCHEMA, num_labels).field("label").type
     columns: dict[str, Any] = {
         "bg_key": pa.array(backgrounds.keys),
-        "bg_label": pa.array(backgrounds.labels, pa.int8()),
+        "bg_label": pa.array(backgrounds.labels, label_type),
         "bg_wnid": pa.array(backgrounds.wnids),
         "foregrounds": foregrounds_of_others(grid.foregrounds.labels, backgrounds.labels),
     }
@@ -220,7 +227,7 @@ def write_attack(attacked: AttackedModel, taxonomy: Taxonomy) -> None:
     checksum = f"{pixels}-{fingerprint(checksums)}"
     about = read_about(store, backgrounds)
     if about is None or about.fingerprint != checksum:
-        table = background_table(grid, None if early_stop else tallies)
+        table = background_table(grid, None if early_stop else tallies, taxonomy.num_labels)
         write_table(store, backgrounds, table, ShardFiles(checksum, ()))
     attack = {
         **attacked.about,

@@ -13,6 +13,7 @@ import torch
 from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.evaluation_flags import CPU_BATCH, GPU_BATCH
+from pipeline.latest import reading_store
 from pipeline.matrix.cells import ProbeTrainer, Trainer
 from pipeline.matrix.networks import NetworkTrainer
 from pipeline.matrix.plan import MatrixPlan, make_plan
@@ -31,7 +32,7 @@ from pipeline.training.command import choose_device, default_workers
 from pipeline.training.features import Backbone
 from pipeline.training.network import check_architecture
 from pipeline.training.plan import TrainPlan
-from pipeline.versions import page_folder, publish, reading_store, results_store
+from pipeline.versions import page_folder, publish, results_store
 
 _QUESTIONS = (1, 4)
 """Of the source, which a matrix answers."""

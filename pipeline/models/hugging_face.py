@@ -19,7 +19,8 @@ from pipeline.models.loaded import (
     takes_other_sizes,
 )
 from pipeline.models.source import Source
-from transforms.taxonomy import IN9_NAMES, imagenet9
+from transforms.scoring import classes_of_outputs, labels_of_outputs
+from transforms.taxonomy import Taxonomy, imagenet9
 
 _PREFIX = "hf:"
 _INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -73,7 +74,7 @@ class HuggingFace(Source):
                 "such as hf:microsoft/resnet-50"
             ) from error
 
-    def load(self, spec: str) -> LoadedModel:
+    def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
         from transformers.utils import logging
 
@@ -99,7 +100,7 @@ class HuggingFace(Source):
                 f"{spec} has no weights for {len(missing)} of its tensors ({missing[0]}): "
                 "it was not trained as a classifier"
             )
-        skipped = _check_classes(spec, model.config.id2label)
+        skipped = _check_classes(spec, model.config.id2label, taxonomy)
         measured, flipped = _measure(spec, processor)
         recipe = {
             "config": json.loads(model.config.to_json_string(use_diff=False)),
@@ -117,7 +118,10 @@ class HuggingFace(Source):
             weights=f"{identifier}@{commit}" if commit else identifier,
             module=module,
             preprocessing=Preprocessing.of(
-                measured, num_outputs=num_outputs, where=f"{spec}: image processor"
+                measured,
+                num_outputs=num_outputs,
+                where=f"{spec}: image processor",
+                taxonomy=taxonomy,
             ),
             num_outputs=num_outputs,
             recipe=recipe,
@@ -134,23 +138,23 @@ class HuggingFace(Source):
         return not os.path.isdir(spec.removeprefix(_PREFIX))
 
 
-def _check_classes(spec: str, id2label: Mapping[int, str]) -> int:
-    """How many outputs stand before ImageNet's: one, if the model has one for the background.
+def _check_classes(spec: str, id2label: Mapping[int, str], taxonomy: Taxonomy) -> int:
+    """How many outputs stand before the classes: one, if a model of ImageNet has one for the
+    background.
 
     Raises:
-      JobError: other classes than ImageNet's or the superclasses, or in another order. Labels
-        without a meaning, such as LABEL_7, are taken on trust.
+      JobError: other classes than those of the taxonomy, or in another order. Labels without a
+        meaning, such as LABEL_7, are taken on trust.
     """
     labels = [str(id2label[index]) for index in range(len(id2label))]
-    classes = imagenet9().class_names
-    skipped = int(len(labels) == len(classes) + 1 and labels[0].lower() == "background")
+    of_imagenet = len(imagenet9().wnids)
+    skipped = int(len(labels) == of_imagenet + 1 and labels[0].lower() == "background")
     labels = labels[skipped:]
-    if len(labels) not in (len(classes), len(IN9_NAMES)):
-        raise JobError(
-            f"{spec} has {len(labels)} classes ({', '.join(labels[:3])}, ...), neither ImageNet's "
-            f"{len(classes)} nor the {len(IN9_NAMES)} superclasses"
-        )
-    names = classes if len(labels) == len(classes) else IN9_NAMES
+    try:
+        labels_of_outputs(len(labels), taxonomy)
+    except ValueError as error:
+        raise JobError(f"{spec} has the classes {', '.join(labels[:3])}, ...: {error}") from error
+    names = classes_of_outputs(len(labels), taxonomy) or taxonomy.names
     places: dict[str, set[int]] = {}
     for index, words in enumerate(names):
         for word in words.split(", "):

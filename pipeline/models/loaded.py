@@ -13,14 +13,20 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from pipeline.errors import JobError
 from transforms.scoring import labels_of_outputs
-from transforms.taxonomy import IN9_NAMES, Taxonomy
+from transforms.taxonomy import IN9_NAMES, Taxonomy, imagenet9
 
 IN9_MEAN = (0.4717, 0.4499, 0.3837)
 IN9_STD = (0.2600, 0.2516, 0.2575)
-"""Normalisation of models with one output a superclass (protocol of the authors' evaluation)."""
+"""Normalisation of models with one output a superclass of ImageNet-9 (protocol of the authors'
+evaluation)."""
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 _CROP_MODES = ("center", "squash", "border")
+
+
+def is_nine_way(num_outputs: int, taxonomy: Taxonomy) -> bool:
+    """Whether a head has one output for each superclass of ImageNet-9."""
+    return num_outputs == len(IN9_NAMES) and taxonomy.names == IN9_NAMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,18 +49,26 @@ class Preprocessing:
     crop_mode: str
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], *, num_outputs: int, where: str) -> Preprocessing:
+    def of(
+        cls,
+        given: Mapping[str, Any],
+        *,
+        num_outputs: int,
+        where: str,
+        taxonomy: Taxonomy | None = None,
+    ) -> Preprocessing:
         """Preprocessing as someone wrote it down, the rest as ImageNet models mostly have it.
 
         Args:
           given: some of the attributes, by name.
-          num_outputs: one output a superclass means `IN9_MEAN` and `IN9_STD`.
+          num_outputs: one output a superclass of ImageNet-9 means `IN9_MEAN` and `IN9_STD`.
           where: what to call it in an error.
+          taxonomy: of the superclasses, None for ImageNet-9's.
 
         Raises:
           JobError: an unknown name, or a value out of range.
         """
-        nine_way = num_outputs == len(IN9_NAMES)
+        nine_way = is_nine_way(num_outputs, taxonomy or imagenet9())
         values: dict[str, Any] = {
             "input_size": 224,
             "fixed_size": False,

@@ -20,6 +20,7 @@ from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.files import files_of
 from pipeline.models.loaded import LoadedModel, Preprocessing, count_outputs, loaded_model
 from pipeline.models.source import Source
+from transforms.taxonomy import Taxonomy
 
 _PREFIX = "onnx:"
 _TYPES: dict[str, type[np.floating[Any]]] = {
@@ -163,7 +164,7 @@ class OnnxFiles(Source):
         if files_of(path).info(path) is None:
             raise UsageError(f"--models {spec}: there is no file {path}")
 
-    def load(self, spec: str) -> LoadedModel:
+    def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         path = spec.removeprefix(_PREFIX)
         graph = _read_graph(path)
         module = OnnxModule().eval()
@@ -190,7 +191,9 @@ class OnnxFiles(Source):
             architecture="onnx",
             weights=os.path.basename(path),
             module=module,
-            preprocessing=Preprocessing.of(given, num_outputs=num_outputs, where=f"{path}.json"),
+            preprocessing=Preprocessing.of(
+                given, num_outputs=num_outputs, where=f"{path}.json", taxonomy=taxonomy
+            ),
             num_outputs=num_outputs,
             recipe={"probabilities": module.probabilities},
         )

@@ -1,4 +1,4 @@
-"""open_clip: zero-shot classifiers made of a CLIP model and the names of ImageNet's classes.
+"""open_clip: zero-shot classifiers made of a CLIP model and the names of the classes.
 
 Source: the prompts are the seven that CLIP's authors found to be the best subset of theirs.
 """
@@ -6,10 +6,12 @@ Source: the prompts are the seven that CLIP's authors found to be the best subse
 from __future__ import annotations
 
 import collections
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -23,7 +25,7 @@ from pipeline.models.loaded import (
     weights_hash,
 )
 from pipeline.models.source import Source, closest
-from transforms.taxonomy import OUTSIDE, imagenet9
+from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
 
 _PREFIX = "open_clip:"
 _HUB = "hf-hub:"
@@ -92,9 +94,13 @@ class OpenClip(Source):
                 f"{architecture}: {', '.join(tags) or 'there are none'}"
             )
 
-    def load(self, spec: str) -> LoadedModel:
+    def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         import open_clip
 
+        try:
+            prompts = class_prompts(taxonomy)
+        except ValueError as error:
+            raise JobError(f"{spec}: {error}") from error
         architecture, pretrained = _named(spec)
         tag = open_clip.get_pretrained_cfg(architecture, pretrained) if pretrained else {}
         try:
@@ -122,9 +128,9 @@ class OpenClip(Source):
             "embed_dim": config["embed_dim"],
             "vision_cfg": {**config["vision_cfg"], "timm_model_pretrained": False},
             "quick_gelu": bool(config.get("quick_gelu", False) or tag.get("quick_gelu", False)),
-            "classes": len(imagenet9().class_names),
+            "classes": len(prompts),
         }
-        module = ZeroShot(model.visual, _head(spec, model, tokenizer)).eval()
+        module = ZeroShot(model.visual, _head(spec, model, tokenizer, prompts)).eval()
         del model
         size = settings["size"]
         side = int(size if isinstance(size, int) else size[0])
@@ -145,7 +151,9 @@ class OpenClip(Source):
             architecture=f"{_PREFIX}{architecture}",
             weights=os.path.basename(pretrained or architecture),
             module=module,
-            preprocessing=Preprocessing.of(given, num_outputs=num_outputs, where=spec),
+            preprocessing=Preprocessing.of(
+                given, num_outputs=num_outputs, where=spec, taxonomy=taxonomy
+            ),
             num_outputs=num_outputs,
             recipe=recipe,
             weights_sha256=digest,
@@ -185,10 +193,30 @@ def _named(spec: str) -> tuple[str, str | None]:
     return architecture, pretrained
 
 
-def class_prompts() -> list[list[str]]:
-    """The prompts of each class, with the first of its names. Where two classes share it, with
-    all its names and its superclass: `crane bird` and `crane`."""
-    taxonomy = imagenet9()
+def class_prompts(taxonomy: Taxonomy) -> list[list[str]]:
+    """The prompts of each output: of ImageNet's 1000 classes where all classes are among them,
+    else of the taxonomy's own.
+
+    A class is called by the first of its names; where two share it, by all of them and the
+    superclass: `crane bird` and `crane`.
+
+    Raises:
+      ValueError: the taxonomy's classes are only some of a model's outputs.
+    """
+    if taxonomy.is_of_imagenet:
+        taxonomy = imagenet9()
+    elif taxonomy.outputs is not None:
+        if set(taxonomy.outputs) != set(range(len(taxonomy.outputs))):
+            raise ValueError(
+                "a zero-shot model has no other outputs than the classes; the taxonomy's column "
+                "index leaves some out"
+            )
+        order = np.argsort(taxonomy.outputs)
+        taxonomy = dataclasses.replace(
+            taxonomy,
+            labels=tuple(taxonomy.labels[i] for i in order),
+            class_names=tuple(taxonomy.class_names[i] for i in order),
+        )
     names = [words.split(", ") for words in taxonomy.class_names]
     shared = collections.Counter(words[0] for words in names)
     prompts = []
@@ -200,11 +228,10 @@ def class_prompts() -> list[list[str]]:
 
 
 @torch.inference_mode()
-def _head(spec: str, model: Any, tokenizer: Any) -> torch.Tensor:
+def _head(spec: str, model: Any, tokenizer: Any, prompts: Sequence[Sequence[str]]) -> torch.Tensor:
     """(classes, width) float32: the mean direction of a class's prompts, times the logit scale."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
-    prompts = class_prompts()
     texts = [text for of_class in prompts for text in of_class]
     parts = []
     for start in range(0, len(texts), _TEXTS_AT_ONCE):

@@ -26,6 +26,7 @@ from pipeline.errors import JobError, UsageError
 from pipeline.models.loaded import LoadedModel, Preprocessing, load_state, loaded_model
 from pipeline.models.source import Source, is_installed
 from pipeline.models.timm_names import read_state, timm_model
+from transforms.taxonomy import Taxonomy
 
 EFFICIENTNETS = {f"efficientnet_lite{size}": f"tf_efficientnet_lite{size}" for size in (0, 1, 2)}
 """Name to timm architecture."""
@@ -52,7 +53,7 @@ class Packaged(Source):
         """Whether the package with the weights is installed."""
         return is_installed(_package(name))
 
-    def load(self, spec: str) -> LoadedModel:
+    def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         if spec == SQUEEZENET:
             return _squeezenet()
         locator = f"EfficientnetLite{spec[-1]}ModelFile"
@@ -64,7 +65,7 @@ class Packaged(Source):
         if len(names) != len(values):
             raise JobError(f"{path} holds {len(values)} tensors, {spec} {len(names)}")
         load_state(spec, module, dict(zip(names, values, strict=True)))
-        return timm_model(spec, module, _origin(spec, path))
+        return timm_model(spec, module, _origin(spec, path), taxonomy)
 
     def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
         if name == SQUEEZENET:

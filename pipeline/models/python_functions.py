@@ -17,6 +17,7 @@ from pipeline.models.loaded import (
     takes_other_sizes,
 )
 from pipeline.models.source import Source
+from transforms.taxonomy import Taxonomy
 
 _PREFIX = "python:"
 
@@ -31,7 +32,7 @@ class PythonFunctions(Source):
     def check(self, spec: str) -> None:
         _function(spec)
 
-    def load(self, spec: str) -> LoadedModel:
+    def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         module, given = _call(spec)
         module.float().eval()
         # One picture says how many outputs there are, and so which mean is the default.
@@ -41,6 +42,7 @@ class PythonFunctions(Source):
             {"fixed_size": not takes_other_sizes(module, side), **given},
             num_outputs=num_outputs,
             where=f"{spec}: preprocessing",
+            taxonomy=taxonomy,
         )
         return loaded_model(
             name=spec,

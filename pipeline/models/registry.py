@@ -13,6 +13,7 @@ from pipeline.models.source import Source, closest
 from pipeline.models.stored import WeightsFolder, load_stored
 from pipeline.models.timm_names import TimmNames
 from pipeline.models.torchvision_names import TorchvisionNames
+from transforms.taxonomy import Taxonomy, imagenet9
 
 DEFAULT_MODEL = "efficientnet_lite0"
 
@@ -81,12 +82,15 @@ def check_model(spec: str, weights: str | None = None) -> None:
         )
 
 
-def load_model(spec: str, weights: str | None = None) -> LoadedModel:
+def load_model(
+    spec: str, weights: str | None = None, taxonomy: Taxonomy | None = None
+) -> LoadedModel:
     """Loads a model as a `--models` entry says, in evaluation mode on the CPU.
 
     Args:
       spec: the entry.
       weights: folder of `in9 models fetch`. What it has comes from there.
+      taxonomy: classes that its outputs are to fit, None for ImageNet-9's.
 
     Raises:
       UsageError: as `check_model`.
@@ -100,7 +104,7 @@ def load_model(spec: str, weights: str | None = None) -> LoadedModel:
             stored = folder.find(full_name(spec))
             if stored is not None:
                 return load_stored(source, folder, stored)
-        return source.load(spec)
+        return source.load(spec, taxonomy or imagenet9())
     except (UsageError, JobError):
         raise
     except Exception as error:  # Many libraries, each with its own ways to fail.

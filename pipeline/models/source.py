@@ -12,6 +12,7 @@ import torch
 
 from pipeline.errors import UsageError
 from pipeline.models.loaded import LoadedModel
+from transforms.taxonomy import Taxonomy
 
 
 class Source(abc.ABC):
@@ -34,8 +35,12 @@ class Source(abc.ABC):
         """Raises UsageError for an entry that means nothing here. Loads no weights."""
 
     @abc.abstractmethod
-    def load(self, spec: str) -> LoadedModel:
+    def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         """Loads a checked entry.
+
+        Args:
+          spec: the entry.
+          taxonomy: that its outputs are to fit; sources that know their classes check them.
 
         Raises:
           JobError: the weights cannot be fetched, read, or do not fit.

@@ -19,11 +19,12 @@ from pipeline.models.loaded import (
     IN9_STD,
     LoadedModel,
     Preprocessing,
+    is_nine_way,
     load_state,
     loaded_model,
 )
 from pipeline.models.source import Source, closest
-from transforms.taxonomy import IN9_NAMES, imagenet9
+from transforms.taxonomy import Taxonomy, imagenet9
 
 
 class TimmNames(Source):
@@ -61,14 +62,15 @@ class TimmNames(Source):
                 f"--models {spec}: no such weights; timm has {', '.join(sorted(tags))}"
             )
 
-    def load(self, spec: str) -> LoadedModel:
+    def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         architecture, equals, path = spec.partition("=")
         if equals:
             state = read_state(path)
             outputs = _head_size(architecture, state, path)
             module = timm.create_model(architecture, num_classes=outputs)
             load_state(spec, module, state)
-            return timm_model(spec, module, os.path.basename(path), preprocessing_of(path))
+            file = os.path.basename(path)
+            return timm_model(spec, module, file, taxonomy, preprocessing_of(path))
         try:
             module = timm.create_model(spec, pretrained=True)
         except Exception as error:  # Hubs fail in their own ways: network, missing file, format.
@@ -79,7 +81,7 @@ class TimmNames(Source):
             ) from error
         config = module.pretrained_cfg
         weights = str(config.get("hf_hub_id") or config.get("url") or "timm")
-        return timm_model(_full_tag(module), module, weights)
+        return timm_model(_full_tag(module), module, weights, taxonomy)
 
     def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
         module: torch.nn.Module = timm.create_model(
@@ -117,13 +119,17 @@ def preprocessing_of(path: str) -> Preprocessing | None:
 
 
 def timm_model(
-    name: str, module: torch.nn.Module, weights: str, preprocessing: Preprocessing | None = None
+    name: str,
+    module: torch.nn.Module,
+    weights: str,
+    taxonomy: Taxonomy,
+    preprocessing: Preprocessing | None = None,
 ) -> LoadedModel:
     """A `LoadedModel` of a timm module that has its weights, with what is known of its
     preprocessing, or else that of the architecture's configuration."""
     config = resolve_model_data_config(module)
     num_outputs = int(module.num_classes)  # type: ignore[arg-type]
-    nine_way = num_outputs == len(IN9_NAMES)
+    nine_way = is_nine_way(num_outputs, taxonomy)
     return loaded_model(
         name=name,
         architecture=_full_tag(module),

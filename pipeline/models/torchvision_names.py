@@ -15,6 +15,7 @@ from pipeline.models.loaded import (
     takes_other_sizes,
 )
 from pipeline.models.source import Source, closest
+from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +34,7 @@ class TorchvisionNames(Source):
     def check(self, spec: str) -> None:
         _weights(spec)
 
-    def load(self, spec: str) -> LoadedModel:
+    def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         from torchvision import models
 
         weights = _weights(spec)

@@ -17,7 +17,7 @@ from pipeline.released.export import EXPORT_FOLDER, Export, Exporting
 from pipeline.released.names import class_folder, find_clashes
 from pipeline.runner import local_options, run_pipeline
 from pipeline.storage import Store
-from transforms.taxonomy import Taxonomy, imagenet9
+from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
 
 
@@ -31,8 +31,8 @@ def run_export(arguments: argparse.Namespace, rest: list[str]) -> int:
     if not arguments.to:
         raise UsageError("--to DIR is required (see: in9 export --help)")
     options = local_options(rest)
-    taxonomy = imagenet9()
     dataset = Dataset.open(Store.at(arguments.dataset))
+    taxonomy = dataset.taxonomy
     target = Store.at(arguments.to)
     _check(dataset, arguments.split, target)
     selected = [row for row in dataset.index(arguments.split) if row["selected"]]

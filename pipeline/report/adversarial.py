@@ -91,13 +91,16 @@ def make_adversarial(evidence: Evidence, with_pictures: bool = True) -> Adversar
         if attack.get("error"):
             errors.append((model.name, attack["error"]))
             continue
-        rows.extend(_row(model, attack, rule) for rule in LABEL_RULES if rule in attack["rules"])
+        is_paper = evidence.dataset.is_imagenet9
+        rows.extend(
+            _row(model, attack, rule, is_paper) for rule in LABEL_RULES if rule in attack["rules"]
+        )
         if attack["rules"].get(RULE, {}).get("strongest"):
             galleries.append(_gallery(evidence, model, attack, budget))
     return Adversarial(tuple(rows), tuple(galleries), tuple(errors))
 
 
-def _row(model: ModelResults, attack: dict[str, Any], rule: str) -> Attacked:
+def _row(model: ModelResults, attack: dict[str, Any], rule: str, is_paper: bool) -> Attacked:
     is_authors = attack["full_grid"] and attack["foregrounds"] == FULL_GRID and rule == RULE
     known = published_for((model.summary or {}).get("architecture", model.model))
     is_resnet = is_authors and "=" not in model.model and any(p.name == "ResNet-50" for p in known)
@@ -108,7 +111,7 @@ def _row(model: ModelResults, attack: dict[str, Any], rule: str) -> Attacked:
         grid=grid_size(attack),
         kind=", ".join(filter(None, ("full" if attack["full_grid"] else "sampled", kind))),
         measures=attack["rules"][rule],
-        published=(FOOLED, CHALLENGE["ResNet-50"]) if is_resnet else (None, None),
+        published=(FOOLED, CHALLENGE["ResNet-50"]) if is_resnet and is_paper else (None, None),
     )
 
 

@@ -14,7 +14,7 @@ from pipeline.report.selection import (
     shown_models,
 )
 from pipeline.sinks import Sample
-from transforms.scoring import LABEL_RULES
+from transforms.scoring import LABEL_RULES, classes_of_outputs
 from transforms.taxonomy import OUTSIDE, Taxonomy
 
 _BYTES = 4_900_000
@@ -165,7 +165,7 @@ def _predictions(
     taxonomy = evidence.taxonomy
     found: dict[tuple[str, str], list[Prediction]] = {}
     for model in models:
-        outputs = (model.summary or {}).get("num_outputs")
+        outputs = classes_of_outputs((model.summary or {}).get("num_outputs", 0), taxonomy)
         by_rule: dict[str, dict[tuple[str, str], Prediction]] = {r: {} for r in LABEL_RULES}
         for row in read_predictions_of(evidence.dataset, split, model, keys):
             by_rule[row["label_rule"]][row["variant"], row["key"]] = Prediction(
@@ -173,9 +173,7 @@ def _predictions(
                 is_right=row["correct"],
                 answer=_class_name(row["prediction"], taxonomy),
                 label=row["prediction"],
-                output=_output_name(row["output"], taxonomy)
-                if outputs == len(taxonomy.wnids)
-                else "",
+                output=outputs[row["output"]].partition(",")[0] if outputs else "",
                 score=row["top1_score"],
                 otherwise="",
             )
@@ -191,8 +189,8 @@ def _class_name(label: int, taxonomy: Taxonomy) -> str:
     return "outside" if label == OUTSIDE else taxonomy.names[label]
 
 
-def _output_name(output: int, taxonomy: Taxonomy) -> str:
-    return taxonomy.class_names[output].partition(",")[0]
+def _name_of_class(wnid: str, taxonomy: Taxonomy) -> str:
+    return taxonomy.class_names[taxonomy.index_of(wnid)].partition(",")[0]
 
 
 def _version(
@@ -219,7 +217,7 @@ def _card(
     return Card(
         key=candidate.key,
         class_name=taxonomy.names[candidate.label],
-        name=_output_name(taxonomy.index_of(sample.fields["wnid"]), taxonomy),
+        name=_name_of_class(sample.fields["wnid"], taxonomy),
         fg_fraction=sample.fields["fg_fraction"],
         turned=-candidate.rank[0],
         versions=tuple(versions),

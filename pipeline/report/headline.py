@@ -67,7 +67,9 @@ def make_headline(evidence: Evidence) -> Headline:
     """The tables of all models; those that failed are rows with their error."""
     variants = evidence.dataset.picture_variants
     models = [model for model in evidence.models if model.summary]
-    is_whole = evidence.dataset.manifest.config.segment.is_whole
+    manifest = evidence.dataset.manifest
+    is_whole, is_paper = manifest.config.segment.is_whole, evidence.dataset.is_imagenet9
+    first = next(iter(LABEL_RULES))
     return Headline(
         variants=variants,
         tables={
@@ -76,7 +78,7 @@ def make_headline(evidence: Evidence) -> Headline:
                     model,
                     rule,
                     variants,
-                    _published(model, is_whole) if rule == next(iter(LABEL_RULES)) else [],
+                    _published(model, is_whole) if is_paper and rule == first else [],
                 )
                 for model in models
             )
@@ -84,7 +86,7 @@ def make_headline(evidence: Evidence) -> Headline:
         },
         published=tuple(
             (entry.name, entry.source, dict(entry.accuracy), entry.gap)
-            for entry in (() if is_whole else PRETRAINED)
+            for entry in (PRETRAINED if is_paper and not is_whole else ())
         ),
     )
 

@@ -47,7 +47,9 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
     store = evidence.dataset.store
     has_trend_figure = evidence.trend is not None and store.exists(TREND_FIGURE)
     files = [f"{FOLDER}/{plot.file}" for plot in plots]
-    checked = check_claims(evidence)
+    # Claims and published figures are of ImageNet-9; of other classes they say nothing.
+    is_imagenet9 = evidence.dataset.is_imagenet9
+    checked = check_claims(evidence) if is_imagenet9 else ()
     return environment.get_template(TEMPLATE).render(
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -82,6 +84,8 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
         detailed=DETAILED,
         provenance=make_provenance(evidence, [*files, TREND_FIGURE] if has_trend_figure else files),
         classes=evidence.taxonomy.names,
+        class_count="nine" if is_imagenet9 else evidence.taxonomy.num_labels,
+        is_imagenet9=is_imagenet9,
         with_pictures=with_pictures,
     )
 

@@ -66,7 +66,7 @@ def _plots(evidence: Evidence) -> Iterator[Plot]:
     for model in evidence.evaluated:
         yield from _of_model(model, taxonomy)
     attacked = [model for model in evidence.models if _measures(model)][:COMPARED]
-    yield from _fooled_by_class(attacked, taxonomy)
+    yield from _fooled_by_class(attacked, taxonomy, evidence.dataset.is_imagenet9)
     yield from _by_backgrounds(attacked)
     for content in evidence.matrices:
         yield from _matrix(content)
@@ -255,7 +255,9 @@ def _title(models: Sequence[ModelResults]) -> Callable[[ModelResults], str]:
     return lambda model: f"{model.name}, {grid_size(model.attack or {})}"
 
 
-def _fooled_by_class(models: Sequence[ModelResults], taxonomy: Taxonomy) -> Iterator[Plot]:
+def _fooled_by_class(
+    models: Sequence[ModelResults], taxonomy: Taxonomy, is_paper: bool
+) -> Iterator[Plot]:
     title = _title(models)
     series = []
     for model in models:
@@ -270,7 +272,7 @@ def _fooled_by_class(models: Sequence[ModelResults], taxonomy: Taxonomy) -> Iter
         (m.attack or {})["full_grid"] and (m.attack or {})["foregrounds"] == FULL_GRID
         for m in models
     )
-    if is_full and len(series) < COMPARED:
+    if is_paper and is_full and len(series) < COMPARED:
         published = tuple((share, share, share) for share in FOOLED_BY_CLASS)
         series.append(Series("IN-9L ResNet-50 (paper)", published))
     if series:

@@ -21,7 +21,6 @@ from pipeline.saliency.stage import Saliency
 from pipeline.stage_command import run_stage
 from pipeline.storage import Store
 from pipeline.versions import page_folder, results_store
-from transforms.taxonomy import imagenet9
 
 
 def saliency_from_flags(
@@ -81,7 +80,7 @@ def run_saliency(arguments: argparse.Namespace, rest: list[str]) -> int:
     shown_images(dataset, plan)
     done = run_stage(
         "saliency",
-        Saliency(plan, imagenet9()),
+        Saliency(plan, dataset.taxonomy),
         dataset,
         options=options,
         progress=plan.evaluation.progress,

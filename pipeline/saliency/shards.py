@@ -48,6 +48,7 @@ class SaliencyShards:
             SALIENCY_VERSION,
             [file.sha256 for file in files],
             *([sorted(keys)] if (keys := evaluation.keys(self.dataset)) is not None else []),
+            *self.dataset.own_taxonomy,
         )
 
     def samples(self, shard: int) -> Iterator[tuple[Sample, Sample]]:

@@ -28,7 +28,7 @@ from pipeline.failures import FailedModel, forget_failure, note_failure, sort_re
 from pipeline.lock import TABLES_LOCK, held, model_lock
 from pipeline.memory import keep_freed_memory
 from pipeline.predict import Predictor
-from pipeline.records import ShardFiles, read_about, write_table
+from pipeline.records import ShardFiles, read_about, with_labels, write_table
 from pipeline.resident import free_memory, load_resident
 from pipeline.results import result_folder
 from pipeline.saliency.gradients import answer_gradients
@@ -160,7 +160,9 @@ class Explain(beam.DoFn):
                 )
             count("images_explained", len(batch))
         if not is_there:
-            table = pa.Table.from_pylist(rows, SALIENCY_SCHEMA)
+            table = pa.Table.from_pylist(
+                rows, with_labels(SALIENCY_SCHEMA, self._taxonomy.num_labels)
+            )
             count_written([write_table(store, path, table, ShardFiles(checksum, ()))])
             count("saliency_shards_made")
         return path

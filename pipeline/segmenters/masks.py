@@ -45,12 +45,15 @@ def check_masks(masks: str) -> None:
     if is_coco_file(masks):
         if files.info(masks) is None:
             raise UsageError(f"--masks {masks} is not a file that can be read")
-        if importlib.util.find_spec("pycocotools") is None:
-            raise UsageError(
-                "--masks of a COCO file needs pycocotools: pip install 'imagenet9-pipeline[coco]'"
-            )
+        check_coco("--masks of a COCO file")
     elif not files.is_folder(masks):
         raise UsageError(f"--masks {masks} is neither a folder of PNGs nor a COCO .json file")
+
+
+def check_coco(what: str) -> None:
+    """Raises UsageError without the library that reads COCO's masks."""
+    if importlib.util.find_spec("pycocotools") is None:
+        raise UsageError(f"{what} needs pycocotools: pip install 'imagenet9-pipeline[coco]'")
 
 
 def with_masks(images: Iterable[SourceImage], masks: str, split: str) -> tuple[SourceImage, ...]:

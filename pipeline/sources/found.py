@@ -39,6 +39,8 @@ class FoundImage:
         nothing has told it.
       annotation: if it lies with the image.
       group: what it shares its scene with, "" for nothing.
+      mask: where its mask lies, None without one.
+      mask_md5: as `md5`.
     """
 
     key: str
@@ -48,12 +50,15 @@ class FoundImage:
     md5: str | None = None
     annotation: FoundAnnotation | None = None
     group: str = ""
+    mask: str | None = None
+    mask_md5: str | None = None
 
 
-def wnid_of_folder(name: str) -> str:
-    """Class that the folder of a path in an archive tells, "" if none does."""
+def wnid_of_folder(name: str, taxonomy: Taxonomy | None = None) -> str:
+    """Class that the folder of a path in an archive tells, "" if none does: its WordNet id, or
+    one of a taxonomy's classes."""
     folder = name.rpartition("/")[0].rpartition("/")[2]
-    return folder if is_wnid(folder) else ""
+    return folder if is_wnid(folder) or (taxonomy and taxonomy.holds(folder)) else ""
 
 
 def is_wnid(text: str) -> bool:
@@ -71,7 +76,7 @@ def is_hidden(name: str) -> bool:
 
 
 def wnid_of_label(label: object, taxonomy: Taxonomy, where: str) -> str:
-    """Class of a label: the index of an output, or the wnid itself.
+    """Class of a label: its number among the classes, or its id itself.
 
     Args:
       label: as it was found; a number below 0 or nothing says that there is none.
@@ -82,7 +87,7 @@ def wnid_of_label(label: object, taxonomy: Taxonomy, where: str) -> str:
       UsageError: it is another thing.
     """
     text = "" if label is None else str(label).strip()
-    if not text or is_wnid(text):
+    if not text or is_wnid(text) or taxonomy.holds(text):
         return text
     try:
         index = int(text)
@@ -90,7 +95,11 @@ def wnid_of_label(label: object, taxonomy: Taxonomy, where: str) -> str:
         index = len(taxonomy.wnids)
     if index >= len(taxonomy.wnids):
         raise UsageError(
-            f"{where} is of class {text[:40]!r}: expected a WordNet id, or the index of one of "
-            f"ImageNet's {len(taxonomy.wnids)} classes"
+            f"{where} is of class {text[:40]!r}: expected "
+            + (
+                f"a WordNet id, or the index of one of ImageNet's {len(taxonomy.wnids)} classes"
+                if taxonomy.is_of_imagenet
+                else f"one of the {len(taxonomy.wnids)} classes of --taxonomy"
+            )
         )
     return taxonomy.wnids[index] if index >= 0 else ""

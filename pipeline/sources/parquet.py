@@ -41,6 +41,22 @@ def images_in_parquet(paths: Sequence[str], root: str, taxonomy: Taxonomy) -> It
         yield from found
 
 
+def holds_pictures(path: str) -> bool:
+    """Whether a Parquet file has the pictures themselves in a column `image`, or is none."""
+    try:
+        with open_parquet(path) as file:
+            schema = file.schema_arrow
+            return "image" not in schema.names or not _is_text(schema.field("image").type)
+    except pa.ArrowException:
+        return True
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 def _list_file(path: str, root: str, taxonomy: Taxonomy) -> list[FoundImage]:
     try:
         return _rows(path, relative(path, root), taxonomy)
@@ -57,8 +73,8 @@ def _rows(path: str, own: str, taxonomy: Taxonomy) -> list[FoundImage]:
         fields = [field.name for field in schema.field("image").type] if is_image else []
         if not {"bytes", "path"} <= set(fields) or not {"label", "wnid"} & set(schema.names):
             raise UsageError(
-                f"{path} holds no ImageNet: expected the columns image (bytes, path) and label; "
-                f"it has {', '.join(schema.names)}"
+                f"{path} holds no ImageNet: expected the columns image (bytes, path) and label "
+                f"(or, in a manifest, image as text); it has {', '.join(schema.names)}"
             )
         names = _label_names(schema, path, taxonomy)
         columns = ["image.path", *({"label", "wnid"} & set(schema.names))]
@@ -88,11 +104,11 @@ def _key(image: dict[str, str | None] | None, name: str) -> str:
 
 
 def _label_names(schema: pa.Schema, path: str, taxonomy: Taxonomy) -> list[str]:
-    """WordNet ids that the schema names the labels by; empty if labels are class numbers."""
+    """Ids of classes that the schema names the labels by; empty if labels are class numbers."""
     meta = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     label = meta.get("info", {}).get("features", {}).get("label", {})
     names = label.get("names") or []
-    if all(is_wnid(str(name)) for name in names):
+    if all(is_wnid(str(name)) or taxonomy.holds(str(name)) for name in names):
         return list(names)
     if len(names) != len(taxonomy.wnids):
         raise UsageError(

@@ -14,6 +14,7 @@ from pipeline.sources.found import IMAGE_SUFFIXES, is_hidden
 from pipeline.sources.webdataset import MARKS
 
 FOLDER, KAGGLE, TAR, WEBDATASET, PARQUET = "folder", "kaggle", "tar", "webdataset", "parquet"
+MANIFEST = "manifest"
 
 _SUFFIX = {TAR: ".tar", WEBDATASET: ".tar", PARQUET: ".parquet"}
 

@@ -9,14 +9,18 @@ from pipeline.files import read_ahead, relative
 from pipeline.sources.archives import ARCHIVES, Member, members
 from pipeline.sources.found import IMAGE_SUFFIXES, FoundImage, is_hidden, is_wnid, wnid_of_folder
 from pipeline.sources.identity import identity_of
+from transforms.taxonomy import Taxonomy
 
 
-def images_in_tars(paths: Sequence[str], root: str) -> Iterator[FoundImage | None]:
+def images_in_tars(
+    paths: Sequence[str], root: str, taxonomy: Taxonomy
+) -> Iterator[FoundImage | None]:
     """The images in archives and in the archives in those, None for each other file.
 
     Args:
       paths: of the archives, absolute.
       root: the input folder.
+      taxonomy: whose classes folders and inner archives are called after.
 
     Raises:
       UsageError: an archive is incomplete, or refused.
@@ -30,7 +34,7 @@ def images_in_tars(paths: Sequence[str], root: str) -> Iterator[FoundImage | Non
             if member.name.lower().endswith(ARCHIVES):
                 inner.append(member)
             elif not is_hidden(member.name):
-                yield _image(member, own, wnid_of_folder(member.name), identity)
+                yield _image(member, own, wnid_of_folder(member.name, taxonomy), identity)
 
         def listed(archive: Member, path: str = path) -> list[Member]:
             return [member for member, _ in members(path, archive)]
@@ -38,7 +42,8 @@ def images_in_tars(paths: Sequence[str], root: str) -> Iterator[FoundImage | Non
         for archive, found in read_ahead(listed, inner):
             stem = archive.name.rpartition("/")[2].rpartition(".")[0]
             for member in found:
-                folder = wnid_of_folder(member.name) or (stem if is_wnid(stem) else "")
+                is_class = is_wnid(stem) or taxonomy.holds(stem)
+                folder = wnid_of_folder(member.name, taxonomy) or (stem if is_class else "")
                 if not is_hidden(member.name):
                     yield _image(member, f"{own}/{archive.name}", folder, identity)
 

@@ -99,12 +99,13 @@ def _image(
         return None
     label = sample.fields.get("label") if sample.label is None else sample.label
     named = str(sample.fields.get("wnid") or "")
+    is_named = is_wnid(named) or taxonomy.holds(named)
     name = f"{shard}/{member.name}"
     return FoundImage(
         key=path.rpartition("/")[2],
         place=member.place,
         name=name,
-        folder=named if is_wnid(named) else wnid_of_label(label, taxonomy, name),
+        folder=named if is_named else wnid_of_label(label, taxonomy, name),
         md5=identity and f"{identity}:{member.offset}+{member.length}",
         annotation=_annotation(sample),
     )

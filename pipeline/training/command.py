@@ -10,6 +10,7 @@ import torch
 
 from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
+from pipeline.latest import reading_store
 from pipeline.lock import DATASET_LOCK, held
 from pipeline.models.stored import chosen_folder
 from pipeline.progress import duration
@@ -21,7 +22,6 @@ from pipeline.training.network import check_architecture
 from pipeline.training.plan import PRECISIONS, TrainPlan, choose_splits
 from pipeline.training.probe import MODELS
 from pipeline.training.ranks import Ranks
-from pipeline.versions import reading_store
 
 _MOST_WORKERS = 16
 

@@ -99,7 +99,7 @@ def train(
         training, validation = find_samples(dataset, plan)
         network = build_network(
             plan.arch,
-            dataset.taxonomy.num_labels,
+            dataset.taxonomy,
             seed=plan.seed,
             pretrained=plan.pretrained,
             weights=plan.weights,

@@ -13,6 +13,7 @@ from pipeline.models.packaged import EFFICIENTNETS
 from pipeline.models.source import closest
 from pipeline.models.timm_names import timm_model
 from transforms.hashing import keyed_hash
+from transforms.taxonomy import Taxonomy
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,13 +48,18 @@ def check_architecture(arch: str, *, pretrained: bool, weights: str | None) -> N
 
 
 def build_network(
-    arch: str, outputs: int, *, seed: int, pretrained: bool = False, weights: str | None = None
+    arch: str,
+    taxonomy: Taxonomy,
+    *,
+    seed: int,
+    pretrained: bool = False,
+    weights: str | None = None,
 ) -> Network:
     """Builds a network; what is drawn for its weights follows from the seed.
 
     Args:
       arch: timm's name, or one of `efficientnet_lite0`, `1`, `2`.
-      outputs: size of its head.
+      taxonomy: its head has an output for each superclass.
       seed: of the weights.
       pretrained: whether to begin with weights for ImageNet; the head is new in any case.
       weights: folder of `in9 models fetch`.
@@ -63,6 +69,7 @@ def build_network(
       JobError: the weights cannot be fetched or read.
     """
     check_architecture(arch, pretrained=pretrained, weights=weights)
+    outputs = taxonomy.num_labels
     loaded = load_model(arch, weights) if pretrained else None
     # Initialisation knows no generator but torch's own.
     with torch.random.fork_rng(devices=[]):
@@ -78,7 +85,7 @@ def build_network(
             if reset is None:
                 raise JobError(f"{arch} has no head that could be replaced")
             reset(outputs)
-    described = timm_model(arch, module, "")
+    described = timm_model(arch, module, "", taxonomy)
     # A model that is to be evaluated needs none.
     module.requires_grad_(True)
     return Network(

@@ -1,0 +1,474 @@
+"""Images that are not ImageNet's: manifests, taxonomies, and what is made of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+from conftest import ONE, manifest_of, run_in9, stamps
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.dataset import Dataset
+from pipeline.errors import UsageError
+from pipeline.layout import find_layout
+from pipeline.models.open_clip_models import class_prompts
+from pipeline.place import read_place
+from pipeline.source import SourceImage, list_images
+from pipeline.storage import Store
+from pipeline.taxonomy_file import read_taxonomy
+from transforms.annotations import AnnotationError, Box, parse_annotation
+from transforms.scoring import classes_of_outputs, labels_of_outputs
+from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
+from transforms.wordnet import classes_below, synsets, wordnet_taxonomy
+
+ROOTS = (
+    *("n02084071", "n01503061", "n04576211", "n01661091", "n02075296"),
+    *("n02159955", "n03800933", "n02469914", "n02512053"),
+)
+LEFT_OUT = {*range(80, 87), 171, 172, *range(281, 286), 575, 660}
+SMALL = ("--image_size", 32, "--resize", 32, "--segmenter", "box", "--images_per_shard", 8)
+CLASSES = {"cup": "dishes", "plate": "dishes", "fork": "cutlery", "lamp": "lights"}
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
+    """A CSV of rows, with the columns of all of them."""
+    rows = list(rows)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_picture(path: Path, number: int, side: int = 48) -> tuple[int, int, int, int]:
+    """A picture of a blob on noise; returns the blob's box."""
+    generator = np.random.default_rng(number)
+    pixels = generator.integers(0, 128, (side, side, 3), np.uint8)
+    x, y = (int(value) for value in generator.integers(8, 20, 2))
+    pixels[y : y + 18, x : x + 18] = generator.integers(128, 256, 3, np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return x, y, x + 18, y + 18
+
+
+def toy_rows(folder: Path, each: int = 3) -> list[dict[str, object]]:
+    """Pictures in a folder, and rows that describe them."""
+    rows: list[dict[str, object]] = []
+    for name in CLASSES:
+        for _ in range(each):
+            file = f"pictures/{name}{len(rows)}.png"
+            box = write_picture(folder / file, len(rows))
+            corners = dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+            rows.append({"image": file, "class": name, **corners})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pictures of four classes in three superclasses, their manifest and taxonomy, and
+    models. Not to be changed."""
+    folder = tmp_path_factory.mktemp("toy")
+    write_csv(folder / "manifest.csv", toy_rows(folder))
+    write_csv(folder / "kinds.csv", ({"class": c, "superclass": s} for c, s in CLASSES.items()))
+    (folder / "toy_models.py").write_text(
+        "import torch\n"
+        "def _model(outputs):\n"
+        "    torch.manual_seed(0)\n"
+        "    pool = torch.nn.AdaptiveAvgPool2d(2)\n"
+        "    return torch.nn.Sequential(pool, torch.nn.Flatten(), torch.nn.Linear(12, outputs))\n"
+        "three, four, five, many = (lambda n=n: _model(n) for n in (3, 4, 5, 140))\n"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def toy_run(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The main job on it, with models of three, four and five outputs. Not to be changed."""
+    output = tmp_path_factory.mktemp("toy_run") / "out"
+    models = ",".join(f"python:toy_models:{name}" for name in ("three", "four", "five"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(toy))
+        run_in9("run", "--input", toy, "--output", output, "--taxonomy", toy / "kinds.csv",
+                "--models", models, *SMALL, *ONE)  # fmt: skip
+    return output
+
+
+def listed(
+    path: Path, taxonomy: Taxonomy | None = None, split: str = "val"
+) -> dict[str, SourceImage]:
+    """Images of a manifest by key."""
+    layout = find_layout(str(path), None, split)
+    assert layout.kind == "manifest"
+    own = taxonomy or Taxonomy(("all",), tuple(CLASSES), (0,) * 4, tuple(CLASSES))
+    return {image.key: image for image in list_images(layout, own).images}
+
+
+def boxes_of(image: SourceImage) -> tuple[Box, ...]:
+    assert image.annotation is not None
+    return parse_annotation(read_place(image.annotation)).boxes
+
+
+def test_the_released_map_is_wordnets_closure_less_sixteen_classes() -> None:
+    closure, released = wordnet_taxonomy([(root, "") for root in ROOTS]), imagenet9()
+    assert closure.names == released.names
+    assert closure.wnids == released.wnids
+    pairs = list(zip(closure.labels, released.labels, strict=True))
+    assert {n for n, (ours, theirs) in enumerate(pairs) if ours != theirs} == LEFT_OUT
+    assert {released.labels[n] for n in LEFT_OUT} == {OUTSIDE}
+    # A dog is a carnivore, too, and so are the five cats.
+    assert len(classes_below("n02075296")) > closure.labels.count(4)
+    assert synsets()["n02084071"].name == "dog"
+
+
+def test_roots_of_ones_own_make_a_taxonomy() -> None:
+    found = read_taxonomy("n02084071, n02075296=other carnivores")
+    assert found is not None
+    assert found.names == ("dog", "other carnivores")
+    dog, cat, fish = (found.label_of(wnid) for wnid in ("n02085620", "n02123045", "n01440764"))
+    assert (dog, cat, fish) == (0, 1, OUTSIDE)
+    assert np.array_equal(labels_of_outputs(1000, found), found.labels)
+    assert Taxonomy.from_json(json.loads(json.dumps(found.to_json()))) == found
+    # The other way round nothing is left.
+    for wrong, why in (
+        ("n02075296,n02084071", "holds no class that the roots before it do not hold"),
+        ("n00000001", "above none of ImageNet's 1000 classes"),
+        ("dogs", "is no WordNet id"),
+        ("n02084071=x,n01503061=x", "two roots are called 'x'"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            read_taxonomy(wrong)
+
+
+def test_a_file_says_superclasses_labels_and_outputs(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"class": "a", "superclass": "two", "label": 1, "index": 7, "name": "An A"},
+        {"class": "b", "superclass": "one", "label": 0, "index": 5, "name": ""},
+        {"class": "c", "superclass": "", "label": "", "index": 2, "name": ""},
+        {"class": "d", "superclass": "two", "label": "", "index": 9, "name": ""},
+    ]
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = read_taxonomy(str(write_csv(tmp_path / "t.csv", rows)))
+    assert found is not None
+    assert found.names == ("one", "two")
+    assert found.labels == (1, 0, OUTSIDE, 1)
+    assert found.class_names == ("An A", "b", "c", "d")
+    assert found.outputs == (7, 5, 2, 9)
+    for name in ("t.json", "t.jsonl"):
+        assert read_taxonomy(str(tmp_path / name)) == found
+    # Without labels, as they come.
+    plain = [{"class": row["class"], "superclass": row["superclass"]} for row in rows]
+    bare = read_taxonomy(str(write_csv(tmp_path / "plain.csv", plain)))
+    assert bare is not None
+    assert (bare.names, bare.outputs) == (("two", "one"), None)
+    assert bare.about != found.about
+    assert labels_of_outputs(4, bare).tolist() == [0, 1, OUTSIDE, 0]
+    assert labels_of_outputs(2, bare).tolist() == [0, 1]
+    assert labels_of_outputs(10, found)[[7, 5, 2, 9]].tolist() == [1, 0, OUTSIDE, 1]
+    assert labels_of_outputs(2, found).tolist() == [0, 1]
+    assert (classes_of_outputs(10, found) or ())[7] == "An A"
+    with pytest.raises(ValueError, match="a head of 7 outputs fits neither the outputs that"):
+        labels_of_outputs(7, found)
+    with pytest.raises(ValueError, match="the 4 classes nor the 2 superclasses; a column index"):
+        labels_of_outputs(1000, bare)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("class,kind\na,b\n", "expected the columns class and superclass"),
+        ("class,superclass\n", "has no rows"),
+        ("class,superclass\na,x\na,y\n", "line 3, column class: 'a' stands in line 2 too"),
+        ("class,superclass\n,x\n", "line 2, column class: is empty"),
+        ("class,superclass\na,\n", "and so are all others"),
+        ("class,superclass\na,x,y\n", "line 2: 3 values for 2 columns"),
+        ("class,superclass\na,x/y\n", "cannot be the name of a folder"),
+        ("class,superclass,label\na,x,2\n", "line 2, column label: 2 is not between 0 and 0"),
+        ("class,superclass,label\na,x,0\nb,y,0\n", "must give each of the 2 superclasses"),
+        ("class,superclass,label\na,x,0\nb,x,1\nc,y,1\n", "line 3, column label: 1 is another"),
+        ("class,superclass,index\na,x,one\n", "column index: 'one' is no whole number"),
+        ("class,superclass,index\na,x,5\nb,y,5\n", "line 3, column index: 5 stands in line 2"),
+        ("class,superclass,index\na,x,1\nb,y,0\n", "is not the label of"),
+    ],
+)
+def test_a_wrong_taxonomy_is_one_line(tmp_path: Path, text: str, why: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(UsageError, match=re.escape(why)) as caught:
+        read_taxonomy(str(tmp_path / "t.csv"))
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "t.csv") in str(caught.value)
+
+
+@given(st.data())
+def test_outputs_that_are_named_have_their_labels_and_others_none(data: st.DataObject) -> None:
+    outputs = data.draw(st.lists(st.integers(0, 60), min_size=1, max_size=20, unique=True))
+    labels = data.draw(st.lists(st.integers(-1, 3), min_size=len(outputs), max_size=len(outputs)))
+    names = tuple(f"class {output}" for output in outputs)
+    taxonomy = Taxonomy(tuple("abcd"), names, tuple(labels), names, tuple(outputs))
+    size = data.draw(st.integers(max(outputs) + 1, 80))
+    found = labels_of_outputs(size, taxonomy)
+    assert len(found) == size
+    assert [found[output] for output in outputs] == labels
+    assert set(np.delete(found, outputs)) <= {OUTSIDE}
+
+
+def test_zero_shot_models_are_asked_for_the_classes_of_the_taxonomy() -> None:
+    taxonomy = Taxonomy(("x", "y"), ("0", "1"), (0, 1), ("cup, mug", "fork"), (1, 0))
+    assert [prompts[0] for prompts in class_prompts(taxonomy)] == ["itap of a fork.",
+                                                                   "itap of a cup."]  # fmt: skip
+    roots = wordnet_taxonomy([("n02084071", "")])
+    assert class_prompts(roots) == class_prompts(imagenet9())
+    gaps = Taxonomy(("x",), ("0",), (0,), ("cup",), (4,))
+    with pytest.raises(ValueError, match="leaves some out"):
+        class_prompts(gaps)
+
+
+def test_a_manifest_says_all_there_is_to_say_of_an_image(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "deep/c.png", "d.png"):
+        write_picture(tmp_path / name, 0)
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere.png"
+    write_picture(elsewhere, 1)
+    rows = [
+        {"image": "a.png", "class": "cup", "boxes": "[[1, 2, 9, 9], [1, 1, 40, 40]]",
+         "split": "train", "group": "kitchen", "width": 48, "height": 48},
+        {"image": "b.png", "class": "fork", "boxes": "[1, 2, 3, 4]", "split": "validation"},
+        {"image": "deep/c.png", "class": "umbrella", "boxes": "[[5, 6, 20, 20]]", "split": "val"},
+        {"image": "./deep/../d.png", "class": "cup", "boxes": "[[5, 6, 7, 8]]", "split": "val"},
+        {"image": "d.png", "class": "fork", "boxes": "[[1, 1, 30, 30]]", "split": "val",
+         "key": "named", "group": "hall"},
+        {"image": elsewhere, "class": "lamp", "boxes": "", "split": "val"},
+    ]  # fmt: skip
+    path = write_csv(tmp_path / "table.csv", rows)
+    found = listed(path)
+    assert sorted(found) == sorted(["b", "named", elsewhere.stem])
+    assert boxes_of(found["b"]) == (Box(1, 2, 3, 4),)
+    # Two rows of one image: the larger box tells the class.
+    named = found["named"]
+    assert (named.wnid, named.group, named.name) == ("fork", "hall", "d.png")
+    assert boxes_of(named) == (Box(5, 6, 7, 8), Box(1, 1, 30, 30))
+    assert found[elsewhere.stem].annotation is None
+    assert found[elsewhere.stem].path == str(elsewhere)
+    layout = find_layout(str(path), None, "val")
+    assert list_images(layout, imagenet9()).outside == 4
+    (train,) = listed(path, split="train").values()
+    assert (train.key, train.group, len(boxes_of(train))) == ("a", "kitchen", 2)
+    with pytest.raises(UsageError, match="has no image of split 'test'"):
+        listed(path, split="test")
+    # The same table in other forms.
+    lines = [{**row, "image": str(row["image"])} for row in rows]
+    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "table.json").write_text(json.dumps(lines))
+    for line in lines:
+        line["boxes"] = np.reshape(json.loads(line["boxes"] or "[]"), (-1, 4)).tolist()
+    names = dict.fromkeys(name for line in lines for name in line)
+    columns = {name: [line.get(name) for line in lines] for name in names}
+    pq.write_table(pa.table(columns), tmp_path / "table.parquet")
+    for name in ("table.jsonl", "table.json", "table.parquet"):
+        assert listed(tmp_path / name) == found
+
+
+def test_broken_boxes_are_left_to_the_image_and_broken_tables_are_not(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", 0)
+    head = "image,class,xmin,ymin,xmax,ymax\n"
+
+    def table(text: str, name: str = "t.csv") -> Path:
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    for corners in ("1,2,x,4", "1,,3,4", "1,2,inf,4"):
+        image = listed(table(f"{head}a.png,cup,{corners}\n"))["a"]
+        assert image.annotation is not None
+        with pytest.raises(AnnotationError, match="line 2: no list of boxes"):
+            parse_annotation(read_place(image.annotation))
+    for text, why in (
+        (f"{head}b.png,cup,1,2,3,4\n", "line 2, column image: there is no file"),
+        (f"{head},cup,1,2,3,4\n", "line 2, column image: names no file"),
+        ("picture,class\na.png,cup\n", "has no column 'image'"),
+        ("image,class,xmin\na.png,cup,1\n", "has xmin, but no column ymin"),
+        ("image,class,boxes,xmin,ymin,xmax,ymax\na.png,cup,,1,2,3,4\n", "boxes in two ways"),
+        ("image,class,key\na.png,cup,x\na.png,cup,y\n", "line 3, column key: 'y' is another"),
+        ("image,class\na.png\n", "line 2: 1 values for 2 columns"),
+        ('image,class\n"a.png,cup\n', "unexpected end of data"),
+        ("image,image\na.png,a.png\n", "has two columns 'image'"),
+        ("", "has no rows"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(why)) as caught:
+            listed(table(text))
+        assert "\n" not in str(caught.value)
+    for text, why in (
+        ("{", "is no JSON"),
+        ("{}", "neither COCO's JSON"),
+        ("[1]", "row 1: no object"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(why)):
+            listed(table(text, "t.json"))
+    coco: dict[str, Any] = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "annotations": [{"id": 5, "image_id": 2, "category_id": 1, "bbox": [1, 2, 3, 4]}],
+        "categories": [{"id": 1, "name": "cup"}],
+    }
+    with pytest.raises(UsageError, match="annotation 5 names image 2, which is none"):
+        listed(table(json.dumps(coco), "t.json"))
+    coco["annotations"][0] |= {"image_id": 1, "bbox": [1, 2, "x", 4]}
+    broken = listed(table(json.dumps(coco), "t.json"))["a"]
+    assert broken.wnid == "cup"
+    with pytest.raises(AnnotationError):
+        boxes_of(broken)
+    coco["annotations"].append({**coco["annotations"][0], "category_id": 7})
+    with pytest.raises(UsageError, match="category 7"):
+        listed(table(json.dumps(coco), "t.json"))
+
+
+def test_a_three_class_dataset_runs_to_a_report(toy: Path, toy_run: Path) -> None:
+    manifest = manifest_of(toy_run)
+    assert manifest["images"]["val"]["accepted"] == 12
+    assert manifest["config"]["taxonomy"].startswith("3 superclasses of 4 classes, sha256 ")
+    assert manifest["taxonomy"]["names"] == ["dishes", "cutlery", "lights"]
+    dataset = Dataset.open(Store(str(toy_run)))
+    assert dataset.taxonomy == read_taxonomy(str(toy / "kinds.csv"))
+    rows = pyarrow.dataset.dataset(str(toy_run / "parquet" / "mixed_rand")).to_table().to_pylist()
+    assert {(row["wnid"], row["label"]) for row in rows} == {
+        ("cup", 0), ("plate", 0), ("fork", 1), ("lamp", 2)
+    }  # fmt: skip
+    assert {row["imagenet_index"] for row in rows} == {None}
+    with (toy_run / "results" / "summary.csv").open() as file:
+        summary = list(csv.DictReader(file))
+    errors = {row["model"]: row["error"] for row in summary if row["error"]}
+    assert errors.keys() == {"python:toy_models:five"}
+    assert "the 4 classes nor the 3 superclasses" in errors["python:toy_models:five"]
+    assert {row["model"] for row in summary} - errors.keys() == {
+        "python:toy_models:three", "python:toy_models:four"
+    }  # fmt: skip
+    assert not (toy_run / "results" / "trend.csv").exists()
+    page = (toy_run / "report.html").read_text()
+    assert "cutlery" in page
+    assert "outside the 3 classes" in page
+    for of_imagenet9 in ("ImageNet-9", "Published", "What the source claims", "efficientnet_b0"):
+        assert of_imagenet9 not in page
+    card = (toy_run / "README.md").read_text()
+    assert "| 0 | dishes | `cup`, `plate` |" in card
+    assert "ImageNet-9" not in card
+
+
+def test_predictions_of_classes_are_mapped_to_their_superclasses(toy_run: Path) -> None:
+    folders = pyarrow.dataset.dataset(sorted(toy_run.glob("results/*four*/predictions/*.parquet")))
+    rows = folders.to_table().to_pylist()
+    assert {(row["output"], row["prediction"]) for row in rows} <= {
+        (0, 0), (1, 0), (2, 1), (3, 2)
+    }  # fmt: skip
+    assert all(row["correct"] == (row["prediction"] == row["label"]) for row in rows)
+
+
+def test_what_is_made_of_own_data_is_verified_exported_and_repeated(
+    toy: Path, toy_run: Path, tmp_path: Path
+) -> None:
+    assert "agree with manifest.json" in run_in9("verify", "--dataset", toy_run).stdout
+    run_in9("export", "--dataset", toy_run, "--to", tmp_path / "export", *ONE)
+    folders = {path.name for path in (tmp_path / "export" / "only_fg" / "val").iterdir()}
+    assert folders == {"00_dishes", "01_cutlery", "02_lights"}
+    before = stamps(toy_run)
+    command = ("generate", "--output", toy_run, "--input", toy, *SMALL, *ONE)
+    again = run_in9(*command, "--taxonomy", toy / "kinds.csv").stdout
+    assert "nothing to do" in again
+    refused = run_in9(*command, check=2).stderr
+    assert "--taxonomy=not set (the dataset has 3 superclasses" in refused
+    other = tmp_path / "other.csv"
+    other.write_text((toy / "kinds.csv").read_text().replace("cutlery", "tools"))
+    refused = run_in9(*command, "--taxonomy", other, check=2).stderr
+    assert "--taxonomy=3 superclasses of 4 classes" in refused
+    assert len(refused.splitlines()) == 1
+    assert stamps(toy_run) == before
+
+
+def test_wrong_usage_of_manifests_is_one_line(toy: Path, tmp_path: Path) -> None:
+    command = ("generate", "--output", tmp_path / "out", "--input", toy, *SMALL, *ONE)
+    kinds = ("--taxonomy", toy / "kinds.csv")
+    for flags, why in (
+        ((), "no image of an ImageNet-9 class"),
+        ((*kinds, "--annotations", toy), "boxes are in the manifest"),
+        ((*kinds, "--split", "val,train"), "does not say which images are of which --split"),
+        ((*kinds, "--layout", "folder"), "no folder 'val'"),
+        (("--taxonomy", toy / "none.csv"), "is no file that can be read"),
+        ((*kinds, "--segmenter", "masks"), "no image of"),
+    ):
+        done = run_in9(*command, *flags, check=2)
+        assert why in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    done = run_in9("evaluate", "--dataset", tmp_path / "out", "--models", "x", check=2)
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_masks_of_a_manifest_are_those_of_a_folder(tmp_path: Path) -> None:
+    rows = toy_rows(tmp_path, each=2)
+    images, annotations = [], []
+    for number, row in enumerate(rows):
+        corners = [int(str(row.pop(name))) for name in ("xmin", "ymin", "xmax", "ymax")]
+        x0, y0, x1, y1 = corners
+        mask = np.zeros((48, 48), np.uint8)
+        mask[y0:y1, x0:x1] = 255
+        row["mask"] = f"masks/{Path(str(row['image'])).stem}.png"
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.fromarray(mask).save(tmp_path / str(row["mask"]))
+        images.append({"id": number, "file_name": row["image"], "width": 48, "height": 48})
+        polygon = [x0, y0, x1, y0, x1, y1, x0, y1]
+        annotations.append({"id": number, "image_id": number, "bbox": [x0, y0, 18, 18],
+                            "category_id": list(CLASSES).index(str(row["class"])),
+                            "segmentation": [polygon]})  # fmt: skip
+    categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    write_csv(tmp_path / "masked.csv", rows)
+    write_csv(
+        tmp_path / "bare.csv", ({k: v for k, v in row.items() if k != "mask"} for row in rows)
+    )
+    kinds = write_csv(tmp_path / "kinds.csv",
+                      ({"class": c, "superclass": s} for c, s in CLASSES.items()))  # fmt: skip
+    small = ("--image_size", 32, "--resize", 32, "--segmenter", "masks", "--formats", "parquet")
+    made = {}
+    for name, more in (
+        ("bare.csv", ("--masks", tmp_path / "masks")),
+        ("masked.csv", ()),
+        ("coco.json", ()),
+    ):
+        output = tmp_path / f"out-{name}"
+        run_in9("generate", "--input", tmp_path / name, "--output", output, "--taxonomy", kinds,
+                *small, *more, *ONE)  # fmt: skip
+        files = manifest_of(output)["files"]
+        made[name] = {f["path"]: f["sha256"] for f in files if f["path"].startswith("parquet/")}
+    assert made["bare.csv"] == made["masked.csv"] == made["coco.json"]
+
+
+def test_labels_may_be_many(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, kinds = [], []
+    source = tmp_path / "in"
+    for number in range(140):
+        box = write_picture(source / f"{number}.png", number)
+        rows.append({"image": f"{number}.png", "class": f"c{number}", "boxes": json.dumps([box])})
+        kinds.append({"class": f"c{number}", "superclass": f"kind {number}"})
+    write_csv(source / "manifest.csv", rows)
+    monkeypatch.setenv("PYTHONPATH", str(toy))
+    output = tmp_path / "out"
+    run_in9("run", "--input", source, "--output", output,
+            "--taxonomy", write_csv(tmp_path / "kinds.csv", kinds),
+            "--models", "python:toy_models:many", "--variants", "original,mixed_rand",
+            "--image_size", 32, "--resize", 32, "--segmenter", "box", *ONE)  # fmt: skip
+    index = pyarrow.dataset.dataset(str(output / "index")).to_table()
+    assert index.schema.field("label").type == pa.int16()
+    labels = index["label"].to_pylist()
+    assert sorted(labels) == list(range(140))
+    paths = sorted(output.glob("results/*/predictions/*.parquet"))
+    predictions = pa.concat_tables(pq.read_table(p).replace_schema_metadata() for p in paths)
+    assert set(predictions["label"].to_pylist()) == set(range(140))
+    assert run_in9("verify", "--dataset", output).returncode == 0
