@@ -10,10 +10,10 @@ from typing import Any
 
 from pipeline.segmenters import find_segmenter
 from transforms.codec import MAX_PIXELS
-from transforms.filters import MAX_BOX, MIN_FOREGROUND, MIN_VISIBLE
+from transforms.filters import MAX_BOX, MIN_FOREGROUND, MIN_VISIBLE, Rules
 from transforms.geometry import INTERPOLATIONS
 from transforms.segmentation import Segmenter
-from transforms.variants import PAPER, select_variants, with_replicates
+from transforms.variants import EXTERNAL, PAPER, select_variants, with_replicates
 
 SEGMENT_VERSION = 1
 """Raised by hand when Segment would write other layers or records for the same input."""
@@ -116,6 +116,17 @@ class SegmentConfig:
             if not 0 <= getattr(self, flag) <= 1:
                 raise ValueError(f"--{flag} must be between 0 and 1: got {getattr(self, flag)}")
 
+    @property
+    def rules(self) -> Rules:
+        """What is asked of boxes."""
+        return Rules(
+            objects=self.objects,
+            max_box=self.max_box,
+            min_visible=self.min_visible,
+            min_foreground=self.min_foreground,
+            pad=self.crop == "pad",
+        )
+
     def find_segmenter(self) -> Segmenter:
         """The segmenter. Raises ValueError if there is none of that name."""
         return find_segmenter(self.segmenter, self.segmenter_parameters, self.segmenter_path)
@@ -140,6 +151,9 @@ class SegmentConfig:
 @dataclasses.dataclass(frozen=True)
 class ComposeConfig:
     """What decides the variants, given the layers. Field names are the flags' names.
+
+    Attributes:
+      backgrounds: what `Scenes.about` says of the folder of scenes, None without one.
 
     Raises:
       ValueError: a value out of range, named with its flag.
@@ -171,6 +185,8 @@ class ComposeConfig:
         ):
             raise ValueError(f"--per_class must be all, min or a number: got {self.per_class!r}")
         _one_of("--mixed_rand", self.mixed_rand, ("any", "other"))
+        if EXTERNAL in self.variants and self.backgrounds is None:
+            raise ValueError(f"--variants {EXTERNAL} needs --backgrounds: a folder of pictures")
         if not 1 <= self.replicates <= 100:
             raise ValueError(f"--replicates must be between 1 and 100: got {self.replicates}")
 
@@ -180,8 +196,12 @@ class ComposeConfig:
         return with_replicates(self.variants, self.replicates)
 
     def fingerprint(self) -> str:
-        """Identifies everything but the layers that a variant shard depends on."""
-        return fingerprint(_of_old(dataclasses.asdict(self)), COMPOSE_VERSION)
+        """Identifies everything but the layers and scenes that a variant shard depends on.
+
+        Of the scenes, those count that were drawn (`pipeline.compose`): another one more does not
+        make all shards anew."""
+        flags = dataclasses.asdict(dataclasses.replace(self, backgrounds=None))
+        return fingerprint(_of_old(flags), COMPOSE_VERSION)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,7 +83,7 @@ def _trial(job: Job, forecast: Forecast, taxonomy: Taxonomy, folder: str) -> Tri
     if not images:
         return None
     print(f"dry run: measuring {len(images)} images", file=sys.stderr)
-    return run_trial(job.config, images, taxonomy, folder)
+    return run_trial(job.config, images, taxonomy, folder, job.scenes)
 
 
 def _print_split(split: SplitForecast, taxonomy: Taxonomy) -> None:

@@ -57,6 +57,7 @@ class Job:
       masks: folder or file of masks, for a segmenter that takes them.
       layout: of the input, as `find_layout` takes it.
       exclude, include: absolute paths of lists of images, if any.
+      scenes: absolute path of the folder of scenes, if there is one.
     """
 
     config: DatasetConfig
@@ -71,6 +72,7 @@ class Job:
     layout: str = AUTO
     exclude: str | None = None
     include: str | None = None
+    scenes: str | None = None
 
     @classmethod
     def of(
@@ -210,9 +212,9 @@ class Generate(beam.PTransform):
             | "BySplit" >> beam.WithKeys(_split_of)
             | "GatherSplit" >> beam.GroupByKey()
             | "Plan"
-            >> beam.ParDo(PlanSplit(config.compose, job.output_staging())).with_output_types(
-                OutputShard
-            )
+            >> beam.ParDo(
+                PlanSplit(config.compose, job.output_staging(), config.segment, job.scenes)
+            ).with_output_types(OutputShard)
             | "SpreadOutputs" >> beam.Reshuffle()
             | "Compose"
             >> beam.ParDo(

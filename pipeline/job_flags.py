@@ -16,12 +16,13 @@ from pipeline.key_lists import read_key_list
 from pipeline.layout import find_layout
 from pipeline.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
 from pipeline.own_variants import versioned
+from pipeline.scenes import list_scenes
 from pipeline.segmenters import takes_masks
 from pipeline.segmenters.masks import check_masks
 from pipeline.segmenters.network import PREFIX, read_network
 from pipeline.storage import WORK_FOLDER, Store
 from pipeline.versions import check_versioned
-from transforms.variants import select_variants
+from transforms.variants import EXTERNAL, select_variants
 
 _INPUT = f"{WORK_FOLDER}/input.json"
 """Remembers the last --input, which is no part of the dataset: it may lie elsewhere next time."""
@@ -58,6 +59,9 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
     reshard = arguments.reshard
     if manifest is not None and not arguments.overwrite:
         differing = manifest.config.differing_flags(config)
+        if None not in (manifest.config.compose.backgrounds, config.compose.backgrounds):
+            # What the folder holds is input, as what --input holds.
+            differing = [name for name in differing if name != "backgrounds"]
         if reshard:
             differing = [name for name in differing if name != "images_per_shard"]
         _refuse(differing, manifest.config, config)
@@ -77,6 +81,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
         layout=arguments.layout,
         exclude=lists.get("exclude"),
         include=lists.get("include"),
+        scenes=absolute(arguments.backgrounds) if arguments.backgrounds else None,
     )
 
 
@@ -138,8 +143,12 @@ def _dataset_config(arguments: argparse.Namespace) -> DatasetConfig:
     if arguments.segmenter.startswith(PREFIX):
         found = read_network(arguments.segmenter)
         flags["segmenter"], flags["segmenter_parameters"], flags["segmenter_path"] = found
+    variants = arguments.variants
+    if arguments.backgrounds:
+        flags["backgrounds"] = list_scenes(absolute(arguments.backgrounds)).about
+        variants = (*variants, EXTERNAL)
     try:
-        flags["variants"] = select_variants(versioned(flags["variants"]))
+        flags["variants"] = select_variants(versioned(variants))
         return DatasetConfig.from_flags(flags)
     except ValueError as error:
         raise UsageError(str(error)) from error
