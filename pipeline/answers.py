@@ -7,6 +7,7 @@ come from the dataset's index.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from pipeline.dataset import Dataset
 from pipeline.results import predictions_file, read_predictions, result_folder
 from pipeline.shards import index_file
+from pipeline.storage import Store
 from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import OUTSIDE
 from transforms.variants import MIXED, base_of, is_picture
@@ -32,36 +34,64 @@ class Images:
       keys: (n,) strings, sorted.
       labels: (n,) int8.
       fg_fraction: (n,) float64.
+      units: (n,) what is resampled: the group of each image, or its key without one.
+      has_groups: whether any has a group.
     """
 
     keys: pa.Array
     labels: NDArray[np.int8]
     fg_fraction: NDArray[np.float64]
+    units: tuple[str, ...]
+    has_groups: bool = False
 
     @classmethod
     def read(cls, dataset: Dataset, split: str) -> Images:
         """Reads a split's index, a few columns of it."""
         shards = dataset.shards(split)
         tables = [
-            pq.read_table(
-                dataset.store.arrow_source(index_file(split, shard, len(shards))),
-                columns=["key", "label", "fg_fraction", "selected"],
+            _read_columns(
+                dataset.store,
+                index_file(split, shard, len(shards)),
+                ["key", "label", "fg_fraction", "selected", "group"],
             )
             for shard in shards
         ]
         # Indices of shards differ in their metadata.
         table = pa.concat_tables([table.replace_schema_metadata() for table in tables])
         table = table.filter(table["selected"]).sort_by("key").combine_chunks()
+        keys = table["key"].to_pylist()
+        groups = table["group"].to_pylist() if "group" in table.column_names else [None] * len(keys)
         return cls(
-            keys=pa.array(table["key"].to_pylist(), pa.string()),
+            keys=pa.array(keys, pa.string()),
             labels=table["label"].to_numpy().astype(np.int8),
             fg_fraction=table["fg_fraction"].to_numpy().astype(np.float64),
+            units=tuple(group or key for group, key in zip(groups, keys, strict=True)),
+            has_groups=any(groups),
         )
+
+    @functools.cached_property
+    def unit_numbers(self) -> NDArray[np.int64] | None:
+        """(n,) numbers that tell units apart, from 0 on; None without groups."""
+        if not self.has_groups:
+            return None
+        return np.unique(np.asarray(self.units, object), return_inverse=True)[1].astype(np.int64)
+
+    @property
+    def unit_count(self) -> int:
+        """Number of units."""
+        return len(set(self.units))
 
     def positions(self, keys: pa.ChunkedArray) -> NDArray[np.int64]:
         """Place of each key among the images, -1 for null and for no image of ours."""
         found = pc.index_in(keys, value_set=self.keys, skip_nulls=True)
         return np.asarray(pc.fill_null(found, -1).to_numpy()).astype(np.int64)
+
+
+def _read_columns(store: Store, path: str, columns: list[str]) -> pa.Table:
+    """Those of the columns that a file has."""
+    with pq.ParquetFile(store.arrow_source(path)) as file:
+        there = set(file.schema_arrow.names)
+        return file.read(columns=[name for name in columns if name in there])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,7 +101,8 @@ class Answers:
     Attributes:
       labels: (n,) int8 true labels.
       predictions: (n,) int8 of each variant, replicates among them, in the dataset's order.
-      bg_labels: (n,) int8 class of the background, of each mixed variant; `OUTSIDE` where an import
+      bg_labels: (n,) int8 class of the background, of each mixed variant but those on scenes, whose
+        class nobody knows; `OUTSIDE` where an import
         does not know it.
     """
 

@@ -200,7 +200,7 @@ class ComposeConfig:
 
         Of the scenes, those count that were drawn (`pipeline.compose`): another one more does not
         make all shards anew."""
-        flags = dataclasses.asdict(dataclasses.replace(self, backgrounds=None))
+        flags = {**dataclasses.asdict(self), "backgrounds": None}
         return fingerprint(_of_old(flags), COMPOSE_VERSION)
 
 
