@@ -205,11 +205,11 @@ class SegmentShard(beam.DoFn):
         write_table(
             self._staging.store,
             self._staging.staged(layer_record(split, shard.shard)),
-            pa.Table.from_pylist(rows, self._schema(shard)),
+            pa.Table.from_pylist(rows, self._columns(shard)),
             ShardFiles(checksum, tuple(files)),
         )
 
-    def _schema(self, shard: SourceShard) -> pa.Schema:
+    def _columns(self, shard: SourceShard) -> pa.Schema:
         """Columns of a shard's record, told by its own images: its bytes depend on no others."""
         by_object = self._config.objects == "each"
         has_groups = any(image.group for image in shard.images)
