@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from transforms.annotations import Annotation, AnnotationError, Box, parse_annotation
-from transforms.codec import MAX_PIXELS, TooManyPixelsError, UndecodableError, decode_image
+from transforms.annotated import AnnotatedImage, Rejection, read_boxes, read_image
+from transforms.annotations import AnnotationError, Box, parse_annotation
+from transforms.codec import MAX_PIXELS, TooManyPixelsError, decode_image
 from transforms.filters import (
     FILTER_RESIZE,
     Reason,
@@ -18,7 +19,6 @@ from transforms.filters import (
 )
 from transforms.geometry import Mask, Pixels, ResizeCrop
 from transforms.layers import Layer, make_layer
-from transforms.masks import GivenMask, MaskError, read_mask
 from transforms.segmentation import Segmentation, SegmentationError, SegmentFunction
 from transforms.tiling import NoTileError, tile_background
 
@@ -46,84 +46,15 @@ class Cut:
     fallback: str = ""
     number: int = 0
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Decoded:
-    """An image with its boxes.
-
-    Attributes:
-      pixels: (H, W, 3) uint8.
-      boxes: as annotated, or of the mask.
-      given: its mask, if it has one.
-    """
-
-    pixels: Pixels
-    boxes: tuple[Box, ...]
-    given: GivenMask | None
-
-    @property
-    def width(self) -> int:
-        return int(self.pixels.shape[1])
-
-    @property
-    def height(self) -> int:
-        return int(self.pixels.shape[0])
-
-    def reject(self, reason: Reason, detail: str) -> Cut:
-        """The image as rejected."""
-        return Cut(reason=reason, detail=detail, width=self.width, height=self.height)
-
-
-def _annotated(
-    annotation: bytes | None, mask: bytes | None, needs_mask: bool
-) -> tuple[Annotation, GivenMask | None] | Cut:
-    """The boxes, those of the mask where there is no annotation, and the mask."""
-    if needs_mask and mask is None:
-        return Cut(reason=Reason.MISSING_ANNOTATION, detail="no mask")
-    if annotation is None and mask is None:
-        return Cut(reason=Reason.MISSING_ANNOTATION, detail="no annotation file")
-    try:
-        parsed = None if annotation is None else parse_annotation(annotation)
-        given = None if mask is None else read_mask(mask)
-    except (AnnotationError, MaskError) as error:
-        return Cut(reason=Reason.UNREADABLE_ANNOTATION, detail=str(error))
-    if parsed is None:
-        assert given is not None
-        parsed = _annotation_of(given)
-    return parsed, given
-
-
-def _annotation_of(given: GivenMask) -> Annotation:
-    height, width = given.mask.shape
-    return Annotation(width=width, height=height, boxes=given.boxes, wnid=None)
-
-
-def _decode(
-    image: bytes, annotation: bytes | None, mask: bytes | None, needs_mask: bool
-) -> _Decoded | Cut:
-    """Filters 1 to 3: an image, an annotation, of the same size; a mask of that size, too."""
-    annotated = _annotated(annotation, mask, needs_mask)
-    if isinstance(annotated, Cut):
-        return annotated
-    parsed, given = annotated
-    try:
-        decoded = _Decoded(decode_image(image), parsed.boxes, given)
-    except UndecodableError as error:
-        return Cut(reason=Reason.UNDECODABLE, detail=str(error))
-    except TooManyPixelsError as error:
-        return Cut(reason=Reason.TOO_MANY_PIXELS, detail=str(error))
-    width, height = decoded.width, decoded.height
-    if parsed.width not in (None, width) or parsed.height not in (None, height):
-        return decoded.reject(
-            Reason.SIZE_MISMATCH,
-            f"annotated {parsed.width} x {parsed.height}, image {width} x {height}",
+    @classmethod
+    def of(cls, rejected: Rejection) -> Cut:
+        """What was rejected."""
+        return cls(
+            reason=rejected.reason,
+            detail=rejected.detail,
+            width=rejected.width,
+            height=rejected.height,
         )
-    if given is not None and given.mask.shape != (height, width):
-        return decoded.reject(
-            Reason.SIZE_MISMATCH,
-            f"mask {given.mask.shape[1]} x {given.mask.shape[0]}, image {width} x {height}",
-        )
-    return decoded
 
 
 def check_annotation(
@@ -185,8 +116,8 @@ def cut_background(
     """
     pixels = decode_image(image)
     height, width = pixels.shape[:2]
-    annotated = _annotated(annotation, mask, needs_mask=False)
-    if isinstance(annotated, Cut):
+    annotated = read_boxes(annotation, mask, needs_mask=False)
+    if isinstance(annotated, Rejection):
         raise ValueError(annotated.detail)
     chosen = choose_boxes(annotated[0].boxes, width=width, height=height, objects=rules.objects)
     if isinstance(chosen, Reason) or number > len(chosen):
@@ -294,17 +225,17 @@ def cut_objects(
       A `Cut` for each box where `rules.objects` is `each`, unless the image is rejected as a
       whole; else one.
     """
-    decoded = _decode(image, annotation, mask, needs_mask=segment is None)
-    if isinstance(decoded, Cut):
-        yield decoded
+    decoded = read_image(image, annotation, mask, needs_mask=segment is None)
+    if isinstance(decoded, Rejection):
+        yield Cut.of(decoded)
         return
     width, height = decoded.width, decoded.height
     if not rules.pad and _is_too_narrow(width, height, max(resize, FILTER_RESIZE)):
-        yield decoded.reject(Reason.TOO_MANY_PIXELS, _too_narrow(width, height))
+        yield Cut.of(decoded.reject(Reason.TOO_MANY_PIXELS, _too_narrow(width, height)))
         return
     chosen = choose_boxes(decoded.boxes, width=width, height=height, objects=rules.objects)
     if isinstance(chosen, Reason):
-        yield decoded.reject(chosen, _shown(decoded.boxes))
+        yield Cut.of(decoded.reject(chosen, _shown(decoded.boxes)))
         return
     for position, box in enumerate(chosen):
         if only not in (0, position + 1):
@@ -324,10 +255,10 @@ def cut_objects(
                     rules=rules,
                 )
             except SegmentationError as error:
-                cut = decoded.reject(Reason.SEGMENTATION_FAILED, str(error))
+                cut = Cut.of(decoded.reject(Reason.SEGMENTATION_FAILED, str(error)))
         else:
             boxes = decoded.boxes if rules.objects != "each" else (decoded.boxes[position],)
-            cut = decoded.reject(reason, _shown(boxes))
+            cut = Cut.of(decoded.reject(reason, _shown(boxes)))
         number = position + 1 if rules.objects == "each" else 0
         yield dataclasses.replace(cut, number=number)
 
@@ -337,7 +268,7 @@ def _shown(boxes: Sequence[Box]) -> str:
     return f"{len(boxes)} boxes: {shown}" if shown else "no box"
 
 
-def _foreground_of(decoded: _Decoded, box: Box, position: int, objects: str) -> Mask | None:
+def _foreground_of(decoded: AnnotatedImage, box: Box, position: int, objects: str) -> Mask | None:
     """What of the given mask, if there is one, belongs to a chosen box."""
     given, boxes = decoded.given, decoded.boxes
     if given is None:
@@ -352,7 +283,7 @@ def _foreground_of(decoded: _Decoded, box: Box, position: int, objects: str) -> 
 
 
 def _cut(
-    decoded: _Decoded,
+    decoded: AnnotatedImage,
     box: Box,
     found: Segmentation,
     *,
