@@ -26,10 +26,10 @@ from pipeline.records import ACCEPTED, ShardFiles, Staging, read_about, read_row
 from pipeline.sources.found import IMAGE_SUFFIXES, is_hidden
 from pipeline.storage import FileDigest
 from transforms.codec import MAX_PIXELS, TooManyPixelsError, UndecodableError
-from transforms.cutting import cut_scene
 from transforms.filters import Reason, is_valid_key
 from transforms.geometry import Pixels
 from transforms.pairing import draw_scenes
+from transforms.scenes import cut_scene
 from transforms.variants import EXTERNAL, split_replicate, with_replicates
 
 SCENES = "backgrounds/scenes.parquet"

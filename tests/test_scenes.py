@@ -22,8 +22,8 @@ from pipeline.scenes import list_scenes
 from pipeline.storage import Store
 from transforms.annotations import Box
 from transforms.codec import decode_image
-from transforms.cutting import cut_scene
 from transforms.intervals import paired_bootstrap
+from transforms.scenes import cut_scene
 
 MODEL = """
 import torch

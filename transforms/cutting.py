@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from transforms.annotated import AnnotatedImage, Rejection, read_boxes, read_image
 from transforms.annotations import AnnotationError, Box, parse_annotation
-from transforms.codec import MAX_PIXELS, TooManyPixelsError, decode_image
+from transforms.codec import decode_image, too_narrow
 from transforms.filters import (
     FILTER_RESIZE,
     Reason,
@@ -82,15 +82,9 @@ def check_annotation(
         return None if several or len(parsed.boxes) == 1 else Reason.NOT_ONE_BOX
     if parsed.width < 1 or parsed.height < 1:
         return Reason.SIZE_MISMATCH
-    if not rules.pad and _is_too_narrow(parsed.width, parsed.height, FILTER_RESIZE):
+    if not rules.pad and too_narrow(parsed.width, parsed.height, FILTER_RESIZE):
         return Reason.TOO_MANY_PIXELS
     return check_boxes(parsed.boxes, width=parsed.width, height=parsed.height, rules=rules)
-
-
-def _is_too_narrow(width: int, height: int, resize: int) -> bool:
-    """Whether a resized picture would exceed the pixel limit, though it does not as it is."""
-    ratio = max(width, height) / min(width, height)
-    return resize**2 * ratio > MAX_PIXELS
 
 
 def cut_background(
@@ -127,35 +121,6 @@ def cut_background(
     )
     tiled = tile_background(pixels, chosen[max(number, 1) - 1])
     return transform.image(tiled, interpolation)
-
-
-def cut_scene(image: bytes, *, resize: int, crop: int, interpolation: str, pad: bool) -> Pixels:
-    """A picture of a scene, resized and cropped as images are.
-
-    Args:
-      image: the file's bytes.
-      resize, crop, interpolation: as `make_layer`.
-      pad: as `ResizeCrop.of`.
-
-    Returns:
-      (crop, crop, 3) uint8.
-
-    Raises:
-      UndecodableError: it is no picture.
-      TooManyPixelsError: it has too many pixels, or would have when resized.
-    """
-    pixels = decode_image(image)
-    height, width = pixels.shape[:2]
-    if not pad and _is_too_narrow(width, height, resize):
-        raise TooManyPixelsError(_too_narrow(width, height))
-    transform = ResizeCrop.of(
-        native_width=width, native_height=height, resize=resize, crop=crop, pad=pad
-    )
-    return transform.image(pixels, interpolation)
-
-
-def _too_narrow(width: int, height: int) -> str:
-    return f"{width} x {height} is too narrow: more than {MAX_PIXELS} pixels when resized"
 
 
 def cut_image(
@@ -230,8 +195,9 @@ def cut_objects(
         yield Cut.of(decoded)
         return
     width, height = decoded.width, decoded.height
-    if not rules.pad and _is_too_narrow(width, height, max(resize, FILTER_RESIZE)):
-        yield Cut.of(decoded.reject(Reason.TOO_MANY_PIXELS, _too_narrow(width, height)))
+    narrow = "" if rules.pad else too_narrow(width, height, max(resize, FILTER_RESIZE))
+    if narrow:
+        yield Cut.of(decoded.reject(Reason.TOO_MANY_PIXELS, narrow))
         return
     chosen = choose_boxes(decoded.boxes, width=width, height=height, objects=rules.objects)
     if isinstance(chosen, Reason):
