@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.answers import Answers, Images, answers_of, evaluated_variants, read_answers
 from pipeline.dataset import Dataset
@@ -27,7 +28,7 @@ from transforms.analysis import (
     size_buckets,
     worst_group,
 )
-from transforms.intervals import wilson, wilson_of_units
+from transforms.intervals import wilson_of_groups, wilson_of_units
 from transforms.taxonomy import OUTSIDE, Taxonomy
 from transforms.variants import MIXED
 
@@ -89,25 +90,30 @@ def summary_parts(
     return parts
 
 
-def _accuracy_columns(correct: int, n: int) -> Row:
-    low, high = wilson(correct, n)
+def _accuracy_columns(correct: NDArray[np.bool_], units: NDArray[np.int64] | None) -> Row:
+    """Of (n,) answers, where those of images of one group are related."""
+    n, hits = len(correct), int(correct.sum())
+    low, high = wilson_of_groups(correct, units)
     return {
         "n": n,
-        "correct": correct,
-        "accuracy": correct / n if n else None,
+        "correct": hits,
+        "accuracy": hits / n if n else None,
         "ci_low": low,
         "ci_high": high,
     }
 
 
+def _some(units: NDArray[np.int64] | None, rows: NDArray[np.bool_]) -> NDArray[np.int64] | None:
+    return None if units is None else units[rows]
+
+
 def _accuracy(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row]:
     for variant, predictions in answers.predictions.items():
         confusion = confusion_matrix(answers.labels, predictions, taxonomy.num_labels)
-        n = int(confusion.sum())
         yield {
             "variant": variant,
-            **_accuracy_columns(int(np.diagonal(confusion).sum()), n),
-            "class_mean_accuracy": class_mean_accuracy(confusion) if n else None,
+            **_accuracy_columns(answers.correct(variant), images.unit_numbers),
+            "class_mean_accuracy": class_mean_accuracy(confusion) if confusion.any() else None,
             "outside": int(confusion[:, -1].sum()),
         }
 
@@ -117,7 +123,7 @@ def _gaps(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row]
     if not all(names) or not len(images.keys):
         return
     same, rand = (np.stack([answers.correct(name) for name in of]) for of in names)
-    gap = bg_gap(same, rand, images.keys.to_pylist())
+    gap = bg_gap(same, rand, list(images.units))
     yield {
         "gap": gap.gap,
         "ci_low": gap.low,
@@ -127,6 +133,7 @@ def _gaps(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row]
         "mixed_rand": gap.mixed_rand,
         "replicates": len(same),
         "seed_sd": gap.seed_sd,
+        "units": images.unit_count,
     }
 
 
@@ -135,11 +142,14 @@ def _per_class(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator
         confusion = confusion_matrix(answers.labels, predictions, taxonomy.num_labels)
         for label, row in enumerate(confusion):
             if row.any():
+                inside = answers.labels == label
                 yield {
                     "variant": variant,
                     "label": label,
                     "class_name": taxonomy.names[label],
-                    **_accuracy_columns(int(row[label]), int(row.sum())),
+                    **_accuracy_columns(
+                        answers.correct(variant)[inside], _some(images.unit_numbers, inside)
+                    ),
                     "outside": int(row[-1]),
                 }
 
@@ -165,7 +175,7 @@ def _decomposition(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iter
         return
     kinds = decompose(*(answers.correct(variant) for variant in needed))
     for kind, n in zip(KINDS, np.bincount(kinds, minlength=len(KINDS)).tolist(), strict=True):
-        low, high = wilson(n, total)
+        low, high = wilson_of_groups(kinds == KINDS.index(kind), images.unit_numbers)
         share = n / total
         yield {
             "kind": kind,
@@ -187,12 +197,13 @@ def _groups(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Ro
             np.stack([answers.bg_labels[name] for name in names]),
             np.stack([answers.correct(name) for name in names]),
             taxonomy.num_labels,
+            images.unit_numbers,
         )
-        rows = []
+        rows: list[Row] = []
         for group in found:
             low, high = wilson_of_units(group.correct, group.n)
-            row = _accuracy_columns(int(group.correct.sum()), int(group.n.sum()))
-            row |= {"ci_low": low, "ci_high": high}
+            hits, n = int(group.correct.sum()), int(group.n.sum())
+            row = {"n": n, "correct": hits, "accuracy": hits / n, "ci_low": low, "ci_high": high}
             rows.append({"label": group.label, "bg_label": group.bg_label, **row})
         worst = worst_group(
             [(row["ci_low"], row["ci_high"]) for row in rows], [row["accuracy"] for row in rows]
@@ -209,13 +220,13 @@ def _sizes(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row
         correct = answers.correct(variant)[known]
         for bucket in np.unique(buckets).tolist():
             low, high = SIZE_EDGES[bucket], SIZE_EDGES[bucket + 1]
-            inside = correct[buckets == bucket]
+            inside = buckets == bucket
             yield {
                 "variant": variant,
                 "bucket": f"{low:g}-{high:g}",
                 "fg_low": low,
                 "fg_high": high,
-                **_accuracy_columns(int(inside.sum()), len(inside)),
+                **_accuracy_columns(correct[inside], _some(images.unit_numbers, inside)),
             }
 
 

@@ -7,6 +7,7 @@ come from the dataset's index.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from pipeline.dataset import Dataset
 from pipeline.results import predictions_file, read_predictions, result_folder
 from pipeline.shards import index_file
+from pipeline.storage import Store
 from pipeline.training.parts import Holdout, keys_for_test
 from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import OUTSIDE
@@ -36,6 +38,8 @@ class Images:
       background_keys: (m,) strings, sorted: all selected images, which give backgrounds also
         where they are not tested on.
       background_labels: (m,) int16.
+      units: (n,) what is resampled: the group of each image, or its key without one.
+      has_groups: whether any has a group.
     """
 
     keys: pa.Array
@@ -43,6 +47,8 @@ class Images:
     fg_fraction: NDArray[np.float64]
     background_keys: pa.Array
     background_labels: NDArray[np.int16]
+    units: tuple[str, ...]
+    has_groups: bool = False
 
     @classmethod
     def read(cls, dataset: Dataset, split: str, holdout: float = 0.0) -> Images:
@@ -55,9 +61,10 @@ class Images:
         """
         shards = dataset.shards(split)
         tables = [
-            pq.read_table(
-                dataset.store.arrow_source(index_file(split, shard, len(shards))),
-                columns=["key", "label", "fg_fraction", "selected"],
+            _read_columns(
+                dataset.store,
+                index_file(split, shard, len(shards)),
+                ["key", "label", "fg_fraction", "selected", "group"],
             )
             for shard in shards
         ]
@@ -68,13 +75,29 @@ class Images:
         if holdout:
             tested = keys_for_test(dataset, split, Holdout(holdout))
             table = table.filter(pc.is_in(table["key"], pa.array(sorted(tested), pa.string())))
+        keys = table["key"].to_pylist()
+        groups = table["group"].to_pylist() if "group" in table.column_names else [None] * len(keys)
         return cls(
-            keys=pa.array(table["key"].to_pylist(), pa.string()),
+            keys=pa.array(keys, pa.string()),
             labels=table["label"].to_numpy().astype(np.int16),
             fg_fraction=table["fg_fraction"].to_numpy().astype(np.float64),
             background_keys=pa.array(pool["key"].to_pylist(), pa.string()),
             background_labels=pool["label"].to_numpy().astype(np.int16),
+            units=tuple(group or key for group, key in zip(groups, keys, strict=True)),
+            has_groups=any(groups),
         )
+
+    @functools.cached_property
+    def unit_numbers(self) -> NDArray[np.int64] | None:
+        """(n,) numbers that tell units apart, from 0 on; None without groups."""
+        if not self.has_groups:
+            return None
+        return np.unique(np.asarray(self.units, object), return_inverse=True)[1].astype(np.int64)
+
+    @property
+    def unit_count(self) -> int:
+        """Number of units."""
+        return len(set(self.units))
 
     def positions(self, keys: pa.ChunkedArray) -> NDArray[np.int64]:
         """Place of each key among the images, -1 for null and for no image of ours."""
@@ -86,6 +109,13 @@ def _places(keys: pa.ChunkedArray, known: pa.Array) -> NDArray[np.int64]:
     return np.asarray(pc.fill_null(found, -1).to_numpy()).astype(np.int64)
 
 
+def _read_columns(store: Store, path: str, columns: list[str]) -> pa.Table:
+    """Those of the columns that a file has."""
+    with pq.ParquetFile(store.arrow_source(path)) as file:
+        there = set(file.schema_arrow.names)
+        return file.read(columns=[name for name in columns if name in there])
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answers:
     """A model's answers under one label rule, in the order of the images.
@@ -93,8 +123,8 @@ class Answers:
     Attributes:
       labels: (n,) int16 true labels.
       predictions: (n,) int16 of each variant, replicates among them, in the dataset's order.
-      bg_labels: (n,) int16 class of the background, of each mixed variant; `OUTSIDE` where an
-        import does not know it.
+      bg_labels: (n,) int16 class of the background, of each mixed variant but those on scenes,
+        whose class nobody knows; `OUTSIDE` where an import does not know it.
     """
 
     labels: NDArray[np.int16]

@@ -28,6 +28,7 @@ _DESCRIPTIONS = {
     "mixed_next": "the foreground on a background of the next class",
     "fg_mask": "the foreground mask, 255 or 0",
     "bg_blurred": "the background blurred, the foreground sharp",
+    "mixed_external": "the foreground on a scene that is no image of the dataset",
 }
 
 _SIZES = ((1_000, "1K"), (10_000, "10K"), (100_000, "100K"), (1_000_000, "1M"))

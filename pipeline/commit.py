@@ -28,10 +28,11 @@ from pipeline.manifest import (
 )
 from pipeline.plan import check_complete
 from pipeline.records import ACCEPTED
+from pipeline.scenes import SceneTable
 from pipeline.storage import WORK_FOLDER, Store
 from transforms.taxonomy import Taxonomy, imagenet9
 
-DATA_FOLDERS = ("index", "layers", "parquet", "webdataset")
+DATA_FOLDERS = ("index", "layers", "parquet", "webdataset", "backgrounds")
 STAGING = f"{WORK_FOLDER}/staging"
 
 
@@ -47,6 +48,7 @@ def build_manifest(
     for shard in shards:
         by_split[shard.output.totals.split].append(shard)
     counts, images, rejections, samples = {}, {}, {}, {}
+    by_object = config.segment.objects == "each"
     for split, found in by_split.items():
         found.sort(key=lambda shard: shard.output.shard)
         if not found:
@@ -61,13 +63,15 @@ def build_manifest(
             split,
             [shard.output.shard for shard in found],
             totals.counts.output,
-            statuses.total(),
+            sum(shard.images for shard in found),
             totals.listed,
         )
+        objects = {"objects": statuses.total()} if by_object else {}
         accepted = statuses.pop(ACCEPTED, 0)
         counts[split] = totals.counts
         images[split] = {
             "listed": totals.listed,
+            **objects,
             "outside_taxonomy": totals.outside,
             "other_files": totals.other_files,
             "accepted": accepted,
@@ -77,7 +81,9 @@ def build_manifest(
         rejections[split] = dict(sorted(statuses.items()))
         per_class = {name: selected[label] for label, name in enumerate(taxonomy.names)}
         samples[split] = dict.fromkeys(config.compose.composed, per_class)
-    files = (file for shard in shards for file in shard.files)
+    scenes = _scenes(shards)
+    files = [file for shard in shards for file in shard.files]
+    files += [] if scenes is None else [scenes.file]
     kept = (file for file in files if not _is_dropped(config, file.path))
     return Manifest(
         config=config,
@@ -94,7 +100,13 @@ def build_manifest(
         files=tuple(sorted(kept, key=lambda file: file.path)),
         stages=stage_versions(config),
         taxonomy=None if taxonomy == imagenet9() else taxonomy,
+        backgrounds={} if scenes is None else dict(scenes.statuses),
     )
+
+
+def _scenes(shards: list[ComposedShard]) -> SceneTable | None:
+    """The table of scenes, which all shards have in common."""
+    return next((shard.output.scenes for shard in shards), None)
 
 
 def _is_dropped(config: DatasetConfig, path: str) -> bool:
@@ -136,6 +148,9 @@ class Commit(beam.DoFn):
             for source, target in shard.moves
             if source != target and not _is_dropped(self._config, target)
         ]
+        scenes = _scenes(shards)
+        if scenes is not None and scenes.where != scenes.file.path:
+            moves.append((scenes.where, scenes.file.path))
         if old is not None and _same_data(old, manifest) and self._in_place(old, moves):
             manifest = old
         else:

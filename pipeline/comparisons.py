@@ -17,7 +17,13 @@ import numpy as np
 from pipeline.answers import Answers, Images, read_answers
 from pipeline.dataset import Dataset
 from pipeline.results import display_name, tested_part
-from transforms.intervals import Floats, bootstrap_hashes, bootstrap_means, percentile_interval
+from transforms.intervals import (
+    Floats,
+    bootstrap_hashes,
+    bootstrap_means,
+    percentile_interval,
+    sum_units,
+)
 
 COMPARISON_COLUMNS = (
     *("first", "second", "label_rule", "variant", "difference", "ci_low", "ci_high", "n"),
@@ -25,7 +31,7 @@ COMPARISON_COLUMNS = (
 )
 """Columns of comparisons.csv: `difference` = first - second, in accuracy on a variant or in
 BG-Gap (`bg_gap`, mean over replicates), a fraction, with the 95 % interval of a paired
-bootstrap over the n foregrounds."""
+bootstrap over the n foregrounds, or over their groups."""
 
 _HELD = 8_000_000
 """Values of models that are held at a time, 8 bytes each."""
@@ -76,14 +82,13 @@ def _resampled(
     dataset: Dataset, summaries: Iterable[Mapping[str, Any]], images: Images
 ) -> list[_Resampled]:
     """Resamples models, as many at once as memory is meant for."""
-    hashes = bootstrap_hashes(images.keys.to_pylist())
-    sizes = np.ones(len(hashes))
     found: list[_Resampled] = []
     waiting: list[tuple[str, list[tuple[str, str]], Floats]] = []
 
     def resample() -> None:
         values = np.column_stack([values for *_, values in waiting])
-        resampled = bootstrap_means(values, sizes, hashes)
+        sums, sizes, units = sum_units(values, images.units)
+        resampled = bootstrap_means(sums, sizes, bootstrap_hashes(units))
         width = values.shape[1] // len(waiting)
         for place, (model, quantities, own) in enumerate(waiting):
             block = resampled[:, place * width : (place + 1) * width]

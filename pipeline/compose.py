@@ -15,20 +15,24 @@ import pyarrow as pa
 from pipeline.config import ComposeConfig, SegmentConfig, fingerprint
 from pipeline.counters import count, count_written, timed
 from pipeline.errors import JobError
-from pipeline.layer_source import LayerSource
+from pipeline.layer_source import Backgrounds, LayerSource
 from pipeline.own_variants import find_variants
 from pipeline.plan import OutputShard, Plan, load_plan
 from pipeline.progress import Progress
 from pipeline.records import (
     ACCEPTED,
+    GROUP_FIELD,
+    OBJECT_FIELD,
     RECORD_SCHEMA,
     FoundShard,
     ShardFiles,
     Staging,
+    count_sources,
     read_rows,
     with_labels,
     write_table,
 )
+from pipeline.scenes import DrawnScenes
 from pipeline.segment import SourceFiles
 from pipeline.shards import bucket_hash, index_file, parquet_file, webdataset_file
 from pipeline.sinks import ParquetSink, Sample, Sink, WebDatasetSink, sample_schema
@@ -37,17 +41,27 @@ from transforms.codec import encode_jpeg, encode_png
 from transforms.filters import Reason
 from transforms.geometry import Pixels
 from transforms.taxonomy import Taxonomy, imagenet9, imagenet_index
-from transforms.variants import MIXED, base_of, with_replicates
+from transforms.variants import EXTERNAL, MIXED, base_of, with_replicates
 
 
-def index_schema(replicates: int, with_segmenter: bool = False) -> pa.Schema:
+def index_schema(
+    replicates: int,
+    with_segmenter: bool = False,
+    *,
+    with_groups: bool = False,
+    with_objects: bool = False,
+    with_scenes: bool = False,
+) -> pa.Schema:
     """Columns of the index, which has one row for every source image, accepted or not.
 
     Args:
       replicates: of the mixed variants.
       with_segmenter: whether rows name it: they do unless it is GrabCut, whose indices were
         made before there were others.
+      with_groups, with_objects: as for `record_schema`.
+      with_scenes: whether there is `mixed_external`.
     """
+    mixed = (*MIXED, EXTERNAL) if with_scenes else MIXED
     return pa.schema(
         [
             *(
@@ -60,8 +74,10 @@ def index_schema(replicates: int, with_segmenter: bool = False) -> pa.Schema:
             pa.field("selected", pa.bool_(), nullable=False),
             *(
                 pa.field(f"{variant}_bg_key", pa.string())
-                for variant in with_replicates(MIXED, replicates)
+                for variant in with_replicates(mixed, replicates)
             ),
+            *[GROUP_FIELD] * with_groups,
+            *[OBJECT_FIELD] * with_objects,
             *([pa.field("segmenter", pa.string(), nullable=False)] if with_segmenter else []),
         ]
     )
@@ -76,7 +92,9 @@ class ComposedShard:
       fingerprint: of everything that went into it.
       moves: (where a file lies now, its final path), the index last.
       files: digests under final paths, source shards' records and layers included.
-      statuses: number of source images by status.
+      images: number of source images.
+      statuses: number of rows of the index by status: of images, or of objects where each of an
+        image's is one.
       selected: number of selected images by label.
     """
 
@@ -84,6 +102,7 @@ class ComposedShard:
     fingerprint: str
     moves: tuple[tuple[str, str], ...]
     files: tuple[FileDigest, ...]
+    images: int
     statuses: dict[str, int]
     selected: dict[int, int]
 
@@ -120,16 +139,26 @@ class ComposeShard(beam.DoFn):
         store = self._staging.store
         plan = load_plan(store, output.plan, self._config, output.plan_digest)
         rows = _source_rows(self._staging, output.sources)
-        backgrounds = self._plan_rows(plan, rows)
-        checksum = self._fingerprint(output, plan, rows, backgrounds)
+        scenes = None
+        if output.scenes is not None:
+            scenes = DrawnScenes(output.scenes, self._staging, self._segment, self._config)
+        drawn = self._plan_rows(plan, scenes, rows)
+        checksum = self._fingerprint(output, drawn, rows)
         index = index_file(output.totals.split, output.shard, output.totals.counts.output)
         found = self._staging.find(index, checksum)
         if found is None:
-            files = self._write_variants(output, plan, rows, backgrounds)
+            files = self._write_variants(output, drawn, rows)
             segmenter = self._segment.find_segmenter()
-            names_it = segmenter.method != "grabcut" and not self._segment.is_whole
+            by_object = self._segment.objects == "each"
             schema = with_labels(
-                index_schema(self._config.replicates, names_it), self._taxonomy.num_labels
+                index_schema(
+                    self._config.replicates,
+                    segmenter.method != "grabcut" and not self._segment.is_whole,
+                    with_groups=by_object or output.totals.has_groups,
+                    with_objects=by_object,
+                    with_scenes=scenes is not None,
+                ),
+                self._taxonomy.num_labels,
             )
             for row in rows:
                 row["segmenter"] = segmenter.label
@@ -145,12 +174,13 @@ class ComposeShard(beam.DoFn):
         else:
             count("output_shards_kept")
         name = f"{output.totals.split}-{output.shard:05d}"
-        self._progress.note_done("compose", name, len(rows))
+        self._progress.note_done("compose", name, count_sources(rows))
         return self._composed(output, found, checksum, index, rows)
 
-    def _plan_rows(self, plan: Plan, rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-        """Completes index rows by the plan; returns the backgrounds of each selected key as
-        positions in the plan's table, by mixed variant."""
+    def _plan_rows(
+        self, plan: Plan, scenes: DrawnScenes | None, rows: list[dict[str, Any]]
+    ) -> Backgrounds:
+        """Completes index rows by the plan; returns what was drawn for the selected ones."""
         chosen = []
         for row in rows:
             accepted = row["status"] == ACCEPTED
@@ -160,28 +190,28 @@ class ComposeShard(beam.DoFn):
             elif accepted and row["key"] in plan.lonely:
                 row["status"] = str(Reason.NO_BACKGROUND)
                 row["detail"] = "no other image can give it a background"
-        drawn = plan.backgrounds([row["key"] for row in chosen])
-        found: dict[str, dict[str, int]] = {}
-        for position, row in enumerate(chosen):
-            found[row["key"]] = {name: int(places[position]) for name, places in drawn.items()}
-            for variant, place in found[row["key"]].items():
-                row[f"{variant}_bg_key"] = plan.value("key", place)
-        return found
+        keys = [row["key"] for row in chosen]
+        drawn = plan.backgrounds(keys) | (scenes.draw(keys) if scenes else {})
+        places = {
+            key: {name: int(of_variant[position]) for name, of_variant in drawn.items()}
+            for position, key in enumerate(keys)
+        }
+        backgrounds = Backgrounds(plan, scenes, places)
+        for row in chosen:
+            for variant, place in places[row["key"]].items():
+                row[f"{variant}_bg_key"] = backgrounds.key(variant, place)
+        return backgrounds
 
     def _fingerprint(
-        self,
-        output: OutputShard,
-        plan: Plan,
-        rows: list[dict[str, Any]],
-        backgrounds: dict[str, dict[str, int]],
+        self, output: OutputShard, backgrounds: Backgrounds, rows: list[dict[str, Any]]
     ) -> str:
         """Everything that the shard's files depend on: configuration, own source shards,
         what was selected, and which backgrounds with which pixels were drawn."""
         drawn = [
             [row["key"], row["status"], row["selected"]]
             + [
-                [variant, plan.value("key", place), plan.value("layer_digest", place)]
-                for variant, place in backgrounds.get(row["key"], {}).items()
+                [variant, backgrounds.key(variant, place), backgrounds.content(variant, place)]
+                for variant, place in backgrounds.places.get(row["key"], {}).items()
             ]
             for row in rows
         ]
@@ -191,16 +221,14 @@ class ComposeShard(beam.DoFn):
             [source.fingerprint for source in output.sources],
             drawn,
             *self._own,
+            # An index has the column if images elsewhere in the split have groups.
+            *(["groups"] if output.totals.has_groups else []),
         )
 
     def _write_variants(
-        self,
-        output: OutputShard,
-        plan: Plan,
-        rows: list[dict[str, Any]],
-        backgrounds: dict[str, dict[str, int]],
+        self, output: OutputShard, backgrounds: Backgrounds, rows: list[dict[str, Any]]
     ) -> tuple[FileDigest, ...]:
-        source = LayerSource(self._staging.store, plan, self._segment)
+        source = LayerSource(self._staging.store, backgrounds, self._segment)
         selected = [row for row in rows if row["selected"]]
         with self._staging.store.together() as store, contextlib.ExitStack() as stack:
             sinks = {
@@ -209,15 +237,15 @@ class ComposeShard(beam.DoFn):
             }
             if self._segment.is_whole:
                 whole = stack.enter_context(contextlib.closing(source.whole(selected)))
-                self._write_whole(plan, whole, sinks)
+                self._write_whole(backgrounds, whole, sinks)
                 selected = []
-            layers = stack.enter_context(contextlib.closing(source.layers(selected, backgrounds)))
+            layers = stack.enter_context(contextlib.closing(source.layers(selected)))
             for row, layer, encoded in layers:
                 for variant, variant_sinks in sinks.items():
-                    place = backgrounds[row["key"]].get(variant)
+                    background = backgrounds.fields(row["key"], variant)
                     tiled = source.tiled(encoded[variant]) if variant in encoded else None
                     picture = self._variants[base_of(variant)].compose(layer, tiled)
-                    sample = self._sample(plan, row, variant, picture, place)
+                    sample = self._sample(row, variant, picture, background)
                     for sink in variant_sinks:
                         sink.add(sample)
                 count("images_composed")
@@ -226,14 +254,15 @@ class ComposeShard(beam.DoFn):
 
     def _write_whole(
         self,
-        plan: Plan,
+        backgrounds: Backgrounds,
         pictures: Iterable[tuple[dict[str, Any], Pixels]],
         sinks: dict[str, list[Sink]],
     ) -> None:
         """Writes images that are not cut apart."""
         for row, picture in pictures:
             for variant, variant_sinks in sinks.items():
-                sample = self._sample(plan, row, variant, picture, None)
+                background = backgrounds.fields(row["key"], variant)
+                sample = self._sample(row, variant, picture, background)
                 for sink in variant_sinks:
                     sink.add(sample)
             count("images_composed")
@@ -261,17 +290,12 @@ class ComposeShard(beam.DoFn):
 
     def _sample(
         self,
-        plan: Plan,
         row: dict[str, Any],
         variant: str,
         picture: Pixels,
-        place: int | None,
+        background: dict[str, Any],
     ) -> Sample:
         as_png = self._config.encoding == "png" or self._variants[base_of(variant)].lossless
-
-        def of_background(column: str) -> Any:
-            return None if place is None else plan.value(column, place)
-
         return Sample(
             key=row["key"],
             image=encode_png(picture)
@@ -283,9 +307,7 @@ class ComposeShard(beam.DoFn):
                 "wnid": row["wnid"],
                 "imagenet_index": imagenet_index(row["wnid"]),
                 "fg_key": row["key"],
-                "bg_key": of_background("key"),
-                "bg_label": of_background("label"),
-                "bg_wnid": of_background("wnid"),
+                **background,
                 "box": row["box"],
                 "fg_fraction": row["fg_fraction"],
             },
@@ -318,6 +340,7 @@ class ComposeShard(beam.DoFn):
             fingerprint=checksum,
             moves=tuple(moves),
             files=tuple(files),
+            images=count_sources(rows),
             statuses=dict(Counter(row["status"] for row in rows)),
             selected=dict(selected),
         )

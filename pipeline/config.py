@@ -10,10 +10,10 @@ from typing import Any
 
 from pipeline.segmenters import find_segmenter
 from transforms.codec import MAX_PIXELS
-from transforms.filters import MAX_BOX, MIN_FOREGROUND, MIN_VISIBLE
+from transforms.filters import MAX_BOX, MIN_FOREGROUND, MIN_VISIBLE, Rules
 from transforms.geometry import INTERPOLATIONS
 from transforms.segmentation import Segmenter
-from transforms.variants import PAPER, WHOLE, select_variants, with_replicates
+from transforms.variants import EXTERNAL, PAPER, WHOLE, select_variants, with_replicates
 
 SEGMENT_VERSION = 1
 """Raised by hand when Segment would write other layers or records for the same input."""
@@ -126,6 +126,17 @@ class SegmentConfig:
         """Whether images stay whole: without segmentation, boxes and layers."""
         return self.selection == "in9l"
 
+    @property
+    def rules(self) -> Rules:
+        """What is asked of boxes."""
+        return Rules(
+            objects=self.objects,
+            max_box=self.max_box,
+            min_visible=self.min_visible,
+            min_foreground=self.min_foreground,
+            pad=self.crop == "pad",
+        )
+
     def find_segmenter(self) -> Segmenter:
         """The segmenter. Raises ValueError if there is none of that name."""
         return find_segmenter(self.segmenter, self.segmenter_parameters, self.segmenter_path)
@@ -157,6 +168,9 @@ class SegmentConfig:
 class ComposeConfig:
     """What decides the variants, given the layers. Field names are the flags' names.
 
+    Attributes:
+      backgrounds: what `Scenes.about` says of the folder of scenes, None without one.
+
     Raises:
       ValueError: a value out of range, named with its flag.
     """
@@ -187,6 +201,8 @@ class ComposeConfig:
         ):
             raise ValueError(f"--per_class must be all, min or a number: got {self.per_class!r}")
         _one_of("--mixed_rand", self.mixed_rand, ("any", "other"))
+        if EXTERNAL in self.variants and self.backgrounds is None:
+            raise ValueError(f"--variants {EXTERNAL} needs --backgrounds: a folder of pictures")
         if not 1 <= self.replicates <= 100:
             raise ValueError(f"--replicates must be between 1 and 100: got {self.replicates}")
 
@@ -196,8 +212,12 @@ class ComposeConfig:
         return with_replicates(self.variants, self.replicates)
 
     def fingerprint(self) -> str:
-        """Identifies everything but the layers that a variant shard depends on."""
-        return fingerprint(_of_old(dataclasses.asdict(self)), COMPOSE_VERSION)
+        """Identifies everything but the layers and scenes that a variant shard depends on.
+
+        Of the scenes, those count that were drawn (`pipeline.compose`): another one more does not
+        make all shards anew."""
+        flags = {**dataclasses.asdict(self), "backgrounds": None}
+        return fingerprint(_of_old(flags), COMPOSE_VERSION)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +258,8 @@ class DatasetConfig:
                 "--selection in9l has only original, since its images need no boxes: leave "
                 f"{others} out of --variants, or choose --selection in9"
             )
+        if self.segment.is_whole and self.segment.objects != "one":
+            raise ValueError("--selection in9l knows of no boxes: leave --objects out")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit must be at least 1: got {self.limit}")
         if self.images_per_shard < 1:

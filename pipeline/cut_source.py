@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from pipeline.config import SegmentConfig, fingerprint
 from pipeline.place import read_place
 from pipeline.segmenters import takes_masks
 from pipeline.source import SourceImage
-from transforms.cutting import Cut, cut_image
+from transforms.cutting import Cut, cut_objects
 from transforms.filters import Reason, is_valid_key
 from transforms.whole import Whole, crop_whole
 
@@ -33,6 +33,7 @@ def source_digest(image: SourceImage, config: SegmentConfig, checksum: Callable[
         *(["excluded"] if image.is_excluded else []),
         # Only where it matters: without it digests are those of datasets made before.
         *([_mask_digest(image, checksum)] if takes_masks(config.segmenter) else []),
+        *([{"group": image.group}] if image.group else []),
     )
 
 
@@ -78,11 +79,16 @@ def _announce() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class SourceBytes:
-    """The content of a source image, of its annotation and of its mask, None without one."""
+    """The content of a source image, of its annotation and of its mask, None without one.
+
+    Attributes:
+      number: of the object that is asked for, 0 for all.
+    """
 
     image: bytes
     annotation: bytes | None
     mask: bytes | None = None
+    number: int = 0
 
 
 def read_source(image: str, annotation: str | None, mask: str | None = None) -> SourceBytes:
@@ -94,9 +100,10 @@ def read_source(image: str, annotation: str | None, mask: str | None = None) -> 
     )
 
 
-def cut_source(source: SourceBytes, config: SegmentConfig) -> Cut:
-    """Cuts a source image. Whatever it holds, it raises nothing."""
-    return cut_image(
+def cut_source(source: SourceBytes, config: SegmentConfig) -> Iterator[Cut]:
+    """Cuts a source image: a `Cut` for each object that is asked for with `--objects each`, else
+    one. Whatever it holds, it raises nothing."""
+    return cut_objects(
         source.image,
         source.annotation,
         source.mask,
@@ -105,6 +112,8 @@ def cut_source(source: SourceBytes, config: SegmentConfig) -> Cut:
         resize=config.resize,
         crop=config.image_size,
         interpolation=config.interpolation,
+        rules=config.rules,
+        only=source.number,
     )
 
 
@@ -115,4 +124,5 @@ def crop_source(source: SourceBytes, config: SegmentConfig) -> Whole:
         resize=config.resize,
         crop=config.image_size,
         interpolation=config.interpolation,
+        pad=config.crop == "pad",
     )

@@ -75,6 +75,13 @@ class Dataset:
         """Numbers of the output shards of a split."""
         return range(self.manifest.shards[split].output)
 
+    def shard_of(self, split: str, key: str) -> int:
+        """The output shard that holds a selected image; objects lie with their source image."""
+        if self.manifest.config.segment.objects == "each":
+            key = key.rpartition("_")[0]
+        counts = self.manifest.shards[split]
+        return counts.source_shard(key) % counts.output
+
     def shard_files(self, split: str, shard: int, variants: tuple[str, ...]) -> list[FileDigest]:
         """Digests of the files that hold variants of a shard, in the format that is read."""
         paths = (self._file(variant, split, shard) for variant in variants)

@@ -21,6 +21,7 @@ from pipeline.forecast import Forecast, SplitForecast, make_forecast
 from pipeline.generate import Job
 from pipeline.memory import keep_freed_memory
 from pipeline.progress import duration
+from pipeline.rejections import advise
 from pipeline.storage import Store
 from pipeline.terminal import size
 from transforms.taxonomy import Taxonomy
@@ -61,7 +62,7 @@ def dry_run(
     print("dry run: looking at names and annotations", file=sys.stderr)
     forecast = make_forecast(job, taxonomy)
     for split in forecast.splits:
-        _print_split(split, taxonomy, job.config.segment.is_whole)
+        _print_split(split, taxonomy, job.config)
     if forecast.is_up_to_date:
         print("dataset: up to date")
     with tempfile.TemporaryDirectory(prefix="in9-") as folder:
@@ -83,10 +84,10 @@ def _trial(job: Job, forecast: Forecast, taxonomy: Taxonomy, folder: str) -> Tri
     if not images:
         return None
     print(f"dry run: measuring {len(images)} images", file=sys.stderr)
-    return run_trial(job.config, images, taxonomy, folder)
+    return run_trial(job.config, images, taxonomy, folder, job.scenes)
 
 
-def _print_split(split: SplitForecast, taxonomy: Taxonomy, is_whole: bool) -> None:
+def _print_split(split: SplitForecast, taxonomy: Taxonomy, config: DatasetConfig) -> None:
     classes = ", ".join(f"{n} {split.classes[n]}" for n in taxonomy.names if n in split.classes)
     print(
         f"{split.split}: {split.listed} images ({classes}), {split.outside} of other classes, "
@@ -97,6 +98,9 @@ def _print_split(split: SplitForecast, taxonomy: Taxonomy, is_whole: bool) -> No
         f"{split.split}: {sum(split.rejected.values())} rejected for name or annotation alone"
         + (f" ({reasons})" if reasons else "")
     )
+    for line in advise(split.rejected, split.listed, config):
+        print(f"{split.split}: {line}")
+    is_whole = config.segment.is_whole
     done, to_do = ("looked at", "to look at") if is_whole else ("segmented", "to segment")
     print(f"{split.split}: {split.done} {done} already, {len(split.left)} {to_do}")
 

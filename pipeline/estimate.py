@@ -84,7 +84,11 @@ def choose(forecast: Forecast) -> list[SourceImage]:
 
 
 def run_trial(
-    config: DatasetConfig, images: Sequence[SourceImage], taxonomy: Taxonomy, folder: str
+    config: DatasetConfig,
+    images: Sequence[SourceImage],
+    taxonomy: Taxonomy,
+    folder: str,
+    scenes: str | None = None,
 ) -> Trial:
     """Does a few images with the job's own stages.
 
@@ -93,6 +97,7 @@ def run_trial(
       images: at least one; each is a shard of its own.
       taxonomy: of the labels.
       folder: an empty temporary folder.
+      scenes: folder of scenes, if there is one.
 
     Raises:
       OSError: an image cannot be read, or the temporary folder is full.
@@ -115,7 +120,8 @@ def run_trial(
     lenient = dataclasses.replace(
         config.compose, own_background=True, mixed_rand="any", per_class="all"
     )
-    (output,) = PlanSplit(lenient, staging).process(("trial", segmented))
+    plan = PlanSplit(lenient, staging, config.segment, scenes)
+    (output,) = plan.process(("trial", segmented))
     compose = ComposeShard(config.segment, lenient, staging, taxonomy, progress)
     compose.setup()
     started = time.perf_counter()

@@ -12,6 +12,7 @@ from collections import Counter
 from pipeline.checksums import Checksums
 from pipeline.config import SegmentConfig
 from pipeline.cut_source import reject_by_name, shard_fingerprint, source_digest
+from pipeline.examine import printable
 from pipeline.generate import Job, list_split
 from pipeline.manifest import read_manifest
 from pipeline.place import read_place
@@ -52,7 +53,7 @@ class SplitForecast:
       classes: images by superclass name.
       rejected: images by reason, as far as names and annotations tell.
       done: images whose layer, or rejection by their pixels, an earlier run has left.
-      accepted: those of `done` that have a layer.
+      accepted: those of `done` that have a layer, once for each.
       left: the images to segment.
     """
 
@@ -120,19 +121,22 @@ def _forecast_split(job: Job, taxonomy: Taxonomy, split: str) -> tuple[SplitFore
         found = _find_record(job, shard, digests)
         unchanged &= found == layer_record(split, shard.shard)
         if found is not None:
-            rows = read_rows(job.store, found, ["path", "status"])
-            fates.update(row["status"] for row in rows)
-            there = {row["path"] for row in rows if row["status"] == ACCEPTED}
-            accepted += [image for image in shard.images if image.name in there]
+            by_path: dict[str, list[str]] = {}
+            for row in read_rows(job.store, found, ["path", "status"]):
+                by_path.setdefault(row["path"], []).append(row["status"])
+            for image in shard.images:
+                statuses = by_path.get(printable(image.name), [])
+                fates.update(statuses[:1] if ACCEPTED not in statuses else [ACCEPTED])
+                accepted += [image] * statuses.count(ACCEPTED)
             continue
         for position, image in enumerate(shard.images):
             before = shard.images[position - 1] if position else None
-            fate = _fate(image, before, digests[position], previous, job.config.segment)
-            if fate is None:
+            found_fates = _fates(image, before, digests[position], previous, job.config.segment)
+            if not found_fates:
                 left.append(image)
             else:
-                fates[fate] += 1
-                accepted += [image] if fate == ACCEPTED else []
+                fates[ACCEPTED if ACCEPTED in found_fates else found_fates[0]] += 1
+                accepted += [image] * found_fates.count(ACCEPTED)
     rejected = {name: fates[name] for name in sorted(fates) if name in _BY_ANNOTATION}
     names = (taxonomy.names[i.label] for i in listing.images if i.label != OUTSIDE)
     forecast = SplitForecast(
@@ -149,29 +153,31 @@ def _forecast_split(job: Job, taxonomy: Taxonomy, split: str) -> tuple[SplitFore
     return forecast, unchanged
 
 
-def _fate(
+def _fates(
     image: SourceImage,
     before: SourceImage | None,
     digest: str | None,
     previous: PreviousLayers,
     config: SegmentConfig,
-) -> str | None:
-    """The status of an image as far as it is known without opening it."""
+) -> list[str]:
+    """The status of an image, or of each of its objects, as far as it is known without opening
+    it; none if it is not."""
     by_name = reject_by_name(image, before)
     if by_name is not None:
-        return str(by_name[0])
-    row = None if digest is None else previous.row(image.key, digest)
-    if row is not None:
-        return str(row["status"])
+        return [str(by_name[0])]
+    rows = [] if digest is None else previous.rows(image.key, digest)
+    if rows:
+        return [str(row["status"]) for row in rows]
     if config.is_whole:
-        return None
+        return []
     if takes_masks(config.segmenter):
         if image.mask is None:
-            return str(Reason.MISSING_ANNOTATION)
+            return [str(Reason.MISSING_ANNOTATION)]
         if image.annotation is None:
-            return None
-    reason = check_annotation(None if image.annotation is None else read_place(image.annotation))
-    return None if reason is None else str(reason)
+            return []
+    annotation = None if image.annotation is None else read_place(image.annotation)
+    reason = check_annotation(annotation, config.rules)
+    return [] if reason is None else [str(reason)]
 
 
 def _find_record(job: Job, shard: SourceShard, digests: list[str | None]) -> str | None:

@@ -60,6 +60,7 @@ class Job:
       layout: of the input, as `find_layout` takes it.
       exclude, include: absolute paths of lists of images, if any.
       taxonomy: classes and superclasses.
+      scenes: absolute path of the folder of scenes, if there is one.
     """
 
     config: DatasetConfig
@@ -75,6 +76,7 @@ class Job:
     exclude: str | None = None
     include: str | None = None
     taxonomy: Taxonomy = dataclasses.field(default_factory=imagenet9)
+    scenes: str | None = None
 
     @classmethod
     def of(
@@ -277,9 +279,9 @@ class Generate(beam.PTransform):
             | "BySplit" >> beam.WithKeys(_split_of)
             | "GatherSplit" >> beam.GroupByKey()
             | "Plan"
-            >> beam.ParDo(PlanSplit(config.compose, job.output_staging())).with_output_types(
-                OutputShard
-            )
+            >> beam.ParDo(
+                PlanSplit(config.compose, job.output_staging(), config.segment, job.scenes)
+            ).with_output_types(OutputShard)
             | "SpreadOutputs" >> beam.Reshuffle()
             | "Compose"
             >> beam.ParDo(

@@ -17,6 +17,7 @@ from pipeline.key_lists import read_key_list
 from pipeline.layout import Layout, find_layout
 from pipeline.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
 from pipeline.own_variants import versioned
+from pipeline.scenes import list_scenes
 from pipeline.segmenters import takes_masks
 from pipeline.segmenters.masks import check_coco, check_masks
 from pipeline.segmenters.network import PREFIX, read_network
@@ -26,7 +27,7 @@ from pipeline.storage import WORK_FOLDER, Store
 from pipeline.taxonomy_file import read_taxonomy
 from pipeline.versions import check_versioned
 from transforms.taxonomy import Taxonomy, imagenet9
-from transforms.variants import WHOLE, select_variants
+from transforms.variants import EXTERNAL, WHOLE, select_variants
 
 _INPUT = f"{WORK_FOLDER}/input.json"
 """Remembers the last --input, which is no part of the dataset: it may lie elsewhere next time."""
@@ -68,6 +69,9 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
     reshard = arguments.reshard
     if manifest is not None and not arguments.overwrite:
         differing = manifest.config.differing_flags(config)
+        if None not in (manifest.config.compose.backgrounds, config.compose.backgrounds):
+            # What the folder holds is input, as what --input holds.
+            differing = [name for name in differing if name != "backgrounds"]
         if reshard:
             differing = [name for name in differing if name != "images_per_shard"]
         _refuse(differing, manifest.config, config)
@@ -88,6 +92,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
         taxonomy=taxonomy or imagenet9(),
         exclude=lists.get("exclude"),
         include=lists.get("include"),
+        scenes=absolute(arguments.backgrounds) if arguments.backgrounds else None,
     )
 
 
@@ -166,13 +171,18 @@ def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) ->
     if arguments.segmenter.startswith(PREFIX):
         found = read_network(arguments.segmenter)
         flags["segmenter"], flags["segmenter_parameters"], flags["segmenter_path"] = found
+    variants = arguments.variants
     if flags["selection"] == "in9l":
-        if arguments.segmenter != SegmentConfig.segmenter:
-            raise UsageError("--selection in9l segments nothing: leave --segmenter out")
+        for flag in ("segmenter", "backgrounds"):
+            if getattr(arguments, flag) not in (None, SegmentConfig.segmenter):
+                raise UsageError(f"--selection in9l cuts nothing apart: leave --{flag} out")
         # All that there is of this selection.
-        flags["variants"] = tuple(n for n in flags["variants"] if n != "all") or WHOLE
+        variants = tuple(name for name in variants if name != "all") or WHOLE
+    if arguments.backgrounds:
+        flags["backgrounds"] = list_scenes(absolute(arguments.backgrounds)).about
+        variants = (*variants, EXTERNAL)
     try:
-        flags["variants"] = select_variants(versioned(flags["variants"]))
+        flags["variants"] = select_variants(versioned(variants))
         return DatasetConfig.from_flags(flags)
     except ValueError as error:
         raise UsageError(str(error)) from error

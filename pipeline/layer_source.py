@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 from pipeline.config import SegmentConfig
 from pipeline.cut_source import SourceBytes, crop_source, cut_source, read_source
@@ -15,14 +16,60 @@ from pipeline.files import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.layer_files import decode_layer, layer_digest, read_parts
 from pipeline.place import reads_ahead, shown
 from pipeline.plan import Plan
+from pipeline.scenes import DrawnScenes
 from pipeline.storage import Store
 from transforms.codec import decode_image
 from transforms.cutting import cut_background
 from transforms.geometry import Pixels
 from transforms.layers import Layer
+from transforms.variants import EXTERNAL, base_of
 
-Encoded = bytes | SourceBytes
-"""A tiled background as it is stored, or the files to make it from."""
+Encoded = bytes | SourceBytes | Pixels
+"""A tiled background as it is stored, or the files to make it from; or a scene, ready."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Backgrounds:
+    """The backgrounds that the selected images of a shard meet.
+
+    Attributes:
+      plan: of the split.
+      scenes: if there are some.
+      places: by key and mixed variant, a row of the plan's table, or the position of a scene.
+    """
+
+    plan: Plan
+    scenes: DrawnScenes | None
+    places: dict[str, dict[str, int]]
+
+    def key(self, variant: str, place: int) -> str:
+        """Key of a background."""
+        scenes = self._scenes_of(variant)
+        return scenes.keys[place] if scenes else str(self.plan.value("key", place))
+
+    def content(self, variant: str, place: int) -> str:
+        """What changes when its pixels do."""
+        scenes = self._scenes_of(variant)
+        return scenes.md5s[place] if scenes else str(self.plan.value("layer_digest", place))
+
+    def fields(self, key: str, variant: str) -> dict[str, Any]:
+        """`bg_key`, `bg_label` and `bg_wnid` of an image's sample, None where it has its own
+        background. Nobody says which class a scene is of."""
+        place = self.places[key].get(variant)
+        found: dict[str, Any] = dict.fromkeys(("bg_key", "bg_label", "bg_wnid"))
+        if place is None:
+            return found
+        if self._scenes_of(variant):
+            return {**found, "bg_key": self.key(variant, place)}
+        return {name: self.plan.value(name.removeprefix("bg_"), place) for name in found}
+
+    def scene(self, variant: str, place: int) -> Pixels | None:
+        """The picture, if it is a scene's."""
+        scenes = self._scenes_of(variant)
+        return scenes.picture(place) if scenes else None
+
+    def _scenes_of(self, variant: str) -> DrawnScenes | None:
+        return self.scenes if base_of(variant) == EXTERNAL else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,35 +89,37 @@ class LayerSource:
     """Layers of planned images: from the tars, or cut again where `--layers drop` has
     removed those."""
 
-    def __init__(self, store: Store, plan: Plan, config: SegmentConfig) -> None:
+    def __init__(self, store: Store, backgrounds: Backgrounds, config: SegmentConfig) -> None:
         self._store = store
-        self._plan = plan
+        self._backgrounds = backgrounds
+        self._plan = backgrounds.plan
         self._config = config
 
     def layers(
-        self, rows: Iterable[dict[str, Any]], backgrounds: Mapping[str, Mapping[str, int]]
+        self, rows: Iterable[dict[str, Any]]
     ) -> Generator[tuple[dict[str, Any], Layer, dict[str, Encoded]], None, None]:
         """Layers of selected images, and the tiled backgrounds that they meet, for `tiled`.
 
         Args:
           rows: record rows.
-          backgrounds: by key and mixed variant, rows of the plan's table.
 
         Yields:
           (row, its layer, background by mixed variant), in the order of the rows.
         """
-        read = functools.partial(self._read, backgrounds)
-        for row, parts in read_ahead(read, rows, REQUESTS_IN_FLIGHT * self._store.is_remote):
+        for row, parts in read_ahead(self._read, rows, REQUESTS_IN_FLIGHT * self._store.is_remote):
             yield row, self._layer(row, parts.layer), parts.backgrounds
 
-    def _read(self, backgrounds: Mapping[str, Mapping[str, int]], row: dict[str, Any]) -> _Read:
+    def _read(self, row: dict[str, Any]) -> _Read:
         planned = self._planned(self._place(row))
         tar = planned["tar"]
         layer = _source(planned) if tar is None else read_parts(self._store, tar, row)
-        places = backgrounds[row["key"]].items()
-        return _Read(layer, {name: self._read_background(place) for name, place in places})
+        places = self._backgrounds.places[row["key"]].items()
+        return _Read(layer, {name: self._read_background(name, place) for name, place in places})
 
-    def _read_background(self, place: int) -> Encoded:
+    def _read_background(self, variant: str, place: int) -> Encoded:
+        scene = self._backgrounds.scene(variant, place)
+        if scene is not None:
+            return scene
         planned = self._planned(place)
         if planned["tar"] is None:
             return _source(planned)
@@ -81,7 +130,8 @@ class LayerSource:
         if not isinstance(read, SourceBytes):
             return decode_layer(read, row["box"])
         planned = self._planned(self._place(row))
-        layer = cut_source(read, self._config).layer
+        cuts = cut_source(read, self._config)
+        layer = next((cut.layer for cut in cuts if cut.number == read.number), None)
         if layer is None or layer_digest(layer) != planned["layer_digest"]:
             raise self._changed(planned)
         return layer
@@ -115,13 +165,17 @@ class LayerSource:
         )
 
     def tiled(self, read: Encoded) -> Pixels:
-        """A tiled background, of what `layers` gives."""
-        if not isinstance(read, SourceBytes):
+        """A background, of what `layers` gives."""
+        if isinstance(read, np.ndarray):
+            return read
+        if isinstance(read, bytes):
             return decode_image(read)
         return cut_background(
             read.image,
             read.annotation,
             read.mask,
+            number=read.number,
+            rules=self._config.rules,
             resize=self._config.resize,
             crop=self._config.image_size,
             interpolation=self._config.interpolation,
@@ -138,8 +192,9 @@ class LayerSource:
 def _source(planned: dict[str, Any]) -> SourceBytes:
     """What an accepted image was cut from."""
     annotation, mask = planned["annotation"], planned["mask"]
-    return read_source(
+    found = read_source(
         os.fsdecode(planned["source"]),
         None if annotation is None else os.fsdecode(annotation),
         None if mask is None else os.fsdecode(mask),
     )
+    return dataclasses.replace(found, number=planned["object"] or 0)

@@ -34,11 +34,13 @@ class Manifest:
       libraries: versions of the libraries that made the files.
       shards: by split, the numbers of shards.
       images: by split: `listed`, `outside_taxonomy`, `other_files`, `accepted`,
-        `rejected`, `selected`.
-      rejections: by split, number of images by reason.
+        `rejected`, `selected`; with `--objects each`, `objects` as well, which the last three
+        count.
+      rejections: by split, number of images, or objects, by reason.
       samples: by split, variant and class name, number of samples.
       files: all files of the dataset but the manifest, in order of their path.
       taxonomy: its classes and superclasses, None for ImageNet-9's.
+      backgrounds: number of pictures of scenes by status, empty without any.
       stages: of `stage_versions`, when it was made; no part of what datasets are compared by.
     """
 
@@ -52,6 +54,7 @@ class Manifest:
     files: tuple[FileDigest, ...]
     stages: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
     taxonomy: Taxonomy | None = None
+    backgrounds: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> bytes:
         """The manifest file's bytes: the same for equal manifests."""
@@ -67,6 +70,7 @@ class Manifest:
             "images": self.images,
             "rejections": self.rejections,
             "samples": self.samples,
+            **({"backgrounds": self.backgrounds} if self.backgrounds else {}),
             **({"taxonomy": self.taxonomy.to_json()} if self.taxonomy else {}),
             "files": [dataclasses.asdict(file) for file in self.files],
         }
@@ -92,6 +96,7 @@ class Manifest:
                 samples=content["samples"],
                 files=tuple(FileDigest(**file) for file in content["files"]),
                 stages=content["stages"],
+                backgrounds=content.get("backgrounds", {}),
                 taxonomy=Taxonomy.from_json(content["taxonomy"]) if "taxonomy" in content else None,
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:

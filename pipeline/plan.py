@@ -17,14 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.config import ComposeConfig
+from pipeline.config import ComposeConfig, SegmentConfig
 from pipeline.counters import timed
 from pipeline.errors import JobError
 from pipeline.records import Staging
+from pipeline.scenes import SceneTable, examine_scenes
 from pipeline.segment import SegmentedShard, SourceFiles
 from pipeline.source import SplitTotals
 from pipeline.storage import Store
-from transforms.pairing import NO_PARTNER, Pool, pair
+from transforms.pairing import NO_PARTNER, Pool, group_numbers, pair
 from transforms.selection import has_partners, select
 from transforms.variants import MIXED, split_replicate, with_replicates
 
@@ -38,6 +39,7 @@ class OutputShard:
       shard: its number.
       plan, plan_digest: relative path and SHA-256 of the split's plan.
       sources: the source shards that it is made of.
+      scenes: the table of scenes, if there are some.
     """
 
     totals: SplitTotals
@@ -45,40 +47,50 @@ class OutputShard:
     plan: str
     plan_digest: str
     sources: tuple[SourceFiles, ...]
+    scenes: SceneTable | None = None
 
 
 def mixed_variants(config: ComposeConfig) -> tuple[str, ...]:
-    """The mixed variants to compose, without replicates."""
+    """The variants to compose on backgrounds of the dataset, without replicates."""
     return tuple(name for name in config.variants if name in MIXED)
 
 
 def select_images(
-    keys: list[str], labels: NDArray[np.int64], config: ComposeConfig
+    keys: list[str],
+    labels: NDArray[np.int64],
+    config: ComposeConfig,
+    groups: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Decides which accepted images of a split make up the dataset.
 
     Args:
       keys: (n,) keys of the accepted images.
       labels: (n,) int64.
+      config: of selection and pairing.
+      groups: (n,) int64 of `group_numbers`, None without groups.
 
     Returns:
       (selected, no_background), (n,) bool each. Balancing comes after the images without
       any partner have left, so that a class of one image does not shrink all others.
     """
-    partners = functools.partial(
-        has_partners,
-        mixed=mixed_variants(config),
-        own_background=config.own_background,
-        mixed_rand=config.mixed_rand,
-    )
-    selected = partners(labels)
+
+    def partners(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return has_partners(
+            labels[rows],
+            mixed=mixed_variants(config),
+            own_background=config.own_background,
+            mixed_rand=config.mixed_rand,
+            groups=None if groups is None else groups[rows],
+        )
+
+    selected = partners(np.arange(len(keys)))
     no_background = ~selected
     left = np.flatnonzero(selected)
     chosen = select(
         [keys[i] for i in left], labels[left], per_class=config.per_class, seed=config.seed
     )
     left = left[chosen]
-    lonely = ~partners(labels[left])
+    lonely = ~partners(left)
     selected[:] = False
     selected[left[~lonely]] = True
     no_background[left[lonely]] = True
@@ -115,7 +127,7 @@ class Plan:
         labels = chosen["label"].to_numpy().astype(np.int64)
         return cls(
             table=table,
-            pool=Pool.of(keys, labels, seed=config.seed),
+            pool=Pool.of(keys, labels, seed=config.seed, groups=_groups(chosen)),
             rows=rows,
             position={key: position for position, key in enumerate(keys)},
             lonely=frozenset(table.filter(table["no_background"])["key"].to_pylist()),
@@ -152,16 +164,36 @@ class Plan:
         return found
 
 
+def _groups(table: pa.Table) -> NDArray[np.int64] | None:
+    """Numbers of the groups of a planned table, None without any."""
+    groups = table["group"].to_pylist()
+    return group_numbers(table["key"].to_pylist(), groups) if any(groups) else None
+
+
 class PlanSplit(beam.DoFn):
     """(split, all its SegmentedShards) -> OutputShards; writes the split's plan.
 
     It also checks that nothing was lost on the way: as many shards as the split has, and
-    as many rows as it lists images.
+    as many images as it lists.
+
+    Args:
+      config: of selection and pairing.
+      staging: where new output shards go.
+      segment: of the layers.
+      scenes: folder of scenes, if the configuration has some.
     """
 
-    def __init__(self, config: ComposeConfig, staging: Staging) -> None:
+    def __init__(
+        self,
+        config: ComposeConfig,
+        staging: Staging,
+        segment: SegmentConfig,
+        scenes: str | None = None,
+    ) -> None:
         self._config = config
         self._staging = staging
+        self._segment = segment
+        self._scenes = scenes
 
     def process(self, element: tuple[str, Iterable[SegmentedShard]]) -> Iterator[OutputShard]:
         split, segmented = element
@@ -176,12 +208,16 @@ class PlanSplit(beam.DoFn):
             split,
             [shard.files.shard for shard in shards],
             totals.counts.source,
-            sum(shard.files.rows for shard in shards),
+            sum(shard.files.images for shard in shards),
             totals.listed,
         )
         plan = self._staging.staged(f"plan/{split}.parquet")
         with self._staging.store.create(plan) as file:
             pq.write_table(self._table(shards), file, compression="zstd")
+        scenes = None
+        if self._scenes is not None and self._config.backgrounds is not None:
+            about = self._config.backgrounds
+            scenes = examine_scenes(self._scenes, about, self._segment, self._staging)
         files = {shard.files.shard: shard.files for shard in shards}
         return [
             OutputShard(
@@ -190,6 +226,7 @@ class PlanSplit(beam.DoFn):
                 plan=plan,
                 plan_digest=file.sha256,
                 sources=tuple(files[source] for source in totals.counts.sources_of(output)),
+                scenes=scenes,
             )
             for output in range(totals.counts.output)
         ]
@@ -202,16 +239,18 @@ class PlanSplit(beam.DoFn):
             tables.append(table.append_column("tar", tar))
         table = pa.concat_tables(tables).unify_dictionaries().sort_by("key").combine_chunks()
         labels = table["label"].to_numpy().astype(np.int64)
-        selected, lonely = select_images(table["key"].to_pylist(), labels, self._config)
+        selected, lonely = select_images(
+            table["key"].to_pylist(), labels, self._config, _groups(table)
+        )
         table = table.append_column("selected", pa.array(selected))
         return table.append_column("no_background", pa.array(lonely))
 
 
-def check_complete(split: str, arrived: list[int], expected: int, rows: int, listed: int) -> None:
-    """Raises JobError if a runner lost or repeated shards or rows of a split."""
-    if arrived != list(range(expected)) or rows != listed:
+def check_complete(split: str, arrived: list[int], expected: int, images: int, listed: int) -> None:
+    """Raises JobError if a runner lost or repeated shards or images of a split."""
+    if arrived != list(range(expected)) or images != listed:
         raise JobError(
-            f"{split}: {len(arrived)} of {expected} shards with {rows} of {listed} images "
+            f"{split}: {len(arrived)} of {expected} shards with {images} of {listed} images "
             "arrived; the runner lost or repeated work, so there is no dataset. "
             "Run the same command again to go on"
         )

@@ -42,9 +42,8 @@ def power_of(dataset: Dataset, images: Images, folder: str, split: str) -> list[
     kept = read_logits(store, paths)
     if kept is None:
         return []
-    units = images.keys.take(
-        pa.array(images.positions(pa.chunked_array([pa.array(kept.keys)])))
-    ).to_pylist()
+    places = images.positions(pa.chunked_array([pa.array(kept.keys)]))
+    units = [images.units[place] for place in places.tolist()]
     identity = fingerprint(POWER_VERSION, kept.fingerprints, kept.keys, units)
     if store.exists(summary_file(folder)):
         rows: list[dict[str, Any]] = json.loads(store.read(summary_file(folder))).get("power", [])

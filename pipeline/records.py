@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -47,6 +48,34 @@ RECORD_SCHEMA = pa.schema(
 )
 """Columns of a record. `box` is (x0, y0, x1, y1) in output pixels; offsets and lengths are
 bytes in the shard's tar; `source_digest` identifies image, annotation and configuration."""
+
+GROUP_FIELD = pa.field("group", pa.string())
+"""Only where images have groups."""
+OBJECT_FIELD = pa.field("object", pa.int32(), nullable=False)
+"""Only with `--objects each`, where an image has a row for each of its boxes, whose number this is,
+from 1 on; 0 of an image that was rejected as a whole."""
+
+
+def record_schema(*, with_groups: bool = False, with_objects: bool = False) -> pa.Schema:
+    """Columns of a record."""
+    added = [GROUP_FIELD] * with_groups + [OBJECT_FIELD] * with_objects
+    return pa.schema([*RECORD_SCHEMA, *added])
+
+
+def count_sources(rows: Iterable[Mapping[str, Any]]) -> int:
+    """How many source images rows of records are of: each has one row that is not of a further
+    object."""
+    return sum((row.get("object") or 0) <= 1 for row in rows)
+
+
+def source_key(row: Mapping[str, Any]) -> str:
+    """Key of the source image that a row is of.
+
+    >>> source_key({"key": "street_2", "object": 2}), source_key({"key": "street_2"})
+    ('street', 'street_2')
+    """
+    key: str = row["key"]
+    return key.rpartition("_")[0] if row.get("object") else key
 
 
 def with_labels(schema: pa.Schema, num_labels: int) -> pa.Schema:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.storage import Store
 
-SUMMARY_VERSION = 2
+SUMMARY_VERSION = 3
 """Form of summaries, and of what is computed for them from predictions. Those of another one
 are made again from the predictions, without the model."""
 

@@ -36,10 +36,12 @@ from pipeline.previous_layers import PreviousLayers
 from pipeline.progress import Progress
 from pipeline.records import (
     ACCEPTED,
-    RECORD_SCHEMA,
     ShardFiles,
     Staging,
+    count_sources,
     read_rows,
+    record_schema,
+    source_key,
     with_labels,
     write_table,
 )
@@ -47,7 +49,8 @@ from pipeline.shards import ShardCounts, bucket_hash, layer_record, layer_tar
 from pipeline.source import SourceImage, SourceShard, SplitTotals
 from pipeline.storage import FileDigest, HashingFile
 from pipeline.tar import TarWriter
-from transforms.filters import Reason
+from transforms.cutting import Cut
+from transforms.filters import Reason, is_valid_key
 from transforms.taxonomy import OUTSIDE
 from transforms.whole import Whole
 
@@ -62,10 +65,13 @@ CANDIDATE_SCHEMA = pa.schema(
         pa.field("source", pa.binary()),
         pa.field("annotation", pa.binary()),
         pa.field("mask", pa.binary()),
+        pa.field("group", pa.string()),
+        pa.field("object", pa.int32()),
     ]
 )
 """What Plan needs of each accepted image: offset and length of its tiled background in the
-layers, and, only where `--layers drop` has removed those, the files to cut it from again."""
+layers, and, only where `--layers drop` has removed those, the files to cut it from again. Group
+and object are null where there are none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +81,7 @@ class SourceFiles:
     Attributes:
       shard: its number.
       fingerprint: of everything that went into it.
-      rows: in its record.
+      images: that it is of.
       record: where its record lies now.
       tar: where its layers lie now, None if it has none.
       digests: of the layers, if any, and of the record, last; under their final paths.
@@ -83,7 +89,7 @@ class SourceFiles:
 
     shard: int
     fingerprint: str
-    rows: int
+    images: int
     record: str
     tar: str | None
     digests: tuple[FileDigest, ...]
@@ -124,7 +130,7 @@ class SegmentShard(beam.DoFn):
         num_labels: int,
     ) -> None:
         self._config = config
-        self._schema = with_labels(RECORD_SCHEMA, num_labels)
+        self._num_labels = num_labels
         self._staging = staging
         self._previous = previous
         self._progress = progress
@@ -156,7 +162,8 @@ class SegmentShard(beam.DoFn):
         else:
             count("source_shards_kept")
         rows = read_rows(self._staging.store, found.record)
-        self._progress.note_done("segment", f"{split}-{shard.shard:05d}", len(rows))
+        images = count_sources(rows)
+        self._progress.note_done("segment", f"{split}-{shard.shard:05d}", images)
         tar = layer_tar(split, shard.shard)
         own = self._staging.digest_of(found.record, record, len(rows))
         return SegmentedShard(
@@ -164,7 +171,7 @@ class SegmentShard(beam.DoFn):
             files=SourceFiles(
                 shard=shard.shard,
                 fingerprint=examined.fingerprint,
-                rows=len(rows),
+                images=images,
                 record=found.record,
                 tar=found.where.get(tar),
                 digests=(*found.files, own),
@@ -186,15 +193,15 @@ class SegmentShard(beam.DoFn):
             ahead = reads_ahead(shard.images[0].path) if shard.images else 0
             reading = read_ahead(functools.partial(_read, previous), found, ahead)
             for (image, digest, _), read in stack.enter_context(contextlib.closing(reading)):
-                row, parts = self._row(image, digest, read)
-                if parts:
-                    if tar is None:
-                        file = stack.enter_context(
-                            self._staging.store.create(self._staging.staged(tar_path))
-                        )
-                        tar = TarWriter(file)
-                    row.update(add_layer(tar, image.key, parts))
-                rows.append(row)
+                for row, parts in self._rows(image, digest, read):
+                    if parts:
+                        if tar is None:
+                            file = stack.enter_context(
+                                self._staging.store.create(self._staging.staged(tar_path))
+                            )
+                            tar = TarWriter(file)
+                        row.update(add_layer(tar, row["key"], parts))
+                    rows.append(row)
             if tar is not None:
                 tar.close()
         if file is not None:
@@ -204,35 +211,60 @@ class SegmentShard(beam.DoFn):
         write_table(
             self._staging.store,
             self._staging.staged(layer_record(split, shard.shard)),
-            pa.Table.from_pylist(rows, self._schema),
+            pa.Table.from_pylist(rows, self._columns(shard)),
             ShardFiles(checksum, tuple(files)),
         )
 
-    def _row(
+    def _columns(self, shard: SourceShard) -> pa.Schema:
+        """Columns of a shard's record, told by its own images: its bytes depend on no others."""
+        by_object = self._config.objects == "each"
+        has_groups = any(image.group for image in shard.images)
+        schema = record_schema(with_groups=by_object or has_groups, with_objects=by_object)
+        return with_labels(schema, self._num_labels)
+
+    def _rows(
         self, image: SourceImage, digest: str, read: _Read
-    ) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """The record row of an image without offsets, and its encoded layer if accepted."""
+    ) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
+        """The record rows of an image without offsets, each with its encoded layer if it was
+        accepted: one row, or one for each object."""
+        by_object = self._config.objects == "each"
         row: dict[str, Any] = {
             "key": printable(image.key),
             "path": printable(image.name),
             "wnid": image.wnid or None,
             "label": None if image.label == OUTSIDE else image.label,
             "source_digest": digest,
+            # Objects of one picture share its scene.
+            "group": printable(image.group or (image.key if by_object else "")) or None,
+            "object": 0,
         }
         if isinstance(read, _Rejected):
-            return {**row, "status": str(read.reason), "detail": read.detail}, {}
+            yield {**row, "status": str(read.reason), "detail": read.detail}, {}
+            return
         if isinstance(read, _Kept):
             count("images_kept")
-            return read.row, read.parts
+            yield from read.rows
+            return
         if self._config.is_whole:
             count("images_cropped")
-            return {**row, **_whole_columns(crop_source(read, self._config))}, {}
+            yield {**row, **_whole_columns(crop_source(read, self._config))}, {}
+            return
         prepare_segmenter(self._config)
-        cut = cut_source(read, self._config)
         count("images_segmented")
-        if cut.fallback:
-            count("segmenter_fallbacks")
-        row |= {
+        for cut in cut_source(read, self._config):
+            if cut.fallback:
+                count("segmenter_fallbacks")
+            yield self._row(row, cut)
+
+    def _row(self, row: dict[str, Any], cut: Cut) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """The row of an image, or of its object, completed."""
+        if cut.number:
+            row = {**row, "key": f"{row['key']}_{cut.number}", "object": cut.number}
+            if not is_valid_key(row["key"]):
+                cut = dataclasses.replace(
+                    cut, layer=None, reason=Reason.INVALID_KEY, detail="its key is too long"
+                )
+        row = row | {
             "status": ACCEPTED if cut.reason is None else str(cut.reason),
             "detail": printable(cut.detail) or None,
             "width": cut.width,
@@ -271,11 +303,10 @@ class _Rejected:
 
 @dataclasses.dataclass(frozen=True)
 class _Kept:
-    """What an older record has of an unchanged image: its row, and its encoded layer if it was
-    accepted."""
+    """What an older record has of an unchanged image: its rows, each with its encoded layer if it
+    was accepted."""
 
-    row: dict[str, Any]
-    parts: dict[str, bytes]
+    rows: list[tuple[dict[str, Any], dict[str, bytes]]]
 
 
 _Read = _Rejected | _Kept | SourceBytes
@@ -288,8 +319,8 @@ def _read(previous: PreviousLayers, found: tuple[SourceImage, str, SourceImage |
     if rejected is not None:
         return _Rejected(*rejected)
     kept = previous.find(image.key, digest)
-    if kept is not None:
-        return _Kept(*kept)
+    if kept:
+        return _Kept(kept)
     return read_source(image.path, image.annotation, image.mask)
 
 
@@ -304,7 +335,7 @@ def _candidates(rows: list[dict[str, Any]], sources: dict[str, SourceImage]) -> 
     for row in rows:
         if row["status"] != ACCEPTED:
             continue
-        source = sources.get(row["key"])
+        source = sources.get(source_key(row))
         accepted.append(
             {
                 "key": row["key"],
@@ -316,6 +347,8 @@ def _candidates(rows: list[dict[str, Any]], sources: dict[str, SourceImage]) -> 
                 "source": source and os.fsencode(source.path),
                 "annotation": source and source.annotation and os.fsencode(source.annotation),
                 "mask": source and source.mask and os.fsencode(source.mask),
+                "group": row.get("group"),
+                "object": row.get("object"),
             }
         )
     sink = pa.BufferOutputStream()

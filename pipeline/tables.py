@@ -60,11 +60,12 @@ TABLES = {
         "gaps",
         (
             *("model", "label_rule", "gap", "ci_low", "ci_high", "n", "mixed_same"),
-            *("mixed_rand", "replicates", "seed_sd", *_RUN),
+            *("mixed_rand", "replicates", "seed_sd", "units", *_RUN),
         ),
         "BG-Gap = accuracy on mixed_same - accuracy on mixed_rand, mean over replicates, with "
-        "the interval of a paired bootstrap over its n foregrounds; seed_sd is the standard "
-        "deviation of the replicates' gaps",
+        "the interval of a paired bootstrap over its n foregrounds, or where images have groups "
+        "over those; units says how many are resampled; seed_sd is the standard deviation of the "
+        "replicates' gaps",
     ),
     "per_class": Table(
         "per_class",

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.counters import bytes_written, stage_seconds
 from pipeline.manifest import Manifest
+from pipeline.rejections import advice
 from pipeline.results import display_name
 from transforms.filters import Reason
 from transforms.variants import base_of
@@ -30,14 +31,16 @@ def describe_images(manifest: Manifest) -> list[str]:
     lines = []
     for split, images in manifest.images.items():
         reasons = ", ".join(f"{n} {reason}" for reason, n in manifest.rejections[split].items())
+        objects = f"{images['objects']} objects, " if "objects" in images else ""
         line = (
-            f"{split}: {images['listed']} images, {images['accepted']} accepted, "
+            f"{split}: {images['listed']} images, {objects}{images['accepted']} accepted, "
             f"{images['rejected']} rejected"
         )
         line += f" ({reasons})" if reasons else ""
         if images["selected"] != images["accepted"]:
             line += f", {images['selected']} selected"
         lines.append(line)
+        lines += [f"{split}: {line}" for line in advice(manifest, split)]
         if not images["selected"]:
             hint = "no image is left for the dataset"
             if manifest.rejections[split].get(Reason.NO_BACKGROUND):
@@ -46,6 +49,9 @@ def describe_images(manifest: Manifest) -> list[str]:
                     "other) two classes; leave variants out with --variants"
                 )
             lines.append(f"{split}: {hint}")
+    if manifest.backgrounds:
+        fates = ", ".join(f"{n} {status}" for status, n in manifest.backgrounds.items())
+        lines.append(f"backgrounds: {sum(manifest.backgrounds.values())} pictures ({fates})")
     return lines
 
 

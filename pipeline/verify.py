@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pipeline.commit import DATA_FOLDERS
 from pipeline.dataset import Dataset, read_parquet, read_webdataset
 from pipeline.layer_files import PARTS
-from pipeline.records import ACCEPTED
+from pipeline.records import ACCEPTED, count_sources
 from pipeline.shards import index_file, parquet_file, webdataset_file
 from pipeline.sinks import Sample
 from pipeline.storage import Store
@@ -72,7 +72,7 @@ def _check_records(dataset: Dataset, broken: set[str]) -> Iterator[str]:
     """Rows of records and index, and members of the layers' tars, against the manifest."""
     store = dataset.store
     for file in dataset.manifest.files:
-        if file.path in broken or not file.path.startswith(("layers/", "index/")):
+        if file.path in broken or not file.path.startswith(("layers/", "index/", "backgrounds/")):
             continue
         try:
             if file.path.endswith(".tar"):
@@ -96,16 +96,18 @@ def _check_index(dataset: Dataset, split: str, broken: set[str]) -> Iterator[str
     if broken.intersection(paths):
         return
     statuses: Counter[str] = Counter()
-    selected = 0
+    selected = sources = 0
     try:
         for row in dataset.index(split):
             statuses[row["status"]] += 1
             selected += row["selected"]
+            sources += count_sources([row])
     except _READ_ERRORS as error:
         yield f"index of {split}: cannot be read: {type(error).__name__}: {error}"
         return
     counted = {
-        "listed": statuses.total(),
+        "listed": sources,
+        **({"objects": statuses.total()} if "objects" in manifest.images[split] else {}),
         "accepted": statuses[ACCEPTED],
         "rejected": statuses.total() - statuses[ACCEPTED],
         "selected": selected,

@@ -9,18 +9,23 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import run_in9
 from faults import FaultProxy
 from gcs import BUCKET, gcs_server
 
-from pipeline.errors import JobError
+from pipeline.config import ComposeConfig, SegmentConfig
+from pipeline.errors import JobError, UsageError
 from pipeline.files import absolute, is_below, parent, read_ahead
 from pipeline.layout import find_layout
 from pipeline.lock import DATASET_LOCK, acquire, held, release
 from pipeline.manifest import MANIFEST
+from pipeline.records import Staging
+from pipeline.scenes import DrawnScenes, examine_scenes, list_scenes
 from pipeline.source import list_images
 from pipeline.storage import Store
+from transforms.codec import encode_png
 from transforms.taxonomy import imagenet9
 
 
@@ -105,6 +110,29 @@ def test_files_are_as_local_ones(store: Store, tmp_path: Path) -> None:
         each.delete_tree("b")
         each.delete_all(["copy/small", "copy/none"])
         assert list(each.walk("")) == ["copy/x/last"]
+
+
+def test_scenes_of_a_bucket_are_those_of_a_folder(store: Store, tmp_path: Path) -> None:
+    here = Store(str(tmp_path / "scenes"))
+    for number in range(4):
+        pixels = np.full((40, 50, 3), 60 * number, np.uint8)
+        here.write(f"{number % 2}/scene_{number}.png", encode_png(pixels))
+    here.write("0/broken.jpg", b"no picture")
+    here.copy_into(store.below("scenes"), [(path, path) for path in here.walk("")])
+    config, compose = SegmentConfig(image_size=32, resize=32), ComposeConfig()
+    tables = []
+    for scenes, output in ((here, Store(str(tmp_path / "out"))), (store.below("scenes"), store)):
+        about = list_scenes(scenes.root).about
+        staging = Staging(output, ".in9/staging/x")
+        table = examine_scenes(scenes.root, about, config, staging)
+        drawn = DrawnScenes(table, staging, config, compose)
+        assert drawn.keys == [f"scene_{number}" for number in range(4)]
+        assert [int(drawn.picture(place).mean()) for place in range(4)] == [0, 60, 120, 180]
+        tables.append((about, table.file, table.statuses))
+    assert tables[0] == tables[1]
+    here.write("0/scene_0.png", here.read("0/scene_2.png"))
+    with pytest.raises(UsageError, match="has changed since"):
+        examine_scenes(here.root, tables[0][0], config, Staging(Store(str(tmp_path / "out")), "x"))
 
 
 def test_what_is_not_finished_never_appears(store: Store) -> None:

@@ -81,7 +81,11 @@ def test_the_order_of_the_pool_does_not_matter() -> None:
 def test_an_image_whose_background_hides_all_others_still_gets_one() -> None:
     """Nearly every probe lands on the foreground's own background, just before the other."""
     pool = Pool(
-        ["a", "b"], np.zeros(2, np.int64), np.asarray([10, 11], np.uint64), {0: np.arange(2)}
+        ["a", "b"],
+        np.zeros(2, np.int64),
+        np.asarray([10, 11], np.uint64),
+        {0: np.arange(2)},
+        np.arange(2),
     )
     assert pair(pool, np.arange(2), "mixed_same", seed=0).tolist() == [1, 0]
 

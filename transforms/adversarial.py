@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transforms.geometry import Mask, Pixels
-from transforms.intervals import wilson
+from transforms.intervals import wilson_of_groups
 from transforms.variants import composite
 
 Labels = NDArray[np.int64]
@@ -51,7 +51,8 @@ def composites(
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """A proportion of foregrounds, with Wilson's 95 % interval.
+    """A proportion of foregrounds, with Wilson's 95 % interval; foregrounds of one group are
+    related.
 
     Attributes:
       count: how many.
@@ -67,9 +68,11 @@ class Share:
     high: float
 
     @classmethod
-    def of(cls, count: int, n: int) -> Share:
-        """`count` of `n`."""
-        return cls(count, n, count / n if n else None, *wilson(count, n))
+    def of(cls, found: NDArray[np.bool_], units: Labels | None = None) -> Share:
+        """Those of (n,) foregrounds for which something was found; `units` as for
+        `wilson_of_groups`."""
+        count, n = int(found.sum()), len(found)
+        return cls(count, n, count / n if n else None, *wilson_of_groups(found, units))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,20 +137,25 @@ def merge(tallies: Iterable[Tally]) -> Tally:
     )
 
 
-def challenge_accuracy(tallied: Tally) -> Share:
-    """Share of the foregrounds that no background turns."""
-    return Share.of(int((tallied.turning == 0).sum()), len(tallied.labels))
+def challenge_accuracy(tallied: Tally, units: Labels | None = None) -> Share:
+    """Share of the foregrounds that no background turns.
+
+    Args:
+      tallied: the tally.
+      units: (F,) int64, the same from 0 on for foregrounds of one group; None without groups.
+    """
+    return Share.of(np.asarray(tallied.turning == 0), units)
 
 
-def fooled(tallied: Tally) -> Share:
-    """Share of the foregrounds that some background of another class fools: the paper's."""
-    return Share.of(int(tallied.fooled_by.any(axis=1).sum()), len(tallied.labels))
+def fooled(tallied: Tally, units: Labels | None = None) -> Share:
+    """Share of the foregrounds that some background of another class fools: the paper's.
+    Arguments as of `challenge_accuracy`."""
+    return Share.of(np.asarray(tallied.fooled_by.any(axis=1)), units)
 
 
 def fooled_by_class(tallied: Tally, label: int) -> Share:
     """Share of the foregrounds of other classes that any background of a class fools."""
-    others = tallied.labels != label
-    return Share.of(int(tallied.fooled_by[others, label].sum()), int(others.sum()))
+    return Share.of(tallied.fooled_by[tallied.labels != label, label])
 
 
 def foregrounds_of_others(labels: Labels, bg_labels: Labels) -> Counts:

@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.intervals import bootstrap_hashes, bootstrap_means, percentile_interval
+from transforms.intervals import bootstrap_hashes, bootstrap_means, percentile_interval, sum_units
 from transforms.taxonomy import OUTSIDE
 
 Labels = NDArray[np.integer]
@@ -105,7 +105,7 @@ class Group:
     Attributes:
       label: class of the foreground.
       bg_label: class of the background.
-      n: (units,) pictures of each foreground in the group, > 0.
+      n: (units,) pictures of each foreground, or group of such, in the group, > 0.
       correct: (units,) how many of them are right.
     """
 
@@ -115,7 +115,13 @@ class Group:
     correct: Counts
 
 
-def groups(labels: Labels, bg_labels: Labels, correct: Correct, num_labels: int) -> list[Group]:
+def groups(
+    labels: Labels,
+    bg_labels: Labels,
+    correct: Correct,
+    num_labels: int,
+    units: Labels | None = None,
+) -> list[Group]:
     """Splits the pictures of a mixed variant by class of foreground and of background.
 
     Args:
@@ -124,6 +130,7 @@ def groups(labels: Labels, bg_labels: Labels, correct: Correct, num_labels: int)
         where that is not known: such a picture is in no group.
       correct: (replicates, n) whether it is recognised there.
       num_labels: number of superclasses.
+      units: (n,) int64, the same from 0 on for foregrounds that belong together; None if none do.
 
     Returns:
       The groups that hold pictures, by label and background label.
@@ -141,8 +148,14 @@ def groups(labels: Labels, bg_labels: Labels, correct: Correct, num_labels: int)
             inside = backgrounds == bg_label
             n = inside.sum(axis=0)
             hits = (inside & right).sum(axis=0)
+            if units is not None:
+                n, hits = (_sum_by(units[of_label], counts) for counts in (n, hits))
             found.append(Group(int(label), int(bg_label), n[n > 0], hits[n > 0]))
     return found
+
+
+def _sum_by(units: Labels, counts: Counts) -> Counts:
+    return np.bincount(units, counts).astype(np.int64)
 
 
 def worst_group(bounds: list[tuple[float, float]], accuracies: list[float]) -> int | None:
@@ -169,7 +182,8 @@ class Gap:
 
     Attributes:
       gap: mean over replicates, a fraction.
-      low, high: 95 % interval by resampling foregrounds, each with all of its replicates.
+      low, high: 95 % interval by resampling foregrounds, or groups of such, each with all of
+        its replicates.
       mixed_same, mixed_rand: mean accuracies.
       seed_sd: standard deviation of the replicates' gaps, what another seed of the pairing
         changes; None with one replicate.
@@ -183,30 +197,27 @@ class Gap:
     seed_sd: float | None
 
 
-def bg_gap(mixed_same: Correct, mixed_rand: Correct, keys: list[str]) -> Gap:
+def bg_gap(mixed_same: Correct, mixed_rand: Correct, units: list[str]) -> Gap:
     """BG-Gap with its interval (paper section 3).
 
     Args:
       mixed_same, mixed_rand: (replicates, n) bool, whether each foreground is recognised on
         its background of that replicate.
-      keys: (n,) unique keys of the foregrounds.
+      units: (n,) what each foreground belongs to: its key, or its group.
 
     Raises:
       ValueError: no foregrounds, or arrays of different shapes.
     """
-    if mixed_same.shape != mixed_rand.shape or mixed_same.shape[1] != len(keys):
+    if mixed_same.shape != mixed_rand.shape or mixed_same.shape[1] != len(units):
         raise ValueError(
-            f"{mixed_same.shape} and {mixed_rand.shape} answers for {len(keys)} foregrounds"
+            f"{mixed_same.shape} and {mixed_rand.shape} answers for {len(units)} foregrounds"
         )
-    if not keys:
+    if not units:
         raise ValueError("a gap of no foregrounds has no interval")
     replicates = len(mixed_same)
     difference = mixed_same.astype(np.float64) - mixed_rand
-    means = bootstrap_means(
-        difference.sum(axis=0)[:, np.newaxis],
-        np.full(len(keys), float(replicates)),
-        bootstrap_hashes(keys),
-    )
+    sums, sizes, names = sum_units(difference.sum(axis=0)[:, np.newaxis], units)
+    means = bootstrap_means(sums, sizes * replicates, bootstrap_hashes(names))
     low, high = percentile_interval(means)
     by_replicate = difference.mean(axis=1)
     return Gap(

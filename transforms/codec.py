@@ -51,6 +51,14 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return image
 
 
+def too_narrow(width: int, height: int, resize: int) -> str:
+    """What is wrong with a picture that would exceed the pixel limit if its shorter side became
+    `resize`, though it does not as it is; empty if nothing is."""
+    if resize**2 * max(width, height) / min(width, height) <= MAX_PIXELS:
+        return ""
+    return f"{width} x {height} is too narrow: more than {MAX_PIXELS} pixels when resized"
+
+
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Decodes a picture.
 

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 
-from transforms.annotations import Annotation, AnnotationError, Box, parse_annotation
-from transforms.codec import MAX_PIXELS, TooManyPixelsError, UndecodableError, decode_image
-from transforms.filters import FILTER_RESIZE, MIN_FOREGROUND, Reason, check_boxes, mask_over_box
+from transforms.annotated import AnnotatedImage, Rejection, read_boxes, read_image
+from transforms.annotations import AnnotationError, Box, parse_annotation
+from transforms.codec import decode_image, too_narrow
+from transforms.filters import (
+    FILTER_RESIZE,
+    Reason,
+    Rules,
+    check_box,
+    check_boxes,
+    choose_boxes,
+    mask_over_box,
+)
 from transforms.geometry import Mask, Pixels, ResizeCrop
 from transforms.layers import Layer, make_layer
-from transforms.masks import GivenMask, MaskError, read_mask
 from transforms.segmentation import Segmentation, SegmentationError, SegmentFunction
 from transforms.tiling import NoTileError, tile_background
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cut:
-    """What became of a source image.
+    """What became of a source image, or of one of its objects.
 
     Attributes:
-      layer: None if the image was rejected.
+      layer: None if it was rejected.
       reason: None if it was accepted.
       detail: what exactly was wrong, for a reader; empty if accepted.
       width, height: native size in pixels, None if it could not be decoded.
       mask_over_box: foreground pixels over the box's area, None if not segmented.
       fallback: of the `Segmentation`, empty if not segmented.
+      number: of the object among the image's boxes, from 1 on; 0 for an image as a whole.
     """
 
     layer: Layer | None = None
@@ -34,73 +44,32 @@ class Cut:
     height: int | None = None
     mask_over_box: float | None = None
     fallback: str = ""
+    number: int = 0
 
-
-def _annotated(
-    annotation: bytes | None, mask: bytes | None, needs_mask: bool
-) -> tuple[Annotation, Mask | None] | Cut:
-    """The boxes, those of the mask where there is no annotation, and the mask."""
-    if needs_mask and mask is None:
-        return Cut(reason=Reason.MISSING_ANNOTATION, detail="no mask")
-    if annotation is None and mask is None:
-        return Cut(reason=Reason.MISSING_ANNOTATION, detail="no annotation file")
-    try:
-        parsed = None if annotation is None else parse_annotation(annotation)
-        given = None if mask is None else read_mask(mask)
-    except (AnnotationError, MaskError) as error:
-        return Cut(reason=Reason.UNREADABLE_ANNOTATION, detail=str(error))
-    if parsed is None:
-        assert given is not None
-        parsed = _annotation_of(given)
-    return parsed, None if given is None else given.mask
-
-
-def _annotation_of(given: GivenMask) -> Annotation:
-    height, width = given.mask.shape
-    return Annotation(width=width, height=height, boxes=given.boxes, wnid=None)
-
-
-def _decode(
-    image: bytes, annotation: bytes | None, mask: bytes | None, needs_mask: bool
-) -> tuple[Pixels, Annotation, Mask | None] | Cut:
-    """Filters 1 to 3: an image, an annotation, of the same size; a mask of that size, too."""
-    annotated = _annotated(annotation, mask, needs_mask)
-    if isinstance(annotated, Cut):
-        return annotated
-    parsed, given = annotated
-    try:
-        pixels = decode_image(image)
-    except UndecodableError as error:
-        return Cut(reason=Reason.UNDECODABLE, detail=str(error))
-    except TooManyPixelsError as error:
-        return Cut(reason=Reason.TOO_MANY_PIXELS, detail=str(error))
-    height, width = pixels.shape[:2]
-    if parsed.width not in (None, width) or parsed.height not in (None, height):
-        return Cut(
-            reason=Reason.SIZE_MISMATCH,
-            detail=f"annotated {parsed.width} x {parsed.height}, image {width} x {height}",
-            width=width,
-            height=height,
+    @classmethod
+    def of(cls, rejected: Rejection) -> Cut:
+        """What was rejected."""
+        return cls(
+            reason=rejected.reason,
+            detail=rejected.detail,
+            width=rejected.width,
+            height=rejected.height,
         )
-    if given is not None and given.shape != (height, width):
-        return Cut(
-            reason=Reason.SIZE_MISMATCH,
-            detail=f"mask {given.shape[1]} x {given.shape[0]}, image {width} x {height}",
-            width=width,
-            height=height,
-        )
-    return pixels, parsed, given
 
 
-def check_annotation(annotation: bytes | None) -> Reason | None:
+def check_annotation(
+    annotation: bytes | None,
+    rules: Rules = Rules(),  # noqa: B008
+) -> Reason | None:
     """What `cut_image` would reject for its annotation alone, taking the annotated size for
     the picture's.
 
     Args:
       annotation: the annotation file's bytes, None if there is no file.
+      rules: the paper's by default.
 
     Returns:
-      The reason to reject the image, or None.
+      The reason to reject the image, with all of its objects, or None.
     """
     if annotation is None:
         return Reason.MISSING_ANNOTATION
@@ -109,18 +78,13 @@ def check_annotation(annotation: bytes | None) -> Reason | None:
     except AnnotationError:
         return Reason.UNREADABLE_ANNOTATION
     if parsed.width is None or parsed.height is None:
-        return None if len(parsed.boxes) == 1 else Reason.NOT_ONE_BOX
+        several = len(parsed.boxes) > 1 and rules.objects != "one"
+        return None if several or len(parsed.boxes) == 1 else Reason.NOT_ONE_BOX
     if parsed.width < 1 or parsed.height < 1:
         return Reason.SIZE_MISMATCH
-    if _is_too_narrow(parsed.width, parsed.height, FILTER_RESIZE):
+    if not rules.pad and too_narrow(parsed.width, parsed.height, FILTER_RESIZE):
         return Reason.TOO_MANY_PIXELS
-    return check_boxes(parsed.boxes, width=parsed.width, height=parsed.height)
-
-
-def _is_too_narrow(width: int, height: int, resize: int) -> bool:
-    """Whether a resized picture would exceed the pixel limit, though it does not as it is."""
-    ratio = max(width, height) / min(width, height)
-    return resize**2 * ratio > MAX_PIXELS
+    return check_boxes(parsed.boxes, width=parsed.width, height=parsed.height, rules=rules)
 
 
 def cut_background(
@@ -131,10 +95,12 @@ def cut_background(
     resize: int,
     crop: int,
     interpolation: str,
+    rules: Rules = Rules(),  # noqa: B008
+    number: int = 0,
 ) -> Pixels:
     """The tiled background of an image that `cut_image` accepts, without segmenting it.
 
-    Arguments as `cut_image`.
+    Arguments as `cut_image`; `number` says which of its objects, as `Cut` does.
 
     Returns:
       (crop, crop, 3) uint8, equal to the layer's `only_bg_t`.
@@ -144,12 +110,16 @@ def cut_background(
     """
     pixels = decode_image(image)
     height, width = pixels.shape[:2]
-    parsed = _annotated(annotation, mask, needs_mask=False)
-    if isinstance(parsed, Cut):
-        raise ValueError(parsed.detail)
-    (annotated,) = parsed[0].boxes
-    transform = ResizeCrop.of(native_width=width, native_height=height, resize=resize, crop=crop)
-    tiled = tile_background(pixels, annotated.clip(width, height))
+    annotated = read_boxes(annotation, mask, needs_mask=False)
+    if isinstance(annotated, Rejection):
+        raise ValueError(annotated.detail)
+    chosen = choose_boxes(annotated[0].boxes, width=width, height=height, objects=rules.objects)
+    if isinstance(chosen, Reason) or number > len(chosen):
+        raise ValueError(f"no object {number} among {len(annotated[0].boxes)} boxes")
+    transform = ResizeCrop.of(
+        native_width=width, native_height=height, resize=resize, crop=crop, pad=rules.pad
+    )
+    tiled = tile_background(pixels, chosen[max(number, 1) - 1])
     return transform.image(tiled, interpolation)
 
 
@@ -163,6 +133,7 @@ def cut_image(
     resize: int,
     crop: int,
     interpolation: str,
+    rules: Rules = Rules(),  # noqa: B008
 ) -> Cut:
     """Filters, segments and cuts one image.
 
@@ -174,56 +145,144 @@ def cut_image(
       segment: the segmenter; None if the mask is the foreground.
       seed: handed to it.
       resize, crop, interpolation: as `make_layer`.
+      rules: the paper's by default; not `each`, which `cut_objects` is for.
 
     Returns:
       The layer, or the first reason in protocol order. Nothing in the bytes raises.
     """
-    decoded = _decode(image, annotation, mask, needs_mask=segment is None)
-    if isinstance(decoded, Cut):
-        return decoded
-    pixels, parsed, given = decoded
-    height, width = pixels.shape[:2]
-    if _is_too_narrow(width, height, max(resize, FILTER_RESIZE)):
-        return Cut(
-            reason=Reason.TOO_MANY_PIXELS,
-            detail=f"{width} x {height} is too narrow: more than {MAX_PIXELS} pixels when resized",
-            width=width,
-            height=height,
-        )
-    reason = check_boxes(parsed.boxes, width=width, height=height)
-    if reason is not None:
-        shown = " ".join(str(tuple(box)) for box in parsed.boxes[:4])
-        detail = f"{len(parsed.boxes)} boxes: {shown}" if shown else "no box"
-        return Cut(reason=reason, detail=detail, width=width, height=height)
-    box = parsed.boxes[0].clip(width, height)
-    try:
-        foreground, fallback = _segment(segment, pixels, box, seed, given)
-    except SegmentationError as error:
-        return Cut(reason=Reason.SEGMENTATION_FAILED, detail=str(error), width=width, height=height)
+    (cut,) = cut_objects(
+        image,
+        annotation,
+        mask,
+        segment=segment,
+        seed=seed,
+        resize=resize,
+        crop=crop,
+        interpolation=interpolation,
+        rules=rules,
+    )
+    return cut
+
+
+def cut_objects(
+    image: bytes,
+    annotation: bytes | None,
+    mask: bytes | None = None,
+    *,
+    segment: SegmentFunction | None,
+    seed: int,
+    resize: int,
+    crop: int,
+    interpolation: str,
+    rules: Rules = Rules(),  # noqa: B008
+    only: int = 0,
+) -> Iterator[Cut]:
+    """Filters, segments and cuts the objects of an image, one after the other.
+
+    The others stay in the background of each.
+
+    Args:
+      image, annotation, mask, segment, seed, resize, crop, interpolation: as `cut_image`.
+      rules: the paper's by default.
+      only: the number of the object to cut, 0 for all.
+
+    Yields:
+      A `Cut` for each box where `rules.objects` is `each`, unless the image is rejected as a
+      whole; else one.
+    """
+    decoded = read_image(image, annotation, mask, needs_mask=segment is None)
+    if isinstance(decoded, Rejection):
+        yield Cut.of(decoded)
+        return
+    width, height = decoded.width, decoded.height
+    narrow = "" if rules.pad else too_narrow(width, height, max(resize, FILTER_RESIZE))
+    if narrow:
+        yield Cut.of(decoded.reject(Reason.TOO_MANY_PIXELS, narrow))
+        return
+    chosen = choose_boxes(decoded.boxes, width=width, height=height, objects=rules.objects)
+    if isinstance(chosen, Reason):
+        yield Cut.of(decoded.reject(chosen, _shown(decoded.boxes)))
+        return
+    for position, box in enumerate(chosen):
+        if only not in (0, position + 1):
+            continue
+        reason = check_box(box, width=width, height=height, rules=rules)
+        if reason is None:
+            foreground = _foreground_of(decoded, box, position, rules.objects)
+            try:
+                found = _segment(segment, decoded.pixels, box, seed, foreground)
+                cut = _cut(
+                    decoded,
+                    box,
+                    found,
+                    resize=resize,
+                    crop=crop,
+                    interpolation=interpolation,
+                    rules=rules,
+                )
+            except SegmentationError as error:
+                cut = Cut.of(decoded.reject(Reason.SEGMENTATION_FAILED, str(error)))
+        else:
+            boxes = decoded.boxes if rules.objects != "each" else (decoded.boxes[position],)
+            cut = Cut.of(decoded.reject(reason, _shown(boxes)))
+        number = position + 1 if rules.objects == "each" else 0
+        yield dataclasses.replace(cut, number=number)
+
+
+def _shown(boxes: Sequence[Box]) -> str:
+    shown = " ".join(str(tuple(box)) for box in boxes[:4])
+    return f"{len(boxes)} boxes: {shown}" if shown else "no box"
+
+
+def _foreground_of(decoded: AnnotatedImage, box: Box, position: int, objects: str) -> Mask | None:
+    """What of the given mask, if there is one, belongs to a chosen box."""
+    given, boxes = decoded.given, decoded.boxes
+    if given is None:
+        return None
+    # A single object is all of the mask, as the paper's rules have it.
+    if objects in ("one", "union") or len(boxes) == 1:
+        return given.mask
+    if objects == "largest":
+        clipped = [each.clip(decoded.width, decoded.height) for each in boxes]
+        position = clipped.index(box)
+    return given.of_box(position, boxes)
+
+
+def _cut(
+    decoded: AnnotatedImage,
+    box: Box,
+    found: Segmentation,
+    *,
+    resize: int,
+    crop: int,
+    interpolation: str,
+    rules: Rules,
+) -> Cut:
+    """A segmented object, if its foreground is large enough and there is a background."""
+    foreground, fallback = found
     share = mask_over_box(foreground, box)
-    if share < MIN_FOREGROUND:
-        return Cut(
+    segmented = Cut(
+        width=decoded.width, height=decoded.height, mask_over_box=share, fallback=fallback
+    )
+    if share < rules.min_foreground:
+        return dataclasses.replace(
+            segmented,
             reason=Reason.SEGMENTATION_FAILED,
-            detail=f"foreground fills {share:.4f} of the box, less than {MIN_FOREGROUND}",
-            width=width,
-            height=height,
-            mask_over_box=share,
-            fallback=fallback,
+            detail=f"foreground fills {share:.4f} of the box, less than {rules.min_foreground}",
         )
     try:
         layer = make_layer(
-            pixels, box, foreground, resize=resize, crop=crop, interpolation=interpolation
+            decoded.pixels,
+            box,
+            foreground,
+            resize=resize,
+            crop=crop,
+            interpolation=interpolation,
+            pad=rules.pad,
         )
     except NoTileError as error:
-        return Cut(
-            reason=Reason.NO_TILE,
-            detail=str(error),
-            width=width,
-            height=height,
-            mask_over_box=share,
-            fallback=fallback,
-        )
-    return Cut(layer=layer, width=width, height=height, mask_over_box=share, fallback=fallback)
+        return dataclasses.replace(segmented, reason=Reason.NO_TILE, detail=str(error))
+    return dataclasses.replace(segmented, layer=layer)
 
 
 def _segment(

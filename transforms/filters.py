@@ -1,11 +1,13 @@
 """The paper's filters: which images can be segmented and cropped, in the script's order.
 
 Source: protocol of the authors' generation script. Filters 5 and 6 look at the box
-after Resize(256, nearest) + CenterCrop(224), whatever size the dataset has.
+after Resize(256, nearest) + CenterCrop(224), whatever size the dataset has. `Rules` are the
+paper's unless data of another kind needs others.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from enum import StrEnum
 
@@ -20,6 +22,27 @@ MIN_VISIBLE = 0.5
 """Smallest share of the box's pixels that the crop must keep."""
 MIN_FOREGROUND = 0.1
 """Smallest share of the box that the foreground must fill."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What is asked of an image's boxes, and what is made of several.
+
+    Attributes:
+      objects: `one` (an image with several boxes is rejected), `largest` (by the area inside the
+        image, the first of equals), `union` (the box around all) or `each` (every box is an
+        image of its own).
+      max_box: largest share of the crop that the box may cover.
+      min_visible: smallest share of the box's pixels that the crop must keep.
+      min_foreground: smallest share of the box that the foreground must fill.
+      pad: whether pictures are padded to a square instead of cropped.
+    """
+
+    objects: str = "one"
+    max_box: float = MAX_BOX
+    min_visible: float = MIN_VISIBLE
+    min_foreground: float = MIN_FOREGROUND
+    pad: bool = False
 
 
 class Reason(StrEnum):
@@ -58,31 +81,83 @@ def is_valid_key(key: str) -> bool:
     )
 
 
-def check_boxes(boxes: Sequence[Box], *, width: int, height: int) -> Reason | None:
+def choose_boxes(
+    boxes: Sequence[Box], *, width: int, height: int, objects: str = "one"
+) -> tuple[Box, ...] | Reason:
+    """Decides which boxes of an image become objects.
+
+    Args:
+      boxes: the annotated boxes, in native pixels.
+      width, height: native size of the image, in pixels.
+      objects: of `Rules`.
+
+    Returns:
+      Boxes clipped to the image: all of them, empty ones included, for `each`, else one; or the
+      reason to reject the image (filter 4).
+    """
+    if not boxes or (objects == "one" and len(boxes) > 1):
+        return Reason.NOT_ONE_BOX
+    clipped = tuple(box.clip(width, height) for box in boxes)
+    if objects == "each":
+        return clipped
+    if objects == "union":
+        there = [box for box in clipped if box.area]
+        if there:
+            xmin, ymin = (min(box[side] for box in there) for side in (0, 1))
+            xmax, ymax = (max(box[side] for box in there) for side in (2, 3))
+            return (Box(xmin, ymin, xmax, ymax),)
+    best = max(clipped, key=lambda box: box.area)
+    return (best,) if best.area else Reason.INVALID_BOX
+
+
+def check_box(box: Box, *, width: int, height: int, rules: Rules = Rules()) -> Reason | None:
+    """Applies filters 5 and 6 to a box, after a look at whether it holds anything.
+
+    Args:
+      box: clipped to the image, in native pixels.
+      width, height: native size of the image, in pixels.
+      rules: the paper's by default.
+
+    Returns:
+      The reason to reject it, or None.
+    """
+    if box.area == 0:
+        return Reason.INVALID_BOX
+    transform = ResizeCrop.of(
+        native_width=width,
+        native_height=height,
+        resize=FILTER_RESIZE,
+        crop=FILTER_CROP,
+        pad=rules.pad,
+    )
+    cropped = transform.box_pixels(box)
+    if cropped / FILTER_CROP**2 > rules.max_box:
+        return Reason.BOX_TOO_LARGE
+    before = transform.box_pixels_before_crop(box)
+    if before == 0 or cropped / before < rules.min_visible:
+        return Reason.BOX_OFF_CENTER
+    return None
+
+
+def check_boxes(
+    boxes: Sequence[Box], *, width: int, height: int, rules: Rules = Rules()
+) -> Reason | None:
     """Applies filters 4 to 6 to an image's boxes.
 
     Args:
       boxes: the annotated boxes, in native pixels.
       width, height: native size of the image, in pixels.
+      rules: the paper's by default.
 
     Returns:
-      The reason to reject the image, or None.
+      The reason to reject the image, or None. Of several objects, the first one's reason, if
+      all are rejected.
     """
-    if len(boxes) != 1:
-        return Reason.NOT_ONE_BOX
-    box = boxes[0].clip(width, height)
-    if box.area == 0:
-        return Reason.INVALID_BOX
-    transform = ResizeCrop.of(
-        native_width=width, native_height=height, resize=FILTER_RESIZE, crop=FILTER_CROP
-    )
-    cropped = transform.box_pixels(box)
-    if cropped / FILTER_CROP**2 > MAX_BOX:
-        return Reason.BOX_TOO_LARGE
-    before = transform.box_pixels_before_crop(box)
-    if before == 0 or cropped / before < MIN_VISIBLE:
-        return Reason.BOX_OFF_CENTER
-    return None
+    chosen = choose_boxes(boxes, width=width, height=height, objects=rules.objects)
+    if isinstance(chosen, Reason):
+        return chosen
+    reasons = [check_box(box, width=width, height=height, rules=rules) for box in chosen]
+    return None if None in reasons else reasons[0]
 
 
 def mask_over_box(mask: Mask, box: Box) -> float:

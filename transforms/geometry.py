@@ -1,4 +1,4 @@
-"""Resize + CenterCrop, with boxes and masks carried along.
+"""Resize + CenterCrop, or resize + padding, with boxes and masks carried along.
 
 The resize is torchvision's `Resize(size)` on a PIL image: the shorter side becomes
 `size`, the longer one is truncated to an integer. Nearest-neighbour resizing is a
@@ -9,7 +9,7 @@ composing them at native size and resizing then.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from transforms.annotations import Box
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Indices = NDArray[np.int32]
+_Pixel = TypeVar("_Pixel", np.uint8, np.bool_)
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -48,14 +49,16 @@ def _nearest_sources(length: int, resized: int) -> Indices:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ResizeCrop:
-    """Resize(resize) followed by CenterCrop(crop), for images of one native size.
+    """Resize(resize) followed by CenterCrop(crop), for images of one native size; or the
+    whole image, resized into the square and padded with black.
 
     Attributes:
       width, height: size after the resize alone, in pixels.
-      left, top: corner of the crop in the resized image.
+      left, top: corner of the crop in the resized image; negative where it is padded.
       crop: side of the square crop, in pixels.
       columns, rows: (crop,) int32, the native column and row that nearest
-        interpolation puts at each output pixel; non-decreasing.
+        interpolation puts at each output pixel; non-decreasing. On the padding, -1 before
+        the image, and more than its size behind it.
       all_columns, all_rows: the same for the whole resized image.
     """
 
@@ -70,13 +73,16 @@ class ResizeCrop:
     all_rows: Indices
 
     @classmethod
-    def of(cls, *, native_width: int, native_height: int, resize: int, crop: int) -> ResizeCrop:
+    def of(
+        cls, *, native_width: int, native_height: int, resize: int, crop: int, pad: bool = False
+    ) -> ResizeCrop:
         """Builds the transform for a native size.
 
         Args:
           native_width, native_height: in pixels, >= 1.
           resize: the shorter side after the resize, in pixels.
           crop: side of the centre crop, in pixels; at most `resize`.
+          pad: instead, the longer side becomes `crop`, and what is missing is black.
 
         Raises:
           ValueError: the crop is larger than the resized image, or a size is < 1.
@@ -85,7 +91,11 @@ class ResizeCrop:
             raise ValueError(f"crop must be between 1 and resize={resize}: got {crop}")
         if native_width < 1 or native_height < 1:
             raise ValueError(f"an image of {native_width} x {native_height} pixels")
-        if native_width <= native_height:
+        if pad:
+            scale = crop / max(native_width, native_height)
+            # Of the narrowest picture, a line of pixels is left.
+            width, height = (max(1, round(side * scale)) for side in (native_width, native_height))
+        elif native_width <= native_height:
             width, height = resize, int(resize * native_height / native_width)
         else:
             width, height = int(resize * native_width / native_height), resize
@@ -98,8 +108,8 @@ class ResizeCrop:
             left=left,
             top=top,
             crop=crop,
-            columns=all_columns[left : left + crop],
-            rows=all_rows[top : top + crop],
+            columns=_window(all_columns, left, crop, native_width),
+            rows=_window(all_rows, top, crop, native_height),
             all_columns=all_columns,
             all_rows=all_rows,
         )
@@ -115,17 +125,33 @@ class ResizeCrop:
           (crop, crop, 3) uint8.
         """
         if interpolation == "nearest":
-            return image[self.rows[:, np.newaxis], self.columns]
+            return self._nearest(image)
         resized = Image.fromarray(image).resize(
             (self.width, self.height),
             INTERPOLATIONS[interpolation],
         )
         box = (self.left, self.top, self.left + self.crop, self.top + self.crop)
+        # What lies outside of the image becomes black.
         return np.asarray(resized.crop(box))
 
     def mask(self, mask: Mask) -> Mask:
-        """Transforms a (H, W) bool mask, always by nearest: (crop, crop) bool."""
-        return mask[self.rows[:, np.newaxis], self.columns]
+        """Transforms a (H, W) bool mask, always by nearest: (crop, crop) bool. The padding is
+        no foreground."""
+        return self._nearest(mask)
+
+    def _nearest(self, native: NDArray[_Pixel]) -> NDArray[_Pixel]:
+        """(crop, crop, ...) of (H, W, ...) values, zero on the padding."""
+        if min(self.left, self.top) >= 0:
+            return native[self.rows[:, np.newaxis], self.columns]
+        height, width = native.shape[:2]
+        found = np.zeros((self.crop, self.crop, *native.shape[2:]), native.dtype)
+        rows, columns = (
+            np.flatnonzero((sources >= 0) & (sources < length))
+            for sources, length in ((self.rows, height), (self.columns, width))
+        )
+        picked = native[self.rows[rows][:, np.newaxis], self.columns[columns]]
+        found[rows[:, np.newaxis], columns] = picked
+        return found
 
     def box(self, box: Box) -> OutputBox:
         """The box in output pixels: those whose native source lies in [xmin, xmax] x
@@ -144,6 +170,18 @@ class ResizeCrop:
         x0, x1 = _span(self.all_columns, box.xmin, box.xmax)
         y0, y1 = _span(self.all_rows, box.ymin, box.ymax)
         return (x1 - x0) * (y1 - y0)
+
+
+def _window(sources: Indices, start: int, crop: int, length: int) -> Indices:
+    """(crop,) sources from a position on; where there are none, numbers that no box holds."""
+    positions = np.arange(start, start + crop)
+    # A clipped box may end at the image's size itself.
+    outside = np.where(positions < 0, -1, length + 1)
+    inside = (positions >= 0) & (positions < len(sources))
+    window: Indices = np.where(
+        inside, sources[positions.clip(0, len(sources) - 1)], outside
+    ).astype(np.int32)
+    return window
 
 
 def _span(sources: Indices, low: int, high: int) -> tuple[int, int]:

@@ -87,6 +87,50 @@ def wilson_of_units(
     return _score_interval(share, effective, confidence)
 
 
+def wilson_of_groups(
+    correct: NDArray[np.bool_],
+    units: NDArray[np.integer] | None,
+    confidence: float = CONFIDENCE,
+) -> tuple[float, float]:
+    """Wilson's interval of images of which some belong together.
+
+    Args:
+      correct: (n,) which trials are successes.
+      units: (n,) number of the group of each, from 0 on; None without groups, for `wilson`.
+      confidence: in (0, 1).
+
+    Returns:
+      (low, high), fractions in [0, 1].
+    """
+    if units is None:
+        return wilson(int(correct.sum()), len(correct), confidence)
+    n = np.bincount(units)
+    hits = np.bincount(units[correct], minlength=len(n))
+    return wilson_of_units(hits[n > 0], n[n > 0], confidence)
+
+
+def sum_units(values: Floats, units: Sequence[str]) -> tuple[Floats, Floats, list[str]]:
+    """Adds up what belongs together, for `bootstrap_means`.
+
+    Args:
+      values: (n, columns) of each image.
+      units: (n,) the unit of each.
+
+    Returns:
+      sums: (units, columns); in the order of the images if each is a unit of its own.
+      sizes: (units,) number of images.
+      names: of the units.
+    """
+    names = list(dict.fromkeys(units))
+    if len(names) == len(units):
+        return values, np.ones(len(names)), names
+    place = {name: position for position, name in enumerate(names)}
+    unit_of = np.asarray([place[unit] for unit in units], np.int64)
+    sums = np.zeros((len(names), values.shape[1]))
+    np.add.at(sums, unit_of, values)
+    return sums, np.bincount(unit_of).astype(np.float64), names
+
+
 def resample_weights(hashes: UInt64Array, resample: int) -> Floats:
     """Weights of one Poisson bootstrap resample (Hanley and MacGibbon 2006).
 

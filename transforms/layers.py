@@ -37,7 +37,14 @@ class Layer:
 
 
 def make_layer(
-    image: Pixels, box: Box, mask: Mask, *, resize: int, crop: int, interpolation: str
+    image: Pixels,
+    box: Box,
+    mask: Mask,
+    *,
+    resize: int,
+    crop: int,
+    interpolation: str,
+    pad: bool = False,
 ) -> Layer:
     """Cuts an image apart.
 
@@ -48,6 +55,7 @@ def make_layer(
       resize: shorter side after the resize, in pixels.
       crop: side of the centre crop, in pixels.
       interpolation: of image and background; masks always go by nearest.
+      pad: as `ResizeCrop.of`.
 
     Returns:
       The layer, S = crop.
@@ -57,7 +65,9 @@ def make_layer(
       ValueError: the crop is larger than the resize.
     """
     height, width = image.shape[:2]
-    transform = ResizeCrop.of(native_width=width, native_height=height, resize=resize, crop=crop)
+    transform = ResizeCrop.of(
+        native_width=width, native_height=height, resize=resize, crop=crop, pad=pad
+    )
     return Layer(
         image=transform.image(image, interpolation),
         only_bg_t=transform.image(tile_background(image, box), interpolation),

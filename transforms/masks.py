@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,10 +34,35 @@ class GivenMask:
       mask: (H, W) bool, True on the foreground.
       boxes: the bounding box of each object; of a PNG, whose objects nothing tells apart, one
         or none.
+      objects: the objects that can be told apart, in COCO's order, encoded: masks of all at once
+        would take memory without bounds. Objects without a pixel have no box, but a place here.
     """
 
     mask: Mask
     boxes: tuple[Box, ...]
+    objects: tuple[Any, ...] = ()
+
+    def of_box(self, position: int, boxes: Sequence[Box]) -> Mask:
+        """The foreground of one of several boxes.
+
+        Args:
+          position: of the box.
+          boxes: all of the image: `boxes`, or those of an annotation.
+
+        Returns:
+          (H, W) bool: the object that belongs to the box if there is one for each, else what of
+          the mask lies inside the box.
+        """
+        encoded = self.objects
+        if len(boxes) != len(encoded):
+            encoded = tuple(each for each in encoded if _box_of(each) is not None)
+        if len(boxes) == len(encoded):
+            return _mask_of(encoded[position])
+        box = boxes[position]
+        inside = np.zeros_like(self.mask)
+        part = (slice(max(box.ymin, 0), box.ymax + 1), slice(max(box.xmin, 0), box.xmax + 1))
+        inside[part] = self.mask[part]
+        return inside
 
 
 def read_mask(data: bytes) -> GivenMask:
@@ -98,20 +124,22 @@ def _read_coco(data: bytes) -> GivenMask:
             raise MaskError(f"a mask of {width} x {height} pixels")
         if height * width > MAX_PIXELS:
             raise MaskError(f"a mask of {width} x {height} pixels, more than {MAX_PIXELS}")
-        objects = [_decode(each, height, width) for each in content["segmentations"]]
+        objects = tuple(_encoded(each, height, width) for each in content["segmentations"])
+        mask = np.zeros((height, width), np.bool_)
+        boxes = []
+        for each in map(_mask_of, objects):
+            mask |= each
+            box = bounding_box(each)
+            boxes += [] if box is None else [box]
     except (MaskError, MemoryError, ImportError):
         raise
     except Exception as error:  # Whatever the contents provoke here and in pycocotools.
         raise MaskError(f"not COCO's run lengths or polygons: {error}") from error
-    mask = np.zeros((height, width), np.bool_)
-    for each in objects:
-        mask |= each
-    boxes = (bounding_box(each) for each in objects)
-    return GivenMask(mask, tuple(box for box in boxes if box is not None))
+    return GivenMask(mask, tuple(boxes), objects)
 
 
-def _decode(segmentation: Any, height: int, width: int) -> Mask:
-    """A COCO segmentation as (H, W) bool."""
+def _encoded(segmentation: Any, height: int, width: int) -> Any:
+    """A COCO segmentation as compressed run lengths."""
     from pycocotools import mask as coco
 
     if isinstance(segmentation, list):
@@ -128,8 +156,19 @@ def _decode(segmentation: Any, height: int, width: int) -> Mask:
         else:
             _check_counts(_decompressed(counts), height, width)
             encoded = {"size": [height, width], "counts": counts.encode("ascii")}
+    return encoded
+
+
+def _mask_of(encoded: Any) -> Mask:
+    """Compressed run lengths as (H, W) bool."""
+    from pycocotools import mask as coco
+
     decoded: NDArray[np.uint8] = coco.decode(encoded)
     return decoded.astype(np.bool_)
+
+
+def _box_of(encoded: Any) -> Box | None:
+    return bounding_box(_mask_of(encoded))
 
 
 def _check_polygon(polygon: Any, height: int, width: int) -> None:

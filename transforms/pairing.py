@@ -6,6 +6,10 @@ O'Reilly 2015, "Multi-probe consistent hashing"): a foreground probes the ring a
 `PROBES` places and takes the background that lies closest behind one of them. The
 probes even out the gaps between backgrounds, so the draw is near-uniform, and each
 costs a binary search.
+
+Images of one group share a scene, so none of them is another's background. A place on the
+ring that holds a foreground's own group is passed over in one step, to the next place of
+another group: the draw is that on a ring without the group.
 """
 
 from __future__ import annotations
@@ -33,25 +37,38 @@ class Pool:
       labels: (n,) int64 superclass labels.
       ring: (n,) uint64, place of each background on the hash ring.
       members: for each present label, positions in ring order, ties by key.
+      groups: (n,) int64, the same for images of one group; (n,) different numbers without
+        groups.
     """
 
     keys: Sequence[str]
     labels: NDArray[np.int64]
     ring: UInt64Array
     members: dict[int, Positions]
+    groups: Positions
 
     @classmethod
-    def of(cls, keys: Sequence[str], labels: NDArray[np.int64], *, seed: int) -> Pool:
-        """Builds the pool. Raises ValueError if a key occurs twice."""
+    def of(
+        cls,
+        keys: Sequence[str],
+        labels: NDArray[np.int64],
+        *,
+        seed: int,
+        groups: Positions | None = None,
+    ) -> Pool:
+        """Builds the pool; without `groups`, each image is one of its own. Raises ValueError if
+        a key occurs twice."""
         if len(set(keys)) != len(keys):
             raise ValueError("a pool needs unique keys")
+        if groups is None:
+            groups = np.arange(len(keys))
         ring = keyed_hashes(seed, "background", keys)
         by_ring = np.lexsort((np.asarray(keys, object), ring))
         members = {
             int(label): by_ring[labels[by_ring] == label].astype(np.int64)
             for label in np.unique(labels)
         }
-        return cls(keys=keys, labels=labels, ring=ring, members=members)
+        return cls(keys=keys, labels=labels, ring=ring, members=members, groups=groups)
 
 
 def pair(
@@ -92,12 +109,49 @@ def pair(
         pool, foregrounds, variant, stream, seed, own_background, mixed_rand
     )
     backgrounds = np.full(len(foregrounds), NO_PARTNER, np.int64)
+    own = np.full(len(foregrounds), NO_PARTNER) if own_background else pool.groups[foregrounds]
     for label, members in pool.members.items():
         rows = np.flatnonzero(classes == label)
         if len(rows):
-            banned = np.full(len(rows), NO_PARTNER) if own_background else foregrounds[rows]
-            backgrounds[rows] = _probe(pool.ring, members, hashes[rows], banned)
+            backgrounds[rows] = _probe(pool.ring, members, hashes[rows], own[rows], pool.groups)
     return backgrounds
+
+
+def draw_scenes(
+    scenes: Sequence[str],
+    foregrounds: Sequence[str],
+    variant: str,
+    *,
+    seed: int,
+    replicate: int = 0,
+) -> Positions:
+    """Draws a scene, which is no image of the dataset, for each foreground.
+
+    Args:
+      scenes: (n,) keys, unique.
+      foregrounds: (m,) keys.
+      variant, seed, replicate: as `pair`.
+
+    Returns:
+      (m,) positions among the scenes, `NO_PARTNER` if there are none; as stable as `pair`.
+    """
+    pool = Pool.of(scenes, np.zeros(len(scenes), np.int64), seed=seed)
+    stream = f"{variant}_r{replicate}" if replicate else variant
+    hashes = keyed_hashes(seed, f"{stream}/image", foregrounds)
+    members = pool.members.get(0, np.empty(0, np.int64))
+    banned = np.full(len(hashes), NO_PARTNER)
+    return _probe(pool.ring, members, hashes, banned, pool.groups)
+
+
+def group_numbers(keys: Sequence[str], groups: Sequence[str | None]) -> Positions:
+    """Numbers that tell groups apart, (n,) int64; an image without one is a group of its own.
+
+    >>> group_numbers(["a", "b", "c"], ["x", None, "x"]).tolist()
+    [1, 0, 1]
+    """
+    names = [(bool(group), group or key) for key, group in zip(keys, groups, strict=True)]
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    return np.asarray([numbers[name] for name in names], np.int64)
 
 
 def _background_classes(
@@ -129,24 +183,31 @@ def _background_classes(
     allowed = np.ones(scores.shape, np.bool_)
     for row, label in enumerate(present):
         scores[row] = keyed_hashes(seed, f"{stream}/class/{label}", keys)
-        own = labels == label
         if mixed_rand == "other":
-            allowed[row] = ~own
-        elif not own_background and len(pool.members[label]) == 1:
-            allowed[row] = ~own  # The class holds nothing but the image itself.
+            allowed[row] = labels != label
+        groups = pool.groups[pool.members[label]]
+        if not own_background and (groups == groups[0]).all():
+            # The class holds nothing but the image itself, or its group.
+            allowed[row] &= pool.groups[foregrounds] != groups[0]
     scores[~allowed] = 0
     chosen = np.asarray(present, np.int64)[scores.argmax(axis=0)]
     return np.where(allowed.any(axis=0), chosen, NO_PARTNER)
 
 
 def _probe(
-    ring: UInt64Array, members: Positions, hashes: UInt64Array, banned: Positions
+    ring: UInt64Array,
+    members: Positions,
+    hashes: UInt64Array,
+    banned: Positions,
+    groups: Positions,
 ) -> Positions:
-    """The member closest behind one of each hash's probes, other than the banned one.
+    """The member closest behind one of each hash's probes, of another group than the banned
+    one.
 
     `ring[members]` is sorted; distances wrap around in uint64, as places do.
     """
-    places = ring[members]
+    places, member_groups = ring[members], groups[members]
+    following = _next_of_others(member_groups)
     count = len(members)
     best = np.full(len(hashes), NO_PARTNER, np.int64)
     best_distance = np.zeros(len(hashes), np.uint64)
@@ -155,10 +216,25 @@ def _probe(
     for index in range(PROBES):
         probes = substream(hashes, index)
         slots = np.searchsorted(places, probes) % count
-        slots = np.where(members[slots] == banned, (slots + 1) % count, slots)
+        slots = np.where(member_groups[slots] == banned, following[slots], slots)
         found = members[slots]
         distance = places[slots] - probes
-        better = (found != banned) & ((best == NO_PARTNER) | (distance < best_distance))
+        better = (member_groups[slots] != banned) & (
+            (best == NO_PARTNER) | (distance < best_distance)
+        )
         best = np.where(better, found, best)
         best_distance = np.where(better, distance, best_distance)
     return best
+
+
+def _next_of_others(groups: Positions) -> Positions:
+    """For each slot of a ring, the next one of another group; itself if there is none."""
+    count = len(groups)
+    slots = np.arange(count)
+    # Twice around: the run of equal groups at the end may go on at the start.
+    twice = np.concatenate([groups, groups])
+    changes = np.flatnonzero(twice[1:] != twice[:-1]) + 1
+    if not len(changes):
+        return slots
+    found: Positions = changes[np.searchsorted(changes, slots, side="right")] % count
+    return found

@@ -111,7 +111,7 @@ class Variant:
 
     @property
     def is_mixed(self) -> bool:
-        """Whether the background comes from another image."""
+        """Whether the background comes from another picture."""
         return self.from_layer is None
 
     def compose(self, layer: Layer, background: Pixels | None = None) -> Image:
@@ -145,6 +145,7 @@ VARIANTS = {
         Variant("mixed_next"),
         Variant("fg_mask", fg_mask, lossless=True),
         Variant("bg_blurred", bg_blurred),
+        Variant("mixed_external"),
     )
 }
 """By name: the paper's, in its order, then others."""
@@ -155,7 +156,10 @@ PAPER = tuple(VARIANTS)[:9]
 WHOLE = ("original",)
 """Those of images that are not cut apart."""
 
-MIXED = tuple(name for name, variant in VARIANTS.items() if variant.is_mixed)
+EXTERNAL = "mixed_external"
+"""On scenes that are no images of the dataset: `--backgrounds`."""
+MIXED = tuple(name for name, v in VARIANTS.items() if v.is_mixed and name != EXTERNAL)
+"""On backgrounds of the dataset's own images."""
 PICTURES = tuple(name for name in PAPER if name != "fg_mask")
 """The paper's eight variants that a model is evaluated on."""
 
@@ -201,7 +205,7 @@ def with_replicates(variants: Iterable[str], replicates: int) -> tuple[str, ...]
     names: list[str] = []
     for variant in variants:
         names.append(name_of(variant))
-        if variant in MIXED:
+        if variant in (*MIXED, EXTERNAL):
             names += [f"{variant}_r{replicate}" for replicate in range(1, replicates)]
     return tuple(names)
 

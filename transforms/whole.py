@@ -1,4 +1,4 @@
-"""One source image as a whole, for IN-9L: decoded, resized and cropped, and not cut apart.
+"""One image as a whole, for IN-9L and for scenes: decoded, resized and cropped, not cut apart.
 
 Source: paper section 2 and appendix C. IN-9L holds all images of the 370 classes, with boxes or
 without, so that of the filters only those of the picture itself apply.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 
-from transforms.codec import MAX_PIXELS, TooManyPixelsError, UndecodableError, decode_image
+from transforms.codec import TooManyPixelsError, UndecodableError, decode_image, too_narrow
 from transforms.filters import Reason
 from transforms.geometry import Pixels, ResizeCrop
 
@@ -37,7 +37,9 @@ class Whole:
         return None if self.image is None else hashlib.sha256(self.image.tobytes()).hexdigest()[:16]
 
 
-def crop_whole(image: bytes, *, resize: int, crop: int, interpolation: str) -> Whole:
+def crop_whole(
+    image: bytes, *, resize: int, crop: int, interpolation: str, pad: bool = False
+) -> Whole:
     """Decodes, resizes and crops an image.
 
     Args:
@@ -45,6 +47,7 @@ def crop_whole(image: bytes, *, resize: int, crop: int, interpolation: str) -> W
       resize: shorter side after the resize, in pixels.
       crop: side of the centre crop, in pixels; at most `resize`.
       interpolation: one of `INTERPOLATIONS`.
+      pad: as `ResizeCrop.of`.
 
     Returns:
       The picture, or the reason why there is none. Nothing in the bytes raises.
@@ -57,12 +60,10 @@ def crop_whole(image: bytes, *, resize: int, crop: int, interpolation: str) -> W
         return Whole(reason=Reason.TOO_MANY_PIXELS, detail=str(error))
     height, width = pixels.shape[:2]
     # The size after the resize, before anything of that size is made.
-    if resize**2 * max(width, height) / min(width, height) > MAX_PIXELS:
-        return Whole(
-            reason=Reason.TOO_MANY_PIXELS,
-            detail=f"{width} x {height} is too narrow: more than {MAX_PIXELS} pixels when resized",
-            width=width,
-            height=height,
-        )
-    transform = ResizeCrop.of(native_width=width, native_height=height, resize=resize, crop=crop)
+    narrow = "" if pad else too_narrow(width, height, resize)
+    if narrow:
+        return Whole(reason=Reason.TOO_MANY_PIXELS, detail=narrow, width=width, height=height)
+    transform = ResizeCrop.of(
+        native_width=width, native_height=height, resize=resize, crop=crop, pad=pad
+    )
     return Whole(image=transform.image(pixels, interpolation), width=width, height=height)

@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import pyarrow as pa
 
+from pipeline.answers import Images
 from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.evaluate import Evaluation
@@ -80,12 +82,14 @@ class AttackGrid:
       foregrounds, backgrounds: its sides.
       is_full: whether both are all selected images.
       chunk: how many foregrounds are done at a time, the unit of what is resumed.
+      units: (F,) int64, the same from 0 on for foregrounds of one group; None without groups.
     """
 
     foregrounds: Side
     backgrounds: Side
     is_full: bool
     chunk: int
+    units: Labels | None = None
 
     @property
     def chunks(self) -> range:
@@ -125,7 +129,14 @@ def open_grid(dataset: Dataset, attacking: Attacking) -> AttackGrid:
         is_full=len(foregrounds) == len(backgrounds) == len(images),
         # Small, since an early stop learns from chunk to chunk, and few are left standing.
         chunk=_CHUNK if attacking.early_stop else chunk,
+        units=_unit_numbers(Images.read(dataset, split), foregrounds),
     )
+
+
+def _unit_numbers(images: Images, foregrounds: Side) -> Labels | None:
+    if images.unit_numbers is None:
+        return None
+    return images.unit_numbers[images.positions(pa.chunked_array([pa.array(foregrounds.keys)]))]
 
 
 def check_variants(variants: Iterable[str]) -> None:

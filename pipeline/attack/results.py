@@ -130,7 +130,7 @@ def measures(
 ) -> dict[str, Any]:
     """What attack.json says of one label rule. After an early stop, only challenge accuracy is
     known: the rest is null or empty."""
-    standing = challenge_accuracy(tallied)
+    standing = challenge_accuracy(tallied, grid.units)
     found: dict[str, Any] = {
         "challenge_accuracy": standing.value,
         "challenge_ci_low": standing.low,
@@ -140,7 +140,7 @@ def measures(
     }
     if early_stop:
         return found
-    turned, total = fooled(tallied), len(grid.backgrounds)
+    turned, total = fooled(tallied, grid.units), len(grid.backgrounds)
     found |= {"fooled": turned.value, "fooled_ci_low": turned.low, "fooled_ci_high": turned.high}
     found["accuracy_by_backgrounds"] = [
         {"backgrounds": number, "accuracy": accuracy}

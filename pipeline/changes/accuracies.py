@@ -12,7 +12,7 @@ from pipeline.answers import Images, read_answers
 from pipeline.changes.history import State, Summary
 from pipeline.comparisons import quantities
 from pipeline.results import display_name, tested_part
-from transforms.intervals import bootstrap_hashes, bootstrap_means, percentile_interval
+from transforms.intervals import bootstrap_hashes, bootstrap_means, percentile_interval, sum_units
 
 
 def is_changed(before: Summary, after: Summary) -> bool:
@@ -89,9 +89,9 @@ def _differences(
     names = [name for name in new_names if name in old_names]
     first = old[places[shared]][:, [old_names.index(name) for name in names]]
     second = new[shared][:, [new_names.index(name) for name in names]]
-    keys = new_images.keys.take(pa.array(shared)).to_pylist()
     estimate = (second - first).mean(axis=0)
-    means = bootstrap_means(second - first, np.ones(len(keys)), bootstrap_hashes(keys))
+    sums, sizes, units = sum_units(second - first, [new_images.units[i] for i in shared])
+    means = bootstrap_means(sums, sizes, bootstrap_hashes(units))
     low, high = percentile_interval(means) if len(means) else (estimate, estimate)
     rows = [
         {
@@ -105,4 +105,4 @@ def _differences(
         }
         for place, (rule, variant) in enumerate(names)
     ]
-    return len(keys), rows
+    return len(shared), rows

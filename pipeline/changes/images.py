@@ -13,12 +13,13 @@ from typing import Any
 from pipeline.dataset import Dataset
 from pipeline.records import ACCEPTED, read_rows
 from pipeline.shards import index_file, layer_record
-from transforms.variants import MIXED, with_replicates
+from transforms.variants import EXTERNAL, MIXED, with_replicates
 
 LISTED = 100
 """Images of a kind that are named; of more, only their number is told."""
 
 Row = dict[str, Any]
+_Image = tuple[str, str]
 
 
 @dataclasses.dataclass
@@ -70,24 +71,26 @@ def compare_images(before: Dataset, after: Dataset, split: str) -> ImageChanges:
     found = ImageChanges()
     columns = ["key", "path", "status", "selected"]
     mixed, now_mixed = _background_columns(before), _background_columns(after)
-    content: dict[str, Row] = {}
+    content: dict[_Image, Row] = {}
     for old_files, new_files in _pairs(before, after, split, _index_files):
         old = _read(before, old_files, [*columns, *mixed])
         new = _read(after, new_files, [*columns, *now_mixed])
         content |= new
         _compare(old, new, [name for name in mixed if name in now_mixed], found)
     if _segmented_alike(before, after):
-        found.changed = [content[path] for path in _changed(before, after, split, content)]
+        found.changed = [content[image] for image in _changed(before, after, split, content)]
     else:
         found.changed = None
     return found
 
 
-def _compare(old: dict[str, Row], new: dict[str, Row], mixed: list[str], to: ImageChanges) -> None:
-    to.added += [new[path] for path in new.keys() - old.keys()]
-    to.removed += [old[path] for path in old.keys() - new.keys()]
-    for path, row in new.items():
-        was = old.get(path)
+def _compare(
+    old: dict[_Image, Row], new: dict[_Image, Row], mixed: list[str], to: ImageChanges
+) -> None:
+    to.added += [new[image] for image in new.keys() - old.keys()]
+    to.removed += [old[image] for image in old.keys() - new.keys()]
+    for image, row in new.items():
+        was = old.get(image)
         if row["status"] != ACCEPTED and (was is None or was["status"] == ACCEPTED):
             to.rejected.append(row)
         if was is None:
@@ -99,15 +102,17 @@ def _compare(old: dict[str, Row], new: dict[str, Row], mixed: list[str], to: Ima
                 to.repaired[name.removesuffix("_bg_key")] += row[name] != was[name]
 
 
-def _changed(before: Dataset, after: Dataset, split: str, content: dict[str, Row]) -> Iterator[str]:
-    """Paths of the images whose source differs, of those in both states."""
-    columns = ["path", "source_digest"]
+def _changed(
+    before: Dataset, after: Dataset, split: str, content: dict[_Image, Row]
+) -> Iterator[_Image]:
+    """The images whose source differs, of those in both states, as `_read` tells them apart."""
+    columns = ["key", "path", "source_digest"]
     for old_files, new_files in _pairs(before, after, split, _record_files):
         old, new = _read(before, old_files, columns), _read(after, new_files, columns)
-        for path in sorted(old.keys() & new.keys()):
+        for image in sorted(old.keys() & new.keys()):
             # A source that differs gives its output shard another fingerprint, so another file.
-            if old[path]["source_digest"] != new[path]["source_digest"] and path in content:
-                yield path
+            if old[image]["source_digest"] != new[image]["source_digest"] and image in content:
+                yield image
 
 
 def _segmented_alike(before: Dataset, after: Dataset) -> bool:
@@ -118,7 +123,8 @@ def _segmented_alike(before: Dataset, after: Dataset) -> bool:
 
 def _background_columns(dataset: Dataset) -> list[str]:
     replicates = dataset.manifest.config.compose.replicates
-    return [f"{name}_bg_key" for name in with_replicates(MIXED, replicates)]
+    drawn = (*MIXED, EXTERNAL) if EXTERNAL in dataset.variants else MIXED
+    return [f"{name}_bg_key" for name in with_replicates(drawn, replicates)]
 
 
 def _index_files(dataset: Dataset, split: str) -> list[str]:
@@ -146,6 +152,7 @@ def _pairs(
             yield [first], [second]
 
 
-def _read(dataset: Dataset, files: list[str], columns: list[str]) -> dict[str, Row]:
-    """Rows by path."""
-    return {row["path"]: row for file in files for row in read_rows(dataset.store, file, columns)}
+def _read(dataset: Dataset, files: list[str], columns: list[str]) -> dict[_Image, Row]:
+    """Rows by path and key: an image's objects have rows of their own."""
+    rows = (row for file in files for row in read_rows(dataset.store, file, columns))
+    return {(row["path"], row["key"]): row for row in rows}

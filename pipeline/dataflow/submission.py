@@ -177,7 +177,9 @@ def _check_places(arguments: argparse.Namespace, options: PipelineOptions) -> No
         place = getattr(google, name)
         if place and not is_remote(place):
             raise UsageError(f"--{name} must be gs://BUCKET/FOLDER: got {place}")
-    for name in _FOLDERS:
+    # An attack's --backgrounds is a number.
+    scenes = ["backgrounds"] if hasattr(arguments, "objects") else []
+    for name in (*_FOLDERS, *scenes):
         folder = getattr(arguments, name, None)
         if folder and not is_remote(folder):
             raise UsageError(

@@ -103,6 +103,8 @@ def _files(arguments: argparse.Namespace, config: DatasetConfig) -> Iterator[Fil
     folders = []
     if arguments.masks and not is_coco_file(arguments.masks):
         folders.append(absolute(arguments.masks))
+    if arguments.backgrounds:
+        folders.append(absolute(arguments.backgrounds))
     if getattr(arguments, "imagenet", None):
         folders.append(find_images(absolute(arguments.imagenet), SPLIT, "--imagenet"))
     if getattr(arguments, "weights", None):

@@ -30,7 +30,7 @@ from pipeline.sinks import Sample
 from pipeline.storage import WORK_FOLDER, Store
 from transforms.codec import decode_mask
 from transforms.taxonomy import Taxonomy
-from transforms.variants import MIXED, VARIANTS, base_of
+from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of
 
 EXPORT_VERSION = 1
 """Raised by hand when Export would write other files for the same dataset."""
@@ -97,6 +97,8 @@ class Exporting:
             name = mixed_stem(
                 name, background and stem_of(background, fields["bg_wnid"], self.clashes)
             )
+        elif base_of(variant) == EXTERNAL:
+            name = mixed_stem(name, fields["bg_key"])
         folder = class_folder(fields["label"], taxonomy.names[fields["label"]])
         suffix = "npy" if base_of(variant) == "fg_mask" else "JPEG"
         return f"{variant}/{self.split}/{folder}/{name}.{suffix}"
@@ -197,10 +199,10 @@ class FinishExport(beam.DoFn):
                 image = images.setdefault(
                     row["key"], {name: row[name] for name in ("stem", "key", "wnid", "label")}
                 )
-                if base_of(row["variant"]) in MIXED:
+                if base_of(row["variant"]) in (*MIXED, EXTERNAL):
                     image[f"{row['variant']}_bg_key"] = row["bg_key"]
         self._sweep(wanted, {job.record(shard) for shard in shards})
-        mixed = [f"{v}_bg_key" for v in job.dataset.variants if base_of(v) in MIXED]
+        mixed = [f"{v}_bg_key" for v in job.dataset.variants if base_of(v) in (*MIXED, EXTERNAL)]
         rows = sorted(images.values(), key=lambda row: str(row["stem"]))
         target.update(
             images_file(job.split), csv_bytes(("stem", "key", "wnid", "label", *mixed), rows)

@@ -15,7 +15,7 @@ from pipeline.shards import ShardCounts
 from pipeline.source import SplitTotals
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.taxonomy import Taxonomy
-from transforms.variants import MIXED, VARIANTS, base_of, with_replicates
+from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of, with_replicates
 
 REQUIRED = ("original", "fg_mask")
 """Versions without which there is nothing to import: what is evaluated needs the masks, for the
@@ -122,7 +122,9 @@ def read_listing(
     missing = [name for name in REQUIRED if any(name not in tree[s] for s in splits)]
     if missing:
         raise UsageError(f"--from {source} has no {missing[0]}/{splits[0]}, which is needed")
-    base = tuple(name for name in VARIANTS if all(name in tree[split] for split in splits))
+    # Scenes are no part of an archive, so what is on them cannot be told.
+    known = (name for name in VARIANTS if name != EXTERNAL)
+    base = tuple(name for name in known if all(name in tree[split] for split in splits))
     replicates = _replicates(base, there)
     imported = with_replicates(base, replicates)
     by_split = {split: _images(tree[split], imported, taxonomy) for split in splits}

@@ -217,6 +217,7 @@ class WriteShard(beam.DoFn):
             fingerprint=checksum,
             moves=(*moves, (found.record, index)),
             files=(*found.files, digest),
+            images=len(rows),
             statuses=dict(Counter(row["status"] for row in rows)),
             selected=dict(selected),
         )

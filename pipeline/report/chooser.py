@@ -16,6 +16,7 @@ from pipeline.report.selection import (
 from pipeline.sinks import Sample
 from transforms.scoring import LABEL_RULES, classes_of_outputs
 from transforms.taxonomy import OUTSIDE, Taxonomy
+from transforms.variants import EXTERNAL, base_of
 
 _BYTES = 4_900_000
 """Room for pictures: with all else the page stays under 10 MB."""
@@ -52,9 +53,9 @@ class Version:
     Attributes:
       variant: its name.
       uri: the picture, "" if pictures are left out.
-      background: the class whose background it has, "" for its own.
-      bg_label: label of that class, None for its own.
-      bg_key: the image whose background it has.
+      background: the class whose background it has, or `a scene`; "" for its own.
+      bg_label: label of that class, None for its own and for a scene.
+      bg_key: the image whose background it has, or the scene.
       predictions: of all models.
     """
 
@@ -201,10 +202,11 @@ def _version(
     taxonomy: Taxonomy,
 ) -> Version:
     label = sample.fields["bg_label"]
+    unnamed = "a scene" if base_of(variant) == EXTERNAL else ""
     return Version(
         variant=variant,
         uri=uri,
-        background="" if label is None else taxonomy.names[label],
+        background=unnamed if label is None else taxonomy.names[label],
         bg_label=label,
         bg_key=sample.fields["bg_key"] or "",
         predictions=tuple(predictions.get((variant, sample.key), ())),

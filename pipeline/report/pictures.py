@@ -41,10 +41,9 @@ def find_samples(
 ) -> dict[str, Sample]:
     """Samples of a variant by key, reading no more of each shard than that takes. Keys that
     the dataset does not hold are left out."""
-    counts = dataset.manifest.shards[split]
     by_shard: dict[int, set[str]] = defaultdict(set)
     for key in keys:
-        by_shard[counts.source_shard(key) % counts.output].add(key)
+        by_shard[dataset.shard_of(split, key)].add(key)
     found: dict[str, Sample] = {}
     for shard, wanted in sorted(by_shard.items()):
         missing = set(wanted)

@@ -110,9 +110,8 @@ def read_predictions_of(
     dataset: Dataset, split: str, model: ModelResults, keys: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """A model's predictions on all versions of some images, by both label rules."""
-    counts = dataset.manifest.shards[split]
     store = dataset.store
-    shards = sorted({counts.source_shard(key) % counts.output for key in keys})
+    shards = sorted({dataset.shard_of(split, key) for key in keys})
     paths = [predictions_file(model.folder, split, shard) for shard in shards]
     columns = ["label_rule", "variant", "key", "prediction", "output", "correct", "top1_score"]
     wanted = ds.field("key").isin(list(keys)) & ds.field("variant").isin(dataset.picture_variants)

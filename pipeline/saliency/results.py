@@ -99,8 +99,9 @@ def has_picture(store: Store, path: str, fingerprint: str) -> bool:
         return False
 
 
-def measure(store: Store, paths: Iterable[str]) -> dict[str, Any]:
-    """The mean over all images of a model, with its interval.
+def measure(store: Store, paths: Iterable[str], unit_of: Mapping[str, str]) -> dict[str, Any]:
+    """The mean over all images of a model, with its interval, for which the units of images are
+    resampled, given by key.
 
     Images without any saliency do not count; without any other images, values are None.
     """
@@ -112,7 +113,8 @@ def measure(store: Store, paths: Iterable[str]) -> dict[str, Any]:
     found["images"] = len(rows)
     if rows:
         mass = np.asarray([row["mass_in_mask"] for row in rows])
-        mean, low, high = paired_bootstrap(mass, np.zeros_like(mass), [row["key"] for row in rows])
+        units = [unit_of[row["key"]] for row in rows]
+        mean, low, high = paired_bootstrap(mass, np.zeros_like(mass), units)
         area = float(np.mean([row["mask_area"] for row in rows]))
         found |= {"mass_in_mask": mean, "ci_low": low, "ci_high": high, "mask_area": area}
         found["concentration"] = mean / area if area else None

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline.answers import Images
 from pipeline.counters import count, count_written, timed
 from pipeline.dataset import Dataset
 from pipeline.errors import JobError, ModelError
@@ -224,12 +225,14 @@ class Measure(beam.DoFn):
         store, about = dataset.store, json.loads(found[0].about)
         folder = result_folder(about["model"], about["evaluation"])
         paths = [result.path for result in found]
+        images = Images.read(dataset, self._plan.evaluation.split)
+        unit_of = dict(zip(images.keys.to_pylist(), images.units, strict=True))
         content = {
             **about,
             "dataset": dataset.manifest.fingerprint,
             "method": self._plan.method,
             "variant": self._plan.variant,
-            **measure(store, paths),
+            **measure(store, paths, unit_of),
             "maps": shown_rows(store, paths, shown, folder),
         }
         data = (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()

@@ -1,0 +1,218 @@
+"""Groups: images of one scene never meet each other's background, and count as one."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transforms.analysis import bg_gap, groups
+from transforms.intervals import (
+    bootstrap_hashes,
+    bootstrap_means,
+    paired_bootstrap,
+    percentile_interval,
+    sum_units,
+    wilson,
+    wilson_of_groups,
+    wilson_of_units,
+)
+from transforms.pairing import NO_PARTNER, Pool, draw_scenes, group_numbers, pair
+from transforms.selection import has_partners
+from transforms.variants import MIXED
+
+images = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=40)
+"""(class, group) of each."""
+
+
+def make_pool(drawn: list[tuple[int, int]], seed: int = 0) -> Pool:
+    keys = [f"image_{i}" for i in range(len(drawn))]
+    labels, numbers = (np.asarray(column, np.int64) for column in zip(*drawn, strict=True))
+    return Pool.of(keys, labels, seed=seed, groups=numbers)
+
+
+@pytest.mark.parametrize(
+    ("own", "policy", "expected"),
+    [
+        (False, "any", "d43ce802ad530a85"),
+        (False, "other", "5bd46242eb0a7edc"),
+        (True, "any", "62756057364e496f"),
+        (True, "other", "f6ae1cbce905a04e"),
+    ],
+)
+def test_without_groups_pairs_are_those_of_the_first_release(
+    own: bool, policy: str, expected: str
+) -> None:
+    keys = [f"image_{i}" for i in range(500)]
+    labels = np.asarray([i * i % 7 for i in range(500)], np.int64)
+    digest = hashlib.sha256()
+    pool = Pool.of(keys, labels, seed=3)
+    for variant in MIXED:
+        for replicate in (0, 1):
+            drawn = pair(
+                pool,
+                np.arange(500),
+                variant,
+                seed=3,
+                replicate=replicate,
+                own_background=own,
+                mixed_rand=policy,
+            )
+            digest.update(drawn.tobytes())
+    assert digest.hexdigest()[:16] == expected
+
+
+@given(images, st.booleans(), st.sampled_from(["any", "other"]))
+@settings(deadline=None)
+def test_no_background_is_of_the_same_group(
+    drawn: list[tuple[int, int]], own: bool, policy: str
+) -> None:
+    pool = make_pool(drawn)
+    everyone = np.arange(len(drawn))
+    present = sorted({label for label, _ in drawn})
+    for variant in MIXED:
+        found = pair(pool, everyone, variant, seed=0, own_background=own, mixed_rand=policy)
+        for foreground, background in enumerate(found):
+            label, group = drawn[foreground]
+            of_next = present[(present.index(label) + 1) % len(present)]
+            allowed = [
+                place
+                for place, (other, of_group) in enumerate(drawn)
+                if (own or of_group != group)
+                and {
+                    "mixed_same": other == label,
+                    "mixed_next": other == of_next != label,
+                    "mixed_rand": policy == "any" or other != label,
+                }[variant]
+            ]
+            # Whoever has a partner gets one, whatever the hashes are.
+            assert background in allowed if allowed else background == NO_PARTNER
+
+
+@given(images, st.sets(st.sampled_from(MIXED)), st.booleans(), st.sampled_from(["any", "other"]))
+@settings(deadline=None)
+def test_who_stays_has_partners_among_who_stays(
+    drawn: list[tuple[int, int]], mixed: set[str], own: bool, policy: str
+) -> None:
+    labels, numbers = (np.asarray(column, np.int64) for column in zip(*drawn, strict=True))
+    keep = has_partners(
+        labels, mixed=sorted(mixed), own_background=own, mixed_rand=policy, groups=numbers
+    )
+    # Nobody leaves without need: of those in the pool, who has no partner goes, and so on.
+    left = list(range(len(drawn)))
+    while left:
+        pool = make_pool([drawn[i] for i in left])
+        fine = np.ones(len(left), np.bool_)
+        for variant in mixed:
+            of_variant = pair(
+                pool,
+                np.arange(len(left)),
+                variant,
+                seed=0,
+                own_background=own,
+                mixed_rand=policy,
+            )
+            fine &= of_variant != NO_PARTNER
+        if fine.all():
+            break
+        left = [place for place, stays in zip(left, fine, strict=True) if stays]
+    assert np.flatnonzero(keep).tolist() == left
+
+
+def test_draws_are_nearly_uniform_over_the_other_groups() -> None:
+    """Half of the pool is one group, which would be passed over again and again."""
+    drawn = [(0, 0)] * 1000 + [(0, i) for i in range(1, 1001)]
+    found = pair(make_pool(drawn), np.arange(1000), "mixed_same", seed=0)
+    counts = collections.Counter(found.tolist())
+    assert min(counts) >= 1000
+    # Of 1000 uniform draws out of 1000, a share 1/e of the backgrounds stays out.
+    assert len(counts) / 1000 == pytest.approx(1 - np.exp(-1), abs=0.05)
+    assert max(counts.values()) <= 8
+
+
+def test_removing_one_image_repairs_few() -> None:
+    drawn = [(i % 3, i // 4) for i in range(600)]
+    keys = [f"image_{i}" for i in range(600)]
+
+    def pairs(skip: int | None) -> dict[str, str]:
+        kept = [i for i in range(600) if i != skip]
+        labels, numbers = (np.asarray([drawn[i][c] for i in kept], np.int64) for c in (0, 1))
+        pool = Pool.of([keys[i] for i in kept], labels, seed=0, groups=numbers)
+        found = pair(pool, np.arange(len(kept)), "mixed_rand", seed=0)
+        return {pool.keys[f]: pool.keys[b] for f, b in enumerate(found)}
+
+    before = pairs(None)
+    for skip in range(0, 600, 60):
+        after = pairs(skip)
+        assert sum(before[key] != background for key, background in after.items()) <= 8
+
+
+def test_scenes_are_drawn_evenly_and_stay_when_one_is_added() -> None:
+    scenes, keys = [f"scene_{i}" for i in range(50)], [f"image_{i}" for i in range(2000)]
+    before = draw_scenes(scenes, keys, "mixed_external", seed=0)
+    assert np.bincount(before, minlength=50).min() > 5
+    after = draw_scenes([*scenes, "another"], keys, "mixed_external", seed=0)
+    changed = after != before
+    assert (after[changed] == 50).all()
+    assert 0 < changed.mean() < 0.08
+    again = draw_scenes(scenes, keys, "mixed_external", seed=0, replicate=1)
+    assert (again == before).mean() < 0.1
+    assert draw_scenes([], keys[:3], "mixed_external", seed=0).tolist() == [NO_PARTNER] * 3
+
+
+def test_images_without_a_group_are_groups_of_their_own() -> None:
+    numbers = group_numbers(["a", "b", "c", "d"], ["b", None, "", "b"])
+    assert numbers[0] == numbers[3]
+    assert len(set(numbers.tolist())) == 3
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.booleans(), st.booleans()), min_size=1, max_size=60)
+)
+@settings(deadline=None, max_examples=25)
+def test_intervals_resample_groups(drawn: list[tuple[int, bool, bool]]) -> None:
+    units = [f"group_{group}" for group, _, _ in drawn]
+    same, rand = (np.asarray([each[column] for each in drawn]) for column in (1, 2))
+    gap = bg_gap(same[None], rand[None], units)
+    expected = paired_bootstrap(same, rand, units)
+    assert (gap.gap, gap.low, gap.high) == pytest.approx(expected)
+    values = np.stack([same, rand], axis=1).astype(np.float64)
+    sums, sizes, names = sum_units(values, units)
+    assert sizes.sum() == len(drawn)
+    np.testing.assert_allclose(sums.sum(axis=0), values.sum(axis=0))
+    means = bootstrap_means(sums, sizes, bootstrap_hashes(names))
+    if len(means):
+        low, _ = percentile_interval(means[:, :1] - means[:, 1:])
+        assert low[0] == pytest.approx(expected[1])
+    # A share, too: over images alone it is Wilson's, over groups that of their sums.
+    numbers = np.unique(units, return_inverse=True)[1]
+    assert wilson_of_groups(same, None) == wilson(int(same.sum()), len(same))
+    hits = [int(same[numbers == unit].sum()) for unit in range(len(names))]
+    n = [int((numbers == unit).sum()) for unit in range(len(names))]
+    expected_share = wilson_of_units(np.asarray(hits), np.asarray(n))
+    assert wilson_of_groups(same, numbers) == pytest.approx(expected_share)
+    assert wilson_of_groups(same, np.arange(len(same))) == pytest.approx(
+        wilson(int(same.sum()), len(same))
+    )
+    (found,) = groups(
+        np.zeros(len(same), int), np.zeros((1, len(same)), int), same[None], 1, numbers
+    )
+    assert (sorted(found.n), found.correct.sum()) == (sorted(n), same.sum())
+
+
+def test_the_interval_of_related_images_covers() -> None:
+    """Ten images of a scene that are all right or all wrong are worth one."""
+    random = np.random.default_rng(0)
+    held = plain = 0
+    for _ in range(300):
+        right = np.repeat(random.random(60) < 0.7, 10)
+        low, high = wilson_of_groups(right, np.repeat(np.arange(60), 10))
+        held += low <= 0.7 <= high
+        low, high = wilson_of_groups(right, None)
+        plain += low <= 0.7 <= high
+    assert held / 300 > 0.92
+    assert plain / 300 < 0.6

@@ -1,0 +1,314 @@
+"""Pictures with several objects, their groups, and scenes, through the command line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from conftest import ONE, manifest_of, run_in9
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.dataset import Dataset
+from pipeline.scenes import list_scenes
+from pipeline.storage import Store
+from transforms.annotations import Box
+from transforms.codec import decode_image
+from transforms.intervals import paired_bootstrap
+from transforms.whole import crop_whole
+
+MODEL = """
+import torch
+
+def tiny():
+    torch.manual_seed(1)
+    layers = torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 1000)
+    return torch.nn.Sequential(*layers)
+"""
+
+CLASSES = ("n02085620", "n01514668", "n01440764")
+SMALL = ("--image_size", "64", "--resize", "72", "--segmenter", "box", "--encoding", "png", *ONE)
+SHARDS = ("--images_per_shard", "5", "--formats", "parquet")
+
+
+def box_line(*boxes: Box) -> str:
+    objects = "".join(
+        f"<object><name>x</name><bndbox><xmin>{box.xmin}</xmin><ymin>{box.ymin}</ymin>"
+        f"<xmax>{box.xmax}</xmax><ymax>{box.ymax}</ymax></bndbox></object>"
+        for box in boxes
+    )
+    size = "<size><width>120</width><height>90</height></size>"
+    return f"<annotation>{size}{objects}</annotation>"
+
+
+def write_noise(path: Path, seed: int, width: int = 120, height: int = 90) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    Image.fromarray(coarse).resize((width, height)).save(path)
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fifteen pictures of three classes: twelve with two objects, three with one."""
+    root = tmp_path_factory.mktemp("street")
+    boxes = root / "Annotations" / "val"
+    boxes.mkdir(parents=True)
+    for number in range(15):
+        key = f"street_{number}"
+        write_noise(root / "val" / CLASSES[number % 3] / f"{key}.png", number)
+        both = (Box(10, 15, 50, 70), Box(60, 20, 90 + number, 80))
+        (boxes / f"{key}.xml").write_text(box_line(*both[: 1 if number < 3 else 2]))
+    return root
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six scenes, of which one is none."""
+    folder = tmp_path_factory.mktemp("places")
+    for number in range(5):
+        write_noise(folder / ("old" if number % 2 else "") / f"place_{number}.png", 100 + number)
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("of last year")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(
+    street: Path, places: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, str]]:
+    """A dataset of single objects with scenes, evaluated and attacked; what was said."""
+    output = tmp_path_factory.mktemp("made") / "out"
+    (output.parent / "scene_models.py").write_text(MODEL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(output.parent), prepend=":")
+        done = run_in9(
+            *("run", "--output", output, "--input", street, "--objects", "each"),
+            *("--backgrounds", places, "--models", "python:scene_models:tiny", "--attack", "6"),
+            *(*SMALL, *SHARDS),
+        )
+        yield output, done.stdout
+
+
+def index_of(output: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = ds.dataset(output / "index").to_table().to_pylist()
+    return rows
+
+
+def pictures(output: Path, variant: str) -> dict[str, NDArray[np.uint8]]:
+    table = ds.dataset(output / "parquet" / variant).to_table(columns=["key", "image"])
+    return {
+        row["key"]: np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])))
+        for row in table.to_pylist()
+    }
+
+
+def files_of(output: Path) -> dict[str, str]:
+    """SHA-256 of the dataset's pictures and index."""
+    files = manifest_of(output)["files"]
+    return {f["path"]: f["sha256"] for f in files if f["path"].startswith(("parquet/", "index/"))}
+
+
+def test_every_object_is_an_image(made: tuple[Path, str]) -> None:
+    output, said = made
+    rows = index_of(output)
+    assert len(rows) == 12 * 2 + 3
+    for row in rows:
+        source, _, number = row["key"].rpartition("_")
+        assert row["path"].endswith(f"{source}.png")
+        assert (row["group"], row["object"]) == (source, int(number))
+    images = manifest_of(output)["images"]["val"]
+    assert (images["listed"], images["objects"], images["accepted"]) == (15, 27, 27)
+    assert "val: 15 images, 27 objects, 27 accepted, 0 rejected" in said
+    for row in rows:
+        for variant in ("mixed_same", "mixed_rand", "mixed_next"):
+            # Never of the picture that the object is in, its other object included.
+            assert row[f"{variant}_bg_key"].rpartition("_")[0] != row["group"]
+    assert "files agree" in run_in9("verify", "--dataset", output).stdout
+    # Whatever finds an image by its key finds objects as well.
+    dataset = Dataset.open(Store(str(output)))
+    for shard in dataset.shards("val"):
+        for row in dataset.index_of_shard("val", shard):
+            assert dataset.shard_of("val", row["key"]) == shard
+
+
+def test_mixed_external_is_the_foreground_on_a_scene(made: tuple[Path, str], places: Path) -> None:
+    output, said = made
+    files = {path.stem: path for path in places.rglob("*.png")}
+    scenes = {
+        key: crop_whole(path.read_bytes(), resize=72, crop=64, interpolation="nearest").image
+        for key, path in files.items()
+    }
+    originals, masks = pictures(output, "original"), pictures(output, "fg_mask")
+    table = ds.dataset(output / "parquet" / "mixed_external").to_table().to_pylist()
+    assert len(table) == 27
+    for row in table:
+        key = row["key"]
+        expected = np.where(masks[key][..., None] > 0, originals[key], scenes[row["bg_key"]])
+        np.testing.assert_array_equal(decode_image(row["image"]["bytes"]), expected)
+        assert (row["bg_label"], row["bg_wnid"]) == (None, None)
+    told = {row["key"]: row["mixed_external_bg_key"] for row in index_of(output)}
+    assert told == {row["key"]: row["bg_key"] for row in table}
+    assert len(set(told.values())) >= 4
+    # What is no picture is noted, and harms nothing.
+    assert manifest_of(output)["backgrounds"] == {"accepted": 5, "undecodable": 1}
+    assert "backgrounds: 6 pictures (5 accepted, 1 undecodable)" in said
+    rows = pq.read_table(output / "backgrounds" / "scenes.parquet").to_pylist()
+    assert [row["path"] for row in rows if row["status"] != "accepted"] == ["broken.jpg"]
+
+
+def test_models_are_measured_on_scenes_and_over_groups(made: tuple[Path, str]) -> None:
+    output, said = made
+    assert "mixed_external" in said
+
+    def table(name: str) -> list[dict[str, str]]:
+        with (output / "results" / f"{name}.csv").open() as file:
+            return list(csv.DictReader(file))
+
+    accuracy = {
+        row["variant"]: row for row in table("summary") if row["label_rule"] != "mapped_only"
+    }
+    assert int(accuracy["mixed_external"]["n"]) == 27
+    assert {row["variant"] for row in table("groups")} == {"mixed_same", "mixed_rand", "mixed_next"}
+    (gap,) = (row for row in table("gaps") if row["label_rule"] == "mapped_only")
+    assert (int(gap["n"]), int(gap["units"])) == (27, 15)
+    predictions = ds.dataset(sorted((output / "results").rglob("predictions/*.parquet"))).to_table()
+    correct: dict[str, dict[str, bool]] = {}
+    for row in predictions.to_pylist():
+        if row["label_rule"] == "mapped_only":
+            correct.setdefault(row["variant"], {})[row["fg_key"]] = row["correct"]
+    keys = sorted(correct["mixed_same"])
+    same, rand = ([correct[name][key] for key in keys] for name in ("mixed_same", "mixed_rand"))
+    expected = paired_bootstrap(same, rand, [key.rpartition("_")[0] for key in keys])
+    assert tuple(float(gap[name]) for name in ("gap", "ci_low", "ci_high")) == pytest.approx(
+        expected
+    )
+    page = (output / "report.html").read_text()
+    assert "<strong>a scene</strong>, <code>place_" in page
+    (attack,) = table("attack")[:1]
+    assert int(attack["foregrounds"]) == 6
+
+
+def test_dropped_layers_are_cut_again_object_by_object(
+    made: tuple[Path, str], street: Path, places: Path, tmp_path: Path
+) -> None:
+    flags = ("--objects", "each", "--backgrounds", places, *SMALL, *SHARDS)
+    run_in9("generate", "--output", tmp_path / "a", "--input", street, *flags, "--layers", "drop")
+    assert files_of(tmp_path / "a") == files_of(made[0])
+    assert not list((tmp_path / "a" / "layers").glob("*.tar"))
+    other = ("--seed", "1", "--overwrite")
+    run_in9(
+        *("generate", "--output", tmp_path / "a", "--input", street, *flags),
+        *("--layers", "drop", *other),
+    )
+    run_in9("generate", "--output", tmp_path / "b", "--input", street, *flags, "--seed", "1")
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b") != files_of(made[0])
+
+
+def test_a_change_makes_no_more_than_it_must(
+    made: tuple[Path, str], street: Path, places: Path, tmp_path: Path
+) -> None:
+    output, source, scenes = tmp_path / "out", tmp_path / "street", tmp_path / "places"
+    shutil.copytree(street, source)
+    shutil.copytree(places, scenes)
+    command = ("generate", "--output", output, "--input", source, "--backgrounds", scenes)
+    command += ("--objects", "each", "--variants", "original,mixed_rand", *SMALL)
+    command += ("--formats", "parquet", "--images_per_shard", "1")
+    run_in9(*command)
+    before = files_of(output)
+    assert "nothing to do" in run_in9(*command).stdout
+    # Where the scenes lie is no part of the dataset.
+    shutil.move(scenes, tmp_path / "elsewhere")
+    command = tuple(tmp_path / "elsewhere" if part == scenes else part for part in command)
+    assert "nothing to do" in run_in9(*command).stdout
+    # A scene that comes is drawn by few foregrounds; the others stay as they are.
+    write_noise(tmp_path / "elsewhere" / "another.png", 7)
+    said = run_in9(*command).stdout
+    assert "done now: 0 images segmented" in said
+    after = files_of(output)
+    changed = {path for path in before if path.startswith("parquet/mixed_external")}
+    changed = {path for path in changed if before[path] != after[path]}
+    shards = len(list((output / "index").glob("*.parquet")))
+    assert 0 < len(changed) < shards
+    assert {path.split("/")[-1] for path in before if before[path] != after.get(path)} == {
+        path.split("/")[-1] for path in changed
+    }
+    assert manifest_of(output)["backgrounds"]["accepted"] == 6
+    # Made at once, it is the same.
+    run_in9(*(tmp_path / "fresh" if part == output else part for part in command))
+    mine, theirs = manifest_of(output), manifest_of(tmp_path / "fresh")
+    assert mine == theirs
+    # An image that goes takes its objects along; those of others are not segmented again.
+    next((source / "val").rglob("street_14.png")).unlink()
+    assert "done now: 0 images segmented" in run_in9(*command).stdout
+    assert "street_14" not in {row["group"] for row in index_of(output)}
+
+
+def test_the_flag_that_would_help_is_named(street: Path, tmp_path: Path) -> None:
+    command = ("generate", "--input", street, *SMALL, "--variants", "original")
+    said = run_in9(*command, "--output", tmp_path / "one").stdout
+    assert "val: 15 images, 3 accepted, 12 rejected (12 not_one_box)" in said
+    advice = "val: over half are rejected. not_one_box (12): --objects largest, union or each"
+    assert advice in said
+    assert advice in run_in9(*command, "--output", tmp_path / "dry", "--dry_run").stdout
+    dry = run_in9(*command, "--output", tmp_path / "dry", "--objects", "each", "--dry_run").stdout
+    assert "15 to segment" in dry
+    assert "about 27 images in the dataset" in dry
+    for objects in ("largest", "union"):
+        said = run_in9(*command, "--output", tmp_path / objects, "--objects", objects).stdout
+        assert "15 accepted" in said
+        assert "over half" not in said
+        boxes = {row["key"]: row["box"] for row in index_of(tmp_path / objects)}
+        assert (boxes["street_9"] == boxes["street_1"]) is False
+    wider = index_of(tmp_path / "union")[0]["box"], index_of(tmp_path / "largest")[0]["box"]
+    assert wider[0][2] - wider[0][0] >= wider[1][2] - wider[1][0]
+    refused = run_in9(*command, "--output", tmp_path / "union", "--max_box", "0.8", check=2).stderr
+    assert "--max_box=0.8 (the dataset has 0.9), --objects=one (the dataset has union)" in refused
+    assert manifest_of(tmp_path / "union")["config"]["objects"] == "union"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--variants", "mixed_external"), "mixed_external needs --backgrounds"),
+        (("--backgrounds", "nowhere"), "nowhere is no folder that can be read"),
+        (("--objects", "all"), "--objects must be one of one, largest, union, each"),
+        (("--crop", "stretch"), "--crop must be one of center, pad"),
+        (("--max_box", "2"), "--max_box must be between 0 and 1"),
+    ],
+)
+def test_wrong_flags_are_one_line(
+    flags: tuple[str, ...], message: str, street: Path, tmp_path: Path
+) -> None:
+    done = run_in9("generate", "--output", tmp_path / "out", "--input", street, *flags, check=2)
+    (line,) = done.stderr.strip().splitlines()
+    assert message in line
+
+
+def test_scenes_without_a_picture(street: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "places"
+    folder.mkdir()
+    command = ("generate", "--output", tmp_path / "out", "--input", street, "--backgrounds", folder)
+    assert "holds no picture" in run_in9(*command, *SMALL, check=2).stderr
+    (folder / "broken.png").write_bytes(b"")
+    done = run_in9(*command, *SMALL, "--objects", "each", check=2)
+    assert "no picture" in done.stderr
+    assert "broken.png is undecodable" in done.stderr
+
+
+def test_scenes_are_known_by_what_they_hold(places: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(places, copied)
+    (copied / ".cache").mkdir()
+    write_noise(copied / ".cache" / "hidden.png", 1)
+    assert list_scenes(str(copied)).about == list_scenes(str(places)).about
+    write_noise(copied / "place_0.png", 55)
+    assert list_scenes(str(copied)).about != list_scenes(str(places)).about
+    assert list_scenes(str(copied)).about.startswith("6 pictures, sha256 ")
