@@ -27,17 +27,22 @@ from transforms.variants import MIXED, base_of, is_picture
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-    """The selected images of a split.
+    """The selected images of a split, or those of them that are tested on.
 
     Attributes:
       keys: (n,) strings, sorted.
       labels: (n,) int8.
       fg_fraction: (n,) float64.
+      background_keys: (m,) strings, sorted: all selected images, which give backgrounds also
+        where they are not tested on.
+      background_labels: (m,) int8.
     """
 
     keys: pa.Array
     labels: NDArray[np.int8]
     fg_fraction: NDArray[np.float64]
+    background_keys: pa.Array
+    background_labels: NDArray[np.int8]
 
     @classmethod
     def read(cls, dataset: Dataset, split: str, holdout: float = 0.0) -> Images:
@@ -59,6 +64,7 @@ class Images:
         # Indices of shards differ in their metadata.
         table = pa.concat_tables([table.replace_schema_metadata() for table in tables])
         table = table.filter(table["selected"]).sort_by("key").combine_chunks()
+        pool = table
         if holdout:
             tested = keys_for_test(dataset, split, Holdout(holdout))
             table = table.filter(pc.is_in(table["key"], pa.array(sorted(tested), pa.string())))
@@ -66,12 +72,18 @@ class Images:
             keys=pa.array(table["key"].to_pylist(), pa.string()),
             labels=table["label"].to_numpy().astype(np.int8),
             fg_fraction=table["fg_fraction"].to_numpy().astype(np.float64),
+            background_keys=pa.array(pool["key"].to_pylist(), pa.string()),
+            background_labels=pool["label"].to_numpy().astype(np.int8),
         )
 
     def positions(self, keys: pa.ChunkedArray) -> NDArray[np.int64]:
         """Place of each key among the images, -1 for null and for no image of ours."""
-        found = pc.index_in(keys, value_set=self.keys, skip_nulls=True)
-        return np.asarray(pc.fill_null(found, -1).to_numpy()).astype(np.int64)
+        return _places(keys, self.keys)
+
+
+def _places(keys: pa.ChunkedArray, known: pa.Array) -> NDArray[np.int64]:
+    found = pc.index_in(keys, value_set=known, skip_nulls=True)
+    return np.asarray(pc.fill_null(found, -1).to_numpy()).astype(np.int64)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,7 +129,7 @@ def answers_of(
       ValueError: other images than the dataset's, or backgrounds that it does not hold.
     """
     foregrounds = images.positions(predictions["fg_key"])
-    backgrounds = images.positions(predictions["bg_key"])
+    backgrounds = _places(predictions["bg_key"], images.background_keys)
     unknown = pc.is_null(predictions["bg_key"]).to_numpy()
     prediction = predictions["prediction"].to_numpy().astype(np.int8)
     rules, variants_of = (_codes(predictions[name]) for name in ("label_rule", "variant"))
@@ -135,7 +147,9 @@ def answers_of(
             if base_of(variant) in MIXED:
                 if (backgrounds[rows][~unknown[rows]] < 0).any():
                     raise ValueError(f"{variant} has backgrounds that are not in the index")
-                bg_labels = np.where(unknown[rows], OUTSIDE, images.labels[backgrounds[rows]])
+                bg_labels = np.where(
+                    unknown[rows], OUTSIDE, images.background_labels[backgrounds[rows]]
+                )
                 answers.bg_labels[variant] = np.empty(len(rows), np.int8)
                 answers.bg_labels[variant][places] = bg_labels
         found[rule] = answers

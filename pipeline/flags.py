@@ -316,6 +316,7 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
         help="architecture of timm, see: in9 models list (resnet50)",
     )
     _switch(group, "--pretrained", "begin with its weights for ImageNet")
+    _switch(group, "--probe", "fit its last layer alone, on frozen weights for ImageNet: minutes")
     add("--weights", metavar="DIR", help="take these weights from here; see: in9 models fetch")
     add("--epochs", type=_count, default=200, metavar="N", help="passes over the images (200)")
     add("--batch_size", type=_count, default=256, metavar="N", help="of all processes (256)")

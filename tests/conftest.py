@@ -117,6 +117,17 @@ def one_worker(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return output
 
 
+@pytest.fixture(scope="session")
+def three_draws(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 18 small pictures with three draws of each mixed variant, cut along boxes.
+    Not to be changed."""
+    output = tmp_path_factory.mktemp("draws") / "out"
+    flags = ("--segmenter", "box", "--formats", "parquet", "--image_size", 64, "--resize", 64)
+    source = ("generate", "--output", output, "--input", small_sample, "--replicates", 3)
+    run_in9(*source, *flags, *ONE)
+    return output
+
+
 @pytest.fixture
 def small_input(small_sample: Path, tmp_path: Path) -> Path:
     """A writable copy of `small_sample`."""

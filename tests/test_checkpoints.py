@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import run_in9
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -97,20 +96,8 @@ def test_the_share_is_kept_on_average() -> None:
         held_out(["a"], 1.5)
 
 
-@pytest.fixture(scope="module")
-def replicated(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """18 pictures, three draws of the backgrounds."""
-    output = tmp_path_factory.mktemp("parts") / "out"
-    flags = ("--segmenter", "box", "--formats", "parquet", "--replicates", 3, "--image_size", 64)
-    run_in9(
-        *("generate", "--output", output, "--input", small_sample, "--resize", 64),
-        *flags,
-        "--direct_num_workers=1",
-    )
-    return Dataset.open(Store(str(output)))
-
-
-def test_training_pictures_show_nothing_that_is_held_out(replicated: Dataset) -> None:
+def test_training_pictures_show_nothing_that_is_held_out(three_draws: Path) -> None:
+    replicated = Dataset.open(Store(str(three_draws)))
     holdout = Holdout(0.5)
     tested = keys_for_test(replicated, "val", holdout)
     rows = {row["key"]: row for row in selected_rows(replicated, "val")}

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.attack.tables import ATTACK_COLUMNS, BACKGROUND_COLUMNS
 from pipeline.comparisons import COMPARISON_COLUMNS
+from pipeline.matrix.tables import MATRIX_COLUMNS
 from pipeline.results import PREDICTION_SCHEMA
 from pipeline.saliency.results import SALIENCY_COLUMNS
 from pipeline.tables import TABLES
@@ -22,6 +23,7 @@ COLUMNS = {
     "backgrounds": BACKGROUND_COLUMNS,
     "trend": TREND_COLUMNS,
     "saliency": SALIENCY_COLUMNS,
+    "matrix": MATRIX_COLUMNS,
 }
 
 

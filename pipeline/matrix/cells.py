@@ -89,7 +89,7 @@ class ProbeTrainer:
             ProbePlan(
                 dataset, variant, self._plan.train_split, self._plan.holdout, self._plan.seed, row
             ),
-            at=self._plan.dataset,
+            self._plan.dataset.store,
         )
 
     @contextlib.contextmanager

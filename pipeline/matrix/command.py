@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from pipeline.progress import duration
 from pipeline.report import REPORT, write_report
 from pipeline.report.checklist import check_claims
 from pipeline.report.evidence import gather
+from pipeline.report.matrix import describe_gaps
 from pipeline.runner import usable_cores
 from pipeline.terminal import aligned
 from pipeline.training.command import choose_device, default_workers
@@ -75,9 +77,11 @@ def run_matrix(arguments: argparse.Namespace) -> int:
         trainers = _probes(plan, names, weights)
     else:
         trainers = _networks(plan, names, arguments, precision)
-    made = make_matrices(plan, trainers)
+    made = make_matrices(plan, trainers, functools.partial(print, flush=True))
     for content in made.matrices:
         print(matrix_table(content))
+        if gaps := describe_gaps(content):
+            print(gaps)
     _say_claims(dataset)
     if made.cells:
         seconds = duration(time.monotonic() - started)
@@ -94,7 +98,7 @@ def run_matrix(arguments: argparse.Namespace) -> int:
 def _probes(plan: MatrixPlan, names: Sequence[str], weights: str | None) -> Iterator[Trainer]:
     # One network at a time in memory.
     for name in names:
-        yield ProbeTrainer(Backbone(name, plan.predict, weights), plan)
+        yield ProbeTrainer(Backbone(name, plan.predict, plan.dataset.store, weights), plan)
 
 
 def _networks(

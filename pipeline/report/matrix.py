@@ -17,6 +17,7 @@ class Matrix:
       how: in words.
       columns: names of rows and columns.
       rows: (trained on, images it was trained on, its cells by column, its BG-Gap).
+      gaps: which rows' BG-Gaps differ from 0, in words.
       gains: what training on Mixed-Rand instead of Original changes, by tested variant.
       images: how many a cell was tested on, the least and the most.
       overlap: most tested images of a cell that were trained on.
@@ -27,6 +28,7 @@ class Matrix:
     how: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, int, dict[str, dict[str, Any]], dict[str, Any] | None], ...]
+    gaps: str
     gains: tuple[dict[str, Any], ...]
     images: tuple[int, int]
     overlap: int
@@ -52,11 +54,29 @@ def _matrix(content: dict[str, Any]) -> Matrix:
             (name, next(iter(cells.values()))["train_n"], cells, gaps.get(name))
             for name, cells in by_row.items()
         ),
+        gaps=describe_gaps(content),
         gains=tuple(row for row in content["gains"] if row["n"]),
         images=(min(counts), max(counts)),
         overlap=max(row["overlap"] for row in content["rows"]),
         figures=f"matrix-{content['name']}-",
     )
+
+
+def describe_gaps(content: dict[str, Any]) -> str:
+    """Which rows' BG-Gaps are told from 0 by their intervals, and which are not; "" without."""
+    found: dict[str, list[str]] = {"above 0": [], "below 0": [], "not significant": []}
+    for row in content["gaps"]:
+        if row["n"]:
+            verdict = (
+                "above 0"
+                if row["ci_low"] > 0
+                else "below 0"
+                if row["ci_high"] < 0
+                else "not significant"
+            )
+            found[verdict].append(row["train_variant"])
+    parts = [f"{verdict} trained on {', '.join(rows)}" for verdict, rows in found.items() if rows]
+    return f"BG-Gap is {'; '.join(parts)}" if parts else ""
 
 
 def _how(content: dict[str, Any]) -> str:

@@ -110,6 +110,10 @@ def run_train(arguments: argparse.Namespace) -> int:
       UsageError: wrong usage or unreadable input.
       JobError: the training failed.
     """
+    if arguments.probe:
+        from pipeline.training.probe_command import run_probe  # Which needs functions from here.
+
+        return run_probe(arguments)
     dataset = Dataset.open(reading_store(arguments.dataset))
     plan = plan_from_flags(arguments, dataset)
     place = arguments.output or Store.at(arguments.dataset).path(f"{MODELS}/{plan.name}")

@@ -25,7 +25,7 @@ from pipeline.models import LoadedModel, load_model
 from pipeline.predict import PredictConfig, Predictor
 from pipeline.records import ShardFiles, read_about, write_table
 from pipeline.results import safe_name
-from pipeline.storage import WORK_FOLDER
+from pipeline.storage import WORK_FOLDER, Store
 
 _SCHEMA = pa.schema(
     [
@@ -89,6 +89,7 @@ class Backbone:
     Args:
       name: entry of `--models` that is a timm network with weights.
       predict: how it is run.
+      cache: folder of the dataset that features are kept in.
       weights: folder of `in9 models fetch`, if any.
 
     Attributes:
@@ -100,7 +101,9 @@ class Backbone:
       JobError: as `load_model`.
     """
 
-    def __init__(self, name: str, predict: PredictConfig, weights: str | None = None) -> None:
+    def __init__(
+        self, name: str, predict: PredictConfig, cache: Store, weights: str | None = None
+    ) -> None:
         model = load_model(name, weights)
         network: Any = model.module
         self.model = model
@@ -118,7 +121,7 @@ class Backbone:
             is_linear = isinstance(self.layer, torch.nn.Linear) and features.ndim == 2
             if not is_linear or not torch.allclose(self.layer(features), logits, atol=1e-3):
                 raise UsageError(f"{name}: a probe needs a network that ends with a linear layer")
-        self._predict = predict
+        self._predict, self._cache = predict, cache
         self._shown = dataclasses.replace(
             model, module=headless, num_outputs=int(features.shape[1])
         )
@@ -145,8 +148,11 @@ class Backbone:
     def _of_shard(
         self, dataset: Dataset, split: str, variant: str, shard: int, keys: Collection[str] | None
     ) -> Features:
-        store = dataset.store
-        folder = f"{WORK_FOLDER}/features/{safe_name(self.model.name)}/{safe_name(variant)}"
+        store, place = self._cache, safe_name(variant)
+        if dataset.store != store:
+            # Which may be one for reading alone.
+            place = f"{dataset.manifest.fingerprint[:12]}-{place}"
+        folder = f"{WORK_FOLDER}/features/{safe_name(self.model.name)}/{place}"
         path = f"{folder}/{split}-{shard:05d}.parquet"
         checksum = fingerprint(
             self.model.weights_sha256,

@@ -14,6 +14,7 @@ import torch
 
 from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
+from pipeline.storage import Store
 from pipeline.training.checkpoint import (
     SUFFIX,
     TrainedOn,
@@ -53,7 +54,7 @@ class ProbePlan:
 
 
 def probe_file(backbone: Backbone, plan: ProbePlan) -> str:
-    """Path of a probe's checkpoint in the dataset that results are written to."""
+    """Path of a probe's checkpoint in the folder of a dataset."""
     parts = ["probe", backbone.model.name.replace("/", "_"), plan.split]
     if plan.holdout.share:
         parts.append(f"holdout{plan.holdout.share:g}")
@@ -61,13 +62,14 @@ def probe_file(backbone: Backbone, plan: ProbePlan) -> str:
     return f"{MODELS}/{'-'.join(parts)}/{plan.name or plan.variant}{SUFFIX}"
 
 
-def fit_variant(backbone: Backbone, plan: ProbePlan, at: Dataset | None = None) -> str:
+def fit_variant(backbone: Backbone, plan: ProbePlan, store: Store, path: str | None = None) -> str:
     """Fits a probe on a variant, unless it is there.
 
     Args:
       backbone: the frozen network.
       plan: on what.
-      at: in whose folder the checkpoint is written, that of the plan's dataset if None.
+      store: folder that the checkpoint is written to.
+      path: of its file, `probe_file` if None.
 
     Returns:
       Absolute path of the checkpoint.
@@ -76,8 +78,7 @@ def fit_variant(backbone: Backbone, plan: ProbePlan, at: Dataset | None = None) 
       UsageError: there are no pictures to train on.
       ModelError, JobError: as `Backbone.features`.
     """
-    store = (at or plan.dataset).store
-    path = probe_file(backbone, plan)
+    path = path or probe_file(backbone, plan)
     chosen = training_pictures(plan.dataset, plan.split, plan.variant, plan.holdout)
     if not chosen:
         raise UsageError(f"no pictures of {plan.variant} in {plan.split} are left to train on")

@@ -1,0 +1,85 @@
+"""`in9 train --probe`: from flags to a linear probe, and what is said of it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import torch
+
+from pipeline.dataset import Dataset
+from pipeline.errors import UsageError
+from pipeline.evaluation_flags import CPU_BATCH, GPU_BATCH
+from pipeline.flags import add_train_flags
+from pipeline.models import check_model
+from pipeline.models.stored import chosen_folder
+from pipeline.predict import PredictConfig
+from pipeline.progress import duration
+from pipeline.runner import usable_cores
+from pipeline.storage import Store
+from pipeline.training.checkpoint import SUFFIX, read_about
+from pipeline.training.command import choose_device
+from pipeline.training.features import Backbone
+from pipeline.training.parts import Holdout
+from pipeline.training.plan import choose_splits
+from pipeline.training.probe import ProbePlan, fit_variant
+from pipeline.versions import results_store
+
+_OF_NETWORKS = (
+    *("pretrained", "epochs", "batch_size", "lr", "momentum", "weight_decay", "color_jitter"),
+    *("val_split", "precision", "workers", "stop_after", "tensorboard", "overwrite"),
+)
+"""Flags that mean nothing to a probe."""
+
+
+def run_probe(arguments: argparse.Namespace) -> int:
+    """The command `train` with --probe.
+
+    Args:
+      arguments: of `build_parser`.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      UsageError: wrong usage or unreadable input.
+      ModelError, JobError: the network cannot be loaded, or fails.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    add_train_flags(parser)
+    for name in _OF_NETWORKS:
+        if getattr(arguments, name) != parser.get_default(name):
+            raise UsageError(f"--{name} is for training whole networks: leave it out, or --probe")
+    # Features go into the work folder, which versions have none of.
+    dataset = Dataset.open(results_store(arguments.dataset)[0])
+    variants = dataset.picture_variants
+    if arguments.variant not in variants:
+        raise UsageError(
+            f"--variant {arguments.variant}: the dataset has {', '.join(variants) or 'no pictures'}"
+        )
+    split, _ = choose_splits(dataset, arguments.split, None, arguments.holdout)
+    device, _ = choose_device(arguments)
+    weights = chosen_folder(arguments.weights)
+    check_model(arguments.arch, weights)
+    torch.set_num_threads(usable_cores())
+    started = time.monotonic()
+    batch_size = GPU_BATCH if device == "cuda" else CPU_BATCH
+    predict = PredictConfig(device, batch_size=batch_size)
+    backbone = Backbone(arguments.arch, predict, dataset.store, weights)
+    plan = ProbePlan(dataset, arguments.variant, split, Holdout(arguments.holdout), arguments.seed)
+    output = Store.at(arguments.output) if arguments.output else Store.at(arguments.dataset)
+    path = f"{arguments.variant}{SUFFIX}" if arguments.output else None
+    found = fit_variant(backbone, plan, output, path)
+    output.remove_temporary()
+    trained = read_about(found)
+    if trained is not None:
+        print(
+            f"{len(trained.keys)} pictures of {arguments.variant} in {split}, penalty "
+            f"{trained.settings['penalty']:g}; time: {duration(time.monotonic() - started)}"
+        )
+    holdout = f" --holdout {arguments.holdout:g}" if arguments.holdout else ""
+    print(
+        f"to evaluate: in9 evaluate --dataset {arguments.dataset} --models "
+        f"{backbone.architecture}={found}{holdout}"
+    )
+    return 0

@@ -1,0 +1,96 @@
+"""The linear probe, against its definition and another optimiser."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transforms.linear_probe import PENALTIES, choose_penalty, fit_probe
+
+
+def clouds(n: int, width: int, seed: int, apart: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Features around the centres of four classes, and the classes."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 4, n)
+    centres = apart * random.normal(size=(4, width))
+    return centres[labels] + random.normal(size=(n, width)), labels
+
+
+def test_it_is_the_minimum_of_the_penalised_likelihood() -> None:
+    features, labels = clouds(60, 8, 0)
+    probe = fit_probe(features, labels, 4, penalty=0.1)
+    scaled = torch.tensor((features - features.mean(0)) / features.std(0))
+    weight = torch.zeros(4, 8, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        logits = scaled @ weight.T + bias
+        value = torch.nn.functional.cross_entropy(logits, torch.tensor(labels))
+        value = value + 0.05 * (weight**2).sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    theirs = (scaled @ weight.T + bias).detach().numpy()
+    ours = probe.logits(features)
+    # Biases have a common shift that no likelihood tells.
+    centred = [logits - logits.mean(axis=1, keepdims=True) for logits in (ours, theirs)]
+    np.testing.assert_allclose(*centred, atol=2e-3)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.01, 100), st.floats(-50, 50))
+def test_units_and_offsets_of_features_do_not_matter(
+    seed: int, scale: float, offset: float
+) -> None:
+    features, labels = clouds(40, 5, seed)
+    one = fit_probe(features, labels, 4, penalty=0.1)
+    other = fit_probe(features * scale + offset, labels, 4, penalty=0.1)
+    np.testing.assert_allclose(
+        one.logits(features), other.logits(features * scale + offset), atol=5e-3
+    )
+
+
+def test_a_class_without_images_is_never_the_answer() -> None:
+    features, labels = clouds(40, 5, 1)
+    labels[labels == 2] = 3
+    probe = fit_probe(features, labels, 6, penalty=0.01)
+    answers = probe.logits(np.random.default_rng(2).normal(size=(500, 5)) * 20).argmax(axis=1)
+    assert set(answers.tolist()) <= {0, 1, 3}
+    assert (probe.logits(features).argmax(axis=1) == labels).mean() > 0.8
+
+
+def test_noise_gets_a_strong_penalty_and_signal_a_weak_one() -> None:
+    signal, labels = clouds(120, 10, 3, apart=2.0)
+    noise = np.random.default_rng(4).normal(size=(120, 60))
+    keys = [f"{number}" for number in range(120)]
+    assert choose_penalty(noise, labels, keys) >= 1.0
+    assert choose_penalty(signal, labels, keys) <= 0.03
+    # The order of the images does not matter, nor do more seeds than one choose alike.
+    order = np.random.default_rng(5).permutation(120)
+    shuffled = choose_penalty(noise[order], labels[order], [keys[i] for i in order])
+    assert shuffled == choose_penalty(noise, labels, keys)
+
+
+def test_images_of_a_unit_do_not_vouch_for_each_other() -> None:
+    """Every image has a copy. As units of their own, copies make noise look like signal."""
+    noise = np.repeat(np.random.default_rng(6).normal(size=(40, 60)), 2, axis=0)
+    labels = np.repeat(np.arange(40) % 4, 2)
+    keys = [f"{number}" for number in range(80)]
+    pairs = [f"{number // 2}" for number in range(80)]
+    assert choose_penalty(noise, labels, keys) < choose_penalty(noise, labels, pairs)
+
+
+def test_wrong_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="images"):
+        fit_probe(np.zeros((0, 3)), np.zeros(0, np.int64), 4, 0.1)
+    with pytest.raises(ValueError, match="0 to 3"):
+        fit_probe(np.zeros((1, 3)), np.asarray([4]), 4, 0.1)
+    assert choose_penalty(np.zeros((1, 3)), np.asarray([0]), ["a"]) == PENALTIES[0]

@@ -1,0 +1,269 @@
+"""The train x test matrix, and what keeps trained images out of the test."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ONE, run_in9, stamps
+
+from pipeline.cli import main
+from pipeline.dataset import Dataset
+from pipeline.report.checklist import check_claims
+from pipeline.report.evidence import Evidence
+from pipeline.report.published import TRAINED
+from pipeline.report.verdicts import Verdict
+from pipeline.storage import Store
+from pipeline.training.parts import Holdout, keys_for_test
+from transforms.taxonomy import imagenet9
+
+SHOWN = ("mixed_rand", "mixed_same", "only_bg_t", "original")
+PROBE = ("--probe", "--holdout", 0.5, "--variants", ",".join(SHOWN), "--pictures", "none")
+NAME = "probe-efficientnet_lite0-val-holdout0.5"
+
+
+def rows_of(output: Path, name: str) -> list[dict[str, str]]:
+    """A table of results."""
+    with (output / "results" / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def checkpoint(output: Path, variant: str) -> str:
+    """The entry of `--models` of a probe."""
+    return f"tf_efficientnet_lite0={output}/models/{NAME}-seed0/{variant}.safetensors"
+
+
+@pytest.fixture(scope="module")
+def probed(three_draws: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A dataset with a matrix, and what was said. Not to be changed."""
+    output = tmp_path_factory.mktemp("matrix") / "out"
+    shutil.copytree(three_draws, output)
+    return output, run_in9("matrix", "--dataset", output, *PROBE).stdout
+
+
+@pytest.fixture
+def copied(probed: tuple[Path, str], tmp_path: Path) -> Path:
+    """The same, to be changed."""
+    return Path(shutil.copytree(probed[0], tmp_path / "out"))
+
+
+@pytest.fixture(scope="module")
+def evaluated(probed: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of it, with a probe evaluated on what was held out, and one on all images."""
+    output = Path(shutil.copytree(probed[0], tmp_path_factory.mktemp("evaluated") / "out"))
+    command = ("evaluate", "--dataset", output, *ONE, "--pictures", "none", "--models")
+    run_in9(*command, checkpoint(output, "original"), "--holdout", 0.5)
+    run_in9(*command, checkpoint(output, "mixed_rand"), "--allow_overlap")
+    return output
+
+
+def test_every_cell_has_its_images_interval_and_published_figure(
+    probed: tuple[Path, str],
+) -> None:
+    output, said = probed
+    rows = rows_of(output, "matrix")
+    assert [(row["train_variant"], row["test_variant"]) for row in rows] == [
+        (train, test) for train in SHOWN for test in SHOWN
+    ]
+    dataset = Dataset.open(Store(str(output)))
+    tested = keys_for_test(dataset, "val", Holdout(0.5))
+    for row in rows:
+        accuracy, published = float(row["accuracy"]), float(row["published"])
+        assert int(row["n"]) == len(tested)
+        assert float(row["ci_low"]) <= accuracy <= float(row["ci_high"])
+        assert published == TRAINED[row["train_variant"]][row["test_variant"]]
+        assert float(row["difference"]) == pytest.approx(accuracy - published)
+        assert (row["overlap"], row["method"], row["holdout"]) == ("0", "probe", "0.5")
+        assert int(row["train_n"]) <= 18 - len(tested)
+    assert f"{NAME}, %" in said
+    assert "Trained on Mixed-Rand" in said
+    content = json.loads((output / "results" / "matrix.json").read_text())
+    (matrix,) = content["matrices"]
+    assert {row["train_variant"] for row in matrix["gaps"]} == set(SHOWN)
+    page = (output / "report.html").read_text()
+    assert "BG-Gap is" in page
+    assert (output / "results" / "figures" / f"matrix-{NAME}-difference.svg").exists()
+
+
+def test_a_cell_is_what_evaluate_says_of_the_checkpoint(evaluated: Path) -> None:
+    """Features and a layer in one, the whole network in the other."""
+    cells = {
+        row["test_variant"]: row
+        for row in rows_of(evaluated, "matrix")
+        if row["train_variant"] == "original"
+    }
+    found = {
+        row["variant"]: row
+        for row in rows_of(evaluated, "summary")
+        if row["holdout"] == "0.5" and row["label_rule"] == "argmax_then_map"
+    }
+    for variant in SHOWN:
+        for column in ("n", "correct", "accuracy", "ci_low", "weights_sha256"):
+            assert found[variant][column] == cells[variant][column], (variant, column)
+    assert {row["overlap"] for row in found.values()} == {"0"}
+    (gap,) = [
+        row
+        for row in rows_of(evaluated, "gaps")
+        if row["model"].endswith("original.safetensors") and row["label_rule"] == "argmax_then_map"
+    ]
+    content = json.loads((evaluated / "results" / "matrix.json").read_text())
+    (ours,) = [r for r in content["matrices"][0]["gaps"] if r["train_variant"] == "original"]
+    # Evaluation has all three draws, the matrix the first one.
+    assert (gap["n"], gap["replicates"]) == (str(ours["n"]), "3")
+
+
+def test_a_second_run_makes_what_is_missing_and_nothing_else(copied: Path) -> None:
+    before = stamps(copied)
+    assert "nothing to do" in run_in9("matrix", "--dataset", copied, *PROBE).stdout
+    assert stamps(copied) == before
+    cells = copied / "results" / "matrix" / NAME
+    (cells / "original-only_bg_t.parquet").unlink()
+    (copied / "models" / f"{NAME}-seed0" / "mixed_same.safetensors").unlink()
+    said = run_in9("matrix", "--dataset", copied, *PROBE).stdout
+    # The probe is the same again, so its cells stay.
+    assert "1 cells made, 15 were there" in said
+    after = stamps(copied)
+    changed = {path for path in after if after[path] != before.get(path)}
+    assert {Path(path).name for path in changed} == {
+        "original-only_bg_t.parquet",
+        "mixed_same.safetensors",
+    }
+
+
+def test_tests_on_trained_images_are_refused_and_marked(
+    copied: Path, evaluated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = copied
+    entry = checkpoint(output, "mixed_rand")
+    rows = rows_of(evaluated, "summary")
+    marked = {row["overlap"] for row in rows if row["holdout"] in ("0", "0.0")}
+    content = json.loads((output / "results" / "matrix.json").read_text())
+    trained = next(
+        row["train_n"]
+        for row in content["matrices"][0]["rows"]
+        if row["train_variant"] == "mixed_rand"
+    )
+    assert marked == {str(trained)}
+    for command in ("evaluate", "attack"):
+        assert main([command, "--dataset", str(output), "--models", entry]) == 2
+        said = capsys.readouterr().err
+        assert f"was trained on {trained} of the images" in said
+        assert "--holdout 0.5" in said
+        assert said.count("\n") == 1
+    # A row is refused before a cell of it is tested.
+    again = ("matrix", "--dataset", output, "--probe", "--variants", "original")
+    said = run_in9(*again, "--train_split", "val", check=2).stderr
+    assert "were trained on (row original)" in said
+    page = (evaluated / "report.html").read_text()
+    assert f"trained on {trained} of these images" in page
+
+
+def test_the_main_job_refuses_them_where_models_run(copied: Path, small_sample: Path) -> None:
+    flags = ("--segmenter", "box", "--formats", "parquet", "--image_size", 64, "--resize", 64)
+    command = ("run", "--output", copied, "--input", small_sample, "--replicates", 3, *flags)
+    done = run_in9(*command, *ONE, "--models", checkpoint(copied, "only_bg_t"), check=1)
+    assert "of the images to test on" in done.stderr
+
+
+def test_an_attack_on_held_out_images(copied: Path) -> None:
+    entry = checkpoint(copied, "original")
+    run_in9(
+        *("attack", "--dataset", copied, "--models", entry, "--holdout", 0.5),
+        *("--pictures", "none", *ONE),
+    )
+    dataset = Dataset.open(Store(str(copied)))
+    tested = len(keys_for_test(dataset, "val", Holdout(0.5)))
+    (file,) = copied.glob("results/*/attack.json")
+    content = json.loads(file.read_text())
+    assert not list((copied / "results").glob("*/summary.json"))
+    assert (content["foregrounds"], content["backgrounds"]) == (tested, tested)
+    assert content["overlap"] == 0
+    assert content["trained"]["variant"] == "original"
+
+
+def test_whole_networks_and_in9l(three_draws: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(three_draws, tmp_path / "out"))
+    command = ("matrix", "--dataset", output, "--in9l", three_draws, "--holdout", 0.5)
+    flags = ("--arch", "test_efficientnet", "--epochs", 1, "--batch_size", 4, "--workers", 0)
+    variants = ("--variants", "only_bg_t", "--pictures", "none", "--lr", 0.01)
+    said = run_in9(*command, *flags, *variants).stdout
+    assert "test_efficientnet-1ep-val-holdout0.5, %" in said
+    rows = rows_of(output, "matrix")
+    names = ("only_bg_t", "in9l")
+    assert [(row["train_variant"], row["test_variant"]) for row in rows] == [
+        (train, test) for train in names for test in names
+    ]
+    assert {(row["method"], row["overlap"]) for row in rows} == {("train", "0")}
+    assert "nothing to do" in run_in9(*command, *flags, *variants).stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (("--probe",), "no split train, but val: add --holdout 0.5"),
+        (("--probe", "--holdout", 0.5, "--variants", "mixed"), "--variants mixed: the dataset has"),
+        (("--probe", "--holdout", 0.5, "--train_split", "train"), "--holdout divides one split"),
+        (("--probe", "--train_split", "test"), "--train_split test: the dataset has val"),
+        (("--holdout", 2), "from 0 to below 1"),
+        (("--arch", "resnet_50", "--holdout", 0.5), "no such architecture"),
+        (("--probe", "--arch", "squeezenet1_1", "--holdout", 0.5), "network of timm"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    probed: tuple[Path, str], capsys: pytest.CaptureFixture[str], flags: Any, line: str
+) -> None:
+    before = stamps(probed[0])
+    assert main(["matrix", "--dataset", str(probed[0]), *map(str, flags)]) == 2
+    said = capsys.readouterr().err
+    assert line in said
+    assert said.count("\n") == 1
+    assert stamps(probed[0]) == before
+
+
+def matrix_of(overlap: int = 0) -> dict[str, Any]:
+    """The paper's own figures, as a matrix on its 4,050 images."""
+    rows = [
+        {
+            "train_variant": train,
+            "test_variant": test,
+            "n": 4050,
+            "accuracy": share,
+            "ci_low": share - 0.015,
+            "ci_high": share + 0.015,
+            "overlap": overlap,
+            "weights_sha256": train,
+        }
+        for train, of_row in TRAINED.items()
+        for test, share in of_row.items()
+    ]
+    gains = [
+        {
+            "first": "mixed_rand",
+            "second": "original",
+            "test_variant": test,
+            "n": 4050,
+            "difference": (gain := TRAINED["mixed_rand"][test] - TRAINED["original"][test]),
+            "ci_low": gain - 0.02,
+            "ci_high": gain + 0.02,
+        }
+        for test in TRAINED
+    ]
+    return {"name": "resnet50", "rows": rows, "gaps": [], "gains": gains}
+
+
+def test_claims_on_training_are_judged_by_a_matrix(probed: tuple[Path, str]) -> None:
+    dataset = Dataset.open(Store(str(probed[0])))
+
+    def verdicts(*matrices: dict[str, Any]) -> dict[str, Verdict]:
+        evidence = Evidence(dataset, imagenet9(), (), (), None, "", matrices)
+        return {one.claim.text: one.verdict for one in check_claims(evidence)}
+
+    found = {text: v for text, v in verdicts(matrix_of()).items() if v is not Verdict.NOT_RUN}
+    assert len(found) == 5
+    assert set(found.values()) == {Verdict.HOLDS}
+    # What was tested on its own training images is no evidence.
+    assert set(verdicts(matrix_of(overlap=7)).values()) == {Verdict.NOT_RUN}
