@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ONE, run_in9
+from gcs import BUCKET, gcs_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -252,14 +253,16 @@ def test_stopped_and_resumed_it_gives_the_same_bytes_with_any_number_of_workers(
 ) -> None:
     flags = ("--epochs", 4, "--lr", 0.03)
     said = train(drawn, tmp_path, *flags, "--stop_after", 1)
-    assert "epoch 1 of 4" in said
+    assert f"{TINY} on 24 images of train, original; validation on 12 of val; cpu, fp32" in said
+    assert "epoch 1 of 4: loss" in said
     assert "3 epochs are left: run the same command again" in said
     state = (tmp_path / "state.pth").read_bytes()
     assert "nothing to do: 1 of 4" in train(drawn, tmp_path, *flags, "--stop_after", 1)
     assert (tmp_path / "state.pth").read_bytes() == state
     said = train(drawn, tmp_path, *flags, "--workers", 2)
-    assert "epoch 1 of" not in said
-    assert "epoch 4 of 4" in said
+    assert "going on after epoch 1 of 4" in said
+    assert "epoch 2 of 4: loss" in said
+    assert "epoch 1 of 4: loss" not in said
     one, two = (path / "model.safetensors" for path in (trained, tmp_path))
     assert one.read_bytes() == two.read_bytes()
     same = ("epoch", "lr", "loss", "accuracy", "val_loss", "val_accuracy")
@@ -323,6 +326,23 @@ def test_one_split_is_divided_and_trained_on_by_its_default_place(
     run_in9("verify", "--dataset", copy)
 
 
+def test_in_object_storage_it_is_the_same(
+    drawn: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with gcs_server() as url:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        here, there = Store(str(drawn)), Store.at(f"gs://{BUCKET}/out")
+        here.copy_into(there, [(path, path) for path in here.walk("") if ".in9" not in path])
+        flags = (*("--arch", TINY, "--batch_size", 8, "--epochs", 4, "--lr", 0.03), "--threads", 1)
+        for last in (("--stop_after", 2), ()):
+            # Processes that load pictures begin anew there, which takes them a while.
+            run_in9("train", "--dataset", there.root, *flags, "--workers", 0, *last)
+        (model,) = (path for path in there.walk("models") if path.endswith(".safetensors"))
+        assert there.read(model) == (trained / "model.safetensors").read_bytes()
+        said = run_in9("train", "--dataset", there.root, *flags, "--tensorboard", check=2).stderr
+        assert "--tensorboard writes to folders of this machine" in said
+
+
 def test_processes_of_torchrun_share_the_work_of_one(drawn: Path, tmp_path: Path) -> None:
     flags = [
         *("train", "--dataset", str(drawn), "--arch", NO_BATCH_NORM, "--epochs", "1"),
@@ -340,7 +360,7 @@ def test_processes_of_torchrun_share_the_work_of_one(drawn: Path, tmp_path: Path
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("epoch 1 of 1") == 1
+    assert done.stdout.count("epoch 1 of 1: loss") == 1
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
         *("log.csv", "model.safetensors", "state.pth")
     ]

@@ -182,6 +182,9 @@ class _Job:
             if ranks.is_first and not self._store.exists(MODEL):
                 self._write_model(done)
             return Trained(entry, done, rows, is_new=False)
+        if not ranks.is_first:
+            say = _nothing
+        say(self._begin(done))
         schedule = Schedule(
             order_hashes(plan.seed, self._training.keys),
             len(self._validation) if self._validation is not None else 0,
@@ -207,7 +210,7 @@ class _Job:
             plan.epochs,
             rows,
             tensorboard=plan.tensorboard and ranks.is_first,
-            say=say if ranks.is_first else lambda line: None,
+            say=say,
         )
         try:
             with contextlib.closing(batches):
@@ -219,6 +222,20 @@ class _Job:
         finally:
             log.close()
         return Trained(entry, until, log.rows, is_new=True)
+
+    def _begin(self, done: int) -> str:
+        """What is about to happen, in a line."""
+        plan = self._plan
+        text = f"{plan.arch} on {len(self._training)} images of {plan.split}, {plan.variant}; "
+        if self._validation is None:
+            text += "no validation"
+        else:
+            where = "held out" if plan.holdout else f"of {plan.val_split}"
+            text += f"validation on {len(self._validation)} {where}"
+        if self._ranks.count > 1:
+            text += f"; {self._ranks.count} processes"
+        text += f"; {self._device.type}, {plan.precision}"
+        return text + (f"; going on after epoch {done} of {plan.epochs}" if done else "")
 
     def _epoch(self, epoch: int, batches: Iterator[Batch], schedule: Schedule) -> Epoch:
         plan = self._plan
@@ -374,6 +391,10 @@ class _Job:
                 settings={name: settings[name] for name in _SETTINGS},
             ),
         )
+
+
+def _nothing(line: str) -> None:
+    """Says nothing."""
 
 
 @contextlib.contextmanager
