@@ -34,7 +34,7 @@ class Made:
 def make_matrices(
     plan: MatrixPlan, trainers: Iterable[Trainer], say: Callable[[str], None] = print
 ) -> Made:
-    """Trains and tests, and writes results after every row.
+    """Trains and tests, and writes results after every row that was not there.
 
     Args:
       plan: of the matrix.
@@ -58,19 +58,25 @@ def make_matrices(
                     made += is_new
                     kept += not is_new
                     cells.append(cell)
-                content = describe(trainer, plan, cells)
-                with held(store, TABLES_LOCK, wait=60):
-                    write_matrix(store, content)
-                    write_matrix_tables(store, plan.dataset.manifest.fingerprint)
                 if made > before:
+                    _write(plan, describe(trainer, plan, cells))
                     say(
                         f"{trainer.name}: {row}, {cells[-1].train_n} pictures trained on, "
                         f"{made - before} cells tested, {duration(time.monotonic() - started)}"
                     )
+            content = describe(trainer, plan, cells)
+            _write(plan, content)
             found.append(content)
             _remove_others(plan, trainer, cells)
     store.remove_temporary()
     return Made(tuple(found), made, kept)
+
+
+def _write(plan: MatrixPlan, content: dict[str, Any]) -> None:
+    store = plan.dataset.store
+    with held(store, TABLES_LOCK, wait=60):
+        write_matrix(store, content)
+        write_matrix_tables(store, plan.dataset.manifest.fingerprint)
 
 
 def _remove_others(plan: MatrixPlan, trainer: Trainer, cells: Iterable[Cell]) -> None:
