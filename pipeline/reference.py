@@ -15,8 +15,9 @@ from pipeline.comparisons import COMPARISON_COLUMNS
 from pipeline.compose import index_schema
 from pipeline.flags import COMMANDS
 from pipeline.logits import LOGITS_SCHEMA
+from pipeline.matrix.tables import MATRIX_COLUMNS
 from pipeline.meanings import REASONS, meaning
-from pipeline.records import RECORD_SCHEMA
+from pipeline.records import record_schema
 from pipeline.results import PREDICTION_SCHEMA
 from pipeline.saliency.results import SALIENCY_COLUMNS
 from pipeline.sinks import sample_schema
@@ -34,6 +35,7 @@ RESULTS: Mapping[str, tuple[Sequence[str], str]] = {
     "backgrounds": (BACKGROUND_COLUMNS, "what one background does to a model"),
     "trend": (TREND_COLUMNS, "accuracy of a model on a variant beside its accuracy on ImageNet"),
     "saliency": (SALIENCY_COLUMNS, "where a model's gradient lies"),
+    "matrix": (MATRIX_COLUMNS, "accuracy on one version of a model trained on another"),
 }
 """Tables of `results/`: name to columns, and what a row is."""
 
@@ -46,16 +48,19 @@ FILES: Mapping[str, tuple[str, pa.Schema, str]] = {
     ),
     "index": (
         "index/<split>-*.parquet",
-        index_schema(1, with_segmenter=True),
-        "a source image, accepted or not; `segmenter` is there unless it is GrabCut, further "
+        index_schema(
+            1, with_segmenter=True, with_groups=True, with_objects=True, with_scenes=True
+        ),
+        "a source image, accepted or not; `segmenter` is there unless it is GrabCut, `group` where "
+        "images have some, `object` with `--objects each`, where a row is an object, further "
         "draws of `--replicates` have columns of their own, and an import's index says beside each "
         "`_bg_key` what the file's name claimed (`_bg_named`), and how far off the best background "
         "and the next were (`_bg_difference`, `_bg_next_difference`)",
     ),
     "records": (
         "layers/<split>-*.parquet",
-        RECORD_SCHEMA,
-        "a source image and where its layer lies in the tar beside it",
+        record_schema(with_groups=True, with_objects=True),
+        "a source image (or object) and where its layer lies in the tar beside it",
     ),
     "predictions": (
         "results/<model>/predictions/<split>-*.parquet",
