@@ -54,7 +54,7 @@ class ResizeCrop:
 
     Attributes:
       width, height: size after the resize alone, in pixels.
-      left, top: corner of the crop in the resized image; negative where it is padded.
+      left, top: corner of the crop in the resized image; not above 0 where it is padded.
       crop: side of the square crop, in pixels.
       columns, rows: (crop,) int32, the native column and row that nearest
         interpolation puts at each output pixel; non-decreasing. On the padding, -1 before
@@ -141,7 +141,7 @@ class ResizeCrop:
 
     def _nearest(self, native: NDArray[_Pixel]) -> NDArray[_Pixel]:
         """(crop, crop, ...) of (H, W, ...) values, zero on the padding."""
-        if min(self.left, self.top) >= 0:
+        if min(self.width, self.height) >= self.crop:
             return native[self.rows[:, np.newaxis], self.columns]
         height, width = native.shape[:2]
         found = np.zeros((self.crop, self.crop, *native.shape[2:]), native.dtype)
