@@ -40,16 +40,21 @@ class Epoch:
     data_wait: float
     seconds: float
 
-    def line(self, epochs: int, seconds_left: float) -> str:
-        """As the terminal shows it."""
+    def line(self, epochs: int, seconds_left: float, *, is_first: bool) -> str:
+        """As the terminal shows it; in the first epoch of a process, loaders are just starting."""
         text = f"epoch {self.epoch} of {epochs}: loss {self.loss:.3f}, "
         text += f"accuracy {100 * self.accuracy:.1f} %"
         if self.val_accuracy is not None:
             text += f"; validation {self.val_loss:.3f}, {100 * self.val_accuracy:.1f} %"
         text += f"; {self.images_per_second:.1f} images/s"
-        if self.data_wait >= 0.1:
+        if self.data_wait >= 0.1 and not is_first:
             text += f" ({100 * self.data_wait:.0f} % of the time waiting for pictures: --workers)"
         return text + (f", {duration(seconds_left)} left" if seconds_left else "")
+
+
+def say_now(line: str) -> None:
+    """Prints a line at once: a file of what takes days is read while it grows."""
+    print(line, flush=True)
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Epoch))
@@ -94,7 +99,8 @@ class TrainingLog:
         self.rows.append(dataclasses.asdict(epoch))
         self._now += 1
         mean = sum(row["seconds"] for row in self.rows[-self._now :]) / self._now
-        self._say(epoch.line(self._epochs, mean * (self._epochs - epoch.epoch)))
+        left = mean * (self._epochs - epoch.epoch)
+        self._say(epoch.line(self._epochs, left, is_first=self._now == 1))
         if self._events is not None:
             for name, value in dataclasses.asdict(epoch).items():
                 if name not in ("epoch", "seconds") and value is not None:

@@ -32,7 +32,7 @@ from pipeline.training.loader import (
     check_shared_memory,
     load_batches,
 )
-from pipeline.training.log import Epoch, Ticker, TrainingLog
+from pipeline.training.log import Epoch, Ticker, TrainingLog, say_now
 from pipeline.training.network import Network, build_network
 from pipeline.training.plan import TrainPlan, check_same, find_samples
 from pipeline.training.ranks import Ranks
@@ -68,7 +68,7 @@ def train(
     *,
     stop_after: int | None = None,
     overwrite: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say_now,
 ) -> Trained:
     """Trains a network, or goes on where the folder's state ends.
 
@@ -92,7 +92,7 @@ def train(
     """
     ranks = Ranks.of_environment()
     device = ranks.device(plan.device)
-    with ranks.joined(device), _threads(plan, ranks):
+    with ranks.joined(device), _settings(plan, ranks):
         state = None if overwrite else read_state_file(store)
         if state is not None:
             check_same(state["identity"], plan.identity(dataset), store.root)
@@ -146,11 +146,6 @@ class _Job:
             weight_decay=plan.weight_decay,
         )
         self._scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
-        allow_tf32 = plan.precision == "tf32"
-        torch.backends.cuda.matmul.allow_tf32 = allow_tf32
-        torch.backends.cudnn.allow_tf32 = allow_tf32
-        # Batches have two sizes at most, so trying kernels pays.
-        torch.backends.cudnn.benchmark = device.type == "cuda"
 
     def _check_sizes(self, stored: int) -> None:
         plan, ranks = self._plan, self._ranks
@@ -306,6 +301,7 @@ class _Job:
     @torch.inference_mode()
     def _validate(self, batches: Iterator[Batch], schedule: Schedule) -> tuple[float, float, float]:
         """(summed loss, right answers, pictures) over all processes."""
+        self._ranks.share_buffers(self._module)
         self._module.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self._device)
         for _ in range(schedule.validation_batches):
@@ -398,14 +394,20 @@ def _nothing(line: str) -> None:
 
 
 @contextlib.contextmanager
-def _threads(plan: TrainPlan, ranks: Ranks) -> Iterator[None]:
-    """As many threads of torch as the plan says, or as this process has cores."""
-    before = torch.get_num_threads()
+def _settings(plan: TrainPlan, ranks: Ranks) -> Iterator[None]:
+    """What holds for all of torch, while the block runs."""
+    threads, tries = torch.get_num_threads(), torch.backends.cudnn.benchmark
     torch.set_num_threads(plan.threads or max(1, usable_cores() // ranks.local_count))
+    # Batches have two sizes at most, so trying kernels pays.
+    torch.backends.cudnn.benchmark = True
+    allow_tf32 = plan.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = allow_tf32
+    torch.backends.cudnn.allow_tf32 = allow_tf32
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.benchmark = tries
 
 
 _SETTINGS = ("batch_size", "lr", "momentum", "weight_decay", "color_jitter", "precision")
