@@ -118,20 +118,31 @@ class TrainingLog:
 
 
 class Ticker:
-    """A line on a terminal, which the next one replaces; nothing elsewhere."""
+    """How far an epoch is: a line on a terminal, which the next one replaces; nothing elsewhere.
 
-    def __init__(self, out: TextIO | None = None) -> None:
+    Args:
+      name: of the epoch.
+      shows: whether this process says anything.
+      out: where to.
+    """
+
+    def __init__(self, name: str, *, shows: bool = True, out: TextIO | None = None) -> None:
+        self._name = name
         self._out = out or sys.stderr
-        self._shows = self._out.isatty()
-        self._next = 0.0
+        self._shows = shows and self._out.isatty()
+        self._started = self._last = time.monotonic()
 
-    def show(self, text: Callable[[], str]) -> None:
-        """Shows what `text` gives, unless the last one is just there."""
+    def show(self, done: int, total: int) -> None:
+        """Shows how many images are done, unless it was shown just now."""
         now = time.monotonic()
-        if self._shows and now >= self._next:
-            self._out.write(f"\r\x1b[K{text()}")
+        if self._shows and now >= self._last + TERMINAL_SECONDS:
+            rate = done / (now - self._started)
+            left = duration((total - done) / rate)
+            self._out.write(
+                f"\r\x1b[K{self._name}: {done} of {total} images, {rate:.1f}/s, {left} left in it"
+            )
             self._out.flush()
-            self._next = now + TERMINAL_SECONDS
+            self._last = now
 
     def clear(self) -> None:
         """Removes the line."""
