@@ -406,7 +406,7 @@ def test_a_broken_picture_is_named(drawn: Path, tmp_path: Path, workers: int) ->
     data[begin : begin + 200] = bytes(200)
     path.write_bytes(data)
     said = train(copy, tmp_path / "model", "--epochs", 1, "--workers", workers, check=1)
-    (line,) = said.splitlines()
+    _, line = said.splitlines()
     assert f"a stored picture of {training.keys[3]} is broken" in line
     assert not (tmp_path / "model" / "state.pth").exists()
 

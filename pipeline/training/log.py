@@ -40,16 +40,21 @@ class Epoch:
     data_wait: float
     seconds: float
 
-    def line(self, epochs: int, seconds_left: float) -> str:
-        """As the terminal shows it."""
+    def line(self, epochs: int, seconds_left: float, *, is_first: bool) -> str:
+        """As the terminal shows it; in the first epoch of a process, loaders are just starting."""
         text = f"epoch {self.epoch} of {epochs}: loss {self.loss:.3f}, "
         text += f"accuracy {100 * self.accuracy:.1f} %"
         if self.val_accuracy is not None:
             text += f"; validation {self.val_loss:.3f}, {100 * self.val_accuracy:.1f} %"
         text += f"; {self.images_per_second:.1f} images/s"
-        if self.data_wait >= 0.1:
+        if self.data_wait >= 0.1 and not is_first:
             text += f" ({100 * self.data_wait:.0f} % of the time waiting for pictures: --workers)"
         return text + (f", {duration(seconds_left)} left" if seconds_left else "")
+
+
+def say_now(line: str) -> None:
+    """Prints a line at once: a file of what takes days is read while it grows."""
+    print(line, flush=True)
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Epoch))
@@ -94,7 +99,8 @@ class TrainingLog:
         self.rows.append(dataclasses.asdict(epoch))
         self._now += 1
         mean = sum(row["seconds"] for row in self.rows[-self._now :]) / self._now
-        self._say(epoch.line(self._epochs, mean * (self._epochs - epoch.epoch)))
+        left = mean * (self._epochs - epoch.epoch)
+        self._say(epoch.line(self._epochs, left, is_first=self._now == 1))
         if self._events is not None:
             for name, value in dataclasses.asdict(epoch).items():
                 if name not in ("epoch", "seconds") and value is not None:
@@ -112,20 +118,31 @@ class TrainingLog:
 
 
 class Ticker:
-    """A line on a terminal, which the next one replaces; nothing elsewhere."""
+    """How far an epoch is: a line on a terminal, which the next one replaces; nothing elsewhere.
 
-    def __init__(self, out: TextIO | None = None) -> None:
+    Args:
+      name: of the epoch.
+      shows: whether this process says anything.
+      out: where to.
+    """
+
+    def __init__(self, name: str, *, shows: bool = True, out: TextIO | None = None) -> None:
+        self._name = name
         self._out = out or sys.stderr
-        self._shows = self._out.isatty()
-        self._next = 0.0
+        self._shows = shows and self._out.isatty()
+        self._started = self._last = time.monotonic()
 
-    def show(self, text: Callable[[], str]) -> None:
-        """Shows what `text` gives, unless the last one is just there."""
+    def show(self, done: int, total: int) -> None:
+        """Shows how many images are done, unless it was shown just now."""
         now = time.monotonic()
-        if self._shows and now >= self._next:
-            self._out.write(f"\r\x1b[K{text()}")
+        if self._shows and now >= self._last + TERMINAL_SECONDS:
+            rate = done / (now - self._started)
+            left = duration((total - done) / rate)
+            self._out.write(
+                f"\r\x1b[K{self._name}: {done} of {total} images, {rate:.1f}/s, {left} left in it"
+            )
             self._out.flush()
-            self._next = now + TERMINAL_SECONDS
+            self._last = now
 
     def clear(self) -> None:
         """Removes the line."""

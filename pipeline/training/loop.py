@@ -15,16 +15,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from pipeline.dataset import Dataset
 from pipeline.errors import JobError, UsageError
-from pipeline.predict import is_out_of_memory
-from pipeline.progress import duration
 from pipeline.runner import usable_cores
 from pipeline.storage import WORK_FOLDER, Store
 from pipeline.training.augment import Augmentation
 from pipeline.training.checkpoint import TrainedOn, digest_of_classes, save_checkpoint
+from pipeline.training.learner import Learner
 from pipeline.training.loader import (
     Batch,
     Pictures,
@@ -32,7 +30,7 @@ from pipeline.training.loader import (
     check_shared_memory,
     load_batches,
 )
-from pipeline.training.log import Epoch, Ticker, TrainingLog
+from pipeline.training.log import Epoch, Ticker, TrainingLog, say_now
 from pipeline.training.network import Network, build_network
 from pipeline.training.plan import TrainPlan, check_same, find_samples
 from pipeline.training.ranks import Ranks
@@ -68,7 +66,7 @@ def train(
     *,
     stop_after: int | None = None,
     overwrite: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say_now,
 ) -> Trained:
     """Trains a network, or goes on where the folder's state ends.
 
@@ -92,7 +90,7 @@ def train(
     """
     ranks = Ranks.of_environment()
     device = ranks.device(plan.device)
-    with ranks.joined(device), _threads(plan, ranks):
+    with ranks.joined(device), _settings(plan, ranks):
         state = None if overwrite else read_state_file(store)
         if state is not None:
             check_same(state["identity"], plan.identity(dataset), store.root)
@@ -126,33 +124,16 @@ class _Job:
         self._plan = plan
         self._store = store
         self._ranks = ranks
-        self._device = device
         self._network = network
         self._training = training
         self._validation = validation
         given = network.preprocessing
         stored = dataset.manifest.config.segment.image_size
-        self._size = given.input_size if given.fixed_size else stored
-        self._check_sizes(stored)
-        shape = (1, 3, 1, 1)
-        self._mean = torch.tensor(given.mean, device=device).view(shape)
-        self._std = torch.tensor(given.std, device=device).view(shape)
-        self._module = network.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._wrapped = ranks.wrapped(self._module, device)
-        self._optimizer = torch.optim.SGD(
-            self._module.parameters(),
-            lr=plan.lr,
-            momentum=plan.momentum,
-            weight_decay=plan.weight_decay,
-        )
-        self._scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
-        allow_tf32 = plan.precision == "tf32"
-        torch.backends.cuda.matmul.allow_tf32 = allow_tf32
-        torch.backends.cudnn.allow_tf32 = allow_tf32
-        # Batches have two sizes at most, so trying kernels pays.
-        torch.backends.cudnn.benchmark = device.type == "cuda"
+        size = given.input_size if given.fixed_size else stored
+        self._check_sizes(size, stored)
+        self._learner = Learner(network, plan, ranks, device, size)
 
-    def _check_sizes(self, stored: int) -> None:
+    def _check_sizes(self, size: int, stored: int) -> None:
         plan, ranks = self._plan, self._ranks
         smallest = len(even_batches(range(len(self._training)), plan.batch_size)[-1])  # type: ignore[arg-type]
         if smallest < ranks.count:
@@ -163,7 +144,7 @@ class _Job:
         share = math.ceil(plan.batch_size / ranks.count)
         needed = max(
             batch_bytes(samples, share, side)
-            for samples, side in ((self._training, self._size), (self._validation, stored))
+            for samples, side in ((self._training, size), (self._validation, stored))
             if samples is not None
         )
         check_shared_memory(plan.workers * ranks.local_count, needed)
@@ -172,9 +153,7 @@ class _Job:
         """Trains the epochs that the state has not, up to `until`."""
         plan, ranks = self._plan, self._ranks
         if state is not None:
-            self._module.load_state_dict(state["module"])
-            self._optimizer.load_state_dict(state["optimizer"])
-            self._scaler.load_state_dict(state["scaler"])
+            self._learner.restore(state)
         done = state["epoch"] if state is not None else 0
         rows = state["rows"] if state is not None else []
         entry = f"{self._network.architecture}={self._store.path(MODEL)}"
@@ -197,13 +176,13 @@ class _Job:
             Pictures(
                 self._training,
                 self._validation,
-                Augmentation(self._size, jitter=plan.color_jitter),
+                Augmentation(self._learner.size, jitter=plan.color_jitter),
                 plan.seed,
             ),
             schedule,
             workers=plan.workers,
             remote=self._store.is_remote or self._dataset.store.is_remote,
-            pin=self._device.type == "cuda",
+            pin=self._learner.device.type == "cuda",
         )
         log = TrainingLog(
             self._store,
@@ -234,39 +213,28 @@ class _Job:
             text += f"validation on {len(self._validation)} {where}"
         if self._ranks.count > 1:
             text += f"; {self._ranks.count} processes"
-        text += f"; {self._device.type}, {plan.precision}"
+        text += f"; {self._learner.device.type}, {plan.precision}"
         return text + (f"; going on after epoch {done} of {plan.epochs}" if done else "")
 
     def _epoch(self, epoch: int, batches: Iterator[Batch], schedule: Schedule) -> Epoch:
         plan = self._plan
         started = time.perf_counter()
         lr = learning_rate(plan.lr, epoch, plan.epochs)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
         # Dropout knows no generator but torch's own; each epoch begins with one of its own, so
         # that it does not matter which were done before in this process.
         torch.manual_seed(keyed_hash(plan.seed, "dropout", f"{epoch} {self._ranks.rank}") >> 1)
-        self._wrapped.train()
-        sums = torch.zeros(3, dtype=torch.float64, device=self._device)
+        self._learner.begin_training(lr)
+        sums = self._learner.nothing()
         waited = 0.0
-        ticker = Ticker() if self._ranks.is_first else None
+        ticker = Ticker(f"epoch {epoch + 1} of {plan.epochs}", shows=self._ranks.is_first)
         shown = 0
         for _ in range(schedule.training_batches):
             asked = time.perf_counter()
             order, pictures, labels = next(batches)
             waited += time.perf_counter() - asked
-            with self._explained():
-                sums += self._step(pictures, labels, order.total)
+            sums += self._learner.step(pictures, labels, order.total)
             shown += order.total
-            if ticker is not None:
-                rate = shown / (time.perf_counter() - started)
-                left = (len(self._training) - shown) / rate
-                ticker.show(
-                    lambda shown=shown, rate=rate, left=left: (  # type: ignore[misc]
-                        f"epoch {epoch + 1} of {plan.epochs}: {shown} of {len(self._training)} "
-                        f"images, {rate:.1f}/s, {duration(left)} left in it"
-                    )
-                )
+            ticker.show(shown, len(self._training))
         loss, right, count = self._ranks.summed(sums).tolist()
         seconds = time.perf_counter() - started
         if not math.isfinite(loss):
@@ -275,8 +243,7 @@ class _Job:
                 f"before is kept. Try a smaller --lr than {plan.lr:g}"
             )
         val_loss, val_right, val_count = self._validate(batches, schedule)
-        if ticker is not None:
-            ticker.clear()
+        ticker.clear()
         return Epoch(
             epoch=epoch + 1,
             lr=lr,
@@ -289,67 +256,15 @@ class _Job:
             seconds=time.perf_counter() - started,
         )
 
-    def _step(self, pictures: torch.Tensor, labels: torch.Tensor, total: int) -> torch.Tensor:
-        """One step of the optimizer: (summed loss, right answers, pictures) of this process."""
-        labels = labels.to(self._device, non_blocking=True)
-        self._optimizer.zero_grad(set_to_none=True)
-        with self._mixed():
-            logits = self._wrapped(self._input(pictures))
-            losses = functional.cross_entropy(logits, labels, reduction="none")
-        # Gradients become the mean over the processes, and shares of a batch may differ by one.
-        mean = losses.float().sum() * (self._ranks.count / total)
-        self._scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        return _sums(losses.detach(), logits.detach(), labels)
-
-    @torch.inference_mode()
     def _validate(self, batches: Iterator[Batch], schedule: Schedule) -> tuple[float, float, float]:
         """(summed loss, right answers, pictures) over all processes."""
-        self._module.eval()
-        sums = torch.zeros(3, dtype=torch.float64, device=self._device)
+        self._learner.begin_validation()
+        sums = self._learner.nothing()
         for _ in range(schedule.validation_batches):
             _, pictures, labels = next(batches)
-            if not len(labels):
-                continue
-            with self._explained(), self._mixed():
-                labels = labels.to(self._device, non_blocking=True)
-                logits = self._module(self._input(pictures))
-                losses = functional.cross_entropy(logits, labels, reduction="none")
-                sums += _sums(losses, logits, labels)
+            sums += self._learner.test(pictures, labels)
         loss, right, count = self._ranks.summed(sums).tolist()
         return loss, right, count
-
-    def _input(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Pictures (n, 3, S, S) uint8 as the network takes them, on the device."""
-        batch = pictures.to(self._device, non_blocking=True).float() / 255
-        if batch.shape[-1] != self._size:
-            side = (self._size, self._size)
-            batch = functional.interpolate(
-                batch, side, mode="bicubic", antialias=True, align_corners=False
-            ).clamp(0, 1)
-        normalised = (batch - self._mean) / self._std
-        return normalised.contiguous(memory_format=torch.channels_last)
-
-    def _mixed(self) -> contextlib.AbstractContextManager[object]:
-        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        if self._plan.precision not in kinds:
-            return contextlib.nullcontext()
-        return torch.autocast(self._device.type, kinds[self._plan.precision])
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Errors of the network as a line that says what to do."""
-        try:
-            yield
-        except (RuntimeError, ValueError, MemoryError) as error:
-            if is_out_of_memory(error):
-                raise JobError(
-                    f"there is not enough memory for batches of {self._plan.batch_size}: use a "
-                    "smaller --batch_size"
-                ) from error
-            text = " ".join(str(error).split())[:300]
-            raise JobError(f"{self._plan.arch} cannot be trained like this: {text}") from error
 
     def _write(self, epochs: int, log: TrainingLog) -> None:
         """Model, log and state, in this order: with the state, the others are there."""
@@ -360,9 +275,7 @@ class _Job:
             {
                 "identity": self._plan.identity(self._dataset),
                 "epoch": epochs,
-                "module": self._module.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
-                "scaler": self._scaler.state_dict(),
+                **self._learner.state(),
                 "rows": log.rows,
             },
         )
@@ -374,7 +287,7 @@ class _Job:
         save_checkpoint(
             self._store,
             MODEL,
-            self._module.state_dict(),
+            self._learner.weights(),
             TrainedOn(
                 architecture=self._network.architecture,
                 variant=plan.variant,
@@ -398,20 +311,20 @@ def _nothing(line: str) -> None:
 
 
 @contextlib.contextmanager
-def _threads(plan: TrainPlan, ranks: Ranks) -> Iterator[None]:
-    """As many threads of torch as the plan says, or as this process has cores."""
-    before = torch.get_num_threads()
+def _settings(plan: TrainPlan, ranks: Ranks) -> Iterator[None]:
+    """What holds for all of torch, while the block runs."""
+    threads, tries = torch.get_num_threads(), torch.backends.cudnn.benchmark
     torch.set_num_threads(plan.threads or max(1, usable_cores() // ranks.local_count))
+    # Batches have two sizes at most, so trying kernels pays.
+    torch.backends.cudnn.benchmark = True
+    allow_tf32 = plan.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = allow_tf32
+    torch.backends.cudnn.allow_tf32 = allow_tf32
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.benchmark = tries
 
 
 _SETTINGS = ("batch_size", "lr", "momentum", "weight_decay", "color_jitter", "precision")
-
-
-def _sums(losses: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    right = logits.argmax(dim=1) == labels
-    count = losses.new_tensor(len(labels), dtype=torch.float64)
-    return torch.stack([losses.double().sum(), right.double().sum(), count])

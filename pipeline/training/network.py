@@ -89,7 +89,8 @@ def build_network(
     # A model that is to be evaluated needs none.
     module.requires_grad_(True)
     return Network(
-        architecture=described.architecture,
+        # The tag of weights that it does not have would only mislead.
+        architecture=described.architecture if loaded else EFFICIENTNETS.get(arch, arch),
         module=module,
         preprocessing=described.preprocessing,
         pretrained=f"{loaded.name} {loaded.weights_sha256}" if loaded else None,

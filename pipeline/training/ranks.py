@@ -90,6 +90,13 @@ class Ranks:
             distributed.all_reduce(values)
         return values
 
+    def share_buffers(self, module: torch.nn.Module) -> None:
+        """Gives all processes the buffers of the first one, such as running means. Each has had
+        its own since its last step."""
+        if self.count > 1:
+            for buffer in module.buffers():
+                distributed.broadcast(buffer, 0)
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.count > 1:

@@ -1,0 +1,159 @@
+"""A network that learns: one step at a time, on its device."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from pipeline.errors import JobError
+from pipeline.predict import is_out_of_memory
+from pipeline.training.network import Network
+from pipeline.training.plan import TrainPlan
+from pipeline.training.ranks import Ranks
+
+_KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Learner:
+    """A network with its optimizer.
+
+    Args:
+      network: taken over; its module moves to the device.
+      plan: how it learns.
+      ranks: the processes that share each batch.
+      device: where it is.
+      size: side in pixels of what the network sees.
+
+    Attributes:
+      device: where it is.
+      size: side in pixels of what it sees.
+    """
+
+    def __init__(
+        self, network: Network, plan: TrainPlan, ranks: Ranks, device: torch.device, size: int
+    ) -> None:
+        self.device = device
+        self.size = size
+        self._plan = plan
+        self._ranks = ranks
+        shape = (1, 3, 1, 1)
+        self._mean = torch.tensor(network.preprocessing.mean, device=device).view(shape)
+        self._std = torch.tensor(network.preprocessing.std, device=device).view(shape)
+        self._module = network.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._shared = ranks.wrapped(self._module, device)
+        self._optimizer = torch.optim.SGD(
+            self._module.parameters(),
+            lr=plan.lr,
+            momentum=plan.momentum,
+            weight_decay=plan.weight_decay,
+        )
+        self._scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """All parameters and buffers, by name."""
+        state: dict[str, torch.Tensor] = self._module.state_dict()
+        return state
+
+    def state(self) -> dict[str, Any]:
+        """All that learning on depends on."""
+        return {
+            "module": self.weights(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes what `state` gave."""
+        self._module.load_state_dict(state["module"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+
+    def begin_training(self, lr: float) -> None:
+        """Makes ready for the steps of an epoch."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._shared.train()
+
+    def begin_validation(self) -> None:
+        """Makes ready for `test`; all processes test the same network."""
+        self._ranks.share_buffers(self._module)
+        self._module.eval()
+
+    def nothing(self) -> torch.Tensor:
+        """What sums of `step` and `test` begin with."""
+        return torch.zeros(3, dtype=torch.float64, device=self.device)
+
+    def step(self, pictures: torch.Tensor, labels: torch.Tensor, total: int) -> torch.Tensor:
+        """One step of the optimizer.
+
+        Args:
+          pictures: (n, 3, S, S) uint8, this process's share of the batch.
+          labels: (n,) int64.
+          total: pictures of the batch in all processes.
+
+        Returns:
+          (3,) float64 of this process, on the device: summed cross entropy, right answers,
+          pictures.
+
+        Raises:
+          JobError: there is not enough memory, or the network does not take such pictures.
+        """
+        with self._explained():
+            self._optimizer.zero_grad(set_to_none=True)
+            losses, sums = self._forward(self._shared, pictures, labels)
+            # Gradients become the mean over processes, and shares of a batch may differ by one.
+            mean = losses.float().sum() * (self._ranks.count / total)
+            self._scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+            return sums
+
+    @torch.inference_mode()
+    def test(self, pictures: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """As `step`, but learns nothing; there may be no pictures."""
+        if not len(labels):
+            return self.nothing()
+        with self._explained():
+            return self._forward(self._module, pictures, labels)[1]
+
+    def _forward(
+        self, module: torch.nn.Module, pictures: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = labels.to(self.device, non_blocking=True)
+        mixed = self._plan.precision in _KINDS
+        with torch.autocast(self.device.type, _KINDS.get(self._plan.precision), enabled=mixed):
+            logits = module(self._input(pictures))
+            losses = functional.cross_entropy(logits, labels, reduction="none")
+        found = losses.detach()
+        right = logits.detach().argmax(dim=1) == labels
+        count = found.new_tensor(len(labels), dtype=torch.float64)
+        return losses, torch.stack([found.double().sum(), right.double().sum(), count])
+
+    def _input(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Pictures as the network takes them, on the device."""
+        batch = pictures.to(self.device, non_blocking=True).float() / 255
+        if batch.shape[-1] != self.size:
+            side = (self.size, self.size)
+            batch = functional.interpolate(
+                batch, side, mode="bicubic", antialias=True, align_corners=False
+            ).clamp(0, 1)
+        normalised = (batch - self._mean) / self._std
+        return normalised.contiguous(memory_format=torch.channels_last)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Errors of the network as a line that says what to do."""
+        try:
+            yield
+        except (RuntimeError, ValueError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise JobError(
+                    f"there is not enough memory for batches of {self._plan.batch_size}: use a "
+                    "smaller --batch_size"
+                ) from error
+            text = " ".join(str(error).split())[:300]
+            raise JobError(f"{self._plan.arch} cannot be trained like this: {text}") from error
