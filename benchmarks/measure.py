@@ -9,6 +9,7 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,11 +28,13 @@ class Cost:
       wall: seconds from start to end.
       cpu: seconds of user and system time of the process and its children.
       peak: most resident memory, in MB.
+      said: its standard output.
     """
 
     wall: float
     cpu: float
     peak: float
+    said: str = ""
 
 
 TABLE = "IN9_BENCHMARK_ROWS"
@@ -59,15 +62,18 @@ def run_in9(*arguments: object) -> Cost:
     """Runs a command in a process of its own. Raises CalledProcessError if it fails."""
     command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = process.stderr.read()
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
+        assert process.stdout is not None
+        said = process.stdout.read().decode()
+        errors.seek(0)
+        wrong = errors.read().decode()
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command, stderr=said.decode())
-    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+        raise subprocess.CalledProcessError(process.returncode, command, stderr=wrong)
+    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, said)
 
 
 def multiply(images: Sequence[SourceImage], count: int, root: Path) -> Path:

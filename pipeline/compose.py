@@ -184,10 +184,11 @@ class ComposeShard(beam.DoFn):
         chosen = []
         for row in rows:
             accepted = row["status"] == ACCEPTED
-            row["selected"] = accepted and row["key"] in plan.position
+            place = plan.place(row["key"]) if accepted else 0
+            row["selected"] = accepted and plan.value("selected", place)
             if row["selected"]:
                 chosen.append(row)
-            elif accepted and row["key"] in plan.lonely:
+            elif accepted and plan.value("no_background", place):
                 row["status"] = str(Reason.NO_BACKGROUND)
                 row["detail"] = "no other image can give it a background"
         keys = [row["key"] for row in chosen]

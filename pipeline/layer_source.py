@@ -182,7 +182,7 @@ class LayerSource:
         )
 
     def _place(self, row: dict[str, Any]) -> int:
-        return int(self._plan.rows[self._plan.position[row["key"]]])
+        return self._plan.place(row["key"])
 
     def _planned(self, place: int) -> dict[str, Any]:
         row: dict[str, Any] = self._plan.table.slice(place, 1).to_pylist()[0]

@@ -23,9 +23,10 @@ from pipeline.errors import JobError
 from pipeline.records import Staging
 from pipeline.scenes import SceneTable, examine_scenes
 from pipeline.segment import SegmentedShard, SourceFiles
+from pipeline.sorted_keys import SortedKeys
 from pipeline.source import SplitTotals
 from pipeline.storage import Store
-from transforms.pairing import NO_PARTNER, Pool, group_numbers, pair
+from transforms.pairing import NO_PARTNER, Pool, group_numbers, pair, ring_places
 from transforms.selection import has_partners, select
 from transforms.variants import MIXED, split_replicate, with_replicates
 
@@ -102,37 +103,43 @@ class Plan:
     """The accepted images of a split.
 
     Attributes:
-      table: columns of `CANDIDATE_SCHEMA`, `tar` (where the layers lie now), `selected`
-        and `no_background`; in order of the key.
+      table: columns of `CANDIDATE_SCHEMA`, `tar` (where the layers lie now), `selected`,
+        `no_background`, `ring`, and `group_number` if there are groups; in order of the key.
+      keys: of the table.
       pool: the selected images.
-      rows: position in `table` of each image of the pool.
-      position: position in the pool of each selected key.
-      lonely: accepted keys that no image can give a background.
+      rows: position in `table` of each image of the pool, ascending.
       config: of the pairing.
     """
 
     table: pa.Table
+    keys: SortedKeys
     pool: Pool
     rows: NDArray[np.int64]
-    position: dict[str, int]
-    lonely: frozenset[str]
     config: ComposeConfig
 
     @classmethod
     def of(cls, table: pa.Table, config: ComposeConfig) -> Plan:
-        """Builds the pool of a planned table."""
+        """Builds the pool of a planned table.
+
+        A worker holds some 50 bytes of each image beside the table: no text but the keys'.
+        """
+        keys = table["key"].combine_chunks()
         rows = np.flatnonzero(table["selected"].to_numpy())
-        chosen = table.take(rows)
-        keys = chosen["key"].to_pylist()
-        labels = chosen["label"].to_numpy().astype(np.int64)
-        return cls(
-            table=table,
-            pool=Pool.of(keys, labels, seed=config.seed, groups=_groups(chosen)),
-            rows=rows,
-            position={key: position for position, key in enumerate(keys)},
-            lonely=frozenset(table.filter(table["no_background"])["key"].to_pylist()),
-            config=config,
+        groups = "group_number" in table.column_names
+        pool = Pool.on_ring(
+            SortedKeys(keys if len(rows) == len(keys) else keys.take(pa.array(rows))),
+            table["label"].to_numpy()[rows].astype(np.int64),
+            table["ring"].to_numpy()[rows],
+            groups=table["group_number"].to_numpy()[rows] if groups else None,
         )
+        return cls(table=table, keys=SortedKeys(keys), pool=pool, rows=rows, config=config)
+
+    def place(self, key: str) -> int:
+        """Position in `table` of an accepted key."""
+        place = self.keys.find(key)
+        if place is None:
+            raise JobError(f"{key} is accepted and not in the plan: this is a bug")
+        return place
 
     def value(self, column: str, place: int) -> Any:
         """A value of the table."""
@@ -145,7 +152,8 @@ class Plan:
         Raises:
           JobError: an image has no partner, which selection rules out.
         """
-        foregrounds = np.asarray([self.position[key] for key in keys], np.int64)
+        places = np.asarray([self.place(key) for key in keys], np.int64)
+        foregrounds = np.searchsorted(self.rows, places)
         found = {}
         for name in with_replicates(mixed_variants(self.config), self.config.replicates):
             variant, replicate = split_replicate(name)
@@ -166,8 +174,10 @@ class Plan:
 
 def _groups(table: pa.Table) -> NDArray[np.int64] | None:
     """Numbers of the groups of a planned table, None without any."""
-    groups = table["group"].to_pylist()
-    return group_numbers(table["key"].to_pylist(), groups) if any(groups) else None
+    column = table["group"]
+    if column.null_count == len(column):
+        return None
+    return group_numbers(table["key"].to_pylist(), column.to_pylist())
 
 
 class PlanSplit(beam.DoFn):
@@ -239,11 +249,18 @@ class PlanSplit(beam.DoFn):
             tables.append(table.append_column("tar", tar))
         table = pa.concat_tables(tables).unify_dictionaries().sort_by("key").combine_chunks()
         labels = table["label"].to_numpy().astype(np.int64)
-        selected, lonely = select_images(
-            table["key"].to_pylist(), labels, self._config, _groups(table)
-        )
-        table = table.append_column("selected", pa.array(selected))
-        return table.append_column("no_background", pa.array(lonely))
+        keys, groups = table["key"].to_pylist(), _groups(table)
+        selected, lonely = select_images(keys, labels, self._config, groups)
+        added = {
+            "selected": selected,
+            "no_background": lonely,
+            # Here once, and not again by every worker.
+            "ring": ring_places(keys, self._config.seed),
+            **({} if groups is None else {"group_number": groups}),
+        }
+        for name, values in added.items():
+            table = table.append_column(name, pa.array(values))
+        return table
 
 
 def check_complete(split: str, arrived: list[int], expected: int, images: int, listed: int) -> None:

@@ -139,8 +139,7 @@ class DatasetReader(Sequence[Example]):
 
     def _place_of_key(self, key: str) -> tuple[FileDigest, int]:
         """The only file that can hold a key, and its position there."""
-        counts = self.dataset.manifest.shards[self.split]
-        file = self._files[counts.source_shard(key) % counts.output]
+        file = self._files[self.dataset.shard_of(self.split, key)]
         if file is None:
             raise KeyError(key)
         return file, _positions(self.dataset.store, file)[key]

@@ -48,9 +48,7 @@ FILES: Mapping[str, tuple[str, pa.Schema, str]] = {
     ),
     "index": (
         "index/<split>-*.parquet",
-        index_schema(
-            1, with_segmenter=True, with_groups=True, with_objects=True, with_scenes=True
-        ),
+        index_schema(1, with_segmenter=True, with_groups=True, with_objects=True, with_scenes=True),
         "a source image, accepted or not; `segmenter` is there unless it is GrabCut, `group` where "
         "images have some, `object` with `--objects each`, where a row is an object, further "
         "draws of `--replicates` have columns of their own, and an import's index says beside each "

@@ -60,15 +60,44 @@ class Pool:
         a key occurs twice."""
         if len(set(keys)) != len(keys):
             raise ValueError("a pool needs unique keys")
+        order = np.argsort(np.asarray(keys, object), kind="stable")
+        return cls.on_ring(keys, labels, ring_places(keys, seed), groups=groups, order=order)
+
+    @classmethod
+    def on_ring(
+        cls,
+        keys: Sequence[str],
+        labels: NDArray[np.int64],
+        ring: UInt64Array,
+        *,
+        groups: Positions | None = None,
+        order: Positions | None = None,
+    ) -> Pool:
+        """Builds the pool of images whose places on the ring are known.
+
+        Args:
+          keys: (n,) keys, unique; only those that are drawn for are looked at.
+          labels: (n,) int64.
+          ring: (n,) uint64 of `ring_places`.
+          groups: as `of`.
+          order: (n,) positions in order of the keys, None if that is the order they are in.
+        """
         if groups is None:
             groups = np.arange(len(keys))
-        ring = keyed_hashes(seed, "background", keys)
-        by_ring = np.lexsort((np.asarray(keys, object), ring))
+        # Stable sorts: ties on the ring stay in order of the key.
+        by_ring = np.argsort(ring if order is None else ring[order], kind="stable")
+        if order is not None:
+            by_ring = order[by_ring]
         members = {
             int(label): by_ring[labels[by_ring] == label].astype(np.int64)
             for label in np.unique(labels)
         }
         return cls(keys=keys, labels=labels, ring=ring, members=members, groups=groups)
+
+
+def ring_places(keys: Sequence[str], seed: int) -> UInt64Array:
+    """Places of backgrounds on the hash ring, (n,) uint64."""
+    return keyed_hashes(seed, "background", keys)
 
 
 def pair(
