@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pipeline.answers import Answers, Images, answers_of, evaluated_variants, read_answers
 from pipeline.dataset import Dataset
 from pipeline.errors import JobError
-from pipeline.results import SUMMARY_VERSION, tested_part, write_summary
+from pipeline.power import power_of
+from pipeline.results import SUMMARY_VERSION, result_folder, tested_part, write_summary
 from transforms.analysis import (
     KINDS,
     SIZE_EDGES,
@@ -70,7 +71,12 @@ def refresh_summaries(
             answers = read_answers(dataset, images[part], summary)
         except ValueError:
             continue
-        write_summary(dataset.store, {**summary, **summary_parts(answers, images[part], taxonomy)})
+        folder = result_folder(summary["model"], summary["evaluation"])
+        made = {
+            **summary_parts(answers, images[part], taxonomy),
+            "power": power_of(dataset, images[part], folder, part[0]),
+        }
+        write_summary(dataset.store, {**summary, **made})
 
 
 def summary_parts(

@@ -177,14 +177,27 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
 
 
 def _classes(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
-    """How many images of each class there are, by split."""
+    """How many images of each class there are, by split; of classes that are not ImageNet-9's,
+    also what they are made of."""
     splits = list(manifest.samples)
     first = manifest.config.compose.composed[0]
+    own = manifest.taxonomy is not None
     rows = [
-        [label, name, *(manifest.samples[split][first].get(name, 0) for split in splits)]
+        [
+            *(label, name),
+            *([_members(taxonomy, label)] if own else []),
+            *(manifest.samples[split][first].get(name, 0) for split in splits),
+        ]
         for label, name in enumerate(taxonomy.names)
     ]
-    return _table(["label", "class", *splits], rows)
+    return _table(["label", "class", *(["of"] if own else []), *splits], rows)
+
+
+def _members(taxonomy: Taxonomy, label: int) -> str:
+    """Classes of a superclass."""
+    found = [name for name, of in zip(taxonomy.wnids, taxonomy.labels, strict=True) if of == label]
+    more = ", ..." if len(found) > _CLASSES_SHOWN else ""
+    return ", ".join(f"`{name}`" for name in found[:_CLASSES_SHOWN]) + more
 
 
 def _how(config: DatasetConfig) -> list[str]:

@@ -425,12 +425,8 @@ def add_leakage_flags(
 
 
 def add_run_leakage_flags(parser: argparse.ArgumentParser) -> None:
-    """The same of the main job, which few give checkpoints of their own: no line in its help."""
-    inner = argparse.ArgumentParser(add_help=False)
-    add_leakage_flags(inner)
-    for action in inner._actions:
-        action.help = argparse.SUPPRESS
-        _group(parser, "models")._add_action(action)
+    """The same of the main job, which few give checkpoints of their own."""
+    add_leakage_flags(parser, "Leakage")
 
 
 def _share(text: str) -> float:
@@ -487,6 +483,7 @@ _IN_ONE_LINE = {
     "Sources": "docs/sources.md",
     "Own data": "docs/own_data.md",
     "Schedule": "docs/schedule.md",
+    "Leakage": "docs/training.md",
 }
 """Titles of groups of flags that help names in one line, and what says more about them."""
 

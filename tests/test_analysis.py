@@ -467,7 +467,7 @@ def test_summaries_of_an_older_form_are_made_again(evaluated: Path, tmp_path: Pa
     flipped = rows.set_column(
         rows.schema.get_field_index("prediction"),
         rows.schema.field("prediction"),
-        [np.zeros(len(rows), np.int16)],
+        [np.zeros(len(rows), np.int8)],
     )
     pq.write_table(flipped, shard)
     done = run_in9("report", "--dataset", output)

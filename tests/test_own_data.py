@@ -472,3 +472,7 @@ def test_labels_may_be_many(toy: Path, tmp_path: Path, monkeypatch: pytest.Monke
     predictions = pa.concat_tables(pq.read_table(p).replace_schema_metadata() for p in paths)
     assert set(predictions["label"].to_pylist()) == set(range(140))
     assert run_in9("verify", "--dataset", output).returncode == 0
+    # Figures show the worst classes of so many.
+    page = (output / "report.html").read_text()
+    assert "(worst 14 of 140)" in page
+    assert len(page) < 2_000_000

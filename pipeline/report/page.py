@@ -21,7 +21,8 @@ from pipeline.report.headline import GAP, make_headline, span
 from pipeline.report.inline import inline_svg
 from pipeline.report.judges import RULE, TIMES
 from pipeline.report.matrix import make_matrices
-from pipeline.report.plots import COMPARED, PANELS, Plot
+from pipeline.report.plot import Plot
+from pipeline.report.plots import COMPARED, PANELS
 from pipeline.report.provenance import make_provenance
 from pipeline.report.saliency import make_saliency
 from pipeline.report.selection import PER_CLASS

@@ -1,0 +1,178 @@
+"""Figures with a row for each class: accuracy, confusion, backgrounds, attack.
+
+Of many classes the worst are shown: a figure of a thousand rows shows nothing, and its tables are
+in the CSV files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from pipeline.figures.cells import cells_figure
+from pipeline.figures.points import Series, rows_figure
+from pipeline.figures.style import MODELS
+from pipeline.report.evidence import ModelResults
+from pipeline.report.judges import RULE
+from pipeline.report.plot import Plot, measures, point, spoken, titles
+from pipeline.report.published import FOOLED_BY_CLASS, FULL_GRID
+from transforms.taxonomy import OUTSIDE, Taxonomy
+
+MOST_ROWS = 24
+MOST_CELLS = 14
+"""Classes that a figure shows, at most."""
+
+
+def worst_classes(scores: Mapping[int, float], count: int, most: int) -> list[int]:
+    """Labels that a figure shows, ascending.
+
+    Args:
+      scores: by label, lowest first to be shown; labels without one come last.
+      count: number of classes.
+      most: that a figure has room for.
+
+    >>> worst_classes({0: 0.9, 1: 0.2, 2: 0.5}, 4, 2)
+    [1, 2]
+    """
+    order = sorted(range(count), key=lambda label: (scores.get(label, 2.0), label))
+    return sorted(order[:most])
+
+
+def _of_all(shown: Sequence[int], taxonomy: Taxonomy) -> str:
+    """What is said in a title if classes are left out."""
+    if len(shown) == taxonomy.num_labels:
+        return ""
+    return f" (worst {len(shown)} of {taxonomy.num_labels})"
+
+
+def by_class(models: Sequence[ModelResults], variant: str, taxonomy: Taxonomy) -> Iterator[Plot]:
+    """Accuracy by class; of many, those where the first model is worst."""
+    series = []
+    shown: list[int] = []
+    for model in models:
+        rows = {
+            row["label"]: row for row in model.rows("per_class", label_rule=RULE, variant=variant)
+        }
+        if not shown and rows:
+            scores = {label: row["accuracy"] for label, row in rows.items() if row["n"]}
+            shown = worst_classes(scores, taxonomy.num_labels, MOST_ROWS)
+        points = tuple(point(rows.get(label)) for label in shown)
+        if any(points):
+            series.append(Series(model.name, points))
+    if series:
+        names, rest = [taxonomy.names[label] for label in shown], _of_all(shown, taxonomy)
+        yield Plot(
+            "per_class",
+            f"per_class-{variant}.svg",
+            f"Accuracy on {variant} by class{rest}. {spoken(series, names)}",
+            rows_figure(f"By class: {variant}{rest}", names, series),
+        )
+
+
+def of_model(model: ModelResults, taxonomy: Taxonomy) -> Iterator[Plot]:
+    """Confusion on original and mixed_rand, and accuracy by foreground and background."""
+    for variant in ("original", "mixed_rand"):
+        yield from _confusion(model, variant, taxonomy)
+    yield from _groups(model, taxonomy)
+
+
+def _confusion(model: ModelResults, variant: str, taxonomy: Taxonomy) -> Iterator[Plot]:
+    counts: dict[int, dict[int, int]] = {}
+    for row in model.rows("confusion", label_rule=RULE, variant=variant):
+        counts.setdefault(row["label"], {})[row["prediction"]] = row["n"]
+    if not counts:
+        return
+    rights = {label: of.get(label, 0) / sum(of.values()) for label, of in counts.items()}
+    shown = worst_classes(rights, taxonomy.num_labels, MOST_CELLS)
+    names, rest = [taxonomy.names[label] for label in shown], _of_all(shown, taxonomy)
+    shares: list[list[float | None]] = []
+    for label in shown:
+        of, total = counts.get(label, {}), sum(counts.get(label, {}).values())
+        line = [of.get(other, 0) for other in (*shown, OUTSIDE)]
+        if rest:
+            line.insert(-1, total - sum(line))
+        shares.append([n / total if total else None for n in line])
+    yield Plot(
+        "confusion",
+        f"confusion-{variant}-{model.folder}.svg",
+        f"Confusion of {model.name} on {variant}{rest}: of each class, the percent predicted as "
+        "each class.",
+        cells_figure(
+            f"Confusion: {variant}{rest}",
+            names,
+            (*names, *(["others"] if rest else []), "outside"),
+            shares,
+            labels=("class, %", "prediction"),
+        ),
+        model.name,
+    )
+
+
+def _groups(model: ModelResults, taxonomy: Taxonomy) -> Iterator[Plot]:
+    rows = [row for row in model.rows("groups", label_rule=RULE, variant="mixed_rand") if row["n"]]
+    if not rows:
+        return
+    names = taxonomy.names
+    worst = next((row for row in rows if row["is_worst"]), None)
+    lowest: dict[int, float] = {}
+    for row in rows:
+        # The worst group's classes are shown in any case.
+        score = -1.0 if row is worst else row["ci_low"]
+        for label in (row["label"], row["bg_label"]):
+            lowest[label] = min(score, lowest.get(label, 2.0))
+    shown = worst_classes(lowest, taxonomy.num_labels, MOST_CELLS)
+    rest = _of_all(shown, taxonomy)
+    place = {label: position for position, label in enumerate(shown)}
+    shares: list[list[float | None]] = [[None] * len(shown) for _ in shown]
+    for row in rows:
+        if row["label"] in place and row["bg_label"] in place:
+            shares[place[row["label"]]][place[row["bg_label"]]] = row["accuracy"]
+    said = f" Worst: {names[worst['label']]} on {names[worst['bg_label']]}." if worst else ""
+    yield Plot(
+        "confusion",
+        f"groups-mixed_rand-{model.folder}.svg",
+        f"Accuracy of {model.name} on mixed_rand by class of foreground and background{rest}."
+        f"{said}",
+        cells_figure(
+            f"By background: mixed_rand{rest}",
+            [names[label] for label in shown],
+            [names[label] for label in shown],
+            shares,
+            (place[worst["label"]], place[worst["bg_label"]]) if worst else None,
+            labels=("foreground, %", "background"),
+        ),
+        model.name,
+    )
+
+
+def fooled_by_class(
+    models: Sequence[ModelResults], taxonomy: Taxonomy, is_paper: bool
+) -> Iterator[Plot]:
+    """How many each class fools; of many classes, those that fool the first model most."""
+    title = titles(models)
+    series = []
+    shown: list[int] = []
+    for model in models:
+        rows = {row["label"]: row for row in (measures(model) or {}).get("by_class") or ()}
+        fooled = {label: row["fooled"] for label, row in rows.items() if row["foregrounds"]}
+        if not shown and fooled:
+            most = {label: 1 - share for label, share in fooled.items()}
+            shown = worst_classes(most, taxonomy.num_labels, MOST_ROWS)
+        values = tuple((fooled[label],) * 3 if label in fooled else None for label in shown)
+        if any(values):
+            series.append(Series(title(model), values))
+    is_full = any(
+        (m.attack or {})["full_grid"] and (m.attack or {})["foregrounds"] == FULL_GRID
+        for m in models
+    )
+    if is_paper and is_full and len(series) < len(MODELS):
+        published = tuple((share, share, share) for share in FOOLED_BY_CLASS)
+        series.append(Series("IN-9L ResNet-50 (paper)", published))
+    if series:
+        names, rest = [taxonomy.names[label] for label in shown], _of_all(shown, taxonomy)
+        yield Plot(
+            "attack",
+            "fooled_by_class.svg",
+            "Share of other-class foregrounds that some background of a class turns into it"
+            f"{rest}. {spoken(series, names)}",
+            rows_figure(f"Fooled by any background of ...{rest}", names, series, "fooled, %"),
+        )

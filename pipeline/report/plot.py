@@ -1,0 +1,61 @@
+"""A figure of the report, and what its figures share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipeline.figures.points import Series
+from pipeline.report.evidence import ModelResults
+from pipeline.report.judges import RULE, grid_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """A figure.
+
+    Attributes:
+      panel: where on the page it belongs.
+      file: its file below `FOLDER`.
+      alt: what it shows, for those who cannot see it.
+      svg: its bytes.
+      model: name of its model, "" if it is of several.
+    """
+
+    panel: str
+    file: str
+    alt: str
+    svg: bytes
+    model: str = ""
+
+
+def point(row: dict[str, Any] | None) -> tuple[float, float, float] | None:
+    return (row["accuracy"], row["ci_low"], row["ci_high"]) if row and row["n"] else None
+
+
+def spoken(series: Sequence[Series], places: Sequence[str]) -> str:
+    """Values as text, for those who cannot see the figure."""
+    return "; ".join(
+        f"{one.name}: "
+        + ", ".join(
+            f"{place} {100 * value[0]:.0f} %"
+            for place, value in zip(places, one.values, strict=True)
+            if value
+        )
+        for one in series
+    )
+
+
+def measures(model: ModelResults) -> dict[str, Any] | None:
+    """What an attack found under the paper's rule, None if there was none."""
+    rules: dict[str, dict[str, Any]] = (model.attack or {}).get("rules") or {}
+    return rules.get(RULE)
+
+
+def titles(models: Sequence[ModelResults]) -> Callable[[ModelResults], str]:
+    """Names of attacked models: with the size of their grid where these differ."""
+    sizes = {grid_size(model.attack or {}) for model in models}
+    if len(sizes) == 1:
+        return lambda model: model.name
+    return lambda model: f"{model.name}, {grid_size(model.attack or {})}"
