@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from pipeline.job_flags import sample_folder
 from pipeline.layout import find_layout
 from pipeline.source import list_images
 from transforms.taxonomy import imagenet9
+
+# Threads of two processes that test side by side wait for each other; they had better sleep.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -55,6 +60,20 @@ def stamps(output: Path) -> dict[str, int]:
     }
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first process to ask for it makes, for all that test side by side."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, done = root / name, root / f"{name}.done"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real ImageNet pictures and reference data, which may be absent."""
@@ -72,17 +91,14 @@ def sample() -> Path:
 @pytest.fixture(scope="session")
 def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The main job on the sample, with all defaults. Tests must not write into it."""
-    output = tmp_path_factory.mktemp("sample") / "out"
-    run_in9("run", "--output", output)
-    return output
+    return made_once(tmp_path_factory, "sample", lambda out: run_in9("run", "--output", out))
 
 
 @pytest.fixture(scope="session")
 def mini_run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The main job on 270 real ImageNet pictures. Tests must not write into it."""
-    output = tmp_path_factory.mktemp("mini") / "out"
-    run_in9("run", "--output", output, "--input", shared / "imagenet-mini")
-    return output
+    run = ("run", "--input", shared / "imagenet-mini", "--output")
+    return made_once(tmp_path_factory, "mini", lambda out: run_in9(*run, out))
 
 
 @pytest.fixture(scope="session")
@@ -107,6 +123,13 @@ def small_sample(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         )
         annotation.write_text(xml)
     return root
+
+
+@pytest.fixture(scope="session")
+def small_run(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The main job on 18 small pictures. Tests must not write into it."""
+    run = ("run", "--input", small_sample, "--output")
+    return made_once(tmp_path_factory, "small-run", lambda out: run_in9(*run, out))
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,8 @@ def rows(output: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_model_that_fails_is_a_row_and_stops_nothing(sample_run: Path, tmp_path: Path) -> None:
-    output = Path(shutil.copytree(sample_run, tmp_path / "out"))
+def test_a_model_that_fails_is_a_row_and_stops_nothing(small_run: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(small_run, tmp_path / "out"))
     network = timm.create_model("mobilenetv3_small_050", num_classes=9)
     (tmp_path / "junk.pth").write_bytes(b"junk")
     torch.save(network.state_dict(), tmp_path / "good.pth")
