@@ -104,7 +104,7 @@ def _cut_repeatedly(work: tuple[SourceImage, int, SegmentConfig]) -> None:
     image, count, config = work
     cv2.setNumThreads(1)
     for _ in range(count):
-        cut_source(read_source(image.path, image.annotation), config)
+        list(cut_source(read_source(image.path, image.annotation), config))
 
 
 def main() -> None:
@@ -120,7 +120,7 @@ def main() -> None:
     accepted = [
         image
         for image in listing.images[: arguments.images]
-        if cut_source(read_source(image.path, image.annotation), config).layer is not None
+        if next(cut_source(read_source(image.path, image.annotation), config)).layer is not None
     ]
     few, many = arguments.images, 6 * arguments.images
     print(card())

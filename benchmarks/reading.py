@@ -65,12 +65,12 @@ def readers(root: Path) -> dict[str, tuple[Callable[[], int], Callable[[], int]]
                 count += bool(decode(image["bytes"]).size) if decoded else 1
         return count
 
-    dataset = pipeline.open_dataset(str(root))
+    dataset = pipeline.open_dataset(str(root), VARIANT)
     return {
         "webdataset": (lambda: by_webdataset(True), lambda: by_webdataset(False)),
         "datasets (streaming)": (lambda: by_datasets(True), lambda: by_datasets(False)),
         "pyarrow": (lambda: by_pyarrow(True), lambda: by_pyarrow(False)),
-        "open_dataset": (lambda: consume(dataset[VARIANT]), lambda: 0),
+        "open_dataset": (lambda: consume(dataset), lambda: 0),
     }
 
 

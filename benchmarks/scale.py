@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -69,9 +70,10 @@ def measure_jobs(folder: Path, source: str, counts: list[int]) -> None:
     accepted = [
         image
         for image in images
-        if cut_source(read_source(image.path, image.annotation), SegmentConfig())[0].layer
+        if next(cut_source(read_source(image.path, image.annotation), SegmentConfig())).layer
     ]
     (folder / "tiny_model.py").write_text(MODEL)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     found: dict[int, dict[str, float]] = {}
     peaks: dict[int, float] = {}
     for count in counts:
@@ -85,7 +87,7 @@ def measure_jobs(folder: Path, source: str, counts: list[int]) -> None:
         for name, arguments in {
             "generate again": ("generate", "--input", inputs, "--output", output),
             "verify": ("verify", *of),
-            "evaluate": ("evaluate", *of, "--models", f"python:{folder / 'tiny_model.py'}:model"),
+            "evaluate": ("evaluate", *of, "--models", "python:tiny_model:model"),
             "report": ("report", *of),
         }.items():
             cost = run_in9(*arguments)

@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from measure import card, draw_small, run_in9
+from measure import card, draw_small, row, run_in9
 
 BARE_LOOP = """
 import json, sys, time
@@ -121,7 +121,9 @@ def main() -> None:
                     f"{arch}: command {speed:.1f}/s, {100 * waited:.0f} % of it waiting for "
                     f"pictures; bare loop {bare:.1f}/s: {speed / bare:.2f}"
                 )
-            print(f"{arch}: median {statistics.median(ratios):.2f} (at least 0.90)")
+            ratio = f"{statistics.median(ratios):.2f} x"
+            loop = f"loop on resident batches; median of {arguments.rounds}"
+            row(f"train: speed, {arch}", ratio, loop, ">= 0.90")
 
 
 if __name__ == "__main__":
