@@ -25,6 +25,7 @@ _BELOW_ZERO = MODELS[1]
 _DARK = 0.55
 _CELL = (38, 26)
 _LEFT, _ABOVE, _BELOW = 84, 26, 66
+_NARROWEST = 260
 
 
 def matrix_figure(
@@ -44,16 +45,18 @@ def matrix_figure(
       bold: cells to write in bold.
       is_signed: whether they are differences, which have another colour below zero.
     """
-    width = _LEFT + _CELL[0] * len(names) + 8
+    cells = _CELL[0] * len(names)
+    # Few columns leave room for the title, too.
+    width = max(_LEFT + cells + 8, _NARROWEST)
     height = _CELL[1] * len(names)
     whole = _ABOVE + height + _BELOW
     with styled():
         figure = new_figure(width, whole)
         # A layout that looks for room takes as long as all the rest.
         figure.set_layout_engine("none")
-        place = (_LEFT / width, _BELOW / whole, (width - _LEFT - 8) / width, height / whole)
+        place = (_LEFT / width, _BELOW / whole, cells / width, height / whole)
         axes = figure.add_axes(place)
-        axes.set_title(title)
+        axes.set_title(title, x=(4 - _LEFT) / cells)
         for y, line in enumerate(shares):
             for x, share in enumerate(line):
                 if share is None:
@@ -91,7 +94,7 @@ def matrix_figure(
         axes.tick_params(axis="x", labelcolor=INK)
         axes.set_ylabel("trained on", labelpad=2)
         axes.set_xlabel("tested on")
-        axes.yaxis.set_label_coords(-74 / (width - _LEFT - 8), 0.5)
+        axes.yaxis.set_label_coords(-74 / cells, 0.5)
         axes.xaxis.set_label_coords(0.5, -54 / height)
         for side in ("left", "bottom"):
             axes.spines[side].set_visible(False)
