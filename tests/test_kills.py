@@ -68,7 +68,7 @@ def test_ten_kills_at_random_moments_change_nothing(small_sample: Path, tmp_path
     while killed < KILLS:
         running = start(*run, output)
         # Not while Python is still importing: nothing can be lost there.
-        time.sleep(moments.uniform(0.25, 1) * seconds)
+        time.sleep(moments.uniform(0.25, 0.8) * seconds)
         if running.poll() is None:
             killed += 1
             os.killpg(running.pid, signal.SIGKILL)
