@@ -24,12 +24,16 @@ BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
     "grabcut": ([], ["--softened", "10", "--native", "4"]),
     "segmentation_iou": ([], []),
     "generate_cost": ([], ["--images", "24", "--rounds", "1"]),
+    "generate_profile": ([], ["--images", "24"]),
     "evaluate_cost": ([], ["--images", "16", "--rounds", "1", "--only", "speed"]),
     "attack_cost": ([], ["--images", "40"]),
     "train_cost": ([], []),
     "reading": ([], ["--images", "72", "--rounds", "1"]),
     "start_up": ([], ["--rounds", "1"]),
-    "scale": ([], ["--images", "64,128", "--rows", "20000"]),
+    "scale": (
+        ["--images", "1000,10000,30000", "--rows", "1300000,20000000"],
+        ["--images", "64,128", "--rows", "20000"],
+    ),
 }
 """Arguments of each benchmark: for the table, and for a quick trial of the whole."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -57,7 +57,7 @@ def mixed_variants(config: ComposeConfig) -> tuple[str, ...]:
 
 
 def select_images(
-    keys: list[str],
+    keys: Sequence[str],
     labels: NDArray[np.int64],
     config: ComposeConfig,
     groups: NDArray[np.int64] | None = None,
@@ -87,10 +87,11 @@ def select_images(
     selected = partners(np.arange(len(keys)))
     no_background = ~selected
     left = np.flatnonzero(selected)
-    chosen = select(
-        [keys[i] for i in left], labels[left], per_class=config.per_class, seed=config.seed
-    )
-    left = left[chosen]
+    if config.per_class != "all":
+        chosen = select(
+            [keys[i] for i in left], labels[left], per_class=config.per_class, seed=config.seed
+        )
+        left = left[chosen]
     lonely = ~partners(left)
     selected[:] = False
     selected[left[~lonely]] = True
@@ -249,7 +250,7 @@ class PlanSplit(beam.DoFn):
             tables.append(table.append_column("tar", tar))
         table = pa.concat_tables(tables).unify_dictionaries().sort_by("key").combine_chunks()
         labels = table["label"].to_numpy().astype(np.int64)
-        keys, groups = table["key"].to_pylist(), _groups(table)
+        keys, groups = SortedKeys(table["key"].combine_chunks()), _groups(table)
         selected, lonely = select_images(keys, labels, self._config, groups)
         added = {
             "selected": selected,

@@ -4,10 +4,14 @@ whole, which would take ten times the memory."""
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import overload
 
 import pyarrow as pa
+
+
+_AT_ONCE = 65_536
+"""Keys that are Python strings at a time."""
 
 
 class SortedKeys(Sequence[str]):
@@ -35,6 +39,10 @@ class SortedKeys(Sequence[str]):
             return found
         key: str = self._array[int(place)].as_py()
         return key
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), _AT_ONCE):
+            yield from self[start : start + _AT_ONCE]
 
     def find(self, key: str) -> int | None:
         """Place of a key, None if it is not there."""
