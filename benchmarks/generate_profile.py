@@ -17,9 +17,9 @@ from pathlib import Path
 
 from measure import card, multiply, row
 
-from pipeline.job_flags import sample_folder
-from pipeline.layout import find_layout
-from pipeline.source import list_images
+from pipeline.command_line.job_flags import sample_folder
+from pipeline.sources.layout import find_layout
+from pipeline.sources.listing import list_images
 from transforms.taxonomy import imagenet9
 
 WORK = {
@@ -30,24 +30,27 @@ WORK = {
         "transforms/codec.py:decode_image",
         "transforms/codec.py:decode_mask",
     ),
-    "encoding layers as PNG": ("pipeline/layer_files.py:encode_layer",),
-    "encoding versions as JPEG and PNG": ("pipeline/compose.py:_sample",),
+    "encoding layers as PNG": ("pipeline/dataset/layer_files.py:encode_layer",),
+    "encoding versions as JPEG and PNG": ("pipeline/generate/compose.py:_sample",),
     "resizing, cropping, tiling": ("transforms/cutting.py:_cut",),
     "composing pixels": ("transforms/variants.py:compose",),
     "listing, reading and hashing sources": (
-        "pipeline/generate.py:_list",
-        "pipeline/examine.py:_examine",
-        "pipeline/cut_source.py:read_source",
+        "pipeline/generate/graph.py:_list",
+        "pipeline/generate/examine.py:_examine",
+        "pipeline/generate/cut_source.py:read_source",
     ),
-    "writing tars and Parquet": ("pipeline/sinks.py:add", "pipeline/layer_files.py:add_layer"),
-    "Plan and Commit": ("pipeline/plan.py:_plan", "pipeline/commit.py:_commit"),
+    "writing tars and Parquet": (
+        "pipeline/dataset/sinks.py:add",
+        "pipeline/dataset/layer_files.py:add_layer",
+    ),
+    "Plan and Commit": ("pipeline/generate/plan.py:_plan", "pipeline/generate/commit.py:_commit"),
 }
 """Functions, by what they are for. None is called by another, but for the cuts by GrabCut."""
 
 INSIDE = {"GrabCut, colour models and links": "GrabCut, minimum cuts"}
 """Kinds of work that are counted within another."""
 
-WHOLE = "pipeline/runner.py:run_pipeline"
+WHOLE = "pipeline/runner/run.py:run_pipeline"
 
 
 def seconds_of(profile: Path) -> dict[str, float]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.source import SourceImage
+from pipeline.sources.listing import SourceImage
 
 
 @dataclasses.dataclass(frozen=True)

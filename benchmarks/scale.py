@@ -24,17 +24,11 @@ import numpy as np
 import pyarrow as pa
 from measure import Cost, card, multiply, peak_of_this_process, row, run_in9
 
-from pipeline.commit import Commit
-from pipeline.compose import ComposedShard
-from pipeline.config import ComposeConfig, DatasetConfig, SegmentConfig
-from pipeline.cut_source import cut_source, read_source
-from pipeline.job_flags import sample_folder
-from pipeline.layout import find_layout
-from pipeline.manifest import MANIFEST
-from pipeline.plan import OutputShard, PlanSplit, load_plan
-from pipeline.records import Staging
-from pipeline.segment import CANDIDATE_SCHEMA, SegmentedShard, SourceFiles
-from pipeline.shards import (
+from pipeline.command_line.job_flags import sample_folder
+from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
+from pipeline.dataset.manifest import MANIFEST
+from pipeline.dataset.records import Staging
+from pipeline.dataset.shards import (
     ShardCounts,
     index_file,
     layer_record,
@@ -42,8 +36,14 @@ from pipeline.shards import (
     parquet_file,
     webdataset_file,
 )
-from pipeline.source import SplitTotals, list_images
-from pipeline.storage import FileDigest, Store
+from pipeline.generate.commit import Commit
+from pipeline.generate.compose import ComposedShard
+from pipeline.generate.cut_source import cut_source, read_source
+from pipeline.generate.plan import OutputShard, PlanSplit, load_plan
+from pipeline.generate.segment import CANDIDATE_SCHEMA, SegmentedShard, SourceFiles
+from pipeline.sources.layout import find_layout
+from pipeline.sources.listing import SplitTotals, list_images
+from pipeline.storage.store import FileDigest, Store
 from transforms.taxonomy import imagenet9
 
 MODEL = """

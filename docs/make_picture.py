@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.dataset import Dataset
-from pipeline.storage import Store
+from pipeline.dataset.folder import Dataset
+from pipeline.storage.store import Store
 from transforms.codec import decode_image
 from transforms.variants import PICTURES
 

@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.reading import DatasetReader
+    from pipeline.dataset.reading import DatasetReader
 
 __all__ = ["open_dataset"]
 
@@ -32,6 +32,6 @@ def open_dataset(
       UsageError: there is no finished dataset.
       ValueError: it has no such variant or split; the message lists those that it has.
     """
-    from pipeline.reading import DatasetReader  # Commands need not wait for what it needs.
+    from pipeline.dataset.reading import DatasetReader  # Commands need not wait for what it needs.
 
     return DatasetReader.open(os.fspath(path), variant, split)

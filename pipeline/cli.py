@@ -11,10 +11,10 @@ import sys
 import threading
 from typing import NoReturn
 
+from pipeline.command_line.flags import build_parser
 from pipeline.errors import JobError, UsageError
-from pipeline.flags import build_parser
-from pipeline.lock import release_all
 from pipeline.memory import keep_freed_memory
+from pipeline.storage.lock import release_all
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,7 +78,9 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="in9: %(levelname)s: %(message)s")
     # Beam announces at import which of its optional parts are not installed.
     logging.disable(logging.WARNING)
-    from pipeline import commands  # After parsing: --help should not wait for Beam and torch.
+    from pipeline.command_line import (
+        commands,  # After parsing: --help should not wait for Beam and torch.
+    )
 
     logging.disable(logging.NOTSET)
     return commands.run_command(arguments, rest)

@@ -17,9 +17,9 @@ import pytest
 from forking import Forks
 from PIL import Image
 
-from pipeline.job_flags import sample_folder
-from pipeline.layout import find_layout
-from pipeline.source import list_images
+from pipeline.command_line.job_flags import sample_folder
+from pipeline.sources.layout import find_layout
+from pipeline.sources.listing import list_images
 from transforms.taxonomy import imagenet9
 
 # Threads of two processes that test side by side wait for each other; they had better sleep.

@@ -60,8 +60,8 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 
 
 def _serve(connection: socket.socket) -> None:
-    import pipeline.commands  # What every command waits for.
-    import pipeline.evaluate  # noqa: F401
+    import pipeline.command_line.commands  # What every command waits for.
+    import pipeline.evaluate.stage  # noqa: F401
 
     while True:
         header, files, _, _ = socket.recv_fds(connection, 8, 2)

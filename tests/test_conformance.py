@@ -17,9 +17,9 @@ import pytest
 from conftest import run_in9
 from PIL import Image
 
-from pipeline.dataset import Dataset
-from pipeline.layer_files import decode_layer, read_parts
-from pipeline.storage import Store
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.layer_files import decode_layer, read_parts
+from pipeline.storage.store import Store
 from transforms.codec import decode_image, decode_mask
 from transforms.layers import Layer
 from transforms.variants import VARIANTS

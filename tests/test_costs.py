@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import run_in9
 
-from pipeline.costs import (
+from pipeline.dry_run.costs import (
     FIGURES,
     Assumptions,
     Cost,

@@ -23,17 +23,17 @@ from dataflow_stub import DataflowStub, write_credentials
 from gcs import BUCKET, gcs_server
 
 from pipeline.cli import main
+from pipeline.command_line.fail_if import parse_conditions
+from pipeline.command_line.last_run import LAST_RUN, End, Ending
 from pipeline.dataflow.jobs import is_over
 from pipeline.dataflow.start import TakeLock, manifest_state
 from pipeline.errors import JobError
-from pipeline.evaluate import Evaluation
-from pipeline.fail_if import parse_conditions
-from pipeline.last_run import LAST_RUN, End, Ending
-from pipeline.lock import DATASET_LOCK, acquire, held
+from pipeline.evaluate.predict import PredictConfig
+from pipeline.evaluate.stage import Evaluation
 from pipeline.models import DEFAULT_MODEL
-from pipeline.predict import PredictConfig
-from pipeline.progress import Progress
-from pipeline.storage import Store
+from pipeline.runner.progress import Progress
+from pipeline.storage.lock import DATASET_LOCK, acquire, held
+from pipeline.storage.store import Store
 
 ROOT = f"gs://{BUCKET}"
 IMAGE = "europe-docker.pkg.dev/p/in9/worker:1"

@@ -27,9 +27,9 @@ from google.cloud import dataflow_v1beta3
 from llvmlite import binding
 from packaging.requirements import Requirement
 
-from pipeline import template
-from pipeline.flags import build_parser
-from pipeline.runner import check_unknown
+from pipeline.command_line import template
+from pipeline.command_line.flags import build_parser
+from pipeline.runner.run import check_unknown
 from transforms.grabcut import Unavailable, cache
 
 ROOT = Path(__file__).parents[1]
@@ -60,7 +60,7 @@ def parameters() -> dict[str, dict[str, Any]]:
 def test_the_metadata_is_that_of_the_flags() -> None:
     committed = (DEPLOY / "flex" / "metadata.json").read_text()
     assert json.loads(committed) == template.metadata(), (
-        "python -m pipeline.template > deploy/flex/metadata.json"
+        "python -m pipeline.command_line.template > deploy/flex/metadata.json"
     )
 
 
@@ -103,7 +103,7 @@ def test_defaults_pass_their_own_check_and_the_command_line() -> None:
 def test_the_service_reads_the_specification() -> None:
     image = "europe-west4-docker.pkg.dev/my-project/in9/in9:tag"
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.template", "--image", image],
+        [sys.executable, "-m", "pipeline.command_line.template", "--image", image],
         capture_output=True,
         text=True,
         check=True,

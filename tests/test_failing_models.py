@@ -12,8 +12,8 @@ import torch
 from conftest import run_in9
 
 from pipeline.errors import ModelError
+from pipeline.evaluate.predict import PredictConfig, Predictor
 from pipeline.models import load_model
-from pipeline.predict import PredictConfig, Predictor
 
 GOOD = "efficientnet_lite0"
 

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.config import SegmentConfig
+from pipeline.dataset.config import SegmentConfig
 from transforms.codec import decode_image, encode_png
 from transforms.filters import Reason
 from transforms.geometry import ResizeCrop

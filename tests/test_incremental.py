@@ -15,7 +15,7 @@ import pytest
 from conftest import manifest_of, stamps
 
 from pipeline.cli import main
-from pipeline.shards import ShardCounts
+from pipeline.dataset.shards import ShardCounts
 from transforms.variants import MIXED
 
 MODELS = """

@@ -13,10 +13,10 @@ import pytest
 from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
 
 from pipeline.cli import main
-from pipeline.compose import ComposeShard
-from pipeline.layout import find_layout
-from pipeline.segment import SegmentShard
-from pipeline.source import list_images
+from pipeline.generate.compose import ComposeShard
+from pipeline.generate.segment import SegmentShard
+from pipeline.sources.layout import find_layout
+from pipeline.sources.listing import list_images
 from transforms.taxonomy import imagenet9
 
 

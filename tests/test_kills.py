@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import manifest_of, run_in9, stamps
 
-from pipeline.lock import DATASET_LOCK
+from pipeline.storage.lock import DATASET_LOCK
 
 KILLS = 10
 FLAGS = ("--images_per_shard", "2", "--formats", "parquet")

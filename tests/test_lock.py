@@ -14,8 +14,8 @@ import pytest
 from conftest import run_in9
 
 from pipeline.errors import JobError
-from pipeline.lock import DATASET_LOCK, TABLES_LOCK, held
-from pipeline.storage import Store
+from pipeline.storage.lock import DATASET_LOCK, TABLES_LOCK, held
+from pipeline.storage.store import Store
 
 
 def test_a_held_lock_names_its_process_and_is_released(tmp_path: Path) -> None:

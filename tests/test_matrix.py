@@ -12,12 +12,12 @@ import pytest
 from conftest import ONE, run_in9, stamps
 
 from pipeline.cli import main
-from pipeline.dataset import Dataset
+from pipeline.dataset.folder import Dataset
 from pipeline.report.checklist import check_claims
 from pipeline.report.evidence import Evidence
 from pipeline.report.published import TRAINED
 from pipeline.report.verdicts import Verdict
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 from pipeline.training.parts import Holdout, keys_for_test
 from transforms.taxonomy import imagenet9
 

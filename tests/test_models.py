@@ -18,6 +18,7 @@ from PIL import Image
 
 from pipeline.cli import main
 from pipeline.errors import JobError, UsageError
+from pipeline.evaluate.predict import PredictConfig, Predictor
 from pipeline.models import (
     IN9_MEAN,
     LoadedModel,
@@ -27,7 +28,6 @@ from pipeline.models import (
     load_model,
 )
 from pipeline.models.open_clip_models import class_prompts
-from pipeline.predict import PredictConfig, Predictor
 from transforms.taxonomy import imagenet9
 
 

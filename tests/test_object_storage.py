@@ -15,16 +15,16 @@ from conftest import run_in9
 from faults import FaultProxy
 from gcs import BUCKET, gcs_server
 
-from pipeline.config import ComposeConfig, SegmentConfig
+from pipeline.dataset.config import ComposeConfig, SegmentConfig
+from pipeline.dataset.manifest import MANIFEST
+from pipeline.dataset.records import Staging
 from pipeline.errors import JobError, UsageError
-from pipeline.files import absolute, is_below, parent, read_ahead
-from pipeline.layout import find_layout
-from pipeline.lock import DATASET_LOCK, acquire, held, release
-from pipeline.manifest import MANIFEST
-from pipeline.records import Staging
-from pipeline.scenes import DrawnScenes, examine_scenes, list_scenes
-from pipeline.source import list_images
-from pipeline.storage import Store
+from pipeline.generate.scenes import DrawnScenes, examine_scenes, list_scenes
+from pipeline.sources.layout import find_layout
+from pipeline.sources.listing import list_images
+from pipeline.storage.files import absolute, is_below, parent, read_ahead
+from pipeline.storage.lock import DATASET_LOCK, acquire, held, release
+from pipeline.storage.store import Store
 from transforms.codec import encode_png
 from transforms.taxonomy import imagenet9
 
@@ -178,7 +178,8 @@ def test_of_many_that_want_a_lock_one_gets_it(store: Store) -> None:
 
 
 def test_a_lock_is_taken_over_from_a_dead_process_only(store: Store) -> None:
-    script = "import sys; from pipeline.lock import *; from pipeline.storage import Store\n"
+    script = "import sys; from pipeline.storage.lock import *\n"
+    script += "from pipeline.storage.store import Store\n"
     script += f"acquire(Store(sys.argv[1]), {DATASET_LOCK!r}, this_process())"
     subprocess.run([sys.executable, "-c", script, store.root], check=True)
     assert store.exists(DATASET_LOCK)

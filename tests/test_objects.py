@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
-from pipeline.config import DatasetConfig
-from pipeline.rejections import advise
+from pipeline.dataset.config import DatasetConfig
+from pipeline.generate.rejections import advise
 from transforms.annotations import Annotation, Box, write_annotation
 from transforms.codec import encode_png
 from transforms.cutting import Cut, cut_background, cut_image, cut_objects

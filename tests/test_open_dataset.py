@@ -16,9 +16,9 @@ from conftest import ONE, run_in9
 from gcs import BUCKET, gcs_server
 
 import pipeline
+from pipeline.dataset.reading import DatasetReader
 from pipeline.errors import UsageError
-from pipeline.reading import DatasetReader
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 from transforms.codec import decode_image
 from transforms.taxonomy import IN9_NAMES
 from transforms.variants import PAPER

@@ -19,14 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.layout import find_layout
 from pipeline.models.open_clip_models import class_prompts
-from pipeline.place import read_place
-from pipeline.source import SourceImage, list_images
-from pipeline.storage import Store
-from pipeline.taxonomy_file import read_taxonomy
+from pipeline.sources.layout import find_layout
+from pipeline.sources.listing import SourceImage, list_images
+from pipeline.sources.place import read_place
+from pipeline.sources.taxonomy_file import read_taxonomy
+from pipeline.storage.store import Store
 from transforms.annotations import AnnotationError, Box, parse_annotation
 from transforms.scoring import classes_of_outputs, labels_of_outputs
 from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9

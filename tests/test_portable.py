@@ -18,7 +18,7 @@ from gcs import free_port
 from test_kills import finished_shards, start, wait_until
 
 from pipeline.errors import UsageError
-from pipeline.runner import pipeline_options
+from pipeline.runner.run import pipeline_options
 
 SERVER = Path(__file__).with_name("job_server.py")
 RESULTS = ("results/summary.csv", "results/gaps.csv", "results/per_class.csv")

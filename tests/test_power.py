@@ -14,10 +14,10 @@ from conftest import run_in9
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.dataset import Dataset
-from pipeline.logits import batches_with, keys_to_keep
-from pipeline.sinks import Sample
-from pipeline.storage import Store
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.sinks import Sample
+from pipeline.results.logits import batches_with, keys_to_keep
+from pipeline.storage.store import Store
 from transforms.probe import cross_validated, fit_ridge, folds_of, power_of_outputs
 
 MODEL = "efficientnet_lite0"

@@ -18,8 +18,8 @@ import webdataset
 from conftest import run_in9
 from PIL import Image
 
-from pipeline.dataset import Dataset
-from pipeline.storage import Store
+from pipeline.dataset.folder import Dataset
+from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 from transforms.variants import MIXED, PAPER
 

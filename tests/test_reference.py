@@ -13,9 +13,9 @@ import pandas
 import pytest
 from conftest import run_in9
 
-from pipeline.flags import COMMANDS, build_parser
-from pipeline.meanings import REASONS, meaning
-from pipeline.reference import FILES, RESULTS, reference
+from pipeline.command_line.flags import COMMANDS, build_parser
+from pipeline.command_line.meanings import REASONS, meaning
+from pipeline.command_line.reference import FILES, RESULTS, reference
 from transforms.filters import Reason
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ def commands_of(text: str) -> list[list[str]]:
 def test_the_reference_is_what_the_code_says() -> None:
     there = (ROOT / "docs" / "reference.md").read_text()
     assert there == "\n".join(reference()) + "\n", (
-        "python -m pipeline.reference > docs/reference.md"
+        "python -m pipeline.command_line.reference > docs/reference.md"
     )
 
 

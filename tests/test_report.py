@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import run_in9, stamps
 
-from pipeline.dataset import Dataset
+from pipeline.command_line.flags import build_parser
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.flags import build_parser
 from pipeline.report import write_report
 from pipeline.report.adversarial import _BYTES as BACKGROUND_BYTES
 from pipeline.report.checklist import check_claims
@@ -30,8 +30,8 @@ from pipeline.report.published import PRETRAINED, TRAINED, published_for, traine
 from pipeline.report.saliency import _BYTES as SALIENCY_BYTES
 from pipeline.report.selection import PER_CLASS
 from pipeline.report.verdicts import Finding, Verdict, difference, overall
-from pipeline.results import result_folder
-from pipeline.storage import Store
+from pipeline.results.files import result_folder
+from pipeline.storage.store import Store
 from transforms.intervals import wilson
 from transforms.taxonomy import imagenet9
 from transforms.variants import PICTURES

@@ -11,7 +11,7 @@ import pytest
 from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
 
 from pipeline.cli import main
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 
 
 def test_a_second_run_does_no_work_and_says_so(sample_run: Path, tmp_path: Path) -> None:

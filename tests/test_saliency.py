@@ -18,18 +18,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from pipeline.dataset import Dataset
+from pipeline.command_line.flags import build_parser
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import ModelError, UsageError
-from pipeline.evaluate import Evaluation
-from pipeline.flags import build_parser
+from pipeline.evaluate.predict import PredictConfig, Predictor
+from pipeline.evaluate.stage import Evaluation
 from pipeline.models import load_model
 from pipeline.models.loaded import Preprocessing, loaded_model
-from pipeline.predict import PredictConfig, Predictor
-from pipeline.progress import Progress
+from pipeline.runner.progress import Progress
 from pipeline.saliency.command import saliency_from_flags
 from pipeline.saliency.gradients import answer_gradients
 from pipeline.saliency.plan import SaliencyPlan, check_variants, shown_images
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 from transforms.codec import decode_image, decode_mask
 from transforms.saliency import mass_in_mask, overlay, saliency_map
 

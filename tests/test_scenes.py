@@ -17,9 +17,9 @@ from conftest import ONE, manifest_of, run_in9
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.dataset import Dataset
-from pipeline.scenes import list_scenes
-from pipeline.storage import Store
+from pipeline.dataset.folder import Dataset
+from pipeline.generate.scenes import list_scenes
+from pipeline.storage.store import Store
 from transforms.annotations import Box
 from transforms.codec import decode_image
 from transforms.intervals import paired_bootstrap

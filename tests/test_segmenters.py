@@ -26,15 +26,15 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from pipeline.cli import main
-from pipeline.dataset import Dataset
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, UsageError
-from pipeline.layout import find_layout
-from pipeline.place import read_place
 from pipeline.segmenters import find_segmenter
 from pipeline.segmenters.masks import with_masks
 from pipeline.segmenters.network import read_network
-from pipeline.source import SourceImage, list_images
-from pipeline.storage import Store
+from pipeline.sources.layout import find_layout
+from pipeline.sources.listing import SourceImage, list_images
+from pipeline.sources.place import read_place
+from pipeline.storage.store import Store
 from transforms.annotations import Box, parse_annotation
 from transforms.codec import encode_png
 from transforms.cutting import Cut, cut_image

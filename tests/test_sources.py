@@ -20,14 +20,14 @@ from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
 from gcs import BUCKET, gcs_server
 from shapes import SHAPES, split_of, tar_bytes
 
-from pipeline.checksums import Checksums
 from pipeline.cli import main
 from pipeline.errors import UsageError
-from pipeline.key_lists import KeyList, KeyLists, read_key_list
-from pipeline.layout import find_layout
-from pipeline.place import Place, part_of, read_place, reads_ahead, row_of, text_place
-from pipeline.source import Listing, list_images
-from pipeline.storage import Store
+from pipeline.sources.checksums import Checksums
+from pipeline.sources.key_lists import KeyList, KeyLists, read_key_list
+from pipeline.sources.layout import find_layout
+from pipeline.sources.listing import Listing, list_images
+from pipeline.sources.place import Place, part_of, read_place, reads_ahead, row_of, text_place
+from pipeline.storage.store import Store
 from transforms.annotations import (
     Annotation,
     AnnotationError,

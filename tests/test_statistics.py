@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.shards import ShardCounts
+from pipeline.dataset.shards import ShardCounts
 from transforms.hashing import keyed_hash, keyed_hashes, substream
 from transforms.intervals import paired_bootstrap, resample_weights, wilson
 from transforms.scoring import LABEL_RULES, labels_of_outputs

@@ -24,10 +24,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torchvision.transforms import v2
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.models import load_model
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 from pipeline.training.augment import DRAWS, Augmentation, augmentation_hashes, draws_of
 from pipeline.training.checkpoint import read_about
 from pipeline.training.loader import Pictures, check_shared_memory

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.errors import JobError, UsageError
-from pipeline.evaluate import Evaluation
+from pipeline.evaluate.predict import PredictConfig
+from pipeline.evaluate.stage import Evaluation
 from pipeline.figures.labels import apart
 from pipeline.figures.trend import trend_figure
 from pipeline.imagenet.folder import (
@@ -36,10 +37,9 @@ from pipeline.imagenet.folder import (
 from pipeline.imagenet.results import imagenet_file, published_top1
 from pipeline.imagenet.stage import Classify
 from pipeline.models import load_model
-from pipeline.predict import PredictConfig
-from pipeline.progress import Progress
-from pipeline.storage import Store
-from pipeline.trend import BG_GAP, TREND, TREND_FIGURE, TREND_VARIANTS, write_trend
+from pipeline.results.trend import BG_GAP, TREND, TREND_FIGURE, TREND_VARIANTS, write_trend
+from pipeline.runner.progress import Progress
+from pipeline.storage.store import Store
 from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import imagenet9
 from transforms.trend import FEW_MODELS, fit_line

@@ -1,7 +1,8 @@
 """The eight ImageNet-9 variants, the mask, and others, as pure functions of layers.
 
 To add a variant, write its function and list it in `VARIANTS`. One that lies elsewhere has no
-place there, but a specification, `python:MODULE:FUNCTION@VERSION`: `pipeline.own_variants`.
+place there, but a specification, `python:MODULE:FUNCTION@VERSION`
+(`pipeline.generate.own_variants`).
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.attack.plan import AttackGrid, Side
-from pipeline.dataset import Dataset
-from pipeline.predict import BrokenPictureError, Predictor
-from pipeline.sinks import Sample
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.sinks import Sample
+from pipeline.evaluate.predict import BrokenPictureError, Predictor
 from transforms.adversarial import Labels
 from transforms.codec import UndecodableError, decode_image, decode_mask
 from transforms.scoring import LABEL_RULES

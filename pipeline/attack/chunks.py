@@ -18,13 +18,13 @@ import torch
 from pipeline.attack.arrays import Cutouts, GridModel, load_backgrounds, stream_cutouts
 from pipeline.attack.plan import ATTACK_VARIANTS, AttackGrid, Attacking
 from pipeline.attack.results import chunk_file, chunk_table, grid_folder, read_chunk
-from pipeline.config import ATTACK_VERSION, fingerprint
-from pipeline.counters import count, count_written, timed
-from pipeline.dataset import Dataset
+from pipeline.dataset.config import ATTACK_VERSION, fingerprint
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.records import ShardFiles, read_about, write_table
+from pipeline.evaluate.predict import Predictor
 from pipeline.models import LoadedModel
-from pipeline.predict import Predictor
-from pipeline.records import ShardFiles, read_about, write_table
-from pipeline.results import result_folder
+from pipeline.results.files import result_folder
+from pipeline.runner.counters import count, count_written, timed
 from transforms.adversarial import UNTRIED, Grid, Labels
 from transforms.attack_grid import Strengths, try_until_turned
 from transforms.scoring import LABEL_RULES, labels_of_outputs

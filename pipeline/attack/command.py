@@ -10,21 +10,21 @@ from pipeline.attack.forecast import forecast_attack
 from pipeline.attack.plan import Attacking, check_variants, open_grid
 from pipeline.attack.stage import Attack
 from pipeline.attack.tables import write_attack_tables
-from pipeline.config import DatasetConfig
+from pipeline.command_line.evaluation_flags import evaluation_from_flags
+from pipeline.command_line.last_run import say_summary
+from pipeline.command_line.stage_command import run_stage
+from pipeline.command_line.terminal import aligned, interval
+from pipeline.command_line.versions import page_folder, results_store
 from pipeline.dataflow.submission import flags_of_workers, submission_from_flags
-from pipeline.dataset import Dataset
+from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.evaluation_flags import evaluation_from_flags
-from pipeline.failures import say_failures
-from pipeline.last_run import say_summary
-from pipeline.lock import TABLES_LOCK, held
 from pipeline.report import REPORT
-from pipeline.results import display_name
-from pipeline.runner import pipeline_options
-from pipeline.stage_command import run_stage
-from pipeline.storage import Store
-from pipeline.terminal import aligned, interval
-from pipeline.versions import page_folder, results_store
+from pipeline.results.failures import say_failures
+from pipeline.results.files import display_name
+from pipeline.runner.run import pipeline_options
+from pipeline.storage.lock import TABLES_LOCK, held
+from pipeline.storage.store import Store
 
 
 def attacking_from_flags(

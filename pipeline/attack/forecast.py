@@ -11,13 +11,13 @@ import torch
 from pipeline.attack.arrays import GridModel, load_backgrounds, stream_cutouts
 from pipeline.attack.chunks import Chunks
 from pipeline.attack.plan import AttackGrid, Attacking, open_grid
-from pipeline.dataset import Dataset
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import ModelError
-from pipeline.evaluate import model_identity
+from pipeline.evaluate.predict import Predictor
+from pipeline.evaluate.resident import free_memory, load_resident
+from pipeline.evaluate.stage import model_identity
 from pipeline.memory import keep_freed_memory
-from pipeline.predict import Predictor
-from pipeline.progress import duration
-from pipeline.resident import free_memory, load_resident
+from pipeline.runner.progress import duration
 from transforms.adversarial import Labels
 from transforms.scoring import labels_of_outputs
 from transforms.taxonomy import Taxonomy

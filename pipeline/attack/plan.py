@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pyarrow as pa
 
-from pipeline.answers import Images
-from pipeline.dataset import Dataset
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.evaluate import Evaluation
+from pipeline.evaluate.stage import Evaluation
+from pipeline.results.answers import Images
 from transforms.adversarial import Labels
 from transforms.attack_grid import sample_evenly
 

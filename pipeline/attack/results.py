@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.attack.plan import AttackGrid, Attacking, Side
-from pipeline.config import fingerprint
-from pipeline.dataset import Dataset
-from pipeline.records import ShardFiles, read_about, with_labels, write_table
-from pipeline.results import result_folder
-from pipeline.storage import Store
+from pipeline.dataset.config import fingerprint
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.records import ShardFiles, read_about, with_labels, write_table
+from pipeline.results.files import result_folder
+from pipeline.storage.store import Store
 from transforms.adversarial import (
     UNTRIED,
     Grid,

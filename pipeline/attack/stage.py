@@ -18,14 +18,14 @@ from pipeline.attack.chunks import Chunks, HeldBackgrounds
 from pipeline.attack.plan import Attacking, open_grid
 from pipeline.attack.results import AttackedModel, attack_file, write_attack
 from pipeline.attack.tables import write_attack_tables
-from pipeline.counters import count, timed
-from pipeline.dataset import Dataset
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, ModelError
-from pipeline.evaluate import model_identity
-from pipeline.failures import FailedModel, forget_failure, note_failure, sort_results
-from pipeline.lock import TABLES_LOCK, held, model_lock
+from pipeline.evaluate.resident import free_memory, load_resident
+from pipeline.evaluate.stage import model_identity
 from pipeline.memory import keep_freed_memory
-from pipeline.resident import free_memory, load_resident
+from pipeline.results.failures import FailedModel, forget_failure, note_failure, sort_results
+from pipeline.runner.counters import count, timed
+from pipeline.storage.lock import TABLES_LOCK, held, model_lock
 from pipeline.training.leakage import refuse_overlap
 from transforms.taxonomy import Taxonomy
 

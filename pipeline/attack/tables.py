@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.csv_file import write_csv
-from pipeline.storage import Store
+from pipeline.results.csv_file import write_csv
+from pipeline.storage.store import Store
 
 ATTACK_COLUMNS = (
     "model",

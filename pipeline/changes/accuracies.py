@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.answers import Images, read_answers
 from pipeline.changes.history import State, Summary
-from pipeline.comparisons import quantities
-from pipeline.results import display_name, tested_part
+from pipeline.results.answers import Images, read_answers
+from pipeline.results.comparisons import quantities
+from pipeline.results.files import display_name, tested_part
 from transforms.intervals import bootstrap_hashes, bootstrap_means, percentile_interval, sum_units
 
 

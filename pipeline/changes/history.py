@@ -13,11 +13,11 @@ import dataclasses
 import json
 from typing import Any
 
-from pipeline.config import fingerprint
-from pipeline.dataset import Dataset
-from pipeline.manifest import MANIFEST, read_manifest
-from pipeline.results import all_summaries, predictions_file, result_folder, summary_file
-from pipeline.storage import WORK_FOLDER, Store
+from pipeline.dataset.config import fingerprint
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.manifest import MANIFEST, read_manifest
+from pipeline.results.files import all_summaries, predictions_file, result_folder, summary_file
+from pipeline.storage.store import WORK_FOLDER, Store
 
 HISTORY = f"{WORK_FOLDER}/history"
 _NOTE = f"{HISTORY}/history.json"

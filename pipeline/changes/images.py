@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pipeline.dataset import Dataset
-from pipeline.records import ACCEPTED, read_rows
-from pipeline.shards import index_file, layer_record
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.records import ACCEPTED, read_rows
+from pipeline.dataset.shards import index_file, layer_record
 from transforms.variants import EXTERNAL, MIXED, with_replicates
 
 LISTED = 100

@@ -19,11 +19,11 @@ from pipeline.changes.history import (
 )
 from pipeline.changes.images import ImageChanges, compare_images
 from pipeline.changes.text import one_line, shown, to_markdown
-from pipeline.counters import count, timed
-from pipeline.dataset import Dataset
-from pipeline.lock import TABLES_LOCK, held
-from pipeline.manifest import Manifest
-from pipeline.storage import Store
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.manifest import Manifest
+from pipeline.runner.counters import count, timed
+from pipeline.storage.lock import TABLES_LOCK, held
+from pipeline.storage.store import Store
 
 CHANGES = "changes.json"
 CHANGES_TEXT = "changes.md"

@@ -7,10 +7,10 @@ from typing import Any
 
 import apache_beam as beam
 
+from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST
 from pipeline.errors import JobError
-from pipeline.lock import DATASET_LOCK, acquire, is_held_by, release
-from pipeline.manifest import MANIFEST, PREVIOUS_MANIFEST
-from pipeline.storage import Store
+from pipeline.storage.lock import DATASET_LOCK, acquire, is_held_by, release
+from pipeline.storage.store import Store
 
 
 def manifest_state(store: Store) -> list[str | None]:

@@ -20,13 +20,13 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.runners.runner import PipelineResult
 from apache_beam.transforms.resources import parse_resource_hints
 
-from pipeline.config import fingerprint
 from pipeline.dataflow.jobs import console_address, is_dataflow, job_of
+from pipeline.dataset.config import fingerprint
 from pipeline.errors import JobError, UsageError
-from pipeline.files import absolute, is_remote
-from pipeline.lock import DATASET_LOCK, release
 from pipeline.segmenters.network import PREFIX as NETWORK
-from pipeline.storage import Store
+from pipeline.storage.files import absolute, is_remote
+from pipeline.storage.lock import DATASET_LOCK, release
+from pipeline.storage.store import Store
 
 _FOLDERS = (
     *("output", "dataset", "input", "annotations", "exclude", "include"),

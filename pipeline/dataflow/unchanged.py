@@ -19,16 +19,16 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipeline.config import DatasetConfig
+from pipeline.command_line.last_run import line_of, read_note, results_state
+from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.latest import Versions
+from pipeline.dataset.manifest import MANIFEST, read_manifest
 from pipeline.errors import UsageError
-from pipeline.files import FileInfo, absolute, files_of
 from pipeline.imagenet.folder import SPLIT
-from pipeline.last_run import line_of, read_note, results_state
-from pipeline.latest import Versions
-from pipeline.layout import find_images, find_layout
-from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.segmenters.masks import is_coco_file
-from pipeline.storage import Store
+from pipeline.sources.layout import find_images, find_layout
+from pipeline.storage.files import FileInfo, absolute, files_of
+from pipeline.storage.store import Store
 
 MAX_FILES = 200_000
 MAX_SECONDS = 60.0

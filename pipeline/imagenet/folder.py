@@ -10,12 +10,12 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from pipeline.config import fingerprint
+from pipeline.dataset.config import fingerprint
+from pipeline.dataset.shards import bucket_hash
 from pipeline.errors import UsageError
-from pipeline.files import relative
-from pipeline.layout import find_annotations, find_images
-from pipeline.shards import bucket_hash
-from pipeline.source import image_classes
+from pipeline.sources.layout import find_annotations, find_images
+from pipeline.sources.listing import image_classes
+from pipeline.storage.files import relative
 from transforms.taxonomy import Taxonomy
 
 SPLIT = "val"

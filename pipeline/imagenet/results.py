@@ -17,8 +17,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.results import result_folder
-from pipeline.storage import Store
+from pipeline.results.files import result_folder
+from pipeline.storage.store import Store
 
 PREDICTION_SCHEMA = pa.schema(
     [

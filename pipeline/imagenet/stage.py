@@ -22,25 +22,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.config import EVALUATE_VERSION, fingerprint
-from pipeline.counters import count, count_written, timed
-from pipeline.dataset import Dataset
+from pipeline.dataset.config import EVALUATE_VERSION, fingerprint
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.records import ShardFiles, read_about, write_table
+from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError, ModelError
-from pipeline.evaluate import Evaluation, model_identity
-from pipeline.failures import FailedModel
-from pipeline.files import files_of
+from pipeline.evaluate.predict import BrokenPictureError, Predictor
+from pipeline.evaluate.resident import free_memory, load_resident
+from pipeline.evaluate.stage import Evaluation, model_identity
 from pipeline.imagenet.folder import ImageNetImage, ImageNetListing, list_imagenet, listing_digest
 from pipeline.imagenet.results import PREDICTION_SCHEMA, imagenet_file, imagenet_predictions
-from pipeline.lock import TABLES_LOCK, held, model_lock
 from pipeline.memory import keep_freed_memory
 from pipeline.models import LoadedModel
-from pipeline.predict import BrokenPictureError, Predictor
-from pipeline.records import ShardFiles, read_about, write_table
-from pipeline.resident import free_memory, load_resident
-from pipeline.results import read_summaries, result_folder
-from pipeline.sinks import Sample
-from pipeline.storage import Store
-from pipeline.trend import write_trend
+from pipeline.results.failures import FailedModel
+from pipeline.results.files import read_summaries, result_folder
+from pipeline.results.trend import write_trend
+from pipeline.runner.counters import count, count_written, timed
+from pipeline.storage.files import files_of
+from pipeline.storage.lock import TABLES_LOCK, held, model_lock
+from pipeline.storage.store import Store
 from transforms.intervals import wilson
 from transforms.taxonomy import Taxonomy
 

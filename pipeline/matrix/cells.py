@@ -16,18 +16,18 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config import EVALUATE_VERSION, fingerprint
-from pipeline.dataset import Dataset
+from pipeline.dataset.config import EVALUATE_VERSION, fingerprint
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.records import ShardFiles, read_about, write_table
+from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError, UsageError
+from pipeline.evaluate.predict import Predictor
+from pipeline.evaluate.resident import free_memory
 from pipeline.matrix.plan import MatrixPlan, Tested
 from pipeline.models import load_model
 from pipeline.models.loaded import state_hash
 from pipeline.models.timm_names import read_state
-from pipeline.predict import Predictor
-from pipeline.records import ShardFiles, read_about, write_table
-from pipeline.resident import free_memory
-from pipeline.sinks import Sample
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 from pipeline.training.checkpoint import TrainedOn
 from pipeline.training.checkpoint import read_about as read_training
 from pipeline.training.features import Backbone

@@ -10,29 +10,29 @@ from typing import Any
 
 import torch
 
-from pipeline.dataset import Dataset
+from pipeline.command_line.evaluation_flags import CPU_BATCH, GPU_BATCH
+from pipeline.command_line.terminal import aligned
+from pipeline.command_line.versions import page_folder, publish, results_store
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.latest import reading_store
 from pipeline.errors import UsageError
-from pipeline.evaluation_flags import CPU_BATCH, GPU_BATCH
-from pipeline.latest import reading_store
+from pipeline.evaluate.predict import PredictConfig
 from pipeline.matrix.cells import ProbeTrainer, Trainer
 from pipeline.matrix.networks import NetworkTrainer
 from pipeline.matrix.plan import MatrixPlan, make_plan
 from pipeline.matrix.run import make_matrices
 from pipeline.models import DEFAULT_MODEL, check_model
 from pipeline.models.stored import chosen_folder
-from pipeline.predict import PredictConfig
-from pipeline.progress import duration
 from pipeline.report import REPORT, write_report
 from pipeline.report.checklist import check_claims
 from pipeline.report.evidence import gather
 from pipeline.report.matrix import describe_gaps
-from pipeline.runner import usable_cores
-from pipeline.terminal import aligned
+from pipeline.runner.progress import duration
+from pipeline.runner.run import usable_cores
 from pipeline.training.command import choose_device, default_workers
 from pipeline.training.features import Backbone
 from pipeline.training.network import check_architecture
 from pipeline.training.plan import TrainPlan
-from pipeline.versions import page_folder, publish, results_store
 
 _QUESTIONS = (1, 4)
 """Of the source, which a matrix answers."""

@@ -6,9 +6,9 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 
-from pipeline.lock import DATASET_LOCK, held
 from pipeline.matrix.cells import Scores, network_scores
 from pipeline.matrix.plan import IN9L, MatrixPlan
+from pipeline.storage.lock import DATASET_LOCK, held
 from pipeline.training.checkpoint import read_about
 from pipeline.training.loop import MODEL, train
 from pipeline.training.plan import TrainPlan

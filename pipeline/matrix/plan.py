@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.predict import PredictConfig
+from pipeline.evaluate.predict import PredictConfig
 from pipeline.training.checkpoint import digest_of_classes
 from pipeline.training.parts import Holdout, selected_rows
 

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pipeline.lock import TABLES_LOCK, held
 from pipeline.matrix.cells import Cell, Trainer, cell_file, make_row
 from pipeline.matrix.plan import MatrixPlan, tested
 from pipeline.matrix.results import describe
 from pipeline.matrix.tables import FOLDER, write_matrix, write_matrix_tables
-from pipeline.progress import duration
-from pipeline.storage import WORK_FOLDER
+from pipeline.runner.progress import duration
+from pipeline.storage.lock import TABLES_LOCK, held
+from pipeline.storage.store import WORK_FOLDER
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipeline.csv_file import write_csv
-from pipeline.storage import Store
+from pipeline.results.csv_file import write_csv
+from pipeline.storage.store import Store
 
 FOLDER = "results/matrix"
 MATRICES = "results/matrix.json"

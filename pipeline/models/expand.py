@@ -9,9 +9,9 @@ from collections.abc import Iterable
 import timm
 
 from pipeline.errors import UsageError
-from pipeline.files import files_of
 from pipeline.models.registry import PACKAGED, SOURCES, TIMM, full_name
 from pipeline.models.timm_names import is_for_imagenet
+from pipeline.storage.files import files_of
 
 _WILD = re.compile(r"[*?\[]")
 _WITH_NAMES = ("torchvision", "open_clip")

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import JobError, ModelError, UsageError
-from pipeline.files import files_of
 from pipeline.models.loaded import LoadedModel, Preprocessing, count_outputs, loaded_model
 from pipeline.models.source import Source
+from pipeline.storage.files import files_of
 from transforms.taxonomy import Taxonomy
 
 _PREFIX = "onnx:"

@@ -16,8 +16,6 @@ import torch
 from safetensors.torch import load, save
 
 from pipeline.errors import JobError, UsageError
-from pipeline.files import absolute
-from pipeline.lock import held
 from pipeline.models.loaded import (
     LoadedModel,
     Preprocessing,
@@ -26,7 +24,9 @@ from pipeline.models.loaded import (
     state_hash,
 )
 from pipeline.models.source import Source
-from pipeline.storage import WORK_FOLDER, Store
+from pipeline.storage.files import absolute
+from pipeline.storage.lock import held
+from pipeline.storage.store import WORK_FOLDER, Store
 
 INDEX = "index.json"
 FORMAT = "imagenet9 weights"

@@ -13,7 +13,6 @@ from timm.data import resolve_model_data_config
 from timm.models import get_pretrained_cfg, is_model_pretrained
 
 from pipeline.errors import JobError, UsageError
-from pipeline.files import files_of
 from pipeline.models.loaded import (
     IN9_MEAN,
     IN9_STD,
@@ -24,6 +23,7 @@ from pipeline.models.loaded import (
     loaded_model,
 )
 from pipeline.models.source import Source, closest
+from pipeline.storage.files import files_of
 from transforms.taxonomy import Taxonomy, imagenet9
 
 

@@ -13,10 +13,10 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
-from pipeline.config import fingerprint
+from pipeline.dataset.config import fingerprint
 from pipeline.errors import UsageError
-from pipeline.files import FileInfo, files_of, in_parallel, is_remote, relative
-from pipeline.storage import WORK_FOLDER, Store
+from pipeline.storage.files import FileInfo, files_of, in_parallel, is_remote, relative
+from pipeline.storage.store import WORK_FOLDER, Store
 
 IMPORT_FOLDER = f"{WORK_FOLDER}/import"
 

@@ -15,16 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.config import IMPORT_VERSION, DatasetConfig, fingerprint
-from pipeline.counters import count, timed
-from pipeline.files import REQUESTS_IN_FLIGHT, read_ahead
-from pipeline.plan import check_complete
-from pipeline.progress import Progress
-from pipeline.records import ACCEPTED, ShardFiles, Staging, read_rows, write_table
+from pipeline.dataset.config import IMPORT_VERSION, DatasetConfig, fingerprint
+from pipeline.dataset.records import ACCEPTED, ShardFiles, Staging, read_rows, write_table
+from pipeline.generate.plan import check_complete
 from pipeline.released.archive import Place, read_places
 from pipeline.released.listing import ReleasedImage, ReleasedShard
 from pipeline.released.masks import decode_npy
-from pipeline.storage import FileDigest, Store
+from pipeline.runner.counters import count, timed
+from pipeline.runner.progress import Progress
+from pipeline.storage.files import REQUESTS_IN_FLIGHT, read_ahead
+from pipeline.storage.store import FileDigest, Store
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.filters import Reason, is_valid_key
 from transforms.matching import describe

@@ -17,17 +17,17 @@ from collections.abc import Iterable, Iterator
 import apache_beam as beam
 import pyarrow as pa
 
-from pipeline.config import fingerprint
-from pipeline.counters import count, timed
-from pipeline.csv_file import csv_bytes
-from pipeline.dataset import Dataset
+from pipeline.dataset.config import fingerprint
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.records import ShardFiles, read_about, read_rows, write_table
+from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError
-from pipeline.progress import Progress
-from pipeline.records import ShardFiles, read_about, read_rows, write_table
 from pipeline.released.masks import encode_npy
 from pipeline.released.names import class_folder, mixed_stem, stem_of
-from pipeline.sinks import Sample
-from pipeline.storage import WORK_FOLDER, Store
+from pipeline.results.csv_file import csv_bytes
+from pipeline.runner.counters import count, timed
+from pipeline.runner.progress import Progress
+from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.codec import decode_mask
 from transforms.taxonomy import Taxonomy
 from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of

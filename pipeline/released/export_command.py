@@ -8,15 +8,15 @@ import time
 
 import apache_beam as beam
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.manifest import MANIFEST
 from pipeline.errors import UsageError
-from pipeline.lock import DATASET_LOCK, held
-from pipeline.manifest import MANIFEST
-from pipeline.progress import Progress
 from pipeline.released.export import EXPORT_FOLDER, Export, Exporting
 from pipeline.released.names import class_folder, find_clashes
-from pipeline.runner import local_options, run_pipeline
-from pipeline.storage import Store
+from pipeline.runner.progress import Progress
+from pipeline.runner.run import local_options, run_pipeline
+from pipeline.storage.lock import DATASET_LOCK, held
+from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
 

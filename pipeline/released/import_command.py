@@ -14,23 +14,23 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipeline.commit import STAGING, Commit
-from pipeline.compose import ComposedShard
-from pipeline.dataset import Dataset
+from pipeline.command_line.terminal import describe_images
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.manifest import PREVIOUS_MANIFEST, read_manifest
+from pipeline.dataset.records import Staging, read_rows
+from pipeline.dataset.shards import index_file
 from pipeline.errors import UsageError
-from pipeline.files import absolute, is_below
-from pipeline.lock import DATASET_LOCK, held
-from pipeline.manifest import PREVIOUS_MANIFEST, read_manifest
-from pipeline.progress import Progress
-from pipeline.records import Staging, read_rows
+from pipeline.generate.commit import STAGING, Commit
+from pipeline.generate.compose import ComposedShard
 from pipeline.released.archive import IMPORT_FOLDER, list_files
 from pipeline.released.examine import ExaminedShard, ExamineShard, PooledShard, PoolSplit
 from pipeline.released.listing import Released, ReleasedShard, read_listing
 from pipeline.released.write import WriteShard, mixed_variants
-from pipeline.runner import local_options, run_pipeline
-from pipeline.shards import index_file
-from pipeline.storage import WORK_FOLDER, Store
-from pipeline.terminal import describe_images
+from pipeline.runner.progress import Progress
+from pipeline.runner.run import local_options, run_pipeline
+from pipeline.storage.files import absolute, is_below
+from pipeline.storage.lock import DATASET_LOCK, held
+from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.taxonomy import Taxonomy, imagenet9
 
 _NOTE = f"{WORK_FOLDER}/import.json"

@@ -7,12 +7,12 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterable
 
-from pipeline.config import DatasetConfig, fingerprint
+from pipeline.dataset.config import DatasetConfig, fingerprint
+from pipeline.dataset.shards import ShardCounts
 from pipeline.errors import UsageError
 from pipeline.released.archive import Place, read_places
 from pipeline.released.names import label_of_folder, parse_mixed, parse_stem
-from pipeline.shards import ShardCounts
-from pipeline.source import SplitTotals
+from pipeline.sources.listing import SplitTotals
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.taxonomy import Taxonomy
 from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of, with_replicates

@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
-from pipeline.shards import bucket_hash
+from pipeline.dataset.shards import bucket_hash
 
 UNKNOWN_BACKGROUND = "unknown"
 """Stands in a mixed name for a background that is not known."""

@@ -13,20 +13,27 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from pipeline.compose import ComposedShard, index_schema
-from pipeline.config import DatasetConfig, fingerprint
-from pipeline.counters import count, count_written, timed
+from pipeline.dataset.config import DatasetConfig, fingerprint
+from pipeline.dataset.records import (
+    ACCEPTED,
+    FoundShard,
+    ShardFiles,
+    Staging,
+    read_rows,
+    write_table,
+)
+from pipeline.dataset.shards import bucket_hash, index_file, parquet_file, webdataset_file
+from pipeline.dataset.sinks import ParquetSink, Sample, Sink, WebDatasetSink, sample_schema
 from pipeline.errors import JobError
-from pipeline.plan import OutputShard
-from pipeline.progress import Progress
-from pipeline.records import ACCEPTED, FoundShard, ShardFiles, Staging, read_rows, write_table
+from pipeline.generate.compose import ComposedShard, index_schema
+from pipeline.generate.plan import OutputShard
 from pipeline.released.examine import PooledShard, load_pool, read_image, suffix_of
 from pipeline.released.listing import ReleasedImage
 from pipeline.released.masks import decode_npy
 from pipeline.released.recover import Mixed, Recovered, recover
-from pipeline.shards import bucket_hash, index_file, parquet_file, webdataset_file
-from pipeline.sinks import ParquetSink, Sample, Sink, WebDatasetSink, sample_schema
-from pipeline.storage import FileDigest, Store
+from pipeline.runner.counters import count, count_written, timed
+from pipeline.runner.progress import Progress
+from pipeline.storage.store import FileDigest, Store
 from transforms.codec import encode_png
 from transforms.geometry import Mask
 from transforms.taxonomy import Taxonomy

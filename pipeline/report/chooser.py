@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+from pipeline.dataset.sinks import Sample
 from pipeline.report.evidence import Evidence, ModelResults
 from pipeline.report.pictures import Budget, data_uri, find_samples
 from pipeline.report.selection import (
@@ -13,7 +14,6 @@ from pipeline.report.selection import (
     read_predictions_of,
     shown_models,
 )
-from pipeline.sinks import Sample
 from transforms.scoring import LABEL_RULES, classes_of_outputs
 from transforms.taxonomy import OUTSIDE, Taxonomy
 from transforms.variants import EXTERNAL, base_of

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pipeline.report.evidence import Evidence
 from pipeline.report.judges import RULE
 from pipeline.report.plots import COMPARED
-from pipeline.results import display_name
+from pipeline.results.files import display_name
 
 _FILE = "results/comparisons.csv"
 _GAP = "bg_gap"

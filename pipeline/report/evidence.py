@@ -8,10 +8,10 @@ import json
 import re
 from typing import Any
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.folder import Dataset
 from pipeline.matrix.tables import matrix_file, read_matrices
-from pipeline.results import display_name, read_summaries, result_folder, summary_file
-from pipeline.storage import Store
+from pipeline.results.files import display_name, read_summaries, result_folder, summary_file
+from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
 
 TREND = "results/trend.json"

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from pipeline.config import fingerprint
-from pipeline.manifest import MANIFEST
-from pipeline.storage import WORK_FOLDER, Store
+from pipeline.dataset.config import fingerprint
+from pipeline.dataset.manifest import MANIFEST
+from pipeline.storage.store import WORK_FOLDER, Store
 
 _NOTE = f"{WORK_FOLDER}/report.json"
 _LIBRARIES = ("jinja2", "matplotlib", "pillow")

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 from PIL import Image
 
-from pipeline.dataset import Dataset
-from pipeline.sinks import Sample
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.sinks import Sample
 
 QUALITY = 68
 SHOWN = 224

@@ -8,11 +8,11 @@ from typing import Any
 from urllib.parse import quote
 
 from pipeline.changes import CHANGES_TEXT
-from pipeline.dataset import Dataset
-from pipeline.manifest import MANIFEST
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.manifest import MANIFEST
+from pipeline.dataset.shards import parquet_file
 from pipeline.report.evidence import Evidence
-from pipeline.shards import parquet_file
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 
 _SHARDS_LISTED = 2
 """Files of a variant that get a link each; of more, their folder gets one."""

@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.folder import Dataset
 from pipeline.report.evidence import Evidence, ModelResults
-from pipeline.results import predictions_file
-from pipeline.storage import Store
+from pipeline.results.files import predictions_file
+from pipeline.storage.store import Store
 from transforms.hashing import keyed_hash
 from transforms.scoring import LABEL_RULES
 from transforms.variants import MIXED

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import apache_beam as beam
 
-from pipeline.dataset import Dataset
-from pipeline.lock import TABLES_LOCK, held
+from pipeline.dataset.folder import Dataset
 from pipeline.report.evidence import gather
 from pipeline.report.figure_files import FOLDER, is_ours
 from pipeline.report.freshness import fingerprint_inputs, is_fresh, note_fresh
-from pipeline.storage import Store
-from pipeline.tables import write_tables
+from pipeline.results.tables import write_tables
+from pipeline.storage.lock import TABLES_LOCK, held
+from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
 
 REPORT = "report.html"

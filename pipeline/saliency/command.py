@@ -5,22 +5,22 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from pipeline.config import DatasetConfig
+from pipeline.command_line.evaluation_flags import evaluation_from_flags
+from pipeline.command_line.last_run import say_summary
+from pipeline.command_line.stage_command import run_stage
+from pipeline.command_line.versions import page_folder, results_store
 from pipeline.dataflow.submission import flags_of_workers, submission_from_flags
-from pipeline.dataset import Dataset
+from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.evaluation_flags import evaluation_from_flags
-from pipeline.failures import say_failures
-from pipeline.last_run import say_summary
-from pipeline.lock import TABLES_LOCK, held
 from pipeline.report import REPORT
-from pipeline.runner import pipeline_options
+from pipeline.results.failures import say_failures
+from pipeline.runner.run import pipeline_options
 from pipeline.saliency.plan import SaliencyPlan, check_variants, shown_images
 from pipeline.saliency.results import saliency_table, write_saliency_table
 from pipeline.saliency.stage import Saliency
-from pipeline.stage_command import run_stage
-from pipeline.storage import Store
-from pipeline.versions import page_folder, results_store
+from pipeline.storage.lock import TABLES_LOCK, held
+from pipeline.storage.store import Store
 
 
 def saliency_from_flags(

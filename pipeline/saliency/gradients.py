@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import ModelError
-from pipeline.predict import Predictor, is_out_of_memory
-from pipeline.resident import free_memory
+from pipeline.evaluate.predict import Predictor, is_out_of_memory
+from pipeline.evaluate.resident import free_memory
 from transforms.hashing import keyed_hash
 
 NOISE = 0.15

@@ -6,13 +6,13 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
-from pipeline.config import SALIENCY_VERSION, fingerprint
-from pipeline.dataset import Dataset
+from pipeline.dataset.config import SALIENCY_VERSION, fingerprint
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError
 from pipeline.models import LoadedModel
 from pipeline.saliency.plan import SaliencyPlan
 from pipeline.saliency.results import saliency_shard
-from pipeline.sinks import Sample
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

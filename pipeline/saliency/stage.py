@@ -20,18 +20,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.answers import Images
-from pipeline.counters import count, count_written, timed
-from pipeline.dataset import Dataset
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.records import ShardFiles, read_about, with_labels, write_table
+from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError, ModelError
-from pipeline.evaluate import ShardGroups, model_identity
-from pipeline.failures import FailedModel, forget_failure, note_failure, sort_results
-from pipeline.lock import TABLES_LOCK, held, model_lock
+from pipeline.evaluate.predict import Predictor
+from pipeline.evaluate.resident import free_memory, load_resident
+from pipeline.evaluate.stage import ShardGroups, model_identity
 from pipeline.memory import keep_freed_memory
-from pipeline.predict import Predictor
-from pipeline.records import ShardFiles, read_about, with_labels, write_table
-from pipeline.resident import free_memory, load_resident
-from pipeline.results import result_folder
+from pipeline.results.answers import Images
+from pipeline.results.failures import FailedModel, forget_failure, note_failure, sort_results
+from pipeline.results.files import result_folder
+from pipeline.runner.counters import count, count_written, timed
 from pipeline.saliency.gradients import answer_gradients
 from pipeline.saliency.plan import SaliencyPlan, shown_images
 from pipeline.saliency.results import (
@@ -46,7 +46,7 @@ from pipeline.saliency.results import (
     write_saliency_table,
 )
 from pipeline.saliency.shards import SaliencyShards
-from pipeline.sinks import Sample
+from pipeline.storage.lock import TABLES_LOCK, held, model_lock
 from transforms.codec import decode_image, decode_mask
 from transforms.saliency import mass_in_mask, overlay, saliency_map
 from transforms.scoring import labels_of_outputs

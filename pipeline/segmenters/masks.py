@@ -15,12 +15,12 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import UsageError
-from pipeline.files import files_of, join
-from pipeline.place import text_place
 from pipeline.sources.folder import files_in
+from pipeline.sources.place import text_place
+from pipeline.storage.files import files_of, join
 
 if TYPE_CHECKING:
-    from pipeline.source import SourceImage
+    from pipeline.sources.listing import SourceImage
 
 _SUFFIX = ".png"
 

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import JobError, UsageError
-from pipeline.files import absolute, files_of
 from pipeline.segmenters.graph import Graph, GraphError
+from pipeline.storage.files import absolute, files_of
 from transforms.annotations import Box
 from transforms.geometry import Pixels
 from transforms.segmentation import Segmentation, Segmenter

@@ -8,11 +8,11 @@ import io
 from collections.abc import Iterable, Iterator
 
 from pipeline.errors import UsageError
-from pipeline.files import files_of
-from pipeline.place import read_place, text_place
 from pipeline.sources.archives import ARCHIVES, stream
 from pipeline.sources.folder import files_in
 from pipeline.sources.found import FoundAnnotation, is_hidden, wnid_of_folder
+from pipeline.sources.place import read_place, text_place
+from pipeline.storage.files import files_of
 from transforms.annotations import (
     Annotation,
     AnnotationError,

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from typing import IO, BinaryIO, cast
 
 from pipeline.errors import UsageError
-from pipeline.files import files_of
-from pipeline.place import part_of
+from pipeline.sources.place import part_of
+from pipeline.storage.files import files_of
 
 COMPRESSED = (".tar.gz", ".tgz")
 ARCHIVES = (".tar", *COMPRESSED)

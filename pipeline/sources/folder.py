@@ -6,8 +6,8 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 
-from pipeline.files import FileInfo, files_of, is_remote, relative
 from pipeline.sources.found import IMAGE_SUFFIXES, FoundImage
+from pipeline.storage.files import FileInfo, files_of, is_remote, relative
 
 
 def images_in_folder(folder: str, root: str) -> Iterator[FoundImage | None]:

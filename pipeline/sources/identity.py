@@ -1,13 +1,13 @@
 """What changes when a part of a file does.
 
 On this machine the content of each part is hashed once, and the hash remembered while the file
-keeps its size and time (`pipeline.checksums`). In object storage that would be a download, so
-a part is known by its file's checksum, which the storage keeps.
+keeps its size and time (`pipeline.sources.checksums`). In object storage that would be a
+download, so a part is known by its file's checksum, which the storage keeps.
 """
 
 from __future__ import annotations
 
-from pipeline.files import files_of, is_remote, missing
+from pipeline.storage.files import files_of, is_remote, missing
 
 
 def identity_of(path: str) -> str | None:

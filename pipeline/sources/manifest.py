@@ -14,7 +14,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.files import (
+from pipeline.sources.annotations import annotation_of
+from pipeline.sources.coco import coco_objects, is_coco
+from pipeline.sources.found import FoundAnnotation, FoundImage
+from pipeline.sources.place import text_place
+from pipeline.sources.rows import Row, column_names, read_json, read_rows
+from pipeline.storage.files import (
     FileInfo,
     absolute,
     files_of,
@@ -24,12 +29,7 @@ from pipeline.files import (
     join,
     relative,
 )
-from pipeline.files import parent as folder_of
-from pipeline.place import text_place
-from pipeline.sources.annotations import annotation_of
-from pipeline.sources.coco import coco_objects, is_coco
-from pipeline.sources.found import FoundAnnotation, FoundImage
-from pipeline.sources.rows import Row, column_names, read_json, read_rows
+from pipeline.storage.files import parent as folder_of
 from transforms.annotations import AnnotationError, Box, annotation_from
 
 FLAG = "--input"

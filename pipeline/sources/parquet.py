@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from pipeline.errors import UsageError
-from pipeline.files import read_ahead, relative
-from pipeline.place import open_parquet, row_of
 from pipeline.sources.found import FoundImage, is_wnid, wnid_of_label
 from pipeline.sources.identity import identity_of
+from pipeline.sources.place import open_parquet, row_of
+from pipeline.storage.files import read_ahead, relative
 from transforms.taxonomy import Taxonomy
 
 _CLASS_AT_END = re.compile(r"(?<=.)_n\d{8}$")

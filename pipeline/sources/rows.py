@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import UsageError
-from pipeline.files import files_of
-from pipeline.place import open_parquet
+from pipeline.sources.place import open_parquet
+from pipeline.storage.files import files_of
 
 
 @dataclasses.dataclass(frozen=True)

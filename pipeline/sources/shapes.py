@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterable
 
 from pipeline.errors import UsageError
-from pipeline.files import files_of, join
 from pipeline.sources.archives import ARCHIVES, COMPRESSED, members
 from pipeline.sources.found import IMAGE_SUFFIXES, is_hidden
 from pipeline.sources.webdataset import MARKS
+from pipeline.storage.files import files_of, join
 
 FOLDER, KAGGLE, TAR, WEBDATASET, PARQUET = "folder", "kaggle", "tar", "webdataset", "parquet"
 MANIFEST = "manifest"

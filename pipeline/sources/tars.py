@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.files import read_ahead, relative
 from pipeline.sources.archives import ARCHIVES, Member, members
 from pipeline.sources.found import IMAGE_SUFFIXES, FoundImage, is_hidden, is_wnid, wnid_of_folder
 from pipeline.sources.identity import identity_of
+from pipeline.storage.files import read_ahead, relative
 from transforms.taxonomy import Taxonomy
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.files import read_ahead, relative
 from pipeline.sources.annotations import annotation_of, annotation_of_xml
 from pipeline.sources.archives import Member, members
 from pipeline.sources.found import (
@@ -21,6 +20,7 @@ from pipeline.sources.found import (
     wnid_of_label,
 )
 from pipeline.sources.identity import identity_of
+from pipeline.storage.files import read_ahead, relative
 from transforms.annotations import AnnotationError, annotation_from
 from transforms.taxonomy import Taxonomy
 

@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import save
 
 from pipeline.errors import JobError
-from pipeline.files import files_of
 from pipeline.models.loaded import Preprocessing
-from pipeline.storage import FileDigest, Store
+from pipeline.storage.files import files_of
+from pipeline.storage.store import FileDigest, Store
 from transforms.taxonomy import Taxonomy
 
 FORMAT = "imagenet9 checkpoint"

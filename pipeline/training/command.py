@@ -8,14 +8,14 @@ import time
 
 import torch
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.latest import reading_store
 from pipeline.errors import UsageError
-from pipeline.latest import reading_store
-from pipeline.lock import DATASET_LOCK, held
 from pipeline.models.stored import chosen_folder
-from pipeline.progress import duration
-from pipeline.runner import usable_cores
-from pipeline.storage import WORK_FOLDER, Store
+from pipeline.runner.progress import duration
+from pipeline.runner.run import usable_cores
+from pipeline.storage.lock import DATASET_LOCK, held
+from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.log import LOG
 from pipeline.training.loop import train
 from pipeline.training.network import check_architecture

@@ -18,14 +18,14 @@ import timm
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config import EVALUATE_VERSION, fingerprint
-from pipeline.dataset import Dataset
+from pipeline.dataset.config import EVALUATE_VERSION, fingerprint
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.records import ShardFiles, read_about, write_table
 from pipeline.errors import UsageError
+from pipeline.evaluate.predict import PredictConfig, Predictor
 from pipeline.models import LoadedModel, load_model
-from pipeline.predict import PredictConfig, Predictor
-from pipeline.records import ShardFiles, read_about, write_table
-from pipeline.results import safe_name
-from pipeline.storage import WORK_FOLDER, Store
+from pipeline.results.files import safe_name
+from pipeline.storage.store import WORK_FOLDER, Store
 
 _SCHEMA = pa.schema(
     [

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import ModelError, UsageError
 from pipeline.training.checkpoint import TrainedOn, about_of_entry
 from pipeline.training.parts import Holdout, keys_for_test

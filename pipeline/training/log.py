@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
-from pipeline.csv_file import csv_bytes
-from pipeline.progress import TERMINAL_SECONDS, duration
-from pipeline.storage import Store
+from pipeline.results.csv_file import csv_bytes
+from pipeline.runner.progress import TERMINAL_SECONDS, duration
+from pipeline.storage.store import Store
 
 LOG = "log.csv"
 EVENTS = "tensorboard"

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, UsageError
-from pipeline.runner import usable_cores
-from pipeline.storage import WORK_FOLDER, Store
+from pipeline.runner.run import usable_cores
+from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.augment import Augmentation
 from pipeline.training.checkpoint import TrainedOn, digest_of_classes, save_checkpoint
 from pipeline.training.learner import Learner

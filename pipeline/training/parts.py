@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.folder import Dataset
 from transforms.holdout import held_out
 from transforms.variants import MIXED, base_of
 

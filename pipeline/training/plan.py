@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.training.parts import Holdout, keys_for_test, selected_rows, training_pictures
 from pipeline.training.samples import Samples

@@ -12,9 +12,9 @@ import numpy as np
 import timm
 import torch
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 from pipeline.training.checkpoint import (
     SUFFIX,
     TrainedOn,

@@ -7,23 +7,23 @@ import time
 
 import torch
 
-from pipeline.dataset import Dataset
+from pipeline.command_line.evaluation_flags import CPU_BATCH, GPU_BATCH
+from pipeline.command_line.flags import add_train_flags
+from pipeline.command_line.versions import results_store
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.evaluation_flags import CPU_BATCH, GPU_BATCH
-from pipeline.flags import add_train_flags
+from pipeline.evaluate.predict import PredictConfig
 from pipeline.models import check_model
 from pipeline.models.stored import chosen_folder
-from pipeline.predict import PredictConfig
-from pipeline.progress import duration
-from pipeline.runner import usable_cores
-from pipeline.storage import Store
+from pipeline.runner.progress import duration
+from pipeline.runner.run import usable_cores
+from pipeline.storage.store import Store
 from pipeline.training.checkpoint import SUFFIX, read_about
 from pipeline.training.command import choose_device
 from pipeline.training.features import Backbone
 from pipeline.training.parts import Holdout
 from pipeline.training.plan import choose_splits
 from pipeline.training.probe import ProbePlan, fit_variant
-from pipeline.versions import results_store
 
 _OF_NETWORKS = (
     *("pretrained", "epochs", "batch_size", "lr", "momentum", "weight_decay", "color_jitter"),

@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
-from pipeline.files import in_parallel
-from pipeline.predict import BrokenPictureError
-from pipeline.storage import Store
+from pipeline.evaluate.predict import BrokenPictureError
+from pipeline.storage.files import in_parallel
+from pipeline.storage.store import Store
 from transforms.codec import UndecodableError, decode_image
 
 _IMAGE = "image.bytes"

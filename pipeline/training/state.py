@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import JobError
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 
 STATE = "state.pth"
 _FORMAT = "imagenet9 training"

@@ -1,0 +1,97 @@
+"""From flags to an evaluation: which models to run, and how, checked before anything starts."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from pipeline.dataflow.submission import inference_hints
+from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.folder import Dataset
+from pipeline.errors import UsageError
+from pipeline.evaluate.predict import EVAL_INPUTS, PRECISIONS, PredictConfig
+from pipeline.evaluate.stage import Evaluation
+from pipeline.models import DEFAULT_MODEL, check_model, expand_models
+from pipeline.models.stored import chosen_folder
+from pipeline.runner.progress import Progress
+from pipeline.storage.store import Store
+from pipeline.training.leakage import check_entries
+
+CPU_BATCH = 32
+GPU_BATCH = 256
+
+
+def evaluation_from_flags(
+    arguments: argparse.Namespace, store: Store, config: DatasetConfig
+) -> Evaluation:
+    """Checks the flags of run and evaluate against each other and the dataset.
+
+    Args:
+      arguments: of `build_parser`, for `run` or `evaluate`.
+      store: of the dataset folder.
+      config: of the dataset.
+
+    Raises:
+      UsageError: the first thing that is wrong.
+    """
+    models = expand_models((DEFAULT_MODEL,) if arguments.models is None else arguments.models)
+    if not models:
+        raise UsageError("--models names no model")
+    weights = chosen_folder(arguments.weights)
+    for model in models:
+        check_model(model, weights)
+    split = arguments.eval_split or ("val" if "val" in config.split else config.split[0])
+    if split not in config.split:
+        raise UsageError(f"--eval_split {split}: the dataset has {', '.join(config.split)}")
+    evaluation = Evaluation(
+        store=store,
+        models=models,
+        split=split,
+        predict=_predict_config(arguments),
+        progress=Progress.of(store),
+        accept_new_weights=arguments.accept_new_weights,
+        weights=weights,
+        groups=arguments.gpus or 1,
+        hints=inference_hints(arguments),
+        spread=arguments.gpus is not None,
+        holdout=arguments.holdout,
+        # What a model looks at is no test of it: saliency has no such flag.
+        allow_overlap=getattr(arguments, "allow_overlap", True),
+    )
+    # Where the dataset is still to be made, models are checked when they are run.
+    if arguments.command in ("evaluate", "attack"):
+        check_entries(models, evaluation.test_on(Dataset.open(store)))
+    return evaluation
+
+
+def _predict_config(arguments: argparse.Namespace) -> PredictConfig:
+    device = arguments.device
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device must be auto, cpu or cuda: got {device!r}")
+    # With --gpu, models run elsewhere.
+    has_gpu = bool(arguments.gpu) or torch.cuda.is_available()
+    if (arguments.require_gpu or device == "cuda") and not has_gpu:
+        raise UsageError(
+            "there is no CUDA device that torch can use; leave --require_gpu out, "
+            "and --device auto, to run on the CPU"
+        )
+    if arguments.precision not in PRECISIONS:
+        raise UsageError(
+            f"--precision must be one of {', '.join(PRECISIONS)}: got {arguments.precision!r}"
+        )
+    if arguments.eval_input not in EVAL_INPUTS:
+        raise UsageError(
+            f"--eval_input must be one of {', '.join(EVAL_INPUTS)}: got {arguments.eval_input!r}"
+        )
+    if arguments.batch_size is not None and arguments.batch_size < 1:
+        raise UsageError(f"--batch_size must be at least 1: got {arguments.batch_size}")
+    if device == "auto":
+        device = "cuda" if has_gpu else "cpu"
+    default = GPU_BATCH if device == "cuda" else CPU_BATCH
+    return PredictConfig(
+        device=device,
+        precision=arguments.precision,
+        batch_size=arguments.batch_size or default,
+        eval_input=arguments.eval_input,
+    )

@@ -1,0 +1,102 @@
+"""The graph of run, generate and evaluate: what each needs of it, in one.
+
+(lock -> seed ->) generate -> evaluate -> ImageNet, attack, saliency -> changes -> page
+-> publish -> end
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import apache_beam as beam
+
+from pipeline.changes import NoteChanges
+from pipeline.command_line.last_run import End, Ending
+from pipeline.command_line.versions import Publish, Seed
+from pipeline.dataflow.start import TakeLock
+from pipeline.dataset.latest import Versions
+from pipeline.generate.graph import Generate, Job
+from pipeline.report import RefreshResults, WriteReport
+from transforms.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from pipeline.attack.plan import Attacking
+    from pipeline.saliency.plan import SaliencyPlan
+
+
+@dataclasses.dataclass(frozen=True)
+class MainJob:
+    """What a main job does.
+
+    Attributes:
+      ending: what is said and done at its end; the dataset and the models are named there.
+      taxonomy: the classes.
+      pictures: as for `write_report`.
+      lock: takes the dataset's lock, if the launcher does not hold it.
+      versions: that the dataset belongs to, if it does.
+      job: makes the dataset, if anything is to be made.
+      imagenet: folder of ImageNet to measure the models on, if any.
+      attacking: the attack, if there is one.
+      explaining: the saliency, if there is any.
+    """
+
+    ending: Ending
+    taxonomy: Taxonomy
+    pictures: str
+    lock: TakeLock | None = None
+    versions: Versions | None = None
+    job: Job | None = None
+    imagenet: str | None = None
+    attacking: Attacking | None = None
+    explaining: SaliencyPlan | None = None
+
+    def build(self, start: beam.pvalue.PCollection) -> None:
+        """Adds all steps behind one element, with which work begins."""
+        if self.lock:
+            start = start | "TakeLock" >> beam.ParDo(self.lock)
+        if self.job:
+            if self.versions:
+                start = start | "Seed" >> beam.ParDo(Seed(self.versions))
+            dataset = start | "Generate" >> Generate(self.job, self.taxonomy)
+        else:
+            there = self.ending.before
+            dataset = start | "Dataset" >> beam.Map(lambda _: there).with_output_types(str)
+        store = self.ending.store
+        if self.ending.evaluation:
+            dataset = self._inference(dataset)
+        dataset = dataset | "Changes" >> _step(NoteChanges(store))
+        if self.ending.evaluation:
+            dataset = dataset | "Report" >> _step(WriteReport(store, self.taxonomy, self.pictures))
+        else:
+            refresh = RefreshResults(store, self.taxonomy, self.pictures)
+            dataset = dataset | "Refresh" >> _step(refresh)
+        if self.versions:
+            dataset = dataset | "Publish" >> _step(Publish(self.versions))
+        _ = dataset | "End" >> _step(End(self.ending))
+
+    def _inference(self, dataset: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
+        from pipeline.evaluate.stage import Evaluate  # As others that need torch.
+
+        evaluation = self.ending.evaluation
+        assert evaluation is not None
+        dataset = dataset | "Evaluate" >> Evaluate(evaluation, self.taxonomy)
+        if self.imagenet:
+            from pipeline.imagenet.stage import ImageNetAccuracy
+
+            accuracy = ImageNetAccuracy(evaluation, self.imagenet, self.taxonomy)
+            dataset = dataset | "ImageNet" >> accuracy
+        if self.attacking:
+            from pipeline.attack.stage import Attack
+
+            dataset = dataset | "Attack" >> Attack(self.attacking, self.taxonomy)
+        if self.explaining:
+            from pipeline.saliency.stage import Saliency
+
+            dataset = dataset | "Saliency" >> Saliency(self.explaining, self.taxonomy)
+        return dataset
+
+
+def _step(step: beam.DoFn) -> beam.PTransform:
+    """A step from the dataset's fingerprint to the same."""
+    return beam.ParDo(step).with_output_types(str)

@@ -1,0 +1,206 @@
+"""The reference of flags, columns and reasons, from the code.
+
+`python -m pipeline.command_line.reference` prints it; `docs/reference.md` keeps it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import pyarrow as pa
+
+from pipeline.attack.tables import ATTACK_COLUMNS, BACKGROUND_COLUMNS
+from pipeline.command_line.flags import COMMANDS
+from pipeline.command_line.meanings import REASONS, meaning
+from pipeline.dataset.records import record_schema
+from pipeline.dataset.sinks import sample_schema
+from pipeline.generate.compose import index_schema
+from pipeline.matrix.tables import MATRIX_COLUMNS
+from pipeline.results.comparisons import COMPARISON_COLUMNS
+from pipeline.results.files import PREDICTION_SCHEMA
+from pipeline.results.logits import LOGITS_SCHEMA
+from pipeline.results.tables import TABLES
+from pipeline.results.trend import TREND_COLUMNS
+from pipeline.saliency.results import SALIENCY_COLUMNS
+from transforms.filters import Reason
+
+RESULTS: Mapping[str, tuple[Sequence[str], str]] = {
+    **{name: (table.columns, table.about) for name, table in TABLES.items()},
+    "comparisons": (
+        COMPARISON_COLUMNS,
+        "difference of two models on the same images, with the interval of a paired bootstrap",
+    ),
+    "attack": (ATTACK_COLUMNS, "what backgrounds can do to a model, by both measures"),
+    "backgrounds": (BACKGROUND_COLUMNS, "what one background does to a model"),
+    "trend": (TREND_COLUMNS, "accuracy of a model on a variant beside its accuracy on ImageNet"),
+    "saliency": (SALIENCY_COLUMNS, "where a model's gradient lies"),
+    "matrix": (MATRIX_COLUMNS, "accuracy on one version of a model trained on another"),
+}
+"""Tables of `results/`: name to columns, and what a row is."""
+
+FILES: Mapping[str, tuple[str, pa.Schema, str]] = {
+    "samples": (
+        "parquet/<variant>/<split>-*.parquet",
+        sample_schema(()),
+        "a picture; in `webdataset/`, `<key>.jpg` or `.png` is the image, `<key>.cls` the label "
+        "and `<key>.json` the other columns",
+    ),
+    "index": (
+        "index/<split>-*.parquet",
+        index_schema(1, with_segmenter=True, with_groups=True, with_objects=True, with_scenes=True),
+        "a source image, accepted or not; `segmenter` is there unless it is GrabCut, `group` where "
+        "images have some, `object` with `--objects each`, where a row is an object, further "
+        "draws of `--replicates` have columns of their own, and an import's index says beside each "
+        "`_bg_key` what the file's name claimed (`_bg_named`), and how far off the best background "
+        "and the next were (`_bg_difference`, `_bg_next_difference`)",
+    ),
+    "records": (
+        "layers/<split>-*.parquet",
+        record_schema(with_groups=True, with_objects=True),
+        "a source image (or object) and where its layer lies in the tar beside it",
+    ),
+    "predictions": (
+        "results/<model>/predictions/<split>-*.parquet",
+        PREDICTION_SCHEMA,
+        "what a model says of a picture, by one label rule",
+    ),
+    "logits": (
+        "results/<model>/logits/<split>-*.parquet",
+        LOGITS_SCHEMA,
+        "a model's outputs for a picture of `only_bg_t`, of at most 5,000",
+    ),
+}
+"""Parquet files: name to where they lie, their schema, and what a row is."""
+
+EXIT_CODES = {
+    0: "done, or nothing to do",
+    1: "the job failed, or `in9 verify` found faults; the same command goes on where it stopped",
+    2: "wrong usage or unreadable input; one line says what to do",
+    3: "a condition of `--fail_if` holds",
+}
+
+
+def main() -> None:
+    """Prints the reference."""
+    print("\n".join(reference()))
+
+
+def reference() -> Iterator[str]:
+    """The lines of docs/reference.md."""
+    yield "# Reference"
+    yield ""
+    yield "Made from the code by `python -m pipeline.command_line.reference > docs/reference.md`."
+    sections = {
+        "Commands": _commands,
+        "Flags": _all_flags,
+        "Tables of results": _results,
+        "Parquet files": _files,
+        "Reasons of rejection": _reasons,
+    }
+    for title, lines in sections.items():
+        yield from ("", f"## {title}", "")
+        yield from lines()
+
+
+def _commands() -> Iterator[str]:
+    rows = [
+        (f"`in9 {name}`", text, f"`{example}`") for name, (text, example, _) in COMMANDS.items()
+    ]
+    yield from _table(("command", "does", "example"), rows)
+    yield from ("", "Flags that are not listed go to Apache Beam, such as `--runner`.", "")
+    codes = [(str(code), text) for code, text in EXIT_CODES.items()]
+    yield from _table(("exit code", "means"), codes)
+
+
+def _all_flags() -> Iterator[str]:
+    yield "An empty default is none, or what the help says. Lists are separated by commas."
+    for title, rows in _flags().items():
+        yield from ("", f"### {title}", "")
+        yield from _table(("flag", "default", "is", "of"), rows)
+
+
+def _results() -> Iterator[str]:
+    yield "Shares and accuracies are fractions. `docs/results.md` says how they are meant."
+    yield ""
+    columns: dict[tuple[str, str], list[str]] = {}
+    for name, (names, _) in RESULTS.items():
+        for column in names:
+            columns.setdefault((column, meaning(name, column)), []).append(name)
+    rows = [
+        (f"`results/{name}.csv`", about, " ".join(f"`{column}`" for column in names))
+        for name, (names, about) in RESULTS.items()
+    ]
+    yield from _table(("file", "a row is", "columns"), rows)
+    yield ""
+    rows = [(f"`{name}`", text, ", ".join(of)) for (name, text), of in sorted(columns.items())]
+    yield from _table(("column", "means", "in"), rows)
+
+
+def _files() -> Iterator[str]:
+    for number, (name, (path, schema, about)) in enumerate(FILES.items()):
+        yield from ([""] if number else [])
+        yield from (f"### {name}", "", f"`{path}`. A row is {about}.", "")
+        rows = [(f"`{f.name}`", f"`{_type(f.type)}`", meaning(name, f.name)) for f in schema]
+        yield from _table(("column", "type", "means"), rows)
+
+
+def _reasons() -> Iterator[str]:
+    yield "In this order: an image has the first that applies. `status` in `index/` says it."
+    yield ""
+    yield from _table(("reason", "means"), [(f"`{reason}`", REASONS[reason]) for reason in Reason])
+
+
+def _flags() -> dict[str, list[tuple[str, ...]]]:
+    """Rows of flags by the title of their group, those of several commands once."""
+    found: dict[str, dict[tuple[str, ...], list[str]]] = {}
+    for command, (_, _, adders) in COMMANDS.items():
+        parser = argparse.ArgumentParser(add_help=False)
+        for add in adders:
+            add(parser)
+        for group in parser._action_groups:
+            for action in group._group_actions:
+                if action.help != argparse.SUPPRESS:
+                    title = group.title if action.option_strings else None
+                    known = found.setdefault(_title(title), {})
+                    known.setdefault(_flag(action), []).append(command)
+    return {
+        title: [(*row, ", ".join(commands)) for row, commands in rows.items()]
+        for title, rows in found.items()
+    }
+
+
+def _title(title: str | None) -> str:
+    """A heading; argparse's own titles name no group of ours."""
+    if title in (None, "options", "positional arguments"):
+        return "Of single commands"
+    return str(title)[0].upper() + str(title)[1:]
+
+
+def _flag(action: argparse.Action) -> tuple[str, str, str]:
+    """A flag with its value, its default, and its help."""
+    name = "/".join(action.option_strings)
+    value = action.metavar if isinstance(action.metavar, str) else ""
+    default = action.default
+    if isinstance(default, tuple):
+        default = ",".join(default)
+    if default is None or default == argparse.SUPPRESS:
+        default = ""
+    text = str(default).lower() if isinstance(default, bool) else str(default)
+    return f"`{f'{name} {value}'.strip()}`", f"`{text}`" if text else "", str(action.help)
+
+
+def _type(kind: pa.DataType) -> str:
+    """A type without what only its storage is about."""
+    return str(kind.value_type if pa.types.is_dictionary(kind) else kind)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+
+
+if __name__ == "__main__":
+    main()

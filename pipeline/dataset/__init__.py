@@ -1,0 +1,1 @@
+"""A dataset: its configuration, shards, records, samples and manifest, written and read back."""

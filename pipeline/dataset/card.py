@@ -1,0 +1,309 @@
+"""The files that introduce a dataset to people and tools: card, classes, Croissant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipeline.dataset.config import DatasetConfig, SegmentConfig
+from pipeline.dataset.croissant import COLUMNS, croissant
+from pipeline.dataset.manifest import Manifest
+from transforms.taxonomy import Taxonomy
+from transforms.variants import MIXED, base_of, split_replicate
+
+_CLASSES_SHOWN = 10
+
+CARD_FILES = ("README.md", "classes.txt", "croissant.json")
+
+CITATION = "Xiao, Engstrom, Ilyas, Madry: Noise or Signal. arXiv 2006.09994"
+
+_DESCRIPTIONS = {
+    "original": "the image as it is",
+    "only_bg_b": "background only, the annotated box blacked out",
+    "only_bg_t": "background only, tiled over the annotated box",
+    "no_fg": "the foreground cut out, a black silhouette",
+    "only_fg": "the foreground on black",
+    "mixed_same": "the foreground on a background of the same class",
+    "mixed_rand": "the foreground on a background of a random class",
+    "mixed_next": "the foreground on a background of the next class",
+    "fg_mask": "the foreground mask, 255 or 0",
+    "bg_blurred": "the background blurred, the foreground sharp",
+    "mixed_external": "the foreground on a scene that is no image of the dataset",
+}
+
+_SIZES = ((1_000, "1K"), (10_000, "10K"), (100_000, "100K"), (1_000_000, "1M"))
+
+
+def _describe(name: str) -> str:
+    """What a variant, or a replicate of one, shows."""
+    variant, replicate = split_replicate(name)
+    again = f", drawn again ({replicate})" if replicate else ""
+    return _DESCRIPTIONS.get(variant, "the user's own; see manifest.json") + again
+
+
+def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, bytes]]:
+    """(path, content) of each file. The same manifest gives the same bytes."""
+    variants = manifest.config.compose.composed
+    yield "README.md", _readme(manifest, taxonomy).encode()
+    yield "classes.txt", "".join(f"{name}\n" for name in taxonomy.names).encode()
+    yield (
+        "croissant.json",
+        croissant(
+            manifest,
+            taxonomy,
+            name=_name(manifest).lower().replace(" ", "-"),
+            descriptions={name: _describe(name) for name in variants},
+            cite=CITATION,
+        ),
+    )
+
+
+def size_category(samples: int) -> str:
+    """How the Hugging Face hub calls a number of samples.
+
+    >>> size_category(999), size_category(1000), size_category(2_000_000)
+    ('n<1K', '1K<n<10K', '1M<n<10M')
+    """
+    lower = ""
+    for limit, name in _SIZES:
+        if samples < limit:
+            return f"{lower}n<{name}"
+        lower = f"{name}<"
+    return "1M<n<10M" if samples < 10_000_000 else "10M<n<100M"
+
+
+def _name(manifest: Manifest) -> str:
+    if manifest.config.segment.is_whole:
+        return "IN-9L" if manifest.taxonomy is None else "Whole images"
+    return "ImageNet-9 variants" if manifest.taxonomy is None else "Background variants"
+
+
+def _front_matter(manifest: Manifest) -> list[str]:
+    """The YAML that the Hugging Face hub and its loaders read."""
+    config = manifest.config
+    variants = config.compose.composed
+    images = sum(images["selected"] for images in manifest.images.values())
+    source = "extended|imagenet-1k" if manifest.taxonomy is None else "original"
+    lines = [
+        *("---", "license: other", "license_name: terms-of-the-source-images"),
+        f"pretty_name: {_name(manifest)}",
+        *("task_categories:", "- image-classification"),
+        *("source_datasets:", f"- {source}"),
+        *("size_categories:", f"- {size_category(images * len(variants))}"),
+        *("tags:", "- background-robustness", "- imagenet-9", "- arxiv:2006.09994"),
+    ]
+    # Without these, loaders merge all variants silently.
+    folder, suffix = (
+        ("parquet", "parquet") if "parquet" in config.compose.formats else ("webdataset", "tar")
+    )
+    lines.append("configs:")
+    for variant in variants:
+        lines += [f"- config_name: {variant}", "  data_files:"]
+        for split in config.split:
+            lines += [f"  - split: {split}", f"    path: {folder}/{variant}/{split}-*.{suffix}"]
+    return [*lines, "---"]
+
+
+def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
+    config = manifest.config
+    total = sum(images["selected"] for images in manifest.images.values())
+    variants = config.compose.composed
+    lines = [
+        *_front_matter(manifest),
+        "",
+        f"# {_name(manifest)}",
+        "",
+        *(_WHOLE if config.segment.is_whole else _CUT),
+        "",
+        f"{total} images in each variant.",
+        "",
+        *_table(["variant", "what it shows"], [[f"`{n}`", _describe(n)] for n in variants]),
+        "",
+        *_table(
+            ["split", "listed", "accepted", "rejected", "in the dataset"],
+            [
+                [split, *(images[n] for n in ("listed", "accepted", "rejected", "selected"))]
+                for split, images in manifest.images.items()
+            ],
+        ),
+        "",
+        *_classes(manifest, taxonomy),
+        "",
+        "## Columns",
+        "",
+        *_table(["column", "holds"], [[f"`{n}`", text] for n, text in COLUMNS.items()]),
+        "",
+        "`index/` holds a row for every source image with the reason for each rejection,",
+        "`manifest.json` the configuration and a checksum of every file, `croissant.json` the",
+        "same files as Croissant 1.0.",
+        "",
+        "## How it was made",
+        "",
+        *_how(config),
+        "",
+        *_made_with(manifest),
+        "",
+        "## Known limits",
+        "",
+        *(f"* {limit}" for limit in _limits(manifest)),
+        "",
+        "## Licence and citation",
+        "",
+        "The pictures remain under the terms of the images they are made of, and so does every",
+        "variant. The protocol:",
+        "",
+        f"> {CITATION}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+_CUT = (
+    "Made by the protocol of *Noise or Signal: The Role of Image Backgrounds in Object",
+    "Recognition* (arXiv 2006.09994): each image is separated into foreground and",
+    "background, and put together again in every variant. All variants hold the same keys",
+    "in the same order.",
+)
+_WHOLE = (
+    "All images of the classes, with annotated boxes or without, by the protocol of *Noise or",
+    "Signal: The Role of Image Backgrounds in Object Recognition* (arXiv 2006.09994), which",
+    "calls this set IN-9L. Images are resized and cropped, and not cut apart.",
+)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(map(str, line))} |" for line in lines]
+
+
+def _classes(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
+    """How many images of each class there are, by split; of classes that are not ImageNet-9's,
+    also what they are made of."""
+    splits = list(manifest.samples)
+    first = manifest.config.compose.composed[0]
+    own = manifest.taxonomy is not None
+    rows = [
+        [
+            *(label, name),
+            *([_members(taxonomy, label)] if own else []),
+            *(manifest.samples[split][first].get(name, 0) for split in splits),
+        ]
+        for label, name in enumerate(taxonomy.names)
+    ]
+    return _table(["label", "class", *(["of"] if own else []), *splits], rows)
+
+
+def _members(taxonomy: Taxonomy, label: int) -> str:
+    """Classes of a superclass."""
+    found = [name for name, of in zip(taxonomy.wnids, taxonomy.labels, strict=True) if of == label]
+    more = ", ..." if len(found) > _CLASSES_SHOWN else ""
+    return ", ".join(f"`{name}`" for name in found[:_CLASSES_SHOWN]) + more
+
+
+def _how(config: DatasetConfig) -> list[str]:
+    segment, compose = config.segment, config.compose
+    if config.is_imported:
+        return [
+            "Imported from the released layout: pictures and masks are those of the release, and",
+            "the backgrounds of mixed pictures are found by their pixels, null where that is not",
+            "sure (`<variant>_bg_*` in the index).",
+        ]
+    size = f"{segment.image_size} x {segment.image_size}"
+    steps = [
+        f"The longer side is resized to {segment.image_size} ({segment.interpolation}), and the "
+        f"rest of {size} is black."
+        if segment.crop == "pad"
+        else f"The shorter side is resized to {segment.resize} ({segment.interpolation}), then the "
+        f"centre is cropped to {size}."
+    ]
+    if not segment.is_whole:
+        steps.append(f"{_masks(segment)} {_filters(segment)}")
+    if any(base_of(name) in MIXED for name in compose.composed):
+        own = "may be" if compose.own_background else "is never"
+        steps.append(
+            "A background is another image's `only_bg_t`, of the same split, drawn by a keyed hash "
+            f"of the key (`--seed {compose.seed}`); {own} the image's own, and `mixed_rand` "
+            f"draws from {'other classes' if compose.mixed_rand == 'other' else 'any class'}."
+        )
+    if compose.per_class == "all":
+        steps.append("All accepted images are in it: the classes differ in size.")
+    else:
+        steps.append(f"Classes are balanced at random (`--per_class {compose.per_class}`).")
+    stored = "PNG" if compose.encoding == "png" else f"JPEG of quality {compose.jpeg_quality}"
+    masks = ", masks as PNG" if "fg_mask" in compose.composed else ""
+    steps.append(f"Pictures are stored as {stored}{masks}.")
+    return [f"{number}. {step}" for number, step in enumerate(steps, 1)]
+
+
+_OBJECTS = {
+    "one": "Only images with one annotated box are taken. ",
+    "largest": "Of several boxes the largest is taken. ",
+    "union": "Of several boxes that around all of them is taken. ",
+    "each": "Each annotated box is an image of its own. ",
+}
+
+
+def _filters(config: SegmentConfig) -> str:
+    return (
+        f"{_OBJECTS[config.objects]}An image is left out unless its box covers at most "
+        f"{config.max_box:g} of the crop, at least {config.min_visible:g} of the box is in it, "
+        f"and at least {config.min_foreground:g} of the box is foreground."
+    )
+
+
+def _masks(config: SegmentConfig) -> str:
+    """Where the masks come from."""
+    segmenter = config.find_segmenter()
+    if segmenter.method == "grabcut":
+        return (
+            "Masks are GrabCut's from the annotated box, seeded before every image "
+            f"(`--grabcut_seed {config.grabcut_seed}`), and not corrected by hand."
+        )
+    if segmenter.method == "masks":
+        return "Masks were given with the images."
+    if segmenter.method == "box":
+        return "Masks are the annotated boxes."
+    return f"Masks are a network's, `{segmenter.label}`, and not corrected by hand."
+
+
+def _made_with(manifest: Manifest) -> list[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.libraries.items())
+    return [f"Made with {versions}. All flags are in `manifest.json`."]
+
+
+def _limits(manifest: Manifest) -> Iterator[str]:
+    config = manifest.config
+    if config.segment.is_whole:
+        yield "Images are as they are: some show several objects, or objects of several classes."
+        yield "What lies outside the centre crop is lost, now and then the object itself."
+    else:
+        # An import knows nothing of its own masks, nor of how images were chosen.
+        if config.is_imported or config.segment.find_segmenter().method != "masks":
+            yield (
+                "Masks have errors: parts of the object may be missing, and parts of the "
+                "background left. The authors corrected those of their test set by hand, which "
+                "was not done here."
+            )
+        yield (
+            "Splicing leaves traces at the edge of the foreground. Compare `mixed_rand` with "
+            "`mixed_same`, which has them, too, and not with `original`."
+        )
+        yield (
+            "`only_bg_b` and `only_bg_t` still show where the object was and how large it is, and "
+            "a strip of one pixel of it may be left in the tiles, as in the authors' script."
+        )
+        if not config.is_imported and config.segment.objects == "one":
+            yield (
+                "Images whose box is too large, off the centre, or one of several are not in it; "
+                "what is, is easier than the whole: one object, in the middle."
+            )
+    if config.compose.encoding == "jpg":
+        kept = config.layers == "keep" and not config.segment.is_whole and not config.is_imported
+        lossless = "; `layers/` has no loss" if kept else ""
+        yield f"JPEG changes pixels by a few grey levels, most of all at edges{lossless}."
+    if manifest.taxonomy is None:
+        yield (
+            "It is no copy of the released ImageNet-9: other images were accepted, and other "
+            "backgrounds drawn. Accuracies differ from published ones by some points."
+        )
+        yield "Labels are ImageNet's, with its errors; some pictures show people."

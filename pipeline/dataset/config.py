@@ -1,0 +1,320 @@
+"""What a dataset is made with: the configuration that manifests and fingerprints hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.segmenters import find_segmenter
+from transforms.codec import MAX_PIXELS
+from transforms.filters import MAX_BOX, MIN_FOREGROUND, MIN_VISIBLE, Rules
+from transforms.geometry import INTERPOLATIONS
+from transforms.segmentation import Segmenter
+from transforms.variants import EXTERNAL, PAPER, WHOLE, select_variants, with_replicates
+
+SEGMENT_VERSION = 1
+"""Raised by hand when Segment would write other layers or records for the same input."""
+COMPOSE_VERSION = 1
+"""Raised by hand when Plan or Compose would write other files for the same layers."""
+EVALUATE_VERSION = 1
+"""Raised by hand when Evaluate would write other predictions for the same pixels."""
+ATTACK_VERSION = 1
+"""Raised by hand when Attack would write other predictions for the same pixels."""
+SALIENCY_VERSION = 1
+"""Raised by hand when Saliency would write other numbers or maps for the same pixels."""
+IMPORT_VERSION = 1
+"""Raised by hand when Import would write other files for the same archive."""
+
+_ADDED: dict[str, Any] = {
+    "replicates": 1,
+    "exclude": None,
+    "include": None,
+    "segmenter_parameters": (),
+    "objects": "one",
+    "max_box": MAX_BOX,
+    "min_visible": MIN_VISIBLE,
+    "min_foreground": MIN_FOREGROUND,
+    "crop": "center",
+    "taxonomy": None,
+    "backgrounds": None,
+}
+
+_IMPORTED = (
+    *("origin", "split", "variants", "replicates", "formats", "image_size", "images_per_shard"),
+)
+"""The flags that are known of an imported dataset."""
+
+FORMATS = ("parquet", "webdataset")
+ENCODINGS = ("jpg", "png")
+SELECTIONS = ("in9", "in9l")
+OBJECTS = ("one", "largest", "union", "each")
+CROPS = ("center", "pad")
+
+
+def fingerprint(*parts: object) -> str:
+    """Hexadecimal SHA-256 of JSON-able parts, 32 digits."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _of_old(flags: dict[str, Any]) -> dict[str, Any]:
+    """Flags without those that were added since the first release and have the value that
+    does what was done before: datasets need not be made again because a flag exists."""
+    return {name: value for name, value in flags.items() if _ADDED.get(name, ...) != value}
+
+
+def _one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{flag} must be one of {', '.join(known)}: got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentConfig:
+    """What decides the layers. Field names are the flags' names.
+
+    Attributes:
+      selection: `in9`, images with boxes, cut apart; or `in9l`, all images, as a whole: then
+        size, resize and interpolation are all that matters.
+      segmenter_parameters: of a network, `name=value` each: what decides its masks.
+      segmenter_path: where the network lies. No part of the configuration: it may lie elsewhere
+        next time.
+
+    Raises:
+      ValueError: a value out of range, named with its flag.
+    """
+
+    image_size: int = 224
+    resize: int = 256
+    interpolation: str = "nearest"
+    segmenter: str = "grabcut"
+    grabcut_seed: int = 0
+    segmenter_parameters: tuple[str, ...] = ()
+    objects: str = "one"
+    max_box: float = MAX_BOX
+    min_visible: float = MIN_VISIBLE
+    min_foreground: float = MIN_FOREGROUND
+    crop: str = "center"
+    selection: str = "in9"
+    segmenter_path: str = dataclasses.field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.image_size <= 4096:
+            raise ValueError(f"--image_size must be between 16 and 4096: got {self.image_size}")
+        if not self.image_size <= self.resize <= 8192:
+            raise ValueError(
+                f"--resize must be between --image_size {self.image_size} and 8192: "
+                f"got {self.resize}"
+            )
+        _one_of("--interpolation", self.interpolation, tuple(INTERPOLATIONS))
+        self.find_segmenter()
+        if not 0 <= self.grabcut_seed < 2**31:
+            raise ValueError(
+                f"--grabcut_seed must be between 0 and 2**31 - 1: got {self.grabcut_seed}"
+            )
+        _one_of("--selection", self.selection, SELECTIONS)
+        _one_of("--objects", self.objects, OBJECTS)
+        _one_of("--crop", self.crop, CROPS)
+        for flag in ("max_box", "min_visible", "min_foreground"):
+            if not 0 <= getattr(self, flag) <= 1:
+                raise ValueError(f"--{flag} must be between 0 and 1: got {getattr(self, flag)}")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether images stay whole: without segmentation, boxes and layers."""
+        return self.selection == "in9l"
+
+    @property
+    def rules(self) -> Rules:
+        """What is asked of boxes."""
+        return Rules(
+            objects=self.objects,
+            max_box=self.max_box,
+            min_visible=self.min_visible,
+            min_foreground=self.min_foreground,
+            pad=self.crop == "pad",
+        )
+
+    def find_segmenter(self) -> Segmenter:
+        """The segmenter. Raises ValueError if there is none of that name."""
+        return find_segmenter(self.segmenter, self.segmenter_parameters, self.segmenter_path)
+
+    def flags(self) -> dict[str, Any]:
+        """Flag name to value."""
+        flags = dataclasses.asdict(self)
+        del flags["segmenter_path"]
+        return flags
+
+    def fingerprint(self) -> str:
+        """Identifies everything but the input that a layer depends on."""
+        if self.is_whole:
+            size = (self.image_size, self.resize, self.interpolation, self.crop)
+            return fingerprint(self.selection, size, MAX_PIXELS, SEGMENT_VERSION)
+        segmenter = self.find_segmenter()
+        flags = _of_old(self.flags())
+        # As older datasets have it, whose layers knew of no selection.
+        del flags["selection"]
+        return fingerprint(
+            {**flags, "segmenter": segmenter.method},
+            [segmenter.method, segmenter.version, segmenter.parameters],
+            [self.max_box, self.min_visible, self.min_foreground, MAX_PIXELS],
+            SEGMENT_VERSION,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ComposeConfig:
+    """What decides the variants, given the layers. Field names are the flags' names.
+
+    Attributes:
+      backgrounds: what `Scenes.about` says of the folder of scenes, None without one.
+
+    Raises:
+      ValueError: a value out of range, named with its flag.
+    """
+
+    variants: tuple[str, ...] = PAPER
+    formats: tuple[str, ...] = FORMATS
+    encoding: str = "jpg"
+    jpeg_quality: int = 95
+    seed: int = 0
+    per_class: str = "all"
+    mixed_rand: str = "any"
+    own_background: bool = False
+    replicates: int = 1
+    backgrounds: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.variants != select_variants(self.variants):
+            raise ValueError(f"variants must be in the paper's order: got {self.variants}")
+        if not self.formats or set(self.formats) - set(FORMATS):
+            raise ValueError(
+                f"--formats must name some of {', '.join(FORMATS)}: got {','.join(self.formats)!r}"
+            )
+        _one_of("--encoding", self.encoding, ENCODINGS)
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"--jpeg_quality must be between 1 and 100: got {self.jpeg_quality}")
+        if self.per_class not in ("all", "min") and not (
+            self.per_class.isdecimal() and int(self.per_class) > 0
+        ):
+            raise ValueError(f"--per_class must be all, min or a number: got {self.per_class!r}")
+        _one_of("--mixed_rand", self.mixed_rand, ("any", "other"))
+        if EXTERNAL in self.variants and self.backgrounds is None:
+            raise ValueError(f"--variants {EXTERNAL} needs --backgrounds: a folder of pictures")
+        if not 1 <= self.replicates <= 100:
+            raise ValueError(f"--replicates must be between 1 and 100: got {self.replicates}")
+
+    @property
+    def composed(self) -> tuple[str, ...]:
+        """All variants to write, replicates among them, in the paper's order."""
+        return with_replicates(self.variants, self.replicates)
+
+    def fingerprint(self) -> str:
+        """Identifies everything but the layers and scenes that a variant shard depends on.
+
+        Of the scenes, those count that were drawn (`pipeline.generate.compose`): another one
+        more does not make all shards anew."""
+        flags = {**dataclasses.asdict(self), "backgrounds": None}
+        return fingerprint(_of_old(flags), COMPOSE_VERSION)
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetConfig:
+    """The whole configuration of a dataset. Field names are the flags' names.
+
+    Of an imported dataset only some are known: `flags` leaves the others out, whatever they
+    are here.
+
+    Attributes:
+      origin: `made` from images here, or `imported` from the released layout.
+      exclude, include: what `KeyList.about` says of the lists of images, None without one.
+
+    Raises:
+      ValueError: a value out of range, named with its flag.
+    """
+
+    split: tuple[str, ...] = ("val",)
+    exclude: str | None = None
+    include: str | None = None
+    taxonomy: str | None = None
+    limit: int | None = None
+    images_per_shard: int = 1024
+    layers: str = "keep"
+    origin: str = "made"
+    segment: SegmentConfig = SegmentConfig()
+    compose: ComposeConfig = ComposeConfig()
+
+    def __post_init__(self) -> None:
+        if not self.split or len(set(self.split)) != len(self.split):
+            raise ValueError(f"--split must name different splits: got {','.join(self.split)!r}")
+        for split in self.split:
+            if not split.isidentifier():
+                raise ValueError(f"--split must be a plain name, such as val: got {split!r}")
+        if self.segment.is_whole and self.compose.variants != WHOLE:
+            others = ",".join(name for name in self.compose.variants if name not in WHOLE)
+            raise ValueError(
+                "--selection in9l has only original, since its images need no boxes: leave "
+                f"{others} out of --variants, or choose --selection in9"
+            )
+        if self.segment.is_whole and self.segment.objects != "one":
+            raise ValueError("--selection in9l knows of no boxes: leave --objects out")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit must be at least 1: got {self.limit}")
+        if self.images_per_shard < 1:
+            raise ValueError(f"--images_per_shard must be at least 1: got {self.images_per_shard}")
+        _one_of("--layers", self.layers, ("keep", "drop"))
+        _one_of("origin", self.origin, ("made", "imported"))
+
+    @property
+    def selection(self) -> str:
+        """Which images: `in9` or `in9l`."""
+        return self.segment.selection
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether it was read as it is, and not made here."""
+        return self.origin == "imported"
+
+    def flags(self) -> dict[str, Any]:
+        """Flag name to value, flat, as the manifest stores it."""
+        flat = dataclasses.asdict(self)
+        del flat["segment"]
+        flat = {**self.segment.flags(), **flat.pop("compose"), **flat}
+        if self.is_imported:
+            return {name: flat[name] for name in _IMPORTED}
+        del flat["origin"]
+        return flat
+
+    @classmethod
+    def from_flags(cls, flags: Mapping[str, Any]) -> DatasetConfig:
+        """The inverse of `flags`; also takes a manifest's lists. Unknown names are an error."""
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()
+        }
+
+        if values.get("origin") == "imported":
+            # Unknown, and never less than the size.
+            values.setdefault("resize", values["image_size"])
+
+        def take(kind: type) -> dict[str, Any]:
+            names = [field.name for field in dataclasses.fields(kind)]
+            return {name: values.pop(name) for name in names if name in values}
+
+        segment = SegmentConfig(**take(SegmentConfig))
+        compose = ComposeConfig(**take(ComposeConfig))
+        return cls(segment=segment, compose=compose, **values)
+
+    def differing_flags(self, other: DatasetConfig) -> list[str]:
+        """Names of the flags whose values differ."""
+        mine, theirs = self.flags(), other.flags()
+        return sorted(name for name in mine if mine[name] != theirs[name])
+
+    def fingerprint(self) -> str:
+        """Identifies the configuration with the stage versions."""
+        if self.is_imported:
+            return fingerprint(self.flags(), IMPORT_VERSION)
+        flags = _of_old(self.flags())
+        flags["segmenter"] = self.segment.find_segmenter().method
+        return fingerprint(flags, self.segment.fingerprint(), self.compose.fingerprint())

@@ -1,0 +1,205 @@
+"""Croissant 1.0 metadata: what of a dataset lies where, for tools that read any.
+
+One record set for each variant, over its Parquet files, and one of the classes. Files are found
+beside the metadata, so that a dataset can be moved as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.sinks import SAMPLE_FIELDS
+from transforms.taxonomy import Taxonomy
+
+_TYPES = {"string": "sc:Text", "int64": "sc:Integer", "int32": "sc:Integer", "double": "sc:Float"}
+
+COLUMNS = {
+    "key": "file name of the source image without its suffix; the same in every variant",
+    "image": "the picture, JPEG or PNG",
+    "label": "superclass, a position in classes",
+    "wnid": "class: a WordNet id, or the name that the images came with",
+    "imagenet_index": "output of that class in models of all classes",
+    "fg_key": "image that the foreground is of",
+    "bg_key": "image that the background is of; empty where it is the same",
+    "bg_label": "superclass of that image",
+    "bg_wnid": "class of that image",
+    "box": "x0, y0, x1, y1 of the annotated box in pixels of the picture, half-open",
+    "fg_fraction": "share of the pixels that are foreground, in [0, 1]",
+}
+"""What the columns of the samples hold."""
+
+
+def croissant(
+    manifest: Manifest, taxonomy: Taxonomy, *, name: str, descriptions: dict[str, str], cite: str
+) -> bytes:
+    """The metadata file's bytes: the same for equal manifests.
+
+    It has no date of publication, which validators recommend: a dataset made again is the same,
+    byte for byte.
+
+    Args:
+      manifest: of the dataset.
+      taxonomy: its classes.
+      name: of the dataset.
+      descriptions: what each variant shows.
+      cite: the work that the data is made by.
+    """
+    content: dict[str, Any] = {
+        "@context": _CONTEXT,
+        "@type": "sc:Dataset",
+        "name": name,
+        "description": "Each image in versions that differ in foreground and background, one "
+        "record set for each version, with the same keys in the same order.",
+        "conformsTo": "http://mlcommons.org/croissant/1.0",
+        "citeAs": cite,
+        "license": "other",
+        "url": "https://arxiv.org/abs/2006.09994",
+        "version": "1.0.0",
+        "distribution": [],
+        "recordSet": [_classes(taxonomy)],
+    }
+    if "parquet" in manifest.config.compose.formats:
+        for variant, description in descriptions.items():
+            content["distribution"] += _files(manifest, variant)
+            content["recordSet"].append(_record_set(variant, description))
+    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _classes(taxonomy: Taxonomy) -> dict[str, Any]:
+    """The superclasses, whose content stands in the metadata itself."""
+    fields = [
+        {"@type": "cr:Field", "@id": f"classes/{name}", "name": name, "dataType": kind}
+        for name, kind in (("label", "sc:Integer"), ("name", "sc:Text"))
+    ]
+    return {
+        "@type": "cr:RecordSet",
+        "@id": "classes",
+        "name": "classes",
+        "description": "superclasses by label",
+        "key": {"@id": "classes/label"},
+        "field": fields,
+        "data": [
+            {"classes/label": label, "classes/name": name}
+            for label, name in enumerate(taxonomy.names)
+        ],
+    }
+
+
+def _files(manifest: Manifest, variant: str) -> list[dict[str, Any]]:
+    """The files of a variant, with their checksums, and the set of them."""
+    folder = f"parquet/{variant}/"
+    files = [
+        {
+            "@type": "cr:FileObject",
+            "@id": file.path,
+            "name": file.path,
+            "contentUrl": file.path,
+            "contentSize": f"{file.bytes} B",
+            "encodingFormat": "application/x-parquet",
+            "sha256": file.sha256,
+        }
+        for file in manifest.files
+        if file.path.startswith(folder)
+    ]
+    # Contained in none of those, which would be archives then: a set of files of the folder.
+    file_set = {
+        "@type": "cr:FileSet",
+        "@id": _file_set(variant),
+        "name": _file_set(variant),
+        "encodingFormat": "application/x-parquet",
+        "includes": f"{folder}*.parquet",
+    }
+    return [*files, file_set]
+
+
+def _file_set(variant: str) -> str:
+    return f"files-{variant}"
+
+
+def _record_set(variant: str, description: str) -> dict[str, Any]:
+    source = {"fileSet": {"@id": _file_set(variant)}}
+
+    def field(name: str, kind: str, text: str, source: dict[str, Any], **more: Any) -> Any:
+        return {
+            "@type": "cr:Field",
+            "@id": f"{variant}/{name}",
+            "name": name,
+            "description": text,
+            "dataType": kind,
+            "source": source,
+            **more,
+        }
+
+    def column(name: str, kind: str, *transforms: dict[str, str], **more: Any) -> Any:
+        of_column: dict[str, Any] = {**source, "extract": {"column": name}}
+        if transforms:
+            of_column["transform"] = list(transforms)
+        return field(name, kind, COLUMNS[name], of_column, **more)
+
+    of_path = {
+        **source,
+        "extract": {"fileProperty": "fullpath"},
+        "transform": [{"regex": r"^parquet/[^/]+/(\w+)-[0-9-of]+\.parquet$"}],
+    }
+    fields = [
+        field("split", "sc:Text", "train, val, or how else it is called", of_path),
+        column("key", "sc:Text"),
+        column("image", "sc:ImageObject", {"jsonPath": "bytes"}),
+        *(
+            column(each.name, "sc:Integer", repeated=True)
+            if pa.types.is_nested(each.type)
+            else column(each.name, _TYPES[str(each.type)])
+            for each in SAMPLE_FIELDS
+        ),
+    ]
+    return {
+        "@type": "cr:RecordSet",
+        "@id": variant,
+        "name": variant,
+        "description": description,
+        "field": fields,
+    }
+
+
+_CONTEXT = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "sc": "https://schema.org/",
+    "cr": "http://mlcommons.org/croissant/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "dct": "http://purl.org/dc/terms/",
+    "citeAs": "cr:citeAs",
+    "column": "cr:column",
+    "conformsTo": "dct:conformsTo",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "equivalentProperty": "cr:equivalentProperty",
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "extract": "cr:extract",
+    "field": "cr:field",
+    "fileObject": "cr:fileObject",
+    "fileProperty": "cr:fileProperty",
+    "fileSet": "cr:fileSet",
+    "format": "cr:format",
+    "includes": "cr:includes",
+    "isLiveDataset": "cr:isLiveDataset",
+    "jsonPath": "cr:jsonPath",
+    "key": "cr:key",
+    "md5": "cr:md5",
+    "parentField": "cr:parentField",
+    "path": "cr:path",
+    "recordSet": "cr:recordSet",
+    "references": "cr:references",
+    "regex": "cr:regex",
+    "repeated": "cr:repeated",
+    "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
+    "separator": "cr:separator",
+    "source": "cr:source",
+    "subField": "cr:subField",
+    "transform": "cr:transform",
+}

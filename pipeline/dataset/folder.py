@@ -1,0 +1,155 @@
+"""Reading a dataset folder back: its shards, samples and index."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import tarfile
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest
+from pipeline.dataset.records import read_rows
+from pipeline.dataset.shards import index_file, parquet_file, webdataset_file
+from pipeline.dataset.sinks import Sample
+from pipeline.errors import UsageError
+from pipeline.storage.store import FileDigest, Store
+from transforms.taxonomy import Taxonomy, imagenet9
+from transforms.variants import base_of, is_picture
+
+_BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A finished dataset.
+
+    Attributes:
+      store: its folder.
+      manifest: its manifest.
+    """
+
+    store: Store
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, store: Store) -> Dataset:
+        """Opens a dataset folder. Raises UsageError if it holds no finished dataset."""
+        manifest = read_manifest(store)
+        if manifest is None:
+            raise UsageError(
+                f"{store.root} holds no finished dataset: no {MANIFEST}. "
+                f"Make one with: in9 generate --output {store.root}"
+            )
+        return cls(store, manifest)
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The variants it holds, replicates among them, in the paper's order."""
+        return self.manifest.config.compose.composed
+
+    @property
+    def picture_variants(self) -> tuple[str, ...]:
+        """Those that models are evaluated on, without replicates."""
+        return tuple(n for n in self.variants if is_picture(n) and base_of(n) == n)
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """Its classes and superclasses."""
+        return self.manifest.taxonomy or imagenet9()
+
+    @property
+    def is_imagenet9(self) -> bool:
+        """Whether its classes are ImageNet-9's: what is published of those can be compared."""
+        return self.manifest.taxonomy is None
+
+    @property
+    def own_taxonomy(self) -> tuple[str, ...]:
+        """What fingerprints of results hold of its own classes, nothing for ImageNet-9's."""
+        return () if self.is_imagenet9 else (self.taxonomy.about,)
+
+    def shards(self, split: str) -> range:
+        """Numbers of the output shards of a split."""
+        return range(self.manifest.shards[split].output)
+
+    def shard_of(self, split: str, key: str) -> int:
+        """The output shard that holds a selected image; objects lie with their source image."""
+        if self.manifest.config.segment.objects == "each":
+            key = key.rpartition("_")[0]
+        counts = self.manifest.shards[split]
+        return counts.source_shard(key) % counts.output
+
+    def shard_files(self, split: str, shard: int, variants: tuple[str, ...]) -> list[FileDigest]:
+        """Digests of the files that hold variants of a shard, in the format that is read."""
+        paths = (self._file(variant, split, shard) for variant in variants)
+        return [self._digests[path] for path in paths if path in self._digests]
+
+    def pictures(self, split: str, shard: int) -> int:
+        """Number of pictures of a shard that a model is evaluated on, of all variants."""
+        variants = tuple(name for name in self.variants if is_picture(name))
+        return sum(file.samples or 0 for file in self.shard_files(split, shard, variants))
+
+    def samples(self, split: str, shard: int, variant: str) -> Generator[Sample, None, None]:
+        """Samples of a shard in order, one at a time. Raises OSError if a file is broken."""
+        path = self._file(variant, split, shard)
+        if path.endswith(".tar"):
+            yield from read_webdataset(self.store, path)
+        else:
+            yield from read_parquet(self.store, path)
+
+    def index(self, split: str) -> Iterator[dict[str, Any]]:
+        """Index rows of a split: one for every source image."""
+        for shard in self.shards(split):
+            yield from self.index_of_shard(split, shard)
+
+    def index_of_shard(self, split: str, shard: int) -> list[dict[str, Any]]:
+        """Index rows of an output shard, in the order of its samples."""
+        path = index_file(split, shard, self.manifest.shards[split].output)
+        return read_rows(self.store, path)
+
+    @functools.cached_property
+    def _digests(self) -> dict[str, FileDigest]:
+        return {file.path: file for file in self.manifest.files}
+
+    def _file(self, variant: str, split: str, shard: int) -> str:
+        if "parquet" in self.manifest.config.compose.formats:
+            return parquet_file(variant, split, shard, self.manifest.shards[split].output)
+        return webdataset_file(variant, split, shard)
+
+
+def read_parquet(store: Store, path: str) -> Iterator[Sample]:
+    """Samples of a Parquet shard, a row group at a time."""
+    with pq.ParquetFile(store.arrow_source(path)) as file:
+        for batch in file.iter_batches(batch_size=_BATCH):
+            for row in batch.to_pylist():
+                image, key = row.pop("image"), row.pop("key")
+                suffix = image["path"].rpartition(".")[2]
+                yield Sample(key=key, image=image["bytes"], suffix=suffix, fields=row)
+
+
+def read_webdataset(store: Store, path: str) -> Iterator[Sample]:
+    """Samples of a tar shard; an empty shard has no file."""
+    if not store.exists(path):
+        return
+    with store.open(path) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+        parts: dict[str, bytes] = {}
+        for member in tar:
+            content = tar.extractfile(member)
+            if content is None:
+                raise OSError(f"{path} holds {member.name}, which is no file")
+            key, _, suffix = member.name.partition(".")
+            parts[suffix] = content.read()
+            if suffix == "json":
+                yield sample_of(key, parts)
+                parts = {}
+
+
+def sample_of(key: str, parts: dict[str, bytes]) -> Sample:
+    """The sample that members of a tar are, by suffix."""
+    fields = json.loads(parts.pop("json"))
+    fields["label"] = int(parts.pop("cls"))
+    ((suffix, image),) = parts.items()
+    return Sample(key=key, image=image, suffix=suffix, fields=fields)

@@ -1,0 +1,58 @@
+"""Layers in the tars of source shards: how they are written, found and read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.storage.store import Store
+from pipeline.storage.tar import TarWriter
+from transforms.codec import decode_image, decode_mask, encode_mask, encode_png
+from transforms.geometry import OutputBox
+from transforms.layers import Layer
+
+PARTS = ("image", "only_bg_t", "mask")
+"""Members of a layer, `<key>.<part>.png`: one WebDataset sample."""
+
+
+def encode_layer(layer: Layer) -> dict[str, bytes]:
+    """Encodes the parts of a layer as PNGs, without loss."""
+    return {
+        "image": encode_png(layer.image),
+        "only_bg_t": encode_png(layer.only_bg_t),
+        "mask": encode_mask(layer.mask),
+    }
+
+
+def layer_digest(layer: Layer) -> str:
+    """Identifies a layer's pixels and box, whatever they are encoded with."""
+    content = hashlib.sha256(repr(tuple(layer.box)).encode())
+    for array in (layer.image, layer.only_bg_t, layer.mask):
+        content.update(array.tobytes())
+    return content.hexdigest()[:16]
+
+
+def add_layer(tar: TarWriter, key: str, parts: Mapping[str, bytes]) -> dict[str, int]:
+    """Appends a layer; returns the record's offset and length columns."""
+    columns = {}
+    for part in PARTS:
+        columns[f"{part}_offset"] = tar.add(f"{key}.{part}.png", parts[part])
+        columns[f"{part}_length"] = len(parts[part])
+    return columns
+
+
+def read_parts(store: Store, tar: str, row: Mapping[str, Any]) -> dict[str, bytes]:
+    """The encoded parts of a layer, by the offsets of its record row."""
+    ranges = [(row[f"{part}_offset"], row[f"{part}_length"]) for part in PARTS]
+    return dict(zip(PARTS, store.read_ranges(tar, ranges), strict=True))
+
+
+def decode_layer(parts: Mapping[str, bytes], box: Sequence[int]) -> Layer:
+    """The inverse of `encode_layer`, given the box (x0, y0, x1, y1)."""
+    return Layer(
+        image=decode_image(parts["image"]),
+        only_bg_t=decode_image(parts["only_bg_t"]),
+        mask=decode_mask(parts["mask"]),
+        box=OutputBox(*box),
+    )

@@ -1,0 +1,205 @@
+"""Records of source shards: one row for every image, accepted or not.
+
+A record is a Parquet file beside the shard's tar of layers. It commits the tar: it is
+written last, and its metadata holds the fingerprint of everything that went in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.storage.store import FileDigest, Store
+
+ACCEPTED = "accepted"
+
+_METADATA_KEY = b"in9"
+
+BOX_TYPE = pa.list_(pa.int32())
+"""Not a list of fixed size: pyarrow cannot read those back from Parquet where some are null."""
+
+RECORD_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("wnid", pa.string()),
+        pa.field("label", pa.int8()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("detail", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("box", BOX_TYPE),
+        pa.field("mask_over_box", pa.float64()),
+        pa.field("fg_fraction", pa.float64()),
+        pa.field("source_digest", pa.string()),
+        pa.field("layer_digest", pa.string()),
+        pa.field("image_offset", pa.int64()),
+        pa.field("image_length", pa.int64()),
+        pa.field("only_bg_t_offset", pa.int64()),
+        pa.field("only_bg_t_length", pa.int64()),
+        pa.field("mask_offset", pa.int64()),
+        pa.field("mask_length", pa.int64()),
+    ]
+)
+"""Columns of a record. `box` is (x0, y0, x1, y1) in output pixels; offsets and lengths are
+bytes in the shard's tar; `source_digest` identifies image, annotation and configuration."""
+
+GROUP_FIELD = pa.field("group", pa.string())
+"""Only where images have groups."""
+OBJECT_FIELD = pa.field("object", pa.int32(), nullable=False)
+"""Only with `--objects each`, where an image has a row for each of its boxes, whose number this is,
+from 1 on; 0 of an image that was rejected as a whole."""
+
+
+def record_schema(*, with_groups: bool = False, with_objects: bool = False) -> pa.Schema:
+    """Columns of a record."""
+    added = [GROUP_FIELD] * with_groups + [OBJECT_FIELD] * with_objects
+    return pa.schema([*RECORD_SCHEMA, *added])
+
+
+def count_sources(rows: Iterable[Mapping[str, Any]]) -> int:
+    """How many source images rows of records are of: each has one row that is not of a further
+    object."""
+    return sum((row.get("object") or 0) <= 1 for row in rows)
+
+
+def source_key(row: Mapping[str, Any]) -> str:
+    """Key of the source image that a row is of.
+
+    >>> source_key({"key": "street_2", "object": 2}), source_key({"key": "street_2"})
+    ('street', 'street_2')
+    """
+    key: str = row["key"]
+    return key.rpartition("_")[0] if row.get("object") else key
+
+
+def with_labels(schema: pa.Schema, num_labels: int) -> pa.Schema:
+    """A schema whose labels are wide enough: int16 for more superclasses than int8 has room for,
+    which is what all labels were before datasets could have so many."""
+    if num_labels <= 128:
+        return schema
+    wide = {pa.int8(): pa.int16(), pa.list_(pa.int8()): pa.list_(pa.int16())}
+    return pa.schema([field.with_type(wide.get(field.type, field.type)) for field in schema])
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardFiles:
+    """What the metadata of a record or of an index file says.
+
+    Attributes:
+      fingerprint: of everything that went into the shard.
+      files: the shard's other files, which the record commits.
+    """
+
+    fingerprint: str
+    files: tuple[FileDigest, ...]
+
+
+def write_table(
+    store: Store,
+    path: str,
+    table: pa.Table,
+    about: ShardFiles,
+) -> FileDigest:
+    """Writes a record: a table with `about` in its schema's metadata."""
+    meta = {
+        "fingerprint": about.fingerprint,
+        "files": [dataclasses.asdict(file) for file in about.files],
+    }
+    table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(meta, sort_keys=True)})
+    with store.create(path) as file:
+        pq.write_table(table, file, compression="zstd")
+    return FileDigest(path, file.size, file.sha256, table.num_rows)
+
+
+def read_about(store: Store, path: str) -> ShardFiles | None:
+    """The metadata of a record, None if there is no record. Other errors are raised."""
+    try:
+        schema = pq.read_schema(store.arrow_source(path))
+    except FileNotFoundError:
+        return None
+    meta = json.loads(schema.metadata[_METADATA_KEY])
+    return ShardFiles(
+        fingerprint=meta["fingerprint"],
+        files=tuple(FileDigest(**file) for file in meta["files"]),
+    )
+
+
+def read_rows(store: Store, path: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of a record, as dictionaries."""
+    rows: list[dict[str, Any]] = pq.read_table(
+        store.arrow_source(path), columns=columns
+    ).to_pylist()
+    return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundShard:
+    """A shard that is up to date.
+
+    Attributes:
+      record: where its record lies now.
+      where: final path of each of its files, to where it lies now.
+      files: their digests, under their final paths.
+    """
+
+    record: str
+    where: dict[str, str]
+    files: tuple[FileDigest, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Staging:
+    """Where new shards wait for Commit, and how a shard's files are found.
+
+    Attributes:
+      store: the dataset folder.
+      folder: relative folder of the staged files, such as `.in9/staging/<fingerprint>`.
+    """
+
+    store: Store
+    folder: str
+
+    def staged(self, path: str) -> str:
+        """Relative path of a file while it is staged."""
+        return f"{self.folder}/{path}"
+
+    def digest_of(self, current: str, final: str, samples: int | None) -> FileDigest:
+        """Digest of a file that lies at `current`, under its final path."""
+        size = self.store.size(current)
+        if size is None:
+            raise FileNotFoundError(f"{current} has gone")
+        return FileDigest(final, size, self.store.digest(current), samples)
+
+    def find(self, record: str, fingerprint: str, *, need_files: bool = True) -> FoundShard | None:
+        """Finds a shard that is up to date, with all of its files.
+
+        Args:
+          record: final path of its record.
+          fingerprint: what the record must hold.
+          need_files: whether a shard whose files are missing does not count.
+
+        Returns:
+          Where it lies, None if it has to be made. Commit may have been killed half-way,
+          so some files of a staged record may be in place already; files that a killed
+          run staged without a record never count.
+        """
+        for path, places in ((self.staged(record), (self.staged, str)), (record, (str,))):
+            about = read_about(self.store, path)
+            if about is None or about.fingerprint != fingerprint:
+                continue
+            where: dict[str, str] = {}
+            for place in places:
+                missing = [file for file in about.files if file.path not in where]
+                sizes = self.store.sizes_of([place(file.path) for file in missing])
+                for file, size in zip(missing, sizes, strict=True):
+                    if size == file.bytes:
+                        where[file.path] = place(file.path)
+            if len(where) == len(about.files) or not need_files:
+                return FoundShard(record=path, where=where, files=about.files)
+        return None

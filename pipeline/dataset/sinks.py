@@ -1,0 +1,193 @@
+"""Sinks: one variant's output shard as a Parquet file or a WebDataset tar.
+
+A sink is a context manager: it appends samples to one new file, which appears whole when
+the block ends. All samples have the same fields, in both formats.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.storage.store import FileDigest, HashingFile, Store
+from pipeline.storage.tar import TarWriter
+
+ROW_GROUP_BYTES = 4 << 20
+"""Bytes of pictures that a Parquet sink holds before it writes them as a row group."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One picture of one variant.
+
+    Attributes:
+      key: of the foreground image.
+      image: encoded bytes.
+      suffix: `jpg` or `png`.
+      fields: the other columns of `SAMPLE_FIELDS`, by name.
+    """
+
+    key: str
+    image: bytes
+    suffix: str
+    fields: dict[str, Any]
+
+
+SAMPLE_FIELDS = [
+    pa.field("label", pa.int64()),
+    pa.field("wnid", pa.string()),
+    pa.field("imagenet_index", pa.int32()),
+    pa.field("fg_key", pa.string()),
+    pa.field("bg_key", pa.string()),
+    pa.field("bg_label", pa.int64()),
+    pa.field("bg_wnid", pa.string()),
+    pa.field("box", pa.list_(pa.int32(), 4)),
+    pa.field("fg_fraction", pa.float64()),
+]
+"""Columns of a sample beside key and image. `box` is (x0, y0, x1, y1) in output pixels,
+half-open; `fg_fraction` is in [0, 1]; backgrounds are null where there is none. All are
+nullable in the schema: Hugging Face drops its features where a field is not."""
+
+
+def sample_schema(label_names: Sequence[str], *, boxes: bool = True) -> pa.Schema:
+    """The Parquet schema, with Hugging Face's Image and ClassLabel features in it.
+
+    Args:
+      label_names: superclass names by label.
+      boxes: whether every sample has a box. pyarrow cannot read lists of fixed size back from
+        Parquet where some are null.
+    """
+    fields = [
+        field if boxes or field.name != "box" else pa.field("box", pa.list_(pa.int32()))
+        for field in SAMPLE_FIELDS
+    ]
+    features: dict[str, Any] = {
+        "key": {"dtype": "string", "_type": "Value"},
+        "image": {"_type": "Image"},
+    }
+    for field in SAMPLE_FIELDS:
+        features[field.name] = {"dtype": str(field.type), "_type": "Value"}
+    features["label"] = {"names": list(label_names), "_type": "ClassLabel"}
+    features["box"] = {
+        "feature": {"dtype": "int32", "_type": "Value"},
+        "length": 4 if boxes else -1,
+        "_type": "List",
+    }
+    features["fg_fraction"]["dtype"] = "float64"
+    return pa.schema(
+        [
+            pa.field("key", pa.string()),
+            pa.field("image", pa.struct({"bytes": pa.binary(), "path": pa.string()})),
+            *fields,
+        ],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+
+
+class Sink(Protocol):
+    """Takes the samples of one shard, in order."""
+
+    def add(self, sample: Sample) -> None:
+        """Appends a sample."""
+
+    def digest(self) -> FileDigest | None:
+        """The finished file, after its block; None if there is none."""
+
+
+class ParquetSink:
+    """Rows in groups of about `ROW_GROUP_BYTES`; an empty shard is an empty file."""
+
+    def __init__(self, file: HashingFile, schema: pa.Schema, path: str) -> None:
+        self._file = file
+        self._path = path
+        self._schema = schema
+        # Pictures are compressed already; the rest is small.
+        columns = [name for name in schema.names if name != "image"]
+        self._writer = pq.ParquetWriter(
+            file,
+            schema,
+            compression=dict.fromkeys(columns, "zstd")
+            | {
+                "image.bytes": "none",
+                "image.path": "zstd",
+            },
+            use_dictionary=columns,
+            write_statistics=columns,
+        )
+        self._rows: list[dict[str, Any]] = []
+        self._held = 0
+        self._samples = 0
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, store: Store, staged: str, path: str, schema: pa.Schema) -> Iterator[ParquetSink]:
+        """Opens a sink that writes to `staged`, and calls the file `path` in its digest."""
+        with store.create(staged) as file:
+            sink = cls(file, schema, path)
+            try:
+                yield sink
+                sink._write()
+            finally:
+                # Also after an error: a writer left open would write to the closed file.
+                sink._writer.close()
+
+    def add(self, sample: Sample) -> None:
+        image = {"bytes": sample.image, "path": f"{sample.key}.{sample.suffix}"}
+        self._rows.append({"key": sample.key, "image": image, **sample.fields})
+        self._samples += 1
+        self._held += len(sample.image)
+        if self._held >= ROW_GROUP_BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
+            self._rows.clear()
+            self._held = 0
+
+    def digest(self) -> FileDigest | None:
+        return FileDigest(self._path, self._file.size, self._file.sha256, self._samples)
+
+
+class WebDatasetSink:
+    """Members `<key>.jpg|png`, `<key>.cls` and `<key>.json`; an empty shard is no file."""
+
+    def __init__(self, stack: contextlib.ExitStack, store: Store, staged: str, path: str) -> None:
+        self._stack = stack
+        self._store = store
+        self._staged = staged
+        self._path = path
+        self._file: HashingFile | None = None
+        self._tar: TarWriter | None = None
+        self._samples = 0
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, store: Store, staged: str, path: str) -> Iterator[WebDatasetSink]:
+        """Opens a sink that writes to `staged`, and calls the file `path` in its digest."""
+        with contextlib.ExitStack() as stack:
+            sink = cls(stack, store, staged, path)
+            yield sink
+            if sink._tar is not None:
+                sink._tar.close()
+
+    def add(self, sample: Sample) -> None:
+        if self._tar is None:
+            self._file = self._stack.enter_context(self._store.create(self._staged))
+            self._tar = TarWriter(self._file)
+        fields = {name: value for name, value in sample.fields.items() if name != "label"}
+        self._tar.add(f"{sample.key}.{sample.suffix}", sample.image)
+        self._tar.add(f"{sample.key}.cls", str(sample.fields["label"]).encode())
+        self._tar.add(f"{sample.key}.json", json.dumps(fields, sort_keys=True).encode())
+        self._samples += 1
+
+    def digest(self) -> FileDigest | None:
+        if self._file is None:
+            return None
+        return FileDigest(self._path, self._file.size, self._file.sha256, self._samples)

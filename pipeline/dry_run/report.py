@@ -1,0 +1,269 @@
+"""`--dry_run`: says what a job would do, how long and how large; writes nothing that stays."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pipeline.command_line.terminal import size
+from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.folder import Dataset
+from pipeline.dry_run.costs import (
+    Assumptions,
+    Cost,
+    Figures,
+    describe_cost,
+    evaluate_cost,
+    generate_cost,
+)
+from pipeline.dry_run.estimate import Measured, Trial, choose, run_trial
+from pipeline.dry_run.forecast import Forecast, SplitForecast, make_forecast
+from pipeline.errors import JobError
+from pipeline.generate.graph import Job
+from pipeline.generate.rejections import advise
+from pipeline.memory import keep_freed_memory
+from pipeline.runner.progress import duration
+from pipeline.storage.store import Store
+from transforms.taxonomy import Taxonomy
+from transforms.variants import is_picture
+
+if TYPE_CHECKING:
+    from pipeline.attack.plan import Attacking
+    from pipeline.evaluate.predict import Predictor
+    from pipeline.evaluate.stage import Evaluation
+
+_EVALUATE_SECONDS = 5.0
+"""How long a model is measured, if it has that much to do."""
+
+
+def dry_run(
+    job: Job,
+    evaluation: Evaluation | None,
+    taxonomy: Taxonomy,
+    workers: int,
+    attacking: Attacking | None = None,
+    assumed: Assumptions | None = None,
+) -> None:
+    """Prints what a job would do.
+
+    Args:
+      job: what to generate.
+      evaluation: what to evaluate, if anything.
+      taxonomy: of the labels.
+      workers: how many of them work at the same time.
+      attacking: what to attack, if anything.
+      assumed: prices, and the speed of GPUs if models are to run on some; defaults if None.
+
+    Raises:
+      UsageError, OSError: as the job would.
+    """
+    assumed = assumed or Assumptions()
+    cost = Cost()
+    print("dry run: looking at names and annotations", file=sys.stderr)
+    forecast = make_forecast(job, taxonomy)
+    for split in forecast.splits:
+        _print_split(split, taxonomy, job.config)
+    if forecast.is_up_to_date:
+        print("dataset: up to date")
+    with tempfile.TemporaryDirectory(prefix="in9-") as folder:
+        make_trial = functools.cache(lambda: _trial(job, forecast, taxonomy, folder))
+        if not forecast.is_up_to_date:
+            cost += _print_estimate(job, forecast, make_trial(), workers)
+        if evaluation is not None:
+            rate = assumed.gpu_rate
+            for model in evaluation.models:
+                cost += _print_model(model, job, forecast, evaluation, make_trial, attacking, rate)
+    if cost != Cost():
+        print(describe_cost(cost, assumed))
+    print("dry run: nothing was written")
+
+
+def _trial(job: Job, forecast: Forecast, taxonomy: Taxonomy, folder: str) -> Trial | None:
+    """A few images, done; None if no image can be accepted."""
+    images = choose(forecast)
+    if not images:
+        return None
+    print(f"dry run: measuring {len(images)} images", file=sys.stderr)
+    return run_trial(job.config, images, taxonomy, folder, job.scenes)
+
+
+def _print_split(split: SplitForecast, taxonomy: Taxonomy, config: DatasetConfig) -> None:
+    classes = ", ".join(f"{n} {split.classes[n]}" for n in taxonomy.names if n in split.classes)
+    print(
+        f"{split.split}: {split.listed} images ({classes}), {split.outside} of other classes, "
+        f"{split.other_files} other files"
+    )
+    reasons = ", ".join(f"{count} {reason}" for reason, count in split.rejected.items())
+    print(
+        f"{split.split}: {sum(split.rejected.values())} rejected for name or annotation alone"
+        + (f" ({reasons})" if reasons else "")
+    )
+    for line in advise(split.rejected, split.listed, config):
+        print(f"{split.split}: {line}")
+    is_whole = config.segment.is_whole
+    done, to_do = ("looked at", "to look at") if is_whole else ("segmented", "to segment")
+    print(f"{split.split}: {split.done} {done} already, {len(split.left)} {to_do}")
+
+
+def _selected(config: DatasetConfig, split: SplitForecast, measured: Measured) -> float:
+    """How many images of a split will probably be part of the dataset."""
+    rate = measured.accepted / measured.images if split.left else 1.0
+    expected = len(split.accepted) + rate * len(split.left)
+    per_class = config.compose.per_class
+    if per_class == "all" or not split.candidates:
+        return expected
+    share = expected / len(split.candidates)
+    labels = [image.label for image in split.candidates]
+    sizes = [share * labels.count(label) for label in set(labels)]
+    limit = min(sizes) if per_class == "min" else float(per_class)
+    return sum(min(limit, size_of_class) for size_of_class in sizes)
+
+
+def _print_estimate(job: Job, forecast: Forecast, trial: Trial | None, workers: int) -> Cost:
+    if trial is None:
+        print("estimate: seconds; no image is left to segment")
+        return Cost()
+    config, measured = job.config, trial.measured
+    rate = measured.accepted / measured.images
+    accepted = sum(len(s.accepted) + rate * len(s.left) for s in forecast.splits)
+    selected = sum(_selected(config, split, measured) for split in forecast.splits)
+    print(
+        f"measured on {measured.images} images: segment {measured.segment_seconds:.3f} s an image, "
+        f"{measured.accepted} of {measured.images} accepted; compose "
+        f"{measured.compose_seconds:.3f} s"
+    )
+    segment = forecast.left * measured.segment_seconds
+    error = forecast.left * measured.segment_error
+    compose = selected * measured.compose_seconds
+    print(
+        f"estimate: {duration((segment + compose) / workers)} with --direct_num_workers {workers} "
+        f"(one core: {duration(segment)} +- {duration(error)} to segment, at most "
+        f"{duration(compose)} to compose)"
+    )
+    sizes = {"layers": accepted * measured.layer_bytes} if config.layers == "keep" else {}
+    sizes |= {name: selected * each for name, each in measured.output_bytes.items()}
+    parts = ", ".join(f"{size(value)} {name}" for name, value in sizes.items())
+    print(
+        f"estimate: about {selected:.0f} images in the dataset, {size(sum(sizes.values()))} "
+        f"({parts}){_free(job.store)}"
+    )
+    figures = Figures(
+        measured.segment_seconds,
+        measured.compose_seconds,
+        measured.layer_bytes,
+        sum(measured.output_bytes.values()),
+    )
+    keep = config.layers == "keep"
+    return generate_cost(figures, forecast.left, accepted, selected, keep_layers=keep)
+
+
+def _free(store: Store) -> str:
+    """What is left of the disk; object storage has no end."""
+    if store.is_remote:
+        return ""
+    return f"; {size(shutil.disk_usage(_existing(store.root)).free)} free"
+
+
+def _existing(path: str) -> str:
+    """The path, or the closest folder above it that is there."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _expected_pictures(job: Job, forecast: Forecast, measured: Measured, split: str) -> int:
+    """How many pictures a model will probably be evaluated on."""
+    variants = sum(is_picture(name) for name in job.config.compose.composed)
+    (found,) = (each for each in forecast.splits if each.split == split)
+    return round(variants * _selected(job.config, found, measured))
+
+
+def _print_model(
+    name: str,
+    job: Job,
+    forecast: Forecast,
+    evaluation: Evaluation,
+    make_trial: Callable[[], Trial | None],
+    attacking: Attacking | None,
+    gpu_rate: float,
+) -> Cost:
+    """Says what a model takes; returns it, too."""
+    import torch
+
+    from pipeline.evaluate.predict import Predictor
+    from pipeline.evaluate.stage import find_predictions
+    from pipeline.models import load_model
+
+    started = time.perf_counter()
+    try:
+        model = load_model(name, evaluation.weights, job.taxonomy)
+    except JobError as error:
+        print(f"{name}: {error}")
+        return Cost()
+    load = time.perf_counter() - started
+    pictures = None
+    if forecast.is_up_to_date:
+        dataset = Dataset.open(evaluation.store)
+        pictures = sum(
+            dataset.pictures(evaluation.split, shard)
+            for shard in dataset.shards(evaluation.split)
+            if not find_predictions(evaluation, dataset, model, shard)[2]
+        )
+        if not pictures:
+            print(f"{name}: evaluated already")
+            if attacking:
+                print(f"{name}: what an attack takes, in9 attack --dry_run measures")
+            return Cost()
+    trial = make_trial()
+    if trial is None:
+        return Cost()
+    if pictures is None:
+        pictures = _expected_pictures(job, forecast, trial.measured, evaluation.split)
+    rate = _pictures_a_second(Predictor(model, evaluation.predict), trial)
+    del model
+    gc.collect()
+    if not rate:
+        return Cost()
+    on_gpu = evaluation.predict.device == "cuda"
+    print(
+        f"{name}: about {duration(load + pictures / rate)} for {pictures} pictures on "
+        f"{evaluation.predict.device} ({rate:.1f} a second)"
+    )
+    # As many cores as torch has threads are busy meanwhile.
+    core_seconds = torch.get_num_threads() / rate
+    gpu_rate = gpu_rate or (rate if on_gpu else 0.0)
+    cost = evaluate_cost("evaluate", pictures, core_seconds, gpu_rate)
+    if attacking:
+        images = pictures // sum(is_picture(v) for v in job.config.compose.composed)
+        sides = (attacking.foregrounds, attacking.backgrounds)
+        foregrounds, backgrounds = (images if n is None else min(n, images) for n in sides)
+        composites = foregrounds * backgrounds
+        print(
+            f"{name}: about {duration(composites / rate)} for an attack with "
+            f"{foregrounds} x {backgrounds} composites"
+        )
+        cost += evaluate_cost("attack", composites, core_seconds, gpu_rate)
+    return cost
+
+
+def _pictures_a_second(predictor: Predictor, trial: Trial) -> float:
+    """Speed of a model on the trial's pictures, 0 if it has none. The first batch, in which
+    libraries set themselves up, counts only if there is no other."""
+    keep_freed_memory()
+    started = time.perf_counter()
+    done, rate = 0, 0.0
+    for number, (batch, _) in enumerate(predictor.logits(trial.samples())):
+        done += len(batch)
+        rate = done / (time.perf_counter() - started)
+        if number == 0:
+            done, started = 0, time.perf_counter()
+        elif time.perf_counter() - started > _EVALUATE_SECONDS:
+            break
+    return rate

@@ -1,0 +1,1 @@
+"""Evaluate: the inference stage, which turns a dataset and models into predictions."""

@@ -1,0 +1,231 @@
+"""Commit: puts finished shards in place and writes the manifest, last.
+
+It is one element's work, and can be repeated at any point: what has been moved already
+stays moved, and nothing is removed before everything new is known to be complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+
+from pipeline.dataset.card import CARD_FILES, card_files
+from pipeline.dataset.config import COMPOSE_VERSION, DatasetConfig, fingerprint
+from pipeline.dataset.manifest import (
+    MANIFEST,
+    PREVIOUS_MANIFEST,
+    Manifest,
+    library_versions,
+    read_manifest,
+    stage_versions,
+)
+from pipeline.dataset.records import ACCEPTED
+from pipeline.errors import JobError
+from pipeline.generate.compose import ComposedShard
+from pipeline.generate.plan import check_complete
+from pipeline.generate.scenes import SceneTable
+from pipeline.runner.counters import count, timed
+from pipeline.storage.store import WORK_FOLDER, Store
+from transforms.taxonomy import Taxonomy, imagenet9
+
+DATA_FOLDERS = ("index", "layers", "parquet", "webdataset", "backgrounds")
+STAGING = f"{WORK_FOLDER}/staging"
+
+
+def build_manifest(
+    config: DatasetConfig, shards: list[ComposedShard], taxonomy: Taxonomy
+) -> Manifest:
+    """Adds up the shards of all splits, without the dataset card's files.
+
+    Raises:
+      JobError: a split, a shard or an image is missing.
+    """
+    by_split: dict[str, list[ComposedShard]] = {split: [] for split in config.split}
+    for shard in shards:
+        by_split[shard.output.totals.split].append(shard)
+    counts, images, rejections, samples = {}, {}, {}, {}
+    by_object = config.segment.objects == "each"
+    for split, found in by_split.items():
+        found.sort(key=lambda shard: shard.output.shard)
+        if not found:
+            raise JobError(f"{split}: no shard arrived. Run the same command again to go on")
+        totals = found[0].output.totals
+        statuses: Counter[str] = Counter()
+        selected: Counter[int] = Counter()
+        for shard in found:
+            statuses.update(shard.statuses)
+            selected.update(shard.selected)
+        check_complete(
+            split,
+            [shard.output.shard for shard in found],
+            totals.counts.output,
+            sum(shard.images for shard in found),
+            totals.listed,
+        )
+        objects = {"objects": statuses.total()} if by_object else {}
+        accepted = statuses.pop(ACCEPTED, 0)
+        counts[split] = totals.counts
+        images[split] = {
+            "listed": totals.listed,
+            **objects,
+            "outside_taxonomy": totals.outside,
+            "other_files": totals.other_files,
+            "accepted": accepted,
+            "rejected": statuses.total(),
+            "selected": selected.total(),
+        }
+        rejections[split] = dict(sorted(statuses.items()))
+        per_class = {name: selected[label] for label, name in enumerate(taxonomy.names)}
+        samples[split] = dict.fromkeys(config.compose.composed, per_class)
+    scenes = _scenes(shards)
+    files = [file for shard in shards for file in shard.files]
+    files += [] if scenes is None else [scenes.file]
+    kept = (file for file in files if not _is_dropped(config, file.path))
+    return Manifest(
+        config=config,
+        fingerprint=fingerprint(
+            config.fingerprint(),
+            COMPOSE_VERSION,
+            sorted([s.output.totals.split, s.output.shard, s.fingerprint] for s in shards),
+        ),
+        libraries=library_versions(),
+        shards=counts,
+        images=images,
+        rejections=rejections,
+        samples=samples,
+        files=tuple(sorted(kept, key=lambda file: file.path)),
+        stages=stage_versions(config),
+        taxonomy=None if taxonomy == imagenet9() else taxonomy,
+        backgrounds={} if scenes is None else dict(scenes.statuses),
+    )
+
+
+def _scenes(shards: list[ComposedShard]) -> SceneTable | None:
+    """The table of scenes, which all shards have in common."""
+    return next((shard.output.scenes for shard in shards), None)
+
+
+def _is_dropped(config: DatasetConfig, path: str) -> bool:
+    return config.layers == "drop" and path.startswith("layers/") and path.endswith(".tar")
+
+
+def _is_record(path: str) -> bool:
+    return path.endswith(".parquet") and path.startswith(("layers/", "index/"))
+
+
+def _same_data(old: Manifest | None, new: Manifest) -> bool:
+    """Whether a manifest describes the same dataset, apart from its card's files."""
+    if old is None:
+        return False
+    data = tuple(file for file in old.files if file.path not in CARD_FILES)
+    return dataclasses.replace(old, files=data, libraries=new.libraries) == new
+
+
+class Commit(beam.DoFn):
+    """(None, all ComposedShards as a side input) -> the dataset's fingerprint, once."""
+
+    def __init__(self, config: DatasetConfig, store: Store, taxonomy: Taxonomy) -> None:
+        self._config = config
+        self._store = store
+        self._taxonomy = taxonomy
+
+    def process(self, _: Any, shards: Iterable[ComposedShard]) -> Iterator[str]:
+        with timed("commit"):
+            committed = self._commit(list(shards))
+        yield committed
+
+    def _commit(self, shards: list[ComposedShard]) -> str:
+        store = self._store
+        manifest = build_manifest(self._config, shards, self._taxonomy)
+        old = read_manifest(store)
+        moves = [
+            (source, target)
+            for shard in shards
+            for source, target in shard.moves
+            if source != target and not _is_dropped(self._config, target)
+        ]
+        scenes = _scenes(shards)
+        if scenes is not None and scenes.where != scenes.file.path:
+            moves.append((scenes.where, scenes.file.path))
+        if old is not None and _same_data(old, manifest) and self._in_place(old, moves):
+            manifest = old
+        else:
+            self._check_complete(manifest, old, {target: source for source, target in moves})
+            self._put_in_place(manifest, moves)
+            cards = [store.write(path, data) for path, data in card_files(manifest, self._taxonomy)]
+            files = sorted((*manifest.files, *cards), key=lambda file: file.path)
+            manifest = dataclasses.replace(manifest, files=tuple(files))
+            store.write(MANIFEST, manifest.to_json())
+            store.delete(PREVIOUS_MANIFEST)
+            count("commits")
+        store.delete_tree(STAGING)
+        store.remove_temporary()
+        return manifest.fingerprint
+
+    def _check_complete(
+        self, manifest: Manifest, old: Manifest | None, waiting: dict[str, str]
+    ) -> None:
+        """Makes sure, before anything is removed, that every file is there, and that none of
+        those in place has changed since it was committed.
+
+        Args:
+          waiting: final path to staged path; a repeated Commit finds some in place already.
+        """
+        known = {} if old is None else {file.path: file for file in old.files}
+        there = self._there()
+        for file in manifest.files:
+            source = waiting.get(file.path)
+            if source is not None and source in there:
+                continue
+            if there.get(file.path) != file.bytes:
+                raise JobError(
+                    f"{file.path} is missing or of another size. Run the same command again"
+                )
+            if source is None and file.path in known and known[file.path] != file:
+                raise JobError(
+                    f"{self._store.path(file.path)} has changed since it was committed. Remove it "
+                    "and run the same command again"
+                )
+
+    def _put_in_place(self, manifest: Manifest, moves: list[tuple[str, str]]) -> None:
+        """Moves what is staged, and removes what is of no use any more. The manifest steps
+        aside first: until the new one is there, the folder holds no valid dataset."""
+        store = self._store
+        if store.exists(MANIFEST):
+            store.move(MANIFEST, PREVIOUS_MANIFEST)
+        staged = store.sizes(STAGING)
+        moves = [(source, target) for source, target in moves if source in staged]
+        # A record must never stand beside files that are not its own.
+        records = [target for _, target in moves if _is_record(target)]
+        store.delete_all(records)
+        store.move_all(move for move in moves if not _is_record(move[1]))
+        store.move_all(move for move in moves if _is_record(move[1]))
+        self._remove_obsolete(manifest)
+
+    def _in_place(self, old: Manifest, moves: list[tuple[str, str]]) -> bool:
+        """Whether nothing waits in staging, and every file is where it should be."""
+        there = self._there()
+        return not any(source in there for source, _ in moves) and all(
+            there.get(file.path) == file.bytes for file in old.files
+        )
+
+    def _there(self) -> dict[str, int]:
+        """Sizes of all files, by path; a listing of each folder."""
+        listed = (self._store.sizes(folder) for folder in (*DATA_FOLDERS, STAGING))
+        there = {path: size for folder in listed for path, size in folder.items()}
+        for path in CARD_FILES:
+            size = self._store.size(path)
+            if size is not None:
+                there[path] = size
+        return there
+
+    def _remove_obsolete(self, manifest: Manifest) -> None:
+        wanted = {file.path for file in manifest.files}
+        for folder in DATA_FOLDERS:
+            there = list(self._store.walk(folder))
+            self._store.delete_all(path for path in there if path not in wanted)
+            self._store.prune(folder)

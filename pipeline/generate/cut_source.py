@@ -1,0 +1,128 @@
+"""What becomes of one source image: its identity, and its layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+
+from pipeline.dataset.config import SegmentConfig, fingerprint
+from pipeline.segmenters import takes_masks
+from pipeline.sources.listing import SourceImage
+from pipeline.sources.place import read_place
+from transforms.cutting import Cut, cut_objects
+from transforms.filters import Reason, is_valid_key
+from transforms.whole import Whole, crop_whole
+
+
+def source_digest(image: SourceImage, config: SegmentConfig, checksum: Callable[[str], str]) -> str:
+    """Identifies everything that an image's layer depends on.
+
+    Args:
+      image: the source image.
+      config: of the layers.
+      checksum: gives the MD5 of what lies in a place, where the listing has not told it.
+    """
+    return fingerprint(
+        config.fingerprint(),
+        image.name.encode("utf-8", "surrogatepass").hex(),
+        image.wnid,
+        image.label,
+        image.md5 or checksum(image.path),
+        image.annotation and (image.annotation_md5 or checksum(image.annotation)),
+        *(["excluded"] if image.is_excluded else []),
+        # Only where it matters: without it digests are those of datasets made before.
+        *([_mask_digest(image, checksum)] if takes_masks(config.segmenter) else []),
+        *([{"group": image.group}] if image.group else []),
+    )
+
+
+def _mask_digest(image: SourceImage, checksum: Callable[[str], str]) -> str | None:
+    return image.mask and (image.mask_md5 or checksum(image.mask))
+
+
+def shard_fingerprint(digests: list[str], config: SegmentConfig) -> str:
+    """Identifies everything that a shard's layers depend on, given its images' digests."""
+    return fingerprint(config.fingerprint(), digests)
+
+
+def reject_by_name(image: SourceImage, before: SourceImage | None) -> tuple[Reason, str] | None:
+    """Rejections that need no look at the image: (reason, detail), or None.
+
+    Args:
+      image: a source image.
+      before: the one before it in its shard.
+    """
+    if not is_valid_key(image.key):
+        detail = "a key is printable, without dots and slashes, and at most 200 bytes long"
+        return Reason.INVALID_KEY, detail
+    if before is not None and before.key == image.key:
+        return Reason.DUPLICATE_KEY, "another image of the same key has a lower path"
+    if image.is_excluded:
+        return Reason.EXCLUDED, "left out by --exclude or --include"
+    if not image.wnid:
+        missing = image.annotation is None
+        reason = Reason.MISSING_ANNOTATION if missing else Reason.UNREADABLE_ANNOTATION
+        return reason, "nothing tells its class: no folder, and no annotation that names one"
+    return None
+
+
+def prepare_segmenter(config: SegmentConfig) -> None:
+    """Gets the segmenter ready for the first image; later calls do nothing."""
+    config.find_segmenter().prepare(_announce)
+
+
+def _announce() -> None:
+    """Says why nothing seems to happen at first."""
+    print("Compiling GrabCut, once on this machine (about half a minute) ...", file=sys.stderr)
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceBytes:
+    """The content of a source image, of its annotation and of its mask, None without one.
+
+    Attributes:
+      number: of the object that is asked for, 0 for all.
+    """
+
+    image: bytes
+    annotation: bytes | None
+    mask: bytes | None = None
+    number: int = 0
+
+
+def read_source(image: str, annotation: str | None, mask: str | None = None) -> SourceBytes:
+    """Reads them, given by their places. Raises OSError."""
+    return SourceBytes(
+        read_place(image),
+        None if annotation is None else read_place(annotation),
+        None if mask is None else read_place(mask),
+    )
+
+
+def cut_source(source: SourceBytes, config: SegmentConfig) -> Iterator[Cut]:
+    """Cuts a source image: a `Cut` for each object that is asked for with `--objects each`, else
+    one. Whatever it holds, it raises nothing."""
+    return cut_objects(
+        source.image,
+        source.annotation,
+        source.mask,
+        segment=config.find_segmenter().segment,
+        seed=config.grabcut_seed,
+        resize=config.resize,
+        crop=config.image_size,
+        interpolation=config.interpolation,
+        rules=config.rules,
+        only=source.number,
+    )
+
+
+def crop_source(source: SourceBytes, config: SegmentConfig) -> Whole:
+    """Resizes and crops a source image that is not cut apart. It raises nothing, either."""
+    return crop_whole(
+        source.image,
+        resize=config.resize,
+        crop=config.image_size,
+        interpolation=config.interpolation,
+        pad=config.crop == "pad",
+    )

@@ -1,0 +1,281 @@
+"""Plan: select the images of a split, and pair foregrounds with backgrounds.
+
+Planning looks at records only. The plan of a split is one file, a row for each accepted
+image, which every worker reads; pairs are drawn where they are needed, shard by shard.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.dataset.config import ComposeConfig, SegmentConfig
+from pipeline.dataset.records import Staging
+from pipeline.errors import JobError
+from pipeline.generate.scenes import SceneTable, examine_scenes
+from pipeline.generate.segment import SegmentedShard, SourceFiles
+from pipeline.generate.sorted_keys import SortedKeys
+from pipeline.runner.counters import timed
+from pipeline.sources.listing import SplitTotals
+from pipeline.storage.store import Store
+from transforms.pairing import NO_PARTNER, Pool, group_numbers, pair, ring_places
+from transforms.selection import has_partners, select
+from transforms.variants import MIXED, split_replicate, with_replicates
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputShard:
+    """The unit of composing.
+
+    Attributes:
+      totals: of its split.
+      shard: its number.
+      plan, plan_digest: relative path and SHA-256 of the split's plan.
+      sources: the source shards that it is made of.
+      scenes: the table of scenes, if there are some.
+    """
+
+    totals: SplitTotals
+    shard: int
+    plan: str
+    plan_digest: str
+    sources: tuple[SourceFiles, ...]
+    scenes: SceneTable | None = None
+
+
+def mixed_variants(config: ComposeConfig) -> tuple[str, ...]:
+    """The variants to compose on backgrounds of the dataset, without replicates."""
+    return tuple(name for name in config.variants if name in MIXED)
+
+
+def select_images(
+    keys: Sequence[str],
+    labels: NDArray[np.int64],
+    config: ComposeConfig,
+    groups: NDArray[np.int64] | None = None,
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Decides which accepted images of a split make up the dataset.
+
+    Args:
+      keys: (n,) keys of the accepted images.
+      labels: (n,) int64.
+      config: of selection and pairing.
+      groups: (n,) int64 of `group_numbers`, None without groups.
+
+    Returns:
+      (selected, no_background), (n,) bool each. Balancing comes after the images without
+      any partner have left, so that a class of one image does not shrink all others.
+    """
+
+    def partners(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return has_partners(
+            labels[rows],
+            mixed=mixed_variants(config),
+            own_background=config.own_background,
+            mixed_rand=config.mixed_rand,
+            groups=None if groups is None else groups[rows],
+        )
+
+    selected = partners(np.arange(len(keys)))
+    no_background = ~selected
+    left = np.flatnonzero(selected)
+    if config.per_class != "all":
+        chosen = select(
+            [keys[int(i)] for i in left], labels[left], per_class=config.per_class, seed=config.seed
+        )
+        left = left[chosen]
+    lonely = ~partners(left)
+    selected[:] = False
+    selected[left[~lonely]] = True
+    no_background[left[lonely]] = True
+    return selected, no_background
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """The accepted images of a split.
+
+    Attributes:
+      table: columns of `CANDIDATE_SCHEMA`, `tar` (where the layers lie now), `selected`,
+        `no_background`, `ring`, and `group_number` if there are groups; in order of the key.
+      keys: of the table.
+      pool: the selected images.
+      rows: position in `table` of each image of the pool, ascending.
+      config: of the pairing.
+    """
+
+    table: pa.Table
+    keys: SortedKeys
+    pool: Pool
+    rows: NDArray[np.int64]
+    config: ComposeConfig
+
+    @classmethod
+    def of(cls, table: pa.Table, config: ComposeConfig) -> Plan:
+        """Builds the pool of a planned table.
+
+        A worker holds some 50 bytes of each image beside the table: no text but the keys'.
+        """
+        keys = table["key"].combine_chunks()
+        rows = np.flatnonzero(table["selected"].to_numpy())
+        groups = "group_number" in table.column_names
+        pool = Pool.on_ring(
+            SortedKeys(keys if len(rows) == len(keys) else keys.take(pa.array(rows))),
+            table["label"].to_numpy()[rows].astype(np.int64),
+            table["ring"].to_numpy()[rows],
+            groups=table["group_number"].to_numpy()[rows] if groups else None,
+        )
+        return cls(table=table, keys=SortedKeys(keys), pool=pool, rows=rows, config=config)
+
+    def place(self, key: str) -> int:
+        """Position in `table` of an accepted key."""
+        place = self.keys.find(key)
+        if place is None:
+            raise JobError(f"{key} is accepted and not in the plan: this is a bug")
+        return place
+
+    def value(self, column: str, place: int) -> Any:
+        """A value of the table."""
+        return self.table[column][place].as_py()
+
+    def backgrounds(self, keys: list[str]) -> dict[str, NDArray[np.int64]]:
+        """Background of each selected key in each replicate of each mixed variant, as
+        positions in `table`.
+
+        Raises:
+          JobError: an image has no partner, which selection rules out.
+        """
+        places = np.asarray([self.place(key) for key in keys], np.int64)
+        foregrounds = np.searchsorted(self.rows, places)
+        found = {}
+        for name in with_replicates(mixed_variants(self.config), self.config.replicates):
+            variant, replicate = split_replicate(name)
+            drawn = pair(
+                self.pool,
+                foregrounds,
+                variant,
+                seed=self.config.seed,
+                replicate=replicate,
+                own_background=self.config.own_background,
+                mixed_rand=self.config.mixed_rand,
+            )
+            if (drawn == NO_PARTNER).any():
+                raise JobError(f"a selected image has no {name} partner: this is a bug")
+            found[name] = self.rows[drawn]
+        return found
+
+
+def _groups(table: pa.Table) -> NDArray[np.int64] | None:
+    """Numbers of the groups of a planned table, None without any."""
+    column = table["group"]
+    if column.null_count == len(column):
+        return None
+    return group_numbers(table["key"].to_pylist(), column.to_pylist())
+
+
+class PlanSplit(beam.DoFn):
+    """(split, all its SegmentedShards) -> OutputShards; writes the split's plan.
+
+    It also checks that nothing was lost on the way: as many shards as the split has, and
+    as many images as it lists.
+
+    Args:
+      config: of selection and pairing.
+      staging: where new output shards go.
+      segment: of the layers.
+      scenes: folder of scenes, if the configuration has some.
+    """
+
+    def __init__(
+        self,
+        config: ComposeConfig,
+        staging: Staging,
+        segment: SegmentConfig,
+        scenes: str | None = None,
+    ) -> None:
+        self._config = config
+        self._staging = staging
+        self._segment = segment
+        self._scenes = scenes
+
+    def process(self, element: tuple[str, Iterable[SegmentedShard]]) -> Iterator[OutputShard]:
+        split, segmented = element
+        with timed("plan"):
+            planned = self._plan(split, segmented)
+        yield from planned
+
+    def _plan(self, split: str, segmented: Iterable[SegmentedShard]) -> list[OutputShard]:
+        shards = sorted(segmented, key=lambda shard: shard.files.shard)
+        totals = shards[0].totals
+        check_complete(
+            split,
+            [shard.files.shard for shard in shards],
+            totals.counts.source,
+            sum(shard.files.images for shard in shards),
+            totals.listed,
+        )
+        plan = self._staging.staged(f"plan/{split}.parquet")
+        with self._staging.store.create(plan) as file:
+            pq.write_table(self._table(shards), file, compression="zstd")
+        scenes = None
+        if self._scenes is not None and self._config.backgrounds is not None:
+            about = self._config.backgrounds
+            scenes = examine_scenes(self._scenes, about, self._segment, self._staging)
+        files = {shard.files.shard: shard.files for shard in shards}
+        return [
+            OutputShard(
+                totals=totals,
+                shard=output,
+                plan=plan,
+                plan_digest=file.sha256,
+                sources=tuple(files[source] for source in totals.counts.sources_of(output)),
+                scenes=scenes,
+            )
+            for output in range(totals.counts.output)
+        ]
+
+    def _table(self, shards: list[SegmentedShard]) -> pa.Table:
+        tables = []
+        for shard in shards:
+            table = pa.ipc.open_stream(shard.candidates).read_all()
+            tar = pa.array([shard.files.tar] * len(table), pa.string()).dictionary_encode()
+            tables.append(table.append_column("tar", tar))
+        table = pa.concat_tables(tables).unify_dictionaries().sort_by("key").combine_chunks()
+        labels = table["label"].to_numpy().astype(np.int64)
+        keys, groups = SortedKeys(table["key"].combine_chunks()), _groups(table)
+        selected, lonely = select_images(keys, labels, self._config, groups)
+        added = {
+            "selected": selected,
+            "no_background": lonely,
+            # Here once, and not again by every worker.
+            "ring": ring_places(keys, self._config.seed),
+            **({} if groups is None else {"group_number": groups}),
+        }
+        for name, values in added.items():
+            table = table.append_column(name, pa.array(values))
+        return table
+
+
+def check_complete(split: str, arrived: list[int], expected: int, images: int, listed: int) -> None:
+    """Raises JobError if a runner lost or repeated shards or images of a split."""
+    if arrived != list(range(expected)) or images != listed:
+        raise JobError(
+            f"{split}: {len(arrived)} of {expected} shards with {images} of {listed} images "
+            "arrived; the runner lost or repeated work, so there is no dataset. "
+            "Run the same command again to go on"
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def load_plan(store: Store, path: str, config: ComposeConfig, digest: str) -> Plan:
+    """Reads a plan once for each worker process; `digest` tells a rewritten file apart."""
+    del digest
+    return Plan.of(pq.read_table(store.arrow_source(path)), config)

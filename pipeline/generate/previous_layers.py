@@ -1,0 +1,59 @@
+"""Layers of the dataset as it stands, to copy where an image has not changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.dataset.layer_files import read_parts
+from pipeline.dataset.records import read_about, read_rows, source_key
+from pipeline.dataset.shards import ShardCounts, layer_record, layer_tar
+from pipeline.storage.store import Store
+from transforms.filters import Reason
+
+
+class PreviousLayers:
+    """Finds the layers of single images, whatever shard they lie in now.
+
+    Args:
+      store: the dataset folder.
+      split: its name.
+      counts: numbers of shards that the existing layers were dealt into.
+    """
+
+    def __init__(self, store: Store, split: str, counts: ShardCounts) -> None:
+        self._store = store
+        self._split = split
+        self._counts = counts
+        self._records: dict[int, dict[tuple[str, str], list[dict[str, Any]]]] = {}
+
+    def find(self, key: str, source_digest: str) -> list[tuple[dict[str, Any], dict[str, bytes]]]:
+        """The record rows of an unchanged image, each with its encoded parts (empty if it was
+        rejected, or stays whole); none if the image has to be segmented."""
+        tar = layer_tar(self._split, self._counts.source_shard(key))
+        return [
+            (row, read_parts(self._store, tar, row) if row["image_offset"] is not None else {})
+            for row in self.rows(key, source_digest)
+        ]
+
+    def rows(self, key: str, source_digest: str) -> list[dict[str, Any]]:
+        """The record rows of an unchanged image: one, or with `--objects each` one for each of
+        its objects, in their order."""
+        shard = self._counts.source_shard(key)
+        if shard not in self._records:
+            self._records[shard] = self._read(shard)
+        return self._records[shard].get((key, source_digest), [])
+
+    def _read(self, shard: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        """Rows of a record whose files are all there. Whether a key is a duplicate depends
+        on the other images, so such rows say nothing."""
+        store, record = self._store, layer_record(self._split, shard)
+        about = read_about(store, record)
+        if about is None or any(store.size(file.path) != file.bytes for file in about.files):
+            return {}
+        found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in read_rows(store, record):
+            if row["status"] != Reason.DUPLICATE_KEY:
+                found.setdefault((source_key(row), row["source_digest"]), []).append(row)
+        for rows in found.values():
+            rows.sort(key=lambda row: row.get("object") or 0)
+        return found

@@ -1,0 +1,295 @@
+"""Scenes: pictures that are no images of the dataset, as backgrounds of `mixed_external`.
+
+A folder of pictures (`--backgrounds`) is looked through once, by whatever worker plans a split; a
+table of the dataset, `backgrounds/scenes.parquet`, says what became of each file. Drawing and
+composing go by that table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.dataset.config import ComposeConfig, SegmentConfig, fingerprint
+from pipeline.dataset.records import (
+    ACCEPTED,
+    ShardFiles,
+    Staging,
+    read_about,
+    read_rows,
+    write_table,
+)
+from pipeline.errors import JobError, UsageError
+from pipeline.generate.cut_source import SourceBytes, crop_source
+from pipeline.generate.examine import printable
+from pipeline.sources.found import IMAGE_SUFFIXES, is_hidden
+from pipeline.storage.files import FileInfo, files_of, is_remote, join, read_ahead, relative
+from pipeline.storage.store import FileDigest
+from transforms.codec import MAX_PIXELS
+from transforms.filters import Reason, is_valid_key
+from transforms.geometry import Pixels
+from transforms.pairing import draw_scenes
+from transforms.variants import EXTERNAL, split_replicate, with_replicates
+
+SCENES = "backgrounds/scenes.parquet"
+"""The table of scenes."""
+
+_CACHED = 64
+"""Scenes that a worker keeps as they are composed with, 150 kB each at 224 pixels."""
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("detail", pa.string()),
+        pa.field("md5", pa.string(), nullable=False),
+    ]
+)
+"""Columns of the table: `key` is the file's name without its suffix, `path` relative to the
+folder, `status` `accepted` or the reason why not, as of images."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """A file of the folder.
+
+    Attributes:
+      path: relative to it, with forward slashes.
+      md5: of its content, hexadecimal.
+    """
+
+    path: str
+    md5: str
+
+    @property
+    def key(self) -> str:
+        """The name without its suffix."""
+        return self.path.rpartition("/")[2].rpartition(".")[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenes:
+    """The pictures of a folder.
+
+    Attributes:
+      folder: absolute path. No part of what a dataset is made with: it may lie elsewhere next time.
+      files: in order of their path.
+    """
+
+    folder: str
+    files: tuple[Scene, ...]
+
+    @property
+    def about(self) -> str:
+        """How many there are, and a digest of them: what a dataset's configuration says of it."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(f"{file.path}\0{file.md5}\n".encode("utf-8", "surrogatepass"))
+        return f"{len(self.files)} pictures, sha256 {digest.hexdigest()[:16]}"
+
+
+def list_scenes(folder: str) -> Scenes:
+    """Lists the pictures in a folder and below it; hidden ones are passed over.
+
+    Args:
+      folder: absolute path.
+
+    Raises:
+      UsageError: there is no such folder, or it holds no picture.
+      OSError: it cannot be read.
+    """
+    files = files_of(folder)
+    if not files.is_folder(folder):
+        raise UsageError(f"--backgrounds {folder} is no folder that can be read")
+    found = []
+    pictures = (info for info in files.walk(folder) if info.path.lower().endswith(IMAGE_SUFFIXES))
+    listed = ((relative(info.path, folder), info) for info in pictures)
+    for path, info in sorted((each for each in listed if not is_hidden(each[0])), key=_path):
+        found.append(Scene(path, info.md5 or _md5(info)))
+    if not found:
+        raise UsageError(
+            f"--backgrounds {folder} holds no picture: no file ends with "
+            f"{', '.join(IMAGE_SUFFIXES)}"
+        )
+    return Scenes(folder, tuple(found))
+
+
+def _path(listed: tuple[str, FileInfo]) -> str:
+    return listed[0]
+
+
+@functools.lru_cache(maxsize=200_000)
+def _md5(info: FileInfo) -> str:
+    """Read once for each state of a file: a launch looks at the folder several times."""
+    with files_of(info.path).open(info.path) as file:
+        return hashlib.file_digest(file, _new_md5).hexdigest()  # type: ignore[arg-type]
+
+
+def _new_md5() -> hashlib._Hash:
+    return hashlib.md5(usedforsecurity=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneTable:
+    """The table of scenes, as it is found or staged.
+
+    Attributes:
+      folder: of the pictures, absolute.
+      where: it lies now.
+      file: its digest, under its final path.
+      statuses: number of files by status.
+    """
+
+    folder: str
+    where: str
+    file: FileDigest
+    statuses: tuple[tuple[str, int], ...]
+
+
+def examine_scenes(folder: str, about: str, config: SegmentConfig, staging: Staging) -> SceneTable:
+    """Makes the table of scenes, unless it is there.
+
+    What an unreadable picture holds rejects it; all pictures that an earlier table knows under
+    the same content are not opened again.
+
+    Args:
+      folder: absolute path.
+      about: of `Scenes.about`, when the job was launched.
+      config: of the layers, whose size and crop the scenes share.
+      staging: where a new table waits.
+
+    Raises:
+      UsageError: the folder is not what it was when the job was launched, or none of its pictures
+        can be a background.
+      OSError: it cannot be read.
+    """
+    scenes = list_scenes(folder)
+    if scenes.about != about:
+        raise UsageError(f"--backgrounds {folder} has changed since this run was started")
+    way = fingerprint(config.resize, config.image_size, config.crop, MAX_PIXELS)
+    checksum = f"{way}-{fingerprint(about)}"
+    found = staging.find(SCENES, checksum)
+    if found is None:
+        known: dict[str, dict[str, Any]] = {}
+        before = read_about(staging.store, SCENES)
+        if before is not None and before.fingerprint.startswith(way):
+            known = {row["md5"]: row for row in read_rows(staging.store, SCENES)}
+        rows = list(_examined(scenes, config, known))
+        table = pa.Table.from_pylist(rows, _SCHEMA)
+        write_table(staging.store, staging.staged(SCENES), table, ShardFiles(checksum, ()))
+        found = staging.find(SCENES, checksum)
+        if found is None:
+            raise OSError(f"{SCENES} is not there after it was written")
+    rows = read_rows(staging.store, found.record)
+    statuses = Counter(row["status"] for row in rows)
+    if not statuses[ACCEPTED]:
+        first = next(iter(rows))
+        raise UsageError(
+            f"no picture in --backgrounds {folder} can be a background: {first['path']} is "
+            f"{first['status']} ({first['detail']})"
+        )
+    digest = staging.digest_of(found.record, SCENES, len(rows))
+    return SceneTable(folder, found.record, digest, tuple(sorted(statuses.items())))
+
+
+def _examined(
+    scenes: Scenes, config: SegmentConfig, known: dict[str, dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Rows of the table. Of equal keys, the lowest path is accepted."""
+    taken: set[str] = set()
+    by_content = {Reason.UNDECODABLE, Reason.TOO_MANY_PIXELS}
+
+    def read(scene: Scene) -> bytes | None:
+        is_known = scene.md5 in known and known[scene.md5]["status"] in (ACCEPTED, *by_content)
+        return None if is_known else files_of(scenes.folder).read(join(scenes.folder, scene.path))
+
+    ahead = 16 if is_remote(scenes.folder) else 0
+    for scene, data in read_ahead(read, scenes.files, ahead):
+        status, detail = ACCEPTED, None
+        if not is_valid_key(scene.key):
+            status, detail = str(Reason.INVALID_KEY), "a key is printable, without dots"
+        elif scene.key in taken:
+            status, detail = str(Reason.DUPLICATE_KEY), "another picture of this name comes first"
+        elif data is None:
+            status, detail = known[scene.md5]["status"], known[scene.md5]["detail"]
+        else:
+            status, detail = _fate(data, config)
+        if status == ACCEPTED:
+            taken.add(scene.key)
+        yield {
+            "key": printable(scene.key),
+            "path": printable(scene.path),
+            "status": status,
+            "detail": detail,
+            "md5": scene.md5,
+        }
+
+
+def _fate(data: bytes, config: SegmentConfig) -> tuple[str, str | None]:
+    found = crop_source(SourceBytes(data, None), config)
+    return (ACCEPTED, None) if found.reason is None else (found.reason, printable(found.detail))
+
+
+class DrawnScenes:
+    """The scenes that can be drawn, and their pictures.
+
+    Args:
+      table: of `examine_scenes`.
+      staging: that the table lies in.
+      segment: of the layers.
+      compose: of the pairing.
+    """
+
+    def __init__(
+        self, table: SceneTable, staging: Staging, segment: SegmentConfig, compose: ComposeConfig
+    ) -> None:
+        self._folder = table.folder
+        self._segment = segment
+        self._compose = compose
+        rows = read_rows(staging.store, table.where)
+        accepted = sorted((row for row in rows if row["status"] == ACCEPTED), key=_key)
+        self.keys: list[str] = [row["key"] for row in accepted]
+        self.md5s: list[str] = [row["md5"] for row in accepted]
+        self._paths: list[str] = [row["path"] for row in accepted]
+        # A folder holds fewer scenes than a shard has images, or about as many.
+        self.picture = functools.lru_cache(_CACHED)(self._picture)
+
+    def draw(self, keys: list[str]) -> dict[str, NDArray[np.int64]]:
+        """Positions of the scenes that foregrounds get, for `mixed_external` and each replicate."""
+        found = {}
+        for name in with_replicates([EXTERNAL], self._compose.replicates):
+            variant, replicate = split_replicate(name)
+            seed = self._compose.seed
+            found[name] = draw_scenes(self.keys, keys, variant, seed=seed, replicate=replicate)
+        return found
+
+    def _picture(self, position: int) -> Pixels:
+        """A scene, (S, S, 3) uint8.
+
+        Raises:
+          JobError: it is not what it was when it was examined.
+          OSError: it cannot be read.
+        """
+        path = join(self._folder, self._paths[position])
+        data = files_of(path).read(path)
+        picture = crop_source(SourceBytes(data, None), self._segment).image
+        is_same = hashlib.md5(data, usedforsecurity=False).hexdigest() == self.md5s[position]
+        if picture is None or not is_same:
+            raise JobError(
+                f"{path} has changed since this run was started. Run the same command again"
+            )
+        return picture
+
+
+def _key(row: dict[str, Any]) -> str:
+    key: str = row["key"]
+    return key

@@ -1,0 +1,357 @@
+"""Segment: the expensive stage, once for each source image.
+
+One call works on one source shard, one image at a time, and writes its layers and then
+its record to the staging folder. What is up to date is not made again: whole shards by
+their record, single images by their row in an older record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+import cv2
+import pyarrow as pa
+
+from pipeline.dataset.config import SegmentConfig
+from pipeline.dataset.layer_files import add_layer, encode_layer, layer_digest
+from pipeline.dataset.records import (
+    ACCEPTED,
+    ShardFiles,
+    Staging,
+    count_sources,
+    read_rows,
+    record_schema,
+    source_key,
+    with_labels,
+    write_table,
+)
+from pipeline.dataset.shards import ShardCounts, bucket_hash, layer_record, layer_tar
+from pipeline.generate.cut_source import (
+    SourceBytes,
+    crop_source,
+    cut_source,
+    prepare_segmenter,
+    read_source,
+    reject_by_name,
+)
+from pipeline.generate.examine import ExaminedShard, Rebuild, printable
+from pipeline.generate.previous_layers import PreviousLayers
+from pipeline.runner.counters import count, count_written, timed
+from pipeline.runner.progress import Progress
+from pipeline.sources.listing import SourceImage, SourceShard, SplitTotals
+from pipeline.sources.place import reads_ahead
+from pipeline.storage.files import read_ahead
+from pipeline.storage.store import FileDigest, HashingFile
+from pipeline.storage.tar import TarWriter
+from transforms.cutting import Cut
+from transforms.filters import Reason, is_valid_key
+from transforms.taxonomy import OUTSIDE
+from transforms.whole import Whole
+
+CANDIDATE_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        pa.field("label", pa.int16()),
+        pa.field("wnid", pa.string()),
+        pa.field("layer_digest", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("length", pa.int64()),
+        pa.field("source", pa.binary()),
+        pa.field("annotation", pa.binary()),
+        pa.field("mask", pa.binary()),
+        pa.field("group", pa.string()),
+        pa.field("object", pa.int32()),
+    ]
+)
+"""What Plan needs of each accepted image: offset and length of its tiled background in the
+layers, and, only where `--layers drop` has removed those, the files to cut it from again. Group
+and object are null where there are none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceFiles:
+    """The files of a source shard.
+
+    Attributes:
+      shard: its number.
+      fingerprint: of everything that went into it.
+      images: that it is of.
+      record: where its record lies now.
+      tar: where its layers lie now, None if it has none.
+      digests: of the layers, if any, and of the record, last; under their final paths.
+    """
+
+    shard: int
+    fingerprint: str
+    images: int
+    record: str
+    tar: str | None
+    digests: tuple[FileDigest, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentedShard:
+    """A source shard that is up to date, without its images.
+
+    Attributes:
+      totals: of its split.
+      files: the shard's files.
+      candidates: Arrow IPC stream of its accepted images, `CANDIDATE_SCHEMA`.
+    """
+
+    totals: SplitTotals
+    files: SourceFiles
+    candidates: bytes
+
+
+class SegmentShard(beam.DoFn):
+    """ExaminedShard -> SegmentedShard. The whole of a shard's work is one element's.
+
+    Args:
+      config: of the layers.
+      staging: where new shards go.
+      previous: by split, the numbers of shards of the dataset as it stands.
+      progress: where finished shards are noted.
+      num_labels: number of superclasses.
+    """
+
+    def __init__(
+        self,
+        config: SegmentConfig,
+        staging: Staging,
+        previous: dict[str, ShardCounts],
+        progress: Progress,
+        num_labels: int,
+    ) -> None:
+        self._config = config
+        self._num_labels = num_labels
+        self._staging = staging
+        self._previous = previous
+        self._progress = progress
+
+    def setup(self) -> None:
+        # The runner's workers are the parallelism.
+        cv2.setNumThreads(1)
+
+    def process(
+        self, examined: ExaminedShard, allowed: Iterable[Rebuild] = ()
+    ) -> Iterator[SegmentedShard]:
+        # What it holds is of no interest, but that it is there.
+        del allowed
+        with timed("segment"):
+            segmented = self._segmented(examined)
+        yield segmented
+
+    def _segmented(self, examined: ExaminedShard) -> SegmentedShard:
+        shard, found = examined.shard, examined.found
+        split = shard.totals.split
+        record = layer_record(split, shard.shard)
+        if found is None:
+            self._make(shard, examined.digests, examined.fingerprint)
+            found = self._staging.find(record, examined.fingerprint)
+            if found is None:
+                raise OSError(f"{record} is not there after it was written")
+            count("source_shards_made")
+            count_written(found.files)
+        else:
+            count("source_shards_kept")
+        rows = read_rows(self._staging.store, found.record)
+        images = count_sources(rows)
+        self._progress.note_done("segment", f"{split}-{shard.shard:05d}", images)
+        tar = layer_tar(split, shard.shard)
+        own = self._staging.digest_of(found.record, record, len(rows))
+        return SegmentedShard(
+            totals=shard.totals,
+            files=SourceFiles(
+                shard=shard.shard,
+                fingerprint=examined.fingerprint,
+                images=images,
+                record=found.record,
+                tar=found.where.get(tar),
+                digests=(*found.files, own),
+            ),
+            candidates=_candidates(rows, {} if tar in found.where else _sources(shard)),
+        )
+
+    def _make(self, shard: SourceShard, digests: tuple[str, ...], checksum: str) -> None:
+        split = shard.totals.split
+        counts = self._previous.get(split, shard.totals.counts)
+        previous = PreviousLayers(self._staging.store, split, counts)
+        tar_path = layer_tar(split, shard.shard)
+        rows, files = [], []
+        with contextlib.ExitStack() as stack:
+            tar: TarWriter | None = None
+            file: HashingFile | None = None
+            before = (None, *shard.images)[: len(shard.images)]
+            found = zip(shard.images, digests, before, strict=True)
+            ahead = reads_ahead(shard.images[0].path) if shard.images else 0
+            reading = read_ahead(functools.partial(_read, previous), found, ahead)
+            for (image, digest, _), read in stack.enter_context(contextlib.closing(reading)):
+                for row, parts in self._rows(image, digest, read):
+                    if parts:
+                        if tar is None:
+                            file = stack.enter_context(
+                                self._staging.store.create(self._staging.staged(tar_path))
+                            )
+                            tar = TarWriter(file)
+                        row.update(add_layer(tar, row["key"], parts))
+                    rows.append(row)
+            if tar is not None:
+                tar.close()
+        if file is not None:
+            accepted = sum(row["status"] == ACCEPTED for row in rows)
+            files.append(FileDigest(tar_path, file.size, file.sha256, accepted))
+        rows.sort(key=lambda row: (bucket_hash(row["key"]), row["key"], row["path"]))
+        write_table(
+            self._staging.store,
+            self._staging.staged(layer_record(split, shard.shard)),
+            pa.Table.from_pylist(rows, self._columns(shard)),
+            ShardFiles(checksum, tuple(files)),
+        )
+
+    def _columns(self, shard: SourceShard) -> pa.Schema:
+        """Columns of a shard's record, told by its own images: its bytes depend on no others."""
+        by_object = self._config.objects == "each"
+        has_groups = any(image.group for image in shard.images)
+        schema = record_schema(with_groups=by_object or has_groups, with_objects=by_object)
+        return with_labels(schema, self._num_labels)
+
+    def _rows(
+        self, image: SourceImage, digest: str, read: _Read
+    ) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
+        """The record rows of an image without offsets, each with its encoded layer if it was
+        accepted: one row, or one for each object."""
+        by_object = self._config.objects == "each"
+        row: dict[str, Any] = {
+            "key": printable(image.key),
+            "path": printable(image.name),
+            "wnid": image.wnid or None,
+            "label": None if image.label == OUTSIDE else image.label,
+            "source_digest": digest,
+            # Objects of one picture share its scene.
+            "group": printable(image.group or (image.key if by_object else "")) or None,
+            "object": 0,
+        }
+        if isinstance(read, _Rejected):
+            yield {**row, "status": str(read.reason), "detail": read.detail}, {}
+            return
+        if isinstance(read, _Kept):
+            count("images_kept")
+            yield from read.rows
+            return
+        if self._config.is_whole:
+            count("images_cropped")
+            yield {**row, **_whole_columns(crop_source(read, self._config))}, {}
+            return
+        prepare_segmenter(self._config)
+        count("images_segmented")
+        for cut in cut_source(read, self._config):
+            if cut.fallback:
+                count("segmenter_fallbacks")
+            yield self._row(row, cut)
+
+    def _row(self, row: dict[str, Any], cut: Cut) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """The row of an image, or of its object, completed."""
+        if cut.number:
+            row = {**row, "key": f"{row['key']}_{cut.number}", "object": cut.number}
+            if not is_valid_key(row["key"]):
+                cut = dataclasses.replace(
+                    cut, layer=None, reason=Reason.INVALID_KEY, detail="its key is too long"
+                )
+        row = row | {
+            "status": ACCEPTED if cut.reason is None else str(cut.reason),
+            "detail": printable(cut.detail) or None,
+            "width": cut.width,
+            "height": cut.height,
+            "mask_over_box": cut.mask_over_box,
+        }
+        if cut.layer is None:
+            return row, {}
+        row |= {
+            "box": list(cut.layer.box),
+            "fg_fraction": cut.layer.fg_fraction,
+            "layer_digest": layer_digest(cut.layer),
+        }
+        return row, encode_layer(cut.layer)
+
+
+def _whole_columns(whole: Whole) -> dict[str, Any]:
+    """A row's columns of an image that has no layer: what there would be in it is made when
+    it is composed, which takes no longer than storing it and reading it back."""
+    return {
+        "status": ACCEPTED if whole.reason is None else str(whole.reason),
+        "detail": printable(whole.detail) or None,
+        "width": whole.width,
+        "height": whole.height,
+        "layer_digest": whole.digest,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rejected:
+    """An image that need not be looked at."""
+
+    reason: Reason
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """What an older record has of an unchanged image: its rows, each with its encoded layer if it
+    was accepted."""
+
+    rows: list[tuple[dict[str, Any], dict[str, bytes]]]
+
+
+_Read = _Rejected | _Kept | SourceBytes
+
+
+def _read(previous: PreviousLayers, found: tuple[SourceImage, str, SourceImage | None]) -> _Read:
+    """All reading for an image, given with its digest and the one before it in its shard."""
+    image, digest, before = found
+    rejected = reject_by_name(image, before)
+    if rejected is not None:
+        return _Rejected(*rejected)
+    kept = previous.find(image.key, digest)
+    if kept:
+        return _Kept(kept)
+    return read_source(image.path, image.annotation, image.mask)
+
+
+def _sources(shard: SourceShard) -> dict[str, SourceImage]:
+    """The accepted source image of each key: of equal keys, the first."""
+    return {image.key: image for image in reversed(shard.images)}
+
+
+def _candidates(rows: list[dict[str, Any]], sources: dict[str, SourceImage]) -> bytes:
+    """Arrow IPC stream of the accepted rows, `CANDIDATE_SCHEMA`."""
+    accepted = []
+    for row in rows:
+        if row["status"] != ACCEPTED:
+            continue
+        source = sources.get(source_key(row))
+        accepted.append(
+            {
+                "key": row["key"],
+                "label": row["label"],
+                "wnid": row["wnid"],
+                "layer_digest": row["layer_digest"],
+                "offset": row["only_bg_t_offset"],
+                "length": row["only_bg_t_length"],
+                "source": source and os.fsencode(source.path),
+                "annotation": source and source.annotation and os.fsencode(source.annotation),
+                "mask": source and source.mask and os.fsencode(source.mask),
+                "group": row.get("group"),
+                "object": row.get("object"),
+            }
+        )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, CANDIDATE_SCHEMA) as stream:
+        stream.write_table(pa.Table.from_pylist(accepted, CANDIDATE_SCHEMA))
+    return bytes(sink.getvalue())

@@ -1,0 +1,149 @@
+"""Results of evaluation: where they lie, and reading them.
+
+results/<model>/predictions/<split>-NNNNN.parquet   every single prediction
+results/<model>/logits/<split>-NNNNN.parquet        its outputs on backgrounds
+results/<model>/summary.json                        what was run, and what it shows
+results/*.csv, results/latex/*.tex                  tables of all models of this dataset
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.storage.store import Store
+
+SUMMARY_VERSION = 3
+"""Form of summaries, and of what is computed for them from predictions. Those of another one
+are made again from the predictions, without the model."""
+
+PARTS = ("accuracy", "gaps", "per_class", "confusion", "decomposition", "groups", "sizes", "power")
+"""Parts of a summary, a list of rows each, which `pipeline.results.tables` writes."""
+
+PREDICTION_SCHEMA = pa.schema(
+    [
+        pa.field("model", pa.dictionary(pa.int32(), pa.string())),
+        pa.field("label_rule", pa.dictionary(pa.int32(), pa.string())),
+        pa.field("variant", pa.dictionary(pa.int32(), pa.string())),
+        pa.field("key", pa.string()),
+        pa.field("fg_key", pa.string()),
+        pa.field("bg_key", pa.string()),
+        pa.field("label", pa.int8()),
+        pa.field("prediction", pa.int8()),
+        pa.field("output", pa.int32()),
+        pa.field("correct", pa.bool_()),
+        pa.field("top1_score", pa.float32()),
+        pa.field("true_score", pa.float32()),
+    ]
+)
+"""Columns of predictions. `prediction` is a label, -1 outside the taxonomy; `output` is the
+model's winning output; scores are softmax probabilities, the true one summed over the true
+label's outputs."""
+
+
+def result_folder(model: str, predict: Mapping[str, Any]) -> str:
+    """Name of a model's folder under `results/`: two models never share one.
+
+    Args:
+      model: its name.
+      predict: how it is run; what is not the default `split`, `eval_input`, `precision` and
+        `holdout` becomes a suffix, so that such results stand beside the others.
+    """
+    suffix = "".join(f"+{name}" for name in _chosen(predict))
+    return safe_name(model) + suffix
+
+
+def safe_name(model: str) -> str:
+    """A name that is one of a file, on every system; two of them never become one."""
+    safe = re.sub(r"[^A-Za-z0-9._=-]", "_", model).lstrip(".") or "_"
+    if safe == model:
+        return safe
+    return f"{safe[:100]}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
+
+
+def predictions_file(folder: str, split: str, shard: int) -> str:
+    """Predictions of a model on an output shard."""
+    return f"results/{folder}/predictions/{split}-{shard:05d}.parquet"
+
+
+def summary_file(folder: str) -> str:
+    """Summary of a model."""
+    return f"results/{folder}/summary.json"
+
+
+def read_predictions(store: Store, paths: Iterable[str]) -> pa.Table:
+    """Predictions of one model on all shards: the columns that its statistics need.
+
+    Returns:
+      Columns `label_rule`, `variant`, `fg_key`, `bg_key`, `label` and `prediction`.
+    """
+    columns = ["label_rule", "variant", "fg_key", "bg_key", "label", "prediction"]
+    tables = [pq.read_table(store.arrow_source(path), columns=columns) for path in paths]
+    return pa.concat_tables(tables).unify_dictionaries()
+
+
+def all_summaries(store: Store) -> list[dict[str, Any]]:
+    """Summaries of all models, of whatever dataset and form, in order of their folder.
+
+    What a model that failed does not have is an empty list.
+    """
+    return [
+        {**{part: [] for part in PARTS}, **json.loads(store.read(path))}
+        for path in sorted(store.walk("results"), key=lambda path: path.split("/"))
+        if path.count("/") == 2 and path.endswith("/summary.json")
+    ]
+
+
+def is_current(summary: Mapping[str, Any], dataset: str) -> bool:
+    """Whether a summary is of the dataset with this fingerprint, and of the present form.
+
+    A model that failed has no statistics, so its form does not matter.
+    """
+    is_of_form = "error" in summary or summary.get("version") == SUMMARY_VERSION
+    return is_of_form and bool(summary["dataset"] == dataset)
+
+
+def read_summaries(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Summaries of all models, those that failed among them, in order of their folder.
+
+    Args:
+      store: the dataset folder.
+      dataset: its fingerprint.
+
+    Returns:
+      (summaries made on this dataset, names of models whose summary is of an earlier one).
+    """
+    summaries = all_summaries(store)
+    current = [summary for summary in summaries if is_current(summary, dataset)]
+    return current, [s["model"] for s in summaries if not is_current(s, dataset)]
+
+
+def write_summary(store: Store, summary: Mapping[str, Any]) -> bool:
+    """Writes the summary of a model into its folder; returns whether it has changed."""
+    data = (json.dumps(summary, indent=1, sort_keys=True) + "\n").encode()
+    folder = result_folder(summary["model"], summary["evaluation"])
+    return store.update(summary_file(folder), data)
+
+
+def display_name(summary: Mapping[str, Any]) -> str:
+    """A model, with what is not the default about how it was run."""
+    return " ".join([summary["model"], *_chosen(summary["evaluation"])])
+
+
+def _chosen(how: Mapping[str, Any]) -> list[str]:
+    """What is not the default in how a model is run."""
+    named = (how["split"], how["eval_input"], how["precision"])
+    found = [name for name in named if name not in ("val", "stored", "fp32")]
+    return found + ([f"holdout{how['holdout']:g}"] if how.get("holdout") else [])
+
+
+def tested_part(summary: Mapping[str, Any]) -> tuple[str, float]:
+    """(split, share of it that a model was tested on, 0 for all of it)."""
+    evaluation = summary["evaluation"]
+    return evaluation["split"], evaluation.get("holdout", 0.0)

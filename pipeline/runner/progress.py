@@ -1,0 +1,226 @@
+"""Progress of a running job, on any runner that shares the dataset folder.
+
+Workers note each finished shard as an empty file in the work folder; a thread of the
+launching process counts the notes and says how far the job is. Notes are no part of the
+dataset, and nothing relies on them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import TextIO
+
+from pipeline.storage.store import WORK_FOLDER, Store, is_alive
+
+_FOLDER = f"{WORK_FOLDER}/progress"
+"""Holds a folder for each running job, named by its host and process."""
+_STAGES = {
+    "segment": "images",
+    "compose": "images",
+    "evaluate": "pictures",
+    "imagenet": "images",
+    "attack": "composites",
+    "saliency": "images",
+    "export": "pictures",
+    "examine": "images",
+    "import": "images",
+}
+_TOTAL = "total"
+
+TERMINAL_SECONDS = 0.5
+PLAIN_SECONDS = 30.0
+REMOTE_SECONDS = 10.0
+"""No more often than this where every look is a listing over the network."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where the workers of one job leave their notes.
+
+    Attributes:
+      store: the dataset folder.
+      folder: relative, of this job alone.
+    """
+
+    store: Store
+    folder: str
+
+    @classmethod
+    def of(cls, store: Store) -> Progress:
+        """Notes of a job that this process launches."""
+        return cls(store, f"{_FOLDER}/{socket.gethostname()}+{os.getpid()}")
+
+    def note_total(self, stage: str, name: str, count: int) -> None:
+        """Notes how much a stage has to do: `count` for the part called `name`."""
+        self._note(f"{stage}/{_TOTAL}", name, count)
+
+    def note_done(self, stage: str, name: str, count: int) -> None:
+        """Notes a finished shard of a stage. Noting it again changes nothing."""
+        self._note(stage, name, count)
+
+    def _note(self, folder: str, name: str, count: int) -> None:
+        # Only for show: a full disk must not fail a job here.
+        with contextlib.suppress(OSError):
+            path = self.store.path(f"{self.folder}/{folder}/{name}.{count}")
+            self.store.files.create_once(path, b"")
+
+    def count(self) -> dict[str, tuple[int, int]]:
+        """(done, total) of each stage, by the notes so far."""
+        counts = {stage: [0, 0] for stage in _STAGES}
+        for path in self.store.walk(self.folder):
+            stage, *parts, name = path.removeprefix(f"{self.folder}/").split("/")
+            counts[stage][len(parts)] += int(name.rpartition(".")[2])
+        return {stage: (done, total) for stage, (done, total) in counts.items()}
+
+    def clear(self) -> None:
+        """Removes the notes, and those that killed jobs of this host have left."""
+        with contextlib.suppress(OSError):
+            self.store.delete_tree(self.folder)
+            jobs = {path.split("/")[2] for path in self.store.walk(_FOLDER)}
+            for job in jobs:
+                host, _, pid = job.rpartition("+")
+                if host == socket.gethostname() and not is_alive(int(pid)):
+                    self.store.delete_tree(f"{_FOLDER}/{job}")
+            self.store.prune(_FOLDER)
+
+
+class _Stage:
+    """Counts of one stage, and its rate."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.done = 0
+        self.total = 0
+        self._started: tuple[float, int] | None = None
+
+    def update(self, counts: Mapping[str, tuple[int, int]]) -> None:
+        self.done, self.total = counts[self.name]
+
+    @property
+    def is_running(self) -> bool:
+        return self.done < self.total
+
+    def speed(self, now: float) -> str:
+        """Such as `2.1/s, 5 min left`, empty while nothing is done. A stage begins when it is
+        first shown: its total is known long before."""
+        if self._started is None:
+            self._started = (now, self.done)
+        seconds, done = now - self._started[0], self.done - self._started[1]
+        if done <= 0 or seconds <= 0:
+            return ""
+        rate = done / seconds
+        return f"{rate:.1f}/s, {duration((self.total - self.done) / rate)} left"
+
+
+def duration(seconds: float) -> str:
+    """A length of time as people say it: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class _Lines:
+    """Shows the running stage as a line, such as `segment: 640 of 1300 images, 2.1/s, 5 min
+    left`, wherever it differs from the last."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._last = ""
+
+    def show(self, stage: _Stage, now: float) -> None:
+        line = f"{stage.name}: {stage.done} of {stage.total} {_STAGES[stage.name]}"
+        speed = stage.speed(now)
+        line += f", {speed}" if speed else ""
+        if line != self._last:
+            self._out.write(f"{line}\n")
+            self._out.flush()
+            self._last = line
+
+    def close(self) -> None:
+        """Nothing: lines stay."""
+
+
+class _Bar:
+    """Shows the running stage as a live bar, which goes when the job ends."""
+
+    def __init__(self, out: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            console=Console(file=out),
+            auto_refresh=False,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._bar.start()
+
+    def show(self, stage: _Stage, now: float) -> None:
+        if stage.name not in self._tasks:
+            for task in self._tasks.values():
+                self._bar.remove_task(task)
+            self._tasks = {stage.name: self._bar.add_task(stage.name, speed="")}
+        text = f"{_STAGES[stage.name]} {stage.speed(now)}"
+        task = self._tasks[stage.name]
+        self._bar.update(task, completed=stage.done, total=stage.total, speed=text)
+        self._bar.refresh()
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+@contextlib.contextmanager
+def shown(
+    progress: Progress, out: TextIO | None = None, interval: float | None = None
+) -> Iterator[None]:
+    """Shows progress while the block runs: a live bar on a terminal, else a line now and then.
+
+    Args:
+      progress: the notes.
+      out: where to, standard error if None.
+      interval: seconds between two looks, by the kind of `out` if None.
+    """
+    out = out or sys.stderr
+    terminal = out.isatty()
+    if interval is None:
+        interval = TERMINAL_SECONDS if terminal else PLAIN_SECONDS
+        if progress.store.is_remote:
+            interval = max(interval, REMOTE_SECONDS)
+    progress.clear()
+    display = _Bar(out) if terminal else _Lines(out)
+    over = threading.Event()
+
+    def watch() -> None:
+        stages = [_Stage(name) for name in _STAGES]
+        while not over.wait(interval):
+            try:
+                counts = progress.count()
+            except OSError:  # A store that does not answer now may do so later.
+                continue
+            for stage in stages:
+                stage.update(counts)
+            running = next((stage for stage in stages if stage.is_running), None)
+            if running is not None:
+                display.show(running, time.monotonic())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        display.close()
+        progress.clear()

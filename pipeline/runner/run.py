@@ -1,0 +1,173 @@
+"""Beam options: which runner, with how many workers, and which flags Beam knows."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import os
+import re
+from collections.abc import Iterable
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+
+from pipeline.dataflow.jobs import is_dataflow
+from pipeline.dataflow.submission import Submission, submit
+from pipeline.errors import JobError, UsageError
+from pipeline.runner.counters import counters_of
+from pipeline.runner.job_log import job_log
+from pipeline.runner.portable import cancel_if_stopped, explain, prepare
+from pipeline.runner.progress import Progress, shown
+
+_LOCAL_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "FnApiRunner", "SwitchingDirectRunner")
+_LOST_ELEMENTS = (
+    "--direct_running_mode=multi_threading silently loses elements in Beam 2.77; "
+    "use in_memory (the default, with threads) or multi_processing"
+)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, by its affinity and its control group."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # No such file, or "max" for no limit.
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    return cores
+
+
+def beam_flags() -> list[str]:
+    """All flags that Beam's own options define."""
+    parser = argparse.ArgumentParser(add_help=False, conflict_handler="resolve")
+    for options in PipelineOptions.__subclasses__():
+        with contextlib.suppress(argparse.ArgumentError):
+            options._add_argparse_args(parser)
+    return sorted(parser._option_string_actions)
+
+
+def check_unknown(arguments: Iterable[str], own: Iterable[str]) -> None:
+    """Refuses arguments that neither we nor Beam know.
+
+    Raises:
+      UsageError: naming the closest flag there is.
+    """
+    known = beam_flags()
+    expects_value = False
+    for argument in arguments:
+        if not argument.startswith("-"):
+            if not expects_value:
+                raise UsageError(f"unexpected argument {argument!r}; flags look like --name=value")
+            expects_value = False
+            continue
+        flag = argument.partition("=")[0]
+        if flag not in known:
+            close = difflib.get_close_matches(flag, [*own, *known], n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UsageError(f"unknown flag {flag}{hint}")
+        expects_value = "=" not in argument
+
+
+def pipeline_options(arguments: list[str]) -> PipelineOptions:
+    """Beam's options, with our defaults for a local run.
+
+    `DirectRunner` is read as `FnApiRunner`, since Beam's would first try to download
+    another runner; it gets as many workers as this process has cores.
+
+    Raises:
+      UsageError: a runner or a running mode that loses elements, or flags of a portable
+        runner that do not do.
+    """
+    options = PipelineOptions(arguments)
+    runner = options.view_as(StandardOptions).runner or "DirectRunner"
+    direct = options.view_as(DirectOptions)
+    if direct.direct_running_mode == "multi_threading":
+        raise UsageError(_LOST_ELEMENTS)
+    if runner.rpartition(".")[2] in _LOCAL_RUNNERS:
+        options.view_as(StandardOptions).runner = "FnApiRunner"
+        chosen = any(argument.startswith("--direct_num_workers") for argument in arguments)
+        if not chosen or direct.direct_num_workers == 0:
+            direct.direct_num_workers = usable_cores()
+    prepare(options, arguments)
+    return options
+
+
+def local_options(arguments: list[str]) -> PipelineOptions:
+    """As `pipeline_options`, for commands that wait for their job where they are started.
+
+    Raises:
+      UsageError: as there, or Dataflow is named.
+    """
+    options = pipeline_options(arguments)
+    if is_dataflow(options.view_as(StandardOptions).runner):
+        raise UsageError("this command does not run on Dataflow; leave --runner out")
+    return options
+
+
+_RAISED = re.compile(r"^(?:[\w.]+\.)?(\w+): (.*)$")
+_WHERE = re.compile(r" \[while running .*\]$", re.DOTALL)
+
+
+def _translate(error: Exception) -> Exception:
+    """The error that went into a runner: its own type, or a traceback as text, comes out."""
+    if isinstance(error, UsageError | JobError):
+        return type(error)(_WHERE.sub("", str(error)))
+    if type(error).__name__ == "DataflowJobAlreadyExistsError":
+        return JobError(f"a job of the same name is at work; wait until it is done ({error})")
+    explained = explain(error)
+    if explained is not None:
+        return JobError(f"{explained}. Run the same command again to go on")
+    text = f"{type(error).__name__}: {error}"
+    lines = [_WHERE.sub("", line.strip()) for line in text.splitlines() if line.strip()]
+    for line in reversed(lines):
+        match = _RAISED.match(line)
+        if match and match[1] in ("UsageError", "JobError", "BrokenPictureError"):
+            return (UsageError if match[1] == "UsageError" else JobError)(match[2])
+        if match and (match[1].endswith(("Error", "Exception", "Invalid")) or match[1] == "error"):
+            return JobError(f"{match[1]}: {match[2]}. Run the same command again to go on")
+    return JobError(f"{lines[-1]}. Run the same command again to go on")
+
+
+def _has_worker_processes(options: PipelineOptions) -> bool:
+    return bool(options.view_as(DirectOptions).direct_running_mode == "multi_processing")
+
+
+def run_pipeline(
+    pipeline: beam.Pipeline, progress: Progress, log: str, submission: Submission | None = None
+) -> dict[str, int] | None:
+    """Runs a pipeline to its end, and shows how far it is.
+
+    Args:
+      pipeline: the graph.
+      progress: where its workers note what is done.
+      log: path of a file for tracebacks and Beam's warnings; it is there if the job failed.
+      submission: how it is submitted, None if it runs here.
+
+    Returns:
+      Our counters by name; None if nobody waits for the job.
+
+    Raises:
+      UsageError, JobError: as raised inside; other errors as JobError.
+    """
+    waits = submission is None or submission.waits
+    try:
+        processes = _has_worker_processes(pipeline.options)
+        with job_log(log, worker_processes=processes):
+            with shown(progress) if waits else contextlib.nullcontext():
+                if submission is None:
+                    result = pipeline.run()
+                    with cancel_if_stopped(result):
+                        result.wait_until_finish()
+                else:
+                    result = submit(pipeline, submission, progress.store)
+            if not waits:
+                return None
+    except Exception as error:
+        translated = _translate(error)
+        if isinstance(translated, JobError) and os.path.getsize(log):
+            translated = JobError(f"{translated} (details: {log})")
+        raise translated from error
+    return counters_of(result)

@@ -1,0 +1,264 @@
+"""Where the images and annotations of a split lie, found without being told.
+
+Images: `<split>/<wnid>/*.JPEG` or flat `<split>/*.JPEG`, also inside the `Data/CLS-LOC` tree of
+the Kaggle download; or tar archives, WebDataset shards or Parquet files named after the split;
+or a table that names them, `manifest.csv`.
+Annotations: `Annotations/<split>/*.xml` or `Annotations/<split>/<wnid>/*.xml`, also inside
+`Annotations/CLS-LOC`; Kaggle's `LOC_<split>_solution.csv`; or `ILSVRC2012_bbox_<split>*.tgz`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import posixpath
+from collections.abc import Iterator, Sequence
+
+from pipeline.errors import UsageError
+from pipeline.sources.archives import ARCHIVES
+from pipeline.sources.folder import files_in
+from pipeline.sources.found import IMAGE_SUFFIXES
+from pipeline.sources.manifest import SUFFIXES, check_manifest, files_of_manifest
+from pipeline.sources.parquet import holds_pictures
+from pipeline.sources.shapes import (
+    FOLDER,
+    KAGGLE,
+    MANIFEST,
+    WEBDATASET,
+    find_shape,
+    tells_boxes,
+)
+from pipeline.storage.files import FileInfo, absolute, files_of, join, parent
+
+AUTO = "auto"
+
+_IMAGE_TREES = ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC", "CLS-LOC")
+_ANNOTATION_TREES = (
+    "",
+    "Annotations",
+    "Annotations/CLS-LOC",
+    "ILSVRC/Annotations/CLS-LOC",
+    "CLS-LOC",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where one split's files lie.
+
+    Attributes:
+      split: its name.
+      root: the input folder; image paths are recorded relative to it.
+      images: folder of the images, or of the files that hold them.
+      annotations: folder of the annotations, or an archive or a table of them; None if they lie
+        with the images.
+      kind: `FOLDER`, or what else `pipeline.sources` reads.
+      files: that hold the images, if it is no folder.
+    """
+
+    split: str
+    root: str
+    images: str
+    annotations: str | None
+    kind: str = FOLDER
+    files: tuple[str, ...] = ()
+
+    def inputs(self) -> Iterator[FileInfo]:
+        """What the storage says of all files that the split is read from."""
+        for path in (*(self.files or (self.images,)), self.annotations):
+            if self.kind == MANIFEST and path is not None:
+                yield from files_of_manifest(path)
+            elif path is not None:
+                info = files_of(path).info(path)
+                yield from files_of(path).walk(path) if info is None else (info,)
+
+
+def find_layout(
+    root: str,
+    annotations: str | None,
+    split: str,
+    kind: str = AUTO,
+    *,
+    needs_boxes: bool = True,
+) -> Layout:
+    """Finds a split's files.
+
+    Args:
+      root: the input folder, the split's own folder, or a file with its images.
+      annotations: a folder, an archive or a table of annotations; None to look beside the
+        images.
+      split: such as `val`.
+      kind: of the input: `folder`, `kaggle`, `tar`, `webdataset`, `parquet`, `manifest`; or
+        `auto`.
+      needs_boxes: whether it is an error if there are no annotations beside the images.
+
+    Raises:
+      UsageError: no images or no annotations, with what was tried; or they may not be read.
+      OSError: they cannot be read.
+    """
+    root = absolute(root)
+    try:
+        layout = _find(root, split, kind)
+        if layout.kind == MANIFEST:
+            found = None
+            if annotations is not None:
+                raise UsageError(
+                    f"--annotations {annotations}: boxes are in the manifest {layout.files[0]}; "
+                    "leave it out"
+                )
+        elif annotations:
+            found = _named_annotations(annotations, layout)
+        else:
+            found = _annotations_of(layout)
+    except PermissionError as error:
+        raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
+    is_needed = needs_boxes or annotations is not None
+    if found is None and is_needed and layout.kind not in (WEBDATASET, MANIFEST):
+        where = annotations if annotations is not None else root
+        raise UsageError(
+            f"no annotations of {split!r} in {where}: expected .xml files in "
+            f"Annotations/{split} or Annotations/CLS-LOC/{split}, LOC_{split}_solution.csv or an "
+            "archive ILSVRC2012_bbox_... of them. Name them with --annotations"
+        )
+    return dataclasses.replace(layout, annotations=found)
+
+
+def _find(root: str, split: str, kind: str) -> Layout:
+    """Where the images lie, without annotations."""
+    if kind in (AUTO, MANIFEST):
+        found = _find_manifest(root, split, kind)
+        if found is not None:
+            check_manifest(found)
+            return Layout(split, parent(found), parent(found), None, MANIFEST, (found,))
+    if kind in (FOLDER, KAGGLE):
+        images = find_images(root, split, trees=_IMAGE_TREES[kind == KAGGLE :])
+        return Layout(split, root, images, None)
+    folder = _image_folder(root, split, _IMAGE_TREES)
+    if kind == AUTO and folder is not None and _has(folder, IMAGE_SUFFIXES):
+        return Layout(split, root, folder, None)
+    found, files = find_shape(root, split, None if kind == AUTO else kind)
+    if files:
+        # What is named in the file system is where the files lie, not one of them.
+        base = parent(root) if root == files[0] else root
+        return Layout(split, base, parent(files[0]), None, found, files)
+    if kind == AUTO:
+        return Layout(split, root, find_images(root, split), None)
+    raise UsageError(
+        f"--layout {kind}: no such file of {split!r} in {root}, data or {split}; with --layout "
+        "auto it is found out"
+    )
+
+
+def _find_manifest(root: str, split: str, kind: str) -> str | None:
+    """The table that names the images, if the input is one or holds one.
+
+    Raises:
+      UsageError: none is there, and `kind` says that it is.
+    """
+    if files_of(root).info(root) is not None:
+        is_table = root.lower().endswith(SUFFIXES)
+        if is_table and root.lower().endswith(".parquet") and holds_pictures(root):
+            if kind == MANIFEST:
+                raise UsageError(
+                    f"--layout manifest: {root} holds the pictures themselves; that is "
+                    "--layout parquet"
+                )
+            is_table = False
+        if is_table:
+            return root
+    else:
+        there = set(files_of(root).children(root))
+        for stem in (f"manifest_{split}", "manifest"):
+            for suffix in SUFFIXES:
+                if join(root, stem + suffix) in there:
+                    return join(root, stem + suffix)
+    if kind == MANIFEST:
+        raise UsageError(
+            f"--layout manifest: no manifest.csv, .parquet, .json or .jsonl in {root}; name the "
+            "file itself with --input"
+        )
+    return None
+
+
+def find_images(
+    root: str, split: str, flag: str = "--input", trees: Sequence[str] = _IMAGE_TREES
+) -> str:
+    """Finds the folder of a split's images.
+
+    Args:
+      root: the input folder, or the split's own folder.
+      split: such as `val`.
+      flag: that named the folder, for messages.
+      trees: where in it to look.
+
+    Raises:
+      UsageError: there is none; the message lists what was tried.
+    """
+    root = absolute(root)
+    if not files_of(root).is_folder(root):
+        raise UsageError(f"{flag} {root} is not a folder that can be read")
+    images = _image_folder(root, split, trees)
+    if images is None:
+        is_input = flag == "--input"
+        other = ", or the split with --split" if is_input else ""
+        files = f", and for .tar and .parquet files of {split!r}" if is_input else ""
+        raise UsageError(
+            f"no folder {split!r} in {flag} {root}: looked for "
+            + ", ".join(posixpath.join(tree, split) for tree in trees)
+            + f"{files}. Name another folder{other}"
+        )
+    return images
+
+
+def _image_folder(root: str, split: str, trees: Sequence[str]) -> str | None:
+    candidates = [join(root, tree, split) for tree in trees]
+    if posixpath.basename(root) == split:
+        candidates.append(root)
+    return next((path for path in candidates if files_of(path).is_folder(path)), None)
+
+
+def find_annotations(root: str, images: str, split: str) -> str | None:
+    """Finds a split's annotations beside its images, None if there are none.
+
+    Args:
+      root: the input folder.
+      images: of `find_images`.
+      split: such as `val`.
+    """
+    return _find_annotations([root, parent(images), parent(root)], images, split)
+
+
+def _annotations_of(layout: Layout) -> str | None:
+    return find_annotations(layout.root, layout.images, layout.split)
+
+
+def _named_annotations(named: str, layout: Layout) -> str | None:
+    """The annotations that a user named."""
+    files = files_of(named)
+    if named.lower().endswith((*ARCHIVES, ".csv")) and files.info(named) is not None:
+        return named
+    if not files.is_folder(named):
+        raise UsageError(
+            f"--annotations {named} is not a folder that can be read, and no archive or .csv file"
+        )
+    found = _find_annotations([named], layout.images, layout.split)
+    return named if found is None and _has(named, (".xml",)) else found
+
+
+def _find_annotations(bases: Sequence[str], images: str, split: str) -> str | None:
+    folders = (
+        path
+        for base in bases
+        for tree in _ANNOTATION_TREES
+        if (path := join(base, tree, split)) != images and _has(path, (".xml",))
+    )
+    files = (
+        path for base in bases for path in files_of(base).children(base) if tells_boxes(path, split)
+    )
+    return next(folders, None) or next(files, None)
+
+
+def _has(folder: str, suffixes: Sequence[str]) -> bool:
+    """Whether there is a folder, and it, or a folder in it, holds a file of a kind."""
+    if not files_of(folder).is_folder(folder):
+        return False
+    return any(file.name for file in files_in(folder, suffixes))

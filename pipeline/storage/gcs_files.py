@@ -1,0 +1,308 @@
+"""Objects of Google Cloud Storage, as files.
+
+The client library retries what is worth retrying, with growing pauses; here is what it leaves
+to its users: downloads that end early, and one kind of error for all that does not work.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import functools
+import io
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, TypeVar, cast
+
+import google.auth.exceptions
+import requests.adapters
+from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound, PreconditionFailed
+from google.cloud import storage
+from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+from google.cloud.storage.retry import DEFAULT_RETRY
+
+from pipeline.errors import UsageError
+from pipeline.storage.files import REQUESTS_IN_FLIGHT, FileInfo, Files, in_parallel, missing
+
+_MEMORY_BYTES = 64 << 20
+"""Larger objects are opened in pieces, and written to a disk before they are uploaded."""
+_CHUNK_BYTES = 8 << 20
+_SPOOLED_BYTES = 1 << 20
+"""Of a file being written in memory; a shard's are many."""
+_GAP_BYTES = 64 << 10
+"""Ranges as near as this are read in one: the time of a request is that of some more bytes."""
+_ATTEMPTS = 6
+_RETRY = DEFAULT_RETRY.with_timeout(300.0).with_delay(initial=0.2, multiplier=2.0, maximum=30.0)
+_FIELDS = "items(name,size,generation,updated,md5Hash),prefixes,nextPageToken"
+
+T = TypeVar("T")
+
+
+class GcsFiles(Files):
+    """See `Files`. Raises OSError for whatever fails after its retries."""
+
+    def info(self, path: str) -> FileInfo | None:
+        blob = _blob(path)
+        try:
+            _tried(functools.partial(blob.reload, retry=_RETRY), path)
+        except FileNotFoundError:
+            return None
+        return _info(blob)
+
+    def is_folder(self, path: str) -> bool:
+        try:
+            return next(self._list(path, max_results=1), None) is not None
+        except FileNotFoundError:  # No such bucket.
+            return False
+
+    def walk(self, folder: str) -> Iterator[FileInfo]:
+        return self._list(folder)
+
+    def children(self, folder: str) -> list[str]:
+        with contextlib.suppress(FileNotFoundError):  # No such bucket.
+            return sorted(info.path for info in self._list(folder, delimiter="/"))
+        return []
+
+    def _list(
+        self, folder: str, max_results: int | None = None, delimiter: str | None = None
+    ) -> Iterator[FileInfo]:
+        bucket, name = _parts(folder.rstrip("/"))
+        prefix = f"{name}/" if name else ""
+        with _translated(folder):
+            for blob in _client().list_blobs(
+                bucket,
+                prefix=prefix,
+                max_results=max_results,
+                delimiter=delimiter,
+                fields=_FIELDS,
+                retry=_RETRY,
+            ):
+                if not blob.name.endswith("/"):  # Consoles make such to show empty folders.
+                    yield _info(blob)
+
+    def open(self, path: str) -> BinaryIO:
+        info = self.info(path)
+        if info is None:
+            raise missing(path)
+        if info.size > _MEMORY_BYTES:
+            return cast(BinaryIO, io.BufferedReader(_Ranges(self, info), _CHUNK_BYTES))
+        return io.BytesIO(self.read(path))
+
+    def read(self, path: str) -> bytes:
+        """A whole object."""
+        blob = _blob(path)
+        return cast(bytes, _tried(functools.partial(blob.download_as_bytes, retry=_RETRY), path))
+
+    def read_ranges(self, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
+        spans = _spans([span for span in ranges if span[1]])
+        if len(spans) == 1:
+            read = [self._range(path, *spans[0])]
+        else:
+            read = in_parallel(lambda span: self._range(path, *span), spans)
+        parts = []
+        for offset, length in ranges:
+            part = b""
+            for (start, end), data in zip(spans, read, strict=True):
+                if length and start <= offset < end:
+                    part = data[offset - start : offset - start + length]
+            parts.append(part)
+        return parts
+
+    def _range(self, path: str, start: int, end: int) -> bytes:
+        blob = _blob(path)
+        download = functools.partial(
+            blob.download_as_bytes, start=start, end=end - 1, retry=_RETRY, checksum=None
+        )
+
+        def whole() -> bytes:
+            data = cast(bytes, download())
+            if len(data) != end - start:
+                raise _Incomplete(f"{path} gave {len(data)} bytes from {start}, not {end - start}")
+            return data
+
+        return _tried(whole, path)
+
+    @contextlib.contextmanager
+    def create(
+        self, path: str, temporary: str, later: list[Callable[[], object]] | None = None
+    ) -> Iterator[BinaryIO]:
+        """Collects the content on this machine first: an upload that is broken off, or a
+        writer that is, must not leave an object that is shorter than it should be."""
+        file = cast(BinaryIO, tempfile.SpooledTemporaryFile(_SPOOLED_BYTES))  # noqa: SIM115
+
+        def upload() -> None:
+            with file:
+                self._upload(path, file)
+
+        try:
+            yield file
+        except BaseException:
+            file.close()
+            raise
+        if later is None:
+            upload()
+        else:
+            later.append(upload)
+
+    def _upload(self, path: str, file: BinaryIO, **conditions: int) -> storage.Blob:
+        blob = _blob(path)
+        blob.chunk_size = _CHUNK_BYTES
+        size = file.seek(0, os.SEEK_END)
+
+        def upload() -> storage.Blob:
+            file.seek(0)
+            blob.upload_from_file(
+                file, size=size, checksum="crc32c", timeout=120, retry=_RETRY, **conditions
+            )
+            return blob
+
+        return _tried(upload, path)
+
+    def create_once(self, path: str, data: bytes) -> str:
+        blob = self._upload(path, io.BytesIO(data), if_generation_match=0)
+        return str(blob.generation)
+
+    def copy(self, source: str, target: str) -> None:
+        to, of = _blob(target), _blob(source)
+
+        def rewrite() -> None:
+            token = None
+            while True:
+                token, _, _ = to.rewrite(of, token=token, timeout=120, retry=_RETRY)
+                if token is None:
+                    return
+
+        _tried(rewrite, source)
+
+    def move(self, source: str, target: str) -> None:
+        self.copy(source, target)
+        self.delete(source)
+
+    def delete(self, path: str, identity: str | None = None) -> bool:
+        blob = _blob(path)
+        condition = {} if identity is None else {"if_generation_match": int(identity)}
+        try:
+            _tried(functools.partial(blob.delete, retry=_RETRY, **condition), path)
+        except (FileNotFoundError, FileExistsError):
+            return False
+        return True
+
+    def delete_tree(self, folder: str) -> None:
+        in_parallel(self.delete, [info.path for info in self.walk(folder)])
+
+
+class _Incomplete(Exception):
+    """A response that ended early."""
+
+
+class _Ranges(io.RawIOBase):
+    """A large object, read where it is asked for."""
+
+    def __init__(self, files: GcsFiles, info: FileInfo) -> None:
+        self._files = files
+        self._info = info
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._info.size}[whence]
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        length = min(len(buffer), max(0, self._info.size - self._at))
+        ((data),) = self._files.read_ranges(self._info.path, [(self._at, length)])
+        buffer[:length] = data
+        self._at += length
+        return length
+
+
+def _spans(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The (start, end) that are worth a request each."""
+    spans: list[tuple[int, int]] = []
+    for offset, length in sorted(ranges):
+        if spans and offset - spans[-1][1] <= _GAP_BYTES:
+            spans[-1] = (spans[-1][0], max(spans[-1][1], offset + length))
+        else:
+            spans.append((offset, offset + length))
+    return spans
+
+
+def _parts(path: str) -> tuple[str, str]:
+    bucket, _, name = path.removeprefix("gs://").partition("/")
+    return bucket, name
+
+
+def _blob(path: str) -> storage.Blob:
+    bucket, name = _parts(path)
+    return _client().bucket(bucket).blob(name)
+
+
+def _info(blob: storage.Blob) -> FileInfo:
+    md5 = blob.md5_hash and base64.b64decode(blob.md5_hash).hex()
+    path = f"gs://{blob.bucket.name}/{blob.name}"
+    return FileInfo(path, blob.size, str(blob.generation), blob.updated.timestamp(), md5 or None)
+
+
+_clients: dict[int, storage.Client] = {}
+_making = threading.Lock()
+
+
+def _client() -> storage.Client:
+    """The client of this process: connections do not outlive a fork."""
+    with _making:
+        if os.getpid() not in _clients:
+            try:
+                # Objects belong to no project; without one, the library asks for its name.
+                project = os.environ.get("GOOGLE_CLOUD_PROJECT", "none")
+                client = storage.Client(project=project)
+            except google.auth.exceptions.DefaultCredentialsError as error:
+                raise UsageError(
+                    "gs:// needs credentials: gcloud auth application-default login, or "
+                    "GOOGLE_APPLICATION_CREDENTIALS"
+                ) from error
+            # As many connections as threads may ask at once, from all workers.
+            adapter = requests.adapters.HTTPAdapter(pool_maxsize=8 * REQUESTS_IN_FLIGHT)
+            for scheme in ("http://", "https://"):
+                client._http.mount(scheme, adapter)
+            _clients[os.getpid()] = client
+        return _clients[os.getpid()]
+
+
+def _tried(call: Callable[[], T], path: str) -> T:
+    """Makes a call again if what came was not whole."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            with _translated(path):
+                return call()
+        except _Incomplete:
+            time.sleep(0.1 * 2**attempt)
+    raise OSError(f"{path} could not be read: responses end early")
+
+
+@contextlib.contextmanager
+def _translated(path: str) -> Iterator[None]:
+    """Turns the library's errors into those of files."""
+    try:
+        yield
+    except NotFound as error:
+        raise missing(path) from error
+    except Forbidden as error:
+        raise PermissionError(errno.EACCES, error.message, path) from error
+    except PreconditionFailed as error:
+        raise FileExistsError(f"{path} is there already, or is another") from error
+    except DataCorruption as error:
+        raise _Incomplete(str(error)) from error
+    except (GoogleAPIError, InvalidResponse, requests.RequestException) as error:
+        raise OSError(f"{path}: {type(error).__name__}: {error}") from error
+    except google.auth.exceptions.GoogleAuthError as error:
+        raise OSError(f"{path}: no access: {error}") from error

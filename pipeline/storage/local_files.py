@@ -1,0 +1,137 @@
+"""Files of this machine, or of a file system that it has mounted."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, cast
+
+from pipeline.storage.files import FileInfo, Files
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+"""How file systems say that they have no hard links."""
+
+
+class LocalFiles(Files):
+    """See `Files`."""
+
+    def info(self, path: str) -> FileInfo | None:
+        try:
+            return _info(path, os.stat(path)) if os.path.isfile(path) else None
+        except FileNotFoundError:
+            return None
+
+    def is_folder(self, path: str) -> bool:
+        return os.path.isdir(path)
+
+    def walk(self, folder: str) -> Iterator[FileInfo]:
+        paths = (os.path.join(at, name) for at, _, names in os.walk(folder) for name in names)
+        for path in sorted(paths):
+            # Another process may be removing what it has done with.
+            with contextlib.suppress(FileNotFoundError):
+                yield _info(path, os.stat(path))
+
+    def children(self, folder: str) -> list[str]:
+        if not os.path.isdir(folder):
+            return []
+        with os.scandir(folder) as entries:
+            return sorted(entry.path for entry in entries if entry.is_file())
+
+    def read(self, path: str) -> bytes:
+        with open(path, "rb") as file:
+            return file.read()
+
+    def open(self, path: str) -> BinaryIO:
+        return open(path, "rb")
+
+    def read_ranges(self, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
+        parts = []
+        with open(path, "rb", buffering=0) as file:
+            for offset, length in ranges:
+                part = os.pread(file.fileno(), length, offset)
+                if len(part) != length:
+                    raise OSError(f"{path} ends before byte {offset + length}")
+                parts.append(part)
+        return parts
+
+    @contextlib.contextmanager
+    def create(
+        self, path: str, temporary: str, later: list[Callable[[], object]] | None = None
+    ) -> Iterator[BinaryIO]:
+        os.makedirs(os.path.dirname(temporary), exist_ok=True)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                yield cast(BinaryIO, file)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(temporary)
+            raise
+
+    def create_once(self, path: str, data: bytes) -> str:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        # With its content at once: a kill or a full disk never leaves it empty.
+        aside = f"{path}.{uuid.uuid4().hex}"
+        try:
+            with open(aside, "xb") as file:
+                file.write(data)
+            try:
+                os.link(aside, path)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                with open(path, "xb") as file:
+                    file.write(data)
+            return _info(path, os.stat(path)).identity
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(aside)
+
+    def copy(self, source: str, target: str) -> None:
+        """By a hard link where there can be one: files are replaced, never changed."""
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        aside = f"{target}.{uuid.uuid4().hex}"
+        try:
+            os.link(source, aside)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            shutil.copyfile(source, aside)
+        os.replace(aside, target)
+        # Between two names of one file, replacing does nothing.
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(aside)
+
+    def move(self, source: str, target: str) -> None:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.replace(source, target)
+
+    def delete(self, path: str, identity: str | None = None) -> bool:
+        try:
+            if identity is None:
+                os.remove(path)
+                return True
+            # Renaming is what only one of several processes can do.
+            aside = f"{path}.{uuid.uuid4().hex}"
+            os.rename(path, aside)
+        except FileNotFoundError:
+            return False
+        is_it = _info(aside, os.stat(aside)).identity == identity
+        if not is_it:
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)
+        os.remove(aside)
+        return is_it
+
+    def delete_tree(self, folder: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)
+
+
+def _info(path: str, status: os.stat_result) -> FileInfo:
+    return FileInfo(path, status.st_size, str(status.st_mtime_ns), status.st_mtime)

@@ -1,0 +1,169 @@
+"""Locks: one job at a time writes a dataset, and one evaluates a model on it.
+
+A lock is a file that only one can create. It names its owner, and is taken over only if that
+is known to be over: a process of this host that no longer runs, or a Dataflow job that has
+ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.errors import JobError
+from pipeline.storage.store import WORK_FOLDER, Store, is_alive
+
+DATASET_LOCK = f"{WORK_FOLDER}/lock"
+TABLES_LOCK = f"{WORK_FOLDER}/lock-tables"
+"""Held for the moment in which tables and page are made from all summaries that are there."""
+_WRITING_SECONDS = 2.0
+"""How long a lock without content may be one that is just being written."""
+
+_mine: list[tuple[Store, str, Mapping[str, Any]]] = []
+"""The locks that this process holds, or is about to, and as which owner."""
+
+
+def model_lock(folder: str, group: int) -> str:
+    """Lock of a model's folder under `results/`, for one group of shards."""
+    return f"{WORK_FOLDER}/lock-{folder}-{group}"
+
+
+def this_process() -> dict[str, Any]:
+    """This process as the owner of a lock."""
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "pid": pid, "started": _start_of(pid)}
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process started, in the kernel's ticks: tells a reused number apart. None where
+    the system does not say."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _is_over(owner: Mapping[str, Any]) -> bool:
+    if "dataflow" in owner:
+        from pipeline.dataflow.jobs import is_over
+
+        return bool(is_over(owner["dataflow"]))
+    if owner["host"] != socket.gethostname():
+        return False
+    return not is_alive(owner["pid"]) or _start_of(owner["pid"]) != owner["started"]
+
+
+def _name(owner: Mapping[str, Any]) -> str:
+    if "dataflow" in owner:
+        job = owner["dataflow"]
+        return f"Dataflow job {job.get('job_id') or job['job_name']} in {job['region']}"
+    return f"process {owner['pid']} on {owner['host']}"
+
+
+def _owner(store: Store, lock: str) -> tuple[dict[str, Any], str] | None:
+    """(who holds a lock, identity of its file); None if it has gone. Waits for a lock that is
+    being written."""
+    until = time.monotonic() + _WRITING_SECONDS
+    while True:
+        info = store.files.info(store.path(lock))
+        try:
+            if info is None:
+                return None
+            return json.loads(store.read(lock)), info.identity
+        except FileNotFoundError:
+            return None
+        except json.JSONDecodeError as error:
+            if time.monotonic() > until:
+                message = f"{store.path(lock)} is no lock of ours; remove it and try again"
+                raise JobError(message) from error
+            time.sleep(0.05)
+
+
+def acquire(store: Store, lock: str, owner: Mapping[str, Any], wait: float = 0.0) -> None:
+    """Takes a lock. Taking it again as the same owner changes nothing.
+
+    Args:
+      store: the dataset folder.
+      lock: `DATASET_LOCK`, `TABLES_LOCK`, or of `model_lock`.
+      owner: `this_process()`, or `{"dataflow": {"project", "region", "job_name"}}`; what else
+        it holds must tell it from others that are not to hold the lock as well.
+      wait: seconds to wait for another owner.
+
+    Raises:
+      JobError: another one holds it.
+    """
+    until = time.monotonic() + wait
+    data = json.dumps(owner, sort_keys=True).encode()
+    while True:
+        try:
+            store.files.create_once(store.path(lock), data)
+            return
+        except FileExistsError:
+            found = _owner(store, lock)
+        if found is None:
+            continue
+        holder, identity = found
+        if holder == owner:
+            return
+        if _is_over(holder):
+            store.files.delete(store.path(lock), identity)
+        elif time.monotonic() < until:
+            time.sleep(1.0 if store.is_remote else 0.1)
+        else:
+            raise JobError(
+                f"{_name(holder)} is at work on it; wait until it is done. If it has gone, "
+                f"remove {store.path(lock)}"
+            )
+
+
+def release(store: Store, lock: str, owner: Mapping[str, Any]) -> None:
+    """Gives a lock back, if this owner holds it."""
+    found = _owner(store, lock)
+    if found is not None and found[0] == owner:
+        store.files.delete(store.path(lock), found[1])
+
+
+@contextlib.contextmanager
+def held(store: Store, lock: str, wait: float = 0.0) -> Iterator[None]:
+    """Holds a lock while the block runs; arguments and errors as `acquire`.
+
+    A worker of a Dataflow job holds it for the job: a worker may vanish, and what it did is
+    done again by another one. Else two threads of a process are two owners.
+    """
+    owner = _job_of_this_worker() or {**this_process(), "once": uuid.uuid4().hex}
+    # Before it is taken: an interruption may come in between.
+    mine = (store, lock, owner)
+    _mine.append(mine)
+    try:
+        acquire(store, lock, owner, wait)
+        yield
+    finally:
+        _mine.remove(mine)
+        release(store, lock, owner)
+
+
+def _job_of_this_worker() -> dict[str, Any] | None:
+    from pipeline.dataflow.jobs import this_job  # Not for --help: Beam takes its time.
+
+    job = this_job()
+    return {"dataflow": job} if job else None
+
+
+def is_held_by(store: Store, lock: str, owner: Mapping[str, Any]) -> bool:
+    """Whether this owner holds a lock."""
+    found = _owner(store, lock)
+    return found is not None and found[0] == owner
+
+
+def release_all() -> None:
+    """Removes the locks that threads of this process hold, before it ends at once."""
+    for store, lock, owner in tuple(_mine):
+        with contextlib.suppress(OSError, JobError):
+            release(store, lock, owner)

@@ -1,0 +1,297 @@
+"""Files of a dataset folder: whole or absent, hashed while they are written."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import os
+import shutil
+import socket
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO, TypeVar, cast
+
+from pipeline.storage.files import Files, absolute, files_of, in_parallel, is_remote, join
+
+WORK_FOLDER = ".in9"
+"""Folder of a dataset for everything that is not part of it."""
+
+TEMPORARY = f"{WORK_FOLDER}/tmp"
+"""Folder of files that are being written."""
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class FileDigest:
+    """What a manifest says of a file.
+
+    Attributes:
+      path: relative to the dataset folder, with forward slashes.
+      bytes: size.
+      sha256: hexadecimal.
+      samples: rows or samples inside, None for a file that holds none.
+    """
+
+    path: str
+    bytes: int
+    sha256: str
+    samples: int | None = None
+
+
+class HashingFile:
+    """A binary file being written, with its size and SHA-256 so far."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.size = 0
+        self.closed = False
+
+    def write(self, data: bytes) -> int:
+        """Appends bytes; returns their number."""
+        self._file.write(data)
+        self._hash.update(data)
+        self.size += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self.size
+
+    def flush(self) -> None:
+        """Hands buffered bytes to the system."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Nothing: `Store.create` closes the file, after its writers."""
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal SHA-256 of the bytes so far."""
+        return self._hash.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """A dataset folder. All paths are relative to it, with forward slashes.
+
+    Attributes:
+      root: absolute path of the folder, here or in object storage.
+    """
+
+    root: str
+
+    @classmethod
+    def at(cls, path: str) -> Store:
+        """The folder that a user named."""
+        return cls(absolute(path))
+
+    @property
+    def _later(self) -> list[Callable[[], object]] | None:
+        return None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies in object storage."""
+        return is_remote(self.root)
+
+    @property
+    def files(self) -> Files:
+        """What it is stored in."""
+        return files_of(self.root)
+
+    def path(self, relative: str) -> str:
+        """Absolute path of a file."""
+        return join(self.root, relative) if relative else self.root
+
+    def log(self, name: str) -> str:
+        """Path, on this machine, of the log of a job that is launched here."""
+        if self.is_remote:
+            return os.path.join(tempfile.gettempdir(), f"in9-{name}-{os.getpid()}.log")
+        return self.path(f"{WORK_FOLDER}/{name}.log")
+
+    def below(self, relative: str) -> Store:
+        """A folder of it, as one of its own."""
+        return Store(self.path(relative))
+
+    def exists(self, relative: str) -> bool:
+        """Whether the file is there."""
+        return self.files.info(self.path(relative)) is not None
+
+    def has_folder(self, relative: str) -> bool:
+        """Whether the folder is there."""
+        return self.files.is_folder(self.path(relative))
+
+    def size(self, relative: str) -> int | None:
+        """Size in bytes, None if the file is not there."""
+        info = self.files.info(self.path(relative))
+        return None if info is None else info.size
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Sizes of all files below a folder, by relative path: one listing."""
+        return {self._relative(i.path): i.size for i in self.files.walk(self.path(folder))}
+
+    def sizes_of(self, paths: Iterable[str]) -> list[int | None]:
+        """Sizes of some files, as `size` gives them."""
+        return in_parallel(self.size, paths) if self.is_remote else [self.size(p) for p in paths]
+
+    def read(self, relative: str) -> bytes:
+        """The whole file. Raises OSError if it cannot be read."""
+        return self.files.read(self.path(relative))
+
+    def read_ranges(self, relative: str, ranges: list[tuple[int, int]]) -> list[bytes]:
+        """Parts of a file, each given as (offset, length) in bytes.
+
+        Raises:
+          OSError: the file cannot be read, or ends before a part does.
+        """
+        return self.files.read_ranges(self.path(relative), ranges)
+
+    def open(self, relative: str) -> BinaryIO:
+        """Opens a file for reading at any place. Raises OSError if it cannot be read."""
+        return self.files.open(self.path(relative))
+
+    def arrow_source(self, relative: str) -> str | BinaryIO:
+        """What pyarrow reads a file from: it maps those of this machine itself."""
+        return self.open(relative) if self.is_remote else self.path(relative)
+
+    @contextlib.contextmanager
+    def create(self, relative: str) -> Iterator[HashingFile]:
+        """Writes a new file that appears, whole, when the block ends.
+
+        A block that raises leaves nothing behind.
+        """
+        # Host and process, to know what a killed process has left; the rest makes it unique.
+        name = f"{socket.gethostname()}+{os.getpid()}+{uuid.uuid4().hex}"
+        temporary = self.path(f"{TEMPORARY}/{name}")
+        with self.files.create(self.path(relative), temporary, self._later) as file:
+            yield HashingFile(file)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[Store]:
+        """A view of the store, whose new files are uploaded several at a time when the block
+        ends. If it raises, none of them has to appear."""
+        view = _Together(self.root, [])
+        yield view
+        in_parallel(lambda upload: upload(), view.uploads)
+
+    def write(self, relative: str, data: bytes, samples: int | None = None) -> FileDigest:
+        """Writes a whole file at once."""
+        with self.create(relative) as file:
+            file.write(data)
+        return FileDigest(relative, file.size, file.sha256, samples)
+
+    def update(self, relative: str, data: bytes) -> bool:
+        """Writes a whole file unless it holds these bytes already; returns whether it did."""
+        if self.size(relative) == len(data) and self.read(relative) == data:
+            return False
+        self.write(relative, data)
+        return True
+
+    def digest(self, relative: str) -> str:
+        """Hexadecimal SHA-256 of a file's content."""
+        with self.open(relative) as file:
+            return hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
+
+    def move(self, source: str, target: str) -> None:
+        """Renames a file, replacing the target."""
+        self.files.move(self.path(source), self.path(target))
+
+    def move_all(self, moves: Iterable[tuple[str, str]]) -> None:
+        """Renames files, given as (source, target)."""
+        self._all(lambda move: self.move(*move), moves)
+
+    def copy_into(self, other: Store, copies: Iterable[tuple[str, str]]) -> None:
+        """Copies files, given as (source, target in the other store).
+
+        Within one kind of storage nothing is read; else content passes through here.
+        """
+
+        def copy(paths: tuple[str, str]) -> None:
+            source, target = paths
+            if self.is_remote == other.is_remote:
+                self.files.copy(self.path(source), other.path(target))
+            else:
+                with self.open(source) as file, other.create(target) as copied:
+                    shutil.copyfileobj(file, copied)
+
+        self._all(copy, copies)
+
+    def delete(self, relative: str) -> None:
+        """Removes a file if it is there."""
+        self.files.delete(self.path(relative))
+
+    def delete_all(self, paths: Iterable[str]) -> None:
+        """Removes files, those that are there."""
+        self._all(self.delete, paths)
+
+    def delete_tree(self, relative: str) -> None:
+        """Removes a folder and all below it, if it is there."""
+        self.files.delete_tree(self.path(relative))
+
+    def walk(self, relative: str) -> Iterator[str]:
+        """Relative paths of all files below a folder, sorted."""
+        for info in self.files.walk(self.path(relative)):
+            yield self._relative(info.path)
+
+    def remove_temporary(self) -> None:
+        """Removes what killed processes of this host left half-written."""
+        if self.is_remote:
+            return
+        for path in list(self.walk(TEMPORARY)):
+            host, pid, _ = os.path.basename(path).rsplit("+", 2)
+            if host == socket.gethostname() and not is_alive(int(pid)):
+                self.delete(path)
+
+    def prune(self, relative: str) -> None:
+        """Removes the empty folders below a folder, and the folder itself if it is empty."""
+        if self.is_remote:
+            return
+        for folder, _, _ in os.walk(self.path(relative), topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+
+    def _relative(self, path: str) -> str:
+        return path[len(self.root) :].lstrip(os.sep).replace(os.sep, "/")
+
+    def _all(self, call: Callable[[T], object], items: Iterable[T]) -> None:
+        if self.is_remote:
+            in_parallel(call, items)
+        else:
+            for item in items:
+                call(item)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Together(Store):
+    """See `Store.together`."""
+
+    uploads: list[Callable[[], object]]
+
+    @property
+    def _later(self) -> list[Callable[[], object]]:
+        return self.uploads
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this host is running."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
