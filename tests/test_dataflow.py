@@ -260,6 +260,8 @@ def test_a_job_that_fails_says_why_and_leaves_no_lock(
         (["--annotations", "boxes"], "--annotations boxes is a folder of this machine"),
         (["--weights", "w"], "--weights w is a folder of this machine"),
         (["--models", "resnet18=a.pth"], "workers of Dataflow cannot reach a.pth"),
+        (["--models", "onnx:a.onnx"], "workers of Dataflow cannot reach a.onnx"),
+        (["--models", "hf:/tmp"], "workers of Dataflow cannot reach /tmp"),
         (["--require_gpu"], "--gpu TYPE is required for a GPU"),
         (["--gpu", "L4!"], "--gpu L4!: expected TYPE or TYPE:MACHINE"),
         (

@@ -23,6 +23,7 @@ from apache_beam.transforms.resources import parse_resource_hints
 from pipeline.dataflow.jobs import console_address, is_dataflow, job_of
 from pipeline.dataset.config import fingerprint
 from pipeline.errors import JobError, UsageError
+from pipeline.models.entries import place_of
 from pipeline.segmenters.network import PREFIX as NETWORK
 from pipeline.storage.files import absolute, is_remote
 from pipeline.storage.lock import DATASET_LOCK, release
@@ -195,10 +196,10 @@ def _check_places(arguments: argparse.Namespace, options: PipelineOptions) -> No
             "copy it to gs://"
         )
     for entry in getattr(arguments, "models", None) or ():
-        file = entry.partition("=")[2]
-        if file and not is_remote(file):
+        place = place_of(entry)
+        if place and not is_remote(place):
             raise UsageError(
-                f"--models {entry}: workers of Dataflow cannot reach {file}; copy it to gs://"
+                f"--models {entry}: workers of Dataflow cannot reach {place}; copy it to gs://"
             )
 
 

@@ -25,6 +25,7 @@ from pipeline.dataset.latest import Versions
 from pipeline.dataset.manifest import MANIFEST, read_manifest
 from pipeline.errors import UsageError
 from pipeline.imagenet.folder import SPLIT
+from pipeline.models.entries import place_of
 from pipeline.segmenters.masks import is_coco_file
 from pipeline.sources.layout import find_images, find_layout
 from pipeline.storage.files import FileInfo, absolute, files_of
@@ -85,7 +86,8 @@ def digest_of_inputs(
     except (_TooMuch, OSError):
         return None
     masks = [absolute(arguments.masks)] if is_coco_file(arguments.masks or "") else []
-    for path in (*_model_files(models), *masks):
+    places = [absolute(place) for place in map(place_of, models) if place]
+    for path in (*places, *masks):
         info = files_of(path).info(path)
         digest.update(f"{path}\0{info and info.identity}\n".encode())
     return digest.hexdigest()
@@ -111,13 +113,6 @@ def _files(arguments: argparse.Namespace, config: DatasetConfig) -> Iterator[Fil
         folders.append(absolute(arguments.weights))
     for folder in folders:
         yield from files_of(folder).walk(folder)
-
-
-def _model_files(models: Sequence[str]) -> Iterator[str]:
-    for entry in models:
-        file = entry.partition("=")[2]
-        if file:
-            yield absolute(file)
 
 
 def _version(library: str) -> str | None:
