@@ -74,8 +74,13 @@ def read_mask(data: bytes) -> GivenMask:
         foreground is all that is neither 0 nor `IGNORED`; of three, R + 256 G is that number,
         as in ImageNet-S.
 
+    Returns:
+      The mask, of the size that the bytes say.
+
     Raises:
       MaskError: neither of the two, broken, or too large.
+      ImportError: COCO's form without pycocotools.
+      MemoryError: it does not fit, which says nothing of the mask.
     """
     if data.lstrip()[:1] == b"{":
         return _read_coco(data)
