@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -82,7 +82,7 @@ class Segmenter:
     name: str
     method: str
     version: int
-    parameters: dict[str, Any]
+    parameters: dict[str, object]
     segment: SegmentFunction | None
     prepare: Callable[[Callable[[], None]], None] = _nothing
 
