@@ -33,7 +33,7 @@ from pipeline.sources.layout import find_layout
 from pipeline.sources.listing import SourceImage, list_images
 from transforms.annotations import Box
 from transforms.codec import decode_image, encode_jpeg, encode_png
-from transforms.cutting import cut_image
+from transforms.cutting import cut_objects
 from transforms.geometry import Pixels
 from transforms.segmentation import SEGMENTERS, Segmentation
 from transforms.taxonomy import imagenet9
@@ -60,7 +60,7 @@ def bare_loop(
     with open(out, "wb") as file:
         for image in images:
             source = read_source(image.path, image.annotation)
-            layer = cut_image(
+            (cut,) = cut_objects(
                 source.image,
                 source.annotation,
                 segment=segment,
@@ -68,13 +68,13 @@ def bare_loop(
                 resize=config.resize,
                 crop=config.image_size,
                 interpolation=config.interpolation,
-            ).layer
-            if layer is None:
+            )
+            if cut.layer is None:
                 continue
-            parts = encode_layer(layer)
+            parts = encode_layer(cut.layer)
             for part in parts.values():
                 file.write(part)
-            layer = decode_layer(parts, layer.box)
+            layer = decode_layer(parts, cut.layer.box)
             for variant in (VARIANTS[name] for name in PAPER):
                 background = None
                 if variant.is_mixed:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from transforms.annotations import AnnotationError, Box, parse_annotation
-from transforms.cutting import Cut, cut_background, cut_image
+from transforms.cutting import Cut, cut_background, cut_objects
 from transforms.filters import Reason, check_boxes, is_valid_key
 from transforms.geometry import Pixels
 from transforms.segmentation import SEGMENTERS, Segmentation, SegmentationError
@@ -44,7 +44,7 @@ def picture(width: int = 320, height: int = 240) -> bytes:
 
 
 def cut(image: bytes, xml: bytes | None, segmenter: object = None) -> Cut:
-    return cut_image(
+    (found,) = cut_objects(
         image,
         xml,
         segment=segmenter or SEGMENTERS["cv2"].segment,  # type: ignore[arg-type]
@@ -53,6 +53,7 @@ def cut(image: bytes, xml: bytes | None, segmenter: object = None) -> Cut:
         crop=224,
         interpolation="nearest",
     )
+    return found
 
 
 def test_annotations_give_size_boxes_and_class() -> None:

@@ -204,8 +204,9 @@ def test_the_cut_is_minimal_and_its_source_side_maximal(
     data: st.DataObject, height: int, width: int
 ) -> None:
     prepare()
+    from transforms.grabcut.forest import DEEPEST, FREE
     from transforms.grabcut.lanes import SLACK
-    from transforms.grabcut.max_flow import DEEPEST, FREE, minimum_cut, workspace
+    from transforms.grabcut.max_flow import minimum_cut, workspace
 
     stride, pixels = width + 2, list(itertools.product(range(height), range(width)))
     nodes = [(y + 1) * stride + x + 1 for y, x in pixels]

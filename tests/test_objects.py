@@ -17,7 +17,7 @@ from pipeline.dataset.config import DatasetConfig
 from pipeline.generate.rejections import advise
 from transforms.annotations import Annotation, Box, write_annotation
 from transforms.codec import encode_png
-from transforms.cutting import Cut, cut_background, cut_image, cut_objects
+from transforms.cutting import Cut, cut_background, cut_objects
 from transforms.filters import Reason, Rules, check_box, check_boxes, choose_boxes
 from transforms.geometry import INTERPOLATIONS, ResizeCrop
 from transforms.segmentation import SEGMENTERS
@@ -246,7 +246,8 @@ def test_a_picture_that_is_too_narrow_to_crop_can_be_padded() -> None:
     def of(rules: Rules) -> Cut:
         segment = SEGMENTERS["box"].segment
         how = {"segment": segment, "seed": 0, "resize": 256, "crop": 224}
-        return cut_image(encode_png(pixels), xml, interpolation="nearest", rules=rules, **how)  # type: ignore[arg-type]
+        (found,) = cut_objects(encode_png(pixels), xml, interpolation="nearest", rules=rules, **how)  # type: ignore[arg-type]
+        return found
 
     assert of(Rules()).reason == Reason.TOO_MANY_PIXELS
     layer = of(Rules(pad=True, min_visible=0.0)).layer

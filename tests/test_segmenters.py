@@ -37,7 +37,7 @@ from pipeline.sources.place import read_place
 from pipeline.storage.store import Store
 from transforms.annotations import Box, parse_annotation
 from transforms.codec import encode_png
-from transforms.cutting import Cut, cut_image
+from transforms.cutting import Cut, cut_objects
 from transforms.filters import Reason
 from transforms.geometry import ResizeCrop
 from transforms.masks import MaskError, bounding_box, read_mask
@@ -222,9 +222,10 @@ def test_further_variants_are_composed_evaluated_and_read_without_their_module(
 
 def cut(image: bytes, xml: bytes | None, mask: bytes | None, segmenter: str = "masks") -> Cut:
     segment = SEGMENTERS[segmenter].segment
-    return cut_image(
+    (found,) = cut_objects(
         image, xml, mask, segment=segment, seed=0, resize=256, crop=224, interpolation="nearest"
     )
+    return found
 
 
 def test_the_box_is_what_only_bg_b_blackens(sample: Path) -> None:

@@ -126,7 +126,8 @@ def tally(grid: Grid, labels: Labels, bg_labels: Labels, num_labels: int) -> Tal
 
 
 def merge(tallies: Iterable[Tally]) -> Tally:
-    """The tally of grids one below the other, on the same backgrounds."""
+    """The tally of grids one below the other, on the same backgrounds. Raises ValueError if there
+    is none."""
     parts = list(tallies)
     return Tally(
         labels=np.concatenate([part.labels for part in parts]),
@@ -154,7 +155,8 @@ def fooled(tallied: Tally, units: Labels | None = None) -> Share:
 
 
 def fooled_by_class(tallied: Tally, label: int) -> Share:
-    """Share of the foregrounds of other classes that any background of a class fools."""
+    """Share of the foregrounds of other classes that any background of a class, in [0, K), fools:
+    the paper's, by class."""
     return Share.of(tallied.fooled_by[tallied.labels != label, label])
 
 
@@ -175,6 +177,9 @@ def strongest(
       bg_labels: (B,) int64.
       label: the class.
       count: at most how many.
+
+    Returns:
+      The strongest first.
     """
     members = np.flatnonzero(bg_labels == label).tolist()
     return sorted(members, key=lambda b: (-tallied.successes[b], bg_keys[b]))[:count]
@@ -193,6 +198,9 @@ def expected_accuracy(
     Returns:
       (k, mean over the foregrounds of C(B - turning, k) / C(B, k)) in rising order of k:
       exact, the hypergeometric chance that none of k distinct backgrounds turns it.
+
+    Raises:
+      ValueError: a number out of range.
 
     >>> expected_accuracy(np.asarray([0, 1]), 4, [1, 4])
     [(1, 0.875), (4, 0.5)]

@@ -205,6 +205,9 @@ def bg_gap(mixed_same: Correct, mixed_rand: Correct, units: list[str]) -> Gap:
         its background of that replicate.
       units: (n,) what each foreground belongs to: its key, or its group.
 
+    Returns:
+      The gap, a fraction in [-1, 1], with what it is made of.
+
     Raises:
       ValueError: no foregrounds, or arrays of different shapes.
     """

@@ -43,10 +43,12 @@ class AnnotatedImage:
 
     @property
     def width(self) -> int:
+        """In native pixels."""
         return int(self.pixels.shape[1])
 
     @property
     def height(self) -> int:
+        """In native pixels."""
         return int(self.pixels.shape[0])
 
     def reject(self, reason: Reason, detail: str) -> Rejection:
@@ -65,7 +67,8 @@ def read_boxes(
       needs_mask: whether the image is of no use without.
 
     Returns:
-      The boxes, those of the mask where there is no annotation, and the mask.
+      The boxes, those of the mask where there is no annotation, and the mask; or why there are
+      none (filter 2).
     """
     if needs_mask and mask is None:
         return Rejection(Reason.MISSING_ANNOTATION, "no mask")
@@ -91,6 +94,9 @@ def read_image(
     Args:
       image: the image file's bytes.
       annotation, mask, needs_mask: as `read_boxes`.
+
+    Returns:
+      The image, or the first reason against it. Nothing in the bytes raises.
     """
     boxes = read_boxes(annotation, mask, needs_mask=needs_mask)
     if isinstance(boxes, Rejection):

@@ -30,15 +30,17 @@ class Box(NamedTuple):
 
     @property
     def width(self) -> int:
+        """xmax - xmin, in pixels; 0 or less where the corners are not in order."""
         return self.xmax - self.xmin
 
     @property
     def height(self) -> int:
+        """ymax - ymin, in pixels; 0 or less where the corners are not in order."""
         return self.ymax - self.ymin
 
     @property
     def area(self) -> int:
-        """Width times height, in pixels; 0 or less for a box that holds nothing."""
+        """Width times height, in pixels; 0 for a box that holds nothing."""
         return self.width * self.height if self.width > 0 and self.height > 0 else 0
 
     def clip(self, width: int, height: int) -> Box:
@@ -87,8 +89,8 @@ def write_annotation(annotation: Annotation | AnnotationError) -> str:
 
 
 def annotation_from(fields: Any) -> Annotation:
-    """An annotation from decoded JSON: `boxes` (xmin, ymin, xmax, ymax each), `wnid`, and
-    perhaps `width` and `height`.
+    """An annotation from decoded JSON: `boxes` (xmin, ymin, xmax, ymax each), and perhaps
+    `wnid`, `width` and `height`. Numbers are rounded to whole pixels.
 
     Raises:
       AnnotationError: it is of another form.
@@ -125,11 +127,12 @@ def parse_annotation(data: bytes) -> Annotation:
       data: the XML file's bytes, or what `write_annotation` made.
 
     Returns:
-      The annotation.
+      The annotation, its numbers rounded to whole pixels. Boxes may reach out of the image, or
+      hold nothing.
 
     Raises:
       AnnotationError: not XML, entity tricks (refused by defusedxml), or no size or
-        corner where one is needed.
+        corner where one is needed, or one that is no number.
     """
     if data.startswith(b"{"):
         try:

@@ -35,7 +35,7 @@ class TooManyPixelsError(ValueError):
 
 
 def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Opens a picture by its header, without decoding it. Raises as `decode_image`."""
+    """Opens a picture by its header, without decoding its pixels. Raises as `decode_image`."""
     try:
         image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:
@@ -72,6 +72,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     Raises:
       UndecodableError: not a picture, truncated or broken.
       TooManyPixelsError: the header announces more than `max_pixels`.
+      MemoryError: the pixels do not fit, which says nothing of the picture.
     """
     image = open_picture(data, max_pixels)
     try:
@@ -100,7 +101,11 @@ def encode_jpeg(image: Pixels, quality: int) -> bytes:
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """Encodes (H, W, 3) uint8 RGB or (H, W) uint8 grey as a PNG, without loss."""
+    """Encodes (H, W, 3) uint8 RGB or (H, W) uint8 grey as a PNG, without loss: `cv2.imencode`.
+
+    Raises:
+      ValueError: OpenCV writes nothing.
+    """
     stored = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
     done, encoded = cv2.imencode(".png", stored)
     if not done:

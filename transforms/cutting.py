@@ -1,4 +1,4 @@
-"""One source image, from bytes to a layer or to the reason why not."""
+"""One source image, from bytes to layers or to the reasons why not."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def check_annotation(
     annotation: bytes | None,
     rules: Rules = Rules(),  # noqa: B008
 ) -> Reason | None:
-    """What `cut_image` would reject for its annotation alone, taking the annotated size for
+    """What `cut_objects` would reject for its annotation alone, taking the annotated size for
     the picture's.
 
     Args:
@@ -98,15 +98,15 @@ def cut_background(
     rules: Rules = Rules(),  # noqa: B008
     number: int = 0,
 ) -> Pixels:
-    """The tiled background of an image that `cut_image` accepts, without segmenting it.
+    """The tiled background of an object that `cut_objects` accepts, without segmenting it.
 
-    Arguments as `cut_image`; `number` says which of its objects, as `Cut` does.
+    Arguments as `cut_objects`; `number` says which object, as `Cut` does.
 
     Returns:
       (crop, crop, 3) uint8, equal to the layer's `only_bg_t`.
 
     Raises:
-      ValueError: the image is not one that `cut_image` accepts.
+      ValueError: the object is not one that `cut_objects` accepts.
     """
     pixels = decode_image(image)
     height, width = pixels.shape[:2]
@@ -123,47 +123,6 @@ def cut_background(
     return transform.image(tiled, interpolation)
 
 
-def cut_image(
-    image: bytes,
-    annotation: bytes | None,
-    mask: bytes | None = None,
-    *,
-    segment: SegmentFunction | None,
-    seed: int,
-    resize: int,
-    crop: int,
-    interpolation: str,
-    rules: Rules = Rules(),  # noqa: B008
-) -> Cut:
-    """Filters, segments and cuts one image.
-
-    Args:
-      image: the image file's bytes.
-      annotation: the annotation file's bytes, None if there is no file.
-      mask: the mask's bytes, as `read_mask` takes them, None if there is none. Without an
-        annotation its bounding box serves as the box.
-      segment: the segmenter; None if the mask is the foreground.
-      seed: handed to it.
-      resize, crop, interpolation: as `make_layer`.
-      rules: the paper's by default; not `each`, which `cut_objects` is for.
-
-    Returns:
-      The layer, or the first reason in protocol order. Nothing in the bytes raises.
-    """
-    (cut,) = cut_objects(
-        image,
-        annotation,
-        mask,
-        segment=segment,
-        seed=seed,
-        resize=resize,
-        crop=crop,
-        interpolation=interpolation,
-        rules=rules,
-    )
-    return cut
-
-
 def cut_objects(
     image: bytes,
     annotation: bytes | None,
@@ -177,18 +136,30 @@ def cut_objects(
     rules: Rules = Rules(),  # noqa: B008
     only: int = 0,
 ) -> Iterator[Cut]:
-    """Filters, segments and cuts the objects of an image, one after the other.
+    """Filters, segments and cuts the objects of an image, one after the other: by the paper's
+    rules, the only one.
 
-    The others stay in the background of each.
+    Where there are several, the others stay in the background of each.
 
     Args:
-      image, annotation, mask, segment, seed, resize, crop, interpolation: as `cut_image`.
+      image: the image file's bytes.
+      annotation: the annotation file's bytes, None if there is no file.
+      mask: the mask's bytes, as `read_mask` takes them, None if there is none. Without an
+        annotation its bounding box serves as the box.
+      segment: the segmenter; None if the mask is the foreground.
+      seed: handed to it.
+      resize, crop, interpolation: as `make_layer`.
       rules: the paper's by default.
       only: the number of the object to cut, 0 for all.
 
     Yields:
-      A `Cut` for each box where `rules.objects` is `each`, unless the image is rejected as a
-      whole; else one.
+      A `Cut`, with the layer or the first reason in protocol order, for each box where
+      `rules.objects` is `each`, unless the image is rejected as a whole; else one. Nothing in
+      the bytes raises.
+
+    Raises:
+      ValueError, KeyError: as `make_layer`, for what the arguments ask.
+      MemoryError: a picture does not fit.
     """
     decoded = read_image(image, annotation, mask, needs_mask=segment is None)
     if isinstance(decoded, Rejection):

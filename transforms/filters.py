@@ -161,5 +161,9 @@ def check_boxes(
 
 
 def mask_over_box(mask: Mask, box: Box) -> float:
-    """Foreground pixels of a (H, W) bool mask over the box's width times height."""
+    """Foreground pixels of a (H, W) bool mask over the box's width times height.
+
+    Above 1 where the mask reaches out of the box, as one that is given may. Raises
+    ZeroDivisionError for a box that holds nothing.
+    """
     return float(mask.sum()) / box.area

@@ -28,6 +28,7 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+"""Pillow's, by name."""
 
 
 class OutputBox(NamedTuple):
@@ -123,6 +124,9 @@ class ResizeCrop:
 
         Returns:
           (crop, crop, 3) uint8.
+
+        Raises:
+          KeyError: an unknown interpolation.
         """
         if interpolation == "nearest":
             return self._nearest(image)

@@ -35,6 +35,9 @@ def wilson(correct: int, n: int, confidence: float = CONFIDENCE) -> tuple[float,
     Returns:
       (low, high), fractions in [0, 1]; (0, 1) for no trials.
 
+    Raises:
+      ValueError: more successes than trials, or fewer than none.
+
     >>> [round(bound, 4) for bound in wilson(149, 151)]
     [0.953, 0.9964]
     """
@@ -70,6 +73,9 @@ def wilson_of_units(
 
     Returns:
       (low, high), fractions in [0, 1]; (0, 1) for no units.
+
+    Raises:
+      ValueError: a unit without trials, or with more successes than trials.
     """
     if not np.all((correct >= 0) & (correct <= n) & (n > 0)):
         raise ValueError("each unit needs trials, and no more successes than trials")
@@ -100,7 +106,7 @@ def wilson_of_groups(
       confidence: in (0, 1).
 
     Returns:
-      (low, high), fractions in [0, 1].
+      (low, high), fractions in [0, 1]; (0, 1) for no images.
     """
     if units is None:
         return wilson(int(correct.sum()), len(correct), confidence)

@@ -63,6 +63,7 @@ def make_layer(
     Raises:
       NoTileError: the box leaves no background to tile with.
       ValueError: the crop is larger than the resize.
+      KeyError: an unknown interpolation.
     """
     height, width = image.shape[:2]
     transform = ResizeCrop.of(

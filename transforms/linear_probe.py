@@ -1,5 +1,6 @@
 """A linear probe: multinomial logistic regression on features that stay as they are.
 
+It is a classifier to evaluate; `probe`, which is refitted in each fold, only measures.
 The penalised likelihood is convex, so what is found does not depend on where the search begins,
 and there is nothing to draw: the same features give the same probe.
 
@@ -48,7 +49,7 @@ class LinearProbe:
     penalty: float
 
     def logits(self, features: NDArray[np.floating]) -> Floats:
-        """(n, classes) of (n, features)."""
+        """(n, classes) float64 of (n, features) numbers."""
         found: Floats = np.asarray(features, np.float64) @ self.weight.T + self.bias
         return found
 
@@ -66,6 +67,9 @@ def fit_probe(
       labels: (n,) int64 in [0, num_classes).
       num_classes: outputs. One without images is never the answer.
       penalty: of half the squared weights, against the mean loss of an image; biases are free.
+
+    Returns:
+      The probe, for features as they are given here.
 
     Raises:
       ValueError: no images, or labels out of range.

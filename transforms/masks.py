@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,13 @@ class MaskError(ValueError):
     """Bytes that are no mask."""
 
 
+class RunLengths(TypedDict):
+    """A mask as pycocotools holds it: `size` is (height, width), `counts` compressed."""
+
+    size: list[int]
+    counts: bytes
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class GivenMask:
     """A mask that comes with an image.
@@ -40,7 +47,7 @@ class GivenMask:
 
     mask: Mask
     boxes: tuple[Box, ...]
-    objects: tuple[Any, ...] = ()
+    objects: tuple[RunLengths, ...] = ()
 
     def of_box(self, position: int, boxes: Sequence[Box]) -> Mask:
         """The foreground of one of several boxes.
@@ -74,8 +81,13 @@ def read_mask(data: bytes) -> GivenMask:
         foreground is all that is neither 0 nor `IGNORED`; of three, R + 256 G is that number,
         as in ImageNet-S.
 
+    Returns:
+      The mask, of the size that the bytes say.
+
     Raises:
       MaskError: neither of the two, broken, or too large.
+      ImportError: COCO's form without pycocotools.
+      MemoryError: it does not fit, which says nothing of the mask.
     """
     if data.lstrip()[:1] == b"{":
         return _read_coco(data)
@@ -138,14 +150,14 @@ def _read_coco(data: bytes) -> GivenMask:
     return GivenMask(mask, tuple(boxes), objects)
 
 
-def _encoded(segmentation: Any, height: int, width: int) -> Any:
+def _encoded(segmentation: Any, height: int, width: int) -> RunLengths:
     """A COCO segmentation as compressed run lengths."""
     from pycocotools import mask as coco
 
     if isinstance(segmentation, list):
         for polygon in segmentation:
             _check_polygon(polygon, height, width)
-        encoded = coco.merge(coco.frPyObjects(segmentation, height, width))
+        encoded: RunLengths = coco.merge(coco.frPyObjects(segmentation, height, width))
     else:
         if list(segmentation["size"]) != [height, width]:
             raise MaskError(f"run lengths of size {segmentation['size']}, not {height}, {width}")
@@ -159,7 +171,7 @@ def _encoded(segmentation: Any, height: int, width: int) -> Any:
     return encoded
 
 
-def _mask_of(encoded: Any) -> Mask:
+def _mask_of(encoded: RunLengths) -> Mask:
     """Compressed run lengths as (H, W) bool."""
     from pycocotools import mask as coco
 
@@ -167,7 +179,7 @@ def _mask_of(encoded: Any) -> Mask:
     return decoded.astype(np.bool_)
 
 
-def _box_of(encoded: Any) -> Box | None:
+def _box_of(encoded: RunLengths) -> Box | None:
     return bounding_box(_mask_of(encoded))
 
 

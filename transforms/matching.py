@@ -132,6 +132,9 @@ class Match:
 def decide(differences: Sequence[float]) -> Match:
     """Picks the best of candidates; sure only if it is near, and no other nearly as near.
 
+    Args:
+      differences: of `compare`, one at least; of equal ones the first is the best.
+
     >>> decide([20.0, 0.5, 9.0]).is_sure, decide([0.5, 0.5]).is_sure
     (True, False)
     """

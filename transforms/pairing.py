@@ -10,6 +10,10 @@ costs a binary search.
 Images of one group share a scene, so none of them is another's background. A place on the
 ring that holds a foreground's own group is passed over in one step, to the next place of
 another group: the draw is that on a ring without the group.
+
+Source of the variants: paper section 2, which draws from the same class, a random one or the
+next. Whether a random class may be the own one, and a background the image's own, it does not
+say: both are arguments.
 """
 
 from __future__ import annotations
@@ -96,7 +100,7 @@ class Pool:
 
 
 def ring_places(keys: Sequence[str], seed: int) -> UInt64Array:
-    """Places of backgrounds on the hash ring, (n,) uint64."""
+    """Places of backgrounds on the hash ring, (n,) uint64 of (n,) keys."""
     return keyed_hashes(seed, "background", keys)
 
 
@@ -163,6 +167,9 @@ def draw_scenes(
 
     Returns:
       (m,) positions among the scenes, `NO_PARTNER` if there are none; as stable as `pair`.
+
+    Raises:
+      ValueError: a scene's key occurs twice.
     """
     pool = Pool.of(scenes, np.zeros(len(scenes), np.int64), seed=seed)
     stream = f"{variant}_r{replicate}" if replicate else variant

@@ -2,6 +2,7 @@
 
 On pictures of backgrounds alone, it bounds what a gap between backgrounds can show: where
 backgrounds do not tell the class, a model that relies on them loses nothing by another one.
+For probes that are trained once and then evaluated as models, see `linear_probe`.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def cross_validated(
       folds: (n,) of at least two values.
 
     Returns:
-      (n,) int64 classes.
+      (n,) int64 classes, in [0, max(labels)].
     """
     indicators = np.eye(int(labels.max()) + 1)[labels]
     predicted = np.empty(len(labels), np.int64)

@@ -57,6 +57,9 @@ def argmax_then_map(logits: Logits, labels: Labels, output_labels: Labels) -> Sc
       logits: (n, k) float32.
       labels: (n,) int64 true superclass labels.
       output_labels: (k,) int64 superclass of each output, `OUTSIDE` for none.
+
+    Returns:
+      For each row; of equal logits the first output wins.
     """
     return _score(logits, labels, output_labels, np.arange(logits.shape[1]))
 
@@ -64,7 +67,8 @@ def argmax_then_map(logits: Logits, labels: Labels, output_labels: Labels) -> Sc
 def mapped_only(logits: Logits, labels: Labels, output_labels: Labels) -> Scores:
     """The best of the outputs that have a superclass (of ImageNet's 1000, 370 in ImageNet-9).
 
-    Arguments as `argmax_then_map`; probabilities are over those outputs alone.
+    Arguments and result as of `argmax_then_map`, but probabilities are over those outputs alone.
+    Raises ValueError if there are none.
     """
     return _score(logits, labels, output_labels, np.flatnonzero(output_labels != OUTSIDE))
 

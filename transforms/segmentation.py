@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -82,7 +82,7 @@ class Segmenter:
     name: str
     method: str
     version: int
-    parameters: dict[str, Any]
+    parameters: dict[str, object]
     segment: SegmentFunction | None
     prepare: Callable[[Callable[[], None]], None] = _nothing
 
@@ -103,6 +103,10 @@ def segment_cv2(image: Pixels, box: Box, seed: int) -> Segmentation:
     Rectangle (xmin, ymin, width, height), 5 iterations, GC_INIT_WITH_RECT; foreground is
     GC_FGD and GC_PR_FGD. OpenCV's generator belongs to the thread and carries over from
     call to call, so it is seeded before every picture: `cv2.setRNGSeed(seed)`.
+
+    Raises:
+      SegmentationError: OpenCV refuses the picture.
+      MemoryError: it does not fit, which says nothing of the picture.
     """
     height, width = image.shape[:2]
     labels = np.zeros((height, width), np.uint8)
@@ -129,7 +133,7 @@ def segment_cv2(image: Pixels, box: Box, seed: int) -> Segmentation:
 def segment_grabcut(image: Pixels, box: Box, seed: int) -> Segmentation:
     """The same masks as `segment_cv2`, an order of magnitude sooner: `transforms.grabcut`.
 
-    OpenCV serves where those kernels cannot.
+    OpenCV serves where those kernels cannot. Raises as `segment_cv2`.
     """
     try:
         labels = grabcut.grabcut(image, _rectangle(box), iterations=GRABCUT_ITERATIONS, seed=seed)

@@ -125,6 +125,9 @@ def select(keys: Sequence[str], labels: Labels, *, per_class: str, seed: int) ->
 
     Returns:
       (n,) bool, True for the selected images.
+
+    Raises:
+      ValueError: `per_class` is none of these.
     """
     if per_class == "all" or not len(keys):
         return np.ones(len(keys), np.bool_)

@@ -100,7 +100,7 @@ class Taxonomy:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Taxonomy:
-        """The inverse of `to_json`; lists stand for tuples."""
+        """The inverse of `to_json`; lists stand for tuples. Raises TypeError for other fields."""
         return cls(**{name: tuple(values) for name, values in fields.items()})
 
     def label_of_output(self) -> NDArray[np.int64]:
@@ -110,7 +110,8 @@ class Taxonomy:
 
 @functools.cache
 def imagenet9() -> Taxonomy:
-    """The ImageNet-9 taxonomy over ImageNet's 1000 classes, from the packaged table."""
+    """The ImageNet-9 taxonomy over ImageNet's 1000 classes, from the packaged table; labels of
+    370 are 0 to 8, in order of `IN9_NAMES`."""
     table = resources.files("transforms") / "data" / "classes.csv"
     rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
     if [int(row["index"]) for row in rows] != list(range(1000)):

@@ -1,5 +1,7 @@
 """The eight ImageNet-9 variants, the mask, and others, as pure functions of layers.
 
+Pictures are (S, S, 3) uint8 RGB, of the layer's size. Source: paper section 2.
+
 To add a variant, write its function and list it in `VARIANTS`. One that lies elsewhere has no
 place there, but a specification, `python:MODULE:FUNCTION@VERSION`
 (`pipeline.generate.own_variants`).
@@ -22,14 +24,14 @@ Image = NDArray[np.uint8]
 
 
 def composite(foreground: Pixels, mask: Mask, background: Pixels) -> Pixels:
-    """Puts a foreground on a background along a mask.
+    """Puts foregrounds on backgrounds along masks.
 
     Args:
-      foreground, background: (S, S, 3) uint8.
-      mask: (S, S) bool, True where the foreground shows.
+      foreground, background: (..., S, S, 3) uint8.
+      mask: (..., S, S) bool, True where the foreground shows.
 
     Returns:
-      (S, S, 3) uint8. Truly black foreground pixels stay: the authors' script keys on
+      (..., S, S, 3) uint8. Truly black foreground pixels stay: the authors' script keys on
       black instead of the mask and loses them.
     """
     return np.where(mask[..., np.newaxis], foreground, background)
@@ -188,7 +190,11 @@ def base_of(name: str) -> str:
 
 
 def split_replicate(name: str) -> tuple[str, int]:
-    """The variant and the number of the replicate that a name says: 0 for the first."""
+    """The variant and the number of the replicate that a name says: 0 for the first.
+
+    >>> split_replicate("mixed_rand_r2"), split_replicate("original")
+    (('mixed_rand', 2), ('original', 0))
+    """
     found = _REPLICATE.fullmatch(name)
     return (found[1], int(found[2])) if found else (name, 0)
 

@@ -51,6 +51,10 @@ def crop_whole(
 
     Returns:
       The picture, or the reason why there is none. Nothing in the bytes raises.
+
+    Raises:
+      ValueError: the crop is larger than the resize.
+      KeyError: an unknown interpolation.
     """
     try:
         pixels = decode_image(image)

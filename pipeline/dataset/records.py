@@ -170,7 +170,7 @@ class Staging:
         return f"{self.folder}/{path}"
 
     def digest_of(self, current: str, final: str, samples: int | None) -> FileDigest:
-        """Digest of a file that lies at `current`, under its final path."""
+        """Digest of a file that lies at `current`, under its final path. Raises OSError."""
         size = self.store.size(current)
         if size is None:
             raise FileNotFoundError(f"{current} has gone")

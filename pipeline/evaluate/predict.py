@@ -143,6 +143,9 @@ class Predictor:
 
         Returns:
           (n, outputs) float32 logits, on `device`.
+
+        Raises:
+          ModelError: it fails, gives another shape, or has no memory for a single picture.
         """
         try:
             return self.forward_once(pictures)
@@ -158,8 +161,8 @@ class Predictor:
         return torch.cat([self.forward(pictures[:half]), self.forward(pictures[half:])])
 
     def forward_once(self, pictures: torch.Tensor) -> torch.Tensor:
-        """As `forward`, but always in one piece. Raises whatever says that memory does not
-        suffice."""
+        """As `forward`, but always in one piece. Raises, beside its ModelError, whatever says that
+        memory does not suffice."""
         mixed = (
             torch.autocast(self.device.type, torch.bfloat16)
             if self._config.precision == "bf16"

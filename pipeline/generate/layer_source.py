@@ -105,6 +105,10 @@ class LayerSource:
 
         Yields:
           (row, its layer, background by mixed variant), in the order of the rows.
+
+        Raises:
+          JobError: what is cut again gives another layer than it did.
+          OSError: a file cannot be read.
         """
         for row, parts in read_ahead(self._read, rows, REQUESTS_IN_FLIGHT * self._store.is_remote):
             yield row, self._layer(row, parts.layer), parts.backgrounds
@@ -139,7 +143,8 @@ class LayerSource:
     def whole(
         self, rows: Iterable[dict[str, Any]]
     ) -> Generator[tuple[dict[str, Any], Pixels], None, None]:
-        """Selected images that are not cut apart: (row, picture), in the order of the rows."""
+        """Selected images that are not cut apart: (row, picture), in the order of the rows.
+        Raises as `layers`."""
 
         def read(row: dict[str, Any]) -> tuple[dict[str, Any], SourceBytes]:
             planned = self._planned(self._place(row))
@@ -165,7 +170,7 @@ class LayerSource:
         )
 
     def tiled(self, read: Encoded) -> Pixels:
-        """A background, of what `layers` gives."""
+        """A background, (S, S, 3) uint8 RGB, of what `layers` gives."""
         if isinstance(read, np.ndarray):
             return read
         if isinstance(read, bytes):

@@ -26,7 +26,7 @@ def versioned(entries: Iterable[str]) -> tuple[str, ...]:
     """Entries of `--variants` with the version of each function.
 
     Raises:
-      UsageError: there is no such function.
+      UsageError: there is no such function, or its name or version will not do.
     """
     found = []
     for entry in entries:

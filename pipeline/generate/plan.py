@@ -136,7 +136,7 @@ class Plan:
         return cls(table=table, keys=SortedKeys(keys), pool=pool, rows=rows, config=config)
 
     def place(self, key: str) -> int:
-        """Position in `table` of an accepted key."""
+        """Position in `table` of an accepted key. Raises JobError if it is none."""
         place = self.keys.find(key)
         if place is None:
             raise JobError(f"{key} is accepted and not in the plan: this is a bug")

@@ -11,7 +11,7 @@ from pipeline.storage.files import files_of, is_remote, missing
 
 
 def identity_of(path: str) -> str | None:
-    """Identity of a file's content, None where its parts are to be hashed."""
+    """Identity of a file's content, None where its parts are to be hashed. Raises OSError."""
     if not is_remote(path):
         return None
     info = files_of(path).info(path)

@@ -119,7 +119,8 @@ def read_place(place: str) -> bytes:
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
-    """Opens a Parquet file for reading little of it at a time."""
+    """Opens a Parquet file for reading little of it at a time. Raises OSError if it cannot be read,
+    pyarrow's ArrowException if it is none."""
     source = files_of(path).open(path) if is_remote(path) else path
     return pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False)
 

@@ -83,7 +83,7 @@ def read_rows(path: str, flag: str) -> Iterator[Row]:
 
 def column_names(path: str, flag: str) -> tuple[str, ...]:
     """Names of the columns, by the head of the table alone where it has one; otherwise of its
-    first row."""
+    first row. Arguments and errors as `read_rows`."""
     if path.lower().endswith(".parquet"):
         try:
             with open_parquet(path) as file:
@@ -134,7 +134,7 @@ def _parquet(path: str, flag: str) -> Iterator[Row]:
 
 
 def read_json(path: str, flag: str) -> Any:
-    """The content of a JSON file. Raises UsageError if it is none."""
+    """The content of a JSON file. Raises UsageError if it is none, OSError if it cannot be read."""
     try:
         return json.loads(_text(path, flag))
     except (ValueError, RecursionError) as error:

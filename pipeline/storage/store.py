@@ -86,7 +86,8 @@ class HashingFile:
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-    """A dataset folder. All paths are relative to it, with forward slashes.
+    """A dataset folder. All paths are relative to it, with forward slashes. What cannot be read or
+    written raises OSError.
 
     Attributes:
       root: absolute path of the folder, here or in object storage.

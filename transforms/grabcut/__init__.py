@@ -7,7 +7,9 @@
     mixtures       Gaussians from moments
     likelihoods    pixels' components and pulls                (vector_math: exp and log)
     smoothness     links between pixels
-    max_flow       the minimum cut                             (lanes: eight neighbours at once)
+    max_flow       the minimum cut
+    forest         what it is found with                       (lanes: eight neighbours at once)
+    repair         of the forest, between sweeps
 
 numba is imported, and the modules from `segment` on with it, when they are first needed.
 """

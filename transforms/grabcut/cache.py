@@ -102,7 +102,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def mark_complete(folder: Path) -> None:
-    """States that all kernels have been compiled into a folder."""
+    """States that all kernels have been compiled into a folder. Raises OSError."""
     (folder / _COMPLETE).touch()
 
 
@@ -137,7 +137,11 @@ def code_folder() -> Path:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of a folder that can be written; waits for whoever has it."""
+    """Holds the lock of a folder that can be written; waits for whoever has it.
+
+    Raises:
+      OSError: its file cannot be opened, or the file system knows no locks.
+    """
     with (folder / _LOCK).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -11,7 +11,8 @@ That differs from OpenCV where its densities underflow. Whatever the covariance,
 normal numbers if the greatest exponent is within +-690, and 0 if it is below -780: then
 OpenCV's component is the first, and the logarithm of the density minus infinity, which is
 an arc to the source (or sink) that cannot be filled; if both are, it comes out as one to
-the source. The few samples in between are computed once more, as OpenCV does it.
+the source. The few samples in between are computed once more, as OpenCV does it. Source:
+OpenCV, imgproc/grabcut.cpp (`GMM::whichComponent`, `GMM::operator()`, `constructGCGraph`).
 """
 
 from __future__ import annotations
@@ -231,7 +232,7 @@ def weigh(
       scale: units of a pull of 1.
       background_components, foreground_components: (n,) uint8. Written.
       pulls: (n,) int32, log density in the foreground's mixture minus that in the
-        background's, in units, at most +-PULL_LIMIT * scale. Written.
+        background's, in units, within +-PULL_LIMIT * scale. Written.
     """
     colors = np.empty((3, _BLOCK))
     exponents = np.empty((COMPONENTS, _BLOCK))

@@ -4,7 +4,8 @@ Moments of colours are exact integers, so it does not matter in which order samp
 added, and a sample that changes its component is simply moved. From there on, the
 covariance, its determinant and its inverse are computed with OpenCV's operations in
 OpenCV's order: for grey pictures the covariance is singular but for its rounding errors,
-and what comes out is decided by them. Source: OpenCV, imgproc/grabcut.cpp.
+and what comes out is decided by them. Source: OpenCV, imgproc/grabcut.cpp
+(`GMM::endLearning`, `GMM::calcInverseCovAndDeterm`).
 """
 
 from __future__ import annotations

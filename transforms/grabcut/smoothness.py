@@ -4,7 +4,8 @@ A link weighs 50 * exp(-beta * |difference|^2), by sqrt(2) less on a diagonal, w
 is half the inverse of the mean squared difference in the whole picture. Only the links of
 the pixels in the rectangle are needed. A pixel outside is background for certain: its arc
 to the sink weighs 450, more than its links can together (341.4), so it ends on the sink's
-side whatever happens, and links to it are arcs to the sink.
+side whatever happens, and links to it are arcs to the sink. Source: OpenCV,
+imgproc/grabcut.cpp (`calcBeta`, `calcNWeights`).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def _squared(planes: _Bytes, y: int, x: int, y2: int, x2: int, i: int) -> Intege
 
 @entry("float64(uint8[:,:,::1])")
 def measure_contrast(planes: _Bytes) -> float:
-    """Beta of a (3, H, W) uint8 picture; 0 for one of a single colour."""
+    """Beta of a (3, H, W) uint8 picture, per squared level; 0 for one of a single colour."""
     height, width = planes.shape[1:]
     total: Integer = 0
     for y in range(height):

@@ -1,0 +1,186 @@
+"""The forest that `max_flow` grows on a grid: its arrays, its roots, and how it grows.
+
+A node's place in it is its level and the direction of its parent. Lists of nodes are chains
+through arrays: the first node of each level, and the next of each node.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transforms.grabcut.compilation import Integer, helper
+from transforms.grabcut.lanes import lowest_bit, neighbours_equal, neighbours_pointing_here
+
+FREE = np.uint16(65535)
+"""Level of the nodes outside the forest. The padding of the grid has level 0."""
+DEEPEST = 65533
+"""Highest level that can be told from `FREE`, with one to spare."""
+
+# In the plane of parents, where 0 to 7 are directions.
+NO_PARENT = np.uint8(8)
+ROOT = np.uint8(9)
+ORPHAN = np.uint8(10)
+
+Bytes = NDArray[np.uint8]
+Ints = NDArray[np.int32]
+
+
+class Grid(NamedTuple):
+    """The graph and its forest; flat arrays over the nodes of the padded grid.
+
+    Attributes:
+      residual: (8 * nodes,) int32, of the arcs of each node in the order of `lanes`.
+      excess: (nodes,) int32, negative for a deficit.
+      level: (nodes + SLACK,) uint16; 0 in the padding.
+      parent: (nodes + SLACK,) uint8, a direction (see `lanes`) or one of the constants above.
+      steps: (8,) int64, from a node to its neighbours.
+      stride: nodes in a row.
+    """
+
+    residual: Ints
+    excess: Ints
+    level: NDArray[np.uint16]
+    parent: Bytes
+    steps: NDArray[np.int64]
+    stride: int
+
+
+class Queues(NamedTuple):
+    """Lists of nodes by level: the first node of each level, and the next of each node.
+
+    Both are int32, of (deepest + 2,) levels and of (nodes,); -1 ends a list.
+
+    Attributes:
+      active, active_next: nodes of the forest with excess.
+      orphan, orphan_next: nodes that have lost their parents. One that has found another
+        meanwhile, or was raised, stays in its list.
+      is_listed: (nodes,) uint8, whether a node is in a list of orphans.
+    """
+
+    active: Ints
+    active_next: Ints
+    orphan: Ints
+    orphan_next: Ints
+    is_listed: Bytes
+
+
+@helper
+def put(first: Ints, following: Ints, node: Integer, level: Integer) -> None:
+    """Puts a node into the list of a level."""
+    following[node] = first[level]
+    first[level] = node
+
+
+@helper
+def plant(grid: Grid, height: int, width: int, roots: Ints) -> int:
+    """Begins a forest of roots alone; returns how many are written to `roots`."""
+    _, excess, level_of, parent, _, stride = grid
+    count = 0
+    for y in range(1, height + 1):
+        for node in range(y * stride + 1, y * stride + 1 + width):
+            if excess[node] < 0:
+                level_of[node] = 1
+                parent[node] = ROOT
+                roots[count] = node
+                count += 1
+            else:
+                level_of[node] = FREE
+                parent[node] = NO_PARENT
+    return count
+
+
+@helper
+def nodes_at(grid: Grid, depth: int, found: Ints) -> int:
+    """Writes the nodes of a level to `found`; returns how many there are."""
+    level_of, count = grid.level, 0
+    for node in range(len(grid.excess)):
+        if level_of[node] == depth:
+            found[count] = node
+            count += 1
+    return count
+
+
+@helper
+def adopt_free(
+    residual: Ints,
+    level_of: NDArray[np.uint16],
+    parent: Bytes,
+    steps: NDArray[np.int64],
+    stride: int,
+    node: Integer,
+    level: Integer,
+    found: Ints,
+    count: int,
+) -> int:
+    """Makes the free neighbours that can send flow to a node of this level its children.
+
+    Appends them to the `count` nodes that have been found, and returns the new count.
+    """
+    neighbours = neighbours_equal(level_of, node, stride, FREE)
+    while neighbours:
+        k = lowest_bit(neighbours)
+        neighbours &= neighbours - np.uint64(1)
+        child = node + steps[k]
+        if residual[child * 8 + 7 - k]:
+            level_of[child] = level + 1
+            parent[child] = 7 - k
+            found[count] = child
+            count += 1
+    return count
+
+
+@helper
+def grow(
+    grid: Grid, queues: Queues, depth: int, leaves: Ints, count: int, found: Ints
+) -> tuple[int, bool]:
+    """Adds a level to the forest.
+
+    Args:
+      grid, queues: changed.
+      depth: the forest's highest level.
+      leaves: the nodes of that level are among the first `count` of these.
+      found: the nodes of the new level are written here.
+
+    Returns:
+      How many nodes there are in the new level, and whether any of them is active.
+    """
+    residual, excess, level_of, parent, steps, stride = grid
+    active, active_next, _, _, _ = queues
+    added = 0
+    for i in range(count):
+        leaf = np.int64(leaves[i])
+        if level_of[leaf] == depth:
+            added = adopt_free(residual, level_of, parent, steps, stride, leaf, depth, found, added)
+    any_active = False
+    for i in range(added):
+        node = np.int64(found[i])
+        if excess[node] > 0:
+            put(active, active_next, node, depth + 1)
+            any_active = True
+    return added, any_active
+
+
+@helper
+def orphan_children(
+    parent: Bytes,
+    steps: NDArray[np.int64],
+    stride: int,
+    orphan: Ints,
+    orphan_next: Ints,
+    is_listed: Bytes,
+    node: Integer,
+    level: Integer,
+) -> None:
+    """Orphans the children of a node of this level."""
+    children = neighbours_pointing_here(parent, node, stride)
+    while children:
+        k = lowest_bit(children)
+        children &= children - np.uint64(1)
+        child = node + steps[k]
+        parent[child] = ORPHAN
+        if not is_listed[child]:
+            is_listed[child] = 1
+            put(orphan, orphan_next, child, level + 1)
