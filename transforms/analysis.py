@@ -1,7 +1,7 @@
 """What predictions say of a model: classes, kinds of images, groups, sizes, BG-Gap.
 
 Everything is counted from labels and predictions of the same images in the same order.
-Source: paper sections 3 and 5 and appendix (per-image decomposition).
+Source: paper sections 3 and 4 and appendix (per-image decomposition).
 """
 
 from __future__ import annotations

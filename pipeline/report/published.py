@@ -119,7 +119,7 @@ CHALLENGE = {"ResNet-50": 0.223, "ResNet-50 (IN-9L)": 0.120}
 """Challenge accuracy on the full grid (README)."""
 
 FOOLED = 0.875
-"""Foregrounds of ResNet-50 that a background of another class turns into its own (blog)."""
+"""Foregrounds of ResNet-50 that a background of another class turns into its own (paper, blog)."""
 
 FOOLED_BY_CLASS = (0.6177, 0.6422, 0.6747, 0.5494, 0.5311, 0.6655, 0.7319, 0.6383, 0.6969)
 """By label: other-class foregrounds fooled by any background of the class (paper, IN-9L
