@@ -11,7 +11,7 @@ import sys
 import threading
 from typing import NoReturn
 
-from pipeline.command_line.flags import build_parser
+from pipeline.command_line.parser import build_parser
 from pipeline.errors import JobError, UsageError
 from pipeline.memory import keep_freed_memory
 from pipeline.storage.lock import release_all

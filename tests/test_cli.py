@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import main
-from pipeline.command_line.flags import COMMANDS
+from pipeline.command_line.parser import COMMANDS
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -15,10 +15,10 @@ from apache_beam.options.pipeline_options import DirectOptions
 
 from pipeline.changes import describe_changes_of
 from pipeline.command_line.fail_if import Condition, judge, parse_conditions
-from pipeline.command_line.flags import COMMANDS
 from pipeline.command_line.job_flags import job_from_flags, remember_input
 from pipeline.command_line.last_run import Ending, say_summary
 from pipeline.command_line.main_job import MainJob
+from pipeline.command_line.parser import flags_of
 from pipeline.command_line.terminal import accuracy_table, describe_dataset
 from pipeline.command_line.versions import (
     describe_versions,
@@ -73,7 +73,7 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
       UsageError: wrong usage or unreadable input.
       JobError: the job failed.
     """
-    own = _own_flags(arguments.command)
+    own = sorted(flags_of(arguments.command)._option_string_actions)
     check_unknown(rest, own)
     # Not argparse's business: it would name what is missing before what is misspelt.
     for flag in ("output", "dataset"):
@@ -114,13 +114,6 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     if getattr(arguments, "dry_run", False):
         return _dry_run(arguments, rest)
     return _run(arguments, rest)
-
-
-def _own_flags(command: str) -> list[str]:
-    parser = argparse.ArgumentParser(add_help=False)
-    for add in COMMANDS[command][2]:
-        add(parser)
-    return sorted(parser._option_string_actions)
 
 
 def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
