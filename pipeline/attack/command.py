@@ -13,7 +13,6 @@ from pipeline.attack.tables import write_attack_tables
 from pipeline.command_line.evaluation_flags import evaluation_from_flags
 from pipeline.command_line.last_run import say_summary
 from pipeline.command_line.stage_command import run_stage
-from pipeline.command_line.terminal import aligned, interval
 from pipeline.command_line.versions import page_folder, results_store
 from pipeline.dataflow.submission import flags_of_workers, submission_from_flags
 from pipeline.dataset.config import DatasetConfig
@@ -22,6 +21,7 @@ from pipeline.errors import UsageError
 from pipeline.report import REPORT
 from pipeline.results.failures import say_failures
 from pipeline.results.files import display_name
+from pipeline.results.text_tables import aligned, interval
 from pipeline.runner.run import pipeline_options
 from pipeline.storage.lock import TABLES_LOCK, held
 from pipeline.storage.store import Store

@@ -10,11 +10,11 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.command_line.last_run import End, Ending
 from pipeline.command_line.terminal import describe_dataset
-from pipeline.command_line.versions import Publish
+from pipeline.command_line.version_steps import Publish
 from pipeline.dataflow.submission import Submission
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import Versions
-from pipeline.report import WriteReport
+from pipeline.report.stage import WriteReport
 from pipeline.runner.progress import Progress
 from pipeline.runner.run import run_pipeline
 
