@@ -11,7 +11,8 @@ import sys
 import threading
 from typing import NoReturn
 
-from pipeline.command_line.flags import build_parser
+from pipeline.command_line.commands import run_command
+from pipeline.command_line.parser import build_parser
 from pipeline.errors import JobError, UsageError
 from pipeline.memory import keep_freed_memory
 from pipeline.storage.lock import release_all
@@ -76,14 +77,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         # another must not spin meanwhile. Half of a step's time is lost to that, or more.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.WARNING, format="in9: %(levelname)s: %(message)s")
-    # Beam announces at import which of its optional parts are not installed.
-    logging.disable(logging.WARNING)
-    from pipeline.command_line import (
-        commands,  # After parsing: --help should not wait for Beam and torch.
-    )
-
-    logging.disable(logging.NOTSET)
-    return commands.run_command(arguments, rest)
+    return run_command(arguments, rest)
 
 
 def _leave(what: str, error: object, code: int) -> int:

@@ -60,7 +60,7 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 
 
 def _serve(connection: socket.socket) -> None:
-    import pipeline.command_line.commands  # What every command waits for.
+    import pipeline.command_line.main_command  # What most commands wait for.
     import pipeline.evaluate.stage  # noqa: F401
 
     while True:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.cli import main
-from pipeline.command_line.flags import COMMANDS
+from pipeline.command_line.commands import WITH_BEAM, WITHOUT_BEAM
+from pipeline.command_line.parser import COMMANDS
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -123,3 +127,30 @@ def test_help_fits_two_screens_and_gives_an_example(
     text = capsys.readouterr().out
     assert text.count("\n") <= 62
     assert f"Example: in9 {command}" in text
+
+
+def test_every_command_is_with_beam_or_without() -> None:
+    assert sorted((*WITH_BEAM, *WITHOUT_BEAM)) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["report", "verify"])
+def test_readers_wait_for_neither_beam_nor_torch(
+    sample_run: Path, tmp_path: Path, command: str
+) -> None:
+    shutil.copytree(sample_run, tmp_path / "out")
+    # So that the page is made.
+    (tmp_path / "out" / "report.html").unlink()
+    code = (
+        "import sys\n"
+        "from pipeline.cli import main\n"
+        f"assert main([{command!r}, '--dataset', {str(tmp_path / 'out')!r}]) == 0\n"
+        "sys.exit(sorted({'apache_beam', 'torch'} & set(sys.modules)) or None)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 0, done.stderr

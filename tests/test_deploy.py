@@ -28,7 +28,7 @@ from llvmlite import binding
 from packaging.requirements import Requirement
 
 from pipeline.command_line import template
-from pipeline.command_line.flags import build_parser
+from pipeline.command_line.parser import build_parser
 from pipeline.runner.run import check_unknown
 from transforms.grabcut import Unavailable, cache
 

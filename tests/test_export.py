@@ -20,7 +20,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from pipeline.command_line.commands import run_command
-from pipeline.command_line.flags import build_parser
+from pipeline.command_line.parser import build_parser
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.released.archive import list_files

@@ -13,8 +13,8 @@ import pandas
 import pytest
 from conftest import run_in9
 
-from pipeline.command_line.flags import COMMANDS, build_parser
 from pipeline.command_line.meanings import REASONS, meaning
+from pipeline.command_line.parser import COMMANDS, build_parser, flags_of
 from pipeline.command_line.reference import FILES, RESULTS, reference
 from transforms.filters import Reason
 
@@ -46,12 +46,9 @@ def test_the_reference_is_what_the_code_says() -> None:
 
 def test_every_flag_column_and_reason_has_a_line() -> None:
     text = (ROOT / "docs" / "reference.md").read_text()
-    for command, (_, _, adders) in COMMANDS.items():
+    for command in COMMANDS:
         assert f"\n| `in9 {command}` |" in text
-        parser = argparse.ArgumentParser(add_help=False)
-        for add in adders:
-            add(parser)
-        for action in parser._actions:
+        for action in flags_of(command)._actions:
             if action.option_strings and action.help != argparse.SUPPRESS:
                 rows = re.findall(rf"^\| `{action.option_strings[0]}[ `].*$", text, re.MULTILINE)
                 assert any(command in row.split("|")[-2] for row in rows), (command, action)

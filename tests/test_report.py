@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import run_in9, stamps
 
-from pipeline.command_line.flags import build_parser
+from pipeline.command_line.parser import build_parser
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.report import write_report

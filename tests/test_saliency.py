@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from pipeline.command_line.flags import build_parser
+from pipeline.command_line.parser import build_parser
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import ModelError, UsageError
 from pipeline.evaluate.predict import PredictConfig, Predictor

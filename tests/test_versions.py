@@ -168,7 +168,7 @@ def test_a_version_is_whole_or_has_no_manifest(
                 assert versions.latest() is None
                 assert not list(Path(versions.output.root).glob("v-*/manifest.json"))
             else:
-                name = publish(versions)
+                name = publish(versions).folder
     assert main(["verify", "--dataset", versions.output.root]) == 0
     assert reading_store(versions.output.root) == versions.output.below(name)
     # What a job left that was killed while it published something else.
@@ -183,7 +183,7 @@ def test_a_version_is_whole_or_has_no_manifest(
 def test_a_dataset_that_has_gone_comes_back_from_its_newest_version(
     versions: Versions,
 ) -> None:
-    name = publish(versions)
+    name = publish(versions).folder
     before = stamps(Path(versions.output.root))
     versions.output.delete_tree(".in9")
     with pytest.raises(UsageError, match="in9 run --versioned"):
@@ -193,7 +193,7 @@ def test_a_dataset_that_has_gone_comes_back_from_its_newest_version(
     newest, working = versions.output.below(name), versions.working
     assert newest.sizes("") == working.sizes("")
     assert all(Path(newest.path(p)).samefile(working.path(p)) for p in newest.walk(""))
-    assert publish(versions) == name
+    assert publish(versions).folder == name
     assert stamps(Path(versions.output.root)) == before
 
 
@@ -363,12 +363,12 @@ def test_versions_in_object_storage_are_copied_by_it(
             versions.working, [(path, path) for path in local.sizes("") if ".in9" not in path]
         )
         assert not note_changes(versions.working)
-        name = publish(versions)
+        name = publish(versions).folder
         assert reading_store(versions.output.root).digest(MANIFEST) == local.digest(MANIFEST)
         assert main(["verify", "--dataset", versions.output.root]) == 0
         before = [info.identity for info in GcsFiles().walk(versions.output.root)]
         assert not note_changes(versions.working)
-        assert publish(versions) == name
+        assert publish(versions).folder == name
         assert [info.identity for info in GcsFiles().walk(versions.output.root)] == before
         versions.output.delete_tree(".in9/dataset")
         assert seed(versions)

@@ -10,19 +10,13 @@ from pipeline.attack.forecast import forecast_attack
 from pipeline.attack.plan import Attacking, check_variants, open_grid
 from pipeline.attack.stage import Attack
 from pipeline.attack.tables import write_attack_tables
-from pipeline.command_line.evaluation_flags import evaluation_from_flags
-from pipeline.command_line.last_run import say_summary
-from pipeline.command_line.stage_command import run_stage
-from pipeline.command_line.terminal import aligned, interval
-from pipeline.command_line.versions import page_folder, results_store
-from pipeline.dataflow.submission import flags_of_workers, submission_from_flags
+from pipeline.command_line.evaluation_flags import evaluation_of_stored
+from pipeline.command_line.stage_command import StageJob, run_stage
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
-from pipeline.errors import UsageError
-from pipeline.report import REPORT
 from pipeline.results.failures import say_failures
 from pipeline.results.files import display_name
-from pipeline.runner.run import pipeline_options
+from pipeline.results.text_tables import aligned, interval
 from pipeline.storage.lock import TABLES_LOCK, held
 from pipeline.storage.store import Store
 
@@ -30,22 +24,11 @@ from pipeline.storage.store import Store
 def attacking_from_flags(
     arguments: argparse.Namespace, store: Store, config: DatasetConfig
 ) -> Attacking:
-    """Checks the flags of attack, or of run with --attack.
-
-    Args:
-      arguments: of `build_parser`.
-      store: of the dataset folder.
-      config: of the dataset.
-
-    Raises:
-      UsageError: the first thing that is wrong.
-    """
-    evaluation = evaluation_from_flags(arguments, store, config)
-    if evaluation.predict.eval_input != "stored":
-        raise UsageError(
-            "an attack composes the stored pixels and feeds them as they are; "
-            f"leave --eval_input {evaluation.predict.eval_input} out"
-        )
+    """Checks the flags of attack, or of run with --attack; arguments and errors as
+    `evaluation_from_flags`."""
+    evaluation = evaluation_of_stored(
+        arguments, store, config, "an attack composes the stored pixels and feeds them as they are"
+    )
     check_variants(config.compose.variants)
     of_run = arguments.command == "run"
     sides = [arguments.attack] * 2 if of_run else [arguments.foregrounds, arguments.backgrounds]
@@ -59,46 +42,18 @@ def attacking_from_flags(
 
 
 def run_attack(arguments: argparse.Namespace, rest: list[str]) -> int:
-    """The command `attack`.
+    """The command `attack`; arguments, exit code and errors as `run_stage`."""
+    return run_stage(arguments, rest, _plan)
 
-    Args:
-      arguments: of `build_parser`.
-      rest: what it did not know, for Beam.
 
-    Returns:
-      The exit code.
-
-    Raises:
-      UsageError: wrong usage or unreadable input.
-      JobError: the job failed, or every model did.
-    """
-    options = pipeline_options(rest)
-    submission = submission_from_flags(arguments, options)
-    arguments = flags_of_workers(arguments, submission)
-    store, versions = results_store(arguments.dataset)
-    dataset = Dataset.open(store)
-    attacking = attacking_from_flags(arguments, store, dataset.manifest.config)
+def _plan(arguments: argparse.Namespace, dataset: Dataset) -> StageJob | None:
+    attacking = attacking_from_flags(arguments, dataset.store, dataset.manifest.config)
     # Images may be missing, too.
     open_grid(dataset, attacking)
     if arguments.dry_run:
         forecast_attack(dataset, attacking, dataset.taxonomy)
-        return 0
-    done = run_stage(
-        "attack",
-        Attack(attacking, dataset.taxonomy),
-        dataset,
-        options=options,
-        progress=attacking.evaluation.progress,
-        pictures=arguments.pictures,
-        submission=submission,
-        versions=versions,
-    )
-    if not done:
-        return 0
-    say_attacks(store, attacking.evaluation.models)
-    print(f"report: {page_folder(store, versions).path(REPORT)}")
-    say_summary(versions.output if versions else store)
-    return 0
+        return None
+    return StageJob(Attack(attacking, dataset.taxonomy), attacking.evaluation, say_attacks)
 
 
 def say_attacks(store: Store, models: Sequence[str]) -> None:

@@ -5,8 +5,7 @@
 Nothing here is part of the dataset: like results, it stands beside the manifest.
 """
 
-from pipeline.changes.stage import CHANGES as CHANGES
-from pipeline.changes.stage import CHANGES_TEXT as CHANGES_TEXT
-from pipeline.changes.stage import NoteChanges as NoteChanges
-from pipeline.changes.stage import describe_changes_of as describe_changes_of
-from pipeline.changes.stage import note_changes as note_changes
+from pipeline.changes.note import CHANGES as CHANGES
+from pipeline.changes.note import CHANGES_TEXT as CHANGES_TEXT
+from pipeline.changes.note import describe_changes_of as describe_changes_of
+from pipeline.changes.note import note_changes as note_changes

@@ -1,62 +1,40 @@
-"""What each command does: checks its flags, builds one graph, runs it, says what came out."""
+"""Which function runs which command.
+
+It is imported when the command is given: who verifies a dataset waits for neither Beam nor torch.
+"""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
-import os
-import sys
-import time
-from typing import TYPE_CHECKING, Any
+import importlib
+import logging
+from collections.abc import Mapping
+from types import ModuleType
 
-import apache_beam as beam
-from apache_beam.options.pipeline_options import DirectOptions
+from pipeline.command_line.parser import flags_of
+from pipeline.errors import UsageError
 
-from pipeline.changes import describe_changes_of
-from pipeline.command_line.fail_if import Condition, judge, parse_conditions
-from pipeline.command_line.flags import COMMANDS
-from pipeline.command_line.job_flags import job_from_flags, remember_input
-from pipeline.command_line.last_run import Ending, say_summary
-from pipeline.command_line.main_job import MainJob
-from pipeline.command_line.terminal import accuracy_table, describe_dataset
-from pipeline.command_line.versions import (
-    describe_versions,
-    output_store,
-    page_folder,
-    publish,
-    results_store,
-)
-from pipeline.dataflow.start import TakeLock, manifest_state
-from pipeline.dataflow.submission import flags_of_workers, submission_from_flags
-from pipeline.dataflow.unchanged import SaySummary, digest_of_inputs, unchanged_summary
-from pipeline.dataset.config import DatasetConfig
-from pipeline.dataset.folder import Dataset
-from pipeline.dataset.latest import reading_store
-from pipeline.dataset.manifest import MANIFEST, read_manifest
-from pipeline.dataset.verify import verify
-from pipeline.dry_run.costs import Assumptions
-from pipeline.dry_run.report import dry_run
-from pipeline.errors import JobError, UsageError
-from pipeline.generate.own_variants import own_names
-from pipeline.imagenet.folder import check_imagenet
-from pipeline.imagenet.results import describe_imagenet
-from pipeline.released.export_command import run_export
-from pipeline.released.import_command import run_import
-from pipeline.report import REPORT, write_report
-from pipeline.results.failures import say_failures
-from pipeline.results.power import describe_power
-from pipeline.results.tables import write_tables
-from pipeline.runner.progress import Progress
-from pipeline.runner.run import check_unknown, pipeline_options, run_pipeline
-from pipeline.storage.files import absolute
-from pipeline.storage.lock import DATASET_LOCK, TABLES_LOCK, held
-from pipeline.storage.store import Store
+_MAIN = ("pipeline.command_line.main_command", "run_main")
 
-if TYPE_CHECKING:
-    from pipeline.attack.plan import Attacking
-    from pipeline.evaluate.stage import Evaluation
-    from pipeline.saliency.plan import SaliencyPlan
+WITH_BEAM: Mapping[str, tuple[str, str]] = {
+    "run": _MAIN,
+    "generate": _MAIN,
+    "evaluate": _MAIN,
+    "attack": ("pipeline.attack.command", "run_attack"),
+    "saliency": ("pipeline.saliency.command", "run_saliency"),
+    "export": ("pipeline.released.export_command", "run_export"),
+    "import": ("pipeline.released.import_command", "run_import"),
+}
+"""Commands that run a graph: module and function, which takes the flags of Beam, too."""
+
+WITHOUT_BEAM: Mapping[str, tuple[str, str]] = {
+    "train": ("pipeline.training.command", "run_train"),
+    "matrix": ("pipeline.matrix.command", "run_matrix"),
+    "models": ("pipeline.command_line.models_command", "run_models"),
+    "report": ("pipeline.command_line.report_command", "run_report"),
+    "verify": ("pipeline.command_line.verify_command", "run_verify"),
+}
+"""All others."""
 
 
 def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -73,290 +51,28 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
       UsageError: wrong usage or unreadable input.
       JobError: the job failed.
     """
-    own = _own_flags(arguments.command)
-    check_unknown(rest, own)
+    command = arguments.command
+    own = sorted(flags_of(command)._option_string_actions)
+    if rest:
+        _load("pipeline.runner.run").check_unknown(rest, own)
     # Not argparse's business: it would name what is missing before what is misspelt.
     for flag in ("output", "dataset"):
-        if flag == "output" and arguments.command == "train":
+        if flag == "output" and command == "train":
             continue  # It has a place of its own in the dataset's folder.
         if f"--{flag}" in own and not getattr(arguments, flag):
-            raise UsageError(f"--{flag} DIR is required (see: in9 {arguments.command} --help)")
-    if arguments.command in ("report", "verify", "models", "train", "matrix"):
-        if rest:
-            raise UsageError(f"{rest[0]} is for commands that run a Beam pipeline")
-        if arguments.command == "train":
-            from pipeline.training.command import run_train  # As others that need torch.
-
-            return run_train(arguments)
-        if arguments.command == "matrix":
-            from pipeline.matrix.command import run_matrix  # As others that need torch.
-
-            return run_matrix(arguments)
-        if arguments.command == "models":
-            from pipeline.command_line.models_command import (
-                models_command,  # As others that need torch.
-            )
-
-            return models_command(arguments)
-        return (_report if arguments.command == "report" else _verify)(arguments)
-    if arguments.command == "attack":
-        from pipeline.attack.command import run_attack  # As others that need torch.
-
-        return run_attack(arguments, rest)
-    if arguments.command == "saliency":
-        from pipeline.saliency.command import run_saliency  # As others that need torch.
-
-        return run_saliency(arguments, rest)
-    if arguments.command == "export":
-        return run_export(arguments, rest)
-    if arguments.command == "import":
-        return run_import(arguments, rest)
-    if getattr(arguments, "dry_run", False):
-        return _dry_run(arguments, rest)
-    return _run(arguments, rest)
+            raise UsageError(f"--{flag} DIR is required (see: in9 {command} --help)")
+    has_graph = command in WITH_BEAM
+    if rest and not has_graph:
+        raise UsageError(f"{rest[0]} is for commands that run a Beam pipeline")
+    module, function = WITH_BEAM[command] if has_graph else WITHOUT_BEAM[command]
+    given = (arguments, rest) if has_graph else (arguments,)
+    return int(getattr(_load(module), function)(*given))
 
 
-def _own_flags(command: str) -> list[str]:
-    parser = argparse.ArgumentParser(add_help=False)
-    for add in COMMANDS[command][2]:
-        add(parser)
-    return sorted(parser._option_string_actions)
-
-
-def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
-    """run, generate and evaluate: one graph of what each needs."""
-    options = pipeline_options(rest)
-    submission = submission_from_flags(arguments, options)
-    arguments = flags_of_workers(arguments, submission)
-    generates = arguments.command in ("run", "generate")
-    if generates:
-        own = own_names(arguments.variants)
-        parse_conditions(getattr(arguments, "fail_if", None), own=own)
-    evaluates = arguments.command in ("run", "evaluate")
-    if generates:
-        store, versions = output_store(arguments.output, arguments.versioned, arguments.keep)
-    else:
-        store, versions = results_store(arguments.dataset)
-    output = versions.output if versions else store
-    with contextlib.ExitStack() as stack:
-        job = None
-        if generates:
-            # Checked before the lock, which needs a folder to lie in, and again under it: the
-            # dataset may have changed in between.
-            job_from_flags(arguments, store)
-            remember_input(arguments, store)
-            if submission is None:
-                stack.enter_context(held(store, DATASET_LOCK))
-                # Before the job needs the room.
-                store.remove_temporary()
-            seen = manifest_state(store)
-            job = job_from_flags(arguments, store)
-            manifest, config = read_manifest(store), job.config
-        else:
-            manifest = Dataset.open(store).manifest
-            config = manifest.config
-        taxonomy = job.taxonomy if job else Dataset.open(store).taxonomy
-        evaluation = _evaluation(arguments, store, config) if evaluates else None
-        conditions = parse_conditions(getattr(arguments, "fail_if", None), config.compose.composed)
-        attacking = _attacking(arguments, store, config) if evaluates else None
-        explaining = _explaining(arguments, store, config) if evaluates else None
-        ending = Ending(
-            command=arguments.command,
-            store=store,
-            output=output,
-            progress=Progress.of(store),
-            before=manifest.fingerprint if manifest else None,
-            evaluation=evaluation,
-            conditions=conditions,
-            alone=submission is not None and not submission.waits,
-        )
-        pipeline = beam.Pipeline(options=options)
-        start = pipeline | "Start" >> beam.Create([None], reshuffle=False)
-        lock = None
-        if submission and job:
-            inputs = digest_of_inputs(arguments, config, evaluation.models if evaluation else ())
-            summary = inputs and unchanged_summary(store, versions, inputs)
-            if summary:
-                _ = start | "NothingToDo" >> beam.ParDo(SaySummary(summary))
-                print("nothing to do: everything is as the last job left it")
-                run_pipeline(pipeline, ending.progress, store.log(arguments.command), submission)
-                return 0
-            ending = dataclasses.replace(ending, owner=submission.owner, inputs=inputs)
-            lock = TakeLock(store, submission.owner, seen)
-        MainJob(
-            ending,
-            taxonomy,
-            arguments.pictures,
-            lock=lock,
-            versions=versions,
-            job=job,
-            imagenet=absolute(arguments.imagenet) if evaluates and arguments.imagenet else None,
-            attacking=attacking,
-            explaining=explaining,
-        ).build(start)
-        # Several processes may evaluate at once; the next writer replaces the last one's log.
-        name = arguments.command if generates else f"evaluate-{os.getpid()}"
-        log = store.log(name)
-        started = time.monotonic()
-        counters = run_pipeline(pipeline, ending.progress, log, submission)
-        if counters is None:
-            return 0
-        seconds = time.monotonic() - started
-    models = evaluation.models if evaluation else ()
-    details = f" (details: {log})" if os.path.exists(log) else ""
-    page = page_folder(store, versions)
-    summaries = _say(store, page, counters, seconds, models, arguments.pictures, details)
-    if counters.get("changes_noted"):
-        print(describe_changes_of(page))
-    if versions:
-        print(describe_versions(versions))
-    if evaluation and arguments.imagenet:
-        print(describe_imagenet(store, summaries))
-    if attacking:
-        from pipeline.attack.command import say_attacks
-
-        say_attacks(store, attacking.evaluation.models)
-    if explaining:
-        from pipeline.saliency.command import say_saliency
-
-        say_saliency(store, explaining.evaluation.models)
-    say_summary(output)
-    return _judge(conditions, summaries, evaluation) if evaluation else 0
-
-
-def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
-    """run and generate with --dry_run."""
-    assumed = Assumptions.parse(arguments.assume)
-    workers = pipeline_options(rest).view_as(DirectOptions).direct_num_workers
-    store, _ = output_store(arguments.output, arguments.versioned, arguments.keep)
-    job = job_from_flags(arguments, store)
-    evaluation = attacking = None
-    if arguments.command == "run":
-        evaluation = _evaluation(arguments, store, job.config)
-        parse_conditions(arguments.fail_if, job.config.compose.composed)
-        attacking = _attacking(arguments, store, job.config)
-        _explaining(arguments, store, job.config)
-    dry_run(job, evaluation, job.taxonomy, workers, attacking, assumed)
-    return 0
-
-
-def _evaluation(arguments: argparse.Namespace, store: Store, config: DatasetConfig) -> Evaluation:
-    """The inference stage. Only commands that evaluate wait for torch."""
-    from pipeline.command_line.evaluation_flags import evaluation_from_flags
-
-    if arguments.imagenet:
-        if config.taxonomy is not None:
-            raise UsageError(
-                "--imagenet is for the trend of ImageNet-9; this dataset has a taxonomy of its own"
-            )
-        check_imagenet(arguments.imagenet)
-    return evaluation_from_flags(arguments, store, config)
-
-
-def _attacking(
-    arguments: argparse.Namespace, store: Store, config: DatasetConfig
-) -> Attacking | None:
-    """The attack of the main job, None without --attack."""
-    if getattr(arguments, "attack", None) is None:
-        return None
-    from pipeline.attack.command import attacking_from_flags
-
-    return attacking_from_flags(arguments, store, config)
-
-
-def _explaining(
-    arguments: argparse.Namespace, store: Store, config: DatasetConfig
-) -> SaliencyPlan | None:
-    """The saliency of the main job, None without --saliency."""
-    if getattr(arguments, "saliency", None) is None:
-        return None
-    from pipeline.saliency.command import saliency_from_flags
-
-    return saliency_from_flags(arguments, store, config)
-
-
-def _judge(
-    conditions: tuple[Condition, ...], summaries: list[dict[str, Any]], evaluation: Evaluation
-) -> int:
-    """The exit code by `--fail_if`, with a line for each model and condition.
-
-    Raises:
-      JobError: none holds, but some could not be tested.
-    """
-    verdicts = list(judge(conditions, summaries, evaluation.models, evaluation.how))
-    for verdict in verdicts:
-        if verdict.holds is not None:
-            print(verdict.line, file=sys.stderr if verdict.holds else sys.stdout)
-    if any(verdict.holds for verdict in verdicts):
-        return 3
-    untested = [verdict.line for verdict in verdicts if verdict.holds is None]
-    if untested:
-        raise JobError("; ".join(untested))
-    return 0
-
-
-def _say(
-    store: Store,
-    page: Store,
-    counters: dict[str, int],
-    seconds: float,
-    models: tuple[str, ...],
-    pictures: str,
-    details: str,
-) -> list[dict[str, Any]]:
-    """The closing words of a job that evaluated these entries of `--models`, if any; returns
-    all models' summaries. `page` is the folder that readers look at; `details` says where the
-    tracebacks of those that failed are.
-
-    Raises:
-      JobError: none of them could be evaluated.
-    """
-    dataset = Dataset.open(store)
-    print(describe_dataset(dataset.manifest, counters, seconds))
-    with held(store, TABLES_LOCK, wait=60):
-        summaries, stale = write_tables(store, dataset.manifest.fingerprint)
-    if models:
-        print("\n".join([accuracy_table(summaries), *describe_power(summaries)]))
-    if stale:
-        print(f"of an earlier dataset, so not in the tables: {', '.join(stale)}")
-    if models:
-        print(f"report: {page.path(REPORT)}")
-    elif stale:
-        write_report(store, dataset.taxonomy, pictures)
-    if counters.get("models_failed"):
-        say_failures(summaries, models, "not evaluated", details)
-    return summaries
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    store, versions = results_store(arguments.dataset)
-    dataset = Dataset.open(store)
-    with held(store, TABLES_LOCK, wait=60):
-        summaries, stale = write_tables(store, dataset.manifest.fingerprint)
-    write_report(store, dataset.taxonomy, arguments.pictures)
-    if summaries:
-        print("\n".join([accuracy_table(summaries), *describe_power(summaries)]))
-    if stale:
-        print(f"of an earlier dataset, so not in the tables: {', '.join(stale)}")
-    if versions:
-        publish(versions)
-        print(describe_versions(versions))
-    print(f"report: {page_folder(store, versions).path(REPORT)}")
-    return 0
-
-
-def _verify(arguments: argparse.Namespace) -> int:
-    dataset = Dataset.open(reading_store(arguments.dataset))
-    faults = 0
-    for fault in verify(dataset, dataset.taxonomy):
-        print(fault)
-        faults += 1
-    if faults:
-        print(
-            f"in9 verify: {faults} {'fault' if faults == 1 else 'faults'}; "
-            "remove the files concerned and run the command that made the dataset again",
-            file=sys.stderr,
-        )
-        return 1
-    print(f"{len(dataset.manifest.files)} files agree with {MANIFEST}")
-    return 0
+def _load(module: str) -> ModuleType:
+    # Beam announces at import which of its optional parts are not installed.
+    logging.disable(logging.WARNING)
+    try:
+        return importlib.import_module(module)
+    finally:
+        logging.disable(logging.NOTSET)

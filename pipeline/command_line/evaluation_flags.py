@@ -25,10 +25,10 @@ GPU_BATCH = 256
 def evaluation_from_flags(
     arguments: argparse.Namespace, store: Store, config: DatasetConfig
 ) -> Evaluation:
-    """Checks the flags of run and evaluate against each other and the dataset.
+    """Checks the flags of commands that run models against each other and the dataset.
 
     Args:
-      arguments: of `build_parser`, for `run` or `evaluate`.
+      arguments: of `build_parser`, for `run`, `evaluate`, `attack` or `saliency`.
       store: of the dataset folder.
       config: of the dataset.
 
@@ -62,6 +62,20 @@ def evaluation_from_flags(
     # Where the dataset is still to be made, models are checked when they are run.
     if arguments.command in ("evaluate", "attack"):
         check_entries(models, evaluation.test_on(Dataset.open(store)))
+    return evaluation
+
+
+def evaluation_of_stored(
+    arguments: argparse.Namespace, store: Store, config: DatasetConfig, why: str
+) -> Evaluation:
+    """The same for what works on the stored pixels alone; `why` it does.
+
+    Raises:
+      UsageError: the first thing that is wrong, or `--eval_input` asks for others.
+    """
+    evaluation = evaluation_from_flags(arguments, store, config)
+    if evaluation.predict.eval_input != "stored":
+        raise UsageError(f"{why}; leave --eval_input {evaluation.predict.eval_input} out")
     return evaluation
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import apache_beam as beam
 
-from pipeline.changes import NoteChanges
+from pipeline.changes.stage import NoteChanges
 from pipeline.command_line.last_run import End, Ending
-from pipeline.command_line.versions import Publish, Seed
+from pipeline.command_line.version_steps import Publish, Seed
 from pipeline.dataflow.start import TakeLock
 from pipeline.dataset.latest import Versions
 from pipeline.generate.graph import Generate, Job
-from pipeline.report import RefreshResults, WriteReport
+from pipeline.report.stage import RefreshResults, WriteReport
 from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:

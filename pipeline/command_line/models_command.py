@@ -15,7 +15,7 @@ from pipeline.models.source import closest
 from pipeline.models.stored import WeightsFolder, chosen_folder
 
 
-def models_command(arguments: argparse.Namespace) -> int:
+def run_models(arguments: argparse.Namespace) -> int:
     """Runs `in9 models list` or `in9 models fetch`; returns the exit code.
 
     Raises:

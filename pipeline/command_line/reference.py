@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import pyarrow as pa
 
 from pipeline.attack.tables import ATTACK_COLUMNS, BACKGROUND_COLUMNS
-from pipeline.command_line.flags import COMMANDS
 from pipeline.command_line.meanings import REASONS, meaning
+from pipeline.command_line.parser import COMMANDS, flags_of
 from pipeline.dataset.records import record_schema
 from pipeline.dataset.sinks import sample_schema
 from pipeline.generate.compose import index_schema
@@ -154,11 +154,8 @@ def _reasons() -> Iterator[str]:
 def _flags() -> dict[str, list[tuple[str, ...]]]:
     """Rows of flags by the title of their group, those of several commands once."""
     found: dict[str, dict[tuple[str, ...], list[str]]] = {}
-    for command, (_, _, adders) in COMMANDS.items():
-        parser = argparse.ArgumentParser(add_help=False)
-        for add in adders:
-            add(parser)
-        for group in parser._action_groups:
+    for command in COMMANDS:
+        for group in flags_of(command)._action_groups:
             for action in group._group_actions:
                 if action.help != argparse.SUPPRESS:
                     title = group.title if action.option_strings else None

@@ -1,70 +1,95 @@
-"""Commands of one stage on a finished dataset: its graph, and the closing words they share."""
+"""`in9 attack` and `in9 saliency`: one stage on a finished dataset, from flags to closing words."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import os
 import time
+from collections.abc import Callable, Sequence
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.command_line.last_run import End, Ending
+from pipeline.command_line.last_run import End, Ending, say_summary
 from pipeline.command_line.terminal import describe_dataset
-from pipeline.command_line.versions import Publish
-from pipeline.dataflow.submission import Submission
+from pipeline.command_line.version_steps import Publish
+from pipeline.command_line.versions import page_folder, results_store
+from pipeline.dataflow.submission import flags_of_workers, submission_from_flags
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.latest import Versions
-from pipeline.report import WriteReport
-from pipeline.runner.progress import Progress
-from pipeline.runner.run import run_pipeline
+from pipeline.evaluate.stage import Evaluation
+from pipeline.report import REPORT
+from pipeline.report.stage import WriteReport
+from pipeline.runner.run import pipeline_options, run_pipeline
+from pipeline.storage.store import Store
+
+
+@dataclasses.dataclass(frozen=True)
+class StageJob:
+    """What a command runs.
+
+    Attributes:
+      stage: the dataset's fingerprint -> the same, one element.
+      evaluation: which models the stage is run with.
+      say: prints what is now known of these entries of `--models`.
+    """
+
+    stage: beam.PTransform
+    evaluation: Evaluation
+    say: Callable[[Store, Sequence[str]], None]
 
 
 def run_stage(
-    name: str,
-    stage: beam.PTransform,
-    dataset: Dataset,
-    *,
-    options: PipelineOptions,
-    progress: Progress,
-    pictures: str,
-    submission: Submission | None = None,
-    versions: Versions | None = None,
-) -> bool:
+    arguments: argparse.Namespace,
+    rest: list[str],
+    plan: Callable[[argparse.Namespace, Dataset], StageJob | None],
+) -> int:
     """Runs a stage, writes the report, publishes both, and says what was done.
 
     Args:
-      name: of the command.
-      stage: the dataset's fingerprint -> the same, one element.
-      dataset: to run it on.
-      options: of Beam.
-      progress: where its workers note what is done.
-      pictures: as for `write_report`.
-      submission: how it is submitted, None if it runs here.
-      versions: that the dataset belongs to, if it does.
+      arguments: of `build_parser`.
+      rest: what it did not know, for Beam.
+      plan: checks the flags against the dataset; None if nothing is to be run.
 
     Returns:
-      Whether it is done: not if nobody waits for it.
+      The exit code.
 
     Raises:
-      UsageError, JobError: as raised inside.
+      UsageError: wrong usage or unreadable input.
+      JobError: the job failed, or every model did.
     """
-    store = dataset.store
-    pipeline = beam.Pipeline(options=options)
-    before = dataset.manifest.fingerprint
-    fingerprint = pipeline | "Dataset" >> beam.Create([before])
-    writer = WriteReport(store, dataset.taxonomy, pictures)
-    alone = submission is not None and not submission.waits
+    options = pipeline_options(rest)
+    submission = submission_from_flags(arguments, options)
+    arguments = flags_of_workers(arguments, submission)
+    store, versions = results_store(arguments.dataset)
+    dataset = Dataset.open(store)
+    job = plan(arguments, dataset)
+    if job is None:
+        return 0
     output = versions.output if versions else store
-    ending = Ending(name, store, output, progress, before, alone=alone)
-    done = fingerprint | stage | "Report" >> beam.ParDo(writer).with_output_types(str)
+    ending = Ending(
+        arguments.command,
+        store,
+        output,
+        job.evaluation.progress,
+        dataset.manifest.fingerprint,
+        alone=submission is not None and not submission.waits,
+    )
+    pipeline = beam.Pipeline(options=options)
+    fingerprint = pipeline | "Dataset" >> beam.Create([ending.before])
+    writer = WriteReport(store, dataset.taxonomy, arguments.pictures)
+    done = fingerprint | job.stage | "Report" >> beam.ParDo(writer).with_output_types(str)
     if versions:
         done = done | "Publish" >> beam.ParDo(Publish(versions)).with_output_types(str)
     _ = done | "End" >> beam.ParDo(End(ending)).with_output_types(str)
     started = time.monotonic()
-    log = store.log(f"{name}-{os.getpid()}")
-    counters = run_pipeline(pipeline, progress, log, submission)
+    log = store.log(f"{arguments.command}-{os.getpid()}")
+    counters = run_pipeline(pipeline, ending.progress, log, submission)
+    # Nobody waits for it.
     if counters is None:
-        return False
+        return 0
     seconds = time.monotonic() - started
     print(describe_dataset(Dataset.open(store).manifest, counters, seconds))
-    return True
+    job.say(store, job.evaluation.models)
+    print(f"report: {page_folder(store, versions).path(REPORT)}")
+    say_summary(output)
+    return 0

@@ -15,7 +15,8 @@ from typing import Any
 
 from apache_beam.options.pipeline_options import WorkerOptions
 
-from pipeline.command_line.flags import COMMANDS, boolean
+from pipeline.command_line.flag_types import boolean
+from pipeline.command_line.parser import COMMANDS, flags_of
 
 COMMAND = "run"
 
@@ -104,13 +105,9 @@ def _name(action: argparse.Action) -> str:
 
 def parameters() -> list[dict[str, Any]]:
     """The template's parameters, in the order of `in9 run --help`."""
-    parser = argparse.ArgumentParser(add_help=False)
-    _, _, adders = COMMANDS[COMMAND]
-    for add in adders:
-        add(parser)
     own = [
         _parameter(action, group.title or "")
-        for group in parser._action_groups
+        for group in flags_of(COMMAND)._action_groups
         for action in group._group_actions
         if action.option_strings
         and action.help != argparse.SUPPRESS
@@ -125,10 +122,9 @@ def parameters() -> list[dict[str, Any]]:
 
 def metadata() -> dict[str, Any]:
     """What the console and the service know of the template: `TemplateMetadata` as JSON."""
-    text, _, _ = COMMANDS[COMMAND]
     return {
         "name": "ImageNet-9",
-        "description": f"ImageNet-9 from your own images: {text}.",
+        "description": f"ImageNet-9 from your own images: {COMMANDS[COMMAND].text}.",
         "parameters": parameters(),
     }
 

@@ -4,7 +4,7 @@ OUTPUT/latest.json        which version is the newest; written last
 OUTPUT/v-<fingerprint>/   a version: a whole dataset with its results, for reading
 OUTPUT/.in9/dataset/      the dataset that jobs work on
 
-Jobs know nothing of versions but for their last step, `Publish`, which copies what is new. The
+Jobs know nothing of versions but for their last step, `publish`, which copies what is new. The
 store copies without reading (on one machine by hard links), so what has not changed costs a
 version nothing to make.
 """
@@ -12,10 +12,7 @@ version nothing to make.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Any
-
-import apache_beam as beam
+from typing import NamedTuple
 
 from pipeline.changes import CHANGES, CHANGES_TEXT
 from pipeline.dataset.folder import Dataset
@@ -23,7 +20,6 @@ from pipeline.dataset.latest import LATEST, WORKING, Latest, Versions, is_versio
 from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST, read_manifest
 from pipeline.errors import UsageError
 from pipeline.report import REPORT
-from pipeline.runner.counters import count, timed
 from pipeline.storage.files import FileInfo, relative
 from pipeline.storage.lock import held
 from pipeline.storage.store import WORK_FOLDER, Store
@@ -119,11 +115,17 @@ def seed(versions: Versions) -> bool:
     return True
 
 
-def publish(versions: Versions) -> str:
-    """Makes the present dataset and its results the newest version. Repeatable.
+class Published(NamedTuple):
+    """What was published: the version's folder, how many files were copied into it, and whether
+    there was anything to do."""
 
-    Returns:
-      The version's folder.
+    folder: str
+    files: int
+    is_new: bool
+
+
+def publish(versions: Versions) -> Published:
+    """Makes the present dataset and its results the newest version. Repeatable.
 
     Raises:
       UsageError: there is no finished dataset.
@@ -135,15 +137,14 @@ def publish(versions: Versions) -> str:
         latest = versions.latest()
         older = () if latest is None else tuple(v for v in latest.versions if v != name)
         _begin(versions, name, older)
-        changed = _copy_version(dataset, versions.output.below(name))
+        copied, changed = _copy_version(dataset, versions.output.below(name))
         kept = older if versions.keep is None else older[: versions.keep]
         now = Latest(fingerprint, (name, *kept))
-        if versions.output.update(LATEST, now.to_json()) or changed:
-            count("versions_published")
+        changed |= versions.output.update(LATEST, now.to_json())
         for folder in older[len(kept) :]:
             _remove(versions.output, folder)
         versions.output.delete(_UNFINISHED)
-    return name
+    return Published(name, copied, changed)
 
 
 def _begin(versions: Versions, name: str, older: tuple[str, ...]) -> None:
@@ -163,9 +164,9 @@ def _remove(output: Store, folder: str) -> None:
     output.delete_tree(folder)
 
 
-def _copy_version(dataset: Dataset, version: Store) -> bool:
+def _copy_version(dataset: Dataset, version: Store) -> tuple[int, bool]:
     """Copies what a version lacks of a dataset, the manifest last, and removes what it has
-    beyond it; returns whether there was anything to do."""
+    beyond it; returns how many files were copied, and whether there was anything to do."""
     store = dataset.store
     there = _files(version, "")
     old = read_manifest(version)
@@ -195,8 +196,7 @@ def _copy_version(dataset: Dataset, version: Store) -> bool:
     version.prune("results")
     if is_new:
         store.copy_into(version, [(MANIFEST, MANIFEST)])
-    count("files_published", len(copies))
-    return bool(copies or obsolete or is_new)
+    return len(copies), bool(copies or obsolete or is_new)
 
 
 def _files(store: Store, folder: str) -> dict[str, FileInfo]:
@@ -214,27 +214,3 @@ def _same(store: Store, version: Store, path: str, ours: FileInfo, theirs: FileI
     if ours.identity == theirs.identity or (ours.md5 and ours.md5 == theirs.md5):
         return True
     return store.digest(path) == version.digest(path)
-
-
-class Seed(beam.DoFn):
-    """Anything -> the same, after `seed`."""
-
-    def __init__(self, versions: Versions) -> None:
-        self._versions = versions
-
-    def process(self, element: Any) -> Iterator[Any]:
-        with timed("publish"):
-            seed(self._versions)
-        yield element
-
-
-class Publish(beam.DoFn):
-    """Dataset fingerprint -> the same, after `publish`."""
-
-    def __init__(self, versions: Versions) -> None:
-        self._versions = versions
-
-    def process(self, dataset: str) -> Iterator[str]:
-        with timed("publish"):
-            publish(self._versions)
-        yield dataset

@@ -12,6 +12,8 @@ from transforms.hashing import keyed_hash
 
 IMAGES_PER_SOURCE_SHARD = 32
 MAX_SOURCE_SHARDS = 100_000
+DATA_FOLDERS = ("index", "layers", "parquet", "webdataset", "backgrounds")
+"""What holds files of shards; nothing else does, and they hold nothing else."""
 
 
 def bucket_hash(key: str) -> int:

@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 from pipeline.dataset.folder import Dataset, read_parquet, read_webdataset
 from pipeline.dataset.layer_files import PARTS
 from pipeline.dataset.records import ACCEPTED, count_sources
-from pipeline.dataset.shards import index_file, parquet_file, webdataset_file
+from pipeline.dataset.shards import DATA_FOLDERS, index_file, parquet_file, webdataset_file
 from pipeline.dataset.sinks import Sample
-from pipeline.generate.commit import DATA_FOLDERS
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
 

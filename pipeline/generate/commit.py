@@ -24,6 +24,7 @@ from pipeline.dataset.manifest import (
     stage_versions,
 )
 from pipeline.dataset.records import ACCEPTED
+from pipeline.dataset.shards import DATA_FOLDERS
 from pipeline.errors import JobError
 from pipeline.generate.compose import ComposedShard
 from pipeline.generate.plan import check_complete
@@ -32,7 +33,6 @@ from pipeline.runner.counters import count, timed
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.taxonomy import Taxonomy, imagenet9
 
-DATA_FOLDERS = ("index", "layers", "parquet", "webdataset", "backgrounds")
 STAGING = f"{WORK_FOLDER}/staging"
 
 

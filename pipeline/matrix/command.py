@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from pipeline.command_line.evaluation_flags import CPU_BATCH, GPU_BATCH
-from pipeline.command_line.terminal import aligned
 from pipeline.command_line.versions import page_folder, publish, results_store
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import reading_store
@@ -27,6 +26,7 @@ from pipeline.report import REPORT, write_report
 from pipeline.report.checklist import check_claims
 from pipeline.report.evidence import gather
 from pipeline.report.matrix import describe_gaps
+from pipeline.results.text_tables import aligned
 from pipeline.runner.progress import duration
 from pipeline.runner.run import usable_cores
 from pipeline.training.command import choose_device, default_workers

@@ -7,7 +7,5 @@ of the newest result's file.
 """
 
 from pipeline.report.write import REPORT as REPORT
-from pipeline.report.write import RefreshResults as RefreshResults
-from pipeline.report.write import WriteReport as WriteReport
 from pipeline.report.write import render_report as render_report
 from pipeline.report.write import write_report as write_report

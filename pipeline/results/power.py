@@ -11,12 +11,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.command_line.terminal import interval
 from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.results.answers import Images
 from pipeline.results.files import display_name, summary_file
 from pipeline.results.logits import PROBED, logits_file, read_logits
+from pipeline.results.text_tables import interval
 from transforms.probe import power_of_outputs
 
 POWER_VERSION = 1

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from pipeline.command_line.terminal import aligned, interval
 from pipeline.results.csv_file import write_csv
 from pipeline.results.files import display_name
+from pipeline.results.text_tables import aligned, interval
 from pipeline.storage.store import Store
 from transforms.geometry import Pixels
 from transforms.intervals import paired_bootstrap

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -150,7 +151,9 @@ def held(store: Store, lock: str, wait: float = 0.0) -> Iterator[None]:
 
 
 def _job_of_this_worker() -> dict[str, Any] | None:
-    from pipeline.dataflow.jobs import this_job  # Not for --help: Beam takes its time.
+    if "apache_beam" not in sys.modules:
+        return None  # Workers have it; others, such as `in9 report`, need not wait for it.
+    from pipeline.dataflow.jobs import this_job
 
     job = this_job()
     return {"dataflow": job} if job else None

@@ -8,7 +8,7 @@ import time
 import torch
 
 from pipeline.command_line.evaluation_flags import CPU_BATCH, GPU_BATCH
-from pipeline.command_line.flags import add_train_flags
+from pipeline.command_line.parser import flags_of
 from pipeline.command_line.versions import results_store
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
@@ -45,8 +45,7 @@ def run_probe(arguments: argparse.Namespace) -> int:
       UsageError: wrong usage or unreadable input.
       ModelError, JobError: the network cannot be loaded, or fails.
     """
-    parser = argparse.ArgumentParser(add_help=False)
-    add_train_flags(parser)
+    parser = flags_of("train")
     for name in _OF_NETWORKS:
         if getattr(arguments, name) != parser.get_default(name):
             raise UsageError(f"--{name} is for training whole networks: leave it out, or --probe")

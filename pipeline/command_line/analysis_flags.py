@@ -1,0 +1,110 @@
+"""Flags of analyses of models, and of the report."""
+
+from __future__ import annotations
+
+import argparse
+
+from pipeline.command_line.flag_types import add_switch, count, grid_side, group_of, names
+
+
+def add_attack_flags(parser: argparse.ArgumentParser) -> None:
+    """Which foregrounds meet which backgrounds."""
+    group = parser.add_argument_group("attack")
+    for side in ("foregrounds", "backgrounds"):
+        group.add_argument(
+            f"--{side}",
+            type=grid_side,
+            default="all",
+            metavar="all|N",
+            help="how many, spread evenly over the classes (all)",
+        )
+    add_switch(
+        group,
+        "--early_stop",
+        "leave a foreground when a background has turned it: challenge accuracy alone, sooner",
+    )
+    add_switch(
+        group, "--dry_run", "measure two batches of each model and say how long it will take"
+    )
+
+
+def add_run_attack_flag(parser: argparse.ArgumentParser) -> None:
+    """The attack of the main job."""
+    group = group_of(parser, "analyses and report")
+    group.add_argument(
+        "--attack",
+        type=grid_side,
+        default=None,
+        metavar="all|N",
+        help="adversarial backgrounds, on a grid of N x N (none)",
+    )
+
+
+def add_saliency_flags(parser: argparse.ArgumentParser) -> None:
+    """What saliency is measured of, and which images it is shown of."""
+    group = parser.add_argument_group("saliency")
+    shown = group.add_mutually_exclusive_group()
+    shown.add_argument("--images", type=names, metavar="KEY,KEY", help="show these images")
+    shown.add_argument(
+        "--maps",
+        type=count,
+        default=9,
+        metavar="N",
+        help="show N images, spread evenly over the classes (9)",
+    )
+    group.add_argument(
+        "--variant", default="original", metavar="NAME", help="version of the images (original)"
+    )
+    group.add_argument(
+        "--smoothgrad",
+        type=count,
+        default=0,
+        metavar="N",
+        help="average the gradient over N noisy copies, at N times the cost (none)",
+    )
+
+
+def add_run_saliency_flag(parser: argparse.ArgumentParser) -> None:
+    """The saliency of the main job."""
+    group = group_of(parser, "analyses and report")
+    group.add_argument(
+        "--saliency",
+        type=count,
+        default=None,
+        metavar="N",
+        help="share of saliency on the foreground, shown for N images (none)",
+    )
+
+
+def add_imagenet_flag(parser: argparse.ArgumentParser) -> None:
+    """Where accuracy on ImageNet is measured."""
+    group = group_of(parser, "analyses and report")
+    group.add_argument(
+        "--imagenet",
+        metavar="DIR",
+        help="measure top-1 accuracy on DIR/val, for the trend (published figures)",
+    )
+
+
+def add_condition_flags(parser: argparse.ArgumentParser) -> None:
+    """Which results fail a job."""
+    group = group_of(parser, "analyses and report")
+    group.add_argument(
+        "--fail_if",
+        type=names,
+        action="extend",
+        metavar="COND",
+        help="exit code 3 if a model's whole interval satisfies it: 'bg_gap>0.1'",
+    )
+
+
+def add_report_flag(parser: argparse.ArgumentParser) -> None:
+    """What the page shows."""
+    group = group_of(parser, "analyses and report")
+    group.add_argument(
+        "--pictures",
+        choices=("sample", "none"),
+        default="sample",
+        metavar="sample|none",
+        help="pictures in report.html; none for sharing it without (sample)",
+    )

@@ -1,0 +1,56 @@
+"""What values of flags are, and how groups and switches are added to a parser."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def boolean(text: str) -> bool:
+    """Parses `true` or `false`, as templates pass them."""
+    lowered = text.lower()
+    if lowered not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+    return lowered == "true"
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Parses a list, separated by commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def count(text: str) -> int:
+    """Parses a number that is at least 1."""
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text!r}")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """Parses a share from 0 to below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to below 1, got {text!r}")
+    return value
+
+
+def grid_side(text: str) -> int | str:
+    """Parses `all` or a number of images."""
+    if text != "all" and not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected all or a number of images, got {text!r}")
+    return text if text == "all" else int(text)
+
+
+def group_of(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:
+    """The group of flags with this title, which several functions may add to."""
+    known = (group for group in parser._action_groups if group.title == title)
+    return next(known, None) or parser.add_argument_group(title)
+
+
+def add_switch(group: argparse._ArgumentGroup, flag: str, text: str) -> None:
+    """Adds a flag that is true if it is there, or if its value says so."""
+    group.add_argument(
+        flag, nargs="?", const=True, default=False, type=boolean, metavar="true", help=text
+    )

@@ -1,0 +1,41 @@
+"""`in9 report`: tables and page, from what is there."""
+
+from __future__ import annotations
+
+import argparse
+
+from pipeline.command_line.versions import (
+    describe_versions,
+    page_folder,
+    publish,
+    results_store,
+)
+from pipeline.dataset.folder import Dataset
+from pipeline.report import REPORT, write_report
+from pipeline.results.power import describe_power
+from pipeline.results.tables import write_tables
+from pipeline.results.text_tables import accuracy_table
+from pipeline.storage.lock import TABLES_LOCK, held
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """The command `report`; returns the exit code.
+
+    Raises:
+      UsageError: there is no finished dataset.
+      JobError: another process is at work on it.
+    """
+    store, versions = results_store(arguments.dataset)
+    dataset = Dataset.open(store)
+    with held(store, TABLES_LOCK, wait=60):
+        summaries, stale = write_tables(store, dataset.manifest.fingerprint)
+    write_report(store, dataset.taxonomy, arguments.pictures)
+    if summaries:
+        print("\n".join([accuracy_table(summaries), *describe_power(summaries)]))
+    if stale:
+        print(f"of an earlier dataset, so not in the tables: {', '.join(stale)}")
+    if versions:
+        publish(versions)
+        print(describe_versions(versions))
+    print(f"report: {page_folder(store, versions).path(REPORT)}")
+    return 0
