@@ -13,3 +13,8 @@ class JobError(Exception):
 
 class ModelError(JobError):
     """One model cannot be evaluated; the others can."""
+
+
+def in_short(error: Exception) -> str:
+    """What an error of someone else's code says, in one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200]

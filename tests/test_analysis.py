@@ -403,7 +403,7 @@ def test_models_are_compared_on_the_same_pictures(
         assert int(row["n"]) == len(keys)
 
 
-def test_the_headline_table_is_latex(evaluated: Path, nine_way: str) -> None:
+def test_the_headline_table_is_latex(evaluated: Path) -> None:
     summary = {
         (row["model"], row["label_rule"], row["variant"]): row
         for row in table(evaluated, "summary")

@@ -203,7 +203,7 @@ def test_scores_do_not_depend_on_what_shares_a_batch(sample_run: Path) -> None:
 
 
 def test_native_input_and_bf16_are_recorded_choices(
-    sample_run: Path, tmp_path: Path, lite0: torch.nn.Module
+    sample_run: Path, lite0: torch.nn.Module
 ) -> None:
     samples = list(Dataset.open(Store(str(sample_run))).samples("val", 0, "original"))[:4]
 

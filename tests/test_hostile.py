@@ -253,9 +253,7 @@ def test_a_full_disk_fails_the_job_and_harms_nothing(
     assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
 
 
-def test_an_evaluation_without_room_says_so(
-    tiny_input: Path, tmp_path: Path, small_disk: Path
-) -> None:
+def test_an_evaluation_without_room_says_so(tiny_input: Path, small_disk: Path) -> None:
     output = small_disk / "out"
     run_in9("generate", "--input", tiny_input, "--output", output, *VARIANTS, "--layers", "drop")
     room = os.statvfs(small_disk)

@@ -57,7 +57,7 @@ def in9l(without_boxes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_every_image_that_can_be_decoded_is_there(in9l: Path, without_boxes: Path) -> None:
+def test_every_image_that_can_be_decoded_is_there(in9l: Path) -> None:
     manifest = manifest_of(in9l)
     assert manifest["rejections"] == {"val": {"undecodable": 1}, "train": {}}
     assert [manifest["images"][split]["selected"] for split in ("val", "train")] == [17, 18]

@@ -268,7 +268,7 @@ def test_hugging_face_classes_must_be_imagenets(tmp_path: Path) -> None:
         load_model(f"hf:{tmp_path / 'ten'}")
 
 
-def test_hugging_face_ids_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hugging_face_ids_are_checked(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no config\.json"):
         check_model(f"hf:{tmp_path}")
     with pytest.raises(UsageError, match="no ID of the hub"):

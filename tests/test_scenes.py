@@ -212,9 +212,7 @@ def test_dropped_layers_are_cut_again_object_by_object(
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b") != files_of(made[0])
 
 
-def test_a_change_makes_no_more_than_it_must(
-    made: tuple[Path, str], street: Path, places: Path, tmp_path: Path
-) -> None:
+def test_a_change_makes_no_more_than_it_must(street: Path, places: Path, tmp_path: Path) -> None:
     output, source, scenes = tmp_path / "out", tmp_path / "street", tmp_path / "places"
     shutil.copytree(street, source)
     shutil.copytree(places, scenes)

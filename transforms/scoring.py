@@ -79,6 +79,9 @@ LABEL_RULES: dict[str, Callable[[Logits, Labels, Labels], Scores]] = {
 }
 """By name, the paper's first."""
 
+PAPER_RULE = "argmax_then_map"
+"""The label rule of the paper's figures."""
+
 
 _HINT = "; a column index in the taxonomy file would say which outputs are the classes'"
 

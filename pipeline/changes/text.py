@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from transforms.scoring import LABEL_RULES
+from transforms.scoring import PAPER_RULE
 from transforms.variants import base_of
 
 _KINDS = {
@@ -15,8 +15,6 @@ _KINDS = {
     "rejected": "rejected that were accepted, or not there, before",
     "accepted": "accepted that were rejected before",
 }
-_RULE = next(iter(LABEL_RULES))
-"""The paper's."""
 _GAP = "bg_gap"
 
 
@@ -42,7 +40,7 @@ def one_line(changes: Mapping[str, Any]) -> str:
         f"{model['model']}: BG-Gap {_difference(row)} ({_causes(model)})"
         for model in changes["models"]
         for row in model["rows"]
-        if (row["label_rule"], row["variant"]) == (_RULE, _GAP)
+        if (row["label_rule"], row["variant"]) == (PAPER_RULE, _GAP)
     ]
     return "; ".join(parts) or "none in images, none in accuracies"
 
@@ -88,12 +86,12 @@ def _model_lines(models: list[dict[str, Any]]) -> Iterator[str]:
     yield from ("", "## Accuracies", "")
     yield (
         "Differences in percentage points over the images in both versions (n), with 95 % "
-        f"intervals of a paired bootstrap, under {_RULE}; the other rule is in changes.json."
+        f"intervals of a paired bootstrap, under {PAPER_RULE}; the other rule is in changes.json."
     )
     yield from ("", "| model | cause | n | " + " | ".join([*variants, "BG-Gap"]) + " |")
     yield "|---|---|--:|" + "--:|" * len(columns)
     for model in models:
-        rows = {row["variant"]: row for row in model["rows"] if row["label_rule"] == _RULE}
+        rows = {row["variant"]: row for row in model["rows"] if row["label_rule"] == PAPER_RULE}
         cells = [_difference(rows[name]) if name in rows else "-" for name in columns]
         yield f"| {_code(model['model'])} | {_causes(model)} | {model['n']} | {' | '.join(cells)} |"
 

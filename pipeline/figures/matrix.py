@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matplotlib.patches import Rectangle
+from pipeline.figures.heat_map import Frame, name_cells, new_cells, shade, write
+from pipeline.figures.style import HEAT, MODELS, styled, to_svg
 
-from pipeline.figures.style import HEAT, INK, MODELS, ON_HEAT, SOFT, new_figure, styled, to_svg
-
-SHORT = {
+_NAMES = {
     "mixed_next": "M-Next",
     "mixed_rand": "M-Rand",
     "mixed_same": "M-Same",
@@ -19,13 +18,15 @@ SHORT = {
     "original": "Original",
     "in9l": "IN-9L",
 }
-"""The paper's names."""
+"""The names in the paper's table 5."""
 
 _BELOW_ZERO = MODELS[1]
-_DARK = 0.55
 _CELL = (38, 26)
-_LEFT, _ABOVE, _BELOW = 84, 26, 66
+_LEFT, _ABOVE, _BELOW, _RIGHT = 84, 26, 66, 8
+_LABELS = (74, 54)
+"""How far the axes' labels stand from the cells."""
 _NARROWEST = 260
+"""Width that leaves room for the title where there are few columns."""
 
 
 def matrix_figure(
@@ -45,18 +46,12 @@ def matrix_figure(
       bold: cells to write in bold.
       is_signed: whether they are differences, which have another colour below zero.
     """
-    cells = _CELL[0] * len(names)
-    # Few columns leave room for the title, too.
-    width = max(_LEFT + cells + 8, _NARROWEST)
-    height = _CELL[1] * len(names)
-    whole = _ABOVE + height + _BELOW
+    cells = (_CELL[0] * len(names), _CELL[1] * len(names))
+    width = max(_LEFT + cells[0] + _RIGHT, _NARROWEST)
+    frame = Frame(width, cells, _LEFT, _ABOVE, _BELOW)
     with styled():
-        figure = new_figure(width, whole)
-        # A layout that looks for room takes as long as all the rest.
-        figure.set_layout_engine("none")
-        place = (_LEFT / width, _BELOW / whole, cells / width, height / whole)
-        axes = figure.add_axes(place)
-        axes.set_title(title, x=(4 - _LEFT) / cells)
+        figure, axes = new_cells(frame)
+        axes.set_title(title, x=(4 - _LEFT) / cells[0])
         for y, line in enumerate(shares):
             for x, share in enumerate(line):
                 if share is None:
@@ -64,38 +59,20 @@ def matrix_figure(
                 # Half of the scale is more than most differences take.
                 strength = min(1.0, 2 * abs(share)) if is_signed else share
                 colour = _BELOW_ZERO if is_signed and share < 0 else HEAT
-                axes.add_patch(
-                    Rectangle(
-                        (x - 0.48, y - 0.46),
-                        0.96,
-                        0.92,
-                        facecolor=colour,
-                        alpha=0.04 + 0.96 * strength,
-                        linewidth=0,
-                    )
-                )
+                shade(axes, x, y, 0.04 + 0.96 * strength, colour)
                 is_bold = bold is not None and bold[y][x]
-                axes.text(
+                write(
+                    axes,
                     x,
                     y,
                     f"{100 * share:+.0f}" if is_signed else f"{100 * share:.0f}",
-                    ha="center",
-                    va="center",
-                    fontsize=10,
-                    fontweight="bold" if is_bold else "normal",
-                    color=ON_HEAT if strength > _DARK else INK if strength > 0.1 else SOFT,
+                    strength=strength,
+                    is_soft=strength <= 0.1,
+                    size=10,
+                    weight="bold" if is_bold else "normal",
                 )
-        axes.set_xlim(-0.5, len(names) - 0.5)
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        labels = [SHORT.get(name, name) for name in names]
-        axes.set_yticks(range(len(names)), labels)
-        axes.set_xticks(range(len(names)), labels, rotation=45, ha="right", rotation_mode="anchor")
-        axes.tick_params(length=0)
-        axes.tick_params(axis="x", labelcolor=INK)
-        axes.set_ylabel("trained on", labelpad=2)
-        axes.set_xlabel("tested on")
-        axes.yaxis.set_label_coords(-74 / cells, 0.5)
-        axes.xaxis.set_label_coords(0.5, -54 / height)
+        labels = [_NAMES.get(name, name) for name in names]
+        name_cells(axes, frame, labels, labels, ("trained on", "tested on"), _LABELS)
         for side in ("left", "bottom"):
             axes.spines[side].set_visible(False)
         return to_svg(figure)

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, UsageError, in_short
+from pipeline.own_functions import PREFIX, import_function
 from transforms.layers import Layer
 from transforms.variants import VARIANTS, Image, Variant, name_of
-
-PREFIX = "python:"
 
 
 def versioned(entries: Iterable[str]) -> tuple[str, ...]:
@@ -83,8 +81,7 @@ def _paint(entry: str, function: Callable[[Layer], Any], layer: Layer) -> Image:
     except MemoryError:
         raise
     except Exception as error:  # Whatever stands in someone's function.
-        text = " ".join(str(error).split())[:200]
-        raise JobError(f"{entry} raised {type(error).__name__}: {text}") from error
+        raise JobError(f"{entry} raised {type(error).__name__}: {in_short(error)}") from error
     if not (
         isinstance(picture, np.ndarray)
         and picture.dtype == np.uint8
@@ -101,24 +98,8 @@ def _paint(entry: str, function: Callable[[Layer], Any], layer: Layer) -> Image:
 
 def _function(entry: str) -> Callable[[Layer], Any]:
     """Imports the function. Raises UsageError if there is none."""
-    path, colon, name = entry.removeprefix(PREFIX).partition("@")[0].partition(":")
-    if not colon or not path or not name:
-        raise UsageError(f"--variants {entry} must look like python:my_variants:silhouette")
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        where = f"{path} is" if error.name == path else f"{path} imports {error.name}, which is"
-        raise UsageError(
-            f"--variants {entry}: {where} not found; put its folder on PYTHONPATH"
-        ) from error
-    except Exception as error:  # Whatever stands in someone's module.
-        raise UsageError(
-            f"--variants {entry}: {path} cannot be imported ({type(error).__name__}: {error})"
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise UsageError(f"--variants {entry}: {path} has no function {name!r}")
-    return function  # type: ignore[no-any-return]
+    target = entry.removeprefix(PREFIX).partition("@")[0]
+    return import_function(target, f"--variants {entry}", f"{PREFIX}my_variants:silhouette")
 
 
 def _version(function: Callable[[Layer], Any], entry: str) -> int:

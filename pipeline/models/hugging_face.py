@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, UsageError, in_short
 from pipeline.models.loaded import (
     LoadedModel,
     Preprocessing,
@@ -88,11 +88,10 @@ class HuggingFace(Source):
             )
             processor = AutoImageProcessor.from_pretrained(identifier)
         except Exception as error:  # Network, a missing file, another kind of model, broken bytes.
-            text = " ".join(str(error).split())[:200]
             raise JobError(
                 f"{spec} could not be loaded as an image classifier with its image processor "
-                f"({type(error).__name__}: {text}). On a machine without a way to the hub, give "
-                "a folder, or bring the weights along: in9 models fetch"
+                f"({type(error).__name__}: {in_short(error)}). On a machine without a way to the "
+                "hub, give a folder, or bring the weights along: in9 models fetch"
             ) from error
         missing = sorted(found["missing_keys"])
         if missing:

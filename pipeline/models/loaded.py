@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from pipeline.errors import JobError
+from pipeline.errors import JobError, in_short
 from transforms.scoring import labels_of_outputs
 from transforms.taxonomy import IN9_NAMES, Taxonomy, imagenet9
 
@@ -213,9 +213,9 @@ def count_outputs(name: str, module: torch.nn.Module, side: int) -> int:
     except JobError:
         raise
     except Exception as error:  # Whatever stands in someone's forward().
-        text = " ".join(str(error).split())[:200]
         raise JobError(
-            f"{name} fails on a picture of {side} x {side} ({type(error).__name__}: {text})"
+            f"{name} fails on a picture of {side} x {side} "
+            f"({type(error).__name__}: {in_short(error)})"
         ) from error
     if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2 or len(outputs) != 1:
         shown = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs)

@@ -7,7 +7,6 @@ or a metadata property of the graph, names others: the attributes of `Preprocess
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -16,9 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.errors import JobError, ModelError, UsageError
+from pipeline.errors import JobError, ModelError, UsageError, in_short
 from pipeline.models.loaded import LoadedModel, Preprocessing, count_outputs, loaded_model
 from pipeline.models.source import Source
+from pipeline.onnx_settings import read_settings, settings_file
 from pipeline.storage.files import files_of
 from transforms.taxonomy import Taxonomy
 
@@ -174,8 +174,7 @@ class OnnxFiles(Source):
         except JobError as error:
             raise JobError(f"{spec}: {error}") from error
         except Exception as error:  # onnxruntime has an exception for each kind of fault.
-            text = " ".join(str(error).split())[:200]
-            raise JobError(f"{path} cannot be run by onnxruntime ({text})") from error
+            raise JobError(f"{path} cannot be run by onnxruntime ({in_short(error)})") from error
         given = _written_down(path, properties)
         if side is not None and given.setdefault("input_size", side) != side:
             raise JobError(f"{spec} takes {side} pixels, not input_size {given['input_size']}")
@@ -192,7 +191,7 @@ class OnnxFiles(Source):
             weights=os.path.basename(path),
             module=module,
             preprocessing=Preprocessing.of(
-                given, num_outputs=num_outputs, where=f"{path}.json", taxonomy=taxonomy
+                given, num_outputs=num_outputs, where=settings_file(path), taxonomy=taxonomy
             ),
             num_outputs=num_outputs,
             recipe={"probabilities": module.probabilities},
@@ -220,21 +219,13 @@ def _read_graph(path: str) -> bytes:
 def _written_down(path: str, properties: Mapping[str, str]) -> dict[str, Any]:
     """Preprocessing from the file beside a graph, else from its metadata."""
     names = {field.name for field in dataclasses.fields(Preprocessing)} - {"fixed_size"}
-    beside = f"{path}.json"
     try:
-        files = files_of(beside)
-        if files.info(beside) is not None:
-            given = json.loads(files.read(beside))
-            if not isinstance(given, dict):
-                raise JobError(f'{beside} must hold an object, such as {{"mean": [0, 0, 0]}}')
-            return given
-        # Other properties, such as the exporter's, are none of ours.
-        return {
-            name: text if name in ("interpolation", "crop_mode") else json.loads(text)
-            for name, text in properties.items()
-            if name in names
-        }
+        texts = ("interpolation", "crop_mode")
+        given, where = read_settings(path, properties, names=names, texts=texts)
     except (OSError, ValueError) as error:
         raise JobError(
             f"the preprocessing of {path} cannot be read ({error}); it is JSON, such as [0, 0, 0]"
         ) from error
+    if not isinstance(given, dict):
+        raise JobError(f'{where} must hold an object, such as {{"mean": [0, 0, 0]}}')
+    return given

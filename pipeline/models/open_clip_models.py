@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, UsageError, in_short
 from pipeline.models.loaded import (
     LoadedModel,
     Preprocessing,
@@ -114,11 +114,10 @@ class OpenClip(Source):
             config = open_clip.get_model_config(architecture)
             tokenizer = open_clip.get_tokenizer(architecture)
         except Exception as error:  # Network, a missing file, another model, broken bytes.
-            text = " ".join(str(error).split())[:200]
             raise JobError(
-                f"{spec} could not be loaded ({type(error).__name__}: {text}). On a machine "
-                "without a way to the hub, give a file or a folder, or bring the weights along: "
-                "in9 models fetch"
+                f"{spec} could not be loaded ({type(error).__name__}: {in_short(error)}). On a "
+                "machine without a way to the hub, give a file or a folder, or bring the weights "
+                "along: in9 models fetch"
             ) from error
         model.eval().requires_grad_(False)
         # Of the weights alone: the head is computed, and its last bits depend on the machine.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, UsageError, in_short
 from pipeline.models.loaded import (
     LoadedModel,
     Preprocessing,
@@ -17,9 +16,8 @@ from pipeline.models.loaded import (
     takes_other_sizes,
 )
 from pipeline.models.source import Source
+from pipeline.own_functions import PREFIX, import_function
 from transforms.taxonomy import Taxonomy
-
-_PREFIX = "python:"
 
 
 class PythonFunctions(Source):
@@ -47,7 +45,7 @@ class PythonFunctions(Source):
         return loaded_model(
             name=spec,
             architecture=type(module).__name__,
-            weights=spec.removeprefix(_PREFIX),
+            weights=spec.removeprefix(PREFIX),
             module=module,
             preprocessing=preprocessing,
             num_outputs=num_outputs,
@@ -59,24 +57,8 @@ class PythonFunctions(Source):
 
 def _function(spec: str) -> Callable[[], Any]:
     """Imports the function. Raises UsageError if there is none."""
-    path, colon, name = spec.removeprefix(_PREFIX).partition(":")
-    if not colon or not path or not name:
-        raise UsageError(f"--models {spec} must look like python:my_models:trained")
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        where = f"{path} is" if error.name == path else f"{path} imports {error.name}, which is"
-        raise UsageError(
-            f"--models {spec}: {where} not found; put its folder on PYTHONPATH"
-        ) from error
-    except Exception as error:  # Whatever stands in someone's module.
-        raise UsageError(
-            f"--models {spec}: {path} cannot be imported ({type(error).__name__}: {error})"
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise UsageError(f"--models {spec}: {path} has no function {name!r}")
-    return function  # type: ignore[no-any-return]
+    target = spec.removeprefix(PREFIX)
+    return import_function(target, f"--models {spec}", f"{PREFIX}my_models:trained")
 
 
 def _call(spec: str) -> tuple[torch.nn.Module, dict[str, Any]]:
@@ -85,8 +67,7 @@ def _call(spec: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     except (UsageError, JobError):
         raise
     except Exception as error:  # Whatever stands in someone's function.
-        text = " ".join(str(error).split())[:200]
-        raise JobError(f"{spec} raised {type(error).__name__}: {text}") from error
+        raise JobError(f"{spec} raised {type(error).__name__}: {in_short(error)}") from error
     module, given = found if isinstance(found, tuple) and len(found) == 2 else (found, {})
     if not isinstance(module, torch.nn.Module) or not isinstance(given, dict):
         raise JobError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, UsageError, in_short
 from pipeline.models.hugging_face import HuggingFace
 from pipeline.models.loaded import LoadedModel
 from pipeline.models.onnx_files import OnnxFiles
@@ -108,5 +108,6 @@ def load_model(
     except (UsageError, JobError):
         raise
     except Exception as error:  # Many libraries, each with its own ways to fail.
-        text = " ".join(str(error).split())[:200]
-        raise JobError(f"{spec} could not be loaded ({type(error).__name__}: {text})") from error
+        raise JobError(
+            f"{spec} could not be loaded ({type(error).__name__}: {in_short(error)})"
+        ) from error

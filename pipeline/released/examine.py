@@ -1,30 +1,26 @@
-"""Examine: looks at every picture of an archive's shard, and gathers what backgrounds look like."""
+"""Examine: looks at every picture of an archive's shard."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-import io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.dataset.config import IMPORT_VERSION, DatasetConfig, fingerprint
-from pipeline.dataset.records import ACCEPTED, ShardFiles, Staging, read_rows, write_table
-from pipeline.generate.plan import check_complete
-from pipeline.released.archive import Place, read_places
+from pipeline.dataset.records import ACCEPTED, ShardFiles, Staging, write_table
+from pipeline.released.archive import read_places
 from pipeline.released.listing import ReleasedImage, ReleasedShard
-from pipeline.released.masks import decode_npy
+from pipeline.released.masks import decode_npy, npy_bytes
 from pipeline.runner.counters import count, timed
 from pipeline.runner.progress import Progress
 from pipeline.storage.files import REQUESTS_IN_FLIGHT, read_ahead
-from pipeline.storage.store import FileDigest, Store
+from pipeline.storage.store import FileDigest
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.filters import Reason, is_valid_key
 from transforms.matching import describe
@@ -62,22 +58,6 @@ class ExaminedShard:
     shard: ReleasedShard
     record: str
     backgrounds: str | None
-
-
-@dataclasses.dataclass(frozen=True)
-class PooledShard:
-    """A shard with the backgrounds of its split.
-
-    Attributes:
-      shard, record: of `ExaminedShard`.
-      pool: where the split's backgrounds lie, None if there are none.
-      pool_digest: identifies their content.
-    """
-
-    shard: ReleasedShard
-    record: str
-    pool: str | None
-    pool_digest: str
 
 
 class ExamineShard(beam.DoFn):
@@ -126,9 +106,7 @@ class ExamineShard(beam.DoFn):
         files: tuple[FileDigest, ...] = ()
         if "only_bg_t" in variants:
             blocks = np.stack(descriptions) if descriptions else np.empty((0, 0, 3), np.uint8)
-            content = io.BytesIO()
-            np.save(content, blocks, allow_pickle=False)
-            digest = store.write(self._staging.staged(described), content.getvalue())
+            digest = store.write(self._staging.staged(described), npy_bytes(blocks))
             files = (dataclasses.replace(digest, path=described),)
         table = pa.Table.from_pylist(rows, _RECORD_SCHEMA)
         write_table(store, self._staging.staged(record), table, ShardFiles(checksum, files))
@@ -225,82 +203,3 @@ def _identity(*contents: bytes) -> str:
     for content in contents:
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()[:32]
-
-
-class PoolSplit(beam.DoFn):
-    """(split, all its ExaminedShards) -> PooledShards; writes the split's backgrounds."""
-
-    def __init__(self, staging: Staging) -> None:
-        self._staging = staging
-
-    def process(self, element: tuple[str, Iterable[ExaminedShard]]) -> Iterator[PooledShard]:
-        split, examined = element
-        with timed("examine"):
-            pooled = self._pool(split, sorted(examined, key=lambda shard: shard.shard.shard))
-        yield from pooled
-
-    def _pool(self, split: str, examined: list[ExaminedShard]) -> list[PooledShard]:
-        store = self._staging.store
-        totals = examined[0].shard.totals
-        numbers = [shard.shard.shard for shard in examined]
-        listed = sum(len(shard.shard.images) for shard in examined)
-        check_complete(split, numbers, totals.counts.output, listed, totals.listed)
-        pool, rows = None, []
-        if examined[0].backgrounds is not None:
-            blocks = []
-            for shard in examined:
-                found = [r for r in read_rows(store, shard.record) if r["status"] == ACCEPTED]
-                if not found:
-                    continue
-                places = {i.stem: i.files["only_bg_t"].place for i in shard.shard.images}
-                rows += [_pool_row(row, places[row["key"]]) for row in found]
-                assert shard.backgrounds is not None
-                blocks.append(np.load(io.BytesIO(store.read(shard.backgrounds))))
-            if rows:
-                pool = self._staging.staged(f"pool/{split}")
-                with store.create(f"{pool}.npy") as file:
-                    file.write(_npy(np.concatenate(blocks)))
-                with store.create(f"{pool}.parquet") as file:
-                    pq.write_table(pa.Table.from_pylist(rows), file)
-        digest = fingerprint([[row["key"], row["background"]] for row in rows])
-        return [PooledShard(shard.shard, shard.record, pool, digest) for shard in examined]
-
-
-def _npy(array: NDArray[np.uint8]) -> bytes:
-    content = io.BytesIO()
-    np.save(content, array, allow_pickle=False)
-    return content.getvalue()
-
-
-def _pool_row(row: dict[str, Any], place: Place) -> dict[str, Any]:
-    names = ("key", "wnid", "label", "background")
-    return {name: row[name] for name in names} | dataclasses.asdict(place)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class BackgroundPool:
-    """The tiled backgrounds of a split.
-
-    Attributes:
-      rows: key, wnid, label and place of each.
-      described: (N, B, 3) uint8 of `describe`.
-      position: of each key.
-    """
-
-    rows: list[dict[str, Any]]
-    described: NDArray[np.uint8]
-    position: dict[str, int]
-
-    def place(self, position: int) -> Place:
-        """Where a background lies."""
-        row = self.rows[position]
-        return Place(**{field.name: row[field.name] for field in dataclasses.fields(Place)})
-
-
-@functools.lru_cache(maxsize=2)
-def load_pool(store: Store, path: str, digest: str) -> BackgroundPool:
-    """Reads a pool once for each worker process; `digest` tells a rewritten file apart."""
-    del digest
-    rows = read_rows(store, f"{path}.parquet")
-    described = np.load(io.BytesIO(store.read(f"{path}.npy")))
-    return BackgroundPool(rows, described, {row["key"]: i for i, row in enumerate(rows)})

@@ -23,8 +23,9 @@ from pipeline.errors import UsageError
 from pipeline.generate.commit import STAGING, Commit
 from pipeline.generate.compose import ComposedShard
 from pipeline.released.archive import IMPORT_FOLDER, list_files
-from pipeline.released.examine import ExaminedShard, ExamineShard, PooledShard, PoolSplit
+from pipeline.released.examine import ExaminedShard, ExamineShard
 from pipeline.released.listing import Released, ReleasedShard, read_listing
+from pipeline.released.pool import PooledShard, PoolSplit
 from pipeline.released.write import WriteShard, mixed_variants
 from pipeline.runner.progress import Progress
 from pipeline.runner.run import local_options, run_pipeline

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.released.archive import read_places
-from pipeline.released.examine import BackgroundPool
+from pipeline.released.pool import BackgroundPool
 from transforms.codec import decode_image
 from transforms.geometry import Mask
 from transforms.matching import compare, decide, describe_outside, nearest

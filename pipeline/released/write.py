@@ -27,9 +27,10 @@ from pipeline.dataset.sinks import ParquetSink, Sample, Sink, WebDatasetSink, sa
 from pipeline.errors import JobError
 from pipeline.generate.compose import ComposedShard, index_schema
 from pipeline.generate.plan import OutputShard
-from pipeline.released.examine import PooledShard, load_pool, read_image, suffix_of
+from pipeline.released.examine import read_image, suffix_of
 from pipeline.released.listing import ReleasedImage
 from pipeline.released.masks import decode_npy
+from pipeline.released.pool import PooledShard, load_pool
 from pipeline.released.recover import Mixed, Recovered, recover
 from pipeline.runner.counters import count, count_written, timed
 from pipeline.runner.progress import Progress

@@ -6,10 +6,10 @@ import dataclasses
 from typing import Any
 
 from pipeline.report.evidence import Evidence, ModelResults
-from pipeline.report.judges import RULE, grid_size
+from pipeline.report.measured import grid_size, is_authors_grid
 from pipeline.report.pictures import SMALL, Budget, data_uri, find_samples
-from pipeline.report.published import CHALLENGE, FOOLED, FULL_GRID, published_for
-from transforms.scoring import LABEL_RULES
+from pipeline.report.published import CHALLENGE, FOOLED, published_for
+from transforms.scoring import LABEL_RULES, PAPER_RULE
 
 _BYTES = 1_400_000
 
@@ -95,13 +95,13 @@ def make_adversarial(evidence: Evidence, with_pictures: bool = True) -> Adversar
         rows.extend(
             _row(model, attack, rule, is_paper) for rule in LABEL_RULES if rule in attack["rules"]
         )
-        if attack["rules"].get(RULE, {}).get("strongest"):
+        if attack["rules"].get(PAPER_RULE, {}).get("strongest"):
             galleries.append(_gallery(evidence, model, attack, budget))
     return Adversarial(tuple(rows), tuple(galleries), tuple(errors))
 
 
 def _row(model: ModelResults, attack: dict[str, Any], rule: str, is_paper: bool) -> Attacked:
-    is_authors = attack["full_grid"] and attack["foregrounds"] == FULL_GRID and rule == RULE
+    is_authors = is_authors_grid(attack) and rule == PAPER_RULE
     known = published_for((model.summary or {}).get("architecture", model.model))
     is_resnet = is_authors and "=" not in model.model and any(p.name == "ResNet-50" for p in known)
     kind = "stopped early" if attack["early_stop"] else ""
@@ -118,7 +118,7 @@ def _row(model: ModelResults, attack: dict[str, Any], rule: str, is_paper: bool)
 def _gallery(
     evidence: Evidence, model: ModelResults, attack: dict[str, Any], budget: Budget
 ) -> Gallery:
-    strongest = attack["rules"][RULE]["strongest"]
+    strongest = attack["rules"][PAPER_RULE]["strongest"]
     uris: dict[str, str] = {}
     if budget.left:
         keys = [row["bg_key"] for row in strongest if row["success"] > 0]

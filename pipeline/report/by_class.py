@@ -12,9 +12,10 @@ from pipeline.figures.cells import cells_figure
 from pipeline.figures.points import Series, rows_figure
 from pipeline.figures.style import MODELS
 from pipeline.report.evidence import ModelResults
-from pipeline.report.judges import RULE
-from pipeline.report.plot import Plot, measures, point, spoken, titles
-from pipeline.report.published import FOOLED_BY_CLASS, FULL_GRID
+from pipeline.report.measured import attack_measures, is_authors_grid
+from pipeline.report.plot import Plot, point, spoken, titles
+from pipeline.report.published import FOOLED_BY_CLASS
+from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import OUTSIDE, Taxonomy
 
 MOST_ROWS = 24
@@ -50,7 +51,8 @@ def by_class(models: Sequence[ModelResults], variant: str, taxonomy: Taxonomy) -
     shown: list[int] = []
     for model in models:
         rows = {
-            row["label"]: row for row in model.rows("per_class", label_rule=RULE, variant=variant)
+            row["label"]: row
+            for row in model.rows("per_class", label_rule=PAPER_RULE, variant=variant)
         }
         if not shown and rows:
             scores = {label: row["accuracy"] for label, row in rows.items() if row["n"]}
@@ -77,7 +79,7 @@ def of_model(model: ModelResults, taxonomy: Taxonomy) -> Iterator[Plot]:
 
 def _confusion(model: ModelResults, variant: str, taxonomy: Taxonomy) -> Iterator[Plot]:
     counts: dict[int, dict[int, int]] = {}
-    for row in model.rows("confusion", label_rule=RULE, variant=variant):
+    for row in model.rows("confusion", label_rule=PAPER_RULE, variant=variant):
         counts.setdefault(row["label"], {})[row["prediction"]] = row["n"]
     if not counts:
         return
@@ -108,7 +110,9 @@ def _confusion(model: ModelResults, variant: str, taxonomy: Taxonomy) -> Iterato
 
 
 def _groups(model: ModelResults, taxonomy: Taxonomy) -> Iterator[Plot]:
-    rows = [row for row in model.rows("groups", label_rule=RULE, variant="mixed_rand") if row["n"]]
+    rows = [
+        row for row in model.rows("groups", label_rule=PAPER_RULE, variant="mixed_rand") if row["n"]
+    ]
     if not rows:
         return
     names = taxonomy.names
@@ -152,7 +156,7 @@ def fooled_by_class(
     series = []
     shown: list[int] = []
     for model in models:
-        rows = {row["label"]: row for row in (measures(model) or {}).get("by_class") or ()}
+        rows = {row["label"]: row for row in (attack_measures(model) or {}).get("by_class") or ()}
         fooled = {label: row["fooled"] for label, row in rows.items() if row["foregrounds"]}
         if not shown and fooled:
             most = {label: 1 - share for label, share in fooled.items()}
@@ -160,10 +164,7 @@ def fooled_by_class(
         values = tuple((fooled[label],) * 3 if label in fooled else None for label in shown)
         if any(values):
             series.append(Series(title(model), values))
-    is_full = any(
-        (m.attack or {})["full_grid"] and (m.attack or {})["foregrounds"] == FULL_GRID
-        for m in models
-    )
+    is_full = any(is_authors_grid(model.attack or {}) for model in models)
     if is_paper and is_full and len(series) < len(MODELS):
         published = tuple((share, share, share) for share in FOOLED_BY_CLASS)
         series.append(Series("IN-9L ResNet-50 (paper)", published))

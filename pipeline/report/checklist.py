@@ -8,7 +8,7 @@ from collections import Counter
 
 from pipeline.report.claims import CLAIMS, Claim
 from pipeline.report.evidence import Evidence
-from pipeline.report.judges import Results
+from pipeline.report.measured import Results
 from pipeline.report.verdicts import Finding, Verdict, overall
 
 _EXAMPLE = "efficientnet_lite0"

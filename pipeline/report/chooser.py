@@ -14,13 +14,13 @@ from pipeline.report.selection import (
     read_predictions_of,
     shown_models,
 )
-from transforms.scoring import LABEL_RULES, classes_of_outputs
+from transforms.scoring import LABEL_RULES, PAPER_RULE, classes_of_outputs
 from transforms.taxonomy import OUTSIDE, Taxonomy
 from transforms.variants import EXTERNAL, base_of
 
 _BYTES = 4_900_000
 """Room for pictures: with all else the page stays under 10 MB."""
-_PAPER_RULE, _OTHER_RULE = LABEL_RULES
+_OTHER_RULE = next(rule for rule in LABEL_RULES if rule != PAPER_RULE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +178,7 @@ def _predictions(
                 score=row["top1_score"],
                 otherwise="",
             )
-        for place, prediction in by_rule[_PAPER_RULE].items():
+        for place, prediction in by_rule[PAPER_RULE].items():
             other = by_rule[_OTHER_RULE].get(place)
             differs = other is not None and other.label != prediction.label
             otherwise = other.answer if other and differs else ""

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.report import judges
-from pipeline.report.judges import TIMES, Results
+from pipeline.report.measured import TIMES, Results
 from pipeline.report.published import FULL_GRID
 from pipeline.report.verdicts import Finding
 

@@ -8,14 +8,13 @@ import io
 from collections.abc import Sequence
 
 from pipeline.report.evidence import Evidence
-from pipeline.report.judges import RULE
 from pipeline.report.plots import COMPARED
+from pipeline.report.verdicts import Estimate
 from pipeline.results.files import display_name
+from transforms.scoring import PAPER_RULE
 
 _FILE = "results/comparisons.csv"
 _GAP = "bg_gap"
-
-Estimate = tuple[float, float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +42,7 @@ def read_differences(evidence: Evidence, variants: Sequence[str]) -> Differences
         for row in csv.DictReader(io.StringIO(store.read(_FILE).decode())):
             is_ours = row["dataset"] == evidence.dataset.manifest.fingerprint
             shown = {row["first"], row["second"]} <= set(names)
-            if is_ours and shown and row["label_rule"] == RULE and row["variant"] in columns:
+            if is_ours and shown and row["label_rule"] == PAPER_RULE and row["variant"] in columns:
                 estimate = float(row["difference"]), float(row["ci_low"]), float(row["ci_high"])
                 pair = names[row["first"]], names[row["second"]]
                 pairs.setdefault(pair, {})[row["variant"]] = estimate

@@ -11,14 +11,13 @@ from typing import Any
 from pipeline.dataset.folder import Dataset
 from pipeline.matrix.tables import matrix_file, read_matrices
 from pipeline.results.files import display_name, read_summaries, result_folder, summary_file
+from pipeline.results.trend import TREND
 from pipeline.storage.store import Store
+from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import Taxonomy
 
-TREND = "results/trend.json"
-TREND_FIGURE = "results/figures/trend.svg"
-
-# ARCH=FOLDER/FILE
 _CHECKPOINT = re.compile(r"^([\w.:-]+)=.*/(?=[^/])(.*)$")
+"""ARCH=FOLDER/FILE."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +150,7 @@ def _named(models: list[ModelResults]) -> list[ModelResults]:
 
 
 def _order(model: ModelResults) -> tuple[bool, float, str]:
-    row = model.row("accuracy", label_rule="argmax_then_map", variant="original")
+    row = model.row("accuracy", label_rule=PAPER_RULE, variant="original")
     accuracy = row["accuracy"] if row else None
     return accuracy is None, -(accuracy or 0.0), model.folder
 

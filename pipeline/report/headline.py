@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.report.evidence import Evidence, ModelResults
-from pipeline.report.judges import training_of
+from pipeline.report.measured import training_of
 from pipeline.report.published import PRETRAINED, TRAINED, published_for
-from transforms.scoring import LABEL_RULES
+from transforms.scoring import LABEL_RULES, PAPER_RULE
 
 GAP = "BG-Gap"
 
@@ -69,7 +69,6 @@ def make_headline(evidence: Evidence) -> Headline:
     models = [model for model in evidence.models if model.summary]
     manifest = evidence.dataset.manifest
     is_whole, is_paper = manifest.config.segment.is_whole, evidence.dataset.is_imagenet9
-    first = next(iter(LABEL_RULES))
     return Headline(
         variants=variants,
         tables={
@@ -78,7 +77,7 @@ def make_headline(evidence: Evidence) -> Headline:
                     model,
                     rule,
                     variants,
-                    _published(model, is_whole) if is_paper and rule == first else [],
+                    _published(model, is_whole) if is_paper and rule == PAPER_RULE else [],
                 )
                 for model in models
             )

@@ -6,116 +6,33 @@ nothing was run.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
-from pipeline.report import published
 from pipeline.report.evidence import ModelResults
+from pipeline.report.measured import (
+    Results,
+    accuracy_of,
+    all_trained_on,
+    attacks_of,
+    estimate_of,
+    gap_of,
+    grid_size,
+    mass_of,
+    models_trained_on,
+    pretrained_models,
+    slopes_of,
+    trained_in,
+)
 from pipeline.report.verdicts import Finding, Verdict, above, below, difference, meets
 
-RULE = "argmax_then_map"
 CHANCE = 1 / 9
-TIMES = "\N{MULTIPLICATION SIGN}"
-
-
-Estimate = tuple[float, float, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Results:
-    """What claims are judged by: models, the trend over them, and matrices."""
-
-    models: Sequence[ModelResults]
-    trend: dict[str, Any] | None
-    matrices: Sequence[dict[str, Any]] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A model trained on a variant: evaluated by itself, or a row of a matrix.
-
-    Attributes:
-      name: of the model.
-      variant: that it was trained on.
-      accuracies: by variant that it was tested on.
-      gap: its BG-Gap, if it is known.
-      matrix: that it is a row of, "" if it was evaluated by itself.
-    """
-
-    name: str
-    variant: str
-    accuracies: Mapping[str, Estimate]
-    gap: Estimate | None
-    matrix: str = ""
-
-
-def training_of(model: ModelResults) -> str | None:
-    """The variant that a model was trained on, if it or its name says so."""
-    said = model.trained.get("variant")
-    summary = model.summary or model.saliency or {}
-    return said or published.trained_on(model.model, summary.get("num_outputs", 0))
-
-
-def _pretrained(results: Results) -> Iterator[ModelResults]:
-    """Models with ImageNet's outputs."""
-    for model in results.models:
-        if (model.summary or {}).get("num_outputs", 0) > len(published.FOOLED_BY_CLASS):
-            yield model
-
-
-def _trained_models(results: Results, variant: str) -> Iterator[ModelResults]:
-    """Models trained on a variant, and not tested on what they have seen."""
-    for model in results.models:
-        if training_of(model) == variant and not model.overlap:
-            yield model
-
-
-def _trained(results: Results, *variants: str) -> Iterator[Trained]:
-    """Models trained on variants; one that is a row of a matrix counts once."""
-    rows = [trained for content in results.matrices for trained in _rows_of(content)]
-    known = {row["weights_sha256"] for content in results.matrices for row in content["rows"]}
-    for variant in variants:
-        for model in _trained_models(results, variant):
-            if (model.summary or {}).get("weights_sha256") not in known:
-                tests = [row["variant"] for row in model.rows("accuracy", label_rule=RULE)]
-                found = {name: one for name in tests if (one := _accuracy(model, name))}
-                yield Trained(model.name, variant, found, _gap(model))
-        yield from (trained for trained in rows if trained.variant == variant)
-
-
-def _rows_of(content: Mapping[str, Any]) -> Iterator[Trained]:
-    """Rows of a matrix that were not tested on what they have seen."""
-    gaps = {row["train_variant"]: _estimate(row, "difference") for row in content["gaps"]}
-    by_row: dict[str, list[dict[str, Any]]] = {}
-    for row in content["rows"]:
-        by_row.setdefault(row["train_variant"], []).append(row)
-    for variant, cells in by_row.items():
-        if not any(cell["overlap"] for cell in cells):
-            found = {
-                cell["test_variant"]: one for cell in cells if (one := _estimate(cell, "accuracy"))
-            }
-            name = f"{content['name']}, {variant}"
-            yield Trained(name, variant, found, gaps.get(variant), content["name"])
-
-
-def _estimate(row: Mapping[str, Any], name: str) -> Estimate | None:
-    return (row[name], row["ci_low"], row["ci_high"]) if row[name] is not None else None
-
-
-def _accuracy(model: ModelResults, variant: str) -> Estimate | None:
-    row = model.row("accuracy", label_rule=RULE, variant=variant)
-    return (row["accuracy"], row["ci_low"], row["ci_high"]) if row and row["n"] else None
-
-
-def _gap(model: ModelResults) -> Estimate | None:
-    row = model.row("gaps", label_rule=RULE)
-    return (row["gap"], row["ci_low"], row["ci_high"]) if row else None
+_INSECT = 5
+"""Label of the insects."""
 
 
 def signal(results: Results) -> Iterator[Finding]:
     """Accuracy of models trained on backgrounds alone."""
-    for model in _trained(results, "only_bg_t", "only_bg_b", "no_fg"):
+    for model in all_trained_on(results, "only_bg_t", "only_bg_b", "no_fg"):
         for variant in (model.variant, "original"):
             if found := model.accuracies.get(variant):
                 verdict = above(found[1], found[2], CHANCE)
@@ -124,45 +41,30 @@ def signal(results: Results) -> Iterator[Finding]:
 
 def background_alone(results: Results) -> Iterator[Finding]:
     """Accuracy of pretrained models on `only_bg_t`."""
-    for model in _pretrained(results):
-        if found := _accuracy(model, "only_bg_t"):
+    for model in pretrained_models(results):
+        if found := accuracy_of(model, "only_bg_t"):
             yield Finding(model.name, *found, meets(found[1], found[2], (0.119, 0.178)))
 
 
 def gap_above(results: Results) -> Iterator[Finding]:
     """BG-Gap of every model, against none."""
     for model in results.models:
-        if not model.overlap and (found := _gap(model)):
+        if not model.overlap and (found := gap_of(model)):
             yield Finding(model.name, *found, above(found[1], found[2], 0))
 
 
 def gap_pretrained(results: Results) -> Iterator[Finding]:
     """BG-Gap of pretrained models, against the published range."""
-    for model in _pretrained(results):
-        if found := _gap(model):
+    for model in pretrained_models(results):
+        if found := gap_of(model):
             yield Finding(model.name, *found, meets(found[1], found[2], (0.06, 0.14)))
 
 
 def gap_in9(results: Results) -> Iterator[Finding]:
     """BG-Gap of models trained on ImageNet-9, against the published range."""
-    for model in _trained(results, "original", "in9l"):
+    for model in all_trained_on(results, "original", "in9l"):
         if found := model.gap:
             yield Finding(model.name, *found, meets(found[1], found[2], (0.13, 0.22)))
-
-
-def _attacks(results: Results) -> Iterator[tuple[ModelResults, dict[str, Any], bool]]:
-    """Models attacked, their measures, and whether on the authors' number of images."""
-    for model in results.models:
-        attack = model.attack or {}
-        measures = attack.get("rules", {}).get(RULE)
-        if measures:
-            size = attack["foregrounds"]
-            yield model, measures, attack["full_grid"] and size == published.FULL_GRID
-
-
-def grid_size(attack: dict[str, Any]) -> str:
-    """How many foregrounds met how many backgrounds."""
-    return f"{attack['foregrounds']:,} {TIMES} {attack['backgrounds']:,}"
 
 
 def _on_grid(model: ModelResults) -> str:
@@ -177,7 +79,7 @@ def _settled(verdict: Verdict, is_full: bool) -> Verdict:
 
 def fooled(results: Results) -> Iterator[Finding]:
     """Foregrounds that a background of another class turns into its own."""
-    for model, measures, is_full in _attacks(results):
+    for model, measures, is_full in attacks_of(results):
         if measures["fooled"] is not None:
             low, high = measures["fooled_ci_low"], measures["fooled_ci_high"]
             verdict = _settled(above(low, high, 0.5), is_full)
@@ -186,7 +88,7 @@ def fooled(results: Results) -> Iterator[Finding]:
 
 def challenge(results: Results) -> Iterator[Finding]:
     """Foregrounds that no background turns wrong."""
-    for model, measures, is_full in _attacks(results):
+    for model, measures, is_full in attacks_of(results):
         low, high = measures["challenge_ci_low"], measures["challenge_ci_high"]
         verdict = _settled(below(low, high, 0.25), is_full)
         yield Finding(_on_grid(model), measures["challenge_accuracy"], low, high, verdict)
@@ -194,8 +96,8 @@ def challenge(results: Results) -> Iterator[Finding]:
 
 def best_insect(results: Results) -> Iterator[Finding]:
     """The best single insect background."""
-    for model, measures, is_full in _attacks(results):
-        of_insects = [row["success"] for row in measures["strongest"] if row["label"] == 5]
+    for model, measures, is_full in attacks_of(results):
+        of_insects = [row["success"] for row in measures["strongest"] if row["label"] == _INSECT]
         if of_insects:
             best = max(of_insects)
             verdict = _settled(above(best, best, 0.45), is_full)
@@ -204,9 +106,9 @@ def best_insect(results: Results) -> Iterator[Finding]:
 
 def any_insect(results: Results) -> Iterator[Finding]:
     """Foregrounds that some insect background turns into insects."""
-    for model, measures, is_full in _attacks(results):
+    for model, measures, is_full in attacks_of(results):
         for row in measures["by_class"] or ():
-            if row["label"] == 5 and row["foregrounds"]:
+            if row["label"] == _INSECT and row["foregrounds"]:
                 share = row["fooled"]
                 verdict = _settled(above(share, share, 0.6), is_full)
                 yield Finding(_on_grid(model), share, share, share, verdict)
@@ -214,7 +116,7 @@ def any_insect(results: Results) -> Iterator[Finding]:
 
 def without_foreground(results: Results) -> Iterator[Finding]:
     """Accuracy without a foreground of models trained on `mixed_rand`."""
-    for model in _trained(results, "mixed_rand"):
+    for model in all_trained_on(results, "mixed_rand"):
         for variant in ("only_bg_t", "only_bg_b"):
             if found := model.accuracies.get(variant):
                 verdict = below(found[1], found[2], 0.2)
@@ -225,8 +127,8 @@ def improves(variant: str) -> Callable[[Results], Iterator[Finding]]:
     """Accuracy on a variant: trained on `mixed_rand` less on `original`."""
 
     def judge(results: Results) -> Iterator[Finding]:
-        for model in _trained(results, "mixed_rand"):
-            for other in _trained(results, "original"):
+        for model in all_trained_on(results, "mixed_rand"):
+            for other in all_trained_on(results, "original"):
                 mine, theirs = model.accuracies.get(variant), other.accuracies.get(variant)
                 # Rows of one matrix were tested on the same images: see below.
                 if mine and theirs and not model.matrix and not other.matrix:
@@ -234,9 +136,9 @@ def improves(variant: str) -> Callable[[Results], Iterator[Finding]]:
                     subject = f"{model.name} less {other.name}"
                     yield Finding(subject, *found, above(found[1], found[2], 0))
         for content in results.matrices:
-            rows = {trained.variant for trained in _rows_of(content)}
+            rows = {trained.variant for trained in trained_in(content)}
             for row in content["gains"]:
-                gain = _estimate(row, "difference")
+                gain = estimate_of(row, "difference")
                 if (
                     row["test_variant"] == variant
                     and gain
@@ -253,39 +155,22 @@ _RIGHT_FOREGROUND = ("original", "mixed_same", "mixed_rand", "mixed_next", "only
 
 def varies_little(results: Results) -> Iterator[Finding]:
     """Spread of the accuracies on versions with the right foreground."""
-    for model in _trained(results, "mixed_rand"):
+    for model in all_trained_on(results, "mixed_rand"):
         found = [one for v in _RIGHT_FOREGROUND if (one := model.accuracies.get(v))]
         if len(found) == len(_RIGHT_FOREGROUND):
             spread = difference(max(found), min(found))
             yield Finding(model.name, *spread, below(spread[1], spread[2], 0.1))
 
 
-def _mass(model: ModelResults) -> Estimate | None:
-    found = model.saliency
-    return (found["mass_in_mask"], found["ci_low"], found["ci_high"]) if found else None
-
-
 def looks_at_foreground(results: Results) -> Iterator[Finding]:
     """Saliency inside the mask: trained on `mixed_rand` less on `original`."""
-    for model in _trained_models(results, "mixed_rand"):
-        for other in _trained_models(results, "original"):
-            mine, theirs = _mass(model), _mass(other)
+    for model in models_trained_on(results, "mixed_rand"):
+        for other in models_trained_on(results, "original"):
+            mine, theirs = mass_of(model), mass_of(other)
             if mine and theirs:
                 found = difference(mine, theirs)
                 subject = f"{model.name} less {other.name}"
                 yield Finding(subject, *found, above(found[1], found[2], 0))
-
-
-def _slopes(results: Results) -> dict[str, tuple[Estimate, bool]]:
-    """By variant: the slope, and whether it rests on too few models to be trusted."""
-    lines = (results.trend or {}).get("lines", [])
-    return {
-        line["variant"]: (
-            (line["slope"], line["slope_low"], line["slope_high"]),
-            bool(line.get("few_models")),
-        )
-        for line in lines
-    }
 
 
 def _of_lines(verdict: Verdict, has_few: bool) -> Verdict:
@@ -297,7 +182,7 @@ def rises(*variants: str) -> Callable[[Results], Iterator[Finding]]:
     """Slopes of variants against accuracy on ImageNet."""
 
     def judge(results: Results) -> Iterator[Finding]:
-        slopes = _slopes(results)
+        slopes = slopes_of(results)
         for variant in variants:
             if variant in slopes:
                 found, has_few = slopes[variant]
@@ -309,7 +194,7 @@ def rises(*variants: str) -> Callable[[Results], Iterator[Finding]]:
 
 def slower(results: Results) -> Iterator[Finding]:
     """Slopes where the background misleads, less that on backgrounds alone."""
-    slopes = _slopes(results)
+    slopes = slopes_of(results)
     for variant in ("mixed_rand", "mixed_next"):
         if "only_bg_t" in slopes and variant in slopes:
             found = difference(slopes[variant][0], slopes["only_bg_t"][0])
@@ -319,6 +204,6 @@ def slower(results: Results) -> Iterator[Finding]:
 
 def closing(results: Results) -> Iterator[Finding]:
     """Slope of BG-Gap."""
-    if "bg_gap" in _slopes(results):
-        found, has_few = _slopes(results)["bg_gap"]
+    if "bg_gap" in slopes_of(results):
+        found, has_few = slopes_of(results)["bg_gap"]
         yield Finding("bg_gap", *found, _of_lines(below(found[1], found[2], 0), has_few))

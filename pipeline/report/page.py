@@ -15,18 +15,20 @@ from pipeline.report.checklist import check_claims
 from pipeline.report.chooser import best_example, make_chooser
 from pipeline.report.claims import SECTIONS
 from pipeline.report.differences import read_differences
-from pipeline.report.evidence import TREND_FIGURE, Evidence
+from pipeline.report.evidence import Evidence
 from pipeline.report.figure_files import FOLDER
 from pipeline.report.headline import GAP, make_headline, span
 from pipeline.report.inline import inline_svg
-from pipeline.report.judges import RULE, TIMES
 from pipeline.report.matrix import make_matrices
+from pipeline.report.measured import TIMES
 from pipeline.report.plot import Plot
 from pipeline.report.plots import COMPARED, PANELS
 from pipeline.report.provenance import make_provenance
 from pipeline.report.saliency import make_saliency
 from pipeline.report.selection import PER_CLASS
 from pipeline.report.verdicts import Verdict
+from pipeline.results.trend import TREND_FIGURE
+from transforms.scoring import PAPER_RULE
 
 TEMPLATE = "report.html"
 DETAILED = 4
@@ -62,11 +64,11 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
         gap_column=GAP,
         power=[(m.name, row) for m in evidence.evaluated for row in m.rows("power")],
         differences=read_differences(evidence, headline.variants),
-        rule=RULE,
+        rule=PAPER_RULE,
         tiles=[
             (column, found)
             for column in ("original", "mixed_same", "mixed_rand", GAP)
-            if (found := span(headline, RULE, column))
+            if (found := span(headline, PAPER_RULE, column))
         ],
         checked=checked,
         questions=SECTIONS,
@@ -147,5 +149,5 @@ def _worst_groups(evidence: Evidence) -> list[tuple[str, str, str, str, dict[str
     return [
         (model.name, row["variant"], names[row["label"]], names[row["bg_label"]], row)
         for model in evidence.evaluated
-        for row in model.rows("groups", label_rule=RULE, is_worst=True)
+        for row in model.rows("groups", label_rule=PAPER_RULE, is_worst=True)
     ]

@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.figures.points import Series
 from pipeline.report.evidence import ModelResults
-from pipeline.report.judges import RULE, grid_size
+from pipeline.report.measured import grid_size
+from pipeline.report.verdicts import Estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Plot:
     model: str = ""
 
 
-def point(row: dict[str, Any] | None) -> tuple[float, float, float] | None:
+def point(row: dict[str, Any] | None) -> Estimate | None:
+    """Accuracy of a row of results, None where nothing was counted."""
     return (row["accuracy"], row["ci_low"], row["ci_high"]) if row and row["n"] else None
 
 
@@ -45,12 +47,6 @@ def spoken(series: Sequence[Series], places: Sequence[str]) -> str:
         )
         for one in series
     )
-
-
-def measures(model: ModelResults) -> dict[str, Any] | None:
-    """What an attack found under the paper's rule, None if there was none."""
-    rules: dict[str, dict[str, Any]] = (model.attack or {}).get("rules") or {}
-    return rules.get(RULE)
 
 
 def titles(models: Sequence[ModelResults]) -> Callable[[ModelResults], str]:

@@ -11,9 +11,10 @@ from pipeline.figures.points import Series, lines_figure
 from pipeline.figures.style import MODELS, shorten
 from pipeline.report.by_class import by_class, fooled_by_class, of_model
 from pipeline.report.evidence import Evidence, ModelResults
-from pipeline.report.judges import RULE
-from pipeline.report.plot import Plot, measures, point, spoken, titles
+from pipeline.report.measured import attack_measures
+from pipeline.report.plot import Plot, point, spoken, titles
 from transforms.analysis import KINDS
+from transforms.scoring import PAPER_RULE
 
 COMPARED = len(MODELS)
 """Models that a figure shows side by side: those with the highest accuracy on `original`."""
@@ -44,7 +45,7 @@ def _plots(evidence: Evidence) -> Iterator[Plot]:
         yield from _by_size(models, variant)
     for model in evidence.evaluated:
         yield from of_model(model, taxonomy)
-    attacked = [model for model in evidence.models if measures(model)][:COMPARED]
+    attacked = [model for model in evidence.models if attack_measures(model)][:COMPARED]
     yield from fooled_by_class(attacked, taxonomy, evidence.dataset.is_imagenet9)
     yield from _by_backgrounds(attacked)
     for content in evidence.matrices:
@@ -97,14 +98,15 @@ def _is_significant(row: Mapping[str, Any] | None) -> bool:
 
 
 def _shares(model: ModelResults) -> dict[str, float]:
-    rows = model.rows("decomposition", label_rule=RULE)
+    rows = model.rows("decomposition", label_rule=PAPER_RULE)
     return {row["kind"]: row["share"] for row in rows if row["images"]}
 
 
 def _by_size(models: Sequence[ModelResults], variant: str) -> Iterator[Plot]:
     by_model = {
         model.name: {
-            row["fg_low"]: row for row in model.rows("sizes", label_rule=RULE, variant=variant)
+            row["fg_low"]: row
+            for row in model.rows("sizes", label_rule=PAPER_RULE, variant=variant)
         }
         for model in models
     }
@@ -135,7 +137,7 @@ def _by_backgrounds(models: Sequence[ModelResults]) -> Iterator[Plot]:
     curves = {
         title(model): {
             row["backgrounds"]: row["accuracy"]
-            for row in (measures(model) or {}).get("accuracy_by_backgrounds") or ()
+            for row in (attack_measures(model) or {}).get("accuracy_by_backgrounds") or ()
         }
         for model in models
     }

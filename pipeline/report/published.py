@@ -125,9 +125,6 @@ FOOLED_BY_CLASS = (0.6177, 0.6422, 0.6747, 0.5494, 0.5311, 0.6655, 0.7319, 0.638
 """By label: other-class foregrounds fooled by any background of the class (paper, IN-9L
 ResNet-50)."""
 
-BEST_INSECT = 0.52
-"""Non-insect foregrounds fooled by the best single insect background (blog)."""
-
 
 def published_for(architecture: str) -> tuple[Published, ...]:
     """What is published of an architecture: `resnet50.a1_in1k`, `torchvision:resnet50`."""

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from pipeline.report.evidence import Evidence, ModelResults
-from pipeline.report.judges import training_of
+from pipeline.report.measured import training_of
 from pipeline.report.pictures import Budget, data_uri, find_samples
 from transforms.taxonomy import OUTSIDE
 

@@ -16,13 +16,11 @@ from pipeline.report.evidence import Evidence, ModelResults
 from pipeline.results.files import predictions_file
 from pipeline.storage.store import Store
 from transforms.hashing import keyed_hash
-from transforms.scoring import LABEL_RULES
+from transforms.scoring import PAPER_RULE
 from transforms.variants import MIXED
 
 PER_CLASS = 8
 """Images of each class that the page shows, if there is room."""
-
-_RULE = next(iter(LABEL_RULES))
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -83,7 +81,7 @@ def _failures(
     another, and wrong predictions on the mixed versions."""
     turned: dict[str, int] = {}
     wrong: dict[str, int] = {}
-    wanted = (pc.field("label_rule") == _RULE) & pc.field("variant").isin(MIXED)
+    wanted = (pc.field("label_rule") == PAPER_RULE) & pc.field("variant").isin(MIXED)
     for model in models:
         path = predictions_file(model.folder, split, shard)
         if not store.exists(path):

@@ -7,6 +7,9 @@ import enum
 import math
 from collections.abc import Sequence
 
+Estimate = tuple[float, float, float]
+"""A value, and the bounds of its 95 % interval."""
+
 
 class Verdict(enum.StrEnum):
     """What the evidence says of a claim."""
@@ -66,17 +69,9 @@ def overall(findings: Sequence[Finding]) -> Verdict:
     return verdicts.pop() if len(verdicts) == 1 else Verdict.MIXED
 
 
-def difference(
-    first: tuple[float, float, float], second: tuple[float, float, float]
-) -> tuple[float, float, float]:
+def difference(first: Estimate, second: Estimate) -> Estimate:
     """First less second, with Newcombe's interval from those of the two (Newcombe 1998,
     method 10). It takes them as independent: wider than needed where both saw the same images.
-
-    Args:
-      first, second: (estimate, low, high).
-
-    Returns:
-      (estimate, low, high).
     """
     value = first[0] - second[0]
     down = math.hypot(first[0] - first[1], second[2] - second[0])

@@ -15,7 +15,7 @@ from pipeline.imagenet.results import PUBLISHED_N, Top1, comparable_top1
 from pipeline.results.csv_file import write_csv
 from pipeline.results.files import display_name
 from pipeline.storage.store import Store
-from transforms.scoring import LABEL_RULES
+from transforms.scoring import LABEL_RULES, PAPER_RULE
 from transforms.taxonomy import Taxonomy
 from transforms.trend import FEW_MODELS, MIN_MODELS, fit_line
 
@@ -65,12 +65,11 @@ def write_trend(
     top1, choice = comparable_top1(store, kept, len(taxonomy.wnids))
     rows = [row for of in zip(kept, top1, strict=True) for row in _points(*of)]
     write_csv(store, "trend", TREND_COLUMNS, rows)
-    rule = next(iter(LABEL_RULES))
-    points = [row for row in rows if row["label_rule"] == rule]
+    points = [row for row in rows if row["label_rule"] == PAPER_RULE]
     lines = [line for variant in (*TREND_VARIANTS, BG_GAP) for line in _line(points, variant)]
     trend = {
         "dataset": dataset,
-        "label_rule": rule,
+        "label_rule": PAPER_RULE,
         "points": points,
         "lines": lines,
         "left_out": left_out,

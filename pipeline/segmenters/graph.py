@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import in_short
+
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
@@ -41,7 +43,7 @@ class Graph:
                 data, options, providers=[name for name in _PROVIDERS if name in there]
             )
         except Exception as error:  # onnxruntime has an exception for each kind of fault.
-            raise GraphError(f"onnxruntime cannot load it ({_short(error)})") from error
+            raise GraphError(f"onnxruntime cannot load it ({in_short(error)})") from error
         inputs = self._session.get_inputs()
         self._picture = _the_picture(inputs)
         boxes = [each for each in inputs if "box" in each.name.lower()]
@@ -99,7 +101,7 @@ class Graph:
         try:
             found = np.asarray(self._session.run(None, given)[0])
         except Exception as error:  # As above.
-            raise GraphError(f"onnxruntime cannot run it ({_short(error)})") from error
+            raise GraphError(f"onnxruntime cannot run it ({in_short(error)})") from error
         # Axes of length 1 are batch and channel; a map of one row would be no map.
         squeezed = found.squeeze()
         if squeezed.ndim != 2:
@@ -131,7 +133,3 @@ def _is_box(given: Any) -> bool:
 
 def _type(given: Any) -> Any:
     return _FLOATS[given.type]
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

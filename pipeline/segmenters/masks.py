@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import UsageError
+from pipeline.sources.coco import mask_text
 from pipeline.sources.folder import files_in
 from pipeline.sources.place import text_place
 from pipeline.storage.files import files_of, join
@@ -121,8 +122,7 @@ def _in_coco_file(path: str) -> Iterator[_Found]:
         ) from error
     for name, number, height, width in images:
         if objects[number]:
-            mask = {"height": height, "width": width, "segmentations": objects[number]}
-            text = json.dumps(mask, sort_keys=True, separators=(",", ":"))
+            text = mask_text(height, width, objects[number])
             folder, file = posixpath.split(name)
             yield _Found(
                 folder=posixpath.basename(folder),

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import JobError, UsageError
+from pipeline.onnx_settings import read_settings, settings_file
 from pipeline.segmenters.graph import Graph, GraphError
 from pipeline.storage.files import absolute, files_of
 from transforms.annotations import Box
@@ -146,23 +147,15 @@ def _text(value: Any) -> str:
 
 
 def _settings(path: str, graph: Graph) -> Settings:
-    """From the file beside a graph, else from its metadata, whose other properties, such as
-    the exporter's, are none of ours."""
-    beside = f"{path}.json"
+    """From the file beside a graph, else from its metadata."""
+    names = {field.name for field in dataclasses.fields(Settings)}
     try:
-        files = files_of(beside)
-        if files.info(beside) is not None:
-            given = json.loads(files.read(beside))
-            if not isinstance(given, dict):
-                raise UsageError(f'{beside} must hold an object, such as {{"threshold": 0.4}}')
-            return Settings.of(given, beside)
-        names = {field.name for field in dataclasses.fields(Settings)}
-        given = {
-            name: text if name in ("activation", "box") else json.loads(text)
-            for name, text in graph.properties.items()
-            if name in names
-        }
-        return Settings.of(given, f"metadata of {path}")
+        given, where = read_settings(
+            path, graph.properties, names=names, texts=("activation", "box")
+        )
+        if not isinstance(given, dict):
+            raise UsageError(f'{where} must hold an object, such as {{"threshold": 0.4}}')
+        return Settings.of(given, where)
     except ValueError as error:
         raise UsageError(f"the settings of {path} cannot be read: {error}") from error
 
@@ -245,7 +238,7 @@ class _Network:
             raise JobError(
                 f"{self.path} gives values from {low:.3g} to {high:.3g}, which are no "
                 f'probabilities; if they are logits, write {{"activation": "sigmoid"}} into '
-                f"{self.path}.json"
+                f"{settings_file(self.path)}"
             )
         return found
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.errors import UsageError
@@ -65,6 +66,17 @@ def coco_objects(
         objects[of_image].append(found)
     for image in content["images"]:
         yield image, objects[image["id"]]
+
+
+def mask_text(height: int, width: int, segmentations: Sequence[Any]) -> str:
+    """A mask as text, which `transforms.masks` decodes.
+
+    Args:
+      height, width: of the image, in pixels.
+      segmentations: of its objects, run lengths or polygons.
+    """
+    mask = {"height": height, "width": width, "segmentations": segmentations}
+    return json.dumps(mask, sort_keys=True, separators=(",", ":"))
 
 
 def _value(path: str, entry: Any, part: str, name: str) -> Any:

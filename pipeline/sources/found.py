@@ -1,4 +1,4 @@
-"""What the listings of all shapes consist of."""
+"""Images and annotations as they were found, whatever the shape of the input, and their classes."""
 
 from __future__ import annotations
 

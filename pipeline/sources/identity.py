@@ -1,4 +1,4 @@
-"""What changes when a part of a file does.
+"""Identity of the content of files whose parts are images: it changes when one of those does.
 
 On this machine the content of each part is hashed once, and the hash remembered while the file
 keeps its size and time (`pipeline.sources.checksums`). In object storage that would be a

@@ -83,7 +83,7 @@ def _from_file(path: str) -> Taxonomy:
         wnids=tuple(classes),
         labels=tuple(names.index(name) if name else OUTSIDE for name in superclasses),
         class_names=tuple(row.text("name") or row.text("class") for row in rows),
-        outputs=_outputs(path, rows, superclasses, names) if "index" in given else None,
+        outputs=_outputs(rows, names) if "index" in given else None,
     )
 
 
@@ -114,9 +114,8 @@ def _names(rows: Sequence[Row], superclasses: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: labels[name]))
 
 
-def _outputs(
-    path: str, rows: Sequence[Row], superclasses: Sequence[str], names: Sequence[str]
-) -> tuple[int, ...]:
+def _outputs(rows: Sequence[Row], names: Sequence[str]) -> tuple[int, ...]:
+    """Index of each class among a model's outputs, by the column `index`."""
     seen: dict[int, Row] = {}
     for row in rows:
         index = row.integer("index")

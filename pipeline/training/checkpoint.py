@@ -168,15 +168,6 @@ def about_of_entry(entry: str) -> TrainedOn | None:
     return read_about(path)
 
 
-def trained_keys(path: str) -> frozenset[str]:
-    """Keys of the images that a checkpoint was trained on; none if it does not say.
-
-    Errors as `read_about`.
-    """
-    trained = read_about(path)
-    return frozenset(trained.keys if trained else ())
-
-
 def _joined(keys: Iterable[str]) -> bytes:
     return "\n".join(keys).encode("utf-8", "surrogatepass")
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, UsageError, in_short
 from pipeline.training.augment import Augmentation, augmentation_hashes, draws_of
 from pipeline.training.samples import Samples
 from pipeline.training.schedule import TRAIN, Order, Schedule
@@ -145,7 +145,7 @@ def load_batches(
     except RuntimeError as error:
         if "DataLoader worker" in str(error):
             raise JobError(
-                f"a process that loads pictures has ended ({' '.join(str(error).split())[:200]}); "
+                f"a process that loads pictures has ended ({in_short(error)}); "
                 "see if there is memory for it, or use fewer: --workers"
             ) from error
         raise

@@ -1,0 +1,155 @@
+"""What was measured of models: the numbers that claims are judged by.
+
+Estimates are (value, low, high), with the bounds of their 95 % interval.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.report import published
+from pipeline.report.evidence import ModelResults
+from pipeline.report.verdicts import Estimate
+from transforms.scoring import PAPER_RULE
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What claims are judged by: models, the trend over them, and matrices."""
+
+    models: Sequence[ModelResults]
+    trend: dict[str, Any] | None
+    matrices: Sequence[dict[str, Any]] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A model trained on a variant: evaluated by itself, or a row of a matrix.
+
+    Attributes:
+      name: of the model.
+      variant: that it was trained on.
+      accuracies: by variant that it was tested on.
+      gap: its BG-Gap, if it is known.
+      matrix: that it is a row of, "" if it was evaluated by itself.
+    """
+
+    name: str
+    variant: str
+    accuracies: Mapping[str, Estimate]
+    gap: Estimate | None
+    matrix: str = ""
+
+
+def training_of(model: ModelResults) -> str | None:
+    """The variant that a model was trained on, if it or its name says so."""
+    said = model.trained.get("variant")
+    summary = model.summary or model.saliency or {}
+    return said or published.trained_on(model.model, summary.get("num_outputs", 0))
+
+
+def pretrained_models(results: Results) -> Iterator[ModelResults]:
+    """Models with ImageNet's outputs."""
+    for model in results.models:
+        if (model.summary or {}).get("num_outputs", 0) > len(published.FOOLED_BY_CLASS):
+            yield model
+
+
+def models_trained_on(results: Results, variant: str) -> Iterator[ModelResults]:
+    """Models trained on a variant, and not tested on what they have seen."""
+    for model in results.models:
+        if training_of(model) == variant and not model.overlap:
+            yield model
+
+
+def all_trained_on(results: Results, *variants: str) -> Iterator[Trained]:
+    """Models trained on variants; one that is a row of a matrix counts once."""
+    rows = [trained for content in results.matrices for trained in trained_in(content)]
+    known = {row["weights_sha256"] for content in results.matrices for row in content["rows"]}
+    for variant in variants:
+        for model in models_trained_on(results, variant):
+            if (model.summary or {}).get("weights_sha256") not in known:
+                tests = [row["variant"] for row in model.rows("accuracy", label_rule=PAPER_RULE)]
+                found = {name: one for name in tests if (one := accuracy_of(model, name))}
+                yield Trained(model.name, variant, found, gap_of(model))
+        yield from (trained for trained in rows if trained.variant == variant)
+
+
+def trained_in(content: Mapping[str, Any]) -> Iterator[Trained]:
+    """Rows of a matrix that were not tested on what they have seen."""
+    gaps = {row["train_variant"]: estimate_of(row, "difference") for row in content["gaps"]}
+    by_row: dict[str, list[dict[str, Any]]] = {}
+    for row in content["rows"]:
+        by_row.setdefault(row["train_variant"], []).append(row)
+    for variant, cells in by_row.items():
+        if not any(cell["overlap"] for cell in cells):
+            found = {
+                cell["test_variant"]: one
+                for cell in cells
+                if (one := estimate_of(cell, "accuracy"))
+            }
+            name = f"{content['name']}, {variant}"
+            yield Trained(name, variant, found, gaps.get(variant), content["name"])
+
+
+def estimate_of(row: Mapping[str, Any], name: str) -> Estimate | None:
+    """A column of a matrix's row with the row's interval, None where it is empty."""
+    return (row[name], row["ci_low"], row["ci_high"]) if row[name] is not None else None
+
+
+def accuracy_of(model: ModelResults, variant: str) -> Estimate | None:
+    """A model's accuracy on a variant, None where it was not tested on one picture."""
+    row = model.row("accuracy", label_rule=PAPER_RULE, variant=variant)
+    return (row["accuracy"], row["ci_low"], row["ci_high"]) if row and row["n"] else None
+
+
+def gap_of(model: ModelResults) -> Estimate | None:
+    """A model's BG-Gap, None without."""
+    row = model.row("gaps", label_rule=PAPER_RULE)
+    return (row["gap"], row["ci_low"], row["ci_high"]) if row else None
+
+
+def attack_measures(model: ModelResults) -> dict[str, Any] | None:
+    """What an attack found under the paper's rule, None if there was none."""
+    rules: dict[str, dict[str, Any]] = (model.attack or {}).get("rules") or {}
+    return rules.get(PAPER_RULE)
+
+
+def attacks_of(results: Results) -> Iterator[tuple[ModelResults, dict[str, Any], bool]]:
+    """Models attacked, their measures, and whether on the authors' number of images."""
+    for model in results.models:
+        measures = attack_measures(model)
+        if measures:
+            yield model, measures, is_authors_grid(model.attack or {})
+
+
+def is_authors_grid(attack: Mapping[str, Any]) -> bool:
+    """Whether an attack was on as many images as the authors', and on all pairs of them."""
+    return bool(attack["full_grid"] and attack["foregrounds"] == published.FULL_GRID)
+
+
+def grid_size(attack: Mapping[str, Any]) -> str:
+    """How many foregrounds met how many backgrounds."""
+    return f"{attack['foregrounds']:,} {TIMES} {attack['backgrounds']:,}"
+
+
+def mass_of(model: ModelResults) -> Estimate | None:
+    """Share of a model's saliency inside the mask, None where it was not measured."""
+    found = model.saliency
+    return (found["mass_in_mask"], found["ci_low"], found["ci_high"]) if found else None
+
+
+def slopes_of(results: Results) -> dict[str, tuple[Estimate, bool]]:
+    """By variant: the slope, and whether it rests on too few models to be trusted."""
+    lines = (results.trend or {}).get("lines", [])
+    return {
+        line["variant"]: (
+            (line["slope"], line["slope_low"], line["slope_high"]),
+            bool(line.get("few_models")),
+        )
+        for line in lines
+    }
