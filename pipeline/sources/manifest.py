@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from pipeline.dataset.manifest import FORMAT as DATASET
 from pipeline.errors import UsageError
 from pipeline.sources.annotations import annotation_of
 from pipeline.sources.coco import coco_objects, is_coco
@@ -148,6 +149,10 @@ def _content_of_coco(path: str) -> dict[str, Any] | None:
     content = _parsed(path, str(info and (info.size, info.identity)))
     if isinstance(content, list):
         return None
+    if isinstance(content, dict) and content.get("format") == DATASET:
+        raise UsageError(
+            f"{FLAG} {folder_of(path)} is a dataset that in9 made; give the images it was made of"
+        )
     if not is_coco(content):
         raise UsageError(
             f"{FLAG} {path} is neither COCO's JSON (images, annotations, categories) nor a list "
