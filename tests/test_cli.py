@@ -6,12 +6,21 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.cli import main
 from pipeline.command_line.commands import WITH_BEAM, WITHOUT_BEAM
 from pipeline.command_line.parser import COMMANDS
+from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.manifest import MANIFEST, Manifest
+from pipeline.dataset.shards import ShardCounts
+from pipeline.errors import JobError, UsageError
+from pipeline.results.files import all_summaries
+from pipeline.storage.files import absolute
+from pipeline.storage.store import Store
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -21,6 +30,16 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     lines = captured.err.splitlines()
     assert len(lines) == 1, captured.err
     return lines[0]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A folder with the manifest of a dataset, and nothing of what it names."""
+    parts = ("libraries", "shards", "images", "rejections", "samples")
+    nothing: dict[str, Any] = {name: {} for name in parts}
+    manifest = Manifest(config=DatasetConfig(), fingerprint="0", files=(), **nothing)
+    Store(str(tmp_path / "dataset")).write(MANIFEST, manifest.to_json())
+    return tmp_path / "dataset"
 
 
 @pytest.mark.parametrize(
@@ -44,6 +63,10 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (("--split", "val,val"), "--split must name different splits"),
         (("--formats", "zip"), "--formats must name some of"),
         (("--direct_running_mode=multi_threading",), "silently loses elements"),
+        (("--direct_num_workers", -1), "--direct_num_workers must be at least 0"),
+        (("--direct_num_workers", "two"), "--direct_num_workers: invalid int value: 'two'"),
+        (("--runner", "NoSuchRunner"), "--runner=NoSuchRunner cannot be used"),
+        (("--input", "s3://bucket/images"), "s3:// is not supported; give a local path, or gs://"),
         (("--input", "/nowhere"), "--input /nowhere is not a folder"),
         (("--models", "resnet5O"), "timm has no model 'resnet5O'; close to it: resnet50"),
         (("--models", "resnet18=/nowhere.pth"), "there is no file /nowhere.pth"),
@@ -67,7 +90,8 @@ def test_commands_and_outputs_must_be_named(capsys: pytest.CaptureFixture[str]) 
     assert "unknown flag --outptu; did you mean --output?" in refusal(
         capsys, "run", "--outptu", "x"
     )
-    assert "invalid choice: 'rum'" in refusal(capsys, "rum")
+    assert "no command 'rum'; did you mean run?" in refusal(capsys, "rum")
+    assert "invalid choice: 'rotate'" in refusal(capsys, "rotate")
     assert "COMMAND" in refusal(capsys)
 
 
@@ -82,6 +106,42 @@ def test_outputs_that_would_be_harmed_are_refused(
     (other / "chapter.txt").write_text("mine")
     assert "not empty" in refusal(capsys, "generate", "--output", other)
     assert "is not a folder" in refusal(capsys, "generate", "--output", other / "chapter.txt")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    assert "which is not there" in refusal(capsys, "generate", "--output", tmp_path / "link")
+
+
+def test_outputs_of_others_are_left_alone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: Path
+) -> None:
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(b"mine")
+    train = ("train", "--dataset", dataset, "--split", "val", "--output")
+    assert "was not trained here" in refusal(capsys, *train, tmp_path)
+    assert "is not a folder" in refusal(capsys, *train, model)
+    fetch = ("models", "fetch", "--models", "efficientnet_lite0", "--to", model)
+    assert "is not a folder" in refusal(capsys, *fetch)
+    assert model.read_bytes() == b"mine"
+    line = refusal(capsys, "export", "--dataset", dataset, "--to", dataset / "export")
+    assert "lies inside --dataset" in line
+
+
+def test_refusals_write_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: Path
+) -> None:
+    output = tmp_path / "out"
+    line = refusal(capsys, "import", "--from", dataset, "--output", output)
+    assert "is not the released layout" in line
+    line = refusal(capsys, "import", "--from", tmp_path / "nowhere", "--output", output)
+    assert "neither a folder nor a file" in line
+    flags = ("--dataset", dataset, "--variant", "mixed_best", "--split", "val")
+    line = refusal(capsys, "train", *flags, "--output", output)
+    assert "--variant mixed_best: the dataset has" in line
+    assert not output.exists()
+
+
+def test_a_home_folder_that_the_shell_left_alone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/of/mine")
+    assert absolute("~/out/") == "/home/of/mine/out"
 
 
 def test_inputs_without_images_say_what_was_expected(
@@ -101,11 +161,27 @@ def test_inputs_without_images_say_what_was_expected(
     assert "no image of an ImageNet-9 class" in line
 
 
+def test_inputs_of_another_kind_are_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: Path
+) -> None:
+    flags = ("generate", "--output", tmp_path / "out")
+    assert "is a dataset that in9 made" in refusal(capsys, *flags, "--input", dataset)
+    junk = tmp_path / "junk.parquet"
+    junk.write_bytes(b"junk\0")
+    assert "not a whole Parquet file" in refusal(capsys, *flags, "--input", junk)
+    assert "is no text" in refusal(capsys, *flags, "--exclude", junk)
+    model = ("evaluate", "--dataset", dataset, "--models", junk)
+    assert f"name its architecture, such as resnet50={junk}" in refusal(capsys, *model)
+
+
 @pytest.mark.parametrize("command", ["evaluate", "report", "verify"])
 def test_commands_on_no_dataset_say_how_to_make_one(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
 ) -> None:
     assert "in9 generate --output" in refusal(capsys, command, "--dataset", tmp_path)
+    assert "is not there" in refusal(capsys, command, "--dataset", tmp_path / "nowhere")
+    (tmp_path / "notes").write_text("mine")
+    assert "is a file" in refusal(capsys, command, "--dataset", tmp_path / "notes")
 
 
 def test_a_manifest_of_another_kind_is_refused(
@@ -115,6 +191,28 @@ def test_a_manifest_of_another_kind_is_refused(
     assert "version 7" in refusal(capsys, "verify", "--dataset", tmp_path)
     (tmp_path / "manifest.json").write_text("[")
     assert "not a manifest" in refusal(capsys, "verify", "--dataset", tmp_path)
+    (tmp_path / "manifest.json").write_bytes(b"\xff\xfe\x00")
+    assert "If it is damaged, remove it" in refusal(capsys, "verify", "--dataset", tmp_path)
+    with pytest.raises(ValueError, match="made by a newer release: flags later are not known"):
+        DatasetConfig.from_flags({**DatasetConfig().flags(), "later": 1})
+
+
+def test_a_damaged_shard_is_named(dataset: Path) -> None:
+    opened = Dataset.open(Store(str(dataset)))
+    opened.manifest.shards["val"] = ShardCounts(1, 1)
+    path = dataset / "parquet" / "original" / "val-00000-of-00001.parquet"
+    for _ in range(2):
+        with pytest.raises(JobError, match=rf"{path} cannot be read .*; see: in9 verify"):
+            next(opened.samples("val", 0, "original"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"junk")
+
+
+def test_damaged_results_are_named(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.write("results/model/summary.json", b"{")
+    with pytest.raises(UsageError, match=r"summary.json is damaged .*remove it"):
+        all_summaries(store)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

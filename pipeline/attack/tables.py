@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from pipeline.results.csv_file import write_csv
+from pipeline.results.files import read_result
 from pipeline.storage.store import Store
 
 ATTACK_COLUMNS = (
@@ -60,7 +60,7 @@ def read_attacks(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list
       that failed has `error` instead of `rules`.
     """
     attacks = [
-        json.loads(store.read(path))
+        read_result(store, path)
         for path in store.walk("results")
         if path.count("/") == 2 and path.endswith("/attack.json")
     ]

@@ -112,7 +112,10 @@ def remember_input(arguments: argparse.Namespace, store: Store) -> None:
 
 def _check_input(given: str | None, store: Store) -> None:
     """Refuses to turn a dataset into one of the sample because a flag was forgotten."""
-    known = json.loads(store.read(_INPUT)) if store.exists(_INPUT) else None
+    try:
+        known = json.loads(store.read(_INPUT)) if store.exists(_INPUT) else None
+    except ValueError:
+        known = None  # Damaged: it is written anew.
     if given is None and known is not None:
         raise UsageError(
             f"no --input, but {store.root} was made from {known}; give --input, or add "
@@ -192,6 +195,10 @@ def _check_output(store: Store, manifest: Manifest | None) -> None:
     """Refuses a folder with other things in it: Commit removes what is not of the dataset."""
     if store.exists(""):
         raise UsageError(f"--output {store.root} is not a folder")
+    if os.path.islink(store.root) and not os.path.exists(store.root):
+        raise UsageError(
+            f"--output {store.root} is a link to {os.readlink(store.root)}, which is not there"
+        )
     if manifest is not None and manifest.config.is_imported:
         raise UsageError(
             f"--output {store.root} was imported, and cannot be made from images; choose another "

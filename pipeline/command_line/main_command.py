@@ -71,12 +71,19 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     else:
         store, versions = results_store(arguments.dataset)
     output = versions.output if versions else store
+    # Checked before the lock, which needs a folder to lie in, and again under it: the dataset may
+    # have changed in between.
+    if generates:
+        config = job_from_flags(arguments, store).config
+    else:
+        config = Dataset.open(store).manifest.config
+    evaluation = _evaluation(arguments, store, config) if evaluates else None
+    conditions = parse_conditions(getattr(arguments, "fail_if", None), config.compose.composed)
+    attacking = _attacking(arguments, store, config) if evaluates else None
+    explaining = _explaining(arguments, store, config) if evaluates else None
     with contextlib.ExitStack() as stack:
         job = None
         if generates:
-            # Checked before the lock, which needs a folder to lie in, and again under it: the
-            # dataset may have changed in between.
-            job_from_flags(arguments, store)
             remember_input(arguments, store)
             if submission is None:
                 stack.enter_context(held(store, DATASET_LOCK))
@@ -89,10 +96,6 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             manifest = Dataset.open(store).manifest
             config = manifest.config
         taxonomy = job.taxonomy if job else Dataset.open(store).taxonomy
-        evaluation = _evaluation(arguments, store, config) if evaluates else None
-        conditions = parse_conditions(getattr(arguments, "fail_if", None), config.compose.composed)
-        attacking = _attacking(arguments, store, config) if evaluates else None
-        explaining = _explaining(arguments, store, config) if evaluates else None
         ending = Ending(
             command=arguments.command,
             store=store,

@@ -46,6 +46,8 @@ def _fetch(models: tuple[str, ...], to: str) -> int:
     for spec in models:
         check_model(spec)
     folder = WeightsFolder.of(to)
+    if folder.store.exists(""):
+        raise UsageError(f"--to {folder.store.root} is not a folder")
     failed = []
     for spec in models:
         try:

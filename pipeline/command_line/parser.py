@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, NoReturn
 
@@ -168,6 +170,9 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:
+        command = re.match(r"argument COMMAND: invalid choice: '(.*?)'", message)
+        if command and (close := difflib.get_close_matches(command[1], COMMANDS, n=1)):
+            message = f"there is no command {command[1]!r}; did you mean {close[0]}?"
         raise UsageError(f"{message} (see: {self.prog} --help)")
 
 

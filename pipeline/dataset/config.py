@@ -304,6 +304,9 @@ class DatasetConfig:
 
         segment = SegmentConfig(**take(SegmentConfig))
         compose = ComposeConfig(**take(ComposeConfig))
+        unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"made by a newer release: flags {', '.join(unknown)} are not known")
         return cls(segment=segment, compose=compose, **values)
 
     def differing_flags(self, other: DatasetConfig) -> list[str]:

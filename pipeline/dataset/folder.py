@@ -15,7 +15,7 @@ from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest
 from pipeline.dataset.records import read_rows
 from pipeline.dataset.shards import index_file, parquet_file, webdataset_file
 from pipeline.dataset.sinks import Sample
-from pipeline.errors import UsageError
+from pipeline.errors import JobError, UsageError
 from pipeline.storage.store import FileDigest, Store
 from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import base_of, is_picture
@@ -40,9 +40,12 @@ class Dataset:
         """Opens a dataset folder. Raises UsageError if it holds no finished dataset."""
         manifest = read_manifest(store)
         if manifest is None:
+            if store.exists(""):
+                raise UsageError(f"{store.root} is a file; give the folder of a dataset")
+            is_there = store.has_folder("")
+            found = f"holds no finished dataset: no {MANIFEST}" if is_there else "is not there"
             raise UsageError(
-                f"{store.root} holds no finished dataset: no {MANIFEST}. "
-                f"Make one with: in9 generate --output {store.root}"
+                f"{store.root} {found}. Make one with: in9 generate --output {store.root}"
             )
         return cls(store, manifest)
 
@@ -93,12 +96,16 @@ class Dataset:
         return sum(file.samples or 0 for file in self.shard_files(split, shard, variants))
 
     def samples(self, split: str, shard: int, variant: str) -> Generator[Sample, None, None]:
-        """Samples of a shard in order, one at a time. Raises OSError if a file is broken."""
+        """Samples of a shard in order, one at a time. Raises JobError if a file is broken."""
         path = self._file(variant, split, shard)
-        if path.endswith(".tar"):
-            yield from read_webdataset(self.store, path)
-        else:
-            yield from read_parquet(self.store, path)
+        read = read_webdataset if path.endswith(".tar") else read_parquet
+        try:
+            yield from read(self.store, path)
+        except (OSError, ValueError, tarfile.TarError) as error:  # Arrow's are of the first two.
+            raise JobError(
+                f"{self.store.path(path)} cannot be read ({error}); "
+                f"see: in9 verify --dataset {self.store.root}"
+            ) from error
 
     def index(self, split: str) -> Iterator[dict[str, Any]]:
         """Index rows of a split: one for every source image."""

@@ -84,7 +84,8 @@ class Manifest:
             if content["format"] != FORMAT or content["format_version"] != FORMAT_VERSION:
                 raise ValueError(
                     f"format {content['format']!r} version {content['format_version']}, "
-                    f"where this release reads {FORMAT!r} version {FORMAT_VERSION}"
+                    f"where this release reads {FORMAT!r} version {FORMAT_VERSION}; use the "
+                    "release that made it, or another folder"
                 )
             return cls(
                 config=DatasetConfig.from_flags(content["config"]),
@@ -99,8 +100,11 @@ class Manifest:
                 backgrounds=content.get("backgrounds", {}),
                 taxonomy=Taxonomy.from_json(content["taxonomy"]) if "taxonomy" in content else None,
             )
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"not a manifest: {type(error).__name__} {error}") from error
+        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"not a manifest: {type(error).__name__} {error}. If it is damaged, remove it, "
+                "and run the command that made the dataset again"
+            ) from error
 
 
 def _segmenter(config: DatasetConfig) -> dict[str, Any]:

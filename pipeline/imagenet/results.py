@@ -10,14 +10,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.results.files import result_folder
+from pipeline.results.files import read_result, result_folder
 from pipeline.storage.store import Store
 
 PREDICTION_SCHEMA = pa.schema(
@@ -112,7 +111,7 @@ def comparable_top1(
 def _measured(store: Store, summary: Mapping[str, Any]) -> dict[str, Any] | None:
     """What imagenet.json says of the present weights of a model."""
     path = imagenet_file(result_folder(summary["model"], summary["evaluation"]))
-    measured: dict[str, Any] = json.loads(store.read(path)) if store.exists(path) else {}
+    measured: dict[str, Any] = read_result(store, path) if store.exists(path) else {}
     is_current = "top1" in measured and measured["weights_sha256"] == summary["weights_sha256"]
     return measured if is_current else None
 
@@ -152,7 +151,7 @@ def describe_imagenet(store: Store, summaries: Iterable[Mapping[str, Any]]) -> s
         path = imagenet_file(result_folder(summary["model"], summary["evaluation"]))
         if not store.exists(path):
             continue
-        found = json.loads(store.read(path))
+        found = read_result(store, path)
         if "error" in found:
             lines.append(f"ImageNet top-1, {found['model']}: not measured: {found['error']}")
         else:

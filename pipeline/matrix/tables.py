@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.results.csv_file import write_csv
+from pipeline.results.files import read_result
 from pipeline.storage.store import Store
 
 FOLDER = "results/matrix"
@@ -42,7 +43,7 @@ def write_matrix(store: Store, content: Mapping[str, Any]) -> bool:
 def read_matrices(store: Store, dataset: str) -> list[dict[str, Any]]:
     """What is said of every network on the dataset with this fingerprint, by name."""
     found = [
-        json.loads(store.read(path))
+        read_result(store, path)
         for path in store.walk(FOLDER)
         if path.count("/") == 2 and path.endswith(".json")
     ]

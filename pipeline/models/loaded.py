@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -192,8 +193,9 @@ def load_state(name: str, module: torch.nn.Module, state: Mapping[str, torch.Ten
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        first = str(error).splitlines()
-        raise JobError(f"{name}: {' '.join(line.strip() for line in first[:3])}") from error
+        # Weights of another architecture name hundreds of tensors.
+        lines = [textwrap.shorten(line, 150) for line in str(error).splitlines()[:3]]
+        raise JobError(f"{name}: {' '.join(lines)}") from error
 
 
 @torch.inference_mode()

@@ -95,5 +95,5 @@ def is_installed(library: str) -> bool:
 
 def closest(wanted: str, known: Iterable[str]) -> str:
     """The end of an error: names close to the one that is none, or nothing."""
-    close = difflib.get_close_matches(wanted, list(known), n=3)
+    close = difflib.get_close_matches(wanted, list(dict.fromkeys(known)), n=3)
     return f"; close to it: {', '.join(close)}" if close else ""

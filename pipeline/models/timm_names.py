@@ -46,6 +46,10 @@ class TimmNames(Source):
             raise UsageError(f"--models {spec}: there is no file {path}")
         name, _, tag = architecture.partition(".")
         if not timm.is_model(name):
+            if not equals and files_of(spec).info(spec) is not None:
+                raise UsageError(
+                    f"--models {spec} is a file: name its architecture, such as resnet50={spec}"
+                )
             hint = closest(name, [*self._similar, *timm.list_models()])
             raise UsageError(f"--models {spec}: timm has no model {name!r}{hint}")
         if equals:

@@ -46,6 +46,18 @@ class Place:
     identity: str
 
 
+def is_packed(source: str) -> bool:
+    """Whether it is a compressed file, which `list_files` unpacks. Raises OSError if it cannot
+    be read."""
+    return files_of(source).info(source) is not None and _packing(source) is not None
+
+
+def _packing(source: str) -> Callable[[BinaryIO], Any] | None:
+    with files_of(source).open(source) as file:
+        start = file.read(8)
+    return next((r for magic, r in _COMPRESSED.items() if start.startswith(magic)), None)
+
+
 def list_files(source: str, store: Store) -> list[Place]:
     """Lists what a folder or a tar holds.
 
@@ -64,9 +76,7 @@ def list_files(source: str, store: Store) -> list[Place]:
             raise UsageError(f"--from {source} is neither a folder nor a file that can be read")
         return [_place(source, info) for info in files.walk(source)]
     try:
-        with files.open(source) as file:
-            start = file.read(8)
-        packed = next((r for magic, r in _COMPRESSED.items() if start.startswith(magic)), None)
+        packed = _packing(source)
         if packed is None:
             return list(_members(source, info))
         unpacked = _unpack(source, info, packed, store)

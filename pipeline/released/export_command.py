@@ -15,6 +15,7 @@ from pipeline.released.export import EXPORT_FOLDER, Export, Exporting
 from pipeline.released.names import class_folder, find_clashes
 from pipeline.runner.progress import Progress
 from pipeline.runner.run import local_options, run_pipeline
+from pipeline.storage.files import is_below
 from pipeline.storage.lock import DATASET_LOCK, held
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
@@ -75,6 +76,8 @@ def _check(dataset: Dataset, split: str, target: Store) -> None:
         raise UsageError(f"--split {split} is not in the dataset, which has {', '.join(splits)}")
     if target.exists(""):
         raise UsageError(f"--to {target.root} is not a folder")
+    if is_below(target.root, dataset.store.root):
+        raise UsageError(f"--to {target.root} lies inside --dataset {dataset.store.root}")
     if target.exists(MANIFEST):
         raise UsageError(f"--to {target.root} is a dataset; choose another folder")
     if not target.has_folder(EXPORT_FOLDER) and target.sizes(""):

@@ -22,7 +22,7 @@ from pipeline.dataset.shards import index_file
 from pipeline.errors import UsageError
 from pipeline.generate.commit import STAGING, Commit
 from pipeline.generate.compose import ComposedShard
-from pipeline.released.archive import IMPORT_FOLDER, list_files
+from pipeline.released.archive import IMPORT_FOLDER, is_packed, list_files
 from pipeline.released.examine import ExaminedShard, ExamineShard
 from pipeline.released.listing import Released, ReleasedShard, read_listing
 from pipeline.released.pool import PooledShard, PoolSplit
@@ -91,16 +91,13 @@ def run_import(arguments: argparse.Namespace, rest: list[str]) -> int:
     options = local_options(rest)
     store, source = Store.at(arguments.output), absolute(arguments.source)
     _check(store, source)
+    # What can be read in place is looked at before anything is written.
+    released = None if is_packed(source) else _listing(arguments, source, store)
+    # The first thing that is written: a run that is killed at once has left an import.
+    store.update(f"{IMPORT_FOLDER}/mark", b"import\n")
     with held(store, DATASET_LOCK):
         store.remove_temporary()
-        released = read_listing(
-            source,
-            list_files(source, store),
-            imagenet9(),
-            splits=arguments.split,
-            formats=arguments.formats,
-            images_per_shard=arguments.images_per_shard,
-        )
+        released = released or _listing(arguments, source, store)
         started = time.monotonic()
         is_new = not _is_there(store, released)
         if is_new:
@@ -122,8 +119,17 @@ def _check(store: Store, source: str) -> None:
         raise UsageError(
             f"--output {store.root} is not empty and holds no dataset; choose another folder"
         )
-    # The first thing that is written: a run that is killed at once has left an import.
-    store.update(f"{IMPORT_FOLDER}/mark", b"import\n")
+
+
+def _listing(arguments: argparse.Namespace, source: str, store: Store) -> Released:
+    return read_listing(
+        source,
+        list_files(source, store),
+        imagenet9(),
+        splits=arguments.split,
+        formats=arguments.formats,
+        images_per_shard=arguments.images_per_shard,
+    )
 
 
 def _is_there(store: Store, released: Released) -> bool:

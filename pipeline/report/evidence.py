@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import re
 from typing import Any
 
 from pipeline.dataset.folder import Dataset
 from pipeline.matrix.tables import matrix_file, read_matrices
-from pipeline.results.files import display_name, read_summaries, result_folder, summary_file
+from pipeline.results.files import (
+    display_name,
+    read_result,
+    read_summaries,
+    result_folder,
+    summary_file,
+)
 from pipeline.results.trend import TREND
 from pipeline.storage.store import Store
 from transforms.scoring import PAPER_RULE
@@ -106,11 +111,11 @@ def gather(dataset: Dataset, taxonomy: Taxonomy) -> Evidence:
     for path in sorted(store.walk("results")):
         parts = path.split("/")
         if len(parts) == 3 and parts[2] in ("attack.json", "saliency.json"):
-            content = json.loads(store.read(path))
+            content = read_result(store, path)
             if content["dataset"] == fingerprint:
                 of_folder.setdefault(parts[1], {})[parts[2].partition(".")[0]] = content
     models = _named([_model(folder, parts) for folder, parts in of_folder.items()])
-    trend = json.loads(store.read(TREND)) if store.exists(TREND) else None
+    trend = read_result(store, TREND) if store.exists(TREND) else None
     if trend and trend.get("dataset", fingerprint) != fingerprint:
         trend = None
     matrices = read_matrices(store, fingerprint)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
-from pipeline.results.files import result_folder, summary_file
+from pipeline.results.files import read_result, result_folder, summary_file
 from pipeline.storage.store import Store
 
 
@@ -63,7 +63,7 @@ def note_failure(
     """
     path = file(result_folder(failed.model, how))
     fingerprint = dataset.manifest.fingerprint
-    summary: dict[str, Any] = json.loads(store.read(path)) if store.exists(path) else {}
+    summary: dict[str, Any] = read_result(store, path) if store.exists(path) else {}
     if summary.get("dataset") == fingerprint and "error" not in summary:
         summary |= {"last_error": failed.error, "entry": failed.entry}
     else:
@@ -87,7 +87,7 @@ def forget_failure(
     """Removes what `note_failure` wrote under an entry of `--models` that has been evaluated
     under its full name since."""
     path = file(result_folder(spec, how))
-    if spec != model and store.exists(path) and "error" in json.loads(store.read(path)):
+    if spec != model and store.exists(path) and "error" in read_result(store, path):
         store.delete(path)
 
 
@@ -97,7 +97,8 @@ def failures(summaries: Iterable[Mapping[str, Any]], entries: Iterable[str]) -> 
     for summary in summaries:
         error = summary.get("error") or summary.get("last_error")
         if error and summary["entry"] in wanted:
-            found[str(summary["model"])] = str(error)
+            model = str(summary["model"])
+            found[model] = str(error).removeprefix(f"{model}: ")
     return found
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import UsageError
 from pipeline.storage.store import Store
 
 SUMMARY_VERSION = 3
@@ -88,13 +89,30 @@ def read_predictions(store: Store, paths: Iterable[str]) -> pa.Table:
     return pa.concat_tables(tables).unify_dictionaries()
 
 
+def read_result(store: Store, path: str) -> dict[str, Any]:
+    """The JSON file of a result.
+
+    Raises:
+      UsageError: it is none.
+      OSError: it cannot be read.
+    """
+    try:
+        content = json.loads(store.read(path))
+    except ValueError as error:
+        raise UsageError(
+            f"{store.path(path)} is damaged ({error}); remove it, and make it again"
+        ) from error
+    found: dict[str, Any] = content
+    return found
+
+
 def all_summaries(store: Store) -> list[dict[str, Any]]:
     """Summaries of all models, of whatever dataset and form, in order of their folder.
 
     What a model that failed does not have is an empty list.
     """
     return [
-        {**{part: [] for part in PARTS}, **json.loads(store.read(path))}
+        {**{part: [] for part in PARTS}, **read_result(store, path)}
         for path in sorted(store.walk("results"), key=lambda path: path.split("/"))
         if path.count("/") == 2 and path.endswith("/summary.json")
     ]

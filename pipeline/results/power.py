@@ -5,7 +5,6 @@ Where they do not, a gap near 0 says nothing about the model: it had nothing to 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ import pyarrow as pa
 from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.results.answers import Images
-from pipeline.results.files import display_name, summary_file
+from pipeline.results.files import display_name, read_result, summary_file
 from pipeline.results.logits import PROBED, logits_file, read_logits
 from pipeline.results.text_tables import interval
 from transforms.probe import power_of_outputs
@@ -46,7 +45,7 @@ def power_of(dataset: Dataset, images: Images, folder: str, split: str) -> list[
     units = [images.units[place] for place in places.tolist()]
     identity = fingerprint(POWER_VERSION, kept.fingerprints, kept.keys, units)
     if store.exists(summary_file(folder)):
-        rows: list[dict[str, Any]] = json.loads(store.read(summary_file(folder))).get("power", [])
+        rows: list[dict[str, Any]] = read_result(store, summary_file(folder)).get("power", [])
         if [row["fingerprint"] for row in rows] == [identity]:
             return rows
     power = power_of_outputs(kept.logits, kept.labels, units)

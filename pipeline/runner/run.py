@@ -7,10 +7,12 @@ import contextlib
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.runners.runner import create_runner
 
 from pipeline.dataflow.jobs import is_dataflow
 from pipeline.dataflow.submission import Submission, submit
@@ -25,6 +27,7 @@ _LOST_ELEMENTS = (
     "--direct_running_mode=multi_threading silently loses elements in Beam 2.77; "
     "use in_memory (the default, with threads) or multi_processing"
 )
+_NUMBER = re.compile(r"-\d+(\.\d*)?")
 
 
 def usable_cores() -> int:
@@ -40,25 +43,38 @@ def usable_cores() -> int:
     return cores
 
 
-def beam_flags() -> list[str]:
-    """All flags that Beam's own options define."""
-    parser = argparse.ArgumentParser(add_help=False, conflict_handler="resolve")
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line: Beam's own prints its usage and ends the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _beam_parser() -> argparse.ArgumentParser:
+    parser = _Parser(add_help=False, conflict_handler="resolve", allow_abbrev=False)
     for options in PipelineOptions.__subclasses__():
         with contextlib.suppress(argparse.ArgumentError):
             options._add_argparse_args(parser)
-    return sorted(parser._option_string_actions)
+    return parser
 
 
-def check_unknown(arguments: Iterable[str], own: Iterable[str]) -> None:
-    """Refuses arguments that neither we nor Beam know.
+def beam_flags() -> list[str]:
+    """All flags that Beam's own options define."""
+    return sorted(_beam_parser()._option_string_actions)
+
+
+def check_unknown(arguments: Sequence[str], own: Iterable[str]) -> None:
+    """Refuses arguments that neither we nor Beam know, and values that Beam refuses.
 
     Raises:
-      UsageError: naming the closest flag there is.
+      UsageError: naming the closest flag there is, or what is wrong with a value.
     """
-    known = beam_flags()
+    parser = _beam_parser()
+    known = sorted(parser._option_string_actions)
     expects_value = False
     for argument in arguments:
-        if not argument.startswith("-"):
+        is_number = expects_value and _NUMBER.fullmatch(argument)
+        if is_number or not argument.startswith("-"):
             if not expects_value:
                 raise UsageError(f"unexpected argument {argument!r}; flags look like --name=value")
             expects_value = False
@@ -69,6 +85,14 @@ def check_unknown(arguments: Iterable[str], own: Iterable[str]) -> None:
             hint = f"; did you mean {close[0]}?" if close else ""
             raise UsageError(f"unknown flag {flag}{hint}")
         expects_value = "=" not in argument
+    parser.parse_known_args(arguments)
+
+
+def _known_runner(name: str) -> str:
+    """A runner's name as it is written, of what Beam takes for it: `flink`, `flinkrunner`."""
+    found = (name.lower(), f"{name.lower()}runner")
+    known = (known for known in StandardOptions.KNOWN_RUNNER_NAMES if known.lower() in found)
+    return next(known, name)
 
 
 def pipeline_options(arguments: list[str]) -> PipelineOptions:
@@ -78,12 +102,18 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
     another runner; it gets as many workers as this process has cores.
 
     Raises:
-      UsageError: a runner or a running mode that loses elements, or flags of a portable
-        runner that do not do.
+      UsageError: a runner that is none; a runner or a running mode that loses elements, or
+        flags of a portable runner that do not do.
     """
     options = PipelineOptions(arguments)
-    runner = options.view_as(StandardOptions).runner or "DirectRunner"
+    runner = _known_runner(options.view_as(StandardOptions).runner or "DirectRunner")
+    options.view_as(StandardOptions).runner = runner
     direct = options.view_as(DirectOptions)
+    if direct.direct_num_workers < 0:
+        raise UsageError(
+            f"--direct_num_workers must be at least 0, a worker for each core: got "
+            f"{direct.direct_num_workers}"
+        )
     if direct.direct_running_mode == "multi_threading":
         raise UsageError(_LOST_ELEMENTS)
     if runner.rpartition(".")[2] in _LOCAL_RUNNERS:
@@ -91,6 +121,11 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
         chosen = any(argument.startswith("--direct_num_workers") for argument in arguments)
         if not chosen or direct.direct_num_workers == 0:
             direct.direct_num_workers = usable_cores()
+    else:
+        try:
+            create_runner(runner)
+        except (AttributeError, ImportError, ValueError) as error:
+            raise UsageError(f"--runner={runner} cannot be used: {error}") from error
     prepare(options, arguments)
     return options
 
@@ -124,6 +159,9 @@ def _translate(error: Exception) -> Exception:
     lines = [_WHERE.sub("", line.strip()) for line in text.splitlines() if line.strip()]
     for line in reversed(lines):
         match = _RAISED.match(line)
+        # Runners wrap it: RuntimeError: OSError: ...
+        while match and (inner := _RAISED.match(match[2])) and inner[1].endswith("Error"):
+            match = inner
         if match and match[1] in ("UsageError", "JobError", "BrokenPictureError"):
             return (UsageError if match[1] == "UsageError" else JobError)(match[2])
         if match and (match[1].endswith(("Error", "Exception", "Invalid")) or match[1] == "error"):

@@ -9,7 +9,6 @@ results/saliency.csv                             all models of this dataset
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from pipeline.results.csv_file import write_csv
-from pipeline.results.files import display_name
+from pipeline.results.files import display_name, read_result
 from pipeline.results.text_tables import aligned, interval
 from pipeline.storage.store import Store
 from transforms.geometry import Pixels
@@ -145,7 +144,7 @@ def read_saliency(store: Store, dataset: str) -> list[dict[str, Any]]:
     """What saliency.json says of every model on the dataset with this fingerprint, in order of
     its folder. A model that failed has `error` instead of numbers."""
     found = [
-        json.loads(store.read(path))
+        read_result(store, path)
         for path in store.walk("results")
         if path.count("/") == 2 and path.endswith("/saliency.json")
     ]

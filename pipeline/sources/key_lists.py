@@ -78,7 +78,7 @@ def read_key_list(path: str, flag: str) -> KeyList:
       flag: that named it, for messages.
 
     Raises:
-      UsageError: there is none, or it is empty.
+      UsageError: there is none, it is empty, or no text.
       OSError: it cannot be read.
     """
     files = files_of(path)
@@ -86,7 +86,10 @@ def read_key_list(path: str, flag: str) -> KeyList:
     if path.lower().endswith(ARCHIVES) and files.info(path) is not None:
         found = _file_names(names(path))
     elif files.info(path) is not None:
-        found = _lines(files.read(path))
+        data = files.read(path)
+        if b"\0" in data:
+            raise UsageError(f"{flag} {path} is no text: expected a name in each line")
+        found = _lines(data)
     elif files.is_folder(path):
         found = _file_names(info.path[len(path) :].lstrip("/\\") for info in files.walk(path))
     else:

@@ -8,10 +8,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.dataset.manifest import FORMAT as DATASET
 from pipeline.errors import UsageError
 from pipeline.sources.coco import coco_objects, is_coco
 from pipeline.sources.rows import Row, read_json, read_rows
-from pipeline.storage.files import absolute, files_of, is_remote, join
+from pipeline.storage.files import absolute, files_of, is_remote, join, parent
 
 FLAG = "--input"
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -58,6 +59,10 @@ def content_of_coco(path: str) -> dict[str, Any] | None:
     content = _parsed(path, str(info and (info.size, info.identity)))
     if isinstance(content, list):
         return None
+    if isinstance(content, dict) and content.get("format") == DATASET:
+        raise UsageError(
+            f"{FLAG} {parent(path)} is a dataset that in9 made; give the images it was made of"
+        )
     if not is_coco(content):
         raise UsageError(
             f"{FLAG} {path} is neither COCO's JSON (images, annotations, categories) nor a list "

@@ -42,13 +42,14 @@ def images_in_parquet(paths: Sequence[str], root: str, taxonomy: Taxonomy) -> It
 
 
 def holds_pictures(path: str) -> bool:
-    """Whether a Parquet file has the pictures themselves in a column `image`, or is none."""
+    """Whether a Parquet file has the pictures themselves in a column `image`. Raises UsageError
+    if it is no Parquet file."""
     try:
         with open_parquet(path) as file:
             schema = file.schema_arrow
             return "image" not in schema.names or not _is_text(schema.field("image").type)
-    except pa.ArrowException:
-        return True
+    except pa.ArrowException as error:
+        raise UsageError(f"{path} is not a whole Parquet file: {error}") from error
 
 
 def _is_text(kind: pa.DataType) -> bool:

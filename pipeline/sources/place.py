@@ -12,7 +12,7 @@ import dataclasses
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.storage.files import REQUESTS_IN_FLIGHT, files_of, is_remote
+from pipeline.storage.files import REQUESTS_IN_FLIGHT, files_of, is_for_arrow, is_remote
 
 _PART = "part:"
 _ROW = "row:"
@@ -121,7 +121,7 @@ def read_place(place: str) -> bytes:
 def open_parquet(path: str) -> pq.ParquetFile:
     """Opens a Parquet file for reading little of it at a time. Raises OSError if it cannot be read,
     pyarrow's ArrowException if it is none."""
-    source = files_of(path).open(path) if is_remote(path) else path
+    source = path if is_for_arrow(path) else files_of(path).open(path)
     return pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False)
 
 

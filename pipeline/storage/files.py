@@ -14,10 +14,14 @@ import errno
 import functools
 import os
 import posixpath
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import BinaryIO, Protocol, TypeVar
 
+from pipeline.errors import UsageError
+
 _REMOTE = "gs://"
+_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 REQUESTS_IN_FLIGHT = 16
 """How many requests one call makes at the same time, at most."""
 
@@ -107,10 +111,28 @@ def is_remote(path: str) -> bool:
     return path.startswith(_REMOTE)
 
 
+def is_for_arrow(path: str) -> bool:
+    """Whether pyarrow opens a path itself: it is of this machine, and in UTF-8. A folder's name
+    may be in another encoding, and in the C locale no letter beyond ASCII is decoded."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return not is_remote(path)
+
+
 def absolute(path: str) -> str:
-    """What a user typed, as an absolute path without a slash at its end."""
+    """What a user typed, as an absolute path without a slash at its end.
+
+    Raises:
+      UsageError: it is an address of a storage that there is no way to.
+    """
     if not is_remote(path):
-        return os.path.abspath(path)
+        scheme = _SCHEME.match(path)
+        if scheme:
+            raise UsageError(f"{path}: {scheme[0]} is not supported; give a local path, or gs://")
+        # Shells leave the ~ of --output=~/out to us.
+        return os.path.abspath(os.path.expanduser(path))
     bucket, _, name = path.removeprefix(_REMOTE).partition("/")
     return _REMOTE + posixpath.join(bucket, posixpath.normpath(name) if name.strip("/") else "")
 

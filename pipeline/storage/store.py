@@ -14,7 +14,15 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, TypeVar, cast
 
-from pipeline.storage.files import Files, absolute, files_of, in_parallel, is_remote, join
+from pipeline.storage.files import (
+    Files,
+    absolute,
+    files_of,
+    in_parallel,
+    is_for_arrow,
+    is_remote,
+    join,
+)
 
 WORK_FOLDER = ".in9"
 """Folder of a dataset for everything that is not part of it."""
@@ -167,7 +175,8 @@ class Store:
 
     def arrow_source(self, relative: str) -> str | BinaryIO:
         """What pyarrow reads a file from: it maps those of this machine itself."""
-        return self.open(relative) if self.is_remote else self.path(relative)
+        path = self.path(relative)
+        return path if is_for_arrow(path) else self.open(relative)
 
     @contextlib.contextmanager
     def create(self, relative: str) -> Iterator[HashingFile]:

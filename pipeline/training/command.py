@@ -16,12 +16,14 @@ from pipeline.runner.progress import duration
 from pipeline.runner.run import usable_cores
 from pipeline.storage.lock import DATASET_LOCK, held
 from pipeline.storage.store import WORK_FOLDER, Store
+from pipeline.training.checkpoint import read_about
 from pipeline.training.log import LOG
-from pipeline.training.loop import train
+from pipeline.training.loop import MODEL, train
 from pipeline.training.network import check_architecture
-from pipeline.training.plan import PRECISIONS, TrainPlan, choose_splits
+from pipeline.training.plan import PRECISIONS, TrainPlan, check_variant, choose_splits
 from pipeline.training.probe import MODELS
 from pipeline.training.ranks import Ranks
+from pipeline.training.state import STATE
 
 _MOST_WORKERS = 16
 
@@ -39,6 +41,7 @@ def plan_from_flags(arguments: argparse.Namespace, dataset: Dataset) -> TrainPla
     device, precision = choose_device(arguments)
     weights = chosen_folder(arguments.weights)
     check_architecture(arguments.arch, pretrained=arguments.pretrained, weights=weights)
+    check_variant(dataset, arguments.variant)
     workers = arguments.workers
     split, val_split = choose_splits(
         dataset, arguments.split, arguments.val_split, arguments.holdout
@@ -97,6 +100,18 @@ def default_workers(device: str) -> int:
     return max(1, min(_MOST_WORKERS, cores // Ranks.of_environment().local_count))
 
 
+def _check_output(store: Store) -> None:
+    """Refuses to replace a model of somebody else's."""
+    if store.exists(""):
+        raise UsageError(f"--output {store.root} is not a folder")
+    is_ours = not store.exists(MODEL) or store.exists(STATE) or read_about(store.path(MODEL))
+    if not is_ours:
+        raise UsageError(
+            f"--output {store.root} holds a {MODEL} that was not trained here; choose another "
+            "folder"
+        )
+
+
 def run_train(arguments: argparse.Namespace) -> int:
     """The command `train`.
 
@@ -124,6 +139,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     if not Ranks.of_environment().is_first:
         train(dataset, plan, store, stop_after=arguments.stop_after, overwrite=arguments.overwrite)
         return 0
+    _check_output(store)
     started = time.monotonic()
     with held(store, DATASET_LOCK):
         store.remove_temporary()

@@ -113,6 +113,15 @@ def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: str)
         )
 
 
+def check_variant(dataset: Dataset, variant: str) -> None:
+    """Raises UsageError if a dataset has no pictures of a variant."""
+    pictures = dataset.picture_variants
+    if variant not in pictures:
+        raise UsageError(
+            f"--variant {variant}: the dataset has {', '.join(pictures) or 'no pictures'}"
+        )
+
+
 def find_samples(dataset: Dataset, plan: TrainPlan) -> tuple[Samples, Samples | None]:
     """The pictures to train on, and those to validate on, if any.
 
@@ -120,11 +129,7 @@ def find_samples(dataset: Dataset, plan: TrainPlan) -> tuple[Samples, Samples | 
       UsageError: the dataset has no such variant or split, or no pictures in one.
       OSError, JobError: as `Samples.of`.
     """
-    pictures = dataset.picture_variants
-    if plan.variant not in pictures:
-        raise UsageError(
-            f"--variant {plan.variant}: the dataset has {', '.join(pictures) or 'no pictures'}"
-        )
+    check_variant(dataset, plan.variant)
     holdout = Holdout(plan.holdout)
     training = _samples(
         dataset, plan.split, training_pictures(dataset, plan.split, plan.variant, holdout)

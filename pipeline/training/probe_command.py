@@ -22,7 +22,7 @@ from pipeline.training.checkpoint import SUFFIX, read_about
 from pipeline.training.command import choose_device
 from pipeline.training.features import Backbone
 from pipeline.training.parts import Holdout
-from pipeline.training.plan import choose_splits
+from pipeline.training.plan import check_variant, choose_splits
 from pipeline.training.probe import ProbePlan, fit_variant
 
 _OF_NETWORKS = (
@@ -51,11 +51,7 @@ def run_probe(arguments: argparse.Namespace) -> int:
             raise UsageError(f"--{name} is for training whole networks: leave it out, or --probe")
     # Features go into the work folder, which versions have none of.
     dataset = Dataset.open(results_store(arguments.dataset)[0])
-    variants = dataset.picture_variants
-    if arguments.variant not in variants:
-        raise UsageError(
-            f"--variant {arguments.variant}: the dataset has {', '.join(variants) or 'no pictures'}"
-        )
+    check_variant(dataset, arguments.variant)
     split, _ = choose_splits(dataset, arguments.split, None, arguments.holdout)
     device, _ = choose_device(arguments)
     weights = chosen_folder(arguments.weights)

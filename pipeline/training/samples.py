@@ -132,8 +132,11 @@ def _places(store: Store, path: str) -> dict[str, tuple[int, int]]:
     """Key to (offset, length) of each picture of a shard."""
     try:
         return dict(_in_tar(store, path) if path.endswith(".tar") else _in_parquet(store, path))
-    except (tarfile.TarError, struct.error, ValueError) as error:
-        raise JobError(f"{store.path(path)} is no shard as it was written: {error}") from error
+    except (OSError, tarfile.TarError, struct.error, ValueError) as error:
+        raise JobError(
+            f"{store.path(path)} is no shard as it was written: {error}; "
+            f"see: in9 verify --dataset {store.root}"
+        ) from error
 
 
 def _in_tar(store: Store, path: str) -> Iterator[tuple[str, tuple[int, int]]]:
