@@ -6,6 +6,7 @@ environment, working directory and output. Importing takes longer than most comm
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -60,9 +61,11 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 
 
 def _serve(connection: socket.socket) -> None:
-    import pipeline.command_line.main_command  # What most commands wait for.
     import pipeline.evaluate.stage  # noqa: F401
+    from pipeline.command_line.commands import WITH_BEAM, WITHOUT_BEAM
 
+    for module, _ in (*WITH_BEAM.values(), *WITHOUT_BEAM.values()):
+        importlib.import_module(module)
     while True:
         header, files, _, _ = socket.recv_fds(connection, 8, 2)
         if not header:
