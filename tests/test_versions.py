@@ -284,7 +284,8 @@ def test_changes_name_their_cause_and_pair_the_images(
     assert f"* 1 removed\n  * `{gone.stem}`: accepted\n" in text
     assert "| `python:versioned_models:model` | data |" in text
 
-    monkeypatch.setattr("pipeline.evaluate.stage.EVALUATE_VERSION", 2)
+    for module in ("shards", "stage"):
+        monkeypatch.setattr(f"pipeline.evaluate.{module}.EVALUATE_VERSION", 2)
     assert main([*evaluate, "--batch_size", "8"]) == 0
     assert changes_of(output)["models"][0]["causes"] == ["evaluation", "code"]
     run("generate", "--overwrite", "--jpeg_quality", "90")
