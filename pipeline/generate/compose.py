@@ -33,7 +33,7 @@ from pipeline.generate.layer_source import Backgrounds, LayerSource
 from pipeline.generate.own_variants import find_variants
 from pipeline.generate.plan import OutputShard, Plan, load_plan
 from pipeline.generate.scenes import DrawnScenes
-from pipeline.generate.segment import SourceFiles
+from pipeline.generate.segmented import SourceFiles
 from pipeline.runner.counters import count, count_written, timed
 from pipeline.runner.progress import Progress
 from pipeline.storage.store import FileDigest, Store

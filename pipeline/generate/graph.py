@@ -29,7 +29,8 @@ from pipeline.generate.examine import (
     add_up,
 )
 from pipeline.generate.plan import OutputShard, PlanSplit
-from pipeline.generate.segment import SegmentedShard, SegmentShard
+from pipeline.generate.segment import SegmentShard
+from pipeline.generate.segmented import SegmentedShard
 from pipeline.runner.counters import timed
 from pipeline.runner.progress import Progress
 from pipeline.segmenters import takes_masks
