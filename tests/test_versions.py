@@ -18,7 +18,8 @@ from PIL import Image
 from pipeline.changes import note_changes
 from pipeline.cli import main
 from pipeline.command_line.versions import check_versioned, publish, results_store, seed
-from pipeline.dataset.config import SEGMENT_VERSION, SegmentConfig
+from pipeline.dataset.config import SegmentConfig
+from pipeline.dataset.fingerprints import SEGMENT_VERSION
 from pipeline.dataset.latest import Versions, reading_store
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.errors import JobError, UsageError

@@ -13,7 +13,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipeline.dataset.config import EVALUATE_VERSION
+from pipeline.dataset.fingerprints import EVALUATE_VERSION
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.gather import ModelShard, write_models
 from pipeline.evaluate.plan import Evaluation, model_identity

@@ -12,7 +12,8 @@ import apache_beam as beam
 import cv2
 import pyarrow as pa
 
-from pipeline.dataset.config import ComposeConfig, SegmentConfig, fingerprint
+from pipeline.dataset.config import ComposeConfig, SegmentConfig
+from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.records import (
     ACCEPTED,
     GROUP_FIELD,

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.dataset.config import IMPORT_VERSION, DatasetConfig, fingerprint
+from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.fingerprints import IMPORT_VERSION, fingerprint
 from pipeline.dataset.records import ACCEPTED, ShardFiles, Staging, read_rows, write_table
 from pipeline.generate.plan import check_complete
 from pipeline.released.archive import Place, read_places

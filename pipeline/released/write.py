@@ -13,7 +13,8 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from pipeline.dataset.config import DatasetConfig, fingerprint
+from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.records import (
     ACCEPTED,
     FoundShard,

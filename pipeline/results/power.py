@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.command_line.terminal import interval
-from pipeline.dataset.config import fingerprint
+from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.results.answers import Images
 from pipeline.results.files import display_name, summary_file

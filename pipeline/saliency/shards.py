@@ -7,7 +7,7 @@ import functools
 import itertools
 from collections.abc import Iterator
 
-from pipeline.dataset.config import SALIENCY_VERSION, fingerprint
+from pipeline.dataset.fingerprints import SALIENCY_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError
