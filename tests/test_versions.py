@@ -359,7 +359,7 @@ def test_versions_in_object_storage_are_copied_by_it(
     local = Store(str(one_worker))
     with gcs_server() as address, monkeypatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", address)
-        patch.setattr("pipeline.storage.gcs_files._clients", {})
+        patch.setattr("pipeline.storage.gcs_requests._clients", {})
         versions = Versions(Store(f"gs://{BUCKET}/versions"), keep=0)
         local.copy_into(
             versions.working, [(path, path) for path in local.sizes("") if ".in9" not in path]
