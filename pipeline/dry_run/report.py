@@ -26,7 +26,7 @@ from pipeline.dry_run.costs import (
 from pipeline.dry_run.estimate import Measured, Trial, choose, run_trial
 from pipeline.dry_run.forecast import Forecast, SplitForecast, make_forecast
 from pipeline.errors import JobError
-from pipeline.generate.graph import Job
+from pipeline.generate.job import Job
 from pipeline.generate.rejections import advise
 from pipeline.memory import keep_freed_memory
 from pipeline.runner.progress import duration
