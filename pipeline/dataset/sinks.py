@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.dataset.records import Staging
+from pipeline.dataset.shards import parquet_file, webdataset_file
 from pipeline.storage.store import FileDigest, HashingFile, Store
 from pipeline.storage.tar import TarWriter
 
@@ -191,3 +193,38 @@ class WebDatasetSink:
         if self._file is None:
             return None
         return FileDigest(self._path, self._file.size, self._file.sha256, self._samples)
+
+
+def open_sinks(
+    stack: contextlib.ExitStack,
+    store: Store,
+    staging: Staging,
+    formats: Sequence[str],
+    schema: pa.Schema,
+    *,
+    variant: str,
+    split: str,
+    shard: int,
+    shards: int,
+) -> list[Sink]:
+    """Opens a variant's sinks of an output shard.
+
+    Args:
+      stack: closes them.
+      store: that of `staging`, or what it gives for writing files together.
+      staging: where the files wait.
+      formats: some of `FORMATS`, a sink each.
+      schema: of samples, as Parquet has it.
+      variant, split, shard: what the files are of.
+      shards: how many output shards the split has.
+    """
+    sinks: list[Sink] = []
+    if "parquet" in formats:
+        path = parquet_file(variant, split, shard, shards)
+        rows = ParquetSink.open(store, staging.staged(path), path, schema)
+        sinks.append(stack.enter_context(rows))
+    if "webdataset" in formats:
+        path = webdataset_file(variant, split, shard)
+        tar = WebDatasetSink.open(store, staging.staged(path), path)
+        sinks.append(stack.enter_context(tar))
+    return sinks

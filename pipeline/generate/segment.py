@@ -41,7 +41,8 @@ from pipeline.generate.cut_source import (
 from pipeline.generate.examine import ExaminedShard, Rebuild, printable
 from pipeline.generate.previous_layers import PreviousLayers
 from pipeline.generate.segmented import SegmentedShard, SourceFiles, pack_candidates
-from pipeline.runner.counters import count, count_written, timed
+from pipeline.generate.staged import make_missing
+from pipeline.runner.counters import count, timed
 from pipeline.runner.progress import Progress
 from pipeline.sources.listing import SourceImage, SourceShard
 from pipeline.sources.place import reads_ahead
@@ -93,18 +94,17 @@ class SegmentShard(beam.DoFn):
         yield segmented
 
     def _segmented(self, examined: ExaminedShard) -> SegmentedShard:
-        shard, found = examined.shard, examined.found
+        shard = examined.shard
         split = shard.totals.split
         record = layer_record(split, shard.shard)
-        if found is None:
-            self._make(shard, examined.digests, examined.fingerprint)
-            found = self._staging.find(record, examined.fingerprint)
-            if found is None:
-                raise OSError(f"{record} is not there after it was written")
-            count("source_shards_made")
-            count_written(found.files)
-        else:
-            count("source_shards_kept")
+        found = make_missing(
+            self._staging,
+            record,
+            examined.fingerprint,
+            examined.found,
+            functools.partial(self._make, shard, examined.digests, examined.fingerprint),
+            counter="source_shards",
+        )
         rows = read_rows(self._staging.store, found.record)
         images = count_sources(rows)
         self._progress.note_done("segment", f"{split}-{shard.shard:05d}", images)

@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import IMPORT_VERSION, fingerprint
-from pipeline.dataset.records import ACCEPTED, ShardFiles, Staging, read_rows, write_table
+from pipeline.dataset.records import (
+    ACCEPTED,
+    RECORD_SCHEMA,
+    ShardFiles,
+    Staging,
+    read_rows,
+    write_table,
+)
 from pipeline.generate.plan import check_complete
 from pipeline.released.archive import Place, read_places
 from pipeline.released.listing import ReleasedImage, ReleasedShard
@@ -32,15 +39,13 @@ from transforms.matching import describe
 
 _RECORD_SCHEMA = pa.schema(
     [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("wnid", pa.string()),
-        pa.field("label", pa.int8()),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("detail", pa.string()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("fg_fraction", pa.float64()),
+        *(
+            RECORD_SCHEMA.field(name)
+            for name in (
+                *("key", "path", "wnid", "label", "status", "detail", "width", "height"),
+                "fg_fraction",
+            )
+        ),
         pa.field("content", pa.string()),
         pa.field("background", pa.string()),
     ]
