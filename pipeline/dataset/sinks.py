@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -199,32 +199,41 @@ def open_sinks(
     stack: contextlib.ExitStack,
     store: Store,
     staging: Staging,
+    *,
+    variants: Iterable[str],
     formats: Sequence[str],
     schema: pa.Schema,
-    *,
-    variant: str,
     split: str,
     shard: int,
     shards: int,
-) -> list[Sink]:
-    """Opens a variant's sinks of an output shard.
+) -> dict[str, list[Sink]]:
+    """Opens the sinks of an output shard: of each variant, one for each format.
 
     Args:
       stack: closes them.
       store: that of `staging`, or what it gives for writing files together.
       staging: where the files wait.
-      formats: some of `FORMATS`, a sink each.
+      variants: to write.
+      formats: some of `FORMATS`.
       schema: of samples, as Parquet has it.
-      variant, split, shard: what the files are of.
+      split, shard: what the files are of.
       shards: how many output shards the split has.
     """
-    sinks: list[Sink] = []
-    if "parquet" in formats:
-        path = parquet_file(variant, split, shard, shards)
-        rows = ParquetSink.open(store, staging.staged(path), path, schema)
-        sinks.append(stack.enter_context(rows))
-    if "webdataset" in formats:
-        path = webdataset_file(variant, split, shard)
-        tar = WebDatasetSink.open(store, staging.staged(path), path)
-        sinks.append(stack.enter_context(tar))
+    sinks: dict[str, list[Sink]] = {}
+    for variant in variants:
+        of_variant = sinks.setdefault(variant, [])
+        if "parquet" in formats:
+            path = parquet_file(variant, split, shard, shards)
+            rows = ParquetSink.open(store, staging.staged(path), path, schema)
+            of_variant.append(stack.enter_context(rows))
+        if "webdataset" in formats:
+            path = webdataset_file(variant, split, shard)
+            tar = WebDatasetSink.open(store, staging.staged(path), path)
+            of_variant.append(stack.enter_context(tar))
     return sinks
+
+
+def digests_of(sinks: Mapping[str, Sequence[Sink]]) -> tuple[FileDigest, ...]:
+    """The finished files of the sinks of all variants, after their block."""
+    digests = [sink.digest() for of_variant in sinks.values() for sink in of_variant]
+    return tuple(digest for digest in digests if digest is not None)

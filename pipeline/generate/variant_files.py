@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.dataset.config import ComposeConfig, SegmentConfig
 from pipeline.dataset.records import Staging
-from pipeline.dataset.sinks import Sample, Sink, open_sinks, sample_schema
+from pipeline.dataset.sinks import Sample, Sink, digests_of, open_sinks, sample_schema
 from pipeline.generate.layer_source import Backgrounds, LayerSource
 from pipeline.generate.own_variants import find_variants
 from pipeline.generate.plan import OutputShard
@@ -55,20 +55,17 @@ class VariantFiles:
         source = LayerSource(self._staging.store, backgrounds, self._segment)
         selected = [row for row in rows if row["selected"]]
         with self._staging.store.together() as store, contextlib.ExitStack() as stack:
-            sinks = {
-                variant: open_sinks(
-                    stack,
-                    store,
-                    self._staging,
-                    self._config.formats,
-                    self._schema,
-                    variant=variant,
-                    split=output.totals.split,
-                    shard=output.shard,
-                    shards=output.totals.counts.output,
-                )
-                for variant in self._config.composed
-            }
+            sinks = open_sinks(
+                stack,
+                store,
+                self._staging,
+                variants=self._config.composed,
+                formats=self._config.formats,
+                schema=self._schema,
+                split=output.totals.split,
+                shard=output.shard,
+                shards=output.totals.counts.output,
+            )
             if self._segment.is_whole:
                 whole = stack.enter_context(contextlib.closing(source.whole(selected)))
                 self._write_whole(backgrounds, whole, sinks)
@@ -83,8 +80,7 @@ class VariantFiles:
                     for sink in variant_sinks:
                         sink.add(sample)
                 count("images_composed")
-        digests = [sink.digest() for variant_sinks in sinks.values() for sink in variant_sinks]
-        return tuple(digest for digest in digests if digest is not None)
+        return digests_of(sinks)
 
     def _write_whole(
         self,

@@ -21,7 +21,7 @@ from pipeline.dataset.records import (
     write_table,
 )
 from pipeline.dataset.shards import bucket_hash, index_file
-from pipeline.dataset.sinks import Sample, Sink, open_sinks, sample_schema
+from pipeline.dataset.sinks import Sample, Sink, digests_of, open_sinks, sample_schema
 from pipeline.generate.compose import ComposedShard, index_schema
 from pipeline.generate.plan import OutputShard
 from pipeline.generate.staged import make_missing
@@ -118,24 +118,20 @@ class WriteShard(beam.DoFn):
             row["selected"] = row["status"] == ACCEPTED
         selected = iter([row for row in rows if row["selected"]])
         with self._staging.store.together() as store, contextlib.ExitStack() as stack:
-            sinks = {
-                variant: open_sinks(
-                    stack,
-                    store,
-                    self._staging,
-                    self._config.compose.formats,
-                    sample_schema(self._taxonomy.names, boxes=False),
-                    variant=variant,
-                    split=pooled.shard.totals.split,
-                    shard=pooled.shard.shard,
-                    shards=pooled.shard.totals.counts.output,
-                )
-                for variant in self._config.compose.composed
-            }
+            sinks = open_sinks(
+                stack,
+                store,
+                self._staging,
+                variants=self._config.compose.composed,
+                formats=self._config.compose.formats,
+                schema=sample_schema(self._taxonomy.names, boxes=False),
+                split=pooled.shard.totals.split,
+                shard=pooled.shard.shard,
+                shards=pooled.shard.totals.counts.output,
+            )
             while batch := list(itertools.islice(selected, _AT_ONCE)):
                 self._write_batch(batch, images, pooled, sinks)
-        digests = [sink.digest() for variant_sinks in sinks.values() for sink in variant_sinks]
-        return tuple(digest for digest in digests if digest is not None)
+        return digests_of(sinks)
 
     def _write_batch(
         self,
