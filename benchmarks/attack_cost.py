@@ -29,8 +29,8 @@ from pipeline.attack.chunks import Chunks, HeldBackgrounds
 from pipeline.attack.plan import ATTACK_VARIANTS, Attacking, open_grid
 from pipeline.command_line.evaluation_flags import CPU_BATCH, GPU_BATCH
 from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.plan import Evaluation, model_identity
 from pipeline.evaluate.predict import PredictConfig, Predictor
-from pipeline.evaluate.stage import Evaluation, model_identity
 from pipeline.memory import keep_freed_memory
 from pipeline.models import load_model
 from pipeline.runner.progress import Progress

@@ -31,11 +31,11 @@ WORK = {
         "transforms/codec.py:decode_mask",
     ),
     "encoding layers as PNG": ("pipeline/dataset/layer_files.py:encode_layer",),
-    "encoding versions as JPEG and PNG": ("pipeline/generate/compose.py:_sample",),
+    "encoding versions as JPEG and PNG": ("pipeline/generate/variant_files.py:_sample",),
     "resizing, cropping, tiling": ("transforms/cutting.py:_cut",),
     "composing pixels": ("transforms/variants.py:compose",),
     "listing, reading and hashing sources": (
-        "pipeline/generate/graph.py:_list",
+        "pipeline/generate/list_split.py:_list",
         "pipeline/generate/examine.py:_examine",
         "pipeline/generate/cut_source.py:read_source",
     ),

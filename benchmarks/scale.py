@@ -40,7 +40,7 @@ from pipeline.generate.commit import Commit
 from pipeline.generate.compose import ComposedShard
 from pipeline.generate.cut_source import cut_source, read_source
 from pipeline.generate.plan import OutputShard, PlanSplit, load_plan
-from pipeline.generate.segment import CANDIDATE_SCHEMA, SegmentedShard, SourceFiles
+from pipeline.generate.segmented import CANDIDATE_SCHEMA, SegmentedShard, SourceFiles
 from pipeline.sources.layout import find_layout
 from pipeline.sources.listing import SplitTotals, list_images
 from pipeline.storage.store import FileDigest, Store

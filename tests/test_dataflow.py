@@ -28,8 +28,8 @@ from pipeline.command_line.last_run import LAST_RUN, End, Ending
 from pipeline.dataflow.jobs import is_over
 from pipeline.dataflow.start import TakeLock, manifest_state
 from pipeline.errors import JobError
+from pipeline.evaluate.plan import Evaluation
 from pipeline.evaluate.predict import PredictConfig
-from pipeline.evaluate.stage import Evaluation
 from pipeline.models import DEFAULT_MODEL
 from pipeline.runner.progress import Progress
 from pipeline.storage.lock import DATASET_LOCK, acquire, held

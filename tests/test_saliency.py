@@ -21,8 +21,8 @@ from PIL import Image
 from pipeline.command_line.parser import build_parser
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import ModelError, UsageError
+from pipeline.evaluate.plan import Evaluation
 from pipeline.evaluate.predict import PredictConfig, Predictor
-from pipeline.evaluate.stage import Evaluation
 from pipeline.models import load_model
 from pipeline.models.loaded import Preprocessing, loaded_model
 from pipeline.runner.progress import Progress

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.errors import JobError, UsageError
+from pipeline.evaluate.plan import Evaluation
 from pipeline.evaluate.predict import PredictConfig
-from pipeline.evaluate.stage import Evaluation
 from pipeline.figures.labels import apart
 from pipeline.figures.trend import trend_figure
 from pipeline.imagenet.folder import (

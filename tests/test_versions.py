@@ -18,7 +18,8 @@ from PIL import Image
 from pipeline.changes import note_changes
 from pipeline.cli import main
 from pipeline.command_line.versions import check_versioned, publish, results_store, seed
-from pipeline.dataset.config import SEGMENT_VERSION, SegmentConfig
+from pipeline.dataset.config import SegmentConfig
+from pipeline.dataset.fingerprints import SEGMENT_VERSION
 from pipeline.dataset.latest import Versions, reading_store
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.errors import JobError, UsageError
@@ -284,7 +285,8 @@ def test_changes_name_their_cause_and_pair_the_images(
     assert f"* 1 removed\n  * `{gone.stem}`: accepted\n" in text
     assert "| `python:versioned_models:model` | data |" in text
 
-    monkeypatch.setattr("pipeline.evaluate.stage.EVALUATE_VERSION", 2)
+    for module in ("shards", "stage"):
+        monkeypatch.setattr(f"pipeline.evaluate.{module}.EVALUATE_VERSION", 2)
     assert main([*evaluate, "--batch_size", "8"]) == 0
     assert changes_of(output)["models"][0]["causes"] == ["evaluation", "code"]
     run("generate", "--overwrite", "--jpeg_quality", "90")
@@ -357,7 +359,7 @@ def test_versions_in_object_storage_are_copied_by_it(
     local = Store(str(one_worker))
     with gcs_server() as address, monkeypatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", address)
-        patch.setattr("pipeline.storage.gcs_files._clients", {})
+        patch.setattr("pipeline.storage.gcs_requests._clients", {})
         versions = Versions(Store(f"gs://{BUCKET}/versions"), keep=0)
         local.copy_into(
             versions.working, [(path, path) for path in local.sizes("") if ".in9" not in path]

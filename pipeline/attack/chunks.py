@@ -18,7 +18,7 @@ import torch
 from pipeline.attack.arrays import Cutouts, GridModel, load_backgrounds, stream_cutouts
 from pipeline.attack.plan import ATTACK_VARIANTS, AttackGrid, Attacking
 from pipeline.attack.results import chunk_file, chunk_table, grid_folder, read_chunk
-from pipeline.dataset.config import ATTACK_VERSION, fingerprint
+from pipeline.dataset.fingerprints import ATTACK_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import ShardFiles, read_about, write_table
 from pipeline.evaluate.predict import Predictor

@@ -13,9 +13,9 @@ from pipeline.attack.chunks import Chunks
 from pipeline.attack.plan import AttackGrid, Attacking, open_grid
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import ModelError
+from pipeline.evaluate.plan import model_identity
 from pipeline.evaluate.predict import Predictor
 from pipeline.evaluate.resident import free_memory, load_resident
-from pipeline.evaluate.stage import model_identity
 from pipeline.memory import keep_freed_memory
 from pipeline.runner.progress import duration
 from transforms.adversarial import Labels

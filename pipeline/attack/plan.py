@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.evaluate.stage import Evaluation
+from pipeline.evaluate.plan import Evaluation
 from pipeline.results.answers import Images
 from transforms.adversarial import Labels
 from transforms.attack_grid import sample_evenly

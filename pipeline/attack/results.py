@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.attack.plan import AttackGrid, Attacking, Side
-from pipeline.dataset.config import fingerprint
+from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import ShardFiles, read_about, with_labels, write_table
 from pipeline.results.files import result_folder

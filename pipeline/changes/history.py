@@ -13,7 +13,7 @@ import dataclasses
 import json
 from typing import Any
 
-from pipeline.dataset.config import fingerprint
+from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST, read_manifest
 from pipeline.results.files import all_summaries, predictions_file, result_folder, summary_file

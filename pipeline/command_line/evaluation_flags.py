@@ -10,8 +10,8 @@ from pipeline.dataflow.submission import inference_hints
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
+from pipeline.evaluate.plan import Evaluation
 from pipeline.evaluate.predict import EVAL_INPUTS, PRECISIONS, PredictConfig
-from pipeline.evaluate.stage import Evaluation
 from pipeline.models import DEFAULT_MODEL, check_model, expand_models
 from pipeline.models.stored import chosen_folder
 from pipeline.runner.progress import Progress

@@ -13,7 +13,7 @@ from pipeline.command_line.versions import check_versioned
 from pipeline.dataset.config import DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
 from pipeline.errors import UsageError
-from pipeline.generate.graph import Job
+from pipeline.generate.job import Job
 from pipeline.generate.own_variants import versioned
 from pipeline.generate.scenes import list_scenes
 from pipeline.segmenters import takes_masks

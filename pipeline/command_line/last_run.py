@@ -28,7 +28,7 @@ from pipeline.storage.lock import DATASET_LOCK, release
 from pipeline.storage.store import WORK_FOLDER, Store
 
 if TYPE_CHECKING:
-    from pipeline.evaluate.stage import Evaluation
+    from pipeline.evaluate.plan import Evaluation
 
 LAST_RUN = f"{WORK_FOLDER}/last_run.json"
 _LOG = logging.getLogger(__name__)

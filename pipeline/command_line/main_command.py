@@ -50,7 +50,7 @@ from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
     from pipeline.attack.plan import Attacking
-    from pipeline.evaluate.stage import Evaluation
+    from pipeline.evaluate.plan import Evaluation
     from pipeline.saliency.plan import SaliencyPlan
 
 

@@ -16,7 +16,8 @@ from pipeline.command_line.last_run import End, Ending
 from pipeline.command_line.version_steps import Publish, Seed
 from pipeline.dataflow.start import TakeLock
 from pipeline.dataset.latest import Versions
-from pipeline.generate.graph import Generate, Job
+from pipeline.generate.graph import Generate
+from pipeline.generate.job import Job
 from pipeline.report.stage import RefreshResults, WriteReport
 from transforms.taxonomy import Taxonomy
 

@@ -16,7 +16,7 @@ from pipeline.command_line.version_steps import Publish
 from pipeline.command_line.versions import page_folder, results_store
 from pipeline.dataflow.submission import flags_of_workers, submission_from_flags
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.stage import Evaluation
+from pipeline.evaluate.plan import Evaluation
 from pipeline.report import REPORT
 from pipeline.report.stage import WriteReport
 from pipeline.runner.run import pipeline_options, run_pipeline

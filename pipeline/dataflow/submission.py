@@ -21,7 +21,7 @@ from apache_beam.runners.runner import PipelineResult
 from apache_beam.transforms.resources import parse_resource_hints
 
 from pipeline.dataflow.jobs import console_address, is_dataflow, job_of
-from pipeline.dataset.config import fingerprint
+from pipeline.dataset.fingerprints import fingerprint
 from pipeline.errors import JobError, UsageError
 from pipeline.models.entries import place_of
 from pipeline.segmenters.network import PREFIX as NETWORK

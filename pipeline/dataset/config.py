@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.dataset.fingerprints import (
+    COMPOSE_VERSION,
+    IMPORT_VERSION,
+    SEGMENT_VERSION,
+    fingerprint,
+)
 from pipeline.segmenters import find_segmenter
 from transforms.codec import MAX_PIXELS
 from transforms.filters import MAX_BOX, MIN_FOREGROUND, MIN_VISIBLE, Rules
 from transforms.geometry import INTERPOLATIONS
 from transforms.segmentation import Segmenter
 from transforms.variants import EXTERNAL, PAPER, WHOLE, select_variants, with_replicates
-
-SEGMENT_VERSION = 1
-"""Raised by hand when Segment would write other layers or records for the same input."""
-COMPOSE_VERSION = 1
-"""Raised by hand when Plan or Compose would write other files for the same layers."""
-EVALUATE_VERSION = 1
-"""Raised by hand when Evaluate would write other predictions for the same pixels."""
-ATTACK_VERSION = 1
-"""Raised by hand when Attack would write other predictions for the same pixels."""
-SALIENCY_VERSION = 1
-"""Raised by hand when Saliency would write other numbers or maps for the same pixels."""
-IMPORT_VERSION = 1
-"""Raised by hand when Import would write other files for the same archive."""
 
 _ADDED: dict[str, Any] = {
     "replicates": 1,
@@ -52,12 +43,6 @@ ENCODINGS = ("jpg", "png")
 SELECTIONS = ("in9", "in9l")
 OBJECTS = ("one", "largest", "union", "each")
 CROPS = ("center", "pad")
-
-
-def fingerprint(*parts: object) -> str:
-    """Hexadecimal SHA-256 of JSON-able parts, 32 digits."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _of_old(flags: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import json
 from importlib import metadata
 from typing import Any
 
-from pipeline.dataset.config import COMPOSE_VERSION, IMPORT_VERSION, SEGMENT_VERSION, DatasetConfig
+from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.fingerprints import COMPOSE_VERSION, IMPORT_VERSION, SEGMENT_VERSION
 from pipeline.dataset.shards import ShardCounts
 from pipeline.errors import UsageError
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store

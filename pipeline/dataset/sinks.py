@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.dataset.records import Staging
+from pipeline.dataset.shards import parquet_file, webdataset_file
 from pipeline.storage.store import FileDigest, HashingFile, Store
 from pipeline.storage.tar import TarWriter
 
@@ -191,3 +193,47 @@ class WebDatasetSink:
         if self._file is None:
             return None
         return FileDigest(self._path, self._file.size, self._file.sha256, self._samples)
+
+
+def open_sinks(
+    stack: contextlib.ExitStack,
+    store: Store,
+    staging: Staging,
+    *,
+    variants: Iterable[str],
+    formats: Sequence[str],
+    schema: pa.Schema,
+    split: str,
+    shard: int,
+    shards: int,
+) -> dict[str, list[Sink]]:
+    """Opens the sinks of an output shard: of each variant, one for each format.
+
+    Args:
+      stack: closes them.
+      store: that of `staging`, or what it gives for writing files together.
+      staging: where the files wait.
+      variants: to write.
+      formats: some of `FORMATS`.
+      schema: of samples, as Parquet has it.
+      split, shard: what the files are of.
+      shards: how many output shards the split has.
+    """
+    sinks: dict[str, list[Sink]] = {}
+    for variant in variants:
+        of_variant = sinks.setdefault(variant, [])
+        if "parquet" in formats:
+            path = parquet_file(variant, split, shard, shards)
+            rows = ParquetSink.open(store, staging.staged(path), path, schema)
+            of_variant.append(stack.enter_context(rows))
+        if "webdataset" in formats:
+            path = webdataset_file(variant, split, shard)
+            tar = WebDatasetSink.open(store, staging.staged(path), path)
+            of_variant.append(stack.enter_context(tar))
+    return sinks
+
+
+def digests_of(sinks: Mapping[str, Sequence[Sink]]) -> tuple[FileDigest, ...]:
+    """The finished files of the sinks of all variants, after their block."""
+    digests = [sink.digest() for of_variant in sinks.values() for sink in of_variant]
+    return tuple(digest for digest in digests if digest is not None)

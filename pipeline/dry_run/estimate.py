@@ -18,7 +18,8 @@ from pipeline.generate.compose import ComposeShard
 from pipeline.generate.cut_source import prepare_segmenter
 from pipeline.generate.examine import Examine
 from pipeline.generate.plan import PlanSplit
-from pipeline.generate.segment import SegmentedShard, SegmentShard
+from pipeline.generate.segment import SegmentShard
+from pipeline.generate.segmented import SegmentedShard
 from pipeline.runner.progress import Progress
 from pipeline.sources.listing import SourceImage, SourceShard, SplitTotals
 from pipeline.storage.store import FileDigest, Store

@@ -15,7 +15,8 @@ from pipeline.dataset.records import ACCEPTED, read_rows
 from pipeline.dataset.shards import layer_record
 from pipeline.generate.cut_source import reject_by_name, shard_fingerprint, source_digest
 from pipeline.generate.examine import printable
-from pipeline.generate.graph import Job, list_split
+from pipeline.generate.job import Job
+from pipeline.generate.list_split import list_split
 from pipeline.generate.previous_layers import PreviousLayers
 from pipeline.segmenters import takes_masks
 from pipeline.sources.checksums import Checksums

@@ -26,7 +26,7 @@ from pipeline.dry_run.costs import (
 from pipeline.dry_run.estimate import Measured, Trial, choose, run_trial
 from pipeline.dry_run.forecast import Forecast, SplitForecast, make_forecast
 from pipeline.errors import JobError
-from pipeline.generate.graph import Job
+from pipeline.generate.job import Job
 from pipeline.generate.rejections import advise
 from pipeline.memory import keep_freed_memory
 from pipeline.runner.progress import duration
@@ -36,8 +36,8 @@ from transforms.variants import is_picture
 
 if TYPE_CHECKING:
     from pipeline.attack.plan import Attacking
+    from pipeline.evaluate.plan import Evaluation
     from pipeline.evaluate.predict import Predictor
-    from pipeline.evaluate.stage import Evaluation
 
 _EVALUATE_SECONDS = 5.0
 """How long a model is measured, if it has that much to do."""
@@ -198,7 +198,7 @@ def _print_model(
     import torch
 
     from pipeline.evaluate.predict import Predictor
-    from pipeline.evaluate.stage import find_predictions
+    from pipeline.evaluate.shards import find_predictions
     from pipeline.models import load_model
 
     started = time.perf_counter()

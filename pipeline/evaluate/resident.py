@@ -3,19 +3,70 @@
 from __future__ import annotations
 
 import gc
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 
 from pipeline.errors import JobError, ModelError, UsageError
+from pipeline.evaluate.plan import Evaluation
 from pipeline.evaluate.predict import Predictor
 from pipeline.memory import give_back_freed_memory
 from pipeline.models import LoadedModel, check_head, load_model
+from pipeline.results.failures import FailedModel
 from pipeline.results.files import all_summaries
+from pipeline.runner.counters import timed
+from pipeline.training.leakage import Test, refuse_overlap
 from transforms.taxonomy import Taxonomy
 
-if TYPE_CHECKING:
-    from pipeline.evaluate.stage import Evaluation
+_LOG = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def each_model(
+    evaluation: Evaluation,
+    taxonomy: Taxonomy,
+    work: Callable[[int, LoadedModel, Predictor], Iterator[T]],
+    *,
+    stage: str,
+    group: int,
+    total: int,
+    test: Test | None = None,
+) -> Iterator[T | FailedModel]:
+    """Works with one model after another; one that fails does not keep the next from it.
+
+    Args:
+      evaluation: models, and how they are run.
+      taxonomy: their heads must fit.
+      work: takes a model's place among the models, the model, and the same on its device; what
+        it yields is passed on.
+      stage: whose time and progress it is.
+      group: of shards that are worked on.
+      total: pictures of the group, of which `work` notes what is done.
+      test: what models are tested on, if those are refused that were trained on it.
+
+    Yields:
+      The work's results, and a FailedModel for each model that raised a ModelError.
+    """
+    for order in range(len(evaluation.models)):
+        evaluation.progress.note_total(stage, f"{order}-{group}", total)
+    torch.set_num_threads(evaluation.threads)
+    for order, spec in enumerate(evaluation.models):
+        name = spec
+        try:
+            with timed(stage):
+                if test is not None:
+                    refuse_overlap(spec, test)
+                model, predictor = load_resident(spec, evaluation, taxonomy)
+            name = model.name
+            yield from work(order, model, predictor)
+        except ModelError as error:
+            _LOG.warning("%s failed", name, exc_info=True)
+            yield FailedModel(order, spec, name, " ".join(str(error).split()))
+        model = predictor = None  # type: ignore[assignment]
+        free_memory()
 
 
 def load_resident(

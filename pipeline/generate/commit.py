@@ -14,7 +14,8 @@ from typing import Any
 import apache_beam as beam
 
 from pipeline.dataset.card import CARD_FILES, card_files
-from pipeline.dataset.config import COMPOSE_VERSION, DatasetConfig, fingerprint
+from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.fingerprints import COMPOSE_VERSION, fingerprint
 from pipeline.dataset.manifest import (
     MANIFEST,
     PREVIOUS_MANIFEST,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
 import cv2
 import pyarrow as pa
 
-from pipeline.dataset.config import ComposeConfig, SegmentConfig, fingerprint
+from pipeline.dataset.config import ComposeConfig, SegmentConfig
+from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.records import (
     ACCEPTED,
     GROUP_FIELD,
@@ -26,22 +26,20 @@ from pipeline.dataset.records import (
     with_labels,
     write_table,
 )
-from pipeline.dataset.shards import bucket_hash, index_file, parquet_file, webdataset_file
-from pipeline.dataset.sinks import ParquetSink, Sample, Sink, WebDatasetSink, sample_schema
+from pipeline.dataset.shards import bucket_hash, index_file
 from pipeline.errors import JobError
-from pipeline.generate.layer_source import Backgrounds, LayerSource
-from pipeline.generate.own_variants import find_variants
+from pipeline.generate.layer_source import Backgrounds
 from pipeline.generate.plan import OutputShard, Plan, load_plan
 from pipeline.generate.scenes import DrawnScenes
-from pipeline.generate.segment import SourceFiles
-from pipeline.runner.counters import count, count_written, timed
+from pipeline.generate.segmented import SourceFiles
+from pipeline.generate.staged import make_missing
+from pipeline.generate.variant_files import VariantFiles
+from pipeline.runner.counters import timed
 from pipeline.runner.progress import Progress
-from pipeline.storage.store import FileDigest, Store
-from transforms.codec import encode_jpeg, encode_png
+from pipeline.storage.store import FileDigest
 from transforms.filters import Reason
-from transforms.geometry import Pixels
-from transforms.taxonomy import Taxonomy, imagenet9, imagenet_index
-from transforms.variants import EXTERNAL, MIXED, base_of, with_replicates
+from transforms.taxonomy import Taxonomy, imagenet9
+from transforms.variants import EXTERNAL, MIXED, with_replicates
 
 
 def index_schema(
@@ -106,6 +104,53 @@ class ComposedShard:
     statuses: dict[str, int]
     selected: dict[int, int]
 
+    @classmethod
+    def of(
+        cls,
+        output: OutputShard,
+        staging: Staging,
+        found: FoundShard,
+        checksum: str,
+        rows: list[dict[str, Any]],
+    ) -> ComposedShard:
+        """A shard that was found.
+
+        Args:
+          output: the shard, as planned.
+          staging: where it was found.
+          found: its index and the files that this commits.
+          checksum: of everything that went into it.
+          rows: of the index.
+
+        Raises:
+          JobError: a file does not hold a sample of each selected image.
+        """
+        counts = output.totals.counts
+        index = index_file(output.totals.split, output.shard, counts.output)
+        moves: list[tuple[str, str]] = []
+        files: list[FileDigest] = []
+        for source in output.sources:
+            *tars, record = (file.path for file in source.digests)
+            moves += [(source.tar, tar) for tar in tars if source.tar is not None]
+            moves.append((source.record, record))
+            files += source.digests
+        selected = Counter(row["label"] for row in rows if row["selected"])
+        for file in found.files:
+            if file.samples != selected.total():
+                raise JobError(f"{file.path}: {file.samples} of {selected.total()} samples")
+        moves += [(found.where[file.path], file.path) for file in found.files]
+        moves.append((found.record, index))
+        files += [*found.files, staging.digest_of(found.record, index, len(rows))]
+        return cls(
+            output=output,
+            fingerprint=checksum,
+            moves=tuple(moves),
+            files=tuple(files),
+            images=count_sources(rows),
+            statuses=dict(Counter(row["status"] for row in rows)),
+            selected=dict(selected),
+        )
+
 
 class ComposeShard(beam.DoFn):
     """OutputShard -> ComposedShard. The whole of a shard's work is one element's."""
@@ -128,7 +173,7 @@ class ComposeShard(beam.DoFn):
 
     def setup(self) -> None:
         cv2.setNumThreads(1)
-        self._variants = find_variants(self._config.variants)
+        self._files = VariantFiles(self._segment, self._config, self._staging, self._taxonomy)
 
     def process(self, output: OutputShard) -> Iterator[ComposedShard]:
         with timed("compose"):
@@ -145,37 +190,45 @@ class ComposeShard(beam.DoFn):
         drawn = self._plan_rows(plan, scenes, rows)
         checksum = self._fingerprint(output, drawn, rows)
         index = index_file(output.totals.split, output.shard, output.totals.counts.output)
-        found = self._staging.find(index, checksum)
-        if found is None:
-            files = self._write_variants(output, drawn, rows)
-            segmenter = self._segment.find_segmenter()
-            by_object = self._segment.objects == "each"
-            schema = with_labels(
-                index_schema(
-                    self._config.replicates,
-                    segmenter.method != "grabcut" and not self._segment.is_whole,
-                    with_groups=by_object or output.totals.has_groups,
-                    with_objects=by_object,
-                    with_scenes=scenes is not None,
-                ),
-                self._taxonomy.num_labels,
-            )
-            for row in rows:
-                row["segmenter"] = segmenter.label
-            table = pa.Table.from_pylist(
-                [{n: r.get(n) for n in schema.names} for r in rows], schema
-            )
-            write_table(store, self._staging.staged(index), table, ShardFiles(checksum, files))
-            found = self._staging.find(index, checksum)
-            if found is None:
-                raise OSError(f"{index} is not there after it was written")
-            count("output_shards_made")
-            count_written(found.files)
-        else:
-            count("output_shards_kept")
+        found = make_missing(
+            self._staging,
+            index,
+            checksum,
+            self._staging.find(index, checksum),
+            lambda: self._make(output, drawn, rows, index, checksum),
+            counter="output_shards",
+        )
         name = f"{output.totals.split}-{output.shard:05d}"
         self._progress.note_done("compose", name, count_sources(rows))
-        return self._composed(output, found, checksum, index, rows)
+        return ComposedShard.of(output, self._staging, found, checksum, rows)
+
+    def _make(
+        self,
+        output: OutputShard,
+        drawn: Backgrounds,
+        rows: list[dict[str, Any]],
+        index: str,
+        checksum: str,
+    ) -> None:
+        """Writes the shard's variants, and then its index."""
+        files = self._files.write(output, drawn, rows)
+        segmenter = self._segment.find_segmenter()
+        by_object = self._segment.objects == "each"
+        schema = with_labels(
+            index_schema(
+                self._config.replicates,
+                segmenter.method != "grabcut" and not self._segment.is_whole,
+                with_groups=by_object or output.totals.has_groups,
+                with_objects=by_object,
+                with_scenes=output.scenes is not None,
+            ),
+            self._taxonomy.num_labels,
+        )
+        for row in rows:
+            row["segmenter"] = segmenter.label
+        table = pa.Table.from_pylist([{n: r.get(n) for n in schema.names} for r in rows], schema)
+        about = ShardFiles(checksum, files)
+        write_table(self._staging.store, self._staging.staged(index), table, about)
 
     def _plan_rows(
         self, plan: Plan, scenes: DrawnScenes | None, rows: list[dict[str, Any]]
@@ -224,126 +277,6 @@ class ComposeShard(beam.DoFn):
             *self._own,
             # An index has the column if images elsewhere in the split have groups.
             *(["groups"] if output.totals.has_groups else []),
-        )
-
-    def _write_variants(
-        self, output: OutputShard, backgrounds: Backgrounds, rows: list[dict[str, Any]]
-    ) -> tuple[FileDigest, ...]:
-        source = LayerSource(self._staging.store, backgrounds, self._segment)
-        selected = [row for row in rows if row["selected"]]
-        with self._staging.store.together() as store, contextlib.ExitStack() as stack:
-            sinks = {
-                variant: self._open_sinks(stack, store, output, variant)
-                for variant in self._config.composed
-            }
-            if self._segment.is_whole:
-                whole = stack.enter_context(contextlib.closing(source.whole(selected)))
-                self._write_whole(backgrounds, whole, sinks)
-                selected = []
-            layers = stack.enter_context(contextlib.closing(source.layers(selected)))
-            for row, layer, encoded in layers:
-                for variant, variant_sinks in sinks.items():
-                    background = backgrounds.fields(row["key"], variant)
-                    tiled = source.tiled(encoded[variant]) if variant in encoded else None
-                    picture = self._variants[base_of(variant)].compose(layer, tiled)
-                    sample = self._sample(row, variant, picture, background)
-                    for sink in variant_sinks:
-                        sink.add(sample)
-                count("images_composed")
-        digests = [sink.digest() for variant_sinks in sinks.values() for sink in variant_sinks]
-        return tuple(digest for digest in digests if digest is not None)
-
-    def _write_whole(
-        self,
-        backgrounds: Backgrounds,
-        pictures: Iterable[tuple[dict[str, Any], Pixels]],
-        sinks: dict[str, list[Sink]],
-    ) -> None:
-        """Writes images that are not cut apart."""
-        for row, picture in pictures:
-            for variant, variant_sinks in sinks.items():
-                background = backgrounds.fields(row["key"], variant)
-                sample = self._sample(row, variant, picture, background)
-                for sink in variant_sinks:
-                    sink.add(sample)
-            count("images_composed")
-
-    def _open_sinks(
-        self, stack: contextlib.ExitStack, store: Store, output: OutputShard, variant: str
-    ) -> list[Sink]:
-        sinks: list[Sink] = []
-        if "parquet" in self._config.formats:
-            path = parquet_file(
-                variant, output.totals.split, output.shard, output.totals.counts.output
-            )
-            schema = sample_schema(self._taxonomy.names, boxes=not self._segment.is_whole)
-            sinks.append(
-                stack.enter_context(
-                    ParquetSink.open(store, self._staging.staged(path), path, schema)
-                )
-            )
-        if "webdataset" in self._config.formats:
-            path = webdataset_file(variant, output.totals.split, output.shard)
-            sinks.append(
-                stack.enter_context(WebDatasetSink.open(store, self._staging.staged(path), path))
-            )
-        return sinks
-
-    def _sample(
-        self,
-        row: dict[str, Any],
-        variant: str,
-        picture: Pixels,
-        background: dict[str, Any],
-    ) -> Sample:
-        as_png = self._config.encoding == "png" or self._variants[base_of(variant)].lossless
-        return Sample(
-            key=row["key"],
-            image=encode_png(picture)
-            if as_png
-            else encode_jpeg(picture, self._config.jpeg_quality),
-            suffix="png" if as_png else "jpg",
-            fields={
-                "label": row["label"],
-                "wnid": row["wnid"],
-                "imagenet_index": imagenet_index(row["wnid"]),
-                "fg_key": row["key"],
-                **background,
-                "box": row["box"],
-                "fg_fraction": row["fg_fraction"],
-            },
-        )
-
-    def _composed(
-        self,
-        output: OutputShard,
-        found: FoundShard,
-        checksum: str,
-        index: str,
-        rows: list[dict[str, Any]],
-    ) -> ComposedShard:
-        moves: list[tuple[str, str]] = []
-        files: list[FileDigest] = []
-        for source in output.sources:
-            *tars, record = (file.path for file in source.digests)
-            moves += [(source.tar, tar) for tar in tars if source.tar is not None]
-            moves.append((source.record, record))
-            files += source.digests
-        selected = Counter(row["label"] for row in rows if row["selected"])
-        for file in found.files:
-            if file.samples != selected.total():
-                raise JobError(f"{file.path}: {file.samples} of {selected.total()} samples")
-        moves += [(found.where[file.path], file.path) for file in found.files]
-        moves.append((found.record, index))
-        files += [*found.files, self._staging.digest_of(found.record, index, len(rows))]
-        return ComposedShard(
-            output=output,
-            fingerprint=checksum,
-            moves=tuple(moves),
-            files=tuple(files),
-            images=count_sources(rows),
-            statuses=dict(Counter(row["status"] for row in rows)),
-            selected=dict(selected),
         )
 
 

@@ -6,7 +6,8 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 
-from pipeline.dataset.config import SegmentConfig, fingerprint
+from pipeline.dataset.config import SegmentConfig
+from pipeline.dataset.fingerprints import fingerprint
 from pipeline.segmenters import takes_masks
 from pipeline.sources.listing import SourceImage
 from pipeline.sources.place import read_place

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator
 
 import apache_beam as beam
 
-from pipeline.dataset.config import SEGMENT_VERSION, SegmentConfig
+from pipeline.dataset.config import SegmentConfig
+from pipeline.dataset.fingerprints import SEGMENT_VERSION
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.records import FoundShard, Staging, read_rows
 from pipeline.dataset.shards import layer_record

@@ -21,7 +21,7 @@ from pipeline.dataset.config import ComposeConfig, SegmentConfig
 from pipeline.dataset.records import Staging
 from pipeline.errors import JobError
 from pipeline.generate.scenes import SceneTable, examine_scenes
-from pipeline.generate.segment import SegmentedShard, SourceFiles
+from pipeline.generate.segmented import SegmentedShard, SourceFiles
 from pipeline.generate.sorted_keys import SortedKeys
 from pipeline.runner.counters import timed
 from pipeline.sources.listing import SplitTotals

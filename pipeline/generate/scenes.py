@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.dataset.config import ComposeConfig, SegmentConfig, fingerprint
+from pipeline.dataset.config import ComposeConfig, SegmentConfig
+from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.records import (
     ACCEPTED,
     ShardFiles,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -27,7 +26,6 @@ from pipeline.dataset.records import (
     count_sources,
     read_rows,
     record_schema,
-    source_key,
     with_labels,
     write_table,
 )
@@ -42,9 +40,11 @@ from pipeline.generate.cut_source import (
 )
 from pipeline.generate.examine import ExaminedShard, Rebuild, printable
 from pipeline.generate.previous_layers import PreviousLayers
-from pipeline.runner.counters import count, count_written, timed
+from pipeline.generate.segmented import SegmentedShard, SourceFiles, pack_candidates
+from pipeline.generate.staged import make_missing
+from pipeline.runner.counters import count, timed
 from pipeline.runner.progress import Progress
-from pipeline.sources.listing import SourceImage, SourceShard, SplitTotals
+from pipeline.sources.listing import SourceImage, SourceShard
 from pipeline.sources.place import reads_ahead
 from pipeline.storage.files import read_ahead
 from pipeline.storage.store import FileDigest, HashingFile
@@ -53,61 +53,6 @@ from transforms.cutting import Cut
 from transforms.filters import Reason, is_valid_key
 from transforms.taxonomy import OUTSIDE
 from transforms.whole import Whole
-
-CANDIDATE_SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string()),
-        pa.field("label", pa.int16()),
-        pa.field("wnid", pa.string()),
-        pa.field("layer_digest", pa.string()),
-        pa.field("offset", pa.int64()),
-        pa.field("length", pa.int64()),
-        pa.field("source", pa.binary()),
-        pa.field("annotation", pa.binary()),
-        pa.field("mask", pa.binary()),
-        pa.field("group", pa.string()),
-        pa.field("object", pa.int32()),
-    ]
-)
-"""What Plan needs of each accepted image: offset and length of its tiled background in the
-layers, and, only where `--layers drop` has removed those, the files to cut it from again. Group
-and object are null where there are none."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceFiles:
-    """The files of a source shard.
-
-    Attributes:
-      shard: its number.
-      fingerprint: of everything that went into it.
-      images: that it is of.
-      record: where its record lies now.
-      tar: where its layers lie now, None if it has none.
-      digests: of the layers, if any, and of the record, last; under their final paths.
-    """
-
-    shard: int
-    fingerprint: str
-    images: int
-    record: str
-    tar: str | None
-    digests: tuple[FileDigest, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class SegmentedShard:
-    """A source shard that is up to date, without its images.
-
-    Attributes:
-      totals: of its split.
-      files: the shard's files.
-      candidates: Arrow IPC stream of its accepted images, `CANDIDATE_SCHEMA`.
-    """
-
-    totals: SplitTotals
-    files: SourceFiles
-    candidates: bytes
 
 
 class SegmentShard(beam.DoFn):
@@ -149,18 +94,17 @@ class SegmentShard(beam.DoFn):
         yield segmented
 
     def _segmented(self, examined: ExaminedShard) -> SegmentedShard:
-        shard, found = examined.shard, examined.found
+        shard = examined.shard
         split = shard.totals.split
         record = layer_record(split, shard.shard)
-        if found is None:
-            self._make(shard, examined.digests, examined.fingerprint)
-            found = self._staging.find(record, examined.fingerprint)
-            if found is None:
-                raise OSError(f"{record} is not there after it was written")
-            count("source_shards_made")
-            count_written(found.files)
-        else:
-            count("source_shards_kept")
+        found = make_missing(
+            self._staging,
+            record,
+            examined.fingerprint,
+            examined.found,
+            functools.partial(self._make, shard, examined.digests, examined.fingerprint),
+            counter="source_shards",
+        )
         rows = read_rows(self._staging.store, found.record)
         images = count_sources(rows)
         self._progress.note_done("segment", f"{split}-{shard.shard:05d}", images)
@@ -176,7 +120,7 @@ class SegmentShard(beam.DoFn):
                 tar=found.where.get(tar),
                 digests=(*found.files, own),
             ),
-            candidates=_candidates(rows, {} if tar in found.where else _sources(shard)),
+            candidates=pack_candidates(rows, {} if tar in found.where else _sources(shard)),
         )
 
     def _make(self, shard: SourceShard, digests: tuple[str, ...], checksum: str) -> None:
@@ -327,31 +271,3 @@ def _read(previous: PreviousLayers, found: tuple[SourceImage, str, SourceImage |
 def _sources(shard: SourceShard) -> dict[str, SourceImage]:
     """The accepted source image of each key: of equal keys, the first."""
     return {image.key: image for image in reversed(shard.images)}
-
-
-def _candidates(rows: list[dict[str, Any]], sources: dict[str, SourceImage]) -> bytes:
-    """Arrow IPC stream of the accepted rows, `CANDIDATE_SCHEMA`."""
-    accepted = []
-    for row in rows:
-        if row["status"] != ACCEPTED:
-            continue
-        source = sources.get(source_key(row))
-        accepted.append(
-            {
-                "key": row["key"],
-                "label": row["label"],
-                "wnid": row["wnid"],
-                "layer_digest": row["layer_digest"],
-                "offset": row["only_bg_t_offset"],
-                "length": row["only_bg_t_length"],
-                "source": source and os.fsencode(source.path),
-                "annotation": source and source.annotation and os.fsencode(source.annotation),
-                "mask": source and source.mask and os.fsencode(source.mask),
-                "group": row.get("group"),
-                "object": row.get("object"),
-            }
-        )
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, CANDIDATE_SCHEMA) as stream:
-        stream.write_table(pa.Table.from_pylist(accepted, CANDIDATE_SCHEMA))
-    return bytes(sink.getvalue())

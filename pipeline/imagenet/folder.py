@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from pipeline.dataset.config import fingerprint
+from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.shards import bucket_hash
 from pipeline.errors import UsageError
 from pipeline.sources.layout import find_annotations, find_images

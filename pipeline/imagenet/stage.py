@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from typing import Any
@@ -20,16 +19,16 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from pipeline.dataset.config import EVALUATE_VERSION, fingerprint
+from pipeline.dataset.fingerprints import EVALUATE_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import ShardFiles, read_about, write_table
 from pipeline.dataset.sinks import Sample
-from pipeline.errors import JobError, ModelError
+from pipeline.errors import JobError
+from pipeline.evaluate.gather import ModelShard, all_shards, sort_results
+from pipeline.evaluate.plan import Evaluation, model_identity
 from pipeline.evaluate.predict import BrokenPictureError, Predictor
-from pipeline.evaluate.resident import free_memory, load_resident
-from pipeline.evaluate.stage import Evaluation, model_identity
+from pipeline.evaluate.resident import each_model
 from pipeline.imagenet.folder import ImageNetImage, ImageNetListing, list_imagenet, listing_digest
 from pipeline.imagenet.results import PREDICTION_SCHEMA, imagenet_file, imagenet_predictions
 from pipeline.memory import keep_freed_memory
@@ -45,17 +44,6 @@ from transforms.intervals import wilson
 from transforms.taxonomy import Taxonomy
 
 _LIBRARIES = ("numpy", "pillow", "torch", "timm")
-_LOG = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassifiedShard:
-    """Predictions that are up to date: identity of the model, and the file's path."""
-
-    order: int
-    shard: int
-    about: str
-    path: str
 
 
 class ImageNetShards(beam.DoFn):
@@ -72,7 +60,7 @@ class ImageNetShards(beam.DoFn):
 
 
 class Classify(beam.DoFn):
-    """(group, its shards) -> ClassifiedShards, or a FailedModel, model after model.
+    """(group, its shards) -> ModelShards, or a FailedModel, model after model.
 
     Models whose outputs are not the classes of ImageNet are passed over.
     """
@@ -88,44 +76,36 @@ class Classify(beam.DoFn):
     def setup(self) -> None:
         keep_freed_memory()
 
-    def process(
-        self, element: tuple[int, Iterable[int]]
-    ) -> Iterator[ClassifiedShard | FailedModel]:
+    def process(self, element: tuple[int, Iterable[int]]) -> Iterator[ModelShard | FailedModel]:
         group, numbers = element[0], sorted(element[1])
         evaluation, progress = self._evaluation, self._evaluation.progress
         dataset = Dataset.open(evaluation.store)
-        all_shards = list_imagenet(self._root, self._taxonomy).shards()
-        shards = {number: all_shards[number] for number in numbers}
+        listed = list_imagenet(self._root, self._taxonomy).shards()
+        shards = {number: listed[number] for number in numbers}
         total = sum(len(images) for images in shards.values())
-        for order in range(len(evaluation.models)):
-            progress.note_total("imagenet", f"{order}-{group}", total)
-        torch.set_num_threads(evaluation.threads)
-        for order, spec in enumerate(evaluation.models):
-            name = spec
-            try:
-                with timed("imagenet"):
-                    model, predictor = load_resident(spec, self._native, self._taxonomy)
-                name = model.name
-                if model.num_outputs != len(self._taxonomy.wnids):
-                    progress.note_total("imagenet", f"{order}-{group}-none", -total)
-                    continue
-                # How the model is run here; its folder is the one of its other results.
-                about = model_identity(model, self._native, dataset)
-                how = model_identity(model, evaluation, dataset)["evaluation"]
-                about["folder"] = result_folder(model.name, how)
-                with held(evaluation.store, model_lock(about["folder"], group)):
-                    for shard, images in shards.items():
-                        with timed("imagenet"):
-                            path = self._classify(about, model, predictor, shard, images)
-                        progress.note_done("imagenet", f"{order}-{shard:05d}", len(images))
-                        identity = json.dumps(about, sort_keys=True)
-                        yield ClassifiedShard(order, shard, identity, path)
-            except ModelError as error:
-                _LOG.warning("%s failed", name, exc_info=True)
-                yield FailedModel(order, spec, name, " ".join(str(error).split()))
-                progress.note_total("imagenet", f"{order}-{group}-failed", -total)
-            model = predictor = None  # type: ignore[assignment]
-            free_memory()
+
+        def classify(order: int, model: LoadedModel, predictor: Predictor) -> Iterator[ModelShard]:
+            if model.num_outputs != len(self._taxonomy.wnids):
+                progress.note_total("imagenet", f"{order}-{group}-none", -total)
+                return
+            # How the model is run here; its folder is the one of its other results.
+            about = model_identity(model, self._native, dataset)
+            how = model_identity(model, evaluation, dataset)["evaluation"]
+            about["folder"] = result_folder(model.name, how)
+            text = json.dumps(about, sort_keys=True)
+            with held(evaluation.store, model_lock(about["folder"], group)):
+                for shard, images in shards.items():
+                    with timed("imagenet"):
+                        path = self._classify(about, model, predictor, shard, images)
+                    progress.note_done("imagenet", f"{order}-{shard:05d}", len(images))
+                    yield ModelShard(order, shard, text, path)
+
+        for result in each_model(
+            self._native, self._taxonomy, classify, stage="imagenet", group=group, total=total
+        ):
+            yield result
+            if isinstance(result, FailedModel):
+                progress.note_total("imagenet", f"{result.order}-{group}-failed", -total)
 
     def _classify(
         self,
@@ -186,32 +166,25 @@ class Score(beam.DoFn):
         self._taxonomy = taxonomy
 
     def process(
-        self, dataset: str, classified: Iterable[ClassifiedShard | FailedModel]
+        self, dataset: str, classified: Iterable[ModelShard | FailedModel]
     ) -> Iterator[str]:
         with timed("imagenet"):
             self._score(dataset, classified)
         yield dataset
 
-    def _score(self, dataset: str, classified: Iterable[ClassifiedShard | FailedModel]) -> None:
+    def _score(self, dataset: str, classified: Iterable[ModelShard | FailedModel]) -> None:
         store = self._evaluation.store
         listing = list_imagenet(self._root, self._taxonomy)
-        expected = list(range(len(listing.shards())))
-        by_model: dict[int, list[ClassifiedShard]] = {}
-        how = self._evaluation.how
-        for result in classified:
-            if isinstance(result, FailedModel):
-                folder = result_folder(result.model, how)
-                _write(store, folder, {"model": result.model, "error": result.error})
-            else:
-                by_model.setdefault(result.order, []).append(result)
+        expected = range(len(listing.shards()))
+        by_model, failed = sort_results(classified)
+        for failure in failed.values():
+            folder = result_folder(failure.model, self._evaluation.how)
+            _write(store, folder, {"model": failure.model, "error": failure.error})
         for order, results in by_model.items():
-            shards = sorted(results, key=lambda result: result.shard)
-            if [result.shard for result in shards] != expected:
-                raise JobError(
-                    f"{self._evaluation.models[order]}: predictions of {len(shards)} of "
-                    f"{len(expected)} shards of ImageNet arrived. Run the same command again "
-                    "to go on"
-                )
+            entry = self._evaluation.models[order]
+            shards = all_shards(
+                entry, results, expected, "predictions of {} of {} shards of ImageNet"
+            )
             folder, accuracy = _accuracy(store, shards, listing)
             _write(store, folder, accuracy)
             current = {result.path for result in shards}
@@ -224,7 +197,7 @@ class Score(beam.DoFn):
 
 
 def _accuracy(
-    store: Store, shards: list[ClassifiedShard], listing: ImageNetListing
+    store: Store, shards: list[ModelShard], listing: ImageNetListing
 ) -> tuple[str, dict[str, Any]]:
     """A model's folder, and what its imagenet.json says."""
     about = json.loads(shards[0].about)
@@ -262,7 +235,7 @@ class ImageNetAccuracy(beam.PTransform):
 
     def expand(self, dataset: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
         classify = beam.ParDo(Classify(*self._arguments)).with_output_types(
-            ClassifiedShard | FailedModel
+            ModelShard | FailedModel
         )
         classified = (
             dataset

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from pipeline.dataset.config import EVALUATE_VERSION, fingerprint
+from pipeline.dataset.fingerprints import EVALUATE_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import ShardFiles, read_about, write_table
 from pipeline.dataset.sinks import Sample

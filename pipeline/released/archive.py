@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
-from pipeline.dataset.config import fingerprint
+from pipeline.dataset.fingerprints import fingerprint
 from pipeline.errors import UsageError
 from pipeline.storage.files import FileInfo, files_of, in_parallel, is_remote, relative
 from pipeline.storage.store import WORK_FOLDER, Store

@@ -12,8 +12,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.dataset.config import IMPORT_VERSION, DatasetConfig, fingerprint
-from pipeline.dataset.records import ACCEPTED, ShardFiles, Staging, write_table
+from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.fingerprints import IMPORT_VERSION, fingerprint
+from pipeline.dataset.records import (
+    ACCEPTED,
+    RECORD_SCHEMA,
+    ShardFiles,
+    Staging,
+    write_table,
+)
 from pipeline.released.archive import read_places
 from pipeline.released.listing import ReleasedImage, ReleasedShard
 from pipeline.released.masks import decode_npy, npy_bytes
@@ -27,15 +34,13 @@ from transforms.matching import describe
 
 _RECORD_SCHEMA = pa.schema(
     [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("wnid", pa.string()),
-        pa.field("label", pa.int8()),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("detail", pa.string()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("fg_fraction", pa.float64()),
+        *(
+            RECORD_SCHEMA.field(name)
+            for name in (
+                *("key", "path", "wnid", "label", "status", "detail", "width", "height"),
+                "fg_fraction",
+            )
+        ),
         pa.field("content", pa.string()),
         pa.field("background", pa.string()),
     ]

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 import apache_beam as beam
 import pyarrow as pa
 
-from pipeline.dataset.config import fingerprint
+from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import ShardFiles, read_about, read_rows, write_table
 from pipeline.dataset.sinks import Sample

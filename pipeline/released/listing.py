@@ -7,7 +7,8 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterable
 
-from pipeline.dataset.config import DatasetConfig, fingerprint
+from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.shards import ShardCounts
 from pipeline.errors import UsageError
 from pipeline.released.archive import Place, read_places

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.dataset.config import fingerprint
+from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.records import ACCEPTED, Staging, read_rows
 from pipeline.generate.plan import check_complete
 from pipeline.released.archive import Place

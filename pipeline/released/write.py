@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,28 +11,28 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from pipeline.dataset.config import DatasetConfig, fingerprint
+from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.records import (
     ACCEPTED,
-    FoundShard,
     ShardFiles,
     Staging,
     read_rows,
     write_table,
 )
-from pipeline.dataset.shards import bucket_hash, index_file, parquet_file, webdataset_file
-from pipeline.dataset.sinks import ParquetSink, Sample, Sink, WebDatasetSink, sample_schema
-from pipeline.errors import JobError
+from pipeline.dataset.shards import bucket_hash, index_file
+from pipeline.dataset.sinks import Sample, Sink, digests_of, open_sinks, sample_schema
 from pipeline.generate.compose import ComposedShard, index_schema
 from pipeline.generate.plan import OutputShard
+from pipeline.generate.staged import make_missing
 from pipeline.released.examine import read_image, suffix_of
 from pipeline.released.listing import ReleasedImage
 from pipeline.released.masks import decode_npy
 from pipeline.released.pool import PooledShard, load_pool
 from pipeline.released.recover import Mixed, Recovered, recover
-from pipeline.runner.counters import count, count_written, timed
+from pipeline.runner.counters import count, timed
 from pipeline.runner.progress import Progress
-from pipeline.storage.store import FileDigest, Store
+from pipeline.storage.store import FileDigest
 from transforms.codec import encode_png
 from transforms.geometry import Mask
 from transforms.taxonomy import Taxonomy
@@ -86,23 +84,31 @@ class WriteShard(beam.DoFn):
             pooled.pool_digest,
         )
         index = index_file(totals.split, shard, totals.counts.output)
-        found = self._staging.find(index, checksum)
-        if found is None:
-            files = self._write_variants(pooled, rows)
-            schema = imported_index_schema(self._config)
-            content = [{name: row.get(name) for name in schema.names} for row in rows]
-            table = pa.Table.from_pylist(content, schema)
-            staged = self._staging.staged(index)
-            write_table(self._staging.store, staged, table, ShardFiles(checksum, files))
-            found = self._staging.find(index, checksum)
-            if found is None:
-                raise OSError(f"{index} is not there after it was written")
-            count("output_shards_made")
-            count_written(found.files)
-        else:
-            count("output_shards_kept")
+        found = make_missing(
+            self._staging,
+            index,
+            checksum,
+            self._staging.find(index, checksum),
+            lambda: self._make(pooled, rows, index, checksum),
+            counter="output_shards",
+        )
         self._progress.note_done("import", f"{totals.split}-{shard:05d}", len(rows))
-        return self._composed(pooled, found, checksum, index)
+        # Of a shard that was kept, rows are complete in its index alone.
+        columns = ["label", "status", "selected"]
+        indexed = read_rows(self._staging.store, found.record, columns)
+        output = OutputShard(totals, shard, "", "", ())
+        return ComposedShard.of(output, self._staging, found, checksum, indexed)
+
+    def _make(
+        self, pooled: PooledShard, rows: list[dict[str, Any]], index: str, checksum: str
+    ) -> None:
+        """Writes the shard's variants, and then its index."""
+        files = self._write_variants(pooled, rows)
+        schema = imported_index_schema(self._config)
+        content = [{name: row.get(name) for name in schema.names} for row in rows]
+        table = pa.Table.from_pylist(content, schema)
+        about = ShardFiles(checksum, files)
+        write_table(self._staging.store, self._staging.staged(index), table, about)
 
     def _write_variants(
         self, pooled: PooledShard, rows: list[dict[str, Any]]
@@ -113,12 +119,20 @@ class WriteShard(beam.DoFn):
             row["selected"] = row["status"] == ACCEPTED
         selected = iter([row for row in rows if row["selected"]])
         with self._staging.store.together() as store, contextlib.ExitStack() as stack:
-            open_sinks = functools.partial(self._open_sinks, stack, store, pooled)
-            sinks = {variant: open_sinks(variant) for variant in self._config.compose.composed}
+            sinks = open_sinks(
+                stack,
+                store,
+                self._staging,
+                variants=self._config.compose.composed,
+                formats=self._config.compose.formats,
+                schema=sample_schema(self._taxonomy.names, boxes=False),
+                split=pooled.shard.totals.split,
+                shard=pooled.shard.shard,
+                shards=pooled.shard.totals.counts.output,
+            )
             while batch := list(itertools.islice(selected, _AT_ONCE)):
                 self._write_batch(batch, images, pooled, sinks)
-        digests = [sink.digest() for variant_sinks in sinks.values() for sink in variant_sinks]
-        return tuple(digest for digest in digests if digest is not None)
+        return digests_of(sinks)
 
     def _write_batch(
         self,
@@ -171,22 +185,6 @@ class WriteShard(beam.DoFn):
                 row[f"{variant}_bg_next_difference"] = recovered.next_difference
         return found
 
-    def _open_sinks(
-        self, stack: contextlib.ExitStack, store: Store, pooled: PooledShard, variant: str
-    ) -> list[Sink]:
-        sinks: list[Sink] = []
-        totals, shard = pooled.shard.totals, pooled.shard.shard
-        if "parquet" in self._config.compose.formats:
-            path = parquet_file(variant, totals.split, shard, totals.counts.output)
-            schema = sample_schema(self._taxonomy.names, boxes=False)
-            opened = ParquetSink.open(store, self._staging.staged(path), path, schema)
-            sinks.append(stack.enter_context(opened))
-        if "webdataset" in self._config.compose.formats:
-            path = webdataset_file(variant, totals.split, shard)
-            tar = WebDatasetSink.open(store, self._staging.staged(path), path)
-            sinks.append(stack.enter_context(tar))
-        return sinks
-
     def _sample(
         self, row: dict[str, Any], picture: bytes, background: dict[str, Any] | None
     ) -> Sample:
@@ -207,25 +205,4 @@ class WriteShard(beam.DoFn):
                 "box": None,
                 "fg_fraction": row["fg_fraction"],
             },
-        )
-
-    def _composed(
-        self, pooled: PooledShard, found: FoundShard, checksum: str, index: str
-    ) -> ComposedShard:
-        columns = ["label", "status", "selected"]
-        rows = read_rows(self._staging.store, found.record, columns)
-        selected = Counter(row["label"] for row in rows if row["selected"])
-        for file in found.files:
-            if file.samples != selected.total():
-                raise JobError(f"{file.path}: {file.samples} of {selected.total()} samples")
-        moves = [(found.where[file.path], file.path) for file in found.files]
-        digest = self._staging.digest_of(found.record, index, len(rows))
-        return ComposedShard(
-            output=OutputShard(pooled.shard.totals, pooled.shard.shard, "", "", ()),
-            fingerprint=checksum,
-            moves=(*moves, (found.record, index)),
-            files=(*found.files, digest),
-            images=len(rows),
-            statuses=dict(Counter(row["status"] for row in rows)),
-            selected=dict(selected),
         )

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from pipeline.dataset.config import fingerprint
+from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.storage.store import WORK_FOLDER, Store
 

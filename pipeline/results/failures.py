@@ -10,22 +10,12 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.results.files import read_result, result_folder, summary_file
 from pipeline.storage.store import Store
-
-
-class _OfModel(Protocol):
-    """A result of one model."""
-
-    @property
-    def order(self) -> int: ...
-
-
-_Result = TypeVar("_Result", bound=_OfModel)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,20 +90,6 @@ def failures(summaries: Iterable[Mapping[str, Any]], entries: Iterable[str]) -> 
             model = str(summary["model"])
             found[model] = str(error).removeprefix(f"{model}: ")
     return found
-
-
-def sort_results(
-    results: Iterable[_Result | FailedModel],
-) -> tuple[dict[int, list[_Result]], dict[int, FailedModel]]:
-    """Results of a stage by the place of their model, and the models that failed by theirs."""
-    by_model: dict[int, list[_Result]] = {}
-    failed: dict[int, FailedModel] = {}
-    for result in results:
-        if isinstance(result, FailedModel):
-            failed[result.order] = result
-        else:
-            by_model.setdefault(result.order, []).append(result)
-    return by_model, failed
 
 
 def say_failures(

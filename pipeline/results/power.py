@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.dataset.config import fingerprint
+from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.results.answers import Images
 from pipeline.results.files import display_name, read_result, summary_file

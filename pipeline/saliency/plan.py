@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.evaluate.stage import Evaluation
+from pipeline.evaluate.plan import Evaluation
 from transforms.attack_grid import sample_evenly
 from transforms.variants import is_picture
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator
 
-from pipeline.dataset.config import SALIENCY_VERSION, fingerprint
+from pipeline.dataset.fingerprints import SALIENCY_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError
@@ -35,6 +36,13 @@ class SaliencyShards:
         """Numbers of a shard."""
         return saliency_shard(self.folder, self.plan.evaluation.split, shard)
 
+    @functools.cached_property
+    def _tested(self) -> tuple[str, ...] | None:
+        """Keys of the images that are tested on, of all shards, in order; None for all images."""
+        # Every shard's fingerprint holds all of them, and reading them is reading the whole index.
+        keys = self.plan.evaluation.keys(self.dataset)
+        return None if keys is None else tuple(sorted(keys))
+
     def checksum(self, shard: int) -> str:
         """Fingerprint of everything but which images are shown."""
         evaluation, variant = self.plan.evaluation, self.plan.variant
@@ -47,7 +55,7 @@ class SaliencyShards:
             [variant, self.plan.smoothgrad],
             SALIENCY_VERSION,
             [file.sha256 for file in files],
-            *([sorted(keys)] if (keys := evaluation.keys(self.dataset)) is not None else []),
+            *([self._tested] if self._tested is not None else []),
             *self.dataset.own_taxonomy,
         )
 
@@ -60,7 +68,7 @@ class SaliencyShards:
         split = self.plan.evaluation.split
         pictures = self.dataset.samples(split, shard, self.plan.variant)
         masks = self.dataset.samples(split, shard, "fg_mask")
-        keys = self.plan.evaluation.keys(self.dataset)
+        keys = None if self._tested is None else frozenset(self._tested)
         for picture, mask in itertools.zip_longest(pictures, masks):
             if picture is None or mask is None or picture.key != mask.key:
                 raise JobError(

@@ -8,10 +8,9 @@ what is there for the same key is not computed again.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import itertools
 import json
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -23,13 +22,15 @@ import torch
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import ShardFiles, read_about, with_labels, write_table
 from pipeline.dataset.sinks import Sample
-from pipeline.errors import JobError, ModelError
+from pipeline.evaluate.gather import ModelShard, write_models
+from pipeline.evaluate.plan import model_identity
 from pipeline.evaluate.predict import Predictor
-from pipeline.evaluate.resident import free_memory, load_resident
-from pipeline.evaluate.stage import ShardGroups, model_identity
+from pipeline.evaluate.resident import each_model
+from pipeline.evaluate.stage import ShardGroups
 from pipeline.memory import keep_freed_memory
+from pipeline.models import LoadedModel
 from pipeline.results.answers import Images
-from pipeline.results.failures import FailedModel, forget_failure, note_failure, sort_results
+from pipeline.results.failures import FailedModel
 from pipeline.results.files import result_folder
 from pipeline.runner.counters import count, count_written, timed
 from pipeline.saliency.gradients import answer_gradients
@@ -52,23 +53,12 @@ from transforms.saliency import mass_in_mask, overlay, saliency_map
 from transforms.scoring import labels_of_outputs
 from transforms.taxonomy import Taxonomy
 
-_LOG = logging.getLogger(__name__)
 _ACTIVATIONS = 4
 """Batches are smaller by this factor: a backward pass needs all activations."""
 
 
-@dataclasses.dataclass(frozen=True)
-class ExplainedShard:
-    """Numbers that are up to date: identity of the model, and the file's path."""
-
-    order: int
-    shard: int
-    about: str
-    path: str
-
-
 class Explain(beam.DoFn):
-    """(group, its shards) -> ExplainedShards, or a FailedModel, model after model."""
+    """(group, its shards) -> ModelShards, or a FailedModel, model after model."""
 
     def __init__(self, plan: SaliencyPlan, taxonomy: Taxonomy) -> None:
         self._plan = plan
@@ -77,39 +67,33 @@ class Explain(beam.DoFn):
     def setup(self) -> None:
         keep_freed_memory()
 
-    def process(self, element: tuple[int, Iterable[int]]) -> Iterator[ExplainedShard | FailedModel]:
+    def process(self, element: tuple[int, Iterable[int]]) -> Iterator[ModelShard | FailedModel]:
         group, numbers = element[0], sorted(element[1])
         evaluation, progress = self._plan.evaluation, self._plan.evaluation.progress
         dataset = Dataset.open(evaluation.store)
         shown = shown_images(dataset, self._plan)
         images = {shard: self._images(dataset, shard) for shard in numbers}
         total = sum(images.values())
-        for order in range(len(evaluation.models)):
-            progress.note_total("saliency", f"{order}-{group}", total)
-        torch.set_num_threads(evaluation.threads)
-        for order, spec in enumerate(evaluation.models):
-            name = spec
-            try:
-                with timed("saliency"):
-                    model, predictor = load_resident(spec, evaluation, self._taxonomy)
-                name = model.name
-                about = model_identity(model, evaluation, dataset)
-                folder = result_folder(model.name, about["evaluation"])
-                shards = SaliencyShards(dataset, self._plan, model, folder)
-                with held(evaluation.store, model_lock(folder, group)):
-                    for shard in numbers:
-                        keys = [key for key, place in shown.items() if place == shard]
-                        with timed("saliency"):
-                            path = self._explain(shards, predictor, shard, keys)
-                        progress.note_done("saliency", f"{order}-{shard:05d}", images[shard])
-                        identity = json.dumps(about, sort_keys=True)
-                        yield ExplainedShard(order, shard, identity, path)
-            except ModelError as error:
-                _LOG.warning("%s failed", name, exc_info=True)
-                yield FailedModel(order, spec, name, " ".join(str(error).split()))
-                progress.note_total("saliency", f"{order}-{group}-failed", -total)
-            model = predictor = shards = None  # type: ignore[assignment]
-            free_memory()
+
+        def explain(order: int, model: LoadedModel, predictor: Predictor) -> Iterator[ModelShard]:
+            about = model_identity(model, evaluation, dataset)
+            folder = result_folder(model.name, about["evaluation"])
+            shards = SaliencyShards(dataset, self._plan, model, folder)
+            text = json.dumps(about, sort_keys=True)
+            with held(evaluation.store, model_lock(folder, group)):
+                for shard in numbers:
+                    keys = [key for key, place in shown.items() if place == shard]
+                    with timed("saliency"):
+                        path = self._explain(shards, predictor, shard, keys)
+                    progress.note_done("saliency", f"{order}-{shard:05d}", images[shard])
+                    yield ModelShard(order, shard, text, path)
+
+        for result in each_model(
+            evaluation, self._taxonomy, explain, stage="saliency", group=group, total=total
+        ):
+            yield result
+            if isinstance(result, FailedModel):
+                progress.note_total("saliency", f"{result.order}-{group}-failed", -total)
 
     def _images(self, dataset: Dataset, shard: int) -> int:
         files = dataset.shard_files(self._plan.evaluation.split, shard, (self._plan.variant,))
@@ -188,40 +172,32 @@ class Measure(beam.DoFn):
     def __init__(self, plan: SaliencyPlan) -> None:
         self._plan = plan
 
-    def process(
-        self, dataset: str, explained: Iterable[ExplainedShard | FailedModel]
-    ) -> Iterator[str]:
+    def process(self, dataset: str, explained: Iterable[ModelShard | FailedModel]) -> Iterator[str]:
         with timed("saliency"):
             self._measure(dataset, explained)
         yield dataset
 
-    def _measure(self, dataset: str, explained: Iterable[ExplainedShard | FailedModel]) -> None:
+    def _measure(self, dataset: str, explained: Iterable[ModelShard | FailedModel]) -> None:
         evaluation = self._plan.evaluation
         store = evaluation.store
         opened = Dataset.open(store)
         shown = list(shown_images(opened, self._plan))
-        expected = list(opened.shards(evaluation.split))
-        how = evaluation.how
-        by_model, failed = sort_results(explained)
-        for order, spec in enumerate(evaluation.models):
-            if order in failed:
-                count("saliency_failed")
-                note_failure(store, failed[order], how, opened, saliency_file)
-                continue
-            found = sorted(by_model.get(order, []), key=lambda result: result.shard)
-            if [result.shard for result in found] != expected:
-                raise JobError(
-                    f"{spec}: saliency of {len(found)} of {len(expected)} shards arrived. "
-                    "Run the same command again to go on"
-                )
-            name = self._write(opened, found, shown)
-            forget_failure(store, spec, name, how, saliency_file)
+        write_models(
+            evaluation,
+            opened,
+            explained,
+            functools.partial(self._write, opened, shown),
+            expected=opened.shards(evaluation.split),
+            what="saliency of {} of {} shards",
+            failures="saliency_failed",
+            file=saliency_file,
+        )
         with held(store, TABLES_LOCK, wait=60):
             write_saliency_table(store, dataset)
         store.remove_temporary()
 
-    def _write(self, dataset: Dataset, found: list[ExplainedShard], shown: list[str]) -> str:
-        """Writes a model's saliency.json; returns the model's name."""
+    def _write(self, dataset: Dataset, shown: list[str], found: list[ModelShard]) -> None:
+        """Writes a model's saliency.json, and removes what it does not tell of."""
         store, about = dataset.store, json.loads(found[0].about)
         folder = result_folder(about["model"], about["evaluation"])
         paths = [result.path for result in found]
@@ -241,7 +217,6 @@ class Measure(beam.DoFn):
         for path in list(store.walk(f"results/{folder}/saliency")):
             if path not in current:
                 store.delete(path)
-        return str(about["model"])
 
 
 class Saliency(beam.PTransform):
@@ -254,7 +229,7 @@ class Saliency(beam.PTransform):
 
     def expand(self, dataset: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
         explain = beam.ParDo(Explain(self._plan, self._taxonomy)).with_output_types(
-            ExplainedShard | FailedModel
+            ModelShard | FailedModel
         )
         explained = (
             dataset

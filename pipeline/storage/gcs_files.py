@@ -1,32 +1,21 @@
-"""Objects of Google Cloud Storage, as files.
-
-The client library retries what is worth retrying, with growing pauses; here is what it leaves
-to its users: downloads that end early, and one kind of error for all that does not work.
-"""
+"""Objects of Google Cloud Storage, as files."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import errno
 import functools
 import io
 import os
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, cast
 
-import google.auth.exceptions
-import requests.adapters
-from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound, PreconditionFailed
 from google.cloud import storage
-from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from pipeline.errors import UsageError
-from pipeline.storage.files import REQUESTS_IN_FLIGHT, FileInfo, Files, in_parallel, missing
+from pipeline.storage.files import FileInfo, Files, in_parallel, missing
+from pipeline.storage.gcs_requests import IncompleteError, client, translated, tried
 
 _MEMORY_BYTES = 64 << 20
 """Larger objects are opened in pieces, and written to a disk before they are uploaded."""
@@ -35,11 +24,8 @@ _SPOOLED_BYTES = 1 << 20
 """Of a file being written in memory; a shard's are many."""
 _GAP_BYTES = 64 << 10
 """Ranges as near as this are read in one: the time of a request is that of some more bytes."""
-_ATTEMPTS = 6
 _RETRY = DEFAULT_RETRY.with_timeout(300.0).with_delay(initial=0.2, multiplier=2.0, maximum=30.0)
 _FIELDS = "items(name,size,generation,updated,md5Hash),prefixes,nextPageToken"
-
-T = TypeVar("T")
 
 
 class GcsFiles(Files):
@@ -48,7 +34,7 @@ class GcsFiles(Files):
     def info(self, path: str) -> FileInfo | None:
         blob = _blob(path)
         try:
-            _tried(functools.partial(blob.reload, retry=_RETRY), path)
+            tried(functools.partial(blob.reload, retry=_RETRY), path)
         except FileNotFoundError:
             return None
         return _info(blob)
@@ -72,8 +58,8 @@ class GcsFiles(Files):
     ) -> Iterator[FileInfo]:
         bucket, name = _parts(folder.rstrip("/"))
         prefix = f"{name}/" if name else ""
-        with _translated(folder):
-            for blob in _client().list_blobs(
+        with translated(folder):
+            for blob in client().list_blobs(
                 bucket,
                 prefix=prefix,
                 max_results=max_results,
@@ -95,7 +81,7 @@ class GcsFiles(Files):
     def read(self, path: str) -> bytes:
         """A whole object."""
         blob = _blob(path)
-        return cast(bytes, _tried(functools.partial(blob.download_as_bytes, retry=_RETRY), path))
+        return cast(bytes, tried(functools.partial(blob.download_as_bytes, retry=_RETRY), path))
 
     def read_ranges(self, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
         spans = _spans([span for span in ranges if span[1]])
@@ -121,10 +107,12 @@ class GcsFiles(Files):
         def whole() -> bytes:
             data = cast(bytes, download())
             if len(data) != end - start:
-                raise _Incomplete(f"{path} gave {len(data)} bytes from {start}, not {end - start}")
+                raise IncompleteError(
+                    f"{path} gave {len(data)} bytes from {start}, not {end - start}"
+                )
             return data
 
-        return _tried(whole, path)
+        return tried(whole, path)
 
     @contextlib.contextmanager
     def create(
@@ -160,7 +148,7 @@ class GcsFiles(Files):
             )
             return blob
 
-        return _tried(upload, path)
+        return tried(upload, path)
 
     def create_once(self, path: str, data: bytes) -> str:
         blob = self._upload(path, io.BytesIO(data), if_generation_match=0)
@@ -176,7 +164,7 @@ class GcsFiles(Files):
                 if token is None:
                     return
 
-        _tried(rewrite, source)
+        tried(rewrite, source)
 
     def move(self, source: str, target: str) -> None:
         self.copy(source, target)
@@ -186,17 +174,13 @@ class GcsFiles(Files):
         blob = _blob(path)
         condition = {} if identity is None else {"if_generation_match": int(identity)}
         try:
-            _tried(functools.partial(blob.delete, retry=_RETRY, **condition), path)
+            tried(functools.partial(blob.delete, retry=_RETRY, **condition), path)
         except (FileNotFoundError, FileExistsError):
             return False
         return True
 
     def delete_tree(self, folder: str) -> None:
         in_parallel(self.delete, [info.path for info in self.walk(folder)])
-
-
-class _Incomplete(Exception):
-    """A response that ended early."""
 
 
 class _Ranges(io.RawIOBase):
@@ -244,65 +228,10 @@ def _parts(path: str) -> tuple[str, str]:
 
 def _blob(path: str) -> storage.Blob:
     bucket, name = _parts(path)
-    return _client().bucket(bucket).blob(name)
+    return client().bucket(bucket).blob(name)
 
 
 def _info(blob: storage.Blob) -> FileInfo:
     md5 = blob.md5_hash and base64.b64decode(blob.md5_hash).hex()
     path = f"gs://{blob.bucket.name}/{blob.name}"
     return FileInfo(path, blob.size, str(blob.generation), blob.updated.timestamp(), md5 or None)
-
-
-_clients: dict[int, storage.Client] = {}
-_making = threading.Lock()
-
-
-def _client() -> storage.Client:
-    """The client of this process: connections do not outlive a fork."""
-    with _making:
-        if os.getpid() not in _clients:
-            try:
-                # Objects belong to no project; without one, the library asks for its name.
-                project = os.environ.get("GOOGLE_CLOUD_PROJECT", "none")
-                client = storage.Client(project=project)
-            except google.auth.exceptions.DefaultCredentialsError as error:
-                raise UsageError(
-                    "gs:// needs credentials: gcloud auth application-default login, or "
-                    "GOOGLE_APPLICATION_CREDENTIALS"
-                ) from error
-            # As many connections as threads may ask at once, from all workers.
-            adapter = requests.adapters.HTTPAdapter(pool_maxsize=8 * REQUESTS_IN_FLIGHT)
-            for scheme in ("http://", "https://"):
-                client._http.mount(scheme, adapter)
-            _clients[os.getpid()] = client
-        return _clients[os.getpid()]
-
-
-def _tried(call: Callable[[], T], path: str) -> T:
-    """Makes a call again if what came was not whole."""
-    for attempt in range(_ATTEMPTS):
-        try:
-            with _translated(path):
-                return call()
-        except _Incomplete:
-            time.sleep(0.1 * 2**attempt)
-    raise OSError(f"{path} could not be read: responses end early")
-
-
-@contextlib.contextmanager
-def _translated(path: str) -> Iterator[None]:
-    """Turns the library's errors into those of files."""
-    try:
-        yield
-    except NotFound as error:
-        raise missing(path) from error
-    except Forbidden as error:
-        raise PermissionError(errno.EACCES, error.message, path) from error
-    except PreconditionFailed as error:
-        raise FileExistsError(f"{path} is there already, or is another") from error
-    except DataCorruption as error:
-        raise _Incomplete(str(error)) from error
-    except (GoogleAPIError, InvalidResponse, requests.RequestException) as error:
-        raise OSError(f"{path}: {type(error).__name__}: {error}") from error
-    except google.auth.exceptions.GoogleAuthError as error:
-        raise OSError(f"{path}: no access: {error}") from error

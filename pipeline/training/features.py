@@ -18,7 +18,7 @@ import timm
 import torch
 from numpy.typing import NDArray
 
-from pipeline.dataset.config import EVALUATE_VERSION, fingerprint
+from pipeline.dataset.fingerprints import EVALUATE_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import ShardFiles, read_about, write_table
 from pipeline.errors import UsageError

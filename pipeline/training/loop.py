@@ -10,34 +10,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from pipeline.dataset.folder import Dataset
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import UsageError
 from pipeline.runner.run import usable_cores
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.augment import Augmentation
 from pipeline.training.checkpoint import TrainedOn, digest_of_classes, save_checkpoint
+from pipeline.training.epoch import run_epoch
 from pipeline.training.learner import Learner
 from pipeline.training.loader import (
-    Batch,
     Pictures,
     batch_bytes,
     check_shared_memory,
     load_batches,
 )
-from pipeline.training.log import Epoch, Ticker, TrainingLog, say_now
+from pipeline.training.log import TrainingLog, say_now
 from pipeline.training.network import Network, build_network
 from pipeline.training.plan import TrainPlan, check_same, find_samples
 from pipeline.training.ranks import Ranks
 from pipeline.training.samples import Samples
-from pipeline.training.schedule import Schedule, even_batches, learning_rate, order_hashes
+from pipeline.training.schedule import Schedule, even_batches, order_hashes
 from pipeline.training.state import read_state_file, write_state
-from transforms.hashing import keyed_hash
 
 MODEL = "model.safetensors"
 
@@ -194,7 +192,17 @@ class _Job:
         try:
             with contextlib.closing(batches):
                 for epoch in schedule.epochs:
-                    log.add(self._epoch(epoch, batches, schedule))
+                    log.add(
+                        run_epoch(
+                            epoch,
+                            plan,
+                            self._learner,
+                            ranks,
+                            schedule,
+                            batches,
+                            len(self._training),
+                        )
+                    )
                     if ranks.is_first:
                         self._write(epoch + 1, log)
                     ranks.wait()
@@ -215,56 +223,6 @@ class _Job:
             text += f"; {self._ranks.count} processes"
         text += f"; {self._learner.device.type}, {plan.precision}"
         return text + (f"; going on after epoch {done} of {plan.epochs}" if done else "")
-
-    def _epoch(self, epoch: int, batches: Iterator[Batch], schedule: Schedule) -> Epoch:
-        plan = self._plan
-        started = time.perf_counter()
-        lr = learning_rate(plan.lr, epoch, plan.epochs)
-        # Dropout knows no generator but torch's own; each epoch begins with one of its own, so
-        # that it does not matter which were done before in this process.
-        torch.manual_seed(keyed_hash(plan.seed, "dropout", f"{epoch} {self._ranks.rank}") >> 1)
-        self._learner.begin_training(lr)
-        sums = self._learner.nothing()
-        waited = 0.0
-        ticker = Ticker(f"epoch {epoch + 1} of {plan.epochs}", shows=self._ranks.is_first)
-        shown = 0
-        for _ in range(schedule.training_batches):
-            asked = time.perf_counter()
-            order, pictures, labels = next(batches)
-            waited += time.perf_counter() - asked
-            sums += self._learner.step(pictures, labels, order.total)
-            shown += order.total
-            ticker.show(shown, len(self._training))
-        loss, right, count = self._ranks.summed(sums).tolist()
-        seconds = time.perf_counter() - started
-        if not math.isfinite(loss):
-            raise JobError(
-                f"the loss is not a finite number any more in epoch {epoch + 1}; what was done "
-                f"before is kept. Try a smaller --lr than {plan.lr:g}"
-            )
-        val_loss, val_right, val_count = self._validate(batches, schedule)
-        ticker.clear()
-        return Epoch(
-            epoch=epoch + 1,
-            lr=lr,
-            loss=loss / count,
-            accuracy=right / count,
-            val_loss=val_loss / val_count if val_count else None,
-            val_accuracy=val_right / val_count if val_count else None,
-            images_per_second=count / seconds,
-            data_wait=waited / seconds,
-            seconds=time.perf_counter() - started,
-        )
-
-    def _validate(self, batches: Iterator[Batch], schedule: Schedule) -> tuple[float, float, float]:
-        """(summed loss, right answers, pictures) over all processes."""
-        self._learner.begin_validation()
-        sums = self._learner.nothing()
-        for _ in range(schedule.validation_batches):
-            _, pictures, labels = next(batches)
-            sums += self._learner.test(pictures, labels)
-        loss, right, count = self._ranks.summed(sums).tolist()
-        return loss, right, count
 
     def _write(self, epochs: int, log: TrainingLog) -> None:
         """Model, log and state, in this order: with the state, the others are there."""

@@ -1,0 +1,25 @@
+"""Fingerprints: digests of what files were made from, the version of the stage included."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+SEGMENT_VERSION = 1
+"""Raised by hand when Segment would write other layers or records for the same input."""
+COMPOSE_VERSION = 1
+"""Raised by hand when Plan or Compose would write other files for the same layers."""
+EVALUATE_VERSION = 1
+"""Raised by hand when Evaluate would write other predictions for the same pixels."""
+ATTACK_VERSION = 1
+"""Raised by hand when Attack would write other predictions for the same pixels."""
+SALIENCY_VERSION = 1
+"""Raised by hand when Saliency would write other numbers or maps for the same pixels."""
+IMPORT_VERSION = 1
+"""Raised by hand when Import would write other files for the same archive."""
+
+
+def fingerprint(*parts: object) -> str:
+    """Hexadecimal SHA-256 of JSON-able parts, 32 digits."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,104 @@
+"""What is evaluated, and how: the plan that all steps that run models share."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import apache_beam as beam
+
+from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.predict import PredictConfig
+from pipeline.models import LoadedModel
+from pipeline.runner.progress import Progress
+from pipeline.runner.run import usable_cores
+from pipeline.storage.store import Store
+from pipeline.training.leakage import Test, training_note
+from pipeline.training.parts import Holdout, keys_for_test
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What to evaluate, and how.
+
+    Attributes:
+      store: the dataset folder.
+      models: entries of `--models`, in order.
+      split: the split to evaluate on.
+      predict: how.
+      progress: where workers note what is done.
+      accept_new_weights: take weights that differ from those behind earlier results.
+      weights: folder of `in9 models fetch` that weights are taken from, if any.
+      groups: in how many groups the shards are evaluated at the same time; each holds one
+        model at a time, so one for each device.
+      hints: resource hints of the steps that run models, as (name, value).
+      spread: whether groups are on machines of their own, so that each may use all cores.
+      holdout: share of the images that is tested on, as training with it leaves them out; 0 for
+        all images.
+      allow_overlap: whether images may be tested on that a model was trained on.
+    """
+
+    store: Store
+    models: tuple[str, ...]
+    split: str
+    predict: PredictConfig
+    progress: Progress
+    accept_new_weights: bool = False
+    weights: str | None = None
+    groups: int = 1
+    hints: tuple[tuple[str, str], ...] = ()
+    spread: bool = False
+    holdout: float = 0.0
+    allow_overlap: bool = False
+
+    @property
+    def threads(self) -> int:
+        """Threads of a group: how many cores of this machine are its own."""
+        return max(1, usable_cores() // (1 if self.spread else self.groups))
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How models are run, by flag name: tells two runs of a model apart."""
+        predict = dataclasses.asdict(self.predict)
+        return {"split": self.split, "holdout": self.holdout, **predict}
+
+    def test_on(self, dataset: Dataset) -> Test:
+        """What models are tested on, of the dataset as it is."""
+        return Test(dataset, self.split, self.holdout, self.allow_overlap)
+
+    def keys(self, dataset: Dataset) -> frozenset[str] | None:
+        """The images that are tested on, None for all of them."""
+        if not self.holdout:
+            return None
+        return keys_for_test(dataset, self.split, Holdout(self.holdout))
+
+    def keys_of_shard(self, dataset: Dataset, shard: int) -> frozenset[str] | None:
+        """Those of an output shard."""
+        if not self.holdout:
+            return None
+        rows = [row for row in dataset.index_of_shard(self.split, shard) if row["selected"]]
+        return Holdout(self.holdout).keys_for_test(rows)
+
+    def on_workers(self, step: beam.PTransform) -> beam.PTransform:
+        """Puts a step that runs models on the machines that are meant for it."""
+        return step.with_resource_hints(**dict(self.hints)) if self.hints else step
+
+
+def model_identity(model: LoadedModel, evaluation: Evaluation, dataset: Dataset) -> dict[str, Any]:
+    """What a summary says of a model and of how it was run."""
+    preprocessing = dataclasses.asdict(model.preprocessing)
+    stored = dataset.manifest.config.segment.image_size
+    fixed = model.preprocessing.fixed_size or evaluation.predict.eval_input == "native"
+    return {
+        "model": model.name,
+        "architecture": model.architecture,
+        "weights": model.weights,
+        "weights_sha256": model.weights_sha256,
+        "preprocessing": preprocessing,
+        "num_outputs": model.num_outputs,
+        "evaluation": {
+            **evaluation.how,
+            "input_size": model.preprocessing.input_size if fixed else stored,
+        },
+        **training_note(model.name, evaluation.test_on(dataset)),
+    }

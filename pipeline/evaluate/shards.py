@@ -1,0 +1,161 @@
+"""Predictions of a model on an output shard: what they depend on, where they lie, their making.
+
+They are one file, keyed by weights, pixels and evaluation configuration: what is there for the
+same key is not computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.dataset.fingerprints import EVALUATE_VERSION, fingerprint
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.records import ShardFiles, read_about, with_labels, write_table
+from pipeline.dataset.sinks import Sample
+from pipeline.evaluate.plan import Evaluation
+from pipeline.evaluate.predict import Predictor
+from pipeline.models import LoadedModel
+from pipeline.results.files import PREDICTION_SCHEMA, predictions_file, result_folder
+from pipeline.results.logits import PROBED, LogitsKeeper, batches_with, keys_to_keep, logits_file
+from pipeline.runner.counters import count, count_written
+from transforms.scoring import LABEL_RULES, labels_of_outputs
+from transforms.taxonomy import Taxonomy
+from transforms.variants import is_picture
+
+
+def find_predictions(
+    evaluation: Evaluation, dataset: Dataset, model: LoadedModel, shard: int
+) -> tuple[str, str, bool]:
+    """Where the predictions of a (model, shard) lie, their fingerprint, and whether they are
+    there already."""
+    folder = result_folder(model.name, evaluation.how)
+    path = predictions_file(folder, evaluation.split, shard)
+    tested = evaluation.keys_of_shard(dataset, shard)
+    files = dataset.shard_files(evaluation.split, shard, _pictures(dataset))
+    checksum = fingerprint(
+        model.name,
+        model.weights_sha256,
+        dataclasses.asdict(model.preprocessing),
+        dataclasses.asdict(evaluation.predict),
+        EVALUATE_VERSION,
+        [file.sha256 for file in files],
+        # Groups may change where pictures do not.
+        *([sorted(tested)] if tested is not None else []),
+        *dataset.own_taxonomy,
+    )
+    about = read_about(evaluation.store, path)
+    return path, checksum, about is not None and about.fingerprint == checksum
+
+
+def predict_shard(
+    evaluation: Evaluation,
+    dataset: Dataset,
+    model: LoadedModel,
+    predictor: Predictor,
+    taxonomy: Taxonomy,
+    shard: int,
+) -> str:
+    """Makes what is missing of a (model, shard): predictions, and the outputs that are kept.
+
+    Args:
+      evaluation: how models are run.
+      dataset: that the shard is of.
+      model: the model.
+      predictor: the same on its device.
+      taxonomy: of the labels.
+      shard: number of the output shard.
+
+    Returns:
+      The path of the predictions.
+
+    Raises:
+      ModelError: the model's forward pass fails.
+      JobError: a stored picture cannot be decoded.
+    """
+    path, checksum, is_there = find_predictions(evaluation, dataset, model, shard)
+    logits_path = logits_file(result_folder(model.name, evaluation.how), evaluation.split, shard)
+    about = read_about(evaluation.store, logits_path)
+    missing = about is None or about.fingerprint != checksum
+    tested = evaluation.keys_of_shard(dataset, shard)
+    keeper = LogitsKeeper(
+        keys_to_keep(dataset, evaluation.split, shard, tested) if missing else frozenset()
+    )
+    if is_there and not keeper.keys:
+        count("prediction_shards_kept")
+        return path
+    samples = _samples(dataset, evaluation.split, shard, tested)
+    if is_there:
+        # Of an earlier release, or lost: scores depend on what shares a batch in their last
+        # digits, so batches stay what they were.
+        samples = batches_with(samples, evaluation.predict.batch_size, PROBED, keeper.keys)
+
+    output_labels = labels_of_outputs(model.num_outputs, taxonomy)
+    schema = with_labels(PREDICTION_SCHEMA, taxonomy.num_labels)
+    tables = [schema.empty_table()]
+    with contextlib.closing(predictor.logits(samples)) as batches:
+        for batch, logits in batches:
+            keeper.add(batch, logits)
+            if not is_there:
+                tables.append(_prediction_table(model.name, batch, logits, output_labels, schema))
+            count("pictures_predicted", len(batch))
+    about = ShardFiles(checksum, ())
+    if keeper.keys:
+        count_written([write_table(evaluation.store, logits_path, keeper.table(), about)])
+        count("logit_shards_made")
+    if not is_there:
+        table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+        count_written([write_table(evaluation.store, path, table, about)])
+        count("prediction_shards_made")
+    return path
+
+
+def _samples(
+    dataset: Dataset, split: str, shard: int, tested: frozenset[str] | None
+) -> Iterator[Sample]:
+    """Samples of all variants of a shard that are tested on, with their variant as a field."""
+    for variant in _pictures(dataset):
+        for sample in dataset.samples(split, shard, variant):
+            if tested is not None and sample.key not in tested:
+                continue
+            yield dataclasses.replace(sample, fields={**sample.fields, "variant": variant})
+
+
+def _pictures(dataset: Dataset) -> tuple[str, ...]:
+    """The variants that models are evaluated on."""
+    return tuple(name for name in dataset.variants if is_picture(name))
+
+
+def _prediction_table(
+    model: str,
+    batch: list[Sample],
+    logits: np.ndarray[Any, np.dtype[np.float32]],
+    output_labels: np.ndarray[Any, np.dtype[np.int64]],
+    schema: pa.Schema,
+) -> pa.Table:
+    labels = np.asarray([sample.fields["label"] for sample in batch], np.int64)
+    tables = []
+    for rule, score in LABEL_RULES.items():
+        scores = score(logits, labels, output_labels)
+        columns = {
+            "model": [model] * len(batch),
+            "label_rule": [rule] * len(batch),
+            "variant": [sample.fields["variant"] for sample in batch],
+            "key": [sample.key for sample in batch],
+            "fg_key": [sample.fields["fg_key"] for sample in batch],
+            "bg_key": [sample.fields["bg_key"] for sample in batch],
+            "label": labels,
+            "prediction": scores.prediction,
+            "output": scores.output,
+            "correct": scores.prediction == labels,
+            "top1_score": scores.top1,
+            "true_score": scores.true,
+        }
+        arrays = [pa.array(columns[f.name]).cast(f.type) for f in schema]
+        tables.append(pa.Table.from_arrays(arrays, schema=schema))
+    return pa.concat_tables(tables)
