@@ -76,6 +76,8 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         # Its threads share the cores with processes that load pictures: one that waits for
         # another must not spin meanwhile. Half of a step's time is lost to that, or more.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A hub that cannot be reached is one line of ours in the end, not two for every attempt.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     logging.basicConfig(level=logging.WARNING, format="in9: %(levelname)s: %(message)s")
     return run_command(arguments, rest)
 

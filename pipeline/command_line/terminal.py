@@ -19,6 +19,7 @@ _MADE = (
     "saliency_maps_made",
     "versions_published",
 )
+_FAILED = ("models_failed", "attacks_failed", "saliency_failed")
 
 
 def describe_images(manifest: Manifest) -> list[str]:
@@ -55,7 +56,9 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
     was anything to do."""
     lines = describe_images(manifest)
     if not any(counters.get(name) for name in _MADE):
-        lines.append("nothing to do: everything is up to date")
+        # What failed is still to do; who calls says so.
+        if not any(counters.get(name) for name in _FAILED):
+            lines.append("nothing to do: everything is up to date")
     else:
         done = [
             ("images segmented", counters.get("images_segmented", 0))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from huggingface_hub.utils import logging as hub_logging
-
 from pipeline.errors import JobError, UsageError, in_short
 from pipeline.models.hugging_face import HuggingFace
 from pipeline.models.loaded import LoadedModel
@@ -16,9 +14,6 @@ from pipeline.models.stored import WeightsFolder, load_stored
 from pipeline.models.timm_names import TimmNames
 from pipeline.models.torchvision_names import TorchvisionNames
 from transforms.taxonomy import Taxonomy, imagenet9
-
-# Where there is no way to the hub, it says so ten times over before we say it in one line.
-hub_logging.set_verbosity_error()
 
 DEFAULT_MODEL = "efficientnet_lite0"
 

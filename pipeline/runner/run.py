@@ -121,12 +121,14 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
         chosen = any(argument.startswith("--direct_num_workers") for argument in arguments)
         if not chosen or direct.direct_num_workers == 0:
             direct.direct_num_workers = usable_cores()
-    else:
-        try:
-            create_runner(runner)
-        except (AttributeError, ImportError, ValueError) as error:
-            raise UsageError(f"--runner={runner} cannot be used: {error}") from error
+        prepare(options, arguments)
+        return options
+    # First whether its results can be trusted.
     prepare(options, arguments)
+    try:
+        create_runner(runner)
+    except (AttributeError, ImportError, ValueError) as error:
+        raise UsageError(f"--runner={runner} cannot be used: {error}") from error
     return options
 
 
