@@ -13,7 +13,7 @@ from PIL import Image
 
 from transforms.annotations import AnnotationError, Box, parse_annotation
 from transforms.cutting import Cut, cut_background, cut_objects
-from transforms.filters import Reason, check_boxes, is_valid_key
+from transforms.filters import Reason, Rules, check_box, check_boxes, is_valid_key
 from transforms.geometry import Pixels
 from transforms.segmentation import SEGMENTERS, Segmentation, SegmentationError
 from transforms.tiling import NoTileError, background_strip, tile_background
@@ -110,6 +110,14 @@ def test_the_size_filter_is_strict_at_nine_tenths() -> None:
     assert check_boxes([Box(0, 16, 255, 16 + rows)], width=256, height=256) == Reason.BOX_TOO_LARGE
 
 
+def test_a_box_of_just_the_largest_share_is_kept() -> None:
+    # Nine tenths of the crop are no whole number of pixels; a quarter is.
+    box, rules = Box(60, 60, 171, 171), Rules(max_box=0.25)
+    assert check_box(box, width=256, height=256, rules=rules) is None
+    wider = Box(60, 60, 172, 171)
+    assert check_box(wider, width=256, height=256, rules=rules) == Reason.BOX_TOO_LARGE
+
+
 def test_half_of_the_box_must_be_visible() -> None:
     # As above; of 32 columns the crop keeps 16, of 31 it keeps 15.
     assert check_boxes([Box(0, 60, 31, 180)], width=256, height=256) is None
@@ -156,6 +164,21 @@ def test_failed_segmentation_is_a_rejection() -> None:
     little = cut(picture(), xml, finds_little)
     assert little.reason == Reason.SEGMENTATION_FAILED
     assert little.mask_over_box == pytest.approx(100 / (200 * 120))
+
+
+def test_a_tenth_of_the_box_is_foreground_enough() -> None:
+    def finds(pixels: int) -> object:
+        def segment(image: Pixels, box: Box, seed: int) -> Segmentation:
+            mask = np.zeros(image.shape[:2], np.bool_)
+            mask[box.ymin : box.ymin + 12, box.xmin : box.xmax] = True  # 2400
+            mask[box.ymin, box.xmin : box.xmin + 2400 - pixels] = False
+            return Segmentation(mask)
+
+        return segment
+
+    xml = annotation((60, 60, 260, 180))  # 200 x 120 pixels.
+    assert cut(picture(), xml, finds(2400)).reason is None
+    assert cut(picture(), xml, finds(2399)).reason == Reason.SEGMENTATION_FAILED
 
 
 def test_running_out_of_memory_is_not_a_rejection(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +257,7 @@ def test_tiling_keeps_the_background_and_repeats_one_strip(case: tuple[int, int,
         (Box(4, 4, 6, 6), Box(0, 6, 10, 10)),  # all equal: across wins, the second within
         (Box(5, 4, 6, 6), Box(0, 0, 5, 10)),
         (Box(4, 4, 5, 6), Box(5, 0, 10, 10)),
+        (Box(4, 3, 6, 7), Box(6, 0, 10, 10)),
         (Box(4, 5, 6, 6), Box(0, 0, 10, 5)),
     ],
 )
