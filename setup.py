@@ -35,7 +35,8 @@ setup(
     description="ImageNet-9 from your own images: does a model look at the background?",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    # The code, the sample's pictures, the list of hypernyms.
+    license_expression="Apache-2.0 AND GPL-2.0-only AND LicenseRef-WordNet-3.0",
     license_files=[
         "LICENSE",
         "pipeline/data/sample/LICENSE-GPL-2.0.txt",
