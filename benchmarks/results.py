@@ -71,14 +71,22 @@ def main() -> int:
     return 1 if failed else 0
 
 
+def _commit() -> str:
+    """What was measured; `unknown` outside of a checkout."""
+    command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
 def render(sections: list[tuple[str, list[dict[str, str]]]], quick: bool) -> str:
     """The page: a table, a group of rows for each benchmark."""
     command = "python benchmarks/results.py" + (" --quick" if quick else "")
     lines = [
         "# How fast",
         "",
-        f"Made by `{command}` on {datetime.date.today()}, {card()}: all in one go. Ratios compare",
-        "what ran in turns on the same machine; they carry over to others, seconds do not.",
+        f"Made by `{command}` on {datetime.date.today()}, commit {_commit()}, {card()}:",
+        "all in one go. Ratios compare what ran in turns on the same machine; they carry over to",
+        "others, seconds do not.",
         "",
         "| what | measured | against | wanted |",
         "|---|--:|---|---|",
