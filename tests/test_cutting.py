@@ -7,7 +7,7 @@ import io
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -228,7 +228,6 @@ def inner_boxes(draw: st.DrawFn) -> tuple[int, int, Box]:
 
 
 @given(inner_boxes())
-@settings(deadline=None)
 def test_tiling_keeps_the_background_and_repeats_one_strip(case: tuple[int, int, Box]) -> None:
     width, height, box = case
     image = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), np.uint8)

@@ -29,7 +29,7 @@ def torchvision_size(width: int, height: int, resize: int) -> tuple[int, int]:
 
 
 @given(boxed_sizes(), st.sampled_from([(256, 224), (256, 256), (64, 33)]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_boxes_land_where_a_painted_rectangle_does(
     sized: tuple[int, int, Box], sizes: tuple[int, int]
 ) -> None:

@@ -89,7 +89,7 @@ def pictures(draw: st.DrawFn) -> tuple[Image, Rect]:
 
 
 @given(pictures(), st.integers(0, 6), st.integers(-3, 3))
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 def test_masks_are_those_of_opencv(sized: tuple[Image, Rect], iterations: int, seed: int) -> None:
     image, rect = sized
     expected = opencv(image, rect, iterations, seed)
@@ -199,7 +199,7 @@ def test_a_search_that_is_too_deep_is_unserved(monkeypatch: pytest.MonkeyPatch) 
 
 
 @given(st.data(), st.integers(1, 3), st.integers(1, 4))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_cut_is_minimal_and_its_source_side_maximal(
     data: st.DataObject, height: int, width: int
 ) -> None:

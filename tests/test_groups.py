@@ -67,7 +67,6 @@ def test_without_groups_pairs_are_those_of_the_first_release(
 
 
 @given(images, st.booleans(), st.sampled_from(["any", "other"]))
-@settings(deadline=None)
 def test_no_background_is_of_the_same_group(
     drawn: list[tuple[int, int]], own: bool, policy: str
 ) -> None:
@@ -94,7 +93,6 @@ def test_no_background_is_of_the_same_group(
 
 
 @given(images, st.sets(st.sampled_from(MIXED)), st.booleans(), st.sampled_from(["any", "other"]))
-@settings(deadline=None)
 def test_who_stays_has_partners_among_who_stays(
     drawn: list[tuple[int, int]], mixed: set[str], own: bool, policy: str
 ) -> None:
@@ -173,7 +171,7 @@ def test_images_without_a_group_are_groups_of_their_own() -> None:
 @given(
     st.lists(st.tuples(st.integers(0, 6), st.booleans(), st.booleans()), min_size=1, max_size=60)
 )
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_intervals_resample_groups(drawn: list[tuple[int, bool, bool]]) -> None:
     units = [f"group_{group}" for group, _, _ in drawn]
     same, rand = (np.asarray([each[column] for each in drawn]) for column in (1, 2))

@@ -45,7 +45,7 @@ def test_it_is_the_minimum_of_the_penalised_likelihood() -> None:
     np.testing.assert_allclose(*centred, atol=2e-3)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 100), st.floats(-50, 50))
 def test_units_and_offsets_of_features_do_not_matter(
     seed: int, scale: float, offset: float

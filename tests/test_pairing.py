@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from transforms.pairing import NO_PARTNER, Pool, pair
@@ -35,7 +35,6 @@ def drawn(pool: Pool, variant: str, **policy: object) -> dict[str, str]:
 
 
 @given(labelled, st.booleans(), st.sampled_from(["any", "other"]))
-@settings(deadline=None)
 def test_backgrounds_obey_the_rules(labels: list[int], own: bool, policy: str) -> None:
     pool = make_pool(labels)
     present = sorted(set(labels))
@@ -60,7 +59,6 @@ def test_backgrounds_obey_the_rules(labels: list[int], own: bool, policy: str) -
 
 
 @given(labelled)
-@settings(deadline=None)
 def test_a_draw_does_not_depend_on_the_others_asked_for(labels: list[int]) -> None:
     pool = make_pool(labels)
     some = np.arange(0, len(labels), 3)

@@ -107,7 +107,7 @@ def test_without_signal_a_probe_is_not_worse_than_chance() -> None:
     assert (cross_validated(constant, labels, folds_of(keys(100))) == 0).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 1000))
 def test_probes_of_any_shape_have_an_interval_around_their_accuracy(
     n: int, classes: int, seed: int

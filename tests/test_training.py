@@ -107,7 +107,7 @@ def trained(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(
     st.integers(1, 60), st.integers(0, 20), st.integers(1, 25), st.integers(1, 4), st.integers(0, 9)
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_an_epoch_shows_every_image_once_whatever_the_number_of_processes(
     images: int, validation: int, batch: int, ranks: int, epoch: int
 ) -> None:
@@ -146,7 +146,7 @@ def test_orders_of_two_epochs_and_two_seeds_have_nothing_in_common() -> None:
 
 
 @given(st.integers(8, 300), st.integers(8, 300), st.integers(0, 2**32), st.floats(0.01, 1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_crops_lie_in_the_picture(height: int, width: int, seed: int, area: float) -> None:
     draws = draws_of(augmentation_hashes(seed, ["key"]), seed % 7)
     assert draws.shape == (1, DRAWS)
