@@ -32,11 +32,29 @@ class Forks:
         theirs.close()
 
     def run(
-        self, arguments: list[str], environment: dict[str, str]
+        self,
+        arguments: list[str],
+        environment: dict[str, str],
+        *,
+        seconds: int = 0,
+        modules: tuple[str, ...] = (),
     ) -> subprocess.CompletedProcess[str]:
-        """Runs `in9` with these arguments to its end."""
+        """Runs `in9` with these arguments to its end.
+
+        Args:
+          arguments: of the command line.
+          environment: of the process, all of it.
+          seconds: after which SIGALRM ends it, 0 for never.
+          modules: of its PYTHONPATH, which it imports before it begins.
+        """
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            order = {"arguments": arguments, "environment": environment, "folder": os.getcwd()}
+            order = {
+                "arguments": arguments,
+                "environment": environment,
+                "folder": os.getcwd(),
+                "seconds": seconds,
+                "modules": modules,
+            }
             data = json.dumps(order).encode()
             socket.send_fds(
                 self._socket, [len(data).to_bytes(8, "big")], [out.fileno(), err.fileno()]
@@ -97,6 +115,9 @@ def _become(order: dict[str, Any], files: list[int]) -> None:
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.alarm(order["seconds"])
+    for module in order["modules"]:
+        importlib.import_module(module)
     from pipeline.cli import run_process
 
     try:

@@ -1,0 +1,214 @@
+"""Faults of what documents say: other ones, and every field with a wrong type, a huge number or
+a hostile path.
+
+A document is a JSON file, or the JSON in the metadata of a Parquet file. Every kind of them, in
+every state, and every field is found by itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fault_lab import Lab
+from fault_states import READERS, Fault, files_by_kind, is_healed
+
+DOCUMENTS = {
+    "{}": b"{}",
+    "list": b"[]",
+    "null": b"null",
+    "number": b"17",
+    "text": b'"text"',
+    "deep": b"[" * 100_000,
+    "not UTF-8": b'{"a": "\xff\xfe"}',
+    "NaN": b'{"a": NaN}',
+}
+"""Whole JSON documents that are none of ours."""
+WRONG: tuple[Any, ...] = (None, 7, 1.5, "text", [], {}, True, [None], {"a": 1})
+"""Values of all types."""
+NUMBERS: tuple[Any, ...] = (10**9, -1, 10**400)
+VICTIM = "VICTIM"
+PATHS = ("../victim", VICTIM, "a/../../victim", "../victim/manifest.json", ".")
+"""Where a name may lead; `VICTIM` stands for the absolute path."""
+STRICT = ("manifest.json", "latest.json")
+"""Documents that every command reads, so that it must say what is wrong with them."""
+
+
+def fields(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths of all values in a document. Of a list the first entry stands for all, and so do the
+    first two of many that are alike."""
+    if path:
+        yield path
+    if isinstance(document, list):
+        items = list(enumerate(document))[:1]
+    elif isinstance(document, dict):
+        items = list(document.items())
+        if len(items) > 4 and len({type(value) for _, value in items}) == 1:
+            items = items[:2]
+    else:
+        items = []
+    for key, value in items:
+        yield from fields(value, (*path, key))
+
+
+def with_value(document: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """A copy of a document with another value in one place."""
+    changed = copy.deepcopy(document)
+    place = changed
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return changed
+
+
+def value_at(document: Any, path: tuple[Any, ...]) -> Any:
+    """The value in a place of a document."""
+    for key in path:
+        document = document[key]
+    return document
+
+
+def read_document(path: Path) -> Any:
+    """A JSON file, or the JSON in the metadata of a Parquet file; None without any."""
+    if path.suffix == ".json":
+        return json.loads(path.read_bytes())
+    metadata = pq.read_schema(path).metadata or {}
+    return json.loads(metadata[b"in9"]) if b"in9" in metadata else None
+
+
+def write_document(path: Path, document: Any, victim: str) -> None:
+    """The reverse; `VICTIM` in a text becomes that path."""
+    text = json.dumps(document).replace(json.dumps(VICTIM)[1:-1], victim)
+    write_text(path, text.encode())
+
+
+def write_text(path: Path, text: bytes) -> None:
+    """Writes the bytes of a document, whatever they are."""
+    if path.suffix == ".json":
+        path.unlink()
+        path.write_bytes(text)
+        return
+    table = pq.read_table(path)
+    path.unlink()
+    pq.write_table(table.replace_schema_metadata({b"in9": text}), path)
+
+
+def _documents(lab: Lab, states: Sequence[str]) -> Iterator[tuple[str, str, str, Any]]:
+    """(state, kind, file, content) of each kind of document."""
+    seen = set()
+    for state in states:
+        for kind, file in files_by_kind(lab.state(state)).items():
+            short = kind.removeprefix(".in9/dataset/")
+            if not kind.endswith((".json", ".parquet")) or short in seen or kind.startswith("v-"):
+                continue
+            content = read_document(lab.state(state) / file)
+            if content is not None:
+                seen.add(short)
+                yield state, kind, file, content
+
+
+def wrong_documents(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
+    """Every document of ours as another one, with each of the commands in turn."""
+    turn = itertools.cycle(("run", *READERS))
+    for state, kind, file, _ in _documents(lab, states):
+        for name, data in DOCUMENTS.items():
+
+            def harm(trial: Path, file: str = file, data: bytes = data) -> None:
+                write_text(trial / "out" / file, data)
+
+            is_strict = kind.rpartition("/")[2] in STRICT and "/" not in kind
+            commands = ("run", *READERS) if is_strict else ("run", next(turn))
+            for command in dict.fromkeys(commands):
+                yield Fault(
+                    kind=f"whole document: {kind}",
+                    name=f"{name}, in9 {command}",
+                    state=state,
+                    file=file,
+                    damage=harm,
+                    command=command,
+                    heals=is_healed(kind) and command == "run",
+                    strict=is_strict,
+                )
+
+
+def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
+    """Every field x wrong type, huge number, hostile path; the commands in turn."""
+    turn = itertools.cycle(("verify", "run", "verify", "report", "verify", "evaluate"))
+    some = itertools.count()
+    for state, kind, file, content in _documents(lab, states):
+        is_main = kind in STRICT
+        for path in fields(content):
+            before = value_at(content, path)
+            wrong = [w for w in WRONG if type(w) is not type(before)]
+            at = next(some)
+            # Of a minor document each field gets some, and all get all.
+            wrong = wrong if is_main else [wrong[at % len(wrong)], wrong[(at + 3) % len(wrong)]]
+            tries = [("wrong type", value) for value in wrong]
+            if type(before) in (int, float):
+                tries += [("number", NUMBERS[at % 3])] + [("number", 10**9)] * is_main
+            if isinstance(before, str):
+                paths = PATHS if is_main or len(path) < 3 else PATHS[at % 3 : at % 3 + 1]
+                tries += [("path", value) for value in paths]
+            for what, value in tries:
+
+                def harm(
+                    trial: Path,
+                    file: str = file,
+                    path: tuple[Any, ...] = path,
+                    content: Any = content,
+                    value: Any = value,
+                ) -> None:
+                    changed = with_value(content, path, value)
+                    write_document(trial / "out" / file, changed, str(trial / "victim"))
+
+                # What may be null, or anything, only the one who wrote it knows.
+                free = value is None or path[0] in ("stages", "libraries") or before is None
+                command = next(turn)
+                place = ".".join(map(str, path))
+                yield Fault(
+                    kind=f"field, {what}: {kind}",
+                    name=f"{place} = {str(value)[:30]!r}, in9 {command}",
+                    state=state,
+                    file=file,
+                    damage=harm,
+                    command=command,
+                    strict=is_main and what == "wrong type" and not free,
+                )
+
+
+def foreign_tables(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
+    """Parquet files that are whole, but not ours."""
+    for kind, file in files_by_kind(lab.state("finished")).items():
+        if not kind.endswith(".parquet"):
+            continue
+        for name in ("other columns", "no rows", "no metadata"):
+
+            def harm(trial: Path, file: str = file, name: str = name) -> None:
+                path = trial / "out" / file
+                old = pq.read_table(path)
+                path.unlink()
+                new = {
+                    "other columns": pa.table({"a": [1]}),
+                    "no rows": old.slice(0, 0),
+                    "no metadata": old.replace_schema_metadata(None),
+                }[name]
+                pq.write_table(new, path)
+
+            for command in ("run", "evaluate"):
+                yield Fault(
+                    kind="foreign tables",
+                    name=f"{kind} with {name}, in9 {command}",
+                    state="finished",
+                    file=file,
+                    damage=harm,
+                    command=command,
+                )
+
+
+FAMILIES = (wrong_documents, wrong_fields, foreign_tables)

@@ -1,0 +1,482 @@
+"""Faults of input: hostile pictures as images, masks and scenes, and tables, archives, links and
+devices that lead elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import json
+import os
+import shutil
+import socket
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+from fault_lab import Ended, Lab, Outcome, Trial, contents, faults_of
+from fault_pictures import (
+    ANY,
+    Hostile,
+    encoded,
+    fitting_xml,
+    hostile_pictures,
+    picture,
+    shown,
+)
+
+MAKE = (
+    *("--image_size", "64", "--resize", "64", "--formats", "webdataset"),
+    *("--variants", "original", "--pictures", "none", "--direct_num_workers=1"),
+)
+BOX = ("--segmenter", "box")
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Many hostile pictures in one input; if the job fails, each half is tried, so that in the
+    end it is one that did it.
+
+    Attributes:
+      place: what they are there as: `images`, `masks` or `scenes`.
+      pictures: of `fault_pictures`.
+    """
+
+    place: str
+    pictures: tuple[Hostile, ...]
+
+    def __call__(self, lab: Lab) -> list[Outcome]:
+        """Tries them."""
+        with lab.trial() as trial:
+            folder = shutil.copytree(lab.input, trial / "input")
+            flags = {"images": self._images, "masks": self._masks, "scenes": self._scenes}
+            added = flags[self.place](folder)
+            victim = contents(trial / "victim")
+            output = trial / "out"
+            command = ("generate", "--input", str(folder), "--output", str(output), *MAKE, *added)
+            ended = lab.run(trial, *command, foreign=str(trial / "victim"))
+            faults = faults_of(ended)
+            if ended.code != 0:
+                faults.append(f"the job does not complete: exit code {ended.code}")
+            if contents(trial / "victim") != victim or len(list(trial.iterdir())) != 4:
+                faults.append("something outside of the output has changed")
+            if not faults:
+                statuses = self._statuses(output)
+                return [self._outcome(each, ended, statuses) for each in self.pictures]
+        if len(self.pictures) == 1:
+            (each,) = self.pictures
+            return [Outcome(self._kind(each), repr(each.name)[2:-1], tuple(faults), ended)]
+        middle = len(self.pictures) // 2
+        halves = self.pictures[:middle], self.pictures[middle:]
+        return [outcome for half in halves for outcome in Batch(self.place, half)(lab)]
+
+    def _kind(self, each: Hostile) -> str:
+        return each.kind if self.place == "images" else self.place
+
+    def _outcome(self, each: Hostile, ended: Ended, statuses: dict[str, str]) -> Outcome:
+        status = statuses.get(shown(each.name), "no row")
+        wanted = self._wanted(each)
+        is_right = status in wanted.split("|") if wanted else status != "no row"
+        faults = () if is_right else (f"{status}, where {wanted or 'a row'} was wanted",)
+        return Outcome(self._kind(each), repr(each.name)[2:-1], faults, ended)
+
+    def _wanted(self, each: Hostile) -> str:
+        if self.place == "masks":
+            is_png = each.data[:4] == b"\x89PNG"
+            return ANY if is_png else "unreadable_annotation"
+        return each.status
+
+    def _images(self, folder: Path, jpeg: bytes | None = None) -> tuple[str, ...]:
+        images = os.fsencode(next(folder.glob("val/*")))
+        annotations = os.fsencode(folder / "Annotations" / "val")
+        for each in self.pictures:
+            with open(images + b"/" + each.name + b".JPEG", "wb") as file:
+                file.write(jpeg or each.data)
+            with open(annotations + b"/" + each.name + b".xml", "wb") as file:
+                file.write(fitting_xml().encode() if each.xml is None else each.xml)
+        return BOX
+
+    def _masks(self, folder: Path) -> tuple[str, ...]:
+        self._images(folder, encoded(picture(), "JPEG"))
+        masks = folder.parent / "input" / "masks"
+        masks.mkdir()
+        sides = {}
+        for path in folder.glob("val/*/sample*.JPEG"):
+            from PIL import Image
+
+            with Image.open(path) as image:
+                sides[path.stem] = image.size
+        for stem, size in sides.items():
+            mask = picture("1", size)
+            mask.paste(1, (size[0] // 3, size[1] // 3, size[0] * 2 // 3, size[1] * 2 // 3))
+            (masks / f"{stem}.png").write_bytes(encoded(mask, "PNG"))
+        for each in self.pictures:
+            with open(os.fsencode(masks) + b"/" + each.name + b".png", "wb") as file:
+                file.write(each.data)
+        return ("--segmenter", "masks", "--masks", str(masks))
+
+    def _scenes(self, folder: Path) -> tuple[str, ...]:
+        scenes = folder / "scenes"
+        scenes.mkdir()
+        (scenes / "good scene.jpg").write_bytes(encoded(picture(), "JPEG"))
+        for each in self.pictures:
+            with open(os.fsencode(scenes) + b"/" + each.name + b".jpg", "wb") as file:
+                file.write(each.data)
+        return (*BOX, "--backgrounds", str(scenes), "--variants", "original,mixed_external")
+
+    def _statuses(self, output: Path) -> dict[str, str]:
+        if self.place == "scenes":
+            rows = pq.read_table(output / "backgrounds" / "scenes.parquet").to_pylist()
+        else:
+            rows = pyarrow.dataset.dataset(str(output / "index")).to_table().to_pylist()
+        names = (row["path"].rpartition("/")[2].rpartition(".")[0] for row in rows)
+        return dict(zip(names, (row["status"] for row in rows), strict=True))
+
+
+def batches() -> list[Trial]:
+    """All hostile pictures as images; pictures as masks and as scenes."""
+    found = hostile_pictures()
+    pictures = tuple(each for each in found if each.kind.startswith("pictures"))
+    return [
+        Batch("images", tuple(found)),
+        Batch("masks", pictures),
+        Batch("scenes", pictures),
+    ]
+
+
+# Single inputs.
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """An input that leads elsewhere, or is none.
+
+    Attributes:
+      kind, name: of the outcome.
+      make: makes it in a folder, where an input of good pictures is, and gives flags beside
+        `--input`, or with another one.
+      names: any of these must be in a closing line, if there is one.
+      foreign_may_be_opened: whether the user's own table or link leads there.
+    """
+
+    kind: str
+    name: str
+    make: Callable[[Path], tuple[str, ...]]
+    names: tuple[str, ...]
+    foreign_may_be_opened: bool = False
+
+    def __call__(self, lab: Lab) -> list[Outcome]:
+        """Tries it."""
+        with lab.trial() as trial:
+            folder = shutil.copytree(lab.input, trial / "input")
+            added = self.make(folder)
+            given = () if "--input" in added else ("--input", str(folder))
+            victim = contents(trial / "victim")
+            output = ("--output", str(trial / "out"))
+            segmenter = () if "--segmenter" in added else BOX
+            command = ("generate", *given, *output, *MAKE, *segmenter, *added)
+            foreign = "" if self.foreign_may_be_opened else str(trial / "victim")
+            ended = lab.run(trial, *command, foreign=foreign)
+            faults = faults_of(ended, *self.names)
+            if contents(trial / "victim") != victim or len(list(trial.iterdir())) > 4:
+                faults.append("something outside of the output has changed")
+        return [Outcome(self.kind, self.name, tuple(faults), ended)]
+
+
+def _links() -> Iterator[Input]:
+    def image_at(folder: Path) -> Path:
+        return next(folder.glob("val/*")) / "hostile.JPEG"
+
+    def xml_at(folder: Path) -> Path:
+        shutil.copy(next(folder.glob("val/*/sample*")), image_at(folder))
+        return folder / "Annotations" / "val" / "hostile.xml"
+
+    def link(target: str) -> Callable[[Path], None]:
+        return lambda path: path.symlink_to(target.format(victim=path.parents[2] / "../victim"))
+
+    def listen(path: Path) -> None:
+        at = os.getcwd()
+        os.chdir(path.parent)  # Addresses are short.
+        try:
+            socket.socket(socket.AF_UNIX).bind(path.name)
+        finally:
+            os.chdir(at)
+
+    def sparse(path: Path) -> None:
+        with path.open("wb") as file:
+            file.truncate(300 << 20)
+
+    makers: dict[str, Callable[[Path], Any]] = {
+        "link to a picture elsewhere": link("{victim}/val/n02110063/sample_val_00000001.JPEG"),
+        "link to a text elsewhere": link("{victim}/diary.txt"),
+        "link to nothing": link("/nowhere/at/all"),
+        "link to itself": link("hostile.JPEG"),
+        "link to a folder": link("/"),
+        "link to zeros": link("/dev/zero"),
+        "link to chance": link("/dev/urandom"),
+        "link to the terminal": link("/dev/tty"),
+        "pipe": os.mkfifo,
+        "socket": listen,
+        "folder": Path.mkdir,
+        "300 MB of nothing": sparse,
+    }
+    for place, at in (("image", image_at), ("annotation", xml_at)):
+        for name, make in makers.items():
+
+            def arrange(
+                folder: Path, at: Any = at, make: Callable[[Path], Any] = make
+            ) -> tuple[str, ...]:
+                make(at(folder))
+                return ()
+
+            yield Input("links and devices", f"{place}: {name}", arrange, ("hostile",), True)
+
+
+def _tar(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for info, data in members:
+            info.size = len(data) if info.isfile() else 0
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def _member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def _archives() -> Iterator[Input]:
+    jpeg = encoded(picture(), "JPEG")
+    good = [
+        (_member(f"n02110063/good_{number}.JPEG"), encoded(picture("L"), "JPEG"))
+        for number in range(2)
+    ]
+    paxed = _member("short.JPEG")
+    paxed.pax_headers = {"path": "../victim/x.JPEG"}
+    sized = bytearray(_tar(*good))
+    sized[124:136] = b"77777777777\0"
+    inner = _tar((_member("../victim/x.JPEG"), jpeg))
+    tars = {
+        **{
+            f"member {name!r}": _tar(*good, (_member(name), jpeg))
+            for name in (
+                *("../victim/x.JPEG", "/tmp/owned.JPEG", "a/../../victim/x.JPEG"),
+                *("..\\victim\\x.JPEG", "C:x.JPEG", "a\nb.JPEG", "\x1b[31m.JPEG", "//x.JPEG"),
+                *("n02110063/" + "x" * 300 + ".JPEG", ".JPEG", "n02110063/.JPEG", "n02110063/a"),
+            )
+        },
+        "link to a name": _tar(*good, (_member("l.JPEG", tarfile.SYMTYPE, "/etc/passwd"), b"")),
+        "hard link": _tar(*good, (_member("l.JPEG", tarfile.LNKTYPE, "../victim/x"), b"")),
+        "device": _tar(*good, (_member("d.JPEG", tarfile.CHRTYPE), b"")),
+        "pipe": _tar(*good, (_member("d.JPEG", tarfile.FIFOTYPE), b"")),
+        "name in a header": _tar(*good, (paxed, jpeg)),
+        "archive in it": _tar((_member("n02110063.tar"), inner)),
+        "the same twice": _tar(*good, *good),
+        "huge size": bytes(sized),
+        "cut": _tar(*good)[:700],
+        "without an end": _tar(*good)[: 512 * 3],
+        "empty file": b"",
+        "zeros": bytes(10240),
+        "garbage": jpeg,
+    }
+    for name, data in tars.items():
+
+        def arrange(folder: Path, data: bytes = data) -> tuple[str, ...]:
+            shutil.rmtree(folder / "val")
+            (folder / "ILSVRC2012_img_val.tar").write_bytes(data)
+            return ()
+
+        yield Input("archives", name, arrange, ("ILSVRC2012_img_val.tar",))
+    fitting = fitting_xml().encode()
+    shards: dict[str, list[tuple[str, bytes]]] = {
+        "key above": [("../victim/k.jpg", jpeg), ("../victim/k.xml", fitting)],
+        "json is a list": [("k.jpg", jpeg), ("k.json", b"[]"), ("k.xml", fitting)],
+        "json is deep": [("k.jpg", jpeg), ("k.json", b'{"a":' * 100_000)],
+        "json of hostile types": [("k.jpg", jpeg), ("k.json", b'{"wnid": {}, "boxes": 7}')],
+        "json with a huge label": [("k.jpg", jpeg), ("k.json", b'{"label": 1e400}')],
+        "class is a word": [("k.jpg", jpeg), ("k.cls", b"dog"), ("k.xml", fitting)],
+        "class is huge": [("k.jpg", jpeg), ("k.cls", b"9" * 10_000), ("k.xml", fitting)],
+        "class is no text": [("k.jpg", jpeg), ("k.cls", b"\xff\xfe"), ("k.xml", fitting)],
+        "PostScript": [("k.jpg", b"%!PS\n"), ("k.cls", b"151"), ("k.xml", fitting)],
+        "XML outward": [
+            *(("k.jpg", jpeg), ("k.cls", b"151")),
+            ("k.xml", b'<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><a>&x;</a>'),
+        ],
+    }
+    for name, files in shards.items():
+
+        def shard(folder: Path, files: list[tuple[str, bytes]] = files) -> tuple[str, ...]:
+            whole = [("g.jpg", jpeg), ("g.cls", b"151"), ("g.xml", fitting_xml().encode())]
+            data = _tar(*((_member(name), content) for name, content in [*whole, *files]))
+            shutil.rmtree(folder)
+            folder.mkdir()
+            (folder / "val-000000.tar").write_bytes(data)
+            return ()
+
+        yield Input("WebDataset", name, shard, ("val-000000.tar",))
+
+
+def _tables() -> Iterator[Input]:
+    jpeg = encoded(picture(), "JPEG")
+
+    def parquet(**columns: Any) -> Callable[[Path], tuple[str, ...]]:
+        def arrange(folder: Path) -> tuple[str, ...]:
+            shutil.rmtree(folder / "val")
+            pq.write_table(pa.table(columns), folder / "validation-00000-of-00001.parquet")
+            return ("--layout", "parquet")
+
+        return arrange
+
+    def image(path: str, data: bytes | None = jpeg) -> list[dict[str, Any]]:
+        return [{"bytes": data, "path": path}, {"bytes": jpeg, "path": "sample_val_00000001.JPEG"}]
+
+    labels = [151, 151]
+    tables = {
+        "path above": parquet(image=image("../victim/x.JPEG"), label=labels),
+        "only a path": parquet(image=image("../victim/diary.txt", None), label=labels),
+        "PostScript": parquet(image=image("a.JPEG", b"%!PS\n"), label=labels),
+        "no path": parquet(image=image(""), label=labels),
+        "huge label": parquet(image=image("a.JPEG"), label=[10**12, 151]),
+        "negative label": parquet(image=image("a.JPEG"), label=[-1, 151]),
+        "label of text": parquet(image=image("a.JPEG"), label=["x", "y"]),
+        "other columns": parquet(a=[1]),
+        "pictures of numbers": parquet(image=[1, 2], label=labels),
+        "no rows": parquet(image=pa.array([], pa.struct([("bytes", pa.binary())])), label=[]),
+    }
+    for name, make in tables.items():
+        yield Input("Parquet", name, make, (".parquet",))
+
+    def text(name: str, content: str | bytes, *flags: str) -> Callable[[Path], tuple[str, ...]]:
+        def arrange(folder: Path) -> tuple[str, ...]:
+            path = folder / name
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+            return ("--input", str(path), *flags)
+
+        return arrange
+
+    head = "image,class,xmin,ymin,xmax,ymax,key,mask,group\n"
+    hidden = "val/n02110063/sample_val_00000001.JPEG,n02110063,20,20,70,60"
+    box = "n02110063,20,20,70,60"
+    csvs = {
+        **{
+            f"image {path!r}": f"{head}{path},{box},k,,\n{hidden},good,,\n"
+            for path in (
+                *("../victim/diary.txt", "../victim/val/n02110063/sample_val_00000001.JPEG"),
+                *("/dev/zero", "/dev/urandom", "/etc/passwd", "/", ".", "file:///etc/passwd"),
+                *("http://127.0.0.1:9/x.jpg", "~/x.jpg", "x" * 5000, "nothing.jpg"),
+            )
+        },
+        **{
+            f"key {key!r}": f'{head}{hidden},"{key}",,\n'
+            for key in ("../victim", "a/b", "a\nb", "\x1b[31m", "x" * 5000, "\u202e", ".")
+        },
+        **{
+            f"box {value}": f"{head}{hidden.replace('20,20', f'{value},20')},k,,\n"
+            for value in ("NaN", "1e999", "-1e308", "left", "9" * 5000, "0x10")
+        },
+        "group of 100 kB": f"{head}{hidden},k,,{'g' * 100_000}\n",
+        "cell of 1 MB": f"{head}{hidden},{'k' * 1_000_000},,\n",
+        "NUL": f"{head}{hidden},a\0b,,\n",
+        "quote without end": f'{head}{hidden},"k,,\n',
+        "not UTF-8": head.encode() + hidden.encode() + b",\xff,,\n",
+        "empty": "",
+        "head alone": head,
+        "zeros": "\0" * 1000,
+    }
+    for name, content in csvs.items():
+        names = ("manifest.csv", "line 2", "hostile")
+        yield Input("manifests, CSV", name, text("manifest.csv", content), names, True)
+    for path in ("/dev/zero", "../victim/diary.txt", "/", "%!PS"):
+        row = f"{head}{hidden},k,{path},\n"
+        flags = ("--segmenter", "masks")
+        make = text("manifest.csv", row, *flags)
+        yield Input("manifests, CSV", f"mask {path!r}", make, ("manifest.csv", path), True)
+    where = "val/n02110063/sample_val_00000001.JPEG"
+    lines = {
+        "deep": "[" * 100_000,
+        "list": "[1]",
+        "boxes of words": json.dumps({"image": where, "class": "n02110063", "boxes": "x"}),
+        "boxes, deep": json.dumps({"image": where, "class": "n02110063", "boxes": "[" * 100_000}),
+        "boxes of objects": json.dumps({"image": where, "class": "n02110063", "boxes": [{}]}),
+        "image is a list": json.dumps({"image": [where], "class": "n02110063"}),
+        "class is an object": json.dumps({"image": where, "class": {"a": 1}}),
+        "long number": f'{{"image": "{where}", "class": "n02110063", "xmin": {"9" * 10_000}}}',
+    }
+    for name, content in lines.items():
+        make = text("manifest.jsonl", content)
+        yield Input("manifests, JSON lines", name, make, ("manifest.jsonl",))
+
+    def coco(
+        segmentation: Any = None, bbox: Any = (20, 20, 50, 40), **about: Any
+    ) -> dict[str, Any]:
+        entry = {"id": 1, "image_id": 1, "category_id": 1, "bbox": bbox}
+        if segmentation is not None:
+            entry["segmentation"] = segmentation
+        return {
+            "images": [{"id": 1, "file_name": where, "width": 125, "height": 93, **about}],
+            "annotations": [entry],
+            "categories": [{"id": 1, "name": "n02110063"}],
+        }
+
+    documents: dict[str, Any] = {
+        "name above": coco(file_name="../victim/diary.txt"),
+        "name of a device": coco(file_name="/dev/zero"),
+        "name is a number": coco(file_name=7),
+        "box of words": coco(bbox=["a", "b", "c", "d"]),
+        "box is null": coco(bbox=None),
+        "box is infinite": coco(bbox=[1e308, 1e308, 1e308, 1e308]),
+        "runs of a huge mask": coco({"size": [10**9, 10**9], "counts": [10**18]}),
+        "runs of another size": coco({"size": [10, 10], "counts": [50, 50]}),
+        "runs of a wrong length": coco({"size": [93, 125], "counts": [5, 5]}),
+        "runs below 0": coco({"size": [93, 125], "counts": [-5, 11630]}),
+        "packed runs that are none": coco({"size": [93, 125], "counts": "\u00ff\0zzzz"}),
+        "polygon of two points": coco([[1, 2, 3, 4]]),
+        "polygon of words": coco([["a", "b", "c", "d", "e", "f"]]),
+        "polygon far outside": coco([[1e300, 0, 0, 1e300, 5, 5]]),
+        "polygon of NaN": coco([[float("nan")] * 6]),
+        "category that is not there": {**coco(), "categories": []},
+        "images is an object": {**coco(), "images": {"a": 1}},
+        "annotations is null": {**coco(), "annotations": None},
+        "huge number": {**coco(), "annotations": [{"id": 10**400, "image_id": 1}]},
+    }
+    for name, document in documents.items():
+        content = json.dumps(document)
+        names = ("manifest.json", "/dev/zero", "diary.txt")
+        masked = ("--segmenter", "masks") if "segmentation" in content else ()
+        make = text("manifest.json", content, *masked)
+        yield Input("manifests, COCO", name, make, names, name == "name above")
+
+
+def _lists() -> Iterator[Input]:
+    for flag, file in (("--exclude", "list.txt"), ("--include", "list.txt"),
+                       ("--taxonomy", "list.csv")):  # fmt: skip
+        contents_of = {
+            "zeros": bytes(500),
+            "not UTF-8": b"\xff\xfe\xfd",
+            "paths": b"../victim\n/etc/passwd\n",
+            "escape": b"\x1b[31m\n",
+            "long line": b"x" * 1_000_000,
+        }
+        for name, data in contents_of.items():
+
+            def arrange(
+                folder: Path, flag: str = flag, file: str = file, data: bytes = data
+            ) -> tuple[str, ...]:
+                (folder / file).write_bytes(data)
+                return (flag, str(folder / file))
+
+            yield Input("lists", f"{flag}: {name}", arrange, (file, "no image", "no images"))
+
+
+FAMILIES = (_links, _archives, _tables, _lists)
+
+
+def all_inputs() -> list[Trial]:
+    """All of them; the batches first, which take longest."""
+    return [*batches(), *itertools.chain.from_iterable(family() for family in FAMILIES)]

@@ -1,0 +1,325 @@
+"""Where faults are tried: a tiny dataset in several states, commands under guard, and what counts
+as handled.
+
+A trial has a folder of its own: `out`, a copy of the dataset; `victim`, which nothing may touch;
+`tmp`. The kinds of fault are in `fault_states` and `fault_inputs`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fault_hooks
+from forking import Forks
+from PIL import Image
+
+from pipeline.command_line.job_flags import sample_folder
+
+SECONDS = 60
+"""A command that has not ended by then does not end."""
+MAX_LINE = 700
+MAX_LINES = 12
+PICTURES = (1, 2, 25, 26, 41, 46)
+"""Of the sample, two of each of three classes."""
+MODEL = "python:fault_hooks:tiny"
+FLAGS = (
+    *("--segmenter", "box", "--image_size", "64", "--resize", "64", "--images_per_shard", "3"),
+    *("--variants", "original,mixed_same,mixed_rand", "--pictures", "none"),
+    "--direct_num_workers=1",
+)
+VERSIONED = ("--versioned",)
+"""What makes an output one of versions."""
+HELPERS = (
+    *("gs", "gswin32c", "gswin64c", "djpeg", "cjpeg", "ppmtogif", "ppmquant", "display", "xv"),
+    *("xdg-open", "eog", "gm", "open", "convert", "magick", "curl", "wget", "sh", "bash"),
+)
+"""Programs that libraries of pictures could start; stand-ins of them are on the PATH."""
+SAME_COMMAND = re.compile(r"(the )?same command", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a command ended: its arguments, exit code, output, and the notes of the guard."""
+
+    command: tuple[str, ...]
+    code: int
+    stdout: str
+    stderr: str
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of one fault.
+
+    Attributes:
+      kind: row of the table.
+      name: of the fault.
+      faults: why it does not count as handled; none if it does.
+      ended: the command.
+    """
+
+    kind: str
+    name: str
+    faults: tuple[str, ...]
+    ended: Ended
+
+
+def small_input(folder: Path, pictures: tuple[int, ...] = PICTURES) -> Path:
+    """Makes an input of sample pictures at a quarter of their size, with annotations."""
+    sample = Path(sample_folder())
+    for number in pictures:
+        (source,) = sample.glob(f"val/*/sample_val_{number:08d}.JPEG")
+        target = folder / source.relative_to(sample)
+        xml = folder / "Annotations" / "val" / f"{source.stem}.xml"
+        for path in (target, xml):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(source) as picture:
+            picture.resize((picture.width // 4, picture.height // 4)).save(target, "JPEG")
+        text = (sample / "Annotations" / "val" / xml.name).read_text()
+        sizes = r">(\d+)</(width|height|[xy]m..)>"
+        xml.write_text(re.sub(sizes, lambda found: f">{int(found[1]) // 4}</{found[2]}>", text))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str | bytes]:
+    """What lies below a folder, by relative path: bytes of files, targets of links."""
+    found: dict[str, str | bytes] = {}
+    for path in sorted(folder.rglob("*")):
+        name, mode = str(path.relative_to(folder)), path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            found[name] = f"link to {os.readlink(path)}"
+        elif stat.S_ISREG(mode):
+            found[name] = path.read_bytes()
+        elif stat.S_ISDIR(mode):
+            found[name] = "folder"
+        else:
+            found[name] = "other"
+    return found
+
+
+def fill_victim(victim: Path) -> None:
+    """Files that somebody else keeps beside an output."""
+    small_input(victim, PICTURES[:1])
+    for name in ("diary.txt", "manifest.json", "latest.json", "lock", "foreign.parquet"):
+        (victim / name).write_text(f'"{name} of somebody else"\n')
+
+
+class Lab:
+    """A folder in which faults are tried, and a server of commands. One thread at a time.
+
+    Args:
+      folder: an empty one.
+      states: another lab's, whose input and states are taken.
+    """
+
+    def __init__(self, folder: Path, states: Lab | None = None) -> None:
+        self.folder = folder
+        self._forks = Forks()
+        self._numbers = itertools.count()
+        self._states = states.folder if states else folder
+        self.input, self.fewer = self._states / "input", self._states / "fewer"
+        if states is None:
+            small_input(self.input)
+            small_input(self.fewer, PICTURES[:-1])
+        self._bin = folder / "bin"
+        self._bin.mkdir()
+        for name in HELPERS:
+            helper = self._bin / name
+            helper.write_text(f'#!/bin/bash\necho "runs {name} $*" >> "${fault_hooks.NOTES}"\n')
+            helper.chmod(0o755)
+
+    def commands(self, output: Path, *, versioned: bool = False) -> dict[str, tuple[str, ...]]:
+        """The commands that faults are tried with, by name. `update` is `run` on an input that
+        has changed."""
+        made = ("--output", str(output), *FLAGS, "--models", MODEL, *(VERSIONED * versioned))
+        there = ("--dataset", str(output))
+        return {
+            "run": ("run", "--input", str(self.input), *made),
+            "update": ("run", "--input", str(self.fewer), *made, "--allow_rebuild"),
+            "verify": ("verify", *there),
+            "evaluate": (
+                *("evaluate", *there, "--models", MODEL),
+                *("--pictures", "none", "--direct_num_workers=1"),
+            ),
+            "report": ("report", *there, "--pictures", "none"),
+        }
+
+    @contextlib.contextmanager
+    def trial(self) -> Iterator[Path]:
+        """A folder for one fault, with what must not be touched in `victim`."""
+        folder = self.folder / f"trial-{next(self._numbers)}"
+        (folder / "tmp").mkdir(parents=True)
+        shutil.copytree(self._victim, folder / "victim")
+        yield folder
+        shutil.rmtree(folder)
+
+    @functools.cached_property
+    def _victim(self) -> Path:
+        fill_victim(self.folder / "victim")
+        return self.folder / "victim"
+
+    def run(self, trial: Path, *command: str, kill: str = "", foreign: str = "") -> Ended:
+        """Runs a command under guard.
+
+        Args:
+          trial: the only folder in which it may delete.
+          command: arguments of `in9`.
+          kill: as `fault_hooks.KILL`.
+          foreign: folder of which nothing may be opened.
+        """
+        notes = self.folder / "notes"
+        notes.write_text("")
+        done = self._forks.run(
+            list(command),
+            self.environment(trial, kill, foreign),
+            seconds=SECONDS,
+            modules=("fault_hooks",),
+        )
+        return Ended(command, done.returncode, done.stdout, done.stderr, self.notes())
+
+    def notes(self) -> tuple[str, ...]:
+        """What the guard and the stand-ins have noted of the last command."""
+        text = (self.folder / "notes").read_text(errors="replace")
+        return tuple(dict.fromkeys(text.splitlines()))
+
+    def environment(self, trial: Path, kill: str = "", foreign: str = "") -> dict[str, str]:
+        """Of a command under guard; arguments as of `run`."""
+        return {
+            **os.environ,
+            "PATH": f"{self._bin}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(Path(__file__).parent),
+            "HF_HUB_OFFLINE": "1",
+            "TMPDIR": str(trial / "tmp"),
+            fault_hooks.NOTES: str(self.folder / "notes"),
+            fault_hooks.ROOT: os.path.realpath(trial),
+            fault_hooks.KILL: kill,
+            fault_hooks.FOREIGN: foreign and os.path.realpath(foreign),
+        }
+
+    # States of a dataset, made when they are first asked for.
+
+    def state(self, name: str) -> Path:
+        """A dataset in one of `STATES`. To be copied, not to be changed."""
+        place = self._states / "states" / name
+        if not place.exists():
+            before, command, kill = STATES[name]
+            if before:
+                shutil.copytree(self.state(before), place, copy_function=shutil.copy2)
+            place.parent.mkdir(exist_ok=True)
+            (self.folder / "tmp").mkdir(exist_ok=True)
+            commands = self.commands(place, versioned=is_versioned(name))
+            ended = self.run(self.folder, *commands[command], kill=kill)
+            wanted = -9 if kill else 0
+            if ended.code != wanted:
+                raise RuntimeError(f"{name} could not be made: {ended}")
+        return place
+
+
+STATES = {
+    "first": ("", "update", ""),
+    "finished": ("first", "run", ""),
+    "killed in compose": ("", "run", r"2 staging/.*/index/"),
+    "killed in commit": ("first", "run", r"2 killed in commit/(layers|index|parquet)/"),
+    "first version": ("", "update", ""),
+    "versioned": ("first version", "run", ""),
+    "killed in publish": ("first version", "run", r"1 /latest\.json$"),
+}
+"""Of a dataset: (the state before, a command, where it is killed)."""
+
+
+def is_versioned(state: str) -> bool:
+    """Whether a state is of an output with versions."""
+    return state in ("first version", "versioned", "killed in publish")
+
+
+def dataset_of(output: Path) -> Path:
+    """The newest dataset in an output."""
+    latest = output / "latest.json"
+    return output / json.loads(latest.read_text())["version"] if latest.exists() else output
+
+
+def payload(output: Path) -> dict[str, str | bytes]:
+    """What faults must not change: files of the manifest, the manifest, predictions."""
+    dataset = dataset_of(output)
+    names = [file["path"] for file in json.loads((dataset / "manifest.json").read_text())["files"]]
+    names += [
+        str(path.relative_to(dataset)) for path in dataset.glob("results/*/predictions/*.parquet")
+    ]
+    return {name: (dataset / name).read_bytes() for name in (*names, "manifest.json")}
+
+
+def faults_of(ended: Ended, *names: str) -> list[str]:
+    """What is wrong with how a command ended, whatever it was to do.
+
+    Args:
+      ended: the command.
+      names: any of these tells what a closing line is about; the path of the damaged file.
+    """
+    faults = list(ended.notes)
+    if ended.code == -14:
+        return [*faults, f"did not end in {SECONDS} s"]
+    if ended.code not in (0, 1, 2):
+        faults.append(f"exit code {ended.code}")
+    if "Traceback" in ended.stderr:
+        faults.append("traceback")
+        return faults
+    lines = ended.stderr.splitlines()
+    if len(lines) > MAX_LINES or any(len(line) > MAX_LINE for line in lines):
+        faults.append(f"{len(lines)} lines on stderr, up to {max(map(len, lines))} characters")
+    if ended.code not in (1, 2):
+        return faults
+    if ended.command[0] == "verify":  # It has a line for each fault, and any order.
+        if names and not any(name in ended.stderr + ended.stdout for name in names):
+            faults.append("no line names the file")
+    elif not lines or not lines[-1].startswith("in9"):
+        faults.append("no closing line")
+    elif names and not any(name in lines[-1] for name in names):
+        faults.append("the closing line does not name the file")
+    return faults
+
+
+def advises_again(ended: Ended) -> bool:
+    """Whether a message says to run the same command again."""
+    return ended.code != 0 and bool(SAME_COMMAND.search(ended.stderr))
+
+
+Trial = Callable[[Lab], list[Outcome]]
+"""Tries one fault, or several at once."""
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """Tried and handled by kind, and the sum."""
+    kinds = list(dict.fromkeys(outcome.kind for outcome in outcomes))
+    rows = [("kind", "tried", "handled")]
+    for kind in [*kinds, "all"]:
+        of_kind = [outcome for outcome in outcomes if kind in (outcome.kind, "all")]
+        rows.append((kind, str(len(of_kind)), str(sum(not each.faults for each in of_kind))))
+    width = max(len(row[0]) for row in rows)
+    return "\n".join(f"{kind:{width}}  {tried:>6}  {done:>7}" for kind, tried, done in rows)
+
+
+def describe(outcome: Outcome) -> str:
+    """A fault that is not handled: what, why, and all that the command said."""
+    ended = outcome.ended
+    said = ended.stderr.strip().splitlines()
+    # Of a traceback, the place and the error.
+    said = said if len(said) <= 8 else [*said[:2], "...", *said[-4:]]
+    return "\n".join(
+        [
+            f"{outcome.kind}: {outcome.name}",
+            *(f"  ! {fault[:400]}" for fault in outcome.faults),
+            f"  $ in9 {' '.join(ended.command)[:200]}: exit code {ended.code}",
+            *(f"  > {line[:500]}" for line in said),
+        ]
+    )

@@ -1,0 +1,409 @@
+"""Pictures, annotations and names that are broken, strange or mean harm, as data."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+ACCEPTED = "accepted"
+UNDECODABLE = "undecodable"
+UNREADABLE = "unreadable_annotation"
+INVALID_KEY = "invalid_key"
+TOO_MANY = "too_many_pixels"
+ANY = ""
+"""As status: any will do, as long as there is a row."""
+ALLOWED = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""Formats that pictures may have."""
+SIZE = (125, 93)
+
+
+class Hostile(NamedTuple):
+    """A picture in an input.
+
+    Attributes:
+      kind: row of the table.
+      name: of the picture, without a suffix.
+      data: the file.
+      status: that its row must have; several with `|` between, or `ANY`.
+      xml: its annotation; None for one that fits the picture.
+    """
+
+    kind: str
+    name: bytes
+    data: bytes
+    status: str
+    xml: bytes | None = None
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = SIZE) -> Image.Image:
+    """A picture that shows something."""
+    width, height = size
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([x * 2 % 256, y * 2 % 256, (x + y) % 256], axis=2).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    if mode == "I;16":
+        return Image.fromarray((x * 500 % 65536).astype(np.uint16))
+    return image if mode == "RGB" else image.convert(mode)
+
+
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    """A picture in some format of Pillow's."""
+    buffer = io.BytesIO()
+    # Copies, as Pillow leaves settings of one format behind for the next.
+    more = [each.copy() for each in options.pop("append_images", ())]
+    image.copy().save(buffer, form, **options, **({"append_images": more} if more else {}))
+    return buffer.getvalue()
+
+
+def fitting_xml(
+    width: int = SIZE[0], height: int = SIZE[1], boxes: str = "", name: str = "n02110063"
+) -> str:
+    """An annotation with a box in the middle, or with these objects."""
+    box = (
+        f"<object><name>{name}</name><bndbox><xmin>30</xmin><ymin>20</ymin><xmax>90</xmax>"
+        "<ymax>70</ymax></bndbox></object>"
+    )
+    size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
+    return f"<annotation>{size}{boxes or box}</annotation>"
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG."""
+    body = kind + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def png_header(width: int, height: int, *before: bytes) -> bytes:
+    """A PNG that announces a size, and holds next to nothing."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), *before, chunk(b"IDAT", zlib.compress(bytes(1000)))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
+
+
+POSTSCRIPT = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 125 93\n%%EndComments\n"
+    b"(%pipe%touch /tmp/owned) (w) file\nshowpage\n%%EOF\n"
+)
+_TIFF = b"II*\0\x08\0\0\0"
+
+
+def _tiff(*entries: tuple[int, int, int, int], after: int = 0) -> bytes:
+    body = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
+    return _TIFF + struct.pack("<H", len(entries)) + body + struct.pack("<I", after)
+
+
+FOREIGN: dict[str, bytes] = {
+    "PostScript": POSTSCRIPT,
+    "PostScript with a preview": b"\xc5\xd0\xd3\xc6"
+    + struct.pack("<IIIIIIH", 30, len(POSTSCRIPT), 0, 0, 0, 0, 0xFFFF)
+    + POSTSCRIPT,
+    "PostScript with image data": POSTSCRIPT.replace(
+        b"%%EndComments", b'%ImageData: 125 93 8 3 0 1 1 "x"\n%%EndComments'
+    ),
+    "PostScript after spaces": b"   \n" + POSTSCRIPT,
+    "PDF": b"%PDF-1.7\n1 0 obj<</Type/Catalog/OpenAction<</S/JavaScript/JS(1)>>>>endobj\n%%EOF",
+    "PSD": b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 93, 125, 8, 3) + bytes(36000),
+    "FITS": b"".join(
+        f"{line:80}".encode()
+        for line in (
+            *("SIMPLE  =                    T", "BITPIX  =                    8"),
+            *("NAXIS   =                    2", "NAXIS1  =                  125"),
+            *("NAXIS2  =                   93", "END"),
+        )
+    ).ljust(2880)
+    + bytes(2880 * 5),
+    "FLI": struct.pack("<IHHHHHHI", 128, 0xAF11, 1, 125, 93, 8, 0, 5).ljust(128, b"\0"),
+    "FLC": struct.pack("<IHHHHHHI", 128, 0xAF12, 1, 125, 93, 8, 0, 5).ljust(128, b"\0"),
+    "GRIB": b"GRIB\0\0\0\1" + bytes(100),
+    "BUFR": b"BUFR\0\0\0\1" + bytes(100),
+    "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(100),
+    "WMF": b"\xd7\xcd\xc6\x9a\0\0"
+    + struct.pack("<hhhhH", 0, 0, 125, 93, 96)
+    + bytes(6)
+    + b"\x01\0\x09\0"
+    + bytes(60),
+    "EMF": struct.pack("<IIiiiiiiii", 1, 108, 0, 0, 125, 93, 0, 0, 9, 9) + b" EMF" + bytes(80),
+    "XPM": b'/* XPM */\nstatic char *x[] = {\n"1 1 1 1",\n". c #ff0000",\n"."\n};\n',
+    "XV thumbnail": b"P7 332\n#END_OF_COMMENTS\n125 93 255\n" + bytes(125 * 93),
+    "MIC or FPX": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600),
+    "GBR": struct.pack(">IIIII", 20, 1, 125, 93, 1) + bytes(125 * 93),
+    "PCD": bytes(2048) + b"PCD_" + bytes(800_000),
+    "IPTC": b"\x1c\x01\x5a\0\x02ab" + bytes(100),
+    "IMT": b"width 125\nheight 93\n\x0c" + bytes(125 * 93),
+    "McIdas": b"\0\0\0\0\0\0\0\4" + bytes(300),
+    "MPEG": b"\0\0\1\xb3" + bytes(100),
+    "CUR": b"\0\0\2\0\1\0" + struct.pack("<BBBBHHII", 32, 32, 0, 0, 0, 0, 40, 22) + bytes(40),
+    "DCX": struct.pack("<III", 987654321, 12, 0) + bytes(200),
+    "PIXAR": b"\200\350\0\0" + bytes(1100),
+    "SUN": struct.pack(">IIIIIIII", 0x59A66A95, 125, 93, 24, 34875, 1, 0, 0) + bytes(34875),
+    "FTEX": b"FTC\0" + bytes(100),
+    "BLP": b"BLP1" + bytes(200),
+    "XBM": b"#define x_width 8\n#define x_height 1\nstatic char x_bits[] = {\n0x00};\n",
+    "PPM of plain text": b"P3\n1 1\n255\n0 0 0\n",
+    "PFM": b"Pf\n1 1\n-1.0\n\0\0\0\0",
+    "QOI": b"qoif" + struct.pack(">IIBB", 125, 93, 3, 0) + bytes(200),
+    "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
+    "SVG, compressed": gzip.compress(b"<svg/>"),
+    "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200),
+    "JPEG XL": b"\xff\x0a" + bytes(100),
+    "OpenEXR": b"v/1\x01\x02\0\0\0" + bytes(100),
+    "XCF": b"gimp xcf v011\0" + bytes(100),
+    "MP4": b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(200),
+    "ELF": b"\x7fELF\2\1\1" + bytes(200),
+    "shell script": b"#!/bin/sh\ntouch /tmp/owned\n",
+    "pickle": b"cos\nsystem\n(S'touch /tmp/owned'\ntR.",
+    "ZIP": b"PK\3\4" + bytes(100),
+    "gzip bomb": gzip.compress(bytes(20_000_000)),
+    "HTML": b"<!DOCTYPE html><script>alert(1)</script>",
+    "MVG": b"push graphic-context\nfill 'url(https://example.com/x.jpg\"|touch /tmp/owned\")'\n",
+    "MSL": b'<?xml version="1.0"?><image><read filename="caption:x"/></image>',
+    "path": b"/etc/passwd",
+    "address": b"https://example.com/x.jpg",
+    "DIB": encoded(picture(), "DIB"),
+}
+"""Files of other kinds, each named as if it were a picture."""
+
+
+def _pictures() -> Iterator[Hostile]:
+    def good(name: str, data: bytes, status: str = ACCEPTED) -> Hostile:
+        return Hostile("pictures: odd but right", name.encode(), data, status)
+
+    rgb, frames = picture(), [picture("L").convert("RGB")] * 2
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    yield good("jpeg progressive", encoded(rgb, "JPEG", progressive=True))
+    yield good("jpeg grey", encoded(picture("L"), "JPEG"))
+    yield good("jpeg cmyk", encoded(picture("CMYK"), "JPEG"))
+    yield good("jpeg turned", encoded(rgb, "JPEG", exif=exif))
+    yield good("jpeg with more behind", encoded(rgb, "JPEG") + POSTSCRIPT * 100)
+    yield good("jpeg with a comment", encoded(rgb, "JPEG", comment=b"%!PS\n" * 1000))
+    yield good("mpo", encoded(rgb, "MPO", save_all=True, append_images=frames))
+    for mode in ("RGB", "RGBA", "LA", "L", "P", "1", "I;16"):
+        yield good(f"png {mode.replace(';', ' ')}", encoded(picture(mode), "PNG"))
+    yield good("png seen through", encoded(picture("P"), "PNG", transparency=3))
+    yield good("png animated", encoded(rgb, "PNG", save_all=True, append_images=frames))
+    yield good("webp", encoded(rgb, "WEBP"))
+    yield good("webp lossless alpha", encoded(picture("RGBA"), "WEBP", lossless=True))
+    yield good("webp animated", encoded(rgb, "WEBP", save_all=True, append_images=frames))
+    yield good("gif", encoded(picture("P"), "GIF"))
+    yield good("gif animated", encoded(rgb, "GIF", save_all=True, append_images=frames))
+    yield good("gif seen through", encoded(picture("P"), "GIF", transparency=3))
+    for mode in ("RGB", "L", "P", "1"):
+        yield good(f"bmp {mode}", encoded(picture(mode), "BMP"))
+    for mode in ("RGB", "RGBA", "CMYK", "L", "P", "1", "I;16"):
+        yield good(f"tiff {mode.replace(';', ' ')}", encoded(picture(mode), "TIFF"))
+    for packed in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"):
+        yield good(f"tiff {packed}", encoded(rgb, "TIFF", compression=packed))
+    yield good("tiff pages", encoded(rgb, "TIFF", save_all=True, append_images=frames))
+    yield good("tiff float", encoded(picture("F"), "TIFF"), UNDECODABLE)
+    yield good("tiff lab", encoded(picture("RGB").convert("LAB"), "TIFF"), ANY)
+
+
+def _broken() -> Iterator[Hostile]:
+    def broken(name: str, data: bytes, status: str = UNDECODABLE) -> Hostile:
+        return Hostile("pictures: cut, zeros, garbage", name.encode(), data, status)
+
+    garbage = np.random.default_rng(9).integers(0, 256, 4000, np.uint8).tobytes()
+    yield broken("empty", b"")
+    yield broken("one byte", b"\xff")
+    yield broken("zeros", bytes(5000))
+    yield broken("garbage", garbage)
+    for form in ALLOWED:
+        options = {"save_all": True, "append_images": [picture()]} if form == "MPO" else {}
+        whole = encoded(picture(), form, **options)
+        name = form.lower()
+        half = whole[: len(whole) // (4 if form == "MPO" else 2)]
+        yield broken(f"{name} cut", half)
+        yield broken(f"{name} head", whole[:12])
+        yield broken(f"{name} zeros behind", half + bytes(len(whole) - len(half)), ANY)
+        yield broken(f"{name} garbage behind", whole[:60] + garbage, ANY)
+    loop = _tiff((256, 3, 1, 125), (257, 3, 1, 93), after=8)
+    yield broken("tiff loop", loop, ANY)
+    yield broken("tiff offsets", _tiff((256, 3, 1, 125), (257, 3, 1, 93), (273, 4, 2**31, 2**31)))
+    yield broken("png no size", png_header(0, 0), ANY)
+
+
+def _bombs() -> Iterator[Hostile]:
+    def bomb(name: str, data: bytes, status: str = f"{TOO_MANY}|{UNDECODABLE}") -> Hostile:
+        return Hostile("pictures: bombs", name.encode(), data, status)
+
+    jpeg = bytearray(encoded(picture(), "JPEG"))
+    at = jpeg.index(b"\xff\xc0") + 5
+    jpeg[at : at + 4] = struct.pack(">HH", 65_500, 65_500)
+    yield bomb("bomb jpeg", bytes(jpeg), TOO_MANY)
+    yield bomb("bomb png", png_header(50_000, 50_000), TOO_MANY)
+    yield bomb("bomb png sides", png_header(2**31 - 1, 2**31 - 1))
+    gif = bytearray(encoded(picture("P"), "GIF"))
+    gif[6:10] = struct.pack("<HH", 65_535, 65_535)
+    yield bomb("bomb gif", bytes(gif))
+    bmp = bytearray(encoded(picture(), "BMP"))
+    bmp[18:26] = struct.pack("<ii", 40_000, 40_000)
+    yield bomb("bomb bmp", bytes(bmp), TOO_MANY)
+    strips = (*((256, 4, 1, 60_000), (257, 4, 1, 60_000), (258, 3, 1, 8)), (262, 3, 1, 1))
+    yield bomb("bomb tiff", _tiff(*strips, (259, 3, 1, 1), (273, 4, 1, 8), (279, 4, 1, 8)))
+    size = (16_383).to_bytes(3, "little") * 2
+    inside = b"VP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + size + b"VP8L\4\0\0\0\x2f\0\0\0"
+    yield bomb("bomb webp", b"RIFF" + struct.pack("<I", len(inside) + 4) + b"WEBP" + inside)
+    mpo = bytearray(encoded(picture(), "MPO", save_all=True, append_images=[picture()]))
+    at = mpo.index(b"\xff\xc0") + 5
+    mpo[at : at + 4] = struct.pack(">HH", 65_500, 65_500)
+    yield bomb("bomb mpo", bytes(mpo), TOO_MANY)
+    text = PngImagePlugin.PngInfo()
+    text.add_text("a", "x" * 50_000_000, zip=True)
+    yield bomb("bomb text in a png", encoded(picture(), "PNG", pnginfo=text), ANY)
+    yield bomb("narrow", encoded(Image.new("L", (1, 30_000)), "PNG"), ANY)
+    many = [Image.new("P", (2, 2), n % 9) for n in range(2000)]
+    frames = encoded(many[0], "GIF", save_all=True, append_images=many[1:])
+    yield bomb("gif of many frames", frames, ANY)
+
+
+def _other_formats() -> Iterator[Hostile]:
+    Image.init()
+    for form in sorted(Image.SAVE):
+        if form in ALLOWED:
+            continue
+        for mode in ("RGB", "L", "1", "F", "RGBA", "P"):
+            data = b""
+            with contextlib.suppress(Exception):  # It cannot write this mode, or only elsewhere.
+                data = encoded(picture(mode), form)
+            if data:
+                name = f"{form} {mode}".lower()
+                yield Hostile("pictures: other formats", name.encode(), data, UNDECODABLE)
+    for name, data in FOREIGN.items():
+        kind = "pictures: other formats, by hand"
+        yield Hostile(kind, f"by hand {name}".replace(".", "").encode(), data, UNDECODABLE)
+
+
+_ENTITIES = "".join(f'<!ENTITY {chr(98 + n)} "{f"&{chr(97 + n)};" * 10}">' for n in range(9))
+XML: dict[str, tuple[str | bytes, str]] = {
+    "entities": (f'<!DOCTYPE a [<!ENTITY a "aaaa">{_ENTITIES}]><a>&j;</a>', UNREADABLE),
+    "one entity": (f'<!DOCTYPE a [<!ENTITY a "1">]>{fitting_xml()}', UNREADABLE),
+    "outward": (
+        '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>&x;</annotation>',
+        UNREADABLE,
+    ),
+    "net": (
+        '<!DOCTYPE a [<!ENTITY x SYSTEM "http://127.0.0.1:9/x">]><annotation>&x;</annotation>',
+        UNREADABLE,
+    ),
+    "parameter": ('<!DOCTYPE a [<!ENTITY % x SYSTEM "file:///etc/passwd">%x;]><a/>', UNREADABLE),
+    "DTD elsewhere": (f'<!DOCTYPE a SYSTEM "file:///etc/passwd">{fitting_xml()}', ANY),
+    "infinite": (fitting_xml().replace(">30<", ">1e999<"), UNREADABLE),
+    "many digits": (fitting_xml().replace(">30<", f">{'9' * 100_000}<"), UNREADABLE),
+    "NaN": (fitting_xml().replace(">30<", ">NaN<"), UNREADABLE),
+    "huge": (fitting_xml().replace(">90<", ">1e30<"), ANY),
+    "huge size": (fitting_xml(10**30, 10**30), ANY),
+    "negative size": (fitting_xml(-125, -93), "size_mismatch"),
+    "words": (fitting_xml().replace(">30<", ">left<"), UNREADABLE),
+    "other digits": (fitting_xml().replace(">30<", ">\u0663\u0660<"), ANY),
+    "deep": ("<a>" * 20_000 + "</a>" * 20_000, UNREADABLE),
+    "many boxes": (
+        fitting_xml(boxes=fitting_xml().split("</size>")[1].split("</annotation>")[0] * 5000),
+        "not_one_box",
+    ),
+    "empty file": ("", UNREADABLE),
+    "zeros": (bytes(500), UNREADABLE),
+    "cut": (fitting_xml()[:80], UNREADABLE),
+    "not XML": ("box: 1 2 3 4", UNREADABLE),
+    "UTF-16": (
+        f'<?xml version="1.0" encoding="utf-16"?>{fitting_xml()}'.encode("utf-16"),
+        ACCEPTED,
+    ),
+    "unknown encoding": (f'<?xml version="1.0" encoding="x-none"?>{fitting_xml()}', UNREADABLE),
+    "UTF-7": (f'<?xml version="1.0" encoding="utf-7"?>{fitting_xml()}', ANY),
+    "not UTF-8": (fitting_xml(name="\u00ff").encode("latin-1"), UNREADABLE),
+    "two roots": (fitting_xml() * 2, UNREADABLE),
+    "namespace": (
+        fitting_xml().replace("<annotation>", '<annotation xmlns="http://x">'),
+        UNREADABLE,
+    ),
+    "prefix without namespace": (fitting_xml().replace("annotation>", "x:annotation>"), UNREADABLE),
+    "instruction": (f'<?xml-stylesheet href="file:///etc/passwd"?>{fitting_xml()}', ACCEPTED),
+    "include": (
+        fitting_xml().replace(
+            "<size>",
+            '<xi:include xmlns:xi="http://www.w3.org/2001/XInclude" href="/etc/passwd"/><size>',
+        ),
+        ANY,
+    ),
+    "CDATA": (fitting_xml().replace(">30<", "><![CDATA[30]]><"), ACCEPTED),
+    "long name": (fitting_xml(name="x" * 3_000_000), ANY),
+    "JSON": ('{"boxes": [[30, 20, 90, 70]]}', ANY),
+    "JSON of nothing": ("{}", UNREADABLE),
+    "JSON, deep": ('{"a":' * 100_000, UNREADABLE),
+    "JSON with an error": ('{"error": {"a": [1]}}', UNREADABLE),
+    "JSON with numbers": ('{"boxes": [[1e999, 1, 2, 3]], "width": 10}', UNREADABLE),
+    "JSON with a long number": ('{"boxes": [[' + "9" * 10_000 + ", 1, 2, 3]]}", UNREADABLE),
+    "JSON with other types": ('{"boxes": {"a": 1}, "wnid": [1]}', UNREADABLE),
+}
+"""Annotations, and the status that they lead to."""
+
+NAMES: dict[str | bytes, str] = {
+    "..": INVALID_KEY,
+    "...": INVALID_KEY,
+    "with.dots": INVALID_KEY,
+    "back\\slash": INVALID_KEY,
+    "..\\..\\up": INVALID_KEY,
+    "two\nlines": INVALID_KEY,
+    "two\r\nlines": INVALID_KEY,
+    "a\ttab": INVALID_KEY,
+    "\x1b[31mred\x1b]0;title\x07": INVALID_KEY,
+    "\x7fdelete": INVALID_KEY,
+    "\x9bcsi": INVALID_KEY,
+    "right\u202eleft": INVALID_KEY,
+    "mark\u200fmark": INVALID_KEY,
+    "zero\u200bwidth": INVALID_KEY,
+    "line\u2028line": INVALID_KEY,
+    b"not\xffutf8": INVALID_KEY,
+    b"\xed\xa0\x80": INVALID_KEY,
+    "x" * 240: INVALID_KEY,
+    "-rf": ACCEPTED,
+    "--output=x": ACCEPTED,
+    "$(touch owned)": ACCEPTED,
+    "`touch owned`": ACCEPTED,
+    "a; touch owned": ACCEPTED,
+    "| touch owned": ACCEPTED,
+    "%2e%2e%2fup": ACCEPTED,
+    "%s%n{0}{x}": ACCEPTED,
+    "<script>alert(1)": ACCEPTED,
+    '"quotes"': ACCEPTED,
+    "=cmd|'x'!A1": ACCEPTED,
+    "*?[a-z]": ACCEPTED,
+    "~": ACCEPTED,
+    " blanks ": ANY,
+    "CON": ACCEPTED,
+    "\U0001f436\U0001f600": ACCEPTED,
+    "e\u0301": ANY,
+    "\u00e9": ANY,
+    "gs:": ACCEPTED,
+}
+"""Names of pictures, and the status that they lead to."""
+
+
+def hostile_pictures() -> list[Hostile]:
+    """All of them, each with a name of its own."""
+    whole = encoded(picture(), "JPEG")
+    found = [*_pictures(), *_broken(), *_bombs(), *_other_formats()]
+    for name, (text, status) in XML.items():
+        data = text if isinstance(text, bytes) else text.encode()
+        found.append(Hostile("annotations", f"xml {name}".encode(), whole, status, data))
+    for key, status in NAMES.items():
+        stem = key if isinstance(key, bytes) else key.encode()
+        found.append(Hostile("names", stem, whole, status))
+    return found
+
+
+def shown(name: bytes) -> str:
+    """A name as records show it: escaped where it cannot be printed."""
+    text = name.decode("utf-8", "surrogateescape")
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )

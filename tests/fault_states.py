@@ -1,0 +1,373 @@
+"""Faults of files that an earlier command, a power cut or somebody else has left in an output.
+
+Every kind of file of every state is found by itself. What documents say: `fault_documents`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fault_lab import (
+    STATES,
+    Lab,
+    Outcome,
+    advises_again,
+    contents,
+    faults_of,
+    is_versioned,
+    payload,
+)
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "zeros": lambda data: bytes(len(data)),
+    "cut": lambda data: data[: len(data) // 2],
+}
+DAMAGED_STATES = tuple(state for state in STATES if not state.startswith("first"))
+HEALED = (
+    *("layers/*.parquet", "index/*.parquet", ".in9/checksums/*.json", ".in9/publishing.json"),
+    "results/*/predictions/*.parquet",
+)
+"""Kinds that the next run makes again, wherever in the output they lie; so are files of the
+work folder and of a stopped run."""
+READERS = ("verify", "evaluate", "report")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """Damage of a state, and the command that meets it.
+
+    Attributes:
+      kind, name: of the outcome.
+      state: of `STATES`.
+      file: relative to the output, what a message must name.
+      damage: does it to a copy of the state, in the folder of the trial.
+      command: of `Lab.commands`.
+      heals: whether the command must end well, with the dataset as it was.
+      strict: whether a silent success is none.
+      foreign_may_be_opened: whether the output leads there by a link.
+    """
+
+    kind: str
+    name: str
+    state: str
+    file: str
+    damage: Callable[[Path], None]
+    command: str
+    heals: bool = False
+    strict: bool = False
+    foreign_may_be_opened: bool = False
+
+    def __call__(self, lab: Lab) -> list[Outcome]:
+        """Tries it."""
+        with lab.trial() as trial:
+            output = trial / "out"
+            shutil.copytree(
+                lab.state(self.state), output, copy_function=shutil.copy2, symlinks=True
+            )
+            self.damage(trial)
+            path = output / self.file
+            damaged = path.read_bytes() if path.is_file() else None
+            victim = contents(trial / "victim")
+            command = lab.commands(output, versioned=is_versioned(self.state))[self.command]
+            foreign = "" if self.foreign_may_be_opened else str(trial / "victim")
+            ended = lab.run(trial, *command, foreign=foreign)
+            # The damaged file is named by its path from the output on, or from the dataset.
+            names = (self.file, os.path.realpath(path))
+            faults = faults_of(ended, *names)
+            now = contents(trial / "victim")
+            gone = [name for name in victim if now.get(name) != victim[name]]
+            if gone:
+                faults.append(f"outside of the output: {', '.join(gone[:3])} changed or deleted")
+            if advises_again(ended):
+                again = lab.run(trial, *command, foreign=foreign)
+                if again.code != 0:
+                    faults.append("'the same command again' does not help")
+            if ended.code == 0 and not faults:
+                after = path.read_bytes() if path.is_file() else None
+                faults += self._of_success(lab, output, ended.stderr, names, damaged, after)
+            elif self.heals and ended.code != 0:
+                faults.append("not healed")
+        return [Outcome(self.kind, self.name, tuple(faults), ended)]
+
+    def _of_success(
+        self,
+        lab: Lab,
+        output: Path,
+        said: str,
+        names: tuple[str, ...],
+        damaged: bytes | None,
+        after: bytes | None,
+    ) -> Iterator[str]:
+        is_named = any(name in said for name in names)
+        if self.strict and not is_named:
+            yield "accepted without a word"
+        if not self.heals:
+            return
+        if payload(output) != reference(lab, self.state, self.command):
+            yield "the dataset is another than without the damage"
+        if "/history/" in self.file:
+            return  # Read, or dropped, once there is something to compare with.
+        if damaged is not None and after == damaged:
+            yield "the damage is still there, without a word" if not is_named else "still there"
+        elif damaged is not None and not is_named:
+            yield "no warning names the file"
+
+
+def reference(lab: Lab, state: str, command: str) -> dict[str, str | bytes]:
+    """What a state must be after a command without damage."""
+    final = "versioned" if is_versioned(state) else "finished"
+    if command == "update":
+        final = "first version" if is_versioned(state) else "first"
+    return payload(lab.state(final))
+
+
+def kind_of(file: str) -> str:
+    """What a file is, without what tells it from others of its kind.
+
+    >>> kind_of("parquet/only_fg/val-00000-of-00002.parquet")
+    'parquet/*/*.parquet'
+    """
+    parts = file.split("/")
+    for at, part in enumerate(parts[:-1]):
+        if at and parts[at - 1] in ("parquet", "webdataset", "history", "staging", "results"):
+            parts[at] = part if part in ("figures", "latex") else "*"
+        elif part.startswith("v-"):
+            parts[at] = "v-*"
+    stem, dot, suffix = parts[-1].rpartition(".")
+    if re.search(r"\d", stem) or parts[-2:-1] in (["figures"], ["latex"], ["results"]):
+        parts[-1] = f"*{dot}{suffix}"
+    return "/".join(parts)
+
+
+def files_by_kind(output: Path) -> dict[str, str]:
+    """A file of each kind: of several the last, which is not the one that all is tried on."""
+    found: dict[str, str] = {}
+    for path in sorted(output.rglob("*")):
+        if path.is_file() and path.stat().st_size:
+            name = str(path.relative_to(output))
+            found[kind_of(name)] = name
+    return found
+
+
+def is_healed(kind: str) -> bool:
+    """Whether the next run makes files of a kind again."""
+    return kind.endswith(HEALED) or "/staging/" in kind or "/history/" in kind
+
+
+def damaged_files(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
+    """Every kind of file x empty, zeros, cut; each with `run`, and one of the readers."""
+    turn = itertools.cycle(READERS)
+    for state in states:
+        # What is in a version is in the dataset that jobs work on as well.
+        for kind, file in files_by_kind(lab.state(state)).items():
+            is_killed = state.startswith("killed")
+            if is_killed and kind in files_by_kind(lab.state("finished")):
+                continue
+            for name, damage in DAMAGES.items():
+
+                def harm(trial: Path, file: str = file, damage: Any = damage) -> None:
+                    path = trial / "out" / file
+                    data = path.read_bytes()
+                    # Files of versions are links of one another.
+                    path.unlink()
+                    path.write_bytes(damage(data))
+
+                commands = ["run"] if is_killed else ["run", next(turn)]
+                if "/history/" in kind:
+                    commands.append("update")
+                for command in commands:
+                    yield Fault(
+                        kind=f"{state}: {kind}",
+                        name=f"{name}, in9 {command}",
+                        state=state,
+                        file=file,
+                        damage=harm,
+                        command=command,
+                        heals=is_healed(kind)
+                        and command in ("run", "update")
+                        and not kind.startswith("v-"),
+                    )
+
+
+def power_cuts(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
+    """All records, memory, notes and predictions of a state at once."""
+    for state, name in itertools.product(states, DAMAGES):
+        files = [
+            str(path.relative_to(lab.state(state)))
+            for path in sorted(lab.state(state).rglob("*"))
+            if path.is_file() and is_healed(kind_of(str(path.relative_to(lab.state(state)))))
+        ]
+        files = [file for file in files if not file.startswith("v-")]
+
+        def harm(trial: Path, files: list[str] = files, name: str = name) -> None:
+            for file in files:
+                path = trial / "out" / file
+                data = path.read_bytes()
+                path.unlink()
+                path.write_bytes(DAMAGES[name](data))
+
+        # The first that is read.
+        yield Fault(
+            kind="power cut: all records, memory, notes and predictions",
+            name=f"{state}, {name}",
+            state=state,
+            file=next((file for file in files if "layers/" in file), files[0]),
+            damage=harm,
+            command="run",
+            heals=True,
+        )
+
+
+# Links, and what else may lie about.
+
+
+def _folders(lab: Lab) -> list[str]:
+    output = lab.state("finished")
+    return [
+        name
+        for path in sorted(output.rglob("*"))
+        if path.is_dir()
+        and (name := str(path.relative_to(output)))
+        and (name.count("/") == 0 or name in (".in9/tmp", ".in9/history", ".in9/checksums"))
+    ]
+
+
+def links(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
+    """Folders and files of the output that lie elsewhere, among files of somebody else."""
+    turn = itertools.cycle(READERS)
+    for folder in (*_folders(lab), ".in9/staging", ".in9/tmp"):
+
+        def harm(trial: Path, folder: str = folder) -> None:
+            path, victim = trial / "out" / folder, trial / "victim" / "moved"
+            victim.parent.mkdir(exist_ok=True)
+            if path.exists():
+                path.rename(victim)
+            else:
+                victim.mkdir()
+            for name in ("foreign.parquet", "val-00007-of-00008.parquet", "x/val-00003.tar"):
+                (victim / name).parent.mkdir(exist_ok=True)
+                (victim / name).write_bytes(b"somebody else's")
+            path.symlink_to(victim)
+
+        for command in ("update", "run", next(turn)):
+            yield _Linked(
+                kind="links: folders",
+                name=f"{folder}, in9 {command}",
+                state="finished",
+                file=folder,
+                damage=harm,
+                command=command,
+                foreign_may_be_opened=True,
+            )
+    for kind, file in files_by_kind(lab.state("finished")).items():
+
+        def replace(trial: Path, file: str = file) -> None:
+            path, victim = trial / "out" / file, trial / "victim" / "moved.file"
+            path.rename(victim)
+            path.symlink_to(victim)
+
+        yield Fault(
+            kind="links: files",
+            name=f"{kind}, in9 update",
+            state="finished",
+            file=file,
+            damage=replace,
+            command="update",
+            foreign_may_be_opened=True,
+        )
+
+
+class _Linked(Fault):
+    """A link of a folder: what is ours may change behind it, what is not may not."""
+
+    def __call__(self, lab: Lab) -> list[Outcome]:
+        with lab.trial() as trial:
+            output = trial / "out"
+            shutil.copytree(lab.state(self.state), output, copy_function=shutil.copy2)
+            self.damage(trial)
+            before = contents(trial / "victim")
+            command = lab.commands(output)[self.command]
+            ended = lab.run(trial, *command)
+            after = contents(trial / "victim")
+            faults = faults_of(ended, self.file)
+            theirs = [
+                name
+                for name, content in before.items()
+                if not name.startswith("moved/") or content == b"somebody else's"
+            ]
+            lost = [name for name in theirs if after.get(name) != before[name]]
+            if lost:
+                faults.append(f"outside of the output: {', '.join(lost[:3])} changed or deleted")
+        return [Outcome(self.kind, self.name, tuple(faults), ended)]
+
+
+def strays(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
+    """Files and folders in an output that are none of ours, and locks that are none."""
+    stray: list[tuple[str, bytes | None]] = []
+    for folder in ("", *_folders(lab)):
+        stray += [(os.path.join(folder, name), b"?") for name in (".nfs0001", ".DS_Store")]
+        stray.append((os.path.join(folder, "foreign", "notes.txt"), b"?"))
+    for data in (b"{}", b"[]", b"", b"7"):
+        stray.append(("results/foreign/summary.json", data))
+        stray.append((".in9/lock", data))
+        stray.append((".in9/lock-tables", data))
+        stray.append((".in9/publishing.json", data))
+        stray.append((".in9/manifest.previous.json", data))
+    stray.append((".in9/lock", b'{"host": "elsewhere", "pid": 1, "started": "1"}'))
+    stray.append((".in9/lock", b'{"dataflow": 3}'))
+    stray += [(".in9/lock", None), (".in9/staging/x/layers/val-00000.parquet", None)]
+    turn = itertools.cycle(("run", "evaluate", "update", "report"))
+    for name, data in stray:
+
+        def harm(trial: Path, name: str = name, data: bytes | None = data) -> None:
+            path = trial / "out" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir() if data is None else path.write_bytes(data)
+
+        commands = ("run", "report") if "lock" in name else (next(turn),)
+        for command in commands:
+            yield Fault(
+                kind="strays: locks" if "lock" in name else "strays",
+                name=f"{name} {data!r}, in9 {command}",
+                state="finished",
+                file=name,
+                damage=harm,
+                command=command,
+            )
+
+
+def swapped(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
+    """A folder where a file should be, and the reverse."""
+    turn = itertools.cycle(("run", *READERS))
+    found = {**files_by_kind(lab.state("finished")), **{name: name for name in _folders(lab)}}
+    for kind, file in found.items():
+
+        def harm(trial: Path, file: str = file) -> None:
+            path = trial / "out" / file
+            if path.is_dir():
+                shutil.rmtree(path)
+                path.write_bytes(b"?")
+            else:
+                path.unlink()
+                path.mkdir()
+                (path / "inside").write_bytes(b"?")
+
+        yield Fault(
+            kind="file and folder swapped",
+            name=f"{kind}, in9 {(command := next(turn))}",
+            state="finished",
+            file=file,
+            damage=harm,
+            command=command,
+        )
+
+
+FAMILIES = (damaged_files, power_cuts, links, strays, swapped)
