@@ -36,6 +36,8 @@ NUMBERS: tuple[Any, ...] = (10**9, -1, 10**400)
 VICTIM = "VICTIM"
 PATHS = ("../victim", VICTIM, "a/../../victim", "../victim/manifest.json", ".")
 """Where a name may lead; `VICTIM` stands for the absolute path."""
+FIELDS = 16
+"""How many fields of a minor document are tried, about."""
 STRICT = ("manifest.json", "latest.json")
 """Documents that every command reads, so that it must say what is wrong with them."""
 
@@ -43,7 +45,7 @@ STRICT = ("manifest.json", "latest.json")
 def fields(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Paths of all values in a document. Of a list the first entry stands for all, and so do the
     first two of many that are alike."""
-    if path:
+    if path or not isinstance(document, list | dict):
         yield path
     if isinstance(document, list):
         items = list(enumerate(document))[:1]
@@ -59,6 +61,8 @@ def fields(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 
 def with_value(document: Any, path: tuple[Any, ...], value: Any) -> Any:
     """A copy of a document with another value in one place."""
+    if not path:
+        return value
     changed = copy.deepcopy(document)
     place = changed
     for key in path[:-1]:
@@ -122,8 +126,10 @@ def wrong_documents(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
             def harm(trial: Path, file: str = file, data: bytes = data) -> None:
                 write_text(trial / "out" / file, data)
 
-            is_strict = kind.rpartition("/")[2] in STRICT and "/" not in kind
-            commands = ("run", *READERS) if is_strict else ("run", next(turn))
+            is_strict = kind in STRICT
+            commands = ("run", *READERS) if is_strict else (next(turn),)
+            if is_healed(kind):
+                commands = ("run",)
             for command in dict.fromkeys(commands):
                 yield Fault(
                     kind=f"whole document: {kind}",
@@ -139,21 +145,26 @@ def wrong_documents(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
 
 def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
     """Every field x wrong type, huge number, hostile path; the commands in turn."""
-    turn = itertools.cycle(("verify", "run", "verify", "report", "verify", "evaluate"))
+    main = itertools.cycle(("verify", "run", "verify", "report", "verify", "evaluate"))
+    # What only jobs read.
+    minor = itertools.cycle(("run", "run", "evaluate"))
     some = itertools.count()
     for state, kind, file, content in _documents(lab, states):
         is_main = kind in STRICT
-        for path in fields(content):
+        found = list(fields(content))
+        # Of a minor document some fields, spread evenly, and of each some values.
+        step = 1 if is_main else max(1, len(found) // FIELDS)
+        for path in found[::step]:
             before = value_at(content, path)
             wrong = [w for w in WRONG if type(w) is not type(before)]
             at = next(some)
-            # Of a minor document each field gets some, and all get all.
-            wrong = wrong if is_main else [wrong[at % len(wrong)], wrong[(at + 3) % len(wrong)]]
+            wrong = [wrong[(at + 3 * n) % len(wrong)] for n in range(4 if is_main else 1)]
             tries = [("wrong type", value) for value in wrong]
             if type(before) in (int, float):
-                tries += [("number", NUMBERS[at % 3])] + [("number", 10**9)] * is_main
+                tries += [("number", NUMBERS[at % 3])]
+                tries += [("number", 10**9)] if is_main and at % 3 else []
             if isinstance(before, str):
-                paths = PATHS if is_main or len(path) < 3 else PATHS[at % 3 : at % 3 + 1]
+                paths = PATHS if is_main or len(path) < 2 else PATHS[at % 4 : at % 4 + 1]
                 tries += [("path", value) for value in paths]
             for what, value in tries:
 
@@ -168,8 +179,8 @@ def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                     write_document(trial / "out" / file, changed, str(trial / "victim"))
 
                 # What may be null, or anything, only the one who wrote it knows.
-                free = value is None or path[0] in ("stages", "libraries") or before is None
-                command = next(turn)
+                free = value is None or path[:1] in (("stages",), ("libraries",)) or before is None
+                command = next(minor if is_healed(kind) else main)
                 place = ".".join(map(str, path))
                 yield Fault(
                     kind=f"field, {what}: {kind}",

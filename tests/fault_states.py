@@ -113,8 +113,8 @@ class Fault:
             return
         if payload(output) != reference(lab, self.state, self.command):
             yield "the dataset is another than without the damage"
-        if "/history/" in self.file:
-            return  # Read, or dropped, once there is something to compare with.
+        if not kind_of(self.file).endswith(HEALED) or "/history/" in self.file:
+            return  # Written anew without a look at it, or dropped.
         if damaged is not None and after == damaged:
             yield "the damage is still there, without a word" if not is_named else "still there"
         elif damaged is not None and not is_named:
@@ -164,14 +164,18 @@ def is_healed(kind: str) -> bool:
 
 def damaged_files(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
     """Every kind of file x empty, zeros, cut; each with `run`, and one of the readers."""
-    turn = itertools.cycle(READERS)
+    turn, some = itertools.cycle(READERS), itertools.cycle(DAMAGES.items())
+    seen: set[str] = set()
     for state in states:
-        # What is in a version is in the dataset that jobs work on as well.
         for kind, file in files_by_kind(lab.state(state)).items():
-            is_killed = state.startswith("killed")
-            if is_killed and kind in files_by_kind(lab.state("finished")):
+            if kind in seen:
                 continue
-            for name, damage in DAMAGES.items():
+            seen.add(kind)
+            # Versions hold what a dataset holds, once more: some damage of each kind will do.
+            damages = list(DAMAGES.items())
+            if is_versioned(state) and kind.count("/"):
+                damages = [next(some)]
+            for name, damage in damages:
 
                 def harm(trial: Path, file: str = file, damage: Any = damage) -> None:
                     path = trial / "out" / file
@@ -180,9 +184,9 @@ def damaged_files(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                     path.unlink()
                     path.write_bytes(damage(data))
 
-                commands = ["run"] if is_killed else ["run", next(turn)]
+                commands = ["run"] if state.startswith("killed") else ["run", next(turn)]
                 if "/history/" in kind:
-                    commands.append("update")
+                    commands = ["update"]
                 for command in commands:
                     yield Fault(
                         kind=f"{state}: {kind}",

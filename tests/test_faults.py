@@ -1,4 +1,4 @@
-"""A fixed sample of the faults that `scripts/faults` tries: one of each group."""
+"""A fixed sample of the faults that `scripts/faults` tries: one or more of each kind."""
 
 from __future__ import annotations
 
