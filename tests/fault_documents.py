@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fault_lab import Lab
+from fault_lab import WITHOUT_DATASET, Lab
 from fault_states import READERS, Fault, files_by_kind, is_healed
 
 DOCUMENTS = {
@@ -128,7 +128,7 @@ def wrong_documents(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
 
             is_strict = kind in STRICT
             commands = ("run", *READERS) if is_strict else (next(turn),)
-            if is_healed(kind):
+            if is_healed(kind) or state in WITHOUT_DATASET:
                 commands = ("run",)
             for command in dict.fromkeys(commands):
                 yield Fault(
@@ -181,7 +181,11 @@ def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                 # What may be null, or anything, only the one who wrote it knows.
                 free = value is None or path[:1] in (("stages",), ("libraries",)) or before is None
                 command = next(minor if is_healed(kind) else main)
+                command = "run" if state in WITHOUT_DATASET else command
                 place = ".".join(map(str, path))
+                # A value that could be is another configuration, or another number of samples.
+                also = ("the manifest says",) if command == "verify" else ()
+                also += ("(the dataset has", str(value)) if what != "wrong type" else ()
                 yield Fault(
                     kind=f"field, {what}: {kind}",
                     name=f"{place} = {str(value)[:30]!r}, in9 {command}",
@@ -190,6 +194,7 @@ def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                     damage=harm,
                     command=command,
                     strict=is_main and what == "wrong type" and not free,
+                    also=also if is_main else (),
                 )
 
 

@@ -236,6 +236,8 @@ STATES = {
     "killed in publish": ("first version", "run", r"1 /latest\.json$"),
 }
 """Of a dataset: (the state before, a command, where it is killed)."""
+WITHOUT_DATASET = ("killed in compose", "killed in commit")
+"""States in which there is nothing to read yet."""
 
 
 def is_versioned(state: str) -> bool:

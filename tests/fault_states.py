@@ -53,6 +53,7 @@ class Fault:
       heals: whether the command must end well, with the dataset as it was.
       strict: whether a silent success is none.
       foreign_may_be_opened: whether the output leads there by a link.
+      also: what names the place as well as the file's path does.
     """
 
     kind: str
@@ -64,6 +65,7 @@ class Fault:
     heals: bool = False
     strict: bool = False
     foreign_may_be_opened: bool = False
+    also: tuple[str, ...] = ()
 
     def __call__(self, lab: Lab) -> list[Outcome]:
         """Tries it."""
@@ -75,18 +77,20 @@ class Fault:
             self.damage(trial)
             path = output / self.file
             damaged = path.read_bytes() if path.is_file() else None
-            victim = contents(trial / "victim")
+            victim, held = contents(trial / "victim"), len(contents(output))
             command = lab.commands(output, versioned=is_versioned(self.state))[self.command]
             foreign = "" if self.foreign_may_be_opened else str(trial / "victim")
             ended = lab.run(trial, *command, foreign=foreign)
             # The damaged file is named by its path from the output on, or from the dataset.
-            names = (self.file, os.path.realpath(path))
+            names = (self.file, os.path.realpath(path), *self.also)
             faults = faults_of(ended, *names)
             now = contents(trial / "victim")
             gone = [name for name in victim if now.get(name) != victim[name]]
             if gone:
                 faults.append(f"outside of the output: {', '.join(gone[:3])} changed or deleted")
             if advises_again(ended):
+                if "emove it and" in ended.stderr and path.is_file():
+                    path.unlink()
                 again = lab.run(trial, *command, foreign=foreign)
                 if again.code != 0:
                     faults.append("'the same command again' does not help")
@@ -95,6 +99,9 @@ class Fault:
                 faults += self._of_success(lab, output, ended.stderr, names, damaged, after)
             elif self.heals and ended.code != 0:
                 faults.append("not healed")
+            there = len(contents(output))
+            if there < held / 2:
+                faults.append(f"of {held} files and folders of the output {there} are left")
         return [Outcome(self.kind, self.name, tuple(faults), ended)]
 
     def _of_success(
