@@ -78,6 +78,10 @@ def value_at(document: Any, path: tuple[Any, ...]) -> Any:
     return document
 
 
+_FREE = (("stages",), ("libraries",), ("segmenter",))
+"""Parts of a manifest that say how it was made, to people or as a whole."""
+
+
 def read_document(path: Path) -> Any:
     """A JSON file, or the JSON in the metadata of a Parquet file; None without any."""
     if path.suffix == ".json":
@@ -164,7 +168,11 @@ def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                 tries += [("number", NUMBERS[at % 3])]
                 tries += [("number", 10**9)] if is_main and at % 3 else []
             if isinstance(before, str):
-                paths = PATHS if is_main or len(path) < 2 else PATHS[at % 4 : at % 4 + 1]
+                paths = (
+                    PATHS
+                    if is_main or len(path) < 2 or "/" in before
+                    else PATHS[at % 4 : at % 4 + 1]
+                )
                 tries += [("path", value) for value in paths]
             for what, value in tries:
 
@@ -179,7 +187,7 @@ def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                     write_document(trial / "out" / file, changed, str(trial / "victim"))
 
                 # What may be null, or anything, only the one who wrote it knows.
-                free = value is None or path[:1] in (("stages",), ("libraries",)) or before is None
+                free = value is None or path[:1] in _FREE or before is None
                 command = next(minor if is_healed(kind) else main)
                 command = "run" if state in WITHOUT_DATASET else command
                 place = ".".join(map(str, path))

@@ -114,7 +114,7 @@ class Fault:
         after: bytes | None,
     ) -> Iterator[str]:
         is_named = any(name in said for name in names)
-        if self.strict and not is_named:
+        if self.strict and not is_named and after == damaged:
             yield "accepted without a word"
         if not self.heals:
             return
