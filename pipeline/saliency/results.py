@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
 from pipeline.results.csv_file import write_csv
-from pipeline.results.files import display_name, read_result
+from pipeline.results.files import display_name, results_named
 from pipeline.results.text_tables import aligned, interval
+from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
+from transforms.codec import TooManyPixelsError, UndecodableError, open_picture
 from transforms.geometry import Pixels
 from transforms.intervals import paired_bootstrap
 
@@ -89,12 +90,9 @@ def write_picture(store: Store, path: str, picture: Pixels, fingerprint: str) ->
 
 def has_picture(store: Store, path: str, fingerprint: str) -> bool:
     """Whether a map is there that was made from the same."""
-    if not store.exists(path):
-        return False
     try:
-        with store.open(path) as file, Image.open(file) as picture:
-            return bool(picture.info.get(_TEXT) == fingerprint)
-    except UnidentifiedImageError:
+        return bool(open_picture(store.read(path)).info.get(_TEXT) == fingerprint)
+    except (FileNotFoundError, UndecodableError, TooManyPixelsError):
         return False
 
 
@@ -104,7 +102,7 @@ def measure(store: Store, paths: Iterable[str], unit_of: Mapping[str, str]) -> d
 
     Images without any saliency do not count; without any other images, values are None.
     """
-    table = pa.concat_tables([pq.read_table(store.arrow_source(path)) for path in paths])
+    table = pa.concat_tables([read_table(store, path) for path in paths])
     rows = [row for row in table.to_pylist() if row["mass_in_mask"] is not None]
     found: dict[str, Any] = dict.fromkeys(
         ("mass_in_mask", "ci_low", "ci_high", "mask_area", "concentration")
@@ -126,7 +124,7 @@ def shown_rows(
     """`maps` of saliency.json: a row for each image that is shown, in their order."""
     found: dict[str, dict[str, Any]] = {}
     for path in paths:
-        for row in pq.read_table(store.arrow_source(path)).to_pylist():
+        for row in read_table(store, path).to_pylist():
             found[row["key"]] = row
     names = ("key", "label", "mass_in_mask", "prediction")
     return [
@@ -143,11 +141,7 @@ def number(value: float) -> float | None:
 def read_saliency(store: Store, dataset: str) -> list[dict[str, Any]]:
     """What saliency.json says of every model on the dataset with this fingerprint, in order of
     its folder. A model that failed has `error` instead of numbers."""
-    found = [
-        read_result(store, path)
-        for path in store.walk("results")
-        if path.count("/") == 2 and path.endswith("/saliency.json")
-    ]
+    found = results_named(store, "saliency.json")
     return [content for content in found if content["dataset"] == dataset]
 
 
