@@ -56,12 +56,15 @@ def job_log(path: str, *, worker_processes: bool = False) -> Iterator[None]:
         error at length.
     """
     os.makedirs(os.path.dirname(path), exist_ok=True)
+    # Anew, and not through a link that may lie there.
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)
     root = logging.getLogger()
     others = list(root.handlers)
     keep = False
     with contextlib.ExitStack() as stack:
         # Unbuffered: what a full disk does not take is lost, and not in the way at the end.
-        stream = stack.enter_context(open(path, "wb", buffering=0))
+        stream = stack.enter_context(open(path, "xb", buffering=0))
         file = _Handler(io.TextIOWrapper(stream, "utf-8", write_through=True))
         file.setFormatter(logging.Formatter(_FORMAT))
         if worker_processes:
