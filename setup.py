@@ -66,6 +66,7 @@ setup(
         "jinja2>=3.1",
         "markupsafe>=2.1",
         "matplotlib>=3.9",
+        "msgspec>=0.20",
         "numba>=0.68",
         "numpy>=2.0",
         "opencv-python-headless>=4.10.0.84",

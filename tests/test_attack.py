@@ -326,6 +326,7 @@ def test_a_dataset_without_a_variant_is_refused_by_its_name(
 ) -> None:
     manifest = json.loads((sample_run / "manifest.json").read_text())
     manifest["config"]["variants"].remove("fg_mask")
+    del manifest["samples"]["val"]["fg_mask"]
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     attack(tmp_path, code=2)
     assert "the dataset has no fg_mask" in capsys.readouterr().err

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,10 +16,11 @@ from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST, Manifest
 from pipeline.dataset.shards import ShardCounts
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError
 from pipeline.results.files import all_summaries
 from pipeline.storage.files import absolute
 from pipeline.storage.store import Store
+from transforms.variants import PAPER
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -35,9 +35,17 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     """A folder with the manifest of a dataset, and nothing of what it names."""
-    parts = ("libraries", "shards", "images", "rejections", "samples")
-    nothing: dict[str, Any] = {name: {} for name in parts}
-    manifest = Manifest(config=DatasetConfig(), fingerprint="0", files=(), **nothing)
+    counted = ("listed", "outside_taxonomy", "other_files", "accepted", "rejected", "selected")
+    manifest = Manifest(
+        config=DatasetConfig(),
+        fingerprint="0" * 32,
+        libraries={},
+        shards={"val": ShardCounts(1, 1)},
+        images={"val": dict.fromkeys(counted, 0)},
+        rejections={"val": {}},
+        samples={"val": {variant: {} for variant in PAPER}},
+        files=(),
+    )
     Store(str(tmp_path / "dataset")).write(MANIFEST, manifest.to_json())
     return tmp_path / "dataset"
 
@@ -189,17 +197,17 @@ def test_a_manifest_of_another_kind_is_refused(
 ) -> None:
     (tmp_path / "manifest.json").write_text('{"format": "other", "format_version": 7}')
     assert "version 7" in refusal(capsys, "verify", "--dataset", tmp_path)
-    (tmp_path / "manifest.json").write_text("[")
-    assert "not a manifest" in refusal(capsys, "verify", "--dataset", tmp_path)
-    (tmp_path / "manifest.json").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "manifest.json").write_text("[]")
     assert "If it is damaged, remove it" in refusal(capsys, "verify", "--dataset", tmp_path)
+    for damaged in (b"", b"[", b"\xff\xfe\x00"):
+        (tmp_path / "manifest.json").write_bytes(damaged)
+        assert "holds no finished dataset" in refusal(capsys, "verify", "--dataset", tmp_path)
     with pytest.raises(ValueError, match="made by a newer release: flags later are not known"):
         DatasetConfig.from_flags({**DatasetConfig().flags(), "later": 1})
 
 
 def test_a_damaged_shard_is_named(dataset: Path) -> None:
     opened = Dataset.open(Store(str(dataset)))
-    opened.manifest.shards["val"] = ShardCounts(1, 1)
     path = dataset / "parquet" / "original" / "val-00000-of-00001.parquet"
     for _ in range(2):
         with pytest.raises(JobError, match=rf"{path} cannot be read .*; see: in9 verify"):
@@ -208,11 +216,15 @@ def test_a_damaged_shard_is_named(dataset: Path) -> None:
         path.write_bytes(b"junk")
 
 
-def test_damaged_results_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b'{"model": 1}'])
+def test_damaged_results_are_named(
+    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     store = Store(str(tmp_path))
-    store.write("results/model/summary.json", b"{")
-    with pytest.raises(UsageError, match=r"summary.json is damaged .*remove it"):
-        all_summaries(store)
+    store.write("results/model/summary.json", content)
+    assert all_summaries(store) == []
+    (message,) = caplog.messages
+    assert str(tmp_path / "results/model/summary.json") in message
 
 
 @pytest.mark.parametrize("command", COMMANDS)

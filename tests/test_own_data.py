@@ -26,6 +26,7 @@ from pipeline.sources.layout import find_layout
 from pipeline.sources.listing import SourceImage, list_images
 from pipeline.sources.place import read_place
 from pipeline.sources.taxonomy_file import read_taxonomy
+from pipeline.storage.state_files import parse_json
 from pipeline.storage.store import Store
 from transforms.annotations import AnnotationError, Box, parse_annotation
 from transforms.scoring import classes_of_outputs, labels_of_outputs
@@ -139,7 +140,7 @@ def test_roots_of_ones_own_make_a_taxonomy() -> None:
     dog, cat, fish = (found.label_of(wnid) for wnid in ("n02085620", "n02123045", "n01440764"))
     assert (dog, cat, fish) == (0, 1, OUTSIDE)
     assert np.array_equal(labels_of_outputs(1000, found), found.labels)
-    assert Taxonomy.from_json(json.loads(json.dumps(found.to_json()))) == found
+    assert parse_json(json.dumps(found.to_json()).encode(), Taxonomy) == found
     # The other way round nothing is left.
     for wrong, why in (
         ("n02075296,n02084071", "holds no class that the roots before it do not hold"),

@@ -66,7 +66,7 @@ def hostile_run(report_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         content = json.loads((folder / f"{name}.json").read_text())
         (folder / f"{name}.json").write_text(json.dumps({**content, "model": HOSTILE}))
     failed = {key: summary[key] for key in ("dataset", "evaluation")}
-    failed |= {"model": "none/such", "error": f"it said {HOSTILE}"}
+    failed |= {"model": "none/such", "entry": "none/such", "error": f"it said {HOSTILE}"}
     parts = ("accuracy", "gaps", "per_class", "confusion", "decomposition", "groups", "sizes")
     failed |= {part: [] for part in parts}
     folder = results / result_folder("none/such", summary["evaluation"])

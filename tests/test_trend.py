@@ -310,6 +310,7 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
     # A part of ImageNet does not compare with all of it: figures on one set of images at a time.
     def measure(model: str, **other: Any) -> None:
         part = {"n": 10, "classes": 3, "listing": "part", "top1": 0.5, "weights_sha256": "ab" * 32}
+        part |= {"model": model, "ci_low": 0.2, "ci_high": 0.8}
         content = json.dumps({**part, **other}).encode()
         store.update(imagenet_file(model), content)
 

@@ -173,10 +173,10 @@ def test_a_version_is_whole_or_has_no_manifest(
     assert main(["verify", "--dataset", versions.output.root]) == 0
     assert reading_store(versions.output.root) == versions.output.below(name)
     # What a job left that was killed while it published something else.
-    half = Path(versions.output.root) / "v-half"
+    half = Path(versions.output.root) / "v-0123456789ab"
     half.mkdir()
     (half / "README.md").write_text("")
-    (Path(versions.output.root) / ".in9" / "publishing.json").write_text('"v-half"')
+    (Path(versions.output.root) / ".in9" / "publishing.json").write_text('"v-0123456789ab"')
     publish(versions)
     assert not half.exists()
 

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.attack.plan import AttackGrid, Attacking, Side
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import ShardFiles, read_about, with_labels, write_table
 from pipeline.results.files import result_folder
+from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.adversarial import (
     UNTRIED,
@@ -92,7 +92,7 @@ def chunk_table(foregrounds: Side, predictions: Grid, num_labels: int) -> pa.Tab
 
 def read_chunk(store: Store, path: str) -> tuple[Grid, Labels]:
     """The inverse of `chunk_table`: predictions (rules, C, B) int16, labels (C,) int64."""
-    table = pq.read_table(store.arrow_source(path))
+    table = read_table(store, path)
     grids = [
         table[rule]
         .combine_chunks()

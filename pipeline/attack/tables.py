@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from pipeline.results.csv_file import write_csv
-from pipeline.results.files import read_result
+from pipeline.results.files import results_named
+from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 
 ATTACK_COLUMNS = (
@@ -59,11 +58,7 @@ def read_attacks(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list
       (attacks on this dataset, names of models whose attack is of an earlier one). An attack
       that failed has `error` instead of `rules`.
     """
-    attacks = [
-        read_result(store, path)
-        for path in store.walk("results")
-        if path.count("/") == 2 and path.endswith("/attack.json")
-    ]
+    attacks = list(results_named(store, "attack.json"))
     current = [attack for attack in attacks if attack["dataset"] == dataset]
     return current, [attack["model"] for attack in attacks if attack["dataset"] != dataset]
 
@@ -94,7 +89,7 @@ def _background_rows(
         file = attack.get("backgrounds_file")
         if not file or not store.exists(file):
             continue
-        backgrounds = pq.read_table(store.arrow_source(file)).to_pylist()
+        backgrounds = read_table(store, file).to_pylist()
         for rule in attack["rules"]:
             for row in backgrounds:
                 if row[rule] is not None and row["foregrounds"]:

@@ -11,16 +11,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+import re
+from typing import Annotated, Any
+
+import msgspec
 
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST, read_manifest
 from pipeline.results.files import all_summaries, predictions_file, result_folder, summary_file
+from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 
 HISTORY = f"{WORK_FOLDER}/history"
 _NOTE = f"{HISTORY}/history.json"
+
+_STATE_NAME = re.compile("[0-9a-f]{32}")
+StateName = Annotated[str, msgspec.Meta(pattern=rf"\A{_STATE_NAME.pattern}\Z")]
 
 Summary = dict[str, Any]
 
@@ -78,18 +85,13 @@ class History:
       now: name of the one that was found last.
     """
 
-    before: str | None = None
-    now: str | None = None
+    before: StateName | None = None
+    now: StateName | None = None
 
 
 def read_history(store: Store) -> History:
-    """What is kept; nothing if the note is not there or is of another kind."""
-    if not store.exists(_NOTE):
-        return History()
-    try:
-        return History(**json.loads(store.read(_NOTE)))
-    except (TypeError, ValueError):
-        return History()
+    """What is kept; nothing if there is no note."""
+    return read_json(store, _NOTE, History) or History()
 
 
 def read_state(store: Store, name: str | None) -> State | None:
@@ -112,8 +114,7 @@ def keep_state(state: State) -> None:
 def write_history(store: Store, history: History) -> None:
     """Notes which states are kept, and removes all others."""
     store.update(_NOTE, json.dumps(dataclasses.asdict(history), sort_keys=True).encode())
-    kept = {_NOTE.rpartition("/")[2], history.before, history.now}
     names = {path.split("/")[2] for path in store.walk(HISTORY)}
-    for name in sorted(names):
-        if name not in kept:
+    for name in sorted(names - {history.before, history.now}):
+        if _STATE_NAME.fullmatch(name):
             store.delete_tree(f"{HISTORY}/{name}")

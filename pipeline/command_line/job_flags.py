@@ -12,6 +12,7 @@ from importlib import resources
 from pipeline.command_line.versions import check_versioned
 from pipeline.dataset.config import DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
+from pipeline.dataset.shards import DATA_FOLDERS
 from pipeline.errors import UsageError
 from pipeline.generate.job import Job
 from pipeline.generate.own_variants import versioned
@@ -25,6 +26,7 @@ from pipeline.sources.manifest import is_coco_manifest, tells_splits
 from pipeline.sources.shapes import MANIFEST
 from pipeline.sources.taxonomy_file import read_taxonomy
 from pipeline.storage.files import absolute, is_below
+from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import EXTERNAL, WHOLE, select_variants
@@ -102,7 +104,7 @@ def remember_input(arguments: argparse.Namespace, store: Store) -> None:
     Raises:
       UsageError: the folder cannot be written.
     """
-    source = absolute(arguments.input) if arguments.input else None
+    source = absolute(arguments.input) if arguments.input else ""
     try:
         store.update(_INPUT, json.dumps(source).encode())
     except OSError as error:
@@ -112,11 +114,8 @@ def remember_input(arguments: argparse.Namespace, store: Store) -> None:
 
 def _check_input(given: str | None, store: Store) -> None:
     """Refuses to turn a dataset into one of the sample because a flag was forgotten."""
-    try:
-        known = json.loads(store.read(_INPUT)) if store.exists(_INPUT) else None
-    except ValueError:
-        known = None  # Damaged: it is written anew.
-    if given is None and known is not None:
+    known = read_json(store, _INPUT, str)
+    if given is None and known:
         raise UsageError(
             f"no --input, but {store.root} was made from {known}; give --input, or add "
             "--overwrite to replace it by the sample"
@@ -199,6 +198,8 @@ def _check_output(store: Store, manifest: Manifest | None) -> None:
         raise UsageError(
             f"--output {store.root} is a link to {os.readlink(store.root)}, which is not there"
         )
+    for folder in (*DATA_FOLDERS, "results", WORK_FOLDER):
+        store.own_path(f"{folder}/file")  # Not hours later, when one is written.
     if manifest is not None and manifest.config.is_imported:
         raise UsageError(
             f"--output {store.root} was imported, and cannot be made from images; choose another "

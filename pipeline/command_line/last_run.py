@@ -25,6 +25,7 @@ from pipeline.results.files import display_name, read_summaries
 from pipeline.runner.progress import Progress
 from pipeline.storage.files import FileInfo
 from pipeline.storage.lock import DATASET_LOCK, release
+from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 
 if TYPE_CHECKING:
@@ -139,13 +140,7 @@ class End(beam.DoFn):
 
 def read_note(output: Store) -> dict[str, Any]:
     """What the last job that ended well has left; empty if none has."""
-    if not output.exists(LAST_RUN):
-        return {}
-    try:
-        note: dict[str, Any] = json.loads(output.read(LAST_RUN))
-        return note if "summary" in note else {}
-    except ValueError:
-        return {}
+    return read_json(output, LAST_RUN, dict[str, Any]) or {}
 
 
 def line_of(summary: Mapping[str, Any]) -> str:
@@ -157,4 +152,4 @@ def say_summary(output: Store) -> None:
     """Prints the line of the job that has just ended, unless a person reads along: the
     closing words say the same."""
     if not sys.stdout.isatty():
-        print(line_of(read_note(output)["summary"]))
+        print(line_of(read_note(output).get("summary", {})))

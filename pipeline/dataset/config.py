@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from pipeline.dataset.fingerprints import (
     COMPOSE_VERSION,
@@ -41,6 +43,7 @@ _IMPORTED = (
 FORMATS = ("parquet", "webdataset")
 ENCODINGS = ("jpg", "png")
 SELECTIONS = ("in9", "in9l")
+_Config = TypeVar("_Config", "SegmentConfig", "ComposeConfig", "DatasetConfig")
 OBJECTS = ("one", "largest", "union", "each")
 CROPS = ("center", "pad")
 
@@ -274,25 +277,26 @@ class DatasetConfig:
 
     @classmethod
     def from_flags(cls, flags: Mapping[str, Any]) -> DatasetConfig:
-        """The inverse of `flags`; also takes a manifest's lists. Unknown names are an error."""
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()
-        }
+        """The inverse of `flags`; also takes a manifest's lists.
 
+        Raises:
+          ValueError: an unknown name, or a value of another type or out of range.
+        """
+        values = dict(flags)
         if values.get("origin") == "imported":
             # Unknown, and never less than the size.
             values.setdefault("resize", values["image_size"])
 
-        def take(kind: type) -> dict[str, Any]:
+        def take(kind: type[_Config]) -> _Config:
             names = [field.name for field in dataclasses.fields(kind)]
-            return {name: values.pop(name) for name in names if name in values}
+            return msgspec.convert({n: values.pop(n) for n in names if n in values}, kind)
 
-        segment = SegmentConfig(**take(SegmentConfig))
-        compose = ComposeConfig(**take(ComposeConfig))
-        unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f"made by a newer release: flags {', '.join(unknown)} are not known")
-        return cls(segment=segment, compose=compose, **values)
+        segment, compose = take(SegmentConfig), take(ComposeConfig)
+        whole = take(cls)
+        if values:
+            unknown = ", ".join(sorted(values))
+            raise ValueError(f"made by a newer release: flags {unknown} are not known")
+        return dataclasses.replace(whole, segment=segment, compose=compose)
 
     def differing_flags(self, other: DatasetConfig) -> list[str]:
         """Names of the flags whose values differ."""

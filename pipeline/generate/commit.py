@@ -13,7 +13,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipeline.dataset.card import CARD_FILES, card_files
+from pipeline.dataset.card import card_files
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import COMPOSE_VERSION, fingerprint
 from pipeline.dataset.manifest import (
@@ -25,7 +25,7 @@ from pipeline.dataset.manifest import (
     stage_versions,
 )
 from pipeline.dataset.records import ACCEPTED
-from pipeline.dataset.shards import DATA_FOLDERS
+from pipeline.dataset.shards import CARD_FILES, DATA_FOLDERS
 from pipeline.errors import JobError
 from pipeline.generate.compose import ComposedShard
 from pipeline.generate.plan import check_complete
@@ -160,7 +160,7 @@ class Commit(beam.DoFn):
             cards = [store.write(path, data) for path, data in card_files(manifest, self._taxonomy)]
             files = sorted((*manifest.files, *cards), key=lambda file: file.path)
             manifest = dataclasses.replace(manifest, files=tuple(files))
-            store.write(MANIFEST, manifest.to_json())
+            store.write(MANIFEST, manifest.to_json(), durable=True)
             store.delete(PREVIOUS_MANIFEST)
             count("commits")
         store.delete_tree(STAGING)
@@ -170,14 +170,16 @@ class Commit(beam.DoFn):
     def _check_complete(
         self, manifest: Manifest, old: Manifest | None, waiting: dict[str, str]
     ) -> None:
-        """Makes sure, before anything is removed, that every file is there, and that none of
-        those in place has changed since it was committed.
+        """Makes sure, before anything is removed, that every file is there and lies in folders of
+        ours, and that none of those in place has changed since it was committed.
 
         Args:
           waiting: final path to staged path; a repeated Commit finds some in place already.
         """
         known = {} if old is None else {file.path: file for file in old.files}
         there = self._there()
+        for path in (*(f"{folder}/" for folder in DATA_FOLDERS), *(f.path for f in manifest.files)):
+            self._store.own_path(path)
         for file in manifest.files:
             source = waiting.get(file.path)
             if source is not None and source in there:

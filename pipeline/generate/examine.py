@@ -25,6 +25,7 @@ from pipeline.generate.cut_source import shard_fingerprint, source_digest
 from pipeline.runner.counters import timed
 from pipeline.sources.checksums import Checksums
 from pipeline.sources.listing import SourceShard
+from pipeline.storage.state_files import read_intact
 
 REBUILT_SHARE = 0.1
 """Share of the source shards that is made again without being asked for; one always is."""
@@ -142,10 +143,9 @@ class CountRebuild(beam.DoFn):
     def _count(self, examined: ExaminedShard) -> Rebuild:
         shard = examined.shard
         record = layer_record(shard.totals.split, shard.shard)
-        before: dict[str, str] = {}
-        if self._store.exists(record):
-            rows = read_rows(self._store, record, ["path", "source_digest"])
-            before = {row["path"]: row["source_digest"] for row in rows}
+        columns = ["path", "source_digest"]
+        rows = read_intact(self._store, record, lambda: read_rows(self._store, record, columns))
+        before = {row["path"]: row["source_digest"] for row in rows or ()}
         names = [printable(image.name) for image in shard.images]
         after = dict(zip(names, examined.digests, strict=True))
         return Rebuild(

@@ -111,7 +111,7 @@ def comparable_top1(
 def _measured(store: Store, summary: Mapping[str, Any]) -> dict[str, Any] | None:
     """What imagenet.json says of the present weights of a model."""
     path = imagenet_file(result_folder(summary["model"], summary["evaluation"]))
-    measured: dict[str, Any] = read_result(store, path) if store.exists(path) else {}
+    measured = read_result(store, path) or {}
     is_current = "top1" in measured and measured["weights_sha256"] == summary["weights_sha256"]
     return measured if is_current else None
 
@@ -149,9 +149,9 @@ def describe_imagenet(store: Store, summaries: Iterable[Mapping[str, Any]]) -> s
     lines = []
     for summary in summaries:
         path = imagenet_file(result_folder(summary["model"], summary["evaluation"]))
-        if not store.exists(path):
-            continue
         found = read_result(store, path)
+        if found is None:
+            continue
         if "error" in found:
             lines.append(f"ImageNet top-1, {found['model']}: not measured: {found['error']}")
         else:

@@ -18,7 +18,6 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.dataset.fingerprints import EVALUATE_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
@@ -39,6 +38,7 @@ from pipeline.results.trend import write_trend
 from pipeline.runner.counters import count, count_written, timed
 from pipeline.storage.files import files_of
 from pipeline.storage.lock import TABLES_LOCK, held, model_lock
+from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.intervals import wilson
 from transforms.taxonomy import Taxonomy
@@ -202,7 +202,7 @@ def _accuracy(
     """A model's folder, and what its imagenet.json says."""
     about = json.loads(shards[0].about)
     folder = str(about.pop("folder"))
-    tables = [pq.read_table(store.arrow_source(shard.path)) for shard in shards]
+    tables = [read_table(store, shard.path) for shard in shards]
     predictions = pa.concat_tables(tables)
     labels, outputs = (predictions[name].to_numpy() for name in ("label", "prediction"))
     n, correct = len(labels), int((labels == outputs).sum())

@@ -42,12 +42,9 @@ def write_matrix(store: Store, content: Mapping[str, Any]) -> bool:
 
 def read_matrices(store: Store, dataset: str) -> list[dict[str, Any]]:
     """What is said of every network on the dataset with this fingerprint, by name."""
-    found = [
-        read_result(store, path)
-        for path in store.walk(FOLDER)
-        if path.count("/") == 2 and path.endswith(".json")
-    ]
-    return [content for content in found if content["dataset"] == dataset]
+    paths = (path for path in store.walk(FOLDER) if path.count("/") == 2)
+    found = (read_result(store, path) for path in paths if path.endswith(".json"))
+    return [content for content in found if content and content["dataset"] == dataset]
 
 
 def write_matrix_tables(store: Store, dataset: str) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ from pipeline.runner.progress import Progress
 from pipeline.runner.run import local_options, run_pipeline
 from pipeline.storage.files import absolute, is_below
 from pipeline.storage.lock import DATASET_LOCK, held
+from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.taxonomy import Taxonomy, imagenet9
 
@@ -134,10 +135,10 @@ def _listing(arguments: argparse.Namespace, source: str, store: Store) -> Releas
 
 def _is_there(store: Store, released: Released) -> bool:
     manifest = read_manifest(store)
-    if manifest is None or not store.exists(_NOTE):
+    if manifest is None:
         return False
     note = {"listing": released.fingerprint, "dataset": manifest.fingerprint}
-    return bool(json.loads(store.read(_NOTE)) == note) and all(
+    return read_json(store, _NOTE, dict[str, str]) == note and all(
         size == file.bytes
         for file, size in zip(
             manifest.files, store.sizes_of([file.path for file in manifest.files]), strict=True

@@ -112,11 +112,11 @@ def gather(dataset: Dataset, taxonomy: Taxonomy) -> Evidence:
         parts = path.split("/")
         if len(parts) == 3 and parts[2] in ("attack.json", "saliency.json"):
             content = read_result(store, path)
-            if content["dataset"] == fingerprint:
+            if content is not None and content["dataset"] == fingerprint:
                 of_folder.setdefault(parts[1], {})[parts[2].partition(".")[0]] = content
     models = _named([_model(folder, parts) for folder, parts in of_folder.items()])
-    trend = read_result(store, TREND) if store.exists(TREND) else None
-    if trend and trend.get("dataset", fingerprint) != fingerprint:
+    trend = read_result(store, TREND)
+    if trend and trend["dataset"] != fingerprint:
         trend = None
     matrices = read_matrices(store, fingerprint)
     return Evidence(

@@ -9,11 +9,11 @@ from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
 from pipeline.dataset.folder import Dataset
 from pipeline.report.evidence import Evidence, ModelResults
 from pipeline.results.files import predictions_file
+from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.hashing import keyed_hash
 from transforms.scoring import PAPER_RULE
@@ -87,7 +87,7 @@ def _failures(
         if not store.exists(path):
             continue
         columns = ["variant", "key", "correct"]
-        table = pq.read_table(store.arrow_source(path), columns=columns, filters=wanted)
+        table = read_table(store, path, columns=columns, filters=wanted)
         same: set[str] = set()
         others: set[str] = set()
         for variant, key, correct in zip(
@@ -115,5 +115,5 @@ def read_predictions_of(
     wanted = ds.field("key").isin(list(keys)) & ds.field("variant").isin(dataset.picture_variants)
     for path in paths:
         if store.exists(path):
-            table = pq.read_table(store.arrow_source(path), columns=columns, filters=wanted)
+            table = read_table(store, path, columns=columns, filters=wanted)
             yield from table.to_pylist()

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.shards import index_file
 from pipeline.results.files import predictions_file, read_predictions, result_folder
+from pipeline.storage.state_files import parse_parquet
 from pipeline.storage.store import Store
 from pipeline.training.parts import Holdout, keys_for_test
 from transforms.scoring import LABEL_RULES
@@ -111,9 +112,13 @@ def _places(keys: pa.ChunkedArray, known: pa.Array) -> NDArray[np.int64]:
 
 def _read_columns(store: Store, path: str, columns: list[str]) -> pa.Table:
     """Those of the columns that a file has."""
-    with pq.ParquetFile(store.arrow_source(path)) as file:
-        there = set(file.schema_arrow.names)
-        return file.read(columns=[name for name in columns if name in there])
+
+    def read(source: Any) -> pa.Table:
+        with pq.ParquetFile(source) as file:
+            there = set(file.schema_arrow.names)
+            return file.read(columns=[name for name in columns if name in there])
+
+    return parse_parquet(store, path, read)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

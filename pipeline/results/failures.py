@@ -53,7 +53,7 @@ def note_failure(
     """
     path = file(result_folder(failed.model, how))
     fingerprint = dataset.manifest.fingerprint
-    summary: dict[str, Any] = read_result(store, path) if store.exists(path) else {}
+    summary = read_result(store, path) or {}
     if summary.get("dataset") == fingerprint and "error" not in summary:
         summary |= {"last_error": failed.error, "entry": failed.entry}
     else:
@@ -77,7 +77,7 @@ def forget_failure(
     """Removes what `note_failure` wrote under an entry of `--models` that has been evaluated
     under its full name since."""
     path = file(result_folder(spec, how))
-    if spec != model and store.exists(path) and "error" in read_result(store, path):
+    if spec != model and "error" in (read_result(store, path) or {}):
         store.delete(path)
 
 

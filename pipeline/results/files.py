@@ -11,13 +11,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import msgspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.errors import UsageError
+from pipeline.results.forms import (
+    Attack,
+    Failed,
+    ImageNet,
+    Matrix,
+    NotMeasured,
+    Saliency,
+    Summary,
+    Trend,
+)
+from pipeline.storage.state_files import parse_json, read_intact, read_table
 from pipeline.storage.store import Store
 
 SUMMARY_VERSION = 3
@@ -26,6 +36,15 @@ are made again from the predictions, without the model."""
 
 PARTS = ("accuracy", "gaps", "per_class", "confusion", "decomposition", "groups", "sizes", "power")
 """Parts of a summary, a list of rows each, which `pipeline.results.tables` writes."""
+
+_FORMS: dict[str, tuple[Any, Any]] = {
+    "summary.json": (Summary, Failed),
+    "attack.json": (Attack, Failed),
+    "saliency.json": (Saliency, Failed),
+    "imagenet.json": (ImageNet, NotMeasured),
+    "trend.json": (Trend, Trend),
+}
+"""What a result's file holds by its name, and what it holds if the model failed."""
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -85,25 +104,42 @@ def read_predictions(store: Store, paths: Iterable[str]) -> pa.Table:
       Columns `label_rule`, `variant`, `fg_key`, `bg_key`, `label` and `prediction`.
     """
     columns = ["label_rule", "variant", "fg_key", "bg_key", "label", "prediction"]
-    tables = [pq.read_table(store.arrow_source(path), columns=columns) for path in paths]
+    tables = [read_table(store, path, columns=columns) for path in paths]
     return pa.concat_tables(tables).unify_dictionaries()
 
 
-def read_result(store: Store, path: str) -> dict[str, Any]:
-    """The JSON file of a result.
+def read_result(store: Store, path: str) -> dict[str, Any] | None:
+    """The JSON file of a result, whose name says its form; None if it is not there, or damaged.
 
     Raises:
-      UsageError: it is none.
       OSError: it cannot be read.
     """
-    try:
-        content = json.loads(store.read(path))
-    except ValueError as error:
-        raise UsageError(
-            f"{store.path(path)} is damaged ({error}); remove it, and make it again"
-        ) from error
-    found: dict[str, Any] = content
-    return found
+    return read_intact(store, path, lambda: _parse_result(store.read(path), path))
+
+
+def _parse_result(data: bytes, path: str) -> dict[str, Any]:
+    """Raises ValueError for what is not the result that belongs there."""
+    content = parse_json(data, dict[str, Any])
+    _, folder, *rest = path.split("/")
+    if folder == "matrix" and rest:
+        msgspec.convert(content, Matrix)
+        return content
+    form, failed = _FORMS[path.rpartition("/")[2]]
+    msgspec.convert(content, failed if "error" in content else form)
+    # Folders are named by how a model runs on the dataset, and not on ImageNet's own pictures.
+    is_named = form is not ImageNet and "evaluation" in content
+    if is_named and result_folder(content["model"], content["evaluation"]) != folder:
+        raise ValueError(f"it is of {content['model']}, whose results lie elsewhere")
+    return content
+
+
+def results_named(store: Store, name: str) -> Iterator[dict[str, Any]]:
+    """All models' results of one name, such as `attack.json`, in order of their folder."""
+    for path in sorted(store.walk("results"), key=lambda path: path.split("/")):
+        if path.count("/") == 2 and path.endswith(f"/{name}"):
+            content = read_result(store, path)
+            if content is not None:
+                yield content
 
 
 def all_summaries(store: Store) -> list[dict[str, Any]]:
@@ -111,11 +147,8 @@ def all_summaries(store: Store) -> list[dict[str, Any]]:
 
     What a model that failed does not have is an empty list.
     """
-    return [
-        {**{part: [] for part in PARTS}, **read_result(store, path)}
-        for path in sorted(store.walk("results"), key=lambda path: path.split("/"))
-        if path.count("/") == 2 and path.endswith("/summary.json")
-    ]
+    empty: dict[str, Any] = {part: [] for part in PARTS}
+    return [{**empty, **summary} for summary in results_named(store, "summary.json")]
 
 
 def is_current(summary: Mapping[str, Any], dataset: str) -> bool:

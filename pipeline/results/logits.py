@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_about, read_rows
 from pipeline.dataset.shards import index_file
 from pipeline.dataset.sinks import Sample
+from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.hashing import keyed_hashes
 
@@ -154,7 +154,7 @@ def read_logits(store: Store, paths: Iterable[str]) -> KeptLogits | None:
     for path in paths:
         about = read_about(store, path)
         if about is not None:
-            tables.append(pq.read_table(store.arrow_source(path)))
+            tables.append(read_table(store, path))
             fingerprints.append(about.fingerprint)
     if not sum(table.num_rows for table in tables):
         return None

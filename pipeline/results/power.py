@@ -44,10 +44,10 @@ def power_of(dataset: Dataset, images: Images, folder: str, split: str) -> list[
     places = images.positions(pa.chunked_array([pa.array(kept.keys)]))
     units = [images.units[place] for place in places.tolist()]
     identity = fingerprint(POWER_VERSION, kept.fingerprints, kept.keys, units)
-    if store.exists(summary_file(folder)):
-        rows: list[dict[str, Any]] = read_result(store, summary_file(folder)).get("power", [])
-        if [row["fingerprint"] for row in rows] == [identity]:
-            return rows
+    before = read_result(store, summary_file(folder)) or {}
+    rows: list[dict[str, Any]] = before.get("power", [])
+    if [row["fingerprint"] for row in rows] == [identity]:
+        return rows
     power = power_of_outputs(kept.logits, kept.labels, units)
     if power is None:
         return []

@@ -14,6 +14,7 @@ from typing import cast
 
 from pipeline.sources.place import Place, read_place
 from pipeline.storage.files import FileInfo, files_of, missing
+from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 
 
@@ -28,10 +29,8 @@ class Checksums:
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
         self._path = f"{WORK_FOLDER}/checksums/{name}.json"
-        self._old: dict[str, list[object]] = {}
-        if store.exists(self._path):
-            self._old = json.loads(store.read(self._path))
-        self._new: dict[str, list[object]] = {}
+        self._old = read_json(store, self._path, dict[str, tuple[int, str, str]]) or {}
+        self._new: dict[str, tuple[int, str, str]] = {}
 
     @classmethod
     def of_shard(cls, store: Store, split: str, shard: int) -> Checksums:
@@ -55,7 +54,7 @@ class Checksums:
                 checksum = hashlib.file_digest(cast(io.BufferedReader, file), _md5).hexdigest()
         elif checksum is None:
             checksum = _md5_of(place)
-        self._new[place] = [info.size, info.identity, checksum]
+        self._new[place] = (info.size, info.identity, checksum)
         return checksum
 
     def known(self, place: str) -> str | None:
@@ -69,8 +68,8 @@ class Checksums:
         return (info.md5 if taken.is_file else None) or self._remembered(place, info)
 
     def _remembered(self, place: str, info: FileInfo) -> str | None:
-        size, identity, checksum = self._old.get(place, (None, None, None))
-        return str(checksum) if [size, identity] == [info.size, info.identity] else None
+        *seen, checksum = self._old.get(place, (None, None, ""))
+        return checksum if seen == [info.size, info.identity] else None
 
     def save(self) -> None:
         """Remembers the files asked for since the start, and only those."""
