@@ -17,6 +17,7 @@ import pytest
 from conftest import ONE, manifest_of, run_in9, stamps
 from gcs import BUCKET, gcs_server
 from PIL import Image
+from soundness import assert_sound
 from torchvision.datasets import ImageFolder
 
 from pipeline.command_line.commands import run_command
@@ -163,7 +164,7 @@ def imported(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_import_keeps_the_pixels_and_finds_the_true_backgrounds(
     imported: Path, export: Path, sample_run: Path, archive: Path
 ) -> None:
-    assert "files agree" in run_in9("verify", "--dataset", imported).stdout
+    assert_sound(imported)
     truth = truth_of(export)
     stems = {row["key"]: stem for stem, row in truth.items()}
     rejected = set(sorted(truth)[:2])
