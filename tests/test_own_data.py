@@ -376,7 +376,7 @@ def test_what_is_made_of_own_data_is_verified_exported_and_repeated(
     toy: Path, toy_run: Path, tmp_path: Path
 ) -> None:
     assert_sound(toy_run)
-    run_in9("export", "--dataset", toy_run, "--to", tmp_path / "export", *ONE)
+    run_in9("export", "--dataset", toy_run, "--to", tmp_path / "export")
     folders = {path.name for path in (tmp_path / "export" / "only_fg" / "val").iterdir()}
     assert folders == {"00_dishes", "01_cutlery", "02_lights"}
     before = stamps(toy_run)
