@@ -43,7 +43,7 @@ WORK = {
         "pipeline/dataset/sinks.py:add",
         "pipeline/dataset/layer_files.py:add_layer",
     ),
-    "Plan and Commit": ("pipeline/generate/plan.py:_plan", "pipeline/generate/commit.py:_commit"),
+    "Plan and Commit": ("pipeline/generate/plan.py:_plan", "pipeline/generate/commit.py:commit"),
 }
 """Functions, by what they are for. None is called by another, but for the cuts by GrabCut."""
 

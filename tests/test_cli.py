@@ -133,6 +133,15 @@ def test_outputs_of_others_are_left_alone(
     assert "lies inside --dataset" in line
 
 
+@pytest.mark.parametrize("command", ["train", "export", "import"])
+def test_flags_of_beam_are_for_commands_that_run_a_graph(
+    capsys: pytest.CaptureFixture[str], dataset: Path, command: str
+) -> None:
+    place = "--output" if command == "import" else "--dataset"
+    line = refusal(capsys, command, place, dataset, "--direct_num_workers=2")
+    assert "--direct_num_workers=2 is for commands that run a Beam pipeline" in line
+
+
 def test_refusals_write_nothing(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: Path
 ) -> None:
@@ -243,17 +252,18 @@ def test_every_command_is_with_beam_or_without() -> None:
     assert sorted((*WITH_BEAM, *WITHOUT_BEAM)) == sorted(COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["report", "verify"])
+@pytest.mark.parametrize("command", [("report",), ("verify",), ("export", "--to", "exported")])
 def test_readers_wait_for_neither_beam_nor_torch(
-    sample_run: Path, tmp_path: Path, command: str
+    sample_run: Path, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     shutil.copytree(sample_run, tmp_path / "out")
     # So that the page is made.
     (tmp_path / "out" / "report.html").unlink()
+    words = [word.replace("exported", str(tmp_path / "exported")) for word in command]
     code = (
         "import sys\n"
         "from pipeline.cli import main\n"
-        f"assert main([{command!r}, '--dataset', {str(tmp_path / 'out')!r}]) == 0\n"
+        f"assert main([*{words!r}, '--dataset', {str(tmp_path / 'out')!r}]) == 0\n"
         "sys.exit(sorted({'apache_beam', 'torch'} & set(sys.modules)) or None)"
     )
     done = subprocess.run(

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from conftest import manifest_of, stamps
+from soundness import assert_sound
 
 from pipeline.cli import main
 from pipeline.dataset.shards import ShardCounts
@@ -171,7 +172,7 @@ def test_three_added_one_changed_one_removed(
     assert {row["key"] for row in images["added"]["images"]} == added
     assert images["changed"]["images"][0]["key"] == altered.stem
     assert list(changes["causes"]) == ["data"]
-    assert main(["verify", "--dataset", str(output)]) == 0
+    assert_sound(output)
 
 
 def test_a_new_model_segments_and_composes_nothing(

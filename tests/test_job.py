@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
+from soundness import assert_sound
 
 from pipeline.cli import main
 from pipeline.generate.compose import ComposeShard
@@ -35,7 +36,7 @@ def test_the_manifest_does_not_depend_on_the_workers(
     output = tmp_path / "out"
     run_in9("generate", "--output", output, "--input", small_sample, *SHARDS, *how)
     assert (output / "manifest.json").read_bytes() == (one_worker / "manifest.json").read_bytes()
-    run_in9("verify", "--dataset", output)
+    assert_sound(output)
 
 
 def test_the_output_tree_is_as_documented(one_worker: Path) -> None:
@@ -70,7 +71,7 @@ def test_empty_buckets_and_images_without_partners(small_sample: Path, tmp_path:
     shards = manifest["shards"]["val"]["output"]
     assert len(list(output.glob("parquet/original/*.parquet"))) == shards == 4
     assert not (output / "webdataset").exists()
-    run_in9("verify", "--dataset", output)
+    assert_sound(output)
 
 
 def test_splits_keep_to_themselves(small_input: Path, tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_one_bad_image_never_stops_a_job(small_input: Path, tmp_path: Path) -> N
     assert "3 undecodable" in done.stdout
     images_counts = manifest_of(output)["images"]["val"]
     assert images_counts["listed"] == images_counts["accepted"] + images_counts["rejected"] == 20
-    run_in9("verify", "--dataset", output)
+    assert_sound(output)
 
 
 @pytest.mark.parametrize("reader", ["checksum", "segment"])

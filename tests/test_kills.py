@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import manifest_of, run_in9, stamps
+from soundness import assert_sound
 
 from pipeline.storage.lock import DATASET_LOCK
 
@@ -75,7 +76,7 @@ def test_ten_kills_at_random_moments_change_nothing(small_sample: Path, tmp_path
         running.communicate()
         if (output / "manifest.json").exists():
             # Valid whenever its manifest is there.
-            run_in9("verify", "--dataset", output)
+            assert_sound(output)
         # What an earlier run has finished was not made again.
         there = finished_shards(output)
         assert {name: there[name] for name in finished} == finished
@@ -91,7 +92,7 @@ def test_ten_kills_at_random_moments_change_nothing(small_sample: Path, tmp_path
     if len(finished) == len(there):
         assert "18 images segmented" not in last.stdout
     assert results_of(output) == results_of(fresh)
-    run_in9("verify", "--dataset", output)
+    assert_sound(output)
     left = {path.relative_to(output / ".in9").parts[0] for path in (output / ".in9").rglob("*")}
     assert left == {"checksums", "history", "input.json", "last_run.json", "report.json", "tmp"}
     assert not list(output.glob(".in9/tmp/*"))
@@ -172,10 +173,10 @@ def test_a_dataset_stays_valid_until_commit(small_input: Path, tmp_path: Path) -
     if manifest_of(output) == manifest:
         assert stamps(output) == before
         assert (output / DATASET_LOCK).exists()
-    run_in9("verify", "--dataset", output)
+    assert_sound(output)
     run_in9(*flags)
     assert manifest_of(output)["fingerprint"] != manifest["fingerprint"]
-    run_in9("verify", "--dataset", output)
+    assert_sound(output)
 
 
 def test_four_models_are_evaluated_at_once_and_the_tables_hold_all(

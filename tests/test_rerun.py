@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
+from soundness import assert_sound
 
 from pipeline.cli import main
 from pipeline.storage.store import Store
@@ -65,7 +66,7 @@ def test_another_seed_is_refused_then_composed_without_segmenting(
     done = run_in9(*flags, "--overwrite")
     assert "0 images segmented" in done.stdout
     assert manifest_of(output)["config"]["seed"] == 1
-    run_in9("verify", "--dataset", output)
+    assert_sound(output)
 
 
 def test_another_implementation_of_the_segmenter_changes_nothing_but_its_name(
@@ -102,7 +103,7 @@ def test_replicates_are_added_without_segmenting_and_change_nothing_else(
     flags = ("generate", "--input", small_sample, *SHARDS, "--replicates", 2, "--output", output)
     assert "--replicates=2 (the dataset has 1)" in run_in9(*flags, check=2).stderr
     assert "0 images segmented" in run_in9(*flags, "--overwrite").stdout
-    run_in9("verify", "--dataset", output)
+    assert_sound(output)
     before = {f["path"]: f["sha256"] for f in manifest_of(one_worker)["files"]}
     after = {f["path"]: f["sha256"] for f in manifest_of(output)["files"]}
     variants = {path.split("/")[1] for path in after if path.startswith("parquet/")}
@@ -140,7 +141,7 @@ def test_dropped_layers_are_cut_again_when_needed(tiny_input: Path, tmp_path: Pa
     run_in9(*flags, "--output", output, "--seed", 1, "--overwrite")
     run_in9(*flags, "--output", fresh, "--seed", 1)
     assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
-    run_in9("verify", "--dataset", output)
+    assert_sound(output)
 
 
 def test_a_commit_can_be_killed_after_any_move(
@@ -178,7 +179,7 @@ def test_a_commit_can_be_killed_after_any_move(
             interrupted = main(run) != 0
         assert main(run) == 0
         assert (output / "manifest.json").read_bytes() == expected
-        assert main(["verify", "--dataset", str(output)]) == 0
+        assert_sound(output)
         assert not (output / ".in9" / "staging").exists()
         assert not (output / ".in9" / "manifest.previous.json").exists()
         shutil.rmtree(output)

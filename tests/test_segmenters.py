@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
 from pycocotools import mask as coco
+from soundness import assert_sound
 
 from pipeline.cli import main
 from pipeline.dataset.folder import Dataset
@@ -214,7 +215,7 @@ def test_further_variants_are_composed_evaluated_and_read_without_their_module(
     config = manifest_of(output)["config"]
     assert config["variants"][-2:] == ["bg_blurred", "python:my_variants:fg_on_grey@1"]
     assert "fg_on_grey" in (output / "report.html").read_text()
-    assert main(["verify", "--dataset", str(output)]) == 0
+    assert_sound(output)
     assert main(["export", "--dataset", str(output), "--to", str(tmp_path)]) == 0
     for variant in ("bg_blurred", "fg_on_grey"):
         assert len(list(tmp_path.glob(f"{variant}/val/*/*.JPEG"))) == len(originals)

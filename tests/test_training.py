@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
+from soundness import assert_sound
 from torchvision.transforms import v2
 
 from pipeline.dataset.folder import Dataset
@@ -323,7 +324,7 @@ def test_one_split_is_divided_and_trained_on_by_its_default_place(
     (row,) = log_of(model.parent)
     assert scalar.value == pytest.approx(float(row["loss"]), rel=1e-5)
     # A dataset with trainings in its folder is sound.
-    run_in9("verify", "--dataset", copy)
+    assert_sound(copy)
 
 
 def test_in_object_storage_it_is_the_same(

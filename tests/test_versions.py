@@ -14,6 +14,7 @@ import pytest
 from conftest import manifest_of, stamps
 from gcs import BUCKET, gcs_server
 from PIL import Image
+from soundness import assert_sound
 
 from pipeline.changes import note_changes
 from pipeline.cli import main
@@ -126,7 +127,7 @@ def test_every_change_is_a_version_of_its_own(run: Run, small_input: Path, tmp_p
         for path in shared
     )
     for version in second["versions"]:
-        assert main(["verify", "--dataset", str(output / version)]) == 0
+        assert_sound(output / version)
     assert changes_of(output / second["version"])["from"] == fingerprint
     assert not (output / first["version"] / "changes.json").exists()
     assert '<a href="changes.md">' in (output / second["version"] / "report.html").read_text()
@@ -170,7 +171,7 @@ def test_a_version_is_whole_or_has_no_manifest(
                 assert not list(Path(versions.output.root).glob("v-*/manifest.json"))
             else:
                 name = publish(versions).folder
-    assert main(["verify", "--dataset", versions.output.root]) == 0
+    assert_sound(versions.output.root)
     assert reading_store(versions.output.root) == versions.output.below(name)
     # What a job left that was killed while it published something else.
     half = Path(versions.output.root) / "v-0123456789ab"
@@ -331,7 +332,7 @@ def test_an_input_that_has_gone_replaces_nothing(run: Run, small_input: Path) ->
     said = run("generate", code=1)
     assert "0 images added, 0 changed, 17 removed. Nothing has been changed; " in said
     assert stamps(output) == before
-    assert main(["verify", "--dataset", str(output)]) == 0
+    assert_sound(output)
     assert "val: 1 images" in run("generate", "--allow_rebuild")
 
 
@@ -367,7 +368,7 @@ def test_versions_in_object_storage_are_copied_by_it(
         assert not note_changes(versions.working)
         name = publish(versions).folder
         assert reading_store(versions.output.root).digest(MANIFEST) == local.digest(MANIFEST)
-        assert main(["verify", "--dataset", versions.output.root]) == 0
+        assert_sound(versions.output.root)
         before = [info.identity for info in GcsFiles().walk(versions.output.root)]
         assert not note_changes(versions.working)
         assert publish(versions).folder == name

@@ -47,7 +47,8 @@ _IN_ONE_LINE = {
 """Titles of groups of flags that help names in one line, and what says more about them."""
 
 _RUNNER_NOTE = """
-Flags that are not listed go to Apache Beam, such as --runner and --direct_num_workers.
+Flags that are not listed go to Apache Beam, such as --runner and --direct_num_workers."""
+_EXIT_NOTE = """
 Exit codes: 0 done, 1 the job failed, 2 wrong usage or unreadable input, 3 a --fail_if holds."""
 
 
@@ -196,11 +197,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (text, example, adders) in COMMANDS.items():
+        runs_graph = add_dataflow_flags in adders
         command = commands.add_parser(
             name,
             help=text,
             description=f"in9 {name}: {text}.",
-            epilog=f"Example: {example}\n{_RUNNER_NOTE}",
+            # Whatever runs a graph runs it on Dataflow, too.
+            epilog=f"Example: {example}\n{_RUNNER_NOTE * runs_graph}{_EXIT_NOTE}",
             allow_abbrev=False,
             formatter_class=_Help,
             prog=f"in9 {name}",

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import pyarrow as pa
 
 from pipeline.attack.tables import ATTACK_COLUMNS, BACKGROUND_COLUMNS
+from pipeline.command_line.commands import WITH_BEAM
 from pipeline.command_line.meanings import REASONS, meaning
 from pipeline.command_line.parser import COMMANDS, flags_of
 from pipeline.dataset.records import record_schema
@@ -108,7 +109,8 @@ def _commands() -> Iterator[str]:
         (f"`in9 {name}`", text, f"`{example}`") for name, (text, example, _) in COMMANDS.items()
     ]
     yield from _table(("command", "does", "example"), rows)
-    yield from ("", "Flags that are not listed go to Apache Beam, such as `--runner`.", "")
+    graphs = ", ".join(name for name in COMMANDS if name in WITH_BEAM)
+    yield from ("", f"Flags that {graphs} do not list go to Apache Beam, such as `--runner`.", "")
     codes = [(str(code), text) for code, text in EXIT_CODES.items()]
     yield from _table(("exit code", "means"), codes)
 

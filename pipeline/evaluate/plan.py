@@ -7,11 +7,11 @@ from typing import Any
 
 import apache_beam as beam
 
+from pipeline.cores import usable_cores
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.predict import PredictConfig
 from pipeline.models import LoadedModel
 from pipeline.runner.progress import Progress
-from pipeline.runner.run import usable_cores
 from pipeline.storage.store import Store
 from pipeline.training.leakage import Test, training_note
 from pipeline.training.parts import Holdout, keys_for_test

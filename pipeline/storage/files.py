@@ -214,6 +214,10 @@ def read_ahead(
       call: reads what an item needs.
       items: any number.
       ahead: how many calls may be ahead of what has been taken; none at 0.
+
+    Raises:
+      Exception: the first error, after the other calls that had begun have ended; they are not
+        waited for after an interruption, which ends the process.
     """
     if not ahead:
         for item in items:
@@ -221,6 +225,7 @@ def read_ahead(
         return
     pool = concurrent.futures.ThreadPoolExecutor(ahead)
     waiting: collections.deque[tuple[T, concurrent.futures.Future[R]]] = collections.deque()
+    wait = True
     try:
         for item in items:
             waiting.append((item, pool.submit(call, item)))
@@ -230,5 +235,8 @@ def read_ahead(
         while waiting:
             first, result = waiting.popleft()
             yield first, result.result()
+    except KeyboardInterrupt:
+        wait = False
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait, cancel_futures=True)

@@ -8,12 +8,12 @@ import time
 
 import torch
 
+from pipeline.cores import usable_cores
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import reading_store
 from pipeline.errors import UsageError
 from pipeline.models.stored import chosen_folder
 from pipeline.runner.progress import duration
-from pipeline.runner.run import usable_cores
 from pipeline.storage.lock import DATASET_LOCK, held
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.checkpoint import read_about

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
+from pipeline.cores import usable_cores
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.runner.run import usable_cores
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.augment import Augmentation
 from pipeline.training.checkpoint import TrainedOn, digest_of_classes, save_checkpoint

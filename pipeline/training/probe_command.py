@@ -10,13 +10,13 @@ import torch
 from pipeline.command_line.evaluation_flags import CPU_BATCH, GPU_BATCH
 from pipeline.command_line.parser import flags_of
 from pipeline.command_line.versions import results_store
+from pipeline.cores import usable_cores
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.evaluate.predict import PredictConfig
 from pipeline.models import check_model
 from pipeline.models.stored import chosen_folder
 from pipeline.runner.progress import duration
-from pipeline.runner.run import usable_cores
 from pipeline.storage.store import Store
 from pipeline.training.checkpoint import SUFFIX, read_about
 from pipeline.training.command import choose_device
