@@ -72,7 +72,7 @@ def _masks(config: SegmentConfig) -> str:
         return "Masks were given with the images."
     if segmenter.method == "box":
         return "Masks are the annotated boxes."
-    return f"Masks are a network's, `{segmenter.label}`, and not corrected by hand."
+    return f"Masks are by the user's own function, `{segmenter.label}`, and not corrected by hand."
 
 
 def limits_of(manifest: Manifest) -> Iterator[str]:
