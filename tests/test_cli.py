@@ -65,7 +65,7 @@ def dataset(tmp_path: Path) -> Path:
         (("--per_class", "most"), "--per_class must be all, min or a number: got 'most'"),
         (
             ("--segmenter", "magic"),
-            "--segmenter must be one of grabcut, cv2, masks, box, onnx:FILE: got 'magic'",
+            "one of grabcut, cv2, masks, box, python:MODULE:FUNCTION: got 'magic'",
         ),
         (("--mixed_rand", "own"), "--mixed_rand must be one of any, other"),
         (("--split", "val,val"), "--split must name different splits"),

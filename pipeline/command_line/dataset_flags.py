@@ -74,7 +74,7 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
         "--segmenter",
         default="grabcut",
         metavar="NAME",
-        help="grabcut, cv2, box, masks, onnx:FILE (grabcut); docs/segmenters.md",
+        help="grabcut, cv2, box, masks, python:... (grabcut); docs/segmenters.md",
     )
     add("--grabcut_seed", type=int, default=0, metavar="N", help="seeds it for every image (0)")
     add("--seed", type=int, default=0, metavar="N", help="of pairing and selection (0)")

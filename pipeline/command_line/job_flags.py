@@ -17,9 +17,8 @@ from pipeline.errors import UsageError
 from pipeline.generate.job import Job
 from pipeline.generate.own_variants import versioned
 from pipeline.generate.scenes import list_scenes
-from pipeline.segmenters import takes_masks
+from pipeline.segmenters import parameters_of, takes_masks
 from pipeline.segmenters.masks import check_coco, check_masks
-from pipeline.segmenters.network import PREFIX, read_network
 from pipeline.sources.key_lists import read_key_list
 from pipeline.sources.layout import Layout, find_layout
 from pipeline.sources.manifest import is_coco_manifest, tells_splits
@@ -170,9 +169,7 @@ def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) ->
     for name, path in _list_paths(arguments).items():
         flags[name] = read_key_list(path, f"--{name}").about
     flags["taxonomy"] = None if taxonomy is None else taxonomy.about
-    if arguments.segmenter.startswith(PREFIX):
-        found = read_network(arguments.segmenter)
-        flags["segmenter"], flags["segmenter_parameters"], flags["segmenter_path"] = found
+    flags["segmenter_parameters"] = parameters_of(arguments.segmenter)
     variants = arguments.variants
     if flags["selection"] == "in9l":
         for flag in ("segmenter", "backgrounds"):

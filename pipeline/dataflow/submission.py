@@ -24,7 +24,6 @@ from pipeline.dataflow.jobs import console_address, is_dataflow, job_of
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.errors import JobError, UsageError
 from pipeline.models.entries import place_of
-from pipeline.segmenters.network import PREFIX as NETWORK
 from pipeline.storage.files import absolute, is_remote
 from pipeline.storage.lock import DATASET_LOCK, release
 from pipeline.storage.store import Store
@@ -189,12 +188,6 @@ def _check_places(arguments: argparse.Namespace, options: PipelineOptions) -> No
             )
     if hasattr(arguments, "input") and not arguments.input:
         raise UsageError("--input gs://BUCKET/FOLDER is required with --runner=DataflowRunner")
-    network = getattr(arguments, "segmenter", "").partition(NETWORK)[2]
-    if network and not is_remote(network):
-        raise UsageError(
-            f"--segmenter {arguments.segmenter}: workers of Dataflow cannot reach {network}; "
-            "copy it to gs://"
-        )
     for entry in getattr(arguments, "models", None) or ():
         place = place_of(entry)
         if place and not is_remote(place):

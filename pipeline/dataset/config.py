@@ -66,9 +66,7 @@ class SegmentConfig:
     Attributes:
       selection: `in9`, images with boxes, cut apart; or `in9l`, all images, as a whole: then
         size, resize and interpolation are all that matters.
-      segmenter_parameters: of a network, `name=value` each: what decides its masks.
-      segmenter_path: where the network lies. No part of the configuration: it may lie elsewhere
-        next time.
+      segmenter_parameters: of a function of the user's, `name=value` each: what decides its masks.
 
     Raises:
       ValueError: a value out of range, named with its flag.
@@ -86,7 +84,6 @@ class SegmentConfig:
     min_foreground: float = MIN_FOREGROUND
     crop: str = "center"
     selection: str = "in9"
-    segmenter_path: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not 16 <= self.image_size <= 4096:
@@ -127,13 +124,11 @@ class SegmentConfig:
 
     def find_segmenter(self) -> Segmenter:
         """The segmenter. Raises ValueError if there is none of that name."""
-        return find_segmenter(self.segmenter, self.segmenter_parameters, self.segmenter_path)
+        return find_segmenter(self.segmenter, self.segmenter_parameters)
 
     def flags(self) -> dict[str, Any]:
         """Flag name to value."""
-        flags = dataclasses.asdict(self)
-        del flags["segmenter_path"]
-        return flags
+        return dataclasses.asdict(self)
 
     def fingerprint(self) -> str:
         """Identifies everything but the input that a layer depends on."""

@@ -105,7 +105,7 @@ def _print_split(split: SplitForecast, taxonomy: Taxonomy, config: DatasetConfig
         f"{split.split}: {sum(split.rejected.values())} rejected for name or annotation alone"
         + (f" ({reasons})" if reasons else "")
     )
-    for line in advise(split.rejected, split.listed, config):
+    for line in advise(split.rejected, split.listed):
         print(f"{split.split}: {line}")
     is_whole = config.segment.is_whole
     done, to_do = ("looked at", "to look at") if is_whole else ("segmented", "to segment")

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.fingerprints import fingerprint
+from pipeline.errors import JobError
 from pipeline.segmenters import takes_masks
 from pipeline.sources.listing import SourceImage
-from pipeline.sources.place import read_place
+from pipeline.sources.place import read_place, shown
 from transforms.cutting import Cut, cut_objects
 from transforms.filters import Reason, is_valid_key
 from transforms.whole import Whole, crop_whole
@@ -84,12 +85,14 @@ class SourceBytes:
 
     Attributes:
       number: of the object that is asked for, 0 for all.
+      place: of the image, for messages.
     """
 
     image: bytes
     annotation: bytes | None
     mask: bytes | None = None
     number: int = 0
+    place: str = ""
 
 
 def read_source(image: str, annotation: str | None, mask: str | None = None) -> SourceBytes:
@@ -98,24 +101,32 @@ def read_source(image: str, annotation: str | None, mask: str | None = None) -> 
         read_place(image),
         None if annotation is None else read_place(annotation),
         None if mask is None else read_place(mask),
+        place=image,
     )
 
 
 def cut_source(source: SourceBytes, config: SegmentConfig) -> Iterator[Cut]:
     """Cuts a source image: a `Cut` for each object that is asked for with `--objects each`, else
-    one. Whatever it holds, it raises nothing."""
-    return cut_objects(
-        source.image,
-        source.annotation,
-        source.mask,
-        segment=config.find_segmenter().segment,
-        seed=config.grabcut_seed,
-        resize=config.resize,
-        crop=config.image_size,
-        interpolation=config.interpolation,
-        rules=config.rules,
-        only=source.number,
-    )
+    one. Whatever it holds, it raises nothing.
+
+    Raises:
+      JobError: the segmenter is the user's, and failed.
+    """
+    try:
+        yield from cut_objects(
+            source.image,
+            source.annotation,
+            source.mask,
+            segment=config.find_segmenter().segment,
+            seed=config.grabcut_seed,
+            resize=config.resize,
+            crop=config.image_size,
+            interpolation=config.interpolation,
+            rules=config.rules,
+            only=source.number,
+        )
+    except JobError as error:
+        raise JobError(f"{shown(source.place)}: {error}") from error
 
 
 def crop_source(source: SourceBytes, config: SegmentConfig) -> Whole:
