@@ -8,8 +8,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +19,6 @@ from gcs import BUCKET, gcs_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import load_file
 from torchvision.transforms import v2
 
 from pipeline.dataset.folder import Dataset
@@ -43,7 +40,6 @@ CLASSES = {"n01440764": (30, 60, 200), "n02085620": (220, 40, 30)}
 SIDE = 48
 TINY = "test_resnet"
 IN9 = imagenet9()
-NO_BATCH_NORM = "test_convnext"
 
 
 def draw(root: Path, counts: dict[str, int]) -> Path:
@@ -104,31 +100,22 @@ def trained(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@given(
-    st.integers(1, 60), st.integers(0, 20), st.integers(1, 25), st.integers(1, 4), st.integers(0, 9)
-)
+@given(st.integers(1, 60), st.integers(0, 20), st.integers(1, 25), st.integers(0, 9))
 @settings(max_examples=60)
-def test_an_epoch_shows_every_image_once_whatever_the_number_of_processes(
-    images: int, validation: int, batch: int, ranks: int, epoch: int
+def test_an_epoch_shows_every_image_once(
+    images: int, validation: int, batch: int, epoch: int
 ) -> None:
     hashes = keyed_hashes(0, "order", map(str, range(images)))
-    orders = [
-        list(Schedule(hashes, validation, batch, range(epoch, epoch + 1), rank, ranks))
-        for rank in range(ranks)
-    ]
-    assert {len(each) for each in orders} == {
-        len(Schedule(hashes, validation, batch, range(epoch, epoch + 1)))
-    }
+    schedule = Schedule(hashes, validation, batch, range(epoch, epoch + 1))
+    orders = list(schedule)
+    assert len(orders) == len(schedule)
     seen: dict[str, list[int]] = {"train": [], "validate": []}
     sizes = []
-    for together in zip(*orders, strict=True):
-        parts = [order.indices for order in together]
-        assert sum(map(len, parts)) == together[0].total <= batch
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
-        seen[together[0].part] += np.concatenate(parts).tolist()
-        if together[0].part == TRAIN:
-            sizes.append(together[0].total)
-    # In the order that one process alone would show them.
+    for order in orders:
+        assert 0 < len(order.indices) <= batch
+        seen[order.part] += order.indices.tolist()
+        if order.part == TRAIN:
+            sizes.append(len(order.indices))
     assert seen["train"] == permutation(hashes, epoch).tolist()
     assert sorted(seen["train"]) == list(range(images))
     assert seen["validate"] == list(range(validation))
@@ -223,15 +210,15 @@ def test_a_batch_is_the_same_in_another_process(drawn: Path) -> None:
     training, validation = find_samples(dataset, TrainPlan(val_split="val"))
     pictures = Pictures(training, validation, Augmentation(SIDE), seed=3)
     elsewhere = pickle.loads(pickle.dumps(pictures))
-    order = Order(TRAIN, 2, np.asarray([5, 1, 7]), 3)
-    _, here, labels = pictures[order]
-    _, there, others = elsewhere[order]
+    order = Order(TRAIN, 2, np.asarray([5, 1, 7]))
+    here, labels = pictures[order]
+    there, others = elsewhere[order]
     assert here.shape == (3, 3, SIDE, SIDE)
     assert torch.equal(here, there)
     assert torch.equal(labels, others)
     # Alone, in another batch, an image is varied alike; in another epoch it is not.
-    assert torch.equal(pictures[Order(TRAIN, 2, np.asarray([1]), 1)][1][0], here[1])
-    assert not torch.equal(pictures[Order(TRAIN, 3, np.asarray([1]), 1)][1][0], here[1])
+    assert torch.equal(pictures[Order(TRAIN, 2, np.asarray([1]))][0][0], here[1])
+    assert not torch.equal(pictures[Order(TRAIN, 3, np.asarray([1]))][0][0], here[1])
 
 
 def test_it_learns_and_says_so(trained: Path) -> None:
@@ -341,39 +328,6 @@ def test_in_object_storage_it_is_the_same(
         assert there.read(model) == (trained / "model.safetensors").read_bytes()
         said = run_in9("train", "--dataset", there.root, *flags, "--tensorboard", check=2).stderr
         assert "--tensorboard writes to folders of this machine" in said
-
-
-def test_processes_of_torchrun_share_the_work_of_one(drawn: Path, tmp_path: Path) -> None:
-    flags = [
-        *("train", "--dataset", str(drawn), "--arch", NO_BATCH_NORM, "--epochs", "1"),
-        *("--batch_size", "7", "--lr", "0.01", "--workers", "0", "--threads", "1"),
-    ]
-    run_in9(*flags, "--output", tmp_path / "one")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc_per_node", "2", "-m", "pipeline", *flags, "--output", str(tmp_path / "two")),
-        ],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("epoch 1 of 1: loss") == 1
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
-        *("log.csv", "model.safetensors", "state.pth")
-    ]
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    begin = build_network(NO_BATCH_NORM, IN9, seed=0).module.state_dict()
-    for name, value in one.items():
-        # The same step, summed in another order.
-        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
-    moved = max(float((one[name] - begin[name]).abs().max()) for name in one)
-    assert moved > 1e-3
-    (first,), (second,) = log_of(tmp_path / "one"), log_of(tmp_path / "two")
-    assert float(second["loss"]) == pytest.approx(float(first["loss"]), rel=1e-3)
-    assert second["val_accuracy"] == first["val_accuracy"]
 
 
 def test_weights_of_a_package_are_what_it_begins_with() -> None:

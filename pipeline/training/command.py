@@ -22,7 +22,6 @@ from pipeline.training.loop import MODEL, train
 from pipeline.training.network import check_architecture
 from pipeline.training.plan import PRECISIONS, TrainPlan, check_variant, choose_splits
 from pipeline.training.probe import MODELS
-from pipeline.training.ranks import Ranks
 from pipeline.training.state import STATE
 
 _MOST_WORKERS = 16
@@ -94,10 +93,7 @@ def choose_device(arguments: argparse.Namespace) -> tuple[str, str]:
 
 def default_workers(device: str) -> int:
     """How many processes load pictures: on a CPU they take the network's cores."""
-    cores = usable_cores()
-    if device == "cpu":
-        return 1
-    return max(1, min(_MOST_WORKERS, cores // Ranks.of_environment().local_count))
+    return 1 if device == "cpu" else min(_MOST_WORKERS, usable_cores())
 
 
 def _check_output(store: Store) -> None:
@@ -135,10 +131,6 @@ def run_train(arguments: argparse.Namespace) -> int:
     store = Store.at(place)
     if plan.tensorboard:
         _check_tensorboard(store)
-    # Of several processes, the first one writes.
-    if not Ranks.of_environment().is_first:
-        train(dataset, plan, store, stop_after=arguments.stop_after, overwrite=arguments.overwrite)
-        return 0
     _check_output(store)
     started = time.monotonic()
     with held(store, DATASET_LOCK):

@@ -25,7 +25,7 @@ class Epoch:
       lr: learning rate.
       loss, accuracy: on the training pictures as they were augmented, while they were learnt.
       val_loss, val_accuracy: on the pictures as they are, after the epoch; None without any.
-      images_per_second: of training, in all processes together.
+      images_per_second: of training.
       data_wait: share of the training time that was spent waiting for pictures.
       seconds: with validation.
     """
@@ -122,14 +122,13 @@ class Ticker:
 
     Args:
       name: of the epoch.
-      shows: whether this process says anything.
       out: where to.
     """
 
-    def __init__(self, name: str, *, shows: bool = True, out: TextIO | None = None) -> None:
+    def __init__(self, name: str, out: TextIO | None = None) -> None:
         self._name = name
         self._out = out or sys.stderr
-        self._shows = shows and self._out.isatty()
+        self._shows = self._out.isatty()
         self._started = self._last = time.monotonic()
 
     def show(self, done: int, total: int) -> None:

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from pipeline.dataset.folder import Dataset
-from pipeline.errors import UsageError
 from pipeline.runner.run import usable_cores
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.augment import Augmentation
@@ -32,9 +30,8 @@ from pipeline.training.loader import (
 from pipeline.training.log import TrainingLog, say_now
 from pipeline.training.network import Network, build_network
 from pipeline.training.plan import TrainPlan, check_same, find_samples
-from pipeline.training.ranks import Ranks
 from pipeline.training.samples import Samples
-from pipeline.training.schedule import Schedule, even_batches, order_hashes
+from pipeline.training.schedule import Schedule, order_hashes
 from pipeline.training.state import read_state_file, write_state
 
 MODEL = "model.safetensors"
@@ -74,7 +71,7 @@ def train(
 
     Args:
       dataset: what to train on.
-      plan: what to train, and how. The processes of `torchrun` share the work.
+      plan: what to train, and how.
       store: folder of the training, which this job alone may write to.
       stop_after: leave after this many epochs, counted from the first; None for all.
       overwrite: begin anew, whatever the folder holds.
@@ -86,9 +83,7 @@ def train(
       JobError: the training failed; what was done up to the last whole epoch is kept.
       OSError: files cannot be read or written.
     """
-    ranks = Ranks.of_environment()
-    device = ranks.device(plan.device)
-    with ranks.joined(device), _settings(plan, ranks):
+    with _settings(plan):
         state = None if overwrite else read_state_file(store)
         if state is not None:
             check_same(state["identity"], plan.identity(dataset), store.root)
@@ -100,20 +95,18 @@ def train(
             pretrained=plan.pretrained,
             weights=plan.weights,
         )
-        job = _Job(dataset, plan, store, ranks, device, network, training, validation)
+        job = _Job(dataset, plan, store, network, training, validation)
         return job.run(state, min(stop_after or plan.epochs, plan.epochs), say)
 
 
 class _Job:
-    """One process of a training. Arguments as of `train`, and what it begins with."""
+    """A training. Arguments as of `train`, and what it begins with."""
 
     def __init__(
         self,
         dataset: Dataset,
         plan: TrainPlan,
         store: Store,
-        ranks: Ranks,
-        device: torch.device,
         network: Network,
         training: Samples,
         validation: Samples | None,
@@ -121,7 +114,6 @@ class _Job:
         self._dataset = dataset
         self._plan = plan
         self._store = store
-        self._ranks = ranks
         self._network = network
         self._training = training
         self._validation = validation
@@ -129,46 +121,34 @@ class _Job:
         stored = dataset.manifest.config.segment.image_size
         size = given.input_size if given.fixed_size else stored
         self._check_sizes(size, stored)
-        self._learner = Learner(network, plan, ranks, device, size)
+        self._learner = Learner(network, plan, size)
 
     def _check_sizes(self, size: int, stored: int) -> None:
-        plan, ranks = self._plan, self._ranks
-        smallest = len(even_batches(range(len(self._training)), plan.batch_size)[-1])  # type: ignore[arg-type]
-        if smallest < ranks.count:
-            raise UsageError(
-                f"{ranks.count} processes cannot share a batch of {smallest}: use fewer, or a "
-                "larger --batch_size"
-            )
-        share = math.ceil(plan.batch_size / ranks.count)
         needed = max(
-            batch_bytes(samples, share, side)
+            batch_bytes(samples, self._plan.batch_size, side)
             for samples, side in ((self._training, size), (self._validation, stored))
             if samples is not None
         )
-        check_shared_memory(plan.workers * ranks.local_count, needed)
+        check_shared_memory(self._plan.workers, needed)
 
     def run(self, state: dict[str, Any] | None, until: int, say: Callable[[str], None]) -> Trained:
         """Trains the epochs that the state has not, up to `until`."""
-        plan, ranks = self._plan, self._ranks
+        plan = self._plan
         if state is not None:
             self._learner.restore(state)
         done = state["epoch"] if state is not None else 0
         rows = state["rows"] if state is not None else []
         entry = f"{self._network.architecture}={self._store.path(MODEL)}"
         if done >= until:
-            if ranks.is_first and not self._store.exists(MODEL):
+            if not self._store.exists(MODEL):
                 self._write_model(done)
             return Trained(entry, done, rows, is_new=False)
-        if not ranks.is_first:
-            say = _nothing
         say(self._begin(done))
         schedule = Schedule(
             order_hashes(plan.seed, self._training.keys),
             len(self._validation) if self._validation is not None else 0,
             plan.batch_size,
             range(done, until),
-            ranks.rank,
-            ranks.count,
         )
         batches = load_batches(
             Pictures(
@@ -186,26 +166,14 @@ class _Job:
             self._store,
             plan.epochs,
             rows,
-            tensorboard=plan.tensorboard and ranks.is_first,
+            tensorboard=plan.tensorboard,
             say=say,
         )
         try:
             with contextlib.closing(batches):
                 for epoch in schedule.epochs:
-                    log.add(
-                        run_epoch(
-                            epoch,
-                            plan,
-                            self._learner,
-                            ranks,
-                            schedule,
-                            batches,
-                            len(self._training),
-                        )
-                    )
-                    if ranks.is_first:
-                        self._write(epoch + 1, log)
-                    ranks.wait()
+                    log.add(run_epoch(epoch, plan, self._learner, schedule, batches))
+                    self._write(epoch + 1, log)
         finally:
             log.close()
         return Trained(entry, until, log.rows, is_new=True)
@@ -219,8 +187,6 @@ class _Job:
         else:
             where = "held out" if plan.holdout else f"of {plan.val_split}"
             text += f"validation on {len(self._validation)} {where}"
-        if self._ranks.count > 1:
-            text += f"; {self._ranks.count} processes"
         text += f"; {self._learner.device.type}, {plan.precision}"
         return text + (f"; going on after epoch {done} of {plan.epochs}" if done else "")
 
@@ -264,15 +230,11 @@ class _Job:
         )
 
 
-def _nothing(line: str) -> None:
-    """Says nothing."""
-
-
 @contextlib.contextmanager
-def _settings(plan: TrainPlan, ranks: Ranks) -> Iterator[None]:
+def _settings(plan: TrainPlan) -> Iterator[None]:
     """What holds for all of torch, while the block runs."""
     threads, tries = torch.get_num_threads(), torch.backends.cudnn.benchmark
-    torch.set_num_threads(plan.threads or max(1, usable_cores() // ranks.local_count))
+    torch.set_num_threads(plan.threads or usable_cores())
     # Batches have two sizes at most, so trying kernels pays.
     torch.backends.cudnn.benchmark = True
     allow_tf32 = plan.precision == "tf32"
