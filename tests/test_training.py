@@ -6,8 +6,10 @@ import csv
 import dataclasses
 import json
 import os
-import pickle
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,10 +29,11 @@ from pipeline.models import load_model
 from pipeline.storage.store import Store
 from pipeline.training.augment import DRAWS, Augmentation, augmentation_hashes, draws_of
 from pipeline.training.checkpoint import read_about
-from pipeline.training.loader import Pictures, check_shared_memory
+from pipeline.training.loader import Pictures, check_shared_memory, load_batches
 from pipeline.training.network import build_network
 from pipeline.training.plan import TrainPlan, choose_splits, find_samples
-from pipeline.training.schedule import TRAIN, Order, Schedule, permutation
+from pipeline.training.schedule import TRAIN, Order, Schedule, order_hashes, permutation
+from transforms.codec import decode_image
 from transforms.hashing import keyed_hashes
 from transforms.holdout import held_out
 from transforms.taxonomy import imagenet9
@@ -181,7 +184,7 @@ def test_without_chances_a_picture_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])
-def test_pictures_are_found_in_every_format_by_their_place(drawn: Path, form: str) -> None:
+def test_pictures_are_those_of_the_dataset_in_every_format(drawn: Path, form: str) -> None:
     dataset = Dataset.open(Store(str(drawn)))
     config = dataset.manifest.config
     compose = dataclasses.replace(config.compose, formats=(form,))
@@ -197,28 +200,32 @@ def test_pictures_are_found_in_every_format_by_their_place(drawn: Path, form: st
             for sample in dataset.samples(split, shard, "mixed_rand")
         }
         assert samples.keys.tolist() == list(whole)
-        assert len(samples.files) > 1
+        assert len(dataset.shards(split)) > 1
         order = np.random.default_rng(0).permutation(len(samples))
-        for index, data in zip(order, samples.read(order), strict=True):
-            sample = whole[str(samples.keys[index])]
-            assert data == sample.image
-            assert samples.labels[index] == sample.fields["label"]
+        with samples.fetched():
+            for index, pixels in zip(order, samples.pixels(order), strict=True):
+                sample = whole[str(samples.keys[index])]
+                assert (pixels == decode_image(sample.image)).all()
+                assert samples.labels[index] == sample.fields["label"]
 
 
 def test_a_batch_is_the_same_in_another_process(drawn: Path) -> None:
     dataset = Dataset.open(Store(str(drawn)))
     training, validation = find_samples(dataset, TrainPlan(val_split="val"))
+    assert validation is not None
     pictures = Pictures(training, validation, Augmentation(SIDE), seed=3)
-    elsewhere = pickle.loads(pickle.dumps(pictures))
-    order = Order(TRAIN, 2, np.asarray([5, 1, 7]))
-    here, labels = pictures[order]
-    there, others = elsewhere[order]
-    assert here.shape == (3, 3, SIDE, SIDE)
-    assert torch.equal(here, there)
-    assert torch.equal(labels, others)
-    # Alone, in another batch, an image is varied alike; in another epoch it is not.
-    assert torch.equal(pictures[Order(TRAIN, 2, np.asarray([1]))][0][0], here[1])
-    assert not torch.equal(pictures[Order(TRAIN, 3, np.asarray([1]))][0][0], here[1])
+    schedule = Schedule(order_hashes(3, training.keys), len(validation), 8, range(2, 4))
+    with training.fetched(), validation.fetched():
+        alone = load_batches(pictures, schedule, workers=0, pin=False)
+        elsewhere = load_batches(pictures, schedule, workers=2, pin=False)
+        for one, two in zip(alone, elsewhere, strict=True):
+            assert torch.equal(one[0], two[0])
+            assert torch.equal(one[1], two[1])
+        here, _ = pictures[Order(TRAIN, 2, np.asarray([5, 1, 7]))]
+        assert here.shape == (3, 3, SIDE, SIDE)
+        # Alone, in another batch, an image is varied alike; in another epoch it is not.
+        assert torch.equal(pictures[Order(TRAIN, 2, np.asarray([1]))][0][0], here[1])
+        assert not torch.equal(pictures[Order(TRAIN, 3, np.asarray([1]))][0][0], here[1])
 
 
 def test_it_learns_and_says_so(trained: Path) -> None:
@@ -322,8 +329,7 @@ def test_in_object_storage_it_is_the_same(
         here.copy_into(there, [(path, path) for path in here.walk("") if ".in9" not in path])
         flags = (*("--arch", TINY, "--batch_size", 8, "--epochs", 4, "--lr", 0.03), "--threads", 1)
         for last in (("--stop_after", 2), ()):
-            # Processes that load pictures begin anew there, which takes them a while.
-            run_in9("train", "--dataset", there.root, *flags, "--workers", 0, *last)
+            run_in9("train", "--dataset", there.root, *flags, "--workers", 1, *last)
         (model,) = (path for path in there.walk("models") if path.endswith(".safetensors"))
         assert there.read(model) == (trained / "model.safetensors").read_bytes()
         said = run_in9("train", "--dataset", there.root, *flags, "--tensorboard", check=2).stderr
@@ -353,16 +359,42 @@ def test_weights_of_a_package_are_what_it_begins_with() -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_picture_is_named(drawn: Path, tmp_path: Path, workers: int) -> None:
     copy = Path(shutil.copytree(drawn, tmp_path / "out"))
-    training, _ = find_samples(Dataset.open(Store(str(copy))), TrainPlan())
-    path = copy / training.files[training.file[3]]
-    data = bytearray(path.read_bytes())
-    begin = int(training.offset[3])
-    data[begin : begin + 200] = bytes(200)
-    path.write_bytes(data)
+    dataset = Dataset.open(Store(str(copy)))
+    (file,) = dataset.shard_files("train", 1, ("original",))
+    sample = next(dataset.samples("train", 1, "original"))
+    path = copy / file.path
+    path.write_bytes(path.read_bytes().replace(sample.image[:200], bytes(200), 1))
     said = train(copy, tmp_path / "model", "--epochs", 1, "--workers", workers, check=1)
     _, line = said.splitlines()
-    assert f"a stored picture of {training.keys[3]} is broken" in line
+    assert f"a stored picture of {sample.key} is broken" in line
     assert not (tmp_path / "model" / "state.pth").exists()
+
+
+def test_pictures_that_find_no_room_are_one_line(drawn: Path, tmp_path: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "pipeline", "train", "--dataset", str(drawn), "--arch", TINY),
+        *("--output", str(tmp_path / "model")),
+    ]
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 8; exec {shlex.join(command)}"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert f"the pictures to train on have no room in {tmp_path}" in line
+    assert not [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
+
+
+def test_a_shard_without_its_picture_is_one_line(drawn: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(drawn, tmp_path / "out"))
+    dataset = Dataset.open(Store(str(copy)))
+    one, two = (dataset.shard_files("train", shard, ("original",))[0].path for shard in (0, 1))
+    shutil.copy(copy / two, copy / one)
+    sample = next(Dataset.open(Store(str(drawn))).samples("train", 0, "original"))
+    said = train(copy, tmp_path / "model", "--epochs", 1, check=1)
+    assert f"the shards of train have no picture of {sample.key}; see: in9 verify" in said
 
 
 @pytest.mark.parametrize(

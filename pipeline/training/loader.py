@@ -105,25 +105,23 @@ class _Orders(Sampler[Order]):
 
 
 def load_batches(
-    pictures: Pictures, schedule: Schedule, *, workers: int, remote: bool, pin: bool
+    pictures: Pictures, schedule: Schedule, *, workers: int, pin: bool
 ) -> Generator[Batch, None, None]:
     """The batches of a schedule, in order.
 
     Args:
-      pictures: what gives them.
+      pictures: what gives them; its samples are fetched while batches are loaded.
       schedule: the orders.
       workers: processes, 0 to load in this one.
-      remote: whether the dataset lies in object storage: connections cannot be shared with a
-        fork, so that its processes start anew, which takes some seconds.
       pin: whether the batches are to be copied to a GPU.
 
     Raises:
-      JobError: a picture is broken, a file cannot be read, or a process has gone.
+      JobError: a picture is broken, the file cannot be read, or a process has gone.
     """
     options: dict[str, Any] = {}
     if workers:
         options = {
-            "multiprocessing_context": "spawn" if remote else "fork",
+            "multiprocessing_context": "fork",
             "prefetch_factor": _AHEAD,
             "worker_init_fn": _begin,
         }

@@ -159,7 +159,6 @@ class _Job:
             ),
             schedule,
             workers=plan.workers,
-            remote=self._store.is_remote or self._dataset.store.is_remote,
             pin=self._learner.device.type == "cuda",
         )
         log = TrainingLog(
@@ -170,7 +169,11 @@ class _Job:
             say=say,
         )
         try:
-            with contextlib.closing(batches):
+            with contextlib.ExitStack() as stack:
+                for samples in (self._training, self._validation):
+                    if samples is not None:
+                        stack.enter_context(samples.fetched())
+                stack.enter_context(contextlib.closing(batches))
                 for epoch in schedule.epochs:
                     log.add(run_epoch(epoch, plan, self._learner, schedule, batches))
                     self._write(epoch + 1, log)

@@ -127,7 +127,7 @@ def find_samples(dataset: Dataset, plan: TrainPlan) -> tuple[Samples, Samples | 
 
     Raises:
       UsageError: the dataset has no such variant or split, or no pictures in one.
-      OSError, JobError: as `Samples.of`.
+      OSError: the index cannot be read.
     """
     check_variant(dataset, plan.variant)
     holdout = Holdout(plan.holdout)
@@ -150,7 +150,7 @@ def _samples(dataset: Dataset, split: str, pictures: Mapping[str, str]) -> Sampl
     if not pictures:
         raise UsageError(f"no images of {split} are left to train on, or to validate on")
     labels = {row["key"]: row["label"] for row in selected_rows(dataset, split)}
-    return Samples.of(dataset, split, pictures, labels)
+    return Samples(dataset, split, pictures, labels)
 
 
 def choose_splits(
