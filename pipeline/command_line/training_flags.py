@@ -24,20 +24,12 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
         group, "--probe", "fit its last layer alone, on frozen weights for ImageNet: minutes"
     )
     _add_learning_flags(group)
-    add("--momentum", type=float, default=0.9, metavar="X", help="of SGD (0.9)")
     add("--weight_decay", type=float, default=1e-4, metavar="X", help="of SGD (1e-4)")
-    add(
-        "--color_jitter",
-        type=float,
-        default=0.1,
-        metavar="X",
-        help="of brightness, contrast, saturation (0.1)",
-    )
     add("--seed", type=int, default=0, metavar="N", help="decides everything on a CPU (0)")
     group = parser.add_argument_group("images")
     add = group.add_argument
-    add("--split", default=None, metavar="NAME", help="to train on (train)")
-    add("--val_split", default=None, metavar="NAME", help="to validate on (val, if there is one)")
+    add("--train_split", metavar="NAME", help="to train on (train)")
+    add("--eval_split", metavar="NAME", help="to validate on (val, if there is one)")
     add(
         "--holdout",
         type=float,
@@ -49,9 +41,6 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--output", metavar="DIR", help="folder of the training (DATASET/models/NAME)")
     _add_machine_flags(group, "fp32, tf32, bf16, fp16 (on a GPU bf16, or fp16; on a CPU fp32)")
-    add("--threads", type=count, metavar="N", help="of torch on a CPU (by the cores)")
-    add("--stop_after", type=count, metavar="N", help="leave after epoch N, to go on later")
-    add_switch(group, "--tensorboard", "write events for TensorBoard, too")
     add_switch(group, "--overwrite", "begin anew, whatever training the folder holds")
 
 

@@ -1,4 +1,4 @@
-"""What a training says: a line and a row for each epoch, and events for TensorBoard."""
+"""What a training says: a line and a row for each epoch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pipeline.runner.progress import TERMINAL_SECONDS, duration
 from pipeline.storage.store import Store
 
 LOG = "log.csv"
-EVENTS = "tensorboard"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +67,6 @@ class TrainingLog:
       store: the folder.
       epochs: in all.
       rows: of the epochs that were done before, of `Epoch`'s fields.
-      tensorboard: whether to write events, too; needs a folder of this machine.
       say: takes a line.
     """
 
@@ -77,8 +75,6 @@ class TrainingLog:
         store: Store,
         epochs: int,
         rows: Sequence[dict[str, Any]],
-        *,
-        tensorboard: bool,
         say: Callable[[str], None],
     ) -> None:
         self._store = store
@@ -86,13 +82,6 @@ class TrainingLog:
         self._say = say
         self._now = 0
         self.rows = list(rows)
-        self._events: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # Events of an epoch that was not finished are not to be seen beside its next ones.
-            begin = len(self.rows) + 1
-            self._events = SummaryWriter(store.path(EVENTS), purge_step=begin)
 
     def add(self, epoch: Epoch) -> None:
         """Notes a finished epoch."""
@@ -101,20 +90,10 @@ class TrainingLog:
         mean = sum(row["seconds"] for row in self.rows[-self._now :]) / self._now
         left = mean * (self._epochs - epoch.epoch)
         self._say(epoch.line(self._epochs, left, is_first=self._now == 1))
-        if self._events is not None:
-            for name, value in dataclasses.asdict(epoch).items():
-                if name not in ("epoch", "seconds") and value is not None:
-                    self._events.add_scalar(name, value, epoch.epoch)
-            self._events.flush()
 
     def write(self) -> None:
         """Writes the table."""
         self._store.write(LOG, csv_bytes(COLUMNS, self.rows))
-
-    def close(self) -> None:
-        """Ends the events' file."""
-        if self._events is not None:
-            self._events.close()
 
 
 class Ticker:

@@ -1,4 +1,4 @@
-"""Train: the loop over epochs, which can be left after any of them and goes on exactly there.
+"""Train: the loop over epochs, which can be stopped and goes on after the last whole one.
 
 OUTPUT/model.safetensors   the weights after the last epoch, for --models ARCH=FILE
 OUTPUT/state.pth           the same with the optimizer's, and what was trained how
@@ -39,18 +39,14 @@ MODEL = "model.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A training as it stands.
+    """A training that is done.
 
     Attributes:
       entry: of `--models`, that evaluates it.
-      epochs: done so far.
-      rows: of the log.
       is_new: whether there was anything to do.
     """
 
     entry: str
-    epochs: int
-    rows: list[dict[str, Any]]
     is_new: bool
 
 
@@ -59,7 +55,6 @@ def train(
     plan: TrainPlan,
     store: Store,
     *,
-    stop_after: int | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = say_now,
 ) -> Trained:
@@ -73,7 +68,6 @@ def train(
       dataset: what to train on.
       plan: what to train, and how.
       store: folder of the training, which this job alone may write to.
-      stop_after: leave after this many epochs, counted from the first; None for all.
       overwrite: begin anew, whatever the folder holds.
       say: takes each line of what happens.
 
@@ -96,7 +90,7 @@ def train(
             weights=plan.weights,
         )
         job = _Job(dataset, plan, store, network, training, validation)
-        return job.run(state, min(stop_after or plan.epochs, plan.epochs), say)
+        return job.run(state, say)
 
 
 class _Job:
@@ -131,64 +125,57 @@ class _Job:
         )
         check_shared_memory(self._plan.workers, needed)
 
-    def run(self, state: dict[str, Any] | None, until: int, say: Callable[[str], None]) -> Trained:
-        """Trains the epochs that the state has not, up to `until`."""
+    def run(self, state: dict[str, Any] | None, say: Callable[[str], None]) -> Trained:
+        """Trains the epochs that the state has not."""
         plan = self._plan
         if state is not None:
             self._learner.restore(state)
         done = state["epoch"] if state is not None else 0
         rows = state["rows"] if state is not None else []
         entry = f"{self._network.architecture}={self._store.path(MODEL)}"
-        if done >= until:
+        if done == plan.epochs:
             if not self._store.exists(MODEL):
                 self._write_model(done)
-            return Trained(entry, done, rows, is_new=False)
+            return Trained(entry, is_new=False)
         say(self._begin(done))
         schedule = Schedule(
             order_hashes(plan.seed, self._training.keys),
             len(self._validation) if self._validation is not None else 0,
             plan.batch_size,
-            range(done, until),
+            range(done, plan.epochs),
         )
         batches = load_batches(
             Pictures(
                 self._training,
                 self._validation,
-                Augmentation(self._learner.size, jitter=plan.color_jitter),
+                Augmentation(self._learner.size),
                 plan.seed,
             ),
             schedule,
             workers=plan.workers,
             pin=self._learner.device.type == "cuda",
         )
-        log = TrainingLog(
-            self._store,
-            plan.epochs,
-            rows,
-            tensorboard=plan.tensorboard,
-            say=say,
-        )
-        try:
-            with contextlib.ExitStack() as stack:
-                for samples in (self._training, self._validation):
-                    if samples is not None:
-                        stack.enter_context(samples.fetched())
-                stack.enter_context(contextlib.closing(batches))
-                for epoch in schedule.epochs:
-                    log.add(run_epoch(epoch, plan, self._learner, schedule, batches))
-                    self._write(epoch + 1, log)
-        finally:
-            log.close()
-        return Trained(entry, until, log.rows, is_new=True)
+        log = TrainingLog(self._store, plan.epochs, rows, say)
+        with contextlib.ExitStack() as stack:
+            for samples in (self._training, self._validation):
+                if samples is not None:
+                    stack.enter_context(samples.fetched())
+            stack.enter_context(contextlib.closing(batches))
+            for epoch in schedule.epochs:
+                log.add(run_epoch(epoch, plan, self._learner, schedule, batches))
+                self._write(epoch + 1, log)
+        return Trained(entry, is_new=True)
 
     def _begin(self, done: int) -> str:
         """What is about to happen, in a line."""
         plan = self._plan
-        text = f"{plan.arch} on {len(self._training)} images of {plan.split}, {plan.variant}; "
+        text = (
+            f"{plan.arch} on {len(self._training)} images of {plan.train_split}, {plan.variant}; "
+        )
         if self._validation is None:
             text += "no validation"
         else:
-            where = "held out" if plan.holdout else f"of {plan.val_split}"
+            where = "held out" if plan.holdout else f"of {plan.eval_split}"
             text += f"validation on {len(self._validation)} {where}"
         text += f"; {self._learner.device.type}, {plan.precision}"
         return text + (f"; going on after epoch {done} of {plan.epochs}" if done else "")
@@ -219,7 +206,7 @@ class _Job:
                 architecture=self._network.architecture,
                 variant=plan.variant,
                 dataset=self._dataset.manifest.fingerprint,
-                split=plan.split,
+                split=plan.train_split,
                 classes=digest_of_classes(self._dataset.taxonomy),
                 preprocessing=self._network.preprocessing,
                 keys=tuple(sorted(self._training.keys.tolist())),
@@ -237,7 +224,7 @@ class _Job:
 def _settings(plan: TrainPlan) -> Iterator[None]:
     """What holds for all of torch, while the block runs."""
     threads, tries = torch.get_num_threads(), torch.backends.cudnn.benchmark
-    torch.set_num_threads(plan.threads or usable_cores())
+    torch.set_num_threads(usable_cores())
     # Batches have two sizes at most, so trying kernels pays.
     torch.backends.cudnn.benchmark = True
     allow_tf32 = plan.precision == "tf32"
@@ -250,4 +237,4 @@ def _settings(plan: TrainPlan) -> Iterator[None]:
         torch.backends.cudnn.benchmark = tries
 
 
-_SETTINGS = ("batch_size", "lr", "momentum", "weight_decay", "color_jitter", "precision")
+_SETTINGS = ("batch_size", "lr", "weight_decay", "precision")
