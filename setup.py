@@ -24,8 +24,6 @@ EXTRAS = {
     "clip": ["open_clip_torch>=3.0"],
     # Masks in COCO's form.
     "coco": ["pycocotools>=2.0.8"],
-    # Curves of training.
-    "tensorboard": ["tensorboard>=2.17"],
 }
 """What the kinds of `--models` and `--segmenter` need, and what Dataflow does."""
 

@@ -69,7 +69,7 @@ def bare_loop(arch: str, device: str, size: int, batch: int, precision: str, ste
 def train(dataset: Path, output: Path, *flags: object) -> tuple[float, float]:
     """(images a second, share of the time spent waiting for pictures) of the last epochs."""
     shutil.rmtree(output, ignore_errors=True)
-    run_in9("train", "--dataset", dataset, "--output", output, "--split", "val", *flags)
+    run_in9("train", "--dataset", dataset, "--output", output, "--train_split", "val", *flags)
     # In the first one, processes start and memory is taken.
     rows = list(csv.DictReader((output / "log.csv").read_text().splitlines()))[1:]
     return tuple(

@@ -123,7 +123,7 @@ def test_outputs_of_others_are_left_alone(
 ) -> None:
     model = tmp_path / "model.safetensors"
     model.write_bytes(b"mine")
-    train = ("train", "--dataset", dataset, "--split", "val", "--output")
+    train = ("train", "--dataset", dataset, "--train_split", "val", "--output")
     assert "was not trained here" in refusal(capsys, *train, tmp_path)
     assert "is not a folder" in refusal(capsys, *train, model)
     fetch = ("models", "fetch", "--models", "efficientnet_lite0", "--to", model)
@@ -150,7 +150,7 @@ def test_refusals_write_nothing(
     assert "is not the released layout" in line
     line = refusal(capsys, "import", "--from", tmp_path / "nowhere", "--output", output)
     assert "neither a folder nor a file" in line
-    flags = ("--dataset", dataset, "--variant", "mixed_best", "--split", "val")
+    flags = ("--dataset", dataset, "--variant", "mixed_best", "--train_split", "val")
     line = refusal(capsys, "train", *flags, "--output", output)
     assert "--variant mixed_best: the dataset has" in line
     assert not output.exists()
