@@ -31,7 +31,6 @@ from pipeline.dataflow.unchanged import SaySummary, digest_of_inputs, unchanged_
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest
-from pipeline.dry_run.costs import Assumptions
 from pipeline.dry_run.report import dry_run
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.own_variants import own_names
@@ -162,7 +161,6 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """run and generate with --dry_run."""
-    assumed = Assumptions.parse(arguments.assume)
     workers = pipeline_options(rest).view_as(DirectOptions).direct_num_workers
     store, _ = output_store(arguments.output, arguments.versioned, arguments.keep)
     job = job_from_flags(arguments, store)
@@ -172,7 +170,7 @@ def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
         parse_conditions(arguments.fail_if, job.config.compose.composed)
         attacking = _attacking(arguments, store, job.config)
         _explaining(arguments, store, job.config)
-    dry_run(job, evaluation, job.taxonomy, workers, attacking, assumed)
+    dry_run(job, evaluation, job.taxonomy, workers, attacking)
     return 0
 
 

@@ -21,7 +21,7 @@ from pipeline.command_line.parser import COMMANDS, flags_of
 COMMAND = "run"
 
 # A template only submits: it prints no plan, and its launcher must not wait for the job.
-_WITHOUT = frozenset({"dry_run", "assume", "wait", "no_wait"})
+_WITHOUT = frozenset({"dry_run", "wait", "no_wait"})
 
 # Flags of Beam that the environment of a launch request has no field for.
 _OF_BEAM = ("min_cpu_platform",)
