@@ -112,12 +112,12 @@ def cloud(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def submitted(cloud: Cloud) -> dict[str, tuple[dict[str, Any], str]]:
     """Jobs by their output, and what was said of them."""
     made = ("--input", f"{ROOT}/input", "--images_per_shard", "6", f"--sdk_container_image={IMAGE}")
-    workers = ("--gpu", "nvidia-l4:g2-standard-8", "--gpus", "2", "--inference_ram", "24GB")
+    workers = ("--gpu", "nvidia-l4:g2-standard-8", "--gpus", "2")
     more = ("--attack", "2", "--saliency", "1", "--imagenet", f"{ROOT}/input")
-    few = ("--max_num_workers=7", "--labels=team=vision", "--no_wait")
+    few = ("--max_num_workers=7", "--labels=team=vision", "--no_wait_until_finish")
     said = cloud.launch(
         cloud.flags("run", "--output", f"{ROOT}/gpu", *made, *workers, *more, *few),
-        cloud.flags("generate", "--output", f"{ROOT}/out", *made, "--no_wait"),
+        cloud.flags("generate", "--output", f"{ROOT}/out", *made, "--no_wait_until_finish"),
     )
     assert [code for code, _ in said] == [0, 0], said
     jobs = {"gpu": cloud.dataflow.jobs[-2], "out": cloud.dataflow.jobs[-1]}
@@ -164,7 +164,6 @@ def test_hints_are_on_the_steps_that_run_models_alone(
     assert steps == {"Predict", "Classify", "TryBackgrounds", "Explain"}
     for hints in hinted.values():
         assert hints["beam:resources:accelerator:v1"] == GPU_HINT.encode()
-        assert hints["beam:resources:min_ram_bytes:v1"] == b"24000000000"
 
 
 def test_what_was_staged_runs_as_it_is(
@@ -195,7 +194,7 @@ def test_what_was_staged_runs_as_it_is(
     template = f"--template_location={ROOT}/templates/job"
     before = len(cloud.dataflow.jobs)
     again, waited, flex = cloud.launch(
-        cloud.flags("generate", "--output", f"{ROOT}/out", *made, "--no_wait"),
+        cloud.flags("generate", "--output", f"{ROOT}/out", *made, "--no_wait_until_finish"),
         cloud.flags("generate", "--output", f"{ROOT}/out", *made, "--limit=1", "--overwrite"),
         cloud.flags("generate", "--output", f"{ROOT}/flex", *made[:-1], template),
     )
@@ -240,7 +239,7 @@ def test_a_job_that_fails_says_why_and_leaves_no_lock(
         "pipeline.errors.JobError: val: no shard arrived [while running 'Generate/Commit']\n"
     )
     cloud.dataflow.messages = [("JOB_MESSAGE_ERROR", traceback)]
-    made = ("--input", f"{ROOT}/input", f"--sdk_container_image={IMAGE}", "--wait")
+    made = ("--input", f"{ROOT}/input", f"--sdk_container_image={IMAGE}")
     ((code, said),) = cloud.launch(cloud.flags("generate", "--output", f"{ROOT}/gpu", *made))
     cloud.dataflow.later = None
     assert code == 1
@@ -262,12 +261,8 @@ def test_a_job_that_fails_says_why_and_leaves_no_lock(
         (["--models", "resnet18=a.pth"], "workers of Dataflow cannot reach a.pth"),
         (["--models", "onnx:a.onnx"], "workers of Dataflow cannot reach a.onnx"),
         (["--models", "hf:/tmp"], "workers of Dataflow cannot reach /tmp"),
-        (["--require_gpu"], "--gpu TYPE is required for a GPU"),
+        (["--device", "cuda"], "--gpu TYPE is required for a GPU"),
         (["--gpu", "L4!"], "--gpu L4!: expected TYPE or TYPE:MACHINE"),
-        (
-            ["--inference_ram", "much", "--gpu", "nvidia-l4"],
-            "--inference_ram much: expected a size",
-        ),
         (["--gpu=nvidia-l4", "--device", "cpu"], "contradict each other"),
         (
             ["--gpu=nvidia-l4", "--dataflow_service_options=worker_accelerator=type:nvidia-l4"],
@@ -280,6 +275,10 @@ def test_a_job_that_fails_says_why_and_leaves_no_lock(
         (["--gpu=nvidia-l4", "--dataflow_service_options=enable_prime"], "Dataflow Prime"),
         (["--gpu=nvidia-l4", "--flexrs_goal=COST_OPTIMIZED"], "--flexrs_goal excludes"),
         (["--runner=DirectRunner", "--gpu=nvidia-l4"], "--gpu is for --runner=DataflowRunner"),
+        (
+            ["--runner=DirectRunner", "--no_wait_until_finish"],
+            "--no_wait_until_finish is for --runner=DataflowRunner",
+        ),
     ],
 )
 def test_a_missing_or_wrong_flag_is_named_before_anything_is_sent(

@@ -20,8 +20,8 @@ from pipeline.command_line.parser import COMMANDS, flags_of
 
 COMMAND = "run"
 
-# A template only submits: it prints no plan, and its launcher must not wait for the job.
-_WITHOUT = frozenset({"dry_run", "wait", "no_wait"})
+# A template only submits: it prints no plan.
+_WITHOUT = frozenset({"dry_run"})
 
 # Flags of Beam that the environment of a launch request has no field for.
 _OF_BEAM = ("min_cpu_platform",)

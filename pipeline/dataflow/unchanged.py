@@ -34,7 +34,7 @@ from pipeline.storage.store import Store
 MAX_FILES = 200_000
 MAX_SECONDS = 60.0
 _LIBRARIES = ("apache-beam", "matplotlib", "numpy", "opencv-python-headless", "pillow", "timm")
-_HOW = ("gpus", "inference_ram", "no_wait", "dry_run", "models")
+_HOW = ("gpus", "dry_run", "models")
 """Flags that decide where and how a job runs, not what comes out; models count by their names,
 which may be patterns in the flag."""
 _LOG = logging.getLogger(__name__)
