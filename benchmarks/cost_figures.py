@@ -1,4 +1,4 @@
-"""What an image costs: the figures of `pipeline/dry_run/costs.py`.
+"""What an image costs: the figures of `docs/costs.md`.
 
     python benchmarks/cost_figures.py [--input FOLDER] [--model efficientnet_lite0]
 

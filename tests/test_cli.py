@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.cli import main
 from pipeline.command_line.commands import WITH_BEAM, WITHOUT_BEAM
@@ -21,6 +22,8 @@ from pipeline.results.files import all_summaries
 from pipeline.storage.files import absolute
 from pipeline.storage.store import Store
 from transforms.variants import PAPER
+
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -81,6 +84,7 @@ def dataset(tmp_path: Path) -> Path:
         (("--models", "resnet50.a9_in1k"), "no such weights; timm has a1_in1k"),
         (("--models", "efficientnet_lite0,efficientnet_lite0"), "names a model twice"),
         (("--device", "tpu"), "--device must be auto, cpu or cuda"),
+        pytest.param(("--device", "cuda"), "there is no CUDA device", marks=WITHOUT_GPU),
         (("--precision", "fp8"), "--precision must be one of fp32, tf32, bf16"),
         (("--eval_split", "test"), "--eval_split test: the dataset has val"),
     ],

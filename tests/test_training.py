@@ -434,6 +434,11 @@ def test_a_shard_without_its_picture_is_one_line(drawn: Path, tmp_path: Path) ->
         (("--lr", "0"), "--lr must be above 0: got 0.0"),
         (("--workers", "-1"), "--workers must be at least 0: got -1"),
         (("--precision", "fp16", "--device", "cpu"), "must be one of fp32, tf32, bf16: got 'fp16'"),
+        pytest.param(
+            ("--device", "cuda"),
+            "there is no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         (("--epochs", "0"), "argument --epochs: expected a number from 1 on"),
         (("--runner", "DataflowRunner"), "--runner is for commands that run a Beam pipeline"),
     ],

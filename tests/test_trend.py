@@ -25,6 +25,7 @@ from PIL import Image
 from pipeline.errors import JobError, UsageError
 from pipeline.evaluate.plan import Evaluation
 from pipeline.evaluate.predict import PredictConfig
+from pipeline.evaluate.work import RunModels
 from pipeline.figures.labels import apart
 from pipeline.figures.trend import trend_figure
 from pipeline.imagenet.folder import (
@@ -255,7 +256,7 @@ def test_top1_is_the_models_own_on_the_whole_picture(
     store = Store(str(output))
     how = Evaluation(store, ("efficientnet_lite0",), "val", PredictConfig(), Progress.of(store))
     with pytest.raises(JobError, match=r"n02123045/n02123045_broken\.JPEG of --imagenet"):
-        list(Classify(how, str(tiny_imagenet), imagenet9()).process((0, [0])))
+        list(RunModels(Classify(how, str(tiny_imagenet), imagenet9())).process((0, [(0, 0)])))
     with pytest.raises(UsageError, match=r"--imagenet .*nowhere is not a folder"):
         check_imagenet(str(tmp_path / "nowhere"))
 

@@ -15,7 +15,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.errors import ModelError
 from pipeline.evaluate.plan import model_identity
 from pipeline.evaluate.predict import Predictor
-from pipeline.evaluate.resident import free_memory, load_resident
+from pipeline.evaluate.resident import free_memory, load_checked, put_on_device
 from pipeline.memory import keep_freed_memory
 from pipeline.runner.progress import duration
 from transforms.adversarial import Labels
@@ -48,7 +48,8 @@ def forecast_attack(dataset: Dataset, attacking: Attacking, taxonomy: Taxonomy) 
     print(f"dry run: measuring {_BATCHES} batches a model", file=sys.stderr)
     for spec in evaluation.models:
         try:
-            model, predictor = load_resident(spec, evaluation, taxonomy)
+            model = load_checked(spec, evaluation, taxonomy)
+            predictor = put_on_device(model, evaluation)
             about = model_identity(model, evaluation, dataset)
             chunks = Chunks(dataset, attacking, grid, model, about)
             left = sum(

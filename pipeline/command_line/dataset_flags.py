@@ -95,11 +95,7 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--limit", type=int, default=None, metavar="N", help="only N images a class, by hash")
     add("--layers", default="keep", metavar="keep|drop", help="keep layers for the next run (keep)")
-    add_switch(
-        group, "--dry_run", "only say what would be done: hours, bytes, price (--assume A=X)"
-    )
-    # Its line is the one above; docs/costs.md lists the names.
-    add("--assume", type=names, default=(), help=argparse.SUPPRESS)
+    add_switch(group, "--dry_run", "only say what would be done: hours, bytes")
     add_switch(group, "--overwrite", "accept a configuration that differs from the dataset's")
     group = group_of(parser, "Schedule")
     add_switch(group, "--reshard", "choose the numbers of shards anew, without segmenting")

@@ -17,15 +17,11 @@ import apache_beam as beam
 
 from pipeline.command_line.fail_if import Condition, judge
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.manifest import MANIFEST
 from pipeline.errors import JobError
-from pipeline.report import REPORT
 from pipeline.results.failures import failures
 from pipeline.results.files import display_name, read_summaries
 from pipeline.runner.progress import Progress
-from pipeline.storage.files import FileInfo
 from pipeline.storage.lock import DATASET_LOCK, release
-from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 
 if TYPE_CHECKING:
@@ -48,8 +44,6 @@ class Ending:
       evaluation: of the models that it evaluated, if any.
       conditions: of `--fail_if`.
       owner: of the dataset's lock, if the graph holds it.
-      inputs: digest of what the job was made from, if it was told: see
-        `pipeline.dataflow.unchanged`.
       alone: whether nobody waits for the job: a condition that holds then has to fail it.
     """
 
@@ -61,7 +55,6 @@ class Ending:
     evaluation: Evaluation | None = None
     conditions: tuple[Condition, ...] = ()
     owner: Mapping[str, Any] | None = None
-    inputs: str | None = None
     alone: bool = False
 
     def summary(self) -> dict[str, Any]:
@@ -106,13 +99,6 @@ def _figures(summary: Mapping[str, Any]) -> dict[str, float]:
     return figures
 
 
-def results_state(store: Store) -> list[tuple[str, int, str]]:
-    """Path, size and identity of the manifest, the page and all results."""
-    files: list[FileInfo | None] = [store.files.info(store.path(p)) for p in (MANIFEST, REPORT)]
-    files += store.files.walk(store.path("results"))
-    return [(info.path, info.size, info.identity) for info in files if info is not None]
-
-
 class End(beam.DoFn):
     """Dataset fingerprint -> the same; the last step of every job."""
 
@@ -122,13 +108,10 @@ class End(beam.DoFn):
     def process(self, dataset: str) -> Iterator[str]:
         ending = self._ending
         summary = ending.summary()
-        note: dict[str, Any] = {"summary": summary, "inputs": ending.inputs}
-        if ending.inputs is not None and not summary.get("failed"):
-            note["results"] = results_state(ending.store)
-        text = json.dumps(note, indent=1, sort_keys=True) + "\n"
+        text = json.dumps({"summary": summary}, indent=1, sort_keys=True) + "\n"
         # Also if it says what it said before: its time tells when a job last ended well.
         ending.output.write(LAST_RUN, text.encode())
-        _LOG.info("%s", line_of(summary))
+        _LOG.info("%s", _line_of(summary))
         if ending.alone:
             ending.progress.clear()
         if ending.owner is not None:
@@ -138,12 +121,7 @@ class End(beam.DoFn):
         yield dataset
 
 
-def read_note(output: Store) -> dict[str, Any]:
-    """What the last job that ended well has left; empty if none has."""
-    return read_json(output, LAST_RUN, dict[str, Any]) or {}
-
-
-def line_of(summary: Mapping[str, Any]) -> str:
+def _line_of(summary: Mapping[str, Any]) -> str:
     """The line that monitoring looks for."""
     return f"in9 summary: {json.dumps(summary, sort_keys=True)}"
 
@@ -152,4 +130,4 @@ def say_summary(output: Store) -> None:
     """Prints the line of the job that has just ended, unless a person reads along: the
     closing words say the same."""
     if not sys.stdout.isatty():
-        print(line_of(read_note(output).get("summary", {})))
+        print(_line_of(json.loads(output.read(LAST_RUN))["summary"]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import sys
 import time
@@ -27,11 +26,9 @@ from pipeline.command_line.versions import (
 )
 from pipeline.dataflow.start import TakeLock, manifest_state
 from pipeline.dataflow.submission import flags_of_workers, submission_from_flags
-from pipeline.dataflow.unchanged import SaySummary, digest_of_inputs, unchanged_summary
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest
-from pipeline.dry_run.costs import Assumptions
 from pipeline.dry_run.report import dry_run
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.own_variants import own_names
@@ -91,10 +88,9 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
                 store.remove_temporary()
             seen = manifest_state(store)
             job = job_from_flags(arguments, store)
-            manifest, config = read_manifest(store), job.config
+            manifest = read_manifest(store)
         else:
             manifest = Dataset.open(store).manifest
-            config = manifest.config
         taxonomy = job.taxonomy if job else Dataset.open(store).taxonomy
         ending = Ending(
             command=arguments.command,
@@ -104,26 +100,16 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             before=manifest.fingerprint if manifest else None,
             evaluation=evaluation,
             conditions=conditions,
+            owner=submission.owner if submission and job else None,
             alone=submission is not None and not submission.waits,
         )
         pipeline = beam.Pipeline(options=options)
         start = pipeline | "Start" >> beam.Create([None], reshuffle=False)
-        lock = None
-        if submission and job:
-            inputs = digest_of_inputs(arguments, config, evaluation.models if evaluation else ())
-            summary = inputs and unchanged_summary(store, versions, inputs)
-            if summary:
-                _ = start | "NothingToDo" >> beam.ParDo(SaySummary(summary))
-                print("nothing to do: everything is as the last job left it")
-                run_pipeline(pipeline, ending.progress, store.log(arguments.command), submission)
-                return 0
-            ending = dataclasses.replace(ending, owner=submission.owner, inputs=inputs)
-            lock = TakeLock(store, submission.owner, seen)
         MainJob(
             ending,
             taxonomy,
             arguments.pictures,
-            lock=lock,
+            lock=TakeLock(store, submission.owner, seen) if submission and job else None,
             versions=versions,
             job=job,
             imagenet=absolute(arguments.imagenet) if evaluates and arguments.imagenet else None,
@@ -162,7 +148,6 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """run and generate with --dry_run."""
-    assumed = Assumptions.parse(arguments.assume)
     workers = pipeline_options(rest).view_as(DirectOptions).direct_num_workers
     store, _ = output_store(arguments.output, arguments.versioned, arguments.keep)
     job = job_from_flags(arguments, store)
@@ -172,7 +157,7 @@ def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
         parse_conditions(arguments.fail_if, job.config.compose.composed)
         attacking = _attacking(arguments, store, job.config)
         _explaining(arguments, store, job.config)
-    dry_run(job, evaluation, job.taxonomy, workers, attacking, assumed)
+    dry_run(job, evaluation, job.taxonomy, workers, attacking)
     return 0
 
 

@@ -42,7 +42,12 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
         metavar="SPLIT",
         help="split to evaluate on (val, or the first)",
     )
-    add("--device", default="auto", metavar="auto|cpu|cuda", help="where models run (auto)")
+    add(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda",
+        help="where models run; cuda fails if there is no GPU (auto)",
+    )
     add("--precision", default="fp32", metavar="NAME", help="fp32, tf32, bf16 (fp32)")
     add("--batch_size", type=int, default=None, metavar="N", help="32 on a CPU, 256 on a GPU")
     add(
@@ -51,13 +56,7 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="stored pixels as they are, or native preprocessing (stored)",
     )
-    add_require_gpu(group)
     add_switch(group, "--accept_new_weights", "take weights that differ from earlier results'")
-
-
-def add_require_gpu(group: argparse._ArgumentGroup) -> None:
-    """Whether the CPU will not do."""
-    add_switch(group, "--require_gpu", "fail if there is no GPU")
 
 
 _HELD_OUT = "test on this share of the images alone, left out by training with it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pipeline.command_line.flag_types import add_switch, count, names
-from pipeline.command_line.model_flags import add_leakage_flags, add_require_gpu
+from pipeline.command_line.model_flags import add_leakage_flags
 
 
 def add_train_flags(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +80,11 @@ def _add_learning_flags(group: argparse._ArgumentGroup) -> None:
 def _add_machine_flags(group: argparse._ArgumentGroup, precision: str) -> None:
     """What a training runs on; `precision` says which there are."""
     add = group.add_argument
-    add("--device", default="auto", metavar="auto|cpu|cuda", help="where it runs (auto)")
+    add(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda",
+        help="where it runs; cuda fails if there is no GPU (auto)",
+    )
     add("--precision", default="auto", metavar="NAME", help=precision)
-    add_require_gpu(group)
     add("--workers", type=int, metavar="N", help="processes that load pictures (by the cores)")

@@ -15,14 +15,6 @@ from typing import TYPE_CHECKING
 from pipeline.command_line.terminal import size
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
-from pipeline.dry_run.costs import (
-    Assumptions,
-    Cost,
-    Figures,
-    describe_cost,
-    evaluate_cost,
-    generate_cost,
-)
 from pipeline.dry_run.estimate import Measured, Trial, choose, run_trial
 from pipeline.dry_run.forecast import Forecast, SplitForecast, make_forecast
 from pipeline.errors import JobError
@@ -49,7 +41,6 @@ def dry_run(
     taxonomy: Taxonomy,
     workers: int,
     attacking: Attacking | None = None,
-    assumed: Assumptions | None = None,
 ) -> None:
     """Prints what a job would do.
 
@@ -59,13 +50,10 @@ def dry_run(
       taxonomy: of the labels.
       workers: how many of them work at the same time.
       attacking: what to attack, if anything.
-      assumed: prices, and the speed of GPUs if models are to run on some; defaults if None.
 
     Raises:
       UsageError, OSError: as the job would.
     """
-    assumed = assumed or Assumptions()
-    cost = Cost()
     print("dry run: looking at names and annotations", file=sys.stderr)
     forecast = make_forecast(job, taxonomy)
     for split in forecast.splits:
@@ -75,13 +63,10 @@ def dry_run(
     with tempfile.TemporaryDirectory(prefix="in9-") as folder:
         make_trial = functools.cache(lambda: _trial(job, forecast, taxonomy, folder))
         if not forecast.is_up_to_date:
-            cost += _print_estimate(job, forecast, make_trial(), workers)
+            _print_estimate(job, forecast, make_trial(), workers)
         if evaluation is not None:
-            rate = assumed.gpu_rate
             for model in evaluation.models:
-                cost += _print_model(model, job, forecast, evaluation, make_trial, attacking, rate)
-    if cost != Cost():
-        print(describe_cost(cost, assumed))
+                _print_model(model, job, forecast, evaluation, make_trial, attacking)
     print("dry run: nothing was written")
 
 
@@ -126,10 +111,10 @@ def _selected(config: DatasetConfig, split: SplitForecast, measured: Measured) -
     return sum(min(limit, size_of_class) for size_of_class in sizes)
 
 
-def _print_estimate(job: Job, forecast: Forecast, trial: Trial | None, workers: int) -> Cost:
+def _print_estimate(job: Job, forecast: Forecast, trial: Trial | None, workers: int) -> None:
     if trial is None:
         print("estimate: seconds; no image is left to segment")
-        return Cost()
+        return
     config, measured = job.config, trial.measured
     rate = measured.accepted / measured.images
     accepted = sum(len(s.accepted) + rate * len(s.left) for s in forecast.splits)
@@ -154,14 +139,6 @@ def _print_estimate(job: Job, forecast: Forecast, trial: Trial | None, workers: 
         f"estimate: about {selected:.0f} images in the dataset, {size(sum(sizes.values()))} "
         f"({parts}){_free(job.store)}"
     )
-    figures = Figures(
-        measured.segment_seconds,
-        measured.compose_seconds,
-        measured.layer_bytes,
-        sum(measured.output_bytes.values()),
-    )
-    keep = config.layers == "keep"
-    return generate_cost(figures, forecast.left, accepted, selected, keep_layers=keep)
 
 
 def _free(store: Store) -> str:
@@ -192,11 +169,8 @@ def _print_model(
     evaluation: Evaluation,
     make_trial: Callable[[], Trial | None],
     attacking: Attacking | None,
-    gpu_rate: float,
-) -> Cost:
-    """Says what a model takes; returns it, too."""
-    import torch
-
+) -> None:
+    """Says what a model takes."""
     from pipeline.evaluate.predict import Predictor
     from pipeline.evaluate.shards import find_predictions
     from pipeline.models import load_model
@@ -206,7 +180,7 @@ def _print_model(
         model = load_model(name, evaluation.weights, job.taxonomy)
     except JobError as error:
         print(f"{name}: {error}")
-        return Cost()
+        return
     load = time.perf_counter() - started
     pictures = None
     if forecast.is_up_to_date:
@@ -220,37 +194,29 @@ def _print_model(
             print(f"{name}: evaluated already")
             if attacking:
                 print(f"{name}: what an attack takes, in9 attack --dry_run measures")
-            return Cost()
+            return
     trial = make_trial()
     if trial is None:
-        return Cost()
+        return
     if pictures is None:
         pictures = _expected_pictures(job, forecast, trial.measured, evaluation.split)
     rate = _pictures_a_second(Predictor(model, evaluation.predict), trial)
     del model
     gc.collect()
     if not rate:
-        return Cost()
-    on_gpu = evaluation.predict.device == "cuda"
+        return
     print(
         f"{name}: about {duration(load + pictures / rate)} for {pictures} pictures on "
         f"{evaluation.predict.device} ({rate:.1f} a second)"
     )
-    # As many cores as torch has threads are busy meanwhile.
-    core_seconds = torch.get_num_threads() / rate
-    gpu_rate = gpu_rate or (rate if on_gpu else 0.0)
-    cost = evaluate_cost("evaluate", pictures, core_seconds, gpu_rate)
     if attacking:
         images = pictures // sum(is_picture(v) for v in job.config.compose.composed)
         sides = (attacking.foregrounds, attacking.backgrounds)
         foregrounds, backgrounds = (images if n is None else min(n, images) for n in sides)
-        composites = foregrounds * backgrounds
         print(
-            f"{name}: about {duration(composites / rate)} for an attack with "
+            f"{name}: about {duration(foregrounds * backgrounds / rate)} for an attack with "
             f"{foregrounds} x {backgrounds} composites"
         )
-        cost += evaluate_cost("attack", composites, core_seconds, gpu_rate)
-    return cost
 
 
 def _pictures_a_second(predictor: Predictor, trial: Trial) -> float:

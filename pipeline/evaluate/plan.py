@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import apache_beam as beam
-
 from pipeline.cores import usable_cores
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.predict import PredictConfig
@@ -31,7 +29,8 @@ class Evaluation:
       weights: folder of `in9 models fetch` that weights are taken from, if any.
       groups: in how many groups the shards are evaluated at the same time; each holds one
         model at a time, so one for each device.
-      hints: resource hints of the steps that run models, as (name, value).
+      hints: resource hints of the steps that run models, as (name, value); none if they may run
+        on the machines of all others.
       spread: whether groups are on machines of their own, so that each may use all cores.
       holdout: share of the images that is tested on, as training with it leaves them out; 0 for
         all images.
@@ -78,10 +77,6 @@ class Evaluation:
             return None
         rows = [row for row in dataset.index_of_shard(self.split, shard) if row["selected"]]
         return Holdout(self.holdout).keys_for_test(rows)
-
-    def on_workers(self, step: beam.PTransform) -> beam.PTransform:
-        """Puts a step that runs models on the machines that are meant for it."""
-        return step.with_resource_hints(**dict(self.hints)) if self.hints else step
 
 
 def model_identity(model: LoadedModel, evaluation: Evaluation, dataset: Dataset) -> dict[str, Any]:

@@ -57,22 +57,22 @@ def predict_shard(
     evaluation: Evaluation,
     dataset: Dataset,
     model: LoadedModel,
-    predictor: Predictor,
+    predictor: Predictor | None,
     taxonomy: Taxonomy,
     shard: int,
-) -> str:
+) -> str | None:
     """Makes what is missing of a (model, shard): predictions, and the outputs that are kept.
 
     Args:
       evaluation: how models are run.
       dataset: that the shard is of.
       model: the model.
-      predictor: the same on its device.
+      predictor: the same on its device; None to make nothing.
       taxonomy: of the labels.
       shard: number of the output shard.
 
     Returns:
-      The path of the predictions.
+      The path of the predictions; None if something is missing and is not made.
 
     Raises:
       ModelError: the model's forward pass fails.
@@ -89,6 +89,8 @@ def predict_shard(
     if is_there and not keeper.keys:
         count("prediction_shards_kept")
         return path
+    if predictor is None:
+        return None
     samples = _samples(dataset, evaluation.split, shard, tested)
     if is_there:
         # Of an earlier release, or lost: scores depend on what shares a batch in their last

@@ -25,9 +25,7 @@ from pipeline.dataset.sinks import Sample
 from pipeline.evaluate.gather import ModelShard, write_models
 from pipeline.evaluate.plan import model_identity
 from pipeline.evaluate.predict import Predictor
-from pipeline.evaluate.resident import each_model
-from pipeline.evaluate.stage import ShardGroups
-from pipeline.memory import keep_freed_memory
+from pipeline.evaluate.work import Begun, Left, Work, run_models
 from pipeline.models import LoadedModel
 from pipeline.results.answers import Images
 from pipeline.results.failures import FailedModel
@@ -57,25 +55,26 @@ _ACTIVATIONS = 4
 """Batches are smaller by this factor: a backward pass needs all activations."""
 
 
-class Explain(beam.DoFn):
-    """(group, its shards) -> ModelShards, or a FailedModel, model after model."""
+class Explain(Work):
+    """Saliency of output shards."""
+
+    stage = "saliency"
+    refuses_overlap = False
 
     def __init__(self, plan: SaliencyPlan, taxonomy: Taxonomy) -> None:
+        super().__init__(plan.evaluation, taxonomy)
         self._plan = plan
-        self._taxonomy = taxonomy
 
-    def setup(self) -> None:
-        keep_freed_memory()
+    def units(self, dataset: Dataset) -> Iterable[int]:
+        return dataset.shards(self.evaluation.split)
 
-    def process(self, element: tuple[int, Iterable[int]]) -> Iterator[ModelShard | FailedModel]:
-        group, numbers = element[0], sorted(element[1])
-        evaluation, progress = self._plan.evaluation, self._plan.evaluation.progress
-        dataset = Dataset.open(evaluation.store)
+    def begin(self, dataset: Dataset, group: int, units: Sequence[int]) -> Begun:
+        evaluation = self.evaluation
         shown = shown_images(dataset, self._plan)
-        images = {shard: self._images(dataset, shard) for shard in numbers}
-        total = sum(images.values())
 
-        def explain(order: int, model: LoadedModel, predictor: Predictor) -> Iterator[ModelShard]:
+        def explain(
+            order: int, model: LoadedModel, predictor: Predictor | None, numbers: Sequence[int]
+        ) -> Iterator[ModelShard | Left]:
             about = model_identity(model, evaluation, dataset)
             folder = result_folder(model.name, about["evaluation"])
             shards = SaliencyShards(dataset, self._plan, model, folder)
@@ -85,24 +84,19 @@ class Explain(beam.DoFn):
                     keys = [key for key, place in shown.items() if place == shard]
                     with timed("saliency"):
                         path = self._explain(shards, predictor, shard, keys)
-                    progress.note_done("saliency", f"{order}-{shard:05d}", images[shard])
-                    yield ModelShard(order, shard, text, path)
+                    yield ModelShard(order, shard, text, path) if path else Left(order, shard)
 
-        for result in each_model(
-            evaluation, self._taxonomy, explain, stage="saliency", group=group, total=total
-        ):
-            yield result
-            if isinstance(result, FailedModel):
-                progress.note_total("saliency", f"{result.order}-{group}-failed", -total)
+        return Begun({unit: self._images(dataset, unit) for unit in units}, explain)
 
     def _images(self, dataset: Dataset, shard: int) -> int:
         files = dataset.shard_files(self._plan.evaluation.split, shard, (self._plan.variant,))
         return sum(file.samples or 0 for file in files)
 
     def _explain(
-        self, shards: SaliencyShards, predictor: Predictor, shard: int, keys: Sequence[str]
-    ) -> str:
-        """Makes what is missing of a shard: its numbers, and the maps of the keys."""
+        self, shards: SaliencyShards, predictor: Predictor | None, shard: int, keys: Sequence[str]
+    ) -> str | None:
+        """Makes what is missing of a shard: its numbers, and the maps of the keys. Returns the path
+        of the numbers; None if something is missing, and there is no device to make it on."""
         store, path, checksum = shards.dataset.store, shards.path(shard), shards.checksum(shard)
         missing = {
             key
@@ -111,14 +105,16 @@ class Explain(beam.DoFn):
         }
         there = read_about(store, path)
         is_there = there is not None and there.fingerprint == checksum
-        if is_there:
+        if is_there and not missing:
             count("saliency_shards_kept")
-            if not missing:
-                return path
+            return path
+        if predictor is None:
+            return None
         samples = shards.samples(shard)
         if is_there:
+            count("saliency_shards_kept")
             samples = ((picture, mask) for picture, mask in samples if picture.key in missing)
-        output_labels = labels_of_outputs(shards.model.num_outputs, self._taxonomy)
+        output_labels = labels_of_outputs(shards.model.num_outputs, self.taxonomy)
         rows = []
         size = max(1, self._plan.evaluation.predict.batch_size // _ACTIVATIONS)
         while batch := list(itertools.islice(samples, size)):
@@ -146,7 +142,7 @@ class Explain(beam.DoFn):
             count("images_explained", len(batch))
         if not is_there:
             table = pa.Table.from_pylist(
-                rows, with_labels(SALIENCY_SCHEMA, self._taxonomy.num_labels)
+                rows, with_labels(SALIENCY_SCHEMA, self.taxonomy.num_labels)
             )
             count_written([write_table(store, path, table, ShardFiles(checksum, ()))])
             count("saliency_shards_made")
@@ -228,16 +224,7 @@ class Saliency(beam.PTransform):
         self._taxonomy = taxonomy
 
     def expand(self, dataset: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
-        explain = beam.ParDo(Explain(self._plan, self._taxonomy)).with_output_types(
-            ModelShard | FailedModel
-        )
-        explained = (
-            dataset
-            | "Shards"
-            >> beam.ParDo(ShardGroups(self._plan.evaluation)).with_output_types(tuple[int, int])
-            | "GatherGroup" >> beam.GroupByKey()
-            | "Explain" >> self._plan.evaluation.on_workers(explain)
-        )
+        explained = run_models(dataset, Explain(self._plan, self._taxonomy), "Explain")
         return dataset | "Measure" >> beam.ParDo(
             Measure(self._plan), explained=beam.pvalue.AsList(explained)
         ).with_output_types(str)

@@ -69,10 +69,10 @@ def choose_device(arguments: argparse.Namespace) -> tuple[str, str]:
     device, has_gpu = arguments.device, torch.cuda.is_available()
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device must be auto, cpu or cuda: got {device!r}")
-    if (arguments.require_gpu or device == "cuda") and not has_gpu:
+    if device == "cuda" and not has_gpu:
         raise UsageError(
-            "there is no CUDA device that torch can use; leave --require_gpu out, "
-            "and --device auto, to train on the CPU"
+            "--device cuda: there is no CUDA device that torch can use; --device auto would "
+            "train on the CPU"
         )
     if device == "auto":
         device = "cuda" if has_gpu else "cpu"
