@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -18,12 +19,16 @@ from PIL import Image
 from pipeline.changes import note_changes
 from pipeline.cli import main
 from pipeline.command_line.versions import check_versioned, publish, results_store, seed
-from pipeline.dataset.config import SegmentConfig
+from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import SEGMENT_VERSION
 from pipeline.dataset.latest import Versions, reading_store
-from pipeline.dataset.manifest import MANIFEST
+from pipeline.dataset.manifest import MANIFEST, stage_versions
+from pipeline.dataset.records import RECORD_SCHEMA, ShardFiles, Staging, write_table
+from pipeline.dataset.shards import ShardCounts, layer_record
 from pipeline.errors import JobError, UsageError
-from pipeline.generate.examine import Hold, LayersBefore, Rebuild, add_up
+from pipeline.generate.cut_source import shard_fingerprint
+from pipeline.generate.guard import check_rebuild
+from pipeline.sources.listing import SourceShard, SplitTotals
 from pipeline.storage.gcs_files import GcsFiles
 from pipeline.storage.local_files import LocalFiles
 from pipeline.storage.store import Store
@@ -305,21 +310,27 @@ def correct_answers(output: Path) -> dict[tuple[str, str], bool]:
     }
 
 
-def test_a_tenth_of_the_shards_is_made_again_without_being_asked_for() -> None:
-    config = SegmentConfig()
-    hold = Hold(config, LayersBefore(config.fingerprint(), SEGMENT_VERSION))
-    for shards, to_make in ((1, 1), (9, 1), (20, 2), (100, 10), (7, 0)):
-        rebuild = Rebuild(shards, to_make)
-        assert list(hold.process(rebuild)) == [rebuild]
-    total = add_up([Rebuild(10, 1, added=4), Rebuild(9, 1, changed=2, removed=3, lost=1)])
-    assert total == Rebuild(19, 2, added=4, changed=2, removed=3, lost=1)
-    with pytest.raises(JobError, match="4 images added, 2 changed, 3 removed; files of 1 are"):
-        list(hold.process(total))
-    before = LayersBefore(config.fingerprint(), SEGMENT_VERSION - 1)
-    with pytest.raises(JobError, match="made in another way now"):
-        list(Hold(config, before).process(total))
-    # Datasets of before the manifest said so.
-    assert not LayersBefore(None, SEGMENT_VERSION).differ(config)
+def test_a_tenth_of_the_shards_is_made_again_without_being_asked_for(tmp_path: Path) -> None:
+    config = DatasetConfig()
+    stages = stage_versions(config)
+    up_to_date = ShardFiles(shard_fingerprint([], config.segment), ())
+
+    def check(count: int, to_make: int) -> None:
+        """Source shards of no images, all but `to_make` with a record."""
+        store = Store(str(tmp_path / f"{count}-{to_make}"))
+        totals = SplitTotals("val", ShardCounts(count, count), 0, 0, 0)
+        for number in range(to_make, count):
+            write_table(store, layer_record("val", number), RECORD_SCHEMA.empty_table(), up_to_date)
+        shards = [SourceShard(totals, number, ()) for number in range(count)]
+        check_rebuild(stages, shards, config, Staging(store, "staging"))
+
+    for count, to_make in ((1, 1), (9, 1), (20, 2), (100, 10), (7, 0)):
+        check(count, to_make)
+    with pytest.raises(JobError, match=r"3 of 20 source shards .*; files of 3 are missing"):
+        check(20, 3)
+    stages = {"segment": SEGMENT_VERSION - 1, "segment_fingerprint": "another"}
+    with pytest.raises(JobError, match=r"another way now \(segment stage 1, .* has 0\)"):
+        check(20, 3)
 
 
 def test_an_input_that_has_gone_replaces_nothing(run: Run, small_input: Path) -> None:
@@ -333,6 +344,57 @@ def test_an_input_that_has_gone_replaces_nothing(run: Run, small_input: Path) ->
     assert stamps(output) == before
     assert main(["verify", "--dataset", str(output)]) == 0
     assert "val: 1 images" in run("generate", "--allow_rebuild")
+
+
+def test_what_may_have_changed_is_told_without_reading_it(
+    run: Run, small_input: Path, tmp_path: Path
+) -> None:
+    run("generate")
+    output, moved = tmp_path / "out", tmp_path / "moved"
+    before = stamps(output)
+    shutil.copytree(small_input, moved)
+    for picture in pictures_of(small_input):
+        os.utime(picture)
+    assert "18 changed, 0 removed" in run("generate", code=1)
+    assert stamps(output) == before
+    # Elsewhere, sizes alone can tell.
+    assert "nothing to do" in run("generate", "--input", str(moved))
+    assert stamps(output) == before
+    for picture in pictures_of(small_input)[::4]:
+        darken(picture)
+    assert "5 changed, 0 removed" in run("generate", code=1)
+    # Nothing is remembered: all is read, and found to be as it was.
+    small_input.rename(tmp_path / "darkened")
+    moved.rename(small_input)
+    shutil.rmtree(output / ".in9" / "checksums")
+    assert "nothing to do" in run("generate")
+    assert stamps(output) == before
+    for record in sorted((output / "layers").glob("*.tar"))[::2]:
+        record.unlink()
+    said = run("generate", code=1)
+    assert "0 images added, 0 changed, 0 removed; files of" in said
+
+
+def test_a_first_run_reads_each_picture_once(
+    run: Run, small_input: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def spy(whole: Callable[[LocalFiles, str], Any]) -> Callable[[LocalFiles, str], Any]:
+        def call(self: LocalFiles, path: str) -> Any:
+            opened.append(path)
+            return whole(self, path)
+
+        return call
+
+    monkeypatch.setattr(LocalFiles, "read", spy(LocalFiles.read))
+    monkeypatch.setattr(LocalFiles, "open", spy(LocalFiles.open))
+    pictures = [str(picture) for picture in pictures_of(small_input)]
+    run("generate", "--direct_num_workers", "1")
+    assert sorted(path for path in opened if path in set(pictures)) == pictures
+    opened.clear()
+    assert "nothing to do" in run("generate", "--direct_num_workers", "1")
+    assert not set(pictures) & set(opened)
 
 
 def test_what_a_rebuild_has_finished_is_not_held_up_again(
