@@ -444,7 +444,7 @@ def test_excluded_images_are_rows_and_nothing_else(
     assert "--exclude=1 names, sha256" in refused
     assert "(the dataset has not set)" in refused
     capsys.readouterr()
-    in9(*command, *lists, "--overwrite")
+    in9(*command, *lists, "--overwrite", "config")
     said = capsys.readouterr().out
     assert "2 excluded" in said
     assert "0 images segmented" in said

@@ -249,7 +249,7 @@ def test_changes_name_their_cause_and_pair_the_images(
     run("run")
     assert not (output / "changes.json").exists()
     (tmp_path / "seed").write_text("2")
-    said = run("run", "--accept_new_weights")
+    said = run("run", "--overwrite", "weights")
     changes = changes_of(output)
     assert changes["from"] == changes["to"]
     assert changes["causes"] == {}
@@ -294,7 +294,7 @@ def test_changes_name_their_cause_and_pair_the_images(
         monkeypatch.setattr(f"pipeline.evaluate.{module}.EVALUATE_VERSION", 2)
     assert main([*evaluate, "--batch_size", "8"]) == 0
     assert changes_of(output)["models"][0]["causes"] == ["evaluation", "code"]
-    run("generate", "--overwrite", "--jpeg_quality", "90")
+    run("generate", "--overwrite", "config", "--jpeg_quality", "90")
     changes = changes_of(output)
     assert changes["causes"] == {"configuration": ["--jpeg_quality 95 -> 90"]}
     assert changes["images"]["val"]["changed"]["count"] == 0
@@ -322,7 +322,7 @@ def test_a_tenth_of_the_shards_is_made_again_without_being_asked_for(tmp_path: P
         for number in range(to_make, count):
             write_table(store, layer_record("val", number), RECORD_SCHEMA.empty_table(), up_to_date)
         shards = [SourceShard(totals, number, ()) for number in range(count)]
-        check_rebuild(stages, shards, config, Staging(store, "staging"))
+        check_rebuild(stages, [shards], config, Staging(store, "staging"))
 
     for count, to_make in ((1, 1), (9, 1), (20, 2), (100, 10), (7, 0)):
         check(count, to_make)
@@ -331,6 +331,36 @@ def test_a_tenth_of_the_shards_is_made_again_without_being_asked_for(tmp_path: P
     stages = {"segment": SEGMENT_VERSION - 1, "segment_fingerprint": "another"}
     with pytest.raises(JobError, match=r"another way now \(segment stage 1, .* has 0\)"):
         check(20, 3)
+
+
+def test_a_word_of_overwrite_lifts_its_own_guard_alone(
+    run: Run, small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("generate")
+    output = tmp_path / "out"
+    before = stamps(output)
+    others = ("--images_per_shard", "6", "--interpolation", "bilinear")
+    refused = run("generate", *others, "--overwrite", "rebuild", code=2)
+    assert "--images_per_shard=6 (the dataset has 2), --interpolation=bilinear" in refused
+    assert "add --overwrite config,rebuild,shards to accept them" in refused
+    refused = run("generate", *others, "--overwrite", "config", code=2)
+    assert "--images_per_shard=6" in refused
+    assert "--interpolation" not in refused
+    assert "add --overwrite config,shards to" in refused
+    refused = run("generate", *others, "--overwrite", "config,shards", code=1)
+    assert "9 of 9 source shards would be made again" in refused
+    assert "layers are made in another way now (other flags" in refused
+    assert "add --overwrite rebuild" in refused
+    assert main(["generate", "--output", str(output), "--overwrite", "config,rebuild,shards"]) == 2
+    assert "add --overwrite input to replace it by the sample" in capsys.readouterr().err
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    for picture in pictures_of(small_input)[1:]:
+        picture.rename(aside / picture.name)
+    refused = run("generate", *others[:2], "--overwrite", "shards,config,input", code=1)
+    assert "17 removed" in refused
+    # What was refused has changed nothing but a note of the last input.
+    assert stamps(output) == before
 
 
 def test_an_input_that_has_gone_replaces_nothing(run: Run, small_input: Path) -> None:
@@ -343,7 +373,7 @@ def test_an_input_that_has_gone_replaces_nothing(run: Run, small_input: Path) ->
     assert "0 images added, 0 changed, 17 removed. Nothing has been changed; " in said
     assert stamps(output) == before
     assert main(["verify", "--dataset", str(output)]) == 0
-    assert "val: 1 images" in run("generate", "--allow_rebuild")
+    assert "val: 1 images" in run("generate", "--overwrite", "rebuild")
 
 
 def test_what_may_have_changed_is_told_without_reading_it(
@@ -411,7 +441,7 @@ def test_what_a_rebuild_has_finished_is_not_held_up_again(
     with monkeypatch.context() as patch:
         # All is segmented and composed, and Commit stops before it begins.
         patch.setattr(LocalFiles, "move", move)
-        run("generate", "--allow_rebuild", code=1)
+        run("generate", "--overwrite", "rebuild", code=1)
     assert "done now: 0 images segmented, 0 composed" in run("generate")
 
 

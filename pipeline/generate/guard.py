@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.dataset.config import DatasetConfig
@@ -31,7 +31,7 @@ REBUILT_SHARE = 0.1
 
 def check_rebuild(
     stages: Mapping[str, Any],
-    shards: Sequence[SourceShard],
+    views: Iterable[Sequence[SourceShard]],
     config: DatasetConfig,
     staging: Staging,
 ) -> None:
@@ -39,7 +39,8 @@ def check_rebuild(
 
     Args:
       stages: that the dataset as it stands was made with, as its manifest says.
-      shards: of all splits.
+      views: one or several ways to deal the images that there are to source shards; little
+        enough to make in one of them is little enough.
       config: of the dataset to be.
       staging: where its layers wait.
 
@@ -50,20 +51,21 @@ def check_rebuild(
     is_same_way = stages.get("segment_fingerprint") == config.segment.fingerprint()
     ahead = REQUESTS_IN_FLIGHT if staging.store.is_remote else 0
     look = functools.partial(_look, config, staging, is_same_way)
-    found = sum((each for _, each in read_ahead(look, shards, ahead)), Counter[str]())
-    if found["shards"] <= max(1, REBUILT_SHARE * len(shards)):
-        return
+    for shards in views:
+        found = sum((each for _, each in read_ahead(look, shards, ahead)), Counter[str]())
+        if found["shards"] <= max(1, REBUILT_SHARE * len(shards)):
+            return
     cause = "{added} images added, {changed} changed, {removed} removed".format_map(found)
     if found["lost"]:
         cause += f"; files of {found['lost']} are missing"
     if not is_same_way:
-        cause = (
-            "layers are made in another way now (segment stage "
-            f"{SEGMENT_VERSION}, the dataset has {stages.get('segment')})"
-        )
+        why = f"segment stage {SEGMENT_VERSION}, the dataset has {stages.get('segment')}"
+        if stages.get("segment") == SEGMENT_VERSION:
+            why = "other flags, or another segmenter"
+        cause = f"layers are made in another way now ({why})"
     raise JobError(
         f"{found['shards']} of {len(shards)} source shards would be made again, more than a "
-        f"tenth: {cause}. Nothing has been changed; if that is meant, add --allow_rebuild"
+        f"tenth: {cause}. Nothing has been changed; if that is meant, add --overwrite rebuild"
     )
 
 

@@ -71,8 +71,7 @@ class Job:
         `allow_rebuild` lets it make again is said in `pipeline.generate.guard`."""
         previous = {} if manifest is None else manifest.shards
         progress = Progress.of(store)
-        free = manifest is None or reshard or allow_rebuild
-        stages = None if manifest is None or free else manifest.stages
+        stages = None if manifest is None or allow_rebuild else manifest.stages
         return cls(config, source, annotations, store, previous, progress, reshard, stages, masks)
 
     def key_lists(self) -> KeyLists:

@@ -126,13 +126,18 @@ class ListSplits(beam.DoFn):
     def _list(self) -> list[SourceShard]:
         job = self._job
         shards: list[SourceShard] = []
+        before: list[SourceShard] = []
         for split in job.config.split:
             listing, counts = list_split(job, self._taxonomy, split)
             for stage in ("segment", "compose"):
                 job.progress.note_total(stage, split, len(listing.images))
             shards += make_shards(split, listing, counts)
+            if split in job.previous:
+                before += make_shards(split, listing, job.previous[split])
         if job.guarded is not None:
-            check_rebuild(job.guarded, shards, job.config, job.layer_staging())
+            # Other numbers of shards change no image; but those may be half in place already.
+            views = (shards, before) if job.reshard else (before,)
+            check_rebuild(job.guarded, views, job.config, job.layer_staging())
         # Local runners deal them to the workers in turn, once: the largest first, so that all
         # get about the same.
         return sorted(shards, key=lambda shard: -len(shard.images))
