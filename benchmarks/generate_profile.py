@@ -36,8 +36,8 @@ WORK = {
     "composing pixels": ("transforms/variants.py:compose",),
     "listing, reading and hashing sources": (
         "pipeline/generate/list_split.py:_list",
-        "pipeline/generate/examine.py:_examine",
-        "pipeline/generate/cut_source.py:read_source",
+        "pipeline/generate/segment.py:_digests",
+        "pipeline/generate/segment.py:_read",
     ),
     "writing tars and Parquet": (
         "pipeline/dataset/sinks.py:add",

@@ -57,7 +57,12 @@ def dataset(tmp_path: Path) -> Path:
     ("flags", "line"),
     [
         (("--limit", "1.5"), "argument --limit: invalid int value: '1.5'"),
-        (("--overwrite=maybe",), "expected true or false, got 'maybe'"),
+        (("--versioned=maybe",), "expected true or false, got 'maybe'"),
+        (
+            ("--overwrite", "config,all"),
+            "--overwrite: expected some of config, input, rebuild, shards: got 'config,all'",
+        ),
+        (("--overwrite",), "--overwrite: expected some of config, input, rebuild, shards: got ''"),
         (("--limt", 3), "unknown flag --limt; did you mean --limit?"),
         (("--num_worker=3",), "did you mean --num_workers?"),
         (("more",), "unexpected argument 'more'"),

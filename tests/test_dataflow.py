@@ -209,7 +209,9 @@ def test_what_was_staged_runs_as_it_is(
     before = len(cloud.dataflow.jobs)
     again, waited, flex = cloud.launch(
         cloud.flags("generate", "--output", f"{ROOT}/out", *made, "--no_wait_until_finish"),
-        cloud.flags("generate", "--output", f"{ROOT}/out", *made, "--limit=1", "--overwrite"),
+        cloud.flags(
+            "generate", "--output", f"{ROOT}/out", *made, "--limit=1", "--overwrite=config"
+        ),
         cloud.flags("generate", "--output", f"{ROOT}/flex", *made[:-1], template),
     )
     cloud.dataflow.state = "JOB_STATE_RUNNING"

@@ -70,7 +70,8 @@ def test_every_flag_of_the_job_is_a_parameter() -> None:
     [
         ("output", "gs://bucket/in9", "/data/in9"),
         ("input", "gs://my-images", "gs://"),
-        ("overwrite", "True", "yes"),
+        ("versioned", "True", "yes"),
+        ("overwrite", "config,rebuild", "true"),
         ("seed", "-1", "1.5"),
         ("encoding", "png", "gif"),
         ("per_class", "100", "most"),

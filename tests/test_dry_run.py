@@ -79,7 +79,7 @@ def test_a_forecast_agrees_with_the_job(small_input: Path, tmp_path: Path) -> No
     # Another seed: nothing to segment, but to compose.
     other = run_in9("generate", *flags[1:], "--dry_run", "--seed", 1, check=2)
     assert "--seed=1 (the dataset has 0)" in other.stderr
-    other = run_in9("generate", *flags[1:], "--dry_run", "--seed", 1, "--overwrite")
+    other = run_in9("generate", *flags[1:], "--dry_run", "--seed", 1, "--overwrite", "config")
     assert "up to date" not in other.stdout
     assert stamps(output) == before
 

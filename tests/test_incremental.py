@@ -130,11 +130,11 @@ def test_three_added_one_changed_one_removed(
     said = capsys.readouterr().err
     assert f"{shards} shards would be made again, more than a tenth" in said
     assert "3 images added, 1 changed, 1 removed" in said
-    assert "--allow_rebuild" in said
+    assert "add --overwrite rebuild" in said
     assert stamps(output) == before
     assert manifest_of(output) == manifest
 
-    assert schedule.run("--allow_rebuild") == 0
+    assert schedule.run("--overwrite", "rebuild") == 0
     said = capsys.readouterr().out
     after, now = stamps(output), schedule.index()
     assert "done now: 4 images segmented" in said

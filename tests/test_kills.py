@@ -166,7 +166,7 @@ def test_a_dataset_stays_valid_until_commit(small_input: Path, tmp_path: Path) -
     for image in sorted(small_input.glob("val/*/*.JPEG"))[::4]:
         # Other bytes, the same pixels.
         image.write_bytes(image.read_bytes()[:-2] + b"\xff\xfe\x00\x04in\xff\xd9")
-    running = start(*flags, "--allow_rebuild")
+    running = start(*flags, "--overwrite", "rebuild")
     wait_until(lambda: list(output.glob(".in9/staging/*/index/*.parquet")), running)
     running.kill()
     running.communicate()

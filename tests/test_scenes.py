@@ -204,7 +204,7 @@ def test_dropped_layers_are_cut_again_object_by_object(
     run_in9("generate", "--output", tmp_path / "a", "--input", street, *flags, "--layers", "drop")
     assert files_of(tmp_path / "a") == files_of(made[0])
     assert not list((tmp_path / "a" / "layers").glob("*.tar"))
-    other = ("--seed", "1", "--overwrite")
+    other = ("--seed", "1", "--overwrite", "config")
     run_in9(
         *("generate", "--output", tmp_path / "a", "--input", street, *flags),
         *("--layers", "drop", *other),

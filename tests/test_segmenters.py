@@ -341,7 +341,7 @@ def test_a_coco_file_alone_makes_a_dataset_and_remakes_what_changed(
     assert "5 segmented already, 1 to segment" in capsys.readouterr().out
     masks.write_text(kept)
     # Without layers, foregrounds and backgrounds are cut again, from the masks.
-    flags += ["--layers", "drop", "--overwrite"]
+    flags += ["--layers", "drop", "--overwrite", "config"]
     assert main(flags) == 0
     capsys.readouterr()
     assert main([*flags, "--seed", "1"]) == 0

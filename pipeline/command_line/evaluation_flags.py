@@ -50,7 +50,7 @@ def evaluation_from_flags(
         split=split,
         predict=_predict_config(arguments),
         progress=Progress.of(store),
-        accept_new_weights=arguments.accept_new_weights,
+        accept_new_weights="weights" in arguments.overwrite,
         weights=weights,
         groups=arguments.gpus or 1,
         hints=inference_hints(arguments),

@@ -43,6 +43,37 @@ def grid_side(text: str) -> int | str:
     return text if text == "all" else int(text)
 
 
+class Words:
+    """Parses a list of some words, separated by commas; none of them is an error that lists them.
+
+    Args:
+      known: the words.
+    """
+
+    def __init__(self, *known: str) -> None:
+        self.known = known
+
+    def __call__(self, text: str) -> tuple[str, ...]:
+        given = names(text)
+        if not given or set(given) - set(self.known):
+            expected = f"{'some of ' if self.known[1:] else ''}{', '.join(self.known)}"
+            raise argparse.ArgumentTypeError(f"expected {expected}: got {text!r}")
+        return given
+
+
+def add_overwrite(group: argparse._ArgumentGroup, *known: str) -> None:
+    """Adds `--overwrite`, whose words each lift the one refusal that names them."""
+    group.add_argument(
+        "--overwrite",
+        nargs="?",
+        const="",
+        default=(),
+        type=Words(*known),
+        metavar=",".join(known),
+        help="accept what was refused, which names its word",
+    )
+
+
 def group_of(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:
     """The group of flags with this title, which several functions may add to."""
     known = (group for group in parser._action_groups if group.title == title)

@@ -65,25 +65,18 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
     if versions and manifest is None:
         manifest = versions.manifest()
     _check_output(output, manifest)
-    if manifest is not None and not arguments.overwrite:
-        _check_input(arguments.input, store)
-    reshard = arguments.reshard
-    if manifest is not None and not arguments.overwrite:
-        differing = manifest.config.differing_flags(config)
-        if None not in (manifest.config.compose.backgrounds, config.compose.backgrounds):
-            # What the folder holds is input, as what --input holds.
-            differing = [name for name in differing if name != "backgrounds"]
-        if reshard:
-            differing = [name for name in differing if name != "images_per_shard"]
-        _refuse(differing, manifest.config, config)
+    if manifest is not None:
+        if "input" not in arguments.overwrite:
+            _check_input(arguments.input, store)
+        _check_config(manifest.config, config, arguments.overwrite)
     job = Job.of(
         config,
         source=source,
         annotations=annotations,
         store=store,
         manifest=manifest,
-        reshard=reshard or (manifest is not None and _resized(manifest.config, config)),
-        allow_rebuild=arguments.allow_rebuild or arguments.overwrite,
+        reshard="shards" in arguments.overwrite,
+        allow_rebuild="rebuild" in arguments.overwrite,
         masks=masks,
     )
     lists = _list_paths(arguments)
@@ -117,13 +110,8 @@ def _check_input(given: str | None, store: Store) -> None:
     if given is None and known:
         raise UsageError(
             f"no --input, but {store.root} was made from {known}; give --input, or add "
-            "--overwrite to replace it by the sample"
+            "--overwrite input to replace it by the sample"
         )
-
-
-def _resized(old: DatasetConfig, new: DatasetConfig) -> bool:
-    """Whether `--overwrite` asks for other shard sizes."""
-    return old.images_per_shard != new.images_per_shard
 
 
 def _list_paths(arguments: argparse.Namespace) -> dict[str, str]:
@@ -212,16 +200,25 @@ def _is_empty(store: Store) -> bool:
     return not store.has_folder("") or (not store.is_remote and not os.listdir(store.root))
 
 
-def _refuse(differing: list[str], old: DatasetConfig, new: DatasetConfig) -> None:
+def _check_config(old: DatasetConfig, new: DatasetConfig, overwrite: tuple[str, ...]) -> None:
+    """Refuses flags that differ from the dataset's, but for those that `--overwrite` accepts."""
+    words = dict.fromkeys(old.differing_flags(new), "config")
+    if "images_per_shard" in words:
+        words["images_per_shard"] = "shards"
+    if None not in (old.compose.backgrounds, new.compose.backgrounds):
+        # What the folder holds is input, as what --input holds.
+        words.pop("backgrounds", None)
+    differing = [name for name, word in words.items() if word not in overwrite]
     if not differing:
         return
+    accepted = ",".join(sorted({*overwrite, *(words[name] for name in differing)}))
     was, now = old.flags(), new.flags()
     shown = ", ".join(
         f"--{name}={_shown(now[name])} (the dataset has {_shown(was[name])})" for name in differing
     )
     raise UsageError(
         f"the configuration differs from the dataset's: {shown}. Repeat the dataset's flags, "
-        "choose another --output, or add --overwrite to rebuild what depends on them"
+        f"choose another --output, or add --overwrite {accepted} to accept them"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.command_line.flag_types import add_switch, group_of, names, share
+from pipeline.command_line.flag_types import add_overwrite, add_switch, group_of, names, share
 
 
 def add_models_flag(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +56,11 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="stored pixels as they are, or native preprocessing (stored)",
     )
-    add_switch(group, "--accept_new_weights", "take weights that differ from earlier results'")
+
+
+def add_overwrite_weights_flag(parser: argparse.ArgumentParser) -> None:
+    """Which earlier results do not stand in the way."""
+    add_overwrite(group_of(parser, "models"), "weights")
 
 
 _HELD_OUT = "test on this share of the images alone, left out by training with it"

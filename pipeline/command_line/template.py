@@ -14,7 +14,7 @@ from typing import Any
 
 from apache_beam.options.pipeline_options import WorkerOptions
 
-from pipeline.command_line.flag_types import boolean
+from pipeline.command_line.flag_types import Words, boolean
 from pipeline.command_line.parser import COMMANDS, flags_of
 
 COMMAND = "run"
@@ -44,6 +44,9 @@ def _regex(action: argparse.Action) -> str | None:
         return _BOOLEAN
     if action.metavar in ("DIR", "FILE"):
         return _FOLDER
+    if isinstance(action.type, Words):
+        word = f"({'|'.join(action.type.known)})"
+        return f"^{word}(,{word})*$"
     if action.type in _NUMBERS:
         return _NUMBERS[action.type]
     words = _alternatives(action)
@@ -72,7 +75,7 @@ def _kind(action: argparse.Action, required: bool) -> dict[str, Any]:
 
 
 def _default(action: argparse.Action) -> dict[str, str]:
-    if action.default is None:
+    if action.default in (None, ()):
         return {}
     if action.type is boolean:
         return {"defaultValue": str(action.default).lower()}

@@ -147,11 +147,13 @@ class FoundShard:
     """A shard that is up to date.
 
     Attributes:
+      fingerprint: of everything that went into it.
       record: where its record lies now.
       where: final path of each of its files, to where it lies now.
       files: their digests, under their final paths.
     """
 
+    fingerprint: str
     record: str
     where: dict[str, str]
     files: tuple[FileDigest, ...]
@@ -205,5 +207,5 @@ class Staging:
                     if size == file.bytes:
                         where[file.path] = place(file.path)
             if len(where) == len(about.files) or not need_files:
-                return FoundShard(record=path, where=where, files=about.files)
+                return FoundShard(fingerprint, path, where, about.files)
         return None

@@ -109,7 +109,7 @@ def _check_weights(model: LoadedModel, evaluation: Evaluation) -> None:
             raise JobError(
                 f"the weights of {model.name} have changed since its results were made "
                 f"(sha256 {known[:12]}, now {model.weights_sha256[:12]}); "
-                "add --accept_new_weights to evaluate the new ones"
+                "add --overwrite weights to evaluate the new ones"
             )
 
 
