@@ -269,17 +269,13 @@ def test_killed_and_stopped_early_it_says_the_same(
     assert attack_json(output) == whole
 
 
-def test_a_dry_run_measures_and_writes_nothing(
-    attacked: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_of_the_main_job_counts_what_is_left(attacked: Path) -> None:
     before = stamps(attacked)
-    attack(attacked, *FEW, "--dry_run")
-    assert f"{MODEL}: attacked already" in capsys.readouterr().out
-    attack(attacked, "--dry_run", "--early_stop")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == ("val: 70 foregrounds x 70 backgrounds (all images) = 4900 forwards a model")
-    assert lines[1].startswith(f"{MODEL}: at most ")
-    assert "for 4900 forwards on cpu" in lines[1]
+    said = run_in9("run", "--output", attacked, "--dry_run", "--attack", 12).stdout
+    assert f"{MODEL}: evaluated already\n{MODEL}: attacked already\ndry run:" in said
+    said = run_in9("run", "--output", attacked, "--dry_run", "--attack", 13).stdout
+    assert f"{MODEL}: evaluated already\n{MODEL}: about " in said
+    assert "for an attack with 169 composites" in said
     assert stamps(attacked) == before
 
 

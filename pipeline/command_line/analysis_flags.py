@@ -23,9 +23,6 @@ def add_attack_flags(parser: argparse.ArgumentParser) -> None:
         "--early_stop",
         "leave a foreground when a background has turned it: challenge accuracy alone, sooner",
     )
-    add_switch(
-        group, "--dry_run", "measure two batches of each model and say how long it will take"
-    )
 
 
 def add_run_attack_flag(parser: argparse.ArgumentParser) -> None:
