@@ -30,8 +30,7 @@ def attacking_from_flags(
     )
     check_variants(config.compose.variants)
     of_run = arguments.command == "run"
-    sides = [arguments.attack] * 2 if of_run else [arguments.foregrounds, arguments.backgrounds]
-    foregrounds, backgrounds = (None if side == "all" else side for side in sides)
+    foregrounds, backgrounds = arguments.attack if of_run else arguments.grid
     return Attacking(
         evaluation=evaluation,
         foregrounds=foregrounds,

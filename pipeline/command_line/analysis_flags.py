@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.command_line.flag_types import add_switch, count, grid_side, group_of, names
+from pipeline.command_line.flag_types import add_switch, count, grid, group_of, names
+
+_GRID = "all|N|FxB"
 
 
 def add_attack_flags(parser: argparse.ArgumentParser) -> None:
     """Which foregrounds meet which backgrounds."""
     group = parser.add_argument_group("attack")
-    for side in ("foregrounds", "backgrounds"):
-        group.add_argument(
-            f"--{side}",
-            type=grid_side,
-            default="all",
-            metavar="all|N",
-            help="how many, spread evenly over the classes (all)",
-        )
+    group.add_argument(
+        "--grid",
+        type=grid,
+        default="all",
+        metavar=_GRID,
+        help="foregrounds and backgrounds, spread evenly over the classes: N x N or F x B (all)",
+    )
     add_switch(
         group,
         "--early_stop",
@@ -30,10 +31,10 @@ def add_run_attack_flag(parser: argparse.ArgumentParser) -> None:
     group = group_of(parser, "analyses and report")
     group.add_argument(
         "--attack",
-        type=grid_side,
+        type=grid,
         default=None,
-        metavar="all|N",
-        help="adversarial backgrounds, on a grid of N x N (none)",
+        metavar=_GRID,
+        help="adversarial backgrounds, on a grid of N x N or F x B (none)",
     )
 
 
