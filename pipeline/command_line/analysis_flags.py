@@ -39,26 +39,17 @@ def add_run_attack_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def add_saliency_flags(parser: argparse.ArgumentParser) -> None:
-    """What saliency is measured of, and which images it is shown of."""
+    """What saliency is measured of, and of how many images it is shown."""
     group = parser.add_argument_group("saliency")
-    shown = group.add_mutually_exclusive_group()
-    shown.add_argument("--images", type=names, metavar="KEY,KEY", help="show these images")
-    shown.add_argument(
+    group.add_argument(
         "--maps",
         type=count,
         default=9,
         metavar="N",
-        help="show N images, spread evenly over the classes (9)",
+        help="share of saliency on the foreground, shown for N images (9)",
     )
     group.add_argument(
         "--variant", default="original", metavar="NAME", help="version of the images (original)"
-    )
-    group.add_argument(
-        "--smoothgrad",
-        type=count,
-        default=0,
-        metavar="N",
-        help="average the gradient over N noisy copies, at N times the cost (none)",
     )
 
 

@@ -52,7 +52,8 @@ class SaliencyShards:
             self.model.weights_sha256,
             dataclasses.asdict(self.model.preprocessing),
             dataclasses.asdict(evaluation.predict),
-            [variant, self.plan.smoothgrad],
+            # The number is of noisy copies, which there were; so what was made before stays.
+            [variant, 0],
             SALIENCY_VERSION,
             [file.sha256 for file in files],
             *([self._tested] if self._tested is not None else []),

@@ -21,7 +21,6 @@ import torch
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import ShardFiles, read_about, with_labels, write_table
-from pipeline.dataset.sinks import Sample
 from pipeline.evaluate.gather import ModelShard, write_models
 from pipeline.evaluate.plan import model_identity
 from pipeline.evaluate.predict import Predictor
@@ -34,7 +33,7 @@ from pipeline.results.failures import FailedModel
 from pipeline.results.files import result_folder
 from pipeline.runner.counters import count, count_written, timed
 from pipeline.saliency.gradients import answer_gradients
-from pipeline.saliency.plan import SaliencyPlan, shown_images
+from pipeline.saliency.plan import METHOD, SaliencyPlan, shown_images
 from pipeline.saliency.results import (
     SALIENCY_SCHEMA,
     has_picture,
@@ -124,7 +123,7 @@ class Explain(beam.DoFn):
         while batch := list(itertools.islice(samples, size)):
             pictures = np.stack([decode_image(picture.image) for picture, _ in batch])
             masks = [decode_mask(mask.image) for _, mask in batch]
-            logits, gradients = self._gradients(predictor, pictures, batch)
+            logits, gradients = self._gradients(predictor, pictures)
             for i, (picture, _) in enumerate(batch):
                 saliency = saliency_map(gradients[i])
                 if picture.key in missing:
@@ -153,14 +152,10 @@ class Explain(beam.DoFn):
         return path
 
     def _gradients(
-        self,
-        predictor: Predictor,
-        pictures: np.ndarray[Any, np.dtype[np.uint8]],
-        batch: Sequence[tuple[Sample, Sample]],
+        self, predictor: Predictor, pictures: np.ndarray[Any, np.dtype[np.uint8]]
     ) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.float32]]]:
         tensor = torch.from_numpy(pictures).to(predictor.device).permute(0, 3, 1, 2).float() / 255
-        keys = [picture.key for picture, _ in batch]
-        return answer_gradients(predictor, tensor, keys, self._plan.smoothgrad)
+        return answer_gradients(predictor, tensor)
 
 
 class Measure(beam.DoFn):
@@ -206,7 +201,7 @@ class Measure(beam.DoFn):
         content = {
             **about,
             "dataset": dataset.manifest.fingerprint,
-            "method": self._plan.method,
+            "method": METHOD,
             "variant": self._plan.variant,
             **measure(store, paths, unit_of),
             "maps": shown_rows(store, paths, shown, folder),
