@@ -271,6 +271,7 @@ def test_a_job_that_fails_says_why_and_leaves_no_lock(
         (["--input", ""], "--input gs://BUCKET/FOLDER is required"),
         (["--annotations", "boxes"], "--annotations boxes is a folder of this machine"),
         (["--weights", "w"], "--weights w is a folder of this machine"),
+        (["--backgrounds", "b"], "--backgrounds b is a folder of this machine"),
         (["--models", "resnet18=a.pth"], "workers of Dataflow cannot reach a.pth"),
         (["--models", "onnx:a.onnx"], "workers of Dataflow cannot reach a.onnx"),
         (["--models", "hf:/tmp"], "workers of Dataflow cannot reach /tmp"),

@@ -97,7 +97,7 @@ def test_what_an_attack_will_take_is_said_and_its_flags_are_checked(
     small_sample: Path, tmp_path: Path
 ) -> None:
     flags = ("run", "--input", small_sample, "--output", tmp_path / "out", "--dry_run")
-    done = run_in9(*flags, "--attack", 4)
-    assert re.search(r"efficientnet_lite0: about .* with 4 x 4 composites", done.stdout)
+    done = run_in9(*flags, "--attack", "4x3")
+    assert re.search(r"efficientnet_lite0: about .* with 12 composites", done.stdout)
     refused = run_in9(*flags, "--attack", 4, "--variants", "original,only_fg", check=2)
     assert "the dataset has no fg_mask, only_bg_t" in refused.stderr

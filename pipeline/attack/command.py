@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.attack.forecast import forecast_attack
 from pipeline.attack.plan import Attacking, check_variants, open_grid
 from pipeline.attack.stage import Attack
 from pipeline.attack.tables import write_attack_tables
@@ -31,8 +30,7 @@ def attacking_from_flags(
     )
     check_variants(config.compose.variants)
     of_run = arguments.command == "run"
-    sides = [arguments.attack] * 2 if of_run else [arguments.foregrounds, arguments.backgrounds]
-    foregrounds, backgrounds = (None if side == "all" else side for side in sides)
+    foregrounds, backgrounds = arguments.attack if of_run else arguments.grid
     return Attacking(
         evaluation=evaluation,
         foregrounds=foregrounds,
@@ -46,13 +44,10 @@ def run_attack(arguments: argparse.Namespace, rest: list[str]) -> int:
     return run_stage(arguments, rest, _plan)
 
 
-def _plan(arguments: argparse.Namespace, dataset: Dataset) -> StageJob | None:
+def _plan(arguments: argparse.Namespace, dataset: Dataset) -> StageJob:
     attacking = attacking_from_flags(arguments, dataset.store, dataset.manifest.config)
     # Images may be missing, too.
     open_grid(dataset, attacking)
-    if arguments.dry_run:
-        forecast_attack(dataset, attacking, dataset.taxonomy)
-        return None
     return StageJob(Attack(attacking, dataset.taxonomy), attacking.evaluation, say_attacks)
 
 

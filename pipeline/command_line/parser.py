@@ -95,7 +95,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "attack": Command(
         "adversarial backgrounds: which foregrounds any background can turn",
-        "in9 attack --dataset out --models resnet50 --foregrounds 100 --backgrounds 100",
+        "in9 attack --dataset out --models resnet50 --grid 100",
         (
             *(add_dataset_argument, add_models_flag, add_attack_flags, add_evaluate_flags),
             *(add_overwrite_weights_flag, add_leakage_flags),

@@ -29,7 +29,7 @@ from pipeline.storage.store import Store
 
 _FOLDERS = (
     *("output", "dataset", "input", "annotations", "exclude", "include"),
-    *("masks", "weights", "imagenet"),
+    *("masks", "backgrounds", "weights", "imagenet"),
 )
 """Flags that name folders or files, all of which workers must reach."""
 _GPU = re.compile(r"([a-z0-9-]+)(?::([a-z0-9-]+))?")
@@ -172,9 +172,7 @@ def _check_places(arguments: argparse.Namespace, options: PipelineOptions) -> No
         place = getattr(google, name)
         if place and not is_remote(place):
             raise UsageError(f"--{name} must be gs://BUCKET/FOLDER: got {place}")
-    # An attack's --backgrounds is a number.
-    scenes = ["backgrounds"] if hasattr(arguments, "objects") else []
-    for name in (*_FOLDERS, *scenes):
+    for name in _FOLDERS:
         folder = getattr(arguments, name, None)
         if folder and not is_remote(folder):
             raise UsageError(

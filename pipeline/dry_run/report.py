@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 import os
 import shutil
 import sys
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.attack.plan import Attacking
     from pipeline.evaluate.plan import Evaluation
     from pipeline.evaluate.predict import Predictor
+    from pipeline.models import LoadedModel
 
 _EVALUATE_SECONDS = 5.0
 """How long a model is measured, if it has that much to do."""
@@ -182,7 +184,7 @@ def _print_model(
         print(f"{name}: {error}")
         return
     load = time.perf_counter() - started
-    pictures = None
+    pictures = composites = None
     if forecast.is_up_to_date:
         dataset = Dataset.open(evaluation.store)
         pictures = sum(
@@ -190,10 +192,12 @@ def _print_model(
             for shard in dataset.shards(evaluation.split)
             if not find_predictions(evaluation, dataset, model, shard)[2]
         )
+        composites = _composites_left(attacking, dataset, model) if attacking else 0
         if not pictures:
             print(f"{name}: evaluated already")
-            if attacking:
-                print(f"{name}: what an attack takes, in9 attack --dry_run measures")
+        if attacking and not composites:
+            print(f"{name}: attacked already")
+        if not pictures and not composites:
             return
     trial = make_trial()
     if trial is None:
@@ -205,18 +209,33 @@ def _print_model(
     gc.collect()
     if not rate:
         return
-    print(
-        f"{name}: about {duration(load + pictures / rate)} for {pictures} pictures on "
-        f"{evaluation.predict.device} ({rate:.1f} a second)"
-    )
-    if attacking:
+    if pictures:
+        print(
+            f"{name}: about {duration(load + pictures / rate)} for {pictures} pictures on "
+            f"{evaluation.predict.device} ({rate:.1f} a second)"
+        )
+    if attacking and composites is None:
         images = pictures // sum(is_picture(v) for v in job.config.compose.composed)
         sides = (attacking.foregrounds, attacking.backgrounds)
-        foregrounds, backgrounds = (images if n is None else min(n, images) for n in sides)
+        composites = math.prod(images if n is None else min(n, images) for n in sides)
+    if composites:
         print(
-            f"{name}: about {duration(foregrounds * backgrounds / rate)} for an attack with "
-            f"{foregrounds} x {backgrounds} composites"
+            f"{name}: about {duration(composites / rate)} for an attack with {composites} "
+            "composites"
         )
+
+
+def _composites_left(attacking: Attacking, dataset: Dataset, model: LoadedModel) -> int:
+    """How many composites of an attack are not predicted yet."""
+    from pipeline.attack.chunks import Chunks
+    from pipeline.attack.plan import open_grid
+    from pipeline.evaluate.plan import model_identity
+
+    grid = open_grid(dataset, attacking)
+    about = model_identity(model, attacking.evaluation, dataset)
+    chunks = Chunks(dataset, attacking, grid, model, about)
+    left = (n for n in grid.chunks if not chunks.is_there(n))
+    return len(grid.backgrounds) * sum(len(grid.positions(n)) for n in left)
 
 
 def _pictures_a_second(predictor: Predictor, trial: Trial) -> float:

@@ -28,13 +28,7 @@ def saliency_from_flags(
     if arguments.command == "run":
         plan = SaliencyPlan(evaluation, maps=arguments.saliency)
     else:
-        plan = SaliencyPlan(
-            evaluation,
-            variant=arguments.variant,
-            images=arguments.images,
-            maps=arguments.maps,
-            smoothgrad=arguments.smoothgrad,
-        )
+        plan = SaliencyPlan(evaluation, arguments.variant, arguments.maps)
     check_variants(config.compose.composed, plan.variant)
     return plan
 

@@ -1,27 +1,17 @@
 """Saliency: how much of a model's gradient lies on the foreground, on (model, output shard).
 
-    dataset -> groups of shards -> Explain (one model at a time) -> Measure
-
-Numbers of a (model, shard) are one file, keyed by weights, pixels and what is done with them:
-what is there for the same key is not computed again.
+dataset -> groups of shards -> Explain (one model at a time) -> Measure
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import apache_beam as beam
-import numpy as np
-import pyarrow as pa
-import torch
 
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.records import ShardFiles, read_about, with_labels, write_table
-from pipeline.dataset.sinks import Sample
 from pipeline.evaluate.gather import ModelShard, write_models
 from pipeline.evaluate.plan import model_identity
 from pipeline.evaluate.predict import Predictor
@@ -30,29 +20,17 @@ from pipeline.models import LoadedModel
 from pipeline.results.answers import Images
 from pipeline.results.failures import FailedModel
 from pipeline.results.files import result_folder
-from pipeline.runner.counters import count, count_written, timed
-from pipeline.saliency.gradients import answer_gradients
-from pipeline.saliency.plan import SaliencyPlan, shown_images
+from pipeline.runner.counters import timed
+from pipeline.saliency.plan import METHOD, SaliencyPlan, shown_images
 from pipeline.saliency.results import (
-    SALIENCY_SCHEMA,
-    has_picture,
     measure,
-    number,
     saliency_file,
-    saliency_picture,
     shown_rows,
-    write_picture,
     write_saliency_table,
 )
-from pipeline.saliency.shards import SaliencyShards
+from pipeline.saliency.shards import SaliencyShards, explain_shard
 from pipeline.storage.lock import TABLES_LOCK, held, model_lock
-from transforms.codec import decode_image, decode_mask
-from transforms.saliency import mass_in_mask, overlay, saliency_map
-from transforms.scoring import labels_of_outputs
 from transforms.taxonomy import Taxonomy
-
-_ACTIVATIONS = 4
-"""Batches are smaller by this factor: a backward pass needs all activations."""
 
 
 class Explain(Work):
@@ -83,7 +61,7 @@ class Explain(Work):
                 for shard in numbers:
                     keys = [key for key, place in shown.items() if place == shard]
                     with timed("saliency"):
-                        path = self._explain(shards, predictor, shard, keys)
+                        path = explain_shard(shards, predictor, self.taxonomy, shard, keys)
                     yield ModelShard(order, shard, text, path) if path else Left(order, shard)
 
         return Begun({unit: self._images(dataset, unit) for unit in units}, explain)
@@ -91,72 +69,6 @@ class Explain(Work):
     def _images(self, dataset: Dataset, shard: int) -> int:
         files = dataset.shard_files(self._plan.evaluation.split, shard, (self._plan.variant,))
         return sum(file.samples or 0 for file in files)
-
-    def _explain(
-        self, shards: SaliencyShards, predictor: Predictor | None, shard: int, keys: Sequence[str]
-    ) -> str | None:
-        """Makes what is missing of a shard: its numbers, and the maps of the keys. Returns the path
-        of the numbers; None if something is missing, and there is no device to make it on."""
-        store, path, checksum = shards.dataset.store, shards.path(shard), shards.checksum(shard)
-        missing = {
-            key
-            for key in keys
-            if not has_picture(store, saliency_picture(shards.folder, key), checksum)
-        }
-        there = read_about(store, path)
-        is_there = there is not None and there.fingerprint == checksum
-        if is_there and not missing:
-            count("saliency_shards_kept")
-            return path
-        if predictor is None:
-            return None
-        samples = shards.samples(shard)
-        if is_there:
-            count("saliency_shards_kept")
-            samples = ((picture, mask) for picture, mask in samples if picture.key in missing)
-        output_labels = labels_of_outputs(shards.model.num_outputs, self.taxonomy)
-        rows = []
-        size = max(1, self._plan.evaluation.predict.batch_size // _ACTIVATIONS)
-        while batch := list(itertools.islice(samples, size)):
-            pictures = np.stack([decode_image(picture.image) for picture, _ in batch])
-            masks = [decode_mask(mask.image) for _, mask in batch]
-            logits, gradients = self._gradients(predictor, pictures, batch)
-            for i, (picture, _) in enumerate(batch):
-                saliency = saliency_map(gradients[i])
-                if picture.key in missing:
-                    shown = overlay(pictures[i], saliency, masks[i])
-                    file = saliency_picture(shards.folder, picture.key)
-                    write_picture(store, file, shown, checksum)
-                    count("saliency_maps_made")
-                output = int(logits[i].argmax())
-                rows.append(
-                    {
-                        "key": picture.key,
-                        "label": picture.fields["label"],
-                        "prediction": int(output_labels[output]),
-                        "output": output,
-                        "mass_in_mask": number(mass_in_mask(saliency, masks[i])),
-                        "mask_area": float(masks[i].mean()),
-                    }
-                )
-            count("images_explained", len(batch))
-        if not is_there:
-            table = pa.Table.from_pylist(
-                rows, with_labels(SALIENCY_SCHEMA, self.taxonomy.num_labels)
-            )
-            count_written([write_table(store, path, table, ShardFiles(checksum, ()))])
-            count("saliency_shards_made")
-        return path
-
-    def _gradients(
-        self,
-        predictor: Predictor,
-        pictures: np.ndarray[Any, np.dtype[np.uint8]],
-        batch: Sequence[tuple[Sample, Sample]],
-    ) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.float32]]]:
-        tensor = torch.from_numpy(pictures).to(predictor.device).permute(0, 3, 1, 2).float() / 255
-        keys = [picture.key for picture, _ in batch]
-        return answer_gradients(predictor, tensor, keys, self._plan.smoothgrad)
 
 
 class Measure(beam.DoFn):
@@ -202,7 +114,7 @@ class Measure(beam.DoFn):
         content = {
             **about,
             "dataset": dataset.manifest.fingerprint,
-            "method": self._plan.method,
+            "method": METHOD,
             "variant": self._plan.variant,
             **measure(store, paths, unit_of),
             "maps": shown_rows(store, paths, shown, folder),
