@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.figures.decomposition import decomposition_figure
-from pipeline.figures.matrix import matrix_figure
+from pipeline.figures.heat_map import VERSIONS, heat_map
 from pipeline.figures.points import Series, lines_figure
 from pipeline.figures.style import MODELS, shorten
 from pipeline.report.by_class import by_class, fooled_by_class, of_model
 from pipeline.report.evidence import Evidence, ModelResults
 from pipeline.report.measured import attack_measures
 from pipeline.report.plot import Plot, point, spoken, titles
+from pipeline.report.published import TABLE_5_NAMES
 from transforms.analysis import KINDS
 from transforms.scoring import PAPER_RULE
 
@@ -55,6 +56,7 @@ def _plots(evidence: Evidence) -> Iterator[Plot]:
 def _matrix(content: Mapping[str, Any]) -> Iterator[Plot]:
     """Accuracies, the paper's, and their difference."""
     name, columns = content["name"], content["columns"]
+    short = [TABLE_5_NAMES.get(column, column) for column in columns]
     cells = {(row["train_variant"], row["test_variant"]): row for row in content["rows"]}
     for part, title, key in (
         ("accuracy", f"{shorten(name)}, %", "accuracy"),
@@ -80,11 +82,14 @@ def _matrix(content: Mapping[str, Any]) -> Iterator[Plot]:
             "matrix",
             f"matrix-{name}-{part}.svg",
             f"{title}. Trained on the row, tested on the column. {spoken}",
-            matrix_figure(
+            heat_map(
                 title,
-                columns,
+                short,
+                short,
                 shares,
-                bold if part == "difference" else None,
+                VERSIONS,
+                ("trained on", "tested on"),
+                bold=bold if part == "difference" else None,
                 is_signed=part == "difference",
             ),
         )
