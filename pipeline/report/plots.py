@@ -9,6 +9,7 @@ from pipeline.figures.decomposition import decomposition_figure
 from pipeline.figures.heat_map import VERSIONS, heat_map
 from pipeline.figures.points import Series, lines_figure
 from pipeline.figures.style import MODELS, shorten
+from pipeline.figures.trend import trend_figure
 from pipeline.report.by_class import by_class, fooled_by_class, of_model
 from pipeline.report.evidence import Evidence, ModelResults
 from pipeline.report.measured import attack_measures
@@ -19,7 +20,7 @@ from transforms.scoring import PAPER_RULE
 
 COMPARED = len(MODELS)
 """Models that a figure shows side by side: those with the highest accuracy on `original`."""
-PANELS = ("matrix", "decomposition", "per_class", "sizes", "confusion", "attack")
+PANELS = ("trend", "matrix", "decomposition", "per_class", "sizes", "confusion", "attack")
 _VARIANTS = ("original", "mixed_same", "mixed_rand")
 
 
@@ -51,6 +52,20 @@ def _plots(evidence: Evidence) -> Iterator[Plot]:
     yield from _by_backgrounds(attacked)
     for content in evidence.matrices:
         yield from _matrix(content)
+    if evidence.trend:
+        yield from _trend(evidence.trend)
+
+
+def _trend(trend: Mapping[str, Any]) -> Iterator[Plot]:
+    if all(point["imagenet_top1"] is None for point in trend["points"]):
+        return
+    slopes = ", ".join(f"{line['variant']} {line['slope']:.2f}" for line in trend["lines"])
+    yield Plot(
+        "trend",
+        "trend.svg",
+        f"Accuracy on the variants against accuracy on ImageNet. Slopes: {slopes or 'none yet'}",
+        trend_figure(trend),
+    )
 
 
 def _matrix(content: Mapping[str, Any]) -> Iterator[Plot]:

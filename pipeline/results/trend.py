@@ -1,6 +1,6 @@
 """The trend: accuracy on the variants against accuracy on ImageNet, over all models.
 
-results/trend.csv, results/trend.json, results/figures/trend.svg; source: paper figure 8.
+results/trend.csv, results/trend.json; source: paper figure 8.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from transforms.taxonomy import Taxonomy
 from transforms.trend import FEW_MODELS, MIN_MODELS, fit_line
 
 TREND = "results/trend.json"
-TREND_FIGURE = "results/figures/trend.svg"
 
 TREND_VARIANTS = ("only_bg_t", "mixed_next", "mixed_rand", "mixed_same", "no_fg")
 """The paper's, in its order."""
@@ -76,20 +75,13 @@ def write_trend(
         "notes": _notes(points) + ([choice] if choice else []),
     }
     store.update(TREND, (json.dumps(trend, indent=1, sort_keys=True) + "\n").encode())
-    if any(point["imagenet_top1"] is not None for point in points):
-        # Not before: matplotlib takes its time to import.
-        from pipeline.figures.trend import trend_figure
-
-        store.update(TREND_FIGURE, trend_figure(trend))
-    else:
-        store.delete(TREND_FIGURE)
     return trend
 
 
 def remove_trend(store: Store) -> None:
     """Takes the trend away: other classes than ImageNet-9's have nothing to do with accuracy on
     ImageNet."""
-    for path in (TREND, TREND_FIGURE, "results/trend.csv"):
+    for path in (TREND, "results/trend.csv"):
         store.delete(path)
 
 
