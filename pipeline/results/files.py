@@ -1,7 +1,6 @@
 """Results of evaluation: where they lie, and reading them.
 
 results/<model>/predictions/<split>-NNNNN.parquet   every single prediction
-results/<model>/logits/<split>-NNNNN.parquet        its outputs on backgrounds
 results/<model>/summary.json                        what was run, and what it shows
 results/*.csv, results/latex/*.tex                  tables of all models of this dataset
 """
@@ -41,11 +40,13 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("correct", pa.bool_()),
         pa.field("top1_score", pa.float32()),
         pa.field("true_score", pa.float32()),
+        pa.field("logits", pa.list_(pa.float32())),
     ]
 )
 """Columns of predictions. `prediction` is a label, -1 outside the taxonomy; `output` is the
 model's winning output; scores are softmax probabilities, the true one summed over the true
-label's outputs."""
+label's outputs. `logits` are all of the model's, for the probe of `pipeline.results.power`: null
+but on some pictures of backgrounds."""
 
 
 def result_folder(model: str, predict: Mapping[str, Any]) -> str:

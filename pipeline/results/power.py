@@ -13,8 +13,8 @@ import pyarrow as pa
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.results.answers import Images
-from pipeline.results.files import display_name, read_result, summary_file
-from pipeline.results.logits import PROBED, logits_file, read_logits
+from pipeline.results.files import display_name, predictions_file, read_result, summary_file
+from pipeline.results.logits import PROBED, read_logits
 from pipeline.results.text_tables import interval
 from transforms.probe import power_of_outputs
 
@@ -37,7 +37,7 @@ def power_of(dataset: Dataset, images: Images, folder: str, split: str) -> list[
       hold some out.
     """
     store = dataset.store
-    paths = [logits_file(folder, split, shard) for shard in dataset.shards(split)]
+    paths = [predictions_file(folder, split, shard) for shard in dataset.shards(split)]
     kept = read_logits(store, paths)
     if kept is None:
         return []
