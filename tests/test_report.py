@@ -29,6 +29,7 @@ from pipeline.report.published import PRETRAINED, TRAINED, published_for, traine
 from pipeline.report.saliency import _BYTES as SALIENCY_BYTES
 from pipeline.report.selection import PER_CLASS
 from pipeline.report.verdicts import Finding, Verdict, difference, overall
+from pipeline.results.failures import FailedModel, note_failures
 from pipeline.results.files import result_folder
 from pipeline.storage.store import Store
 from transforms.intervals import wilson
@@ -64,14 +65,11 @@ def hostile_run(report_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     for name in ("summary", "attack", "saliency"):
         content = json.loads((folder / f"{name}.json").read_text())
         (folder / f"{name}.json").write_text(json.dumps({**content, "model": HOSTILE}))
-    failed = {key: summary[key] for key in ("dataset", "evaluation")}
-    failed |= {"model": "none/such", "error": f"it said {HOSTILE}"}
-    parts = ("accuracy", "gaps", "per_class", "confusion", "decomposition", "groups", "sizes")
-    failed |= {part: [] for part in parts}
-    folder = results / result_folder("none/such", summary["evaluation"])
-    folder.mkdir()
-    (folder / "summary.json").write_text(json.dumps(failed))
-    write_report(Store(str(output)), imagenet9())
+    failed = FailedModel(0, "none/such", "none/such", f"it said {HOSTILE}")
+    store = Store(str(output))
+    for stage in ("evaluate", "attack", "saliency"):
+        note_failures(store, summary["dataset"], stage, summary["evaluation"], [failed], [])
+    write_report(store, imagenet9())
     return output
 
 
@@ -370,6 +368,9 @@ def test_hostile_names_are_text(browser: Any, hostile_run: Path) -> None:
     rows = page.locator("#accuracy [data-tab]").first.locator("tbody").first
     assert HOSTILE in rows.locator("th").all_inner_texts()
     assert f"failed: it said {HOSTILE}" in rows.inner_text()
+    for section in ("backgrounds", "saliency"):
+        said = page.locator(f"#{section} .empty").inner_text()
+        assert said == f"none/such failed: it said {HOSTILE}"
     assert HOSTILE in page.locator(".card .answers").first.inner_text()
     assert "</script><img src=x on" in page.locator("#mistakes svg").first.text_content()
     # Sorting leaves a model without numbers at the end.

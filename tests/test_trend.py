@@ -290,7 +290,6 @@ def summary_of(model: str, top1: float, **evaluation: str) -> dict[str, Any]:
 def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     summaries = [summary_of(model, top1) for model, top1 in MODELS.items()]
-    summaries.append({"model": "broken", "error": "no", "evaluation": {}})
     summaries.append(summary_of("resnet18.a1_in1k", 0.9, precision="bf16"))
     trend = write_trend(store, "f" * 32, summaries, imagenet9())
     assert json.loads(store.read(TREND)) == trend

@@ -32,7 +32,7 @@ class State:
     Attributes:
       name: fingerprint of all that follows.
       dataset: the dataset.
-      summaries: of its models, by their folder under `results/`; failed ones left out.
+      summaries: of its models, by their folder under `results/`.
     """
 
     name: str
@@ -47,7 +47,7 @@ class State:
         summaries = {
             result_folder(summary["model"], summary["evaluation"]): summary
             for summary in all_summaries(store)
-            if "error" not in summary and summary["dataset"] == dataset.manifest.fingerprint
+            if summary["dataset"] == dataset.manifest.fingerprint
         }
         name = fingerprint(store.digest(MANIFEST), sorted(summaries.items()))
         return cls(name, dataset, summaries)

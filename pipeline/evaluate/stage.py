@@ -117,7 +117,7 @@ class Summarise(beam.DoFn):
             functools.partial(self._write, dataset),
             expected=dataset.shards(self._evaluation.split),
             what="predictions of {} of {} shards",
-            failures="models_failed",
+            stage="evaluate",
         )
         with held(store, TABLES_LOCK, wait=60):
             write_tables(store, dataset.manifest.fingerprint)

@@ -33,7 +33,7 @@ from pipeline.imagenet.folder import ImageNetImage, ImageNetListing, list_imagen
 from pipeline.imagenet.results import PREDICTION_SCHEMA, imagenet_file, imagenet_predictions
 from pipeline.memory import keep_freed_memory
 from pipeline.models import LoadedModel
-from pipeline.results.failures import FailedModel
+from pipeline.results.failures import FailedModel, note_failures
 from pipeline.results.files import read_summaries, result_folder
 from pipeline.results.trend import write_trend
 from pipeline.runner.counters import count, count_written, timed
@@ -177,20 +177,22 @@ class Score(beam.DoFn):
         listing = list_imagenet(self._root, self._taxonomy)
         expected = range(len(listing.shards()))
         by_model, failed = sort_results(classified)
-        for failure in failed.values():
-            folder = result_folder(failure.model, self._evaluation.how)
-            _write(store, folder, {"model": failure.model, "error": failure.error})
+        succeeded = []
         for order, results in by_model.items():
             entry = self._evaluation.models[order]
             shards = all_shards(
                 entry, results, expected, "predictions of {} of {} shards of ImageNet"
             )
             folder, accuracy = _accuracy(store, shards, listing)
-            _write(store, folder, accuracy)
+            data = (json.dumps(accuracy, indent=1, sort_keys=True) + "\n").encode()
+            store.update(imagenet_file(folder), data)
+            succeeded += [entry, accuracy["model"]]
             current = {result.path for result in shards}
             for path in list(store.walk(f"results/{folder}/imagenet")):
                 if path not in current:
                     store.delete(path)
+        how = self._evaluation.how
+        note_failures(store, dataset, "imagenet", how, failed.values(), succeeded)
         with held(store, TABLES_LOCK, wait=60):
             write_trend(store, dataset, read_summaries(store, dataset)[0], self._taxonomy)
         store.remove_temporary()
@@ -219,11 +221,6 @@ def _accuracy(
         "ci_high": high,
         "libraries": {name: metadata.version(name) for name in _LIBRARIES},
     }
-
-
-def _write(store: Store, folder: str, content: dict[str, Any]) -> None:
-    data = (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
-    store.update(imagenet_file(folder), data)
 
 
 class ImageNetAccuracy(beam.PTransform):

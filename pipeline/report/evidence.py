@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.dataset.folder import Dataset
 from pipeline.matrix.tables import matrix_file, read_matrices
+from pipeline.results.failures import read_failures
 from pipeline.results.files import (
     display_name,
     read_result,
@@ -36,7 +38,7 @@ class ModelResults:
       summary: of its evaluation, None if it was not evaluated.
       attack: of `in9 attack`, None if not run.
       saliency: of `in9 saliency`, None if not run.
-      error: why it could not be evaluated, "" if it could.
+      errors: by stage that it failed in and has no results of, why.
     """
 
     folder: str
@@ -45,7 +47,7 @@ class ModelResults:
     summary: dict[str, Any] | None
     attack: dict[str, Any] | None = None
     saliency: dict[str, Any] | None = None
-    error: str = ""
+    errors: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def rows(self, part: str, **wanted: object) -> list[dict[str, Any]]:
         """Rows of a part of the summary whose columns have the wanted values."""
@@ -97,7 +99,7 @@ class Evidence:
     @property
     def evaluated(self) -> tuple[ModelResults, ...]:
         """The models that have accuracies."""
-        return tuple(model for model in self.models if model.summary and not model.error)
+        return tuple(model for model in self.models if model.summary)
 
 
 def gather(dataset: Dataset, taxonomy: Taxonomy) -> Evidence:
@@ -107,14 +109,24 @@ def gather(dataset: Dataset, taxonomy: Taxonomy) -> Evidence:
     of_folder: dict[str, dict[str, dict[str, Any]]] = {}
     for summary in summaries:
         folder = result_folder(summary["model"], summary["evaluation"])
-        of_folder.setdefault(folder, {})["summary"] = summary
+        of_folder.setdefault(folder, {})["evaluate"] = summary
     for path in sorted(store.walk("results")):
         parts = path.split("/")
         if len(parts) == 3 and parts[2] in ("attack.json", "saliency.json"):
             content = read_result(store, path)
             if content["dataset"] == fingerprint:
                 of_folder.setdefault(parts[1], {})[parts[2].partition(".")[0]] = content
-    models = _named([_model(folder, parts) for folder, parts in of_folder.items()])
+    failed: dict[str, dict[str, dict[str, Any]]] = {}
+    for stage in ("evaluate", "attack", "saliency"):
+        for failure in read_failures(store, fingerprint, stage)[0]:
+            folder = result_folder(failure["model"], failure["evaluation"])
+            failed.setdefault(folder, {})[stage] = failure
+    models = _named(
+        [
+            _model(folder, of_folder.get(folder, {}), failed.get(folder, {}))
+            for folder in of_folder.keys() | failed.keys()
+        ]
+    )
     trend = read_result(store, TREND) if store.exists(TREND) else None
     if trend and trend.get("dataset", fingerprint) != fingerprint:
         trend = None
@@ -130,17 +142,18 @@ def gather(dataset: Dataset, taxonomy: Taxonomy) -> Evidence:
     )
 
 
-def _model(folder: str, parts: dict[str, dict[str, Any]]) -> ModelResults:
-    first = next(iter(parts.values()))
-    summary = parts.get("summary")
+def _model(
+    folder: str, found: dict[str, dict[str, Any]], failed: dict[str, dict[str, Any]]
+) -> ModelResults:
+    first = next(iter([*found.values(), *failed.values()]))
     return ModelResults(
         folder=folder,
         name=display_name(first),
         model=first["model"],
-        summary=summary,
-        attack=parts.get("attack"),
-        saliency=parts.get("saliency"),
-        error=(summary or {}).get("error") or "",
+        summary=found.get("evaluate"),
+        attack=found.get("attack"),
+        saliency=found.get("saliency"),
+        errors={stage: one["error"] for stage, one in failed.items() if stage not in found},
     )
 
 

@@ -108,28 +108,21 @@ def read_result(store: Store, path: str) -> dict[str, Any]:
 
 
 def all_summaries(store: Store) -> list[dict[str, Any]]:
-    """Summaries of all models, of whatever dataset and form, in order of their folder.
-
-    What a model that failed does not have is an empty list.
-    """
+    """Summaries of all models, of whatever dataset and form, in order of their folder."""
     return [
-        {**{part: [] for part in PARTS}, **read_result(store, path)}
+        read_result(store, path)
         for path in sorted(store.walk("results"), key=lambda path: path.split("/"))
         if path.count("/") == 2 and path.endswith("/summary.json")
     ]
 
 
 def is_current(summary: Mapping[str, Any], dataset: str) -> bool:
-    """Whether a summary is of the dataset with this fingerprint, and of the present form.
-
-    A model that failed has no statistics, so its form does not matter.
-    """
-    is_of_form = "error" in summary or summary.get("version") == SUMMARY_VERSION
-    return is_of_form and bool(summary["dataset"] == dataset)
+    """Whether a summary is of the dataset with this fingerprint, and of the present form."""
+    return bool(summary.get("version") == SUMMARY_VERSION and summary["dataset"] == dataset)
 
 
 def read_summaries(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Summaries of all models, those that failed among them, in order of their folder.
+    """Summaries of all models, in order of their folder.
 
     Args:
       store: the dataset folder.

@@ -52,15 +52,14 @@ def write_trend(
     Args:
       store: the dataset folder.
       dataset: its fingerprint.
-      summaries: of all models on this dataset; those of failed models do not count.
+      summaries: of all models on this dataset.
       taxonomy: classes that a model of ImageNet has.
 
     Returns:
       What trend.json says: the paper's label rule; `points`, `lines` of those that have one,
       `left_out`, names of models that were run in another way than most, and `notes`.
     """
-    there = [summary for summary in summaries if "error" not in summary]
-    kept, left_out = _alike(there)
+    kept, left_out = _alike(summaries)
     top1, choice = comparable_top1(store, kept, len(taxonomy.wnids))
     rows = [row for of in zip(kept, top1, strict=True) for row in _points(*of)]
     write_csv(store, "trend", TREND_COLUMNS, rows)

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from pipeline.results.csv_file import write_csv
+from pipeline.results.failures import error_rows, read_failures
 from pipeline.results.files import display_name, read_result
 from pipeline.results.text_tables import aligned, interval
 from pipeline.storage.store import Store
@@ -142,7 +143,7 @@ def number(value: float) -> float | None:
 
 def read_saliency(store: Store, dataset: str) -> list[dict[str, Any]]:
     """What saliency.json says of every model on the dataset with this fingerprint, in order of
-    its folder. A model that failed has `error` instead of numbers."""
+    its folder."""
     found = [
         read_result(store, path)
         for path in store.walk("results")
@@ -158,9 +159,10 @@ def write_saliency_table(store: Store, dataset: str) -> list[dict[str, Any]]:
       What `read_saliency` does.
     """
     found = read_saliency(store, dataset)
-    if found or store.exists("results/saliency.csv"):
+    failed, _ = read_failures(store, dataset, "saliency")
+    if found or failed or store.exists("results/saliency.csv"):
         rows = [{**content, **content["evaluation"]} for content in found]
-        write_csv(store, "saliency", SALIENCY_COLUMNS, rows)
+        write_csv(store, "saliency", SALIENCY_COLUMNS, rows + error_rows(failed, found))
     return found
 
 
@@ -168,9 +170,8 @@ def saliency_table(found: Sequence[Mapping[str, Any]]) -> str:
     """Models, share of saliency inside the mask, share of pixels, their ratio; aligned."""
     table = [["saliency", "inside the mask, %", "mask, % of pixels", "ratio", "images"]]
     for content in found:
-        if content.get("mass_in_mask") is None:
-            reason = "failed" if "error" in content else "-"
-            table.append([display_name(content), reason, "-", "-", str(content.get("images", "-"))])
+        if content["mass_in_mask"] is None:
+            table.append([display_name(content), "-", "-", "-", str(content["images"])])
             continue
         mass = interval(content["mass_in_mask"], content["ci_low"], content["ci_high"])
         area, ratio = f"{100 * content['mask_area']:.1f}", f"{content['concentration']:.2f}"

@@ -189,8 +189,7 @@ class Measure(beam.DoFn):
             functools.partial(self._write, opened, shown),
             expected=opened.shards(evaluation.split),
             what="saliency of {} of {} shards",
-            failures="saliency_failed",
-            file=saliency_file,
+            stage="saliency",
         )
         with held(store, TABLES_LOCK, wait=60):
             write_saliency_table(store, dataset)
