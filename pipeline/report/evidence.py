@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from pipeline.dataset.folder import Dataset
-from pipeline.matrix.tables import matrix_file, read_matrices
+from pipeline.matrix.tables import read_matrices
 from pipeline.results.failures import read_failures
-from pipeline.results.files import (
-    display_name,
-    read_result,
-    read_summaries,
-    result_folder,
-    summary_file,
-)
+from pipeline.results.files import display_name, read_result, read_summaries, result_folder
 from pipeline.results.trend import TREND
-from pipeline.storage.store import Store
 from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import Taxonomy
 
@@ -85,7 +77,6 @@ class Evidence:
       stale: names of models whose results are of an earlier dataset.
       trend: of results/trend.json, None if it is of another dataset or there is none.
       matrices: of `in9 matrix`, what is said of each network.
-      results_at: when the newest result was written, "" if there is none.
     """
 
     dataset: Dataset
@@ -93,7 +84,6 @@ class Evidence:
     models: tuple[ModelResults, ...]
     stale: tuple[str, ...]
     trend: dict[str, Any] | None
-    results_at: str
     matrices: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -130,15 +120,13 @@ def gather(dataset: Dataset, taxonomy: Taxonomy) -> Evidence:
     trend = read_result(store, TREND) if store.exists(TREND) else None
     if trend and trend.get("dataset", fingerprint) != fingerprint:
         trend = None
-    matrices = read_matrices(store, fingerprint)
     return Evidence(
         dataset=dataset,
         taxonomy=taxonomy,
         models=tuple(sorted(models, key=_order)),
         stale=tuple(stale),
         trend=trend,
-        results_at=_newest(store, models, [matrix_file(found["name"]) for found in matrices]),
-        matrices=tuple(matrices),
+        matrices=tuple(read_matrices(store, fingerprint)),
     )
 
 
@@ -171,16 +159,3 @@ def _order(model: ModelResults) -> tuple[bool, float, str]:
     row = model.row("accuracy", label_rule=PAPER_RULE, variant="original")
     accuracy = row["accuracy"] if row else None
     return accuracy is None, -(accuracy or 0.0), model.folder
-
-
-def _newest(store: Store, models: list[ModelResults], others: list[str]) -> str:
-    """The latest change of a summary, an attack, a saliency file, or of others. Results repeat,
-    so making the page again changes neither them nor the page."""
-    names = ("attack.json", "saliency.json")
-    paths = [*others, *(summary_file(model.folder) for model in models)]
-    paths += [f"results/{model.folder}/{name}" for model in models for name in names]
-    times = [info.time for path in paths if (info := store.files.info(store.path(path)))]
-    if not times:
-        return ""
-    newest = datetime.datetime.fromtimestamp(max(times), datetime.UTC)
-    return newest.strftime("%Y-%m-%d %H:%M UTC")

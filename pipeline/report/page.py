@@ -54,7 +54,6 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         manifest=evidence.dataset.manifest,
-        results_at=evidence.results_at,
         stale=evidence.stale,
         models=evidence.evaluated,
         headline=headline,
