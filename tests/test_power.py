@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pipeline.dataset.folder import Dataset
 from pipeline.results.logits import keys_to_keep
 from pipeline.storage.store import Store
+from pipeline.training.parts import selected_rows
 from transforms.probe import cross_validated, fit_ridge, folds_of, power_of_outputs
 
 MODEL = "efficientnet_lite0"
@@ -183,9 +184,10 @@ def test_kept_outputs_are_the_models_and_give_the_row(powerless: Path) -> None:
 def test_of_many_images_each_shard_keeps_its_share(powerless: Path) -> None:
     dataset = Dataset.open(Store(str(powerless)))
     shards = dataset.shards("val")
-    every = [keys_to_keep(dataset, "val", shard) for shard in shards]
-    fewer = [keys_to_keep(dataset, "val", shard, most=2 * len(shards)) for shard in shards]
+    rows = [selected_rows(dataset, "val", shard=shard) for shard in shards]
+    tested = [[row["key"] for row in of_shard] for of_shard in rows]
+    every = [keys_to_keep(keys, len(shards)) for keys in tested]
+    fewer = [keys_to_keep(keys, len(shards), most=2 * len(shards)) for keys in tested]
+    assert every == [set(keys) for keys in tested]
     assert all(few <= all_ for few, all_ in zip(fewer, every, strict=True))
     assert [len(few) for few in fewer] == [min(2, len(all_)) for all_ in every]
-    some = frozenset(sorted(every[0])[:1])
-    assert keys_to_keep(dataset, "val", 0, some) == some

@@ -36,7 +36,6 @@ def find_predictions(
     there already."""
     folder = result_folder(model.name, evaluation.how)
     path = predictions_file(folder, evaluation.split, shard)
-    tested = evaluation.keys_of_shard(dataset, shard)
     files = dataset.shard_files(evaluation.split, shard, _pictures(dataset))
     checksum = fingerprint(
         model.name,
@@ -46,7 +45,7 @@ def find_predictions(
         EVALUATE_VERSION,
         [file.sha256 for file in files],
         # Groups may change where pictures do not.
-        *([sorted(tested)] if tested is not None else []),
+        *([sorted(_tested(evaluation, dataset, shard))] if evaluation.holdout else []),
         *dataset.own_taxonomy,
     )
     about = read_about(evaluation.store, path)
@@ -82,8 +81,8 @@ def predict_shard(
     if is_there:
         count("prediction_shards_kept")
         return path
-    tested = evaluation.keys_of_shard(dataset, shard)
-    probed = keys_to_keep(dataset, evaluation.split, shard, tested)
+    tested = _tested(evaluation, dataset, shard)
+    probed = keys_to_keep(tested, len(dataset.shards(evaluation.split)))
     output_labels = labels_of_outputs(model.num_outputs, taxonomy)
     schema = with_labels(PREDICTION_SCHEMA, taxonomy.num_labels)
     tables = [schema.empty_table()]
@@ -99,15 +98,16 @@ def predict_shard(
     return path
 
 
-def _samples(
-    dataset: Dataset, split: str, shard: int, tested: frozenset[str] | None
-) -> Iterator[Sample]:
+def _tested(evaluation: Evaluation, dataset: Dataset, shard: int) -> frozenset[str]:
+    return frozenset(row["key"] for row in evaluation.rows(dataset, shard))
+
+
+def _samples(dataset: Dataset, split: str, shard: int, tested: frozenset[str]) -> Iterator[Sample]:
     """Samples of all variants of a shard that are tested on, with their variant as a field."""
     for variant in _pictures(dataset):
         for sample in dataset.samples(split, shard, variant):
-            if tested is not None and sample.key not in tested:
-                continue
-            yield dataclasses.replace(sample, fields={**sample.fields, "variant": variant})
+            if sample.key in tested:
+                yield dataclasses.replace(sample, fields={**sample.fields, "variant": variant})
 
 
 def _pictures(dataset: Dataset) -> tuple[str, ...]:

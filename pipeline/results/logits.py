@@ -14,9 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.dataset.folder import Dataset
-from pipeline.dataset.records import read_about, read_rows
-from pipeline.dataset.shards import index_file
+from pipeline.dataset.records import read_about
 from pipeline.storage.store import Store
 from transforms.hashing import keyed_hashes
 
@@ -26,13 +24,7 @@ MOST = 5000
 """Pictures whose outputs are kept, at most."""
 
 
-def keys_to_keep(
-    dataset: Dataset,
-    split: str,
-    shard: int,
-    tested: frozenset[str] | None = None,
-    most: int = MOST,
-) -> frozenset[str]:
+def keys_to_keep(tested: Iterable[str], shards: int, most: int = MOST) -> frozenset[str]:
     """Which images of an output shard the outputs of are kept.
 
     Shards are buckets of a hash of the key and hold about as many images each, so every shard
@@ -40,17 +32,11 @@ def keys_to_keep(
     shard, so one that is unchanged keeps what it has.
 
     Args:
-      dataset: a finished one.
-      split, shard: of it.
-      tested: its images that models are tested on, None for all.
+      tested: its images that models are tested on.
+      shards: how many there are.
       most: images of all shards together.
     """
-    shards = dataset.manifest.shards[split].output
-    rows = read_rows(dataset.store, index_file(split, shard, shards), ["key", "selected"])
-    keys = [row["key"] for row in rows if row["selected"]]
-    if tested is not None:
-        keys = [key for key in keys if key in tested]
-    return frozenset(_lowest(keys, max(1, most // shards)))
+    return frozenset(_lowest(tested, max(1, most // shards)))
 
 
 def _lowest(keys: Iterable[str], most: int) -> list[str]:

@@ -63,17 +63,11 @@ def shown_images(dataset: Dataset, plan: SaliencyPlan) -> dict[str, int]:
       UsageError: there are no images, or none of a given key.
     """
     split = plan.evaluation.split
-    tested = plan.evaluation.keys(dataset)
-    rows = [
-        (row["key"], row["label"], shard)
-        for shard in dataset.shards(split)
-        for row in dataset.index_of_shard(split, shard)
-        if row["selected"] and (tested is None or row["key"] in tested)
-    ]
+    rows = plan.evaluation.rows(dataset)
     if not rows:
         raise UsageError(f"the dataset has no images in {split}: there is nothing to explain")
-    keys, labels, shards = zip(*rows, strict=True)
-    shard_of = dict(zip(keys, shards, strict=True))
+    keys, labels = zip(*((row["key"], row["label"]) for row in rows), strict=True)
+    shard_of = {key: dataset.shard_of(split, key) for key in keys}
     if plan.images is None:
         chosen = sample_evenly(
             keys, np.asarray(labels, np.int64), plan.maps, seed=0, purpose="saliency"

@@ -37,11 +37,10 @@ class SaliencyShards:
         return saliency_shard(self.folder, self.plan.evaluation.split, shard)
 
     @functools.cached_property
-    def _tested(self) -> tuple[str, ...] | None:
-        """Keys of the images that are tested on, of all shards, in order; None for all images."""
+    def _tested(self) -> list[str]:
+        """Keys of the images that are tested on, of all shards, in order."""
         # Every shard's fingerprint holds all of them, and reading them is reading the whole index.
-        keys = self.plan.evaluation.keys(self.dataset)
-        return None if keys is None else tuple(sorted(keys))
+        return sorted(row["key"] for row in self.plan.evaluation.rows(self.dataset))
 
     def checksum(self, shard: int) -> str:
         """Fingerprint of everything but which images are shown."""
@@ -55,7 +54,7 @@ class SaliencyShards:
             [variant, self.plan.smoothgrad],
             SALIENCY_VERSION,
             [file.sha256 for file in files],
-            *([self._tested] if self._tested is not None else []),
+            *([self._tested] if evaluation.holdout else []),
             *self.dataset.own_taxonomy,
         )
 
@@ -68,12 +67,12 @@ class SaliencyShards:
         split = self.plan.evaluation.split
         pictures = self.dataset.samples(split, shard, self.plan.variant)
         masks = self.dataset.samples(split, shard, "fg_mask")
-        keys = None if self._tested is None else frozenset(self._tested)
+        tested = {row["key"] for row in self.plan.evaluation.rows(self.dataset, shard)}
         for picture, mask in itertools.zip_longest(pictures, masks):
             if picture is None or mask is None or picture.key != mask.key:
                 raise JobError(
                     f"shard {shard} holds other images in {self.plan.variant} than in fg_mask; "
                     "see: in9 verify"
                 )
-            if keys is None or picture.key in keys:
+            if picture.key in tested:
                 yield picture, mask

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.training.parts import Holdout, keys_for_test, selected_rows, training_pictures
+from pipeline.training.parts import Holdout, selected_rows, training_pictures
 from pipeline.training.samples import Samples
 from transforms.variants import base_of
 
@@ -137,12 +137,8 @@ def find_samples(dataset: Dataset, plan: TrainPlan) -> tuple[Samples, Samples | 
     val_split = plan.split if plan.holdout else plan.val_split
     if val_split is None:
         return training, None
-    keys = keys_for_test(dataset, val_split, holdout)
-    shown = {
-        row["key"]: base_of(plan.variant)
-        for row in selected_rows(dataset, val_split)
-        if row["key"] in keys
-    }
+    rows = selected_rows(dataset, val_split, holdout)
+    shown = {row["key"]: base_of(plan.variant) for row in rows}
     return training, _samples(dataset, val_split, shown)
 
 
