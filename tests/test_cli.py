@@ -18,7 +18,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST, Manifest
 from pipeline.dataset.shards import ShardCounts
 from pipeline.errors import JobError, UsageError
-from pipeline.results.files import all_summaries
+from pipeline.results.files import read_results
 from pipeline.storage.files import absolute
 from pipeline.storage.store import Store
 
@@ -212,7 +212,7 @@ def test_damaged_results_are_named(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     store.write("results/model/summary.json", b"{")
     with pytest.raises(UsageError, match=r"summary.json is damaged .*remove it"):
-        all_summaries(store)
+        read_results(store, "summary")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

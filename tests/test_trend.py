@@ -34,9 +34,10 @@ from pipeline.imagenet.folder import (
     check_imagenet,
     list_imagenet,
 )
-from pipeline.imagenet.results import imagenet_file, published_top1
+from pipeline.imagenet.results import published_top1
 from pipeline.imagenet.stage import Classify
 from pipeline.models import load_model
+from pipeline.results.files import result_file
 from pipeline.results.trend import BG_GAP, TREND, TREND_VARIANTS, write_trend
 from pipeline.runner.progress import Progress
 from pipeline.storage.store import Store
@@ -310,7 +311,7 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
     def measure(model: str, **other: Any) -> None:
         part = {"n": 10, "classes": 3, "listing": "part", "top1": 0.5, "weights_sha256": "ab" * 32}
         content = json.dumps({**part, **other}).encode()
-        store.update(imagenet_file(model), content)
+        store.update(result_file(model, "imagenet"), content)
 
     def known() -> dict[str, float | None]:
         found = write_trend(store, "f" * 32, summaries, imagenet9())

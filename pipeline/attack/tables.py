@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from pipeline.results.csv_file import write_csv
 from pipeline.results.failures import error_rows, read_failures
-from pipeline.results.files import read_result
+from pipeline.results.files import read_results
 from pipeline.storage.store import Store
 
 ATTACK_COLUMNS = (
@@ -59,11 +59,7 @@ def read_attacks(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list
     Returns:
       (attacks on this dataset, names of models whose attack is of an earlier one).
     """
-    attacks = [
-        read_result(store, path)
-        for path in store.walk("results")
-        if path.count("/") == 2 and path.endswith("/attack.json")
-    ]
+    attacks = read_results(store, "attack")
     current = [attack for attack in attacks if attack["dataset"] == dataset]
     return current, [attack["model"] for attack in attacks if attack["dataset"] != dataset]
 

@@ -15,7 +15,7 @@ from pipeline.evaluate.predict import Predictor
 from pipeline.memory import give_back_freed_memory
 from pipeline.models import LoadedModel, check_head, load_model
 from pipeline.results.failures import FailedModel
-from pipeline.results.files import all_summaries
+from pipeline.results.files import read_results
 from pipeline.runner.counters import timed
 from pipeline.training.leakage import Test, refuse_overlap
 from transforms.taxonomy import Taxonomy
@@ -95,7 +95,7 @@ def load_resident(
 
 
 def _check_weights(model: LoadedModel, evaluation: Evaluation) -> None:
-    for summary in all_summaries(evaluation.store):
+    for summary in read_results(evaluation.store, "summary"):
         known = summary.get("weights_sha256")
         if known and summary["model"] == model.name and known != model.weights_sha256:
             raise JobError(

@@ -21,7 +21,7 @@ from pipeline.dataset.sinks import Sample
 from pipeline.evaluate.plan import Evaluation
 from pipeline.evaluate.predict import Predictor
 from pipeline.models import LoadedModel
-from pipeline.results.files import PREDICTION_SCHEMA, predictions_file, result_folder
+from pipeline.results.files import PREDICTION_SCHEMA, result_folder, result_shard
 from pipeline.results.logits import PROBED, keys_to_keep
 from pipeline.runner.counters import count, count_written
 from transforms.scoring import LABEL_RULES, PAPER_RULE, labels_of_outputs
@@ -35,7 +35,7 @@ def find_predictions(
     """Where the predictions of a (model, shard) lie, their fingerprint, and whether they are
     there already."""
     folder = result_folder(model.name, evaluation.how)
-    path = predictions_file(folder, evaluation.split, shard)
+    path = result_shard(folder, "predictions", evaluation.split, shard)
     files = dataset.shard_files(evaluation.split, shard, _pictures(dataset))
     checksum = fingerprint(
         model.name,

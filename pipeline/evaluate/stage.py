@@ -25,7 +25,7 @@ from pipeline.models import LoadedModel
 from pipeline.results.analysis import summarise
 from pipeline.results.answers import Images
 from pipeline.results.failures import FailedModel
-from pipeline.results.files import read_predictions, result_folder, summary_file
+from pipeline.results.files import read_predictions, result_file, result_folder, write_result
 from pipeline.results.power import power_of
 from pipeline.results.tables import write_tables
 from pipeline.runner.counters import timed
@@ -128,9 +128,8 @@ class Summarise(beam.DoFn):
         """Writes a model's summary, and removes what it is not made of."""
         store = self._evaluation.store
         summary = self._summary(dataset, shards)
-        data = (json.dumps(summary, indent=1, sort_keys=True) + "\n").encode()
         folder = result_folder(summary["model"], summary["evaluation"])
-        store.update(summary_file(folder), data)
+        write_result(store, result_file(folder, "summary"), summary)
         current = {shard.path for shard in shards}
         for path in list(store.walk(f"results/{folder}/predictions")):
             if path not in current:

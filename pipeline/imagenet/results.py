@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.results.failures import errors_of, read_failures
-from pipeline.results.files import read_result, result_folder
+from pipeline.results.files import read_result, result_file, result_folder
 from pipeline.storage.store import Store
 
 PREDICTION_SCHEMA = pa.schema(
@@ -49,16 +49,6 @@ class Top1:
     value: float
     n: int
     source: str
-
-
-def imagenet_predictions(folder: str, shard: int) -> str:
-    """Predictions of a model on a shard of ImageNet images."""
-    return f"results/{folder}/imagenet/val-{shard:05d}.parquet"
-
-
-def imagenet_file(folder: str) -> str:
-    """Accuracy of a model on ImageNet."""
-    return f"results/{folder}/imagenet.json"
 
 
 def comparable_top1(
@@ -111,7 +101,7 @@ def comparable_top1(
 
 def _measured(store: Store, summary: Mapping[str, Any]) -> dict[str, Any] | None:
     """What imagenet.json says of the present weights of a model."""
-    path = imagenet_file(result_folder(summary["model"], summary["evaluation"]))
+    path = result_file(result_folder(summary["model"], summary["evaluation"]), "imagenet")
     measured: dict[str, Any] = read_result(store, path) if store.exists(path) else {}
     return measured if measured.get("weights_sha256") == summary["weights_sha256"] else None
 
@@ -157,7 +147,7 @@ def describe_imagenet(
     """
     lines = []
     for summary in summaries:
-        path = imagenet_file(result_folder(summary["model"], summary["evaluation"]))
+        path = result_file(result_folder(summary["model"], summary["evaluation"]), "imagenet")
         if store.exists(path):
             found = read_result(store, path)
             low, high = 100 * found["ci_low"], 100 * found["ci_high"]

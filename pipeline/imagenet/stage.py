@@ -30,11 +30,17 @@ from pipeline.evaluate.plan import Evaluation, model_identity
 from pipeline.evaluate.predict import BrokenPictureError, Predictor
 from pipeline.evaluate.resident import each_model
 from pipeline.imagenet.folder import ImageNetImage, ImageNetListing, list_imagenet, listing_digest
-from pipeline.imagenet.results import PREDICTION_SCHEMA, imagenet_file, imagenet_predictions
+from pipeline.imagenet.results import PREDICTION_SCHEMA
 from pipeline.memory import keep_freed_memory
 from pipeline.models import LoadedModel
 from pipeline.results.failures import FailedModel, note_failures
-from pipeline.results.files import read_summaries, result_folder
+from pipeline.results.files import (
+    read_summaries,
+    result_file,
+    result_folder,
+    result_shard,
+    write_result,
+)
 from pipeline.results.trend import write_trend
 from pipeline.runner.counters import count, count_written, timed
 from pipeline.storage.files import files_of
@@ -116,7 +122,7 @@ class Classify(beam.DoFn):
         images: tuple[ImageNetImage, ...],
     ) -> str:
         store = self._evaluation.store
-        path = imagenet_predictions(about["folder"], shard)
+        path = result_shard(about["folder"], "imagenet", "val", shard)
         checksum = fingerprint(
             model.name,
             model.weights_sha256,
@@ -184,8 +190,7 @@ class Score(beam.DoFn):
                 entry, results, expected, "predictions of {} of {} shards of ImageNet"
             )
             folder, accuracy = _accuracy(store, shards, listing)
-            data = (json.dumps(accuracy, indent=1, sort_keys=True) + "\n").encode()
-            store.update(imagenet_file(folder), data)
+            write_result(store, result_file(folder, "imagenet"), accuracy)
             succeeded += [entry, accuracy["model"]]
             current = {result.path for result in shards}
             for path in list(store.walk(f"results/{folder}/imagenet")):

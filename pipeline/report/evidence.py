@@ -10,7 +10,13 @@ from typing import Any
 from pipeline.dataset.folder import Dataset
 from pipeline.matrix.tables import read_matrices
 from pipeline.results.failures import read_failures
-from pipeline.results.files import display_name, read_result, read_summaries, result_folder
+from pipeline.results.files import (
+    display_name,
+    read_result,
+    read_results,
+    read_summaries,
+    result_folder,
+)
 from pipeline.results.trend import TREND
 from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import Taxonomy
@@ -100,12 +106,11 @@ def gather(dataset: Dataset, taxonomy: Taxonomy) -> Evidence:
     for summary in summaries:
         folder = result_folder(summary["model"], summary["evaluation"])
         of_folder.setdefault(folder, {})["evaluate"] = summary
-    for path in sorted(store.walk("results")):
-        parts = path.split("/")
-        if len(parts) == 3 and parts[2] in ("attack.json", "saliency.json"):
-            content = read_result(store, path)
+    for name in ("attack", "saliency"):
+        for content in read_results(store, name):
             if content["dataset"] == fingerprint:
-                of_folder.setdefault(parts[1], {})[parts[2].partition(".")[0]] = content
+                folder = result_folder(content["model"], content["evaluation"])
+                of_folder.setdefault(folder, {})[name] = content
     failed: dict[str, dict[str, dict[str, Any]]] = {}
     for stage in ("evaluate", "attack", "saliency"):
         for failure in read_failures(store, fingerprint, stage)[0]:

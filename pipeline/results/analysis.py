@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.results.answers import Answers, Images, answers_of, evaluated_variants, read_answers
-from pipeline.results.files import SUMMARY_VERSION, result_folder, tested_part, write_summary
+from pipeline.results.files import (
+    SUMMARY_VERSION,
+    result_file,
+    result_folder,
+    tested_part,
+    write_result,
+)
 from pipeline.results.power import power_of
 from transforms.analysis import (
     KINDS,
@@ -76,7 +82,7 @@ def refresh_summaries(
             **summary_parts(answers, images[part], taxonomy),
             "power": power_of(dataset, images[part], folder, part[0]),
         }
-        write_summary(dataset.store, {**summary, **made})
+        write_result(dataset.store, result_file(folder, "summary"), {**summary, **made})
 
 
 def summary_parts(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.shards import index_file
-from pipeline.results.files import predictions_file, read_predictions, result_folder
+from pipeline.results.files import read_predictions, result_folder, result_shard
 from pipeline.storage.store import Store
 from transforms.holdout import held_out
 from transforms.scoring import LABEL_RULES
@@ -204,7 +204,7 @@ def read_answers(
     """
     folder = result_folder(summary["model"], summary["evaluation"])
     split = summary["evaluation"]["split"]
-    paths = [predictions_file(folder, split, shard) for shard in dataset.shards(split)]
+    paths = [result_shard(folder, "predictions", split, shard) for shard in dataset.shards(split)]
     if not all(dataset.store.exists(path) for path in paths):
         raise ValueError("its predictions are not all there")
     predictions = read_predictions(dataset.store, paths)

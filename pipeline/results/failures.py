@@ -9,13 +9,12 @@ model has of the dataset stay, and stand in the place of its row.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import JobError
-from pipeline.results.files import read_result, result_folder
+from pipeline.results.files import read_result, result_folder, write_result
 from pipeline.storage.lock import TABLES_LOCK, held
 from pipeline.storage.store import Store
 
@@ -79,7 +78,7 @@ def note_failures(
                 "evaluation": dict(how),
             }
         if kept:
-            store.update(FAILURES, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode())
+            write_result(store, FAILURES, kept)
         else:
             store.delete(FAILURES)
 

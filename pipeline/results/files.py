@@ -69,14 +69,26 @@ def safe_name(model: str) -> str:
     return f"{safe[:100]}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
 
 
-def predictions_file(folder: str, split: str, shard: int) -> str:
-    """Predictions of a model on an output shard."""
-    return f"results/{folder}/predictions/{split}-{shard:05d}.parquet"
+def result_file(folder: str, name: str) -> str:
+    """What is said of a model: its `summary`, `attack`, `saliency` or `imagenet`.
+
+    Args:
+      folder: of `result_folder`.
+      name: of the result.
+    """
+    return f"results/{folder}/{name}.json"
 
 
-def summary_file(folder: str) -> str:
-    """Summary of a model."""
-    return f"results/{folder}/summary.json"
+def result_shard(folder: str, name: str, split: str, shard: int) -> str:
+    """What a result is made of, of one shard.
+
+    Args:
+      folder: of `result_folder`.
+      name: of what it holds, such as `predictions`.
+      split: that it is of.
+      shard: number of the output shard, or of what takes its place.
+    """
+    return f"results/{folder}/{name}/{split}-{shard:05d}.parquet"
 
 
 def read_predictions(store: Store, paths: Iterable[str]) -> pa.Table:
@@ -107,12 +119,22 @@ def read_result(store: Store, path: str) -> dict[str, Any]:
     return found
 
 
-def all_summaries(store: Store) -> list[dict[str, Any]]:
-    """Summaries of all models, of whatever dataset and form, in order of their folder."""
+def write_result(store: Store, path: str, content: Mapping[str, Any]) -> bool:
+    """Writes the JSON file of a result; returns whether it has changed."""
+    return store.update(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_results(store: Store, name: str) -> list[dict[str, Any]]:
+    """The results of all models, of whatever dataset and form, in order of their folder.
+
+    Args:
+      store: the dataset folder.
+      name: as for `result_file`.
+    """
     return [
         read_result(store, path)
         for path in sorted(store.walk("results"), key=lambda path: path.split("/"))
-        if path.count("/") == 2 and path.endswith("/summary.json")
+        if path.count("/") == 2 and path.endswith(f"/{name}.json")
     ]
 
 
@@ -131,16 +153,9 @@ def read_summaries(store: Store, dataset: str) -> tuple[list[dict[str, Any]], li
     Returns:
       (summaries made on this dataset, names of models whose summary is of an earlier one).
     """
-    summaries = all_summaries(store)
+    summaries = read_results(store, "summary")
     current = [summary for summary in summaries if is_current(summary, dataset)]
     return current, [s["model"] for s in summaries if not is_current(s, dataset)]
-
-
-def write_summary(store: Store, summary: Mapping[str, Any]) -> bool:
-    """Writes the summary of a model into its folder; returns whether it has changed."""
-    data = (json.dumps(summary, indent=1, sort_keys=True) + "\n").encode()
-    folder = result_folder(summary["model"], summary["evaluation"])
-    return store.update(summary_file(folder), data)
 
 
 def display_name(summary: Mapping[str, Any]) -> str:

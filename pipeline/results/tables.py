@@ -17,7 +17,7 @@ from pipeline.results.analysis import refresh_summaries
 from pipeline.results.comparisons import COMPARISON_COLUMNS, compare_models
 from pipeline.results.csv_file import write_csv
 from pipeline.results.failures import error_rows, read_failures
-from pipeline.results.files import all_summaries, is_current, read_summaries
+from pipeline.results.files import is_current, read_results, read_summaries
 from pipeline.results.latex import latex_tables
 from pipeline.results.trend import remove_trend, write_trend
 from pipeline.saliency.results import write_saliency_table
@@ -146,7 +146,8 @@ def write_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list
     write_saliency_table(store, dataset)
     write_matrix_tables(store, dataset)
     found = Dataset.open(store)
-    old = [summary for summary in all_summaries(store) if not is_current(summary, dataset)]
+    summaries = read_results(store, "summary")
+    old = [summary for summary in summaries if not is_current(summary, dataset)]
     if old:
         refresh_summaries(found, old, found.taxonomy)
     summaries, stale = read_summaries(store, dataset)

@@ -6,14 +6,13 @@ results/trend.csv, results/trend.json; source: paper figure 8.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.imagenet.results import PUBLISHED_N, Top1, comparable_top1
 from pipeline.results.csv_file import write_csv
-from pipeline.results.files import display_name
+from pipeline.results.files import display_name, write_result
 from pipeline.storage.store import Store
 from transforms.scoring import LABEL_RULES, PAPER_RULE
 from transforms.taxonomy import Taxonomy
@@ -73,7 +72,7 @@ def write_trend(
         "left_out": left_out,
         "notes": _notes(points) + ([choice] if choice else []),
     }
-    store.update(TREND, (json.dumps(trend, indent=1, sort_keys=True) + "\n").encode())
+    write_result(store, TREND, trend)
     return trend
 
 

@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from pipeline.results.csv_file import write_csv
 from pipeline.results.failures import error_rows, read_failures
-from pipeline.results.files import display_name, read_result
+from pipeline.results.files import display_name, read_results
 from pipeline.results.text_tables import aligned, interval
 from pipeline.storage.store import Store
 from transforms.geometry import Pixels
@@ -64,19 +64,9 @@ _TEXT = "in9"
 """Name of a picture's text that says what it was made from."""
 
 
-def saliency_shard(folder: str, split: str, shard: int) -> str:
-    """Numbers of a model on an output shard."""
-    return f"results/{folder}/saliency/{split}-{shard:05d}.parquet"
-
-
 def saliency_picture(folder: str, key: str) -> str:
     """Map of an image."""
     return f"results/{folder}/saliency/{key}.png"
-
-
-def saliency_file(folder: str) -> str:
-    """What is said of a model."""
-    return f"results/{folder}/saliency.json"
 
 
 def write_picture(store: Store, path: str, picture: Pixels, fingerprint: str) -> None:
@@ -144,11 +134,7 @@ def number(value: float) -> float | None:
 def read_saliency(store: Store, dataset: str) -> list[dict[str, Any]]:
     """What saliency.json says of every model on the dataset with this fingerprint, in order of
     its folder."""
-    found = [
-        read_result(store, path)
-        for path in store.walk("results")
-        if path.count("/") == 2 and path.endswith("/saliency.json")
-    ]
+    found = read_results(store, "saliency")
     return [content for content in found if content["dataset"] == dataset]
 
 

@@ -12,8 +12,8 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError
 from pipeline.models import LoadedModel
+from pipeline.results.files import result_shard
 from pipeline.saliency.plan import SaliencyPlan
-from pipeline.saliency.results import saliency_shard
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class SaliencyShards:
 
     def path(self, shard: int) -> str:
         """Numbers of a shard."""
-        return saliency_shard(self.folder, self.plan.evaluation.split, shard)
+        return result_shard(self.folder, "saliency", self.plan.evaluation.split, shard)
 
     @functools.cached_property
     def _tested(self) -> list[str]:

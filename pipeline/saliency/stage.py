@@ -31,7 +31,7 @@ from pipeline.memory import keep_freed_memory
 from pipeline.models import LoadedModel
 from pipeline.results.answers import Images
 from pipeline.results.failures import FailedModel
-from pipeline.results.files import result_folder
+from pipeline.results.files import result_file, result_folder, write_result
 from pipeline.runner.counters import count, count_written, timed
 from pipeline.saliency.gradients import answer_gradients
 from pipeline.saliency.plan import SaliencyPlan, shown_images
@@ -40,7 +40,6 @@ from pipeline.saliency.results import (
     has_picture,
     measure,
     number,
-    saliency_file,
     saliency_picture,
     shown_rows,
     write_picture,
@@ -210,8 +209,7 @@ class Measure(beam.DoFn):
             **measure(store, paths, unit_of),
             "maps": shown_rows(store, paths, shown, folder),
         }
-        data = (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
-        store.update(saliency_file(folder), data)
+        write_result(store, result_file(folder, "saliency"), content)
         current = {*paths, *(row["file"] for row in content["maps"])}
         for path in list(store.walk(f"results/{folder}/saliency")):
             if path not in current:
