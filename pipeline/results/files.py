@@ -23,9 +23,6 @@ SUMMARY_VERSION = 3
 """Form of summaries, and of what is computed for them from predictions. Those of another one
 are made again from the predictions, without the model."""
 
-PARTS = ("accuracy", "gaps", "per_class", "confusion", "decomposition", "groups", "sizes", "power")
-"""Parts of a summary, a list of rows each, which `pipeline.results.tables` writes."""
-
 PREDICTION_SCHEMA = pa.schema(
     [
         pa.field("model", pa.dictionary(pa.int32(), pa.string())),
