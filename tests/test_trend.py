@@ -252,6 +252,11 @@ def test_top1_is_the_models_own_on_the_whole_picture(
     again = run_in9(*flags)
     assert "nothing to do" in again.stdout
     assert stamps(output) == before
+    (tmp_path / "nine.pth").write_bytes(b"junk")
+    assert f"ImageNet top-1, {spec}: not measured: " in run_in9(*flags).stdout
+    torch.save(nine.state_dict(), tmp_path / "nine.pth")
+    assert "not measured" not in run_in9(*flags).stdout
+    assert not (output / "results" / "failures.json").exists()
     (tiny_imagenet / "val" / "n02123045" / "n02123045_broken.JPEG").write_bytes(b"junk")
     store = Store(str(output))
     how = Evaluation(store, ("efficientnet_lite0",), "val", PredictConfig(), Progress.of(store))

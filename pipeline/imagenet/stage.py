@@ -183,7 +183,8 @@ class Score(beam.DoFn):
         listing = list_imagenet(self._root, self._taxonomy)
         expected = range(len(listing.shards()))
         by_model, failed = sort_results(classified)
-        succeeded = []
+        # Models of other classes, which are passed over, have not failed either.
+        succeeded = [e for order, e in enumerate(self._evaluation.models) if order not in failed]
         for order, results in by_model.items():
             entry = self._evaluation.models[order]
             shards = all_shards(
@@ -191,7 +192,7 @@ class Score(beam.DoFn):
             )
             folder, accuracy = _accuracy(store, shards, listing)
             write_result(store, result_file(folder, "imagenet"), accuracy)
-            succeeded += [entry, accuracy["model"]]
+            succeeded.append(accuracy["model"])
             current = {result.path for result in shards}
             for path in list(store.walk(f"results/{folder}/imagenet")):
                 if path not in current:
