@@ -259,7 +259,7 @@ def test_claims_on_training_are_judged_by_a_matrix(probed: tuple[Path, str]) -> 
     dataset = Dataset.open(Store(str(probed[0])))
 
     def verdicts(*matrices: dict[str, Any]) -> dict[str, Verdict]:
-        evidence = Evidence(dataset, imagenet9(), (), (), None, "", matrices)
+        evidence = Evidence(dataset, imagenet9(), (), (), None, matrices)
         return {one.claim.text: one.verdict for one in check_claims(evidence)}
 
     found = {text: v for text, v in verdicts(matrix_of()).items() if v is not Verdict.NOT_RUN}
