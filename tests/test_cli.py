@@ -18,7 +18,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST, Manifest
 from pipeline.dataset.shards import ShardCounts
 from pipeline.errors import JobError
-from pipeline.results.files import all_summaries
+from pipeline.results.files import read_results
 from pipeline.storage.files import absolute
 from pipeline.storage.store import Store
 from transforms.variants import PAPER
@@ -240,7 +240,7 @@ def test_damaged_results_are_named(
 ) -> None:
     store = Store(str(tmp_path))
     store.write("results/model/summary.json", content)
-    assert all_summaries(store) == []
+    assert read_results(store, "summary") == []
     (message,) = caplog.messages
     assert str(tmp_path / "results/model/summary.json") in message
 

@@ -292,7 +292,7 @@ def test_changes_name_their_cause_and_pair_the_images(
     assert "| `python:versioned_models:model` | data |" in text
 
     for module in ("shards", "stage"):
-        monkeypatch.setattr(f"pipeline.evaluate.{module}.EVALUATE_VERSION", 2)
+        monkeypatch.setattr(f"pipeline.evaluate.{module}.EVALUATE_VERSION", 3)
     assert main([*evaluate, "--batch_size", "8"]) == 0
     assert changes_of(output)["models"][0]["causes"] == ["evaluation", "code"]
     run("generate", "--overwrite", "config", "--jpeg_quality", "90")

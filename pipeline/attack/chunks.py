@@ -17,13 +17,13 @@ import torch
 
 from pipeline.attack.arrays import Cutouts, GridModel, load_backgrounds, stream_cutouts
 from pipeline.attack.plan import ATTACK_VARIANTS, AttackGrid, Attacking
-from pipeline.attack.results import chunk_file, chunk_table, grid_folder, read_chunk
+from pipeline.attack.results import chunk_table, grid_name, read_chunk
 from pipeline.dataset.fingerprints import ATTACK_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import ShardFiles, read_about, write_table
 from pipeline.evaluate.predict import Predictor
 from pipeline.models import LoadedModel
-from pipeline.results.files import result_folder
+from pipeline.results.files import result_folder, result_shard
 from pipeline.runner.counters import count, count_written, timed
 from transforms.adversarial import UNTRIED, Grid, Labels
 from transforms.attack_grid import Strengths, try_until_turned
@@ -56,8 +56,8 @@ class Chunks:
 
     def path(self, chunk: int) -> str:
         """File of a chunk."""
-        folder = grid_folder(self.folder, self.grid, self.attacking)
-        return chunk_file(folder, self.attacking.evaluation.split, chunk)
+        name = grid_name(self.grid, self.attacking)
+        return result_shard(self.folder, name, self.attacking.evaluation.split, chunk)
 
     @functools.cached_property
     def pixels(self) -> str:

@@ -14,7 +14,7 @@ import apache_beam as beam
 
 from pipeline.attack.chunks import Chunks, HeldBackgrounds
 from pipeline.attack.plan import AttackGrid, Attacking, open_grid
-from pipeline.attack.results import AttackedModel, attack_file, write_attack
+from pipeline.attack.results import AttackedModel, write_attack
 from pipeline.attack.tables import write_attack_tables
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.gather import ModelShard, write_models
@@ -94,8 +94,7 @@ class Measure(beam.DoFn):
             functools.partial(self._write, dataset, grid),
             expected=grid.chunks,
             what="predictions of {} of {} chunks",
-            failures="attacks_failed",
-            file=attack_file,
+            stage="attack",
         )
         with held(store, TABLES_LOCK, wait=60):
             write_attack_tables(store, dataset.manifest.fingerprint)

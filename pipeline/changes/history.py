@@ -19,7 +19,7 @@ import msgspec
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST, read_manifest
-from pipeline.results.files import all_summaries, predictions_file, result_folder, summary_file
+from pipeline.results.files import read_results, result_file, result_folder, result_shard
 from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 
@@ -39,7 +39,7 @@ class State:
     Attributes:
       name: fingerprint of all that follows.
       dataset: the dataset.
-      summaries: of its models, by their folder under `results/`; failed ones left out.
+      summaries: of its models, by their folder under `results/`.
     """
 
     name: str
@@ -53,8 +53,8 @@ class State:
         # Of whatever form: what is compared is made from predictions.
         summaries = {
             result_folder(summary["model"], summary["evaluation"]): summary
-            for summary in all_summaries(store)
-            if "error" not in summary and summary["dataset"] == dataset.manifest.fingerprint
+            for summary in read_results(store, "summary")
+            if summary["dataset"] == dataset.manifest.fingerprint
         }
         name = fingerprint(store.digest(MANIFEST), sorted(summaries.items()))
         return cls(name, dataset, summaries)
@@ -68,10 +68,15 @@ class State:
         ]
         for folder, summary in self.summaries.items():
             split = summary["evaluation"]["split"]
-            predictions = f"results/{folder}/predictions"
-            there = set(self.dataset.store.walk(predictions))
-            of_shards = [predictions_file(folder, split, s) for s in self.dataset.shards(split)]
-            paths += [summary_file(folder), *(path for path in of_shards if path in there)]
+            there = set(self.dataset.store.walk(f"results/{folder}/predictions"))
+            of_shards = (
+                result_shard(folder, "predictions", split, shard)
+                for shard in self.dataset.shards(split)
+            )
+            paths += [
+                result_file(folder, "summary"),
+                *(path for path in of_shards if path in there),
+            ]
         return [*paths, MANIFEST]
 
 

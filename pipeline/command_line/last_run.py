@@ -18,7 +18,7 @@ import apache_beam as beam
 from pipeline.command_line.fail_if import Condition, judge
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
-from pipeline.results.failures import failures
+from pipeline.results.failures import errors_of, read_failures
 from pipeline.results.files import display_name, read_summaries
 from pipeline.runner.progress import Progress
 from pipeline.storage.lock import DATASET_LOCK, release
@@ -73,10 +73,11 @@ class Ending:
             entries = self.evaluation.models
             summaries, _ = read_summaries(self.store, manifest.fingerprint)
             how = self.evaluation.how
-            ours = [s for s in summaries if s.get("entry") in entries and _is_run(s, how)]
-            found["models"] = {display_name(s): _figures(s) for s in ours if "error" not in s}
-            found["failed"] = failures(ours, entries)
-            verdicts = judge(self.conditions, ours, entries, how)
+            ours = [s for s in summaries if s["entry"] in entries and _is_run(s, how)]
+            failed, _ = read_failures(self.store, manifest.fingerprint, "evaluate")
+            found["models"] = {display_name(s): _figures(s) for s in ours}
+            found["failed"] = errors_of(failed, entries)
+            verdicts = judge(self.conditions, ours, failed, entries, how)
             held = (verdict.line for verdict in verdicts if verdict.holds)
             found["fail_if"] = [line.removeprefix("--fail_if ") for line in held]
         return found

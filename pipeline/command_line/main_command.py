@@ -35,7 +35,7 @@ from pipeline.generate.own_variants import own_names
 from pipeline.imagenet.folder import check_imagenet
 from pipeline.imagenet.results import describe_imagenet
 from pipeline.report import REPORT, write_report
-from pipeline.results.failures import say_failures
+from pipeline.results.failures import read_failures, say_failures
 from pipeline.results.power import describe_power
 from pipeline.results.tables import write_tables
 from pipeline.results.text_tables import accuracy_table
@@ -133,7 +133,8 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     if versions:
         print(describe_versions(versions))
     if evaluation and arguments.imagenet:
-        print(describe_imagenet(store, summaries))
+        fingerprint = Dataset.open(store).manifest.fingerprint
+        print(describe_imagenet(store, fingerprint, summaries, models))
     if attacking:
         from pipeline.attack.command import say_attacks
 
@@ -143,7 +144,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
 
         say_saliency(store, explaining.evaluation.models)
     say_summary(output)
-    return _judge(conditions, summaries, evaluation) if evaluation else 0
+    return _judge(conditions, store, summaries, evaluation) if evaluation else 0
 
 
 def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -197,14 +198,18 @@ def _explaining(
 
 
 def _judge(
-    conditions: tuple[Condition, ...], summaries: list[dict[str, Any]], evaluation: Evaluation
+    conditions: tuple[Condition, ...],
+    store: Store,
+    summaries: list[dict[str, Any]],
+    evaluation: Evaluation,
 ) -> int:
     """The exit code by `--fail_if`, with a line for each model and condition.
 
     Raises:
       JobError: none holds, but some could not be tested.
     """
-    verdicts = list(judge(conditions, summaries, evaluation.models, evaluation.how))
+    failed, _ = read_failures(store, Dataset.open(store).manifest.fingerprint, "evaluate")
+    verdicts = list(judge(conditions, summaries, failed, evaluation.models, evaluation.how))
     for verdict in verdicts:
         if verdict.holds is not None:
             print(verdict.line, file=sys.stderr if verdict.holds else sys.stdout)
@@ -245,5 +250,6 @@ def _say(
     elif stale:
         write_report(store, dataset.taxonomy, pictures)
     if counters.get("models_failed"):
-        say_failures(summaries, models, "not evaluated", details)
+        failed, _ = read_failures(store, dataset.manifest.fingerprint, "evaluate")
+        say_failures(failed, models, "not evaluated", details)
     return summaries

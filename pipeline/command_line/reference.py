@@ -20,7 +20,6 @@ from pipeline.generate.compose import index_schema
 from pipeline.matrix.tables import MATRIX_COLUMNS
 from pipeline.results.comparisons import COMPARISON_COLUMNS
 from pipeline.results.files import PREDICTION_SCHEMA
-from pipeline.results.logits import LOGITS_SCHEMA
 from pipeline.results.tables import TABLES
 from pipeline.results.trend import TREND_COLUMNS
 from pipeline.saliency.results import SALIENCY_COLUMNS
@@ -65,11 +64,6 @@ FILES: Mapping[str, tuple[str, pa.Schema, str]] = {
         "results/<model>/predictions/<split>-*.parquet",
         PREDICTION_SCHEMA,
         "what a model says of a picture, by one label rule",
-    ),
-    "logits": (
-        "results/<model>/logits/<split>-*.parquet",
-        LOGITS_SCHEMA,
-        "a model's outputs for a picture of `only_bg_t`, of at most 5,000",
     ),
 }
 """Parquet files: name to where they lie, their schema, and what a row is."""

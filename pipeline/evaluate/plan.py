@@ -12,7 +12,7 @@ from pipeline.models import LoadedModel
 from pipeline.runner.progress import Progress
 from pipeline.storage.store import Store
 from pipeline.training.leakage import Test, training_note
-from pipeline.training.parts import Holdout, keys_for_test
+from pipeline.training.parts import Holdout, selected_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,18 +65,9 @@ class Evaluation:
         """What models are tested on, of the dataset as it is."""
         return Test(dataset, self.split, self.holdout, self.allow_overlap)
 
-    def keys(self, dataset: Dataset) -> frozenset[str] | None:
-        """The images that are tested on, None for all of them."""
-        if not self.holdout:
-            return None
-        return keys_for_test(dataset, self.split, Holdout(self.holdout))
-
-    def keys_of_shard(self, dataset: Dataset, shard: int) -> frozenset[str] | None:
-        """Those of an output shard."""
-        if not self.holdout:
-            return None
-        rows = [row for row in dataset.index_of_shard(self.split, shard) if row["selected"]]
-        return Holdout(self.holdout).keys_for_test(rows)
+    def rows(self, dataset: Dataset, shard: int | None = None) -> list[dict[str, Any]]:
+        """Index rows of the images that are tested on, of one output shard or of all."""
+        return selected_rows(dataset, self.split, Holdout(self.holdout), shard)
 
 
 def model_identity(model: LoadedModel, evaluation: Evaluation, dataset: Dataset) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pipeline.evaluate.predict import Predictor
 from pipeline.memory import give_back_freed_memory
 from pipeline.models import LoadedModel, check_head, load_model
 from pipeline.results.failures import FailedModel
-from pipeline.results.files import all_summaries
+from pipeline.results.files import read_results
 from pipeline.runner.counters import count, timed
 from pipeline.training.leakage import Test, refuse_overlap
 from transforms.taxonomy import Taxonomy
@@ -103,7 +103,7 @@ def put_on_device(model: LoadedModel, evaluation: Evaluation) -> Predictor:
 
 
 def _check_weights(model: LoadedModel, evaluation: Evaluation) -> None:
-    for summary in all_summaries(evaluation.store):
+    for summary in read_results(evaluation.store, "summary"):
         known = summary.get("weights_sha256")
         if known and summary["model"] == model.name and known != model.weights_sha256:
             raise JobError(

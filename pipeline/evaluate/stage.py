@@ -24,8 +24,7 @@ from pipeline.models import LoadedModel
 from pipeline.results.analysis import summarise
 from pipeline.results.answers import Images
 from pipeline.results.failures import FailedModel
-from pipeline.results.files import read_predictions, result_folder, summary_file
-from pipeline.results.logits import logits_file
+from pipeline.results.files import read_predictions, result_file, result_folder, write_result
 from pipeline.results.power import power_of
 from pipeline.results.tables import write_tables
 from pipeline.runner.counters import timed
@@ -87,7 +86,7 @@ class Summarise(beam.DoFn):
             functools.partial(self._write, dataset),
             expected=dataset.shards(self._evaluation.split),
             what="predictions of {} of {} shards",
-            failures="models_failed",
+            stage="evaluate",
         )
         with held(store, TABLES_LOCK, wait=60):
             write_tables(store, dataset.manifest.fingerprint)
@@ -96,17 +95,14 @@ class Summarise(beam.DoFn):
 
     def _write(self, dataset: Dataset, shards: list[ModelShard]) -> None:
         """Writes a model's summary, and removes what it is not made of."""
-        store, split = self._evaluation.store, self._evaluation.split
+        store = self._evaluation.store
         summary = self._summary(dataset, shards)
-        data = (json.dumps(summary, indent=1, sort_keys=True) + "\n").encode()
         folder = result_folder(summary["model"], summary["evaluation"])
-        store.update(summary_file(folder), data)
+        write_result(store, result_file(folder, "summary"), summary)
         current = {shard.path for shard in shards}
-        current |= {logits_file(folder, split, shard.shard) for shard in shards}
-        for kind in ("predictions", "logits"):
-            for path in list(store.walk(f"results/{folder}/{kind}")):
-                if path not in current:
-                    store.delete(path)
+        for path in list(store.walk(f"results/{folder}/predictions")):
+            if path not in current:
+                store.delete(path)
 
     def _summary(self, dataset: Dataset, shards: list[ModelShard]) -> dict[str, Any]:
         predictions = read_predictions(self._evaluation.store, [shard.path for shard in shards])

@@ -29,10 +29,16 @@ from pipeline.evaluate.plan import Evaluation, model_identity
 from pipeline.evaluate.predict import BrokenPictureError, Predictor
 from pipeline.evaluate.work import Begun, Left, Work, run_models
 from pipeline.imagenet.folder import ImageNetImage, ImageNetListing, list_imagenet, listing_digest
-from pipeline.imagenet.results import PREDICTION_SCHEMA, imagenet_file, imagenet_predictions
+from pipeline.imagenet.results import PREDICTION_SCHEMA
 from pipeline.models import LoadedModel
-from pipeline.results.failures import FailedModel
-from pipeline.results.files import read_summaries, result_folder
+from pipeline.results.failures import FailedModel, note_failures
+from pipeline.results.files import (
+    read_summaries,
+    result_file,
+    result_folder,
+    result_shard,
+    write_result,
+)
 from pipeline.results.trend import write_trend
 from pipeline.runner.counters import count, count_written, timed
 from pipeline.storage.files import files_of
@@ -95,7 +101,7 @@ class Classify(Work):
         """The path of a shard's predictions; None if they are not there, and there is no device
         to make them on."""
         store = self.evaluation.store
-        path = imagenet_predictions(about["folder"], shard)
+        path = result_shard(about["folder"], "imagenet", "val", shard)
         checksum = fingerprint(
             model.name,
             model.weights_sha256,
@@ -158,20 +164,22 @@ class Score(beam.DoFn):
         listing = list_imagenet(self._root, self._taxonomy)
         expected = range(len(listing.shards()))
         by_model, failed = sort_results(classified)
-        for failure in failed.values():
-            folder = result_folder(failure.model, self._evaluation.how)
-            _write(store, folder, {"model": failure.model, "error": failure.error})
+        # Models of other classes, which are passed over, have not failed either.
+        succeeded = [e for order, e in enumerate(self._evaluation.models) if order not in failed]
         for order, results in by_model.items():
             entry = self._evaluation.models[order]
             shards = all_shards(
                 entry, results, expected, "predictions of {} of {} shards of ImageNet"
             )
             folder, accuracy = _accuracy(store, shards, listing)
-            _write(store, folder, accuracy)
+            write_result(store, result_file(folder, "imagenet"), accuracy)
+            succeeded.append(accuracy["model"])
             current = {result.path for result in shards}
             for path in list(store.walk(f"results/{folder}/imagenet")):
                 if path not in current:
                     store.delete(path)
+        how = self._evaluation.how
+        note_failures(store, dataset, "imagenet", how, failed.values(), succeeded)
         with held(store, TABLES_LOCK, wait=60):
             write_trend(store, dataset, read_summaries(store, dataset)[0], self._taxonomy)
         store.remove_temporary()
@@ -200,11 +208,6 @@ def _accuracy(
         "ci_high": high,
         "libraries": {name: metadata.version(name) for name in _LIBRARIES},
     }
-
-
-def _write(store: Store, folder: str, content: dict[str, Any]) -> None:
-    data = (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
-    store.update(imagenet_file(folder), data)
 
 
 class ImageNetAccuracy(beam.PTransform):

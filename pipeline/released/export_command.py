@@ -16,6 +16,7 @@ from pipeline.runner.progress import Progress
 from pipeline.storage.files import is_below
 from pipeline.storage.lock import DATASET_LOCK, held
 from pipeline.storage.store import Store
+from pipeline.training.parts import selected_rows
 from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
 
@@ -33,7 +34,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     taxonomy = dataset.taxonomy
     target = Store.at(arguments.to)
     _check(dataset, arguments.split, target)
-    selected = [row for row in dataset.index(arguments.split) if row["selected"]]
+    selected = selected_rows(dataset, arguments.split)
     exporting = Exporting(
         dataset=dataset,
         split=arguments.split,

@@ -12,7 +12,7 @@ import pyarrow.dataset as ds
 
 from pipeline.dataset.folder import Dataset
 from pipeline.report.evidence import Evidence, ModelResults
-from pipeline.results.files import predictions_file
+from pipeline.results.files import result_shard
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.hashing import keyed_hash
@@ -83,7 +83,7 @@ def _failures(
     wrong: dict[str, int] = {}
     wanted = (pc.field("label_rule") == PAPER_RULE) & pc.field("variant").isin(MIXED)
     for model in models:
-        path = predictions_file(model.folder, split, shard)
+        path = result_shard(model.folder, "predictions", split, shard)
         if not store.exists(path):
             continue
         columns = ["variant", "key", "correct"]
@@ -110,7 +110,7 @@ def read_predictions_of(
     """A model's predictions on all versions of some images, by both label rules."""
     store = dataset.store
     shards = sorted({dataset.shard_of(split, key) for key in keys})
-    paths = [predictions_file(model.folder, split, shard) for shard in shards]
+    paths = [result_shard(model.folder, "predictions", split, shard) for shard in shards]
     columns = ["label_rule", "variant", "key", "prediction", "output", "correct", "top1_score"]
     wanted = ds.field("key").isin(list(keys)) & ds.field("variant").isin(dataset.picture_variants)
     for path in paths:

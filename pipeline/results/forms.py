@@ -27,14 +27,17 @@ class _Preprocessing(TypedDict):
     input_size: int
 
 
-class Failed(TypedDict):
-    """A model that failed, in the place of its results."""
-
-    model: str
+class _Failure(TypedDict):
     entry: str
+    stage: str
+    model: str
     error: str
     dataset: str
     evaluation: Evaluation
+
+
+Failures = dict[str, dict[str, _Failure]]
+"""failures.json: by entry of `--models`, and stage."""
 
 
 class _Model(TypedDict):
@@ -218,13 +221,6 @@ class ImageNet(TypedDict):
     top1: float
     ci_low: float
     ci_high: float
-
-
-class NotMeasured(TypedDict):
-    """imagenet.json of a model that failed."""
-
-    model: str
-    error: str
 
 
 class _Point(TypedDict):

@@ -62,22 +62,14 @@ def shown_images(dataset: Dataset, plan: SaliencyPlan) -> dict[str, int]:
       UsageError: there are no images.
     """
     split = plan.evaluation.split
-    tested = plan.evaluation.keys(dataset)
-    rows = [
-        (row["key"], row["label"], shard)
-        for shard in dataset.shards(split)
-        for row in dataset.index_of_shard(split, shard)
-        if row["selected"] and (tested is None or row["key"] in tested)
-    ]
+    rows = plan.evaluation.rows(dataset)
     if not rows:
         raise UsageError(f"the dataset has no images in {split}: there is nothing to explain")
-    keys, labels, shards = zip(*rows, strict=True)
+    keys, labels = zip(*((row["key"], row["label"]) for row in rows), strict=True)
     chosen = sample_evenly(
         keys, np.asarray(labels, np.int64), plan.maps, seed=0, purpose="saliency"
     )
     by_class = sorted(
-        (label, key, shard)
-        for key, label, shard, is_shown in zip(keys, labels, shards, chosen, strict=True)
-        if is_shown
+        (label, key) for key, label, is_shown in zip(keys, labels, chosen, strict=True) if is_shown
     )
-    return {key: shard for _, key, shard in by_class}
+    return {key: dataset.shard_of(split, key) for _, key in by_class}

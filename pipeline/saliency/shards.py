@@ -22,6 +22,7 @@ from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError
 from pipeline.evaluate.predict import Predictor
 from pipeline.models import LoadedModel
+from pipeline.results.files import result_shard
 from pipeline.runner.counters import count, count_written
 from pipeline.saliency.gradients import answer_gradients
 from pipeline.saliency.plan import SaliencyPlan
@@ -30,7 +31,6 @@ from pipeline.saliency.results import (
     has_picture,
     number,
     saliency_picture,
-    saliency_shard,
     write_picture,
 )
 from transforms.codec import decode_image, decode_mask
@@ -57,14 +57,13 @@ class SaliencyShards:
 
     def path(self, shard: int) -> str:
         """Numbers of a shard."""
-        return saliency_shard(self.folder, self.plan.evaluation.split, shard)
+        return result_shard(self.folder, "saliency", self.plan.evaluation.split, shard)
 
     @functools.cached_property
-    def _tested(self) -> tuple[str, ...] | None:
-        """Keys of the images that are tested on, of all shards, in order; None for all images."""
+    def _tested(self) -> list[str]:
+        """Keys of the images that are tested on, of all shards, in order."""
         # Every shard's fingerprint holds all of them, and reading them is reading the whole index.
-        keys = self.plan.evaluation.keys(self.dataset)
-        return None if keys is None else tuple(sorted(keys))
+        return sorted(row["key"] for row in self.plan.evaluation.rows(self.dataset))
 
     def checksum(self, shard: int) -> str:
         """Fingerprint of everything but which images are shown."""
@@ -78,7 +77,7 @@ class SaliencyShards:
             variant,
             SALIENCY_VERSION,
             [file.sha256 for file in files],
-            *([self._tested] if self._tested is not None else []),
+            *([self._tested] if evaluation.holdout else []),
             *self.dataset.own_taxonomy,
         )
 
@@ -91,14 +90,14 @@ class SaliencyShards:
         split = self.plan.evaluation.split
         pictures = self.dataset.samples(split, shard, self.plan.variant)
         masks = self.dataset.samples(split, shard, "fg_mask")
-        keys = None if self._tested is None else frozenset(self._tested)
+        tested = {row["key"] for row in self.plan.evaluation.rows(self.dataset, shard)}
         for picture, mask in itertools.zip_longest(pictures, masks):
             if picture is None or mask is None or picture.key != mask.key:
                 raise JobError(
                     f"shard {shard} holds other images in {self.plan.variant} than in fg_mask; "
                     "see: in9 verify"
                 )
-            if keys is None or picture.key in keys:
+            if picture.key in tested:
                 yield picture, mask
 
 

@@ -19,12 +19,11 @@ from pipeline.evaluate.work import Begun, Left, Work, run_models
 from pipeline.models import LoadedModel
 from pipeline.results.answers import Images
 from pipeline.results.failures import FailedModel
-from pipeline.results.files import result_folder
+from pipeline.results.files import result_file, result_folder, write_result
 from pipeline.runner.counters import timed
 from pipeline.saliency.plan import METHOD, SaliencyPlan, shown_images
 from pipeline.saliency.results import (
     measure,
-    saliency_file,
     shown_rows,
     write_saliency_table,
 )
@@ -97,8 +96,7 @@ class Measure(beam.DoFn):
             functools.partial(self._write, opened, shown),
             expected=opened.shards(evaluation.split),
             what="saliency of {} of {} shards",
-            failures="saliency_failed",
-            file=saliency_file,
+            stage="saliency",
         )
         with held(store, TABLES_LOCK, wait=60):
             write_saliency_table(store, dataset)
@@ -119,8 +117,7 @@ class Measure(beam.DoFn):
             **measure(store, paths, unit_of),
             "maps": shown_rows(store, paths, shown, folder),
         }
-        data = (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
-        store.update(saliency_file(folder), data)
+        write_result(store, result_file(folder, "saliency"), content)
         current = {*paths, *(row["file"] for row in content["maps"])}
         for path in list(store.walk(f"results/{folder}/saliency")):
             if path not in current:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.training.parts import Holdout, keys_for_test, selected_rows, training_pictures
+from pipeline.training.parts import Holdout, selected_rows, training_pictures
 from pipeline.training.samples import Samples
 from transforms.variants import base_of
 
@@ -128,12 +128,8 @@ def find_samples(dataset: Dataset, plan: TrainPlan) -> tuple[Samples, Samples | 
     eval_split = plan.train_split if plan.holdout else plan.eval_split
     if eval_split is None:
         return training, None
-    keys = keys_for_test(dataset, eval_split, holdout)
-    shown = {
-        row["key"]: base_of(plan.variant)
-        for row in selected_rows(dataset, eval_split)
-        if row["key"] in keys
-    }
+    rows = selected_rows(dataset, eval_split, holdout)
+    shown = {row["key"]: base_of(plan.variant) for row in rows}
     return training, _samples(dataset, eval_split, shown)
 
 
