@@ -24,8 +24,6 @@ EXTRAS = {
     "clip": ["open_clip_torch>=3.0"],
     # Masks in COCO's form.
     "coco": ["pycocotools>=2.0.8"],
-    # Curves of training.
-    "tensorboard": ["tensorboard>=2.17"],
 }
 """What the kinds of `--models` and `--segmenter` need, and what Dataflow does."""
 
@@ -66,6 +64,7 @@ setup(
         "jinja2>=3.1",
         "markupsafe>=2.1",
         "matplotlib>=3.9",
+        "msgspec>=0.20",
         "numba>=0.68",
         "numpy>=2.0",
         "opencv-python-headless>=4.10.0.84",

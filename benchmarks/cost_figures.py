@@ -1,4 +1,4 @@
-"""What an image costs: the figures of `pipeline/dry_run/costs.py`.
+"""What an image costs: the figures of `docs/costs.md`.
 
     python benchmarks/cost_figures.py [--input FOLDER] [--model efficientnet_lite0]
 
@@ -50,7 +50,7 @@ def print_compute(folder: str, rounds: int, model: str, root: Path) -> None:
             outputs[n] = root / f"out-{n}-{number}"
             make = ("generate", "--input", source, "--output", outputs[n], ONE)
             costs["generate"][n] = run_in9(*make)
-            costs["compose"][n] = run_in9(*make, "--seed", 1, "--overwrite")
+            costs["compose"][n] = run_in9(*make, "--seed", 1, "--overwrite=config")
             costs["evaluate"][n] = run_in9("evaluate", "--dataset", outputs[n], "--models", model)
         manifests = {n: json.loads((outputs[n] / "manifest.json").read_text()) for n in sources}
         cpu = {

@@ -1,8 +1,10 @@
 """All benchmarks in one go, and the table of what they found: `benchmarks/RESULTS.md`.
 
     python benchmarks/results.py [--quick]
+    python benchmarks/results.py --only 'gpu --device cuda'
 
 The better part of an hour on two cores. A benchmark that fails is a row, and the exit code is 1.
+Rows of those that are not run stay, with the commit that they are of.
 """
 
 from __future__ import annotations
@@ -11,23 +13,24 @@ import argparse
 import datetime
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import torch
 from measure import TABLE, card
 
 HERE = Path(__file__).parent
+CARD = "gpu --device cuda"
 
 BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
     "grabcut": ([], ["--softened", "10", "--native", "4"]),
     "segmentation_iou": ([], []),
     "generate_cost": ([], ["--images", "24", "--rounds", "1"]),
-    "generate_profile": ([], ["--images", "24"]),
-    "evaluate_cost": ([], ["--images", "16", "--rounds", "1", "--only", "speed"]),
-    "attack_cost": ([], ["--images", "40"]),
-    "train_cost": ([], []),
+    "gpu --device cpu": ([], ["--images", "32", "--grid", "32x8", "--epochs", "2"]),
+    CARD: ([], []),
     "reading": ([], ["--images", "72", "--rounds", "1"]),
     "start_up": ([], ["--rounds", "1"]),
     "scale": (
@@ -37,6 +40,19 @@ BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
 }
 """Arguments of each benchmark: for the table, and for a quick trial of the whole."""
 
+_HEADER = re.compile(r"\| \*\*`benchmarks/(\w+)\.py( --device \w+)?")
+
+_HEAD = [
+    "# How fast",
+    "",
+    "Made by `python benchmarks/results.py`; each group names the commit, the day and the machine.",
+    "Ratios compare what ran in turns on the same machine; they carry over to others, seconds do",
+    "not.",
+    "",
+    "| what | measured | against | wanted |",
+    "|---|--:|---|---|",
+]
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -45,15 +61,19 @@ def main() -> int:
     parser.add_argument("--to", type=Path, default=HERE / "RESULTS.md", help="file to write")
     arguments = parser.parse_args()
     wanted = arguments.only.split(",") if arguments.only else list(BENCHMARKS)
+    if not arguments.only and not torch.cuda.is_available():
+        wanted.remove(CARD)
     failed = []
+    sections = read_sections(arguments.to)
     with tempfile.TemporaryDirectory() as folder:
-        sections = []
         for name in wanted:
-            flags = BENCHMARKS[name][arguments.quick]
+            program, *device = name.split()
+            flags = [*device, *BENCHMARKS[name][arguments.quick]]
             rows = Path(folder) / name
-            print(f"{name} {' '.join(flags)}", flush=True)
+            command = f"benchmarks/{program}.py {' '.join(flags)}".strip()
+            print(command, flush=True)
             done = subprocess.run(
-                [sys.executable, HERE / f"{name}.py", *flags],
+                [sys.executable, HERE / f"{program}.py", *flags],
                 env={**os.environ, TABLE: str(rows)},
                 check=False,
             )
@@ -65,8 +85,16 @@ def main() -> int:
             if done.returncode:
                 failed.append(name)
                 found.append({"what": f"{name} failed", "value": "-", "yardstick": "", "bound": ""})
-            sections.append((f"benchmarks/{name}.py {' '.join(flags)}".strip(), found))
-    arguments.to.write_text(render(sections, arguments.quick), encoding="utf-8")
+            sections[name] = [
+                f"| **`{command}`** | {_commit()} | {datetime.date.today()}, {card()} | |",
+                *(
+                    f"| {r['what']} | {r['value']} | {r['yardstick']} | {r['bound']} |"
+                    for r in found
+                ),
+            ]
+    order = [*BENCHMARKS, *(name for name in sections if name not in BENCHMARKS)]
+    lines = [line for name in order for line in sections.get(name, ())]
+    arguments.to.write_text("\n".join([*_HEAD, *lines, ""]), encoding="utf-8")
     print(f"written: {arguments.to}")
     return 1 if failed else 0
 
@@ -78,23 +106,15 @@ def _commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def render(sections: list[tuple[str, list[dict[str, str]]]], quick: bool) -> str:
-    """The page: a table, a group of rows for each benchmark."""
-    command = "python benchmarks/results.py" + (" --quick" if quick else "")
-    lines = [
-        "# How fast",
-        "",
-        f"Made by `{command}` on {datetime.date.today()}, commit {_commit()}, {card()}:",
-        "all in one go. Ratios compare what ran in turns on the same machine; they carry over to",
-        "others, seconds do not.",
-        "",
-        "| what | measured | against | wanted |",
-        "|---|--:|---|---|",
-    ]
-    for command, rows in sections:
-        lines.append(f"| **`{command}`** | | | |")
-        lines += [f"| {r['what']} | {r['value']} | {r['yardstick']} | {r['bound']} |" for r in rows]
-    return "\n".join([*lines, ""])
+def read_sections(page: Path) -> dict[str, list[str]]:
+    """Rows of a page by the benchmark that they are of, with its own row first."""
+    sections: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in page.read_text(encoding="utf-8").splitlines() if page.exists() else ():
+        if header := _HEADER.match(line):
+            lines = sections.setdefault("".join(header.groups("")), [])
+        lines.append(line)
+    return sections
 
 
 if __name__ == "__main__":

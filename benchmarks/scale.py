@@ -36,7 +36,7 @@ from pipeline.dataset.shards import (
     parquet_file,
     webdataset_file,
 )
-from pipeline.generate.commit import Commit
+from pipeline.generate.commit import commit
 from pipeline.generate.compose import ComposedShard
 from pipeline.generate.cut_source import cut_source, read_source
 from pipeline.generate.plan import OutputShard, PlanSplit, load_plan
@@ -199,7 +199,7 @@ def measure_rows(count: int) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(b"x")
         started = time.perf_counter()
-        list(Commit(config, store, imagenet9()).process(None, done))
+        commit(config, store, imagenet9(), done)
         seconds["commit"] = time.perf_counter() - started
         manifest = (Path(folder) / MANIFEST).stat().st_size
     print(

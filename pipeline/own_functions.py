@@ -1,4 +1,5 @@
-"""Functions of the user's, which `--models` and `--variants` name as `python:MODULE:FUNCTION`."""
+"""Functions of the user's, which `--models`, `--variants` and `--segmenter` name as
+`python:MODULE:FUNCTION`."""
 
 from __future__ import annotations
 
@@ -6,7 +7,10 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.errors import UsageError
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import JobError, UsageError, in_short
 
 PREFIX = "python:"
 
@@ -38,3 +42,37 @@ def import_function(target: str, given: str, example: str) -> Callable[..., Any]
     if not callable(function):
         raise UsageError(f"{given}: {path} has no function {name!r}")
     return function  # type: ignore[no-any-return]
+
+
+def array_of(
+    call: Callable[[], Any],
+    given: str,
+    *,
+    dtype: type[np.generic],
+    shape: tuple[int, ...],
+    passed_on: type[Exception] = MemoryError,
+) -> NDArray[Any]:
+    """Calls a function that makes an array.
+
+    Args:
+      call: the function with its arguments.
+      given: what names it, for messages.
+      dtype, shape: of the array that is expected.
+      passed_on: what else it may raise than MemoryError.
+
+    Raises:
+      JobError: it raised anything else, or returned something else.
+    """
+    try:
+        found = call()
+    except (MemoryError, passed_on):
+        raise
+    except Exception as error:  # Whatever stands in someone's function.
+        raise JobError(f"{given} raised {type(error).__name__}: {in_short(error)}") from error
+    if not isinstance(found, np.ndarray):
+        shown = type(found).__name__
+    elif found.dtype != dtype or found.shape != shape:
+        shown = f"{found.dtype} of shape {found.shape}"
+    else:
+        return np.ascontiguousarray(found)
+    raise JobError(f"{given} returned {shown}, not {np.dtype(dtype)} of shape {shape}")

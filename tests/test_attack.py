@@ -28,6 +28,7 @@ from PIL import Image
 
 from pipeline.attack.arrays import Cutouts
 from pipeline.cli import main
+from pipeline.command_line.parser import build_parser
 from transforms.adversarial import (
     UNTRIED,
     Tally,
@@ -47,8 +48,8 @@ from transforms.taxonomy import imagenet9
 
 RULES = ("argmax_then_map", "mapped_only")
 MODEL = "efficientnet_lite0"
-FEW = ("--foregrounds", "12", "--backgrounds", "12")
-MORE = ("--foregrounds", "20", "--backgrounds", "12")
+FEW = ("--grid", "12")
+MORE = ("--grid", "20x12")
 
 
 def attack(output: Path, *flags: object, code: int = 0) -> None:
@@ -269,18 +270,33 @@ def test_killed_and_stopped_early_it_says_the_same(
     assert attack_json(output) == whole
 
 
-def test_a_dry_run_measures_and_writes_nothing(
-    attacked: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_of_the_main_job_counts_what_is_left(attacked: Path) -> None:
     before = stamps(attacked)
-    attack(attacked, *FEW, "--dry_run")
-    assert f"{MODEL}: attacked already" in capsys.readouterr().out
-    attack(attacked, "--dry_run", "--early_stop")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == ("val: 70 foregrounds x 70 backgrounds (all images) = 4900 forwards a model")
-    assert lines[1].startswith(f"{MODEL}: at most ")
-    assert "for 4900 forwards on cpu" in lines[1]
+    said = run_in9("run", "--output", attacked, "--dry_run", "--attack", 12).stdout
+    assert f"{MODEL}: evaluated already\n{MODEL}: attacked already\ndry run:" in said
+    said = run_in9("run", "--output", attacked, "--dry_run", "--attack", 13).stdout
+    assert f"{MODEL}: evaluated already\n{MODEL}: about " in said
+    assert "for an attack with 169 composites" in said
     assert stamps(attacked) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "sides"),
+    [
+        ("all", (None, None)),
+        ("12", (12, 12)),
+        ("20x12", (20, 12)),
+        ("allx9", (None, 9)),
+        ("9xall", (9, None)),
+    ],
+)
+def test_a_grid_is_one_size_or_two_in_both_commands(
+    text: str, sides: tuple[int | None, int | None]
+) -> None:
+    parser = build_parser()
+    alone, _ = parser.parse_known_args(["attack", "--dataset", "x", "--grid", text])
+    of_run, _ = parser.parse_known_args(["run", "--output", "x", "--attack", text])
+    assert alone.grid == of_run.attack == sides
 
 
 def test_run_attacks_after_evaluating(
@@ -307,8 +323,10 @@ def test_run_attacks_after_evaluating(
     ("flags", "line"),
     [
         (("--eval_input", "native"), "leave --eval_input native out"),
-        (("--foregrounds", "0"), "expected all or a number of images, got '0'"),
-        (("--backgrounds", "most"), "expected all or a number of images, got 'most'"),
+        (("--grid", "0"), "expected all, a number of images, or two as in 100x200, got '0'"),
+        (("--grid", "12xmost"), "or two as in 100x200, got '12xmost'"),
+        (("--grid", "1x2x3"), "or two as in 100x200, got '1x2x3'"),
+        (("--grid", "5x"), "or two as in 100x200, got '5x'"),
         (("--models", "resnet5O"), "timm has no model 'resnet5O'"),
         (("--eval_split", "test"), "--eval_split test: the dataset has val"),
     ],
@@ -326,6 +344,7 @@ def test_a_dataset_without_a_variant_is_refused_by_its_name(
 ) -> None:
     manifest = json.loads((sample_run / "manifest.json").read_text())
     manifest["config"]["variants"].remove("fg_mask")
+    del manifest["samples"]["val"]["fg_mask"]
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     attack(tmp_path, code=2)
     assert "the dataset has no fg_mask" in capsys.readouterr().err

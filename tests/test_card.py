@@ -16,9 +16,10 @@ import pytest
 from conftest import ONE, manifest_of, run_in9
 from huggingface_hub import DatasetCard
 
-from pipeline.dataset.card import CARD_FILES, card_files, size_category
+from pipeline.dataset.card import card_files, size_category
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.shards import CARD_FILES
 from pipeline.dataset.sinks import SAMPLE_FIELDS
 from pipeline.storage.store import Store
 from transforms.taxonomy import IN9_NAMES, Taxonomy, imagenet9

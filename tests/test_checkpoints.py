@@ -17,7 +17,7 @@ from pipeline.errors import JobError
 from pipeline.models import Preprocessing, load_model
 from pipeline.storage.store import Store
 from pipeline.training.checkpoint import TrainedOn, about_of_entry, read_about, save_checkpoint
-from pipeline.training.parts import Holdout, keys_for_test, selected_rows, training_pictures
+from pipeline.training.parts import Holdout, selected_rows, training_pictures
 from transforms.holdout import held_out
 
 HALF = Preprocessing(64, False, (0.5, 0.5, 0.5), (0.5, 0.25, 0.5), "bicubic", 0.9, "center")
@@ -99,7 +99,7 @@ def test_the_share_is_kept_on_average() -> None:
 def test_training_pictures_show_nothing_that_is_held_out(three_draws: Path) -> None:
     replicated = Dataset.open(Store(str(three_draws)))
     holdout = Holdout(0.5)
-    tested = keys_for_test(replicated, "val", holdout)
+    tested = {row["key"] for row in selected_rows(replicated, "val", holdout)}
     rows = {row["key"]: row for row in selected_rows(replicated, "val")}
     assert 0 < len(tested) < len(rows)
     assert list(training_pictures(replicated, "val", "original", holdout)) == [

@@ -6,9 +6,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
 from pipeline.cli import main
 from pipeline.command_line.commands import WITH_BEAM, WITHOUT_BEAM
@@ -17,10 +17,13 @@ from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST, Manifest
 from pipeline.dataset.shards import ShardCounts
-from pipeline.errors import JobError, UsageError
-from pipeline.results.files import all_summaries
+from pipeline.errors import JobError
+from pipeline.results.files import read_results
 from pipeline.storage.files import absolute
 from pipeline.storage.store import Store
+from transforms.variants import PAPER
+
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -35,9 +38,17 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     """A folder with the manifest of a dataset, and nothing of what it names."""
-    parts = ("libraries", "shards", "images", "rejections", "samples")
-    nothing: dict[str, Any] = {name: {} for name in parts}
-    manifest = Manifest(config=DatasetConfig(), fingerprint="0", files=(), **nothing)
+    counted = ("listed", "outside_taxonomy", "other_files", "accepted", "rejected", "selected")
+    manifest = Manifest(
+        config=DatasetConfig(),
+        fingerprint="0" * 32,
+        libraries={},
+        shards={"val": ShardCounts(1, 1)},
+        images={"val": dict.fromkeys(counted, 0)},
+        rejections={"val": {}},
+        samples={"val": {variant: {} for variant in PAPER}},
+        files=(),
+    )
     Store(str(tmp_path / "dataset")).write(MANIFEST, manifest.to_json())
     return tmp_path / "dataset"
 
@@ -46,7 +57,12 @@ def dataset(tmp_path: Path) -> Path:
     ("flags", "line"),
     [
         (("--limit", "1.5"), "argument --limit: invalid int value: '1.5'"),
-        (("--overwrite=maybe",), "expected true or false, got 'maybe'"),
+        (("--versioned=maybe",), "expected true or false, got 'maybe'"),
+        (
+            ("--overwrite", "config,all"),
+            "--overwrite: expected some of config, input, rebuild, shards: got 'config,all'",
+        ),
+        (("--overwrite",), "--overwrite: expected some of config, input, rebuild, shards: got ''"),
         (("--limt", 3), "unknown flag --limt; did you mean --limit?"),
         (("--num_worker=3",), "did you mean --num_workers?"),
         (("more",), "unexpected argument 'more'"),
@@ -57,7 +73,7 @@ def dataset(tmp_path: Path) -> Path:
         (("--per_class", "most"), "--per_class must be all, min or a number: got 'most'"),
         (
             ("--segmenter", "magic"),
-            "--segmenter must be one of grabcut, cv2, masks, box, onnx:FILE: got 'magic'",
+            "one of grabcut, cv2, masks, box, python:MODULE:FUNCTION: got 'magic'",
         ),
         (("--mixed_rand", "own"), "--mixed_rand must be one of any, other"),
         (("--split", "val,val"), "--split must name different splits"),
@@ -73,6 +89,7 @@ def dataset(tmp_path: Path) -> Path:
         (("--models", "resnet50.a9_in1k"), "no such weights; timm has a1_in1k"),
         (("--models", "efficientnet_lite0,efficientnet_lite0"), "names a model twice"),
         (("--device", "tpu"), "--device must be auto, cpu or cuda"),
+        pytest.param(("--device", "cuda"), "there is no CUDA device", marks=WITHOUT_GPU),
         (("--precision", "fp8"), "--precision must be one of fp32, tf32, bf16"),
         (("--eval_split", "test"), "--eval_split test: the dataset has val"),
     ],
@@ -115,7 +132,7 @@ def test_outputs_of_others_are_left_alone(
 ) -> None:
     model = tmp_path / "model.safetensors"
     model.write_bytes(b"mine")
-    train = ("train", "--dataset", dataset, "--split", "val", "--output")
+    train = ("train", "--dataset", dataset, "--train_split", "val", "--output")
     assert "was not trained here" in refusal(capsys, *train, tmp_path)
     assert "is not a folder" in refusal(capsys, *train, model)
     fetch = ("models", "fetch", "--models", "efficientnet_lite0", "--to", model)
@@ -123,6 +140,15 @@ def test_outputs_of_others_are_left_alone(
     assert model.read_bytes() == b"mine"
     line = refusal(capsys, "export", "--dataset", dataset, "--to", dataset / "export")
     assert "lies inside --dataset" in line
+
+
+@pytest.mark.parametrize("command", ["train", "export", "import"])
+def test_flags_of_beam_are_for_commands_that_run_a_graph(
+    capsys: pytest.CaptureFixture[str], dataset: Path, command: str
+) -> None:
+    place = "--output" if command == "import" else "--dataset"
+    line = refusal(capsys, command, place, dataset, "--direct_num_workers=2")
+    assert "--direct_num_workers=2 is for commands that run a Beam pipeline" in line
 
 
 def test_refusals_write_nothing(
@@ -133,7 +159,7 @@ def test_refusals_write_nothing(
     assert "is not the released layout" in line
     line = refusal(capsys, "import", "--from", tmp_path / "nowhere", "--output", output)
     assert "neither a folder nor a file" in line
-    flags = ("--dataset", dataset, "--variant", "mixed_best", "--split", "val")
+    flags = ("--dataset", dataset, "--variant", "mixed_best", "--train_split", "val")
     line = refusal(capsys, "train", *flags, "--output", output)
     assert "--variant mixed_best: the dataset has" in line
     assert not output.exists()
@@ -189,17 +215,17 @@ def test_a_manifest_of_another_kind_is_refused(
 ) -> None:
     (tmp_path / "manifest.json").write_text('{"format": "other", "format_version": 7}')
     assert "version 7" in refusal(capsys, "verify", "--dataset", tmp_path)
-    (tmp_path / "manifest.json").write_text("[")
-    assert "not a manifest" in refusal(capsys, "verify", "--dataset", tmp_path)
-    (tmp_path / "manifest.json").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "manifest.json").write_text("[]")
     assert "If it is damaged, remove it" in refusal(capsys, "verify", "--dataset", tmp_path)
+    for damaged in (b"", b"[", b"\xff\xfe\x00"):
+        (tmp_path / "manifest.json").write_bytes(damaged)
+        assert "holds no finished dataset" in refusal(capsys, "verify", "--dataset", tmp_path)
     with pytest.raises(ValueError, match="made by a newer release: flags later are not known"):
         DatasetConfig.from_flags({**DatasetConfig().flags(), "later": 1})
 
 
 def test_a_damaged_shard_is_named(dataset: Path) -> None:
     opened = Dataset.open(Store(str(dataset)))
-    opened.manifest.shards["val"] = ShardCounts(1, 1)
     path = dataset / "parquet" / "original" / "val-00000-of-00001.parquet"
     for _ in range(2):
         with pytest.raises(JobError, match=rf"{path} cannot be read .*; see: in9 verify"):
@@ -208,11 +234,15 @@ def test_a_damaged_shard_is_named(dataset: Path) -> None:
         path.write_bytes(b"junk")
 
 
-def test_damaged_results_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b'{"model": 1}'])
+def test_damaged_results_are_named(
+    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     store = Store(str(tmp_path))
-    store.write("results/model/summary.json", b"{")
-    with pytest.raises(UsageError, match=r"summary.json is damaged .*remove it"):
-        all_summaries(store)
+    store.write("results/model/summary.json", content)
+    assert read_results(store, "summary") == []
+    (message,) = caplog.messages
+    assert str(tmp_path / "results/model/summary.json") in message
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -231,17 +261,18 @@ def test_every_command_is_with_beam_or_without() -> None:
     assert sorted((*WITH_BEAM, *WITHOUT_BEAM)) == sorted(COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["report", "verify"])
+@pytest.mark.parametrize("command", [("report",), ("verify",), ("export", "--to", "exported")])
 def test_readers_wait_for_neither_beam_nor_torch(
-    sample_run: Path, tmp_path: Path, command: str
+    sample_run: Path, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     shutil.copytree(sample_run, tmp_path / "out")
     # So that the page is made.
     (tmp_path / "out" / "report.html").unlink()
+    words = [word.replace("exported", str(tmp_path / "exported")) for word in command]
     code = (
         "import sys\n"
         "from pipeline.cli import main\n"
-        f"assert main([{command!r}, '--dataset', {str(tmp_path / 'out')!r}]) == 0\n"
+        f"assert main([*{words!r}, '--dataset', {str(tmp_path / 'out')!r}]) == 0\n"
         "sys.exit(sorted({'apache_beam', 'torch'} & set(sys.modules)) or None)"
     )
     done = subprocess.run(

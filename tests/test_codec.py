@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from transforms.codec import (
     MAX_PIXELS,
@@ -22,6 +23,7 @@ from transforms.codec import (
     encode_jpeg,
     encode_mask,
     encode_png,
+    open_picture,
 )
 
 
@@ -123,3 +125,38 @@ def test_jpeg_keeps_colours_and_chroma_resolution() -> None:
     layers = Image.open(io.BytesIO(data)).layer  # type: ignore[attr-defined]
     assert {(h, v) for _, h, v, _ in layers} == {(1, 1)}
     assert encode_jpeg(ramp(), 95) == data
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_formats_that_people_have_are_opened(kind: str) -> None:
+    grey = np.full((40, 60, 3), 128, np.uint8)
+    assert abs(decode_image(saved(Image.fromarray(grey), kind)).astype(int) - 128).max() <= 2
+
+
+@pytest.mark.parametrize("kind", sorted({"EPS", "PDF", "PPM", "TGA", "ICO", "AVIF", "JPEG2000"}))
+def test_other_formats_are_not_pictures(kind: str) -> None:
+    data = saved(Image.fromarray(ramp()), kind)
+    for decode in (decode_image, decode_mask):
+        with pytest.raises(UndecodableError, match="not a picture"):
+            decode(data)
+
+
+def test_a_postscript_program_is_never_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow has Ghostscript draw it, which is a stand-in here that leaves a mark."""
+    mark = tmp_path / "started"
+    stand_in = tmp_path / "gs"
+    stand_in.write_text(f"#!/bin/sh\ntouch {mark}\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{} loop\n%%EOF\n"
+    with pytest.raises(OSError), Image.open(io.BytesIO(program)) as picture:  # noqa: PT011
+        picture.load()
+    assert mark.exists(), "the stand-in is what Pillow would start"
+    mark.unlink()
+    for decode in (open_picture, decode_image, decode_mask):
+        with pytest.raises(UndecodableError):
+            decode(program)
+    assert not mark.exists()

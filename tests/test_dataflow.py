@@ -112,12 +112,12 @@ def cloud(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def submitted(cloud: Cloud) -> dict[str, tuple[dict[str, Any], str]]:
     """Jobs by their output, and what was said of them."""
     made = ("--input", f"{ROOT}/input", "--images_per_shard", "6", f"--sdk_container_image={IMAGE}")
-    workers = ("--gpu", "nvidia-l4:g2-standard-8", "--gpus", "2", "--inference_ram", "24GB")
+    workers = ("--gpu", "nvidia-l4:g2-standard-8", "--gpus", "2")
     more = ("--attack", "2", "--saliency", "1", "--imagenet", f"{ROOT}/input")
-    few = ("--max_num_workers=7", "--labels=team=vision", "--no_wait")
+    few = ("--max_num_workers=7", "--labels=team=vision", "--no_wait_until_finish")
     said = cloud.launch(
         cloud.flags("run", "--output", f"{ROOT}/gpu", *made, *workers, *more, *few),
-        cloud.flags("generate", "--output", f"{ROOT}/out", *made, "--no_wait"),
+        cloud.flags("generate", "--output", f"{ROOT}/out", *made, "--no_wait_until_finish"),
     )
     assert [code for code, _ in said] == [0, 0], said
     jobs = {"gpu": cloud.dataflow.jobs[-2], "out": cloud.dataflow.jobs[-1]}
@@ -152,19 +152,36 @@ def test_the_recorded_job_is_what_the_flags_say(
 def test_hints_are_on_the_steps_that_run_models_alone(
     cloud: Cloud, submitted: dict[str, tuple[dict[str, Any], str]]
 ) -> None:
+    """And before each, without them, what is there is sorted out."""
     job, _ = submitted["gpu"]
     staged = cloud.read(options_of(job)["pipelineUrl"])
     components = beam_runner_api_pb2.Pipeline.FromString(staged).components
-    hinted = {}
-    for step in components.transforms.values():
-        hints = dict(components.environments[step.environment_id].resource_hints)
-        if step.environment_id and not step.subtransforms and hints:
-            hinted[step.unique_name.partition("/ParDo")[0]] = hints
-    steps = {name.rpartition("/")[2] for name in hinted}
-    assert steps == {"Predict", "Classify", "TryBackgrounds", "Explain"}
-    for hints in hinted.values():
-        assert hints["beam:resources:accelerator:v1"] == GPU_HINT.encode()
-        assert hints["beam:resources:min_ram_bytes:v1"] == b"24000000000"
+    leaves = [step for step in components.transforms.values() if not step.subtransforms]
+    hints = {
+        step.unique_name: dict(components.environments[step.environment_id].resource_hints)
+        for step in leaves
+        if step.environment_id
+    }
+    hinted = [step for step in leaves if hints.get(step.unique_name)]
+    names = {step.unique_name.partition("/ParDo")[0].rpartition("/")[2] for step in hinted}
+    assert names == {"Predict", "Classify", "TryBackgrounds", "Explain"}
+    makers = {name: step for step in leaves for name in step.outputs.values()}
+    for step in hinted:
+        assert hints[step.unique_name] == {"beam:resources:accelerator:v1": GPU_HINT.encode()}
+        (gather,) = (makers[name] for name in step.inputs.values())
+        assert gather.spec.urn == "beam:transform:group_by_key:v1"
+        (look,) = (makers[name] for name in gather.inputs.values())
+        assert look.unique_name.startswith(f"{step.unique_name.partition('/')[0]}/Look")
+        assert hints[look.unique_name] == {}
+
+
+def run_as_worker(cloud: Cloud, job: dict[str, Any], folder: Path) -> None:
+    """Runs what a job has staged."""
+    files = [folder / "pipeline.pb", folder / "options.json"]
+    files[0].write_bytes(cloud.read(options_of(job)["pipelineUrl"]))
+    files[1].write_text(json.dumps(options_of(job)))
+    worker = Path(__file__).with_name("dataflow_stub.py")
+    subprocess.run([sys.executable, worker, *files], check=True)
 
 
 def test_what_was_staged_runs_as_it_is(
@@ -173,14 +190,10 @@ def test_what_was_staged_runs_as_it_is(
     one_worker: Path,
     tmp_path: Path,
 ) -> None:
-    """One graph does it all; then the next launch finds nothing to do, and a waiting one says
+    """One graph does it all; then the same graph finds nothing to do, and a waiting launcher says
     what a local job says."""
     job, _ = submitted["out"]
-    (tmp_path / "pipeline.pb").write_bytes(cloud.read(options_of(job)["pipelineUrl"]))
-    (tmp_path / "options.json").write_text(json.dumps(options_of(job)))
-    worker = Path(__file__).with_name("dataflow_stub.py")
-    files = [tmp_path / "pipeline.pb", tmp_path / "options.json"]
-    subprocess.run([sys.executable, worker, *files], check=True)
+    run_as_worker(cloud, job, tmp_path)
     manifest = json.loads(cloud.read(f"{ROOT}/out/manifest.json"))
     assert manifest == manifest_of(one_worker)
     work = {name for name in cloud.names("out/") if name.startswith(".in9/")}
@@ -195,20 +208,19 @@ def test_what_was_staged_runs_as_it_is(
     template = f"--template_location={ROOT}/templates/job"
     before = len(cloud.dataflow.jobs)
     again, waited, flex = cloud.launch(
-        cloud.flags("generate", "--output", f"{ROOT}/out", *made, "--no_wait"),
-        cloud.flags("generate", "--output", f"{ROOT}/out", *made, "--limit=1", "--overwrite"),
+        cloud.flags("generate", "--output", f"{ROOT}/out", *made, "--no_wait_until_finish"),
+        cloud.flags(
+            "generate", "--output", f"{ROOT}/out", *made, "--limit=1", "--overwrite=config"
+        ),
         cloud.flags("generate", "--output", f"{ROOT}/flex", *made[:-1], template),
     )
     cloud.dataflow.state = "JOB_STATE_RUNNING"
     assert again[0] == 0
-    assert "nothing to do" in again[1]
-    staged = cloud.read(options_of(cloud.dataflow.jobs[before])["pipelineUrl"])
-    proto = beam_runner_api_pb2.Pipeline.FromString(staged)
-    (root,) = proto.root_transform_ids
-    steps = [
-        proto.components.transforms[i] for i in proto.components.transforms[root].subtransforms
-    ]
-    assert [step.unique_name for step in steps] == ["Start", "NothingToDo"]
+    manifest_bytes = cloud.read(f"{ROOT}/out/manifest.json")
+    run_as_worker(cloud, cloud.dataflow.jobs[before], tmp_path)
+    assert cloud.read(f"{ROOT}/out/manifest.json") == manifest_bytes
+    summary = json.loads(cloud.read(f"{ROOT}/out/.in9/last_run.json"))["summary"]
+    assert (summary["dataset"], summary["changed"]) == (manifest["fingerprint"], False)
     assert waited[0] == 0
     assert "val: 18 images" in waited[1]
     assert "done now: 18 images segmented" in waited[1]
@@ -240,7 +252,7 @@ def test_a_job_that_fails_says_why_and_leaves_no_lock(
         "pipeline.errors.JobError: val: no shard arrived [while running 'Generate/Commit']\n"
     )
     cloud.dataflow.messages = [("JOB_MESSAGE_ERROR", traceback)]
-    made = ("--input", f"{ROOT}/input", f"--sdk_container_image={IMAGE}", "--wait")
+    made = ("--input", f"{ROOT}/input", f"--sdk_container_image={IMAGE}")
     ((code, said),) = cloud.launch(cloud.flags("generate", "--output", f"{ROOT}/gpu", *made))
     cloud.dataflow.later = None
     assert code == 1
@@ -259,15 +271,12 @@ def test_a_job_that_fails_says_why_and_leaves_no_lock(
         (["--input", ""], "--input gs://BUCKET/FOLDER is required"),
         (["--annotations", "boxes"], "--annotations boxes is a folder of this machine"),
         (["--weights", "w"], "--weights w is a folder of this machine"),
+        (["--backgrounds", "b"], "--backgrounds b is a folder of this machine"),
         (["--models", "resnet18=a.pth"], "workers of Dataflow cannot reach a.pth"),
         (["--models", "onnx:a.onnx"], "workers of Dataflow cannot reach a.onnx"),
         (["--models", "hf:/tmp"], "workers of Dataflow cannot reach /tmp"),
-        (["--require_gpu"], "--gpu TYPE is required for a GPU"),
+        (["--device", "cuda"], "--gpu TYPE is required for a GPU"),
         (["--gpu", "L4!"], "--gpu L4!: expected TYPE or TYPE:MACHINE"),
-        (
-            ["--inference_ram", "much", "--gpu", "nvidia-l4"],
-            "--inference_ram much: expected a size",
-        ),
         (["--gpu=nvidia-l4", "--device", "cpu"], "contradict each other"),
         (
             ["--gpu=nvidia-l4", "--dataflow_service_options=worker_accelerator=type:nvidia-l4"],
@@ -280,6 +289,10 @@ def test_a_job_that_fails_says_why_and_leaves_no_lock(
         (["--gpu=nvidia-l4", "--dataflow_service_options=enable_prime"], "Dataflow Prime"),
         (["--gpu=nvidia-l4", "--flexrs_goal=COST_OPTIMIZED"], "--flexrs_goal excludes"),
         (["--runner=DirectRunner", "--gpu=nvidia-l4"], "--gpu is for --runner=DataflowRunner"),
+        (
+            ["--runner=DirectRunner", "--no_wait_until_finish"],
+            "--no_wait_until_finish is for --runner=DataflowRunner",
+        ),
     ],
 )
 def test_a_missing_or_wrong_flag_is_named_before_anything_is_sent(

@@ -57,16 +57,9 @@ def parameters() -> dict[str, dict[str, Any]]:
     return {entry["name"]: entry for entry in template.parameters()}
 
 
-def test_the_metadata_is_that_of_the_flags() -> None:
-    committed = (DEPLOY / "flex" / "metadata.json").read_text()
-    assert json.loads(committed) == template.metadata(), (
-        "python -m pipeline.command_line.template > deploy/flex/metadata.json"
-    )
-
-
 def test_every_flag_of_the_job_is_a_parameter() -> None:
     run = build_parser().parse_args(["run", "--output", "out"])
-    left_out = {"command", "help", "dry_run", "assume", "wait", "no_wait"}
+    left_out = {"command", "help", "dry_run"}
     assert set(vars(run)) - left_out == set(parameters()) - {"min_cpu_platform"}
     required = [name for name, entry in parameters().items() if not entry["isOptional"]]
     assert required == ["output"]
@@ -77,7 +70,8 @@ def test_every_flag_of_the_job_is_a_parameter() -> None:
     [
         ("output", "gs://bucket/in9", "/data/in9"),
         ("input", "gs://my-images", "gs://"),
-        ("overwrite", "True", "yes"),
+        ("versioned", "True", "yes"),
+        ("overwrite", "config,rebuild", "true"),
         ("seed", "-1", "1.5"),
         ("encoding", "png", "gif"),
         ("per_class", "100", "most"),

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
 from conftest import manifest_of, run_in9, stamps
 
 
@@ -37,6 +38,19 @@ def test_a_forecast_agrees_with_the_job(small_input: Path, tmp_path: Path) -> No
     (accepted,) = re.findall(r"an image, (\d+) of 16 accepted", said.stdout)
     (forecast,) = re.findall(r"about (\d+) images in the dataset, ([\d.]+) MB", said.stdout)
     assert re.search(r"efficientnet_lite0: about .* pictures on cpu \(.* a second\)", said.stdout)
+    measured = re.findall(r": segment ([\d.]+) s an .* compose ([\d.]+) s\n", said.stdout)
+    segment, compose = map(float, measured[0])
+    parts = 16 * segment, int(accepted) * compose
+    found = re.search(
+        r"^estimate: (\d+) s with --direct_num_workers (\d+) \(one core: (\d+) s \+- \d+ s "
+        r"to segment, at most (\d+) s to compose\)$",
+        said.stdout,
+        re.MULTILINE,
+    )
+    assert found
+    seconds, workers, *of_one_core = map(int, found.groups())
+    expected = (sum(parts) / workers, *parts)
+    assert [seconds, *of_one_core] == pytest.approx(expected, abs=0.6)
     assert lines[-1] == "dry run: nothing was written"
 
     run_in9(*flags)
@@ -65,7 +79,7 @@ def test_a_forecast_agrees_with_the_job(small_input: Path, tmp_path: Path) -> No
     # Another seed: nothing to segment, but to compose.
     other = run_in9("generate", *flags[1:], "--dry_run", "--seed", 1, check=2)
     assert "--seed=1 (the dataset has 0)" in other.stderr
-    other = run_in9("generate", *flags[1:], "--dry_run", "--seed", 1, "--overwrite")
+    other = run_in9("generate", *flags[1:], "--dry_run", "--seed", 1, "--overwrite", "config")
     assert "up to date" not in other.stdout
     assert stamps(output) == before
 
@@ -83,7 +97,7 @@ def test_what_an_attack_will_take_is_said_and_its_flags_are_checked(
     small_sample: Path, tmp_path: Path
 ) -> None:
     flags = ("run", "--input", small_sample, "--output", tmp_path / "out", "--dry_run")
-    done = run_in9(*flags, "--attack", 4)
-    assert re.search(r"efficientnet_lite0: about .* with 4 x 4 composites", done.stdout)
+    done = run_in9(*flags, "--attack", "4x3")
+    assert re.search(r"efficientnet_lite0: about .* with 12 composites", done.stdout)
     refused = run_in9(*flags, "--attack", 4, "--variants", "original,only_fg", check=2)
     assert "the dataset has no fg_mask, only_bg_t" in refused.stderr

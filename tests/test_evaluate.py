@@ -252,8 +252,8 @@ def test_evaluation_resumes_and_guards_weights(small_run: Path, tmp_path: Path) 
     )
     refused = run_in9(*flags, check=1)
     assert f"weights of {spec} have changed" in refused.stderr
-    assert "--accept_new_weights" in refused.stderr
-    assert pictures in run_in9(*flags, "--accept_new_weights").stdout
+    assert "add --overwrite weights" in refused.stderr
+    assert pictures in run_in9(*flags, "--overwrite", "weights").stdout
 
 
 def test_native_results_stand_beside_stored_ones(tiny_input: Path, tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_native_results_stand_beside_stored_ones(tiny_input: Path, tmp_path: Pat
     assert len(table(output / "results" / "gaps.csv")) == 4
 
     # A rebuilt dataset does not pass the old one's numbers off as its own.
-    again = ("--input", tiny_input, "--output", output, *flags, "--seed", 1, "--overwrite")
+    again = ("--input", tiny_input, "--output", output, *flags, "--seed", 1, "--overwrite=config")
     done = run_in9("generate", *again)
     assert "of an earlier dataset, so not in the tables: efficientnet_lite0" in done.stdout
     assert table(output / "results" / "summary.csv") == []

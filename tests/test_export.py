@@ -6,17 +6,24 @@ import csv
 import io
 import json
 import os
+import re
+import shutil
+import signal
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.dataset
+import pyarrow.parquet as pq
 import pytest
 from conftest import ONE, manifest_of, run_in9, stamps
 from gcs import BUCKET, gcs_server
 from PIL import Image
+from soundness import assert_sound
+from test_kills import start, wait_until
 from torchvision.datasets import ImageFolder
 
 from pipeline.command_line.commands import run_command
@@ -25,20 +32,21 @@ from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.released.archive import list_files
 from pipeline.released.names import find_clashes, parse_mixed, parse_stem, stem_of
+from pipeline.runner import progress
 from pipeline.storage.store import Store
 from transforms.codec import decode_image, decode_mask
 from transforms.matching import compare, decide, describe, describe_outside, nearest
 from transforms.taxonomy import imagenet9
 from transforms.variants import MIXED, PAPER, PICTURES
 
-SMALL = (*ONE, "--images_per_shard", "20")
+SMALL = ("--images_per_shard", "20")
 
 
 @pytest.fixture(scope="module")
 def export(sample_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export of the sample. Not to be changed."""
     target = tmp_path_factory.mktemp("export") / "to"
-    in9("export", "--dataset", sample_run, "--to", target, *ONE)
+    in9("export", "--dataset", sample_run, "--to", target)
     return target
 
 
@@ -102,7 +110,7 @@ def test_an_export_is_what_the_evaluation_scripts_read(sample_run: Path, export:
 
 def test_an_export_is_repeatable_and_mends_itself(sample_run: Path, tmp_path: Path) -> None:
     target = tmp_path / "to"
-    command = ("export", "--dataset", sample_run, "--to", target, *ONE)
+    command = ("export", "--dataset", sample_run, "--to", target)
     assert "630 files written" in run_in9(*command).stdout
     before = stamps(target)
     assert "nothing to do" in run_in9(*command).stdout
@@ -123,6 +131,29 @@ def test_an_export_is_repeatable_and_mends_itself(sample_run: Path, tmp_path: Pa
     (tmp_path / "full" / "notes.txt").write_text("mine")
     for wrong in (tmp_path / "full", sample_run):
         run_in9("export", "--dataset", sample_run, "--to", wrong, check=2)
+
+
+def test_an_export_that_fails_keeps_the_shards_that_it_has_finished(
+    one_worker: Path, tmp_path: Path
+) -> None:
+    dataset, target = Path(shutil.copytree(one_worker, tmp_path / "dataset")), tmp_path / "to"
+    *_, last = sorted(dataset.glob("parquet/only_fg/*.parquet"))
+    whole = last.read_bytes()
+    last.write_bytes(whole[: len(whole) // 2])
+    command = ("export", "--dataset", dataset, "--to", target)
+    failed = run_in9(*command, check=1)
+    (line,) = failed.stderr.splitlines()
+    assert line.startswith(f"in9 export: the job failed: {last} cannot be read (")
+    (log,) = target.glob(".in9/export-*.log")
+    assert line.endswith(f"(details: {log})")
+    assert not (target / "export-val.json").exists()
+    records = {path: path.stat().st_mtime_ns for path in target.glob(".in9/export/*.parquet")}
+    assert len(records) == 2
+    last.write_bytes(whole)
+    rows = sum(pq.read_metadata(record).num_rows for record in records)
+    images = manifest_of(dataset)["images"]["val"]["selected"]
+    assert f"{9 * images - rows} files written" in run_in9(*command).stdout
+    assert {path: path.stat().st_mtime_ns for path in records} == records
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +194,7 @@ def imported(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_import_keeps_the_pixels_and_finds_the_true_backgrounds(
     imported: Path, export: Path, sample_run: Path, archive: Path
 ) -> None:
-    assert "files agree" in run_in9("verify", "--dataset", imported).stdout
+    assert_sound(imported)
     truth = truth_of(export)
     stems = {row["key"]: stem for stem, row in truth.items()}
     rejected = set(sorted(truth)[:2])
@@ -197,10 +228,41 @@ def test_an_import_keeps_the_pixels_and_finds_the_true_backgrounds(
     assert "was imported" in again.stderr
 
 
+def test_an_import_can_be_stopped_and_goes_on(
+    export: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "out"
+    command = ("import", "--from", export, "--output", output, "--images_per_shard", 3)
+    running = start(*command)
+    wait_until(lambda: list(output.glob(".in9/staging/*/index/*.parquet")), running)
+    os.killpg(running.pid, signal.SIGINT)
+    stopped = time.monotonic()
+    out, said = running.communicate(timeout=60)
+    assert time.monotonic() - stopped < 3
+    assert (running.returncode, out) == (1, "")
+    assert said == "in9 import: stopped; run the same command again to go on\n"
+    assert not list(output.glob(".in9/lock*"))
+    finished = {path.name: path.stat().st_mtime_ns for path in output.rglob("index/*.parquet")}
+    assert not (output / "manifest.json").exists()
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.002)
+    in9(*command)
+    shards = {path.name: path.stat().st_mtime_ns for path in output.glob("index/*.parquet")}
+    assert {name: shards[name] for name in finished} == finished
+    assert 0 < len(finished) < len(shards)
+    lines = capsys.readouterr().err.splitlines()
+    assert {line.partition(":")[0] for line in lines} <= {"examine", "import"}
+    assert any(re.match(r"import: \d+ of 70 images", line) for line in lines)
+    assert not (output / ".in9" / "progress").exists()
+    assert_sound(output)
+
+
 def test_absent_classes_are_named(
     one_worker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    in9("export", "--dataset", one_worker, "--to", tmp_path, *ONE)
+    in9("export", "--dataset", one_worker, "--to", tmp_path)
     assert "no images in 03_reptile, 07_primate: ImageFolder numbers" in capsys.readouterr().out
 
 
@@ -224,7 +286,7 @@ def test_models_are_evaluated_and_attacked_on_published_pixels(
     imported: Path, sample_run: Path, export: Path
 ) -> None:
     in9("evaluate", "--dataset", imported, *ONE)
-    in9("attack", "--dataset", imported, "--foregrounds", 3, "--backgrounds", 3, *ONE)
+    in9("attack", "--dataset", imported, "--grid", 3, *ONE)
     for name in ("report.html", "results/attack.csv"):
         assert (imported / name).exists()
     stems = {row["key"]: stem for stem, row in truth_of(export).items()}
@@ -297,7 +359,7 @@ def test_both_ways_in_object_storage(export: Path, sample_run: Path) -> None:
     with gcs_server() as url, pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", url)
         there = f"gs://{BUCKET}/export"
-        run_in9("export", "--dataset", sample_run, "--to", there, *ONE)
+        run_in9("export", "--dataset", sample_run, "--to", there)
         here, remote = Store(str(export)), Store.at(there)
         names = [path for path in here.walk("") if not path.startswith(".in9")]
         assert names == [path for path in remote.walk("") if not path.startswith(".in9")]

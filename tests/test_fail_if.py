@@ -44,7 +44,7 @@ def summary(**columns: Any) -> dict[str, Any]:
     ],
 )
 def test_the_whole_interval_must_satisfy_a_condition(text: str, holds: bool | None) -> None:
-    (verdict,) = judge([Condition.parse(text)], [summary()], ["m"], HOW)
+    (verdict,) = judge([Condition.parse(text)], [summary()], [], ["m"], HOW)
     assert verdict.holds is holds
 
 
@@ -52,7 +52,7 @@ def test_the_whole_interval_must_satisfy_a_condition(text: str, holds: bool | No
 def test_a_condition_and_its_opposite_never_both_hold(limit: float, comparison: str) -> None:
     opposite = {"<": ">=", "<=": ">", ">": "<=", ">=": "<"}[comparison]
     pair = [Condition.parse(f"bg_gap{c}{limit!r}") for c in (comparison, opposite)]
-    first, second = judge(pair, [summary()], ["m"], HOW)
+    first, second = judge(pair, [summary()], [], ["m"], HOW)
     assert not (first.holds and second.holds)
 
 
@@ -102,13 +102,14 @@ def test_only_the_models_of_the_job_are_judged() -> None:
         summary(evaluation={**HOW, "precision": "bf16"}),
         summary(entry=None),
     ]
-    (verdict,) = judge([condition], [*others, summary()], ["m"], HOW)
+    (verdict,) = judge([condition], [*others, summary()], [], ["m"], HOW)
     assert verdict.holds
-    (verdict,) = judge([condition], others, ["m"], HOW)
+    (verdict,) = judge([condition], others, [], ["m"], HOW)
     assert verdict.holds is None
     # Results of an earlier run do not stand for one that failed.
-    for failed in (summary(error="no memory", gaps=[]), summary(last_error="no memory")):
-        (verdict,) = judge([condition], [failed], ["m"], HOW)
+    failure = {"entry": "m", "model": "m.tag", "error": "no memory", "evaluation": HOW}
+    for there in ([], [summary()]):
+        (verdict,) = judge([condition], there, [failure], ["m"], HOW)
         assert verdict.holds is None
         assert "m.tag failed: no memory" in verdict.line
 

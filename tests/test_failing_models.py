@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from conftest import run_in9
 from pipeline.errors import ModelError
 from pipeline.evaluate.predict import PredictConfig, Predictor
 from pipeline.models import load_model
+from pipeline.results.failures import FailedModel, note_failures, read_failures
+from pipeline.storage.store import Store
 
 GOOD = "efficientnet_lite0"
 
@@ -39,6 +42,12 @@ def test_a_model_that_fails_is_a_row_and_stops_nothing(small_run: Path, tmp_path
     (failed,) = of_model[bad]
     assert "cannot be read as a checkpoint" in failed["error"]
     assert failed["accuracy"] == ""
+    noted = json.loads((output / "results" / "failures.json").read_text())
+    assert list(noted) == [bad]
+    failure = noted[bad]["evaluate"]
+    assert (failure["model"], failure["error"]) == (bad, failed["error"])
+    assert failure["dataset"] == failed["dataset"]
+    assert failure["evaluation"]["precision"] == "fp32"
     page = (output / "report.html").read_text()
     assert "mobilenetv3_small_050=junk.pth" in page
     assert page.count("cannot be read as a checkpoint") > 0
@@ -47,13 +56,39 @@ def test_a_model_that_fails_is_a_row_and_stops_nothing(small_run: Path, tmp_path
     shutil.copy(tmp_path / "good.pth", tmp_path / "junk.pth")
     run_in9(*flags, "--models", bad)
     assert len([r for r in rows(output) if r["model"] == bad and not r["error"]]) == 16
+    assert not (output / "results" / "failures.json").exists()
 
     # Broken again, its results stay.
     (tmp_path / "junk.pth").write_bytes(b"junk")
     done = run_in9(*flags, "--models", f"{bad},{GOOD}")
     assert f"not evaluated: {bad}: " in done.stderr
-    assert len([r for r in rows(output) if r["model"] == bad and not r["error"]]) == 16
+    assert len([r for r in rows(output) if r["model"] == bad]) == 16
     assert "cannot be read" in run_in9(*flags, "--models", bad, check=1).stderr
+
+
+def test_a_failure_is_of_an_entry_a_stage_and_a_dataset(tmp_path: Path) -> None:
+    store, how = Store(str(tmp_path)), {"split": "val"}
+
+    def failed() -> dict[str, list[str]]:
+        return {
+            stage: [failure["error"] for failure in read_failures(store, "new", stage)[0]]
+            for stage in ("evaluate", "attack")
+        }
+
+    b = FailedModel(0, "b", "b.tag", "first")
+    note_failures(store, "old", "evaluate", how, [FailedModel(1, "a", "a", "no")], [])
+    assert read_failures(store, "old", "evaluate")[0][0]["entry"] == "a"
+    assert read_failures(store, "new", "evaluate") == ([], ["a"])
+    for stage in ("evaluate", "attack"):
+        note_failures(store, "new", stage, how, [b], ["c"])
+    assert read_failures(store, "new", "evaluate")[1] == []
+    note_failures(store, "new", "evaluate", how, [FailedModel(0, "b", "b.tag", "again")], [])
+    assert failed() == {"evaluate": ["again"], "attack": ["first"]}
+    # The same model by another entry.
+    note_failures(store, "new", "evaluate", how, [], ["b.tag"])
+    assert failed() == {"evaluate": [], "attack": ["first"]}
+    note_failures(store, "new", "attack", how, [], ["b", "b.tag"])
+    assert list(tmp_path.glob("results/*")) == []
 
 
 class Narrow(torch.nn.Module):

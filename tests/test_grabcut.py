@@ -22,7 +22,7 @@ from pipeline.command_line.job_flags import sample_folder
 from transforms import grabcut as package
 from transforms.annotations import parse_annotation
 from transforms.codec import decode_image
-from transforms.grabcut import Unavailable, Unserved, cache, grabcut, interface, prepare
+from transforms.grabcut import Unserved, cache, grabcut, interface, prepare
 
 Image = NDArray[np.uint8]
 Rect = tuple[int, int, int, int]
@@ -271,7 +271,6 @@ def test_a_new_process_loads_quickly_and_writes_nothing() -> None:
     code = (
         "import sys, time, transforms.grabcut as package\n"
         "assert 'numba' not in sys.modules\n"
-        "assert package.is_ready()\n"
         "start = time.process_time()\n"
         "package.prepare(lambda: sys.exit('compiles'))\n"
         "print(time.process_time() - start)\n"
@@ -298,32 +297,24 @@ def test_changed_sources_have_another_folder(
     assert len(hashes) == 2
 
 
-def test_the_users_cache_comes_first_and_the_temporary_folder_second(
+def test_the_kernels_lie_in_the_users_cache_or_where_it_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    (tmp_path / "tmp").mkdir()
-    (tmp_path / "file").touch()
-    monkeypatch.delenv("IN9_CACHE_DIR", raising=False)
+    for name in ("IN9_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache.code_folder().parent == tmp_path / "home" / ".cache" / "imagenet9-pipeline"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache.code_folder().parent == tmp_path / "xdg" / "imagenet9-pipeline"
     monkeypatch.setenv("IN9_CACHE_DIR", str(tmp_path / "own"))
     assert cache.code_folder().parent == tmp_path / "own"
-    monkeypatch.setenv("IN9_CACHE_DIR", str(tmp_path / "file" / "inside"))
-    temporary = cache.code_folder()
-    assert temporary.parent.parent == tmp_path / "tmp"
-    # Whoever can write there could have others run their code.
-    temporary.parent.chmod(0o777)
-    cache.mark_complete(temporary)
-    with pytest.raises(Unavailable, match="open to"):
-        cache.code_folder()
 
 
 def test_a_machine_without_numba_says_so() -> None:
     code = (
         "import sys; sys.modules['llvmlite'] = sys.modules['numba'] = None\n"
         "import numpy, transforms.grabcut as package\n"
-        "for call in (package.is_ready, package.prepare, package.prepare,\n"
+        "for call in (package.prepare, package.prepare,\n"
         "             lambda: package.grabcut(numpy.zeros((5, 5, 3), 'u1'), (1, 1, 2, 2))):\n"
         "    try: call()\n"
         "    except package.Unavailable as error: print(error)\n"
@@ -335,12 +326,16 @@ def test_a_machine_without_numba_says_so() -> None:
         check=True,
         cwd=Path(package.__file__).parents[2],
     )
-    assert done.stdout.count("numba cannot be imported") == 4
+    assert done.stdout.count("numba cannot be imported") == 3
 
 
 @pytest.mark.parametrize(
     ("environment", "code", "says"),
-    [({}, 0, "are ready"), ({"NUMBA_DISABLE_JIT": "1"}, 1, "NUMBA_DISABLE_JIT is set")],
+    [
+        ({}, 0, "are ready"),
+        ({"NUMBA_DISABLE_JIT": "1"}, 1, "NUMBA_DISABLE_JIT is set"),
+        ({"IN9_CACHE_DIR": "/dev/null/in9"}, 1, "(Not a directory); set IN9_CACHE_DIR to a folder"),
+    ],
 )
 def test_kernels_can_be_compiled_ahead(
     environment: dict[str, str], code: int, says: str, capfd: pytest.CaptureFixture[str]

@@ -20,6 +20,7 @@ from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from soundness import assert_sound
 
 from pipeline.dataset.config import SegmentConfig
 from transforms.codec import decode_image, encode_png
@@ -74,7 +75,7 @@ def test_nothing_is_stored_that_is_not_needed(in9l: Path) -> None:
     assert not list((in9l / "layers").glob("*.tar"))
     assert [path.name for path in (in9l / "parquet").iterdir()] == ["original"]
     assert "segmenter" not in manifest_of(in9l)
-    assert "verify" not in run_in9("verify", "--dataset", in9l).stderr
+    assert_sound(in9l)
 
 
 def test_its_pictures_are_those_of_in9(
@@ -131,7 +132,7 @@ def test_only_what_has_changed_is_made_again(
     # Others of its shard are known by their records, and not opened to say so.
     assert "1 images looked at" in said.stdout
     assert manifest_of(output)["images"]["val"]["selected"] == 18
-    run_in9("verify", "--dataset", output)
+    assert_sound(output)
 
 
 def test_a_dry_run_measures_and_says_what_there_is_to_do(
@@ -198,7 +199,7 @@ def test_an_image_that_changed_unseen_stops_the_job(in9l: Path, tmp_path: Path) 
     # Another picture of the same size and age.
     large.write_bytes(content + bytes(stat.st_size - len(content)))
     os.utime(large, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    done = run_in9(*command, "--jpeg_quality", 50, "--overwrite", check=1)
+    done = run_in9(*command, "--jpeg_quality", 50, "--overwrite", "config", check=1)
     assert f"{large} gives another layer than it did" in done.stderr
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from conftest import manifest_of, stamps
+from soundness import assert_sound
 
 from pipeline.cli import main
 from pipeline.dataset.shards import ShardCounts
@@ -129,11 +130,11 @@ def test_three_added_one_changed_one_removed(
     said = capsys.readouterr().err
     assert f"{shards} shards would be made again, more than a tenth" in said
     assert "3 images added, 1 changed, 1 removed" in said
-    assert "--allow_rebuild" in said
+    assert "add --overwrite rebuild" in said
     assert stamps(output) == before
     assert manifest_of(output) == manifest
 
-    assert schedule.run("--allow_rebuild") == 0
+    assert schedule.run("--overwrite", "rebuild") == 0
     said = capsys.readouterr().out
     after, now = stamps(output), schedule.index()
     assert "done now: 4 images segmented" in said
@@ -171,7 +172,7 @@ def test_three_added_one_changed_one_removed(
     assert {row["key"] for row in images["added"]["images"]} == added
     assert images["changed"]["images"][0]["key"] == altered.stem
     assert list(changes["causes"]) == ["data"]
-    assert main(["verify", "--dataset", str(output)]) == 0
+    assert_sound(output)
 
 
 def test_a_new_model_segments_and_composes_nothing(

@@ -18,7 +18,7 @@ from pipeline.report.evidence import Evidence
 from pipeline.report.published import TRAINED
 from pipeline.report.verdicts import Verdict
 from pipeline.storage.store import Store
-from pipeline.training.parts import Holdout, keys_for_test
+from pipeline.training.parts import Holdout, selected_rows
 from transforms.taxonomy import imagenet9
 
 SHOWN = ("mixed_rand", "mixed_same", "only_bg_t", "original")
@@ -70,7 +70,7 @@ def test_every_cell_has_its_images_interval_and_published_figure(
         (train, test) for train in SHOWN for test in SHOWN
     ]
     dataset = Dataset.open(Store(str(output)))
-    tested = keys_for_test(dataset, "val", Holdout(0.5))
+    tested = selected_rows(dataset, "val", Holdout(0.5))
     for row in rows:
         accuracy, published = float(row["accuracy"]), float(row["published"])
         assert int(row["n"]) == len(tested)
@@ -176,7 +176,7 @@ def test_an_attack_on_held_out_images(copied: Path) -> None:
         *("--pictures", "none", *ONE),
     )
     dataset = Dataset.open(Store(str(copied)))
-    tested = len(keys_for_test(dataset, "val", Holdout(0.5)))
+    tested = len(selected_rows(dataset, "val", Holdout(0.5)))
     (file,) = copied.glob("results/*/attack.json")
     content = json.loads(file.read_text())
     assert not list((copied / "results").glob("*/summary.json"))
@@ -259,7 +259,7 @@ def test_claims_on_training_are_judged_by_a_matrix(probed: tuple[Path, str]) -> 
     dataset = Dataset.open(Store(str(probed[0])))
 
     def verdicts(*matrices: dict[str, Any]) -> dict[str, Verdict]:
-        evidence = Evidence(dataset, imagenet9(), (), (), None, "", matrices)
+        evidence = Evidence(dataset, imagenet9(), (), (), None, matrices)
         return {one.claim.text: one.verdict for one in check_claims(evidence)}
 
     found = {text: v for text, v in verdicts(matrix_of()).items() if v is not Verdict.NOT_RUN}

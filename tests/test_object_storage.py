@@ -14,6 +14,7 @@ import pytest
 from conftest import run_in9
 from faults import FaultProxy
 from gcs import BUCKET, gcs_server
+from soundness import assert_sound
 
 from pipeline.dataset.config import ComposeConfig, SegmentConfig
 from pipeline.dataset.manifest import MANIFEST
@@ -75,6 +76,7 @@ def test_the_job_on_a_store_that_fails_now_and_then_equals_the_local_one(
     assert [path for path in left if not path.startswith(".in9/history/")] == []
     assert "nothing to do" in run_in9(*command).stdout
     assert "files agree" in run_in9("verify", "--dataset", output.root).stdout
+    assert_sound(output.root)
     page = (sample_run / "report.html").read_text()
     assert len(output.read("report.html")) == pytest.approx(len(page.encode()), rel=0.01)
 

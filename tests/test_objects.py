@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
-from pipeline.dataset.config import DatasetConfig
 from pipeline.generate.rejections import advise
 from transforms.annotations import Annotation, Box, write_annotation
 from transforms.codec import encode_png
@@ -258,8 +257,8 @@ def test_a_picture_that_is_too_narrow_to_crop_can_be_padded() -> None:
 @given(st.dictionaries(st.sampled_from(list(Reason)), st.integers(1, 50), max_size=6))
 def test_advice_comes_when_most_are_rejected(rejected: dict[str, int]) -> None:
     count = sum(rejected.values())
-    assert advise(rejected, 2 * count, DatasetConfig()) == []
-    lines = advise(rejected, 2 * count - 1, DatasetConfig()) if count else []
+    assert advise(rejected, 2 * count) == []
+    lines = advise(rejected, 2 * count - 1) if count else []
     for line in lines:
         assert line.startswith("over half are rejected. ")
         assert "--" in line

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import SHARDS, manifest_of, run_in9
 from gcs import free_port
+from soundness import assert_sound
 from test_kills import finished_shards, start, wait_until
 
 from pipeline.errors import UsageError
@@ -136,7 +137,7 @@ def test_a_worker_process_that_is_killed_fails_the_job_and_the_next_goes_on(
     there = finished_shards(output)
     assert {name: there[name] for name in finished} == finished
     assert manifest_of(output) == manifest_of(fresh)
-    run_in9("verify", "--dataset", output)
+    assert_sound(output)
 
 
 def test_flags_of_portable_runners_are_checked_before_the_job() -> None:

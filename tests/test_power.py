@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.sinks import Sample
-from pipeline.results.logits import batches_with, keys_to_keep
+from pipeline.results.logits import keys_to_keep
 from pipeline.storage.store import Store
+from pipeline.training.parts import selected_rows
 from transforms.probe import cross_validated, fit_ridge, folds_of, power_of_outputs
 
 MODEL = "efficientnet_lite0"
@@ -134,21 +133,6 @@ def test_another_unit_moves_none_to_another_fold() -> None:
         power_of_outputs(np.zeros((2, 3)), np.zeros(2, int), ["a"])
 
 
-@given(st.integers(1, 7), st.integers(0, 40), st.sets(st.integers(0, 39)))
-def test_wanted_batches_are_cut_as_all_are(size: int, n: int, wanted: set[int]) -> None:
-    samples = [
-        Sample(str(number), b"", "png", {"variant": variant})
-        for variant in ("original", "only_bg_t", "no_fg")
-        for number in range(n)
-    ]
-    batches = [samples[first : first + size] for first in range(0, len(samples), size)]
-    names = frozenset(str(number) for number in wanted if number < n)
-    found = list(batches_with(samples, size, "only_bg_t", names))
-    again = [found[first : first + size] for first in range(0, len(found), size)]
-    assert all(batch in batches for batch in again)
-    assert names <= {s.key for s in found if s.fields["variant"] == "only_bg_t"}
-
-
 @pytest.fixture(scope="module")
 def powerless(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """18 small pictures, too few for a probe. Not to be changed."""
@@ -176,17 +160,13 @@ def test_the_table_the_page_and_the_terminal_say_that_there_is_no_power(powerles
 def test_kept_outputs_are_the_models_and_give_the_row(powerless: Path) -> None:
     dataset = Dataset.open(Store(str(powerless)))
     folder = powerless / "results" / MODEL
-    tables = [pq.read_table(path) for path in sorted((folder / "logits").glob("*.parquet"))]
-    assert len(tables) == len(dataset.shards("val")) > 1
-    outputs = {
-        row["key"]: np.asarray(row["logits"], np.float16)
-        for table in tables
-        for row in table.to_pylist()
-    }
+    assert len(list((folder / "predictions").iterdir())) == len(dataset.shards("val")) > 1
     predicted = pq.read_table(folder / "predictions").to_pylist()
     of_rule = [r for r in predicted if r["label_rule"] == "argmax_then_map"]
-    winners = {r["key"]: r["output"] for r in of_rule if r["variant"] == "only_bg_t"}
-    assert outputs.keys() == winners.keys()
+    probed = [r for r in of_rule if r["variant"] == "only_bg_t"]
+    outputs = {r["key"]: np.asarray(r["logits"], np.float32) for r in probed}
+    winners = {r["key"]: r["output"] for r in probed}
+    assert sum(r["logits"] is not None for r in predicted) == len(probed) > 0
     for key, row in outputs.items():
         assert len(row) == 1000
         assert row[winners[key]] == row.max()
@@ -201,30 +181,13 @@ def test_kept_outputs_are_the_models_and_give_the_row(powerless: Path) -> None:
     assert (row["ci_high"], row["chance"]) == (found.high, found.chance)
 
 
-def test_outputs_that_are_missing_are_made_again_alone_and_the_same(
-    powerless: Path, tmp_path: Path
-) -> None:
-    output = Path(shutil.copytree(powerless, tmp_path / "out"))
-    folder = output / "results" / MODEL
-    before = {path.name: path.read_bytes() for path in (folder / "logits").iterdir()}
-    shutil.rmtree(folder / "logits")
-    summary = json.loads((folder / "summary.json").read_text())
-    del summary["power"]
-    (folder / "summary.json").write_text(json.dumps(summary))
-    done = run_in9("evaluate", "--dataset", output, "--models", MODEL, "--batch_size", 4)
-    pictures = sum(Dataset.open(Store(str(output))).pictures("val", n) for n in range(3))
-    said = int(done.stdout.split(" pictures predicted")[0].rpartition(" ")[2])
-    assert 0 < said < pictures
-    assert {path.name: path.read_bytes() for path in (folder / "logits").iterdir()} == before
-    assert json.loads((folder / "summary.json").read_text())["power"]
-    done = run_in9("evaluate", "--dataset", output, "--models", MODEL, "--batch_size", 4)
-    assert "nothing to do" in done.stdout
-
-
 def test_of_many_images_each_shard_keeps_its_share(powerless: Path) -> None:
     dataset = Dataset.open(Store(str(powerless)))
     shards = dataset.shards("val")
-    every = [keys_to_keep(dataset, "val", shard) for shard in shards]
-    fewer = [keys_to_keep(dataset, "val", shard, most=2 * len(shards)) for shard in shards]
+    rows = [selected_rows(dataset, "val", shard=shard) for shard in shards]
+    tested = [[row["key"] for row in of_shard] for of_shard in rows]
+    every = [keys_to_keep(keys, len(shards)) for keys in tested]
+    fewer = [keys_to_keep(keys, len(shards), most=2 * len(shards)) for keys in tested]
+    assert every == [set(keys) for keys in tested]
     assert all(few <= all_ for few, all_ in zip(fewer, every, strict=True))
     assert [len(few) for few in fewer] == [min(2, len(all_)) for all_ in every]

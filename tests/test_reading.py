@@ -17,6 +17,7 @@ import pytest
 import webdataset
 from conftest import run_in9
 from PIL import Image
+from soundness import assert_sound, contradictions
 
 from pipeline.dataset.folder import Dataset
 from pipeline.storage.store import Store
@@ -100,7 +101,7 @@ def test_either_format_alone_can_be_evaluated(tiny_input: Path, tmp_path: Path) 
         run_in9("run", "--input", tiny_input, "--output", output, "--formats", formats)
         with (output / "results" / "summary.csv").open(newline="") as file:
             tables.append([{**row, "dataset": ""} for row in csv.DictReader(file)])
-        run_in9("verify", "--dataset", output)
+        assert_sound(output)
     assert tables[0] == tables[1]
 
 
@@ -141,7 +142,11 @@ def test_verify_finds_missing_and_strange_files_and_run_mends_them(copy: Path) -
     run_in9("verify", "--dataset", copy)
 
 
-def test_verify_finds_wrong_counts(copy: Path) -> None:
+def contradictions_of(output: Path) -> list[str]:
+    return list(contradictions(Dataset.open(Store(str(output)))))
+
+
+def test_wrong_counts_are_contradictions(copy: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["images"]["val"]["accepted"] += 1
     manifest["rejections"]["val"]["undecodable"] = 4
@@ -152,7 +157,7 @@ def test_verify_finds_wrong_counts(copy: Path) -> None:
         ):
             file["samples"] += 1
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    lines = faults(copy)
+    lines = contradictions_of(copy)
     assert "index of val: 70 images accepted, the manifest says 71" in lines
     assert any(line.startswith("index of val: rejections") for line in lines)
     assert any(line.startswith("no_fg of val:") for line in lines)
@@ -162,18 +167,35 @@ def test_verify_finds_wrong_counts(copy: Path) -> None:
     assert any(line.startswith("layers/val-00000.tar:") for line in lines)
 
 
-def test_verify_finds_a_lost_sample_behind_a_true_checksum(copy: Path) -> None:
-    """A shard that lost a sample before it was hashed."""
-    path = "parquet/only_bg_t/val-00000-of-00001.parquet"
-    table = pq.read_table(copy / path)
-    pq.write_table(table.slice(1), copy / path)
-    store = Store(str(copy))
-    manifest = json.loads((copy / "manifest.json").read_text())
+def hash_again(output: Path, path: str) -> None:
+    """What a job would have written that made the file as it is now."""
+    store = Store(str(output))
+    manifest = json.loads((output / "manifest.json").read_text())
     for file in manifest["files"]:
         if file["path"] == path:
-            file |= {"bytes": store.size(path), "sha256": store.digest(path), "samples": 69}
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    assert faults(copy) == [f"{path}: 69 samples, the index selects 70"]
+            rows = pq.read_metadata(output / path).num_rows
+            file |= {"bytes": store.size(path), "sha256": store.digest(path), "samples": rows}
+    (output / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_lost_sample_behind_a_true_checksum_is_a_contradiction(copy: Path) -> None:
+    path = "parquet/only_bg_t/val-00000-of-00001.parquet"
+    pq.write_table(pq.read_table(copy / path).slice(1), copy / path)
+    hash_again(copy, path)
+    assert "agree" in run_in9("verify", "--dataset", copy).stdout
+    assert contradictions_of(copy) == [f"{path}: 69 samples, the index selects 70"]
+
+
+def test_a_swapped_background_behind_a_true_checksum_is_a_contradiction(copy: Path) -> None:
+    path = "index/val-00000-of-00001.parquet"
+    table = pq.read_table(copy / path)
+    names = ["mixed_rand_bg_key", "mixed_next_bg_key"]
+    swapped = [dict(zip(names, names[::-1], strict=True)).get(n, n) for n in table.column_names]
+    pq.write_table(table.rename_columns(swapped), copy / path)
+    hash_again(copy, path)
+    lines = contradictions_of(copy)
+    assert {line.split("/")[1] for line in lines} == {"mixed_rand", "mixed_next"}
+    assert all(": differs from the index at " in line for line in lines)
 
 
 def test_the_index_accounts_for_every_source_image(sample_run: Path, sample: Path) -> None:

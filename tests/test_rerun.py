@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
+from soundness import assert_sound
 
 from pipeline.cli import main
 from pipeline.storage.store import Store
@@ -62,10 +63,10 @@ def test_another_seed_is_refused_then_composed_without_segmenting(
     refused = run_in9(*flags, check=2)
     assert "--seed=1 (the dataset has 0)" in refused.stderr
     assert refused.stderr.count("\n") == 1
-    done = run_in9(*flags, "--overwrite")
+    done = run_in9(*flags, "--overwrite", "config")
     assert "0 images segmented" in done.stdout
     assert manifest_of(output)["config"]["seed"] == 1
-    run_in9("verify", "--dataset", output)
+    assert_sound(output)
 
 
 def test_another_implementation_of_the_segmenter_changes_nothing_but_its_name(
@@ -79,7 +80,7 @@ def test_another_implementation_of_the_segmenter_changes_nothing_but_its_name(
     assert manifest_of(fresh) == expected
     shutil.copytree(one_worker, changed)
     assert "--segmenter=cv2" in run_in9(*flags, "--output", changed, check=2).stderr
-    assert "0 images segmented" in run_in9(*flags, "--output", changed, "--overwrite").stdout
+    assert "0 images segmented" in run_in9(*flags, "--output", changed, "--overwrite=config").stdout
     assert manifest_of(changed) == expected
 
 
@@ -101,8 +102,8 @@ def test_replicates_are_added_without_segmenting_and_change_nothing_else(
     shutil.copytree(one_worker, output)
     flags = ("generate", "--input", small_sample, *SHARDS, "--replicates", 2, "--output", output)
     assert "--replicates=2 (the dataset has 1)" in run_in9(*flags, check=2).stderr
-    assert "0 images segmented" in run_in9(*flags, "--overwrite").stdout
-    run_in9("verify", "--dataset", output)
+    assert "0 images segmented" in run_in9(*flags, "--overwrite", "config").stdout
+    assert_sound(output)
     before = {f["path"]: f["sha256"] for f in manifest_of(one_worker)["files"]}
     after = {f["path"]: f["sha256"] for f in manifest_of(output)["files"]}
     variants = {path.split("/")[1] for path in after if path.startswith("parquet/")}
@@ -124,10 +125,37 @@ def test_resharding_copies_layers(one_worker: Path, small_sample: Path, tmp_path
     flags = ("generate", "--input", small_sample, "--images_per_shard", 18)
     refused = run_in9(*flags, "--output", output, check=2)
     assert "--images_per_shard=18" in refused.stderr
-    done = run_in9(*flags, "--output", output, "--reshard")
+    done = run_in9(*flags, "--output", output, "--overwrite", "shards")
     assert "0 images segmented" in done.stdout
     run_in9(*flags, "--output", fresh)
     assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
+
+
+def test_resharding_that_is_killed_is_finished_by_the_same_command(
+    one_worker: Path, small_sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["generate", "--input", str(small_sample), "--images_per_shard", "18", *ONE]
+    whole, manifests = Store.move, []
+    # Before all moves, after the manifest's, after that of the layers, and never.
+    for last in (0, 1, 3, 1000):
+        output = tmp_path / str(last)
+        shutil.copytree(one_worker, output)
+        moves = iter(range(1000))
+
+        def move(
+            self: Store, source: str, target: str, moves: Any = moves, last: int = last
+        ) -> None:
+            if next(moves) == last:
+                raise OSError("killed")
+            whole(self, source, target)
+
+        run = [*command, "--output", str(output), "--overwrite", "shards"]
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "move", move)
+            assert main(run) == (last < 1000)
+        assert main(run) == 0
+        manifests.append((output / "manifest.json").read_bytes())
+    assert len(set(manifests)) == 1
 
 
 def test_dropped_layers_are_cut_again_when_needed(tiny_input: Path, tmp_path: Path) -> None:
@@ -137,10 +165,10 @@ def test_dropped_layers_are_cut_again_when_needed(tiny_input: Path, tmp_path: Pa
     assert not list(output.glob("layers/*.tar"))
     again = run_in9(*flags, "--output", output)
     assert "nothing to do" in again.stdout
-    run_in9(*flags, "--output", output, "--seed", 1, "--overwrite")
+    run_in9(*flags, "--output", output, "--seed", 1, "--overwrite", "config")
     run_in9(*flags, "--output", fresh, "--seed", 1)
     assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
-    run_in9("verify", "--dataset", output)
+    assert_sound(output)
 
 
 def test_a_commit_can_be_killed_after_any_move(
@@ -178,7 +206,7 @@ def test_a_commit_can_be_killed_after_any_move(
             interrupted = main(run) != 0
         assert main(run) == 0
         assert (output / "manifest.json").read_bytes() == expected
-        assert main(["verify", "--dataset", str(output)]) == 0
+        assert_sound(output)
         assert not (output / ".in9" / "staging").exists()
         assert not (output / ".in9" / "manifest.previous.json").exists()
         shutil.rmtree(output)
@@ -237,9 +265,9 @@ def test_a_dataset_that_grows_keeps_its_shards(tiny_input: Path, tmp_path: Path)
     small = manifest_of(output)["shards"]["val"]
     for image, place in zip(moved, images[1::2], strict=True):
         image.rename(place)
-    assert main(["generate", "--output", str(output), *flags, "--allow_rebuild"]) == 0
+    assert main(["generate", "--output", str(output), *flags, "--overwrite", "rebuild"]) == 0
     assert manifest_of(output)["shards"]["val"] == small
-    assert main(["generate", "--output", str(output), *flags, "--reshard"]) == 0
+    assert main(["generate", "--output", str(output), *flags, "--overwrite", "shards"]) == 0
     assert main(["generate", "--output", str(fresh), *flags]) == 0
     assert manifest_of(fresh)["shards"]["val"] != small
     assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
@@ -250,7 +278,7 @@ def test_layers_are_made_again_when_their_flags_change(tiny_input: Path, tmp_pat
     flags = ["--input", str(tiny_input), "--formats", "parquet", *ONE]
     assert main(["generate", "--output", str(output), *flags]) == 0
     flags += ["--interpolation", "bilinear", "--per_class", "1", "--own_background"]
-    assert main(["generate", "--output", str(output), *flags, "--overwrite"]) == 0
+    assert main(["generate", "--output", str(output), *flags, "--overwrite", "config"]) == 0
     assert main(["generate", "--output", str(fresh), *flags]) == 0
     assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
     assert manifest_of(output)["samples"]["val"]["original"]["bird"] == 1

@@ -1,8 +1,10 @@
-"""Segmenters other than GrabCut: given masks, boxes, networks; on the sample's true masks."""
+"""Segmenters other than GrabCut: given masks, boxes, functions of the user's; on the sample's true
+masks."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -10,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,21 @@ import numpy as np
 import onnx
 import pyarrow.dataset as ds
 import pytest
-from conftest import manifest_of
+from conftest import ONE, manifest_of, run_in9
 from gcs import BUCKET, gcs_server
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
 from pycocotools import mask as coco
+from soundness import assert_sound
 
 from pipeline.cli import main
+from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, UsageError
-from pipeline.segmenters import find_segmenter
+from pipeline.generate.cut_source import SourceBytes, cut_source
+from pipeline.segmenters import find_segmenter, parameters_of
 from pipeline.segmenters.masks import with_masks
-from pipeline.segmenters.network import read_network
 from pipeline.sources.layout import find_layout
 from pipeline.sources.listing import SourceImage, list_images
 from pipeline.sources.place import read_place
@@ -214,7 +217,7 @@ def test_further_variants_are_composed_evaluated_and_read_without_their_module(
     config = manifest_of(output)["config"]
     assert config["variants"][-2:] == ["bg_blurred", "python:my_variants:fg_on_grey@1"]
     assert "fg_on_grey" in (output / "report.html").read_text()
-    assert main(["verify", "--dataset", str(output)]) == 0
+    assert_sound(output)
     assert main(["export", "--dataset", str(output), "--to", str(tmp_path)]) == 0
     for variant in ("bg_blurred", "fg_on_grey"):
         assert len(list(tmp_path.glob(f"{variant}/val/*/*.JPEG"))) == len(originals)
@@ -338,7 +341,7 @@ def test_a_coco_file_alone_makes_a_dataset_and_remakes_what_changed(
     assert "5 segmented already, 1 to segment" in capsys.readouterr().out
     masks.write_text(kept)
     # Without layers, foregrounds and backgrounds are cut again, from the masks.
-    flags += ["--layers", "drop", "--overwrite"]
+    flags += ["--layers", "drop", "--overwrite", "config"]
     assert main(flags) == 0
     capsys.readouterr()
     assert main([*flags, "--seed", "1"]) == 0
@@ -362,109 +365,198 @@ def test_the_mask_of_its_class_is_an_images(tmp_path: Path) -> None:
         with_masks([image("n01", "d")], str(tmp_path), "v")
 
 
-def save_graph(
-    path: Path,
-    nodes: list[onnx.NodeProto],
-    *,
-    box: str = "",
-    constants: dict[str, NDArray[Any]] | None = None,
-    settings: dict[str, Any] | None = None,
-) -> str:
-    """A graph from `image` (1, 3, 64, 64), and possibly a box, to `map`."""
-    inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 64, 64])]
-    if box:
-        inputs.append(helper.make_tensor_value_info(box, TensorProto.FLOAT, ["n", 4]))
+def save_network(path: Path, least: float = 0.0) -> None:
+    """A salient-object network: probable is what is redder than `least`, in its normalised
+    pixels (1, 3, 320, 320)."""
+    make = helper.make_node
+    nodes = [
+        make("Split", ["input.1", "ones"], ["red", "green", "blue"], axis=1),
+        make("Greater", ["red", "least"], ["found"]),
+        make("Cast", ["found"], ["map"], to=TensorProto.FLOAT),
+    ]
+    constants = {"ones": np.ones(3, np.int64), "least": np.array(least, np.float32)}
     graph = helper.make_graph(
         nodes,
-        "segmenter",
-        inputs,
+        "salient",
+        [helper.make_tensor_value_info("input.1", TensorProto.FLOAT, [1, 3, 320, 320])],
         [helper.make_tensor_value_info("map", TensorProto.FLOAT, None)],
-        [onnx.numpy_helper.from_array(v, name) for name, v in (constants or {}).items()],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     opset = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
-    if settings:
-        Path(f"{path}.json").write_text(json.dumps(settings))
-    return f"onnx:{path}"
 
 
-def red(path: Path, name: str = "red.onnx", **settings: Any) -> str:
-    """A network whose map is the picture's red."""
-    split = helper.make_node("Split", ["image", "ones"], ["map", "green", "blue"], axis=1)
-    settings = {"mean": [0, 0, 0], "std": [1, 1, 1], **settings}
-    return save_graph(
-        path / name, [split], constants={"ones": np.ones(3, np.int64)}, settings=settings
-    )
+DOCUMENTED = "python:my_segmenters:salient"
+OTHER = "python:other_segmenters"
+_OTHERS = """
+import numpy as np
+from transforms.segmentation import SegmentationError
+
+def of_light(image, box):
+    if image.mean() < 128:
+        raise SegmentationError("too dark")
+    return np.ones(image.shape[:2], bool)
+
+def painted(image, box):
+    image[:] = 0
+    return np.ones(image.shape[:2], bool)
+
+def listed(image, box):
+    return painted(image, box).tolist()
+
+def grey(image, box):
+    return image[..., 0]
+
+def of_channels(image, box):
+    return image > 0
+
+def failing(image, box):
+    return box[4]
+
+def of_other_version(image, box): ...
+def of_remote(image, box): ...
+def of_half(image, box): ...
+def of_text(image, box): ...
+def of_number(image, box): ...
+def of_nothing(image, box): ...
+
+of_light.version = "a=b"
+of_other_version.version = 2
+of_remote.files = ("gs://BUCKET/masks/n01/a.png",)
+of_half.version = 0.5
+of_text.files = "weights.bin"
+of_number.files = [7]
+of_nothing.files = ["/none/weights.bin"]
+"""
 
 
-def in_box(path: Path) -> str:
-    """A promptable network, which finds exactly its box."""
-    names = ("x0", "y0", "x1", "y1")
-    make = helper.make_node
-    nodes = [make("Split", ["boxes", "ones"], list(names), axis=1)]
-    nodes += [
-        make("GreaterOrEqual", ["across", "x0"], ["a"]),
-        make("Less", ["across", "x1"], ["b"]),
-    ]
-    nodes += [make("GreaterOrEqual", ["down", "y0"], ["c"]), make("Less", ["down", "y1"], ["d"])]
-    nodes += [make("And", ["a", "b"], ["e"]), make("And", ["c", "d"], ["f"])]
-    nodes += [make("And", ["e", "f"], ["g"]), make("Cast", ["g"], ["map"], to=TensorProto.FLOAT)]
-    ramp = np.arange(64, dtype=np.float32)
-    constants = {"ones": np.ones(4, np.int64), "across": ramp[None], "down": ramp[:, None]}
-    return save_graph(path / "prompt.onnx", nodes, box="boxes", constants=constants)
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on PYTHONPATH with the module of the documentation, its network, and others."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    text = (DOCS / "segmenters.md").read_text()
+    module = re.search(r"```python\n(# my_segmenters.py\n.+?)```", text, re.DOTALL)
+    assert module is not None
+    (folder / "my_segmenters.py").write_text(module[1])
+    save_network(folder / "u2net.onnx")
+    (folder / "other_segmenters.py").write_text(_OTHERS.replace("BUCKET", BUCKET))
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    for name in ("my_segmenters", "other_segmenters"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return folder
 
 
-def test_a_salient_object_network_finds_its_object_in_the_box(tmp_path: Path) -> None:
-    segmenter = find_segmenter(*read_network(red(tmp_path)))
-    assert segmenter.segment is not None
+def test_the_documented_network_finds_its_object_in_the_box(modules: Path) -> None:
+    segment = find_segmenter(DOCUMENTED, parameters_of(DOCUMENTED)).segment
+    assert segment is not None
     image = np.zeros((128, 256, 3), np.uint8)
     image[32:96, 64:128, 0] = image[32:96, 200:240, 0] = 255
-    found = segmenter.segment(image, Box(40, 20, 160, 120), 0).mask
+    found = segment(image, Box(40, 20, 160, 120), 0).mask
     expected = np.zeros((128, 256), np.bool_)
     expected[32:96, 64:128] = True
     assert (found != expected).sum() <= 4  # The corners, which the resize rounds.
-    assert segmenter.parameters["threshold"] == 0.5
-    assert segmenter.parameters["input_size"] == 64
-    assert "sha256=" in segmenter.label
 
 
-def test_a_promptable_network_is_fed_the_box(tmp_path: Path) -> None:
-    segmenter = find_segmenter(*read_network(in_box(tmp_path)))
-    assert segmenter.segment is not None
-    assert segmenter.parameters["prompt"] == "box"
-    found = segmenter.segment(np.zeros((128, 256, 3), np.uint8), Box(64, 32, 160, 96), 0).mask
-    ys, xs = np.nonzero(found)
-    assert abs(np.array([xs.min(), ys.min(), xs.max(), ys.max()]) - [64, 32, 159, 95]).max() <= 3
-
-
-def test_a_dataset_by_a_network(
-    tiny_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_documented_network_makes_a_dataset(
+    tiny_input: Path, tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out"
-    flags = ["generate", "--output", str(output), "--input", str(tiny_input)]
-    flags += ["--variants", "fg_mask,original"]
-    assert main([*flags, "--segmenter", red(tmp_path, threshold=0.25)]) == 0
+    flags = ["generate", "--output", output, "--input", tiny_input, *ONE]
+    flags += ["--variants", "fg_mask,original", "--segmenter", DOCUMENTED]
+    run_in9(*flags)
     manifest = manifest_of(output)
-    assert manifest["config"]["segmenter"] == "onnx:red.onnx"
-    assert manifest["segmenter"]["parameters"]["threshold"] == 0.25
-    rows = index_of(output).values()
-    assert all(row["segmenter"].startswith("onnx:red.onnx 1 activation=none") for row in rows)
-    # The same network elsewhere changes nothing; another threshold is another configuration.
-    (tmp_path / "moved").mkdir()
-    capsys.readouterr()
-    assert main([*flags, "--segmenter", red(tmp_path / "moved", threshold=0.25)]) == 0
-    assert "nothing to do" in capsys.readouterr().out
-    assert main([*flags, "--segmenter", red(tmp_path, threshold=0.75)]) == 2
-    assert "threshold=0.75" in capsys.readouterr().err
+    files = hashlib.sha256((modules / "u2net.onnx").read_bytes()).hexdigest()
+    assert manifest["config"]["segmenter"] == DOCUMENTED
+    assert manifest["config"]["segmenter_parameters"] == [f"files={files}", "version=1"]
+    about = {"method": DOCUMENTED, "version": "1", "parameters": {"files": files}}
+    assert manifest["segmenter"] == about
+    labels = {row["segmenter"] for row in index_of(output).values()}
+    assert labels == {f"{DOCUMENTED} 1 files={files}"}
+    assert f"the user's own function, `{DOCUMENTED} 1" in (output / "README.md").read_text()
+    first = pictures(output, "fg_mask")
+    assert first
+    # The same network in another file changes nothing; other weights are another configuration.
+    module = modules / "my_segmenters.py"
+    text = module.read_text()
+    (modules / "u2net.onnx").rename(modules / "renamed.onnx")
+    module.write_text(text.replace('"u2net.onnx"', '"renamed.onnx"'))
+    assert "nothing to do" in run_in9(*flags).stdout
+    module.write_text(text)
+    save_network(modules / "u2net.onnx", 0.5)
+    assert "--segmenter_parameters=files=" in run_in9(*flags, check=2).stderr
+    run_in9(*flags, "--overwrite")
+    second = pictures(output, "fg_mask")
+    assert any((second[key] < first[key]).any() for key in second)
+    module.write_text(text.replace("version = 1", "version = 22"))
+    assert "version=22 (the dataset has" in run_in9(*flags, check=2).stderr
+    # Who reads it needs no module.
+    monkeypatch.delenv("PYTHONPATH")
+    run_in9("verify", "--dataset", output)
 
 
-def test_masks_and_networks_are_read_from_object_storage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def cut_by(name: str, picture: NDArray[np.uint8], sample: Path) -> Cut:
+    """What a function of `other_segmenters` makes of a picture, in a box of the sample's."""
+    source = SourceBytes(
+        encode_png(picture),
+        (sample / "Annotations" / "val" / "sample_val_00000014.xml").read_bytes(),
+        place="part:0+9:/here/pictures.tar",
+    )
+    version = "version=a=b" if name == "of_light" else "version=1"
+    name = f"{OTHER}:{name}"
+    (found,) = cut_source(source, SegmentConfig(segmenter=name, segmenter_parameters=(version,)))
+    return found
+
+
+def test_a_function_may_reject_an_image_and_cannot_change_it(modules: Path, sample: Path) -> None:
+    (path,) = sample.glob("val/*/sample_val_00000014.JPEG")
+    picture = np.asarray(Image.open(path))
+    assert cut_by("of_light", picture, sample).layer is not None
+    dark = cut_by("of_light", picture // 4, sample)
+    assert (dark.reason, dark.detail) == (Reason.SEGMENTATION_FAILED, "too dark")
+    layer = cut_by("painted", picture, sample).layer
+    assert layer is not None
+    assert layer.image.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("listed", "listed returned list, not bool of shape (333, 500)"),
+        ("grey", "grey returned uint8 of shape (333, 500), not bool of shape (333, 500)"),
+        ("of_channels", "returned bool of shape (333, 500, 3), not bool of shape (333, 500)"),
+        ("failing", "failing raised IndexError: tuple index out of range"),
+        ("none_such", "other_segmenters has no function 'none_such', on every worker"),
+        ("of_other_version", "version=2 here, not version=1. Run the same command again"),
+    ],
+)
+def test_what_is_wrong_with_a_function_fails_the_job_with_the_image(
+    name: str, message: str, modules: Path, sample: Path
+) -> None:
+    with pytest.raises(JobError) as caught:
+        cut_by(name, np.zeros((333, 500, 3), np.uint8), sample)
+    place = "/here/pictures.tar, 9 bytes at 0: --segmenter python:other_segmenters:"
+    assert str(caught.value).startswith(place)
+    assert message in str(caught.value)
+
+
+def test_a_failing_function_is_one_line(tiny_input: Path, tmp_path: Path, modules: Path) -> None:
+    flags = ("generate", "--output", tmp_path / "out", "--input", tiny_input, *ONE)
+    done = run_in9(*flags, "--segmenter", f"{OTHER}:failing", check=1)
+    (line,) = (line for line in done.stderr.splitlines() if "IndexError" in line)
+    assert re.search(
+        rf"{tiny_input}/val/\w+/\w+\.JPEG: --segmenter python:other_segmenters:failing raised", line
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_masks_and_weights_are_read_from_object_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modules: Path
 ) -> None:
     (tmp_path / "n01").mkdir()
     mask = np.eye(9, dtype=np.bool_)
     (tmp_path / "n01" / "a.png").write_bytes(png(mask))
-    red(tmp_path)
     with gcs_server() as url:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
         here, there = Store(str(tmp_path)), Store.at(f"gs://{BUCKET}/masks")
@@ -473,32 +565,9 @@ def test_masks_and_networks_are_read_from_object_storage(
         assert found.mask == f"gs://{BUCKET}/masks/n01/a.png"
         assert found.mask_md5
         np.testing.assert_array_equal(read_mask(read_place(found.mask)).mask, mask)
-        segment = find_segmenter(*read_network(f"onnx:{there.root}/red.onnx")).segment
-        assert segment is not None
-        assert not segment(np.zeros((9, 9, 3), np.uint8), Box(0, 0, 8, 8), 0).mask.any()
-
-
-def test_networks_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    logits = find_segmenter(*read_network(red(tmp_path, std=[0.1, 1, 1])))
-    assert logits.segment is not None
-    image, box = np.full((9, 9, 3), 200, np.uint8), Box(0, 0, 8, 8)
-    with pytest.raises(JobError, match='"activation": "sigmoid"'):
-        logits.segment(image, box, 0)
-    told = find_segmenter(*read_network(red(tmp_path, std=[0.1, 1, 1], activation="sigmoid")))
-    assert told.segment is not None
-    assert told.segment(image, box, 0).mask.all()
-    identity = [helper.make_node("Identity", ["image"], ["map"])]
-    bad: list[tuple[Callable[[], str], str]] = [
-        (lambda: save_graph(tmp_path / "i.onnx", identity), "no single map"),
-        (lambda: save_graph(tmp_path / "p.onnx", identity, box="points"), "has an input 'points'"),
-        (lambda: red(tmp_path, "t.onnx", threshold=2), "threshold must be between 0 and 1"),
-        (lambda: red(tmp_path, "u.onnx", sigma=2), "unknown 'sigma'"),
-        (lambda: f"onnx:{tmp_path}/none.onnx", "cannot be read"),
-        (lambda: f"onnx:{tmp_path}/red.onnx.json", "cannot load it"),
-    ]
-    for make, message in bad:
-        with pytest.raises(UsageError, match=message):
-            read_network(make())
+        files = hashlib.sha256(png(mask)).hexdigest()
+        parameters = parameters_of(f"{OTHER}:of_remote")
+        assert parameters == (f"files={files}", "version=1")
 
 
 @pytest.mark.parametrize(
@@ -506,6 +575,12 @@ def test_networks_that_do_not_fit_are_named(tmp_path: Path) -> None:
     [
         (("--masks", "."), "--masks goes with --segmenter masks"),
         (("--segmenter", "masks"), "--segmenter masks needs --masks"),
+        (("--segmenter", "python:json"), "must look like python:my_segmenters:salient"),
+        (("--segmenter", "python:none_such:x"), "python:none_such:x: none_such is not found"),
+        (("--segmenter", f"{OTHER}:of_half"), "its version must be a whole number or a text"),
+        (("--segmenter", f"{OTHER}:of_text"), "its files must be a list of paths"),
+        (("--segmenter", f"{OTHER}:of_number"), "its files must be a list of paths"),
+        (("--segmenter", f"{OTHER}:of_nothing"), "/none/weights.bin cannot be read: No such file"),
         (("--segmenter", "masks", "--masks", "/none"), "neither a folder of PNGs nor a COCO"),
         (("--segmenter", "masks", "--masks", "/none.json"), "not a file that can be read"),
         (("--segmenter", "masks", "--masks", str(DOCS)), "no image of 'val' has a mask in"),
@@ -516,7 +591,11 @@ def test_networks_that_do_not_fit_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_usage_gets_one_line(
-    flags: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    modules: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["generate", "--output", str(tmp_path / "out"), *flags]) == 2
     error = capsys.readouterr().err.strip()

@@ -25,7 +25,7 @@ for name, code in json.loads(pathlib.Path("snippets.json").read_text()).items():
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):
-            exec(compile(code, name, "exec"), {"__name__": name})
+            exec(compile(code, name, "exec"), {"__name__": name, "__file__": name})
     except Exception:
         results[name] = traceback.format_exc()
     else:

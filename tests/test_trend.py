@@ -25,6 +25,7 @@ from PIL import Image
 from pipeline.errors import JobError, UsageError
 from pipeline.evaluate.plan import Evaluation
 from pipeline.evaluate.predict import PredictConfig
+from pipeline.evaluate.work import RunModels
 from pipeline.figures.labels import apart
 from pipeline.figures.trend import trend_figure
 from pipeline.imagenet.folder import (
@@ -34,10 +35,11 @@ from pipeline.imagenet.folder import (
     check_imagenet,
     list_imagenet,
 )
-from pipeline.imagenet.results import imagenet_file, published_top1
+from pipeline.imagenet.results import published_top1
 from pipeline.imagenet.stage import Classify
 from pipeline.models import load_model
-from pipeline.results.trend import BG_GAP, TREND, TREND_FIGURE, TREND_VARIANTS, write_trend
+from pipeline.results.files import result_file
+from pipeline.results.trend import BG_GAP, TREND, TREND_VARIANTS, write_trend
 from pipeline.runner.progress import Progress
 from pipeline.storage.store import Store
 from transforms.scoring import LABEL_RULES
@@ -251,11 +253,16 @@ def test_top1_is_the_models_own_on_the_whole_picture(
     again = run_in9(*flags)
     assert "nothing to do" in again.stdout
     assert stamps(output) == before
+    (tmp_path / "nine.pth").write_bytes(b"junk")
+    assert f"ImageNet top-1, {spec}: not measured: " in run_in9(*flags).stdout
+    torch.save(nine.state_dict(), tmp_path / "nine.pth")
+    assert "not measured" not in run_in9(*flags).stdout
+    assert not (output / "results" / "failures.json").exists()
     (tiny_imagenet / "val" / "n02123045" / "n02123045_broken.JPEG").write_bytes(b"junk")
     store = Store(str(output))
     how = Evaluation(store, ("efficientnet_lite0",), "val", PredictConfig(), Progress.of(store))
     with pytest.raises(JobError, match=r"n02123045/n02123045_broken\.JPEG of --imagenet"):
-        list(Classify(how, str(tiny_imagenet), imagenet9()).process((0, [0])))
+        list(RunModels(Classify(how, str(tiny_imagenet), imagenet9())).process((0, [(0, 0)])))
     with pytest.raises(UsageError, match=r"--imagenet .*nowhere is not a folder"):
         check_imagenet(str(tmp_path / "nowhere"))
 
@@ -290,7 +297,6 @@ def summary_of(model: str, top1: float, **evaluation: str) -> dict[str, Any]:
 def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     summaries = [summary_of(model, top1) for model, top1 in MODELS.items()]
-    summaries.append({"model": "broken", "error": "no", "evaluation": {}})
     summaries.append(summary_of("resnet18.a1_in1k", 0.9, precision="bf16"))
     trend = write_trend(store, "f" * 32, summaries, imagenet9())
     assert json.loads(store.read(TREND)) == trend
@@ -310,8 +316,9 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
     # A part of ImageNet does not compare with all of it: figures on one set of images at a time.
     def measure(model: str, **other: Any) -> None:
         part = {"n": 10, "classes": 3, "listing": "part", "top1": 0.5, "weights_sha256": "ab" * 32}
+        part |= {"model": model, "ci_low": 0.2, "ci_high": 0.8}
         content = json.dumps({**part, **other}).encode()
-        store.update(imagenet_file(model), content)
+        store.update(result_file(model, "imagenet"), content)
 
     def known() -> dict[str, float | None]:
         found = write_trend(store, "f" * 32, summaries, imagenet9())
@@ -335,17 +342,16 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
     trend = write_trend(store, "f" * 32, summaries[:2], imagenet9())
     assert trend["lines"] == []
     assert any("at least 3 models" in note for note in trend["notes"])
-    assert store.exists(TREND_FIGURE)
     unknown = write_trend(store, "f" * 32, [summary_of("mine", 0.5)], imagenet9())
     assert {point["imagenet_top1"] for point in unknown["points"]} == {None}
-    assert not store.exists(TREND_FIGURE)
 
 
 def test_the_figure_names_every_model_and_repeats(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     summaries = [summary_of(model, top1) for model, top1 in MODELS.items()]
-    figure = trend_figure(write_trend(store, "f" * 32, summaries, imagenet9()))
-    assert figure == store.read(TREND_FIGURE)
+    trend = write_trend(store, "f" * 32, summaries, imagenet9())
+    figure = trend_figure(trend)
+    assert figure == trend_figure(trend)
     text = figure.decode()
     texts = [e.text for e in ElementTree.fromstring(text).iter() if e.tag.endswith("text")]
     for model in MODELS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -14,16 +15,21 @@ import pytest
 from conftest import manifest_of, stamps
 from gcs import BUCKET, gcs_server
 from PIL import Image
+from soundness import assert_sound
 
 from pipeline.changes import note_changes
 from pipeline.cli import main
 from pipeline.command_line.versions import check_versioned, publish, results_store, seed
-from pipeline.dataset.config import SegmentConfig
+from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import SEGMENT_VERSION
 from pipeline.dataset.latest import Versions, reading_store
-from pipeline.dataset.manifest import MANIFEST
+from pipeline.dataset.manifest import MANIFEST, stage_versions
+from pipeline.dataset.records import RECORD_SCHEMA, ShardFiles, Staging, write_table
+from pipeline.dataset.shards import ShardCounts, layer_record
 from pipeline.errors import JobError, UsageError
-from pipeline.generate.examine import Hold, LayersBefore, Rebuild, add_up
+from pipeline.generate.cut_source import shard_fingerprint
+from pipeline.generate.guard import check_rebuild
+from pipeline.sources.listing import SourceShard, SplitTotals
 from pipeline.storage.gcs_files import GcsFiles
 from pipeline.storage.local_files import LocalFiles
 from pipeline.storage.store import Store
@@ -126,7 +132,7 @@ def test_every_change_is_a_version_of_its_own(run: Run, small_input: Path, tmp_p
         for path in shared
     )
     for version in second["versions"]:
-        assert main(["verify", "--dataset", str(output / version)]) == 0
+        assert_sound(output / version)
     assert changes_of(output / second["version"])["from"] == fingerprint
     assert not (output / first["version"] / "changes.json").exists()
     assert '<a href="changes.md">' in (output / second["version"] / "report.html").read_text()
@@ -170,13 +176,13 @@ def test_a_version_is_whole_or_has_no_manifest(
                 assert not list(Path(versions.output.root).glob("v-*/manifest.json"))
             else:
                 name = publish(versions).folder
-    assert main(["verify", "--dataset", versions.output.root]) == 0
+    assert_sound(versions.output.root)
     assert reading_store(versions.output.root) == versions.output.below(name)
     # What a job left that was killed while it published something else.
-    half = Path(versions.output.root) / "v-half"
+    half = Path(versions.output.root) / "v-0123456789ab"
     half.mkdir()
     (half / "README.md").write_text("")
-    (Path(versions.output.root) / ".in9" / "publishing.json").write_text('"v-half"')
+    (Path(versions.output.root) / ".in9" / "publishing.json").write_text('"v-0123456789ab"')
     publish(versions)
     assert not half.exists()
 
@@ -244,7 +250,7 @@ def test_changes_name_their_cause_and_pair_the_images(
     run("run")
     assert not (output / "changes.json").exists()
     (tmp_path / "seed").write_text("2")
-    said = run("run", "--accept_new_weights")
+    said = run("run", "--overwrite", "weights")
     changes = changes_of(output)
     assert changes["from"] == changes["to"]
     assert changes["causes"] == {}
@@ -286,10 +292,10 @@ def test_changes_name_their_cause_and_pair_the_images(
     assert "| `python:versioned_models:model` | data |" in text
 
     for module in ("shards", "stage"):
-        monkeypatch.setattr(f"pipeline.evaluate.{module}.EVALUATE_VERSION", 2)
+        monkeypatch.setattr(f"pipeline.evaluate.{module}.EVALUATE_VERSION", 3)
     assert main([*evaluate, "--batch_size", "8"]) == 0
     assert changes_of(output)["models"][0]["causes"] == ["evaluation", "code"]
-    run("generate", "--overwrite", "--jpeg_quality", "90")
+    run("generate", "--overwrite", "config", "--jpeg_quality", "90")
     changes = changes_of(output)
     assert changes["causes"] == {"configuration": ["--jpeg_quality 95 -> 90"]}
     assert changes["images"]["val"]["changed"]["count"] == 0
@@ -305,21 +311,57 @@ def correct_answers(output: Path) -> dict[tuple[str, str], bool]:
     }
 
 
-def test_a_tenth_of_the_shards_is_made_again_without_being_asked_for() -> None:
-    config = SegmentConfig()
-    hold = Hold(config, LayersBefore(config.fingerprint(), SEGMENT_VERSION))
-    for shards, to_make in ((1, 1), (9, 1), (20, 2), (100, 10), (7, 0)):
-        rebuild = Rebuild(shards, to_make)
-        assert list(hold.process(rebuild)) == [rebuild]
-    total = add_up([Rebuild(10, 1, added=4), Rebuild(9, 1, changed=2, removed=3, lost=1)])
-    assert total == Rebuild(19, 2, added=4, changed=2, removed=3, lost=1)
-    with pytest.raises(JobError, match="4 images added, 2 changed, 3 removed; files of 1 are"):
-        list(hold.process(total))
-    before = LayersBefore(config.fingerprint(), SEGMENT_VERSION - 1)
-    with pytest.raises(JobError, match="made in another way now"):
-        list(Hold(config, before).process(total))
-    # Datasets of before the manifest said so.
-    assert not LayersBefore(None, SEGMENT_VERSION).differ(config)
+def test_a_tenth_of_the_shards_is_made_again_without_being_asked_for(tmp_path: Path) -> None:
+    config = DatasetConfig()
+    stages = stage_versions(config)
+    up_to_date = ShardFiles(shard_fingerprint([], config.segment), ())
+
+    def check(count: int, to_make: int) -> None:
+        """Source shards of no images, all but `to_make` with a record."""
+        store = Store(str(tmp_path / f"{count}-{to_make}"))
+        totals = SplitTotals("val", ShardCounts(count, count), 0, 0, 0)
+        for number in range(to_make, count):
+            write_table(store, layer_record("val", number), RECORD_SCHEMA.empty_table(), up_to_date)
+        shards = [SourceShard(totals, number, ()) for number in range(count)]
+        check_rebuild(stages, [shards], config, Staging(store, "staging"))
+
+    for count, to_make in ((1, 1), (9, 1), (20, 2), (100, 10), (7, 0)):
+        check(count, to_make)
+    with pytest.raises(JobError, match=r"3 of 20 source shards .*; files of 3 are missing"):
+        check(20, 3)
+    stages = {"segment": SEGMENT_VERSION - 1, "segment_fingerprint": "another"}
+    with pytest.raises(JobError, match=r"another way now \(segment stage 1, .* has 0\)"):
+        check(20, 3)
+
+
+def test_a_word_of_overwrite_lifts_its_own_guard_alone(
+    run: Run, small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("generate")
+    output = tmp_path / "out"
+    before = stamps(output)
+    others = ("--images_per_shard", "6", "--interpolation", "bilinear")
+    refused = run("generate", *others, "--overwrite", "rebuild", code=2)
+    assert "--images_per_shard=6 (the dataset has 2), --interpolation=bilinear" in refused
+    assert "add --overwrite config,rebuild,shards to accept them" in refused
+    refused = run("generate", *others, "--overwrite", "config", code=2)
+    assert "--images_per_shard=6" in refused
+    assert "--interpolation" not in refused
+    assert "add --overwrite config,shards to" in refused
+    refused = run("generate", *others, "--overwrite", "config,shards", code=1)
+    assert "9 of 9 source shards would be made again" in refused
+    assert "layers are made in another way now (other flags" in refused
+    assert "add --overwrite rebuild" in refused
+    assert main(["generate", "--output", str(output), "--overwrite", "config,rebuild,shards"]) == 2
+    assert "add --overwrite input to replace it by the sample" in capsys.readouterr().err
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    for picture in pictures_of(small_input)[1:]:
+        picture.rename(aside / picture.name)
+    refused = run("generate", *others[:2], "--overwrite", "shards,config,input", code=1)
+    assert "17 removed" in refused
+    # What was refused has changed nothing but a note of the last input.
+    assert stamps(output) == before
 
 
 def test_an_input_that_has_gone_replaces_nothing(run: Run, small_input: Path) -> None:
@@ -331,8 +373,59 @@ def test_an_input_that_has_gone_replaces_nothing(run: Run, small_input: Path) ->
     said = run("generate", code=1)
     assert "0 images added, 0 changed, 17 removed. Nothing has been changed; " in said
     assert stamps(output) == before
-    assert main(["verify", "--dataset", str(output)]) == 0
-    assert "val: 1 images" in run("generate", "--allow_rebuild")
+    assert_sound(output)
+    assert "val: 1 images" in run("generate", "--overwrite", "rebuild")
+
+
+def test_what_may_have_changed_is_told_without_reading_it(
+    run: Run, small_input: Path, tmp_path: Path
+) -> None:
+    run("generate")
+    output, moved = tmp_path / "out", tmp_path / "moved"
+    before = stamps(output)
+    shutil.copytree(small_input, moved)
+    for picture in pictures_of(small_input):
+        os.utime(picture)
+    assert "18 changed, 0 removed" in run("generate", code=1)
+    assert stamps(output) == before
+    # Elsewhere, sizes alone can tell.
+    assert "nothing to do" in run("generate", "--input", str(moved))
+    assert stamps(output) == before
+    for picture in pictures_of(small_input)[::4]:
+        darken(picture)
+    assert "5 changed, 0 removed" in run("generate", code=1)
+    # Nothing is remembered: all is read, and found to be as it was.
+    small_input.rename(tmp_path / "darkened")
+    moved.rename(small_input)
+    shutil.rmtree(output / ".in9" / "checksums")
+    assert "nothing to do" in run("generate")
+    assert stamps(output) == before
+    for record in sorted((output / "layers").glob("*.tar"))[::2]:
+        record.unlink()
+    said = run("generate", code=1)
+    assert "0 images added, 0 changed, 0 removed; files of" in said
+
+
+def test_a_first_run_reads_each_picture_once(
+    run: Run, small_input: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def spy(whole: Callable[[LocalFiles, str], Any]) -> Callable[[LocalFiles, str], Any]:
+        def call(self: LocalFiles, path: str) -> Any:
+            opened.append(path)
+            return whole(self, path)
+
+        return call
+
+    monkeypatch.setattr(LocalFiles, "read", spy(LocalFiles.read))
+    monkeypatch.setattr(LocalFiles, "open", spy(LocalFiles.open))
+    pictures = [str(picture) for picture in pictures_of(small_input)]
+    run("generate", "--direct_num_workers", "1")
+    assert sorted(path for path in opened if path in set(pictures)) == pictures
+    opened.clear()
+    assert "nothing to do" in run("generate", "--direct_num_workers", "1")
+    assert not set(pictures) & set(opened)
 
 
 def test_what_a_rebuild_has_finished_is_not_held_up_again(
@@ -349,7 +442,7 @@ def test_what_a_rebuild_has_finished_is_not_held_up_again(
     with monkeypatch.context() as patch:
         # All is segmented and composed, and Commit stops before it begins.
         patch.setattr(LocalFiles, "move", move)
-        run("generate", "--allow_rebuild", code=1)
+        run("generate", "--overwrite", "rebuild", code=1)
     assert "done now: 0 images segmented, 0 composed" in run("generate")
 
 
@@ -367,7 +460,7 @@ def test_versions_in_object_storage_are_copied_by_it(
         assert not note_changes(versions.working)
         name = publish(versions).folder
         assert reading_store(versions.output.root).digest(MANIFEST) == local.digest(MANIFEST)
-        assert main(["verify", "--dataset", versions.output.root]) == 0
+        assert_sound(versions.output.root)
         before = [info.identity for info in GcsFiles().walk(versions.output.root)]
         assert not note_changes(versions.working)
         assert publish(versions).folder == name

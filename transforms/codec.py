@@ -5,6 +5,8 @@
 * Everything becomes 8-bit RGB. Grey is repeated; CMYK is converted by Pillow, which
   honours Adobe's inversion; 16 bits keep their upper 8; alpha is dropped, not blended.
 * The content decides, not the name: ImageNet holds a PNG named .JPEG.
+* Only formats of `FORMATS` are opened. Pillow would hand a PostScript file to Ghostscript, which
+  executes it, and it knows some forty more that nobody has data sets in.
 * JPEG is written with 4:4:4 chroma, so that the edges of a composite stay hard.
 """
 
@@ -23,6 +25,10 @@ from transforms.geometry import Mask, Pixels
 MAX_PIXELS = 89_478_485
 """Largest picture that is decoded, in pixels: Pillow's own limit against image bombs."""
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""Formats that pictures, masks and scenes are opened in, as Pillow names them: of cameras (its JPEG
+includes MPO, of phones), of the web, of scanners and microscopes (TIFF, 16 bits)."""
+
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -37,7 +43,7 @@ class TooManyPixelsError(ValueError):
 def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Opens a picture by its header, without decoding its pixels. Raises as `decode_image`."""
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise TooManyPixelsError(str(error)) from error
     except MemoryError:
@@ -63,7 +69,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Decodes a picture.
 
     Args:
-      data: the file's bytes, any format that Pillow knows.
+      data: the file's bytes, of one of `FORMATS`.
       max_pixels: refuses a larger picture before decoding it.
 
     Returns:

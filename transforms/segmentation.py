@@ -1,8 +1,8 @@
 """Segmenters: which pixels of a picture are its foreground.
 
 A segmenter is a function (image, box, seed) -> Segmentation. To add one, write the function
-and list it in `SEGMENTERS`; everything else goes by its name. Networks, which lie in files,
-are in `pipeline.segmenters`.
+and list it in `SEGMENTERS`; everything else goes by its name. Functions of the user's are in
+`pipeline.segmenters`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Segmenter:
 
     name: str
     method: str
-    version: int
+    version: int | str
     parameters: dict[str, object]
     segment: SegmentFunction | None
     prepare: Callable[[Callable[[], None]], None] = _nothing

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
@@ -50,6 +49,9 @@ class Taxonomy:
       class_names: human-readable name of each class.
       outputs: for each class its place among the outputs of the models that are evaluated; None
         where no file says it.
+
+    Raises:
+      ValueError: classes lack a label, a name or an output, or a label is no superclass's.
     """
 
     names: tuple[str, ...]
@@ -57,6 +59,15 @@ class Taxonomy:
     labels: tuple[int, ...]
     class_names: tuple[str, ...]
     outputs: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        of_classes = (self.labels, self.class_names, self.outputs)
+        if any(values is not None and len(values) != len(self.wnids) for values in of_classes):
+            raise ValueError(
+                f"labels, names and outputs must be those of {len(self.wnids)} classes"
+            )
+        if not all(OUTSIDE <= label < len(self.names) <= MAX_LABELS for label in self.labels):
+            raise ValueError(f"labels must be below {len(self.names)}, or {OUTSIDE}")
 
     @functools.cached_property
     def _index_of_wnid(self) -> dict[str, int]:
@@ -94,14 +105,9 @@ class Taxonomy:
         return OUTSIDE if index is None else self.labels[index]
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` reads, of JSON's types."""
+        """Its fields that are not None, of JSON's types."""
         fields = dataclasses.asdict(self)
         return {name: value for name, value in fields.items() if value is not None}
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Taxonomy:
-        """The inverse of `to_json`; lists stand for tuples. Raises TypeError for other fields."""
-        return cls(**{name: tuple(values) for name, values in fields.items()})
 
     def label_of_output(self) -> NDArray[np.int64]:
         """(len(wnids),) int64: the superclass label of each output of a model over the classes."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,13 @@ import torch
 
 from pipeline.attack.arrays import Cutouts, GridModel, load_backgrounds, stream_cutouts
 from pipeline.attack.plan import ATTACK_VARIANTS, AttackGrid, Attacking
-from pipeline.attack.results import chunk_file, chunk_table, grid_folder, read_chunk
+from pipeline.attack.results import chunk_table, grid_name, read_chunk
 from pipeline.dataset.fingerprints import ATTACK_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import ShardFiles, read_about, write_table
 from pipeline.evaluate.predict import Predictor
 from pipeline.models import LoadedModel
-from pipeline.results.files import result_folder
+from pipeline.results.files import result_folder, result_shard
 from pipeline.runner.counters import count, count_written, timed
 from transforms.adversarial import UNTRIED, Grid, Labels
 from transforms.attack_grid import Strengths, try_until_turned
@@ -56,8 +56,8 @@ class Chunks:
 
     def path(self, chunk: int) -> str:
         """File of a chunk."""
-        folder = grid_folder(self.folder, self.grid, self.attacking)
-        return chunk_file(folder, self.attacking.evaluation.split, chunk)
+        name = grid_name(self.grid, self.attacking)
+        return result_shard(self.folder, name, self.attacking.evaluation.split, chunk)
 
     @functools.cached_property
     def pixels(self) -> str:
@@ -96,9 +96,18 @@ class Chunks:
         about = read_about(self.dataset.store, self.path(chunk))
         return about is not None and about.fingerprint == self.checksum(chunk)
 
+    def left(self, numbers: Sequence[int]) -> list[int]:
+        """Those of a group's chunks that are needed where what is missing is made: an early stop
+        learns from those that are there."""
+        missing = self._missing(numbers)
+        return list(numbers) if missing and self.attacking.early_stop else missing
+
+    def _missing(self, numbers: Sequence[int]) -> list[int]:
+        return [chunk for chunk in numbers if not self.is_there(chunk)]
+
     def make(
         self,
-        numbers: list[int],
+        numbers: Sequence[int],
         predictor: Predictor,
         backgrounds: HeldBackgrounds,
         taxonomy: Taxonomy,
@@ -116,7 +125,7 @@ class Chunks:
           JobError: a stored picture cannot be decoded.
         """
         store, grid = self.dataset.store, self.grid
-        missing = [chunk for chunk in numbers if not self.is_there(chunk)]
+        missing = self._missing(numbers)
         output_labels = labels_of_outputs(self.model.num_outputs, taxonomy)
         split, device = self.attacking.evaluation.split, predictor.device
         batch_size = self.attacking.evaluation.predict.batch_size

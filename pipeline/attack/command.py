@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.attack.forecast import forecast_attack
 from pipeline.attack.plan import Attacking, check_variants, open_grid
 from pipeline.attack.stage import Attack
 from pipeline.attack.tables import write_attack_tables
@@ -14,7 +13,7 @@ from pipeline.command_line.evaluation_flags import evaluation_of_stored
 from pipeline.command_line.stage_command import StageJob, run_stage
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
-from pipeline.results.failures import say_failures
+from pipeline.results.failures import read_failures, say_failures
 from pipeline.results.files import display_name
 from pipeline.results.text_tables import aligned, interval
 from pipeline.storage.lock import TABLES_LOCK, held
@@ -31,8 +30,7 @@ def attacking_from_flags(
     )
     check_variants(config.compose.variants)
     of_run = arguments.command == "run"
-    sides = [arguments.attack] * 2 if of_run else [arguments.foregrounds, arguments.backgrounds]
-    foregrounds, backgrounds = (None if side == "all" else side for side in sides)
+    foregrounds, backgrounds = arguments.attack if of_run else arguments.grid
     return Attacking(
         evaluation=evaluation,
         foregrounds=foregrounds,
@@ -46,13 +44,10 @@ def run_attack(arguments: argparse.Namespace, rest: list[str]) -> int:
     return run_stage(arguments, rest, _plan)
 
 
-def _plan(arguments: argparse.Namespace, dataset: Dataset) -> StageJob | None:
+def _plan(arguments: argparse.Namespace, dataset: Dataset) -> StageJob:
     attacking = attacking_from_flags(arguments, dataset.store, dataset.manifest.config)
     # Images may be missing, too.
     open_grid(dataset, attacking)
-    if arguments.dry_run:
-        forecast_attack(dataset, attacking, dataset.taxonomy)
-        return None
     return StageJob(Attack(attacking, dataset.taxonomy), attacking.evaluation, say_attacks)
 
 
@@ -62,21 +57,19 @@ def say_attacks(store: Store, models: Sequence[str]) -> None:
     Raises:
       JobError: none of them could be attacked.
     """
+    dataset = Dataset.open(store).manifest.fingerprint
     with held(store, TABLES_LOCK, wait=60):
-        attacks, stale = write_attack_tables(store, Dataset.open(store).manifest.fingerprint)
+        attacks, stale = write_attack_tables(store, dataset)
     print(attack_table(attacks))
     if stale:
         print(f"attacks of an earlier dataset, so not in the tables: {', '.join(stale)}")
-    say_failures(attacks, models, "not attacked")
+    say_failures(read_failures(store, dataset, "attack")[0], models, "not attacked")
 
 
 def attack_table(attacks: Sequence[Mapping[str, Any]]) -> str:
     """Attacked models in percent, the paper's label rule, with the size of the grid; aligned."""
     table = [["adversarial backgrounds, %", "challenge accuracy", "fooled", "grid", "forwards"]]
     for attack in attacks:
-        if "rules" not in attack:
-            table.append([display_name(attack), "failed", "-", "-", "-"])
-            continue
         rule = attack["rules"]["argmax_then_map"]
         grid = f"{attack['foregrounds']} x {attack['backgrounds']}"
         challenge, fooled = (

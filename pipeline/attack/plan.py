@@ -109,12 +109,9 @@ def open_grid(dataset: Dataset, attacking: Attacking) -> AttackGrid:
     """
     check_variants(dataset.variants)
     split = attacking.evaluation.split
-    tested = attacking.evaluation.keys(dataset)
     rows = [
-        (row["key"], row["label"], row["wnid"], shard)
-        for shard in dataset.shards(split)
-        for row in dataset.index_of_shard(split, shard)
-        if row["selected"] and (tested is None or row["key"] in tested)
+        (row["key"], row["label"], row["wnid"], dataset.shard_of(split, row["key"]))
+        for row in attacking.evaluation.rows(dataset)
     ]
     if not rows:
         raise UsageError(f"the dataset has no images in {split}: there is nothing to attack")

@@ -11,20 +11,19 @@ the place of a large one.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.attack.plan import AttackGrid, Attacking, Side
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import ShardFiles, read_about, with_labels, write_table
-from pipeline.results.files import result_folder
+from pipeline.results.files import result_file, result_folder, write_result
+from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.adversarial import (
     UNTRIED,
@@ -55,25 +54,10 @@ CHUNK_SCHEMA = pa.schema(
 background: a label, -1 outside the taxonomy, null where an early stop left it out."""
 
 
-def grid_folder(folder: str, grid: AttackGrid, attacking: Attacking) -> str:
-    """Folder of a model's chunks of one grid."""
+def grid_name(grid: AttackGrid, attacking: Attacking) -> str:
+    """Where the chunks of a grid lie, as a name of `result_shard`."""
     size = f"{len(grid.foregrounds)}x{len(grid.backgrounds)}"
-    return f"results/{folder}/attack/{size}" + ("-early_stop" if attacking.early_stop else "")
-
-
-def chunk_file(grid: str, split: str, chunk: int) -> str:
-    """Predictions of a chunk, given its grid's folder."""
-    return f"{grid}/{split}-{chunk:05d}.parquet"
-
-
-def backgrounds_file(grid: str, split: str) -> str:
-    """The backgrounds of a grid, given its folder."""
-    return f"{grid}/{split}-backgrounds.parquet"
-
-
-def attack_file(folder: str) -> str:
-    """Measures of a model."""
-    return f"results/{folder}/attack.json"
+    return f"attack/{size}" + ("-early_stop" if attacking.early_stop else "")
 
 
 def chunk_table(foregrounds: Side, predictions: Grid, num_labels: int) -> pa.Table:
@@ -92,7 +76,7 @@ def chunk_table(foregrounds: Side, predictions: Grid, num_labels: int) -> pa.Tab
 
 def read_chunk(store: Store, path: str) -> tuple[Grid, Labels]:
     """The inverse of `chunk_table`: predictions (rules, C, B) int16, labels (C,) int64."""
-    table = pq.read_table(store.arrow_source(path))
+    table = read_table(store, path)
     grids = [
         table[rule]
         .combine_chunks()
@@ -220,7 +204,8 @@ def write_attack(attacked: AttackedModel, taxonomy: Taxonomy) -> None:
     attacking, grid, store = attacked.attacking, attacked.grid, attacked.dataset.store
     tallies = attacked.tallies(taxonomy)
     split, early_stop = attacking.evaluation.split, attacking.early_stop
-    backgrounds = backgrounds_file(grid_folder(attacked.folder, grid, attacking), split)
+    chunks = f"results/{attacked.folder}/{grid_name(grid, attacking)}"
+    backgrounds = f"{chunks}/{split}-backgrounds.parquet"
     abouts = [read_about(store, path) for path in attacked.paths]
     checksums = [about.fingerprint for about in abouts if about]
     pixels = checksums[0].partition("-")[0]
@@ -244,13 +229,12 @@ def write_attack(attacked: AttackedModel, taxonomy: Taxonomy) -> None:
             for rule, tallied in tallies.items()
         },
     }
-    data = (json.dumps(attack, indent=1, sort_keys=True) + "\n").encode()
-    store.update(attack_file(attacked.folder), data)
+    write_result(store, result_file(attacked.folder, "attack"), attack)
     for path in list(store.walk(f"results/{attacked.folder}/attack")):
         name, folder = os.path.basename(path), os.path.dirname(path)
         if path in (backgrounds, *attacked.paths) or not name.startswith(f"{split}-"):
             continue
         about = read_about(store, path)
         is_ours = about is not None and about.fingerprint.startswith(f"{pixels}-")
-        if not is_ours or folder == os.path.dirname(backgrounds):
+        if not is_ours or folder == chunks:
             store.delete(path)

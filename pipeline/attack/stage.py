@@ -7,83 +7,64 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
 
 from pipeline.attack.chunks import Chunks, HeldBackgrounds
 from pipeline.attack.plan import AttackGrid, Attacking, open_grid
-from pipeline.attack.results import AttackedModel, attack_file, write_attack
+from pipeline.attack.results import AttackedModel, write_attack
 from pipeline.attack.tables import write_attack_tables
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.gather import ModelShard, write_models
 from pipeline.evaluate.plan import model_identity
 from pipeline.evaluate.predict import Predictor
-from pipeline.evaluate.resident import each_model
-from pipeline.memory import keep_freed_memory
+from pipeline.evaluate.work import Begun, Left, Work, run_models
 from pipeline.models import LoadedModel
 from pipeline.results.failures import FailedModel
-from pipeline.runner.counters import timed
+from pipeline.runner.counters import count, timed
 from pipeline.storage.lock import TABLES_LOCK, held, model_lock
 from transforms.taxonomy import Taxonomy
 
 
-class ChunkGroups(beam.DoFn):
-    """Dataset fingerprint -> (group, chunk)."""
+class TryBackgrounds(Work):
+    """Predictions of chunks of foregrounds on all backgrounds."""
 
-    def __init__(self, attacking: Attacking) -> None:
-        self._attacking = attacking
-
-    def process(self, _: str) -> Iterator[tuple[int, int]]:
-        evaluation = self._attacking.evaluation
-        for chunk in open_grid(Dataset.open(evaluation.store), self._attacking).chunks:
-            yield chunk % evaluation.groups, chunk
-
-
-class TryBackgrounds(beam.DoFn):
-    """(group, its chunks) -> ModelShards, or a FailedModel, model after model."""
+    stage = "attack"
+    refuses_overlap = True
 
     def __init__(self, attacking: Attacking, taxonomy: Taxonomy) -> None:
+        super().__init__(attacking.evaluation, taxonomy)
         self._attacking = attacking
-        self._taxonomy = taxonomy
 
-    def setup(self) -> None:
-        keep_freed_memory()
+    def units(self, dataset: Dataset) -> Iterable[int]:
+        return open_grid(dataset, self._attacking).chunks
 
-    def process(self, element: tuple[int, Iterable[int]]) -> Iterator[ModelShard | FailedModel]:
-        group, numbers = element[0], sorted(element[1])
-        evaluation = self._attacking.evaluation
-        dataset = Dataset.open(evaluation.store)
+    def begin(self, dataset: Dataset, group: int, units: Sequence[int]) -> Begun:
+        evaluation = self.evaluation
         grid = open_grid(dataset, self._attacking)
         backgrounds = HeldBackgrounds(dataset, evaluation.split, grid)
-        pairs = {n: len(grid.positions(n)) * len(grid.backgrounds) for n in numbers}
 
-        def attack(order: int, model: LoadedModel, predictor: Predictor) -> Iterator[ModelShard]:
+        def attack(
+            order: int, model: LoadedModel, predictor: Predictor | None, numbers: Sequence[int]
+        ) -> Iterator[ModelShard | Left]:
             about = model_identity(model, evaluation, dataset)
             chunks = Chunks(dataset, self._attacking, grid, model, about)
             text = json.dumps(about, sort_keys=True)
+            if predictor is None:
+                left = chunks.left(numbers)
+                yield from (Left(order, chunk) for chunk in left)
+                for chunk in sorted(set(numbers) - set(left)):
+                    count("attack_chunks_kept")
+                    yield ModelShard(order, chunk, text, chunks.path(chunk))
+                return
             with held(evaluation.store, model_lock(chunks.folder, group)):
-                for chunk in chunks.make(numbers, predictor, backgrounds, self._taxonomy):
-                    note_done(order, chunk)
+                for chunk in chunks.make(numbers, predictor, backgrounds, self.taxonomy):
                     yield ModelShard(order, chunk, text, chunks.path(chunk))
 
-        def note_done(order: int, chunk: int) -> None:
-            evaluation.progress.note_done("attack", f"{order}-{chunk:05d}", pairs[chunk])
-
-        for result in each_model(
-            evaluation,
-            self._taxonomy,
-            attack,
-            stage="attack",
-            group=group,
-            total=sum(pairs.values()),
-            test=evaluation.test_on(dataset),
-        ):
-            yield result
-            if isinstance(result, FailedModel):
-                for chunk in numbers:
-                    note_done(result.order, chunk)
+        sizes = {unit: len(grid.positions(unit)) * len(grid.backgrounds) for unit in units}
+        return Begun(sizes, attack)
 
 
 class Measure(beam.DoFn):
@@ -113,8 +94,7 @@ class Measure(beam.DoFn):
             functools.partial(self._write, dataset, grid),
             expected=grid.chunks,
             what="predictions of {} of {} chunks",
-            failures="attacks_failed",
-            file=attack_file,
+            stage="attack",
         )
         with held(store, TABLES_LOCK, wait=60):
             write_attack_tables(store, dataset.manifest.fingerprint)
@@ -137,16 +117,8 @@ class Attack(beam.PTransform):
         self._taxonomy = taxonomy
 
     def expand(self, dataset: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
-        tries = beam.ParDo(TryBackgrounds(self._attacking, self._taxonomy)).with_output_types(
-            ModelShard | FailedModel
-        )
-        tried = (
-            dataset
-            | "Chunks"
-            >> beam.ParDo(ChunkGroups(self._attacking)).with_output_types(tuple[int, int])
-            | "GatherGroup" >> beam.GroupByKey()
-            | "TryBackgrounds" >> self._attacking.evaluation.on_workers(tries)
-        )
+        work = TryBackgrounds(self._attacking, self._taxonomy)
+        tried = run_models(dataset, work, "TryBackgrounds")
         return dataset | "Measure" >> beam.ParDo(
             Measure(self._attacking, self._taxonomy), tried=beam.pvalue.AsList(tried)
         ).with_output_types(str)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from pipeline.results.csv_file import write_csv
-from pipeline.results.files import read_result
+from pipeline.results.failures import error_rows, read_failures
+from pipeline.results.files import read_results
+from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 
 ATTACK_COLUMNS = (
@@ -56,14 +56,9 @@ def read_attacks(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list
       dataset: its fingerprint.
 
     Returns:
-      (attacks on this dataset, names of models whose attack is of an earlier one). An attack
-      that failed has `error` instead of `rules`.
+      (attacks on this dataset, names of models whose attack is of an earlier one).
     """
-    attacks = [
-        read_result(store, path)
-        for path in store.walk("results")
-        if path.count("/") == 2 and path.endswith("/attack.json")
-    ]
+    attacks = read_results(store, "attack")
     current = [attack for attack in attacks if attack["dataset"] == dataset]
     return current, [attack["model"] for attack in attacks if attack["dataset"] != dataset]
 
@@ -73,16 +68,20 @@ def write_attack_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]
     lock of the tables held.
 
     Returns:
-      What `read_attacks` does. There are no tables if nothing was ever attacked.
+      What `read_attacks` does; models whose attack failed on an earlier dataset are named, too.
+      There are no tables if nothing was ever attacked.
     """
     attacks, stale = read_attacks(store, dataset)
-    if not attacks and not stale:
+    failed, failed_before = read_failures(store, dataset, "attack")
+    stale += failed_before
+    if not attacks and not failed and not stale:
         return [], []
-    rows = []
-    for attack in attacks:
-        for rule, found in attack.get("rules", {"": {}}).items():
-            rows.append({**attack, **attack["evaluation"], "label_rule": rule, **found})
-    write_csv(store, "attack", ATTACK_COLUMNS, rows)
+    rows = [
+        {**attack, **attack["evaluation"], "label_rule": rule, **found}
+        for attack in attacks
+        for rule, found in attack["rules"].items()
+    ]
+    write_csv(store, "attack", ATTACK_COLUMNS, rows + error_rows(failed, attacks))
     write_csv(store, "backgrounds", BACKGROUND_COLUMNS, _background_rows(store, attacks))
     return attacks, stale
 
@@ -91,10 +90,10 @@ def _background_rows(
     store: Store, attacks: Sequence[Mapping[str, Any]]
 ) -> Iterable[dict[str, Any]]:
     for attack in attacks:
-        file = attack.get("backgrounds_file")
-        if not file or not store.exists(file):
+        file = attack["backgrounds_file"]
+        if not store.exists(file):
             continue
-        backgrounds = pq.read_table(store.arrow_source(file)).to_pylist()
+        backgrounds = read_table(store, file).to_pylist()
         for rule in attack["rules"]:
             for row in backgrounds:
                 if row[rule] is not None and row["foregrounds"]:

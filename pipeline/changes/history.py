@@ -11,16 +11,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+import re
+from typing import Annotated, Any
+
+import msgspec
 
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST, read_manifest
-from pipeline.results.files import all_summaries, predictions_file, result_folder, summary_file
+from pipeline.results.files import read_results, result_file, result_folder, result_shard
+from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 
 HISTORY = f"{WORK_FOLDER}/history"
 _NOTE = f"{HISTORY}/history.json"
+
+_STATE_NAME = re.compile("[0-9a-f]{32}")
+StateName = Annotated[str, msgspec.Meta(pattern=rf"\A{_STATE_NAME.pattern}\Z")]
 
 Summary = dict[str, Any]
 
@@ -32,7 +39,7 @@ class State:
     Attributes:
       name: fingerprint of all that follows.
       dataset: the dataset.
-      summaries: of its models, by their folder under `results/`; failed ones left out.
+      summaries: of its models, by their folder under `results/`.
     """
 
     name: str
@@ -46,8 +53,8 @@ class State:
         # Of whatever form: what is compared is made from predictions.
         summaries = {
             result_folder(summary["model"], summary["evaluation"]): summary
-            for summary in all_summaries(store)
-            if "error" not in summary and summary["dataset"] == dataset.manifest.fingerprint
+            for summary in read_results(store, "summary")
+            if summary["dataset"] == dataset.manifest.fingerprint
         }
         name = fingerprint(store.digest(MANIFEST), sorted(summaries.items()))
         return cls(name, dataset, summaries)
@@ -61,10 +68,15 @@ class State:
         ]
         for folder, summary in self.summaries.items():
             split = summary["evaluation"]["split"]
-            predictions = f"results/{folder}/predictions"
-            there = set(self.dataset.store.walk(predictions))
-            of_shards = [predictions_file(folder, split, s) for s in self.dataset.shards(split)]
-            paths += [summary_file(folder), *(path for path in of_shards if path in there)]
+            there = set(self.dataset.store.walk(f"results/{folder}/predictions"))
+            of_shards = (
+                result_shard(folder, "predictions", split, shard)
+                for shard in self.dataset.shards(split)
+            )
+            paths += [
+                result_file(folder, "summary"),
+                *(path for path in of_shards if path in there),
+            ]
         return [*paths, MANIFEST]
 
 
@@ -78,18 +90,13 @@ class History:
       now: name of the one that was found last.
     """
 
-    before: str | None = None
-    now: str | None = None
+    before: StateName | None = None
+    now: StateName | None = None
 
 
 def read_history(store: Store) -> History:
-    """What is kept; nothing if the note is not there or is of another kind."""
-    if not store.exists(_NOTE):
-        return History()
-    try:
-        return History(**json.loads(store.read(_NOTE)))
-    except (TypeError, ValueError):
-        return History()
+    """What is kept; nothing if there is no note."""
+    return read_json(store, _NOTE, History) or History()
 
 
 def read_state(store: Store, name: str | None) -> State | None:
@@ -112,8 +119,7 @@ def keep_state(state: State) -> None:
 def write_history(store: Store, history: History) -> None:
     """Notes which states are kept, and removes all others."""
     store.update(_NOTE, json.dumps(dataclasses.asdict(history), sort_keys=True).encode())
-    kept = {_NOTE.rpartition("/")[2], history.before, history.now}
     names = {path.split("/")[2] for path in store.walk(HISTORY)}
-    for name in sorted(names):
-        if name not in kept:
+    for name in sorted(names - {history.before, history.now}):
+        if _STATE_NAME.fullmatch(name):
             store.delete_tree(f"{HISTORY}/{name}")

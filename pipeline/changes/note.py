@@ -19,6 +19,7 @@ from pipeline.changes.text import one_line, shown, to_markdown
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import Manifest
 from pipeline.storage.lock import TABLES_LOCK, held
+from pipeline.storage.state_files import parse_json
 from pipeline.storage.store import Store
 
 CHANGES = "changes.json"
@@ -125,5 +126,5 @@ def _dataset_causes(
 
 def describe_changes_of(store: Store) -> str:
     """A closing line about the changes that a dataset folder has noted."""
-    changes = json.loads(store.read(CHANGES))
+    changes = parse_json(store.read(CHANGES), dict[str, Any])
     return f"changed since the last version: {one_line(changes)}; see {store.path(CHANGES_TEXT)}"

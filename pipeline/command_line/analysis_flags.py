@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.command_line.flag_types import add_switch, count, grid_side, group_of, names
+from pipeline.command_line.flag_types import add_switch, count, grid, group_of, names
+
+_GRID = "all|N|FxB"
 
 
 def add_attack_flags(parser: argparse.ArgumentParser) -> None:
     """Which foregrounds meet which backgrounds."""
     group = parser.add_argument_group("attack")
-    for side in ("foregrounds", "backgrounds"):
-        group.add_argument(
-            f"--{side}",
-            type=grid_side,
-            default="all",
-            metavar="all|N",
-            help="how many, spread evenly over the classes (all)",
-        )
+    group.add_argument(
+        "--grid",
+        type=grid,
+        default="all",
+        metavar=_GRID,
+        help="foregrounds and backgrounds, spread evenly over the classes: N x N or F x B (all)",
+    )
     add_switch(
         group,
         "--early_stop",
         "leave a foreground when a background has turned it: challenge accuracy alone, sooner",
-    )
-    add_switch(
-        group, "--dry_run", "measure two batches of each model and say how long it will take"
     )
 
 
@@ -33,34 +31,25 @@ def add_run_attack_flag(parser: argparse.ArgumentParser) -> None:
     group = group_of(parser, "analyses and report")
     group.add_argument(
         "--attack",
-        type=grid_side,
+        type=grid,
         default=None,
-        metavar="all|N",
-        help="adversarial backgrounds, on a grid of N x N (none)",
+        metavar=_GRID,
+        help="adversarial backgrounds, on a grid of N x N or F x B (none)",
     )
 
 
 def add_saliency_flags(parser: argparse.ArgumentParser) -> None:
-    """What saliency is measured of, and which images it is shown of."""
+    """What saliency is measured of, and of how many images it is shown."""
     group = parser.add_argument_group("saliency")
-    shown = group.add_mutually_exclusive_group()
-    shown.add_argument("--images", type=names, metavar="KEY,KEY", help="show these images")
-    shown.add_argument(
+    group.add_argument(
         "--maps",
         type=count,
         default=9,
         metavar="N",
-        help="show N images, spread evenly over the classes (9)",
+        help="share of saliency on the foreground, shown for N images (9)",
     )
     group.add_argument(
         "--variant", default="original", metavar="NAME", help="version of the images (original)"
-    )
-    group.add_argument(
-        "--smoothgrad",
-        type=count,
-        default=0,
-        metavar="N",
-        help="average the gradient over N noisy copies, at N times the cost (none)",
     )
 
 

@@ -22,8 +22,6 @@ WITH_BEAM: Mapping[str, tuple[str, str]] = {
     "evaluate": _MAIN,
     "attack": ("pipeline.attack.command", "run_attack"),
     "saliency": ("pipeline.saliency.command", "run_saliency"),
-    "export": ("pipeline.released.export_command", "run_export"),
-    "import": ("pipeline.released.import_command", "run_import"),
 }
 """Commands that run a graph: module and function, which takes the flags of Beam, too."""
 
@@ -32,6 +30,8 @@ WITHOUT_BEAM: Mapping[str, tuple[str, str]] = {
     "matrix": ("pipeline.matrix.command", "run_matrix"),
     "models": ("pipeline.command_line.models_command", "run_models"),
     "report": ("pipeline.command_line.report_command", "run_report"),
+    "export": ("pipeline.released.export_command", "run_export"),
+    "import": ("pipeline.released.import_command", "run_import"),
     "verify": ("pipeline.command_line.verify_command", "run_verify"),
 }
 """All others."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.command_line.flag_types import add_switch, group_of, names
+from pipeline.command_line.flag_types import add_overwrite, add_switch, group_of, names
 
 # The same names and defaults as pipeline.dataset.config, which is not imported here: it needs
 # OpenCV, and --help should not.
+
+_OVERWRITE = ("config", "input", "rebuild", "shards")
 
 
 def add_dataset_argument(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +76,7 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
         "--segmenter",
         default="grabcut",
         metavar="NAME",
-        help="grabcut, cv2, box, masks, onnx:FILE (grabcut); docs/segmenters.md",
+        help="grabcut, cv2, box, masks, python:... (grabcut); docs/segmenters.md",
     )
     add("--grabcut_seed", type=int, default=0, metavar="N", help="seeds it for every image (0)")
     add("--seed", type=int, default=0, metavar="N", help="of pairing and selection (0)")
@@ -95,17 +97,20 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--limit", type=int, default=None, metavar="N", help="only N images a class, by hash")
     add("--layers", default="keep", metavar="keep|drop", help="keep layers for the next run (keep)")
-    add_switch(
-        group, "--dry_run", "only say what would be done: hours, bytes, price (--assume A=X)"
-    )
-    # Its line is the one above; docs/costs.md lists the names.
-    add("--assume", type=names, default=(), help=argparse.SUPPRESS)
-    add_switch(group, "--overwrite", "accept a configuration that differs from the dataset's")
+    add_switch(group, "--dry_run", "only say what would be done: hours, bytes")
     group = group_of(parser, "Schedule")
-    add_switch(group, "--reshard", "choose the numbers of shards anew, without segmenting")
     add_switch(group, "--versioned", "every change becomes a folder of its own; see latest.json")
     group.add_argument("--keep", type=int, metavar="N", help="older versions that stay (all)")
-    add_switch(group, "--allow_rebuild", "let changed inputs rebuild over a tenth of the shards")
+
+
+def add_overwrite_flag(parser: argparse.ArgumentParser) -> None:
+    """What the dataset may be made otherwise for."""
+    add_overwrite(group_of(parser, "dataset"), *_OVERWRITE)
+
+
+def add_run_overwrite_flag(parser: argparse.ArgumentParser) -> None:
+    """The same of the main job, which evaluates as well."""
+    add_overwrite(group_of(parser, "dataset"), *_OVERWRITE, "weights")
 
 
 def add_own_data_flags(parser: argparse.ArgumentParser) -> None:

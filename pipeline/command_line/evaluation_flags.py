@@ -50,7 +50,7 @@ def evaluation_from_flags(
         split=split,
         predict=_predict_config(arguments),
         progress=Progress.of(store),
-        accept_new_weights=arguments.accept_new_weights,
+        accept_new_weights="weights" in arguments.overwrite,
         weights=weights,
         groups=arguments.gpus or 1,
         hints=inference_hints(arguments),
@@ -85,10 +85,10 @@ def _predict_config(arguments: argparse.Namespace) -> PredictConfig:
         raise UsageError(f"--device must be auto, cpu or cuda: got {device!r}")
     # With --gpu, models run elsewhere.
     has_gpu = bool(arguments.gpu) or torch.cuda.is_available()
-    if (arguments.require_gpu or device == "cuda") and not has_gpu:
+    if device == "cuda" and not has_gpu:
         raise UsageError(
-            "there is no CUDA device that torch can use; leave --require_gpu out, "
-            "and --device auto, to run on the CPU"
+            "--device cuda: there is no CUDA device that torch can use; --device auto would run "
+            "on the CPU"
         )
     if arguments.precision not in PRECISIONS:
         raise UsageError(

@@ -152,6 +152,7 @@ class Verdict:
 def judge(
     conditions: Iterable[Condition],
     summaries: Iterable[Mapping[str, Any]],
+    failed: Iterable[Mapping[str, Any]],
     entries: Iterable[str],
     how: Mapping[str, Any],
 ) -> Iterator[Verdict]:
@@ -160,6 +161,7 @@ def judge(
     Args:
       conditions: in order.
       summaries: of the dataset's models.
+      failed: of `read_failures`.
       entries: of `--models`, as the job evaluated them.
       how: the `evaluation` of their summaries, at least the entries that tell runs apart.
 
@@ -170,24 +172,24 @@ def judge(
     by_entry: dict[str, list[Mapping[str, Any]]] = {entry: [] for entry in entries}
     for summary in summaries:
         evaluation = summary["evaluation"]
-        if summary.get("entry") in by_entry and all(
+        if summary["entry"] in by_entry and all(
             evaluation.get(name) == value for name, value in how.items()
         ):
             by_entry[summary["entry"]].append(summary)
+    errors = {failure["entry"]: failure for failure in failed}
     for entry, found in by_entry.items():
-        if not found:
-            for condition in conditions:
+        for condition in conditions:
+            if entry in errors:
+                said = f"{display_name(errors[entry])} failed: {errors[entry]['error']}"
+                yield Verdict(None, f"--fail_if {condition.text} is not tested: {said}")
+            elif not found:
                 yield Verdict(None, f"--fail_if {condition.text}: {entry} has no results")
-        for summary in found:
-            for condition in conditions:
-                yield _judge(condition, summary)
+            else:
+                yield from (_judge(condition, summary) for summary in found)
 
 
 def _judge(condition: Condition, summary: Mapping[str, Any]) -> Verdict:
     name = display_name(summary)
-    error = summary.get("error") or summary.get("last_error")
-    if error:
-        return Verdict(None, f"--fail_if {condition.text} is not tested: {name} failed: {error}")
     row = condition.row(summary)
     if row is None:
         return Verdict(None, f"--fail_if {condition.text} is not tested: {name} saw no pictures")

@@ -36,11 +36,51 @@ def share(text: str) -> float:
     return value
 
 
-def grid_side(text: str) -> int | str:
-    """Parses `all` or a number of images."""
-    if text != "all" and not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"expected all or a number of images, got {text!r}")
-    return text if text == "all" else int(text)
+def grid(text: str) -> tuple[int | None, int | None]:
+    """Parses how many foregrounds meet how many backgrounds: `all` or a number of images for
+    both, or one of these for each, with an x between; None is all."""
+    sides = text.split("x")
+    if len(sides) > 2 or not all(
+        side == "all" or (side.isdecimal() and int(side) > 0) for side in sides
+    ):
+        raise argparse.ArgumentTypeError(
+            f"expected all, a number of images, or two as in 100x200, got {text!r}"
+        )
+    foregrounds, backgrounds = (
+        None if side == "all" else int(side) for side in (sides[0], sides[-1])
+    )
+    return foregrounds, backgrounds
+
+
+class Words:
+    """Parses a list of some words, separated by commas; none of them is an error that lists them.
+
+    Args:
+      known: the words.
+    """
+
+    def __init__(self, *known: str) -> None:
+        self.known = known
+
+    def __call__(self, text: str) -> tuple[str, ...]:
+        given = names(text)
+        if not given or set(given) - set(self.known):
+            expected = f"{'some of ' if self.known[1:] else ''}{', '.join(self.known)}"
+            raise argparse.ArgumentTypeError(f"expected {expected}: got {text!r}")
+        return given
+
+
+def add_overwrite(group: argparse._ArgumentGroup, *known: str) -> None:
+    """Adds `--overwrite`, whose words each lift the one refusal that names them."""
+    group.add_argument(
+        "--overwrite",
+        nargs="?",
+        const="",
+        default=(),
+        type=Words(*known),
+        metavar=",".join(known),
+        help="accept what was refused, which names its word",
+    )
 
 
 def group_of(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:

@@ -12,19 +12,20 @@ from importlib import resources
 from pipeline.command_line.versions import check_versioned
 from pipeline.dataset.config import DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
+from pipeline.dataset.shards import DATA_FOLDERS
 from pipeline.errors import UsageError
 from pipeline.generate.job import Job
 from pipeline.generate.own_variants import versioned
 from pipeline.generate.scenes import list_scenes
-from pipeline.segmenters import takes_masks
+from pipeline.segmenters import parameters_of, takes_masks
 from pipeline.segmenters.masks import check_coco, check_masks
-from pipeline.segmenters.network import PREFIX, read_network
 from pipeline.sources.key_lists import read_key_list
 from pipeline.sources.layout import Layout, find_layout
 from pipeline.sources.manifest import is_coco_manifest, tells_splits
 from pipeline.sources.shapes import MANIFEST
 from pipeline.sources.taxonomy_file import read_taxonomy
 from pipeline.storage.files import absolute, is_below
+from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import EXTERNAL, WHOLE, select_variants
@@ -64,25 +65,18 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
     if versions and manifest is None:
         manifest = versions.manifest()
     _check_output(output, manifest)
-    if manifest is not None and not arguments.overwrite:
-        _check_input(arguments.input, store)
-    reshard = arguments.reshard
-    if manifest is not None and not arguments.overwrite:
-        differing = manifest.config.differing_flags(config)
-        if None not in (manifest.config.compose.backgrounds, config.compose.backgrounds):
-            # What the folder holds is input, as what --input holds.
-            differing = [name for name in differing if name != "backgrounds"]
-        if reshard:
-            differing = [name for name in differing if name != "images_per_shard"]
-        _refuse(differing, manifest.config, config)
+    if manifest is not None:
+        if "input" not in arguments.overwrite:
+            _check_input(arguments.input, store)
+        _check_config(manifest.config, config, arguments.overwrite)
     job = Job.of(
         config,
         source=source,
         annotations=annotations,
         store=store,
         manifest=manifest,
-        reshard=reshard or (manifest is not None and _resized(manifest.config, config)),
-        allow_rebuild=arguments.allow_rebuild or arguments.overwrite,
+        reshard="shards" in arguments.overwrite,
+        allow_rebuild="rebuild" in arguments.overwrite,
         masks=masks,
     )
     lists = _list_paths(arguments)
@@ -102,7 +96,7 @@ def remember_input(arguments: argparse.Namespace, store: Store) -> None:
     Raises:
       UsageError: the folder cannot be written.
     """
-    source = absolute(arguments.input) if arguments.input else None
+    source = absolute(arguments.input) if arguments.input else ""
     try:
         store.update(_INPUT, json.dumps(source).encode())
     except OSError as error:
@@ -112,20 +106,12 @@ def remember_input(arguments: argparse.Namespace, store: Store) -> None:
 
 def _check_input(given: str | None, store: Store) -> None:
     """Refuses to turn a dataset into one of the sample because a flag was forgotten."""
-    try:
-        known = json.loads(store.read(_INPUT)) if store.exists(_INPUT) else None
-    except ValueError:
-        known = None  # Damaged: it is written anew.
-    if given is None and known is not None:
+    known = read_json(store, _INPUT, str)
+    if given is None and known:
         raise UsageError(
             f"no --input, but {store.root} was made from {known}; give --input, or add "
-            "--overwrite to replace it by the sample"
+            "--overwrite input to replace it by the sample"
         )
-
-
-def _resized(old: DatasetConfig, new: DatasetConfig) -> bool:
-    """Whether `--overwrite` asks for other shard sizes."""
-    return old.images_per_shard != new.images_per_shard
 
 
 def _list_paths(arguments: argparse.Namespace) -> dict[str, str]:
@@ -171,9 +157,7 @@ def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) ->
     for name, path in _list_paths(arguments).items():
         flags[name] = read_key_list(path, f"--{name}").about
     flags["taxonomy"] = None if taxonomy is None else taxonomy.about
-    if arguments.segmenter.startswith(PREFIX):
-        found = read_network(arguments.segmenter)
-        flags["segmenter"], flags["segmenter_parameters"], flags["segmenter_path"] = found
+    flags["segmenter_parameters"] = parameters_of(arguments.segmenter)
     variants = arguments.variants
     if flags["selection"] == "in9l":
         for flag in ("segmenter", "backgrounds"):
@@ -199,6 +183,8 @@ def _check_output(store: Store, manifest: Manifest | None) -> None:
         raise UsageError(
             f"--output {store.root} is a link to {os.readlink(store.root)}, which is not there"
         )
+    for folder in (*DATA_FOLDERS, "results", WORK_FOLDER):
+        store.own_path(f"{folder}/file")  # Not hours later, when one is written.
     if manifest is not None and manifest.config.is_imported:
         raise UsageError(
             f"--output {store.root} was imported, and cannot be made from images; choose another "
@@ -214,16 +200,25 @@ def _is_empty(store: Store) -> bool:
     return not store.has_folder("") or (not store.is_remote and not os.listdir(store.root))
 
 
-def _refuse(differing: list[str], old: DatasetConfig, new: DatasetConfig) -> None:
+def _check_config(old: DatasetConfig, new: DatasetConfig, overwrite: tuple[str, ...]) -> None:
+    """Refuses flags that differ from the dataset's, but for those that `--overwrite` accepts."""
+    words = dict.fromkeys(old.differing_flags(new), "config")
+    if "images_per_shard" in words:
+        words["images_per_shard"] = "shards"
+    if None not in (old.compose.backgrounds, new.compose.backgrounds):
+        # What the folder holds is input, as what --input holds.
+        words.pop("backgrounds", None)
+    differing = [name for name, word in words.items() if word not in overwrite]
     if not differing:
         return
+    accepted = ",".join(sorted({*overwrite, *(words[name] for name in differing)}))
     was, now = old.flags(), new.flags()
     shown = ", ".join(
         f"--{name}={_shown(now[name])} (the dataset has {_shown(was[name])})" for name in differing
     )
     raise UsageError(
         f"the configuration differs from the dataset's: {shown}. Repeat the dataset's flags, "
-        "choose another --output, or add --overwrite to rebuild what depends on them"
+        f"choose another --output, or add --overwrite {accepted} to accept them"
     )
 
 

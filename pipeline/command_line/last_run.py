@@ -17,13 +17,10 @@ import apache_beam as beam
 
 from pipeline.command_line.fail_if import Condition, judge
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.manifest import MANIFEST
 from pipeline.errors import JobError
-from pipeline.report import REPORT
-from pipeline.results.failures import failures
+from pipeline.results.failures import errors_of, read_failures
 from pipeline.results.files import display_name, read_summaries
 from pipeline.runner.progress import Progress
-from pipeline.storage.files import FileInfo
 from pipeline.storage.lock import DATASET_LOCK, release
 from pipeline.storage.store import WORK_FOLDER, Store
 
@@ -47,8 +44,6 @@ class Ending:
       evaluation: of the models that it evaluated, if any.
       conditions: of `--fail_if`.
       owner: of the dataset's lock, if the graph holds it.
-      inputs: digest of what the job was made from, if it was told: see
-        `pipeline.dataflow.unchanged`.
       alone: whether nobody waits for the job: a condition that holds then has to fail it.
     """
 
@@ -60,7 +55,6 @@ class Ending:
     evaluation: Evaluation | None = None
     conditions: tuple[Condition, ...] = ()
     owner: Mapping[str, Any] | None = None
-    inputs: str | None = None
     alone: bool = False
 
     def summary(self) -> dict[str, Any]:
@@ -79,10 +73,11 @@ class Ending:
             entries = self.evaluation.models
             summaries, _ = read_summaries(self.store, manifest.fingerprint)
             how = self.evaluation.how
-            ours = [s for s in summaries if s.get("entry") in entries and _is_run(s, how)]
-            found["models"] = {display_name(s): _figures(s) for s in ours if "error" not in s}
-            found["failed"] = failures(ours, entries)
-            verdicts = judge(self.conditions, ours, entries, how)
+            ours = [s for s in summaries if s["entry"] in entries and _is_run(s, how)]
+            failed, _ = read_failures(self.store, manifest.fingerprint, "evaluate")
+            found["models"] = {display_name(s): _figures(s) for s in ours}
+            found["failed"] = errors_of(failed, entries)
+            verdicts = judge(self.conditions, ours, failed, entries, how)
             held = (verdict.line for verdict in verdicts if verdict.holds)
             found["fail_if"] = [line.removeprefix("--fail_if ") for line in held]
         return found
@@ -105,13 +100,6 @@ def _figures(summary: Mapping[str, Any]) -> dict[str, float]:
     return figures
 
 
-def results_state(store: Store) -> list[tuple[str, int, str]]:
-    """Path, size and identity of the manifest, the page and all results."""
-    files: list[FileInfo | None] = [store.files.info(store.path(p)) for p in (MANIFEST, REPORT)]
-    files += store.files.walk(store.path("results"))
-    return [(info.path, info.size, info.identity) for info in files if info is not None]
-
-
 class End(beam.DoFn):
     """Dataset fingerprint -> the same; the last step of every job."""
 
@@ -121,13 +109,10 @@ class End(beam.DoFn):
     def process(self, dataset: str) -> Iterator[str]:
         ending = self._ending
         summary = ending.summary()
-        note: dict[str, Any] = {"summary": summary, "inputs": ending.inputs}
-        if ending.inputs is not None and not summary.get("failed"):
-            note["results"] = results_state(ending.store)
-        text = json.dumps(note, indent=1, sort_keys=True) + "\n"
+        text = json.dumps({"summary": summary}, indent=1, sort_keys=True) + "\n"
         # Also if it says what it said before: its time tells when a job last ended well.
         ending.output.write(LAST_RUN, text.encode())
-        _LOG.info("%s", line_of(summary))
+        _LOG.info("%s", _line_of(summary))
         if ending.alone:
             ending.progress.clear()
         if ending.owner is not None:
@@ -137,18 +122,7 @@ class End(beam.DoFn):
         yield dataset
 
 
-def read_note(output: Store) -> dict[str, Any]:
-    """What the last job that ended well has left; empty if none has."""
-    if not output.exists(LAST_RUN):
-        return {}
-    try:
-        note: dict[str, Any] = json.loads(output.read(LAST_RUN))
-        return note if "summary" in note else {}
-    except ValueError:
-        return {}
-
-
-def line_of(summary: Mapping[str, Any]) -> str:
+def _line_of(summary: Mapping[str, Any]) -> str:
     """The line that monitoring looks for."""
     return f"in9 summary: {json.dumps(summary, sort_keys=True)}"
 
@@ -157,4 +131,4 @@ def say_summary(output: Store) -> None:
     """Prints the line of the job that has just ended, unless a person reads along: the
     closing words say the same."""
     if not sys.stdout.isatty():
-        print(line_of(read_note(output)["summary"]))
+        print(_line_of(json.loads(output.read(LAST_RUN))["summary"]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import sys
 import time
@@ -27,18 +26,16 @@ from pipeline.command_line.versions import (
 )
 from pipeline.dataflow.start import TakeLock, manifest_state
 from pipeline.dataflow.submission import flags_of_workers, submission_from_flags
-from pipeline.dataflow.unchanged import SaySummary, digest_of_inputs, unchanged_summary
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest
-from pipeline.dry_run.costs import Assumptions
 from pipeline.dry_run.report import dry_run
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.own_variants import own_names
 from pipeline.imagenet.folder import check_imagenet
 from pipeline.imagenet.results import describe_imagenet
 from pipeline.report import REPORT, write_report
-from pipeline.results.failures import say_failures
+from pipeline.results.failures import read_failures, say_failures
 from pipeline.results.power import describe_power
 from pipeline.results.tables import write_tables
 from pipeline.results.text_tables import accuracy_table
@@ -91,10 +88,9 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
                 store.remove_temporary()
             seen = manifest_state(store)
             job = job_from_flags(arguments, store)
-            manifest, config = read_manifest(store), job.config
+            manifest = read_manifest(store)
         else:
             manifest = Dataset.open(store).manifest
-            config = manifest.config
         taxonomy = job.taxonomy if job else Dataset.open(store).taxonomy
         ending = Ending(
             command=arguments.command,
@@ -104,26 +100,16 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             before=manifest.fingerprint if manifest else None,
             evaluation=evaluation,
             conditions=conditions,
+            owner=submission.owner if submission and job else None,
             alone=submission is not None and not submission.waits,
         )
         pipeline = beam.Pipeline(options=options)
         start = pipeline | "Start" >> beam.Create([None], reshuffle=False)
-        lock = None
-        if submission and job:
-            inputs = digest_of_inputs(arguments, config, evaluation.models if evaluation else ())
-            summary = inputs and unchanged_summary(store, versions, inputs)
-            if summary:
-                _ = start | "NothingToDo" >> beam.ParDo(SaySummary(summary))
-                print("nothing to do: everything is as the last job left it")
-                run_pipeline(pipeline, ending.progress, store.log(arguments.command), submission)
-                return 0
-            ending = dataclasses.replace(ending, owner=submission.owner, inputs=inputs)
-            lock = TakeLock(store, submission.owner, seen)
         MainJob(
             ending,
             taxonomy,
             arguments.pictures,
-            lock=lock,
+            lock=TakeLock(store, submission.owner, seen) if submission and job else None,
             versions=versions,
             job=job,
             imagenet=absolute(arguments.imagenet) if evaluates and arguments.imagenet else None,
@@ -147,7 +133,8 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     if versions:
         print(describe_versions(versions))
     if evaluation and arguments.imagenet:
-        print(describe_imagenet(store, summaries))
+        fingerprint = Dataset.open(store).manifest.fingerprint
+        print(describe_imagenet(store, fingerprint, summaries, models))
     if attacking:
         from pipeline.attack.command import say_attacks
 
@@ -157,12 +144,11 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
 
         say_saliency(store, explaining.evaluation.models)
     say_summary(output)
-    return _judge(conditions, summaries, evaluation) if evaluation else 0
+    return _judge(conditions, store, summaries, evaluation) if evaluation else 0
 
 
 def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """run and generate with --dry_run."""
-    assumed = Assumptions.parse(arguments.assume)
     workers = pipeline_options(rest).view_as(DirectOptions).direct_num_workers
     store, _ = output_store(arguments.output, arguments.versioned, arguments.keep)
     job = job_from_flags(arguments, store)
@@ -172,7 +158,7 @@ def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
         parse_conditions(arguments.fail_if, job.config.compose.composed)
         attacking = _attacking(arguments, store, job.config)
         _explaining(arguments, store, job.config)
-    dry_run(job, evaluation, job.taxonomy, workers, attacking, assumed)
+    dry_run(job, evaluation, job.taxonomy, workers, attacking)
     return 0
 
 
@@ -212,14 +198,18 @@ def _explaining(
 
 
 def _judge(
-    conditions: tuple[Condition, ...], summaries: list[dict[str, Any]], evaluation: Evaluation
+    conditions: tuple[Condition, ...],
+    store: Store,
+    summaries: list[dict[str, Any]],
+    evaluation: Evaluation,
 ) -> int:
     """The exit code by `--fail_if`, with a line for each model and condition.
 
     Raises:
       JobError: none holds, but some could not be tested.
     """
-    verdicts = list(judge(conditions, summaries, evaluation.models, evaluation.how))
+    failed, _ = read_failures(store, Dataset.open(store).manifest.fingerprint, "evaluate")
+    verdicts = list(judge(conditions, summaries, failed, evaluation.models, evaluation.how))
     for verdict in verdicts:
         if verdict.holds is not None:
             print(verdict.line, file=sys.stderr if verdict.holds else sys.stdout)
@@ -260,5 +250,6 @@ def _say(
     elif stale:
         write_report(store, dataset.taxonomy, pictures)
     if counters.get("models_failed"):
-        say_failures(summaries, models, "not evaluated", details)
+        failed, _ = read_failures(store, dataset.manifest.fingerprint, "evaluate")
+        say_failures(failed, models, "not evaluated", details)
     return summaries

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.command_line.flag_types import add_switch, group_of, names, share
+from pipeline.command_line.flag_types import add_overwrite, add_switch, group_of, names, share
 
 
 def add_models_flag(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,12 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
         metavar="SPLIT",
         help="split to evaluate on (val, or the first)",
     )
-    add("--device", default="auto", metavar="auto|cpu|cuda", help="where models run (auto)")
+    add(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda",
+        help="where models run; cuda fails if there is no GPU (auto)",
+    )
     add("--precision", default="fp32", metavar="NAME", help="fp32, tf32, bf16 (fp32)")
     add("--batch_size", type=int, default=None, metavar="N", help="32 on a CPU, 256 on a GPU")
     add(
@@ -51,13 +56,11 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="stored pixels as they are, or native preprocessing (stored)",
     )
-    add_require_gpu(group)
-    add_switch(group, "--accept_new_weights", "take weights that differ from earlier results'")
 
 
-def add_require_gpu(group: argparse._ArgumentGroup) -> None:
-    """Whether the CPU will not do."""
-    add_switch(group, "--require_gpu", "fail if there is no GPU")
+def add_overwrite_weights_flag(parser: argparse.ArgumentParser) -> None:
+    """Which earlier results do not stand in the way."""
+    add_overwrite(group_of(parser, "models"), "weights")
 
 
 _HELD_OUT = "test on this share of the images alone, left out by training with it"

@@ -24,7 +24,9 @@ from pipeline.command_line.dataset_flags import (
     add_export_flags,
     add_import_flags,
     add_input_flags,
+    add_overwrite_flag,
     add_own_data_flags,
+    add_run_overwrite_flag,
 )
 from pipeline.command_line.model_flags import (
     add_evaluate_flags,
@@ -32,6 +34,7 @@ from pipeline.command_line.model_flags import (
     add_leakage_flags,
     add_models_command_flags,
     add_models_flag,
+    add_overwrite_weights_flag,
     add_run_leakage_flags,
 )
 from pipeline.command_line.training_flags import add_matrix_flags, add_train_flags
@@ -47,7 +50,8 @@ _IN_ONE_LINE = {
 """Titles of groups of flags that help names in one line, and what says more about them."""
 
 _RUNNER_NOTE = """
-Flags that are not listed go to Apache Beam, such as --runner and --direct_num_workers.
+Flags that are not listed go to Apache Beam, such as --runner and --direct_num_workers."""
+_EXIT_NOTE = """
 Exit codes: 0 done, 1 the job failed, 2 wrong usage or unreadable input, 3 a --fail_if holds."""
 
 
@@ -65,7 +69,7 @@ COMMANDS: dict[str, Command] = {
         "in9 run --output out --input /data/imagenet --models resnet50,efficientnet_lite0",
         (
             *(add_input_flags, add_own_data_flags, add_models_flag, add_dataset_flags),
-            *(add_evaluate_flags, add_run_leakage_flags, add_imagenet_flag),
+            *(add_run_overwrite_flag, add_evaluate_flags, add_run_leakage_flags, add_imagenet_flag),
             add_run_attack_flag,
             *(add_run_saliency_flag, add_report_flag, add_condition_flags),
             add_dataflow_flags,
@@ -75,7 +79,7 @@ COMMANDS: dict[str, Command] = {
         "make the dataset only",
         "in9 generate --output out --input /data/imagenet --split val,train",
         (
-            *(add_input_flags, add_own_data_flags, add_dataset_flags),
+            *(add_input_flags, add_own_data_flags, add_dataset_flags, add_overwrite_flag),
             *(add_report_flag, add_dataflow_flags),
         ),
     ),
@@ -83,17 +87,18 @@ COMMANDS: dict[str, Command] = {
         "accuracy of models on every variant, and BG-Gap, with intervals",
         "in9 evaluate --dataset out --models resnet50.a1_in1k,resnet18=trained.pth",
         (
-            *(add_dataset_argument, add_models_flag, add_evaluate_flags, add_leakage_flags),
+            *(add_dataset_argument, add_models_flag, add_evaluate_flags),
+            *(add_overwrite_weights_flag, add_leakage_flags),
             *(add_imagenet_flag, add_report_flag, add_condition_flags),
             add_dataflow_flags,
         ),
     ),
     "attack": Command(
         "adversarial backgrounds: which foregrounds any background can turn",
-        "in9 attack --dataset out --models resnet50 --foregrounds 100 --backgrounds 100",
+        "in9 attack --dataset out --models resnet50 --grid 100",
         (
             *(add_dataset_argument, add_models_flag, add_attack_flags, add_evaluate_flags),
-            add_leakage_flags,
+            *(add_overwrite_weights_flag, add_leakage_flags),
             *(add_report_flag, add_dataflow_flags),
         ),
     ),
@@ -102,7 +107,7 @@ COMMANDS: dict[str, Command] = {
         "in9 saliency --dataset out --models resnet50,resnet50=mixed_rand.pth --maps 9",
         (
             *(add_dataset_argument, add_models_flag, add_saliency_flags, add_evaluate_flags),
-            add_holdout_flag,
+            *(add_overwrite_weights_flag, add_holdout_flag),
             *(add_report_flag, add_dataflow_flags),
         ),
     ),
@@ -196,11 +201,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (text, example, adders) in COMMANDS.items():
+        runs_graph = add_dataflow_flags in adders
         command = commands.add_parser(
             name,
             help=text,
             description=f"in9 {name}: {text}.",
-            epilog=f"Example: {example}\n{_RUNNER_NOTE}",
+            # Whatever runs a graph runs it on Dataflow, too.
+            epilog=f"Example: {example}\n{_RUNNER_NOTE * runs_graph}{_EXIT_NOTE}",
             allow_abbrev=False,
             formatter_class=_Help,
             prog=f"in9 {name}",

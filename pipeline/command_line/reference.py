@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import pyarrow as pa
 
 from pipeline.attack.tables import ATTACK_COLUMNS, BACKGROUND_COLUMNS
+from pipeline.command_line.commands import WITH_BEAM
 from pipeline.command_line.meanings import REASONS, meaning
 from pipeline.command_line.parser import COMMANDS, flags_of
 from pipeline.dataset.records import record_schema
@@ -19,7 +20,6 @@ from pipeline.generate.compose import index_schema
 from pipeline.matrix.tables import MATRIX_COLUMNS
 from pipeline.results.comparisons import COMPARISON_COLUMNS
 from pipeline.results.files import PREDICTION_SCHEMA
-from pipeline.results.logits import LOGITS_SCHEMA
 from pipeline.results.tables import TABLES
 from pipeline.results.trend import TREND_COLUMNS
 from pipeline.saliency.results import SALIENCY_COLUMNS
@@ -65,11 +65,6 @@ FILES: Mapping[str, tuple[str, pa.Schema, str]] = {
         PREDICTION_SCHEMA,
         "what a model says of a picture, by one label rule",
     ),
-    "logits": (
-        "results/<model>/logits/<split>-*.parquet",
-        LOGITS_SCHEMA,
-        "a model's outputs for a picture of `only_bg_t`, of at most 5,000",
-    ),
 }
 """Parquet files: name to where they lie, their schema, and what a row is."""
 
@@ -108,7 +103,8 @@ def _commands() -> Iterator[str]:
         (f"`in9 {name}`", text, f"`{example}`") for name, (text, example, _) in COMMANDS.items()
     ]
     yield from _table(("command", "does", "example"), rows)
-    yield from ("", "Flags that are not listed go to Apache Beam, such as `--runner`.", "")
+    graphs = ", ".join(name for name in COMMANDS if name in WITH_BEAM)
+    yield from ("", f"Flags that {graphs} do not list go to Apache Beam, such as `--runner`.", "")
     codes = [(str(code), text) for code, text in EXIT_CODES.items()]
     yield from _table(("exit code", "means"), codes)
 

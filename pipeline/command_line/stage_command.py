@@ -41,14 +41,14 @@ class StageJob:
 def run_stage(
     arguments: argparse.Namespace,
     rest: list[str],
-    plan: Callable[[argparse.Namespace, Dataset], StageJob | None],
+    plan: Callable[[argparse.Namespace, Dataset], StageJob],
 ) -> int:
     """Runs a stage, writes the report, publishes both, and says what was done.
 
     Args:
       arguments: of `build_parser`.
       rest: what it did not know, for Beam.
-      plan: checks the flags against the dataset; None if nothing is to be run.
+      plan: checks the flags against the dataset.
 
     Returns:
       The exit code.
@@ -63,8 +63,6 @@ def run_stage(
     store, versions = results_store(arguments.dataset)
     dataset = Dataset.open(store)
     job = plan(arguments, dataset)
-    if job is None:
-        return 0
     output = versions.output if versions else store
     ending = Ending(
         arguments.command,

@@ -1,8 +1,7 @@
 """The Dataflow Flex template of `in9 run`, from the flags of the command line.
 
-`python -m pipeline.command_line.template` prints its metadata, which
-`deploy/flex/metadata.json` keeps; with `--image NAME`, the whole specification, which lies in a
-bucket and names the image.
+`python -m pipeline.command_line.template --image NAME` prints the specification, which lies in a
+bucket and names the image; `deploy/cloudbuild.yaml` puts it there.
 https://cloud.google.com/dataflow/docs/guides/templates/configuring-flex-templates
 """
 
@@ -15,13 +14,13 @@ from typing import Any
 
 from apache_beam.options.pipeline_options import WorkerOptions
 
-from pipeline.command_line.flag_types import boolean
+from pipeline.command_line.flag_types import Words, boolean
 from pipeline.command_line.parser import COMMANDS, flags_of
 
 COMMAND = "run"
 
-# A template only submits: it prints no plan, and its launcher must not wait for the job.
-_WITHOUT = frozenset({"dry_run", "assume", "wait", "no_wait"})
+# A template only submits: it prints no plan.
+_WITHOUT = frozenset({"dry_run"})
 
 # Flags of Beam that the environment of a launch request has no field for.
 _OF_BEAM = ("min_cpu_platform",)
@@ -45,6 +44,9 @@ def _regex(action: argparse.Action) -> str | None:
         return _BOOLEAN
     if action.metavar in ("DIR", "FILE"):
         return _FOLDER
+    if isinstance(action.type, Words):
+        word = f"({'|'.join(action.type.known)})"
+        return f"^{word}(,{word})*$"
     if action.type in _NUMBERS:
         return _NUMBERS[action.type]
     words = _alternatives(action)
@@ -73,7 +75,7 @@ def _kind(action: argparse.Action, required: bool) -> dict[str, Any]:
 
 
 def _default(action: argparse.Action) -> dict[str, str]:
-    if action.default is None:
+    if action.default in (None, ()):
         return {}
     if action.type is boolean:
         return {"defaultValue": str(action.default).lower()}
@@ -120,30 +122,28 @@ def parameters() -> list[dict[str, Any]]:
     ]
 
 
-def metadata() -> dict[str, Any]:
-    """What the console and the service know of the template: `TemplateMetadata` as JSON."""
-    return {
-        "name": "ImageNet-9",
-        "description": f"ImageNet-9 from your own images: {COMMANDS[COMMAND].text}.",
-        "parameters": parameters(),
-    }
-
-
 def container_spec(image: str) -> dict[str, Any]:
     """The template itself, which a launch request names by its address: `ContainerSpec`.
 
     Args:
       image: name and tag, or digest, of the image that `deploy/Dockerfile` makes.
     """
-    return {"image": image, "sdkInfo": {"language": "PYTHON"}, "metadata": metadata()}
+    return {
+        "image": image,
+        "sdkInfo": {"language": "PYTHON"},
+        "metadata": {
+            "name": "ImageNet-9",
+            "description": f"ImageNet-9 from your own images: {COMMANDS[COMMAND].text}.",
+            "parameters": parameters(),
+        },
+    }
 
 
 def main() -> None:
-    """Prints the metadata, or the specification."""
+    """Prints the specification."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--image", metavar="NAME", help="print the specification, with this image")
-    image = parser.parse_args().image
-    print(json.dumps(container_spec(image) if image else metadata(), indent=2))
+    parser.add_argument("--image", metavar="NAME", required=True, help="that the template names")
+    print(json.dumps(container_spec(parser.parse_args().image), indent=2))
 
 
 if __name__ == "__main__":

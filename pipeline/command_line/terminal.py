@@ -12,7 +12,6 @@ _MADE = (
     "output_shards_made",
     "commits",
     "prediction_shards_made",
-    "logit_shards_made",
     "imagenet_shards_made",
     "attack_chunks_made",
     "saliency_shards_made",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pipeline.command_line.flag_types import add_switch, count, names
-from pipeline.command_line.model_flags import add_leakage_flags, add_require_gpu
+from pipeline.command_line.model_flags import add_leakage_flags
 
 
 def add_train_flags(parser: argparse.ArgumentParser) -> None:
@@ -23,21 +23,13 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     add_switch(
         group, "--probe", "fit its last layer alone, on frozen weights for ImageNet: minutes"
     )
-    _add_learning_flags(group, "of all processes")
-    add("--momentum", type=float, default=0.9, metavar="X", help="of SGD (0.9)")
+    _add_learning_flags(group)
     add("--weight_decay", type=float, default=1e-4, metavar="X", help="of SGD (1e-4)")
-    add(
-        "--color_jitter",
-        type=float,
-        default=0.1,
-        metavar="X",
-        help="of brightness, contrast, saturation (0.1)",
-    )
     add("--seed", type=int, default=0, metavar="N", help="decides everything on a CPU (0)")
     group = parser.add_argument_group("images")
     add = group.add_argument
-    add("--split", default=None, metavar="NAME", help="to train on (train)")
-    add("--val_split", default=None, metavar="NAME", help="to validate on (val, if there is one)")
+    add("--train_split", metavar="NAME", help="to train on (train)")
+    add("--eval_split", metavar="NAME", help="to validate on (val, if there is one)")
     add(
         "--holdout",
         type=float,
@@ -49,9 +41,6 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--output", metavar="DIR", help="folder of the training (DATASET/models/NAME)")
     _add_machine_flags(group, "fp32, tf32, bf16, fp16 (on a GPU bf16, or fp16; on a CPU fp32)")
-    add("--threads", type=count, metavar="N", help="of torch on a CPU (by the cores)")
-    add("--stop_after", type=count, metavar="N", help="leave after epoch N, to go on later")
-    add_switch(group, "--tensorboard", "write events for TensorBoard, too")
     add_switch(group, "--overwrite", "begin anew, whatever training the folder holds")
 
 
@@ -73,25 +62,29 @@ def add_matrix_flags(parser: argparse.ArgumentParser) -> None:
     add_leakage_flags(parser, "matrix", "divide one split: this share of it is tested on (none)")
     group = parser.add_argument_group("training")
     add_switch(group, "--pretrained", "begin with weights for ImageNet; a probe always does")
-    _add_learning_flags(group, "in training")
+    _add_learning_flags(group)
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of training (0)")
     add_switch(group, "--overwrite", "train anew where a training with other flags is in the way")
     _add_machine_flags(parser.add_argument_group("job"), "of training (on a CPU fp32)")
 
 
-def _add_learning_flags(group: argparse._ArgumentGroup, batch: str) -> None:
-    """What a network begins with and how it learns; `batch` says what a batch is."""
+def _add_learning_flags(group: argparse._ArgumentGroup) -> None:
+    """What a network begins with and how it learns."""
     add = group.add_argument
     add("--weights", metavar="DIR", help="take these weights from here; see: in9 models fetch")
     add("--epochs", type=count, default=200, metavar="N", help="passes over the images (200)")
-    add("--batch_size", type=count, default=256, metavar="N", help=f"{batch} (256)")
+    add("--batch_size", type=count, default=256, metavar="N", help="in training (256)")
     add("--lr", type=float, default=0.1, metavar="X", help="rate, / 10 after each quarter (0.1)")
 
 
 def _add_machine_flags(group: argparse._ArgumentGroup, precision: str) -> None:
     """What a training runs on; `precision` says which there are."""
     add = group.add_argument
-    add("--device", default="auto", metavar="auto|cpu|cuda", help="where it runs (auto)")
+    add(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda",
+        help="where it runs; cuda fails if there is no GPU (auto)",
+    )
     add("--precision", default="auto", metavar="NAME", help=precision)
-    add_require_gpu(group)
     add("--workers", type=int, metavar="N", help="processes that load pictures (by the cores)")

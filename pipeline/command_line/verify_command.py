@@ -19,7 +19,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
     """
     dataset = Dataset.open(reading_store(arguments.dataset))
     faults = 0
-    for fault in verify(dataset, dataset.taxonomy):
+    for fault in verify(dataset):
         print(fault)
         faults += 1
     if faults:

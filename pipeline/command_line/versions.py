@@ -16,12 +16,20 @@ from typing import NamedTuple
 
 from pipeline.changes import CHANGES, CHANGES_TEXT
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.latest import LATEST, WORKING, Latest, Versions, is_versioned
+from pipeline.dataset.latest import (
+    LATEST,
+    WORKING,
+    Latest,
+    VersionName,
+    Versions,
+    is_versioned,
+)
 from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST, read_manifest
 from pipeline.errors import UsageError
 from pipeline.report import REPORT
 from pipeline.storage.files import FileInfo, relative
 from pipeline.storage.lock import held
+from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 
 PUBLISH_LOCK = f"{WORK_FOLDER}/lock-publish"
@@ -140,7 +148,7 @@ def publish(versions: Versions) -> Published:
         copied, changed = _copy_version(dataset, versions.output.below(name))
         kept = older if versions.keep is None else older[: versions.keep]
         now = Latest(fingerprint, (name, *kept))
-        changed |= versions.output.update(LATEST, now.to_json())
+        changed |= versions.output.update(LATEST, now.to_json(), durable=True)
         for folder in older[len(kept) :]:
             _remove(versions.output, folder)
         versions.output.delete(_UNFINISHED)
@@ -150,12 +158,11 @@ def publish(versions: Versions) -> Published:
 def _begin(versions: Versions, name: str, older: tuple[str, ...]) -> None:
     """Notes which version is being made, and removes one that a killed job left half-made."""
     output = versions.output
-    if output.exists(_UNFINISHED):
-        left = json.loads(output.read(_UNFINISHED))
-        if left not in (name, *older):
-            _remove(output, left)
+    left = read_json(output, _UNFINISHED, VersionName)
+    if left is not None and left not in (name, *older):
+        _remove(output, left)
     if name not in (latest.versions if (latest := versions.latest()) else ()):
-        output.update(_UNFINISHED, json.dumps(name).encode())
+        output.update(_UNFINISHED, json.dumps(name).encode(), durable=True)
 
 
 def _remove(output: Store, folder: str) -> None:

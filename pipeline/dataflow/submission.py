@@ -18,20 +18,18 @@ from apache_beam.options.pipeline_options import (
     WorkerOptions,
 )
 from apache_beam.runners.runner import PipelineResult
-from apache_beam.transforms.resources import parse_resource_hints
 
 from pipeline.dataflow.jobs import console_address, is_dataflow, job_of
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.errors import JobError, UsageError
 from pipeline.models.entries import place_of
-from pipeline.segmenters.network import PREFIX as NETWORK
 from pipeline.storage.files import absolute, is_remote
 from pipeline.storage.lock import DATASET_LOCK, release
 from pipeline.storage.store import Store
 
 _FOLDERS = (
     *("output", "dataset", "input", "annotations", "exclude", "include"),
-    *("masks", "weights", "imagenet"),
+    *("masks", "backgrounds", "weights", "imagenet"),
 )
 """Flags that name folders or files, all of which workers must reach."""
 _GPU = re.compile(r"([a-z0-9-]+)(?::([a-z0-9-]+))?")
@@ -75,10 +73,15 @@ def submission_from_flags(
     Raises:
       UsageError: the first flag that is missing or wrong.
     """
-    if not is_dataflow(options.view_as(StandardOptions).runner):
-        for flag in ("gpu", "gpus", "inference_ram", "no_wait"):
-            if getattr(arguments, flag):
-                raise UsageError(f"--{flag} is for --runner=DataflowRunner")
+    standard = options.view_as(StandardOptions)
+    if not is_dataflow(standard.runner):
+        for name, given in (
+            ("gpu", arguments.gpu),
+            ("gpus", arguments.gpus),
+            ("no_wait_until_finish", standard.no_wait_until_finish),
+        ):
+            if given:
+                raise UsageError(f"--{name} is for --runner=DataflowRunner")
         return None
     _check_places(arguments, options)
     _check_package(options)
@@ -90,7 +93,7 @@ def submission_from_flags(
     options.view_as(SetupOptions).save_main_session = False
     is_template = bool(google.template_location)
     # A launcher of templates has minutes, and submits only when this process has ended.
-    waits = not arguments.no_wait and not is_template
+    waits = not standard.no_wait_until_finish and not is_template
     return Submission(job=job_of(options), waits=waits, is_template=is_template)
 
 
@@ -110,25 +113,16 @@ def inference_hints(arguments: argparse.Namespace) -> tuple[tuple[str, str], ...
     Raises:
       UsageError: a value that is none.
     """
-    hints = []
-    if arguments.gpu:
-        match = _GPU.fullmatch(arguments.gpu)
-        if match is None:
-            raise UsageError(
-                f"--gpu {arguments.gpu}: expected TYPE or TYPE:MACHINE, such as "
-                "nvidia-tesla-t4 or nvidia-l4:g2-standard-8"
-            )
-        machine = f"machine_type:{match[2]};" if match[2] else ""
-        hints.append(("accelerator", f"type:{match[1]};count:1;{machine}{_DRIVER}"))
-    if arguments.inference_ram:
-        hints.append(("min_ram", arguments.inference_ram))
-        try:
-            parse_resource_hints(dict(hints))
-        except ValueError as error:
-            raise UsageError(
-                f"--inference_ram {arguments.inference_ram}: expected a size, such as 16GB"
-            ) from error
-    return tuple(hints)
+    if not arguments.gpu:
+        return ()
+    match = _GPU.fullmatch(arguments.gpu)
+    if match is None:
+        raise UsageError(
+            f"--gpu {arguments.gpu}: expected TYPE or TYPE:MACHINE, such as "
+            "nvidia-tesla-t4 or nvidia-l4:g2-standard-8"
+        )
+    machine = f"machine_type:{match[2]};" if match[2] else ""
+    return (("accelerator", f"type:{match[1]};count:1;{machine}{_DRIVER}"),)
 
 
 def submit(pipeline: beam.Pipeline, submission: Submission, store: Store) -> PipelineResult:
@@ -178,9 +172,7 @@ def _check_places(arguments: argparse.Namespace, options: PipelineOptions) -> No
         place = getattr(google, name)
         if place and not is_remote(place):
             raise UsageError(f"--{name} must be gs://BUCKET/FOLDER: got {place}")
-    # An attack's --backgrounds is a number.
-    scenes = ["backgrounds"] if hasattr(arguments, "objects") else []
-    for name in (*_FOLDERS, *scenes):
+    for name in _FOLDERS:
         folder = getattr(arguments, name, None)
         if folder and not is_remote(folder):
             raise UsageError(
@@ -189,12 +181,6 @@ def _check_places(arguments: argparse.Namespace, options: PipelineOptions) -> No
             )
     if hasattr(arguments, "input") and not arguments.input:
         raise UsageError("--input gs://BUCKET/FOLDER is required with --runner=DataflowRunner")
-    network = getattr(arguments, "segmenter", "").partition(NETWORK)[2]
-    if network and not is_remote(network):
-        raise UsageError(
-            f"--segmenter {arguments.segmenter}: workers of Dataflow cannot reach {network}; "
-            "copy it to gs://"
-        )
     for entry in getattr(arguments, "models", None) or ():
         place = place_of(entry)
         if place and not is_remote(place):
@@ -219,7 +205,7 @@ def _check_package(options: PipelineOptions) -> None:
 def _check_gpu(arguments: argparse.Namespace, options: PipelineOptions) -> None:
     device = getattr(arguments, "device", "auto")
     if not arguments.gpu:
-        if device == "cuda" or getattr(arguments, "require_gpu", False):
+        if device == "cuda":
             raise UsageError("--gpu TYPE is required for a GPU on Dataflow, such as nvidia-l4")
         return
     google, debug = options.view_as(GoogleCloudOptions), options.view_as(DebugOptions)

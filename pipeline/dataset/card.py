@@ -13,8 +13,6 @@ from transforms.variants import split_replicate
 
 _CLASSES_SHOWN = 10
 
-CARD_FILES = ("README.md", "classes.txt", "croissant.json")
-
 CITATION = "Xiao, Engstrom, Ilyas, Madry: Noise or Signal. arXiv 2006.09994"
 
 _DESCRIPTIONS = {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from pipeline.dataset.fingerprints import (
     COMPOSE_VERSION,
@@ -41,6 +43,7 @@ _IMPORTED = (
 FORMATS = ("parquet", "webdataset")
 ENCODINGS = ("jpg", "png")
 SELECTIONS = ("in9", "in9l")
+_Config = TypeVar("_Config", "SegmentConfig", "ComposeConfig", "DatasetConfig")
 OBJECTS = ("one", "largest", "union", "each")
 CROPS = ("center", "pad")
 
@@ -63,9 +66,7 @@ class SegmentConfig:
     Attributes:
       selection: `in9`, images with boxes, cut apart; or `in9l`, all images, as a whole: then
         size, resize and interpolation are all that matters.
-      segmenter_parameters: of a network, `name=value` each: what decides its masks.
-      segmenter_path: where the network lies. No part of the configuration: it may lie elsewhere
-        next time.
+      segmenter_parameters: of a function of the user's, `name=value` each: what decides its masks.
 
     Raises:
       ValueError: a value out of range, named with its flag.
@@ -83,7 +84,6 @@ class SegmentConfig:
     min_foreground: float = MIN_FOREGROUND
     crop: str = "center"
     selection: str = "in9"
-    segmenter_path: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not 16 <= self.image_size <= 4096:
@@ -124,13 +124,11 @@ class SegmentConfig:
 
     def find_segmenter(self) -> Segmenter:
         """The segmenter. Raises ValueError if there is none of that name."""
-        return find_segmenter(self.segmenter, self.segmenter_parameters, self.segmenter_path)
+        return find_segmenter(self.segmenter, self.segmenter_parameters)
 
     def flags(self) -> dict[str, Any]:
         """Flag name to value."""
-        flags = dataclasses.asdict(self)
-        del flags["segmenter_path"]
-        return flags
+        return dict(vars(self))  # Once an image: `asdict`, which copies, takes ten times as long.
 
     def fingerprint(self) -> str:
         """Identifies everything but the input that a layer depends on."""
@@ -274,25 +272,26 @@ class DatasetConfig:
 
     @classmethod
     def from_flags(cls, flags: Mapping[str, Any]) -> DatasetConfig:
-        """The inverse of `flags`; also takes a manifest's lists. Unknown names are an error."""
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()
-        }
+        """The inverse of `flags`; also takes a manifest's lists.
 
+        Raises:
+          ValueError: an unknown name, or a value of another type or out of range.
+        """
+        values = dict(flags)
         if values.get("origin") == "imported":
             # Unknown, and never less than the size.
             values.setdefault("resize", values["image_size"])
 
-        def take(kind: type) -> dict[str, Any]:
+        def take(kind: type[_Config]) -> _Config:
             names = [field.name for field in dataclasses.fields(kind)]
-            return {name: values.pop(name) for name in names if name in values}
+            return msgspec.convert({n: values.pop(n) for n in names if n in values}, kind)
 
-        segment = SegmentConfig(**take(SegmentConfig))
-        compose = ComposeConfig(**take(ComposeConfig))
-        unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f"made by a newer release: flags {', '.join(unknown)} are not known")
-        return cls(segment=segment, compose=compose, **values)
+        segment, compose = take(SegmentConfig), take(ComposeConfig)
+        whole = take(cls)
+        if values:
+            unknown = ", ".join(sorted(values))
+            raise ValueError(f"made by a newer release: flags {unknown} are not known")
+        return dataclasses.replace(whole, segment=segment, compose=compose)
 
     def differing_flags(self, other: DatasetConfig) -> list[str]:
         """Names of the flags whose values differ."""

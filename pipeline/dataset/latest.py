@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import Annotated, Literal
+
+import msgspec
 
 from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST, Manifest, read_manifest
-from pipeline.errors import UsageError
+from pipeline.storage.state_files import parse_json, read_commit
 from pipeline.storage.store import WORK_FOLDER, Store
 
 LATEST = "latest.json"
 WORKING = f"{WORK_FOLDER}/dataset"
 """Folder of the dataset that jobs work on."""
-_FORMAT = "imagenet9-latest"
+VersionName = Annotated[str, msgspec.Meta(pattern=r"\Av-[0-9a-f]{12}\Z")]
+"""Folder of a version; nothing else is ever published to, or removed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Latest:
     """
 
     fingerprint: str
-    versions: tuple[str, ...]
+    versions: Annotated[tuple[VersionName, ...], msgspec.Meta(min_length=1)]
+    format: Literal["imagenet9-latest"] = "imagenet9-latest"
 
     @property
     def folder(self) -> str:
@@ -39,7 +43,7 @@ class Latest:
     def to_json(self) -> bytes:
         """The file's bytes."""
         content = {
-            "format": _FORMAT,
+            "format": self.format,
             "version": self.folder,
             "fingerprint": self.fingerprint,
             "manifest": f"{self.folder}/{MANIFEST}",
@@ -66,20 +70,12 @@ class Versions:
         return self.output.below(WORKING)
 
     def latest(self) -> Latest | None:
-        """The newest version, None if there is none yet.
+        """The newest version; None if there is none yet, or `latest.json` is no JSON.
 
         Raises:
           UsageError: `latest.json` is of another kind.
         """
-        if not self.output.exists(LATEST):
-            return None
-        try:
-            content: dict[str, Any] = json.loads(self.output.read(LATEST))
-            if content["format"] != _FORMAT:
-                raise ValueError(f"format {content['format']!r}")
-            return Latest(content["fingerprint"], tuple(content["versions"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"{self.output.path(LATEST)} cannot be used: {error}") from error
+        return read_commit(self.output, LATEST, lambda data: parse_json(data, Latest))
 
     def newest(self) -> Store | None:
         """The folder of the newest version, None if there is none yet."""

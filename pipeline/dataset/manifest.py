@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from importlib import metadata
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import COMPOSE_VERSION, IMPORT_VERSION, SEGMENT_VERSION
-from pipeline.dataset.shards import ShardCounts
-from pipeline.errors import UsageError
+from pipeline.dataset.shards import ShardCounts, check_data_paths
+from pipeline.storage.state_files import parse_json, read_commit
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
 from transforms.taxonomy import Taxonomy
 
@@ -20,6 +22,11 @@ PREVIOUS_MANIFEST = f"{WORK_FOLDER}/manifest.previous.json"
 still knows the numbers of shards and the configuration."""
 FORMAT = "imagenet9-dataset"
 FORMAT_VERSION = 1
+
+_COUNTED = {
+    *("listed", "outside_taxonomy", "other_files", "accepted", "rejected", "selected"),
+}
+"""Numbers of images that every manifest has of a split."""
 
 _LIBRARIES = ("numpy", "opencv-python-headless", "pillow", "pyarrow")
 """Libraries whose version can change bytes."""
@@ -79,33 +86,73 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
-        """The inverse of `to_json`. Raises ValueError for anything else."""
-        try:
-            content: dict[str, Any] = json.loads(data)
-            if content["format"] != FORMAT or content["format_version"] != FORMAT_VERSION:
-                raise ValueError(
-                    f"format {content['format']!r} version {content['format_version']}, "
-                    f"where this release reads {FORMAT!r} version {FORMAT_VERSION}; use the "
-                    "release that made it, or another folder"
-                )
-            return cls(
-                config=DatasetConfig.from_flags(content["config"]),
-                fingerprint=content["fingerprint"],
-                libraries=content["libraries"],
-                shards={s: ShardCounts(**counts) for s, counts in content["shards"].items()},
-                images=content["images"],
-                rejections=content["rejections"],
-                samples=content["samples"],
-                files=tuple(FileDigest(**file) for file in content["files"]),
-                stages=content["stages"],
-                backgrounds=content.get("backgrounds", {}),
-                taxonomy=Taxonomy.from_json(content["taxonomy"]) if "taxonomy" in content else None,
-            )
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        """The inverse of `to_json`.
+
+        Raises:
+          NotJsonError: it is no JSON.
+          ValueError: it is no manifest of this release; the message says why.
+        """
+        content = parse_json(data, dict[str, Any])
+        about = msgspec.convert(content, _About)
+        if (about.format, about.format_version) != (FORMAT, FORMAT_VERSION):
             raise ValueError(
-                f"not a manifest: {type(error).__name__} {error}. If it is damaged, remove it, "
-                "and run the command that made the dataset again"
-            ) from error
+                f"format {about.format!r} version {about.format_version}, where this release "
+                f"reads {FORMAT!r} version {FORMAT_VERSION}; use the release that made it, or "
+                "another folder"
+            )
+        stored = msgspec.convert(content, _Stored)
+        config = DatasetConfig.from_flags(stored.config)
+        _check(stored, config)
+        return cls(
+            config=config,
+            fingerprint=stored.fingerprint,
+            libraries=stored.libraries,
+            shards=stored.shards,
+            images=stored.images,
+            rejections=stored.rejections,
+            samples=stored.samples,
+            files=stored.files,
+            stages=stored.stages,
+            taxonomy=stored.taxonomy,
+            backgrounds=stored.backgrounds,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _About:
+    format: str
+    format_version: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """The manifest file's types."""
+
+    config: dict[str, Any]
+    fingerprint: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+    libraries: dict[str, str]
+    shards: dict[str, ShardCounts]
+    images: dict[str, dict[str, int]]
+    rejections: dict[str, dict[str, int]]
+    samples: dict[str, dict[str, dict[str, int]]]
+    files: tuple[FileDigest, ...]
+    stages: dict[str, int | str]
+    taxonomy: Taxonomy | None = None
+    backgrounds: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+def _check(stored: _Stored, config: DatasetConfig) -> None:
+    """Makes sure that a manifest's parts belong together. Raises ValueError."""
+    check_data_paths(stored.files)
+    splits = set(config.split)
+    for name in ("shards", "images", "rejections", "samples"):
+        if set(getattr(stored, name)) != splits:
+            raise ValueError(f"{name} must have the splits {', '.join(config.split)}")
+    for split in config.split:
+        if lacking := _COUNTED - set(stored.images[split]):
+            raise ValueError(f"images of {split} lack {', '.join(sorted(lacking))}")
+        if set(stored.samples[split]) != set(config.compose.composed):
+            raise ValueError(f"samples of {split} must have the variants of its configuration")
 
 
 def _segmenter(config: DatasetConfig) -> dict[str, Any]:
@@ -135,7 +182,7 @@ def library_versions() -> dict[str, str]:
 
 
 def read_manifest(store: Store, path: str = MANIFEST) -> Manifest | None:
-    """The manifest of a dataset folder, None if there is none.
+    """The manifest of a dataset folder; None if there is none, or it is no JSON.
 
     Args:
       store: the dataset folder.
@@ -144,9 +191,4 @@ def read_manifest(store: Store, path: str = MANIFEST) -> Manifest | None:
     Raises:
       UsageError: there is a file of that name that is no manifest of this release.
     """
-    if not store.exists(path):
-        return None
-    try:
-        return Manifest.from_json(store.read(path))
-    except ValueError as error:
-        raise UsageError(f"{store.path(path)} cannot be used: {error}") from error
+    return read_commit(store, path, Manifest.from_json)

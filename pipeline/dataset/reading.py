@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pipeline.dataset.folder import Dataset, sample_of
 from pipeline.dataset.latest import reading_store
 from pipeline.dataset.sinks import Sample
+from pipeline.storage.state_files import read_table
 from pipeline.storage.store import FileDigest, Store
 from transforms.codec import decode_image
 from transforms.geometry import Pixels
@@ -170,7 +171,7 @@ def _positions(store: Store, file: FileDigest) -> dict[str, int]:
     if file.path.endswith(".tar"):
         keys: Sequence[str] = [key for key, _ in _members(store, file)]
     else:
-        keys = pq.read_table(store.arrow_source(file.path), columns=["key"])["key"].to_pylist()
+        keys = read_table(store, file.path, columns=["key"])["key"].to_pylist()
     return {key: position for position, key in enumerate(keys)}
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.dataset.shards import check_data_paths
+from pipeline.storage.state_files import parse_json, parse_parquet, read_intact, read_table
 from pipeline.storage.store import FileDigest, Store
 
 ACCEPTED = "accepted"
@@ -99,6 +101,9 @@ class ShardFiles:
     fingerprint: str
     files: tuple[FileDigest, ...]
 
+    def __post_init__(self) -> None:
+        check_data_paths(self.files)
+
 
 def write_table(
     store: Store,
@@ -112,29 +117,28 @@ def write_table(
         "files": [dataclasses.asdict(file) for file in about.files],
     }
     table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(meta, sort_keys=True)})
-    with store.create(path) as file:
+    with store.create(path, durable=True) as file:
         pq.write_table(table, file, compression="zstd")
     return FileDigest(path, file.size, file.sha256, table.num_rows)
 
 
 def read_about(store: Store, path: str) -> ShardFiles | None:
-    """The metadata of a record, None if there is no record. Other errors are raised."""
-    try:
-        schema = pq.read_schema(store.arrow_source(path))
-    except FileNotFoundError:
-        return None
-    meta = json.loads(schema.metadata[_METADATA_KEY])
-    return ShardFiles(
-        fingerprint=meta["fingerprint"],
-        files=tuple(FileDigest(**file) for file in meta["files"]),
-    )
+    """The metadata of a record; None if there is no record, or a damaged one.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+
+    def read() -> ShardFiles:
+        schema = parse_parquet(store, path, pq.read_schema)
+        return parse_json((schema.metadata or {}).get(_METADATA_KEY, b""), ShardFiles)
+
+    return read_intact(store, path, read)
 
 
 def read_rows(store: Store, path: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
-    """The rows of a record, as dictionaries."""
-    rows: list[dict[str, Any]] = pq.read_table(
-        store.arrow_source(path), columns=columns
-    ).to_pylist()
+    """The rows of a record, as dictionaries; errors as `read_table`."""
+    rows: list[dict[str, Any]] = read_table(store, path, columns).to_pylist()
     return rows
 
 
@@ -143,11 +147,13 @@ class FoundShard:
     """A shard that is up to date.
 
     Attributes:
+      fingerprint: of everything that went into it.
       record: where its record lies now.
       where: final path of each of its files, to where it lies now.
       files: their digests, under their final paths.
     """
 
+    fingerprint: str
     record: str
     where: dict[str, str]
     files: tuple[FileDigest, ...]
@@ -201,5 +207,5 @@ class Staging:
                     if size == file.bytes:
                         where[file.path] = place(file.path)
             if len(where) == len(about.files) or not need_files:
-                return FoundShard(record=path, where=where, files=about.files)
+                return FoundShard(fingerprint, path, where, about.files)
         return None

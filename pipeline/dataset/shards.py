@@ -7,7 +7,10 @@ number of source shards, so an output shard is a union of whole source shards.
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Iterable
 
+from pipeline.storage.store import FileDigest
 from transforms.hashing import keyed_hash
 
 IMAGES_PER_SOURCE_SHARD = 32
@@ -21,12 +24,39 @@ def bucket_hash(key: str) -> int:
     return keyed_hash(0, "shard", key)
 
 
+CARD_FILES = ("README.md", "classes.txt", "croissant.json")
+"""The other files of a dataset that its manifest lists: they describe it."""
+_BELOW_DATA_FOLDERS = re.compile(rf"(?:{'|'.join(DATA_FOLDERS)})(?:/(?!\.)[^/\\\x00-\x1f]+)+")
+
+
+def check_data_paths(files: Iterable[FileDigest]) -> None:
+    """Makes sure that paths which were read from a file are those of a dataset's files.
+
+    Raises:
+      ValueError: one leads elsewhere.
+    """
+    for file in files:
+        if file.path not in CARD_FILES and not _BELOW_DATA_FOLDERS.fullmatch(file.path):
+            raise ValueError(f"{file.path!r} is no path of a dataset's file")
+
+
 @dataclasses.dataclass(frozen=True)
 class ShardCounts:
-    """Number of shards of one split. `output` divides `source`."""
+    """Number of shards of one split. `output` divides `source`.
+
+    Raises:
+      ValueError: it does not, or there are too many.
+    """
 
     source: int
     output: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.output <= self.source <= MAX_SOURCE_SHARDS or self.source % self.output:
+            raise ValueError(
+                f"{self.source} source shards and {self.output} output shards: there are 1 to "
+                f"{MAX_SOURCE_SHARDS}, and the one is a multiple of the other"
+            )
 
     @classmethod
     def of(cls, images: int, images_per_shard: int) -> ShardCounts:

@@ -1,1 +1,1 @@
-"""`--dry_run`: what a job would do, how long, how large, at what price."""
+"""`--dry_run`: what a job would do, how long, how large."""

@@ -16,7 +16,6 @@ from pipeline.dataset.sinks import Sample
 from pipeline.dry_run.forecast import Forecast
 from pipeline.generate.compose import ComposeShard
 from pipeline.generate.cut_source import prepare_segmenter
-from pipeline.generate.examine import Examine
 from pipeline.generate.plan import PlanSplit
 from pipeline.generate.segment import SegmentShard
 from pipeline.generate.segmented import SegmentedShard
@@ -106,7 +105,6 @@ def run_trial(
     store = Store(folder)
     staging, progress = Staging(store, "staging"), Progress.of(store)
     totals = SplitTotals("trial", ShardCounts(len(images), 1), len(images), 0, 0)
-    examine = Examine(config.segment, staging, "keep")
     segment = SegmentShard(config.segment, staging, {}, progress, taxonomy.num_labels)
     segment.setup()
     prepare_segmenter(config.segment)
@@ -114,8 +112,7 @@ def run_trial(
     seconds = []
     for number, image in enumerate(images):
         started = time.perf_counter()
-        for examined in examine.process(SourceShard(totals, number, (image,))):
-            segmented += segment.process(examined)
+        segmented += segment.process(SourceShard(totals, number, (image,)))
         seconds.append(time.perf_counter() - started)
     # A few images must find partners among themselves, and none is left out for balance.
     lenient = dataclasses.replace(

@@ -13,14 +13,14 @@ from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.records import ACCEPTED, read_rows
 from pipeline.dataset.shards import layer_record
-from pipeline.generate.cut_source import reject_by_name, shard_fingerprint, source_digest
-from pipeline.generate.examine import printable
+from pipeline.generate.cut_source import known_digest, printable, reject_by_name
 from pipeline.generate.job import Job
 from pipeline.generate.list_split import list_split
 from pipeline.generate.previous_layers import PreviousLayers
+from pipeline.generate.staged import find_layers
 from pipeline.segmenters import takes_masks
 from pipeline.sources.checksums import Checksums
-from pipeline.sources.listing import SourceImage, SourceShard, make_shards
+from pipeline.sources.listing import SourceImage, make_shards
 from pipeline.sources.place import read_place
 from transforms.cutting import check_annotation
 from transforms.filters import Reason
@@ -118,12 +118,16 @@ def _forecast_split(job: Job, taxonomy: Taxonomy, split: str) -> tuple[SplitFore
     left: list[SourceImage] = []
     unchanged = True
     for shard in make_shards(split, listing, counts):
-        digests = _known_digests(job, shard)
-        found = _find_record(job, shard, digests)
-        unchanged &= found == layer_record(split, shard.shard)
+        checksums = Checksums.of_shard(job.store, split, shard.shard)
+        digests = [known_digest(i, job.config.segment, checksums.known) for i in shard.images]
+        need_files = job.config.layers == "keep"
+        found = find_layers(
+            job.layer_staging(), shard, digests, job.config.segment, need_files=need_files
+        )
+        unchanged &= found is not None and found.record == layer_record(split, shard.shard)
         if found is not None:
             by_path: dict[str, list[str]] = {}
-            for row in read_rows(job.store, found, ["path", "status"]):
+            for row in read_rows(job.store, found.record, ["path", "status"]):
                 by_path.setdefault(row["path"], []).append(row["status"])
             for image in shard.images:
                 statuses = by_path.get(printable(image.name), [])
@@ -179,34 +183,3 @@ def _fates(
     annotation = None if image.annotation is None else read_place(image.annotation)
     reason = check_annotation(annotation, config.rules)
     return [] if reason is None else [str(reason)]
-
-
-def _find_record(job: Job, shard: SourceShard, digests: list[str | None]) -> str | None:
-    """Path of a shard's record if it is up to date, in place or in staging."""
-    known = [digest for digest in digests if digest is not None]
-    if len(known) < len(digests):
-        return None
-    record = layer_record(shard.totals.split, shard.shard)
-    checksum = shard_fingerprint(known, job.config.segment)
-    need_files = job.config.layers == "keep"
-    found = job.layer_staging().find(record, checksum, need_files=need_files)
-    return None if found is None else found.record
-
-
-def _known_digests(job: Job, shard: SourceShard) -> list[str | None]:
-    """Digest of each of a shard's images, None where a checksum is not remembered."""
-    checksums = Checksums.of_shard(job.store, shard.totals.split, shard.shard)
-    digests: list[str | None] = []
-    for image in shard.images:
-        files = (
-            (image.path, image.md5),
-            (image.annotation, image.annotation_md5),
-            (image.mask, image.mask_md5),
-        )
-        paths = [path for path, md5 in files if path is not None and md5 is None]
-        known = {path: checksum for path in paths if (checksum := checksums.known(path))}
-        complete = len(known) == len(paths)
-        digests.append(
-            source_digest(image, job.config.segment, known.__getitem__) if complete else None
-        )
-    return digests

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 import os
 import shutil
 import sys
@@ -15,14 +16,6 @@ from typing import TYPE_CHECKING
 from pipeline.command_line.terminal import size
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
-from pipeline.dry_run.costs import (
-    Assumptions,
-    Cost,
-    Figures,
-    describe_cost,
-    evaluate_cost,
-    generate_cost,
-)
 from pipeline.dry_run.estimate import Measured, Trial, choose, run_trial
 from pipeline.dry_run.forecast import Forecast, SplitForecast, make_forecast
 from pipeline.errors import JobError
@@ -38,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.attack.plan import Attacking
     from pipeline.evaluate.plan import Evaluation
     from pipeline.evaluate.predict import Predictor
+    from pipeline.models import LoadedModel
 
 _EVALUATE_SECONDS = 5.0
 """How long a model is measured, if it has that much to do."""
@@ -49,7 +43,6 @@ def dry_run(
     taxonomy: Taxonomy,
     workers: int,
     attacking: Attacking | None = None,
-    assumed: Assumptions | None = None,
 ) -> None:
     """Prints what a job would do.
 
@@ -59,13 +52,10 @@ def dry_run(
       taxonomy: of the labels.
       workers: how many of them work at the same time.
       attacking: what to attack, if anything.
-      assumed: prices, and the speed of GPUs if models are to run on some; defaults if None.
 
     Raises:
       UsageError, OSError: as the job would.
     """
-    assumed = assumed or Assumptions()
-    cost = Cost()
     print("dry run: looking at names and annotations", file=sys.stderr)
     forecast = make_forecast(job, taxonomy)
     for split in forecast.splits:
@@ -75,13 +65,10 @@ def dry_run(
     with tempfile.TemporaryDirectory(prefix="in9-") as folder:
         make_trial = functools.cache(lambda: _trial(job, forecast, taxonomy, folder))
         if not forecast.is_up_to_date:
-            cost += _print_estimate(job, forecast, make_trial(), workers)
+            _print_estimate(job, forecast, make_trial(), workers)
         if evaluation is not None:
-            rate = assumed.gpu_rate
             for model in evaluation.models:
-                cost += _print_model(model, job, forecast, evaluation, make_trial, attacking, rate)
-    if cost != Cost():
-        print(describe_cost(cost, assumed))
+                _print_model(model, job, forecast, evaluation, make_trial, attacking)
     print("dry run: nothing was written")
 
 
@@ -105,7 +92,7 @@ def _print_split(split: SplitForecast, taxonomy: Taxonomy, config: DatasetConfig
         f"{split.split}: {sum(split.rejected.values())} rejected for name or annotation alone"
         + (f" ({reasons})" if reasons else "")
     )
-    for line in advise(split.rejected, split.listed, config):
+    for line in advise(split.rejected, split.listed):
         print(f"{split.split}: {line}")
     is_whole = config.segment.is_whole
     done, to_do = ("looked at", "to look at") if is_whole else ("segmented", "to segment")
@@ -126,10 +113,10 @@ def _selected(config: DatasetConfig, split: SplitForecast, measured: Measured) -
     return sum(min(limit, size_of_class) for size_of_class in sizes)
 
 
-def _print_estimate(job: Job, forecast: Forecast, trial: Trial | None, workers: int) -> Cost:
+def _print_estimate(job: Job, forecast: Forecast, trial: Trial | None, workers: int) -> None:
     if trial is None:
         print("estimate: seconds; no image is left to segment")
-        return Cost()
+        return
     config, measured = job.config, trial.measured
     rate = measured.accepted / measured.images
     accepted = sum(len(s.accepted) + rate * len(s.left) for s in forecast.splits)
@@ -154,14 +141,6 @@ def _print_estimate(job: Job, forecast: Forecast, trial: Trial | None, workers: 
         f"estimate: about {selected:.0f} images in the dataset, {size(sum(sizes.values()))} "
         f"({parts}){_free(job.store)}"
     )
-    figures = Figures(
-        measured.segment_seconds,
-        measured.compose_seconds,
-        measured.layer_bytes,
-        sum(measured.output_bytes.values()),
-    )
-    keep = config.layers == "keep"
-    return generate_cost(figures, forecast.left, accepted, selected, keep_layers=keep)
 
 
 def _free(store: Store) -> str:
@@ -192,11 +171,8 @@ def _print_model(
     evaluation: Evaluation,
     make_trial: Callable[[], Trial | None],
     attacking: Attacking | None,
-    gpu_rate: float,
-) -> Cost:
-    """Says what a model takes; returns it, too."""
-    import torch
-
+) -> None:
+    """Says what a model takes."""
     from pipeline.evaluate.predict import Predictor
     from pipeline.evaluate.shards import find_predictions
     from pipeline.models import load_model
@@ -206,9 +182,9 @@ def _print_model(
         model = load_model(name, evaluation.weights, job.taxonomy)
     except JobError as error:
         print(f"{name}: {error}")
-        return Cost()
+        return
     load = time.perf_counter() - started
-    pictures = None
+    pictures = composites = None
     if forecast.is_up_to_date:
         dataset = Dataset.open(evaluation.store)
         pictures = sum(
@@ -216,41 +192,50 @@ def _print_model(
             for shard in dataset.shards(evaluation.split)
             if not find_predictions(evaluation, dataset, model, shard)[2]
         )
+        composites = _composites_left(attacking, dataset, model) if attacking else 0
         if not pictures:
             print(f"{name}: evaluated already")
-            if attacking:
-                print(f"{name}: what an attack takes, in9 attack --dry_run measures")
-            return Cost()
+        if attacking and not composites:
+            print(f"{name}: attacked already")
+        if not pictures and not composites:
+            return
     trial = make_trial()
     if trial is None:
-        return Cost()
+        return
     if pictures is None:
         pictures = _expected_pictures(job, forecast, trial.measured, evaluation.split)
     rate = _pictures_a_second(Predictor(model, evaluation.predict), trial)
     del model
     gc.collect()
     if not rate:
-        return Cost()
-    on_gpu = evaluation.predict.device == "cuda"
-    print(
-        f"{name}: about {duration(load + pictures / rate)} for {pictures} pictures on "
-        f"{evaluation.predict.device} ({rate:.1f} a second)"
-    )
-    # As many cores as torch has threads are busy meanwhile.
-    core_seconds = torch.get_num_threads() / rate
-    gpu_rate = gpu_rate or (rate if on_gpu else 0.0)
-    cost = evaluate_cost("evaluate", pictures, core_seconds, gpu_rate)
-    if attacking:
+        return
+    if pictures:
+        print(
+            f"{name}: about {duration(load + pictures / rate)} for {pictures} pictures on "
+            f"{evaluation.predict.device} ({rate:.1f} a second)"
+        )
+    if attacking and composites is None:
         images = pictures // sum(is_picture(v) for v in job.config.compose.composed)
         sides = (attacking.foregrounds, attacking.backgrounds)
-        foregrounds, backgrounds = (images if n is None else min(n, images) for n in sides)
-        composites = foregrounds * backgrounds
+        composites = math.prod(images if n is None else min(n, images) for n in sides)
+    if composites:
         print(
-            f"{name}: about {duration(composites / rate)} for an attack with "
-            f"{foregrounds} x {backgrounds} composites"
+            f"{name}: about {duration(composites / rate)} for an attack with {composites} "
+            "composites"
         )
-        cost += evaluate_cost("attack", composites, core_seconds, gpu_rate)
-    return cost
+
+
+def _composites_left(attacking: Attacking, dataset: Dataset, model: LoadedModel) -> int:
+    """How many composites of an attack are not predicted yet."""
+    from pipeline.attack.chunks import Chunks
+    from pipeline.attack.plan import open_grid
+    from pipeline.evaluate.plan import model_identity
+
+    grid = open_grid(dataset, attacking)
+    about = model_identity(model, attacking.evaluation, dataset)
+    chunks = Chunks(dataset, attacking, grid, model, about)
+    left = (n for n in grid.chunks if not chunks.is_there(n))
+    return len(grid.backgrounds) * sum(len(grid.positions(n)) for n in left)
 
 
 def _pictures_a_second(predictor: Predictor, trial: Trial) -> float:

@@ -9,9 +9,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.evaluate.plan import Evaluation
-from pipeline.results.failures import FailedModel, forget_failure, note_failure
-from pipeline.results.files import summary_file
+from pipeline.results.failures import FailedModel, note_failures
 from pipeline.runner.counters import count
+
+_FAILED = {
+    "evaluate": "models_failed",
+    "attack": "attacks_failed",
+    "saliency": "saliency_failed",
+}
+"""Counters of failures, by stage."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +82,7 @@ def write_models(
     *,
     expected: Sequence[int],
     what: str,
-    failures: str,
-    file: Callable[[str], str] = summary_file,
+    stage: str,
 ) -> None:
     """Writes what is said of each model, or that it failed.
 
@@ -87,19 +92,25 @@ def write_models(
       results: of the stage, all of them.
       write: takes a model's shards in their order, and writes what is said of it.
       expected, what: as for `all_shards`.
-      failures: name of their counter.
-      file: as for `note_failure`.
+      stage: as for `note_failures`.
 
     Raises:
       JobError: shards of a model have not arrived.
     """
-    store, how = evaluation.store, evaluation.how
     by_model, failed = sort_results(results)
+    succeeded = []
     for order, entry in enumerate(evaluation.models):
         if order in failed:
-            count(failures)
-            note_failure(store, failed[order], how, dataset, file)
+            count(_FAILED[stage])
             continue
         shards = all_shards(entry, by_model.get(order, []), expected, what)
         write(shards)
-        forget_failure(store, entry, json.loads(shards[0].about)["model"], how, file)
+        succeeded += [entry, json.loads(shards[0].about)["model"]]
+    note_failures(
+        evaluation.store,
+        dataset.manifest.fingerprint,
+        stage,
+        evaluation.how,
+        failed.values(),
+        succeeded,
+    )

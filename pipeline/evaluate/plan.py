@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import apache_beam as beam
-
+from pipeline.cores import usable_cores
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.predict import PredictConfig
 from pipeline.models import LoadedModel
 from pipeline.runner.progress import Progress
-from pipeline.runner.run import usable_cores
 from pipeline.storage.store import Store
 from pipeline.training.leakage import Test, training_note
-from pipeline.training.parts import Holdout, keys_for_test
+from pipeline.training.parts import Holdout, selected_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +29,8 @@ class Evaluation:
       weights: folder of `in9 models fetch` that weights are taken from, if any.
       groups: in how many groups the shards are evaluated at the same time; each holds one
         model at a time, so one for each device.
-      hints: resource hints of the steps that run models, as (name, value).
+      hints: resource hints of the steps that run models, as (name, value); none if they may run
+        on the machines of all others.
       spread: whether groups are on machines of their own, so that each may use all cores.
       holdout: share of the images that is tested on, as training with it leaves them out; 0 for
         all images.
@@ -66,22 +65,9 @@ class Evaluation:
         """What models are tested on, of the dataset as it is."""
         return Test(dataset, self.split, self.holdout, self.allow_overlap)
 
-    def keys(self, dataset: Dataset) -> frozenset[str] | None:
-        """The images that are tested on, None for all of them."""
-        if not self.holdout:
-            return None
-        return keys_for_test(dataset, self.split, Holdout(self.holdout))
-
-    def keys_of_shard(self, dataset: Dataset, shard: int) -> frozenset[str] | None:
-        """Those of an output shard."""
-        if not self.holdout:
-            return None
-        rows = [row for row in dataset.index_of_shard(self.split, shard) if row["selected"]]
-        return Holdout(self.holdout).keys_for_test(rows)
-
-    def on_workers(self, step: beam.PTransform) -> beam.PTransform:
-        """Puts a step that runs models on the machines that are meant for it."""
-        return step.with_resource_hints(**dict(self.hints)) if self.hints else step
+    def rows(self, dataset: Dataset, shard: int | None = None) -> list[dict[str, Any]]:
+        """Index rows of the images that are tested on, of one output shard or of all."""
+        return selected_rows(dataset, self.split, Holdout(self.holdout), shard)
 
 
 def model_identity(model: LoadedModel, evaluation: Evaluation, dataset: Dataset) -> dict[str, Any]:

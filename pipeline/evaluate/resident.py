@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
@@ -15,8 +15,8 @@ from pipeline.evaluate.predict import Predictor
 from pipeline.memory import give_back_freed_memory
 from pipeline.models import LoadedModel, check_head, load_model
 from pipeline.results.failures import FailedModel
-from pipeline.results.files import all_summaries
-from pipeline.runner.counters import timed
+from pipeline.results.files import read_results
+from pipeline.runner.counters import count, timed
 from pipeline.training.leakage import Test, refuse_overlap
 from transforms.taxonomy import Taxonomy
 
@@ -28,11 +28,11 @@ T = TypeVar("T")
 def each_model(
     evaluation: Evaluation,
     taxonomy: Taxonomy,
-    work: Callable[[int, LoadedModel, Predictor], Iterator[T]],
+    orders: Iterable[int],
+    work: Callable[[int, LoadedModel, Predictor | None], Iterator[T]],
     *,
     stage: str,
-    group: int,
-    total: int,
+    on_device: bool,
     test: Test | None = None,
 ) -> Iterator[T | FailedModel]:
     """Works with one model after another; one that fails does not keep the next from it.
@@ -40,26 +40,26 @@ def each_model(
     Args:
       evaluation: models, and how they are run.
       taxonomy: their heads must fit.
+      orders: places of the models that are worked with, in their order.
       work: takes a model's place among the models, the model, and the same on its device; what
         it yields is passed on.
-      stage: whose time and progress it is.
-      group: of shards that are worked on.
-      total: pictures of the group, of which `work` notes what is done.
+      stage: whose time it is.
+      on_device: whether models are brought onto their device, which is then counted.
       test: what models are tested on, if those are refused that were trained on it.
 
     Yields:
       The work's results, and a FailedModel for each model that raised a ModelError.
     """
-    for order in range(len(evaluation.models)):
-        evaluation.progress.note_total(stage, f"{order}-{group}", total)
     torch.set_num_threads(evaluation.threads)
-    for order, spec in enumerate(evaluation.models):
-        name = spec
+    for order in orders:
+        name = spec = evaluation.models[order]
         try:
             with timed(stage):
                 if test is not None:
                     refuse_overlap(spec, test)
-                model, predictor = load_resident(spec, evaluation, taxonomy)
+                model = load_checked(spec, evaluation, taxonomy)
+                predictor = put_on_device(model, evaluation) if on_device else None
+            count("models_on_device", int(on_device))
             name = model.name
             yield from work(order, model, predictor)
         except ModelError as error:
@@ -69,10 +69,8 @@ def each_model(
         free_memory()
 
 
-def load_resident(
-    spec: str, evaluation: Evaluation, taxonomy: Taxonomy
-) -> tuple[LoadedModel, Predictor]:
-    """Loads a model onto the device.
+def load_checked(spec: str, evaluation: Evaluation, taxonomy: Taxonomy) -> LoadedModel:
+    """Loads a model that may be run.
 
     Args:
       spec: entry of `--models`.
@@ -87,21 +85,31 @@ def load_resident(
         check_head(model, taxonomy)
         if not evaluation.accept_new_weights:
             _check_weights(model, evaluation)
-        return model, Predictor(model, evaluation.predict)
+        return model
     except (UsageError, JobError) as error:
         raise ModelError(str(error)) from error
+
+
+def put_on_device(model: LoadedModel, evaluation: Evaluation) -> Predictor:
+    """Brings a model onto the device that it is run on.
+
+    Raises:
+      ModelError: there is not enough memory.
+    """
+    try:
+        return Predictor(model, evaluation.predict)
     except torch.cuda.OutOfMemoryError as error:
         raise ModelError("its weights do not fit into the memory of the device") from error
 
 
 def _check_weights(model: LoadedModel, evaluation: Evaluation) -> None:
-    for summary in all_summaries(evaluation.store):
+    for summary in read_results(evaluation.store, "summary"):
         known = summary.get("weights_sha256")
         if known and summary["model"] == model.name and known != model.weights_sha256:
             raise JobError(
                 f"the weights of {model.name} have changed since its results were made "
                 f"(sha256 {known[:12]}, now {model.weights_sha256[:12]}); "
-                "add --accept_new_weights to evaluate the new ones"
+                "add --overwrite weights to evaluate the new ones"
             )
 
 

@@ -21,10 +21,10 @@ from pipeline.dataset.sinks import Sample
 from pipeline.evaluate.plan import Evaluation
 from pipeline.evaluate.predict import Predictor
 from pipeline.models import LoadedModel
-from pipeline.results.files import PREDICTION_SCHEMA, predictions_file, result_folder
-from pipeline.results.logits import PROBED, LogitsKeeper, batches_with, keys_to_keep, logits_file
+from pipeline.results.files import PREDICTION_SCHEMA, result_folder, result_shard
+from pipeline.results.logits import PROBED, keys_to_keep
 from pipeline.runner.counters import count, count_written
-from transforms.scoring import LABEL_RULES, labels_of_outputs
+from transforms.scoring import LABEL_RULES, PAPER_RULE, labels_of_outputs
 from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
 
@@ -35,8 +35,7 @@ def find_predictions(
     """Where the predictions of a (model, shard) lie, their fingerprint, and whether they are
     there already."""
     folder = result_folder(model.name, evaluation.how)
-    path = predictions_file(folder, evaluation.split, shard)
-    tested = evaluation.keys_of_shard(dataset, shard)
+    path = result_shard(folder, "predictions", evaluation.split, shard)
     files = dataset.shard_files(evaluation.split, shard, _pictures(dataset))
     checksum = fingerprint(
         model.name,
@@ -46,7 +45,7 @@ def find_predictions(
         EVALUATE_VERSION,
         [file.sha256 for file in files],
         # Groups may change where pictures do not.
-        *([sorted(tested)] if tested is not None else []),
+        *([sorted(_tested(evaluation, dataset, shard))] if evaluation.holdout else []),
         *dataset.own_taxonomy,
     )
     about = read_about(evaluation.store, path)
@@ -57,73 +56,60 @@ def predict_shard(
     evaluation: Evaluation,
     dataset: Dataset,
     model: LoadedModel,
-    predictor: Predictor,
+    predictor: Predictor | None,
     taxonomy: Taxonomy,
     shard: int,
-) -> str:
-    """Makes what is missing of a (model, shard): predictions, and the outputs that are kept.
+) -> str | None:
+    """Makes the predictions of a (model, shard), unless they are there.
 
     Args:
       evaluation: how models are run.
       dataset: that the shard is of.
       model: the model.
-      predictor: the same on its device.
+      predictor: the same on its device; None to make nothing.
       taxonomy: of the labels.
       shard: number of the output shard.
 
     Returns:
-      The path of the predictions.
+      The path of the predictions; None if something is missing and is not made.
 
     Raises:
       ModelError: the model's forward pass fails.
       JobError: a stored picture cannot be decoded.
     """
     path, checksum, is_there = find_predictions(evaluation, dataset, model, shard)
-    logits_path = logits_file(result_folder(model.name, evaluation.how), evaluation.split, shard)
-    about = read_about(evaluation.store, logits_path)
-    missing = about is None or about.fingerprint != checksum
-    tested = evaluation.keys_of_shard(dataset, shard)
-    keeper = LogitsKeeper(
-        keys_to_keep(dataset, evaluation.split, shard, tested) if missing else frozenset()
-    )
-    if is_there and not keeper.keys:
+    if is_there:
         count("prediction_shards_kept")
         return path
-    samples = _samples(dataset, evaluation.split, shard, tested)
-    if is_there:
-        # Of an earlier release, or lost: scores depend on what shares a batch in their last
-        # digits, so batches stay what they were.
-        samples = batches_with(samples, evaluation.predict.batch_size, PROBED, keeper.keys)
-
+    if predictor is None:
+        return None
+    tested = _tested(evaluation, dataset, shard)
+    probed = keys_to_keep(tested, len(dataset.shards(evaluation.split)))
     output_labels = labels_of_outputs(model.num_outputs, taxonomy)
     schema = with_labels(PREDICTION_SCHEMA, taxonomy.num_labels)
     tables = [schema.empty_table()]
+    samples = _samples(dataset, evaluation.split, shard, tested)
     with contextlib.closing(predictor.logits(samples)) as batches:
         for batch, logits in batches:
-            keeper.add(batch, logits)
-            if not is_there:
-                tables.append(_prediction_table(model.name, batch, logits, output_labels, schema))
+            scored = _prediction_table(model.name, batch, logits, output_labels, schema, probed)
+            tables.append(scored)
             count("pictures_predicted", len(batch))
-    about = ShardFiles(checksum, ())
-    if keeper.keys:
-        count_written([write_table(evaluation.store, logits_path, keeper.table(), about)])
-        count("logit_shards_made")
-    if not is_there:
-        table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-        count_written([write_table(evaluation.store, path, table, about)])
-        count("prediction_shards_made")
+    table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    count_written([write_table(evaluation.store, path, table, ShardFiles(checksum, ()))])
+    count("prediction_shards_made")
     return path
 
 
-def _samples(
-    dataset: Dataset, split: str, shard: int, tested: frozenset[str] | None
-) -> Iterator[Sample]:
+def _tested(evaluation: Evaluation, dataset: Dataset, shard: int) -> frozenset[str]:
+    return frozenset(row["key"] for row in evaluation.rows(dataset, shard))
+
+
+def _samples(dataset: Dataset, split: str, shard: int, tested: frozenset[str]) -> Iterator[Sample]:
     """Samples of all variants of a shard that are tested on, with their variant as a field."""
     for variant in _pictures(dataset):
         for sample in dataset.samples(split, shard, variant):
-            if tested is not None and sample.key not in tested:
-                continue
-            yield dataclasses.replace(sample, fields={**sample.fields, "variant": variant})
+            if sample.key in tested:
+                yield dataclasses.replace(sample, fields={**sample.fields, "variant": variant})
 
 
 def _pictures(dataset: Dataset) -> tuple[str, ...]:
@@ -137,8 +123,13 @@ def _prediction_table(
     logits: np.ndarray[Any, np.dtype[np.float32]],
     output_labels: np.ndarray[Any, np.dtype[np.int64]],
     schema: pa.Schema,
+    probed: frozenset[str],
 ) -> pa.Table:
     labels = np.asarray([sample.fields["label"] for sample in batch], np.int64)
+    kept = [
+        row if sample.fields["variant"] == PROBED and sample.key in probed else None
+        for sample, row in zip(batch, logits, strict=True)
+    ]
     tables = []
     for rule, score in LABEL_RULES.items():
         scores = score(logits, labels, output_labels)
@@ -155,6 +146,7 @@ def _prediction_table(
             "correct": scores.prediction == labels,
             "top1_score": scores.top1,
             "true_score": scores.true,
+            "logits": kept if rule == PAPER_RULE else [None] * len(batch),
         }
         arrays = [pa.array(columns[f.name]).cast(f.type) for f in schema]
         tables.append(pa.Table.from_arrays(arrays, schema=schema))

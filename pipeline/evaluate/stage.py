@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -18,15 +18,13 @@ from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.gather import ModelShard, write_models
 from pipeline.evaluate.plan import Evaluation, model_identity
 from pipeline.evaluate.predict import Predictor
-from pipeline.evaluate.resident import each_model
 from pipeline.evaluate.shards import predict_shard
-from pipeline.memory import keep_freed_memory
+from pipeline.evaluate.work import Begun, Left, Work, run_models
 from pipeline.models import LoadedModel
 from pipeline.results.analysis import summarise
 from pipeline.results.answers import Images
 from pipeline.results.failures import FailedModel
-from pipeline.results.files import read_predictions, result_folder, summary_file
-from pipeline.results.logits import logits_file
+from pipeline.results.files import read_predictions, result_file, result_folder, write_result
 from pipeline.results.power import power_of
 from pipeline.results.tables import write_tables
 from pipeline.runner.counters import timed
@@ -36,62 +34,32 @@ from transforms.taxonomy import Taxonomy
 _LIBRARIES = ("numpy", "torch", "timm")
 
 
-class ShardGroups(beam.DoFn):
-    """Dataset fingerprint -> (group, output shard)."""
+class Predict(Work):
+    """Predictions of output shards."""
 
-    def __init__(self, evaluation: Evaluation) -> None:
-        self._evaluation = evaluation
+    stage = "evaluate"
+    refuses_overlap = True
 
-    def process(self, _: str) -> Iterator[tuple[int, int]]:
-        dataset = Dataset.open(self._evaluation.store)
-        for shard in dataset.shards(self._evaluation.split):
-            yield shard % self._evaluation.groups, shard
+    def units(self, dataset: Dataset) -> Iterable[int]:
+        return dataset.shards(self.evaluation.split)
 
+    def begin(self, dataset: Dataset, group: int, units: Sequence[int]) -> Begun:
+        evaluation = self.evaluation
 
-class Predict(beam.DoFn):
-    """(group, its shards) -> ModelShards, or a FailedModel, model after model."""
-
-    def __init__(self, evaluation: Evaluation, taxonomy: Taxonomy) -> None:
-        self._evaluation = evaluation
-        self._taxonomy = taxonomy
-
-    def setup(self) -> None:
-        keep_freed_memory()
-
-    def process(self, element: tuple[int, Iterable[int]]) -> Iterator[ModelShard | FailedModel]:
-        group, shards = element[0], sorted(element[1])
-        evaluation = self._evaluation
-        dataset = Dataset.open(evaluation.store)
-        pictures = {shard: dataset.pictures(evaluation.split, shard) for shard in shards}
-
-        def predict(order: int, model: LoadedModel, predictor: Predictor) -> Iterator[ModelShard]:
+        def predict(
+            order: int, model: LoadedModel, predictor: Predictor | None, shards: Sequence[int]
+        ) -> Iterator[ModelShard | Left]:
             about = json.dumps(model_identity(model, evaluation, dataset), sort_keys=True)
             folder = result_folder(model.name, evaluation.how)
             with held(evaluation.store, model_lock(folder, group)):
                 for shard in shards:
                     with timed("evaluate"):
                         path = predict_shard(
-                            evaluation, dataset, model, predictor, self._taxonomy, shard
+                            evaluation, dataset, model, predictor, self.taxonomy, shard
                         )
-                    note_done(order, shard)
-                    yield ModelShard(order, shard, about, path)
+                    yield ModelShard(order, shard, about, path) if path else Left(order, shard)
 
-        def note_done(order: int, shard: int) -> None:
-            evaluation.progress.note_done("evaluate", f"{order}-{shard:05d}", pictures[shard])
-
-        for result in each_model(
-            evaluation,
-            self._taxonomy,
-            predict,
-            stage="evaluate",
-            group=group,
-            total=sum(pictures.values()),
-            test=evaluation.test_on(dataset),
-        ):
-            yield result
-            if isinstance(result, FailedModel):
-                for shard in shards:
-                    note_done(result.order, shard)
+        return Begun({u: dataset.pictures(evaluation.split, u) for u in units}, predict)
 
 
 class Summarise(beam.DoFn):
@@ -118,7 +86,7 @@ class Summarise(beam.DoFn):
             functools.partial(self._write, dataset),
             expected=dataset.shards(self._evaluation.split),
             what="predictions of {} of {} shards",
-            failures="models_failed",
+            stage="evaluate",
         )
         with held(store, TABLES_LOCK, wait=60):
             write_tables(store, dataset.manifest.fingerprint)
@@ -127,17 +95,14 @@ class Summarise(beam.DoFn):
 
     def _write(self, dataset: Dataset, shards: list[ModelShard]) -> None:
         """Writes a model's summary, and removes what it is not made of."""
-        store, split = self._evaluation.store, self._evaluation.split
+        store = self._evaluation.store
         summary = self._summary(dataset, shards)
-        data = (json.dumps(summary, indent=1, sort_keys=True) + "\n").encode()
         folder = result_folder(summary["model"], summary["evaluation"])
-        store.update(summary_file(folder), data)
+        write_result(store, result_file(folder, "summary"), summary)
         current = {shard.path for shard in shards}
-        current |= {logits_file(folder, split, shard.shard) for shard in shards}
-        for kind in ("predictions", "logits"):
-            for path in list(store.walk(f"results/{folder}/{kind}")):
-                if path not in current:
-                    store.delete(path)
+        for path in list(store.walk(f"results/{folder}/predictions")):
+            if path not in current:
+                store.delete(path)
 
     def _summary(self, dataset: Dataset, shards: list[ModelShard]) -> dict[str, Any]:
         predictions = read_predictions(self._evaluation.store, [shard.path for shard in shards])
@@ -164,16 +129,7 @@ class Evaluate(beam.PTransform):
         self._taxonomy = taxonomy
 
     def expand(self, dataset: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
-        predict = beam.ParDo(Predict(self._evaluation, self._taxonomy)).with_output_types(
-            ModelShard | FailedModel
-        )
-        evaluated = (
-            dataset
-            | "Shards"
-            >> beam.ParDo(ShardGroups(self._evaluation)).with_output_types(tuple[int, int])
-            | "GatherGroup" >> beam.GroupByKey()
-            | "Predict" >> self._evaluation.on_workers(predict)
-        )
+        evaluated = run_models(dataset, Predict(self._evaluation, self._taxonomy), "Predict")
         return dataset | "Summarise" >> beam.ParDo(
             Summarise(self._evaluation), evaluated=beam.pvalue.AsList(evaluated)
         ).with_output_types(str)

@@ -1,4 +1,4 @@
 """Generate: the stages that make a dataset.
 
-list -> examine -> segment -> plan -> compose -> commit (`pipeline.generate.graph`).
+list -> segment -> plan -> compose -> commit (`pipeline.generate.graph`).
 """

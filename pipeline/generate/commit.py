@@ -13,7 +13,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipeline.dataset.card import CARD_FILES, card_files
+from pipeline.dataset.card import card_files
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import COMPOSE_VERSION, fingerprint
 from pipeline.dataset.manifest import (
@@ -25,7 +25,7 @@ from pipeline.dataset.manifest import (
     stage_versions,
 )
 from pipeline.dataset.records import ACCEPTED
-from pipeline.dataset.shards import DATA_FOLDERS
+from pipeline.dataset.shards import CARD_FILES, DATA_FOLDERS
 from pipeline.errors import JobError
 from pipeline.generate.compose import ComposedShard
 from pipeline.generate.plan import check_complete
@@ -136,97 +136,112 @@ class Commit(beam.DoFn):
 
     def process(self, _: Any, shards: Iterable[ComposedShard]) -> Iterator[str]:
         with timed("commit"):
-            committed = self._commit(list(shards))
+            committed = commit(self._config, self._store, self._taxonomy, list(shards))
         yield committed
 
-    def _commit(self, shards: list[ComposedShard]) -> str:
-        store = self._store
-        manifest = build_manifest(self._config, shards, self._taxonomy)
-        old = read_manifest(store)
-        moves = [
-            (source, target)
-            for shard in shards
-            for source, target in shard.moves
-            if source != target and not _is_dropped(self._config, target)
-        ]
-        scenes = _scenes(shards)
-        if scenes is not None and scenes.where != scenes.file.path:
-            moves.append((scenes.where, scenes.file.path))
-        if old is not None and _same_data(old, manifest) and self._in_place(old, moves):
-            manifest = old
-        else:
-            self._check_complete(manifest, old, {target: source for source, target in moves})
-            self._put_in_place(manifest, moves)
-            cards = [store.write(path, data) for path, data in card_files(manifest, self._taxonomy)]
-            files = sorted((*manifest.files, *cards), key=lambda file: file.path)
-            manifest = dataclasses.replace(manifest, files=tuple(files))
-            store.write(MANIFEST, manifest.to_json())
-            store.delete(PREVIOUS_MANIFEST)
-            count("commits")
-        store.delete_tree(STAGING)
-        store.remove_temporary()
-        return manifest.fingerprint
 
-    def _check_complete(
-        self, manifest: Manifest, old: Manifest | None, waiting: dict[str, str]
-    ) -> None:
-        """Makes sure, before anything is removed, that every file is there, and that none of
-        those in place has changed since it was committed.
+def commit(
+    config: DatasetConfig, store: Store, taxonomy: Taxonomy, shards: list[ComposedShard]
+) -> str:
+    """Puts the shards of all splits in place; returns the dataset's fingerprint.
 
-        Args:
-          waiting: final path to staged path; a repeated Commit finds some in place already.
-        """
-        known = {} if old is None else {file.path: file for file in old.files}
-        there = self._there()
-        for file in manifest.files:
-            source = waiting.get(file.path)
-            if source is not None and source in there:
-                continue
-            if there.get(file.path) != file.bytes:
-                raise JobError(
-                    f"{file.path} is missing or of another size. Run the same command again"
-                )
-            if source is None and file.path in known and known[file.path] != file:
-                raise JobError(
-                    f"{self._store.path(file.path)} has changed since it was committed. Remove it "
-                    "and run the same command again"
-                )
+    Raises:
+      JobError: something is missing, or has changed since it was committed.
+      OSError: writing failed.
+    """
+    manifest = build_manifest(config, shards, taxonomy)
+    old = read_manifest(store)
+    moves = [
+        (source, target)
+        for shard in shards
+        for source, target in shard.moves
+        if source != target and not _is_dropped(config, target)
+    ]
+    scenes = _scenes(shards)
+    if scenes is not None and scenes.where != scenes.file.path:
+        moves.append((scenes.where, scenes.file.path))
+    if old is not None and _same_data(old, manifest) and _in_place(store, old, moves):
+        manifest = old
+    else:
+        _check_complete(store, manifest, old, {target: source for source, target in moves})
+        _put_in_place(store, manifest, moves)
+        cards = [store.write(path, data) for path, data in card_files(manifest, taxonomy)]
+        files = sorted((*manifest.files, *cards), key=lambda file: file.path)
+        manifest = dataclasses.replace(manifest, files=tuple(files))
+        store.write(MANIFEST, manifest.to_json(), durable=True)
+        store.delete(PREVIOUS_MANIFEST)
+        count("commits")
+    store.delete_tree(STAGING)
+    store.remove_temporary()
+    return manifest.fingerprint
 
-    def _put_in_place(self, manifest: Manifest, moves: list[tuple[str, str]]) -> None:
-        """Moves what is staged, and removes what is of no use any more. The manifest steps
-        aside first: until the new one is there, the folder holds no valid dataset."""
-        store = self._store
-        if store.exists(MANIFEST):
-            store.move(MANIFEST, PREVIOUS_MANIFEST)
-        staged = store.sizes(STAGING)
-        moves = [(source, target) for source, target in moves if source in staged]
-        # A record must never stand beside files that are not its own.
-        records = [target for _, target in moves if _is_record(target)]
-        store.delete_all(records)
-        store.move_all(move for move in moves if not _is_record(move[1]))
-        store.move_all(move for move in moves if _is_record(move[1]))
-        self._remove_obsolete(manifest)
 
-    def _in_place(self, old: Manifest, moves: list[tuple[str, str]]) -> bool:
-        """Whether nothing waits in staging, and every file is where it should be."""
-        there = self._there()
-        return not any(source in there for source, _ in moves) and all(
-            there.get(file.path) == file.bytes for file in old.files
-        )
+def _check_complete(
+    store: Store, manifest: Manifest, old: Manifest | None, waiting: dict[str, str]
+) -> None:
+    """Makes sure, before anything is removed, that every file is there and lies in folders of
+    ours, and that none of those in place has changed since it was committed.
 
-    def _there(self) -> dict[str, int]:
-        """Sizes of all files, by path; a listing of each folder."""
-        listed = (self._store.sizes(folder) for folder in (*DATA_FOLDERS, STAGING))
-        there = {path: size for folder in listed for path, size in folder.items()}
-        for path in CARD_FILES:
-            size = self._store.size(path)
-            if size is not None:
-                there[path] = size
-        return there
+    Args:
+      store: of the dataset.
+      manifest: the new one.
+      old: the one that is there.
+      waiting: final path to staged path; a repeated Commit finds some in place already.
+    """
+    known = {} if old is None else {file.path: file for file in old.files}
+    there = _there(store)
+    for path in (*(f"{folder}/" for folder in DATA_FOLDERS), *(f.path for f in manifest.files)):
+        store.own_path(path)
+    for file in manifest.files:
+        source = waiting.get(file.path)
+        if source is not None and source in there:
+            continue
+        if there.get(file.path) != file.bytes:
+            raise JobError(f"{file.path} is missing or of another size. Run the same command again")
+        if source is None and file.path in known and known[file.path] != file:
+            raise JobError(
+                f"{store.path(file.path)} has changed since it was committed. Remove it "
+                "and run the same command again"
+            )
 
-    def _remove_obsolete(self, manifest: Manifest) -> None:
-        wanted = {file.path for file in manifest.files}
-        for folder in DATA_FOLDERS:
-            there = list(self._store.walk(folder))
-            self._store.delete_all(path for path in there if path not in wanted)
-            self._store.prune(folder)
+
+def _put_in_place(store: Store, manifest: Manifest, moves: list[tuple[str, str]]) -> None:
+    """Moves what is staged, and removes what is of no use any more. The manifest steps
+    aside first: until the new one is there, the folder holds no valid dataset."""
+    if store.exists(MANIFEST):
+        store.move(MANIFEST, PREVIOUS_MANIFEST)
+    staged = store.sizes(STAGING)
+    moves = [(source, target) for source, target in moves if source in staged]
+    # A record must never stand beside files that are not its own.
+    records = [target for _, target in moves if _is_record(target)]
+    store.delete_all(records)
+    store.move_all(move for move in moves if not _is_record(move[1]))
+    store.move_all(move for move in moves if _is_record(move[1]))
+    _remove_obsolete(store, manifest)
+
+
+def _in_place(store: Store, old: Manifest, moves: list[tuple[str, str]]) -> bool:
+    """Whether nothing waits in staging, and every file is where it should be."""
+    there = _there(store)
+    return not any(source in there for source, _ in moves) and all(
+        there.get(file.path) == file.bytes for file in old.files
+    )
+
+
+def _there(store: Store) -> dict[str, int]:
+    """Sizes of all files, by path; a listing of each folder."""
+    listed = (store.sizes(folder) for folder in (*DATA_FOLDERS, STAGING))
+    there = {path: size for folder in listed for path, size in folder.items()}
+    for path in CARD_FILES:
+        size = store.size(path)
+        if size is not None:
+            there[path] = size
+    return there
+
+
+def _remove_obsolete(store: Store, manifest: Manifest) -> None:
+    wanted = {file.path for file in manifest.files}
+    for folder in DATA_FOLDERS:
+        there = list(store.walk(folder))
+        store.delete_all(path for path in there if path not in wanted)
+        store.prune(folder)

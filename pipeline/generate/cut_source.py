@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.fingerprints import fingerprint
+from pipeline.errors import JobError
 from pipeline.segmenters import takes_masks
 from pipeline.sources.listing import SourceImage
-from pipeline.sources.place import read_place
+from pipeline.sources.place import read_place, shown
 from transforms.cutting import Cut, cut_objects
 from transforms.filters import Reason, is_valid_key
 from transforms.whole import Whole, crop_whole
@@ -38,6 +39,27 @@ def source_digest(image: SourceImage, config: SegmentConfig, checksum: Callable[
     )
 
 
+def untold(image: SourceImage) -> list[str]:
+    """Places whose content identifies an image and whose MD5 the listing has not told."""
+    places = (
+        (image.path, image.md5),
+        (image.annotation, image.annotation_md5),
+        (image.mask, image.mask_md5),
+    )
+    return [place for place, md5 in places if place is not None and md5 is None]
+
+
+def known_digest(
+    image: SourceImage, config: SegmentConfig, known: Callable[[str], str | None]
+) -> str | None:
+    """`source_digest` as far as it is known without reading: None if a checksum is not."""
+    places = untold(image)
+    checksums = {place: md5 for place in places if (md5 := known(place)) is not None}
+    if len(checksums) < len(places):
+        return None
+    return source_digest(image, config, checksums.__getitem__)
+
+
 def _mask_digest(image: SourceImage, checksum: Callable[[str], str]) -> str | None:
     return image.mask and (image.mask_md5 or checksum(image.mask))
 
@@ -45,6 +67,14 @@ def _mask_digest(image: SourceImage, checksum: Callable[[str], str]) -> str | No
 def shard_fingerprint(digests: list[str], config: SegmentConfig) -> str:
     """Identifies everything that a shard's layers depend on, given its images' digests."""
     return fingerprint(config.fingerprint(), digests)
+
+
+def printable(text: str) -> str:
+    """Text that any file can hold: escapes what is not printable, and cuts what is long."""
+    escaped = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+    return escaped if len(escaped) <= 300 else escaped[:297] + "..."
 
 
 def reject_by_name(image: SourceImage, before: SourceImage | None) -> tuple[Reason, str] | None:
@@ -84,38 +114,53 @@ class SourceBytes:
 
     Attributes:
       number: of the object that is asked for, 0 for all.
+      place: of the image, for messages.
     """
 
     image: bytes
     annotation: bytes | None
     mask: bytes | None = None
     number: int = 0
+    place: str = ""
 
 
-def read_source(image: str, annotation: str | None, mask: str | None = None) -> SourceBytes:
+def read_source(
+    image: str,
+    annotation: str | None,
+    mask: str | None = None,
+    read: Callable[[str], bytes] = read_place,
+) -> SourceBytes:
     """Reads them, given by their places. Raises OSError."""
     return SourceBytes(
-        read_place(image),
-        None if annotation is None else read_place(annotation),
-        None if mask is None else read_place(mask),
+        read(image),
+        None if annotation is None else read(annotation),
+        None if mask is None else read(mask),
+        place=image,
     )
 
 
 def cut_source(source: SourceBytes, config: SegmentConfig) -> Iterator[Cut]:
     """Cuts a source image: a `Cut` for each object that is asked for with `--objects each`, else
-    one. Whatever it holds, it raises nothing."""
-    return cut_objects(
-        source.image,
-        source.annotation,
-        source.mask,
-        segment=config.find_segmenter().segment,
-        seed=config.grabcut_seed,
-        resize=config.resize,
-        crop=config.image_size,
-        interpolation=config.interpolation,
-        rules=config.rules,
-        only=source.number,
-    )
+    one. Whatever it holds, it raises nothing.
+
+    Raises:
+      JobError: the segmenter is the user's, and failed.
+    """
+    try:
+        yield from cut_objects(
+            source.image,
+            source.annotation,
+            source.mask,
+            segment=config.find_segmenter().segment,
+            seed=config.grabcut_seed,
+            resize=config.resize,
+            crop=config.image_size,
+            interpolation=config.interpolation,
+            rules=config.rules,
+            only=source.number,
+        )
+    except JobError as error:
+        raise JobError(f"{shown(source.place)}: {error}") from error
 
 
 def crop_source(source: SourceBytes, config: SegmentConfig) -> Whole:

@@ -1,6 +1,6 @@
 """Generate: the part of the graph that makes a dataset.
 
-    list -> Examine -> Segment -> Plan -> Compose -> Commit
+    List -> Segment -> Plan -> Compose -> Commit
 
 Through it travel keys, paths and records, never pixels.
 """
@@ -11,17 +11,8 @@ import apache_beam as beam
 
 from pipeline.generate.commit import Commit
 from pipeline.generate.compose import ComposedShard, ComposeShard
-from pipeline.generate.examine import (
-    CountRebuild,
-    Examine,
-    ExaminedShard,
-    Hold,
-    LayersBefore,
-    Rebuild,
-    add_up,
-)
 from pipeline.generate.job import Job
-from pipeline.generate.list_split import ListSplit
+from pipeline.generate.list_split import ListSplits
 from pipeline.generate.plan import OutputShard, PlanSplit
 from pipeline.generate.segment import SegmentShard
 from pipeline.generate.segmented import SegmentedShard
@@ -44,33 +35,19 @@ class Generate(beam.PTransform):
         job, config = self._job, self._job.config
         if isinstance(start, beam.pvalue.PBegin):
             start = start | "Once" >> beam.Create([None], reshuffle=False)
-        splits = list(config.split)
-        examined = (
-            start
-            | "Splits" >> beam.FlatMap(lambda _: splits).with_output_types(str)
-            | "List" >> beam.ParDo(ListSplit(job, self._taxonomy)).with_output_types(SourceShard)
-            | "SpreadSources" >> beam.Reshuffle()
-            | "Examine"
-            >> beam.ParDo(
-                Examine(config.segment, job.layer_staging(), config.layers)
-            ).with_output_types(ExaminedShard)
-        )
-        allowed = []
-        if job.hold is not None:
-            allowed.append(beam.pvalue.AsIter(self._hold(examined, job.hold)))
-            examined = examined | "SpreadExamined" >> beam.Reshuffle()
         segment = SegmentShard(
             config.segment,
             job.layer_staging(),
             job.previous,
             job.progress,
             self._taxonomy.num_labels,
-        )
-        segmented = examined | "Segment" >> beam.ParDo(segment, *allowed).with_output_types(
-            SegmentedShard
+            config.layers,
         )
         composed = (
-            segmented
+            start
+            | "List" >> beam.ParDo(ListSplits(job, self._taxonomy)).with_output_types(SourceShard)
+            | "SpreadSources" >> beam.Reshuffle()
+            | "Segment" >> beam.ParDo(segment).with_output_types(SegmentedShard)
             | "BySplit" >> beam.WithKeys(_split_of)
             | "GatherSplit" >> beam.GroupByKey()
             | "Plan"
@@ -93,19 +70,6 @@ class Generate(beam.PTransform):
         return start | "Commit" >> beam.ParDo(
             commit, shards=beam.pvalue.AsList(composed)
         ).with_output_types(str)
-
-    def _hold(
-        self, examined: beam.pvalue.PCollection, before: LayersBefore
-    ) -> beam.pvalue.PCollection:
-        """One element, if what has to be made again is little enough."""
-        config = self._job.config.segment
-        return (
-            examined
-            | "CountRebuild"
-            >> beam.ParDo(CountRebuild(self._job.layer_staging())).with_output_types(Rebuild)
-            | "AddUp" >> beam.CombineGlobally(add_up)
-            | "Hold" >> beam.ParDo(Hold(config, before)).with_output_types(Rebuild)
-        )
 
 
 def _split_of(shard: SegmentedShard) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.manifest import Manifest
@@ -10,7 +11,6 @@ from pipeline.dataset.records import Staging
 from pipeline.dataset.shards import ShardCounts
 from pipeline.errors import UsageError
 from pipeline.generate.commit import STAGING
-from pipeline.generate.examine import LayersBefore
 from pipeline.runner.progress import Progress
 from pipeline.sources.key_lists import KeyList, KeyLists, read_key_list
 from pipeline.sources.layout import AUTO
@@ -30,8 +30,8 @@ class Job:
       progress: where workers note what is done.
       previous: by split, numbers of shards of the dataset as it stands.
       reshard: choose the numbers of shards anew.
-      hold: how the dataset as it stands was made, if the job must not make much of it again;
-        None if it may.
+      guarded: stages that the dataset as it stands was made with, if the job must not make much
+        of it again (`pipeline.generate.guard`); None if it may.
       masks: folder or file of masks, for a segmenter that takes them.
       layout: of the input, as `find_layout` takes it.
       exclude, include: absolute paths of lists of images, if any.
@@ -46,7 +46,7 @@ class Job:
     previous: dict[str, ShardCounts]
     progress: Progress
     reshard: bool = False
-    hold: LayersBefore | None = None
+    guarded: dict[str, Any] | None = None
     masks: str | None = None
     layout: str = AUTO
     exclude: str | None = None
@@ -68,12 +68,11 @@ class Job:
         masks: str | None = None,
     ) -> Job:
         """A job that builds on the dataset that a manifest describes, if there is one; what
-        `allow_rebuild` lets it make again is said in `pipeline.generate.examine`."""
+        `allow_rebuild` lets it make again is said in `pipeline.generate.guard`."""
         previous = {} if manifest is None else manifest.shards
         progress = Progress.of(store)
-        free = manifest is None or reshard or allow_rebuild
-        hold = None if manifest is None or free else LayersBefore.of(manifest)
-        return cls(config, source, annotations, store, previous, progress, reshard, hold, masks)
+        stages = None if manifest is None or allow_rebuild else manifest.stages
+        return cls(config, source, annotations, store, previous, progress, reshard, stages, masks)
 
     def key_lists(self) -> KeyLists:
         """The lists of images.

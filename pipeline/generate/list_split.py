@@ -1,14 +1,16 @@
-"""List: the images of a split, with what the segmenter needs of each, dealt to source shards."""
+"""List: the images of all splits, with what the segmenter needs of each, dealt to source shards."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import apache_beam as beam
 
 from pipeline.dataset.shards import ShardCounts
 from pipeline.errors import UsageError
+from pipeline.generate.guard import check_rebuild
 from pipeline.generate.job import Job
 from pipeline.runner.counters import timed
 from pipeline.segmenters import takes_masks
@@ -108,23 +110,34 @@ def _no_images(listing: Listing, layout: Layout, taxonomy: Taxonomy) -> UsageErr
     )
 
 
-class ListSplit(beam.DoFn):
-    """Split name -> its SourceShards. Listing is one element's work."""
+class ListSplits(beam.DoFn):
+    """Anything -> the SourceShards of all splits. Listing is one element's work, so that nothing
+    is done before the guard has seen all."""
 
     def __init__(self, job: Job, taxonomy: Taxonomy) -> None:
         self._job = job
         self._taxonomy = taxonomy
 
-    def process(self, split: str) -> Iterator[SourceShard]:
+    def process(self, _: Any) -> Iterator[SourceShard]:
         with timed("list"):
-            shards = self._list(split)
+            shards = self._list()
         yield from shards
 
-    def _list(self, split: str) -> list[SourceShard]:
-        listing, counts = list_split(self._job, self._taxonomy, split)
-        for stage in ("segment", "compose"):
-            self._job.progress.note_total(stage, split, len(listing.images))
-        shards = make_shards(split, listing, counts)
+    def _list(self) -> list[SourceShard]:
+        job = self._job
+        shards: list[SourceShard] = []
+        before: list[SourceShard] = []
+        for split in job.config.split:
+            listing, counts = list_split(job, self._taxonomy, split)
+            for stage in ("segment", "compose"):
+                job.progress.note_total(stage, split, len(listing.images))
+            shards += make_shards(split, listing, counts)
+            if split in job.previous:
+                before += make_shards(split, listing, job.previous[split])
+        if job.guarded is not None:
+            # Other numbers of shards change no image; but those may be half in place already.
+            views = (shards, before) if job.reshard else (before,)
+            check_rebuild(job.guarded, views, job.config, job.layer_staging())
         # Local runners deal them to the workers in turn, once: the largest first, so that all
         # get about the same.
         return sorted(shards, key=lambda shard: -len(shard.images))

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import JobError, UsageError, in_short
-from pipeline.own_functions import PREFIX, import_function
+from pipeline.errors import JobError, UsageError
+from pipeline.own_functions import PREFIX, array_of, import_function
 from transforms.layers import Layer
 from transforms.variants import VARIANTS, Image, Variant, name_of
 
@@ -76,24 +76,9 @@ def _paint(entry: str, function: Callable[[Layer], Any], layer: Layer) -> Image:
         only_bg_t=layer.only_bg_t.copy(),
         mask=layer.mask.copy(),
     )
-    try:
-        picture = function(copied)
-    except MemoryError:
-        raise
-    except Exception as error:  # Whatever stands in someone's function.
-        raise JobError(f"{entry} raised {type(error).__name__}: {in_short(error)}") from error
-    if not (
-        isinstance(picture, np.ndarray)
-        and picture.dtype == np.uint8
-        and picture.shape == layer.image.shape
-    ):
-        shown = (
-            f"{picture.dtype} of shape {picture.shape}"
-            if isinstance(picture, np.ndarray)
-            else type(picture).__name__
-        )
-        raise JobError(f"{entry} returned {shown}, not uint8 of shape {layer.image.shape}")
-    return np.ascontiguousarray(picture)
+    return array_of(
+        functools.partial(function, copied), entry, dtype=np.uint8, shape=layer.image.shape
+    )
 
 
 def _function(entry: str) -> Callable[[Layer], Any]:

@@ -25,6 +25,7 @@ from pipeline.generate.segmented import SegmentedShard, SourceFiles
 from pipeline.generate.sorted_keys import SortedKeys
 from pipeline.runner.counters import timed
 from pipeline.sources.listing import SplitTotals
+from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.pairing import NO_PARTNER, Pool, group_numbers, pair, ring_places
 from transforms.selection import has_partners, select
@@ -278,4 +279,4 @@ def check_complete(split: str, arrived: list[int], expected: int, images: int, l
 def load_plan(store: Store, path: str, config: ComposeConfig, digest: str) -> Plan:
     """Reads a plan once for each worker process; `digest` tells a rewritten file apart."""
     del digest
-    return Plan.of(pq.read_table(store.arrow_source(path)), config)
+    return Plan.of(read_table(store, path), config)

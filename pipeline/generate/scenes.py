@@ -29,8 +29,7 @@ from pipeline.dataset.records import (
     write_table,
 )
 from pipeline.errors import JobError, UsageError
-from pipeline.generate.cut_source import SourceBytes, crop_source
-from pipeline.generate.examine import printable
+from pipeline.generate.cut_source import SourceBytes, crop_source, printable
 from pipeline.sources.found import IMAGE_SUFFIXES, is_hidden
 from pipeline.storage.files import FileInfo, files_of, is_remote, join, read_ahead, relative
 from pipeline.storage.store import FileDigest

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -34,16 +34,20 @@ from pipeline.generate.cut_source import (
     SourceBytes,
     crop_source,
     cut_source,
+    known_digest,
     prepare_segmenter,
+    printable,
     read_source,
     reject_by_name,
+    shard_fingerprint,
+    source_digest,
 )
-from pipeline.generate.examine import ExaminedShard, Rebuild, printable
 from pipeline.generate.previous_layers import PreviousLayers
 from pipeline.generate.segmented import SegmentedShard, SourceFiles, pack_candidates
-from pipeline.generate.staged import make_missing
+from pipeline.generate.staged import find_layers, find_made
 from pipeline.runner.counters import count, timed
 from pipeline.runner.progress import Progress
+from pipeline.sources.checksums import Checksums
 from pipeline.sources.listing import SourceImage, SourceShard
 from pipeline.sources.place import reads_ahead
 from pipeline.storage.files import read_ahead
@@ -56,7 +60,7 @@ from transforms.whole import Whole
 
 
 class SegmentShard(beam.DoFn):
-    """ExaminedShard -> SegmentedShard. The whole of a shard's work is one element's.
+    """SourceShard -> SegmentedShard. The whole of a shard's work is one element's.
 
     Args:
       config: of the layers.
@@ -64,6 +68,7 @@ class SegmentShard(beam.DoFn):
       previous: by split, the numbers of shards of the dataset as it stands.
       progress: where finished shards are noted.
       num_labels: number of superclasses.
+      layers: `keep`, or `drop`: then a shard is up to date without its tar.
     """
 
     def __init__(
@@ -73,8 +78,10 @@ class SegmentShard(beam.DoFn):
         previous: dict[str, ShardCounts],
         progress: Progress,
         num_labels: int,
+        layers: str = "keep",
     ) -> None:
         self._config = config
+        self._layers = layers
         self._num_labels = num_labels
         self._staging = staging
         self._previous = previous
@@ -84,27 +91,25 @@ class SegmentShard(beam.DoFn):
         # The runner's workers are the parallelism.
         cv2.setNumThreads(1)
 
-    def process(
-        self, examined: ExaminedShard, allowed: Iterable[Rebuild] = ()
-    ) -> Iterator[SegmentedShard]:
-        # What it holds is of no interest, but that it is there.
-        del allowed
+    def process(self, shard: SourceShard) -> Iterator[SegmentedShard]:
         with timed("segment"):
-            segmented = self._segmented(examined)
+            segmented = self._segmented(shard)
         yield segmented
 
-    def _segmented(self, examined: ExaminedShard) -> SegmentedShard:
-        shard = examined.shard
+    def _segmented(self, shard: SourceShard) -> SegmentedShard:
         split = shard.totals.split
         record = layer_record(split, shard.shard)
-        found = make_missing(
-            self._staging,
-            record,
-            examined.fingerprint,
-            examined.found,
-            functools.partial(self._make, shard, examined.digests, examined.fingerprint),
-            counter="source_shards",
+        checksums = Checksums.of_shard(self._staging.store, split, shard.shard)
+        digests = self._digests(shard, record, checksums)
+        found = find_layers(
+            self._staging, shard, digests, self._config, need_files=self._layers == "keep"
         )
+        if found is None:
+            made = self._make(shard, digests, checksums)
+            found = find_made(self._staging, record, made, counter="source_shards")
+        else:
+            count("source_shards_kept")
+        checksums.save()
         rows = read_rows(self._staging.store, found.record)
         images = count_sources(rows)
         self._progress.note_done("segment", f"{split}-{shard.shard:05d}", images)
@@ -114,7 +119,7 @@ class SegmentShard(beam.DoFn):
             totals=shard.totals,
             files=SourceFiles(
                 shard=shard.shard,
-                fingerprint=examined.fingerprint,
+                fingerprint=found.fingerprint,
                 images=images,
                 record=found.record,
                 tar=found.where.get(tar),
@@ -123,20 +128,33 @@ class SegmentShard(beam.DoFn):
             candidates=pack_candidates(rows, {} if tar in found.where else _sources(shard)),
         )
 
-    def _make(self, shard: SourceShard, digests: tuple[str, ...], checksum: str) -> None:
+    def _digests(self, shard: SourceShard, record: str, checksums: Checksums) -> list[str | None]:
+        """Digests of a shard's images. Where there may be layers already, what is not known is
+        read to see whether they are up to date; else it is None, and read once, to be cut."""
+        known = [known_digest(image, self._config, checksums.known) for image in shard.images]
+        records = (self._staging.staged(record), record)
+        if None in known and any(map(self._staging.store.exists, records)):
+            return [source_digest(image, self._config, checksums.of) for image in shard.images]
+        return known
+
+    def _make(self, shard: SourceShard, digests: list[str | None], checksums: Checksums) -> str:
+        """Writes the layers and then the record; returns the shard's fingerprint."""
         split = shard.totals.split
         counts = self._previous.get(split, shard.totals.counts)
         previous = PreviousLayers(self._staging.store, split, counts)
         tar_path = layer_tar(split, shard.shard)
-        rows, files = [], []
+        rows, files, made = [], [], []
         with contextlib.ExitStack() as stack:
             tar: TarWriter | None = None
             file: HashingFile | None = None
             before = (None, *shard.images)[: len(shard.images)]
             found = zip(shard.images, digests, before, strict=True)
             ahead = reads_ahead(shard.images[0].path) if shard.images else 0
-            reading = read_ahead(functools.partial(_read, previous), found, ahead)
-            for (image, digest, _), read in stack.enter_context(contextlib.closing(reading)):
+            reading = read_ahead(
+                functools.partial(_read, previous, checksums, self._config), found, ahead
+            )
+            for (image, _, _), (digest, read) in stack.enter_context(contextlib.closing(reading)):
+                made.append(digest)
                 for row, parts in self._rows(image, digest, read):
                     if parts:
                         if tar is None:
@@ -151,6 +169,7 @@ class SegmentShard(beam.DoFn):
         if file is not None:
             accepted = sum(row["status"] == ACCEPTED for row in rows)
             files.append(FileDigest(tar_path, file.size, file.sha256, accepted))
+        checksum = shard_fingerprint(made, self._config)
         rows.sort(key=lambda row: (bucket_hash(row["key"]), row["key"], row["path"]))
         write_table(
             self._staging.store,
@@ -158,6 +177,7 @@ class SegmentShard(beam.DoFn):
             pa.Table.from_pylist(rows, self._columns(shard)),
             ShardFiles(checksum, tuple(files)),
         )
+        return checksum
 
     def _columns(self, shard: SourceShard) -> pa.Schema:
         """Columns of a shard's record, told by its own images: its bytes depend on no others."""
@@ -256,16 +276,27 @@ class _Kept:
 _Read = _Rejected | _Kept | SourceBytes
 
 
-def _read(previous: PreviousLayers, found: tuple[SourceImage, str, SourceImage | None]) -> _Read:
-    """All reading for an image, given with its digest and the one before it in its shard."""
+def _read(
+    previous: PreviousLayers,
+    checksums: Checksums,
+    config: SegmentConfig,
+    found: tuple[SourceImage, str | None, SourceImage | None],
+) -> tuple[str, _Read]:
+    """All reading for an image, given with its digest, if that is known, and the one before it in
+    its shard; returns the digest, too."""
     image, digest, before = found
     rejected = reject_by_name(image, before)
+    source: SourceBytes | None = None
+    if digest is None:
+        if rejected is None:
+            source = read_source(image.path, image.annotation, image.mask, checksums.read)
+        digest = source_digest(image, config, checksums.of)
     if rejected is not None:
-        return _Rejected(*rejected)
+        return digest, _Rejected(*rejected)
     kept = previous.find(image.key, digest)
     if kept:
-        return _Kept(kept)
-    return read_source(image.path, image.annotation, image.mask)
+        return digest, _Kept(kept)
+    return digest, source or read_source(image.path, image.annotation, image.mask)
 
 
 def _sources(shard: SourceShard) -> dict[str, SourceImage]:

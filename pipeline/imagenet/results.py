@@ -16,7 +16,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.results.files import read_result, result_folder
+from pipeline.results.failures import errors_of, read_failures
+from pipeline.results.files import read_result, result_file, result_folder
 from pipeline.storage.store import Store
 
 PREDICTION_SCHEMA = pa.schema(
@@ -48,16 +49,6 @@ class Top1:
     value: float
     n: int
     source: str
-
-
-def imagenet_predictions(folder: str, shard: int) -> str:
-    """Predictions of a model on a shard of ImageNet images."""
-    return f"results/{folder}/imagenet/val-{shard:05d}.parquet"
-
-
-def imagenet_file(folder: str) -> str:
-    """Accuracy of a model on ImageNet."""
-    return f"results/{folder}/imagenet.json"
 
 
 def comparable_top1(
@@ -110,10 +101,9 @@ def comparable_top1(
 
 def _measured(store: Store, summary: Mapping[str, Any]) -> dict[str, Any] | None:
     """What imagenet.json says of the present weights of a model."""
-    path = imagenet_file(result_folder(summary["model"], summary["evaluation"]))
-    measured: dict[str, Any] = read_result(store, path) if store.exists(path) else {}
-    is_current = "top1" in measured and measured["weights_sha256"] == summary["weights_sha256"]
-    return measured if is_current else None
+    path = result_file(result_folder(summary["model"], summary["evaluation"]), "imagenet")
+    measured = read_result(store, path) or {}
+    return measured if measured.get("weights_sha256") == summary["weights_sha256"] else None
 
 
 def published_top1(model: str, size: int) -> Top1 | None:
@@ -144,20 +134,28 @@ def _published() -> dict[str, dict[int, tuple[float, str]]]:
     return found
 
 
-def describe_imagenet(store: Store, summaries: Iterable[Mapping[str, Any]]) -> str:
-    """A line for each model: its measured accuracy on ImageNet, or why there is none."""
+def describe_imagenet(
+    store: Store, dataset: str, summaries: Iterable[Mapping[str, Any]], entries: Iterable[str]
+) -> str:
+    """A line for each model: its measured accuracy on ImageNet, or why there is none.
+
+    Args:
+      store: the dataset folder.
+      dataset: its fingerprint.
+      summaries: of the models.
+      entries: of `--models`, of those that were measured now.
+    """
     lines = []
     for summary in summaries:
-        path = imagenet_file(result_folder(summary["model"], summary["evaluation"]))
-        if not store.exists(path):
-            continue
+        path = result_file(result_folder(summary["model"], summary["evaluation"]), "imagenet")
         found = read_result(store, path)
-        if "error" in found:
-            lines.append(f"ImageNet top-1, {found['model']}: not measured: {found['error']}")
-        else:
+        if found is not None:
             low, high = 100 * found["ci_low"], 100 * found["ci_high"]
             lines.append(
                 f"ImageNet top-1, {found['model']}: {100 * found['top1']:.1f} % "
                 f"[{low:.1f}, {high:.1f}] of {found['n']} images, {found['classes']} classes"
             )
+    failed, _ = read_failures(store, dataset, "imagenet")
+    for model, error in errors_of(failed, entries).items():
+        lines.append(f"ImageNet top-1, {model}: not measured: {error}")
     return "\n".join(lines)

@@ -12,13 +12,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.dataset.fingerprints import EVALUATE_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
@@ -28,17 +27,23 @@ from pipeline.errors import JobError
 from pipeline.evaluate.gather import ModelShard, all_shards, sort_results
 from pipeline.evaluate.plan import Evaluation, model_identity
 from pipeline.evaluate.predict import BrokenPictureError, Predictor
-from pipeline.evaluate.resident import each_model
+from pipeline.evaluate.work import Begun, Left, Work, run_models
 from pipeline.imagenet.folder import ImageNetImage, ImageNetListing, list_imagenet, listing_digest
-from pipeline.imagenet.results import PREDICTION_SCHEMA, imagenet_file, imagenet_predictions
-from pipeline.memory import keep_freed_memory
+from pipeline.imagenet.results import PREDICTION_SCHEMA
 from pipeline.models import LoadedModel
-from pipeline.results.failures import FailedModel
-from pipeline.results.files import read_summaries, result_folder
+from pipeline.results.failures import FailedModel, note_failures
+from pipeline.results.files import (
+    read_summaries,
+    result_file,
+    result_folder,
+    result_shard,
+    write_result,
+)
 from pipeline.results.trend import write_trend
 from pipeline.runner.counters import count, count_written, timed
 from pipeline.storage.files import files_of
 from pipeline.storage.lock import TABLES_LOCK, held, model_lock
+from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.intervals import wilson
 from transforms.taxonomy import Taxonomy
@@ -46,77 +51,57 @@ from transforms.taxonomy import Taxonomy
 _LIBRARIES = ("numpy", "pillow", "torch", "timm")
 
 
-class ImageNetShards(beam.DoFn):
-    """Dataset fingerprint -> (group, shard of ImageNet images)."""
-
-    def __init__(self, evaluation: Evaluation, root: str, taxonomy: Taxonomy) -> None:
-        self._evaluation = evaluation
-        self._root = root
-        self._taxonomy = taxonomy
-
-    def process(self, _: str) -> Iterator[tuple[int, int]]:
-        for shard in range(len(list_imagenet(self._root, self._taxonomy).shards())):
-            yield shard % self._evaluation.groups, shard
-
-
-class Classify(beam.DoFn):
-    """(group, its shards) -> ModelShards, or a FailedModel, model after model.
+class Classify(Work):
+    """Predictions of shards of ImageNet images.
 
     Models whose outputs are not the classes of ImageNet are passed over.
     """
 
+    stage = "imagenet"
+    refuses_overlap = False
+
     def __init__(self, evaluation: Evaluation, root: str, taxonomy: Taxonomy) -> None:
-        self._evaluation = evaluation
-        self._native = dataclasses.replace(
-            evaluation, predict=dataclasses.replace(evaluation.predict, eval_input="native")
-        )
+        native = dataclasses.replace(evaluation.predict, eval_input="native")
+        super().__init__(dataclasses.replace(evaluation, predict=native), taxonomy)
+        self._others = evaluation
         self._root = root
-        self._taxonomy = taxonomy
 
-    def setup(self) -> None:
-        keep_freed_memory()
+    def units(self, dataset: Dataset) -> Iterable[int]:
+        return range(len(list_imagenet(self._root, self.taxonomy).shards()))
 
-    def process(self, element: tuple[int, Iterable[int]]) -> Iterator[ModelShard | FailedModel]:
-        group, numbers = element[0], sorted(element[1])
-        evaluation, progress = self._evaluation, self._evaluation.progress
-        dataset = Dataset.open(evaluation.store)
-        listed = list_imagenet(self._root, self._taxonomy).shards()
-        shards = {number: listed[number] for number in numbers}
-        total = sum(len(images) for images in shards.values())
+    def begin(self, dataset: Dataset, group: int, units: Sequence[int]) -> Begun:
+        listed = list_imagenet(self._root, self.taxonomy).shards()
 
-        def classify(order: int, model: LoadedModel, predictor: Predictor) -> Iterator[ModelShard]:
-            if model.num_outputs != len(self._taxonomy.wnids):
-                progress.note_total("imagenet", f"{order}-{group}-none", -total)
+        def classify(
+            order: int, model: LoadedModel, predictor: Predictor | None, shards: Sequence[int]
+        ) -> Iterator[ModelShard | Left]:
+            if model.num_outputs != len(self.taxonomy.wnids):
                 return
             # How the model is run here; its folder is the one of its other results.
-            about = model_identity(model, self._native, dataset)
-            how = model_identity(model, evaluation, dataset)["evaluation"]
+            about = model_identity(model, self.evaluation, dataset)
+            how = model_identity(model, self._others, dataset)["evaluation"]
             about["folder"] = result_folder(model.name, how)
             text = json.dumps(about, sort_keys=True)
-            with held(evaluation.store, model_lock(about["folder"], group)):
-                for shard, images in shards.items():
+            with held(self.evaluation.store, model_lock(about["folder"], group)):
+                for shard in shards:
                     with timed("imagenet"):
-                        path = self._classify(about, model, predictor, shard, images)
-                    progress.note_done("imagenet", f"{order}-{shard:05d}", len(images))
-                    yield ModelShard(order, shard, text, path)
+                        path = self._classify(about, model, predictor, shard, listed[shard])
+                    yield ModelShard(order, shard, text, path) if path else Left(order, shard)
 
-        for result in each_model(
-            self._native, self._taxonomy, classify, stage="imagenet", group=group, total=total
-        ):
-            yield result
-            if isinstance(result, FailedModel):
-                progress.note_total("imagenet", f"{result.order}-{group}-failed", -total)
+        return Begun({unit: len(listed[unit]) for unit in units}, classify)
 
     def _classify(
         self,
         about: dict[str, Any],
         model: LoadedModel,
-        predictor: Predictor,
+        predictor: Predictor | None,
         shard: int,
         images: tuple[ImageNetImage, ...],
-    ) -> str:
-        store = self._evaluation.store
-        path = imagenet_predictions(about["folder"], shard)
+    ) -> str | None:
+        """The path of a shard's predictions; None if they are not there, and there is no device
+        to make them on."""
+        store = self.evaluation.store
+        path = result_shard(about["folder"], "imagenet", "val", shard)
         checksum = fingerprint(
             model.name,
             model.weights_sha256,
@@ -129,6 +114,8 @@ class Classify(beam.DoFn):
         if there is not None and there.fingerprint == checksum:
             count("imagenet_shards_kept")
             return path
+        if predictor is None:
+            return None
         rows = []
         try:
             with contextlib.closing(predictor.logits(_samples(images))) as batches:
@@ -177,20 +164,22 @@ class Score(beam.DoFn):
         listing = list_imagenet(self._root, self._taxonomy)
         expected = range(len(listing.shards()))
         by_model, failed = sort_results(classified)
-        for failure in failed.values():
-            folder = result_folder(failure.model, self._evaluation.how)
-            _write(store, folder, {"model": failure.model, "error": failure.error})
+        # Models of other classes, which are passed over, have not failed either.
+        succeeded = [e for order, e in enumerate(self._evaluation.models) if order not in failed]
         for order, results in by_model.items():
             entry = self._evaluation.models[order]
             shards = all_shards(
                 entry, results, expected, "predictions of {} of {} shards of ImageNet"
             )
             folder, accuracy = _accuracy(store, shards, listing)
-            _write(store, folder, accuracy)
+            write_result(store, result_file(folder, "imagenet"), accuracy)
+            succeeded.append(accuracy["model"])
             current = {result.path for result in shards}
             for path in list(store.walk(f"results/{folder}/imagenet")):
                 if path not in current:
                     store.delete(path)
+        how = self._evaluation.how
+        note_failures(store, dataset, "imagenet", how, failed.values(), succeeded)
         with held(store, TABLES_LOCK, wait=60):
             write_trend(store, dataset, read_summaries(store, dataset)[0], self._taxonomy)
         store.remove_temporary()
@@ -202,7 +191,7 @@ def _accuracy(
     """A model's folder, and what its imagenet.json says."""
     about = json.loads(shards[0].about)
     folder = str(about.pop("folder"))
-    tables = [pq.read_table(store.arrow_source(shard.path)) for shard in shards]
+    tables = [read_table(store, shard.path) for shard in shards]
     predictions = pa.concat_tables(tables)
     labels, outputs = (predictions[name].to_numpy() for name in ("label", "prediction"))
     n, correct = len(labels), int((labels == outputs).sum())
@@ -221,11 +210,6 @@ def _accuracy(
     }
 
 
-def _write(store: Store, folder: str, content: dict[str, Any]) -> None:
-    data = (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
-    store.update(imagenet_file(folder), data)
-
-
 class ImageNetAccuracy(beam.PTransform):
     """Measures models on ImageNet: dataset fingerprint -> the same, one element."""
 
@@ -234,16 +218,7 @@ class ImageNetAccuracy(beam.PTransform):
         self._arguments = (evaluation, root, taxonomy)
 
     def expand(self, dataset: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
-        classify = beam.ParDo(Classify(*self._arguments)).with_output_types(
-            ModelShard | FailedModel
-        )
-        classified = (
-            dataset
-            | "Shards"
-            >> beam.ParDo(ImageNetShards(*self._arguments)).with_output_types(tuple[int, int])
-            | "GatherGroup" >> beam.GroupByKey()
-            | "Classify" >> self._arguments[0].on_workers(classify)
-        )
+        classified = run_models(dataset, Classify(*self._arguments), "Classify")
         return dataset | "Score" >> beam.ParDo(
             Score(*self._arguments), classified=beam.pvalue.AsList(classified)
         ).with_output_types(str)

@@ -12,7 +12,6 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
@@ -27,6 +26,7 @@ from pipeline.matrix.plan import MatrixPlan, Tested
 from pipeline.models import load_model
 from pipeline.models.loaded import state_hash
 from pipeline.models.timm_names import read_state
+from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from pipeline.training.checkpoint import TrainedOn
 from pipeline.training.checkpoint import read_about as read_training
@@ -246,7 +246,7 @@ def _read(
     trained: TrainedOn,
     overlap: int,
 ) -> Cell:
-    table = pq.read_table(store.arrow_source(file))
+    table = read_table(store, file)
     prefix = f"{store.root}/"
     return Cell(
         row=row,

@@ -12,6 +12,7 @@ import torch
 
 from pipeline.command_line.evaluation_flags import CPU_BATCH, GPU_BATCH
 from pipeline.command_line.versions import page_folder, publish, results_store
+from pipeline.cores import usable_cores
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import reading_store
 from pipeline.errors import UsageError
@@ -28,7 +29,6 @@ from pipeline.report.evidence import gather
 from pipeline.report.matrix import describe_gaps
 from pipeline.results.text_tables import aligned
 from pipeline.runner.progress import duration
-from pipeline.runner.run import usable_cores
 from pipeline.training.command import choose_device, default_workers
 from pipeline.training.features import Backbone
 from pipeline.training.network import check_architecture

@@ -37,7 +37,7 @@ class NetworkTrainer:
     ) -> None:
         self._plan = plan
         self._training = dataclasses.replace(
-            training, split=plan.train_split, holdout=plan.holdout.share, seed=plan.seed
+            training, train_split=plan.train_split, holdout=plan.holdout.share, seed=plan.seed
         )
         self._overwrite, self._say = overwrite, say
         self.arch = training.arch
@@ -58,7 +58,7 @@ class NetworkTrainer:
         training = dataclasses.replace(
             self._training,
             variant=variant,
-            val_split=self._plan.split if validates and self._plan.split in splits else None,
+            eval_split=self._plan.split if validates and self._plan.split in splits else None,
         )
         folder = f"{MODELS}/{self.name}/{row}" if row == IN9L else f"{MODELS}/{training.name}"
         store = self._plan.dataset.store.below(folder)

@@ -96,16 +96,14 @@ class Tested:
 def tested(plan: MatrixPlan, name: str) -> Tested:
     """The images of a column: all of a split, or what a holdout leaves for the test."""
     dataset, variant = plan.source(name)
-    rows = selected_rows(dataset, plan.split)
-    keys = plan.holdout.keys_for_test(rows)
-    kept = [row for row in rows if row["key"] in keys]
+    rows = selected_rows(dataset, plan.split, plan.holdout)
     return Tested(
         name,
         dataset,
         variant,
         plan.split,
-        {row["key"]: row.get("group") or row["key"] for row in kept},
-        {row["key"]: row["label"] for row in kept},
+        {row["key"]: row.get("group") or row["key"] for row in rows},
+        {row["key"]: row["label"] for row in rows},
     )
 
 

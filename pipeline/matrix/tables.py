@@ -8,12 +8,11 @@ results/matrix.json, .csv    all networks, of the dataset as it is
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.results.csv_file import write_csv
-from pipeline.results.files import read_result
+from pipeline.results.files import read_result, write_result
 from pipeline.storage.store import Store
 
 FOLDER = "results/matrix"
@@ -36,18 +35,14 @@ def matrix_file(name: str) -> str:
 
 def write_matrix(store: Store, content: Mapping[str, Any]) -> bool:
     """Writes what is said of one network; returns whether it has changed."""
-    data = (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
-    return store.update(matrix_file(content["name"]), data)
+    return write_result(store, matrix_file(content["name"]), content)
 
 
 def read_matrices(store: Store, dataset: str) -> list[dict[str, Any]]:
     """What is said of every network on the dataset with this fingerprint, by name."""
-    found = [
-        read_result(store, path)
-        for path in store.walk(FOLDER)
-        if path.count("/") == 2 and path.endswith(".json")
-    ]
-    return [content for content in found if content["dataset"] == dataset]
+    paths = (path for path in store.walk(FOLDER) if path.count("/") == 2)
+    found = (read_result(store, path) for path in paths if path.endswith(".json"))
+    return [content for content in found if content and content["dataset"] == dataset]
 
 
 def write_matrix_tables(store: Store, dataset: str) -> list[dict[str, Any]]:
@@ -59,8 +54,7 @@ def write_matrix_tables(store: Store, dataset: str) -> list[dict[str, Any]]:
     found = read_matrices(store, dataset)
     if found or store.exists(MATRICES):
         write_csv(store, "matrix", MATRIX_COLUMNS, matrix_rows(found))
-        data = json.dumps({"dataset": dataset, "matrices": found}, indent=1, sort_keys=True)
-        store.update(MATRICES, (data + "\n").encode())
+        write_result(store, MATRICES, {"dataset": dataset, "matrices": found})
     return found
 
 

@@ -7,6 +7,7 @@ or a metadata property of the graph, names others: the attributes of `Preprocess
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +19,6 @@ from numpy.typing import NDArray
 from pipeline.errors import JobError, ModelError, UsageError, in_short
 from pipeline.models.loaded import LoadedModel, Preprocessing, count_outputs, loaded_model
 from pipeline.models.source import Source
-from pipeline.onnx_settings import read_settings, settings_file
 from pipeline.storage.files import files_of
 from transforms.taxonomy import Taxonomy
 
@@ -191,7 +191,7 @@ class OnnxFiles(Source):
             weights=os.path.basename(path),
             module=module,
             preprocessing=Preprocessing.of(
-                given, num_outputs=num_outputs, where=settings_file(path), taxonomy=taxonomy
+                given, num_outputs=num_outputs, where=_settings_file(path), taxonomy=taxonomy
             ),
             num_outputs=num_outputs,
             recipe={"probabilities": module.probabilities},
@@ -216,16 +216,29 @@ def _read_graph(path: str) -> bytes:
         raise JobError(f"{path} cannot be read as an ONNX graph: {type(error).__name__}") from error
 
 
+def _settings_file(path: str) -> str:
+    """The file beside a graph that holds its preprocessing."""
+    return f"{path}.json"
+
+
 def _written_down(path: str, properties: Mapping[str, str]) -> dict[str, Any]:
-    """Preprocessing from the file beside a graph, else from its metadata."""
+    """Preprocessing from the file beside a graph, else from its metadata, whose other properties,
+    such as the exporter's, are none of ours."""
     names = {field.name for field in dataclasses.fields(Preprocessing)} - {"fixed_size"}
+    beside = _settings_file(path)
+    files = files_of(beside)
     try:
-        texts = ("interpolation", "crop_mode")
-        given, where = read_settings(path, properties, names=names, texts=texts)
+        if files.info(beside) is None:
+            return {
+                name: text if name in ("interpolation", "crop_mode") else json.loads(text)
+                for name, text in properties.items()
+                if name in names
+            }
+        given = json.loads(files.read(beside))
     except (OSError, ValueError) as error:
         raise JobError(
             f"the preprocessing of {path} cannot be read ({error}); it is JSON, such as [0, 0, 0]"
         ) from error
     if not isinstance(given, dict):
-        raise JobError(f'{where} must hold an object, such as {{"mean": [0, 0, 0]}}')
+        raise JobError(f'{beside} must hold an object, such as {{"mean": [0, 0, 0]}}')
     return given

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,7 @@ FORMAT = "imagenet9 weights"
 FORMAT_VERSION = 1
 VARIABLE = "IN9_WEIGHTS"
 """Environment variable that stands for `--weights`."""
+_SHA256 = re.compile("[0-9a-f]{64}")
 _LOCK = f"{WORK_FOLDER}/lock-index"
 
 
@@ -59,6 +61,10 @@ class StoredModel:
     num_outputs: int
     preprocessing: Preprocessing
     recipe: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"{self.sha256!r} is no SHA-256")
 
     @property
     def file(self) -> str:

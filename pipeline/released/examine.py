@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-import apache_beam as beam
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import IMPORT_VERSION, fingerprint
@@ -19,18 +16,18 @@ from pipeline.dataset.records import (
     RECORD_SCHEMA,
     ShardFiles,
     Staging,
+    read_rows,
     write_table,
 )
 from pipeline.released.archive import read_places
 from pipeline.released.listing import ReleasedImage, ReleasedShard
-from pipeline.released.masks import decode_npy, npy_bytes
-from pipeline.runner.counters import count, timed
+from pipeline.released.masks import decode_npy
 from pipeline.runner.progress import Progress
 from pipeline.storage.files import REQUESTS_IN_FLIGHT, read_ahead
-from pipeline.storage.store import FileDigest
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.filters import Reason, is_valid_key
 from transforms.matching import describe
+from transforms.taxonomy import Taxonomy
 
 _RECORD_SCHEMA = pa.schema(
     [
@@ -43,10 +40,28 @@ _RECORD_SCHEMA = pa.schema(
         ),
         pa.field("content", pa.string()),
         pa.field("background", pa.string()),
+        pa.field("description", pa.binary()),
     ]
 )
-"""Columns of what Examine found: the index's, and identities of the content of all files of an
-image and of its `only_bg_t`."""
+"""Columns of what Examine found: the index's, identities of the content of all files of an image
+and of its `only_bg_t`, and what `describe` says of that, 3 bytes for each block of 8 x 8 pixels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Importing:
+    """What to import, and where to.
+
+    Attributes:
+      config: of the dataset.
+      staging: where its files wait for Commit.
+      taxonomy: its classes.
+      progress: where what is done is noted.
+    """
+
+    config: DatasetConfig
+    staging: Staging
+    taxonomy: Taxonomy
+    progress: Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,100 +70,72 @@ class ExaminedShard:
 
     Attributes:
       shard: as listed.
-      record: where its record lies.
-      backgrounds: where the descriptions of its accepted images' backgrounds lie, None if the
-        archive has no `only_bg_t`.
+      rows: of its record, in order of the key.
     """
 
     shard: ReleasedShard
-    record: str
-    backgrounds: str | None
+    rows: list[dict[str, Any]]
 
 
-class ExamineShard(beam.DoFn):
-    """ReleasedShard -> ExaminedShard."""
+def examine_shard(job: Importing, shard: ReleasedShard) -> ExaminedShard:
+    """Looks at every picture of a shard, or reads what an earlier run has seen.
 
-    def __init__(self, config: DatasetConfig, staging: Staging, progress: Progress) -> None:
-        self._config = config
-        self._staging = staging
-        self._progress = progress
+    Raises:
+      OSError: a file cannot be read.
+    """
+    name = f"{shard.totals.split}-{shard.shard:05d}"
+    record = f"examined/{name}.parquet"
+    checksum = fingerprint(IMPORT_VERSION, job.config.fingerprint(), shard.fingerprint)
+    if job.staging.find(record, checksum) is None:
+        _write(job, shard, record, checksum)
+    job.progress.note_done("examine", name, len(shard.images))
+    return ExaminedShard(shard, read_rows(job.staging.store, job.staging.staged(record)))
 
-    def process(self, shard: ReleasedShard) -> Iterator[ExaminedShard]:
-        with timed("examine"):
-            examined = self._examine(shard)
-        yield examined
 
-    def _examine(self, shard: ReleasedShard) -> ExaminedShard:
-        name = f"{shard.totals.split}-{shard.shard:05d}"
-        record, described = f"examined/{name}.parquet", f"examined/{name}.npy"
-        checksum = fingerprint(IMPORT_VERSION, self._config.fingerprint(), shard.fingerprint)
-        found = self._staging.find(record, checksum)
-        if found is None:
-            self._write(shard, record, described, checksum)
-        self._progress.note_done("examine", name, len(shard.images))
-        has_backgrounds = "only_bg_t" in self._config.compose.variants
-        return ExaminedShard(
-            shard,
-            self._staging.staged(record),
-            self._staging.staged(described) if has_backgrounds else None,
-        )
+def _write(job: Importing, shard: ReleasedShard, record: str, checksum: str) -> None:
+    store = job.staging.store
 
-    def _write(self, shard: ReleasedShard, record: str, described: str, checksum: str) -> None:
-        store = self._staging.store
-        variants = self._config.compose.composed
-        rows, descriptions = [], []
+    def read(image: ReleasedImage) -> dict[str, bytes]:
+        return read_image(image, job.config.compose.composed)
 
-        def read(image: ReleasedImage) -> dict[str, bytes]:
-            return read_image(image, variants)
+    ahead = REQUESTS_IN_FLIGHT * store.is_remote
+    rows = [_look_at(job.config, *found) for found in read_ahead(read, shard.images, ahead)]
+    table = pa.Table.from_pylist(rows, _RECORD_SCHEMA)
+    write_table(store, job.staging.staged(record), table, ShardFiles(checksum, ()))
 
-        ahead = REQUESTS_IN_FLIGHT * store.is_remote
-        for image, contents in read_ahead(read, shard.images, ahead):
-            row, background = self._look_at(image, contents)
-            rows.append(row)
-            if background is not None:
-                descriptions.append(background)
-            count("images_examined")
-        files: tuple[FileDigest, ...] = ()
-        if "only_bg_t" in variants:
-            blocks = np.stack(descriptions) if descriptions else np.empty((0, 0, 3), np.uint8)
-            digest = store.write(self._staging.staged(described), npy_bytes(blocks))
-            files = (dataclasses.replace(digest, path=described),)
-        table = pa.Table.from_pylist(rows, _RECORD_SCHEMA)
-        write_table(store, self._staging.staged(record), table, ShardFiles(checksum, files))
 
-    def _look_at(
-        self, image: ReleasedImage, contents: dict[str, bytes]
-    ) -> tuple[dict[str, Any], NDArray[np.uint8] | None]:
-        """(row of the record, description of the background if it is accepted)."""
-        size = self._config.segment.image_size
-        row: dict[str, Any] = {
-            "key": image.stem,
-            "path": next(iter(image.files.values())).place.name,
-            "wnid": image.wnid,
-            "label": image.label,
-            "status": ACCEPTED,
-            "content": _identity(*(contents[name] for name in sorted(contents))),
-            "background": _identity(contents.get("only_bg_t", b"")),
-        }
-        fault = self._fault_of_names(image)
-        if fault is None:
-            fault, found = check_pictures(contents, size)
-            row |= {name: value for name, value in found.items() if name != "description"}
-            if fault is None:
-                return row, found.get("description")
+def _look_at(
+    config: DatasetConfig, image: ReleasedImage, contents: dict[str, bytes]
+) -> dict[str, Any]:
+    """The row of an image."""
+    row: dict[str, Any] = {
+        "key": image.stem,
+        "path": next(iter(image.files.values())).place.name,
+        "wnid": image.wnid,
+        "label": image.label,
+        "status": ACCEPTED,
+        "content": _identity(*(contents[name] for name in sorted(contents))),
+        "background": _identity(contents.get("only_bg_t", b"")),
+    }
+    fault = _fault_of_names(config, image)
+    if fault is None:
+        fault, found = check_pictures(contents, config.segment.image_size)
+        row |= found
+    if fault is not None:
         row["status"], row["detail"] = str(fault[0]), fault[1]
-        return row, None
+    return row
 
-    def _fault_of_names(self, image: ReleasedImage) -> tuple[Reason, str] | None:
-        if not is_valid_key(image.stem):
-            return Reason.INVALID_KEY, "a key is printable, without dots, at most 200 bytes long"
-        double = [name for name, file in image.files.items() if file.double]
-        if double:
-            return Reason.DUPLICATE_KEY, f"two files for it in {', '.join(double)}"
-        absent = [name for name in self._config.compose.composed if name not in image.files]
-        if absent:
-            return Reason.EXCLUDED, f"not in {', '.join(absent)}"
-        return None
+
+def _fault_of_names(config: DatasetConfig, image: ReleasedImage) -> tuple[Reason, str] | None:
+    if not is_valid_key(image.stem):
+        return Reason.INVALID_KEY, "a key is printable, without dots, at most 200 bytes long"
+    double = [name for name, file in image.files.items() if file.double]
+    if double:
+        return Reason.DUPLICATE_KEY, f"two files for it in {', '.join(double)}"
+    absent = [name for name in config.compose.composed if name not in image.files]
+    if absent:
+        return Reason.EXCLUDED, f"not in {', '.join(absent)}"
+    return None
 
 
 def read_image(image: ReleasedImage, variants: Iterable[str]) -> dict[str, bytes]:
@@ -190,7 +177,7 @@ def check_pictures(
         if (width, height) != (size, size):
             return (Reason.SIZE_MISMATCH, f"{variant}: {width} x {height} pixels"), found
         if variant == "only_bg_t":
-            found["description"] = describe(pixels)
+            found["description"] = describe(pixels).tobytes()
     return None, found
 
 

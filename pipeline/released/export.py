@@ -1,7 +1,5 @@
 """Export: a split of a dataset in the released layout, a file for each picture.
 
-    output shards -> ExportShard -> FinishExport
-
 Pictures are stored as they are. A record for each shard says which files it has; the note at
 the root, written last, says that the export is complete.
 """
@@ -10,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Iterable, Iterator
 
-import apache_beam as beam
 import pyarrow as pa
 
 from pipeline.dataset.fingerprints import fingerprint
@@ -25,11 +23,10 @@ from pipeline.errors import JobError
 from pipeline.released.masks import encode_npy
 from pipeline.released.names import class_folder, mixed_stem, stem_of
 from pipeline.results.csv_file import csv_bytes
-from pipeline.runner.counters import count, timed
+from pipeline.runner.here import each_shard
 from pipeline.runner.progress import Progress
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.codec import decode_mask
-from transforms.taxonomy import Taxonomy
 from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of
 
 EXPORT_VERSION = 1
@@ -75,7 +72,7 @@ class Exporting:
       split: of it.
       target: the folder of the export.
       clashes: of `find_clashes`.
-      progress: where workers note what is done.
+      progress: where what is done is noted.
     """
 
     dataset: Dataset
@@ -88,7 +85,7 @@ class Exporting:
         """Path of a shard's record."""
         return f"{EXPORT_FOLDER}/{self.split}-{shard:05d}.parquet"
 
-    def path(self, variant: str, sample: Sample, taxonomy: Taxonomy) -> str:
+    def path(self, variant: str, sample: Sample) -> str:
         """Path of a picture of the export."""
         fields = sample.fields
         name = stem_of(sample.key, fields["wnid"], self.clashes)
@@ -99,173 +96,134 @@ class Exporting:
             )
         elif base_of(variant) == EXTERNAL:
             name = mixed_stem(name, fields["bg_key"])
-        folder = class_folder(fields["label"], taxonomy.names[fields["label"]])
+        folder = class_folder(fields["label"], self.dataset.taxonomy.names[fields["label"]])
         suffix = "npy" if base_of(variant) == "fg_mask" else "JPEG"
         return f"{variant}/{self.split}/{folder}/{name}.{suffix}"
 
 
-class ExportShard(beam.DoFn):
-    """Number of an output shard -> the same, when its files are there."""
+def export_split(job: Exporting) -> tuple[int, int]:
+    """Writes what is missing of an export, and removes what an earlier one has left.
 
-    def __init__(self, exporting: Exporting, taxonomy: Taxonomy) -> None:
-        self._exporting = exporting
-        self._taxonomy = taxonomy
-
-    def process(self, shard: int) -> Iterator[int]:
-        with timed("export"):
-            self._export(shard)
-        yield shard
-
-    def _export(self, shard: int) -> None:
-        job = self._exporting
-        checksum = self._fingerprint(shard)
-        done = self._found(shard, checksum)
-        if done is None:
-            job.target.delete(note_file(job.split))
-            rows = list(self._write(shard))
-            table = pa.Table.from_pylist(rows, _RECORD_SCHEMA)
-            write_table(job.target, job.record(shard), table, ShardFiles(checksum, ()))
-            count("files_exported", len(rows))
-            done = len(rows)
-        job.progress.note_done("export", f"{job.split}-{shard:05d}", done)
-
-    def _fingerprint(self, shard: int) -> str:
-        job = self._exporting
-        variants = job.dataset.variants
-        files = job.dataset.shard_files(job.split, shard, variants)
-        names = [self._taxonomy.names, sorted(job.clashes)]
-        return fingerprint(EXPORT_VERSION, variants, [file.sha256 for file in files], names)
-
-    def _found(self, shard: int, checksum: str) -> int | None:
-        """Number of a shard's files, if all are there and of this content."""
-        job = self._exporting
-        about = read_about(job.target, job.record(shard))
-        if about is None or about.fingerprint != checksum:
-            return None
-        rows = read_rows(job.target, job.record(shard), ["path", "bytes"])
-        sizes = job.target.sizes_of([row["path"] for row in rows])
-        return len(rows) if sizes == [row["bytes"] for row in rows] else None
-
-    def _write(self, shard: int) -> Iterator[dict[str, object]]:
-        job = self._exporting
-        for variant in job.dataset.variants:
-            with contextlib.closing(job.dataset.samples(job.split, shard, variant)) as samples:
-                while batch := list(itertools.islice(samples, _AT_ONCE)):
-                    with job.target.together() as target:
-                        yield from [self._write_one(target, variant, sample) for sample in batch]
-
-    def _write_one(self, target: Store, variant: str, sample: Sample) -> dict[str, object]:
-        path = self._exporting.path(variant, sample, self._taxonomy)
-        is_mask = base_of(variant) == "fg_mask"
-        data = encode_npy(decode_mask(sample.image)) if is_mask else sample.image
-        target.write(path, data)
-        return {
-            "path": path,
-            "bytes": len(data),
-            "variant": variant,
-            "stem": stem_of(sample.key, sample.fields["wnid"], self._exporting.clashes),
-            "key": sample.key,
-            "wnid": sample.fields["wnid"],
-            "label": sample.fields["label"],
-            "bg_key": sample.fields["bg_key"],
-        }
+    Returns:
+      (number of files written, number of files removed).
+    """
+    shards = job.dataset.shards(job.split)
+    written = sum(each_shard(functools.partial(_export_shard, job), shards))
+    return written, _finish(job, shards)
 
 
-class FinishExport(beam.DoFn):
-    """(None, all shards as a side input) -> the dataset's fingerprint, once. Removes what an
-    earlier export has left, and writes table and note."""
+def _export_shard(job: Exporting, shard: int) -> int:
+    """Writes the files of an output shard if they are not there; returns how many it wrote."""
+    checksum = _fingerprint(job, shard)
+    there = _found(job, shard, checksum)
+    written = 0
+    if there is None:
+        job.target.delete(note_file(job.split))
+        rows = list(_write(job, shard))
+        table = pa.Table.from_pylist(rows, _RECORD_SCHEMA)
+        write_table(job.target, job.record(shard), table, ShardFiles(checksum, ()))
+        there = written = len(rows)
+    job.progress.note_done("export", f"{job.split}-{shard:05d}", there)
+    return written
 
-    def __init__(self, exporting: Exporting) -> None:
-        self._exporting = exporting
 
-    def process(self, _: object, shards: Iterable[int]) -> Iterator[str]:
-        job = self._exporting
-        arrived = sorted(shards)
-        if arrived != list(job.dataset.shards(job.split)):
-            raise JobError("a shard got lost on the way. Run the same command again to go on")
-        with timed("export"):
-            self._finish(arrived)
-        yield job.dataset.manifest.fingerprint
+def _fingerprint(job: Exporting, shard: int) -> str:
+    variants = job.dataset.variants
+    files = job.dataset.shard_files(job.split, shard, variants)
+    names = [job.dataset.taxonomy.names, sorted(job.clashes)]
+    return fingerprint(EXPORT_VERSION, variants, [file.sha256 for file in files], names)
 
-    def _finish(self, shards: list[int]) -> None:
-        job, target = self._exporting, self._exporting.target
-        wanted: set[str] = set()
-        images: dict[str, dict[str, object]] = {}
-        for shard in shards:
-            for row in read_rows(target, job.record(shard)):
-                if row["path"] in wanted:
-                    raise JobError(f"two pictures would be {row['path']}: this is a bug")
-                wanted.add(row["path"])
-                image = images.setdefault(
-                    row["key"], {name: row[name] for name in ("stem", "key", "wnid", "label")}
-                )
-                if base_of(row["variant"]) in (*MIXED, EXTERNAL):
-                    image[f"{row['variant']}_bg_key"] = row["bg_key"]
-        self._sweep(wanted, {job.record(shard) for shard in shards})
-        mixed = [f"{v}_bg_key" for v in job.dataset.variants if base_of(v) in (*MIXED, EXTERNAL)]
-        rows = sorted(images.values(), key=lambda row: str(row["stem"]))
-        target.update(
-            images_file(job.split), csv_bytes(("stem", "key", "wnid", "label", *mixed), rows)
-        )
-        note = {
-            "format": FORMAT,
-            "format_version": EXPORT_VERSION,
-            "dataset": job.dataset.manifest.fingerprint,
-            "split": job.split,
-            "variants": job.dataset.variants,
-            "images": len(rows),
-            "files": len(wanted),
-        }
-        target.update(
-            note_file(job.split), (json.dumps(note, indent=1, sort_keys=True) + "\n").encode()
-        )
-        target.remove_temporary()
 
-    def _sweep(self, wanted: set[str], records: set[str]) -> None:
-        """Removes files of the split that are not of this export, in every variant's folder."""
-        job, target = self._exporting, self._exporting.target
-        variants = {*VARIANTS, *map(base_of, job.dataset.variants)}
-        obsolete = [
-            path
-            for path in target.sizes("")
-            if path not in wanted and _is_exported(path.split("/"), job.split, variants)
-        ]
-        if obsolete:
-            target.delete_all(obsolete)
-            for variant in {path.partition("/")[0] for path in obsolete}:
-                target.prune(variant)
-            count("files_removed", len(obsolete))
-        made = target.walk(EXPORT_FOLDER)
-        ours = [path for path in made if path.startswith(f"{EXPORT_FOLDER}/{job.split}-")]
-        target.delete_all(path for path in ours if path not in records)
+def _found(job: Exporting, shard: int, checksum: str) -> int | None:
+    """Number of a shard's files, if all are there and of this content."""
+    about = read_about(job.target, job.record(shard))
+    if about is None or about.fingerprint != checksum:
+        return None
+    rows = read_rows(job.target, job.record(shard), ["path", "bytes"])
+    sizes = job.target.sizes_of([row["path"] for row in rows])
+    return len(rows) if sizes == [row["bytes"] for row in rows] else None
+
+
+def _write(job: Exporting, shard: int) -> Iterator[dict[str, object]]:
+    for variant in job.dataset.variants:
+        with contextlib.closing(job.dataset.samples(job.split, shard, variant)) as samples:
+            while batch := list(itertools.islice(samples, _AT_ONCE)):
+                with job.target.together() as target:
+                    yield from [_write_one(job, target, variant, sample) for sample in batch]
+
+
+def _write_one(job: Exporting, target: Store, variant: str, sample: Sample) -> dict[str, object]:
+    path = job.path(variant, sample)
+    is_mask = base_of(variant) == "fg_mask"
+    data = encode_npy(decode_mask(sample.image)) if is_mask else sample.image
+    target.write(path, data)
+    return {
+        "path": path,
+        "bytes": len(data),
+        "variant": variant,
+        "stem": stem_of(sample.key, sample.fields["wnid"], job.clashes),
+        "key": sample.key,
+        "wnid": sample.fields["wnid"],
+        "label": sample.fields["label"],
+        "bg_key": sample.fields["bg_key"],
+    }
+
+
+def _finish(job: Exporting, shards: Iterable[int]) -> int:
+    """Removes what an earlier export has left, and writes table and note; returns how many files
+    it removed."""
+    target = job.target
+    wanted: set[str] = set()
+    images: dict[str, dict[str, object]] = {}
+    for shard in shards:
+        for row in read_rows(target, job.record(shard)):
+            if row["path"] in wanted:
+                raise JobError(f"two pictures would be {row['path']}: this is a bug")
+            wanted.add(row["path"])
+            image = images.setdefault(
+                row["key"], {name: row[name] for name in ("stem", "key", "wnid", "label")}
+            )
+            if base_of(row["variant"]) in (*MIXED, EXTERNAL):
+                image[f"{row['variant']}_bg_key"] = row["bg_key"]
+    removed = _sweep(job, wanted, {job.record(shard) for shard in shards})
+    mixed = [f"{v}_bg_key" for v in job.dataset.variants if base_of(v) in (*MIXED, EXTERNAL)]
+    rows = sorted(images.values(), key=lambda row: str(row["stem"]))
+    target.update(images_file(job.split), csv_bytes(("stem", "key", "wnid", "label", *mixed), rows))
+    note = {
+        "format": FORMAT,
+        "format_version": EXPORT_VERSION,
+        "dataset": job.dataset.manifest.fingerprint,
+        "split": job.split,
+        "variants": job.dataset.variants,
+        "images": len(rows),
+        "files": len(wanted),
+    }
+    target.update(
+        note_file(job.split), (json.dumps(note, indent=1, sort_keys=True) + "\n").encode()
+    )
+    target.remove_temporary()
+    return removed
+
+
+def _sweep(job: Exporting, wanted: set[str], records: set[str]) -> int:
+    """Removes files of the split that are not of this export, in every variant's folder; returns
+    how many pictures and masks there were among them."""
+    target = job.target
+    variants = {*VARIANTS, *map(base_of, job.dataset.variants)}
+    obsolete = [
+        path
+        for path in target.sizes("")
+        if path not in wanted and _is_exported(path.split("/"), job.split, variants)
+    ]
+    target.delete_all(obsolete)
+    for variant in {path.partition("/")[0] for path in obsolete}:
+        target.prune(variant)
+    made = target.walk(EXPORT_FOLDER)
+    ours = [path for path in made if path.startswith(f"{EXPORT_FOLDER}/{job.split}-")]
+    target.delete_all(path for path in ours if path not in records)
+    return len(obsolete)
 
 
 def _is_exported(parts: list[str], split: str, variants: set[str]) -> bool:
     """Whether a path, in its parts, is where an export of a split has its files."""
     return len(parts) > 2 and parts[1] == split and base_of(parts[0]) in variants
-
-
-class Export(beam.PTransform):
-    """Writes what is missing of an export: PBegin -> the dataset's fingerprint, one element."""
-
-    def __init__(self, exporting: Exporting, taxonomy: Taxonomy) -> None:
-        super().__init__()
-        self._exporting = exporting
-        self._taxonomy = taxonomy
-
-    def expand(self, begin: beam.pvalue.PBegin) -> beam.pvalue.PCollection:
-        job = self._exporting
-        exported = (
-            begin
-            | "Shards" >> beam.Create(list(job.dataset.shards(job.split)))
-            | "Spread" >> beam.Reshuffle()
-            | "Export" >> beam.ParDo(ExportShard(job, self._taxonomy)).with_output_types(int)
-        )
-        return (
-            begin
-            | "Once" >> beam.Create([None], reshuffle=False)
-            | "Finish"
-            >> beam.ParDo(FinishExport(job), shards=beam.pvalue.AsList(exported)).with_output_types(
-                str
-            )
-        )

@@ -1,4 +1,4 @@
-"""`in9 export`: checks its flags, runs the graph, says what came out."""
+"""`in9 export`: checks its flags, runs, says what came out."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ import argparse
 import os
 import time
 
-import apache_beam as beam
-
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.errors import UsageError
-from pipeline.released.export import EXPORT_FOLDER, Export, Exporting
+from pipeline.released.export import EXPORT_FOLDER, Exporting, export_split
 from pipeline.released.names import class_folder, find_clashes
+from pipeline.runner.here import working_here
 from pipeline.runner.progress import Progress
-from pipeline.runner.run import local_options, run_pipeline
 from pipeline.storage.files import is_below
 from pipeline.storage.lock import DATASET_LOCK, held
 from pipeline.storage.store import Store
+from pipeline.training.parts import selected_rows
 from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
 
 
-def run_export(arguments: argparse.Namespace, rest: list[str]) -> int:
+def run_export(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code.
 
     Raises:
@@ -31,12 +30,11 @@ def run_export(arguments: argparse.Namespace, rest: list[str]) -> int:
     """
     if not arguments.to:
         raise UsageError("--to DIR is required (see: in9 export --help)")
-    options = local_options(rest)
     dataset = Dataset.open(Store.at(arguments.dataset))
     taxonomy = dataset.taxonomy
     target = Store.at(arguments.to)
     _check(dataset, arguments.split, target)
-    selected = [row for row in dataset.index(arguments.split) if row["selected"]]
+    selected = selected_rows(dataset, arguments.split)
     exporting = Exporting(
         dataset=dataset,
         split=arguments.split,
@@ -48,16 +46,13 @@ def run_export(arguments: argparse.Namespace, rest: list[str]) -> int:
     target.update(f"{EXPORT_FOLDER}/mark", b"export\n")
     with held(target, DATASET_LOCK):
         target.remove_temporary()
-        pipeline = beam.Pipeline(options=options)
-        _ = pipeline | "Export" >> Export(exporting, taxonomy)
         pictures = len(selected) * len(dataset.variants)
-        exporting.progress.note_total("export", arguments.split, pictures)
         started = time.monotonic()
-        log = target.log(f"export-{os.getpid()}")
-        counters = run_pipeline(pipeline, exporting.progress, log) or {}
+        with working_here(exporting.progress, target.log(f"export-{os.getpid()}")):
+            exporting.progress.note_total("export", arguments.split, pictures)
+            exported, removed = export_split(exporting)
         seconds = time.monotonic() - started
     print(f"{arguments.split}: {len(selected)} images, {len(dataset.variants)} variants")
-    exported, removed = counters.get("files_exported", 0), counters.get("files_removed", 0)
     if exported or removed:
         line = f"done now: {exported} files written"
         print(f"{line}, {removed} removed" if removed else line)

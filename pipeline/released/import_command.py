@@ -6,13 +6,11 @@ listing -> Examine -> Pool -> Write -> Commit
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import time
 from collections import Counter
-from typing import Any
-
-import apache_beam as beam
 
 from pipeline.command_line.terminal import describe_images
 from pipeline.dataset.folder import Dataset
@@ -20,66 +18,25 @@ from pipeline.dataset.manifest import PREVIOUS_MANIFEST, read_manifest
 from pipeline.dataset.records import Staging, read_rows
 from pipeline.dataset.shards import index_file
 from pipeline.errors import UsageError
-from pipeline.generate.commit import STAGING, Commit
-from pipeline.generate.compose import ComposedShard
+from pipeline.generate.commit import STAGING, commit
 from pipeline.released.archive import IMPORT_FOLDER, is_packed, list_files
-from pipeline.released.examine import ExaminedShard, ExamineShard
-from pipeline.released.listing import Released, ReleasedShard, read_listing
-from pipeline.released.pool import PooledShard, PoolSplit
-from pipeline.released.write import WriteShard, mixed_variants
+from pipeline.released.examine import Importing, examine_shard
+from pipeline.released.listing import Released, read_listing
+from pipeline.released.pool import BackgroundPool
+from pipeline.released.write import ShardWriter, mixed_variants
+from pipeline.runner.here import each_shard, working_here
 from pipeline.runner.progress import Progress
-from pipeline.runner.run import local_options, run_pipeline
 from pipeline.storage.files import absolute, is_below
 from pipeline.storage.lock import DATASET_LOCK, held
+from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
-from transforms.taxonomy import Taxonomy, imagenet9
+from transforms.taxonomy import imagenet9
 
 _NOTE = f"{WORK_FOLDER}/import.json"
 """Which listing the dataset was imported from, so that the next run need not look again."""
 
 
-class Import(beam.PTransform):
-    """Makes a dataset of an archive: PBegin -> its fingerprint, one element."""
-
-    def __init__(
-        self, released: Released, store: Store, taxonomy: Taxonomy, progress: Progress
-    ) -> None:
-        super().__init__()
-        self._released = released
-        self._store = store
-        self._taxonomy = taxonomy
-        self._progress = progress
-
-    def expand(self, begin: beam.pvalue.PBegin) -> beam.pvalue.PCollection:
-        config, progress = self._released.config, self._progress
-        staging = Staging(self._store, f"{STAGING}/{config.fingerprint()}")
-        examine = ExamineShard(config, staging, progress)
-        write = WriteShard(config, staging, self._taxonomy, progress)
-        written = (
-            begin
-            | "Shards" >> beam.Create(list(self._released.shards))
-            | "SpreadSources" >> beam.Reshuffle().with_output_types(ReleasedShard)
-            | "Examine" >> beam.ParDo(examine).with_output_types(ExaminedShard)
-            | "BySplit" >> beam.WithKeys(_split_of)
-            | "GatherSplit" >> beam.GroupByKey()
-            | "Pool" >> beam.ParDo(PoolSplit(staging)).with_output_types(PooledShard)
-            | "SpreadOutputs" >> beam.Reshuffle().with_output_types(PooledShard)
-            | "Write" >> beam.ParDo(write).with_output_types(ComposedShard)
-        )
-        commit = Commit(config, self._store, self._taxonomy)
-        return (
-            begin
-            | "Once" >> beam.Create([None], reshuffle=False)
-            | "Commit"
-            >> beam.ParDo(commit, shards=beam.pvalue.AsList(written)).with_output_types(str)
-        )
-
-
-def _split_of(examined: ExaminedShard) -> str:
-    return examined.shard.totals.split
-
-
-def run_import(arguments: argparse.Namespace, rest: list[str]) -> int:
+def run_import(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code.
 
     Raises:
@@ -88,7 +45,6 @@ def run_import(arguments: argparse.Namespace, rest: list[str]) -> int:
     """
     if not arguments.source:
         raise UsageError("--from DIR|TAR is required (see: in9 import --help)")
-    options = local_options(rest)
     store, source = Store.at(arguments.output), absolute(arguments.source)
     _check(store, source)
     # What can be read in place is looked at before anything is written.
@@ -101,7 +57,7 @@ def run_import(arguments: argparse.Namespace, rest: list[str]) -> int:
         started = time.monotonic()
         is_new = not _is_there(store, released)
         if is_new:
-            _run(released, store, options)
+            _run(released, store)
         seconds = time.monotonic() - started
     _say(store, released, is_new, seconds)
     return 0
@@ -134,10 +90,10 @@ def _listing(arguments: argparse.Namespace, source: str, store: Store) -> Releas
 
 def _is_there(store: Store, released: Released) -> bool:
     manifest = read_manifest(store)
-    if manifest is None or not store.exists(_NOTE):
+    if manifest is None:
         return False
     note = {"listing": released.fingerprint, "dataset": manifest.fingerprint}
-    return bool(json.loads(store.read(_NOTE)) == note) and all(
+    return read_json(store, _NOTE, dict[str, str]) == note and all(
         size == file.bytes
         for file, size in zip(
             manifest.files, store.sizes_of([file.path for file in manifest.files]), strict=True
@@ -145,14 +101,19 @@ def _is_there(store: Store, released: Released) -> bool:
     )
 
 
-def _run(released: Released, store: Store, options: Any) -> None:
-    progress = Progress.of(store)
-    for totals in {shard.totals.split: shard.totals for shard in released.shards}.values():
-        for stage in ("examine", "import"):
-            progress.note_total(stage, totals.split, totals.listed)
-    pipeline = beam.Pipeline(options=options)
-    _ = pipeline | "Import" >> Import(released, store, imagenet9(), progress)
-    run_pipeline(pipeline, progress, store.log(f"import-{os.getpid()}"))
+def _run(released: Released, store: Store) -> None:
+    staging = Staging(store, f"{STAGING}/{released.config.fingerprint()}")
+    job = Importing(released.config, staging, imagenet9(), Progress.of(store))
+    with working_here(job.progress, store.log(f"import-{os.getpid()}")):
+        for totals in {shard.totals.split: shard.totals for shard in released.shards}.values():
+            for stage in ("examine", "import"):
+                job.progress.note_total(stage, totals.split, totals.listed)
+        examined = each_shard(functools.partial(examine_shard, job), released.shards)
+        written = []
+        for split in job.config.split:
+            of_split = [shard for shard in examined if shard.shard.totals.split == split]
+            written += each_shard(ShardWriter(job, BackgroundPool.of(of_split)).write, of_split)
+        commit(job.config, store, job.taxonomy, written)
     dataset = Dataset.open(store)
     note = {"listing": released.fingerprint, "dataset": dataset.manifest.fingerprint}
     store.write(_NOTE, json.dumps(note, sort_keys=True).encode())

@@ -1,11 +1,10 @@
-"""Masks, and other arrays, as NumPy files."""
+"""Masks as NumPy files."""
 
 from __future__ import annotations
 
 import io
 
 import numpy as np
-from numpy.typing import NDArray
 
 from transforms.codec import UndecodableError
 from transforms.geometry import Mask
@@ -13,13 +12,8 @@ from transforms.geometry import Mask
 
 def encode_npy(mask: Mask) -> bytes:
     """Encodes a (H, W) bool mask as a `.npy` file of uint8, 1 on the foreground."""
-    return npy_bytes(mask.astype(np.uint8))
-
-
-def npy_bytes(array: NDArray[np.uint8]) -> bytes:
-    """An array as a `.npy` file."""
     buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
+    np.save(buffer, mask.astype(np.uint8), allow_pickle=False)
     return buffer.getvalue()
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from pipeline.released.archive import read_places
+from pipeline.released.listing import ReleasedImage
 from pipeline.released.pool import BackgroundPool
 from transforms.codec import decode_image
 from transforms.geometry import Mask
@@ -38,12 +38,12 @@ class Recovered:
     """What its pixels say.
 
     Attributes:
-      background: row of the pool, None if it is not sure.
+      background: the image whose background it is, None if that is not sure.
       difference, next_difference: mean levels of 0 to 255 by which the best background differs
         outside of the mask, and the next best; None where there is none to compare.
     """
 
-    background: dict[str, Any] | None
+    background: ReleasedImage | None
     difference: float | None = None
     next_difference: float | None = None
 
@@ -63,13 +63,14 @@ def recover(pictures: Sequence[Mixed], pool: BackgroundPool) -> list[Recovered]:
         named = pool.position.get(picture.named) if picture.named else None
         if named is not None and named not in positions:
             positions.append(named)
-        contents = read_places([pool.place(position) for position in positions])
+        near_images = [pool.images[position] for position in positions]
+        contents = read_places([image.files["only_bg_t"].place for image in near_images])
         backgrounds = [decode_image(content) for content in contents]
         differences = compare(image, picture.mask, backgrounds)
         if differences is None:
             found.append(Recovered(None))
             continue
         match = decide(differences)
-        row = pool.rows[positions[match.position]] if match.is_sure else None
-        found.append(Recovered(row, match.difference, match.next_difference))
+        true = near_images[match.position] if match.is_sure else None
+        found.append(Recovered(true, match.difference, match.next_difference))
     return found

@@ -2,8 +2,7 @@
 
     results -> evidence -> panels, one module each -> page
 
-Re-making it from the same results gives the same bytes. The time it names is therefore that
-of the newest result's file.
+Re-making it from the same results gives the same bytes, also from a copy of them.
 """
 
 from pipeline.report.write import REPORT as REPORT

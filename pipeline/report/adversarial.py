@@ -82,14 +82,11 @@ class Adversarial:
 def make_adversarial(evidence: Evidence, with_pictures: bool = True) -> Adversarial:
     """Collects the panel; pictures are `only_bg_t`, as they were put behind foregrounds."""
     rows: list[Attacked] = []
-    galleries, errors = [], []
+    galleries = []
     budget = Budget(_BYTES if with_pictures else 0)
     for model in evidence.models:
         attack = model.attack
         if attack is None:
-            continue
-        if attack.get("error"):
-            errors.append((model.name, attack["error"]))
             continue
         is_paper = evidence.dataset.is_imagenet9
         rows.extend(
@@ -97,6 +94,7 @@ def make_adversarial(evidence: Evidence, with_pictures: bool = True) -> Adversar
         )
         if attack["rules"].get(PAPER_RULE, {}).get("strongest"):
             galleries.append(_gallery(evidence, model, attack, budget))
+    errors = ((m.name, m.errors["attack"]) for m in evidence.models if "attack" in m.errors)
     return Adversarial(tuple(rows), tuple(galleries), tuple(errors))
 
 

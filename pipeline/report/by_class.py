@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.figures.cells import cells_figure
+from pipeline.figures.heat_map import CLASSES, heat_map
 from pipeline.figures.points import Series, rows_figure
 from pipeline.figures.style import MODELS
 from pipeline.report.evidence import ModelResults
@@ -98,12 +98,13 @@ def _confusion(model: ModelResults, variant: str, taxonomy: Taxonomy) -> Iterato
         f"confusion-{variant}-{model.folder}.svg",
         f"Confusion of {model.name} on {variant}{rest}: of each class, the percent predicted as "
         "each class.",
-        cells_figure(
+        heat_map(
             f"Confusion: {variant}{rest}",
             names,
             (*names, *(["others"] if rest else []), "outside"),
             shares,
-            labels=("class, %", "prediction"),
+            CLASSES,
+            ("class, %", "prediction"),
         ),
         model.name,
     )
@@ -136,13 +137,14 @@ def _groups(model: ModelResults, taxonomy: Taxonomy) -> Iterator[Plot]:
         f"groups-mixed_rand-{model.folder}.svg",
         f"Accuracy of {model.name} on mixed_rand by class of foreground and background{rest}."
         f"{said}",
-        cells_figure(
+        heat_map(
             f"By background: mixed_rand{rest}",
             [names[label] for label in shown],
             [names[label] for label in shown],
             shares,
-            (place[worst["label"]], place[worst["bg_label"]]) if worst else None,
-            labels=("foreground, %", "background"),
+            CLASSES,
+            ("foreground, %", "background"),
+            marked=(place[worst["label"]], place[worst["bg_label"]]) if worst else None,
         ),
         model.name,
     )

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.dataset.folder import Dataset
-from pipeline.matrix.tables import matrix_file, read_matrices
+from pipeline.matrix.tables import read_matrices
+from pipeline.results.failures import read_failures
 from pipeline.results.files import (
     display_name,
     read_result,
+    read_results,
     read_summaries,
     result_folder,
-    summary_file,
 )
 from pipeline.results.trend import TREND
-from pipeline.storage.store import Store
 from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import Taxonomy
 
@@ -36,7 +36,7 @@ class ModelResults:
       summary: of its evaluation, None if it was not evaluated.
       attack: of `in9 attack`, None if not run.
       saliency: of `in9 saliency`, None if not run.
-      error: why it could not be evaluated, "" if it could.
+      errors: by stage that it failed in and has no results of, why.
     """
 
     folder: str
@@ -45,7 +45,7 @@ class ModelResults:
     summary: dict[str, Any] | None
     attack: dict[str, Any] | None = None
     saliency: dict[str, Any] | None = None
-    error: str = ""
+    errors: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def rows(self, part: str, **wanted: object) -> list[dict[str, Any]]:
         """Rows of a part of the summary whose columns have the wanted values."""
@@ -83,7 +83,6 @@ class Evidence:
       stale: names of models whose results are of an earlier dataset.
       trend: of results/trend.json, None if it is of another dataset or there is none.
       matrices: of `in9 matrix`, what is said of each network.
-      results_at: when the newest result was written, "" if there is none.
     """
 
     dataset: Dataset
@@ -91,13 +90,12 @@ class Evidence:
     models: tuple[ModelResults, ...]
     stale: tuple[str, ...]
     trend: dict[str, Any] | None
-    results_at: str
     matrices: tuple[dict[str, Any], ...] = ()
 
     @property
     def evaluated(self) -> tuple[ModelResults, ...]:
         """The models that have accuracies."""
-        return tuple(model for model in self.models if model.summary and not model.error)
+        return tuple(model for model in self.models if model.summary)
 
 
 def gather(dataset: Dataset, taxonomy: Taxonomy) -> Evidence:
@@ -107,40 +105,48 @@ def gather(dataset: Dataset, taxonomy: Taxonomy) -> Evidence:
     of_folder: dict[str, dict[str, dict[str, Any]]] = {}
     for summary in summaries:
         folder = result_folder(summary["model"], summary["evaluation"])
-        of_folder.setdefault(folder, {})["summary"] = summary
-    for path in sorted(store.walk("results")):
-        parts = path.split("/")
-        if len(parts) == 3 and parts[2] in ("attack.json", "saliency.json"):
-            content = read_result(store, path)
+        of_folder.setdefault(folder, {})["evaluate"] = summary
+    for name in ("attack", "saliency"):
+        for content in read_results(store, name):
             if content["dataset"] == fingerprint:
-                of_folder.setdefault(parts[1], {})[parts[2].partition(".")[0]] = content
-    models = _named([_model(folder, parts) for folder, parts in of_folder.items()])
-    trend = read_result(store, TREND) if store.exists(TREND) else None
-    if trend and trend.get("dataset", fingerprint) != fingerprint:
+                folder = result_folder(content["model"], content["evaluation"])
+                of_folder.setdefault(folder, {})[name] = content
+    failed: dict[str, dict[str, dict[str, Any]]] = {}
+    for stage in ("evaluate", "attack", "saliency"):
+        for failure in read_failures(store, fingerprint, stage)[0]:
+            folder = result_folder(failure["model"], failure["evaluation"])
+            failed.setdefault(folder, {})[stage] = failure
+    models = _named(
+        [
+            _model(folder, of_folder.get(folder, {}), failed.get(folder, {}))
+            for folder in of_folder.keys() | failed.keys()
+        ]
+    )
+    trend = read_result(store, TREND)
+    if trend and trend["dataset"] != fingerprint:
         trend = None
-    matrices = read_matrices(store, fingerprint)
     return Evidence(
         dataset=dataset,
         taxonomy=taxonomy,
         models=tuple(sorted(models, key=_order)),
         stale=tuple(stale),
         trend=trend,
-        results_at=_newest(store, models, [matrix_file(found["name"]) for found in matrices]),
-        matrices=tuple(matrices),
+        matrices=tuple(read_matrices(store, fingerprint)),
     )
 
 
-def _model(folder: str, parts: dict[str, dict[str, Any]]) -> ModelResults:
-    first = next(iter(parts.values()))
-    summary = parts.get("summary")
+def _model(
+    folder: str, found: dict[str, dict[str, Any]], failed: dict[str, dict[str, Any]]
+) -> ModelResults:
+    first = next(iter([*found.values(), *failed.values()]))
     return ModelResults(
         folder=folder,
         name=display_name(first),
         model=first["model"],
-        summary=summary,
-        attack=parts.get("attack"),
-        saliency=parts.get("saliency"),
-        error=(summary or {}).get("error") or "",
+        summary=found.get("evaluate"),
+        attack=found.get("attack"),
+        saliency=found.get("saliency"),
+        errors={stage: one["error"] for stage, one in failed.items() if stage not in found},
     )
 
 
@@ -158,16 +164,3 @@ def _order(model: ModelResults) -> tuple[bool, float, str]:
     row = model.row("accuracy", label_rule=PAPER_RULE, variant="original")
     accuracy = row["accuracy"] if row else None
     return accuracy is None, -(accuracy or 0.0), model.folder
-
-
-def _newest(store: Store, models: list[ModelResults], others: list[str]) -> str:
-    """The latest change of a summary, an attack, a saliency file, or of others. Results repeat,
-    so making the page again changes neither them nor the page."""
-    names = ("attack.json", "saliency.json")
-    paths = [*others, *(summary_file(model.folder) for model in models)]
-    paths += [f"results/{model.folder}/{name}" for model in models for name in names]
-    times = [info.time for path in paths if (info := store.files.info(store.path(path)))]
-    if not times:
-        return ""
-    newest = datetime.datetime.fromtimestamp(max(times), datetime.UTC)
-    return newest.strftime("%Y-%m-%d %H:%M UTC")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 FOLDER = "results/figures"
-_SINGLE = ("decomposition.svg", "fooled_by_class.svg", "accuracy_by_backgrounds.svg")
+_SINGLE = (
+    *("decomposition.svg", "fooled_by_class.svg", "accuracy_by_backgrounds.svg", "trend.svg"),
+)
 _FAMILIES = ("per_class-", "sizes-", "confusion-", "groups-", "matrix-")
 
 

@@ -6,6 +6,7 @@ code that makes it) and what its own files looked like then.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -15,10 +16,17 @@ from pathlib import Path
 
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.manifest import MANIFEST
+from pipeline.storage.state_files import RelativePath, read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 
 _NOTE = f"{WORK_FOLDER}/report.json"
 _LIBRARIES = ("jinja2", "matplotlib", "pillow")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Note:
+    inputs: str
+    outputs: list[tuple[RelativePath, int, str]]
 
 
 @functools.cache
@@ -56,17 +64,13 @@ def fingerprint_inputs(store: Store, inputs: Iterable[str], pictures: str) -> st
 
 def is_fresh(store: Store, inputs: str) -> bool:
     """Whether the page's files are as they were left when it was made from these inputs."""
-    if not store.exists(_NOTE):
+    note = read_json(store, _NOTE, _Note)
+    if note is None or note.inputs != inputs:
         return False
-    try:
-        note = json.loads(store.read(_NOTE))
-        states = [tuple(state) for state in note["outputs"]]
-        return bool(note["inputs"] == inputs and _states(store, [s[0] for s in states]) == states)
-    except (ValueError, KeyError, TypeError):
-        return False
+    return _states(store, [path for path, _, _ in note.outputs]) == note.outputs
 
 
 def note_fresh(store: Store, inputs: str, outputs: Iterable[str]) -> None:
     """Notes that the page's files, given by their paths, have been made from these inputs."""
-    note = {"inputs": inputs, "outputs": _states(store, outputs)}
-    store.update(_NOTE, json.dumps(note).encode())
+    note = _Note(inputs, _states(store, outputs))
+    store.update(_NOTE, json.dumps(dataclasses.asdict(note)).encode())

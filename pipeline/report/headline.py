@@ -66,7 +66,7 @@ class Headline:
 def make_headline(evidence: Evidence) -> Headline:
     """The tables of all models; those that failed are rows with their error."""
     variants = evidence.dataset.picture_variants
-    models = [model for model in evidence.models if model.summary]
+    models = [m for m in evidence.models if m.summary or "evaluate" in m.errors]
     manifest = evidence.dataset.manifest
     is_whole, is_paper = manifest.config.segment.is_whole, evidence.dataset.is_imagenet9
     return Headline(
@@ -108,7 +108,7 @@ def _row(
     note = ", ".join(filter(None, (_replicates(gap), no_power)))
     cells[GAP] = _cell(gap, "gap", published, note)
     seen = f"trained on {model.overlap:,} of these images" if model.overlap else ""
-    return Row(model.name, model.error, cells, seen)
+    return Row(model.name, model.errors.get("evaluate", ""), cells, seen)
 
 
 def _cell(

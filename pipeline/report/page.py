@@ -27,7 +27,6 @@ from pipeline.report.provenance import make_provenance
 from pipeline.report.saliency import make_saliency
 from pipeline.report.selection import PER_CLASS
 from pipeline.report.verdicts import Verdict
-from pipeline.results.trend import TREND_FIGURE
 from transforms.scoring import PAPER_RULE
 
 TEMPLATE = "report.html"
@@ -47,8 +46,6 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
     script = environment.get_template("report/report.js").render()
     headline = make_headline(evidence)
     chooser = make_chooser(evidence, with_pictures)
-    store = evidence.dataset.store
-    has_trend_figure = evidence.trend is not None and store.exists(TREND_FIGURE)
     files = [f"{FOLDER}/{plot.file}" for plot in plots]
     # Claims and published figures are of ImageNet-9; of other classes they say nothing.
     is_imagenet9 = evidence.dataset.is_imagenet9
@@ -57,7 +54,6 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         manifest=evidence.dataset.manifest,
-        results_at=evidence.results_at,
         stale=evidence.stale,
         models=evidence.evaluated,
         headline=headline,
@@ -80,12 +76,11 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
         saliency=make_saliency(evidence, with_pictures),
         matrices=make_matrices(evidence),
         trend=evidence.trend,
-        trend_figure=_trend_figure(evidence) if has_trend_figure else None,
         plots=_by_panel(plots, [model.name for model in evidence.evaluated[:DETAILED]]),
         worst=_worst_groups(evidence),
         compared=COMPARED,
         detailed=DETAILED,
-        provenance=make_provenance(evidence, [*files, TREND_FIGURE] if has_trend_figure else files),
+        provenance=make_provenance(evidence, files),
         classes=evidence.taxonomy.names,
         class_count="nine" if is_imagenet9 else evidence.taxonomy.num_labels,
         is_imagenet9=is_imagenet9,
@@ -133,14 +128,6 @@ def _by_panel(
             svg = inline_svg(plot.svg, f"f{number}-", plot.alt)
             panels[plot.panel].append((plot, svg))
     return panels
-
-
-def _trend_figure(evidence: Evidence) -> Markup:
-    lines = (evidence.trend or {}).get("lines", [])
-    alt = "Accuracy on the variants against accuracy on ImageNet. Slopes: " + (
-        ", ".join(f"{line['variant']} {line['slope']:.2f}" for line in lines) or "none yet"
-    )
-    return inline_svg(evidence.dataset.store.read(TREND_FIGURE), "trend-", alt)
 
 
 def _worst_groups(evidence: Evidence) -> list[tuple[str, str, str, str, dict[str, object]]]:

@@ -12,6 +12,8 @@ from PIL import Image
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
+from pipeline.errors import JobError
+from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 
 QUALITY = 68
 SHOWN = 224
@@ -24,11 +26,16 @@ def data_uri(image: bytes, side: int = SHOWN) -> str:
     """A picture as a WebP data URI.
 
     Args:
-      image: an encoded picture, of any format that Pillow reads.
+      image: an encoded picture of the dataset or its results.
       side: of the result, in pixels; smaller pictures are not enlarged.
+
+    Raises:
+      JobError: it cannot be decoded.
     """
-    with Image.open(io.BytesIO(image)) as picture:
-        small = picture.convert("RGB")
+    try:
+        small = Image.fromarray(decode_image(image))
+    except (UndecodableError, TooManyPixelsError) as error:
+        raise JobError(f"a picture of the page is damaged ({error}); see: in9 verify") from error
     if max(small.size) > side:
         small.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()

@@ -6,19 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.figures.decomposition import decomposition_figure
-from pipeline.figures.matrix import matrix_figure
+from pipeline.figures.heat_map import VERSIONS, heat_map
 from pipeline.figures.points import Series, lines_figure
 from pipeline.figures.style import MODELS, shorten
+from pipeline.figures.trend import trend_figure
 from pipeline.report.by_class import by_class, fooled_by_class, of_model
 from pipeline.report.evidence import Evidence, ModelResults
 from pipeline.report.measured import attack_measures
 from pipeline.report.plot import Plot, point, spoken, titles
+from pipeline.report.published import TABLE_5_NAMES
 from transforms.analysis import KINDS
 from transforms.scoring import PAPER_RULE
 
 COMPARED = len(MODELS)
 """Models that a figure shows side by side: those with the highest accuracy on `original`."""
-PANELS = ("matrix", "decomposition", "per_class", "sizes", "confusion", "attack")
+PANELS = ("trend", "matrix", "decomposition", "per_class", "sizes", "confusion", "attack")
 _VARIANTS = ("original", "mixed_same", "mixed_rand")
 
 
@@ -50,11 +52,26 @@ def _plots(evidence: Evidence) -> Iterator[Plot]:
     yield from _by_backgrounds(attacked)
     for content in evidence.matrices:
         yield from _matrix(content)
+    if evidence.trend:
+        yield from _trend(evidence.trend)
+
+
+def _trend(trend: Mapping[str, Any]) -> Iterator[Plot]:
+    if all(point["imagenet_top1"] is None for point in trend["points"]):
+        return
+    slopes = ", ".join(f"{line['variant']} {line['slope']:.2f}" for line in trend["lines"])
+    yield Plot(
+        "trend",
+        "trend.svg",
+        f"Accuracy on the variants against accuracy on ImageNet. Slopes: {slopes or 'none yet'}",
+        trend_figure(trend),
+    )
 
 
 def _matrix(content: Mapping[str, Any]) -> Iterator[Plot]:
     """Accuracies, the paper's, and their difference."""
     name, columns = content["name"], content["columns"]
+    short = [TABLE_5_NAMES.get(column, column) for column in columns]
     cells = {(row["train_variant"], row["test_variant"]): row for row in content["rows"]}
     for part, title, key in (
         ("accuracy", f"{shorten(name)}, %", "accuracy"),
@@ -80,11 +97,14 @@ def _matrix(content: Mapping[str, Any]) -> Iterator[Plot]:
             "matrix",
             f"matrix-{name}-{part}.svg",
             f"{title}. Trained on the row, tested on the column. {spoken}",
-            matrix_figure(
+            heat_map(
                 title,
-                columns,
+                short,
+                short,
                 shares,
-                bold if part == "difference" else None,
+                VERSIONS,
+                ("trained on", "tested on"),
+                bold=bold if part == "difference" else None,
                 is_signed=part == "difference",
             ),
         )

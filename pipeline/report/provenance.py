@@ -10,12 +10,8 @@ from urllib.parse import quote
 from pipeline.changes import CHANGES_TEXT
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST
-from pipeline.dataset.shards import parquet_file
 from pipeline.report.evidence import Evidence
 from pipeline.storage.store import Store
-
-_SHARDS_LISTED = 2
-"""Files of a variant that get a link each; of more, their folder gets one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,18 +91,8 @@ def _predictions(evidence: Evidence) -> Iterator[Link]:
 
 
 def _variants(dataset: Dataset) -> Iterator[Link]:
-    if "parquet" not in dataset.manifest.config.compose.formats:
-        return
     for variant in dataset.variants:
-        for split, counts in dataset.manifest.shards.items():
-            if counts.output > _SHARDS_LISTED:
-                continue
-            for shard in dataset.shards(split):
-                path = parquet_file(variant, split, shard, counts.output)
-                if dataset.store.exists(path):
-                    more = f" {shard + 1}/{counts.output}" if counts.output > 1 else ""
-                    yield _link(path, f"{variant} {split}{more}")
-        if any(counts.output > _SHARDS_LISTED for counts in dataset.manifest.shards.values()):
+        if dataset.store.has_folder(f"parquet/{variant}"):
             yield _link(f"parquet/{variant}/", variant)
 
 

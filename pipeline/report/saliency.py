@@ -59,8 +59,7 @@ class Saliency:
 
 def make_saliency(evidence: Evidence, with_pictures: bool = True) -> Saliency:
     """Collects the panel."""
-    there = [m for m in evidence.models if m.saliency and not m.saliency.get("error")]
-    failed = [m for m in evidence.models if m.saliency and m.saliency.get("error")]
+    there = [model for model in evidence.models if model.saliency]
     # Maps of another version, or split, would not stand beside the same picture.
     kinds = [_kind(model) for model in there]
     alike = [m for m, kind in zip(there, kinds, strict=True) if kind == kinds[0]]
@@ -71,7 +70,9 @@ def make_saliency(evidence: Evidence, with_pictures: bool = True) -> Saliency:
         models=tuple((model.name, model.saliency or {}) for model in there),
         pairs=_pairs(evidence, shown) if with_pictures and shown else (),
         left_out=tuple(model.name for model in there if model not in shown),
-        errors=tuple((m.name, (m.saliency or {})["error"]) for m in failed),
+        errors=tuple(
+            (m.name, m.errors["saliency"]) for m in evidence.models if "saliency" in m.errors
+        ),
     )
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
 from pipeline.dataset.folder import Dataset
 from pipeline.report.evidence import Evidence, ModelResults
-from pipeline.results.files import predictions_file
+from pipeline.results.files import result_shard
+from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.hashing import keyed_hash
 from transforms.scoring import PAPER_RULE
@@ -83,11 +83,11 @@ def _failures(
     wrong: dict[str, int] = {}
     wanted = (pc.field("label_rule") == PAPER_RULE) & pc.field("variant").isin(MIXED)
     for model in models:
-        path = predictions_file(model.folder, split, shard)
+        path = result_shard(model.folder, "predictions", split, shard)
         if not store.exists(path):
             continue
         columns = ["variant", "key", "correct"]
-        table = pq.read_table(store.arrow_source(path), columns=columns, filters=wanted)
+        table = read_table(store, path, columns=columns, filters=wanted)
         same: set[str] = set()
         others: set[str] = set()
         for variant, key, correct in zip(
@@ -110,10 +110,10 @@ def read_predictions_of(
     """A model's predictions on all versions of some images, by both label rules."""
     store = dataset.store
     shards = sorted({dataset.shard_of(split, key) for key in keys})
-    paths = [predictions_file(model.folder, split, shard) for shard in shards]
+    paths = [result_shard(model.folder, "predictions", split, shard) for shard in shards]
     columns = ["label_rule", "variant", "key", "prediction", "output", "correct", "top1_score"]
     wanted = ds.field("key").isin(list(keys)) & ds.field("variant").isin(dataset.picture_variants)
     for path in paths:
         if store.exists(path):
-            table = pq.read_table(store.arrow_source(path), columns=columns, filters=wanted)
+            table = read_table(store, path, columns=columns, filters=wanted)
             yield from table.to_pylist()

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.results.answers import Answers, Images, answers_of, evaluated_variants, read_answers
-from pipeline.results.files import SUMMARY_VERSION, result_folder, tested_part, write_summary
+from pipeline.results.files import (
+    SUMMARY_VERSION,
+    result_file,
+    result_folder,
+    tested_part,
+    write_result,
+)
 from pipeline.results.power import power_of
 from transforms.analysis import (
     KINDS,
@@ -61,7 +67,7 @@ def refresh_summaries(
     evaluating again may take hours. Those whose predictions have gone stay as they are."""
     images: dict[tuple[str, float], Images] = {}
     for summary in summaries:
-        is_ours = summary["dataset"] == dataset.manifest.fingerprint and "error" not in summary
+        is_ours = summary["dataset"] == dataset.manifest.fingerprint
         if not is_ours or summary.get("version") == SUMMARY_VERSION:
             continue
         part = tested_part(summary)
@@ -76,7 +82,7 @@ def refresh_summaries(
             **summary_parts(answers, images[part], taxonomy),
             "power": power_of(dataset, images[part], folder, part[0]),
         }
-        write_summary(dataset.store, {**summary, **made})
+        write_result(dataset.store, result_file(folder, "summary"), {**summary, **made})
 
 
 def summary_parts(

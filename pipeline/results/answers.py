@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,9 +20,10 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.shards import index_file
-from pipeline.results.files import predictions_file, read_predictions, result_folder
+from pipeline.results.files import read_predictions, result_folder, result_shard
+from pipeline.storage.state_files import parse_parquet
 from pipeline.storage.store import Store
-from pipeline.training.parts import Holdout, keys_for_test
+from transforms.holdout import held_out
 from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import OUTSIDE
 from transforms.variants import MIXED, base_of, is_picture
@@ -70,21 +72,20 @@ class Images:
         ]
         # Indices of shards differ in their metadata.
         table = pa.concat_tables([table.replace_schema_metadata() for table in tables])
-        table = table.filter(table["selected"]).sort_by("key").combine_chunks()
-        pool = table
-        if holdout:
-            tested = keys_for_test(dataset, split, Holdout(holdout))
-            table = table.filter(pc.is_in(table["key"], pa.array(sorted(tested), pa.string())))
-        keys = table["key"].to_pylist()
-        groups = table["group"].to_pylist() if "group" in table.column_names else [None] * len(keys)
+        pool = table.filter(table["selected"]).sort_by("key").combine_chunks()
+        keys = pool["key"].to_pylist()
+        groups = pool["group"].to_pylist() if "group" in pool.column_names else [None] * len(keys)
+        units = [group or key for group, key in zip(groups, keys, strict=True)]
+        tested = held_out(units, holdout) if holdout else np.ones(len(units), np.bool_)
+        table = pool.filter(pa.array(tested))
         return cls(
-            keys=pa.array(keys, pa.string()),
+            keys=pa.array(table["key"].to_pylist(), pa.string()),
             labels=table["label"].to_numpy().astype(np.int16),
             fg_fraction=table["fg_fraction"].to_numpy().astype(np.float64),
-            background_keys=pa.array(pool["key"].to_pylist(), pa.string()),
+            background_keys=pa.array(keys, pa.string()),
             background_labels=pool["label"].to_numpy().astype(np.int16),
-            units=tuple(group or key for group, key in zip(groups, keys, strict=True)),
-            has_groups=any(groups),
+            units=tuple(itertools.compress(units, tested)),
+            has_groups=any(itertools.compress(groups, tested)),
         )
 
     @functools.cached_property
@@ -111,9 +112,13 @@ def _places(keys: pa.ChunkedArray, known: pa.Array) -> NDArray[np.int64]:
 
 def _read_columns(store: Store, path: str, columns: list[str]) -> pa.Table:
     """Those of the columns that a file has."""
-    with pq.ParquetFile(store.arrow_source(path)) as file:
-        there = set(file.schema_arrow.names)
-        return file.read(columns=[name for name in columns if name in there])
+
+    def read(source: Any) -> pa.Table:
+        with pq.ParquetFile(source) as file:
+            there = set(file.schema_arrow.names)
+            return file.read(columns=[name for name in columns if name in there])
+
+    return parse_parquet(store, path, read)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -204,7 +209,7 @@ def read_answers(
     """
     folder = result_folder(summary["model"], summary["evaluation"])
     split = summary["evaluation"]["split"]
-    paths = [predictions_file(folder, split, shard) for shard in dataset.shards(split)]
+    paths = [result_shard(folder, "predictions", split, shard) for shard in dataset.shards(split)]
     if not all(dataset.store.exists(path) for path in paths):
         raise ValueError("its predictions are not all there")
     predictions = read_predictions(dataset.store, paths)

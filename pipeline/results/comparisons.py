@@ -46,8 +46,7 @@ def compare_models(
     """
     by_part: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for summary in summaries:
-        if "error" not in summary:
-            by_part.setdefault(tested_part(summary), []).append(summary)
+        by_part.setdefault(tested_part(summary), []).append(summary)
     for (split, holdout), of_split in by_part.items():
         images = Images.read(dataset, split, holdout)
         if len(of_split) > 1 and len(images.keys):

@@ -1,7 +1,6 @@
 """Results of evaluation: where they lie, and reading them.
 
 results/<model>/predictions/<split>-NNNNN.parquet   every single prediction
-results/<model>/logits/<split>-NNNNN.parquet        its outputs on backgrounds
 results/<model>/summary.json                        what was run, and what it shows
 results/*.csv, results/latex/*.tex                  tables of all models of this dataset
 """
@@ -14,18 +13,34 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.errors import UsageError
+from pipeline.results.forms import (
+    Attack,
+    Failures,
+    ImageNet,
+    Matrix,
+    Saliency,
+    Summary,
+    Trend,
+)
+from pipeline.storage.state_files import parse_json, read_intact, read_table
 from pipeline.storage.store import Store
 
 SUMMARY_VERSION = 3
 """Form of summaries, and of what is computed for them from predictions. Those of another one
 are made again from the predictions, without the model."""
 
-PARTS = ("accuracy", "gaps", "per_class", "confusion", "decomposition", "groups", "sizes", "power")
-"""Parts of a summary, a list of rows each, which `pipeline.results.tables` writes."""
+_FORMS: dict[str, Any] = {
+    "summary.json": Summary,
+    "attack.json": Attack,
+    "saliency.json": Saliency,
+    "imagenet.json": ImageNet,
+    "trend.json": Trend,
+    "failures.json": Failures,
+}
+"""What a result's file holds, by its name."""
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -41,11 +56,13 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("correct", pa.bool_()),
         pa.field("top1_score", pa.float32()),
         pa.field("true_score", pa.float32()),
+        pa.field("logits", pa.list_(pa.float32())),
     ]
 )
 """Columns of predictions. `prediction` is a label, -1 outside the taxonomy; `output` is the
 model's winning output; scores are softmax probabilities, the true one summed over the true
-label's outputs."""
+label's outputs. `logits` are all of the model's, for the probe of `pipeline.results.power`: null
+but on some pictures of backgrounds."""
 
 
 def result_folder(model: str, predict: Mapping[str, Any]) -> str:
@@ -68,14 +85,26 @@ def safe_name(model: str) -> str:
     return f"{safe[:100]}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
 
 
-def predictions_file(folder: str, split: str, shard: int) -> str:
-    """Predictions of a model on an output shard."""
-    return f"results/{folder}/predictions/{split}-{shard:05d}.parquet"
+def result_file(folder: str, name: str) -> str:
+    """What is said of a model: its `summary`, `attack`, `saliency` or `imagenet`.
+
+    Args:
+      folder: of `result_folder`.
+      name: of the result.
+    """
+    return f"results/{folder}/{name}.json"
 
 
-def summary_file(folder: str) -> str:
-    """Summary of a model."""
-    return f"results/{folder}/summary.json"
+def result_shard(folder: str, name: str, split: str, shard: int) -> str:
+    """What a result is made of, of one shard.
+
+    Args:
+      folder: of `result_folder`.
+      name: of what it holds, such as `predictions`.
+      split: that it is of.
+      shard: number of the output shard, or of what takes its place.
+    """
+    return f"results/{folder}/{name}/{split}-{shard:05d}.parquet"
 
 
 def read_predictions(store: Store, paths: Iterable[str]) -> pa.Table:
@@ -85,50 +114,59 @@ def read_predictions(store: Store, paths: Iterable[str]) -> pa.Table:
       Columns `label_rule`, `variant`, `fg_key`, `bg_key`, `label` and `prediction`.
     """
     columns = ["label_rule", "variant", "fg_key", "bg_key", "label", "prediction"]
-    tables = [pq.read_table(store.arrow_source(path), columns=columns) for path in paths]
+    tables = [read_table(store, path, columns=columns) for path in paths]
     return pa.concat_tables(tables).unify_dictionaries()
 
 
-def read_result(store: Store, path: str) -> dict[str, Any]:
-    """The JSON file of a result.
+def read_result(store: Store, path: str) -> dict[str, Any] | None:
+    """The JSON file of a result, whose name says its form; None if it is not there, or damaged.
 
     Raises:
-      UsageError: it is none.
       OSError: it cannot be read.
     """
-    try:
-        content = json.loads(store.read(path))
-    except ValueError as error:
-        raise UsageError(
-            f"{store.path(path)} is damaged ({error}); remove it, and make it again"
-        ) from error
-    found: dict[str, Any] = content
-    return found
+    return read_intact(store, path, lambda: _parse_result(store.read(path), path))
 
 
-def all_summaries(store: Store) -> list[dict[str, Any]]:
-    """Summaries of all models, of whatever dataset and form, in order of their folder.
+def _parse_result(data: bytes, path: str) -> dict[str, Any]:
+    """Raises ValueError for what is not the result that belongs there."""
+    content = parse_json(data, dict[str, Any])
+    _, folder, *rest = path.split("/")
+    if folder == "matrix" and rest:
+        msgspec.convert(content, Matrix)
+        return content
+    form = _FORMS[path.rpartition("/")[2]]
+    msgspec.convert(content, form)
+    # Folders are named by how a model runs on the dataset, and not on ImageNet's own pictures.
+    is_named = form in (Summary, Attack, Saliency)
+    if is_named and result_folder(content["model"], content["evaluation"]) != folder:
+        raise ValueError(f"it is of {content['model']}, whose results lie elsewhere")
+    return content
 
-    What a model that failed does not have is an empty list.
+
+def write_result(store: Store, path: str, content: Mapping[str, Any]) -> bool:
+    """Writes the JSON file of a result; returns whether it has changed."""
+    return store.update(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_results(store: Store, name: str) -> list[dict[str, Any]]:
+    """The results of all models, of whatever dataset and form, in order of their folder.
+
+    Args:
+      store: the dataset folder.
+      name: as for `result_file`.
     """
-    return [
-        {**{part: [] for part in PARTS}, **read_result(store, path)}
-        for path in sorted(store.walk("results"), key=lambda path: path.split("/"))
-        if path.count("/") == 2 and path.endswith("/summary.json")
-    ]
+    paths = (p for p in store.walk("results") if p.count("/") == 2 and p.endswith(f"/{name}.json"))
+    found = (read_result(store, path) for path in sorted(paths, key=lambda path: path.split("/")))
+    return [content for content in found if content is not None]
 
 
 def is_current(summary: Mapping[str, Any], dataset: str) -> bool:
-    """Whether a summary is of the dataset with this fingerprint, and of the present form.
-
-    A model that failed has no statistics, so its form does not matter.
-    """
-    is_of_form = "error" in summary or summary.get("version") == SUMMARY_VERSION
-    return is_of_form and bool(summary["dataset"] == dataset)
+    """Whether a summary is of the dataset with this fingerprint, and of the present form."""
+    return bool(summary.get("version") == SUMMARY_VERSION and summary["dataset"] == dataset)
 
 
 def read_summaries(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Summaries of all models, those that failed among them, in order of their folder.
+    """Summaries of all models, in order of their folder.
 
     Args:
       store: the dataset folder.
@@ -137,16 +175,9 @@ def read_summaries(store: Store, dataset: str) -> tuple[list[dict[str, Any]], li
     Returns:
       (summaries made on this dataset, names of models whose summary is of an earlier one).
     """
-    summaries = all_summaries(store)
+    summaries = read_results(store, "summary")
     current = [summary for summary in summaries if is_current(summary, dataset)]
     return current, [s["model"] for s in summaries if not is_current(s, dataset)]
-
-
-def write_summary(store: Store, summary: Mapping[str, Any]) -> bool:
-    """Writes the summary of a model into its folder; returns whether it has changed."""
-    data = (json.dumps(summary, indent=1, sort_keys=True) + "\n").encode()
-    folder = result_folder(summary["model"], summary["evaluation"])
-    return store.update(summary_file(folder), data)
 
 
 def display_name(summary: Mapping[str, Any]) -> str:

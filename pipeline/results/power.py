@@ -13,8 +13,8 @@ import pyarrow as pa
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.results.answers import Images
-from pipeline.results.files import display_name, read_result, summary_file
-from pipeline.results.logits import PROBED, logits_file, read_logits
+from pipeline.results.files import display_name, read_result, result_file, result_shard
+from pipeline.results.logits import PROBED, read_logits
 from pipeline.results.text_tables import interval
 from transforms.probe import power_of_outputs
 
@@ -37,17 +37,17 @@ def power_of(dataset: Dataset, images: Images, folder: str, split: str) -> list[
       hold some out.
     """
     store = dataset.store
-    paths = [logits_file(folder, split, shard) for shard in dataset.shards(split)]
+    paths = [result_shard(folder, "predictions", split, shard) for shard in dataset.shards(split)]
     kept = read_logits(store, paths)
     if kept is None:
         return []
     places = images.positions(pa.chunked_array([pa.array(kept.keys)]))
     units = [images.units[place] for place in places.tolist()]
     identity = fingerprint(POWER_VERSION, kept.fingerprints, kept.keys, units)
-    if store.exists(summary_file(folder)):
-        rows: list[dict[str, Any]] = read_result(store, summary_file(folder)).get("power", [])
-        if [row["fingerprint"] for row in rows] == [identity]:
-            return rows
+    before = read_result(store, result_file(folder, "summary")) or {}
+    rows: list[dict[str, Any]] = before.get("power", [])
+    if [row["fingerprint"] for row in rows] == [identity]:
+        return rows
     power = power_of_outputs(kept.logits, kept.labels, units)
     if power is None:
         return []

@@ -16,7 +16,8 @@ from pipeline.matrix.tables import write_matrix_tables
 from pipeline.results.analysis import refresh_summaries
 from pipeline.results.comparisons import COMPARISON_COLUMNS, compare_models
 from pipeline.results.csv_file import write_csv
-from pipeline.results.files import all_summaries, is_current, read_summaries
+from pipeline.results.failures import error_rows, read_failures
+from pipeline.results.files import is_current, read_results, read_summaries
 from pipeline.results.latex import latex_tables
 from pipeline.results.trend import remove_trend, write_trend
 from pipeline.saliency.results import write_saliency_table
@@ -128,8 +129,6 @@ def table_rows(table: Table, summaries: Iterable[Mapping[str, Any]]) -> Iterator
         run = {**summary, **summary["evaluation"]}
         for row in summary[table.part]:
             yield {**run, **row}
-        if "error" in summary and "error" in table.columns:
-            yield {name: value for name, value in run.items() if not isinstance(value, list)}
 
 
 def write_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list[str]]:
@@ -140,20 +139,25 @@ def write_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list
       dataset: its fingerprint.
 
     Returns:
-      What `read_summaries` does. There are no tables if nothing was ever evaluated.
+      (summaries, names of models whose results are of an earlier dataset, as `read_summaries`;
+      those that failed on it are named, too). There are no tables if nothing was ever evaluated.
     """
     write_attack_tables(store, dataset)
     write_saliency_table(store, dataset)
     write_matrix_tables(store, dataset)
     found = Dataset.open(store)
-    old = [summary for summary in all_summaries(store) if not is_current(summary, dataset)]
+    summaries = read_results(store, "summary")
+    old = [summary for summary in summaries if not is_current(summary, dataset)]
     if old:
         refresh_summaries(found, old, found.taxonomy)
     summaries, stale = read_summaries(store, dataset)
-    if not summaries and not stale:
+    failed, failed_before = read_failures(store, dataset, "evaluate")
+    stale += failed_before
+    if not summaries and not failed and not stale:
         return [], []
     for name, table in TABLES.items():
-        write_csv(store, name, table.columns, table_rows(table, summaries))
+        errors = error_rows(failed, summaries) if "error" in table.columns else []
+        write_csv(store, name, table.columns, [*table_rows(table, summaries), *errors])
     comparisons = compare_models(found, summaries) if len(summaries) > 1 else []
     write_csv(store, "comparisons", COMPARISON_COLUMNS, comparisons)
     for name, text in latex_tables(summaries, found.taxonomy.names).items():

@@ -1,26 +1,24 @@
 """The trend: accuracy on the variants against accuracy on ImageNet, over all models.
 
-results/trend.csv, results/trend.json, results/figures/trend.svg; source: paper figure 8.
+results/trend.csv, results/trend.json; source: paper figure 8.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.imagenet.results import PUBLISHED_N, Top1, comparable_top1
 from pipeline.results.csv_file import write_csv
-from pipeline.results.files import display_name
+from pipeline.results.files import display_name, write_result
 from pipeline.storage.store import Store
 from transforms.scoring import LABEL_RULES, PAPER_RULE
 from transforms.taxonomy import Taxonomy
 from transforms.trend import FEW_MODELS, MIN_MODELS, fit_line
 
 TREND = "results/trend.json"
-TREND_FIGURE = "results/figures/trend.svg"
 
 TREND_VARIANTS = ("only_bg_t", "mixed_next", "mixed_rand", "mixed_same", "no_fg")
 """The paper's, in its order."""
@@ -53,15 +51,14 @@ def write_trend(
     Args:
       store: the dataset folder.
       dataset: its fingerprint.
-      summaries: of all models on this dataset; those of failed models do not count.
+      summaries: of all models on this dataset.
       taxonomy: classes that a model of ImageNet has.
 
     Returns:
       What trend.json says: the paper's label rule; `points`, `lines` of those that have one,
       `left_out`, names of models that were run in another way than most, and `notes`.
     """
-    there = [summary for summary in summaries if "error" not in summary]
-    kept, left_out = _alike(there)
+    kept, left_out = _alike(summaries)
     top1, choice = comparable_top1(store, kept, len(taxonomy.wnids))
     rows = [row for of in zip(kept, top1, strict=True) for row in _points(*of)]
     write_csv(store, "trend", TREND_COLUMNS, rows)
@@ -75,21 +72,14 @@ def write_trend(
         "left_out": left_out,
         "notes": _notes(points) + ([choice] if choice else []),
     }
-    store.update(TREND, (json.dumps(trend, indent=1, sort_keys=True) + "\n").encode())
-    if any(point["imagenet_top1"] is not None for point in points):
-        # Not before: matplotlib takes its time to import.
-        from pipeline.figures.trend import trend_figure
-
-        store.update(TREND_FIGURE, trend_figure(trend))
-    else:
-        store.delete(TREND_FIGURE)
+    write_result(store, TREND, trend)
     return trend
 
 
 def remove_trend(store: Store) -> None:
     """Takes the trend away: other classes than ImageNet-9's have nothing to do with accuracy on
     ImageNet."""
-    for path in (TREND, TREND_FIGURE, "results/trend.csv"):
+    for path in (TREND, "results/trend.csv"):
         store.delete(path)
 
 

@@ -1,1 +1,1 @@
-"""Running a graph: Beam's options and runners, counters, progress, the log of a job."""
+"""Running a graph, or a loop without Beam: options and runners, counters, progress, the log."""

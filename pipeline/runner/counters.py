@@ -21,7 +21,6 @@ _BYTES = "bytes_"
 STAGES = (
     *("list", "examine", "segment", "plan", "compose", "commit"),
     *("evaluate", "imagenet", "attack", "saliency", "changes", "publish"),
-    *("export", "import"),
 )
 """In the order of the graph."""
 

@@ -12,8 +12,10 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from pipeline.errors import JobError
 
 _FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
 
@@ -56,12 +58,15 @@ def job_log(path: str, *, worker_processes: bool = False) -> Iterator[None]:
         error at length.
     """
     os.makedirs(os.path.dirname(path), exist_ok=True)
+    # Anew, and not through a link that may lie there.
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)
     root = logging.getLogger()
     others = list(root.handlers)
     keep = False
     with contextlib.ExitStack() as stack:
         # Unbuffered: what a full disk does not take is lost, and not in the way at the end.
-        stream = stack.enter_context(open(path, "wb", buffering=0))
+        stream = stack.enter_context(open(path, "xb", buffering=0))
         file = _Handler(io.TextIOWrapper(stream, "utf-8", write_through=True))
         file.setFormatter(logging.Formatter(_FORMAT))
         if worker_processes:
@@ -85,6 +90,23 @@ def job_log(path: str, *, worker_processes: bool = False) -> Iterator[None]:
             if not keep and not file.has_traceback:
                 with contextlib.suppress(FileNotFoundError):
                     os.remove(path)
+
+
+@contextlib.contextmanager
+def in_one_line(log: str, translate: Callable[[Exception], Exception]) -> Iterator[None]:
+    """Raises what a block raises as the user is to read it.
+
+    Args:
+      log: of the `job_log` inside, which a `JobError` names if there is anything in it.
+      translate: the block's error -> a UsageError or JobError.
+    """
+    try:
+        yield
+    except Exception as error:
+        translated = translate(error)
+        if isinstance(translated, JobError) and os.path.getsize(log):
+            translated = JobError(f"{translated} (details: {log})")
+        raise translated from error
 
 
 def _log_thread(died: threading.ExceptHookArgs) -> None:

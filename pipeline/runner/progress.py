@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import socket
 import sys
 import threading
@@ -33,6 +34,9 @@ _STAGES = {
     "import": "images",
 }
 _TOTAL = "total"
+_NOTE = re.compile(rf"(?P<stage>\w+)/(?P<total>{_TOTAL}/)?[^/]+\.(?P<count>[0-9]+)")
+"""Path of a note; others, such as those that file systems and desktops leave, say nothing."""
+_PID = re.compile(r"[0-9]{1,9}")
 
 TERMINAL_SECONDS = 0.5
 PLAIN_SECONDS = 30.0
@@ -68,15 +72,15 @@ class Progress:
     def _note(self, folder: str, name: str, count: int) -> None:
         # Only for show: a full disk must not fail a job here.
         with contextlib.suppress(OSError):
-            path = self.store.path(f"{self.folder}/{folder}/{name}.{count}")
-            self.store.files.create_once(path, b"")
+            self.store.create_once(f"{self.folder}/{folder}/{name}.{count}", b"")
 
     def count(self) -> dict[str, tuple[int, int]]:
         """(done, total) of each stage, by the notes so far."""
         counts = {stage: [0, 0] for stage in _STAGES}
         for path in self.store.walk(self.folder):
-            stage, *parts, name = path.removeprefix(f"{self.folder}/").split("/")
-            counts[stage][len(parts)] += int(name.rpartition(".")[2])
+            note = _NOTE.fullmatch(path.removeprefix(f"{self.folder}/"))
+            if note and note["stage"] in counts:
+                counts[note["stage"]][note["total"] is not None] += int(note["count"])
         return {stage: (done, total) for stage, (done, total) in counts.items()}
 
     def clear(self) -> None:
@@ -86,7 +90,9 @@ class Progress:
             jobs = {path.split("/")[2] for path in self.store.walk(_FOLDER)}
             for job in jobs:
                 host, _, pid = job.rpartition("+")
-                if host == socket.gethostname() and not is_alive(int(pid)):
+                if host != socket.gethostname() or not _PID.fullmatch(pid):
+                    continue
+                if not is_alive(int(pid)):
                     self.store.delete_tree(f"{_FOLDER}/{job}")
             self.store.prune(_FOLDER)
 

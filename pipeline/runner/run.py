@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
@@ -14,11 +13,11 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.runner import create_runner
 
-from pipeline.dataflow.jobs import is_dataflow
+from pipeline.cores import usable_cores
 from pipeline.dataflow.submission import Submission, submit
 from pipeline.errors import JobError, UsageError
 from pipeline.runner.counters import counters_of
-from pipeline.runner.job_log import job_log
+from pipeline.runner.job_log import in_one_line, job_log
 from pipeline.runner.portable import cancel_if_stopped, explain, prepare
 from pipeline.runner.progress import Progress, shown
 
@@ -28,19 +27,6 @@ _LOST_ELEMENTS = (
     "use in_memory (the default, with threads) or multi_processing"
 )
 _NUMBER = re.compile(r"-\d+(\.\d*)?")
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, by its affinity and its control group."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # No such file, or "max" for no limit.
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))
-    return cores
 
 
 class _Parser(argparse.ArgumentParser):
@@ -132,18 +118,6 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
     return options
 
 
-def local_options(arguments: list[str]) -> PipelineOptions:
-    """As `pipeline_options`, for commands that wait for their job where they are started.
-
-    Raises:
-      UsageError: as there, or Dataflow is named.
-    """
-    options = pipeline_options(arguments)
-    if is_dataflow(options.view_as(StandardOptions).runner):
-        raise UsageError("this command does not run on Dataflow; leave --runner out")
-    return options
-
-
 _RAISED = re.compile(r"^(?:[\w.]+\.)?(\w+): (.*)$")
 _WHERE = re.compile(r" \[while running .*\]$", re.DOTALL)
 
@@ -193,7 +167,7 @@ def run_pipeline(
       UsageError, JobError: as raised inside; other errors as JobError.
     """
     waits = submission is None or submission.waits
-    try:
+    with in_one_line(log, _translate):
         processes = _has_worker_processes(pipeline.options)
         with job_log(log, worker_processes=processes):
             with shown(progress) if waits else contextlib.nullcontext():
@@ -205,9 +179,4 @@ def run_pipeline(
                     result = submit(pipeline, submission, progress.store)
             if not waits:
                 return None
-    except Exception as error:
-        translated = _translate(error)
-        if isinstance(translated, JobError) and os.path.getsize(log):
-            translated = JobError(f"{translated} (details: {log})")
-        raise translated from error
     return counters_of(result)

@@ -9,7 +9,7 @@ from pipeline.command_line.evaluation_flags import evaluation_of_stored
 from pipeline.command_line.stage_command import StageJob, run_stage
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
-from pipeline.results.failures import say_failures
+from pipeline.results.failures import read_failures, say_failures
 from pipeline.saliency.plan import SaliencyPlan, check_variants, shown_images
 from pipeline.saliency.results import saliency_table, write_saliency_table
 from pipeline.saliency.stage import Saliency
@@ -28,13 +28,7 @@ def saliency_from_flags(
     if arguments.command == "run":
         plan = SaliencyPlan(evaluation, maps=arguments.saliency)
     else:
-        plan = SaliencyPlan(
-            evaluation,
-            variant=arguments.variant,
-            images=arguments.images,
-            maps=arguments.maps,
-            smoothgrad=arguments.smoothgrad,
-        )
+        plan = SaliencyPlan(evaluation, arguments.variant, arguments.maps)
     check_variants(config.compose.composed, plan.variant)
     return plan
 
@@ -57,7 +51,8 @@ def say_saliency(store: Store, models: Sequence[str]) -> None:
     Raises:
       JobError: none of them could be explained.
     """
+    dataset = Dataset.open(store).manifest.fingerprint
     with held(store, TABLES_LOCK, wait=60):
-        found = write_saliency_table(store, Dataset.open(store).manifest.fingerprint)
+        found = write_saliency_table(store, dataset)
     print(saliency_table(found))
-    say_failures(found, models, "no saliency")
+    say_failures(read_failures(store, dataset, "saliency")[0], models, "no saliency")

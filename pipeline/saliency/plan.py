@@ -13,7 +13,11 @@ from pipeline.evaluate.plan import Evaluation
 from transforms.attack_grid import sample_evenly
 from transforms.variants import is_picture
 
-DEFAULT_MAPS = 9
+METHOD = "gradient of the winning logit"
+"""In words: absolute values of that gradient, the largest of a pixel's channels."""
+
+_ACTIVATIONS = 4
+"""Batches of the evaluation are larger by this factor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,22 +27,17 @@ class SaliencyPlan:
     Attributes:
       evaluation: models, split, and how they are run.
       variant: whose pictures.
-      images: keys of the images to show, None to choose `maps` of them.
-      maps: how many to show, spread evenly over the classes.
-      smoothgrad: over how many noisy copies gradients are averaged, 0 for none.
+      maps: how many images to show, spread evenly over the classes.
     """
 
     evaluation: Evaluation
     variant: str = "original"
-    images: tuple[str, ...] | None = None
-    maps: int = DEFAULT_MAPS
-    smoothgrad: int = 0
+    maps: int = 9
 
     @property
-    def method(self) -> str:
-        """In words: absolute values of that gradient, the largest of a pixel's channels."""
-        copies = f", mean of {self.smoothgrad} noisy copies" if self.smoothgrad else ""
-        return f"gradient of the winning logit{copies}"
+    def batch_size(self) -> int:
+        """Pictures at a time: a backward pass needs all activations."""
+        return max(1, self.evaluation.predict.batch_size // _ACTIVATIONS)
 
 
 def check_variants(variants: Iterable[str], variant: str) -> None:
@@ -57,37 +56,20 @@ def check_variants(variants: Iterable[str], variant: str) -> None:
 
 
 def shown_images(dataset: Dataset, plan: SaliencyPlan) -> dict[str, int]:
-    """Key to output shard of the images to show, by class or in the order given.
+    """Key to output shard of the images to show, by class.
 
     Raises:
-      UsageError: there are no images, or none of a given key.
+      UsageError: there are no images.
     """
     split = plan.evaluation.split
-    tested = plan.evaluation.keys(dataset)
-    rows = [
-        (row["key"], row["label"], shard)
-        for shard in dataset.shards(split)
-        for row in dataset.index_of_shard(split, shard)
-        if row["selected"] and (tested is None or row["key"] in tested)
-    ]
+    rows = plan.evaluation.rows(dataset)
     if not rows:
         raise UsageError(f"the dataset has no images in {split}: there is nothing to explain")
-    keys, labels, shards = zip(*rows, strict=True)
-    shard_of = dict(zip(keys, shards, strict=True))
-    if plan.images is None:
-        chosen = sample_evenly(
-            keys, np.asarray(labels, np.int64), plan.maps, seed=0, purpose="saliency"
-        )
-        by_class = sorted(
-            (label, key)
-            for key, label, is_shown in zip(keys, labels, chosen, strict=True)
-            if is_shown
-        )
-        return {key: shard_of[key] for _, key in by_class}
-    for key in plan.images:
-        if key not in shard_of:
-            raise UsageError(
-                f"--images {key}: the dataset has no such image in {split}; its keys look like "
-                f"{keys[0]}"
-            )
-    return {key: shard_of[key] for key in plan.images}
+    keys, labels = zip(*((row["key"], row["label"]) for row in rows), strict=True)
+    chosen = sample_evenly(
+        keys, np.asarray(labels, np.int64), plan.maps, seed=0, purpose="saliency"
+    )
+    by_class = sorted(
+        (label, key) for key, label, is_shown in zip(keys, labels, chosen, strict=True) if is_shown
+    )
+    return {key: dataset.shard_of(split, key) for _, key in by_class}

@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
 from pipeline.results.csv_file import write_csv
-from pipeline.results.files import display_name, read_result
+from pipeline.results.failures import error_rows, read_failures
+from pipeline.results.files import display_name, read_results
 from pipeline.results.text_tables import aligned, interval
+from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
+from transforms.codec import TooManyPixelsError, UndecodableError, open_picture
 from transforms.geometry import Pixels
 from transforms.intervals import paired_bootstrap
 
@@ -63,19 +65,9 @@ _TEXT = "in9"
 """Name of a picture's text that says what it was made from."""
 
 
-def saliency_shard(folder: str, split: str, shard: int) -> str:
-    """Numbers of a model on an output shard."""
-    return f"results/{folder}/saliency/{split}-{shard:05d}.parquet"
-
-
 def saliency_picture(folder: str, key: str) -> str:
     """Map of an image."""
     return f"results/{folder}/saliency/{key}.png"
-
-
-def saliency_file(folder: str) -> str:
-    """What is said of a model."""
-    return f"results/{folder}/saliency.json"
 
 
 def write_picture(store: Store, path: str, picture: Pixels, fingerprint: str) -> None:
@@ -89,12 +81,9 @@ def write_picture(store: Store, path: str, picture: Pixels, fingerprint: str) ->
 
 def has_picture(store: Store, path: str, fingerprint: str) -> bool:
     """Whether a map is there that was made from the same."""
-    if not store.exists(path):
-        return False
     try:
-        with store.open(path) as file, Image.open(file) as picture:
-            return bool(picture.info.get(_TEXT) == fingerprint)
-    except UnidentifiedImageError:
+        return bool(open_picture(store.read(path)).info.get(_TEXT) == fingerprint)
+    except (FileNotFoundError, UndecodableError, TooManyPixelsError):
         return False
 
 
@@ -104,7 +93,7 @@ def measure(store: Store, paths: Iterable[str], unit_of: Mapping[str, str]) -> d
 
     Images without any saliency do not count; without any other images, values are None.
     """
-    table = pa.concat_tables([pq.read_table(store.arrow_source(path)) for path in paths])
+    table = pa.concat_tables([read_table(store, path) for path in paths])
     rows = [row for row in table.to_pylist() if row["mass_in_mask"] is not None]
     found: dict[str, Any] = dict.fromkeys(
         ("mass_in_mask", "ci_low", "ci_high", "mask_area", "concentration")
@@ -126,7 +115,7 @@ def shown_rows(
     """`maps` of saliency.json: a row for each image that is shown, in their order."""
     found: dict[str, dict[str, Any]] = {}
     for path in paths:
-        for row in pq.read_table(store.arrow_source(path)).to_pylist():
+        for row in read_table(store, path).to_pylist():
             found[row["key"]] = row
     names = ("key", "label", "mass_in_mask", "prediction")
     return [
@@ -142,12 +131,8 @@ def number(value: float) -> float | None:
 
 def read_saliency(store: Store, dataset: str) -> list[dict[str, Any]]:
     """What saliency.json says of every model on the dataset with this fingerprint, in order of
-    its folder. A model that failed has `error` instead of numbers."""
-    found = [
-        read_result(store, path)
-        for path in store.walk("results")
-        if path.count("/") == 2 and path.endswith("/saliency.json")
-    ]
+    its folder."""
+    found = read_results(store, "saliency")
     return [content for content in found if content["dataset"] == dataset]
 
 
@@ -158,9 +143,10 @@ def write_saliency_table(store: Store, dataset: str) -> list[dict[str, Any]]:
       What `read_saliency` does.
     """
     found = read_saliency(store, dataset)
-    if found or store.exists("results/saliency.csv"):
+    failed, _ = read_failures(store, dataset, "saliency")
+    if found or failed or store.exists("results/saliency.csv"):
         rows = [{**content, **content["evaluation"]} for content in found]
-        write_csv(store, "saliency", SALIENCY_COLUMNS, rows)
+        write_csv(store, "saliency", SALIENCY_COLUMNS, rows + error_rows(failed, found))
     return found
 
 
@@ -168,9 +154,8 @@ def saliency_table(found: Sequence[Mapping[str, Any]]) -> str:
     """Models, share of saliency inside the mask, share of pixels, their ratio; aligned."""
     table = [["saliency", "inside the mask, %", "mask, % of pixels", "ratio", "images"]]
     for content in found:
-        if content.get("mass_in_mask") is None:
-            reason = "failed" if "error" in content else "-"
-            table.append([display_name(content), reason, "-", "-", str(content.get("images", "-"))])
+        if content["mass_in_mask"] is None:
+            table.append([display_name(content), "-", "-", "-", str(content["images"])])
             continue
         mass = interval(content["mass_in_mask"], content["ci_low"], content["ci_high"])
         area, ratio = f"{100 * content['mask_area']:.1f}", f"{content['concentration']:.2f}"

@@ -1,33 +1,39 @@
 """Segmenters by the name that `--segmenter` gives: those of `transforms.segmentation`, and
-networks in files."""
+functions of the user's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.segmenters.network import PREFIX, network_segmenter
+from pipeline.own_functions import PREFIX
+from pipeline.segmenters.own import own_segmenter, read_parameters
 from transforms.segmentation import SEGMENTERS, Segmenter
 
-__all__ = ["find_segmenter", "takes_masks"]
+__all__ = ["find_segmenter", "parameters_of", "takes_masks"]
 
 
-def find_segmenter(name: str, parameters: Sequence[str] = (), path: str = "") -> Segmenter:
+def find_segmenter(name: str, parameters: Sequence[str] = ()) -> Segmenter:
     """The segmenter of a configuration.
 
     Args:
-      name: such as `grabcut`, or `onnx:u2net.onnx`.
-      parameters: of a network, as `read_network` gives them.
-      path: where the network lies now; not needed to know what decides its masks.
+      name: such as `grabcut`, or `python:my_segmenters:salient`.
+      parameters: of `parameters_of`.
 
     Raises:
-      ValueError: an unknown name, or a network without parameters.
+      ValueError: an unknown name, or parameters of another one.
     """
     if name.startswith(PREFIX):
-        return network_segmenter(name, parameters, path)
+        return own_segmenter(name, parameters)
     if name not in SEGMENTERS or parameters:
-        known = ", ".join([*SEGMENTERS, f"{PREFIX}FILE"])
+        known = ", ".join([*SEGMENTERS, f"{PREFIX}MODULE:FUNCTION"])
         raise ValueError(f"--segmenter must be one of {known}: got {name!r}")
     return SEGMENTERS[name]
+
+
+def parameters_of(name: str) -> tuple[str, ...]:
+    """What decides the masks of a function of the user's, as `read_parameters` gives it; nothing
+    of other names. Raises UsageError as that does."""
+    return read_parameters(name) if name.startswith(PREFIX) else ()
 
 
 def takes_masks(name: str) -> bool:

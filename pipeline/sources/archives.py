@@ -119,17 +119,6 @@ def _stream(file: IO[bytes], name: str) -> Iterator[tuple[str, bytes]]:
             yield _name(info), data
 
 
-def names(path: str) -> Iterator[str]:
-    """Names of the files in an archive, compressed or not.
-
-    Raises:
-      UsageError, OSError: as `members`.
-    """
-    with files_of(path).open(path) as file:
-        for info, _ in _walk(cast(IO[bytes], file), path, "r:*"):
-            yield _name(info)
-
-
 def _name(info: tarfile.TarInfo) -> str:
     return info.name.removeprefix("./")
 

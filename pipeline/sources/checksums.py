@@ -8,12 +8,11 @@ input, and changes nothing.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-from typing import cast
 
 from pipeline.sources.place import Place, read_place
-from pipeline.storage.files import FileInfo, files_of, missing
+from pipeline.storage.files import files_of
+from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 
 
@@ -28,10 +27,8 @@ class Checksums:
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
         self._path = f"{WORK_FOLDER}/checksums/{name}.json"
-        self._old: dict[str, list[object]] = {}
-        if store.exists(self._path):
-            self._old = json.loads(store.read(self._path))
-        self._new: dict[str, list[object]] = {}
+        self._old = read_json(store, self._path, dict[str, tuple[int, str, str]]) or {}
+        self._new: dict[str, tuple[int, str, str]] = {}
 
     @classmethod
     def of_shard(cls, store: Store, split: str, shard: int) -> Checksums:
@@ -40,37 +37,45 @@ class Checksums:
 
     def of(self, place: str) -> str:
         """MD5 of what lies in a place, hexadecimal. Raises OSError if it cannot be read."""
-        taken = Place.of(place)
-        if taken.text is not None:
-            return _md5_of(place)
-        files = files_of(taken.path)
-        info = files.info(taken.path)
-        if info is None:
-            raise missing(taken.path)
-        if taken.is_file and info.md5 is not None:
-            return info.md5
-        checksum = self._remembered(place, info)
-        if checksum is None and taken.is_file:
-            with files.open(place) as file:
-                checksum = hashlib.file_digest(cast(io.BufferedReader, file), _md5).hexdigest()
-        elif checksum is None:
-            checksum = _md5_of(place)
-        self._new[place] = [info.size, info.identity, checksum]
-        return checksum
+        return self.known(place) or _md5(self.read(place))
 
     def known(self, place: str) -> str | None:
         """MD5 of what lies in a place if it is remembered; the content is not read."""
         taken = Place.of(place)
         if taken.text is not None:
-            return _md5_of(place)
+            return _md5(read_place(place))
+        if place in self._new:
+            return self._new[place][2]
         info = files_of(taken.path).info(taken.path)
         if info is None:
             return None
-        return (info.md5 if taken.is_file else None) or self._remembered(place, info)
+        if taken.is_file and info.md5 is not None:
+            return info.md5
+        remembered = self._old.get(place)
+        if remembered is None or remembered[:2] != (info.size, info.identity):
+            return None
+        self._new[place] = remembered
+        return remembered[2]
 
-    def _remembered(self, place: str, info: FileInfo) -> str | None:
-        size, identity, checksum = self._old.get(place, (None, None, None))
-        return str(checksum) if [size, identity] == [info.size, info.identity] else None
+    def read(self, place: str) -> bytes:
+        """What lies in a place, whose MD5 is known from then on. Raises OSError."""
+        taken = Place.of(place)
+        # Looked at first: what changes meanwhile is read again the next time.
+        info = None if taken.text is not None else files_of(taken.path).info(taken.path)
+        data = read_place(place)
+        if info is not None:
+            self._new[place] = (info.size, info.identity, _md5(data))
+        return data
+
+    def is_unlike(self, place: str) -> bool:
+        """Whether size and time of a file that is not `known` say that it has changed. Of one that
+        lay in another folder, its size has to tell; of one that was never read, nothing does."""
+        path = Place.of(place).path
+        info = files_of(path).info(path)
+        if info is None or place in self._old:
+            return True
+        sizes = {_without_folder(old): about[0] for old, about in self._old.items()}
+        return sizes.get(_without_folder(place), info.size) != info.size
 
     def save(self) -> None:
         """Remembers the files asked for since the start, and only those."""
@@ -78,9 +83,10 @@ class Checksums:
             self._store.write(self._path, json.dumps(self._new, sort_keys=True).encode())
 
 
-def _md5() -> hashlib._Hash:
-    return hashlib.md5(usedforsecurity=False)
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
-def _md5_of(place: str) -> str:
-    return hashlib.md5(read_place(place), usedforsecurity=False).hexdigest()
+def _without_folder(place: str) -> str:
+    path = Place.of(place).path
+    return place.removesuffix(path) + path.rpartition("/")[2]

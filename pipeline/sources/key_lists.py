@@ -1,8 +1,8 @@
 """`--exclude` and `--include`: lists of images, by key or by the name that the released
 archive gives them.
 
-A list is a text file, a name in each line, or a folder or an archive whose file names count:
-such as the released archive, of which each name is an image that its authors kept.
+A list is a text file, a name in each line; such as the released archive's, of which each file is
+an image that its authors kept.
 """
 
 from __future__ import annotations
@@ -11,11 +11,8 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
 
 from pipeline.errors import UsageError
-from pipeline.sources.archives import ARCHIVES, names
-from pipeline.sources.found import is_hidden
 from pipeline.storage.files import files_of
 
 _SUFFIX = re.compile(r"\.(jpe?g|png|npy|xml)$", re.IGNORECASE)
@@ -74,7 +71,7 @@ def read_key_list(path: str, flag: str) -> KeyList:
     """Reads a list.
 
     Args:
-      path: absolute, of a text file, a folder or an archive.
+      path: absolute, of a text file.
       flag: that named it, for messages.
 
     Raises:
@@ -82,32 +79,16 @@ def read_key_list(path: str, flag: str) -> KeyList:
       OSError: it cannot be read.
     """
     files = files_of(path)
-    found: Iterable[str]
-    if path.lower().endswith(ARCHIVES) and files.info(path) is not None:
-        found = _file_names(names(path))
-    elif files.info(path) is not None:
-        data = files.read(path)
-        if b"\0" in data:
-            raise UsageError(f"{flag} {path} is no text: expected a name in each line")
-        found = _lines(data)
-    elif files.is_folder(path):
-        found = _file_names(info.path[len(path) :].lstrip("/\\") for info in files.walk(path))
-    else:
-        raise UsageError(f"{flag} {path} is no file or folder that can be read")
-    listed = tuple(sorted({name for name in map(_name, found) if name}))
+    if files.info(path) is None:
+        raise UsageError(f"{flag} {path} is no file that can be read")
+    data = files.read(path)
+    if b"\0" in data:
+        raise UsageError(f"{flag} {path} is no text: expected a name in each line")
+    lines = map(str.strip, data.decode("utf-8-sig", "surrogateescape").splitlines())
+    listed = tuple(sorted({_name(line) for line in lines if not line.startswith("#")} - {""}))
     if not listed:
         raise UsageError(f"{flag} {path} names no image")
     return KeyList(listed)
-
-
-def _lines(data: bytes) -> Iterator[str]:
-    for line in data.decode("utf-8-sig", "surrogateescape").splitlines():
-        if not line.lstrip().startswith("#"):
-            yield line.strip()
-
-
-def _file_names(paths: Iterable[str]) -> Iterator[str]:
-    return (path for path in paths if _SUFFIX.search(path) and not is_hidden(path))
 
 
 def _name(text: str) -> str:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from pipeline.errors import UsageError
 from pipeline.sources.archives import ARCHIVES
 from pipeline.sources.folder import files_in
 from pipeline.sources.found import IMAGE_SUFFIXES
-from pipeline.sources.manifest import SUFFIXES, check_manifest, files_of_manifest
+from pipeline.sources.manifest import SUFFIXES, check_manifest
 from pipeline.sources.parquet import holds_pictures
 from pipeline.sources.shapes import (
     FOLDER,
@@ -27,7 +27,7 @@ from pipeline.sources.shapes import (
     find_shape,
     tells_boxes,
 )
-from pipeline.storage.files import FileInfo, absolute, files_of, join, parent
+from pipeline.storage.files import absolute, files_of, join, parent
 
 AUTO = "auto"
 
@@ -61,15 +61,6 @@ class Layout:
     annotations: str | None
     kind: str = FOLDER
     files: tuple[str, ...] = ()
-
-    def inputs(self) -> Iterator[FileInfo]:
-        """What the storage says of all files that the split is read from."""
-        for path in (*(self.files or (self.images,)), self.annotations):
-            if self.kind == MANIFEST and path is not None:
-                yield from files_of_manifest(path)
-            elif path is not None:
-                info = files_of(path).info(path)
-                yield from files_of(path).walk(path) if info is None else (info,)
 
 
 def find_layout(

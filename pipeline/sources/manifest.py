@@ -98,15 +98,6 @@ def images_in_manifest(path: str, split: Iterable[str]) -> Iterator[FoundImage]:
         yield _found(image, root, infos)
 
 
-def files_of_manifest(path: str) -> Iterator[FileInfo]:
-    """What the storage says of a table and of all files that it names, of whatever split."""
-    own = files_of(path).info(path)
-    if own is not None:
-        yield own
-    root = parent(path)
-    yield from (info for info in _infos(root, _listed(path, root)).values() if info is not None)
-
-
 def _listed(path: str, root: str) -> Iterator[ListedImage]:
     content = content_of_coco(path)
     if content is not None:

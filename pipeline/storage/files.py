@@ -73,7 +73,12 @@ class Files(Protocol):
         """Parts of a file, each given as (offset, length). Raises OSError if it is shorter."""
 
     def create(
-        self, path: str, temporary: str, later: list[Callable[[], object]] | None = None
+        self,
+        path: str,
+        temporary: str,
+        later: list[Callable[[], object]] | None = None,
+        *,
+        durable: bool = False,
     ) -> contextlib.AbstractContextManager[BinaryIO]:
         """Writes a file that appears, whole, when the block ends; a block that raises leaves
         nothing.
@@ -82,6 +87,8 @@ class Files(Protocol):
           path: of the file.
           temporary: for the time being, where there is need of one.
           later: takes a call that makes the file appear, where that takes long.
+          durable: whether the content is to reach the disk before it gets its name, and the
+            name before this ends, so that a power cut leaves the file whole.
         """
 
     def create_once(self, path: str, data: bytes) -> str:
@@ -93,12 +100,15 @@ class Files(Protocol):
     def move(self, source: str, target: str) -> None:
         """Renames a file, replacing the target."""
 
+    def sync_folder(self, folder: str) -> None:
+        """Has the names in a folder reach the disk, where that is not so at once."""
+
     def delete(self, path: str, identity: str | None = None) -> bool:
         """Removes a file if it is there (and, if given, still has that identity); returns
         whether it did."""
 
     def delete_tree(self, folder: str) -> None:
-        """Removes all files below a folder, and what is left of it."""
+        """Removes all files below a folder, and what is left of it; of a link, itself alone."""
 
 
 def missing(path: str) -> FileNotFoundError:
@@ -204,6 +214,10 @@ def read_ahead(
       call: reads what an item needs.
       items: any number.
       ahead: how many calls may be ahead of what has been taken; none at 0.
+
+    Raises:
+      Exception: the first error, after the other calls that had begun have ended; they are not
+        waited for after an interruption, which ends the process.
     """
     if not ahead:
         for item in items:
@@ -211,6 +225,7 @@ def read_ahead(
         return
     pool = concurrent.futures.ThreadPoolExecutor(ahead)
     waiting: collections.deque[tuple[T, concurrent.futures.Future[R]]] = collections.deque()
+    wait = True
     try:
         for item in items:
             waiting.append((item, pool.submit(call, item)))
@@ -220,5 +235,8 @@ def read_ahead(
         while waiting:
             first, result = waiting.popleft()
             yield first, result.result()
+    except KeyboardInterrupt:
+        wait = False
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait, cancel_futures=True)

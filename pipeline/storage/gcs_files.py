@@ -116,7 +116,12 @@ class GcsFiles(Files):
 
     @contextlib.contextmanager
     def create(
-        self, path: str, temporary: str, later: list[Callable[[], object]] | None = None
+        self,
+        path: str,
+        temporary: str,
+        later: list[Callable[[], object]] | None = None,
+        *,
+        durable: bool = False,
     ) -> Iterator[BinaryIO]:
         """Collects the content on this machine first: an upload that is broken off, or a
         writer that is, must not leave an object that is shorter than it should be."""
@@ -169,6 +174,9 @@ class GcsFiles(Files):
     def move(self, source: str, target: str) -> None:
         self.copy(source, target)
         self.delete(source)
+
+    def sync_folder(self, folder: str) -> None:
+        """Nothing: an object that is there is on disks."""
 
     def delete(self, path: str, identity: str | None = None) -> bool:
         blob = _blob(path)

@@ -65,7 +65,7 @@ def tried(call: Callable[[], T], path: str) -> T:
                 return call()
         except IncompleteError:
             time.sleep(0.1 * 2**attempt)
-    raise OSError(f"{path} could not be read: responses end early")
+    raise ConnectionError(f"{path} could not be read: responses end early")
 
 
 @contextlib.contextmanager
@@ -82,6 +82,6 @@ def translated(path: str) -> Iterator[None]:
     except DataCorruption as error:
         raise IncompleteError(str(error)) from error
     except (GoogleAPIError, InvalidResponse, requests.RequestException) as error:
-        raise OSError(f"{path}: {type(error).__name__}: {error}") from error
+        raise ConnectionError(f"{path}: {type(error).__name__}: {error}") from error
     except google.auth.exceptions.GoogleAuthError as error:
-        raise OSError(f"{path}: no access: {error}") from error
+        raise PermissionError(f"{path}: no access: {error}") from error

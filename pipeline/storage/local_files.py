@@ -60,18 +60,27 @@ class LocalFiles(Files):
 
     @contextlib.contextmanager
     def create(
-        self, path: str, temporary: str, later: list[Callable[[], object]] | None = None
+        self,
+        path: str,
+        temporary: str,
+        later: list[Callable[[], object]] | None = None,
+        *,
+        durable: bool = False,
     ) -> Iterator[BinaryIO]:
         os.makedirs(os.path.dirname(temporary), exist_ok=True)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         try:
             with open(temporary, "wb") as file:
                 yield cast(BinaryIO, file)
+                if durable:
+                    _sync(file)
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(temporary)
             raise
+        if durable:
+            self.sync_folder(os.path.dirname(path))
 
     def create_once(self, path: str, data: bytes) -> str:
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -80,6 +89,8 @@ class LocalFiles(Files):
         try:
             with open(aside, "xb") as file:
                 file.write(data)
+                if data:
+                    _sync(file)
             try:
                 os.link(aside, path)
             except OSError as error:
@@ -87,6 +98,8 @@ class LocalFiles(Files):
                     raise
                 with open(path, "xb") as file:
                     file.write(data)
+            if data:
+                self.sync_folder(os.path.dirname(path))
             return _info(path, os.stat(path)).identity
         finally:
             with contextlib.suppress(FileNotFoundError):
@@ -111,6 +124,15 @@ class LocalFiles(Files):
         os.makedirs(os.path.dirname(target), exist_ok=True)
         os.replace(source, target)
 
+    def sync_folder(self, folder: str) -> None:
+        # Not every file system knows of it; those that do not keep names in another way.
+        with contextlib.suppress(OSError):
+            opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(opened)
+            finally:
+                os.close(opened)
+
     def delete(self, path: str, identity: str | None = None) -> bool:
         try:
             if identity is None:
@@ -129,8 +151,17 @@ class LocalFiles(Files):
         return is_it
 
     def delete_tree(self, folder: str) -> None:
+        if os.path.islink(folder):
+            os.remove(folder)  # And nothing behind it.
+            return
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(folder)
+
+
+def _sync(file: BinaryIO) -> None:
+    """Has what was written reach the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _info(path: str, status: os.stat_result) -> FileInfo:

@@ -15,9 +15,12 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
-from pipeline.errors import JobError
+import msgspec
+
+from pipeline.errors import JobError, in_short
+from pipeline.storage.state_files import parse_json, warn_damaged
 from pipeline.storage.store import WORK_FOLDER, Store, is_alive
 
 DATASET_LOCK = f"{WORK_FOLDER}/lock"
@@ -68,22 +71,45 @@ def _name(owner: Mapping[str, Any]) -> str:
     return f"process {owner['pid']} on {owner['host']}"
 
 
+class _Process(TypedDict):
+    host: str
+    pid: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+    started: str | None
+
+
+class _Job(TypedDict):
+    project: str
+    region: str
+    job_name: str
+
+
+def _parse_owner(data: bytes) -> dict[str, Any]:
+    """What a lock says of its owner. Raises ValueError for what no lock says."""
+    owner: dict[str, Any] = parse_json(data, dict[str, Any])
+    if "dataflow" in owner:
+        msgspec.convert(owner["dataflow"], _Job)
+    else:
+        msgspec.convert(owner, _Process)
+    return owner
+
+
 def _owner(store: Store, lock: str) -> tuple[dict[str, Any], str] | None:
     """(who holds a lock, identity of its file); None if it has gone. Waits for a lock that is
-    being written."""
+    being written; one that stays damaged is nobody's, and is removed."""
     until = time.monotonic() + _WRITING_SECONDS
     while True:
         info = store.files.info(store.path(lock))
+        if info is None:
+            return None
         try:
-            if info is None:
-                return None
-            return json.loads(store.read(lock)), info.identity
+            return _parse_owner(store.read(lock)), info.identity
         except FileNotFoundError:
             return None
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             if time.monotonic() > until:
-                message = f"{store.path(lock)} is no lock of ours; remove it and try again"
-                raise JobError(message) from error
+                warn_damaged(store.path(lock), in_short(error))
+                store.files.delete(store.own_path(lock), info.identity)
+                return None
             time.sleep(0.05)
 
 
@@ -104,7 +130,7 @@ def acquire(store: Store, lock: str, owner: Mapping[str, Any], wait: float = 0.0
     data = json.dumps(owner, sort_keys=True).encode()
     while True:
         try:
-            store.files.create_once(store.path(lock), data)
+            store.create_once(lock, data)
             return
         except FileExistsError:
             found = _owner(store, lock)
@@ -114,7 +140,7 @@ def acquire(store: Store, lock: str, owner: Mapping[str, Any], wait: float = 0.0
         if holder == owner:
             return
         if _is_over(holder):
-            store.files.delete(store.path(lock), identity)
+            store.files.delete(store.own_path(lock), identity)
         elif time.monotonic() < until:
             time.sleep(1.0 if store.is_remote else 0.1)
         else:
@@ -128,7 +154,7 @@ def release(store: Store, lock: str, owner: Mapping[str, Any]) -> None:
     """Gives a lock back, if this owner holds it."""
     found = _owner(store, lock)
     if found is not None and found[0] == owner:
-        store.files.delete(store.path(lock), found[1])
+        store.files.delete(store.own_path(lock), found[1])
 
 
 @contextlib.contextmanager

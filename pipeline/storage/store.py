@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -14,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, TypeVar, cast
 
+from pipeline.errors import UsageError
 from pipeline.storage.files import (
     Files,
     absolute,
@@ -22,6 +24,7 @@ from pipeline.storage.files import (
     is_for_arrow,
     is_remote,
     join,
+    parent,
 )
 
 WORK_FOLDER = ".in9"
@@ -29,6 +32,8 @@ WORK_FOLDER = ".in9"
 
 TEMPORARY = f"{WORK_FOLDER}/tmp"
 """Folder of files that are being written."""
+
+_TEMPORARY_NAME = re.compile(r"(?P<host>.+)\+(?P<pid>[0-9]{1,9})\+[0-9a-f]{32}")
 
 T = TypeVar("T")
 
@@ -95,13 +100,16 @@ class HashingFile:
 @dataclasses.dataclass(frozen=True)
 class Store:
     """A dataset folder. All paths are relative to it, with forward slashes. What cannot be read or
-    written raises OSError.
+    written raises OSError; what would be written or removed behind a link, UsageError.
 
     Attributes:
       root: absolute path of the folder, here or in object storage.
+      output: of the folder that a user named, in which this one lies; the same if empty. The user
+        may name a link, but below it none leads a job elsewhere.
     """
 
     root: str
+    output: str = dataclasses.field(default="", compare=False)
 
     @classmethod
     def at(cls, path: str) -> Store:
@@ -123,18 +131,45 @@ class Store:
         return files_of(self.root)
 
     def path(self, relative: str) -> str:
-        """Absolute path of a file."""
+        """Absolute path of a file.
+
+        Raises:
+          UsageError: it would lie outside of the folder. Names that are read from files are
+            checked where they are parsed; this is the last line of defence.
+        """
+        if relative.startswith("/") or ".." in relative.split("/"):
+            raise UsageError(f"{relative!r} leads out of {self.root}")
         return join(self.root, relative) if relative else self.root
+
+    def own_path(self, relative: str) -> str:
+        """Absolute path of a file that is to be written or removed.
+
+        Raises:
+          UsageError: a folder on the way is a link, so that what it leads to is not ours.
+        """
+        path = self.path(relative)
+        if self.is_remote:
+            return path
+        folder = os.path.dirname(path)
+        output = self.output or self.root
+        while len(folder) > len(output):
+            if os.path.islink(folder):
+                raise UsageError(
+                    f"{folder} is a link to {os.readlink(folder)}: nothing is written or removed "
+                    "behind it. Put a folder in its place"
+                )
+            folder = os.path.dirname(folder)
+        return path
 
     def log(self, name: str) -> str:
         """Path, on this machine, of the log of a job that is launched here."""
         if self.is_remote:
             return os.path.join(tempfile.gettempdir(), f"in9-{name}-{os.getpid()}.log")
-        return self.path(f"{WORK_FOLDER}/{name}.log")
+        return self.own_path(f"{WORK_FOLDER}/{name}.log")
 
     def below(self, relative: str) -> Store:
         """A folder of it, as one of its own."""
-        return Store(self.path(relative))
+        return Store(self.path(relative), self.output or self.root)
 
     def exists(self, relative: str) -> bool:
         """Whether the file is there."""
@@ -179,37 +214,45 @@ class Store:
         return path if is_for_arrow(path) else self.open(relative)
 
     @contextlib.contextmanager
-    def create(self, relative: str) -> Iterator[HashingFile]:
+    def create(self, relative: str, *, durable: bool = False) -> Iterator[HashingFile]:
         """Writes a new file that appears, whole, when the block ends.
 
-        A block that raises leaves nothing behind.
+        A block that raises leaves nothing behind. What says that other files are complete is
+        `durable`: a power cut leaves it whole as well, or not there.
         """
         # Host and process, to know what a killed process has left; the rest makes it unique.
         name = f"{socket.gethostname()}+{os.getpid()}+{uuid.uuid4().hex}"
-        temporary = self.path(f"{TEMPORARY}/{name}")
-        with self.files.create(self.path(relative), temporary, self._later) as file:
+        temporary = self.own_path(f"{TEMPORARY}/{name}")
+        path = self.own_path(relative)
+        with self.files.create(path, temporary, self._later, durable=durable) as file:
             yield HashingFile(file)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[Store]:
         """A view of the store, whose new files are uploaded several at a time when the block
         ends. If it raises, none of them has to appear."""
-        view = _Together(self.root, [])
+        view = _Together(self.root, self.output)
         yield view
         in_parallel(lambda upload: upload(), view.uploads)
 
-    def write(self, relative: str, data: bytes, samples: int | None = None) -> FileDigest:
-        """Writes a whole file at once."""
-        with self.create(relative) as file:
+    def write(
+        self, relative: str, data: bytes, samples: int | None = None, *, durable: bool = False
+    ) -> FileDigest:
+        """Writes a whole file at once; `durable` as for `create`."""
+        with self.create(relative, durable=durable) as file:
             file.write(data)
         return FileDigest(relative, file.size, file.sha256, samples)
 
-    def update(self, relative: str, data: bytes) -> bool:
+    def update(self, relative: str, data: bytes, *, durable: bool = False) -> bool:
         """Writes a whole file unless it holds these bytes already; returns whether it did."""
         if self.size(relative) == len(data) and self.read(relative) == data:
             return False
-        self.write(relative, data)
+        self.write(relative, data, durable=durable)
         return True
+
+    def create_once(self, relative: str, data: bytes) -> str:
+        """Writes a file that must not exist; returns its identity. Raises FileExistsError."""
+        return self.files.create_once(self.own_path(relative), data)
 
     def digest(self, relative: str) -> str:
         """Hexadecimal SHA-256 of a file's content."""
@@ -218,11 +261,14 @@ class Store:
 
     def move(self, source: str, target: str) -> None:
         """Renames a file, replacing the target."""
-        self.files.move(self.path(source), self.path(target))
+        self.files.move(self.own_path(source), self.own_path(target))
 
     def move_all(self, moves: Iterable[tuple[str, str]]) -> None:
-        """Renames files, given as (source, target)."""
+        """Renames files, given as (source, target). Their new names reach the disk."""
+        moves = list(moves)
         self._all(lambda move: self.move(*move), moves)
+        for folder in sorted({parent(self.path(target)) for _, target in moves}):
+            self.files.sync_folder(folder)
 
     def copy_into(self, other: Store, copies: Iterable[tuple[str, str]]) -> None:
         """Copies files, given as (source, target in the other store).
@@ -233,7 +279,7 @@ class Store:
         def copy(paths: tuple[str, str]) -> None:
             source, target = paths
             if self.is_remote == other.is_remote:
-                self.files.copy(self.path(source), other.path(target))
+                self.files.copy(self.path(source), other.own_path(target))
             else:
                 with self.open(source) as file, other.create(target) as copied:
                     shutil.copyfileobj(file, copied)
@@ -242,7 +288,7 @@ class Store:
 
     def delete(self, relative: str) -> None:
         """Removes a file if it is there."""
-        self.files.delete(self.path(relative))
+        self.files.delete(self.own_path(relative))
 
     def delete_all(self, paths: Iterable[str]) -> None:
         """Removes files, those that are there."""
@@ -250,7 +296,7 @@ class Store:
 
     def delete_tree(self, relative: str) -> None:
         """Removes a folder and all below it, if it is there."""
-        self.files.delete_tree(self.path(relative))
+        self.files.delete_tree(self.own_path(relative))
 
     def walk(self, relative: str) -> Iterator[str]:
         """Relative paths of all files below a folder, sorted."""
@@ -262,15 +308,16 @@ class Store:
         if self.is_remote:
             return
         for path in list(self.walk(TEMPORARY)):
-            host, pid, _ = os.path.basename(path).rsplit("+", 2)
-            if host == socket.gethostname() and not is_alive(int(pid)):
+            made = _TEMPORARY_NAME.fullmatch(os.path.basename(path))
+            if made and made["host"] == socket.gethostname() and not is_alive(int(made["pid"])):
                 self.delete(path)
 
     def prune(self, relative: str) -> None:
         """Removes the empty folders below a folder, and the folder itself if it is empty."""
-        if self.is_remote:
+        path = self.own_path(relative)
+        if self.is_remote or os.path.islink(path):
             return
-        for folder, _, _ in os.walk(self.path(relative), topdown=False):
+        for folder, _, _ in os.walk(path, topdown=False):
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
 
@@ -289,7 +336,7 @@ class Store:
 class _Together(Store):
     """See `Store.together`."""
 
-    uploads: list[Callable[[], object]]
+    uploads: list[Callable[[], object]] = dataclasses.field(default_factory=list)
 
     @property
     def _later(self) -> list[Callable[[], object]]:

@@ -8,12 +8,12 @@ import time
 
 import torch
 
+from pipeline.cores import usable_cores
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import reading_store
 from pipeline.errors import UsageError
 from pipeline.models.stored import chosen_folder
 from pipeline.runner.progress import duration
-from pipeline.runner.run import usable_cores
 from pipeline.storage.lock import DATASET_LOCK, held
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.checkpoint import read_about
@@ -22,7 +22,6 @@ from pipeline.training.loop import MODEL, train
 from pipeline.training.network import check_architecture
 from pipeline.training.plan import PRECISIONS, TrainPlan, check_variant, choose_splits
 from pipeline.training.probe import MODELS
-from pipeline.training.ranks import Ranks
 from pipeline.training.state import STATE
 
 _MOST_WORKERS = 16
@@ -43,16 +42,16 @@ def plan_from_flags(arguments: argparse.Namespace, dataset: Dataset) -> TrainPla
     check_architecture(arguments.arch, pretrained=arguments.pretrained, weights=weights)
     check_variant(dataset, arguments.variant)
     workers = arguments.workers
-    split, val_split = choose_splits(
-        dataset, arguments.split, arguments.val_split, arguments.holdout
+    train_split, eval_split = choose_splits(
+        dataset, arguments.train_split, arguments.eval_split, arguments.holdout
     )
     named = {field.name for field in dataclasses.fields(TrainPlan)}
     flags = {name: value for name, value in vars(arguments).items() if name in named} | {
         "device": device,
         "precision": precision,
         "weights": weights,
-        "split": split,
-        "val_split": val_split,
+        "train_split": train_split,
+        "eval_split": eval_split,
         "workers": default_workers(device) if workers is None else workers,
     }
     try:
@@ -70,10 +69,10 @@ def choose_device(arguments: argparse.Namespace) -> tuple[str, str]:
     device, has_gpu = arguments.device, torch.cuda.is_available()
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device must be auto, cpu or cuda: got {device!r}")
-    if (arguments.require_gpu or device == "cuda") and not has_gpu:
+    if device == "cuda" and not has_gpu:
         raise UsageError(
-            "there is no CUDA device that torch can use; leave --require_gpu out, "
-            "and --device auto, to train on the CPU"
+            "--device cuda: there is no CUDA device that torch can use; --device auto would "
+            "train on the CPU"
         )
     if device == "auto":
         device = "cuda" if has_gpu else "cpu"
@@ -94,10 +93,7 @@ def choose_device(arguments: argparse.Namespace) -> tuple[str, str]:
 
 def default_workers(device: str) -> int:
     """How many processes load pictures: on a CPU they take the network's cores."""
-    cores = usable_cores()
-    if device == "cpu":
-        return 1
-    return max(1, min(_MOST_WORKERS, cores // Ranks.of_environment().local_count))
+    return 1 if device == "cpu" else min(_MOST_WORKERS, usable_cores())
 
 
 def _check_output(store: Store) -> None:
@@ -133,37 +129,16 @@ def run_train(arguments: argparse.Namespace) -> int:
     plan = plan_from_flags(arguments, dataset)
     place = arguments.output or Store.at(arguments.dataset).path(f"{MODELS}/{plan.name}")
     store = Store.at(place)
-    if plan.tensorboard:
-        _check_tensorboard(store)
-    # Of several processes, the first one writes.
-    if not Ranks.of_environment().is_first:
-        train(dataset, plan, store, stop_after=arguments.stop_after, overwrite=arguments.overwrite)
-        return 0
     _check_output(store)
     started = time.monotonic()
     with held(store, DATASET_LOCK):
         store.remove_temporary()
-        done = train(
-            dataset, plan, store, stop_after=arguments.stop_after, overwrite=arguments.overwrite
-        )
+        done = train(dataset, plan, store, overwrite=arguments.overwrite)
     store.prune(WORK_FOLDER)
     if not done.is_new:
-        print(f"nothing to do: {done.epochs} of {plan.epochs} epochs are trained")
+        print(f"nothing to do: all {plan.epochs} epochs are trained")
     else:
         print(f"time: {duration(time.monotonic() - started)}; log: {store.path(LOG)}")
-    if done.epochs < plan.epochs:
-        print(f"{plan.epochs - done.epochs} epochs are left: run the same command again")
     holdout = f" --holdout {plan.holdout:g}" if plan.holdout else ""
     print(f"to evaluate: in9 evaluate --dataset {arguments.dataset} --models {done.entry}{holdout}")
     return 0
-
-
-def _check_tensorboard(store: Store) -> None:
-    if store.is_remote:
-        raise UsageError("--tensorboard writes to folders of this machine: name one with --output")
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            "--tensorboard needs tensorboard: pip install tensorboard (or our extra [tensorboard])"
-        ) from error

@@ -13,7 +13,6 @@ from pipeline.training.learner import Learner
 from pipeline.training.loader import Batch
 from pipeline.training.log import Epoch, Ticker
 from pipeline.training.plan import TrainPlan
-from pipeline.training.ranks import Ranks
 from pipeline.training.schedule import Schedule, learning_rate
 from transforms.hashing import keyed_hash
 
@@ -22,10 +21,8 @@ def run_epoch(
     epoch: int,
     plan: TrainPlan,
     learner: Learner,
-    ranks: Ranks,
     schedule: Schedule,
     batches: Iterator[Batch],
-    images: int,
 ) -> Epoch:
     """Trains one epoch, and then validates.
 
@@ -33,10 +30,8 @@ def run_epoch(
       epoch: counted from 0.
       plan: how.
       learner: that learns.
-      ranks: the processes that share the work.
       schedule: of the batches.
-      batches: of this process; those of this epoch come next.
-      images: to train on, of all processes.
+      batches: those of this epoch come next.
 
     Raises:
       JobError: the loss is not a finite number any more.
@@ -44,28 +39,29 @@ def run_epoch(
     started = time.perf_counter()
     lr = learning_rate(plan.lr, epoch, plan.epochs)
     # Dropout knows no generator but torch's own; each epoch begins with one of its own, so
-    # that it does not matter which were done before in this process.
-    torch.manual_seed(keyed_hash(plan.seed, "dropout", f"{epoch} {ranks.rank}") >> 1)
+    # that it does not matter which were done before in this process. The 0 is this process, one
+    # of one.
+    torch.manual_seed(keyed_hash(plan.seed, "dropout", f"{epoch} 0") >> 1)
     learner.begin_training(lr)
     sums = learner.nothing()
     waited = 0.0
-    ticker = Ticker(f"epoch {epoch + 1} of {plan.epochs}", shows=ranks.is_first)
+    ticker = Ticker(f"epoch {epoch + 1} of {plan.epochs}")
     shown = 0
     for _ in range(schedule.training_batches):
         asked = time.perf_counter()
-        order, pictures, labels = next(batches)
+        pictures, labels = next(batches)
         waited += time.perf_counter() - asked
-        sums += learner.step(pictures, labels, order.total)
-        shown += order.total
-        ticker.show(shown, images)
-    loss, right, count = ranks.summed(sums).tolist()
+        sums += learner.step(pictures, labels)
+        shown += len(labels)
+        ticker.show(shown, len(schedule.order_hashes))
+    loss, right, count = sums.tolist()
     seconds = time.perf_counter() - started
     if not math.isfinite(loss):
         raise JobError(
             f"the loss is not a finite number any more in epoch {epoch + 1}; what was done "
             f"before is kept. Try a smaller --lr than {plan.lr:g}"
         )
-    val_loss, val_right, val_count = _validate(learner, ranks, schedule, batches)
+    val_loss, val_right, val_count = _validate(learner, schedule, batches)
     ticker.clear()
     return Epoch(
         epoch=epoch + 1,
@@ -81,13 +77,13 @@ def run_epoch(
 
 
 def _validate(
-    learner: Learner, ranks: Ranks, schedule: Schedule, batches: Iterator[Batch]
+    learner: Learner, schedule: Schedule, batches: Iterator[Batch]
 ) -> tuple[float, float, float]:
-    """(summed loss, right answers, pictures) over all processes."""
+    """(summed loss, right answers, pictures)."""
     learner.begin_validation()
     sums = learner.nothing()
     for _ in range(schedule.validation_batches):
-        _, pictures, labels = next(batches)
+        pictures, labels = next(batches)
         sums += learner.test(pictures, labels)
-    loss, right, count = ranks.summed(sums).tolist()
+    loss, right, count = sums.tolist()
     return loss, right, count

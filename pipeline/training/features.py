@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import timm
 import torch
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from pipeline.errors import UsageError
 from pipeline.evaluate.predict import PredictConfig, Predictor
 from pipeline.models import LoadedModel, load_model
 from pipeline.results.files import safe_name
+from pipeline.storage.state_files import read_table
 from pipeline.storage.store import WORK_FOLDER, Store
 
 _SCHEMA = pa.schema(
@@ -181,7 +181,7 @@ class Backbone:
                     }
                     tables.append(pa.table(columns, _SCHEMA))
             write_table(store, path, pa.concat_tables(tables), ShardFiles(checksum, ()))
-        table = pq.read_table(store.arrow_source(path))
+        table = read_table(store, path)
         flat = table["features"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         return Features(
             tuple(table["key"].to_pylist()),

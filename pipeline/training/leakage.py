@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import ModelError, UsageError
 from pipeline.training.checkpoint import TrainedOn, about_of_entry
-from pipeline.training.parts import Holdout, keys_for_test
+from pipeline.training.parts import Holdout, selected_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Test:
 
     def overlap(self, trained: TrainedOn) -> int:
         """How many of the tested images a checkpoint was trained on."""
-        keys = keys_for_test(self.dataset, self.split, Holdout(self.holdout))
-        return len(keys.intersection(trained.keys))
+        rows = selected_rows(self.dataset, self.split, Holdout(self.holdout))
+        return len({row["key"] for row in rows}.intersection(trained.keys))
 
     def check(self, entry: str) -> None:
         """Checks an entry of `--models`; those that do not say what they were trained on pass.

@@ -13,8 +13,8 @@ from pipeline.errors import JobError
 from pipeline.evaluate.predict import is_out_of_memory
 from pipeline.training.network import Network
 from pipeline.training.plan import TrainPlan
-from pipeline.training.ranks import Ranks
 
+_MOMENTUM = 0.9
 _KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -24,8 +24,6 @@ class Learner:
     Args:
       network: taken over; its module moves to the device.
       plan: how it learns.
-      ranks: the processes that share each batch.
-      device: where it is.
       size: side in pixels of what the network sees.
 
     Attributes:
@@ -33,22 +31,18 @@ class Learner:
       size: side in pixels of what it sees.
     """
 
-    def __init__(
-        self, network: Network, plan: TrainPlan, ranks: Ranks, device: torch.device, size: int
-    ) -> None:
-        self.device = device
+    def __init__(self, network: Network, plan: TrainPlan, size: int) -> None:
+        self.device = device = torch.device(plan.device)
         self.size = size
         self._plan = plan
-        self._ranks = ranks
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(network.preprocessing.mean, device=device).view(shape)
         self._std = torch.tensor(network.preprocessing.std, device=device).view(shape)
         self._module = network.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._shared = ranks.wrapped(self._module, device)
         self._optimizer = torch.optim.SGD(
             self._module.parameters(),
             lr=plan.lr,
-            momentum=plan.momentum,
+            momentum=_MOMENTUM,
             weight_decay=plan.weight_decay,
         )
         self._scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
@@ -76,57 +70,50 @@ class Learner:
         """Makes ready for the steps of an epoch."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        self._shared.train()
+        self._module.train()
 
     def begin_validation(self) -> None:
-        """Makes ready for `test`; all processes test the same network."""
-        self._ranks.share_buffers(self._module)
+        """Makes ready for `test`."""
         self._module.eval()
 
     def nothing(self) -> torch.Tensor:
         """What sums of `step` and `test` begin with."""
         return torch.zeros(3, dtype=torch.float64, device=self.device)
 
-    def step(self, pictures: torch.Tensor, labels: torch.Tensor, total: int) -> torch.Tensor:
+    def step(self, pictures: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """One step of the optimizer.
 
         Args:
-          pictures: (n, 3, S, S) uint8, this process's share of the batch.
+          pictures: (n, 3, S, S) uint8, a batch.
           labels: (n,) int64.
-          total: pictures of the batch in all processes.
 
         Returns:
-          (3,) float64 of this process, on the device: summed cross entropy, right answers,
-          pictures.
+          (3,) float64, on the device: summed cross entropy, right answers, pictures.
 
         Raises:
           JobError: there is not enough memory, or the network does not take such pictures.
         """
         with self._explained():
             self._optimizer.zero_grad(set_to_none=True)
-            losses, sums = self._forward(self._shared, pictures, labels)
-            # Gradients become the mean over processes, and shares of a batch may differ by one.
-            mean = losses.float().sum() * (self._ranks.count / total)
-            self._scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
+            losses, sums = self._forward(pictures, labels)
+            self._scaler.scale(losses.float().mean()).backward()  # type: ignore[no-untyped-call]
             self._scaler.step(self._optimizer)
             self._scaler.update()
             return sums
 
     @torch.inference_mode()
     def test(self, pictures: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """As `step`, but learns nothing; there may be no pictures."""
-        if not len(labels):
-            return self.nothing()
+        """As `step`, but learns nothing."""
         with self._explained():
-            return self._forward(self._module, pictures, labels)[1]
+            return self._forward(pictures, labels)[1]
 
     def _forward(
-        self, module: torch.nn.Module, pictures: torch.Tensor, labels: torch.Tensor
+        self, pictures: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         labels = labels.to(self.device, non_blocking=True)
         mixed = self._plan.precision in _KINDS
         with torch.autocast(self.device.type, _KINDS.get(self._plan.precision), enabled=mixed):
-            logits = module(self._input(pictures))
+            logits = self._module(self._input(pictures))
             losses = functional.cross_entropy(logits, labels, reduction="none")
         found = losses.detach()
         right = logits.detach().argmax(dim=1) == labels

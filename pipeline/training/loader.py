@@ -27,8 +27,8 @@ _AHEAD = 2
 """Batches that each process has ready."""
 _SHARED_MEMORY = "/dev/shm"
 
-Batch = tuple[Order, torch.Tensor, torch.Tensor]
-"""An order, its pictures (n, 3, S, S) uint8 and labels (n,) int64."""
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""Pictures (n, 3, S, S) uint8 and labels (n,) int64."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,15 +81,14 @@ class Pictures(Dataset[Batch | Failure]):
                 torch.from_numpy(pixels).permute(2, 0, 1)
                 for pixels in samples.pixels(order.indices)
             ]
-        side = pictures[0].shape[-1] if pictures else self._augmentation.size
         batch = torch.empty(
-            (len(pictures), 3, side, side),
+            (len(pictures), *pictures[0].shape),
             dtype=torch.uint8,
             memory_format=torch.channels_last,
         )
         for place, picture in zip(batch, pictures, strict=True):
             place.copy_(picture)
-        return order, batch, torch.from_numpy(samples.labels[order.indices])
+        return batch, torch.from_numpy(samples.labels[order.indices])
 
 
 class _Orders(Sampler[Order]):
@@ -106,25 +105,23 @@ class _Orders(Sampler[Order]):
 
 
 def load_batches(
-    pictures: Pictures, schedule: Schedule, *, workers: int, remote: bool, pin: bool
+    pictures: Pictures, schedule: Schedule, *, workers: int, pin: bool
 ) -> Generator[Batch, None, None]:
     """The batches of a schedule, in order.
 
     Args:
-      pictures: what gives them.
+      pictures: what gives them; its samples are fetched while batches are loaded.
       schedule: the orders.
       workers: processes, 0 to load in this one.
-      remote: whether the dataset lies in object storage: connections cannot be shared with a
-        fork, so that its processes start anew, which takes some seconds.
       pin: whether the batches are to be copied to a GPU.
 
     Raises:
-      JobError: a picture is broken, a file cannot be read, or a process has gone.
+      JobError: a picture is broken, the file cannot be read, or a process has gone.
     """
     options: dict[str, Any] = {}
     if workers:
         options = {
-            "multiprocessing_context": "spawn" if remote else "fork",
+            "multiprocessing_context": "fork",
             "prefetch_factor": _AHEAD,
             "worker_init_fn": _begin,
         }

@@ -1,4 +1,4 @@
-"""What a training says: a line and a row for each epoch, and events for TensorBoard."""
+"""What a training says: a line and a row for each epoch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pipeline.runner.progress import TERMINAL_SECONDS, duration
 from pipeline.storage.store import Store
 
 LOG = "log.csv"
-EVENTS = "tensorboard"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Epoch:
       lr: learning rate.
       loss, accuracy: on the training pictures as they were augmented, while they were learnt.
       val_loss, val_accuracy: on the pictures as they are, after the epoch; None without any.
-      images_per_second: of training, in all processes together.
+      images_per_second: of training.
       data_wait: share of the training time that was spent waiting for pictures.
       seconds: with validation.
     """
@@ -68,7 +67,6 @@ class TrainingLog:
       store: the folder.
       epochs: in all.
       rows: of the epochs that were done before, of `Epoch`'s fields.
-      tensorboard: whether to write events, too; needs a folder of this machine.
       say: takes a line.
     """
 
@@ -77,8 +75,6 @@ class TrainingLog:
         store: Store,
         epochs: int,
         rows: Sequence[dict[str, Any]],
-        *,
-        tensorboard: bool,
         say: Callable[[str], None],
     ) -> None:
         self._store = store
@@ -86,13 +82,6 @@ class TrainingLog:
         self._say = say
         self._now = 0
         self.rows = list(rows)
-        self._events: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # Events of an epoch that was not finished are not to be seen beside its next ones.
-            begin = len(self.rows) + 1
-            self._events = SummaryWriter(store.path(EVENTS), purge_step=begin)
 
     def add(self, epoch: Epoch) -> None:
         """Notes a finished epoch."""
@@ -101,20 +90,10 @@ class TrainingLog:
         mean = sum(row["seconds"] for row in self.rows[-self._now :]) / self._now
         left = mean * (self._epochs - epoch.epoch)
         self._say(epoch.line(self._epochs, left, is_first=self._now == 1))
-        if self._events is not None:
-            for name, value in dataclasses.asdict(epoch).items():
-                if name not in ("epoch", "seconds") and value is not None:
-                    self._events.add_scalar(name, value, epoch.epoch)
-            self._events.flush()
 
     def write(self) -> None:
         """Writes the table."""
         self._store.write(LOG, csv_bytes(COLUMNS, self.rows))
-
-    def close(self) -> None:
-        """Ends the events' file."""
-        if self._events is not None:
-            self._events.close()
 
 
 class Ticker:
@@ -122,14 +101,13 @@ class Ticker:
 
     Args:
       name: of the epoch.
-      shows: whether this process says anything.
       out: where to.
     """
 
-    def __init__(self, name: str, *, shows: bool = True, out: TextIO | None = None) -> None:
+    def __init__(self, name: str, out: TextIO | None = None) -> None:
         self._name = name
         self._out = out or sys.stderr
-        self._shows = shows and self._out.isatty()
+        self._shows = self._out.isatty()
         self._started = self._last = time.monotonic()
 
     def show(self, done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""Train: the loop over epochs, which can be left after any of them and goes on exactly there.
+"""Train: the loop over epochs, which can be stopped and goes on after the last whole one.
 
 OUTPUT/model.safetensors   the weights after the last epoch, for --models ARCH=FILE
 OUTPUT/state.pth           the same with the optimizer's, and what was trained how
@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
+from pipeline.cores import usable_cores
 from pipeline.dataset.folder import Dataset
-from pipeline.errors import UsageError
-from pipeline.runner.run import usable_cores
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.augment import Augmentation
 from pipeline.training.checkpoint import TrainedOn, digest_of_classes, save_checkpoint
@@ -32,9 +30,8 @@ from pipeline.training.loader import (
 from pipeline.training.log import TrainingLog, say_now
 from pipeline.training.network import Network, build_network
 from pipeline.training.plan import TrainPlan, check_same, find_samples
-from pipeline.training.ranks import Ranks
 from pipeline.training.samples import Samples
-from pipeline.training.schedule import Schedule, even_batches, order_hashes
+from pipeline.training.schedule import Schedule, order_hashes
 from pipeline.training.state import read_state_file, write_state
 
 MODEL = "model.safetensors"
@@ -42,18 +39,14 @@ MODEL = "model.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A training as it stands.
+    """A training that is done.
 
     Attributes:
       entry: of `--models`, that evaluates it.
-      epochs: done so far.
-      rows: of the log.
       is_new: whether there was anything to do.
     """
 
     entry: str
-    epochs: int
-    rows: list[dict[str, Any]]
     is_new: bool
 
 
@@ -62,7 +55,6 @@ def train(
     plan: TrainPlan,
     store: Store,
     *,
-    stop_after: int | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = say_now,
 ) -> Trained:
@@ -74,9 +66,8 @@ def train(
 
     Args:
       dataset: what to train on.
-      plan: what to train, and how. The processes of `torchrun` share the work.
+      plan: what to train, and how.
       store: folder of the training, which this job alone may write to.
-      stop_after: leave after this many epochs, counted from the first; None for all.
       overwrite: begin anew, whatever the folder holds.
       say: takes each line of what happens.
 
@@ -86,9 +77,7 @@ def train(
       JobError: the training failed; what was done up to the last whole epoch is kept.
       OSError: files cannot be read or written.
     """
-    ranks = Ranks.of_environment()
-    device = ranks.device(plan.device)
-    with ranks.joined(device), _settings(plan, ranks):
+    with _settings(plan):
         state = None if overwrite else read_state_file(store)
         if state is not None:
             check_same(state["identity"], plan.identity(dataset), store.root)
@@ -100,20 +89,18 @@ def train(
             pretrained=plan.pretrained,
             weights=plan.weights,
         )
-        job = _Job(dataset, plan, store, ranks, device, network, training, validation)
-        return job.run(state, min(stop_after or plan.epochs, plan.epochs), say)
+        job = _Job(dataset, plan, store, network, training, validation)
+        return job.run(state, say)
 
 
 class _Job:
-    """One process of a training. Arguments as of `train`, and what it begins with."""
+    """A training. Arguments as of `train`, and what it begins with."""
 
     def __init__(
         self,
         dataset: Dataset,
         plan: TrainPlan,
         store: Store,
-        ranks: Ranks,
-        device: torch.device,
         network: Network,
         training: Samples,
         validation: Samples | None,
@@ -121,7 +108,6 @@ class _Job:
         self._dataset = dataset
         self._plan = plan
         self._store = store
-        self._ranks = ranks
         self._network = network
         self._training = training
         self._validation = validation
@@ -129,98 +115,68 @@ class _Job:
         stored = dataset.manifest.config.segment.image_size
         size = given.input_size if given.fixed_size else stored
         self._check_sizes(size, stored)
-        self._learner = Learner(network, plan, ranks, device, size)
+        self._learner = Learner(network, plan, size)
 
     def _check_sizes(self, size: int, stored: int) -> None:
-        plan, ranks = self._plan, self._ranks
-        smallest = len(even_batches(range(len(self._training)), plan.batch_size)[-1])  # type: ignore[arg-type]
-        if smallest < ranks.count:
-            raise UsageError(
-                f"{ranks.count} processes cannot share a batch of {smallest}: use fewer, or a "
-                "larger --batch_size"
-            )
-        share = math.ceil(plan.batch_size / ranks.count)
         needed = max(
-            batch_bytes(samples, share, side)
+            batch_bytes(samples, self._plan.batch_size, side)
             for samples, side in ((self._training, size), (self._validation, stored))
             if samples is not None
         )
-        check_shared_memory(plan.workers * ranks.local_count, needed)
+        check_shared_memory(self._plan.workers, needed)
 
-    def run(self, state: dict[str, Any] | None, until: int, say: Callable[[str], None]) -> Trained:
-        """Trains the epochs that the state has not, up to `until`."""
-        plan, ranks = self._plan, self._ranks
+    def run(self, state: dict[str, Any] | None, say: Callable[[str], None]) -> Trained:
+        """Trains the epochs that the state has not."""
+        plan = self._plan
         if state is not None:
             self._learner.restore(state)
         done = state["epoch"] if state is not None else 0
         rows = state["rows"] if state is not None else []
         entry = f"{self._network.architecture}={self._store.path(MODEL)}"
-        if done >= until:
-            if ranks.is_first and not self._store.exists(MODEL):
+        if done == plan.epochs:
+            if not self._store.exists(MODEL):
                 self._write_model(done)
-            return Trained(entry, done, rows, is_new=False)
-        if not ranks.is_first:
-            say = _nothing
+            return Trained(entry, is_new=False)
         say(self._begin(done))
         schedule = Schedule(
             order_hashes(plan.seed, self._training.keys),
             len(self._validation) if self._validation is not None else 0,
             plan.batch_size,
-            range(done, until),
-            ranks.rank,
-            ranks.count,
+            range(done, plan.epochs),
         )
         batches = load_batches(
             Pictures(
                 self._training,
                 self._validation,
-                Augmentation(self._learner.size, jitter=plan.color_jitter),
+                Augmentation(self._learner.size),
                 plan.seed,
             ),
             schedule,
             workers=plan.workers,
-            remote=self._store.is_remote or self._dataset.store.is_remote,
             pin=self._learner.device.type == "cuda",
         )
-        log = TrainingLog(
-            self._store,
-            plan.epochs,
-            rows,
-            tensorboard=plan.tensorboard and ranks.is_first,
-            say=say,
-        )
-        try:
-            with contextlib.closing(batches):
-                for epoch in schedule.epochs:
-                    log.add(
-                        run_epoch(
-                            epoch,
-                            plan,
-                            self._learner,
-                            ranks,
-                            schedule,
-                            batches,
-                            len(self._training),
-                        )
-                    )
-                    if ranks.is_first:
-                        self._write(epoch + 1, log)
-                    ranks.wait()
-        finally:
-            log.close()
-        return Trained(entry, until, log.rows, is_new=True)
+        log = TrainingLog(self._store, plan.epochs, rows, say)
+        with contextlib.ExitStack() as stack:
+            for samples in (self._training, self._validation):
+                if samples is not None:
+                    stack.enter_context(samples.fetched())
+            stack.enter_context(contextlib.closing(batches))
+            for epoch in schedule.epochs:
+                log.add(run_epoch(epoch, plan, self._learner, schedule, batches))
+                self._write(epoch + 1, log)
+        return Trained(entry, is_new=True)
 
     def _begin(self, done: int) -> str:
         """What is about to happen, in a line."""
         plan = self._plan
-        text = f"{plan.arch} on {len(self._training)} images of {plan.split}, {plan.variant}; "
+        text = (
+            f"{plan.arch} on {len(self._training)} images of {plan.train_split}, {plan.variant}; "
+        )
         if self._validation is None:
             text += "no validation"
         else:
-            where = "held out" if plan.holdout else f"of {plan.val_split}"
+            where = "held out" if plan.holdout else f"of {plan.eval_split}"
             text += f"validation on {len(self._validation)} {where}"
-        if self._ranks.count > 1:
-            text += f"; {self._ranks.count} processes"
         text += f"; {self._learner.device.type}, {plan.precision}"
         return text + (f"; going on after epoch {done} of {plan.epochs}" if done else "")
 
@@ -250,7 +206,7 @@ class _Job:
                 architecture=self._network.architecture,
                 variant=plan.variant,
                 dataset=self._dataset.manifest.fingerprint,
-                split=plan.split,
+                split=plan.train_split,
                 classes=digest_of_classes(self._dataset.taxonomy),
                 preprocessing=self._network.preprocessing,
                 keys=tuple(sorted(self._training.keys.tolist())),
@@ -264,15 +220,11 @@ class _Job:
         )
 
 
-def _nothing(line: str) -> None:
-    """Says nothing."""
-
-
 @contextlib.contextmanager
-def _settings(plan: TrainPlan, ranks: Ranks) -> Iterator[None]:
+def _settings(plan: TrainPlan) -> Iterator[None]:
     """What holds for all of torch, while the block runs."""
     threads, tries = torch.get_num_threads(), torch.backends.cudnn.benchmark
-    torch.set_num_threads(plan.threads or max(1, usable_cores() // ranks.local_count))
+    torch.set_num_threads(usable_cores())
     # Batches have two sizes at most, so trying kernels pays.
     torch.backends.cudnn.benchmark = True
     allow_tf32 = plan.precision == "tf32"
@@ -285,4 +237,4 @@ def _settings(plan: TrainPlan, ranks: Ranks) -> Iterator[None]:
         torch.backends.cudnn.benchmark = tries
 
 
-_SETTINGS = ("batch_size", "lr", "momentum", "weight_decay", "color_jitter", "precision")
+_SETTINGS = ("batch_size", "lr", "weight_decay", "precision")

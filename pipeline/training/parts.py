@@ -8,7 +8,7 @@ first with such a background; a foreground without any is left out.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from pipeline.dataset.folder import Dataset
@@ -28,25 +28,36 @@ class Holdout:
     share: float = 0.0
     seed: int = 0
 
-    def keys_for_test(self, rows: Iterable[Mapping[str, Any]]) -> frozenset[str]:
-        """Keys of the images that are left for the test, of index rows; all of them if nothing
-        is held out. Images of one group stay together."""
+    def tested(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The index rows of images that are left for the test; all of them if nothing is held
+        out. Images of one group stay together."""
         rows = list(rows)
-        keys = [row["key"] for row in rows]
         if not self.share:
-            return frozenset(keys)
+            return rows
         outside = held_out([row.get("group") or row["key"] for row in rows], self.share, self.seed)
-        return frozenset(key for key, out in zip(keys, outside, strict=True) if out)
+        return [row for row, out in zip(rows, outside, strict=True) if out]
 
 
-def selected_rows(dataset: Dataset, split: str) -> list[dict[str, Any]]:
-    """Index rows of a split's selected images, in the dataset's order."""
-    return [row for row in dataset.index(split) if row["selected"]]
+ALL = Holdout()
+"""Nothing is held out: all images are tested on."""
 
 
-def keys_for_test(dataset: Dataset, split: str, holdout: Holdout) -> frozenset[str]:
-    """Keys of the images that a model is tested on."""
-    return holdout.keys_for_test(selected_rows(dataset, split))
+def selected_rows(
+    dataset: Dataset, split: str, holdout: Holdout = ALL, shard: int | None = None
+) -> list[dict[str, Any]]:
+    """Reads index rows of selected images.
+
+    Args:
+      dataset: the dataset.
+      split: its split.
+      holdout: what is held out of it; rows are of the images that are left for the test.
+      shard: an output shard, None for all of them.
+
+    Returns:
+      The rows, in the dataset's order.
+    """
+    rows = dataset.index(split) if shard is None else dataset.index_of_shard(split, shard)
+    return holdout.tested(row for row in rows if row["selected"])
 
 
 def training_pictures(
@@ -65,7 +76,7 @@ def training_pictures(
       dataset's order.
     """
     rows = selected_rows(dataset, split)
-    outside = holdout.keys_for_test(rows) if holdout.share else frozenset()
+    outside = {row["key"] for row in holdout.tested(rows)} if holdout.share else set()
     names = [name for name in dataset.variants if base_of(name) == variant]
     found: dict[str, str] = {}
     for row in rows:

@@ -8,13 +8,13 @@ from typing import Any
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.training.parts import Holdout, keys_for_test, selected_rows, training_pictures
+from pipeline.training.parts import Holdout, selected_rows, training_pictures
 from pipeline.training.samples import Samples
 from transforms.variants import base_of
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
-_ELSEWHERE = ("device", "workers", "threads", "weights", "tensorboard")
+_ELSEWHERE = ("device", "workers", "weights")
 """Fields that do not decide what is trained: another machine may go on with it."""
 
 
@@ -26,20 +26,16 @@ class TrainPlan:
       variant: whose pictures.
       arch: timm's name of the architecture, with or without the tag of weights.
       pretrained: whether to begin with weights for ImageNet.
-      epochs, batch_size, lr, momentum, weight_decay: of SGD; the rate is divided by 10 after
+      epochs, batch_size, lr, weight_decay: of SGD; the rate is divided by 10 after
         each quarter of the epochs.
-      color_jitter: of `pipeline.training.augment`.
       seed: of weights, order, augmentation and dropout.
-      split: to train on.
-      val_split: to validate on, None for none.
-      holdout: share of `split` that is left out and validated on instead.
+      train_split: to train on.
+      eval_split: to validate on, None for none.
+      holdout: share of `train_split` that is left out and validated on instead.
       precision: `fp32` (TF32 off), `tf32`, or autocast to `bf16` or `fp16`.
       device: `cpu` or `cuda`.
       workers: processes that load pictures, 0 for none beside this one.
-      threads: of torch on a CPU, None for as many as there are cores. Sums are rounded
-        otherwise with another number.
       weights: folder of `in9 models fetch`.
-      tensorboard: whether to write events for TensorBoard, too.
 
     Raises:
       ValueError: a value out of range, named with its flag.
@@ -51,31 +47,24 @@ class TrainPlan:
     epochs: int = 200
     batch_size: int = 256
     lr: float = 0.1
-    momentum: float = 0.9
     weight_decay: float = 1e-4
-    color_jitter: float = 0.1
     seed: int = 0
-    split: str = "train"
-    val_split: str | None = None
+    train_split: str = "train"
+    eval_split: str | None = None
     holdout: float = 0.0
     precision: str = "fp32"
     device: str = "cpu"
     workers: int = 1
-    threads: int | None = None
     weights: str | None = None
-    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         for flag, fits, expected in (
             ("epochs", self.epochs >= 1, "at least 1"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
             ("lr", self.lr > 0, "above 0"),
-            ("momentum", 0 <= self.momentum < 1, "between 0 and 1"),
             ("weight_decay", self.weight_decay >= 0, "at least 0"),
-            ("color_jitter", 0 <= self.color_jitter <= 1, "between 0 and 1"),
             ("holdout", 0 <= self.holdout < 1, "between 0 and 1"),
             ("workers", self.workers >= 0, "at least 0"),
-            ("threads", self.threads is None or self.threads >= 1, "at least 1"),
             ("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
         ):
             if not fits:
@@ -127,69 +116,67 @@ def find_samples(dataset: Dataset, plan: TrainPlan) -> tuple[Samples, Samples | 
 
     Raises:
       UsageError: the dataset has no such variant or split, or no pictures in one.
-      OSError, JobError: as `Samples.of`.
+      OSError: the index cannot be read.
     """
     check_variant(dataset, plan.variant)
     holdout = Holdout(plan.holdout)
     training = _samples(
-        dataset, plan.split, training_pictures(dataset, plan.split, plan.variant, holdout)
+        dataset,
+        plan.train_split,
+        training_pictures(dataset, plan.train_split, plan.variant, holdout),
     )
-    val_split = plan.split if plan.holdout else plan.val_split
-    if val_split is None:
+    eval_split = plan.train_split if plan.holdout else plan.eval_split
+    if eval_split is None:
         return training, None
-    keys = keys_for_test(dataset, val_split, holdout)
-    shown = {
-        row["key"]: base_of(plan.variant)
-        for row in selected_rows(dataset, val_split)
-        if row["key"] in keys
-    }
-    return training, _samples(dataset, val_split, shown)
+    rows = selected_rows(dataset, eval_split, holdout)
+    shown = {row["key"]: base_of(plan.variant) for row in rows}
+    return training, _samples(dataset, eval_split, shown)
 
 
 def _samples(dataset: Dataset, split: str, pictures: Mapping[str, str]) -> Samples:
     if not pictures:
         raise UsageError(f"no images of {split} are left to train on, or to validate on")
     labels = {row["key"]: row["label"] for row in selected_rows(dataset, split)}
-    return Samples.of(dataset, split, pictures, labels)
+    return Samples(dataset, split, pictures, labels)
 
 
 def choose_splits(
-    dataset: Dataset, split: str | None, val_split: str | None, holdout: float
+    dataset: Dataset, train_split: str | None, eval_split: str | None, holdout: float
 ) -> tuple[str, str | None]:
     """The splits to train and to validate on, where flags leave them open.
 
     Args:
       dataset: the dataset.
-      split, val_split: of the flags, None where they say nothing.
+      train_split, eval_split: of the flags, None where they say nothing.
       holdout: of the flag.
 
     Returns:
-      (split, val_split); without `--holdout` they differ.
+      (train_split, eval_split); without `--holdout` they differ.
 
     Raises:
       UsageError: the dataset does not have them.
     """
     there = dataset.manifest.config.split
-    for flag, name in (("split", split), ("val_split", val_split)):
+    for flag, name in (("train_split", train_split), ("eval_split", eval_split)):
         if name is not None and name not in there:
             raise UsageError(f"--{flag} {name}: the dataset has {', '.join(there)}")
-    if split is None and "train" not in there and not holdout:
+    if train_split is None and "train" not in there and not holdout:
         raise UsageError(
             f"the dataset has no split train, but {', '.join(there)}: make one with it "
             "(in9 generate --split train,val), or train on a part of what is there with "
             "--holdout 0.5"
         )
-    chosen = split or ("train" if "train" in there else there[0])
+    chosen = train_split or ("train" if "train" in there else there[0])
     if holdout:
-        if val_split not in (None, chosen):
+        if eval_split not in (None, chosen):
             raise UsageError(
                 f"with --holdout, what is held out of {chosen} is validated on; leave "
-                f"--val_split {val_split} out"
+                f"--eval_split {eval_split} out"
             )
         return chosen, None
-    if val_split == chosen:
+    if eval_split == chosen:
         raise UsageError(
-            f"--val_split {val_split} is what is trained on; name another split, or hold out a "
+            f"--eval_split {eval_split} is what is trained on; name another split, or hold out a "
             "part of it with --holdout 0.5"
         )
-    return chosen, val_split or ("val" if "val" in there and chosen != "val" else None)
+    return chosen, eval_split or ("val" if "val" in there and chosen != "val" else None)

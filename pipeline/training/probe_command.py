@@ -10,13 +10,13 @@ import torch
 from pipeline.command_line.evaluation_flags import CPU_BATCH, GPU_BATCH
 from pipeline.command_line.parser import flags_of
 from pipeline.command_line.versions import results_store
+from pipeline.cores import usable_cores
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.evaluate.predict import PredictConfig
 from pipeline.models import check_model
 from pipeline.models.stored import chosen_folder
 from pipeline.runner.progress import duration
-from pipeline.runner.run import usable_cores
 from pipeline.storage.store import Store
 from pipeline.training.checkpoint import SUFFIX, read_about
 from pipeline.training.command import choose_device
@@ -26,8 +26,8 @@ from pipeline.training.plan import check_variant, choose_splits
 from pipeline.training.probe import ProbePlan, fit_variant
 
 _OF_NETWORKS = (
-    *("pretrained", "epochs", "batch_size", "lr", "momentum", "weight_decay", "color_jitter"),
-    *("val_split", "precision", "workers", "stop_after", "tensorboard", "overwrite"),
+    *("pretrained", "epochs", "batch_size", "lr", "weight_decay"),
+    *("eval_split", "precision", "workers", "overwrite"),
 )
 """Flags that mean nothing to a probe."""
 
@@ -52,7 +52,7 @@ def run_probe(arguments: argparse.Namespace) -> int:
     # Features go into the work folder, which versions have none of.
     dataset = Dataset.open(results_store(arguments.dataset)[0])
     check_variant(dataset, arguments.variant)
-    split, _ = choose_splits(dataset, arguments.split, None, arguments.holdout)
+    split, _ = choose_splits(dataset, arguments.train_split, None, arguments.holdout)
     device, _ = choose_device(arguments)
     weights = chosen_folder(arguments.weights)
     check_model(arguments.arch, weights)

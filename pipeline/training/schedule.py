@@ -1,4 +1,4 @@
-"""What a training does in which order: pictures, batches, shares of processes, learning rate.
+"""What a training does in which order: pictures, batches, learning rate.
 
 All of it follows from the seed and the epoch, so that an epoch begins the same wherever the
 one before it was done.
@@ -22,39 +22,34 @@ TRAIN, VALIDATE = "train", "validate"
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """One batch that a process of the training is to load.
+    """One batch that is to be loaded.
 
     Attributes:
       part: `TRAIN` or `VALIDATE`.
       epoch: from 0 on.
       indices: of the samples, in order.
-      total: pictures of this batch in all processes together.
     """
 
     part: str
     epoch: int
     indices: Indices
-    total: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Schedule:
-    """The batches of one process.
+    """The batches of a training.
 
     Attributes:
       order_hashes: (n,) uint64 of `order_hashes`, of the training images.
       validation: number of the images to validate on.
-      batch_size: pictures in a batch of all processes together, at most.
+      batch_size: pictures in a batch, at most.
       epochs: which, in order.
-      rank, ranks: which process this is, of how many.
     """
 
     order_hashes: NDArray[np.uint64]
     validation: int
     batch_size: int
     epochs: range
-    rank: int = 0
-    ranks: int = 1
 
     @property
     def training_batches(self) -> int:
@@ -70,16 +65,12 @@ class Schedule:
         for epoch in self.epochs:
             order = permutation(self.order_hashes, epoch)
             for batch in even_batches(order, self.batch_size):
-                yield Order(TRAIN, epoch, self._share(batch), len(batch))
+                yield Order(TRAIN, epoch, batch)
             for batch in even_batches(np.arange(self.validation), self.batch_size):
-                yield Order(VALIDATE, epoch, self._share(batch), len(batch))
+                yield Order(VALIDATE, epoch, batch)
 
     def __len__(self) -> int:
         return len(self.epochs) * (self.training_batches + self.validation_batches)
-
-    def _share(self, batch: Indices) -> Indices:
-        share: Indices = np.array_split(batch, self.ranks)[self.rank]
-        return share
 
 
 def order_hashes(seed: int, keys: NDArray[np.str_]) -> NDArray[np.uint64]:

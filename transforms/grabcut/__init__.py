@@ -15,6 +15,6 @@ numba is imported, and the modules from `segment` on with it, when they are firs
 """
 
 from transforms.grabcut.errors import Unavailable, Unserved
-from transforms.grabcut.interface import grabcut, is_ready, prepare
+from transforms.grabcut.interface import grabcut, prepare
 
-__all__ = ["Unavailable", "Unserved", "grabcut", "is_ready", "prepare"]
+__all__ = ["Unavailable", "Unserved", "grabcut", "prepare"]

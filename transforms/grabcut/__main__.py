@@ -10,16 +10,14 @@ import sys
 from transforms.grabcut import Unavailable, prepare
 
 
-def main() -> int:
+def main() -> None:
     """Compiles what is not compiled yet; says so, or why not."""
     try:
         prepare(lambda: print("compiling ...", file=sys.stderr))
     except Unavailable as error:
-        print(error, file=sys.stderr)
-        return 1
+        sys.exit(str(error))
     print("the kernels of GrabCut are ready", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import threading
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,49 +20,48 @@ _MOST_PIXELS = 2**27
 """Beyond it, arcs (8 a pixel) and sums of contrasts (4 a pixel) near the end of int32."""
 
 
-class _Segment(Protocol):
-    def __call__(self, image: _Bytes, rect: _Rect, iterations: int, seed: int, /) -> _Bytes: ...
+_Segment = Callable[[_Bytes, _Rect, int, int], _Bytes]
+
+_lock = threading.Lock()
+_loaded: list[_Segment | Unavailable] = []
+"""The kernels of this process, or why there are none, once that is known."""
 
 
-class _Kernels:
-    """The kernels of this process, which are loaded at most once, by one thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._segment: _Segment | None = None
-        self._failure: str | None = None
-
-    def load(self, before_compiling: Callable[[], None]) -> _Segment:
-        if self._segment is not None:
-            return self._segment
-        with self._lock:
-            if self._segment is None:
-                if self._failure is not None:
-                    raise Unavailable(self._failure)
+def _kernels(before_compiling: Callable[[], None] = lambda: None) -> _Segment:
+    """Loads the kernels, at most once in a process."""
+    if not _loaded:
+        with _lock:
+            if not _loaded:
                 try:
-                    self._segment = _load(before_compiling)
+                    _loaded.append(_load(before_compiling))
                 except Unavailable as error:
-                    self._failure = str(error)
-                    raise
-            return self._segment
-
-
-_kernels = _Kernels()
+                    _loaded.append(error)
+    (found,) = _loaded
+    if isinstance(found, Unavailable):
+        raise Unavailable(str(found))
+    return found
 
 
 def _load(before_compiling: Callable[[], None]) -> _Segment:
+    """Imports the kernels; who compiles holds a lock, which ends with the process that holds it.
+    A file in their folder, written last, says that it is complete."""
     folder = cache.code_folder()
-    if cache.is_complete(folder):
-        return _import_kernels()
+    complete = folder / "complete"
     try:
-        with cache.locked(folder):
-            if not cache.is_complete(folder):
-                before_compiling()
-                segment = _import_kernels()
-                cache.mark_complete(folder)
-                return segment
+        if not complete.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "lock").open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if not complete.is_file():
+                    before_compiling()
+                    segment = _import_kernels()
+                    complete.touch()
+                    return segment
     except OSError as error:
-        raise Unavailable(f"compiled code cannot be kept in {folder}: {error}") from error
+        raise Unavailable(
+            f"compiled code cannot be kept in {folder} ({error.strerror or error}); set "
+            "IN9_CACHE_DIR to a folder that can be written"
+        ) from error
     return _import_kernels()
 
 
@@ -87,15 +86,6 @@ def _import_kernels() -> _Segment:
     return segment
 
 
-def is_ready() -> bool:
-    """Whether the kernels need not be compiled any more on this machine.
-
-    Raises:
-      Unavailable: there is nowhere to keep them, or no numba.
-    """
-    return cache.is_complete(cache.code_folder())
-
-
 def prepare(before_compiling: Callable[[], None] = lambda: None) -> None:
     """Loads the kernels; compiles them first if that has not been done on this machine.
 
@@ -109,7 +99,7 @@ def prepare(before_compiling: Callable[[], None] = lambda: None) -> None:
       Unavailable: numba is missing or fails, or its code cannot be kept. Once it has been
         raised, every later call raises it without trying again.
     """
-    _kernels.load(before_compiling)
+    _kernels(before_compiling)
 
 
 def _clip(rect: _Rect, height: int, width: int) -> _Rect:
@@ -164,5 +154,4 @@ def grabcut(image: _Bytes, rect: _Rect, *, iterations: int = 5, seed: int = 0) -
         raise ValueError(f"seed must be in [-2^31, 2^31): got {seed}")
     x, y, rect_width, rect_height = (int(value) for value in rect)
     clipped = _clip((x, y, rect_width, rect_height), height, width)
-    segment = _kernels.load(lambda: None)
-    return segment(np.require(image, requirements=["C", "W"]), clipped, iterations, seed)
+    return _kernels()(np.require(image, requirements=["C", "W"]), clipped, iterations, seed)

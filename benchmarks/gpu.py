@@ -1,0 +1,345 @@
+"""What the stages that run models cost beyond the network: speed and memory, on any device.
+
+    python benchmarks/gpu.py [--device auto] [--stages evaluate,attack,saliency,train]
+    python benchmarks/gpu.py --device cpu --images 32 --grid 32x8    # a minute
+
+Pictures a second of each stage over those of a bare loop: the same network, precision and
+batches, of random pictures that lie on the device, normalised beforehand. The two take turns in
+one process, so that both meet the same machine; the median of their ratios counts. Peak memory
+is that of this process, on a GPU of torch's tensors there.
+
+Nothing is needed but this project: pictures are drawn, and a model whose weights no installed
+package ships gets random ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import timm
+import torch
+from measure import card, draw_small, peak_of_this_process, row, run_in9
+
+from pipeline.attack.chunks import Chunks, HeldBackgrounds
+from pipeline.attack.plan import Attacking, open_grid
+from pipeline.command_line.evaluation_flags import CPU_BATCH, GPU_BATCH
+from pipeline.command_line.flag_types import grid, names
+from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.plan import Evaluation, model_identity
+from pipeline.evaluate.predict import PRECISIONS, PredictConfig, Predictor
+from pipeline.evaluate.resident import load_resident
+from pipeline.evaluate.shards import predict_shard
+from pipeline.memory import keep_freed_memory
+from pipeline.models import LoadedModel
+from pipeline.models.packaged import EFFICIENTNETS, Packaged
+from pipeline.results.files import result_folder
+from pipeline.results.text_tables import aligned
+from pipeline.runner.progress import Progress
+from pipeline.saliency.plan import SaliencyPlan
+from pipeline.saliency.shards import SaliencyShards, explain_shard
+from pipeline.storage.store import Store
+from pipeline.training.command import default_workers
+from pipeline.training.loop import train
+from pipeline.training.plan import TrainPlan
+
+PAPER = 4050
+
+Turn = tuple[float, float]
+"""Pictures a second of a stage, and of the bare loop right after it."""
+Work = tuple[int, Callable[[], object]]
+"""How many pictures, and what works on them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is measured.
+
+    Attributes:
+      dataset: folder of the drawn dataset.
+      model: entry of `--models`.
+      arch: its architecture.
+      predict: how it is run.
+      grid: of the attack, foregrounds and backgrounds.
+      epochs: of the training, of which the first does not count.
+    """
+
+    dataset: Path
+    model: str
+    arch: str
+    predict: PredictConfig
+    grid: tuple[int | None, int | None]
+    epochs: int
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The plan of the stages that run models."""
+        store = Store(str(self.dataset))
+        return Evaluation(store, (self.model,), "val", self.predict, Progress.of(store))
+
+
+def evaluate(setting: Setting) -> list[Turn]:
+    """Times reading, decoding, forward passes, scoring and writing, against forward passes."""
+    loaded = Loaded(setting)
+    works = (
+        (
+            loaded.dataset.pictures("val", shard),
+            functools.partial(
+                predict_shard,
+                *(loaded.evaluation, loaded.dataset, loaded.model, loaded.predictor),
+                *(loaded.dataset.taxonomy, shard),
+            ),
+        )
+        for shard in loaded.dataset.shards("val")
+    )
+    return take_turns(works, loaded.forward)
+
+
+def attack(setting: Setting) -> list[Turn]:
+    """Times decoding foregrounds, composing, forward passes and writing, against forward passes."""
+    loaded = Loaded(setting)
+    attacking = Attacking(loaded.evaluation, *setting.grid)
+    attacked = open_grid(loaded.dataset, attacking)
+    making = Chunks(loaded.dataset, attacking, attacked, loaded.model, loaded.about).make(
+        list(attacked.chunks),
+        loaded.predictor,
+        HeldBackgrounds(loaded.dataset, "val", attacked),
+        loaded.dataset.taxonomy,
+    )
+    works = (
+        (
+            len(attacked.positions(chunk)) * len(attacked.backgrounds),
+            functools.partial(next, making),
+        )
+        for chunk in attacked.chunks
+    )
+    return take_turns(works, loaded.forward)
+
+
+def saliency(setting: Setting) -> list[Turn]:
+    """Times decoding, gradients, maps and writing, against forward and backward passes."""
+    loaded = Loaded(setting)
+    plan = SaliencyPlan(loaded.evaluation)
+    folder = result_folder(loaded.model.name, loaded.about["evaluation"])
+    shards = SaliencyShards(loaded.dataset, plan, loaded.model, folder)
+    works = (
+        (
+            loaded.dataset.pictures("val", shard) // len(loaded.dataset.picture_variants),
+            functools.partial(
+                explain_shard, shards, loaded.predictor, loaded.dataset.taxonomy, shard, ()
+            ),
+        )
+        for shard in loaded.dataset.shards("val")
+    )
+    return take_turns(works, functools.partial(loaded.backward, plan.batch_size))
+
+
+def training(setting: Setting) -> list[Turn]:
+    """Times reading, decoding, augmenting and steps, against steps on batches that are there."""
+    predict = setting.predict
+    dataset = Dataset.open(Store(str(setting.dataset)))
+    plan = TrainPlan(
+        arch=setting.arch,
+        epochs=setting.epochs,
+        batch_size=max(1, predict.batch_size // 2),
+        lr=0.01,
+        split="val",
+        precision=predict.precision,
+        device=predict.device,
+        workers=default_workers(predict.device),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        rows = train(dataset, plan, Store(folder), say=lambda line: None).rows
+    steps = bare_steps(plan, dataset.manifest.config.segment.image_size)
+    next(steps)
+    count = max(1, dataset.manifest.images["val"]["selected"] // plan.batch_size)
+    turns = []
+    # In the first epoch, processes start and memory is taken.
+    for epoch in rows[1:]:
+        started = time.perf_counter()
+        for _ in range(count):
+            next(steps)
+        seconds = time.perf_counter() - started
+        turns.append((epoch["images_per_second"], count * plan.batch_size / seconds))
+    return turns
+
+
+STAGES = {"evaluate": evaluate, "attack": attack, "saliency": saliency, "train": training}
+
+
+class Loaded:
+    """A model on its device, and batches for a bare loop."""
+
+    def __init__(self, setting: Setting) -> None:
+        keep_freed_memory()
+        self.evaluation = setting.evaluation
+        self.dataset = Dataset.open(self.evaluation.store)
+        self.model: LoadedModel
+        self.predictor: Predictor
+        self.model, self.predictor = load_resident(
+            setting.model, self.evaluation, self.dataset.taxonomy
+        )
+        self.about = model_identity(self.model, self.evaluation, self.dataset)
+        torch.set_num_threads(self.evaluation.threads)
+        side = self.dataset.manifest.config.segment.image_size
+        size, device = setting.predict.batch_size, self.predictor.device
+        self._batch = self.predictor.prepare(torch.rand(size, 3, side, side, device=device))
+        self._mixed = functools.partial(
+            torch.autocast,
+            device.type,
+            torch.bfloat16,
+            enabled=setting.predict.precision == "bf16",
+        )
+
+    @torch.inference_mode()
+    def forward(self, pictures: int) -> None:
+        """Forward passes of so many pictures."""
+        for batch in self._batches(pictures, len(self._batch)):
+            with self._mixed():
+                logits = self.predictor.module(batch)
+        logits.cpu()
+
+    def backward(self, size: int, pictures: int) -> None:
+        """Gradients with respect to so many pictures, in batches of `size`."""
+        for batch in self._batches(pictures, size):
+            leaf = batch.detach().requires_grad_(True)
+            with self._mixed():
+                logits = self.predictor.module(leaf)
+            (gradients,) = torch.autograd.grad(logits.amax(dim=1).sum(), leaf)
+        gradients.cpu()
+
+    def _batches(self, pictures: int, size: int) -> Iterator[torch.Tensor]:
+        for first in range(0, pictures, size):
+            yield self._batch[: min(size, pictures - first)]
+
+
+def take_turns(works: Iterable[Work], bare: Callable[[int], None]) -> list[Turn]:
+    """Times each work, and the bare loop on as many pictures. The first turn, in which libraries
+    set themselves up, is left out."""
+    turns = []
+    for pictures, work in works:
+        started = time.perf_counter()
+        work()
+        between = time.perf_counter()
+        bare(pictures)
+        turns.append((pictures / (between - started), pictures / (time.perf_counter() - between)))
+    return turns[1:]
+
+
+def bare_steps(plan: TrainPlan, side: int) -> Iterator[None]:
+    """Steps of a training on one batch that lies on the device, each waited for."""
+    torch.backends.cudnn.benchmark = True
+    module = timm.create_model(plan.arch, num_classes=9)
+    module = module.to(plan.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(module.parameters(), lr=plan.lr, momentum=plan.momentum)
+    pictures = torch.rand(plan.batch_size, 3, side, side, device=plan.device)
+    pictures = pictures.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 9, (plan.batch_size,), device=plan.device)
+    while True:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(plan.device, torch.bfloat16, enabled=plan.precision == "bf16"):
+            loss = torch.nn.functional.cross_entropy(module(pictures), labels)
+        loss.backward()
+        optimizer.step()
+        loss.item()
+        yield
+
+
+def measure(stage: str, setting: Setting) -> tuple[float, float, float, float]:
+    """Measures a stage; called in a process of its own, whose memory is the stage's.
+
+    Returns:
+      (pictures a second, of the bare loop, their ratio, peak memory in MB), medians of turns.
+    """
+    turns = STAGES[stage](setting)
+    if not turns:
+        raise SystemExit(f"{stage} had a single turn: more --images, or a larger --grid")
+    rates, bare = zip(*turns, strict=True)
+    ratios = [one / other for one, other in turns]
+    peak = peak_of_this_process()
+    if setting.predict.device == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    return statistics.median(rates), statistics.median(bare), statistics.median(ratios), peak
+
+
+def with_weights(arch: str, folder: Path) -> str:
+    """Entry of `--models`: weights of an installed package, or random ones."""
+    if arch in EFFICIENTNETS and Packaged().is_there(arch):
+        return arch
+    file = folder / f"{arch}.pth"
+    torch.save(timm.create_model(arch).state_dict(), file)
+    return f"{arch}={file}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--stages", type=names, default=tuple(STAGES), help="all")
+    parser.add_argument(
+        "--models", type=names, help="of timm: efficientnet_lite0; on a GPU resnet50, too"
+    )
+    parser.add_argument("--precision", type=names, default=("fp32",), help="fp32, tf32, bf16")
+    parser.add_argument("--images", type=int, help="drawn; 2000 on a GPU, else 64")
+    parser.add_argument("--grid", type=grid, help="of the attack; 160x256 on a GPU, else 64x16")
+    parser.add_argument("--batch_size", type=int, help="of in9, on this device")
+    parser.add_argument("--epochs", type=int, default=4, help="of the training (4)")
+    arguments = parser.parse_args()
+    has_gpu = torch.cuda.is_available()
+    for given, known in ((arguments.stages, STAGES), (arguments.precision, PRECISIONS)):
+        if unknown := set(given) - set(known):
+            parser.error(f"{min(unknown)} is none of {', '.join(known)}")
+    if arguments.device == "cuda" and not has_gpu:
+        parser.error("there is no CUDA device: nothing was measured")
+    device = arguments.device if arguments.device != "auto" else "cuda" if has_gpu else "cpu"
+    on = torch.cuda.get_device_name() if device == "cuda" else card()
+    few = ("efficientnet_lite0", "resnet50")[: 2 if device == "cuda" else 1]
+    images = arguments.images or (2000 if device == "cuda" else 64)
+    chosen = arguments.grid or ((160, 256) if device == "cuda" else (64, 16))
+    size = arguments.batch_size or (GPU_BATCH if device == "cuda" else CPU_BATCH)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # As `in9` does, for the processes.
+    table = [["stage", "device", "images/s", "bare loop", "ratio", "peak memory"]]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        flags = (
+            "--segmenter",
+            "box",
+            "--formats",
+            "parquet",
+            "--images_per_shard",
+            max(1, images // 4),
+        )
+        source, dataset = draw_small(images, root / "in"), root / "out"
+        run_in9("generate", "--input", source, "--output", dataset, *flags)
+        models = {arch: with_weights(arch, root) for arch in arguments.models or few}
+        for arch, precision, stage in itertools.product(
+            models, arguments.precision, arguments.stages
+        ):
+            predict = PredictConfig(device, precision, size)
+            setting = Setting(dataset, models[arch], arch, predict, chosen, arguments.epochs)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+                rate, bare, ratio, peak = alone.submit(measure, stage, setting).result()
+            name = f"{stage}, {arch} {precision}"
+            against = f"bare loop, {bare:.1f} images/s; {rate:.1f} on {on}; peak {peak:.0f} MB"
+            row(name, f"{ratio:.2f} x", against, ">= 0.90")
+            cells = (f"{rate:.1f}", f"{bare:.1f}", f"{ratio:.2f}", f"{peak:.0f} MB")
+            table.append([name, on, *cells])
+            if stage == "attack":
+                hours = PAPER**2 / rate / 3600
+                row(f"attack: {PAPER} x {PAPER}, {arch} {precision}", f"{hours:.1f} h", on)
+    print(aligned(table))
+    for stage in arguments.stages:
+        print(f"{stage}: {STAGES[stage].__doc__}")
+
+
+if __name__ == "__main__":
+    main()

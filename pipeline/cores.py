@@ -1,0 +1,19 @@
+"""The cores that there are to work with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, by its affinity and its control group."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # No such file, or "max" for no limit.
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    return cores

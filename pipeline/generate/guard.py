@@ -1,0 +1,110 @@
+"""The guard before a rebuild: a job that would make much of a dataset again stops before it begins.
+
+A schedule calls the same command for years. An input that was moved, mounted empty or written
+anew would make it segment everything again, and replace a good dataset. So List, on top of a
+dataset, asks how many source shards would be made again, and more than a tenth of them stop the
+job unless it was told to go on. The answer is told by names, records, and sizes and times of
+files: no image is read.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.fingerprints import SEGMENT_VERSION
+from pipeline.dataset.records import Staging, read_rows
+from pipeline.dataset.shards import layer_record
+from pipeline.errors import JobError
+from pipeline.generate.cut_source import known_digest, printable, untold
+from pipeline.generate.staged import find_layers
+from pipeline.sources.checksums import Checksums
+from pipeline.sources.listing import SourceImage, SourceShard
+from pipeline.storage.files import REQUESTS_IN_FLIGHT, read_ahead
+from pipeline.storage.state_files import read_intact
+
+REBUILT_SHARE = 0.1
+"""Share of the source shards that is made again without being asked for; one always is."""
+
+
+def check_rebuild(
+    stages: Mapping[str, Any],
+    views: Iterable[Sequence[SourceShard]],
+    config: DatasetConfig,
+    staging: Staging,
+) -> None:
+    """Looks at all source shards of a job on top of a dataset.
+
+    Args:
+      stages: that the dataset as it stands was made with, as its manifest says.
+      views: one or several ways to deal the images that there are to source shards; little
+        enough to make in one of them is little enough.
+      config: of the dataset to be.
+      staging: where its layers wait.
+
+    Raises:
+      JobError: too much would be made again; the message says why.
+      OSError: a record cannot be read.
+    """
+    is_same_way = stages.get("segment_fingerprint") == config.segment.fingerprint()
+    ahead = REQUESTS_IN_FLIGHT if staging.store.is_remote else 0
+    look = functools.partial(_look, config, staging, is_same_way)
+    for shards in views:
+        found = sum((each for _, each in read_ahead(look, shards, ahead)), Counter[str]())
+        if found["shards"] <= max(1, REBUILT_SHARE * len(shards)):
+            return
+    cause = "{added} images added, {changed} changed, {removed} removed".format_map(found)
+    if found["lost"]:
+        cause += f"; files of {found['lost']} are missing"
+    if not is_same_way:
+        why = f"segment stage {SEGMENT_VERSION}, the dataset has {stages.get('segment')}"
+        if stages.get("segment") == SEGMENT_VERSION:
+            why = "other flags, or another segmenter"
+        cause = f"layers are made in another way now ({why})"
+    raise JobError(
+        f"{found['shards']} of {len(shards)} source shards would be made again, more than a "
+        f"tenth: {cause}. Nothing has been changed; if that is meant, add --overwrite rebuild"
+    )
+
+
+def _look(
+    config: DatasetConfig, staging: Staging, is_same_way: bool, shard: SourceShard
+) -> Counter[str]:
+    """What of a shard would be made again: nothing, or `shards` 1; images that are `added`,
+    `changed` and `removed`, by what its record in place says; and `lost` 1, where all images are as
+    they were, and its files are not. An image that has changed in no way but how it is segmented
+    counts as changed."""
+    store, record = staging.store, layer_record(shard.totals.split, shard.shard)
+    checksums = Checksums.of_shard(store, shard.totals.split, shard.shard)
+    digests = [known_digest(image, config.segment, checksums.known) for image in shard.images]
+    find = functools.partial(
+        find_layers, staging, shard, config=config.segment, need_files=config.layers == "keep"
+    )
+    if find(digests):
+        return Counter()
+    rows = read_intact(store, record, lambda: read_rows(store, record, ["path", "source_digest"]))
+    before: dict[str, str] = {row["path"]: row["source_digest"] for row in rows or ()}
+    names = [printable(image.name) for image in shard.images]
+    if None in digests and is_same_way:
+        digests = [
+            digest or (None if _is_unlike(image, checksums) else before.get(name))
+            for image, name, digest in zip(shard.images, names, digests, strict=True)
+        ]
+        if find(digests):
+            return Counter()
+    after = dict(zip(names, digests, strict=True))
+    return Counter(
+        shards=1,
+        added=len(after.keys() - before.keys()),
+        changed=sum(after[name] != before[name] for name in after.keys() & before.keys()),
+        removed=len(before.keys() - after.keys()),
+        lost=int(after == before),
+    )
+
+
+def _is_unlike(image: SourceImage, checksums: Checksums) -> bool:
+    """Whether an image whose digest is not known has changed, as far as can be told."""
+    return any(checksums.known(p) is None and checksums.is_unlike(p) for p in untold(image))

@@ -1,0 +1,299 @@
+"""Forms of the JSON files of results, by which files that are damaged or made up are told.
+
+More names than are listed here may stand in a file; of those that are, the types hold.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+import msgspec
+
+from pipeline.storage.state_files import Name, RelativePath
+
+_Label = Annotated[int, msgspec.Meta(ge=-1, lt=2**15)]
+
+
+class Evaluation(TypedDict):
+    """How a model was run: its folder's name is made of this."""
+
+    split: Name
+    eval_input: Literal["stored", "native"]
+    precision: Literal["fp32", "bf16"]
+    holdout: NotRequired[Annotated[float, msgspec.Meta(ge=0, lt=1)]]
+
+
+class _Preprocessing(TypedDict):
+    input_size: int
+
+
+class _Failure(TypedDict):
+    entry: str
+    stage: str
+    model: str
+    error: str
+    dataset: str
+    evaluation: Evaluation
+
+
+Failures = dict[str, dict[str, _Failure]]
+"""failures.json: by entry of `--models`, and stage."""
+
+
+class _Model(TypedDict):
+    model: str
+    dataset: str
+    weights_sha256: str
+    num_outputs: int
+    preprocessing: _Preprocessing
+    evaluation: Evaluation
+    overlap: NotRequired[int | None]
+    trained: NotRequired[dict[str, Any] | None]
+
+
+class _Counts(TypedDict):
+    label_rule: str
+    variant: str
+    n: int
+    correct: int
+    accuracy: float | None
+    ci_low: float | None
+    ci_high: float | None
+
+
+class _Accuracy(_Counts):
+    class_mean_accuracy: float | None
+    outside: int
+
+
+class _PerClass(_Counts):
+    label: _Label
+    class_name: str
+    outside: int
+
+
+class _Group(_Counts):
+    label: _Label
+    bg_label: _Label
+    is_worst: bool
+
+
+class _Size(_Counts):
+    bucket: str
+    fg_low: float
+    fg_high: float
+
+
+class _Gap(TypedDict):
+    label_rule: str
+    gap: float
+    ci_low: float
+    ci_high: float
+    n: int
+    mixed_same: float
+    mixed_rand: float
+    replicates: int
+    seed_sd: float | None
+    units: int
+
+
+class _Confusion(TypedDict):
+    label_rule: str
+    variant: str
+    label: _Label
+    prediction: _Label
+    n: int
+
+
+class _Kind(TypedDict):
+    label_rule: str
+    kind: str
+    n: int
+    images: int
+    share: float
+    ci_low: float
+    ci_high: float
+
+
+class _Power(TypedDict):
+    variant: str
+    images: int
+    units: int
+    accuracy: float
+    ci_low: float
+    ci_high: float
+    chance: float
+    has_power: bool
+    fingerprint: str
+
+
+class Summary(_Model):
+    """summary.json."""
+
+    entry: str
+    version: int
+    accuracy: list[_Accuracy]
+    gaps: list[_Gap]
+    per_class: list[_PerClass]
+    confusion: list[_Confusion]
+    decomposition: list[_Kind]
+    groups: list[_Group]
+    sizes: list[_Size]
+    power: list[_Power]
+
+
+class _OfBackgrounds(TypedDict):
+    backgrounds: int
+    accuracy: float
+
+
+class _FooledClass(TypedDict):
+    label: _Label
+    class_name: str
+    backgrounds: int
+    foregrounds: int
+    fooled: float | None
+
+
+class _Strongest(TypedDict):
+    label: _Label
+    bg_key: str
+    bg_wnid: str | None
+    success: float
+    foregrounds: int
+
+
+class _Measures(TypedDict):
+    challenge_accuracy: float | None
+    challenge_ci_low: float | None
+    challenge_ci_high: float | None
+    fooled: float | None
+    fooled_ci_low: float | None
+    fooled_ci_high: float | None
+    accuracy_by_backgrounds: list[_OfBackgrounds]
+    by_class: list[_FooledClass]
+    strongest: list[_Strongest]
+
+
+class Attack(_Model):
+    """attack.json."""
+
+    split: Name
+    foregrounds: int
+    backgrounds: int
+    full_grid: bool
+    early_stop: bool
+    forwards: int
+    backgrounds_file: RelativePath
+    rules: dict[Literal["argmax_then_map", "mapped_only"], _Measures]
+
+
+class _Map(TypedDict):
+    key: str
+    label: _Label
+    prediction: _Label
+    mass_in_mask: float | None
+    file: RelativePath
+
+
+class Saliency(_Model):
+    """saliency.json."""
+
+    variant: str
+    method: str
+    images: int
+    mass_in_mask: float | None
+    ci_low: float | None
+    ci_high: float | None
+    mask_area: float | None
+    concentration: float | None
+    maps: list[_Map]
+
+
+class ImageNet(TypedDict):
+    """imagenet.json."""
+
+    model: str
+    weights_sha256: str
+    listing: str
+    n: int
+    classes: int
+    top1: float
+    ci_low: float
+    ci_high: float
+
+
+class _Point(TypedDict):
+    model: str
+    variant: str
+    label_rule: str
+    n: int
+    accuracy: float
+    ci_low: float | None
+    ci_high: float | None
+    imagenet_top1: float | None
+    imagenet_source: str | None
+    imagenet_n: int | None
+
+
+class _Line(TypedDict):
+    variant: str
+    slope: float
+    slope_low: float
+    slope_high: float
+    intercept: float
+    models: int
+    few_models: bool
+
+
+class Trend(TypedDict):
+    """trend.json."""
+
+    dataset: str
+    points: list[_Point]
+    lines: list[_Line]
+    left_out: list[str]
+    notes: list[str]
+
+
+class _Cell(TypedDict):
+    train_variant: str
+    test_variant: str
+    n: int
+    correct: int
+    accuracy: float | None
+    ci_low: float | None
+    ci_high: float | None
+    train_n: int
+    overlap: int
+    published: float | None
+
+
+class _Difference(TypedDict):
+    n: int
+    difference: float | None
+    ci_low: float | None
+    ci_high: float | None
+
+
+class _MatrixGap(_Difference):
+    train_variant: str
+
+
+class _Gain(_Difference):
+    first: str
+    second: str
+    test_variant: str
+
+
+class Matrix(TypedDict):
+    """results/matrix/<name>.json."""
+
+    name: Name
+    arch: str
+    method: str
+    dataset: str
+    columns: list[str]
+    rows: list[_Cell]
+    gaps: list[_MatrixGap]
+    gains: list[_Gain]

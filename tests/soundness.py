@@ -1,0 +1,113 @@
+"""What must hold between the files of a sound dataset, whatever made it: records, index, samples
+and manifest say the same."""
+
+from __future__ import annotations
+
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from pipeline.dataset.folder import Dataset, read_parquet, read_webdataset
+from pipeline.dataset.latest import reading_store
+from pipeline.dataset.layer_files import PARTS
+from pipeline.dataset.records import ACCEPTED, count_sources
+from pipeline.dataset.shards import parquet_file, webdataset_file
+from pipeline.dataset.sinks import Sample
+from pipeline.dataset.verify import verify
+from pipeline.storage.store import Store
+
+
+def assert_sound(output: Path | str) -> None:
+    """Fails if `in9 verify` finds a fault, or files of the dataset contradict each other."""
+    dataset = Dataset.open(reading_store(str(output)))
+    assert [*verify(dataset), *contradictions(dataset)] == []
+
+
+def contradictions(dataset: Dataset) -> Iterator[str]:
+    """A line for each contradiction of a dataset whose files are those of its manifest."""
+    yield from _check_records(dataset)
+    for split in dataset.manifest.config.split:
+        yield from _check_index(dataset, split)
+        yield from _check_samples(dataset, split)
+
+
+def _check_records(dataset: Dataset) -> Iterator[str]:
+    """Rows of records and index, and members of the layers' tars, against the manifest."""
+    store = dataset.store
+    for file in dataset.manifest.files:
+        if not file.path.startswith(("layers/", "index/", "backgrounds/")):
+            continue
+        if file.path.endswith(".tar"):
+            with store.open(file.path) as data, tarfile.open(fileobj=data) as tar:
+                found = len(tar.getnames()) / len(PARTS)
+        else:
+            found = pq.read_metadata(store.arrow_source(file.path)).num_rows
+        if found != file.samples:
+            yield f"{file.path}: {found:g} samples, the manifest says {file.samples}"
+
+
+def _check_index(dataset: Dataset, split: str) -> Iterator[str]:
+    """Counts of the index against the manifest."""
+    manifest, rows = dataset.manifest, list(dataset.index(split))
+    statuses = Counter(row["status"] for row in rows)
+    counted = {
+        "listed": count_sources(rows),
+        **({"objects": len(rows)} if "objects" in manifest.images[split] else {}),
+        "accepted": statuses.pop(ACCEPTED, 0),
+        "rejected": statuses.total(),
+        "selected": sum(row["selected"] for row in rows),
+    }
+    for name, count in counted.items():
+        stated = manifest.images[split][name]
+        if stated != count:
+            yield f"index of {split}: {count} images {name}, the manifest says {stated}"
+    if statuses != manifest.rejections[split]:
+        stated_reasons = manifest.rejections[split]
+        yield f"index of {split}: rejections {statuses}, the manifest says {stated_reasons}"
+
+
+def _check_samples(dataset: Dataset, split: str) -> Iterator[str]:
+    """Every variant in every format: the keys that the index selects, in its order, with
+    its labels and backgrounds, and as many as the manifest says."""
+    names, manifest = dataset.taxonomy.names, dataset.manifest
+    stated = {file.path: file.samples for file in manifest.files}
+    totals: Counter[str] = Counter()
+    for shard in dataset.shards(split):
+        chosen = [row for row in dataset.index_of_shard(split, shard) if row["selected"]]
+        totals.update(names[row["label"]] for row in chosen)
+        for variant in dataset.variants:
+            expected = [
+                (row["key"], row["label"], row["wnid"], row.get(f"{variant}_bg_key"))
+                for row in chosen
+            ]
+            for path, read in _files(dataset, split, shard, variant):
+                found = [
+                    (s.key, s.fields["label"], s.fields["wnid"], s.fields["bg_key"])
+                    for s in read(dataset.store, path)
+                ]
+                if stated.get(path, 0) != len(found):
+                    yield f"{path}: {len(found)} samples, the manifest says {stated.get(path, 0)}"
+                if len(found) != len(expected):
+                    yield f"{path}: {len(found)} samples, the index selects {len(expected)}"
+                elif found != expected:
+                    key = next(e[0] for e, f in zip(expected, found, strict=True) if e != f)
+                    yield f"{path}: differs from the index at {key}"
+    counted = {name: totals[name] for name in names}
+    for variant in dataset.variants:
+        named = manifest.samples[split].get(variant, {})
+        if named != counted:
+            yield f"{variant} of {split}: {counted} samples, the manifest says {named}"
+
+
+def _files(
+    dataset: Dataset, split: str, shard: int, variant: str
+) -> Iterator[tuple[str, Callable[[Store, str], Iterator[Sample]]]]:
+    """Files of a variant's shard, each with its reader."""
+    if "parquet" in dataset.manifest.config.compose.formats:
+        count = dataset.manifest.shards[split].output
+        yield parquet_file(variant, split, shard, count), read_parquet
+    if "webdataset" in dataset.manifest.config.compose.formats:
+        yield webdataset_file(variant, split, shard), read_webdataset

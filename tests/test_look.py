@@ -1,0 +1,131 @@
+"""Where models run on machines of their own: only what is to be made reaches them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+from conftest import stamps
+
+from pipeline.attack.plan import Attacking
+from pipeline.attack.stage import Attack
+from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.plan import Evaluation
+from pipeline.evaluate.predict import PredictConfig
+from pipeline.evaluate.stage import Evaluate
+from pipeline.imagenet.stage import ImageNetAccuracy
+from pipeline.models import DEFAULT_MODEL
+from pipeline.runner.counters import counters_of
+from pipeline.runner.progress import Progress
+from pipeline.runner.run import pipeline_options
+from pipeline.saliency.plan import SaliencyPlan
+from pipeline.saliency.stage import Saliency
+from pipeline.storage.store import Store
+
+GPU = (("accelerator", "type:nvidia-l4;count:1;install-nvidia-driver"),)
+MADE = {
+    "predictions/val-00001.parquet": "prediction_shards_made",
+    "logits/val-00002.parquet": "logit_shards_made",
+    "imagenet/val-00000.parquet": "imagenet_shards_made",
+    "attack/14x14-early_stop/val-00000.parquet": "attack_chunks_made",
+    "saliency/val-00001.parquet": "saliency_shards_made",
+}
+"""Some files of a model's results, and what counts that one was made."""
+
+
+def run_stages(
+    output: Path,
+    imagenet: Path | None,
+    *,
+    hints: tuple[tuple[str, str], ...] = GPU,
+    models: tuple[str, ...] = (DEFAULT_MODEL,),
+) -> dict[str, int]:
+    """All stages that run models, without ImageNet the attack alone, on this machine; their
+    counters."""
+    store = Store(str(output))
+    dataset = Dataset.open(store)
+    how = Evaluation(store, models, "val", PredictConfig(), Progress.of(store), hints=hints)
+    attacking = Attacking(how, foregrounds=20, backgrounds=20, early_stop=True)
+    pipeline = beam.Pipeline(options=pipeline_options(["--direct_num_workers=1"]))
+    done = pipeline | beam.Create([dataset.manifest.fingerprint])
+    if imagenet is not None:
+        done = (
+            done
+            | Evaluate(how, dataset.taxonomy)
+            | ImageNetAccuracy(how, str(imagenet), dataset.taxonomy)
+            | Saliency(SaliencyPlan(how, maps=2), dataset.taxonomy)
+        )
+    _ = done | Attack(attacking, dataset.taxonomy)
+    result = pipeline.run()
+    result.wait_until_finish()
+    return counters_of(result)
+
+
+def results_of(output: Path) -> dict[str, bytes]:
+    folder = output / "results"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def looked(one_worker: Path, small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All results, made where models are looked at first."""
+    output = Path(shutil.copytree(one_worker, tmp_path_factory.mktemp("looked") / "out"))
+    assert run_stages(output, small_sample)["models_on_device"] == 4
+    return output
+
+
+def test_looking_first_changes_no_result(
+    looked: Path, one_worker: Path, small_sample: Path, tmp_path: Path
+) -> None:
+    plain = Path(shutil.copytree(one_worker, tmp_path / "out"))
+    run_stages(plain, small_sample, hints=())
+    assert results_of(looked) == results_of(plain)
+
+
+def test_what_is_there_never_reaches_the_step_with_the_hint(
+    looked: Path, small_sample: Path
+) -> None:
+    before, made = stamps(looked), results_of(looked)
+    counters = run_stages(looked, small_sample)
+    assert counters["models_on_device"] == 0
+    assert counters["prediction_shards_kept"] == 3
+    assert stamps(looked) == before
+
+    results = looked / "results" / DEFAULT_MODEL
+    (picture, *_) = results.glob("saliency/*.png")
+    picture.unlink()
+    counters = run_stages(looked, small_sample)
+    assert (counters["models_on_device"], counters["saliency_maps_made"]) == (1, 1)
+    for name in MADE:
+        (results / name).unlink()
+    counters = run_stages(looked, small_sample)
+    assert counters["models_on_device"] == 4
+    assert {counter: counters[counter] for counter in MADE.values()} == dict.fromkeys(
+        MADE.values(), 1
+    )
+    assert results_of(looked) == made
+
+
+def test_an_early_stop_learns_from_what_is_there(sample_run: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(sample_run, tmp_path / "out"))
+    assert run_stages(output, None)["attack_chunks_made"] == 2
+    made = results_of(output)
+    folder = output / "results" / DEFAULT_MODEL / "attack" / "20x20-early_stop"
+    (folder / "val-00001.parquet").unlink()
+    counters = run_stages(output, None)
+    assert (counters["models_on_device"], counters["attack_chunks_kept"]) == (1, 1)
+    assert results_of(output) == made
+
+
+def test_a_model_that_cannot_be_loaded_fails_before(
+    looked: Path, small_sample: Path, tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(looked, tmp_path / "out"))
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(b"no checkpoint")
+    counters = run_stages(output, small_sample, models=(f"resnet18={broken}", DEFAULT_MODEL))
+    assert counters["models_on_device"] == 0
+    assert counters["models_failed"] == counters["attacks_failed"] == 1
+    assert counters["prediction_shards_kept"] == 3

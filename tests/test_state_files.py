@@ -1,0 +1,216 @@
+"""Files that jobs leave for others: what is damaged counts as not there, and no name in them
+leads out of the folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import posixpath
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.dataset.latest import LATEST, Versions
+from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest
+from pipeline.dataset.records import ShardFiles, read_about, write_table
+from pipeline.errors import UsageError
+from pipeline.storage.lock import DATASET_LOCK, held
+from pipeline.storage.state_files import RelativePath, parse_json, read_json
+from pipeline.storage.store import FileDigest, Store
+
+
+@pytest.mark.parametrize("content", [b"", bytes(100), b'{"a": [1, ', b"\xff\xfe", b"[" * 100_000])
+def test_json_that_was_not_written_whole_counts_as_not_there(
+    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(str(tmp_path))
+    (tmp_path / "note.json").write_bytes(content)
+    for _ in range(2):
+        assert read_json(store, "note.json", dict[str, list[int]]) is None
+    assert len(caplog.messages) == 1
+    assert str(tmp_path / "note.json") in caplog.messages[0]
+    assert read_json(store, "gone.json", dict[str, list[int]]) is None
+    assert len(caplog.messages) == 1
+
+
+@given(st.binary(max_size=200) | st.recursive(st.none() | st.integers() | st.text(), st.lists))
+def test_a_note_is_read_as_it_was_written_or_not_at_all(
+    tmp_path_factory: pytest.TempPathFactory, content: object
+) -> None:
+    logging.disable()
+    folder = tmp_path_factory.mktemp("notes")
+    data = content if isinstance(content, bytes) else json.dumps(content).encode()
+    (folder / "note.json").write_bytes(data)
+    found = read_json(Store(str(folder)), "note.json", list[str])
+    logging.disable(logging.NOTSET)
+    assert found is None or json.loads(data) == found
+
+
+def test_a_record_is_whole_or_not_there(tmp_path: Path) -> None:
+    store, path = Store(str(tmp_path)), "layers/val-00000.parquet"
+    about = ShardFiles("f", (FileDigest("layers/val-00000.tar", 1, "0", 1),))
+    write_table(store, path, pa.table({"key": ["a"]}), about)
+    assert read_about(store, path) == about
+    whole = (tmp_path / path).read_bytes()
+    for length in range(0, len(whole), 97):
+        (tmp_path / path).write_bytes(whole[:length])
+        assert read_about(store, path) is None
+    (tmp_path / path).write_bytes(bytes(len(whole)))
+    assert read_about(store, path) is None
+    # A table that is no record.
+    with store.create(path) as file:
+        pa.parquet.write_table(pa.table({"key": ["a"]}), file)
+    assert read_about(store, path) is None
+
+
+@given(st.lists(st.sampled_from(["..", ".", "", "a", "b.c", ".in9", "\\", "a\nb"]), min_size=1))
+def test_a_relative_path_stays_below_its_folder(parts: list[str]) -> None:
+    path = "/".join(parts)
+    try:
+        parse_json(json.dumps(path).encode(), RelativePath)  # type: ignore[arg-type]
+    except msgspec.ValidationError:
+        return
+    assert posixpath.normpath(path) == path
+    assert not path.startswith(("/", "."))
+
+
+HOSTILE = ("../victim", "/victim", "index/../../victim", "index/./a", "index//a", ".in9/lock", "")
+
+
+@pytest.mark.parametrize("path", HOSTILE)
+def test_no_manifest_or_record_names_what_lies_elsewhere(
+    path: str, one_worker: Path, tmp_path: Path
+) -> None:
+    content = json.loads((one_worker / MANIFEST).read_text())
+    assert (
+        Manifest.from_json(json.dumps(content).encode()).to_json()
+        == (one_worker / MANIFEST).read_bytes()
+    )
+    content["files"][0]["path"] = path
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=MANIFEST) as caught:
+        read_manifest(Store(str(tmp_path)))
+    assert repr(path) in str(caught.value)
+    with pytest.raises(ValueError, match="no path"):
+        ShardFiles("f", (FileDigest(path, 1, "0"),))
+
+
+@pytest.mark.parametrize("name", ["../victim", "v-0123456789ab/..", "v-0123456789AB", "v-", ""])
+def test_only_folders_of_versions_are_versions(name: str, tmp_path: Path) -> None:
+    latest = {"format": "imagenet9-latest", "fingerprint": "f", "versions": [name]}
+    (tmp_path / LATEST).write_text(json.dumps(latest))
+    with pytest.raises(UsageError, match=LATEST):
+        Versions(Store(str(tmp_path))).latest()
+
+
+def _write(store: Store) -> None:
+    store.write("parquet/deep/new", b"")
+
+
+def _append(store: Store) -> None:
+    with store.create("parquet/new") as file:
+        file.write(b"x")
+
+
+WRITES: dict[str, Callable[[Store], object]] = {
+    "write": _write,
+    "create": _append,
+    "create_once": lambda store: store.create_once("parquet/new", b"x"),
+    "move_in": lambda store: store.move("mine", "parquet/mine"),
+    "move_out": lambda store: store.move("parquet/theirs", "stolen"),
+    "copy": lambda store: store.copy_into(store, [("mine", "parquet/mine")]),
+    "delete": lambda store: store.delete("parquet/theirs"),
+    "delete_all": lambda store: store.delete_all(["parquet/theirs"]),
+    "delete_tree": lambda store: store.delete_tree("parquet/folder"),
+    "below": lambda store: store.below("parquet").write("theirs", b""),
+    "prune": lambda store: store.prune("parquet/empty"),
+    "lock": lambda store: held(store.below("parquet"), DATASET_LOCK).__enter__(),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_nothing_is_written_or_removed_behind_a_link(name: str, tmp_path: Path) -> None:
+    """The folder that the user named may be a link itself."""
+    victim, real, output = tmp_path / "victim", tmp_path / "real", tmp_path / "out"
+    (victim / "folder").mkdir(parents=True)
+    (victim / "empty").mkdir()
+    (victim / "theirs").write_text("theirs")
+    (victim / "folder" / "theirs").write_text("theirs")
+    real.mkdir()
+    output.symlink_to(real)
+    (real / "mine").write_text("mine")
+    (real / "parquet").symlink_to(victim)
+
+    def seen() -> list[str]:
+        return sorted(str(path) for path in tmp_path.rglob("*"))
+
+    before = seen()
+    with pytest.raises(UsageError, match="parquet is a link to"):
+        WRITES[name](Store(str(output)))
+    assert seen() == before
+    assert (victim / "theirs").read_text() == "theirs"
+
+
+def test_of_a_link_only_itself_is_removed(tmp_path: Path) -> None:
+    victim, output = tmp_path / "victim", tmp_path / "out"
+    (victim / "empty").mkdir(parents=True)
+    (victim / "theirs").write_text("theirs")
+    output.mkdir()
+    store = Store(str(output))
+    for remove in (store.delete_tree, store.delete):
+        (output / "link").symlink_to(victim)
+        store.prune("link")
+        remove("link")
+        assert not os.path.lexists(output / "link")
+    assert {path.name for path in victim.iterdir()} == {"empty", "theirs"}
+
+
+@pytest.mark.parametrize("path", ["../victim", "a/../../victim", "/victim"])
+def test_no_path_leads_out_of_a_store(path: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="leads out of"):
+        Store(str(tmp_path)).read(path)
+
+
+def test_what_commits_others_is_on_the_disk_before_it_has_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of the system's calls; a power cut cannot be tried here."""
+    calls: list[str] = []
+    fsync, replace, link = os.fsync, os.replace, os.link
+
+    def watched(name: str, call: Callable[..., None]) -> Callable[..., None]:
+        def run(*arguments: object) -> None:
+            target = arguments[0]
+            if isinstance(target, int):
+                target = os.readlink(f"/proc/self/fd/{target}")
+            is_folder = os.path.isdir(str(target))
+            calls.append(f"{name} {'folder' if is_folder else 'file'}")
+            call(*arguments)
+
+        return run
+
+    monkeypatch.setattr(os, "fsync", watched("sync", fsync))
+    monkeypatch.setattr(os, "replace", watched("name", replace))
+    monkeypatch.setattr(os, "link", watched("name", link))
+    store = Store(str(tmp_path))
+    whole = ["sync file", "name file", "sync folder"]
+    write_table(store, "layers/val-00000.parquet", pa.table({"key": ["a"]}), ShardFiles("f", ()))
+    assert calls == whole
+    calls.clear()
+    store.write(MANIFEST, b"{}", durable=True)
+    assert calls == whole
+    calls.clear()
+    with held(store, DATASET_LOCK):
+        assert calls == whole
+    calls.clear()
+    store.move_all([("layers/val-00000.parquet", "index/a"), (MANIFEST, "index/b")])
+    assert calls == ["name file", "name file", "sync folder"]
+    calls.clear()
+    store.write("results/summary.csv", b"")
+    assert calls == ["name file"]
