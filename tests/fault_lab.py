@@ -146,7 +146,7 @@ class Lab:
         there = ("--dataset", str(output))
         return {
             "run": ("run", "--input", str(self.input), *made),
-            "update": ("run", "--input", str(self.fewer), *made, "--allow_rebuild"),
+            "update": ("run", "--input", str(self.fewer), *made, "--overwrite", "rebuild"),
             "verify": ("verify", *there),
             "evaluate": (
                 *("evaluate", *there, "--models", MODEL),
