@@ -60,9 +60,9 @@ def dataset(tmp_path: Path) -> Path:
         (("--versioned=maybe",), "expected true or false, got 'maybe'"),
         (
             ("--overwrite", "config,all"),
-            "--overwrite: expected some of config, input, rebuild, shards: got 'config,all'",
+            "expected some of config, input, rebuild, shards, weights: got 'config,all'",
         ),
-        (("--overwrite",), "--overwrite: expected some of config, input, rebuild, shards: got ''"),
+        (("--overwrite",), "expected some of config, input, rebuild, shards, weights: got ''"),
         (("--limt", 3), "unknown flag --limt; did you mean --limit?"),
         (("--num_worker=3",), "did you mean --num_workers?"),
         (("more",), "unexpected argument 'more'"),

@@ -323,7 +323,7 @@ def test_a_tenth_of_the_shards_is_made_again_without_being_asked_for(tmp_path: P
         for number in range(to_make, count):
             write_table(store, layer_record("val", number), RECORD_SCHEMA.empty_table(), up_to_date)
         shards = [SourceShard(totals, number, ()) for number in range(count)]
-        check_rebuild(stages, [shards], config, Staging(store, "staging"))
+        check_rebuild(stages, shards, config, Staging(store, "staging"))
 
     for count, to_make in ((1, 1), (9, 1), (20, 2), (100, 10), (7, 0)):
         check(count, to_make)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.dataset.config import DatasetConfig
@@ -32,18 +32,19 @@ REBUILT_SHARE = 0.1
 
 def check_rebuild(
     stages: Mapping[str, Any],
-    views: Iterable[Sequence[SourceShard]],
+    shards: Sequence[SourceShard],
     config: DatasetConfig,
     staging: Staging,
+    renumbered: Sequence[SourceShard] = (),
 ) -> None:
     """Looks at all source shards of a job on top of a dataset.
 
     Args:
       stages: that the dataset as it stands was made with, as its manifest says.
-      views: one or several ways to deal the images that there are to source shards; little
-        enough to make in one of them is little enough.
+      shards: of all splits that the dataset has, by its numbers of shards.
       config: of the dataset to be.
       staging: where its layers wait.
+      renumbered: the same images by other numbers of shards, if those are to be had.
 
     Raises:
       JobError: too much would be made again; the message says why.
@@ -52,10 +53,11 @@ def check_rebuild(
     is_same_way = stages.get("segment_fingerprint") == config.segment.fingerprint()
     ahead = REQUESTS_IN_FLIGHT if staging.store.is_remote else 0
     look = functools.partial(_look, config, staging, is_same_way)
-    for shards in views:
-        found = sum((each for _, each in read_ahead(look, shards, ahead)), Counter[str]())
-        if found["shards"] <= max(1, REBUILT_SHARE * len(shards)):
-            return
+    if renumbered and not any(found for _, found in read_ahead(look, renumbered, ahead)):
+        return  # All are made, and may be half in place: Commit was killed.
+    found = sum((each for _, each in read_ahead(look, shards, ahead)), Counter[str]())
+    if found["shards"] <= max(1, REBUILT_SHARE * len(shards)):
+        return
     cause = "{added} images added, {changed} changed, {removed} removed".format_map(found)
     if found["lost"]:
         cause += f"; files of {found['lost']} are missing"

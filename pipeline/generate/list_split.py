@@ -135,9 +135,8 @@ class ListSplits(beam.DoFn):
             if split in job.previous:
                 before += make_shards(split, listing, job.previous[split])
         if job.guarded is not None:
-            # Other numbers of shards change no image; but those may be half in place already.
-            views = (shards, before) if job.reshard else (before,)
-            check_rebuild(job.guarded, views, job.config, job.layer_staging())
+            renumbered = shards if job.reshard else ()
+            check_rebuild(job.guarded, before, job.config, job.layer_staging(), renumbered)
         # Local runners deal them to the workers in turn, once: the largest first, so that all
         # get about the same.
         return sorted(shards, key=lambda shard: -len(shard.images))
