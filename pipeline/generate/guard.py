@@ -88,6 +88,8 @@ def _look(
     if find(digests):
         return Counter()
     rows = read_intact(store, record, lambda: read_rows(store, record, ["path", "source_digest"]))
+    if rows is None and store.exists(record):
+        return Counter()  # Damaged: it has to be made again, whatever has become of the input.
     before: dict[str, str] = {row["path"]: row["source_digest"] for row in rows or ()}
     names = [printable(image.name) for image in shard.images]
     if None in digests and is_same_way:

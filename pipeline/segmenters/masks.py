@@ -116,7 +116,7 @@ def _in_coco_file(path: str) -> Iterator[_Found]:
             (str(image["file_name"]), image["id"], image["height"], image["width"])
             for image in content["images"]
         ]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise UsageError(
             f"--masks {path} is no COCO file: {type(error).__name__} {error}"
         ) from error

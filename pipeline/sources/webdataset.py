@@ -84,7 +84,7 @@ def _list_shard(path: str, root: str, taxonomy: Taxonomy) -> list[FoundImage | N
 def _fields(data: bytes, where: str) -> dict[str, Any]:
     try:
         fields = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
         raise UsageError(f"{where} is no JSON object")

@@ -6,10 +6,12 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, cast
 
+from pipeline.errors import JobError
 from pipeline.storage.files import FileInfo, Files
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
@@ -42,13 +44,15 @@ class LocalFiles(Files):
             return sorted(entry.path for entry in entries if entry.is_file())
 
     def read(self, path: str) -> bytes:
-        with open(path, "rb") as file:
+        with self.open(path) as file:
             return file.read()
 
     def open(self, path: str) -> BinaryIO:
+        _check_regular(path)
         return open(path, "rb")
 
     def read_ranges(self, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
+        _check_regular(path)
         parts = []
         with open(path, "rb", buffering=0) as file:
             for offset, length in ranges:
@@ -156,6 +160,13 @@ class LocalFiles(Files):
             return
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(folder)
+
+
+def _check_regular(path: str) -> None:
+    """Refuses what would be waited for, or read, without end."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # Opening a folder says what it is.
+        raise JobError(f"{path} is no file but a pipe, a socket or a device; remove it")
 
 
 def _sync(file: BinaryIO) -> None:
