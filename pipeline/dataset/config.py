@@ -284,7 +284,8 @@ class DatasetConfig:
 
         def take(kind: type[_Config]) -> _Config:
             names = [field.name for field in dataclasses.fields(kind)]
-            return msgspec.convert({n: values.pop(n) for n in names if n in values}, kind)
+            made = msgspec.convert({n: values.pop(n) for n in names if n in values}, kind)
+            return dataclasses.replace(made)  # Else defaults are no attributes of its own.
 
         segment, compose = take(SegmentConfig), take(ComposeConfig)
         whole = take(cls)

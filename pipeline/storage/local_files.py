@@ -44,7 +44,8 @@ class LocalFiles(Files):
             return sorted(entry.path for entry in entries if entry.is_file())
 
     def read(self, path: str) -> bytes:
-        with self.open(path) as file:
+        _check_regular(path)
+        with open(path, "rb") as file:
             return file.read()
 
     def open(self, path: str) -> BinaryIO:
