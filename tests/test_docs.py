@@ -1,42 +1,45 @@
-"""The documentation against the code."""
+"""Links of the pages, and pages that the code names."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from pipeline.attack.tables import ATTACK_COLUMNS, BACKGROUND_COLUMNS
-from pipeline.matrix.tables import MATRIX_COLUMNS
-from pipeline.results.comparisons import COMPARISON_COLUMNS
-from pipeline.results.files import PREDICTION_SCHEMA
-from pipeline.results.tables import TABLES
-from pipeline.results.trend import TREND_COLUMNS
-from pipeline.saliency.results import SALIENCY_COLUMNS
-
-DOCS = Path(__file__).parents[1] / "docs"
-
-COLUMNS = {
-    **{name: table.columns for name, table in TABLES.items()},
-    "comparisons": COMPARISON_COLUMNS,
-    "attack": ATTACK_COLUMNS,
-    "backgrounds": BACKGROUND_COLUMNS,
-    "trend": TREND_COLUMNS,
-    "saliency": SALIENCY_COLUMNS,
-    "matrix": MATRIX_COLUMNS,
-}
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    path
+    for pattern in ("*.md", "docs/*.md", "benchmarks/*.md")
+    for path in sorted(ROOT.glob(pattern))
+]
+_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
+_TITLE = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
-@pytest.mark.parametrize("table", COLUMNS)
-def test_every_column_of_every_table_is_documented(table: str) -> None:
-    text = (DOCS / "results.md").read_text()
-    (row,) = [line for line in text.splitlines() if line.startswith(f"| `{table}` |")]
-    common = text[text.index("How a model was run:") :].split("\n\n")[0] + "`model` `label_rule`"
-    for column in COLUMNS[table]:
-        assert f"`{column}`" in row + common, column
+def anchors(page: Path) -> set[str]:
+    """Names by which links reach a page's titles."""
+    titles = _TITLE.findall(_BLOCK.sub("", page.read_text()))
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_every_column_of_predictions_is_documented() -> None:
-    text = (DOCS / "results.md").read_text()
-    for column in PREDICTION_SCHEMA.names:
-        assert f"`{column}`" in text, column
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for path, anchor in _LINK.findall(_BLOCK.sub("", page.read_text())):
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+
+
+def test_pages_that_code_names_are_there() -> None:
+    files = [
+        path
+        for folder in ("pipeline", "transforms", "deploy", "benchmarks")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    ]
+    named = [re.findall(rb"docs/\w+\.md", path.read_bytes()) for path in files]
+    pages = {page.decode() for found in named for page in found}
+    assert len(pages) > 5
+    assert not {page for page in pages if not (ROOT / page).is_file()}

@@ -121,18 +121,38 @@ def add_own_data_flags(parser: argparse.ArgumentParser) -> None:
         "--objects",
         default="one",
         metavar="one|largest|union|each",
-        help="which of several boxes (one: images with several are rejected)",
+        help="one: an image with several boxes is rejected; largest: the box with the largest "
+        "area inside the image; union: the box around all of them; each: every box is an image of "
+        "its own (one)",
     )
-    add("--max_box", type=float, default=0.9, metavar="X", help="largest share of the crop")
-    add("--min_visible", type=float, default=0.5, metavar="X", help="share of the box in the crop")
+    add(
+        "--max_box",
+        type=float,
+        default=0.9,
+        metavar="X",
+        help="largest share of the crop that the box may cover (0.9)",
+    )
+    add(
+        "--min_visible",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="smallest share of the box that the crop must keep (0.5)",
+    )
     add(
         "--min_foreground",
         type=float,
         default=0.1,
         metavar="X",
-        help="smallest share of the box that is foreground",
+        help="smallest share of the box that the mask must fill (0.1)",
     )
-    add("--crop", default="center", metavar="center|pad", help="what makes pictures square")
+    add(
+        "--crop",
+        default="center",
+        metavar="center|pad",
+        help="center: the shorter side becomes --resize, and the middle --image_size is kept; pad: "
+        "the longer side becomes --image_size, and what is missing is black (center)",
+    )
     add("--backgrounds", metavar="DIR", help="pictures of scenes for mixed_external")
 
 

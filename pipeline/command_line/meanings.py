@@ -15,7 +15,8 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
     {
         # Models, and how they were run.
         "model": "as `--models` names it; of a wildcard, the name it stood for",
-        "label_rule": "`argmax_then_map` (the paper's) or `mapped_only`",
+        "label_rule": "`argmax_then_map`, the paper's: the best of all outputs, wrong if it is "
+        "outside of the classes; or `mapped_only`: the best of those inside",
         "split": "that was evaluated",
         "input_size": "side in pixels of what the model saw",
         "eval_input": "`stored` or `native`, of `--eval_input`",
@@ -25,9 +26,10 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "dataset": "its fingerprint, as in `manifest.json`",
         "error": "why the model failed; then the measures are empty",
         "holdout": "share of the split that was tested on; 0 is all of it",
-        "overlap": "images of the row that the model was trained on",
+        "overlap": "images of the row that the model was trained on; empty if it does not say",
         # Measures.
         "variant": "version of the images, or `bg_gap`",
+        "power.variant": "`only_bg_t`",
         "predictions.variant": "version of the image",
         "n": "images that the row is about; of a gap or a comparison, foregrounds",
         "correct": "how many of them were classified right",
@@ -47,7 +49,10 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "second": "the model it is compared with",
         "difference": "first - second",
         "class_name": "of the label",
-        "kind": "`bg_required`, `bg_fools`, `bg_fg_required`, `bg_fg_fools` or `bg_irrelevant`",
+        "kind": "whether `original`, `mixed_rand` (its first draw) and `only_bg_t` are classified "
+        "right: `bg_required` right, wrong, right; `bg_fools` wrong, right, wrong; "
+        "`bg_fg_required` right, wrong, wrong; `bg_fg_fools` wrong, right, right; "
+        "`bg_irrelevant`: the first two agree",
         "images": "number of images measured",
         "share": "n / images",
         "is_worst": "whether the group is the variant's worst: its interval ends lowest",
@@ -58,13 +63,16 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "chance": "share of the largest class",
         "has_power": "whether the whole interval lies above chance",
         # Attack.
-        "challenge_accuracy": "share of foregrounds that no background turns wrong",
+        "challenge_accuracy": "share of foregrounds that no background turns wrong, those of "
+        "their own class included",
         "challenge_ci_low": "lower end of its 95 % interval",
         "challenge_ci_high": "upper end of its 95 % interval",
-        "fooled": "share of foregrounds that a background of another class turns into that class",
+        "fooled": "share of foregrounds that a background of another class turns into that "
+        "class: the paper's measure; empty after an early stop",
         "fooled_ci_low": "lower end of its 95 % interval",
         "fooled_ci_high": "upper end of its 95 % interval",
         "foregrounds": "how many there were",
+        "backgrounds.foregrounds": "of other classes, that it met",
         "backgrounds": "how many there were",
         "full_grid": "whether they were all of the dataset's",
         "early_stop": "whether a foreground was left once a background had turned it",
@@ -83,7 +91,7 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "test_variant": "that it was tested on",
         "arch": "architecture of the model",
         "matrix.method": "`probe` of a frozen network, or `train`",
-        "published": "the paper's figure, table 5",
+        "published": "the paper's figure for ResNet-50, table 5",
         "matrix.difference": "accuracy - published",
         "difference_ci_low": "lower end of its 95 % interval, of our accuracy alone",
         "difference_ci_high": "upper end of it",

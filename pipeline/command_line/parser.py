@@ -41,7 +41,7 @@ from pipeline.command_line.training_flags import add_matrix_flags, add_train_fla
 from pipeline.errors import UsageError
 
 _IN_ONE_LINE = {
-    "Dataflow": "docs/dataflow.md",
+    "Dataflow": "docs/runners.md",
     "Sources": "docs/sources.md",
     "Own data": "docs/own_data.md",
     "Schedule": "docs/schedule.md",

@@ -29,12 +29,16 @@ RESULTS: Mapping[str, tuple[Sequence[str], str]] = {
     **{name: (table.columns, table.about) for name, table in TABLES.items()},
     "comparisons": (
         COMPARISON_COLUMNS,
-        "difference of two models on the same images, with the interval of a paired bootstrap",
+        "difference of two models on the same images, with the interval of a paired bootstrap "
+        "over units",
     ),
     "attack": (ATTACK_COLUMNS, "what backgrounds can do to a model, by both measures"),
     "backgrounds": (BACKGROUND_COLUMNS, "what one background does to a model"),
     "trend": (TREND_COLUMNS, "accuracy of a model on a variant beside its accuracy on ImageNet"),
-    "saliency": (SALIENCY_COLUMNS, "where a model's gradient lies"),
+    "saliency": (
+        SALIENCY_COLUMNS,
+        "where a model's gradient lies, with the interval of a bootstrap over units",
+    ),
     "matrix": (MATRIX_COLUMNS, "accuracy on one version of a model trained on another"),
 }
 """Tables of `results/`: name to columns, and what a row is."""
@@ -104,7 +108,8 @@ def _commands() -> Iterator[str]:
     ]
     yield from _table(("command", "does", "example"), rows)
     graphs = ", ".join(name for name in COMMANDS if name in WITH_BEAM)
-    yield from ("", f"Flags that {graphs} do not list go to Apache Beam, such as `--runner`.", "")
+    flags = "`--runner`, `--direct_num_workers`"
+    yield from ("", f"Flags that {graphs} do not list go to Apache Beam ({flags}).", "")
     codes = [(str(code), text) for code, text in EXIT_CODES.items()]
     yield from _table(("exit code", "means"), codes)
 
@@ -117,7 +122,11 @@ def _all_flags() -> Iterator[str]:
 
 
 def _results() -> Iterator[str]:
-    yield "Shares and accuracies are fractions. `docs/results.md` says how they are meant."
+    yield (
+        "Shares and accuracies are fractions, their intervals Wilson's unless the row says "
+        "another. Units are images, or groups where images have them; Wilson's intervals count "
+        "the images of a group as related. [results.md](results.md) says more."
+    )
     yield ""
     columns: dict[tuple[str, str], list[str]] = {}
     for name, (names, _) in RESULTS.items():

@@ -52,10 +52,7 @@ TABLES = {
             *("class_mean_accuracy", "outside", "split", "input_size", "eval_input"),
             *("precision", "device", "weights_sha256", "dataset", "holdout", "overlap", "error"),
         ),
-        "accuracy of a model on a variant, with Wilson's interval, the mean over classes, and "
-        "the number of predictions outside the taxonomy; `holdout` is the share of the split "
-        "that was tested on, 0 for all of it, `overlap` how many of the images the model was "
-        "trained on, empty if it does not say; a model that failed is one row with its error",
+        "accuracy of a model on a variant, or a model that failed",
     ),
     "gaps": Table(
         "gaps",
@@ -63,10 +60,7 @@ TABLES = {
             *("model", "label_rule", "gap", "ci_low", "ci_high", "n", "mixed_same"),
             *("mixed_rand", "replicates", "seed_sd", "units", *_RUN),
         ),
-        "BG-Gap = accuracy on mixed_same - accuracy on mixed_rand, mean over replicates, with "
-        "the interval of a paired bootstrap over its n foregrounds, or where images have groups "
-        "over those; units says how many are resampled; seed_sd is the standard deviation of the "
-        "replicates' gaps",
+        "BG-Gap of a model, with the interval of a paired bootstrap over units",
     ),
     "per_class": Table(
         "per_class",
@@ -79,8 +73,7 @@ TABLES = {
     "confusion": Table(
         "confusion",
         ("model", "label_rule", "variant", "label", "prediction", "n", *_RUN),
-        "number of images by label and prediction, -1 outside the taxonomy; what never "
-        "happened is left out",
+        "number of images by label and prediction; what never happened is left out",
     ),
     "decomposition": Table(
         "decomposition",
@@ -88,8 +81,7 @@ TABLES = {
             *("model", "label_rule", "kind", "n", "images", "share", "ci_low", "ci_high"),
             *_RUN,
         ),
-        "share of images that need the background, or are misled by it, by correctness on "
-        "original, mixed_rand (its first replicate) and only_bg_t",
+        "share of images that need the background, or are misled by it",
     ),
     "groups": Table(
         "groups",
@@ -98,8 +90,7 @@ TABLES = {
             *("accuracy", "ci_low", "ci_high", "is_worst", *_RUN),
         ),
         "accuracy on a class of foregrounds on a class of backgrounds, all replicates of a "
-        "mixed variant together (the interval counts a foreground's replicates as related); "
-        "the worst group of a variant is the one whose interval ends lowest",
+        "mixed variant together (the interval counts a foreground's replicates as related)",
     ),
     "sizes": Table(
         "sizes",
@@ -107,7 +98,7 @@ TABLES = {
             *("model", "label_rule", "variant", "bucket", "fg_low", "fg_high", "n", "correct"),
             *("accuracy", "ci_low", "ci_high", *_RUN),
         ),
-        "accuracy on images whose foreground takes a share of the picture in [fg_low, fg_high)",
+        "accuracy on images whose foreground takes such a share of the picture",
     ),
     "power": Table(
         "power",
@@ -115,9 +106,8 @@ TABLES = {
             *("model", "variant", "images", "units", "accuracy", "ci_low", "ci_high", "chance"),
             *("has_power", *_RUN),
         ),
-        "accuracy of a linear probe that tells the class from the model's outputs on pictures "
-        "of backgrounds, cross-validated by unit; chance is the share of the largest class. "
-        "Without power, a BG-Gap near 0 says nothing about the model",
+        "whether the class can be told from a model's outputs on pictures of backgrounds, with "
+        "the interval of a bootstrap over units: [power](results.md#power)",
     ),
 }
 """By name of the file. Accuracies, shares and bounds are fractions, intervals 95 %."""
