@@ -24,7 +24,7 @@ def open_dataset(
     """Opens a finished dataset for reading: without Beam, and without torch.
 
     Args:
-      path: its folder, here or `gs://`; of a versioned output, the newest version is read.
+      path: its folder, here or `gs://`; of published versions, the newest is read.
       variant: such as `mixed_rand`; the first one, mostly `original`, if None.
       split: such as `val`; that, or the first one, if None.
 

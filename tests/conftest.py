@@ -11,13 +11,14 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from forking import Forks
 from hypothesis import settings
 from PIL import Image
 
+from pipeline.cli import main
 from pipeline.command_line.job_flags import sample_folder
 from pipeline.sources.layout import find_layout
 from pipeline.sources.listing import list_images
@@ -160,6 +161,40 @@ def three_draws(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def small_input(small_sample: Path, tmp_path: Path) -> Path:
     """A writable copy of `small_sample`."""
     return Path(shutil.copytree(small_sample, tmp_path / "input"))
+
+
+class Run(Protocol):
+    """See `run_small`."""
+
+    def __call__(self, command: str, *flags: str, code: int = 0) -> str: ...
+
+
+@pytest.fixture
+def run_small(small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command that makes tmp_path/out from `small_input`, in two source images a shard;
+    gives what it prints."""
+
+    def run(command: str, *flags: str, code: int = 0) -> str:
+        folders = ["--input", str(small_input), "--output", str(tmp_path / "out")]
+        config = ["--images_per_shard", "2", "--formats", "parquet"]
+        config += ["--variants", "original,mixed_same,mixed_rand", "--pictures", "none"]
+        assert main([command, *folders, *config, *flags]) == code
+        printed = capsys.readouterr()
+        return printed.out if code == 0 else printed.err
+
+    return run
+
+
+def pictures_of(folder: Path) -> list[Path]:
+    """The pictures of an input folder, in order."""
+    return sorted(folder.glob("val/*/*.JPEG"))
+
+
+def darken(picture: Path) -> None:
+    """Other pixels, which show the same."""
+    with Image.open(picture) as before:
+        after = before.point(lambda value: value * 7 // 8)
+    after.save(picture, "JPEG", quality=95)
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def dataset(tmp_path: Path) -> Path:
     ("flags", "line"),
     [
         (("--limit", "1.5"), "argument --limit: invalid int value: '1.5'"),
-        (("--versioned=maybe",), "expected true or false, got 'maybe'"),
+        (("--own_background=maybe",), "expected true or false, got 'maybe'"),
         (
             ("--overwrite", "config,all"),
             "expected some of config, input, rebuild, shards, weights: got 'config,all'",

@@ -272,6 +272,7 @@ def test_a_job_that_fails_says_why_and_leaves_no_lock(
         (["--annotations", "boxes"], "--annotations boxes is a folder of this machine"),
         (["--weights", "w"], "--weights w is a folder of this machine"),
         (["--backgrounds", "b"], "--backgrounds b is a folder of this machine"),
+        (["--publish", "p"], "--publish p is a folder of this machine"),
         (["--models", "resnet18=a.pth"], "workers of Dataflow cannot reach a.pth"),
         (["--models", "onnx:a.onnx"], "workers of Dataflow cannot reach a.onnx"),
         (["--models", "hf:/tmp"], "workers of Dataflow cannot reach /tmp"),
@@ -362,7 +363,6 @@ def test_a_condition_that_holds_fails_a_job_that_nobody_waits_for(
     progress = Progress.of(store)
     ending = Ending(
         "run",
-        store,
         store,
         progress,
         before=None,

@@ -70,7 +70,8 @@ def test_every_flag_of_the_job_is_a_parameter() -> None:
     [
         ("output", "gs://bucket/in9", "/data/in9"),
         ("input", "gs://my-images", "gs://"),
-        ("versioned", "True", "yes"),
+        ("own_background", "True", "yes"),
+        ("publish", "gs://bucket/published", "/data/published"),
         ("overwrite", "config,rebuild", "true"),
         ("seed", "-1", "1.5"),
         ("encoding", "png", "gif"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,8 +14,13 @@ import pytest
 from conftest import manifest_of, stamps
 from soundness import assert_sound
 
+from pipeline.changes.describe import describe_changes
+from pipeline.changes.state import State
 from pipeline.cli import main
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.latest import finished_versions
 from pipeline.dataset.shards import ShardCounts
+from pipeline.storage.store import Store
 from transforms.variants import MIXED
 
 MODELS = """
@@ -106,9 +110,10 @@ def numbers(paths: set[str]) -> set[int]:
 
 
 def test_three_added_one_changed_one_removed(
-    schedule: Schedule, capsys: pytest.CaptureFixture[str]
+    schedule: Schedule, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = schedule.output
+    output, publish = schedule.output, ("--publish", str(tmp_path / "published"))
+    assert main(["report", "--dataset", str(output), "--pictures", "none", *publish]) == 0
     there = sorted(schedule.input.glob("val/*/*.JPEG"))
     index, before, manifest = schedule.index(), stamps(output), manifest_of(output)
     accepted = [path for path in there if index[path.stem]["selected"]]
@@ -134,7 +139,7 @@ def test_three_added_one_changed_one_removed(
     assert stamps(output) == before
     assert manifest_of(output) == manifest
 
-    assert schedule.run("--overwrite", "rebuild") == 0
+    assert schedule.run("--overwrite", "rebuild", *publish) == 0
     said = capsys.readouterr().out
     after, now = stamps(output), schedule.index()
     assert "done now: 4 images segmented" in said
@@ -165,7 +170,9 @@ def test_three_added_one_changed_one_removed(
     same = {path for path in before if before[path] == after.get(path)}
     assert all(files[path] == kept[path] for path in same & kept.keys())
 
-    changes = json.loads((output / "changes.json").read_text())
+    newest, before_it = finished_versions(Store(publish[1]))
+    versions = (Dataset.open(Store(publish[1]).below(name)) for name in (before_it, newest))
+    changes = describe_changes(*map(State.of, versions))
     images = changes["images"]["val"]
     counts = {kind: images[kind]["count"] for kind in ("added", "removed", "changed")}
     assert counts == {"added": 3, "removed": 1, "changed": 1}

@@ -91,7 +91,7 @@ def test_ten_kills_at_random_moments_change_nothing(small_sample: Path, tmp_path
     assert results_of(output) == results_of(fresh)
     assert_sound(output)
     left = {path.relative_to(output / ".in9").parts[0] for path in (output / ".in9").rglob("*")}
-    assert left == {"checksums", "history", "input.json", "last_run.json", "report.json", "tmp"}
+    assert left == {"checksums", "input.json", "last_run.json", "report.json", "tmp"}
     assert not list(output.glob(".in9/tmp/*"))
 
 

@@ -116,9 +116,13 @@ def test_a_cell_is_what_evaluate_says_of_the_checkpoint(evaluated: Path) -> None
     assert (gap["n"], gap["replicates"]) == (str(ours["n"]), "3")
 
 
-def test_a_second_run_makes_what_is_missing_and_nothing_else(copied: Path) -> None:
-    before = stamps(copied)
-    assert "nothing to do" in run_in9("matrix", "--dataset", copied, *PROBE).stdout
+def test_a_second_run_makes_what_is_missing_and_nothing_else(copied: Path, tmp_path: Path) -> None:
+    before, place = stamps(copied), tmp_path / "published"
+    said = run_in9("matrix", "--dataset", copied, *PROBE, "--publish", place).stdout
+    assert "nothing to do" in said
+    (version,) = place.glob("v-*")
+    assert f"published: {version} (older ones: 0)" in said
+    assert (version / "results" / "matrix.csv").exists()
     assert stamps(copied) == before
     cells = copied / "results" / "matrix" / NAME
     (cells / "original-only_bg_t.parquet").unlink()

@@ -26,11 +26,12 @@ from transforms.variants import PAPER
 
 @pytest.fixture(scope="module")
 def in_tars(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A versioned dataset in tars alone, made of the small pictures with their boxes as masks."""
-    output = tmp_path_factory.mktemp("tars") / "out"
+    """Published versions in tars alone, made of the small pictures with their boxes as masks."""
+    output, place = (tmp_path_factory.mktemp("tars") / name for name in ("out", "published"))
     command = ("generate", "--output", output, "--input", small_sample, "--segmenter", "box")
-    run_in9(*command, *ONE, "--formats", "webdataset", "--versioned", "--images_per_shard", 6)
-    return output
+    how = ("--formats", "webdataset", "--images_per_shard", 6, "--publish", place)
+    run_in9(*command, *ONE, *how)
+    return place
 
 
 def test_it_is_a_sequence_of_images_labels_and_what_is_known_of_them(one_worker: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.dataset.latest import LATEST, Versions
+from pipeline.dataset.latest import LATEST, read_latest
 from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest
 from pipeline.dataset.records import ShardFiles, read_about, write_table
 from pipeline.errors import UsageError
@@ -106,7 +106,7 @@ def test_only_folders_of_versions_are_versions(name: str, tmp_path: Path) -> Non
     latest = {"format": "imagenet9-latest", "fingerprint": "f", "versions": [name]}
     (tmp_path / LATEST).write_text(json.dumps(latest))
     with pytest.raises(UsageError, match=LATEST):
-        Versions(Store(str(tmp_path))).latest()
+        read_latest(Store(str(tmp_path)))
 
 
 def _write(store: Store) -> None:

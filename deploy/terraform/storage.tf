@@ -1,5 +1,5 @@
 # The dataset. No rule deletes by age: a shard that was written years ago is as much a part of it
-# as yesterday's, and --keep removes old versions.
+# as yesterday's, and --keep removes old published versions.
 resource "google_storage_bucket" "dataset" {
   name     = "${var.project}-${var.name}"
   location = var.region

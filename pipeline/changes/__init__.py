@@ -1,11 +1,10 @@
-"""changes.json and changes.md: what has changed since the dataset's last version, and why.
+"""Versions of a dataset: publishing one, and changes.md, which says what is different in it, and
+why.
 
-    history (states kept in .in9) -> images, accuracies, causes -> text
-
-Nothing here is part of the dataset: like results, it stands beside the manifest.
+    states of two versions -> images, accuracies, causes -> text -> publish
 """
 
-from pipeline.changes.note import CHANGES as CHANGES
-from pipeline.changes.note import CHANGES_TEXT as CHANGES_TEXT
-from pipeline.changes.note import describe_changes_of as describe_changes_of
-from pipeline.changes.note import note_changes as note_changes
+from pipeline.changes.publish import Publishing as Publishing
+from pipeline.changes.publish import check_publishing as check_publishing
+from pipeline.changes.publish import describe_published as describe_published
+from pipeline.changes.publish import publish as publish

@@ -8,24 +8,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.changes.history import State, Summary
+from pipeline.changes.state import State, Summary
 from pipeline.results.answers import Images, read_answers
 from pipeline.results.comparisons import quantities
 from pipeline.results.files import display_name, tested_part
 from transforms.intervals import bootstrap_hashes, bootstrap_means, percentile_interval, sum_units
+from transforms.scoring import PAPER_RULE
 
 
-def is_changed(before: Summary, after: Summary) -> bool:
-    """Whether a model was run in another way, or is right another number of times."""
-    return bool(model_causes(before, after)) or _correct(before) != _correct(after)
-
-
-def _correct(summary: Summary) -> list[tuple[Any, ...]]:
-    names = ("label_rule", "variant", "n", "correct")
-    return [tuple(row[name] for name in names) for row in summary["accuracy"]]
-
-
-def model_causes(before: Summary, after: Summary) -> list[str]:
+def _model_causes(before: Summary, after: Summary) -> list[str]:
     """What differs between two evaluations of a model, apart from the dataset: `weights`,
     `evaluation` (flags, device, preprocessing), `code` (the stage's version)."""
     causes = []
@@ -48,10 +39,10 @@ def compare_accuracies(
       dataset_causes: why the datasets differ, empty if they do not.
 
     Yields:
-      `model`, `causes`, `n` images in both, and `rows`: label_rule, variant (or `bg_gap`),
-      accuracy (or gap) `before` and `after` on those images, `difference` = after - before with
-      the 95 % interval of a paired bootstrap. Models whose predictions are not all there are
-      left out.
+      `model`, `causes`, `n` images in both, and `rows`, under the paper's label rule: `variant`
+      (or `bg_gap`), `difference` = accuracy (or gap) after - before on those images, with the
+      95 % interval of a paired bootstrap. Models whose predictions are not all there are left
+      out.
     """
     for folder, summary in after.summaries.items():
         was = before.summaries.get(folder)
@@ -61,7 +52,7 @@ def compare_accuracies(
             n, rows = _differences(before, was, after, summary)
         except ValueError:
             continue
-        causes = [*dataset_causes, *model_causes(was, summary)]
+        causes = [*dataset_causes, *_model_causes(was, summary)]
         yield {
             "model": display_name(summary),
             "causes": list(dict.fromkeys(causes)),
@@ -86,7 +77,7 @@ def _differences(
     shared = np.flatnonzero(places >= 0)
     if not len(shared):
         return 0, []
-    names = [name for name in new_names if name in old_names]
+    names = [name for name in new_names if name in old_names and name[0] == PAPER_RULE]
     first = old[places[shared]][:, [old_names.index(name) for name in names]]
     second = new[shared][:, [new_names.index(name) for name in names]]
     estimate = (second - first).mean(axis=0)
@@ -95,14 +86,11 @@ def _differences(
     low, high = percentile_interval(means) if len(means) else (estimate, estimate)
     rows = [
         {
-            "label_rule": rule,
             "variant": variant,
-            "before": float(first[:, place].mean()),
-            "after": float(second[:, place].mean()),
             "difference": float(estimate[place]),
             "ci_low": float(low[place]),
             "ci_high": float(high[place]),
         }
-        for place, (rule, variant) in enumerate(names)
+        for place, (_, variant) in enumerate(names)
     ]
     return len(shared), rows

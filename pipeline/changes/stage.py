@@ -1,4 +1,4 @@
-"""The step that notes what has changed, once all results are there."""
+"""The step that publishes, once all else is there."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Iterator
 
 import apache_beam as beam
 
-from pipeline.changes.note import note_changes
+from pipeline.changes.publish import Publishing, publish
 from pipeline.runner.counters import count, timed
-from pipeline.storage.store import Store
 
 
-class NoteChanges(beam.DoFn):
-    """Dataset fingerprint -> the same, after `note_changes`."""
+class Publish(beam.DoFn):
+    """Dataset fingerprint -> the same, after `publish`."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, publishing: Publishing) -> None:
+        self._publishing = publishing
 
     def process(self, dataset: str) -> Iterator[str]:
-        with timed("changes"):
-            if note_changes(self._store):
-                count("changes_noted")
+        with timed("publish"):
+            is_new = publish(self._publishing)
+        if is_new:
+            count("versions_published")
         yield dataset

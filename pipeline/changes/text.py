@@ -1,4 +1,4 @@
-"""changes.json as people read it: changes.md, and a line of the closing words."""
+"""What has changed as people read it: changes.md, and a line of the closing words."""
 
 from __future__ import annotations
 
@@ -27,8 +27,13 @@ def to_markdown(changes: Mapping[str, Any]) -> str:
     return "\n".join(_lines(changes)) + "\n"
 
 
-def one_line(changes: Mapping[str, Any]) -> str:
-    """The same in one line: numbers of images, and BG-Gaps of models."""
+def summary_of(markdown: str) -> str:
+    """The line of changes.md that says all of it in short."""
+    return markdown.split("\n")[2]
+
+
+def _one_line(changes: Mapping[str, Any]) -> str:
+    """Numbers of images, and BG-Gaps of models."""
     kinds = {"added": "added", "removed": "removed", "changed": "changed", "rejected": "rejected"}
     images = [
         f"{count} {what}"
@@ -40,15 +45,17 @@ def one_line(changes: Mapping[str, Any]) -> str:
         f"{model['model']}: BG-Gap {_difference(row)} ({_causes(model)})"
         for model in changes["models"]
         for row in model["rows"]
-        if (row["label_rule"], row["variant"]) == (PAPER_RULE, _GAP)
+        if row["variant"] == _GAP
     ]
+    if changes["new_models"]:
+        parts.append(f"new models: {', '.join(changes['new_models'])}")
     return "; ".join(parts) or "none in images, none in accuracies"
 
 
 def _lines(changes: Mapping[str, Any]) -> Iterator[str]:
-    yield from ("# What has changed", "")
+    yield from ("# What has changed", "", _one_line(changes), "")
     if changes["from"] == changes["to"]:
-        yield f"The dataset `{changes['to'][:12]}` is the same; how models do on it has changed."
+        yield f"The dataset `{changes['to'][:12]}` is the same; results on it are others."
     else:
         yield f"From dataset `{changes['from'][:12]}` to `{changes['to'][:12]}`."
     for cause, details in changes["causes"].items():
@@ -86,12 +93,12 @@ def _model_lines(models: list[dict[str, Any]]) -> Iterator[str]:
     yield from ("", "## Accuracies", "")
     yield (
         "Differences in percentage points over the images in both versions (n), with 95 % "
-        f"intervals of a paired bootstrap, under {PAPER_RULE}; the other rule is in changes.json."
+        f"intervals of a paired bootstrap, under {PAPER_RULE}."
     )
     yield from ("", "| model | cause | n | " + " | ".join([*variants, "BG-Gap"]) + " |")
     yield "|---|---|--:|" + "--:|" * len(columns)
     for model in models:
-        rows = {row["variant"]: row for row in model["rows"] if row["label_rule"] == PAPER_RULE}
+        rows = {row["variant"]: row for row in model["rows"]}
         cells = [_difference(rows[name]) if name in rows else "-" for name in columns]
         yield f"| {_code(model['model'])} | {_causes(model)} | {model['n']} | {' | '.join(cells)} |"
 

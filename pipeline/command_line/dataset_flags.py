@@ -98,9 +98,15 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
     add("--limit", type=int, default=None, metavar="N", help="only N images a class, by hash")
     add("--layers", default="keep", metavar="keep|drop", help="keep layers for the next run (keep)")
     add_switch(group, "--dry_run", "only say what would be done: hours, bytes")
+
+
+def add_publish_flags(parser: argparse.ArgumentParser) -> None:
+    """Where a copy of what came out goes."""
     group = group_of(parser, "Schedule")
-    add_switch(group, "--versioned", "every change becomes a folder of its own; see latest.json")
-    group.add_argument("--keep", type=int, metavar="N", help="older versions that stay (all)")
+    group.add_argument(
+        "--publish", metavar="DIR", help="copy dataset and results there, as a new version (none)"
+    )
+    group.add_argument("--keep", type=int, metavar="N", help="older versions that stay there (all)")
 
 
 def add_overwrite_flag(parser: argparse.ArgumentParser) -> None:

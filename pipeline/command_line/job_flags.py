@@ -9,7 +9,6 @@ import os
 from collections.abc import Sequence
 from importlib import resources
 
-from pipeline.command_line.versions import check_versioned
 from pipeline.dataset.config import DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
 from pipeline.dataset.shards import DATA_FOLDERS
@@ -39,15 +38,13 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
 
     Args:
       arguments: of `build_parser`, for `run` or `generate`.
-      store: of the dataset: the output folder, or with `--versioned` what jobs work on in it.
+      store: the output folder.
 
     Raises:
       UsageError: the first thing that is wrong.
     """
     taxonomy = read_taxonomy(arguments.taxonomy)
     config = _dataset_config(arguments, taxonomy)
-    output = Store.at(arguments.output)
-    versions = check_versioned(output, arguments.versioned, arguments.keep)
     source = absolute(arguments.input) if arguments.input else sample_folder()
     annotations = absolute(arguments.annotations) if arguments.annotations else None
     needs_boxes = not takes_masks(arguments.segmenter) and not config.segment.is_whole
@@ -57,14 +54,14 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
     ]
     _check_splits(layouts)
     masks = _masks(arguments, layouts)
-    if is_below(output.root, source):
-        raise UsageError(
-            f"--output {output.root} lies inside --input {source}; choose another folder"
-        )
+    for flag in ("output", "publish"):
+        folder = getattr(arguments, flag)
+        if folder and is_below(absolute(folder), source):
+            raise UsageError(
+                f"--{flag} {absolute(folder)} lies inside --input {source}; choose another folder"
+            )
     manifest = read_manifest(store) or read_manifest(store, PREVIOUS_MANIFEST)
-    if versions and manifest is None:
-        manifest = versions.manifest()
-    _check_output(output, manifest)
+    _check_output(store, manifest)
     if manifest is not None:
         if "input" not in arguments.overwrite:
             _check_input(arguments.input, store)

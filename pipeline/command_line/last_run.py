@@ -37,8 +37,7 @@ class Ending:
 
     Attributes:
       command: of the command line.
-      store: the dataset folder.
-      output: where the summary goes: the dataset folder, or that of its versions.
+      store: the dataset folder, where the summary goes.
       progress: the job's notes, which go.
       before: fingerprint of the dataset that the job began with, None if there was none.
       evaluation: of the models that it evaluated, if any.
@@ -49,7 +48,6 @@ class Ending:
 
     command: str
     store: Store
-    output: Store
     progress: Progress
     before: str | None
     evaluation: Evaluation | None = None
@@ -111,7 +109,7 @@ class End(beam.DoFn):
         summary = ending.summary()
         text = json.dumps({"summary": summary}, indent=1, sort_keys=True) + "\n"
         # Also if it says what it said before: its time tells when a job last ended well.
-        ending.output.write(LAST_RUN, text.encode())
+        ending.store.write(LAST_RUN, text.encode())
         _LOG.info("%s", _line_of(summary))
         if ending.alone:
             ending.progress.clear()
@@ -127,8 +125,8 @@ def _line_of(summary: Mapping[str, Any]) -> str:
     return f"in9 summary: {json.dumps(summary, sort_keys=True)}"
 
 
-def say_summary(output: Store) -> None:
+def say_summary(store: Store) -> None:
     """Prints the line of the job that has just ended, unless a person reads along: the
     closing words say the same."""
     if not sys.stdout.isatty():
-        print(_line_of(json.loads(output.read(LAST_RUN))["summary"]))
+        print(_line_of(json.loads(store.read(LAST_RUN))["summary"]))

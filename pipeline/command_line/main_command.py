@@ -12,22 +12,17 @@ from typing import TYPE_CHECKING, Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions
 
-from pipeline.changes import describe_changes_of
+from pipeline.changes import check_publishing, describe_published
 from pipeline.command_line.fail_if import Condition, judge, parse_conditions
 from pipeline.command_line.job_flags import job_from_flags, remember_input
 from pipeline.command_line.last_run import Ending, say_summary
 from pipeline.command_line.main_job import MainJob
 from pipeline.command_line.terminal import describe_dataset
-from pipeline.command_line.versions import (
-    describe_versions,
-    output_store,
-    page_folder,
-    results_store,
-)
 from pipeline.dataflow.start import TakeLock, manifest_state
 from pipeline.dataflow.submission import flags_of_workers, submission_from_flags
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
+from pipeline.dataset.latest import writing_store
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dry_run.report import dry_run
 from pipeline.errors import JobError, UsageError
@@ -63,11 +58,9 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
         own = own_names(arguments.variants)
         parse_conditions(getattr(arguments, "fail_if", None), own=own)
     evaluates = arguments.command in ("run", "evaluate")
-    if generates:
-        store, versions = output_store(arguments.output, arguments.versioned, arguments.keep)
-    else:
-        store, versions = results_store(arguments.dataset)
-    output = versions.output if versions else store
+    flag = "output" if generates else "dataset"
+    store = writing_store(flag, getattr(arguments, flag))
+    publishing = check_publishing(store, arguments.publish, arguments.keep)
     # Checked before the lock, which needs a folder to lie in, and again under it: the dataset may
     # have changed in between.
     if generates:
@@ -95,7 +88,6 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
         ending = Ending(
             command=arguments.command,
             store=store,
-            output=output,
             progress=Progress.of(store),
             before=manifest.fingerprint if manifest else None,
             evaluation=evaluation,
@@ -110,7 +102,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             taxonomy,
             arguments.pictures,
             lock=TakeLock(store, submission.owner, seen) if submission and job else None,
-            versions=versions,
+            publishing=publishing,
             job=job,
             imagenet=absolute(arguments.imagenet) if evaluates and arguments.imagenet else None,
             attacking=attacking,
@@ -126,12 +118,9 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
         seconds = time.monotonic() - started
     models = evaluation.models if evaluation else ()
     details = f" (details: {log})" if os.path.exists(log) else ""
-    page = page_folder(store, versions)
-    summaries = _say(store, page, counters, seconds, models, arguments.pictures, details)
-    if counters.get("changes_noted"):
-        print(describe_changes_of(page))
-    if versions:
-        print(describe_versions(versions))
+    summaries = _say(store, counters, seconds, models, arguments.pictures, details)
+    if publishing:
+        print(describe_published(publishing.place, bool(counters.get("versions_published"))))
     if evaluation and arguments.imagenet:
         fingerprint = Dataset.open(store).manifest.fingerprint
         print(describe_imagenet(store, fingerprint, summaries, models))
@@ -143,14 +132,15 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
         from pipeline.saliency.command import say_saliency
 
         say_saliency(store, explaining.evaluation.models)
-    say_summary(output)
+    say_summary(store)
     return _judge(conditions, store, summaries, evaluation) if evaluation else 0
 
 
 def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """run and generate with --dry_run."""
     workers = pipeline_options(rest).view_as(DirectOptions).direct_num_workers
-    store, _ = output_store(arguments.output, arguments.versioned, arguments.keep)
+    store = writing_store("output", arguments.output)
+    check_publishing(store, arguments.publish, arguments.keep)
     job = job_from_flags(arguments, store)
     evaluation = attacking = None
     if arguments.command == "run":
@@ -223,7 +213,6 @@ def _judge(
 
 def _say(
     store: Store,
-    page: Store,
     counters: dict[str, int],
     seconds: float,
     models: tuple[str, ...],
@@ -231,8 +220,7 @@ def _say(
     details: str,
 ) -> list[dict[str, Any]]:
     """The closing words of a job that evaluated these entries of `--models`, if any; returns
-    all models' summaries. `page` is the folder that readers look at; `details` says where the
-    tracebacks of those that failed are.
+    all models' summaries. `details` says where the tracebacks of those that failed are.
 
     Raises:
       JobError: none of them could be evaluated.
@@ -246,7 +234,7 @@ def _say(
     if stale:
         print(f"of an earlier dataset, so not in the tables: {', '.join(stale)}")
     if models:
-        print(f"report: {page.path(REPORT)}")
+        print(f"report: {store.path(REPORT)}")
     elif stale:
         write_report(store, dataset.taxonomy, pictures)
     if counters.get("models_failed"):

@@ -1,7 +1,6 @@
 """The graph of run, generate and evaluate: what each needs of it, in one.
 
-(lock -> seed ->) generate -> evaluate -> ImageNet, attack, saliency -> changes -> page
--> publish -> end
+(lock ->) generate -> evaluate -> ImageNet, attack, saliency -> page (-> publish) -> end
 """
 
 from __future__ import annotations
@@ -11,11 +10,10 @@ from typing import TYPE_CHECKING
 
 import apache_beam as beam
 
-from pipeline.changes.stage import NoteChanges
+from pipeline.changes import Publishing
+from pipeline.changes.stage import Publish
 from pipeline.command_line.last_run import End, Ending
-from pipeline.command_line.version_steps import Publish, Seed
 from pipeline.dataflow.start import TakeLock
-from pipeline.dataset.latest import Versions
 from pipeline.generate.graph import Generate
 from pipeline.generate.job import Job
 from pipeline.report.stage import RefreshResults, WriteReport
@@ -35,7 +33,7 @@ class MainJob:
       taxonomy: the classes.
       pictures: as for `write_report`.
       lock: takes the dataset's lock, if the launcher does not hold it.
-      versions: that the dataset belongs to, if it does.
+      publishing: where it is published, if it is.
       job: makes the dataset, if anything is to be made.
       imagenet: folder of ImageNet to measure the models on, if any.
       attacking: the attack, if there is one.
@@ -46,7 +44,7 @@ class MainJob:
     taxonomy: Taxonomy
     pictures: str
     lock: TakeLock | None = None
-    versions: Versions | None = None
+    publishing: Publishing | None = None
     job: Job | None = None
     imagenet: str | None = None
     attacking: Attacking | None = None
@@ -57,8 +55,6 @@ class MainJob:
         if self.lock:
             start = start | "TakeLock" >> beam.ParDo(self.lock)
         if self.job:
-            if self.versions:
-                start = start | "Seed" >> beam.ParDo(Seed(self.versions))
             dataset = start | "Generate" >> Generate(self.job, self.taxonomy)
         else:
             there = self.ending.before
@@ -66,14 +62,13 @@ class MainJob:
         store = self.ending.store
         if self.ending.evaluation:
             dataset = self._inference(dataset)
-        dataset = dataset | "Changes" >> _step(NoteChanges(store))
         if self.ending.evaluation:
             dataset = dataset | "Report" >> _step(WriteReport(store, self.taxonomy, self.pictures))
         else:
             refresh = RefreshResults(store, self.taxonomy, self.pictures)
             dataset = dataset | "Refresh" >> _step(refresh)
-        if self.versions:
-            dataset = dataset | "Publish" >> _step(Publish(self.versions))
+        if self.publishing:
+            dataset = dataset | "Publish" >> _step(Publish(self.publishing))
         _ = dataset | "End" >> _step(End(self.ending))
 
     def _inference(self, dataset: beam.pvalue.PCollection) -> beam.pvalue.PCollection:

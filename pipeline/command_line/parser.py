@@ -26,6 +26,7 @@ from pipeline.command_line.dataset_flags import (
     add_input_flags,
     add_overwrite_flag,
     add_own_data_flags,
+    add_publish_flags,
     add_run_overwrite_flag,
 )
 from pipeline.command_line.model_flags import (
@@ -72,7 +73,7 @@ COMMANDS: dict[str, Command] = {
             *(add_run_overwrite_flag, add_evaluate_flags, add_run_leakage_flags, add_imagenet_flag),
             add_run_attack_flag,
             *(add_run_saliency_flag, add_report_flag, add_condition_flags),
-            add_dataflow_flags,
+            *(add_publish_flags, add_dataflow_flags),
         ),
     ),
     "generate": Command(
@@ -80,7 +81,7 @@ COMMANDS: dict[str, Command] = {
         "in9 generate --output out --input /data/imagenet --split val,train",
         (
             *(add_input_flags, add_own_data_flags, add_dataset_flags, add_overwrite_flag),
-            *(add_report_flag, add_dataflow_flags),
+            *(add_report_flag, add_publish_flags, add_dataflow_flags),
         ),
     ),
     "evaluate": Command(
@@ -90,7 +91,7 @@ COMMANDS: dict[str, Command] = {
             *(add_dataset_argument, add_models_flag, add_evaluate_flags),
             *(add_overwrite_weights_flag, add_leakage_flags),
             *(add_imagenet_flag, add_report_flag, add_condition_flags),
-            add_dataflow_flags,
+            *(add_publish_flags, add_dataflow_flags),
         ),
     ),
     "attack": Command(
@@ -99,7 +100,7 @@ COMMANDS: dict[str, Command] = {
         (
             *(add_dataset_argument, add_models_flag, add_attack_flags, add_evaluate_flags),
             *(add_overwrite_weights_flag, add_leakage_flags),
-            *(add_report_flag, add_dataflow_flags),
+            *(add_report_flag, add_publish_flags, add_dataflow_flags),
         ),
     ),
     "saliency": Command(
@@ -108,7 +109,7 @@ COMMANDS: dict[str, Command] = {
         (
             *(add_dataset_argument, add_models_flag, add_saliency_flags, add_evaluate_flags),
             *(add_overwrite_weights_flag, add_holdout_flag),
-            *(add_report_flag, add_dataflow_flags),
+            *(add_report_flag, add_publish_flags, add_dataflow_flags),
         ),
     ),
     "train": Command(
@@ -119,7 +120,7 @@ COMMANDS: dict[str, Command] = {
     "matrix": Command(
         "train on each variant and test on all: the train x test matrix",
         "in9 matrix --dataset out --probe --holdout 0.5",
-        (add_dataset_argument, add_matrix_flags, add_report_flag),
+        (add_dataset_argument, add_matrix_flags, add_report_flag, add_publish_flags),
     ),
     "models": Command(
         "list the models that can be loaded, or store their weights in a folder",
@@ -129,7 +130,7 @@ COMMANDS: dict[str, Command] = {
     "report": Command(
         "write tables and page from what is there",
         "in9 report --dataset out",
-        (add_dataset_argument, add_report_flag),
+        (add_dataset_argument, add_report_flag, add_publish_flags),
     ),
     "export": Command(
         "write a dataset in the released layout: a folder for each class, masks as .npy",

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.command_line.versions import (
-    describe_versions,
-    page_folder,
-    publish,
-    results_store,
-)
+from pipeline.changes import check_publishing, describe_published, publish
 from pipeline.dataset.folder import Dataset
+from pipeline.dataset.latest import writing_store
 from pipeline.report import REPORT, write_report
 from pipeline.results.power import describe_power
 from pipeline.results.tables import write_tables
@@ -25,7 +21,8 @@ def run_report(arguments: argparse.Namespace) -> int:
       UsageError: there is no finished dataset.
       JobError: another process is at work on it.
     """
-    store, versions = results_store(arguments.dataset)
+    store = writing_store("dataset", arguments.dataset)
+    publishing = check_publishing(store, arguments.publish, arguments.keep)
     dataset = Dataset.open(store)
     with held(store, TABLES_LOCK, wait=60):
         summaries, stale = write_tables(store, dataset.manifest.fingerprint)
@@ -34,8 +31,7 @@ def run_report(arguments: argparse.Namespace) -> int:
         print("\n".join([accuracy_table(summaries), *describe_power(summaries)]))
     if stale:
         print(f"of an earlier dataset, so not in the tables: {', '.join(stale)}")
-    if versions:
-        publish(versions)
-        print(describe_versions(versions))
-    print(f"report: {page_folder(store, versions).path(REPORT)}")
+    print(f"report: {store.path(REPORT)}")
+    if publishing:
+        print(describe_published(publishing.place, publish(publishing)))
     return 0

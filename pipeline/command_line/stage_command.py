@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 
 import apache_beam as beam
 
+from pipeline.changes import check_publishing, describe_published
+from pipeline.changes.stage import Publish
 from pipeline.command_line.last_run import End, Ending, say_summary
 from pipeline.command_line.terminal import describe_dataset
-from pipeline.command_line.version_steps import Publish
-from pipeline.command_line.versions import page_folder, results_store
 from pipeline.dataflow.submission import flags_of_workers, submission_from_flags
 from pipeline.dataset.folder import Dataset
+from pipeline.dataset.latest import writing_store
 from pipeline.evaluate.plan import Evaluation
 from pipeline.report import REPORT
 from pipeline.report.stage import WriteReport
@@ -60,14 +61,13 @@ def run_stage(
     options = pipeline_options(rest)
     submission = submission_from_flags(arguments, options)
     arguments = flags_of_workers(arguments, submission)
-    store, versions = results_store(arguments.dataset)
+    store = writing_store("dataset", arguments.dataset)
+    publishing = check_publishing(store, arguments.publish, arguments.keep)
     dataset = Dataset.open(store)
     job = plan(arguments, dataset)
-    output = versions.output if versions else store
     ending = Ending(
         arguments.command,
         store,
-        output,
         job.evaluation.progress,
         dataset.manifest.fingerprint,
         alone=submission is not None and not submission.waits,
@@ -76,8 +76,8 @@ def run_stage(
     fingerprint = pipeline | "Dataset" >> beam.Create([ending.before])
     writer = WriteReport(store, dataset.taxonomy, arguments.pictures)
     done = fingerprint | job.stage | "Report" >> beam.ParDo(writer).with_output_types(str)
-    if versions:
-        done = done | "Publish" >> beam.ParDo(Publish(versions)).with_output_types(str)
+    if publishing:
+        done = done | "Publish" >> beam.ParDo(Publish(publishing)).with_output_types(str)
     _ = done | "End" >> beam.ParDo(End(ending)).with_output_types(str)
     started = time.monotonic()
     log = store.log(f"{arguments.command}-{os.getpid()}")
@@ -88,6 +88,8 @@ def run_stage(
     seconds = time.monotonic() - started
     print(describe_dataset(Dataset.open(store).manifest, counters, seconds))
     job.say(store, job.evaluation.models)
-    print(f"report: {page_folder(store, versions).path(REPORT)}")
-    say_summary(output)
+    print(f"report: {store.path(REPORT)}")
+    if publishing:
+        print(describe_published(publishing.place, bool(counters.get("versions_published"))))
+    say_summary(store)
     return 0

@@ -62,7 +62,8 @@ def _kind(action: argparse.Action, required: bool) -> dict[str, Any]:
     if action.type is boolean:
         return {"paramType": "BOOLEAN"}
     if action.metavar == "DIR":
-        return {"paramType": "GCS_WRITE_FOLDER" if required else "GCS_READ_FOLDER"}
+        is_written = required or action.dest == "publish"
+        return {"paramType": "GCS_WRITE_FOLDER" if is_written else "GCS_READ_FOLDER"}
     words = _alternatives(action)
     if words and not any(word.isupper() for word in words):
         return {

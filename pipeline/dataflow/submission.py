@@ -29,7 +29,7 @@ from pipeline.storage.store import Store
 
 _FOLDERS = (
     *("output", "dataset", "input", "annotations", "exclude", "include"),
-    *("masks", "backgrounds", "weights", "imagenet"),
+    *("masks", "backgrounds", "weights", "imagenet", "publish"),
 )
 """Flags that name folders or files, all of which workers must reach."""
 _GPU = re.compile(r"([a-z0-9-]+)(?::([a-z0-9-]+))?")

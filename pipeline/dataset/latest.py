@@ -1,24 +1,28 @@
-"""Which folder of a versioned output is the newest, and which one jobs work on.
+"""Published versions of a dataset: which folders they are, and that nothing writes to them.
 
-Without Beam: readers need this, too. What makes versions is in `pipeline.command_line.versions`.
+Without Beam: readers need this, too. What publishes is `pipeline.changes.publish`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import posixpath
+import re
 from typing import Annotated, Literal
 
 import msgspec
 
-from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST, Manifest, read_manifest
+from pipeline.dataset.manifest import MANIFEST
+from pipeline.errors import UsageError
+from pipeline.storage.files import parent
 from pipeline.storage.state_files import parse_json, read_commit
-from pipeline.storage.store import WORK_FOLDER, Store
+from pipeline.storage.store import Store
 
 LATEST = "latest.json"
-WORKING = f"{WORK_FOLDER}/dataset"
-"""Folder of the dataset that jobs work on."""
-VersionName = Annotated[str, msgspec.Meta(pattern=r"\Av-[0-9a-f]{12}\Z")]
+VERSION = re.compile(r"v-[0-9a-f]{12}")
+VersionName = Annotated[str, msgspec.Meta(pattern=rf"\A{VERSION.pattern}\Z")]
 """Folder of a version; nothing else is ever published to, or removed."""
 
 
@@ -27,7 +31,7 @@ class Latest:
     """What `latest.json` says.
 
     Attributes:
-      fingerprint: of the newest version.
+      fingerprint: of the dataset that the newest version holds.
       versions: folders, the newest first.
     """
 
@@ -35,67 +39,72 @@ class Latest:
     versions: Annotated[tuple[VersionName, ...], msgspec.Meta(min_length=1)]
     format: Literal["imagenet9-latest"] = "imagenet9-latest"
 
-    @property
-    def folder(self) -> str:
-        """Of the newest version."""
-        return self.versions[0]
-
     def to_json(self) -> bytes:
         """The file's bytes."""
         content = {
             "format": self.format,
-            "version": self.folder,
+            "version": self.versions[0],
             "fingerprint": self.fingerprint,
-            "manifest": f"{self.folder}/{MANIFEST}",
+            "manifest": f"{self.versions[0]}/{MANIFEST}",
             "versions": self.versions,
         }
         return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
-@dataclasses.dataclass(frozen=True)
-class Versions:
-    """A versioned output.
+def read_latest(place: Store) -> Latest | None:
+    """What `latest.json` of a folder says; None if it is not there, or no JSON.
 
-    Attributes:
-      output: its folder.
-      keep: how many versions stay beside the newest, None for all.
+    Raises:
+      UsageError: it is of another kind.
     """
-
-    output: Store
-    keep: int | None = None
-
-    @property
-    def working(self) -> Store:
-        """The dataset that jobs work on."""
-        return self.output.below(WORKING)
-
-    def latest(self) -> Latest | None:
-        """The newest version; None if there is none yet, or `latest.json` is no JSON.
-
-        Raises:
-          UsageError: `latest.json` is of another kind.
-        """
-        return read_commit(self.output, LATEST, lambda data: parse_json(data, Latest))
-
-    def newest(self) -> Store | None:
-        """The folder of the newest version, None if there is none yet."""
-        latest = self.latest()
-        return None if latest is None else self.output.below(latest.folder)
-
-    def manifest(self) -> Manifest | None:
-        """Of the dataset that jobs work on, or of the newest version if that has gone."""
-        there = read_manifest(self.working) or read_manifest(self.working, PREVIOUS_MANIFEST)
-        newest = self.newest()
-        return there or (None if newest is None else read_manifest(newest))
+    return read_commit(place, LATEST, lambda data: parse_json(data, Latest))
 
 
-def is_versioned(output: Store) -> bool:
-    """Whether a folder is a versioned output."""
-    return output.exists(LATEST) or output.has_folder(WORKING)
+def finished_versions(place: Store) -> list[str]:
+    """Folders of the versions that have a manifest, so are whole, the newest first.
+
+    Those that `latest.json` does not list, since it was damaged or a job was killed, come behind
+    the others, by the time of their manifest.
+    """
+    latest = read_latest(place)
+    listed = latest.versions if latest else ()
+    times = {
+        name: info.time
+        for name in place.files.folders(place.root)
+        if VERSION.fullmatch(name)
+        and (info := place.files.info(place.path(f"{name}/{MANIFEST}"))) is not None
+    }
+    found = [name for name in listed if name in times]
+    return found + sorted(times.keys() - set(found), key=lambda name: (-times[name], name))
 
 
 def reading_store(dataset: str) -> Store:
     """The dataset behind a folder that a user named, to read: of versions, the newest."""
-    output = Store.at(dataset)
-    newest = Versions(output).newest() if is_versioned(output) else None
-    return newest or output
+    place = Store.at(dataset)
+    latest = read_latest(place)
+    if latest is not None:
+        return place.below(latest.versions[0])
+    # Damaged, if it is there.
+    found = finished_versions(place) if place.exists(LATEST) else ()
+    return place.below(found[0]) if found else place
+
+
+def writing_store(flag: str, path: str) -> Store:
+    """The folder that a flag names, to write into.
+
+    Raises:
+      UsageError: it holds published versions, or is one.
+    """
+    store = Store.at(path)
+    if store.exists(LATEST):
+        raise UsageError(
+            f"--{flag} {store.root} holds published versions; name the dataset that they are "
+            "published from"
+        )
+    root = store.root if store.is_remote else os.path.realpath(store.root)
+    if VERSION.fullmatch(posixpath.basename(root)) and Store(parent(root)).exists(LATEST):
+        raise UsageError(
+            f"--{flag} {store.root} is a published version, which stays as it is; name the "
+            "dataset that it was published from"
+        )
+    return store

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from pipeline.changes import check_publishing, describe_published, publish
 from pipeline.command_line.evaluation_flags import CPU_BATCH, GPU_BATCH
-from pipeline.command_line.versions import page_folder, publish, results_store
 from pipeline.cores import usable_cores
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.latest import reading_store
+from pipeline.dataset.latest import reading_store, writing_store
 from pipeline.errors import UsageError
 from pipeline.evaluate.predict import PredictConfig
 from pipeline.matrix.cells import ProbeTrainer, Trainer
@@ -51,7 +51,8 @@ def run_matrix(arguments: argparse.Namespace) -> int:
       UsageError: wrong usage or unreadable input, or images of the test were trained on.
       JobError: training or testing failed.
     """
-    store, versions = results_store(arguments.dataset)
+    store = writing_store("dataset", arguments.dataset)
+    publishing = check_publishing(store, arguments.publish, arguments.keep)
     dataset = Dataset.open(store)
     device, precision = choose_device(arguments)
     weights = chosen_folder(arguments.weights)
@@ -90,9 +91,9 @@ def run_matrix(arguments: argparse.Namespace) -> int:
     else:
         print("nothing to do: every cell is there")
     write_report(store, dataset.taxonomy, arguments.pictures)
-    if versions:
-        publish(versions)
-    print(f"report: {page_folder(store, versions).path(REPORT)}")
+    print(f"report: {store.path(REPORT)}")
+    if publishing:
+        print(describe_published(publishing.place, publish(publishing)))
     return 0
 
 

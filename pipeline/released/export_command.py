@@ -7,6 +7,7 @@ import os
 import time
 
 from pipeline.dataset.folder import Dataset
+from pipeline.dataset.latest import reading_store
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.errors import UsageError
 from pipeline.released.export import EXPORT_FOLDER, Exporting, export_split
@@ -30,7 +31,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     """
     if not arguments.to:
         raise UsageError("--to DIR is required (see: in9 export --help)")
-    dataset = Dataset.open(Store.at(arguments.dataset))
+    dataset = Dataset.open(reading_store(arguments.dataset))
     taxonomy = dataset.taxonomy
     target = Store.at(arguments.to)
     _check(dataset, arguments.split, target)

@@ -14,6 +14,7 @@ from collections import Counter
 
 from pipeline.command_line.terminal import describe_images
 from pipeline.dataset.folder import Dataset
+from pipeline.dataset.latest import writing_store
 from pipeline.dataset.manifest import PREVIOUS_MANIFEST, read_manifest
 from pipeline.dataset.records import Staging, read_rows
 from pipeline.dataset.shards import index_file
@@ -45,7 +46,7 @@ def run_import(arguments: argparse.Namespace) -> int:
     """
     if not arguments.source:
         raise UsageError("--from DIR|TAR is required (see: in9 import --help)")
-    store, source = Store.at(arguments.output), absolute(arguments.source)
+    store, source = writing_store("output", arguments.output), absolute(arguments.source)
     _check(store, source)
     # What can be read in place is looked at before anything is written.
     released = None if is_packed(source) else _listing(arguments, source, store)

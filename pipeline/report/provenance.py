@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import quote
 
-from pipeline.changes import CHANGES_TEXT
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.report.evidence import Evidence
@@ -97,7 +96,7 @@ def _variants(dataset: Dataset) -> Iterator[Link]:
 
 
 def _about(dataset: Dataset) -> Iterator[Link]:
-    for path in (MANIFEST, "README.md", "croissant.json", "classes.txt", CHANGES_TEXT):
+    for path in (MANIFEST, "README.md", "croissant.json", "classes.txt"):
         if dataset.store.exists(path):
             yield _link(path)
     if dataset.store.has_folder("index"):

@@ -20,7 +20,7 @@ _SECONDS = "microseconds_"
 _BYTES = "bytes_"
 STAGES = (
     *("list", "examine", "segment", "plan", "compose", "commit"),
-    *("evaluate", "imagenet", "attack", "saliency", "changes", "publish"),
+    *("evaluate", "imagenet", "attack", "saliency", "publish"),
 )
 """In the order of the graph."""
 

@@ -63,6 +63,9 @@ class Files(Protocol):
     def children(self, folder: str) -> list[str]:
         """Paths of the files in a folder itself, sorted; none if there is no folder."""
 
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders in a folder, links to others left out; none if there is none."""
+
     def read(self, path: str) -> bytes:
         """A whole file."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import collections
 import contextlib
 import functools
 import io
@@ -53,20 +54,16 @@ class GcsFiles(Files):
             return sorted(info.path for info in self._list(folder, delimiter="/"))
         return []
 
-    def _list(
-        self, folder: str, max_results: int | None = None, delimiter: str | None = None
-    ) -> Iterator[FileInfo]:
-        bucket, name = _parts(folder.rstrip("/"))
-        prefix = f"{name}/" if name else ""
+    def folders(self, folder: str) -> list[str]:
+        with contextlib.suppress(FileNotFoundError), translated(folder):
+            blobs = _blobs(folder, delimiter="/")
+            collections.deque(blobs.pages, 0)  # Each adds to what the listing has left out.
+            return [prefix.split("/")[-2] for prefix in blobs.prefixes]
+        return []
+
+    def _list(self, folder: str, **how: Any) -> Iterator[FileInfo]:
         with translated(folder):
-            for blob in client().list_blobs(
-                bucket,
-                prefix=prefix,
-                max_results=max_results,
-                delimiter=delimiter,
-                fields=_FIELDS,
-                retry=_RETRY,
-            ):
+            for blob in _blobs(folder, **how):
                 if not blob.name.endswith("/"):  # Consoles make such to show empty folders.
                     yield _info(blob)
 
@@ -232,6 +229,13 @@ def _spans(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 def _parts(path: str) -> tuple[str, str]:
     bucket, _, name = path.removeprefix("gs://").partition("/")
     return bucket, name
+
+
+def _blobs(folder: str, **how: Any) -> Any:
+    """A listing of all below a folder, as the client gives it."""
+    bucket, name = _parts(folder.rstrip("/"))
+    prefix = f"{name}/" if name else ""
+    return client().list_blobs(bucket, prefix=prefix, fields=_FIELDS, retry=_RETRY, **how)
 
 
 def _blob(path: str) -> storage.Blob:

@@ -43,6 +43,12 @@ class LocalFiles(Files):
         with os.scandir(folder) as entries:
             return sorted(entry.path for entry in entries if entry.is_file())
 
+    def folders(self, folder: str) -> list[str]:
+        if not os.path.isdir(folder):
+            return []
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+
     def read(self, path: str) -> bytes:
         _check_regular(path)
         with open(path, "rb") as file:

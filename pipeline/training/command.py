@@ -10,7 +10,7 @@ import torch
 
 from pipeline.cores import usable_cores
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.latest import reading_store
+from pipeline.dataset.latest import reading_store, writing_store
 from pipeline.errors import UsageError
 from pipeline.models.stored import chosen_folder
 from pipeline.runner.progress import duration
@@ -125,10 +125,11 @@ def run_train(arguments: argparse.Namespace) -> int:
         from pipeline.training.probe_command import run_probe  # Which needs functions from here.
 
         return run_probe(arguments)
-    dataset = Dataset.open(reading_store(arguments.dataset))
+    of = arguments.dataset
+    dataset = Dataset.open(reading_store(of) if arguments.output else writing_store("dataset", of))
     plan = plan_from_flags(arguments, dataset)
-    place = arguments.output or Store.at(arguments.dataset).path(f"{MODELS}/{plan.name}")
-    store = Store.at(place)
+    place = arguments.output or dataset.store.path(f"{MODELS}/{plan.name}")
+    store = writing_store("output", place)
     _check_output(store)
     started = time.monotonic()
     with held(store, DATASET_LOCK):

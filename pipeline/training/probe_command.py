@@ -9,15 +9,14 @@ import torch
 
 from pipeline.command_line.evaluation_flags import CPU_BATCH, GPU_BATCH
 from pipeline.command_line.parser import flags_of
-from pipeline.command_line.versions import results_store
 from pipeline.cores import usable_cores
 from pipeline.dataset.folder import Dataset
+from pipeline.dataset.latest import writing_store
 from pipeline.errors import UsageError
 from pipeline.evaluate.predict import PredictConfig
 from pipeline.models import check_model
 from pipeline.models.stored import chosen_folder
 from pipeline.runner.progress import duration
-from pipeline.storage.store import Store
 from pipeline.training.checkpoint import SUFFIX, read_about
 from pipeline.training.command import choose_device
 from pipeline.training.features import Backbone
@@ -49,8 +48,8 @@ def run_probe(arguments: argparse.Namespace) -> int:
     for name in _OF_NETWORKS:
         if getattr(arguments, name) != parser.get_default(name):
             raise UsageError(f"--{name} is for training whole networks: leave it out, or --probe")
-    # Features go into the work folder, which versions have none of.
-    dataset = Dataset.open(results_store(arguments.dataset)[0])
+    # Features go into its work folder.
+    dataset = Dataset.open(writing_store("dataset", arguments.dataset))
     check_variant(dataset, arguments.variant)
     split, _ = choose_splits(dataset, arguments.train_split, None, arguments.holdout)
     device, _ = choose_device(arguments)
@@ -62,7 +61,7 @@ def run_probe(arguments: argparse.Namespace) -> int:
     predict = PredictConfig(device, batch_size=batch_size)
     backbone = Backbone(arguments.arch, predict, dataset.store, weights)
     plan = ProbePlan(dataset, arguments.variant, split, Holdout(arguments.holdout), arguments.seed)
-    output = Store.at(arguments.output) if arguments.output else Store.at(arguments.dataset)
+    output = writing_store("output", arguments.output) if arguments.output else dataset.store
     path = f"{arguments.variant}{SUFFIX}" if arguments.output else None
     found = fit_variant(backbone, plan, output, path)
     output.remove_temporary()

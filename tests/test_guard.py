@@ -1,0 +1,161 @@
+"""What stops a rebuild, and what accepts it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Run, darken, pictures_of, stamps
+from soundness import assert_sound
+
+from pipeline.cli import main
+from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.fingerprints import SEGMENT_VERSION
+from pipeline.dataset.manifest import stage_versions
+from pipeline.dataset.records import RECORD_SCHEMA, ShardFiles, Staging, write_table
+from pipeline.dataset.shards import ShardCounts, layer_record
+from pipeline.errors import JobError
+from pipeline.generate.cut_source import shard_fingerprint
+from pipeline.generate.guard import check_rebuild
+from pipeline.sources.listing import SourceShard, SplitTotals
+from pipeline.storage.local_files import LocalFiles
+from pipeline.storage.store import Store
+
+
+def test_a_tenth_of_the_shards_is_made_again_without_being_asked_for(tmp_path: Path) -> None:
+    config = DatasetConfig()
+    stages = stage_versions(config)
+    up_to_date = ShardFiles(shard_fingerprint([], config.segment), ())
+
+    def check(count: int, to_make: int) -> None:
+        """Source shards of no images, all but `to_make` with a record."""
+        store = Store(str(tmp_path / f"{count}-{to_make}"))
+        totals = SplitTotals("val", ShardCounts(count, count), 0, 0, 0)
+        for number in range(to_make, count):
+            write_table(store, layer_record("val", number), RECORD_SCHEMA.empty_table(), up_to_date)
+        shards = [SourceShard(totals, number, ()) for number in range(count)]
+        check_rebuild(stages, shards, config, Staging(store, "staging"))
+
+    for count, to_make in ((1, 1), (9, 1), (20, 2), (100, 10), (7, 0)):
+        check(count, to_make)
+    with pytest.raises(JobError, match=r"3 of 20 source shards .*; files of 3 are missing"):
+        check(20, 3)
+    stages = {"segment": SEGMENT_VERSION - 1, "segment_fingerprint": "another"}
+    with pytest.raises(JobError, match=r"another way now \(segment stage 1, .* has 0\)"):
+        check(20, 3)
+
+
+def test_a_word_of_overwrite_lifts_its_own_guard_alone(
+    run_small: Run, small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_small("generate")
+    output = tmp_path / "out"
+    before = stamps(output)
+    others = ("--images_per_shard", "6", "--interpolation", "bilinear")
+    refused = run_small("generate", *others, "--overwrite", "rebuild", code=2)
+    assert "--images_per_shard=6 (the dataset has 2), --interpolation=bilinear" in refused
+    assert "add --overwrite config,rebuild,shards to accept them" in refused
+    refused = run_small("generate", *others, "--overwrite", "config", code=2)
+    assert "--images_per_shard=6" in refused
+    assert "--interpolation" not in refused
+    assert "add --overwrite config,shards to" in refused
+    refused = run_small("generate", *others, "--overwrite", "config,shards", code=1)
+    assert "9 of 9 source shards would be made again" in refused
+    assert "layers are made in another way now (other flags" in refused
+    assert "add --overwrite rebuild" in refused
+    assert main(["generate", "--output", str(output), "--overwrite", "config,rebuild,shards"]) == 2
+    assert "add --overwrite input to replace it by the sample" in capsys.readouterr().err
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    for picture in pictures_of(small_input)[1:]:
+        picture.rename(aside / picture.name)
+    refused = run_small("generate", *others[:2], "--overwrite", "shards,config,input", code=1)
+    assert "17 removed" in refused
+    # What was refused has changed nothing but a note of the last input.
+    assert stamps(output) == before
+
+
+def test_an_input_that_has_gone_replaces_nothing(run_small: Run, small_input: Path) -> None:
+    run_small("generate")
+    output = small_input.parent / "out"
+    before, pictures = stamps(output), pictures_of(small_input)
+    for picture in pictures[1:]:
+        picture.unlink()
+    said = run_small("generate", code=1)
+    assert "0 images added, 0 changed, 17 removed. Nothing has been changed; " in said
+    assert stamps(output) == before
+    assert_sound(output)
+    assert "val: 1 images" in run_small("generate", "--overwrite", "rebuild")
+
+
+def test_what_may_have_changed_is_told_without_reading_it(
+    run_small: Run, small_input: Path, tmp_path: Path
+) -> None:
+    run_small("generate")
+    output, moved = tmp_path / "out", tmp_path / "moved"
+    before = stamps(output)
+    shutil.copytree(small_input, moved)
+    for picture in pictures_of(small_input):
+        os.utime(picture)
+    assert "18 changed, 0 removed" in run_small("generate", code=1)
+    assert stamps(output) == before
+    # Elsewhere, sizes alone can tell.
+    assert "nothing to do" in run_small("generate", "--input", str(moved))
+    assert stamps(output) == before
+    for picture in pictures_of(small_input)[::4]:
+        darken(picture)
+    assert "5 changed, 0 removed" in run_small("generate", code=1)
+    # Nothing is remembered: all is read, and found to be as it was.
+    small_input.rename(tmp_path / "darkened")
+    moved.rename(small_input)
+    shutil.rmtree(output / ".in9" / "checksums")
+    assert "nothing to do" in run_small("generate")
+    assert stamps(output) == before
+    for record in sorted((output / "layers").glob("*.tar"))[::2]:
+        record.unlink()
+    said = run_small("generate", code=1)
+    assert "0 images added, 0 changed, 0 removed; files of" in said
+
+
+def test_a_first_run_reads_each_picture_once(
+    run_small: Run, small_input: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def spy(whole: Callable[[LocalFiles, str], Any]) -> Callable[[LocalFiles, str], Any]:
+        def call(self: LocalFiles, path: str) -> Any:
+            opened.append(path)
+            return whole(self, path)
+
+        return call
+
+    monkeypatch.setattr(LocalFiles, "read", spy(LocalFiles.read))
+    monkeypatch.setattr(LocalFiles, "open", spy(LocalFiles.open))
+    pictures = [str(picture) for picture in pictures_of(small_input)]
+    run_small("generate", "--direct_num_workers", "1")
+    assert sorted(path for path in opened if path in set(pictures)) == pictures
+    opened.clear()
+    assert "nothing to do" in run_small("generate", "--direct_num_workers", "1")
+    assert not set(pictures) & set(opened)
+
+
+def test_what_a_rebuild_has_finished_is_not_held_up_again(
+    run_small: Run, small_input: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_small("generate")
+    for picture in pictures_of(small_input)[::4]:
+        darken(picture)
+    assert "5 changed" in run_small("generate", code=1)
+
+    def move(self: LocalFiles, source: str, target: str) -> None:
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        # All is segmented and composed, and Commit stops before it begins.
+        patch.setattr(LocalFiles, "move", move)
+        run_small("generate", "--overwrite", "rebuild", code=1)
+    assert "done now: 0 images segmented, 0 composed" in run_small("generate")
