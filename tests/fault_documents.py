@@ -38,7 +38,7 @@ PATHS = ("../victim", VICTIM, "a/../../victim", "../victim/manifest.json", ".")
 """Where a name may lead; `VICTIM` stands for the absolute path."""
 FIELDS = 16
 """How many fields of a minor document are tried, about."""
-STRICT = ("manifest.json", "latest.json")
+STRICT = ("manifest.json", "published/latest.json")
 """Documents that every command reads, so that it must say what is wrong with them."""
 
 
@@ -112,8 +112,8 @@ def _documents(lab: Lab, states: Sequence[str]) -> Iterator[tuple[str, str, str,
     seen = set()
     for state in states:
         for kind, file in files_by_kind(lab.state(state)).items():
-            short = kind.removeprefix(".in9/dataset/")
-            if not kind.endswith((".json", ".parquet")) or short in seen or kind.startswith("v-"):
+            short = kind.removeprefix("dataset/")
+            if not kind.endswith((".json", ".parquet")) or short in seen or "v-*" in kind:
                 continue
             content = read_document(lab.state(state) / file)
             if content is not None:

@@ -37,8 +37,8 @@ FLAGS = (
     *("--variants", "original,mixed_same,mixed_rand", "--pictures", "none"),
     "--direct_num_workers=1",
 )
-VERSIONED = ("--versioned",)
-"""What makes an output one of versions."""
+DATASET, PUBLISHED = "dataset", "published"
+"""Folders of a state with published versions."""
 HELPERS = (
     *("gs", "gswin32c", "gswin64c", "djpeg", "cjpeg", "ppmtogif", "ppmquant", "display", "xv"),
     *("xdg-open", "eog", "gm", "open", "convert", "magick", "curl", "wget", "sh", "bash"),
@@ -142,12 +142,14 @@ class Lab:
     def commands(self, output: Path, *, versioned: bool = False) -> dict[str, tuple[str, ...]]:
         """The commands that faults are tried with, by name. `update` is `run` on an input that
         has changed."""
-        made = ("--output", str(output), *FLAGS, "--models", MODEL, *(VERSIONED * versioned))
-        there = ("--dataset", str(output))
+        dataset, read = (output / DATASET, output / PUBLISHED) if versioned else (output, output)
+        publish = ("--publish", str(read)) if versioned else ()
+        made = ("--output", str(dataset), *FLAGS, "--models", MODEL, *publish)
+        there = ("--dataset", str(dataset), *publish)
         return {
             "run": ("run", "--input", str(self.input), *made),
             "update": ("run", "--input", str(self.fewer), *made, "--overwrite", "rebuild"),
-            "verify": ("verify", *there),
+            "verify": ("verify", "--dataset", str(read)),
             "evaluate": (
                 *("evaluate", *there, "--models", MODEL),
                 *("--pictures", "none", "--direct_num_workers=1"),
@@ -232,7 +234,7 @@ STATES = {
     "killed in compose": ("", "run", r"2 staging/.*/index/"),
     "killed in commit": ("first", "run", r"2 killed in commit/(layers|index|parquet)/"),
     "first version": ("", "update", ""),
-    "versioned": ("first version", "run", ""),
+    "published": ("first version", "run", ""),
     "killed in publish": ("first version", "run", r"1 /latest\.json$"),
 }
 """Of a dataset: (the state before, a command, where it is killed)."""
@@ -242,13 +244,14 @@ WITHOUT_DATASET = ("killed in compose", "killed in commit")
 
 def is_versioned(state: str) -> bool:
     """Whether a state is of an output with versions."""
-    return state in ("first version", "versioned", "killed in publish")
+    return state in ("first version", "published", "killed in publish")
 
 
 def dataset_of(output: Path) -> Path:
-    """The newest dataset in an output."""
-    latest = output / "latest.json"
-    return output / json.loads(latest.read_text())["version"] if latest.exists() else output
+    """The dataset in an output: of published versions, the newest."""
+    latest = output / PUBLISHED / "latest.json"
+    newest = json.loads(latest.read_text())["version"] if latest.exists() else ""
+    return output / PUBLISHED / newest if newest else output
 
 
 def payload(output: Path) -> dict[str, str | bytes]:

@@ -52,13 +52,13 @@ SAMPLE = (
     *("strays: .in9/.DS_Store", "file and folder swapped: manifest.json"),
     *(
         "whole document: manifest.json: list, in9 report",
-        "whole document: latest.json: {}, in9 run",
+        "whole document: published/latest.json: {}, in9 run",
     ),
     "whole document: results/[*]/summary.json: {}",
     "field, wrong type: manifest.json: shards.val",
     "field, number: manifest.json: shards.val.output = '10{9}'",
-    *("field, path: manifest.json: files.0.path", "field, path: latest.json: versions.0"),
-    *("field, path: .in9/publishing.json.*in9 run", "field, path: layers/.*files.0.path.*in9 run"),
+    *("field, path: manifest.json: files.0.path", "field, path: published/latest.json: versions.0"),
+    "field, path: layers/.*files.0.path.*in9 run",
     "foreign tables: index/[*].parquet with no metadata, in9 run",
 )
 """Expressions; the first fault that each is found in is part of the tests."""

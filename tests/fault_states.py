@@ -32,7 +32,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 DAMAGED_STATES = tuple(state for state in STATES if not state.startswith("first"))
 HEALED = (
-    *("layers/*.parquet", "index/*.parquet", ".in9/checksums/*.json", ".in9/publishing.json"),
+    *("layers/*.parquet", "index/*.parquet", ".in9/checksums/*.json"),
     "results/*/predictions/*.parquet",
 )
 """Kinds that the next run makes again, wherever in the output they lie; so are files of the
@@ -120,7 +120,7 @@ class Fault:
             return
         if payload(output) != reference(lab, self.state, self.command):
             yield "the dataset is another than without the damage"
-        if not kind_of(self.file).endswith(HEALED) or "/history/" in self.file:
+        if not kind_of(self.file).endswith(HEALED):
             return  # Written anew without a look at it, or dropped.
         if damaged is not None and after == damaged:
             yield "the damage is still there, without a word" if not is_named else "still there"
@@ -130,7 +130,7 @@ class Fault:
 
 def reference(lab: Lab, state: str, command: str) -> dict[str, str | bytes]:
     """What a state must be after a command without damage."""
-    final = "versioned" if is_versioned(state) else "finished"
+    final = "published" if is_versioned(state) else "finished"
     if command == "update":
         final = "first version" if is_versioned(state) else "first"
     return payload(lab.state(final))
@@ -144,7 +144,7 @@ def kind_of(file: str) -> str:
     """
     parts = file.split("/")
     for at, part in enumerate(parts[:-1]):
-        if at and parts[at - 1] in ("parquet", "webdataset", "history", "staging", "results"):
+        if at and parts[at - 1] in ("parquet", "webdataset", "staging", "results"):
             parts[at] = part if part in ("figures", "latex") else "*"
         elif part.startswith("v-"):
             parts[at] = "v-*"
@@ -166,7 +166,7 @@ def files_by_kind(output: Path) -> dict[str, str]:
 
 def is_healed(kind: str) -> bool:
     """Whether the next run makes files of a kind again."""
-    return kind.endswith(HEALED) or "/staging/" in kind or "/history/" in kind
+    return kind.endswith(HEALED) or "/staging/" in kind
 
 
 def damaged_files(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
@@ -192,8 +192,6 @@ def damaged_files(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                     path.write_bytes(damage(data))
 
                 commands = ["run"] if state.startswith("killed") else ["run", next(turn)]
-                if "/history/" in kind:
-                    commands = ["update"]
                 for command in commands:
                     yield Fault(
                         kind=f"{state}: {kind}",
@@ -204,7 +202,7 @@ def damaged_files(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                         command=command,
                         heals=is_healed(kind)
                         and command in ("run", "update")
-                        and not kind.startswith("v-"),
+                        and "v-*" not in kind,
                     )
 
 
@@ -216,7 +214,7 @@ def power_cuts(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
             for path in sorted(lab.state(state).rglob("*"))
             if path.is_file() and is_healed(kind_of(str(path.relative_to(lab.state(state)))))
         ]
-        files = [file for file in files if not file.startswith("v-")]
+        files = [file for file in files if "/v-" not in file]
 
         def harm(trial: Path, files: list[str] = files, name: str = name) -> None:
             for file in files:
@@ -247,7 +245,7 @@ def _folders(lab: Lab) -> list[str]:
         for path in sorted(output.rglob("*"))
         if path.is_dir()
         and (name := str(path.relative_to(output)))
-        and (name.count("/") == 0 or name in (".in9/tmp", ".in9/history", ".in9/checksums"))
+        and (name.count("/") == 0 or name in (".in9/tmp", ".in9/checksums"))
     ]
 
 
@@ -330,7 +328,6 @@ def strays(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
         stray.append(("results/foreign/summary.json", data))
         stray.append((".in9/lock", data))
         stray.append((".in9/lock-tables", data))
-        stray.append((".in9/publishing.json", data))
         stray.append((".in9/manifest.previous.json", data))
     stray.append((".in9/lock", b'{"host": "elsewhere", "pid": 1, "started": "1"}'))
     stray.append((".in9/lock", b'{"dataflow": 3}'))

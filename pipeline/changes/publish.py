@@ -23,6 +23,7 @@ from pipeline.errors import JobError, UsageError
 from pipeline.report import REPORT
 from pipeline.storage.files import in_parallel, is_below
 from pipeline.storage.lock import held
+from pipeline.storage.state_files import read_intact
 from pipeline.storage.store import WORK_FOLDER, Store
 
 CHANGES = "changes.md"
@@ -128,9 +129,15 @@ def _copy(publishing: Publishing, name: str, before: str | None) -> None:
     place.delete_all(sorted(there.keys() - {f"{name}/{path}" for path in (*files, *paths)}))
     store.copy_into(place, [(path, f"{name}/{path}") for path in paths])
     if before is not None:
-        old = State.of(Dataset.open(place.below(before)))
-        text = to_markdown(describe_changes(old, State.of(dataset)))
-        place.write(f"{name}/{CHANGES}", text.encode())
+        old = place.below(before)
+
+        def compare() -> str:
+            return to_markdown(describe_changes(State.of(Dataset.open(old)), State.of(dataset)))
+
+        # A version that was damaged is no reason not to publish the next one.
+        text = read_intact(old, "", compare)
+        if text is not None:
+            place.write(f"{name}/{CHANGES}", text.encode())
     if _version_name(store) != name:
         raise JobError(
             f"{store.root} has changed while it was published; call it again, or: in9 report "
