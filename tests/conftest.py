@@ -9,12 +9,13 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from forking import Forks
+from forking import Forks, Started
 from hypothesis import settings
 from PIL import Image
 
@@ -35,6 +36,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 ONE = ("--direct_num_workers=1",)
 SHARDS = ("--images_per_shard", "6")
+TINY_MODEL = ("--models", "python:tiny_models:first")
 
 
 @functools.cache
@@ -42,13 +44,30 @@ def _forks() -> Forks:
     return Forks()
 
 
+def _environment() -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1"}
+
+
 def run_in9(*arguments: object, check: int | None = 0) -> subprocess.CompletedProcess[str]:
     """Runs the real command line in a process of its own; fails on another exit code."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = _forks().run([str(argument) for argument in arguments], environment)
+    done = _forks().run([str(argument) for argument in arguments], _environment())
     if check is not None:
         assert done.returncode == check, f"{arguments}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def start_in9(*arguments: object) -> Started:
+    """Starts the real command line in a process group of its own."""
+    return _forks().start([str(argument) for argument in arguments], _environment())
+
+
+def wait_until(happened: Callable[[], object], running: Started) -> None:
+    """Waits for something that a command does, which must not end before."""
+    until = time.monotonic() + 120
+    while not happened():
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.002)
 
 
 def manifest_of(output: Path) -> dict[str, Any]:

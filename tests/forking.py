@@ -6,6 +6,7 @@ environment, working directory and output. Importing takes longer than most comm
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -14,20 +15,26 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 class Forks:
-    """The server, which ends with this process."""
+    """The server, which ends with this process.
 
-    def __init__(self) -> None:
+    Args:
+      prepare: called in the server's process, before it is the server.
+    """
+
+    def __init__(self, prepare: Callable[[], None] | None = None) -> None:
         ours, theirs = socket.socketpair()
         self._socket = ours
         self._process = subprocess.Popen(
             [sys.executable, __file__, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            preexec_fn=prepare,
         )
         theirs.close()
 
@@ -56,16 +63,63 @@ class Forks:
                 "modules": modules,
             }
             data = json.dumps(order).encode()
-            socket.send_fds(
-                self._socket, [len(data).to_bytes(8, "big")], [out.fileno(), err.fileno()]
-            )
-            self._socket.sendall(data)
+            self._send(data, out.fileno(), err.fileno())
             code = int.from_bytes(_receive(self._socket, 4), "big", signed=True)
             texts = []
             for file in (out, err):
                 file.seek(0)
                 texts.append(file.read().decode(errors="replace"))
         return subprocess.CompletedProcess(["in9", *arguments], code, *texts)
+
+    def start(self, arguments: list[str], environment: dict[str, str]) -> Started:
+        """Begins `in9` with these arguments, in a session and process group of its own."""
+        out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
+        ours, theirs = socket.socketpair()
+        order = {"arguments": arguments, "environment": environment, "folder": os.getcwd()}
+        with theirs:
+            data = json.dumps(order).encode()
+            self._send(data, out.fileno(), err.fileno(), theirs.fileno())
+        return Started(ours, out, err)
+
+    def _send(self, order: bytes, *files: int) -> None:
+        socket.send_fds(self._socket, [len(order).to_bytes(8, "big")], files)
+        self._socket.sendall(order)
+
+
+class Started:
+    """A command at work, with what tests need of `subprocess.Popen`.
+
+    Attributes:
+      pid: of its process, and of its group.
+      returncode: None until its end has been seen.
+    """
+
+    def __init__(self, connection: socket.socket, *files: IO[bytes]) -> None:
+        self._connection, self._files = connection, files
+        self.pid = int.from_bytes(_receive(connection, 4), "big")
+        self.returncode: int | None = None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code. Raises TimeoutError if it has none within so many seconds."""
+        if self.returncode is None:
+            self._connection.settimeout(timeout)
+            self.returncode = int.from_bytes(_receive(self._connection, 4), "big", signed=True)
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+        with contextlib.suppress(BlockingIOError):
+            self.wait(0)
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Waits for its end; what it wrote to standard output and standard error."""
+        self.wait(timeout)
+        texts = []
+        for file in self._files:
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+        return texts[0], texts[1]
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:
@@ -79,25 +133,48 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 
 
 def _serve(connection: socket.socket) -> None:
-    import pipeline.evaluate.stage  # noqa: F401
+    # What commands import while they work.
+    import scipy.ndimage  # noqa: F401
+
+    import pipeline.evaluate.stage
+    import pipeline.report.page  # noqa: F401
     from pipeline.command_line.commands import WITH_BEAM, WITHOUT_BEAM
 
     for module, _ in (*WITH_BEAM.values(), *WITHOUT_BEAM.values()):
         importlib.import_module(module)
     while True:
-        header, files, _, _ = socket.recv_fds(connection, 8, 2)
+        header, files, _, _ = socket.recv_fds(connection, 8, 3)
         if not header:
             return
         order = json.loads(_receive(connection, int.from_bytes(header, "big")))
         child = os.fork()
         if child == 0:
             connection.close()
+            if len(files) == 3:
+                _keep(order, files)
             _become(order, files)
         for file in files:
             os.close(file)
+        if len(files) == 3:
+            continue
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
         connection.sendall(code.to_bytes(4, "big", signed=True))
+
+
+def _keep(order: dict[str, Any], files: list[int]) -> None:
+    """Starts the command, and tells its process id, and in the end its exit code."""
+    *streams, told = files
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        os.write(told, os.getpid().to_bytes(4, "big"))
+        os.close(told)
+        _become(order, streams)
+    _, status = os.waitpid(child, 0)
+    with contextlib.suppress(BrokenPipeError):
+        os.write(told, os.waitstatus_to_exitcode(status).to_bytes(4, "big", signed=True))
+    os._exit(0)
 
 
 def _become(order: dict[str, Any], files: list[int]) -> None:
@@ -110,6 +187,7 @@ def _become(order: dict[str, Any], files: list[int]) -> None:
     os.chdir(order["folder"])
     sys.path[:0] = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     sys.argv = ["in9", *order["arguments"]]
+    tempfile.tempdir = None
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = os.fdopen(number, "w", buffering=1, closefd=False)
         setattr(sys, name, stream)

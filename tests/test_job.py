@@ -240,18 +240,6 @@ def test_layouts_are_found_without_being_told(tiny_input: Path, tmp_path: Path) 
     assert found(kaggle / "Data" / "CLS-LOC" / "val", annotations) == expected
     assert found(tiny_input / "val") == expected
 
-    def pictures(output: Path) -> set[tuple[str, str]]:
-        return {
-            (file["path"], file["sha256"])
-            for file in manifest_of(output)["files"]
-            if file["path"].startswith("parquet/")
-        }
-
-    flags = ("--variants", "original", "--formats", "parquet")
-    run_in9("generate", "--input", tiny_input, "--output", tmp_path / "a", *flags)
-    run_in9("generate", "--input", flat, "--output", tmp_path / "b", *flags)
-    assert pictures(tmp_path / "a") == pictures(tmp_path / "b")
-
 
 def test_other_classes_and_files_are_counted(tiny_input: Path) -> None:
     (tiny_input / "val" / "n02123045").mkdir()

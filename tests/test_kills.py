@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import manifest_of, run_in9, stamps
+from conftest import TINY_MODEL, manifest_of, run_in9, stamps, start_in9, wait_until
 from soundness import assert_sound
 
 from pipeline.storage.lock import DATASET_LOCK
@@ -22,18 +18,6 @@ from pipeline.storage.lock import DATASET_LOCK
 KILLS = 10
 FLAGS = ("--images_per_shard", "2", "--formats", "parquet")
 FEWER = ("--variants", "original,mixed_same,mixed_rand")
-
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    """Starts the command line in a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
 
 
 def results_of(output: Path) -> dict[str, bytes]:
@@ -56,17 +40,17 @@ def finished_shards(output: Path) -> dict[str, int]:
 
 def test_ten_kills_at_random_moments_change_nothing(small_sample: Path, tmp_path: Path) -> None:
     fresh, output = tmp_path / "fresh", tmp_path / "out"
-    run = ("run", "--input", small_sample, *FLAGS, *FEWER, "--output")
+    run = ("run", "--input", small_sample, *FLAGS, *FEWER, *TINY_MODEL, "--output")
+    whole = start_in9(*run, fresh)
     started = time.monotonic()
-    assert start(*run, fresh).wait() == 0
+    assert whole.wait() == 0
     seconds = time.monotonic() - started
     moments = random.Random(9)
     finished: dict[str, int] = {}
     killed = 0
     while killed < KILLS:
-        running = start(*run, output)
-        # Not while Python is still importing: nothing can be lost there.
-        time.sleep(moments.uniform(0.25, 0.8) * seconds)
+        running = start_in9(*run, output)
+        time.sleep(moments.uniform(0.05, 0.6) * seconds)
         if running.poll() is None:
             killed += 1
             os.killpg(running.pid, signal.SIGKILL)
@@ -95,19 +79,32 @@ def test_ten_kills_at_random_moments_change_nothing(small_sample: Path, tmp_path
     assert not list(output.glob(".in9/tmp/*"))
 
 
-def wait_until(happened: Callable[[], object], running: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 120
-    while not happened():
-        assert running.poll() is None, running.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.002)
+# A segmenter, a variant and a model that work longer than any test, and leave a file as they begin.
+SLOW = """
+import os, pathlib, time
+import torch
 
+def work(*_):
+    pathlib.Path(os.environ["AT_WORK"]).touch()
+    time.sleep(120)
 
-STAGES: dict[str, Callable[[Path], object]] = {
-    "start": lambda output: output.exists(),
-    "segment": lambda output: list(output.glob(".in9/staging/*/layers/*.parquet")),
-    "compose": lambda output: list(output.glob(".in9/staging/*/plan/*")),
-    "evaluate": lambda output: list(output.glob(".in9/lock-efficientnet*")),
+def segmenter(image, box):
+    work()
+
+def variant(layer):
+    work()
+
+class Network(torch.nn.Module):
+    forward = work
+
+def model():
+    return Network()
+"""
+STAGES = {
+    "start": (),
+    "segment": ("--segmenter", "python:slow_work:segmenter"),
+    "compose": ("--segmenter", "box", "--variants", "original,python:slow_work:variant"),
+    "evaluate": ("--segmenter", "box", "--models", "python:slow_work:model"),
 }
 
 
@@ -123,24 +120,32 @@ STAGES: dict[str, Callable[[Path], object]] = {
     ],
     ids=["start", "segment", "SIGTERM", "processes", "compose", "evaluate"],
 )
-def test_ctrl_c_leaves_in_a_second_with_one_line(
-    small_sample: Path, tmp_path: Path, stage: str, how: signal.Signals, flags: tuple[str, ...]
+def test_ctrl_c_leaves_with_one_line_in_the_middle_of_work(
+    tiny_input: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    how: signal.Signals,
+    flags: tuple[str, ...],
 ) -> None:
-    output = tmp_path / "out"
-    running = start("run", "--input", small_sample, "--output", output, *FLAGS, *flags)
-    wait_until(lambda: STAGES[stage](output), running)
+    output, at_work = tmp_path / "out", tmp_path / "at-work"
+    (tmp_path / "slow_work.py").write_text(SLOW)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("AT_WORK", str(at_work))
+    run = ("run", "--input", tiny_input, "--output", output, *FLAGS)
+    running = start_in9(*run, *STAGES[stage], *flags)
+    wait_until((output if stage == "start" else at_work).exists, running)
     # A terminal sends it to all processes of the group.
     os.killpg(running.pid, how)
-    stopped = time.monotonic()
-    out, said = running.communicate(timeout=60)
-    assert time.monotonic() - stopped < 3  # One, on a machine that does nothing else.
+    # A second, on a machine that does nothing else; whatever waits for the work takes 120.
+    out, said = running.communicate(timeout=30)
     assert running.returncode == 1
     assert said == "in9 run: stopped; run the same command again to go on\n"
     assert out == ""
     locks = {path.name for path in output.glob(".in9/lock*")}
     assert locks == set()
     # No worker stays behind.
-    until = time.monotonic() + 10
+    until = time.monotonic() + 30
     while group_is_alive(running.pid) and time.monotonic() < until:
         time.sleep(0.05)
     assert not group_is_alive(running.pid)
@@ -157,15 +162,15 @@ def group_is_alive(group: int) -> bool:
 def test_a_dataset_stays_valid_until_commit(small_input: Path, tmp_path: Path) -> None:
     """A run that is killed before Commit leaves the dataset that was there, byte by byte."""
     output = tmp_path / "out"
-    flags = ("generate", "--input", small_input, "--output", output, *FLAGS)
+    flags = ("generate", "--input", small_input, "--output", output, *FLAGS, *FEWER)
     run_in9(*flags)
     before, manifest = stamps(output), manifest_of(output)
     for image in sorted(small_input.glob("val/*/*.JPEG"))[::4]:
         # Other bytes, the same pixels.
         image.write_bytes(image.read_bytes()[:-2] + b"\xff\xfe\x00\x04in\xff\xd9")
-    running = start(*flags, "--overwrite", "rebuild")
+    running = start_in9(*flags, "--overwrite", "rebuild")
     wait_until(lambda: list(output.glob(".in9/staging/*/index/*.parquet")), running)
-    running.kill()
+    os.killpg(running.pid, signal.SIGKILL)
     running.communicate()
     if manifest_of(output) == manifest:
         assert stamps(output) == before
@@ -179,28 +184,22 @@ def test_a_dataset_stays_valid_until_commit(small_input: Path, tmp_path: Path) -
 def test_four_models_are_evaluated_at_once_and_the_tables_hold_all(
     tiny_input: Path, tmp_path: Path
 ) -> None:
-    import timm
-    import torch
-
     output = tmp_path / "out"
-    flags = ("--variants", "original,mixed_same,mixed_rand", "--formats", "parquet")
-    run_in9("generate", "--input", tiny_input, "--output", output, *flags)
-    models = ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
-    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "trained.pth")
-    models.append(f"resnet18={tmp_path / 'trained.pth'}")
-    running = [start("evaluate", "--dataset", output, "--models", model) for model in models]
+    run_in9("generate", "--input", tiny_input, "--output", output, *FEWER, "--formats", "parquet")
+    models = [f"python:tiny_models:{name}" for name in ("first", "second", "third")]
+    models.append("efficientnet_lite0")
+    running = [start_in9("evaluate", "--dataset", output, "--models", model) for model in models]
     for process in running:
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
     gaps = (output / "results" / "gaps.csv").read_text()
     page = (output / "report.html").read_text()
-    for model in (*models[:3], "resnet18"):
+    for model in models:
         assert f"\n{model}" in gaps
         assert model in page
     # The tables are made from what is there.
-    shutil.rmtree(output / "results" / "efficientnet_lite1")
+    shutil.rmtree(output / "results" / "efficientnet_lite0")
     run_in9("report", "--dataset", output)
     gaps = (output / "results" / "gaps.csv").read_text()
-    assert "efficientnet_lite1" not in gaps
-    assert "efficientnet_lite2" in gaps
-    assert json.loads((output / "results" / "efficientnet_lite0" / "summary.json").read_text())
+    assert "efficientnet_lite0" not in gaps
+    assert "python:tiny_models:second" in gaps

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from conftest import run_in9
+from conftest import run_in9, start_in9, wait_until
 
 from pipeline.errors import JobError
 from pipeline.storage.lock import DATASET_LOCK, TABLES_LOCK, held
@@ -71,15 +71,11 @@ def test_a_damaged_lock_is_nobodys(
 
 def test_of_two_runs_on_one_output_one_works(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    command = [sys.executable, "-m", "pipeline", "generate", "--output", str(output)]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        until = time.monotonic() + 60
-        while not (output / DATASET_LOCK).exists() and time.monotonic() < until:
-            time.sleep(0.02)
-        second = run_in9(*command[3:], check=1)
-        assert f"process {first.pid} on {socket.gethostname()} is at work" in second.stderr
-        assert first.poll() is None
-    finally:
-        first.kill()
-        first.wait()
+    command = ("generate", "--output", output)
+    first = start_in9(*command)
+    wait_until((output / DATASET_LOCK).exists, first)
+    second = run_in9(*command, check=1)
+    assert f"process {first.pid} on {socket.gethostname()} is at work" in second.stderr
+    assert first.poll() is None
+    os.killpg(first.pid, signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL

@@ -55,29 +55,29 @@ def store(proxy: FaultProxy, request: pytest.FixtureRequest) -> Store:
 
 
 @pytest.fixture(scope="module")
-def remote_sample(proxy: FaultProxy, sample: Path) -> Store:
-    """The sample, uploaded."""
-    here, there = Store(str(sample)), Store.at(f"gs://{BUCKET}/sample")
+def remote_input(proxy: FaultProxy, small_sample: Path) -> Store:
+    """The small input, uploaded."""
+    here, there = Store(str(small_sample)), Store.at(f"gs://{BUCKET}/input")
     here.copy_into(there, [(path, path) for path in here.walk("")])
     return there
 
 
 def test_the_job_on_a_store_that_fails_now_and_then_equals_the_local_one(
-    proxy: FaultProxy, remote_sample: Store, sample_run: Path
+    proxy: FaultProxy, remote_input: Store, small_run: Path
 ) -> None:
     output = Store.at(f"gs://{BUCKET}/out")
-    command = ("run", "--input", remote_sample.root, "--output", output.root)
-    with proxy.harming(0.05):
+    command = ("run", "--input", remote_input.root, "--output", output.root)
+    with proxy.harming(0.08):
         run_in9(*command)
     assert sum(proxy.harmed.values()) > 20
     assert len(proxy.harmed) == 5, proxy.harmed
-    assert output.read(MANIFEST) == (sample_run / MANIFEST).read_bytes()
+    assert output.read(MANIFEST) == (small_run / MANIFEST).read_bytes()
     left = [path for path in output.walk(".in9") if path.count("/") > 1 or "lock" in path]
     assert left == []
     assert "nothing to do" in run_in9(*command).stdout
     assert "files agree" in run_in9("verify", "--dataset", output.root).stdout
     assert_sound(output.root)
-    page = (sample_run / "report.html").read_text()
+    page = (small_run / "report.html").read_text()
     assert len(output.read("report.html")) == pytest.approx(len(page.encode()), rel=0.01)
 
 
@@ -208,10 +208,10 @@ def test_a_listing_takes_a_request_for_a_thousand_objects(
     assert proxy.requests - before < 30
 
 
-def test_an_unreadable_place_is_one_line(remote_sample: Store, tmp_path: Path) -> None:
+def test_an_unreadable_place_is_one_line(remote_input: Store, tmp_path: Path) -> None:
     for flags, message in (
         (("--input", "gs://no-such-bucket/x", "--output", tmp_path / "o"), "is not a folder that"),
-        (("--output", f"{remote_sample.root}/inside", "--input", remote_sample.root), "lies"),
+        (("--output", f"{remote_input.root}/inside", "--input", remote_input.root), "lies"),
         (("--output", "gs://no-such-bucket/out"), "cannot be written"),
     ):
         done = run_in9("generate", *flags, check=2)

@@ -18,13 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ONE, run_in9
+from conftest import ONE, run_in9, start_in9, wait_until
 from gcs import BUCKET, gcs_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from soundness import assert_sound
-from test_kills import start, wait_until
 from torchvision.transforms import v2
 
 from pipeline.dataset.folder import Dataset
@@ -247,7 +246,7 @@ def test_it_learns_and_says_so(trained: Path) -> None:
 
 def stopped(how: signal.Signals, happened: Callable[[], object], *flags: object) -> str:
     """Trains, and sends a signal when an epoch's state is there; returns what it said."""
-    running = start("train", *flags)
+    running = start_in9("train", *flags)
     wait_until(happened, running)
     os.killpg(running.pid, how)
     out, said = running.communicate(timeout=60)
