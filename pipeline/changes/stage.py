@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import apache_beam as beam
 
 from pipeline.changes.note import note_changes
@@ -17,8 +15,8 @@ class NoteChanges(beam.DoFn):
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def process(self, dataset: str) -> Iterator[str]:
-        with timed("changes"):
-            if note_changes(self._store):
-                count("changes_noted")
-        yield dataset
+    @timed("changes")
+    def process(self, dataset: str) -> list[str]:
+        if note_changes(self._store):
+            count("changes_noted")
+        return [dataset]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -18,10 +17,10 @@ class Seed(beam.DoFn):
     def __init__(self, versions: Versions) -> None:
         self._versions = versions
 
-    def process(self, element: Any) -> Iterator[Any]:
-        with timed("publish"):
-            seed(self._versions)
-        yield element
+    @timed("publish")
+    def process(self, element: Any) -> list[Any]:
+        seed(self._versions)
+        return [element]
 
 
 class Publish(beam.DoFn):
@@ -30,10 +29,10 @@ class Publish(beam.DoFn):
     def __init__(self, versions: Versions) -> None:
         self._versions = versions
 
-    def process(self, dataset: str) -> Iterator[str]:
-        with timed("publish"):
-            published = publish(self._versions)
+    @timed("publish")
+    def process(self, dataset: str) -> list[str]:
+        published = publish(self._versions)
         count("files_published", published.files)
         if published.is_new:
             count("versions_published")
-        yield dataset
+        return [dataset]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -207,13 +207,9 @@ class PlanSplit(beam.DoFn):
         self._segment = segment
         self._scenes = scenes
 
-    def process(self, element: tuple[str, Iterable[SegmentedShard]]) -> Iterator[OutputShard]:
+    @timed("plan")
+    def process(self, element: tuple[str, Iterable[SegmentedShard]]) -> list[OutputShard]:
         split, segmented = element
-        with timed("plan"):
-            planned = self._plan(split, segmented)
-        yield from planned
-
-    def _plan(self, split: str, segmented: Iterable[SegmentedShard]) -> list[OutputShard]:
         shards = sorted(segmented, key=lambda shard: shard.files.shard)
         totals = shards[0].totals
         check_complete(

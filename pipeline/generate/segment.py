@@ -91,12 +91,8 @@ class SegmentShard(beam.DoFn):
         # The runner's workers are the parallelism.
         cv2.setNumThreads(1)
 
-    def process(self, shard: SourceShard) -> Iterator[SegmentedShard]:
-        with timed("segment"):
-            segmented = self._segmented(shard)
-        yield segmented
-
-    def _segmented(self, shard: SourceShard) -> SegmentedShard:
+    @timed("segment")
+    def process(self, shard: SourceShard) -> list[SegmentedShard]:
         split = shard.totals.split
         record = layer_record(split, shard.shard)
         checksums = Checksums.of_shard(self._staging.store, split, shard.shard)
@@ -115,18 +111,16 @@ class SegmentShard(beam.DoFn):
         self._progress.note_done("segment", f"{split}-{shard.shard:05d}", images)
         tar = layer_tar(split, shard.shard)
         own = self._staging.digest_of(found.record, record, len(rows))
-        return SegmentedShard(
-            totals=shard.totals,
-            files=SourceFiles(
-                shard=shard.shard,
-                fingerprint=found.fingerprint,
-                images=images,
-                record=found.record,
-                tar=found.where.get(tar),
-                digests=(*found.files, own),
-            ),
-            candidates=pack_candidates(rows, {} if tar in found.where else _sources(shard)),
+        files = SourceFiles(
+            shard=shard.shard,
+            fingerprint=found.fingerprint,
+            images=images,
+            record=found.record,
+            tar=found.where.get(tar),
+            digests=(*found.files, own),
         )
+        candidates = pack_candidates(rows, {} if tar in found.where else _sources(shard))
+        return [SegmentedShard(totals=shard.totals, files=files, candidates=candidates)]
 
     def _digests(self, shard: SourceShard, record: str, checksums: Checksums) -> list[str | None]:
         """Digests of a shard's images. Where there may be layers already, what is not known is
