@@ -138,24 +138,21 @@ class SegmentShard(beam.DoFn):
         previous = PreviousLayers(self._staging.store, split, counts)
         tar_path = layer_tar(split, shard.shard)
         rows, files, made = [], [], []
-        with contextlib.ExitStack() as stack:
-            tar: TarWriter | None = None
-            file: HashingFile | None = None
-            before = (None, *shard.images)[: len(shard.images)]
-            found = zip(shard.images, digests, before, strict=True)
-            ahead = reads_ahead(shard.images[0].path) if shard.images else 0
-            reading = read_ahead(
-                functools.partial(_read, previous, checksums, self._config), found, ahead
-            )
-            for (image, _, _), (digest, read) in stack.enter_context(contextlib.closing(reading)):
+        before = (None, *shard.images)[: len(shard.images)]
+        found = zip(shard.images, digests, before, strict=True)
+        ahead = reads_ahead(shard.images[0].path) if shard.images else 0
+        reading = read_ahead(
+            functools.partial(_read, previous, checksums, self._config), found, ahead
+        )
+        writing: contextlib.AbstractContextManager[HashingFile | None] = contextlib.nullcontext()
+        if not self._config.is_whole:
+            writing = self._staging.store.create(self._staging.staged(tar_path))
+        with writing as file, contextlib.closing(reading):
+            tar = None if file is None else TarWriter(file)
+            for (image, _, _), (digest, read) in reading:
                 made.append(digest)
                 for row, parts in self._rows(image, digest, read):
-                    if parts:
-                        if tar is None:
-                            file = stack.enter_context(
-                                self._staging.store.create(self._staging.staged(tar_path))
-                            )
-                            tar = TarWriter(file)
+                    if tar is not None and parts:
                         row.update(add_layer(tar, row["key"], parts))
                     rows.append(row)
             if tar is not None:
