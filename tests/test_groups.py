@@ -29,10 +29,13 @@ images = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, m
 """(class, group) of each."""
 
 
+def make_keys(count: int) -> list[str]:
+    return [f"image_{i}" for i in range(count)]
+
+
 def make_pool(drawn: list[tuple[int, int]], seed: int = 0) -> Pool:
-    keys = [f"image_{i}" for i in range(len(drawn))]
     labels, numbers = (np.asarray(column, np.int64) for column in zip(*drawn, strict=True))
-    return Pool.of(keys, labels, seed=seed, groups=numbers)
+    return Pool.of(make_keys(len(drawn)), labels, seed=seed, groups=numbers)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +50,7 @@ def make_pool(drawn: list[tuple[int, int]], seed: int = 0) -> Pool:
 def test_without_groups_pairs_are_those_of_the_first_release(
     own: bool, policy: str, expected: str
 ) -> None:
-    keys = [f"image_{i}" for i in range(500)]
+    keys = make_keys(500)
     labels = np.asarray([i * i % 7 for i in range(500)], np.int64)
     digest = hashlib.sha256()
     pool = Pool.of(keys, labels, seed=3)
@@ -56,6 +59,7 @@ def test_without_groups_pairs_are_those_of_the_first_release(
             drawn = pair(
                 pool,
                 np.arange(500),
+                keys,
                 variant,
                 seed=3,
                 replicate=replicate,
@@ -71,10 +75,10 @@ def test_no_background_is_of_the_same_group(
     drawn: list[tuple[int, int]], own: bool, policy: str
 ) -> None:
     pool = make_pool(drawn)
-    everyone = np.arange(len(drawn))
+    everyone = (np.arange(len(drawn)), make_keys(len(drawn)))
     present = sorted({label for label, _ in drawn})
     for variant in MIXED:
-        found = pair(pool, everyone, variant, seed=0, own_background=own, mixed_rand=policy)
+        found = pair(pool, *everyone, variant, seed=0, own_background=own, mixed_rand=policy)
         for foreground, background in enumerate(found):
             label, group = drawn[foreground]
             of_next = present[(present.index(label) + 1) % len(present)]
@@ -109,6 +113,7 @@ def test_who_stays_has_partners_among_who_stays(
             of_variant = pair(
                 pool,
                 np.arange(len(left)),
+                make_keys(len(left)),
                 variant,
                 seed=0,
                 own_background=own,
@@ -124,7 +129,7 @@ def test_who_stays_has_partners_among_who_stays(
 def test_draws_are_nearly_uniform_over_the_other_groups() -> None:
     """Half of the pool is one group, which would be passed over again and again."""
     drawn = [(0, 0)] * 1000 + [(0, i) for i in range(1, 1001)]
-    found = pair(make_pool(drawn), np.arange(1000), "mixed_same", seed=0)
+    found = pair(make_pool(drawn), np.arange(1000), make_keys(1000), "mixed_same", seed=0)
     counts = collections.Counter(found.tolist())
     assert min(counts) >= 1000
     # Of 1000 uniform draws out of 1000, a share 1/e of the backgrounds stays out.
@@ -134,14 +139,15 @@ def test_draws_are_nearly_uniform_over_the_other_groups() -> None:
 
 def test_removing_one_image_repairs_few() -> None:
     drawn = [(i % 3, i // 4) for i in range(600)]
-    keys = [f"image_{i}" for i in range(600)]
+    keys = make_keys(600)
 
     def pairs(skip: int | None) -> dict[str, str]:
         kept = [i for i in range(600) if i != skip]
         labels, numbers = (np.asarray([drawn[i][c] for i in kept], np.int64) for c in (0, 1))
-        pool = Pool.of([keys[i] for i in kept], labels, seed=0, groups=numbers)
-        found = pair(pool, np.arange(len(kept)), "mixed_rand", seed=0)
-        return {pool.keys[f]: pool.keys[b] for f, b in enumerate(found)}
+        names = [keys[i] for i in kept]
+        pool = Pool.of(names, labels, seed=0, groups=numbers)
+        found = pair(pool, np.arange(len(kept)), names, "mixed_rand", seed=0)
+        return {names[f]: names[b] for f, b in enumerate(found)}
 
     before = pairs(None)
     for skip in range(0, 600, 60):

@@ -19,7 +19,7 @@ say: both are arguments.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,6 @@ class Pool:
     """The images of one split whose backgrounds can be drawn.
 
     Attributes:
-      keys: (n,) keys, unique.
       labels: (n,) int64 superclass labels.
       ring: (n,) uint64, place of each background on the hash ring.
       members: for each present label, positions in ring order, ties by key.
@@ -45,7 +44,6 @@ class Pool:
         groups.
     """
 
-    keys: Sequence[str]
     labels: NDArray[np.int64]
     ring: UInt64Array
     members: dict[int, Positions]
@@ -60,17 +58,16 @@ class Pool:
         seed: int,
         groups: Positions | None = None,
     ) -> Pool:
-        """Builds the pool; without `groups`, each image is one of its own. Raises ValueError if
-        a key occurs twice."""
+        """Builds the pool of (n,) keys; without `groups`, each image is one of its own. Raises
+        ValueError if a key occurs twice."""
         if len(set(keys)) != len(keys):
             raise ValueError("a pool needs unique keys")
         order = np.argsort(np.asarray(keys, object), kind="stable")
-        return cls.on_ring(keys, labels, ring_places(keys, seed), groups=groups, order=order)
+        return cls.on_ring(labels, ring_places(keys, seed), groups=groups, order=order)
 
     @classmethod
     def on_ring(
         cls,
-        keys: Sequence[str],
         labels: NDArray[np.int64],
         ring: UInt64Array,
         *,
@@ -80,14 +77,13 @@ class Pool:
         """Builds the pool of images whose places on the ring are known.
 
         Args:
-          keys: (n,) keys, unique; only those that are drawn for are looked at.
           labels: (n,) int64.
           ring: (n,) uint64 of `ring_places`.
           groups: as `of`.
-          order: (n,) positions in order of the keys, None if that is the order they are in.
+          order: (n,) positions in order of the keys, None if the images are in it.
         """
         if groups is None:
-            groups = np.arange(len(keys))
+            groups = np.arange(len(labels))
         # Stable sorts: ties on the ring stay in order of the key.
         by_ring = np.argsort(ring if order is None else ring[order], kind="stable")
         if order is not None:
@@ -96,10 +92,10 @@ class Pool:
             int(label): by_ring[labels[by_ring] == label].astype(np.int64)
             for label in np.unique(labels)
         }
-        return cls(keys=keys, labels=labels, ring=ring, members=members, groups=groups)
+        return cls(labels=labels, ring=ring, members=members, groups=groups)
 
 
-def ring_places(keys: Sequence[str], seed: int) -> UInt64Array:
+def ring_places(keys: Iterable[str], seed: int) -> UInt64Array:
     """Places of backgrounds on the hash ring, (n,) uint64 of (n,) keys."""
     return keyed_hashes(seed, "background", keys)
 
@@ -107,6 +103,7 @@ def ring_places(keys: Sequence[str], seed: int) -> UInt64Array:
 def pair(
     pool: Pool,
     foregrounds: Positions,
+    keys: Sequence[str],
     variant: str,
     *,
     seed: int,
@@ -119,6 +116,7 @@ def pair(
     Args:
       pool: the selected images of the split.
       foregrounds: (m,) positions in the pool.
+      keys: (m,) of the foregrounds.
       variant: `mixed_same` draws from the foreground's class, `mixed_next` from the next
         present class, cyclically; `mixed_rand` draws a present class uniformly, then an
         image of it.
@@ -137,9 +135,9 @@ def pair(
     if mixed_rand not in ("any", "other"):
         raise ValueError(f"mixed_rand must be any or other: got {mixed_rand!r}")
     stream = f"{variant}_r{replicate}" if replicate else variant
-    hashes = keyed_hashes(seed, f"{stream}/image", [pool.keys[i] for i in foregrounds])
+    hashes = keyed_hashes(seed, f"{stream}/image", keys)
     classes = _background_classes(
-        pool, foregrounds, variant, stream, seed, own_background, mixed_rand
+        pool, foregrounds, keys, variant, stream, seed, own_background, mixed_rand
     )
     backgrounds = np.full(len(foregrounds), NO_PARTNER, np.int64)
     own = np.full(len(foregrounds), NO_PARTNER) if own_background else pool.groups[foregrounds]
@@ -193,6 +191,7 @@ def group_numbers(keys: Sequence[str], groups: Sequence[str | None]) -> Position
 def _background_classes(
     pool: Pool,
     foregrounds: Positions,
+    keys: Sequence[str],
     variant: str,
     stream: str,
     seed: int,
@@ -214,7 +213,6 @@ def _background_classes(
     if not present:
         return np.full(len(foregrounds), NO_PARTNER, np.int64)
     # The highest hash wins (rendezvous): a class that comes or goes moves only its share.
-    keys = [pool.keys[i] for i in foregrounds]
     scores = np.zeros((len(present), len(keys)), np.uint64)
     allowed = np.ones(scores.shape, np.bool_)
     for row, label in enumerate(present):

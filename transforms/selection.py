@@ -59,59 +59,45 @@ def has_partners(
       (n,) bool. An image that leaves may have been the only partner of others, so the rule is
       applied until nothing changes: the pools that are left serve every image that is left.
     """
-    every = np.arange(len(labels)) if groups is None else groups
     keep = np.ones(len(labels), np.bool_)
     while keep.any():
         left = np.flatnonzero(keep)
-        served = np.ones(len(left), np.bool_)
+        own, group = np.unique(labels[left], return_inverse=True)[1], np.arange(len(left))
+        if groups is not None:
+            group = np.unique(groups[left], return_inverse=True)[1]
+        # Who is of the same class and group has the same partners.
+        cells, cell, images = np.unique(
+            own * len(left) + group, return_inverse=True, return_counts=True
+        )
+        found = _count_partners(*np.divmod(cells, len(left)), images, own_background, mixed_rand)
+        served = np.ones(len(cells), np.bool_)
         for variant in mixed:
-            here = (labels[left], every[left], own_background)
-            if variant == "mixed_rand":
-                served &= _has_any(*here, of_other_class=mixed_rand == "other")
-            else:
-                served &= _has_in_class(*here, of_next_class=variant == "mixed_next")
+            served &= found[variant] > 0
         if served.all():
             break
-        keep[left[~served]] = False
+        keep[left[~served[cell]]] = False
     return keep
 
 
-def _has_any(labels: Labels, groups: Labels, own_background: bool, of_other_class: bool) -> Flags:
-    """Whether each image has a partner among all, or those of other classes."""
-    excluded = np.zeros(len(labels), np.int64)
-    if of_other_class:
-        excluded += _count_of(labels)
+def _count_partners(
+    classes: Labels, groups: Labels, images: Labels, own_background: bool, mixed_rand: str
+) -> dict[str, Labels]:
+    """How many images each mixed variant can draw from, by cell: a class and a group, numbered
+    from 0, in order, and how many images are of both."""
+    of_class = np.bincount(classes, images).astype(np.int64)
+    following = (classes + 1) % len(of_class)
+    same, after, anyone = of_class[classes], of_class[following], of_class.sum()
     if not own_background:
-        excluded += _count_of(groups)
-    if of_other_class and not own_background:
-        # Those of its own class and group were counted twice.
-        pairs = np.unique(np.stack([labels, groups]), axis=1, return_inverse=True)[1]
-        excluded -= _count_of(pairs.ravel())
-    return np.asarray(excluded < len(labels))
-
-
-def _has_in_class(
-    labels: Labels, groups: Labels, own_background: bool, of_next_class: bool
-) -> Flags:
-    """Whether each image has a partner in its own class, or in the next present one."""
-    present, own = np.unique(labels, return_inverse=True)
-    wanted = (own + 1) % len(present) if of_next_class else own
-    served = wanted != own if of_next_class else np.ones(len(labels), np.bool_)
-    if own_background:
-        return served
-    lowest = np.full(len(present), np.iinfo(np.int64).max)
-    highest = np.full(len(present), -1)
-    np.minimum.at(lowest, own, groups)
-    np.maximum.at(highest, own, groups)
-    # A class of one group alone serves the others only.
-    alone = lowest == highest
-    return np.asarray(served & ~(alone[wanted] & (lowest[wanted] == groups)))
-
-
-def _count_of(values: Labels) -> Labels:
-    """How often the value of each row occurs, (n,) int64."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray(counts[place], np.int64)
+        codes, wanted = (side * (groups.max() + 1) + groups for side in (classes, following))
+        place = np.searchsorted(codes, wanted) % len(codes)
+        same = same - images
+        after = after - np.where(codes[place] == wanted, images[place], 0)
+        anyone = anyone - np.bincount(groups, images).astype(np.int64)[groups]
+    return {
+        "mixed_same": same,
+        "mixed_next": np.where(following == classes, 0, after),
+        "mixed_rand": anyone - same if mixed_rand == "other" else anyone,
+    }
 
 
 def select(keys: Sequence[str], labels: Labels, *, per_class: str, seed: int) -> Flags:

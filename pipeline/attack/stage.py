@@ -77,12 +77,8 @@ class Measure(beam.DoFn):
         self._attacking = attacking
         self._taxonomy = taxonomy
 
-    def process(self, _: Any, tried: Iterable[ModelShard | FailedModel]) -> Iterator[str]:
-        with timed("attack"):
-            dataset = self._measure(tried)
-        yield dataset
-
-    def _measure(self, tried: Iterable[ModelShard | FailedModel]) -> str:
+    @timed("attack")
+    def process(self, _: Any, tried: Iterable[ModelShard | FailedModel]) -> list[str]:
         evaluation = self._attacking.evaluation
         store = evaluation.store
         dataset = Dataset.open(store)
@@ -99,7 +95,7 @@ class Measure(beam.DoFn):
         with held(store, TABLES_LOCK, wait=60):
             write_attack_tables(store, dataset.manifest.fingerprint)
         store.remove_temporary()
-        return dataset.manifest.fingerprint
+        return [dataset.manifest.fingerprint]
 
     def _write(self, dataset: Dataset, grid: AttackGrid, chunks: list[ModelShard]) -> None:
         """Writes a model's measures."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import apache_beam as beam
 
 from pipeline.changes.publish import Publishing, publish
@@ -16,9 +14,8 @@ class Publish(beam.DoFn):
     def __init__(self, publishing: Publishing) -> None:
         self._publishing = publishing
 
-    def process(self, dataset: str) -> Iterator[str]:
-        with timed("publish"):
-            is_new = publish(self._publishing)
-        if is_new:
+    @timed("publish")
+    def process(self, dataset: str) -> list[str]:
+        if publish(self._publishing):
             count("versions_published")
-        yield dataset
+        return [dataset]

@@ -71,12 +71,8 @@ class Summarise(beam.DoFn):
     def __init__(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation
 
-    def process(self, _: Any, evaluated: Iterable[ModelShard | FailedModel]) -> Iterator[str]:
-        with timed("evaluate"):
-            dataset = self._summarise(evaluated)
-        yield dataset
-
-    def _summarise(self, evaluated: Iterable[ModelShard | FailedModel]) -> str:
+    @timed("evaluate")
+    def process(self, _: Any, evaluated: Iterable[ModelShard | FailedModel]) -> list[str]:
         store = self._evaluation.store
         dataset = Dataset.open(store)
         write_models(
@@ -91,7 +87,7 @@ class Summarise(beam.DoFn):
         with held(store, TABLES_LOCK, wait=60):
             write_tables(store, dataset.manifest.fingerprint)
         store.remove_temporary()
-        return dataset.manifest.fingerprint
+        return [dataset.manifest.fingerprint]
 
     def _write(self, dataset: Dataset, shards: list[ModelShard]) -> None:
         """Writes a model's summary, and removes what it is not made of."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import apache_beam as beam
@@ -134,10 +134,9 @@ class Commit(beam.DoFn):
         self._store = store
         self._taxonomy = taxonomy
 
-    def process(self, _: Any, shards: Iterable[ComposedShard]) -> Iterator[str]:
-        with timed("commit"):
-            committed = commit(self._config, self._store, self._taxonomy, list(shards))
-        yield committed
+    @timed("commit")
+    def process(self, _: Any, shards: Iterable[ComposedShard]) -> list[str]:
+        return [commit(self._config, self._store, self._taxonomy, list(shards))]
 
 
 def commit(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -175,12 +174,8 @@ class ComposeShard(beam.DoFn):
         cv2.setNumThreads(1)
         self._files = VariantFiles(self._segment, self._config, self._staging, self._taxonomy)
 
-    def process(self, output: OutputShard) -> Iterator[ComposedShard]:
-        with timed("compose"):
-            composed = self._compose(output)
-        yield composed
-
-    def _compose(self, output: OutputShard) -> ComposedShard:
+    @timed("compose")
+    def process(self, output: OutputShard) -> list[ComposedShard]:
         store = self._staging.store
         plan = load_plan(store, output.plan, self._config, output.plan_digest)
         rows = _source_rows(self._staging, output.sources)
@@ -200,7 +195,7 @@ class ComposeShard(beam.DoFn):
         )
         name = f"{output.totals.split}-{output.shard:05d}"
         self._progress.note_done("compose", name, count_sources(rows))
-        return ComposedShard.of(output, self._staging, found, checksum, rows)
+        return [ComposedShard.of(output, self._staging, found, checksum, rows)]
 
     def _make(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -118,12 +117,8 @@ class ListSplits(beam.DoFn):
         self._job = job
         self._taxonomy = taxonomy
 
-    def process(self, _: Any) -> Iterator[SourceShard]:
-        with timed("list"):
-            shards = self._list()
-        yield from shards
-
-    def _list(self) -> list[SourceShard]:
+    @timed("list")
+    def process(self, _: Any) -> list[SourceShard]:
         job = self._job
         shards: list[SourceShard] = []
         before: list[SourceShard] = []

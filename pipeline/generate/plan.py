@@ -6,9 +6,10 @@ image, which every worker reads; pairs are drawn where they are needed, shard by
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -22,7 +23,6 @@ from pipeline.dataset.records import Staging
 from pipeline.errors import JobError
 from pipeline.generate.scenes import SceneTable, examine_scenes
 from pipeline.generate.segmented import SegmentedShard, SourceFiles
-from pipeline.generate.sorted_keys import SortedKeys
 from pipeline.runner.counters import timed
 from pipeline.sources.listing import SplitTotals
 from pipeline.storage.state_files import read_table
@@ -30,6 +30,9 @@ from pipeline.storage.store import Store
 from transforms.pairing import NO_PARTNER, Pool, group_numbers, pair, ring_places
 from transforms.selection import has_partners, select
 from transforms.variants import MIXED, split_replicate, with_replicates
+
+_AT_ONCE = 65_536
+"""Keys that are strings of Python at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,7 @@ def mixed_variants(config: ComposeConfig) -> tuple[str, ...]:
 
 
 def select_images(
-    keys: Sequence[str],
+    keys: pa.Array,
     labels: NDArray[np.int64],
     config: ComposeConfig,
     groups: NDArray[np.int64] | None = None,
@@ -66,7 +69,7 @@ def select_images(
     """Decides which accepted images of a split make up the dataset.
 
     Args:
-      keys: (n,) keys of the accepted images.
+      keys: (n,) strings, keys of the accepted images.
       labels: (n,) int64.
       config: of selection and pairing.
       groups: (n,) int64 of `group_numbers`, None without groups.
@@ -89,10 +92,8 @@ def select_images(
     no_background = ~selected
     left = np.flatnonzero(selected)
     if config.per_class != "all":
-        chosen = select(
-            [keys[int(i)] for i in left], labels[left], per_class=config.per_class, seed=config.seed
-        )
-        left = left[chosen]
+        names = keys.take(pa.array(left)).to_pylist()
+        left = left[select(names, labels[left], per_class=config.per_class, seed=config.seed)]
     lonely = ~partners(left)
     selected[:] = False
     selected[left[~lonely]] = True
@@ -107,14 +108,15 @@ class Plan:
     Attributes:
       table: columns of `CANDIDATE_SCHEMA`, `tar` (where the layers lie now), `selected`,
         `no_background`, `ring`, and `group_number` if there are groups; in order of the key.
-      keys: of the table.
+      keys: of the table: a key is looked up where it lies, as all of them would take ten times
+        the memory as strings of Python.
       pool: the selected images.
       rows: position in `table` of each image of the pool, ascending.
       config: of the pairing.
     """
 
     table: pa.Table
-    keys: SortedKeys
+    keys: pa.Array
     pool: Pool
     rows: NDArray[np.int64]
     config: ComposeConfig
@@ -125,21 +127,19 @@ class Plan:
 
         A worker holds some 50 bytes of each image beside the table: no text but the keys'.
         """
-        keys = table["key"].combine_chunks()
         rows = np.flatnonzero(table["selected"].to_numpy())
         groups = "group_number" in table.column_names
         pool = Pool.on_ring(
-            SortedKeys(keys if len(rows) == len(keys) else keys.take(pa.array(rows))),
             table["label"].to_numpy()[rows].astype(np.int64),
             table["ring"].to_numpy()[rows],
             groups=table["group_number"].to_numpy()[rows] if groups else None,
         )
-        return cls(table=table, keys=SortedKeys(keys), pool=pool, rows=rows, config=config)
+        return cls(table, table["key"].combine_chunks(), pool, rows, config)
 
     def place(self, key: str) -> int:
         """Position in `table` of an accepted key. Raises JobError if it is none."""
-        place = self.keys.find(key)
-        if place is None:
+        place = bisect.bisect_left(self.keys, key, key=pa.StringScalar.as_py)
+        if place == len(self.keys) or self.keys[place].as_py() != key:
             raise JobError(f"{key} is accepted and not in the plan: this is a bug")
         return place
 
@@ -162,6 +162,7 @@ class Plan:
             drawn = pair(
                 self.pool,
                 foregrounds,
+                keys,
                 variant,
                 seed=self.config.seed,
                 replicate=replicate,
@@ -172,6 +173,12 @@ class Plan:
                 raise JobError(f"a selected image has no {name} partner: this is a bug")
             found[name] = self.rows[drawn]
         return found
+
+
+def _strings(table: pa.Table) -> Iterator[str]:
+    """The keys of a table, of which few are strings of Python at a time."""
+    for batch in table.to_batches(max_chunksize=_AT_ONCE):
+        yield from batch["key"].to_pylist()
 
 
 def _groups(table: pa.Table) -> NDArray[np.int64] | None:
@@ -207,13 +214,9 @@ class PlanSplit(beam.DoFn):
         self._segment = segment
         self._scenes = scenes
 
-    def process(self, element: tuple[str, Iterable[SegmentedShard]]) -> Iterator[OutputShard]:
+    @timed("plan")
+    def process(self, element: tuple[str, Iterable[SegmentedShard]]) -> list[OutputShard]:
         split, segmented = element
-        with timed("plan"):
-            planned = self._plan(split, segmented)
-        yield from planned
-
-    def _plan(self, split: str, segmented: Iterable[SegmentedShard]) -> list[OutputShard]:
         shards = sorted(segmented, key=lambda shard: shard.files.shard)
         totals = shards[0].totals
         check_complete(
@@ -251,13 +254,13 @@ class PlanSplit(beam.DoFn):
             tables.append(table.append_column("tar", tar))
         table = pa.concat_tables(tables).unify_dictionaries().sort_by("key").combine_chunks()
         labels = table["label"].to_numpy().astype(np.int64)
-        keys, groups = SortedKeys(table["key"].combine_chunks()), _groups(table)
+        keys, groups = table["key"].combine_chunks(), _groups(table)
         selected, lonely = select_images(keys, labels, self._config, groups)
         added = {
             "selected": selected,
             "no_background": lonely,
             # Here once, and not again by every worker.
-            "ring": ring_places(keys, self._config.seed),
+            "ring": ring_places(_strings(table), self._config.seed),
             **({} if groups is None else {"group_number": groups}),
         }
         for name, values in added.items():

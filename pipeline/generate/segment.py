@@ -91,12 +91,8 @@ class SegmentShard(beam.DoFn):
         # The runner's workers are the parallelism.
         cv2.setNumThreads(1)
 
-    def process(self, shard: SourceShard) -> Iterator[SegmentedShard]:
-        with timed("segment"):
-            segmented = self._segmented(shard)
-        yield segmented
-
-    def _segmented(self, shard: SourceShard) -> SegmentedShard:
+    @timed("segment")
+    def process(self, shard: SourceShard) -> list[SegmentedShard]:
         split = shard.totals.split
         record = layer_record(split, shard.shard)
         checksums = Checksums.of_shard(self._staging.store, split, shard.shard)
@@ -115,18 +111,16 @@ class SegmentShard(beam.DoFn):
         self._progress.note_done("segment", f"{split}-{shard.shard:05d}", images)
         tar = layer_tar(split, shard.shard)
         own = self._staging.digest_of(found.record, record, len(rows))
-        return SegmentedShard(
-            totals=shard.totals,
-            files=SourceFiles(
-                shard=shard.shard,
-                fingerprint=found.fingerprint,
-                images=images,
-                record=found.record,
-                tar=found.where.get(tar),
-                digests=(*found.files, own),
-            ),
-            candidates=pack_candidates(rows, {} if tar in found.where else _sources(shard)),
+        files = SourceFiles(
+            shard=shard.shard,
+            fingerprint=found.fingerprint,
+            images=images,
+            record=found.record,
+            tar=found.where.get(tar),
+            digests=(*found.files, own),
         )
+        candidates = pack_candidates(rows, {} if tar in found.where else _sources(shard))
+        return [SegmentedShard(totals=shard.totals, files=files, candidates=candidates)]
 
     def _digests(self, shard: SourceShard, record: str, checksums: Checksums) -> list[str | None]:
         """Digests of a shard's images. Where there may be layers already, what is not known is
@@ -144,24 +138,21 @@ class SegmentShard(beam.DoFn):
         previous = PreviousLayers(self._staging.store, split, counts)
         tar_path = layer_tar(split, shard.shard)
         rows, files, made = [], [], []
-        with contextlib.ExitStack() as stack:
-            tar: TarWriter | None = None
-            file: HashingFile | None = None
-            before = (None, *shard.images)[: len(shard.images)]
-            found = zip(shard.images, digests, before, strict=True)
-            ahead = reads_ahead(shard.images[0].path) if shard.images else 0
-            reading = read_ahead(
-                functools.partial(_read, previous, checksums, self._config), found, ahead
-            )
-            for (image, _, _), (digest, read) in stack.enter_context(contextlib.closing(reading)):
+        before = (None, *shard.images)[: len(shard.images)]
+        found = zip(shard.images, digests, before, strict=True)
+        ahead = reads_ahead(shard.images[0].path) if shard.images else 0
+        reading = read_ahead(
+            functools.partial(_read, previous, checksums, self._config), found, ahead
+        )
+        writing: contextlib.AbstractContextManager[HashingFile | None] = contextlib.nullcontext()
+        if not self._config.is_whole:
+            writing = self._staging.store.create(self._staging.staged(tar_path))
+        with writing as file, contextlib.closing(reading):
+            tar = None if file is None else TarWriter(file)
+            for (image, _, _), (digest, read) in reading:
                 made.append(digest)
                 for row, parts in self._rows(image, digest, read):
-                    if parts:
-                        if tar is None:
-                            file = stack.enter_context(
-                                self._staging.store.create(self._staging.staged(tar_path))
-                            )
-                            tar = TarWriter(file)
+                    if tar is not None and parts:
                         row.update(add_layer(tar, row["key"], parts))
                     rows.append(row)
             if tar is not None:

@@ -152,14 +152,8 @@ class Score(beam.DoFn):
         self._root = root
         self._taxonomy = taxonomy
 
-    def process(
-        self, dataset: str, classified: Iterable[ModelShard | FailedModel]
-    ) -> Iterator[str]:
-        with timed("imagenet"):
-            self._score(dataset, classified)
-        yield dataset
-
-    def _score(self, dataset: str, classified: Iterable[ModelShard | FailedModel]) -> None:
+    @timed("imagenet")
+    def process(self, dataset: str, classified: Iterable[ModelShard | FailedModel]) -> list[str]:
         store = self._evaluation.store
         listing = list_imagenet(self._root, self._taxonomy)
         expected = range(len(listing.shards()))
@@ -183,6 +177,7 @@ class Score(beam.DoFn):
         with held(store, TABLES_LOCK, wait=60):
             write_trend(store, dataset, read_summaries(store, dataset)[0], self._taxonomy)
         store.remove_temporary()
+        return [dataset]
 
 
 def _accuracy(

@@ -38,8 +38,9 @@ def count_written(files: Iterable[FileDigest]) -> None:
 
 @contextlib.contextmanager
 def timed(stage: str) -> Iterator[None]:
-    """Adds the time of a block to a stage. Nothing may be yielded to Beam inside: the stages
-    behind would be counted, too."""
+    """Adds the time of a block, or of a function that it decorates, to a stage. Nothing may be
+    yielded to Beam inside, or the stages behind would be counted, too: a `process` that it
+    decorates returns a list."""
     started = time.perf_counter()
     try:
         yield

@@ -79,12 +79,8 @@ class Measure(beam.DoFn):
     def __init__(self, plan: SaliencyPlan) -> None:
         self._plan = plan
 
-    def process(self, dataset: str, explained: Iterable[ModelShard | FailedModel]) -> Iterator[str]:
-        with timed("saliency"):
-            self._measure(dataset, explained)
-        yield dataset
-
-    def _measure(self, dataset: str, explained: Iterable[ModelShard | FailedModel]) -> None:
+    @timed("saliency")
+    def process(self, dataset: str, explained: Iterable[ModelShard | FailedModel]) -> list[str]:
         evaluation = self._plan.evaluation
         store = evaluation.store
         opened = Dataset.open(store)
@@ -101,6 +97,7 @@ class Measure(beam.DoFn):
         with held(store, TABLES_LOCK, wait=60):
             write_saliency_table(store, dataset)
         store.remove_temporary()
+        return [dataset]
 
     def _write(self, dataset: Dataset, shown: list[str], found: list[ModelShard]) -> None:
         """Writes a model's saliency.json, and removes what it does not tell of."""
