@@ -401,7 +401,6 @@ def test_wrong_usage_of_manifests_is_one_line(toy: Path, tmp_path: Path) -> None
         ((), "no image of an ImageNet-9 class"),
         ((*kinds, "--annotations", toy), "boxes are in the manifest"),
         ((*kinds, "--split", "val,train"), "does not say which images are of which --split"),
-        ((*kinds, "--layout", "folder"), "no folder 'val'"),
         (("--taxonomy", toy / "none.csv"), "is no file that can be read"),
         ((*kinds, "--segmenter", "masks"), "no image of"),
     ):

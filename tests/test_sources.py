@@ -145,27 +145,29 @@ def test_object_storage_holds_the_same_shapes(
         assert image.annotation_md5 or Place.of(image.annotation or "").text
 
 
-def test_the_layout_is_found_out_or_said(small_sample: Path, tmp_path: Path) -> None:
-    roots = {shape: tmp_path / shape for shape in SHAPES}
+def test_of_several_layouts_the_named_one_is_read(small_sample: Path, tmp_path: Path) -> None:
+    several = tmp_path / "several"
+    several.mkdir()
+    for shape in ("kaggle_table", "val_tar", "parquet", "manifest_csv"):
+        SHAPES[shape](small_sample, several)
+    shutil.copytree(small_sample / "val", several / "val")
+    for named, kind, images in (
+        ("", "manifest", "."),
+        ("val", "folder", "val"),
+        ("ILSVRC", "folder", "ILSVRC/Data/CLS-LOC/val"),
+        ("ILSVRC2012_img_val.tar", "tar", "."),
+        ("data", "parquet", "data"),
+    ):
+        layout = find_layout(str(several / named), None, "val")
+        assert (layout.kind, Path(layout.images)) == (kind, several / images)
+        assert len(listed(several / named).images) == 18
+
+
+def test_the_file_itself_and_boxes_from_elsewhere(small_sample: Path, tmp_path: Path) -> None:
+    roots = {shape: tmp_path / shape for shape in ("val_tar", "kaggle_table")}
     for shape, root in roots.items():
         root.mkdir()
         SHAPES[shape](small_sample, root)
-    said = {
-        "folder": small_sample,
-        "kaggle": roots["kaggle_table"],
-        "tar": roots["val_tar"],
-        "webdataset": roots["webdataset"],
-        "parquet": roots["parquet"],
-        "manifest": roots["manifest_csv"],
-    }
-    for kind, root in said.items():
-        assert listed(root, kind=kind) == listed(root)
-        for other in said:
-            if other == kind or {kind, other} == {"folder", "kaggle"}:
-                continue
-            with pytest.raises(UsageError, match=f"--layout|no folder 'val' in --input {root}"):
-                find_layout(str(root), None, "val", other)
-    # A file itself, and boxes from elsewhere.
     tar, boxes = roots["val_tar"] / "ILSVRC2012_img_val.tar", roots["kaggle_table"]
     for named in (boxes, boxes / "LOC_val_solution.csv", small_sample / "Annotations"):
         layout = find_layout(str(tar), str(named), "val")
@@ -173,10 +175,6 @@ def test_the_layout_is_found_out_or_said(small_sample: Path, tmp_path: Path) -> 
     # What is unpacked comes before the archives that lie beside it.
     shutil.copytree(small_sample, roots["val_tar"], dirs_exist_ok=True)
     assert find_layout(str(roots["val_tar"]), None, "val").kind == "folder"
-    done = run_in9("generate", "--output", tmp_path / "out", "--input", tar, "--layout", "parquet",
-                   check=2)  # fmt: skip
-    assert "--layout parquet" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
 
 
 def link(name: str, target: str, kind: bytes) -> Callable[[tarfile.TarFile], None]:

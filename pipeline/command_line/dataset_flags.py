@@ -25,13 +25,6 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--annotations", metavar="DIR", help="boxes (default: beside the images)")
     group = group_of(parser, "Sources")
     group.add_argument(
-        "--layout",
-        default="auto",
-        choices=("auto", "folder", "kaggle", "tar", "webdataset", "parquet", "manifest"),
-        metavar="NAME",
-        help="of the input: folder, kaggle, tar, webdataset, parquet or manifest (found out)",
-    )
-    group.add_argument(
         "--masks", metavar="DIR", help="PNGs, or a COCO .json file, for --segmenter masks"
     )
     group.add_argument(

@@ -49,8 +49,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
     annotations = absolute(arguments.annotations) if arguments.annotations else None
     needs_boxes = not takes_masks(arguments.segmenter) and not config.segment.is_whole
     layouts = [
-        find_layout(source, annotations, split, arguments.layout, needs_boxes=needs_boxes)
-        for split in config.split
+        find_layout(source, annotations, split, needs_boxes=needs_boxes) for split in config.split
     ]
     _check_splits(layouts)
     masks = _masks(arguments, layouts)
@@ -79,7 +78,6 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
     lists = _list_paths(arguments)
     return dataclasses.replace(
         job,
-        layout=arguments.layout,
         taxonomy=taxonomy or imagenet9(),
         exclude=lists.get("exclude"),
         include=lists.get("include"),

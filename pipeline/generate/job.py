@@ -13,7 +13,6 @@ from pipeline.errors import UsageError
 from pipeline.generate.commit import STAGING
 from pipeline.runner.progress import Progress
 from pipeline.sources.key_lists import KeyList, KeyLists, read_key_list
-from pipeline.sources.layout import AUTO
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy, imagenet9
 
@@ -33,7 +32,6 @@ class Job:
       guarded: stages that the dataset as it stands was made with, if the job must not make much
         of it again (`pipeline.generate.guard`); None if it may.
       masks: folder or file of masks, for a segmenter that takes them.
-      layout: of the input, as `find_layout` takes it.
       exclude, include: absolute paths of lists of images, if any.
       taxonomy: classes and superclasses.
       scenes: absolute path of the folder of scenes, if there is one.
@@ -48,7 +46,6 @@ class Job:
     reshard: bool = False
     guarded: dict[str, Any] | None = None
     masks: str | None = None
-    layout: str = AUTO
     exclude: str | None = None
     include: str | None = None
     taxonomy: Taxonomy = dataclasses.field(default_factory=imagenet9)

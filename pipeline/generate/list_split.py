@@ -28,7 +28,7 @@ def list_split(job: Job, taxonomy: Taxonomy, split: str) -> tuple[Listing, Shard
     """
     is_whole = job.config.segment.is_whole
     needs_boxes = not takes_masks(job.config.segment.segmenter) and not is_whole
-    layout = find_layout(job.source, job.annotations, split, job.layout, needs_boxes=needs_boxes)
+    layout = find_layout(job.source, job.annotations, split, needs_boxes=needs_boxes)
     try:
         listing = list_images(layout, taxonomy, job.config.limit, job.key_lists())
     except PermissionError as error:

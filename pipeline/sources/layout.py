@@ -21,15 +21,12 @@ from pipeline.sources.manifest import SUFFIXES, check_manifest
 from pipeline.sources.parquet import holds_pictures
 from pipeline.sources.shapes import (
     FOLDER,
-    KAGGLE,
     MANIFEST,
     WEBDATASET,
     find_shape,
     tells_boxes,
 )
 from pipeline.storage.files import absolute, files_of, join, parent
-
-AUTO = "auto"
 
 _IMAGE_TREES = ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC", "CLS-LOC")
 _ANNOTATION_TREES = (
@@ -67,7 +64,6 @@ def find_layout(
     root: str,
     annotations: str | None,
     split: str,
-    kind: str = AUTO,
     *,
     needs_boxes: bool = True,
 ) -> Layout:
@@ -78,8 +74,6 @@ def find_layout(
       annotations: a folder, an archive or a table of annotations; None to look beside the
         images.
       split: such as `val`.
-      kind: of the input: `folder`, `kaggle`, `tar`, `webdataset`, `parquet`, `manifest`; or
-        `auto`.
       needs_boxes: whether it is an error if there are no annotations beside the images.
 
     Raises:
@@ -88,7 +82,7 @@ def find_layout(
     """
     root = absolute(root)
     try:
-        layout = _find(root, split, kind)
+        layout = _find(root, split)
         if layout.kind == MANIFEST:
             found = None
             if annotations is not None:
@@ -113,73 +107,46 @@ def find_layout(
     return dataclasses.replace(layout, annotations=found)
 
 
-def _find(root: str, split: str, kind: str) -> Layout:
+def _find(root: str, split: str) -> Layout:
     """Where the images lie, without annotations."""
-    if kind in (AUTO, MANIFEST):
-        found = _find_manifest(root, split, kind)
-        if found is not None:
-            check_manifest(found)
-            return Layout(split, parent(found), parent(found), None, MANIFEST, (found,))
-    if kind in (FOLDER, KAGGLE):
-        images = find_images(root, split, trees=_IMAGE_TREES[kind == KAGGLE :])
-        return Layout(split, root, images, None)
-    folder = _image_folder(root, split, _IMAGE_TREES)
-    if kind == AUTO and folder is not None and _has(folder, IMAGE_SUFFIXES):
+    manifest = _find_manifest(root, split)
+    if manifest is not None:
+        check_manifest(manifest)
+        return Layout(split, parent(manifest), parent(manifest), None, MANIFEST, (manifest,))
+    folder = _image_folder(root, split)
+    if folder is not None and _has(folder, IMAGE_SUFFIXES):
         return Layout(split, root, folder, None)
-    found, files = find_shape(root, split, None if kind == AUTO else kind)
-    if files:
-        # What is named in the file system is where the files lie, not one of them.
-        base = parent(root) if root == files[0] else root
-        return Layout(split, base, parent(files[0]), None, found, files)
-    if kind == AUTO:
+    kind, files = find_shape(root, split)
+    if not files:
         return Layout(split, root, find_images(root, split), None)
-    raise UsageError(
-        f"--layout {kind}: no such file of {split!r} in {root}, data or {split}; with --layout "
-        "auto it is found out"
-    )
+    # What is named in the file system is where the files lie, not one of them.
+    base = parent(root) if root == files[0] else root
+    return Layout(split, base, parent(files[0]), None, kind, files)
 
 
-def _find_manifest(root: str, split: str, kind: str) -> str | None:
-    """The table that names the images, if the input is one or holds one.
-
-    Raises:
-      UsageError: none is there, and `kind` says that it is.
-    """
+def _find_manifest(root: str, split: str) -> str | None:
+    """The table that names the images, if the input is one or holds one."""
+    lower = root.lower()
     if files_of(root).info(root) is not None:
-        is_table = root.lower().endswith(SUFFIXES)
-        if is_table and root.lower().endswith(".parquet") and holds_pictures(root):
-            if kind == MANIFEST:
-                raise UsageError(
-                    f"--layout manifest: {root} holds the pictures themselves; that is "
-                    "--layout parquet"
-                )
-            is_table = False
-        if is_table:
-            return root
-    else:
-        there = set(files_of(root).children(root))
-        for stem in (f"manifest_{split}", "manifest"):
-            for suffix in SUFFIXES:
-                if join(root, stem + suffix) in there:
-                    return join(root, stem + suffix)
-    if kind == MANIFEST:
-        raise UsageError(
-            f"--layout manifest: no manifest.csv, .parquet, .json or .jsonl in {root}; name the "
-            "file itself with --input"
-        )
+        is_table = lower.endswith(SUFFIXES)
+        if lower.endswith(".parquet"):
+            is_table = not holds_pictures(root)
+        return root if is_table else None
+    there = set(files_of(root).children(root))
+    for stem in (f"manifest_{split}", "manifest"):
+        for suffix in SUFFIXES:
+            if join(root, stem + suffix) in there:
+                return join(root, stem + suffix)
     return None
 
 
-def find_images(
-    root: str, split: str, flag: str = "--input", trees: Sequence[str] = _IMAGE_TREES
-) -> str:
+def find_images(root: str, split: str, flag: str = "--input") -> str:
     """Finds the folder of a split's images.
 
     Args:
       root: the input folder, or the split's own folder.
       split: such as `val`.
       flag: that named the folder, for messages.
-      trees: where in it to look.
 
     Raises:
       UsageError: there is none; the message lists what was tried.
@@ -187,21 +154,21 @@ def find_images(
     root = absolute(root)
     if not files_of(root).is_folder(root):
         raise UsageError(f"{flag} {root} is not a folder that can be read")
-    images = _image_folder(root, split, trees)
+    images = _image_folder(root, split)
     if images is None:
         is_input = flag == "--input"
         other = ", or the split with --split" if is_input else ""
         files = f", and for .tar and .parquet files of {split!r}" if is_input else ""
         raise UsageError(
             f"no folder {split!r} in {flag} {root}: looked for "
-            + ", ".join(posixpath.join(tree, split) for tree in trees)
+            + ", ".join(posixpath.join(tree, split) for tree in _IMAGE_TREES)
             + f"{files}. Name another folder{other}"
         )
     return images
 
 
-def _image_folder(root: str, split: str, trees: Sequence[str]) -> str | None:
-    candidates = [join(root, tree, split) for tree in trees]
+def _image_folder(root: str, split: str) -> str | None:
+    candidates = [join(root, tree, split) for tree in _IMAGE_TREES]
     if posixpath.basename(root) == split:
         candidates.append(root)
     return next((path for path in candidates if files_of(path).is_folder(path)), None)

@@ -13,10 +13,8 @@ from pipeline.sources.found import IMAGE_SUFFIXES, is_hidden
 from pipeline.sources.webdataset import MARKS
 from pipeline.storage.files import files_of, join
 
-FOLDER, KAGGLE, TAR, WEBDATASET, PARQUET = "folder", "kaggle", "tar", "webdataset", "parquet"
+FOLDER, TAR, WEBDATASET, PARQUET = "folder", "tar", "webdataset", "parquet"
 MANIFEST = "manifest"
-
-_SUFFIX = {TAR: ".tar", WEBDATASET: ".tar", PARQUET: ".parquet"}
 
 _ALSO_CALLED = {"val": ("validation",)}
 
@@ -91,34 +89,25 @@ def _ending(paths: Iterable[str], suffix: str) -> list[str]:
     return [path for path in paths if path.lower().endswith(suffix)]
 
 
-def find_shape(root: str, split: str, wanted: str | None = None) -> tuple[str, tuple[str, ...]]:
+def find_shape(root: str, split: str) -> tuple[str, tuple[str, ...]]:
     """Finds the files that hold a split, where no folder of images does.
 
     Args:
       root: absolute path of the input folder, or of such a file.
       split: its name.
-      wanted: `TAR`, `WEBDATASET` or `PARQUET`; None to find out.
 
     Returns:
-      Which of the three, and the files; ("", ()) if there are none.
+      `TAR`, `WEBDATASET` or `PARQUET`, and the files; ("", ()) if there are none.
 
     Raises:
-      UsageError: they are of another kind than wanted, or of none.
+      UsageError: they are of none of these kinds.
       OSError: they cannot be read.
     """
-    for kind in (TAR, PARQUET) if wanted is None else (wanted,):
-        paths = find_files(root, split, _SUFFIX[kind])
-        if not paths:
-            continue
-        if kind != PARQUET:
-            kind = _kind_of_tar(paths[0])
-        if wanted not in (None, kind):
-            raise UsageError(
-                f"--layout {wanted}: {paths[0]} is of another kind, {kind}; with --layout auto "
-                "it is found out"
-            )
-        return kind, paths
-    for suffix in COMPRESSED if wanted != PARQUET else ():
+    if paths := find_files(root, split, ".tar"):
+        return _kind_of_tar(paths[0]), paths
+    if paths := find_files(root, split, ".parquet"):
+        return PARQUET, paths
+    for suffix in COMPRESSED:
         for path in find_files(root, split, suffix):
             next(members(path), None)
     return "", ()
