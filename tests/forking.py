@@ -55,15 +55,8 @@ class Forks:
           modules: of its PYTHONPATH, which it imports before it begins.
         """
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            order = {
-                "arguments": arguments,
-                "environment": environment,
-                "folder": os.getcwd(),
-                "seconds": seconds,
-                "modules": modules,
-            }
-            data = json.dumps(order).encode()
-            self._send(data, out.fileno(), err.fileno())
+            files = (out.fileno(), err.fileno())
+            self._send(files, arguments, environment, seconds=seconds, modules=modules)
             code = int.from_bytes(_receive(self._socket, 4), "big", signed=True)
             texts = []
             for file in (out, err):
@@ -75,15 +68,29 @@ class Forks:
         """Begins `in9` with these arguments, in a session and process group of its own."""
         out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         ours, theirs = socket.socketpair()
-        order = {"arguments": arguments, "environment": environment, "folder": os.getcwd()}
         with theirs:
-            data = json.dumps(order).encode()
-            self._send(data, out.fileno(), err.fileno(), theirs.fileno())
+            self._send((out.fileno(), err.fileno(), theirs.fileno()), arguments, environment)
         return Started(ours, out, err)
 
-    def _send(self, order: bytes, *files: int) -> None:
-        socket.send_fds(self._socket, [len(order).to_bytes(8, "big")], files)
-        self._socket.sendall(order)
+    def _send(
+        self,
+        files: tuple[int, ...],
+        arguments: list[str],
+        environment: dict[str, str],
+        *,
+        seconds: int = 0,
+        modules: tuple[str, ...] = (),
+    ) -> None:
+        order = {
+            "arguments": arguments,
+            "environment": environment,
+            "folder": os.getcwd(),
+            "seconds": seconds,
+            "modules": modules,
+        }
+        data = json.dumps(order).encode()
+        socket.send_fds(self._socket, [len(data).to_bytes(8, "big")], files)
+        self._socket.sendall(data)
 
 
 class Started:
