@@ -17,7 +17,7 @@ from transforms.intervals import (
     bootstrap_means,
     paired_bootstrap,
     percentile_interval,
-    resample_weights,
+    poisson_weights,
     wilson,
     wilson_of_units,
 )
@@ -107,7 +107,7 @@ def test_bootstrap_means_are_those_of_a_plain_loop(units: int) -> None:
     hashes = keyed_hashes(5, "bootstrap", [str(unit) for unit in range(units)])
     expected = []
     for resample in range(37):
-        weights = resample_weights(hashes, resample)
+        weights = poisson_weights(substream(hashes, resample))
         if weights @ sizes > 0:
             expected.append(weights @ values / (weights @ sizes))
     found = bootstrap_means(values, sizes, hashes, resamples=37)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.dataset.shards import ShardCounts
 from transforms.hashing import keyed_hash, keyed_hashes, substream
-from transforms.intervals import paired_bootstrap, resample_weights, wilson
+from transforms.intervals import paired_bootstrap, poisson_weights, wilson
 from transforms.scoring import LABEL_RULES, labels_of_outputs
 from transforms.taxonomy import OUTSIDE, imagenet9
 
@@ -35,11 +35,11 @@ def test_wilson_refuses_what_is_no_proportion() -> None:
 
 def test_bootstrap_weights_are_poisson() -> None:
     hashes = keyed_hashes(0, "bootstrap", [str(i) for i in range(20_000)])
-    weights = resample_weights(hashes, 3)
+    weights = poisson_weights(substream(hashes, 3))
     assert weights.mean() == pytest.approx(1, abs=0.02)
     assert weights.var() == pytest.approx(1, abs=0.04)
     assert (weights == 0).mean() == pytest.approx(np.exp(-1), abs=0.01)
-    other = resample_weights(hashes, 4)
+    other = poisson_weights(substream(hashes, 4))
     assert abs(np.corrcoef(weights, other)[0, 1]) < 0.03
 
 

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.hashing import UInt64Array, keyed_hashes, substream, substreams
+from transforms.hashing import UInt64Array, keyed_hashes, substreams
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -137,21 +137,16 @@ def sum_units(values: Floats, units: Sequence[str]) -> tuple[Floats, Floats, lis
     return sums, np.bincount(unit_of).astype(np.float64), names
 
 
-def resample_weights(hashes: UInt64Array, resample: int) -> Floats:
-    """Weights of one Poisson bootstrap resample (Hanley and MacGibbon 2006).
+def poisson_weights(draws: UInt64Array) -> Floats:
+    """Weights of Poisson bootstrap resamples (Hanley and MacGibbon 2006).
 
     Args:
-      hashes: (n,) uint64 keyed hashes of the units.
-      resample: which resample, >= 0.
+      draws: uint64 of any shape, such as `substreams` of keyed hashes of the units.
 
     Returns:
-      (n,) float64: how often each unit is drawn, Poisson(1). It depends on the unit's own
+      float64 of that shape: how often each unit is drawn, Poisson(1). It depends on the unit's own
       hash alone, so it is the same in any order, on any runner.
     """
-    return _weights(substream(hashes, resample))
-
-
-def _weights(draws: UInt64Array) -> Floats:
     uniform = (draws >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return np.searchsorted(_POISSON, uniform, side="right").astype(np.float64)
 
@@ -183,7 +178,7 @@ def bootstrap_means(
         chosen = range(first, min(first + rows, resamples))
         for unit in range(0, len(hashes), units):
             block = slice(unit, unit + units)
-            weights = _weights(substreams(hashes[block], chosen))
+            weights = poisson_weights(substreams(hashes[block], chosen))
             totals[chosen.start : chosen.stop] += weights @ values[block]
     drawn = totals[totals[:, -1] > 0]
     means: Floats = drawn[:, :-1] / drawn[:, -1:]

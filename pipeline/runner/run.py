@@ -26,7 +26,6 @@ _LOST_ELEMENTS = (
     "--direct_running_mode=multi_threading silently loses elements in Beam 2.77; "
     "use in_memory (the default, with threads) or multi_processing"
 )
-_NUMBER = re.compile(r"-\d+(\.\d*)?")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,11 +43,6 @@ def _beam_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def beam_flags() -> list[str]:
-    """All flags that Beam's own options define."""
-    return sorted(_beam_parser()._option_string_actions)
-
-
 def check_unknown(arguments: Sequence[str], own: Iterable[str]) -> None:
     """Refuses arguments that neither we nor Beam know, and values that Beam refuses.
 
@@ -56,22 +50,16 @@ def check_unknown(arguments: Sequence[str], own: Iterable[str]) -> None:
       UsageError: naming the closest flag there is, or what is wrong with a value.
     """
     parser = _beam_parser()
-    known = sorted(parser._option_string_actions)
-    expects_value = False
-    for argument in arguments:
-        is_number = expects_value and _NUMBER.fullmatch(argument)
-        if is_number or not argument.startswith("-"):
-            if not expects_value:
-                raise UsageError(f"unexpected argument {argument!r}; flags look like --name=value")
-            expects_value = False
-            continue
-        flag = argument.partition("=")[0]
-        if flag not in known:
-            close = difflib.get_close_matches(flag, [*own, *known], n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise UsageError(f"unknown flag {flag}{hint}")
-        expects_value = "=" not in argument
-    parser.parse_known_args(arguments)
+    unknown = parser.parse_known_args(arguments)[1]
+    if not unknown:
+        return
+    if not unknown[0].startswith("-"):
+        raise UsageError(f"unexpected argument {unknown[0]!r}; flags look like --name=value")
+    flag = unknown[0].partition("=")[0]
+    known = re.findall(r"--\w+", parser.format_usage())
+    close = difflib.get_close_matches(flag, [*own, *known], n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise UsageError(f"unknown flag {flag}{hint}")
 
 
 def _known_runner(name: str) -> str:
