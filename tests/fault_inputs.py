@@ -333,7 +333,7 @@ def _tables() -> Iterator[Input]:
         def arrange(folder: Path) -> tuple[str, ...]:
             shutil.rmtree(folder / "val")
             pq.write_table(pa.table(columns), folder / "validation-00000-of-00001.parquet")
-            return ("--layout", "parquet")
+            return ()
 
         return arrange
 

@@ -67,7 +67,8 @@ def test_a_model_that_fails_is_a_row_and_stops_nothing(small_run: Path, tmp_path
 
 
 def test_a_failure_is_of_an_entry_a_stage_and_a_dataset(tmp_path: Path) -> None:
-    store, how = Store(str(tmp_path)), {"split": "val"}
+    store = Store(str(tmp_path))
+    how = {"split": "val", "eval_input": "stored", "precision": "fp32"}
 
     def failed() -> dict[str, list[str]]:
         return {

@@ -27,7 +27,6 @@ from pipeline.storage.store import Store
 GPU = (("accelerator", "type:nvidia-l4;count:1;install-nvidia-driver"),)
 MADE = {
     "predictions/val-00001.parquet": "prediction_shards_made",
-    "logits/val-00002.parquet": "logit_shards_made",
     "imagenet/val-00000.parquet": "imagenet_shards_made",
     "attack/14x14-early_stop/val-00000.parquet": "attack_chunks_made",
     "saliency/val-00001.parquet": "saliency_shards_made",

@@ -158,7 +158,7 @@ def test_what_is_not_finished_never_appears(store: Store) -> None:
 
 
 def test_of_many_that_want_a_lock_one_gets_it(store: Store) -> None:
-    owners = [{"host": "elsewhere", "pid": number, "started": "1"} for number in range(12)]
+    owners = [{"host": "elsewhere", "pid": pid, "started": "1"} for pid in range(1, 13)]
 
     def tries(owner: dict[str, object]) -> bool:
         try:

@@ -94,8 +94,14 @@ class Files(Protocol):
             name before this ends, so that a power cut leaves the file whole.
         """
 
-    def create_once(self, path: str, data: bytes) -> str:
-        """Writes a file that must not exist; returns its identity. Raises FileExistsError."""
+    def create_once(self, path: str, data: bytes, temporary: str) -> str:
+        """Writes a file that must not exist; returns its identity. Raises FileExistsError.
+
+        Args:
+          path: of the file.
+          data: its content.
+          temporary: for the time being, where there is need of one.
+        """
 
     def copy(self, source: str, target: str) -> None:
         """Copies a file within the storage, replacing the target at once."""

@@ -152,7 +152,7 @@ class GcsFiles(Files):
 
         return tried(upload, path)
 
-    def create_once(self, path: str, data: bytes) -> str:
+    def create_once(self, path: str, data: bytes, temporary: str) -> str:
         blob = self._upload(path, io.BytesIO(data), if_generation_match=0)
         return str(blob.generation)
 

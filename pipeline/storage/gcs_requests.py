@@ -62,7 +62,10 @@ def tried(call: Callable[[], T], path: str) -> T:
     for attempt in range(_ATTEMPTS):
         try:
             with translated(path):
-                return call()
+                try:
+                    return call()
+                except requests.exceptions.ChunkedEncodingError as error:
+                    raise IncompleteError(str(error)) from error
         except IncompleteError:
             time.sleep(0.1 * 2**attempt)
     raise ConnectionError(f"{path} could not be read: responses end early")

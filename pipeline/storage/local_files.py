@@ -93,28 +93,29 @@ class LocalFiles(Files):
         if durable:
             self.sync_folder(os.path.dirname(path))
 
-    def create_once(self, path: str, data: bytes) -> str:
+    def create_once(self, path: str, data: bytes, temporary: str) -> str:
         os.makedirs(os.path.dirname(path), exist_ok=True)
+        if not data:
+            open(path, "xb").close()
+            return _info(path, os.stat(path)).identity
+        os.makedirs(os.path.dirname(temporary), exist_ok=True)
         # With its content at once: a kill or a full disk never leaves it empty.
-        aside = f"{path}.{uuid.uuid4().hex}"
         try:
-            with open(aside, "xb") as file:
+            with open(temporary, "xb") as file:
                 file.write(data)
-                if data:
-                    _sync(file)
+                _sync(file)
             try:
-                os.link(aside, path)
+                os.link(temporary, path)
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
                 with open(path, "xb") as file:
                     file.write(data)
-            if data:
-                self.sync_folder(os.path.dirname(path))
+            self.sync_folder(os.path.dirname(path))
             return _info(path, os.stat(path)).identity
         finally:
             with contextlib.suppress(FileNotFoundError):
-                os.remove(aside)
+                os.remove(temporary)
 
     def copy(self, source: str, target: str) -> None:
         """By a hard link where there can be one: files are replaced, never changed."""

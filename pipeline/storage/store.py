@@ -220,10 +220,7 @@ class Store:
         A block that raises leaves nothing behind. What says that other files are complete is
         `durable`: a power cut leaves it whole as well, or not there.
         """
-        # Host and process, to know what a killed process has left; the rest makes it unique.
-        name = f"{socket.gethostname()}+{os.getpid()}+{uuid.uuid4().hex}"
-        temporary = self.own_path(f"{TEMPORARY}/{name}")
-        path = self.own_path(relative)
+        path, temporary = self.own_path(relative), self._temporary()
         with self.files.create(path, temporary, self._later, durable=durable) as file:
             yield HashingFile(file)
 
@@ -252,7 +249,13 @@ class Store:
 
     def create_once(self, relative: str, data: bytes) -> str:
         """Writes a file that must not exist; returns its identity. Raises FileExistsError."""
-        return self.files.create_once(self.own_path(relative), data)
+        return self.files.create_once(self.own_path(relative), data, self._temporary())
+
+    def _temporary(self) -> str:
+        """Absolute path of a file that is being written. Its name says host and process, to know
+        what a killed process has left; the rest makes it unique."""
+        name = f"{socket.gethostname()}+{os.getpid()}+{uuid.uuid4().hex}"
+        return self.own_path(f"{TEMPORARY}/{name}")
 
     def digest(self, relative: str) -> str:
         """Hexadecimal SHA-256 of a file's content."""
