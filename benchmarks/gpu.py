@@ -34,10 +34,10 @@ from measure import card, draw_small, peak_of_this_process, row, run_in9
 from pipeline.attack.chunks import Chunks, HeldBackgrounds
 from pipeline.attack.plan import Attacking, open_grid
 from pipeline.command_line.evaluation_flags import CPU_BATCH, GPU_BATCH
-from pipeline.command_line.flag_types import grid, names
+from pipeline.command_line.flag_types import Words, grid, names
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.plan import Evaluation, model_identity
-from pipeline.evaluate.predict import PRECISIONS, PredictConfig, Predictor
+from pipeline.evaluate.predict import PredictConfig, Predictor
 from pipeline.evaluate.resident import load_resident
 from pipeline.evaluate.shards import predict_shard
 from pipeline.memory import keep_freed_memory
@@ -284,20 +284,18 @@ def with_weights(arch: str, folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--stages", type=names, default=tuple(STAGES), help="all")
+    parser.add_argument("--stages", type=Words(*STAGES), default=tuple(STAGES), help="all")
     parser.add_argument(
         "--models", type=names, help="of timm: efficientnet_lite0; on a GPU resnet50, too"
     )
-    parser.add_argument("--precision", type=names, default=("fp32",), help="fp32, tf32, bf16")
+    precisions = Words("fp32", "tf32", "bf16")
+    parser.add_argument("--precision", type=precisions, default=("fp32",), help="fp32, tf32, bf16")
     parser.add_argument("--images", type=int, help="drawn; 2000 on a GPU, else 64")
     parser.add_argument("--grid", type=grid, help="of the attack; 160x256 on a GPU, else 64x16")
     parser.add_argument("--batch_size", type=int, help="of in9, on this device")
     parser.add_argument("--epochs", type=int, default=4, help="of the training (4)")
     arguments = parser.parse_args()
     has_gpu = torch.cuda.is_available()
-    for given, known in ((arguments.stages, STAGES), (arguments.precision, PRECISIONS)):
-        if unknown := set(given) - set(known):
-            parser.error(f"{min(unknown)} is none of {', '.join(known)}")
     if arguments.device == "cuda" and not has_gpu:
         parser.error("there is no CUDA device: nothing was measured")
     device = arguments.device if arguments.device != "auto" else "cuda" if has_gpu else "cpu"

@@ -6,14 +6,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
 
 from pipeline.cli import main
 from pipeline.command_line.commands import WITH_BEAM, WITHOUT_BEAM
-from pipeline.command_line.parser import COMMANDS
-from pipeline.dataset.config import DatasetConfig
+from pipeline.command_line.parser import COMMANDS, flags_of
+from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST, Manifest
 from pipeline.dataset.shards import ShardCounts
@@ -75,7 +76,10 @@ def dataset(tmp_path: Path) -> Path:
             ("--segmenter", "magic"),
             "one of grabcut, cv2, masks, box, python:MODULE:FUNCTION: got 'magic'",
         ),
-        (("--mixed_rand", "own"), "--mixed_rand must be one of any, other"),
+        (
+            ("--mixed_rand", "own"),
+            "argument --mixed_rand: invalid choice: 'own' (choose from 'any', 'other')",
+        ),
         (("--split", "val,val"), "--split must name different splits"),
         (("--formats", "zip"), "--formats must name some of"),
         (("--direct_running_mode=multi_threading",), "silently loses elements"),
@@ -88,9 +92,15 @@ def dataset(tmp_path: Path) -> Path:
         (("--models", "resnet18=/nowhere.pth"), "there is no file /nowhere.pth"),
         (("--models", "resnet50.a9_in1k"), "no such weights; timm has a1_in1k"),
         (("--models", "efficientnet_lite0,efficientnet_lite0"), "names a model twice"),
-        (("--device", "tpu"), "--device must be auto, cpu or cuda"),
+        (
+            ("--device", "tpu"),
+            "argument --device: invalid choice: 'tpu' (choose from 'auto', 'cpu', 'cuda')",
+        ),
         pytest.param(("--device", "cuda"), "there is no CUDA device", marks=WITHOUT_GPU),
-        (("--precision", "fp8"), "--precision must be one of fp32, tf32, bf16"),
+        (
+            ("--precision", "fp8"),
+            "--precision: invalid choice: 'fp8' (choose from 'fp32', 'tf32', 'bf16')",
+        ),
         (("--eval_split", "test"), "--eval_split test: the dataset has val"),
     ],
 )
@@ -104,6 +114,8 @@ def test_wrong_flags_get_one_helpful_line(
 def test_commands_and_outputs_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--output DIR is required" in refusal(capsys, "run")
     assert "--dataset DIR is required" in refusal(capsys, "verify")
+    assert "--to DIR is required" in refusal(capsys, "export", "--dataset", "out")
+    assert "--from DIR|TAR is required" in refusal(capsys, "import", "--output", "out")
     assert "unknown flag --outptu; did you mean --output?" in refusal(
         capsys, "run", "--outptu", "x"
     )
@@ -222,6 +234,20 @@ def test_a_manifest_of_another_kind_is_refused(
         assert "holds no finished dataset" in refusal(capsys, "verify", "--dataset", tmp_path)
     with pytest.raises(ValueError, match="made by a newer release: flags later are not known"):
         DatasetConfig.from_flags({**DatasetConfig().flags(), "later": 1})
+
+
+def test_flags_and_manifests_know_the_same_words() -> None:
+    found = set()
+    parser = flags_of("generate")
+    for kind in (SegmentConfig, ComposeConfig, DatasetConfig):
+        for name, hint in get_type_hints(kind).items():
+            if get_origin(hint) is Literal:
+                with pytest.raises(ValueError, match=f"Invalid enum value 'other words'.*{name}"):
+                    DatasetConfig.from_flags({**DatasetConfig().flags(), name: "other words"})
+                if name != "origin":
+                    assert parser._option_string_actions[f"--{name}"].choices == get_args(hint)
+                found.add(name)
+    assert found >= {"objects", "mixed_rand", "layers", "origin"}
 
 
 def test_a_damaged_shard_is_named(dataset: Path) -> None:

@@ -278,8 +278,8 @@ def test_the_flag_that_would_help_is_named(street: Path, tmp_path: Path) -> None
     [
         (("--variants", "mixed_external"), "mixed_external needs --backgrounds"),
         (("--backgrounds", "nowhere"), "nowhere is no folder that can be read"),
-        (("--objects", "all"), "--objects must be one of one, largest, union, each"),
-        (("--crop", "stretch"), "--crop must be one of center, pad"),
+        (("--objects", "all"), "choose from 'one', 'largest', 'union', 'each'"),
+        (("--crop", "stretch"), "--crop: invalid choice: 'stretch' (choose from 'center', 'pad')"),
         (("--max_box", "2"), "--max_box must be between 0 and 1"),
     ],
 )

@@ -52,18 +52,16 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
       JobError: the job failed.
     """
     command = arguments.command
-    own = sorted(flags_of(command)._option_string_actions)
+    own = flags_of(command)._option_string_actions
+    has_graph = command in WITH_BEAM
     if rest:
         _load("pipeline.runner.run").check_unknown(rest, own)
+        if not has_graph:
+            raise UsageError(f"{rest[0]} is for commands that run a Beam pipeline")
     # Not argparse's business: it would name what is missing before what is misspelt.
-    for flag in ("output", "dataset"):
-        if flag == "output" and command == "train":
-            continue  # It has a place of its own in the dataset's folder.
-        if f"--{flag}" in own and not getattr(arguments, flag):
-            raise UsageError(f"--{flag} DIR is required (see: in9 {command} --help)")
-    has_graph = command in WITH_BEAM
-    if rest and not has_graph:
-        raise UsageError(f"{rest[0]} is for commands that run a Beam pipeline")
+    for flag, action in own.items():
+        if "(required)" in (action.help or "") and not getattr(arguments, action.dest):
+            raise UsageError(f"{flag} {action.metavar} is required (see: in9 {command} --help)")
     module, function = WITH_BEAM[command] if has_graph else WITHOUT_BEAM[command]
     given = (arguments, rest) if has_graph else (arguments,)
     return int(getattr(_load(module), function)(*given))

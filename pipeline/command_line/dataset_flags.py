@@ -43,6 +43,7 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
     _add_splits(group, "build")
     add(
         "--selection",
+        choices=("in9", "in9l"),
         default="in9",
         metavar="in9|in9l",
         help="images with boxes, or all of them, original only (in9)",
@@ -59,11 +60,18 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
     add("--resize", type=int, default=256, metavar="PX", help="shorter side before it (256)")
     add(
         "--interpolation",
+        choices=("nearest", "bilinear", "bicubic", "lanczos"),
         default="nearest",
         metavar="NAME",
         help="nearest, bilinear, bicubic, lanczos (nearest)",
     )
-    add("--encoding", default="jpg", metavar="jpg|png", help="of the pictures (jpg)")
+    add(
+        "--encoding",
+        choices=("jpg", "png"),
+        default="jpg",
+        metavar="jpg|png",
+        help="of the pictures (jpg)",
+    )
     add("--jpeg_quality", type=int, default=95, metavar="Q", help="1 to 100 (95)")
     add(
         "--segmenter",
@@ -76,6 +84,7 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
     add("--per_class", default="all", metavar="all|min|N", help="balance of the classes (all)")
     add(
         "--mixed_rand",
+        choices=("any", "other"),
         default="any",
         metavar="any|other",
         help="classes that mixed_rand draws from (any)",
@@ -89,7 +98,13 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
         help="draws of backgrounds that mixed versions are composed with (1)",
     )
     add("--limit", type=int, default=None, metavar="N", help="only N images a class, by hash")
-    add("--layers", default="keep", metavar="keep|drop", help="keep layers for the next run (keep)")
+    add(
+        "--layers",
+        choices=("keep", "drop"),
+        default="keep",
+        metavar="keep|drop",
+        help="keep layers for the next run (keep)",
+    )
     add_switch(group, "--dry_run", "only say what would be done: hours, bytes")
 
 
@@ -118,6 +133,7 @@ def add_own_data_flags(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add(
         "--objects",
+        choices=("one", "largest", "union", "each"),
         default="one",
         metavar="one|largest|union|each",
         help="one: an image with several boxes is rejected; largest: the box with the largest "
@@ -147,6 +163,7 @@ def add_own_data_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--crop",
+        choices=("center", "pad"),
         default="center",
         metavar="center|pad",
         help="center: the shorter side becomes --resize, and the middle --image_size is kept; pad: "

@@ -11,7 +11,7 @@ from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.evaluate.plan import Evaluation
-from pipeline.evaluate.predict import EVAL_INPUTS, PRECISIONS, PredictConfig
+from pipeline.evaluate.predict import PredictConfig
 from pipeline.models import DEFAULT_MODEL, check_model, expand_models
 from pipeline.models.stored import chosen_folder
 from pipeline.runner.progress import Progress
@@ -81,22 +81,12 @@ def evaluation_of_stored(
 
 def _predict_config(arguments: argparse.Namespace) -> PredictConfig:
     device = arguments.device
-    if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device must be auto, cpu or cuda: got {device!r}")
     # With --gpu, models run elsewhere.
     has_gpu = bool(arguments.gpu) or torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
         raise UsageError(
             "--device cuda: there is no CUDA device that torch can use; --device auto would run "
             "on the CPU"
-        )
-    if arguments.precision not in PRECISIONS:
-        raise UsageError(
-            f"--precision must be one of {', '.join(PRECISIONS)}: got {arguments.precision!r}"
-        )
-    if arguments.eval_input not in EVAL_INPUTS:
-        raise UsageError(
-            f"--eval_input must be one of {', '.join(EVAL_INPUTS)}: got {arguments.eval_input!r}"
         )
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise UsageError(f"--batch_size must be at least 1: got {arguments.batch_size}")

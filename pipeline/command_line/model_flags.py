@@ -44,14 +44,22 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--device",
+        choices=("auto", "cpu", "cuda"),
         default="auto",
         metavar="auto|cpu|cuda",
         help="where models run; cuda fails if there is no GPU (auto)",
     )
-    add("--precision", default="fp32", metavar="NAME", help="fp32, tf32, bf16 (fp32)")
+    add(
+        "--precision",
+        choices=("fp32", "tf32", "bf16"),
+        default="fp32",
+        metavar="NAME",
+        help="fp32, tf32, bf16 (fp32)",
+    )
     add("--batch_size", type=int, default=None, metavar="N", help="32 on a CPU, 256 on a GPU")
     add(
         "--eval_input",
+        choices=("stored", "native"),
         default="stored",
         metavar="NAME",
         help="stored pixels as they are, or native preprocessing (stored)",

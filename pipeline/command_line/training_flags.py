@@ -82,9 +82,16 @@ def _add_machine_flags(group: argparse._ArgumentGroup, precision: str) -> None:
     add = group.add_argument
     add(
         "--device",
+        choices=("auto", "cpu", "cuda"),
         default="auto",
         metavar="auto|cpu|cuda",
         help="where it runs; cuda fails if there is no GPU (auto)",
     )
-    add("--precision", default="auto", metavar="NAME", help=precision)
+    add(
+        "--precision",
+        choices=("auto", "fp32", "tf32", "bf16", "fp16"),
+        default="auto",
+        metavar="NAME",
+        help=precision,
+    )
     add("--workers", type=int, metavar="N", help="processes that load pictures (by the cores)")

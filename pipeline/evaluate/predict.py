@@ -27,8 +27,6 @@ from pipeline.errors import JobError, ModelError
 from pipeline.models import LoadedModel
 from transforms.codec import UndecodableError, decode_image
 
-PRECISIONS = ("fp32", "tf32", "bf16")
-EVAL_INPUTS = ("stored", "native")
 _BATCHES_AHEAD = {"cpu": 0, "cuda": 3}
 
 T = TypeVar("T")

@@ -29,8 +29,6 @@ def run_export(arguments: argparse.Namespace) -> int:
       UsageError: wrong usage.
       JobError: the job failed.
     """
-    if not arguments.to:
-        raise UsageError("--to DIR is required (see: in9 export --help)")
     dataset = Dataset.open(reading_store(arguments.dataset))
     taxonomy = dataset.taxonomy
     target = Store.at(arguments.to)

@@ -44,8 +44,6 @@ def run_import(arguments: argparse.Namespace) -> int:
       UsageError: wrong usage or unreadable input.
       JobError: the job failed.
     """
-    if not arguments.source:
-        raise UsageError("--from DIR|TAR is required (see: in9 import --help)")
     store, source = writing_store("output", arguments.output), absolute(arguments.source)
     _check(store, source)
     # What can be read in place is looked at before anything is written.
