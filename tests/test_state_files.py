@@ -9,6 +9,7 @@ import os
 import posixpath
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import msgspec
 import pyarrow as pa
@@ -16,10 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.command_line.parser import flags_of
 from pipeline.dataset.latest import LATEST, read_latest
 from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest
 from pipeline.dataset.records import ShardFiles, read_about, write_table
 from pipeline.errors import UsageError
+from pipeline.results.forms import Evaluation
 from pipeline.storage.lock import DATASET_LOCK, held
 from pipeline.storage.state_files import RelativePath, parse_json, read_json
 from pipeline.storage.store import FileDigest, Store
@@ -214,3 +217,11 @@ def test_what_commits_others_is_on_the_disk_before_it_has_a_name(
     calls.clear()
     store.write("results/summary.csv", b"")
     assert calls == ["name file"]
+
+
+def test_every_way_to_run_a_model_is_a_form_of_results() -> None:
+    """A word that the flags know and the forms do not would make results that count as damaged."""
+    flags = flags_of("evaluate")._option_string_actions
+    kinds = get_type_hints(Evaluation)
+    for name in ("precision", "eval_input"):
+        assert set(flags[f"--{name}"].choices or ()) == set(get_args(kinds[name]))

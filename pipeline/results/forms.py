@@ -19,7 +19,7 @@ class Evaluation(TypedDict):
 
     split: Name
     eval_input: Literal["stored", "native"]
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "tf32", "bf16"]
     holdout: NotRequired[Annotated[float, msgspec.Meta(ge=0, lt=1)]]
 
 
