@@ -79,3 +79,13 @@ def test_of_two_runs_on_one_output_one_works(tmp_path: Path) -> None:
     assert first.poll() is None
     os.killpg(first.pid, signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("name", [".in9", ".in9/tmp", DATASET_LOCK])
+def test_what_stands_in_the_way_of_a_lock_is_named(name: str, tmp_path: Path) -> None:
+    """It is not waited for."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.mkdir() if name == DATASET_LOCK else path.write_text("")
+    with pytest.raises((JobError, OSError), match=name), held(Store(str(tmp_path)), DATASET_LOCK):
+        pass

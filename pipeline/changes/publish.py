@@ -17,7 +17,7 @@ from pipeline.changes.text import summary_of, to_markdown
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import LATEST, VERSION, Latest, finished_versions
-from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST
+from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST, read_manifest
 from pipeline.dataset.shards import DATA_FOLDERS
 from pipeline.errors import JobError, UsageError
 from pipeline.report import REPORT
@@ -93,6 +93,10 @@ def publish(publishing: Publishing) -> bool:
         place.remove_temporary()
         name = _version_name(publishing.store)
         there = finished_versions(place)
+        for version in dict.fromkeys((*there[:1], name)):
+            # Of the others nothing is read.
+            if version in there and read_manifest(place.below(version)) is None:
+                there.remove(version)
         for folder in place.files.folders(place.root):
             # What a killed job left, in part.
             if VERSION.fullmatch(folder) and folder not in (name, *there):

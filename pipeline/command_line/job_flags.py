@@ -96,7 +96,8 @@ def remember_input(arguments: argparse.Namespace, store: Store) -> None:
         store.update(_INPUT, json.dumps(source).encode())
     except OSError as error:
         reason = error.strerror or error
-        raise UsageError(f"--output {store.root} cannot be written: {reason}") from error
+        where = f" ({error.filename})" if error.filename else ""
+        raise UsageError(f"--output {store.root} cannot be written: {reason}{where}") from error
 
 
 def _check_input(given: str | None, store: Store) -> None:
@@ -180,6 +181,8 @@ def _check_output(store: Store, manifest: Manifest | None) -> None:
         )
     for folder in (*DATA_FOLDERS, "results", WORK_FOLDER):
         store.own_path(f"{folder}/file")  # Not hours later, when one is written.
+        if store.exists(folder):
+            raise UsageError(f"{store.path(folder)} is a file in a folder's place; remove it")
     if manifest is not None and manifest.config.is_imported:
         raise UsageError(
             f"--output {store.root} was imported, and cannot be made from images; choose another "

@@ -43,10 +43,12 @@ class Dataset:
             if store.exists(""):
                 raise UsageError(f"{store.root} is a file; give the folder of a dataset")
             is_there = store.has_folder("")
-            found = f"holds no finished dataset: no {MANIFEST}" if is_there else "is not there"
-            raise UsageError(
-                f"{store.root} {found}. Make one with: in9 generate --output {store.root}"
+            found = (
+                f"{store.root} holds no finished dataset: there is no {store.path(MANIFEST)}"
+                if is_there
+                else f"{store.root} is not there"
             )
+            raise UsageError(f"{found}. Make one with: in9 generate --output {store.root}")
         return cls(store, manifest)
 
     @property

@@ -18,7 +18,7 @@ from pipeline.generate.scenes import DrawnScenes
 from pipeline.sources.place import reads_ahead, shown
 from pipeline.storage.files import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.store import Store
-from transforms.codec import decode_image
+from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.cutting import cut_background
 from transforms.geometry import Pixels
 from transforms.layers import Layer
@@ -131,9 +131,15 @@ class LayerSource:
         return self._store.read_ranges(planned["tar"], [span])[0]
 
     def _layer(self, row: dict[str, Any], read: dict[str, bytes] | SourceBytes) -> Layer:
-        if not isinstance(read, SourceBytes):
-            return decode_layer(read, row["box"])
         planned = self._planned(self._place(row))
+        if not isinstance(read, SourceBytes):
+            try:
+                return decode_layer(read, row["box"])
+            except (UndecodableError, TooManyPixelsError) as error:
+                raise JobError(
+                    f"{self._store.path(planned['tar'])} is damaged ({error}). Remove it and run "
+                    "the same command again"
+                ) from error
         cuts = cut_source(read, self._config)
         layer = next((cut.layer for cut in cuts if cut.number == read.number), None)
         if layer is None or layer_digest(layer) != planned["layer_digest"]:

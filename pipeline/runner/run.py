@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import errno
 import re
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
@@ -107,6 +108,13 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
 
 
 _RAISED = re.compile(r"^(?:[\w.]+\.)?(\w+): (.*)$")
+_OURS = ("UsageError", "JobError", "BrokenPictureError", "DamagedError", "ModelError")
+_WANTS_MENDING = re.compile(
+    rf"\[Errno (?:{errno.ENOENT}|{errno.EACCES}|{errno.EEXIST}|{errno.ENOTDIR}|{errno.EISDIR}"
+    rf"|{errno.ENOTEMPTY}|{errno.ELOOP})\]"
+)
+"""What trying again does not help with: a file that has gone or must not be read, or something
+else in its place."""
 _WHERE = re.compile(r" \[while running .*\]$", re.DOTALL)
 
 
@@ -126,10 +134,12 @@ def _translate(error: Exception) -> Exception:
         # Runners wrap it: RuntimeError: OSError: ...
         while match and (inner := _RAISED.match(match[2])) and inner[1].endswith("Error"):
             match = inner
-        if match and match[1] in ("UsageError", "JobError", "BrokenPictureError"):
+        if match and match[1] in _OURS:
             return (UsageError if match[1] == "UsageError" else JobError)(match[2])
         if match and (match[1].endswith(("Error", "Exception", "Invalid")) or match[1] == "error"):
-            return JobError(f"{match[1]}: {match[2]}. Run the same command again to go on")
+            again = not _WANTS_MENDING.match(match[2])
+            way_on = "Run the same command again" if again else "Mend that"
+            return JobError(f"{match[1]}: {match[2]}. {way_on} to go on")
     return JobError(f"{lines[-1]}. Run the same command again to go on")
 
 

@@ -78,8 +78,8 @@ class LocalFiles(Files):
         *,
         durable: bool = False,
     ) -> Iterator[BinaryIO]:
-        os.makedirs(os.path.dirname(temporary), exist_ok=True)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        _make_folder_of(temporary)
+        _make_folder_of(path)
         try:
             with open(temporary, "wb") as file:
                 yield cast(BinaryIO, file)
@@ -94,11 +94,11 @@ class LocalFiles(Files):
             self.sync_folder(os.path.dirname(path))
 
     def create_once(self, path: str, data: bytes, temporary: str) -> str:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        _make_folder_of(path)
         if not data:
             open(path, "xb").close()
             return _info(path, os.stat(path)).identity
-        os.makedirs(os.path.dirname(temporary), exist_ok=True)
+        _make_folder_of(temporary)
         # With its content at once: a kill or a full disk never leaves it empty.
         try:
             with open(temporary, "xb") as file:
@@ -119,7 +119,7 @@ class LocalFiles(Files):
 
     def copy(self, source: str, target: str) -> None:
         """By a hard link where there can be one: files are replaced, never changed."""
-        os.makedirs(os.path.dirname(target), exist_ok=True)
+        _make_folder_of(target)
         aside = f"{target}.{uuid.uuid4().hex}"
         try:
             os.link(source, aside)
@@ -133,7 +133,7 @@ class LocalFiles(Files):
             os.remove(aside)
 
     def move(self, source: str, target: str) -> None:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
+        _make_folder_of(target)
         os.replace(source, target)
 
     def sync_folder(self, folder: str) -> None:
@@ -168,6 +168,15 @@ class LocalFiles(Files):
             return
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(folder)
+
+
+def _make_folder_of(path: str) -> None:
+    """Makes the folder that a file is to lie in. Raises NotADirectoryError if a file is there."""
+    folder = os.path.dirname(path)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except FileExistsError as error:  # Which would say that the file itself is there.
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from error
 
 
 def _check_regular(path: str) -> None:

@@ -135,6 +135,8 @@ def acquire(store: Store, lock: str, owner: Mapping[str, Any], wait: float = 0.0
         except FileExistsError:
             found = _owner(store, lock)
         if found is None:
+            if store.has_folder(lock):
+                raise JobError(f"{store.path(lock)} is a folder in a lock's place; remove it")
             continue
         holder, identity = found
         if holder == owner:
