@@ -37,11 +37,10 @@ from pipeline.command_line.evaluation_flags import CPU_BATCH, GPU_BATCH
 from pipeline.command_line.flag_types import Words, grid, names
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.plan import Evaluation, model_identity
-from pipeline.evaluate.predict import PredictConfig, Predictor
-from pipeline.evaluate.resident import load_resident
+from pipeline.evaluate.predict import PredictConfig
+from pipeline.evaluate.resident import load_checked, put_on_device
 from pipeline.evaluate.shards import predict_shard
 from pipeline.memory import keep_freed_memory
-from pipeline.models import LoadedModel
 from pipeline.models.packaged import EFFICIENTNETS, Packaged
 from pipeline.results.files import result_folder
 from pipeline.results.text_tables import aligned
@@ -184,11 +183,8 @@ class Loaded:
         keep_freed_memory()
         self.evaluation = setting.evaluation
         self.dataset = Dataset.open(self.evaluation.store)
-        self.model: LoadedModel
-        self.predictor: Predictor
-        self.model, self.predictor = load_resident(
-            setting.model, self.evaluation, self.dataset.taxonomy
-        )
+        self.model = load_checked(setting.model, self.evaluation, self.dataset.taxonomy)
+        self.predictor = put_on_device(self.model, self.evaluation)
         self.about = model_identity(self.model, self.evaluation, self.dataset)
         torch.set_num_threads(self.evaluation.threads)
         side = self.dataset.manifest.config.segment.image_size
