@@ -84,6 +84,8 @@ class Fault:
             # The damaged file is named by its path from the output on, or from the dataset.
             inside = re.sub(r"^published/v-[^/]+/", "", self.file)
             names = (self.file, inside, os.path.realpath(path), *self.also)
+            if "/predictions/" in self.file:
+                names += (os.path.dirname(self.file),)  # All of a model are made again.
             faults = faults_of(ended, *names)
             now = contents(trial / "victim")
             gone = [name for name in victim if now.get(name) != victim[name]]

@@ -116,8 +116,22 @@ class Dataset:
 
     def index_of_shard(self, split: str, shard: int) -> list[dict[str, Any]]:
         """Index rows of an output shard, in the order of its samples."""
+        return read_rows(self.store, self.index_path(split, shard))
+
+    def index_path(self, split: str, shard: int) -> str:
+        """Path of the index of an output shard.
+
+        Raises:
+          JobError: the file is not there, or has another size than when it was committed.
+        """
         path = index_file(split, shard, self.manifest.shards[split].output)
-        return read_rows(self.store, path)
+        known = self._digests.get(path)
+        if known is None or self.store.size(path) != known.bytes:
+            raise JobError(
+                f"{self.store.path(path)} is not as it was committed; see: in9 verify --dataset "
+                f"{self.store.root}"
+            )
+        return path
 
     @functools.cached_property
     def _digests(self) -> dict[str, FileDigest]:

@@ -10,7 +10,7 @@ import json
 import os
 import posixpath
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -57,7 +57,14 @@ def read_latest(place: Store) -> Latest | None:
     Raises:
       UsageError: it is of another kind.
     """
-    return read_commit(place, LATEST, lambda data: parse_json(data, Latest))
+    return read_commit(place, LATEST, _parse)
+
+
+def _parse(data: bytes) -> Latest:
+    latest = parse_json(data, Latest)
+    if parse_json(data, dict[str, Any]) != parse_json(latest.to_json(), dict[str, Any]):
+        raise ValueError("its parts do not belong together")
+    return latest
 
 
 def finished_versions(place: Store) -> list[str]:

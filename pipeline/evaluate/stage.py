@@ -111,7 +111,7 @@ class Summarise(beam.DoFn):
             "dataset": dataset.manifest.fingerprint,
             "libraries": {name: metadata.version(name) for name in _LIBRARIES},
             "evaluate_version": EVALUATE_VERSION,
-            **summarise(dataset, images, predictions, dataset.taxonomy),
+            **summarise(dataset, images, predictions, folder),
             "power": power_of(dataset, images, folder, self._evaluation.split),
         }
 

@@ -43,7 +43,7 @@ Row = dict[str, Any]
 
 
 def summarise(
-    dataset: Dataset, images: Images, predictions: pa.Table, taxonomy: Taxonomy
+    dataset: Dataset, images: Images, predictions: pa.Table, folder: str
 ) -> dict[str, Any]:
     """The parts of a model's summary that are made of its predictions, on all shards.
 
@@ -54,10 +54,10 @@ def summarise(
         answers = answers_of(predictions, images, evaluated_variants(dataset))
     except ValueError as error:
         raise JobError(
-            f"predictions do not fit the dataset: {error}. See: in9 verify; then delete the "
-            "model's folder under results and evaluate it again"
+            f"what is in {dataset.store.path(f'results/{folder}/predictions')} does not fit the "
+            f"dataset: {error}. Remove that folder and evaluate the model again"
         ) from error
-    return summary_parts(answers, images, taxonomy)
+    return summary_parts(answers, images, dataset.taxonomy)
 
 
 def refresh_summaries(

@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.shards import index_file
 from pipeline.results.files import read_predictions, result_folder, result_shard
 from pipeline.storage.state_files import parse_parquet
 from pipeline.storage.store import Store
@@ -65,7 +64,7 @@ class Images:
         tables = [
             _read_columns(
                 dataset.store,
-                index_file(split, shard, len(shards)),
+                dataset.index_path(split, shard),
                 ["key", "label", "fg_fraction", "selected", "group"],
             )
             for shard in shards
