@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import manifest_of, stamps
+from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
 from soundness import assert_sound
 
 from pipeline.changes.describe import describe_changes
@@ -213,3 +213,17 @@ def test_one_added_image_is_evaluated_with_its_shards_alone(
         predicted = changed_files(before, after, str(folder.relative_to(schedule.output)))
         assert numbers(predicted) == composed
     assert f"{2 * len(composed)} of 34 of predictions" in said
+
+
+def test_a_record_that_lacks_images_is_made_again(
+    one_worker: Path, small_sample: Path, tmp_path: Path
+) -> None:
+    """Its form, its fingerprint and its footer are sound."""
+    output = Path(shutil.copytree(one_worker, tmp_path / "out"))
+    record = sorted((output / "layers").glob("*.parquet"))[0]
+    before = record.read_bytes()
+    pq.write_table(pq.read_table(record)[:1], record)
+    done = run_in9("generate", "--output", output, "--input", small_sample, *ONE, *SHARDS)
+    assert f"{record} is damaged (it is of 1 images)" in done.stderr
+    assert record.read_bytes() == before
+    assert (output / "manifest.json").read_bytes() == (one_worker / "manifest.json").read_bytes()

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.dataset.layer_files import read_parts
 from pipeline.dataset.records import read_about, read_rows, source_key
 from pipeline.dataset.shards import ShardCounts, layer_record, layer_tar
+from pipeline.storage.state_files import read_intact
 from pipeline.storage.store import Store
 from transforms.filters import Reason
 
@@ -51,7 +52,8 @@ class PreviousLayers:
         if about is None or any(store.size(file.path) != file.bytes for file in about.files):
             return {}
         found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for row in read_rows(store, record):
+        rows = read_intact(store, record, lambda: read_rows(store, record))
+        for row in rows or ():
             if row["status"] != Reason.DUPLICATE_KEY:
                 found.setdefault((source_key(row), row["source_digest"]), []).append(row)
         for rows in found.values():

@@ -21,6 +21,7 @@ from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.layer_files import add_layer, encode_layer, layer_digest
 from pipeline.dataset.records import (
     ACCEPTED,
+    FoundShard,
     ShardFiles,
     Staging,
     count_sources,
@@ -51,6 +52,7 @@ from pipeline.sources.checksums import Checksums
 from pipeline.sources.listing import SourceImage, SourceShard
 from pipeline.sources.place import reads_ahead
 from pipeline.storage.files import read_ahead
+from pipeline.storage.state_files import read_intact, warn_damaged
 from pipeline.storage.store import FileDigest, HashingFile
 from pipeline.storage.tar import TarWriter
 from transforms.cutting import Cut
@@ -100,13 +102,14 @@ class SegmentShard(beam.DoFn):
         found = find_layers(
             self._staging, shard, digests, self._config, need_files=self._layers == "keep"
         )
-        if found is None:
+        rows = None if found is None else self._whole_rows(found, shard)
+        if found is None or rows is None:
             made = self._make(shard, digests, checksums)
             found = find_made(self._staging, record, made, counter="source_shards")
         else:
             count("source_shards_kept")
         checksums.save()
-        rows = read_rows(self._staging.store, found.record)
+        rows = rows or read_rows(self._staging.store, found.record)
         images = count_sources(rows)
         self._progress.note_done("segment", f"{split}-{shard.shard:05d}", images)
         tar = layer_tar(split, shard.shard)
@@ -121,6 +124,15 @@ class SegmentShard(beam.DoFn):
         )
         candidates = pack_candidates(rows, {} if tar in found.where else _sources(shard))
         return [SegmentedShard(totals=shard.totals, files=files, candidates=candidates)]
+
+    def _whole_rows(self, found: FoundShard, shard: SourceShard) -> list[dict[str, Any]] | None:
+        """Rows of a record; None if it is damaged beyond its end, so that it lacks images."""
+        store, record = self._staging.store, found.record
+        rows = read_intact(store, record, lambda: read_rows(store, record))
+        if rows is not None and count_sources(rows) != len(shard.images):
+            warn_damaged(store.path(record), f"it is of {count_sources(rows)} images")
+            return None
+        return rows
 
     def _digests(self, shard: SourceShard, record: str, checksums: Checksums) -> list[str | None]:
         """Digests of a shard's images. Where there may be layers already, what is not known is
