@@ -13,7 +13,8 @@ import torch
 
 from pipeline.cli import main
 from pipeline.command_line.commands import WITH_BEAM, WITHOUT_BEAM
-from pipeline.command_line.parser import COMMANDS, flags_of
+from pipeline.command_line.flags import flags_of
+from pipeline.command_line.parser import COMMANDS
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST, Manifest
@@ -238,14 +239,14 @@ def test_a_manifest_of_another_kind_is_refused(
 
 def test_flags_and_manifests_know_the_same_words() -> None:
     found = set()
-    parser = flags_of("generate")
+    known = {flag.dest: flag for flag in flags_of("generate")}
     for kind in (SegmentConfig, ComposeConfig, DatasetConfig):
         for name, hint in get_type_hints(kind).items():
             if get_origin(hint) is Literal:
                 with pytest.raises(ValueError, match=f"Invalid enum value 'other words'.*{name}"):
                     DatasetConfig.from_flags({**DatasetConfig().flags(), name: "other words"})
                 if name != "origin":
-                    assert parser._option_string_actions[f"--{name}"].choices == get_args(hint)
+                    assert known[name].choices == get_args(hint)
                 found.add(name)
     assert found >= {"objects", "mixed_rand", "layers", "origin"}
 

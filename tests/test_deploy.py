@@ -22,6 +22,7 @@ import hcl2
 import promql_parser
 import pytest
 import yaml
+from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import dataflow_v1beta3
 from llvmlite import binding
@@ -61,6 +62,8 @@ def test_every_flag_of_the_job_is_a_parameter() -> None:
     run = build_parser().parse_args(["run", "--output", "out"])
     left_out = {"command", "help", "dry_run"}
     assert set(vars(run)) - left_out == set(parameters()) - {"min_cpu_platform"}
+    of_beam = PipelineOptions(["--min_cpu_platform=x"]).view_as(WorkerOptions)
+    assert of_beam.min_cpu_platform == "x"
     required = [name for name, entry in parameters().items() if not entry["isOptional"]]
     assert required == ["output"]
 

@@ -3,7 +3,6 @@ line, and the tutorial's sample as it is told."""
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
 import shutil
@@ -13,8 +12,9 @@ import pandas
 import pytest
 from conftest import run_in9
 
+from pipeline.command_line.flags import flags_of
 from pipeline.command_line.meanings import REASONS, meaning
-from pipeline.command_line.parser import COMMANDS, build_parser, flags_of
+from pipeline.command_line.parser import COMMANDS, build_parser
 from pipeline.command_line.reference import FILES, RESULTS, reference
 from transforms.filters import Reason
 
@@ -48,10 +48,10 @@ def test_every_flag_column_and_reason_has_a_line() -> None:
     text = (ROOT / "docs" / "reference.md").read_text()
     for command in COMMANDS:
         assert f"\n| `in9 {command}` |" in text
-        for action in flags_of(command)._actions:
-            if action.option_strings and action.help != argparse.SUPPRESS:
-                rows = re.findall(rf"^\| `{action.option_strings[0]}[ `].*$", text, re.MULTILINE)
-                assert any(command in row.split("|")[-2] for row in rows), (command, action)
+        for flag in flags_of(command):
+            shown = flag.name if flag.name.startswith("--") else re.escape(flag.metavar)
+            rows = re.findall(rf"^\| `{shown}[ `].*$", text.replace("\\|", "|"), re.MULTILINE)
+            assert any(command in row.split("|")[-2] for row in rows), (command, flag)
     for name, (columns, _) in RESULTS.items():
         assert all(f"\n| `{column}` | {meaning(name, column)} | " in text for column in columns)
     for _, schema, _ in FILES.values():

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.command_line.parser import flags_of
+from pipeline.command_line.flags import flags_of
 from pipeline.dataset.latest import LATEST, read_latest
 from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest
 from pipeline.dataset.records import ShardFiles, read_about, write_table
@@ -221,7 +221,7 @@ def test_what_commits_others_is_on_the_disk_before_it_has_a_name(
 
 def test_every_way_to_run_a_model_is_a_form_of_results() -> None:
     """A word that the flags know and the forms do not would make results that count as damaged."""
-    flags = flags_of("evaluate")._option_string_actions
+    choices = {flag.dest: flag.choices for flag in flags_of("evaluate")}
     kinds = get_type_hints(Evaluation)
     for name in ("precision", "eval_input"):
-        assert set(flags[f"--{name}"].choices or ()) == set(get_args(kinds[name]))
+        assert set(choices[name] or ()) == set(get_args(kinds[name]))

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping
 from types import ModuleType
 
-from pipeline.command_line.parser import flags_of
+from pipeline.command_line.flags import flags_of
 from pipeline.errors import UsageError
 
 _MAIN = ("pipeline.command_line.main_command", "run_main")
@@ -52,16 +52,17 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
       JobError: the job failed.
     """
     command = arguments.command
-    own = flags_of(command)._option_string_actions
+    own = flags_of(command)
     has_graph = command in WITH_BEAM
     if rest:
-        _load("pipeline.runner.run").check_unknown(rest, own)
+        _load("pipeline.runner.run").check_unknown(rest, [flag.name for flag in own])
         if not has_graph:
             raise UsageError(f"{rest[0]} is for commands that run a Beam pipeline")
     # Not argparse's business: it would name what is missing before what is misspelt.
-    for flag, action in own.items():
-        if "(required)" in (action.help or "") and not getattr(arguments, action.dest):
-            raise UsageError(f"{flag} {action.metavar} is required (see: in9 {command} --help)")
+    for flag in own:
+        if flag.is_required and not getattr(arguments, flag.dest):
+            what = f"{flag.name} {flag.metavar}"
+            raise UsageError(f"{what} is required (see: in9 {command} --help)")
     module, function = WITH_BEAM[command] if has_graph else WITHOUT_BEAM[command]
     given = (arguments, rest) if has_graph else (arguments,)
     return int(getattr(_load(module), function)(*given))

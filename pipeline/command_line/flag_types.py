@@ -1,4 +1,4 @@
-"""What values of flags are, and how groups and switches are added to a parser."""
+"""What values of flags are, and how they are read."""
 
 from __future__ import annotations
 
@@ -68,29 +68,3 @@ class Words:
             expected = f"{'some of ' if self.known[1:] else ''}{', '.join(self.known)}"
             raise argparse.ArgumentTypeError(f"expected {expected}: got {text!r}")
         return given
-
-
-def add_overwrite(group: argparse._ArgumentGroup, *known: str) -> None:
-    """Adds `--overwrite`, whose words each lift the one refusal that names them."""
-    group.add_argument(
-        "--overwrite",
-        nargs="?",
-        const="",
-        default=(),
-        type=Words(*known),
-        metavar=",".join(known),
-        help="accept what was refused, which names its word",
-    )
-
-
-def group_of(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:
-    """The group of flags with this title, which several functions may add to."""
-    known = (group for group in parser._action_groups if group.title == title)
-    return next(known, None) or parser.add_argument_group(title)
-
-
-def add_switch(group: argparse._ArgumentGroup, flag: str, text: str) -> None:
-    """Adds a flag that is true if it is there, or if its value says so."""
-    group.add_argument(
-        flag, nargs="?", const=True, default=False, type=boolean, metavar="true", help=text
-    )

@@ -5,40 +5,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple, NoReturn
 
-from pipeline.command_line.analysis_flags import (
-    add_attack_flags,
-    add_condition_flags,
-    add_imagenet_flag,
-    add_report_flag,
-    add_run_attack_flag,
-    add_run_saliency_flag,
-    add_saliency_flags,
-)
-from pipeline.command_line.dataflow_flags import add_dataflow_flags
-from pipeline.command_line.dataset_flags import (
-    add_dataset_argument,
-    add_dataset_flags,
-    add_export_flags,
-    add_import_flags,
-    add_input_flags,
-    add_overwrite_flag,
-    add_own_data_flags,
-    add_publish_flags,
-    add_run_overwrite_flag,
-)
-from pipeline.command_line.model_flags import (
-    add_evaluate_flags,
-    add_holdout_flag,
-    add_leakage_flags,
-    add_models_command_flags,
-    add_models_flag,
-    add_overwrite_weights_flag,
-    add_run_leakage_flags,
-)
-from pipeline.command_line.training_flags import add_matrix_flags, add_train_flags
+from pipeline.command_line.commands import WITH_BEAM
+from pipeline.command_line.flags import sections_of
 from pipeline.errors import UsageError
 
 _IN_ONE_LINE = {
@@ -57,95 +28,60 @@ Exit codes: 0 done, 1 the job failed, 2 wrong usage or unreadable input, 3 a --f
 
 
 class Command(NamedTuple):
-    """What it does, an example, and what adds its flags."""
+    """What it does, and an example."""
 
     text: str
     example: str
-    adders: tuple[Callable[[argparse.ArgumentParser], None], ...]
 
 
 COMMANDS: dict[str, Command] = {
     "run": Command(
         "make what is missing, evaluate what is missing, write the report",
         "in9 run --output out --input /data/imagenet --models resnet50,efficientnet_lite0",
-        (
-            *(add_input_flags, add_own_data_flags, add_models_flag, add_dataset_flags),
-            *(add_run_overwrite_flag, add_evaluate_flags, add_run_leakage_flags, add_imagenet_flag),
-            add_run_attack_flag,
-            *(add_run_saliency_flag, add_report_flag, add_condition_flags),
-            *(add_publish_flags, add_dataflow_flags),
-        ),
     ),
     "generate": Command(
         "make the dataset only",
         "in9 generate --output out --input /data/imagenet --split val,train",
-        (
-            *(add_input_flags, add_own_data_flags, add_dataset_flags, add_overwrite_flag),
-            *(add_report_flag, add_publish_flags, add_dataflow_flags),
-        ),
     ),
     "evaluate": Command(
         "accuracy of models on every variant, and BG-Gap, with intervals",
         "in9 evaluate --dataset out --models resnet50.a1_in1k,resnet18=trained.pth",
-        (
-            *(add_dataset_argument, add_models_flag, add_evaluate_flags),
-            *(add_overwrite_weights_flag, add_leakage_flags),
-            *(add_imagenet_flag, add_report_flag, add_condition_flags),
-            *(add_publish_flags, add_dataflow_flags),
-        ),
     ),
     "attack": Command(
         "adversarial backgrounds: which foregrounds any background can turn",
         "in9 attack --dataset out --models resnet50 --grid 100",
-        (
-            *(add_dataset_argument, add_models_flag, add_attack_flags, add_evaluate_flags),
-            *(add_overwrite_weights_flag, add_leakage_flags),
-            *(add_report_flag, add_publish_flags, add_dataflow_flags),
-        ),
     ),
     "saliency": Command(
         "how much of what moves a model's answers lies on the foreground; maps",
         "in9 saliency --dataset out --models resnet50,resnet50=mixed_rand.pth --maps 9",
-        (
-            *(add_dataset_argument, add_models_flag, add_saliency_flags, add_evaluate_flags),
-            *(add_overwrite_weights_flag, add_holdout_flag),
-            *(add_report_flag, add_publish_flags, add_dataflow_flags),
-        ),
     ),
     "train": Command(
         "train a network on a variant; goes on where it was stopped",
         "in9 train --dataset out --variant mixed_rand --arch resnet18 --epochs 50",
-        (add_dataset_argument, add_train_flags),
     ),
     "matrix": Command(
         "train on each variant and test on all: the train x test matrix",
         "in9 matrix --dataset out --probe --holdout 0.5",
-        (add_dataset_argument, add_matrix_flags, add_report_flag, add_publish_flags),
     ),
     "models": Command(
         "list the models that can be loaded, or store their weights in a folder",
         "in9 models fetch --models resnet50,hf:microsoft/resnet-50 --to weights",
-        (add_models_command_flags,),
     ),
     "report": Command(
         "write tables and page from what is there",
         "in9 report --dataset out",
-        (add_dataset_argument, add_report_flag, add_publish_flags),
     ),
     "export": Command(
         "write a dataset in the released layout: a folder for each class, masks as .npy",
         "in9 export --dataset out --to bg_challenge",
-        (add_dataset_argument, add_export_flags),
     ),
     "import": Command(
         "read data in the released layout as a dataset; finds the true backgrounds",
         "in9 import --from bg_challenge.tar.gz --output released",
-        (add_import_flags,),
     ),
     "verify": Command(
         "check a dataset against its manifest; one line a fault, exit code 1",
         "in9 verify --dataset out",
-        (add_dataset_argument,),
     ),
 }
 """In the order of help."""
@@ -182,14 +118,6 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see: {self.prog} --help)")
 
 
-def flags_of(command: str) -> argparse.ArgumentParser:
-    """A parser of one command's flags alone, without --help."""
-    parser = argparse.ArgumentParser(add_help=False)
-    for add in COMMANDS[command].adders:
-        add(parser)
-    return parser
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = _Parser(
@@ -201,14 +129,12 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (text, example, adders) in COMMANDS.items():
-        runs_graph = add_dataflow_flags in adders
+    for name, (text, example) in COMMANDS.items():
         command = commands.add_parser(
             name,
             help=text,
             description=f"in9 {name}: {text}.",
-            # Whatever runs a graph runs it on Dataflow, too.
-            epilog=f"Example: {example}\n{_RUNNER_NOTE * runs_graph}{_EXIT_NOTE}",
+            epilog=f"Example: {example}\n{_RUNNER_NOTE * (name in WITH_BEAM)}{_EXIT_NOTE}",
             allow_abbrev=False,
             formatter_class=_Help,
             prog=f"in9 {name}",
@@ -218,6 +144,11 @@ def build_parser() -> argparse.ArgumentParser:
         )
         # Works as ever; who reads this knows it.
         command.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
-        for add in adders:
-            add(command)
+        groups: dict[str, argparse._ActionsContainer] = {"": command}
+        for title, _, flags in sections_of(name):
+            if title not in groups:
+                groups[title] = command.add_argument_group(title)
+            for flag in flags:
+                given = {key: value for key, value in flag._asdict().items() if value is not None}
+                groups[title].add_argument(given.pop("name"), **given)
     return parser

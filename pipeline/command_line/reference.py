@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
 from pipeline.attack.tables import ATTACK_COLUMNS, BACKGROUND_COLUMNS
 from pipeline.command_line.commands import WITH_BEAM
+from pipeline.command_line.flags import Flag, sections_of
 from pipeline.command_line.meanings import REASONS, meaning
-from pipeline.command_line.parser import COMMANDS, flags_of
+from pipeline.command_line.parser import COMMANDS
 from pipeline.dataset.records import record_schema
 from pipeline.dataset.sinks import sample_schema
 from pipeline.generate.compose import index_schema
@@ -103,9 +103,7 @@ def reference() -> Iterator[str]:
 
 
 def _commands() -> Iterator[str]:
-    rows = [
-        (f"`in9 {name}`", text, f"`{example}`") for name, (text, example, _) in COMMANDS.items()
-    ]
+    rows = [(f"`in9 {name}`", text, f"`{example}`") for name, (text, example) in COMMANDS.items()]
     yield from _table(("command", "does", "example"), rows)
     graphs = ", ".join(name for name in COMMANDS if name in WITH_BEAM)
     flags = "`--runner`, `--direct_num_workers`"
@@ -160,36 +158,20 @@ def _flags() -> dict[str, list[tuple[str, ...]]]:
     """Rows of flags by the title of their group, those of several commands once."""
     found: dict[str, dict[tuple[str, ...], list[str]]] = {}
     for command in COMMANDS:
-        for group in flags_of(command)._action_groups:
-            for action in group._group_actions:
-                if action.help != argparse.SUPPRESS:
-                    title = group.title if action.option_strings else None
-                    known = found.setdefault(_title(title), {})
-                    known.setdefault(_flag(action), []).append(command)
+        for title, _, flags in sections_of(command):
+            known = found.setdefault(title[:1].upper() + title[1:] or "Of single commands", {})
+            for flag in flags:
+                known.setdefault(_flag(flag), []).append(command)
     return {
         title: [(*row, ", ".join(commands)) for row, commands in rows.items()]
         for title, rows in found.items()
     }
 
 
-def _title(title: str | None) -> str:
-    """A heading; argparse's own titles name no group of ours."""
-    if title in (None, "options", "positional arguments"):
-        return "Of single commands"
-    return str(title)[0].upper() + str(title)[1:]
-
-
-def _flag(action: argparse.Action) -> tuple[str, str, str]:
+def _flag(flag: Flag) -> tuple[str, str, str]:
     """A flag with its value, its default, and its help."""
-    name = "/".join(action.option_strings)
-    value = action.metavar if isinstance(action.metavar, str) else ""
-    default = action.default
-    if isinstance(default, tuple):
-        default = ",".join(default)
-    if default is None or default == argparse.SUPPRESS:
-        default = ""
-    text = str(default).lower() if isinstance(default, bool) else str(default)
-    return f"`{f'{name} {value}'.strip()}`", f"`{text}`" if text else "", str(action.help)
+    shown = f"{flag.name} {flag.metavar}" if flag.name.startswith("--") else flag.metavar
+    return f"`{shown}`", f"`{flag.default_text}`" if flag.default_text else "", flag.help
 
 
 def _type(kind: pa.DataType) -> str:

@@ -12,10 +12,9 @@ import json
 import re
 from typing import Any
 
-from apache_beam.options.pipeline_options import WorkerOptions
-
 from pipeline.command_line.flag_types import Words, boolean
-from pipeline.command_line.parser import COMMANDS, flags_of
+from pipeline.command_line.flags import Flag, Section, sections_of
+from pipeline.command_line.parser import COMMANDS
 
 COMMAND = "run"
 
@@ -23,7 +22,10 @@ COMMAND = "run"
 _WITHOUT = frozenset({"dry_run"})
 
 # Flags of Beam that the environment of a launch request has no field for.
-_OF_BEAM = ("min_cpu_platform",)
+_PLATFORM = "GCE minimum CPU platform. Default is determined by GCP."
+_OF_BEAM = Section(
+    "workers", (COMMAND,), (Flag("--min_cpu_platform", "MIN_CPU_PLATFORM", _PLATFORM),)
+)
 
 _FOLDER = "^gs://[a-z0-9][a-z0-9._-]+[a-z0-9](/.*)?$"
 _BOOLEAN = "^([Tt]rue|[Ff]alse)$"
@@ -31,25 +33,24 @@ _NUMBERS = {int: "^-?[0-9]+$", float: "^-?[0-9]+([.][0-9]+)?$"}
 _COUNT = "[1-9][0-9]*"
 
 
-def _alternatives(action: argparse.Action) -> tuple[str, ...]:
+def _alternatives(flag: Flag) -> tuple[str, ...]:
     """The words of a placeholder such as `all|N`; empty if it is not a choice."""
-    text = action.metavar if isinstance(action.metavar, str) else ""
-    words = tuple(text.split("|"))
-    return words if len(words) > 1 or text == "N" else ()
+    words = tuple(flag.metavar.split("|"))
+    return words if len(words) > 1 or flag.metavar == "N" else ()
 
 
-def _regex(action: argparse.Action) -> str | None:
+def _regex(flag: Flag) -> str | None:
     """What a value looks like, as a POSIX expression; None if it can be anything."""
-    if action.type is boolean:
+    if flag.type is boolean:
         return _BOOLEAN
-    if action.metavar in ("DIR", "FILE"):
+    if flag.metavar in ("DIR", "FILE"):
         return _FOLDER
-    if isinstance(action.type, Words):
-        word = f"({'|'.join(action.type.known)})"
+    if isinstance(flag.type, Words):
+        word = f"({'|'.join(flag.type.known)})"
         return f"^{word}(,{word})*$"
-    if action.type in _NUMBERS:
-        return _NUMBERS[action.type]
-    words = _alternatives(action)
+    if flag.type in _NUMBERS:
+        return _NUMBERS[flag.type]
+    words = _alternatives(flag)
     # Placeholders are in capitals, as N is; words that stand for themselves are not.
     if any(word.isupper() and word != "N" for word in words):
         return None
@@ -57,69 +58,46 @@ def _regex(action: argparse.Action) -> str | None:
     return f"^({'|'.join(parts)})$" if parts else None
 
 
-def _kind(action: argparse.Action, required: bool) -> dict[str, Any]:
+def _kind(flag: Flag) -> dict[str, Any]:
     """How the console asks for a value."""
-    if action.type is boolean:
+    if flag.type is boolean:
         return {"paramType": "BOOLEAN"}
-    if action.metavar == "DIR":
-        is_written = required or action.dest == "publish"
+    if flag.metavar == "DIR":
+        is_written = flag.is_required or flag.dest == "publish"
         return {"paramType": "GCS_WRITE_FOLDER" if is_written else "GCS_READ_FOLDER"}
-    words = _alternatives(action)
+    words = _alternatives(flag)
     if words and not any(word.isupper() for word in words):
         return {
             "paramType": "ENUM",
             "enumOptions": [{"value": word, "label": word} for word in words],
         }
-    if action.type in _NUMBERS or words == ("N",):
+    if flag.type in _NUMBERS or words == ("N",):
         return {"paramType": "NUMBER"}
     return {"paramType": "TEXT"}
 
 
-def _default(action: argparse.Action) -> dict[str, str]:
-    if action.default in (None, ()):
-        return {}
-    if action.type is boolean:
-        return {"defaultValue": str(action.default).lower()}
-    if isinstance(action.default, tuple):
-        return {"defaultValue": ",".join(action.default)}
-    return {"defaultValue": str(action.default)}
-
-
-def _parameter(action: argparse.Action, group: str) -> dict[str, Any]:
+def _parameter(flag: Flag, group: str) -> dict[str, Any]:
     """A flag as a parameter: the same name, the help that `in9 run --help` gives."""
-    name = _name(action)
-    required = "(required)" in (action.help or "")
-    regex = _regex(action)
+    regex, default = _regex(flag), flag.default_text
     return {
-        "name": name,
-        "label": name.replace("_", " ").capitalize(),
-        "helpText": f"--{name} {action.metavar or name.upper()}: {action.help}",
-        "isOptional": not required,
+        "name": flag.dest,
+        "label": flag.dest.replace("_", " ").capitalize(),
+        "helpText": f"{flag.name} {flag.metavar}: {flag.help}",
+        "isOptional": not flag.is_required,
         **({"regexes": [regex]} if regex else {}),
-        **_kind(action, required),
-        **_default(action),
+        **_kind(flag),
+        **({"defaultValue": default} if default else {}),
         "groupName": group,
     }
 
 
-def _name(action: argparse.Action) -> str:
-    return action.option_strings[0].removeprefix("--")
-
-
 def parameters() -> list[dict[str, Any]]:
     """The template's parameters, in the order of `in9 run --help`."""
-    own = [
-        _parameter(action, group.title or "")
-        for group in flags_of(COMMAND)._action_groups
-        for action in group._group_actions
-        if action.option_strings
-        and action.help != argparse.SUPPRESS
-        and _name(action) not in _WITHOUT
-    ]
-    beam = argparse.ArgumentParser(add_help=False)
-    WorkerOptions._add_argparse_args(beam)
-    return own + [
-        _parameter(action, "workers") for action in beam._actions if _name(action) in _OF_BEAM
+    return [
+        _parameter(flag, title)
+        for title, _, flags in (*sections_of(COMMAND), _OF_BEAM)
+        for flag in flags
+        if flag.dest not in _WITHOUT
     ]
 
 

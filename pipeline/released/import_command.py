@@ -44,7 +44,7 @@ def run_import(arguments: argparse.Namespace) -> int:
       UsageError: wrong usage or unreadable input.
       JobError: the job failed.
     """
-    store, source = writing_store("output", arguments.output), absolute(arguments.source)
+    store, source = writing_store("output", arguments.output), absolute(getattr(arguments, "from"))
     _check(store, source)
     # What can be read in place is looked at before anything is written.
     released = None if is_packed(source) else _listing(arguments, source, store)

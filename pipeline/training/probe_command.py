@@ -8,7 +8,7 @@ import time
 import torch
 
 from pipeline.command_line.evaluation_flags import CPU_BATCH, GPU_BATCH
-from pipeline.command_line.parser import flags_of
+from pipeline.command_line.flags import flags_of
 from pipeline.cores import usable_cores
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
@@ -44,10 +44,11 @@ def run_probe(arguments: argparse.Namespace) -> int:
       UsageError: wrong usage or unreadable input.
       ModelError, JobError: the network cannot be loaded, or fails.
     """
-    parser = flags_of("train")
-    for name in _OF_NETWORKS:
-        if getattr(arguments, name) != parser.get_default(name):
-            raise UsageError(f"--{name} is for training whole networks: leave it out, or --probe")
+    for flag in flags_of("train"):
+        if flag.dest in _OF_NETWORKS and getattr(arguments, flag.dest) != flag.default:
+            raise UsageError(
+                f"{flag.name} is for training whole networks: leave it out, or --probe"
+            )
     # Features go into its work folder.
     dataset = Dataset.open(writing_store("dataset", arguments.dataset))
     check_variant(dataset, arguments.variant)
