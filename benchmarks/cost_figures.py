@@ -24,10 +24,10 @@ from unittest import mock
 import requests
 from measure import Cost, card, draw_small, multiply, run_in9, slope
 
-from pipeline.cli import main as in9
-from pipeline.command_line.job_flags import sample_folder
-from pipeline.sources.layout import find_layout
-from pipeline.sources.listing import list_images
+from pipeline.commands.cli import main as in9
+from pipeline.commands.job_flags import sample_folder
+from pipeline.inputs.layout import find_layout
+from pipeline.inputs.listing import list_images
 from transforms.taxonomy import imagenet9
 from transforms.variants import PICTURES
 

@@ -31,24 +31,24 @@ import timm
 import torch
 from measure import card, draw_small, peak_of_this_process, row, run_in9
 
-from pipeline.attack.chunks import Chunks, HeldBackgrounds
-from pipeline.attack.plan import Attacking, open_grid
-from pipeline.command_line.evaluation_flags import CPU_BATCH, GPU_BATCH
-from pipeline.command_line.flag_types import Words, grid, names
+from pipeline.analyses.attack.chunks import Chunks, HeldBackgrounds
+from pipeline.analyses.attack.plan import Attacking, open_grid
+from pipeline.analyses.saliency.plan import SaliencyPlan
+from pipeline.analyses.saliency.shards import SaliencyShards, explain_shard
+from pipeline.commands.evaluation_flags import CPU_BATCH, GPU_BATCH
+from pipeline.commands.flag_types import Words, grid, names
+from pipeline.commands.train import default_workers
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.plan import Evaluation, model_identity
-from pipeline.evaluate.predict import PredictConfig
 from pipeline.evaluate.resident import load_checked, put_on_device
+from pipeline.evaluate.results import result_folder
 from pipeline.evaluate.shards import predict_shard
-from pipeline.memory import keep_freed_memory
 from pipeline.models.packaged import EFFICIENTNETS, Packaged
-from pipeline.results.files import result_folder
-from pipeline.results.text_tables import aligned
-from pipeline.runner.progress import Progress
-from pipeline.saliency.plan import SaliencyPlan
-from pipeline.saliency.shards import SaliencyShards, explain_shard
+from pipeline.models.predict import PredictConfig
+from pipeline.report.text_tables import aligned
+from pipeline.runtime.memory import keep_freed_memory
+from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
-from pipeline.training.command import default_workers
 from pipeline.training.loop import train
 from pipeline.training.plan import TrainPlan
 

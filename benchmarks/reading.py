@@ -26,9 +26,9 @@ from measure import card, multiply, row, run_in9
 from PIL import Image
 
 import pipeline
-from pipeline.command_line.job_flags import sample_folder
-from pipeline.sources.layout import find_layout
-from pipeline.sources.listing import list_images
+from pipeline.commands.job_flags import sample_folder
+from pipeline.inputs.layout import find_layout
+from pipeline.inputs.listing import list_images
 from transforms.taxonomy import imagenet9
 
 VARIANT = "mixed_rand"

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from measure import Cost, card, multiply, peak_of_this_process, row, run_in9
 
-from pipeline.command_line.job_flags import sample_folder
+from pipeline.commands.job_flags import sample_folder
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.dataset.records import Staging
@@ -41,8 +41,8 @@ from pipeline.generate.compose import ComposedShard
 from pipeline.generate.cut_source import cut_source, read_source
 from pipeline.generate.plan import OutputShard, PlanSplit, load_plan
 from pipeline.generate.segmented import CANDIDATE_SCHEMA, SegmentedShard, SourceFiles
-from pipeline.sources.layout import find_layout
-from pipeline.sources.listing import SplitTotals, list_images
+from pipeline.inputs.layout import find_layout
+from pipeline.inputs.listing import SplitTotals, list_images
 from pipeline.storage.store import FileDigest, Store
 from transforms.taxonomy import imagenet9
 

@@ -1,5 +1,5 @@
 """`python -m pipeline`, the same as `in9`."""
 
-from pipeline.cli import run_process
+from pipeline.commands.cli import run_process
 
 run_process()

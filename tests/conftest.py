@@ -19,10 +19,10 @@ from forking import Forks, Started
 from hypothesis import settings
 from PIL import Image
 
-from pipeline.cli import main
-from pipeline.command_line.job_flags import sample_folder
-from pipeline.sources.layout import find_layout
-from pipeline.sources.listing import list_images
+from pipeline.commands.cli import main
+from pipeline.commands.job_flags import sample_folder
+from pipeline.inputs.layout import find_layout
+from pipeline.inputs.listing import list_images
 from transforms.taxonomy import imagenet9
 
 # How long an example takes says something about the machine alone.

@@ -145,7 +145,7 @@ def _serve(connection: socket.socket) -> None:
 
     import pipeline.evaluate.stage
     import pipeline.report.page  # noqa: F401
-    from pipeline.command_line.commands import WITH_BEAM, WITHOUT_BEAM
+    from pipeline.commands.dispatch import WITH_BEAM, WITHOUT_BEAM
 
     for module, _ in (*WITH_BEAM.values(), *WITHOUT_BEAM.values()):
         importlib.import_module(module)
@@ -203,7 +203,7 @@ def _become(order: dict[str, Any], files: list[int]) -> None:
     signal.alarm(order["seconds"])
     for module in order["modules"]:
         importlib.import_module(module)
-    from pipeline.cli import run_process
+    from pipeline.commands.cli import run_process
 
     try:
         run_process()

@@ -25,7 +25,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.results.tables import TABLES
+from pipeline.report.tables import TABLES
 from transforms.analysis import (
     KINDS,
     SIZE_EDGES,

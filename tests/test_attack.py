@@ -23,9 +23,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.attack.arrays import Cutouts
-from pipeline.cli import main
-from pipeline.command_line.parser import build_parser
+from pipeline.analyses.attack.arrays import Cutouts
+from pipeline.commands.cli import main
+from pipeline.commands.parser import build_parser
 from transforms.adversarial import (
     UNTRIED,
     Tally,

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from pipeline.dataset.folder import Dataset
+from pipeline.dataset.holdout import Holdout, selected_rows, training_pictures
 from pipeline.errors import JobError
 from pipeline.models import Preprocessing, load_model
+from pipeline.models.checkpoint import TrainedOn, about_of_entry, read_about, save_checkpoint
 from pipeline.storage.store import Store
-from pipeline.training.checkpoint import TrainedOn, about_of_entry, read_about, save_checkpoint
-from pipeline.training.parts import Holdout, selected_rows, training_pictures
 from transforms.holdout import held_out
 
 HALF = Preprocessing(64, False, (0.5, 0.5, 0.5), (0.5, 0.25, 0.5), "bicubic", 0.9, "center")

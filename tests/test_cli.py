@@ -11,16 +11,16 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 import torch
 
-from pipeline.cli import main
-from pipeline.command_line.commands import WITH_BEAM, WITHOUT_BEAM
-from pipeline.command_line.flags import flags_of
-from pipeline.command_line.parser import COMMANDS
+from pipeline.commands.cli import main
+from pipeline.commands.dispatch import WITH_BEAM, WITHOUT_BEAM
+from pipeline.commands.flags import flags_of
+from pipeline.commands.parser import COMMANDS
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST, Manifest
 from pipeline.dataset.shards import ShardCounts
 from pipeline.errors import JobError
-from pipeline.results.files import read_results
+from pipeline.evaluate.results import read_results
 from pipeline.storage.files import absolute
 from pipeline.storage.store import Store
 from transforms.variants import PAPER
@@ -298,7 +298,7 @@ def test_readers_wait_for_neither_beam_nor_torch(
     words = [word.replace("exported", str(tmp_path / "exported")) for word in command]
     code = (
         "import sys\n"
-        "from pipeline.cli import main\n"
+        "from pipeline.commands.cli import main\n"
         f"assert main([*{words!r}, '--dataset', {str(tmp_path / 'out')!r}]) == 0\n"
         "sys.exit(sorted({'apache_beam', 'torch'} & set(sys.modules)) or None)"
     )

@@ -22,16 +22,16 @@ from conftest import manifest_of
 from dataflow_stub import DataflowStub, write_credentials
 from gcs import BUCKET, gcs_server
 
-from pipeline.cli import main
-from pipeline.command_line.fail_if import parse_conditions
-from pipeline.command_line.last_run import LAST_RUN, End, Ending
-from pipeline.dataflow.jobs import is_over
-from pipeline.dataflow.start import TakeLock, manifest_state
+from pipeline.commands.cli import main
 from pipeline.errors import JobError
 from pipeline.evaluate.plan import Evaluation
-from pipeline.evaluate.predict import PredictConfig
+from pipeline.jobs.fail_if import parse_conditions
+from pipeline.jobs.last_run import LAST_RUN, End, Ending
+from pipeline.jobs.start import TakeLock, manifest_state
 from pipeline.models import DEFAULT_MODEL
-from pipeline.runner.progress import Progress
+from pipeline.models.predict import PredictConfig
+from pipeline.runners.dataflow_jobs import is_over
+from pipeline.runtime.progress import Progress
 from pipeline.storage.lock import DATASET_LOCK, acquire, held
 from pipeline.storage.store import Store
 
@@ -41,7 +41,7 @@ GPU_HINT = "type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-dri
 TOLD = ("--project=p", "--region=europe-west4", f"--temp_location={ROOT}/tmp")
 LAUNCH = """
 import json, sys
-from pipeline.cli import main
+from pipeline.commands.cli import main
 for arguments in json.load(sys.stdin):
     print(f"-- {main(arguments)}", flush=True)
 """
@@ -235,7 +235,11 @@ def test_what_was_staged_runs_as_it_is(
     sources = cloud.read(f"gs://{package.partition('/')[2]}")
     with tarfile.open(fileobj=io.BytesIO(sources)) as tar:
         there = {name.partition("/")[2] for name in tar.getnames()}
-    assert {"setup.py", "pipeline/dataflow/jobs.py", "pipeline/templates/report.html"} <= there
+    assert {
+        "setup.py",
+        "pipeline/runners/dataflow_jobs.py",
+        "pipeline/templates/report.html",
+    } <= there
     assert len(cloud.dataflow.jobs) == before + 2
 
 

@@ -28,9 +28,9 @@ from google.cloud import dataflow_v1beta3
 from llvmlite import binding
 from packaging.requirements import Requirement
 
-from pipeline.command_line import template
-from pipeline.command_line.parser import build_parser
-from pipeline.runner.run import check_unknown
+from pipeline.commands import template
+from pipeline.commands.parser import build_parser
+from pipeline.runners.run import check_unknown
 from transforms.grabcut import Unavailable, cache
 
 ROOT = Path(__file__).parents[1]
@@ -101,7 +101,7 @@ def test_defaults_pass_their_own_check_and_the_command_line() -> None:
 def test_the_service_reads_the_specification() -> None:
     image = "europe-west4-docker.pkg.dev/my-project/in9/in9:tag"
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.command_line.template", "--image", image],
+        [sys.executable, "-m", "pipeline.commands.template", "--image", image],
         capture_output=True,
         text=True,
         check=True,

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
-from pipeline.evaluate.predict import PredictConfig, Predictor
+from pipeline.evaluate.results import result_folder
 from pipeline.models import IN9_MEAN, check_head, load_model
-from pipeline.results.files import result_folder
+from pipeline.models.predict import PredictConfig, Predictor
 from pipeline.storage.store import Store
 from transforms.codec import decode_image
 from transforms.scoring import LABEL_RULES

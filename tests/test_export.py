@@ -24,13 +24,13 @@ from PIL import Image
 from soundness import assert_sound
 from torchvision.datasets import ImageFolder
 
-from pipeline.command_line.commands import run_command
-from pipeline.command_line.parser import build_parser
+from pipeline.commands.dispatch import run_command
+from pipeline.commands.parser import build_parser
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.released.archive import list_files
 from pipeline.released.names import find_clashes, parse_mixed, parse_stem, stem_of
-from pipeline.runner import progress
+from pipeline.runtime import progress
 from pipeline.storage.store import Store
 from transforms.codec import decode_image, decode_mask
 from transforms.matching import compare, decide, describe, describe_outside, nearest

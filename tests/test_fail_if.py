@@ -12,8 +12,8 @@ from conftest import run_in9
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.command_line.fail_if import Condition, judge, parse_conditions
 from pipeline.errors import UsageError
+from pipeline.jobs.fail_if import Condition, judge, parse_conditions
 
 HOW = {"split": "val", "eval_input": "stored", "precision": "fp32"}
 

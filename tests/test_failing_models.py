@@ -13,9 +13,9 @@ import torch
 from conftest import run_in9
 
 from pipeline.errors import ModelError
-from pipeline.evaluate.predict import PredictConfig, Predictor
+from pipeline.evaluate.failures import FailedModel, note_failures, read_failures
 from pipeline.models import load_model
-from pipeline.results.failures import FailedModel, note_failures, read_failures
+from pipeline.models.predict import PredictConfig, Predictor
 from pipeline.storage.store import Store
 
 GOOD = "efficientnet_lite0"

@@ -12,7 +12,7 @@ import pytest
 from conftest import Run, darken, pictures_of, stamps
 from soundness import assert_sound
 
-from pipeline.cli import main
+from pipeline.commands.cli import main
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import SEGMENT_VERSION
 from pipeline.dataset.manifest import stage_versions
@@ -21,7 +21,7 @@ from pipeline.dataset.shards import ShardCounts, layer_record
 from pipeline.errors import JobError
 from pipeline.generate.cut_source import shard_fingerprint
 from pipeline.generate.guard import check_rebuild
-from pipeline.sources.listing import SourceShard, SplitTotals
+from pipeline.inputs.listing import SourceShard, SplitTotals
 from pipeline.storage.local_files import LocalFiles
 from pipeline.storage.store import Store
 

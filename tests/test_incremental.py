@@ -14,12 +14,12 @@ import pytest
 from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
 from soundness import assert_sound
 
-from pipeline.changes.describe import describe_changes
-from pipeline.changes.state import State
-from pipeline.cli import main
+from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import finished_versions
 from pipeline.dataset.shards import ShardCounts
+from pipeline.jobs.changes.describe import describe_changes
+from pipeline.jobs.changes.state import State
 from pipeline.storage.store import Store
 from transforms.variants import MIXED
 

@@ -13,11 +13,11 @@ import pytest
 from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
 from soundness import assert_sound
 
-from pipeline.cli import main
+from pipeline.commands.cli import main
 from pipeline.generate.compose import ComposeShard
 from pipeline.generate.segment import SegmentShard
-from pipeline.sources.layout import find_layout
-from pipeline.sources.listing import list_images
+from pipeline.inputs.layout import find_layout
+from pipeline.inputs.listing import list_images
 from transforms.taxonomy import imagenet9
 
 

@@ -9,19 +9,19 @@ import apache_beam as beam
 import pytest
 from conftest import stamps
 
-from pipeline.attack.plan import Attacking
-from pipeline.attack.stage import Attack
+from pipeline.analyses.attack.plan import Attacking
+from pipeline.analyses.attack.stage import Attack
+from pipeline.analyses.imagenet.stage import ImageNetAccuracy
+from pipeline.analyses.saliency.plan import SaliencyPlan
+from pipeline.analyses.saliency.stage import Saliency
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.plan import Evaluation
-from pipeline.evaluate.predict import PredictConfig
 from pipeline.evaluate.stage import Evaluate
-from pipeline.imagenet.stage import ImageNetAccuracy
 from pipeline.models import DEFAULT_MODEL
-from pipeline.runner.counters import counters_of
-from pipeline.runner.progress import Progress
-from pipeline.runner.run import pipeline_options
-from pipeline.saliency.plan import SaliencyPlan
-from pipeline.saliency.stage import Saliency
+from pipeline.models.predict import PredictConfig
+from pipeline.runners.run import pipeline_options
+from pipeline.runtime.counters import counters_of
+from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 
 GPU = (("accelerator", "type:nvidia-l4;count:1;install-nvidia-driver"),)

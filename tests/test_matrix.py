@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from conftest import ONE, run_in9, stamps
 
-from pipeline.cli import main
+from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
+from pipeline.dataset.holdout import Holdout, selected_rows
+from pipeline.evaluate.published import TRAINED
 from pipeline.report.checklist import check_claims
 from pipeline.report.evidence import Evidence
-from pipeline.report.published import TRAINED
 from pipeline.report.verdicts import Verdict
 from pipeline.storage.store import Store
-from pipeline.training.parts import Holdout, selected_rows
 from transforms.taxonomy import imagenet9
 
 SHOWN = ("mixed_rand", "mixed_same", "only_bg_t", "original")

@@ -16,9 +16,8 @@ import torch
 from conftest import run_in9
 from PIL import Image
 
-from pipeline.cli import main
+from pipeline.commands.cli import main
 from pipeline.errors import JobError, UsageError
-from pipeline.evaluate.predict import PredictConfig, Predictor
 from pipeline.models import (
     IN9_MEAN,
     LoadedModel,
@@ -28,6 +27,7 @@ from pipeline.models import (
     load_model,
 )
 from pipeline.models.open_clip_models import class_prompts
+from pipeline.models.predict import PredictConfig, Predictor
 from transforms.taxonomy import imagenet9
 
 

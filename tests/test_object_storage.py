@@ -21,8 +21,8 @@ from pipeline.dataset.manifest import MANIFEST
 from pipeline.dataset.records import Staging
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.scenes import DrawnScenes, examine_scenes, list_scenes
-from pipeline.sources.layout import find_layout
-from pipeline.sources.listing import list_images
+from pipeline.inputs.layout import find_layout
+from pipeline.inputs.listing import list_images
 from pipeline.storage.files import absolute, is_below, parent, read_ahead
 from pipeline.storage.lock import DATASET_LOCK, acquire, held, release
 from pipeline.storage.store import Store

@@ -22,11 +22,11 @@ from soundness import assert_sound
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
+from pipeline.inputs.layout import find_layout
+from pipeline.inputs.listing import SourceImage, list_images
+from pipeline.inputs.place import read_place
+from pipeline.inputs.taxonomy_file import read_taxonomy
 from pipeline.models.open_clip_models import class_prompts
-from pipeline.sources.layout import find_layout
-from pipeline.sources.listing import SourceImage, list_images
-from pipeline.sources.place import read_place
-from pipeline.sources.taxonomy_file import read_taxonomy
 from pipeline.storage.state_files import parse_json
 from pipeline.storage.store import Store
 from transforms.annotations import AnnotationError, Box, parse_annotation

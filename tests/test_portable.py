@@ -19,7 +19,7 @@ from soundness import assert_sound
 from test_kills import finished_shards
 
 from pipeline.errors import UsageError
-from pipeline.runner.run import pipeline_options
+from pipeline.runners.run import pipeline_options
 
 SERVER = Path(__file__).with_name("job_server.py")
 RESULTS = ("results/summary.csv", "results/gaps.csv", "results/per_class.csv")

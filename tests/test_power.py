@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.dataset.folder import Dataset
-from pipeline.results.logits import keys_to_keep
+from pipeline.dataset.holdout import selected_rows
+from pipeline.evaluate.logits import keys_to_keep
 from pipeline.storage.store import Store
-from pipeline.training.parts import selected_rows
 from transforms.probe import cross_validated, fit_ridge, folds_of, power_of_outputs
 
 MODEL = "efficientnet_lite0"

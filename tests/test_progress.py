@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import main
-from pipeline.runner import progress
-from pipeline.runner.progress import Progress, shown
+from pipeline.commands.cli import main
+from pipeline.runtime import progress
+from pipeline.runtime.progress import Progress, shown
 from pipeline.storage.store import Store
 
 

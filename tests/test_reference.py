@@ -12,10 +12,10 @@ import pandas
 import pytest
 from conftest import run_in9
 
-from pipeline.command_line.flags import flags_of
-from pipeline.command_line.meanings import REASONS, meaning
-from pipeline.command_line.parser import COMMANDS, build_parser
-from pipeline.command_line.reference import FILES, RESULTS, reference
+from pipeline.commands.flags import flags_of
+from pipeline.commands.meanings import REASONS, meaning
+from pipeline.commands.parser import COMMANDS, build_parser
+from pipeline.commands.reference import FILES, RESULTS, reference
 from transforms.filters import Reason
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ def commands_of(text: str) -> list[list[str]]:
 def test_the_reference_is_what_the_code_says() -> None:
     there = (ROOT / "docs" / "reference.md").read_text()
     assert there == "\n".join(reference()) + "\n", (
-        "python -m pipeline.command_line.reference > docs/reference.md"
+        "python -m pipeline.commands.reference > docs/reference.md"
     )
 
 

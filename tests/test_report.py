@@ -16,21 +16,21 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import run_in9, stamps
 
-from pipeline.command_line.parser import build_parser
+from pipeline.commands.parser import build_parser
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
+from pipeline.evaluate.failures import FailedModel, note_failures
+from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
+from pipeline.evaluate.results import result_folder
 from pipeline.report import write_report
 from pipeline.report.adversarial import _BYTES as BACKGROUND_BYTES
 from pipeline.report.checklist import check_claims
 from pipeline.report.chooser import _BYTES as CHOOSER_BYTES
 from pipeline.report.claims import CLAIMS
 from pipeline.report.evidence import Evidence, ModelResults, gather
-from pipeline.report.published import PRETRAINED, TRAINED, published_for, trained_on
 from pipeline.report.saliency import _BYTES as SALIENCY_BYTES
 from pipeline.report.selection import PER_CLASS
 from pipeline.report.verdicts import Finding, Verdict, difference, overall
-from pipeline.results.failures import FailedModel, note_failures
-from pipeline.results.files import result_folder
 from pipeline.storage.store import Store
 from transforms.intervals import wilson
 from transforms.taxonomy import imagenet9

@@ -11,7 +11,7 @@ import pytest
 from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
 from soundness import assert_sound
 
-from pipeline.cli import main
+from pipeline.commands.cli import main
 from pipeline.storage.store import Store
 
 

@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from pipeline.command_line.parser import build_parser
+from pipeline.analyses.saliency.gradients import answer_gradients
+from pipeline.analyses.saliency.plan import SaliencyPlan, check_variants, shown_images
+from pipeline.commands.parser import build_parser
+from pipeline.commands.saliency import saliency_from_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import ModelError, UsageError
 from pipeline.evaluate.plan import Evaluation
-from pipeline.evaluate.predict import PredictConfig, Predictor
 from pipeline.models import load_model
 from pipeline.models.loaded import Preprocessing, loaded_model
-from pipeline.runner.progress import Progress
-from pipeline.saliency.command import saliency_from_flags
-from pipeline.saliency.gradients import answer_gradients
-from pipeline.saliency.plan import SaliencyPlan, check_variants, shown_images
+from pipeline.models.predict import PredictConfig, Predictor
+from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 from transforms.codec import decode_image, decode_mask
 from transforms.saliency import mass_in_mask, overlay, saliency_map

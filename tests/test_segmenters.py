@@ -25,16 +25,16 @@ from PIL import Image
 from pycocotools import mask as coco
 from soundness import assert_sound
 
-from pipeline.cli import main
+from pipeline.commands.cli import main
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.cut_source import SourceBytes, cut_source
+from pipeline.inputs.layout import find_layout
+from pipeline.inputs.listing import SourceImage, list_images
+from pipeline.inputs.place import read_place
 from pipeline.segmenters import find_segmenter, parameters_of
 from pipeline.segmenters.masks import with_masks
-from pipeline.sources.layout import find_layout
-from pipeline.sources.listing import SourceImage, list_images
-from pipeline.sources.place import read_place
 from pipeline.storage.store import Store
 from transforms.annotations import Box, parse_annotation
 from transforms.codec import encode_png

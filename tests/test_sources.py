@@ -20,13 +20,13 @@ from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
 from gcs import BUCKET, gcs_server
 from shapes import SHAPES, split_of, tar_bytes
 
-from pipeline.cli import main
+from pipeline.commands.cli import main
 from pipeline.errors import UsageError
-from pipeline.sources.checksums import Checksums
-from pipeline.sources.key_lists import KeyList, KeyLists, read_key_list
-from pipeline.sources.layout import find_layout
-from pipeline.sources.listing import Listing, list_images
-from pipeline.sources.place import Place, part_of, read_place, reads_ahead, row_of, text_place
+from pipeline.inputs.checksums import Checksums
+from pipeline.inputs.key_lists import KeyList, KeyLists, read_key_list
+from pipeline.inputs.layout import find_layout
+from pipeline.inputs.listing import Listing, list_images
+from pipeline.inputs.place import Place, part_of, read_place, reads_ahead, row_of, text_place
 from pipeline.storage.store import Store
 from transforms.annotations import (
     Annotation,

@@ -17,12 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.command_line.flags import flags_of
+from pipeline.commands.flags import flags_of
 from pipeline.dataset.latest import LATEST, read_latest
 from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest
 from pipeline.dataset.records import ShardFiles, read_about, write_table
 from pipeline.errors import UsageError
-from pipeline.results.forms import Evaluation
+from pipeline.evaluate.forms import Evaluation
 from pipeline.storage.lock import DATASET_LOCK, held
 from pipeline.storage.state_files import RelativePath, parse_json, read_json
 from pipeline.storage.store import FileDigest, Store

@@ -29,9 +29,9 @@ from torchvision.transforms import v2
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.models import load_model
+from pipeline.models.checkpoint import read_about
 from pipeline.storage.store import Store
 from pipeline.training.augment import DRAWS, Augmentation, augmentation_hashes, draws_of
-from pipeline.training.checkpoint import read_about
 from pipeline.training.loader import Pictures, check_shared_memory, load_batches
 from pipeline.training.network import build_network
 from pipeline.training.plan import TrainPlan, choose_splits, find_samples

@@ -22,25 +22,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.errors import JobError, UsageError
-from pipeline.evaluate.plan import Evaluation
-from pipeline.evaluate.predict import PredictConfig
-from pipeline.evaluate.work import RunModels
-from pipeline.figures.labels import apart
-from pipeline.figures.trend import trend_figure
-from pipeline.imagenet.folder import (
+from pipeline.analyses.imagenet.folder import (
     IMAGES_PER_SHARD,
     ImageNetImage,
     ImageNetListing,
     check_imagenet,
     list_imagenet,
 )
-from pipeline.imagenet.results import published_top1
-from pipeline.imagenet.stage import Classify
+from pipeline.analyses.imagenet.results import published_top1
+from pipeline.analyses.imagenet.stage import Classify
+from pipeline.errors import JobError, UsageError
+from pipeline.evaluate.plan import Evaluation
+from pipeline.evaluate.results import result_file
+from pipeline.evaluate.work import RunModels
 from pipeline.models import load_model
-from pipeline.results.files import result_file
-from pipeline.results.trend import BG_GAP, TREND, TREND_VARIANTS, write_trend
-from pipeline.runner.progress import Progress
+from pipeline.models.predict import PredictConfig
+from pipeline.report.figures.labels import apart
+from pipeline.report.figures.trend import trend_figure
+from pipeline.report.trend import BG_GAP, TREND, TREND_VARIANTS, write_trend
+from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import imagenet9

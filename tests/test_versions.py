@@ -17,14 +17,14 @@ from gcs import BUCKET, gcs_server
 from soundness import assert_sound
 
 from pipeline import open_dataset
-from pipeline.changes import Publishing, check_publishing, describe_published, publish
-from pipeline.changes.describe import describe_changes
-from pipeline.changes.state import State
-from pipeline.cli import main
+from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import finished_versions, reading_store, writing_store
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.errors import JobError, UsageError
+from pipeline.jobs.changes.describe import describe_changes
+from pipeline.jobs.changes.state import State
+from pipeline.jobs.publish import Publishing, check_publishing, describe_published, publish
 from pipeline.storage.gcs_files import GcsFiles
 from pipeline.storage.local_files import LocalFiles
 from pipeline.storage.store import Store

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from pipeline.cli import run_process
+from pipeline.commands.cli import run_process
 
 _IMAGE = "--sdk_container_image"
 

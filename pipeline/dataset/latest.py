@@ -1,6 +1,6 @@
 """Published versions of a dataset: which folders they are, and that nothing writes to them.
 
-Without Beam: readers need this, too. What publishes is `pipeline.changes.publish`.
+Without Beam: readers need this, too. What publishes is `pipeline.jobs.publish`.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
+from pipeline.evaluate.failures import FailedModel, note_failures
 from pipeline.evaluate.plan import Evaluation
-from pipeline.results.failures import FailedModel, note_failures
-from pipeline.runner.counters import count
+from pipeline.runtime.counters import count
 
 _FAILED = {
     "evaluate": "models_failed",

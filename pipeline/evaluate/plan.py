@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from pipeline.cores import usable_cores
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.predict import PredictConfig
+from pipeline.dataset.holdout import Holdout, selected_rows
 from pipeline.models import LoadedModel
-from pipeline.runner.progress import Progress
+from pipeline.models.leakage import Test, training_note
+from pipeline.models.predict import PredictConfig
+from pipeline.runtime.cores import usable_cores
+from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
-from pipeline.training.leakage import Test, training_note
-from pipeline.training.parts import Holdout, selected_rows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,14 +10,14 @@ from typing import TypeVar
 import torch
 
 from pipeline.errors import JobError, ModelError, UsageError
+from pipeline.evaluate.failures import FailedModel
 from pipeline.evaluate.plan import Evaluation
-from pipeline.evaluate.predict import Predictor
-from pipeline.memory import give_back_freed_memory
+from pipeline.evaluate.results import read_results
 from pipeline.models import LoadedModel, check_head, load_model
-from pipeline.results.failures import FailedModel
-from pipeline.results.files import read_results
-from pipeline.runner.counters import count, timed
-from pipeline.training.leakage import Test, refuse_overlap
+from pipeline.models.leakage import Test, refuse_overlap
+from pipeline.models.predict import Predictor
+from pipeline.runtime.counters import count, timed
+from pipeline.runtime.memory import give_back_freed_memory
 from transforms.taxonomy import Taxonomy
 
 _LOG = logging.getLogger(__name__)

@@ -18,12 +18,12 @@ from pipeline.dataset.fingerprints import EVALUATE_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import ShardFiles, read_about, with_labels, write_table
 from pipeline.dataset.sinks import Sample
+from pipeline.evaluate.logits import PROBED, keys_to_keep
 from pipeline.evaluate.plan import Evaluation
-from pipeline.evaluate.predict import Predictor
+from pipeline.evaluate.results import PREDICTION_SCHEMA, result_folder, result_shard
 from pipeline.models import LoadedModel
-from pipeline.results.files import PREDICTION_SCHEMA, result_folder, result_shard
-from pipeline.results.logits import PROBED, keys_to_keep
-from pipeline.runner.counters import count, count_written
+from pipeline.models.predict import Predictor
+from pipeline.runtime.counters import count, count_written
 from transforms.scoring import LABEL_RULES, PAPER_RULE, labels_of_outputs
 from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture

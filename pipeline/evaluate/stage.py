@@ -15,19 +15,19 @@ import apache_beam as beam
 
 from pipeline.dataset.fingerprints import EVALUATE_VERSION
 from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.analysis import summarise
+from pipeline.evaluate.answers import Images
+from pipeline.evaluate.failures import FailedModel
 from pipeline.evaluate.gather import ModelShard, write_models
 from pipeline.evaluate.plan import Evaluation, model_identity
-from pipeline.evaluate.predict import Predictor
+from pipeline.evaluate.power import power_of
+from pipeline.evaluate.results import read_predictions, result_file, result_folder, write_result
 from pipeline.evaluate.shards import predict_shard
 from pipeline.evaluate.work import Begun, Left, Work, run_models
 from pipeline.models import LoadedModel
-from pipeline.results.analysis import summarise
-from pipeline.results.answers import Images
-from pipeline.results.failures import FailedModel
-from pipeline.results.files import read_predictions, result_file, result_folder, write_result
-from pipeline.results.power import power_of
-from pipeline.results.tables import write_tables
-from pipeline.runner.counters import timed
+from pipeline.models.predict import Predictor
+from pipeline.report.tables import write_tables
+from pipeline.runtime.counters import timed
 from pipeline.storage.lock import TABLES_LOCK, held, model_lock
 from transforms.taxonomy import Taxonomy
 

@@ -16,13 +16,13 @@ from typing import ClassVar, NamedTuple
 import apache_beam as beam
 
 from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.failures import FailedModel
 from pipeline.evaluate.gather import ModelShard
 from pipeline.evaluate.plan import Evaluation
-from pipeline.evaluate.predict import Predictor
 from pipeline.evaluate.resident import each_model
-from pipeline.memory import keep_freed_memory
 from pipeline.models import LoadedModel
-from pipeline.results.failures import FailedModel
+from pipeline.models.predict import Predictor
+from pipeline.runtime.memory import keep_freed_memory
 from transforms.taxonomy import Taxonomy
 
 

@@ -30,7 +30,7 @@ from pipeline.errors import JobError
 from pipeline.generate.compose import ComposedShard
 from pipeline.generate.plan import check_complete
 from pipeline.generate.scenes import SceneTable
-from pipeline.runner.counters import count, timed
+from pipeline.runtime.counters import count, timed
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.taxonomy import Taxonomy, imagenet9
 

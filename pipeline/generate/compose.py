@@ -33,8 +33,8 @@ from pipeline.generate.scenes import DrawnScenes
 from pipeline.generate.segmented import SourceFiles
 from pipeline.generate.staged import make_missing
 from pipeline.generate.variant_files import VariantFiles
-from pipeline.runner.counters import timed
-from pipeline.runner.progress import Progress
+from pipeline.runtime.counters import timed
+from pipeline.runtime.progress import Progress
 from pipeline.storage.store import FileDigest
 from transforms.filters import Reason
 from transforms.taxonomy import Taxonomy, imagenet9

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.errors import JobError
+from pipeline.inputs.listing import SourceImage
+from pipeline.inputs.place import read_place, shown
 from pipeline.segmenters import takes_masks
-from pipeline.sources.listing import SourceImage
-from pipeline.sources.place import read_place, shown
 from transforms.cutting import Cut, cut_objects
 from transforms.filters import Reason, is_valid_key
 from transforms.whole import Whole, crop_whole

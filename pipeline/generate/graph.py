@@ -16,7 +16,7 @@ from pipeline.generate.list_split import ListSplits
 from pipeline.generate.plan import OutputShard, PlanSplit
 from pipeline.generate.segment import SegmentShard
 from pipeline.generate.segmented import SegmentedShard
-from pipeline.sources.listing import SourceShard
+from pipeline.inputs.listing import SourceShard
 from transforms.taxonomy import Taxonomy
 
 

@@ -21,8 +21,8 @@ from pipeline.dataset.shards import layer_record
 from pipeline.errors import JobError
 from pipeline.generate.cut_source import known_digest, printable, untold
 from pipeline.generate.staged import find_layers
-from pipeline.sources.checksums import Checksums
-from pipeline.sources.listing import SourceImage, SourceShard
+from pipeline.inputs.checksums import Checksums
+from pipeline.inputs.listing import SourceImage, SourceShard
 from pipeline.storage.files import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.state_files import read_intact
 

@@ -11,8 +11,8 @@ from pipeline.dataset.records import Staging
 from pipeline.dataset.shards import ShardCounts
 from pipeline.errors import UsageError
 from pipeline.generate.commit import STAGING
-from pipeline.runner.progress import Progress
-from pipeline.sources.key_lists import KeyList, KeyLists, read_key_list
+from pipeline.inputs.key_lists import KeyList, KeyLists, read_key_list
+from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy, imagenet9
 

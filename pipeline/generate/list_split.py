@@ -11,12 +11,12 @@ from pipeline.dataset.shards import ShardCounts
 from pipeline.errors import UsageError
 from pipeline.generate.guard import check_rebuild
 from pipeline.generate.job import Job
-from pipeline.runner.counters import timed
+from pipeline.inputs.layout import Layout, find_layout
+from pipeline.inputs.listing import Listing, SourceImage, SourceShard, list_images, make_shards
+from pipeline.inputs.shapes import MANIFEST
+from pipeline.runtime.counters import timed
 from pipeline.segmenters import takes_masks
 from pipeline.segmenters.masks import with_masks
-from pipeline.sources.layout import Layout, find_layout
-from pipeline.sources.listing import Listing, SourceImage, SourceShard, list_images, make_shards
-from pipeline.sources.shapes import MANIFEST
 from transforms.taxonomy import Taxonomy, imagenet9
 
 

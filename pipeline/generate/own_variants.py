@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import JobError, UsageError
-from pipeline.own_functions import PREFIX, array_of, import_function
+from pipeline.runtime.own_functions import PREFIX, array_of, import_function
 from transforms.layers import Layer
 from transforms.variants import VARIANTS, Image, Variant, name_of
 

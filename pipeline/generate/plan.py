@@ -23,8 +23,8 @@ from pipeline.dataset.records import Staging
 from pipeline.errors import JobError
 from pipeline.generate.scenes import SceneTable, examine_scenes
 from pipeline.generate.segmented import SegmentedShard, SourceFiles
-from pipeline.runner.counters import timed
-from pipeline.sources.listing import SplitTotals
+from pipeline.inputs.listing import SplitTotals
+from pipeline.runtime.counters import timed
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.pairing import NO_PARTNER, Pool, group_numbers, pair, ring_places

@@ -30,7 +30,7 @@ from pipeline.dataset.records import (
 )
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.cut_source import SourceBytes, crop_source, printable
-from pipeline.sources.found import IMAGE_SUFFIXES, is_hidden
+from pipeline.inputs.found import IMAGE_SUFFIXES, is_hidden
 from pipeline.storage.files import FileInfo, files_of, is_remote, join, read_ahead, relative
 from pipeline.storage.store import FileDigest
 from transforms.codec import MAX_PIXELS

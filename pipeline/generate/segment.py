@@ -46,11 +46,11 @@ from pipeline.generate.cut_source import (
 from pipeline.generate.previous_layers import PreviousLayers
 from pipeline.generate.segmented import SegmentedShard, SourceFiles, pack_candidates
 from pipeline.generate.staged import find_layers, find_made
-from pipeline.runner.counters import count, timed
-from pipeline.runner.progress import Progress
-from pipeline.sources.checksums import Checksums
-from pipeline.sources.listing import SourceImage, SourceShard
-from pipeline.sources.place import reads_ahead
+from pipeline.inputs.checksums import Checksums
+from pipeline.inputs.listing import SourceImage, SourceShard
+from pipeline.inputs.place import reads_ahead
+from pipeline.runtime.counters import count, timed
+from pipeline.runtime.progress import Progress
 from pipeline.storage.files import read_ahead
 from pipeline.storage.state_files import read_intact, warn_damaged
 from pipeline.storage.store import FileDigest, HashingFile

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.dataset.records import ACCEPTED, source_key
-from pipeline.sources.listing import SourceImage, SplitTotals
+from pipeline.inputs.listing import SourceImage, SplitTotals
 from pipeline.storage.store import FileDigest
 
 CANDIDATE_SCHEMA = pa.schema(

@@ -8,8 +8,8 @@ from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.records import FoundShard, Staging
 from pipeline.dataset.shards import layer_record
 from pipeline.generate.cut_source import shard_fingerprint
-from pipeline.runner.counters import count, count_written
-from pipeline.sources.listing import SourceShard
+from pipeline.inputs.listing import SourceShard
+from pipeline.runtime.counters import count, count_written
 
 
 def find_layers(

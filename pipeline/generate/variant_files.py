@@ -12,7 +12,7 @@ from pipeline.dataset.sinks import Sample, Sink, digests_of, open_sinks, sample_
 from pipeline.generate.layer_source import Backgrounds, LayerSource
 from pipeline.generate.own_variants import find_variants
 from pipeline.generate.plan import OutputShard
-from pipeline.runner.counters import count
+from pipeline.runtime.counters import count
 from pipeline.storage.store import FileDigest
 from transforms.codec import encode_jpeg, encode_png
 from transforms.geometry import Pixels

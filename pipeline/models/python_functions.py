@@ -16,7 +16,7 @@ from pipeline.models.loaded import (
     takes_other_sizes,
 )
 from pipeline.models.source import Source
-from pipeline.own_functions import PREFIX, import_function
+from pipeline.runtime.own_functions import PREFIX, import_function
 from transforms.taxonomy import Taxonomy
 
 

@@ -116,7 +116,7 @@ def is_for_imagenet(name: str) -> bool:
 def preprocessing_of(path: str) -> Preprocessing | None:
     """What a checkpoint of ours was trained with, None for all others."""
     # Not before: it is written in terms of this package.
-    from pipeline.training.checkpoint import SUFFIX, read_about
+    from pipeline.models.checkpoint import SUFFIX, read_about
 
     trained = read_about(path) if path.endswith(SUFFIX) else None
     return trained.preprocessing if trained else None

@@ -22,7 +22,7 @@ from pipeline.dataset.records import (
 from pipeline.released.archive import read_places
 from pipeline.released.listing import ReleasedImage, ReleasedShard
 from pipeline.released.masks import decode_npy
-from pipeline.runner.progress import Progress
+from pipeline.runtime.progress import Progress
 from pipeline.storage.files import REQUESTS_IN_FLIGHT, read_ahead
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.filters import Reason, is_valid_key

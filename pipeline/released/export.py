@@ -22,9 +22,9 @@ from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError
 from pipeline.released.masks import encode_npy
 from pipeline.released.names import class_folder, mixed_stem, stem_of
-from pipeline.results.csv_file import csv_bytes
-from pipeline.runner.here import each_shard
-from pipeline.runner.progress import Progress
+from pipeline.runtime.here import each_shard
+from pipeline.runtime.progress import Progress
+from pipeline.storage.csv_file import csv_bytes
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.codec import decode_mask
 from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of

@@ -11,9 +11,9 @@ from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.shards import ShardCounts
 from pipeline.errors import UsageError
+from pipeline.inputs.listing import SplitTotals
 from pipeline.released.archive import Place, read_places
 from pipeline.released.names import label_of_folder, parse_mixed, parse_stem
-from pipeline.sources.listing import SplitTotals
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.taxonomy import Taxonomy
 from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of, with_replicates

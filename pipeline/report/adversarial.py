@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from pipeline.evaluate.published import CHALLENGE, FOOLED, published_for
 from pipeline.report.evidence import Evidence, ModelResults
 from pipeline.report.measured import grid_size, is_authors_grid
 from pipeline.report.pictures import SMALL, Budget, data_uri, find_samples
-from pipeline.report.published import CHALLENGE, FOOLED, published_for
 from transforms.scoring import LABEL_RULES, PAPER_RULE
 
 _BYTES = 1_400_000

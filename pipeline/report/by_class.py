@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.figures.heat_map import CLASSES, heat_map
-from pipeline.figures.points import Series, rows_figure
-from pipeline.figures.style import MODELS
+from pipeline.evaluate.published import FOOLED_BY_CLASS
 from pipeline.report.evidence import ModelResults
+from pipeline.report.figures.heat_map import CLASSES, heat_map
+from pipeline.report.figures.points import Series, rows_figure
+from pipeline.report.figures.style import MODELS
 from pipeline.report.measured import attack_measures, is_authors_grid
 from pipeline.report.plot import Plot, point, spoken, titles
-from pipeline.report.published import FOOLED_BY_CLASS
 from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import OUTSIDE, Taxonomy
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
+from pipeline.evaluate.published import FULL_GRID
 from pipeline.report import judges
 from pipeline.report.measured import TIMES, Results
-from pipeline.report.published import FULL_GRID
 from pipeline.report.verdicts import Finding
 
 _AUTHORS_GRID = f"{FULL_GRID:,} {TIMES} {FULL_GRID:,}"

@@ -7,10 +7,10 @@ import dataclasses
 import io
 from collections.abc import Sequence
 
+from pipeline.evaluate.results import display_name
 from pipeline.report.evidence import Evidence
 from pipeline.report.plots import COMPARED
 from pipeline.report.verdicts import Estimate
-from pipeline.results.files import display_name
 from transforms.scoring import PAPER_RULE
 
 _FILE = "results/comparisons.csv"

@@ -7,17 +7,17 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.analyses.matrix.tables import read_matrices
 from pipeline.dataset.folder import Dataset
-from pipeline.matrix.tables import read_matrices
-from pipeline.results.failures import read_failures
-from pipeline.results.files import (
+from pipeline.evaluate.failures import read_failures
+from pipeline.evaluate.results import (
     display_name,
     read_result,
     read_results,
     read_summaries,
     result_folder,
 )
-from pipeline.results.trend import TREND
+from pipeline.report.trend import TREND
 from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import Taxonomy
 

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for
 from pipeline.report.evidence import Evidence, ModelResults
 from pipeline.report.measured import training_of
-from pipeline.report.published import PRETRAINED, TRAINED, published_for
 from transforms.scoring import LABEL_RULES, PAPER_RULE
 
 GAP = "BG-Gap"

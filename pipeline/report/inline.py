@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from pipeline.figures.style import THEME
+from pipeline.report.figures.style import THEME
 
 _REFERENCE = re.compile(r"(?<=url\(#)|(?<=^#)")
 _FONT = re.compile(r"font-family:[^;]*;?\s*")
@@ -22,7 +22,7 @@ def inline_svg(data: bytes, prefix: str, label: str) -> Markup:
     """Makes an element of the page of a figure.
 
     Args:
-      data: of `pipeline.figures.style.to_svg`.
+      data: of `pipeline.report.figures.style.to_svg`.
       prefix: of its ids, its own within the page.
       label: what the figure shows, for those who cannot see it.
 

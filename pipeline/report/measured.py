@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.report import published
+from pipeline.evaluate import published
 from pipeline.report.evidence import ModelResults
 from pipeline.report.verdicts import Estimate
 from transforms.scoring import PAPER_RULE

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipeline.figures.points import Series
 from pipeline.report.evidence import ModelResults
+from pipeline.report.figures.points import Series
 from pipeline.report.measured import grid_size
 from pipeline.report.verdicts import Estimate
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.figures.decomposition import decomposition_figure
-from pipeline.figures.heat_map import VERSIONS, heat_map
-from pipeline.figures.points import Series, lines_figure
-from pipeline.figures.style import MODELS, shorten
-from pipeline.figures.trend import trend_figure
+from pipeline.evaluate.published import TABLE_5_NAMES
 from pipeline.report.by_class import by_class, fooled_by_class, of_model
 from pipeline.report.evidence import Evidence, ModelResults
+from pipeline.report.figures.decomposition import decomposition_figure
+from pipeline.report.figures.heat_map import VERSIONS, heat_map
+from pipeline.report.figures.points import Series, lines_figure
+from pipeline.report.figures.style import MODELS, shorten
+from pipeline.report.figures.trend import trend_figure
 from pipeline.report.measured import attack_measures
 from pipeline.report.plot import Plot, point, spoken, titles
-from pipeline.report.published import TABLE_5_NAMES
 from transforms.analysis import KINDS
 from transforms.scoring import PAPER_RULE
 

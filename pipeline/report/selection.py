@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.results import result_shard
 from pipeline.report.evidence import Evidence, ModelResults
-from pipeline.results.files import result_shard
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.hashing import keyed_hash

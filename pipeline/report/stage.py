@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import apache_beam as beam
 
+from pipeline.report.tables import write_tables
 from pipeline.report.write import write_report
-from pipeline.results.tables import write_tables
 from pipeline.storage.lock import TABLES_LOCK, held
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.own_functions import PREFIX
+from pipeline.runtime.own_functions import PREFIX
 from pipeline.segmenters.own import own_segmenter, read_parameters
 from transforms.segmentation import SEGMENTERS, Segmenter
 

@@ -15,13 +15,13 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import UsageError
-from pipeline.sources.coco import mask_text
-from pipeline.sources.folder import files_in
-from pipeline.sources.place import text_place
+from pipeline.inputs.coco import mask_text
+from pipeline.inputs.folder import files_in
+from pipeline.inputs.place import text_place
 from pipeline.storage.files import files_of, join
 
 if TYPE_CHECKING:
-    from pipeline.sources.listing import SourceImage
+    from pipeline.inputs.listing import SourceImage
 
 _SUFFIX = ".png"
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import JobError, UsageError
-from pipeline.own_functions import PREFIX, array_of, import_function
+from pipeline.runtime.own_functions import PREFIX, array_of, import_function
 from pipeline.storage.files import absolute, files_of
 from transforms.annotations import Box
 from transforms.geometry import Pixels

@@ -21,9 +21,9 @@ from pipeline.dataset.fingerprints import EVALUATE_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import ShardFiles, read_about, write_table
 from pipeline.errors import UsageError
-from pipeline.evaluate.predict import PredictConfig, Predictor
+from pipeline.evaluate.results import safe_name
 from pipeline.models import LoadedModel, load_model
-from pipeline.results.files import safe_name
+from pipeline.models.predict import PredictConfig, Predictor
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import WORK_FOLDER, Store
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.errors import JobError
-from pipeline.evaluate.predict import is_out_of_memory
+from pipeline.models.predict import is_out_of_memory
 from pipeline.training.network import Network
 from pipeline.training.plan import TrainPlan
 

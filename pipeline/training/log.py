@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
-from pipeline.results.csv_file import csv_bytes
-from pipeline.runner.progress import TERMINAL_SECONDS, duration
+from pipeline.runtime.progress import TERMINAL_SECONDS, duration
+from pipeline.storage.csv_file import csv_bytes
 from pipeline.storage.store import Store
 
 LOG = "log.csv"

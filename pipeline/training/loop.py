@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from pipeline.cores import usable_cores
 from pipeline.dataset.folder import Dataset
+from pipeline.models.checkpoint import TrainedOn, digest_of_classes, save_checkpoint
+from pipeline.runtime.cores import usable_cores
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.augment import Augmentation
-from pipeline.training.checkpoint import TrainedOn, digest_of_classes, save_checkpoint
 from pipeline.training.epoch import run_epoch
 from pipeline.training.learner import Learner
 from pipeline.training.loader import (

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.dataset.folder import Dataset
+from pipeline.dataset.holdout import Holdout, selected_rows, training_pictures
 from pipeline.errors import UsageError
-from pipeline.training.parts import Holdout, selected_rows, training_pictures
 from pipeline.training.samples import Samples
 from transforms.variants import base_of
 

@@ -13,17 +13,17 @@ import timm
 import torch
 
 from pipeline.dataset.folder import Dataset
+from pipeline.dataset.holdout import Holdout, selected_rows, training_pictures
 from pipeline.errors import UsageError
-from pipeline.storage.store import Store
-from pipeline.training.checkpoint import (
+from pipeline.models.checkpoint import (
     SUFFIX,
     TrainedOn,
     digest_of_classes,
     read_about,
     save_checkpoint,
 )
+from pipeline.storage.store import Store
 from pipeline.training.features import Backbone, Features
-from pipeline.training.parts import Holdout, selected_rows, training_pictures
 from transforms.linear_probe import choose_penalty, fit_probe
 
 PROBE_VERSION = 1

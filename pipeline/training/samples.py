@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
-from pipeline.evaluate.predict import BrokenPictureError
+from pipeline.models.predict import BrokenPictureError
 from transforms.codec import UndecodableError, decode_image
 
 

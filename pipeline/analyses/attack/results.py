@@ -1,0 +1,240 @@
+"""Results of attacks: the predictions of every pair, and the measures made of them.
+
+results/<model>/attack/<grid>/<split>-NNNNN.parquet         predictions of a chunk of foregrounds
+results/<model>/attack/<grid>/<split>-backgrounds.parquet   the backgrounds, in the order of those
+results/<model>/attack.json                                 what was run last, and its measures
+
+<grid> is foregrounds x backgrounds, such as 4050x4050, so that a small attack does not take
+the place of a large one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.analyses.attack.plan import AttackGrid, Attacking, Side
+from pipeline.dataset.fingerprints import fingerprint
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.records import ShardFiles, read_about, with_labels, write_table
+from pipeline.evaluate.results import result_file, result_folder, write_result
+from pipeline.storage.state_files import read_table
+from pipeline.storage.store import Store
+from transforms.adversarial import (
+    UNTRIED,
+    Grid,
+    Labels,
+    Tally,
+    challenge_accuracy,
+    expected_accuracy,
+    fooled,
+    fooled_by_class,
+    foregrounds_of_others,
+    merge,
+    steps,
+    strongest,
+    tally,
+)
+from transforms.scoring import LABEL_RULES
+from transforms.taxonomy import Taxonomy
+
+CHUNK_SCHEMA = pa.schema(
+    [
+        pa.field("fg_key", pa.string()),
+        pa.field("label", pa.int8()),
+        *(pa.field(rule, pa.list_(pa.int8())) for rule in LABEL_RULES),
+    ]
+)
+"""Columns of a chunk: a row for each foreground; under each label rule, its prediction on every
+background: a label, -1 outside the taxonomy, null where an early stop left it out."""
+
+
+def grid_name(grid: AttackGrid, attacking: Attacking) -> str:
+    """Where the chunks of a grid lie, as a name of `result_shard`."""
+    size = f"{len(grid.foregrounds)}x{len(grid.backgrounds)}"
+    return f"attack/{size}" + ("-early_stop" if attacking.early_stop else "")
+
+
+def chunk_table(foregrounds: Side, predictions: Grid, num_labels: int) -> pa.Table:
+    """A chunk's table, of (rules, foregrounds, backgrounds) int16 predictions."""
+    schema = with_labels(CHUNK_SCHEMA, num_labels)
+    offsets = np.arange(len(foregrounds) + 1, dtype=np.int32) * predictions.shape[2]
+    lists = []
+    for grid in predictions:
+        values = pa.array(grid.ravel(), mask=grid.ravel() == UNTRIED)
+        values = values.cast(schema.field("label").type)
+        lists.append(pa.ListArray.from_arrays(offsets, values))
+    labels = pa.array(foregrounds.labels, schema.field("label").type)
+    columns = [pa.array(foregrounds.keys), labels, *lists]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def read_chunk(store: Store, path: str) -> tuple[Grid, Labels]:
+    """The inverse of `chunk_table`: predictions (rules, C, B) int16, labels (C,) int64."""
+    table = read_table(store, path)
+    grids = [
+        table[rule]
+        .combine_chunks()
+        .flatten()
+        .fill_null(UNTRIED)
+        .to_numpy(zero_copy_only=False)
+        .astype(np.int16)
+        .reshape(len(table), -1)
+        for rule in LABEL_RULES
+    ]
+    return np.stack(grids), table["label"].to_numpy().astype(np.int64)
+
+
+def background_table(
+    grid: AttackGrid, tallies: Mapping[str, Tally] | None, num_labels: int
+) -> pa.Table:
+    """The backgrounds of a grid: key, label, wnid, foregrounds of other classes, and under each
+    label rule how many of them it fools: null if there are no tallies of all pairs."""
+    backgrounds = grid.backgrounds
+    label_type = with_labels(CHUNK_SCHEMA, num_labels).field("label").type
+    columns: dict[str, Any] = {
+        "bg_key": pa.array(backgrounds.keys),
+        "bg_label": pa.array(backgrounds.labels, label_type),
+        "bg_wnid": pa.array(backgrounds.wnids),
+        "foregrounds": foregrounds_of_others(grid.foregrounds.labels, backgrounds.labels),
+    }
+    for rule in LABEL_RULES:
+        fooled_by = tallies[rule].successes if tallies else [None] * len(backgrounds)
+        columns[rule] = pa.array(fooled_by, pa.int64())
+    return pa.table(columns)
+
+
+def measures(
+    tallied: Tally, grid: AttackGrid, taxonomy: Taxonomy, *, early_stop: bool
+) -> dict[str, Any]:
+    """What attack.json says of one label rule. After an early stop, only challenge accuracy is
+    known: the rest is null or empty."""
+    standing = challenge_accuracy(tallied, grid.units)
+    found: dict[str, Any] = {
+        "challenge_accuracy": standing.value,
+        "challenge_ci_low": standing.low,
+        "challenge_ci_high": standing.high,
+        **dict.fromkeys(("fooled", "fooled_ci_low", "fooled_ci_high")),
+        **{name: [] for name in ("by_class", "accuracy_by_backgrounds", "strongest")},
+    }
+    if early_stop:
+        return found
+    turned, total = fooled(tallied, grid.units), len(grid.backgrounds)
+    found |= {"fooled": turned.value, "fooled_ci_low": turned.low, "fooled_ci_high": turned.high}
+    found["accuracy_by_backgrounds"] = [
+        {"backgrounds": number, "accuracy": accuracy}
+        for number, accuracy in expected_accuracy(tallied.turning, total, steps(total))
+    ]
+    for label, name in enumerate(taxonomy.names):
+        _measure_class(found, tallied, grid.backgrounds, label, name)
+    return found
+
+
+def _measure_class(
+    found: dict[str, Any], tallied: Tally, backgrounds: Side, label: int, name: str
+) -> None:
+    """Adds a class of backgrounds, if there are some, and foregrounds of other classes."""
+    members = int((backgrounds.labels == label).sum())
+    of_class = fooled_by_class(tallied, label)
+    if not members or not of_class.n:
+        return
+    found["by_class"].append(
+        {
+            "label": label,
+            "class_name": name,
+            "backgrounds": members,
+            "foregrounds": of_class.n,
+            "fooled": of_class.value,
+        }
+    )
+    found["strongest"] += [
+        {
+            "label": label,
+            "bg_key": backgrounds.keys[position],
+            "bg_wnid": backgrounds.wnids[position],
+            "success": int(tallied.successes[position]) / of_class.n,
+            "foregrounds": of_class.n,
+        }
+        for position in strongest(tallied, backgrounds.keys, backgrounds.labels, label)
+    ]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AttackedModel:
+    """A model with the predictions of a whole grid.
+
+    Attributes:
+      dataset: that was attacked.
+      attacking: what was done.
+      grid: of `attacking`.
+      about: identity of the model, of `model_identity`.
+      paths: files of all chunks, in order.
+    """
+
+    dataset: Dataset
+    attacking: Attacking
+    grid: AttackGrid
+    about: dict[str, Any]
+    paths: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        """The model's folder under `results/`."""
+        return result_folder(self.about["model"], self.about["evaluation"])
+
+    def tallies(self, taxonomy: Taxonomy) -> dict[str, Tally]:
+        """By label rule; a chunk at a time is in memory."""
+        parts: dict[str, list[Tally]] = {rule: [] for rule in LABEL_RULES}
+        for path in self.paths:
+            grids, labels = read_chunk(self.dataset.store, path)
+            for rule, grid in zip(LABEL_RULES, grids, strict=True):
+                bg_labels = self.grid.backgrounds.labels
+                parts[rule].append(tally(grid, labels, bg_labels, taxonomy.num_labels))
+        return {rule: merge(of_rule) for rule, of_rule in parts.items()}
+
+
+def write_attack(attacked: AttackedModel, taxonomy: Taxonomy) -> None:
+    """Measures a model: writes its backgrounds and attack.json, and removes chunks that belong
+    to other pixels or weights."""
+    attacking, grid, store = attacked.attacking, attacked.grid, attacked.dataset.store
+    tallies = attacked.tallies(taxonomy)
+    split, early_stop = attacking.evaluation.split, attacking.early_stop
+    chunks = f"results/{attacked.folder}/{grid_name(grid, attacking)}"
+    backgrounds = f"{chunks}/{split}-backgrounds.parquet"
+    abouts = [read_about(store, path) for path in attacked.paths]
+    checksums = [about.fingerprint for about in abouts if about]
+    pixels = checksums[0].partition("-")[0]
+    checksum = f"{pixels}-{fingerprint(checksums)}"
+    about = read_about(store, backgrounds)
+    if about is None or about.fingerprint != checksum:
+        table = background_table(grid, None if early_stop else tallies, taxonomy.num_labels)
+        write_table(store, backgrounds, table, ShardFiles(checksum, ()))
+    attack = {
+        **attacked.about,
+        "dataset": attacked.dataset.manifest.fingerprint,
+        "split": split,
+        "foregrounds": len(grid.foregrounds),
+        "backgrounds": len(grid.backgrounds),
+        "full_grid": grid.is_full,
+        "early_stop": early_stop,
+        "forwards": next(iter(tallies.values())).tried,
+        "backgrounds_file": backgrounds,
+        "rules": {
+            rule: measures(tallied, grid, taxonomy, early_stop=early_stop)
+            for rule, tallied in tallies.items()
+        },
+    }
+    write_result(store, result_file(attacked.folder, "attack"), attack)
+    for path in list(store.walk(f"results/{attacked.folder}/attack")):
+        name, folder = os.path.basename(path), os.path.dirname(path)
+        if path in (backgrounds, *attacked.paths) or not name.startswith(f"{split}-"):
+            continue
+        about = read_about(store, path)
+        is_ours = about is not None and about.fingerprint.startswith(f"{pixels}-")
+        if not is_ours or folder == chunks:
+            store.delete(path)

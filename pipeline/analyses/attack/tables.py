@@ -1,0 +1,105 @@
+"""Tables of all attacked models: results/attack.csv and results/backgrounds.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pipeline.evaluate.failures import error_rows, read_failures
+from pipeline.evaluate.results import read_results
+from pipeline.storage.csv_file import write_csv
+from pipeline.storage.state_files import read_table
+from pipeline.storage.store import Store
+
+ATTACK_COLUMNS = (
+    "model",
+    "label_rule",
+    "challenge_accuracy",
+    "challenge_ci_low",
+    "challenge_ci_high",
+    "fooled",
+    "fooled_ci_low",
+    "fooled_ci_high",
+    "foregrounds",
+    "backgrounds",
+    "full_grid",
+    "early_stop",
+    "forwards",
+    "split",
+    "precision",
+    "device",
+    "weights_sha256",
+    "dataset",
+    "error",
+)
+"""Columns of attack.csv; shares are fractions, intervals Wilson's at 95 %. `fooled` is empty
+after an early stop. A model that failed has its `error` and no measures."""
+
+BACKGROUND_COLUMNS = (
+    "model",
+    "label_rule",
+    "bg_key",
+    "bg_label",
+    "bg_wnid",
+    "success",
+    "foregrounds",
+)
+"""Columns of backgrounds.csv: `success` is the share of the `foregrounds` of other classes that
+this background makes the model take for its own class."""
+
+
+def read_attacks(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """What attack.json says of every attacked model, in order of its folder.
+
+    Args:
+      store: the dataset folder.
+      dataset: its fingerprint.
+
+    Returns:
+      (attacks on this dataset, names of models whose attack is of an earlier one).
+    """
+    attacks = read_results(store, "attack")
+    current = [attack for attack in attacks if attack["dataset"] == dataset]
+    return current, [attack["model"] for attack in attacks if attack["dataset"] != dataset]
+
+
+def write_attack_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rebuilds attack.csv and backgrounds.csv from the attacks that are there. Called with the
+    lock of the tables held.
+
+    Returns:
+      What `read_attacks` does; models whose attack failed on an earlier dataset are named, too.
+      There are no tables if nothing was ever attacked.
+    """
+    attacks, stale = read_attacks(store, dataset)
+    failed, failed_before = read_failures(store, dataset, "attack")
+    stale += failed_before
+    if not attacks and not failed and not stale:
+        return [], []
+    rows = [
+        {**attack, **attack["evaluation"], "label_rule": rule, **found}
+        for attack in attacks
+        for rule, found in attack["rules"].items()
+    ]
+    write_csv(store, "attack", ATTACK_COLUMNS, rows + error_rows(failed, attacks))
+    write_csv(store, "backgrounds", BACKGROUND_COLUMNS, _background_rows(store, attacks))
+    return attacks, stale
+
+
+def _background_rows(
+    store: Store, attacks: Sequence[Mapping[str, Any]]
+) -> Iterable[dict[str, Any]]:
+    for attack in attacks:
+        file = attack["backgrounds_file"]
+        if not store.exists(file):
+            continue
+        backgrounds = read_table(store, file).to_pylist()
+        for rule in attack["rules"]:
+            for row in backgrounds:
+                if row[rule] is not None and row["foregrounds"]:
+                    yield {
+                        "model": attack["model"],
+                        "label_rule": rule,
+                        **row,
+                        "success": row[rule] / row["foregrounds"],
+                    }

@@ -1,0 +1,113 @@
+"""ImageNet in its own layout, as a set to measure accuracy on: images and their classes.
+
+Unlike a dataset's input, it holds all classes and needs no boxes; annotations are read only
+where the images lie in one folder, to learn their classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+from pipeline.dataset.fingerprints import fingerprint
+from pipeline.dataset.shards import bucket_hash
+from pipeline.errors import UsageError
+from pipeline.inputs.layout import find_annotations, find_images
+from pipeline.inputs.listing import image_classes
+from pipeline.storage.files import relative
+from transforms.taxonomy import Taxonomy
+
+SPLIT = "val"
+"""The split whose accuracies are published."""
+
+IMAGES_PER_SHARD = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageNetImage:
+    """One image.
+
+    Attributes:
+      path: absolute.
+      name: path relative to the folder of the images, with forward slashes.
+      bytes: size of the file.
+      index: output index of its class.
+    """
+
+    path: str
+    name: str
+    bytes: int
+    index: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageNetListing:
+    """All images of the split.
+
+    Attributes:
+      images: those of the taxonomy's classes, in order of `name`.
+      unknown: number of images whose class is none of the taxonomy's, or unknown.
+    """
+
+    images: tuple[ImageNetImage, ...]
+    unknown: int
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Identifies the images: names, sizes and classes."""
+        return listing_digest(self.images)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes that have an image."""
+        return len({image.index for image in self.images})
+
+    def shards(self) -> list[tuple[ImageNetImage, ...]]:
+        """The images in hash buckets of their names, in a number that depends on how many
+        images there are alone."""
+        buckets: list[list[ImageNetImage]] = [
+            [] for _ in range(max(1, round(len(self.images) / IMAGES_PER_SHARD)))
+        ]
+        for image in self.images:
+            buckets[bucket_hash(image.name) % len(buckets)].append(image)
+        return [tuple(bucket) for bucket in buckets]
+
+
+def listing_digest(images: Sequence[ImageNetImage]) -> str:
+    """Identifies images: names, sizes and classes."""
+    return fingerprint([[image.name, image.bytes, image.index] for image in images])
+
+
+def check_imagenet(root: str) -> None:
+    """Raises UsageError if there is no folder of images under `--imagenet`."""
+    find_images(root, SPLIT, "--imagenet")
+
+
+def list_imagenet(root: str, taxonomy: Taxonomy) -> ImageNetListing:
+    """Lists the images of the validation set.
+
+    Args:
+      root: folder with `val/<wnid>/*.JPEG`, or with `val/*.JPEG` and annotations; or `val`
+        itself.
+      taxonomy: the classes.
+
+    Raises:
+      UsageError: no images, or none whose class is known.
+      OSError: a folder or an annotation cannot be read.
+    """
+    folder = find_images(root, SPLIT, "--imagenet")
+    images, unknown = [], 0
+    for file, wnid in image_classes(folder, find_annotations(root, folder, SPLIT)):
+        try:
+            index = taxonomy.index_of(wnid)
+        except KeyError:
+            unknown += 1
+            continue
+        images.append(ImageNetImage(file.path, relative(file.path, folder), file.size, index))
+    if not images:
+        raise UsageError(
+            f"--imagenet {root}: none of {unknown} images in {folder} is known to be of an "
+            "ImageNet class. Put them into folders by wnid, or annotations beside them"
+        )
+    return ImageNetListing(tuple(sorted(images, key=lambda image: image.name)), unknown)

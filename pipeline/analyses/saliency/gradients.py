@@ -1,0 +1,55 @@
+"""Gradients of models with respect to pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.errors import ModelError
+from pipeline.evaluate.resident import free_memory
+from pipeline.models.predict import Predictor, is_out_of_memory
+
+
+def answer_gradients(
+    predictor: Predictor, pictures: torch.Tensor
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What moves a model's answers: gradients of the winning outputs' logits.
+
+    Args:
+      predictor: the model.
+      pictures: (n, 3, S, S) float32 in [0, 1], RGB, on the model's device.
+
+    Returns:
+      (logits (n, outputs), gradients (n, 3, S, S)).
+
+    Raises:
+      ModelError: the model gives no gradient, or there is not enough memory.
+    """
+    try:
+        logits, gradients = _gradients(predictor, pictures)
+        return logits.cpu().numpy(), gradients.cpu().numpy()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise ModelError(f"it gives no gradient: {type(error).__name__}: {error}") from error
+        if len(pictures) == 1:
+            raise ModelError("there is not enough memory for a single picture") from error
+    # Outside the handler, whose traceback holds on to the activations.
+    free_memory()
+    half = len(pictures) // 2
+    parts = [answer_gradients(predictor, part) for part in (pictures[:half], pictures[half:])]
+    logits_of, gradients_of = zip(*parts, strict=True)
+    return np.concatenate(logits_of), np.concatenate(gradients_of)
+
+
+def _gradients(predictor: Predictor, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits, gradients of the winning outputs')."""
+    leaf = pictures.detach().requires_grad_(True)
+    with torch.enable_grad():
+        logits = predictor.forward_once(leaf)
+        if not logits.requires_grad:
+            raise ModelError("it gives no gradient: its outputs do not come from torch")
+        # Pictures do not mix in evaluation mode: one backward pass serves all.
+        score = logits.gather(1, logits.argmax(dim=1)[:, None]).sum()
+        (gradients,) = torch.autograd.grad(score, leaf)
+    return logits.detach(), gradients.float()

@@ -1,0 +1,92 @@
+"""The command line: `in9`, the same as `python -m pipeline`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from typing import NoReturn
+
+from pipeline.commands.dispatch import run_command
+from pipeline.commands.parser import build_parser
+from pipeline.errors import JobError, UsageError
+from pipeline.runtime.memory import keep_freed_memory
+from pipeline.storage.lock import release_all
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+      argv: arguments, those of the process if None.
+
+    Returns:
+      The exit code: 0 done; 1 the job failed; 2 wrong usage or unreadable input. Then one
+      line on standard error says what to do. 3 if a condition of `--fail_if` holds, with a
+      line for each that does.
+    """
+    try:
+        arguments, rest = build_parser().parse_known_args(argv)
+    except UsageError as error:
+        return _leave("in9", error, 2)
+    try:
+        # What service managers and batch systems send first.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return _run(arguments, rest)
+    except KeyboardInterrupt:
+        _leave(f"in9 {arguments.command}", "stopped; run the same command again to go on", 1)
+        sys.stderr.flush()
+        # Threads in the middle of an image must not keep us.
+        release_all()
+        os._exit(1)
+    except BrokenPipeError:
+        # The reader of our output has left, as `head` does; nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except UsageError as error:
+        return _leave(f"in9 {arguments.command}", error, 2)
+    except (JobError, OSError) as error:
+        return _leave(f"in9 {arguments.command}: the job failed", error, 1)
+
+
+def run_process() -> NoReturn:
+    """Runs a command, and ends the process with its exit code."""
+    code = main()
+    if any(thread.daemon for thread in threading.enumerate()):
+        # A job that failed leaves the runner's threads at work. The interpreter would end
+        # them inside of C++ code, which aborts the process.
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
+    # Before libraries start threads, which would have arenas of their own.
+    keep_freed_memory()
+    # Arrow's own allocator is another one beside it, whose share grows with the threads.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    if arguments.command in ("train", "matrix"):
+        # Its threads share the cores with processes that load pictures: one that waits for
+        # another must not spin meanwhile. Half of a step's time is lost to that, or more.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A hub that cannot be reached is one line of ours in the end, not two for every attempt.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    logging.basicConfig(level=logging.WARNING, format="in9: %(levelname)s: %(message)s")
+    return run_command(arguments, rest)
+
+
+def _leave(what: str, error: object, code: int) -> int:
+    """Says in one line why a command ends early."""
+    print(f"{what}: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    run_process()

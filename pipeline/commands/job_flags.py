@@ -1,0 +1,231 @@
+"""From flags to a job: what to generate, checked before anything starts."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from importlib import resources
+
+from pipeline.dataset.config import DatasetConfig, SegmentConfig
+from pipeline.dataset.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
+from pipeline.dataset.shards import DATA_FOLDERS
+from pipeline.errors import UsageError
+from pipeline.generate.job import Job
+from pipeline.generate.own_variants import versioned
+from pipeline.generate.scenes import list_scenes
+from pipeline.inputs.key_lists import read_key_list
+from pipeline.inputs.layout import Layout, find_layout
+from pipeline.inputs.manifest import is_coco_manifest, tells_splits
+from pipeline.inputs.shapes import MANIFEST
+from pipeline.inputs.taxonomy_file import read_taxonomy
+from pipeline.segmenters import parameters_of, takes_masks
+from pipeline.segmenters.masks import check_coco, check_masks
+from pipeline.storage.files import absolute, is_below
+from pipeline.storage.state_files import read_json
+from pipeline.storage.store import WORK_FOLDER, Store
+from transforms.taxonomy import Taxonomy, imagenet9
+from transforms.variants import EXTERNAL, WHOLE, select_variants
+
+_INPUT = f"{WORK_FOLDER}/input.json"
+"""Remembers the last --input, which is no part of the dataset: it may lie elsewhere next time."""
+
+
+def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
+    """Checks the flags of run and generate against each other, the input and the output.
+
+    Args:
+      arguments: of `build_parser`, for `run` or `generate`.
+      store: the output folder.
+
+    Raises:
+      UsageError: the first thing that is wrong.
+    """
+    taxonomy = read_taxonomy(arguments.taxonomy)
+    config = _dataset_config(arguments, taxonomy)
+    source = absolute(arguments.input) if arguments.input else sample_folder()
+    annotations = absolute(arguments.annotations) if arguments.annotations else None
+    needs_boxes = not takes_masks(arguments.segmenter) and not config.segment.is_whole
+    layouts = [
+        find_layout(source, annotations, split, needs_boxes=needs_boxes) for split in config.split
+    ]
+    _check_splits(layouts)
+    masks = _masks(arguments, layouts)
+    for flag in ("output", "publish"):
+        folder = getattr(arguments, flag)
+        if folder and is_below(absolute(folder), source):
+            raise UsageError(
+                f"--{flag} {absolute(folder)} lies inside --input {source}; choose another folder"
+            )
+    manifest = read_manifest(store) or read_manifest(store, PREVIOUS_MANIFEST)
+    _check_output(store, manifest)
+    if manifest is not None:
+        if "input" not in arguments.overwrite:
+            _check_input(arguments.input, store)
+        _check_config(manifest.config, config, arguments.overwrite)
+    job = Job.of(
+        config,
+        source=source,
+        annotations=annotations,
+        store=store,
+        manifest=manifest,
+        reshard="shards" in arguments.overwrite,
+        allow_rebuild="rebuild" in arguments.overwrite,
+        masks=masks,
+    )
+    lists = _list_paths(arguments)
+    return dataclasses.replace(
+        job,
+        taxonomy=taxonomy or imagenet9(),
+        exclude=lists.get("exclude"),
+        include=lists.get("include"),
+        scenes=absolute(arguments.backgrounds) if arguments.backgrounds else None,
+    )
+
+
+def remember_input(arguments: argparse.Namespace, store: Store) -> None:
+    """Notes where the input lies; the first thing that is written into an output folder.
+
+    Raises:
+      UsageError: the folder cannot be written.
+    """
+    source = absolute(arguments.input) if arguments.input else ""
+    try:
+        store.update(_INPUT, json.dumps(source).encode())
+    except OSError as error:
+        reason = error.strerror or error
+        where = f" ({error.filename})" if error.filename else ""
+        raise UsageError(f"--output {store.root} cannot be written: {reason}{where}") from error
+
+
+def _check_input(given: str | None, store: Store) -> None:
+    """Refuses to turn a dataset into one of the sample because a flag was forgotten."""
+    known = read_json(store, _INPUT, str)
+    if given is None and known:
+        raise UsageError(
+            f"no --input, but {store.root} was made from {known}; give --input, or add "
+            "--overwrite input to replace it by the sample"
+        )
+
+
+def _list_paths(arguments: argparse.Namespace) -> dict[str, str]:
+    """Absolute paths of the lists of images that are given, by flag."""
+    given = {name: getattr(arguments, name) for name in ("exclude", "include")}
+    return {name: absolute(path) for name, path in given.items() if path}
+
+
+def _check_splits(layouts: Sequence[Layout]) -> None:
+    """Refuses to take the same images of a manifest for several splits."""
+    files = [layout.files for layout in layouts if layout.kind == MANIFEST]
+    for one in set(files):
+        if files.count(one) > 1 and not tells_splits(one[0]):
+            raise UsageError(
+                f"{one[0]} does not say which images are of which --split: add a column split, or "
+                f"give a manifest for each, manifest_{layouts[0].split}.csv"
+            )
+
+
+def _masks(arguments: argparse.Namespace, layouts: Sequence[Layout]) -> str | None:
+    """The absolute path that `--masks` names, None without it: a manifest may name masks itself."""
+    takes = takes_masks(arguments.segmenter)
+    if takes and arguments.masks is None and all(each.kind == MANIFEST for each in layouts):
+        if any(is_coco_manifest(each.files[0]) for each in layouts):
+            check_coco("--segmenter masks with a COCO file")
+        return None
+    if takes != (arguments.masks is not None):
+        raise UsageError(
+            "--masks goes with --segmenter masks"
+            if arguments.masks
+            else "--segmenter masks needs --masks: a folder of PNGs, or a COCO .json file"
+        )
+    if arguments.masks is None:
+        return None
+    masks = absolute(arguments.masks)
+    check_masks(masks)
+    return masks
+
+
+def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) -> DatasetConfig:
+    named = set(DatasetConfig().flags()) - {"segmenter_parameters", "taxonomy"}
+    flags = {name: getattr(arguments, name) for name in named}
+    for name, path in _list_paths(arguments).items():
+        flags[name] = read_key_list(path, f"--{name}").about
+    flags["taxonomy"] = None if taxonomy is None else taxonomy.about
+    flags["segmenter_parameters"] = parameters_of(arguments.segmenter)
+    variants = arguments.variants
+    if flags["selection"] == "in9l":
+        for flag in ("segmenter", "backgrounds"):
+            if getattr(arguments, flag) not in (None, SegmentConfig.segmenter):
+                raise UsageError(f"--selection in9l cuts nothing apart: leave --{flag} out")
+        # All that there is of this selection.
+        variants = tuple(name for name in variants if name != "all") or WHOLE
+    if arguments.backgrounds:
+        flags["backgrounds"] = list_scenes(absolute(arguments.backgrounds)).about
+        variants = (*variants, EXTERNAL)
+    try:
+        flags["variants"] = select_variants(versioned(variants))
+        return DatasetConfig.from_flags(flags)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _check_output(store: Store, manifest: Manifest | None) -> None:
+    """Refuses a folder with other things in it: Commit removes what is not of the dataset."""
+    if store.exists(""):
+        raise UsageError(f"--output {store.root} is not a folder")
+    if os.path.islink(store.root) and not os.path.exists(store.root):
+        raise UsageError(
+            f"--output {store.root} is a link to {os.readlink(store.root)}, which is not there"
+        )
+    for folder in (*DATA_FOLDERS, "results", WORK_FOLDER):
+        store.own_path(f"{folder}/file")  # Not hours later, when one is written.
+        if store.exists(folder):
+            raise UsageError(f"{store.path(folder)} is a file in a folder's place; remove it")
+    if manifest is not None and manifest.config.is_imported:
+        raise UsageError(
+            f"--output {store.root} was imported, and cannot be made from images; choose another "
+            f"folder, or evaluate it: in9 evaluate --dataset {store.root}"
+        )
+    if manifest is None and not store.has_folder(WORK_FOLDER) and not _is_empty(store):
+        raise UsageError(
+            f"--output {store.root} is not empty and holds no dataset; choose another folder"
+        )
+
+
+def _is_empty(store: Store) -> bool:
+    return not store.has_folder("") or (not store.is_remote and not os.listdir(store.root))
+
+
+def _check_config(old: DatasetConfig, new: DatasetConfig, overwrite: tuple[str, ...]) -> None:
+    """Refuses flags that differ from the dataset's, but for those that `--overwrite` accepts."""
+    words = dict.fromkeys(old.differing_flags(new), "config")
+    if "images_per_shard" in words:
+        words["images_per_shard"] = "shards"
+    if None not in (old.compose.backgrounds, new.compose.backgrounds):
+        # What the folder holds is input, as what --input holds.
+        words.pop("backgrounds", None)
+    differing = [name for name, word in words.items() if word not in overwrite]
+    if not differing:
+        return
+    accepted = ",".join(sorted({*overwrite, *(words[name] for name in differing)}))
+    was, now = old.flags(), new.flags()
+    shown = ", ".join(
+        f"--{name}={_shown(now[name])} (the dataset has {_shown(was[name])})" for name in differing
+    )
+    raise UsageError(
+        f"the configuration differs from the dataset's: {shown}. Repeat the dataset's flags, "
+        f"choose another --output, or add --overwrite {accepted} to accept them"
+    )
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "not set"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def sample_folder() -> str:
+    """The embedded sample: 72 pictures in ImageNet's layout."""
+    return str(resources.files("pipeline") / "data" / "sample")

@@ -1,0 +1,164 @@
+"""`in9 matrix`: from flags to the rows, and what is said of them."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from pipeline.analyses.matrix.cells import ProbeTrainer, Trainer
+from pipeline.analyses.matrix.networks import NetworkTrainer
+from pipeline.analyses.matrix.plan import MatrixPlan, make_plan
+from pipeline.analyses.matrix.run import make_matrices
+from pipeline.commands.evaluation_flags import CPU_BATCH, GPU_BATCH
+from pipeline.commands.train import choose_device, default_workers
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.latest import reading_store, writing_store
+from pipeline.errors import UsageError
+from pipeline.jobs.publish import check_publishing, describe_published, publish
+from pipeline.models import DEFAULT_MODEL, check_model
+from pipeline.models.predict import PredictConfig
+from pipeline.models.stored import chosen_folder
+from pipeline.report import REPORT, write_report
+from pipeline.report.checklist import check_claims
+from pipeline.report.evidence import gather
+from pipeline.report.matrix import describe_gaps
+from pipeline.report.text_tables import aligned
+from pipeline.runtime.cores import usable_cores
+from pipeline.runtime.progress import duration
+from pipeline.training.features import Backbone
+from pipeline.training.network import check_architecture
+from pipeline.training.plan import TrainPlan
+
+_QUESTIONS = (1, 4)
+"""Of the source, which a matrix answers."""
+
+
+def run_matrix(arguments: argparse.Namespace) -> int:
+    """The command `matrix`.
+
+    Args:
+      arguments: of `build_parser`.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      UsageError: wrong usage or unreadable input, or images of the test were trained on.
+      JobError: training or testing failed.
+    """
+    store = writing_store("dataset", arguments.dataset)
+    publishing = check_publishing(store, arguments.publish, arguments.keep)
+    dataset = Dataset.open(store)
+    device, precision = choose_device(arguments)
+    weights = chosen_folder(arguments.weights)
+    plan = make_plan(
+        dataset,
+        Dataset.open(reading_store(arguments.in9l)) if arguments.in9l else None,
+        variants=arguments.variants,
+        train_split=arguments.train_split,
+        split=arguments.eval_split,
+        share=arguments.holdout,
+        predict=PredictConfig(device, batch_size=GPU_BATCH if device == "cuda" else CPU_BATCH),
+        seed=arguments.seed,
+        allow_overlap=arguments.allow_overlap,
+    )
+    names = arguments.arch or (DEFAULT_MODEL if arguments.probe else "resnet50",)
+    for name in names:
+        if arguments.probe:
+            check_model(name, weights)
+        else:
+            check_architecture(name, pretrained=arguments.pretrained, weights=weights)
+    torch.set_num_threads(usable_cores())
+    started = time.monotonic()
+    if arguments.probe:
+        trainers = _probes(plan, names, weights)
+    else:
+        trainers = _networks(plan, names, arguments, precision)
+    made = make_matrices(plan, trainers, functools.partial(print, flush=True))
+    for content in made.matrices:
+        print(matrix_table(content))
+        if gaps := describe_gaps(content):
+            print(gaps)
+    _say_claims(dataset)
+    if made.cells:
+        seconds = duration(time.monotonic() - started)
+        print(f"{made.cells} cells made, {made.kept} were there; time: {seconds}")
+    else:
+        print("nothing to do: every cell is there")
+    write_report(store, dataset.taxonomy, arguments.pictures)
+    print(f"report: {store.path(REPORT)}")
+    if publishing:
+        print(describe_published(publishing.place, publish(publishing)))
+    return 0
+
+
+def _probes(plan: MatrixPlan, names: Sequence[str], weights: str | None) -> Iterator[Trainer]:
+    # One network at a time in memory.
+    for name in names:
+        yield ProbeTrainer(Backbone(name, plan.predict, plan.dataset.store, weights), plan)
+
+
+def _networks(
+    plan: MatrixPlan, names: Sequence[str], arguments: argparse.Namespace, precision: str
+) -> Iterator[Trainer]:
+    for name in names:
+        device = plan.predict.device
+        try:
+            training = TrainPlan(
+                arch=name,
+                pretrained=arguments.pretrained,
+                epochs=arguments.epochs,
+                batch_size=arguments.batch_size,
+                lr=arguments.lr,
+                precision=precision,
+                device=device,
+                workers=(
+                    default_workers(device) if arguments.workers is None else arguments.workers
+                ),
+                weights=chosen_folder(arguments.weights),
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        yield NetworkTrainer(plan, training, overwrite=arguments.overwrite)
+
+
+def matrix_table(content: Mapping[str, Any]) -> str:
+    """Accuracies in percent, trained on the row and tested on the column; aligned.
+
+    Below it, how it was tested, and the images behind a cell.
+    """
+    rows = {(row["train_variant"], row["test_variant"]): row for row in content["rows"]}
+    columns = content["columns"]
+    table = [[f"{content['name']}, %", *columns]]
+    for train in columns:
+        found = [rows.get((train, test)) for test in columns]
+        table.append(
+            [
+                train,
+                *(f"{100 * one['accuracy']:.1f}" if one and one["n"] else "-" for one in found),
+            ]
+        )
+    counts = [row["n"] for row in content["rows"]]
+    widest = max(
+        ((row["ci_high"] - row["ci_low"]) / 2 for row in content["rows"] if row["n"]), default=0.0
+    )
+    note = (
+        f"trained on the row, tested on the column: {min(counts)} images or more, up to "
+        f"± {100 * widest:.1f} points (95 %)"
+    )
+    overlap = max((row["overlap"] for row in content["rows"]), default=0)
+    if overlap:
+        note += f"; up to {overlap} of them were trained on"
+    return f"{aligned(table)}\n{note}"
+
+
+def _say_claims(dataset: Dataset) -> None:
+    """What the matrix says of the source's questions: a line for each claim."""
+    for checked in check_claims(gather(dataset, dataset.taxonomy)):
+        if checked.claim.section in _QUESTIONS and checked.findings:
+            print(f"{checked.summary}: {checked.claim.text}")

@@ -1,0 +1,154 @@
+"""The parser of the command line: each command with its flags, and how help is laid out."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Iterable
+from typing import NamedTuple, NoReturn
+
+from pipeline.commands.dispatch import WITH_BEAM
+from pipeline.commands.flags import sections_of
+from pipeline.errors import UsageError
+
+_IN_ONE_LINE = {
+    "Dataflow": "docs/runners.md",
+    "Sources": "docs/sources.md",
+    "Own data": "docs/own_data.md",
+    "Schedule": "docs/schedule.md",
+    "Leakage": "docs/training.md",
+}
+"""Titles of groups of flags that help names in one line, and what says more about them."""
+
+_RUNNER_NOTE = """
+Flags that are not listed go to Apache Beam, such as --runner and --direct_num_workers."""
+_EXIT_NOTE = """
+Exit codes: 0 done, 1 the job failed, 2 wrong usage or unreadable input, 3 a --fail_if holds."""
+
+
+class Command(NamedTuple):
+    """What it does, and an example."""
+
+    text: str
+    example: str
+
+
+COMMANDS: dict[str, Command] = {
+    "run": Command(
+        "make what is missing, evaluate what is missing, write the report",
+        "in9 run --output out --input /data/imagenet --models resnet50,efficientnet_lite0",
+    ),
+    "generate": Command(
+        "make the dataset only",
+        "in9 generate --output out --input /data/imagenet --split val,train",
+    ),
+    "evaluate": Command(
+        "accuracy of models on every variant, and BG-Gap, with intervals",
+        "in9 evaluate --dataset out --models resnet50.a1_in1k,resnet18=trained.pth",
+    ),
+    "attack": Command(
+        "adversarial backgrounds: which foregrounds any background can turn",
+        "in9 attack --dataset out --models resnet50 --grid 100",
+    ),
+    "saliency": Command(
+        "how much of what moves a model's answers lies on the foreground; maps",
+        "in9 saliency --dataset out --models resnet50,resnet50=mixed_rand.pth --maps 9",
+    ),
+    "train": Command(
+        "train a network on a variant; goes on where it was stopped",
+        "in9 train --dataset out --variant mixed_rand --arch resnet18 --epochs 50",
+    ),
+    "matrix": Command(
+        "train on each variant and test on all: the train x test matrix",
+        "in9 matrix --dataset out --probe --holdout 0.5",
+    ),
+    "models": Command(
+        "list the models that can be loaded, or store their weights in a folder",
+        "in9 models fetch --models resnet50,hf:microsoft/resnet-50 --to weights",
+    ),
+    "report": Command(
+        "write tables and page from what is there",
+        "in9 report --dataset out",
+    ),
+    "export": Command(
+        "write a dataset in the released layout: a folder for each class, masks as .npy",
+        "in9 export --dataset out --to bg_challenge",
+    ),
+    "import": Command(
+        "read data in the released layout as a dataset; finds the true backgrounds",
+        "in9 import --from bg_challenge.tar.gz --output released",
+    ),
+    "verify": Command(
+        "check a dataset against its manifest; one line a fault, exit code 1",
+        "in9 verify --dataset out",
+    ),
+}
+"""In the order of help."""
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help with a line for nearly every flag."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=100)
+        self._title: str | None = None
+
+    def start_section(self, heading: str | None) -> None:
+        self._title = heading
+        super().start_section(None if heading in _IN_ONE_LINE else heading)
+
+    def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
+        page = _IN_ONE_LINE.get(self._title or "")
+        if page is None:
+            super().add_arguments(actions)
+            return
+        shown = [action for action in actions if action.help != argparse.SUPPRESS]
+        names = ", ".join(self._format_action_invocation(action) for action in shown)
+        self.add_text(f"{self._title} ({page}): {names}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        command = re.match(r"argument COMMAND: invalid choice: '(.*?)'", message)
+        if command and (close := difflib.get_close_matches(command[1], COMMANDS, n=1)):
+            message = f"there is no command {command[1]!r}; did you mean {close[0]}?"
+        raise UsageError(f"{message} (see: {self.prog} --help)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = _Parser(
+        prog="in9",
+        description="Does a model look at the object, or at the background? ImageNet-9 from "
+        "your own images: generate the variants, evaluate models.",
+        epilog="Example: in9 run --output out    (the embedded sample)",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (text, example) in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f"in9 {name}: {text}.",
+            epilog=f"Example: {example}\n{_RUNNER_NOTE * (name in WITH_BEAM)}{_EXIT_NOTE}",
+            allow_abbrev=False,
+            formatter_class=_Help,
+            prog=f"in9 {name}",
+            # The description names the command already.
+            usage=argparse.SUPPRESS,
+            add_help=False,
+        )
+        # Works as ever; who reads this knows it.
+        command.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+        groups: dict[str, argparse._ActionsContainer] = {"": command}
+        for title, _, flags in sections_of(name):
+            if title not in groups:
+                groups[title] = command.add_argument_group(title)
+            for flag in flags:
+                given = {key: value for key, value in flag._asdict().items() if value is not None}
+                groups[title].add_argument(given.pop("name"), **given)
+    return parser

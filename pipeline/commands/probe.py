@@ -1,0 +1,80 @@
+"""`in9 train --probe`: from flags to a linear probe, and what is said of it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import torch
+
+from pipeline.commands.evaluation_flags import CPU_BATCH, GPU_BATCH
+from pipeline.commands.flags import flags_of
+from pipeline.commands.train import choose_device
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.holdout import Holdout
+from pipeline.dataset.latest import writing_store
+from pipeline.errors import UsageError
+from pipeline.models import check_model
+from pipeline.models.checkpoint import SUFFIX, read_about
+from pipeline.models.predict import PredictConfig
+from pipeline.models.stored import chosen_folder
+from pipeline.runtime.cores import usable_cores
+from pipeline.runtime.progress import duration
+from pipeline.training.features import Backbone
+from pipeline.training.plan import check_variant, choose_splits
+from pipeline.training.probe import ProbePlan, fit_variant
+
+_OF_NETWORKS = (
+    *("pretrained", "epochs", "batch_size", "lr", "weight_decay"),
+    *("eval_split", "precision", "workers", "overwrite"),
+)
+"""Flags that mean nothing to a probe."""
+
+
+def run_probe(arguments: argparse.Namespace) -> int:
+    """The command `train` with --probe.
+
+    Args:
+      arguments: of `build_parser`.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      UsageError: wrong usage or unreadable input.
+      ModelError, JobError: the network cannot be loaded, or fails.
+    """
+    for flag in flags_of("train"):
+        if flag.dest in _OF_NETWORKS and getattr(arguments, flag.dest) != flag.default:
+            raise UsageError(
+                f"{flag.name} is for training whole networks: leave it out, or --probe"
+            )
+    # Features go into its work folder.
+    dataset = Dataset.open(writing_store("dataset", arguments.dataset))
+    check_variant(dataset, arguments.variant)
+    split, _ = choose_splits(dataset, arguments.train_split, None, arguments.holdout)
+    device, _ = choose_device(arguments)
+    weights = chosen_folder(arguments.weights)
+    check_model(arguments.arch, weights)
+    torch.set_num_threads(usable_cores())
+    started = time.monotonic()
+    batch_size = GPU_BATCH if device == "cuda" else CPU_BATCH
+    predict = PredictConfig(device, batch_size=batch_size)
+    backbone = Backbone(arguments.arch, predict, dataset.store, weights)
+    plan = ProbePlan(dataset, arguments.variant, split, Holdout(arguments.holdout), arguments.seed)
+    output = writing_store("output", arguments.output) if arguments.output else dataset.store
+    path = f"{arguments.variant}{SUFFIX}" if arguments.output else None
+    found = fit_variant(backbone, plan, output, path)
+    output.remove_temporary()
+    trained = read_about(found)
+    if trained is not None:
+        print(
+            f"{len(trained.keys)} pictures of {arguments.variant} in {split}, penalty "
+            f"{trained.settings['penalty']:g}; time: {duration(time.monotonic() - started)}"
+        )
+    holdout = f" --holdout {arguments.holdout:g}" if arguments.holdout else ""
+    print(
+        f"to evaluate: in9 evaluate --dataset {arguments.dataset} --models "
+        f"{backbone.architecture}={found}{holdout}"
+    )
+    return 0

@@ -1,0 +1,37 @@
+"""`in9 report`: tables and page, from what is there."""
+
+from __future__ import annotations
+
+import argparse
+
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.latest import writing_store
+from pipeline.evaluate.power import describe_power
+from pipeline.jobs.publish import check_publishing, describe_published, publish
+from pipeline.report import REPORT, write_report
+from pipeline.report.tables import write_tables
+from pipeline.report.text_tables import accuracy_table
+from pipeline.storage.lock import TABLES_LOCK, held
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """The command `report`; returns the exit code.
+
+    Raises:
+      UsageError: there is no finished dataset.
+      JobError: another process is at work on it.
+    """
+    store = writing_store("dataset", arguments.dataset)
+    publishing = check_publishing(store, arguments.publish, arguments.keep)
+    dataset = Dataset.open(store)
+    with held(store, TABLES_LOCK, wait=60):
+        summaries, stale = write_tables(store, dataset.manifest.fingerprint)
+    write_report(store, dataset.taxonomy, arguments.pictures)
+    if summaries:
+        print("\n".join([accuracy_table(summaries), *describe_power(summaries)]))
+    if stale:
+        print(f"of an earlier dataset, so not in the tables: {', '.join(stale)}")
+    print(f"report: {store.path(REPORT)}")
+    if publishing:
+        print(describe_published(publishing.place, publish(publishing)))
+    return 0

@@ -1,0 +1,129 @@
+"""The Dataflow Flex template of `in9 run`, from the flags of the command line.
+
+`python -m pipeline.commands.template --image NAME` prints the specification, which lies in a
+bucket and names the image; `deploy/cloudbuild.yaml` puts it there.
+https://cloud.google.com/dataflow/docs/guides/templates/configuring-flex-templates
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from typing import Any
+
+from pipeline.commands.flag_types import Words, boolean
+from pipeline.commands.flags import Flag, Section, sections_of
+from pipeline.commands.parser import COMMANDS
+
+COMMAND = "run"
+
+# A template only submits: it prints no plan.
+_WITHOUT = frozenset({"dry_run"})
+
+# Flags of Beam that the environment of a launch request has no field for.
+_PLATFORM = "GCE minimum CPU platform. Default is determined by GCP."
+_OF_BEAM = Section(
+    "workers", (COMMAND,), (Flag("--min_cpu_platform", "MIN_CPU_PLATFORM", _PLATFORM),)
+)
+
+_FOLDER = "^gs://[a-z0-9][a-z0-9._-]+[a-z0-9](/.*)?$"
+_BOOLEAN = "^([Tt]rue|[Ff]alse)$"
+_NUMBERS = {int: "^-?[0-9]+$", float: "^-?[0-9]+([.][0-9]+)?$"}
+_COUNT = "[1-9][0-9]*"
+
+
+def _alternatives(flag: Flag) -> tuple[str, ...]:
+    """The words of a placeholder such as `all|N`; empty if it is not a choice."""
+    words = tuple(flag.metavar.split("|"))
+    return words if len(words) > 1 or flag.metavar == "N" else ()
+
+
+def _regex(flag: Flag) -> str | None:
+    """What a value looks like, as a POSIX expression; None if it can be anything."""
+    if flag.type is boolean:
+        return _BOOLEAN
+    if flag.metavar in ("DIR", "FILE"):
+        return _FOLDER
+    if isinstance(flag.type, Words):
+        word = f"({'|'.join(flag.type.known)})"
+        return f"^{word}(,{word})*$"
+    if flag.type in _NUMBERS:
+        return _NUMBERS[flag.type]
+    words = _alternatives(flag)
+    # Placeholders are in capitals, as N is; words that stand for themselves are not.
+    if any(word.isupper() and word != "N" for word in words):
+        return None
+    parts = [_COUNT if word.isupper() else re.escape(word) for word in words]
+    return f"^({'|'.join(parts)})$" if parts else None
+
+
+def _kind(flag: Flag) -> dict[str, Any]:
+    """How the console asks for a value."""
+    if flag.type is boolean:
+        return {"paramType": "BOOLEAN"}
+    if flag.metavar == "DIR":
+        is_written = flag.is_required or flag.dest == "publish"
+        return {"paramType": "GCS_WRITE_FOLDER" if is_written else "GCS_READ_FOLDER"}
+    words = _alternatives(flag)
+    if words and not any(word.isupper() for word in words):
+        return {
+            "paramType": "ENUM",
+            "enumOptions": [{"value": word, "label": word} for word in words],
+        }
+    if flag.type in _NUMBERS or words == ("N",):
+        return {"paramType": "NUMBER"}
+    return {"paramType": "TEXT"}
+
+
+def _parameter(flag: Flag, group: str) -> dict[str, Any]:
+    """A flag as a parameter: the same name, the help that `in9 run --help` gives."""
+    regex, default = _regex(flag), flag.default_text
+    return {
+        "name": flag.dest,
+        "label": flag.dest.replace("_", " ").capitalize(),
+        "helpText": f"{flag.name} {flag.metavar}: {flag.help}",
+        "isOptional": not flag.is_required,
+        **({"regexes": [regex]} if regex else {}),
+        **_kind(flag),
+        **({"defaultValue": default} if default else {}),
+        "groupName": group,
+    }
+
+
+def parameters() -> list[dict[str, Any]]:
+    """The template's parameters, in the order of `in9 run --help`."""
+    return [
+        _parameter(flag, title)
+        for title, _, flags in (*sections_of(COMMAND), _OF_BEAM)
+        for flag in flags
+        if flag.dest not in _WITHOUT
+    ]
+
+
+def container_spec(image: str) -> dict[str, Any]:
+    """The template itself, which a launch request names by its address: `ContainerSpec`.
+
+    Args:
+      image: name and tag, or digest, of the image that `deploy/Dockerfile` makes.
+    """
+    return {
+        "image": image,
+        "sdkInfo": {"language": "PYTHON"},
+        "metadata": {
+            "name": "ImageNet-9",
+            "description": f"ImageNet-9 from your own images: {COMMANDS[COMMAND].text}.",
+            "parameters": parameters(),
+        },
+    }
+
+
+def main() -> None:
+    """Prints the specification."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--image", metavar="NAME", required=True, help="that the template names")
+    print(json.dumps(container_spec(parser.parse_args().image), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What a job says at its end."""
+
+from __future__ import annotations
+
+from pipeline.dataset.manifest import Manifest
+from pipeline.generate.rejections import advice
+from pipeline.runtime.counters import bytes_written, stage_seconds
+from transforms.filters import Reason
+
+_MADE = (
+    "source_shards_made",
+    "output_shards_made",
+    "commits",
+    "prediction_shards_made",
+    "imagenet_shards_made",
+    "attack_chunks_made",
+    "saliency_shards_made",
+    "saliency_maps_made",
+    "versions_published",
+)
+_FAILED = ("models_failed", "attacks_failed", "saliency_failed")
+
+
+def describe_images(manifest: Manifest) -> list[str]:
+    """A line or two for each split: its images by fate."""
+    lines = []
+    for split, images in manifest.images.items():
+        reasons = ", ".join(f"{n} {reason}" for reason, n in manifest.rejections[split].items())
+        objects = f"{images['objects']} objects, " if "objects" in images else ""
+        line = (
+            f"{split}: {images['listed']} images, {objects}{images['accepted']} accepted, "
+            f"{images['rejected']} rejected"
+        )
+        line += f" ({reasons})" if reasons else ""
+        if images["selected"] != images["accepted"]:
+            line += f", {images['selected']} selected"
+        lines.append(line)
+        lines += [f"{split}: {line}" for line in advice(manifest, split)]
+        if not images["selected"]:
+            hint = "no image is left for the dataset"
+            if manifest.rejections[split].get(Reason.NO_BACKGROUND):
+                hint += (
+                    ": mixed_same needs two images of a class, mixed_next (and --mixed_rand "
+                    "other) two classes; leave variants out with --variants"
+                )
+            lines.append(f"{split}: {hint}")
+    if manifest.backgrounds:
+        fates = ", ".join(f"{n} {status}" for status, n in manifest.backgrounds.items())
+        lines.append(f"backgrounds: {sum(manifest.backgrounds.values())} pictures ({fates})")
+    return lines
+
+
+def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: float) -> str:
+    """A few lines: images by fate, what was done and written in how long, and whether there
+    was anything to do."""
+    lines = describe_images(manifest)
+    if not any(counters.get(name) for name in _MADE):
+        # What failed is still to do; who calls says so.
+        if not any(counters.get(name) for name in _FAILED):
+            lines.append("nothing to do: everything is up to date")
+    else:
+        done = [
+            ("images segmented", counters.get("images_segmented", 0))
+            if "images_cropped" not in counters
+            else ("images looked at", counters["images_cropped"]),
+            ("composed", counters.get("images_composed", 0)),
+            ("pictures predicted", counters.get("pictures_predicted", 0)),
+        ]
+        done += [
+            (what, counters[name])
+            for name, what in (
+                ("imagenet_images", "ImageNet images classified"),
+                ("composites_predicted", "composites predicted"),
+                ("images_explained", "images explained"),
+            )
+            if name in counters
+        ]
+        fallbacks = counters.get("segmenter_fallbacks")
+        if fallbacks:
+            lines.append(f"of the images segmented, {fallbacks} by OpenCV instead of our kernels")
+        lines.append("done now: " + ", ".join(f"{n} {what}" for what, n in done))
+        lines += _describe_shards(counters)
+        written = [f"{size(n)} {folder}" for folder, n in bytes_written(counters).items()]
+        if written:
+            lines.append("written: " + ", ".join(written))
+        stages = [f"{name} {s:.1f} s" for name, s in stage_seconds(counters).items() if s >= 0.05]
+        lines.append(f"time: {seconds:.1f} s; summed over workers: " + ", ".join(stages))
+    lines.append(f"dataset {manifest.fingerprint[:12]}")
+    return "\n".join(lines)
+
+
+def _describe_shards(counters: dict[str, int]) -> list[str]:
+    """How many shards were made, where others were kept."""
+    parts, any_kept = [], False
+    for name, what in (
+        *(("source_shards", "source"), ("output_shards", "output")),
+        ("prediction_shards", "of predictions"),
+    ):
+        made, kept = (counters.get(f"{name}_{fate}", 0) for fate in ("made", "kept"))
+        any_kept |= kept > 0
+        if made or kept:
+            parts.append(f"{made} of {made + kept} {what}")
+    return [f"shards made: {', '.join(parts)}"] if any_kept else []
+
+
+def size(count: float) -> str:
+    """A number of bytes as people say it: `640 B`, `12.3 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit in ("B", "kB") else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,140 @@
+"""`in9 train`: from flags to a training, and what is said of it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+
+import torch
+
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.latest import reading_store, writing_store
+from pipeline.errors import UsageError
+from pipeline.models.checkpoint import read_about
+from pipeline.models.stored import chosen_folder
+from pipeline.runtime.cores import usable_cores
+from pipeline.runtime.progress import duration
+from pipeline.storage.lock import DATASET_LOCK, held
+from pipeline.storage.store import WORK_FOLDER, Store
+from pipeline.training.log import LOG
+from pipeline.training.loop import MODEL, train
+from pipeline.training.network import check_architecture
+from pipeline.training.plan import TrainPlan, check_variant, choose_splits
+from pipeline.training.probe import MODELS
+from pipeline.training.state import STATE
+
+_MOST_WORKERS = 16
+
+
+def plan_from_flags(arguments: argparse.Namespace, dataset: Dataset) -> TrainPlan:
+    """Checks the flags of train.
+
+    Args:
+      arguments: of `build_parser`.
+      dataset: to train on.
+
+    Raises:
+      UsageError: the first thing that is wrong.
+    """
+    device, precision = choose_device(arguments)
+    weights = chosen_folder(arguments.weights)
+    check_architecture(arguments.arch, pretrained=arguments.pretrained, weights=weights)
+    check_variant(dataset, arguments.variant)
+    workers = arguments.workers
+    train_split, eval_split = choose_splits(
+        dataset, arguments.train_split, arguments.eval_split, arguments.holdout
+    )
+    named = {field.name for field in dataclasses.fields(TrainPlan)}
+    flags = {name: value for name, value in vars(arguments).items() if name in named} | {
+        "device": device,
+        "precision": precision,
+        "weights": weights,
+        "train_split": train_split,
+        "eval_split": eval_split,
+        "workers": default_workers(device) if workers is None else workers,
+    }
+    try:
+        return TrainPlan(**flags)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def choose_device(arguments: argparse.Namespace) -> tuple[str, str]:
+    """(device, precision), where the flags leave them open.
+
+    Raises:
+      UsageError: there is no GPU, where one is asked for or the precision needs one.
+    """
+    device, has_gpu = arguments.device, torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise UsageError(
+            "--device cuda: there is no CUDA device that torch can use; --device auto would "
+            "train on the CPU"
+        )
+    if device == "auto":
+        device = "cuda" if has_gpu else "cpu"
+    precision = arguments.precision
+    if precision == "auto":
+        if device == "cpu":
+            return device, "fp32"
+        # Older cards compute bfloat16 as well, but slowly.
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return device, "bf16" if has_bf16 else "fp16"
+    if precision == "fp16" and device == "cpu":
+        raise UsageError("--precision fp16 is for a GPU alone: on a CPU, fp32, tf32 and bf16 do")
+    return device, precision
+
+
+def default_workers(device: str) -> int:
+    """How many processes load pictures: on a CPU they take the network's cores."""
+    return 1 if device == "cpu" else min(_MOST_WORKERS, usable_cores())
+
+
+def _check_output(store: Store) -> None:
+    """Refuses to replace a model of somebody else's."""
+    if store.exists(""):
+        raise UsageError(f"--output {store.root} is not a folder")
+    is_ours = not store.exists(MODEL) or store.exists(STATE) or read_about(store.path(MODEL))
+    if not is_ours:
+        raise UsageError(
+            f"--output {store.root} holds a {MODEL} that was not trained here; choose another "
+            "folder"
+        )
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    """The command `train`.
+
+    Args:
+      arguments: of `build_parser`.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      UsageError: wrong usage or unreadable input.
+      JobError: the training failed.
+    """
+    if arguments.probe:
+        from pipeline.commands.probe import run_probe  # Which needs functions from here.
+
+        return run_probe(arguments)
+    of = arguments.dataset
+    dataset = Dataset.open(reading_store(of) if arguments.output else writing_store("dataset", of))
+    plan = plan_from_flags(arguments, dataset)
+    place = arguments.output or dataset.store.path(f"{MODELS}/{plan.name}")
+    store = writing_store("output", place)
+    _check_output(store)
+    started = time.monotonic()
+    with held(store, DATASET_LOCK):
+        store.remove_temporary()
+        done = train(dataset, plan, store, overwrite=arguments.overwrite)
+    store.prune(WORK_FOLDER)
+    if not done.is_new:
+        print(f"nothing to do: all {plan.epochs} epochs are trained")
+    else:
+        print(f"time: {duration(time.monotonic() - started)}; log: {store.path(LOG)}")
+    holdout = f" --holdout {plan.holdout:g}" if plan.holdout else ""
+    print(f"to evaluate: in9 evaluate --dataset {arguments.dataset} --models {done.entry}{holdout}")
+    return 0

@@ -1,0 +1,223 @@
+"""Source images: what a split holds, and its shards.
+
+The folder decides the class of an image; where there is none, its annotation does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipeline.dataset.shards import ShardCounts
+from pipeline.inputs.annotations import annotated_wnid, index_annotations
+from pipeline.inputs.folder import files_in, images_in_folder
+from pipeline.inputs.found import IMAGE_SUFFIXES, FoundImage
+from pipeline.inputs.key_lists import KeyLists
+from pipeline.inputs.layout import Layout
+from pipeline.inputs.manifest import images_in_manifest
+from pipeline.inputs.parquet import images_in_parquet
+from pipeline.inputs.shapes import MANIFEST, PARQUET, TAR, WEBDATASET, names_of
+from pipeline.inputs.tars import images_in_tars
+from pipeline.inputs.webdataset import images_in_shards
+from pipeline.storage.files import FileInfo, files_of, missing
+from transforms.selection import lowest_hashes
+from transforms.taxonomy import OUTSIDE, Taxonomy
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceImage:
+    """One image of the input, and its annotation.
+
+    Attributes:
+      key: file name without its suffix.
+      path: place of the image (`pipeline.inputs.place`): of a file, its absolute path.
+      name: path relative to the input, with forward slashes, as records show it.
+      wnid: class; empty if neither folder nor annotation tells.
+      label: superclass label, `OUTSIDE` with an empty wnid.
+      annotation: place of the annotation, None if there is none.
+      md5, annotation_md5: of their content, or of what changes with it, where the listing
+        tells it.
+      is_excluded: whether `--exclude` or `--include` leaves it out.
+      mask: where its mask lies, a path or the mask itself; None without one.
+      mask_md5: as `md5`.
+      group: images of one group share a scene, and none is another's background; "" for none.
+    """
+
+    key: str
+    path: str
+    name: str
+    wnid: str
+    label: int
+    annotation: str | None
+    md5: str | None = None
+    annotation_md5: str | None = None
+    is_excluded: bool = False
+    mask: str | None = None
+    mask_md5: str | None = None
+    group: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """All images of one split.
+
+    Attributes:
+      images: those of the taxonomy's classes, in order of `name`; after `--limit`.
+      outside: number of images of other classes, which are only counted.
+      other_files: number of files beside the images that are no images by their name.
+    """
+
+    images: tuple[SourceImage, ...]
+    outside: int
+    other_files: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitTotals:
+    """What the whole of a split holds. It travels with every shard, so that nothing that
+    gets lost on the way goes unnoticed.
+
+    Attributes:
+      split: its name.
+      counts: its numbers of shards.
+      listed, outside, other_files: of its `Listing`; `listed` counts the images.
+      has_groups: whether an image of the split has a group.
+    """
+
+    split: str
+    counts: ShardCounts
+    listed: int
+    outside: int
+    other_files: int
+    has_groups: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceShard:
+    """The unit of work: a hash bucket of source images.
+
+    Attributes:
+      totals: of its split.
+      shard: number of the bucket.
+      images: in order of (key, name): of equal keys, the lowest path comes first.
+    """
+
+    totals: SplitTotals
+    shard: int
+    images: tuple[SourceImage, ...]
+
+
+def image_classes(images: str, annotations: str | None) -> Iterator[tuple[FileInfo, str]]:
+    """(file, wnid) of every image in a split's folder; the wnid is empty if nothing tells it.
+
+    Args:
+      images: folder of the images.
+      annotations: of `find_annotations`, None if there are none.
+
+    Raises:
+      UsageError: the annotations lie in an archive or a table that is no such thing.
+      OSError: a folder cannot be read, or an annotation that must tell the class cannot.
+    """
+    index = index_annotations(annotations)
+    for file in files_in(images, IMAGE_SUFFIXES):
+        if not file.name:
+            continue
+        wnid = file.folder or annotated_wnid(index.find("", file.key))
+        info = file.info or files_of(file.path).info(file.path)
+        if info is None:
+            raise missing(file.path)
+        yield info, wnid
+
+
+def list_images(
+    layout: Layout,
+    taxonomy: Taxonomy,
+    limit: int | None = None,
+    keys: KeyLists = KeyLists(),  # noqa: B008
+) -> Listing:
+    """Lists a split.
+
+    Args:
+      layout: of `find_layout`.
+      taxonomy: which classes are ours.
+      limit: keep the images with the lowest key hashes of each superclass, so many.
+      keys: which images are excluded.
+
+    Raises:
+      UsageError: the input is not what it is taken for, is incomplete, or is refused.
+      OSError: it cannot be read.
+    """
+    index = index_annotations(layout.annotations)
+    images = []
+    counts: Counter[str] = Counter()
+    for found in _found_images(layout, taxonomy):
+        if found is None:
+            counts["other"] += 1
+            continue
+        annotation = found.annotation or index.find(found.folder, found.key)
+        wnid = found.folder or annotated_wnid(annotation)
+        label = taxonomy.label_of(wnid)
+        if label == OUTSIDE and wnid:
+            counts["outside"] += 1
+            continue
+        images.append(
+            SourceImage(
+                key=found.key,
+                path=found.place,
+                name=found.name,
+                wnid=wnid,
+                label=label,
+                annotation=None if annotation is None else annotation.place,
+                md5=found.md5,
+                annotation_md5=None if annotation is None else annotation.md5,
+                is_excluded=keys.excludes(found.key, wnid),
+                group=found.group,
+                mask=found.mask,
+                mask_md5=found.mask_md5,
+            )
+        )
+    if limit is not None:
+        labels = np.asarray([image.label for image in images], np.int64)
+        kept = lowest_hashes([i.key for i in images], labels, limit, seed=0, purpose="limit")
+        images = [image for image, keep in zip(images, kept, strict=True) if keep]
+    images.sort(key=lambda image: image.name)
+    return Listing(tuple(images), outside=counts["outside"], other_files=counts["other"])
+
+
+def _found_images(layout: Layout, taxonomy: Taxonomy) -> Iterator[FoundImage | None]:
+    """The images of a split, in whatever shape, and None for each other file."""
+    if layout.kind == TAR:
+        return images_in_tars(layout.files, layout.root, taxonomy)
+    if layout.kind == WEBDATASET:
+        return images_in_shards(layout.files, layout.root, taxonomy)
+    if layout.kind == MANIFEST:
+        return images_in_manifest(layout.files[0], names_of(layout.split))
+    if layout.kind == PARQUET:
+        return images_in_parquet(layout.files, layout.root, taxonomy)
+    return images_in_folder(layout.images, layout.root)
+
+
+def make_shards(split: str, listing: Listing, counts: ShardCounts) -> list[SourceShard]:
+    """Deals the images of a split into its source shards, empty ones included."""
+    buckets: list[list[SourceImage]] = [[] for _ in range(counts.source)]
+    for image in listing.images:
+        buckets[counts.source_shard(image.key)].append(image)
+    totals = SplitTotals(
+        split=split,
+        counts=counts,
+        listed=len(listing.images),
+        outside=listing.outside,
+        other_files=listing.other_files,
+        has_groups=any(image.group for image in listing.images),
+    )
+    return [
+        SourceShard(
+            totals=totals,
+            shard=shard,
+            images=tuple(sorted(bucket, key=lambda image: (image.key, image.name))),
+        )
+        for shard, bucket in enumerate(buckets)
+    ]

@@ -1,0 +1,195 @@
+"""A table of images that a user wrote: path, class, boxes or a mask, and perhaps more.
+
+CSV, Parquet, JSON or JSON lines with a row for each box; or COCO's JSON (`pipeline.inputs.coco`).
+Paths are relative to the table, absolute, or `gs://`. Columns: `docs/own_data.md`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pipeline.errors import UsageError
+from pipeline.inputs.annotations import annotation_of
+from pipeline.inputs.coco import mask_text
+from pipeline.inputs.found import FoundAnnotation, FoundImage
+from pipeline.inputs.manifest_rows import (
+    CORNERS,
+    FLAG,
+    ListedImage,
+    content_of_coco,
+    images_of_coco,
+    images_of_rows,
+    path_from,
+)
+from pipeline.inputs.place import text_place
+from pipeline.inputs.rows import Row, column_names
+from pipeline.storage.files import (
+    FileInfo,
+    files_of,
+    in_parallel,
+    is_below,
+    is_remote,
+    parent,
+    relative,
+)
+from transforms.annotations import AnnotationError, Box, annotation_from
+
+SUFFIXES = (".csv", ".parquet", ".json", ".jsonl")
+
+
+def check_manifest(path: str) -> None:
+    """Looks at the columns of a table.
+
+    Args:
+      path: absolute.
+
+    Raises:
+      UsageError: a column is missing, or two say the same; or it is no table.
+      OSError: it cannot be read.
+    """
+    if content_of_coco(path) is not None:
+        return
+    names = column_names(path, FLAG)
+    shown = f"it has {', '.join(map(repr, names)) or 'none'}"
+    missing = [name for name in ("image", "class") if name not in names]
+    if missing:
+        raise UsageError(
+            f"{FLAG} {path} has no column {missing[0]!r}: a manifest names a path in image and a "
+            f"class in class; {shown}"
+        )
+    corners = [name for name in CORNERS if name in names]
+    if corners and len(corners) < len(CORNERS):
+        lacking = next(name for name in CORNERS if name not in names)
+        raise UsageError(f"{FLAG} {path} has {corners[0]}, but no column {lacking}; {shown}")
+    if corners and "boxes" in names:
+        raise UsageError(f"{FLAG} {path} has boxes in two ways: leave out boxes, or {corners[0]}")
+
+
+def tells_splits(path: str) -> bool:
+    """Whether a table says of each image which split it is of."""
+    return content_of_coco(path) is None and "split" in column_names(path, FLAG)
+
+
+def is_coco_manifest(path: str) -> bool:
+    """Whether a table is COCO's."""
+    return content_of_coco(path) is not None
+
+
+def images_in_manifest(path: str, split: Iterable[str]) -> Iterator[FoundImage]:
+    """The images of a split, in the table's order.
+
+    Args:
+      path: of the table, absolute.
+      split: what the split is called; of no interest where there is no column `split`.
+
+    Raises:
+      UsageError: the table is none, or a row cannot be understood; or a file is missing. Boxes
+        that are none are left to their image's annotation.
+      OSError: something cannot be read.
+    """
+    root = parent(path)
+    listed = [image for image in _listed(path, root) if _is_of(image, split)]
+    if not listed:
+        raise UsageError(f"{FLAG} {path} has no image of split {next(iter(split))!r}")
+    infos = _infos(root, listed)
+    for image in listed:
+        yield _found(image, root, infos)
+
+
+def _listed(path: str, root: str) -> Iterator[ListedImage]:
+    content = content_of_coco(path)
+    if content is not None:
+        return images_of_coco(path, root, content)
+    check_manifest(path)
+    return images_of_rows(path, root)
+
+
+def _is_of(image: ListedImage, split: Iterable[str]) -> bool:
+    return image.about.get("split", "") in ("", *split)
+
+
+def _infos(root: str, images: Iterable[ListedImage]) -> dict[str, FileInfo | None]:
+    """What the storage says of the files that rows name, by path.
+
+    Raises:
+      UsageError: a file is not there.
+    """
+    named: dict[str, tuple[Row, str]] = {}
+    for image in images:
+        column = "image" if "image" in image.row.values else "file_name"
+        named.setdefault(image.path, (image.row, column))
+        if image.about.get("mask"):
+            named.setdefault(path_from(root, image.about["mask"]), (image.row, "mask"))
+    there: dict[str, FileInfo | None] = {}
+    if is_remote(root) and any(is_below(path, root) for path in named):
+        # One listing for a thousand objects.
+        there = {info.path: info for info in files_of(root).walk(root) if info.path in named}
+    elsewhere = [path for path in named if path not in there]
+    remote = [path for path in elsewhere if is_remote(path)]
+    asked = in_parallel(lambda path: files_of(path).info(path), remote) if remote else []
+    there.update(zip(remote, asked, strict=True))
+    there.update({p: files_of(p).info(p) for p in elsewhere if not is_remote(p)})
+    for path, (row, column) in named.items():
+        if there[path] is None:
+            raise row.error(column, f"there is no file {path} (paths are relative to the manifest)")
+    return there
+
+
+def _found(image: ListedImage, root: str, infos: dict[str, FileInfo | None]) -> FoundImage:
+    path = image.path
+    name = relative(path, root) if path.startswith(root.rstrip("/") + "/") else path
+    mask: str | None = None
+    mask_info = None
+    if image.about.get("mask"):
+        mask = path_from(root, image.about["mask"])
+        mask_info = infos[mask]
+    elif image.segmentations is not None:
+        mask = _mask_text(image.about, image.segmentations)
+    info = infos[path]
+    return FoundImage(
+        key=image.about.get("key") or os.path.splitext(name.rpartition("/")[2])[0],
+        place=path,
+        name=name,
+        folder=_class_of(image),
+        md5=info.md5 if info else None,
+        annotation=_annotation(image),
+        group=image.about.get("group", ""),
+        mask=mask,
+        mask_md5=mask_info.md5 if mask_info else None,
+    )
+
+
+def _mask_text(about: dict[str, Any], segmentations: list[Any]) -> str | None:
+    """The place of a mask that the table itself holds, None where the image has no size."""
+    try:
+        height, width = (int(float(about[side])) for side in ("height", "width"))
+    except (KeyError, ValueError, OverflowError):
+        return None
+    return text_place(mask_text(height, width, segmentations))
+
+
+def _area(corners: Any) -> int:
+    try:
+        return Box(*(round(float(corner)) for corner in corners)).area
+    except (TypeError, ValueError, OverflowError):
+        return -1
+
+
+def _class_of(image: ListedImage) -> str:
+    """Class of the largest object, of equals the first; "" if the table says none."""
+    named = [(name, corners) for name, corners in image.objects if name]
+    return max(named, key=lambda each: _area(each[1]), default=("", None))[0]
+
+
+def _annotation(image: ListedImage) -> FoundAnnotation | None:
+    """The boxes, or what is wrong with them; None without any."""
+    boxes = [corners for _, corners in image.objects if corners is not None]
+    if not boxes:
+        return None
+    sides = {side: image.about.get(side) for side in ("width", "height")}
+    try:
+        return annotation_of(annotation_from({**sides, "boxes": boxes}))
+    except AnnotationError as error:
+        return annotation_of(AnnotationError(f"{image.row}: {error}"))

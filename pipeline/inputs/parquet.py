@@ -1,0 +1,119 @@
+"""Parquet files of the Hugging Face hub: `image` (struct of bytes and path) and `label`."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from pipeline.errors import UsageError
+from pipeline.inputs.found import FoundImage, is_wnid, wnid_of_label
+from pipeline.inputs.identity import identity_of
+from pipeline.inputs.place import open_parquet, row_of
+from pipeline.storage.files import read_ahead, relative
+from transforms.taxonomy import Taxonomy
+
+_CLASS_AT_END = re.compile(r"(?<=.)_n\d{8}$")
+"""The hub's names are ImageNet's with the class after them: ILSVRC2012_val_00000001_n01751748."""
+
+
+def images_in_parquet(paths: Sequence[str], root: str, taxonomy: Taxonomy) -> Iterator[FoundImage]:
+    """The images of the rows. No image is read.
+
+    The class is `wnid`, else `label`: a name that the schema gives, if it is a WordNet id, else
+    ImageNet's class number. The key is the name in `image.path`, without its suffix and
+    without a class at its end.
+
+    Args:
+      paths: of the files, absolute.
+      root: the input folder.
+      taxonomy: whose class numbers labels are.
+
+    Raises:
+      UsageError: a file is none of these.
+      OSError: a file cannot be read.
+    """
+    listed = functools.partial(_list_file, root=root, taxonomy=taxonomy)
+    for _, found in read_ahead(listed, paths):
+        yield from found
+
+
+def holds_pictures(path: str) -> bool:
+    """Whether a Parquet file has the pictures themselves in a column `image`. Raises UsageError
+    if it is no Parquet file."""
+    try:
+        with open_parquet(path) as file:
+            schema = file.schema_arrow
+            return "image" not in schema.names or not _is_text(schema.field("image").type)
+    except pa.ArrowException as error:
+        raise UsageError(f"{path} is not a whole Parquet file: {error}") from error
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _list_file(path: str, root: str, taxonomy: Taxonomy) -> list[FoundImage]:
+    try:
+        return _rows(path, relative(path, root), taxonomy)
+    except pa.ArrowException as error:
+        raise UsageError(f"{path} is not a whole Parquet file: {error}") from error
+
+
+def _rows(path: str, own: str, taxonomy: Taxonomy) -> list[FoundImage]:
+    identity = identity_of(path)
+    images = []
+    with open_parquet(path) as file:
+        schema = file.schema_arrow
+        is_image = "image" in schema.names and pa.types.is_struct(schema.field("image").type)
+        fields = [field.name for field in schema.field("image").type] if is_image else []
+        if not {"bytes", "path"} <= set(fields) or not {"label", "wnid"} & set(schema.names):
+            raise UsageError(
+                f"{path} holds no ImageNet: expected the columns image (bytes, path) and label "
+                f"(or, in a manifest, image as text); it has {', '.join(schema.names)}"
+            )
+        names = _label_names(schema, path, taxonomy)
+        columns = ["image.path", *({"label", "wnid"} & set(schema.names))]
+        for group in range(file.num_row_groups):
+            for number, row in enumerate(file.read_row_group(group, columns).to_pylist()):
+                name = f"{own}/{group}/{number}"
+                label = row.get("wnid") or row.get("label", -1)
+                if names and isinstance(label, int) and 0 <= label < len(names):
+                    label = names[label]
+                images.append(
+                    FoundImage(
+                        key=_key(row["image"], name),
+                        place=row_of(path, group, number, "image.bytes"),
+                        name=name,
+                        folder=wnid_of_label(label, taxonomy, name),
+                        md5=identity and f"{identity}:{group}:{number}",
+                    )
+                )
+    return images
+
+
+def _key(image: dict[str, str | None] | None, name: str) -> str:
+    """Key of a row; where it has no name, no box can be found for it anyway."""
+    file = ((image or {}).get("path") or "").replace("\\", "/").rpartition("/")[2]
+    stem = file.rpartition(".")[0] or file
+    return _CLASS_AT_END.sub("", stem) or re.sub(r"[./\\]", "-", name)
+
+
+def _label_names(schema: pa.Schema, path: str, taxonomy: Taxonomy) -> list[str]:
+    """Ids of classes that the schema names the labels by; empty if labels are class numbers."""
+    meta = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    label = meta.get("info", {}).get("features", {}).get("label", {})
+    names = label.get("names") or []
+    if all(is_wnid(str(name)) or taxonomy.holds(str(name)) for name in names):
+        return list(names)
+    if len(names) != len(taxonomy.wnids):
+        raise UsageError(
+            f"{path} has labels of {len(names)} classes that are no WordNet ids: not ImageNet's "
+            f"{len(taxonomy.wnids)}. A column wnid would tell them"
+        )
+    return []

@@ -1,0 +1,61 @@
+"""ImageNet's archives as downloaded: `ILSVRC2012_img_val.tar`, flat, and
+`ILSVRC2012_img_train.tar`, an archive for each class in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pipeline.inputs.archives import ARCHIVES, Member, members
+from pipeline.inputs.found import IMAGE_SUFFIXES, FoundImage, is_hidden, is_wnid, wnid_of_folder
+from pipeline.inputs.identity import identity_of
+from pipeline.storage.files import read_ahead, relative
+from transforms.taxonomy import Taxonomy
+
+
+def images_in_tars(
+    paths: Sequence[str], root: str, taxonomy: Taxonomy
+) -> Iterator[FoundImage | None]:
+    """The images in archives and in the archives in those, None for each other file.
+
+    Args:
+      paths: of the archives, absolute.
+      root: the input folder.
+      taxonomy: whose classes folders and inner archives are called after.
+
+    Raises:
+      UsageError: an archive is incomplete, or refused.
+      OSError: it cannot be read.
+    """
+    for path in paths:
+        own = relative(path, root)
+        identity = identity_of(path)
+        inner = []
+        for member, _ in members(path):
+            if member.name.lower().endswith(ARCHIVES):
+                inner.append(member)
+            elif not is_hidden(member.name):
+                yield _image(member, own, wnid_of_folder(member.name, taxonomy), identity)
+
+        def listed(archive: Member, path: str = path) -> list[Member]:
+            return [member for member, _ in members(path, archive)]
+
+        for archive, found in read_ahead(listed, inner):
+            stem = archive.name.rpartition("/")[2].rpartition(".")[0]
+            for member in found:
+                is_class = is_wnid(stem) or taxonomy.holds(stem)
+                folder = wnid_of_folder(member.name, taxonomy) or (stem if is_class else "")
+                if not is_hidden(member.name):
+                    yield _image(member, f"{own}/{archive.name}", folder, identity)
+
+
+def _image(member: Member, archive: str, folder: str, identity: str | None) -> FoundImage | None:
+    stem, dot, suffix = member.name.rpartition("/")[2].rpartition(".")
+    if f"{dot}{suffix}".lower() not in IMAGE_SUFFIXES:
+        return None
+    return FoundImage(
+        key=stem,
+        place=member.place,
+        name=f"{archive}/{member.name}",
+        folder=folder,
+        md5=identity and f"{identity}:{member.offset}+{member.length}",
+    )

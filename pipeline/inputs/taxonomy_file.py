@@ -1,0 +1,137 @@
+"""`--taxonomy`: a file that names the superclass of each class, or WordNet roots.
+
+A CSV, or JSON rows of the same names: `class`, `superclass` and, as needed, `label` (place of the
+superclass), `index` (of the class among a model's outputs) and `name` (of the class, for people).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from pipeline.errors import UsageError
+from pipeline.inputs.rows import Row, read_rows
+from pipeline.storage.files import absolute, files_of
+from transforms.taxonomy import MAX_LABELS, OUTSIDE, Taxonomy, imagenet9
+from transforms.wordnet import wordnet_taxonomy
+
+FLAG = "--taxonomy"
+_COLUMNS = ("class", "superclass", "label", "index", "name")
+_SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
+_ROOT = re.compile(r"(n\d{8})(?:=(.*))?")
+
+
+def read_taxonomy(given: str | None) -> Taxonomy | None:
+    """The taxonomy that `--taxonomy` names, None for ImageNet-9's.
+
+    Args:
+      given: the flag's value: a file, or WordNet ids, each perhaps with `=NAME`.
+
+    Raises:
+      UsageError: there is no such file, or it is none; one line says what is wrong.
+      OSError: it cannot be read.
+    """
+    if given is None:
+        return None
+    path = absolute(given)
+    if given.lower().endswith(_SUFFIXES) or files_of(path).info(path) is not None:
+        taxonomy = _from_file(path)
+    else:
+        taxonomy = _from_roots(given)
+    return None if taxonomy == imagenet9() else taxonomy
+
+
+def _from_roots(given: str) -> Taxonomy:
+    roots = []
+    for text in given.split(","):
+        found = _ROOT.fullmatch(text.strip())
+        if found is None:
+            raise UsageError(
+                f"{FLAG} {given}: {text.strip()!r} is no WordNet id, such as n02084071 or "
+                "n02084071=dog, and there is no such file"
+            )
+        roots.append((found[1], (found[2] or "").strip()))
+    try:
+        return wordnet_taxonomy(roots)
+    except ValueError as error:
+        raise UsageError(f"{FLAG} {given}: {error}") from error
+
+
+def _from_file(path: str) -> Taxonomy:
+    if files_of(path).info(path) is None:
+        raise UsageError(f"{FLAG} {path} is no file that can be read")
+    rows = list(read_rows(path, FLAG))
+    given = sorted({name for row in rows for name in row.values})
+    unknown = [name for name in given if name not in _COLUMNS]
+    if unknown or not {"class", "superclass"} <= set(given):
+        raise UsageError(
+            f"{FLAG} {path}: expected the columns class and superclass and perhaps label, index "
+            f"and name; it has {', '.join(given) or 'none'}"
+        )
+    classes: dict[str, Row] = {}
+    for row in rows:
+        name = row.text("class")
+        if not name:
+            raise row.error("class", "is empty")
+        if name in classes:
+            raise row.error("class", f"{name!r} stands in {classes[name]} too")
+        classes[name] = row
+    superclasses = [row.text("superclass") for row in rows]
+    names = _names(rows, superclasses)
+    return Taxonomy(
+        names=names,
+        wnids=tuple(classes),
+        labels=tuple(names.index(name) if name else OUTSIDE for name in superclasses),
+        class_names=tuple(row.text("name") or row.text("class") for row in rows),
+        outputs=_outputs(rows, names) if "index" in given else None,
+    )
+
+
+def _names(rows: Sequence[Row], superclasses: Sequence[str]) -> tuple[str, ...]:
+    """Superclasses by label: in order of their first row, or as the column `label` says."""
+    names = list(dict.fromkeys(name for name in superclasses if name))
+    if not names:
+        raise rows[0].error("superclass", "is empty, and so are all others")
+    if len(names) > MAX_LABELS:
+        raise rows[0].error("superclass", f"has {len(names)} names, more than {MAX_LABELS}")
+    for row, name in zip(rows, superclasses, strict=True):
+        if any(part in name for part in "/\\\n\r") or name in (".", ".."):
+            # Exports have a folder of that name.
+            raise row.error("superclass", f"{name!r} cannot be the name of a folder")
+    labels: dict[str, int] = {}
+    for row, name in zip(rows, superclasses, strict=True):
+        if not row.text("label") or not name:
+            continue
+        label = row.integer("label")
+        if not 0 <= label < len(names):
+            raise row.error("label", f"{label} is not between 0 and {len(names) - 1}")
+        if labels.setdefault(name, label) != label:
+            raise row.error("label", f"{label} is another than in an earlier row of {name!r}")
+    if not labels:
+        return tuple(names)
+    if len(set(labels.values())) < len(names):
+        raise rows[0].error("label", f"must give each of the {len(names)} superclasses its own")
+    return tuple(sorted(names, key=lambda name: labels[name]))
+
+
+def _outputs(rows: Sequence[Row], names: Sequence[str]) -> tuple[int, ...]:
+    """Index of each class among a model's outputs, by the column `index`."""
+    seen: dict[int, Row] = {}
+    for row in rows:
+        index = row.integer("index")
+        if not 0 <= index < 10_000_000:
+            raise row.error("index", f"{index} is the index of no output")
+        if index in seen:
+            raise row.error("index", f"{index} stands in {seen[index]} too")
+        seen[index] = row
+    if max(seen) < len(names):
+        for index, row in seen.items():
+            # A head of that size would mean two things.
+            name = row.text("superclass")
+            if not name or names.index(name) != index:
+                raise row.error(
+                    "index",
+                    f"{index} is not the label of {name!r}: with one output a superclass, give "
+                    "each superclass its index as label",
+                )
+    return tuple(seen)

@@ -1,0 +1,122 @@
+"""WebDataset shards: `<key>.jpg` beside `<key>.cls` or `<key>.json`, perhaps `<key>.xml`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipeline.errors import UsageError
+from pipeline.inputs.annotations import annotation_of, annotation_of_xml
+from pipeline.inputs.archives import Member, members
+from pipeline.inputs.found import (
+    IMAGE_SUFFIXES,
+    FoundAnnotation,
+    FoundImage,
+    is_hidden,
+    is_wnid,
+    wnid_of_label,
+)
+from pipeline.inputs.identity import identity_of
+from pipeline.storage.files import read_ahead, relative
+from transforms.annotations import AnnotationError, annotation_from
+from transforms.taxonomy import Taxonomy
+
+MARKS = (".cls", ".json")
+"""What tells a shard from another archive of images."""
+
+
+@dataclasses.dataclass
+class _Sample:
+    """The members of a key."""
+
+    image: Member | None = None
+    label: str | None = None
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+    xml: bytes | None = None
+
+
+def images_in_shards(
+    paths: Sequence[str], root: str, taxonomy: Taxonomy
+) -> Iterator[FoundImage | None]:
+    """The images of samples, None for each sample without.
+
+    The class is `wnid` in the `.json`, else `.cls`, else `label` in the `.json`; the box is in
+    the `.xml`, else `boxes` in the `.json`, (xmin, ymin, xmax, ymax) each.
+
+    Args:
+      paths: of the shards, absolute.
+      root: the input folder.
+      taxonomy: whose class numbers labels are.
+
+    Raises:
+      UsageError: a shard is incomplete or refused, or its classes are not ImageNet's.
+      OSError: it cannot be read.
+    """
+    listed = functools.partial(_list_shard, root=root, taxonomy=taxonomy)
+    for _, found in read_ahead(listed, paths):
+        yield from found
+
+
+def _list_shard(path: str, root: str, taxonomy: Taxonomy) -> list[FoundImage | None]:
+    own, identity = relative(path, root), identity_of(path)
+    samples: dict[str, _Sample] = {}
+    for member, content in members(path):
+        folder, _, name = member.name.rpartition("/")
+        key, _, extension = name.partition(".")
+        if is_hidden(member.name):
+            continue
+        sample = samples.setdefault(f"{folder}/{key}", _Sample())
+        match f".{extension.lower()}":
+            case suffix if suffix in IMAGE_SUFFIXES:
+                sample.image = member
+            case ".cls":
+                sample.label = content.read().decode("utf-8", "replace")
+            case ".json":
+                sample.fields = _fields(content.read(), f"{own}/{member.name}")
+            case ".xml":
+                sample.xml = content.read()
+    return [_image(key, sample, own, identity, taxonomy) for key, sample in samples.items()]
+
+
+def _fields(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise UsageError(f"{where} is no JSON object")
+    return fields
+
+
+def _image(
+    path: str, sample: _Sample, shard: str, identity: str | None, taxonomy: Taxonomy
+) -> FoundImage | None:
+    member = sample.image
+    if member is None:
+        return None
+    label = sample.fields.get("label") if sample.label is None else sample.label
+    named = str(sample.fields.get("wnid") or "")
+    is_named = is_wnid(named) or taxonomy.holds(named)
+    name = f"{shard}/{member.name}"
+    return FoundImage(
+        key=path.rpartition("/")[2],
+        place=member.place,
+        name=name,
+        folder=named if is_named else wnid_of_label(label, taxonomy, name),
+        md5=identity and f"{identity}:{member.offset}+{member.length}",
+        annotation=_annotation(sample),
+    )
+
+
+def _annotation(sample: _Sample) -> FoundAnnotation | None:
+    if sample.xml is not None:
+        return annotation_of_xml(sample.xml)
+    if "boxes" not in sample.fields:
+        return None
+    try:
+        return annotation_of(annotation_from({**sample.fields, "wnid": None}))
+    except AnnotationError as error:
+        return annotation_of(error)

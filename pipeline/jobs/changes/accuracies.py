@@ -1,0 +1,96 @@
+"""How accuracies have changed between two states of a dataset, over the images in both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.evaluate.answers import Images, read_answers
+from pipeline.evaluate.comparisons import quantities
+from pipeline.evaluate.results import display_name, tested_part
+from pipeline.jobs.changes.state import State, Summary
+from transforms.intervals import bootstrap_hashes, bootstrap_means, percentile_interval, sum_units
+from transforms.scoring import PAPER_RULE
+
+
+def _model_causes(before: Summary, after: Summary) -> list[str]:
+    """What differs between two evaluations of a model, apart from the dataset: `weights`,
+    `evaluation` (flags, device, preprocessing), `code` (the stage's version)."""
+    causes = []
+    if before["weights_sha256"] != after["weights_sha256"]:
+        causes.append("weights")
+    if any(before.get(name) != after.get(name) for name in ("preprocessing", "evaluation")):
+        causes.append("evaluation")
+    if before.get("evaluate_version") != after.get("evaluate_version"):
+        causes.append("code")
+    return causes
+
+
+def compare_accuracies(
+    before: State, after: State, dataset_causes: list[str]
+) -> Iterator[dict[str, Any]]:
+    """Differences of each model that was evaluated in both states.
+
+    Args:
+      before, after: the states.
+      dataset_causes: why the datasets differ, empty if they do not.
+
+    Yields:
+      `model`, `causes`, `n` images in both, and `rows`, under the paper's label rule: `variant`
+      (or `bg_gap`), `difference` = accuracy (or gap) after - before on those images, with the
+      95 % interval of a paired bootstrap. Models whose predictions are not all there are left
+      out.
+    """
+    for folder, summary in after.summaries.items():
+        was = before.summaries.get(folder)
+        if was is None:
+            continue
+        try:
+            n, rows = _differences(before, was, after, summary)
+        except ValueError:
+            continue
+        causes = [*dataset_causes, *_model_causes(was, summary)]
+        yield {
+            "model": display_name(summary),
+            "causes": list(dict.fromkeys(causes)),
+            "n": n,
+            "rows": rows,
+        }
+
+
+def _differences(
+    before: State, was: Summary, after: State, summary: Summary
+) -> tuple[int, list[dict[str, Any]]]:
+    """Number of images in both, and a row for each quantity.
+
+    Raises:
+      ValueError: predictions are missing.
+    """
+    old_images = Images.read(before.dataset, *tested_part(was))
+    new_images = Images.read(after.dataset, *tested_part(summary))
+    old_names, old = quantities(read_answers(before.dataset, old_images, was))
+    new_names, new = quantities(read_answers(after.dataset, new_images, summary))
+    places = old_images.positions(pa.chunked_array([new_images.keys]))
+    shared = np.flatnonzero(places >= 0)
+    if not len(shared):
+        return 0, []
+    names = [name for name in new_names if name in old_names and name[0] == PAPER_RULE]
+    first = old[places[shared]][:, [old_names.index(name) for name in names]]
+    second = new[shared][:, [new_names.index(name) for name in names]]
+    estimate = (second - first).mean(axis=0)
+    sums, sizes, units = sum_units(second - first, [new_images.units[i] for i in shared])
+    means = bootstrap_means(sums, sizes, bootstrap_hashes(units))
+    low, high = percentile_interval(means) if len(means) else (estimate, estimate)
+    rows = [
+        {
+            "variant": variant,
+            "difference": float(estimate[place]),
+            "ci_low": float(low[place]),
+            "ci_high": float(high[place]),
+        }
+        for place, (_, variant) in enumerate(names)
+    ]
+    return len(shared), rows

@@ -1,0 +1,159 @@
+"""Estimate: hours and bytes of a job, from doing a few of its images in a temporary folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from pipeline.dataset.config import FORMATS, DatasetConfig
+from pipeline.dataset.folder import read_parquet, read_webdataset
+from pipeline.dataset.records import ACCEPTED, Staging
+from pipeline.dataset.shards import ShardCounts
+from pipeline.dataset.sinks import Sample
+from pipeline.generate.compose import ComposeShard
+from pipeline.generate.cut_source import prepare_segmenter
+from pipeline.generate.plan import PlanSplit
+from pipeline.generate.segment import SegmentShard
+from pipeline.generate.segmented import SegmentedShard
+from pipeline.inputs.listing import SourceImage, SourceShard, SplitTotals
+from pipeline.jobs.dry_run.forecast import Forecast
+from pipeline.runtime.progress import Progress
+from pipeline.storage.store import FileDigest, Store
+from transforms.hashing import keyed_hash
+from transforms.taxonomy import Taxonomy
+from transforms.variants import is_picture
+
+SAMPLE_IMAGES = 24
+"""How many images are measured, chosen by the hash of their key."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a few images cost on one core of this machine.
+
+    Attributes:
+      images: how many were segmented, at least 1.
+      accepted: how many of them got a layer.
+      selected: how many of those were composed.
+      segment_seconds: for an image.
+      segment_error: half width of its 95 % interval, 0 for a single image.
+      compose_seconds: for a selected image, all variants; 0 if there is none.
+      layer_bytes: of an accepted image.
+      output_bytes: of a selected image, by folder.
+    """
+
+    images: int
+    accepted: int
+    selected: int
+    segment_seconds: float
+    segment_error: float
+    compose_seconds: float
+    layer_bytes: float
+    output_bytes: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A few images, done in a temporary folder that is there while `trial` is open.
+
+    Attributes:
+      measured: what they cost.
+      store: of the temporary folder.
+      pictures: paths in it of the composed files that models are evaluated on.
+    """
+
+    measured: Measured
+    store: Store
+    pictures: tuple[str, ...]
+
+    def samples(self) -> Iterator[Sample]:
+        """The composed pictures."""
+        for path in self.pictures:
+            read = read_webdataset if path.endswith(".tar") else read_parquet
+            yield from read(self.store, path)
+
+
+def choose(forecast: Forecast) -> list[SourceImage]:
+    """The images to measure: to be segmented, or accepted if there are none of those."""
+    pool = [image for split in forecast.splits for image in split.left]
+    pool = pool or [image for split in forecast.splits for image in split.candidates]
+    return sorted(pool, key=lambda image: keyed_hash(0, "estimate", image.name))[:SAMPLE_IMAGES]
+
+
+def run_trial(
+    config: DatasetConfig,
+    images: Sequence[SourceImage],
+    taxonomy: Taxonomy,
+    folder: str,
+    scenes: str | None = None,
+) -> Trial:
+    """Does a few images with the job's own stages.
+
+    Args:
+      config: of the dataset.
+      images: at least one; each is a shard of its own.
+      taxonomy: of the labels.
+      folder: an empty temporary folder.
+      scenes: folder of scenes, if there is one.
+
+    Raises:
+      OSError: an image cannot be read, or the temporary folder is full.
+    """
+    store = Store(folder)
+    staging, progress = Staging(store, "staging"), Progress.of(store)
+    totals = SplitTotals("trial", ShardCounts(len(images), 1), len(images), 0, 0)
+    segment = SegmentShard(config.segment, staging, {}, progress, taxonomy.num_labels)
+    segment.setup()
+    prepare_segmenter(config.segment)
+    segmented: list[SegmentedShard] = []
+    seconds = []
+    for number, image in enumerate(images):
+        started = time.perf_counter()
+        segmented += segment.process(SourceShard(totals, number, (image,)))
+        seconds.append(time.perf_counter() - started)
+    # A few images must find partners among themselves, and none is left out for balance.
+    lenient = dataclasses.replace(
+        config.compose, own_background=True, mixed_rand="any", per_class="all"
+    )
+    plan = PlanSplit(lenient, staging, config.segment, scenes)
+    (output,) = plan.process(("trial", segmented))
+    compose = ComposeShard(config.segment, lenient, staging, taxonomy, progress)
+    compose.setup()
+    started = time.perf_counter()
+    (composed,) = compose.process(output)
+    compose_seconds = time.perf_counter() - started
+    accepted = composed.statuses.get(ACCEPTED, 0)
+    sizes = _bytes_by_folder(composed.files)
+    selected = sum(composed.selected.values())
+    error = 1.96 * statistics.stdev(seconds) / len(seconds) ** 0.5 if len(seconds) > 1 else 0.0
+    measured = Measured(
+        images=len(images),
+        accepted=accepted,
+        selected=selected,
+        segment_seconds=statistics.fmean(seconds),
+        segment_error=error,
+        compose_seconds=compose_seconds / selected if selected else 0.0,
+        layer_bytes=sizes.pop("layers", 0) / max(accepted, 1),
+        output_bytes={name: size / max(selected, 1) for name, size in sizes.items()},
+    )
+    format_ = config.compose.formats[0]
+    pictures = [
+        staging.staged(file.path)
+        for file in composed.files
+        if file.path.split("/")[0] == format_ and is_picture(file.path.split("/")[1])
+    ]
+    return Trial(measured, store, tuple(pictures))
+
+
+def _bytes_by_folder(files: Sequence[FileDigest]) -> Counter[str]:
+    """Sizes without records and index: of single images they are mostly overhead, which real
+    shards share."""
+    sizes: Counter[str] = Counter()
+    for file in files:
+        folder = file.path.partition("/")[0]
+        if folder in FORMATS or file.path.endswith(".tar"):
+            sizes[folder] += file.bytes
+    return sizes

@@ -1,0 +1,209 @@
+"""`--fail_if`: conditions on accuracies and BG-Gap that end a job with exit code 3.
+
+A condition holds if the whole 95 % interval satisfies it, not the estimate alone, so that
+chance seldom fails a job. `bg_gap>0.1` asks for a lower bound above 0.1, `original<0.9`
+for an upper bound below 0.9.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import operator
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.errors import UsageError
+from pipeline.evaluate.results import display_name
+from transforms.scoring import LABEL_RULES
+from transforms.variants import VARIANTS, base_of, is_picture
+
+GAP = "bg_gap"
+_FEW = 40
+"""Foregrounds, or groups, below which the interval of a gap is too narrow (`paired_bootstrap`)."""
+_EXPRESSION = re.compile(r"(?:(\w+)\s*:)?\s*(\w+)\s*(>=|<=|>|<)\s*(\S+)")
+_COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """A parsed condition.
+
+    Attributes:
+      text: as it was given.
+      label_rule: under which the measure is taken.
+      measure: `bg_gap`, or a variant, for the accuracy on it.
+      comparison: `>`, `>=`, `<` or `<=`.
+      limit: a fraction.
+    """
+
+    text: str
+    label_rule: str
+    measure: str
+    comparison: str
+    limit: float
+
+    @classmethod
+    def parse(cls, text: str, own: Iterable[str] = ()) -> Condition:
+        """Parses `[LABEL_RULE:]MEASURE COMPARISON LIMIT`; the paper's rule by default.
+
+        Args:
+          text: the condition.
+          own: names of variants that are the user's.
+
+        >>> Condition.parse("bg_gap>0.1").measure
+        'bg_gap'
+
+        Raises:
+          UsageError: naming the text and what is wrong with it.
+        """
+        found = _EXPRESSION.fullmatch(text.strip())
+        if found is None:
+            raise UsageError(
+                f"--fail_if {text!r}: expected a measure, a comparison and a fraction, such as "
+                "'bg_gap>0.1' (in quotes, or the shell takes > for a redirection)"
+            )
+        rule, measure, comparison, limit = found.groups()
+        if rule is not None and rule not in LABEL_RULES:
+            raise UsageError(
+                f"--fail_if {text!r}: no label rule {rule!r}; known: {', '.join(LABEL_RULES)}"
+            )
+        known = (GAP, *(name for name in VARIANTS if is_picture(name)), *own)
+        if base_of(measure) not in known:
+            close = difflib.get_close_matches(measure, known, n=1)
+            hint = f"; close to it: {close[0]}" if close else f"; known: {', '.join(known)}"
+            raise UsageError(f"--fail_if {text!r}: no measure {measure!r}{hint}")
+        lowest = -1.0 if measure == GAP else 0.0
+        try:
+            value = float(limit)
+        except ValueError:
+            value = float("nan")
+        if not lowest <= value <= 1:
+            raise UsageError(
+                f"--fail_if {text!r}: {limit!r} is not a fraction between {lowest:g} and 1"
+            )
+        return cls(text, rule or next(iter(LABEL_RULES)), measure, comparison, value)
+
+    def needs(self) -> tuple[str, ...]:
+        """The variants that a dataset must have."""
+        return ("mixed_same", "mixed_rand") if self.measure == GAP else (self.measure,)
+
+    def row(self, summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The row of a summary that it looks at, None if there is none with images."""
+        part = summary.get("gaps" if self.measure == GAP else "accuracy", ())
+        for row in part:
+            if row["label_rule"] == self.label_rule and row.get("variant", GAP) == self.measure:
+                return row if row["n"] else None
+        return None
+
+    def holds(self, value: float) -> bool:
+        """Whether a value satisfies it."""
+        return bool(_COMPARISONS[self.comparison](value, self.limit))
+
+
+def parse_conditions(
+    texts: Sequence[str] | None,
+    variants: Iterable[str] | None = None,
+    own: Iterable[str] = (),
+) -> tuple[Condition, ...]:
+    """Parses all values of `--fail_if`.
+
+    Args:
+      texts: the values; None if the flag was not given.
+      variants: those that the dataset has, or will have; None if they are not known yet.
+      own: names of variants that are the user's, where that is known already.
+
+    Raises:
+      UsageError: the first that is wrong, or that looks at a variant the dataset lacks.
+    """
+    if texts is None:
+        return ()
+    if not texts:
+        raise UsageError("--fail_if names no condition, such as 'bg_gap>0.1'")
+    variants = None if variants is None else tuple(variants)
+    own = (*own, *(variants or ()))
+    conditions = tuple(Condition.parse(text, own) for text in texts)
+    if variants is not None:
+        there = set(variants)
+        for condition in conditions:
+            for variant in condition.needs():
+                if variant not in there:
+                    flag = "--variants" if variant == base_of(variant) else "--replicates"
+                    raise UsageError(
+                        f"--fail_if {condition.text!r}: the dataset has no {variant}; see {flag}"
+                    )
+    return conditions
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """A condition on a model.
+
+    Attributes:
+      holds: whether its whole interval satisfies it; None if there is none to test.
+      line: what to say of it.
+    """
+
+    holds: bool | None
+    line: str
+
+
+def judge(
+    conditions: Iterable[Condition],
+    summaries: Iterable[Mapping[str, Any]],
+    failed: Iterable[Mapping[str, Any]],
+    entries: Iterable[str],
+    how: Mapping[str, Any],
+) -> Iterator[Verdict]:
+    """Tests conditions on the models of a job, not on others that the tables list.
+
+    Args:
+      conditions: in order.
+      summaries: of the dataset's models.
+      failed: of `read_failures`.
+      entries: of `--models`, as the job evaluated them.
+      how: the `evaluation` of their summaries, at least the entries that tell runs apart.
+
+    Yields:
+      A verdict for each model and condition.
+    """
+    conditions = tuple(conditions)
+    by_entry: dict[str, list[Mapping[str, Any]]] = {entry: [] for entry in entries}
+    for summary in summaries:
+        evaluation = summary["evaluation"]
+        if summary["entry"] in by_entry and all(
+            evaluation.get(name) == value for name, value in how.items()
+        ):
+            by_entry[summary["entry"]].append(summary)
+    errors = {failure["entry"]: failure for failure in failed}
+    for entry, found in by_entry.items():
+        for condition in conditions:
+            if entry in errors:
+                said = f"{display_name(errors[entry])} failed: {errors[entry]['error']}"
+                yield Verdict(None, f"--fail_if {condition.text} is not tested: {said}")
+            elif not found:
+                yield Verdict(None, f"--fail_if {condition.text}: {entry} has no results")
+            else:
+                yield from (_judge(condition, summary) for summary in found)
+
+
+def _judge(condition: Condition, summary: Mapping[str, Any]) -> Verdict:
+    name = display_name(summary)
+    row = condition.row(summary)
+    if row is None:
+        return Verdict(None, f"--fail_if {condition.text} is not tested: {name} saw no pictures")
+    value = row["gap"] if condition.measure == GAP else row["accuracy"]
+    holds = condition.holds(row["ci_low"]) and condition.holds(row["ci_high"])
+    verb = "holds" if holds else "does not hold"
+    line = (
+        f"--fail_if {condition.text} {verb} for {name}: {value:.3f}, "
+        f"95 % interval [{row['ci_low']:.3f}, {row['ci_high']:.3f}], n = {row['n']}"
+    )
+    if condition.holds(value) and not holds:
+        line += "; its interval reaches beyond the limit"
+    units = row.get("units", row["n"])
+    if condition.measure == GAP and units < _FEW:
+        what = "foregrounds" if units == row["n"] else "groups"
+        line += f"; of fewer than {_FEW} {what} the interval is too narrow"
+    return Verdict(holds, line)

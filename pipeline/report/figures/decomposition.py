@@ -1,0 +1,76 @@
+"""Shares of images by what they need to be recognised (paper, per-image decomposition)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.patches import Patch
+
+from pipeline.report.figures.style import (
+    INK,
+    LINE,
+    MODELS,
+    new_figure,
+    percent_axis,
+    shorten,
+    styled,
+    to_svg,
+)
+
+KIND_NAMES = {
+    "bg_required": "BG required",
+    "bg_fools": "BG fools",
+    "bg_fg_required": "BG+FG required",
+    "bg_fg_fools": "BG+FG fools",
+    "bg_irrelevant": "BG irrelevant",
+}
+"""The paper's names, in the order in which they are drawn."""
+
+_COLOURS = dict(zip(KIND_NAMES, (*MODELS[:4], LINE), strict=True))
+
+
+def decomposition_figure(title: str, models: Sequence[tuple[str, Mapping[str, float]]]) -> bytes:
+    """A stacked bar for each model: an SVG file.
+
+    Args:
+      title: above the figure.
+      models: (name, share by kind), from the top.
+    """
+    with styled():
+        figure = new_figure(440, 96 + 56 * len(models))
+        axes = figure.add_subplot()
+        axes.set_title(title)
+        # Where most images do not depend on the background, the others need the room.
+        most = max((1 - shares.get("bg_irrelevant", 0.0) for _, shares in models), default=0.0)
+        limit = min(1.0, max(0.1, most * 1.25))
+        percent_axis(axes, "x", 0.0, limit)
+        for row, (name, shares) in enumerate(models):
+            left = 0.0
+            for kind, colour in _COLOURS.items():
+                share = shares.get(kind, 0.0)
+                width = min(share, limit - left)
+                axes.barh(row, width, left=left, height=0.34, color=colour, linewidth=0)
+                if kind != "bg_irrelevant" and share >= 0.02 * limit:
+                    axes.text(
+                        left + width / 2,
+                        row + 0.2,
+                        f"{100 * share:.1f}",
+                        ha="center",
+                        va="top",
+                        fontsize=9.5,
+                        color=INK,
+                    )
+                left += width
+            axes.text(0, row - 0.2, shorten(name, 44), ha="left", va="bottom", fontsize=10.5)
+        axes.set_yticks([])
+        axes.set_ylim(len(models) - 0.45, -0.6)
+        axes.set_xlabel("share of images, %")
+        axes.spines["left"].set_visible(False)
+        swatches = [
+            Patch(facecolor=colour, linewidth=0, label=KIND_NAMES[kind])
+            for kind, colour in _COLOURS.items()
+        ]
+        figure.legend(
+            handles=swatches, loc="outside lower left", ncols=3, handlelength=1, columnspacing=1.2
+        )
+        return to_svg(figure)

@@ -1,0 +1,132 @@
+"""Shares as shaded cells with a percent in each: confusion, groups, and the train x test matrix."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.patches import Rectangle
+
+from pipeline.report.figures.style import (
+    HEAT,
+    INK,
+    MODELS,
+    ON_HEAT,
+    SOFT,
+    new_figure,
+    styled,
+    to_svg,
+)
+
+_BELOW_ZERO = MODELS[1]
+_DARK = 0.55
+"""Strength from which on a cell is so dark that its number is written in the other colour."""
+_SHADED = 0.005
+"""Smaller strengths are written in grey, and not shaded."""
+_ROW = 26
+_ABOVE, _RIGHT = 26, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the cells lie; all in units of the SVG's view box.
+
+    Attributes:
+      left, below: room for the names of rows and of columns.
+      labels: how far what the rows and what the columns are stands from the cells.
+      width: of the figure, at least.
+      column: width of a column; None for those that share the figure's width.
+    """
+
+    left: int
+    below: int
+    labels: tuple[int, int]
+    width: int
+    column: int | None
+
+
+CLASSES = Layout(left=138, below=104, labels=(124, 90), width=440, column=None)
+"""For names of superclasses."""
+VERSIONS = Layout(left=84, below=66, labels=(74, 54), width=260, column=38)
+"""For short names of versions, with room for the title where they are few."""
+
+
+def heat_map(
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    shares: Sequence[Sequence[float | None]],
+    layout: Layout,
+    labels: tuple[str, str],
+    *,
+    marked: tuple[int, int] | None = None,
+    bold: Sequence[Sequence[bool]] | None = None,
+    is_signed: bool = False,
+) -> bytes:
+    """Draws a heat map: an SVG file.
+
+    Args:
+      title: above the figure.
+      rows, columns: their names, from the top and from the left.
+      shares: fractions by row and column; None stays empty.
+      layout: by what the names are of.
+      labels: what the rows and the columns are.
+      marked: row and column of a cell to frame.
+      bold: cells to write in bold.
+      is_signed: whether they are differences, which have another colour below zero.
+    """
+    across = (layout.column or 0) * len(columns) or layout.width - layout.left - _RIGHT
+    width = max(layout.left + across + _RIGHT, layout.width)
+    down = _ROW * len(rows)
+    height = _ABOVE + down + layout.below
+    with styled():
+        figure = new_figure(width, height)
+        # A layout that looks for room takes as long as all the rest.
+        figure.set_layout_engine("none")
+        axes = figure.add_axes(
+            (layout.left / width, layout.below / height, across / width, down / height)
+        )
+        axes.set_title(title, x=(4 - layout.left) / across)
+        for y, line in enumerate(shares):
+            for x, share in enumerate(line):
+                if share is None:
+                    continue
+                # Half of the scale is more than most differences take.
+                strength = min(1.0, 2 * abs(share)) if is_signed else share
+                is_shaded = strength >= _SHADED
+                if is_shaded:
+                    colour = _BELOW_ZERO if share < 0 else HEAT
+                    axes.add_patch(
+                        _cell(x, y, facecolor=colour, alpha=0.04 + 0.96 * strength, linewidth=0)
+                    )
+                axes.text(
+                    x,
+                    y,
+                    f"{100 * share:{'+' if is_signed else ''}.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=10,
+                    fontweight="bold" if bold and bold[y][x] else "normal",
+                    color=ON_HEAT if strength > _DARK else INK if is_shaded else SOFT,
+                )
+        if marked:
+            axes.add_patch(_cell(marked[1], marked[0], fill=False, edgecolor=INK, linewidth=1.8))
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_xticks(
+            range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor"
+        )
+        axes.tick_params(length=0)
+        axes.tick_params(axis="x", labelcolor=INK)
+        axes.spines[:].set_visible(False)
+        axes.set_ylabel(labels[0], labelpad=2)
+        axes.set_xlabel(labels[1])
+        axes.yaxis.set_label_coords(-layout.labels[0] / across, 0.5)
+        axes.xaxis.set_label_coords(0.5, -layout.labels[1] / down)
+        return to_svg(figure)
+
+
+def _cell(x: int, y: int, **style: Any) -> Rectangle:
+    return Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, **style)

@@ -1,0 +1,129 @@
+"""Accuracies with their intervals: one point for each model in every row or at every place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from pipeline.report.figures.style import (
+    MARKERS,
+    MODELS,
+    legend_below,
+    new_figure,
+    percent_axis,
+    shorten,
+    styled,
+    to_svg,
+)
+
+_WIDTH = 440
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """A model's points.
+
+    Attributes:
+      name: of the model.
+      values: (estimate, low, high), fractions, by place; None where there is none.
+    """
+
+    name: str
+    values: tuple[tuple[float, float, float] | None, ...]
+
+
+def rows_figure(
+    title: str, rows: Sequence[str], series: Sequence[Series], x_label: str = "accuracy, %"
+) -> bytes:
+    """Accuracy by row, such as by class: an SVG file.
+
+    Args:
+      title: above the figure.
+      rows: names of the rows, from the top.
+      series: up to `len(MODELS)` models, with a value for each row.
+      x_label: of the axis.
+    """
+    with styled():
+        figure = new_figure(_WIDTH, 70 + len(rows) * (16 + 9 * len(series)) + 10 * len(series))
+        axes = figure.add_subplot()
+        axes.set_title(title)
+        percent_axis(axes, "x")
+        for number, one in enumerate(series):
+            offset = (number - (len(series) - 1) / 2) * 0.72 / max(len(series), 2)
+            places = [row + offset for row, value in enumerate(one.values) if value]
+            estimates = [value[0] for value in one.values if value]
+            lows = [value[1] for value in one.values if value]
+            highs = [value[2] for value in one.values if value]
+            axes.hlines(places, lows, highs, color=MODELS[number], linewidth=1.6, alpha=0.55)
+            axes.plot(
+                estimates,
+                places,
+                MARKERS[number],
+                color=MODELS[number],
+                markersize=5,
+                label=shorten(one.name),
+            )
+        axes.set_yticks(range(len(rows)), rows)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xlabel(x_label)
+        axes.spines["left"].set_visible(False)
+        legend_below(figure, axes, 1 if len(series) < 3 else 2)
+        return to_svg(figure)
+
+
+def lines_figure(
+    title: str,
+    places: Sequence[float],
+    labels: Sequence[str],
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str = "accuracy, %",
+    log: bool = False,
+) -> bytes:
+    """Accuracy by place along x, joined by lines: an SVG file.
+
+    Args:
+      title: above the figure.
+      places: positions of the values along x.
+      labels: what is written at them.
+      series: up to `len(MODELS)` models, with a value for each place.
+      x_label, y_label: of the axes.
+      log: whether x is logarithmic.
+    """
+    with styled():
+        figure = new_figure(_WIDTH, 270 + 12 * len(series))
+        axes = figure.add_subplot()
+        axes.set_title(title)
+        percent_axis(axes, "y")
+        if log:
+            axes.set_xscale("log")
+            axes.minorticks_off()
+        for number, one in enumerate(series):
+            there = [(x, v) for x, v in zip(places, one.values, strict=True) if v]
+            xs = [x for x, _ in there]
+            axes.plot(
+                xs,
+                [value[0] for _, value in there],
+                color=MODELS[number],
+                marker=MARKERS[number],
+                markersize=4.5,
+                linewidth=1.6,
+                label=shorten(one.name),
+            )
+            if any(low < high for _, (_, low, high) in there):
+                axes.fill_between(
+                    xs,
+                    [value[1] for _, value in there],
+                    [value[2] for _, value in there],
+                    color=MODELS[number],
+                    alpha=0.13,
+                    linewidth=0,
+                )
+        axes.set_xticks(places, labels)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        legend_below(figure, axes, 1 if len(series) < 3 else 2)
+        return to_svg(figure)

@@ -1,0 +1,159 @@
+"""Tables: results/*.csv and their LaTeX, all models of a dataset in each.
+
+A table is rebuilt from the summaries that are there, so it never lags behind them. To add
+one, list it in `TABLES` under the part of the summary that holds its rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pipeline.analyses.attack.tables import write_attack_tables
+from pipeline.analyses.matrix.tables import write_matrix_tables
+from pipeline.analyses.saliency.results import write_saliency_table
+from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.analysis import refresh_summaries
+from pipeline.evaluate.comparisons import COMPARISON_COLUMNS, compare_models
+from pipeline.evaluate.failures import error_rows, read_failures
+from pipeline.evaluate.results import is_current, read_results, read_summaries
+from pipeline.report.latex import latex_tables
+from pipeline.report.trend import remove_trend, write_trend
+from pipeline.storage.csv_file import write_csv
+from pipeline.storage.store import Store
+from transforms.taxonomy import imagenet9
+
+_RUN = ("split", "eval_input", "precision", "weights_sha256", "dataset")
+"""How a model was run; `weights_sha256` is of the tensors, whatever file held them; `dataset`
+is its fingerprint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One CSV of all models' rows.
+
+    Attributes:
+      part: of the summary, a list of rows.
+      columns: in order; from the row, else from the summary or its `evaluation`.
+      about: what its rows are.
+    """
+
+    part: str
+    columns: tuple[str, ...]
+    about: str
+
+
+TABLES = {
+    "summary": Table(
+        "accuracy",
+        (
+            *("model", "label_rule", "variant", "n", "correct", "accuracy", "ci_low", "ci_high"),
+            *("class_mean_accuracy", "outside", "split", "input_size", "eval_input"),
+            *("precision", "device", "weights_sha256", "dataset", "holdout", "overlap", "error"),
+        ),
+        "accuracy of a model on a variant, or a model that failed",
+    ),
+    "gaps": Table(
+        "gaps",
+        (
+            *("model", "label_rule", "gap", "ci_low", "ci_high", "n", "mixed_same"),
+            *("mixed_rand", "replicates", "seed_sd", "units", *_RUN),
+        ),
+        "BG-Gap of a model, with the interval of a paired bootstrap over units",
+    ),
+    "per_class": Table(
+        "per_class",
+        (
+            *("model", "label_rule", "variant", "label", "class_name", "n", "correct"),
+            *("accuracy", "ci_low", "ci_high", "outside", *_RUN),
+        ),
+        "accuracy on the images of one class",
+    ),
+    "confusion": Table(
+        "confusion",
+        ("model", "label_rule", "variant", "label", "prediction", "n", *_RUN),
+        "number of images by label and prediction; what never happened is left out",
+    ),
+    "decomposition": Table(
+        "decomposition",
+        (
+            *("model", "label_rule", "kind", "n", "images", "share", "ci_low", "ci_high"),
+            *_RUN,
+        ),
+        "share of images that need the background, or are misled by it",
+    ),
+    "groups": Table(
+        "groups",
+        (
+            *("model", "label_rule", "variant", "label", "bg_label", "n", "correct"),
+            *("accuracy", "ci_low", "ci_high", "is_worst", *_RUN),
+        ),
+        "accuracy on a class of foregrounds on a class of backgrounds, all replicates of a "
+        "mixed variant together (the interval counts a foreground's replicates as related)",
+    ),
+    "sizes": Table(
+        "sizes",
+        (
+            *("model", "label_rule", "variant", "bucket", "fg_low", "fg_high", "n", "correct"),
+            *("accuracy", "ci_low", "ci_high", *_RUN),
+        ),
+        "accuracy on images whose foreground takes such a share of the picture",
+    ),
+    "power": Table(
+        "power",
+        (
+            *("model", "variant", "images", "units", "accuracy", "ci_low", "ci_high", "chance"),
+            *("has_power", *_RUN),
+        ),
+        "whether the class can be told from a model's outputs on pictures of backgrounds, with "
+        "the interval of a bootstrap over units: [power](results.md#power)",
+    ),
+}
+"""By name of the file. Accuracies, shares and bounds are fractions, intervals 95 %."""
+
+
+def table_rows(table: Table, summaries: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows of a table, model after model."""
+    for summary in summaries:
+        run = {**summary, **summary["evaluation"]}
+        for row in summary[table.part]:
+            yield {**run, **row}
+
+
+def write_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rebuilds all tables from the summaries that are there.
+
+    Args:
+      store: the dataset folder.
+      dataset: its fingerprint.
+
+    Returns:
+      (summaries, names of models whose results are of an earlier dataset, as `read_summaries`;
+      those that failed on it are named, too). There are no tables if nothing was ever evaluated.
+    """
+    write_attack_tables(store, dataset)
+    write_saliency_table(store, dataset)
+    write_matrix_tables(store, dataset)
+    found = Dataset.open(store)
+    summaries = read_results(store, "summary")
+    old = [summary for summary in summaries if not is_current(summary, dataset)]
+    if old:
+        refresh_summaries(found, old, found.taxonomy)
+    summaries, stale = read_summaries(store, dataset)
+    failed, failed_before = read_failures(store, dataset, "evaluate")
+    stale += failed_before
+    if not summaries and not failed and not stale:
+        return [], []
+    for name, table in TABLES.items():
+        errors = error_rows(failed, summaries) if "error" in table.columns else []
+        write_csv(store, name, table.columns, [*table_rows(table, summaries), *errors])
+    comparisons = compare_models(found, summaries) if len(summaries) > 1 else []
+    write_csv(store, "comparisons", COMPARISON_COLUMNS, comparisons)
+    for name, text in latex_tables(summaries, found.taxonomy.names).items():
+        store.update(f"results/latex/{name}.tex", text.encode())
+    if found.is_imagenet9:
+        write_trend(store, dataset, summaries, imagenet9())
+    else:
+        remove_trend(store)
+    return summaries, stale

@@ -1,0 +1,180 @@
+"""Beam options: which runner, with how many workers, and which flags Beam knows."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import errno
+import re
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.runners.runner import create_runner
+
+from pipeline.errors import JobError, UsageError
+from pipeline.runners.dataflow_submission import Submission, submit
+from pipeline.runners.portable import cancel_if_stopped, explain, prepare
+from pipeline.runtime.cores import usable_cores
+from pipeline.runtime.counters import counters_of
+from pipeline.runtime.job_log import in_one_line, job_log
+from pipeline.runtime.progress import Progress, shown
+
+_LOCAL_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "FnApiRunner", "SwitchingDirectRunner")
+_LOST_ELEMENTS = (
+    "--direct_running_mode=multi_threading silently loses elements in Beam 2.77; "
+    "use in_memory (the default, with threads) or multi_processing"
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line: Beam's own prints its usage and ends the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _beam_parser() -> argparse.ArgumentParser:
+    parser = _Parser(add_help=False, conflict_handler="resolve", allow_abbrev=False)
+    for options in PipelineOptions.__subclasses__():
+        with contextlib.suppress(argparse.ArgumentError):
+            options._add_argparse_args(parser)
+    return parser
+
+
+def check_unknown(arguments: Sequence[str], own: Iterable[str]) -> None:
+    """Refuses arguments that neither we nor Beam know, and values that Beam refuses.
+
+    Raises:
+      UsageError: naming the closest flag there is, or what is wrong with a value.
+    """
+    parser = _beam_parser()
+    unknown = parser.parse_known_args(arguments)[1]
+    if not unknown:
+        return
+    if not unknown[0].startswith("-"):
+        raise UsageError(f"unexpected argument {unknown[0]!r}; flags look like --name=value")
+    flag = unknown[0].partition("=")[0]
+    known = re.findall(r"--\w+", parser.format_usage())
+    close = difflib.get_close_matches(flag, [*own, *known], n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise UsageError(f"unknown flag {flag}{hint}")
+
+
+def _known_runner(name: str) -> str:
+    """A runner's name as it is written, of what Beam takes for it: `flink`, `flinkrunner`."""
+    found = (name.lower(), f"{name.lower()}runner")
+    known = (known for known in StandardOptions.KNOWN_RUNNER_NAMES if known.lower() in found)
+    return next(known, name)
+
+
+def pipeline_options(arguments: list[str]) -> PipelineOptions:
+    """Beam's options, with our defaults for a local run.
+
+    `DirectRunner` is read as `FnApiRunner`, since Beam's would first try to download
+    another runner; it gets as many workers as this process has cores.
+
+    Raises:
+      UsageError: a runner that is none; a runner or a running mode that loses elements, or
+        flags of a portable runner that do not do.
+    """
+    options = PipelineOptions(arguments)
+    runner = _known_runner(options.view_as(StandardOptions).runner or "DirectRunner")
+    options.view_as(StandardOptions).runner = runner
+    direct = options.view_as(DirectOptions)
+    if direct.direct_num_workers < 0:
+        raise UsageError(
+            f"--direct_num_workers must be at least 0, a worker for each core: got "
+            f"{direct.direct_num_workers}"
+        )
+    if direct.direct_running_mode == "multi_threading":
+        raise UsageError(_LOST_ELEMENTS)
+    if runner.rpartition(".")[2] in _LOCAL_RUNNERS:
+        options.view_as(StandardOptions).runner = "FnApiRunner"
+        chosen = any(argument.startswith("--direct_num_workers") for argument in arguments)
+        if not chosen or direct.direct_num_workers == 0:
+            direct.direct_num_workers = usable_cores()
+        prepare(options, arguments)
+        return options
+    # First whether its results can be trusted.
+    prepare(options, arguments)
+    try:
+        create_runner(runner)
+    except (AttributeError, ImportError, ValueError) as error:
+        raise UsageError(f"--runner={runner} cannot be used: {error}") from error
+    return options
+
+
+_RAISED = re.compile(r"^(?:[\w.]+\.)?(\w+): (.*)$")
+_OURS = ("UsageError", "JobError", "BrokenPictureError", "DamagedError", "ModelError")
+_WANTS_MENDING = re.compile(
+    rf"\[Errno (?:{errno.ENOENT}|{errno.EACCES}|{errno.EEXIST}|{errno.ENOTDIR}|{errno.EISDIR}"
+    rf"|{errno.ENOTEMPTY}|{errno.ELOOP})\]"
+)
+"""What trying again does not help with: a file that has gone or must not be read, or something
+else in its place."""
+_WHERE = re.compile(r" \[while running .*\]$", re.DOTALL)
+
+
+def _translate(error: Exception) -> Exception:
+    """The error that went into a runner: its own type, or a traceback as text, comes out."""
+    if isinstance(error, UsageError | JobError):
+        return type(error)(_WHERE.sub("", str(error)))
+    if type(error).__name__ == "DataflowJobAlreadyExistsError":
+        return JobError(f"a job of the same name is at work; wait until it is done ({error})")
+    explained = explain(error)
+    if explained is not None:
+        return JobError(f"{explained}. Run the same command again to go on")
+    text = f"{type(error).__name__}: {error}"
+    lines = [_WHERE.sub("", line.strip()) for line in text.splitlines() if line.strip()]
+    for line in reversed(lines):
+        match = _RAISED.match(line)
+        # Runners wrap it: RuntimeError: OSError: ...
+        while match and (inner := _RAISED.match(match[2])) and inner[1].endswith("Error"):
+            match = inner
+        if match and match[1] in _OURS:
+            return (UsageError if match[1] == "UsageError" else JobError)(match[2])
+        if match and (match[1].endswith(("Error", "Exception", "Invalid")) or match[1] == "error"):
+            again = not _WANTS_MENDING.match(match[2])
+            way_on = "Run the same command again" if again else "Mend that"
+            return JobError(f"{match[1]}: {match[2]}. {way_on} to go on")
+    return JobError(f"{lines[-1]}. Run the same command again to go on")
+
+
+def _has_worker_processes(options: PipelineOptions) -> bool:
+    return bool(options.view_as(DirectOptions).direct_running_mode == "multi_processing")
+
+
+def run_pipeline(
+    pipeline: beam.Pipeline, progress: Progress, log: str, submission: Submission | None = None
+) -> dict[str, int] | None:
+    """Runs a pipeline to its end, and shows how far it is.
+
+    Args:
+      pipeline: the graph.
+      progress: where its workers note what is done.
+      log: path of a file for tracebacks and Beam's warnings; it is there if the job failed.
+      submission: how it is submitted, None if it runs here.
+
+    Returns:
+      Our counters by name; None if nobody waits for the job.
+
+    Raises:
+      UsageError, JobError: as raised inside; other errors as JobError.
+    """
+    waits = submission is None or submission.waits
+    with in_one_line(log, _translate):
+        processes = _has_worker_processes(pipeline.options)
+        with job_log(log, worker_processes=processes):
+            with shown(progress) if waits else contextlib.nullcontext():
+                if submission is None:
+                    result = pipeline.run()
+                    with cancel_if_stopped(result):
+                        result.wait_until_finish()
+                else:
+                    result = submit(pipeline, submission, progress.store)
+            if not waits:
+                return None
+    return counters_of(result)
