@@ -37,7 +37,7 @@ from pipeline.analyses.saliency.plan import SaliencyPlan
 from pipeline.analyses.saliency.shards import SaliencyShards, explain_shard
 from pipeline.commands.evaluation_flags import CPU_BATCH, GPU_BATCH
 from pipeline.commands.flag_types import Words, grid, names
-from pipeline.commands.train import default_workers
+from pipeline.commands.training_flags import default_workers
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.plan import Evaluation, model_identity
 from pipeline.evaluate.resident import load_checked, put_on_device

@@ -30,9 +30,9 @@ from pipeline.jobs.last_run import LAST_RUN, End, Ending
 from pipeline.jobs.start import TakeLock, manifest_state
 from pipeline.models import DEFAULT_MODEL
 from pipeline.models.predict import PredictConfig
-from pipeline.runners.dataflow_jobs import is_over
+from pipeline.runtime.dataflow_jobs import is_over
+from pipeline.runtime.lock import DATASET_LOCK, acquire, held
 from pipeline.runtime.progress import Progress
-from pipeline.storage.lock import DATASET_LOCK, acquire, held
 from pipeline.storage.store import Store
 
 ROOT = f"gs://{BUCKET}"
@@ -237,7 +237,7 @@ def test_what_was_staged_runs_as_it_is(
         there = {name.partition("/")[2] for name in tar.getnames()}
     assert {
         "setup.py",
-        "pipeline/runners/dataflow_jobs.py",
+        "pipeline/runtime/dataflow_jobs.py",
         "pipeline/templates/report.html",
     } <= there
     assert len(cloud.dataflow.jobs) == before + 2

@@ -13,7 +13,7 @@ import pytest
 from conftest import TINY_MODEL, manifest_of, run_in9, stamps, start_in9, wait_until
 from soundness import assert_sound
 
-from pipeline.storage.lock import DATASET_LOCK
+from pipeline.runtime.lock import DATASET_LOCK
 
 KILLS = 10
 FLAGS = ("--images_per_shard", "2", "--formats", "parquet")

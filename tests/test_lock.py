@@ -14,7 +14,7 @@ import pytest
 from conftest import run_in9, start_in9, wait_until
 
 from pipeline.errors import JobError
-from pipeline.storage.lock import DATASET_LOCK, TABLES_LOCK, held
+from pipeline.runtime.lock import DATASET_LOCK, TABLES_LOCK, held
 from pipeline.storage.store import Store
 
 

@@ -23,8 +23,9 @@ from pipeline.errors import JobError, UsageError
 from pipeline.generate.scenes import DrawnScenes, examine_scenes, list_scenes
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
-from pipeline.storage.files import absolute, is_below, parent, read_ahead
-from pipeline.storage.lock import DATASET_LOCK, acquire, held, release
+from pipeline.runtime.lock import DATASET_LOCK, acquire, held, release
+from pipeline.storage.files import absolute, is_below, parent
+from pipeline.storage.parallel import read_ahead
 from pipeline.storage.store import Store
 from transforms.codec import encode_png
 from transforms.taxonomy import imagenet9
@@ -182,7 +183,7 @@ def test_of_many_that_want_a_lock_one_gets_it(store: Store) -> None:
 
 
 def test_a_lock_is_taken_over_from_a_dead_process_only(store: Store) -> None:
-    script = "import sys; from pipeline.storage.lock import *\n"
+    script = "import sys; from pipeline.runtime.lock import *\n"
     script += "from pipeline.storage.store import Store\n"
     script += f"acquire(Store(sys.argv[1]), {DATASET_LOCK!r}, this_process())"
     subprocess.run([sys.executable, "-c", script, store.root], check=True)

@@ -23,7 +23,7 @@ from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest
 from pipeline.dataset.records import ShardFiles, read_about, write_table
 from pipeline.errors import UsageError
 from pipeline.evaluate.forms import Evaluation
-from pipeline.storage.lock import DATASET_LOCK, held
+from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.storage.state_files import RelativePath, parse_json, read_json
 from pipeline.storage.store import FileDigest, Store
 

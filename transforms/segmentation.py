@@ -1,8 +1,8 @@
 """Segmenters: which pixels of a picture are its foreground.
 
 A segmenter is a function (image, box, seed) -> Segmentation. To add one, write the function
-and list it in `SEGMENTERS`; everything else goes by its name. Functions of the user's are in
-`pipeline.segmenters`.
+and list it in `SEGMENTERS`; everything else goes by its name. Functions of the user's are
+called by `pipeline.segmenters`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import cv2
@@ -200,3 +200,31 @@ SEGMENTERS = {
     )
 }
 """By name. The first two are GrabCut: `grabcut` by our own kernels, `cv2` by OpenCV."""
+
+
+def describe_segmenter(name: str, parameters: Sequence[str] = ()) -> Segmenter:
+    """What a manifest records of the segmenter of a configuration.
+
+    Args:
+      name: such as `grabcut`, or `python:my_segmenters:salient`.
+      parameters: of a function of the user's, `name=value` each, `version` among them.
+
+    Returns:
+      The segmenter; one of the user's without its function.
+
+    Raises:
+      ValueError: an unknown name, or one of ours with parameters, or another without a version.
+    """
+    if name in SEGMENTERS and not parameters:
+        return SEGMENTERS[name]
+    values: dict[str, str] = dict(parameter.split("=", 1) for parameter in parameters)
+    version = values.pop("version", None)
+    if ":" not in name or version is None:
+        known = ", ".join([*SEGMENTERS, "python:MODULE:FUNCTION"])
+        raise ValueError(f"--segmenter must be one of {known}: got {name!r}")
+    return Segmenter(name, method=name, version=version, parameters={**values}, segment=None)
+
+
+def takes_masks(name: str) -> bool:
+    """Whether a segmenter needs a mask with each image."""
+    return name in SEGMENTERS and SEGMENTERS[name].segment is None

@@ -8,15 +8,14 @@ from typing import Any
 
 from pipeline.analyses.attack.plan import Attacking, check_variants, open_grid
 from pipeline.analyses.attack.stage import Attack
-from pipeline.analyses.attack.tables import write_attack_tables
+from pipeline.analyses.attack.tables import read_attacks
 from pipeline.commands.evaluation_flags import evaluation_of_stored
 from pipeline.commands.stage import StageJob, run_stage
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.failures import read_failures, say_failures
-from pipeline.evaluate.results import display_name
-from pipeline.report.text_tables import aligned, interval
-from pipeline.storage.lock import TABLES_LOCK, held
+from pipeline.evaluate.results import display_name, interval
+from pipeline.report.text_tables import aligned
 from pipeline.storage.store import Store
 
 
@@ -58,12 +57,13 @@ def say_attacks(store: Store, models: Sequence[str]) -> None:
       JobError: none of them could be attacked.
     """
     dataset = Dataset.open(store).manifest.fingerprint
-    with held(store, TABLES_LOCK, wait=60):
-        attacks, stale = write_attack_tables(store, dataset)
+    attacks, stale = read_attacks(store, dataset)
+    failed, failed_before = read_failures(store, dataset, "attack")
+    stale += failed_before
     print(attack_table(attacks))
     if stale:
         print(f"attacks of an earlier dataset, so not in the tables: {', '.join(stale)}")
-    say_failures(read_failures(store, dataset, "attack")[0], models, "not attacked")
+    say_failures(failed, models, "not attacked")
 
 
 def attack_table(attacks: Sequence[Mapping[str, Any]]) -> str:

@@ -14,8 +14,8 @@ from typing import NoReturn
 from pipeline.commands.dispatch import run_command
 from pipeline.commands.parser import build_parser
 from pipeline.errors import JobError, UsageError
+from pipeline.runtime.lock import release_all
 from pipeline.runtime.memory import keep_freed_memory
-from pipeline.storage.lock import release_all
 
 
 def main(argv: list[str] | None = None) -> int:

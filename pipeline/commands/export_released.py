@@ -14,9 +14,9 @@ from pipeline.errors import UsageError
 from pipeline.released.export import EXPORT_FOLDER, Exporting, export_split
 from pipeline.released.names import class_folder, find_clashes
 from pipeline.runtime.here import working_here
+from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.runtime.progress import Progress
 from pipeline.storage.files import is_below
-from pipeline.storage.lock import DATASET_LOCK, held
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture

@@ -12,7 +12,6 @@ import os
 import time
 from collections import Counter
 
-from pipeline.commands.terminal import describe_images
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
 from pipeline.dataset.manifest import PREVIOUS_MANIFEST, read_manifest
@@ -20,15 +19,16 @@ from pipeline.dataset.records import Staging, read_rows
 from pipeline.dataset.shards import index_file
 from pipeline.errors import UsageError
 from pipeline.generate.commit import STAGING, commit
+from pipeline.jobs.closing_words import describe_images
 from pipeline.released.archive import IMPORT_FOLDER, is_packed, list_files
 from pipeline.released.examine import Importing, examine_shard
 from pipeline.released.listing import Released, read_listing
 from pipeline.released.pool import BackgroundPool
 from pipeline.released.write import ShardWriter, mixed_variants
 from pipeline.runtime.here import each_shard, working_here
+from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.runtime.progress import Progress
 from pipeline.storage.files import absolute, is_below
-from pipeline.storage.lock import DATASET_LOCK, held
 from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.taxonomy import imagenet9

@@ -21,11 +21,12 @@ from pipeline.inputs.layout import Layout, find_layout
 from pipeline.inputs.manifest import is_coco_manifest, tells_splits
 from pipeline.inputs.shapes import MANIFEST
 from pipeline.inputs.taxonomy_file import read_taxonomy
-from pipeline.segmenters import parameters_of, takes_masks
+from pipeline.segmenters import parameters_of
 from pipeline.segmenters.masks import check_coco, check_masks
 from pipeline.storage.files import absolute, is_below
 from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
+from transforms.segmentation import takes_masks
 from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import EXTERNAL, WHOLE, select_variants
 

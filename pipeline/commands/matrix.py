@@ -15,7 +15,7 @@ from pipeline.analyses.matrix.networks import NetworkTrainer
 from pipeline.analyses.matrix.plan import MatrixPlan, make_plan
 from pipeline.analyses.matrix.run import make_matrices
 from pipeline.commands.evaluation_flags import CPU_BATCH, GPU_BATCH
-from pipeline.commands.train import choose_device, default_workers
+from pipeline.commands.training_flags import choose_device, default_workers
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import reading_store, writing_store
 from pipeline.errors import UsageError

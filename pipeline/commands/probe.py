@@ -9,7 +9,7 @@ import torch
 
 from pipeline.commands.evaluation_flags import CPU_BATCH, GPU_BATCH
 from pipeline.commands.flags import flags_of
-from pipeline.commands.train import choose_device
+from pipeline.commands.training_flags import choose_device
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout
 from pipeline.dataset.latest import writing_store

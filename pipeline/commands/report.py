@@ -11,7 +11,7 @@ from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.report import REPORT, write_report
 from pipeline.report.tables import write_tables
 from pipeline.report.text_tables import accuracy_table
-from pipeline.storage.lock import TABLES_LOCK, held
+from pipeline.runtime.lock import TABLES_LOCK, held
 
 
 def run_report(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,6 @@ from apache_beam.options.pipeline_options import DirectOptions
 from pipeline.analyses.imagenet.folder import check_imagenet
 from pipeline.analyses.imagenet.results import describe_imagenet
 from pipeline.commands.job_flags import job_from_flags, remember_input
-from pipeline.commands.terminal import describe_dataset
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
@@ -23,21 +22,22 @@ from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import JobError, UsageError
 from pipeline.evaluate.failures import read_failures, say_failures
 from pipeline.evaluate.power import describe_power
+from pipeline.evaluate.results import read_summaries
 from pipeline.generate.own_variants import own_names
+from pipeline.jobs.closing_words import describe_dataset
 from pipeline.jobs.dry_run.report import dry_run
 from pipeline.jobs.fail_if import Condition, judge, parse_conditions
 from pipeline.jobs.last_run import Ending, say_summary
 from pipeline.jobs.main_job import MainJob
 from pipeline.jobs.publish import check_publishing, describe_published
 from pipeline.jobs.start import TakeLock, manifest_state
-from pipeline.report import REPORT, write_report
-from pipeline.report.tables import write_tables
+from pipeline.report import REPORT
 from pipeline.report.text_tables import accuracy_table
 from pipeline.runners.dataflow_submission import flags_of_workers, submission_from_flags
 from pipeline.runners.run import pipeline_options, run_pipeline
+from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.runtime.progress import Progress
 from pipeline.storage.files import absolute
-from pipeline.storage.lock import DATASET_LOCK, TABLES_LOCK, held
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
         seconds = time.monotonic() - started
     models = evaluation.models if evaluation else ()
     details = f" (details: {log})" if os.path.exists(log) else ""
-    summaries = _say(store, counters, seconds, models, arguments.pictures, details)
+    summaries = _say(store, counters, seconds, models, details)
     if publishing:
         print(describe_published(publishing.place, bool(counters.get("versions_published"))))
     if evaluation and arguments.imagenet:
@@ -216,7 +216,6 @@ def _say(
     counters: dict[str, int],
     seconds: float,
     models: tuple[str, ...],
-    pictures: str,
     details: str,
 ) -> list[dict[str, Any]]:
     """The closing words of a job that evaluated these entries of `--models`, if any; returns
@@ -227,17 +226,15 @@ def _say(
     """
     dataset = Dataset.open(store)
     print(describe_dataset(dataset.manifest, counters, seconds))
-    with held(store, TABLES_LOCK, wait=60):
-        summaries, stale = write_tables(store, dataset.manifest.fingerprint)
+    summaries, stale = read_summaries(store, dataset.manifest.fingerprint)
+    failed, failed_before = read_failures(store, dataset.manifest.fingerprint, "evaluate")
+    stale += failed_before
     if models:
         print("\n".join([accuracy_table(summaries), *describe_power(summaries)]))
     if stale:
         print(f"of an earlier dataset, so not in the tables: {', '.join(stale)}")
     if models:
         print(f"report: {store.path(REPORT)}")
-    elif stale:
-        write_report(store, dataset.taxonomy, pictures)
     if counters.get("models_failed"):
-        failed, _ = read_failures(store, dataset.manifest.fingerprint, "evaluate")
         say_failures(failed, models, "not evaluated", details)
     return summaries

@@ -6,14 +6,14 @@ import argparse
 from collections.abc import Sequence
 
 from pipeline.analyses.saliency.plan import SaliencyPlan, check_variants, shown_images
-from pipeline.analyses.saliency.results import saliency_table, write_saliency_table
+from pipeline.analyses.saliency.results import read_saliency
 from pipeline.analyses.saliency.stage import Saliency
 from pipeline.commands.evaluation_flags import evaluation_of_stored
 from pipeline.commands.stage import StageJob, run_stage
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.failures import read_failures, say_failures
-from pipeline.storage.lock import TABLES_LOCK, held
+from pipeline.report.text_tables import saliency_table
 from pipeline.storage.store import Store
 
 
@@ -52,7 +52,5 @@ def say_saliency(store: Store, models: Sequence[str]) -> None:
       JobError: none of them could be explained.
     """
     dataset = Dataset.open(store).manifest.fingerprint
-    with held(store, TABLES_LOCK, wait=60):
-        found = write_saliency_table(store, dataset)
-    print(saliency_table(found))
+    print(saliency_table(read_saliency(store, dataset)))
     say_failures(read_failures(store, dataset, "saliency")[0], models, "no saliency")

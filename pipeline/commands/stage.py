@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 
 import apache_beam as beam
 
-from pipeline.commands.terminal import describe_dataset
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
 from pipeline.evaluate.plan import Evaluation
+from pipeline.jobs.closing_words import describe_dataset
 from pipeline.jobs.last_run import End, Ending, say_summary
 from pipeline.jobs.publish import check_publishing, describe_published
 from pipeline.jobs.publish_step import Publish
 from pipeline.report import REPORT
-from pipeline.report.stage import WriteReport
+from pipeline.report.stage import WriteResults
 from pipeline.runners.dataflow_submission import flags_of_workers, submission_from_flags
 from pipeline.runners.run import pipeline_options, run_pipeline
 from pipeline.storage.store import Store
@@ -74,7 +74,7 @@ def run_stage(
     )
     pipeline = beam.Pipeline(options=options)
     fingerprint = pipeline | "Dataset" >> beam.Create([ending.before])
-    writer = WriteReport(store, dataset.taxonomy, arguments.pictures)
+    writer = WriteResults(store, dataset.taxonomy, arguments.pictures, has_run_models=True)
     done = fingerprint | job.stage | "Report" >> beam.ParDo(writer).with_output_types(str)
     if publishing:
         done = done | "Publish" >> beam.ParDo(Publish(publishing)).with_output_types(str)

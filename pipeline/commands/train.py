@@ -6,16 +6,14 @@ import argparse
 import dataclasses
 import time
 
-import torch
-
+from pipeline.commands.training_flags import choose_device, default_workers
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import reading_store, writing_store
 from pipeline.errors import UsageError
 from pipeline.models.checkpoint import read_about
 from pipeline.models.stored import chosen_folder
-from pipeline.runtime.cores import usable_cores
+from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.runtime.progress import duration
-from pipeline.storage.lock import DATASET_LOCK, held
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.log import LOG
 from pipeline.training.loop import MODEL, train
@@ -23,8 +21,6 @@ from pipeline.training.network import check_architecture
 from pipeline.training.plan import TrainPlan, check_variant, choose_splits
 from pipeline.training.probe import MODELS
 from pipeline.training.state import STATE
-
-_MOST_WORKERS = 16
 
 
 def plan_from_flags(arguments: argparse.Namespace, dataset: Dataset) -> TrainPlan:
@@ -60,37 +56,6 @@ def plan_from_flags(arguments: argparse.Namespace, dataset: Dataset) -> TrainPla
         raise UsageError(str(error)) from error
 
 
-def choose_device(arguments: argparse.Namespace) -> tuple[str, str]:
-    """(device, precision), where the flags leave them open.
-
-    Raises:
-      UsageError: there is no GPU, where one is asked for or the precision needs one.
-    """
-    device, has_gpu = arguments.device, torch.cuda.is_available()
-    if device == "cuda" and not has_gpu:
-        raise UsageError(
-            "--device cuda: there is no CUDA device that torch can use; --device auto would "
-            "train on the CPU"
-        )
-    if device == "auto":
-        device = "cuda" if has_gpu else "cpu"
-    precision = arguments.precision
-    if precision == "auto":
-        if device == "cpu":
-            return device, "fp32"
-        # Older cards compute bfloat16 as well, but slowly.
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return device, "bf16" if has_bf16 else "fp16"
-    if precision == "fp16" and device == "cpu":
-        raise UsageError("--precision fp16 is for a GPU alone: on a CPU, fp32, tf32 and bf16 do")
-    return device, precision
-
-
-def default_workers(device: str) -> int:
-    """How many processes load pictures: on a CPU they take the network's cores."""
-    return 1 if device == "cpu" else min(_MOST_WORKERS, usable_cores())
-
-
 def _check_output(store: Store) -> None:
     """Refuses to replace a model of somebody else's."""
     if store.exists(""):
@@ -117,7 +82,7 @@ def run_train(arguments: argparse.Namespace) -> int:
       JobError: the training failed.
     """
     if arguments.probe:
-        from pipeline.commands.probe import run_probe  # Which needs functions from here.
+        from pipeline.commands.probe import run_probe
 
         return run_probe(arguments)
     of = arguments.dataset

@@ -14,10 +14,9 @@ from pipeline.dataset.fingerprints import (
     SEGMENT_VERSION,
     fingerprint,
 )
-from pipeline.segmenters import find_segmenter
 from transforms.codec import MAX_PIXELS
 from transforms.filters import MAX_BOX, MIN_FOREGROUND, MIN_VISIBLE, Rules
-from transforms.segmentation import Segmenter
+from transforms.segmentation import Segmenter, describe_segmenter
 from transforms.variants import EXTERNAL, PAPER, WHOLE, select_variants, with_replicates
 
 _ADDED: dict[str, Any] = {
@@ -83,7 +82,7 @@ class SegmentConfig:
                 f"--resize must be between --image_size {self.image_size} and 8192: "
                 f"got {self.resize}"
             )
-        self.find_segmenter()
+        self.describe_segmenter()
         if not 0 <= self.grabcut_seed < 2**31:
             raise ValueError(
                 f"--grabcut_seed must be between 0 and 2**31 - 1: got {self.grabcut_seed}"
@@ -108,9 +107,9 @@ class SegmentConfig:
             pad=self.crop == "pad",
         )
 
-    def find_segmenter(self) -> Segmenter:
-        """The segmenter. Raises ValueError if there is none of that name."""
-        return find_segmenter(self.segmenter, self.segmenter_parameters)
+    def describe_segmenter(self) -> Segmenter:
+        """What is known of the segmenter. Raises ValueError if there is none of that name."""
+        return describe_segmenter(self.segmenter, self.segmenter_parameters)
 
     def flags(self) -> dict[str, Any]:
         """Flag name to value."""
@@ -121,7 +120,7 @@ class SegmentConfig:
         if self.is_whole:
             size = (self.image_size, self.resize, self.interpolation, self.crop)
             return fingerprint(self.selection, size, MAX_PIXELS, SEGMENT_VERSION)
-        segmenter = self.find_segmenter()
+        segmenter = self.describe_segmenter()
         flags = _of_old(self.flags())
         # As older datasets have it, whose layers knew of no selection.
         del flags["selection"]
@@ -286,5 +285,5 @@ class DatasetConfig:
         if self.is_imported:
             return fingerprint(self.flags(), IMPORT_VERSION)
         flags = _of_old(self.flags())
-        flags["segmenter"] = self.segment.find_segmenter().method
+        flags["segmenter"] = self.segment.describe_segmenter().method
         return fingerprint(flags, self.segment.fingerprint(), self.compose.fingerprint())

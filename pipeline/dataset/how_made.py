@@ -133,7 +133,7 @@ def _told(texts: tuple[tuple[str, str], ...], facts: dict[str, Any]) -> Iterator
 def _facts(config: DatasetConfig) -> dict[str, Any]:
     """Flags by name, and what follows from them."""
     segment, compose = config.segment, config.compose
-    segmenter = segment.find_segmenter()
+    segmenter = segment.describe_segmenter()
     is_cut, is_made = not segment.is_whole, not config.is_imported
     return {
         **vars(config),

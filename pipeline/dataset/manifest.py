@@ -159,7 +159,7 @@ def _segmenter(config: DatasetConfig) -> dict[str, Any]:
     """What made the masks, if there are any; of an imported dataset nobody here knows."""
     if config.is_imported or config.segment.is_whole:
         return {}
-    found = config.segment.find_segmenter()
+    found = config.segment.describe_segmenter()
     about = {"method": found.method, "version": found.version, "parameters": found.parameters}
     return {"segmenter": about}
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.shards import DATA_FOLDERS
-from pipeline.storage.files import read_ahead
+from pipeline.storage.parallel import read_ahead
 from pipeline.storage.store import FileDigest, Store
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.errors import JobError
 from pipeline.evaluate.results import read_result, result_folder, write_result
-from pipeline.storage.lock import TABLES_LOCK, held
+from pipeline.runtime.lock import TABLES_LOCK, held
 from pipeline.storage.store import Store
 
 FAILURES = "results/failures.json"

@@ -14,8 +14,7 @@ from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.answers import Images
 from pipeline.evaluate.logits import PROBED, read_logits
-from pipeline.evaluate.results import display_name, read_result, result_file, result_shard
-from pipeline.report.text_tables import interval
+from pipeline.evaluate.results import display_name, interval, read_result, result_file, result_shard
 from transforms.probe import power_of_outputs
 
 POWER_VERSION = 1

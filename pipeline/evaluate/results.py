@@ -185,6 +185,11 @@ def display_name(summary: Mapping[str, Any]) -> str:
     return " ".join([summary["model"], *_chosen(summary["evaluation"])])
 
 
+def interval(value: float, low: float, high: float) -> str:
+    """A fraction and its interval in percent: `7.1 [-1.6, 16.7]`."""
+    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
 def _chosen(how: Mapping[str, Any]) -> list[str]:
     """What is not the default in how a model is run."""
     named = (how["split"], how["eval_input"], how["precision"])

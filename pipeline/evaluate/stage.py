@@ -26,9 +26,8 @@ from pipeline.evaluate.shards import predict_shard
 from pipeline.evaluate.work import Begun, Left, Work, run_models
 from pipeline.models import LoadedModel
 from pipeline.models.predict import Predictor
-from pipeline.report.tables import write_tables
 from pipeline.runtime.counters import timed
-from pipeline.storage.lock import TABLES_LOCK, held, model_lock
+from pipeline.runtime.lock import held, model_lock
 from transforms.taxonomy import Taxonomy
 
 _LIBRARIES = ("numpy", "torch", "timm")
@@ -65,7 +64,7 @@ class Predict(Work):
 class Summarise(beam.DoFn):
     """(None, all of Predict's results as a side input) -> dataset fingerprint, once.
 
-    Writes each model's summary, and the tables of all models.
+    Writes each model's summary.
     """
 
     def __init__(self, evaluation: Evaluation) -> None:
@@ -84,8 +83,6 @@ class Summarise(beam.DoFn):
             what="predictions of {} of {} shards",
             stage="evaluate",
         )
-        with held(store, TABLES_LOCK, wait=60):
-            write_tables(store, dataset.manifest.fingerprint)
         store.remove_temporary()
         return [dataset.manifest.fingerprint]
 

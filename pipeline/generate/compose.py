@@ -207,7 +207,7 @@ class ComposeShard(beam.DoFn):
     ) -> None:
         """Writes the shard's variants, and then its index."""
         files = self._files.write(output, drawn, rows)
-        segmenter = self._segment.find_segmenter()
+        segmenter = self._segment.describe_segmenter()
         by_object = self._segment.objects == "each"
         schema = with_labels(
             index_schema(

@@ -11,9 +11,10 @@ from pipeline.dataset.fingerprints import fingerprint
 from pipeline.errors import JobError
 from pipeline.inputs.listing import SourceImage
 from pipeline.inputs.place import read_place, shown
-from pipeline.segmenters import takes_masks
+from pipeline.segmenters import find_segmenter
 from transforms.cutting import Cut, cut_objects
 from transforms.filters import Reason, is_valid_key
+from transforms.segmentation import Segmenter, takes_masks
 from transforms.whole import Whole, crop_whole
 
 
@@ -100,7 +101,11 @@ def reject_by_name(image: SourceImage, before: SourceImage | None) -> tuple[Reas
 
 def prepare_segmenter(config: SegmentConfig) -> None:
     """Gets the segmenter ready for the first image; later calls do nothing."""
-    config.find_segmenter().prepare(_announce)
+    _segmenter(config).prepare(_announce)
+
+
+def _segmenter(config: SegmentConfig) -> Segmenter:
+    return find_segmenter(config.segmenter, config.segmenter_parameters)
 
 
 def _announce() -> None:
@@ -151,7 +156,7 @@ def cut_source(source: SourceBytes, config: SegmentConfig) -> Iterator[Cut]:
             source.image,
             source.annotation,
             source.mask,
-            segment=config.find_segmenter().segment,
+            segment=_segmenter(config).segment,
             seed=config.grabcut_seed,
             resize=config.resize,
             crop=config.image_size,

@@ -23,7 +23,7 @@ from pipeline.generate.cut_source import known_digest, printable, untold
 from pipeline.generate.staged import find_layers
 from pipeline.inputs.checksums import Checksums
 from pipeline.inputs.listing import SourceImage, SourceShard
-from pipeline.storage.files import REQUESTS_IN_FLIGHT, read_ahead
+from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.state_files import read_intact
 
 REBUILT_SHARE = 0.1

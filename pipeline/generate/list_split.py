@@ -15,8 +15,8 @@ from pipeline.inputs.layout import Layout, find_layout
 from pipeline.inputs.listing import Listing, SourceImage, SourceShard, list_images, make_shards
 from pipeline.inputs.shapes import MANIFEST
 from pipeline.runtime.counters import timed
-from pipeline.segmenters import takes_masks
 from pipeline.segmenters.masks import with_masks
+from transforms.segmentation import takes_masks
 from transforms.taxonomy import Taxonomy, imagenet9
 
 

@@ -31,7 +31,9 @@ from pipeline.dataset.records import (
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.cut_source import SourceBytes, crop_source, printable
 from pipeline.inputs.found import IMAGE_SUFFIXES, is_hidden
-from pipeline.storage.files import FileInfo, files_of, is_remote, join, read_ahead, relative
+from pipeline.storage.file_kind import FileInfo
+from pipeline.storage.files import files_of, is_remote, join, relative
+from pipeline.storage.parallel import read_ahead
 from pipeline.storage.store import FileDigest
 from transforms.codec import MAX_PIXELS
 from transforms.filters import Reason, is_valid_key

@@ -51,7 +51,7 @@ from pipeline.inputs.listing import SourceImage, SourceShard
 from pipeline.inputs.place import reads_ahead
 from pipeline.runtime.counters import count, timed
 from pipeline.runtime.progress import Progress
-from pipeline.storage.files import read_ahead
+from pipeline.storage.parallel import read_ahead
 from pipeline.storage.state_files import read_intact, warn_damaged
 from pipeline.storage.store import FileDigest, HashingFile
 from pipeline.storage.tar import TarWriter

@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterator, Sequence
 
 from pipeline.inputs.found import IMAGE_SUFFIXES, FoundImage
-from pipeline.storage.files import FileInfo, files_of, is_remote, relative
+from pipeline.storage.file_kind import FileInfo
+from pipeline.storage.files import files_of, is_remote, relative
 
 
 def images_in_folder(folder: str, root: str) -> Iterator[FoundImage | None]:

@@ -7,7 +7,8 @@ download, so a part is known by its file's checksum, which the storage keeps.
 
 from __future__ import annotations
 
-from pipeline.storage.files import files_of, is_remote, missing
+from pipeline.storage.file_kind import missing
+from pipeline.storage.files import files_of, is_remote
 
 
 def identity_of(path: str) -> str | None:

@@ -22,7 +22,8 @@ from pipeline.inputs.parquet import images_in_parquet
 from pipeline.inputs.shapes import MANIFEST, PARQUET, TAR, WEBDATASET, names_of
 from pipeline.inputs.tars import images_in_tars
 from pipeline.inputs.webdataset import images_in_shards
-from pipeline.storage.files import FileInfo, files_of, missing
+from pipeline.storage.file_kind import FileInfo, missing
+from pipeline.storage.files import files_of
 from transforms.selection import lowest_hashes
 from transforms.taxonomy import OUTSIDE, Taxonomy
 

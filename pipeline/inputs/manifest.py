@@ -25,15 +25,9 @@ from pipeline.inputs.manifest_rows import (
 )
 from pipeline.inputs.place import text_place
 from pipeline.inputs.rows import Row, column_names
-from pipeline.storage.files import (
-    FileInfo,
-    files_of,
-    in_parallel,
-    is_below,
-    is_remote,
-    parent,
-    relative,
-)
+from pipeline.storage.file_kind import FileInfo
+from pipeline.storage.files import files_of, is_below, is_remote, parent, relative
+from pipeline.storage.parallel import in_parallel
 from transforms.annotations import AnnotationError, Box, annotation_from
 
 SUFFIXES = (".csv", ".parquet", ".json", ".jsonl")

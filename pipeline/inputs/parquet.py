@@ -13,7 +13,8 @@ from pipeline.errors import UsageError
 from pipeline.inputs.found import FoundImage, is_wnid, wnid_of_label
 from pipeline.inputs.identity import identity_of
 from pipeline.inputs.place import open_parquet, row_of
-from pipeline.storage.files import read_ahead, relative
+from pipeline.storage.files import relative
+from pipeline.storage.parallel import read_ahead
 from transforms.taxonomy import Taxonomy
 
 _CLASS_AT_END = re.compile(r"(?<=.)_n\d{8}$")

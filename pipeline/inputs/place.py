@@ -12,7 +12,8 @@ import dataclasses
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.storage.files import REQUESTS_IN_FLIGHT, files_of, is_for_arrow, is_remote
+from pipeline.storage.files import files_of, is_for_arrow, is_remote
+from pipeline.storage.parallel import REQUESTS_IN_FLIGHT
 
 _PART = "part:"
 _ROW = "row:"

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pipeline.inputs.archives import ARCHIVES, Member, members
 from pipeline.inputs.found import IMAGE_SUFFIXES, FoundImage, is_hidden, is_wnid, wnid_of_folder
 from pipeline.inputs.identity import identity_of
-from pipeline.storage.files import read_ahead, relative
+from pipeline.storage.files import relative
+from pipeline.storage.parallel import read_ahead
 from transforms.taxonomy import Taxonomy
 
 

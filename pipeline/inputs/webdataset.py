@@ -20,7 +20,8 @@ from pipeline.inputs.found import (
     wnid_of_label,
 )
 from pipeline.inputs.identity import identity_of
-from pipeline.storage.files import read_ahead, relative
+from pipeline.storage.files import relative
+from pipeline.storage.parallel import read_ahead
 from transforms.annotations import AnnotationError, annotation_from
 from transforms.taxonomy import Taxonomy
 

@@ -20,8 +20,8 @@ from pipeline.errors import JobError
 from pipeline.evaluate.failures import errors_of, read_failures
 from pipeline.evaluate.results import display_name, read_summaries
 from pipeline.jobs.fail_if import Condition, judge
+from pipeline.runtime.lock import DATASET_LOCK, release
 from pipeline.runtime.progress import Progress
-from pipeline.storage.lock import DATASET_LOCK, release
 from pipeline.storage.store import WORK_FOLDER, Store
 
 if TYPE_CHECKING:

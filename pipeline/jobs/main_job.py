@@ -16,7 +16,7 @@ from pipeline.jobs.last_run import End, Ending
 from pipeline.jobs.publish import Publishing
 from pipeline.jobs.publish_step import Publish
 from pipeline.jobs.start import TakeLock
-from pipeline.report.stage import RefreshResults, WriteReport
+from pipeline.report.stage import WriteResults
 from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -60,13 +60,11 @@ class MainJob:
             there = self.ending.before
             dataset = start | "Dataset" >> beam.Map(lambda _: there).with_output_types(str)
         store = self.ending.store
-        if self.ending.evaluation:
+        evaluates = self.ending.evaluation is not None
+        if evaluates:
             dataset = self._inference(dataset)
-        if self.ending.evaluation:
-            dataset = dataset | "Report" >> _step(WriteReport(store, self.taxonomy, self.pictures))
-        else:
-            refresh = RefreshResults(store, self.taxonomy, self.pictures)
-            dataset = dataset | "Refresh" >> _step(refresh)
+        report = WriteResults(store, self.taxonomy, self.pictures, has_run_models=evaluates)
+        dataset = dataset | "Report" >> _step(report)
         if self.publishing:
             dataset = dataset | "Publish" >> _step(Publish(self.publishing))
         _ = dataset | "End" >> _step(End(self.ending))

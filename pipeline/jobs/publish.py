@@ -21,8 +21,9 @@ from pipeline.jobs.changes.describe import describe_changes
 from pipeline.jobs.changes.state import State
 from pipeline.jobs.changes.text import summary_of, to_markdown
 from pipeline.report import REPORT
-from pipeline.storage.files import in_parallel, is_below
-from pipeline.storage.lock import held
+from pipeline.runtime.lock import held
+from pipeline.storage.files import is_below
+from pipeline.storage.parallel import in_parallel
 from pipeline.storage.state_files import read_intact
 from pipeline.storage.store import WORK_FOLDER, Store
 

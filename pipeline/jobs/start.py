@@ -9,7 +9,7 @@ import apache_beam as beam
 
 from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST
 from pipeline.errors import JobError
-from pipeline.storage.lock import DATASET_LOCK, acquire, is_held_by, release
+from pipeline.runtime.lock import DATASET_LOCK, acquire, is_held_by, release
 from pipeline.storage.store import Store
 
 

@@ -25,8 +25,8 @@ from pipeline.models.loaded import (
     state_hash,
 )
 from pipeline.models.source import Source
+from pipeline.runtime.lock import held
 from pipeline.storage.files import absolute
-from pipeline.storage.lock import held
 from pipeline.storage.store import WORK_FOLDER, Store
 
 INDEX = "index.json"

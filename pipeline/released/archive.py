@@ -15,7 +15,9 @@ from typing import Any, BinaryIO
 
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.errors import UsageError
-from pipeline.storage.files import FileInfo, files_of, in_parallel, is_remote, relative
+from pipeline.storage.file_kind import FileInfo
+from pipeline.storage.files import files_of, is_remote, relative
+from pipeline.storage.parallel import in_parallel
 from pipeline.storage.store import WORK_FOLDER, Store
 
 IMPORT_FOLDER = f"{WORK_FOLDER}/import"

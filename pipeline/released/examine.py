@@ -23,7 +23,7 @@ from pipeline.released.archive import read_places
 from pipeline.released.listing import ReleasedImage, ReleasedShard
 from pipeline.released.masks import decode_npy
 from pipeline.runtime.progress import Progress
-from pipeline.storage.files import REQUESTS_IN_FLIGHT, read_ahead
+from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.filters import Reason, is_valid_key
 from transforms.matching import describe

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.evaluate.results import display_name
+from pipeline.evaluate.results import display_name, interval
 from transforms.variants import base_of
 
 
@@ -34,9 +34,17 @@ def accuracy_table(summaries: list[dict[str, Any]]) -> str:
     return aligned(table)
 
 
-def interval(value: float, low: float, high: float) -> str:
-    """A fraction and its interval in percent: `7.1 [-1.6, 16.7]`."""
-    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+def saliency_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Models, share of saliency inside the mask, share of pixels, their ratio; aligned."""
+    table = [["saliency", "inside the mask, %", "mask, % of pixels", "ratio", "images"]]
+    for content in found:
+        if content["mass_in_mask"] is None:
+            table.append([display_name(content), "-", "-", "-", str(content["images"])])
+            continue
+        mass = interval(content["mass_in_mask"], content["ci_low"], content["ci_high"])
+        area, ratio = f"{100 * content['mask_area']:.1f}", f"{content['concentration']:.2f}"
+        table.append([display_name(content), mass, area, ratio, str(content["images"])])
+    return aligned(table)
 
 
 def aligned(table: Sequence[Sequence[str]]) -> str:

@@ -6,7 +6,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.report.evidence import gather
 from pipeline.report.figure_files import FOLDER, is_ours
 from pipeline.report.freshness import fingerprint_inputs, is_fresh, note_fresh
-from pipeline.storage.lock import TABLES_LOCK, held
+from pipeline.runtime.lock import TABLES_LOCK, held
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
 

@@ -22,9 +22,9 @@ from apache_beam.runners.runner import PipelineResult
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.errors import JobError, UsageError
 from pipeline.models.entries import place_of
-from pipeline.runners.dataflow_jobs import console_address, is_dataflow, job_of
+from pipeline.runtime.dataflow_jobs import console_address, is_dataflow, job_of
+from pipeline.runtime.lock import DATASET_LOCK, release
 from pipeline.storage.files import absolute, is_remote
-from pipeline.storage.lock import DATASET_LOCK, release
 from pipeline.storage.store import Store
 
 _FOLDERS = (

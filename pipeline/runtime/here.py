@@ -10,7 +10,7 @@ from pipeline.errors import JobError, UsageError
 from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.job_log import in_one_line, job_log
 from pipeline.runtime.progress import Progress, shown
-from pipeline.storage.files import read_ahead
+from pipeline.storage.parallel import read_ahead
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -1,41 +1,31 @@
-"""Segmenters by the name that `--segmenter` gives: those of `transforms.segmentation`, and
-functions of the user's."""
+"""Segmenters by the name that `--segmenter` gives: those of `transforms.segmentation`, given
+masks, and functions of the user's."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from pipeline.runtime.own_functions import PREFIX
-from pipeline.segmenters.own import own_segmenter, read_parameters
-from transforms.segmentation import SEGMENTERS, Segmenter
+from pipeline.segmenters.own import OwnFunction, read_parameters
+from transforms.segmentation import Segmenter, describe_segmenter
 
-__all__ = ["find_segmenter", "parameters_of", "takes_masks"]
+__all__ = ["find_segmenter", "parameters_of"]
 
 
 def find_segmenter(name: str, parameters: Sequence[str] = ()) -> Segmenter:
-    """The segmenter of a configuration.
+    """The segmenter of a configuration, with its function.
 
-    Args:
-      name: such as `grabcut`, or `python:my_segmenters:salient`.
-      parameters: of `parameters_of`.
-
-    Raises:
-      ValueError: an unknown name, or parameters of another one.
+    Arguments and errors as `describe_segmenter`. A function of the user's is imported when the
+    first picture comes.
     """
+    segmenter = describe_segmenter(name, parameters)
     if name.startswith(PREFIX):
-        return own_segmenter(name, parameters)
-    if name not in SEGMENTERS or parameters:
-        known = ", ".join([*SEGMENTERS, f"{PREFIX}MODULE:FUNCTION"])
-        raise ValueError(f"--segmenter must be one of {known}: got {name!r}")
-    return SEGMENTERS[name]
+        return dataclasses.replace(segmenter, segment=OwnFunction(name, tuple(parameters)))
+    return segmenter
 
 
 def parameters_of(name: str) -> tuple[str, ...]:
     """What decides the masks of a function of the user's, as `read_parameters` gives it; nothing
     of other names. Raises UsageError as that does."""
     return read_parameters(name) if name.startswith(PREFIX) else ()
-
-
-def takes_masks(name: str) -> bool:
-    """Whether a segmenter needs `--masks`."""
-    return name in SEGMENTERS and SEGMENTERS[name].segment is None

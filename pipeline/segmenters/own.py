@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from pipeline.runtime.own_functions import PREFIX, array_of, import_function
 from pipeline.storage.files import absolute, files_of
 from transforms.annotations import Box
 from transforms.geometry import Pixels
-from transforms.segmentation import Segmentation, SegmentationError, Segmenter
+from transforms.segmentation import Segmentation, SegmentationError
 
 
 def read_parameters(name: str) -> tuple[str, ...]:
@@ -49,26 +49,13 @@ def read_parameters(name: str) -> tuple[str, ...]:
     return (*([f"files={','.join(digests)}"] if digests else []), f"version={version}")
 
 
-def own_segmenter(name: str, parameters: Sequence[str]) -> Segmenter:
-    """A function as a segmenter; it is imported when the first picture comes.
-
-    Args:
-      name, parameters: as `read_parameters` takes and gives them.
-
-    Raises:
-      ValueError: the parameters are others.
-    """
-    values = dict(parameter.split("=", 1) for parameter in parameters)
-    if "version" not in values:
-        raise ValueError(f"--segmenter {name}: nothing says which version that is")
-    version = values.pop("version")
-    segment = _OwnSegmenter(name, tuple(parameters))
-    return Segmenter(name, method=name, version=version, parameters={**values}, segment=segment)
-
-
 @dataclasses.dataclass(frozen=True)
-class _OwnSegmenter:
-    """The function of a user's segmenter, as others are called."""
+class OwnFunction:
+    """The function of a user's segmenter, called as others are.
+
+    Attributes:
+      name, parameters: as `read_parameters` takes and gives them.
+    """
 
     name: str
     parameters: tuple[str, ...]

@@ -15,8 +15,9 @@ from typing import Any, BinaryIO, cast
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from pipeline.storage.files import FileInfo, Files, in_parallel, missing
+from pipeline.storage.file_kind import FileInfo, Files, missing
 from pipeline.storage.gcs_requests import IncompleteError, client, translated, tried
+from pipeline.storage.parallel import in_parallel
 
 _MEMORY_BYTES = 64 << 20
 """Larger objects are opened in pieces, and written to a disk before they are uploaded."""

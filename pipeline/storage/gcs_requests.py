@@ -21,7 +21,8 @@ from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
 from pipeline.errors import UsageError
-from pipeline.storage.files import REQUESTS_IN_FLIGHT, missing
+from pipeline.storage.file_kind import missing
+from pipeline.storage.parallel import REQUESTS_IN_FLIGHT
 
 _ATTEMPTS = 6
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, cast
 
 from pipeline.errors import JobError
-from pipeline.storage.files import FileInfo, Files
+from pipeline.storage.file_kind import FileInfo, Files
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 """How file systems say that they have no hard links."""

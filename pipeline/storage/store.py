@@ -16,16 +16,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, TypeVar, cast
 
 from pipeline.errors import UsageError
-from pipeline.storage.files import (
-    Files,
-    absolute,
-    files_of,
-    in_parallel,
-    is_for_arrow,
-    is_remote,
-    join,
-    parent,
-)
+from pipeline.storage.file_kind import Files
+from pipeline.storage.files import absolute, files_of, is_for_arrow, is_remote, join, parent
+from pipeline.storage.parallel import in_parallel
 
 WORK_FOLDER = ".in9"
 """Folder of a dataset for everything that is not part of it."""

@@ -15,7 +15,6 @@ import apache_beam as beam
 from pipeline.analyses.attack.chunks import Chunks, HeldBackgrounds
 from pipeline.analyses.attack.plan import AttackGrid, Attacking, open_grid
 from pipeline.analyses.attack.results import AttackedModel, write_attack
-from pipeline.analyses.attack.tables import write_attack_tables
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.failures import FailedModel
 from pipeline.evaluate.gather import ModelShard, write_models
@@ -24,7 +23,7 @@ from pipeline.evaluate.work import Begun, Left, Work, run_models
 from pipeline.models import LoadedModel
 from pipeline.models.predict import Predictor
 from pipeline.runtime.counters import count, timed
-from pipeline.storage.lock import TABLES_LOCK, held, model_lock
+from pipeline.runtime.lock import held, model_lock
 from transforms.taxonomy import Taxonomy
 
 
@@ -70,7 +69,7 @@ class TryBackgrounds(Work):
 class Measure(beam.DoFn):
     """(None, all of TryBackgrounds' results as a side input) -> dataset fingerprint, once.
 
-    Writes each model's measures, and the tables of all models.
+    Writes each model's measures.
     """
 
     def __init__(self, attacking: Attacking, taxonomy: Taxonomy) -> None:
@@ -92,8 +91,6 @@ class Measure(beam.DoFn):
             what="predictions of {} of {} chunks",
             stage="attack",
         )
-        with held(store, TABLES_LOCK, wait=60):
-            write_attack_tables(store, dataset.manifest.fingerprint)
         store.remove_temporary()
         return [dataset.manifest.fingerprint]
 

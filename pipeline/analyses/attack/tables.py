@@ -63,19 +63,13 @@ def read_attacks(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list
     return current, [attack["model"] for attack in attacks if attack["dataset"] != dataset]
 
 
-def write_attack_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rebuilds attack.csv and backgrounds.csv from the attacks that are there. Called with the
-    lock of the tables held.
-
-    Returns:
-      What `read_attacks` does; models whose attack failed on an earlier dataset are named, too.
-      There are no tables if nothing was ever attacked.
-    """
+def write_attack_tables(store: Store, dataset: str) -> None:
+    """Rebuilds attack.csv and backgrounds.csv from the attacks that are there, unless nothing was
+    ever attacked. Called with the lock of the tables held."""
     attacks, stale = read_attacks(store, dataset)
     failed, failed_before = read_failures(store, dataset, "attack")
-    stale += failed_before
-    if not attacks and not failed and not stale:
-        return [], []
+    if not attacks and not failed and not stale and not failed_before:
+        return
     rows = [
         {**attack, **attack["evaluation"], "label_rule": rule, **found}
         for attack in attacks
@@ -83,7 +77,6 @@ def write_attack_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]
     ]
     write_csv(store, "attack", ATTACK_COLUMNS, rows + error_rows(failed, attacks))
     write_csv(store, "backgrounds", BACKGROUND_COLUMNS, _background_rows(store, attacks))
-    return attacks, stale
 
 
 def _background_rows(

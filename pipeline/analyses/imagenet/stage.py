@@ -35,7 +35,6 @@ from pipeline.evaluate.failures import FailedModel, note_failures
 from pipeline.evaluate.gather import ModelShard, all_shards, sort_results
 from pipeline.evaluate.plan import Evaluation, model_identity
 from pipeline.evaluate.results import (
-    read_summaries,
     result_file,
     result_folder,
     result_shard,
@@ -44,10 +43,9 @@ from pipeline.evaluate.results import (
 from pipeline.evaluate.work import Begun, Left, Work, run_models
 from pipeline.models import LoadedModel
 from pipeline.models.predict import BrokenPictureError, Predictor
-from pipeline.report.trend import write_trend
 from pipeline.runtime.counters import count, count_written, timed
+from pipeline.runtime.lock import held, model_lock
 from pipeline.storage.files import files_of
-from pipeline.storage.lock import TABLES_LOCK, held, model_lock
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.intervals import wilson
@@ -149,7 +147,7 @@ def _samples(images: Iterable[ImageNetImage]) -> Iterator[Sample]:
 class Score(beam.DoFn):
     """(None, all of Classify's results as a side input) -> dataset fingerprint, once.
 
-    Writes each model's accuracy, and the trend over all models.
+    Writes each model's accuracy.
     """
 
     def __init__(self, evaluation: Evaluation, root: str, taxonomy: Taxonomy) -> None:
@@ -179,8 +177,6 @@ class Score(beam.DoFn):
                     store.delete(path)
         how = self._evaluation.how
         note_failures(store, dataset, "imagenet", how, failed.values(), succeeded)
-        with held(store, TABLES_LOCK, wait=60):
-            write_trend(store, dataset, read_summaries(store, dataset)[0], self._taxonomy)
         store.remove_temporary()
         return [dataset]
 

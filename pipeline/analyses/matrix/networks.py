@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pipeline.analyses.matrix.cells import Scores, network_scores
 from pipeline.analyses.matrix.plan import IN9L, MatrixPlan
 from pipeline.models.checkpoint import read_about
-from pipeline.storage.lock import DATASET_LOCK, held
+from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.training.loop import MODEL, train
 from pipeline.training.plan import TrainPlan
 from pipeline.training.probe import MODELS

@@ -11,8 +11,8 @@ from pipeline.analyses.matrix.cells import Cell, Trainer, cell_file, make_row
 from pipeline.analyses.matrix.plan import MatrixPlan, tested
 from pipeline.analyses.matrix.results import describe
 from pipeline.analyses.matrix.tables import FOLDER, write_matrix, write_matrix_tables
+from pipeline.runtime.lock import TABLES_LOCK, held
 from pipeline.runtime.progress import duration
-from pipeline.storage.lock import TABLES_LOCK, held
 from pipeline.storage.store import WORK_FOLDER
 
 

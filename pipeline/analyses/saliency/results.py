@@ -18,8 +18,7 @@ import pyarrow as pa
 from PIL import Image, PngImagePlugin
 
 from pipeline.evaluate.failures import error_rows, read_failures
-from pipeline.evaluate.results import display_name, read_results
-from pipeline.report.text_tables import aligned, interval
+from pipeline.evaluate.results import read_results
 from pipeline.storage.csv_file import write_csv
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
@@ -136,28 +135,10 @@ def read_saliency(store: Store, dataset: str) -> list[dict[str, Any]]:
     return [content for content in found if content["dataset"] == dataset]
 
 
-def write_saliency_table(store: Store, dataset: str) -> list[dict[str, Any]]:
-    """Rebuilds saliency.csv from what is there. Called with the lock of the tables held.
-
-    Returns:
-      What `read_saliency` does.
-    """
+def write_saliency_table(store: Store, dataset: str) -> None:
+    """Rebuilds saliency.csv from what is there. Called with the lock of the tables held."""
     found = read_saliency(store, dataset)
     failed, _ = read_failures(store, dataset, "saliency")
     if found or failed or store.exists("results/saliency.csv"):
         rows = [{**content, **content["evaluation"]} for content in found]
         write_csv(store, "saliency", SALIENCY_COLUMNS, rows + error_rows(failed, found))
-    return found
-
-
-def saliency_table(found: Sequence[Mapping[str, Any]]) -> str:
-    """Models, share of saliency inside the mask, share of pixels, their ratio; aligned."""
-    table = [["saliency", "inside the mask, %", "mask, % of pixels", "ratio", "images"]]
-    for content in found:
-        if content["mass_in_mask"] is None:
-            table.append([display_name(content), "-", "-", "-", str(content["images"])])
-            continue
-        mass = interval(content["mass_in_mask"], content["ci_low"], content["ci_high"])
-        area, ratio = f"{100 * content['mask_area']:.1f}", f"{content['concentration']:.2f}"
-        table.append([display_name(content), mass, area, ratio, str(content["images"])])
-    return aligned(table)

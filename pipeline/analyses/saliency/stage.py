@@ -12,11 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import apache_beam as beam
 
 from pipeline.analyses.saliency.plan import METHOD, SaliencyPlan, shown_images
-from pipeline.analyses.saliency.results import (
-    measure,
-    shown_rows,
-    write_saliency_table,
-)
+from pipeline.analyses.saliency.results import measure, shown_rows
 from pipeline.analyses.saliency.shards import SaliencyShards, explain_shard
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.answers import Images
@@ -28,7 +24,7 @@ from pipeline.evaluate.work import Begun, Left, Work, run_models
 from pipeline.models import LoadedModel
 from pipeline.models.predict import Predictor
 from pipeline.runtime.counters import timed
-from pipeline.storage.lock import TABLES_LOCK, held, model_lock
+from pipeline.runtime.lock import held, model_lock
 from transforms.taxonomy import Taxonomy
 
 
@@ -94,8 +90,6 @@ class Measure(beam.DoFn):
             what="saliency of {} of {} shards",
             stage="saliency",
         )
-        with held(store, TABLES_LOCK, wait=60):
-            write_saliency_table(store, dataset)
         store.remove_temporary()
         return [dataset]
 

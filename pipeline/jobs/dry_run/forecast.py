@@ -21,9 +21,9 @@ from pipeline.generate.staged import find_layers
 from pipeline.inputs.checksums import Checksums
 from pipeline.inputs.listing import SourceImage, make_shards
 from pipeline.inputs.place import read_place
-from pipeline.segmenters import takes_masks
 from transforms.cutting import check_annotation
 from transforms.filters import Reason
+from transforms.segmentation import takes_masks
 from transforms.taxonomy import OUTSIDE, Taxonomy
 
 _BY_ANNOTATION = frozenset(

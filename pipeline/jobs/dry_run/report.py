@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pipeline.commands.terminal import size
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.generate.job import Job
 from pipeline.generate.rejections import advise
+from pipeline.jobs.closing_words import size
 from pipeline.jobs.dry_run.estimate import Measured, Trial, choose, run_trial
 from pipeline.jobs.dry_run.forecast import Forecast, SplitForecast, make_forecast
 from pipeline.runtime.memory import keep_freed_memory

@@ -56,7 +56,7 @@ def _start_of(pid: int) -> str | None:
 
 def _is_over(owner: Mapping[str, Any]) -> bool:
     if "dataflow" in owner:
-        from pipeline.runners.dataflow_jobs import is_over
+        from pipeline.runtime.dataflow_jobs import is_over
 
         return bool(is_over(owner["dataflow"]))
     if owner["host"] != socket.gethostname():
@@ -181,7 +181,7 @@ def held(store: Store, lock: str, wait: float = 0.0) -> Iterator[None]:
 def _job_of_this_worker() -> dict[str, Any] | None:
     if "apache_beam" not in sys.modules:
         return None  # Workers have it; others, such as `in9 report`, need not wait for it.
-    from pipeline.runners.dataflow_jobs import this_job
+    from pipeline.runtime.dataflow_jobs import this_job
 
     job = this_job()
     return {"dataflow": job} if job else None

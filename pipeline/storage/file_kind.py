@@ -1,0 +1,110 @@
+"""What a kind of storage does with files: of this machine, and of Google Cloud Storage.
+
+The little that a dataset needs, the same for both: whole files that appear at once, parts of
+files, and listings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, Protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class FileInfo:
+    """What a store knows of a file without reading it.
+
+    Attributes:
+      path: absolute.
+      size: in bytes.
+      identity: changes when the content does: time of the last change, or generation.
+      time: of the last change, in seconds of the epoch.
+      md5: hexadecimal, None where the store does not keep it.
+    """
+
+    path: str
+    size: int
+    identity: str
+    time: float
+    md5: str | None = None
+
+
+class Files(Protocol):
+    """One kind of storage. All paths are absolute; missing files raise FileNotFoundError."""
+
+    def info(self, path: str) -> FileInfo | None:
+        """What is known of a file, None if there is none."""
+
+    def is_folder(self, path: str) -> bool:
+        """Whether there is a folder, or anything below that name."""
+
+    def walk(self, folder: str) -> Iterator[FileInfo]:
+        """All files below a folder, in order of their path; none if there is no folder."""
+
+    def children(self, folder: str) -> list[str]:
+        """Paths of the files in a folder itself, sorted; none if there is no folder."""
+
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders in a folder, links to others left out; none if there is none."""
+
+    def read(self, path: str) -> bytes:
+        """A whole file."""
+
+    def open(self, path: str) -> BinaryIO:
+        """Opens a file for reading at any place."""
+
+    def read_ranges(self, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
+        """Parts of a file, each given as (offset, length). Raises OSError if it is shorter."""
+
+    def create(
+        self,
+        path: str,
+        temporary: str,
+        later: list[Callable[[], object]] | None = None,
+        *,
+        durable: bool = False,
+    ) -> contextlib.AbstractContextManager[BinaryIO]:
+        """Writes a file that appears, whole, when the block ends; a block that raises leaves
+        nothing.
+
+        Args:
+          path: of the file.
+          temporary: for the time being, where there is need of one.
+          later: takes a call that makes the file appear, where that takes long.
+          durable: whether the content is to reach the disk before it gets its name, and the
+            name before this ends, so that a power cut leaves the file whole.
+        """
+
+    def create_once(self, path: str, data: bytes, temporary: str) -> str:
+        """Writes a file that must not exist; returns its identity. Raises FileExistsError.
+
+        Args:
+          path: of the file.
+          data: its content.
+          temporary: for the time being, where there is need of one.
+        """
+
+    def copy(self, source: str, target: str) -> None:
+        """Copies a file within the storage, replacing the target at once."""
+
+    def move(self, source: str, target: str) -> None:
+        """Renames a file, replacing the target."""
+
+    def sync_folder(self, folder: str) -> None:
+        """Has the names in a folder reach the disk, where that is not so at once."""
+
+    def delete(self, path: str, identity: str | None = None) -> bool:
+        """Removes a file if it is there (and, if given, still has that identity); returns
+        whether it did."""
+
+    def delete_tree(self, folder: str) -> None:
+        """Removes all files below a folder, and what is left of it; of a link, itself alone."""
+
+
+def missing(path: str) -> FileNotFoundError:
+    """The error for a file that is not there."""
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
