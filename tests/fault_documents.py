@@ -204,7 +204,7 @@ def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                     damage=harm,
                     command=command,
                     strict=is_main and what == "wrong type" and not free,
-                    also=also if is_main else (),
+                    also=also if is_main or "manifest" in kind else (),
                 )
 
 

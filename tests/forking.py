@@ -145,10 +145,11 @@ def _serve(connection: socket.socket) -> None:
 
     import pipeline.evaluate.stage
     import pipeline.report.page  # noqa: F401
-    from pipeline.commands.dispatch import WITH_BEAM, WITHOUT_BEAM
+    from pipeline.commands.dispatch import find_command
+    from pipeline.commands.parser import COMMANDS
 
-    for module, _ in (*WITH_BEAM.values(), *WITHOUT_BEAM.values()):
-        importlib.import_module(module)
+    for command in COMMANDS:
+        find_command(command)
     while True:
         header, files, _, _ = socket.recv_fds(connection, 8, 3)
         if not header:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from pipeline.commands.cli import main
-from pipeline.commands.dispatch import WITH_BEAM, WITHOUT_BEAM
+from pipeline.commands.dispatch import find_command
 from pipeline.commands.flags import flags_of
 from pipeline.commands.parser import COMMANDS
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
@@ -284,8 +285,10 @@ def test_help_fits_two_screens_and_gives_an_example(
     assert f"Example: in9 {command}" in text
 
 
-def test_every_command_is_with_beam_or_without() -> None:
-    assert sorted((*WITH_BEAM, *WITHOUT_BEAM)) == sorted(COMMANDS)
+def test_every_command_has_its_function() -> None:
+    for name, command in COMMANDS.items():
+        takes = inspect.signature(find_command(name)).parameters
+        assert list(takes) == ["arguments", "rest"][: 1 + command.has_graph]
 
 
 @pytest.mark.parametrize("command", [("report",), ("verify",), ("export", "--to", "exported")])

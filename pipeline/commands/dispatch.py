@@ -6,35 +6,12 @@ It is imported when the command is given: who verifies a dataset waits for neith
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
-from collections.abc import Mapping
-from types import ModuleType
+from collections.abc import Callable
 
 from pipeline.commands.flags import flags_of
+from pipeline.commands.parser import COMMANDS
 from pipeline.errors import UsageError
-
-_MAIN = ("pipeline.commands.run", "run_main")
-
-WITH_BEAM: Mapping[str, tuple[str, str]] = {
-    "run": _MAIN,
-    "generate": _MAIN,
-    "evaluate": _MAIN,
-    "attack": ("pipeline.commands.attack", "run_attack"),
-    "saliency": ("pipeline.commands.saliency", "run_saliency"),
-}
-"""Commands that run a graph: module and function, which takes the flags of Beam, too."""
-
-WITHOUT_BEAM: Mapping[str, tuple[str, str]] = {
-    "train": ("pipeline.commands.train", "run_train"),
-    "matrix": ("pipeline.commands.matrix", "run_matrix"),
-    "models": ("pipeline.commands.models", "run_models"),
-    "report": ("pipeline.commands.report", "run_report"),
-    "export": ("pipeline.commands.export_released", "run_export"),
-    "import": ("pipeline.commands.import_released", "run_import"),
-    "verify": ("pipeline.commands.verify", "run_verify"),
-}
-"""All others."""
 
 
 def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -53,25 +30,69 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     """
     command = arguments.command
     own = flags_of(command)
-    has_graph = command in WITH_BEAM
-    if rest:
-        _load("pipeline.runners.run").check_unknown(rest, [flag.name for flag in own])
-        if not has_graph:
-            raise UsageError(f"{rest[0]} is for commands that run a Beam pipeline")
-    # Not argparse's business: it would name what is missing before what is misspelt.
-    for flag in own:
-        if flag.is_required and not getattr(arguments, flag.dest):
-            what = f"{flag.name} {flag.metavar}"
-            raise UsageError(f"{what} is required (see: in9 {command} --help)")
-    module, function = WITH_BEAM[command] if has_graph else WITHOUT_BEAM[command]
-    given = (arguments, rest) if has_graph else (arguments,)
-    return int(getattr(_load(module), function)(*given))
-
-
-def _load(module: str) -> ModuleType:
+    has_graph = COMMANDS[command].has_graph
     # Beam announces at import which of its optional parts are not installed.
     logging.disable(logging.WARNING)
     try:
-        return importlib.import_module(module)
+        if rest:
+            from pipeline.runners.run import check_unknown
+
+            check_unknown(rest, [flag.name for flag in own])
+            if not has_graph:
+                raise UsageError(f"{rest[0]} is for commands that run a Beam pipeline")
+        # Not argparse's business: it would name what is missing before what is misspelt.
+        for flag in own:
+            if flag.is_required and not getattr(arguments, flag.dest):
+                what = f"{flag.name} {flag.metavar}"
+                raise UsageError(f"{what} is required (see: in9 {command} --help)")
+        run = find_command(command)
     finally:
         logging.disable(logging.NOTSET)
+    return run(arguments, rest) if has_graph else run(arguments)
+
+
+def find_command(command: str) -> Callable[..., int]:
+    """The function of a command: it takes the parsed arguments, and the flags of Beam if the
+    command runs a graph; it returns the exit code."""
+    match command:
+        case "run" | "generate" | "evaluate":
+            from pipeline.commands.run import run_main
+
+            return run_main
+        case "attack":
+            from pipeline.commands.attack import run_attack
+
+            return run_attack
+        case "saliency":
+            from pipeline.commands.saliency import run_saliency
+
+            return run_saliency
+        case "train":
+            from pipeline.commands.train import run_train
+
+            return run_train
+        case "matrix":
+            from pipeline.commands.matrix import run_matrix
+
+            return run_matrix
+        case "models":
+            from pipeline.commands.models import run_models
+
+            return run_models
+        case "report":
+            from pipeline.commands.report import run_report
+
+            return run_report
+        case "export":
+            from pipeline.commands.export_released import run_export
+
+            return run_export
+        case "import":
+            from pipeline.commands.import_released import run_import
+
+            return run_import
+        case "verify":
+            from pipeline.commands.verify import run_verify
+
+            return run_verify
+    raise KeyError(command)

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple, NoReturn
 
-from pipeline.commands.dispatch import WITH_BEAM
 from pipeline.commands.flags import sections_of
 from pipeline.errors import UsageError
 
@@ -28,32 +27,38 @@ Exit codes: 0 done, 1 the job failed, 2 wrong usage or unreadable input, 3 a --f
 
 
 class Command(NamedTuple):
-    """What it does, and an example."""
+    """What it does, an example, and whether it runs a graph: then it takes Beam's flags, too."""
 
     text: str
     example: str
+    has_graph: bool = False
 
 
 COMMANDS: dict[str, Command] = {
     "run": Command(
         "make what is missing, evaluate what is missing, write the report",
         "in9 run --output out --input /data/imagenet --models resnet50,efficientnet_lite0",
+        has_graph=True,
     ),
     "generate": Command(
         "make the dataset only",
         "in9 generate --output out --input /data/imagenet --split val,train",
+        has_graph=True,
     ),
     "evaluate": Command(
         "accuracy of models on every variant, and BG-Gap, with intervals",
         "in9 evaluate --dataset out --models resnet50.a1_in1k,resnet18=trained.pth",
+        has_graph=True,
     ),
     "attack": Command(
         "adversarial backgrounds: which foregrounds any background can turn",
         "in9 attack --dataset out --models resnet50 --grid 100",
+        has_graph=True,
     ),
     "saliency": Command(
         "how much of what moves a model's answers lies on the foreground; maps",
         "in9 saliency --dataset out --models resnet50,resnet50=mixed_rand.pth --maps 9",
+        has_graph=True,
     ),
     "train": Command(
         "train a network on a variant; goes on where it was stopped",
@@ -129,12 +134,12 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (text, example) in COMMANDS.items():
+    for name, (text, example, has_graph) in COMMANDS.items():
         command = commands.add_parser(
             name,
             help=text,
             description=f"in9 {name}: {text}.",
-            epilog=f"Example: {example}\n{_RUNNER_NOTE * (name in WITH_BEAM)}{_EXIT_NOTE}",
+            epilog=f"Example: {example}\n{_RUNNER_NOTE * has_graph}{_EXIT_NOTE}",
             allow_abbrev=False,
             formatter_class=_Help,
             prog=f"in9 {name}",

@@ -12,7 +12,6 @@ import pyarrow as pa
 from pipeline.analyses.attack.tables import ATTACK_COLUMNS, BACKGROUND_COLUMNS
 from pipeline.analyses.matrix.tables import MATRIX_COLUMNS
 from pipeline.analyses.saliency.results import SALIENCY_COLUMNS
-from pipeline.commands.dispatch import WITH_BEAM
 from pipeline.commands.flags import Flag, sections_of
 from pipeline.commands.meanings import REASONS, meaning
 from pipeline.commands.parser import COMMANDS
@@ -103,9 +102,9 @@ def reference() -> Iterator[str]:
 
 
 def _commands() -> Iterator[str]:
-    rows = [(f"`in9 {name}`", text, f"`{example}`") for name, (text, example) in COMMANDS.items()]
+    rows = [(f"`in9 {name}`", row.text, f"`{row.example}`") for name, row in COMMANDS.items()]
     yield from _table(("command", "does", "example"), rows)
-    graphs = ", ".join(name for name in COMMANDS if name in WITH_BEAM)
+    graphs = ", ".join(name for name, row in COMMANDS.items() if row.has_graph)
     flags = "`--runner`, `--direct_num_workers`"
     yield from ("", f"Flags that {graphs} do not list go to Apache Beam ({flags}).", "")
     codes = [(str(code), text) for code, text in EXIT_CODES.items()]

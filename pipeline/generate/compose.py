@@ -136,7 +136,10 @@ class ComposedShard:
         selected = Counter(row["label"] for row in rows if row["selected"])
         for file in found.files:
             if file.samples != selected.total():
-                raise JobError(f"{file.path}: {file.samples} of {selected.total()} samples")
+                raise JobError(
+                    f"{found.record} says that {file.path} has {file.samples} samples, of "
+                    f"{selected.total()}; remove it"
+                )
         moves += [(found.where[file.path], file.path) for file in found.files]
         moves.append((found.record, index))
         files += [*found.files, staging.digest_of(found.record, index, len(rows))]

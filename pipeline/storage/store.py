@@ -13,7 +13,9 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, TypeVar, cast
+from typing import Annotated, BinaryIO, TypeVar, cast
+
+import msgspec
 
 from pipeline.errors import UsageError
 from pipeline.storage.file_kind import Files
@@ -44,7 +46,7 @@ class FileDigest:
 
     path: str
     bytes: int
-    sha256: str
+    sha256: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
     samples: int | None = None
 
 
