@@ -32,7 +32,8 @@ settings.load_profile("in9")
 # Threads of two processes that test side by side wait for each other; they had better sleep.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
 
 ONE = ("--direct_num_workers=1",)
 SHARDS = ("--images_per_shard", "6")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import ONE, run_in9
+from conftest import ONE, ROOT, run_in9
 from gcs import BUCKET, gcs_server
 
 import pipeline
@@ -117,7 +117,7 @@ def test_neither_beam_nor_torch_is_imported(in_tars: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
     )
     assert done.stdout == "False False False\n"
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import manifest_of, run_in9, start_in9, wait_until
+from conftest import ROOT, manifest_of, run_in9, start_in9, wait_until
 from gcs import free_port
 from soundness import assert_sound
 from test_kills import finished_shards
@@ -21,7 +21,7 @@ from test_kills import finished_shards
 from pipeline.errors import UsageError
 from pipeline.runners.run import pipeline_options
 
-SERVER = Path(__file__).with_name("job_server.py")
+SERVER = ROOT / "tests" / "job_server.py"
 RESULTS = ("results/summary.csv", "results/gaps.csv", "results/per_class.csv")
 
 

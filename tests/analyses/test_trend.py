@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from conftest import run_in9, stamps
+from conftest import ROOT, run_in9, stamps
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -46,7 +46,7 @@ from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import imagenet9
 from transforms.trend import FEW_MODELS, fit_line
 
-TABLE = Path(__file__).parents[1] / "pipeline" / "data" / "imagenet_top1.csv"
+TABLE = ROOT / "pipeline" / "data" / "imagenet_top1.csv"
 
 
 def table(path: Path) -> list[dict[str, str]]:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from broken_network import FaultProxy
 from conftest import run_in9
-from faults import FaultProxy
 from gcs import BUCKET, gcs_server
 from soundness import assert_sound
 

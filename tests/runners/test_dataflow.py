@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import dataflow_stub
 import pytest
 from apache_beam.options.value_provider import RuntimeValueProvider
 from apache_beam.portability.api import beam_runner_api_pb2
@@ -180,7 +181,7 @@ def run_as_worker(cloud: Cloud, job: dict[str, Any], folder: Path) -> None:
     files = [folder / "pipeline.pb", folder / "options.json"]
     files[0].write_bytes(cloud.read(options_of(job)["pipelineUrl"]))
     files[1].write_text(json.dumps(options_of(job)))
-    worker = Path(__file__).with_name("dataflow_stub.py")
+    worker = Path(dataflow_stub.__file__)
     subprocess.run([sys.executable, worker, *files], check=True)
 
 

@@ -11,6 +11,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
+from conftest import ROOT
 
 from pipeline.commands.cli import main
 from pipeline.commands.dispatch import find_command
@@ -310,6 +311,6 @@ def test_readers_wait_for_neither_beam_nor_torch(
         capture_output=True,
         text=True,
         check=False,
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas
 import pytest
-from conftest import run_in9
+from conftest import ROOT, run_in9
 
 from pipeline.commands.flags import flags_of
 from pipeline.commands.meanings import REASONS, meaning
@@ -18,7 +18,6 @@ from pipeline.commands.parser import COMMANDS, build_parser
 from pipeline.commands.reference import FILES, RESULTS, reference
 from transforms.filters import Reason
 
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"^```(bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _COMMAND = re.compile(r"(?:\w+=\S+ )*(?:\S*/)?in9 (.*)")

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import pyarrow.dataset as ds
 import pytest
-from conftest import ONE, manifest_of, run_in9
+from conftest import ONE, ROOT, manifest_of, run_in9
 from gcs import BUCKET, gcs_server
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
@@ -45,7 +45,7 @@ from transforms.masks import MaskError, bounding_box, read_mask
 from transforms.segmentation import SEGMENTERS
 from transforms.taxonomy import imagenet9
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = ROOT / "docs"
 
 Mask = NDArray[np.bool_]
 
