@@ -57,7 +57,7 @@ def test_a_note_is_read_as_it_was_written_or_not_at_all(
 
 def test_a_record_is_whole_or_not_there(tmp_path: Path) -> None:
     store, path = Store(str(tmp_path)), "layers/val-00000.parquet"
-    about = ShardFiles("f", (FileDigest("layers/val-00000.tar", 1, "0", 1),))
+    about = ShardFiles("f", (FileDigest("layers/val-00000.tar", 1, "0" * 64, 1),))
     write_table(store, path, pa.table({"key": ["a"]}), about)
     assert read_about(store, path) == about
     whole = (tmp_path / path).read_bytes()
@@ -101,7 +101,7 @@ def test_no_manifest_or_record_names_what_lies_elsewhere(
         read_manifest(Store(str(tmp_path)))
     assert repr(path) in str(caught.value)
     with pytest.raises(ValueError, match="no path"):
-        ShardFiles("f", (FileDigest(path, 1, "0"),))
+        ShardFiles("f", (FileDigest(path, 1, "0" * 64),))
 
 
 @pytest.mark.parametrize("name", ["../victim", "v-0123456789ab/..", "v-0123456789AB", "v-", ""])
