@@ -6,11 +6,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
 from pipeline.inputs.archives import ARCHIVES, stream
 from pipeline.inputs.folder import files_in
-from pipeline.inputs.found import FoundAnnotation, is_hidden, wnid_of_folder
+from pipeline.inputs.found import FoundAnnotation, wnid_of_folder
 from pipeline.inputs.place import read_place, text_place
 from pipeline.storage.files import files_of
 from transforms.annotations import (
@@ -20,6 +21,9 @@ from transforms.annotations import (
     parse_annotation,
     write_annotation,
 )
+
+if TYPE_CHECKING:
+    from _csv import Reader
 
 _COLUMNS = ["ImageId", "PredictionString"]
 
@@ -97,7 +101,7 @@ def _in_archive(path: str) -> Iterator[tuple[str, str, FoundAnnotation]]:
     """Kept as what they say: a compressed archive cannot be read in places."""
     found = False
     for name, data in stream(path):
-        if not name.lower().endswith(".xml") or is_hidden(name):
+        if not name.lower().endswith(".xml"):
             continue
         found = True
         key = name.rpartition("/")[2][: -len(".xml")]
@@ -109,9 +113,16 @@ def _in_archive(path: str) -> Iterator[tuple[str, str, FoundAnnotation]]:
 def _in_table(path: str) -> Iterator[tuple[str, str, FoundAnnotation]]:
     """`LOC_val_solution.csv`: for each image, five words a box, the first its class."""
     rows = csv.reader(io.StringIO(files_of(path).read(path).decode("utf-8-sig", "replace")))
+    try:
+        yield from _boxes_of(rows, path)
+    except csv.Error as error:
+        raise UsageError(f"{path}, line {rows.line_num}: {error}") from error
+
+
+def _boxes_of(rows: Reader, path: str) -> Iterator[tuple[str, str, FoundAnnotation]]:
     if next(rows, None) != _COLUMNS:
         raise UsageError(f"{path} is no table of boxes: its first line is not {','.join(_COLUMNS)}")
-    for row in rows:
+    for row in filter(None, rows):
         try:
             key, text = row
             words = text.split()

@@ -7,14 +7,15 @@ path with `..`, a link, a device) is refused whole: it is not what it claims to 
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import io
+import lzma
 import tarfile
 import zlib
 from collections.abc import Iterator
 from typing import IO, BinaryIO, cast
 
 from pipeline.errors import UsageError
+from pipeline.inputs.found import is_hidden
 from pipeline.inputs.place import part_of
 from pipeline.storage.files import files_of
 
@@ -113,6 +114,8 @@ def stream(path: str) -> Iterator[tuple[str, bytes]]:
 def _stream(file: IO[bytes], name: str) -> Iterator[tuple[str, bytes]]:
     for info, content in _walk(file, name, "r:*"):
         data = content.read()
+        if is_hidden(_name(info)):
+            continue
         if info.name.lower().endswith(ARCHIVES):
             yield from _stream(io.BytesIO(data), f"{name}/{info.name}")
         else:
@@ -139,7 +142,9 @@ def _walk(file: IO[bytes], name: str, mode: str) -> Iterator[tuple[tarfile.TarIn
             # of the file, for one.
             tar.fileobj.seek(tar.offset)
             end = tar.fileobj.read(tarfile.BLOCKSIZE)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # Of the disk, and not of a decompressor.
         reason = str(error).partition("\n")[0].rstrip(":")
         raise UsageError(f"{name} is not a whole tar archive: {reason}") from error
     if end.strip(b"\0") or len(end) < tarfile.BLOCKSIZE:

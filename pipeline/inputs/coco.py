@@ -45,7 +45,12 @@ def coco_objects(
       UsageError: an image, a category or an annotation lacks what ties them together, or names
         what is not there.
     """
-    names = {_value(path, c, "categories", "id"): str(c.get("name")) for c in content["categories"]}
+    names: dict[Any, str] = {}
+    for each in content["categories"]:
+        number = _value(path, each, "categories", "id")
+        if number in names:
+            raise UsageError(f"{path}: two of categories have the id {number}")
+        names[number] = str(_value(path, each, "categories", "name"))
     objects: dict[Any, list[CocoObject]] = {}
     for image in content["images"]:
         number = _value(path, image, "images", "id")
@@ -90,6 +95,6 @@ def _corners(box: Any) -> Any:
     """Corners of a box given by its upper left one, width and height."""
     try:
         x, y, width, height = (float(value) for value in box)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return box
     return (x, y, x + width, y + height)

@@ -64,9 +64,11 @@ def files_in(folder: str, suffixes: Sequence[str]) -> Iterator[FoundFile]:
     """
     listed = _listed_remote(folder) if is_remote(folder) else _listed_here(folder, "")
     for found in listed:
+        if found.name.startswith("."):
+            continue
         if found.name.lower().endswith(tuple(suffixes)):
             yield found
-        elif suffixes == IMAGE_SUFFIXES and not found.name.startswith("."):
+        elif suffixes == IMAGE_SUFFIXES:
             yield dataclasses.replace(found, name="")
 
 

@@ -10,7 +10,7 @@ from transforms.taxonomy import Taxonomy
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 
-_WNID = re.compile(r"n\d{8}")
+_WNID = re.compile(r"n[0-9]{8}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

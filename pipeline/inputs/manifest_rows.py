@@ -12,7 +12,7 @@ from pipeline.dataset.manifest import FORMAT as DATASET
 from pipeline.errors import UsageError
 from pipeline.inputs.coco import coco_objects, is_coco
 from pipeline.inputs.rows import Row, read_json, read_rows
-from pipeline.storage.files import absolute, files_of, is_remote, join, parent
+from pipeline.storage.files import absolute, files_of, join, parent
 
 FLAG = "--input"
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -128,15 +128,15 @@ def _path(row: Row, column: str, root: str) -> str:
 
 def path_from(root: str, text: str) -> str:
     """Absolute path of a file that a table names."""
-    return absolute(text if is_remote(text) else join(root, text))
+    return absolute(text if "://" in text else join(root, text))
 
 
 def _boxes(row: Row) -> list[Any]:
     """What stands for boxes, as it is; none if nothing does."""
     boxes = row.values.get("boxes")
-    if isinstance(boxes, str) and boxes.strip():
+    if isinstance(boxes, str):
         try:
-            boxes = json.loads(boxes)
+            boxes = json.loads(boxes) if boxes.strip() else None
         except (ValueError, RecursionError):
             return [boxes]
     if boxes:

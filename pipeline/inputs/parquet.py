@@ -84,7 +84,9 @@ def _rows(path: str, own: str, taxonomy: Taxonomy) -> list[FoundImage]:
             for number, row in enumerate(file.read_row_group(group, columns).to_pylist()):
                 name = f"{own}/{group}/{number}"
                 label = row.get("wnid") or row.get("label", -1)
-                if names and isinstance(label, int) and 0 <= label < len(names):
+                if names and isinstance(label, int) and label >= 0:
+                    if label >= len(names):
+                        raise UsageError(f"{name} is of class {label}, of {len(names)} in {path}")
                     label = names[label]
                 images.append(
                     FoundImage(
@@ -107,9 +109,11 @@ def _key(image: dict[str, str | None] | None, name: str) -> str:
 
 def _label_names(schema: pa.Schema, path: str, taxonomy: Taxonomy) -> list[str]:
     """Ids of classes that the schema names the labels by; empty if labels are class numbers."""
-    meta = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    label = meta.get("info", {}).get("features", {}).get("label", {})
-    names = label.get("names") or []
+    try:
+        meta = json.loads((schema.metadata or {})[b"huggingface"])
+        names = list(meta["info"]["features"]["label"]["names"])
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return []  # Whatever else stands there does not name labels.
     if all(is_wnid(str(name)) or taxonomy.holds(str(name)) for name in names):
         return list(names)
     if len(names) != len(taxonomy.wnids):

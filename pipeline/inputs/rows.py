@@ -150,7 +150,7 @@ def _json(path: str, flag: str) -> Iterator[Row]:
 
 
 def _json_lines(path: str, flag: str) -> Iterator[Row]:
-    for number, line in enumerate(_text(path, flag).splitlines(), 1):
+    for number, line in enumerate(_text(path, flag).split("\n"), 1):
         if line.strip():
             try:
                 values = json.loads(line)

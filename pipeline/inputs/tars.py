@@ -32,9 +32,11 @@ def images_in_tars(
         identity = identity_of(path)
         inner = []
         for member, _ in members(path):
+            if is_hidden(member.name):
+                continue
             if member.name.lower().endswith(ARCHIVES):
                 inner.append(member)
-            elif not is_hidden(member.name):
+            else:
                 yield _image(member, own, wnid_of_folder(member.name, taxonomy), identity)
 
         def listed(archive: Member, path: str = path) -> list[Member]:

@@ -1,0 +1,123 @@
+"""Input that is damaged, or holds what systems leave in it: refused in a line that names it, or
+passed over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from shapes import tar_bytes
+
+from pipeline.errors import UsageError
+from pipeline.inputs.annotations import index_annotations
+from pipeline.inputs.archives import stream
+from pipeline.inputs.coco import coco_objects
+from pipeline.inputs.folder import images_in_folder
+from pipeline.inputs.manifest_rows import path_from
+from pipeline.inputs.parquet import images_in_parquet
+from pipeline.inputs.rows import read_rows
+from pipeline.inputs.tars import images_in_tars
+from transforms.taxonomy import imagenet9
+
+
+def hub_file(path: Path, meta: bytes, label: int = 5) -> list[object]:
+    """Images of a Parquet file with this metadata and label."""
+    image = {"bytes": b"x", "path": "a.jpg"}
+    table = pa.Table.from_pylist([{"image": image, "label": label}])
+    pq.write_table(table.replace_schema_metadata({"huggingface": meta}), path)
+    return list(images_in_parquet([str(path)], str(path.parent), imagenet9()))
+
+
+def coco(categories: list[dict[str, object]]) -> dict[str, list[dict[str, object]]]:
+    return {"images": [], "annotations": [], "categories": categories}
+
+
+def named(count: int) -> bytes:
+    names = list(imagenet9().wnids[:count])
+    return json.dumps({"info": {"features": {"label": {"names": names}}}}).encode()
+
+
+@pytest.mark.parametrize("row", ["a\rb", f"a,{'1' * 200_000}"])
+def test_a_table_of_boxes_that_is_no_csv_is_named(row: str, tmp_path: Path) -> None:
+    path = tmp_path / "LOC_val_solution.csv"
+    head = "ImageId,PredictionString"
+    path.write_bytes(f"{head}\r\n{row}\r\n".encode())
+    with pytest.raises(UsageError, match=rf"{path}, line \d"):
+        index_annotations(str(path))
+    path.write_text(f"{head}\na,n02085620 1 2 3 4\n\n")
+    assert index_annotations(str(path)).find("", "a") is not None
+
+
+@pytest.mark.parametrize("meta", [b"{", b"[]", b'{"info": null}', b'{"info": {"features": 3}}'])
+def test_metadata_of_another_form_names_no_labels(meta: bytes, tmp_path: Path) -> None:
+    assert len(hub_file(tmp_path / "val.parquet", meta)) == 1
+
+
+def test_a_label_that_has_no_name_is_refused(tmp_path: Path) -> None:
+    assert len(hub_file(tmp_path / "val.parquet", named(2), label=1)) == 1
+    with pytest.raises(UsageError, match=r"val.parquet/0/0 is of class 5, of 2"):
+        hub_file(tmp_path / "val.parquet", named(2))
+
+
+@pytest.mark.parametrize(
+    ("categories", "what"),
+    [
+        ([{"id": 1}], "has no name"),
+        ([{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}], "two of categories have the id 1"),
+    ],
+)
+def test_categories_must_tell_classes(categories: list[dict[str, object]], what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        list(coco_objects("a.json", coco(categories)))
+
+
+def test_a_box_without_end_is_one_that_cannot_be_read() -> None:
+    content = coco([{"id": 1, "name": "cat"}])
+    content["images"] = [{"id": 1, "file_name": "a.jpg"}]
+    content["annotations"] = [{"image_id": 1, "category_id": 1, "bbox": [10**400, 0, 1, 1]}]
+    ((_, (found,)),) = coco_objects("a.json", content)
+    assert found.box == [10**400, 0, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_a_damaged_compressed_archive_is_named(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "boxes.tgz"
+    data = bytearray(tar_bytes([("a.xml", bytes(range(256)) * 4000)], f"w:{kind}"))
+    data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match=r"boxes.tgz is (not a whole tar archive|damaged)"):
+        list(stream(str(path)))
+
+
+def test_what_systems_leave_is_passed_over(tmp_path: Path) -> None:
+    inner = tar_bytes([("a.JPEG", b"x"), ("._a.JPEG", b"x")])
+    files = [("n02085620.tar", inner), ("._n02085620.tar", b"x")]
+    (tmp_path / "train.tar").write_bytes(tar_bytes(files))
+    found = images_in_tars([str(tmp_path / "train.tar")], str(tmp_path), imagenet9())
+    assert [image.key for image in found if image] == ["a"]
+    (tmp_path / "boxes.tgz").write_bytes(tar_bytes([("._b.tgz", b"x"), ("a.xml", b"x")], "w:gz"))
+    assert [name for name, _ in stream(str(tmp_path / "boxes.tgz"))] == ["a.xml"]
+    folder = tmp_path / "val" / "n02085620"
+    folder.mkdir(parents=True)
+    for name in ("a.JPEG", "._a.JPEG", ".DS_Store"):
+        (folder / name).write_bytes(b"x")
+    images = images_in_folder(str(folder.parent), str(tmp_path))
+    assert [image and image.key for image in images] == ["a"]
+
+
+def test_lines_of_json_end_where_json_says(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"image": "a\u2028b.png"}\r\n\n{"image": "c.png"}\n', encoding="utf-8")
+    assert [row.text("image") for row in read_rows(str(path), "--input")] == [
+        "a\u2028b.png",
+        "c.png",
+    ]
+
+
+def test_an_address_that_is_no_path_is_refused() -> None:
+    with pytest.raises(UsageError, match="http:// is not supported"):
+        path_from("/data", "http://host/a.png")
+    assert path_from("/data", "a.png") == "/data/a.png"
