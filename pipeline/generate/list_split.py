@@ -57,7 +57,7 @@ def _whole_images(listing: Listing, layout: Layout) -> tuple[SourceImage, ...]:
     if listing.images and not any(image.wnid for image in listing.images):
         raise UsageError(
             f"nothing tells the class of an image in {layout.images}: neither folders, such as "
-            "n02084071, nor annotations. Name the folder of the .xml files with --annotations"
+            "n02085620, nor annotations. Name the folder of the .xml files with --annotations"
         )
     return tuple(_bare(image) if image.wnid else image for image in listing.images)
 
@@ -105,7 +105,7 @@ def _no_images(listing: Listing, layout: Layout, taxonomy: Taxonomy) -> UsageErr
         return UsageError(f"no image of a class of --taxonomy ({shown}, ...) in {where}: {counted}")
     return UsageError(
         f"no image of an ImageNet-9 class in {where}: {counted}. Classes must be told by WordNet "
-        "id, such as folders named n02084071; for classes of your own add --taxonomy"
+        "id, such as folders named n02085620; for classes of your own add --taxonomy"
     )
 
 

@@ -41,7 +41,10 @@ def versioned(entries: Iterable[str]) -> tuple[str, ...]:
 
 def own_names(entries: Iterable[str]) -> tuple[str, ...]:
     """Names of the user's variants among entries of `--variants`."""
-    return tuple(entry.rpartition(":")[2] for entry in entries if entry.startswith(PREFIX))
+    names = (
+        entry.partition("@")[0].rpartition(":")[2] for entry in entries if entry.startswith(PREFIX)
+    )
+    return tuple(names)
 
 
 def find_variants(entries: Iterable[str]) -> dict[str, Variant]:

@@ -1,0 +1,245 @@
+"""The stages beside the plan, each alone: what it finds, refuses and leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pytest
+from conftest import darken, manifest_of, pictures_of, stamps
+
+from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
+from pipeline.dataset.folder import read_parquet
+from pipeline.dataset.manifest import read_manifest
+from pipeline.dataset.records import ShardFiles, Staging, read_rows, record_schema, write_table
+from pipeline.dataset.shards import ShardCounts, layer_record, layer_tar
+from pipeline.errors import JobError, UsageError
+from pipeline.generate.commit import Commit, build_manifest, commit
+from pipeline.generate.compose import ComposedShard
+from pipeline.generate.cut_source import shard_fingerprint
+from pipeline.generate.graph import Generate
+from pipeline.generate.job import Job
+from pipeline.generate.layer_source import Backgrounds, LayerSource
+from pipeline.generate.list_split import ListSplits, list_split
+from pipeline.generate.own_variants import find_variants, own_names, versioned
+from pipeline.generate.plan import OutputShard, PlanSplit, load_plan
+from pipeline.generate.previous_layers import PreviousLayers
+from pipeline.generate.segment import SegmentShard
+from pipeline.generate.staged import find_layers, make_missing
+from pipeline.generate.variant_files import VariantFiles
+from pipeline.inputs.key_lists import read_key_list
+from pipeline.inputs.listing import SourceShard, SplitTotals
+from pipeline.storage.store import FileDigest, Store
+from transforms.codec import decode_image
+from transforms.geometry import OutputBox
+from transforms.layers import Layer
+from transforms.taxonomy import imagenet9
+from transforms.variants import mixed
+
+IN9, MIX = imagenet9(), "mixed_rand"
+BOX = SegmentConfig(image_size=32, resize=36, segmenter="box")
+MIXED = ComposeConfig(("original", MIX), ("parquet",), encoding="png")
+SMALL = DatasetConfig(images_per_shard=9, segment=BOX, compose=MIXED)
+TAR, RECORD = layer_tar("val", 0), layer_record("val", 0)
+ONE, TWO = ShardCounts(1, 1), ShardCounts(2, 2)
+
+
+def job_of(source: Path, output: Path, config: DatasetConfig = SMALL, **more: Any) -> Job:
+    about: dict[str, Any] = {"annotations": None, "manifest": None, "reshard": False, **more}
+    return Job.of(config, source=str(source), store=Store.at(str(output)), **about)
+
+
+def planned(job: Job, layers: str = "keep") -> tuple[OutputShard, Any, Backgrounds]:
+    stage = SegmentShard(BOX, job.layer_staging(), {}, job.progress, 9, layers)
+    found = [made for shard in ListSplits(job, IN9).process(None) for made in stage.process(shard)]
+    first = PlanSplit(MIXED, job.output_staging(), BOX).process(("val", found))[1]
+    plan = load_plan(job.store, first.plan, MIXED, first.plan_digest)
+    rows = read_rows(job.store, first.sources[0].record)
+    drawn = plan.backgrounds([row["key"] for row in rows])[MIX]
+    places = {row["key"]: {MIX: int(n)} for row, n in zip(rows, drawn, strict=True)}
+    return first, rows, Backgrounds(plan, None, places)
+
+
+def test_only_what_the_segmenter_uses_is_listed(sample: Path, tmp_path: Path) -> None:
+    def listed(segment: SegmentConfig, source: Path = sample, **more: Any) -> set[Any]:
+        config = DatasetConfig(segment=segment, compose=ComposeConfig(("original",)))
+        images = list_split(job_of(source, tmp_path, config, **more), IN9, "val")[0].images
+        return {(image.annotation is not None, image.mask is not None) for image in images}
+
+    masks = SegmentConfig(segmenter="masks")
+    assert listed(masks, masks=str(sample / "masks")) == {(True, True)}
+    assert listed(BOX) == {(True, False)}
+    assert listed(SegmentConfig(selection="in9l")) == {(False, False)}
+    (tmp_path / "a.JPEG").write_bytes(b"a")
+    table = tmp_path / "manifest.csv"
+    table.write_text("image,class,xmin,ymin,xmax,ymax,mask\na.JPEG,n02085620,1,1,2,2,a.JPEG\n")
+    assert listed(BOX, tmp_path) == {(True, False)}
+    for wnid, segment, said in (
+        ("n02085620", masks, f"--segmenter masks: no image of {table} has a mask; name PNGs in"),
+        ("n02085620", BOX, f"no image of {table} has a box: .* add --segmenter masks"),
+        ("n09", BOX, f"no image of an ImageNet-9 class in {table}: 1 images of other .*--taxonomy"),
+    ):
+        table.write_text(f"image,class\na.JPEG,{wnid}\n")
+        with pytest.raises(UsageError, match=said):
+            listed(segment, tmp_path)
+
+
+def test_a_job_finds_what_it_left_and_refuses_a_list_that_has_changed(tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\n")
+    config = DatasetConfig(include=read_key_list(str(names), "--include").about)
+    job = dataclasses.replace(job_of(tmp_path, tmp_path, config), include=str(names))
+    assert [job.key_lists().excludes(key, "n01") for key in "abc"] == [False, False, True]
+    names.write_text("a\nc\n")
+    with pytest.raises(UsageError, match=f"--include {names} has changed since this run"):
+        job.key_lists()
+    seed = dataclasses.replace(SMALL, compose=dataclasses.replace(MIXED, seed=1))
+    size = dataclasses.replace(SMALL, segment=dataclasses.replace(BOX, image_size=30))
+    first, second, third = (job_of(tmp_path, tmp_path, each) for each in (SMALL, seed, size))
+    assert first.layer_staging() == second.layer_staging() != third.layer_staging()
+    assert first.output_staging() == third.output_staging() != second.output_staging()
+
+
+def test_the_graph_gives_the_fingerprint_once(small_sample: Path, tmp_path: Path) -> None:
+    job, told = job_of(small_sample, tmp_path / "out"), tmp_path / "told"
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        start = pipeline | beam.Create(["work may begin"])
+        start | Generate(job, IN9) | beam.io.WriteToText(str(told), shard_name_template="")
+    manifest = read_manifest(job.store)
+    assert manifest is not None
+    assert told.read_text().split() == [manifest.fingerprint]
+    for may, stages in ((False, manifest.stages), (True, None)):
+        more = job_of(small_sample, tmp_path / "out", manifest=manifest, allow_rebuild=may)
+        assert (more.previous, more.guarded) == (manifest.shards, stages)
+    for reshard, counts in ((False, TWO), (True, ShardCounts(6, 6))):
+        smaller = dataclasses.replace(SMALL, images_per_shard=3)
+        more = dataclasses.replace(more, config=smaller, reshard=reshard)
+        assert list_split(more, IN9, "val")[1] == counts
+
+
+def composed(store: Store, number: int) -> ComposedShard:
+    ends = (f"layers/{number}.tar", f"layers/{number}.parquet", f"index/{number}.parquet")
+    moves = tuple((f".in9/staging/{path}", path) for path in ends)
+    files = (dataclasses.replace(store.write(s, s.encode()), path=path) for s, path in moves)
+    output = OutputShard(SplitTotals("val", TWO, 6, 1, 2), number, "", "", ())
+    statuses = {"small_box": 1, "accepted": 2}
+    return ComposedShard(output, f"{number}", moves, tuple(files), 3, statuses, {number: 2})
+
+
+def test_a_commit_waits_for_all_and_leaves_nothing_else(tmp_path: Path) -> None:
+    store, drop = Store(str(tmp_path)), dataclasses.replace(SMALL, layers="drop")
+    store.write("parquet/obsolete/val.parquet", b"old")
+    store.write("notes.txt", b"mine")
+    one, two = (composed(store, number) for number in (0, 1))
+    for lossy in ([], [two], [one, two, one], [one, dataclasses.replace(two, images=2)]):
+        with pytest.raises(JobError, match=r"val: .* arrived.* Run the same command again"):
+            build_manifest(SMALL, lossy, IN9)
+    manifest = build_manifest(SMALL, [two, one], IN9)
+    assert build_manifest(SMALL, [one, two], IN9) == manifest
+    assert list(manifest.images["val"].values()) == [6, 1, 2, 4, 2, 4]
+    assert [*manifest.samples["val"][MIX].values()] == [2, 2, *[0] * 7]
+    source, target = two.moves[2]
+    store.move(source, "aside")
+    before = store.sizes("")
+    with pytest.raises(JobError, match=f"{target} is missing .* Run the same command again"):
+        commit(drop, store, IN9, [one, two])
+    assert store.sizes("") == before
+    store.move("aside", source)
+    fingerprint = commit(drop, store, IN9, [one, two])
+    paths, there = [file["path"] for file in manifest_of(tmp_path)["files"]], stamps(tmp_path)
+    data = {path for shard in (one, two) for _, path in shard.moves[1:]}
+    assert paths == sorted({"README.md", "classes.txt", "croissant.json", *data})
+    assert set(store.sizes("")) == {*paths, "manifest.json", "notes.txt"}
+    assert Commit(drop, store, IN9).process(None, iter([two, one])) == [fingerprint]
+    assert stamps(tmp_path) == there
+
+
+@pytest.mark.parametrize(("record", "tars"), itertools.product("ab", ("", "a", "b", "ab")))
+def test_layers_are_found_if_all_is_whole(tmp_path: Path, record: str, tars: str) -> None:
+    """Record and tar may be staged (a) or in place (b); else the tar is cut short."""
+    staging, folders = Staging(Store(str(tmp_path)), "staging"), {"a": "staging/", "b": ""}
+    for place, folder in folders.items():
+        staging.store.write(folder + TAR, b"tar"[: 2 + (place in tars)])
+    about = ShardFiles(shard_fingerprint(["a", "b"], BOX), (FileDigest(TAR, 3, "0" * 64),))
+    write_table(staging.store, folders[record] + RECORD, record_schema().empty_table(), about)
+    shard = SourceShard(SplitTotals("val", ONE, 2, 0, 0), 0, ())
+    whole = next((place for place in tars if place == "b" or record == "a"), None)
+    layers = find_layers(staging, shard, ["a", "b"], BOX, need_files=True)
+    assert (layers and layers.where) == (whole and {TAR: folders[whole] + TAR})
+    other = dataclasses.replace(BOX, resize=40)
+    for digests, config in (("ba", BOX), (["a", None, "b"], BOX), ("ab", other), ("ab", BOX)):
+        layers = find_layers(staging, shard, list(digests), config, need_files=False)
+        assert (layers is not None) == (digests == "ab" and config == BOX)
+    assert make_missing(staging, RECORD, "x", layers, pytest.fail, counter="x") is layers
+    with pytest.raises(OSError, match=f"{RECORD} is not there after it was written"):
+        make_missing(staging, RECORD, "x", None, list, counter="x")
+
+
+def test_layers_are_the_same_from_tars_and_cut_again(small_input: Path, tmp_path: Path) -> None:
+    job = job_of(small_input, tmp_path)
+    output, rows, met = planned(job)
+    folder, tar = job.store.below(job.layer_staging().folder), layer_tar("val", 1)
+    staging, stored = job.output_staging(), LayerSource(job.store, met, BOX)
+    before = list(stored.layers(rows))
+    own = {row["key"]: layer for row, layer, _ in before}
+    rows = [{**row, "selected": place > 0} for place, row in enumerate(rows)]
+    digests = VariantFiles(BOX, MIXED, staging, IN9).write(output, met, rows)
+    for variant, file in zip(("original", MIX), digests, strict=True):
+        assert file == staging.digest_of(staging.staged(file.path), file.path, len(rows) - 1)
+        samples = read_parquet(job.store, staging.staged(file.path))
+        for sample, (row, layer, tiles) in zip(samples, before[1:], strict=True):
+            on = tiles[MIX] if variant == MIX else None
+            expected = layer.image if on is None else mixed(layer, stored.tiled(on))
+            assert np.array_equal(decode_image(sample.image), expected)
+            fields = {"label": row["label"], **met.fields(row["key"], variant)}
+            assert sample.fields | fields == sample.fields
+            assert (sample.key, fields["bg_key"] is None) == (row["key"], on is None)
+    previous = PreviousLayers(folder, "val", TWO)
+    for row, layer, _ in before:
+        ((_, parts),) = previous.find(row["key"], row["source_digest"])
+        assert np.array_equal(decode_image(parts["image"]), layer.image)
+    assert previous.find(row["key"], "another") == []
+    folder.write(tar, bytes(folder.size(tar) or 0))
+    alone = Backgrounds(met.plan, None, {row["key"]: {} for row in rows})
+    with pytest.raises(JobError, match=rf"{tar} is damaged .* Remove it and run the same"):
+        next(LayerSource(job.store, alone, BOX).layers(rows))
+    folder.delete_all([TAR, tar])
+    assert PreviousLayers(folder, "val", TWO).rows(row["key"], row["source_digest"]) == []
+    again = LayerSource(job.store, planned(job, "drop")[2], BOX)
+    for (row, layer, tiles), (_, cut, found) in zip(before, again.layers(rows), strict=True):
+        tiled, key = stored.tiled(tiles[MIX]), met.fields(row["key"], MIX)["bg_key"]
+        assert np.array_equal([layer.image, tiled], [cut.image, again.tiled(found[MIX])])
+        assert key not in own or np.array_equal(tiled, own[key].only_bg_t)
+    for picture in pictures_of(small_input):
+        darken(picture)
+    with pytest.raises(JobError, match=r"\.JPEG gives another layer .* Remove .*/layers and run"):
+        list(again.layers(rows))
+
+
+def test_a_variant_of_the_users_has_a_version_and_changes_no_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = ("layer.image.fill(0) or layer.image", "layer.image[::2]", "layer.image", "layer.image")
+    painted = zip(("dark", "half", "Loud", "bad"), code, strict=True)
+    text = "".join(f"def {name}(layer): return {what}\n" for name, what in painted)
+    (tmp_path / "painted_here.py").write_text(f"{text}dark.version, bad.version = 3, -1")
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = "python:painted_here"
+    entries = versioned(["original", f"{mine}:dark", f"{mine}:half@7"])
+    assert entries == versioned(entries) == ("original", f"{mine}:dark@3", f"{mine}:half@1")
+    assert own_names(["original", f"{mine}:dark", f"{mine}:light@3"]) == ("dark", "light")
+    for name, said in (("Loud", "small letters"), ("bad", "a whole number"), ("no", "no function")):
+        with pytest.raises(UsageError, match=f"--variants {mine}:{name}: .*{said}"):
+            versioned([f"{mine}:{name}"])
+    for entry, said in ((f"{mine}:dark@2", "its version is 3 here"), ("python:gone:f@1", "worker")):
+        with pytest.raises(JobError, match=said):
+            find_variants([entry])
+    image, found = np.full((32, 32, 3), 9, np.uint8), find_variants(entries)
+    layer = Layer(image, image, image[..., 0] > 0, OutputBox(0, 0, 9, 9))
+    assert (found["dark"].compose(layer).any(), image.all()) == (False, True)
+    with pytest.raises(JobError, match=r"half@1 returned uint8 of shape \(16, 32, 3\), not"):
+        found["half"].compose(layer)

@@ -1,0 +1,104 @@
+"""A plan: who is in the dataset, and whose background each gets."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.dataset.config import ComposeConfig, SegmentConfig
+from pipeline.dataset.records import ACCEPTED, Staging
+from pipeline.dataset.shards import ShardCounts
+from pipeline.errors import JobError
+from pipeline.generate.plan import OutputShard, Plan, PlanSplit, load_plan, select_images
+from pipeline.generate.segmented import SegmentedShard, SourceFiles, pack_candidates
+from pipeline.inputs.listing import SourceImage, SplitTotals
+from pipeline.storage.store import Store
+
+COUNTS = ShardCounts(4, 2)
+CONFIG = ComposeConfig(variants=("original", "mixed_same", "mixed_rand"), replicates=2)
+OF_ALL = {"layer_digest": "d", "only_bg_t_offset": 512, "only_bg_t_length": 9, "wnid": "n01"}
+
+
+def rows_of(labels: list[int]) -> list[dict[str, Any]]:
+    rows = ({"key": f"k{i}", "label": label} for i, label in enumerate(labels))
+    return [{**OF_ALL, **row, "status": ACCEPTED} for row in rows]
+
+
+def segmented(rows: list[dict[str, Any]]) -> list[SegmentedShard]:
+    totals, shards = SplitTotals("val", COUNTS, len(rows), 0, 0), []
+    for i in range(COUNTS.source):
+        own = [row for row in rows if COUNTS.source_shard(row["key"]) == i]
+        files = SourceFiles(i, "", len(own), "record", f"tar {i}", ())
+        shards.append(SegmentedShard(totals, files, pack_candidates(own, {})))
+    return shards
+
+
+def planned(folder: Path, shards: list[SegmentedShard]) -> tuple[list[OutputShard], Plan]:
+    staging = Staging(Store(str(folder)), "staging")
+    outputs = PlanSplit(CONFIG, staging, SegmentConfig()).process(("val", iter(shards)))
+    return outputs, load_plan(staging.store, outputs[0].plan, CONFIG, outputs[0].plan_digest)
+
+
+def test_candidates_are_the_accepted_rows_and_what_they_were_cut_from() -> None:
+    source = SourceImage("street", os.fsdecode(b"/in/\xff.JPEG"), "", "n01", 0, "/in/a.xml")
+    rows = [{**row, "object": 2, "key": f"street_{row['label']}"} for row in rows_of([2, 3])]
+    rows = [{"status": "undecodable"}, *rows, *rows_of([4])]
+    stream = pa.ipc.open_stream(io.BytesIO(pack_candidates(rows, {"street": source})))
+    street, _, other = stream.read_all().to_pylist()
+    assert (street["source"], street["annotation"]) == (b"/in/\xff.JPEG", b"/in/a.xml")
+    assert (street["mask"], street["offset"], street["length"]) == (None, 512, 9)
+    assert (other["key"], other["label"], other["source"]) == ("k0", 4, None)
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.randoms())
+def test_a_plan_does_not_depend_on_order_nor_a_background_on_who_else_is_asked_for(
+    tmp_path_factory: pytest.TempPathFactory, labels: list[int], chance: random.Random
+) -> None:
+    folder, rows = tmp_path_factory.getbasetemp() / "plans", rows_of(labels)
+    expected = planned(folder, segmented(rows))[0]
+    chance.shuffle(rows)
+    outputs, plan = planned(folder, chance.sample(segmented(rows), COUNTS.source))
+    assert [output.plan_digest for output in outputs] == [o.plan_digest for o in expected]
+    assert [[s.shard for s in output.sources] for output in outputs] == [[0, 2], [1, 3]]
+    # An image alone in its class cannot be put on a background of the same class.
+    keys = [row["key"] for row in rows if labels.count(row["label"]) > 1]
+    drawn = plan.backgrounds(keys)
+    assert list(drawn) == ["mixed_same", "mixed_same_r1", "mixed_rand", "mixed_rand_r1"]
+    assert len(keys) < 9 or any(drawn["mixed_rand"] != drawn["mixed_rand_r1"])
+    for position, key in enumerate(keys):
+        own = plan.place(key)
+        assert plan.value("tar", own) == f"tar {COUNTS.source_shard(key)}"
+        assert plan.value("label", own) == plan.value("label", drawn["mixed_same"][position])
+        for name, (background,) in plan.backgrounds([key]).items():
+            assert background == drawn[name][position] != own
+            assert plan.value("selected", background)
+
+
+def test_classes_are_balanced_after_those_without_partners_have_left() -> None:
+    labels, keys = np.asarray([0] * 5 + [1] * 4 + [2]), pa.array([f"k{i}" for i in range(10)])
+    counts = {"all": [5, 4, 0, 1], "min": [4, 4, 0, 1], "3": [3, 3, 0, 1], "1": [0, 0, 0, 3]}
+    for per_class, expected in counts.items():
+        config = ComposeConfig(variants=("mixed_same",), per_class=per_class)
+        chosen, without = select_images(keys, labels, config)
+        assert [*np.bincount(labels[chosen], minlength=3), without.sum()] == expected
+
+
+def test_lost_work_is_no_plan_and_a_lost_key_is_called_a_bug(tmp_path: Path) -> None:
+    shards, more = segmented(rows_of([0, 0, 1])), segmented(rows_of([0, 0, 1, 1]))
+    for arrived in (shards[:3], [*shards, shards[0]], [more[0], *shards[1:]]):
+        with pytest.raises(JobError, match=r"val: \d of 4 shards .* Run the same command again"):
+            planned(tmp_path, arrived)
+    plan = planned(tmp_path, shards)[1]
+    for key in ("", "k00", "z"):
+        with pytest.raises(JobError, match=f"{key} is accepted and not in the plan"):
+            plan.place(key)

@@ -1,0 +1,201 @@
+"""Images and boxes in folders, archives and Parquet files, and what the names of these tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from gcs import BUCKET, gcs_server
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shapes import tar_bytes
+
+from pipeline.errors import UsageError
+from pipeline.inputs.annotations import AnnotationIndex, annotated_wnid, index_annotations
+from pipeline.inputs.archives import members, stream
+from pipeline.inputs.folder import files_in, images_in_folder
+from pipeline.inputs.found import FoundAnnotation, FoundImage, wnid_of_label
+from pipeline.inputs.identity import identity_of
+from pipeline.inputs.parquet import holds_pictures, images_in_parquet
+from pipeline.inputs.place import read_place
+from pipeline.inputs.shapes import find_files, find_shape, tells_boxes, tells_split
+from pipeline.inputs.tars import images_in_tars
+from pipeline.inputs.webdataset import images_in_shards
+from pipeline.storage.store import Store
+from transforms.annotations import AnnotationError, Box, parse_annotation
+from transforms.taxonomy import Taxonomy, imagenet9
+
+Files = list[tuple[str, bytes]]
+CUPS = Taxonomy(("all",), ("0", "cup"), (0, 0), ("zero", "cup"))
+NAMES = st.from_regex(r"[a-z]{1,5}(/[a-z]{1,5})?\.JPEG", fullmatch=True)
+MEMBERS = st.lists(st.tuples(NAMES, st.binary(max_size=600)), max_size=5, unique_by=lambda f: f[0])
+BOXES = b'{"wnid": "cup", "label": 0, "boxes": [[1, 2, 3, 4]], "width": 9}'
+SAMPLES = [("a.JPG", b"1"), ("a.cls", b"0"), ("a.json", BOXES), ("b/a.png", b"2"),
+           ("b/a.cls", b"cup\n"), ("b/a.xml", b"<no"), ("b/a.json", b'{"boxes": [], "label": 0}'),
+           ("c.jpg", b"3"), ("c.json", b'{"label": 1}'), ("d", b""), (".d.jpg", b"")]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("containers")
+
+
+def seen(images: Iterator[FoundImage | None]) -> list[tuple[str, str, str, bytes] | None]:
+    """Name, key, class and bytes of each image, None for each other file."""
+    return [i and (i.name, i.key, i.folder, read_place(i.place)) for i in images]
+
+
+@settings(max_examples=30)
+@given(MEMBERS)
+def test_a_member_is_read_without_unpacking(root: Path, files: Files) -> None:
+    path, dotted = root / "members.tar", [(f"./{name}", data) for name, data in files]
+    path.write_bytes(tar_bytes([("before", b"x"), ("in.tar", tar_bytes(dotted)), ("after", b"")]))
+    inside = [member for member, _ in members(str(path))][1]
+    found = [(member, content.read()) for member, content in members(str(path), inside)]
+    assert [(member.name, data) for member, data in found] == files
+    assert [read_place(member.place) for member, _ in found] == [data for _, data in files]
+    everything = [("before", b"x"), *files, ("after", b"")]
+    assert list(stream(str(path))) == everything
+    path.write_bytes(tar_bytes([("in.tgz", tar_bytes(everything, "w:gz"))], "w:gz"))
+    assert list(stream(str(path))) == everything
+
+
+def test_an_inner_archive_ends_where_its_member_does(tmp_path: Path) -> None:
+    path, endless = tmp_path / "t.tar", tar_bytes([("a.JPEG", b"1")])[:1024]
+    path.write_bytes(tar_bytes([("in.tar", endless), ("b.JPEG", b"2")]))
+    with pytest.raises(UsageError, match=r"t.tar/in.tar is damaged or not complete"):
+        list(members(str(path), next(members(str(path)))[0]))
+
+
+def test_folders_or_inner_archives_tell_the_classes_of_a_tar(tmp_path: Path) -> None:
+    known = tar_bytes([("a.JPEG", b"a"), ("notes.txt", b""), (".git/a.JPEG", b"")])
+    own = tar_bytes([("b.b.PNG", b"b"), ("n01440764/c.jpg", b"c")])
+    flat = [("cup/e.JPEG", b"e"), ("f.JPEG", b"f"), ("readme", b"")]
+    (tmp_path / "t.tar").write_bytes(tar_bytes([("n02085620.tar", known), ("cup.tar", own), *flat]))
+    assert seen(images_in_tars([f"{tmp_path}/t.tar"], str(tmp_path), CUPS)) == [
+        ("t.tar/cup/e.JPEG", "e", "cup", b"e"), ("t.tar/f.JPEG", "f", "", b"f"), None,
+        ("t.tar/n02085620.tar/a.JPEG", "a", "n02085620", b"a"), None,
+        ("t.tar/cup.tar/b.b.PNG", "b.b", "cup", b"b"),
+        ("t.tar/cup.tar/n01440764/c.jpg", "c", "n01440764", b"c"),
+    ]  # fmt: skip
+
+
+@given(st.permutations(SAMPLES))
+def test_members_of_a_sample_may_come_in_any_order(root: Path, files: Files) -> None:
+    (root / "val.tar").write_bytes(tar_bytes(files))
+    images = list(images_in_shards([str(root / "val.tar")], str(root), CUPS))
+    assert images.count(None) == 1
+    found = sorted((image for image in images if image), key=lambda image: image.name)
+    assert seen(iter(found)) == [("val.tar/a.JPG", "a", "cup", b"1"),
+                                 ("val.tar/b/a.png", "a", "cup", b"2"),
+                                 ("val.tar/c.jpg", "c", "cup", b"3")]  # fmt: skip
+    boxed, broken, bare = (image.annotation and image.annotation.place for image in found)
+    annotation = parse_annotation(read_place(boxed or ""))
+    assert (annotation.width, annotation.boxes) == (9, (Box(1, 2, 3, 4),))
+    with pytest.raises(AnnotationError, match="not a readable XML"):
+        parse_annotation(read_place(broken or ""))
+    assert bare is None
+
+
+def test_rows_of_a_parquet_file_are_images(tmp_path: Path) -> None:
+    names, wnids = ("in/a.b.JPEG", None, "", "c\\d_n02085620.png"), [None, "", "n02085620", None]
+    images = [{"bytes": bytes([48 + n]), "path": name} for n, name in enumerate(names)]
+    images[2:3] = [None]  # type: ignore[list-item]
+    table = pa.table({"image": images, "label": [1, -1, 0, 0], "wnid": wnids})
+    pq.write_table(table, tmp_path / "v.parquet", row_group_size=3)
+    assert seen(images_in_parquet([f"{tmp_path}/v.parquet"], str(tmp_path), CUPS)) == [
+        ("v.parquet/0/0", "a.b", "cup", b"0"), ("v.parquet/0/1", "v-parquet-0-1", "", b"1"),
+        ("v.parquet/0/2", "v-parquet-0-2", "n02085620", b""), ("v.parquet/1/0", "d", "0", b"3"),
+    ]  # fmt: skip
+    texts = pa.array(["a.png"])
+    for column in (texts, texts.cast("large_string"), texts.dictionary_encode(), images[:1]):
+        pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
+        assert holds_pictures(f"{tmp_path}/a.parquet") is isinstance(column, list)
+
+
+def test_a_folder_is_listed_one_level_deep_and_in_order(tmp_path: Path) -> None:
+    names = "n2/a.png n1/z.jpg n1/in/deep.jpg y.JPG .git/c.jpg e.f.jpeg n1/l.txt x.xml .DS_Store"
+    for name in names.split():
+        (tmp_path / "val" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "val" / name).write_text(name)
+    found = images_in_folder(f"{tmp_path}/val", str(tmp_path))
+    assert [image and (image.name, image.folder) for image in found] == [
+        ("val/e.f.jpeg", ""), None, ("val/y.JPG", ""), None, ("val/n1/z.jpg", "n1"),
+        ("val/n2/a.png", "n2"),
+    ]  # fmt: skip
+    assert [file.name for file in files_in(f"{tmp_path}/val", (".xml",))] == ["x.xml"]
+
+
+def test_identity_changes_when_and_only_when_content_does() -> None:
+    with gcs_server() as url, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", url)
+        found = []
+        for data in (b"1", b"2", b"1"):
+            Store(f"gs://{BUCKET}").write("a", data)
+            found.append(identity_of(f"gs://{BUCKET}/a"))
+        with pytest.raises(FileNotFoundError):
+            identity_of(f"gs://{BUCKET}/none.tar")
+    assert found[0] == found[2] != found[1]
+    assert None not in found
+    assert identity_of(__file__) is None  # Here each part is hashed instead.
+
+
+@given(st.integers(-2, 999))
+def test_a_label_is_the_number_of_a_class_or_the_class_itself(number: int) -> None:
+    expected = imagenet9().wnids[number] if number >= 0 else ""
+    for label in (number, f" {number}\n", f"{expected} "):
+        assert wnid_of_label(label, imagenet9(), "x") == expected
+    # A class that is called by a number is meant by it.
+    assert [wnid_of_label(label, CUPS, "x") for label in (0, 1, None)] == ["0", "cup", ""]
+    for wrong in (2, "n020856210"):
+        with pytest.raises(UsageError, match=f"^a is of class '{wrong}': .* of --taxonomy$"):
+            wnid_of_label(wrong, CUPS, "a")
+
+
+def test_files_of_a_split_are_known_by_name_and_looked_for_near_by_first(tmp_path: Path) -> None:
+    for name, told in (("x-VALIDATION-0.tar", (True, False)), ("bbox_val.tgz", (False, True)),
+                       ("bbox_val.txt", (False, False)), ("LOC_val_solution.csv", (True, True)),
+                       ("val.csv", (True, False)), ("interval.tar", (False, False))):  # fmt: skip
+        assert (tells_split(f"/val/{name}", "val"), tells_boxes(f"/val/{name}", "val")) == told
+    assert find_shape(str(tmp_path), "val") == ("", ())
+    for kind, names in (("webdataset", ["validation/0.tar", "validation/1.tar"]),
+                        ("tar", ["data/val.TAR"]), ("webdataset", ["b-val.tar"])):  # fmt: skip
+        for name in (*names, "bbox_val.tar"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            mark = ".a.CLS" if kind == "tar" else "a.CLS"
+            (tmp_path / name).write_bytes(tar_bytes([("a.JPG", b""), (mark, b"")]))
+        paths = tuple(f"{tmp_path}/{name}" for name in names)
+        assert find_files(str(tmp_path), "val", ".tar") == paths
+        assert find_shape(str(tmp_path), "val") == (kind, paths)
+    assert find_files(f"{paths[0]}", "train", ".tar") == paths
+
+
+@given(st.dictionaries(st.tuples(st.sampled_from(["", "x", "y"]), st.just("a")), st.text("01")))
+def test_an_annotation_is_found_by_folder_then_by_name(places: dict[tuple[str, str], str]) -> None:
+    entries = [(*where, FoundAnnotation(place)) for where, place in places.items()]
+    of_key = {folder: annotation for folder, _, annotation in entries}
+    only = entries[0][2] if len(entries) == 1 else None
+    for index in (AnnotationIndex(entries), AnnotationIndex(reversed(entries))):
+        for folder in ("", "x", "y", "z"):
+            assert index.find(folder, "a") == of_key.get(folder, of_key.get("", only))
+            assert index.find(folder, "b") is None
+
+
+def test_annotations_in_an_archive_are_kept_as_what_they_say(tmp_path: Path) -> None:
+    xml = b"<annotation><size><width>9</width><height>8</height></size><object><name>cup</name>"
+    xml += b"<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox></object>"
+    xml = tar_bytes([("n02085620/a.xml", xml + b"</annotation>"), ("n01440764/a.xml", b"no")])
+    files = [("in.tar", xml), ("b.XML", b"no"), ("c.txt", b"no"), ("._a.xml", b"no")]
+    (tmp_path / "bbox.tgz").write_bytes(tar_bytes(files, "w:gz"))
+    index = index_annotations(f"{tmp_path}/bbox.tgz")
+    found = [index.find("n02085620", "a"), index.find("", "b")]
+    assert [annotated_wnid(each) for each in (*found, None)] == ["cup", "", ""]
+    boxed, _ = (read_place(each.place) for each in found if each)
+    assert parse_annotation(boxed).boxes == (Box(1, 2, 3, 4),)
+    assert index.find("", "._a") is index.find("", "c") is None
+    (tmp_path / "solution.csv").write_text("ImageId,Boxes\n")
+    with pytest.raises(UsageError, match=r"solution.csv is no table of boxes: its first line"):
+        index_annotations(f"{tmp_path}/solution.csv")

@@ -1,0 +1,149 @@
+"""Tables that people write: their rows, COCO's entries, and the images that these name."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import UsageError
+from pipeline.inputs.coco import coco_objects, is_coco, mask_text
+from pipeline.inputs.manifest import images_in_manifest, is_coco_manifest, tells_splits
+from pipeline.inputs.manifest_rows import content_of_coco, images_of_coco, images_of_rows, path_from
+from pipeline.inputs.place import read_place
+from pipeline.inputs.rows import Row, column_names, read_rows
+from transforms.annotations import Box, parse_annotation
+from transforms.masks import read_mask
+
+Rows = list[dict[str, Any]]
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
+SQUARE, SIZE = [[0, 0, 2, 0, 2, 2, 0, 2]], {"width": 6, "height": 4}
+COCO: dict[str, Any] = {
+    "images": [{"id": 7, "file_name": "b.png", "group": "hall", **SIZE},
+               {"id": "x", "file_name": "a.png", **SIZE}, {"id": 1, "file_name": "c.png", **SIZE}],
+    "annotations": [{"image_id": "x", "category_id": 2, "bbox": [1, 2, 3, 4.5]},
+                    {"image_id": 7, "category_id": 2, "bbox": [0, 0, 2, 2], "segmentation": SQUARE},
+                    {"image_id": "x", "category_id": 5, "bbox": None, "segmentation": SQUARE}],
+    "categories": [{"id": 5, "name": "fork"}, {"id": 2, "name": "cup"}],
+}  # fmt: skip
+OBJECTS: Rows = [
+    {"image": "a.png", "class": "fork", "boxes": [[0, 0, 5, 5]], "split": "val"},
+    {"image": "a.png", "class": "cup", "boxes": [[0, 0, 5, 6]], "mask": "m.png"},
+    {"image": "b.c.png", "class": "cup", "group": "hall", "split": "validation"},
+    {"image": "d.png", "class": "cup", "split": "train"},
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("manifests")
+    for name in ("a.png", "b.png", "b.c.png", "c.png", "d.png", "m.png"):
+        (folder / name).touch()
+    return folder
+
+
+def put(path: Path, content: object) -> str:
+    """Writes JSON, or JSON lines; its path."""
+    is_lines = path.suffix == ".jsonl" and isinstance(content, list)
+    path.write_text("\n \n".join(map(json.dumps, content)) if is_lines else json.dumps(content))
+    return str(path)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(TEXT.filter(str.strip), TEXT), min_size=1, max_size=9))
+def test_rows_are_the_same_in_every_kind_of_table(root: Path, cells: list[Any]) -> None:
+    rows = [{"image": image, "a, b": other} for image, other in cells]
+    with (root / "t.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file).writerows([("image ", " a, b"), (" ", ""), *cells, (" ", "")])
+    pq.write_table(pa.Table.from_pylist(rows), root / "t.PARQUET")
+    for path, step in ((f"{root}/t.csv", 0), (put(root / "t.json", rows), 1),
+                       (put(root / "t.jsonl", rows), 2), (f"{root}/t.PARQUET", 1)):  # fmt: skip
+        found = list(read_rows(path, "--input"))
+        assert [row.values for row in found] == rows
+        assert column_names(path, "--input") == ("image", "a, b")
+        assert not step or [row.number for row in found] == [1 + step * n for n in range(len(rows))]
+
+
+def test_what_is_wrong_with_a_table_or_a_value_is_told_by_line(tmp_path: Path) -> None:
+    for name, data, why in (
+        ("t.jsonl", b'{"a": 1}\n\n[1]', "t.jsonl, line 3: no object"),
+        ("t.csv", b"a\n\xfc\n", "t.csv is no text in UTF-8"),
+        ("t.parquet", b"PAR1", "t.parquet is not a whole Parquet file"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UsageError, match=why):
+            list(read_rows(f"{tmp_path}/{name}", "--input"))
+    row = Row("/t.csv", 3, {"a": " 7 ", "b": 8.0, "c": float("nan"), "d": None, "e": "7.5"}, "line")
+    assert [row.text(name) for name in "abcdz"] == ["7", "8.0", "", "", ""]
+    assert (row.integer("a"), row.integer("b")) == (7, 8)
+    for name in "cdez":
+        with pytest.raises(UsageError, match=rf"^/t.csv, line 3, column {name}: .* no whole"):
+            row.integer(name)
+
+
+def test_objects_of_coco_are_tied_to_their_images() -> None:
+    assert [is_coco(x) for x in (COCO, [COCO], {**COCO, "images": {}})] == [True, False, False]
+    found = list(coco_objects("/c.json", COCO))
+    assert [image for image, _ in found] == COCO["images"]
+    assert [[(each.name, each.box) for each in objects] for _, objects in found] == [
+        [("cup", (0, 0, 2, 2))], [("cup", (1, 2, 4, 6.5)), ("fork", None)], []
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match=r"^/c.json: two of images have the id 7"):
+        list(coco_objects("/c.json", {**COCO, "images": COCO["images"] * 2}))
+
+
+def test_cocos_content_is_told_from_other_json_and_is_never_stale(tmp_path: Path) -> None:
+    for moment, content in enumerate((COCO, {**COCO, "images": COCO["images"][::-1]}, COCO)):
+        path = put(tmp_path / "m.json", content)
+        os.utime(path, (moment, moment))
+        assert content_of_coco(path) == content
+    rows = put(tmp_path / "rows.json", OBJECTS)
+    assert (is_coco_manifest(path), tells_splits(path)) == (True, False)
+    assert (is_coco_manifest(rows), tells_splits(rows)) == (False, True)
+    assert content_of_coco(rows) is content_of_coco("/none.csv") is None
+
+
+def test_rows_of_one_image_are_put_together(tmp_path: Path) -> None:
+    rows = [{"image": "b.png", "class": "cup", "boxes": "[1, 2, 3, 4]"}, {"image": "/x/a.png"},
+            {"image": "x/../b.png", "group": "hall", "boxes": [[5, 6, 7, 8], 0]}]  # fmt: skip
+    first, second = images_of_rows(put(tmp_path / "t.json", rows), "/in")
+    assert (first.path, first.row.number, first.about) == ("/in/b.png", 1, {"group": "hall"})
+    assert first.objects == [("cup", [1, 2, 3, 4]), ("", [5, 6, 7, 8]), ("", 0)]
+    assert (second.path, second.objects) == ("/x/a.png", [("", None)])
+    assert path_from("/in", "gs://b/a") == path_from("gs://b/in", "../a") == "gs://b/a"
+
+
+def test_images_of_coco_have_masks_if_all_their_objects_have(root: Path) -> None:
+    first, _, _ = images_of_coco("/c.json", "/in", COCO)
+    assert (first.path, first.about["group"]) == ("/in/b.png", "hall")
+    found = list(images_in_manifest(put(root / "c.json", COCO), ["val"]))
+    assert [image.name + image.folder for image in found] == ["b.pngcup", "a.pngcup", "c.png"]
+    mask = read_mask(read_place(found[0].mask or "")).mask
+    assert (mask.shape, mask.sum(), mask[:2, :2].all()) == ((4, 6), 4, True)
+    assert found[1].mask is found[2].mask is found[2].annotation is None
+    runs = {"size": [4, 6], "counts": [24]}
+    assert mask_text(4, 6, [runs]) == mask_text(4, 6, [dict(reversed(runs.items()))])
+
+
+@given(st.permutations(OBJECTS))
+def test_the_order_of_rows_is_that_of_images_and_says_nothing_else(root: Path, rows: Rows) -> None:
+    path = put(root / "t.jsonl", rows)
+    found = {image.name: image for image in images_in_manifest(path, ("val", "validation"))}
+    assert list(found) == [n for n in dict.fromkeys(row["image"] for row in rows) if n != "d.png"]
+    a, b = found["a.png"], found["b.c.png"]
+    assert (a.folder, a.mask, a.key, a.group) == ("cup", f"{root}/m.png", "a", "")
+    assert a.annotation is not None
+    boxes = parse_annotation(read_place(a.annotation.place)).boxes
+    assert sorted(boxes) == [Box(0, 0, 5, 5), Box(0, 0, 5, 6)]
+    assert (b.folder, b.mask, b.key, b.group, b.annotation) == ("cup", None, "b.c", "hall", None)
+    put(root / "t.jsonl", {"image": "a.png", "class": "", "mask": "lost.png"})
+    with pytest.raises(UsageError, match=rf"line 1, column mask: there is no file {root}/lost.png"):
+        list(images_in_manifest(path, ["val"]))

@@ -1,0 +1,43 @@
+"""The tests mirror the layers of `pipeline/`."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PIPELINE, TESTS = ROOT / "pipeline", ROOT / "tests"
+
+
+def imported(folder: Path) -> Iterator[str]:
+    """Modules that the files of a folder import."""
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                yield node.module
+                yield from (f"{node.module}.{name.name}" for name in node.names)
+            elif isinstance(node, ast.Import):
+                yield from (name.name for name in node.names)
+
+
+def test_every_layer_has_tests() -> None:
+    (layers, *_) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
+        "contracts"
+    ]
+    folders = {name for name in layers["layers"] if (PIPELINE / name).is_dir()}
+    assert folders == {path.parent.name for path in PIPELINE.glob("*/__init__.py")}
+    assert {path.parent.name for path in TESTS.glob("*/test_*.py")} == {*folders, "transforms"}
+
+
+@pytest.mark.parametrize("layer", ["dataset", "inputs", "generate", "evaluate"])
+def test_every_module_is_imported_by_a_test_of_its_layer(layer: str) -> None:
+    modules = {
+        f"pipeline.{layer}.{path.stem}"
+        for path in (PIPELINE / layer).glob("*.py")
+        if path.stem != "__init__"
+    }
+    assert sorted(modules - set(imported(TESTS / layer))) == []
