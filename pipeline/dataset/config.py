@@ -276,9 +276,10 @@ class DatasetConfig:
         return dataclasses.replace(whole, segment=segment, compose=compose)
 
     def differing_flags(self, other: DatasetConfig) -> list[str]:
-        """Names of the flags whose values differ."""
+        """Names of the flags whose values differ, or that are known of one alone."""
         mine, theirs = self.flags(), other.flags()
-        return sorted(name for name in mine if mine[name] != theirs[name])
+        names = sorted(mine.keys() | theirs.keys())
+        return [name for name in names if mine.get(name, ...) != theirs.get(name, ...)]
 
     def fingerprint(self) -> str:
         """Identifies the configuration with the stage versions."""

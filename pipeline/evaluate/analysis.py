@@ -227,7 +227,7 @@ def _groups(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Ro
 def _sizes(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row]:
     # Of images that are not cut apart nobody knows how large the foreground is.
     known = ~np.isnan(images.fg_fraction)
-    buckets = size_buckets(images.fg_fraction[known])
+    buckets, units = size_buckets(images.fg_fraction[known]), _some(images.unit_numbers, known)
     for variant in answers.predictions:
         correct = answers.correct(variant)[known]
         for bucket in np.unique(buckets).tolist():
@@ -238,7 +238,7 @@ def _sizes(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row
                 "bucket": f"{low:g}-{high:g}",
                 "fg_low": low,
                 "fg_high": high,
-                **_accuracy_columns(correct[inside], _some(images.unit_numbers, inside)),
+                **_accuracy_columns(correct[inside], _some(units, inside)),
             }
 
 

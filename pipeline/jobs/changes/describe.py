@@ -46,7 +46,7 @@ def _dataset_causes(
     causes = {}
     was, now = old.config.flags(), new.config.flags()
     flags = [
-        f"--{name} {shown(was[name])} -> {shown(now[name])}"
+        f"--{name} {shown(was.get(name))} -> {shown(now.get(name))}"
         for name in old.config.differing_flags(new.config)
     ]
     stages = ["segment", "compose"]

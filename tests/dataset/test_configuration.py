@@ -1,0 +1,151 @@
+"""What a dataset is made with: its flags, what identifies them, and the words that tell them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
+from pipeline.dataset.croissant import COLUMNS, croissant
+from pipeline.dataset.fingerprints import COMPOSE_VERSION, fingerprint
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.how_made import limits_of, steps_of
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.sinks import SAMPLE_FIELDS
+from pipeline.storage.store import Store
+from transforms.taxonomy import imagenet9
+
+# Another value than the default of every flag, and what else then must be another one.
+SEGMENT = SegmentConfig(
+    *(128, 300, "bicubic", "box", 1, (), "each", 0.8, 0.4, 0.2, "pad", "in9l")
+).flags() | {"segmenter_parameters": ("version=3", "size=7")}
+COMPOSE = vars(
+    ComposeConfig(("original",), ("webdataset",), "png", 90, 1, "7", "other", True, 3, "4 pictures")
+)
+REST = vars(DatasetConfig(("train", "val"), "1 key", "2 keys", "2 superclasses", 9, 6, "drop"))
+NEEDS = {
+    "segmenter_parameters": {"segmenter": "python:mine:cut"},
+    "selection": {"variants": ("original",)},
+}
+
+
+def flags(**others: Any) -> DatasetConfig:
+    return DatasetConfig.from_flags({**DatasetConfig().flags(), **others})
+
+
+EACH = {
+    name: flags(**{name: ({**REST, **COMPOSE, **SEGMENT})[name], **NEEDS.get(name, {})})
+    for name in DatasetConfig().flags()
+}
+
+
+def test_every_flag_survives_json_and_identifies_the_dataset() -> None:
+    for name, config in EACH.items():
+        assert DatasetConfig.from_flags(json.loads(json.dumps(config.flags()))) == config
+        differing = sorted({name, *NEEDS.get(name, {})})
+        assert config.differing_flags(DatasetConfig()) == differing
+    every = [config.fingerprint() for config in (DatasetConfig(), *EACH.values())]
+    assert len(set(every)) == len(every)
+    with pytest.raises(ValueError, match="Expected `int`, got `str`"):
+        flags(replicates="2")
+    with pytest.raises(ValueError, match="newer release: flags age, colour are not known"):
+        flags(colour="red", age=3)
+
+
+def test_a_flag_changes_what_it_decides_and_nothing_else() -> None:
+    base = DatasetConfig()
+    for name, config in EACH.items():
+        changed = {name, *NEEDS.get(name, {})}
+        decides = config.segment.fingerprint() != base.segment.fingerprint()
+        assert decides == bool(changed & set(SEGMENT)), name
+        decides = config.compose.fingerprint() != base.compose.fingerprint()
+        # Which scenes were drawn is known only where they are.
+        assert decides == bool(changed & set(COMPOSE) - {"backgrounds"}), name
+    # Another implementation of the same masks.
+    assert flags(segmenter="cv2").fingerprint() == base.fingerprint()
+    whole = SegmentConfig(selection="in9l")
+    for name in set(SEGMENT) - {"segmenter_parameters", "selection"}:
+        other = dataclasses.replace(whole, **{name: SEGMENT[name]})
+        decides = name in ("image_size", "resize", "interpolation", "crop")
+        assert (other.fingerprint() != whole.fingerprint()) == decides, name
+
+
+def test_flags_that_came_later_leave_older_datasets_as_they_are() -> None:
+    later = {"exclude", "include", "taxonomy", "segmenter_parameters", "objects", "max_box", "crop"}
+    later |= {"min_visible", "min_foreground", "replicates", "backgrounds"}
+    base = DatasetConfig()
+    first = {name: value for name, value in base.flags().items() if name not in later}
+    parts = base.segment.fingerprint(), base.compose.fingerprint()
+    assert base.fingerprint() == fingerprint(first, *parts)
+    first = {name: first[name] for name in first if name in COMPOSE}
+    assert base.compose.fingerprint() == fingerprint(first, COMPOSE_VERSION)
+
+
+def test_of_an_import_only_some_flags_are_known() -> None:
+    imported = dataclasses.replace(flags(image_size=512, resize=600, seed=4), origin="imported")
+    assert DatasetConfig.from_flags(imported.flags()).flags() == imported.flags()
+    assert not {"seed", "resize", "segmenter"} & set(imported.flags())
+    differing = flags(image_size=512, resize=600, seed=4).differing_flags(imported)
+    assert {"origin", "seed", "resize"} <= set(differing)
+    assert "image_size" not in differing
+    assert imported.differing_flags(flags(image_size=512, resize=600, seed=4)) == differing
+    assert imported.fingerprint() == dataclasses.replace(imported, limit=9).fingerprint()
+    assert imported.fingerprint() != dataclasses.replace(imported, images_per_shard=6).fingerprint()
+
+
+def test_fingerprints_are_equal_where_their_parts_are() -> None:
+    parts = ([1], [[1]], ["1"], [1, 2], [[1, 2]], [2, 1], [{"a": 1, "b": 2}], [{"a": 2, "b": 1}])
+    assert len({fingerprint(*part) for part in parts}) == len(parts)
+    assert fingerprint({"b": 2, "a": (1,)}) == fingerprint({"a": [1], "b": 2})
+
+
+@pytest.fixture(scope="module")
+def manifest(three_draws: Path) -> Manifest:
+    return Dataset.open(Store(str(three_draws))).manifest
+
+
+def test_steps_and_limits_are_those_of_the_flags(manifest: Manifest) -> None:
+    def told(config: DatasetConfig) -> str:
+        limits = limits_of(dataclasses.replace(manifest, config=config))
+        return "\n".join([*steps_of(config), *limits])
+
+    base = DatasetConfig()
+    for config in (base, *EACH.values()):
+        numbers = [step.partition(". ")[0] for step in steps_of(config)]
+        assert numbers == [str(place + 1) for place in range(len(numbers))]
+        assert not set("{}") & set(told(config))
+    for name, text in (
+        *(("image_size", "128 x 128"), ("resize", "resized to 300"), ("max_box", "at most 0.8")),
+        *(("objects", "is an image of its own"), ("mixed_rand", "draws from other classes")),
+        *(("own_background", "may be the image's own"), ("per_class", "`--per_class 7`")),
+        *(("segmenter_parameters", "`python:mine:cut 3 size=7`"), ("seed", "`--seed 1`")),
+    ):
+        assert text in told(EACH[name])
+        assert text not in told(base)
+    given = flags(segmenter="masks")
+    imported = dataclasses.replace(given, origin="imported")
+    masks, jpeg, one = "Masks have errors", "; `layers/` has no loss", "one of several are not"
+    for text, config in (
+        *((masks, given), (masks, EACH["selection"]), (jpeg, EACH["layers"])),
+        *((jpeg, imported), (one, EACH["objects"]), (one, imported)),
+    ):
+        assert text in told(base)
+        assert text not in told(config)
+    assert masks in told(imported)
+
+
+def test_croissant_lists_each_file_once_and_has_every_column(manifest: Manifest) -> None:
+    said = dict.fromkeys(manifest.config.compose.composed, "a version")
+    made = json.loads(croissant(manifest, imagenet9(), name="n", descriptions=said, cite="c"))
+    stored = [file.path for file in manifest.files if file.path.startswith("parquet/")]
+    sets = [f"files-{name}" for name in said]
+    assert sorted(each["@id"] for each in made["distribution"]) == sorted(sets + stored)
+    for version, files in zip(made["recordSet"][1:], sets, strict=True):
+        assert {each["source"]["fileSet"]["@id"] for each in version["field"]} == {files}
+        names = [each["name"] for each in version["field"]]
+        assert names == ["split", "key", "image", *(field.name for field in SAMPLE_FIELDS)]
+        assert [each["description"] for each in version["field"][1:]] == list(COLUMNS.values())

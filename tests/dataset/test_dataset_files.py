@@ -1,0 +1,142 @@
+"""The files of a dataset: written, found and read back, verified, held out, and in versions."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.dataset import latest, records
+from pipeline.dataset import layer_files as files
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.holdout import Holdout, selected_rows
+from pipeline.dataset.manifest import MANIFEST
+from pipeline.dataset.shards import layer_record, layer_tar
+from pipeline.dataset.verify import verify
+from pipeline.errors import UsageError
+from pipeline.storage.store import Store
+from pipeline.storage.tar import TarWriter
+from transforms.geometry import OutputBox
+from transforms.layers import Layer
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path))
+
+
+def layer(seed: int) -> Layer:
+    rng = np.random.default_rng(seed)
+    image, only_bg_t = rng.integers(0, 256, (2, 9, 9, 3), np.uint8)
+    return Layer(image, only_bg_t, rng.random((9, 9)) < 0.5, OutputBox(1, 2, 5, 9))
+
+
+def test_layers_are_found_in_their_tar_as_they_were(store: Store, three_draws: Path) -> None:
+    layers = {f"key.{seed}": layer(seed) for seed in range(3)}
+    with store.create("a.tar") as file:
+        tar = TarWriter(file)
+        rows = {k: files.add_layer(tar, k, files.encode_layer(v)) for k, v in layers.items()}
+    for key, each in reversed(layers.items()):
+        read = files.decode_layer(files.read_parts(store, "a.tar", rows[key]), [1, 2, 5, 9])
+        for name in (*files.PARTS, "box"):
+            assert np.array_equal(getattr(read, name), getattr(each, name))
+    one, two = layers["key.0"], layers["key.1"]
+    changed = [dataclasses.replace(one, **{name: getattr(two, name)}) for name in files.PARTS]
+    changed.append(dataclasses.replace(one, box=one.box._replace(x1=6)))
+    assert len({files.layer_digest(each) for each in (one, *changed)}) == 5
+    # A record's digest is of the layer in the tar, whose True is another byte when Pillow reads it.
+    store = Store(str(three_draws))
+    row = next(r for r in records.read_rows(store, layer_record("val", 0)) if r["layer_digest"])
+    read = files.decode_layer(files.read_parts(store, layer_tar("val", 0), row), row["box"])
+    stored = dataclasses.replace(read, mask=read.mask & True)
+    assert files.layer_digest(stored) == row["layer_digest"]
+
+
+def test_rows_of_objects_are_of_one_image_and_many_classes_need_room() -> None:
+    rows = [{"key": key, "object": number} for key, number in (("a", 0), ("b_1", 1), ("b_2", 2))]
+    assert records.count_sources(rows) == records.count_sources([{"key": "a"}, {"key": "b"}]) == 2
+    assert [records.source_key(row) for row in rows] == ["a", "b", "b"]
+    assert records.with_labels(records.RECORD_SCHEMA, 128) == records.RECORD_SCHEMA
+    assert records.with_labels(records.RECORD_SCHEMA, 129).field("label").type == pa.int16()
+
+
+def test_a_shard_is_found_where_its_record_and_files_lie(store: Store) -> None:
+    staging, record, tar = records.Staging(store, ".in9/x"), "layers/r.parquet", "layers/a.tar"
+
+    def found(**how: bool) -> tuple[str, dict[str, str]] | None:
+        shard = staging.find(record, "f", **how)
+        return shard and (shard.record, shard.where)
+
+    store.write(staging.staged(tar), b"abc")
+    about = records.ShardFiles("f", (staging.digest_of(staging.staged(tar), tar, 1),))
+    assert found() is None  # What a killed run staged without a record never counts.
+    records.write_table(store, staging.staged(record), pa.table({"key": ["a"]}), about)
+    assert staging.find(record, "g") is None
+    assert found() == (staging.staged(record), {tar: staging.staged(tar)})
+    store.move(staging.staged(tar), tar)
+    assert found() == (staging.staged(record), {tar: tar})
+    store.move(staging.staged(record), record)
+    assert found() == (record, {tar: tar})
+    store.write(tar, b"ab")
+    assert (found(), found(need_files=False)) == (None, (record, {}))
+
+
+def test_each_fault_of_a_dataset_is_a_line(three_draws: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(three_draws, tmp_path / "out"))
+    dataset = Dataset.open(Store(str(output)))
+    assert list(verify(dataset)) == []
+    gone, shorter, other = (file.path for file in dataset.manifest.files[-3:])
+    (output / gone).unlink()
+    content = (output / shorter).read_bytes()
+    (output / shorter).write_bytes(content[:-1])
+    flipped = (output / other).read_bytes()
+    (output / other).write_bytes(flipped[:-1] + b"?")
+    (output / "results").mkdir()
+    for extra in ("parquet/extra", "results/extra"):  # Only the one lies among files of shards.
+        (output / extra).write_text("")
+    assert list(verify(dataset)) == [
+        f"{gone}: missing",
+        f"{shorter}: {len(content) - 1} bytes, the manifest says {len(content)}",
+        f"{other}: the content has changed (sha256 differs)",
+        "parquet/extra: not in the manifest",
+    ]
+
+
+def test_groups_are_held_out_as_a_whole_and_shards_as_the_split(one_worker: Path) -> None:
+    rows = [{"key": str(n), "group": f"g{n % 20}" if n % 2 else None} for n in range(200)]
+    tested = Holdout(0.4).tested(rows)
+    groups = {row["group"] for row in tested if row["group"]}
+    assert sum(row["group"] in groups for row in tested) == 10 * len(groups) > 0
+    assert Holdout(0.4, seed=1).tested(rows) != tested != Holdout().tested(rows) == rows
+    dataset = Dataset.open(Store(str(one_worker)))
+    for holdout in (Holdout(), Holdout(0.5)):
+        shards = (selected_rows(dataset, "val", holdout, n) for n in dataset.shards("val"))
+        whole = selected_rows(dataset, "val", holdout)
+        assert list(itertools.chain(*shards)) == whole == holdout.tested(whole)
+        assert all(row["selected"] for row in whole)
+
+
+def test_the_newest_whole_version_is_read_and_none_is_written_into(store: Store) -> None:
+    newest, broken, unlisted = (f"v-{number:012x}" for number in (3, 1, 2))
+    assert latest.reading_store(store.root) == latest.writing_store("output", store.root) == store
+    for age, name in enumerate((newest, unlisted, "v-unlike")):
+        store.write(f"{name}/{MANIFEST}", b"{}")
+        os.utime(store.path(f"{name}/{MANIFEST}"), (age, age))
+    said = latest.Latest("f" * 32, (newest, broken))
+    store.write(latest.LATEST, said.to_json())
+    assert latest.read_latest(store) == said
+    assert latest.finished_versions(store) == [newest, unlisted]
+    assert latest.reading_store(store.root).root == store.path(newest)
+    with pytest.raises(UsageError, match=f"{newest} is a published version, .* name the dataset"):
+        latest.writing_store("output", store.path(newest))
+    store.write(latest.LATEST, b"")
+    assert latest.reading_store(store.root).root == store.path(unlisted)
+    store.write(latest.LATEST, said.to_json().replace(b'"manifest": "v-', b'"manifest": "w-'))
+    with pytest.raises(UsageError, match="parts do not belong together"):
+        latest.reading_store(store.root)
