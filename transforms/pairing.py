@@ -1,15 +1,14 @@
 """Pairing: which background each foreground gets in the mixed variants.
 
-Draws are stable: adding or removing one image re-pairs about one foreground in each
-variant. Each is a lookup on a hash ring by multi-probe consistent hashing (Appleton and
-O'Reilly 2015, "Multi-probe consistent hashing"): a foreground probes the ring at
-`PROBES` places and takes the background that lies closest behind one of them. The
-probes even out the gaps between backgrounds, so the draw is near-uniform, and each
-costs a binary search.
+Draws are fair: every background of the class that is drawn from is as likely, for each foreground,
+variant and draw anew. They are stable: one image more or less re-pairs about two foregrounds in
+each variant. Both by rendezvous hashing (Thaler and Ravishankar 1998), in two levels, so that a
+draw looks at a small part of a large class: a foreground takes the best of `BUCKETS` buckets, which
+divide a class by a hash and count by their size (the logarithmic method of Schindelhauer and
+Schomaker 2005), and in it the best background.
 
-Images of one group share a scene, so none of them is another's background. A place on the
-ring that holds a foreground's own group is passed over in one step, to the next place of
-another group: the draw is that on a ring without the group.
+Images of one group share a scene, so none of them is another's background: a foreground draws as if
+the images of its own group were not there.
 
 Source of the variants: paper section 2, which draws from the same class, a random one or the
 next. Whether a random class may be the own one, and a background the image's own, it does not
@@ -24,10 +23,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.hashing import UInt64Array, keyed_hashes, substream
+from transforms.hashing import UInt64Array, keyed_hashes, substream, substreams
 
-PROBES = 32
+BUCKETS = 256
+"""Of a class, by the highest bits of its backgrounds' hashes."""
 NO_PARTNER = -1
+
+_AT_ONCE = 1 << 22
+"""Hashes that are looked at together, 8 bytes each and as much again for each step."""
 
 Positions = NDArray[np.int64]
 
@@ -38,14 +41,14 @@ class Pool:
 
     Attributes:
       labels: (n,) int64 superclass labels.
-      ring: (n,) uint64, place of each background on the hash ring.
-      members: for each present label, positions in ring order, ties by key.
-      groups: (n,) int64, the same for images of one group; (n,) different numbers without
+      hashes: (n,) uint64 of `background_hashes`.
+      members: for each present label, positions in order of their hash, ties by key.
+      groups: (n,) int64 >= 0, the same for images of one group; (n,) different numbers without
         groups.
     """
 
     labels: NDArray[np.int64]
-    ring: UInt64Array
+    hashes: UInt64Array
     members: dict[int, Positions]
     groups: Positions
 
@@ -63,40 +66,40 @@ class Pool:
         if len(set(keys)) != len(keys):
             raise ValueError("a pool needs unique keys")
         order = np.argsort(np.asarray(keys, object), kind="stable")
-        return cls.on_ring(labels, ring_places(keys, seed), groups=groups, order=order)
+        return cls.of_hashes(labels, background_hashes(keys, seed), groups=groups, order=order)
 
     @classmethod
-    def on_ring(
+    def of_hashes(
         cls,
         labels: NDArray[np.int64],
-        ring: UInt64Array,
+        hashes: UInt64Array,
         *,
         groups: Positions | None = None,
         order: Positions | None = None,
     ) -> Pool:
-        """Builds the pool of images whose places on the ring are known.
+        """Builds the pool of images whose hashes are known.
 
         Args:
           labels: (n,) int64.
-          ring: (n,) uint64 of `ring_places`.
+          hashes: (n,) uint64 of `background_hashes`.
           groups: as `of`.
           order: (n,) positions in order of the keys, None if the images are in it.
         """
         if groups is None:
             groups = np.arange(len(labels))
-        # Stable sorts: ties on the ring stay in order of the key.
-        by_ring = np.argsort(ring if order is None else ring[order], kind="stable")
+        # Stable sorts: equal hashes stay in order of the key.
+        by_hash = np.argsort(hashes if order is None else hashes[order], kind="stable")
         if order is not None:
-            by_ring = order[by_ring]
+            by_hash = order[by_hash]
         members = {
-            int(label): by_ring[labels[by_ring] == label].astype(np.int64)
+            int(label): by_hash[labels[by_hash] == label].astype(np.int64)
             for label in np.unique(labels)
         }
-        return cls(labels=labels, ring=ring, members=members, groups=groups)
+        return cls(labels=labels, hashes=hashes, members=members, groups=groups)
 
 
-def ring_places(keys: Iterable[str], seed: int) -> UInt64Array:
-    """Places of backgrounds on the hash ring, (n,) uint64 of (n,) keys."""
+def background_hashes(keys: Iterable[str], seed: int) -> UInt64Array:
+    """Hashes of backgrounds, (n,) uint64 of (n,) keys."""
     return keyed_hashes(seed, "background", keys)
 
 
@@ -144,7 +147,7 @@ def pair(
     for label, members in pool.members.items():
         rows = np.flatnonzero(classes == label)
         if len(rows):
-            backgrounds[rows] = _probe(pool.ring, members, hashes[rows], own[rows], pool.groups)
+            backgrounds[rows] = _draw(pool, members, hashes[rows], own[rows])
     return backgrounds
 
 
@@ -174,7 +177,7 @@ def draw_scenes(
     hashes = keyed_hashes(seed, f"{stream}/image", foregrounds)
     members = pool.members.get(0, np.empty(0, np.int64))
     banned = np.full(len(hashes), NO_PARTNER)
-    return _probe(pool.ring, members, hashes, banned, pool.groups)
+    return _draw(pool, members, hashes, banned)
 
 
 def group_numbers(keys: Sequence[str], groups: Sequence[str | None]) -> Positions:
@@ -228,47 +231,58 @@ def _background_classes(
     return np.where(allowed.any(axis=0), chosen, NO_PARTNER)
 
 
-def _probe(
-    ring: UInt64Array,
-    members: Positions,
-    hashes: UInt64Array,
-    banned: Positions,
-    groups: Positions,
-) -> Positions:
-    """The member closest behind one of each hash's probes, of another group than the banned
-    one.
+def _draw(pool: Pool, members: Positions, hashes: UInt64Array, banned: Positions) -> Positions:
+    """A member for each foreground's hash, of another group than the banned one; `NO_PARTNER`
+    where there is none."""
+    class_hashes, groups = pool.hashes[members], pool.groups[members]
+    # In order of the hash, so the backgrounds of a bucket lie side by side.
+    bucket_of = (class_hashes >> np.uint64(64 - BUCKETS.bit_length() + 1)).astype(np.int64)
+    starts = np.searchsorted(bucket_of, np.arange(BUCKETS))
+    sizes = np.bincount(bucket_of, minlength=BUCKETS)
+    drawn = np.full(len(hashes), NO_PARTNER, np.int64)
+    step = max(1, _AT_ONCE // (BUCKETS + int(sizes.max())))
+    for first in range(0, len(hashes), step):
+        part = slice(first, first + step)
+        banned_rows, banned_places = _members_of_groups(groups, banned[part])
+        weights = np.tile(sizes, (len(banned[part]), 1))
+        np.subtract.at(weights, (banned_rows, bucket_of[banned_places]), 1)
+        rows = np.flatnonzero(weights.any(axis=1))
+        bucket = _best_buckets(weights[rows], hashes[part][rows])
+        # The backgrounds of each foreground's bucket, all in a row.
+        of_row, places = _spread(starts[bucket], sizes[bucket])
+        scores = substream(substream(hashes[part], BUCKETS)[rows][of_row] ^ class_hashes[places], 0)
+        # A score is never 0, so that what is banned is worse than all others.
+        scores = np.where(groups[places] == banned[part][rows][of_row], 0, scores | np.uint64(1))
+        best = np.maximum.reduceat(scores, np.cumsum(sizes[bucket]) - sizes[bucket])
+        found = np.flatnonzero(scores == best[of_row])
+        winners, at = np.unique(of_row[found], return_index=True)
+        drawn[first + rows[winners]] = members[places[found[at]]]
+    return drawn
 
-    `ring[members]` is sorted; distances wrap around in uint64, as places do.
+
+def _best_buckets(weights: NDArray[np.int64], hashes: UInt64Array) -> Positions:
+    """One of the buckets for each foreground, each with a chance by its weight, (m, BUCKETS)."""
+    bits = substreams(hashes, range(BUCKETS)).T >> np.uint64(11)
+    # In (0, 1), with all that a double holds.
+    uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53
+    buckets: Positions = (weights / -np.log(uniform)).argmax(axis=1)
+    return buckets
+
+
+def _members_of_groups(groups: Positions, wanted: Positions) -> tuple[Positions, Positions]:
+    """All pairs (row of `wanted`, place in `groups`) of the same group."""
+    order = np.argsort(groups, kind="stable")
+    low, high = (np.searchsorted(groups[order], wanted, side) for side in ("left", "right"))
+    rows, places = _spread(low, high - low)
+    return rows, order[places]
+
+
+def _spread(starts: Positions, counts: Positions) -> tuple[Positions, Positions]:
+    """Ranges side by side: for each number in them the row of its range, and itself.
+
+    >>> _spread(np.asarray([5, 0]), np.asarray([2, 1]))
+    (array([0, 0, 1]), array([5, 6, 0]))
     """
-    places, member_groups = ring[members], groups[members]
-    following = _next_of_others(member_groups)
-    count = len(members)
-    best = np.full(len(hashes), NO_PARTNER, np.int64)
-    best_distance = np.zeros(len(hashes), np.uint64)
-    if count == 0:
-        return best
-    for index in range(PROBES):
-        probes = substream(hashes, index)
-        slots = np.searchsorted(places, probes) % count
-        slots = np.where(member_groups[slots] == banned, following[slots], slots)
-        found = members[slots]
-        distance = places[slots] - probes
-        better = (member_groups[slots] != banned) & (
-            (best == NO_PARTNER) | (distance < best_distance)
-        )
-        best = np.where(better, found, best)
-        best_distance = np.where(better, distance, best_distance)
-    return best
-
-
-def _next_of_others(groups: Positions) -> Positions:
-    """For each slot of a ring, the next one of another group; itself if there is none."""
-    count = len(groups)
-    slots = np.arange(count)
-    # Twice around: the run of equal groups at the end may go on at the start.
-    twice = np.concatenate([groups, groups])
-    changes = np.flatnonzero(twice[1:] != twice[:-1]) + 1
-    if not len(changes):
-        return slots
-    found: Positions = changes[np.searchsorted(changes, slots, side="right")] % count
-    return found
+    rows = np.repeat(np.arange(len(starts)), counts)
+    ends = np.cumsum(counts)
+    return rows, np.arange(len(rows)) + np.repeat(starts - (ends - counts), counts)

@@ -27,7 +27,7 @@ from pipeline.inputs.listing import SplitTotals
 from pipeline.runtime.counters import timed
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
-from transforms.pairing import NO_PARTNER, Pool, group_numbers, pair, ring_places
+from transforms.pairing import NO_PARTNER, Pool, background_hashes, group_numbers, pair
 from transforms.selection import has_partners, select
 from transforms.variants import MIXED, split_replicate, with_replicates
 
@@ -107,7 +107,7 @@ class Plan:
 
     Attributes:
       table: columns of `CANDIDATE_SCHEMA`, `tar` (where the layers lie now), `selected`,
-        `no_background`, `ring`, and `group_number` if there are groups; in order of the key.
+        `no_background`, `hash`, and `group_number` if there are groups; in order of the key.
       keys: of the table: a key is looked up where it lies, as all of them would take ten times
         the memory as strings of Python.
       pool: the selected images.
@@ -129,9 +129,9 @@ class Plan:
         """
         rows = np.flatnonzero(table["selected"].to_numpy())
         groups = "group_number" in table.column_names
-        pool = Pool.on_ring(
+        pool = Pool.of_hashes(
             table["label"].to_numpy()[rows].astype(np.int64),
-            table["ring"].to_numpy()[rows],
+            table["hash"].to_numpy()[rows],
             groups=table["group_number"].to_numpy()[rows] if groups else None,
         )
         return cls(table, table["key"].combine_chunks(), pool, rows, config)
@@ -260,7 +260,7 @@ class PlanSplit(beam.DoFn):
             "selected": selected,
             "no_background": lonely,
             # Here once, and not again by every worker.
-            "ring": ring_places(_strings(table), self._config.seed),
+            "hash": background_hashes(_strings(table), self._config.seed),
             **({} if groups is None else {"group_number": groups}),
         }
         for name, values in added.items():

