@@ -12,8 +12,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -81,11 +83,18 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
       MemoryError: the pixels do not fit, which says nothing of the picture.
     """
     image = open_picture(data, max_pixels)
-    try:
+    with _named(image):
         if image.mode.startswith("I;16") or image.mode in ("I", "F"):
             grey = _eight_bits(np.asarray(image))
             return np.repeat(grey[..., np.newaxis], 3, axis=2)
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+@contextlib.contextmanager
+def _named(image: Image.Image) -> Iterator[None]:
+    """Turns what decoding raises into UndecodableError."""
+    try:
+        yield
     except MemoryError:
         raise
     except Exception as error:  # As above: a broken stream can raise anything.
@@ -129,10 +138,13 @@ def encode_mask(mask: Mask) -> bytes:
 def decode_mask(data: bytes) -> Mask:
     """Decodes a mask picture: (H, W) bool, True where any channel is not 0.
 
+    Each True is a byte of 1, where Pillow has one of 255: equal masks have equal bytes.
+
     Raises:
       UndecodableError, TooManyPixelsError: as `decode_image`.
     """
     image = open_picture(data)
     if image.mode == "1":
-        return np.array(image)
+        with _named(image):
+            return np.asarray(np.asarray(image.convert("L")) != 0)
     return np.asarray(decode_image(data).any(axis=2))

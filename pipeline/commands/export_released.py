@@ -18,7 +18,6 @@ from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.runtime.progress import Progress
 from pipeline.storage.files import is_below
 from pipeline.storage.store import Store
-from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
 
 
@@ -30,7 +29,6 @@ def run_export(arguments: argparse.Namespace) -> int:
       JobError: the job failed.
     """
     dataset = Dataset.open(reading_store(arguments.dataset))
-    taxonomy = dataset.taxonomy
     target = Store.at(arguments.to)
     _check(dataset, arguments.split, target)
     selected = selected_rows(dataset, arguments.split)
@@ -58,7 +56,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         print(f"time: {seconds:.1f} s")
     else:
         print("nothing to do: everything is up to date")
-    for note in _notes(dataset, {row["label"] for row in selected}, taxonomy):
+    for note in _notes(dataset, {row["label"] for row in selected}, target.is_remote):
         print(note)
     print(f"export: {target.root} of dataset {dataset.manifest.fingerprint[:12]}")
     return 0
@@ -80,14 +78,20 @@ def _check(dataset: Dataset, split: str, target: Store) -> None:
         )
 
 
-def _notes(dataset: Dataset, labels: set[int], taxonomy: Taxonomy) -> list[str]:
+def _notes(dataset: Dataset, labels: set[int], is_remote: bool) -> list[str]:
     """What readers of the export should know."""
     notes = []
-    absent = [name for label, name in enumerate(taxonomy.names) if label not in labels]
-    if absent:
-        folders = [class_folder(taxonomy.names.index(name), name) for name in absent]
+    classes = enumerate(dataset.taxonomy.names)
+    folders = [class_folder(label, name) for label, name in classes if label not in labels]
+    if folders and is_remote:
         notes.append(
-            f"no images in {', '.join(folders)}: ImageFolder numbers the folders that are there"
+            f"no images in {', '.join(folders)}: make these folders in a copy of it, since readers "
+            "number the folders that are there"
+        )
+    elif folders:
+        notes.append(
+            f"no images in {', '.join(folders)}: empty folders, so that others keep their numbers "
+            "(ImageFolder wants allow_empty=True)"
         )
     pictures = any(is_picture(name) for name in dataset.variants)
     if dataset.manifest.config.compose.encoding == "png" and pictures:

@@ -28,7 +28,7 @@ _COUNTED = {
 }
 """Numbers of images that every manifest has of a split."""
 
-_LIBRARIES = ("numpy", "opencv-python-headless", "pillow", "pyarrow")
+_LIBRARIES = ("numba", "numpy", "opencv-python-headless", "pillow", "pyarrow")
 """Libraries whose version can change bytes."""
 
 

@@ -186,6 +186,12 @@ def _finish(job: Exporting, shards: Iterable[int]) -> int:
             if base_of(row["variant"]) in (*MIXED, EXTERNAL):
                 image[f"{row['variant']}_bg_key"] = row["bg_key"]
     removed = _sweep(job, wanted, {job.record(shard) for shard in shards})
+    # Who reads an export numbers the folders that are there.
+    present = {row["label"] for row in images.values()}
+    for label in set(range(job.dataset.taxonomy.num_labels)) - present:
+        folder = class_folder(label, job.dataset.taxonomy.names[label])
+        for variant in job.dataset.variants:
+            target.make_folder(f"{variant}/{job.split}/{folder}")
     mixed = [f"{v}_bg_key" for v in job.dataset.variants if base_of(v) in (*MIXED, EXTERNAL)]
     rows = sorted(images.values(), key=lambda row: str(row["stem"]))
     target.update(images_file(job.split), csv_bytes(("stem", "key", "wnid", "label", *mixed), rows))

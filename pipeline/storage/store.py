@@ -310,6 +310,11 @@ class Store:
             if made and made["host"] == socket.gethostname() and not is_alive(int(made["pid"])):
                 self.delete(path)
 
+    def make_folder(self, relative: str) -> None:
+        """Makes an empty folder; object storage has none."""
+        if not self.is_remote:
+            os.makedirs(self.own_path(relative), exist_ok=True)
+
     def prune(self, relative: str) -> None:
         """Removes the empty folders below a folder, and the folder itself if it is empty."""
         path = self.own_path(relative)

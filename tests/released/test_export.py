@@ -255,11 +255,22 @@ def test_an_import_can_be_stopped_and_goes_on(
     assert_sound(output)
 
 
-def test_absent_classes_are_named(
+def test_a_class_without_images_keeps_its_number(
     one_worker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     in9("export", "--dataset", one_worker, "--to", tmp_path)
-    assert "no images in 03_reptile, 07_primate: ImageFolder numbers" in capsys.readouterr().out
+    assert "no images in 03_reptile, 07_primate: empty folders" in capsys.readouterr().out
+    for variant in manifest_of(one_worker)["config"]["variants"]:
+        assert [p.name[:2] for p in sorted((tmp_path / variant / "val").iterdir())] == [
+            f"{label:02d}" for label in range(9)
+        ]
+    found = ImageFolder(str(tmp_path / "original" / "val"), allow_empty=True)
+    for path, label in found.samples:
+        assert Path(path).parent.name.startswith(f"{label:02d}_")
+    # Nor does a second export, or a clean one, take them away.
+    in9("export", "--dataset", one_worker, "--to", tmp_path)
+    assert "nothing to do" in capsys.readouterr().out
+    assert not list((tmp_path / "original" / "val" / "03_reptile").iterdir())
 
 
 def test_an_imports_manifest_claims_no_more_than_is_known(imported: Path) -> None:

@@ -115,8 +115,18 @@ def test_png_is_lossless(image: np.ndarray) -> None:
 
 @given(arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9))))
 def test_masks_are_lossless(mask: np.ndarray) -> None:
-    np.testing.assert_array_equal(decode_mask(encode_mask(mask)), mask)
-    np.testing.assert_array_equal(decode_mask(encode_png(mask.astype(np.uint8) * 255)), mask)
+    for data in (encode_mask(mask), encode_png(mask.astype(np.uint8) * 255)):
+        found = decode_mask(data)
+        np.testing.assert_array_equal(found, mask)
+        # Digests of layers are of bytes.
+        assert found.tobytes() == mask.tobytes()
+
+
+def test_truncated_masks_are_refused() -> None:
+    data = encode_mask(ramp()[..., 0] > 100)
+    for length in range(20, len(data) - 20, 7):
+        with pytest.raises(UndecodableError):
+            decode_mask(data[:length])
 
 
 def test_jpeg_keeps_colours_and_chroma_resolution() -> None:
