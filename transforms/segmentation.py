@@ -88,13 +88,13 @@ class Segmenter:
 
     @property
     def label(self) -> str:
-        """Name, version and parameters in a line.
+        """Method, version and parameters in a line.
 
         >>> SEGMENTERS["cv2"].label
-        'cv2 1 iterations=5'
+        'grabcut 1 iterations=5'
         """
         parameters = (f"{name}={value}" for name, value in sorted(self.parameters.items()))
-        return " ".join([self.name, str(self.version), *parameters])
+        return " ".join([self.method, str(self.version), *parameters])
 
 
 def segment_cv2(image: Pixels, box: Box, seed: int) -> Segmentation:

@@ -15,7 +15,7 @@ from pipeline.analyses.saliency.results import SALIENCY_COLUMNS
 from pipeline.commands.flags import Flag, sections_of
 from pipeline.commands.meanings import REASONS, meaning
 from pipeline.commands.parser import COMMANDS
-from pipeline.dataset.records import record_schema
+from pipeline.dataset.records import RECORD_SCHEMA
 from pipeline.dataset.sinks import sample_schema
 from pipeline.evaluate.comparisons import COMPARISON_COLUMNS
 from pipeline.evaluate.results import PREDICTION_SCHEMA
@@ -51,16 +51,15 @@ FILES: Mapping[str, tuple[str, pa.Schema, str]] = {
     ),
     "index": (
         "index/<split>-*.parquet",
-        index_schema(1, with_segmenter=True, with_groups=True, with_objects=True, with_scenes=True),
-        "a source image, accepted or not; `segmenter` is there unless it is GrabCut, `group` where "
-        "images have some, `object` with `--objects each`, where a row is an object, further "
-        "draws of `--replicates` have columns of their own, and an import's index says beside each "
+        index_schema(1),
+        "a source image, accepted or not, or with `--objects each` an object; further draws of "
+        "`--replicates` have columns of their own, and an import's index says beside each "
         "`_bg_key` what the file's name claimed (`_bg_named`), and how far off the best background "
         "and the next were (`_bg_difference`, `_bg_next_difference`)",
     ),
     "records": (
         "layers/<split>-*.parquet",
-        record_schema(with_groups=True, with_objects=True),
+        RECORD_SCHEMA,
         "a source image (or object) and where its layer lies in the tar beside it",
     ),
     "predictions": (

@@ -19,19 +19,9 @@ from transforms.filters import MAX_BOX, MIN_FOREGROUND, MIN_VISIBLE, Rules
 from transforms.segmentation import Segmenter, describe_segmenter
 from transforms.variants import EXTERNAL, PAPER, WHOLE, select_variants, with_replicates
 
-_ADDED: dict[str, Any] = {
-    "replicates": 1,
-    "exclude": None,
-    "include": None,
-    "segmenter_parameters": (),
-    "objects": "one",
-    "max_box": MAX_BOX,
-    "min_visible": MIN_VISIBLE,
-    "min_foreground": MIN_FOREGROUND,
-    "crop": "center",
-    "taxonomy": None,
-    "backgrounds": None,
-}
+_SINCE_RELEASE: dict[str, Any] = {}
+"""Flags that were added after 1.0, with the value that does what was done before: no dataset is
+made again because a flag exists."""
 
 _IMPORTED = (
     *("origin", "split", "variants", "replicates", "formats", "image_size", "images_per_shard"),
@@ -42,10 +32,9 @@ FORMATS = ("parquet", "webdataset")
 _Config = TypeVar("_Config", "SegmentConfig", "ComposeConfig", "DatasetConfig")
 
 
-def _of_old(flags: dict[str, Any]) -> dict[str, Any]:
-    """Flags without those that were added since the first release and have the value that
-    does what was done before: datasets need not be made again because a flag exists."""
-    return {name: value for name, value in flags.items() if _ADDED.get(name, ...) != value}
+def _counted(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags that a fingerprint holds: all, but for new ones that change nothing."""
+    return {name: value for name, value in flags.items() if _SINCE_RELEASE.get(name, ...) != value}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,17 +106,11 @@ class SegmentConfig:
 
     def fingerprint(self) -> str:
         """Identifies everything but the input that a layer depends on."""
-        if self.is_whole:
-            size = (self.image_size, self.resize, self.interpolation, self.crop)
-            return fingerprint(self.selection, size, MAX_PIXELS, SEGMENT_VERSION)
         segmenter = self.describe_segmenter()
-        flags = _of_old(self.flags())
-        # As older datasets have it, whose layers knew of no selection.
-        del flags["selection"]
         return fingerprint(
-            {**flags, "segmenter": segmenter.method},
-            [segmenter.method, segmenter.version, segmenter.parameters],
-            [self.max_box, self.min_visible, self.min_foreground, MAX_PIXELS],
+            {**_counted(self.flags()), "segmenter": segmenter.method},
+            [segmenter.version, segmenter.parameters],
+            MAX_PIXELS,
             SEGMENT_VERSION,
         )
 
@@ -183,7 +166,7 @@ class ComposeConfig:
         Of the scenes, those count that were drawn (`pipeline.generate.compose`): another one
         more does not make all shards anew."""
         flags = {**dataclasses.asdict(self), "backgrounds": None}
-        return fingerprint(_of_old(flags), COMPOSE_VERSION)
+        return fingerprint(_counted(flags), COMPOSE_VERSION)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,6 +268,6 @@ class DatasetConfig:
         """Identifies the configuration with the stage versions."""
         if self.is_imported:
             return fingerprint(self.flags(), IMPORT_VERSION)
-        flags = _of_old(self.flags())
+        flags = _counted(self.flags())
         flags["segmenter"] = self.segment.describe_segmenter().method
         return fingerprint(flags, self.segment.fingerprint(), self.compose.fingerprint())

@@ -30,7 +30,7 @@ RECORD_SCHEMA = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("path", pa.string(), nullable=False),
         pa.field("wnid", pa.string()),
-        pa.field("label", pa.int8()),
+        pa.field("label", pa.int64()),
         pa.field("status", pa.string(), nullable=False),
         pa.field("detail", pa.string()),
         pa.field("width", pa.int32()),
@@ -38,6 +38,8 @@ RECORD_SCHEMA = pa.schema(
         pa.field("box", BOX_TYPE),
         pa.field("mask_over_box", pa.float64()),
         pa.field("fg_fraction", pa.float64()),
+        pa.field("group", pa.string()),
+        pa.field("object", pa.int32()),
         pa.field("source_digest", pa.string()),
         pa.field("layer_digest", pa.string()),
         pa.field("image_offset", pa.int64()),
@@ -48,45 +50,28 @@ RECORD_SCHEMA = pa.schema(
         pa.field("mask_length", pa.int64()),
     ]
 )
-"""Columns of a record. `box` is (x0, y0, x1, y1) in output pixels; offsets and lengths are
-bytes in the shard's tar; `source_digest` identifies image, annotation and configuration."""
-
-GROUP_FIELD = pa.field("group", pa.string())
-"""Only where images have groups."""
-OBJECT_FIELD = pa.field("object", pa.int32(), nullable=False)
-"""Only with `--objects each`, where an image has a row for each of its boxes, whose number this is,
-from 1 on; 0 of an image that was rejected as a whole."""
-
-
-def record_schema(*, with_groups: bool = False, with_objects: bool = False) -> pa.Schema:
-    """Columns of a record."""
-    added = [GROUP_FIELD] * with_groups + [OBJECT_FIELD] * with_objects
-    return pa.schema([*RECORD_SCHEMA, *added])
+"""Columns of a record, null where an image has no such thing. `box` is (x0, y0, x1, y1) in output
+pixels; offsets and lengths are bytes in the shard's tar; `source_digest` identifies image,
+annotation and configuration. With `--objects each` an image has a row for each of its boxes, whose
+number from 1 on is `object`; 0 of an image that was rejected as a whole."""
 
 
 def count_sources(rows: Iterable[Mapping[str, Any]]) -> int:
     """How many source images rows of records are of: each has one row that is not of a further
     object."""
-    return sum((row.get("object") or 0) <= 1 for row in rows)
+    return sum((row["object"] or 0) <= 1 for row in rows)
 
 
 def source_key(row: Mapping[str, Any]) -> str:
     """Key of the source image that a row is of.
 
-    >>> source_key({"key": "street_2", "object": 2}), source_key({"key": "street_2"})
-    ('street', 'street_2')
+    >>> source_key({"key": "street_2", "object": 2})
+    'street'
+    >>> source_key({"key": "street_2", "object": None})
+    'street_2'
     """
     key: str = row["key"]
-    return key.rpartition("_")[0] if row.get("object") else key
-
-
-def with_labels(schema: pa.Schema, num_labels: int) -> pa.Schema:
-    """A schema whose labels are wide enough: int16 for more superclasses than int8 has room for,
-    which is what all labels were before datasets could have so many."""
-    if num_labels <= 128:
-        return schema
-    wide = {pa.int8(): pa.int16(), pa.list_(pa.int8()): pa.list_(pa.int16())}
-    return pa.schema([field.with_type(wide.get(field.type, field.type)) for field in schema])
+    return key.rpartition("_")[0] if row["object"] else key
 
 
 @dataclasses.dataclass(frozen=True)

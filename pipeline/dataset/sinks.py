@@ -49,26 +49,21 @@ SAMPLE_FIELDS = [
     pa.field("bg_key", pa.string()),
     pa.field("bg_label", pa.int64()),
     pa.field("bg_wnid", pa.string()),
-    pa.field("box", pa.list_(pa.int32(), 4)),
+    pa.field("box", pa.list_(pa.int32())),
     pa.field("fg_fraction", pa.float64()),
 ]
 """Columns of a sample beside key and image. `box` is (x0, y0, x1, y1) in output pixels,
-half-open; `fg_fraction` is in [0, 1]; backgrounds are null where there is none. All are
-nullable in the schema: Hugging Face drops its features where a field is not."""
+half-open, and no list of fixed size, which pyarrow cannot read back from Parquet where some are
+null; `fg_fraction` is in [0, 1]; null is what a picture does not have. All are nullable in the
+schema: Hugging Face drops its features where a field is not."""
 
 
-def sample_schema(label_names: Sequence[str], *, boxes: bool = True) -> pa.Schema:
+def sample_schema(label_names: Sequence[str]) -> pa.Schema:
     """The Parquet schema, with Hugging Face's Image and ClassLabel features in it.
 
     Args:
       label_names: superclass names by label.
-      boxes: whether every sample has a box. pyarrow cannot read lists of fixed size back from
-        Parquet where some are null.
     """
-    fields = [
-        field if boxes or field.name != "box" else pa.field("box", pa.list_(pa.int32()))
-        for field in SAMPLE_FIELDS
-    ]
     features: dict[str, Any] = {
         "key": {"dtype": "string", "_type": "Value"},
         "image": {"_type": "Image"},
@@ -78,7 +73,7 @@ def sample_schema(label_names: Sequence[str], *, boxes: bool = True) -> pa.Schem
     features["label"] = {"names": list(label_names), "_type": "ClassLabel"}
     features["box"] = {
         "feature": {"dtype": "int32", "_type": "Value"},
-        "length": 4 if boxes else -1,
+        "length": -1,
         "_type": "List",
     }
     features["fg_fraction"]["dtype"] = "float64"
@@ -86,7 +81,7 @@ def sample_schema(label_names: Sequence[str], *, boxes: bool = True) -> pa.Schem
         [
             pa.field("key", pa.string()),
             pa.field("image", pa.struct({"bytes": pa.binary(), "path": pa.string()})),
-            *fields,
+            *SAMPLE_FIELDS,
         ],
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )

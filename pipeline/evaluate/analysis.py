@@ -6,7 +6,7 @@ models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,9 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
-from pipeline.evaluate.answers import Answers, Images, answers_of, evaluated_variants, read_answers
-from pipeline.evaluate.power import power_of
+from pipeline.evaluate.answers import Answers, Images, answers_of, evaluated_variants
 from pipeline.evaluate.results import (
     SUMMARY_VERSION,
-    result_file,
-    result_folder,
-    tested_part,
-    write_result,
 )
 from transforms.analysis import (
     KINDS,
@@ -58,31 +53,6 @@ def summarise(
             f"dataset: {error}. Remove that folder and evaluate the model again"
         ) from error
     return summary_parts(answers, images, dataset.taxonomy)
-
-
-def refresh_summaries(
-    dataset: Dataset, summaries: Iterable[Mapping[str, Any]], taxonomy: Taxonomy
-) -> None:
-    """Makes summaries of another form again, from predictions alone; it takes seconds, where
-    evaluating again may take hours. Those whose predictions have gone stay as they are."""
-    images: dict[tuple[str, float], Images] = {}
-    for summary in summaries:
-        is_ours = summary["dataset"] == dataset.manifest.fingerprint
-        if not is_ours or summary.get("version") == SUMMARY_VERSION:
-            continue
-        part = tested_part(summary)
-        if part not in images:
-            images[part] = Images.read(dataset, *part)
-        try:
-            answers = read_answers(dataset, images[part], summary)
-        except ValueError:
-            continue
-        folder = result_folder(summary["model"], summary["evaluation"])
-        made = {
-            **summary_parts(answers, images[part], taxonomy),
-            "power": power_of(dataset, images[part], folder, part[0]),
-        }
-        write_result(dataset.store, result_file(folder, "summary"), {**summary, **made})
 
 
 def summary_parts(

@@ -28,9 +28,9 @@ from pipeline.evaluate.forms import (
 from pipeline.storage.state_files import parse_json, read_intact, read_table
 from pipeline.storage.store import Store
 
-SUMMARY_VERSION = 3
-"""Form of summaries, and of what is computed for them from predictions. Those of another one
-are made again from the predictions, without the model."""
+SUMMARY_VERSION = 1
+"""Form of summaries, and of what is computed for them from predictions. Those of another one are
+made again from the predictions when the model is evaluated again."""
 
 _FORMS: dict[str, Any] = {
     "summary.json": Summary,
@@ -50,8 +50,8 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("key", pa.string()),
         pa.field("fg_key", pa.string()),
         pa.field("bg_key", pa.string()),
-        pa.field("label", pa.int8()),
-        pa.field("prediction", pa.int8()),
+        pa.field("label", pa.int64()),
+        pa.field("prediction", pa.int64()),
         pa.field("output", pa.int32()),
         pa.field("correct", pa.bool_()),
         pa.field("top1_score", pa.float32()),

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline.dataset.fingerprints import EVALUATE_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.records import ShardFiles, read_about, with_labels, write_table
+from pipeline.dataset.records import ShardFiles, read_about, write_table
 from pipeline.dataset.sinks import Sample
 from pipeline.evaluate.logits import PROBED, keys_to_keep
 from pipeline.evaluate.plan import Evaluation
@@ -86,7 +86,7 @@ def predict_shard(
     tested = _tested(evaluation, dataset, shard)
     probed = keys_to_keep(tested, len(dataset.shards(evaluation.split)))
     output_labels = labels_of_outputs(model.num_outputs, taxonomy)
-    schema = with_labels(PREDICTION_SCHEMA, taxonomy.num_labels)
+    schema = PREDICTION_SCHEMA
     tables = [schema.empty_table()]
     samples = _samples(dataset, evaluation.split, shard, tested)
     with contextlib.closing(predictor.logits(samples)) as batches:

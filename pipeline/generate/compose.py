@@ -14,15 +14,12 @@ from pipeline.dataset.config import ComposeConfig, SegmentConfig
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.records import (
     ACCEPTED,
-    GROUP_FIELD,
-    OBJECT_FIELD,
     RECORD_SCHEMA,
     FoundShard,
     ShardFiles,
     Staging,
     count_sources,
     read_rows,
-    with_labels,
     write_table,
 )
 from pipeline.dataset.shards import bucket_hash, index_file
@@ -37,45 +34,32 @@ from pipeline.runtime.counters import timed
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import FileDigest
 from transforms.filters import Reason
-from transforms.taxonomy import Taxonomy, imagenet9
+from transforms.taxonomy import Taxonomy
 from transforms.variants import EXTERNAL, MIXED, with_replicates
 
 
-def index_schema(
-    replicates: int,
-    with_segmenter: bool = False,
-    *,
-    with_groups: bool = False,
-    with_objects: bool = False,
-    with_scenes: bool = False,
-) -> pa.Schema:
-    """Columns of the index, which has one row for every source image, accepted or not.
+def index_schema(replicates: int) -> pa.Schema:
+    """Columns of the index, which has one row for every source image (with `--objects each`, for
+    every object), accepted or not; null where there is no such thing.
 
     Args:
       replicates: of the mixed variants.
-      with_segmenter: whether rows name it: they do unless it is GrabCut, whose indices were
-        made before there were others.
-      with_groups, with_objects: as for `record_schema`.
-      with_scenes: whether there is `mixed_external`.
     """
-    mixed = (*MIXED, EXTERNAL) if with_scenes else MIXED
     return pa.schema(
         [
             *(
                 RECORD_SCHEMA.field(name)
                 for name in (
                     *("key", "path", "wnid", "label", "status", "detail", "width", "height"),
-                    *("box", "mask_over_box", "fg_fraction"),
+                    *("box", "mask_over_box", "fg_fraction", "group", "object"),
                 )
             ),
             pa.field("selected", pa.bool_(), nullable=False),
             *(
                 pa.field(f"{variant}_bg_key", pa.string())
-                for variant in with_replicates(mixed, replicates)
+                for variant in with_replicates((*MIXED, EXTERNAL), replicates)
             ),
-            *[GROUP_FIELD] * with_groups,
-            *[OBJECT_FIELD] * with_objects,
-            *([pa.field("segmenter", pa.string(), nullable=False)] if with_segmenter else []),
+            pa.field("segmenter", pa.string()),
         ]
     )
 
@@ -169,8 +153,6 @@ class ComposeShard(beam.DoFn):
         self._config = config
         self._staging = staging
         self._taxonomy = taxonomy
-        # Its names are in the files; ImageNet-9's were there before there were others.
-        self._own = [] if taxonomy == imagenet9() else [taxonomy.about]
         self._progress = progress
 
     def setup(self) -> None:
@@ -210,20 +192,10 @@ class ComposeShard(beam.DoFn):
     ) -> None:
         """Writes the shard's variants, and then its index."""
         files = self._files.write(output, drawn, rows)
-        segmenter = self._segment.describe_segmenter()
-        by_object = self._segment.objects == "each"
-        schema = with_labels(
-            index_schema(
-                self._config.replicates,
-                segmenter.method != "grabcut" and not self._segment.is_whole,
-                with_groups=by_object or output.totals.has_groups,
-                with_objects=by_object,
-                with_scenes=output.scenes is not None,
-            ),
-            self._taxonomy.num_labels,
-        )
+        schema = index_schema(self._config.replicates)
+        label = None if self._segment.is_whole else self._segment.describe_segmenter().label
         for row in rows:
-            row["segmenter"] = segmenter.label
+            row["segmenter"] = label
         table = pa.Table.from_pylist([{n: r.get(n) for n in schema.names} for r in rows], schema)
         about = ShardFiles(checksum, files)
         write_table(self._staging.store, self._staging.staged(index), table, about)
@@ -272,9 +244,7 @@ class ComposeShard(beam.DoFn):
             [output.shard, output.totals.counts.output],
             [source.fingerprint for source in output.sources],
             drawn,
-            *self._own,
-            # An index has the column if images elsewhere in the split have groups.
-            *(["groups"] if output.totals.has_groups else []),
+            self._taxonomy.about,
         )
 
 

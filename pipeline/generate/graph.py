@@ -40,7 +40,6 @@ class Generate(beam.PTransform):
             job.layer_staging(),
             job.previous,
             job.progress,
-            self._taxonomy.num_labels,
             config.layers,
         )
         composed = (

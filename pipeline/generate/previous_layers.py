@@ -57,5 +57,5 @@ class PreviousLayers:
             if row["status"] != Reason.DUPLICATE_KEY:
                 found.setdefault((source_key(row), row["source_digest"]), []).append(row)
         for rows in found.values():
-            rows.sort(key=lambda row: row.get("object") or 0)
+            rows.sort(key=lambda row: row["object"] or 0)
         return found

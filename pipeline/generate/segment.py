@@ -21,13 +21,12 @@ from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.layer_files import add_layer, encode_layer, layer_digest
 from pipeline.dataset.records import (
     ACCEPTED,
+    RECORD_SCHEMA,
     FoundShard,
     ShardFiles,
     Staging,
     count_sources,
     read_rows,
-    record_schema,
-    with_labels,
     write_table,
 )
 from pipeline.dataset.shards import ShardCounts, bucket_hash, layer_record, layer_tar
@@ -69,7 +68,6 @@ class SegmentShard(beam.DoFn):
       staging: where new shards go.
       previous: by split, the numbers of shards of the dataset as it stands.
       progress: where finished shards are noted.
-      num_labels: number of superclasses.
       layers: `keep`, or `drop`: then a shard is up to date without its tar.
     """
 
@@ -79,12 +77,10 @@ class SegmentShard(beam.DoFn):
         staging: Staging,
         previous: dict[str, ShardCounts],
         progress: Progress,
-        num_labels: int,
         layers: str = "keep",
     ) -> None:
         self._config = config
         self._layers = layers
-        self._num_labels = num_labels
         self._staging = staging
         self._previous = previous
         self._progress = progress
@@ -177,17 +173,10 @@ class SegmentShard(beam.DoFn):
         write_table(
             self._staging.store,
             self._staging.staged(layer_record(split, shard.shard)),
-            pa.Table.from_pylist(rows, self._columns(shard)),
+            pa.Table.from_pylist(rows, RECORD_SCHEMA),
             ShardFiles(checksum, tuple(files)),
         )
         return checksum
-
-    def _columns(self, shard: SourceShard) -> pa.Schema:
-        """Columns of a shard's record, told by its own images: its bytes depend on no others."""
-        by_object = self._config.objects == "each"
-        has_groups = any(image.group for image in shard.images)
-        schema = record_schema(with_groups=by_object or has_groups, with_objects=by_object)
-        return with_labels(schema, self._num_labels)
 
     def _rows(
         self, image: SourceImage, digest: str, read: _Read
@@ -203,7 +192,7 @@ class SegmentShard(beam.DoFn):
             "source_digest": digest,
             # Objects of one picture share its scene.
             "group": printable(image.group or (image.key if by_object else "")) or None,
-            "object": 0,
+            "object": 0 if by_object else None,
         }
         if isinstance(read, _Rejected):
             yield {**row, "status": str(read.reason), "detail": read.detail}, {}

@@ -15,7 +15,7 @@ from pipeline.storage.store import FileDigest
 CANDIDATE_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string()),
-        pa.field("label", pa.int16()),
+        pa.field("label", pa.int64()),
         pa.field("wnid", pa.string()),
         pa.field("layer_digest", pa.string()),
         pa.field("offset", pa.int64()),
@@ -86,8 +86,8 @@ def pack_candidates(rows: list[dict[str, Any]], sources: dict[str, SourceImage])
                 "source": source and os.fsencode(source.path),
                 "annotation": source and source.annotation and os.fsencode(source.annotation),
                 "mask": source and source.mask and os.fsencode(source.mask),
-                "group": row.get("group"),
-                "object": row.get("object"),
+                "group": row["group"],
+                "object": row["object"],
             }
         )
     sink = pa.BufferOutputStream()

@@ -36,7 +36,7 @@ class VariantFiles:
         self._segment = segment
         self._config = config
         self._staging = staging
-        self._schema = sample_schema(taxonomy.names, boxes=not segment.is_whole)
+        self._schema = sample_schema(taxonomy.names)
         self._variants = find_variants(config.variants)
 
     def write(

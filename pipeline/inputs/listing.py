@@ -85,7 +85,6 @@ class SplitTotals:
       split: its name.
       counts: its numbers of shards.
       listed, outside, other_files: of its `Listing`; `listed` counts the images.
-      has_groups: whether an image of the split has a group.
     """
 
     split: str
@@ -93,7 +92,6 @@ class SplitTotals:
     listed: int
     outside: int
     other_files: int
-    has_groups: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +210,6 @@ def make_shards(split: str, listing: Listing, counts: ShardCounts) -> list[Sourc
         listed=len(listing.images),
         outside=listing.outside,
         other_files=listing.other_files,
-        has_groups=any(image.group for image in listing.images),
     )
     return [
         SourceShard(

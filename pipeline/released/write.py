@@ -111,7 +111,7 @@ class ShardWriter:
                 self.job.staging,
                 variants=self.job.config.compose.composed,
                 formats=self.job.config.compose.formats,
-                schema=sample_schema(self.job.taxonomy.names, boxes=False),
+                schema=sample_schema(self.job.taxonomy.names),
                 split=shard.totals.split,
                 shard=shard.shard,
                 shards=shard.totals.counts.output,

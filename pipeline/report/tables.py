@@ -14,10 +14,9 @@ from pipeline.analyses.attack.tables import write_attack_tables
 from pipeline.analyses.matrix.tables import write_matrix_tables
 from pipeline.analyses.saliency.results import write_saliency_table
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.analysis import refresh_summaries
 from pipeline.evaluate.comparisons import COMPARISON_COLUMNS, compare_models
 from pipeline.evaluate.failures import error_rows, read_failures
-from pipeline.evaluate.results import is_current, read_results, read_summaries
+from pipeline.evaluate.results import read_summaries
 from pipeline.report.latex import latex_tables
 from pipeline.report.trend import remove_trend, write_trend
 from pipeline.storage.csv_file import write_csv
@@ -136,10 +135,6 @@ def write_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list
     write_saliency_table(store, dataset)
     write_matrix_tables(store, dataset)
     found = Dataset.open(store)
-    summaries = read_results(store, "summary")
-    old = [summary for summary in summaries if not is_current(summary, dataset)]
-    if old:
-        refresh_summaries(found, old, found.taxonomy)
     summaries, stale = read_summaries(store, dataset)
     failed, failed_before = read_failures(store, dataset, "evaluate")
     stale += failed_before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import os
@@ -241,8 +240,6 @@ def test_a_picture_too_narrow_to_be_resized_is_rejected() -> None:
     assert decode_image(buffer.getvalue()).shape == (1, 2000, 3)
 
 
-def test_only_what_decides_the_picture_identifies_it() -> None:
+def test_the_selection_identifies_layers() -> None:
     whole = SegmentConfig(selection="in9l")
     assert whole.fingerprint() != SegmentConfig().fingerprint()
-    assert dataclasses.replace(whole, grabcut_seed=7).fingerprint() == whole.fingerprint()
-    assert dataclasses.replace(whole, image_size=96).fingerprint() != whole.fingerprint()

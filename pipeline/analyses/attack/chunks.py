@@ -154,7 +154,7 @@ class Chunks:
 
     def _write(self, chunk: int, predictions: Grid) -> None:
         foregrounds = self.grid.foregrounds.take(self.grid.positions(chunk))
-        table = chunk_table(foregrounds, predictions, self.dataset.taxonomy.num_labels)
+        table = chunk_table(foregrounds, predictions)
         about = ShardFiles(self.checksum(chunk), ())
         count_written([write_table(self.dataset.store, self.path(chunk), table, about)])
         count("attack_chunks_made")

@@ -21,7 +21,7 @@ import pyarrow as pa
 from pipeline.analyses.attack.plan import AttackGrid, Attacking, Side
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.records import ShardFiles, read_about, with_labels, write_table
+from pipeline.dataset.records import ShardFiles, read_about, write_table
 from pipeline.evaluate.results import result_file, result_folder, write_result
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
@@ -46,8 +46,8 @@ from transforms.taxonomy import Taxonomy
 CHUNK_SCHEMA = pa.schema(
     [
         pa.field("fg_key", pa.string()),
-        pa.field("label", pa.int8()),
-        *(pa.field(rule, pa.list_(pa.int8())) for rule in LABEL_RULES),
+        pa.field("label", pa.int64()),
+        *(pa.field(rule, pa.list_(pa.int16())) for rule in LABEL_RULES),
     ]
 )
 """Columns of a chunk: a row for each foreground; under each label rule, its prediction on every
@@ -60,18 +60,15 @@ def grid_name(grid: AttackGrid, attacking: Attacking) -> str:
     return f"attack/{size}" + ("-early_stop" if attacking.early_stop else "")
 
 
-def chunk_table(foregrounds: Side, predictions: Grid, num_labels: int) -> pa.Table:
+def chunk_table(foregrounds: Side, predictions: Grid) -> pa.Table:
     """A chunk's table, of (rules, foregrounds, backgrounds) int16 predictions."""
-    schema = with_labels(CHUNK_SCHEMA, num_labels)
     offsets = np.arange(len(foregrounds) + 1, dtype=np.int32) * predictions.shape[2]
     lists = []
     for grid in predictions:
         values = pa.array(grid.ravel(), mask=grid.ravel() == UNTRIED)
-        values = values.cast(schema.field("label").type)
         lists.append(pa.ListArray.from_arrays(offsets, values))
-    labels = pa.array(foregrounds.labels, schema.field("label").type)
-    columns = [pa.array(foregrounds.keys), labels, *lists]
-    return pa.Table.from_arrays(columns, schema=schema)
+    columns = [pa.array(foregrounds.keys), pa.array(foregrounds.labels, pa.int64()), *lists]
+    return pa.Table.from_arrays(columns, schema=CHUNK_SCHEMA)
 
 
 def read_chunk(store: Store, path: str) -> tuple[Grid, Labels]:
@@ -90,16 +87,13 @@ def read_chunk(store: Store, path: str) -> tuple[Grid, Labels]:
     return np.stack(grids), table["label"].to_numpy().astype(np.int64)
 
 
-def background_table(
-    grid: AttackGrid, tallies: Mapping[str, Tally] | None, num_labels: int
-) -> pa.Table:
+def background_table(grid: AttackGrid, tallies: Mapping[str, Tally] | None) -> pa.Table:
     """The backgrounds of a grid: key, label, wnid, foregrounds of other classes, and under each
     label rule how many of them it fools: null if there are no tallies of all pairs."""
     backgrounds = grid.backgrounds
-    label_type = with_labels(CHUNK_SCHEMA, num_labels).field("label").type
     columns: dict[str, Any] = {
         "bg_key": pa.array(backgrounds.keys),
-        "bg_label": pa.array(backgrounds.labels, label_type),
+        "bg_label": pa.array(backgrounds.labels, pa.int64()),
         "bg_wnid": pa.array(backgrounds.wnids),
         "foregrounds": foregrounds_of_others(grid.foregrounds.labels, backgrounds.labels),
     }
@@ -212,7 +206,7 @@ def write_attack(attacked: AttackedModel, taxonomy: Taxonomy) -> None:
     checksum = f"{pixels}-{fingerprint(checksums)}"
     about = read_about(store, backgrounds)
     if about is None or about.fingerprint != checksum:
-        table = background_table(grid, None if early_stop else tallies, taxonomy.num_labels)
+        table = background_table(grid, None if early_stop else tallies)
         write_table(store, backgrounds, table, ShardFiles(checksum, ()))
     attack = {
         **attacked.about,

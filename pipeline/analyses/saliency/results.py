@@ -29,8 +29,8 @@ from transforms.intervals import paired_bootstrap
 SALIENCY_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string()),
-        pa.field("label", pa.int8()),
-        pa.field("prediction", pa.int8()),
+        pa.field("label", pa.int64()),
+        pa.field("prediction", pa.int64()),
         pa.field("output", pa.int32()),
         pa.field("mass_in_mask", pa.float64()),
         pa.field("mask_area", pa.float64()),

@@ -26,7 +26,7 @@ from pipeline.analyses.saliency.results import (
 )
 from pipeline.dataset.fingerprints import SALIENCY_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.records import ShardFiles, read_about, with_labels, write_table
+from pipeline.dataset.records import ShardFiles, read_about, write_table
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError
 from pipeline.evaluate.results import result_shard
@@ -167,8 +167,7 @@ def explain_shard(
             )
         count("images_explained", len(batch))
     if not is_there:
-        schema = with_labels(SALIENCY_SCHEMA, taxonomy.num_labels)
-        table = pa.Table.from_pylist(rows, schema)
+        table = pa.Table.from_pylist(rows, SALIENCY_SCHEMA)
         count_written([write_table(store, path, table, ShardFiles(checksum, ()))])
         count("saliency_shards_made")
     return path

@@ -105,7 +105,7 @@ def run_trial(
     store = Store(folder)
     staging, progress = Staging(store, "staging"), Progress.of(store)
     totals = SplitTotals("trial", ShardCounts(len(images), 1), len(images), 0, 0)
-    segment = SegmentShard(config.segment, staging, {}, progress, taxonomy.num_labels)
+    segment = SegmentShard(config.segment, staging, {}, progress)
     segment.setup()
     prepare_segmenter(config.segment)
     segmented: list[SegmentedShard] = []

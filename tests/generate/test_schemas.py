@@ -1,0 +1,56 @@
+"""One schema for records, one for the index, one for samples, whatever the flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import ONE, run_in9
+
+from pipeline.dataset import config
+from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
+
+SMALL = ("--image_size", 32, "--resize", 32, "--limit", 2, "--variants", "original", *ONE)
+
+
+def schemas(output: Path) -> dict[str, list[tuple[str, str]]]:
+    """(name, type) of the columns of each kind of file."""
+    found = {}
+    for kind in ("layers", "index", "parquet/original"):
+        (path, *_) = sorted((output / kind).glob("*.parquet"))
+        found[kind] = [(field.name, str(field.type)) for field in pq.read_schema(path)]
+    return found
+
+
+def test_flags_do_not_change_schemas(small_sample: Path, tmp_path: Path) -> None:
+    ways = {
+        "plain": ("--segmenter", "box"),
+        "whole": ("--selection", "in9l"),
+        "objects": ("--segmenter", "box", "--objects", "each"),
+    }
+    found = {}
+    for name, flags in ways.items():
+        output = tmp_path / name
+        run_in9("generate", "--input", small_sample, "--output", output, *SMALL, *flags)
+        found[name] = schemas(output)
+    assert found["plain"] == found["whole"] == found["objects"]
+    assert {dict(columns)["label"] for columns in found["plain"].values()} == {"int64"}
+
+
+@pytest.mark.parametrize("kind", [SegmentConfig, ComposeConfig, DatasetConfig])
+def test_a_flag_that_is_new_and_changes_nothing_makes_nothing_again(
+    kind: type[SegmentConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, value = {
+        SegmentConfig: ("crop", "center"),
+        ComposeConfig: ("replicates", 1),
+        DatasetConfig: ("taxonomy", None),
+    }[kind]
+    before = kind().fingerprint()
+    monkeypatch.setattr(config, "_SINCE_RELEASE", {name: value})
+    # As if the flag had not been there.
+    without = kind().fingerprint()
+    assert without != before
+    monkeypatch.setattr(config, "_SINCE_RELEASE", {name: "another"})
+    assert kind().fingerprint() == before
