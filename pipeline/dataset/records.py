@@ -57,9 +57,13 @@ number from 1 on is `object`; 0 of an image that was rejected as a whole."""
 
 
 def count_sources(rows: Iterable[Mapping[str, Any]]) -> int:
-    """How many source images rows of records are of: each has one row that is not of a further
-    object."""
-    return sum((row["object"] or 0) <= 1 for row in rows)
+    """How many source images rows of records are of."""
+    return sum(map(is_first, rows))
+
+
+def is_first(row: Mapping[str, Any]) -> bool:
+    """Whether a row is of no further object; each source image has one such row."""
+    return (row["object"] or 0) <= 1
 
 
 def source_key(row: Mapping[str, Any]) -> str:

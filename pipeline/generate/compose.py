@@ -251,4 +251,4 @@ class ComposeShard(beam.DoFn):
 def _source_rows(staging: Staging, sources: tuple[SourceFiles, ...]) -> list[dict[str, Any]]:
     """Record rows of all source images of an output shard, in their final order."""
     rows = [row for source in sources for row in read_rows(staging.store, source.record)]
-    return sorted(rows, key=lambda row: (bucket_hash(row["key"]), row["key"], row["path"]))
+    return sorted(rows, key=lambda row: (bucket_hash(row["key"]), row["key"]))

@@ -3,71 +3,115 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.errors import JobError
+from pipeline.inputs.checksums import Content, Known
 from pipeline.inputs.listing import SourceImage
 from pipeline.inputs.place import read_place, shown
 from pipeline.segmenters import find_segmenter
+from transforms.annotations import AnnotationError, parse_annotation, write_annotation
+from transforms.codec import TooManyPixelsError, UndecodableError, open_picture
 from transforms.cutting import Cut, cut_objects
 from transforms.filters import Reason, is_valid_key
-from transforms.segmentation import Segmenter, takes_masks
+from transforms.segmentation import Segmenter
 from transforms.whole import Whole, crop_whole
 
 
-def source_digest(image: SourceImage, config: SegmentConfig, checksum: Callable[[str], str]) -> str:
-    """Identifies everything that an image's layer depends on.
+def contents_of(image: SourceImage) -> tuple[Content, Content | None, Content | None]:
+    """What identifies an image: the picture, its annotation, its mask; None for what it lacks."""
+    # Of a picture without boxes, nobody asks for the size.
+    tell = None if image.annotation is None else _size_of
+    picture = Content(image.path, tell, image.md5, image.stamp)
+    boxes = image.annotation and Content(image.annotation, _boxes_of, image.annotation_md5)
+    return picture, boxes or None, Content(image.mask, None, image.mask_md5) if image.mask else None
+
+
+def source_digest(
+    image: SourceImage, config: SegmentConfig, know: Callable[[Content], Known]
+) -> str:
+    """Identifies everything that an image's layer depends on: its key, what it holds, what its
+    annotation says, its mask, and the configuration. Where it lies, and in what, is no part of it.
 
     Args:
       image: the source image.
       config: of the layers.
-      checksum: gives the MD5 of what lies in a place, where the listing has not told it.
+      know: gives what is known of content.
     """
+    picture, boxes, mask = (each and know(each) for each in contents_of(image))
+    assert picture is not None
     return fingerprint(
         config.fingerprint(),
-        image.name.encode("utf-8", "surrogatepass").hex(),
+        image.key.encode("utf-8", "surrogatepass").hex(),
         image.wnid,
         image.label,
-        image.md5 or checksum(image.path),
-        image.annotation and (image.annotation_md5 or checksum(image.annotation)),
-        *(["excluded"] if image.is_excluded else []),
-        # Only where it matters: without it digests are those of datasets made before.
-        *([_mask_digest(image, checksum)] if takes_masks(config.segmenter) else []),
-        *([{"group": image.group}] if image.group else []),
+        picture.md5,
+        boxes and _matched(boxes.about, picture.about),
+        mask and mask.md5,
+        image.is_excluded,
+        image.group,
     )
-
-
-def untold(image: SourceImage) -> list[str]:
-    """Places whose content identifies an image and whose MD5 the listing has not told."""
-    places = (
-        (image.path, image.md5),
-        (image.annotation, image.annotation_md5),
-        (image.mask, image.mask_md5),
-    )
-    return [place for place, md5 in places if place is not None and md5 is None]
 
 
 def known_digest(
-    image: SourceImage, config: SegmentConfig, known: Callable[[str], str | None]
+    image: SourceImage, config: SegmentConfig, known: Callable[[Content], Known | None]
 ) -> str | None:
-    """`source_digest` as far as it is known without reading: None if a checksum is not."""
-    places = untold(image)
-    checksums = {place: md5 for place in places if (md5 := known(place)) is not None}
-    if len(checksums) < len(places):
+    """`source_digest` as far as it is known without reading: None if something is not."""
+    found = {each: known(each) for each in contents_of(image) if each is not None}
+    if None in found.values():
         return None
-    return source_digest(image, config, checksums.__getitem__)
+    return source_digest(image, config, lambda content: found[content] or Known(""))
 
 
-def _mask_digest(image: SourceImage, checksum: Callable[[str], str]) -> str | None:
-    return image.mask and (image.mask_md5 or checksum(image.mask))
+def by_content(
+    images: Sequence[SourceImage], know: Callable[[Content], Known]
+) -> tuple[SourceImage, ...]:
+    """The images of a shard, in order of their key; of several of one key, the one with the lowest
+    MD5 (and class) comes first, wherever it lies."""
+    times = Counter(image.key for image in images)
+
+    def rank(image: SourceImage) -> tuple[str, str, str]:
+        same = times[image.key] > 1
+        return image.key, know(contents_of(image)[0]).md5 if same else "", image.wnid
+
+    return tuple(sorted(images, key=rank))
+
+
+def _size_of(data: bytes) -> str:
+    """Width and height of a picture as text, empty if it is none."""
+    try:
+        picture = open_picture(data)
+    except (UndecodableError, TooManyPixelsError):
+        return ""
+    return f"{picture.width}x{picture.height}"
+
+
+def _boxes_of(data: bytes) -> str:
+    """What an annotation says but for the class, which images have, as a line of JSON."""
+    try:
+        parsed = parse_annotation(data)
+    except AnnotationError as error:
+        return write_annotation(error)
+    return write_annotation(dataclasses.replace(parsed, wnid=None))
+
+
+def _matched(boxes: str, size: str) -> object:
+    """What counts of an annotation: the boxes, and whether its size, if it has one, is that of the
+    picture. So it does not matter whether a table leaves the size out."""
+    said = json.loads(boxes)
+    given = [said.pop(side, None) for side in ("width", "height")]
+    actual = [int(side) for side in size.split("x")] if size else given
+    return said, [side in (None, own) for side, own in zip(given, actual, strict=True)]
 
 
 def shard_fingerprint(digests: list[str], config: SegmentConfig) -> str:
     """Identifies everything that a shard's layers depend on, given its images' digests."""
-    return fingerprint(config.fingerprint(), digests)
+    return fingerprint(config.fingerprint(), sorted(digests))
 
 
 def printable(text: str) -> str:
@@ -83,13 +127,13 @@ def reject_by_name(image: SourceImage, before: SourceImage | None) -> tuple[Reas
 
     Args:
       image: a source image.
-      before: the one before it in its shard.
+      before: the one before it in its shard (`by_content`).
     """
     if not is_valid_key(image.key):
         detail = "a key is printable, without dots and slashes, and at most 200 bytes long"
         return Reason.INVALID_KEY, detail
     if before is not None and before.key == image.key:
-        return Reason.DUPLICATE_KEY, "another image of the same key has a lower path"
+        return Reason.DUPLICATE_KEY, "another image of the same key has a lower MD5"
     if image.is_excluded:
         return Reason.EXCLUDED, "left out by --exclude or --include"
     if not image.wnid:
@@ -128,18 +172,24 @@ class SourceBytes:
     number: int = 0
     place: str = ""
 
+    @classmethod
+    def of(
+        cls,
+        image: SourceImage,
+        read: Callable[[Content], bytes] = lambda content: read_place(content.place),
+    ) -> SourceBytes:
+        """Reads an image with what belongs to it. Raises OSError."""
+        picture, annotation, mask = (each and read(each) for each in contents_of(image))
+        assert picture is not None
+        return cls(picture, annotation, mask, place=image.path)
 
-def read_source(
-    image: str,
-    annotation: str | None,
-    mask: str | None = None,
-    read: Callable[[str], bytes] = read_place,
-) -> SourceBytes:
+
+def read_source(image: str, annotation: str | None, mask: str | None = None) -> SourceBytes:
     """Reads them, given by their places. Raises OSError."""
     return SourceBytes(
-        read(image),
-        None if annotation is None else read(annotation),
-        None if mask is None else read(mask),
+        read_place(image),
+        None if annotation is None else read_place(annotation),
+        None if mask is None else read_place(mask),
         place=image,
     )
 

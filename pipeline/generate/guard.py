@@ -16,10 +16,10 @@ from typing import Any
 
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import SEGMENT_VERSION
-from pipeline.dataset.records import Staging, read_rows
+from pipeline.dataset.records import Staging, is_first, read_rows, source_key
 from pipeline.dataset.shards import layer_record
 from pipeline.errors import JobError
-from pipeline.generate.cut_source import known_digest, printable, untold
+from pipeline.generate.cut_source import contents_of, known_digest
 from pipeline.generate.staged import find_layers
 from pipeline.inputs.checksums import Checksums
 from pipeline.inputs.listing import SourceImage, SourceShard
@@ -87,28 +87,35 @@ def _look(
     )
     if find(digests):
         return Counter()
-    rows = read_intact(store, record, lambda: read_rows(store, record, ["path", "source_digest"]))
+    columns = ["key", "object", "source_digest"]
+    rows = read_intact(store, record, lambda: read_rows(store, record, columns))
     if rows is None and store.exists(record):
         return Counter()  # Damaged: it has to be made again, whatever has become of the input.
-    before: dict[str, str] = {row["path"]: row["source_digest"] for row in rows or ()}
-    names = [printable(image.name) for image in shard.images]
+    before = [(source_key(row), row["source_digest"]) for row in rows or () if is_first(row)]
     if None in digests and is_same_way:
-        digests = [
-            digest or (None if _is_unlike(image, checksums) else before.get(name))
-            for image, name, digest in zip(shard.images, names, digests, strict=True)
-        ]
+        known: dict[str, list[str]] = {}
+        for key, digest in before:
+            known.setdefault(key, []).append(digest)
+        for position, image in enumerate(shard.images):
+            if digests[position] is None and not _is_unlike(image, checksums):
+                digests[position] = next(iter(known.get(image.key, [])), None)
+                known[image.key] = known.get(image.key, [])[1:]
         if find(digests):
             return Counter()
-    after = dict(zip(names, digests, strict=True))
+    after = [(image.key, digest) for image, digest in zip(shard.images, digests, strict=True)]
+    same = (Counter(after) & Counter(before)).total()
+    keys, keys_before = (Counter(key for key, _ in images) for images in (after, before))
+    added, removed = keys - keys_before, keys_before - keys
     return Counter(
         shards=1,
-        added=len(after.keys() - before.keys()),
-        changed=sum(after[name] != before[name] for name in after.keys() & before.keys()),
-        removed=len(before.keys() - after.keys()),
-        lost=int(after == before),
+        added=added.total(),
+        changed=len(after) - same - added.total(),
+        removed=removed.total(),
+        lost=int(same == len(after) == len(before)),
     )
 
 
 def _is_unlike(image: SourceImage, checksums: Checksums) -> bool:
     """Whether an image whose digest is not known has changed, as far as can be told."""
-    return any(checksums.known(p) is None and checksums.is_unlike(p) for p in untold(image))
+    contents = [content for content in contents_of(image) if content is not None]
+    return any(checksums.known(each) is None and checksums.is_unlike(each) for each in contents)

@@ -32,12 +32,12 @@ from pipeline.dataset.records import (
 from pipeline.dataset.shards import ShardCounts, bucket_hash, layer_record, layer_tar
 from pipeline.generate.cut_source import (
     SourceBytes,
+    by_content,
     crop_source,
     cut_source,
     known_digest,
     prepare_segmenter,
     printable,
-    read_source,
     reject_by_name,
     shard_fingerprint,
     source_digest,
@@ -94,6 +94,7 @@ class SegmentShard(beam.DoFn):
         split = shard.totals.split
         record = layer_record(split, shard.shard)
         checksums = Checksums.of_shard(self._staging.store, split, shard.shard)
+        shard = dataclasses.replace(shard, images=by_content(shard.images, checksums.of))
         digests = self._digests(shard, record, checksums)
         found = find_layers(
             self._staging, shard, digests, self._config, need_files=self._layers == "keep"
@@ -169,7 +170,7 @@ class SegmentShard(beam.DoFn):
             accepted = sum(row["status"] == ACCEPTED for row in rows)
             files.append(FileDigest(tar_path, file.size, file.sha256, accepted))
         checksum = shard_fingerprint(made, self._config)
-        rows.sort(key=lambda row: (bucket_hash(row["key"]), row["key"], row["path"]))
+        rows.sort(key=lambda row: (bucket_hash(row["key"]), row["key"]))
         write_table(
             self._staging.store,
             self._staging.staged(layer_record(split, shard.shard)),
@@ -199,7 +200,7 @@ class SegmentShard(beam.DoFn):
             return
         if isinstance(read, _Kept):
             count("images_kept")
-            yield from read.rows
+            yield from (({**kept, "path": row["path"]}, parts) for kept, parts in read.rows)
             return
         if self._config.is_whole:
             count("images_cropped")
@@ -281,14 +282,14 @@ def _read(
     source: SourceBytes | None = None
     if digest is None:
         if rejected is None:
-            source = read_source(image.path, image.annotation, image.mask, checksums.read)
+            source = SourceBytes.of(image, checksums.read)
         digest = source_digest(image, config, checksums.of)
     if rejected is not None:
         return digest, _Rejected(*rejected)
     kept = previous.find(image.key, digest)
     if kept:
         return digest, _Kept(kept)
-    return digest, source or read_source(image.path, image.annotation, image.mask)
+    return digest, source or SourceBytes.of(image)
 
 
 def _sources(shard: SourceShard) -> dict[str, SourceImage]:

@@ -1,14 +1,16 @@
-"""Checksums of source files and of parts of such, remembered while size and modification time
-of the file stay; object stores know those of files themselves.
+"""What is known of the content of source files and of parts of such, without reading it again.
 
-The memory lies beside the dataset, not in it: deleting it costs one more read of the
-input, and changes nothing.
+It is remembered while size and modification time of the file stay; of an object, while its MD5 or
+generation does, which a listing tells. The memory lies beside the dataset, not in it: deleting it
+costs one more read of the input, and changes nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
+from typing import NamedTuple
 
 from pipeline.inputs.place import Place, read_place
 from pipeline.storage.files import files_of
@@ -16,8 +18,40 @@ from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 
 
+class Content(NamedTuple):
+    """Content whose identity is asked for.
+
+    Attributes:
+      place: where it lies.
+      tell: what else is remembered of it, made of the bytes; None for nothing.
+      md5: hexadecimal, where a listing has told it.
+      stamp: what changes when the content does, where a listing has told that.
+    """
+
+    place: str
+    tell: Callable[[bytes], str] | None = None
+    md5: str | None = None
+    stamp: str | None = None
+
+
+class Known(NamedTuple):
+    """What is known of content: its MD5, hexadecimal, and what `Content.tell` said of it."""
+
+    md5: str
+    about: str = ""
+
+
+class _Remembered(NamedTuple):
+    """Size and stamp of a file when its content, or that of a part, was read."""
+
+    size: int
+    stamp: str
+    md5: str
+    about: str
+
+
 class Checksums:
-    """MD5 of content (its identity, as object stores report it), with a memory.
+    """Knows content, with a memory.
 
     Args:
       store: the dataset folder.
@@ -27,55 +61,67 @@ class Checksums:
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
         self._path = f"{WORK_FOLDER}/checksums/{name}.json"
-        self._old = read_json(store, self._path, dict[str, tuple[int, str, str]]) or {}
-        self._new: dict[str, tuple[int, str, str]] = {}
+        self._old = read_json(store, self._path, dict[str, _Remembered]) or {}
+        self._new: dict[str, _Remembered] = {}
 
     @classmethod
     def of_shard(cls, store: Store, split: str, shard: int) -> Checksums:
         """The memory of a source shard's files."""
         return cls(store, f"{split}-{shard:05d}")
 
-    def of(self, place: str) -> str:
-        """MD5 of what lies in a place, hexadecimal. Raises OSError if it cannot be read."""
-        return self.known(place) or _md5(self.read(place))
+    def of(self, content: Content) -> Known:
+        """What is known of content, which is read if it must be. Raises OSError if it cannot be."""
+        known = self.known(content)
+        return known or _look(content, self.read(content))
 
-    def known(self, place: str) -> str | None:
-        """MD5 of what lies in a place if it is remembered; the content is not read."""
-        taken = Place.of(place)
+    def known(self, content: Content) -> Known | None:
+        """What is known of content that is not read."""
+        taken = Place.of(content.place)
         if taken.text is not None:
-            return _md5(read_place(place))
-        if place in self._new:
-            return self._new[place][2]
-        info = files_of(taken.path).info(taken.path)
-        if info is None:
+            return _look(content, read_place(content.place))
+        if content.md5 is not None and content.tell is None:
+            return Known(content.md5)
+        if content.place in self._new:
+            return Known(*self._new[content.place][2:])
+        remembered = self._old.get(content.place)
+        if content.stamp is None and content.md5 is None:
+            info = files_of(taken.path).info(taken.path)
+            if info is None:
+                return None
+            if taken.is_file and info.md5 is not None:
+                return self.known(content._replace(md5=info.md5))
+            is_same = remembered is not None and remembered[:2] == (info.size, info.identity)
+        else:
+            wanted = (content.stamp, content.md5)
+            is_same = remembered is not None and wanted in (
+                (remembered.stamp, None),
+                (None, remembered.md5),
+            )
+        if remembered is None or not is_same:
             return None
-        if taken.is_file and info.md5 is not None:
-            return info.md5
-        remembered = self._old.get(place)
-        if remembered is None or remembered[:2] != (info.size, info.identity):
-            return None
-        self._new[place] = remembered
-        return remembered[2]
+        self._new[content.place] = remembered
+        return Known(remembered.md5, remembered.about)
 
-    def read(self, place: str) -> bytes:
-        """What lies in a place, whose MD5 is known from then on. Raises OSError."""
-        taken = Place.of(place)
+    def read(self, content: Content) -> bytes:
+        """The bytes, of which all is known from then on. Raises OSError."""
+        taken = Place.of(content.place)
         # Looked at first: what changes meanwhile is read again the next time.
         info = None if taken.text is not None else files_of(taken.path).info(taken.path)
-        data = read_place(place)
+        data = read_place(content.place)
         if info is not None:
-            self._new[place] = (info.size, info.identity, _md5(data))
+            stamp = content.stamp or info.identity
+            self._new[content.place] = _Remembered(info.size, stamp, *_look(content, data))
         return data
 
-    def is_unlike(self, place: str) -> bool:
+    def is_unlike(self, content: Content) -> bool:
         """Whether size and time of a file that is not `known` say that it has changed. Of one that
         lay in another folder, its size has to tell; of one that was never read, nothing does."""
-        path = Place.of(place).path
+        path = Place.of(content.place).path
         info = files_of(path).info(path)
-        if info is None or place in self._old:
+        if info is None or content.place in self._old:
             return True
-        sizes = {_without_folder(old): about[0] for old, about in self._old.items()}
-        return sizes.get(_without_folder(place), info.size) != info.size
+        sizes = {_without_folder(old): about.size for old, about in self._old.items()}
+        return sizes.get(_without_folder(content.place), info.size) != info.size
 
     def save(self) -> None:
         """Remembers the files asked for since the start, and only those."""
@@ -83,8 +129,9 @@ class Checksums:
             self._store.write(self._path, json.dumps(self._new, sort_keys=True).encode())
 
 
-def _md5(data: bytes) -> str:
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+def _look(content: Content, data: bytes) -> Known:
+    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    return Known(md5, content.tell(data) if content.tell else "")
 
 
 def _without_folder(place: str) -> str:

@@ -35,8 +35,8 @@ class FoundImage:
       place: where it lies.
       name: path relative to the input, archives being folders in it.
       folder: what decides its class, "" if that is left to the annotation.
-      md5: of its content, hexadecimal, or else what changes when that does; None where
-        nothing has told it.
+      md5: of its content, hexadecimal; None where nothing has told it.
+      stamp: what changes when the content does, where that alone was told.
       annotation: if it lies with the image.
       group: what it shares its scene with, "" for nothing.
       mask: where its mask lies, None without one.
@@ -48,6 +48,7 @@ class FoundImage:
     name: str
     folder: str
     md5: str | None = None
+    stamp: str | None = None
     annotation: FoundAnnotation | None = None
     group: str = ""
     mask: str | None = None

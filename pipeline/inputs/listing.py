@@ -39,8 +39,9 @@ class SourceImage:
       wnid: class; empty if neither folder nor annotation tells.
       label: superclass label, `OUTSIDE` with an empty wnid.
       annotation: place of the annotation, None if there is none.
-      md5, annotation_md5: of their content, or of what changes with it, where the listing
-        tells it.
+      md5, annotation_md5: of their content, where the listing tells it.
+      stamp: what changes with the content of a picture that lies in a file with others, where the
+        listing tells it.
       is_excluded: whether `--exclude` or `--include` leaves it out.
       mask: where its mask lies, a path or the mask itself; None without one.
       mask_md5: as `md5`.
@@ -54,6 +55,7 @@ class SourceImage:
     label: int
     annotation: str | None
     md5: str | None = None
+    stamp: str | None = None
     annotation_md5: str | None = None
     is_excluded: bool = False
     mask: str | None = None
@@ -171,6 +173,7 @@ def list_images(
                 label=label,
                 annotation=None if annotation is None else annotation.place,
                 md5=found.md5,
+                stamp=found.stamp,
                 annotation_md5=None if annotation is None else annotation.md5,
                 is_excluded=keys.excludes(found.key, wnid),
                 group=found.group,

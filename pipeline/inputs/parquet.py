@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from pipeline.errors import UsageError
 from pipeline.inputs.found import FoundImage, is_wnid, wnid_of_label
-from pipeline.inputs.identity import identity_of
 from pipeline.inputs.place import open_parquet, row_of
+from pipeline.inputs.stamps import stamp_of
 from pipeline.storage.files import relative
 from pipeline.storage.parallel import read_ahead
 from transforms.taxonomy import Taxonomy
@@ -67,7 +67,7 @@ def _list_file(path: str, root: str, taxonomy: Taxonomy) -> list[FoundImage]:
 
 
 def _rows(path: str, own: str, taxonomy: Taxonomy) -> list[FoundImage]:
-    identity = identity_of(path)
+    stamp = stamp_of(path)
     images = []
     with open_parquet(path) as file:
         schema = file.schema_arrow
@@ -94,7 +94,7 @@ def _rows(path: str, own: str, taxonomy: Taxonomy) -> list[FoundImage]:
                         place=row_of(path, group, number, "image.bytes"),
                         name=name,
                         folder=wnid_of_label(label, taxonomy, name),
-                        md5=identity and f"{identity}:{group}:{number}",
+                        stamp=stamp,
                     )
                 )
     return images

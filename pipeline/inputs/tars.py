@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.inputs.archives import ARCHIVES, Member, members
 from pipeline.inputs.found import IMAGE_SUFFIXES, FoundImage, is_hidden, is_wnid, wnid_of_folder
-from pipeline.inputs.identity import identity_of
+from pipeline.inputs.stamps import stamp_of
 from pipeline.storage.files import relative
 from pipeline.storage.parallel import read_ahead
 from transforms.taxonomy import Taxonomy
@@ -29,7 +29,7 @@ def images_in_tars(
     """
     for path in paths:
         own = relative(path, root)
-        identity = identity_of(path)
+        stamp = stamp_of(path)
         inner = []
         for member, _ in members(path):
             if is_hidden(member.name):
@@ -37,7 +37,7 @@ def images_in_tars(
             if member.name.lower().endswith(ARCHIVES):
                 inner.append(member)
             else:
-                yield _image(member, own, wnid_of_folder(member.name, taxonomy), identity)
+                yield _image(member, own, wnid_of_folder(member.name, taxonomy), stamp)
 
         def listed(archive: Member, path: str = path) -> list[Member]:
             return [member for member, _ in members(path, archive)]
@@ -48,10 +48,10 @@ def images_in_tars(
                 is_class = is_wnid(stem) or taxonomy.holds(stem)
                 folder = wnid_of_folder(member.name, taxonomy) or (stem if is_class else "")
                 if not is_hidden(member.name):
-                    yield _image(member, f"{own}/{archive.name}", folder, identity)
+                    yield _image(member, f"{own}/{archive.name}", folder, stamp)
 
 
-def _image(member: Member, archive: str, folder: str, identity: str | None) -> FoundImage | None:
+def _image(member: Member, archive: str, folder: str, stamp: str | None) -> FoundImage | None:
     stem, dot, suffix = member.name.rpartition("/")[2].rpartition(".")
     if f"{dot}{suffix}".lower() not in IMAGE_SUFFIXES:
         return None
@@ -60,5 +60,5 @@ def _image(member: Member, archive: str, folder: str, identity: str | None) -> F
         place=member.place,
         name=f"{archive}/{member.name}",
         folder=folder,
-        md5=identity and f"{identity}:{member.offset}+{member.length}",
+        stamp=stamp,
     )

@@ -19,7 +19,7 @@ from pipeline.inputs.found import (
     is_wnid,
     wnid_of_label,
 )
-from pipeline.inputs.identity import identity_of
+from pipeline.inputs.stamps import stamp_of
 from pipeline.storage.files import relative
 from pipeline.storage.parallel import read_ahead
 from transforms.annotations import AnnotationError, annotation_from
@@ -62,7 +62,7 @@ def images_in_shards(
 
 
 def _list_shard(path: str, root: str, taxonomy: Taxonomy) -> list[FoundImage | None]:
-    own, identity = relative(path, root), identity_of(path)
+    own, stamp = relative(path, root), stamp_of(path)
     samples: dict[str, _Sample] = {}
     for member, content in members(path):
         folder, _, name = member.name.rpartition("/")
@@ -79,7 +79,7 @@ def _list_shard(path: str, root: str, taxonomy: Taxonomy) -> list[FoundImage | N
                 sample.fields = _fields(content.read(), f"{own}/{member.name}")
             case ".xml":
                 sample.xml = content.read()
-    return [_image(key, sample, own, identity, taxonomy) for key, sample in samples.items()]
+    return [_image(key, sample, own, stamp, taxonomy) for key, sample in samples.items()]
 
 
 def _fields(data: bytes, where: str) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _fields(data: bytes, where: str) -> dict[str, Any]:
 
 
 def _image(
-    path: str, sample: _Sample, shard: str, identity: str | None, taxonomy: Taxonomy
+    path: str, sample: _Sample, shard: str, stamp: str | None, taxonomy: Taxonomy
 ) -> FoundImage | None:
     member = sample.image
     if member is None:
@@ -107,7 +107,7 @@ def _image(
         place=member.place,
         name=name,
         folder=named if is_named else wnid_of_label(label, taxonomy, name),
-        md5=identity and f"{identity}:{member.offset}+{member.length}",
+        stamp=stamp,
         annotation=_annotation(sample),
     )
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator
+from hashlib import md5
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from gcs import BUCKET, gcs_server
 from shapes import SHAPES, split_of, tar_bytes
 
 from pipeline.commands.cli import main
+from pipeline.dataset.config import SegmentConfig
 from pipeline.errors import UsageError
-from pipeline.inputs.checksums import Checksums
+from pipeline.generate.cut_source import known_digest, source_digest
+from pipeline.inputs.checksums import Checksums, Content
 from pipeline.inputs.key_lists import KeyList, KeyLists, read_key_list
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import Listing, list_images
@@ -77,10 +80,15 @@ def test_all_shapes_hold_the_same_270_images(shared: Path, tmp_path: Path, shape
     assert (len(found.images), found.outside, found.other_files) == (270, 0, 0)
 
 
-@pytest.mark.parametrize(
-    "shape", ["val_tar", "train_tar", "webdataset", "parquet", "manifest_csv", "manifest_coco"]
-)
-def test_all_shapes_give_the_same_pictures(
+def identities_of(output: Path) -> dict[str, str]:
+    """What identifies the images of a dataset, by key."""
+    records = pyarrow.dataset.dataset(sorted(map(str, output.glob("layers/*.parquet"))))
+    rows = records.to_table(columns=["key", "source_digest"]).to_pylist()
+    return {row["key"]: row["source_digest"] for row in rows}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_all_shapes_give_the_same_dataset(
     small_sample: Path, one_worker: Path, tmp_path: Path, shape: str
 ) -> None:
     source, output, split = tmp_path / "input", tmp_path / "out", split_of(shape)
@@ -89,6 +97,49 @@ def test_all_shapes_give_the_same_pictures(
     command = ("generate", "--input", source, "--output", output, "--split", split, *SHARDS)
     in9(*command, *ONE)
     assert variants_of(output, split) == variants_of(one_worker, "val")
+    assert identities_of(output) == identities_of(one_worker)
+    if split == "val":
+        assert manifest_of(output)["fingerprint"] == manifest_of(one_worker)["fingerprint"]
+
+
+def test_input_in_another_shape_makes_no_work(
+    tiny_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    in9("generate", "--input", tiny_input, "--output", output, *SHARDS)
+    before = stamps(output)
+    for shape in ("val_tar", "kaggle", "manifest_csv"):
+        (tmp_path / shape).mkdir()
+        SHAPES[shape](tiny_input, tmp_path / shape)
+        capsys.readouterr()
+        in9("generate", "--input", tmp_path / shape, "--output", output, *SHARDS)
+        assert "nothing to do" in capsys.readouterr().out
+        assert stamps(output) == before
+
+
+def test_of_images_with_one_key_the_lowest_md5_is_taken(tiny_input: Path, tmp_path: Path) -> None:
+    """Whatever they are called, and however many shards there are."""
+    first, *_, last = sorted(tiny_input.glob("val/*/*.JPEG"))
+    low, high = sorted((first.read_bytes(), last.read_bytes()), key=lambda d: md5(d).hexdigest())
+    for number, datas in enumerate(((low, high), (high, low))):
+        source = tmp_path / f"{number}"
+        for folder, data in zip(("a", "b"), datas, strict=True):
+            (source / folder).mkdir(parents=True)
+            (source / folder / "same.JPEG").write_bytes(data)
+        rows = [f"{name}/same.JPEG,{first.parent.name},1,1,9,9" for name in ("a", "b")]
+        (source / "manifest.csv").write_text(
+            "\n".join(["image,class,xmin,ymin,xmax,ymax", *rows, ""])
+        )
+        output = tmp_path / f"out{number}"
+        in9("generate", "--input", source, "--output", output, "--segmenter", "box", *ONE,
+            "--variants", "original", "--image_size", 32, "--resize", 32)  # fmt: skip
+        index = pyarrow.dataset.dataset(str(output / "index")).to_table().to_pylist()
+        taken, other = "ab" if number == 0 else "ba"
+        assert [(row["path"][0], row["status"] == "duplicate_key") for row in index] == [
+            (taken, False),
+            (other, True),
+        ]
+    assert manifest_of(tmp_path / "out0")["fingerprint"] == manifest_of(output)["fingerprint"]
 
 
 def test_a_tar_that_was_copied_makes_no_work(
@@ -138,10 +189,16 @@ def test_object_storage_holds_the_same_shapes(
     here.copy_into(there, [(path, path) for path in here.walk("")])
     found = listed(there.root, split_of(shape))
     assert contents(found) == contents(listed(small_sample))
-    # Nothing has to be downloaded to know whether it has changed.
-    assert len({image.md5 for image in found.images} - {None}) == 18
+    first = Checksums(Store(str(tmp_path / "memory")), "all")
+    identities = [source_digest(image, SegmentConfig(), first.of) for image in found.images]
+    first.save()
+    # Nothing has to be downloaded again to know whether it has changed.
+    again = Checksums(Store(str(tmp_path / "memory")), "all")
+    known = [known_digest(image, SegmentConfig(), again.known) for image in found.images]
+    assert known == identities
     for image in found.images:
         assert reads_ahead(image.path) > 1
+        assert image.md5 or image.stamp
         assert image.annotation_md5 or Place.of(image.annotation or "").text
 
 
@@ -362,10 +419,11 @@ def test_places_are_lines_that_say_where_bytes_lie(tmp_path: Path) -> None:
 def test_a_part_is_known_by_its_content(tmp_path: Path) -> None:
     store, file = Store(str(tmp_path / "out")), tmp_path / "file"
     file.write_bytes(b"0123456789")
-    places = [part_of(str(file), 0, 4), part_of(str(file), 4, 4)]
+    spans = ((0, 4), (4, 4))
+    places = [Content(part_of(str(file), *span), bytes.decode) for span in spans]
     checksums = Checksums.of_shard(store, "val", 0)
     digests = [checksums.of(place) for place in places]
-    assert digests == [hashlib.md5(data).hexdigest() for data in (b"0123", b"4567")]
+    assert digests == [(md5(data).hexdigest(), data.decode()) for data in (b"0123", b"4567")]
     checksums.save()
     known = Checksums.of_shard(store, "val", 0)
     assert [known.known(place) for place in places] == digests

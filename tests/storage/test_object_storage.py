@@ -74,6 +74,8 @@ def test_the_job_on_a_store_that_fails_now_and_then_equals_the_local_one(
     assert len(proxy.harmed) == 5, proxy.harmed
     assert output.read(MANIFEST) == (small_run / MANIFEST).read_bytes()
     left = [path for path in output.walk(".in9") if path.count("/") > 1 or "lock" in path]
+    # What the content of the input was, which is remembered here as on a disk.
+    left = [path for path in left if not path.startswith(".in9/checksums/")]
     assert left == []
     assert "nothing to do" in run_in9(*command).stdout
     assert "files agree" in run_in9("verify", "--dataset", output.root).stdout

@@ -19,7 +19,8 @@ LISTED = 100
 """Images of a kind that are named; of more, only their number is told."""
 
 Row = dict[str, Any]
-_Image = tuple[str, str]
+_Image = tuple[str, int]
+"""Key of an image or object, and which it is of several that have it."""
 
 
 @dataclasses.dataclass
@@ -106,7 +107,7 @@ def _changed(
     before: Dataset, after: Dataset, split: str, content: dict[_Image, Row]
 ) -> Iterator[_Image]:
     """The images whose source differs, of those in both states, as `_read` tells them apart."""
-    columns = ["key", "path", "source_digest"]
+    columns = ["key", "source_digest"]
     for old_files, new_files in _pairs(before, after, split, _record_files):
         old, new = _read(before, old_files, columns), _read(after, new_files, columns)
         for image in sorted(old.keys() & new.keys()):
@@ -153,6 +154,11 @@ def _pairs(
 
 
 def _read(dataset: Dataset, files: list[str], columns: list[str]) -> dict[_Image, Row]:
-    """Rows by path and key: an image's objects have rows of their own."""
-    rows = (row for file in files for row in read_rows(dataset.store, file, columns))
-    return {(row["path"], row["key"]): row for row in rows}
+    """Rows by the image that they are of, or the object."""
+    found: dict[_Image, Row] = {}
+    times = Counter[str]()
+    for file in files:
+        for row in read_rows(dataset.store, file, columns):
+            found[row["key"], times[row["key"]]] = row
+            times[row["key"]] += 1
+    return found

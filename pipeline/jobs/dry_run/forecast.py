@@ -11,9 +11,9 @@ from collections import Counter
 
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.manifest import read_manifest
-from pipeline.dataset.records import ACCEPTED, read_rows
+from pipeline.dataset.records import ACCEPTED, read_rows, source_key
 from pipeline.dataset.shards import layer_record
-from pipeline.generate.cut_source import known_digest, printable, reject_by_name
+from pipeline.generate.cut_source import known_digest, reject_by_name
 from pipeline.generate.job import Job
 from pipeline.generate.list_split import list_split
 from pipeline.generate.previous_layers import PreviousLayers
@@ -126,13 +126,17 @@ def _forecast_split(job: Job, taxonomy: Taxonomy, split: str) -> tuple[SplitFore
         )
         unchanged &= found is not None and found.record == layer_record(split, shard.shard)
         if found is not None:
-            by_path: dict[str, list[str]] = {}
-            for row in read_rows(job.store, found.record, ["path", "status"]):
-                by_path.setdefault(row["path"], []).append(row["status"])
-            for image in shard.images:
-                statuses = by_path.get(printable(image.name), [])
-                fates.update(statuses[:1] if ACCEPTED not in statuses else [ACCEPTED])
-                accepted += [image] * statuses.count(ACCEPTED)
+            of_key = {image.key: image for image in shard.images}
+            columns = ["key", "object", "status"]
+            of_image: dict[str, list[str]] = {}
+            for row in read_rows(job.store, found.record, columns):
+                if row["status"] == Reason.DUPLICATE_KEY:
+                    fates[row["status"]] += 1
+                else:
+                    of_image.setdefault(source_key(row), []).append(row["status"])
+            for key, statuses in of_image.items():
+                fates[ACCEPTED if ACCEPTED in statuses else statuses[0]] += 1
+                accepted += [of_key[key]] * statuses.count(ACCEPTED)
             continue
         for position, image in enumerate(shard.images):
             before = shard.images[position - 1] if position else None
