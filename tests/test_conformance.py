@@ -8,14 +8,17 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
+from hashlib import md5
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import run_in9
+from conftest import ROOT, run_in9
 from PIL import Image
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.layer_files import decode_layer, read_parts
@@ -35,6 +38,7 @@ CODES = {
     "segmentation_failed": 7,
 }
 
+SAMPLE = ROOT / "pipeline" / "data" / "sample"
 GOLDEN = Path(__file__).parent / "golden" / "sample.json"
 
 
@@ -101,6 +105,25 @@ def test_sample_mixed_variants_show_the_backgrounds_they_name(
         mask = masks[key] == 255
         background = backgrounds[rows[key][f"{variant}_bg_key"]]
         np.testing.assert_array_equal(picture, np.where(mask, originals[key], background))
+
+
+def test_any_mask_is_reproduced_by_cv2_from_index_and_picture(lossless_sample: Path) -> None:
+    by_md5 = {md5(path.read_bytes()).hexdigest(): path for path in SAMPLE.glob("val/*/*.JPEG")}
+    masks = pictures(lossless_sample, "fg_mask")
+    to_output = Compose([Resize(256, InterpolationMode.NEAREST), CenterCrop(256)])
+    config = json.loads((lossless_sample / "manifest.json").read_text())["config"]
+    for row in index(lossless_sample).values():
+        picture = np.asarray(Image.open(by_md5[row["source_md5"]]).convert("RGB"))
+        assert picture.shape[:2] == (row["height"], row["width"])
+        if row["key"] not in masks:
+            continue
+        xmin, ymin, xmax, ymax = row["native_box"]
+        cv2.setRNGSeed(config["grabcut_seed"])
+        rectangle = (xmin, ymin, xmax - xmin, ymax - ymin)
+        found, models = np.zeros(picture.shape[:2], np.uint8), np.zeros((2, 1, 65))
+        cv2.grabCut(picture, found, rectangle, *models, 5, cv2.GC_INIT_WITH_RECT)
+        mask = to_output(Image.fromarray((found & 1) * np.uint8(255)))
+        np.testing.assert_array_equal(masks[row["key"]][..., 0], mask)
 
 
 def test_filter_codes_of_all_real_pictures(shared: Path, mini_run: Path) -> None:

@@ -32,6 +32,7 @@ class Cut:
       reason: None if it was accepted.
       detail: what exactly was wrong, for a reader; empty if accepted.
       width, height: native size in pixels, None if it could not be decoded.
+      box: in native pixels, as the segmenter is given it; None if none was chosen.
       mask_over_box: foreground pixels over the box's area, None if not segmented.
       fallback: of the `Segmentation`, empty if not segmented.
       number: of the object among the image's boxes, from 1 on; 0 for an image as a whole.
@@ -42,6 +43,7 @@ class Cut:
     detail: str = ""
     width: int | None = None
     height: int | None = None
+    box: Box | None = None
     mask_over_box: float | None = None
     fallback: str = ""
     number: int = 0
@@ -197,7 +199,7 @@ def cut_objects(
             boxes = decoded.boxes if rules.objects != "each" else (decoded.boxes[position],)
             cut = Cut.of(decoded.reject(reason, _shown(boxes)))
         number = position + 1 if rules.objects == "each" else 0
-        yield dataclasses.replace(cut, number=number)
+        yield dataclasses.replace(cut, box=box, number=number)
 
 
 def _shown(boxes: Sequence[Box]) -> str:

@@ -35,6 +35,8 @@ RECORD_SCHEMA = pa.schema(
         pa.field("detail", pa.string()),
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
+        pa.field("source_md5", pa.string()),
+        pa.field("native_box", BOX_TYPE),
         pa.field("box", BOX_TYPE),
         pa.field("mask_over_box", pa.float64()),
         pa.field("fg_fraction", pa.float64()),
@@ -50,10 +52,12 @@ RECORD_SCHEMA = pa.schema(
         pa.field("mask_length", pa.int64()),
     ]
 )
-"""Columns of a record, null where an image has no such thing. `box` is (x0, y0, x1, y1) in output
-pixels; offsets and lengths are bytes in the shard's tar; `source_digest` identifies image,
-annotation and configuration. With `--objects each` an image has a row for each of its boxes, whose
-number from 1 on is `object`; 0 of an image that was rejected as a whole."""
+"""Columns of a record, null where an image has no such thing. `width`, `height` and `native_box`
+(xmin, ymin, xmax, ymax, as the segmenter was given it) are in pixels of the picture whose MD5 is
+`source_md5`; `box` is (x0, y0, x1, y1) in output pixels; offsets and lengths are bytes in the
+shard's tar; `source_digest` identifies image, annotation and configuration. With `--objects each` an
+image has a row for each of its boxes, whose number from 1 on is `object`; 0 of an image that was
+rejected as a whole."""
 
 
 def count_sources(rows: Iterable[Mapping[str, Any]]) -> int:

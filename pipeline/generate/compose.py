@@ -51,7 +51,8 @@ def index_schema(replicates: int) -> pa.Schema:
                 RECORD_SCHEMA.field(name)
                 for name in (
                     *("key", "path", "wnid", "label", "status", "detail", "width", "height"),
-                    *("box", "mask_over_box", "fg_fraction", "group", "object"),
+                    *("source_md5", "native_box", "box", "mask_over_box", "fg_fraction"),
+                    *("group", "object"),
                 )
             ),
             pa.field("selected", pa.bool_(), nullable=False),

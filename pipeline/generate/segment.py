@@ -33,6 +33,7 @@ from pipeline.dataset.shards import ShardCounts, bucket_hash, layer_record, laye
 from pipeline.generate.cut_source import (
     SourceBytes,
     by_content,
+    contents_of,
     crop_source,
     cut_source,
     known_digest,
@@ -158,9 +159,9 @@ class SegmentShard(beam.DoFn):
             writing = self._staging.store.create(self._staging.staged(tar_path))
         with writing as file, contextlib.closing(reading):
             tar = None if file is None else TarWriter(file)
-            for (image, _, _), (digest, read) in reading:
+            for (image, _, _), (digest, md5, read) in reading:
                 made.append(digest)
-                for row, parts in self._rows(image, digest, read):
+                for row, parts in self._rows(image, digest, md5, read):
                     if tar is not None and parts:
                         row.update(add_layer(tar, row["key"], parts))
                     rows.append(row)
@@ -180,7 +181,7 @@ class SegmentShard(beam.DoFn):
         return checksum
 
     def _rows(
-        self, image: SourceImage, digest: str, read: _Read
+        self, image: SourceImage, digest: str, md5: str, read: _Read
     ) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
         """The record rows of an image without offsets, each with its encoded layer if it was
         accepted: one row, or one for each object."""
@@ -190,6 +191,7 @@ class SegmentShard(beam.DoFn):
             "path": printable(image.name),
             "wnid": image.wnid or None,
             "label": None if image.label == OUTSIDE else image.label,
+            "source_md5": md5,
             "source_digest": digest,
             # Objects of one picture share its scene.
             "group": printable(image.group or (image.key if by_object else "")) or None,
@@ -226,6 +228,7 @@ class SegmentShard(beam.DoFn):
             "detail": printable(cut.detail) or None,
             "width": cut.width,
             "height": cut.height,
+            "native_box": cut.box and list(cut.box),
             "mask_over_box": cut.mask_over_box,
         }
         if cut.layer is None:
@@ -274,9 +277,9 @@ def _read(
     checksums: Checksums,
     config: SegmentConfig,
     found: tuple[SourceImage, str | None, SourceImage | None],
-) -> tuple[str, _Read]:
+) -> tuple[str, str, _Read]:
     """All reading for an image, given with its digest, if that is known, and the one before it in
-    its shard; returns the digest, too."""
+    its shard; returns the digest and the picture's MD5, too."""
     image, digest, before = found
     rejected = reject_by_name(image, before)
     source: SourceBytes | None = None
@@ -284,12 +287,13 @@ def _read(
         if rejected is None:
             source = SourceBytes.of(image, checksums.read)
         digest = source_digest(image, config, checksums.of)
+    md5 = checksums.of(contents_of(image)[0]).md5
     if rejected is not None:
-        return digest, _Rejected(*rejected)
+        return digest, md5, _Rejected(*rejected)
     kept = previous.find(image.key, digest)
     if kept:
-        return digest, _Kept(kept)
-    return digest, source or SourceBytes.of(image)
+        return digest, md5, _Kept(kept)
+    return digest, md5, source or SourceBytes.of(image)
 
 
 def _sources(shard: SourceShard) -> dict[str, SourceImage]:

@@ -30,7 +30,7 @@ from pipeline.storage.store import WORK_FOLDER, Store
 _SCHEMA = pa.schema(
     [
         pa.field("key", pa.string()),
-        pa.field("label", pa.int16()),
+        pa.field("label", pa.int64()),
         pa.field("features", pa.list_(pa.float32())),
     ]
 )

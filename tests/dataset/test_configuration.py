@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.croissant import COLUMNS, croissant
-from pipeline.dataset.fingerprints import COMPOSE_VERSION, fingerprint
+from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.how_made import limits_of, steps_of
 from pipeline.dataset.manifest import Manifest
@@ -67,22 +67,6 @@ def test_a_flag_changes_what_it_decides_and_nothing_else() -> None:
         assert decides == bool(changed & set(COMPOSE) - {"backgrounds"}), name
     # Another implementation of the same masks.
     assert flags(segmenter="cv2").fingerprint() == base.fingerprint()
-    whole = SegmentConfig(selection="in9l")
-    for name in set(SEGMENT) - {"segmenter_parameters", "selection"}:
-        other = dataclasses.replace(whole, **{name: SEGMENT[name]})
-        decides = name in ("image_size", "resize", "interpolation", "crop")
-        assert (other.fingerprint() != whole.fingerprint()) == decides, name
-
-
-def test_flags_that_came_later_leave_older_datasets_as_they_are() -> None:
-    later = {"exclude", "include", "taxonomy", "segmenter_parameters", "objects", "max_box", "crop"}
-    later |= {"min_visible", "min_foreground", "replicates", "backgrounds"}
-    base = DatasetConfig()
-    first = {name: value for name, value in base.flags().items() if name not in later}
-    parts = base.segment.fingerprint(), base.compose.fingerprint()
-    assert base.fingerprint() == fingerprint(first, *parts)
-    first = {name: first[name] for name in first if name in COMPOSE}
-    assert base.compose.fingerprint() == fingerprint(first, COMPOSE_VERSION)
 
 
 def test_of_an_import_only_some_flags_are_known() -> None:

@@ -15,7 +15,7 @@ from conftest import darken, manifest_of, pictures_of, stamps
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import read_parquet
 from pipeline.dataset.manifest import read_manifest
-from pipeline.dataset.records import ShardFiles, Staging, read_rows, record_schema, write_table
+from pipeline.dataset.records import RECORD_SCHEMA, ShardFiles, Staging, read_rows, write_table
 from pipeline.dataset.shards import ShardCounts, layer_record, layer_tar
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.commit import Commit, build_manifest, commit
@@ -165,7 +165,7 @@ def test_layers_are_found_if_all_is_whole(tmp_path: Path, record: str, tars: str
     for place, folder in folders.items():
         staging.store.write(folder + TAR, b"tar"[: 2 + (place in tars)])
     about = ShardFiles(shard_fingerprint(["a", "b"], BOX), (FileDigest(TAR, 3, "0" * 64),))
-    write_table(staging.store, folders[record] + RECORD, record_schema().empty_table(), about)
+    write_table(staging.store, folders[record] + RECORD, RECORD_SCHEMA.empty_table(), about)
     shard = SourceShard(SplitTotals("val", ONE, 2, 0, 0), 0, ())
     whole = next((place for place in tars if place == "b" or record == "a"), None)
     layers = find_layers(staging, shard, ["a", "b"], BOX, need_files=True)

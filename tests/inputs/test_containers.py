@@ -18,10 +18,10 @@ from pipeline.inputs.annotations import AnnotationIndex, annotated_wnid, index_a
 from pipeline.inputs.archives import members, stream
 from pipeline.inputs.folder import files_in, images_in_folder
 from pipeline.inputs.found import FoundAnnotation, FoundImage, wnid_of_label
-from pipeline.inputs.identity import identity_of
 from pipeline.inputs.parquet import holds_pictures, images_in_parquet
 from pipeline.inputs.place import read_place
 from pipeline.inputs.shapes import find_files, find_shape, tells_boxes, tells_split
+from pipeline.inputs.stamps import stamp_of
 from pipeline.inputs.tars import images_in_tars
 from pipeline.inputs.webdataset import images_in_shards
 from pipeline.storage.store import Store
@@ -129,18 +129,18 @@ def test_a_folder_is_listed_one_level_deep_and_in_order(tmp_path: Path) -> None:
     assert [file.name for file in files_in(f"{tmp_path}/val", (".xml",))] == ["x.xml"]
 
 
-def test_identity_changes_when_and_only_when_content_does() -> None:
+def test_a_stamp_changes_when_content_does() -> None:
     with gcs_server() as url, pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", url)
         found = []
         for data in (b"1", b"2", b"1"):
             Store(f"gs://{BUCKET}").write("a", data)
-            found.append(identity_of(f"gs://{BUCKET}/a"))
+            found.append(stamp_of(f"gs://{BUCKET}/a"))
         with pytest.raises(FileNotFoundError):
-            identity_of(f"gs://{BUCKET}/none.tar")
+            stamp_of(f"gs://{BUCKET}/none.tar")
     assert found[0] == found[2] != found[1]
     assert None not in found
-    assert identity_of(__file__) is None  # Here each part is hashed instead.
+    assert stamp_of(__file__) is None  # Here each part is hashed instead.
 
 
 @given(st.integers(-2, 999))

@@ -23,8 +23,8 @@ from pipeline.storage.store import Store
 PREDICTION_SCHEMA = pa.schema(
     [
         pa.field("name", pa.string()),
-        pa.field("label", pa.int16()),
-        pa.field("prediction", pa.int16()),
+        pa.field("label", pa.int64()),
+        pa.field("prediction", pa.int64()),
     ]
 )
 """Columns of predictions: path of the image below its split, its class and the predicted one as

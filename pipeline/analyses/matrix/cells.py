@@ -37,8 +37,8 @@ CELL_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string()),
         pa.field("unit", pa.string()),
-        pa.field("label", pa.int16()),
-        pa.field("prediction", pa.int16()),
+        pa.field("label", pa.int64()),
+        pa.field("prediction", pa.int64()),
     ]
 )
 """Columns of a cell; `unit` is the image's group, or its key."""
