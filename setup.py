@@ -61,6 +61,7 @@ setup(
         "pyarrow>=18.0",
         "rich>=13.9",
         "safetensors>=0.4.3",
+        "simplejpeg>=1.9",
         "timm>=1.0.15",
         "torch>=2.6",
         WEIGHTS[0],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from transforms.annotations import Annotation, AnnotationError, Box, parse_annotation
-from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
+from transforms.codec import TooManyPixelsError, UndecodableError, decode_source
 from transforms.filters import Reason
 from transforms.geometry import Pixels
 from transforms.masks import GivenMask, MaskError, read_mask
@@ -103,7 +103,7 @@ def read_image(
         return boxes
     parsed, given = boxes
     try:
-        found = AnnotatedImage(decode_image(image), parsed.boxes, given)
+        found = AnnotatedImage(decode_source(image), parsed.boxes, given)
     except UndecodableError as error:
         return Rejection(Reason.UNDECODABLE, str(error))
     except TooManyPixelsError as error:

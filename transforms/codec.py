@@ -14,18 +14,31 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import warnings
 from collections.abc import Iterator
 
 import cv2
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
 from transforms.geometry import Mask, Pixels
 
-MAX_PIXELS = 89_478_485
-"""Largest picture that is decoded, in pixels: Pillow's own limit against image bombs."""
+MAX_PIXELS = 50_000_000
+"""Largest picture that is decoded, in pixels: more than a camera's 8,160 x 6,120, and some 2 GB of
+memory to segment."""
+
+MAX_SCANS = 64
+"""Most scans of a JPEG that is decoded; encoders write one, or some ten in a progressive file. Each
+goes over the whole picture, so that a small file of thousands takes minutes."""
+
+_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
+"""Of JPEG, but for restarts, which stand within a scan."""
+_START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
+
+_JPEG = ("JPEG", "MPO")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats that pictures, masks and scenes are opened in, as Pillow names them: of cameras (its JPEG
@@ -78,16 +91,56 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
       (H, W, 3) uint8, RGB, by the policy above.
 
     Raises:
-      UndecodableError: not a picture, truncated or broken.
+      UndecodableError: not a picture, truncated or broken, or a JPEG of more than `MAX_SCANS`.
       TooManyPixelsError: the header announces more than `max_pixels`.
       MemoryError: the pixels do not fit, which says nothing of the picture.
     """
     image = open_picture(data, max_pixels)
+    if image.format in _JPEG and (scans := _count_scans(data)) > MAX_SCANS:
+        raise UndecodableError(f"a JPEG of {scans} scans or more, over the limit of {MAX_SCANS}")
     with _named(image):
         if image.mode.startswith("I;16") or image.mode in ("I", "F"):
             grey = _eight_bits(np.asarray(image))
             return np.repeat(grey[..., np.newaxis], 3, axis=2)
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def decode_source(data: bytes) -> Pixels:
+    """Decodes a picture of somebody else's.
+
+    Arguments, result and errors as `decode_image`; a JPEG that was cut short and closed again is
+    refused, too, whose missing part libjpeg paints grey with no more than a warning.
+    """
+    pixels = decode_image(data)
+    if data[:2] == bytes([0xFF, _START_OF_IMAGE]) and (fault := _cut_short(data)):
+        raise UndecodableError(f"broken JPEG: {fault}")
+    return pixels
+
+
+def _cut_short(data: bytes) -> str:
+    """What libjpeg-turbo warns of where a JPEG ends too soon; empty for anything else. It has to
+    undo the Huffman coding again for that, of an eighth of the size."""
+    try:
+        _, _, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+        colours = "CMYK" if space in ("CMYK", "YCCK") else "GRAY"
+        simplejpeg.decode_jpeg(data, colours, min_height=1, min_width=1, min_factor=1, strict=True)
+    except ValueError as error:
+        return str(error) if "premature end" in str(error).lower() else ""
+    return ""
+
+
+def _count_scans(data: bytes) -> int:
+    """Number of scans of a JPEG's first picture; of those over the limit, one."""
+    scans, at = 0, 0
+    while scans <= MAX_SCANS and (found := _MARKER.search(data, at)):
+        marker, at = found[1][0], found.end()
+        if marker == _END_OF_IMAGE:
+            break
+        scans += marker == _START_OF_SCAN
+        if marker != _START_OF_IMAGE:
+            # Thumbnails in it have scans of their own.
+            at += int.from_bytes(data[at : at + 2], "big")
+    return scans
 
 
 @contextlib.contextmanager

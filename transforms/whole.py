@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 
-from transforms.codec import TooManyPixelsError, UndecodableError, decode_image, too_narrow
+from transforms.codec import TooManyPixelsError, UndecodableError, decode_source, too_narrow
 from transforms.filters import Reason
 from transforms.geometry import Pixels, ResizeCrop
 
@@ -57,7 +57,7 @@ def crop_whole(
       KeyError: an unknown interpolation.
     """
     try:
-        pixels = decode_image(image)
+        pixels = decode_source(image)
     except UndecodableError as error:
         return Whole(reason=Reason.UNDECODABLE, detail=str(error))
     except TooManyPixelsError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from transforms.codec import MAX_PIXELS, MAX_SCANS
 from transforms.filters import Reason
 
 COLUMNS: Mapping[str, str] = MappingProxyType(
@@ -151,8 +152,9 @@ REASONS: Mapping[Reason, str] = MappingProxyType(
         Reason.EXCLUDED: "`--exclude` lists it, or `--include` does not",
         Reason.MISSING_ANNOTATION: "there is no box for it, or no mask for `--segmenter masks`",
         Reason.UNREADABLE_ANNOTATION: "its annotation or mask is broken",
-        Reason.UNDECODABLE: "the image is truncated, empty or in no known format",
-        Reason.TOO_MANY_PIXELS: "it has more than 89,478,485 pixels; it is not decoded",
+        Reason.UNDECODABLE: "the image is cut short, empty, in no known format, or a JPEG of "
+        f"more than {MAX_SCANS} scans",
+        Reason.TOO_MANY_PIXELS: f"it has more than {MAX_PIXELS:,} pixels; it is not decoded",
         Reason.SIZE_MISMATCH: "the annotation, or the mask, says another size than the image has",
         Reason.NOT_ONE_BOX: "it has no object or several (`--objects`)",
         Reason.INVALID_BOX: "its box holds no pixel of the image",

@@ -55,8 +55,8 @@ RECORD_SCHEMA = pa.schema(
 """Columns of a record, null where an image has no such thing. `width`, `height` and `native_box`
 (xmin, ymin, xmax, ymax, as the segmenter was given it) are in pixels of the picture whose MD5 is
 `source_md5`; `box` is (x0, y0, x1, y1) in output pixels; offsets and lengths are bytes in the
-shard's tar; `source_digest` identifies image, annotation and configuration. With `--objects each` an
-image has a row for each of its boxes, whose number from 1 on is `object`; 0 of an image that was
+shard's tar; `source_digest` identifies image, annotation and configuration. With `--objects each`
+an image has a row for each of its boxes, whose number from 1 on is `object`; 0 of an image that was
 rejected as a whole."""
 
 

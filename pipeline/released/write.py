@@ -81,7 +81,7 @@ class ShardWriter:
         )
         self.job.progress.note_done("import", f"{totals.split}-{shard:05d}", len(rows))
         # Of a shard that was kept, rows are complete in its index alone.
-        indexed = read_rows(staging.store, found.record, ["label", "status", "selected"])
+        indexed = read_rows(staging.store, found.record, ["label", "status", "selected", "object"])
         output = OutputShard(totals, shard, "", "", ())
         return ComposedShard.of(output, staging, found, checksum, indexed)
 

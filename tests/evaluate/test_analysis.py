@@ -445,39 +445,20 @@ def test_further_tables_are_latex(
     assert f"{100 * float(row['ci_low']):.1f}, {100 * float(row['ci_high']):.1f}" in lines[2]
 
 
-def test_summaries_of_an_older_form_are_made_again(evaluated: Path, tmp_path: Path) -> None:
+def test_a_summary_of_another_form_is_made_again_from_predictions(
+    evaluated: Path, tmp_path: Path
+) -> None:
     output = Path(shutil.copytree(evaluated, tmp_path / "out"))
     path = output / "results" / MODEL / "summary.json"
     current = path.read_bytes()
-    old = json.loads(current)
-    for part in {table.part for table in TABLES.values()} - {"accuracy", "gaps"}:
-        old[part] = []
-    old["version"] = 1
-    path.write_text(json.dumps(old))
+    path.write_text(json.dumps(json.loads(current) | {"version": 0}))
     csvs = {p.name: p.read_bytes() for p in output.glob("results/*.csv")}
-    (output / "results" / "sizes.csv").unlink()
-    done = run_in9("report", "--dataset", output)
+    assert f"not in the tables: {MODEL}" in run_in9("report", "--dataset", output).stdout
+    assert MODEL not in {row["model"] for row in table(output, "summary")}
+    done = run_in9("evaluate", "--dataset", output, "--models", MODEL, *ONE)
+    assert "nothing to do" in done.stdout
     assert path.read_bytes() == current
-    assert "earlier dataset" not in done.stdout
     assert {p.name: p.read_bytes() for p in output.glob("results/*.csv")} == csvs
-
-    # Not from predictions that are others by now, or gone: then the model is left out.
-    path.write_text(json.dumps(old))
-    shard = sorted(output.glob(f"results/{MODEL}/predictions/*.parquet"))[0]
-    rows = pq.read_table(shard)
-    flipped = rows.set_column(
-        rows.schema.get_field_index("prediction"),
-        rows.schema.field("prediction"),
-        [np.zeros(len(rows), np.int8)],
-    )
-    pq.write_table(flipped, shard)
-    done = run_in9("report", "--dataset", output)
-    assert f"not in the tables: {MODEL}" in done.stdout
-    assert json.loads(path.read_text()) == old
-    assert {row["model"] for row in table(output, "summary")} == {
-        row["model"] for row in table(evaluated, "summary")
-    } - {MODEL}
-    assert table(output, "comparisons") == []
 
 
 # The paper's protocol once more, without any of our code.

@@ -25,7 +25,8 @@ from pipeline.storage.store import Store
 
 COUNTS = ShardCounts(4, 2)
 CONFIG = ComposeConfig(variants=("original", "mixed_same", "mixed_rand"), replicates=2)
-OF_ALL = {"layer_digest": "d", "only_bg_t_offset": 512, "only_bg_t_length": 9, "wnid": "n01"}
+OF_ALL = {"layer_digest": "d", "only_bg_t_offset": 512, "only_bg_t_length": 9, "wnid": "n01",
+          "group": None, "object": None}  # fmt: skip
 
 
 def rows_of(labels: list[int]) -> list[dict[str, Any]]:

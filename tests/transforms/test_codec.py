@@ -20,6 +20,7 @@ from transforms.codec import (
     UndecodableError,
     decode_image,
     decode_mask,
+    decode_source,
     encode_jpeg,
     encode_mask,
     encode_png,
@@ -135,6 +136,53 @@ def test_jpeg_keeps_colours_and_chroma_resolution() -> None:
     layers = Image.open(io.BytesIO(data)).layer  # type: ignore[attr-defined]
     assert {(h, v) for _, h, v, _ in layers} == {(1, 1)}
     assert encode_jpeg(ramp(), 95) == data
+
+
+def jpegs() -> dict[str, bytes]:
+    """A picture as JPEG, in the ways that people have them."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8))
+    ways = {
+        "baseline": saved(image, "JPEG"),
+        "progressive": saved(image, "JPEG", progressive=True),
+        "grey": saved(image.convert("L"), "JPEG"),
+        "CMYK": saved(image.convert("CMYK"), "JPEG"),
+        "4:2:0": saved(image, "JPEG", subsampling=2),
+        "restarts": saved(image, "JPEG", restart_marker_rows=1),
+    }
+    thumbnail = Image.Exif()
+    thumbnail[0x927C] = ways["progressive"][:20_000]
+    return {**ways, "thumbnail": saved(image, "JPEG", exif=thumbnail)}
+
+
+@pytest.mark.parametrize("kind", jpegs())
+def test_a_jpeg_that_was_cut_and_closed_again_is_refused(kind: str) -> None:
+    """Pillow paints what is missing grey, and says nothing."""
+    data = jpegs()[kind]
+    assert np.array_equal(decode_source(data), decode_image(data))
+    # What comes after the end is not the picture's.
+    assert np.array_equal(decode_source(data + b"more"), decode_image(data))
+    for share in (0.1, 0.3, 0.5):
+        lost = int(share * len(jpegs()["grey"]))
+        cut = data[: len(data) - lost].rstrip(b"\xff") + b"\xff\xd9"
+        if kind != "progressive":
+            decode_image(cut)
+        with pytest.raises(UndecodableError, match=r"premature end|truncated"):
+            decode_source(cut)
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded() -> None:
+    data = saved(Image.fromarray(ramp()), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    scan = data[last:-2]
+    few, many = (data[:-2] + scan * count + b"\xff\xd9" for count in (20, 200))
+    decode_image(few)
+    for decode in (decode_image, decode_mask):
+        with pytest.raises(UndecodableError, match="scans"):
+            decode(many)
+    # Those of a thumbnail are not the picture's.
+    exif = Image.Exif()
+    exif[0x927C] = scan * (50_000 // len(scan))
+    decode_image(saved(Image.fromarray(ramp()), "JPEG", exif=exif))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
