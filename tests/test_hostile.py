@@ -95,6 +95,7 @@ def test_every_hostile_image_is_a_row_with_its_reason(tiny_input: Path, tmp_path
     add("no_area", whole, xml(width, height, (20, 20, 20, 60)), "invalid_box")
     add("inside_out", whole, xml(width, height, (60, 60, 20, 20)), "invalid_box")
     add("whole_picture", whole, xml(width, height, (0, 0, width, height)), "box_too_large")
+    add("..", whole, good_xml, "invalid_key")
     # Hidden, as what systems leave beside files, and passed over.
     add("._left", whole, good_xml, "")
     del expected[b"._left"]

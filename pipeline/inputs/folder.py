@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterator, Sequence
 
 from pipeline.inputs.found import IMAGE_SUFFIXES, FoundImage
 from pipeline.storage.file_kind import FileInfo
 from pipeline.storage.files import files_of, is_remote, relative
+
+_HIDDEN = re.compile(r"\.[^.]")
 
 
 def images_in_folder(folder: str, root: str) -> Iterator[FoundImage | None]:
@@ -60,11 +63,11 @@ def files_in(folder: str, suffixes: Sequence[str]) -> Iterator[FoundFile]:
     """The files in a folder and one level below it.
 
     Of other suffixes, only what lies beside images is of interest. Hidden files are passed
-    over.
+    over; two dots are no such name, but a strange one.
     """
     listed = _listed_remote(folder) if is_remote(folder) else _listed_here(folder, "")
     for found in listed:
-        if found.name.startswith("."):
+        if _HIDDEN.match(found.name):
             continue
         if found.name.lower().endswith(tuple(suffixes)):
             yield found
