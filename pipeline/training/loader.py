@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipeline.errors import JobError, UsageError, in_short
-from pipeline.training.augment import Augmentation, augmentation_hashes, draws_of
+from pipeline.training.augment import Augmentation, augmentation_hashes, seeds_of
 from pipeline.training.samples import Samples
 from pipeline.training.schedule import TRAIN, Order, Schedule
 
@@ -69,10 +69,10 @@ class Pictures(Dataset[Batch | Failure]):
     def _batch(self, order: Order) -> Batch:
         if order.part == TRAIN:
             samples = self._training
-            draws = draws_of(self._hashes[order.indices], order.epoch)
+            seeds = seeds_of(self._hashes[order.indices], order.epoch).tolist()
             pictures = [
-                self._augmentation.apply(pixels, its)
-                for pixels, its in zip(samples.pixels(order.indices), draws, strict=True)
+                self._augmentation.apply(pixels, seed)
+                for pixels, seed in zip(samples.pixels(order.indices), seeds, strict=True)
             ]
         else:
             assert self._validation is not None
