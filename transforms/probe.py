@@ -2,7 +2,8 @@
 
 On pictures of backgrounds alone, it bounds what a gap between backgrounds can show: where
 backgrounds do not tell the class, a model that relies on them loses nothing by another one.
-For probes that are trained once and then evaluated as models, see `linear_probe`.
+For probes that are trained once and then evaluated as models, see
+`pipeline.training.linear_probe`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """A linear probe: multinomial logistic regression on features that stay as they are.
 
-It is a classifier to evaluate; `probe`, which is refitted in each fold, only measures.
+It is a classifier to evaluate; `transforms.probe`, which is refitted in each fold, only measures.
 The penalised likelihood is convex, so what is found does not depend on where the search begins,
 and there is nothing to draw: the same features give the same probe.
 
-Source: Alain and Bengio 2016 (probes); L-BFGS as in Nocedal and Wright 2006, algorithm 7.5.
+Source: Alain and Bengio 2016 (probes); the minimum by `torch.optim.LBFGS`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
 
 from transforms.hashing import keyed_hashes
 
@@ -28,7 +30,6 @@ CHOICE_UNITS = 5000
 
 _NEVER = -1e4
 """Logit of a class without training images."""
-_MEMORY = 10
 _STEPS = 200
 _TOLERANCE = 1e-5
 """Largest entry of the gradient at which the search ends; the loss is of order 1."""
@@ -125,14 +126,13 @@ def choose_penalty(
             continue
         scaled, mean, scale = _standardise(values[inside])
         present, targets = np.unique(labels[inside], return_inverse=True)
-        test = (values[outside] - mean) / scale
-        wanted = np.searchsorted(present, labels[outside])
+        test = torch.from_numpy((values[outside] - mean) / scale)
+        wanted = torch.from_numpy(np.searchsorted(present, labels[outside]))
         found = np.zeros((len(present), scaled.shape[1] + 1))
         for number, penalty in enumerate(penalties):
             found = _minimise(scaled, targets, penalty, found)
-            losses[number] -= _log_softmax(_logits(found, test))[
-                np.arange(len(wanted)), wanted
-            ].sum()
+            logits = _logits(torch.from_numpy(found), test)
+            losses[number] += float(cross_entropy(logits, wanted, reduction="sum"))
         tested += len(wanted)
     return float(penalties[int(np.argmin(losses))] if tested else penalties[0])
 
@@ -161,73 +161,35 @@ def _finish(
     return LinearProbe(weight, bias, penalty)
 
 
-def _logits(parameters: Floats, features: Floats) -> Floats:
-    logits: Floats = features @ parameters[:, :-1].T + parameters[:, -1]
-    return logits
-
-
-def _log_softmax(logits: Floats) -> Floats:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    result: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result
-
-
-def _loss(
-    parameters: Floats, features: Floats, targets: NDArray[np.integer], penalty: float
-) -> tuple[float, Floats]:
-    """Mean loss with the penalty, and its gradient."""
-    log_shares = _log_softmax(_logits(parameters, features))
-    rows = np.arange(len(targets))
-    weight = parameters[:, :-1]
-    loss = -log_shares[rows, targets].mean() + penalty / 2 * float((weight**2).sum())
-    errors = np.exp(log_shares)
-    errors[rows, targets] -= 1
-    errors /= len(targets)
-    gradient = np.column_stack([errors.T @ features + penalty * weight, errors.sum(axis=0)])
-    return float(loss), gradient
-
-
 def _minimise(
     features: Floats, targets: NDArray[np.integer], penalty: float, start: Floats
 ) -> Floats:
-    """The minimum of `_loss`, by L-BFGS."""
-    found = start
-    loss, gradient = _loss(found, features, targets, penalty)
-    pairs: list[tuple[Floats, Floats, float]] = []
-    for _ in range(_STEPS):
-        if np.abs(gradient).max() <= _TOLERANCE:
-            break
-        direction = _direction(gradient, pairs)
-        slope = float((gradient * direction).sum())
-        # The first step has no curvature to go by.
-        length = 1.0 if pairs else 1.0 / max(1.0, float(np.sqrt((gradient**2).sum())))
-        while True:
-            step = length * direction
-            new_loss, new_gradient = _loss(found + step, features, targets, penalty)
-            if new_loss <= loss + 1e-4 * length * slope or length < 1e-12:
-                break
-            length /= 2
-        if new_loss >= loss:
-            # Nothing smaller can be told from it.
-            break
-        change = new_gradient - gradient
-        curvature = float((step * change).sum())
-        if curvature > 1e-14:
-            pairs = [*pairs[-_MEMORY + 1 :], (step, change, 1 / curvature)]
-        found, loss, gradient = found + step, new_loss, new_gradient
-    return found
+    """The minimum of the mean loss with the penalty: (classes, features + 1), the bias last."""
+    inputs, classes = torch.from_numpy(features), torch.from_numpy(targets)
+    parameters = torch.tensor(start, requires_grad=True)
+    search = torch.optim.LBFGS(
+        [parameters],
+        max_iter=_STEPS,
+        tolerance_grad=_TOLERANCE,
+        line_search_fn="strong_wolfe",
+    )
+
+    def evaluate() -> torch.Tensor:
+        search.zero_grad()
+        loss = cross_entropy(_logits(parameters, inputs), classes)
+        loss = loss + penalty / 2 * (parameters[:, :-1] ** 2).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    threads = torch.get_num_threads()
+    # Sums do not depend on how many cores there are, and threads do not wait for each other.
+    torch.set_num_threads(1)
+    try:
+        search.step(evaluate)  # type: ignore[no-untyped-call]
+    finally:
+        torch.set_num_threads(threads)
+    return parameters.detach().numpy()
 
 
-def _direction(gradient: Floats, pairs: Sequence[tuple[Floats, Floats, float]]) -> Floats:
-    """Where to go, by the curvature that the last steps met."""
-    direction = -gradient
-    weights = []
-    for step, change, inverse in reversed(pairs):
-        weights.append(inverse * float((step * direction).sum()))
-        direction = direction - weights[-1] * change
-    if pairs:
-        step, change, inverse = pairs[-1]
-        direction = direction / (inverse * float((change**2).sum()))
-    for (step, change, inverse), weight in zip(pairs, reversed(weights), strict=True):
-        direction = direction + (weight - inverse * float((change * direction).sum())) * step
-    return direction
+def _logits(parameters: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    return features @ parameters[:, :-1].T + parameters[:, -1]

@@ -24,7 +24,7 @@ from pipeline.models.checkpoint import (
 )
 from pipeline.storage.store import Store
 from pipeline.training.features import Backbone, Features
-from transforms.linear_probe import choose_penalty, fit_probe
+from pipeline.training.linear_probe import choose_penalty, fit_probe
 
 PROBE_VERSION = 1
 """Raised by hand when the same features would give another probe."""
