@@ -118,6 +118,7 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "true_score": "softmax probability of the true class, summed over its outputs",
         "logits": "all of the model's outputs; null but under `argmax_then_map` for at most 5,000 "
         "pictures of `only_bg_t`, which the probe of the power is fitted to",
+        "of": "identifies what it is of: weights, evaluation settings, file of the picture",
         "box": "x0, y0, x1, y1 in output pixels; x1 and y1 lie outside",
         "fg_fraction": "share of the picture that is foreground",
         "path": "of the source file, relative to the input, when its shard was made",

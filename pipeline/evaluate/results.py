@@ -57,6 +57,7 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("top1_score", pa.float32()),
         pa.field("true_score", pa.float32()),
         pa.field("logits", pa.list_(pa.float32())),
+        pa.field("of", pa.dictionary(pa.int32(), pa.string())),
     ]
 )
 """Columns of predictions. `prediction` is a label, -1 outside the taxonomy; `output` is the

@@ -1,7 +1,8 @@
 """Predictions of a model on an output shard: what they depend on, where they lie, their making.
 
-They are one file, keyed by weights, pixels and evaluation configuration: what is there for the
-same key is not computed again.
+They are one file, in which each row says what it is of: weights, evaluation settings, and the file
+that holds the picture. What is there for the same is not computed again, so that a new variant
+costs only its own pictures.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.dataset.fingerprints import EVALUATE_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
@@ -24,32 +26,58 @@ from pipeline.evaluate.results import PREDICTION_SCHEMA, result_folder, result_s
 from pipeline.models import LoadedModel
 from pipeline.models.predict import Predictor
 from pipeline.runtime.counters import count, count_written
+from pipeline.storage.state_files import read_intact, read_table
+from pipeline.storage.store import Store
 from transforms.scoring import LABEL_RULES, PAPER_RULE, labels_of_outputs
 from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
 
 
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """The predictions of a (model, shard).
+
+    Attributes:
+      path: where they lie.
+      of: by variant, what identifies its predictions.
+      are_there: whether all are.
+    """
+
+    path: str
+    of: dict[str, str]
+    are_there: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies them all."""
+        return fingerprint(list(self.of.items()))
+
+
 def find_predictions(
     evaluation: Evaluation, dataset: Dataset, model: LoadedModel, shard: int
-) -> tuple[str, str, bool]:
-    """Where the predictions of a (model, shard) lie, their fingerprint, and whether they are
-    there already."""
-    folder = result_folder(model.name, evaluation.how)
-    path = result_shard(folder, "predictions", evaluation.split, shard)
-    files = dataset.shard_files(evaluation.split, shard, _pictures(dataset))
-    checksum = fingerprint(
+) -> Wanted:
+    """The predictions of a (model, shard): what is wanted, and whether it is there."""
+    how = [
         model.name,
         model.weights_sha256,
         dataclasses.asdict(model.preprocessing),
         dataclasses.asdict(evaluation.predict),
         EVALUATE_VERSION,
-        [file.sha256 for file in files],
         # Groups may change where pictures do not.
         *([sorted(_tested(evaluation, dataset, shard))] if evaluation.holdout else []),
         *dataset.own_taxonomy,
+    ]
+    of = {}
+    for variant in _pictures(dataset):
+        files = dataset.shard_files(evaluation.split, shard, (variant,))
+        of[variant] = fingerprint(how, variant, [file.sha256 for file in files])
+    path = result_shard(
+        result_folder(model.name, evaluation.how), "predictions", evaluation.split, shard
     )
     about = read_about(evaluation.store, path)
-    return path, checksum, about is not None and about.fingerprint == checksum
+    wanted = Wanted(path, of, are_there=False)
+    is_same = about is not None and about.fingerprint == wanted.fingerprint
+    return dataclasses.replace(wanted, are_there=is_same)
 
 
 def predict_shard(
@@ -77,39 +105,69 @@ def predict_shard(
       ModelError: the model's forward pass fails.
       JobError: a stored picture cannot be decoded.
     """
-    path, checksum, is_there = find_predictions(evaluation, dataset, model, shard)
-    if is_there:
+    wanted = find_predictions(evaluation, dataset, model, shard)
+    if wanted.are_there:
         count("prediction_shards_kept")
-        return path
+        return wanted.path
     if predictor is None:
         return None
     tested = _tested(evaluation, dataset, shard)
     probed = keys_to_keep(tested, len(dataset.shards(evaluation.split)))
     output_labels = labels_of_outputs(model.num_outputs, taxonomy)
-    schema = PREDICTION_SCHEMA
-    tables = [schema.empty_table()]
-    samples = _samples(dataset, evaluation.split, shard, tested)
-    with contextlib.closing(predictor.logits(samples)) as batches:
-        for batch, logits in batches:
-            scored = _prediction_table(model.name, batch, logits, output_labels, schema, probed)
-            tables.append(scored)
-            count("pictures_predicted", len(batch))
-    table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-    count_written([write_table(evaluation.store, path, table, ShardFiles(checksum, ()))])
+    kept = _kept(evaluation.store, wanted)
+    tables = [PREDICTION_SCHEMA.empty_table()]
+    # Variant by variant: what else there is shall not change in which batch a picture is.
+    for variant, of in wanted.of.items():
+        if variant in kept:
+            tables.append(kept[variant])
+            continue
+        samples = _samples(dataset, evaluation.split, shard, variant, tested)
+        with contextlib.closing(predictor.logits(samples)) as batches:
+            for batch, logits in batches:
+                made = _prediction_table(model.name, batch, logits, output_labels, of, probed)
+                tables.append(made)
+                count("pictures_predicted", len(batch))
+    about = ShardFiles(wanted.fingerprint, ())
+    count_written([write_table(evaluation.store, wanted.path, _joined(tables), about)])
     count("prediction_shards_made")
-    return path
+    return wanted.path
+
+
+def _kept(store: Store, wanted: Wanted) -> dict[str, pa.Table]:
+    """By variant, the predictions that are there from an earlier evaluation."""
+    if not store.exists(wanted.path):
+        return {}
+    there = read_intact(store, wanted.path, lambda: read_table(store, wanted.path))
+    if there is None or not there.schema.equals(PREDICTION_SCHEMA):
+        return {}
+    found = {variant: there.filter(pc.equal(there["of"], of)) for variant, of in wanted.of.items()}
+    return {variant: table for variant, table in found.items() if len(table)}
+
+
+def _joined(tables: list[pa.Table]) -> pa.Table:
+    """One table, whose bytes do not tell which parts were there before."""
+    table = pa.concat_tables([t.replace_schema_metadata() for t in tables])
+    columns = [
+        # Without the words of rows that are not there any more.
+        column.cast(pa.string()).combine_chunks().dictionary_encode()
+        if pa.types.is_dictionary(column.type)
+        else column.combine_chunks()
+        for column in table.columns
+    ]
+    return pa.Table.from_arrays(columns, schema=PREDICTION_SCHEMA)
 
 
 def _tested(evaluation: Evaluation, dataset: Dataset, shard: int) -> frozenset[str]:
     return frozenset(row["key"] for row in evaluation.rows(dataset, shard))
 
 
-def _samples(dataset: Dataset, split: str, shard: int, tested: frozenset[str]) -> Iterator[Sample]:
-    """Samples of all variants of a shard that are tested on, with their variant as a field."""
-    for variant in _pictures(dataset):
-        for sample in dataset.samples(split, shard, variant):
-            if sample.key in tested:
-                yield dataclasses.replace(sample, fields={**sample.fields, "variant": variant})
+def _samples(
+    dataset: Dataset, split: str, shard: int, variant: str, tested: frozenset[str]
+) -> Iterator[Sample]:
+    """Samples of a variant of a shard that are tested on, with their variant as a field."""
+    for sample in dataset.samples(split, shard, variant):
+        if sample.key in tested:
+            yield dataclasses.replace(sample, fields={**sample.fields, "variant": variant})
 
 
 def _pictures(dataset: Dataset) -> tuple[str, ...]:
@@ -122,7 +180,7 @@ def _prediction_table(
     batch: list[Sample],
     logits: np.ndarray[Any, np.dtype[np.float32]],
     output_labels: np.ndarray[Any, np.dtype[np.int64]],
-    schema: pa.Schema,
+    of: str,
     probed: frozenset[str],
 ) -> pa.Table:
     labels = np.asarray([sample.fields["label"] for sample in batch], np.int64)
@@ -147,7 +205,8 @@ def _prediction_table(
             "top1_score": scores.top1,
             "true_score": scores.true,
             "logits": kept if rule == PAPER_RULE else [None] * len(batch),
+            "of": [of] * len(batch),
         }
-        arrays = [pa.array(columns[f.name]).cast(f.type) for f in schema]
-        tables.append(pa.Table.from_arrays(arrays, schema=schema))
+        arrays = [pa.array(columns[f.name]).cast(f.type) for f in PREDICTION_SCHEMA]
+        tables.append(pa.Table.from_arrays(arrays, schema=PREDICTION_SCHEMA))
     return pa.concat_tables(tables)

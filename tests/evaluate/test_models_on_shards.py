@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from pipeline.evaluate.failures import FailedModel, read_failures
 from pipeline.evaluate.gather import ModelShard, all_shards, write_models
 from pipeline.evaluate.plan import Evaluation, model_identity
 from pipeline.evaluate.resident import each_model
-from pipeline.evaluate.shards import find_predictions, predict_shard
+from pipeline.evaluate.shards import Wanted, find_predictions, predict_shard
 from pipeline.evaluate.stage import Predict
 from pipeline.evaluate.work import Left, RunModels
 from pipeline.models import load_model
@@ -78,19 +79,21 @@ def test_predictions_are_of_what_decides_scores_and_of_nothing_else(made: Path) 
     evaluation, model = plan(made, FIRST), load_model(FIRST)
     dataset = Dataset.open(evaluation.store)
 
-    def find(model: Any = model, shard: int = 1, **how: Any) -> tuple[str, str, bool]:
+    def find(model: Any = model, shard: int = 1, **how: Any) -> Wanted:
         return find_predictions(dataclasses.replace(evaluation, **how), dataset, model, shard)
 
-    path, checksum, is_there = find()
-    assert is_there
-    assert find(groups=3, accept_new_weights=True, allow_overlap=True) == (path, checksum, True)
+    wanted = find()
+    assert wanted.are_there
+    assert len(set(wanted.of.values())) == len(wanted.of) == 8
+    assert find(groups=3, accept_new_weights=True, allow_overlap=True) == wanted
     others = [
         *(find(load_model(SECOND)), find(shard=0), find(holdout=0.5)),
         *(find(predict=PredictConfig(batch_size=8)), find(predict=PredictConfig(precision="bf16"))),
         find(dataclasses.replace(model, weights_sha256="ab" * 32)),
     ]
-    assert len({checksum, *(other for _, other, _ in others)}) == len(others) + 1
-    assert [there for *_, there in others].count(True) == 1
+    for variant in wanted.of:
+        assert len({each.of[variant] for each in (wanted, *others)}) == len(others) + 1
+    assert [each.are_there for each in others].count(True) == 1
 
 
 def test_predictions_are_made_once_and_again_the_same(made: Path, tmp_path: Path) -> None:
@@ -118,6 +121,25 @@ def test_predictions_are_made_once_and_again_the_same(made: Path, tmp_path: Path
     assert theirs["evaluation"]["input_size"] == model.preprocessing.input_size
     by_shard = [evaluation.rows(dataset, shard) for shard in dataset.shards("val")]
     assert [row for rows in by_shard for row in rows] == evaluation.rows(dataset)
+
+
+def test_another_variant_costs_only_its_own_pictures(small_sample: Path, tmp_path: Path) -> None:
+    """And who made all at once has the same bytes."""
+    grown, fresh = tmp_path / "grown", tmp_path / "fresh"
+    flags = ("--input", small_sample, "--segmenter", "box", "--formats", "parquet",
+             "--image_size", 64, "--resize", 64, *SHARDS, *TINY_MODEL, *ONE)  # fmt: skip
+    run_in9("run", "--output", grown, "--variants", "original,mixed_same", *flags)
+    more = ("--variants", "original,only_fg,mixed_same", "--overwrite", "config")
+    done = run_in9("run", "--output", grown, *more, *flags)
+    (images,) = re.findall(r"val: \d+ images, (\d+) accepted", done.stdout)
+    assert f"{images} pictures predicted" in done.stdout
+    run_in9("run", "--output", fresh, *more, *flags)
+    made = [sorted(output.glob("results/*/predictions/*")) for output in (grown, fresh)]
+    assert [path.read_bytes() for path in made[0]] == [path.read_bytes() for path in made[1]]
+    assert len(made[0]) > 1
+    assert (grown / "results/summary.csv").read_text() == (
+        fresh / "results/summary.csv"
+    ).read_text()
 
 
 def test_looking_leaves_what_is_to_be_made(made: Path) -> None:

@@ -190,7 +190,7 @@ def _print_model(
         pictures = sum(
             dataset.pictures(evaluation.split, shard)
             for shard in dataset.shards(evaluation.split)
-            if not find_predictions(evaluation, dataset, model, shard)[2]
+            if not find_predictions(evaluation, dataset, model, shard).are_there
         )
         composites = _composites_left(attacking, dataset, model) if attacking else 0
         if not pictures:
