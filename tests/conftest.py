@@ -40,6 +40,19 @@ SHARDS = ("--images_per_shard", "6")
 TINY_MODEL = ("--models", "python:tiny_models:first")
 
 
+_LONGEST = (
+    *("test_look", "test_faults", "test_conformance", "test_object_storage", "test_export"),
+    *("test_portable", "test_dataflow", "test_trend", "test_kills", "test_incremental"),
+    *("test_failing_models", "test_versions", "test_attack", "test_dry_run", "test_evaluate"),
+)
+"""Modules that take half a minute and more."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest come first, so that processes end together."""
+    items.sort(key=lambda item: item.path.stem not in _LONGEST)
+
+
 @functools.cache
 def _forks() -> Forks:
     return Forks()
