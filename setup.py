@@ -35,6 +35,9 @@ setup(
         "transforms/data/LICENSE-WordNet-3.0.txt",
     ],
     python_requires=">=3.11",
+    # So that an editable installation puts this folder on the path, as a script in tests/ needs it:
+    # tests/transforms would else be taken for the package.
+    package_dir={"": "."},
     packages=find_packages(include=["pipeline*", "transforms*"]),
     package_data={
         "pipeline": [
