@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import pyarrow.compute as pc
 import pytest
 from conftest import ONE, SHARDS, TINY_MODEL, run_in9, stamps
 
@@ -25,6 +26,7 @@ from pipeline.evaluate.work import Left, RunModels
 from pipeline.models import load_model
 from pipeline.models.predict import PredictConfig, Predictor
 from pipeline.runtime.progress import Progress
+from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 
@@ -112,6 +114,10 @@ def test_predictions_are_made_once_and_again_the_same(made: Path, tmp_path: Path
     assert predict(None) is None
     assert predict(predictor) == path
     assert (output / path).read_bytes() == (made / path).read_bytes()
+    mixed = dict(zip(*read_table(evaluation.store, path).filter(
+        pc.equal(pc.field("variant"), "mixed_rand")
+    ).select(["key", "bg_key"]).to_pydict().values(), strict=True))  # fmt: skip
+    assert mixed == {s.key: s.fields["bg_key"] for s in dataset.samples("val", 1, "mixed_rand")}
     native = dataclasses.replace(evaluation, predict=PredictConfig(eval_input="native"))
     ours, theirs = (model_identity(model, how, dataset) for how in (evaluation, native))
     assert (ours["evaluation"], ours["weights_sha256"]) == (
