@@ -27,8 +27,8 @@ from PIL import Image
 from transforms.geometry import Mask, Pixels
 
 MAX_PIXELS = 50_000_000
-"""Largest picture that is decoded, in pixels: more than a camera's 8,160 x 6,120, and some 2 GB of
-memory to segment."""
+"""Largest picture that is decoded, in pixels: a little more than a camera's 8,160 x 6,120. Memory
+and time of segmenting grow with it."""
 
 MAX_SCANS = 64
 """Most scans of a JPEG that is decoded; encoders write one, or some ten in a progressive file. Each
