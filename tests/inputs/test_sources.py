@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
 from gcs import BUCKET, gcs_server
+from PIL import Image
 from shapes import SHAPES, split_of, tar_bytes
 
 from pipeline.commands.cli import main
@@ -28,7 +29,7 @@ from pipeline.generate.cut_source import known_digest, source_digest
 from pipeline.inputs.checksums import Checksums, Content
 from pipeline.inputs.key_lists import KeyList, KeyLists, read_key_list
 from pipeline.inputs.layout import find_layout
-from pipeline.inputs.listing import Listing, list_images
+from pipeline.inputs.listing import Listing, SourceImage, list_images
 from pipeline.inputs.place import Place, part_of, read_place, reads_ahead, row_of, text_place
 from pipeline.storage.store import Store
 from transforms.annotations import (
@@ -435,6 +436,27 @@ def test_a_part_is_known_by_its_content(tmp_path: Path) -> None:
     assert later.known(places[0]) is None
     assert later.is_unlike(places[0])
     assert [later.of(place) for place in places] == digests
+
+
+def test_an_annotation_counts_as_what_it_says_of_its_picture(
+    tiny_input: Path, tmp_path: Path
+) -> None:
+    path = next(tiny_input.glob("val/*/*.JPEG"))
+    with Image.open(path) as picture:
+        width, height = picture.size
+    checksums = Checksums.of_shard(Store(str(tmp_path)), "val", 0)
+
+    def digest(*size: int | None, ymax: int = 40, wnid: str | None = None) -> str:
+        place = text_place(write_annotation(Annotation(*size, (Box(1, 2, 30, ymax),), wnid)))
+        image = SourceImage("a", str(path), "", "n02085620", 0, place)
+        return source_digest(image, SegmentConfig(), checksums.of)
+
+    expected = digest(width, height)
+    # A size that is left out is the picture's, and images have a class of their own.
+    assert digest(None, None) == digest(width, None) == digest(width, height, wnid="n1") == expected
+    sizes = ((width + 1, height), (width, height + 1))
+    others = [*(digest(*size) for size in sizes), digest(width, height, ymax=41)]
+    assert len({expected, *others}) == 4
 
 
 def test_what_is_wrong_with_an_annotation_is_kept() -> None:
