@@ -35,7 +35,6 @@ from pipeline.analyses.attack.chunks import Chunks, HeldBackgrounds
 from pipeline.analyses.attack.plan import Attacking, open_grid
 from pipeline.analyses.saliency.plan import SaliencyPlan
 from pipeline.analyses.saliency.shards import SaliencyShards, explain_shard
-from pipeline.commands.evaluation_flags import CPU_BATCH, GPU_BATCH
 from pipeline.commands.flag_types import Words, grid, names
 from pipeline.commands.training_flags import default_workers
 from pipeline.dataset.folder import Dataset
@@ -44,7 +43,7 @@ from pipeline.evaluate.resident import load_checked, put_on_device
 from pipeline.evaluate.results import result_folder
 from pipeline.evaluate.shards import predict_shard
 from pipeline.models.packaged import EFFICIENTNETS, Packaged
-from pipeline.models.predict import PredictConfig
+from pipeline.models.predict_config import CPU_BATCH, GPU_BATCH, PredictConfig
 from pipeline.report.text_tables import aligned
 from pipeline.runtime.memory import keep_freed_memory
 from pipeline.runtime.progress import Progress

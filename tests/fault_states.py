@@ -330,7 +330,7 @@ def strays(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
         stray += [(os.path.join(folder, name), b"?") for name in (".nfs0001", ".DS_Store")]
         stray.append((os.path.join(folder, "foreign", "notes.txt"), b"?"))
     for data in (b"{}", b"[]", b"", b"7"):
-        stray.append(("results/foreign/summary.json", data))
+        stray.append(("results/foreign/model.json", data))
         stray.append((".in9/lock", data))
         stray.append((".in9/lock-tables", data))
         stray.append((".in9/manifest.previous.json", data))

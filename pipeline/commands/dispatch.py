@@ -55,18 +55,10 @@ def find_command(command: str) -> Callable[..., int]:
     """The function of a command: it takes the parsed arguments, and the flags of Beam if the
     command runs a graph; it returns the exit code."""
     match command:
-        case "run" | "generate" | "evaluate":
+        case "run" | "generate" | "evaluate" | "attack" | "saliency":
             from pipeline.commands.run import run_main
 
             return run_main
-        case "attack":
-            from pipeline.commands.attack import run_attack
-
-            return run_attack
-        case "saliency":
-            from pipeline.commands.saliency import run_saliency
-
-            return run_saliency
         case "train":
             from pipeline.commands.train import run_train
 

@@ -14,15 +14,15 @@ from pipeline.analyses.matrix.cells import ProbeTrainer, Trainer
 from pipeline.analyses.matrix.networks import NetworkTrainer
 from pipeline.analyses.matrix.plan import MatrixPlan, make_plan
 from pipeline.analyses.matrix.run import make_matrices
-from pipeline.commands.evaluation_flags import CPU_BATCH, GPU_BATCH
 from pipeline.commands.training_flags import choose_device, default_workers
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import reading_store, writing_store
 from pipeline.errors import UsageError
 from pipeline.jobs.publish import check_publishing, describe_published, publish
-from pipeline.models import DEFAULT_MODEL, check_model
-from pipeline.models.predict import PredictConfig
-from pipeline.models.stored import chosen_folder
+from pipeline.models.entries import DEFAULT_MODEL
+from pipeline.models.predict_config import PredictConfig
+from pipeline.models.registry import check_model
+from pipeline.models.stored_index import chosen_folder
 from pipeline.report import REPORT, write_report
 from pipeline.report.checklist import check_claims
 from pipeline.report.evidence import gather
@@ -63,7 +63,7 @@ def run_matrix(arguments: argparse.Namespace) -> int:
         train_split=arguments.train_split,
         split=arguments.eval_split,
         share=arguments.holdout,
-        predict=PredictConfig(device, batch_size=GPU_BATCH if device == "cuda" else CPU_BATCH),
+        predict=PredictConfig(device),
         seed=arguments.seed,
         allow_overlap=arguments.allow_overlap,
     )

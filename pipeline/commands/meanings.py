@@ -22,7 +22,7 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "input_size": "side in pixels of what the model saw",
         "eval_input": "`stored` or `native`, of `--eval_input`",
         "precision": "of `--precision`",
-        "device": "`cpu` or `cuda`",
+        "device": "`cpu` or `cuda`; `cpu+cuda` where a part was made on each",
         "weights_sha256": "of the weights' tensors, whatever file held them",
         "dataset": "its fingerprint, as in `manifest.json`",
         "error": "why the model failed; then the measures are empty",

@@ -8,11 +8,12 @@ import fnmatch
 from timm.models import get_pretrained_cfg
 
 from pipeline.errors import JobError, UsageError
-from pipeline.models import expand_models, load_model
+from pipeline.models.expand import expand_models
 from pipeline.models.packaged import distribution
-from pipeline.models.registry import PACKAGED, SOURCES, TIMM, check_model, full_name
+from pipeline.models.registry import PACKAGED, SOURCES, TIMM, check_model, full_name, load_model
 from pipeline.models.source import closest
-from pipeline.models.stored import WeightsFolder, chosen_folder
+from pipeline.models.stored import store_model
+from pipeline.models.stored_index import WeightsFolder, chosen_folder
 
 
 def run_models(arguments: argparse.Namespace) -> int:
@@ -52,7 +53,7 @@ def _fetch(models: tuple[str, ...], to: str) -> int:
     for spec in models:
         try:
             model = load_model(spec)
-            changed = folder.put(model)
+            changed = store_model(folder, model)
         except JobError as error:
             print(f"{spec}: {' '.join(str(error).split())}", flush=True)
             failed.append(spec)

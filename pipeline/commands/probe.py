@@ -7,17 +7,16 @@ import time
 
 import torch
 
-from pipeline.commands.evaluation_flags import CPU_BATCH, GPU_BATCH
 from pipeline.commands.flags import flags_of
 from pipeline.commands.training_flags import choose_device
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout
 from pipeline.dataset.latest import writing_store
 from pipeline.errors import UsageError
-from pipeline.models import check_model
 from pipeline.models.checkpoint import SUFFIX, read_about
-from pipeline.models.predict import PredictConfig
-from pipeline.models.stored import chosen_folder
+from pipeline.models.predict_config import PredictConfig
+from pipeline.models.registry import check_model
+from pipeline.models.stored_index import chosen_folder
 from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.progress import duration
 from pipeline.training.features import Backbone
@@ -58,8 +57,7 @@ def run_probe(arguments: argparse.Namespace) -> int:
     check_model(arguments.arch, weights)
     torch.set_num_threads(usable_cores())
     started = time.monotonic()
-    batch_size = GPU_BATCH if device == "cuda" else CPU_BATCH
-    predict = PredictConfig(device, batch_size=batch_size)
+    predict = PredictConfig(device)
     backbone = Backbone(arguments.arch, predict, dataset.store, weights)
     plan = ProbePlan(dataset, arguments.variant, split, Holdout(arguments.holdout), arguments.seed)
     output = writing_store("output", arguments.output) if arguments.output else dataset.store

@@ -25,7 +25,7 @@ def run_report(arguments: argparse.Namespace) -> int:
     publishing = check_publishing(store, arguments.publish, arguments.keep)
     dataset = Dataset.open(store)
     with held(store, TABLES_LOCK, wait=60):
-        summaries, stale = write_tables(store, dataset.manifest.fingerprint)
+        summaries, stale = write_tables(dataset)
     write_report(store, dataset.taxonomy, arguments.pictures)
     if summaries:
         print("\n".join([accuracy_table(summaries), *describe_power(summaries)]))

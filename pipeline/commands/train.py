@@ -11,7 +11,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import reading_store, writing_store
 from pipeline.errors import UsageError
 from pipeline.models.checkpoint import read_about
-from pipeline.models.stored import chosen_folder
+from pipeline.models.stored_index import chosen_folder
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.runtime.progress import duration
 from pipeline.storage.store import WORK_FOLDER, Store

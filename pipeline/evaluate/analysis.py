@@ -10,15 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.dataset.folder import Dataset
-from pipeline.errors import JobError
-from pipeline.evaluate.answers import Answers, Images, answers_of, evaluated_variants
-from pipeline.evaluate.results import (
-    SUMMARY_VERSION,
-)
+from pipeline.evaluate.answers import Answers, Images
 from transforms.analysis import (
     KINDS,
     SIZE_EDGES,
@@ -37,39 +31,21 @@ from transforms.variants import MIXED
 Row = dict[str, Any]
 
 
-def summarise(
-    dataset: Dataset, images: Images, predictions: pa.Table, folder: str
-) -> dict[str, Any]:
-    """The parts of a model's summary that are made of its predictions, on all shards.
-
-    Raises:
-      JobError: the predictions do not fit the dataset.
-    """
-    try:
-        answers = answers_of(predictions, images, evaluated_variants(dataset))
-    except ValueError as error:
-        raise JobError(
-            f"what is in {dataset.store.path(f'results/{folder}/predictions')} does not fit the "
-            f"dataset: {error}. Remove that folder and evaluate the model again"
-        ) from error
-    return summary_parts(answers, images, dataset.taxonomy)
-
-
 def summary_parts(
     answers: Mapping[str, Answers], images: Images, taxonomy: Taxonomy
-) -> dict[str, Any]:
-    """`version`, and the rows of each part of a summary, as `pipeline.report.tables` lists them.
+) -> dict[str, list[Row]]:
+    """The rows of each part of a summary, as `pipeline.report.tables` lists them.
 
     Rows without images are left out, but for `accuracy`, where its values are None.
     """
-    parts: dict[str, Any] = {"version": SUMMARY_VERSION}
-    for part, rows in _PARTS.items():
-        parts[part] = [
+    return {
+        part: [
             {"label_rule": rule, **row}
             for rule, of_rule in answers.items()
             for row in rows(of_rule, images, taxonomy)
         ]
-    return parts
+        for part, rows in _PARTS.items()
+    }
 
 
 def _accuracy_columns(correct: NDArray[np.bool_], units: NDArray[np.int64] | None) -> Row:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.results import read_predictions, result_folder, result_shard
-from pipeline.storage.state_files import parse_parquet
+from pipeline.errors import JobError
+from pipeline.evaluate.results import PREDICTION_SCHEMA, read_results
+from pipeline.evaluate.shards import evaluated_variants, prediction_file, predictions_of
+from pipeline.storage.state_files import parse_parquet, read_intact, read_table
 from pipeline.storage.store import Store
 from transforms.holdout import held_out
 from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import OUTSIDE
-from transforms.variants import MIXED, base_of, is_picture
+from transforms.variants import MIXED, base_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,6 +107,45 @@ class Images:
         return _places(keys, self.keys)
 
 
+def pictures_of(dataset: Dataset, split: str, variants: tuple[str, ...]) -> str:
+    """What results of whole splits are of: fingerprint of the variants' files, of the classes, and
+    of which images are of one group. Results of the same are of the dataset as it is, whatever
+    else has changed in it."""
+    images = Images.read(dataset, split)
+    files = [
+        file.sha256
+        for shard in dataset.shards(split)
+        for file in dataset.shard_files(split, shard, variants)
+    ]
+    return fingerprint(files, images.units, *dataset.own_taxonomy)
+
+
+def results_of(
+    dataset: Dataset, name: str, variants_of: Callable[[Mapping[str, Any]], tuple[str, ...]]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Results of all models that say what they are `of`, in order of their folder.
+
+    Args:
+      dataset: as it is.
+      name: as for `result_file`.
+      variants_of: whose pictures a result is of.
+
+    Returns:
+      (results of the pictures that the dataset holds, with its fingerprint; names of models whose
+      results are of others).
+    """
+    known = functools.cache(functools.partial(pictures_of, dataset))
+    current, others = [], []
+    for found in read_results(dataset.store, name):
+        split = found["evaluation"]["split"]
+        is_there = split in dataset.manifest.shards
+        if is_there and found["of"] == known(split, variants_of(found)):
+            current.append({**found, "dataset": dataset.manifest.fingerprint})
+        else:
+            others.append(found["model"])
+    return current, others
+
+
 def _places(keys: pa.ChunkedArray, known: pa.Array) -> NDArray[np.int64]:
     found = pc.index_in(keys, value_set=known, skip_nulls=True)
     return np.asarray(pc.fill_null(found, -1).to_numpy()).astype(np.int64)
@@ -144,50 +186,109 @@ class Answers:
         return [name for name in self.predictions if base_of(name) == variant]
 
 
-def evaluated_variants(dataset: Dataset) -> tuple[str, ...]:
-    """The variants that models are evaluated on, replicates among them."""
-    return tuple(name for name in dataset.variants if is_picture(name))
+@dataclasses.dataclass(frozen=True)
+class ModelAnswers:
+    """What a model answered, as far as its predictions are of the dataset as it is.
+
+    Attributes:
+      by_rule: by label rule; of the variants that are there.
+      missing: variants of which predictions are missing, or of other pictures.
+      devices: what the predictions were made on, sorted.
+    """
+
+    by_rule: dict[str, Answers]
+    missing: tuple[str, ...]
+    devices: tuple[str, ...]
 
 
-def answers_of(
-    predictions: pa.Table, images: Images, variants: Iterable[str]
-) -> dict[str, Answers]:
+_COLUMNS = ["label_rule", "variant", "fg_key", "bg_key", "label", "prediction", "of", "device"]
+
+
+def read_answers(dataset: Dataset, images: Images, about: Mapping[str, Any]) -> ModelAnswers:
+    """Reads a model's answers.
+
+    Args:
+      dataset: as it is.
+      images: of the split that the model was run on.
+      about: the model, and how it was run.
+
+    Raises:
+      JobError: a background is not in the index.
+      OSError: predictions cannot be read.
+    """
+    tables = [
+        PREDICTION_SCHEMA.empty_table().select(_COLUMNS),
+        *(
+            _still_true(dataset, about, shard)
+            for shard in dataset.shards(about["evaluation"]["split"])
+        ),
+    ]
+    predictions = pa.concat_tables(tables).unify_dictionaries()
+    return answers_of(predictions, images, evaluated_variants(dataset))
+
+
+def _still_true(dataset: Dataset, about: Mapping[str, Any], shard: int) -> pa.Table:
+    """Predictions on a shard that are of the pictures that are there; none of a file that is
+    missing, or damaged."""
+    path = prediction_file(about, shard)
+
+    def read() -> pa.Table:
+        return read_table(dataset.store, path, columns=_COLUMNS).replace_schema_metadata()
+
+    table = read_intact(dataset.store, path, read)
+    if table is None:
+        return PREDICTION_SCHEMA.empty_table().select(_COLUMNS)
+    wanted = predictions_of(dataset, about, shard)
+    variants, of = (_codes(table[name]) for name in ("variant", "of"))
+    # By the number of a variant, that of what its predictions are to be of.
+    numbers = {number: of[0].get(wanted.get(name, ""), -1) for name, number in variants[0].items()}
+    expected = np.asarray([numbers[number] for number in range(len(numbers))], np.int32)
+    is_true = of[1] == expected[variants[1]] if len(table) else np.zeros(0, np.bool_)
+    return table.filter(pa.array(is_true))
+
+
+def answers_of(predictions: pa.Table, images: Images, variants: Iterable[str]) -> ModelAnswers:
     """Sorts a model's predictions by label rule and variant.
 
     Args:
-      predictions: of `read_predictions`, for all shards.
+      predictions: columns `label_rule`, `variant`, `fg_key`, `bg_key`, `prediction`, `device`.
       images: of the same split.
-      variants: that must be there.
+      variants: that are looked for.
 
     Raises:
-      ValueError: other images than the dataset's, or backgrounds that it does not hold.
+      JobError: a background is not in the index.
     """
     foregrounds = images.positions(predictions["fg_key"])
     backgrounds = _places(predictions["bg_key"], images.background_keys)
     unknown = pc.is_null(predictions["bg_key"]).to_numpy()
     prediction = predictions["prediction"].to_numpy().astype(np.int16)
     rules, variants_of = (_codes(predictions[name]) for name in ("label_rule", "variant"))
-    found = {}
-    for rule in LABEL_RULES:
-        of_rule = rules[1] == rules[0].get(rule, -1)
-        answers = Answers(images.labels, {}, {})
-        for variant in variants:
-            rows = np.flatnonzero(of_rule & (variants_of[1] == variants_of[0].get(variant, -1)))
-            places = foregrounds[rows]
-            if not np.array_equal(np.sort(places), np.arange(len(images.keys))):
-                raise ValueError(f"the predictions on {variant} are of other images")
-            answers.predictions[variant] = np.empty(len(rows), np.int16)
-            answers.predictions[variant][places] = prediction[rows]
+    by_rule = {rule: Answers(images.labels, {}, {}) for rule in LABEL_RULES}
+    missing = []
+    for variant in variants:
+        of_variant = variants_of[1] == variants_of[0].get(variant, -1)
+        rows = [
+            np.flatnonzero(of_variant & (rules[1] == rules[0].get(rule, -1)))
+            for rule in LABEL_RULES
+        ]
+        expected = np.arange(len(images.keys))
+        if not all(np.array_equal(np.sort(foregrounds[of]), expected) for of in rows):
+            missing.append(variant)
+            continue
+        for answers, of_rule in zip(by_rule.values(), rows, strict=True):
+            places = foregrounds[of_rule]
+            answers.predictions[variant] = np.empty(len(of_rule), np.int16)
+            answers.predictions[variant][places] = prediction[of_rule]
             if base_of(variant) in MIXED:
-                if (backgrounds[rows][~unknown[rows]] < 0).any():
-                    raise ValueError(f"{variant} has backgrounds that are not in the index")
+                if (backgrounds[of_rule][~unknown[of_rule]] < 0).any():
+                    raise JobError(f"{variant} has backgrounds that are not in the index")
                 bg_labels = np.where(
-                    unknown[rows], OUTSIDE, images.background_labels[backgrounds[rows]]
+                    unknown[of_rule], OUTSIDE, images.background_labels[backgrounds[of_rule]]
                 )
-                answers.bg_labels[variant] = np.empty(len(rows), np.int16)
+                answers.bg_labels[variant] = np.empty(len(of_rule), np.int16)
                 answers.bg_labels[variant][places] = bg_labels
-        found[rule] = answers
-    return found
+    devices = tuple(sorted(filter(None, pc.unique(predictions["device"]).to_pylist())))
+    return ModelAnswers(by_rule, tuple(missing), devices)
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[dict[str, int], NDArray[np.int32]]:
@@ -195,29 +296,3 @@ def _codes(column: pa.ChunkedArray) -> tuple[dict[str, int], NDArray[np.int32]]:
     array = column.combine_chunks()
     numbers = {value: number for number, value in enumerate(array.dictionary.to_pylist())}
     return numbers, np.asarray(array.indices.to_numpy())
-
-
-def read_answers(
-    dataset: Dataset, images: Images, summary: Mapping[str, Any]
-) -> dict[str, Answers]:
-    """The answers behind a summary.
-
-    Raises:
-      ValueError: its predictions are not all there, or are others by now: a run that was
-        stopped may have replaced some.
-    """
-    folder = result_folder(summary["model"], summary["evaluation"])
-    split = summary["evaluation"]["split"]
-    paths = [result_shard(folder, "predictions", split, shard) for shard in dataset.shards(split)]
-    if not all(dataset.store.exists(path) for path in paths):
-        raise ValueError("its predictions are not all there")
-    predictions = read_predictions(dataset.store, paths)
-    answers = answers_of(predictions, images, evaluated_variants(dataset))
-    said = {
-        (row["label_rule"], row["variant"]): row["correct"] for row in summary.get("accuracy", ())
-    }
-    for rule, of_rule in answers.items():
-        for variant in of_rule.predictions:
-            if said.get((rule, variant)) != int(of_rule.correct(variant).sum()):
-                raise ValueError(f"its predictions on {variant} have changed")
-    return answers

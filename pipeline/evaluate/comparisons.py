@@ -40,10 +40,8 @@ _HELD = 8_000_000
 def compare_models(
     dataset: Dataset, summaries: Iterable[Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """Rows of comparisons.csv: every two models of a split, in order of their summaries.
-
-    Models whose predictions are not there, or have changed since their summary, are left out.
-    """
+    """Rows of comparisons.csv: every two models of a split, in order of their summaries, in what
+    both have predictions of."""
     by_part: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for summary in summaries:
         by_part.setdefault(tested_part(summary), []).append(summary)
@@ -65,8 +63,7 @@ class _Resampled:
 
     Attributes:
       model: its name.
-      quantities: (label rule, variant or `bg_gap`) of each, the same for all models, since
-        a dataset's models are evaluated on all of its variants.
+      quantities: (label rule, variant or `bg_gap`) of each that it has.
       means: (quantities,) on all images.
       resampled: (resamples, quantities) on every resample of them.
     """
@@ -88,17 +85,15 @@ def _resampled(
         values = np.column_stack([values for *_, values in waiting])
         sums, sizes, units = sum_units(values, images.units)
         resampled = bootstrap_means(sums, sizes, bootstrap_hashes(units))
-        width = values.shape[1] // len(waiting)
-        for place, (model, quantities, own) in enumerate(waiting):
-            block = resampled[:, place * width : (place + 1) * width]
+        first = 0
+        for model, quantities, own in waiting:
+            block = resampled[:, first : first + own.shape[1]]
             found.append(_Resampled(model, quantities, own.mean(axis=0), block))
+            first += own.shape[1]
         waiting.clear()
 
     for summary in summaries:
-        try:
-            answers = read_answers(dataset, images, summary)
-        except ValueError:
-            continue
+        answers = read_answers(dataset, images, summary).by_rule
         waiting.append((display_name(summary), *quantities(answers)))
         if sum(values.size for *_, values in waiting) > _HELD:
             resample()
@@ -126,9 +121,15 @@ def quantities(answers: Mapping[str, Answers]) -> tuple[list[tuple[str, str]], F
 
 def _pairs(models: Iterable[_Resampled]) -> Iterator[dict[str, Any]]:
     for first, second in itertools.combinations(models, 2):
-        low, high = percentile_interval(first.resampled - second.resampled)
-        difference = first.means - second.means
-        for place, (rule, variant) in enumerate(first.quantities):
+        shared = [name for name in first.quantities if name in second.quantities]
+        left, right = (
+            [model.quantities.index(name) for name in shared] for model in (first, second)
+        )
+        if not shared:
+            continue
+        low, high = percentile_interval(first.resampled[:, left] - second.resampled[:, right])
+        difference = first.means[left] - second.means[right]
+        for place, (rule, variant) in enumerate(shared):
             yield {
                 "first": first.model,
                 "second": second.model,

@@ -42,77 +42,12 @@ Failures = dict[str, dict[str, _Failure]]
 
 class _Model(TypedDict):
     model: str
-    dataset: str
     weights_sha256: str
     num_outputs: int
     preprocessing: _Preprocessing
     evaluation: Evaluation
     overlap: NotRequired[int | None]
     trained: NotRequired[dict[str, Any] | None]
-
-
-class _Counts(TypedDict):
-    label_rule: str
-    variant: str
-    n: int
-    correct: int
-    accuracy: float | None
-    ci_low: float | None
-    ci_high: float | None
-
-
-class _Accuracy(_Counts):
-    class_mean_accuracy: float | None
-    outside: int
-
-
-class _PerClass(_Counts):
-    label: _Label
-    class_name: str
-    outside: int
-
-
-class _Group(_Counts):
-    label: _Label
-    bg_label: _Label
-    is_worst: bool
-
-
-class _Size(_Counts):
-    bucket: str
-    fg_low: float
-    fg_high: float
-
-
-class _Gap(TypedDict):
-    label_rule: str
-    gap: float
-    ci_low: float
-    ci_high: float
-    n: int
-    mixed_same: float
-    mixed_rand: float
-    replicates: int
-    seed_sd: float | None
-    units: int
-
-
-class _Confusion(TypedDict):
-    label_rule: str
-    variant: str
-    label: _Label
-    prediction: _Label
-    n: int
-
-
-class _Kind(TypedDict):
-    label_rule: str
-    kind: str
-    n: int
-    images: int
-    share: float
-    ci_low: float
-    ci_high: float
 
 
 class _Power(TypedDict):
@@ -127,18 +62,12 @@ class _Power(TypedDict):
     fingerprint: str
 
 
-class Summary(_Model):
-    """summary.json."""
+class Model(_Model):
+    """model.json."""
 
     entry: str
-    version: int
-    accuracy: list[_Accuracy]
-    gaps: list[_Gap]
-    per_class: list[_PerClass]
-    confusion: list[_Confusion]
-    decomposition: list[_Kind]
-    groups: list[_Group]
-    sizes: list[_Size]
+    evaluate_version: int
+    predictions: str
     power: list[_Power]
 
 
@@ -178,6 +107,7 @@ class _Measures(TypedDict):
 class Attack(_Model):
     """attack.json."""
 
+    of: str
     split: Name
     foregrounds: int
     backgrounds: int
@@ -199,6 +129,7 @@ class _Map(TypedDict):
 class Saliency(_Model):
     """saliency.json."""
 
+    of: str
     variant: str
     method: str
     images: int

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.dataset.records import read_about
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.hashing import keyed_hashes
@@ -54,25 +53,22 @@ class KeptLogits:
       keys: (n,) of the images, sorted.
       labels: (n,) integers.
       logits: (n, k) float32.
-      fingerprints: what identifies each shard's predictions.
+      of: what identifies them, sorted.
     """
 
     keys: tuple[str, ...]
     labels: NDArray[np.integer]
     logits: NDArray[np.float32]
-    fingerprints: tuple[str, ...]
+    of: tuple[str, ...]
 
 
 def read_logits(store: Store, paths: Iterable[str]) -> KeptLogits | None:
     """Reads what predictions hold of a model's outputs, of at most `MOST` pictures. None if there
     is nothing."""
-    tables, fingerprints = [], []
+    tables = []
     for path in paths:
-        about = read_about(store, path)
-        if about is not None:
-            table = read_table(store, path, columns=["key", "label", "logits"])
-            tables.append(table.filter(pc.is_valid(table["logits"])))
-            fingerprints.append(about.fingerprint)
+        table = read_table(store, path, columns=["key", "label", "logits", "of"])
+        tables.append(table.filter(pc.is_valid(table["logits"])))
     if not sum(table.num_rows for table in tables):
         return None
     table = pa.concat_tables([table.replace_schema_metadata() for table in tables])
@@ -86,5 +82,5 @@ def read_logits(store: Store, paths: Iterable[str]) -> KeptLogits | None:
         keys=tuple(keys[place] for place in chosen),
         labels=table["label"].to_numpy()[chosen],
         logits=logits.reshape(len(keys), -1)[chosen],
-        fingerprints=tuple(fingerprints),
+        of=tuple(sorted(pc.unique(table["of"].cast(pa.string())).to_pylist())),
     )

@@ -7,9 +7,9 @@ from typing import Any
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows
-from pipeline.models import LoadedModel
+from pipeline.models.identity import ModelIdentity
 from pipeline.models.leakage import Test, training_note
-from pipeline.models.predict import PredictConfig
+from pipeline.models.predict_config import PredictConfig
 from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
@@ -58,8 +58,7 @@ class Evaluation:
     @property
     def how(self) -> dict[str, Any]:
         """How models are run, by flag name: tells two runs of a model apart."""
-        predict = dataclasses.asdict(self.predict)
-        return {"split": self.split, "holdout": self.holdout, **predict}
+        return {"split": self.split, "holdout": self.holdout, **self.predict.asked_for}
 
     def test_on(self, dataset: Dataset) -> Test:
         """What models are tested on, of the dataset as it is."""
@@ -70,8 +69,10 @@ class Evaluation:
         return selected_rows(dataset, self.split, Holdout(self.holdout), shard)
 
 
-def model_identity(model: LoadedModel, evaluation: Evaluation, dataset: Dataset) -> dict[str, Any]:
-    """What a summary says of a model and of how it was run."""
+def describe_model(
+    model: ModelIdentity, evaluation: Evaluation, dataset: Dataset
+) -> dict[str, Any]:
+    """What results say of a model and of how it was run; fit for JSON."""
     preprocessing = dataclasses.asdict(model.preprocessing)
     stored = dataset.manifest.config.segment.image_size
     fixed = model.preprocessing.fixed_size or evaluation.predict.eval_input == "native"

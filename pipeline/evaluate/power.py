@@ -14,36 +14,44 @@ from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.answers import Images
 from pipeline.evaluate.logits import PROBED, read_logits
-from pipeline.evaluate.results import display_name, interval, read_result, result_file, result_shard
+from pipeline.evaluate.results import (
+    display_name,
+    interval,
+    read_result,
+    result_file,
+    result_folder,
+)
+from pipeline.evaluate.shards import prediction_file
 from transforms.probe import power_of_outputs
 
 POWER_VERSION = 1
 """Raised by hand when the probe would say something else of the same outputs."""
 
 
-def power_of(dataset: Dataset, images: Images, folder: str, split: str) -> list[dict[str, Any]]:
-    """The `power` part of a model's summary, from the outputs that were kept.
+def power_of(dataset: Dataset, images: Images, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The `power` part of a model's summary, from the outputs that were kept. It is stored with
+    the model, since the probe of 5,000 pictures takes seconds; what is there of the same outputs
+    is taken over.
 
     Args:
       dataset: that it was evaluated on.
-      images: of the split.
-      folder: of the model, below `results/`. What its present summary says is taken over if it
-        is of the same outputs: the probe of 5,000 pictures takes seconds.
-      split: that it was evaluated on.
+      images: that it was tested on.
+      about: the model, and how it was run.
 
     Returns:
       One row, as `pipeline.report.tables` lists it; none where no outputs were kept, or too few to
       hold some out.
     """
-    store = dataset.store
-    paths = [result_shard(folder, "predictions", split, shard) for shard in dataset.shards(split)]
+    store, shards = dataset.store, dataset.shards(about["evaluation"]["split"])
+    paths = [prediction_file(about, shard) for shard in shards]
     kept = read_logits(store, paths)
     if kept is None:
         return []
     places = images.positions(pa.chunked_array([pa.array(kept.keys)]))
     units = [images.units[place] for place in places.tolist()]
-    identity = fingerprint(POWER_VERSION, kept.fingerprints, kept.keys, units)
-    before = read_result(store, result_file(folder, "summary")) or {}
+    identity = fingerprint(POWER_VERSION, kept.of, kept.keys, units)
+    folder = result_folder(about["model"], about["evaluation"])
+    before = read_result(store, result_file(folder, "model")) or {}
     rows: list[dict[str, Any]] = before.get("power", [])
     if [row["fingerprint"] for row in rows] == [identity]:
         return rows

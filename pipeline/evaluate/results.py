@@ -1,8 +1,8 @@
 """Results of evaluation: where they lie, and reading them.
 
 results/<model>/predictions/<split>-NNNNN.parquet   every single prediction
-results/<model>/summary.json                        what was run, and what it shows
-results/*.csv, results/latex/*.tex                  tables of all models of this dataset
+results/<model>/model.json                          which model it is, and how it was run
+results/*.csv, results/latex/*.tex                  tables of all models, made of these
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -21,19 +21,15 @@ from pipeline.evaluate.forms import (
     Failures,
     ImageNet,
     Matrix,
+    Model,
     Saliency,
-    Summary,
     Trend,
 )
-from pipeline.storage.state_files import parse_json, read_intact, read_table
+from pipeline.storage.state_files import parse_json, read_intact
 from pipeline.storage.store import Store
 
-SUMMARY_VERSION = 1
-"""Form of summaries, and of what is computed for them from predictions. Those of another one are
-made again from the predictions when the model is evaluated again."""
-
 _FORMS: dict[str, Any] = {
-    "summary.json": Summary,
+    "model.json": Model,
     "attack.json": Attack,
     "saliency.json": Saliency,
     "imagenet.json": ImageNet,
@@ -58,12 +54,13 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("true_score", pa.float32()),
         pa.field("logits", pa.list_(pa.float32())),
         pa.field("of", pa.dictionary(pa.int32(), pa.string())),
+        pa.field("device", pa.dictionary(pa.int32(), pa.string())),
     ]
 )
 """Columns of predictions. `prediction` is a label, -1 outside the taxonomy; `output` is the
 model's winning output; scores are softmax probabilities, the true one summed over the true
 label's outputs. `logits` are all of the model's, for the probe of `pipeline.evaluate.power`: null
-but on some pictures of backgrounds."""
+but on some pictures of backgrounds. `of` identifies what a row was made of, `device` where."""
 
 
 def result_folder(model: str, predict: Mapping[str, Any]) -> str:
@@ -87,7 +84,7 @@ def safe_name(model: str) -> str:
 
 
 def result_file(folder: str, name: str) -> str:
-    """What is said of a model: its `summary`, `attack`, `saliency` or `imagenet`.
+    """What is said of a model: which `model` it is, its `attack`, `saliency` or `imagenet`.
 
     Args:
       folder: of `result_folder`.
@@ -106,17 +103,6 @@ def result_shard(folder: str, name: str, split: str, shard: int) -> str:
       shard: number of the output shard, or of what takes its place.
     """
     return f"results/{folder}/{name}/{split}-{shard:05d}.parquet"
-
-
-def read_predictions(store: Store, paths: Iterable[str]) -> pa.Table:
-    """Predictions of one model on all shards: the columns that its statistics need.
-
-    Returns:
-      Columns `label_rule`, `variant`, `fg_key`, `bg_key`, `label` and `prediction`.
-    """
-    columns = ["label_rule", "variant", "fg_key", "bg_key", "label", "prediction"]
-    tables = [read_table(store, path, columns=columns) for path in paths]
-    return pa.concat_tables(tables).unify_dictionaries()
 
 
 def read_result(store: Store, path: str) -> dict[str, Any] | None:
@@ -138,7 +124,7 @@ def _parse_result(data: bytes, path: str) -> dict[str, Any]:
     form = _FORMS[path.rpartition("/")[2]]
     msgspec.convert(content, form)
     # Folders are named by how a model runs on the dataset, and not on ImageNet's own pictures.
-    is_named = form in (Summary, Attack, Saliency)
+    is_named = form in (Model, Attack, Saliency)
     if is_named and result_folder(content["model"], content["evaluation"]) != folder:
         raise ValueError(f"it is of {content['model']}, whose results lie elsewhere")
     return content
@@ -159,26 +145,6 @@ def read_results(store: Store, name: str) -> list[dict[str, Any]]:
     paths = (p for p in store.walk("results") if p.count("/") == 2 and p.endswith(f"/{name}.json"))
     found = (read_result(store, path) for path in sorted(paths, key=lambda path: path.split("/")))
     return [content for content in found if content is not None]
-
-
-def is_current(summary: Mapping[str, Any], dataset: str) -> bool:
-    """Whether a summary is of the dataset with this fingerprint, and of the present form."""
-    return bool(summary.get("version") == SUMMARY_VERSION and summary["dataset"] == dataset)
-
-
-def read_summaries(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Summaries of all models, in order of their folder.
-
-    Args:
-      store: the dataset folder.
-      dataset: its fingerprint.
-
-    Returns:
-      (summaries made on this dataset, names of models whose summary is of an earlier one).
-    """
-    summaries = read_results(store, "summary")
-    current = [summary for summary in summaries if is_current(summary, dataset)]
-    return current, [s["model"] for s in summaries if not is_current(s, dataset)]
 
 
 def display_name(summary: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ _MADE = (
     "saliency_maps_made",
     "versions_published",
 )
-_FAILED = ("models_failed", "attacks_failed", "saliency_failed")
+_FAILED = ("evaluate_failed", "imagenet_failed", "attack_failed", "saliency_failed")
 
 
 def describe_images(manifest: Manifest) -> list[str]:

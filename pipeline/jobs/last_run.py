@@ -18,7 +18,8 @@ import apache_beam as beam
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.evaluate.failures import errors_of, read_failures
-from pipeline.evaluate.results import display_name, read_summaries
+from pipeline.evaluate.results import display_name
+from pipeline.evaluate.summaries import read_summaries
 from pipeline.jobs.fail_if import Condition, judge
 from pipeline.runtime.lock import DATASET_LOCK, release
 from pipeline.runtime.progress import Progress
@@ -57,7 +58,8 @@ class Ending:
 
     def summary(self) -> dict[str, Any]:
         """What came out: the dataset, and each model that the job evaluated."""
-        manifest = Dataset.open(self.store).manifest
+        dataset = Dataset.open(self.store)
+        manifest = dataset.manifest
         found: dict[str, Any] = {
             "command": self.command,
             "dataset": manifest.fingerprint,
@@ -69,7 +71,7 @@ class Ending:
         }
         if self.evaluation is not None:
             entries = self.evaluation.models
-            summaries, _ = read_summaries(self.store, manifest.fingerprint)
+            summaries, _ = read_summaries(dataset)
             how = self.evaluation.how
             ours = [s for s in summaries if s["entry"] in entries and _is_run(s, how)]
             failed, _ = read_failures(self.store, manifest.fingerprint, "evaluate")

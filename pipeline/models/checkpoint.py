@@ -13,16 +13,16 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-import torch
-from safetensors.torch import save
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import JobError
-from pipeline.models.loaded import Preprocessing
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.storage.files import files_of
 from pipeline.storage.store import FileDigest, Store
 from transforms.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = "imagenet9 checkpoint"
 FORMAT_VERSION = 1
@@ -109,6 +109,10 @@ def save_checkpoint(
       state: of the module.
       trained: what to note.
     """
+    # Only who writes one waits for them.
+    import torch
+    from safetensors.torch import save
+
     if not path.endswith(SUFFIX):
         raise ValueError(f"a checkpoint's name ends with {SUFFIX}: got {path!r}")
     keys = base64.b64encode(zlib.compress(_joined(trained.keys), 9)).decode()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+DEFAULT_MODEL = "efficientnet_lite0"
+
 
 def place_of(entry: str) -> str:
     """The file, or the folder of this machine, that an entry takes a model from; empty for a

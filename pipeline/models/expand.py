@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable
-
-import timm
+from collections.abc import Callable, Iterable
 
 from pipeline.errors import UsageError
-from pipeline.models.registry import PACKAGED, SOURCES, TIMM, full_name
-from pipeline.models.timm_names import is_for_imagenet
+from pipeline.models.identity import ModelIdentity
 from pipeline.storage.files import files_of
 
 _WILD = re.compile(r"[*?\[]")
@@ -18,7 +15,9 @@ _WITH_NAMES = ("torchvision", "open_clip")
 """Prefixes of sources whose names a wildcard can stand for."""
 
 
-def expand_models(entries: Iterable[str]) -> tuple[str, ...]:
+def expand_models(
+    entries: Iterable[str], recall: Callable[[str], ModelIdentity | None] = lambda _: None
+) -> tuple[str, ...]:
     """The models that entries of `--models` name, in order.
 
     Args:
@@ -27,6 +26,7 @@ def expand_models(entries: Iterable[str]) -> tuple[str, ...]:
         the default weights of each architecture, and one with a dot for full tags: `resnet*`,
         `vit_*.augreg_in1k`. It stands only for weights with ImageNet's outputs, and leaves out
         what another entry names.
+      recall: what is known of an entry; of the others, their libraries tell the name.
 
     Raises:
       UsageError: a wildcard that matches nothing, a file that cannot be read, or a model that
@@ -36,7 +36,8 @@ def expand_models(entries: Iterable[str]) -> tuple[str, ...]:
     literal: dict[str, str] = {}
     for entry in flat:
         if not _is_wild(entry):
-            name = full_name(entry)
+            known = recall(entry)
+            name = known.name if known else _full_name(entry)
             if name in literal:
                 both = entry if literal[name] == entry else f"{literal[name]} and {entry}"
                 raise UsageError(f"--models names a model twice: {both}")
@@ -48,10 +49,16 @@ def expand_models(entries: Iterable[str]) -> tuple[str, ...]:
             models.append(entry)
             continue
         for name in _matches(entry):
-            if full_name(name) not in seen:
-                seen.add(full_name(name))
+            if _full_name(name) not in seen:
+                seen.add(_full_name(name))
                 models.append(name)
     return tuple(models)
+
+
+def _full_name(entry: str) -> str:
+    from pipeline.models.registry import full_name  # It waits for the libraries of all sources.
+
+    return full_name(entry)
 
 
 def _lines(entry: str) -> list[str]:
@@ -78,6 +85,11 @@ def _is_wild(entry: str) -> bool:
 
 
 def _matches(pattern: str) -> list[str]:
+    import timm
+
+    from pipeline.models.registry import PACKAGED, SOURCES, TIMM, full_name
+    from pipeline.models.timm_names import is_for_imagenet
+
     prefix, colon, _ = pattern.partition(":")
     if colon:
         SOURCES[prefix].check_installed(pattern)

@@ -11,13 +11,9 @@ import numpy as np
 import torch
 
 from pipeline.errors import JobError, UsageError, in_short
-from pipeline.models.loaded import (
-    LoadedModel,
-    Preprocessing,
-    count_outputs,
-    loaded_model,
-    takes_other_sizes,
-)
+from pipeline.models.known import Origin
+from pipeline.models.loaded import LoadedModel, count_outputs, loaded_model, takes_other_sizes
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.source import Source
 from transforms.scoring import classes_of_outputs, labels_of_outputs
 from transforms.taxonomy import Taxonomy, imagenet9
@@ -125,6 +121,11 @@ class HuggingFace(Source):
             num_outputs=num_outputs,
             recipe=recipe,
         )
+
+    def origin(self, spec: str, model: LoadedModel) -> Origin | None:
+        if not self.needs_hub(spec):
+            return super().origin(spec, model)
+        return Origin("hub", spec.removeprefix(_PREFIX))
 
     def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
         from transformers import AutoConfig, AutoModelForImageClassification

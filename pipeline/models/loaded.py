@@ -4,139 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from pipeline.errors import JobError, in_short
+from pipeline.models.identity import ModelIdentity
+from pipeline.models.preprocessing import Preprocessing
 from transforms.scoring import labels_of_outputs
-from transforms.taxonomy import IN9_NAMES, Taxonomy, imagenet9
-
-IN9_MEAN = (0.4717, 0.4499, 0.3837)
-IN9_STD = (0.2600, 0.2516, 0.2575)
-"""Normalisation of models with one output a superclass of ImageNet-9 (protocol of the authors'
-evaluation)."""
-
-_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
-_CROP_MODES = ("center", "squash", "border")
+from transforms.taxonomy import Taxonomy
 
 
-def is_nine_way(num_outputs: int, taxonomy: Taxonomy) -> bool:
-    """Whether a head has one output for each superclass of ImageNet-9."""
-    return num_outputs == len(IN9_NAMES) and taxonomy.names == IN9_NAMES
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-    """A model's resolved data configuration.
-
-    Attributes:
-      input_size: side in pixels that the weights were trained for.
-      fixed_size: whether the architecture takes no other size.
-      mean, std: of RGB values in [0, 1].
-      interpolation, crop_pct, crop_mode: of the model's own preprocessing.
-    """
-
-    input_size: int
-    fixed_size: bool
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str
-    crop_pct: float
-    crop_mode: str
-
-    @classmethod
-    def of(
-        cls,
-        given: Mapping[str, Any],
-        *,
-        num_outputs: int,
-        where: str,
-        taxonomy: Taxonomy | None = None,
-    ) -> Preprocessing:
-        """Preprocessing as someone wrote it down, the rest as ImageNet models mostly have it.
-
-        Args:
-          given: some of the attributes, by name.
-          num_outputs: one output a superclass of ImageNet-9 means `IN9_MEAN` and `IN9_STD`.
-          where: what to call it in an error.
-          taxonomy: of the superclasses, None for ImageNet-9's.
-
-        Raises:
-          JobError: an unknown name, or a value out of range.
-        """
-        nine_way = is_nine_way(num_outputs, taxonomy or imagenet9())
-        values: dict[str, Any] = {
-            "input_size": 224,
-            "fixed_size": False,
-            "mean": IN9_MEAN if nine_way else IMAGENET_DEFAULT_MEAN,
-            "std": IN9_STD if nine_way else IMAGENET_DEFAULT_STD,
-            "interpolation": "bicubic",
-            "crop_pct": 0.875,
-            "crop_mode": "center",
-        }
-        unknown = sorted(set(given) - set(values))
-        if unknown:
-            raise JobError(f"{where}: unknown {unknown[0]!r}; known are {', '.join(values)}")
-        values.update(given)
-        try:
-            result = cls(
-                input_size=int(values["input_size"]),
-                fixed_size=bool(values["fixed_size"]),
-                mean=tuple(float(value) for value in values["mean"]),
-                std=tuple(float(value) for value in values["std"]),
-                interpolation=str(values["interpolation"]),
-                crop_pct=float(values["crop_pct"]),
-                crop_mode=str(values["crop_mode"]),
-            )
-        except (TypeError, ValueError) as error:
-            raise JobError(f"{where}: {error}") from error
-        for name, is_right, expected in (
-            ("input_size", 1 <= result.input_size <= 4096, "a side in pixels"),
-            ("mean", _are_channels(result.mean), "three numbers, of RGB values in [0, 1]"),
-            ("std", _are_channels(result.std) and min(result.std) > 0, "three positive numbers"),
-            ("interpolation", result.interpolation in _INTERPOLATIONS, ", ".join(_INTERPOLATIONS)),
-            ("crop_pct", 0 < result.crop_pct <= 1, "a share of the picture"),
-            ("crop_mode", result.crop_mode in _CROP_MODES, ", ".join(_CROP_MODES)),
-        ):
-            if not is_right:
-                raise JobError(f"{where}: {name} must be {expected}, got {values[name]!r}")
-        return result
-
-
-def _are_channels(values: tuple[float, ...]) -> bool:
-    return len(values) == 3 and all(map(math.isfinite, values))
-
-
-@dataclasses.dataclass(eq=False)
-class LoadedModel:
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedModel(ModelIdentity):
     """A model in memory.
 
     Attributes:
-      name: as results call it: the entry of `--models`, with the tag of the weights.
-      architecture: what the module is, by the name its source has for it.
-      weights: where they came from.
-      weights_sha256: of all parameters and buffers by name, whatever file held them.
       module: takes (n, 3, S, S) float32, normalised, and gives (n, outputs) logits; in
         evaluation mode, on the CPU, float32.
-      preprocessing: its data configuration.
-      num_outputs: size of the head.
       recipe: what, beside the name, its source builds the module from before it has weights;
         fit for JSON.
     """
 
-    name: str
-    architecture: str
-    weights: str
-    weights_sha256: str
     module: torch.nn.Module
-    preprocessing: Preprocessing
-    num_outputs: int
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Which model it is, which outlives it in memory."""
+        names = [field.name for field in dataclasses.fields(ModelIdentity)]
+        return ModelIdentity(**{name: getattr(self, name) for name in names})
 
 
 def loaded_model(

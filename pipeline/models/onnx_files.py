@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import JobError, ModelError, UsageError, in_short
-from pipeline.models.loaded import LoadedModel, Preprocessing, count_outputs, loaded_model
+from pipeline.models.loaded import LoadedModel, count_outputs, loaded_model
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.source import Source
 from pipeline.storage.files import files_of
 from transforms.taxonomy import Taxonomy

@@ -16,14 +16,15 @@ import torch
 from torch.nn import functional
 
 from pipeline.errors import JobError, UsageError, in_short
+from pipeline.models.known import Origin
 from pipeline.models.loaded import (
     LoadedModel,
-    Preprocessing,
     count_outputs,
     loaded_model,
     takes_other_sizes,
     weights_hash,
 )
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.source import Source, closest
 from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
 
@@ -157,6 +158,18 @@ class OpenClip(Source):
             recipe=recipe,
             weights_sha256=digest,
         )
+
+    def origin(self, spec: str, model: LoadedModel) -> Origin | None:
+        if not self.needs_hub(spec):
+            return super().origin(spec, model)
+        import open_clip
+
+        architecture, pretrained = _named(spec)
+        tag = open_clip.get_pretrained_cfg(architecture, pretrained) if pretrained else {}
+        repository = tag.get("hf_hub", "") if pretrained else architecture.removeprefix(_HUB)
+        # A file in it may follow.
+        owner_and_name = repository.strip("/").split("/")[:2]
+        return Origin("hub", "/".join(owner_and_name)) if len(owner_and_name) == 2 else None
 
     def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
         import open_clip

@@ -23,7 +23,9 @@ import timm
 import torch
 
 from pipeline.errors import JobError, UsageError
-from pipeline.models.loaded import LoadedModel, Preprocessing, load_state, loaded_model
+from pipeline.models.known import Origin
+from pipeline.models.loaded import LoadedModel, load_state, loaded_model
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.source import Source, is_installed
 from pipeline.models.timm_names import read_state, timm_model
 from transforms.taxonomy import Taxonomy
@@ -66,6 +68,9 @@ class Packaged(Source):
             raise JobError(f"{path} holds {len(values)} tensors, {spec} {len(names)}")
         load_state(spec, module, dict(zip(names, values, strict=True)))
         return timm_model(spec, module, _origin(spec, path), taxonomy)
+
+    def origin(self, spec: str, model: LoadedModel) -> Origin:
+        return Origin("package", distribution(spec))
 
     def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
         if name == SQUEEZENET:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,39 +22,14 @@ from timm.data import create_transform
 from torch.nn import functional
 
 from pipeline.dataset.sinks import Sample
-from pipeline.errors import JobError, ModelError
-from pipeline.models import LoadedModel
+from pipeline.errors import BrokenPictureError, JobError, ModelError
+from pipeline.models.loaded import LoadedModel
+from pipeline.models.predict_config import PredictConfig
 from transforms.codec import UndecodableError, decode_image
 
 _BATCHES_AHEAD = {"cpu": 0, "cuda": 3}
 
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class PredictConfig:
-    """What decides scores, beside the model and the pixels. Field names are the flags' names.
-
-    Attributes:
-      device: `cpu` or `cuda`, resolved.
-      precision: `fp32` (TF32 off), `tf32` or `bf16` (autocast).
-      batch_size: pictures in a batch.
-      eval_input: `stored` feeds the stored pixels as they are; `native` applies the
-        model's own resize and crop to them.
-    """
-
-    device: str = "cpu"
-    precision: str = "fp32"
-    batch_size: int = 32
-    eval_input: str = "stored"
-
-
-class BrokenPictureError(JobError):
-    """A picture that cannot be decoded. `key` says which."""
-
-    def __init__(self, key: str, error: Exception) -> None:
-        super().__init__(f"a stored picture of {key} is broken ({error}); see: in9 verify")
-        self.key = key
 
 
 class Predictor:
@@ -66,12 +40,13 @@ class Predictor:
       config: how to run it.
 
     Attributes:
+      config: the same, with the device and the batch of this machine.
       device: where it is.
       module: takes what `prepare` gives.
     """
 
     def __init__(self, model: LoadedModel, config: PredictConfig) -> None:
-        self._config = config
+        self.config = config = config.on_this_machine()
         self.device = torch.device(config.device)
         self._preprocessing = model.preprocessing
         self._num_outputs = model.num_outputs
@@ -95,9 +70,16 @@ class Predictor:
         torch.backends.cuda.matmul.allow_tf32 = allow_tf32
         torch.backends.cudnn.allow_tf32 = allow_tf32
 
+    @property
+    def batch_size(self) -> int:
+        """Pictures in a batch."""
+        size = self.config.batch_size
+        assert size is not None  # Of `on_this_machine`.
+        return size
+
     def input_size(self, stored: int) -> int:
         """Side in pixels of what the model sees, given the stored side."""
-        if self._config.eval_input == "native" or self._preprocessing.fixed_size:
+        if self.config.eval_input == "native" or self._preprocessing.fixed_size:
             return self._preprocessing.input_size
         return stored
 
@@ -114,7 +96,7 @@ class Predictor:
         """
         ahead = _BATCHES_AHEAD[self.device.type]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            batches = _batches(samples, self._config.batch_size)
+            batches = _batches(samples, self.batch_size)
             for batch, pictures in _ahead(pool, batches, self._picture, ahead):
                 yield batch, self._scores(np.stack(pictures))
 
@@ -130,8 +112,11 @@ class Predictor:
 
     @torch.inference_mode()
     def _scores(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        batch = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
-        return np.asarray(self.forward(batch.float() / 255).cpu())
+        return np.asarray(self.forward(self.to_device(pixels)).cpu())
+
+    def to_device(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
+        """Pictures as `forward` takes them, of (n, S, S, 3) uint8."""
+        return torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float() / 255
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Scores a batch; where memory does not suffice, in halves.
@@ -163,7 +148,7 @@ class Predictor:
         memory does not suffice."""
         mixed = (
             torch.autocast(self.device.type, torch.bfloat16)
-            if self._config.precision == "bf16"
+            if self.config.precision == "bf16"
             else contextlib.nullcontext()
         )
         try:

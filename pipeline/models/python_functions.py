@@ -8,13 +8,8 @@ from typing import Any
 import torch
 
 from pipeline.errors import JobError, UsageError, in_short
-from pipeline.models.loaded import (
-    LoadedModel,
-    Preprocessing,
-    count_outputs,
-    loaded_model,
-    takes_other_sizes,
-)
+from pipeline.models.loaded import LoadedModel, count_outputs, loaded_model, takes_other_sizes
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.source import Source
 from pipeline.runtime.own_functions import PREFIX, import_function
 from transforms.taxonomy import Taxonomy
@@ -50,6 +45,9 @@ class PythonFunctions(Source):
             preprocessing=preprocessing,
             num_outputs=num_outputs,
         )
+
+    def origin(self, spec: str, model: LoadedModel) -> None:
+        """Nothing: its code may do anything."""
 
     def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
         return _call(name)[0].float()

@@ -10,12 +10,11 @@ from pipeline.models.open_clip_models import OpenClip
 from pipeline.models.packaged import Packaged
 from pipeline.models.python_functions import PythonFunctions
 from pipeline.models.source import Source, closest
-from pipeline.models.stored import WeightsFolder, load_stored
+from pipeline.models.stored import load_stored
+from pipeline.models.stored_index import WeightsFolder
 from pipeline.models.timm_names import TimmNames
 from pipeline.models.torchvision_names import TorchvisionNames
 from transforms.taxonomy import Taxonomy, imagenet9
-
-DEFAULT_MODEL = "efficientnet_lite0"
 
 PACKAGED = Packaged()
 TIMM = TimmNames(similar=PACKAGED.catalogue())

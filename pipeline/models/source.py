@@ -5,13 +5,17 @@ from __future__ import annotations
 import abc
 import difflib
 import importlib.util
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
 
 from pipeline.errors import UsageError
+from pipeline.models.entries import place_of
+from pipeline.models.known import Origin
 from pipeline.models.loaded import LoadedModel
+from pipeline.storage.files import absolute, files_of
 from transforms.taxonomy import Taxonomy
 
 
@@ -55,6 +59,14 @@ class Source(abc.ABC):
           recipe: its.
         """
 
+    def origin(self, spec: str, model: LoadedModel) -> Origin | None:
+        """What the weights of a loaded entry came from; None where nothing tells that they are
+        still the same."""
+        place = place_of(spec)
+        if not place:
+            return None
+        return Origin("folder" if files_of(place).is_folder(place) else "file", absolute(place))
+
     def full_name(self, spec: str) -> str:
         """The name that results will have for an entry; the entry itself if it means nothing."""
         return spec
@@ -97,3 +109,9 @@ def closest(wanted: str, known: Iterable[str]) -> str:
     """The end of an error: names close to the one that is none, or nothing."""
     close = difflib.get_close_matches(wanted, list(dict.fromkeys(known)), n=3)
     return f"; close to it: {', '.join(close)}" if close else ""
+
+
+def downloaded(address: str) -> Origin:
+    """The file that torch's own hub keeps of an address."""
+    folder = os.path.join(torch.hub.get_dir(), "checkpoints")
+    return Origin("file", os.path.join(folder, os.path.basename(address)))

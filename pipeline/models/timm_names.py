@@ -13,16 +13,10 @@ from timm.data import resolve_model_data_config
 from timm.models import get_pretrained_cfg, is_model_pretrained
 
 from pipeline.errors import JobError, UsageError
-from pipeline.models.loaded import (
-    IN9_MEAN,
-    IN9_STD,
-    LoadedModel,
-    Preprocessing,
-    is_nine_way,
-    load_state,
-    loaded_model,
-)
-from pipeline.models.source import Source, closest
+from pipeline.models.known import Origin
+from pipeline.models.loaded import LoadedModel, load_state, loaded_model
+from pipeline.models.preprocessing import IN9_MEAN, IN9_STD, Preprocessing, is_nine_way
+from pipeline.models.source import Source, closest, downloaded
 from pipeline.storage.files import files_of
 from transforms.taxonomy import Taxonomy, imagenet9
 
@@ -86,6 +80,13 @@ class TimmNames(Source):
         config = module.pretrained_cfg
         weights = str(config.get("hf_hub_id") or config.get("url") or "timm")
         return timm_model(_full_tag(module), module, weights, taxonomy)
+
+    def origin(self, spec: str, model: LoadedModel) -> Origin | None:
+        if "=" in spec:
+            return super().origin(spec, model)
+        if "://" in model.weights:
+            return downloaded(model.weights)
+        return Origin("hub", model.weights) if "/" in model.weights else None
 
     def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
         module: torch.nn.Module = timm.create_model(

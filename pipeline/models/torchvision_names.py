@@ -7,14 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import JobError, UsageError
-from pipeline.models.loaded import (
-    LoadedModel,
-    Preprocessing,
-    count_outputs,
-    loaded_model,
-    takes_other_sizes,
-)
-from pipeline.models.source import Source, closest
+from pipeline.models.known import Origin
+from pipeline.models.loaded import LoadedModel, count_outputs, loaded_model, takes_other_sizes
+from pipeline.models.preprocessing import Preprocessing
+from pipeline.models.source import Source, closest, downloaded
 from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -66,6 +62,9 @@ class TorchvisionNames(Source):
             ),
             num_outputs=count_outputs(name, module, side),
         )
+
+    def origin(self, spec: str, model: LoadedModel) -> Origin:
+        return downloaded(model.weights)
 
     def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
         """What torchvision builds where it loads weights into it."""

@@ -7,16 +7,17 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.analyses.attack.tables import read_attacks
 from pipeline.analyses.matrix.tables import read_matrices
+from pipeline.analyses.saliency.results import read_saliency
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.failures import read_failures
 from pipeline.evaluate.results import (
     display_name,
     read_result,
-    read_results,
-    read_summaries,
     result_folder,
 )
+from pipeline.evaluate.summaries import read_summaries
 from pipeline.report.trend import TREND
 from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import Taxonomy
@@ -62,6 +63,11 @@ class ModelResults:
         return {}
 
     @property
+    def missing(self) -> tuple[str, ...]:
+        """Variants that it has no predictions of as they are now."""
+        return tuple((self.summary or {}).get("missing", ()))
+
+    @property
     def overlap(self) -> int:
         """How many of the images it was tested on it was trained on, as far as it says."""
         return (self.summary or {}).get("overlap") or 0
@@ -101,16 +107,15 @@ class Evidence:
 def gather(dataset: Dataset, taxonomy: Taxonomy) -> Evidence:
     """Reads what is there for a dataset; results of another one are left out."""
     store, fingerprint = dataset.store, dataset.manifest.fingerprint
-    summaries, stale = read_summaries(store, fingerprint)
+    summaries, stale = read_summaries(dataset)
     of_folder: dict[str, dict[str, dict[str, Any]]] = {}
     for summary in summaries:
         folder = result_folder(summary["model"], summary["evaluation"])
         of_folder.setdefault(folder, {})["evaluate"] = summary
-    for name in ("attack", "saliency"):
-        for content in read_results(store, name):
-            if content["dataset"] == fingerprint:
-                folder = result_folder(content["model"], content["evaluation"])
-                of_folder.setdefault(folder, {})[name] = content
+    for name, found in (("attack", read_attacks(dataset)[0]), ("saliency", read_saliency(dataset))):
+        for content in found:
+            folder = result_folder(content["model"], content["evaluation"])
+            of_folder.setdefault(folder, {})[name] = content
     failed: dict[str, dict[str, dict[str, Any]]] = {}
     for stage in ("evaluate", "attack", "saliency"):
         for failure in read_failures(store, fingerprint, stage)[0]:

@@ -100,7 +100,8 @@ def _row(
     for variant in variants:
         found = model.row("accuracy", label_rule=rule, variant=variant)
         published = tuple((source, of[variant]) for source, of in known if variant in of)
-        cells[variant] = _cell(found, "accuracy", published, "")
+        note = "missing" if variant in model.missing else ""
+        cells[variant] = _cell(found, "accuracy", published, note)
     gap = model.row("gaps", label_rule=rule)
     published = tuple((source, of[GAP]) for source, of in known if GAP in of)
     power = model.row("power")
@@ -115,7 +116,7 @@ def _cell(
     found: dict[str, Any] | None, name: str, published: tuple[tuple[str, float], ...], note: str
 ) -> Cell:
     if not found or not found["n"]:
-        return Cell(published=published)
+        return Cell(note=note, published=published)
     return Cell(found[name], found["ci_low"], found["ci_high"], note, published)
 
 

@@ -58,6 +58,7 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
         models=evidence.evaluated,
         headline=headline,
         gap_column=GAP,
+        missing=[(m.name, m.missing) for m in evidence.evaluated if m.missing],
         power=[(m.name, row) for m in evidence.evaluated for row in m.rows("power")],
         differences=read_differences(evidence, headline.variants),
         rule=PAPER_RULE,

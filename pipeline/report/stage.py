@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import apache_beam as beam
 
+from pipeline.dataset.folder import Dataset
 from pipeline.report.tables import write_tables
 from pipeline.report.write import write_report
 from pipeline.runtime.lock import TABLES_LOCK, held
@@ -34,7 +35,7 @@ class WriteResults(beam.DoFn):
 
     def process(self, dataset: str) -> Iterator[str]:
         with held(self._store, TABLES_LOCK, wait=60):
-            _, stale = write_tables(self._store, dataset)
+            _, stale = write_tables(Dataset.open(self._store))
         if self._has_run_models or stale:
             write_report(self._store, self._taxonomy, self._pictures)
         yield dataset

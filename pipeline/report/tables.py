@@ -1,7 +1,7 @@
 """Tables: results/*.csv and their LaTeX, all models of a dataset in each.
 
-A table is rebuilt from the summaries that are there, so it never lags behind them. To add
-one, list it in `TABLES` under the part of the summary that holds its rows.
+They are made of the predictions that are there, so they never lag behind them. To add one, list it
+in `TABLES` under the part of the summary that holds its rows.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from pipeline.analyses.saliency.results import write_saliency_table
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.comparisons import COMPARISON_COLUMNS, compare_models
 from pipeline.evaluate.failures import error_rows, read_failures
-from pipeline.evaluate.results import read_summaries
+from pipeline.evaluate.results import result_folder
+from pipeline.evaluate.summaries import read_summaries
 from pipeline.report.latex import latex_tables
 from pipeline.report.trend import remove_trend, write_trend
 from pipeline.storage.csv_file import write_csv
-from pipeline.storage.store import Store
+from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import imagenet9
 
 _RUN = ("split", "eval_input", "precision", "weights_sha256", "dataset")
@@ -120,35 +121,48 @@ def table_rows(table: Table, summaries: Iterable[Mapping[str, Any]]) -> Iterator
             yield {**run, **row}
 
 
-def write_tables(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rebuilds all tables from the summaries that are there.
+def missing_rows(
+    summaries: Iterable[Mapping[str, Any]], failed: Iterable[Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Rows of summary.csv for the variants that a model has no predictions of as they are now."""
+    errors = {result_folder(one["model"], one["evaluation"]): one["error"] for one in failed}
+    for summary in summaries:
+        folder = result_folder(summary["model"], summary["evaluation"])
+        why = errors.get(folder, "not evaluated since these pictures were made")
+        for rule in LABEL_RULES:
+            for variant in summary["missing"]:
+                run = {**summary, **summary["evaluation"]}
+                cell = {"label_rule": rule, "variant": variant, "accuracy": None}
+                yield {**run, **cell, "error": f"missing: {why}"}
 
-    Args:
-      store: the dataset folder.
-      dataset: its fingerprint.
+
+def write_tables(dataset: Dataset) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rebuilds all tables from the results that are there.
 
     Returns:
       (summaries, names of models whose results are of an earlier dataset, as `read_summaries`;
       those that failed on it are named, too). There are no tables if nothing was ever evaluated.
     """
-    write_attack_tables(store, dataset)
-    write_saliency_table(store, dataset)
-    write_matrix_tables(store, dataset)
-    found = Dataset.open(store)
-    summaries, stale = read_summaries(store, dataset)
-    failed, failed_before = read_failures(store, dataset, "evaluate")
+    store, fingerprint = dataset.store, dataset.manifest.fingerprint
+    write_attack_tables(dataset)
+    write_saliency_table(dataset)
+    write_matrix_tables(store, fingerprint)
+    summaries, stale = read_summaries(dataset)
+    failed, failed_before = read_failures(store, fingerprint, "evaluate")
     stale += failed_before
     if not summaries and not failed and not stale:
         return [], []
     for name, table in TABLES.items():
-        errors = error_rows(failed, summaries) if "error" in table.columns else []
-        write_csv(store, name, table.columns, [*table_rows(table, summaries), *errors])
-    comparisons = compare_models(found, summaries) if len(summaries) > 1 else []
+        rows = [*table_rows(table, summaries)]
+        if "error" in table.columns:
+            rows += [*missing_rows(summaries, failed), *error_rows(failed, summaries)]
+        write_csv(store, name, table.columns, rows)
+    comparisons = compare_models(dataset, summaries) if len(summaries) > 1 else []
     write_csv(store, "comparisons", COMPARISON_COLUMNS, comparisons)
-    for name, text in latex_tables(summaries, found.taxonomy.names).items():
+    for name, text in latex_tables(summaries, dataset.taxonomy.names).items():
         store.update(f"results/latex/{name}.tex", text.encode())
-    if found.is_imagenet9:
-        write_trend(store, dataset, summaries, imagenet9())
+    if dataset.is_imagenet9:
+        write_trend(store, fingerprint, summaries, imagenet9())
     else:
         remove_trend(store)
     return summaries, stale

@@ -57,3 +57,19 @@ def aligned(table: Sequence[Sequence[str]]) -> str:
         ).rstrip()
         for row in table
     )
+
+
+def attack_table(attacks: Sequence[Mapping[str, Any]]) -> str:
+    """Attacked models in percent, the paper's label rule, with the size of the grid; aligned."""
+    table = [["adversarial backgrounds, %", "challenge accuracy", "fooled", "grid", "forwards"]]
+    for attack in attacks:
+        rule = attack["rules"]["argmax_then_map"]
+        grid = f"{attack['foregrounds']} x {attack['backgrounds']}"
+        challenge, fooled = (
+            "-"
+            if rule[name] is None
+            else interval(rule[name], rule[f"{part}_ci_low"], rule[f"{part}_ci_high"])
+            for name, part in (("challenge_accuracy", "challenge"), ("fooled", "fooled"))
+        )
+        table.append([display_name(attack), challenge, fooled, grid, str(attack["forwards"])])
+    return aligned(table)

@@ -1,8 +1,8 @@
 """Progress of a running job, on any runner that shares the dataset folder.
 
-Workers note each finished shard as an empty file in the work folder; a thread of the
-launching process counts the notes and says how far the job is. Notes are no part of the
-dataset, and nothing relies on them.
+Workers note now and then how much is done of each shard, as the name of an empty file in the work
+folder; a thread of the launching process counts the notes and says how far the job is. Notes are
+no part of the dataset, and nothing relies on them.
 """
 
 from __future__ import annotations
@@ -34,14 +34,17 @@ _STAGES = {
     "import": "images",
 }
 _TOTAL = "total"
-_NOTE = re.compile(rf"(?P<stage>\w+)/(?P<total>{_TOTAL}/)?[^/]+\.(?P<count>[0-9]+)")
+_NOTE = re.compile(rf"(?P<part>(?P<stage>\w+)/(?P<total>{_TOTAL}/)?[^/]+)\.(?P<count>[0-9]+)")
 """Path of a note; others, such as those that file systems and desktops leave, say nothing."""
 _PID = re.compile(r"[0-9]{1,9}")
 
-TERMINAL_SECONDS = 0.5
+TERMINAL_SECONDS = 0.1
 PLAIN_SECONDS = 30.0
 REMOTE_SECONDS = 10.0
 """No more often than this where every look is a listing over the network."""
+_NOTE_SECONDS = 0.1
+_REMOTE_NOTE_SECONDS = 5.0
+"""How often a part that is not done yet is noted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +69,8 @@ class Progress:
         self._note(f"{stage}/{_TOTAL}", name, count)
 
     def note_done(self, stage: str, name: str, count: int) -> None:
-        """Notes a finished shard of a stage. Noting it again changes nothing."""
+        """Notes how much is done of a part of a stage, all that is done of it: noting it again
+        changes nothing."""
         self._note(stage, name, count)
 
     def _note(self, folder: str, name: str, count: int) -> None:
@@ -74,13 +78,23 @@ class Progress:
         with contextlib.suppress(OSError):
             self.store.create_once(f"{self.folder}/{folder}/{name}.{count}", b"")
 
+    def forget(self, stage: str, name: str, count: int) -> None:
+        """Removes a note that a later one has taken the place of."""
+        with contextlib.suppress(OSError):
+            self.store.delete(f"{self.folder}/{stage}/{name}.{count}")
+
     def count(self) -> dict[str, tuple[int, int]]:
         """(done, total) of each stage, by the notes so far."""
-        counts = {stage: [0, 0] for stage in _STAGES}
+        parts: dict[tuple[str, bool, str], int] = {}
         for path in self.store.walk(self.folder):
             note = _NOTE.fullmatch(path.removeprefix(f"{self.folder}/"))
-            if note and note["stage"] in counts:
-                counts[note["stage"]][note["total"] is not None] += int(note["count"])
+            if note and note["stage"] in _STAGES:
+                part = (note["stage"], note["total"] is not None, note["part"])
+                # Beside a note there may be older ones.
+                parts[part] = max(parts.get(part, 0), int(note["count"]))
+        counts = {stage: [0, 0] for stage in _STAGES}
+        for (stage, is_total, _), number in parts.items():
+            counts[stage][is_total] += number
         return {stage: (done, total) for stage, (done, total) in counts.items()}
 
     def clear(self) -> None:
@@ -95,6 +109,41 @@ class Progress:
                 if not is_alive(int(pid)):
                     self.store.delete_tree(f"{_FOLDER}/{job}")
             self.store.prune(_FOLDER)
+
+
+class Meter:
+    """Counts what is done of one part of a stage, and notes it now and then.
+
+    Args:
+      progress: takes the notes.
+      stage: of the job.
+      name: of the part.
+    """
+
+    def __init__(self, progress: Progress, stage: str, name: str) -> None:
+        self._progress, self._stage, self._name = progress, stage, name
+        self._seconds = _REMOTE_NOTE_SECONDS if progress.store.is_remote else _NOTE_SECONDS
+        self._done = self._noted = 0
+        self._next = time.monotonic() + self._seconds
+
+    def add(self, count: int) -> None:
+        """Counts what has been done since the last call."""
+        self._done += count
+        if time.monotonic() >= self._next:
+            self._note()
+            self._next = time.monotonic() + self._seconds
+
+    def end(self) -> None:
+        """Notes all that was counted."""
+        self._note()
+
+    def _note(self) -> None:
+        if self._done == self._noted:
+            return
+        self._progress.note_done(self._stage, self._name, self._done)
+        if self._noted:
+            self._progress.forget(self._stage, self._name, self._noted)
+        self._noted = self._done
 
 
 class _Stage:

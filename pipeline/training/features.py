@@ -22,8 +22,10 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import ShardFiles, read_about, write_table
 from pipeline.errors import UsageError
 from pipeline.evaluate.results import safe_name
-from pipeline.models import LoadedModel, load_model
-from pipeline.models.predict import PredictConfig, Predictor
+from pipeline.models.loaded import LoadedModel
+from pipeline.models.predict import Predictor
+from pipeline.models.predict_config import PredictConfig
+from pipeline.models.registry import load_model
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import WORK_FOLDER, Store
 
@@ -157,7 +159,7 @@ class Backbone:
         checksum = fingerprint(
             self.model.weights_sha256,
             dataclasses.asdict(self.model.preprocessing),
-            dataclasses.asdict(self._predict),
+            self._predict.asked_for,
             EVALUATE_VERSION,
             [file.sha256 for file in dataset.shard_files(split, shard, (variant,))],
             None if keys is None else sorted(keys),

@@ -8,8 +8,9 @@ import timm
 import torch
 
 from pipeline.errors import JobError, UsageError
-from pipeline.models import Preprocessing, check_model, load_model
 from pipeline.models.packaged import EFFICIENTNETS
+from pipeline.models.preprocessing import Preprocessing
+from pipeline.models.registry import check_model, load_model
 from pipeline.models.source import closest
 from pipeline.models.timm_names import timm_model
 from transforms.hashing import keyed_hash

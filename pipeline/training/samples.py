@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dataset.folder import Dataset
-from pipeline.errors import JobError
-from pipeline.models.predict import BrokenPictureError
+from pipeline.errors import BrokenPictureError, JobError
 from transforms.codec import UndecodableError, decode_image
 
 

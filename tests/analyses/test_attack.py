@@ -174,9 +174,9 @@ def test_a_grid_is_spread_over_the_classes_and_recorded(attacked: Path) -> None:
     assert (found["foregrounds"], found["backgrounds"], found["forwards"]) == (12, 12, 144)
     assert not found["full_grid"]
     assert not found["early_stop"]
-    summary = json.loads((attacked / "results" / MODEL / "summary.json").read_text())
-    for name in ("weights_sha256", "dataset", "evaluation"):
-        assert found[name] == summary[name]
+    summary = json.loads((attacked / "results" / MODEL / "model.json").read_text())
+    assert found["weights_sha256"] == summary["weights_sha256"]
+    assert found["evaluation"] == {**summary["evaluation"], "device": "cpu"}
     for side in ("fg_key", "bg_key"):
         name = "val-00000" if side == "fg_key" else "val-backgrounds"
         rows = pq.read_table(attacked / "results" / MODEL / "attack" / "12x12" / f"{name}.parquet")

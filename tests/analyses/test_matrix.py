@@ -183,7 +183,7 @@ def test_an_attack_on_held_out_images(copied: Path) -> None:
     tested = len(selected_rows(dataset, "val", Holdout(0.5)))
     (file,) = copied.glob("results/*/attack.json")
     content = json.loads(file.read_text())
-    assert not list((copied / "results").glob("*/summary.json"))
+    assert not list((copied / "results").glob("*/model.json"))
     assert (content["foregrounds"], content["backgrounds"]) == (tested, tested)
     assert content["overlap"] == 0
     assert content["trained"]["variant"] == "original"

@@ -21,13 +21,15 @@ from PIL import Image
 from pipeline.analyses.saliency.gradients import answer_gradients
 from pipeline.analyses.saliency.plan import SaliencyPlan, check_variants, shown_images
 from pipeline.commands.parser import build_parser
-from pipeline.commands.saliency import saliency_from_flags
+from pipeline.commands.works import works_from_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import ModelError, UsageError
 from pipeline.evaluate.plan import Evaluation
-from pipeline.models import load_model
-from pipeline.models.loaded import Preprocessing, loaded_model
-from pipeline.models.predict import PredictConfig, Predictor
+from pipeline.models.loaded import loaded_model
+from pipeline.models.predict import Predictor
+from pipeline.models.predict_config import PredictConfig
+from pipeline.models.preprocessing import Preprocessing
+from pipeline.models.registry import load_model
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 from transforms.codec import decode_image, decode_mask
@@ -321,7 +323,8 @@ def test_wrong_flags_are_refused(one_worker: Path, flags: tuple[str, ...], messa
 
     def check() -> None:
         arguments, _ = build_parser().parse_known_args(["saliency", *flags])
-        saliency_from_flags(arguments, store, Dataset.open(store).manifest.config)
+        dataset = Dataset.open(store)
+        works_from_flags(arguments, store, dataset.manifest.config, dataset.taxonomy)
 
     with pytest.raises(UsageError, match=message):
         check()

@@ -32,11 +32,11 @@ from pipeline.analyses.imagenet.folder import (
 from pipeline.analyses.imagenet.results import published_top1
 from pipeline.analyses.imagenet.stage import Classify
 from pipeline.errors import JobError, UsageError
+from pipeline.evaluate.model_stage import Block, RunModels
 from pipeline.evaluate.plan import Evaluation
 from pipeline.evaluate.results import result_file
-from pipeline.evaluate.work import RunModels
-from pipeline.models import load_model
-from pipeline.models.predict import PredictConfig
+from pipeline.models.predict_config import PredictConfig
+from pipeline.models.registry import load_model
 from pipeline.report.figures.labels import apart
 from pipeline.report.figures.trend import trend_figure
 from pipeline.report.trend import BG_GAP, TREND, TREND_VARIANTS, write_trend
@@ -189,7 +189,7 @@ def test_shards_of_a_listing_hold_every_image_once() -> None:
     images = tuple(
         ImageNetImage(f"/x/{i}", f"n01440764/{i}.JPEG", i, 0) for i in range(3 * IMAGES_PER_SHARD)
     )
-    shards = ImageNetListing(images, 0).shards()
+    shards = ImageNetListing(images, 0).shards
     assert len(shards) == 3
     assert sorted(image.bytes for shard in shards for image in shard) == list(range(len(images)))
     assert all(len(shard) < 1.2 * IMAGES_PER_SHARD for shard in shards)
@@ -262,7 +262,7 @@ def test_top1_is_the_models_own_on_the_whole_picture(
     store = Store(str(output))
     how = Evaluation(store, ("efficientnet_lite0",), "val", PredictConfig(), Progress.of(store))
     with pytest.raises(JobError, match=r"n02123045/n02123045_broken\.JPEG of --imagenet"):
-        list(RunModels(Classify(how, str(tiny_imagenet), imagenet9())).process((0, [(0, 0)])))
+        RunModels(Classify(how, str(tiny_imagenet), imagenet9())).process(Block(0, 0))
     with pytest.raises(UsageError, match=r"--imagenet .*nowhere is not a folder"):
         check_imagenet(str(tmp_path / "nowhere"))
 

@@ -268,10 +268,10 @@ def test_damaged_results_are_named(
     content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Store(str(tmp_path))
-    store.write("results/model/summary.json", content)
-    assert read_results(store, "summary") == []
+    store.write("results/model/model.json", content)
+    assert read_results(store, "model") == []
     (message,) = caplog.messages
-    assert str(tmp_path / "results/model/summary.json") in message
+    assert str(tmp_path / "results/model/model.json") in message
 
 
 @pytest.mark.parametrize("command", COMMANDS)

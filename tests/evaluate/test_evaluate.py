@@ -19,8 +19,11 @@ from safetensors.torch import save_file
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.evaluate.results import result_folder
-from pipeline.models import IN9_MEAN, check_head, load_model
-from pipeline.models.predict import PredictConfig, Predictor
+from pipeline.models.loaded import check_head
+from pipeline.models.predict import Predictor
+from pipeline.models.predict_config import PredictConfig
+from pipeline.models.preprocessing import IN9_MEAN
+from pipeline.models.registry import load_model
 from pipeline.storage.store import Store
 from transforms.codec import decode_image
 from transforms.scoring import LABEL_RULES
@@ -86,7 +89,7 @@ def test_accuracies_on_real_pictures_agree_with_the_study(mini_run: Path) -> Non
 
 
 def test_results_say_what_was_run(sample_run: Path) -> None:
-    path = sample_run / "results" / "efficientnet_lite0" / "summary.json"
+    path = sample_run / "results" / "efficientnet_lite0" / "model.json"
     summary = json.loads(path.read_text())
     assert summary["architecture"] == "tf_efficientnet_lite0.in1k"
     assert summary["preprocessing"]["mean"] == [0.5, 0.5, 0.5]

@@ -14,8 +14,9 @@ from conftest import run_in9
 
 from pipeline.errors import ModelError
 from pipeline.evaluate.failures import FailedModel, note_failures, read_failures
-from pipeline.models import load_model
-from pipeline.models.predict import PredictConfig, Predictor
+from pipeline.models.predict import Predictor
+from pipeline.models.predict_config import PredictConfig
+from pipeline.models.registry import load_model
 from pipeline.storage.store import Store
 
 GOOD = "efficientnet_lite0"

@@ -1,4 +1,4 @@
-"""Where models run on machines of their own: only what is to be made reaches them."""
+"""What is there is found before a model is loaded, and before the step that runs models."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import pytest
 from conftest import stamps
 
 from pipeline.analyses.attack.plan import Attacking
-from pipeline.analyses.attack.stage import Attack
-from pipeline.analyses.imagenet.stage import ImageNetAccuracy
+from pipeline.analyses.attack.stage import TryBackgrounds
+from pipeline.analyses.imagenet.stage import Classify
 from pipeline.analyses.saliency.plan import SaliencyPlan
-from pipeline.analyses.saliency.stage import Saliency
+from pipeline.analyses.saliency.stage import Explain
 from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.model_stage import ModelStage
 from pipeline.evaluate.plan import Evaluation
-from pipeline.evaluate.stage import Evaluate
-from pipeline.models import DEFAULT_MODEL
-from pipeline.models.predict import PredictConfig
+from pipeline.evaluate.stage import Predict
+from pipeline.evaluate.work import Work
+from pipeline.models.entries import DEFAULT_MODEL
+from pipeline.models.predict_config import PredictConfig
 from pipeline.runners.run import pipeline_options
 from pipeline.runtime.counters import counters_of
 from pipeline.runtime.progress import Progress
@@ -48,15 +50,16 @@ def run_stages(
     how = Evaluation(store, models, "val", PredictConfig(), Progress.of(store), hints=hints)
     attacking = Attacking(how, foregrounds=20, backgrounds=20, early_stop=True)
     pipeline = beam.Pipeline(options=pipeline_options(["--direct_num_workers=1"]))
-    done = pipeline | beam.Create([dataset.manifest.fingerprint])
+    works: list[Work] = [TryBackgrounds(attacking, dataset.taxonomy)]
     if imagenet is not None:
-        done = (
-            done
-            | Evaluate(how, dataset.taxonomy)
-            | ImageNetAccuracy(how, str(imagenet), dataset.taxonomy)
-            | Saliency(SaliencyPlan(how, maps=2), dataset.taxonomy)
-        )
-    _ = done | Attack(attacking, dataset.taxonomy)
+        works += [
+            Predict(how, dataset.taxonomy),
+            Classify(how, str(imagenet), dataset.taxonomy),
+            Explain(SaliencyPlan(how, maps=2), dataset.taxonomy),
+        ]
+    done = pipeline | beam.Create([dataset.manifest.fingerprint])
+    for work in works:
+        done = done | work.stage >> ModelStage(work)
     result = pipeline.run()
     result.wait_until_finish()
     return counters_of(result)
@@ -69,13 +72,13 @@ def results_of(output: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def looked(one_worker: Path, small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All results, made where models are looked at first."""
+    """All results, of a job whose models ask for machines of their own."""
     output = Path(shutil.copytree(one_worker, tmp_path_factory.mktemp("looked") / "out"))
     assert run_stages(output, small_sample)["models_on_device"] == 4
     return output
 
 
-def test_looking_first_changes_no_result(
+def test_asking_for_machines_changes_no_result(
     looked: Path, one_worker: Path, small_sample: Path, tmp_path: Path
 ) -> None:
     plain = Path(shutil.copytree(one_worker, tmp_path / "out"))
@@ -88,7 +91,7 @@ def test_what_is_there_never_reaches_the_step_with_the_hint(
 ) -> None:
     before, made = stamps(looked), results_of(looked)
     counters = run_stages(looked, small_sample)
-    assert counters["models_on_device"] == 0
+    assert "models_on_device" not in counters
     assert counters["prediction_shards_kept"] == 3
     assert stamps(looked) == before
 
@@ -125,6 +128,6 @@ def test_a_model_that_cannot_be_loaded_fails_before(
     broken = tmp_path / "broken.pth"
     broken.write_bytes(b"no checkpoint")
     counters = run_stages(output, small_sample, models=(f"resnet18={broken}", DEFAULT_MODEL))
-    assert counters["models_on_device"] == 0
-    assert counters["models_failed"] == counters["attacks_failed"] == 1
+    assert "models_on_device" not in counters
+    assert counters["evaluate_failed"] == counters["attack_failed"] == 1
     assert counters["prediction_shards_kept"] == 3

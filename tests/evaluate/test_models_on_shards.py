@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +21,13 @@ from conftest import ONE, SHARDS, TINY_MODEL, run_in9, stamps
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, ModelError
 from pipeline.evaluate.failures import FailedModel, read_failures
-from pipeline.evaluate.gather import ModelShard, all_shards, write_models
-from pipeline.evaluate.plan import Evaluation, model_identity
-from pipeline.evaluate.resident import each_model
-from pipeline.evaluate.shards import Wanted, find_predictions, predict_shard
+from pipeline.evaluate.model_stage import Block, BlockDone, Finish, Look, RunModels, SummedUp, SumUp
+from pipeline.evaluate.plan import Evaluation, describe_model
+from pipeline.evaluate.resident import in_memory, on_device
+from pipeline.evaluate.shards import PredictShards, predictions_of
 from pipeline.evaluate.stage import Predict
-from pipeline.evaluate.work import Left, RunModels
-from pipeline.models import load_model
-from pipeline.models.predict import PredictConfig, Predictor
+from pipeline.models.predict_config import PredictConfig
+from pipeline.models.registry import load_model
 from pipeline.runtime.progress import Progress
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
@@ -61,65 +64,102 @@ def test_a_model_that_fails_is_let_go_and_the_next_one_runs(
     )
     monkeypatch.syspath_prepend(tmp_path)
     models = ("python:counted:model", "python:tiny_models:none", FIRST)
-
-    def work(order: int, model: Any, predictor: Predictor | None) -> Iterator[tuple[int, str]]:
-        yield order, model.name
-        if order == 2:
-            raise ModelError("no \n memory")
-
-    how: dict[str, Any] = {"stage": "evaluate", "on_device": True}
-    orders = (0, 0, 2, 1)
-    *found, missing = each_model(plan(made, *models), imagenet9(), orders, work, **how)
-    failed = FailedModel(2, FIRST, FIRST, "no memory")
-    assert found == [(0, models[0]), (0, models[0]), (2, FIRST), failed]
+    output = Path(shutil.copytree(made, tmp_path / "out"))
+    shutil.rmtree(output / "results")
+    work = Predict(plan(output, *models), imagenet9())
+    step = RunModels(work)
+    for order in (0, 0, 2):
+        (done,) = step.process(Block(order, 0))
+        assert isinstance(done, BlockDone), done
+    (missing,) = step.process(Block(1, 0))
     assert isinstance(missing, FailedModel)
     assert (missing.order, missing.entry) == (1, models[1])
     assert "has no function 'none'" in missing.error
+    # Its name is known when it fails later, and what it failed with is one line.
+    shutil.rmtree(output / "results")
+    monkeypatch.setattr(PredictShards, "make", no_memory)
+    (failed,) = RunModels(work).process(Block(2, 0))
+    assert failed == FailedModel(2, FIRST, FIRST, "no memory")
+
+
+def no_memory(*_: object) -> Iterator[Any]:
+    raise ModelError("no \n memory")
+    yield
+
+
+def test_one_model_is_on_the_device_while_the_next_is_loaded(made: Path) -> None:
+    evaluation, order = plan(made, FIRST), list[str]()
+    first_works, second_waits = threading.Event(), threading.Event()
+
+    def run(name: str, loaded: threading.Event, wait: threading.Event) -> None:
+        with in_memory(FIRST, evaluation, imagenet9()) as model:
+            loaded.set()
+            with on_device(model, evaluation):
+                order.append(f"{name} begins")
+                assert wait.wait(60)
+                order.append(f"{name} ends")
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(run, "first", first_works, second_waits)
+        assert first_works.wait(60)
+        while not order:
+            time.sleep(0.01)
+        # It is loaded while the first works, and only then lets that end.
+        second = pool.submit(run, "second", second_waits, first_works)
+        first.result(60), second.result(60)
+    assert order == ["first begins", "first ends", "second begins", "second ends"]
 
 
 def test_predictions_are_of_what_decides_scores_and_of_nothing_else(made: Path) -> None:
     evaluation, model = plan(made, FIRST), load_model(FIRST)
     dataset = Dataset.open(evaluation.store)
 
-    def find(model: Any = model, shard: int = 1, **how: Any) -> Wanted:
-        return find_predictions(dataclasses.replace(evaluation, **how), dataset, model, shard)
+    def find(model: Any = model, shard: int = 1, **how: Any) -> tuple[dict[str, str], bool]:
+        about = describe_model(model, dataclasses.replace(evaluation, **how), dataset)
+        is_there = PredictShards(dataset, about).is_there(shard)
+        return predictions_of(dataset, about, shard), is_there
 
-    wanted = find()
-    assert wanted.are_there
-    assert len(set(wanted.of.values())) == len(wanted.of) == 8
-    assert find(groups=3, accept_new_weights=True, allow_overlap=True) == wanted
+    wanted, are_there = find()
+    assert are_there
+    assert len(set(wanted.values())) == len(wanted) == 8
+    same = (
+        find(groups=3, accept_new_weights=True, allow_overlap=True),
+        find(predict=PredictConfig(batch_size=8)),
+        find(predict=PredictConfig(device="cuda")),
+    )
+    assert all(found == (wanted, True) for found in same)
     others = [
         *(find(load_model(SECOND)), find(shard=0), find(holdout=0.5)),
-        *(find(predict=PredictConfig(batch_size=8)), find(predict=PredictConfig(precision="bf16"))),
+        find(predict=PredictConfig(precision="bf16")),
         find(dataclasses.replace(model, weights_sha256="ab" * 32)),
     ]
-    for variant in wanted.of:
-        assert len({each.of[variant] for each in (wanted, *others)}) == len(others) + 1
-    assert [each.are_there for each in others].count(True) == 1
+    for variant in wanted:
+        assert len({of[variant] for of in (wanted, *(o for o, _ in others))}) == len(others) + 1
+    assert [is_there for _, is_there in others].count(True) == 1
 
 
 def test_predictions_are_made_once_and_again_the_same(made: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(made, tmp_path / "out"))
     evaluation, model = plan(output, FIRST), load_model(FIRST)
-    dataset, predictor = Dataset.open(evaluation.store), Predictor(model, evaluation.predict)
-
-    def predict(predictor: Predictor | None) -> str | None:
-        return predict_shard(evaluation, dataset, model, predictor, imagenet9(), 1)
-
+    dataset = Dataset.open(evaluation.store)
+    work = Predict(evaluation, imagenet9())
     before = stamps(output)
-    path = predict(predictor)
-    assert path is not None
+    (done,) = RunModels(work).process(Block(0, 0))
+    assert isinstance(done, BlockDone)
+    units = (*work.units(dataset),)
+    assert done.units == units
+    # What is known of models belongs to the work folder.
     assert stamps(output) == before
+    path = PredictShards(dataset, describe_model(model, evaluation, dataset)).path(1)
     (output / path).unlink()
-    assert predict(None) is None
-    assert predict(predictor) == path
+    assert RunModels(work).process(Block(0, 0)) == [done]
     assert (output / path).read_bytes() == (made / path).read_bytes()
     mixed = dict(zip(*read_table(evaluation.store, path).filter(
         pc.equal(pc.field("variant"), "mixed_rand")
     ).select(["key", "bg_key"]).to_pydict().values(), strict=True))  # fmt: skip
     assert mixed == {s.key: s.fields["bg_key"] for s in dataset.samples("val", 1, "mixed_rand")}
     native = dataclasses.replace(evaluation, predict=PredictConfig(eval_input="native"))
-    ours, theirs = (model_identity(model, how, dataset) for how in (evaluation, native))
+    ours, theirs = (describe_model(model, how, dataset) for how in (evaluation, native))
     assert (ours["evaluation"], ours["weights_sha256"]) == (
         {**evaluation.how, "input_size": 64},
         model.weights_sha256,
@@ -148,40 +188,43 @@ def test_another_variant_costs_only_its_own_pictures(small_sample: Path, tmp_pat
     ).read_text()
 
 
-def test_looking_leaves_what_is_to_be_made(made: Path) -> None:
-    work = Predict(plan(made, FIRST, SECOND), imagenet9())
-    units = [*work.units(Dataset.open(Store(str(made))))]
-    pairs = [(order, unit) for unit in reversed(units) for order in (1, 0)]
+def test_looking_leaves_what_is_not_known(made: Path) -> None:
+    work = Predict(plan(made, FIRST), imagenet9())
     before = stamps(made)
-    found = list(RunModels(work, looks=True).process((4, pairs)))
-    there = [each for each in found if isinstance(each, ModelShard)]
-    left = [each for each in found if isinstance(each, beam.pvalue.TaggedOutput)]
-    assert [(each.order, each.shard) for each in there] == [(0, unit) for unit in units]
-    assert [each.value for each in left] == [(4, Left(1, unit)) for unit in units]
+    # Code of one's own may do anything, so its model is loaded every time.
+    (left,) = Look(work).process(Block(0, 0))
+    assert isinstance(left, beam.pvalue.TaggedOutput)
+    assert left.value == Block(0, 0)
     assert stamps(made) == before
-    assert not (made / work.evaluation.progress.folder).exists()
+    work.evaluation.progress.clear()
 
 
-def test_a_model_without_all_shards_is_not_summed_up(made: Path, tmp_path: Path) -> None:
-    shards = [ModelShard(0, n, '{"model": "a.tag"}', f"{n}") for n in range(3)]
-    assert all_shards("a", reversed(shards), range(3), "{} of {}") == shards
-    for found in (shards[1:], [*shards, shards[0]], []):
-        with pytest.raises(JobError, match=f"a: {len(found)} of 3 arrived. Run the same command"):
-            all_shards("a", found, range(3), "{} of {}")
+def test_a_model_without_all_units_is_not_summed_up(made: Path, tmp_path: Path) -> None:
     dataset = Dataset.open(Store(str(made)))
-    store, written = Store(str(tmp_path)), list[list[ModelShard]]()
-    evaluation = dataclasses.replace(plan(made, "a", "b"), store=store)
+    store = Store(str(shutil.copytree(made, tmp_path / "out")))
+    evaluation = dataclasses.replace(plan(made, FIRST, SECOND, groups=2), store=store)
+    work = Predict(evaluation, imagenet9())
+    about = json.dumps(describe_model(load_model(FIRST), evaluation, dataset))
+    units = (*work.units(dataset),)
+    halves = [BlockDone(0, about, units[::2]), BlockDone(0, about, units[1::2])]
+    assert SumUp(work).process((0, reversed(halves))) == [SummedUp((FIRST, FIRST))]
+    for found in (halves[1:], [*halves, halves[0]]):
+        with pytest.raises(JobError, match=f"{FIRST}: evaluate of .* Run the same command"):
+            SumUp(work).process((0, found))
+    another = dataclasses.replace(halves[1], about=about.replace(FIRST, SECOND))
+    with pytest.raises(JobError, match=f"{FIRST} has changed while it was run"):
+        SumUp(work).process((0, [halves[0], another]))
+    # The same model by another entry, which is forgotten when the model succeeds.
+    failed = FailedModel(1, "a=older", FIRST, "no")
+    assert SumUp(work).process((1, [failed, halves[0]])) == [failed]
 
-    def gather(*results: ModelShard | FailedModel) -> list[str]:
-        how: dict[str, Any] = {"expected": range(3), "what": "{} of {}", "stage": "evaluate"}
-        write_models(evaluation, dataset, results, written.append, **how)
+    def finish(*results: SummedUp | FailedModel) -> list[str]:
+        assert Finish(work).process(dataset.manifest.fingerprint, results) == [
+            dataset.manifest.fingerprint
+        ]
         failures = read_failures(store, dataset.manifest.fingerprint, "evaluate")[0]
         return [failure["entry"] for failure in failures]
 
-    of_b = [dataclasses.replace(shard, order=1) for shard in shards]
-    # The same model by another entry, which is forgotten when the model succeeds.
-    failed = FailedModel(0, "a=older", "a.tag", "no")
-    assert gather(shards[2], failed, *of_b[::-1]) == ["a=older"]
-    assert written == [of_b]
-    assert gather(*of_b, *shards) == []
-    assert written[1:] == [shards, of_b]
+    assert finish(failed) == ["a=older"]
+    assert finish(SummedUp((SECOND, SECOND))) == ["a=older"]
+    assert finish(SummedUp((FIRST, FIRST))) == []

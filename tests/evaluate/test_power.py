@@ -175,7 +175,7 @@ def test_kept_outputs_are_the_models_and_give_the_row(powerless: Path) -> None:
     found = power_of_outputs(
         np.stack([outputs[name] for name in names]), np.array([labels[n] for n in names]), names
     )
-    (row,) = json.loads((folder / "summary.json").read_text())["power"]
+    (row,) = json.loads((folder / "model.json").read_text())["power"]
     assert found is not None
     assert (row["accuracy"], row["ci_low"]) == (found.accuracy, found.low)
     assert (row["ci_high"], row["chance"]) == (found.high, found.chance)

@@ -15,12 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.dataset.folder import Dataset
+from pipeline.dataset.records import read_about, write_table
 from pipeline.errors import JobError
 from pipeline.evaluate import answers, forms, results
-from pipeline.evaluate.analysis import summarise, summary_parts
+from pipeline.evaluate.analysis import summary_parts
 from pipeline.evaluate.comparisons import compare_models, quantities
 from pipeline.evaluate.power import describe_power, power_of
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
+from pipeline.evaluate.shards import evaluated_variants, prediction_file
+from pipeline.evaluate.summaries import read_summaries
+from pipeline.report.tables import missing_rows
+from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 
@@ -40,13 +45,11 @@ def told(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Datase
 
 
 def summaries_of(dataset: Dataset) -> list[dict[str, Any]]:
-    return results.read_summaries(dataset.store, dataset.manifest.fingerprint)[0]
+    return read_summaries(dataset)[0]
 
 
-def predictions_of(dataset: Dataset, summary: dict[str, Any]) -> tuple[str, pa.Table]:
-    folder = results.result_folder(summary["model"], summary["evaluation"])
-    path = results.result_shard(folder, "predictions", "val", 0)
-    return folder, results.read_predictions(dataset.store, [path])
+def predictions_of(dataset: Dataset, summary: dict[str, Any]) -> pa.Table:
+    return read_table(dataset.store, prediction_file(summary, 0)).replace_schema_metadata()
 
 
 def test_answers_are_the_predictions_in_the_order_of_the_images(told: Dataset) -> None:
@@ -58,46 +61,89 @@ def test_answers_are_the_predictions_in_the_order_of_the_images(told: Dataset) -
     assert images.positions(pa.chunked_array([[keys[3], None, "another"]])).tolist() == [3, -1, -1]
     part = answers.Images.read(told, "val", 0.5)
     assert set(part.keys.to_pylist()) < set(keys) == set(part.background_keys.to_pylist())
-    assert "fg_mask" not in answers.evaluated_variants(told)
+    assert "fg_mask" not in evaluated_variants(told)
     summary = summaries_of(told)[0]
-    _, table = predictions_of(told, summary)
-    found = answers.read_answers(told, images, summary)
+    table = predictions_of(told, summary)
+    answered = answers.read_answers(told, images, summary)
+    assert (answered.missing, answered.devices) == ((), ("cpu",))
+    found = answered.by_rule
     for row in table.to_pylist():
         of_rule, place = found[row["label_rule"]], keys.index(row["fg_key"])
         assert of_rule.predictions[row["variant"]][place] == row["prediction"]
         if row["variant"].startswith("mixed"):
             assert of_rule.bg_labels[row["variant"]][place] == rows[row["bg_key"]]["label"]
     assert found[row["label_rule"]].replicates("mixed_rand") == ["mixed_rand", "mixed_rand_r1"]
-    with pytest.raises(JobError, match=r"/predictions does not fit .* of other images\. Remove"):
-        summarise(told, images, table.slice(1), "folder")
-    unknown = table.set_column(3, "bg_key", pa.array(["another"] * len(table)))
-    with pytest.raises(ValueError, match="mixed_same has backgrounds that are not in the index"):
-        answers.answers_of(unknown, images, ["original", "mixed_same"])
-    summary["accuracy"][0]["correct"] += 1
-    with pytest.raises(ValueError, match="have changed"):
-        answers.read_answers(told, images, summary)
+    names = ["original", "mixed_same"]
+    assert answers.answers_of(table.slice(1), images, names).missing == ("original",)
+    assert answers.answers_of(table.slice(0, 0), images, names).missing == tuple(names)
+    place = table.column_names.index("bg_key")
+    unknown = table.set_column(place, "bg_key", pa.array(["another"] * len(table)))
+    with pytest.raises(JobError, match="mixed_same has backgrounds that are not in the index"):
+        answers.answers_of(unknown, images, names)
+
+
+def test_only_predictions_of_the_pictures_that_are_there_count(
+    told: Dataset, tmp_path: Path
+) -> None:
+    dataset = Dataset.open(Store(shutil.copytree(told.store.root, str(tmp_path / "out"))))
+    first, second, third = summaries_of(dataset)
+    assert first["missing"] == second["missing"] == third["missing"] == ()
+    path = prediction_file(first, 0)
+    table, about = read_table(dataset.store, path), read_about(dataset.store, path)
+    assert about is not None
+    of = table["of"].cast(pa.string()).to_pylist()
+    variants = table["variant"].cast(pa.string()).to_pylist()
+    others = [
+        "another" if variant == "original" else this
+        for variant, this in zip(variants, of, strict=True)
+    ]
+    place, kind = table.column_names.index("of"), table.schema.field("of").type
+    changed = table.set_column(place, "of", pa.array(others).cast(kind))
+    write_table(dataset.store, path, changed, about)
+    dataset.store.delete(prediction_file(second, 0))
+    (dataset.store.write(prediction_file(third, 0), b"PAR1, but no table"))
+    (kept,), stale = read_summaries(dataset)
+    assert sorted(stale) == sorted((second["model"], third["model"]))
+    assert kept["missing"] == ("original",)
+    for part in ("accuracy", "per_class", "gaps", "confusion", "groups", "sizes"):
+        expected = [row for row in first[part] if row.get("variant") != "original"]
+        assert kept[part] == expected
+    assert (kept["decomposition"], kept["power"]) == ([], first["power"])
+    rows = list(missing_rows([kept], []))
+    assert [(row["variant"], row["accuracy"]) for row in rows] == [("original", None)] * 2
+    (failed, _) = missing_rows([kept], [{**first, "error": "no memory"}])
+    assert failed["error"] == "missing: no memory"
+    (pair,) = {(row["first"], row["second"]) for row in compare_models(told, [first, second])}
+    assert pair == (first["model"], second["model"])
+    names = {row["variant"] for row in compare_models(dataset, [kept, kept])}
+    assert names == {*evaluated_variants(told), "bg_gap"} - {"original"}
 
 
 def test_summaries_have_a_form_and_are_made_of_predictions(told: Dataset, tmp_path: Path) -> None:
     images = answers.Images.read(told, "val")
     dataset = Dataset.open(Store(shutil.copytree(told.store.root, str(tmp_path / "out"))))
     for summary in summaries_of(told):
-        folder, table = predictions_of(told, summary)
-        assert summarise(told, images, table, folder).items() <= summary.items()
-        assert power_of(told, images, folder, "val") == summary["power"]
-        msgspec.convert({**summary, "new": 1}, forms.Summary)
-        for name, value in (("accuracy", {}), ("version", "3"), ("evaluation", {"split": "../x"})):
+        answered = answers.read_answers(told, images, summary).by_rule
+        assert summary_parts(answered, images, told.taxonomy).items() <= summary.items()
+        assert power_of(told, images, summary) == summary["power"]
+        folder = results.result_folder(summary["model"], summary["evaluation"])
+        model = results.read_result(told.store, results.result_file(folder, "model"))
+        assert model is not None
+        msgspec.convert({**model, "new": 1}, forms.Model)
+        for name, value in (("power", {}), ("entry", 3), ("evaluation", {"split": "../x"})):
             with pytest.raises(msgspec.ValidationError, match=name):
-                msgspec.convert({**summary, name: value}, forms.Summary)
+                msgspec.convert({**model, name: value}, forms.Model)
     old, current, *_ = summaries_of(told)
     # Power of the same outputs is taken over, of others not.
-    folder, _ = predictions_of(dataset, current)
-    path = results.result_file(folder, "summary")
+    folder = results.result_folder(current["model"], current["evaluation"])
+    path = results.result_file(folder, "model")
+    model = results.read_result(told.store, path)
+    assert model is not None
     (row,) = current["power"]
     for fingerprint, accuracy in ((row["fingerprint"], 0.125), ("another", row["accuracy"])):
-        noted = {**current, "power": [{**row, "accuracy": 0.125, "fingerprint": fingerprint}]}
+        noted = {**model, "power": [{**row, "accuracy": 0.125, "fingerprint": fingerprint}]}
         results.write_result(dataset.store, path, noted)
-        assert power_of(dataset, images, folder, "val")[0]["accuracy"] == accuracy
+        assert power_of(dataset, images, current)[0]["accuracy"] == accuracy
     said = describe_power([{**old, "power": [{**row, "has_power": has}]} for has in (True, False)])
     assert [line.count(old["model"]) for line in said] == [1]
     assert describe_power([{**old, "power": []}]) == []
@@ -146,7 +192,7 @@ def test_the_difference_of_two_models_is_minus_that_of_the_reverse(told: Dataset
     summaries = summaries_of(told)
     rows, back = (list(compare_models(told, each)) for each in (summaries, summaries[::-1]))
     reverse = {(r["second"], r["first"], r["label_rule"], r["variant"]): r for r in back}
-    assert len(rows) == len(reverse) == 3 * 2 * (len(answers.evaluated_variants(told)) + 1)
+    assert len(rows) == len(reverse) == 3 * 2 * (len(evaluated_variants(told)) + 1)
     said = {
         (each["model"], row["label_rule"], row.get("variant", "bg_gap")): row
         for each in summaries
@@ -161,9 +207,6 @@ def test_the_difference_of_two_models_is_minus_that_of_the_reverse(told: Dataset
         assert row["ci_low"] <= row["difference"] <= row["ci_high"]
         for name, mirrored in (("difference",) * 2, ("ci_low", "ci_high"), ("ci_high", "ci_low")):
             assert row[name] == pytest.approx(-other[mirrored])
-    summaries[1]["accuracy"][0]["correct"] += 1  # Other predictions than it was made of.
-    (pair,) = {(row["first"], row["second"]) for row in compare_models(told, summaries)}
-    assert pair == (summaries[0]["model"], summaries[2]["model"])
     assert list(compare_models(told, summaries[:1])) == []
 
 

@@ -232,7 +232,7 @@ def test_what_changes_meanwhile_is_not_published(
     whole, place = LocalFiles.copy, Path(publishing.place.root)
 
     def copy(self: LocalFiles, source: str, target: str) -> None:
-        publishing.store.update("results/model/summary.json", b"{}")
+        publishing.store.update("results/model/model.json", b"{}")
         whole(self, source, target)
 
     with monkeypatch.context() as patch:
@@ -242,7 +242,7 @@ def test_what_changes_meanwhile_is_not_published(
     assert not list(place.glob("v-*/manifest.json"))
     assert publish(publishing)
     (version,) = place.glob("v-*")
-    assert (version / "results" / "model" / "summary.json").exists()
+    assert (version / "results" / "model" / "model.json").exists()
 
 
 def test_results_are_versions_too(

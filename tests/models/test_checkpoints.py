@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows, training_pictures
 from pipeline.errors import JobError
-from pipeline.models import Preprocessing, load_model
 from pipeline.models.checkpoint import TrainedOn, about_of_entry, read_about, save_checkpoint
+from pipeline.models.preprocessing import Preprocessing
+from pipeline.models.registry import load_model
 from pipeline.storage.store import Store
 from transforms.holdout import held_out
 

@@ -18,16 +18,13 @@ from PIL import Image
 
 from pipeline.commands.cli import main
 from pipeline.errors import JobError, UsageError
-from pipeline.models import (
-    IN9_MEAN,
-    LoadedModel,
-    check_head,
-    check_model,
-    expand_models,
-    load_model,
-)
+from pipeline.models.expand import expand_models
+from pipeline.models.loaded import LoadedModel, check_head
 from pipeline.models.open_clip_models import class_prompts
-from pipeline.models.predict import PredictConfig, Predictor
+from pipeline.models.predict import Predictor
+from pipeline.models.predict_config import PredictConfig
+from pipeline.models.preprocessing import IN9_MEAN
+from pipeline.models.registry import check_model, load_model
 from transforms.taxonomy import imagenet9
 
 
@@ -681,7 +678,7 @@ def test_evaluation_takes_weights_from_the_folder(
     assert "there is no file" in capsys.readouterr().err
     monkeypatch.setenv("IN9_WEIGHTS", str(folder))
     run_in9(*flags)
-    summaries = [json.loads(p.read_text()) for p in output.glob("results/*/summary.json")]
+    summaries = [json.loads(p.read_text()) for p in output.glob("results/*/model.json")]
     assert {summary["model"] for summary in summaries} == {spec, f"python:{my_models}:plain"}
     assert digest in {summary["weights_sha256"] for summary in summaries}
 

@@ -12,16 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import run_in9, stamps
 
 from pipeline.commands.parser import build_parser
 from pipeline.dataset.folder import Dataset
+from pipeline.dataset.records import read_about, write_table
 from pipeline.errors import UsageError
 from pipeline.evaluate.failures import FailedModel, note_failures
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
 from pipeline.evaluate.results import result_folder
+from pipeline.evaluate.shards import prediction_file, predictions_of
 from pipeline.report import write_report
 from pipeline.report.adversarial import _BYTES as BACKGROUND_BYTES
 from pipeline.report.checklist import check_claims
@@ -31,6 +34,7 @@ from pipeline.report.evidence import Evidence, ModelResults, gather
 from pipeline.report.saliency import _BYTES as SALIENCY_BYTES
 from pipeline.report.selection import PER_CLASS
 from pipeline.report.verdicts import Finding, Verdict, difference, overall
+from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.intervals import wilson
 from transforms.taxonomy import imagenet9
@@ -59,16 +63,29 @@ def hostile_run(report_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     output = tmp_path_factory.mktemp("hostile") / "out"
     shutil.copytree(report_run, output)
     results = output / "results"
-    summary = json.loads((results / MODELS[0] / "summary.json").read_text())
+    summary = json.loads((results / MODELS[0] / "model.json").read_text())
     folder = results / result_folder(HOSTILE, summary["evaluation"])
     shutil.copytree(results / MODELS[0], folder)
-    for name in ("summary", "attack", "saliency"):
+    for name in ("model", "attack", "saliency"):
         content = json.loads((folder / f"{name}.json").read_text())
         (folder / f"{name}.json").write_text(json.dumps({**content, "model": HOSTILE}))
+    dataset = Dataset.open(Store(str(output)))
+    for shard in dataset.shards("val"):
+        path = prediction_file({**summary, "model": HOSTILE}, shard)
+        table, about = read_table(dataset.store, path), read_about(dataset.store, path)
+        assert about is not None
+        theirs = predictions_of(dataset, {**summary, "model": HOSTILE}, shard)
+        of = [theirs[variant] for variant in table["variant"].cast(pa.string()).to_pylist()]
+        place, kind = table.column_names.index("of"), table.schema.field("of").type
+        write_table(
+            dataset.store, path, table.set_column(place, "of", pa.array(of).cast(kind)), about
+        )
     failed = FailedModel(0, "none/such", "none/such", f"it said {HOSTILE}")
     store = Store(str(output))
     for stage in ("evaluate", "attack", "saliency"):
-        note_failures(store, summary["dataset"], stage, summary["evaluation"], [failed], [])
+        note_failures(
+            store, dataset.manifest.fingerprint, stage, summary["evaluation"], [failed], []
+        )
     write_report(store, imagenet9())
     return output
 

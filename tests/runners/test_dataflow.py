@@ -29,8 +29,8 @@ from pipeline.evaluate.plan import Evaluation
 from pipeline.jobs.fail_if import parse_conditions
 from pipeline.jobs.last_run import LAST_RUN, End, Ending
 from pipeline.jobs.start import TakeLock, manifest_state
-from pipeline.models import DEFAULT_MODEL
-from pipeline.models.predict import PredictConfig
+from pipeline.models.entries import DEFAULT_MODEL
+from pipeline.models.predict_config import PredictConfig
 from pipeline.runtime.dataflow_jobs import is_over
 from pipeline.runtime.lock import DATASET_LOCK, acquire, held
 from pipeline.runtime.progress import Progress

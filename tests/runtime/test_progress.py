@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.commands.cli import main
 from pipeline.runtime import progress
-from pipeline.runtime.progress import Progress, shown
+from pipeline.runtime.progress import Meter, Progress, shown
 from pipeline.storage.store import Store
 
 
@@ -69,3 +69,30 @@ def test_a_job_shows_its_stages_and_leaves_no_notes(
     assert "segment" in stages <= {"segment", "compose", "evaluate"}
     assert any(line.startswith("segment: 0 of 6 images") for line in lines)
     assert not (output / ".in9" / "progress").exists()
+
+
+def test_a_part_counts_by_its_largest_note(tmp_path: Path) -> None:
+    """Who does it again, after a retry, notes it again: it counts once."""
+    notes = Progress.of(Store(str(tmp_path)))
+    for done in (32, 70, 32, 64):
+        notes.note_done("evaluate", "0-00001", done)
+    notes.note_done("evaluate", "0-00002", 5)
+    assert notes.count()["evaluate"] == (75, 0)
+
+
+def test_a_meter_notes_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = Progress.of(Store(str(tmp_path)))
+    monkeypatch.setattr(progress, "_NOTE_SECONDS", 3600.0)
+    seldom = Meter(notes, "evaluate", "seldom")
+    seldom.add(3)
+    assert notes.count()["evaluate"] == (0, 0)
+    seldom.add(4)
+    seldom.end()
+    assert notes.count()["evaluate"] == (7, 0)
+    monkeypatch.setattr(progress, "_NOTE_SECONDS", 0.0)
+    often = Meter(notes, "evaluate", "often")
+    for number in range(1, 4):
+        often.add(1)
+        assert notes.count()["evaluate"] == (7 + number, 0)
+    # One note is left of each part, however often it was noted.
+    assert len([*notes.store.walk(notes.folder)]) == 2

@@ -27,8 +27,8 @@ from soundness import assert_sound
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.models import load_model
 from pipeline.models.checkpoint import read_about
+from pipeline.models.registry import load_model
 from pipeline.storage.store import Store
 from pipeline.training.augment import Augmentation, augmentation_hashes, seeds_of
 from pipeline.training.loader import Pictures, check_shared_memory, load_batches

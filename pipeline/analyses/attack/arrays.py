@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from pipeline.analyses.attack.plan import AttackGrid, Side
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
-from pipeline.models.predict import BrokenPictureError, Predictor
-from transforms.adversarial import Labels
+from pipeline.errors import BrokenPictureError
+from pipeline.models.predict import Predictor
+from transforms.adversarial import Grid, Labels
+from transforms.attack_grid import try_until_turned
 from transforms.codec import UndecodableError, decode_image, decode_mask
 from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import OUTSIDE
@@ -205,3 +207,64 @@ class GridModel:
         return torch.stack(
             [labels[logits[:, allowed].argmax(dim=1)] for allowed, labels in self._rules]
         )
+
+
+def try_all(
+    network: GridModel,
+    cutouts: Cutouts,
+    size: tuple[int, int],
+    batch_size: int,
+    note: Callable[[int], None],
+) -> Grid:
+    """Predictions of all pairs of a chunk; nothing waits for the device before the last.
+
+    Args:
+      network: with its backgrounds.
+      cutouts: the foregrounds.
+      size: (C, B), how many of each.
+      batch_size: pairs at a time.
+      note: is told how many pairs a batch had.
+
+    Returns:
+      (rules, C, B) int16.
+    """
+    pairs = torch.arange(size[0] * size[1], device=cutouts.pixels.device)
+    parts = []
+    for first in range(0, len(pairs), batch_size):
+        batch = pairs[first : first + batch_size]
+        parts.append(network.predict(cutouts, batch // size[1], batch % size[1]))
+        note(len(batch))
+    return np.asarray(torch.cat(parts, dim=1).cpu()).reshape(-1, *size)
+
+
+def stop_early(
+    network: GridModel,
+    cutouts: Cutouts,
+    labels: Labels,
+    order: Labels,
+    batch_size: int,
+    note: Callable[[int], None],
+) -> Grid:
+    """Tries backgrounds on each foreground of a chunk until one turns it.
+
+    Args:
+      network: with its backgrounds.
+      cutouts: the foregrounds.
+      labels: (C,) int64, theirs.
+      order: (B,) int64, the backgrounds as they are to be tried.
+      batch_size: pairs at a time.
+      note: is told how many pairs a batch had.
+
+    Returns:
+      (rules, C, B) int16, `UNTRIED` where a pair was left out.
+    """
+    device = cutouts.pixels.device
+
+    def predict(foreground: Labels, background: Labels) -> Grid:
+        sides = (torch.from_numpy(side.copy()).to(device) for side in (foreground, background))
+        note(len(foreground))
+        return np.asarray(network.predict(cutouts, *sides).cpu())
+
+    return try_until_turned(
+        labels, order, rules=len(LABEL_RULES), batch_size=batch_size, predict=predict
+    )

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.analyses.attack.plan import AttackGrid, Attacking, Side
+from pipeline.analyses.attack.plan import ATTACK_VARIANTS, AttackGrid, Attacking, Side
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import ShardFiles, read_about, write_table
+from pipeline.evaluate.answers import pictures_of
 from pipeline.evaluate.results import result_file, result_folder, write_result
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
@@ -48,10 +49,12 @@ CHUNK_SCHEMA = pa.schema(
         pa.field("fg_key", pa.string()),
         pa.field("label", pa.int64()),
         *(pa.field(rule, pa.list_(pa.int16())) for rule in LABEL_RULES),
+        pa.field("device", pa.dictionary(pa.int32(), pa.string())),
     ]
 )
 """Columns of a chunk: a row for each foreground; under each label rule, its prediction on every
-background: a label, -1 outside the taxonomy, null where an early stop left it out."""
+background: a label, -1 outside the taxonomy, null where an early stop left it out; `device` is
+what they were made on."""
 
 
 def grid_name(grid: AttackGrid, attacking: Attacking) -> str:
@@ -60,14 +63,16 @@ def grid_name(grid: AttackGrid, attacking: Attacking) -> str:
     return f"attack/{size}" + ("-early_stop" if attacking.early_stop else "")
 
 
-def chunk_table(foregrounds: Side, predictions: Grid) -> pa.Table:
-    """A chunk's table, of (rules, foregrounds, backgrounds) int16 predictions."""
+def chunk_table(foregrounds: Side, predictions: Grid, device: str) -> pa.Table:
+    """A chunk's table, of (rules, foregrounds, backgrounds) int16 predictions made on a device."""
     offsets = np.arange(len(foregrounds) + 1, dtype=np.int32) * predictions.shape[2]
     lists = []
     for grid in predictions:
         values = pa.array(grid.ravel(), mask=grid.ravel() == UNTRIED)
         lists.append(pa.ListArray.from_arrays(offsets, values))
-    columns = [pa.array(foregrounds.keys), pa.array(foregrounds.labels, pa.int64()), *lists]
+    device_column = pa.array([device] * len(foregrounds)).dictionary_encode()
+    labels = pa.array(foregrounds.labels, pa.int64())
+    columns = [pa.array(foregrounds.keys), labels, *lists, device_column]
     return pa.Table.from_arrays(columns, schema=CHUNK_SCHEMA)
 
 
@@ -181,6 +186,13 @@ class AttackedModel:
         """The model's folder under `results/`."""
         return result_folder(self.about["model"], self.about["evaluation"])
 
+    @property
+    def devices(self) -> str:
+        """What the predictions were made on."""
+        tables = [read_table(self.dataset.store, path, columns=["device"]) for path in self.paths]
+        found = {device for table in tables for device in table["device"].unique().to_pylist()}
+        return "+".join(sorted(found))
+
     def tallies(self, taxonomy: Taxonomy) -> dict[str, Tally]:
         """By label rule; a chunk at a time is in memory."""
         parts: dict[str, list[Tally]] = {rule: [] for rule in LABEL_RULES}
@@ -210,7 +222,8 @@ def write_attack(attacked: AttackedModel, taxonomy: Taxonomy) -> None:
         write_table(store, backgrounds, table, ShardFiles(checksum, ()))
     attack = {
         **attacked.about,
-        "dataset": attacked.dataset.manifest.fingerprint,
+        "evaluation": {**attacked.about["evaluation"], "device": attacked.devices},
+        "of": pictures_of(attacked.dataset, split, ATTACK_VARIANTS),
         "split": split,
         "foregrounds": len(grid.foregrounds),
         "backgrounds": len(grid.backgrounds),

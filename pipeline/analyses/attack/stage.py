@@ -1,117 +1,59 @@
-"""Attack: the stage of adversarial backgrounds, on (model, chunk of foregrounds).
-
-dataset -> groups of chunks -> TryBackgrounds (one model at a time) -> Measure
-"""
+"""Attack: adversarial backgrounds, a model on chunks of foregrounds."""
 
 from __future__ import annotations
 
-import functools
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import apache_beam as beam
-
-from pipeline.analyses.attack.chunks import Chunks, HeldBackgrounds
+from pipeline.analyses.attack.chunks import Chunks
 from pipeline.analyses.attack.plan import AttackGrid, Attacking, open_grid
 from pipeline.analyses.attack.results import AttackedModel, write_attack
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.failures import FailedModel
-from pipeline.evaluate.gather import ModelShard, write_models
-from pipeline.evaluate.plan import model_identity
-from pipeline.evaluate.work import Begun, Left, Work, run_models
-from pipeline.models import LoadedModel
-from pipeline.models.predict import Predictor
-from pipeline.runtime.counters import count, timed
-from pipeline.runtime.lock import held, model_lock
+from pipeline.evaluate.work import About, Work
 from transforms.taxonomy import Taxonomy
 
 
 class TryBackgrounds(Work):
-    """Predictions of chunks of foregrounds on all backgrounds."""
+    """Predictions of chunks of foregrounds on all backgrounds.
+
+    Args:
+      attacking: what is done.
+      taxonomy: the models' heads must fit.
+    """
 
     stage = "attack"
+    unit_name = "attack_chunks"
     refuses_overlap = True
 
     def __init__(self, attacking: Attacking, taxonomy: Taxonomy) -> None:
         super().__init__(attacking.evaluation, taxonomy)
-        self._attacking = attacking
+        self.attacking = attacking
+        self._opened: tuple[str, AttackGrid] | None = None
 
-    def units(self, dataset: Dataset) -> Iterable[int]:
-        return open_grid(dataset, self._attacking).chunks
+    def _grid(self, dataset: Dataset) -> AttackGrid:
+        """The grid, for which the whole index is read: once for all models."""
+        fingerprint = dataset.manifest.fingerprint
+        if self._opened is None or self._opened[0] != fingerprint:
+            self._opened = fingerprint, open_grid(dataset, self.attacking)
+        return self._opened[1]
 
-    def begin(self, dataset: Dataset, group: int, units: Sequence[int]) -> Begun:
-        evaluation = self.evaluation
-        grid = open_grid(dataset, self._attacking)
-        backgrounds = HeldBackgrounds(dataset, evaluation.split, grid)
+    def units(self, dataset: Dataset) -> Sequence[int]:
+        """As `Work.units`: chunks."""
+        return self._grid(dataset).chunks
 
-        def attack(
-            order: int, model: LoadedModel, predictor: Predictor | None, numbers: Sequence[int]
-        ) -> Iterator[ModelShard | Left]:
-            about = model_identity(model, evaluation, dataset)
-            chunks = Chunks(dataset, self._attacking, grid, model, about)
-            text = json.dumps(about, sort_keys=True)
-            if predictor is None:
-                left = chunks.left(numbers)
-                yield from (Left(order, chunk) for chunk in left)
-                for chunk in sorted(set(numbers) - set(left)):
-                    count("attack_chunks_kept")
-                    yield ModelShard(order, chunk, text, chunks.path(chunk))
-                return
-            with held(evaluation.store, model_lock(chunks.folder, group)):
-                for chunk in chunks.make(numbers, predictor, backgrounds, self.taxonomy):
-                    yield ModelShard(order, chunk, text, chunks.path(chunk))
+    def size(self, dataset: Dataset, unit: int) -> int:
+        """As `Work.size`: composites."""
+        grid = self._grid(dataset)
+        return len(grid.positions(unit)) * len(grid.backgrounds)
 
-        sizes = {unit: len(grid.positions(unit)) * len(grid.backgrounds) for unit in units}
-        return Begun(sizes, attack)
+    def begin(self, dataset: Dataset, about: About) -> Chunks:
+        """As `Work.begin`."""
+        return Chunks(dataset, self.attacking, self._grid(dataset), about)
 
-
-class Measure(beam.DoFn):
-    """(None, all of TryBackgrounds' results as a side input) -> dataset fingerprint, once.
-
-    Writes each model's measures.
-    """
-
-    def __init__(self, attacking: Attacking, taxonomy: Taxonomy) -> None:
-        self._attacking = attacking
-        self._taxonomy = taxonomy
-
-    @timed("attack")
-    def process(self, _: Any, tried: Iterable[ModelShard | FailedModel]) -> list[str]:
-        evaluation = self._attacking.evaluation
-        store = evaluation.store
-        dataset = Dataset.open(store)
-        grid = open_grid(dataset, self._attacking)
-        write_models(
-            evaluation,
-            dataset,
-            tried,
-            functools.partial(self._write, dataset, grid),
-            expected=grid.chunks,
-            what="predictions of {} of {} chunks",
-            stage="attack",
+    def sum_up(self, dataset: Dataset, about: About, entry: str) -> None:
+        """As `Work.sum_up`."""
+        chunks = self.begin(dataset, about)
+        paths = tuple(chunks.path(unit) for unit in self.units(dataset))
+        grid = self._grid(dataset)
+        write_attack(
+            AttackedModel(dataset, self.attacking, grid, dict(about), paths), self.taxonomy
         )
-        store.remove_temporary()
-        return [dataset.manifest.fingerprint]
-
-    def _write(self, dataset: Dataset, grid: AttackGrid, chunks: list[ModelShard]) -> None:
-        """Writes a model's measures."""
-        about = json.loads(chunks[0].about)
-        paths = tuple(chunk.path for chunk in chunks)
-        write_attack(AttackedModel(dataset, self._attacking, grid, about, paths), self._taxonomy)
-
-
-class Attack(beam.PTransform):
-    """Attacks models on a finished dataset: its fingerprint -> the same, one element."""
-
-    def __init__(self, attacking: Attacking, taxonomy: Taxonomy) -> None:
-        super().__init__()
-        self._attacking = attacking
-        self._taxonomy = taxonomy
-
-    def expand(self, dataset: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
-        work = TryBackgrounds(self._attacking, self._taxonomy)
-        tried = run_models(dataset, work, "TryBackgrounds")
-        return dataset | "Measure" >> beam.ParDo(
-            Measure(self._attacking, self._taxonomy), tried=beam.pvalue.AsList(tried)
-        ).with_output_types(str)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pipeline.analyses.attack.plan import ATTACK_VARIANTS
+from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.answers import results_of
 from pipeline.evaluate.failures import error_rows, read_failures
-from pipeline.evaluate.results import read_results
 from pipeline.storage.csv_file import write_csv
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
@@ -48,26 +50,21 @@ BACKGROUND_COLUMNS = (
 this background makes the model take for its own class."""
 
 
-def read_attacks(store: Store, dataset: str) -> tuple[list[dict[str, Any]], list[str]]:
+def read_attacks(dataset: Dataset) -> tuple[list[dict[str, Any]], list[str]]:
     """What attack.json says of every attacked model, in order of its folder.
 
-    Args:
-      store: the dataset folder.
-      dataset: its fingerprint.
-
     Returns:
-      (attacks on this dataset, names of models whose attack is of an earlier one).
+      (attacks on the pictures that the dataset holds, names of models whose attack is of others).
     """
-    attacks = read_results(store, "attack")
-    current = [attack for attack in attacks if attack["dataset"] == dataset]
-    return current, [attack["model"] for attack in attacks if attack["dataset"] != dataset]
+    return results_of(dataset, "attack", lambda _: ATTACK_VARIANTS)
 
 
-def write_attack_tables(store: Store, dataset: str) -> None:
+def write_attack_tables(dataset: Dataset) -> None:
     """Rebuilds attack.csv and backgrounds.csv from the attacks that are there, unless nothing was
     ever attacked. Called with the lock of the tables held."""
-    attacks, stale = read_attacks(store, dataset)
-    failed, failed_before = read_failures(store, dataset, "attack")
+    store = dataset.store
+    attacks, stale = read_attacks(dataset)
+    failed, failed_before = read_failures(store, dataset.manifest.fingerprint, "attack")
     if not attacks and not failed and not stale and not failed_before:
         return
     rows = [

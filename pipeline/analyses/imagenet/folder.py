@@ -63,6 +63,7 @@ class ImageNetListing:
         """Number of classes that have an image."""
         return len({image.index for image in self.images})
 
+    @functools.cached_property
     def shards(self) -> list[tuple[ImageNetImage, ...]]:
         """The images in hash buckets of their names, in a number that depends on how many
         images there are alone."""

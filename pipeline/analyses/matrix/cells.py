@@ -22,11 +22,11 @@ from pipeline.dataset.records import ShardFiles, read_about, write_table
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError, UsageError
 from pipeline.evaluate.resident import free_memory
-from pipeline.models import load_model
 from pipeline.models.checkpoint import TrainedOn
 from pipeline.models.checkpoint import read_about as read_training
 from pipeline.models.loaded import state_hash
 from pipeline.models.predict import Predictor
+from pipeline.models.registry import load_model
 from pipeline.models.timm_names import read_state
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
@@ -208,7 +208,7 @@ def _checksum(plan: MatrixPlan, column: Tested, weights: str, trained: TrainedOn
     return fingerprint(
         weights,
         dataclasses.asdict(trained.preprocessing),
-        dataclasses.asdict(plan.predict),
+        plan.predict.asked_for,
         EVALUATE_VERSION,
         _pictures(column.dataset, column.split, column.variant),
         list(column.units.items()),

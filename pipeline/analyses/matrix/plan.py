@@ -10,7 +10,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows
 from pipeline.errors import UsageError
 from pipeline.models.checkpoint import digest_of_classes
-from pipeline.models.predict import PredictConfig
+from pipeline.models.predict_config import PredictConfig
 
 IN9L = "in9l"
 """Name of the row and the column of IN-9L."""
@@ -188,5 +188,6 @@ def identity(plan: MatrixPlan) -> dict[str, Any]:
         "split": plan.split,
         "holdout": plan.holdout.share,
         "seed": plan.seed,
-        **dataclasses.asdict(plan.predict),
+        **plan.predict.asked_for,
+        "device": plan.predict.device,
     }

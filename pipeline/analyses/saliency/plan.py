@@ -16,7 +16,7 @@ from transforms.variants import is_picture
 METHOD = "gradient of the winning logit"
 """In words: absolute values of that gradient, the largest of a pixel's channels."""
 
-_ACTIVATIONS = 4
+ACTIVATIONS = 4
 """Batches of the evaluation are larger by this factor."""
 
 
@@ -33,11 +33,6 @@ class SaliencyPlan:
     evaluation: Evaluation
     variant: str = "original"
     maps: int = 9
-
-    @property
-    def batch_size(self) -> int:
-        """Pictures at a time: a backward pass needs all activations."""
-        return max(1, self.evaluation.predict.batch_size // _ACTIVATIONS)
 
 
 def check_variants(variants: Iterable[str], variant: str) -> None:

@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, PngImagePlugin
 
+from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.answers import results_of
 from pipeline.evaluate.failures import error_rows, read_failures
-from pipeline.evaluate.results import read_results
 from pipeline.storage.csv_file import write_csv
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
@@ -128,17 +129,16 @@ def number(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def read_saliency(store: Store, dataset: str) -> list[dict[str, Any]]:
-    """What saliency.json says of every model on the dataset with this fingerprint, in order of
+def read_saliency(dataset: Dataset) -> list[dict[str, Any]]:
+    """What saliency.json says of every model on the pictures that the dataset holds, in order of
     its folder."""
-    found = read_results(store, "saliency")
-    return [content for content in found if content["dataset"] == dataset]
+    return results_of(dataset, "saliency", lambda found: (found["variant"], "fg_mask"))[0]
 
 
-def write_saliency_table(store: Store, dataset: str) -> None:
+def write_saliency_table(dataset: Dataset) -> None:
     """Rebuilds saliency.csv from what is there. Called with the lock of the tables held."""
-    found = read_saliency(store, dataset)
-    failed, _ = read_failures(store, dataset, "saliency")
+    store, found = dataset.store, read_saliency(dataset)
+    failed, _ = read_failures(store, dataset.manifest.fingerprint, "saliency")
     if found or failed or store.exists("results/saliency.csv"):
         rows = [{**content, **content["evaluation"]} for content in found]
         write_csv(store, "saliency", SALIENCY_COLUMNS, rows + error_rows(failed, found))

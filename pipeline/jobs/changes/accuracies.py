@@ -41,17 +41,13 @@ def compare_accuracies(
     Yields:
       `model`, `causes`, `n` images in both, and `rows`, under the paper's label rule: `variant`
       (or `bg_gap`), `difference` = accuracy (or gap) after - before on those images, with the
-      95 % interval of a paired bootstrap. Models whose predictions are not all there are left
-      out.
+      95 % interval of a paired bootstrap, of what the model has predictions of in both.
     """
     for folder, summary in after.summaries.items():
         was = before.summaries.get(folder)
         if was is None:
             continue
-        try:
-            n, rows = _differences(before, was, after, summary)
-        except ValueError:
-            continue
+        n, rows = _differences(before, was, after, summary)
         causes = [*dataset_causes, *_model_causes(was, summary)]
         yield {
             "model": display_name(summary),
@@ -64,15 +60,11 @@ def compare_accuracies(
 def _differences(
     before: State, was: Summary, after: State, summary: Summary
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Number of images in both, and a row for each quantity.
-
-    Raises:
-      ValueError: predictions are missing.
-    """
+    """Number of images in both, and a row for each quantity of both."""
     old_images = Images.read(before.dataset, *tested_part(was))
     new_images = Images.read(after.dataset, *tested_part(summary))
-    old_names, old = quantities(read_answers(before.dataset, old_images, was))
-    new_names, new = quantities(read_answers(after.dataset, new_images, summary))
+    old_names, old = quantities(read_answers(before.dataset, old_images, was).by_rule)
+    new_names, new = quantities(read_answers(after.dataset, new_images, summary).by_rule)
     places = old_images.positions(pa.chunked_array([new_images.keys]))
     shared = np.flatnonzero(places >= 0)
     if not len(shared):

@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any
 
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.results import read_results, result_folder
+from pipeline.evaluate.results import result_folder
+from pipeline.evaluate.summaries import read_summaries
 
 Summary = dict[str, Any]
 
@@ -26,10 +27,8 @@ class State:
     @classmethod
     def of(cls, dataset: Dataset) -> State:
         """The state that a dataset folder is in."""
-        # Of whatever form: what is compared is made from predictions.
         summaries = {
             result_folder(summary["model"], summary["evaluation"]): summary
-            for summary in read_results(dataset.store, "summary")
-            if summary["dataset"] == dataset.manifest.fingerprint
+            for summary in read_summaries(dataset)[0]
         }
         return cls(dataset, summaries)

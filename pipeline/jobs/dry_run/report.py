@@ -10,12 +10,14 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.analyses.attack.stage import TryBackgrounds
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
+from pipeline.evaluate.work import Work
 from pipeline.generate.job import Job
 from pipeline.generate.rejections import advise
 from pipeline.jobs.closing_words import size
@@ -28,35 +30,26 @@ from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
 
 if TYPE_CHECKING:
-    from pipeline.analyses.attack.plan import Attacking
-    from pipeline.evaluate.plan import Evaluation
-    from pipeline.models import LoadedModel
+    from pipeline.models.loaded import LoadedModel
     from pipeline.models.predict import Predictor
 
 _EVALUATE_SECONDS = 5.0
 """How long a model is measured, if it has that much to do."""
 
 
-def dry_run(
-    job: Job,
-    evaluation: Evaluation | None,
-    taxonomy: Taxonomy,
-    workers: int,
-    attacking: Attacking | None = None,
-) -> None:
+def dry_run(job: Job, works: Sequence[Work], workers: int) -> None:
     """Prints what a job would do.
 
     Args:
       job: what to generate.
-      evaluation: what to evaluate, if anything.
-      taxonomy: of the labels.
+      works: what to do with models, if anything.
       workers: how many of them work at the same time.
-      attacking: what to attack, if anything.
 
     Raises:
       UsageError, OSError: as the job would.
     """
     print("dry run: looking at names and annotations", file=sys.stderr)
+    taxonomy = job.taxonomy
     forecast = make_forecast(job, taxonomy)
     for split in forecast.splits:
         _print_split(split, taxonomy, job.config)
@@ -66,9 +59,11 @@ def dry_run(
         make_trial = functools.cache(lambda: _trial(job, forecast, taxonomy, folder))
         if not forecast.is_up_to_date:
             _print_estimate(job, forecast, make_trial(), workers)
-        if evaluation is not None:
-            for model in evaluation.models:
-                _print_model(model, job, forecast, evaluation, make_trial, attacking)
+        # Of the rest, how long a picture takes says little.
+        by_stage = {work.stage: work for work in works if work.stage in ("evaluate", "attack")}
+        if by_stage:
+            for model in works[0].evaluation.models:
+                _print_model(model, job, forecast, by_stage, make_trial)
     print("dry run: nothing was written")
 
 
@@ -168,15 +163,14 @@ def _print_model(
     name: str,
     job: Job,
     forecast: Forecast,
-    evaluation: Evaluation,
+    works: Mapping[str, Work],
     make_trial: Callable[[], Trial | None],
-    attacking: Attacking | None,
 ) -> None:
-    """Says what a model takes."""
-    from pipeline.evaluate.shards import find_predictions
-    from pipeline.models import load_model
+    """Says what a model takes, in the works of each stage."""
     from pipeline.models.predict import Predictor
+    from pipeline.models.registry import load_model
 
+    evaluation = next(iter(works.values())).evaluation
     started = time.perf_counter()
     try:
         model = load_model(name, evaluation.weights, job.taxonomy)
@@ -184,58 +178,52 @@ def _print_model(
         print(f"{name}: {error}")
         return
     load = time.perf_counter() - started
-    pictures = composites = None
+    left: dict[str, int] = {}
     if forecast.is_up_to_date:
         dataset = Dataset.open(evaluation.store)
-        pictures = sum(
-            dataset.pictures(evaluation.split, shard)
-            for shard in dataset.shards(evaluation.split)
-            if not find_predictions(evaluation, dataset, model, shard).are_there
-        )
-        composites = _composites_left(attacking, dataset, model) if attacking else 0
-        if not pictures:
-            print(f"{name}: evaluated already")
-        if attacking and not composites:
-            print(f"{name}: attacked already")
-        if not pictures and not composites:
+        left = {stage: _left(work, dataset, model) for stage, work in works.items()}
+        for stage, done in (("evaluate", "evaluated"), ("attack", "attacked")):
+            if left.get(stage) == 0:
+                print(f"{name}: {done} already")
+        if not any(left.values()):
             return
     trial = make_trial()
     if trial is None:
         return
-    if pictures is None:
+    if not forecast.is_up_to_date:
         pictures = _expected_pictures(job, forecast, trial.measured, evaluation.split)
-    rate = _pictures_a_second(Predictor(model, evaluation.predict), trial)
+        left["evaluate"] = pictures
+        attack = works.get("attack")
+        if isinstance(attack, TryBackgrounds):
+            images = pictures // sum(is_picture(v) for v in job.config.compose.composed)
+            attacking = attack.attacking
+            sides = (attacking.foregrounds, attacking.backgrounds)
+            left["attack"] = math.prod(images if n is None else min(n, images) for n in sides)
+    predictor = Predictor(model, evaluation.predict)
+    rate = _pictures_a_second(predictor, trial)
     del model
     gc.collect()
     if not rate:
         return
-    if pictures:
+    if left.get("evaluate"):
         print(
-            f"{name}: about {duration(load + pictures / rate)} for {pictures} pictures on "
-            f"{evaluation.predict.device} ({rate:.1f} a second)"
+            f"{name}: about {duration(load + left['evaluate'] / rate)} for {left['evaluate']} "
+            f"pictures on {predictor.device.type} ({rate:.1f} a second)"
         )
-    if attacking and composites is None:
-        images = pictures // sum(is_picture(v) for v in job.config.compose.composed)
-        sides = (attacking.foregrounds, attacking.backgrounds)
-        composites = math.prod(images if n is None else min(n, images) for n in sides)
-    if composites:
+    if left.get("attack"):
         print(
-            f"{name}: about {duration(composites / rate)} for an attack with {composites} "
+            f"{name}: about {duration(left['attack'] / rate)} for an attack with {left['attack']} "
             "composites"
         )
 
 
-def _composites_left(attacking: Attacking, dataset: Dataset, model: LoadedModel) -> int:
-    """How many composites of an attack are not predicted yet."""
-    from pipeline.analyses.attack.chunks import Chunks
-    from pipeline.analyses.attack.plan import open_grid
-    from pipeline.evaluate.plan import model_identity
-
-    grid = open_grid(dataset, attacking)
-    about = model_identity(model, attacking.evaluation, dataset)
-    chunks = Chunks(dataset, attacking, grid, model, about)
-    left = (n for n in grid.chunks if not chunks.is_there(n))
-    return len(grid.backgrounds) * sum(len(grid.positions(n)) for n in left)
+def _left(work: Work, dataset: Dataset, model: LoadedModel) -> int:
+    """How many pictures of a stage are not predicted yet."""
+    of_model = work.begin(dataset, work.describe(dataset, model))
+    if of_model is None:
+        return 0
+    missing = (unit for unit in work.units(dataset) if not of_model.is_there(unit))
+    return sum(work.size(dataset, unit) for unit in missing)
 
 
 def _pictures_a_second(predictor: Predictor, trial: Trial) -> float:

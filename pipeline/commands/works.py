@@ -1,0 +1,123 @@
+"""From flags to what is done with models: evaluation, accuracy on ImageNet, attack, saliency."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.analyses.attack.plan import Attacking, open_grid
+from pipeline.analyses.attack.plan import check_variants as check_attacked
+from pipeline.analyses.attack.stage import TryBackgrounds
+from pipeline.analyses.attack.tables import read_attacks
+from pipeline.analyses.imagenet.folder import check_imagenet
+from pipeline.analyses.imagenet.results import describe_imagenet
+from pipeline.analyses.imagenet.stage import Classify
+from pipeline.analyses.saliency.plan import SaliencyPlan, shown_images
+from pipeline.analyses.saliency.plan import check_variants as check_explained
+from pipeline.analyses.saliency.results import read_saliency
+from pipeline.analyses.saliency.stage import Explain
+from pipeline.commands.evaluation_flags import check_stored, evaluation_from_flags
+from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.folder import Dataset
+from pipeline.errors import UsageError
+from pipeline.evaluate.failures import read_failures
+from pipeline.evaluate.plan import Evaluation
+from pipeline.evaluate.stage import Predict
+from pipeline.evaluate.work import Work
+from pipeline.report.text_tables import attack_table, saliency_table
+from pipeline.storage.files import absolute
+from pipeline.storage.store import Store
+from transforms.taxonomy import Taxonomy
+
+
+def works_from_flags(
+    arguments: argparse.Namespace, store: Store, config: DatasetConfig, taxonomy: Taxonomy
+) -> tuple[Work, ...]:
+    """Checks the flags that are about models against each other and the dataset.
+
+    Args:
+      arguments: of `build_parser`, for a command of the main job.
+      store: of the dataset folder.
+      config: of the dataset.
+      taxonomy: of the dataset.
+
+    Returns:
+      What is done with models, in order; nothing for `generate`.
+
+    Raises:
+      UsageError: the first thing that is wrong.
+    """
+    command = arguments.command
+    if command == "generate":
+        return ()
+    evaluation = evaluation_from_flags(arguments, store, config, taxonomy)
+    works: list[Work] = []
+    if command in ("run", "evaluate"):
+        works.append(Predict(evaluation, taxonomy))
+        if arguments.imagenet:
+            if config.taxonomy is not None:
+                raise UsageError(
+                    "--imagenet is for the trend of ImageNet-9; this dataset has a taxonomy of "
+                    "its own"
+                )
+            check_imagenet(arguments.imagenet)
+            works.append(Classify(evaluation, absolute(arguments.imagenet), taxonomy))
+    attacking = _attacking(arguments, evaluation)
+    if attacking:
+        check_stored(evaluation, "an attack composes the stored pixels and feeds them as they are")
+        check_attacked(config.compose.variants)
+        if command == "attack":
+            # Images may be missing, too.
+            open_grid(Dataset.open(store), attacking)
+        works.append(TryBackgrounds(attacking, taxonomy))
+    plan = _saliency_plan(arguments, evaluation)
+    if plan:
+        check_stored(evaluation, "saliency is of the stored pixels, as they are")
+        check_explained(config.compose.composed, plan.variant)
+        if command == "saliency":
+            shown_images(Dataset.open(store), plan)
+        works.append(Explain(plan, taxonomy))
+    return tuple(works)
+
+
+def _attacking(arguments: argparse.Namespace, evaluation: Evaluation) -> Attacking | None:
+    """The attack that a command or --attack asks for."""
+    if arguments.command == "attack":
+        foregrounds, backgrounds = arguments.grid
+        return Attacking(evaluation, foregrounds, backgrounds, arguments.early_stop)
+    grid = getattr(arguments, "attack", None)
+    return Attacking(evaluation, *grid) if grid is not None else None
+
+
+def _saliency_plan(arguments: argparse.Namespace, evaluation: Evaluation) -> SaliencyPlan | None:
+    """The saliency that a command or --saliency asks for."""
+    if arguments.command == "saliency":
+        return SaliencyPlan(evaluation, arguments.variant, arguments.maps)
+    maps = getattr(arguments, "saliency", None)
+    return SaliencyPlan(evaluation, maps=maps) if maps is not None else None
+
+
+def say_analyses(
+    dataset: Dataset, works: Sequence[Work], summaries: Sequence[Mapping[str, Any]]
+) -> None:
+    """Prints what is now known of all models by the analyses that a job was asked for.
+
+    Args:
+      dataset: as it is.
+      works: of the job.
+      summaries: of all models.
+    """
+    fingerprint = dataset.manifest.fingerprint
+    for work in works:
+        if work.stage == "imagenet":
+            entries = work.evaluation.models
+            print(describe_imagenet(dataset.store, fingerprint, summaries, entries))
+        elif work.stage == "attack":
+            attacks, stale = read_attacks(dataset)
+            stale += read_failures(dataset.store, fingerprint, "attack")[1]
+            print(attack_table(attacks))
+            if stale:
+                print(f"attacks of an earlier dataset, so not in the tables: {', '.join(stale)}")
+        elif work.stage == "saliency":
+            print(saliency_table(read_saliency(dataset)))

@@ -1,0 +1,351 @@
+"""The stage that runs models: evaluation, attack, saliency and accuracy on ImageNet are its users.
+
+    dataset -> Blocks -> Look -> (what is left) -> RunModels -> SumUp, for each model -> Finish
+
+A block is a model on a group of units (`pipeline.evaluate.work`): a runner can balance blocks, and
+a lost worker loses one. What is there already is found without loading a model, wherever it is
+known which model an entry means, and before the step that asks for machines with an accelerator.
+
+Not Beam's RunInference: importing it imports torch (Beam 2.77), which a job with nothing to do
+must not wait for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import apache_beam as beam
+import pyarrow as pa
+
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.records import ShardFiles, write_table
+from pipeline.errors import JobError, ModelError
+from pipeline.evaluate.failures import FailedModel, note_failures
+from pipeline.evaluate.results import result_folder
+from pipeline.evaluate.work import ModelWork, Work
+from pipeline.models.known import KnownModels
+from pipeline.models.leakage import refuse_overlap
+from pipeline.runtime.counters import count, count_written, timed
+from pipeline.runtime.lock import held, model_lock
+from pipeline.runtime.memory import keep_freed_memory
+from pipeline.runtime.progress import Meter
+from pipeline.storage.store import FileDigest, Store
+
+if TYPE_CHECKING:
+    from pipeline.models.loaded import LoadedModel
+    from pipeline.models.predict import Predictor
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A model on a group of units.
+
+    Attributes:
+      order: the model's place among the models.
+      group: number of the group.
+    """
+
+    order: int
+    group: int
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockDone:
+    """A block whose units are all there.
+
+    Attributes:
+      order: as of the block.
+      about: which model it is, JSON; None for one that the stage is not for.
+      units: numbers of its units.
+    """
+
+    order: int
+    about: str | None
+    units: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SummedUp:
+    """A model of which all is said.
+
+    Attributes:
+      names: its entry of `--models`, and its own name where that is known.
+    """
+
+    names: tuple[str, ...]
+
+
+_Result = BlockDone | FailedModel
+
+
+class _Step(beam.DoFn):
+    """A step of the stage, with the dataset as it is when its bundle begins."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self._dataset: Dataset | None = None
+
+    def start_bundle(self) -> None:
+        self._dataset = None
+
+    def dataset(self) -> Dataset:
+        """The finished dataset."""
+        if self._dataset is None:
+            self._dataset = Dataset.open(self.work.evaluation.store)
+        return self._dataset
+
+    def units_of(self, group: int) -> tuple[int, ...]:
+        """Rising numbers of a group's units."""
+        groups = self.work.evaluation.groups
+        return tuple(unit for unit in self.work.units(self.dataset()) if unit % groups == group)
+
+
+class Blocks(_Step):
+    """Dataset fingerprint -> Blocks, model after model."""
+
+    def process(self, _: str) -> Iterator[Block]:
+        evaluation = self.work.evaluation
+        for order in range(len(evaluation.models)):
+            for group in range(evaluation.groups):
+                yield Block(order, group)
+
+
+class Look(_Step):
+    """Block -> a BlockDone if all of it is there, or a FailedModel; what is left goes to an output
+    of its own."""
+
+    def process(self, block: Block) -> list[_Result | beam.pvalue.TaggedOutput]:
+        work, progress = self.work, self.work.evaluation.progress
+        with timed(work.stage):
+            units = self.units_of(block.group)
+            found = self._find(block, units)
+            if found is not None:
+                return [found]
+            total = sum(work.size(self.dataset(), unit) for unit in units)
+            progress.note_total(work.stage, f"{block.order}-{block.group}", total)
+        return [beam.pvalue.TaggedOutput("left", block)]
+
+    def _find(self, block: Block, units: tuple[int, ...]) -> _Result | None:
+        """What needs no model in memory."""
+        work, evaluation = self.work, self.work.evaluation
+        entry = evaluation.models[block.order]
+        if work.refuses_overlap:
+            try:
+                refuse_overlap(entry, evaluation.test_on(self.dataset()))
+            except ModelError as error:
+                return FailedModel(block.order, entry, entry, str(error))
+        model = KnownModels(evaluation.store, evaluation.weights, work.taxonomy).recall(entry)
+        if model is None:
+            return None
+        about = work.describe(self.dataset(), model)
+        of_model = work.begin(self.dataset(), about)
+        if of_model is None:
+            return BlockDone(block.order, None, units)
+        if not all(of_model.is_there(unit) for unit in units):
+            return None
+        count(f"{work.unit_name}_kept", len(units))
+        return BlockDone(block.order, json.dumps(about, sort_keys=True), units)
+
+
+class RunModels(_Step):
+    """Block -> a BlockDone, or a FailedModel."""
+
+    def setup(self) -> None:
+        keep_freed_memory()
+
+    def process(self, block: Block) -> list[_Result]:
+        # Only machines that run models wait for torch.
+        from pipeline.evaluate.resident import in_memory
+
+        work, evaluation = self.work, self.work.evaluation
+        name = entry = evaluation.models[block.order]
+        units = self.units_of(block.group)
+        with contextlib.ExitStack() as stack:
+            try:
+                with timed(work.stage):
+                    model = stack.enter_context(in_memory(entry, evaluation, work.taxonomy))
+                name = model.name
+                return [self._run(block, model, units)]
+            except ModelError as error:
+                _LOG.warning("%s failed", name, exc_info=True)
+                self._note_done(block, units)
+                return [FailedModel(block.order, entry, name, " ".join(str(error).split()))]
+
+    def _run(self, block: Block, model: LoadedModel, units: tuple[int, ...]) -> BlockDone:
+        from pipeline.evaluate.resident import on_device
+
+        work, evaluation = self.work, self.work.evaluation
+        about = work.describe(self.dataset(), model)
+        of_model = work.begin(self.dataset(), about)
+        if of_model is None:
+            self._note_done(block, units)
+            return BlockDone(block.order, None, units)
+        folder = result_folder(model.name, evaluation.how)
+        with held(evaluation.store, model_lock(folder, block.group)):
+            with timed(work.stage):
+                missing = [unit for unit in units if not of_model.is_there(unit)]
+            count(f"{work.unit_name}_kept", len(units) - len(missing))
+            self._note_done(block, sorted(set(units).difference(missing)))
+            if missing:
+                with on_device(model, evaluation) as predictor, timed(work.stage):
+                    self._make(block, of_model, predictor, units, missing)
+        return BlockDone(block.order, json.dumps(about, sort_keys=True), units)
+
+    def _make(
+        self,
+        block: Block,
+        of_model: ModelWork,
+        predictor: Predictor,
+        units: tuple[int, ...],
+        missing: list[int],
+    ) -> None:
+        """Makes what is missing, and writes each file while the next is made."""
+        work, store = self.work, self.work.evaluation.store
+        meters = {unit: self._meter(block, unit) for unit in missing}
+
+        def note(unit: int, pictures: int) -> None:
+            meters[unit].add(pictures)
+
+        making = of_model.make(predictor, units, missing, note)
+        with contextlib.closing(making), _Writer() as writer:
+            for unit, table in making:
+                about = ShardFiles(of_model.checksum(unit), ())
+                writer.write(store, of_model.path(unit), table, about)
+                meters[unit].end()
+                count(f"{work.unit_name}_made")
+
+    def _meter(self, block: Block, unit: int) -> Meter:
+        return Meter(self.work.evaluation.progress, self.work.stage, f"{block.order}-{unit:05d}")
+
+    def _note_done(self, block: Block, units: Iterable[int]) -> None:
+        for unit in units:
+            meter = self._meter(block, unit)
+            meter.add(self.work.size(self.dataset(), unit))
+            meter.end()
+
+
+class _Writer:
+    """Writes files in the background, one after another; at the end of the block all are there."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[FileDigest] | None = None
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def write(self, store: Store, path: str, table: pa.Table, about: ShardFiles) -> None:
+        """As `write_table`, whose errors come with the next call, or the end of the block."""
+        self._finish()
+        self._last = self._pool.submit(write_table, store, path, table, about)
+
+    def _finish(self) -> None:
+        if self._last is not None:
+            # Counters belong to the thread that Beam has called.
+            count_written([self._last.result()])
+            self._last = None
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._pool.shutdown()
+
+
+class SumUp(_Step):
+    """(a model's place, what its blocks have given) -> SummedUp, or a FailedModel."""
+
+    def process(self, element: tuple[int, Iterable[_Result]]) -> list[SummedUp | FailedModel]:
+        work, results = self.work, list(element[1])
+        entry = work.evaluation.models[element[0]]
+        failed = [result for result in results if isinstance(result, FailedModel)]
+        if failed:
+            return [min(failed, key=lambda one: (one.error, one.model))]
+        done = [result for result in results if isinstance(result, BlockDone)]
+        units = sorted(unit for one in done for unit in one.units)
+        if units != list(work.units(self.dataset())):
+            raise JobError(
+                f"{entry}: {work.stage} of {len(units)} of {len(work.units(self.dataset()))} parts "
+                "arrived. Run the same command again to go on"
+            )
+        abouts = {one.about for one in done}
+        if len(abouts) > 1:
+            raise JobError(
+                f"{entry} has changed while it was run. Run the same command again to go on"
+            )
+        said = abouts.pop()
+        if said is None:
+            return [SummedUp((entry,))]
+        with timed(work.stage):
+            about = json.loads(said)
+            work.sum_up(self.dataset(), about, entry)
+        return [SummedUp((entry, about["model"]))]
+
+
+class Finish(_Step):
+    """(dataset fingerprint, all of SumUp's results as a side input) -> the fingerprint, once.
+
+    Notes which models failed."""
+
+    def process(self, dataset: str, results: Iterable[SummedUp | FailedModel]) -> list[str]:
+        work, evaluation = self.work, self.work.evaluation
+        results = list(results)
+        failed = [result for result in results if isinstance(result, FailedModel)]
+        succeeded = [name for one in results if isinstance(one, SummedUp) for name in one.names]
+        count(f"{work.stage}_failed", len(failed))
+        failed.sort(key=lambda one: one.order)
+        note_failures(evaluation.store, dataset, work.stage, evaluation.how, failed, succeeded)
+        evaluation.store.remove_temporary()
+        return [dataset]
+
+
+class ModelStage(beam.PTransform):
+    """Runs models on a finished dataset: its fingerprint -> the same, one element, when all that
+    is said of them is written.
+
+    Args:
+      work: of the stage.
+    """
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        self._work = work
+
+    def expand(self, dataset: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
+        work = self._work
+        look = beam.ParDo(Look(work)).with_output_types(_Result, left=Block)
+        run = beam.ParDo(RunModels(work)).with_output_types(_Result)
+        hints = dict(work.evaluation.hints)
+        there, left = (
+            dataset
+            | "Blocks" >> beam.ParDo(Blocks(work)).with_output_types(Block)
+            | "Spread" >> beam.Reshuffle()
+            | "Look" >> look.with_outputs("left", main="there")
+        )
+        made = (
+            left
+            | "SpreadLeft" >> beam.Reshuffle()
+            | "RunModels" >> (run.with_resource_hints(**hints) if hints else run)
+        )
+        summed_up = (
+            (there, made)
+            | "Together" >> beam.Flatten()
+            | "ByModel" >> beam.WithKeys(_order_of).with_output_types(tuple[int, _Result])
+            | "GatherModel" >> beam.GroupByKey()
+            | "SumUp" >> beam.ParDo(SumUp(work)).with_output_types(SummedUp | FailedModel)
+        )
+        finish = beam.ParDo(Finish(work), results=beam.pvalue.AsList(summed_up))
+        return dataset | "Finish" >> finish.with_output_types(str)
+
+
+def _order_of(result: _Result) -> int:
+    return result.order

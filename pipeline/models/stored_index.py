@@ -1,0 +1,139 @@
+"""The index of a folder of weights, for machines without a way to the hubs. It needs no torch.
+
+DIR/<sha256>.safetensors    the tensors of one model; the name is `state_hash` of them
+DIR/index.json              name -> sha256, architecture, source, preprocessing
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.errors import JobError, UsageError
+from pipeline.models.identity import ModelIdentity
+from pipeline.models.preprocessing import Preprocessing
+from pipeline.runtime.lock import held
+from pipeline.storage.files import absolute
+from pipeline.storage.store import WORK_FOLDER, Store
+
+INDEX = "index.json"
+FORMAT = "imagenet9 weights"
+FORMAT_VERSION = 1
+VARIABLE = "IN9_WEIGHTS"
+"""Environment variable that stands for `--weights`."""
+_SHA256 = re.compile("[0-9a-f]{64}")
+_LOCK = f"{WORK_FOLDER}/lock-index"
+
+
+def chosen_folder(flag: str | None) -> str | None:
+    """The folder of `--weights`, else of the environment; None if neither names one."""
+    folder = flag or os.environ.get(VARIABLE)
+    return absolute(folder) if folder else None
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredModel(ModelIdentity):
+    """A line of the index.
+
+    Attributes:
+      sha256: of the stored tensors. It differs from `weights_sha256`, which results show, where
+        what is stored was computed from the weights: the head of a zero-shot classifier.
+      recipe: as of `LoadedModel`.
+    """
+
+    sha256: str
+    recipe: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"{self.sha256!r} is no SHA-256")
+
+    @property
+    def file(self) -> str:
+        """Path of the tensors in the folder."""
+        return f"{self.sha256}.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsFolder:
+    """A folder of weights.
+
+    Attributes:
+      store: where it is.
+    """
+
+    store: Store
+
+    @classmethod
+    def of(cls, path: str) -> WeightsFolder:
+        """The folder of a `--weights` or `--to` flag."""
+        return cls(Store.at(path))
+
+    def models(self) -> dict[str, StoredModel]:
+        """What is there, by name.
+
+        Raises:
+          UsageError: the folder has no index, or one that is not ours.
+        """
+        if not self.store.exists(INDEX):
+            raise UsageError(
+                f"{self.store.root} holds no weights; make it with: "
+                f"in9 models fetch --models NAME --to {self.store.root}"
+            )
+        return self._read()
+
+    def _read(self) -> dict[str, StoredModel]:
+        if not self.store.exists(INDEX):
+            return {}
+        path = self.store.path(INDEX)
+        try:
+            content = json.loads(self.store.read(INDEX))
+            found = (content["format"], content["format_version"])
+            if found != (FORMAT, FORMAT_VERSION):
+                raise UsageError(f"{path} is of {found[0]!r}, version {found[1]}, not ours")
+            return {
+                name: StoredModel(
+                    **{
+                        **entry,
+                        "name": name,
+                        "preprocessing": Preprocessing.of(
+                            entry["preprocessing"], num_outputs=entry["num_outputs"], where=path
+                        ),
+                    }
+                )
+                for name, entry in content["models"].items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError, JobError) as error:
+            raise UsageError(
+                f"{path} is no index of weights ({error}); fetch into an empty folder"
+            ) from error
+
+    def find(self, name: str) -> StoredModel | None:
+        """The model of a name, None if the folder has none.
+
+        Raises:
+          UsageError: as `models`, or its tensors are missing.
+        """
+        stored = self.models().get(name)
+        if stored is not None and not self.store.exists(stored.file):
+            raise UsageError(
+                f"{self.store.path(stored.file)}, the weights of {name}, is missing; fetch again"
+            )
+        return stored
+
+    def note(self, stored: StoredModel) -> bool:
+        """Adds a model to the index, or takes the place of the one of its name; returns whether
+        anything changed."""
+        with held(self.store, _LOCK, wait=60):
+            models = {**self._read(), stored.name: stored}
+            content = {
+                "format": FORMAT,
+                "format_version": FORMAT_VERSION,
+                "models": {name: dataclasses.asdict(models[name]) for name in sorted(models)},
+            }
+            text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+            return self.store.update(INDEX, text.encode())

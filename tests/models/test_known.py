@@ -1,0 +1,222 @@
+"""What is remembered of models: as long as their weights come from the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import ONE, run_in9, stamps
+from safetensors.torch import save_file
+
+from pipeline.models.known import KnownModels, Origin
+from pipeline.models.loaded import LoadedModel
+from pipeline.models.registry import load_model, source_of
+from pipeline.models.stored import store_model
+from pipeline.models.stored_index import WeightsFolder
+from pipeline.storage.store import Store
+from transforms.taxonomy import imagenet9
+
+ARCHITECTURE = "mobilenetv3_small_050"
+
+
+def learn(known: KnownModels, entry: str) -> LoadedModel:
+    """Loads a model, and remembers it."""
+    model = load_model(entry, known.weights)
+    known.remember(entry, model.identity, source_of(entry).origin(entry, model))
+    return model
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> KnownModels:
+    return KnownModels(Store(str(tmp_path / "dataset")), None, imagenet9())
+
+
+def test_a_file_is_known_until_it_changes(known: KnownModels, tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save(timm.create_model(ARCHITECTURE, num_classes=9).state_dict(), path)
+    entry = f"{ARCHITECTURE}={path}"
+    assert known.recall(entry) is None
+    identity = learn(known, entry).identity
+    assert known.recall(entry) == identity
+    # What the outputs mean decides how pictures are normalised.
+    swapped = imagenet9().names[::-1]
+    other = dataclasses.replace(known, taxonomy=dataclasses.replace(imagenet9(), names=swapped))
+    assert other.recall(entry) is None
+    os.utime(path, (1, 1))
+    assert known.recall(entry) is None
+    learn(known, entry)
+    assert known.recall(entry) == identity
+    path.unlink()
+    assert known.recall(entry) is None
+
+
+def test_a_package_is_known_by_its_version(
+    known: KnownModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = learn(known, "efficientnet_lite0").identity
+    assert known.recall("efficientnet_lite0") == identity
+    assert known.recall("efficientnet_lite1") is None
+    monkeypatch.setattr("pipeline.models.known._version", lambda package: f"{package} 9")
+    assert known.recall("efficientnet_lite0") is None
+
+
+def test_code_of_ones_own_is_never_known(known: KnownModels) -> None:
+    learn(known, "python:tiny_models:first")
+    assert known.recall("python:tiny_models:first") is None
+
+
+def test_weights_of_a_folder_are_known_by_their_file(known: KnownModels, tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save(timm.create_model(ARCHITECTURE).state_dict(), path)
+    entry = f"{ARCHITECTURE}={path}"
+    store_model(WeightsFolder.of(str(tmp_path / "weights")), load_model(entry))
+    path.unlink()
+    known = dataclasses.replace(known, weights=str(tmp_path / "weights"))
+    identity = learn(known, entry).identity
+    assert known.recall(entry) == identity
+    (stored,) = (tmp_path / "weights").glob("*.safetensors")
+    os.utime(stored, (1, 1))
+    assert known.recall(entry) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"no JSON", b'{"entry": "a"}'])
+def test_a_damaged_memory_is_none(
+    content: bytes, known: KnownModels, caplog: pytest.LogCaptureFixture
+) -> None:
+    learn(known, "efficientnet_lite0")
+    (path,) = Path(known.store.root).rglob("*.json")
+    path.write_bytes(content)
+    assert known.recall("efficientnet_lite0") is None
+
+
+def cached(home: Path, repository: str, commit: str, outputs: int = 1000) -> None:
+    """A model in the cache of the hub, as its client lays it out."""
+    folder = home / "hub" / f"models--{repository.replace('/', '--')}"
+    snapshot = folder / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / "main").write_text(commit)
+    state = timm.create_model(ARCHITECTURE, num_classes=outputs).state_dict()
+    save_file(state, snapshot / "model.safetensors")
+
+
+OFFLINE = """
+import sys
+from pipeline.models.known import KnownModels
+from pipeline.storage.store import Store
+from transforms.taxonomy import imagenet9
+known = KnownModels(Store(sys.argv[1]), None, imagenet9())
+if sys.argv[2] == "learn":
+    from pipeline.models.registry import load_model, source_of
+    model = load_model(sys.argv[3])
+    origin = source_of(sys.argv[3]).origin(sys.argv[3], model)
+    known.remember(sys.argv[3], model.identity, origin)
+found = known.recall(sys.argv[3])
+print(found and found.name, "torch" in sys.modules)
+"""
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path: Path) -> None:
+    """Without a way to the hub, the commit is that of what was fetched last."""
+    home = tmp_path / "hf"
+    cached(home, "timm/mobilenetv3_small_050.lamb_in1k", "a" * 40)
+
+    def ask(what: str) -> list[str]:
+        environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-c", OFFLINE, str(tmp_path / "d"), what, ARCHITECTURE]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    name = "mobilenetv3_small_050.lamb_in1k"
+    assert ask("learn") == [name, "True"]
+    assert ask("recall") == [name, "False"]
+    (home / "hub/models--timm--mobilenetv3_small_050.lamb_in1k/refs/main").write_text("b" * 40)
+    assert ask("recall") == ["None", "False"]
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Says which commit a repository is at."""
+
+    commit = "a" * 40
+
+    def do_GET(self) -> None:
+        body = json.dumps({"id": "org/name", "sha": self.commit}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_the_hub_is_asked_where_it_answers(hub: str, tmp_path: Path) -> None:
+    ask = "from pipeline.models.known import Origin; print(Origin('hub', 'org/name').stamp())"
+
+    def stamp(endpoint: str) -> str:
+        environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)}
+        environment.pop("HF_HUB_OFFLINE", None)
+        command = [sys.executable, "-c", ask]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    assert stamp(hub) == "a" * 40
+    assert stamp("http://127.0.0.1:9") == "None"
+    cached(tmp_path, "org/name", "c" * 40)
+    assert stamp("http://127.0.0.1:9") == "c" * 40
+
+
+def test_folders_and_missing_files(tmp_path: Path) -> None:
+    assert Origin("file", str(tmp_path / "none")).stamp() is None
+    assert Origin("folder", str(tmp_path / "none")).stamp() is None
+    (tmp_path / "a").write_bytes(b"1")
+    of_folder, of_file = Origin("folder", str(tmp_path)), Origin("file", str(tmp_path / "a"))
+    before = of_folder.stamp(), of_file.stamp()
+    # Beside a graph lies how to normalise.
+    (tmp_path / "a.json").write_bytes(b"{}")
+    assert None not in before
+    assert of_folder.stamp() != before[0]
+    assert of_file.stamp() != before[1]
+
+
+NOTHING_TO_DO = """
+import sys
+from pipeline.commands.cli import main
+code = main(sys.argv[1:])
+assert not {"torch", "timm", "torchvision"} & set(sys.modules)
+sys.exit(code)
+"""
+
+
+def test_nothing_to_do_is_known_without_torch(small_run: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(small_run, tmp_path / "out"))
+    flags = ("--dataset", str(output), "--models", "efficientnet_lite0", *map(str, ONE))
+    # Once, so that it is known which model is meant.
+    run_in9("evaluate", *flags)
+    before = stamps(output)
+    command = [sys.executable, "-c", NOTHING_TO_DO, "evaluate", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do: everything is up to date" in done.stdout
+    assert stamps(output) == before
