@@ -12,7 +12,7 @@ from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.errors import JobError
 from pipeline.inputs.checksums import Content, Known
-from pipeline.inputs.listing import SourceImage
+from pipeline.inputs.found import SourceImage
 from pipeline.inputs.place import read_place, shown
 from pipeline.segmenters import find_segmenter
 from transforms.annotations import AnnotationError, parse_annotation, write_annotation

@@ -22,7 +22,8 @@ from pipeline.errors import JobError
 from pipeline.generate.cut_source import contents_of, known_digest
 from pipeline.generate.staged import find_layers
 from pipeline.inputs.checksums import Checksums
-from pipeline.inputs.listing import SourceImage, SourceShard
+from pipeline.inputs.found import SourceImage
+from pipeline.inputs.listing import SourceShard
 from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.state_files import read_intact
 

@@ -11,8 +11,9 @@ from pipeline.dataset.shards import ShardCounts
 from pipeline.errors import UsageError
 from pipeline.generate.guard import check_rebuild
 from pipeline.generate.job import Job
+from pipeline.inputs.found import SourceImage
 from pipeline.inputs.layout import Layout, find_layout
-from pipeline.inputs.listing import Listing, SourceImage, SourceShard, list_images, make_shards
+from pipeline.inputs.listing import Listing, SourceShard, list_images, make_shards
 from pipeline.inputs.shapes import MANIFEST
 from pipeline.runtime.counters import timed
 from pipeline.segmenters.masks import with_masks

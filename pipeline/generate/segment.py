@@ -47,7 +47,8 @@ from pipeline.generate.previous_layers import PreviousLayers
 from pipeline.generate.segmented import SegmentedShard, SourceFiles, pack_candidates
 from pipeline.generate.staged import find_layers, find_made
 from pipeline.inputs.checksums import Checksums
-from pipeline.inputs.listing import SourceImage, SourceShard
+from pipeline.inputs.found import SourceImage
+from pipeline.inputs.listing import SourceShard
 from pipeline.inputs.place import reads_ahead
 from pipeline.runtime.counters import count, timed
 from pipeline.runtime.progress import Progress

@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.dataset.records import ACCEPTED, source_key
-from pipeline.inputs.listing import SourceImage, SplitTotals
+from pipeline.inputs.found import SourceImage
+from pipeline.inputs.listing import SplitTotals
 from pipeline.storage.store import FileDigest
 
 CANDIDATE_SCHEMA = pa.schema(

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
 from pipeline.inputs.archives import ARCHIVES, stream
 from pipeline.inputs.folder import files_in
-from pipeline.inputs.found import FoundAnnotation, wnid_of_folder
+from pipeline.inputs.found import Found, Index, wnid_of_folder
 from pipeline.inputs.place import read_place, text_place
 from pipeline.storage.files import files_of
 from transforms.annotations import (
@@ -28,29 +28,7 @@ if TYPE_CHECKING:
 _COLUMNS = ["ImageId", "PredictionString"]
 
 
-class AnnotationIndex:
-    """Annotations by the folder and the key of their image.
-
-    Args:
-      entries: (folder, "" if it lies in none; key; annotation).
-    """
-
-    def __init__(self, entries: Iterable[tuple[str, str, FoundAnnotation]]) -> None:
-        self._by_key: dict[str, tuple[tuple[str, FoundAnnotation], ...]] = {}
-        for folder, key, annotation in entries:
-            self._by_key[key] = (*self._by_key.get(key, ()), (folder, annotation))
-
-    def find(self, folder: str, key: str) -> FoundAnnotation | None:
-        """The annotation of an image, given the folder it lies in, "" for none.
-
-        One that lies in no folder, or the only one of its key, serves an image in any.
-        """
-        of_key = dict(self._by_key.get(key, ()))
-        only = next(iter(of_key.values())) if len(of_key) == 1 else None
-        return of_key.get(folder) or of_key.get("") or only
-
-
-def index_annotations(path: str | None) -> AnnotationIndex:
+def index_annotations(path: str | None) -> Index:
     """The annotations in a folder, an archive, or a table.
 
     Args:
@@ -61,43 +39,42 @@ def index_annotations(path: str | None) -> AnnotationIndex:
       OSError: it cannot be read.
     """
     if path is None:
-        return AnnotationIndex(())
+        return Index(())
     if path.lower().endswith(ARCHIVES):
-        return AnnotationIndex(_in_archive(path))
+        return Index(_in_archive(path))
     if path.lower().endswith(".csv"):
-        return AnnotationIndex(_in_table(path))
-    return AnnotationIndex(_in_folder(path))
+        return Index(_in_table(path))
+    return Index(_in_folder(path))
 
 
-def annotation_of(parsed: Annotation | AnnotationError) -> FoundAnnotation:
-    """An annotation that lies in no file of its own."""
-    return FoundAnnotation(text_place(write_annotation(parsed)))
+def annotation_of(parsed: Annotation | AnnotationError) -> str:
+    """The place of an annotation that lies in no file of its own."""
+    return text_place(write_annotation(parsed))
 
 
-def annotation_of_xml(data: bytes) -> FoundAnnotation:
-    """What an XML file says, as an annotation that lies in no file of its own."""
+def annotation_of_xml(data: bytes) -> str:
+    """What an XML file says, as `annotation_of`."""
     try:
         return annotation_of(parse_annotation(data))
     except AnnotationError as error:
         return annotation_of(error)
 
 
-def annotated_wnid(annotation: FoundAnnotation | None) -> str:
-    """Class that an annotation names, "" if there is no readable one."""
+def annotated_wnid(annotation: str | None) -> str:
+    """Class that the annotation in a place names, "" if there is no readable one."""
     if annotation is None:
         return ""
     try:
-        return parse_annotation(read_place(annotation.place)).wnid or ""
+        return parse_annotation(read_place(annotation)).wnid or ""
     except AnnotationError:
         return ""
 
 
-def _in_folder(path: str) -> Iterator[tuple[str, str, FoundAnnotation]]:
-    for file in files_in(path, (".xml",)):
-        yield file.folder, file.key, FoundAnnotation(file.path, file.md5)
+def _in_folder(path: str) -> Iterator[Found]:
+    return files_in(path, (".xml",))
 
 
-def _in_archive(path: str) -> Iterator[tuple[str, str, FoundAnnotation]]:
+def _in_archive(path: str) -> Iterator[Found]:
     """Kept as what they say: a compressed archive cannot be read in places."""
     found = False
     for name, data in stream(path):
@@ -105,12 +82,12 @@ def _in_archive(path: str) -> Iterator[tuple[str, str, FoundAnnotation]]:
             continue
         found = True
         key = name.rpartition("/")[2][: -len(".xml")]
-        yield wnid_of_folder(name), key, annotation_of_xml(data)
+        yield Found(wnid_of_folder(name), key, annotation_of_xml(data))
     if not found:
         raise UsageError(f"{path} holds no annotations: expected .xml files in it")
 
 
-def _in_table(path: str) -> Iterator[tuple[str, str, FoundAnnotation]]:
+def _in_table(path: str) -> Iterator[Found]:
     """`LOC_val_solution.csv`: for each image, five words a box, the first its class."""
     rows = csv.reader(io.StringIO(files_of(path).read(path).decode("utf-8-sig", "replace")))
     try:
@@ -119,7 +96,7 @@ def _in_table(path: str) -> Iterator[tuple[str, str, FoundAnnotation]]:
         raise UsageError(f"{path}, line {rows.line_num}: {error}") from error
 
 
-def _boxes_of(rows: Reader, path: str) -> Iterator[tuple[str, str, FoundAnnotation]]:
+def _boxes_of(rows: Reader, path: str) -> Iterator[Found]:
     if next(rows, None) != _COLUMNS:
         raise UsageError(f"{path} is no table of boxes: its first line is not {','.join(_COLUMNS)}")
     for row in filter(None, rows):
@@ -135,4 +112,4 @@ def _boxes_of(rows: Reader, path: str) -> Iterator[tuple[str, str, FoundAnnotati
                 "and four numbers"
             ) from error
         parsed = Annotation(None, None, boxes, words[0] if words else None)
-        yield "", key, annotation_of(parsed)
+        yield Found("", key, annotation_of(parsed))

@@ -1,58 +1,97 @@
-"""Images and annotations as they were found, whatever the shape of the input, and their classes."""
+"""Images and what belongs to them, as they were found in whatever shape, and their classes."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable
 
 from pipeline.errors import UsageError
-from transforms.taxonomy import Taxonomy
+from transforms.taxonomy import OUTSIDE, Taxonomy
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 
 _WNID = re.compile(r"n[0-9]{8}")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class FoundAnnotation:
-    """An annotation.
-
-    Attributes:
-      place: where it lies.
-      md5: of its content, hexadecimal; None where nothing has told it.
-    """
-
-    place: str
-    md5: str | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class FoundImage:
-    """An image.
+@dataclasses.dataclass(frozen=True)
+class SourceImage:
+    """One image of the input, from its listing on until it is cut. What lists a shape of the
+    input fills in what that tells; `list_images` completes class, label and annotation.
 
     Attributes:
       key: file name without its suffix.
-      place: where it lies.
-      name: path relative to the input, archives being folders in it.
-      folder: what decides its class, "" if that is left to the annotation.
-      md5: of its content, hexadecimal; None where nothing has told it.
-      stamp: what changes when the content does, where that alone was told.
-      annotation: if it lies with the image.
-      group: what it shares its scene with, "" for nothing.
-      mask: where its mask lies, None without one.
+      path: place of the image (`pipeline.inputs.place`): of a file, its absolute path.
+      name: path relative to the input, with forward slashes and archives as folders, as records
+        show it.
+      wnid: class; empty if neither folder, table nor annotation tells.
+      label: superclass label, `OUTSIDE` with an empty wnid.
+      annotation: place of the annotation, None if there is none.
+      md5, annotation_md5: of their content, hexadecimal, where the listing tells it.
+      stamp: what changes with the content of a picture that lies in a file with others, where the
+        listing tells it.
+      is_excluded: whether `--exclude` or `--include` leaves it out.
+      mask: where its mask lies, a path or the mask itself; None without one.
       mask_md5: as `md5`.
+      group: images of one group share a scene, and none is another's background; "" for none.
     """
 
     key: str
-    place: str
+    path: str
     name: str
-    folder: str
+    wnid: str
+    label: int = OUTSIDE
+    annotation: str | None = None
     md5: str | None = None
     stamp: str | None = None
-    annotation: FoundAnnotation | None = None
-    group: str = ""
+    annotation_md5: str | None = None
+    is_excluded: bool = False
     mask: str | None = None
     mask_md5: str | None = None
+    group: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Found:
+    """Something that lies somewhere for a key: an image, an annotation or a mask.
+
+    Attributes:
+      folder: name of the folder that it lies in, "" if it lies in none.
+      key: its name without the suffix; "" if it has none of the suffixes asked for.
+      path: place of it, as of an image.
+      md5: of its content, hexadecimal, where the listing tells it.
+      size: in bytes, where the listing tells it.
+    """
+
+    folder: str
+    key: str
+    path: str
+    md5: str | None = None
+    size: int | None = None
+
+
+class Index:
+    """What belongs to images, annotations or masks, by the folder and the key of its image."""
+
+    def __init__(self, entries: Iterable[Found]) -> None:
+        self._by_key: dict[str, tuple[Found, ...]] = {}
+        for entry in entries:
+            others = (o for o in self._by_key.get(entry.key, ()) if o.folder != entry.folder)
+            self._by_key[entry.key] = (*others, entry)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_key.values()))
+
+    def find(self, folder: str, key: str) -> Found | None:
+        """What belongs to an image, given the folder it lies in, "" for none.
+
+        What lies in no folder, or is the only one of its key, serves an image in any.
+        """
+        of_key = self._by_key.get(key, ())
+        if len(of_key) == 1:
+            return of_key[0]
+        by_folder = {found.folder: found for found in of_key}
+        return by_folder.get(folder) or by_folder.get("")
 
 
 def wnid_of_folder(name: str, taxonomy: Taxonomy | None = None) -> str:

@@ -219,4 +219,4 @@ def _has(folder: str, suffixes: Sequence[str]) -> bool:
     """Whether there is a folder, and it, or a folder in it, holds a file of a kind."""
     if not files_of(folder).is_folder(folder):
         return False
-    return any(file.name for file in files_in(folder, suffixes))
+    return any(file.key for file in files_in(folder, suffixes))

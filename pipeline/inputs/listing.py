@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.dataset.shards import ShardCounts
 from pipeline.inputs.annotations import annotated_wnid, index_annotations
 from pipeline.inputs.folder import files_in, images_in_folder
-from pipeline.inputs.found import IMAGE_SUFFIXES, FoundImage
+from pipeline.inputs.found import IMAGE_SUFFIXES, SourceImage
 from pipeline.inputs.key_lists import KeyLists
 from pipeline.inputs.layout import Layout
 from pipeline.inputs.manifest import images_in_manifest
@@ -22,45 +22,10 @@ from pipeline.inputs.parquet import images_in_parquet
 from pipeline.inputs.shapes import MANIFEST, PARQUET, TAR, WEBDATASET, names_of
 from pipeline.inputs.tars import images_in_tars
 from pipeline.inputs.webdataset import images_in_shards
-from pipeline.storage.file_kind import FileInfo, missing
+from pipeline.storage.file_kind import missing
 from pipeline.storage.files import files_of
 from transforms.selection import lowest_hashes
 from transforms.taxonomy import OUTSIDE, Taxonomy
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceImage:
-    """One image of the input, and its annotation.
-
-    Attributes:
-      key: file name without its suffix.
-      path: place of the image (`pipeline.inputs.place`): of a file, its absolute path.
-      name: path relative to the input, with forward slashes, as records show it.
-      wnid: class; empty if neither folder nor annotation tells.
-      label: superclass label, `OUTSIDE` with an empty wnid.
-      annotation: place of the annotation, None if there is none.
-      md5, annotation_md5: of their content, where the listing tells it.
-      stamp: what changes with the content of a picture that lies in a file with others, where the
-        listing tells it.
-      is_excluded: whether `--exclude` or `--include` leaves it out.
-      mask: where its mask lies, a path or the mask itself; None without one.
-      mask_md5: as `md5`.
-      group: images of one group share a scene, and none is another's background; "" for none.
-    """
-
-    key: str
-    path: str
-    name: str
-    wnid: str
-    label: int
-    annotation: str | None
-    md5: str | None = None
-    stamp: str | None = None
-    annotation_md5: str | None = None
-    is_excluded: bool = False
-    mask: str | None = None
-    mask_md5: str | None = None
-    group: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +76,9 @@ class SourceShard:
     images: tuple[SourceImage, ...]
 
 
-def image_classes(images: str, annotations: str | None) -> Iterator[tuple[FileInfo, str]]:
-    """(file, wnid) of every image in a split's folder; the wnid is empty if nothing tells it.
+def image_classes(images: str, annotations: str | None) -> Iterator[tuple[str, int, str]]:
+    """(path, bytes, wnid) of every image in a split's folder; the wnid is empty if nothing tells
+    it.
 
     Args:
       images: folder of the images.
@@ -124,13 +90,18 @@ def image_classes(images: str, annotations: str | None) -> Iterator[tuple[FileIn
     """
     index = index_annotations(annotations)
     for file in files_in(images, IMAGE_SUFFIXES):
-        if not file.name:
+        if not file.key:
             continue
-        wnid = file.folder or annotated_wnid(index.find("", file.key))
-        info = file.info or files_of(file.path).info(file.path)
-        if info is None:
-            raise missing(file.path)
-        yield info, wnid
+        wnid = file.folder
+        if not wnid and (annotation := index.find("", file.key)):
+            wnid = annotated_wnid(annotation.path)
+        size = file.size
+        if size is None:
+            info = files_of(file.path).info(file.path)
+            if info is None:
+                raise missing(file.path)
+            size = info.size
+        yield file.path, size, wnid
 
 
 def list_images(
@@ -154,31 +125,26 @@ def list_images(
     index = index_annotations(layout.annotations)
     images = []
     counts: Counter[str] = Counter()
-    for found in _found_images(layout, taxonomy):
-        if found is None:
+    for image in _images_in(layout, taxonomy):
+        if image is None:
             counts["other"] += 1
             continue
-        annotation = found.annotation or index.find(found.folder, found.key)
-        wnid = found.folder or annotated_wnid(annotation)
+        annotation, md5 = image.annotation, None
+        if annotation is None and (found := index.find(image.wnid, image.key)):
+            annotation, md5 = found.path, found.md5
+        wnid = image.wnid or annotated_wnid(annotation)
         label = taxonomy.label_of(wnid)
         if label == OUTSIDE and wnid:
             counts["outside"] += 1
             continue
         images.append(
-            SourceImage(
-                key=found.key,
-                path=found.place,
-                name=found.name,
+            dataclasses.replace(
+                image,
                 wnid=wnid,
                 label=label,
-                annotation=None if annotation is None else annotation.place,
-                md5=found.md5,
-                stamp=found.stamp,
-                annotation_md5=None if annotation is None else annotation.md5,
-                is_excluded=keys.excludes(found.key, wnid),
-                group=found.group,
-                mask=found.mask,
-                mask_md5=found.mask_md5,
+                annotation=annotation,
+                annotation_md5=md5,
+                is_excluded=keys.excludes(image.key, wnid),
             )
         )
     if limit is not None:
@@ -189,8 +155,9 @@ def list_images(
     return Listing(tuple(images), outside=counts["outside"], other_files=counts["other"])
 
 
-def _found_images(layout: Layout, taxonomy: Taxonomy) -> Iterator[FoundImage | None]:
-    """The images of a split, in whatever shape, and None for each other file."""
+def _images_in(layout: Layout, taxonomy: Taxonomy) -> Iterator[SourceImage | None]:
+    """The images of a split, in whatever shape, without label and without an annotation that lies
+    elsewhere; None for each other file."""
     if layout.kind == TAR:
         return images_in_tars(layout.files, layout.root, taxonomy)
     if layout.kind == WEBDATASET:

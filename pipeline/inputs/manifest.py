@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.errors import UsageError
 from pipeline.inputs.annotations import annotation_of
 from pipeline.inputs.coco import mask_text
-from pipeline.inputs.found import FoundAnnotation, FoundImage
+from pipeline.inputs.found import SourceImage
 from pipeline.inputs.manifest_rows import (
     CORNERS,
     FLAG,
@@ -71,7 +71,7 @@ def is_coco_manifest(path: str) -> bool:
     return content_of_coco(path) is not None
 
 
-def images_in_manifest(path: str, split: Iterable[str]) -> Iterator[FoundImage]:
+def images_in_manifest(path: str, split: Iterable[str]) -> Iterator[SourceImage]:
     """The images of a split, in the table's order.
 
     Args:
@@ -131,7 +131,7 @@ def _infos(root: str, images: Iterable[ListedImage]) -> dict[str, FileInfo | Non
     return there
 
 
-def _found(image: ListedImage, root: str, infos: dict[str, FileInfo | None]) -> FoundImage:
+def _found(image: ListedImage, root: str, infos: dict[str, FileInfo | None]) -> SourceImage:
     path = image.path
     name = relative(path, root) if path.startswith(root.rstrip("/") + "/") else path
     mask: str | None = None
@@ -142,11 +142,11 @@ def _found(image: ListedImage, root: str, infos: dict[str, FileInfo | None]) -> 
     elif image.segmentations is not None:
         mask = _mask_text(image.about, image.segmentations)
     info = infos[path]
-    return FoundImage(
+    return SourceImage(
         key=image.about.get("key") or os.path.splitext(name.rpartition("/")[2])[0],
-        place=path,
+        path=path,
         name=name,
-        folder=_class_of(image),
+        wnid=_class_of(image),
         md5=info.md5 if info else None,
         annotation=_annotation(image),
         group=image.about.get("group", ""),
@@ -177,8 +177,8 @@ def _class_of(image: ListedImage) -> str:
     return max(named, key=lambda each: _area(each[1]), default=("", None))[0]
 
 
-def _annotation(image: ListedImage) -> FoundAnnotation | None:
-    """The boxes, or what is wrong with them; None without any."""
+def _annotation(image: ListedImage) -> str | None:
+    """The place of the boxes, or of what is wrong with them; None without any."""
     boxes = [corners for _, corners in image.objects if corners is not None]
     if not boxes:
         return None

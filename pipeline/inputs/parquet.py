@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from pipeline.errors import UsageError
-from pipeline.inputs.found import FoundImage, is_wnid, wnid_of_label
+from pipeline.inputs.found import SourceImage, is_wnid, wnid_of_label
 from pipeline.inputs.place import open_parquet, row_of
 from pipeline.inputs.stamps import stamp_of
 from pipeline.storage.files import relative
@@ -21,7 +21,7 @@ _CLASS_AT_END = re.compile(r"(?<=.)_n\d{8}$")
 """The hub's names are ImageNet's with the class after them: ILSVRC2012_val_00000001_n01751748."""
 
 
-def images_in_parquet(paths: Sequence[str], root: str, taxonomy: Taxonomy) -> Iterator[FoundImage]:
+def images_in_parquet(paths: Sequence[str], root: str, taxonomy: Taxonomy) -> Iterator[SourceImage]:
     """The images of the rows. No image is read.
 
     The class is `wnid`, else `label`: a name that the schema gives, if it is a WordNet id, else
@@ -59,14 +59,14 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _list_file(path: str, root: str, taxonomy: Taxonomy) -> list[FoundImage]:
+def _list_file(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage]:
     try:
         return _rows(path, relative(path, root), taxonomy)
     except pa.ArrowException as error:
         raise UsageError(f"{path} is not a whole Parquet file: {error}") from error
 
 
-def _rows(path: str, own: str, taxonomy: Taxonomy) -> list[FoundImage]:
+def _rows(path: str, own: str, taxonomy: Taxonomy) -> list[SourceImage]:
     stamp = stamp_of(path)
     images = []
     with open_parquet(path) as file:
@@ -89,11 +89,11 @@ def _rows(path: str, own: str, taxonomy: Taxonomy) -> list[FoundImage]:
                         raise UsageError(f"{name} is of class {label}, of {len(names)} in {path}")
                     label = names[label]
                 images.append(
-                    FoundImage(
+                    SourceImage(
                         key=_key(row["image"], name),
-                        place=row_of(path, group, number, "image.bytes"),
+                        path=row_of(path, group, number, "image.bytes"),
                         name=name,
-                        folder=wnid_of_label(label, taxonomy, name),
+                        wnid=wnid_of_label(label, taxonomy, name),
                         stamp=stamp,
                     )
                 )

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pipeline.inputs.archives import ARCHIVES, Member, members
-from pipeline.inputs.found import IMAGE_SUFFIXES, FoundImage, is_hidden, is_wnid, wnid_of_folder
+from pipeline.inputs.found import IMAGE_SUFFIXES, SourceImage, is_hidden, is_wnid, wnid_of_folder
 from pipeline.inputs.stamps import stamp_of
 from pipeline.storage.files import relative
 from pipeline.storage.parallel import read_ahead
@@ -15,7 +15,7 @@ from transforms.taxonomy import Taxonomy
 
 def images_in_tars(
     paths: Sequence[str], root: str, taxonomy: Taxonomy
-) -> Iterator[FoundImage | None]:
+) -> Iterator[SourceImage | None]:
     """The images in archives and in the archives in those, None for each other file.
 
     Args:
@@ -51,14 +51,14 @@ def images_in_tars(
                     yield _image(member, f"{own}/{archive.name}", folder, stamp)
 
 
-def _image(member: Member, archive: str, folder: str, stamp: str | None) -> FoundImage | None:
+def _image(member: Member, archive: str, wnid: str, stamp: str | None) -> SourceImage | None:
     stem, dot, suffix = member.name.rpartition("/")[2].rpartition(".")
     if f"{dot}{suffix}".lower() not in IMAGE_SUFFIXES:
         return None
-    return FoundImage(
+    return SourceImage(
         key=stem,
-        place=member.place,
+        path=member.place,
         name=f"{archive}/{member.name}",
-        folder=folder,
+        wnid=wnid,
         stamp=stamp,
     )

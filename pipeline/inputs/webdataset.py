@@ -13,8 +13,7 @@ from pipeline.inputs.annotations import annotation_of, annotation_of_xml
 from pipeline.inputs.archives import Member, members
 from pipeline.inputs.found import (
     IMAGE_SUFFIXES,
-    FoundAnnotation,
-    FoundImage,
+    SourceImage,
     is_hidden,
     is_wnid,
     wnid_of_label,
@@ -41,7 +40,7 @@ class _Sample:
 
 def images_in_shards(
     paths: Sequence[str], root: str, taxonomy: Taxonomy
-) -> Iterator[FoundImage | None]:
+) -> Iterator[SourceImage | None]:
     """The images of samples, None for each sample without.
 
     The class is `wnid` in the `.json`, else `.cls`, else `label` in the `.json`; the box is in
@@ -61,7 +60,7 @@ def images_in_shards(
         yield from found
 
 
-def _list_shard(path: str, root: str, taxonomy: Taxonomy) -> list[FoundImage | None]:
+def _list_shard(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage | None]:
     own, stamp = relative(path, root), stamp_of(path)
     samples: dict[str, _Sample] = {}
     for member, content in members(path):
@@ -94,7 +93,7 @@ def _fields(data: bytes, where: str) -> dict[str, Any]:
 
 def _image(
     path: str, sample: _Sample, shard: str, stamp: str | None, taxonomy: Taxonomy
-) -> FoundImage | None:
+) -> SourceImage | None:
     member = sample.image
     if member is None:
         return None
@@ -102,17 +101,18 @@ def _image(
     named = str(sample.fields.get("wnid") or "")
     is_named = is_wnid(named) or taxonomy.holds(named)
     name = f"{shard}/{member.name}"
-    return FoundImage(
+    return SourceImage(
         key=path.rpartition("/")[2],
-        place=member.place,
+        path=member.place,
         name=name,
-        folder=named if is_named else wnid_of_label(label, taxonomy, name),
+        wnid=named if is_named else wnid_of_label(label, taxonomy, name),
         stamp=stamp,
         annotation=_annotation(sample),
     )
 
 
-def _annotation(sample: _Sample) -> FoundAnnotation | None:
+def _annotation(sample: _Sample) -> str | None:
+    """The place of what tells the boxes, None if nothing does."""
     if sample.xml is not None:
         return annotation_of_xml(sample.xml)
     if "boxes" not in sample.fields:

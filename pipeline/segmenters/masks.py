@@ -7,32 +7,20 @@ the keys. COCO's masks are small, so each travels with its image, as text.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.util
 import json
 import posixpath
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.inputs.coco import mask_text
 from pipeline.inputs.folder import files_in
+from pipeline.inputs.found import Found, Index, SourceImage
 from pipeline.inputs.place import text_place
 from pipeline.storage.files import files_of, join
 
-if TYPE_CHECKING:
-    from pipeline.inputs.listing import SourceImage
-
 _SUFFIX = ".png"
-
-
-class _Found(NamedTuple):
-    """A mask: the folder that it lies in, its key, where it lies, and its MD5 if known."""
-
-    folder: str
-    key: str
-    place: str
-    md5: str | None
 
 
 def is_coco_file(masks: str) -> bool:
@@ -71,19 +59,13 @@ def with_masks(images: Iterable[SourceImage], masks: str, split: str) -> tuple[S
       OSError: it cannot be read.
     """
     is_coco = is_coco_file(masks)
-    found: dict[tuple[str, str], _Found] = {}
-    single: dict[str, _Found | None] = {}
-    for mask in _in_coco_file(masks) if is_coco else _in_folder(masks, split):
-        found[mask.folder, mask.key] = mask
-        single[mask.key] = None if mask.key in single else mask
+    found = Index(_in_coco_file(masks) if is_coco else _in_folder(masks, split))
     images = tuple(images)
     given = []
     for image in images:
-        # Of its class, else of no class, else the only one of its key.
-        mine = found.get((image.wnid, image.key)) or found.get(("", image.key))
-        mine = mine or single.get(image.key)
+        mine = found.find(image.wnid, image.key)
         if mine is not None:
-            image = dataclasses.replace(image, mask=mine.place, mask_md5=mine.md5)
+            image = dataclasses.replace(image, mask=mine.path, mask_md5=mine.md5)
         given.append(image)
     if images and not any(image.mask for image in given):
         expected = (
@@ -98,14 +80,12 @@ def with_masks(images: Iterable[SourceImage], masks: str, split: str) -> tuple[S
     return tuple(given)
 
 
-def _in_folder(masks: str, split: str) -> Iterator[_Found]:
+def _in_folder(masks: str, split: str) -> Iterator[Found]:
     own = join(masks, split)
-    folder = own if files_of(own).is_folder(own) else masks
-    for file in files_in(folder, (_SUFFIX,)):
-        yield _Found(file.folder, file.name[: -len(_SUFFIX)], file.path, file.md5)
+    return files_in(own if files_of(own).is_folder(own) else masks, (_SUFFIX,))
 
 
-def _in_coco_file(path: str) -> Iterator[_Found]:
+def _in_coco_file(path: str) -> Iterator[Found]:
     """The masks of all images that have an object; those of several objects are one."""
     try:
         content = json.loads(files_of(path).read(path))
@@ -122,11 +102,9 @@ def _in_coco_file(path: str) -> Iterator[_Found]:
         ) from error
     for name, number, height, width in images:
         if objects[number]:
-            text = mask_text(height, width, objects[number])
             folder, file = posixpath.split(name)
-            yield _Found(
+            yield Found(
                 folder=posixpath.basename(folder),
                 key=posixpath.splitext(file)[0],
-                place=text_place(text),
-                md5=hashlib.md5(text.encode(), usedforsecurity=False).hexdigest(),
+                path=text_place(mask_text(height, width, objects[number])),
             )

@@ -20,7 +20,8 @@ from pipeline.dataset.shards import ShardCounts
 from pipeline.errors import JobError
 from pipeline.generate.plan import OutputShard, Plan, PlanSplit, load_plan, select_images
 from pipeline.generate.segmented import SegmentedShard, SourceFiles, pack_candidates
-from pipeline.inputs.listing import SourceImage, SplitTotals
+from pipeline.inputs.found import SourceImage
+from pipeline.inputs.listing import SplitTotals
 from pipeline.storage.store import Store
 
 COUNTS = ShardCounts(4, 2)

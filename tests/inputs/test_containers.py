@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from shapes import tar_bytes
 
 from pipeline.errors import UsageError
-from pipeline.inputs.annotations import AnnotationIndex, annotated_wnid, index_annotations
+from pipeline.inputs.annotations import annotated_wnid, index_annotations
 from pipeline.inputs.archives import members, stream
 from pipeline.inputs.folder import files_in, images_in_folder
-from pipeline.inputs.found import FoundAnnotation, FoundImage, wnid_of_label
+from pipeline.inputs.found import Found, Index, SourceImage, wnid_of_label
 from pipeline.inputs.parquet import holds_pictures, images_in_parquet
 from pipeline.inputs.place import read_place
 from pipeline.inputs.shapes import find_files, find_shape, tells_boxes, tells_split
@@ -43,9 +43,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("containers")
 
 
-def seen(images: Iterator[FoundImage | None]) -> list[tuple[str, str, str, bytes] | None]:
+def seen(images: Iterator[SourceImage | None]) -> list[tuple[str, str, str, bytes] | None]:
     """Name, key, class and bytes of each image, None for each other file."""
-    return [i and (i.name, i.key, i.folder, read_place(i.place)) for i in images]
+    return [i and (i.name, i.key, i.wnid, read_place(i.path)) for i in images]
 
 
 @settings(max_examples=30)
@@ -92,7 +92,7 @@ def test_members_of_a_sample_may_come_in_any_order(root: Path, files: Files) -> 
     assert seen(iter(found)) == [("val.tar/a.JPG", "a", "cup", b"1"),
                                  ("val.tar/b/a.png", "a", "cup", b"2"),
                                  ("val.tar/c.jpg", "c", "cup", b"3")]  # fmt: skip
-    boxed, broken, bare = (image.annotation and image.annotation.place for image in found)
+    boxed, broken, bare = (image.annotation for image in found)
     annotation = parse_annotation(read_place(boxed or ""))
     assert (annotation.width, annotation.boxes) == (9, (Box(1, 2, 3, 4),))
     with pytest.raises(AnnotationError, match="not a readable XML"):
@@ -122,11 +122,11 @@ def test_a_folder_is_listed_one_level_deep_and_in_order(tmp_path: Path) -> None:
         (tmp_path / "val" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "val" / name).write_text(name)
     found = images_in_folder(f"{tmp_path}/val", str(tmp_path))
-    assert [image and (image.name, image.folder) for image in found] == [
+    assert [image and (image.name, image.wnid) for image in found] == [
         ("val/e.f.jpeg", ""), None, ("val/y.JPG", ""), None, ("val/n1/z.jpg", "n1"),
         ("val/n2/a.png", "n2"),
     ]  # fmt: skip
-    assert [file.name for file in files_in(f"{tmp_path}/val", (".xml",))] == ["x.xml"]
+    assert [file.key for file in files_in(f"{tmp_path}/val", (".xml",))] == ["x"]
 
 
 def test_a_stamp_changes_when_content_does() -> None:
@@ -175,10 +175,11 @@ def test_files_of_a_split_are_known_by_name_and_looked_for_near_by_first(tmp_pat
 
 @given(st.dictionaries(st.tuples(st.sampled_from(["", "x", "y"]), st.just("a")), st.text("01")))
 def test_an_annotation_is_found_by_folder_then_by_name(places: dict[tuple[str, str], str]) -> None:
-    entries = [(*where, FoundAnnotation(place)) for where, place in places.items()]
-    of_key = {folder: annotation for folder, _, annotation in entries}
-    only = entries[0][2] if len(entries) == 1 else None
-    for index in (AnnotationIndex(entries), AnnotationIndex(reversed(entries))):
+    entries = [Found(*where, place) for where, place in places.items()]
+    of_key = {found.folder: found for found in entries}
+    only = entries[0] if len(entries) == 1 else None
+    for index in (Index(entries), Index(reversed(entries))):
+        assert len(index) == len(entries)
         for folder in ("", "x", "y", "z"):
             assert index.find(folder, "a") == of_key.get(folder, of_key.get("", only))
             assert index.find(folder, "b") is None
@@ -192,8 +193,8 @@ def test_annotations_in_an_archive_are_kept_as_what_they_say(tmp_path: Path) -> 
     (tmp_path / "bbox.tgz").write_bytes(tar_bytes(files, "w:gz"))
     index = index_annotations(f"{tmp_path}/bbox.tgz")
     found = [index.find("n02085620", "a"), index.find("", "b")]
-    assert [annotated_wnid(each) for each in (*found, None)] == ["cup", "", ""]
-    boxed, _ = (read_place(each.place) for each in found if each)
+    assert [annotated_wnid(each and each.path) for each in (*found, None)] == ["cup", "", ""]
+    boxed, _ = (read_place(each.path) for each in found if each)
     assert parse_annotation(boxed).boxes == (Box(1, 2, 3, 4),)
     assert index.find("", "._a") is index.find("", "c") is None
     (tmp_path / "solution.csv").write_text("ImageId,Boxes\n")

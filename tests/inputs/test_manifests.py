@@ -125,7 +125,7 @@ def test_images_of_coco_have_masks_if_all_their_objects_have(root: Path) -> None
     first, _, _ = images_of_coco("/c.json", "/in", COCO)
     assert (first.path, first.about["group"]) == ("/in/b.png", "hall")
     found = list(images_in_manifest(put(root / "c.json", COCO), ["val"]))
-    assert [image.name + image.folder for image in found] == ["b.pngcup", "a.pngcup", "c.png"]
+    assert [image.name + image.wnid for image in found] == ["b.pngcup", "a.pngcup", "c.png"]
     mask = read_mask(read_place(found[0].mask or "")).mask
     assert (mask.shape, mask.sum(), mask[:2, :2].all()) == ((4, 6), 4, True)
     assert found[1].mask is found[2].mask is found[2].annotation is None
@@ -139,11 +139,11 @@ def test_the_order_of_rows_is_that_of_images_and_says_nothing_else(root: Path, r
     found = {image.name: image for image in images_in_manifest(path, ("val", "validation"))}
     assert list(found) == [n for n in dict.fromkeys(row["image"] for row in rows) if n != "d.png"]
     a, b = found["a.png"], found["b.c.png"]
-    assert (a.folder, a.mask, a.key, a.group) == ("cup", f"{root}/m.png", "a", "")
+    assert (a.wnid, a.mask, a.key, a.group) == ("cup", f"{root}/m.png", "a", "")
     assert a.annotation is not None
-    boxes = parse_annotation(read_place(a.annotation.place)).boxes
+    boxes = parse_annotation(read_place(a.annotation)).boxes
     assert sorted(boxes) == [Box(0, 0, 5, 5), Box(0, 0, 5, 6)]
-    assert (b.folder, b.mask, b.key, b.group, b.annotation) == ("cup", None, "b.c", "hall", None)
+    assert (b.wnid, b.mask, b.key, b.group, b.annotation) == ("cup", None, "b.c", "hall", None)
     put(root / "t.jsonl", {"image": "a.png", "class": "", "mask": "lost.png"})
     with pytest.raises(UsageError, match=rf"line 1, column mask: there is no file {root}/lost.png"):
         list(images_in_manifest(path, ["val"]))

@@ -22,8 +22,9 @@ from soundness import assert_sound
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
+from pipeline.inputs.found import SourceImage
 from pipeline.inputs.layout import find_layout
-from pipeline.inputs.listing import SourceImage, list_images
+from pipeline.inputs.listing import list_images
 from pipeline.inputs.place import read_place
 from pipeline.inputs.taxonomy_file import read_taxonomy
 from pipeline.models.open_clip_models import class_prompts

@@ -27,9 +27,10 @@ from pipeline.dataset.config import SegmentConfig
 from pipeline.errors import UsageError
 from pipeline.generate.cut_source import known_digest, source_digest
 from pipeline.inputs.checksums import Checksums, Content
+from pipeline.inputs.found import SourceImage
 from pipeline.inputs.key_lists import KeyList, KeyLists, read_key_list
 from pipeline.inputs.layout import find_layout
-from pipeline.inputs.listing import Listing, SourceImage, list_images
+from pipeline.inputs.listing import Listing, list_images
 from pipeline.inputs.place import Place, part_of, read_place, reads_ahead, row_of, text_place
 from pipeline.storage.store import Store
 from transforms.annotations import (

@@ -30,8 +30,9 @@ from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.cut_source import SourceBytes, cut_source
+from pipeline.inputs.found import SourceImage
 from pipeline.inputs.layout import find_layout
-from pipeline.inputs.listing import SourceImage, list_images
+from pipeline.inputs.listing import list_images
 from pipeline.inputs.place import read_place
 from pipeline.segmenters import find_segmenter, parameters_of
 from pipeline.segmenters.masks import with_masks

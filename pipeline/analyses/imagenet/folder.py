@@ -99,13 +99,13 @@ def list_imagenet(root: str, taxonomy: Taxonomy) -> ImageNetListing:
     """
     folder = find_images(root, SPLIT, "--imagenet")
     images, unknown = [], 0
-    for file, wnid in image_classes(folder, find_annotations(root, folder, SPLIT)):
+    for path, size, wnid in image_classes(folder, find_annotations(root, folder, SPLIT)):
         try:
             index = taxonomy.index_of(wnid)
         except KeyError:
             unknown += 1
             continue
-        images.append(ImageNetImage(file.path, relative(file.path, folder), file.size, index))
+        images.append(ImageNetImage(path, relative(path, folder), size, index))
     if not images:
         raise UsageError(
             f"--imagenet {root}: none of {unknown} images in {folder} is known to be of an "

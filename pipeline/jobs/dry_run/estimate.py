@@ -18,7 +18,8 @@ from pipeline.generate.cut_source import prepare_segmenter
 from pipeline.generate.plan import PlanSplit
 from pipeline.generate.segment import SegmentShard
 from pipeline.generate.segmented import SegmentedShard
-from pipeline.inputs.listing import SourceImage, SourceShard, SplitTotals
+from pipeline.inputs.found import SourceImage
+from pipeline.inputs.listing import SourceShard, SplitTotals
 from pipeline.jobs.dry_run.forecast import Forecast
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import FileDigest, Store

@@ -19,7 +19,8 @@ from pipeline.generate.list_split import list_split
 from pipeline.generate.previous_layers import PreviousLayers
 from pipeline.generate.staged import find_layers
 from pipeline.inputs.checksums import Checksums
-from pipeline.inputs.listing import SourceImage, make_shards
+from pipeline.inputs.found import SourceImage
+from pipeline.inputs.listing import make_shards
 from pipeline.inputs.place import read_place
 from transforms.cutting import check_annotation
 from transforms.filters import Reason
