@@ -27,7 +27,7 @@ from measure import Cost, card, multiply, peak_of_this_process, row, run_in9
 from pipeline.commands.job_flags import sample_folder
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import MANIFEST
-from pipeline.dataset.records import Staging
+from pipeline.dataset.records import FoundShard, Staging
 from pipeline.dataset.shards import (
     ShardCounts,
     index_file,
@@ -40,7 +40,7 @@ from pipeline.generate.commit import commit
 from pipeline.generate.compose import ComposedShard
 from pipeline.generate.cut_source import cut_source, read_source
 from pipeline.generate.plan import OutputShard, PlanSplit, load_plan
-from pipeline.generate.segmented import CANDIDATE_SCHEMA, SegmentedShard, SourceFiles
+from pipeline.generate.segmented import CANDIDATE_SCHEMA, SegmentedShard
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import SplitTotals, list_images
 from pipeline.storage.store import FileDigest, Store
@@ -141,8 +141,8 @@ def simulated_shards(count: int, config: DatasetConfig) -> tuple[SplitTotals, li
             stream.write_table(pa.Table.from_arrays(arrays, schema=CANDIDATE_SCHEMA))
         record, tar = layer_record("val", shard), layer_tar("val", shard)
         digests = (FileDigest(tar, 1, "0" * 64, rows), FileDigest(record, 1, "0" * 64, rows))
-        files = SourceFiles(shard, f"{shard:032x}", rows, record, tar, digests)
-        shards.append(SegmentedShard(totals, files, bytes(sink.getvalue())))
+        files = FoundShard(f"{shard:032x}", record, {tar: tar, record: record}, digests)
+        shards.append(SegmentedShard(totals, shard, rows, files, bytes(sink.getvalue())))
     return totals, shards
 
 
@@ -159,13 +159,10 @@ def composed(output: OutputShard, config: DatasetConfig, images: int) -> Compose
         )
     ]
     paths.append(index_file("val", shard, of))
-    files = [FileDigest(path, 1, "0" * 64, images) for path in paths]
-    files += [digest for source in output.sources for digest in source.digests]
+    digests = tuple(FileDigest(path, 1, "0" * 64, images) for path in paths)
     return ComposedShard(
         output=output,
-        fingerprint=f"{shard:032x}",
-        moves=(),
-        files=tuple(files),
+        files=FoundShard(f"{shard:032x}", paths[-1], {path: path for path in paths}, digests),
         images=images,
         statuses={"accepted": images},
         selected={0: images},
@@ -180,7 +177,7 @@ def measure_rows(count: int) -> None:
         store = Store(folder)
         staging = Staging(store, ".in9/staging/x")
         totals, shards = simulated_shards(count, config)
-        rows = {shard.files.shard: shard.files.images for shard in shards}
+        rows = {shard.shard: shard.images for shard in shards}
         before = peak_of_this_process()
         started = time.perf_counter()
         plan = PlanSplit(config.compose, staging, config.segment)
@@ -193,11 +190,11 @@ def measure_rows(count: int) -> None:
         seconds |= said["seconds"]
         images = [sum(rows[s] for s in totals.counts.sources_of(o.shard)) for o in outputs]
         done = [composed(o, config, n) for o, n in zip(outputs, images, strict=True)]
-        for shard in done:
-            for file in shard.files:
-                path = Path(folder) / file.path
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(b"x")
+        files = [file for shard in done for part in shard.parts for file in part.files]
+        for file in files:
+            path = Path(folder) / file.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x")
         started = time.perf_counter()
         commit(config, store, imagenet9(), done)
         seconds["commit"] = time.perf_counter() - started
@@ -209,7 +206,7 @@ def measure_rows(count: int) -> None:
                 "plan": peak_plan,
                 "worker": said["memory"],
                 "manifest": manifest,
-                "files": sum(len(shard.files) for shard in done),
+                "files": len(files),
             }
         )
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -137,13 +137,14 @@ def read_rows(store: Store, path: str, columns: list[str] | None = None) -> list
 
 @dataclasses.dataclass(frozen=True)
 class FoundShard:
-    """A shard that is up to date.
+    """The files of a shard that is up to date: it was found, or has just been made.
 
     Attributes:
       fingerprint: of everything that went into it.
       record: where its record lies now.
-      where: final path of each of its files, to where it lies now.
-      files: their digests, under their final paths.
+      where: final path of each of its files that is there, to where it lies now.
+      files: their digests, under their final paths. The record itself is the last of them, unless
+        nobody has looked into it yet (`Staging.find`).
     """
 
     fingerprint: str
@@ -202,3 +203,29 @@ class Staging:
             if len(where) == len(about.files) or not need_files:
                 return FoundShard(fingerprint, path, where, about.files)
         return None
+
+    def with_record(self, found: FoundShard, record: str, rows: int) -> FoundShard:
+        """A shard that was found, with its record, of so many rows, as the last of its files.
+        Raises OSError."""
+        digest = self.digest_of(found.record, record, rows)
+        where = {**found.where, record: found.record}
+        return dataclasses.replace(found, where=where, files=(*found.files, digest))
+
+    def write(
+        self, record: str, table: pa.Table, fingerprint: str, files: Sequence[FileDigest] = ()
+    ) -> FoundShard:
+        """Writes the record of a shard whose other files are staged, which makes it one that is
+        found from then on.
+
+        Args:
+          record: its final path.
+          table: what it holds.
+          fingerprint: of everything that went into the shard.
+          files: digests of the others, under their final paths.
+        """
+        staged = self.staged(record)
+        about = ShardFiles(fingerprint, tuple(files))
+        digest = dataclasses.replace(write_table(self.store, staged, table, about), path=record)
+        files = (*about.files, digest)
+        where = {file.path: self.staged(file.path) for file in files}
+        return FoundShard(fingerprint, staged, where, files)

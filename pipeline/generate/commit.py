@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -24,7 +24,7 @@ from pipeline.dataset.manifest import (
     read_manifest,
     stage_versions,
 )
-from pipeline.dataset.records import ACCEPTED
+from pipeline.dataset.records import ACCEPTED, FoundShard
 from pipeline.dataset.shards import CARD_FILES, DATA_FOLDERS
 from pipeline.errors import JobError
 from pipeline.generate.compose import ComposedShard
@@ -83,15 +83,14 @@ def build_manifest(
         per_class = {name: selected[label] for label, name in enumerate(taxonomy.names)}
         samples[split] = dict.fromkeys(config.compose.composed, per_class)
     scenes = _scenes(shards)
-    files = [file for shard in shards for file in shard.files]
-    files += [] if scenes is None else [scenes.file]
+    files = (file for part in _parts(shards) for file in part.files)
     kept = (file for file in files if not _is_dropped(config, file.path))
     return Manifest(
         config=config,
         fingerprint=fingerprint(
             config.fingerprint(),
             COMPOSE_VERSION,
-            sorted([s.output.totals.split, s.output.shard, s.fingerprint] for s in shards),
+            sorted([s.output.totals.split, s.output.shard, s.files.fingerprint] for s in shards),
         ),
         libraries=library_versions(),
         shards=counts,
@@ -108,6 +107,15 @@ def build_manifest(
 def _scenes(shards: list[ComposedShard]) -> SceneTable | None:
     """The table of scenes, which all shards have in common."""
     return next((shard.output.scenes for shard in shards), None)
+
+
+def _parts(shards: list[ComposedShard]) -> Iterator[FoundShard]:
+    """What the files of a dataset are of: source and output shards, and the table of scenes."""
+    for shard in shards:
+        yield from shard.parts
+    scenes = _scenes(shards)
+    if scenes is not None:
+        yield scenes.files
 
 
 def _is_dropped(config: DatasetConfig, path: str) -> bool:
@@ -152,13 +160,10 @@ def commit(
     old = read_manifest(store)
     moves = [
         (source, target)
-        for shard in shards
-        for source, target in shard.moves
+        for part in _parts(shards)
+        for target, source in part.where.items()
         if source != target and not _is_dropped(config, target)
     ]
-    scenes = _scenes(shards)
-    if scenes is not None and scenes.where != scenes.file.path:
-        moves.append((scenes.where, scenes.file.path))
     if old is not None and _same_data(old, manifest) and _in_place(store, old, moves):
         manifest = old
     else:
@@ -193,9 +198,7 @@ def _check_complete(
         store.own_path(path)
     for file in manifest.files:
         source = waiting.get(file.path)
-        if source is not None and source in there:
-            continue
-        if there.get(file.path) != file.bytes:
+        if there.get(source if source in there else file.path) != file.bytes:
             raise JobError(f"{file.path} is missing or of another size. Run the same command again")
         if source is None and file.path in known and known[file.path] != file:
             raise JobError(

@@ -16,23 +16,19 @@ from pipeline.dataset.records import (
     ACCEPTED,
     RECORD_SCHEMA,
     FoundShard,
-    ShardFiles,
     Staging,
     count_sources,
     read_rows,
-    write_table,
 )
 from pipeline.dataset.shards import bucket_hash, index_file
 from pipeline.errors import JobError
 from pipeline.generate.layer_source import Backgrounds
 from pipeline.generate.plan import OutputShard, Plan, load_plan
 from pipeline.generate.scenes import DrawnScenes
-from pipeline.generate.segmented import SourceFiles
-from pipeline.generate.staged import make_missing
+from pipeline.generate.staged import count_shard
 from pipeline.generate.variant_files import VariantFiles
 from pipeline.runtime.counters import timed
 from pipeline.runtime.progress import Progress
-from pipeline.storage.store import FileDigest
 from transforms.filters import Reason
 from transforms.taxonomy import Taxonomy
 from transforms.variants import EXTERNAL, MIXED, with_replicates
@@ -71,9 +67,7 @@ class ComposedShard:
 
     Attributes:
       output: the shard, as planned.
-      fingerprint: of everything that went into it.
-      moves: (where a file lies now, its final path), the index last.
-      files: digests under final paths, source shards' records and layers included.
+      files: its own, the index last.
       images: number of source images.
       statuses: number of rows of the index by status: of images, or of objects where each of an
         image's is one.
@@ -81,62 +75,44 @@ class ComposedShard:
     """
 
     output: OutputShard
-    fingerprint: str
-    moves: tuple[tuple[str, str], ...]
-    files: tuple[FileDigest, ...]
+    files: FoundShard
     images: int
     statuses: dict[str, int]
     selected: dict[int, int]
 
     @classmethod
     def of(
-        cls,
-        output: OutputShard,
-        staging: Staging,
-        found: FoundShard,
-        checksum: str,
-        rows: list[dict[str, Any]],
+        cls, output: OutputShard, files: FoundShard, rows: list[dict[str, Any]]
     ) -> ComposedShard:
-        """A shard that was found.
+        """A shard that was found or made.
 
         Args:
           output: the shard, as planned.
-          staging: where it was found.
-          found: its index and the files that this commits.
-          checksum: of everything that went into it.
+          files: its own, the index last.
           rows: of the index.
 
         Raises:
           JobError: a file does not hold a sample of each selected image.
         """
-        counts = output.totals.counts
-        index = index_file(output.totals.split, output.shard, counts.output)
-        moves: list[tuple[str, str]] = []
-        files: list[FileDigest] = []
-        for source in output.sources:
-            *tars, record = (file.path for file in source.digests)
-            moves += [(source.tar, tar) for tar in tars if source.tar is not None]
-            moves.append((source.record, record))
-            files += source.digests
         selected = Counter(row["label"] for row in rows if row["selected"])
-        for file in found.files:
+        for file in files.files[:-1]:
             if file.samples != selected.total():
                 raise JobError(
-                    f"{found.record} says that {file.path} has {file.samples} samples, of "
+                    f"{files.record} says that {file.path} has {file.samples} samples, of "
                     f"{selected.total()}; remove it"
                 )
-        moves += [(found.where[file.path], file.path) for file in found.files]
-        moves.append((found.record, index))
-        files += [*found.files, staging.digest_of(found.record, index, len(rows))]
         return cls(
             output=output,
-            fingerprint=checksum,
-            moves=tuple(moves),
-            files=tuple(files),
+            files=files,
             images=count_sources(rows),
             statuses=dict(Counter(row["status"] for row in rows)),
             selected=dict(selected),
         )
+
+    @property
+    def parts(self) -> tuple[FoundShard, ...]:
+        """The source shards that it is made of, and its own files."""
+        return (*self.output.sources, self.files)
 
 
 class ComposeShard(beam.DoFn):
@@ -171,17 +147,15 @@ class ComposeShard(beam.DoFn):
         drawn = self._plan_rows(plan, scenes, rows)
         checksum = self._fingerprint(output, drawn, rows)
         index = index_file(output.totals.split, output.shard, output.totals.counts.output)
-        found = make_missing(
-            self._staging,
-            index,
-            checksum,
-            self._staging.find(index, checksum),
-            lambda: self._make(output, drawn, rows, index, checksum),
-            counter="output_shards",
-        )
+        found = self._staging.find(index, checksum)
+        if found is None:
+            files = self._make(output, drawn, rows, index, checksum)
+        else:
+            files = self._staging.with_record(found, index, len(rows))
+        count_shard("output_shards", files, is_new=found is None)
         name = f"{output.totals.split}-{output.shard:05d}"
         self._progress.note_done("compose", name, count_sources(rows))
-        return [ComposedShard.of(output, self._staging, found, checksum, rows)]
+        return [ComposedShard.of(output, files, rows)]
 
     def _make(
         self,
@@ -190,7 +164,7 @@ class ComposeShard(beam.DoFn):
         rows: list[dict[str, Any]],
         index: str,
         checksum: str,
-    ) -> None:
+    ) -> FoundShard:
         """Writes the shard's variants, and then its index."""
         files = self._files.write(output, drawn, rows)
         schema = index_schema(self._config.replicates)
@@ -198,8 +172,7 @@ class ComposeShard(beam.DoFn):
         for row in rows:
             row["segmenter"] = label
         table = pa.Table.from_pylist([{n: r.get(n) for n in schema.names} for r in rows], schema)
-        about = ShardFiles(checksum, files)
-        write_table(self._staging.store, self._staging.staged(index), table, about)
+        return self._staging.write(index, table, checksum, files)
 
     def _plan_rows(
         self, plan: Plan, scenes: DrawnScenes | None, rows: list[dict[str, Any]]
@@ -249,7 +222,7 @@ class ComposeShard(beam.DoFn):
         )
 
 
-def _source_rows(staging: Staging, sources: tuple[SourceFiles, ...]) -> list[dict[str, Any]]:
+def _source_rows(staging: Staging, sources: tuple[FoundShard, ...]) -> list[dict[str, Any]]:
     """Record rows of all source images of an output shard, in their final order."""
     rows = [row for source in sources for row in read_rows(staging.store, source.record)]
     return sorted(rows, key=lambda row: (bucket_hash(row["key"]), row["key"]))

@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.dataset.config import ComposeConfig, SegmentConfig
-from pipeline.dataset.records import Staging
+from pipeline.dataset.records import FoundShard, Staging
 from pipeline.errors import JobError
 from pipeline.generate.scenes import SceneTable, examine_scenes
-from pipeline.generate.segmented import SegmentedShard, SourceFiles
+from pipeline.generate.segmented import SegmentedShard
 from pipeline.inputs.listing import SplitTotals
 from pipeline.runtime.counters import timed
 from pipeline.storage.state_files import read_table
@@ -43,7 +43,7 @@ class OutputShard:
       totals: of its split.
       shard: its number.
       plan, plan_digest: relative path and SHA-256 of the split's plan.
-      sources: the source shards that it is made of.
+      sources: files of the source shards that it is made of, in their order.
       scenes: the table of scenes, if there are some.
     """
 
@@ -51,7 +51,7 @@ class OutputShard:
     shard: int
     plan: str
     plan_digest: str
-    sources: tuple[SourceFiles, ...]
+    sources: tuple[FoundShard, ...]
     scenes: SceneTable | None = None
 
 
@@ -217,13 +217,13 @@ class PlanSplit(beam.DoFn):
     @timed("plan")
     def process(self, element: tuple[str, Iterable[SegmentedShard]]) -> list[OutputShard]:
         split, segmented = element
-        shards = sorted(segmented, key=lambda shard: shard.files.shard)
+        shards = sorted(segmented, key=lambda shard: shard.shard)
         totals = shards[0].totals
         check_complete(
             split,
-            [shard.files.shard for shard in shards],
+            [shard.shard for shard in shards],
             totals.counts.source,
-            sum(shard.files.images for shard in shards),
+            sum(shard.images for shard in shards),
             totals.listed,
         )
         plan = self._staging.staged(f"plan/{split}.parquet")
@@ -233,14 +233,13 @@ class PlanSplit(beam.DoFn):
         if self._scenes is not None and self._config.backgrounds is not None:
             about = self._config.backgrounds
             scenes = examine_scenes(self._scenes, about, self._segment, self._staging)
-        files = {shard.files.shard: shard.files for shard in shards}
         return [
             OutputShard(
                 totals=totals,
                 shard=output,
                 plan=plan,
                 plan_digest=file.sha256,
-                sources=tuple(files[source] for source in totals.counts.sources_of(output)),
+                sources=tuple(shards[n].files for n in totals.counts.sources_of(output)),
                 scenes=scenes,
             )
             for output in range(totals.counts.output)
@@ -250,7 +249,7 @@ class PlanSplit(beam.DoFn):
         tables = []
         for shard in shards:
             table = pa.ipc.open_stream(shard.candidates).read_all()
-            tar = pa.array([shard.files.tar] * len(table), pa.string()).dictionary_encode()
+            tar = pa.array([shard.tar] * len(table), pa.string()).dictionary_encode()
             tables.append(table.append_column("tar", tar))
         table = pa.concat_tables(tables).unify_dictionaries().sort_by("key").combine_chunks()
         labels = table["label"].to_numpy().astype(np.int64)

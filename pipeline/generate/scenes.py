@@ -22,11 +22,10 @@ from pipeline.dataset.config import ComposeConfig, SegmentConfig
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.records import (
     ACCEPTED,
-    ShardFiles,
+    FoundShard,
     Staging,
     read_about,
     read_rows,
-    write_table,
 )
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.cut_source import SourceBytes, crop_source, printable
@@ -34,7 +33,6 @@ from pipeline.inputs.found import IMAGE_SUFFIXES, is_hidden
 from pipeline.storage.file_kind import FileInfo
 from pipeline.storage.files import files_of, is_remote, join, relative
 from pipeline.storage.parallel import read_ahead
-from pipeline.storage.store import FileDigest
 from transforms.codec import MAX_PIXELS
 from transforms.filters import Reason, is_valid_key
 from transforms.geometry import Pixels
@@ -146,14 +144,12 @@ class SceneTable:
 
     Attributes:
       folder: of the pictures, absolute.
-      where: it lies now.
-      file: its digest, under its final path.
+      files: the table, as the record of a shard without other files.
       statuses: number of files by status.
     """
 
     folder: str
-    where: str
-    file: FileDigest
+    files: FoundShard
     statuses: tuple[tuple[str, int], ...]
 
 
@@ -185,13 +181,11 @@ def examine_scenes(folder: str, about: str, config: SegmentConfig, staging: Stag
         before = read_about(staging.store, SCENES)
         if before is not None and before.fingerprint.startswith(way):
             known = {row["md5"]: row for row in read_rows(staging.store, SCENES)}
-        rows = list(_examined(scenes, config, known))
-        table = pa.Table.from_pylist(rows, _SCHEMA)
-        write_table(staging.store, staging.staged(SCENES), table, ShardFiles(checksum, ()))
-        found = staging.find(SCENES, checksum)
-        if found is None:
-            raise OSError(f"{SCENES} is not there after it was written")
-    rows = read_rows(staging.store, found.record)
+        table = pa.Table.from_pylist(list(_examined(scenes, config, known)), _SCHEMA)
+        files, rows = staging.write(SCENES, table, checksum), table.to_pylist()
+    else:
+        rows = read_rows(staging.store, found.record)
+        files = staging.with_record(found, SCENES, len(rows))
     statuses = Counter(row["status"] for row in rows)
     if not statuses[ACCEPTED]:
         first = next(iter(rows))
@@ -199,8 +193,7 @@ def examine_scenes(folder: str, about: str, config: SegmentConfig, staging: Stag
             f"no picture in --backgrounds {folder} can be a background: {first['path']} is "
             f"{first['status']} ({first['detail']})"
         )
-    digest = staging.digest_of(found.record, SCENES, len(rows))
-    return SceneTable(folder, found.record, digest, tuple(sorted(statuses.items())))
+    return SceneTable(folder, files, tuple(sorted(statuses.items())))
 
 
 def _examined(
@@ -257,7 +250,7 @@ class DrawnScenes:
         self._folder = table.folder
         self._segment = segment
         self._compose = compose
-        rows = read_rows(staging.store, table.where)
+        rows = read_rows(staging.store, table.files.record)
         accepted = sorted((row for row in rows if row["status"] == ACCEPTED), key=_key)
         self.keys: list[str] = [row["key"] for row in accepted]
         self.md5s: list[str] = [row["md5"] for row in accepted]

@@ -23,11 +23,9 @@ from pipeline.dataset.records import (
     ACCEPTED,
     RECORD_SCHEMA,
     FoundShard,
-    ShardFiles,
     Staging,
     count_sources,
     read_rows,
-    write_table,
 )
 from pipeline.dataset.shards import ShardCounts, bucket_hash, layer_record, layer_tar
 from pipeline.generate.cut_source import (
@@ -44,8 +42,8 @@ from pipeline.generate.cut_source import (
     source_digest,
 )
 from pipeline.generate.previous_layers import PreviousLayers
-from pipeline.generate.segmented import SegmentedShard, SourceFiles, pack_candidates
-from pipeline.generate.staged import find_layers, find_made
+from pipeline.generate.segmented import SegmentedShard, pack_candidates
+from pipeline.generate.staged import count_shard, find_layers
 from pipeline.inputs.checksums import Checksums
 from pipeline.inputs.found import SourceImage
 from pipeline.inputs.listing import SourceShard
@@ -102,27 +100,18 @@ class SegmentShard(beam.DoFn):
             self._staging, shard, digests, self._config, need_files=self._layers == "keep"
         )
         rows = None if found is None else self._whole_rows(found, shard)
+        is_new = found is None or rows is None
         if found is None or rows is None:
-            made = self._make(shard, digests, checksums)
-            found = find_made(self._staging, record, made, counter="source_shards")
+            files, rows = self._make(shard, digests, checksums)
         else:
-            count("source_shards_kept")
+            files = self._staging.with_record(found, record, len(rows))
+        count_shard("source_shards", files, is_new=is_new)
         checksums.save()
-        rows = rows or read_rows(self._staging.store, found.record)
         images = count_sources(rows)
         self._progress.note_done("segment", f"{split}-{shard.shard:05d}", images)
-        tar = layer_tar(split, shard.shard)
-        own = self._staging.digest_of(found.record, record, len(rows))
-        files = SourceFiles(
-            shard=shard.shard,
-            fingerprint=found.fingerprint,
-            images=images,
-            record=found.record,
-            tar=found.where.get(tar),
-            digests=(*found.files, own),
-        )
-        candidates = pack_candidates(rows, {} if tar in found.where else _sources(shard))
-        return [SegmentedShard(totals=shard.totals, files=files, candidates=candidates)]
+        has_layers = layer_tar(split, shard.shard) in files.where
+        candidates = pack_candidates(rows, {} if has_layers else _sources(shard))
+        return [SegmentedShard(shard.totals, shard.shard, images, files, candidates)]
 
     def _whole_rows(self, found: FoundShard, shard: SourceShard) -> list[dict[str, Any]] | None:
         """Rows of a record; None if it is damaged beyond its end, so that it lacks images."""
@@ -142,8 +131,10 @@ class SegmentShard(beam.DoFn):
             return [source_digest(image, self._config, checksums.of) for image in shard.images]
         return known
 
-    def _make(self, shard: SourceShard, digests: list[str | None], checksums: Checksums) -> str:
-        """Writes the layers and then the record; returns the shard's fingerprint."""
+    def _make(
+        self, shard: SourceShard, digests: list[str | None], checksums: Checksums
+    ) -> tuple[FoundShard, list[dict[str, Any]]]:
+        """Writes the layers and then the record; returns the shard's files, and its rows."""
         split = shard.totals.split
         counts = self._previous.get(split, shard.totals.counts)
         previous = PreviousLayers(self._staging.store, split, counts)
@@ -171,15 +162,10 @@ class SegmentShard(beam.DoFn):
         if file is not None:
             accepted = sum(row["status"] == ACCEPTED for row in rows)
             files.append(FileDigest(tar_path, file.size, file.sha256, accepted))
-        checksum = shard_fingerprint(made, self._config)
         rows.sort(key=lambda row: (bucket_hash(row["key"]), row["key"]))
-        write_table(
-            self._staging.store,
-            self._staging.staged(layer_record(split, shard.shard)),
-            pa.Table.from_pylist(rows, RECORD_SCHEMA),
-            ShardFiles(checksum, tuple(files)),
-        )
-        return checksum
+        table = pa.Table.from_pylist(rows, RECORD_SCHEMA)
+        record, checksum = layer_record(split, shard.shard), shard_fingerprint(made, self._config)
+        return self._staging.write(record, table, checksum, files), table.to_pylist()
 
     def _rows(
         self, image: SourceImage, digest: str, md5: str, read: _Read

@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.dataset.records import ACCEPTED, source_key
+from pipeline.dataset.records import ACCEPTED, FoundShard, source_key
+from pipeline.dataset.shards import layer_tar
 from pipeline.inputs.found import SourceImage
 from pipeline.inputs.listing import SplitTotals
-from pipeline.storage.store import FileDigest
 
 CANDIDATE_SCHEMA = pa.schema(
     [
@@ -34,39 +34,27 @@ and object are null where there are none."""
 
 
 @dataclasses.dataclass(frozen=True)
-class SourceFiles:
-    """The files of a source shard.
-
-    Attributes:
-      shard: its number.
-      fingerprint: of everything that went into it.
-      images: that it is of.
-      record: where its record lies now.
-      tar: where its layers lie now, None if it has none.
-      digests: of the layers, if any, and of the record, last; under their final paths.
-    """
-
-    shard: int
-    fingerprint: str
-    images: int
-    record: str
-    tar: str | None
-    digests: tuple[FileDigest, ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class SegmentedShard:
     """A source shard that is up to date, without its images.
 
     Attributes:
       totals: of its split.
-      files: the shard's files.
+      shard: its number.
+      images: how many it is of.
+      files: its layers, unless there are none, and its record.
       candidates: Arrow IPC stream of its accepted images, `CANDIDATE_SCHEMA`.
     """
 
     totals: SplitTotals
-    files: SourceFiles
+    shard: int
+    images: int
+    files: FoundShard
     candidates: bytes
+
+    @property
+    def tar(self) -> str | None:
+        """Where its layers lie now, None if it has none."""
+        return self.files.where.get(layer_tar(self.totals.split, self.shard))
 
 
 def pack_candidates(rows: list[dict[str, Any]], sources: dict[str, SourceImage]) -> bytes:

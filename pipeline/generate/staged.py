@@ -1,8 +1,8 @@
-"""Staged shards: those that are missing are made, and wait for Commit."""
+"""Which shards are up to date, in place or staged, and which had to be made."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.records import FoundShard, Staging
@@ -36,44 +36,14 @@ def find_layers(
     return staging.find(record, shard_fingerprint(known, config), need_files=need_files)
 
 
-def make_missing(
-    staging: Staging,
-    record: str,
-    fingerprint: str,
-    found: FoundShard | None,
-    make: Callable[[], None],
-    *,
-    counter: str,
-) -> FoundShard:
-    """A shard that is up to date, made if it was not found.
+def count_shard(counter: str, shard: FoundShard, *, is_new: bool) -> None:
+    """Counts a shard that is up to date.
 
     Args:
-      staging: where new shards go.
-      record: final path of its record.
-      fingerprint: that the record holds.
-      found: the shard, if it is there.
-      make: writes its files and then its record.
       counter: `source_shards` or `output_shards`, of which `_made` or `_kept` is counted.
-
-    Raises:
-      OSError: it is not there after it was made.
+      shard: with its record.
+      is_new: whether it has been made; then its files count, too, but for the record.
     """
-    if found is not None:
-        count(f"{counter}_kept")
-        return found
-    make()
-    return find_made(staging, record, fingerprint, counter=counter)
-
-
-def find_made(staging: Staging, record: str, fingerprint: str, *, counter: str) -> FoundShard:
-    """A shard that has just been made; the arguments are those of `make_missing`.
-
-    Raises:
-      OSError: it is not there.
-    """
-    found = staging.find(record, fingerprint)
-    if found is None:
-        raise OSError(f"{record} is not there after it was written")
-    count(f"{counter}_made")
-    count_written(found.files)
-    return found
+    count(f"{counter}_made" if is_new else f"{counter}_kept")
+    if is_new:
+        count_written(shard.files[:-1])

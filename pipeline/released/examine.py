@@ -14,10 +14,8 @@ from pipeline.dataset.fingerprints import IMPORT_VERSION, fingerprint
 from pipeline.dataset.records import (
     ACCEPTED,
     RECORD_SCHEMA,
-    ShardFiles,
     Staging,
     read_rows,
-    write_table,
 )
 from pipeline.released.archive import read_places
 from pipeline.released.listing import ReleasedImage, ReleasedShard
@@ -87,21 +85,24 @@ def examine_shard(job: Importing, shard: ReleasedShard) -> ExaminedShard:
     record = f"examined/{name}.parquet"
     checksum = fingerprint(IMPORT_VERSION, job.config.fingerprint(), shard.fingerprint)
     if job.staging.find(record, checksum) is None:
-        _write(job, shard, record, checksum)
+        table = _look_at_all(job, shard)
+        job.staging.write(record, table, checksum)
+        rows = table.to_pylist()
+    else:
+        rows = read_rows(job.staging.store, job.staging.staged(record))
     job.progress.note_done("examine", name, len(shard.images))
-    return ExaminedShard(shard, read_rows(job.staging.store, job.staging.staged(record)))
+    return ExaminedShard(shard, rows)
 
 
-def _write(job: Importing, shard: ReleasedShard, record: str, checksum: str) -> None:
-    store = job.staging.store
+def _look_at_all(job: Importing, shard: ReleasedShard) -> pa.Table:
+    """The rows of a shard's images."""
 
     def read(image: ReleasedImage) -> dict[str, bytes]:
         return read_image(image, job.config.compose.composed)
 
-    ahead = REQUESTS_IN_FLIGHT * store.is_remote
+    ahead = REQUESTS_IN_FLIGHT * job.staging.store.is_remote
     rows = [_look_at(job.config, *found) for found in read_ahead(read, shard.images, ahead)]
-    table = pa.Table.from_pylist(rows, _RECORD_SCHEMA)
-    write_table(store, job.staging.staged(record), table, ShardFiles(checksum, ()))
+    return pa.Table.from_pylist(rows, _RECORD_SCHEMA)
 
 
 def _look_at(

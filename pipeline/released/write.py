@@ -12,12 +12,12 @@ import pyarrow as pa
 
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import fingerprint
-from pipeline.dataset.records import ACCEPTED, ShardFiles, read_rows, write_table
+from pipeline.dataset.records import ACCEPTED, FoundShard, read_rows
 from pipeline.dataset.shards import bucket_hash, index_file
 from pipeline.dataset.sinks import Sample, Sink, digests_of, open_sinks, sample_schema
 from pipeline.generate.compose import ComposedShard, index_schema
 from pipeline.generate.plan import OutputShard
-from pipeline.generate.staged import make_missing
+from pipeline.generate.staged import count_shard
 from pipeline.released.examine import ExaminedShard, Importing, read_image, suffix_of
 from pipeline.released.listing import ReleasedImage, ReleasedShard
 from pipeline.released.masks import decode_npy
@@ -71,30 +71,26 @@ class ShardWriter:
             self.pool.digest,
         )
         index = index_file(totals.split, shard, totals.counts.output)
-        found = make_missing(
-            staging,
-            index,
-            checksum,
-            staging.find(index, checksum),
-            lambda: self._make(examined.shard, rows, index, checksum),
-            counter="output_shards",
-        )
+        found = staging.find(index, checksum)
+        if found is None:
+            files, rows = self._make(examined.shard, rows, index, checksum)
+        else:
+            # They are complete in the index alone.
+            rows = read_rows(staging.store, found.record, ["label", "status", "selected", "object"])
+            files = staging.with_record(found, index, len(rows))
+        count_shard("output_shards", files, is_new=found is None)
         self.job.progress.note_done("import", f"{totals.split}-{shard:05d}", len(rows))
-        # Of a shard that was kept, rows are complete in its index alone.
-        indexed = read_rows(staging.store, found.record, ["label", "status", "selected", "object"])
-        output = OutputShard(totals, shard, "", "", ())
-        return ComposedShard.of(output, staging, found, checksum, indexed)
+        return ComposedShard.of(OutputShard(totals, shard, "", "", ()), files, rows)
 
     def _make(
         self, shard: ReleasedShard, rows: list[dict[str, Any]], index: str, checksum: str
-    ) -> None:
-        """Writes the shard's variants, and then its index."""
+    ) -> tuple[FoundShard, list[dict[str, Any]]]:
+        """Writes the shard's variants, and then its index; returns its files, and its rows."""
         files = self._write_variants(shard, rows)
         schema = imported_index_schema(self.job.config)
         content = [{name: row.get(name) for name in schema.names} for row in rows]
         table = pa.Table.from_pylist(content, schema)
-        staging = self.job.staging
-        write_table(staging.store, staging.staged(index), table, ShardFiles(checksum, files))
+        return self.job.staging.write(index, table, checksum, files), table.to_pylist()
 
     def _write_variants(
         self, shard: ReleasedShard, rows: list[dict[str, Any]]

@@ -71,10 +71,14 @@ def test_a_shard_is_found_where_its_record_and_files_lie(store: Store) -> None:
         return shard and (shard.record, shard.where)
 
     store.write(staging.staged(tar), b"abc")
-    about = records.ShardFiles("f", (staging.digest_of(staging.staged(tar), tar, 1),))
+    files = [staging.digest_of(staging.staged(tar), tar, 1)]
     assert found() is None  # What a killed run staged without a record never counts.
-    records.write_table(store, staging.staged(record), pa.table({"key": ["a"]}), about)
+    made = staging.write(record, pa.table({"key": ["a", "b"]}), "f", files)
     assert staging.find(record, "g") is None
+    shard = staging.find(record, "f")
+    assert shard is not None
+    assert staging.with_record(shard, record, 2) == made
+    assert [file.path for file in made.files] == [tar, record]
     assert found() == (staging.staged(record), {tar: staging.staged(tar)})
     store.move(staging.staged(tar), tar)
     assert found() == (staging.staged(record), {tar: tar})

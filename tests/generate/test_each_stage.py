@@ -15,7 +15,14 @@ from conftest import darken, manifest_of, pictures_of, stamps
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import read_parquet
 from pipeline.dataset.manifest import read_manifest
-from pipeline.dataset.records import RECORD_SCHEMA, ShardFiles, Staging, read_rows, write_table
+from pipeline.dataset.records import (
+    RECORD_SCHEMA,
+    FoundShard,
+    ShardFiles,
+    Staging,
+    read_rows,
+    write_table,
+)
 from pipeline.dataset.shards import ShardCounts, layer_record, layer_tar
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.commit import Commit, build_manifest, commit
@@ -29,7 +36,7 @@ from pipeline.generate.own_variants import find_variants, own_names, versioned
 from pipeline.generate.plan import OutputShard, PlanSplit, load_plan
 from pipeline.generate.previous_layers import PreviousLayers
 from pipeline.generate.segment import SegmentShard
-from pipeline.generate.staged import find_layers, make_missing
+from pipeline.generate.staged import find_layers
 from pipeline.generate.variant_files import VariantFiles
 from pipeline.inputs.key_lists import read_key_list
 from pipeline.inputs.listing import SourceShard, SplitTotals
@@ -122,12 +129,17 @@ def test_the_graph_gives_the_fingerprint_once(small_sample: Path, tmp_path: Path
 
 
 def composed(store: Store, number: int) -> ComposedShard:
-    ends = (f"layers/{number}.tar", f"layers/{number}.parquet", f"index/{number}.parquet")
-    moves = tuple((f".in9/staging/{path}", path) for path in ends)
-    files = (dataclasses.replace(store.write(s, s.encode()), path=path) for s, path in moves)
-    output = OutputShard(SplitTotals("val", TWO, 6, 1, 2), number, "", "", ())
+    def staged(*paths: str) -> FoundShard:
+        where = {path: f".in9/staging/{path}" for path in paths}
+        files = [
+            dataclasses.replace(store.write(s, s.encode()), path=path) for path, s in where.items()
+        ]
+        return FoundShard(f"{number}", where[paths[-1]], where, tuple(files))
+
+    source = staged(f"layers/{number}.tar", f"layers/{number}.parquet")
+    output = OutputShard(SplitTotals("val", TWO, 6, 1, 2), number, "", "", (source,))
     statuses = {"small_box": 1, "accepted": 2}
-    return ComposedShard(output, f"{number}", moves, tuple(files), 3, statuses, {number: 2})
+    return ComposedShard(output, staged(f"index/{number}.parquet"), 3, statuses, {number: 2})
 
 
 def test_a_commit_waits_for_all_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -142,17 +154,19 @@ def test_a_commit_waits_for_all_and_leaves_nothing_else(tmp_path: Path) -> None:
     assert build_manifest(SMALL, [one, two], IN9) == manifest
     assert list(manifest.images["val"].values()) == [6, 1, 2, 4, 2, 4]
     assert [*manifest.samples["val"][MIX].values()] == [2, 2, *[0] * 7]
-    source, target = two.moves[2]
-    store.move(source, "aside")
-    before = store.sizes("")
-    with pytest.raises(JobError, match=f"{target} is missing .* Run the same command again"):
-        commit(drop, store, IN9, [one, two])
-    assert store.sizes("") == before
-    store.move("aside", source)
+    ((target, source),) = two.files.where.items()
+    data = store.read(source)
+    for damage in (store.delete, lambda path: store.write(path, data[1:])):
+        damage(source)
+        before = store.sizes("")
+        with pytest.raises(JobError, match=f"{target} is missing .* Run the same command again"):
+            commit(drop, store, IN9, [one, two])
+        assert store.sizes("") == before
+    store.write(source, data)
     fingerprint = commit(drop, store, IN9, [one, two])
     paths, there = [file["path"] for file in manifest_of(tmp_path)["files"]], stamps(tmp_path)
-    data = {path for shard in (one, two) for _, path in shard.moves[1:]}
-    assert paths == sorted({"README.md", "classes.txt", "croissant.json", *data})
+    kept = [f"{folder}/{number}.parquet" for folder in ("index", "layers") for number in (0, 1)]
+    assert paths == sorted(["README.md", "classes.txt", "croissant.json", *kept])
     assert set(store.sizes("")) == {*paths, "manifest.json", "notes.txt"}
     assert Commit(drop, store, IN9).process(None, iter([two, one])) == [fingerprint]
     assert stamps(tmp_path) == there
@@ -174,9 +188,6 @@ def test_layers_are_found_if_all_is_whole(tmp_path: Path, record: str, tars: str
     for digests, config in (("ac", BOX), (["a", None, "b"], BOX), ("ab", other), ("ba", BOX)):
         layers = find_layers(staging, shard, list(digests), config, need_files=False)
         assert (layers is not None) == (digests == "ba" and config == BOX)
-    assert make_missing(staging, RECORD, "x", layers, pytest.fail, counter="x") is layers
-    with pytest.raises(OSError, match=f"{RECORD} is not there after it was written"):
-        make_missing(staging, RECORD, "x", None, list, counter="x")
 
 
 def test_layers_are_the_same_from_tars_and_cut_again(small_input: Path, tmp_path: Path) -> None:

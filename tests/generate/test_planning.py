@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.dataset.config import ComposeConfig, SegmentConfig
-from pipeline.dataset.records import ACCEPTED, Staging
-from pipeline.dataset.shards import ShardCounts
+from pipeline.dataset.records import ACCEPTED, FoundShard, Staging
+from pipeline.dataset.shards import ShardCounts, layer_tar
 from pipeline.errors import JobError
 from pipeline.generate.plan import OutputShard, Plan, PlanSplit, load_plan, select_images
-from pipeline.generate.segmented import SegmentedShard, SourceFiles, pack_candidates
+from pipeline.generate.segmented import SegmentedShard, pack_candidates
 from pipeline.inputs.found import SourceImage
 from pipeline.inputs.listing import SplitTotals
 from pipeline.storage.store import Store
@@ -39,8 +39,8 @@ def segmented(rows: list[dict[str, Any]]) -> list[SegmentedShard]:
     totals, shards = SplitTotals("val", COUNTS, len(rows), 0, 0), []
     for i in range(COUNTS.source):
         own = [row for row in rows if COUNTS.source_shard(row["key"]) == i]
-        files = SourceFiles(i, "", len(own), "record", f"tar {i}", ())
-        shards.append(SegmentedShard(totals, files, pack_candidates(own, {})))
+        files = FoundShard(str(i), "record", {layer_tar("val", i): f"tar {i}"}, ())
+        shards.append(SegmentedShard(totals, i, len(own), files, pack_candidates(own, {})))
     return shards
 
 
@@ -71,7 +71,7 @@ def test_a_plan_does_not_depend_on_order_nor_a_background_on_who_else_is_asked_f
     chance.shuffle(rows)
     outputs, plan = planned(folder, chance.sample(segmented(rows), COUNTS.source))
     assert [output.plan_digest for output in outputs] == [o.plan_digest for o in expected]
-    assert [[s.shard for s in output.sources] for output in outputs] == [[0, 2], [1, 3]]
+    assert [[s.fingerprint for s in output.sources] for output in outputs] == [[*"02"], [*"13"]]
     # An image alone in its class cannot be put on a background of the same class.
     keys = [row["key"] for row in rows if labels.count(row["label"]) > 1]
     drawn = plan.backgrounds(keys)

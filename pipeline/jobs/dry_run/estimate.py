@@ -127,7 +127,8 @@ def run_trial(
     (composed,) = compose.process(output)
     compose_seconds = time.perf_counter() - started
     accepted = composed.statuses.get(ACCEPTED, 0)
-    sizes = _bytes_by_folder(composed.files)
+    files = [file for part in composed.parts for file in part.files]
+    sizes = _bytes_by_folder(files)
     selected = sum(composed.selected.values())
     error = 1.96 * statistics.stdev(seconds) / len(seconds) ** 0.5 if len(seconds) > 1 else 0.0
     measured = Measured(
@@ -143,7 +144,7 @@ def run_trial(
     format_ = config.compose.formats[0]
     pictures = [
         staging.staged(file.path)
-        for file in composed.files
+        for file in files
         if file.path.split("/")[0] == format_ and is_picture(file.path.split("/")[1])
     ]
     return Trial(measured, store, tuple(pictures))
