@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from pipeline.inputs.layout import Layout, find_layout
 from pipeline.inputs.manifest import is_coco_manifest, tells_splits
 from pipeline.inputs.shapes import MANIFEST
 from pipeline.inputs.taxonomy_file import read_taxonomy
+from pipeline.runtime.progress import Progress
 from pipeline.segmenters import parameters_of
 from pipeline.segmenters.masks import check_coco, check_masks
 from pipeline.storage.files import absolute, is_below
@@ -35,7 +35,8 @@ _INPUT = f"{WORK_FOLDER}/input.json"
 
 
 def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
-    """Checks the flags of run and generate against each other, the input and the output.
+    """Makes the job of run and generate: checks flags against each other, the input and the output,
+    and finds where the input lies.
 
     Args:
       arguments: of `build_parser`, for `run` or `generate`.
@@ -49,9 +50,9 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
     source = absolute(arguments.input) if arguments.input else sample_folder()
     annotations = absolute(arguments.annotations) if arguments.annotations else None
     needs_boxes = not takes_masks(arguments.segmenter) and not config.segment.is_whole
-    layouts = [
+    layouts = tuple(
         find_layout(source, annotations, split, needs_boxes=needs_boxes) for split in config.split
-    ]
+    )
     _check_splits(layouts)
     masks = _masks(arguments, layouts)
     for flag in ("output", "publish"):
@@ -66,23 +67,19 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
         if "input" not in arguments.overwrite:
             _check_input(arguments.input, store)
         _check_config(manifest.config, config, arguments.overwrite)
-    job = Job.of(
-        config,
-        source=source,
-        annotations=annotations,
-        store=store,
-        manifest=manifest,
-        reshard="shards" in arguments.overwrite,
-        allow_rebuild="rebuild" in arguments.overwrite,
-        masks=masks,
-    )
-    lists = _list_paths(arguments)
-    return dataclasses.replace(
-        job,
+    previous, stages = ({}, None) if manifest is None else (manifest.shards, manifest.stages)
+    return Job(
+        config=config,
+        layouts=layouts,
         taxonomy=taxonomy or imagenet9(),
-        exclude=lists.get("exclude"),
-        include=lists.get("include"),
+        store=store,
+        progress=Progress.of(store),
+        previous=previous,
+        reshard="shards" in arguments.overwrite,
+        guarded=None if "rebuild" in arguments.overwrite else stages,
+        masks=masks,
         scenes=absolute(arguments.backgrounds) if arguments.backgrounds else None,
+        **_list_paths(arguments),
     )
 
 

@@ -17,17 +17,15 @@ from pipeline.generate.plan import OutputShard, PlanSplit
 from pipeline.generate.segment import SegmentShard
 from pipeline.generate.segmented import SegmentedShard
 from pipeline.inputs.listing import SourceShard
-from transforms.taxonomy import Taxonomy
 
 
 class Generate(beam.PTransform):
     """Makes what is missing of a dataset: PBegin, or one element that comes when work may
     begin -> the dataset's fingerprint, one element."""
 
-    def __init__(self, job: Job, taxonomy: Taxonomy) -> None:
+    def __init__(self, job: Job) -> None:
         super().__init__()
         self._job = job
-        self._taxonomy = taxonomy
 
     def expand(
         self, start: beam.pvalue.PBegin | beam.pvalue.PCollection
@@ -44,7 +42,7 @@ class Generate(beam.PTransform):
         )
         composed = (
             start
-            | "List" >> beam.ParDo(ListSplits(job, self._taxonomy)).with_output_types(SourceShard)
+            | "List" >> beam.ParDo(ListSplits(job)).with_output_types(SourceShard)
             | "SpreadSources" >> beam.Reshuffle()
             | "Segment" >> beam.ParDo(segment).with_output_types(SegmentedShard)
             | "BySplit" >> beam.WithKeys(_split_of)
@@ -60,12 +58,12 @@ class Generate(beam.PTransform):
                     config.segment,
                     config.compose,
                     job.output_staging(),
-                    self._taxonomy,
+                    job.taxonomy,
                     job.progress,
                 )
             ).with_output_types(ComposedShard)
         )
-        commit = Commit(config, job.store, self._taxonomy)
+        commit = Commit(config, job.store, job.taxonomy)
         return start | "Commit" >> beam.ParDo(
             commit, shards=beam.pvalue.AsList(composed)
         ).with_output_types(str)

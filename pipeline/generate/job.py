@@ -6,15 +6,15 @@ import dataclasses
 from typing import Any
 
 from pipeline.dataset.config import DatasetConfig
-from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.records import Staging
 from pipeline.dataset.shards import ShardCounts
 from pipeline.errors import UsageError
 from pipeline.generate.commit import STAGING
 from pipeline.inputs.key_lists import KeyList, KeyLists, read_key_list
+from pipeline.inputs.layout import Layout
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
-from transforms.taxonomy import Taxonomy, imagenet9
+from transforms.taxonomy import Taxonomy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Job:
 
     Attributes:
       config: of the dataset.
-      source: the input folder, or a file with images.
-      annotations: a folder or file of annotations, None to look beside the images.
+      layouts: where images and annotations of each split lie.
+      taxonomy: classes and superclasses.
       store: the dataset folder.
       progress: where workers note what is done.
       previous: by split, numbers of shards of the dataset as it stands.
@@ -33,43 +33,21 @@ class Job:
         of it again (`pipeline.generate.guard`); None if it may.
       masks: folder or file of masks, for a segmenter that takes them.
       exclude, include: absolute paths of lists of images, if any.
-      taxonomy: classes and superclasses.
       scenes: absolute path of the folder of scenes, if there is one.
     """
 
     config: DatasetConfig
-    source: str
-    annotations: str | None
+    layouts: tuple[Layout, ...]
+    taxonomy: Taxonomy
     store: Store
-    previous: dict[str, ShardCounts]
     progress: Progress
+    previous: dict[str, ShardCounts]
     reshard: bool = False
     guarded: dict[str, Any] | None = None
     masks: str | None = None
     exclude: str | None = None
     include: str | None = None
-    taxonomy: Taxonomy = dataclasses.field(default_factory=imagenet9)
     scenes: str | None = None
-
-    @classmethod
-    def of(
-        cls,
-        config: DatasetConfig,
-        *,
-        source: str,
-        annotations: str | None,
-        store: Store,
-        manifest: Manifest | None,
-        reshard: bool,
-        allow_rebuild: bool = False,
-        masks: str | None = None,
-    ) -> Job:
-        """A job that builds on the dataset that a manifest describes, if there is one; what
-        `allow_rebuild` lets it make again is said in `pipeline.generate.guard`."""
-        previous = {} if manifest is None else manifest.shards
-        progress = Progress.of(store)
-        stages = None if manifest is None or allow_rebuild else manifest.stages
-        return cls(config, source, annotations, store, previous, progress, reshard, stages, masks)
 
     def key_lists(self) -> KeyLists:
         """The lists of images.

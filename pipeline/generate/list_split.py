@@ -12,7 +12,7 @@ from pipeline.errors import UsageError
 from pipeline.generate.guard import check_rebuild
 from pipeline.generate.job import Job
 from pipeline.inputs.found import SourceImage
-from pipeline.inputs.layout import Layout, find_layout
+from pipeline.inputs.layout import Layout
 from pipeline.inputs.listing import Listing, SourceShard, list_images, make_shards
 from pipeline.inputs.shapes import MANIFEST
 from pipeline.runtime.counters import timed
@@ -21,27 +21,25 @@ from transforms.segmentation import takes_masks
 from transforms.taxonomy import Taxonomy, imagenet9
 
 
-def list_split(job: Job, taxonomy: Taxonomy, split: str) -> tuple[Listing, ShardCounts]:
-    """Lists a split's images and chooses its numbers of shards.
+def list_split(job: Job, layout: Layout) -> tuple[Listing, ShardCounts]:
+    """Lists the images of one of a job's splits and chooses its numbers of shards.
 
     Raises:
       UsageError: there is nothing to work on, or it cannot be read.
     """
-    is_whole = job.config.segment.is_whole
-    needs_boxes = not takes_masks(job.config.segment.segmenter) and not is_whole
-    layout = find_layout(job.source, job.annotations, split, needs_boxes=needs_boxes)
+    split = layout.split
     try:
-        listing = list_images(layout, taxonomy, job.config.limit, job.key_lists())
+        listing = list_images(layout, job.taxonomy, job.config.limit, job.key_lists())
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
     if job.masks is not None:
         listing = dataclasses.replace(listing, images=with_masks(listing.images, job.masks, split))
-    elif is_whole:
+    elif job.config.segment.is_whole:
         listing = dataclasses.replace(listing, images=_whole_images(listing, layout))
     else:
         listing = _with_what_is_used(listing, layout, job.config.segment.segmenter)
     if not listing.images:
-        raise _no_images(listing, layout, taxonomy)
+        raise _no_images(listing, layout, job.taxonomy)
     counts = ShardCounts.of(len(listing.images), job.config.images_per_shard)
     if split in job.previous and not job.reshard:
         counts = job.previous[split]
@@ -114,17 +112,17 @@ class ListSplits(beam.DoFn):
     """Anything -> the SourceShards of all splits. Listing is one element's work, so that nothing
     is done before the guard has seen all."""
 
-    def __init__(self, job: Job, taxonomy: Taxonomy) -> None:
+    def __init__(self, job: Job) -> None:
         self._job = job
-        self._taxonomy = taxonomy
 
     @timed("list")
     def process(self, _: Any) -> list[SourceShard]:
         job = self._job
         shards: list[SourceShard] = []
         before: list[SourceShard] = []
-        for split in job.config.split:
-            listing, counts = list_split(job, self._taxonomy, split)
+        for layout in job.layouts:
+            split = layout.split
+            listing, counts = list_split(job, layout)
             for stage in ("segment", "compose"):
                 job.progress.note_total(stage, split, len(listing.images))
             shards += make_shards(split, listing, counts)

@@ -49,7 +49,7 @@ class MainJob:
         if self.lock:
             start = start | "TakeLock" >> beam.ParDo(self.lock)
         if self.job:
-            dataset = start | "Generate" >> Generate(self.job, self.taxonomy)
+            dataset = start | "Generate" >> Generate(self.job)
         else:
             there = self.ending.before
             dataset = start | "Dataset" >> beam.Map(lambda _: there).with_output_types(str)

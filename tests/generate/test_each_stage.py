@@ -39,7 +39,9 @@ from pipeline.generate.segment import SegmentShard
 from pipeline.generate.staged import find_layers
 from pipeline.generate.variant_files import VariantFiles
 from pipeline.inputs.key_lists import read_key_list
+from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import SourceShard, SplitTotals
+from pipeline.runtime.progress import Progress
 from pipeline.storage.store import FileDigest, Store
 from transforms.codec import decode_image
 from transforms.geometry import OutputBox
@@ -56,13 +58,14 @@ ONE, TWO = ShardCounts(1, 1), ShardCounts(2, 2)
 
 
 def job_of(source: Path, output: Path, config: DatasetConfig = SMALL, **more: Any) -> Job:
-    about: dict[str, Any] = {"annotations": None, "manifest": None, "reshard": False, **more}
-    return Job.of(config, source=str(source), store=Store.at(str(output)), **about)
+    store, about = Store.at(str(output)), {"previous": {}, "taxonomy": IN9, **more}
+    layouts = (find_layout(str(source), None, "val", needs_boxes=False),)
+    return Job(config, layouts, store=store, progress=Progress.of(store), **about)
 
 
 def planned(job: Job, layers: str = "keep") -> tuple[OutputShard, Any, Backgrounds]:
     stage = SegmentShard(BOX, job.layer_staging(), {}, job.progress, layers)
-    found = [made for shard in ListSplits(job, IN9).process(None) for made in stage.process(shard)]
+    found = [made for shard in ListSplits(job).process(None) for made in stage.process(shard)]
     first = PlanSplit(MIXED, job.output_staging(), BOX).process(("val", found))[1]
     plan = load_plan(job.store, first.plan, MIXED, first.plan_digest)
     rows = read_rows(job.store, first.sources[0].record)
@@ -74,7 +77,8 @@ def planned(job: Job, layers: str = "keep") -> tuple[OutputShard, Any, Backgroun
 def test_only_what_the_segmenter_uses_is_listed(sample: Path, tmp_path: Path) -> None:
     def listed(segment: SegmentConfig, source: Path = sample, **more: Any) -> set[Any]:
         config = DatasetConfig(segment=segment, compose=ComposeConfig(("original",)))
-        images = list_split(job_of(source, tmp_path, config, **more), IN9, "val")[0].images
+        job = job_of(source, tmp_path, config, **more)
+        images = list_split(job, *job.layouts)[0].images
         return {(image.annotation is not None, image.mask is not None) for image in images}
 
     masks = SegmentConfig(segmenter="masks")
@@ -95,18 +99,20 @@ def test_only_what_the_segmenter_uses_is_listed(sample: Path, tmp_path: Path) ->
             listed(segment, tmp_path)
 
 
-def test_a_job_finds_what_it_left_and_refuses_a_list_that_has_changed(tmp_path: Path) -> None:
+def test_a_job_finds_what_it_left_and_refuses_a_list_that_has_changed(
+    sample: Path, tmp_path: Path
+) -> None:
     names = tmp_path / "names.txt"
     names.write_text("a\nb\n")
     config = DatasetConfig(include=read_key_list(str(names), "--include").about)
-    job = dataclasses.replace(job_of(tmp_path, tmp_path, config), include=str(names))
+    job = job_of(sample, tmp_path, config, include=str(names))
     assert [job.key_lists().excludes(key, "n01") for key in "abc"] == [False, False, True]
     names.write_text("a\nc\n")
     with pytest.raises(UsageError, match=f"--include {names} has changed since this run"):
         job.key_lists()
     seed = dataclasses.replace(SMALL, compose=dataclasses.replace(MIXED, seed=1))
     size = dataclasses.replace(SMALL, segment=dataclasses.replace(BOX, image_size=30))
-    first, second, third = (job_of(tmp_path, tmp_path, each) for each in (SMALL, seed, size))
+    first, second, third = (job_of(sample, tmp_path, each) for each in (SMALL, seed, size))
     assert first.layer_staging() == second.layer_staging() != third.layer_staging()
     assert first.output_staging() == third.output_staging() != second.output_staging()
 
@@ -115,17 +121,15 @@ def test_the_graph_gives_the_fingerprint_once(small_sample: Path, tmp_path: Path
     job, told = job_of(small_sample, tmp_path / "out"), tmp_path / "told"
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         start = pipeline | beam.Create(["work may begin"])
-        start | Generate(job, IN9) | beam.io.WriteToText(str(told), shard_name_template="")
+        start | Generate(job) | beam.io.WriteToText(str(told), shard_name_template="")
     manifest = read_manifest(job.store)
     assert manifest is not None
     assert told.read_text().split() == [manifest.fingerprint]
-    for may, stages in ((False, manifest.stages), (True, None)):
-        more = job_of(small_sample, tmp_path / "out", manifest=manifest, allow_rebuild=may)
-        assert (more.previous, more.guarded) == (manifest.shards, stages)
+    smaller = dataclasses.replace(SMALL, images_per_shard=3)
     for reshard, counts in ((False, TWO), (True, ShardCounts(6, 6))):
-        smaller = dataclasses.replace(SMALL, images_per_shard=3)
-        more = dataclasses.replace(more, config=smaller, reshard=reshard)
-        assert list_split(more, IN9, "val")[1] == counts
+        about = {"previous": manifest.shards, "reshard": reshard}
+        more = job_of(small_sample, tmp_path / "out", smaller, **about)
+        assert list_split(more, *more.layouts)[1] == counts
 
 
 def composed(store: Store, number: int) -> ComposedShard:

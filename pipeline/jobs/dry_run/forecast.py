@@ -20,12 +20,13 @@ from pipeline.generate.previous_layers import PreviousLayers
 from pipeline.generate.staged import find_layers
 from pipeline.inputs.checksums import Checksums
 from pipeline.inputs.found import SourceImage
+from pipeline.inputs.layout import Layout
 from pipeline.inputs.listing import make_shards
 from pipeline.inputs.place import read_place
 from transforms.cutting import check_annotation
 from transforms.filters import Reason
 from transforms.segmentation import takes_masks
-from transforms.taxonomy import OUTSIDE, Taxonomy
+from transforms.taxonomy import OUTSIDE
 
 _BY_ANNOTATION = frozenset(
     {
@@ -93,7 +94,7 @@ class Forecast:
         return sum(len(split.left) for split in self.splits)
 
 
-def make_forecast(job: Job, taxonomy: Taxonomy) -> Forecast:
+def make_forecast(job: Job) -> Forecast:
     """Looks at a job's input and at what is there already; writes nothing.
 
     Raises:
@@ -103,16 +104,17 @@ def make_forecast(job: Job, taxonomy: Taxonomy) -> Forecast:
     manifest = read_manifest(job.store)
     in_place = manifest is not None and manifest.config == job.config and not job.reshard
     splits = []
-    for name in job.config.split:
-        split, unchanged = _forecast_split(job, taxonomy, name)
+    for layout in job.layouts:
+        split, unchanged = _forecast_split(job, layout)
         splits.append(split)
         in_place &= unchanged
     return Forecast(tuple(splits), in_place)
 
 
-def _forecast_split(job: Job, taxonomy: Taxonomy, split: str) -> tuple[SplitForecast, bool]:
+def _forecast_split(job: Job, layout: Layout) -> tuple[SplitForecast, bool]:
     """A split's forecast, and whether all of its records in place are up to date."""
-    listing, counts = list_split(job, taxonomy, split)
+    split = layout.split
+    listing, counts = list_split(job, layout)
     previous = PreviousLayers(job.store, split, job.previous.get(split, counts))
     fates: Counter[str] = Counter()
     accepted: list[SourceImage] = []
@@ -148,7 +150,7 @@ def _forecast_split(job: Job, taxonomy: Taxonomy, split: str) -> tuple[SplitFore
                 fates[ACCEPTED if ACCEPTED in found_fates else found_fates[0]] += 1
                 accepted += [image] * found_fates.count(ACCEPTED)
     rejected = {name: fates[name] for name in sorted(fates) if name in _BY_ANNOTATION}
-    names = (taxonomy.names[i.label] for i in listing.images if i.label != OUTSIDE)
+    names = (job.taxonomy.names[i.label] for i in listing.images if i.label != OUTSIDE)
     forecast = SplitForecast(
         split=split,
         listed=len(listing.images),

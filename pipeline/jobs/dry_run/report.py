@@ -50,7 +50,7 @@ def dry_run(job: Job, works: Sequence[Work], workers: int) -> None:
     """
     print("dry run: looking at names and annotations", file=sys.stderr)
     taxonomy = job.taxonomy
-    forecast = make_forecast(job, taxonomy)
+    forecast = make_forecast(job)
     for split in forecast.splits:
         _print_split(split, taxonomy, job.config)
     if forecast.is_up_to_date:
