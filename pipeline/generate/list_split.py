@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import apache_beam as beam
 
+from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.shards import ShardCounts
 from pipeline.errors import UsageError
 from pipeline.generate.guard import check_rebuild
 from pipeline.generate.job import Job
-from pipeline.inputs.found import SourceImage
+from pipeline.inputs.found import Index, SourceImage
 from pipeline.inputs.layout import Layout
 from pipeline.inputs.listing import Listing, SourceShard, list_images, make_shards
 from pipeline.inputs.shapes import MANIFEST
 from pipeline.runtime.counters import timed
-from pipeline.segmenters.masks import with_masks
+from pipeline.segmenters.masks import index_masks, no_mask
 from transforms.segmentation import takes_masks
 from transforms.taxonomy import Taxonomy, imagenet9
 
@@ -27,61 +29,56 @@ def list_split(job: Job, layout: Layout) -> tuple[Listing, ShardCounts]:
     Raises:
       UsageError: there is nothing to work on, or it cannot be read.
     """
-    split = layout.split
+    segment = job.config.segment
     try:
         listing = list_images(layout, job.taxonomy, job.config.limit, job.key_lists())
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
-    if job.masks is not None:
-        listing = dataclasses.replace(listing, images=with_masks(listing.images, job.masks, split))
-    elif job.config.segment.is_whole:
-        listing = dataclasses.replace(listing, images=_whole_images(listing, layout))
-    else:
-        listing = _with_what_is_used(listing, layout, job.config.segment.segmenter)
-    if not listing.images:
+    masks = None if job.masks is None else index_masks(job.masks, layout.split)
+    images = tuple(_with_what_is_used(image, segment, masks) for image in listing.images)
+    listing = replace(listing, images=images)
+    if not images:
         raise _no_images(listing, layout, job.taxonomy)
-    counts = ShardCounts.of(len(listing.images), job.config.images_per_shard)
-    if split in job.previous and not job.reshard:
-        counts = job.previous[split]
+    if masks is not None and not any(image.mask for image in images):
+        raise no_mask(images[0], str(job.masks), layout.split, masks)
+    _check_used(images, layout, segment)
+    counts = ShardCounts.of(len(images), job.config.images_per_shard)
+    if layout.split in job.previous and not job.reshard:
+        counts = job.previous[layout.split]
     return listing, counts
 
 
-def _whole_images(listing: Listing, layout: Layout) -> tuple[SourceImage, ...]:
-    """The images without annotations where those have nothing to tell: no image is looked at
-    again because its boxes have changed.
-
-    Raises:
-      UsageError: the class of none of them is known.
-    """
-    if listing.images and not any(image.wnid for image in listing.images):
-        raise UsageError(
-            f"nothing tells the class of an image in {layout.images}: neither folders, such as "
-            "n02085620, nor annotations. Name the folder of the .xml files with --annotations"
-        )
-    return tuple(_bare(image) if image.wnid else image for image in listing.images)
-
-
-def _bare(image: SourceImage) -> SourceImage:
-    """An image without annotation and mask."""
-    return dataclasses.replace(
-        image, annotation=None, annotation_md5=None, mask=None, mask_md5=None
-    )
+def _with_what_is_used(
+    image: SourceImage, config: SegmentConfig, masks: Index | None
+) -> SourceImage:
+    """An image with its mask among those of `--masks`, and without what has nothing to tell: masks
+    that the segmenter does not take, and boxes where images stay whole. So it is not looked at
+    again when those change."""
+    if masks is not None:
+        mine = masks.find(image.wnid, image.key)
+        return image if mine is None else replace(image, mask=mine.path, mask_md5=mine.md5)
+    if takes_masks(config.segmenter) or (config.is_whole and not image.wnid):
+        return image
+    if config.is_whole:
+        image = replace(image, annotation=None, annotation_md5=None)
+    return image if image.mask is None else replace(image, mask=None, mask_md5=None)
 
 
-def _with_what_is_used(listing: Listing, layout: Layout, segmenter: str) -> Listing:
-    """A listing without masks that the segmenter has no use for.
-
-    Raises:
-      UsageError: no image has what it needs, though there are images.
-    """
-    if takes_masks(segmenter):
-        if listing.images and not any(image.mask for image in listing.images):
+def _check_used(images: Sequence[SourceImage], layout: Layout, config: SegmentConfig) -> None:
+    """Raises UsageError if no image has what it needs: a class, a mask or boxes."""
+    if config.is_whole:
+        if not any(image.wnid for image in images):
             raise UsageError(
-                f"--segmenter {segmenter}: no image of {layout.files[0]} has a mask; name PNGs in "
-                "a column mask, or elsewhere with --masks"
+                f"nothing tells the class of an image in {layout.images}: neither folders, such as "
+                "n02085620, nor annotations. Name the folder of the .xml files with --annotations"
             )
-        return listing
-    if listing.images and not any(image.annotation for image in listing.images):
+    elif takes_masks(config.segmenter):
+        if not any(image.mask for image in images):
+            raise UsageError(
+                f"--segmenter {config.segmenter}: no image of {layout.files[0]} has a mask; name "
+                "PNGs in a column mask, or elsewhere with --masks"
+            )
+    elif not any(image.annotation for image in images):
         if layout.kind == MANIFEST:
             raise UsageError(
                 f"no image of {layout.files[0]} has a box: expected the columns xmin, ymin, xmax "
@@ -91,8 +88,6 @@ def _with_what_is_used(listing: Listing, layout: Layout, segmenter: str) -> List
             f"no image in {layout.images} has an annotation in {layout.annotations or 'it'}; "
             "name the folder of the .xml files with --annotations"
         )
-    images = (dataclasses.replace(i, mask=None, mask_md5=None) for i in listing.images)
-    return dataclasses.replace(listing, images=tuple(images))
 
 
 def _no_images(listing: Listing, layout: Layout, taxonomy: Taxonomy) -> UsageError:

@@ -6,11 +6,10 @@ the keys. COCO's masks are small, so each travels with its image, as text.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from pipeline.errors import UsageError
@@ -45,39 +44,30 @@ def check_coco(what: str) -> None:
         raise UsageError(f"{what} needs pycocotools: pip install 'imagenet9-pipeline[coco]'")
 
 
-def with_masks(images: Iterable[SourceImage], masks: str, split: str) -> tuple[SourceImage, ...]:
-    """Images with the place of their mask, None where there is none.
+def index_masks(masks: str, split: str) -> Index:
+    """The masks of a split.
 
     Args:
-      images: of one split.
       masks: absolute path of a folder, in which the split may have a folder of its own, or of a
         COCO file.
       split: its name.
 
     Raises:
-      UsageError: no image has a mask, or the COCO file is none.
+      UsageError: the COCO file is none.
       OSError: it cannot be read.
     """
-    is_coco = is_coco_file(masks)
-    found = Index(_in_coco_file(masks) if is_coco else _in_folder(masks, split))
-    images = tuple(images)
-    given = []
-    for image in images:
-        mine = found.find(image.wnid, image.key)
-        if mine is not None:
-            image = dataclasses.replace(image, mask=mine.path, mask_md5=mine.md5)
-        given.append(image)
-    if images and not any(image.mask for image in given):
-        expected = (
-            f"file names such as {images[0].key}.JPEG"
-            if is_coco
-            else f"{images[0].key}.png, or {images[0].wnid}/{images[0].key}.png"
-        )
-        raise UsageError(
-            f"no image of {split!r} has a mask in --masks {masks}, which has {len(found)} masks; "
-            f"expected {expected}"
-        )
-    return tuple(given)
+    return Index(_in_coco_file(masks) if is_coco_file(masks) else _in_folder(masks, split))
+
+
+def no_mask(image: SourceImage, masks: str, split: str, there: Index) -> UsageError:
+    """That no image of a split has a mask among those that are there, such as this image."""
+    expected = f"{image.key}.png, or {image.wnid}/{image.key}.png"
+    if is_coco_file(masks):
+        expected = f"file names such as {image.key}.JPEG"
+    return UsageError(
+        f"no image of {split!r} has a mask in --masks {masks}, which has {len(there)} masks; "
+        f"expected {expected}"
+    )
 
 
 def _in_folder(masks: str, split: str) -> Iterator[Found]:

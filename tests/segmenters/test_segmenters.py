@@ -28,14 +28,13 @@ from soundness import assert_sound
 from pipeline.commands.cli import main
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.folder import Dataset
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError
 from pipeline.generate.cut_source import SourceBytes, cut_source
-from pipeline.inputs.found import SourceImage
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
 from pipeline.inputs.place import read_place
 from pipeline.segmenters import find_segmenter, parameters_of
-from pipeline.segmenters.masks import with_masks
+from pipeline.segmenters.masks import index_masks
 from pipeline.storage.store import Store
 from transforms.annotations import Box, parse_annotation
 from transforms.codec import encode_png
@@ -347,14 +346,12 @@ def test_the_mask_of_its_class_is_an_images(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
 
-    def image(wnid: str, key: str) -> SourceImage:
-        return SourceImage(key, "", "", wnid, 0, None)
-
-    asked = [image("n01", "a"), image("n03", "a"), image("n03", "b"), image("n01", "c")]
-    found = [i.mask and i.mask[len(str(tmp_path)) :] for i in with_masks(asked, str(tmp_path), "v")]
-    assert found == ["/n01/a.png", None, "/n02/b.png", "/c.png"]
-    with pytest.raises(UsageError, match=r"no image of 'v' has a mask"):
-        with_masks([image("n01", "d")], str(tmp_path), "v")
+    masks = index_masks(str(tmp_path), "v")
+    asked = [("n01", "a"), ("n03", "a"), ("n03", "b"), ("n01", "c"), ("n01", "d")]
+    found = [masks.find(*each) for each in asked]
+    paths = [mask and mask.path.removeprefix(str(tmp_path)) for mask in found]
+    assert paths == ["/n01/a.png", None, "/n02/b.png", "/c.png", None]
+    assert len(masks) == 4
 
 
 def save_network(path: Path, least: float = 0.0) -> None:
@@ -553,10 +550,11 @@ def test_masks_and_weights_are_read_from_object_storage(
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
         here, there = Store(str(tmp_path)), Store.at(f"gs://{BUCKET}/masks")
         here.copy_into(there, [(path, path) for path in here.walk("")])
-        (found,) = with_masks([SourceImage("a", "", "", "n01", 0, None)], there.root, "val")
-        assert found.mask == f"gs://{BUCKET}/masks/n01/a.png"
-        assert found.mask_md5
-        np.testing.assert_array_equal(read_mask(read_place(found.mask)).mask, mask)
+        found = index_masks(there.root, "val").find("n01", "a")
+        assert found is not None
+        assert found.path == f"gs://{BUCKET}/masks/n01/a.png"
+        assert found.md5
+        np.testing.assert_array_equal(read_mask(read_place(found.path)).mask, mask)
         files = hashlib.sha256(png(mask)).hexdigest()
         parameters = parameters_of(f"{OTHER}:of_remote")
         assert parameters == (f"files={files}", "version=1")
@@ -575,7 +573,10 @@ def test_masks_and_weights_are_read_from_object_storage(
         (("--segmenter", f"{OTHER}:of_nothing"), "/none/weights.bin cannot be read: No such file"),
         (("--segmenter", "masks", "--masks", "/none"), "neither a folder of PNGs nor a COCO"),
         (("--segmenter", "masks", "--masks", "/none.json"), "not a file that can be read"),
-        (("--segmenter", "masks", "--masks", str(DOCS)), "no image of 'val' has a mask in"),
+        (
+            ("--segmenter", "masks", "--masks", str(DOCS)),
+            "docs, which has 0 masks; expected sample_val_",
+        ),
         (("--variants", "python:none_such:x"), "none_such is not found"),
         (("--variants", "python:json:none_such"), "json has no function 'none_such'"),
         (("--variants", "python:json:JSONDecoder"), "small letters"),
