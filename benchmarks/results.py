@@ -33,6 +33,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
     CARD: ([], []),
     "reading": ([], ["--images", "72", "--rounds", "1"]),
     "start_up": ([], ["--rounds", "1"]),
+    "trace": ([], ["--limit", "2"]),
     "scale": (
         ["--images", "1000,10000,30000", "--rows", "1300000,20000000"],
         ["--images", "64,128", "--rows", "20000"],

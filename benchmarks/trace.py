@@ -1,0 +1,172 @@
+"""How much of our code an image passes on its way from `--input` to a row of `summary.csv`.
+
+    python benchmarks/trace.py [--limit 4] [--list]
+
+Runs `in9 run` on some images of the sample in this process, with one worker and one model, under
+Python's profiler, and counts what of `pipeline/` and `transforms/` is at work in the steps of the
+graph, in threads that they start too, until `summary.csv` is there: flags, checks, closing words
+and page are no part of it, nor is what runs while a module is imported or a kernel compiled.
+Counted are
+
+* functions: those that have a name, each once; a method that two classes share is one;
+* modules: files with such a function;
+* types: classes of ours, and their bases of ours, of all that such a function is called with
+  (`self` as well), and of all that is constructed.
+
+All of them, and those that are met at least as often as there are images: what each image passes,
+without what is once a shard, once a model or once a job, but with what is called as often for
+another reason.
+
+Python does not see what runs compiled, such as the kernels of GrabCut, nor a class that has no
+instances, such as a `TypedDict`; paths that only bad input, other flags or other layouts take are
+not taken. So the figures are for comparing two states of the code, less than all that there is to
+learn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from inspect import CO_VARARGS, CO_VARKEYWORDS
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from measure import row
+
+from pipeline.commands.cli import main as in9
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = ("pipeline", "transforms")
+_FOLDERS = tuple(f"{ROOT / name}/" for name in OURS)
+_WORKER = "/apache_beam/runners/worker/"
+_NO_STEPS = ("<frozen importlib", "/numba/")
+"""Importing and compiling: what runs below these is counted on no machine, or a second run, which
+finds all compiled, would count less."""
+_END = "/results/summary.csv"
+
+
+class Trace:
+    """What of ours was at work in the steps of a graph.
+
+    Attributes:
+      functions: calls by (module, function).
+      types: by class, calls that were given an instance of it, or that made one.
+    """
+
+    def __init__(self) -> None:
+        self.functions: Counter[tuple[str, str]] = Counter()
+        self.types: Counter[type] = Counter()
+        self._is_over = False
+
+    def run(self, arguments: list[str]) -> int:
+        """Runs a command and returns its exit code; in a process of its own, since hooks stay."""
+        start_thread = threading.Thread.start
+
+        def start(thread: threading.Thread) -> None:
+            # The stack of a thread does not say who has started it.
+            if _is_in_step(sys._getframe(1)):
+                thread.run = _of_step(thread.run)  # type: ignore[method-assign]
+            start_thread(thread)
+
+        threading.Thread.start = start  # type: ignore[method-assign]
+        sys.addaudithook(self._watch)
+        threading.setprofile(self._see)
+        sys.setprofile(self._see)
+        try:
+            return in9(arguments)
+        finally:
+            sys.setprofile(None)
+            threading.setprofile(None)  # type: ignore[arg-type]
+
+    def _watch(self, event: str, arguments: tuple[Any, ...]) -> None:
+        # Files appear by being renamed.
+        if event == "os.rename" and str(arguments[1]).endswith(_END):
+            self._is_over = True
+
+    def _see(self, frame: FrameType, event: str, _: Any) -> None:
+        code = frame.f_code
+        is_ours = code.co_filename.startswith(_FOLDERS)
+        # The functions that a dataclass or a named tuple is given lie in no file.
+        if event != "call" or self._is_over or not (is_ours or code.co_filename == "<string>"):
+            return
+        if not _is_in_step(frame):
+            return
+        if is_ours and not code.co_name.startswith("<"):
+            module = str(Path(code.co_filename).relative_to(ROOT))
+            self.functions[module, code.co_qualname] += 1
+        kinds = {value if isinstance(value, type) else type(value) for value in _given(frame)}
+        self.types.update({base for kind in kinds for base in kind.__mro__ if _is_ours(base)})
+
+
+def _of_step(run: Callable[[], None]) -> Callable[[], None]:
+    def run_of_step() -> None:
+        run()
+
+    return run_of_step
+
+
+def _is_in_step(frame: FrameType | None) -> bool:
+    """Whether a frame is below Beam's worker, or in a thread that such a frame has started."""
+    while frame is not None:
+        code = frame.f_code
+        if any(part in code.co_filename for part in _NO_STEPS):
+            return False
+        if _WORKER in code.co_filename or code.co_name == "run_of_step":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _given(frame: FrameType) -> Iterator[Any]:
+    """What a function is called with."""
+    code, values = frame.f_code, frame.f_locals
+    count = code.co_argcount + code.co_kwonlyargcount
+    count += sum(bool(code.co_flags & flag) for flag in (CO_VARARGS, CO_VARKEYWORDS))
+    return (values[name] for name in code.co_varnames[:count] if name in values)
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in OURS
+
+
+def _list(functions: Iterable[tuple[str, str]], types: Iterable[type]) -> None:
+    for module, group in itertools.groupby(sorted(functions), key=lambda each: each[0]):
+        print(f"{module}: {', '.join(name for _, name in group)}")
+    print(f"types: {', '.join(sorted(f'{kind.__module__}.{kind.__qualname__}' for kind in types))}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--limit", type=int, default=4, help="images of a class (4)")
+    parser.add_argument("--list", action="store_true", help="name them, module by module")
+    arguments = parser.parse_args()
+    trace = Trace()
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "out"
+        command = ["run", "--output", str(output), "--limit", str(arguments.limit)]
+        command += ["--models", "efficientnet_lite0", "--direct_num_workers=1"]
+        if code := trace.run(command):
+            return code
+        images = json.loads((output / "manifest.json").read_text())["images"]["val"]["listed"]
+    for what, least in (("in all", 1), ("for each image", images)):
+        functions = [each for each, calls in trace.functions.items() if calls >= least]
+        types = [kind for kind, calls in trace.types.items() if calls >= least]
+        if arguments.list:
+            print(f"\n{what}\n")
+            _list(functions, types)
+        of = f"{images} images to a row"
+        row(f"trace: functions {what}", str(len(functions)), of)
+        row(f"trace: modules {what}", str(len({module for module, _ in functions})), of)
+        row(f"trace: types {what}", str(len(types)), of)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
