@@ -1,4 +1,4 @@
-"""How long each command takes to start: help, and a call that finds nothing to do.
+"""How long each command takes to start: help, a misspelt flag, and a call that finds nothing to do.
 
     python benchmarks/start_up.py [--rounds 5]
 
@@ -22,14 +22,16 @@ from measure import card, draw_small, row, run_in9
 IN9 = ("-m", "pipeline")
 
 
-def seconds(rounds: int, *arguments: object) -> float:
-    """Median wall time of an interpreter with these arguments."""
+def seconds(rounds: int, *arguments: object, expected: int = 0) -> float:
+    """Median wall time of an interpreter with these arguments, which ends with this exit code."""
     times = []
     for _ in range(rounds):
         started = time.perf_counter()
         command = [sys.executable, *map(str, arguments)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        done = subprocess.run(command, check=False, capture_output=True)
         times.append(time.perf_counter() - started)
+        if done.returncode != expected:
+            raise subprocess.CalledProcessError(done.returncode, command, stderr=done.stderr)
     return statistics.median(times)
 
 
@@ -49,6 +51,9 @@ def main() -> None:
         }
         for name, time_of in bare.items():
             row(f"start-up: {name}", f"{time_of:.2f} s")
+        typo = seconds(rounds, *IN9, "run", "--ouput", output, expected=2)
+        ratio = typo / bare["import apache_beam"]
+        row("start-up: in9 run --ouput", f"{ratio:.2f} x", "import apache_beam", "<= 0.5")
         of_dataset = ("--dataset", output)
         calls: Sequence[tuple[str, tuple[object, ...], str, str]] = (
             ("in9 --help", ("--help",), "python", "<= 0.5 s"),

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 
 from pipeline.commands.flags import flags_of
-from pipeline.commands.parser import COMMANDS
+from pipeline.commands.parser import COMMANDS, refuse_near_misses
 from pipeline.errors import UsageError
 
 
@@ -35,9 +35,11 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     logging.disable(logging.WARNING)
     try:
         if rest:
+            names = [flag.name for flag in own]
+            refuse_near_misses(rest, names)
             from pipeline.runners.run import check_unknown
 
-            check_unknown(rest, [flag.name for flag in own])
+            check_unknown(rest, names)
             if not has_graph:
                 raise UsageError(f"{rest[0]} is for commands that run a Beam pipeline")
         # Not argparse's business: it would name what is missing before what is misspelt.

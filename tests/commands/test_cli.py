@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import shutil
 import subprocess
@@ -11,12 +12,13 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
+from apache_beam.options.pipeline_options import PipelineOptions
 from conftest import ROOT
 
 from pipeline.commands.cli import main
 from pipeline.commands.dispatch import find_command
 from pipeline.commands.flags import flags_of
-from pipeline.commands.parser import COMMANDS
+from pipeline.commands.parser import COMMANDS, refuse_near_misses
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST, Manifest
@@ -314,3 +316,28 @@ def test_readers_wait_for_neither_beam_nor_torch(
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_misspelt_flag_of_ours_is_answered_before_beam_is_imported() -> None:
+    code = (
+        "import sys\n"
+        "from pipeline.commands.cli import main\n"
+        "assert main(['run', '--runner', 'DirectRunner', '--ouput=x']) == 2\n"
+        "sys.exit(sorted({'apache_beam', 'torch'} & set(sys.modules)) or None)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == ["in9 run: unknown flag --ouput; did you mean --output?"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_flag_of_beam_is_a_misspelt_one_of_ours(command: str) -> None:
+    parser = argparse.ArgumentParser(conflict_handler="resolve", add_help=False)
+    for options in PipelineOptions.__subclasses__():
+        options._add_argparse_args(parser)
+    of_beam = [name for action in parser._actions for name in action.option_strings]
+    own = [flag.name for flag in flags_of(command)]
+    assert "--num_workers" in of_beam
+    refuse_near_misses([flag for flag in of_beam if flag not in own], own)
