@@ -6,13 +6,14 @@ for (`mapped_only`).
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
+from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9, imagenet_output
 
 Logits = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -83,7 +84,16 @@ PAPER_RULE = "argmax_then_map"
 """The label rule of the paper's figures."""
 
 
-_HINT = "; a column index in the taxonomy file would say which outputs are the classes'"
+def _outputs_in_imagenet(taxonomy: Taxonomy) -> dict[str, int | None]:
+    """ImageNet's output of each class that has a superclass, by what the class is called; None
+    where there is none, where several classes have the same, or the taxonomy names others."""
+    labels = zip(taxonomy.wnids, taxonomy.labels, strict=True)
+    inside = [wnid for wnid, label in labels if label != OUTSIDE]
+    if taxonomy.outputs is not None:
+        return dict.fromkeys(inside)
+    found = {wnid: imagenet_output(wnid) for wnid in inside}
+    times = collections.Counter(found.values())
+    return {wnid: index if times[index] == 1 else None for wnid, index in found.items()}
 
 
 def labels_of_outputs(num_outputs: int, taxonomy: Taxonomy) -> Labels:
@@ -96,7 +106,9 @@ def labels_of_outputs(num_outputs: int, taxonomy: Taxonomy) -> Labels:
     Returns:
       (num_outputs,) int64. The first that fits: the outputs that the taxonomy names for its
       classes (all others are outside); ImageNet's 1000, if all its classes are among them; one
-      output a superclass (its argmax is the label; both rules agree); one output a class.
+      output a superclass (its argmax is the label; both rules agree); one output a class;
+      ImageNet's 1000, if all classes with a superclass are called by a WordNet id or a name of
+      ImageNet's.
 
     Raises:
       ValueError: any other head.
@@ -111,10 +123,15 @@ def labels_of_outputs(num_outputs: int, taxonomy: Taxonomy) -> Labels:
         return np.arange(num_outputs)
     if num_outputs == len(taxonomy.wnids) and taxonomy.outputs is None:
         return taxonomy.label_of_output()
-    hint = "" if taxonomy.is_of_imagenet or taxonomy.outputs else _HINT
+    in_imagenet = _outputs_in_imagenet(taxonomy)
+    if num_outputs == len(imagenet9().wnids) and None not in in_imagenet.values():
+        found = np.full(num_outputs, OUTSIDE, np.int64)
+        for wnid, output in in_imagenet.items():
+            found[output] = taxonomy.label_of(wnid)
+        return found
     raise ValueError(
         f"a head of {num_outputs} outputs fits neither {_classes_that_fit(taxonomy)} "
-        f"nor the {taxonomy.num_labels} superclasses{hint}"
+        f"nor the {taxonomy.num_labels} superclasses{_hint(num_outputs, taxonomy)}"
     )
 
 
@@ -122,9 +139,22 @@ def _classes_that_fit(taxonomy: Taxonomy) -> str:
     fitting = f"the {len(taxonomy.wnids)} classes"
     if taxonomy.outputs is not None:
         fitting = f"the outputs that the taxonomy names (0 to {max(taxonomy.outputs)})"
-    if taxonomy.is_of_imagenet and len(taxonomy.wnids) != len(imagenet9().wnids):
+    in_imagenet = taxonomy.is_of_imagenet or None not in _outputs_in_imagenet(taxonomy).values()
+    if in_imagenet and len(taxonomy.wnids) != len(imagenet9().wnids):
         fitting += f", ImageNet's {len(imagenet9().wnids)}"
     return fitting
+
+
+def _hint(num_outputs: int, taxonomy: Taxonomy) -> str:
+    """What would make a head fit."""
+    if taxonomy.is_of_imagenet or taxonomy.outputs is not None:
+        return ""
+    hint = "; a column index in the taxonomy file would say which outputs are the classes'"
+    missing = [wnid for wnid, output in _outputs_in_imagenet(taxonomy).items() if output is None]
+    if num_outputs == len(imagenet9().wnids):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        hint = f", and ImageNet has no output for {missing[0]!r}{more}{hint}"
+    return hint
 
 
 def classes_of_outputs(num_outputs: int, taxonomy: Taxonomy) -> tuple[str, ...] | None:
@@ -135,6 +165,8 @@ def classes_of_outputs(num_outputs: int, taxonomy: Taxonomy) -> tuple[str, ...] 
         return tuple(names.get(output, f"output {output}") for output in range(num_outputs))
     if num_outputs == len(imagenet9().wnids) and taxonomy.is_of_imagenet:
         return imagenet9().class_names
-    if num_outputs == taxonomy.num_labels or num_outputs != len(taxonomy.wnids):
+    if num_outputs == taxonomy.num_labels:
         return None
-    return taxonomy.class_names
+    if num_outputs == len(taxonomy.wnids):
+        return taxonomy.class_names
+    return imagenet9().class_names if num_outputs == len(imagenet9().wnids) else None

@@ -130,6 +130,29 @@ def imagenet9() -> Taxonomy:
     )
 
 
+@functools.cache
+def _imagenet_names() -> dict[str, int | None]:
+    """Output index by name in small letters, None for a name that several classes have."""
+    found: dict[str, int | None] = {}
+    for index, names in enumerate(imagenet9().class_names):
+        for name in {name.casefold() for name in names.split(", ")}:
+            found[name] = None if name in found else index
+    return found
+
+
+def imagenet_output(name: str) -> int | None:
+    """Output index that models of ImageNet have for what somebody calls a class.
+
+    Args:
+      name: a WordNet id, or one of ImageNet's names, in small letters or large.
+
+    Returns:
+      None for what is neither, and for a name that several classes have, such as crane.
+    """
+    index = imagenet_index(name)
+    return _imagenet_names().get(name.casefold()) if index is None else index
+
+
 def imagenet_index(wnid: str) -> int | None:
     """Output index that models of ImageNet have for a class, None for any other class."""
     taxonomy = imagenet9()

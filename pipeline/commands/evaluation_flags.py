@@ -44,9 +44,10 @@ def evaluation_from_flags(
     for model in models:
         # What it was when it was last loaded needs no check, and so none of its libraries.
         if recall(model) is None:
-            from pipeline.models.registry import check_model
+            from pipeline.models.registry import check_fit, check_model
 
             check_model(model, weights)
+            check_fit(model, taxonomy, weights)
     split = arguments.eval_split or ("val" if "val" in config.split else config.split[0])
     if split not in config.split:
         raise UsageError(f"--eval_split {split}: the dataset has {', '.join(config.split)}")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pipeline.errors import UsageError
 from pipeline.inputs.rows import Row, read_rows
 from pipeline.storage.files import absolute, files_of
-from transforms.taxonomy import MAX_LABELS, OUTSIDE, Taxonomy, imagenet9
+from transforms.taxonomy import MAX_LABELS, OUTSIDE, Taxonomy, imagenet9, imagenet_output
 from transforms.wordnet import wordnet_taxonomy
 
 FLAG = "--taxonomy"
@@ -115,10 +115,12 @@ def _names(rows: Sequence[Row], superclasses: Sequence[str]) -> tuple[str, ...]:
 
 
 def _outputs(rows: Sequence[Row], names: Sequence[str]) -> tuple[int, ...]:
-    """Index of each class among a model's outputs, by the column `index`."""
+    """Index of each class among a model's outputs, by the column `index`; ImageNet's where that is
+    empty."""
     seen: dict[int, Row] = {}
     for row in rows:
-        index = row.integer("index")
+        known = None if row.text("index") else imagenet_output(row.text("class"))
+        index = row.integer("index") if known is None else known
         if not 0 <= index < 10_000_000:
             raise row.error("index", f"{index} is the index of no output")
         if index in seen:

@@ -139,7 +139,7 @@ def read_about(path: str) -> TrainedOn | None:
       OSError: it cannot be read.
       JobError: it is one of ours, and broken.
     """
-    header = _header(path)
+    header = read_header(path)
     text = header.get("__metadata__", {}).get(_NOTE) if header else None
     if text is None:
         return None
@@ -176,7 +176,9 @@ def _joined(keys: Iterable[str]) -> bytes:
     return "\n".join(keys).encode("utf-8", "surrogatepass")
 
 
-def _header(path: str) -> dict[str, Any] | None:
+def read_header(path: str) -> dict[str, Any] | None:
+    """The header of a safetensors file: dtype and shape of its tensors by name; None for a file
+    that is none. Raises OSError if it cannot be read."""
     files = files_of(path)
     info = files.info(path)
     if info is None:

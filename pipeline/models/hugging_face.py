@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,17 @@ class HuggingFace(Source):
                 f"--models {spec}: there is no folder {identifier}, and it is no ID of the hub, "
                 "such as hf:microsoft/resnet-50"
             ) from error
+
+    def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
+        path = os.path.join(spec.removeprefix(_PREFIX), "config.json")
+        try:
+            with open(path, encoding="utf-8") as file:
+                names = json.load(file)["id2label"]
+            labels = [str(names[str(index)]) for index in range(len(names))]
+        # Of the hub, or with what is told when it is loaded.
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return len(labels) - _skipped(labels)
 
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -139,16 +150,14 @@ class HuggingFace(Source):
 
 
 def _check_classes(spec: str, id2label: Mapping[int, str], taxonomy: Taxonomy) -> int:
-    """How many outputs stand before the classes: one, if a model of ImageNet has one for the
-    background.
+    """Checks the classes, and returns `_skipped` of them.
 
     Raises:
       JobError: other classes than those of the taxonomy, or in another order. Labels without a
         meaning, such as LABEL_7, are taken on trust.
     """
     labels = [str(id2label[index]) for index in range(len(id2label))]
-    of_imagenet = len(imagenet9().wnids)
-    skipped = int(len(labels) == of_imagenet + 1 and labels[0].lower() == "background")
+    skipped = _skipped(labels)
     labels = labels[skipped:]
     try:
         labels_of_outputs(len(labels), taxonomy)
@@ -172,6 +181,13 @@ def _check_classes(spec: str, id2label: Mapping[int, str], taxonomy: Taxonomy) -
             f"{labels[astray[0]]!r}, and must be {names[astray[0]]!r}"
         )
     return skipped
+
+
+def _skipped(labels: Sequence[str]) -> int:
+    """How many outputs stand before the classes: one, if a model of ImageNet has one for the
+    background."""
+    of_imagenet = len(imagenet9().wnids)
+    return int(len(labels) == of_imagenet + 1 and labels[0].lower() == "background")
 
 
 def _measure(spec: str, processor: Any) -> tuple[dict[str, Any], bool]:

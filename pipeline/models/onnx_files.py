@@ -165,6 +165,17 @@ class OnnxFiles(Source):
         if files_of(path).info(path) is None:
             raise UsageError(f"--models {spec}: there is no file {path}")
 
+    def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
+        import onnx
+
+        try:
+            graph = onnx.load(spec.removeprefix(_PREFIX), load_external_data=False).graph
+            shape = graph.output[0].type.tensor_type.shape.dim
+            # 0 for a size that the graph does not name.
+            return shape[1].dim_value or None
+        except Exception:  # What is wrong with a file is told when it is loaded.
+            return None
+
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         path = spec.removeprefix(_PREFIX)
         graph = _read_graph(path)

@@ -95,6 +95,9 @@ class OpenClip(Source):
                 f"{architecture}: {', '.join(tags) or 'there are none'}"
             )
 
+    def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
+        return len(class_prompts(taxonomy))
+
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         import open_clip
 

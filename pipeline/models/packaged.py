@@ -28,7 +28,7 @@ from pipeline.models.loaded import LoadedModel, load_state, loaded_model
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.source import Source, is_installed
 from pipeline.models.timm_names import read_state, timm_model
-from transforms.taxonomy import Taxonomy
+from transforms.taxonomy import Taxonomy, imagenet9
 
 EFFICIENTNETS = {f"efficientnet_lite{size}": f"tf_efficientnet_lite{size}" for size in (0, 1, 2)}
 """Name to timm architecture."""
@@ -54,6 +54,9 @@ class Packaged(Source):
     def is_there(self, name: str) -> bool:
         """Whether the package with the weights is installed."""
         return is_installed(_package(name))
+
+    def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
+        return len(imagenet9().wnids)
 
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         if spec == SQUEEZENET:

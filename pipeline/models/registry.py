@@ -14,6 +14,7 @@ from pipeline.models.stored import load_stored
 from pipeline.models.stored_index import WeightsFolder
 from pipeline.models.timm_names import TimmNames
 from pipeline.models.torchvision_names import TorchvisionNames
+from transforms.scoring import labels_of_outputs
 from transforms.taxonomy import Taxonomy, imagenet9
 
 PACKAGED = Packaged()
@@ -79,6 +80,23 @@ def check_model(spec: str, weights: str | None = None) -> None:
             f"--models {spec}: {weights} has no weights of it. On a machine with a way to the "
             f"hub: in9 models fetch --models {spec} --to {weights}"
         )
+
+
+def check_fit(spec: str, taxonomy: Taxonomy, weights: str | None = None) -> None:
+    """Checks that the head of a checked entry fits the classes, where its size can be told without
+    weights. Arguments as `load_model`.
+
+    Raises:
+      UsageError: it does not, with what would fit.
+    """
+    source = source_of(spec)
+    stored = WeightsFolder.of(weights).find(full_name(spec)) if weights else None
+    try:
+        outputs = stored.num_outputs if stored else source.outputs(spec, taxonomy)
+        if outputs is not None:
+            labels_of_outputs(outputs, taxonomy)
+    except ValueError as error:
+        raise UsageError(f"--models {spec}: {error}") from error
 
 
 def load_model(

@@ -67,6 +67,14 @@ class Source(abc.ABC):
             return None
         return Origin("folder" if files_of(place).is_folder(place) else "file", absolute(place))
 
+    def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
+        """Size of the head of a checked entry where that can be told without weights, else None.
+
+        Raises:
+          ValueError: its head cannot be made for these classes.
+        """
+        return None
+
     def full_name(self, spec: str) -> str:
         """The name that results will have for an entry; the entry itself if it means nothing."""
         return spec

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import timm
@@ -60,11 +60,22 @@ class TimmNames(Source):
                 f"--models {spec}: no such weights; timm has {', '.join(sorted(tags))}"
             )
 
+    def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
+        architecture, equals, path = spec.partition("=")
+        if not equals:
+            config = get_pretrained_cfg(spec)
+            return config.num_classes if config else None
+        try:
+            return _head_size(architecture, _read_shapes(path), path)
+        except Exception:  # What is wrong with a file is told when it is loaded.
+            return None
+
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         architecture, equals, path = spec.partition("=")
         if equals:
             state = read_state(path)
-            outputs = _head_size(architecture, state, path)
+            shapes = {key: value.shape for key, value in state.items()}
+            outputs = _head_size(architecture, shapes, path)
             module = timm.create_model(architecture, num_classes=outputs)
             load_state(spec, module, state)
             file = os.path.basename(path)
@@ -177,6 +188,24 @@ def read_state(path: str) -> dict[str, torch.Tensor]:
         raise JobError(
             f"{path} cannot be read as a checkpoint of tensors alone: {type(error).__name__}"
         ) from error
+    return _unwrapped(path, state)
+
+
+def _read_shapes(path: str) -> dict[str, Sequence[int]]:
+    """Shapes of a checkpoint's tensors, which stay where they are; files of PyTorch can be looked
+    into on this machine alone."""
+    if path.endswith(".safetensors"):
+        # Not before: it is written in terms of this package.
+        from pipeline.models.checkpoint import read_header
+
+        header = read_header(path) or {}
+        return {name.removeprefix("module."): entry.get("shape") for name, entry in header.items()}
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return {name: value.shape for name, value in _unwrapped(path, state).items()}
+
+
+def _unwrapped(path: str, state: Any) -> dict[str, torch.Tensor]:
+    """A state dict out of its wrappings. Raises JobError if it is none."""
     for wrapping in ("state_dict", "model"):
         inner = state.get(wrapping) if isinstance(state, dict) else None
         if isinstance(inner, dict):
@@ -186,11 +215,10 @@ def read_state(path: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
-def _head_size(architecture: str, state: dict[str, torch.Tensor], path: str) -> int:
+def _head_size(architecture: str, shapes: Mapping[str, Sequence[int]], path: str) -> int:
     """Number of outputs, from the shape of a checkpoint's classifier."""
     classifier = timm.create_model(architecture).pretrained_cfg.get("classifier", "fc")
     name = classifier if isinstance(classifier, str) else classifier[0]
-    weight = state.get(f"{name}.weight")
-    if weight is None:
+    if f"{name}.weight" not in shapes:
         raise JobError(f"{path} has no {name}.weight: not a checkpoint of {architecture}")
-    return int(weight.shape[0])
+    return int(shapes[f"{name}.weight"][0])

@@ -30,6 +30,9 @@ class TorchvisionNames(Source):
     def check(self, spec: str) -> None:
         _weights(spec)
 
+    def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
+        return len(_weights(spec).meta["categories"])
+
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         from torchvision import models
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from soundness import assert_sound
 
+from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.inputs.found import SourceImage
@@ -185,7 +186,57 @@ def test_a_file_says_superclasses_labels_and_outputs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a head of 7 outputs fits neither the outputs that"):
         labels_of_outputs(7, found)
     with pytest.raises(ValueError, match="the 4 classes nor the 2 superclasses; a column index"):
+        labels_of_outputs(999, bare)
+    # The class outside needs none.
+    with pytest.raises(ValueError, match="no output for 'a' and 2 more; a column index"):
         labels_of_outputs(1000, bare)
+
+
+def test_classes_that_are_imagenets_get_its_outputs(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"class": "n01440764", "superclass": "fish"},
+        {"class": "Coffee Mug", "superclass": "dishes"},
+        {"class": "soup bowl", "superclass": "dishes"},
+        {"class": "anything", "superclass": ""},
+    ]
+    path = write_csv(tmp_path / "t.csv", rows)
+    found = read_taxonomy(str(path))
+    assert found is not None
+    labels = labels_of_outputs(1000, found)
+    assert {n: label for n, label in enumerate(labels) if label != OUTSIDE} == {
+        0: 0,
+        504: 1,
+        809: 1,
+    }
+    assert (classes_of_outputs(1000, found) or ())[809] == imagenet9().class_names[809]
+    # Heads of their own stay theirs.
+    assert labels_of_outputs(4, found).tolist() == [0, 1, 1, OUTSIDE]
+    assert labels_of_outputs(2, found).tolist() == [0, 1]
+    with pytest.raises(ValueError, match="neither the 4 classes, ImageNet's 1000 nor the 2 super"):
+        labels_of_outputs(999, found)
+    # A name of two classes, and two names of one class.
+    for more in ("crane", "tench"):
+        write_csv(path, [*rows, {"class": more, "superclass": "dishes"}])
+        other = read_taxonomy(str(path))
+        assert other is not None
+        missing = re.escape("'crane'" if more == "crane" else "'n01440764' and 1 more")
+        with pytest.raises(ValueError, match=f"ImageNet has no output for {missing}; a column"):
+            labels_of_outputs(1000, other)
+
+
+def test_an_index_that_is_empty_is_imagenets(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"class": "crane", "superclass": "bird", "index": 134},
+        {"class": "goldfish", "superclass": "fish", "index": ""},
+        {"class": "n01440764", "superclass": "fish", "index": 7},
+    ]
+    path = write_csv(tmp_path / "t.csv", rows)
+    found = read_taxonomy(str(path))
+    assert found is not None
+    assert found.outputs == (134, 1, 7)
+    write_csv(path, [*rows, {"class": "fork", "superclass": "cutlery", "index": ""}])
+    with pytest.raises(UsageError, match="line 5, column index: '' is no whole number"):
+        read_taxonomy(str(path))
 
 
 @pytest.mark.parametrize(
@@ -392,6 +443,31 @@ def test_what_is_made_of_own_data_is_verified_exported_and_repeated(
     refused = run_in9(*command, "--taxonomy", other, check=2).stderr
     assert "--taxonomy=3 superclasses of 4 classes" in refused
     assert len(refused.splitlines()) == 1
+    assert stamps(toy_run) == before
+
+
+def test_a_head_that_cannot_fit_is_refused_before_anything_is_made(
+    toy: Path, toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = ("--input", toy, "--taxonomy", toy / "kinds.csv", *SMALL)
+    why = (
+        "--models efficientnet_lite0: a head of 1000 outputs fits neither the 4 classes nor the 3 "
+        "superclasses, and ImageNet has no output for 'fork' and 1 more; a column index"
+    )
+    output = tmp_path / "out"
+    before = stamps(toy_run)
+    for command in (
+        ("run", "--output", output, *how),
+        ("run", "--output", output, *how, "--dry_run"),
+        ("evaluate", "--dataset", toy_run),
+        ("attack", "--dataset", toy_run),
+        ("saliency", "--dataset", toy_run),
+    ):
+        words = [str(word) for word in (*command, "--models", "efficientnet_lite0")]
+        assert main(words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert why in line
+    assert not output.exists()
     assert stamps(toy_run) == before
 
 

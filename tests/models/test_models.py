@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -15,6 +16,7 @@ import timm
 import torch
 from conftest import run_in9
 from PIL import Image
+from safetensors.torch import save_file
 
 from pipeline.commands.cli import main
 from pipeline.errors import JobError, UsageError
@@ -24,8 +26,8 @@ from pipeline.models.open_clip_models import class_prompts
 from pipeline.models.predict import Predictor
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.preprocessing import IN9_MEAN
-from pipeline.models.registry import check_model, load_model
-from transforms.taxonomy import imagenet9
+from pipeline.models.registry import check_fit, check_model, load_model
+from transforms.taxonomy import Taxonomy, imagenet9
 
 
 def pictures(number: int, side: int, seed: int = 0) -> torch.Tensor:
@@ -72,6 +74,63 @@ MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.2
 
 def normalised(batch: torch.Tensor) -> torch.Tensor:
     return (batch - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
+
+
+# Heads
+
+
+def test_heads_are_known_without_weights(tmp_path: Path, clip_folder: Path, my_models: str) -> None:
+    """By what each kind of entry says of itself; no hub is asked."""
+    kinds = Taxonomy(("x", "y"), ("a", "b", "c"), (0, 1, 1), ("a", "b", "c"))
+    small = {name: timm.create_model("resnet10t", num_classes=n).state_dict()
+             for name, n in (("three", 3), ("four", 4))}  # fmt: skip
+    for name, state in small.items():
+        torch.save({"state_dict": state}, tmp_path / f"{name}.pth")
+        save_file({f"module.{key}": value for key, value in state.items()},
+                  tmp_path / f"{name}.safetensors")  # fmt: skip
+    (tmp_path / "broken.pth").write_bytes(b"nothing")
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing at all")
+    vit(tmp_path / "vit_three", id2label=dict(enumerate("abc")))
+    vit(tmp_path / "vit_four", id2label=dict(enumerate("abcd")))
+    fitting = [
+        f"resnet10t={tmp_path}/three.pth",
+        f"resnet10t={tmp_path}/three.safetensors",
+        f"hf:{tmp_path}/vit_three",
+        export(tmp_path / "three.onnx", network(3), 64, {0: "n"}),
+        f"open_clip:{clip_folder}",
+        # Told when they are loaded.
+        f"resnet10t={tmp_path}/broken.pth",
+        f"resnet10t={tmp_path}/broken.safetensors",
+        "hf:microsoft/resnet-50",
+        f"python:{my_models}:plain",
+    ]
+    misfits = {
+        f"resnet10t={tmp_path}/four.pth": 4,
+        f"resnet10t={tmp_path}/four.safetensors": 4,
+        f"hf:{tmp_path}/vit_four": 4,
+        export(tmp_path / "four.onnx", network(4), 64, {0: "n"}): 4,
+        "resnet50.a1_in1k": 1000,
+        "resnet50": 1000,
+        "efficientnet_lite0": 1000,
+        "squeezenet1_1": 1000,
+        "torchvision:resnet50": 1000,
+        "vit_base_patch16_224.augreg_in21k": 21843,
+    }
+    for spec in fitting:
+        check_fit(spec, kinds)
+    for spec, outputs in misfits.items():
+        with pytest.raises(UsageError) as caught:
+            check_fit(spec, kinds)
+        assert str(caught.value).startswith(
+            f"--models {spec}: a head of {outputs} outputs fits neither the 3 classes nor the 2 "
+        )
+    # What has been fetched says it, too.
+    nine = f"python:{my_models}:plain"
+    assert in9("models", "fetch", "--models", nine, "--to", tmp_path / "weights") == 0
+    with pytest.raises(UsageError, match="a head of 9 outputs fits neither the 3 classes"):
+        check_fit(nine, kinds, str(tmp_path / "weights"))
+    with pytest.raises(UsageError, match="a zero-shot model has no other outputs than the classes"):
+        check_fit(f"open_clip:{clip_folder}", dataclasses.replace(kinds, outputs=(0, 1, 5)))
 
 
 # ONNX
