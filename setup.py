@@ -38,6 +38,8 @@ setup(
     # So that an editable installation puts this folder on the path, as a script in tests/ needs it:
     # tests/transforms would else be taken for the package.
     package_dir={"": "."},
+    # What users import.
+    py_modules=["in9"],
     packages=find_packages(include=["pipeline*", "transforms*"]),
     package_data={
         "pipeline": [

@@ -25,7 +25,7 @@ import webdataset
 from measure import card, multiply, row, run_in9
 from PIL import Image
 
-import pipeline
+import in9
 from pipeline.commands.job_flags import sample_folder
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
@@ -65,7 +65,7 @@ def readers(root: Path) -> dict[str, tuple[Callable[[], int], Callable[[], int]]
                 count += bool(decode(image["bytes"]).size) if decoded else 1
         return count
 
-    dataset = pipeline.open_dataset(str(root), VARIANT)
+    dataset = in9.open_dataset(str(root), VARIANT)
     return {
         "webdataset": (lambda: by_webdataset(True), lambda: by_webdataset(False)),
         "datasets (streaming)": (lambda: by_datasets(True), lambda: by_datasets(False)),

@@ -1,4 +1,4 @@
-"""Reading a finished dataset from Python: `pipeline.open_dataset`.
+"""Reading a finished dataset from Python: `in9.open_dataset`.
 
 In order, a file is streamed. By position or key, no more is read than the row group, or the
 members of the tar, that hold the picture; what has been read last is kept.
@@ -52,7 +52,7 @@ class DatasetReader(Sequence[Example]):
 
     @classmethod
     def open(cls, path: str, variant: str | None, split: str | None) -> DatasetReader:
-        """Arguments and errors as `pipeline.open_dataset`."""
+        """Arguments and errors as `in9.open_dataset`."""
         dataset = Dataset.open(reading_store(path))
         splits = dataset.manifest.config.split
         first = "val" if "val" in splits else splits[0]

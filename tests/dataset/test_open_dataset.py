@@ -1,4 +1,4 @@
-"""`pipeline.open_dataset`: a dataset as a sequence of (image, label, meta), without Beam."""
+"""`in9.open_dataset`: a dataset as a sequence of (image, label, meta), without Beam."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from conftest import ONE, ROOT, run_in9
 from gcs import BUCKET, gcs_server
 
-import pipeline
+import in9
 from pipeline.dataset.reading import DatasetReader
 from pipeline.errors import UsageError
 from pipeline.storage.store import Store
@@ -35,7 +35,7 @@ def in_tars(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_it_is_a_sequence_of_images_labels_and_what_is_known_of_them(one_worker: Path) -> None:
-    dataset = pipeline.open_dataset(one_worker, "mixed_next")
+    dataset = in9.open_dataset(one_worker, "mixed_next")
     assert (dataset.variants, dataset.splits, dataset.classes) == (PAPER, ("val",), IN9_NAMES)
     rows = [
         row
@@ -58,7 +58,7 @@ def test_it_is_a_sequence_of_images_labels_and_what_is_known_of_them(one_worker:
 def test_every_image_is_found_by_position_and_by_key(
     dataset: str, variant: str, request: pytest.FixtureRequest
 ) -> None:
-    opened = pipeline.open_dataset(request.getfixturevalue(dataset), variant)
+    opened = in9.open_dataset(request.getfixturevalue(dataset), variant)
     found = list(opened)
     for position, (image, label, meta) in enumerate(found):
         for place in (position, position - len(opened), meta["key"]):
@@ -77,7 +77,7 @@ def test_every_image_is_found_by_position_and_by_key(
 
 
 def test_all_variants_are_of_the_same_images(in_tars: Path) -> None:
-    dataset = pipeline.open_dataset(in_tars)
+    dataset = in9.open_dataset(in_tars)
     assert dataset.variant == "original"
     keys = [meta["key"] for _, _, meta in dataset]
     for variant in dataset.variants:
@@ -90,15 +90,15 @@ def test_all_variants_are_of_the_same_images(in_tars: Path) -> None:
 
 def test_what_is_not_there_is_said(one_worker: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no finished dataset"):
-        pipeline.open_dataset(tmp_path)
+        in9.open_dataset(tmp_path)
     with pytest.raises(ValueError, match="no variant 'mixed'; the dataset has original, only_bg_b"):
-        pipeline.open_dataset(one_worker, "mixed")
+        in9.open_dataset(one_worker, "mixed")
     with pytest.raises(ValueError, match="no split 'train'; the dataset has val"):
-        pipeline.open_dataset(one_worker).select(split="train")
+        in9.open_dataset(one_worker).select(split="train")
 
 
 def test_a_reader_can_be_pickled_after_it_was_used(one_worker: Path) -> None:
-    dataset = pipeline.open_dataset(one_worker)
+    dataset = in9.open_dataset(one_worker)
     expected = dataset[3][2]["key"]
     again = pickle.loads(pickle.dumps(dataset))
     assert isinstance(again, DatasetReader)
@@ -107,9 +107,9 @@ def test_a_reader_can_be_pickled_after_it_was_used(one_worker: Path) -> None:
 
 def test_neither_beam_nor_torch_is_imported(in_tars: Path) -> None:
     code = (
-        "import sys, pipeline\n"
+        "import sys, in9\n"
         "light = set(sys.modules)\n"
-        f"assert len(list(pipeline.open_dataset({str(in_tars)!r}))) > 10\n"
+        f"assert len(list(in9.open_dataset({str(in_tars)!r}))) > 10\n"
         "print('pyarrow' in light, 'apache_beam' in sys.modules, 'torch' in sys.modules)"
     )
     done = subprocess.run(
@@ -142,7 +142,7 @@ def test_a_bucket_is_read_as_a_folder_is(
     there = Store.at(f"gs://{BUCKET}/{dataset}")
     paths = [path for path in here.walk("") if "layers/" not in path]
     here.copy_into(there, [(path, path) for path in paths])
-    local, remote = pipeline.open_dataset(here.root), pipeline.open_dataset(there.root)
+    local, remote = in9.open_dataset(here.root), in9.open_dataset(there.root)
     assert len(remote) == len(local)
     for ours, theirs in ((next(iter(local)), next(iter(remote))), (local[-1], remote[-1])):
         np.testing.assert_array_equal(ours[0], theirs[0])

@@ -16,7 +16,7 @@ from conftest import Run, darken, manifest_of, pictures_of, stamps
 from gcs import BUCKET, gcs_server
 from soundness import assert_sound
 
-from pipeline import open_dataset
+from in9 import open_dataset
 from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import finished_versions, reading_store, writing_store

@@ -238,6 +238,7 @@ def test_what_was_staged_runs_as_it_is(
         there = {name.partition("/")[2] for name in tar.getnames()}
     assert {
         "setup.py",
+        "in9.py",
         "pipeline/runtime/dataflow_jobs.py",
         "pipeline/templates/report.html",
     } <= there

@@ -1,0 +1,52 @@
+"""ImageNet-9 from Python: a dataset to read, and its stages for a Beam pipeline of your own.
+
+import in9
+
+dataset = in9.open_dataset("out", "mixed_rand")
+for image, label, meta in dataset:
+    ...
+
+What a name needs is imported when it is asked for: to read a dataset, neither Beam nor torch.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.commands.own_pipelines import Evaluate, Generate
+    from pipeline.dataset.reading import DatasetReader
+
+__all__ = ["Evaluate", "Generate", "open_dataset"]
+
+
+def open_dataset(
+    path: str | os.PathLike[str], variant: str | None = None, split: str | None = None
+) -> DatasetReader:
+    """Opens a finished dataset for reading: without Beam, and without torch.
+
+    Args:
+      path: its folder, here or `gs://`; of published versions, the newest is read.
+      variant: such as `mixed_rand`; the first one, mostly `original`, if None.
+      split: such as `val`; that, or the first one, if None.
+
+    Raises:
+      UsageError: there is no finished dataset.
+      ValueError: it has no such variant or split; the message lists those that it has.
+    """
+    from pipeline.dataset.reading import DatasetReader
+
+    return DatasetReader.open(os.fspath(path), variant, split)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("Evaluate", "Generate"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pipeline.commands import own_pipelines
+
+    return getattr(own_pipelines, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

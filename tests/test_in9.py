@@ -1,0 +1,101 @@
+"""`in9`, the module that users import: reading, and the stages in a Beam pipeline of one's own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+from conftest import ROOT, manifest_of, run_in9, stamps
+from soundness import assert_sound
+
+import in9
+from pipeline.errors import UsageError
+from pipeline.runtime.lock import DATASET_LOCK
+
+RUNNER = "FnApiRunner"
+HOW = {"segmenter": "box", "image_size": 32, "resize": 32, "variants": ["original", "mixed_rand"]}
+
+
+def test_names_are_loaded_when_they_are_asked_for() -> None:
+    assert dir(in9) == sorted(in9.__all__)
+    assert all(hasattr(in9, name) for name in in9.__all__)
+    with pytest.raises(AttributeError, match="'in9' has no attribute 'generate'"):
+        in9.generate  # noqa: B018
+    code = (
+        "import sys, in9\n"
+        "heavy = {'apache_beam', 'numpy', 'pyarrow', 'torch'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+        "in9.Generate\n"
+        "print('apache_beam' in sys.modules, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout == "[]\nTrue False\n"
+
+
+def test_a_pipeline_of_ones_own_makes_what_the_command_makes(
+    small_sample: Path, tmp_path: Path
+) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    flags = ("--segmenter", "box", "--image_size", 32, "--resize", 32)
+    run = ("run", "--output", theirs, "--input", small_sample, *flags)
+    run_in9(*run, "--variants", "original,mixed_rand", "--models", "python:tiny_models:first")
+    generate = in9.Generate(ours, input=small_sample, own_background=False, **HOW)
+    with beam.Pipeline(RUNNER) as pipeline:
+        begun = pipeline | beam.Create(["something of one's own"])
+        evaluate = in9.Evaluate(generate, models=["python:tiny_models:first"], batch_size=32)
+        done = begun | generate | evaluate
+        done | beam.combiners.ToList() | beam.io.WriteToText(str(tmp_path / "said"))
+    (said,) = tmp_path.glob("said*")
+    assert said.read_text() == f"{[manifest_of(ours)['fingerprint']]}\n"
+    assert manifest_of(ours) == manifest_of(theirs)
+    assert_sound(ours)
+    for name in ("summary.csv", "gaps.csv", "per_class.csv"):
+        assert (ours / "results" / name).read_bytes() == (theirs / "results" / name).read_bytes()
+    assert (ours / "report.html").exists()
+    assert not (ours / DATASET_LOCK).exists()
+    assert not (ours / ".in9" / "progress").exists()
+    # There is nothing left to do, together or alone.
+    before = stamps(ours)
+    for again in (
+        in9.Generate(ours, input=small_sample, **HOW),
+        in9.Evaluate(ours, models=["python:tiny_models:first"], batch_size=32),
+    ):
+        with beam.Pipeline(RUNNER) as pipeline:
+            pipeline | again
+    assert stamps(ours) == before
+
+
+def test_flags_are_checked_as_on_the_command_line(small_sample: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for flags, why in (
+        ({"ouput": "x"}, "unknown flag --ouput; did you mean --output?"),
+        ({"direct_num_workers": 2}, "--direct_num_workers is no flag of a stage"),
+        ({"publish": tmp_path}, "--publish is no flag of a stage"),
+        ({"models": ["resnet50"]}, "--models is no flag of a stage"),
+        ({"limit": "few"}, "argument --limit: invalid int value: 'few'"),
+        ({"variants": ["original", "mixed_best"]}, "unknown variant 'mixed_best'"),
+        ({"input": tmp_path / "nowhere"}, "is not a folder"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            in9.Generate(out, **flags)
+        assert why in str(caught.value)
+    generate = in9.Generate(out, input=small_sample)
+    for flags, why in (
+        ({"seed": 1}, "--seed is no flag of a stage"),
+        ({"imagenet": tmp_path}, "--imagenet is no flag of a stage"),
+        ({"models": ["resnet5O"]}, "timm has no model 'resnet5O'"),
+        ({"eval_split": "test"}, "--eval_split test: the dataset has val"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            in9.Evaluate(generate, **flags)
+        assert why in str(caught.value)
+    with pytest.raises(UsageError, match="Make one with: in9 generate"):
+        in9.Evaluate(out)
+    with pytest.raises(UsageError, match="apply Evaluate to what Generate gives"):
+        beam.Pipeline(RUNNER) | in9.Evaluate(generate)
+    assert not out.exists()
