@@ -219,8 +219,8 @@ def load(folder: str, plan: str) -> None:
     started = time.perf_counter()
     loaded = load_plan(Store(folder), plan, config, "x")
     middle = time.perf_counter()
-    step = max(1, len(loaded.pool.keys) // 1024)
-    loaded.backgrounds([loaded.pool.keys[n] for n in range(0, len(loaded.pool.keys), step)][:1024])
+    step = max(1, len(loaded.rows) // 1024)
+    loaded.backgrounds([loaded.keys[int(n)].as_py() for n in loaded.rows[::step]][:1024])
     seconds = {
         "load a plan": middle - started,
         "pairs of a shard": time.perf_counter() - middle,
