@@ -10,6 +10,7 @@ from typing import Any
 
 import apache_beam as beam
 
+from pipeline.commands.evaluation_flags import evaluation_from_flags
 from pipeline.commands.flags import flags_of
 from pipeline.commands.job_flags import job_from_flags, remember_input
 from pipeline.commands.parser import build_parser, refuse_near_misses
@@ -17,10 +18,10 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import UsageError
-from pipeline.generate import graph
-from pipeline.jobs.last_run import End, Ending
+from pipeline.evaluate.stage import Predict
+from pipeline.jobs.last_run import Ending
+from pipeline.jobs.main_job import MainJob
 from pipeline.jobs.start import TakeLock, manifest_state
-from pipeline.report.stage import WriteResults
 from pipeline.runtime.lock import this_process
 
 _OF_COMMANDS = ("dry_run", "publish", "keep", "imagenet", "fail_if", "gpu", "gpus")
@@ -59,17 +60,11 @@ class Generate(beam.PTransform):
         remember_input(self._arguments, job.store)
         if isinstance(start, beam.pvalue.PBegin):
             start = start | "Once" >> beam.Create([None], reshuffle=False)
-        made = (
-            start
-            | "TakeLock" >> beam.ParDo(TakeLock(job.store, owner, self._seen))
-            | "Dataset" >> graph.Generate(job, job.taxonomy)
-        )
-        writer = WriteResults(
-            job.store, job.taxonomy, self._arguments.pictures, has_run_models=False
-        )
         before = manifest.fingerprint if manifest else None
         ending = Ending("generate", job.store, job.progress, before, owner=owner, alone=True)
-        return _finish(made, writer, ending)
+        lock = TakeLock(job.store, owner, self._seen)
+        main = MainJob(ending, job.taxonomy, self._arguments.pictures, job=job, lock=lock)
+        return main.build_after(start)
 
 
 class Evaluate(beam.PTransform):
@@ -86,9 +81,6 @@ class Evaluate(beam.PTransform):
     """
 
     def __init__(self, dataset: str | os.PathLike[str] | Generate, **flags: Any) -> None:
-        # Who only generates need not wait for torch.
-        from pipeline.commands.evaluation_flags import evaluation_from_flags
-
         super().__init__()
         self._follows = isinstance(dataset, Generate)
         if isinstance(dataset, Generate):
@@ -101,35 +93,23 @@ class Evaluate(beam.PTransform):
             self._store = writing_store("dataset", arguments.dataset)
             there = Dataset.open(self._store)
             config, self._taxonomy = there.manifest.config, there.taxonomy
-        self._evaluation = evaluation_from_flags(arguments, self._store, config)
+        evaluation = evaluation_from_flags(arguments, self._store, config, self._taxonomy)
+        self._work = Predict(evaluation, self._taxonomy)
         self._pictures = arguments.pictures
 
     def expand(
         self, start: beam.pvalue.PBegin | beam.pvalue.PCollection
     ) -> beam.pvalue.PCollection:
-        from pipeline.evaluate import stage
-
-        evaluation, store = self._evaluation, self._store
+        evaluation, store = self._work.evaluation, self._store
         manifest = read_manifest(store)
         before = manifest.fingerprint if manifest else None
         if isinstance(start, beam.pvalue.PBegin):
             if self._follows:
                 raise UsageError("apply Evaluate to what Generate gives: the dataset is made first")
             start = start | "Once" >> beam.Create([before], reshuffle=False)
-        evaluated = start | "Models" >> stage.Evaluate(evaluation, self._taxonomy)
-        writer = WriteResults(store, self._taxonomy, self._pictures, has_run_models=True)
         ending = Ending("evaluate", store, evaluation.progress, before, evaluation, alone=True)
-        return _finish(evaluated, writer, ending)
-
-
-def _finish(
-    dataset: beam.pvalue.PCollection, writer: WriteResults, ending: Ending
-) -> beam.pvalue.PCollection:
-    return (
-        dataset
-        | "Report" >> beam.ParDo(writer).with_output_types(str)
-        | "End" >> beam.ParDo(End(ending)).with_output_types(str)
-    )
+        main = MainJob(ending, self._taxonomy, self._pictures, works=(self._work,))
+        return main.build_after(start)
 
 
 def _parse(command: str, given: Mapping[str, Any]) -> argparse.Namespace:

@@ -35,7 +35,7 @@ from pipeline.jobs.fail_if import Condition, judge, parse_conditions
 from pipeline.jobs.last_run import Ending, say_summary
 from pipeline.jobs.main_job import MainJob
 from pipeline.jobs.publish import check_publishing, describe_published
-from pipeline.jobs.start import TakeLock, manifest_state
+from pipeline.jobs.start import TakeLock, check_unchanged, manifest_state
 from pipeline.report import REPORT
 from pipeline.report.text_tables import accuracy_table
 from pipeline.runners.dataflow_submission import flags_of_workers, submission_from_flags
@@ -73,8 +73,8 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     flag = "output" if generates else "dataset"
     store = writing_store(flag, getattr(arguments, flag))
     publishing = check_publishing(store, arguments.publish, arguments.keep)
-    # Checked before the lock, which needs a folder to lie in, and again under it: the dataset may
-    # have changed in between.
+    seen = manifest_state(store)
+    # Before the lock, which needs a folder to lie in.
     job = job_from_flags(arguments, store) if generates else None
     dataset = None if generates else Dataset.open(store)
     config = job.config if job else dataset.manifest.config  # type: ignore[union-attr]
@@ -83,15 +83,13 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     conditions = parse_conditions(getattr(arguments, "fail_if", None), config.compose.composed)
     evaluation = works[0].evaluation if works and works[0].stage == "evaluate" else None
     with contextlib.ExitStack() as stack:
-        seen = None
         if generates:
             remember_input(arguments, store)
             if submission is None:
                 stack.enter_context(held(store, DATASET_LOCK))
+                check_unchanged(store, seen)
                 # Before the job needs the room.
                 store.remove_temporary()
-            seen = manifest_state(store)
-            job = job_from_flags(arguments, store)
         manifest = read_manifest(store)
         ending = Ending(
             command=arguments.command,
@@ -110,7 +108,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             arguments.pictures,
             job=job,
             works=works,
-            lock=TakeLock(store, submission.owner, seen) if submission and seen else None,
+            lock=TakeLock(store, submission.owner, seen) if submission and job else None,
             publishing=publishing,
         ).build(pipeline)
         # Several processes may run models at once; the next writer replaces the last one's log.

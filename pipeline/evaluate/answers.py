@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
+from pipeline.evaluate.predictions import evaluated_variants, prediction_file, predictions_of
 from pipeline.evaluate.results import PREDICTION_SCHEMA, read_results
-from pipeline.evaluate.shards import evaluated_variants, prediction_file, predictions_of
 from pipeline.storage.state_files import parse_parquet, read_intact, read_table
 from pipeline.storage.store import Store
 from transforms.holdout import held_out

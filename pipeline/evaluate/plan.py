@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from pipeline.dataset.fingerprints import EVALUATE_VERSION
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows
 from pipeline.models.identity import ModelIdentity
@@ -83,6 +84,7 @@ def describe_model(
         "weights_sha256": model.weights_sha256,
         "preprocessing": preprocessing,
         "num_outputs": model.num_outputs,
+        "evaluate_version": EVALUATE_VERSION,
         "evaluation": {
             **evaluation.how,
             "input_size": model.preprocessing.input_size if fixed else stored,

@@ -14,6 +14,7 @@ from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.answers import Images
 from pipeline.evaluate.logits import PROBED, read_logits
+from pipeline.evaluate.predictions import prediction_file
 from pipeline.evaluate.results import (
     display_name,
     interval,
@@ -21,7 +22,6 @@ from pipeline.evaluate.results import (
     result_file,
     result_folder,
 )
-from pipeline.evaluate.shards import prediction_file
 from transforms.probe import power_of_outputs
 
 POWER_VERSION = 1

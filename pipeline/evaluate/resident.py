@@ -22,6 +22,8 @@ from transforms.taxonomy import Taxonomy
 
 _IN_MEMORY = threading.BoundedSemaphore(2)
 """While one model works, the next one may be loaded."""
+_LOADING = threading.Lock()
+"""Two models that are made at the same time would draw from one generator of random numbers."""
 _DEVICE = threading.Lock()
 
 
@@ -42,7 +44,8 @@ def in_memory(entry: str, evaluation: Evaluation, taxonomy: Taxonomy) -> Iterato
         free_memory()
         torch.set_num_threads(evaluation.threads)
         try:
-            model = load_model(entry, evaluation.weights, taxonomy)
+            with _LOADING:
+                model = load_model(entry, evaluation.weights, taxonomy)
             check_head(model, taxonomy)
             if not evaluation.accept_new_weights:
                 _check_weights(model, evaluation)

@@ -1,4 +1,4 @@
-"""Predictions of a model on output shards: what they depend on, where they lie, their making.
+"""Making the predictions of a model on output shards.
 
 They are a file for each shard, in which each row says what it is of: weights, evaluation settings,
 and the file that holds the picture. What is there for the same is not computed again, so that a
@@ -15,64 +15,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.dataset.fingerprints import EVALUATE_VERSION, fingerprint
+from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.holdout import Holdout, selected_rows
 from pipeline.dataset.sinks import Sample
 from pipeline.evaluate.logits import PROBED, keys_to_keep
-from pipeline.evaluate.results import PREDICTION_SCHEMA, result_folder, result_shard
-from pipeline.evaluate.work import About, Made, ModelWork, NoteDone
+from pipeline.evaluate.predictions import About, prediction_file, predictions_of, tested_keys
+from pipeline.evaluate.results import PREDICTION_SCHEMA
+from pipeline.evaluate.work import Made, ModelWork, NoteDone
 from pipeline.runtime.counters import count
 from pipeline.storage.state_files import read_intact, read_table
 from transforms.scoring import LABEL_RULES, PAPER_RULE, labels_of_outputs
-from transforms.variants import is_picture
 
 if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
-
-
-def evaluated_variants(dataset: Dataset) -> tuple[str, ...]:
-    """The variants that models are evaluated on, replicates among them."""
-    return tuple(name for name in dataset.variants if is_picture(name))
-
-
-def prediction_file(about: About, shard: int) -> str:
-    """Where the predictions of a model on a shard lie."""
-    folder = result_folder(about["model"], about["evaluation"])
-    return result_shard(folder, "predictions", about["evaluation"]["split"], shard)
-
-
-def predictions_of(dataset: Dataset, about: About, shard: int) -> dict[str, str]:
-    """By variant, what identifies a model's predictions on a shard as it is: their column `of`.
-
-    Args:
-      dataset: that the shard is of.
-      about: the model, and how it is run.
-      shard: number of the output shard.
-    """
-    run = about["evaluation"]
-    how = [
-        *(about[name] for name in ("model", "weights_sha256", "preprocessing")),
-        {name: run[name] for name in ("precision", "eval_input")},
-        EVALUATE_VERSION,
-        # Groups may change where pictures do not.
-        *([sorted(_tested(dataset, about, shard))] if run["holdout"] else []),
-        *dataset.own_taxonomy,
-    ]
-    return {
-        variant: fingerprint(
-            how,
-            variant,
-            [file.sha256 for file in dataset.shard_files(run["split"], shard, (variant,))],
-        )
-        for variant in evaluated_variants(dataset)
-    }
-
-
-def _tested(dataset: Dataset, about: About, shard: int) -> frozenset[str]:
-    run = about["evaluation"]
-    rows = selected_rows(dataset, run["split"], Holdout(run["holdout"]), shard)
-    return frozenset(row["key"] for row in rows)
 
 
 class PredictShards(ModelWork):
@@ -108,7 +63,7 @@ class PredictShards(ModelWork):
         outputs = labels_of_outputs(self._about["num_outputs"], self._dataset.taxonomy)
         split = self._about["evaluation"]["split"]
         for shard in missing:
-            tested = _tested(self._dataset, self._about, shard)
+            tested = tested_keys(self._dataset, self._about, shard)
             probed = keys_to_keep(tested, len(self._dataset.shards(split)))
             kept = self._kept(shard)
             tables = [PREDICTION_SCHEMA.empty_table()]

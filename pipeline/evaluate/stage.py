@@ -5,25 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import metadata
 
-import apache_beam as beam
-
-from pipeline.dataset.fingerprints import EVALUATE_VERSION, fingerprint
+from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.evaluate.answers import Images, read_answers
-from pipeline.evaluate.model_stage import ModelStage
-from pipeline.evaluate.plan import Evaluation
 from pipeline.evaluate.power import power_of
+from pipeline.evaluate.predictions import About
 from pipeline.evaluate.results import result_file, result_folder, tested_part, write_result
 from pipeline.evaluate.shards import PredictShards
-from pipeline.evaluate.work import About, Work
-from transforms.taxonomy import Taxonomy
+from pipeline.evaluate.work import Work
 
 _LIBRARIES = ("numpy", "torch", "timm")
 
 
 class Predict(Work):
-    """Predictions of output shards."""
+    """Predictions of output shards, from which all statistics are made."""
 
     stage = "evaluate"
     unit_name = "prediction_shards"
@@ -58,7 +54,6 @@ class Predict(Work):
             **about,
             "entry": entry,
             "libraries": {name: metadata.version(name) for name in _LIBRARIES},
-            "evaluate_version": EVALUATE_VERSION,
             "predictions": fingerprint([shards.checksum(unit) for unit in units]),
             "power": power_of(dataset, images, about),
         }
@@ -67,14 +62,3 @@ class Predict(Work):
         for path in list(store.walk(f"results/{folder}/predictions")):
             if path not in current:
                 store.delete(path)
-
-
-class Evaluate(beam.PTransform):
-    """Evaluates models on a finished dataset: its fingerprint -> the same, one element."""
-
-    def __init__(self, evaluation: Evaluation, taxonomy: Taxonomy) -> None:
-        super().__init__()
-        self._work = Predict(evaluation, taxonomy)
-
-    def expand(self, dataset: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
-        return dataset | ModelStage(self._work)

@@ -8,7 +8,7 @@ writing are the same for all (`pipeline.evaluate.model_stage`).
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ import pyarrow as pa
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_about
 from pipeline.evaluate.plan import Evaluation, describe_model
+from pipeline.evaluate.predictions import About
 from pipeline.models.identity import ModelIdentity
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
@@ -23,8 +24,6 @@ from transforms.taxonomy import Taxonomy
 if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
 
-About = Mapping[str, Any]
-"""Which model, and how it is run: of `describe_model`."""
 NoteDone = Callable[[int, int], None]
 """(unit, pictures) -> nothing; takes what has been done of a unit since the last call."""
 

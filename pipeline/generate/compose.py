@@ -28,7 +28,7 @@ from pipeline.generate.scenes import DrawnScenes
 from pipeline.generate.staged import count_shard
 from pipeline.generate.variant_files import VariantFiles
 from pipeline.runtime.counters import timed
-from pipeline.runtime.progress import Progress
+from pipeline.runtime.progress import Meter, Progress
 from transforms.filters import Reason
 from transforms.taxonomy import Taxonomy
 from transforms.variants import EXTERNAL, MIXED, with_replicates
@@ -148,13 +148,14 @@ class ComposeShard(beam.DoFn):
         checksum = self._fingerprint(output, drawn, rows)
         index = index_file(output.totals.split, output.shard, output.totals.counts.output)
         found = self._staging.find(index, checksum)
+        meter = Meter(self._progress, "compose", f"{output.totals.split}-{output.shard:05d}")
         if found is None:
-            files = self._make(output, drawn, rows, index, checksum)
+            files = self._make(output, drawn, rows, index, checksum, meter)
         else:
             files = self._staging.with_record(found, index, len(rows))
         count_shard("output_shards", files, is_new=found is None)
-        name = f"{output.totals.split}-{output.shard:05d}"
-        self._progress.note_done("compose", name, count_sources(rows))
+        # Those that are not composed, too.
+        meter.end(count_sources(rows))
         return [ComposedShard.of(output, files, rows)]
 
     def _make(
@@ -164,9 +165,10 @@ class ComposeShard(beam.DoFn):
         rows: list[dict[str, Any]],
         index: str,
         checksum: str,
+        meter: Meter,
     ) -> FoundShard:
         """Writes the shard's variants, and then its index."""
-        files = self._files.write(output, drawn, rows)
+        files = self._files.write(output, drawn, rows, meter)
         schema = index_schema(self._config.replicates)
         label = None if self._segment.is_whole else self._segment.describe_segmenter().label
         for row in rows:

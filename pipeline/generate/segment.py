@@ -49,7 +49,7 @@ from pipeline.inputs.found import SourceImage
 from pipeline.inputs.listing import SourceShard
 from pipeline.inputs.place import reads_ahead
 from pipeline.runtime.counters import count, timed
-from pipeline.runtime.progress import Progress
+from pipeline.runtime.progress import Meter, Progress
 from pipeline.storage.parallel import read_ahead
 from pipeline.storage.state_files import read_intact, warn_damaged
 from pipeline.storage.store import FileDigest, HashingFile
@@ -67,7 +67,7 @@ class SegmentShard(beam.DoFn):
       config: of the layers.
       staging: where new shards go.
       previous: by split, the numbers of shards of the dataset as it stands.
-      progress: where finished shards are noted.
+      progress: where what is done is noted.
       layers: `keep`, or `drop`: then a shard is up to date without its tar.
     """
 
@@ -101,14 +101,16 @@ class SegmentShard(beam.DoFn):
         )
         rows = None if found is None else self._whole_rows(found, shard)
         is_new = found is None or rows is None
+        meter = Meter(self._progress, "segment", f"{split}-{shard.shard:05d}")
         if found is None or rows is None:
-            files, rows = self._make(shard, digests, checksums)
+            files, rows = self._make(shard, digests, checksums, meter)
         else:
+            meter.add(len(shard.images))
             files = self._staging.with_record(found, record, len(rows))
         count_shard("source_shards", files, is_new=is_new)
         checksums.save()
+        meter.end()
         images = count_sources(rows)
-        self._progress.note_done("segment", f"{split}-{shard.shard:05d}", images)
         has_layers = layer_tar(split, shard.shard) in files.where
         candidates = pack_candidates(rows, {} if has_layers else _sources(shard))
         return [SegmentedShard(shard.totals, shard.shard, images, files, candidates)]
@@ -132,7 +134,11 @@ class SegmentShard(beam.DoFn):
         return known
 
     def _make(
-        self, shard: SourceShard, digests: list[str | None], checksums: Checksums
+        self,
+        shard: SourceShard,
+        digests: list[str | None],
+        checksums: Checksums,
+        meter: Meter,
     ) -> tuple[FoundShard, list[dict[str, Any]]]:
         """Writes the layers and then the record; returns the shard's files, and its rows."""
         split = shard.totals.split
@@ -157,6 +163,7 @@ class SegmentShard(beam.DoFn):
                     if tar is not None and parts:
                         row.update(add_layer(tar, row["key"], parts))
                     rows.append(row)
+                meter.add(1)
             if tar is not None:
                 tar.close()
         if file is not None:

@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from pipeline.dataset.config import ComposeConfig, SegmentConfig
-from pipeline.dataset.records import Staging
+from pipeline.dataset.records import Staging, is_first
 from pipeline.dataset.sinks import Sample, Sink, digests_of, open_sinks, sample_schema
 from pipeline.generate.layer_source import Backgrounds, LayerSource
 from pipeline.generate.own_variants import find_variants
 from pipeline.generate.plan import OutputShard
 from pipeline.runtime.counters import count
+from pipeline.runtime.progress import Meter
 from pipeline.storage.store import FileDigest
 from transforms.codec import encode_jpeg, encode_png
 from transforms.geometry import Pixels
@@ -40,7 +41,11 @@ class VariantFiles:
         self._variants = find_variants(config.variants)
 
     def write(
-        self, output: OutputShard, backgrounds: Backgrounds, rows: list[dict[str, Any]]
+        self,
+        output: OutputShard,
+        backgrounds: Backgrounds,
+        rows: list[dict[str, Any]],
+        meter: Meter,
     ) -> tuple[FileDigest, ...]:
         """Writes all variants of a shard to the staging folder.
 
@@ -48,6 +53,7 @@ class VariantFiles:
           output: the shard, as planned.
           backgrounds: that were drawn for its selected images.
           rows: of its index, complete.
+          meter: counts source images that are done.
 
         Returns:
           Digests of the files, under their final paths.
@@ -68,7 +74,7 @@ class VariantFiles:
             )
             if self._segment.is_whole:
                 whole = stack.enter_context(contextlib.closing(source.whole(selected)))
-                self._write_whole(backgrounds, whole, sinks)
+                self._write_whole(backgrounds, whole, sinks, meter)
                 selected = []
             layers = stack.enter_context(contextlib.closing(source.layers(selected)))
             for row, layer, encoded in layers:
@@ -80,6 +86,7 @@ class VariantFiles:
                     for sink in variant_sinks:
                         sink.add(sample)
                 count("images_composed")
+                meter.add(is_first(row))
         return digests_of(sinks)
 
     def _write_whole(
@@ -87,6 +94,7 @@ class VariantFiles:
         backgrounds: Backgrounds,
         pictures: Iterable[tuple[dict[str, Any], Pixels]],
         sinks: dict[str, list[Sink]],
+        meter: Meter,
     ) -> None:
         """Writes images that are not cut apart."""
         for row, picture in pictures:
@@ -96,6 +104,7 @@ class VariantFiles:
                 for sink in variant_sinks:
                     sink.add(sample)
             count("images_composed")
+            meter.add(is_first(row))
 
     def _sample(
         self,

@@ -45,14 +45,15 @@ class MainJob:
 
     def build(self, pipeline: beam.Pipeline) -> None:
         """Adds all steps."""
-        start = pipeline | "Start" >> beam.Create([None], reshuffle=False)
+        before = self.ending.before
+        self.build_after(pipeline | "Start" >> beam.Create([before], reshuffle=False))
+
+    def build_after(self, start: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
+        """Adds all steps behind one element, with which work begins: the dataset's fingerprint, if
+        it is not to be made; returns that, when all is done."""
         if self.lock:
             start = start | "TakeLock" >> beam.ParDo(self.lock)
-        if self.job:
-            dataset = start | "Generate" >> Generate(self.job)
-        else:
-            there = self.ending.before
-            dataset = start | "Dataset" >> beam.Map(lambda _: there).with_output_types(str)
+        dataset = start | "Generate" >> Generate(self.job) if self.job else start
         for work in self.works:
             dataset = dataset | type(work).__name__ >> ModelStage(work)
         store, runs_models = self.ending.store, bool(self.works)
@@ -60,7 +61,7 @@ class MainJob:
         dataset = dataset | "Report" >> _step(report)
         if self.publishing:
             dataset = dataset | "Publish" >> _step(Publish(self.publishing))
-        _ = dataset | "End" >> _step(End(self.ending))
+        return dataset | "End" >> _step(End(self.ending))
 
 
 def _step(step: beam.DoFn) -> beam.PTransform:

@@ -19,6 +19,12 @@ def manifest_state(store: Store) -> list[str | None]:
     return [None if info is None else info.identity for info in infos]
 
 
+def check_unchanged(store: Store, seen: list[str | None]) -> None:
+    """Raises JobError if a dataset is in another state than the one that a job was made for."""
+    if manifest_state(store) != seen:
+        raise JobError(f"{store.root} has changed meanwhile. Run the same command again")
+
+
 class TakeLock(beam.DoFn):
     """Anything -> the same, once the job holds the dataset's lock.
 
@@ -37,10 +43,9 @@ class TakeLock(beam.DoFn):
         # A runner that repeats this step may have changed the manifest in a later one.
         if not is_held_by(self._store, DATASET_LOCK, self._owner):
             acquire(self._store, DATASET_LOCK, self._owner)
-            if manifest_state(self._store) != self._seen:
+            try:
+                check_unchanged(self._store, self._seen)
+            except JobError:
                 release(self._store, DATASET_LOCK, self._owner)
-                raise JobError(
-                    f"{self._store.root} has changed since the job was submitted. Run the same "
-                    "command again"
-                )
+                raise
         yield element

@@ -32,12 +32,13 @@ class _Note:
 @functools.cache
 def _code() -> str:
     """Fingerprint of what makes the page."""
-    package = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     digest = hashlib.sha256()
-    for folder in ("report", "figures", "templates"):
-        for path in sorted((package / folder).rglob("*")):
+    folders = [f"pipeline/{name}" for name in ("report", "evaluate", "analyses", "templates")]
+    for folder in (*folders, "transforms"):
+        for path in sorted((root / folder).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
-                digest.update(f"{path.relative_to(package)}\0".encode())
+                digest.update(f"{path.relative_to(root)}\0".encode())
                 digest.update(path.read_bytes())
     return fingerprint(digest.hexdigest(), [metadata.version(name) for name in _LIBRARIES])
 

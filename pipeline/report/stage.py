@@ -21,8 +21,8 @@ class WriteResults(beam.DoFn):
       store: the dataset folder.
       taxonomy: its classes.
       pictures: as for `write_report`.
-      has_run_models: whether the job did. Else the page is written only to take results of an
-        earlier dataset off it.
+      has_run_models: whether the job did. Else the page is written only where there are results,
+        some of which may be of an earlier dataset now.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class WriteResults(beam.DoFn):
 
     def process(self, dataset: str) -> Iterator[str]:
         with held(self._store, TABLES_LOCK, wait=60):
-            _, stale = write_tables(Dataset.open(self._store))
-        if self._has_run_models or stale:
+            summaries, stale = write_tables(Dataset.open(self._store))
+        if self._has_run_models or summaries or stale:
             write_report(self._store, self._taxonomy, self._pictures)
         yield dataset

@@ -38,11 +38,11 @@ _NOTE = re.compile(rf"(?P<part>(?P<stage>\w+)/(?P<total>{_TOTAL}/)?[^/]+)\.(?P<c
 """Path of a note; others, such as those that file systems and desktops leave, say nothing."""
 _PID = re.compile(r"[0-9]{1,9}")
 
-TERMINAL_SECONDS = 0.1
+TERMINAL_SECONDS = 0.05
 PLAIN_SECONDS = 30.0
 REMOTE_SECONDS = 10.0
 """No more often than this where every look is a listing over the network."""
-_NOTE_SECONDS = 0.1
+_NOTE_SECONDS = 0.05
 _REMOTE_NOTE_SECONDS = 5.0
 """How often a part that is not done yet is noted."""
 
@@ -133,8 +133,9 @@ class Meter:
             self._note()
             self._next = time.monotonic() + self._seconds
 
-    def end(self) -> None:
-        """Notes all that was counted."""
+    def end(self, done: int | None = None) -> None:
+        """Notes all that was counted, or that so much is done."""
+        self._done = self._done if done is None else done
         self._note()
 
     def _note(self) -> None:
@@ -259,6 +260,7 @@ def shown(
 
     def watch() -> None:
         stages = [_Stage(name) for name in _STAGES]
+        last: _Stage | None = None
         while not over.wait(interval):
             try:
                 counts = progress.count()
@@ -267,8 +269,10 @@ def shown(
             for stage in stages:
                 stage.update(counts)
             running = next((stage for stage in stages if stage.is_running), None)
-            if running is not None:
-                display.show(running, time.monotonic())
+            # Of one that has ended, once, that all of it is done.
+            if (shown_now := running or last) is not None:
+                display.show(shown_now, time.monotonic())
+            last = running
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

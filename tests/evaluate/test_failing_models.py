@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -112,9 +113,7 @@ class Narrow(torch.nn.Module):
 
 
 def predictor(module: Narrow) -> Predictor:
-    model = load_model(GOOD)
-    model.module = module
-    return Predictor(model, PredictConfig())
+    return Predictor(dataclasses.replace(load_model(GOOD), module=module), PredictConfig())
 
 
 def test_a_batch_that_does_not_fit_is_halved() -> None:

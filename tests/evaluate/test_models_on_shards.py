@@ -23,8 +23,9 @@ from pipeline.errors import JobError, ModelError
 from pipeline.evaluate.failures import FailedModel, read_failures
 from pipeline.evaluate.model_stage import Block, BlockDone, Finish, Look, RunModels, SummedUp, SumUp
 from pipeline.evaluate.plan import Evaluation, describe_model
+from pipeline.evaluate.predictions import predictions_of
 from pipeline.evaluate.resident import in_memory, on_device
-from pipeline.evaluate.shards import PredictShards, predictions_of
+from pipeline.evaluate.shards import PredictShards
 from pipeline.evaluate.stage import Predict
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import load_model

@@ -21,8 +21,8 @@ from pipeline.evaluate import answers, forms, results
 from pipeline.evaluate.analysis import summary_parts
 from pipeline.evaluate.comparisons import compare_models, quantities
 from pipeline.evaluate.power import describe_power, power_of
+from pipeline.evaluate.predictions import evaluated_variants, prediction_file
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
-from pipeline.evaluate.shards import evaluated_variants, prediction_file
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.report.tables import missing_rows
 from pipeline.storage.state_files import read_table

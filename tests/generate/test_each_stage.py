@@ -41,7 +41,7 @@ from pipeline.generate.variant_files import VariantFiles
 from pipeline.inputs.key_lists import read_key_list
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import SourceShard, SplitTotals
-from pipeline.runtime.progress import Progress
+from pipeline.runtime.progress import Meter, Progress
 from pipeline.storage.store import FileDigest, Store
 from transforms.codec import decode_image
 from transforms.geometry import OutputBox
@@ -202,7 +202,8 @@ def test_layers_are_the_same_from_tars_and_cut_again(small_input: Path, tmp_path
     before = list(stored.layers(rows))
     own = {row["key"]: layer for row, layer, _ in before}
     rows = [{**row, "selected": place > 0} for place, row in enumerate(rows)]
-    digests = VariantFiles(BOX, MIXED, staging, IN9).write(output, met, rows)
+    meter = Meter(Progress.of(staging.store), "compose", "x")
+    digests = VariantFiles(BOX, MIXED, staging, IN9).write(output, met, rows, meter)
     for variant, file in zip(("original", MIX), digests, strict=True):
         assert file == staging.digest_of(staging.staged(file.path), file.path, len(rows) - 1)
         samples = read_parquet(job.store, staging.staged(file.path))

@@ -399,10 +399,9 @@ def test_changes_name_their_cause_and_pair_the_images(
     assert f"* 1 removed\n  * `{gone.stem}`: accepted\n" in text
     assert f"| `{NAME}` | data |" in text
 
-    for module in ("shards", "stage"):
-        monkeypatch.setattr(f"pipeline.evaluate.{module}.EVALUATE_VERSION", 3)
+    monkeypatch.setattr("pipeline.evaluate.plan.EVALUATE_VERSION", 3)
     on_results("evaluate", *MODELS, "--batch_size", "8")
-    assert changes_now()["models"][0]["causes"] == ["evaluation", "code"]
+    assert changes_now()["models"][0]["causes"] == ["code"]
     run("generate", "--overwrite", "config", "--jpeg_quality", "90")
     changes = changes_now()
     assert changes["causes"] == {"configuration": ["--jpeg_quality 95 -> 90"]}

@@ -22,9 +22,9 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_about, write_table
 from pipeline.errors import UsageError
 from pipeline.evaluate.failures import FailedModel, note_failures
+from pipeline.evaluate.predictions import prediction_file, predictions_of
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
 from pipeline.evaluate.results import result_folder
-from pipeline.evaluate.shards import prediction_file, predictions_of
 from pipeline.report import write_report
 from pipeline.report.adversarial import _BYTES as BACKGROUND_BYTES
 from pipeline.report.checklist import check_claims

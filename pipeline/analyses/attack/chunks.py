@@ -15,8 +15,9 @@ from pipeline.analyses.attack.plan import ATTACK_VARIANTS, AttackGrid, Attacking
 from pipeline.analyses.attack.results import chunk_table, grid_name, read_chunk
 from pipeline.dataset.fingerprints import ATTACK_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.predictions import About
 from pipeline.evaluate.results import result_folder, result_shard
-from pipeline.evaluate.work import About, Made, ModelWork, NoteDone
+from pipeline.evaluate.work import Made, ModelWork, NoteDone
 from pipeline.runtime.counters import count
 from transforms.adversarial import UNTRIED
 from transforms.attack_grid import Strengths

@@ -8,7 +8,8 @@ from pipeline.analyses.attack.chunks import Chunks
 from pipeline.analyses.attack.plan import AttackGrid, Attacking, open_grid
 from pipeline.analyses.attack.results import AttackedModel, write_attack
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.work import About, Work
+from pipeline.evaluate.predictions import About
+from pipeline.evaluate.work import Work
 from transforms.taxonomy import Taxonomy
 
 

@@ -27,8 +27,9 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import BrokenPictureError, JobError
 from pipeline.evaluate.plan import Evaluation, describe_model
+from pipeline.evaluate.predictions import About
 from pipeline.evaluate.results import result_file, result_folder, result_shard, write_result
-from pipeline.evaluate.work import About, Made, ModelWork, NoteDone, Work
+from pipeline.evaluate.work import Made, ModelWork, NoteDone, Work
 from pipeline.models.identity import ModelIdentity
 from pipeline.runtime.counters import count
 from pipeline.storage.files import files_of

@@ -26,8 +26,9 @@ from pipeline.dataset.fingerprints import SALIENCY_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError
+from pipeline.evaluate.predictions import About
 from pipeline.evaluate.results import result_folder, result_shard
-from pipeline.evaluate.work import About, Made, ModelWork, NoteDone
+from pipeline.evaluate.work import Made, ModelWork, NoteDone
 from pipeline.runtime.counters import count
 from transforms.codec import decode_image, decode_mask
 from transforms.saliency import mass_in_mask, overlay, saliency_map
@@ -97,19 +98,27 @@ class SaliencyShards(ModelWork):
     ) -> Generator[Made, None, None]:
         """As `ModelWork.make`; a model that gives no gradient fails."""
         for shard in missing:
-            rows = list(self._explain(predictor, shard, note))
-            yield Made(shard, pa.Table.from_pylist(rows, SALIENCY_SCHEMA))
+            # Where the numbers are there, maps are missing.
+            keys = self._missing_maps(shard) if super().is_there(shard) else None
+            rows = list(self._explain(predictor, shard, keys, note))
+            if keys is None:
+                yield Made(shard, pa.Table.from_pylist(rows, SALIENCY_SCHEMA))
 
     def _explain(
-        self, predictor: Predictor, shard: int, note: NoteDone
+        self, predictor: Predictor, shard: int, keys: frozenset[str] | None, note: NoteDone
     ) -> Iterator[dict[str, object]]:
-        """Rows of a shard; writes the maps that are missing."""
+        """Rows of a shard, of some keys alone if they are given; writes the maps that are
+        missing."""
         # Only who explains waits for torch.
         from pipeline.analyses.saliency.gradients import answer_gradients
 
         missing, checksum = self._missing_maps(shard), self.checksum(shard)
         output_labels = labels_of_outputs(self._about["num_outputs"], self._dataset.taxonomy)
-        samples = self._samples(shard)
+        samples = (
+            (picture, mask)
+            for picture, mask in self._samples(shard)
+            if keys is None or picture.key in keys
+        )
         # A backward pass needs all activations.
         size = max(1, predictor.batch_size // ACTIVATIONS)
         while batch := list(itertools.islice(samples, size)):

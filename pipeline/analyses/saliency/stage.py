@@ -9,8 +9,9 @@ from pipeline.analyses.saliency.results import measure, shown_rows
 from pipeline.analyses.saliency.shards import SaliencyShards
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.answers import Images, pictures_of
+from pipeline.evaluate.predictions import About
 from pipeline.evaluate.results import result_file, result_folder, write_result
-from pipeline.evaluate.work import About, Work
+from pipeline.evaluate.work import Work
 from transforms.taxonomy import Taxonomy
 
 
