@@ -45,11 +45,12 @@ def wilson(correct: int, n: int, confidence: float = CONFIDENCE) -> tuple[float,
         raise ValueError(f"correct must be between 0 and n={n}: got {correct}")
     if n == 0:
         return 0.0, 1.0
-    return _score_interval(correct / n, n, confidence)
+    return score_interval(correct / n, n, NormalDist().inv_cdf(0.5 + confidence / 2))
 
 
-def _score_interval(share: float, n: float, confidence: float) -> tuple[float, float]:
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+def score_interval(share: float, n: float, z: float) -> tuple[float, float]:
+    """Wilson's interval of a share in [0, 1] of n > 0 trials, which need not be whole: (low, high)
+    where the share is z > 0 standard errors off."""
     scale = 1 + z * z / n
     centre = (share + z * z / (2 * n)) / scale
     spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / scale
@@ -90,7 +91,7 @@ def wilson_of_units(
         between = float(((correct - share * n) ** 2).sum()) * len(n) / (len(n) - 1)
         effective = trials * share * (1 - share) * trials / between if between else trials
     effective = min(max(effective, fewest), trials)
-    return _score_interval(share, effective, confidence)
+    return score_interval(share, effective, NormalDist().inv_cdf(0.5 + confidence / 2))
 
 
 def wilson_of_groups(

@@ -7,6 +7,7 @@ would differ with other models like these.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from transforms.hashing import keyed_hashes
 from transforms.intervals import CONFIDENCE, RESAMPLES, bootstrap_means, percentile_interval
+from transforms.student_t import t_quantile
+from transforms.two_way import variance_of_sums
 
 MIN_MODELS = 3
 """A line through fewer points always fits."""
@@ -100,6 +103,51 @@ def fit_line(
         intercept=height - slope * middle,
         models=len(x),
     )
+
+
+def slope_interval(
+    imagenet: Values,
+    accuracy: Values,
+    sums: Sequence[NDArray[np.float64]],
+    confidence: float = CONFIDENCE,
+) -> tuple[float, float, float]:
+    """The least-squares slope, with an interval for other models and other images.
+
+    Both are sampled, so the variance is two-way again: that of the models, by HC3 (MacKinnon and
+    White 1985), which holds also where they scatter unevenly; plus that of the images, which all
+    models share; less what each model owes to the images alone, which is in both.
+
+    Args:
+      imagenet: (n,) accuracy of each model on ImageNet, a fraction; n >= 3, not all the same.
+      accuracy: (n,) its accuracy on a variant, or its BG-Gap, a fraction.
+      sums: of `transforms.two_way.Roles.sums`, (n, units) each: what the pictures contribute to
+        each model's accuracy.
+      confidence: in (0, 1).
+
+    Returns:
+      (slope, low, high), by Student's t with n - 2 degrees of freedom; infinite where the slope
+      hangs on one model alone.
+    """
+    x, y = np.asarray(imagenet, np.float64), np.asarray(accuracy, np.float64)
+    x = x - x.mean()
+    weights = x / np.square(x).sum()
+    slope = float(weights @ y)
+    leverage = 1 / len(x) + weights * x
+    if leverage.max() > 1 - 1e-9:
+        return slope, -math.inf, math.inf
+
+    def scatter(of_models: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What is left of (n, ...) values beside their line, as it counts in the slope's error."""
+        left = of_models - of_models.mean(axis=0) - np.multiply.outer(x, weights @ of_models)
+        counted: NDArray[np.float64] = (weights / (1 - leverage) * left.T).T
+        return counted
+
+    variance = float(np.square(scatter(y)).sum())
+    of_images = variance_of_sums([weights @ of_role for of_role in sums])
+    in_both = variance_of_sums([scatter(of_role) for of_role in sums]).sum()
+    variance += max(0.0, float(of_images - in_both))
+    reach = t_quantile(len(x) - 2, confidence) * math.sqrt(variance)
+    return slope, slope - reach, slope + reach
 
 
 def _slopes(moments: NDArray[np.float64]) -> NDArray[np.float64]:

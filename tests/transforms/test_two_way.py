@@ -1,0 +1,260 @@
+"""Two-way intervals, Student's t, adjusted p values: against loops, tables, and laws."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from transforms.intervals import score_interval, wilson
+from transforms.multiple import benjamini_hochberg, holm
+from transforms.student_t import t_p_value, t_quantile
+from transforms.trend import slope_interval
+from transforms.two_way import (
+    Roles,
+    difference_interval,
+    p_value,
+    variance_of_sums,
+    wilson_of_pictures,
+)
+
+pictures = st.lists(
+    st.tuples(st.integers(0, 5), st.integers(0, 4), st.booleans()), min_size=1, max_size=30
+)
+"""(foreground, background, right) of each."""
+shares = hnp.arrays(np.float64, st.integers(0, 20), elements=st.floats(0, 1))
+
+
+def columns(drawn: list[tuple[int, int, bool]]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    fg, bg, right = (np.asarray(column) for column in zip(*drawn, strict=True))
+    return fg, bg, right
+
+
+def plain_variance(fg: NDArray[Any], bg: NDArray[Any], r: NDArray[np.float64]) -> float:
+    """Over all pairs of pictures that share something, one by one."""
+
+    def of(related: Any, corrected: bool, units: int) -> float:
+        total = sum(
+            r[i] * r[j] for i, j in itertools.product(range(len(r)), repeat=2) if related(i, j)
+        )
+        return float(total) * (units / (units - 1) if corrected else 1)
+
+    by_fg = of(lambda i, j: fg[i] == fg[j], True, len(set(fg.tolist())))
+    by_bg = of(lambda i, j: bg[i] == bg[j], True, len(set(bg.tolist())))
+    by_pair = of(lambda i, j: fg[i] == fg[j] and bg[i] == bg[j], False, 2)
+    return by_fg + max(0.0, by_bg - by_pair)
+
+
+@given(pictures)
+def test_the_variance_is_that_of_a_plain_loop(drawn: list[tuple[int, int, bool]]) -> None:
+    fg, bg, right = columns(drawn)
+    r = (right - right.mean()) / len(right)
+    found = Roles.of(fg * 7 - 3, bg).variance(r)
+    if min(len(set(fg.tolist())), len(set(bg.tolist()))) < 2:
+        assert found == math.inf
+    else:
+        assert found == pytest.approx(plain_variance(fg, bg, r))
+    # The names of units and the order of pictures mean nothing.
+    order = np.arange(len(fg))[::-1]
+    assert Roles.of(-fg[order], bg[order] + 90).variance(r[order]) == pytest.approx(found)
+
+
+@given(pictures)
+def test_sums_are_linear_and_come_in_any_number(drawn: list[tuple[int, int, bool]]) -> None:
+    fg, bg, right = columns(drawn)
+    roles = Roles.of(fg, bg)
+    r = np.stack([right - right.mean(), np.arange(len(fg)) - (len(fg) - 1) / 2])
+    both = roles.sums(r)
+    for place in range(2):
+        for together, alone in zip(both, roles.sums(r[place]), strict=True):
+            np.testing.assert_allclose(together[place], alone)
+    less = [sums[0] - sums[1] for sums in both]
+    assert variance_of_sums(less) == pytest.approx(roles.variance(r[0] - r[1]))
+
+
+def test_pictures_with_their_own_background_have_the_variance_of_independent_ones() -> None:
+    rng = np.random.default_rng(0)
+    right = rng.random(200) < 0.7
+    r = (right - right.mean()) / 200
+    expected = right.var(ddof=1) / 200
+    assert Roles.of(np.arange(200)).variance(r) == pytest.approx(expected)
+    # Backgrounds that no two share add next to nothing.
+    assert Roles.of(np.arange(200), np.arange(200)[::-1]).variance(r) == pytest.approx(
+        expected, rel=0.01
+    )
+    with pytest.raises(ValueError, match="3 foregrounds on 2"):
+        Roles.of(np.arange(3), np.arange(2))
+
+
+@given(pictures)
+def test_wilson_of_pictures_lies_between_units_and_trials(
+    drawn: list[tuple[int, int, bool]],
+) -> None:
+    fg, bg, right = columns(drawn)
+    roles, hits, n = Roles.of(fg, bg), int(right.sum()), len(right)
+    low, high = wilson_of_pictures(right, roles)
+    narrow_low, narrow_high = wilson(hits, n)
+    assert 0 <= low <= narrow_low + 1e-12
+    assert narrow_high - 1e-12 <= high <= 1
+    # Never wider than if pictures of a unit were copies of one.
+    fewest = min(n**2 / np.square(np.unique(x, return_counts=True)[1]).sum() for x in (fg, bg))
+    if roles.units > 1:
+        wide = score_interval(hits / n, float(fewest), t_quantile(roles.units - 1, 0.95))
+        assert wide[0] <= low + 1e-12
+        assert wide[1] >= high - 1e-12
+    one_way = wilson_of_pictures(right, Roles.of(np.arange(n)))
+    assert one_way == wilson_of_pictures(right, Roles.of(np.arange(n), np.arange(n)))
+    assert one_way == wilson(hits, n)
+
+
+def test_shares_without_doubt() -> None:
+    none = np.empty(0, np.int64)
+    assert wilson_of_pictures(none.astype(bool), Roles.of(none, none)) == (0, 1)
+    # One background for all, and one foreground for all: no other was seen.
+    ones, many = np.zeros(12, np.int64), np.arange(12)
+    for roles in (Roles.of(many, ones), Roles.of(ones, many), Roles.of(ones)):
+        assert roles.units == 1
+        assert wilson_of_pictures(many > 3, roles) == (0, 1)
+        value = np.asarray(0.25)
+        assert difference_interval(value, roles.variance((many - 5.5) / 12), 1) == (-1, 1)
+        assert p_value(value, np.asarray(np.inf), 1) == 1
+    # All right, or all wrong: as many as there are backgrounds, each of which serves two.
+    right, roles = np.ones(12, bool), Roles.of(many, many // 2)
+    low, high = wilson_of_pictures(right, roles)
+    assert (low, high) == score_interval(1.0, 6, t_quantile(5, 0.95))
+    assert wilson_of_pictures(~right, roles) == pytest.approx((1 - high, 1 - low))
+
+
+def test_the_interval_of_a_difference_is_students() -> None:
+    """Of 10 independent differences, against the textbook's formula."""
+    values = np.asarray([1, 0, 0, 1, -1, 1, 0, 1, 1, 0], np.float64)
+    r = (values - values.mean()) / 10
+    mean, error = values.mean(), values.std(ddof=1) / math.sqrt(10)
+    variance = Roles.of(np.arange(10)).variance(r)
+    low, high = difference_interval(mean, variance, 10)
+    assert (low, high) == pytest.approx((mean - 2.262157 * error, mean + 2.262157 * error))
+    stats = pytest.importorskip("scipy.stats")
+    assert p_value(mean, variance, 10) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+
+
+def test_units_that_agree_leave_room_for_some_that_do_not() -> None:
+    nothing = np.zeros(3)
+    low, high = difference_interval(np.asarray([0.0, 1.0, -1.0]), nothing, 4)
+    other = wilson(0, 4)[1]
+    np.testing.assert_allclose(low, [-other, 1 - 2 * other, -1])
+    np.testing.assert_allclose(high, [other, 1, 2 * other - 1])
+    np.testing.assert_allclose(p_value(np.asarray([0.0, 1.0, -1.0]), nothing, 4), [1, 1 / 8, 1 / 8])
+
+
+@given(
+    hnp.arrays(np.float64, 5, elements=st.floats(-1, 1)),
+    hnp.arrays(np.float64, 5, elements=st.floats(0, 1)),
+    st.integers(1, 40),
+)
+def test_p_values_and_intervals_say_the_same(
+    estimate: NDArray[np.float64], variance: NDArray[np.float64], units: int
+) -> None:
+    low, high = difference_interval(estimate, variance, units)
+    assert ((low <= estimate) & (estimate <= high)).all()
+    p = p_value(estimate, variance, units)
+    assert ((p >= 0) & (p <= 1)).all()
+    clear = (variance > 1e-20) & (np.abs(p - 0.05) > 1e-9)
+    outside = (low > 0) | (high < 0)
+    np.testing.assert_array_equal(outside[clear], (p < 0.05)[clear])
+
+
+@pytest.mark.parametrize(
+    ("df", "confidence", "expected"),
+    [  # Fisher and Yates, Statistical tables, table III.
+        (1, 0.95, 12.706),
+        (2, 0.95, 4.303),
+        (5, 0.99, 4.032),
+        (10, 0.95, 2.228),
+        (30, 0.999, 3.646),
+        (120, 0.95, 1.980),
+        (10**6, 0.95, 1.960),
+    ],
+)
+def test_t_quantiles_are_those_of_tables(df: int, confidence: float, expected: float) -> None:
+    assert t_quantile(df, confidence) == pytest.approx(expected, abs=6e-4)
+
+
+@given(st.integers(1, 100_000), st.floats(0.5, 1 - 1e-6))
+def test_quantiles_and_p_values_are_inverse(df: int, confidence: float) -> None:
+    t = t_quantile(df, confidence)
+    assert t_p_value(np.asarray(t), df) == pytest.approx(1 - confidence, abs=1e-10)
+    stats = pytest.importorskip("scipy.stats")
+    assert t == pytest.approx(stats.t.ppf(0.5 + confidence / 2, df), rel=1e-6)
+    more = np.asarray([-t - 1, 3.3, 60, 1e9])
+    np.testing.assert_allclose(t_p_value(more, df), 2 * stats.t.sf(np.abs(more), df), atol=1e-10)
+
+
+def test_without_degrees_of_freedom_nothing_is_known() -> None:
+    assert t_quantile(0, 0.95) == math.inf
+    assert t_p_value(np.asarray([0.0, 9.0]), 0).tolist() == [1, 1]
+    for df, confidence in ((-1, 0.95), (3, 1.0), (3, 0.0)):
+        with pytest.raises(ValueError, match="no quantile"):
+            t_quantile(df, confidence)
+
+
+@given(shares)
+def test_adjusted_p_values_are_those_of_the_definitions(p: NDArray[np.float64]) -> None:
+    m, ordered = len(p), sorted(p)
+    for place, value in enumerate(p.tolist()):
+        below = [(m - i) * x for i, x in enumerate(ordered) if x <= value]
+        assert holm(p)[place] == pytest.approx(min(1, max(below)))
+        above = [m * x / (i + 1) for i, x in enumerate(ordered) if x >= value]
+        assert benjamini_hochberg(p)[place] == pytest.approx(min(1, min(above)))
+    assert (benjamini_hochberg(p) <= holm(p) + 1e-12).all()
+    two = np.stack([p, p[::-1]], axis=1)
+    np.testing.assert_array_equal(holm(two)[:, 0], holm(p))
+    np.testing.assert_array_equal(benjamini_hochberg(two)[:, 1], benjamini_hochberg(p)[::-1])
+
+
+def test_adjusted_p_values_of_a_published_example() -> None:
+    """Benjamini and Hochberg 1995, section 4.1: four of 15 are rejected, by Holm's three."""
+    p = np.asarray([
+        0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344,
+        0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0,
+    ])  # fmt: skip
+    assert (benjamini_hochberg(p) <= 0.05).sum() == 4
+    assert (holm(p) <= 0.05).sum() == 3
+
+
+def test_a_slope_has_the_variance_of_models_and_of_images() -> None:
+    rng = np.random.default_rng(3)
+    x = rng.uniform(0.6, 0.85, 12)
+    right = rng.random((12, 40)) < 0.1 + 0.8 * x[:, None]
+    y = right.mean(axis=1)
+    slope, low, high = slope_interval(x, y, [np.zeros((12, 2))])
+    assert slope == pytest.approx(np.polyfit(x, y, 1)[0])
+    # HC3 as the sandwich, with the whole hat matrix.
+    design = np.stack([np.ones(12), x], axis=1)
+    bread = np.linalg.inv(design.T @ design)
+    hat = design @ bread @ design.T
+    weights, leverage = (bread @ design.T)[1], np.diag(hat)
+    residual = (np.eye(12) - hat) @ y
+    variance = float((weights**2 * (residual / (1 - leverage)) ** 2).sum())
+    reach = t_quantile(10, 0.95) * math.sqrt(variance)
+    assert (low, high) == pytest.approx((slope - reach, slope + reach))
+    # Of images that models do not share, HC3 has all; of errors in common, nothing.
+    roles = Roles.of(np.arange(40))
+    r = (right - y[:, None]) / 40
+    shared = r + 40 * np.outer(x - x.mean(), r[0])
+    of_images = float(roles.variance(weights @ shared))
+    left = (np.eye(12) - hat) @ shared
+    in_both = (weights**2 / (1 - leverage) ** 2 * roles.variance(left)).sum()
+    assert of_images > in_both
+    _, low, high = slope_interval(x, y, roles.sums(shared))
+    expected = t_quantile(10, 0.95) * math.sqrt(variance + of_images - in_both)
+    assert (high - low) / 2 == pytest.approx(expected)
+    # Of two accuracies, one is a single model's: nothing tells how much such models scatter.
+    few = slope_interval([0.7, 0.7, 0.8], [0.1, 0.2, 0.3], [np.zeros((3, 2))])
+    assert few[1:] == (-math.inf, math.inf)

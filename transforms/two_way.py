@@ -1,0 +1,200 @@
+"""Intervals of what is counted on pictures that share foregrounds and backgrounds.
+
+A picture of a mixed variant shows one image's foreground on another's background. The foreground
+stands on one background for each draw, and a background serves several foregrounds, so pictures
+that share either err together. The variance of an estimate follows from the signed contribution r
+of each picture to it, such as its distance from the mean, divided by their number: sums of r by
+foreground are squared and added, so are those by background, and those by pair, which are in both,
+are taken off. Source: Cameron, Gelbach and Miller 2011, "Robust inference with multiway
+clustering". There are as many degrees of freedom as the rarer role has units, less one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transforms.intervals import CONFIDENCE, score_interval, wilson
+from transforms.student_t import t_p_value, t_quantile
+
+Floats = NDArray[np.float64]
+Units = NDArray[np.integer]
+
+_NONE = 1e-12
+"""A standard error below this is rounding."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Roles:
+    """Which unit the foreground of each of n pictures is of, and which its background.
+
+    Attributes:
+      foregrounds: (n,) int64, the unit of each, numbered from 0 on.
+      backgrounds: (n,) int64, likewise; None where each picture has its own background: then
+        foregrounds alone count.
+      pairs: (n,) int64, the pair of both, likewise numbered; None without `backgrounds`.
+    """
+
+    foregrounds: NDArray[np.int64]
+    backgrounds: NDArray[np.int64] | None
+    pairs: NDArray[np.int64] | None
+
+    @classmethod
+    def of(cls, foregrounds: Units, backgrounds: Units | None = None) -> Roles:
+        """Numbers the units.
+
+        Args:
+          foregrounds: (n,) integers that tell apart the units (images, or groups of such) of
+            foregrounds.
+          backgrounds: (n,) integers that tell apart those of backgrounds; None where each picture
+            has its own.
+
+        Raises:
+          ValueError: of different length.
+        """
+        numbers = _numbered(foregrounds)
+        if backgrounds is None:
+            return cls(numbers, None, None)
+        if len(backgrounds) != len(foregrounds):
+            raise ValueError(f"{len(foregrounds)} foregrounds on {len(backgrounds)} backgrounds")
+        grounds = _numbered(backgrounds)
+        width = int(grounds.max(initial=0)) + 1
+        return cls(numbers, grounds, _numbered(numbers * width + grounds))
+
+    @property
+    def units(self) -> int:
+        """Number of units of the rarer role."""
+        counts = [int(self.foregrounds.max(initial=-1)) + 1]
+        if self.backgrounds is not None:
+            counts.append(int(self.backgrounds.max(initial=-1)) + 1)
+        return min(counts)
+
+    def sums(self, r: Floats) -> list[Floats]:
+        """Contributions added up by unit.
+
+        Args:
+          r: (..., n) contribution of each picture to each of some estimates.
+
+        Returns:
+          (..., units) of foregrounds, and if there are such of backgrounds and of pairs. They are
+          linear in r: the sums of a difference are the difference of the sums.
+        """
+        return [
+            _sums_by(numbers, r)
+            for numbers in (self.foregrounds, self.backgrounds, self.pairs)
+            if numbers is not None
+        ]
+
+    def variance(self, r: Floats) -> Floats:
+        """Variance of estimates, (...) float64, of (..., n) contributions of each picture, which
+        add up to 0; infinite where a role has a single unit."""
+        return variance_of_sums(self.sums(r))
+
+
+def _numbered(values: Units) -> NDArray[np.int64]:
+    return np.unique(values, return_inverse=True)[1].astype(np.int64)
+
+
+def _sums_by(numbers: NDArray[np.int64], r: Floats) -> Floats:
+    units = int(numbers.max(initial=-1)) + 1
+    rows = [np.bincount(numbers, row, units) for row in r.reshape(-1, len(numbers))]
+    return np.asarray(rows, np.float64).reshape(*r.shape[:-1], units)
+
+
+def variance_of_sums(sums: Sequence[Floats]) -> Floats:
+    """The variance of estimates, (...), from what `Roles.sums` returns."""
+    by_foreground, *others = sums
+    variance = _squares(by_foreground)
+    if others:
+        by_background, by_pair = others
+        shared = _squares(by_background) - np.square(by_pair).sum(axis=-1)
+        variance = variance + np.maximum(shared, 0)
+    return variance
+
+
+def _squares(sums: Floats) -> Floats:
+    """The variance that units of one role bring."""
+    units = sums.shape[-1]
+    if units < 2:
+        return np.full(sums.shape[:-1], np.inf)
+    squares: Floats = np.square(sums).sum(axis=-1) * (units / (units - 1))
+    return squares
+
+
+def difference_interval(
+    estimate: Floats, variance: Floats, units: int, confidence: float = CONFIDENCE
+) -> tuple[Floats, Floats]:
+    """Intervals of differences between shares.
+
+    Args:
+      estimate: of any shape, in [-1, 1].
+      variance: of that shape, of `Roles.variance`.
+      units: of `Roles.units`.
+      confidence: in (0, 1).
+
+    Returns:
+      (low, high) of that shape, in [-1, 1]. Where all units agree there is no variance to go by:
+      then as many others may differ as Wilson's interval of none among `units` leaves room for,
+      by as much as a difference can.
+    """
+    error = np.sqrt(variance)
+    if units < 2:
+        return np.full_like(error, -1.0), np.full_like(error, 1.0)
+    reach = t_quantile(units - 1, confidence) * error
+    others = np.where(error < _NONE, wilson(0, units, confidence)[1], 0.0)
+    low = estimate - reach - others * (1 + estimate)
+    high = estimate + reach + others * (1 - estimate)
+    return np.maximum(low, -1), np.minimum(high, 1)
+
+
+def p_value(estimate: Floats, variance: Floats, units: int) -> Floats:
+    """How often chance gives as large a difference where there is none.
+
+    Arguments are those of `difference_interval`, and the estimate may be any whose mean would be 0.
+    Where all units agree on a difference, it is that of the sign test.
+    """
+    error = np.sqrt(variance)
+    agree = error < _NONE
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.where(agree, 0.0, np.abs(estimate) / error)
+    sign = np.where(np.abs(estimate) < _NONE, 1.0, 2.0 ** (1 - max(units, 1)))
+    return np.where(agree, sign, t_p_value(t, max(units - 1, 0)))
+
+
+def wilson_of_pictures(
+    correct: NDArray[np.bool_], roles: Roles, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Wilson's interval of a share of pictures, of which some share a foreground or a background.
+
+    They count as fewer: as many as would have the share's variance if they shared nothing (Kish
+    1965; Korn and Graubard 1998).
+
+    Args:
+      correct: (n,) which pictures count.
+      roles: of the same pictures.
+      confidence: in (0, 1).
+
+    Returns:
+      (low, high), fractions in [0, 1]; (0, 1) for no pictures, and where they all show one unit.
+      Where none share anything it is `wilson`.
+    """
+    n = len(correct)
+    counts = [np.bincount(roles.foregrounds)]
+    if roles.backgrounds is not None:
+        counts.append(np.bincount(roles.backgrounds))
+    if n and all(len(of_role) == n for of_role in counts):
+        return wilson(int(correct.sum()), n, confidence)
+    if roles.units < 2:
+        return 0.0, 1.0
+    share = float(correct.mean())
+    # As many as there are if pictures of a unit were copies of one: the bound of what follows,
+    # which is undefined where all pictures end alike.
+    effective = fewest = min(n**2 / int(np.square(of_role).sum()) for of_role in counts)
+    if 0 < share < 1:
+        variance = float(roles.variance((correct - share) / n))
+        effective = share * (1 - share) / variance if variance else n
+    effective = min(max(effective, fewest), n)
+    return score_interval(share, effective, t_quantile(roles.units - 1, confidence))
