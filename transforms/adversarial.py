@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transforms.geometry import Mask, Pixels
-from transforms.intervals import wilson_of_groups
+from transforms.two_way import Roles, wilson_of_pictures
 from transforms.variants import composite
 
 Labels = NDArray[np.int64]
@@ -69,10 +69,11 @@ class Share:
 
     @classmethod
     def of(cls, found: NDArray[np.bool_], units: Labels | None = None) -> Share:
-        """Those of (n,) foregrounds for which something was found; `units` as for
-        `wilson_of_groups`."""
+        """Those of (n,) foregrounds for which something was found; `units` (n,) numbers of their
+        groups, None without."""
         count, n = int(found.sum()), len(found)
-        return cls(count, n, count / n if n else None, *wilson_of_groups(found, units))
+        roles = Roles.of(np.arange(n) if units is None else units)
+        return cls(count, n, count / n if n else None, *wilson_of_pictures(found, roles))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

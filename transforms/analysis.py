@@ -11,8 +11,9 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.intervals import bootstrap_hashes, bootstrap_means, percentile_interval, sum_units
+from transforms.multiple import benjamini_hochberg
 from transforms.taxonomy import OUTSIDE
+from transforms.two_way import Floats, Roles, difference_interval, p_value
 
 Labels = NDArray[np.integer]
 Correct = NDArray[np.bool_]
@@ -105,32 +106,22 @@ class Group:
     Attributes:
       label: class of the foreground.
       bg_label: class of the background.
-      n: (units,) pictures of each foreground, or group of such, in the group, > 0.
-      correct: (units,) how many of them are right.
+      pictures: positions of its pictures, at least one.
     """
 
     label: int
     bg_label: int
-    n: Counts
-    correct: Counts
+    pictures: Counts
 
 
-def groups(
-    labels: Labels,
-    bg_labels: Labels,
-    correct: Correct,
-    num_labels: int,
-    units: Labels | None = None,
-) -> list[Group]:
+def groups(labels: Labels, bg_labels: Labels, num_labels: int) -> list[Group]:
     """Splits the pictures of a mixed variant by class of foreground and of background.
 
     Args:
-      labels: (n,) class of each foreground.
-      bg_labels: (replicates, n) class of the background it has in each replicate; `OUTSIDE`
-        where that is not known: such a picture is in no group.
-      correct: (replicates, n) whether it is recognised there.
+      labels: (n,) class of each picture's foreground.
+      bg_labels: (n,) class of its background; `OUTSIDE` where that is not known: such a picture is
+        in no group.
       num_labels: number of superclasses.
-      units: (n,) int64, the same from 0 on for foregrounds that belong together; None if none do.
 
     Returns:
       The groups that hold pictures, by label and background label.
@@ -138,24 +129,46 @@ def groups(
     Raises:
       ValueError: a label out of range.
     """
+    known = np.flatnonzero(bg_labels != OUTSIDE)
     _check_labels(labels, num_labels)
-    _check_labels(bg_labels[bg_labels != OUTSIDE], num_labels)
+    _check_labels(bg_labels[known], num_labels)
+    cells = labels[known].astype(np.int64) * num_labels + bg_labels[known]
+    order = np.argsort(cells, kind="stable")
+    found, starts = np.unique(cells[order], return_index=True)
+    parts = np.split(known[order], starts[1:])
+    return [
+        Group(cell // num_labels, cell % num_labels, pictures)
+        for cell, pictures in zip(found.tolist(), parts, strict=False)
+    ]
+
+
+def class_p_values(labels: Labels, correct: Correct, roles: Roles) -> dict[int, float]:
+    """Whether classes are recognised better or worse than the others.
+
+    Args:
+      labels: (n,) class of each picture of a variant.
+      correct: (n,) whether it is recognised.
+      roles: of the pictures.
+
+    Returns:
+      Of each class that has pictures, the p value of a two-sided test that its accuracy is that of
+      all pictures of other classes, adjusted for the number of classes (`benjamini_hochberg`). Its
+      variance is two-way, of distances from the accuracy on all pictures, which both would have:
+      of a few pictures that are all right, those from their own mean would be none. Nothing
+      without another class.
+    """
+    present = np.unique(labels).tolist()
+    if len(present) < 2:
+        return {}
+    distance = correct - correct.mean()
     found = []
-    for label in np.unique(labels):
-        of_label = labels == label
-        backgrounds, right = bg_labels[:, of_label], correct[:, of_label]
-        for bg_label in np.unique(backgrounds[backgrounds != OUTSIDE]):
-            inside = backgrounds == bg_label
-            n = inside.sum(axis=0)
-            hits = (inside & right).sum(axis=0)
-            if units is not None:
-                n, hits = (_sum_by(units[of_label], counts) for counts in (n, hits))
-            found.append(Group(int(label), int(bg_label), n[n > 0], hits[n > 0]))
-    return found
-
-
-def _sum_by(units: Labels, counts: Counts) -> Counts:
-    return np.bincount(units, counts).astype(np.int64)
+    for label in present:
+        inside = labels == label
+        r = distance * np.where(inside, 1 / inside.sum(), -1 / (~inside).sum())
+        units = min(roles.of_pictures(inside).units, roles.of_pictures(~inside).units)
+        # r adds up to the difference.
+        found.append(p_value(r.sum(), roles.variance(r), units))
+    return dict(zip(present, benjamini_hochberg(np.asarray(found)).tolist(), strict=True))
 
 
 def worst_group(bounds: list[tuple[float, float]], accuracies: list[float]) -> int | None:
@@ -182,8 +195,7 @@ class Gap:
 
     Attributes:
       gap: mean over replicates, a fraction.
-      low, high: 95 % interval by resampling foregrounds, or groups of such, each with all of
-        its replicates.
+      low, high: two-way 95 % interval, over foregrounds, or groups of such, and backgrounds.
       mixed_same, mixed_rand: mean accuracies.
       seed_sd: standard deviation of the replicates' gaps, what another seed of the pairing
         changes; None with one replicate.
@@ -197,13 +209,28 @@ class Gap:
     seed_sd: float | None
 
 
-def bg_gap(mixed_same: Correct, mixed_rand: Correct, units: list[str]) -> Gap:
+def gap_contributions(mixed_same: Correct, mixed_rand: Correct) -> Floats:
+    """What each picture contributes to BG-Gap, for its variance.
+
+    Args:
+      mixed_same, mixed_rand: (replicates, n) bool, as `bg_gap`.
+
+    Returns:
+      (2 * replicates * n,) float64, those of mixed_same first, replicate after replicate; they add
+      up to 0.
+    """
+    return np.concatenate(
+        [mixed_same - mixed_same.mean(), mixed_rand.mean() - mixed_rand]
+    ).ravel() / (mixed_same.size)
+
+
+def bg_gap(mixed_same: Correct, mixed_rand: Correct, roles: Roles) -> Gap:
     """BG-Gap with its interval (paper section 3).
 
     Args:
       mixed_same, mixed_rand: (replicates, n) bool, whether each foreground is recognised on
         its background of that replicate.
-      units: (n,) what each foreground belongs to: its key, or its group.
+      roles: of all these pictures, in the order of `gap_contributions`.
 
     Returns:
       The gap, a fraction in [-1, 1], with what it is made of.
@@ -211,25 +238,25 @@ def bg_gap(mixed_same: Correct, mixed_rand: Correct, units: list[str]) -> Gap:
     Raises:
       ValueError: no foregrounds, or arrays of different shapes.
     """
-    if mixed_same.shape != mixed_rand.shape or mixed_same.shape[1] != len(units):
+    pictures = mixed_same.size + mixed_rand.size
+    if mixed_same.shape != mixed_rand.shape or pictures != len(roles.foregrounds):
         raise ValueError(
-            f"{mixed_same.shape} and {mixed_rand.shape} answers for {len(units)} foregrounds"
+            f"{mixed_same.shape} and {mixed_rand.shape} answers for {len(roles.foregrounds)} "
+            "pictures"
         )
-    if not units:
+    if not pictures:
         raise ValueError("a gap of no foregrounds has no interval")
-    replicates = len(mixed_same)
-    difference = mixed_same.astype(np.float64) - mixed_rand
-    sums, sizes, names = sum_units(difference.sum(axis=0)[:, np.newaxis], units)
-    means = bootstrap_means(sums, sizes * replicates, bootstrap_hashes(names))
-    low, high = percentile_interval(means)
-    by_replicate = difference.mean(axis=1)
+    gap = np.asarray(mixed_same.mean() - mixed_rand.mean())
+    variance = roles.variance(gap_contributions(mixed_same, mixed_rand))
+    low, high = difference_interval(gap, variance, roles.units)
+    by_replicate = mixed_same.mean(axis=1) - mixed_rand.mean(axis=1)
     return Gap(
-        gap=float(difference.mean()),
-        low=float(low[0]),
-        high=float(high[0]),
+        gap=float(gap),
+        low=float(low),
+        high=float(high),
         mixed_same=float(mixed_same.mean()),
         mixed_rand=float(mixed_rand.mean()),
-        seed_sd=float(by_replicate.std(ddof=1)) if replicates > 1 else None,
+        seed_sd=float(by_replicate.std(ddof=1)) if len(mixed_same) > 1 else None,
     )
 
 

@@ -58,64 +58,6 @@ def score_interval(share: float, n: float, z: float) -> tuple[float, float]:
     return min(max(centre - spread, 0.0), share), max(min(centre + spread, 1.0), share)
 
 
-def wilson_of_units(
-    correct: NDArray[np.integer], n: NDArray[np.integer], confidence: float = CONFIDENCE
-) -> tuple[float, float]:
-    """Wilson's interval of trials that come in units, such as one image's replicates.
-
-    Trials of a unit resemble each other, so they count as fewer: the number of trials is
-    divided by the design effect, the variance of the share between units over that of
-    independent trials (Kish 1965; Korn and Graubard 1998).
-
-    Args:
-      correct: (units,) successes of each unit.
-      n: (units,) trials of each unit, > 0. With one trial each this is `wilson`.
-      confidence: in (0, 1).
-
-    Returns:
-      (low, high), fractions in [0, 1]; (0, 1) for no units.
-
-    Raises:
-      ValueError: a unit without trials, or with more successes than trials.
-    """
-    if not np.all((correct >= 0) & (correct <= n) & (n > 0)):
-        raise ValueError("each unit needs trials, and no more successes than trials")
-    if not len(n):
-        return 0.0, 1.0
-    trials = float(n.sum())
-    share = float(correct.sum() / trials)
-    # As many as there are if trials of a unit were copies of one; the bound of what follows,
-    # which is undefined where all trials end alike.
-    effective = fewest = float(trials**2 / (n.astype(np.float64) ** 2).sum())
-    if 0 < share < 1 and len(n) > 1:
-        between = float(((correct - share * n) ** 2).sum()) * len(n) / (len(n) - 1)
-        effective = trials * share * (1 - share) * trials / between if between else trials
-    effective = min(max(effective, fewest), trials)
-    return score_interval(share, effective, NormalDist().inv_cdf(0.5 + confidence / 2))
-
-
-def wilson_of_groups(
-    correct: NDArray[np.bool_],
-    units: NDArray[np.integer] | None,
-    confidence: float = CONFIDENCE,
-) -> tuple[float, float]:
-    """Wilson's interval of images of which some belong together.
-
-    Args:
-      correct: (n,) which trials are successes.
-      units: (n,) number of the group of each, from 0 on; None without groups, for `wilson`.
-      confidence: in (0, 1).
-
-    Returns:
-      (low, high), fractions in [0, 1]; (0, 1) for no images.
-    """
-    if units is None:
-        return wilson(int(correct.sum()), len(correct), confidence)
-    n = np.bincount(units)
-    hits = np.bincount(units[correct], minlength=len(n))
-    return wilson_of_units(hits[n > 0], n[n > 0], confidence)
-
-
 def sum_units(values: Floats, units: Sequence[str]) -> tuple[Floats, Floats, list[str]]:
     """Adds up what belongs together, for `bootstrap_means`.
 

@@ -12,6 +12,7 @@ clustering". There are as many degrees of freedom as the rarer role has units, l
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,12 +36,10 @@ class Roles:
       foregrounds: (n,) int64, the unit of each, numbered from 0 on.
       backgrounds: (n,) int64, likewise; None where each picture has its own background: then
         foregrounds alone count.
-      pairs: (n,) int64, the pair of both, likewise numbered; None without `backgrounds`.
     """
 
     foregrounds: NDArray[np.int64]
     backgrounds: NDArray[np.int64] | None
-    pairs: NDArray[np.int64] | None
 
     @classmethod
     def of(cls, foregrounds: Units, backgrounds: Units | None = None) -> Roles:
@@ -57,20 +56,31 @@ class Roles:
         """
         numbers = _numbered(foregrounds)
         if backgrounds is None:
-            return cls(numbers, None, None)
+            return cls(numbers, None)
         if len(backgrounds) != len(foregrounds):
             raise ValueError(f"{len(foregrounds)} foregrounds on {len(backgrounds)} backgrounds")
-        grounds = _numbered(backgrounds)
-        width = int(grounds.max(initial=0)) + 1
-        return cls(numbers, grounds, _numbered(numbers * width + grounds))
+        return cls(numbers, _numbered(backgrounds))
 
-    @property
+    @functools.cached_property
+    def pairs(self) -> NDArray[np.int64] | None:
+        """(n,) int64, the pair of both units, likewise numbered; None without backgrounds."""
+        if self.backgrounds is None:
+            return None
+        width = int(self.backgrounds.max(initial=0)) + 1
+        return _numbered(self.foregrounds * width + self.backgrounds)
+
+    @functools.cached_property
     def units(self) -> int:
         """Number of units of the rarer role."""
         counts = [int(self.foregrounds.max(initial=-1)) + 1]
         if self.backgrounds is not None:
             counts.append(int(self.backgrounds.max(initial=-1)) + 1)
         return min(counts)
+
+    def of_pictures(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Roles:
+        """Roles of some of the pictures, given by a mask or by positions."""
+        grounds = None if self.backgrounds is None else self.backgrounds[chosen]
+        return Roles.of(self.foregrounds[chosen], grounds)
 
     def sums(self, r: Floats) -> list[Floats]:
         """Contributions added up by unit.

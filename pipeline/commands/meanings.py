@@ -56,11 +56,19 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "`bg_irrelevant`: the first two agree",
         "images": "number of images measured",
         "share": "n / images",
+        "p_adjusted": "p value of the difference, adjusted by Holm for all pairs of models with "
+        "this label rule and variant",
+        "per_class.p_adjusted": "p value of the difference to the accuracy on all other classes, "
+        "adjusted by Benjamini-Hochberg for the classes of this model, label rule and variant; "
+        "empty with a single class",
+        "worst_ci_low": "of the worst group: lower end of its interval at 1 - 0.05 / groups, as "
+        "it is the worst of so many",
+        "worst_ci_high": "upper end of it",
         "is_worst": "whether the group is the variant's worst: its interval ends lowest",
         "bucket": "share of the picture that the foreground takes, as text",
         "fg_low": "lower end of the bucket, which belongs to it",
         "fg_high": "upper end of the bucket, which does not",
-        "units": "groups of images that are resampled together: images where there are no groups",
+        "units": "groups of images that count as one: images where there are no groups",
         "chance": "share of the largest class",
         "has_power": "whether the whole interval lies above chance",
         # Attack.

@@ -28,8 +28,8 @@ RESULTS: Mapping[str, tuple[Sequence[str], str]] = {
     **{name: (table.columns, table.about) for name, table in TABLES.items()},
     "comparisons": (
         COMPARISON_COLUMNS,
-        "difference of two models on the same images, with the interval of a paired bootstrap "
-        "over units",
+        "difference of two models on the same pictures, with its two-way interval: "
+        "[intervals](results.md#intervals)",
     ),
     "attack": (ATTACK_COLUMNS, "what backgrounds can do to a model, by both measures"),
     "backgrounds": (BACKGROUND_COLUMNS, "what one background does to a model"),

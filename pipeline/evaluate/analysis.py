@@ -13,19 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluate.answers import Answers, Images
+from pipeline.evaluate.contributions import gap_draws, roles_of
 from transforms.analysis import (
     KINDS,
     SIZE_EDGES,
     bg_gap,
     class_mean_accuracy,
+    class_p_values,
     confusion_matrix,
     decompose,
     groups,
     size_buckets,
     worst_group,
 )
-from transforms.intervals import wilson_of_groups, wilson_of_units
+from transforms.intervals import CONFIDENCE
 from transforms.taxonomy import OUTSIDE, Taxonomy
+from transforms.two_way import Roles, wilson_of_pictures
 from transforms.variants import MIXED
 
 Row = dict[str, Any]
@@ -48,10 +51,10 @@ def summary_parts(
     }
 
 
-def _accuracy_columns(correct: NDArray[np.bool_], units: NDArray[np.int64] | None) -> Row:
-    """Of (n,) answers, where those of images of one group are related."""
+def _accuracy_columns(correct: NDArray[np.bool_], roles: Roles) -> Row:
+    """Of (n,) answers to pictures, some of which share foregrounds or backgrounds."""
     n, hits = len(correct), int(correct.sum())
-    low, high = wilson_of_groups(correct, units)
+    low, high = wilson_of_pictures(correct, roles)
     return {
         "n": n,
         "correct": hits,
@@ -61,27 +64,23 @@ def _accuracy_columns(correct: NDArray[np.bool_], units: NDArray[np.int64] | Non
     }
 
 
-def _some(units: NDArray[np.int64] | None, rows: NDArray[np.bool_]) -> NDArray[np.int64] | None:
-    return None if units is None else units[rows]
-
-
 def _accuracy(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row]:
     for variant, predictions in answers.predictions.items():
         confusion = confusion_matrix(answers.labels, predictions, taxonomy.num_labels)
         yield {
             "variant": variant,
-            **_accuracy_columns(answers.correct(variant), images.unit_numbers),
+            **_accuracy_columns(answers.correct(variant), roles_of(answers, images, [variant])),
             "class_mean_accuracy": class_mean_accuracy(confusion) if confusion.any() else None,
             "outside": int(confusion[:, -1].sum()),
         }
 
 
 def _gaps(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row]:
-    names = [answers.replicates(variant) for variant in ("mixed_same", "mixed_rand")]
+    names = gap_draws(answers.predictions)
     if not all(names) or not len(images.keys):
         return
     same, rand = (np.stack([answers.correct(name) for name in of]) for of in names)
-    gap = bg_gap(same, rand, list(images.units))
+    gap = bg_gap(same, rand, roles_of(answers, images, [*names[0], *names[1]]))
     yield {
         "gap": gap.gap,
         "ci_low": gap.low,
@@ -98,6 +97,8 @@ def _gaps(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row]
 def _per_class(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row]:
     for variant, predictions in answers.predictions.items():
         confusion = confusion_matrix(answers.labels, predictions, taxonomy.num_labels)
+        correct, roles = answers.correct(variant), roles_of(answers, images, [variant])
+        adjusted = class_p_values(answers.labels, correct, roles)
         for label, row in enumerate(confusion):
             if row.any():
                 inside = answers.labels == label
@@ -105,9 +106,8 @@ def _per_class(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator
                     "variant": variant,
                     "label": label,
                     "class_name": taxonomy.names[label],
-                    **_accuracy_columns(
-                        answers.correct(variant)[inside], _some(images.unit_numbers, inside)
-                    ),
+                    **_accuracy_columns(correct[inside], roles.of_pictures(inside)),
+                    "p_adjusted": adjusted.get(label),
                     "outside": int(row[-1]),
                 }
 
@@ -132,8 +132,9 @@ def _decomposition(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iter
     if not total or not all(variant in answers.predictions for variant in needed):
         return
     kinds = decompose(*(answers.correct(variant) for variant in needed))
+    roles = roles_of(answers, images, ["mixed_rand"])
     for kind, n in zip(KINDS, np.bincount(kinds, minlength=len(KINDS)).tolist(), strict=True):
-        low, high = wilson_of_groups(kinds == KINDS.index(kind), images.unit_numbers)
+        low, high = wilson_of_pictures(kinds == KINDS.index(kind), roles)
         share = n / total
         yield {
             "kind": kind,
@@ -151,31 +152,42 @@ def _groups(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Ro
         if not names:
             continue
         found = groups(
-            answers.labels,
-            np.stack([answers.bg_labels[name] for name in names]),
-            np.stack([answers.correct(name) for name in names]),
+            np.tile(answers.labels, len(names)),
+            np.concatenate([answers.bg_labels[name] for name in names]),
             taxonomy.num_labels,
-            images.unit_numbers,
         )
-        rows: list[Row] = []
-        for group in found:
-            low, high = wilson_of_units(group.correct, group.n)
-            hits, n = int(group.correct.sum()), int(group.n.sum())
-            row = {"n": n, "correct": hits, "accuracy": hits / n, "ci_low": low, "ci_high": high}
-            rows.append({"label": group.label, "bg_label": group.bg_label, **row})
+        right = np.concatenate([answers.correct(name) for name in names])
+        roles = roles_of(answers, images, names)
+        parts = [(right[of.pictures], roles.of_pictures(of.pictures)) for of in found]
+        rows = [
+            {"label": of.label, "bg_label": of.bg_label, **_accuracy_columns(*part)}
+            for of, part in zip(found, parts, strict=True)
+        ]
         worst = worst_group(
             [(row["ci_low"], row["ci_high"]) for row in rows], [row["accuracy"] for row in rows]
         )
         for position, row in enumerate(rows):
-            yield {"variant": variant, **row, "is_worst": position == worst}
+            low = high = None
+            if position == worst:
+                # Chosen among all of them: the interval holds for each of them at once.
+                level = 1 - (1 - CONFIDENCE) / len(rows)
+                low, high = wilson_of_pictures(*parts[position], level)
+            yield {
+                "variant": variant,
+                **row,
+                "is_worst": position == worst,
+                "worst_ci_low": low,
+                "worst_ci_high": high,
+            }
 
 
 def _sizes(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row]:
     # Of images that are not cut apart nobody knows how large the foreground is.
     known = ~np.isnan(images.fg_fraction)
-    buckets, units = size_buckets(images.fg_fraction[known]), _some(images.unit_numbers, known)
+    buckets = size_buckets(images.fg_fraction[known])
     for variant in answers.predictions:
         correct = answers.correct(variant)[known]
+        roles = roles_of(answers, images, [variant]).of_pictures(known)
         for bucket in np.unique(buckets).tolist():
             low, high = SIZE_EDGES[bucket], SIZE_EDGES[bucket + 1]
             inside = buckets == bucket
@@ -184,7 +196,7 @@ def _sizes(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row
                 "bucket": f"{low:g}-{high:g}",
                 "fg_low": low,
                 "fg_high": high,
-                **_accuracy_columns(correct[inside], _some(units, inside)),
+                **_accuracy_columns(correct[inside], roles.of_pictures(inside)),
             }
 
 

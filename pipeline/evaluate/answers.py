@@ -1,6 +1,6 @@
 """Answers: a model's predictions, sorted by label rule and variant, images in one order.
 
-Predictions name their background by key alone; its class, and the size of the foreground,
+Predictions name their background by key alone; its class and unit, and the size of the foreground,
 come from the dataset's index.
 """
 
@@ -28,7 +28,7 @@ from pipeline.storage.store import Store
 from transforms.holdout import held_out
 from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import OUTSIDE
-from transforms.variants import MIXED, base_of
+from transforms.variants import EXTERNAL, MIXED, base_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,8 +42,8 @@ class Images:
       background_keys: (m,) strings, sorted: all selected images, which give backgrounds also
         where they are not tested on.
       background_labels: (m,) int16.
-      units: (n,) what is resampled: the group of each image, or its key without one.
-      has_groups: whether any has a group.
+      units: (n,) what counts as one: the group of each image, or its key without one.
+      background_units: (m,) int64, numbers that tell apart the units of all selected images.
     """
 
     keys: pa.Array
@@ -52,7 +52,7 @@ class Images:
     background_keys: pa.Array
     background_labels: NDArray[np.int16]
     units: tuple[str, ...]
-    has_groups: bool = False
+    background_units: NDArray[np.int64]
 
     @classmethod
     def read(cls, dataset: Dataset, split: str, holdout: float = 0.0) -> Images:
@@ -87,15 +87,13 @@ class Images:
             background_keys=pa.array(keys, pa.string()),
             background_labels=pool["label"].to_numpy().astype(np.int16),
             units=tuple(itertools.compress(units, tested)),
-            has_groups=any(itertools.compress(groups, tested)),
+            background_units=np.unique(np.asarray(units, object), return_inverse=True)[1],
         )
 
     @functools.cached_property
-    def unit_numbers(self) -> NDArray[np.int64] | None:
-        """(n,) numbers that tell units apart, from 0 on; None without groups."""
-        if not self.has_groups:
-            return None
-        return np.unique(np.asarray(self.units, object), return_inverse=True)[1].astype(np.int64)
+    def unit_numbers(self) -> NDArray[np.int64]:
+        """(n,) the same numbers, of the images that are tested on."""
+        return self.background_units[_places(pa.chunked_array([self.keys]), self.background_keys)]
 
     @property
     def unit_count(self) -> int:
@@ -171,11 +169,15 @@ class Answers:
       predictions: (n,) int16 of each variant, replicates among them, in the dataset's order.
       bg_labels: (n,) int16 class of the background, of each mixed variant but those on scenes,
         whose class nobody knows; `OUTSIDE` where an import does not know it.
+      bg_units: (n,) int64 of each variant with another image's background or with scenes: as
+        `Images.background_units`, or another number for each scene, and for each background that an
+        import does not know.
     """
 
     labels: NDArray[np.int16]
     predictions: dict[str, NDArray[np.int16]]
     bg_labels: dict[str, NDArray[np.int16]]
+    bg_units: dict[str, NDArray[np.int64]]
 
     def correct(self, variant: str) -> NDArray[np.bool_]:
         """(n,) whether each prediction is right."""
@@ -261,9 +263,10 @@ def answers_of(predictions: pa.Table, images: Images, variants: Iterable[str]) -
     foregrounds = images.positions(predictions["fg_key"])
     backgrounds = _places(predictions["bg_key"], images.background_keys)
     unknown = pc.is_null(predictions["bg_key"]).to_numpy()
+    others = _other_units(predictions["bg_key"])
     prediction = predictions["prediction"].to_numpy().astype(np.int16)
     rules, variants_of = (_codes(predictions[name]) for name in ("label_rule", "variant"))
-    by_rule = {rule: Answers(images.labels, {}, {}) for rule in LABEL_RULES}
+    by_rule = {rule: Answers(images.labels, {}, {}, {}) for rule in LABEL_RULES}
     missing = []
     for variant in variants:
         of_variant = variants_of[1] == variants_of[0].get(variant, -1)
@@ -276,19 +279,34 @@ def answers_of(predictions: pa.Table, images: Images, variants: Iterable[str]) -
             missing.append(variant)
             continue
         for answers, of_rule in zip(by_rule.values(), rows, strict=True):
-            places = foregrounds[of_rule]
-            answers.predictions[variant] = np.empty(len(of_rule), np.int16)
-            answers.predictions[variant][places] = prediction[of_rule]
+            in_order = of_rule[np.argsort(foregrounds[of_rule])]
+            answers.predictions[variant] = prediction[in_order]
             if base_of(variant) in MIXED:
-                if (backgrounds[of_rule][~unknown[of_rule]] < 0).any():
+                known = backgrounds[in_order]
+                if (known[~unknown[in_order]] < 0).any():
                     raise JobError(f"{variant} has backgrounds that are not in the index")
-                bg_labels = np.where(
-                    unknown[of_rule], OUTSIDE, images.background_labels[backgrounds[of_rule]]
+                bg_labels, bg_units = (
+                    np.where(unknown[in_order], other, of_image[known])
+                    for other, of_image in (
+                        (OUTSIDE, images.background_labels),
+                        (others[in_order], images.background_units),
+                    )
                 )
-                answers.bg_labels[variant] = np.empty(len(of_rule), np.int16)
-                answers.bg_labels[variant][places] = bg_labels
+                answers.bg_labels[variant] = bg_labels.astype(np.int16)
+                answers.bg_units[variant] = bg_units
+            elif base_of(variant) == EXTERNAL:
+                answers.bg_units[variant] = others[in_order]
     devices = tuple(sorted(filter(None, pc.unique(predictions["device"]).to_pylist())))
     return ModelAnswers(by_rule, tuple(missing), devices)
+
+
+def _other_units(keys: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Numbers below 0 for the backgrounds of rows that are not of the dataset's images: the same
+    for rows of one scene, one of its own for each that names none."""
+    places = keys.combine_chunks().dictionary_encode().indices
+    of_scene = np.asarray(pc.fill_null(places, 0).to_numpy(zero_copy_only=False), np.int64)
+    unnamed = len(keys) + np.arange(len(keys))
+    return -1 - np.where(pc.is_null(keys).to_numpy(), unnamed, of_scene)
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[dict[str, int], NDArray[np.int32]]:

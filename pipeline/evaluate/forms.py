@@ -174,7 +174,6 @@ class _Line(TypedDict):
     slope_high: float
     intercept: float
     models: int
-    few_models: bool
 
 
 class Trend(TypedDict):

@@ -20,8 +20,6 @@ from transforms.scoring import LABEL_RULES
 from transforms.variants import VARIANTS, base_of, is_picture
 
 GAP = "bg_gap"
-_FEW = 40
-"""Foregrounds, or groups, below which the interval of a gap is too narrow (`paired_bootstrap`)."""
 _EXPRESSION = re.compile(r"(?:(\w+)\s*:)?\s*(\w+)\s*(>=|<=|>|<)\s*(\S+)")
 _COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
@@ -202,8 +200,4 @@ def _judge(condition: Condition, summary: Mapping[str, Any]) -> Verdict:
     )
     if condition.holds(value) and not holds:
         line += "; its interval reaches beyond the limit"
-    units = row.get("units", row["n"])
-    if condition.measure == GAP and units < _FEW:
-        what = "foregrounds" if units == row["n"] else "groups"
-        line += f"; of fewer than {_FEW} {what} the interval is too narrow"
     return Verdict(holds, line)

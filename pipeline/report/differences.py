@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from pipeline.evaluate.results import display_name
 from pipeline.report.evidence import Evidence
 from pipeline.report.plots import COMPARED
-from pipeline.report.verdicts import Estimate
+from transforms.intervals import CONFIDENCE
 from transforms.scoring import PAPER_RULE
 
 _FILE = "results/comparisons.csv"
 _GAP = "bg_gap"
+
+Cell = tuple[float, float, float, bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +25,12 @@ class Differences:
 
     Attributes:
       columns: variants, and BG-Gap.
-      rows: (first, second, (difference, low, high) by column).
+      rows: (first, second, (difference, low, high, whether it stands out among all) by column).
       left_out: whether there are more models than the table compares.
     """
 
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, str, dict[str, Estimate]], ...]
+    rows: tuple[tuple[str, str, dict[str, Cell]], ...]
     left_out: bool
 
 
@@ -37,15 +39,16 @@ def read_differences(evidence: Evidence, variants: Sequence[str]) -> Differences
     store, columns = evidence.dataset.store, (*variants, _GAP)
     models = evidence.evaluated[:COMPARED]
     names = {display_name(model.summary): model.name for model in models if model.summary}
-    pairs: dict[tuple[str, str], dict[str, Estimate]] = {}
+    pairs: dict[tuple[str, str], dict[str, Cell]] = {}
     if store.exists(_FILE):
         for row in csv.DictReader(io.StringIO(store.read(_FILE).decode())):
             is_ours = row["dataset"] == evidence.dataset.manifest.fingerprint
             shown = {row["first"], row["second"]} <= set(names)
             if is_ours and shown and row["label_rule"] == PAPER_RULE and row["variant"] in columns:
-                estimate = float(row["difference"]), float(row["ci_low"]), float(row["ci_high"])
+                value, low, high = (float(row[n]) for n in ("difference", "ci_low", "ci_high"))
                 pair = names[row["first"]], names[row["second"]]
-                pairs.setdefault(pair, {})[row["variant"]] = estimate
+                cell = value, low, high, float(row["p_adjusted"]) < 1 - CONFIDENCE
+                pairs.setdefault(pair, {})[row["variant"]] = cell
     order = {model.name: place for place, model in enumerate(models)}
     rows = sorted(pairs.items(), key=lambda pair: (order[pair[0][0]], order[pair[0][1]]))
     return Differences(

@@ -173,11 +173,6 @@ def looks_at_foreground(results: Results) -> Iterator[Finding]:
                 yield Finding(subject, *found, above(found[1], found[2], 0))
 
 
-def _of_lines(verdict: Verdict, has_few: bool) -> Verdict:
-    """The bootstrap over few models gives intervals that are too narrow."""
-    return Verdict.SMALL if has_few and verdict is not Verdict.OPEN else verdict
-
-
 def rises(*variants: str) -> Callable[[Results], Iterator[Finding]]:
     """Slopes of variants against accuracy on ImageNet."""
 
@@ -185,9 +180,8 @@ def rises(*variants: str) -> Callable[[Results], Iterator[Finding]]:
         slopes = slopes_of(results)
         for variant in variants:
             if variant in slopes:
-                found, has_few = slopes[variant]
-                verdict = _of_lines(above(found[1], found[2], 0), has_few)
-                yield Finding(variant, *found, verdict)
+                found = slopes[variant]
+                yield Finding(variant, *found, above(found[1], found[2], 0))
 
     return judge
 
@@ -197,13 +191,12 @@ def slower(results: Results) -> Iterator[Finding]:
     slopes = slopes_of(results)
     for variant in ("mixed_rand", "mixed_next"):
         if "only_bg_t" in slopes and variant in slopes:
-            found = difference(slopes[variant][0], slopes["only_bg_t"][0])
-            verdict = _of_lines(above(found[1], found[2], 0), slopes[variant][1])
-            yield Finding(f"{variant} less only_bg_t", *found, verdict)
+            found = difference(slopes[variant], slopes["only_bg_t"])
+            yield Finding(f"{variant} less only_bg_t", *found, above(found[1], found[2], 0))
 
 
 def closing(results: Results) -> Iterator[Finding]:
     """Slope of BG-Gap."""
     if "bg_gap" in slopes_of(results):
-        found, has_few = slopes_of(results)["bg_gap"]
-        yield Finding("bg_gap", *found, _of_lines(below(found[1], found[2], 0), has_few))
+        found = slopes_of(results)["bg_gap"]
+        yield Finding("bg_gap", *found, below(found[1], found[2], 0))

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.evaluate.results import display_name
 from transforms.analysis import KINDS
+from transforms.intervals import CONFIDENCE
 from transforms.scoring import LABEL_RULES
 from transforms.variants import PICTURES, base_of
 
@@ -106,7 +107,8 @@ def decomposition(summaries: Sequence[Mapping[str, Any]], rule: str) -> str:
 def per_class(
     summaries: Sequence[Mapping[str, Any]], rule: str, variant: str, class_names: Sequence[str]
 ) -> str:
-    """Models x classes on one variant, in percent; other arguments as `headline`."""
+    """Models x classes on one variant, in percent; other arguments as `headline`. Bold is a class
+    on which a model is better or worse than on the others (`class_p_values`)."""
     found = [
         {
             row["class_name"]: row
@@ -116,7 +118,8 @@ def per_class(
         for summary in summaries
     ]
     return _tabular(
-        f"Accuracy on {variant} in %, 95 % intervals; label rule: {rule}",
+        f"Accuracy on {variant} in %, 95 % intervals; label rule: {rule}; bold: differs from the "
+        "other classes (Benjamini-Hochberg, 5 %)",
         [escape(name) for name in class_names],
         summaries,
         [[(rows.get(name), "accuracy") for name in class_names] for rows in found],
@@ -157,7 +160,12 @@ def _by(
 
 
 def _number(row: Mapping[str, Any] | None, column: str) -> str:
-    return "--" if row is None else f"${100 * row[column]:.1f}$"
+    """Bold if the row has a test, and it stands out among all."""
+    if row is None:
+        return "--"
+    number = f"{100 * row[column]:.1f}"
+    p = row.get("p_adjusted")
+    return rf"$\mathbf{{{number}}}$" if p is not None and p < 1 - CONFIDENCE else f"${number}$"
 
 
 def _interval(row: Mapping[str, Any] | None) -> str:

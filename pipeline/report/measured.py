@@ -143,13 +143,9 @@ def mass_of(model: ModelResults) -> Estimate | None:
     return (found["mass_in_mask"], found["ci_low"], found["ci_high"]) if found else None
 
 
-def slopes_of(results: Results) -> dict[str, tuple[Estimate, bool]]:
-    """By variant: the slope, and whether it rests on too few models to be trusted."""
+def slopes_of(results: Results) -> dict[str, Estimate]:
+    """The slope of each variant that has one."""
     lines = (results.trend or {}).get("lines", [])
     return {
-        line["variant"]: (
-            (line["slope"], line["slope_low"], line["slope_high"]),
-            bool(line.get("few_models")),
-        )
-        for line in lines
+        line["variant"]: (line["slope"], line["slope_low"], line["slope_high"]) for line in lines
     }

@@ -15,6 +15,7 @@ from pipeline.analyses.matrix.tables import write_matrix_tables
 from pipeline.analyses.saliency.results import write_saliency_table
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.comparisons import COMPARISON_COLUMNS, compare_models
+from pipeline.evaluate.contributions import read_measured
 from pipeline.evaluate.failures import error_rows, read_failures
 from pipeline.evaluate.results import result_folder
 from pipeline.evaluate.summaries import read_summaries
@@ -60,15 +61,15 @@ TABLES = {
             *("model", "label_rule", "gap", "ci_low", "ci_high", "n", "mixed_same"),
             *("mixed_rand", "replicates", "seed_sd", "units", *_RUN),
         ),
-        "BG-Gap of a model, with the interval of a paired bootstrap over units",
+        "BG-Gap of a model, with its two-way interval: [intervals](results.md#intervals)",
     ),
     "per_class": Table(
         "per_class",
         (
             *("model", "label_rule", "variant", "label", "class_name", "n", "correct"),
-            *("accuracy", "ci_low", "ci_high", "outside", *_RUN),
+            *("accuracy", "ci_low", "ci_high", "p_adjusted", "outside", *_RUN),
         ),
-        "accuracy on the images of one class",
+        "accuracy on the images of one class, and whether it differs from that on the others",
     ),
     "confusion": Table(
         "confusion",
@@ -87,10 +88,10 @@ TABLES = {
         "groups",
         (
             *("model", "label_rule", "variant", "label", "bg_label", "n", "correct"),
-            *("accuracy", "ci_low", "ci_high", "is_worst", *_RUN),
+            *("accuracy", "ci_low", "ci_high", "is_worst", "worst_ci_low", "worst_ci_high", *_RUN),
         ),
         "accuracy on a class of foregrounds on a class of backgrounds, all replicates of a "
-        "mixed variant together (the interval counts a foreground's replicates as related)",
+        "mixed variant together",
     ),
     "sizes": Table(
         "sizes",
@@ -157,12 +158,12 @@ def write_tables(dataset: Dataset) -> tuple[list[dict[str, Any]], list[str]]:
         if "error" in table.columns:
             rows += [*missing_rows(summaries, failed), *error_rows(failed, summaries)]
         write_csv(store, name, table.columns, rows)
-    comparisons = compare_models(dataset, summaries) if len(summaries) > 1 else []
-    write_csv(store, "comparisons", COMPARISON_COLUMNS, comparisons)
+    measured = read_measured(dataset, summaries) if len(summaries) > 1 else []
+    write_csv(store, "comparisons", COMPARISON_COLUMNS, compare_models(fingerprint, measured))
     for name, text in latex_tables(summaries, dataset.taxonomy.names).items():
         store.update(f"results/latex/{name}.tex", text.encode())
     if dataset.is_imagenet9:
-        write_trend(store, fingerprint, summaries, imagenet9())
+        write_trend(store, fingerprint, summaries, imagenet9(), measured)
     else:
         remove_trend(store)
     return summaries, stale

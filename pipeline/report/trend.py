@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.analyses.imagenet.results import PUBLISHED_N, Top1, comparable_top1
+from pipeline.evaluate.contributions import BG_GAP, Measured
 from pipeline.evaluate.results import display_name, write_result
 from pipeline.storage.csv_file import write_csv
 from pipeline.storage.store import Store
 from transforms.scoring import LABEL_RULES, PAPER_RULE
 from transforms.taxonomy import Taxonomy
-from transforms.trend import FEW_MODELS, MIN_MODELS, fit_line
+from transforms.trend import MIN_MODELS, fit_line
 
 TREND = "results/trend.json"
 
 TREND_VARIANTS = ("only_bg_t", "mixed_next", "mixed_rand", "mixed_same", "no_fg")
 """The paper's, in its order."""
-BG_GAP = "bg_gap"
 
 TREND_COLUMNS = (
     "model",
@@ -39,11 +39,15 @@ TREND_COLUMNS = (
 """Columns of trend.csv. `variant` may be `bg_gap`, whose `accuracy` is the gap; all accuracies
 and bounds are fractions; those on ImageNet are empty where they are not known."""
 
-_HOW = ("split", "eval_input", "precision")
+_HOW = ("split", "eval_input", "precision", "holdout")
 
 
 def write_trend(
-    store: Store, dataset: str, summaries: Sequence[Mapping[str, Any]], taxonomy: Taxonomy
+    store: Store,
+    dataset: str,
+    summaries: Sequence[Mapping[str, Any]],
+    taxonomy: Taxonomy,
+    measured: Sequence[Measured],
 ) -> dict[str, Any]:
     """Rebuilds the trend from the summaries that are there. Called with the lock of the tables
     held.
@@ -53,6 +57,7 @@ def write_trend(
       dataset: its fingerprint.
       summaries: of all models on this dataset.
       taxonomy: classes that a model of ImageNet has.
+      measured: of `read_measured`: lines are over the models in it.
 
     Returns:
       What trend.json says: the paper's label rule; `points`, `lines` of those that have one,
@@ -63,7 +68,11 @@ def write_trend(
     rows = [row for of in zip(kept, top1, strict=True) for row in _points(*of)]
     write_csv(store, "trend", TREND_COLUMNS, rows)
     points = [row for row in rows if row["label_rule"] == PAPER_RULE]
-    lines = [line for variant in (*TREND_VARIANTS, BG_GAP) for line in _line(points, variant)]
+    lines = [
+        line
+        for variant in (*TREND_VARIANTS, BG_GAP)
+        for line in _line(zip(kept, top1, strict=True), measured, variant)
+    ]
     trend = {
         "dataset": dataset,
         "label_rule": PAPER_RULE,
@@ -88,13 +97,18 @@ def _alike(
 ) -> tuple[list[Mapping[str, Any]], list[str]]:
     """(summaries run in the way that most were, names of the others): one model twice would
     count twice."""
-    ways = Counter(tuple(s["evaluation"][name] for name in _HOW) for s in summaries)
+    ways = Counter(_way(s) for s in summaries)
     if not ways:
         return [], []
     # Of equally common ways the first.
     way = max(ways, key=lambda found: ways[found])
-    kept = [s for s in summaries if tuple(s["evaluation"][name] for name in _HOW) == way]
+    kept = [s for s in summaries if _way(s) == way]
     return kept, [display_name(s) for s in summaries if s not in kept]
+
+
+def _way(summary: Mapping[str, Any]) -> tuple[Any, ...]:
+    """How a model was run; without a `holdout`, on all images."""
+    return tuple(summary["evaluation"].get(name) for name in _HOW)
 
 
 def _points(summary: Mapping[str, Any], top1: Top1 | None) -> Iterator[dict[str, Any]]:
@@ -120,20 +134,29 @@ def _points(summary: Mapping[str, Any], top1: Top1 | None) -> Iterator[dict[str,
             yield {**shared, "variant": BG_GAP, **values, "label_rule": rule}
 
 
-def _line(points: Sequence[Mapping[str, Any]], variant: str) -> Iterator[dict[str, Any]]:
+def _line(
+    models: Iterable[tuple[Mapping[str, Any], Top1 | None]],
+    measured: Sequence[Measured],
+    variant: str,
+) -> Iterator[dict[str, Any]]:
     """The best-fit line of a variant, if there is one."""
-    known = [p for p in points if p["variant"] == variant and p["imagenet_top1"] is not None]
-    line = fit_line(
-        [point["imagenet_top1"] for point in known],
-        [point["accuracy"] for point in known],
-        [point["model"] for point in known],
-    )
-    if line:
-        yield {
-            "variant": variant,
-            **dataclasses.asdict(line),
-            "few_models": line.has_few_models,
-        }
+    known = [(summary, top1.value) for summary, top1 in models if top1]
+    for part in measured:
+        if (PAPER_RULE, variant) not in part.quantities:
+            continue
+        found, values, r = part.contributions(PAPER_RULE, variant)
+        place_of = {id(part.summaries[of]): place for place, of in enumerate(found)}
+        places = [
+            (place_of[id(summary)], value) for summary, value in known if id(summary) in place_of
+        ]
+        if len(places) < MIN_MODELS:
+            continue
+        chosen = [place for place, _ in places]
+        line = fit_line(
+            [top1 for _, top1 in places], values[chosen], part.roles(variant).sums(r[chosen])
+        )
+        if line:
+            yield {"variant": variant, **dataclasses.asdict(line)}
 
 
 def _notes(points: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -149,10 +172,10 @@ def _notes(points: Sequence[Mapping[str, Any]]) -> list[str]:
             f"lines need at least {MIN_MODELS} models whose accuracy on ImageNet is known; "
             f"there {'is' if len(known) == 1 else 'are'} {len(known)}"
         )
-    elif len(known) < FEW_MODELS and known:
+    elif known:
         notes.append(
-            f"{len(known)} models are few: the intervals of the slopes hold the true slope less "
-            "often than they say"
+            "intervals of slopes are for other models and other images, as if models were "
+            "independent of each other, which those of one family are not"
         )
     by_source = Counter(source.partition(",")[0] for source, _ in known.values())
     if by_source:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import timm
@@ -20,6 +21,7 @@ import torch
 from conftest import ROOT, run_in9, stamps
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.analyses.imagenet.folder import (
@@ -32,6 +34,8 @@ from pipeline.analyses.imagenet.folder import (
 from pipeline.analyses.imagenet.results import published_top1
 from pipeline.analyses.imagenet.stage import Classify
 from pipeline.errors import JobError, UsageError
+from pipeline.evaluate.answers import Answers, Images
+from pipeline.evaluate.contributions import Measured
 from pipeline.evaluate.model_stage import Block, RunModels
 from pipeline.evaluate.plan import Evaluation
 from pipeline.evaluate.results import result_file
@@ -44,7 +48,8 @@ from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import imagenet9
-from transforms.trend import FEW_MODELS, fit_line
+from transforms.trend import fit_line
+from transforms.two_way import Roles
 
 TABLE = ROOT / "pipeline" / "data" / "imagenet_top1.csv"
 
@@ -54,54 +59,69 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def without_error(models: int) -> list[NDArray[np.float64]]:
+    """Sums of pictures that give no model any error."""
+    return [np.zeros((models, 2))]
+
+
 def test_a_line_is_the_least_squares_one() -> None:
     rng = np.random.default_rng(0)
     for n in (3, 7, 40):
         x = rng.uniform(0.55, 0.9, n)
         y = 0.2 + 0.7 * x + rng.normal(0, 0.03, n)
-        line = fit_line(x, y, [f"m{i}" for i in range(n)], resamples=50)
+        line = fit_line(x, y, without_error(n))
         assert line is not None
         slope, intercept = np.polyfit(x, y, 1)
         assert (line.slope, line.intercept) == pytest.approx((slope, intercept), abs=1e-9)
         assert line.slope_low <= line.slope <= line.slope_high
-        assert (line.models, line.has_few_models) == (n, n < FEW_MODELS)
+        assert line.models == n
 
 
-def test_intervals_of_slopes_cover() -> None:
+@pytest.mark.parametrize("models", [4, 12])
+@pytest.mark.parametrize("scatter", [0.0, 0.03])
+def test_intervals_of_slopes_cover(models: int, scatter: float) -> None:
+    """Over models, and over images whose errors the models share, and the better ones less."""
     rng = np.random.default_rng(1)
-    covered = 0
-    for trial in range(200):
-        x = rng.uniform(0.6, 0.85, 12)
-        y = 0.1 + 0.8 * x + rng.normal(0, 0.02, 12)
-        line = fit_line(x, y, [f"{trial}/{i}" for i in range(12)], resamples=300)
+    x, covered = np.linspace(0.6, 0.85, models), 0
+    shares = np.linspace(1, 0.2, models)[:, None]
+    for _ in range(400):
+        hard = np.where(rng.random(150) < 0.3, -0.35, 0.15)
+        level = (0.1 + 0.8 * x + rng.normal(0, scatter, models))[:, None]
+        right = rng.random((models, 150)) < level + shares * hard
+        y = right.mean(axis=1)
+        sums = Roles.of(np.arange(150)).sums((right - y[:, None]) / 150)
+        line = fit_line(x, y, sums)
         assert line is not None
         covered += line.slope_low <= 0.8 <= line.slope_high
-    assert 0.89 <= covered / 200 <= 0.99
+    assert 0.92 <= covered / 400 <= 0.995
 
 
 def test_intervals_of_slopes_depend_on_models_not_on_their_order() -> None:
     rng = np.random.default_rng(2)
     x, y = rng.uniform(0.6, 0.9, 8), rng.uniform(0.6, 0.9, 8)
-    names = [f"model {i}" for i in range(8)]
+    sums = [rng.normal(0, 0.01, (8, 30))]
     order = rng.permutation(8)
-    line = fit_line(x, y, names)
-    shuffled = fit_line(x[order], y[order], [names[i] for i in order])
+    line = fit_line(x, y, sums)
+    shuffled = fit_line(x[order], y[order], [of_role[order] for of_role in sums])
     assert line is not None
     assert shuffled is not None
     assert dataclasses.astuple(shuffled) == pytest.approx(dataclasses.astuple(line))
-    # Points on a line have no doubt about its slope.
-    exact = fit_line(x, 0.5 * x, names)
-    assert exact is not None
-    assert exact.slope_low == pytest.approx(0.5)
-    assert exact.slope_high == pytest.approx(0.5)
+    # Points on a line have no doubt about its slope but that of the images; without, none is known.
+    assert fit_line(x, 0.5 * x, without_error(8)) is None
+    assert fit_line(x, 0 * x, without_error(8)) is None
+    shared = fit_line(x, 0.5 * x, [np.outer(x, rng.normal(0, 0.01, 30))])
+    assert shared is not None
+    assert shared.slope_high - shared.slope_low > 0.05
 
 
 def test_no_line_without_enough_different_points() -> None:
-    assert fit_line([0.7, 0.8], [0.1, 0.2], ["a", "b"]) is None
-    assert fit_line([0.7, 0.7, 0.7], [0.1, 0.2, 0.3], ["a", "b", "c"]) is None
-    assert fit_line([0.7, 0.7, 0.8], [0.1, 0.2, 0.3], ["a", "b", "c"]) is not None
+    assert fit_line([0.7, 0.8], [0.1, 0.2], without_error(2)) is None
+    assert fit_line([0.7, 0.7, 0.7], [0.1, 0.2, 0.3], without_error(3)) is None
+    # Such a slope is one model's.
+    assert fit_line([0.7, 0.7, 0.8], [0.1, 0.2, 0.3], without_error(3)) is None
+    assert fit_line([0.7, 0.72, 0.8], [0.1, 0.2, 0.3], without_error(3)) is not None
     with pytest.raises(ValueError, match="2 and 1 accuracies for 2"):
-        fit_line([0.7, 0.8], [0.1], ["a", "b"])
+        fit_line([0.7, 0.8], [0.1], without_error(2))
 
 
 def test_published_figures_are_of_weights_that_exist() -> None:
@@ -275,6 +295,34 @@ MODELS = {
 }
 
 
+PICTURES = 4000
+
+
+def measured_of(summaries: list[dict[str, Any]]) -> list[Measured]:
+    """Their predictions: of the first images as many right as each summary says."""
+    keys = pa.array([f"{i:06}" for i in range(PICTURES)])
+    labels, units = np.zeros(PICTURES, np.int16), np.arange(PICTURES)
+    images = Images(keys, labels, np.zeros(PICTURES), keys, labels, (), units)
+    correct = []
+    for summary in summaries:
+        shares = {row["variant"]: row["accuracy"] for row in summary["accuracy"]}
+        # The gap is that of the summary, whatever the accuracies are.
+        shares["mixed_rand_r1"] = 2 * (shares["mixed_same"] - summary["gaps"][0]["gap"]) - shares[
+            "mixed_rand"
+        ]  # fmt: skip
+        shares["mixed_same_r1"] = shares["mixed_same"]
+        of_rule = {name: units < round(share * PICTURES) for name, share in shares.items()}
+        correct.append(dict.fromkeys(LABEL_RULES, of_rule))
+    names = dict.fromkeys(correct[0]["mapped_only"], labels)
+    grounds = {name: units for name in names if name.startswith("mixed")}
+    answers = Answers(labels, names, {}, grounds)
+    return [Measured(images, tuple(names), summaries, correct, answers)]
+
+
+def trend_of(store: Store, summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    return write_trend(store, "f" * 32, summaries, imagenet9(), measured_of(summaries))
+
+
 def summary_of(model: str, top1: float, **evaluation: str) -> dict[str, Any]:
     """A summary whose accuracies lie on lines of slope 0.5, and its gap on one of -0.2."""
     how = {"split": "val", "eval_input": "stored", "precision": "fp32", **evaluation}
@@ -298,7 +346,7 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     summaries = [summary_of(model, top1) for model, top1 in MODELS.items()]
     summaries.append(summary_of("resnet18.a1_in1k", 0.9, precision="bf16"))
-    trend = write_trend(store, "f" * 32, summaries, imagenet9())
+    trend = trend_of(store, summaries)
     assert json.loads(store.read(TREND)) == trend
     assert trend["label_rule"] == "argmax_then_map"
     assert trend["left_out"] == ["resnet18.a1_in1k bf16"]
@@ -306,12 +354,19 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
     assert {point["imagenet_top1"] for point in trend["points"]} == set(MODELS.values())
     slopes = {line["variant"]: line["slope"] for line in trend["lines"]}
     expected = {**dict.fromkeys(TREND_VARIANTS, 0.5), BG_GAP: -0.2}
-    assert slopes == pytest.approx(expected)
-    assert all(line["models"] == 4 and line["few_models"] for line in trend["lines"])
-    assert any("4 models are few" in note for note in trend["notes"])
+    # Accuracies are whole numbers of pictures.
+    assert slopes == pytest.approx(expected, abs=0.01)
+    assert all(line["models"] == 4 for line in trend["lines"])
+    assert all(line["slope_low"] < line["slope"] < line["slope_high"] for line in trend["lines"])
+    assert any("those of one family are not" in note for note in trend["notes"])
     assert any("published: timm results-imagenet.csv" in note for note in trend["notes"])
     # Only the paper's rule is drawn, both are listed.
     assert len(table(tmp_path / "results" / "trend.csv")) == 2 * 4 * 6
+
+    # Models whose predictions are not there have points, and are in no line.
+    trend = write_trend(store, "f" * 32, summaries, imagenet9(), measured_of(summaries[:3]))
+    assert {line["models"] for line in trend["lines"]} == {3}
+    assert len(trend["points"]) == 4 * 6
 
     # A part of ImageNet does not compare with all of it: figures on one set of images at a time.
     def measure(model: str, **other: Any) -> None:
@@ -321,7 +376,7 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
         store.update(result_file(model, "imagenet"), content)
 
     def known() -> dict[str, float | None]:
-        found = write_trend(store, "f" * 32, summaries, imagenet9())
+        found = trend_of(store, summaries)
         left_out = sum("measured on other images are left out" in note for note in found["notes"])
         assert left_out == (found["points"][0]["imagenet_n"] == 50_000 and not whole)
         return {point["model"]: point["imagenet_top1"] for point in found["points"]}
@@ -339,17 +394,17 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
         measure(model, n=50_000, classes=1000, top1=0.6)
     assert known() == dict.fromkeys(MODELS, 0.6)
 
-    trend = write_trend(store, "f" * 32, summaries[:2], imagenet9())
+    trend = trend_of(store, summaries[:2])
     assert trend["lines"] == []
     assert any("at least 3 models" in note for note in trend["notes"])
-    unknown = write_trend(store, "f" * 32, [summary_of("mine", 0.5)], imagenet9())
+    unknown = trend_of(store, [summary_of("mine", 0.5)])
     assert {point["imagenet_top1"] for point in unknown["points"]} == {None}
 
 
 def test_the_figure_names_every_model_and_repeats(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     summaries = [summary_of(model, top1) for model, top1 in MODELS.items()]
-    trend = write_trend(store, "f" * 32, summaries, imagenet9())
+    trend = trend_of(store, summaries)
     figure = trend_figure(trend)
     assert figure == trend_figure(trend)
     text = figure.decode()
@@ -362,7 +417,7 @@ def test_the_figure_names_every_model_and_repeats(tmp_path: Path) -> None:
     # Many models: some are named, all are drawn.
     rows = [row for row in table(TABLE) if "." in row["name"]][:60]
     many = [summary_of(row["name"], float(row["top1"]) / 100) for row in rows]
-    assert b"<svg" in trend_figure(write_trend(store, "f" * 32, many, imagenet9()))
+    assert b"<svg" in trend_figure(trend_of(store, many))
 
 
 @given(st.lists(st.tuples(st.floats(0, 300), st.floats(1, 20)), max_size=15))

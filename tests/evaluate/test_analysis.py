@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
+from two_way_by_hand import interval_of, share_interval
 
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.summaries import read_summaries
@@ -33,13 +34,16 @@ from transforms.analysis import (
     SIZE_EDGES,
     bg_gap,
     class_mean_accuracy,
+    class_p_values,
     confusion_matrix,
     decompose,
+    gap_contributions,
     groups,
     size_buckets,
     worst_group,
 )
-from transforms.intervals import paired_bootstrap, wilson
+from transforms.intervals import wilson
+from transforms.two_way import Roles
 
 RULES = ("argmax_then_map", "mapped_only")
 MODEL = "efficientnet_lite0"
@@ -96,26 +100,64 @@ def test_every_image_is_of_one_kind(right: NDArray[np.bool_]) -> None:
 
 
 @given(
-    st.tuples(st.integers(1, 3), st.integers(0, 30)).flatmap(
-        lambda shape: st.tuples(
-            hnp.arrays(np.int64, shape[1], elements=st.integers(0, 8)),
-            hnp.arrays(np.int64, shape, elements=st.integers(0, 8)),
-            hnp.arrays(np.bool_, shape),
+    st.integers(0, 60).flatmap(
+        lambda n: st.tuples(
+            hnp.arrays(np.int64, n, elements=st.integers(0, 8)),
+            hnp.arrays(np.int64, n, elements=st.integers(-1, 8)),
         )
     )
 )
-def test_groups_hold_every_picture_once(drawn: tuple[Any, Any, Any]) -> None:
-    labels, backgrounds, correct = drawn
-    found = groups(labels, backgrounds, correct, 9)
-    assert sum(int(group.n.sum()) for group in found) == backgrounds.size
-    assert sum(int(group.correct.sum()) for group in found) == correct.sum()
+def test_groups_hold_every_picture_once(drawn: tuple[Any, Any]) -> None:
+    labels, backgrounds = drawn
+    found = groups(labels, backgrounds, 9)
+    every = [place for group in found for place in group.pictures.tolist()]
+    assert sorted(every) == np.flatnonzero(backgrounds >= 0).tolist()
     for group in found:
-        inside = (labels == group.label) & (backgrounds == group.bg_label)
-        assert group.n.sum() == inside.sum() > 0
-        assert group.correct.sum() == correct[inside].sum()
-        assert len(group.n) == inside.any(axis=0).sum()
+        assert len(group.pictures)
+        assert set(labels[group.pictures]) == {group.label}
+        assert set(backgrounds[group.pictures]) == {group.bg_label}
     order = [(group.label, group.bg_label) for group in found]
     assert order == sorted(set(order))
+
+
+def test_a_class_is_tested_against_the_others() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(9), 100)
+    correct = rng.random(900) < np.where(labels == 4, 0.5, 0.8)
+    roles = Roles.of(np.arange(900), rng.integers(0, 900, 900))
+    found = class_p_values(labels, correct, roles)
+    assert list(found) == list(range(9))
+    # The others differ a little, as they are compared with it, too.
+    assert min(found, key=lambda label: found[label]) == 4
+    assert found[4] < 1e-6 < 1e-3 < sorted(found.values())[1]
+    # Backgrounds on which all is right or wrong: it was those, not the class.
+    shared = Roles.of(np.arange(900), np.where(labels == 4, 1000 + np.arange(900) % 2, 0))
+    assert min(class_p_values(labels, correct, shared).values()) == 1
+    # Two pictures that are both right say nothing, nor does a class with no other.
+    few = np.repeat([0, 1], [2, 200])
+    right = np.concatenate([[True, True], rng.random(200) < 0.7])
+    assert min(class_p_values(few, right, Roles.of(np.arange(202))).values()) > 0.1
+    assert class_p_values(np.zeros(5, int), right[:5], Roles.of(np.arange(5))) == {}
+    assert class_p_values(few, np.ones(202, bool), Roles.of(np.arange(202))) == {0: 1, 1: 1}
+
+
+def test_p_values_of_equal_classes_are_seldom_small() -> None:
+    """Of sets of nine classes that do not differ, chance finds something in 5 %."""
+    rng = np.random.default_rng(5)
+    labels, backgrounds = np.arange(180) % 9, rng.integers(0, 180, 180)
+    hard = rng.random((400, 180)) < 0.4
+    found = [
+        min(
+            class_p_values(
+                labels,
+                rng.random(180) < np.where(of_run[backgrounds], 0.5, 0.9),
+                Roles.of(np.arange(180), backgrounds),
+            ).values()
+        )
+        < 0.05
+        for of_run in hard
+    ]
+    assert np.mean(found) < 0.09
 
 
 def test_the_worst_group_is_not_the_smallest_with_no_luck() -> None:
@@ -150,22 +192,28 @@ def test_size_edges_belong_to_the_upper_bucket() -> None:
 def test_the_gap_is_the_mean_over_replicates(drawn: tuple[Any, Any]) -> None:
     same, rand = drawn
     replicates, n = same.shape
-    keys = [f"key {i}" for i in range(n)]
-    gap = bg_gap(same, rand, keys)
+    numbers = np.tile(np.arange(n), 2 * replicates)
+    gap = bg_gap(same, rand, Roles.of(numbers))
     by_replicate = [float(s.mean() - r.mean()) for s, r in zip(same, rand, strict=True)]
     assert gap.gap == pytest.approx(np.mean(by_replicate))
     assert gap.gap == pytest.approx(gap.mixed_same - gap.mixed_rand)
     expected = np.std(by_replicate, ddof=1) if replicates > 1 else None
     assert gap.seed_sd == (None if expected is None else pytest.approx(expected))
-    _, low, high = paired_bootstrap(same.ravel(), rand.ravel(), keys * replicates)
-    assert (gap.low, gap.high) == pytest.approx((low, high))
+    assert -1 <= gap.low <= gap.gap <= gap.high <= 1
+    r = gap_contributions(same, rand)
+    assert r.sum() == pytest.approx(0)
+    of_units = np.bincount(numbers, r)
+    if n > 1 and np.abs(of_units).max() > 1e-12:
+        expected = interval_of(gap.gap, zip(numbers.astype(str), [None] * len(r), r, strict=True))
+        assert (gap.low, gap.high) == pytest.approx(expected)
 
 
 def test_gaps_need_answers_of_equal_shape() -> None:
     with pytest.raises(ValueError, match="no foregrounds"):
-        bg_gap(np.ones((1, 0), bool), np.ones((1, 0), bool), [])
-    with pytest.raises(ValueError, match="answers for 2 foregrounds"):
-        bg_gap(np.ones((1, 2), bool), np.ones((2, 2), bool), ["a", "b"])
+        bg_gap(np.ones((1, 0), bool), np.ones((1, 0), bool), Roles.of(np.arange(0)))
+    for rand, pictures in ((np.ones((2, 2), bool), 6), (np.ones((1, 2), bool), 3)):
+        with pytest.raises(ValueError, match=f"answers for {pictures} pictures"):
+            bg_gap(np.ones((1, 2), bool), rand, Roles.of(np.arange(pictures)))
 
 
 # What the job writes, on a dataset of 18 pictures in three shards, two replicates, two models.
@@ -214,18 +262,14 @@ def index(evaluated: Path) -> dict[str, dict[str, Any]]:
     return {row["key"]: row for row in rows if row["selected"]}
 
 
-def accuracy_of(row: dict[str, str], answers: list[bool], wide: bool = False) -> None:
-    """Checks the columns of an accuracy; intervals of replicates are at least Wilson's."""
-    n, correct = len(answers), sum(answers)
+def accuracy_of(row: dict[str, str], answers: list[dict[str, Any]]) -> None:
+    """Checks the columns of an accuracy."""
+    pictures = [(answer["fg_key"], answer["bg_key"], answer["correct"]) for answer in answers]
+    n, correct = len(pictures), sum(right for *_, right in pictures)
     assert (int(row["n"]), int(row["correct"])) == (n, correct)
     assert float(row["accuracy"]) == pytest.approx(correct / n)
-    low, high = wilson(correct, n)
     found = float(row["ci_low"]), float(row["ci_high"])
-    if wide:
-        assert found[0] <= low + 1e-12
-        assert found[1] >= high - 1e-12
-    else:
-        assert found == pytest.approx((low, high))
+    assert found == pytest.approx(share_interval(pictures), abs=1e-6)
 
 
 def test_the_tables_are_those_that_are_documented(evaluated: Path) -> None:
@@ -249,7 +293,7 @@ def test_summary_and_classes_agree_with_the_predictions(
         answers = predictions[row["model"], row["label_rule"], row["variant"]]
         assert answers.keys() == index.keys()
         right = {key: a["prediction"] == index[key]["label"] for key, a in answers.items()}
-        accuracy_of(row, list(right.values()))
+        accuracy_of(row, list(answers.values()))
         assert int(row["outside"]) == sum(a["prediction"] == -1 for a in answers.values())
         by_class = [
             [right[key] for key in right if index[key]["label"] == label]
@@ -263,9 +307,10 @@ def test_summary_and_classes_agree_with_the_predictions(
     assert len(classes) == len(predictions) * len({image["label"] for image in index.values()})
     for row in classes:
         answers = predictions[row["model"], row["label_rule"], row["variant"]]
-        of_class = [a["prediction"] for a in answers.values() if a["label"] == int(row["label"])]
-        accuracy_of(row, [prediction == int(row["label"]) for prediction in of_class])
-        assert int(row["outside"]) == of_class.count(-1)
+        of_class = [a for a in answers.values() if a["label"] == int(row["label"])]
+        accuracy_of(row, of_class)
+        assert int(row["outside"]) == sum(a["prediction"] == -1 for a in of_class)
+        assert 0 <= float(row["p_adjusted"]) <= 1
     assert {(row["label"], row["class_name"]) for row in classes} >= {("0", "dog"), ("8", "fish")}
 
 
@@ -286,21 +331,29 @@ def test_gaps_are_over_all_replicates(evaluated: Path, predictions: dict[Any, An
     rows = table(evaluated, "gaps")
     assert len(rows) == 4
     for row in rows:
-        gaps, same, rand, keys = [], [], [], []
+        gaps, same, rand, pairs = [], [], [], []
         for suffix in ("", "_r1"):
             sides = [
                 predictions[row["model"], row["label_rule"], f"{variant}{suffix}"]
                 for variant in ("mixed_same", "mixed_rand")
             ]
             for key in sides[0]:
-                keys.append(key)
+                pairs.append((key, *(side[key]["bg_key"] for side in sides)))
                 same.append(sides[0][key]["correct"])
                 rand.append(sides[1][key]["correct"])
             gaps.append(np.mean(same[-len(sides[0]) :]) - np.mean(rand[-len(sides[0]) :]))
         assert float(row["gap"]) == pytest.approx(np.mean(gaps))
         assert float(row["seed_sd"]) == pytest.approx(np.std(gaps, ddof=1))
-        assert (int(row["n"]), int(row["replicates"])) == (len(keys) // 2, 2)
-        expected = paired_bootstrap(same, rand, keys)[1:]
+        assert (int(row["n"]), int(row["replicates"])) == (len(pairs) // 2, 2)
+        pictures = [
+            picture
+            for (key, *grounds), *right in zip(pairs, same, rand, strict=True)
+            for picture in (
+                (key, grounds[0], (right[0] - np.mean(same)) / len(pairs)),
+                (key, grounds[1], (np.mean(rand) - right[1]) / len(pairs)),
+            )
+        ]
+        expected = interval_of(np.mean(gaps), pictures)
         assert (float(row["ci_low"]), float(row["ci_high"])) == pytest.approx(expected)
         assert float(row["mixed_same"]) == pytest.approx(np.mean(same))
         assert float(row["mixed_rand"]) == pytest.approx(np.mean(rand))
@@ -335,12 +388,12 @@ def test_groups_name_the_true_background(
         group = int(row["label"]), int(row["bg_label"])
         of_variant = row["model"], row["label_rule"], row["variant"]
         answers = [
-            answer["correct"]
+            answer
             for suffix in ("", "_r1")
             for key, answer in predictions[(*of_variant[:2], of_variant[2] + suffix)].items()
             if group == (index[key]["label"], index[answer["bg_key"]]["label"])
         ]
-        accuracy_of(row, answers, wide=True)
+        accuracy_of(row, answers)
         seen[of_variant] += len(answers)
         worst[of_variant] += row["is_worst"] == "True"
         if row["variant"] == "mixed_same":
@@ -360,7 +413,7 @@ def test_sizes_are_those_of_the_index(
         accuracy_of(
             row,
             [
-                answer["correct"]
+                answer
                 for key, answer in predictions[of_variant].items()
                 if low <= index[key]["fg_fraction"] < high
             ],
@@ -379,31 +432,34 @@ def test_models_are_compared_on_the_same_pictures(
     assert len(rows) == 2 * len(measures)
     assert {(row["first"], row["second"]) for row in rows} == {(MODEL, nine_way)}
     for row in rows:
-        sides = []
+        names = {"mixed_same": 1, "mixed_rand": -1} if row["variant"] == "bg_gap" else {
+            row["variant"]: 1
+        }  # fmt: skip
+        suffixes = ("", "_r1") if row["variant"] == "bg_gap" else ("",)
+        of_models = []
         for model in (row["first"], row["second"]):
-            of_rule = {v: p for (m, rule, v), p in predictions.items() if (m, rule) == (
-                model, row["label_rule"]
-            )}  # fmt: skip
-            if row["variant"] == "bg_gap":
-                sides.append(
-                    {
-                        key: np.mean(
-                            [
-                                int(of_rule[f"mixed_same{suffix}"][key]["correct"])
-                                - int(of_rule[f"mixed_rand{suffix}"][key]["correct"])
-                                for suffix in ("", "_r1")
-                            ]
-                        )
-                        for key in of_rule["mixed_same"]
-                    }
+            values = [
+                (answer["fg_key"], answer["bg_key"], sign * answer["correct"], sign)
+                for name, sign in names.items()
+                for suffix in suffixes
+                for _, answer in sorted(
+                    predictions[model, row["label_rule"], name + suffix].items()
                 )
-            else:
-                sides.append({k: a["correct"] for k, a in of_rule[row["variant"]].items()})
-        keys = list(sides[0])
-        expected = paired_bootstrap(*([side[key] for key in keys] for side in sides), keys)
-        found = [float(row[column]) for column in ("difference", "ci_low", "ci_high")]
-        assert found == pytest.approx(expected)
-        assert int(row["n"]) == len(keys)
+            ]
+            n = len(values) / len(names)
+            means = {s: sum(v for *_, v, sign in values if sign == s) / n for s in (1, -1)}
+            r = [(fg, bg, (value - means[sign]) / n) for fg, bg, value, sign in values]
+            of_models.append((sum(means.values()), r))
+        (first, r_first), (second, r_second) = of_models
+        pictures = [(fg, bg, a - b) for (fg, bg, a), (*_, b) in zip(r_first, r_second, strict=True)]
+        assert float(row["difference"]) == pytest.approx(first - second)
+        if any(abs(r) > 1e-9 for *_, r in pictures):
+            found = float(row["ci_low"]), float(row["ci_high"])
+            assert found == pytest.approx(interval_of(first - second, pictures))
+        assert int(row["n"]) == len({fg for fg, *_ in pictures})
+        # Of two models there is one pair: nothing to adjust for.
+        stands_out = float(row["ci_low"]) > 0 or float(row["ci_high"]) < 0
+        assert (float(row["p_adjusted"]) < 0.05) == stands_out
 
 
 def test_the_headline_table_is_latex(evaluated: Path) -> None:

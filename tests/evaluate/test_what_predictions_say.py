@@ -19,7 +19,8 @@ from pipeline.dataset.records import read_about, write_table
 from pipeline.errors import JobError
 from pipeline.evaluate import answers, forms, results
 from pipeline.evaluate.analysis import summary_parts
-from pipeline.evaluate.comparisons import compare_models, quantities
+from pipeline.evaluate.comparisons import compare_models
+from pipeline.evaluate.contributions import read_measured
 from pipeline.evaluate.power import describe_power, power_of
 from pipeline.evaluate.predictions import evaluated_variants, prediction_file
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
@@ -113,10 +114,12 @@ def test_only_predictions_of_the_pictures_that_are_there_count(
     assert [(row["variant"], row["accuracy"]) for row in rows] == [("original", None)] * 2
     (failed, _) = missing_rows([kept], [{**first, "error": "no memory"}])
     assert failed["error"] == "missing: no memory"
-    (pair,) = {(row["first"], row["second"]) for row in compare_models(told, [first, second])}
-    assert pair == (first["model"], second["model"])
-    names = {row["variant"] for row in compare_models(dataset, [kept, kept])}
-    assert names == {*evaluated_variants(told), "bg_gap"} - {"original"}
+    lost = prediction_file(second, 0)
+    told.store.copy_into(dataset.store, [(lost, lost)])
+    # Of two models, what both have.
+    rows = compared(dataset, [kept, second])
+    assert {row["variant"] for row in rows} == {*evaluated_variants(told), "bg_gap"} - {"original"}
+    assert len(rows) == 2 * len(evaluated_variants(told))
 
 
 def test_summaries_have_a_form_and_are_made_of_predictions(told: Dataset, tmp_path: Path) -> None:
@@ -158,9 +161,11 @@ def test_parts_of_a_summary_count_the_same_images(n: int, seed: int, grouped: bo
     units = tuple(f"g{number // 3}" if grouped else f"{number:02}" for number in range(n))
     # Of some nobody knows how large the foreground is.
     sizes = np.where(rng.random(n) < 0.3, np.nan, rng.random(n))
-    images = answers.Images(keys, labels, sizes, keys, labels, units, grouped and n > 0)
+    numbers = np.unique(np.asarray(units, object), return_inverse=True)[1]
+    images = answers.Images(keys, labels, sizes, keys, labels, units, numbers)
     said, grounds = (dict(zip(VARIANTS, part, strict=True)) for part in (drawn[::2], drawn[1::2]))
-    found = {"rule": answers.Answers(labels, said, grounds)}
+    bg_units = {name: rng.integers(-3, max(n, 1), n) for name in MIXED}
+    found = {"rule": answers.Answers(labels, said, grounds, bg_units)}
     parts = summary_parts(found, images, imagenet9())
     correct = {name: int((prediction == labels).sum()) for name, prediction in said.items()}
     for row in parts["accuracy"]:
@@ -177,20 +182,30 @@ def test_parts_of_a_summary_count_the_same_images(n: int, seed: int, grouped: bo
     # One group of each variant is the worst, if there is any background whose class is known.
     worst = [row["variant"] for row in parts["groups"] if row["is_worst"]]
     assert worst == list(dict.fromkeys(row["variant"] for row in parts["groups"]))
-    names, values = quantities(found)
-    assert names == [("rule", name) for name in (*said, "bg_gap")]
-    assert values[:, :-1].sum(axis=0).tolist() == list(correct.values())
+    for row in (*parts["accuracy"], *parts["per_class"], *parts["groups"], *parts["sizes"]):
+        if row["n"]:
+            assert 0 <= row["ci_low"] <= row["accuracy"] <= row["ci_high"] <= 1
+    for row in parts["groups"]:
+        bounds = row["worst_ci_low"], row["worst_ci_high"]
+        if row["is_worst"]:
+            assert bounds[0] <= row["ci_low"] <= row["ci_high"] <= bounds[1]
+        else:
+            assert bounds == (None, None)
     assert len(parts["gaps"]) == (n > 0)
     for gap in parts["gaps"]:
         *_, same, same_again, rand, rand_again = correct.values()
         assert gap["gap"] == pytest.approx((same + same_again - rand - rand_again) / 2 / n)
-        assert gap["gap"] == pytest.approx(values[:, -1].mean())
         assert (gap["units"], gap["replicates"]) == (len(set(units)), 2)
+
+
+def compared(dataset: Dataset, summaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    measured = read_measured(dataset, summaries)
+    return list(compare_models(dataset.manifest.fingerprint, measured))
 
 
 def test_the_difference_of_two_models_is_minus_that_of_the_reverse(told: Dataset) -> None:
     summaries = summaries_of(told)
-    rows, back = (list(compare_models(told, each)) for each in (summaries, summaries[::-1]))
+    rows, back = (compared(told, each) for each in (summaries, summaries[::-1]))
     reverse = {(r["second"], r["first"], r["label_rule"], r["variant"]): r for r in back}
     assert len(rows) == len(reverse) == 3 * 2 * (len(evaluated_variants(told)) + 1)
     said = {
@@ -207,7 +222,11 @@ def test_the_difference_of_two_models_is_minus_that_of_the_reverse(told: Dataset
         assert row["ci_low"] <= row["difference"] <= row["ci_high"]
         for name, mirrored in (("difference",) * 2, ("ci_low", "ci_high"), ("ci_high", "ci_low")):
             assert row[name] == pytest.approx(-other[mirrored])
-    assert list(compare_models(told, summaries[:1])) == []
+        assert row["p_adjusted"] == pytest.approx(other["p_adjusted"])
+        # What stands out among all pairs also does so by itself.
+        if row["p_adjusted"] < 0.05:
+            assert row["ci_low"] > 0 or row["ci_high"] < 0
+    assert compared(told, summaries[:1]) == []
 
 
 def test_published_figures_are_found_by_any_name_of_the_model() -> None:

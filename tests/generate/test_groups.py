@@ -7,19 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transforms.analysis import bg_gap, groups
 from transforms.intervals import (
     bootstrap_hashes,
     bootstrap_means,
     paired_bootstrap,
     percentile_interval,
     sum_units,
-    wilson,
-    wilson_of_groups,
-    wilson_of_units,
 )
 from transforms.pairing import NO_PARTNER, Pool, draw_scenes, group_numbers, pair
 from transforms.selection import has_partners
+from transforms.two_way import Roles, wilson_of_pictures
 from transforms.variants import MIXED
 
 images = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=40)
@@ -131,12 +128,10 @@ def test_images_without_a_group_are_groups_of_their_own() -> None:
     st.lists(st.tuples(st.integers(0, 6), st.booleans(), st.booleans()), min_size=1, max_size=60)
 )
 @settings(max_examples=25)
-def test_intervals_resample_groups(drawn: list[tuple[int, bool, bool]]) -> None:
+def test_bootstraps_resample_groups(drawn: list[tuple[int, bool, bool]]) -> None:
     units = [f"group_{group}" for group, _, _ in drawn]
     same, rand = (np.asarray([each[column] for each in drawn]) for column in (1, 2))
-    gap = bg_gap(same[None], rand[None], units)
     expected = paired_bootstrap(same, rand, units)
-    assert (gap.gap, gap.low, gap.high) == pytest.approx(expected)
     values = np.stack([same, rand], axis=1).astype(np.float64)
     sums, sizes, names = sum_units(values, units)
     assert sizes.sum() == len(drawn)
@@ -145,20 +140,6 @@ def test_intervals_resample_groups(drawn: list[tuple[int, bool, bool]]) -> None:
     if len(means):
         low, _ = percentile_interval(means[:, :1] - means[:, 1:])
         assert low[0] == pytest.approx(expected[1])
-    # A share, too: over images alone it is Wilson's, over groups that of their sums.
-    numbers = np.unique(units, return_inverse=True)[1]
-    assert wilson_of_groups(same, None) == wilson(int(same.sum()), len(same))
-    hits = [int(same[numbers == unit].sum()) for unit in range(len(names))]
-    n = [int((numbers == unit).sum()) for unit in range(len(names))]
-    expected_share = wilson_of_units(np.asarray(hits), np.asarray(n))
-    assert wilson_of_groups(same, numbers) == pytest.approx(expected_share)
-    assert wilson_of_groups(same, np.arange(len(same))) == pytest.approx(
-        wilson(int(same.sum()), len(same))
-    )
-    (found,) = groups(
-        np.zeros(len(same), int), np.zeros((1, len(same)), int), same[None], 1, numbers
-    )
-    assert (sorted(found.n), found.correct.sum()) == (sorted(n), same.sum())
 
 
 def test_the_interval_of_related_images_covers() -> None:
@@ -167,9 +148,9 @@ def test_the_interval_of_related_images_covers() -> None:
     held = plain = 0
     for _ in range(300):
         right = np.repeat(random.random(60) < 0.7, 10)
-        low, high = wilson_of_groups(right, np.repeat(np.arange(60), 10))
+        low, high = wilson_of_pictures(right, Roles.of(np.repeat(np.arange(60), 10)))
         held += low <= 0.7 <= high
-        low, high = wilson_of_groups(right, None)
+        low, high = wilson_of_pictures(right, Roles.of(np.arange(600)))
         plain += low <= 0.7 <= high
     assert held / 300 > 0.92
     assert plain / 300 < 0.6

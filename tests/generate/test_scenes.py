@@ -17,13 +17,13 @@ from conftest import ONE, manifest_of, run_in9
 from numpy.typing import NDArray
 from PIL import Image
 from soundness import assert_sound
+from two_way_by_hand import interval_of, share_interval
 
 from pipeline.dataset.folder import Dataset
 from pipeline.generate.scenes import list_scenes
 from pipeline.storage.store import Store
 from transforms.annotations import Box
 from transforms.codec import decode_image
-from transforms.intervals import paired_bootstrap
 from transforms.whole import crop_whole
 
 MODEL = """
@@ -181,16 +181,35 @@ def test_models_are_measured_on_scenes_and_over_groups(made: tuple[Path, str]) -
     (gap,) = (row for row in table("gaps") if row["label_rule"] == "mapped_only")
     assert (int(gap["n"]), int(gap["units"])) == (27, 15)
     predictions = ds.dataset(sorted((output / "results").rglob("predictions/*.parquet"))).to_table()
-    correct: dict[str, dict[str, bool]] = {}
-    for row in predictions.to_pylist():
-        if row["label_rule"] == "mapped_only":
-            correct.setdefault(row["variant"], {})[row["fg_key"]] = row["correct"]
-    keys = sorted(correct["mixed_same"])
-    same, rand = ([correct[name][key] for key in keys] for name in ("mixed_same", "mixed_rand"))
-    expected = paired_bootstrap(same, rand, [key.rpartition("_")[0] for key in keys])
-    assert tuple(float(gap[name]) for name in ("gap", "ci_low", "ci_high")) == pytest.approx(
-        expected
+    rows = [row for row in predictions.to_pylist() if row["label_rule"] == "mapped_only"]
+    sides = [
+        [row for row in rows if row["variant"] == name] for name in ("mixed_same", "mixed_rand")
+    ]
+    means = [np.mean([row["correct"] for row in side]) for side in sides]
+
+    def group(key: str) -> str:
+        return key.rpartition("_")[0]
+
+    pictures = [
+        (group(row["fg_key"]), group(row["bg_key"]), sign * (row["correct"] - mean) / len(side))
+        for sign, side, mean in zip((1, -1), sides, means, strict=True)
+        for row in side
+    ]
+    assert float(gap["gap"]) == pytest.approx(means[0] - means[1])
+    bounds = interval_of(means[0] - means[1], pictures)
+    assert (float(gap["ci_low"]), float(gap["ci_high"])) == pytest.approx(bounds)
+    # A scene serves several foregrounds, which count as related.
+    external = [row for row in rows if row["variant"] == "mixed_external"]
+    said = next(
+        row
+        for row in table("summary")
+        if (row["label_rule"], row["variant"]) == ("mapped_only", "mixed_external")
     )
+    assert len({row["bg_key"] for row in external}) < len(external)
+    expected = share_interval(
+        (group(row["fg_key"]), row["bg_key"], row["correct"]) for row in external
+    )
+    assert (float(said["ci_low"]), float(said["ci_high"])) == pytest.approx(expected, abs=1e-6)
     page = (output / "report.html").read_text()
     assert "<strong>a scene</strong>, <code>place_" in page
     (attack,) = table("attack")[:1]

@@ -6,20 +6,13 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from numpy.typing import NDArray
 
 from transforms.hashing import keyed_hashes, substream, substreams
 from transforms.intervals import (
-    bootstrap_hashes,
     bootstrap_means,
     paired_bootstrap,
-    percentile_interval,
     poisson_weights,
     wilson,
-    wilson_of_units,
 )
 
 
@@ -53,49 +46,6 @@ def test_wilson_covers(n: int) -> None:
     coverage = (outcomes * inside).sum(axis=1)
     assert coverage.mean() == pytest.approx(0.95, abs=0.01)
     assert coverage.min() > 0.89
-
-
-def related_trials(rng: np.random.Generator, trials: int, shape: tuple[int, int]) -> NDArray:
-    """(trials, units, replicates) bool: units of different difficulty, 0.7 right on average."""
-    difficulty = rng.beta(0.7, 0.3, (trials, shape[0], 1))
-    return rng.random((trials, *shape)) < difficulty
-
-
-def test_wilson_of_units_covers_where_trials_are_related() -> None:
-    right = related_trials(np.random.default_rng(1), 1500, (40, 5)).sum(axis=2)
-    of_each = np.full(40, 5)
-    bounds = np.asarray([wilson_of_units(hits, of_each) for hits in right])
-    coverage = ((bounds[:, 0] <= 0.7) & (bounds[:, 1] >= 0.7)).mean()
-    assert 0.925 <= coverage <= 0.975
-    plain = np.asarray([wilson(int(hits.sum()), 200) for hits in right])
-    assert ((plain[:, 0] <= 0.7) & (plain[:, 1] >= 0.7)).mean() < 0.8
-
-
-@given(st.integers(0, 60), st.integers(0, 60))
-def test_wilson_of_single_trials_is_wilson(correct: int, wrong: int) -> None:
-    hits = np.repeat([1, 0], [correct, wrong])
-    expected = wilson(correct, correct + wrong)
-    assert wilson_of_units(hits, np.ones_like(hits)) == pytest.approx(expected)
-
-
-@given(hnp.arrays(np.int64, st.integers(1, 12), elements=st.integers(0, 4)))
-def test_wilson_of_units_lies_between_units_and_trials(hits: NDArray[np.int64]) -> None:
-    n, total = np.full(len(hits), 4), int(hits.sum())
-    low, high = wilson_of_units(hits, n)
-    narrow_low, narrow_high = wilson(total, 4 * len(hits))
-    assert low <= narrow_low + 1e-12
-    assert high >= narrow_high - 1e-12
-    assert low <= total / (4 * len(hits)) <= high
-    # Copies of one trial count once.
-    copied = wilson_of_units(np.where(hits > 1, 4, 0), n)
-    assert copied == pytest.approx(wilson(int((hits > 1).sum()), len(hits)))
-
-
-def test_wilson_of_units_refuses_what_is_no_proportion() -> None:
-    assert wilson_of_units(np.empty(0, np.int64), np.empty(0, np.int64)) == (0.0, 1.0)
-    for hits, n in (([1], [0]), ([3], [2]), ([-1], [2])):
-        with pytest.raises(ValueError, match="no more successes"):
-            wilson_of_units(np.asarray(hits), np.asarray(n))
 
 
 @pytest.mark.parametrize("units", [1, 40, 5000])
@@ -139,33 +89,3 @@ def test_the_bootstrap_matches_the_normal_approximation_of_many_pairs() -> None:
     assert gap == (lost - won) / n
     assert low == pytest.approx(gap - 1.96 * error, abs=0.1 * error)
     assert high == pytest.approx(gap + 1.96 * error, abs=0.1 * error)
-
-
-def coverage(differences: NDArray[np.floating], sizes: float, truth: float) -> float:
-    """Share of trials, (units, trials) sums of differences, whose interval holds the truth."""
-    keys = [f"unit {unit}" for unit in range(len(differences))]
-    means = bootstrap_means(
-        differences.astype(np.float64), np.full(len(keys), sizes), bootstrap_hashes(keys)
-    )
-    low, high = percentile_interval(means)
-    return float(((low <= truth) & (truth <= high)).mean())
-
-
-def test_the_gap_interval_covers() -> None:
-    rng = np.random.default_rng(11)
-    same = rng.random((151, 2000)) < 0.88
-    rand = np.where(same, rng.random(same.shape) < 0.88, rng.random(same.shape) < 0.25)
-    truth = 0.88 - (0.88 * 0.88 + 0.12 * 0.25)
-    assert 0.93 <= coverage(same * 1.0 - rand, 1, truth) <= 0.965
-
-
-def test_the_gap_interval_covers_over_replicates_of_the_same_foregrounds() -> None:
-    """Foregrounds are resampled whole; as if replicates were other images, it would not."""
-    rng = np.random.default_rng(12)
-    # The difference that backgrounds make to a foreground, drawn anew in every trial.
-    hard = rng.beta(0.5, 1.5, (100, 1, 1500))
-    same = rng.random((100, 4, 1500)) < 1 - 0.2 * hard
-    differences = same * 1.0 - (rng.random(same.shape) < 1 - hard)
-    truth = 0.8 * 0.25
-    assert 0.925 <= coverage(differences.sum(axis=1), 4, truth) <= 0.965
-    assert coverage(differences.reshape(400, -1), 1, truth) < 0.92

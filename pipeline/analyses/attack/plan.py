@@ -82,7 +82,7 @@ class AttackGrid:
       foregrounds, backgrounds: its sides.
       is_full: whether both are all selected images.
       chunk: how many foregrounds are done at a time, the unit of what is resumed.
-      units: (F,) int64, the same from 0 on for foregrounds of one group; None without groups.
+      units: (F,) int64, the same for foregrounds of one group; None if none are.
     """
 
     foregrounds: Side
@@ -130,9 +130,7 @@ def open_grid(dataset: Dataset, attacking: Attacking) -> AttackGrid:
     )
 
 
-def _unit_numbers(images: Images, foregrounds: Side) -> Labels | None:
-    if images.unit_numbers is None:
-        return None
+def _unit_numbers(images: Images, foregrounds: Side) -> Labels:
     return images.unit_numbers[images.positions(pa.chunked_array([pa.array(foregrounds.keys)]))]
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from pipeline.analyses.matrix.cells import Cell, Trainer
 from pipeline.analyses.matrix.plan import MatrixPlan, identity
 from pipeline.evaluate.published import TRAINED
-from transforms.intervals import paired_bootstrap, wilson_of_units
+from transforms.intervals import paired_bootstrap
+from transforms.two_way import Roles, wilson_of_pictures
 
 
 def describe(trainer: Trainer, plan: MatrixPlan, cells: Sequence[Cell]) -> dict[str, Any]:
@@ -45,8 +46,8 @@ def describe(trainer: Trainer, plan: MatrixPlan, cells: Sequence[Cell]) -> dict[
 
 
 def _row(cell: Cell, is_published: bool) -> dict[str, Any]:
-    correct, n = _by_unit(cell)
-    low, high = wilson_of_units(correct, n)
+    units = np.unique(np.asarray(cell.units, object), return_inverse=True)[1]
+    low, high = wilson_of_pictures(np.asarray(cell.correct, np.bool_), Roles.of(units))
     total = len(cell.correct)
     found: dict[str, Any] = {
         "train_variant": cell.row,
@@ -70,12 +71,6 @@ def _row(cell: Cell, is_published: bool) -> dict[str, Any]:
             "difference_ci_high": high - published,
         }
     return found
-
-
-def _by_unit(cell: Cell) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    _, unit_of = np.unique(np.asarray(cell.units, object), return_inverse=True)
-    n = np.bincount(unit_of)
-    return np.bincount(unit_of, cell.correct).astype(np.int64), n
 
 
 def _paired(first: Cell, second: Cell) -> dict[str, Any]:

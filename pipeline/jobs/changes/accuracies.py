@@ -8,11 +8,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.evaluate.answers import Images, read_answers
-from pipeline.evaluate.comparisons import quantities
+from pipeline.evaluate.answers import Answers, Images, read_answers
+from pipeline.evaluate.contributions import BG_GAP, gap_draws
 from pipeline.evaluate.results import display_name, tested_part
 from pipeline.jobs.changes.state import State, Summary
-from transforms.intervals import bootstrap_hashes, bootstrap_means, percentile_interval, sum_units
+from transforms.intervals import (
+    Floats,
+    bootstrap_hashes,
+    bootstrap_means,
+    percentile_interval,
+    sum_units,
+)
 from transforms.scoring import PAPER_RULE
 
 
@@ -63,15 +69,15 @@ def _differences(
     """Number of images in both, and a row for each quantity of both."""
     old_images = Images.read(before.dataset, *tested_part(was))
     new_images = Images.read(after.dataset, *tested_part(summary))
-    old_names, old = quantities(read_answers(before.dataset, old_images, was).by_rule)
-    new_names, new = quantities(read_answers(after.dataset, new_images, summary).by_rule)
+    old = _values(read_answers(before.dataset, old_images, was).by_rule[PAPER_RULE])
+    new = _values(read_answers(after.dataset, new_images, summary).by_rule[PAPER_RULE])
     places = old_images.positions(pa.chunked_array([new_images.keys]))
     shared = np.flatnonzero(places >= 0)
-    if not len(shared):
+    names = [name for name in new if name in old]
+    if not len(shared) or not names:
         return 0, []
-    names = [name for name in new_names if name in old_names and name[0] == PAPER_RULE]
-    first = old[places[shared]][:, [old_names.index(name) for name in names]]
-    second = new[shared][:, [new_names.index(name) for name in names]]
+    first = np.column_stack([old[name][places[shared]] for name in names])
+    second = np.column_stack([new[name][shared] for name in names])
     estimate = (second - first).mean(axis=0)
     sums, sizes, units = sum_units(second - first, [new_images.units[i] for i in shared])
     means = bootstrap_means(sums, sizes, bootstrap_hashes(units))
@@ -83,6 +89,16 @@ def _differences(
             "ci_low": float(low[place]),
             "ci_high": float(high[place]),
         }
-        for place, (_, variant) in enumerate(names)
+        for place, variant in enumerate(names)
     ]
     return len(shared), rows
+
+
+def _values(answers: Answers) -> dict[str, Floats]:
+    """(n,) of each image: whether it is right on a variant, and the mean over draws of its gap."""
+    found = {name: answers.correct(name).astype(np.float64) for name in answers.predictions}
+    same, rand = gap_draws(found)
+    if same and rand:
+        means = [np.mean([found[name] for name in of], axis=0) for of in (same, rand)]
+        found[BG_GAP] = means[0] - means[1]
+    return found

@@ -1,0 +1,65 @@
+"""Two-way intervals by plain dictionaries, as a reference for tables."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+
+from transforms.student_t import t_quantile
+
+
+def interval_of(
+    estimate: float, pictures: Iterable[tuple[str, str | None, float]]
+) -> tuple[float, float]:
+    """(low, high) of a difference, of (foreground, background or None for its own, contribution) of
+    its pictures."""
+    rows = list(pictures)
+    variance, df = variance_of(rows)
+    reach = t_quantile(df, 0.95) * math.sqrt(variance)
+    return max(estimate - reach, -1), min(estimate + reach, 1)
+
+
+def share_interval(pictures: Iterable[tuple[str, str | None, bool]]) -> tuple[float, float]:
+    """(low, high) of the share that is right, of (foreground, background, right)."""
+    rows = list(pictures)
+    n, share = len(rows), sum(right for *_, right in rows) / len(rows)
+    by_role = [Counter(fg for fg, *_ in rows)]
+    if rows[0][1] is not None:
+        by_role.append(Counter(bg for _, bg, _ in rows))
+    if min(len(of_role) for of_role in by_role) == 1 < n:
+        return 0.0, 1.0
+    fewest = min(n**2 / sum(c**2 for c in of_role.values()) for of_role in by_role)
+    if all(len(of_role) == n for of_role in by_role):
+        effective, z = float(n), 1.959964
+    else:
+        variance, df = variance_of([(fg, bg, (right - share) / n) for fg, bg, right in rows])
+        z = t_quantile(df, 0.95)
+        effective = fewest
+        if 0 < share < 1:
+            effective = share * (1 - share) / variance if variance else n
+        effective = min(max(effective, fewest), n)
+    centre = (share + z**2 / (2 * effective)) / (1 + z**2 / effective)
+    spread = share * (1 - share) / effective + z**2 / (4 * effective**2)
+    reach = z * math.sqrt(spread) / (1 + z**2 / effective)
+    return min(centre - reach, share), max(centre + reach, share)
+
+
+def variance_of(rows: list[tuple[str, str | None, float]]) -> tuple[float, int]:
+    """The variance, and its degrees of freedom."""
+    by_fg: Counter[str] = Counter()
+    by_bg: Counter[str | None] = Counter()
+    by_pair: Counter[tuple[str, str | None]] = Counter()
+    for fg, bg, r in rows:
+        by_fg[fg] += r
+        by_bg[bg] += r
+        by_pair[fg, bg] += r
+
+    def squares(sums: Counter[str] | Counter[str | None]) -> float:
+        return sum(s**2 for s in sums.values()) * len(sums) / (len(sums) - 1)
+
+    if rows[0][1] is None:
+        return squares(by_fg), len(by_fg) - 1
+    both = sum(s**2 for s in by_pair.values())
+    variance = squares(by_fg) + max(0.0, squares(by_bg) - both)
+    return variance, min(len(by_fg), len(by_bg)) - 1
