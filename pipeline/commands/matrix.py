@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from pipeline.analyses.matrix.cells import ProbeTrainer, Trainer
 from pipeline.analyses.matrix.networks import NetworkTrainer
 from pipeline.analyses.matrix.plan import MatrixPlan, make_plan
-from pipeline.analyses.matrix.run import make_matrices
+from pipeline.analyses.matrix.probes import ProbeTrainer
+from pipeline.analyses.matrix.run import Trainer, make_matrices
 from pipeline.commands.training_flags import choose_device, default_workers
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import reading_store, writing_store
@@ -79,17 +79,18 @@ def run_matrix(arguments: argparse.Namespace) -> int:
         trainers = _probes(plan, names, weights)
     else:
         trainers = _networks(plan, names, arguments, precision)
-    made = make_matrices(plan, trainers, functools.partial(print, flush=True))
-    for content in made.matrices:
+    matrices, made = make_matrices(plan, trainers, functools.partial(print, flush=True))
+    for content in matrices:
         print(matrix_table(content))
         if gaps := describe_gaps(content):
             print(gaps)
     _say_claims(dataset)
-    if made.cells:
+    if made:
+        rows = len(matrices) * len(plan.names)
         seconds = duration(time.monotonic() - started)
-        print(f"{made.cells} cells made, {made.kept} were there; time: {seconds}")
+        print(f"rows tested: {made} of {rows}; time: {seconds}")
     else:
-        print("nothing to do: every cell is there")
+        print("nothing to do: every row is there")
     write_report(store, dataset.taxonomy, arguments.pictures)
     print(f"report: {store.path(REPORT)}")
     if publishing:

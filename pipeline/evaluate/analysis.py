@@ -51,7 +51,7 @@ def summary_parts(
     }
 
 
-def _accuracy_columns(correct: NDArray[np.bool_], roles: Roles) -> Row:
+def accuracy_columns(correct: NDArray[np.bool_], roles: Roles) -> Row:
     """Of (n,) answers to pictures, some of which share foregrounds or backgrounds."""
     n, hits = len(correct), int(correct.sum())
     low, high = wilson_of_pictures(correct, roles)
@@ -69,7 +69,7 @@ def _accuracy(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[
         confusion = confusion_matrix(answers.labels, predictions, taxonomy.num_labels)
         yield {
             "variant": variant,
-            **_accuracy_columns(answers.correct(variant), roles_of(answers, images, [variant])),
+            **accuracy_columns(answers.correct(variant), roles_of(answers, images, [variant])),
             "class_mean_accuracy": class_mean_accuracy(confusion) if confusion.any() else None,
             "outside": int(confusion[:, -1].sum()),
         }
@@ -106,7 +106,7 @@ def _per_class(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator
                     "variant": variant,
                     "label": label,
                     "class_name": taxonomy.names[label],
-                    **_accuracy_columns(correct[inside], roles.of_pictures(inside)),
+                    **accuracy_columns(correct[inside], roles.of_pictures(inside)),
                     "p_adjusted": adjusted.get(label),
                     "outside": int(row[-1]),
                 }
@@ -160,7 +160,7 @@ def _groups(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Ro
         roles = roles_of(answers, images, names)
         parts = [(right[of.pictures], roles.of_pictures(of.pictures)) for of in found]
         rows = [
-            {"label": of.label, "bg_label": of.bg_label, **_accuracy_columns(*part)}
+            {"label": of.label, "bg_label": of.bg_label, **accuracy_columns(*part)}
             for of, part in zip(found, parts, strict=True)
         ]
         worst = worst_group(
@@ -196,7 +196,7 @@ def _sizes(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row
                 "bucket": f"{low:g}-{high:g}",
                 "fg_low": low,
                 "fg_high": high,
-                **_accuracy_columns(correct[inside], roles.of_pictures(inside)),
+                **accuracy_columns(correct[inside], roles.of_pictures(inside)),
             }
 
 

@@ -226,7 +226,7 @@ def read_answers(dataset: Dataset, images: Images, about: Mapping[str, Any]) -> 
         ),
     ]
     predictions = pa.concat_tables(tables).unify_dictionaries()
-    return answers_of(predictions, images, evaluated_variants(dataset))
+    return answers_of(predictions, images, evaluated_variants(dataset, about))
 
 
 def _still_true(dataset: Dataset, about: Mapping[str, Any], shard: int) -> pa.Table:

@@ -5,7 +5,7 @@ More names than are listed here may stand in a file; of those that are, the type
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 import msgspec
 
@@ -21,6 +21,7 @@ class Evaluation(TypedDict):
     eval_input: Literal["stored", "native"]
     precision: Literal["fp32", "tf32", "bf16"]
     holdout: NotRequired[Annotated[float, msgspec.Meta(ge=0, lt=1)]]
+    dataset: NotRequired[str]
 
 
 class _Preprocessing(TypedDict):
@@ -40,6 +41,14 @@ Failures = dict[str, dict[str, _Failure]]
 """failures.json: by entry of `--models`, and stage."""
 
 
+class _Trained(TypedDict):
+    variant: str
+    method: str
+    split: str
+    seed: int
+    images: int
+
+
 class _Model(TypedDict):
     model: str
     weights_sha256: str
@@ -47,7 +56,7 @@ class _Model(TypedDict):
     preprocessing: _Preprocessing
     evaluation: Evaluation
     overlap: NotRequired[int | None]
-    trained: NotRequired[dict[str, Any] | None]
+    trained: NotRequired[_Trained | None]
 
 
 class _Power(TypedDict):
@@ -62,13 +71,23 @@ class _Power(TypedDict):
     fingerprint: str
 
 
+class _Row(TypedDict):
+    name: Name
+    row: str
+    arch: str
+
+
 class Model(_Model):
-    """model.json."""
+    """model.json; of a row of a matrix with its place there, and the variants that it was run on:
+    those of another `dataset` with the groups of its images."""
 
     entry: str
     evaluate_version: int
     predictions: str
     power: list[_Power]
+    variants: NotRequired[list[str]]
+    matrix: NotRequired[_Row]
+    groups: NotRequired[dict[str, str]]
 
 
 class _OfBackgrounds(TypedDict):
@@ -184,46 +203,3 @@ class Trend(TypedDict):
     lines: list[_Line]
     left_out: list[str]
     notes: list[str]
-
-
-class _Cell(TypedDict):
-    train_variant: str
-    test_variant: str
-    n: int
-    correct: int
-    accuracy: float | None
-    ci_low: float | None
-    ci_high: float | None
-    train_n: int
-    overlap: int
-    published: float | None
-
-
-class _Difference(TypedDict):
-    n: int
-    difference: float | None
-    ci_low: float | None
-    ci_high: float | None
-
-
-class _MatrixGap(_Difference):
-    train_variant: str
-
-
-class _Gain(_Difference):
-    first: str
-    second: str
-    test_variant: str
-
-
-class Matrix(TypedDict):
-    """results/matrix/<name>.json."""
-
-    name: Name
-    arch: str
-    method: str
-    dataset: str
-    columns: list[str]
-    rows: list[_Cell]
-    gaps: list[_MatrixGap]
-    gains: list[_Gain]

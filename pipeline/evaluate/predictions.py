@@ -15,8 +15,11 @@ About = Mapping[str, Any]
 """Which model, and how it is run: of `pipeline.evaluate.plan.describe_model`."""
 
 
-def evaluated_variants(dataset: Dataset) -> tuple[str, ...]:
-    """The variants that models are evaluated on, replicates among them."""
+def evaluated_variants(dataset: Dataset, about: About | None = None) -> tuple[str, ...]:
+    """The variants that a model is evaluated on: those that it names, or else all, replicates
+    among them."""
+    if about is not None and "variants" in about:
+        return tuple(about["variants"])
     return tuple(name for name in dataset.variants if is_picture(name))
 
 
@@ -49,7 +52,7 @@ def predictions_of(dataset: Dataset, about: About, shard: int) -> dict[str, str]
             variant,
             [file.sha256 for file in dataset.shard_files(run["split"], shard, (variant,))],
         )
-        for variant in evaluated_variants(dataset)
+        for variant in evaluated_variants(dataset, about)
     }
 
 

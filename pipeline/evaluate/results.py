@@ -20,7 +20,6 @@ from pipeline.evaluate.forms import (
     Attack,
     Failures,
     ImageNet,
-    Matrix,
     Model,
     Saliency,
     Trend,
@@ -69,7 +68,8 @@ def result_folder(model: str, predict: Mapping[str, Any]) -> str:
     Args:
       model: its name.
       predict: how it is run; what is not the default `split`, `eval_input`, `precision` and
-        `holdout` becomes a suffix, so that such results stand beside the others.
+        `holdout` becomes a suffix, and the fingerprint of another `dataset`, so that such results
+        stand beside the others.
     """
     suffix = "".join(f"+{name}" for name in _chosen(predict))
     return safe_name(model) + suffix
@@ -117,10 +117,7 @@ def read_result(store: Store, path: str) -> dict[str, Any] | None:
 def _parse_result(data: bytes, path: str) -> dict[str, Any]:
     """Raises ValueError for what is not the result that belongs there."""
     content = parse_json(data, dict[str, Any])
-    _, folder, *rest = path.split("/")
-    if folder == "matrix" and rest:
-        msgspec.convert(content, Matrix)
-        return content
+    folder = path.split("/")[1]
     form = _FORMS[path.rpartition("/")[2]]
     msgspec.convert(content, form)
     # Folders are named by how a model runs on the dataset, and not on ImageNet's own pictures.
@@ -161,7 +158,8 @@ def _chosen(how: Mapping[str, Any]) -> list[str]:
     """What is not the default in how a model is run."""
     named = (how["split"], how["eval_input"], how["precision"])
     found = [name for name in named if name not in ("val", "stored", "fp32")]
-    return found + ([f"holdout{how['holdout']:g}"] if how.get("holdout") else [])
+    found += [f"holdout{how['holdout']:g}"] if how.get("holdout") else []
+    return found + ([how["dataset"][:12]] if "dataset" in how else [])
 
 
 def tested_part(summary: Mapping[str, Any]) -> tuple[str, float]:

@@ -8,12 +8,14 @@ new variant costs only its own pictures.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
@@ -24,10 +26,47 @@ from pipeline.evaluate.results import PREDICTION_SCHEMA
 from pipeline.evaluate.work import Made, ModelWork, NoteDone
 from pipeline.runtime.counters import count
 from pipeline.storage.state_files import read_intact, read_table
+from pipeline.storage.store import Store
 from transforms.scoring import LABEL_RULES, PAPER_RULE, labels_of_outputs
 
 if TYPE_CHECKING:
-    from pipeline.models.predict import Predictor
+    import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Those pictures of a variant on a shard that a model is tested on: an iterable of samples.
+
+    Attributes:
+      dataset: that they are of.
+      split, shard, variant: where they lie in it.
+      keys: of their images.
+    """
+
+    dataset: Dataset
+    split: str
+    shard: int
+    variant: str
+    keys: frozenset[str]
+
+    def __iter__(self) -> Iterator[Sample]:
+        samples = self.dataset.samples(self.split, self.shard, self.variant)
+        return (sample for sample in samples if sample.key in self.keys)
+
+
+class Scorer(Protocol):
+    """What gives logits: a `Predictor`, or who knows them without a forward pass.
+
+    Attributes:
+      device: that they were made on.
+    """
+
+    device: torch.device
+
+    def logits(
+        self, samples: Pictures
+    ) -> Generator[tuple[list[Sample], NDArray[np.float32]], None, None]:
+        """As `Predictor.logits`."""
 
 
 class PredictShards(ModelWork):
@@ -36,10 +75,11 @@ class PredictShards(ModelWork):
     Args:
       dataset: that they are of.
       about: the model, and how it is run.
+      store: the dataset folder that they lie in, None for that of `dataset`.
     """
 
-    def __init__(self, dataset: Dataset, about: About) -> None:
-        super().__init__(dataset.store)
+    def __init__(self, dataset: Dataset, about: About, store: Store | None = None) -> None:
+        super().__init__(store or dataset.store)
         self._dataset, self._about = dataset, about
         self._known: dict[int, dict[str, str]] = {}
 
@@ -57,7 +97,7 @@ class PredictShards(ModelWork):
         return fingerprint(list(self._of(unit).items()))
 
     def make(
-        self, predictor: Predictor, units: Sequence[int], missing: Sequence[int], note: NoteDone
+        self, predictor: Scorer, units: Sequence[int], missing: Sequence[int], note: NoteDone
     ) -> Generator[Made, None, None]:
         """As `ModelWork.make`; of a file that is there, it keeps what is still of the same."""
         outputs = labels_of_outputs(self._about["num_outputs"], self._dataset.taxonomy)
@@ -73,8 +113,8 @@ class PredictShards(ModelWork):
                     tables.append(kept[variant])
                     note(shard, len(kept[variant]) // len(LABEL_RULES))
                     continue
-                samples = _samples(self._dataset, split, shard, variant, tested)
-                with contextlib.closing(predictor.logits(samples)) as batches:
+                pictures = Pictures(self._dataset, split, shard, variant, tested)
+                with contextlib.closing(predictor.logits(pictures)) as batches:
                     for batch, logits in batches:
                         same = {
                             "model": self._about["model"],
@@ -112,13 +152,6 @@ def _joined(tables: list[pa.Table]) -> pa.Table:
         for column in table.columns
     ]
     return pa.Table.from_arrays(columns, schema=PREDICTION_SCHEMA)
-
-
-def _samples(
-    dataset: Dataset, split: str, shard: int, variant: str, tested: frozenset[str]
-) -> Iterator[Sample]:
-    """Samples of a variant of a shard that are tested on."""
-    return (s for s in dataset.samples(split, shard, variant) if s.key in tested)
 
 
 def _table(

@@ -49,16 +49,27 @@ class Predict(Work):
                 f"dataset: the predictions on {missing[0]} are of other images. Remove that "
                 "folder and evaluate the model again"
             )
-        units = self.units(dataset)
-        model = {
-            **about,
-            "entry": entry,
-            "libraries": {name: metadata.version(name) for name in _LIBRARIES},
-            "predictions": fingerprint([shards.checksum(unit) for unit in units]),
-            "power": power_of(dataset, images, about),
-        }
-        write_result(store, result_file(folder, "model"), model)
-        current = {shards.path(unit) for unit in units}
-        for path in list(store.walk(f"results/{folder}/predictions")):
-            if path not in current:
-                store.delete(path)
+        power = power_of(dataset, images, about)
+        commit_predictions(shards, self.units(dataset), {**about, "entry": entry, "power": power})
+
+
+def commit_predictions(shards: PredictShards, units: Sequence[int], about: About) -> None:
+    """Writes a model's file, as all of its predictions are there, and removes those that are of
+    other shards.
+
+    Args:
+      shards: its predictions.
+      units: numbers of all shards.
+      about: the model and how it was run, with its entry of `--models` and its power.
+    """
+    store, folder = shards.store, result_folder(about["model"], about["evaluation"])
+    model = {
+        **about,
+        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
+        "predictions": fingerprint([shards.checksum(unit) for unit in units]),
+    }
+    write_result(store, result_file(folder, "model"), model)
+    current = {shards.path(unit) for unit in units}
+    for path in list(store.walk(f"results/{folder}/predictions")):
+        if path not in current:
+            store.delete(path)

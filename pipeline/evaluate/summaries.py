@@ -1,4 +1,5 @@
-"""Summaries: what the predictions of each model say of the dataset as it is.
+"""Summaries: what the predictions of each model say of the dataset as it is; those of rows of the
+matrix say it there (`pipeline.analyses.matrix.results`).
 
 They are made when they are asked for, and stored nowhere: of a model that was run on an earlier
 state of the dataset, they hold what is still true.
@@ -17,8 +18,9 @@ from pipeline.evaluate.results import read_results, tested_part
 
 
 def read_summaries(dataset: Dataset) -> tuple[list[dict[str, Any]], list[str]]:
-    """Summaries of all models, in order of their folder. Those that were made last are kept, since
-    tables, page and closing words of one job ask for the same.
+    """Summaries of all models that are no rows of a matrix, in order of their folder.
+
+    Those that were made last are kept: tables, page and closing words of one job ask for the same.
 
     Returns:
       (what model.json says of each, with the dataset's fingerprint, the rows of each part of
@@ -51,6 +53,8 @@ def _make(dataset: Dataset) -> tuple[list[dict[str, Any]], list[str]]:
     images: dict[tuple[str, float], Images] = {}
     summaries, stale = [], []
     for about in read_results(dataset.store, "model"):
+        if "matrix" in about:
+            continue
         part = tested_part(about)
         if part[0] not in dataset.manifest.shards:
             stale.append(about["model"])

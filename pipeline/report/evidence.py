@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.analyses.attack.tables import read_attacks
-from pipeline.analyses.matrix.tables import read_matrices
+from pipeline.analyses.matrix.results import read_matrices
 from pipeline.analyses.saliency.results import read_saliency
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.failures import read_failures
@@ -136,7 +136,7 @@ def gather(dataset: Dataset, taxonomy: Taxonomy) -> Evidence:
         models=tuple(sorted(models, key=_order)),
         stale=tuple(stale),
         trend=trend,
-        matrices=tuple(read_matrices(store, fingerprint)),
+        matrices=tuple(read_matrices(dataset)),
     )
 
 

@@ -37,11 +37,11 @@ class Matrix:
 
 def make_matrices(evidence: Evidence) -> tuple[Matrix, ...]:
     """Collects the panel."""
-    return tuple(_matrix(content) for content in evidence.matrices if content["rows"])
+    return tuple(_matrix(content) for content in evidence.matrices)
 
 
 def _matrix(content: dict[str, Any]) -> Matrix:
-    gaps = {row["train_variant"]: row for row in content["gaps"] if row["n"]}
+    gaps = {row["train_variant"]: row for row in content["gaps"]}
     by_row: dict[str, dict[str, dict[str, Any]]] = {}
     for row in content["rows"]:
         by_row.setdefault(row["train_variant"], {})[row["test_variant"]] = row
@@ -55,7 +55,7 @@ def _matrix(content: dict[str, Any]) -> Matrix:
             for name, cells in by_row.items()
         ),
         gaps=describe_gaps(content),
-        gains=tuple(row for row in content["gains"] if row["n"]),
+        gains=tuple(content["gains"]),
         images=(min(counts), max(counts)),
         overlap=max(row["overlap"] for row in content["rows"]),
         figures=f"matrix-{content['name']}-",
@@ -66,15 +66,14 @@ def describe_gaps(content: dict[str, Any]) -> str:
     """Which rows' BG-Gaps are told from 0 by their intervals, and which are not; "" without."""
     found: dict[str, list[str]] = {"above 0": [], "below 0": [], "not significant": []}
     for row in content["gaps"]:
-        if row["n"]:
-            verdict = (
-                "above 0"
-                if row["ci_low"] > 0
-                else "below 0"
-                if row["ci_high"] < 0
-                else "not significant"
-            )
-            found[verdict].append(row["train_variant"])
+        verdict = (
+            "above 0"
+            if row["ci_low"] > 0
+            else "below 0"
+            if row["ci_high"] < 0
+            else "not significant"
+        )
+        found[verdict].append(row["train_variant"])
     parts = [f"{verdict} trained on {', '.join(rows)}" for verdict, rows in found.items() if rows]
     return f"BG-Gap is {'; '.join(parts)}" if parts else ""
 

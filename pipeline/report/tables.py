@@ -147,7 +147,7 @@ def write_tables(dataset: Dataset) -> tuple[list[dict[str, Any]], list[str]]:
     store, fingerprint = dataset.store, dataset.manifest.fingerprint
     write_attack_tables(dataset)
     write_saliency_table(dataset)
-    write_matrix_tables(store, fingerprint)
+    write_matrix_tables(dataset)
     summaries, stale = read_summaries(dataset)
     failed, failed_before = read_failures(store, fingerprint, "evaluate")
     stale += failed_before

@@ -144,12 +144,18 @@ class Backbone:
           ModelError: the network's forward pass fails.
           JobError: a stored picture cannot be decoded.
         """
-        parts = [self._of_shard(dataset, split, variant, n, keys) for n in dataset.shards(split)]
-        return Features.joined(parts)
+        shards = dataset.shards(split)
+        return Features.joined(self.of_shard(dataset, split, variant, n, keys) for n in shards)
 
-    def _of_shard(
-        self, dataset: Dataset, split: str, variant: str, shard: int, keys: Collection[str] | None
+    def of_shard(
+        self,
+        dataset: Dataset,
+        split: str,
+        variant: str,
+        shard: int,
+        keys: Collection[str] | None = None,
     ) -> Features:
+        """As `features`, of one output shard."""
         store, place = self._cache, safe_name(variant)
         if dataset.store != store:
             # Which may be one for reading alone.

@@ -8,13 +8,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
-from conftest import ONE, run_in9, stamps
+from conftest import ONE, manifest_of, run_in9, stamps
 
+from pipeline.analyses.matrix.results import read_matrices
 from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows
 from pipeline.evaluate.published import TRAINED
+from pipeline.evaluate.results import PREDICTION_SCHEMA
 from pipeline.report.checklist import check_claims
 from pipeline.report.evidence import Evidence
 from pipeline.report.verdicts import Verdict
@@ -30,6 +34,11 @@ def rows_of(output: Path, name: str) -> list[dict[str, str]]:
     """A table of results."""
     with (output / "results" / f"{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def row_folder(output: Path, row: str) -> Path:
+    """Results of a row's model."""
+    return output / "results" / f"{NAME}-{row}+holdout0.5"
 
 
 def checkpoint(output: Path, variant: str) -> str:
@@ -124,18 +133,52 @@ def test_a_second_run_makes_what_is_missing_and_nothing_else(copied: Path, tmp_p
     assert f"published: {version} (older ones: 0)" in said
     assert (version / "results" / "matrix.csv").exists()
     assert stamps(copied) == before
-    cells = copied / "results" / "matrix" / NAME
-    (cells / "original-only_bg_t.parquet").unlink()
+    (predictions,) = row_folder(copied, "original").glob("predictions/*")
+    made = predictions.read_bytes()
+    predictions.unlink()
     (copied / "models" / f"{NAME}-seed0" / "mixed_same.safetensors").unlink()
     said = run_in9("matrix", "--dataset", copied, *PROBE).stdout
-    # The probe is the same again, so its cells stay.
-    assert "1 cells made, 15 were there" in said
+    # The probe is the same again, so what it said stays.
+    assert "rows tested: 1 of 4" in said
+    assert predictions.read_bytes() == made
     after = stamps(copied)
     changed = {path for path in after if after[path] != before.get(path)}
-    assert {Path(path).name for path in changed} == {
-        "original-only_bg_t.parquet",
-        "mixed_same.safetensors",
-    }
+    assert {Path(path).name for path in changed} == {predictions.name, "mixed_same.safetensors"}
+
+
+def test_rows_are_models_whose_pivot_the_matrix_is(probed: tuple[Path, str]) -> None:
+    output = probed[0]
+    for row in SHOWN:
+        folder = row_folder(output, row)
+        model = json.loads((folder / "model.json").read_text())
+        assert model["trained"]["variant"] == row
+        (file,) = folder.glob("predictions/*")
+        table = pq.read_table(file, partitioning=None)
+        assert table.schema.equals(PREDICTION_SCHEMA)
+        assert set(table["variant"].to_pylist()) == set(SHOWN)
+        said = table.filter(pc.equal(table["label_rule"], "argmax_then_map")).to_pylist()
+        for cell in (one for one in rows_of(output, "matrix") if one["train_variant"] == row):
+            hits = [one["correct"] for one in said if one["variant"] == cell["test_variant"]]
+            assert (len(hits), sum(hits)) == (int(cell["n"]), int(cell["correct"]))
+    # They are in no other table.
+    assert {path.name for path in output.glob("results/*.csv")} == {"matrix.csv"}
+
+
+def test_a_smaller_matrix_keeps_what_is_in_it(copied: Path) -> None:
+    before = {(r["train_variant"], r["test_variant"]): r for r in rows_of(copied, "matrix")}
+    # What one row says of the pictures that are there does not depend on the others.
+    row_folder(copied, "mixed_rand").joinpath("model.json").write_bytes(b"{}")
+    run_in9("report", "--dataset", copied, "--pictures", "none")
+    assert rows_of(copied, "matrix") == [
+        row for (train, _), row in before.items() if train != "mixed_rand"
+    ]
+    flags = ("--probe", "--holdout", 0.5, "--pictures", "none", "--variants", "original,only_bg_t")
+    run_in9("matrix", "--dataset", copied, *flags)
+    names = ("only_bg_t", "original")
+    assert rows_of(copied, "matrix") == [before[row, column] for row in names for column in names]
+    assert not [*row_folder(copied, "mixed_same").rglob("*.*")]
+    (file,) = row_folder(copied, "original").glob("predictions/*")
+    assert set(pq.read_table(file, partitioning=None)["variant"].to_pylist()) == set(names)
 
 
 def test_tests_on_trained_images_are_refused_and_marked(
@@ -183,7 +226,7 @@ def test_an_attack_on_held_out_images(copied: Path) -> None:
     tested = len(selected_rows(dataset, "val", Holdout(0.5)))
     (file,) = copied.glob("results/*/attack.json")
     content = json.loads(file.read_text())
-    assert not list((copied / "results").glob("*/model.json"))
+    assert not file.with_name("model.json").exists()
     assert (content["foregrounds"], content["backgrounds"]) == (tested, tested)
     assert content["overlap"] == 0
     assert content["trained"]["variant"] == "original"
@@ -203,6 +246,40 @@ def test_whole_networks_and_in9l(three_draws: Path, tmp_path: Path) -> None:
     ]
     assert {(row["method"], row["overlap"]) for row in rows} == {("train", "0")}
     assert "nothing to do" in run_in9(*command, *flags, *variants).stdout
+    # It is the same pictures, in another folder.
+    entry = output / rows[-1]["checkpoint"]
+    evaluate = ("evaluate", "--dataset", output, "--holdout", 0.5, "--pictures", "none", *ONE)
+    run_in9(*evaluate, "--models", f"test_efficientnet={entry}")
+    (found,) = (
+        row
+        for row in rows_of(output, "summary")
+        if (row["variant"], row["label_rule"]) == ("original", "argmax_then_map")
+    )
+    assert found["correct"] == rows[-1]["correct"]
+    assert rows_of(output, "matrix") == rows
+
+    def interval() -> tuple[float, float] | None:
+        (matrix,) = read_matrices(Dataset.open(Store(str(output))))
+        found = {(row["train_variant"], row["test_variant"]): row for row in matrix["rows"]}
+        row = found.get(("only_bg_t", "in9l"))
+        return (row["ci_low"], row["ci_high"]) if row else None
+
+    # Images of a group count as related, also those of IN-9L, whose index lies elsewhere.
+    fingerprint = manifest_of(three_draws)["fingerprint"]
+    (folder,) = output.glob(f"results/*-only_bg_t+holdout0.5+{fingerprint[:12]}")
+    model = folder / "model.json"
+    content = json.loads(model.read_text())
+    (file,) = folder.glob("predictions/*")
+    keys = set(pq.read_table(file, partitioning=None)["key"].to_pylist())
+    alone = interval()
+    model.write_text(json.dumps({**content, "groups": dict.fromkeys(keys, "one")}))
+    together = interval()
+    assert alone
+    assert together
+    assert together[1] - together[0] > alone[1] - alone[0]
+    model.write_text(json.dumps(content))
+    file.write_bytes(b"PAR1, but no table")
+    assert interval() is None
 
 
 @pytest.mark.parametrize(

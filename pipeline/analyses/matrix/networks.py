@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable
 
-from pipeline.analyses.matrix.cells import Scores, network_scores
 from pipeline.analyses.matrix.plan import IN9L, MatrixPlan
 from pipeline.models.checkpoint import read_about
+from pipeline.models.predict import Predictor
+from pipeline.models.registry import load_model
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.training.loop import MODEL, train
 from pipeline.training.plan import TrainPlan
@@ -24,8 +24,6 @@ class NetworkTrainer:
       overwrite: begin anew where a training of other flags is in the way.
       say: takes each line of what happens.
     """
-
-    method = "train"
 
     def __init__(
         self,
@@ -70,8 +68,6 @@ class NetworkTrainer:
             train(dataset, training, store, overwrite=is_stale or self._overwrite, say=self._say)
         return path
 
-    def scores(self, path: str) -> contextlib.AbstractContextManager[Scores]:
-        """As `Trainer.scores`."""
-        trained = read_about(path)
-        architecture = trained.architecture if trained else self.arch
-        return network_scores(f"{architecture.partition('.')[0]}={path}", self._plan)
+    def scorer(self, entry: str) -> Predictor:
+        """As `Trainer.scorer`: by whole forward passes."""
+        return Predictor(load_model(entry), self._plan.predict)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.holdout import Holdout, selected_rows
+from pipeline.dataset.holdout import Holdout
 from pipeline.errors import UsageError
+from pipeline.evaluate.plan import Evaluation
 from pipeline.models.checkpoint import digest_of_classes
 from pipeline.models.predict_config import PredictConfig
+from pipeline.runtime.progress import Progress
 
 IN9L = "in9l"
 """Name of the row and the column of IN-9L."""
@@ -58,9 +59,18 @@ class MatrixPlan:
         return self.dataset, name
 
     @property
-    def is_published(self) -> bool:
-        """Whether table 5 is of the same classes."""
-        return self.dataset.manifest.taxonomy is None
+    def evaluation(self) -> Evaluation:
+        """How tests are run."""
+        store = self.dataset.store
+        return Evaluation(
+            store=store,
+            models=(),
+            split=self.split,
+            predict=self.predict,
+            progress=Progress.of(store),
+            holdout=self.holdout.share,
+            allow_overlap=self.allow_overlap,
+        )
 
     def suffix(self) -> str:
         """What of the plan results of a network are named after, so that they stand beside
@@ -71,40 +81,6 @@ class MatrixPlan:
         if self.seed:
             parts.append(f"seed{self.seed}")
         return "".join(f"-{part}" for part in parts)
-
-
-@dataclasses.dataclass(frozen=True)
-class Tested:
-    """The images of a column.
-
-    Attributes:
-      name: of the column.
-      dataset, variant: whose pictures.
-      split: their split.
-      units: key to unit, its group or itself, in the dataset's order.
-      labels: key to label.
-    """
-
-    name: str
-    dataset: Dataset
-    variant: str
-    split: str
-    units: dict[str, str]
-    labels: dict[str, int]
-
-
-def tested(plan: MatrixPlan, name: str) -> Tested:
-    """The images of a column: all of a split, or what a holdout leaves for the test."""
-    dataset, variant = plan.source(name)
-    rows = selected_rows(dataset, plan.split, plan.holdout)
-    return Tested(
-        name,
-        dataset,
-        variant,
-        plan.split,
-        {row["key"]: row.get("group") or row["key"] for row in rows},
-        {row["key"]: row["label"] for row in rows},
-    )
 
 
 def make_plan(
@@ -136,7 +112,6 @@ def make_plan(
     for name in names:
         if name not in there:
             raise UsageError(f"--variants {name}: the dataset has {', '.join(there) or 'none'}")
-    ordered = sorted(dict.fromkeys(names), key=lambda name: (_place(name), there.index(name)))
     splits = dataset.manifest.config.split
     if not 0 <= share < 1:
         raise UsageError(f"--holdout must be a share from 0 to below 1: got {share:g}")
@@ -165,7 +140,7 @@ def make_plan(
     return MatrixPlan(
         dataset=dataset,
         in9l=in9l,
-        variants=tuple(ordered),
+        variants=in_order(dataset, names),
         train_split=trains,
         split=tests,
         holdout=Holdout(share),
@@ -175,19 +150,7 @@ def make_plan(
     )
 
 
-def _place(name: str) -> int:
-    return ORDER.index(name) if name in ORDER else len(ORDER)
-
-
-def identity(plan: MatrixPlan) -> dict[str, Any]:
-    """What a matrix says of how it was made; fit for JSON."""
-    return {
-        "dataset": plan.dataset.manifest.fingerprint,
-        "in9l": plan.in9l.manifest.fingerprint if plan.in9l else None,
-        "train_split": plan.train_split,
-        "split": plan.split,
-        "holdout": plan.holdout.share,
-        "seed": plan.seed,
-        **plan.predict.asked_for,
-        "device": plan.predict.device,
-    }
+def in_order(dataset: Dataset, names: Collection[str]) -> tuple[str, ...]:
+    """Names of rows or columns, each once: as in table 5, then as in the dataset."""
+    order = list(dict.fromkeys((*ORDER, *dataset.variants, *sorted(names))))
+    return tuple(sorted(set(names), key=order.index))

@@ -1,88 +1,182 @@
-"""Making a matrix: row after row, cell after cell; what is there is not made again."""
+"""Making a matrix: row after row, each a model with predictions; what is there is not made again.
+
+A row's model is called by the matrix and the variant that it was trained on, `NAME-VARIANT`, and
+not by its entry of `--models`: the same checkpoint can be evaluated beside it. Its predictions on
+IN-9L lie in a folder of their own, which is named after that dataset, too.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import os
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, Protocol
 
-from pipeline.analyses.matrix.cells import Cell, Trainer, cell_file, make_row
-from pipeline.analyses.matrix.plan import MatrixPlan, tested
-from pipeline.analyses.matrix.results import describe
-from pipeline.analyses.matrix.tables import FOLDER, write_matrix, write_matrix_tables
+from pipeline.analyses.matrix.plan import IN9L, MatrixPlan
+from pipeline.analyses.matrix.tables import write_matrix_tables
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.holdout import selected_rows
+from pipeline.dataset.records import ShardFiles, write_table
+from pipeline.errors import JobError, UsageError
+from pipeline.evaluate.plan import describe_model
+from pipeline.evaluate.predictions import About
+from pipeline.evaluate.resident import free_memory
+from pipeline.evaluate.results import read_results, result_file, result_folder
+from pipeline.evaluate.shards import PredictShards, Scorer
+from pipeline.evaluate.stage import commit_predictions
+from pipeline.models.checkpoint import read_about
+from pipeline.models.identity import ModelIdentity
+from pipeline.models.loaded import state_hash
+from pipeline.models.timm_names import read_state
 from pipeline.runtime.lock import TABLES_LOCK, held
 from pipeline.runtime.progress import duration
-from pipeline.storage.store import WORK_FOLDER
+from pipeline.storage.store import WORK_FOLDER, Store
 
 
-@dataclasses.dataclass(frozen=True)
-class Made:
-    """What came of it.
+class Trainer(Protocol):
+    """A way to train a network on a variant, and to score pictures with it.
 
     Attributes:
-      matrices: what is said of each network.
-      cells: how many had to be made.
-      kept: how many were there.
+      name: of the matrix.
+      arch: the network.
     """
 
-    matrices: tuple[dict[str, Any], ...]
-    cells: int
-    kept: int
+    name: str
+    arch: str
+
+    def train(self, row: str) -> str:
+        """Trains on a row's pictures, unless that is done; absolute path of the checkpoint."""
+
+    def scorer(self, entry: str) -> Scorer:
+        """What gives logits of a checkpoint, `ARCH=FILE`."""
 
 
 def make_matrices(
     plan: MatrixPlan, trainers: Iterable[Trainer], say: Callable[[str], None] = print
-) -> Made:
-    """Trains and tests, and writes results after every row that was not there.
+) -> tuple[list[dict[str, Any]], int]:
+    """Trains and tests, and writes tables after every row that was not there.
 
     Args:
       plan: of the matrix.
       trainers: one for each network.
       say: takes each line of what happens.
 
+    Returns:
+      (what is said of each matrix, how many of their rows had to be tested, in whole or in part).
+
     Raises:
       UsageError: images of the test were trained on.
       ModelError, JobError: training or testing failed; rows that are done are kept.
     """
-    columns = [tested(plan, name) for name in plan.names]
     store = plan.dataset.store
-    made = kept = 0
-    found = []
+    made = 0
+    names: list[str] = []
     for trainer in trainers:
+        names.append(trainer.name)
         with held(store, f"{WORK_FOLDER}/lock-matrix-{trainer.name}"):
-            cells: list[Cell] = []
+            current: set[str] = set()
             for row in plan.names:
-                started, before = time.monotonic(), made
-                for cell, is_new in make_row(trainer, plan, row, columns):
-                    made += is_new
-                    kept += not is_new
-                    cells.append(cell)
-                if made > before:
-                    _write(plan, describe(trainer, plan, cells))
+                started = time.monotonic()
+                abouts, is_new = make_row(trainer, plan, row)
+                current.update(result_folder(one["model"], one["evaluation"]) for one in abouts)
+                if is_new:
+                    made += 1
+                    _write_tables(plan.dataset)
                     say(
-                        f"{trainer.name}: {row}, {cells[-1].train_n} pictures trained on, "
-                        f"{made - before} cells tested, {duration(time.monotonic() - started)}"
+                        f"{trainer.name}: {row}, {abouts[0]['trained']['images']} pictures trained "
+                        f"on, tested on {len(plan.names)} columns, "
+                        f"{duration(time.monotonic() - started)}"
                     )
-            content = describe(trainer, plan, cells)
-            _write(plan, content)
-            found.append(content)
-            _remove_others(plan, trainer, cells)
+            _remove_others(store, trainer.name, current)
+    found = {content["name"]: content for content in _write_tables(plan.dataset)}
     store.remove_temporary()
-    return Made(tuple(found), made, kept)
+    return [found[name] for name in names], made
 
 
-def _write(plan: MatrixPlan, content: dict[str, Any]) -> None:
+def make_row(trainer: Trainer, plan: MatrixPlan, row: str) -> tuple[list[About], bool]:
+    """Trains on a variant, and predicts on each column what is not there yet.
+
+    Returns:
+      (what the model's files say, one for each dataset that it is tested on; whether any
+      prediction file had to be made).
+
+    Raises:
+      UsageError: images of the test were trained on, and nobody has allowed it.
+      ModelError, JobError: of training and testing.
+    """
+    path = trainer.train(row)
+    trained = read_about(path)
+    if trained is None:
+        raise JobError(f"{path} does not say what it was trained on")
     store = plan.dataset.store
-    with held(store, TABLES_LOCK, wait=60):
-        write_matrix(store, content)
-        write_matrix_tables(store, plan.dataset.manifest.fingerprint)
+    entry = f"{trained.architecture.partition('.')[0]}={path}"
+    model = ModelIdentity(
+        name=entry,
+        architecture=trained.architecture,
+        weights=os.path.basename(path),
+        weights_sha256=state_hash(read_state(path)),
+        preprocessing=trained.preprocessing,
+        num_outputs=plan.dataset.taxonomy.num_labels,
+    )
+    own = {
+        "model": f"{trainer.name}-{row}",
+        # Where the dataset is moved to, it lies there, too.
+        "entry": entry.replace(f"={store.root}/", "=", 1),
+        "matrix": {"name": trainer.name, "row": row, "arch": trainer.arch},
+        "power": [],
+    }
+    tests = [(dataset, {**about, **own}) for dataset, about in _tests(plan, model)]
+    overlap = max(about["overlap"] for _, about in tests)
+    if overlap and not plan.allow_overlap:
+        raise UsageError(
+            f"{overlap} images to test on were trained on (row {row}); divide the split "
+            "with --holdout 0.5, or add --allow_overlap to test on them and mark the result"
+        )
+    scorer: Scorer | None = None
+    for dataset, about in tests:
+        shards, units = PredictShards(dataset, about, store), dataset.shards(plan.split)
+        missing = [unit for unit in units if not shards.is_there(unit)]
+        if missing:
+            scorer = scorer or trainer.scorer(entry)
+            for unit, table in shards.make(scorer, units, missing, lambda *_: None):
+                write_table(store, shards.path(unit), table, ShardFiles(shards.checksum(unit), ()))
+        commit_predictions(shards, units, about)
+    is_new = scorer is not None
+    del scorer
+    free_memory()
+    return [about for _, about in tests], is_new
 
 
-def _remove_others(plan: MatrixPlan, trainer: Trainer, cells: Iterable[Cell]) -> None:
-    """Removes cells of earlier matrices of that name."""
-    current = {cell_file(trainer.name, cell.row, cell.column) for cell in cells}
-    store = plan.dataset.store
-    for path in list(store.walk(f"{FOLDER}/{trainer.name}")):
-        if path not in current:
-            store.delete(path)
+def _tests(plan: MatrixPlan, model: ModelIdentity) -> Iterator[tuple[Dataset, dict[str, Any]]]:
+    """Datasets that a row is tested on, and what is said of the model and of how it is run."""
+    about = describe_model(model, plan.evaluation, plan.dataset)
+    yield plan.dataset, {**about, "variants": list(plan.variants)}
+    if plan.in9l is not None:
+        about = describe_model(model, plan.evaluation, plan.in9l)
+        rows = selected_rows(plan.in9l, plan.split, plan.holdout)
+        yield (
+            plan.in9l,
+            {
+                **about,
+                "evaluation": {**about["evaluation"], "dataset": plan.in9l.manifest.fingerprint},
+                "variants": [plan.source(IN9L)[1]],
+                # Its index is not here when tables are made.
+                "groups": {row["key"]: row["group"] for row in rows if row.get("group")},
+            },
+        )
+
+
+def _write_tables(dataset: Dataset) -> list[dict[str, Any]]:
+    with held(dataset.store, TABLES_LOCK, wait=60):
+        return write_matrix_tables(dataset)
+
+
+def _remove_others(store: Store, name: str, current: Collection[str]) -> None:
+    """Removes rows of earlier matrices of that name, and what they said of another IN-9L."""
+    for about in read_results(store, "model"):
+        folder = result_folder(about["model"], about["evaluation"])
+        if about.get("matrix", {}).get("name") == name and folder not in current:
+            # What says that predictions are there goes first.
+            store.delete(result_file(folder, "model"))
+            for path in list(store.walk(f"results/{folder}")):
+                store.delete(path)
