@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import apache_beam as beam
@@ -131,3 +133,23 @@ def test_a_model_that_cannot_be_loaded_fails_before(
     assert "models_on_device" not in counters
     assert counters["evaluate_failed"] == counters["attack_failed"] == 1
     assert counters["prediction_shards_kept"] == 3
+
+
+NOTHING_TO_DO = """
+import sys
+from pipeline.commands.cli import main
+code = main(sys.argv[1:])
+assert not {"torch", "timm", "torchvision"} & set(sys.modules)
+sys.exit(code)
+"""
+
+
+def test_nothing_to_do_is_known_without_torch(sample_run: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(sample_run, tmp_path / "out"))
+    before = stamps(output)
+    flags = ("evaluate", "--dataset", str(output), "--models", DEFAULT_MODEL)
+    command = [sys.executable, "-c", NOTHING_TO_DO, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do: everything is up to date" in done.stdout
+    assert stamps(output) == before

@@ -6,7 +6,6 @@ import dataclasses
 import http.server
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -16,7 +15,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import ONE, run_in9, stamps
 from safetensors.torch import save_file
 
 from pipeline.models.known import KnownModels, Origin
@@ -198,25 +196,3 @@ def test_folders_and_missing_files(tmp_path: Path) -> None:
     assert None not in before
     assert of_folder.stamp() != before[0]
     assert of_file.stamp() != before[1]
-
-
-NOTHING_TO_DO = """
-import sys
-from pipeline.commands.cli import main
-code = main(sys.argv[1:])
-assert not {"torch", "timm", "torchvision"} & set(sys.modules)
-sys.exit(code)
-"""
-
-
-def test_nothing_to_do_is_known_without_torch(small_run: Path, tmp_path: Path) -> None:
-    output = Path(shutil.copytree(small_run, tmp_path / "out"))
-    flags = ("--dataset", str(output), "--models", "efficientnet_lite0", *map(str, ONE))
-    # Once, so that it is known which model is meant.
-    run_in9("evaluate", *flags)
-    before = stamps(output)
-    command = [sys.executable, "-c", NOTHING_TO_DO, "evaluate", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "nothing to do: everything is up to date" in done.stdout
-    assert stamps(output) == before
