@@ -111,6 +111,30 @@ def test_one_model_is_on_the_device_while_the_next_is_loaded(made: Path) -> None
     assert order == ["first begins", "first ends", "second begins", "second ends"]
 
 
+def test_models_that_load_side_by_side_draw_their_own_weights(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code of one's own seeds the one generator that all threads share."""
+    (tmp_path / "seeded.py").write_text(
+        "import time, torch\n"
+        "def model():\n"
+        "    torch.manual_seed(7)\n"
+        "    time.sleep(0.3)\n"
+        "    flat = torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten()\n"
+        "    return torch.nn.Sequential(*flat, torch.nn.Linear(192, 1000))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    evaluation, entry = plan(made), "python:seeded:model"
+
+    def weights(_: int) -> str:
+        with in_memory(entry, evaluation, imagenet9()) as model:
+            return model.weights_sha256
+
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(weights, range(2)))
+    assert together == [weights(0)] * 2
+
+
 def test_predictions_are_of_what_decides_scores_and_of_nothing_else(made: Path) -> None:
     evaluation, model = plan(made, FIRST), load_model(FIRST)
     dataset = Dataset.open(evaluation.store)
