@@ -50,6 +50,21 @@ def confusion_matrix(labels: Labels, predictions: Labels, num_labels: int) -> Co
     return counts.reshape(num_labels, num_labels + 1)
 
 
+def constant_accuracy(labels: Labels) -> float | None:
+    """Accuracy of the best constant answer, which looks at no picture: chance.
+
+    Args:
+      labels: (n,) integers >= 0, of the pictures tested.
+
+    Returns:
+      The share of the largest class, None of no pictures.
+
+    >>> constant_accuracy(np.asarray([3, 0, 3, 1]))
+    0.5
+    """
+    return float(np.bincount(labels).max() / len(labels)) if len(labels) else None
+
+
 def class_mean_accuracy(confusion: Counts) -> float:
     """Mean over the classes that have images of their accuracy; NaN if none has.
 

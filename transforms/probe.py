@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from transforms.analysis import constant_accuracy
 from transforms.hashing import keyed_hashes
 from transforms.intervals import (
     CONFIDENCE,
@@ -34,7 +35,7 @@ class Power:
 
     Attributes:
       accuracy, low, high: its cross-validated accuracy, and the interval.
-      chance: share of the largest class, which needs no features.
+      chance: of a constant answer, which needs no features.
       images: number of pictures.
       units: number of groups of pictures that were held out together.
     """
@@ -95,7 +96,7 @@ def power_of_outputs(
         accuracy=float(correct.mean()),
         low=float(low[0]),
         high=float(high[0]),
-        chance=float(np.bincount(labels).max() / len(labels)),
+        chance=constant_accuracy(labels) or 0.0,
         images=len(labels),
         units=len(names),
     )

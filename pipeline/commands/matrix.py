@@ -26,7 +26,7 @@ from pipeline.models.stored_index import chosen_folder
 from pipeline.report import REPORT, write_report
 from pipeline.report.checklist import check_claims
 from pipeline.report.evidence import gather
-from pipeline.report.matrix import describe_gaps
+from pipeline.report.matrix import describe_chance, describe_gaps
 from pipeline.report.text_tables import aligned
 from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.progress import duration
@@ -82,6 +82,8 @@ def run_matrix(arguments: argparse.Namespace) -> int:
     matrices, made = make_matrices(plan, trainers, functools.partial(print, flush=True))
     for content in matrices:
         print(matrix_table(content))
+        if chance := describe_chance(content["rows"]):
+            print(chance)
         if gaps := describe_gaps(content):
             print(gaps)
     _say_claims(dataset)

@@ -69,7 +69,7 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "fg_low": "lower end of the bucket, which belongs to it",
         "fg_high": "upper end of the bucket, which does not",
         "units": "groups of images that count as one: images where there are no groups",
-        "chance": "share of the largest class",
+        "chance": "accuracy of a constant answer: share of the largest class of the pictures",
         "has_power": "whether the whole interval lies above chance",
         # Attack.
         "challenge_accuracy": "share of foregrounds that no background turns wrong, those of "

@@ -21,6 +21,7 @@ from transforms.analysis import (
     class_mean_accuracy,
     class_p_values,
     confusion_matrix,
+    constant_accuracy,
     decompose,
     groups,
     size_buckets,
@@ -70,6 +71,7 @@ def _accuracy(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[
         yield {
             "variant": variant,
             **accuracy_columns(answers.correct(variant), roles_of(answers, images, [variant])),
+            "chance": constant_accuracy(answers.labels),
             "class_mean_accuracy": class_mean_accuracy(confusion) if confusion.any() else None,
             "outside": int(confusion[:, -1].sum()),
         }

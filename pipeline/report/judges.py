@@ -25,7 +25,8 @@ from pipeline.report.measured import (
 )
 from pipeline.report.verdicts import Finding, Verdict, above, below, difference, meets
 
-CHANCE = 1 / 9
+_SLIGHTLY = 0.09
+"""Above chance, which on the authors' balanced images is 11.1 %: theirs are 3.5 and 4.2 points."""
 _INSECT = 5
 """Label of the insects."""
 
@@ -35,8 +36,9 @@ def signal(results: Results) -> Iterator[Finding]:
     for model in all_trained_on(results, "only_bg_t", "only_bg_b", "no_fg"):
         for variant in (model.variant, "original"):
             if found := model.accuracies.get(variant):
-                verdict = above(found[1], found[2], CHANCE)
-                yield Finding(f"{model.name} on {variant}", *found, verdict)
+                chance = model.chances[variant]
+                verdict = above(found[1], found[2], chance)
+                yield Finding(f"{model.name} on {variant}", *found, verdict, chance)
 
 
 def background_alone(results: Results) -> Iterator[Finding]:
@@ -119,8 +121,9 @@ def without_foreground(results: Results) -> Iterator[Finding]:
     for model in all_trained_on(results, "mixed_rand"):
         for variant in ("only_bg_t", "only_bg_b"):
             if found := model.accuracies.get(variant):
-                verdict = below(found[1], found[2], 0.2)
-                yield Finding(f"{model.name} on {variant}", *found, verdict)
+                chance = model.chances[variant]
+                verdict = below(found[1], found[2], chance + _SLIGHTLY)
+                yield Finding(f"{model.name} on {variant}", *found, verdict, chance)
 
 
 def improves(variant: str) -> Callable[[Results], Iterator[Finding]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.report.evidence import Evidence
@@ -20,6 +21,7 @@ class Matrix:
       gaps: which rows' BG-Gaps differ from 0, in words.
       gains: what training on Mixed-Rand instead of Original changes, by tested variant.
       images: how many a cell was tested on, the least and the most.
+      chance: accuracy of a constant answer to them, in words; "" where no cell has images.
       overlap: most tested images of a cell that were trained on.
       figures: names of its figure files begin so.
     """
@@ -31,6 +33,7 @@ class Matrix:
     gaps: str
     gains: tuple[dict[str, Any], ...]
     images: tuple[int, int]
+    chance: str
     overlap: int
     figures: str
 
@@ -57,9 +60,19 @@ def _matrix(content: dict[str, Any]) -> Matrix:
         gaps=describe_gaps(content),
         gains=tuple(content["gains"]),
         images=(min(counts), max(counts)),
+        chance=describe_chance(content["rows"]),
         overlap=max(row["overlap"] for row in content["rows"]),
         figures=f"matrix-{content['name']}-",
     )
+
+
+def describe_chance(rows: Iterable[Mapping[str, Any]]) -> str:
+    """What a constant answer gets on the pictures that rows of accuracies are of; "" of none."""
+    levels = sorted({f"{100 * row['chance']:.1f}" for row in rows if row["n"]}, key=float)
+    if not levels:
+        return ""
+    span = levels[0] if len(levels) == 1 else f"{levels[0]} to {levels[-1]}"
+    return f"A constant answer gets {span} %: the largest class of the pictures tested"
 
 
 def describe_gaps(content: dict[str, Any]) -> str:

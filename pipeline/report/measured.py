@@ -34,6 +34,7 @@ class Trained:
       name: of the model.
       variant: that it was trained on.
       accuracies: by variant that it was tested on.
+      chances: by such variant, the accuracy of a constant answer.
       gap: its BG-Gap, if it is known.
       matrix: that it is a row of, "" if it was evaluated by itself.
     """
@@ -41,6 +42,7 @@ class Trained:
     name: str
     variant: str
     accuracies: Mapping[str, Estimate]
+    chances: Mapping[str, float]
     gap: Estimate | None
     matrix: str = ""
 
@@ -75,7 +77,8 @@ def all_trained_on(results: Results, *variants: str) -> Iterator[Trained]:
             if (model.summary or {}).get("weights_sha256") not in known:
                 tests = [row["variant"] for row in model.rows("accuracy", label_rule=PAPER_RULE)]
                 found = {name: one for name in tests if (one := accuracy_of(model, name))}
-                yield Trained(model.name, variant, found, gap_of(model))
+                chances = {name: chance_of(model, name) for name in found}
+                yield Trained(model.name, variant, found, chances, gap_of(model))
         yield from (trained for trained in rows if trained.variant == variant)
 
 
@@ -92,8 +95,9 @@ def trained_in(content: Mapping[str, Any]) -> Iterator[Trained]:
                 for cell in cells
                 if (one := estimate_of(cell, "accuracy"))
             }
+            chances = {cell["test_variant"]: cell["chance"] for cell in cells}
             name = f"{content['name']}, {variant}"
-            yield Trained(name, variant, found, gaps.get(variant), content["name"])
+            yield Trained(name, variant, found, chances, gaps.get(variant), content["name"])
 
 
 def estimate_of(row: Mapping[str, Any], name: str) -> Estimate | None:
@@ -105,6 +109,12 @@ def accuracy_of(model: ModelResults, variant: str) -> Estimate | None:
     """A model's accuracy on a variant, None where it was not tested on one picture."""
     row = model.row("accuracy", label_rule=PAPER_RULE, variant=variant)
     return (row["accuracy"], row["ci_low"], row["ci_high"]) if row and row["n"] else None
+
+
+def chance_of(model: ModelResults, variant: str) -> float:
+    """Accuracy of a constant answer to the pictures of a variant that a model was tested on."""
+    row = model.row("accuracy", label_rule=PAPER_RULE, variant=variant)
+    return float((row or {})["chance"])
 
 
 def gap_of(model: ModelResults) -> Estimate | None:

@@ -19,7 +19,7 @@ from pipeline.report.evidence import Evidence
 from pipeline.report.figure_files import FOLDER
 from pipeline.report.headline import GAP, make_headline, span
 from pipeline.report.inline import inline_svg
-from pipeline.report.matrix import make_matrices
+from pipeline.report.matrix import describe_chance, make_matrices
 from pipeline.report.measured import TIMES
 from pipeline.report.plot import Plot
 from pipeline.report.plots import COMPARED, PANELS
@@ -59,6 +59,7 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
         headline=headline,
         gap_column=GAP,
         missing=[(m.name, m.missing) for m in evidence.evaluated if m.missing],
+        chance=describe_chance(row for m in evidence.evaluated for row in m.rows("accuracy")),
         power=[(m.name, row) for m in evidence.evaluated for row in m.rows("power")],
         differences=read_differences(evidence, headline.variants),
         rule=PAPER_RULE,

@@ -50,7 +50,7 @@ TABLES = {
         "accuracy",
         (
             *("model", "label_rule", "variant", "n", "correct", "accuracy", "ci_low", "ci_high"),
-            *("class_mean_accuracy", "outside", "split", "input_size", "eval_input"),
+            *("chance", "class_mean_accuracy", "outside", "split", "input_size", "eval_input"),
             *("precision", "device", "weights_sha256", "dataset", "holdout", "overlap", "error"),
         ),
         "accuracy of a model on a variant, or a model that failed",

@@ -31,6 +31,7 @@ class Finding:
       value: the estimate.
       low, high: its 95 % interval; the estimate itself where there is none.
       verdict: on the claim.
+      chance: accuracy of a constant answer to the same pictures, where the claim is judged by it.
     """
 
     subject: str
@@ -38,6 +39,7 @@ class Finding:
     low: float
     high: float
     verdict: Verdict
+    chance: float | None = None
 
 
 def above(low: float, high: float, threshold: float) -> Verdict:

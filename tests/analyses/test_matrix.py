@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,18 @@ def test_every_cell_has_its_images_interval_and_published_figure(
         assert float(row["difference"]) == pytest.approx(accuracy - published)
         assert (row["overlap"], row["method"], row["holdout"]) == ("0", "probe", "0.5")
         assert int(row["train_n"]) <= 18 - len(tested)
+        classes = Counter(image["label"] for image in tested)
+        assert float(row["chance"]) == max(classes.values()) / len(tested)
     assert f"{NAME}, %" in said
+    chance = f"A constant answer gets {100 * float(rows[0]['chance']):.1f} %: the largest class"
+    assert chance in said
     assert "Trained on Mixed-Rand" in said
     content = json.loads((output / "results" / "matrix.json").read_text())
     (matrix,) = content["matrices"]
     assert {row["train_variant"] for row in matrix["gaps"]} == set(SHOWN)
     page = (output / "report.html").read_text()
     assert "BG-Gap is" in page
+    assert chance in page
     assert (output / "results" / "figures" / f"matrix-{NAME}-difference.svg").exists()
 
 
@@ -313,6 +319,7 @@ def matrix_of(overlap: int = 0) -> dict[str, Any]:
             "test_variant": test,
             "n": 4050,
             "accuracy": share,
+            "chance": 1 / 9,
             "ci_low": share - 0.015,
             "ci_high": share + 0.015,
             "overlap": overlap,

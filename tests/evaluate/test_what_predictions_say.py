@@ -172,6 +172,9 @@ def test_parts_of_a_summary_count_the_same_images(n: int, seed: int, grouped: bo
         name = row["variant"]
         assert row["accuracy"] == (correct[name] / n if n else None)
         assert row["outside"] == (said[name] == -1).sum()
+        assert row["chance"] == max(
+            [(labels == label).mean() for label in set(labels)], default=None
+        )
         for part in ("accuracy", "per_class", "sizes", "confusion"):
             rows = [each for each in parts[part] if each["variant"] == name]
             known = ~np.isnan(sizes) if part == "sizes" else np.full(n, True)

@@ -23,20 +23,15 @@ from pipeline.dataset.records import read_about, write_table
 from pipeline.errors import UsageError
 from pipeline.evaluate.failures import FailedModel, note_failures
 from pipeline.evaluate.predictions import prediction_file, predictions_of
-from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
 from pipeline.evaluate.results import result_folder
 from pipeline.report import write_report
 from pipeline.report.adversarial import _BYTES as BACKGROUND_BYTES
-from pipeline.report.checklist import check_claims
 from pipeline.report.chooser import _BYTES as CHOOSER_BYTES
 from pipeline.report.claims import CLAIMS
-from pipeline.report.evidence import Evidence, ModelResults, gather
 from pipeline.report.saliency import _BYTES as SALIENCY_BYTES
 from pipeline.report.selection import PER_CLASS
-from pipeline.report.verdicts import Finding, Verdict, difference, overall
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
-from transforms.intervals import wilson
 from transforms.taxonomy import imagenet9
 from transforms.variants import PICTURES
 
@@ -489,123 +484,3 @@ def test_a_dataset_without_models_has_a_page(one_worker: Path, tmp_path: Path) -
     assert "No model has been evaluated" in text
     assert text.count("data:image/webp") == 14 * len(PICTURES)
     assert not list(output.glob("results/figures/*"))
-
-
-def results(**parts: Any) -> ModelResults:
-    """A model as it would be read."""
-    model = parts.pop("model", "resnet50.a1_in1k")
-    summary = {"num_outputs": 1000, **parts.pop("summary", {})}
-    return ModelResults(model, model, model, summary, **parts)
-
-
-def checked(report_run: Path, *models: ModelResults, trend: Any = None) -> dict[str, Any]:
-    """Verdicts by the beginning of the claim."""
-    evidence = gather(Dataset.open(Store(str(report_run))), imagenet9())
-    judged = Evidence(evidence.dataset, evidence.taxonomy, models, (), trend)
-    return {one.claim.text: one for one in check_claims(judged)}
-
-
-def find(claims: dict[str, Any], beginning: str) -> Any:
-    (found,) = [one for text, one in claims.items() if text.startswith(beginning)]
-    return found
-
-
-def gap(value: float, low: float, high: float, **more: Any) -> ModelResults:
-    row = {"label_rule": "argmax_then_map", "gap": value, "ci_low": low, "ci_high": high}
-    return results(summary={"gaps": [row]}, **more)
-
-
-def attack(fooled: float, size: int, spread: float = 0.02) -> dict[str, Any]:
-    measures = {
-        "fooled": fooled,
-        "fooled_ci_low": fooled - spread,
-        "fooled_ci_high": fooled + spread,
-        "challenge_accuracy": 1 - fooled,
-        "challenge_ci_low": 1 - fooled - spread,
-        "challenge_ci_high": 1 - fooled + spread,
-        "by_class": [{"label": 5, "fooled": 0.7, "foregrounds": 10}],
-        "strongest": [{"label": 5, "success": 0.5}, {"label": 5, "success": 0.4}],
-    }
-    grid = {"foregrounds": size, "backgrounds": size, "full_grid": True}
-    return {**grid, "rules": {"argmax_then_map": measures}}
-
-
-def test_claims_are_judged_by_intervals(report_run: Path) -> None:
-    assert {one.verdict for one in checked(report_run).values()} == {Verdict.NOT_RUN}
-    misled = "Backgrounds mislead models"
-    for model, verdict in (
-        (gap(0.08, 0.03, 0.13), Verdict.HOLDS),
-        (gap(0.02, -0.01, 0.05), Verdict.OPEN),
-        (gap(-0.03, -0.05, -0.01), Verdict.FAILS),
-    ):
-        assert find(checked(report_run, model), misled).verdict is verdict
-    both = checked(report_run, gap(0.08, 0.03, 0.13), gap(0.02, -0.01, 0.05, model="b"))
-    assert find(both, misled).summary == "holds for 1 of 2"
-    assert find(both, "BG-Gap is 6 to 14").verdict is Verdict.MIXED
-    assert find(both, "BG-Gap is 13 to 22").verdict is Verdict.NOT_RUN
-    assert "resnet50.a1_in1k,b" in find(both, "Nearly every").command
-
-    # A small grid can show that backgrounds fool, not that they do not.
-    easily, hardly = "Nearly every foreground", "Few foregrounds survive"
-    for share, size, verdict in (
-        (0.6, 100, Verdict.HOLDS),
-        (0.4, 100, Verdict.SMALL),
-        (0.4, 4050, Verdict.FAILS),
-        (0.51, 4050, Verdict.OPEN),
-    ):
-        found = checked(report_run, results(attack=attack(share, size)))
-        assert find(found, easily).verdict is verdict
-    found = checked(report_run, results(attack=attack(0.9, 4050)))
-    assert find(found, hardly).verdict is Verdict.HOLDS
-    assert find(found, "Single backgrounds").findings[0].value == 0.5
-    assert find(found, "Some insect background").verdict is Verdict.HOLDS
-
-    line = {"slope": -0.4, "slope_low": -0.7, "slope_high": -0.1, "models": 12}
-    trend = {"lines": [{"variant": "bg_gap", **line}]}
-    assert find(checked(report_run, trend=trend), "BG-Gap trends").verdict is Verdict.HOLDS
-
-
-def test_claims_on_training_are_judged_by_the_published_table(report_run: Path) -> None:
-    """The authors' own figures, as if measured on their 4,050 images, bear out their claims."""
-    models = []
-    for trained, row in TRAINED.items():
-        accuracy = [
-            {"label_rule": "argmax_then_map", "variant": variant, "n": 4050, "accuracy": share}
-            | {"ci_low": share - 0.015, "ci_high": share + 0.015}
-            for variant, share in row.items()
-        ]
-        value = row["mixed_same"] - row["mixed_rand"]
-        gaps = [{"gap": value, "ci_low": value - 0.02, "ci_high": value + 0.02}]
-        summary = {"num_outputs": 9, "accuracy": accuracy}
-        summary["gaps"] = [{"label_rule": "argmax_then_map", **gaps[0]}]
-        models.append(results(model=f"resnet50=weights/{trained}.pth", summary=summary))
-    found = checked(report_run, *models)
-    for beginning in (
-        "Backgrounds hold enough signal",
-        "BG-Gap is 13 to 22",
-        "Trained on Mixed-Rand, a model",
-        "Training on Mixed-Rand instead of Original improves accuracy on Mixed-Rand",
-        "Training on Mixed-Rand instead of Original improves accuracy on Mixed-Next",
-        "Trained on Mixed-Rand, accuracy varies",
-    ):
-        assert find(found, beginning).verdict is Verdict.HOLDS, beginning
-    beginning = "Training on Mixed-Rand instead of Original improves accuracy on Mixed-Rand"
-    assert find(found, beginning).findings[0].value == pytest.approx(0.1795)
-
-
-def test_differences_and_names() -> None:
-    # Newcombe 1998, table II: 56/70 less 48/80, method 10.
-    first, second = (0.8, *wilson(56, 70)), (0.6, *wilson(48, 80))
-    assert difference(first, second) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
-    assert overall([]) is Verdict.NOT_RUN
-    assert overall([Finding("", 0, 0, 0, Verdict.OPEN)] * 2) is Verdict.OPEN
-    assert [p.source for p in published_for("resnet50.a1_in1k")] == ["paper", "README"]
-    assert published_for("torchvision:vgg16_bn")[0].gap == 0.102
-    assert published_for("tf_efficientnet_b0.ns_jft_in1k")[0].name == "EfficientNet-b0"
-    assert published_for("tf_efficientnet_lite0.in1k") == ()
-    assert trained_on("resnet50=a/only_bg_t.pth", 9) == "only_bg_t"
-    assert trained_on("resnet50=a/only_bg_t.pth", 1000) is None
-    assert trained_on("resnet50", 9) is None
-    for entry in PRETRAINED:
-        gap = entry.accuracy["mixed_same"] - entry.accuracy["mixed_rand"]
-        assert entry.gap == pytest.approx(gap, abs=0.0011)

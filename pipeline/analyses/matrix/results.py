@@ -28,6 +28,7 @@ from pipeline.evaluate.published import TRAINED
 from pipeline.evaluate.results import read_results, result_folder, tested_part
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import Store
+from transforms.analysis import constant_accuracy
 from transforms.intervals import paired_bootstrap
 from transforms.scoring import PAPER_RULE
 from transforms.two_way import Roles
@@ -42,6 +43,7 @@ class Cell:
     Attributes:
       about: the model, and how it was run.
       keys, units: (n,) of the images, by key.
+      labels: (n,) true labels.
       correct: (n,) whether each prediction is right.
       device: that predictions were made on.
     """
@@ -49,6 +51,7 @@ class Cell:
     about: About
     keys: tuple[str, ...]
     units: tuple[str, ...]
+    labels: NDArray[np.integer]
     correct: NDArray[np.bool_]
     device: str
 
@@ -120,7 +123,8 @@ def _cells(dataset: Dataset, about: About, images: _ReadImages) -> Iterator[tupl
     keys, device = tuple(tested.keys.to_pylist()), "+".join(answers.devices)
     of_rule = answers.by_rule[PAPER_RULE]
     for variant in of_rule.predictions:
-        yield variant, Cell(about, keys, tested.units, of_rule.correct(variant), device)
+        correct = of_rule.correct(variant)
+        yield variant, Cell(about, keys, tested.units, of_rule.labels, correct, device)
 
 
 def _on_another(store: Store, about: About) -> Cell | None:
@@ -136,11 +140,12 @@ def _on_another(store: Store, about: About) -> Cell | None:
     keys = tuple(table["key"].to_pylist())
     units = tuple(about.get("groups", {}).get(key, key) for key in keys)
     device = "+".join(sorted(pc.unique(table["device"].cast(pa.string())).to_pylist()))
-    return Cell(about, keys, units, np.asarray(table["correct"].to_numpy()), device)
+    labels, correct = (np.asarray(table[name].to_numpy()) for name in ("label", "correct"))
+    return Cell(about, keys, units, labels, correct, device)
 
 
 def _read(store: Store, path: str) -> pa.Table:
-    columns = ["label_rule", "key", "correct", "device"]
+    columns = ["label_rule", "key", "label", "correct", "device"]
     return read_table(store, path, columns=columns).replace_schema_metadata()
 
 
@@ -151,6 +156,7 @@ def _row(row: str, column: str, cell: Cell, is_published: bool) -> dict[str, Any
         "train_variant": row,
         "test_variant": column,
         **accuracy_columns(cell.correct, Roles.of(units)),
+        "chance": constant_accuracy(cell.labels),
         "train_n": cell.about["trained"]["images"],
         "overlap": cell.about.get("overlap") or 0,
         "device": cell.device,

@@ -15,8 +15,8 @@ from pipeline.storage.csv_file import write_csv
 MATRICES = "results/matrix.json"
 MATRIX_COLUMNS = (
     *("train_variant", "test_variant", "arch", "method", "n", "correct", "accuracy", "ci_low"),
-    *("ci_high", "published", "difference", "difference_ci_low", "difference_ci_high", "train_n"),
-    *("overlap", "train_split", "split", "holdout", "seed", "precision", "device"),
+    *("ci_high", "chance", "published", "difference", "difference_ci_low", "difference_ci_high"),
+    *("train_n", "overlap", "train_split", "split", "holdout", "seed", "precision", "device"),
     *("weights_sha256", "checkpoint", "dataset"),
 )
 """Columns of matrix.csv: `accuracy` with Wilson's interval, `published` of the paper's ResNet-50
