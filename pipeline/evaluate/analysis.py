@@ -27,7 +27,7 @@ from transforms.analysis import (
     size_buckets,
     worst_group,
 )
-from transforms.intervals import CONFIDENCE
+from transforms.intervals import level_of
 from transforms.taxonomy import OUTSIDE, Taxonomy
 from transforms.two_way import Roles, wilson_of_pictures
 from transforms.variants import MIXED
@@ -171,9 +171,7 @@ def _groups(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Ro
         for position, row in enumerate(rows):
             low = high = None
             if position == worst:
-                # Chosen among all of them: the interval holds for each of them at once.
-                level = 1 - (1 - CONFIDENCE) / len(rows)
-                low, high = wilson_of_pictures(*parts[position], level)
+                low, high = wilson_of_pictures(*parts[position], level_of(len(rows)))
             yield {
                 "variant": variant,
                 **row,

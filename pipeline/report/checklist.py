@@ -22,7 +22,7 @@ class Checked:
     Attributes:
       claim: the claim.
       verdict: of all findings.
-      summary: the verdict in words, with numbers where models differ.
+      summary: the verdict in words, with numbers where findings differ.
       findings: one for each model, variant or line.
       command: to run in the dataset's folder.
     """
@@ -32,6 +32,11 @@ class Checked:
     summary: str
     findings: tuple[Finding, ...]
     command: str
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether its findings differ in their verdict."""
+        return len({finding.verdict for finding in self.findings}) > 1
 
 
 def check_claims(evidence: Evidence) -> tuple[Checked, ...]:
@@ -44,9 +49,9 @@ def check_claims(evidence: Evidence) -> tuple[Checked, ...]:
 def _check(claim: Claim, results: Results, models: str) -> Checked:
     findings = tuple(claim.judge(results))
     verdict = overall(findings)
-    counts = Counter(finding.verdict for finding in findings)
-    holding = counts[Verdict.HOLDS]
     words = str(verdict)
     if verdict is Verdict.MIXED:
-        words = f"holds for {holding} of {len(findings)}"
+        counts = Counter(finding.verdict for finding in findings)
+        first, *others = (f"{each} for {counts[each]}" for each in Verdict if counts[each])
+        words = ", ".join((f"{first} of {len(findings)} {claim.of}", *others))
     return Checked(claim, verdict, words, findings, claim.command.replace("MODELS", models))

@@ -6,7 +6,9 @@ nothing was run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from pipeline.report.evidence import ModelResults
 from pipeline.report.measured import (
@@ -14,6 +16,7 @@ from pipeline.report.measured import (
     accuracy_of,
     all_trained_on,
     attacks_of,
+    chance_of,
     estimate_of,
     gap_of,
     grid_size,
@@ -23,7 +26,16 @@ from pipeline.report.measured import (
     slopes_of,
     trained_in,
 )
-from pipeline.report.verdicts import Finding, Verdict, above, below, difference, meets
+from pipeline.report.verdicts import (
+    Finding,
+    Verdict,
+    above,
+    below,
+    difference,
+    widened,
+    within,
+)
+from transforms.intervals import level_of, wilson
 
 _SLIGHTLY = 0.09
 """Above chance, which on the authors' balanced images is 11.1 %: theirs are 3.5 and 4.2 points."""
@@ -42,10 +54,14 @@ def signal(results: Results) -> Iterator[Finding]:
 
 
 def background_alone(results: Results) -> Iterator[Finding]:
-    """Accuracy of pretrained models on `only_bg_t`."""
+    """Accuracy of pretrained models on `only_bg_t`, against chance. One below it leaves the claim
+    open: answers outside of the classes count as wrong, whatever the others tell."""
     for model in pretrained_models(results):
         if found := accuracy_of(model, "only_bg_t"):
-            yield Finding(model.name, *found, meets(found[1], found[2], (0.119, 0.178)))
+            chance = chance_of(model, "only_bg_t")
+            is_above = above(found[1], found[2], chance) is Verdict.HOLDS
+            verdict = Verdict.HOLDS if is_above else Verdict.OPEN
+            yield Finding(model.name, *found, verdict, chance)
 
 
 def gap_above(results: Results) -> Iterator[Finding]:
@@ -59,14 +75,14 @@ def gap_pretrained(results: Results) -> Iterator[Finding]:
     """BG-Gap of pretrained models, against the published range."""
     for model in pretrained_models(results):
         if found := gap_of(model):
-            yield Finding(model.name, *found, meets(found[1], found[2], (0.06, 0.14)))
+            yield Finding(model.name, *found, within(found[1], found[2], (0.06, 0.14)))
 
 
 def gap_in9(results: Results) -> Iterator[Finding]:
     """BG-Gap of models trained on ImageNet-9, against the published range."""
     for model in all_trained_on(results, "original", "in9l"):
         if found := model.gap:
-            yield Finding(model.name, *found, meets(found[1], found[2], (0.13, 0.22)))
+            yield Finding(model.name, *found, within(found[1], found[2], (0.13, 0.22)))
 
 
 def _on_grid(model: ModelResults) -> str:
@@ -97,23 +113,29 @@ def challenge(results: Results) -> Iterator[Finding]:
 
 
 def best_insect(results: Results) -> Iterator[Finding]:
-    """The best single insect background."""
+    """The best single insect background, with the interval of one chosen among all of them."""
     for model, measures, is_full in attacks_of(results):
         of_insects = [row["success"] for row in measures["strongest"] if row["label"] == _INSECT]
-        if of_insects:
-            best = max(of_insects)
-            verdict = _settled(above(best, best, 0.45), is_full)
-            yield Finding(_on_grid(model), best, best, best, verdict)
+        for row in _insects(measures):
+            best, met = max(of_insects), row["foregrounds"]
+            low, high = wilson(round(best * met), met, level_of(row["backgrounds"]))
+            verdict = _settled(above(low, high, 0.45), is_full)
+            yield Finding(_on_grid(model), best, low, high, verdict)
 
 
 def any_insect(results: Results) -> Iterator[Finding]:
     """Foregrounds that some insect background turns into insects."""
     for model, measures, is_full in attacks_of(results):
-        for row in measures["by_class"] or ():
-            if row["label"] == _INSECT and row["foregrounds"]:
-                share = row["fooled"]
-                verdict = _settled(above(share, share, 0.6), is_full)
-                yield Finding(_on_grid(model), share, share, share, verdict)
+        for row in _insects(measures):
+            share, met = row["fooled"], row["foregrounds"]
+            low, high = wilson(round(share * met), met)
+            verdict = _settled(above(low, high, 0.6), is_full)
+            yield Finding(_on_grid(model), share, low, high, verdict)
+
+
+def _insects(measures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is known of all insect backgrounds together: one row, or none."""
+    return [row for row in measures["by_class"] if row["label"] == _INSECT]
 
 
 def without_foreground(results: Results) -> Iterator[Finding]:
@@ -161,7 +183,9 @@ def varies_little(results: Results) -> Iterator[Finding]:
     for model in all_trained_on(results, "mixed_rand"):
         found = [one for v in _RIGHT_FOREGROUND if (one := model.accuracies.get(v))]
         if len(found) == len(_RIGHT_FOREGROUND):
-            spread = difference(max(found), min(found))
+            # The best and the worst of five: one of ten differences, and chosen as the largest.
+            pairs = math.comb(len(found), 2)
+            spread = difference(*(widened(one, pairs) for one in (max(found), min(found))))
             yield Finding(model.name, *spread, below(spread[1], spread[2], 0.1))
 
 

@@ -1,4 +1,8 @@
-"""Verdicts on a claim, from the 95 % intervals of what was measured: pure functions."""
+"""Verdicts on a claim, from the 95 % intervals of what was measured: pure functions.
+
+A claim holds if the whole interval bears it out, and does not hold if none of it does; else the
+data are too few to tell. So a wider interval never makes a claim hold, nor fail.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,9 @@ import dataclasses
 import enum
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
+
+from transforms.intervals import CONFIDENCE, level_of
 
 Estimate = tuple[float, float, float]
 """A value, and the bounds of its 95 % interval."""
@@ -16,20 +23,20 @@ class Verdict(enum.StrEnum):
 
     HOLDS = "holds"
     FAILS = "does not hold"
-    OPEN = "not significant"
-    MIXED = "differs by model"
-    SMALL = "too small to tell"
+    OPEN = "open"
+    SMALL = "grid too small"
+    MIXED = "mixed"
     NOT_RUN = "not run"
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What was measured of one model, or of all for a trend.
+    """What was measured: of one model, or in one test, or one line of a trend.
 
     Attributes:
       subject: what it was measured of.
       value: the estimate.
-      low, high: its 95 % interval; the estimate itself where there is none.
+      low, high: its 95 % interval.
       verdict: on the claim.
       chance: accuracy of a constant answer to the same pictures, where the claim is judged by it.
     """
@@ -46,7 +53,7 @@ def above(low: float, high: float, threshold: float) -> Verdict:
     """Whether the true value exceeds a threshold.
 
     >>> above(0.03, 0.13, 0), above(-0.02, 0.13, 0), above(-0.2, -0.1, 0)
-    (<Verdict.HOLDS: 'holds'>, <Verdict.OPEN: 'not significant'>, <Verdict.FAILS: 'does not hold'>)
+    (<Verdict.HOLDS: 'holds'>, <Verdict.OPEN: 'open'>, <Verdict.FAILS: 'does not hold'>)
     """
     if low > threshold:
         return Verdict.HOLDS
@@ -58,17 +65,35 @@ def below(low: float, high: float, threshold: float) -> Verdict:
     return above(-high, -low, -threshold)
 
 
-def meets(low: float, high: float, span: tuple[float, float]) -> Verdict:
-    """Whether an interval and a published range have values in common."""
-    return Verdict.HOLDS if low <= span[1] and high >= span[0] else Verdict.FAILS
+def within(low: float, high: float, span: tuple[float, float]) -> Verdict:
+    """Whether the true value lies in a range.
+
+    >>> within(0.07, 0.12, (0.06, 0.14)), within(-0.02, 0.17, (0.06, 0.14))
+    (<Verdict.HOLDS: 'holds'>, <Verdict.OPEN: 'open'>)
+    """
+    if span[0] <= low and high <= span[1]:
+        return Verdict.HOLDS
+    return Verdict.FAILS if high < span[0] or low > span[1] else Verdict.OPEN
 
 
 def overall(findings: Sequence[Finding]) -> Verdict:
-    """The verdict on a claim from those of all models: theirs if they agree."""
+    """The verdict on a claim from all findings: theirs if they agree, open if none decides it."""
     verdicts = {finding.verdict for finding in findings}
     if not verdicts:
         return Verdict.NOT_RUN
-    return verdicts.pop() if len(verdicts) == 1 else Verdict.MIXED
+    if len(verdicts) == 1:
+        return verdicts.pop()
+    return Verdict.MIXED if verdicts & {Verdict.HOLDS, Verdict.FAILS} else Verdict.OPEN
+
+
+def widened(found: Estimate, comparisons: int) -> Estimate:
+    """An estimate that is chosen among so many, with a 95 % interval that is widened to that level,
+    as if it were normal."""
+    z, wider = (
+        NormalDist().inv_cdf(0.5 + level / 2) for level in (CONFIDENCE, level_of(comparisons))
+    )
+    value, low, high = found
+    return value, value - (value - low) * wider / z, value + (high - value) * wider / z
 
 
 def difference(first: Estimate, second: Estimate) -> Estimate:
