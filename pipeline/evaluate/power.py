@@ -1,6 +1,7 @@
-"""Power of BG-Gap: whether backgrounds tell the class at all, by a probe on a model's outputs.
+"""Power of BG-Gap: whether it can be shown that backgrounds tell the class, by a probe on a model's
+outputs.
 
-Where they do not, a gap near 0 says nothing about the model: it had nothing to rely on.
+Where it cannot, a gap near 0 says little about the model: it may have had nothing to rely on.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pipeline.evaluate.results import (
     result_folder,
 )
 from transforms.probe import power_of_outputs
+from transforms.scoring import PAPER_RULE
 
 POWER_VERSION = 1
 """Raised by hand when the probe would say something else of the same outputs."""
@@ -74,17 +76,29 @@ def power_of(dataset: Dataset, images: Images, about: Mapping[str, Any]) -> list
 
 
 def describe_power(summaries: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A line if the gap of some models has no power."""
-    found = []
+    """A line if the outputs of some models do not show that backgrounds tell the class."""
+    probes, near = [], []
     for summary in summaries:
         for row in summary["power"]:
             if not row["has_power"]:
+                name = display_name(summary)
                 said = interval(row["accuracy"], row["ci_low"], row["ci_high"])
-                chance = f"chance {100 * row['chance']:.1f}"
-                found.append(f"{display_name(summary)} ({said} %, {chance} %)")
-    if not found:
+                probes.append(f"{name} (probe {said} %, chance {100 * row['chance']:.1f} %)")
+                near += [name] if is_gap_near_zero(summary) else []
+    if not probes:
         return []
-    return [
-        f"BG-Gap has no power for {', '.join(found)}: a probe on the outputs cannot tell the class "
-        f"from {PROBED}, so a gap near 0 says nothing about the model"
-    ]
+    line = f"we could not show that backgrounds tell the class here: {', '.join(probes)}"
+    if near:
+        line += (
+            f"; so a BG-Gap whose interval includes 0, as of {', '.join(near)}, says little about "
+            "the model"
+        )
+    return [line]
+
+
+def is_gap_near_zero(summary: Mapping[str, Any]) -> bool:
+    """Whether the interval of a model's BG-Gap, by the paper's label rule, includes 0."""
+    return any(
+        row["label_rule"] == PAPER_RULE and row["ci_low"] <= 0 <= row["ci_high"]
+        for row in summary["gaps"]
+    )

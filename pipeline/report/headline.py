@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.evaluate.power import is_gap_near_zero
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for
 from pipeline.report.evidence import Evidence, ModelResults
 from pipeline.report.measured import training_of
@@ -105,8 +106,8 @@ def _row(
     gap = model.row("gaps", label_rule=rule)
     published = tuple((source, of[GAP]) for source, of in known if GAP in of)
     power = model.row("power")
-    no_power = "no power" if power and not power["has_power"] else ""
-    note = ", ".join(filter(None, (_replicates(gap), no_power)))
+    is_unclear = power and not power["has_power"] and is_gap_near_zero(model.summary or {})
+    note = ", ".join(filter(None, (_replicates(gap), "power not shown" if is_unclear else "")))
     cells[GAP] = _cell(gap, "gap", published, note)
     seen = f"trained on {model.overlap:,} of these images" if model.overlap else ""
     return Row(model.name, model.errors.get("evaluate", ""), cells, seen)

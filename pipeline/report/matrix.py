@@ -77,18 +77,13 @@ def describe_chance(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def describe_gaps(content: dict[str, Any]) -> str:
     """Which rows' BG-Gaps are told from 0 by their intervals, and which are not; "" without."""
-    found: dict[str, list[str]] = {"above 0": [], "below 0": [], "not significant": []}
+    found: dict[str, list[str]] = {"is above 0": [], "is below 0": [], "may be 0": []}
     for row in content["gaps"]:
-        verdict = (
-            "above 0"
-            if row["ci_low"] > 0
-            else "below 0"
-            if row["ci_high"] < 0
-            else "not significant"
-        )
-        found[verdict].append(row["train_variant"])
-    parts = [f"{verdict} trained on {', '.join(rows)}" for verdict, rows in found.items() if rows]
-    return f"BG-Gap is {'; '.join(parts)}" if parts else ""
+        above, below = row["ci_low"] > 0, row["ci_high"] < 0
+        said = "is above 0" if above else "is below 0" if below else "may be 0"
+        found[said].append(row["train_variant"])
+    parts = [f"{said} trained on {', '.join(rows)}" for said, rows in found.items() if rows]
+    return f"BG-Gap {'; '.join(parts)}" if parts else ""
 
 
 def _how(content: dict[str, Any]) -> str:

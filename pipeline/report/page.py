@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import jinja2
 from markupsafe import Markup
 
+from pipeline.evaluate.power import is_gap_near_zero
 from pipeline.report.adversarial import make_adversarial
 from pipeline.report.checklist import check_claims
 from pipeline.report.chooser import best_example, make_chooser
@@ -60,7 +61,11 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
         gap_column=GAP,
         missing=[(m.name, m.missing) for m in evidence.evaluated if m.missing],
         chance=describe_chance(row for m in evidence.evaluated for row in m.rows("accuracy")),
-        power=[(m.name, row) for m in evidence.evaluated for row in m.rows("power")],
+        power=[
+            (m.name, row, is_gap_near_zero(m.summary or {}))
+            for m in evidence.evaluated
+            for row in m.rows("power")
+        ],
         differences=read_differences(evidence, headline.variants),
         rule=PAPER_RULE,
         tiles=[

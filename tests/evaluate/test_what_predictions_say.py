@@ -147,8 +147,15 @@ def test_summaries_have_a_form_and_are_made_of_predictions(told: Dataset, tmp_pa
         noted = {**model, "power": [{**row, "accuracy": 0.125, "fingerprint": fingerprint}]}
         results.write_result(dataset.store, path, noted)
         assert power_of(dataset, images, current)[0]["accuracy"] == accuracy
-    said = describe_power([{**old, "power": [{**row, "has_power": has}]} for has in (True, False)])
-    assert [line.count(old["model"]) for line in said] == [1]
+    gap = next(row for row in old["gaps"] if row["label_rule"] == "argmax_then_map")
+    for low, named in ((-0.1, 2), (0.1, 1)):
+        # What follows is said of a gap near 0 alone.
+        gaps = [{**gap, "ci_low": low, "ci_high": 0.2}]
+        told = [
+            {**old, "gaps": gaps, "power": [{**row, "has_power": has}]} for has in (True, False)
+        ]
+        said = describe_power(told)
+        assert [line.count(old["model"]) for line in said] == [named]
     assert describe_power([{**old, "power": []}]) == []
 
 
