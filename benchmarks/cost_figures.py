@@ -25,7 +25,7 @@ import requests
 from measure import Cost, card, draw_small, multiply, run_in9, slope
 
 from pipeline.commands.cli import main as in9
-from pipeline.commands.job_flags import sample_folder
+from pipeline.dataset.sample import sample_folder
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
 from transforms.taxonomy import imagenet9

@@ -25,9 +25,9 @@ from pathlib import Path
 import cv2
 from measure import card, multiply, row, run_in9, slope
 
-from pipeline.commands.job_flags import sample_folder
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.layer_files import decode_layer, encode_layer
+from pipeline.dataset.sample import sample_folder
 from pipeline.generate.cut_source import cut_source, read_source
 from pipeline.inputs.found import SourceImage
 from pipeline.inputs.layout import find_layout

@@ -26,7 +26,7 @@ from measure import card, multiply, row, run_in9
 from PIL import Image
 
 import in9
-from pipeline.commands.job_flags import sample_folder
+from pipeline.dataset.sample import sample_folder
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
 from transforms.taxonomy import imagenet9

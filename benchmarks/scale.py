@@ -24,10 +24,10 @@ import numpy as np
 import pyarrow as pa
 from measure import Cost, card, multiply, peak_of_this_process, row, run_in9
 
-from pipeline.commands.job_flags import sample_folder
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.dataset.records import FoundShard, Staging
+from pipeline.dataset.sample import sample_folder
 from pipeline.dataset.shards import (
     ShardCounts,
     index_file,

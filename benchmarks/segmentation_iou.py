@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from measure import row
 
-from pipeline.commands.job_flags import sample_folder
+from pipeline.dataset.sample import sample_folder
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
 from transforms.annotations import parse_annotation

@@ -20,7 +20,7 @@ from hypothesis import settings
 from PIL import Image
 
 from pipeline.commands.cli import main
-from pipeline.commands.job_flags import sample_folder
+from pipeline.dataset.sample import sample_folder
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
 from transforms.taxonomy import imagenet9

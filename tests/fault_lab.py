@@ -23,7 +23,7 @@ import fault_hooks
 from forking import Forks
 from PIL import Image
 
-from pipeline.commands.job_flags import sample_folder
+from pipeline.dataset.sample import sample_folder
 
 SECONDS = 60
 """A command that has not ended by then does not end."""

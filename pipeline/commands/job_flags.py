@@ -6,10 +6,10 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from importlib import resources
 
 from pipeline.dataset.config import DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
+from pipeline.dataset.sample import sample_folder
 from pipeline.dataset.shards import DATA_FOLDERS
 from pipeline.errors import UsageError
 from pipeline.generate.job import Job
@@ -222,8 +222,3 @@ def _shown(value: object) -> str:
     if value is None:
         return "not set"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def sample_folder() -> str:
-    """The embedded sample: 72 pictures in ImageNet's layout."""
-    return str(resources.files("pipeline") / "data" / "sample")

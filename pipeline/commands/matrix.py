@@ -17,6 +17,7 @@ from pipeline.analyses.matrix.run import Trainer, make_matrices
 from pipeline.commands.training_flags import choose_device, default_workers
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import reading_store, writing_store
+from pipeline.dataset.notes import notes_of
 from pipeline.errors import UsageError
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.models.entries import DEFAULT_MODEL
@@ -73,6 +74,8 @@ def run_matrix(arguments: argparse.Namespace) -> int:
             check_model(name, weights)
         else:
             check_architecture(name, pretrained=arguments.pretrained, weights=weights)
+    for note in notes_of(dataset.manifest):
+        print(note, flush=True)
     torch.set_num_threads(usable_cores())
     started = time.monotonic()
     if arguments.probe:

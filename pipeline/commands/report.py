@@ -6,6 +6,7 @@ import argparse
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
+from pipeline.dataset.notes import notes_of
 from pipeline.evaluate.power import describe_power
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.report import REPORT, write_report
@@ -27,6 +28,8 @@ def run_report(arguments: argparse.Namespace) -> int:
     with held(store, TABLES_LOCK, wait=60):
         summaries, stale = write_tables(dataset)
     write_report(store, dataset.taxonomy, arguments.pictures)
+    for note in notes_of(dataset.manifest):
+        print(note)
     if summaries:
         print("\n".join([accuracy_table(summaries), *describe_power(summaries)]))
     if stale:

@@ -8,6 +8,8 @@ from typing import Any
 from pipeline.dataset.croissant import COLUMNS, croissant
 from pipeline.dataset.how_made import limits_of, steps_of
 from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.notes import notes_of, sentence
+from pipeline.dataset.sample import LICENCE, sample_sources
 from transforms.taxonomy import Taxonomy
 from transforms.variants import split_replicate
 
@@ -50,6 +52,7 @@ def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, by
             manifest,
             taxonomy,
             name=_name(manifest).lower().replace(" ", "-"),
+            licence=LICENCE if manifest.is_sample else "other",
             descriptions={name: _describe(name) for name in variants},
             cite=CITATION,
         ),
@@ -73,7 +76,8 @@ def size_category(samples: int) -> str:
 def _name(manifest: Manifest) -> str:
     if manifest.config.segment.is_whole:
         return "IN-9L" if manifest.taxonomy is None else "Whole images"
-    return "ImageNet-9 variants" if manifest.taxonomy is None else "Background variants"
+    name = "ImageNet-9 variants" if manifest.taxonomy is None else "Background variants"
+    return f"{name} of the sample" if manifest.is_sample else name
 
 
 def _front_matter(manifest: Manifest) -> list[str]:
@@ -81,9 +85,11 @@ def _front_matter(manifest: Manifest) -> list[str]:
     config = manifest.config
     variants = config.compose.composed
     images = sum(images["selected"] for images in manifest.images.values())
-    source = "extended|imagenet-1k" if manifest.taxonomy is None else "original"
+    is_imagenet = manifest.taxonomy is None and not manifest.is_sample
+    source = "extended|imagenet-1k" if is_imagenet else "original"
+    licence = ("license: other", "license_name: terms-of-the-source-images")
     lines = [
-        *("---", "license: other", "license_name: terms-of-the-source-images"),
+        *("---", *(("license: gpl-2.0",) if manifest.is_sample else licence)),
         f"pretty_name: {_name(manifest)}",
         *("task_categories:", "- image-classification"),
         *("source_datasets:", f"- {source}"),
@@ -111,6 +117,7 @@ def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
         "",
         f"# {_name(manifest)}",
         "",
+        *(f"**{sentence(note)}**\n" for note in notes_of(manifest)),
         *(_WHOLE if config.segment.is_whole else _CUT),
         "",
         f"{total} images in each variant.",
@@ -147,13 +154,20 @@ def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
         "",
         "## Licence and citation",
         "",
-        "The pictures remain under the terms of the images they are made of, and so does every",
-        "variant. The protocol:",
+        *_licence(manifest),
+        "",
+        "The protocol:",
         "",
         f"> {CITATION}",
         "",
     ]
     return "\n".join(lines)
+
+
+def _licence(manifest: Manifest) -> list[str]:
+    """Whose terms the pictures are under."""
+    remain = "The pictures remain under the terms of the images they are made of, and so does every"
+    return [remain, "variant.", *(("", sample_sources()) if manifest.is_sample else ())]
 
 
 _CUT = (

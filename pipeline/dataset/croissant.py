@@ -34,7 +34,13 @@ COLUMNS = {
 
 
 def croissant(
-    manifest: Manifest, taxonomy: Taxonomy, *, name: str, descriptions: dict[str, str], cite: str
+    manifest: Manifest,
+    taxonomy: Taxonomy,
+    *,
+    name: str,
+    licence: str,
+    descriptions: dict[str, str],
+    cite: str,
 ) -> bytes:
     """The metadata file's bytes: the same for equal manifests.
 
@@ -45,6 +51,7 @@ def croissant(
       manifest: of the dataset.
       taxonomy: its classes.
       name: of the dataset.
+      licence: of its pictures.
       descriptions: what each variant shows.
       cite: the work that the data is made by.
     """
@@ -56,7 +63,7 @@ def croissant(
         "record set for each version, with the same keys in the same order.",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "citeAs": cite,
-        "license": "other",
+        "license": licence,
         "url": "https://arxiv.org/abs/2006.09994",
         "version": "1.0.0",
         "distribution": [],

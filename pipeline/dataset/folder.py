@@ -68,8 +68,14 @@ class Dataset:
 
     @property
     def is_imagenet9(self) -> bool:
-        """Whether its classes are ImageNet-9's: what is published of those can be compared."""
+        """Whether its classes are ImageNet-9's."""
         return self.manifest.taxonomy is None
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether what is published of ImageNet-9 can be compared: its classes are the same, and
+        its pictures are not the sample's composites."""
+        return self.is_imagenet9 and not self.manifest.is_sample
 
     @property
     def own_taxonomy(self) -> tuple[str, ...]:

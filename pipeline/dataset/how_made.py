@@ -105,6 +105,11 @@ _LIMITS = (
         "backgrounds drawn. Accuracies differ from published ones by some points.",
     ),
     ("is_imagenet", "Labels are ImageNet's, with its errors; some pictures show people."),
+    (
+        "is_sample",
+        "Pictures are composites of cut-outs and other photographs; the classes dog and reptile "
+        "each rest on a single cut-out.",
+    ),
 )
 """What a dataset is not, and which datasets."""
 
@@ -118,7 +123,10 @@ def steps_of(config: DatasetConfig) -> list[str]:
 
 def limits_of(manifest: Manifest) -> Iterator[str]:
     """What a dataset is not, a sentence or two each."""
-    return _told(_LIMITS, {**_facts(manifest.config), "is_imagenet": manifest.taxonomy is None})
+    is_sample = manifest.is_sample
+    is_imagenet = manifest.taxonomy is None and not is_sample
+    facts = {"is_imagenet": is_imagenet, "is_sample": is_sample}
+    return _told(_LIMITS, {**_facts(manifest.config), **facts})
 
 
 def _told(texts: tuple[tuple[str, str], ...], facts: dict[str, Any]) -> Iterator[str]:

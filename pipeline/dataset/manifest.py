@@ -43,7 +43,7 @@ class Manifest:
       shards: by split, the numbers of shards.
       images: by split: `listed`, `outside_taxonomy`, `other_files`, `accepted`,
         `rejected`, `selected`; with `--objects each`, `objects` as well, which the last three
-        count.
+        count; and `of_sample`, if pictures of the embedded sample are among those selected.
       rejections: by split, number of images, or objects, by reason.
       samples: by split, variant and class name, number of samples.
       files: all files of the dataset but the manifest, in order of their path.
@@ -63,6 +63,15 @@ class Manifest:
     stages: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
     taxonomy: Taxonomy | None = None
     backgrounds: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether all of its images are the embedded sample's."""
+        selected, of_sample = (
+            sum(images.get(name, 0) for images in self.images.values())
+            for name in ("selected", "of_sample")
+        )
+        return 0 < selected == of_sample
 
     def to_json(self) -> bytes:
         """The manifest file's bytes: the same for equal manifests."""

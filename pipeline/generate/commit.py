@@ -69,6 +69,7 @@ def build_manifest(
         )
         objects = {"objects": statuses.total()} if by_object else {}
         accepted = statuses.pop(ACCEPTED, 0)
+        of_sample = sum(shard.of_sample for shard in found)
         counts[split] = totals.counts
         images[split] = {
             "listed": totals.listed,
@@ -78,6 +79,7 @@ def build_manifest(
             "accepted": accepted,
             "rejected": statuses.total(),
             "selected": selected.total(),
+            **({"of_sample": of_sample} if of_sample else {}),
         }
         rejections[split] = dict(sorted(statuses.items()))
         per_class = {name: selected[label] for label, name in enumerate(taxonomy.names)}

@@ -20,6 +20,7 @@ from pipeline.dataset.records import (
     count_sources,
     read_rows,
 )
+from pipeline.dataset.sample import sample_digests
 from pipeline.dataset.shards import bucket_hash, index_file
 from pipeline.errors import JobError
 from pipeline.generate.layer_source import Backgrounds
@@ -72,6 +73,7 @@ class ComposedShard:
       statuses: number of rows of the index by status: of images, or of objects where each of an
         image's is one.
       selected: number of selected images by label.
+      of_sample: how many of those are pictures of the embedded sample, byte for byte.
     """
 
     output: OutputShard
@@ -79,6 +81,7 @@ class ComposedShard:
     images: int
     statuses: dict[str, int]
     selected: dict[int, int]
+    of_sample: int = 0
 
     @classmethod
     def of(
@@ -107,6 +110,10 @@ class ComposedShard:
             images=count_sources(rows),
             statuses=dict(Counter(row["status"] for row in rows)),
             selected=dict(selected),
+            # An import does not know what its pictures were made of.
+            of_sample=sum(
+                row["selected"] and row.get("source_md5") in sample_digests() for row in rows
+            ),
         )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.notes import notes_of
 from pipeline.generate.rejections import advice
 from pipeline.runtime.counters import bytes_written, stage_seconds
 from transforms.filters import Reason
@@ -22,8 +23,8 @@ _FAILED = ("evaluate_failed", "imagenet_failed", "attack_failed", "saliency_fail
 
 
 def describe_images(manifest: Manifest) -> list[str]:
-    """A line or two for each split: its images by fate."""
-    lines = []
+    """What is to be known first, then a line or two for each split: its images by fate."""
+    lines = notes_of(manifest)
     for split, images in manifest.images.items():
         reasons = ", ".join(f"{n} {reason}" for reason, n in manifest.rejections[split].items())
         objects = f"{images['objects']} objects, " if "objects" in images else ""

@@ -88,7 +88,7 @@ def make_adversarial(evidence: Evidence, with_pictures: bool = True) -> Adversar
         attack = model.attack
         if attack is None:
             continue
-        is_paper = evidence.dataset.is_imagenet9
+        is_paper = evidence.dataset.is_comparable
         rows.extend(
             _row(model, attack, rule, is_paper) for rule in LABEL_RULES if rule in attack["rules"]
         )

@@ -40,7 +40,10 @@ class Checked:
 
 
 def check_claims(evidence: Evidence) -> tuple[Checked, ...]:
-    """Judges every claim by the results that are there."""
+    """Judges every claim by the results that are there; none where pictures or classes are others
+    than those that the claims are about."""
+    if not evidence.dataset.is_comparable:
+        return ()
     results = Results(evidence.models, evidence.trend, evidence.matrices)
     models = shlex.quote(",".join(model.model for model in evidence.evaluated) or _EXAMPLE)
     return tuple(_check(claim, results, models) for claim in CLAIMS)

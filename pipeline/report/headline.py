@@ -69,7 +69,7 @@ def make_headline(evidence: Evidence) -> Headline:
     variants = evidence.dataset.picture_variants
     models = [m for m in evidence.models if m.summary or "evaluate" in m.errors]
     manifest = evidence.dataset.manifest
-    is_whole, is_paper = manifest.config.segment.is_whole, evidence.dataset.is_imagenet9
+    is_whole, is_paper = manifest.config.segment.is_whole, evidence.dataset.is_comparable
     return Headline(
         variants=variants,
         tables={

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import jinja2
 from markupsafe import Markup
 
+from pipeline.dataset.notes import notes_of, sentence
 from pipeline.evaluate.power import is_gap_near_zero
 from pipeline.report.adversarial import make_adversarial
 from pipeline.report.checklist import check_claims
@@ -48,9 +49,7 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
     headline = make_headline(evidence)
     chooser = make_chooser(evidence, with_pictures)
     files = [f"{FOLDER}/{plot.file}" for plot in plots]
-    # Claims and published figures are of ImageNet-9; of other classes they say nothing.
-    is_imagenet9 = evidence.dataset.is_imagenet9
-    checked = check_claims(evidence) if is_imagenet9 else ()
+    is_imagenet9, checked = evidence.dataset.is_imagenet9, check_claims(evidence)
     return environment.get_template(TEMPLATE).render(
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -91,6 +90,8 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
         classes=evidence.taxonomy.names,
         class_count="nine" if is_imagenet9 else evidence.taxonomy.num_labels,
         is_imagenet9=is_imagenet9,
+        is_comparable=evidence.dataset.is_comparable,
+        notes=[sentence(note) for note in notes_of(evidence.dataset.manifest)],
         with_pictures=with_pictures,
     )
 

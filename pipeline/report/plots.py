@@ -48,7 +48,7 @@ def _plots(evidence: Evidence) -> Iterator[Plot]:
     for model in evidence.evaluated:
         yield from of_model(model, taxonomy)
     attacked = [model for model in evidence.models if attack_measures(model)][:COMPARED]
-    yield from fooled_by_class(attacked, taxonomy, evidence.dataset.is_imagenet9)
+    yield from fooled_by_class(attacked, taxonomy, evidence.dataset.is_comparable)
     yield from _by_backgrounds(attacked)
     for content in evidence.matrices:
         yield from _matrix(content)

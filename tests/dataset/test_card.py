@@ -19,8 +19,10 @@ from huggingface_hub import DatasetCard
 from pipeline.dataset.card import card_files, size_category
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.notes import notes_of
 from pipeline.dataset.shards import CARD_FILES
 from pipeline.dataset.sinks import SAMPLE_FIELDS
+from pipeline.jobs.closing_words import describe_images
 from pipeline.storage.store import Store
 from transforms.taxonomy import IN9_NAMES, Taxonomy, imagenet9
 from transforms.variants import PAPER
@@ -91,6 +93,45 @@ def test_the_card_of_other_data_does_not_call_it_imagenet(manifest: Manifest) ->
     assert "ImageNet-9" not in files["README.md"].replace("released ImageNet-9", "")
     assert files["classes.txt"] == "car\nboat\n"
     assert json.loads(files["croissant.json"])["name"] == "background-variants"
+
+
+def test_the_card_of_the_sample_names_its_own_sources(manifest: Manifest) -> None:
+    def of(of_sample: int) -> dict[str, str]:
+        images = {"val": {**manifest.images["val"], "of_sample": of_sample}}
+        return cards(dataclasses.replace(manifest, images=images))
+
+    selected = manifest.images["val"]["selected"]
+    card = of(selected)["README.md"]
+    assert "\nlicense: gpl-2.0\n" in card
+    title, first, *_ = card.partition("---\n\n")[2].split("\n\n")
+    assert title == "# ImageNet-9 variants of the sample"
+    assert "composites, so accuracies on them say nothing about ImageNet" in first
+    for words in ("tuxpaint-stamps-default", "Bill Kendrick", "GPL-2.0", "a single cut-out"):
+        assert words in card, words
+    for words in ("imagenet-1k", "terms-of-the-source", "Labels are ImageNet's", "no copy of the"):
+        assert words not in card, words
+    assert json.loads(of(selected)["croissant.json"])["license"] == "GPL-2.0-only"
+    # With another picture among them, they are not the sample.
+    assert of(selected - 1) == cards(manifest)
+
+
+def test_a_class_without_images_is_named(manifest: Manifest) -> None:
+    per_class = {name: int(name not in ("fish", "insect")) for name in IN9_NAMES}
+    rejections = {"val": {"no_background": 1}}
+    samples = {"val": dict.fromkeys(PAPER, per_class)}
+    gone = dataclasses.replace(manifest, samples=samples, rejections=rejections)
+    note = "split val has no image of fish, insect; an image whose class has no other is left out"
+    assert notes_of(gone) == [f"{note} (no_background)"]
+    assert describe_images(gone)[0] == notes_of(gone)[0]
+    assert f"**S{note[1:]}" in cards(gone)["README.md"]
+    whole = dataclasses.replace(gone, rejections={"val": {}})
+    assert notes_of(whole) == ["split val has no image of fish, insect"]
+    # Of many, ten are named; where none is there, another line says so.
+    many = {"a": 1, **{f"class {number:02}": 0 for number in range(12)}}
+    few = dataclasses.replace(whole, samples={"val": dict.fromkeys(PAPER, many)})
+    assert notes_of(few)[0].endswith("class 08, class 09 and 2 more")
+    nothing = {"val": dict.fromkeys(PAPER, dict.fromkeys(IN9_NAMES, 0))}
+    assert notes_of(dataclasses.replace(whole, samples=nothing)) == []
 
 
 def test_whole_images_have_no_masks_to_speak_of(manifest: Manifest) -> None:

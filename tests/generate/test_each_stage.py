@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from conftest import darken, manifest_of, pictures_of, stamps
 
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import read_parquet
-from pipeline.dataset.manifest import read_manifest
+from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.records import (
     RECORD_SCHEMA,
     FoundShard,
@@ -144,6 +145,29 @@ def composed(store: Store, number: int) -> ComposedShard:
     output = OutputShard(SplitTotals("val", TWO, 6, 1, 2), number, "", "", (source,))
     statuses = {"small_box": 1, "accepted": 2}
     return ComposedShard(output, staged(f"index/{number}.parquet"), 3, statuses, {number: 2})
+
+
+def test_the_sample_is_known_by_its_bytes(sample: Path, tmp_path: Path) -> None:
+    pictures = sorted(sample.rglob("*.JPEG"))
+    digests = [hashlib.md5(path.read_bytes()).hexdigest() for path in pictures[:2]]
+    one, two = (composed(Store(str(tmp_path)), number) for number in (0, 1))
+
+    def manifest_with(*md5: str | None) -> Manifest:
+        rows = [
+            {"label": 0, "status": "accepted", "selected": True, "object": None, "source_md5": each}
+            for each in md5
+        ]
+        rows.append({**rows[0], "status": "small_box", "selected": False, "source_md5": "other"})
+        found = dataclasses.replace(one.files, files=one.files.files[-1:])
+        return build_manifest(SMALL, [ComposedShard.of(one.output, found, rows), sampled], IN9)
+
+    sampled = dataclasses.replace(two, of_sample=2)
+    # What was rejected is not among the dataset's pictures.
+    assert manifest_with(*digests).is_sample
+    assert manifest_with(*digests).images["val"]["of_sample"] == 4
+    for other in ("0" * 32, None):
+        assert not manifest_with(digests[0], other).is_sample
+    assert "of_sample" not in build_manifest(SMALL, [one, two], IN9).images["val"]
 
 
 def test_a_commit_waits_for_all_and_leaves_nothing_else(tmp_path: Path) -> None:

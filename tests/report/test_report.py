@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import run_in9, stamps
+from conftest import manifest_of, run_in9, stamps
 
 from pipeline.commands.parser import build_parser
 from pipeline.dataset.folder import Dataset
@@ -479,8 +479,13 @@ def test_ten_megabytes_hold_4050_images_and_eight_models(report_run: Path) -> No
 
 def test_a_dataset_without_models_has_a_page(one_worker: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(one_worker, tmp_path / "out"))
+    content = manifest_of(output)
+    for per_class in content["samples"]["val"].values():
+        per_class["fish"] = 0
+    (output / "manifest.json").write_text(json.dumps(content))
     write_report(Store(str(output)), imagenet9())
     text = (output / "report.html").read_text()
+    assert '<p class="warning">Split val has no image of fish.</p>' in text
     assert "No model has been evaluated" in text
     assert text.count("data:image/webp") == 14 * len(PICTURES)
     assert not list(output.glob("results/figures/*"))

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.commands.job_flags import sample_folder
+from pipeline.dataset.sample import sample_folder
 from transforms import grabcut as package
 from transforms.annotations import parse_annotation
 from transforms.codec import decode_image

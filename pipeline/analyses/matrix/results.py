@@ -90,7 +90,7 @@ def _describe(
         **{key: value for key, value in first["evaluation"].items() if key != "dataset"},
         "columns": list(columns),
         "rows": [
-            _row(row, column, cells[row, column], dataset.is_imagenet9)
+            _row(row, column, cells[row, column], dataset.is_comparable)
             for row in columns
             for column in columns
             if (row, column) in cells
