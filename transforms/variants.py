@@ -217,6 +217,25 @@ def with_replicates(variants: Iterable[str], replicates: int) -> tuple[str, ...]
     return tuple(names)
 
 
+def draws_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Sorts names of variants by the variant whose draws they are.
+
+    Args:
+      names: of variants, replicates among them.
+
+    Returns:
+      The names of each variant's draws, variants and draws in the order of the names.
+
+    >>> draws_of(["original", "mixed_same", "mixed_same_r1"])
+    {'original': ('original',), 'mixed_same': ('mixed_same', 'mixed_same_r1')}
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        variant = base_of(name)
+        found[variant] = (*found.get(variant, ()), name)
+    return found
+
+
 def is_picture(name: str) -> bool:
     """Whether a model is evaluated on a dataset's variant of this name: on all but the mask."""
     return name != "fg_mask"

@@ -157,6 +157,8 @@ def matrix_table(content: Mapping[str, Any]) -> str:
         f"trained on the row, tested on the column: {min(counts)} images or more, up to "
         f"± {100 * widest:.1f} points (95 %)"
     )
+    if content["replicates"] > 1:
+        note += f"; of mixed variants the first of {content['replicates']} draws"
     overlap = max((row["overlap"] for row in content["rows"]), default=0)
     if overlap:
         note += f"; up to {overlap} of them were trained on"

@@ -73,6 +73,11 @@ class Manifest:
         )
         return 0 < selected == of_sample
 
+    @property
+    def counted(self) -> str:
+        """What `accepted`, `rejected` and `selected` count: images, or objects that images show."""
+        return "objects" if self.config.segment.objects == "each" else "images"
+
     def to_json(self) -> bytes:
         """The manifest file's bytes: the same for equal manifests."""
         content = {

@@ -6,6 +6,7 @@ models.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -30,7 +31,7 @@ from transforms.analysis import (
 from transforms.intervals import level_of
 from transforms.taxonomy import OUTSIDE, Taxonomy
 from transforms.two_way import Roles, wilson_of_pictures
-from transforms.variants import MIXED
+from transforms.variants import MIXED, draws_of
 
 Row = dict[str, Any]
 
@@ -40,7 +41,8 @@ def summary_parts(
 ) -> dict[str, list[Row]]:
     """The rows of each part of a summary, as `pipeline.report.tables` lists them.
 
-    Rows without images are left out, but for `accuracy`, where its values are None.
+    A mixed variant's row is of all its draws. Rows without images are left out, but for `accuracy`,
+    where its values are None.
     """
     return {
         part: [
@@ -52,26 +54,81 @@ def summary_parts(
     }
 
 
-def accuracy_columns(correct: NDArray[np.bool_], roles: Roles) -> Row:
-    """Of (n,) answers to pictures, some of which share foregrounds or backgrounds."""
-    n, hits = len(correct), int(correct.sum())
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Shown:
+    """A variant, all of its draws one after the other: n images in p pictures.
+
+    Attributes:
+      variant: its name.
+      draws: the names of its draws.
+      images: (p,) int64, the image of each picture's foreground.
+      labels, predictions: (p,) int16.
+      roles: of the pictures.
+    """
+
+    variant: str
+    draws: tuple[str, ...]
+    images: NDArray[np.int64]
+    labels: NDArray[np.int16]
+    predictions: NDArray[np.int16]
+    roles: Roles
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """(p,) whether each prediction is right."""
+        return np.asarray(self.predictions == self.labels)
+
+    def accuracy(self, chosen: NDArray[np.bool_] | NDArray[np.int64] | None = None) -> Row:
+        """The columns of the accuracy on all pictures, or on some, by a mask or by positions."""
+        if chosen is None:
+            return accuracy_columns(self.correct, self.roles, self.images)
+        roles = self.roles.of_pictures(chosen)
+        return accuracy_columns(self.correct[chosen], roles, self.images[chosen])
+
+
+def _shown(answers: Answers, images: Images) -> Iterator[_Shown]:
+    """The variants that there are answers on."""
+    for variant, draws in draws_of(answers.predictions).items():
+        yield _Shown(
+            variant=variant,
+            draws=draws,
+            images=np.tile(np.arange(len(answers.labels)), len(draws)),
+            labels=np.tile(answers.labels, len(draws)),
+            predictions=np.concatenate([answers.predictions[name] for name in draws]),
+            roles=roles_of(answers, images, draws),
+        )
+
+
+def accuracy_columns(correct: NDArray[np.bool_], roles: Roles, images: NDArray[np.integer]) -> Row:
+    """Describes an accuracy.
+
+    Args:
+      correct: (p,) answers to pictures, some of which share foregrounds or backgrounds.
+      roles: of the pictures.
+      images: (p,) numbers that tell apart the images whose foregrounds they show.
+    """
+    pictures, hits = len(correct), int(correct.sum())
     low, high = wilson_of_pictures(correct, roles)
     return {
-        "n": n,
+        "n": len(np.unique(images)),
+        "pictures": pictures,
         "correct": hits,
-        "accuracy": hits / n if n else None,
+        "accuracy": hits / pictures if pictures else None,
         "ci_low": low,
         "ci_high": high,
     }
 
 
 def _accuracy(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row]:
-    for variant, predictions in answers.predictions.items():
-        confusion = confusion_matrix(answers.labels, predictions, taxonomy.num_labels)
+    for shown in _shown(answers, images):
+        confusion = confusion_matrix(shown.labels, shown.predictions, taxonomy.num_labels)
+        by_draw = [answers.correct(name).mean() for name in shown.draws if len(shown.labels)]
         yield {
-            "variant": variant,
-            **accuracy_columns(answers.correct(variant), roles_of(answers, images, [variant])),
-            "chance": constant_accuracy(answers.labels),
+            "variant": shown.variant,
+            **shown.accuracy(),
+            "chance": constant_accuracy(shown.labels),
+            "replicates": len(shown.draws),
+            "seed_sd": float(np.std(by_draw, ddof=1)) if len(by_draw) > 1 else None,
             "class_mean_accuracy": class_mean_accuracy(confusion) if confusion.any() else None,
             "outside": int(confusion[:, -1].sum()),
         }
@@ -97,18 +154,16 @@ def _gaps(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row]
 
 
 def _per_class(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row]:
-    for variant, predictions in answers.predictions.items():
-        confusion = confusion_matrix(answers.labels, predictions, taxonomy.num_labels)
-        correct, roles = answers.correct(variant), roles_of(answers, images, [variant])
-        adjusted = class_p_values(answers.labels, correct, roles)
+    for shown in _shown(answers, images):
+        confusion = confusion_matrix(shown.labels, shown.predictions, taxonomy.num_labels)
+        adjusted = class_p_values(shown.labels, shown.correct, shown.roles)
         for label, row in enumerate(confusion):
             if row.any():
-                inside = answers.labels == label
                 yield {
-                    "variant": variant,
+                    "variant": shown.variant,
                     "label": label,
                     "class_name": taxonomy.names[label],
-                    **accuracy_columns(correct[inside], roles.of_pictures(inside)),
+                    **shown.accuracy(shown.labels == label),
                     "p_adjusted": adjusted.get(label),
                     "outside": int(row[-1]),
                 }
@@ -116,14 +171,14 @@ def _per_class(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator
 
 def _confusion(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row]:
     outside = taxonomy.num_labels
-    for variant, predictions in answers.predictions.items():
-        confusion = confusion_matrix(answers.labels, predictions, taxonomy.num_labels)
+    for shown in _shown(answers, images):
+        confusion = confusion_matrix(shown.labels, shown.predictions, taxonomy.num_labels)
         for label, column in np.argwhere(confusion).tolist():
             yield {
-                "variant": variant,
+                "variant": shown.variant,
                 "label": label,
                 "prediction": OUTSIDE if column == outside else column,
-                "n": int(confusion[label, column]),
+                "pictures": int(confusion[label, column]),
             }
 
 
@@ -149,21 +204,14 @@ def _decomposition(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iter
 
 
 def _groups(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row]:
-    for variant in MIXED:
-        names = answers.replicates(variant)
-        if not names:
+    for shown in _shown(answers, images):
+        if shown.variant not in MIXED:
             continue
-        found = groups(
-            np.tile(answers.labels, len(names)),
-            np.concatenate([answers.bg_labels[name] for name in names]),
-            taxonomy.num_labels,
-        )
-        right = np.concatenate([answers.correct(name) for name in names])
-        roles = roles_of(answers, images, names)
-        parts = [(right[of.pictures], roles.of_pictures(of.pictures)) for of in found]
+        bg_labels = np.concatenate([answers.bg_labels[name] for name in shown.draws])
+        found = groups(shown.labels, bg_labels, taxonomy.num_labels)
         rows = [
-            {"label": of.label, "bg_label": of.bg_label, **accuracy_columns(*part)}
-            for of, part in zip(found, parts, strict=True)
+            {"label": of.label, "bg_label": of.bg_label, **shown.accuracy(of.pictures)}
+            for of in found
         ]
         worst = worst_group(
             [(row["ci_low"], row["ci_high"]) for row in rows], [row["accuracy"] for row in rows]
@@ -171,9 +219,12 @@ def _groups(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Ro
         for position, row in enumerate(rows):
             low = high = None
             if position == worst:
-                low, high = wilson_of_pictures(*parts[position], level_of(len(rows)))
+                # Chosen among all of them: the interval holds for each of them at once.
+                chosen = found[position].pictures
+                roles = shown.roles.of_pictures(chosen)
+                low, high = wilson_of_pictures(shown.correct[chosen], roles, level_of(len(rows)))
             yield {
-                "variant": variant,
+                "variant": shown.variant,
                 **row,
                 "is_worst": position == worst,
                 "worst_ci_low": low,
@@ -184,19 +235,17 @@ def _groups(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Ro
 def _sizes(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row]:
     # Of images that are not cut apart nobody knows how large the foreground is.
     known = ~np.isnan(images.fg_fraction)
-    buckets = size_buckets(images.fg_fraction[known])
-    for variant in answers.predictions:
-        correct = answers.correct(variant)[known]
-        roles = roles_of(answers, images, [variant]).of_pictures(known)
-        for bucket in np.unique(buckets).tolist():
+    buckets = np.full(len(known), -1, np.int64)
+    buckets[known] = size_buckets(images.fg_fraction[known])
+    for shown in _shown(answers, images):
+        for bucket in np.unique(buckets[known]).tolist():
             low, high = SIZE_EDGES[bucket], SIZE_EDGES[bucket + 1]
-            inside = buckets == bucket
             yield {
-                "variant": variant,
+                "variant": shown.variant,
                 "bucket": f"{low:g}-{high:g}",
                 "fg_low": low,
                 "fg_high": high,
-                **accuracy_columns(correct[inside], roles.of_pictures(inside)),
+                **shown.accuracy(buckets[shown.images] == bucket),
             }
 
 

@@ -183,10 +183,6 @@ class Answers:
         """(n,) whether each prediction is right."""
         return np.asarray(self.predictions[variant] == self.labels)
 
-    def replicates(self, variant: str) -> list[str]:
-        """The variants that are replicates of one, itself first; none if it is missing."""
-        return [name for name in self.predictions if base_of(name) == variant]
-
 
 @dataclasses.dataclass(frozen=True)
 class ModelAnswers:

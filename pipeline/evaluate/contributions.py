@@ -21,7 +21,7 @@ from pipeline.evaluate.results import tested_part
 from transforms.analysis import gap_contributions
 from transforms.scoring import LABEL_RULES
 from transforms.two_way import Floats, Roles
-from transforms.variants import base_of
+from transforms.variants import draws_of
 
 BG_GAP = "bg_gap"
 """Its name among variants."""
@@ -29,13 +29,10 @@ BG_GAP = "bg_gap"
 Correct = NDArray[np.bool_]
 
 
-def gap_draws(variants: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The draws of `mixed_same` and of `mixed_rand` among variants, one list empty without any."""
-    names = list(variants)
-    same, rand = (
-        [name for name in names if base_of(name) == of] for of in ("mixed_same", "mixed_rand")
-    )
-    return same, rand
+def gap_draws(variants: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The draws of `mixed_same` and of `mixed_rand` among variants, one empty without any."""
+    draws = draws_of(variants)
+    return draws.get("mixed_same", ()), draws.get("mixed_rand", ())
 
 
 def roles_of(answers: Answers, images: Images, variants: Iterable[str]) -> Roles:
@@ -67,19 +64,19 @@ class Measured:
 
     @functools.cached_property
     def quantities(self) -> list[tuple[str, str]]:
-        """(label rule, variant or `bg_gap`) of what there is to compare."""
-        names = (*self.variants, *([BG_GAP] if all(gap_draws(self.variants)) else []))
+        """(label rule, variant or `bg_gap`) of what there is to compare, each over all draws."""
+        names = (*draws_of(self.variants), *([BG_GAP] if all(gap_draws(self.variants)) else []))
         return [(rule, name) for rule in LABEL_RULES for name in names]
 
     def roles(self, quantity: str) -> Roles:
-        """Roles in the pictures of a variant, or of all those of the gap."""
+        """Roles in the pictures of a variant, draw after draw, or in all those of the gap."""
         names = self._pictures(quantity)
         return roles_of(self.answers, self.images, names)
 
     def _pictures(self, quantity: str) -> tuple[str, ...]:
-        """The variants that a quantity is of."""
+        """The draws that a quantity is of."""
         same, rand = gap_draws(self.variants)
-        return (*same, *rand) if quantity == BG_GAP else (quantity,)
+        return (*same, *rand) if quantity == BG_GAP else draws_of(self.variants)[quantity]
 
     def contributions(self, rule: str, quantity: str) -> tuple[list[int], Floats, Floats]:
         """What there is of a quantity.
@@ -102,7 +99,7 @@ class Measured:
                 figures.append(same.mean() - rand.mean())
                 parts.append(gap_contributions(same, rand))
             else:
-                right = correct[quantity]
+                right = np.concatenate([correct[name] for name in needed])
                 figures.append(right.mean())
                 parts.append((right - right.mean()) / len(right))
         return places, np.asarray(figures), np.stack(parts) if parts else np.empty((0, 0))

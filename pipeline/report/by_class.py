@@ -80,7 +80,7 @@ def of_model(model: ModelResults, taxonomy: Taxonomy) -> Iterator[Plot]:
 def _confusion(model: ModelResults, variant: str, taxonomy: Taxonomy) -> Iterator[Plot]:
     counts: dict[int, dict[int, int]] = {}
     for row in model.rows("confusion", label_rule=PAPER_RULE, variant=variant):
-        counts.setdefault(row["label"], {})[row["prediction"]] = row["n"]
+        counts.setdefault(row["label"], {})[row["prediction"]] = row["pictures"]
     if not counts:
         return
     rights = {label: of.get(label, 0) / sum(of.values()) for label, of in counts.items()}

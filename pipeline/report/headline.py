@@ -101,13 +101,13 @@ def _row(
     for variant in variants:
         found = model.row("accuracy", label_rule=rule, variant=variant)
         published = tuple((source, of[variant]) for source, of in known if variant in of)
-        note = "missing" if variant in model.missing else ""
+        note = "missing" if variant in model.missing else _draws(found)
         cells[variant] = _cell(found, "accuracy", published, note)
     gap = model.row("gaps", label_rule=rule)
     published = tuple((source, of[GAP]) for source, of in known if GAP in of)
     power = model.row("power")
     is_unclear = power and not power["has_power"] and is_gap_near_zero(model.summary or {})
-    note = ", ".join(filter(None, (_replicates(gap), "power not shown" if is_unclear else "")))
+    note = ", ".join(filter(None, (_draws(gap), "power not shown" if is_unclear else "")))
     cells[GAP] = _cell(gap, "gap", published, note)
     seen = f"trained on {model.overlap:,} of these images" if model.overlap else ""
     return Row(model.name, model.errors.get("evaluate", ""), cells, seen)
@@ -121,11 +121,11 @@ def _cell(
     return Cell(found[name], found["ci_low"], found["ci_high"], note, published)
 
 
-def _replicates(gap: dict[str, Any] | None) -> str:
-    if not gap or gap.get("replicates", 1) < 2:
+def _draws(row: dict[str, Any] | None) -> str:
+    """How far the draws lie apart that a figure is the mean of; nothing of a single one."""
+    if not row or row["seed_sd"] is None:
         return ""
-    spread = f", sd {100 * gap['seed_sd']:.1f}" if gap.get("seed_sd") is not None else ""
-    return f"mean of {gap['replicates']} seeds{spread}"
+    return f"{row['replicates']} draws, sd {100 * row['seed_sd']:.1f}"
 
 
 def _published(model: ModelResults, is_whole: bool) -> list[tuple[str, dict[str, float]]]:

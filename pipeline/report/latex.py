@@ -12,7 +12,7 @@ from pipeline.evaluate.results import display_name
 from transforms.analysis import KINDS
 from transforms.intervals import CONFIDENCE
 from transforms.scoring import LABEL_RULES
-from transforms.variants import PICTURES, base_of
+from transforms.variants import PICTURES
 
 PAPER_NAMES = {
     "original": "Original",
@@ -75,10 +75,10 @@ def headline(summaries: Sequence[Mapping[str, Any]], rule: str) -> str:
       rule: the label rule.
 
     Returns:
-      LaTeX. Of a mixed variant's replicates the first is shown; BG-Gap is over all of them.
+      LaTeX. Mixed variants and BG-Gap are means over their draws.
     """
     accuracy = [_by(summary, "accuracy", rule, "variant") for summary in summaries]
-    there = dict.fromkeys(name for rows in accuracy for name in rows if base_of(name) == name)
+    there = dict.fromkeys(name for rows in accuracy for name in rows)
     variants = [name for name in PICTURES if name in there]
     variants += [name for name in there if name not in PICTURES]
     gaps = [_by(summary, "gaps", rule, "label_rule").get(rule) for summary in summaries]
@@ -97,7 +97,7 @@ def decomposition(summaries: Sequence[Mapping[str, Any]], rule: str) -> str:
     """Models x kinds of images, in percent; arguments as `headline`."""
     found = [_by(summary, "decomposition", rule, "kind", "images") for summary in summaries]
     return _tabular(
-        f"Share of images in %, 95 % intervals; label rule: {rule}",
+        f"Share of images in %, 95 % intervals; label rule: {rule}; mixed_rand: its first draw",
         [_KIND_NAMES[kind] for kind in KINDS],
         summaries,
         [[(rows.get(kind), "share") for kind in KINDS] for rows in found],

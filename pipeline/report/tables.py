@@ -49,8 +49,9 @@ TABLES = {
     "summary": Table(
         "accuracy",
         (
-            *("model", "label_rule", "variant", "n", "correct", "accuracy", "ci_low", "ci_high"),
-            *("chance", "class_mean_accuracy", "outside", "split", "input_size", "eval_input"),
+            *("model", "label_rule", "variant", "n", "pictures", "correct", "accuracy", "ci_low"),
+            *("ci_high", "chance", "replicates", "seed_sd", "class_mean_accuracy", "outside"),
+            *("split", "input_size", "eval_input"),
             *("precision", "device", "weights_sha256", "dataset", "holdout", "overlap", "error"),
         ),
         "accuracy of a model on a variant, or a model that failed",
@@ -66,15 +67,15 @@ TABLES = {
     "per_class": Table(
         "per_class",
         (
-            *("model", "label_rule", "variant", "label", "class_name", "n", "correct"),
-            *("accuracy", "ci_low", "ci_high", "p_adjusted", "outside", *_RUN),
+            *("model", "label_rule", "variant", "label", "class_name", "n", "pictures"),
+            *("correct", "accuracy", "ci_low", "ci_high", "p_adjusted", "outside", *_RUN),
         ),
         "accuracy on the images of one class, and whether it differs from that on the others",
     ),
     "confusion": Table(
         "confusion",
-        ("model", "label_rule", "variant", "label", "prediction", "n", *_RUN),
-        "number of images by label and prediction; what never happened is left out",
+        ("model", "label_rule", "variant", "label", "prediction", "pictures", *_RUN),
+        "number of pictures by label and prediction; what never happened is left out",
     ),
     "decomposition": Table(
         "decomposition",
@@ -87,17 +88,16 @@ TABLES = {
     "groups": Table(
         "groups",
         (
-            *("model", "label_rule", "variant", "label", "bg_label", "n", "correct"),
+            *("model", "label_rule", "variant", "label", "bg_label", "n", "pictures", "correct"),
             *("accuracy", "ci_low", "ci_high", "is_worst", "worst_ci_low", "worst_ci_high", *_RUN),
         ),
-        "accuracy on a class of foregrounds on a class of backgrounds, all replicates of a "
-        "mixed variant together",
+        "accuracy on a class of foregrounds on a class of backgrounds",
     ),
     "sizes": Table(
         "sizes",
         (
-            *("model", "label_rule", "variant", "bucket", "fg_low", "fg_high", "n", "correct"),
-            *("accuracy", "ci_low", "ci_high", *_RUN),
+            *("model", "label_rule", "variant", "bucket", "fg_low", "fg_high", "n", "pictures"),
+            *("correct", "accuracy", "ci_low", "ci_high", *_RUN),
         ),
         "accuracy on images whose foreground takes such a share of the picture",
     ),

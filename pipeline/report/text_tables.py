@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.evaluate.results import display_name, interval
-from transforms.variants import base_of
 
 
 def accuracy_table(summaries: list[dict[str, Any]]) -> str:
-    """Models x variants in percent, the paper's label rule, with BG-Gap; aligned."""
+    """Models x variants in percent, the paper's label rule, with BG-Gap, means over draws;
+    aligned."""
     variants: list[str] = []
     for summary in summaries:
         for row in summary["accuracy"]:
-            # Replicates would make it too wide; BG-Gap is their mean.
-            if row["variant"] not in variants and base_of(row["variant"]) == row["variant"]:
+            if row["variant"] not in variants:
                 variants.append(row["variant"])
     table = [["accuracy, %", *variants, "BG-Gap"]]
     for summary in summaries:

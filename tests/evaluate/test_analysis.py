@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from two_way_by_hand import interval_of, share_interval
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.report.tables import TABLES
+from pipeline.report.text_tables import accuracy_table
 from pipeline.storage.store import Store
 from transforms.analysis import (
     KINDS,
@@ -44,6 +46,7 @@ from transforms.analysis import (
 )
 from transforms.intervals import wilson
 from transforms.two_way import Roles
+from transforms.variants import MIXED, base_of, draws_of
 
 RULES = ("argmax_then_map", "mapped_only")
 MODEL = "efficientnet_lite0"
@@ -265,11 +268,22 @@ def index(evaluated: Path) -> dict[str, dict[str, Any]]:
 def accuracy_of(row: dict[str, str], answers: list[dict[str, Any]]) -> None:
     """Checks the columns of an accuracy."""
     pictures = [(answer["fg_key"], answer["bg_key"], answer["correct"]) for answer in answers]
-    n, correct = len(pictures), sum(right for *_, right in pictures)
-    assert (int(row["n"]), int(row["correct"])) == (n, correct)
-    assert float(row["accuracy"]) == pytest.approx(correct / n)
-    found = float(row["ci_low"]), float(row["ci_high"])
-    assert found == pytest.approx(share_interval(pictures), abs=1e-6)
+    n, correct = len({foreground for foreground, *_ in pictures}), sum(r for *_, r in pictures)
+    found = tuple(int(row[column]) for column in ("n", "pictures", "correct"))
+    assert found == (n, len(pictures), correct)
+    assert float(row["accuracy"]) == pytest.approx(correct / len(pictures))
+    bounds = float(row["ci_low"]), float(row["ci_high"])
+    assert bounds == pytest.approx(share_interval(pictures), abs=1e-6)
+
+
+def of_all_draws(predictions: dict[Any, Any], row: dict[str, str]) -> list[dict[str, Any]]:
+    """The predictions that a row of a table is of, draw after draw."""
+    names = draws_of(dict.fromkeys(variant for _, _, variant in predictions))[row["variant"]]
+    return [
+        answer
+        for name in names
+        for answer in predictions[row["model"], row["label_rule"], name].values()
+    ]
 
 
 def test_the_tables_are_those_that_are_documented(evaluated: Path) -> None:
@@ -288,26 +302,36 @@ def test_summary_and_classes_agree_with_the_predictions(
 ) -> None:
     assert len(predictions) == 2 * 2 * (5 + 2 * 3)
     summary = table(evaluated, "summary")
-    assert len(summary) == len(predictions)
+    assert len(summary) == 2 * 2 * (5 + 3)
     for row in summary:
-        answers = predictions[row["model"], row["label_rule"], row["variant"]]
-        assert answers.keys() == index.keys()
-        right = {key: a["prediction"] == index[key]["label"] for key, a in answers.items()}
-        accuracy_of(row, list(answers.values()))
-        assert int(row["outside"]) == sum(a["prediction"] == -1 for a in answers.values())
+        answers = of_all_draws(predictions, row)
+        draws = 2 if row["variant"].startswith("mixed") else 1
+        assert sorted(a["fg_key"] for a in answers) == sorted(list(index) * draws)
+        assert int(row["replicates"]) == draws
+        right = [(a["label"], a["prediction"] == index[a["fg_key"]]["label"]) for a in answers]
+        accuracy_of(row, answers)
+        if draws == 2:
+            halves = [
+                [r for _, r in right[of]] for of in (slice(len(index)), slice(len(index), None))
+            ]
+            sd = np.std([np.mean(half) for half in halves], ddof=1)
+            assert float(row["seed_sd"]) == pytest.approx(sd)
+        else:
+            assert row["seed_sd"] == ""
+        assert int(row["outside"]) == sum(a["prediction"] == -1 for a in answers)
         by_class = [
-            [right[key] for key in right if index[key]["label"] == label]
-            for label in {image["label"] for image in index.values()}
+            [is_right for label, is_right in right if label == of_class]
+            for of_class in {image["label"] for image in index.values()}
         ]
         mean = np.mean([np.mean(of_class) for of_class in by_class])
         assert float(row["class_mean_accuracy"]) == pytest.approx(mean)
     assert any(int(row["outside"]) for row in summary)
 
     classes = table(evaluated, "per_class")
-    assert len(classes) == len(predictions) * len({image["label"] for image in index.values()})
+    assert len(classes) == len(summary) * len({image["label"] for image in index.values()})
     for row in classes:
-        answers = predictions[row["model"], row["label_rule"], row["variant"]]
-        of_class = [a for a in answers.values() if a["label"] == int(row["label"])]
+        answers = of_all_draws(predictions, row)
+        of_class = [a for a in answers if a["label"] == int(row["label"])]
         accuracy_of(row, of_class)
         assert int(row["outside"]) == sum(a["prediction"] == -1 for a in of_class)
         assert 0 <= float(row["p_adjusted"]) <= 1
@@ -320,11 +344,12 @@ def test_confusion_agrees_with_the_predictions(
     found: dict[Any, Counter[tuple[int, int]]] = {}
     for row in table(evaluated, "confusion"):
         counts = found.setdefault((row["model"], row["label_rule"], row["variant"]), Counter())
-        counts[int(row["label"]), int(row["prediction"])] += int(row["n"])
-    assert found == {
-        variant: Counter((a["label"], a["prediction"]) for a in answers.values())
-        for variant, answers in predictions.items()
-    }
+        counts[int(row["label"]), int(row["prediction"])] += int(row["pictures"])
+    expected: dict[Any, Counter[tuple[int, int]]] = {}
+    for (model, rule, variant), answers in predictions.items():
+        counts = expected.setdefault((model, rule, base_of(variant)), Counter())
+        counts.update((a["label"], a["prediction"]) for a in answers.values())
+    assert found == expected
 
 
 def test_gaps_are_over_all_replicates(evaluated: Path, predictions: dict[Any, Any]) -> None:
@@ -389,9 +414,8 @@ def test_groups_name_the_true_background(
         of_variant = row["model"], row["label_rule"], row["variant"]
         answers = [
             answer
-            for suffix in ("", "_r1")
-            for key, answer in predictions[(*of_variant[:2], of_variant[2] + suffix)].items()
-            if group == (index[key]["label"], index[answer["bg_key"]]["label"])
+            for answer in of_all_draws(predictions, row)
+            if group == (index[answer["fg_key"]]["label"], index[answer["bg_key"]]["label"])
         ]
         accuracy_of(row, answers)
         seen[of_variant] += len(answers)
@@ -414,28 +438,28 @@ def test_sizes_are_those_of_the_index(
             row,
             [
                 answer
-                for key, answer in predictions[of_variant].items()
-                if low <= index[key]["fg_fraction"] < high
+                for answer in of_all_draws(predictions, row)
+                if low <= index[answer["fg_key"]]["fg_fraction"] < high
             ],
         )
         assert row["bucket"] == f"{low:g}-{high:g}"
         seen[of_variant] += int(row["n"])
     assert set(seen.values()) == {len(index)}
-    assert seen.keys() == predictions.keys()
+    assert seen.keys() == {(*of_model, base_of(variant)) for *of_model, variant in predictions}
 
 
 def test_models_are_compared_on_the_same_pictures(
     evaluated: Path, predictions: dict[Any, Any], nine_way: str
 ) -> None:
     rows = table(evaluated, "comparisons")
-    measures = sorted({variant for _, _, variant in predictions}) + ["bg_gap"]
+    measures = sorted({base_of(variant) for _, _, variant in predictions}) + ["bg_gap"]
     assert len(rows) == 2 * len(measures)
     assert {(row["first"], row["second"]) for row in rows} == {(MODEL, nine_way)}
     for row in rows:
         names = {"mixed_same": 1, "mixed_rand": -1} if row["variant"] == "bg_gap" else {
             row["variant"]: 1
         }  # fmt: skip
-        suffixes = ("", "_r1") if row["variant"] == "bg_gap" else ("",)
+        suffixes = ("", "_r1") if row["variant"] in ("bg_gap", *MIXED) else ("",)
         of_models = []
         for model in (row["first"], row["second"]):
             values = [
@@ -460,6 +484,37 @@ def test_models_are_compared_on_the_same_pictures(
         # Of two models there is one pair: nothing to adjust for.
         stands_out = float(row["ci_low"]) > 0 or float(row["ci_high"]) < 0
         assert (float(row["p_adjusted"]) < 0.05) == stands_out
+
+
+def test_figures_beside_the_gap_add_up_to_it(evaluated: Path) -> None:
+    """Where accuracies on both mixed variants stand beside BG-Gap, they differ by it."""
+    lines: list[list[str]] = []
+    for rule in ("", "_mapped_only"):
+        text = (evaluated / "results" / "latex" / f"headline{rule}.tex").read_text()
+        lines += [re.findall(r" \$([-\d.]+)\$", line) for line in text.splitlines()]
+    page = (evaluated / "report.html").read_text()
+    cell = r'<td data-value="[^"]+" class="(?:heat|gap)"[^>]*>([-\d.]+)<small'
+    lines += [re.findall(cell, row) for row in page.split("</tr>")]
+    summaries = read_summaries(Dataset.open(Store(str(evaluated))))[0]
+    lines += [
+        line.partition("[")[0].split()[1:] for line in accuracy_table(summaries).splitlines()[1:]
+    ]
+    rows = [[float(text) for text in line] for line in lines if line]
+    # Two models by two rules, but by the paper's alone in the terminal.
+    assert [len(row) for row in rows] == [9] * (4 + 4 + 2)
+    for *_, same, rand, _, gap in rows:
+        # Each of the three is rounded.
+        assert abs(same - rand - gap) < 0.15 + 1e-9
+
+    found: dict[Any, dict[str, float]] = {}
+    for name, column in (("trend", "accuracy"), ("comparisons", "difference")):
+        for row in table(evaluated, name):
+            of = name, row.get("model"), row["label_rule"]
+            found.setdefault(of, {})[row["variant"]] = float(row[column])
+    assert len(found) == 4 + 2
+    for of_table in found.values():
+        difference = of_table["mixed_same"] - of_table["mixed_rand"]
+        assert difference == pytest.approx(of_table["bg_gap"])
 
 
 def test_the_headline_table_is_latex(evaluated: Path) -> None:

@@ -87,6 +87,7 @@ def _describe(
         "dataset": dataset.manifest.fingerprint,
         "train_split": first["trained"]["split"],
         "seed": first["trained"]["seed"],
+        "replicates": dataset.manifest.config.compose.replicates,
         **{key: value for key, value in first["evaluation"].items() if key != "dataset"},
         "columns": list(columns),
         "rows": [
@@ -155,7 +156,7 @@ def _row(row: str, column: str, cell: Cell, is_published: bool) -> dict[str, Any
     found: dict[str, Any] = {
         "train_variant": row,
         "test_variant": column,
-        **accuracy_columns(cell.correct, Roles.of(units)),
+        **accuracy_columns(cell.correct, Roles.of(units), np.arange(len(units))),
         "chance": constant_accuracy(cell.labels),
         "train_n": cell.about["trained"]["images"],
         "overlap": cell.about.get("overlap") or 0,

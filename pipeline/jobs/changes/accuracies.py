@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.evaluate.answers import Answers, Images, read_answers
-from pipeline.evaluate.contributions import BG_GAP, gap_draws
+from pipeline.evaluate.contributions import BG_GAP
 from pipeline.evaluate.results import display_name, tested_part
 from pipeline.jobs.changes.state import State, Summary
 from transforms.intervals import (
@@ -20,6 +20,7 @@ from transforms.intervals import (
     sum_units,
 )
 from transforms.scoring import PAPER_RULE
+from transforms.variants import draws_of
 
 
 def _model_causes(before: Summary, after: Summary) -> list[str]:
@@ -95,10 +96,11 @@ def _differences(
 
 
 def _values(answers: Answers) -> dict[str, Floats]:
-    """(n,) of each image: whether it is right on a variant, and the mean over draws of its gap."""
-    found = {name: answers.correct(name).astype(np.float64) for name in answers.predictions}
-    same, rand = gap_draws(found)
-    if same and rand:
-        means = [np.mean([found[name] for name in of], axis=0) for of in (same, rand)]
-        found[BG_GAP] = means[0] - means[1]
+    """(n,) of each image: the share of a variant's draws that are right, and its gap."""
+    found: dict[str, Floats] = {
+        variant: np.mean([answers.correct(name) for name in draws], axis=0)
+        for variant, draws in draws_of(answers.predictions).items()
+    }
+    if "mixed_same" in found and "mixed_rand" in found:
+        found[BG_GAP] = found["mixed_same"] - found["mixed_rand"]
     return found

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from transforms.scoring import PAPER_RULE
-from transforms.variants import base_of
 
 _KINDS = {
     "added": "added",
@@ -87,7 +86,7 @@ def _model_lines(models: list[dict[str, Any]]) -> Iterator[str]:
     for model in models:
         for row in model["rows"]:
             name = row["variant"]
-            if name not in variants and name != _GAP and base_of(name) == name:
+            if name not in variants and name != _GAP:
                 variants.append(name)
     columns = [*variants, _GAP]
     yield from ("", "## Accuracies", "")
