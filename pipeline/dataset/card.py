@@ -120,7 +120,7 @@ def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
         *(f"**{sentence(note)}**\n" for note in notes_of(manifest)),
         *(_WHOLE if config.segment.is_whole else _CUT),
         "",
-        f"{total} images in each variant.",
+        f"{total} {manifest.counted} in each variant.",
         "",
         *_table(["variant", "what it shows"], [[f"`{n}`", _describe(n)] for n in variants]),
         "",

@@ -128,6 +128,11 @@ def test_every_object_is_an_image(made: tuple[Path, str]) -> None:
     images = manifest_of(output)["images"]["val"]
     assert (images["listed"], images["objects"], images["accepted"]) == (15, 27, 27)
     assert "val: 15 images, 27 objects, 27 accepted, 0 rejected" in said
+    # What counts objects is not called images.
+    page, card = ((output / name).read_text() for name in ("report.html", "README.md"))
+    assert "27 objects of split" in page
+    assert "15 images listed, 27 objects, 27 accepted" in page
+    assert "27 objects in each variant." in card
     for row in rows:
         for variant in ("mixed_same", "mixed_rand", "mixed_next"):
             # Never of the picture that the object is in, its other object included.
