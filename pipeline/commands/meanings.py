@@ -96,6 +96,7 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "imagenet_top1": "top-1 accuracy on ImageNet",
         "imagenet_source": "`measured`, or where it was published",
         "imagenet_n": "images it was measured on",
+        "imagenet_input_size": "side in pixels of what the model saw there",
         "method": "of saliency",
         "mass_in_mask": "mean share of the gradient's magnitude inside the foreground mask",
         "mask_area": "mean share of pixels inside the mask",

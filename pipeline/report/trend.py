@@ -30,6 +30,8 @@ TREND_COLUMNS = (
     "imagenet_top1",
     "imagenet_source",
     "imagenet_n",
+    "imagenet_input_size",
+    "input_size",
     "accuracy",
     "ci_low",
     "ci_high",
@@ -38,6 +40,9 @@ TREND_COLUMNS = (
 )
 """Columns of trend.csv. `variant` may be `bg_gap`, whose `accuracy` is the gap; all accuracies
 and bounds are fractions; those on ImageNet are empty where they are not known."""
+
+_NAMED = 4
+"""Models that a note names."""
 
 _HOW = ("split", "eval_input", "precision", "holdout")
 
@@ -118,6 +123,8 @@ def _points(summary: Mapping[str, Any], top1: Top1 | None) -> Iterator[dict[str,
         "imagenet_top1": top1.value if top1 else None,
         "imagenet_source": top1.source if top1 else None,
         "imagenet_n": top1.n if top1 else None,
+        "imagenet_input_size": top1.input_size if top1 else None,
+        "input_size": summary["evaluation"]["input_size"],
     }
     accuracy = {(row["label_rule"], row["variant"]): row for row in summary["accuracy"]}
     gaps = {row["label_rule"]: row for row in summary["gaps"]}
@@ -176,6 +183,18 @@ def _notes(points: Sequence[Mapping[str, Any]]) -> list[str]:
         notes.append(
             "intervals of slopes are for other models and other images, as if models were "
             "independent of each other, which those of one family are not"
+        )
+    others = {
+        p["model"]: f"{p['model']} ({p['imagenet_input_size']} px, here {p['input_size']})"
+        for p in points
+        if p["imagenet_input_size"] not in (None, p["input_size"])
+    }
+    if others:
+        shown = ", ".join(list(others.values())[:_NAMED])
+        more = f" and {len(others) - _NAMED} more (trend.csv)" if len(others) > _NAMED else ""
+        notes.append(
+            "what models saw of ImageNet had another input size than these pictures for "
+            f"{shown}{more}: at the size of these pictures they might be better or worse there"
         )
     by_source = Counter(source.partition(",")[0] for source, _ in known.values())
     if by_source:

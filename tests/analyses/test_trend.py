@@ -318,19 +318,20 @@ def trend_of(store: Store, summaries: list[dict[str, Any]]) -> dict[str, Any]:
     return write_trend(store, "f" * 32, summaries, imagenet9(), measured_of(summaries))
 
 
-def summary_of(model: str, top1: float, **evaluation: str) -> dict[str, Any]:
-    """A summary whose accuracies lie on lines of slope 0.5, and its gap on one of -0.2."""
+def summary_of(model: str, top1: float, size: int = 224, **evaluation: str) -> dict[str, Any]:
+    """A summary whose accuracies lie on lines of slope 0.5, its gap on one of -0.2, and so that on
+    mixed_same on one of 0.3."""
     how = {"split": "val", "eval_input": "stored", "precision": "fp32", **evaluation}
     row = {"ci_low": 0.0, "ci_high": 1.0, "n": 100}
-    return {
     gap = 0.3 - 0.2 * top1
     shares = dict.fromkeys((*TREND_VARIANTS, "original"), 0.1 + 0.5 * top1)
     shares["mixed_same"] += gap
+    return {
         "model": model,
         "num_outputs": 1000,
         "weights_sha256": "ab" * 32,
         "preprocessing": {"input_size": 224},
-        "evaluation": how,
+        "evaluation": {**how, "input_size": size},
         "accuracy": [
             {"label_rule": rule, "variant": variant, "accuracy": accuracy, **row}
             for rule in LABEL_RULES
@@ -392,11 +393,33 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
         measure(model, n=50_000, classes=1000, top1=0.6)
     assert known() == dict.fromkeys(MODELS, 0.6)
 
+    # Measured accuracies are at the model's own input size, whatever that of the pictures is.
+    trend = trend_of(store, [summary_of("resnet50.a1_in1k", 0.8, 96)])
+    assert {point["imagenet_input_size"] for point in trend["points"]} == {224}
     trend = trend_of(store, summaries[:2])
     assert trend["lines"] == []
     assert any("at least 3 models" in note for note in trend["notes"])
     unknown = trend_of(store, [summary_of("mine", 0.5)])
     assert {point["imagenet_top1"] for point in unknown["points"]} == {None}
+
+
+def test_both_axes_are_of_one_input_size_or_the_page_says_which(tmp_path: Path) -> None:
+    def sizes(size: int) -> tuple[dict[str, int], str, str]:
+        # One has published figures at 224 and 288 pixels, the other at 224 alone.
+        names = ("resnet50.a1_in1k", "vgg16.tv_in1k")
+        trend = trend_of(Store(str(tmp_path)), [summary_of(name, 0.7, size) for name in names])
+        assert {point["input_size"] for point in trend["points"]} == {size}
+        found = {point["model"]: point["imagenet_input_size"] for point in trend["points"]}
+        said = [note for note in trend["notes"] if "another input size" in note]
+        return found, " ".join(said), trend_figure(trend).decode()
+
+    found, said, figure = sizes(224)
+    assert (set(found.values()), said) == ({224}, "")
+    assert "published at 224 px" in figure
+    found, said, figure = sizes(288)
+    assert found == {"resnet50.a1_in1k": 288, "vgg16.tv_in1k": 224}
+    assert "for vgg16.tv_in1k (224 px, here 288):" in said
+    assert "published at 224 to 288 px" in figure
 
 
 def test_the_figure_names_every_model_and_repeats(tmp_path: Path) -> None:

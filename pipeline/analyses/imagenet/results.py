@@ -44,11 +44,13 @@ class Top1:
       value: fraction.
       n: number of images.
       source: whether it was measured here, on what, or who published it.
+      input_size: side in pixels of what the model saw there.
     """
 
     value: float
     n: int
     source: str
+    input_size: int
 
 
 def comparable_top1(
@@ -58,7 +60,8 @@ def comparable_top1(
 
     Accuracies on a part of ImageNet do not compare with others, so one set of images is taken:
     the one on which accuracies of most models are known; of equal ones, one they were measured
-    on here. Figures on the whole validation set, measured or published, are of one set.
+    on here. Figures on the whole validation set, measured or published, are of one set. Of figures
+    that are published at several input sizes, the one at that of the dataset's pictures counts.
 
     Args:
       store: the dataset folder.
@@ -74,7 +77,7 @@ def comparable_top1(
         if summary["num_outputs"] != classes:
             continue
         found = {}
-        published = published_top1(summary["model"], summary["preprocessing"]["input_size"])
+        published = published_top1(summary["model"], summary["evaluation"]["input_size"])
         if published:
             found[_WHOLE] = published
         measured = _measured(store, summary)
@@ -82,9 +85,12 @@ def comparable_top1(
             n, present = measured["n"], measured["classes"]
             is_whole = n >= PUBLISHED_N and present == classes
             source = f"measured: {n} images of {present} classes"
-            found[_WHOLE if is_whole else measured["listing"]] = Top1(measured["top1"], n, source)
-        for images, top1 in found.items():
-            by_set.setdefault(images, [None] * len(summaries))[position] = top1
+            # Through the model's own whole preprocessing.
+            size = summary["preprocessing"]["input_size"]
+            top1 = Top1(measured["top1"], n, source, size)
+            found[_WHOLE if is_whole else measured["listing"]] = top1
+        for images, of_images in found.items():
+            by_set.setdefault(images, [None] * len(summaries))[position] = of_images
     if not by_set:
         return [None] * len(summaries), ""
     known = {images: sum(top1 is not None for top1 in of) for images, of in by_set.items()}
@@ -111,7 +117,7 @@ def published_top1(model: str, size: int) -> Top1 | None:
 
     Args:
       model: its name in results, with the full tag of its weights.
-      size: side in pixels of its input; a figure at another size is taken if there is none,
+      size: side in pixels of what it sees; a figure at another size is taken if there is none,
         the closest one.
     """
     # A repository of timm's holds the weights of that tag.
@@ -120,7 +126,7 @@ def published_top1(model: str, size: int) -> Top1 | None:
         return None
     closest = min(sizes, key=lambda known: (abs(known - size), known))
     top1, source = sizes[closest]
-    return Top1(top1, PUBLISHED_N, f"published: {source}, {closest} px")
+    return Top1(top1, PUBLISHED_N, f"published: {source}, {closest} px", closest)
 
 
 @functools.cache

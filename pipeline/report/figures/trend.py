@@ -123,12 +123,14 @@ def trend_figure(trend: Mapping[str, Any]) -> bytes:
 
 
 def _source(points: Sequence[Mapping[str, Any]]) -> str:
-    """Where accuracies on ImageNet come from."""
+    """Where accuracies on ImageNet come from, and at which input size."""
+    sizes = sorted({point["imagenet_input_size"] for point in points})
+    at = f" at {sizes[0]}{f' to {sizes[-1]}' if len(sizes) > 1 else ''} px"
     is_published = {point["imagenet_source"].startswith("published") for point in points}
     if is_published == {True}:
-        return "published"
+        return f"published{at}"
     images = {point["imagenet_n"] for point in points}
-    return f"on {min(images):,} images" if len(images) == 1 else "measured or published"
+    return (f"on {min(images):,} images" if len(images) == 1 else "measured or published") + at
 
 
 def _spread(models: Sequence[str]) -> list[str]:
