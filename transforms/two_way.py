@@ -26,6 +26,8 @@ Units = NDArray[np.integer]
 
 _NONE = 1e-12
 """A standard error below this is rounding."""
+_ROUNDING = 1e-12
+"""Share of a variance that is: a real difference is larger than 1 / units."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,8 +122,10 @@ def variance_of_sums(sums: Sequence[Floats]) -> Floats:
     variance = _squares(by_foreground)
     if others:
         by_background, by_pair = others
-        shared = _squares(by_background) - np.square(by_pair).sum(axis=-1)
-        variance = variance + np.maximum(shared, 0)
+        of_backgrounds = _squares(by_background)
+        shared = of_backgrounds - np.square(by_pair).sum(axis=-1)
+        # Equal sums may differ by rounding, whose root is far larger than it.
+        variance = variance + np.where(shared > _ROUNDING * of_backgrounds, shared, 0.0)
     return variance
 
 

@@ -7,20 +7,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import run_in9
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
-from pipeline.jobs.fail_if import Condition, judge, parse_conditions
+from pipeline.jobs.fail_if import MIN_IMAGES, Condition, judge, parse_conditions
+from transforms.analysis import bg_gap
+from transforms.two_way import Roles
 
 HOW = {"split": "val", "eval_input": "stored", "precision": "fp32"}
 
 
 def summary(**columns: Any) -> dict[str, Any]:
-    gap = {"label_rule": "argmax_then_map", "gap": 0.1, "ci_low": 0.05, "ci_high": 0.15, "n": 9}
-    accuracy = {"label_rule": "mapped_only", "variant": "original", "accuracy": 0.9, "n": 9}
+    gap = {"label_rule": "argmax_then_map", "gap": 0.1, "ci_low": 0.05, "ci_high": 0.15, "n": 90}
+    accuracy = {"label_rule": "mapped_only", "variant": "original", "accuracy": 0.9, "n": 90}
     accuracy |= {"ci_low": 0.8, "ci_high": 0.95}
     rows = {"gaps": [gap], "accuracy": [accuracy]}
     return {"model": "m.tag", "entry": "m", "evaluation": HOW, **rows, **columns}
@@ -46,6 +49,23 @@ def summary(**columns: Any) -> dict[str, Any]:
 def test_the_whole_interval_must_satisfy_a_condition(text: str, holds: bool | None) -> None:
     (verdict,) = judge([Condition.parse(text)], [summary()], [], ["m"], HOW)
     assert verdict.holds is holds
+
+
+@given(st.data(), st.integers(1, MIN_IMAGES - 1), st.integers(1, 3))
+def test_too_few_images_never_fail_a_job(data: st.DataObject, n: int, draws: int) -> None:
+    bits = st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=draws, max_size=draws)
+    same, rand = (np.asarray(data.draw(bits)) for _ in range(2))
+    grounds = data.draw(st.lists(st.integers(0, n - 1), min_size=2 * n, max_size=2 * n))
+    roles = Roles.of(np.tile(np.arange(n), 2 * draws), np.repeat(grounds, draws))
+    gap = bg_gap(same, rand, roles)
+    # Intervals of a few images leave room, also where all of them end alike.
+    assert gap.high - gap.low > 0.01
+    row = {"label_rule": "argmax_then_map", "ci_low": gap.low, "ci_high": gap.high, "n": n}
+    few = summary(gaps=[{**row, "gap": gap.gap}])
+    for text in ("bg_gap<0.1", "bg_gap>-0.1", "bg_gap<=1", "bg_gap>=-1"):
+        (verdict,) = judge([Condition.parse(text)], [few], [], ["m"], HOW)
+        assert verdict.holds is False
+    assert verdict.line.endswith("; on fewer than 10 images no condition does")
 
 
 @given(st.floats(-1, 1), st.sampled_from(["<", "<=", ">", ">="]))
@@ -80,11 +100,13 @@ def test_what_is_no_condition_is_named(text: str, message: str) -> None:
 
 
 def test_conditions_need_their_variants() -> None:
-    there = ("original", "mixed_same", "mixed_rand", "mixed_rand_r1")
-    parse_conditions(["bg_gap>0.1", "mixed_rand_r1<0.5"], there)
+    there = ("original", "fg_mask", "mixed_same", "mixed_rand", "mixed_rand_r1", "silhouette")
+    parse_conditions(["bg_gap>0.1", "mixed_rand<0.5", "silhouette<0.5"], there)
     for text, missing in (
         ("only_bg_t>0.5", "no only_bg_t; see --variants"),
-        ("mixed_rand_r2<0.5", "no mixed_rand_r2; see --replicates"),
+        ("mixed_rand_r1<0.5", "mixed_rand_r1 is one draw of mixed_rand, whose accuracy is the"),
+        # A model is not evaluated on the mask, whether the dataset has it or not.
+        ("fg_mask<0.9", "no measure 'fg_mask'; known: bg_gap, original"),
     ):
         with pytest.raises(UsageError, match=missing):
             parse_conditions([text], there)
@@ -147,6 +169,8 @@ def test_the_job_ends_with_exit_code_3(sample_run: Path, tmp_path: Path) -> None
     done = run_in9(*both, "--fail_if", inside, check=1)
     assert f"the job failed: --fail_if {inside} is not tested: {junk} failed: " in done.stderr
 
+    refused = run_in9(*flags, "efficientnet_lite0", "--fail_if", "fg_mask<0.9", check=2)
+    assert "--fail_if 'fg_mask<0.9': no measure 'fg_mask'; known: bg_gap" in refused.stderr
     done = run_in9(*flags, "efficientnet_lite0", "--fail_if", inside, check=0)
     assert "does not hold for efficientnet_lite0" in done.stdout
     assert "--fail_if" not in done.stderr
