@@ -232,6 +232,13 @@ def test_killed_and_stopped_early_it_says_the_same(
     whole = attack_json(output)
     whole_chunks = {name: pq.read_table(folder / "24x6" / name).to_pylist() for name in now}
 
+    # All pairs say more than an early stop, which leaves them as they are.
+    attack(output, *MORE, "--early_stop")
+    assert "nothing to do" in capsys.readouterr().out
+    assert attack_json(output) == whole
+    assert not (folder / "24x6-early_stop").exists()
+
+    (folder / "24x6").rename(tmp_path / "24x6")
     attack(output, *MORE, "--early_stop")
     found = attack_json(output)
     said = capsys.readouterr().out.splitlines()
@@ -256,7 +263,8 @@ def test_killed_and_stopped_early_it_says_the_same(
             tried += len(pairs)
     assert tried == found["forwards"]
     assert table(output / "results" / "backgrounds.csv") == []
-    # The large grid is still there, and shown again without a forward.
+    # Where the large grid is there, it is shown again without a forward.
+    (tmp_path / "24x6").rename(folder / "24x6")
     attack(output, *MORE)
     assert "nothing to do" in capsys.readouterr().out
     assert attack_json(output) == whole

@@ -35,14 +35,24 @@ class Chunks(ModelWork):
       attacking: what is done.
       grid: of `attacking`.
       about: the model, and how it is run.
+      is_known: whether what the chunks would say is known without them.
     """
 
     def __init__(
-        self, dataset: Dataset, attacking: Attacking, grid: AttackGrid, about: About
+        self,
+        dataset: Dataset,
+        attacking: Attacking,
+        grid: AttackGrid,
+        about: About,
+        is_known: bool = False,
     ) -> None:
         super().__init__(dataset.store)
         self._dataset, self._attacking, self._grid = dataset, attacking, grid
-        self._about = about
+        self._about, self._is_known = about, is_known
+
+    def is_there(self, unit: int) -> bool:
+        """As `ModelWork.is_there`, or it is not needed."""
+        return self._is_known or super().is_there(unit)
 
     def path(self, unit: int) -> str:
         """As `ModelWork.path`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from pipeline.analyses.attack.chunks import Chunks
@@ -29,6 +30,9 @@ class TryBackgrounds(Work):
         super().__init__(attacking.evaluation, taxonomy)
         self.attacking = attacking
         self._opened: tuple[str, AttackGrid] | None = None
+        self._whole: TryBackgrounds | None = None
+        if attacking.early_stop:
+            self._whole = TryBackgrounds(dataclasses.replace(attacking, early_stop=False), taxonomy)
 
     def _grid(self, dataset: Dataset) -> AttackGrid:
         """The grid, for which the whole index is read: once for all models."""
@@ -47,11 +51,20 @@ class TryBackgrounds(Work):
         return len(grid.positions(unit)) * len(grid.backgrounds)
 
     def begin(self, dataset: Dataset, about: About) -> Chunks:
-        """As `Work.begin`."""
-        return Chunks(dataset, self.attacking, self._grid(dataset), about)
+        """As `Work.begin`; where all pairs were tried before, an early stop has nothing to do."""
+        is_known = self._whole is not None and self._whole.is_done(dataset, about)
+        return Chunks(dataset, self.attacking, self._grid(dataset), about, is_known)
+
+    def is_done(self, dataset: Dataset, about: About) -> bool:
+        """Whether the predictions of all chunks are there."""
+        chunks = self.begin(dataset, about)
+        return all(chunks.is_there(unit) for unit in self.units(dataset))
 
     def sum_up(self, dataset: Dataset, about: About, entry: str) -> None:
-        """As `Work.sum_up`."""
+        """As `Work.sum_up`; where all pairs were tried before, they say more than an early stop."""
+        if self._whole is not None and self._whole.is_done(dataset, about):
+            self._whole.sum_up(dataset, about, entry)
+            return
         chunks = self.begin(dataset, about)
         paths = tuple(chunks.path(unit) for unit in self.units(dataset))
         grid = self._grid(dataset)
