@@ -35,7 +35,10 @@ def run_models(arguments: argparse.Namespace) -> int:
         if arguments.pattern:
             raise UsageError("give a PATTERN or --models, not both")
         # For scripts: what a list, a wildcard or a file stands for, one a line.
-        print("\n".join(expand_models(arguments.models)))
+        models = expand_models(arguments.models)
+        for spec in models:
+            check_model(spec)
+        print("\n".join(models))
     elif arguments.pattern:
         _list_matching(arguments.pattern)
     else:

@@ -753,6 +753,7 @@ def test_models_command_says_what_is_wrong(
     assert "invalid choice: 'fech'" in refusal("fech")
     assert "fetch needs --models A,B and --to DIR" in refusal("fetch", "--models", "resnet50")
     assert "matches resnet5O; close to it" in refusal("list", "resnet5O")
+    assert "timm has no model 'nosuch'" in refusal("list", "--models", "resnet18,nosuch")
     assert "timm has no model" in refusal("fetch", "--models", "resnet5O", "--to", tmp_path)
     both = f"python:{my_models}:failing,python:{my_models}:plain"
     line = refusal("fetch", "--models", both, "--to", tmp_path / "w", code=1)
