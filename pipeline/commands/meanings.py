@@ -112,6 +112,7 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "difference_ci_high": "upper end of it",
         "train_n": "images that were trained on",
         "train_split": "that they are of",
+        "penalty": "of a probe, [chosen](training.md#linear-probe) among nine; else empty",
         "seed": "of the training",
         "checkpoint": "file of the trained model, which `--models` takes",
         # Images.

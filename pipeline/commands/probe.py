@@ -20,6 +20,7 @@ from pipeline.models.stored_index import chosen_folder
 from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.progress import duration
 from pipeline.training.features import Backbone
+from pipeline.training.penalty import describe_penalty
 from pipeline.training.plan import check_variant, choose_splits
 from pipeline.training.probe import ProbePlan, fit_variant
 
@@ -67,8 +68,9 @@ def run_probe(arguments: argparse.Namespace) -> int:
     trained = read_about(found)
     if trained is not None:
         print(
-            f"{len(trained.keys)} pictures of {arguments.variant} in {split}, penalty "
-            f"{trained.settings['penalty']:g}; time: {duration(time.monotonic() - started)}"
+            f"{len(trained.keys)} pictures of {arguments.variant} in {split}; "
+            f"penalty {describe_penalty(trained.settings['penalty'])}; "
+            f"time: {duration(time.monotonic() - started)}"
         )
     holdout = f" --holdout {arguments.holdout:g}" if arguments.holdout else ""
     print(

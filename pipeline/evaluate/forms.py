@@ -47,6 +47,7 @@ class _Trained(TypedDict):
     split: str
     seed: int
     images: int
+    penalty: NotRequired[float]
 
 
 class _Model(TypedDict):

@@ -76,5 +76,9 @@ def training_note(entry: str, test: Test) -> dict[str, Any]:
     note = trained.note()
     return {
         "overlap": test.overlap(trained),
-        "trained": {name: note[name] for name in (*names, "images", "keys_sha256")},
+        "trained": {
+            **{name: note[name] for name in (*names, "images", "keys_sha256")},
+            # Of a linear probe.
+            **{name: note["settings"][name] for name in ("penalty",) if name in note["settings"]},
+        },
     }

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.report.evidence import Evidence
+from pipeline.training.penalty import describe_penalty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Matrix:
     Attributes:
       name: of the matrix.
       how: in words.
+      penalties: (trained on, penalty of its probe, in words).
       columns: names of rows and columns.
       rows: (trained on, images it was trained on, its cells by column, its BG-Gap).
       gaps: which rows' BG-Gaps differ from 0, in words.
@@ -28,6 +30,7 @@ class Matrix:
 
     name: str
     how: str
+    penalties: tuple[tuple[str, str], ...]
     columns: tuple[str, ...]
     rows: tuple[tuple[str, int, dict[str, dict[str, Any]], dict[str, Any] | None], ...]
     gaps: str
@@ -52,6 +55,11 @@ def _matrix(content: dict[str, Any]) -> Matrix:
     return Matrix(
         name=content["name"],
         how=_how(content),
+        penalties=tuple(
+            (name, describe_penalty(penalty))
+            for name, cells in by_row.items()
+            if (penalty := next(iter(cells.values()))["penalty"]) is not None
+        ),
         columns=tuple(content["columns"]),
         rows=tuple(
             (name, next(iter(cells.values()))["train_n"], cells, gaps.get(name))

@@ -17,13 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
+from pipeline.training.penalty import PENALTIES
 from transforms.hashing import keyed_hashes
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
-PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
-"""Weights of the L2 penalty that `choose_penalty` tries, the strongest first."""
 FOLDS = 5
 CHOICE_UNITS = 5000
 """Units that the penalty is chosen on, where there are more: it hardly changes beyond."""

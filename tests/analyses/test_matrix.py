@@ -25,6 +25,7 @@ from pipeline.report.checklist import check_claims
 from pipeline.report.evidence import Evidence
 from pipeline.report.verdicts import Verdict
 from pipeline.storage.store import Store
+from pipeline.training.penalty import describe_penalty
 from transforms.taxonomy import imagenet9
 
 SHOWN = ("mixed_rand", "mixed_same", "only_bg_t", "original")
@@ -95,14 +96,19 @@ def test_every_cell_has_its_images_interval_and_published_figure(
     assert f"{NAME}, %" in said
     chance = f"A constant answer gets {100 * float(rows[0]['chance']):.1f} %: the largest class"
     assert chance in said
+    assert "; of mixed variants the first of 3 draws" in said
     assert "Trained on Mixed-Rand" in said
     content = json.loads((output / "results" / "matrix.json").read_text())
-    assert "; of mixed variants the first of 3 draws" in said
     (matrix,) = content["matrices"]
     assert {row["train_variant"] for row in matrix["gaps"]} == set(SHOWN)
     page = (output / "report.html").read_text()
     assert re.search(r"BG-Gap (may be 0|is (above|below) 0) trained on", page)
     assert chance in page
+    for row in SHOWN:
+        (penalty,) = {each["penalty"] for each in matrix["rows"] if each["train_variant"] == row}
+        words = describe_penalty(penalty)
+        assert re.search(rf"{NAME}: {row}, .*; penalty {re.escape(words)}$", said, re.MULTILINE)
+        assert f"<code>{row}</code> {words}" in page
     assert (output / "results" / "figures" / f"matrix-{NAME}-difference.svg").exists()
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.training.linear_probe import PENALTIES, choose_penalty, fit_probe
+from pipeline.training.linear_probe import choose_penalty, fit_probe
+from pipeline.training.penalty import PENALTIES, describe_penalty
 
 
 def clouds(n: int, width: int, seed: int, apart: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -68,6 +69,11 @@ def test_noise_gets_a_strong_penalty_and_signal_a_weak_one() -> None:
     noise = np.random.default_rng(4).normal(size=(120, 60))
     keys = [f"{number}" for number in range(120)]
     assert choose_penalty(noise, labels, keys) >= 1.0
+    # The best of all that are tried may be one of their ends: then another might be better.
+    separable = np.eye(4)[labels]
+    assert "the weakest" in describe_penalty(choose_penalty(separable, labels, keys))
+    assert "the strongest" in describe_penalty(choose_penalty(1 + 0 * noise, labels, keys))
+    assert describe_penalty(PENALTIES[4]) == "0.1"
     assert choose_penalty(signal, labels, keys) <= 0.03
     # The order of the images does not matter, nor do more seeds than one choose alike.
     order = np.random.default_rng(5).permutation(120)

@@ -159,6 +159,7 @@ def _row(row: str, column: str, cell: Cell, is_published: bool) -> dict[str, Any
         **accuracy_columns(cell.correct, Roles.of(units), np.arange(len(units))),
         "chance": constant_accuracy(cell.labels),
         "train_n": cell.about["trained"]["images"],
+        "penalty": cell.about["trained"].get("penalty"),
         "overlap": cell.about.get("overlap") or 0,
         "device": cell.device,
         "weights_sha256": cell.about["weights_sha256"],

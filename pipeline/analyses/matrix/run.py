@@ -31,6 +31,7 @@ from pipeline.models.timm_names import read_state
 from pipeline.runtime.lock import TABLES_LOCK, held
 from pipeline.runtime.progress import duration
 from pipeline.storage.store import WORK_FOLDER, Store
+from pipeline.training.penalty import describe_penalty
 
 
 class Trainer(Protocol):
@@ -82,10 +83,13 @@ def make_matrices(
                 if is_new:
                     made += 1
                     _write_tables(plan.dataset)
+                    trained = abouts[0]["trained"]
+                    penalty = trained.get("penalty")
+                    chosen = f"; penalty {describe_penalty(penalty)}" if penalty is not None else ""
                     say(
-                        f"{trainer.name}: {row}, {abouts[0]['trained']['images']} pictures trained "
-                        f"on, tested on {len(plan.names)} columns, "
-                        f"{duration(time.monotonic() - started)}"
+                        f"{trainer.name}: {row}, {trained['images']} pictures trained on, tested "
+                        f"on {len(plan.names)} columns, {duration(time.monotonic() - started)}"
+                        f"{chosen}"
                     )
             _remove_others(store, trainer.name, current)
     found = {content["name"]: content for content in _write_tables(plan.dataset)}

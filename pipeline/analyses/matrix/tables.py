@@ -16,8 +16,8 @@ MATRICES = "results/matrix.json"
 MATRIX_COLUMNS = (
     *("train_variant", "test_variant", "arch", "method", "n", "correct", "accuracy", "ci_low"),
     *("ci_high", "chance", "published", "difference", "difference_ci_low", "difference_ci_high"),
-    *("train_n", "overlap", "train_split", "split", "holdout", "seed", "precision", "device"),
-    *("weights_sha256", "checkpoint", "dataset"),
+    *("train_n", "penalty", "overlap", "train_split", "split", "holdout", "seed", "precision"),
+    *("device", "weights_sha256", "checkpoint", "dataset"),
 )
 """Columns of matrix.csv: `accuracy` with Wilson's interval, `published` of the paper's ResNet-50
 (table 5), `difference` = accuracy - published with the interval of the accuracy alone; `train_n`
