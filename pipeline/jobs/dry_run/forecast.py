@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 
-from pipeline.dataset.config import SegmentConfig
+import numpy as np
+
+from pipeline.dataset.config import DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.records import ACCEPTED, read_rows, source_key
 from pipeline.dataset.shards import layer_record
 from pipeline.generate.cut_source import known_digest, reject_by_name
 from pipeline.generate.job import Job
 from pipeline.generate.list_split import list_split
+from pipeline.generate.plan import mixed_variants
 from pipeline.generate.previous_layers import PreviousLayers
 from pipeline.generate.staged import find_layers
 from pipeline.inputs.checksums import Checksums
@@ -25,7 +29,9 @@ from pipeline.inputs.listing import make_shards
 from pipeline.inputs.place import read_place
 from transforms.cutting import check_annotation
 from transforms.filters import Reason
+from transforms.pairing import group_numbers
 from transforms.segmentation import takes_masks
+from transforms.selection import has_partners
 from transforms.taxonomy import OUTSIDE
 
 _BY_ANNOTATION = frozenset(
@@ -58,6 +64,8 @@ class SplitForecast:
       done: images whose layer, or rejection by their pixels, an earlier run has left.
       accepted: those of `done` that have a layer, once for each.
       left: the images to segment.
+      served: whether each of `candidates` would find a background for every mixed variant, if all
+        of them were accepted.
     """
 
     split: str
@@ -69,11 +77,17 @@ class SplitForecast:
     done: int
     accepted: tuple[SourceImage, ...]
     left: tuple[SourceImage, ...]
+    served: tuple[bool, ...]
 
     @property
     def candidates(self) -> tuple[SourceImage, ...]:
         """Images that are accepted, or may be."""
         return self.accepted + self.left
+
+    @property
+    def lonely(self) -> int:
+        """How many of them would find none."""
+        return self.served.count(False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +175,25 @@ def _forecast_split(job: Job, layout: Layout) -> tuple[SplitForecast, bool]:
         done=fates.total() - sum(rejected.values()),
         accepted=tuple(accepted),
         left=tuple(left),
+        served=_served([*accepted, *left], job.config),
     )
     return forecast, unchanged
+
+
+def _served(images: Sequence[SourceImage], config: DatasetConfig) -> tuple[bool, ...]:
+    """Whether each image has a partner in every mixed variant."""
+    # Objects of one image share its background; else only images of one group do.
+    keys = [image.key for image in images]
+    if config.segment.objects != "each":
+        keys = [f"{number}" for number in range(len(images))]
+    found = has_partners(
+        np.asarray([image.label for image in images], np.int64),
+        mixed=mixed_variants(config.compose),
+        own_background=config.compose.own_background,
+        mixed_rand=config.compose.mixed_rand,
+        groups=group_numbers(keys, [image.group for image in images]),
+    )
+    return tuple(found.tolist())
 
 
 def _fates(

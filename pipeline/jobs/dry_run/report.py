@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import math
 import os
 import shutil
@@ -26,6 +27,7 @@ from pipeline.jobs.dry_run.forecast import Forecast, SplitForecast, make_forecas
 from pipeline.runtime.memory import keep_freed_memory
 from pipeline.runtime.progress import duration
 from pipeline.storage.store import Store
+from transforms.filters import Reason
 from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
 
@@ -87,22 +89,30 @@ def _print_split(split: SplitForecast, taxonomy: Taxonomy, config: DatasetConfig
         f"{split.split}: {sum(split.rejected.values())} rejected for name or annotation alone"
         + (f" ({reasons})" if reasons else "")
     )
-    for line in advise(split.rejected, split.listed):
+    rejected = split.rejected | ({Reason.NO_BACKGROUND: split.lonely} if split.lonely else {})
+    for line in advise(rejected, split.listed):
         print(f"{split.split}: {line}")
     is_whole = config.segment.is_whole
     done, to_do = ("looked at", "to look at") if is_whole else ("segmented", "to segment")
     print(f"{split.split}: {split.done} {done} already, {len(split.left)} {to_do}")
+    if split.lonely:
+        more = ", or more, if others are rejected" if split.left else ""
+        print(
+            f"{split.split}: {split.lonely} of them without a background for every mixed variant "
+            f"({Reason.NO_BACKGROUND}){more}"
+        )
 
 
 def _selected(config: DatasetConfig, split: SplitForecast, measured: Measured) -> float:
     """How many images of a split will probably be part of the dataset."""
     rate = measured.accepted / measured.images if split.left else 1.0
-    expected = len(split.accepted) + rate * len(split.left)
+    place = len(split.accepted)
+    expected = sum(split.served[:place]) + rate * sum(split.served[place:])
     per_class = config.compose.per_class
-    if per_class == "all" or not split.candidates:
+    if per_class == "all" or not any(split.served):
         return expected
-    share = expected / len(split.candidates)
-    labels = [image.label for image in split.candidates]
+    share = expected / sum(split.served)
+    labels = [image.label for image in itertools.compress(split.candidates, split.served)]
     sizes = [share * labels.count(label) for label in set(labels)]
     limit = min(sizes) if per_class == "min" else float(per_class)
     return sum(min(limit, size_of_class) for size_of_class in sizes)
