@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from transforms.flips import PicturePairs, flip_rate
 from transforms.intervals import score_interval
 from transforms.pairing import Pool, pair
 from transforms.student_t import t_quantile
@@ -58,6 +60,7 @@ class Design:
       images: number of images.
       backgrounds: (draws, images) positions, by variant.
       one_draw, pooled, gap: roles of the pictures of an estimate.
+      pairs: of pictures on `mixed_same` and on `mixed_rand`.
       alone: the same as `gap`, foregrounds alone.
     """
 
@@ -66,6 +69,7 @@ class Design:
     one_draw: Roles
     pooled: Roles
     gap: Roles
+    pairs: PicturePairs
     alone: Roles
 
     @classmethod
@@ -88,6 +92,11 @@ class Design:
             one_draw=Roles.of(everyone, rand[0]),
             pooled=Roles.of(np.tile(everyone, draws), rand.ravel()),
             gap=Roles.of(np.tile(everyone, 2 * draws), both),
+            pairs=PicturePairs.of(
+                everyone,
+                both.reshape(2 * draws, images),
+                list(itertools.product(range(draws), range(draws, 2 * draws))),
+            ),
             alone=Roles.of(np.tile(everyone, 2 * draws)),
         )
 
@@ -130,7 +139,7 @@ def interval_of(value: float, r: Floats, roles: Roles) -> tuple[float, float, fl
 
 
 def one_run(rng: np.random.Generator, design: Design, strength: float) -> Found:
-    """Gap, difference of the gaps of two models, accuracies on `mixed_rand`."""
+    """Gap, difference of the gaps of two models, flip rate, accuracies on `mixed_rand`."""
     shared = [effects(rng, design.images) for _ in range(2)]
     models = []
     for _ in range(2):
@@ -142,8 +151,17 @@ def one_run(rng: np.random.Generator, design: Design, strength: float) -> Found:
         "gap" + ALONE: interval_of(gap, r, design.alone),
         "difference of gaps": interval_of(gap - other, r - of_other, design.gap),
         "difference of gaps" + ALONE: interval_of(gap - other, r - of_other, design.alone),
+        "flip rate": flips(models[0], design),
         **accuracies(models[0]["mixed_rand"], design),
     }
+
+
+def flips(found: dict[str, Correct], design: Design) -> tuple[float, float, float, float]:
+    """Of a model that knows two classes: it flips where it is right on one picture alone."""
+    right = np.concatenate([found["mixed_same"], found["mixed_rand"]])
+    said = flip_rate(right.astype(np.int64), design.pairs)
+    assert said is not None
+    return said.rate, said.low, said.high, 1.0
 
 
 def correlated_run(rng: np.random.Generator, design: Design, strength: float) -> Found:
@@ -166,11 +184,16 @@ def accuracies(right: Correct, design: Design) -> Found:
     }
 
 
+BOTH_RIGHT = RIGHT["mixed_same"] * RIGHT["mixed_rand"] + abs(ON_SAME) * FOREGROUND**2 * (
+    HARMING * EFFECT[0] ** 2 + (1 - HARMING) * EFFECT[1] ** 2
+)
+"""Chance to be right on both pictures of a pair, which share the effect of the foreground."""
 TRUTH = {
     "gap": RIGHT["mixed_same"] - RIGHT["mixed_rand"],
     "difference": 0.0,
     "accuracy": RIGHT["mixed_rand"],
     "slope": SLOPE,
+    "flip": sum(RIGHT.values()) - 2 * BOTH_RIGHT,
 }
 
 

@@ -63,3 +63,44 @@ def variance_of(rows: list[tuple[str, str | None, float]]) -> tuple[float, int]:
     both = sum(s**2 for s in by_pair.values())
     variance = squares(by_fg) + max(0.0, squares(by_bg) - both)
     return variance, min(len(by_fg), len(by_bg)) - 1
+
+
+def flip_interval(
+    pairs: Iterable[tuple[object, str, tuple[str, str], bool]],
+) -> tuple[float, float, float]:
+    """(share, low, high) of pairs of pictures whose prediction differs, of (image, unit of the
+    foreground, units of the two backgrounds, whether it differs): mean over images, with a variance
+    of every two pairs, one by one."""
+    rows = list(pairs)
+    counts = Counter(image for image, *_ in rows)
+    weights = [1 / counts[image] / len(counts) for image, *_ in rows]
+    share = sum(w * flips for w, (*_, flips) in zip(weights, rows, strict=True))
+    fg_units = len({fg for _, fg, *_ in rows})
+    bg_units = len({bg for _, _, grounds, _ in rows for bg in grounds})
+    if min(fg_units, bg_units) == 1:
+        return share, 0.0, 1.0
+
+    def shared(r: list[float]) -> tuple[float, float, float]:
+        of_fg = of_bg = of_both = 0.0
+        for (_, fg, grounds, _), x in zip(rows, r, strict=True):
+            for (_, other_fg, other_grounds, _), y in zip(rows, r, strict=True):
+                is_bg = bool(set(grounds) & set(other_grounds))
+                of_fg += x * y * (fg == other_fg)
+                of_bg += x * y * is_bg
+                of_both += x * y * (is_bg and fg == other_fg)
+        return of_fg, of_bg, of_both
+
+    of_fg, of_bg, of_both = shared(
+        [w * (flips - share) for w, (*_, flips) in zip(weights, rows, strict=True)]
+    )
+    variance = of_fg * fg_units / (fg_units - 1)
+    variance += max(0.0, of_bg * bg_units / (bg_units - 1) - of_both)
+    most, fewest = 1 / sum(w**2 for w in weights), 1 / max(shared(weights)[:2])
+    n = fewest
+    if 1e-9 < share < 1 - 1e-9:
+        n = share * (1 - share) / variance if variance > 1e-15 else most
+    n = min(max(n, fewest), most)
+    z = t_quantile(min(fg_units, bg_units) - 1, 0.95)
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    reach = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return share, min(centre - reach, share), max(centre + reach, share)

@@ -72,12 +72,15 @@ class Roles:
         return _numbered(self.foregrounds * width + self.backgrounds)
 
     @functools.cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Number of units of foregrounds, and if there are such of backgrounds."""
+        roles = (self.foregrounds, self.backgrounds)
+        return tuple(int(role.max(initial=-1)) + 1 for role in roles if role is not None)
+
+    @property
     def units(self) -> int:
         """Number of units of the rarer role."""
-        counts = [int(self.foregrounds.max(initial=-1)) + 1]
-        if self.backgrounds is not None:
-            counts.append(int(self.backgrounds.max(initial=-1)) + 1)
-        return min(counts)
+        return min(self.counts)
 
     def of_pictures(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Roles:
         """Roles of some of the pictures, given by a mask or by positions."""
@@ -196,19 +199,51 @@ def wilson_of_pictures(
       Where none share anything it is `wilson`.
     """
     n = len(correct)
+    if not n:
+        return 0.0, 1.0
     counts = [np.bincount(roles.foregrounds)]
     if roles.backgrounds is not None:
         counts.append(np.bincount(roles.backgrounds))
-    if n and all(len(of_role) == n for of_role in counts):
+    if all(len(of_role) == n for of_role in counts):
         return wilson(int(correct.sum()), n, confidence)
-    if roles.units < 2:
-        return 0.0, 1.0
     share = float(correct.mean())
-    # As many as there are if pictures of a unit were copies of one: the bound of what follows,
-    # which is undefined where all pictures end alike.
-    effective = fewest = min(n**2 / int(np.square(of_role).sum()) for of_role in counts)
+    return share_interval(
+        share,
+        float(roles.variance((correct - share) / n)),
+        roles.units,
+        fewest=min(n**2 / int(np.square(of_role).sum()) for of_role in counts),
+        most=n,
+        confidence=confidence,
+    )
+
+
+def share_interval(
+    share: float,
+    variance: float,
+    units: int,
+    *,
+    fewest: float,
+    most: float,
+    confidence: float = CONFIDENCE,
+) -> tuple[float, float]:
+    """Wilson's interval of a share, for as many trials as would have its variance.
+
+    Args:
+      share: in [0, 1].
+      variance: of it, infinite if nothing is known of that.
+      units: of the rarer role.
+      fewest: trials that are left if those that share something are copies of one: what remains
+        where all end alike, which leaves no variance to go by.
+      most: trials if none share anything.
+      confidence: in (0, 1).
+
+    Returns:
+      (low, high), fractions in [0, 1]; (0, 1) of a single unit.
+    """
+    if units < 2:
+        return 0.0, 1.0
+    effective = fewest
     if 0 < share < 1:
-        variance = float(roles.variance((correct - share) / n))
-        effective = share * (1 - share) / variance if variance else n
-    effective = min(max(effective, fewest), n)
-    return score_interval(share, effective, t_quantile(roles.units - 1, confidence))
+        effective = share * (1 - share) / variance if variance else most
+    effective = min(max(effective, fewest), most)
+    return score_interval(share, effective, t_quantile(units - 1, confidence))

@@ -50,6 +50,12 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "mixed_same": "accuracy on it, mean over its draws",
         "mixed_rand": "accuracy on it, mean over its draws",
         "replicates": "draws of backgrounds that the figure is the mean of",
+        "flips.variant": "version of one picture of each pair",
+        "other_variant": "version of the other; the same is another draw",
+        "flip_rate": "share of pairs of pictures, of one foreground on backgrounds of two "
+        "different units, that are given different classes; mean over foregrounds",
+        "flips.n": "foregrounds that have such a pair",
+        "pairs": "pairs of pictures",
         "seed_sd": "standard deviation of the draws' figures; empty of a single one",
         "first": "a model",
         "second": "the model it is compared with",

@@ -7,6 +7,7 @@ models.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -28,10 +29,11 @@ from transforms.analysis import (
     size_buckets,
     worst_group,
 )
+from transforms.flips import PicturePairs, flip_rate
 from transforms.intervals import level_of
 from transforms.taxonomy import OUTSIDE, Taxonomy
 from transforms.two_way import Roles, wilson_of_pictures
-from transforms.variants import MIXED, draws_of
+from transforms.variants import EXTERNAL, MIXED, draws_of
 
 Row = dict[str, Any]
 
@@ -153,6 +155,35 @@ def _gaps(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row]
     }
 
 
+def _flips(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row]:
+    compared = [("mixed_same", "mixed_rand"), *((name, name) for name in (*MIXED, EXTERNAL))]
+    of_variant = draws_of(answers.predictions)
+    for variant, other in compared:
+        names, others = of_variant.get(variant, ()), of_variant.get(other, ())
+        if variant == other:
+            drawn, draws = names, list(itertools.combinations(range(len(names)), 2))
+        else:
+            drawn = names + others
+            draws = list(itertools.product(range(len(names)), range(len(names), len(drawn))))
+        if not draws:
+            continue
+        grounds = np.stack([answers.bg_units[name] for name in drawn])
+        pairs = PicturePairs.of(images.unit_numbers, grounds, draws)
+        found = flip_rate(np.stack([answers.predictions[name] for name in drawn]), pairs)
+        if found is not None:
+            yield {
+                "variant": variant,
+                "other_variant": other,
+                "flip_rate": found.rate,
+                "ci_low": found.low,
+                "ci_high": found.high,
+                "n": found.foregrounds,
+                "pairs": found.pairs,
+                "replicates": len(names),
+                "units": images.unit_count,
+            }
+
+
 def _per_class(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row]:
     for shown in _shown(answers, images):
         confusion = confusion_matrix(shown.labels, shown.predictions, taxonomy.num_labels)
@@ -252,6 +283,7 @@ def _sizes(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row
 _PARTS: dict[str, Callable[[Answers, Images, Taxonomy], Iterator[Row]]] = {
     "accuracy": _accuracy,
     "gaps": _gaps,
+    "flips": _flips,
     "per_class": _per_class,
     "confusion": _confusion,
     "decomposition": _decomposition,

@@ -28,6 +28,7 @@ from pipeline.report.plots import COMPARED, PANELS
 from pipeline.report.provenance import make_provenance
 from pipeline.report.saliency import make_saliency
 from pipeline.report.selection import PER_CLASS
+from pipeline.report.sensitivity import make_sensitivity
 from pipeline.report.verdicts import Verdict
 from transforms.scoring import PAPER_RULE
 
@@ -78,6 +79,7 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
         chooser=chooser,
         per_class=PER_CLASS,
         example=best_example(chooser.cards),
+        sensitivity=make_sensitivity(evidence),
         adversarial=make_adversarial(evidence, with_pictures),
         saliency=make_saliency(evidence, with_pictures),
         matrices=make_matrices(evidence),

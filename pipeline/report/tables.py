@@ -64,6 +64,15 @@ TABLES = {
         ),
         "BG-Gap of a model, with its two-way interval: [intervals](results.md#intervals)",
     ),
+    "flips": Table(
+        "flips",
+        (
+            *("model", "label_rule", "variant", "other_variant", "flip_rate", "ci_low"),
+            *("ci_high", "n", "pairs", "replicates", "units", *_RUN),
+        ),
+        "how often the prediction for a foreground changes with the background alone: "
+        "[flip rate](results.md#flip-rate)",
+    ),
     "per_class": Table(
         "per_class",
         (

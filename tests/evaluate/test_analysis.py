@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import re
 import shutil
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
-from two_way_by_hand import interval_of, share_interval
+from two_way_by_hand import flip_interval, interval_of, share_interval
 
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.summaries import read_summaries
@@ -382,6 +383,36 @@ def test_gaps_are_over_all_replicates(evaluated: Path, predictions: dict[Any, An
         assert (float(row["ci_low"]), float(row["ci_high"])) == pytest.approx(expected)
         assert float(row["mixed_same"]) == pytest.approx(np.mean(same))
         assert float(row["mixed_rand"]) == pytest.approx(np.mean(rand))
+
+
+def test_flip_rates_are_over_pairs_of_pictures(
+    evaluated: Path, predictions: dict[Any, Any], index: dict[str, Any]
+) -> None:
+    rows = table(evaluated, "flips")
+    # Two images of a class give each other their background in both draws of mixed_same.
+    assert len(rows) == 2 * 2 * (1 + 2)
+    for row in rows:
+        of_model = row["model"], row["label_rule"]
+        drawn = [
+            [predictions[(*of_model, f"{row[name]}{suffix}")] for suffix in ("", "_r1")]
+            for name in ("variant", "other_variant")
+        ]
+        is_within = row["variant"] == row["other_variant"]
+        compared = [(drawn[0][0], drawn[0][1])] if is_within else itertools.product(*drawn)
+        pairs = [
+            (key, key, grounds, first[key]["prediction"] != second[key]["prediction"])
+            for first, second in compared
+            for key in index
+            for grounds in [(first[key]["bg_key"], second[key]["bg_key"])]
+            if grounds[0] != grounds[1]
+        ]
+        # Few images: some get the same background twice.
+        assert 0 < len(pairs) < len(index) * (1 if is_within else 4)
+        found = [float(row[name]) for name in ("flip_rate", "ci_low", "ci_high")]
+        assert found == pytest.approx(flip_interval(pairs), abs=1e-6)
+        n = len({key for key, *_ in pairs})
+        assert (int(row["n"]), int(row["pairs"]), row["replicates"]) == (n, len(pairs), "2")
+    assert any(float(row["flip_rate"]) > 0 for row in rows)
 
 
 def test_decomposition_agrees_with_the_predictions(

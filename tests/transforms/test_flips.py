@@ -1,0 +1,136 @@
+"""Flip rates: against plain loops, and laws."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+from two_way_by_hand import flip_interval
+
+from transforms.flips import FlipRate, PicturePairs, flip_rate
+from transforms.intervals import score_interval
+from transforms.student_t import t_quantile
+
+Array = NDArray[np.int64]
+
+
+@st.composite
+def drawn(draw: st.DrawFn) -> tuple[Array, Array, Array, list[tuple[int, int]]]:
+    """(unit of each foreground, units of backgrounds, predictions, draws that are compared)."""
+    n, draws = draw(st.integers(1, 7)), draw(st.integers(2, 4))
+    units = draw(hnp.arrays(np.int64, n, elements=st.integers(0, 6)))
+    grounds = draw(hnp.arrays(np.int64, (draws, n), elements=st.integers(0, 6)))
+    answers = draw(hnp.arrays(np.int64, (draws, n), elements=st.integers(-1, 2)))
+    every = list(itertools.combinations(range(draws), 2))
+    return units, grounds, answers, draw(st.lists(st.sampled_from(every), min_size=1, unique=True))
+
+
+def rate_of(units: Array, grounds: Array, answers: Array, draws: Any) -> FlipRate | None:
+    return flip_rate(answers, PicturePairs.of(units, grounds, draws))
+
+
+@given(drawn())
+def test_rates_are_those_of_a_plain_loop(of: tuple[Array, Array, Array, Any]) -> None:
+    units, grounds, answers, draws = of
+    pairs = [
+        (image, str(units[image]), (str(grounds[i, image]), str(grounds[j, image])), flips)
+        for image in range(len(units))
+        for i, j in draws
+        if grounds[i, image] != grounds[j, image]
+        for flips in [bool(answers[i, image] != answers[j, image])]
+    ]
+    found = rate_of(*of)
+    if not pairs:
+        assert found is None
+        return
+    assert found is not None
+    assert (found.pairs, found.foregrounds) == (len(pairs), len({image for image, *_ in pairs}))
+    expected = flip_interval(pairs)
+    assert (found.rate, found.low, found.high) == pytest.approx(expected, abs=1e-9)
+    assert 0 <= found.low <= found.rate <= found.high <= 1
+
+
+@given(drawn(), st.permutations(range(4)), st.randoms(use_true_random=False))
+def test_names_and_order_mean_nothing(
+    of: tuple[Array, Array, Array, Any], classes: list[int], random: Any
+) -> None:
+    units, grounds, answers, draws = of
+    found = rate_of(*of)
+    assume(found is not None)
+    assert found is not None
+    order = random.sample(range(len(units)), len(units))
+    other = rate_of(
+        90 - 7 * units[order],
+        3 * grounds[:, order] - 5,
+        np.asarray(classes)[answers[:, order] + 1],
+        [(j, i) for i, j in reversed(draws)],
+    )
+    assert other is not None
+    assert (other.rate, other.low, other.high) == pytest.approx(
+        (found.rate, found.low, found.high), abs=1e-9
+    )
+    assert (other.pairs, other.foregrounds) == (found.pairs, found.foregrounds)
+
+
+@given(drawn(), st.integers(-1, 8))
+def test_a_constant_answer_never_flips(of: tuple[Array, Array, Array, Any], answer: int) -> None:
+    units, grounds, answers, draws = of
+    never = rate_of(units, grounds, np.full_like(answers, answer), draws)
+    always = rate_of(units, grounds, answers * 0 + np.arange(len(answers))[:, np.newaxis], draws)
+    # An answer by the foreground alone is none that the background changes.
+    by_foreground = rate_of(units, grounds, answers * 0 + np.arange(len(units)), draws)
+    assert never == by_foreground
+    if never is not None and always is not None:
+        assert (never.rate, never.low, always.rate, always.high) == (0, 0, 1, 1)
+        assert never.high == pytest.approx(1 - always.low)
+
+
+def test_a_rate_does_not_grow_with_the_draws() -> None:
+    """Of an answer that the background alone decides, which the share of foregrounds with any
+    change would."""
+    rng = np.random.default_rng(0)
+    images, chance = 600, 0.2
+    is_odd = rng.random(images) < chance
+    rates, changed = [], []
+    for draws in (2, 4, 8):
+        grounds = rng.integers(0, images, (draws, images))
+        every = list(itertools.combinations(range(draws), 2))
+        found = rate_of(np.arange(images), grounds, is_odd[grounds].astype(np.int64), every)
+        assert found is not None
+        assert found.low < 2 * chance * (1 - chance) < found.high
+        rates.append(found.rate)
+        changed.append(np.mean(is_odd[grounds].any(axis=0) & ~is_odd[grounds].all(axis=0)))
+    assert max(rates) - min(rates) < 0.06
+    assert changed[0] < 0.4 < 0.7 < changed[2]
+
+
+def test_what_pairs_share_widens_the_interval() -> None:
+    rng = np.random.default_rng(1)
+    images = 100
+    # Pairs that share nothing are independent trials.
+    own = np.arange(2 * images).reshape(2, images)
+    answers = rng.integers(0, 2, (2, images))
+    alone = rate_of(np.arange(images), own, answers, [(0, 1)])
+    assert alone is not None
+    expected = score_interval(alone.rate, images - 1, t_quantile(images - 1, 0.95))
+    assert (alone.low, alone.high) == pytest.approx(expected, abs=0.001)
+    # Backgrounds of which each serves ten foregrounds, and decides.
+    few = np.stack([own[0], 1000 + np.arange(images) // 10])
+    decided = np.stack([np.zeros(images, np.int64), few[1] % 2])
+    shared = rate_of(np.arange(images), few, decided, [(0, 1)])
+    assert shared is not None
+    assert shared.rate == 0.5
+    assert shared.high - shared.low > 2.5 * (alone.high - alone.low)
+
+
+def test_one_foreground_says_nothing_of_others() -> None:
+    found = rate_of(np.zeros(3, int), np.arange(6).reshape(2, 3), np.zeros((2, 3), int), [(0, 1)])
+    assert found == FlipRate(0.0, 0.0, 1.0, 3, 3)
+    none = np.empty((2, 0), np.int64)
+    assert rate_of(none[0], none, none, [(0, 1)]) is None
