@@ -21,6 +21,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from transforms.analysis import relative_foreground_sensitivity
 from transforms.flips import PicturePairs, flip_rate
 from transforms.intervals import score_interval
 from transforms.pairing import Pool, pair
@@ -193,6 +194,7 @@ TRUTH = {
     "difference": 0.0,
     "accuracy": RIGHT["mixed_rand"],
     "slope": SLOPE,
+    "sensitivity": 0.0,
     "flip": sum(RIGHT.values()) - 2 * BOTH_RIGHT,
 }
 
@@ -217,6 +219,21 @@ def slope_run(rng: np.random.Generator, design: Design, strength: float, models:
         "slope": (*slope_interval(x, accuracy, sums), 0.0),
         "slope" + ALONE: (*slope_interval(x, accuracy, none), 0.0),
     }
+
+
+def sensitivity_run(rng: np.random.Generator, design: Design, strength: float) -> Found:
+    """Relative foreground sensitivity, less the true one, of a model that noise on the foreground
+    harms the more, the larger the strength. Half of its answers to the two variants go together."""
+    accuracy = np.asarray([[0.8 - 0.5 * strength], [0.8]])
+    shared = uniform(rng, design.images)
+    own = uniform(rng, 2, design.images)
+    right = np.where(uniform(rng, 2, design.images) < 0.5**0.5, shared, own) < accuracy
+    roles = Roles.of(np.arange(design.images))
+    said = relative_foreground_sensitivity(right[0], right[1], roles)
+    assert said is not None
+    mean = accuracy.mean()
+    value, low, high = np.asarray(said) - 0.5 * strength / (2 * min(mean, 1 - mean))
+    return {"sensitivity": (value, low, high, 0.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,6 +296,7 @@ def lines(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, dict[s
             for run in (one_run, correlated_run)
             for draws, designs in of_draws.items()
         ]
+        runs.append(("noise", sensitivity_run, of_draws[arguments.draws[0]], Z))
         for models in arguments.models:
             run, z = partial(slope_run, models=models), t_quantile(models - 2, 0.95)
             runs.append((f"{models} models", run, of_draws[arguments.draws[0]], z))

@@ -1,4 +1,4 @@
-"""What predictions say of a model: classes, kinds of images, groups, sizes, BG-Gap.
+"""What predictions say of a model: classes, kinds of images, groups, sizes, BG-Gap, sensitivity.
 
 Everything is counted from labels and predictions of the same images in the same order.
 Source: paper sections 3 and 4 and appendix (per-image decomposition).
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from transforms.multiple import benjamini_hochberg
 from transforms.taxonomy import OUTSIDE
-from transforms.two_way import Floats, Roles, difference_interval, p_value
+from transforms.two_way import Floats, Roles, difference_interval, p_value, share_interval
 
 Labels = NDArray[np.integer]
 Correct = NDArray[np.bool_]
@@ -112,6 +112,10 @@ def size_buckets(fg_fraction: NDArray[np.floating]) -> NDArray[np.int64]:
     if len(fg_fraction) and not 0 <= fg_fraction.min() <= fg_fraction.max() <= 1:
         raise ValueError("foregrounds are fractions of the picture, in [0, 1]")
     return np.searchsorted(SIZE_EDGES[1:-1], fg_fraction, side="right").astype(np.int64)
+
+
+_NONE = 1e-24
+"""A variance below this is rounding."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -273,6 +277,62 @@ def bg_gap(mixed_same: Correct, mixed_rand: Correct, roles: Roles) -> Gap:
         mixed_rand=float(mixed_rand.mean()),
         seed_sd=float(by_replicate.std(ddof=1)) if len(mixed_same) > 1 else None,
     )
+
+
+def relative_foreground_sensitivity(
+    noise_fg: Correct, noise_bg: Correct, roles: Roles
+) -> tuple[float, float, float] | None:
+    """Says how much more noise on the foreground harms than noise on the background, as a share of
+    the most that it could at their mean accuracy.
+
+    With a_fg and a_bg the accuracies under noise and a their mean, it is
+    (a_bg - a_fg) / (2 min(a, 1 - a)). Source: Moayeri, Pope, Balaji and Feizi 2022, "A
+    Comprehensive Study of Image Classification Model Sensitivity to Foregrounds, Backgrounds, and
+    Visual Attributes", and `compute_rfs` of the code of Moayeri, Singla and Feizi 2022, "Hard
+    ImageNet". That code gives 0 where it is not defined, and takes accuracies as means over classes
+    and over three draws of noise; here all images count alike, and there is one draw.
+
+    Of right answers to both variants together, a share q is under noise on the background; or, if
+    wrong answers are rarer, q of those is under noise on the foreground. Then RFS is 2 q - 1, and
+    its interval is Wilson's of q, for as many answers as would have q's variance: the two answers
+    to one image go together.
+
+    Args:
+      noise_fg, noise_bg: (n,) bool, whether each image is recognised.
+      roles: of the n images.
+
+    Returns:
+      (sensitivity, low, high), in [-1, 1], with a 95 % interval over foregrounds, or groups of
+      such; above 0 if noise on the foreground does more harm. None where all answers are right, or
+      none is: then it is not defined.
+
+    Raises:
+      ValueError: no images, or arrays of different shapes.
+    """
+    if not len(noise_fg) or not noise_fg.shape == noise_bg.shape == roles.foregrounds.shape:
+        raise ValueError(
+            f"{noise_fg.shape} and {noise_bg.shape} answers for {len(roles.foregrounds)} images"
+        )
+    # Those that speak for sensitivity to the foreground, and those against.
+    pro, contra = noise_bg, noise_fg
+    if noise_bg.mean() + noise_fg.mean() > 1:
+        pro, contra = ~noise_fg, ~noise_bg
+    both = pro.astype(np.float64) + contra
+    answers = float(both.sum())
+    if not answers:
+        return None
+    share = float(pro.sum()) / answers
+    variance = float(roles.variance((pro - share * both) / answers))
+    low, high = share_interval(
+        share,
+        variance,
+        roles.units,
+        fewest=answers**2 / float(np.square(roles.sums(both)[0]).sum()),
+        # Answers to one image are mostly alike: a difference between the two is surer than one
+        # between as many images.
+        most=np.inf if variance > _NONE else answers,
+    )
+    return 2 * share - 1, 2 * low - 1, 2 * high - 1
 
 
 def _check_labels(labels: Labels, num_labels: int) -> None:

@@ -57,8 +57,8 @@ def substream(hashes: UInt64Array, index: int) -> UInt64Array:
 
 def substreams(hashes: UInt64Array, indices: range) -> UInt64Array:
     """`substream` of several draws at once, (len(indices), n) uint64."""
-    steps = [(index + 1) * int(_GOLDEN_GAMMA) & 0xFFFFFFFFFFFFFFFF for index in indices]
-    mixed: UInt64Array = hashes + np.asarray(steps, np.uint64)[:, np.newaxis]
+    steps = (np.asarray(indices, np.uint64) + np.uint64(1)) * _GOLDEN_GAMMA
+    mixed: UInt64Array = hashes + steps[:, np.newaxis]
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))

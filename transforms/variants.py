@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from transforms.geometry import Mask, Pixels
 from transforms.layers import Layer
+from transforms.noise import Noise, add_noise
 
 Image = NDArray[np.uint8]
 
@@ -98,38 +99,57 @@ def _blur(image: NDArray[np.uint16], sigma: float) -> NDArray[np.uint16]:
     return np.asarray(blurred, np.uint16)
 
 
+def noise_fg(layer: Layer, noise: Noise) -> Image:
+    """The image with noise on the foreground."""
+    return composite(add_noise(layer.image, noise), layer.mask, layer.image)
+
+
+def noise_bg(layer: Layer, noise: Noise) -> Image:
+    """The image with noise on the background."""
+    return composite(layer.image, layer.mask, add_noise(layer.image, noise))
+
+
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """One version of every image.
 
     Attributes:
       name: as in the released dataset.
-      from_layer: makes the picture from the image's own layer; None for mixed variants.
-      lossless: always stored as PNG.
+      from_layer: makes the picture from the image's own layer.
+      from_noise: makes it from that and noise; None, as `from_layer`, for mixed variants.
+      lossless: always stored as PNG. JPEG would blur noise, and carry it over the mask's edge.
     """
 
     name: str
     from_layer: Callable[[Layer], Image] | None = None
+    from_noise: Callable[[Layer, Noise], Image] | None = None
     lossless: bool = False
 
     @property
     def is_mixed(self) -> bool:
         """Whether the background comes from another picture."""
-        return self.from_layer is None
+        return self.from_layer is None and self.from_noise is None
 
-    def compose(self, layer: Layer, background: Pixels | None = None) -> Image:
+    def compose(
+        self, layer: Layer, background: Pixels | None = None, noise: Noise | None = None
+    ) -> Image:
         """Makes the picture: (S, S, 3) uint8 RGB, or (S, S) uint8 for `fg_mask`.
 
         Args:
           layer: the foreground image's layer.
           background: (S, S, 3) uint8, the `only_bg_t` of the background image; needed by
             mixed variants only.
+          noise: (S, S, 3) int16 of `gaussian_noise`; needed by variants with noise only.
 
         Raises:
-          ValueError: a mixed variant without a background.
+          ValueError: a mixed variant without a background, or one with noise without it.
         """
         if self.from_layer is not None:
             return self.from_layer(layer)
+        if self.from_noise is not None:
+            if noise is None:
+                raise ValueError(f"{self.name} needs noise")
+            return self.from_noise(layer, noise)
         if background is None:
             raise ValueError(f"{self.name} needs a background")
         return mixed(layer, background)
@@ -148,6 +168,8 @@ VARIANTS = {
         Variant("mixed_next"),
         Variant("fg_mask", fg_mask, lossless=True),
         Variant("bg_blurred", bg_blurred),
+        Variant("noise_fg", from_noise=noise_fg, lossless=True),
+        Variant("noise_bg", from_noise=noise_bg, lossless=True),
         Variant("mixed_external"),
     )
 }

@@ -248,7 +248,7 @@ SECTIONS = (
             "grabcut",
         ),
         Flag("--grabcut_seed", "N", "seeds it for every image (0)", 0, int),
-        Flag("--seed", "N", "of pairing and selection (0)", 0, int),
+        Flag("--seed", "N", "of pairing, selection, noise (0)", 0, int),
         Flag("--per_class", "all|min|N", "balance of the classes (all)", "all"),
         _choice("--mixed_rand", ("any", "other"), "classes that mixed_rand draws from (any)"),
         _switch("--own_background", "an image may get its own background"),

@@ -56,6 +56,11 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "different units, that are given different classes; mean over foregrounds",
         "flips.n": "foregrounds that have such a pair",
         "pairs": "pairs of pictures",
+        "rfs": "relative foreground sensitivity, from -1 to 1: above 0 if noise on the foreground "
+        "does more harm than on the background; empty, as its interval, where all answers to both "
+        "are right, or none is",
+        "noise_fg": "accuracy on it",
+        "noise_bg": "accuracy on it",
         "seed_sd": "standard deviation of the draws' figures; empty of a single one",
         "first": "a model",
         "second": "the model it is compared with",

@@ -28,6 +28,8 @@ _DESCRIPTIONS = {
     "mixed_next": "the foreground on a background of the next class",
     "fg_mask": "the foreground mask, 255 or 0",
     "bg_blurred": "the background blurred, the foreground sharp",
+    "noise_fg": "the image with Gaussian noise on the foreground, standard deviation 0.25",
+    "noise_bg": "the image with the same noise on the background instead",
     "mixed_external": "the foreground on a scene that is no image of the dataset",
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.manifest import Manifest
-from transforms.variants import MIXED, base_of
+from transforms.variants import MIXED, VARIANTS, base_of
 
 _IMPORTED = [
     "Imported from the released layout: pictures and masks are those of the release, and",
@@ -42,7 +42,6 @@ _WORDS: dict[str, dict[object, str]] = {
         None: "Classes are balanced at random (`--per_class {per_class}`).",
     },
     "encoding": {"png": "PNG", "jpg": "JPEG of quality {jpeg_quality}"},
-    "has_masks": {True: ", masks as PNG", False: ""},
     "has_layers": {True: "; `layers/` has no loss", False: ""},
 }
 """By flag, or fact, and its value, or None for all others."""
@@ -61,8 +60,13 @@ _STEPS = (
         "the key (`--seed {seed}`); {own_background} the image's own, and `mixed_rand` draws from "
         "{mixed_rand}.",
     ),
+    (
+        "has_noise",
+        "Noise is Gaussian, with a standard deviation of a quarter of a channel's range, drawn for "
+        "each picture by a keyed hash of its key (`--seed {seed}`), and clipped.",
+    ),
     ("is_any", "{per_class}"),
-    ("is_any", "Pictures are stored as {encoding}{has_masks}."),
+    ("is_any", "Pictures are stored as {encoding}{as_png}."),
 )
 """What is done, and of which datasets."""
 
@@ -143,6 +147,9 @@ def _facts(config: DatasetConfig) -> dict[str, Any]:
     segment, compose = config.segment, config.compose
     segmenter = segment.describe_segmenter()
     is_cut, is_made = not segment.is_whole, not config.is_imported
+    known = [name for name in compose.variants if name in VARIANTS]
+    is_jpeg = compose.encoding == "jpg"
+    lossless = [f"`{name}`" for name in known if is_jpeg and VARIANTS[name].lossless]
     return {
         **vars(config),
         **vars(segment),
@@ -156,7 +163,8 @@ def _facts(config: DatasetConfig) -> dict[str, Any]:
         "is_segmented": is_cut and (config.is_imported or segmenter.method != "masks"),
         "is_of_one_box": is_cut and is_made and segment.objects == "one",
         "is_mixed": any(base_of(name) in MIXED for name in compose.composed),
-        "is_jpeg": compose.encoding == "jpg",
-        "has_masks": "fg_mask" in compose.composed,
+        "is_jpeg": is_jpeg,
+        "has_noise": any(VARIANTS[name].from_noise for name in known),
+        "as_png": f", {', '.join(lossless)} as PNG" if lossless else "",
         "has_layers": config.layers == "keep" and is_cut and is_made,
     }

@@ -26,6 +26,7 @@ from transforms.analysis import (
     constant_accuracy,
     decompose,
     groups,
+    relative_foreground_sensitivity,
     size_buckets,
     worst_group,
 )
@@ -184,6 +185,25 @@ def _flips(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row
             }
 
 
+def _rfs(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row]:
+    names = ("noise_fg", "noise_bg")
+    if not len(images.keys) or not all(name in answers.predictions for name in names):
+        return
+    noise_fg, noise_bg = (answers.correct(name) for name in names)
+    roles = Roles.of(images.unit_numbers)
+    found = relative_foreground_sensitivity(noise_fg, noise_bg, roles)
+    rfs, low, high = found or (None, None, None)
+    yield {
+        "rfs": rfs,
+        "ci_low": low,
+        "ci_high": high,
+        "n": len(images.keys),
+        "noise_fg": float(noise_fg.mean()),
+        "noise_bg": float(noise_bg.mean()),
+        "units": images.unit_count,
+    }
+
+
 def _per_class(answers: Answers, images: Images, taxonomy: Taxonomy) -> Iterator[Row]:
     for shown in _shown(answers, images):
         confusion = confusion_matrix(shown.labels, shown.predictions, taxonomy.num_labels)
@@ -284,6 +304,7 @@ _PARTS: dict[str, Callable[[Answers, Images, Taxonomy], Iterator[Row]]] = {
     "accuracy": _accuracy,
     "gaps": _gaps,
     "flips": _flips,
+    "rfs": _rfs,
     "per_class": _per_class,
     "confusion": _confusion,
     "decomposition": _decomposition,

@@ -17,6 +17,8 @@ from pipeline.runtime.progress import Meter
 from pipeline.storage.store import FileDigest
 from transforms.codec import encode_jpeg, encode_png
 from transforms.geometry import Pixels
+from transforms.hashing import keyed_hash
+from transforms.noise import gaussian_noise
 from transforms.taxonomy import Taxonomy, imagenet_index
 from transforms.variants import base_of
 
@@ -39,6 +41,7 @@ class VariantFiles:
         self._staging = staging
         self._schema = sample_schema(taxonomy.names)
         self._variants = find_variants(config.variants)
+        self._with_noise = any(variant.from_noise for variant in self._variants.values())
 
     def write(
         self,
@@ -78,10 +81,15 @@ class VariantFiles:
                 selected = []
             layers = stack.enter_context(contextlib.closing(source.layers(selected)))
             for row, layer, encoded in layers:
+                noise = None
+                if self._with_noise:
+                    # The same for all of an image's variants, which differ in where it is alone.
+                    draw = keyed_hash(self._config.seed, "noise", row["key"])
+                    noise = gaussian_noise(draw, layer.image.shape)
                 for variant, variant_sinks in sinks.items():
                     background = backgrounds.fields(row["key"], variant)
                     tiled = source.tiled(encoded[variant]) if variant in encoded else None
-                    picture = self._variants[base_of(variant)].compose(layer, tiled)
+                    picture = self._variants[base_of(variant)].compose(layer, tiled, noise)
                     sample = self._sample(row, variant, picture, background)
                     for sink in variant_sinks:
                         sink.add(sample)

@@ -1,4 +1,4 @@
-"""Sensitivity: how often answers change with the background alone."""
+"""Sensitivity: how often answers change with the background alone, and what noise does where."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ class Sensitivity:
     Attributes:
       compared: columns of the table of flip rates: what any model has.
       flips: (model, row of flips.csv by column) of each model that has one.
+      noise: (model, row of rfs.csv), likewise.
     """
 
     compared: tuple[Compared, ...]
     flips: tuple[tuple[str, dict[Compared, dict[str, Any]]], ...]
+    noise: tuple[tuple[str, dict[str, Any]], ...]
 
 
 def make_sensitivity(evidence: Evidence) -> Sensitivity:
@@ -35,4 +37,9 @@ def make_sensitivity(evidence: Evidence) -> Sensitivity:
     return Sensitivity(
         compared=tuple(dict.fromkeys(pair for _, of_model in flips for pair in of_model)),
         flips=tuple(flips),
+        noise=tuple(
+            (model.name, row)
+            for model in evidence.evaluated
+            if (row := model.row("rfs", label_rule=PAPER_RULE))
+        ),
     )

@@ -73,6 +73,15 @@ TABLES = {
         "how often the prediction for a foreground changes with the background alone: "
         "[flip rate](results.md#flip-rate)",
     ),
+    "rfs": Table(
+        "rfs",
+        (
+            *("model", "label_rule", "rfs", "ci_low", "ci_high", "n", "noise_fg", "noise_bg"),
+            *("units", *_RUN),
+        ),
+        "relative foreground sensitivity of a model, where both variants with noise are there: "
+        "[how it is defined](results.md#relative-foreground-sensitivity)",
+    ),
     "per_class": Table(
         "per_class",
         (

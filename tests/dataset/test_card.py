@@ -69,7 +69,7 @@ def test_the_card_says_how_it_was_made_and_what_to_mind(manifest: Manifest) -> N
         *("## How it was made", "seeded before every image (`--grabcut_seed 0`)"),
         *("at most 0.9 of the crop", "at least 0.5 of the box", "at least 0.1 of the box"),
         *("## Known limits", "not corrected by hand", "| 0 | dog | 2 |"),
-        *("JPEG of quality 95, masks as PNG", "All accepted images", "opencv"),
+        *("JPEG of quality 95, `fg_mask` as PNG", "All accepted images", "opencv"),
     ):
         assert words in card, words
     for name in ("key", "image", *(field.name for field in SAMPLE_FIELDS)):

@@ -42,6 +42,7 @@ from transforms.analysis import (
     decompose,
     gap_contributions,
     groups,
+    relative_foreground_sensitivity,
     size_buckets,
     worst_group,
 )
@@ -218,6 +219,67 @@ def test_gaps_need_answers_of_equal_shape() -> None:
     for rand, pictures in ((np.ones((2, 2), bool), 6), (np.ones((1, 2), bool), 3)):
         with pytest.raises(ValueError, match=f"answers for {pictures} pictures"):
             bg_gap(np.ones((1, 2), bool), rand, Roles.of(np.arange(pictures)))
+
+
+two_answers = st.integers(1, 40).flatmap(
+    lambda n: st.tuples(
+        *(hnp.arrays(np.bool_, n) for _ in range(2)),
+        hnp.arrays(np.int64, n, elements=st.integers(0, 15)),
+    )
+)
+
+
+@given(two_answers)
+def test_relative_foreground_sensitivity_is_that_of_its_source(drawn: tuple[Any, Any, Any]) -> None:
+    fg, bg, units = drawn
+    roles = Roles.of(units)
+    found = relative_foreground_sensitivity(fg, bg, roles)
+    mean = (fg.mean() + bg.mean()) / 2
+    if found is None:
+        assert mean in (0, 1)
+        return
+    assert found[0] == pytest.approx((bg.mean() - fg.mean()) / (2 * min(mean, 1 - mean)))
+    assert -1 <= found[1] <= found[0] <= found[2] <= 1
+    # Sides turned round turn its sign; so do right and wrong, where they are not equally rare.
+    for other in ((bg, fg), *([(~fg, ~bg)] if mean != 0.5 else [])):
+        low, high = (-x for x in reversed(relative_foreground_sensitivity(*other, roles)[1:]))
+        assert (low, high) == pytest.approx(found[1:], abs=1e-9)
+    order = np.arange(len(fg))[::-1]
+    again = relative_foreground_sensitivity(fg[order], bg[order], Roles.of(7 - units[order]))
+    assert again == pytest.approx(found, abs=1e-9)
+
+
+def test_relative_foreground_sensitivity_by_hand() -> None:
+    right, wrong = np.ones(40, bool), np.zeros(40, bool)
+    each = Roles.of(np.arange(40))
+    assert relative_foreground_sensitivity(right, right, each) is None
+    assert relative_foreground_sensitivity(wrong, wrong, each) is None
+    # The foreground alone matters, or the background alone.
+    above = relative_foreground_sensitivity(wrong, right, each)
+    below = relative_foreground_sensitivity(right, wrong, each)
+    assert above is not None
+    assert below is not None
+    assert (above[0], above[2], below[0], below[1]) == (1, 1, -1, -1)
+    assert above[1] == pytest.approx(-below[2])
+    assert above[1] > 0.7
+    # 12 of 40 and 20 of 40: 8 / 32, or the same of wrong answers.
+    fg, bg = np.arange(40) < 12, np.arange(40) < 20
+    nested = relative_foreground_sensitivity(fg, bg, each)
+    apart = relative_foreground_sensitivity(fg, bg[::-1], each)
+    assert nested is not None
+    assert apart is not None
+    assert nested[0] == apart[0] == pytest.approx(0.25)
+    # The same images wrong: what differs between the sides is surer.
+    assert nested[1] > 0 > apart[1]
+    # A single unit knows nothing of others, answers to all of the same images have an interval.
+    assert relative_foreground_sensitivity(fg, bg, Roles.of(fg * 0)) == (0.25, -1, 1)
+    equal = relative_foreground_sensitivity(fg, fg, each)
+    assert equal is not None
+    assert equal[1] < equal[0] == 0 < equal[2]
+    with pytest.raises(ValueError, match=r"\(40,\) and \(3,\) answers for 40"):
+        relative_foreground_sensitivity(fg, bg[:3], each)
+    with pytest.raises(ValueError, match="answers for 0"):
+        relative_foreground_sensitivity(fg[:0], bg[:0], Roles.of(np.arange(0)))
 
 
 # What the job writes, on a dataset of 18 pictures in three shards, two replicates, two models.

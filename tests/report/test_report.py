@@ -171,6 +171,9 @@ def test_every_part_has_real_results_or_says_what_gives_them(opened: Any) -> Non
     for section, images in (("images", 14 * 8), ("backgrounds", 1), ("saliency", 3 * 3)):
         assert page.locator(f"#{section} img").count() >= images
     assert page.locator("#mistakes svg").count() >= 9
+    # Flip rates of mixed_same and mixed_rand, of one draw each; no variants with noise.
+    assert page.locator("#sensitivity tbody tr").count() == len(MODELS)
+    assert "--variants all,noise_fg,noise_bg" in page.locator("#sensitivity").inner_text()
     assert page.locator(".claims > li").count() == len(CLAIMS)
     known = build_parser()
     commands = page.locator(".command code").all_inner_texts()

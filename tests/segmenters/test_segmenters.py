@@ -41,7 +41,9 @@ from transforms.codec import encode_png
 from transforms.cutting import Cut, cut_objects
 from transforms.filters import Reason
 from transforms.geometry import ResizeCrop
+from transforms.hashing import keyed_hash
 from transforms.masks import MaskError, bounding_box, read_mask
+from transforms.noise import gaussian_noise
 from transforms.segmentation import SEGMENTERS
 from transforms.taxonomy import imagenet9
 
@@ -128,8 +130,9 @@ def masked(
     command = [
         *("run", "--output", output, "--input", source, "--limit", 3),
         *("--segmenter", "masks", "--masks", source / "masks"),
-        *("--variants", "original,fg_mask,mixed_rand,bg_blurred,python:my_variants:fg_on_grey"),
-        *("--fail_if", "fg_on_grey<0.0"),
+        "--variants",
+        "original,fg_mask,mixed_rand,bg_blurred,noise_fg,noise_bg,python:my_variants:fg_on_grey",
+        *("--fail_if", "fg_on_grey<0.0,noise_bg<0.0"),
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(root))
@@ -205,13 +208,39 @@ def test_further_variants_are_composed_evaluated_and_read_without_their_module(
     with (output / "results" / "summary.csv").open() as file:
         rows = {row["variant"]: row for row in csv.DictReader(file)}
     assert {"bg_blurred", "fg_on_grey"} <= set(rows)
+    noisy = [float(rows[name]["accuracy"]) for name in ("noise_fg", "noise_bg")]
+    with (output / "results" / "rfs.csv").open() as file:
+        measured = list(csv.DictReader(file))[-1]
+    assert [float(measured[name]) for name in ("noise_fg", "noise_bg")] == noisy
+    mean = sum(noisy) / 2
+    rfs = (noisy[1] - noisy[0]) / (2 * min(mean, 1 - mean))
+    assert float(measured["rfs"]) == pytest.approx(rfs)
     config = manifest_of(output)["config"]
-    assert config["variants"][-2:] == ["bg_blurred", "python:my_variants:fg_on_grey@1"]
-    assert "fg_on_grey" in (output / "report.html").read_text()
+    assert config["variants"][-2:] == ["noise_bg", "python:my_variants:fg_on_grey@1"]
+    page = (output / "report.html").read_text()
+    assert "fg_on_grey" in page
+    assert f"{rfs:.2f}<small>" in page
+    # One draw of one mixed variant: nothing to compare.
+    assert "No flip rate" in page
     assert_sound(output)
     assert main(["export", "--dataset", str(output), "--to", str(tmp_path)]) == 0
-    for variant in ("bg_blurred", "fg_on_grey"):
+    for variant in ("bg_blurred", "noise_fg", "fg_on_grey"):
         assert len(list(tmp_path.glob(f"{variant}/val/*/*.JPEG"))) == len(originals)
+
+
+def test_noise_is_drawn_by_the_key_and_stored_without_loss(
+    masked: tuple[Path, dict[str, str]],
+) -> None:
+    output, _ = masked
+    masks, originals = pictures(output, "fg_mask"), pictures(output, "original")
+    on_fg, on_bg = (pictures(output, name) for name in ("noise_fg", "noise_bg"))
+    for key, mask in masks.items():
+        is_fg = mask[..., np.newaxis] > 0
+        image = np.where(is_fg, on_bg[key], on_fg[key]).astype(int)
+        assert abs(image - originals[key]).mean() < 5  # JPEG's loss.
+        noise = gaussian_noise(keyed_hash(0, "noise", key), image.shape)
+        found = np.where(is_fg, on_fg[key], on_bg[key])
+        np.testing.assert_array_equal(found, np.clip(image + noise, 0, 255))
 
 
 def cut(image: bytes, xml: bytes | None, mask: bytes | None, segmenter: str = "masks") -> Cut:

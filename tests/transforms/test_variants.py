@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from transforms.geometry import OutputBox
 from transforms.layers import Layer
+from transforms.noise import add_noise, gaussian_noise
 from transforms.variants import MIXED, PAPER, PICTURES, VARIANTS, composite, select_variants
 
 SIDE = 12
+NOISE = gaussian_noise(5, (SIDE, SIDE, 3))
 
 
 @st.composite
@@ -60,7 +62,7 @@ def test_mixing_goes_along_the_mask_black_pixels_included(layer: Layer, other: L
 def test_composing_changes_no_layer(layer: Layer) -> None:
     before = [layer.image.copy(), layer.only_bg_t.copy(), layer.mask.copy()]
     for variant in VARIANTS.values():
-        variant.compose(layer, layer.only_bg_t)
+        variant.compose(layer, layer.only_bg_t, NOISE)
     for old, new in zip(before, [layer.image, layer.only_bg_t, layer.mask], strict=True):
         np.testing.assert_array_equal(old, new)
 
@@ -91,6 +93,19 @@ def test_a_blurred_background_holds_nothing_of_the_foreground(layer: Layer) -> N
     np.testing.assert_array_equal(
         VARIANTS["bg_blurred"].compose(other)[~layer.mask], blurred[~layer.mask]
     )
+
+
+@given(layers())
+def test_noise_stays_on_its_side_of_the_mask(layer: Layer) -> None:
+    noisy = add_noise(layer.image, NOISE)
+    for name, inside in (("noise_fg", layer.mask), ("noise_bg", ~layer.mask)):
+        picture = VARIANTS[name].compose(layer, noise=NOISE)
+        np.testing.assert_array_equal(picture[inside], noisy[inside])
+        np.testing.assert_array_equal(picture[~inside], layer.image[~inside])
+        assert VARIANTS[name].lossless
+        assert name not in select_variants(["all"])
+        with pytest.raises(ValueError, match=f"{name} needs noise"):
+            VARIANTS[name].compose(layer)
 
 
 def test_a_blur_keeps_a_plain_background_plain() -> None:
