@@ -58,6 +58,13 @@ def row(what: str, value: str, yardstick: str = "", bound: str = "") -> None:
             file.write(json.dumps(line) + "\n")
 
 
+def commit() -> str:
+    """The checkout's commit, `unknown` outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
 def run_in9(*arguments: object) -> Cost:
     """Runs a command in a process of its own. Raises CalledProcessError if it fails."""
     command = [sys.executable, "-m", "pipeline", *map(str, arguments)]

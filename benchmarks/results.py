@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from measure import TABLE, card
+from measure import TABLE, card, commit
 
 HERE = Path(__file__).parent
 CARD = "gpu --device cuda"
@@ -87,7 +87,7 @@ def main() -> int:
                 failed.append(name)
                 found.append({"what": f"{name} failed", "value": "-", "yardstick": "", "bound": ""})
             sections[name] = [
-                f"| **`{command}`** | {_commit()} | {datetime.date.today()}, {card()} | |",
+                f"| **`{command}`** | {commit()} | {datetime.date.today()}, {card()} | |",
                 *(
                     f"| {r['what']} | {r['value']} | {r['yardstick']} | {r['bound']} |"
                     for r in found
@@ -98,13 +98,6 @@ def main() -> int:
     arguments.to.write_text("\n".join([*_HEAD, *lines, ""]), encoding="utf-8")
     print(f"written: {arguments.to}")
     return 1 if failed else 0
-
-
-def _commit() -> str:
-    """What was measured; `unknown` outside of a checkout."""
-    command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 def read_sections(page: Path) -> dict[str, list[str]]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.report.claims import CLAIMS
+
 ROOT = Path(__file__).parents[1]
 PAGES = [
     path
@@ -30,6 +32,13 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         target = page.parent / path if path else page
         assert target.exists(), path
         assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+
+
+def test_every_claim_stands_in_the_page_of_reproduction() -> None:
+    """As the code words it now: else `benchmarks/reproduction.py` writes the page again."""
+    page = (ROOT / "docs" / "reproduction.md").read_text()
+    for claim in CLAIMS:
+        assert f"| {claim.text} ({claim.source}) | {claim.published} | " in page
 
 
 def test_pages_that_code_names_are_there() -> None:

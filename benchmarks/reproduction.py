@@ -1,0 +1,198 @@
+"""Published figures beside those of a dataset's results: the tables of `docs/reproduction.md`.
+
+    python benchmarks/reproduction.py DATASET [--to docs/reproduction.md]
+
+Reads what `in9 run`, `attack`, `saliency` and `matrix` have left, runs nothing, and writes between
+the two marks of the page, or prints. Figures of a claim come from the same judges as the report's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from measure import commit
+
+from pipeline.dataset.folder import Dataset
+from pipeline.evaluate import published
+from pipeline.report.checklist import Checked, check_claims
+from pipeline.report.claims import SECTIONS
+from pipeline.report.evidence import Evidence, gather
+from pipeline.report.headline import GAP, make_headline
+from pipeline.report.measured import TIMES, Results, attacks_of, grid_size
+from pipeline.report.page import percent, rounded
+from pipeline.storage.store import Store
+from transforms.scoring import PAPER_RULE
+
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+_UNITS = {"percent": " %", "points": " points", "slope": ""}
+
+
+def interval(value: float | None, low: float | None, high: float | None, unit: str = "") -> str:
+    """A fraction in percent, or a slope, with its interval if it has one."""
+    if value is None or low is None or high is None:
+        return "-"
+    shown = rounded if unit == "slope" else percent
+    span = f" [{shown(low)}, {shown(high)}]" if low != high else ""
+    return f"{shown(value)}{_UNITS.get(unit, '')}{span}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Lines of a Markdown table."""
+    for cells in (head, ["---"] * len(head), *rows):
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def measured_on(evidence: Evidence) -> Iterator[str]:
+    """How much the figures rest on."""
+    dataset = evidence.dataset
+    manifest = dataset.manifest
+    yield f"Made at commit {commit()}, of dataset {manifest.fingerprint[:12]}:"
+    yield ""
+    for split, counts in manifest.images.items():
+        total = counts["accepted"] + counts["rejected"]
+        yield f"* {split}: {counts['accepted']:,} of {total:,} images pass the filters;"
+    gaps = [(m.name, m.row("gaps", label_rule=PAPER_RULE)) for m in evidence.evaluated]
+    for images, draws in sorted({(gap["n"], gap["replicates"]) for _, gap in gaps if gap}):
+        names = [name for name, gap in gaps if gap and gap["n"] == images]
+        words = f"{images:,} images, {draws} draws of backgrounds"
+        yield f"* accuracies and BG-Gap of {words}: {', '.join(names)};"
+    for content in evidence.matrices:
+        tested = ", ".join(f"{n:,}" for n in sorted({row["n"] for row in content["rows"]}))
+        yield f"* matrix {content['name']}: each cell of {tested} images;"
+    looked = [model for model in evidence.models if model.saliency]
+    for images in sorted({model.saliency["images"] for model in looked if model.saliency}):
+        names = [m.name for m in looked if m.saliency and m.saliency["images"] == images]
+        yield f"* saliency of {images:,} images: {', '.join(names)};"
+    if evidence.trend:
+        # What follows the colon says which table.
+        kinds = {
+            str(point["imagenet_source"]).partition(":")[0] for point in evidence.trend["points"]
+        }
+        yield f"* accuracy on ImageNet, for the trend: {', '.join(sorted(kinds))}."
+    yield ""
+
+
+def claims(checked: Sequence[Checked], matrices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A table for each question of the post. A matrix is named only where there are several."""
+    named = f"{matrices[0]['name']}, " if len(matrices) == 1 else ""
+    for section, question in SECTIONS.items():
+        yield f"### {section}. {question}"
+        yield ""
+        rows = []
+        for one in (each for each in checked if each.claim.section == section):
+            found = [
+                f"{interval(each.value, each.low, each.high, one.claim.unit)} "
+                f"({each.subject.removeprefix(named)})"
+                + (f": {each.verdict}" if each.verdict != one.verdict else "")
+                for each in one.findings
+            ]
+            rows.append(
+                (
+                    f"{one.claim.text} ({one.claim.source})",
+                    one.claim.published,
+                    "<br>".join(found) or "-",
+                    f"{one.summary}<br>({one.claim.judged})",
+                    f"`{' '.join(one.claim.command.split()[:2])}`",
+                )
+            )
+        yield from table(("claim", "published", "ours", "verdict (judged by)", "made by"), rows)
+
+
+def pretrained(evidence: Evidence) -> Iterator[str]:
+    """Accuracies and gaps of the authors' pretrained models, and of those that are here."""
+    head = make_headline(evidence)
+    variants = ("original", "only_bg_t", "mixed_same", "mixed_rand")
+    yield "### Models trained on ImageNet (paper table 2, README), %"
+    yield ""
+    rows = [
+        [f"{name} ({source})"]
+        + [percent(of[variant]) if variant in of else "-" for variant in variants]
+        + [percent(gap)]
+        for name, source, of, gap in head.published
+    ]
+    for row in head.tables[PAPER_RULE]:
+        cells = [row.cells[variant] for variant in (*variants, GAP) if variant in row.cells]
+        rows.append([f"**{row.name}**", *(interval(c.value, c.low, c.high) for c in cells)])
+    yield from table(("model", *variants, GAP), rows)
+
+
+def trained(content: Mapping[str, Any]) -> Iterator[str]:
+    """A matrix beside table 5."""
+    cells = {(row["train_variant"], row["test_variant"]): row for row in content["rows"]}
+    widest = max((row["ci_high"] - row["ci_low"]) / 2 for row in content["rows"])
+    yield f"### Train on the row, test on the column (paper table 5): {content['name']}"
+    yield ""
+    yield (
+        f"Ours is a {content['method']} of {content['arch']}, up to {100 * widest:.1f} points to "
+        "either side (95 %); the paper's ResNet-50 in brackets. %"
+    )
+    yield ""
+    rows = []
+    for name in published.TRAINED:
+        row = [f"`{name}`"]
+        for other in published.TABLE_5_NAMES:
+            cell = cells.get((name, other))
+            ours = percent(cell["accuracy"]) if cell else "-"
+            row.append(f"{ours} ({percent(published.TRAINED[name][other], 2)})")
+        rows.append(row)
+    yield from table(("", *published.TABLE_5_NAMES.values()), rows)
+
+
+def adversarial(evidence: Evidence) -> Iterator[str]:
+    """Attacks beside the authors'."""
+    yield "### Adversarial backgrounds (paper, README), %"
+    yield ""
+    full = f"{published.FULL_GRID:,} {TIMES} {published.FULL_GRID:,}"
+    classes = evidence.taxonomy.names
+    rows = [
+        ["ResNet-50", full, percent(published.FOOLED), percent(published.CHALLENGE["ResNet-50"])]
+        + ["-"] * len(classes),
+        ["ResNet-50, IN-9L", full, "-", percent(published.CHALLENGE["ResNet-50 (IN-9L)"])]
+        + [percent(share, 2) for share in published.FOOLED_BY_CLASS],
+    ]
+    for model, found, _ in attacks_of(Results(evidence.models, evidence.trend)):
+        by_class = {row["label"]: row["fooled"] for row in found["by_class"] or ()}
+        bounds = (
+            (found[name], found[f"{short}_ci_low"], found[f"{short}_ci_high"])
+            for name, short in (("fooled", "fooled"), ("challenge_accuracy", "challenge"))
+        )
+        rows.append(
+            [f"**{model.name}**", grid_size(model.attack or {}), *(interval(*b) for b in bounds)]
+            + [percent(by_class.get(label)) for label in range(len(classes))]
+        )
+    yield from table(("model", "grid", "fooled", "challenge accuracy", *classes), rows)
+
+
+def tables(evidence: Evidence) -> Iterator[str]:
+    """All lines."""
+    yield from measured_on(evidence)
+    yield from claims(check_claims(evidence), evidence.matrices)
+    yield from pretrained(evidence)
+    for content in evidence.matrices:
+        yield from trained(content)
+    yield from adversarial(evidence)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset", help="folder with results")
+    parser.add_argument("--to", type=Path, help="page to write them into (prints)")
+    arguments = parser.parse_args()
+    dataset = Dataset.open(Store(arguments.dataset))
+    lines = "\n".join(tables(gather(dataset, dataset.taxonomy)))
+    if arguments.to is None:
+        sys.stdout.write(lines)
+        return
+    before, _, rest = arguments.to.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    text = f"{before}{BEGIN}\n\n{lines}\n{END}{after}"
+    arguments.to.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
