@@ -3,7 +3,7 @@
     python benchmarks/results.py [--quick]
     python benchmarks/results.py --only 'gpu --device cuda'
 
-The better part of an hour on two cores. A benchmark that fails is a row, and the exit code is 1.
+Over an hour on two cores. A benchmark that fails is a row, and the exit code is 1.
 Rows of those that are not run stay, with the commit that they are of.
 """
 
@@ -34,6 +34,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
     "reading": ([], ["--images", "72", "--rounds", "1"]),
     "start_up": ([], ["--rounds", "1"]),
     "trace": ([], ["--limit", "2"]),
+    "interval_coverage": ([], ["--runs", "20", "--images", "20", "--draws", "1"]),
     "scale": (
         ["--images", "1000,10000,30000", "--rows", "1300000,20000000"],
         ["--images", "64,128", "--rows", "20000"],
