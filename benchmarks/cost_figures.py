@@ -39,8 +39,8 @@ ONE = "--direct_num_workers=1"
 
 def print_compute(folder: str, rounds: int, model: str, root: Path) -> None:
     """CPU seconds and bytes."""
-    listing = list_images(find_layout(folder, None, "val"), imagenet9())
-    images = [image for image in listing.images if image.annotation]
+    listed, _ = list_images(find_layout(folder, None, "val"), imagenet9())
+    images = [image for image in listed if image.annotation]
     few, many = len(images), 2 * len(images)
     sources = {n: multiply(images, n, root / f"in-{n}") for n in (few, many)}
     outputs: dict[int, Path] = {}

@@ -117,10 +117,10 @@ def main() -> None:
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     config = SegmentConfig(segmenter=arguments.segmenter)
-    listing = list_images(find_layout(arguments.input, None, "val"), imagenet9())
+    listed, _ = list_images(find_layout(arguments.input, None, "val"), imagenet9())
     accepted = [
         image
-        for image in listing.images[: arguments.images]
+        for image in listed[: arguments.images]
         if next(cut_source(read_source(image.path, image.annotation), config)).layer is not None
     ]
     few, many = arguments.images, 6 * arguments.images
@@ -144,7 +144,7 @@ def main() -> None:
         for _ in range(arguments.rounds):
             loop, segmentation, job = {}, {}, {}
             for n in (few, many):
-                images = list_images(find_layout(str(inputs[n]), None, "val"), imagenet9()).images
+                images = list_images(find_layout(str(inputs[n]), None, "val"), imagenet9())[0]
                 loop[n], segmentation[n] = bare_loop(images, config, root / "bare")
                 job[n] = generate(inputs[n], "--direct_num_workers=1")[0]
             bare = slope((few, loop[few]), (many, loop[many]))

@@ -26,7 +26,7 @@ from measure import Cost, card, multiply, peak_of_this_process, row, run_in9
 
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import MANIFEST
-from pipeline.dataset.records import FoundShard, Staging
+from pipeline.dataset.records import Record, Staging
 from pipeline.dataset.sample import sample_folder
 from pipeline.dataset.shards import (
     ShardCounts,
@@ -37,12 +37,16 @@ from pipeline.dataset.shards import (
     webdataset_file,
 )
 from pipeline.generate.commit import commit
-from pipeline.generate.compose import ComposedShard
 from pipeline.generate.cut_source import cut_source, read_source
-from pipeline.generate.plan import OutputShard, PlanSplit, load_plan
-from pipeline.generate.segmented import CANDIDATE_SCHEMA, SegmentedShard
+from pipeline.generate.plan import PlanSplit, load_plan
+from pipeline.generate.shards import (
+    CANDIDATE_SCHEMA,
+    OutputShard,
+    SourceShard,
+    SplitTotals,
+)
 from pipeline.inputs.layout import find_layout
-from pipeline.inputs.listing import SplitTotals, list_images
+from pipeline.inputs.listing import list_images
 from pipeline.storage.store import FileDigest, Store
 from transforms.taxonomy import imagenet9
 
@@ -65,8 +69,8 @@ def model():
 
 def measure_jobs(folder: Path, source: str, counts: list[int]) -> None:
     """Whole commands on so many images."""
-    listing = list_images(find_layout(source, None, "val"), imagenet9())
-    images = [image for image in listing.images if image.annotation]
+    listed, _ = list_images(find_layout(source, None, "val"), imagenet9())
+    images = [image for image in listed if image.annotation]
     accepted = [
         image
         for image in images
@@ -117,7 +121,7 @@ def sizes(counts: list[int]) -> str:
     return ", ".join(f"{count:,}" for count in counts)
 
 
-def simulated_shards(count: int, config: DatasetConfig) -> tuple[SplitTotals, list[SegmentedShard]]:
+def simulated_shards(count: int, config: DatasetConfig) -> tuple[SplitTotals, list[SourceShard]]:
     """Source shards of so many accepted images, whose files exist in name alone."""
     counts = ShardCounts.of(count, config.images_per_shard)
     totals = SplitTotals("val", counts, count, 0, 0)
@@ -141,12 +145,12 @@ def simulated_shards(count: int, config: DatasetConfig) -> tuple[SplitTotals, li
             stream.write_table(pa.Table.from_arrays(arrays, schema=CANDIDATE_SCHEMA))
         record, tar = layer_record("val", shard), layer_tar("val", shard)
         digests = (FileDigest(tar, 1, "0" * 64, rows), FileDigest(record, 1, "0" * 64, rows))
-        files = FoundShard(f"{shard:032x}", record, {tar: tar, record: record}, digests)
-        shards.append(SegmentedShard(totals, shard, rows, files, bytes(sink.getvalue())))
+        records = (Record(f"{shard:032x}", record, digests, {tar: tar, record: record}),)
+        shards.append(SourceShard(totals, shard, (), rows, records, bytes(sink.getvalue())))
     return totals, shards
 
 
-def composed(output: OutputShard, config: DatasetConfig, images: int) -> ComposedShard:
+def composed(output: OutputShard, config: DatasetConfig, images: int) -> OutputShard:
     """An output shard whose files are in place."""
     totals, shard = output.totals, output.shard
     of = totals.counts.output
@@ -160,13 +164,9 @@ def composed(output: OutputShard, config: DatasetConfig, images: int) -> Compose
     ]
     paths.append(index_file("val", shard, of))
     digests = tuple(FileDigest(path, 1, "0" * 64, images) for path in paths)
-    return ComposedShard(
-        output=output,
-        files=FoundShard(f"{shard:032x}", paths[-1], {path: path for path in paths}, digests),
-        images=images,
-        statuses={"accepted": images},
-        selected={0: images},
-    )
+    index = Record(f"{shard:032x}", paths[-1], digests, {path: path for path in paths})
+    row = {"status": "accepted", "label": 0, "selected": True, "object": None}
+    return output.composed(index, [row] * images)
 
 
 def measure_rows(count: int) -> None:
@@ -177,7 +177,7 @@ def measure_rows(count: int) -> None:
         store = Store(folder)
         staging = Staging(store, ".in9/staging/x")
         totals, shards = simulated_shards(count, config)
-        rows = {shard.shard: shard.images for shard in shards}
+        rows = {shard.shard: shard.segmented for shard in shards}
         before = peak_of_this_process()
         started = time.perf_counter()
         plan = PlanSplit(config.compose, staging, config.segment)
@@ -190,7 +190,7 @@ def measure_rows(count: int) -> None:
         seconds |= said["seconds"]
         images = [sum(rows[s] for s in totals.counts.sources_of(o.shard)) for o in outputs]
         done = [composed(o, config, n) for o, n in zip(outputs, images, strict=True)]
-        files = [file for shard in done for part in shard.parts for file in part.files]
+        files = [file for shard in done for record in shard.records for file in record.files]
         for file in files:
             path = Path(folder) / file.path
             path.parent.mkdir(parents=True, exist_ok=True)

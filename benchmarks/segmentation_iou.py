@@ -47,7 +47,7 @@ def main() -> None:
     root = sample_folder()
     by_class = defaultdict(list)
     accepted_by_class = defaultdict(list)
-    for image in list_images(find_layout(root, None, "val"), taxonomy).images:
+    for image in list_images(find_layout(root, None, "val"), taxonomy)[0]:
         pixels = decode_image(Path(image.path).read_bytes())
         annotation = parse_annotation(Path(image.annotation or "").read_bytes())
         truth = decode_mask((Path(root) / "masks" / "val" / f"{image.key}.png").read_bytes())

@@ -164,8 +164,8 @@ def small_sample(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """18 sample pictures, two of each class, at 2/5 of their size. Tests must not write into
     it."""
     root = tmp_path_factory.mktemp("small")
-    listing = list_images(find_layout(str(sample), None, "val"), imagenet9(), limit=2)
-    for source in listing.images:
+    images, _ = list_images(find_layout(str(sample), None, "val"), imagenet9(), limit=2)
+    for source in images:
         shrink(sample, Path(source.path), root)
     return root
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -83,48 +83,66 @@ def source_key(row: Mapping[str, Any]) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class ShardFiles:
-    """What the metadata of a record or of an index file says.
+class Record:
+    """A record that was found, or has just been written.
 
     Attributes:
-      fingerprint: of everything that went into the shard.
-      files: the shard's other files, which the record commits.
+      fingerprint: of everything that went into its shard.
+      path: where it lies now.
+      files: digests of the shard's other files, which it commits, under their final paths; of its
+        own as the last of them, where `Staging` gives a whole shard.
+      where: final path of each of these files that is there, to where it lies now; empty if
+        nobody has looked for them.
     """
 
     fingerprint: str
-    files: tuple[FileDigest, ...]
+    path: str
+    files: tuple[FileDigest, ...] = ()
+    where: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        check_data_paths(self.files)
+
+class _Metadata(TypedDict):
+    """What stands in a record's schema."""
+
+    fingerprint: str
+    files: tuple[FileDigest, ...]
 
 
 def write_table(
     store: Store,
     path: str,
     table: pa.Table,
-    about: ShardFiles,
+    fingerprint: str,
+    files: Sequence[FileDigest] = (),
 ) -> FileDigest:
-    """Writes a record: a table with `about` in its schema's metadata."""
-    meta = {
-        "fingerprint": about.fingerprint,
-        "files": [dataclasses.asdict(file) for file in about.files],
-    }
+    """Writes a record.
+
+    Args:
+      store: the dataset folder.
+      path: of the record.
+      table: what it holds.
+      fingerprint: of everything that went into its shard.
+      files: of the shard, which it commits.
+    """
+    meta = {"fingerprint": fingerprint, "files": [dataclasses.asdict(file) for file in files]}
     table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(meta, sort_keys=True)})
     with store.create(path, durable=True) as file:
         pq.write_table(table, file, compression="zstd")
     return FileDigest(path, file.size, file.sha256, table.num_rows)
 
 
-def read_about(store: Store, path: str) -> ShardFiles | None:
-    """The metadata of a record; None if there is no record, or a damaged one.
+def read_about(store: Store, path: str) -> Record | None:
+    """A record by its metadata alone; None if there is none, or a damaged one.
 
     Raises:
       OSError: it cannot be read.
     """
 
-    def read() -> ShardFiles:
+    def read() -> Record:
         schema = parse_parquet(store, path, pq.read_schema)
-        return parse_json((schema.metadata or {}).get(_METADATA_KEY, b""), ShardFiles)
+        about = parse_json((schema.metadata or {}).get(_METADATA_KEY, b""), _Metadata)
+        check_data_paths(about["files"])
+        return Record(about["fingerprint"], path, about["files"])
 
     return read_intact(store, path, read)
 
@@ -133,24 +151,6 @@ def read_rows(store: Store, path: str, columns: list[str] | None = None) -> list
     """The rows of a record, as dictionaries; errors as `read_table`."""
     rows: list[dict[str, Any]] = read_table(store, path, columns).to_pylist()
     return rows
-
-
-@dataclasses.dataclass(frozen=True)
-class FoundShard:
-    """The files of a shard that is up to date: it was found, or has just been made.
-
-    Attributes:
-      fingerprint: of everything that went into it.
-      record: where its record lies now.
-      where: final path of each of its files that is there, to where it lies now.
-      files: their digests, under their final paths. The record itself is the last of them, unless
-        nobody has looked into it yet (`Staging.find`).
-    """
-
-    fingerprint: str
-    record: str
-    where: dict[str, str]
-    files: tuple[FileDigest, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Staging:
             raise FileNotFoundError(f"{current} has gone")
         return FileDigest(final, size, self.store.digest(current), samples)
 
-    def find(self, record: str, fingerprint: str, *, need_files: bool = True) -> FoundShard | None:
+    def find(self, record: str, fingerprint: str, *, need_files: bool = True) -> Record | None:
         """Finds a shard that is up to date, with all of its files.
 
         Args:
@@ -201,31 +201,22 @@ class Staging:
                     if size == file.bytes:
                         where[file.path] = place(file.path)
             if len(where) == len(about.files) or not need_files:
-                return FoundShard(fingerprint, path, where, about.files)
+                return dataclasses.replace(about, where=where)
         return None
 
-    def with_record(self, found: FoundShard, record: str, rows: int) -> FoundShard:
-        """A shard that was found, with its record, of so many rows, as the last of its files.
-        Raises OSError."""
-        digest = self.digest_of(found.record, record, rows)
-        where = {**found.where, record: found.record}
-        return dataclasses.replace(found, where=where, files=(*found.files, digest))
+    def with_record(self, found: Record, path: str, rows: int) -> Record:
+        """A record that was found, of so many rows, as the last of its shard's files, under its
+        final path. Raises OSError."""
+        digest = self.digest_of(found.path, path, rows)
+        where = {**found.where, path: found.path}
+        return dataclasses.replace(found, files=(*found.files, digest), where=where)
 
     def write(
-        self, record: str, table: pa.Table, fingerprint: str, files: Sequence[FileDigest] = ()
-    ) -> FoundShard:
+        self, path: str, table: pa.Table, fingerprint: str, files: Sequence[FileDigest] = ()
+    ) -> Record:
         """Writes the record of a shard whose other files are staged, which makes it one that is
-        found from then on.
-
-        Args:
-          record: its final path.
-          table: what it holds.
-          fingerprint: of everything that went into the shard.
-          files: digests of the others, under their final paths.
-        """
-        staged = self.staged(record)
-        about = ShardFiles(fingerprint, tuple(files))
-        digest = dataclasses.replace(write_table(self.store, staged, table, about), path=record)
-        files = (*about.files, digest)
-        where = {file.path: self.staged(file.path) for file in files}
-        return FoundShard(fingerprint, staged, where, files)
+        found from then on; arguments as of `write_table`, under final paths."""
+        staged = self.staged(path)
+        digest = write_table(self.store, staged, table, fingerprint, files)
+        files = (*files, dataclasses.replace(digest, path=path))
+        return Record(fingerprint, staged, files, {f.path: self.staged(f.path) for f in files})

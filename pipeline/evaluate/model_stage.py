@@ -24,7 +24,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.records import ShardFiles, write_table
+from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, ModelError
 from pipeline.evaluate.failures import FailedModel, note_failures
 from pipeline.evaluate.results import result_folder
@@ -217,8 +217,7 @@ class RunModels(_Step):
         making = of_model.make(predictor, units, missing, note)
         with contextlib.closing(making), _Writer() as writer:
             for unit, table in making:
-                about = ShardFiles(of_model.checksum(unit), ())
-                writer.write(store, of_model.path(unit), table, about)
+                writer.write(store, of_model.path(unit), table, of_model.checksum(unit))
                 meters[unit].end()
                 count(f"{work.unit_name}_made")
 
@@ -242,10 +241,10 @@ class _Writer:
     def __enter__(self) -> _Writer:
         return self
 
-    def write(self, store: Store, path: str, table: pa.Table, about: ShardFiles) -> None:
+    def write(self, store: Store, path: str, table: pa.Table, fingerprint: str) -> None:
         """As `write_table`, whose errors come with the next call, or the end of the block."""
         self._finish()
-        self._last = self._pool.submit(write_table, store, path, table, about)
+        self._last = self._pool.submit(write_table, store, path, table, fingerprint)
 
     def _finish(self) -> None:
         if self._last is not None:

@@ -24,12 +24,11 @@ from pipeline.dataset.manifest import (
     read_manifest,
     stage_versions,
 )
-from pipeline.dataset.records import ACCEPTED, FoundShard
+from pipeline.dataset.records import ACCEPTED, Record
 from pipeline.dataset.shards import CARD_FILES, DATA_FOLDERS
 from pipeline.errors import JobError
-from pipeline.generate.compose import ComposedShard
-from pipeline.generate.plan import check_complete
 from pipeline.generate.scenes import SceneTable
+from pipeline.generate.shards import OutputShard
 from pipeline.runtime.counters import count, timed
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.taxonomy import Taxonomy, imagenet9
@@ -38,35 +37,30 @@ STAGING = f"{WORK_FOLDER}/staging"
 
 
 def build_manifest(
-    config: DatasetConfig, shards: list[ComposedShard], taxonomy: Taxonomy
+    config: DatasetConfig, shards: list[OutputShard], taxonomy: Taxonomy
 ) -> Manifest:
     """Adds up the shards of all splits, without the dataset card's files.
 
     Raises:
       JobError: a split, a shard or an image is missing.
     """
-    by_split: dict[str, list[ComposedShard]] = {split: [] for split in config.split}
+    by_split: dict[str, list[OutputShard]] = {split: [] for split in config.split}
     for shard in shards:
-        by_split[shard.output.totals.split].append(shard)
+        by_split[shard.totals.split].append(shard)
     counts, images, rejections, samples = {}, {}, {}, {}
     by_object = config.segment.objects == "each"
     for split, found in by_split.items():
-        found.sort(key=lambda shard: shard.output.shard)
+        found.sort(key=lambda shard: shard.shard)
         if not found:
             raise JobError(f"{split}: no shard arrived. Run the same command again to go on")
-        totals = found[0].output.totals
+        totals = found[0].totals
         statuses: Counter[str] = Counter()
         selected: Counter[int] = Counter()
         for shard in found:
             statuses.update(shard.statuses)
             selected.update(shard.selected)
-        check_complete(
-            split,
-            [shard.output.shard for shard in found],
-            totals.counts.output,
-            sum(shard.images for shard in found),
-            totals.listed,
-        )
+        arrived = sum(shard.images for shard in found)
+        totals.check_complete([s.shard for s in found], totals.counts.output, arrived)
         objects = {"objects": statuses.total()} if by_object else {}
         accepted = statuses.pop(ACCEPTED, 0)
         of_sample = sum(shard.of_sample for shard in found)
@@ -85,14 +79,14 @@ def build_manifest(
         per_class = {name: selected[label] for label, name in enumerate(taxonomy.names)}
         samples[split] = dict.fromkeys(config.compose.composed, per_class)
     scenes = _scenes(shards)
-    files = (file for part in _parts(shards) for file in part.files)
+    files = (file for record in _records(shards) for file in record.files)
     kept = (file for file in files if not _is_dropped(config, file.path))
     return Manifest(
         config=config,
         fingerprint=fingerprint(
             config.fingerprint(),
             COMPOSE_VERSION,
-            sorted([s.output.totals.split, s.output.shard, s.files.fingerprint] for s in shards),
+            sorted([s.totals.split, s.shard, s.records[-1].fingerprint] for s in shards),
         ),
         libraries=library_versions(),
         shards=counts,
@@ -106,18 +100,18 @@ def build_manifest(
     )
 
 
-def _scenes(shards: list[ComposedShard]) -> SceneTable | None:
+def _scenes(shards: list[OutputShard]) -> SceneTable | None:
     """The table of scenes, which all shards have in common."""
-    return next((shard.output.scenes for shard in shards), None)
+    return next((shard.scenes for shard in shards), None)
 
 
-def _parts(shards: list[ComposedShard]) -> Iterator[FoundShard]:
-    """What the files of a dataset are of: source and output shards, and the table of scenes."""
+def _records(shards: list[OutputShard]) -> Iterator[Record]:
+    """Those that name all files: of source and output shards, and the table of scenes."""
     for shard in shards:
-        yield from shard.parts
+        yield from shard.records
     scenes = _scenes(shards)
     if scenes is not None:
-        yield scenes.files
+        yield scenes.record
 
 
 def _is_dropped(config: DatasetConfig, path: str) -> bool:
@@ -137,7 +131,7 @@ def _same_data(old: Manifest | None, new: Manifest) -> bool:
 
 
 class Commit(beam.DoFn):
-    """(None, all ComposedShards as a side input) -> the dataset's fingerprint, once."""
+    """(None, all OutputShards, composed, as a side input) -> the dataset's fingerprint, once."""
 
     def __init__(self, config: DatasetConfig, store: Store, taxonomy: Taxonomy) -> None:
         self._config = config
@@ -145,12 +139,12 @@ class Commit(beam.DoFn):
         self._taxonomy = taxonomy
 
     @timed("commit")
-    def process(self, _: Any, shards: Iterable[ComposedShard]) -> list[str]:
+    def process(self, _: Any, shards: Iterable[OutputShard]) -> list[str]:
         return [commit(self._config, self._store, self._taxonomy, list(shards))]
 
 
 def commit(
-    config: DatasetConfig, store: Store, taxonomy: Taxonomy, shards: list[ComposedShard]
+    config: DatasetConfig, store: Store, taxonomy: Taxonomy, shards: list[OutputShard]
 ) -> str:
     """Puts the shards of all splits in place; returns the dataset's fingerprint.
 
@@ -162,8 +156,8 @@ def commit(
     old = read_manifest(store)
     moves = [
         (source, target)
-        for part in _parts(shards)
-        for target, source in part.where.items()
+        for record in _records(shards)
+        for target, source in record.where.items()
         if source != target and not _is_dropped(config, target)
     ]
     if old is not None and _same_data(old, manifest) and _in_place(store, old, moves):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections import Counter
+import contextlib
+from collections.abc import Generator
 from typing import Any
 
 import apache_beam as beam
@@ -15,24 +15,29 @@ from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.records import (
     ACCEPTED,
     RECORD_SCHEMA,
-    FoundShard,
+    Record,
     Staging,
     count_sources,
+    is_first,
     read_rows,
 )
-from pipeline.dataset.sample import sample_digests
 from pipeline.dataset.shards import bucket_hash, index_file
-from pipeline.errors import JobError
-from pipeline.generate.layer_source import Backgrounds
-from pipeline.generate.plan import OutputShard, Plan, load_plan
+from pipeline.dataset.sinks import Sample, digests_of, open_sinks, sample_schema
+from pipeline.generate.layer_source import Backgrounds, LayerSource
+from pipeline.generate.own_variants import find_variants
+from pipeline.generate.plan import Plan, load_plan
 from pipeline.generate.scenes import DrawnScenes
-from pipeline.generate.staged import count_shard
-from pipeline.generate.variant_files import VariantFiles
-from pipeline.runtime.counters import timed
+from pipeline.generate.shards import OutputShard
+from pipeline.runtime.counters import count, count_shard, timed
 from pipeline.runtime.progress import Meter, Progress
+from pipeline.storage.store import FileDigest
+from transforms.codec import encode_jpeg, encode_png
 from transforms.filters import Reason
-from transforms.taxonomy import Taxonomy
-from transforms.variants import EXTERNAL, MIXED, with_replicates
+from transforms.geometry import Pixels
+from transforms.hashing import keyed_hash
+from transforms.noise import gaussian_noise
+from transforms.taxonomy import Taxonomy, imagenet_index
+from transforms.variants import EXTERNAL, MIXED, base_of, with_replicates
 
 
 def index_schema(replicates: int) -> pa.Schema:
@@ -62,68 +67,117 @@ def index_schema(replicates: int) -> pa.Schema:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class ComposedShard:
-    """An output shard that is up to date.
+class VariantFiles:
+    """Writes the variants of output shards, in every format.
 
-    Attributes:
-      output: the shard, as planned.
-      files: its own, the index last.
-      images: number of source images.
-      statuses: number of rows of the index by status: of images, or of objects where each of an
-        image's is one.
-      selected: number of selected images by label.
-      of_sample: how many of those are pictures of the embedded sample, byte for byte.
+    Args:
+      segment: how layers were made.
+      config: of the variants.
+      staging: where the files wait.
+      taxonomy: whose names are in the files.
     """
 
-    output: OutputShard
-    files: FoundShard
-    images: int
-    statuses: dict[str, int]
-    selected: dict[int, int]
-    of_sample: int = 0
+    def __init__(
+        self, segment: SegmentConfig, config: ComposeConfig, staging: Staging, taxonomy: Taxonomy
+    ) -> None:
+        self._segment = segment
+        self._config = config
+        self._staging = staging
+        self._schema = sample_schema(taxonomy.names)
+        self._variants = find_variants(config.variants)
+        self._with_noise = any(variant.from_noise for variant in self._variants.values())
 
-    @classmethod
-    def of(
-        cls, output: OutputShard, files: FoundShard, rows: list[dict[str, Any]]
-    ) -> ComposedShard:
-        """A shard that was found or made.
+    def write(
+        self,
+        output: OutputShard,
+        backgrounds: Backgrounds,
+        rows: list[dict[str, Any]],
+        meter: Meter,
+    ) -> tuple[FileDigest, ...]:
+        """Writes all variants of a shard to the staging folder.
 
         Args:
           output: the shard, as planned.
-          files: its own, the index last.
-          rows: of the index.
+          backgrounds: that were drawn for its selected images.
+          rows: of its index, complete.
+          meter: counts source images that are done.
 
-        Raises:
-          JobError: a file does not hold a sample of each selected image.
+        Returns:
+          Digests of the files, under their final paths.
         """
-        selected = Counter(row["label"] for row in rows if row["selected"])
-        for file in files.files[:-1]:
-            if file.samples != selected.total():
-                raise JobError(
-                    f"{files.record} says that {file.path} has {file.samples} samples, of "
-                    f"{selected.total()}; remove it"
-                )
-        return cls(
-            output=output,
-            files=files,
-            images=count_sources(rows),
-            statuses=dict(Counter(row["status"] for row in rows)),
-            selected=dict(selected),
-            # An import does not know what its pictures were made of.
-            of_sample=sum(
-                row["selected"] and row.get("source_md5") in sample_digests() for row in rows
-            ),
-        )
+        source = LayerSource(self._staging.store, backgrounds, self._segment)
+        selected = [row for row in rows if row["selected"]]
+        with self._staging.store.together() as store, contextlib.ExitStack() as stack:
+            sinks = open_sinks(
+                stack,
+                store,
+                self._staging,
+                variants=self._config.composed,
+                formats=self._config.formats,
+                schema=self._schema,
+                split=output.totals.split,
+                shard=output.shard,
+                shards=output.totals.counts.output,
+            )
+            composed = stack.enter_context(contextlib.closing(self._compose(source, selected)))
+            for row, pictures in composed:
+                for variant, picture in pictures.items():
+                    background = backgrounds.fields(row["key"], variant)
+                    sample = self._sample(row, variant, picture, background)
+                    for sink in sinks[variant]:
+                        sink.add(sample)
+                count("images_composed")
+                meter.add(is_first(row))
+        return digests_of(sinks)
 
-    @property
-    def parts(self) -> tuple[FoundShard, ...]:
-        """The source shards that it is made of, and its own files."""
-        return (*self.output.sources, self.files)
+    def _compose(
+        self, source: LayerSource, rows: list[dict[str, Any]]
+    ) -> Generator[tuple[dict[str, Any], dict[str, Pixels]], None, None]:
+        """The pictures of each selected image, by variant."""
+        if self._segment.is_whole:
+            for row, whole in source.whole(rows):
+                yield row, dict.fromkeys(self._config.composed, whole)
+            return
+        for row, layer, encoded in source.layers(rows):
+            noise = None
+            if self._with_noise:
+                # The same for all of an image's variants, which differ in where it is alone.
+                draw = keyed_hash(self._config.seed, "noise", row["key"])
+                noise = gaussian_noise(draw, layer.image.shape)
+            pictures = {}
+            for name in self._config.composed:
+                tiled = source.tiled(encoded[name]) if name in encoded else None
+                pictures[name] = self._variants[base_of(name)].compose(layer, tiled, noise)
+            yield row, pictures
+
+    def _sample(
+        self,
+        row: dict[str, Any],
+        variant: str,
+        picture: Pixels,
+        background: dict[str, Any],
+    ) -> Sample:
+        as_png = self._config.encoding == "png" or self._variants[base_of(variant)].lossless
+        return Sample(
+            key=row["key"],
+            image=encode_png(picture)
+            if as_png
+            else encode_jpeg(picture, self._config.jpeg_quality),
+            suffix="png" if as_png else "jpg",
+            fields={
+                "label": row["label"],
+                "wnid": row["wnid"],
+                "imagenet_index": imagenet_index(row["wnid"]),
+                "fg_key": row["key"],
+                **background,
+                "box": row["box"],
+                "fg_fraction": row["fg_fraction"],
+            },
+        )
 
 
 class ComposeShard(beam.DoFn):
-    """OutputShard -> ComposedShard. The whole of a shard's work is one element's."""
+    """OutputShard -> the same, composed. The whole of a shard's work is one element's."""
 
     def __init__(
         self,
@@ -144,10 +198,10 @@ class ComposeShard(beam.DoFn):
         self._files = VariantFiles(self._segment, self._config, self._staging, self._taxonomy)
 
     @timed("compose")
-    def process(self, output: OutputShard) -> list[ComposedShard]:
+    def process(self, output: OutputShard) -> list[OutputShard]:
         store = self._staging.store
         plan = load_plan(store, output.plan, self._config, output.plan_digest)
-        rows = _source_rows(self._staging, output.sources)
+        rows = _source_rows(self._staging, output.records)
         scenes = None
         if output.scenes is not None:
             scenes = DrawnScenes(output.scenes, self._staging, self._segment, self._config)
@@ -156,14 +210,15 @@ class ComposeShard(beam.DoFn):
         index = index_file(output.totals.split, output.shard, output.totals.counts.output)
         found = self._staging.find(index, checksum)
         meter = Meter(self._progress, "compose", f"{output.totals.split}-{output.shard:05d}")
+        is_new = found is None
         if found is None:
-            files = self._make(output, drawn, rows, index, checksum, meter)
+            found = self._make(output, drawn, rows, index, checksum, meter)
         else:
-            files = self._staging.with_record(found, index, len(rows))
-        count_shard("output_shards", files, is_new=found is None)
+            found = self._staging.with_record(found, index, len(rows))
+        count_shard("output_shards", found.files, is_new=is_new)
         # Those that are not composed, too.
         meter.end(count_sources(rows))
-        return [ComposedShard.of(output, files, rows)]
+        return [output.composed(found, rows)]
 
     def _make(
         self,
@@ -173,7 +228,7 @@ class ComposeShard(beam.DoFn):
         index: str,
         checksum: str,
         meter: Meter,
-    ) -> FoundShard:
+    ) -> Record:
         """Writes the shard's variants, and then its index."""
         files = self._files.write(output, drawn, rows, meter)
         schema = index_schema(self._config.replicates)
@@ -225,13 +280,13 @@ class ComposeShard(beam.DoFn):
         return fingerprint(
             self._config.fingerprint(),
             [output.shard, output.totals.counts.output],
-            [source.fingerprint for source in output.sources],
+            [source.fingerprint for source in output.records],
             drawn,
             self._taxonomy.about,
         )
 
 
-def _source_rows(staging: Staging, sources: tuple[FoundShard, ...]) -> list[dict[str, Any]]:
-    """Record rows of all source images of an output shard, in their final order."""
-    rows = [row for source in sources for row in read_rows(staging.store, source.record)]
+def _source_rows(staging: Staging, records: tuple[Record, ...]) -> list[dict[str, Any]]:
+    """Rows of all source images of an output shard, in their final order."""
+    rows = [row for record in records for row in read_rows(staging.store, record.path)]
     return sorted(rows, key=lambda row: (bucket_hash(row["key"]), row["key"]))

@@ -10,13 +10,12 @@ from __future__ import annotations
 import apache_beam as beam
 
 from pipeline.generate.commit import Commit
-from pipeline.generate.compose import ComposedShard, ComposeShard
+from pipeline.generate.compose import ComposeShard
 from pipeline.generate.job import Job
 from pipeline.generate.list_split import ListSplits
-from pipeline.generate.plan import OutputShard, PlanSplit
+from pipeline.generate.plan import PlanSplit
 from pipeline.generate.segment import SegmentShard
-from pipeline.generate.segmented import SegmentedShard
-from pipeline.inputs.listing import SourceShard
+from pipeline.generate.shards import OutputShard, SourceShard
 
 
 class Generate(beam.PTransform):
@@ -44,7 +43,7 @@ class Generate(beam.PTransform):
             start
             | "List" >> beam.ParDo(ListSplits(job)).with_output_types(SourceShard)
             | "SpreadSources" >> beam.Reshuffle()
-            | "Segment" >> beam.ParDo(segment).with_output_types(SegmentedShard)
+            | "Segment" >> beam.ParDo(segment).with_output_types(SourceShard)
             | "BySplit" >> beam.WithKeys(_split_of)
             | "GatherSplit" >> beam.GroupByKey()
             | "Plan"
@@ -61,7 +60,7 @@ class Generate(beam.PTransform):
                     job.taxonomy,
                     job.progress,
                 )
-            ).with_output_types(ComposedShard)
+            ).with_output_types(OutputShard)
         )
         commit = Commit(config, job.store, job.taxonomy)
         return start | "Commit" >> beam.ParDo(
@@ -69,5 +68,5 @@ class Generate(beam.PTransform):
         ).with_output_types(str)
 
 
-def _split_of(shard: SegmentedShard) -> str:
+def _split_of(shard: SourceShard) -> str:
     return shard.totals.split

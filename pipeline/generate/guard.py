@@ -20,10 +20,10 @@ from pipeline.dataset.records import Staging, is_first, read_rows, source_key
 from pipeline.dataset.shards import layer_record
 from pipeline.errors import JobError
 from pipeline.generate.cut_source import contents_of, known_digest
-from pipeline.generate.staged import find_layers
+from pipeline.generate.previous_layers import find_layers
+from pipeline.generate.shards import SourceShard
 from pipeline.inputs.checksums import Checksums
 from pipeline.inputs.found import SourceImage
-from pipeline.inputs.listing import SourceShard
 from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.state_files import read_intact
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +13,10 @@ from pipeline.dataset.shards import ShardCounts
 from pipeline.errors import UsageError
 from pipeline.generate.guard import check_rebuild
 from pipeline.generate.job import Job
+from pipeline.generate.shards import SourceShard, SplitTotals, make_shards
 from pipeline.inputs.found import Index, SourceImage
 from pipeline.inputs.layout import Layout
-from pipeline.inputs.listing import Listing, SourceShard, list_images, make_shards
+from pipeline.inputs.listing import list_images
 from pipeline.inputs.shapes import MANIFEST
 from pipeline.runtime.counters import timed
 from pipeline.segmenters.masks import index_masks, no_mask
@@ -23,7 +24,7 @@ from transforms.segmentation import takes_masks
 from transforms.taxonomy import Taxonomy, imagenet9
 
 
-def list_split(job: Job, layout: Layout) -> tuple[Listing, ShardCounts]:
+def list_split(job: Job, layout: Layout) -> tuple[tuple[SourceImage, ...], SplitTotals]:
     """Lists the images of one of a job's splits and chooses its numbers of shards.
 
     Raises:
@@ -31,21 +32,21 @@ def list_split(job: Job, layout: Layout) -> tuple[Listing, ShardCounts]:
     """
     segment = job.config.segment
     try:
-        listing = list_images(layout, job.taxonomy, job.config.limit, job.key_lists())
+        images, passed_over = list_images(layout, job.taxonomy, job.config.limit, job.key_lists())
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
     masks = None if job.masks is None else index_masks(job.masks, layout.split)
-    images = tuple(_with_what_is_used(image, segment, masks) for image in listing.images)
-    listing = replace(listing, images=images)
+    images = tuple(_with_what_is_used(image, segment, masks) for image in images)
     if not images:
-        raise _no_images(listing, layout, job.taxonomy)
+        raise _no_images(passed_over, layout, job.taxonomy)
     if masks is not None and not any(image.mask for image in images):
         raise no_mask(images[0], str(job.masks), layout.split, masks)
     _check_used(images, layout, segment)
     counts = ShardCounts.of(len(images), job.config.images_per_shard)
     if layout.split in job.previous and not job.reshard:
         counts = job.previous[layout.split]
-    return listing, counts
+    outside, other_files = passed_over["outside"], passed_over["other_files"]
+    return images, SplitTotals(layout.split, counts, len(images), outside, other_files)
 
 
 def _with_what_is_used(
@@ -90,10 +91,10 @@ def _check_used(images: Sequence[SourceImage], layout: Layout, config: SegmentCo
         )
 
 
-def _no_images(listing: Listing, layout: Layout, taxonomy: Taxonomy) -> UsageError:
+def _no_images(passed_over: Mapping[str, int], layout: Layout, taxonomy: Taxonomy) -> UsageError:
     """That a split has nothing to work on."""
     where = layout.files[0] if layout.kind == MANIFEST else layout.images
-    counted = f"{listing.outside} images of other classes, {listing.other_files} other files"
+    counted = "{outside} images of other classes, {other_files} other files".format_map(passed_over)
     if taxonomy != imagenet9():
         shown = ", ".join(taxonomy.wnids[:3])
         return UsageError(f"no image of a class of --taxonomy ({shown}, ...) in {where}: {counted}")
@@ -117,12 +118,12 @@ class ListSplits(beam.DoFn):
         before: list[SourceShard] = []
         for layout in job.layouts:
             split = layout.split
-            listing, counts = list_split(job, layout)
+            images, totals = list_split(job, layout)
             for stage in ("segment", "compose"):
-                job.progress.note_total(stage, split, len(listing.images))
-            shards += make_shards(split, listing, counts)
+                job.progress.note_total(stage, split, totals.listed)
+            shards += make_shards(images, totals)
             if split in job.previous:
-                before += make_shards(split, listing, job.previous[split])
+                before += make_shards(images, replace(totals, counts=job.previous[split]))
         if job.guarded is not None:
             renumbered = shards if job.reshard else ()
             check_rebuild(job.guarded, before, job.config, job.layer_staging(), renumbered)

@@ -19,11 +19,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.dataset.config import ComposeConfig, SegmentConfig
-from pipeline.dataset.records import FoundShard, Staging
+from pipeline.dataset.records import Staging
 from pipeline.errors import JobError
-from pipeline.generate.scenes import SceneTable, examine_scenes
-from pipeline.generate.segmented import SegmentedShard
-from pipeline.inputs.listing import SplitTotals
+from pipeline.generate.scenes import examine_scenes
+from pipeline.generate.shards import OutputShard, SourceShard
 from pipeline.runtime.counters import timed
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
@@ -33,26 +32,6 @@ from transforms.variants import MIXED, split_replicate, with_replicates
 
 _AT_ONCE = 65_536
 """Keys that are strings of Python at a time."""
-
-
-@dataclasses.dataclass(frozen=True)
-class OutputShard:
-    """The unit of composing.
-
-    Attributes:
-      totals: of its split.
-      shard: its number.
-      plan, plan_digest: relative path and SHA-256 of the split's plan.
-      sources: files of the source shards that it is made of, in their order.
-      scenes: the table of scenes, if there are some.
-    """
-
-    totals: SplitTotals
-    shard: int
-    plan: str
-    plan_digest: str
-    sources: tuple[FoundShard, ...]
-    scenes: SceneTable | None = None
 
 
 def mixed_variants(config: ComposeConfig) -> tuple[str, ...]:
@@ -190,7 +169,7 @@ def _groups(table: pa.Table) -> NDArray[np.int64] | None:
 
 
 class PlanSplit(beam.DoFn):
-    """(split, all its SegmentedShards) -> OutputShards; writes the split's plan.
+    """(split, all its SourceShards, segmented) -> OutputShards; writes the split's plan.
 
     It also checks that nothing was lost on the way: as many shards as the split has, and
     as many images as it lists.
@@ -215,17 +194,12 @@ class PlanSplit(beam.DoFn):
         self._scenes = scenes
 
     @timed("plan")
-    def process(self, element: tuple[str, Iterable[SegmentedShard]]) -> list[OutputShard]:
+    def process(self, element: tuple[str, Iterable[SourceShard]]) -> list[OutputShard]:
         split, segmented = element
         shards = sorted(segmented, key=lambda shard: shard.shard)
         totals = shards[0].totals
-        check_complete(
-            split,
-            [shard.shard for shard in shards],
-            totals.counts.source,
-            sum(shard.images for shard in shards),
-            totals.listed,
-        )
+        images = sum(shard.segmented for shard in shards)
+        totals.check_complete([s.shard for s in shards], totals.counts.source, images)
         plan = self._staging.staged(f"plan/{split}.parquet")
         with self._staging.store.create(plan) as file:
             pq.write_table(self._table(shards), file, compression="zstd")
@@ -239,13 +213,15 @@ class PlanSplit(beam.DoFn):
                 shard=output,
                 plan=plan,
                 plan_digest=file.sha256,
-                sources=tuple(shards[n].files for n in totals.counts.sources_of(output)),
+                records=tuple(
+                    record for n in totals.counts.sources_of(output) for record in shards[n].records
+                ),
                 scenes=scenes,
             )
             for output in range(totals.counts.output)
         ]
 
-    def _table(self, shards: list[SegmentedShard]) -> pa.Table:
+    def _table(self, shards: list[SourceShard]) -> pa.Table:
         tables = []
         for shard in shards:
             table = pa.ipc.open_stream(shard.candidates).read_all()
@@ -265,16 +241,6 @@ class PlanSplit(beam.DoFn):
         for name, values in added.items():
             table = table.append_column(name, pa.array(values))
         return table
-
-
-def check_complete(split: str, arrived: list[int], expected: int, images: int, listed: int) -> None:
-    """Raises JobError if a runner lost or repeated shards or images of a split."""
-    if arrived != list(range(expected)) or images != listed:
-        raise JobError(
-            f"{split}: {len(arrived)} of {expected} shards with {images} of {listed} images "
-            "arrived; the runner lost or repeated work, so there is no dataset. "
-            "Run the same command again to go on"
-        )
 
 
 @functools.lru_cache(maxsize=4)

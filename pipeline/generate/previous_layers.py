@@ -1,15 +1,44 @@
-"""Layers of the dataset as it stands, to copy where an image has not changed."""
+"""Layers that are there: shards that are up to date, and single images to copy from others."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.layer_files import read_parts
-from pipeline.dataset.records import read_about, read_rows, source_key
+from pipeline.dataset.records import Record, Staging, read_about, read_rows, source_key
 from pipeline.dataset.shards import ShardCounts, layer_record, layer_tar
+from pipeline.generate.cut_source import shard_fingerprint
+from pipeline.generate.shards import SourceShard
 from pipeline.storage.state_files import read_intact
 from pipeline.storage.store import Store
 from transforms.filters import Reason
+
+
+def find_layers(
+    staging: Staging,
+    shard: SourceShard,
+    digests: Sequence[str | None],
+    config: SegmentConfig,
+    *,
+    need_files: bool,
+) -> Record | None:
+    """The record of a source shard whose layers are up to date, in place or staged; None if they
+    are not, or if that is not known.
+
+    Args:
+      staging: where new layers go.
+      shard: the source shard.
+      digests: of its images, in their order; None where it is not known.
+      config: of the layers.
+      need_files: whether the layers themselves have to be there.
+    """
+    known = [digest for digest in digests if digest is not None]
+    if len(known) < len(digests):
+        return None
+    record = layer_record(shard.totals.split, shard.shard)
+    return staging.find(record, shard_fingerprint(known, config), need_files=need_files)
 
 
 class PreviousLayers:

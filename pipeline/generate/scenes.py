@@ -22,7 +22,7 @@ from pipeline.dataset.config import ComposeConfig, SegmentConfig
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.records import (
     ACCEPTED,
-    FoundShard,
+    Record,
     Staging,
     read_about,
     read_rows,
@@ -144,12 +144,12 @@ class SceneTable:
 
     Attributes:
       folder: of the pictures, absolute.
-      files: the table, as the record of a shard without other files.
+      record: the table, as that of a shard without other files.
       statuses: number of files by status.
     """
 
     folder: str
-    files: FoundShard
+    record: Record
     statuses: tuple[tuple[str, int], ...]
 
 
@@ -182,10 +182,10 @@ def examine_scenes(folder: str, about: str, config: SegmentConfig, staging: Stag
         if before is not None and before.fingerprint.startswith(way):
             known = {row["md5"]: row for row in read_rows(staging.store, SCENES)}
         table = pa.Table.from_pylist(list(_examined(scenes, config, known)), _SCHEMA)
-        files, rows = staging.write(SCENES, table, checksum), table.to_pylist()
+        record, rows = staging.write(SCENES, table, checksum), table.to_pylist()
     else:
-        rows = read_rows(staging.store, found.record)
-        files = staging.with_record(found, SCENES, len(rows))
+        rows = read_rows(staging.store, found.path)
+        record = staging.with_record(found, SCENES, len(rows))
     statuses = Counter(row["status"] for row in rows)
     if not statuses[ACCEPTED]:
         first = next(iter(rows))
@@ -193,7 +193,7 @@ def examine_scenes(folder: str, about: str, config: SegmentConfig, staging: Stag
             f"no picture in --backgrounds {folder} can be a background: {first['path']} is "
             f"{first['status']} ({first['detail']})"
         )
-    return SceneTable(folder, files, tuple(sorted(statuses.items())))
+    return SceneTable(folder, record, tuple(sorted(statuses.items())))
 
 
 def _examined(
@@ -250,7 +250,7 @@ class DrawnScenes:
         self._folder = table.folder
         self._segment = segment
         self._compose = compose
-        rows = read_rows(staging.store, table.files.record)
+        rows = read_rows(staging.store, table.record.path)
         accepted = sorted((row for row in rows if row["status"] == ACCEPTED), key=_key)
         self.keys: list[str] = [row["key"] for row in accepted]
         self.md5s: list[str] = [row["md5"] for row in accepted]

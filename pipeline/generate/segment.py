@@ -22,7 +22,7 @@ from pipeline.dataset.layer_files import add_layer, encode_layer, layer_digest
 from pipeline.dataset.records import (
     ACCEPTED,
     RECORD_SCHEMA,
-    FoundShard,
+    Record,
     Staging,
     count_sources,
     read_rows,
@@ -41,14 +41,12 @@ from pipeline.generate.cut_source import (
     shard_fingerprint,
     source_digest,
 )
-from pipeline.generate.previous_layers import PreviousLayers
-from pipeline.generate.segmented import SegmentedShard, pack_candidates
-from pipeline.generate.staged import count_shard, find_layers
+from pipeline.generate.previous_layers import PreviousLayers, find_layers
+from pipeline.generate.shards import SourceShard, pack_candidates
 from pipeline.inputs.checksums import Checksums
 from pipeline.inputs.found import SourceImage
-from pipeline.inputs.listing import SourceShard
 from pipeline.inputs.place import reads_ahead
-from pipeline.runtime.counters import count, timed
+from pipeline.runtime.counters import count, count_shard, timed
 from pipeline.runtime.progress import Meter, Progress
 from pipeline.storage.parallel import read_ahead
 from pipeline.storage.state_files import read_intact, warn_damaged
@@ -61,7 +59,7 @@ from transforms.whole import Whole
 
 
 class SegmentShard(beam.DoFn):
-    """SourceShard -> SegmentedShard. The whole of a shard's work is one element's.
+    """SourceShard -> the same, segmented. The whole of a shard's work is one element's.
 
     Args:
       config: of the layers.
@@ -90,7 +88,7 @@ class SegmentShard(beam.DoFn):
         cv2.setNumThreads(1)
 
     @timed("segment")
-    def process(self, shard: SourceShard) -> list[SegmentedShard]:
+    def process(self, shard: SourceShard) -> list[SourceShard]:
         split = shard.totals.split
         record = layer_record(split, shard.shard)
         checksums = Checksums.of_shard(self._staging.store, split, shard.shard)
@@ -103,21 +101,26 @@ class SegmentShard(beam.DoFn):
         is_new = found is None or rows is None
         meter = Meter(self._progress, "segment", f"{split}-{shard.shard:05d}")
         if found is None or rows is None:
-            files, rows = self._make(shard, digests, checksums, meter)
+            found, rows = self._make(shard, digests, checksums, meter)
         else:
             meter.add(len(shard.images))
-            files = self._staging.with_record(found, record, len(rows))
-        count_shard("source_shards", files, is_new=is_new)
+            found = self._staging.with_record(found, record, len(rows))
+        count_shard("source_shards", found.files, is_new=is_new)
         checksums.save()
         meter.end()
-        images = count_sources(rows)
-        has_layers = layer_tar(split, shard.shard) in files.where
-        candidates = pack_candidates(rows, {} if has_layers else _sources(shard))
-        return [SegmentedShard(shard.totals, shard.shard, images, files, candidates)]
+        has_layers = layer_tar(split, shard.shard) in found.where
+        segmented = dataclasses.replace(
+            shard,
+            images=(),
+            segmented=count_sources(rows),
+            records=(found,),
+            candidates=pack_candidates(rows, {} if has_layers else _sources(shard)),
+        )
+        return [segmented]
 
-    def _whole_rows(self, found: FoundShard, shard: SourceShard) -> list[dict[str, Any]] | None:
+    def _whole_rows(self, found: Record, shard: SourceShard) -> list[dict[str, Any]] | None:
         """Rows of a record; None if it is damaged beyond its end, so that it lacks images."""
-        store, record = self._staging.store, found.record
+        store, record = self._staging.store, found.path
         rows = read_intact(store, record, lambda: read_rows(store, record))
         if rows is not None and count_sources(rows) != len(shard.images):
             warn_damaged(store.path(record), f"it is of {count_sources(rows)} images")
@@ -139,8 +142,8 @@ class SegmentShard(beam.DoFn):
         digests: list[str | None],
         checksums: Checksums,
         meter: Meter,
-    ) -> tuple[FoundShard, list[dict[str, Any]]]:
-        """Writes the layers and then the record; returns the shard's files, and its rows."""
+    ) -> tuple[Record, list[dict[str, Any]]]:
+        """Writes the layers and then the record; returns that, and its rows."""
         split = shard.totals.split
         counts = self._previous.get(split, shard.totals.counts)
         previous = PreviousLayers(self._staging.store, split, counts)

@@ -1,4 +1,4 @@
-"""Source images: what a split holds, and its shards.
+"""Source images: what a split holds.
 
 The folder decides the class of an image; where there is none, its annotation does.
 """
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline.dataset.shards import ShardCounts
 from pipeline.inputs.annotations import annotated_wnid, index_annotations
 from pipeline.inputs.folder import files_in, images_in_folder
 from pipeline.inputs.found import IMAGE_SUFFIXES, SourceImage
@@ -26,54 +25,6 @@ from pipeline.storage.file_kind import missing
 from pipeline.storage.files import files_of
 from transforms.selection import lowest_hashes
 from transforms.taxonomy import OUTSIDE, Taxonomy
-
-
-@dataclasses.dataclass(frozen=True)
-class Listing:
-    """All images of one split.
-
-    Attributes:
-      images: those of the taxonomy's classes, in order of `name`; after `--limit`.
-      outside: number of images of other classes, which are only counted.
-      other_files: number of files beside the images that are no images by their name.
-    """
-
-    images: tuple[SourceImage, ...]
-    outside: int
-    other_files: int
-
-
-@dataclasses.dataclass(frozen=True)
-class SplitTotals:
-    """What the whole of a split holds. It travels with every shard, so that nothing that
-    gets lost on the way goes unnoticed.
-
-    Attributes:
-      split: its name.
-      counts: its numbers of shards.
-      listed, outside, other_files: of its `Listing`; `listed` counts the images.
-    """
-
-    split: str
-    counts: ShardCounts
-    listed: int
-    outside: int
-    other_files: int
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceShard:
-    """The unit of work: a hash bucket of source images.
-
-    Attributes:
-      totals: of its split.
-      shard: number of the bucket.
-      images: in order of (key, name): of equal keys, the lowest path comes first.
-    """
-
-    totals: SplitTotals
-    shard: int
-    images: tuple[SourceImage, ...]
 
 
 def image_classes(images: str, annotations: str | None) -> Iterator[tuple[str, int, str]]:
@@ -109,7 +60,7 @@ def list_images(
     taxonomy: Taxonomy,
     limit: int | None = None,
     keys: KeyLists = KeyLists(),  # noqa: B008
-) -> Listing:
+) -> tuple[tuple[SourceImage, ...], Counter[str]]:
     """Lists a split.
 
     Args:
@@ -118,16 +69,21 @@ def list_images(
       limit: keep the images with the lowest key hashes of each superclass, so many.
       keys: which images are excluded.
 
+    Returns:
+      The images of the taxonomy's classes, in order of `name`; and how many files are none:
+      images of other classes, which are only counted, as `outside`, what is no image by its name
+      as `other_files`.
+
     Raises:
       UsageError: the input is not what it is taken for, is incomplete, or is refused.
       OSError: it cannot be read.
     """
     index = index_annotations(layout.annotations)
     images = []
-    counts: Counter[str] = Counter()
+    passed_over: Counter[str] = Counter()
     for image in _images_in(layout, taxonomy):
         if image is None:
-            counts["other"] += 1
+            passed_over["other_files"] += 1
             continue
         annotation, md5 = image.annotation, None
         if annotation is None and (found := index.find(image.wnid, image.key)):
@@ -135,7 +91,7 @@ def list_images(
         wnid = image.wnid or annotated_wnid(annotation)
         label = taxonomy.label_of(wnid)
         if label == OUTSIDE and wnid:
-            counts["outside"] += 1
+            passed_over["outside"] += 1
             continue
         images.append(
             dataclasses.replace(
@@ -152,7 +108,7 @@ def list_images(
         kept = lowest_hashes([i.key for i in images], labels, limit, seed=0, purpose="limit")
         images = [image for image, keep in zip(images, kept, strict=True) if keep]
     images.sort(key=lambda image: image.name)
-    return Listing(tuple(images), outside=counts["outside"], other_files=counts["other"])
+    return tuple(images), passed_over
 
 
 def _images_in(layout: Layout, taxonomy: Taxonomy) -> Iterator[SourceImage | None]:
@@ -167,25 +123,3 @@ def _images_in(layout: Layout, taxonomy: Taxonomy) -> Iterator[SourceImage | Non
     if layout.kind == PARQUET:
         return images_in_parquet(layout.files, layout.root, taxonomy)
     return images_in_folder(layout.images, layout.root)
-
-
-def make_shards(split: str, listing: Listing, counts: ShardCounts) -> list[SourceShard]:
-    """Deals the images of a split into its source shards, empty ones included."""
-    buckets: list[list[SourceImage]] = [[] for _ in range(counts.source)]
-    for image in listing.images:
-        buckets[counts.source_shard(image.key)].append(image)
-    totals = SplitTotals(
-        split=split,
-        counts=counts,
-        listed=len(listing.images),
-        outside=listing.outside,
-        other_files=listing.other_files,
-    )
-    return [
-        SourceShard(
-            totals=totals,
-            shard=shard,
-            images=tuple(sorted(bucket, key=lambda image: (image.key, image.name))),
-        )
-        for shard, bucket in enumerate(buckets)
-    ]

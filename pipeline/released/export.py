@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.records import ShardFiles, read_about, read_rows, write_table
+from pipeline.dataset.records import read_about, read_rows, write_table
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError
 from pipeline.released.masks import encode_npy
@@ -121,7 +121,7 @@ def _export_shard(job: Exporting, shard: int) -> int:
         job.target.delete(note_file(job.split))
         rows = list(_write(job, shard))
         table = pa.Table.from_pylist(rows, _RECORD_SCHEMA)
-        write_table(job.target, job.record(shard), table, ShardFiles(checksum, ()))
+        write_table(job.target, job.record(shard), table, checksum)
         there = written = len(rows)
     job.progress.note_done("export", f"{job.split}-{shard:05d}", there)
     return written

@@ -11,7 +11,7 @@ from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.shards import ShardCounts
 from pipeline.errors import UsageError
-from pipeline.inputs.listing import SplitTotals
+from pipeline.generate.shards import SplitTotals
 from pipeline.released.archive import Place, read_places
 from pipeline.released.names import label_of_folder, parse_mixed, parse_stem
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image

@@ -12,17 +12,17 @@ import pyarrow as pa
 
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import fingerprint
-from pipeline.dataset.records import ACCEPTED, FoundShard, read_rows
+from pipeline.dataset.records import ACCEPTED, Record, read_rows
 from pipeline.dataset.shards import bucket_hash, index_file
 from pipeline.dataset.sinks import Sample, Sink, digests_of, open_sinks, sample_schema
-from pipeline.generate.compose import ComposedShard, index_schema
-from pipeline.generate.plan import OutputShard
-from pipeline.generate.staged import count_shard
+from pipeline.generate.compose import index_schema
+from pipeline.generate.shards import OutputShard
 from pipeline.released.examine import ExaminedShard, Importing, read_image, suffix_of
 from pipeline.released.listing import ReleasedImage, ReleasedShard
 from pipeline.released.masks import decode_npy
 from pipeline.released.pool import BackgroundPool
 from pipeline.released.recover import Mixed, Recovered, recover
+from pipeline.runtime.counters import count_shard
 from pipeline.storage.store import FileDigest
 from transforms.codec import encode_png
 from transforms.geometry import Mask
@@ -59,7 +59,7 @@ class ShardWriter:
     job: Importing
     pool: BackgroundPool
 
-    def write(self, examined: ExaminedShard) -> ComposedShard:
+    def write(self, examined: ExaminedShard) -> OutputShard:
         """Writes a shard's files if they are not there. Raises OSError."""
         totals, shard = examined.shard.totals, examined.shard.shard
         staging = self.job.staging
@@ -72,20 +72,21 @@ class ShardWriter:
         )
         index = index_file(totals.split, shard, totals.counts.output)
         found = staging.find(index, checksum)
+        is_new = found is None
         if found is None:
-            files, rows = self._make(examined.shard, rows, index, checksum)
+            found, rows = self._make(examined.shard, rows, index, checksum)
         else:
             # They are complete in the index alone.
-            rows = read_rows(staging.store, found.record, ["label", "status", "selected", "object"])
-            files = staging.with_record(found, index, len(rows))
-        count_shard("output_shards", files, is_new=found is None)
+            rows = read_rows(staging.store, found.path, ["label", "status", "selected", "object"])
+            found = staging.with_record(found, index, len(rows))
+        count_shard("output_shards", found.files, is_new=is_new)
         self.job.progress.note_done("import", f"{totals.split}-{shard:05d}", len(rows))
-        return ComposedShard.of(OutputShard(totals, shard, "", "", ()), files, rows)
+        return OutputShard(totals, shard).composed(found, rows)
 
     def _make(
         self, shard: ReleasedShard, rows: list[dict[str, Any]], index: str, checksum: str
-    ) -> tuple[FoundShard, list[dict[str, Any]]]:
-        """Writes the shard's variants, and then its index; returns its files, and its rows."""
+    ) -> tuple[Record, list[dict[str, Any]]]:
+        """Writes the shard's variants, and then its index; returns that, and its rows."""
         files = self._write_variants(shard, rows)
         schema = imported_index_schema(self.job.config)
         content = [{name: row.get(name) for name in schema.names} for row in rows]

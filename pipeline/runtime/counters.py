@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from apache_beam.metrics import Metrics
 from apache_beam.runners.runner import PipelineResult
@@ -37,6 +37,19 @@ def count_written(files: Iterable[FileDigest]) -> None:
     """Counts the bytes of new files by the folder that they belong into."""
     for file in files:
         count(_BYTES + file.path.partition("/")[0], file.bytes)
+
+
+def count_shard(counter: str, files: Sequence[FileDigest], *, is_new: bool) -> None:
+    """Counts a shard that is up to date.
+
+    Args:
+      counter: `source_shards` or `output_shards`, of which `_made` or `_kept` is counted.
+      files: of the shard, its record last.
+      is_new: whether it has been made; then its files count, too, but for the record.
+    """
+    count(f"{counter}_made" if is_new else f"{counter}_kept")
+    if is_new:
+        count_written(files[:-1])
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.fingerprints import EVALUATE_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.records import ShardFiles, read_about, write_table
+from pipeline.dataset.records import read_about, write_table
 from pipeline.errors import UsageError
 from pipeline.evaluate.results import safe_name
 from pipeline.models.loaded import LoadedModel
@@ -188,7 +188,7 @@ class Backbone:
                         "features": list(values),
                     }
                     tables.append(pa.table(columns, _SCHEMA))
-            write_table(store, path, pa.concat_tables(tables), ShardFiles(checksum, ()))
+            write_table(store, path, pa.concat_tables(tables), checksum)
         table = read_table(store, path)
         flat = table["features"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         return Features(

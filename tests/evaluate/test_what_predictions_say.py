@@ -100,7 +100,7 @@ def test_only_predictions_of_the_pictures_that_are_there_count(
     ]
     place, kind = table.column_names.index("of"), table.schema.field("of").type
     changed = table.set_column(place, "of", pa.array(others).cast(kind))
-    write_table(dataset.store, path, changed, about)
+    write_table(dataset.store, path, changed, about.fingerprint)
     dataset.store.delete(prediction_file(second, 0))
     (dataset.store.write(prediction_file(third, 0), b"PAR1, but no table"))
     (kept,), stale = read_summaries(dataset)

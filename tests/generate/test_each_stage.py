@@ -18,8 +18,7 @@ from pipeline.dataset.folder import read_parquet
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.records import (
     RECORD_SCHEMA,
-    FoundShard,
-    ShardFiles,
+    Record,
     Staging,
     read_rows,
     write_table,
@@ -27,21 +26,19 @@ from pipeline.dataset.records import (
 from pipeline.dataset.shards import ShardCounts, layer_record, layer_tar
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.commit import Commit, build_manifest, commit
-from pipeline.generate.compose import ComposedShard
+from pipeline.generate.compose import VariantFiles
 from pipeline.generate.cut_source import shard_fingerprint
 from pipeline.generate.graph import Generate
 from pipeline.generate.job import Job
 from pipeline.generate.layer_source import Backgrounds, LayerSource
 from pipeline.generate.list_split import ListSplits, list_split
 from pipeline.generate.own_variants import find_variants, own_names, versioned
-from pipeline.generate.plan import OutputShard, PlanSplit, load_plan
-from pipeline.generate.previous_layers import PreviousLayers
+from pipeline.generate.plan import PlanSplit, load_plan
+from pipeline.generate.previous_layers import PreviousLayers, find_layers
 from pipeline.generate.segment import SegmentShard
-from pipeline.generate.staged import find_layers
-from pipeline.generate.variant_files import VariantFiles
+from pipeline.generate.shards import OutputShard, SourceShard, SplitTotals
 from pipeline.inputs.key_lists import read_key_list
 from pipeline.inputs.layout import find_layout
-from pipeline.inputs.listing import SourceShard, SplitTotals
 from pipeline.runtime.progress import Meter, Progress
 from pipeline.storage.store import FileDigest, Store
 from transforms.codec import decode_image
@@ -69,7 +66,7 @@ def planned(job: Job, layers: str = "keep") -> tuple[OutputShard, Any, Backgroun
     found = [made for shard in ListSplits(job).process(None) for made in stage.process(shard)]
     first = PlanSplit(MIXED, job.output_staging(), BOX).process(("val", found))[1]
     plan = load_plan(job.store, first.plan, MIXED, first.plan_digest)
-    rows = read_rows(job.store, first.sources[0].record)
+    rows = read_rows(job.store, first.records[0].path)
     drawn = plan.backgrounds([row["key"] for row in rows])[MIX]
     places = {row["key"]: {MIX: int(n)} for row, n in zip(rows, drawn, strict=True)}
     return first, rows, Backgrounds(plan, None, places)
@@ -79,7 +76,7 @@ def test_only_what_the_segmenter_uses_is_listed(sample: Path, tmp_path: Path) ->
     def listed(segment: SegmentConfig, source: Path = sample, **more: Any) -> set[Any]:
         config = DatasetConfig(segment=segment, compose=ComposeConfig(("original",)))
         job = job_of(source, tmp_path, config, **more)
-        images = list_split(job, *job.layouts)[0].images
+        images, _ = list_split(job, *job.layouts)
         return {(image.annotation is not None, image.mask is not None) for image in images}
 
     masks = SegmentConfig(segmenter="masks")
@@ -130,21 +127,22 @@ def test_the_graph_gives_the_fingerprint_once(small_sample: Path, tmp_path: Path
     for reshard, counts in ((False, TWO), (True, ShardCounts(6, 6))):
         about = {"previous": manifest.shards, "reshard": reshard}
         more = job_of(small_sample, tmp_path / "out", smaller, **about)
-        assert list_split(more, *more.layouts)[1] == counts
+        assert list_split(more, *more.layouts)[1].counts == counts
 
 
-def composed(store: Store, number: int) -> ComposedShard:
-    def staged(*paths: str) -> FoundShard:
+def composed(store: Store, number: int) -> OutputShard:
+    def staged(*paths: str) -> Record:
         where = {path: f".in9/staging/{path}" for path in paths}
         files = [
             dataclasses.replace(store.write(s, s.encode()), path=path) for path, s in where.items()
         ]
-        return FoundShard(f"{number}", where[paths[-1]], where, tuple(files))
+        return Record(f"{number}", where[paths[-1]], tuple(files), where)
 
     source = staged(f"layers/{number}.tar", f"layers/{number}.parquet")
-    output = OutputShard(SplitTotals("val", TWO, 6, 1, 2), number, "", "", (source,))
-    statuses = {"small_box": 1, "accepted": 2}
-    return ComposedShard(output, staged(f"index/{number}.parquet"), 3, statuses, {number: 2})
+    output = OutputShard(SplitTotals("val", TWO, 6, 1, 2), number, records=(source,))
+    row = {"status": "accepted", "label": number, "selected": True, "object": None}
+    rows = [row, {**row, "status": "small_box", "selected": False}, row]
+    return output.composed(staged(f"index/{number}.parquet"), rows)
 
 
 def test_the_sample_is_known_by_its_bytes(sample: Path, tmp_path: Path) -> None:
@@ -158,8 +156,10 @@ def test_the_sample_is_known_by_its_bytes(sample: Path, tmp_path: Path) -> None:
             for each in md5
         ]
         rows.append({**rows[0], "status": "small_box", "selected": False, "source_md5": "other"})
-        found = dataclasses.replace(one.files, files=one.files.files[-1:])
-        return build_manifest(SMALL, [ComposedShard.of(one.output, found, rows), sampled], IN9)
+        *sources, index = one.records
+        planned = dataclasses.replace(one, records=tuple(sources))
+        found = planned.composed(dataclasses.replace(index, files=index.files[-1:]), rows)
+        return build_manifest(SMALL, [found, sampled], IN9)
 
     sampled = dataclasses.replace(two, of_sample=2)
     # What was rejected is not among the dataset's pictures.
@@ -182,7 +182,7 @@ def test_a_commit_waits_for_all_and_leaves_nothing_else(tmp_path: Path) -> None:
     assert build_manifest(SMALL, [one, two], IN9) == manifest
     assert list(manifest.images["val"].values()) == [6, 1, 2, 4, 2, 4]
     assert [*manifest.samples["val"][MIX].values()] == [2, 2, *[0] * 7]
-    ((target, source),) = two.files.where.items()
+    ((target, source),) = two.records[-1].where.items()
     data = store.read(source)
     for damage in (store.delete, lambda path: store.write(path, data[1:])):
         damage(source)
@@ -206,9 +206,10 @@ def test_layers_are_found_if_all_is_whole(tmp_path: Path, record: str, tars: str
     staging, folders = Staging(Store(str(tmp_path)), "staging"), {"a": "staging/", "b": ""}
     for place, folder in folders.items():
         staging.store.write(folder + TAR, b"tar"[: 2 + (place in tars)])
-    about = ShardFiles(shard_fingerprint(["a", "b"], BOX), (FileDigest(TAR, 3, "0" * 64),))
-    write_table(staging.store, folders[record] + RECORD, RECORD_SCHEMA.empty_table(), about)
-    shard = SourceShard(SplitTotals("val", ONE, 2, 0, 0), 0, ())
+    checksum, files = shard_fingerprint(["a", "b"], BOX), [FileDigest(TAR, 3, "0" * 64)]
+    table = RECORD_SCHEMA.empty_table()
+    write_table(staging.store, folders[record] + RECORD, table, checksum, files)
+    shard = SourceShard(SplitTotals("val", ONE, 2, 0, 0), 0)
     whole = next((place for place in tars if place == "b" or record == "a"), None)
     layers = find_layers(staging, shard, ["a", "b"], BOX, need_files=True)
     assert (layers and layers.where) == (whole and {TAR: folders[whole] + TAR})

@@ -16,12 +16,12 @@ from pipeline.commands.cli import main
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import SEGMENT_VERSION
 from pipeline.dataset.manifest import stage_versions
-from pipeline.dataset.records import RECORD_SCHEMA, ShardFiles, Staging, write_table
+from pipeline.dataset.records import RECORD_SCHEMA, Staging, write_table
 from pipeline.dataset.shards import ShardCounts, layer_record
 from pipeline.errors import JobError
 from pipeline.generate.cut_source import shard_fingerprint
 from pipeline.generate.guard import check_rebuild
-from pipeline.inputs.listing import SourceShard, SplitTotals
+from pipeline.generate.shards import SourceShard, SplitTotals
 from pipeline.storage.local_files import LocalFiles
 from pipeline.storage.store import Store
 
@@ -29,7 +29,7 @@ from pipeline.storage.store import Store
 def test_a_tenth_of_the_shards_is_made_again_without_being_asked_for(tmp_path: Path) -> None:
     config = DatasetConfig()
     stages = stage_versions(config)
-    up_to_date = ShardFiles(shard_fingerprint([], config.segment), ())
+    up_to_date = shard_fingerprint([], config.segment)
 
     def check(count: int, to_make: int) -> None:
         """Source shards of no images, all but `to_make` with a record."""
@@ -37,7 +37,7 @@ def test_a_tenth_of_the_shards_is_made_again_without_being_asked_for(tmp_path: P
         totals = SplitTotals("val", ShardCounts(count, count), 0, 0, 0)
         for number in range(to_make, count):
             write_table(store, layer_record("val", number), RECORD_SCHEMA.empty_table(), up_to_date)
-        shards = [SourceShard(totals, number, ()) for number in range(count)]
+        shards = [SourceShard(totals, number) for number in range(count)]
         check_rebuild(stages, shards, config, Staging(store, "staging"))
 
     for count, to_make in ((1, 1), (9, 1), (20, 2), (100, 10), (7, 0)):

@@ -15,13 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.dataset.config import ComposeConfig, SegmentConfig
-from pipeline.dataset.records import ACCEPTED, FoundShard, Staging
+from pipeline.dataset.records import ACCEPTED, Record, Staging
 from pipeline.dataset.shards import ShardCounts, layer_tar
 from pipeline.errors import JobError
-from pipeline.generate.plan import OutputShard, Plan, PlanSplit, load_plan, select_images
-from pipeline.generate.segmented import SegmentedShard, pack_candidates
+from pipeline.generate.plan import Plan, PlanSplit, load_plan, select_images
+from pipeline.generate.shards import OutputShard, SourceShard, SplitTotals, pack_candidates
 from pipeline.inputs.found import SourceImage
-from pipeline.inputs.listing import SplitTotals
 from pipeline.storage.store import Store
 
 COUNTS = ShardCounts(4, 2)
@@ -35,16 +34,16 @@ def rows_of(labels: list[int]) -> list[dict[str, Any]]:
     return [{**OF_ALL, **row, "status": ACCEPTED} for row in rows]
 
 
-def segmented(rows: list[dict[str, Any]]) -> list[SegmentedShard]:
+def segmented(rows: list[dict[str, Any]]) -> list[SourceShard]:
     totals, shards = SplitTotals("val", COUNTS, len(rows), 0, 0), []
     for i in range(COUNTS.source):
         own = [row for row in rows if COUNTS.source_shard(row["key"]) == i]
-        files = FoundShard(str(i), "record", {layer_tar("val", i): f"tar {i}"}, ())
-        shards.append(SegmentedShard(totals, i, len(own), files, pack_candidates(own, {})))
+        record = Record(str(i), "record", where={layer_tar("val", i): f"tar {i}"})
+        shards.append(SourceShard(totals, i, (), len(own), (record,), pack_candidates(own, {})))
     return shards
 
 
-def planned(folder: Path, shards: list[SegmentedShard]) -> tuple[list[OutputShard], Plan]:
+def planned(folder: Path, shards: list[SourceShard]) -> tuple[list[OutputShard], Plan]:
     staging = Staging(Store(str(folder)), "staging")
     outputs = PlanSplit(CONFIG, staging, SegmentConfig()).process(("val", iter(shards)))
     return outputs, load_plan(staging.store, outputs[0].plan, CONFIG, outputs[0].plan_digest)
@@ -71,7 +70,7 @@ def test_a_plan_does_not_depend_on_order_nor_a_background_on_who_else_is_asked_f
     chance.shuffle(rows)
     outputs, plan = planned(folder, chance.sample(segmented(rows), COUNTS.source))
     assert [output.plan_digest for output in outputs] == [o.plan_digest for o in expected]
-    assert [[s.fingerprint for s in output.sources] for output in outputs] == [[*"02"], [*"13"]]
+    assert [[s.fingerprint for s in output.records] for output in outputs] == [[*"02"], [*"13"]]
     # An image alone in its class cannot be put on a background of the same class.
     keys = [row["key"] for row in rows if labels.count(row["label"]) > 1]
     drawn = plan.backgrounds(keys)

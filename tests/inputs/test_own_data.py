@@ -116,7 +116,7 @@ def listed(
     layout = find_layout(str(path), None, split)
     assert layout.kind == "manifest"
     own = taxonomy or Taxonomy(("all",), tuple(CLASSES), (0,) * 4, tuple(CLASSES))
-    return {image.key: image for image in list_images(layout, own).images}
+    return {image.key: image for image in list_images(layout, own)[0]}
 
 
 def boxes_of(image: SourceImage) -> tuple[Box, ...]:
@@ -315,7 +315,7 @@ def test_a_manifest_says_all_there_is_to_say_of_an_image(tmp_path: Path) -> None
     assert found[elsewhere.stem].annotation is None
     assert found[elsewhere.stem].path == str(elsewhere)
     layout = find_layout(str(path), None, "val")
-    assert list_images(layout, imagenet9()).outside == 4
+    assert list_images(layout, imagenet9())[1]["outside"] == 4
     (train,) = listed(path, split="train").values()
     assert (train.key, train.group, len(boxes_of(train))) == ("a", "kitchen", 2)
     with pytest.raises(UsageError, match="has no image of split 'test'"):

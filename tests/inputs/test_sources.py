@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import md5
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from pipeline.inputs.checksums import Checksums, Content
 from pipeline.inputs.found import SourceImage
 from pipeline.inputs.key_lists import KeyList, KeyLists, read_key_list
 from pipeline.inputs.layout import find_layout
-from pipeline.inputs.listing import Listing, list_images
+from pipeline.inputs.listing import list_images
 from pipeline.inputs.place import Place, part_of, read_place, reads_ahead, row_of, text_place
 from pipeline.storage.store import Store
 from transforms.annotations import (
@@ -48,19 +48,22 @@ def in9(*arguments: object) -> None:
     assert main([str(argument) for argument in arguments]) == 0
 
 
-def listed(root: Path | str, split: str = "val", **options: Any) -> Listing:
+Listed = tuple[tuple[SourceImage, ...], Mapping[str, int]]
+
+
+def listed(root: Path | str, split: str = "val", **options: Any) -> Listed:
     return list_images(find_layout(str(root), None, split, **options), imagenet9())
 
 
-def contents(listing: Listing) -> dict[str, tuple[object, ...]]:
+def contents(listing: Listed) -> dict[str, tuple[object, ...]]:
     """What decides the fate of each image: class, pixels, boxes."""
     found = {}
-    for image in listing.images:
+    for image in listing[0]:
         assert image.annotation is not None
         annotation = parse_annotation(read_place(image.annotation))
         digest = hashlib.sha256(read_place(image.path)).hexdigest()
         found[image.key] = (image.wnid, image.label, digest, annotation.boxes)
-    assert len(found) == len(listing.images)
+    assert len(found) == len(listing[0])
     return found
 
 
@@ -79,7 +82,7 @@ def test_all_shapes_hold_the_same_270_images(shared: Path, tmp_path: Path, shape
     SHAPES[shape](mini, tmp_path)
     found = listed(tmp_path, split_of(shape))
     assert contents(found) == contents(listed(mini))
-    assert (len(found.images), found.outside, found.other_files) == (270, 0, 0)
+    assert (len(found[0]), found[1]) == (270, {})
 
 
 def identities_of(output: Path) -> dict[str, str]:
@@ -192,13 +195,13 @@ def test_object_storage_holds_the_same_shapes(
     found = listed(there.root, split_of(shape))
     assert contents(found) == contents(listed(small_sample))
     first = Checksums(Store(str(tmp_path / "memory")), "all")
-    identities = [source_digest(image, SegmentConfig(), first.of) for image in found.images]
+    identities = [source_digest(image, SegmentConfig(), first.of) for image in found[0]]
     first.save()
     # Nothing has to be downloaded again to know whether it has changed.
     again = Checksums(Store(str(tmp_path / "memory")), "all")
-    known = [known_digest(image, SegmentConfig(), again.known) for image in found.images]
+    known = [known_digest(image, SegmentConfig(), again.known) for image in found[0]]
     assert known == identities
-    for image in found.images:
+    for image in found[0]:
         assert reads_ahead(image.path) > 1
         assert image.md5 or image.stamp
         assert image.annotation_md5 or Place.of(image.annotation or "").text
@@ -219,7 +222,7 @@ def test_of_several_layouts_the_named_one_is_read(small_sample: Path, tmp_path: 
     ):
         layout = find_layout(str(several / named), None, "val")
         assert (layout.kind, Path(layout.images)) == (kind, several / images)
-        assert len(listed(several / named).images) == 18
+        assert len(listed(several / named)[0]) == 18
 
 
 def test_the_file_itself_and_boxes_from_elsewhere(small_sample: Path, tmp_path: Path) -> None:
@@ -351,7 +354,7 @@ def test_labels_of_a_subset_are_not_taken_for_imagenets(tmp_path: Path) -> None:
     (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n")
     row = {"image": {"bytes": b"", "path": "ILSVRC2012_val_00000001_n02085620.JPEG"}, "label": 1}
 
-    def written(names: list[str]) -> Listing:
+    def written(names: list[str]) -> Listed:
         features = {"label": {"names": names, "_type": "ClassLabel"}}
         meta = json.dumps({"info": {"features": features}})
         table = pa.Table.from_pylist([row]).replace_schema_metadata({"huggingface": meta})
@@ -360,9 +363,9 @@ def test_labels_of_a_subset_are_not_taken_for_imagenets(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="labels of 2 classes that are no WordNet ids"):
         written(["tench", "dog"])
-    (image,) = written(["n01440764", "n02085620"]).images
+    (image,) = written(["n01440764", "n02085620"])[0]
     assert (image.key, image.wnid, image.label) == ("ILSVRC2012_val_00000001", "n02085620", 0)
-    (image,) = written([f"class {number}" for number in range(1000)]).images
+    (image,) = written([f"class {number}" for number in range(1000)])[0]
     assert image.wnid == "n01443537"
 
 
@@ -382,9 +385,8 @@ def test_images_without_boxes_are_rows_and_other_files_are_counted(tmp_path: Pat
     (tmp_path / "val.tar").write_bytes(tar_bytes(files))
     boxes = [("val/ILSVRC2012_val_00000001.xml", xml.encode()), ("val/n02085620_7.xml", b"no")]
     (tmp_path / "bbox_val.tgz").write_bytes(tar_bytes(boxes, "w:gz"))
-    listing = listed(tmp_path)
-    assert (listing.outside, listing.other_files) == (1, 1)
-    known, unknown, named = listing.images
+    (known, unknown, named), passed_over = listed(tmp_path)
+    assert passed_over == {"outside": 1, "other_files": 1}
     assert (known.key, known.wnid) == ("ILSVRC2012_val_00000001", "n02085620")
     assert known.annotation is not None
     assert parse_annotation(read_place(known.annotation)) == annotation

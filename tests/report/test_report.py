@@ -72,9 +72,8 @@ def hostile_run(report_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         theirs = predictions_of(dataset, {**summary, "model": HOSTILE}, shard)
         of = [theirs[variant] for variant in table["variant"].cast(pa.string()).to_pylist()]
         place, kind = table.column_names.index("of"), table.schema.field("of").type
-        write_table(
-            dataset.store, path, table.set_column(place, "of", pa.array(of).cast(kind)), about
-        )
+        table = table.set_column(place, "of", pa.array(of).cast(kind))
+        write_table(dataset.store, path, table, about.fingerprint)
     failed = FailedModel(0, "none/such", "none/such", f"it said {HOSTILE}")
     store = Store(str(output))
     for stage in ("evaluate", "attack", "saliency"):

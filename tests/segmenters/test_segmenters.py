@@ -142,8 +142,8 @@ def masked(
 
 def run_keys(source: Path) -> list[str]:
     """Keys of the images that `--limit 3` keeps."""
-    listing = list_images(find_layout(str(source), None, "val"), imagenet9(), limit=3)
-    return [image.key for image in listing.images]
+    images, _ = list_images(find_layout(str(source), None, "val"), imagenet9(), limit=3)
+    return [image.key for image in images]
 
 
 def wnid_of(source: Path, key: str) -> str:

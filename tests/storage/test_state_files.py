@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pipeline.commands.flags import flags_of
 from pipeline.dataset.latest import LATEST, read_latest
 from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest
-from pipeline.dataset.records import ShardFiles, read_about, write_table
+from pipeline.dataset.records import Record, read_about, write_table
 from pipeline.errors import UsageError
 from pipeline.evaluate.forms import Evaluation
 from pipeline.runtime.lock import DATASET_LOCK, held
@@ -57,9 +57,9 @@ def test_a_note_is_read_as_it_was_written_or_not_at_all(
 
 def test_a_record_is_whole_or_not_there(tmp_path: Path) -> None:
     store, path = Store(str(tmp_path)), "layers/val-00000.parquet"
-    about = ShardFiles("f", (FileDigest("layers/val-00000.tar", 1, "0" * 64, 1),))
-    write_table(store, path, pa.table({"key": ["a"]}), about)
-    assert read_about(store, path) == about
+    files = (FileDigest("layers/val-00000.tar", 1, "0" * 64, 1),)
+    write_table(store, path, pa.table({"key": ["a"]}), "f", files)
+    assert read_about(store, path) == Record("f", path, files)
     whole = (tmp_path / path).read_bytes()
     for length in range(0, len(whole), 97):
         (tmp_path / path).write_bytes(whole[:length])
@@ -100,8 +100,11 @@ def test_no_manifest_or_record_names_what_lies_elsewhere(
     with pytest.raises(UsageError, match=MANIFEST) as caught:
         read_manifest(Store(str(tmp_path)))
     assert repr(path) in str(caught.value)
-    with pytest.raises(ValueError, match="no path"):
-        ShardFiles("f", (FileDigest(path, 1, "0" * 64),))
+    store, record = Store(str(tmp_path)), "layers/val-00000.parquet"
+    for named, there in ((path, False), ("layers/val-00000.tar", True)):
+        files = [FileDigest(named, 1, "0" * 64)]
+        write_table(store, record, pa.table({"key": ["a"]}), "f", files)
+        assert (read_about(store, record) is not None) == there
 
 
 @pytest.mark.parametrize("name", ["../victim", "v-0123456789ab/..", "v-0123456789AB", "v-", ""])
@@ -203,7 +206,7 @@ def test_what_commits_others_is_on_the_disk_before_it_has_a_name(
     monkeypatch.setattr(os, "link", watched("name", link))
     store = Store(str(tmp_path))
     whole = ["sync file", "name file", "sync folder"]
-    write_table(store, "layers/val-00000.parquet", pa.table({"key": ["a"]}), ShardFiles("f", ()))
+    write_table(store, "layers/val-00000.parquet", pa.table({"key": ["a"]}), "f")
     assert calls == whole
     calls.clear()
     store.write(MANIFEST, b"{}", durable=True)

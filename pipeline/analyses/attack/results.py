@@ -21,7 +21,7 @@ import pyarrow as pa
 from pipeline.analyses.attack.plan import ATTACK_VARIANTS, AttackGrid, Attacking, Side
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.records import ShardFiles, read_about, write_table
+from pipeline.dataset.records import read_about, write_table
 from pipeline.evaluate.answers import pictures_of
 from pipeline.evaluate.results import result_file, result_folder, write_result
 from pipeline.storage.state_files import read_table
@@ -219,7 +219,7 @@ def write_attack(attacked: AttackedModel, taxonomy: Taxonomy) -> None:
     about = read_about(store, backgrounds)
     if about is None or about.fingerprint != checksum:
         table = background_table(grid, None if early_stop else tallies)
-        write_table(store, backgrounds, table, ShardFiles(checksum, ()))
+        write_table(store, backgrounds, table, checksum)
     attack = {
         **attacked.about,
         "evaluation": {**attacked.about["evaluation"], "device": attacked.devices},

@@ -16,7 +16,7 @@ from pipeline.analyses.matrix.plan import IN9L, MatrixPlan
 from pipeline.analyses.matrix.tables import write_matrix_tables
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import selected_rows
-from pipeline.dataset.records import ShardFiles, write_table
+from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, UsageError
 from pipeline.evaluate.plan import describe_model
 from pipeline.evaluate.predictions import About
@@ -143,7 +143,7 @@ def make_row(trainer: Trainer, plan: MatrixPlan, row: str) -> tuple[list[About],
         if missing:
             scorer = scorer or trainer.scorer(entry)
             for unit, table in shards.make(scorer, units, missing, lambda *_: None):
-                write_table(store, shards.path(unit), table, ShardFiles(shards.checksum(unit), ()))
+                write_table(store, shards.path(unit), table, shards.checksum(unit))
         commit_predictions(shards, units, about)
     is_new = scorer is not None
     del scorer

@@ -17,9 +17,8 @@ from pipeline.generate.compose import ComposeShard
 from pipeline.generate.cut_source import prepare_segmenter
 from pipeline.generate.plan import PlanSplit
 from pipeline.generate.segment import SegmentShard
-from pipeline.generate.segmented import SegmentedShard
+from pipeline.generate.shards import SourceShard, SplitTotals
 from pipeline.inputs.found import SourceImage
-from pipeline.inputs.listing import SourceShard, SplitTotals
 from pipeline.jobs.dry_run.forecast import Forecast
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import FileDigest, Store
@@ -109,7 +108,7 @@ def run_trial(
     segment = SegmentShard(config.segment, staging, {}, progress)
     segment.setup()
     prepare_segmenter(config.segment)
-    segmented: list[SegmentedShard] = []
+    segmented: list[SourceShard] = []
     seconds = []
     for number, image in enumerate(images):
         started = time.perf_counter()
@@ -127,7 +126,7 @@ def run_trial(
     (composed,) = compose.process(output)
     compose_seconds = time.perf_counter() - started
     accepted = composed.statuses.get(ACCEPTED, 0)
-    files = [file for part in composed.parts for file in part.files]
+    files = [file for record in composed.records for file in record.files]
     sizes = _bytes_by_folder(files)
     selected = sum(composed.selected.values())
     error = 1.96 * statistics.stdev(seconds) / len(seconds) ** 0.5 if len(seconds) > 1 else 0.0

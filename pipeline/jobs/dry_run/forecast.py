@@ -20,12 +20,11 @@ from pipeline.generate.cut_source import known_digest, reject_by_name
 from pipeline.generate.job import Job
 from pipeline.generate.list_split import list_split
 from pipeline.generate.plan import mixed_variants
-from pipeline.generate.previous_layers import PreviousLayers
-from pipeline.generate.staged import find_layers
+from pipeline.generate.previous_layers import PreviousLayers, find_layers
+from pipeline.generate.shards import make_shards
 from pipeline.inputs.checksums import Checksums
 from pipeline.inputs.found import SourceImage
 from pipeline.inputs.layout import Layout
-from pipeline.inputs.listing import make_shards
 from pipeline.inputs.place import read_place
 from transforms.cutting import check_annotation
 from transforms.filters import Reason
@@ -128,25 +127,25 @@ def make_forecast(job: Job) -> Forecast:
 def _forecast_split(job: Job, layout: Layout) -> tuple[SplitForecast, bool]:
     """A split's forecast, and whether all of its records in place are up to date."""
     split = layout.split
-    listing, counts = list_split(job, layout)
-    previous = PreviousLayers(job.store, split, job.previous.get(split, counts))
+    images, totals = list_split(job, layout)
+    previous = PreviousLayers(job.store, split, job.previous.get(split, totals.counts))
     fates: Counter[str] = Counter()
     accepted: list[SourceImage] = []
     left: list[SourceImage] = []
     unchanged = True
-    for shard in make_shards(split, listing, counts):
+    for shard in make_shards(images, totals):
         checksums = Checksums.of_shard(job.store, split, shard.shard)
         digests = [known_digest(i, job.config.segment, checksums.known) for i in shard.images]
         need_files = job.config.layers == "keep"
         found = find_layers(
             job.layer_staging(), shard, digests, job.config.segment, need_files=need_files
         )
-        unchanged &= found is not None and found.record == layer_record(split, shard.shard)
+        unchanged &= found is not None and found.path == layer_record(split, shard.shard)
         if found is not None:
             of_key = {image.key: image for image in shard.images}
             columns = ["key", "object", "status"]
             of_image: dict[str, list[str]] = {}
-            for row in read_rows(job.store, found.record, columns):
+            for row in read_rows(job.store, found.path, columns):
                 if row["status"] == Reason.DUPLICATE_KEY:
                     fates[row["status"]] += 1
                 else:
@@ -164,12 +163,12 @@ def _forecast_split(job: Job, layout: Layout) -> tuple[SplitForecast, bool]:
                 fates[ACCEPTED if ACCEPTED in found_fates else found_fates[0]] += 1
                 accepted += [image] * found_fates.count(ACCEPTED)
     rejected = {name: fates[name] for name in sorted(fates) if name in _BY_ANNOTATION}
-    names = (job.taxonomy.names[i.label] for i in listing.images if i.label != OUTSIDE)
+    names = (job.taxonomy.names[i.label] for i in images if i.label != OUTSIDE)
     forecast = SplitForecast(
         split=split,
-        listed=len(listing.images),
-        outside=listing.outside,
-        other_files=listing.other_files,
+        listed=totals.listed,
+        outside=totals.outside,
+        other_files=totals.other_files,
         classes=dict(Counter(names)),
         rejected=rejected,
         done=fates.total() - sum(rejected.values()),
