@@ -143,13 +143,11 @@ def reject_by_name(image: SourceImage, before: SourceImage | None) -> tuple[Reas
     return None
 
 
-def prepare_segmenter(config: SegmentConfig) -> None:
-    """Gets the segmenter ready for the first image; later calls do nothing."""
-    _segmenter(config).prepare(_announce)
-
-
-def _segmenter(config: SegmentConfig) -> Segmenter:
-    return find_segmenter(config.segmenter, config.segmenter_parameters)
+def prepared_segmenter(config: SegmentConfig) -> Segmenter:
+    """The segmenter, ready for an image: only the first one has to wait."""
+    segmenter = find_segmenter(config.segmenter, config.segmenter_parameters)
+    segmenter.prepare(_announce)
+    return segmenter
 
 
 def _announce() -> None:
@@ -206,7 +204,7 @@ def cut_source(source: SourceBytes, config: SegmentConfig) -> Iterator[Cut]:
             source.image,
             source.annotation,
             source.mask,
-            segment=_segmenter(config).segment,
+            segment=prepared_segmenter(config).segment,
             seed=config.grabcut_seed,
             resize=config.resize,
             crop=config.image_size,

@@ -114,7 +114,7 @@ class LayerSource:
             yield row, self._layer(row, parts.layer), parts.backgrounds
 
     def _read(self, row: dict[str, Any]) -> _Read:
-        planned = self._planned(self._place(row))
+        planned = self._planned(row)
         tar = planned["tar"]
         layer = _source(planned) if tar is None else read_parts(self._store, tar, row)
         places = self._backgrounds.places[row["key"]].items()
@@ -124,14 +124,14 @@ class LayerSource:
         scene = self._backgrounds.scene(variant, place)
         if scene is not None:
             return scene
-        planned = self._planned(place)
+        planned = self._plan.row(place)
         if planned["tar"] is None:
             return _source(planned)
         span = (planned["offset"], planned["length"])
         return self._store.read_ranges(planned["tar"], [span])[0]
 
     def _layer(self, row: dict[str, Any], read: dict[str, bytes] | SourceBytes) -> Layer:
-        planned = self._planned(self._place(row))
+        planned = self._planned(row)
         if not isinstance(read, SourceBytes):
             try:
                 return decode_layer(read, row["box"])
@@ -153,14 +153,14 @@ class LayerSource:
         Raises as `layers`."""
 
         def read(row: dict[str, Any]) -> tuple[dict[str, Any], SourceBytes]:
-            planned = self._planned(self._place(row))
+            planned = self._planned(row)
             return planned, _source(planned)
 
         chosen = list(rows)
         ahead = 0
         if chosen:
             # They may lie elsewhere than the dataset.
-            first = self._planned(self._place(chosen[0]))["source"]
+            first = self._planned(chosen[0])["source"]
             ahead = reads_ahead(os.fsdecode(first))
         for row, (planned, source) in read_ahead(read, chosen, ahead):
             found = crop_source(source, self._config)
@@ -192,12 +192,8 @@ class LayerSource:
             interpolation=self._config.interpolation,
         )
 
-    def _place(self, row: dict[str, Any]) -> int:
-        return self._plan.place(row["key"])
-
-    def _planned(self, place: int) -> dict[str, Any]:
-        row: dict[str, Any] = self._plan.table.slice(place, 1).to_pylist()[0]
-        return row
+    def _planned(self, row: dict[str, Any]) -> dict[str, Any]:
+        return self._plan.row(self._plan.place(row["key"]))
 
 
 def _source(planned: dict[str, Any]) -> SourceBytes:

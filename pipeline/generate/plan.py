@@ -122,6 +122,11 @@ class Plan:
             raise JobError(f"{key} is accepted and not in the plan: this is a bug")
         return place
 
+    def row(self, place: int) -> dict[str, Any]:
+        """A row of the table."""
+        row: dict[str, Any] = self.table.slice(place, 1).to_pylist()[0]
+        return row
+
     def value(self, column: str, place: int) -> Any:
         """A value of the table."""
         return self.table[column][place].as_py()

@@ -35,7 +35,6 @@ from pipeline.generate.cut_source import (
     crop_source,
     cut_source,
     known_digest,
-    prepare_segmenter,
     printable,
     reject_by_name,
     shard_fingerprint,
@@ -205,7 +204,6 @@ class SegmentShard(beam.DoFn):
             count("images_cropped")
             yield {**row, **_whole_columns(crop_source(read, self._config))}, {}
             return
-        prepare_segmenter(self._config)
         count("images_segmented")
         for cut in cut_source(read, self._config):
             if cut.fallback:

@@ -14,7 +14,7 @@ from pipeline.dataset.records import ACCEPTED, Staging
 from pipeline.dataset.shards import ShardCounts
 from pipeline.dataset.sinks import Sample
 from pipeline.generate.compose import ComposeShard
-from pipeline.generate.cut_source import prepare_segmenter
+from pipeline.generate.cut_source import prepared_segmenter
 from pipeline.generate.plan import PlanSplit
 from pipeline.generate.segment import SegmentShard
 from pipeline.generate.shards import SourceShard, SplitTotals
@@ -107,7 +107,7 @@ def run_trial(
     totals = SplitTotals("trial", ShardCounts(len(images), 1), len(images), 0, 0)
     segment = SegmentShard(config.segment, staging, {}, progress)
     segment.setup()
-    prepare_segmenter(config.segment)
+    prepared_segmenter(config.segment)
     segmented: list[SourceShard] = []
     seconds = []
     for number, image in enumerate(images):
