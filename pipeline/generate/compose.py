@@ -134,9 +134,10 @@ class VariantFiles:
         self, source: LayerSource, rows: list[dict[str, Any]]
     ) -> Generator[tuple[dict[str, Any], dict[str, Pixels]], None, None]:
         """The pictures of each selected image, by variant."""
+        names = self._config.composed
         if self._segment.is_whole:
             for row, whole in source.whole(rows):
-                yield row, dict.fromkeys(self._config.composed, whole)
+                yield row, dict.fromkeys(names, whole)
             return
         for row, layer, encoded in source.layers(rows):
             noise = None
@@ -145,7 +146,7 @@ class VariantFiles:
                 draw = keyed_hash(self._config.seed, "noise", row["key"])
                 noise = gaussian_noise(draw, layer.image.shape)
             pictures = {}
-            for name in self._config.composed:
+            for name in names:
                 tiled = source.tiled(encoded[name]) if name in encoded else None
                 pictures[name] = self._variants[base_of(name)].compose(layer, tiled, noise)
             yield row, pictures

@@ -44,12 +44,12 @@ class Backgrounds:
 
     def key(self, variant: str, place: int) -> str:
         """Key of a background."""
-        scenes = self._scenes_of(variant)
+        scenes = self.scenes_of(variant)
         return scenes.keys[place] if scenes else str(self.plan.value("key", place))
 
     def content(self, variant: str, place: int) -> str:
         """What changes when its pixels do."""
-        scenes = self._scenes_of(variant)
+        scenes = self.scenes_of(variant)
         return scenes.md5s[place] if scenes else str(self.plan.value("layer_digest", place))
 
     def fields(self, key: str, variant: str) -> dict[str, Any]:
@@ -59,16 +59,12 @@ class Backgrounds:
         found: dict[str, Any] = dict.fromkeys(("bg_key", "bg_label", "bg_wnid"))
         if place is None:
             return found
-        if self._scenes_of(variant):
+        if self.scenes_of(variant):
             return {**found, "bg_key": self.key(variant, place)}
         return {name: self.plan.value(name.removeprefix("bg_"), place) for name in found}
 
-    def scene(self, variant: str, place: int) -> Pixels | None:
-        """The picture, if it is a scene's."""
-        scenes = self._scenes_of(variant)
-        return scenes.picture(place) if scenes else None
-
-    def _scenes_of(self, variant: str) -> DrawnScenes | None:
+    def scenes_of(self, variant: str) -> DrawnScenes | None:
+        """The scenes, if the backgrounds of a variant are such."""
         return self.scenes if base_of(variant) == EXTERNAL else None
 
 
@@ -121,9 +117,8 @@ class LayerSource:
         return _Read(layer, {name: self._read_background(name, place) for name, place in places})
 
     def _read_background(self, variant: str, place: int) -> Encoded:
-        scene = self._backgrounds.scene(variant, place)
-        if scene is not None:
-            return scene
+        if scenes := self._backgrounds.scenes_of(variant):
+            return scenes.picture(place)
         planned = self._plan.row(place)
         if planned["tar"] is None:
             return _source(planned)
