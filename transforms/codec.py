@@ -105,6 +105,49 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
+def decode_into(data: bytes, out: Pixels) -> None:
+    """Decodes a picture of known size into an array.
+
+    A JPEG of one scan, as all composites are stored, is decoded right there by libjpeg-turbo
+    (`simplejpeg.decode_jpeg`), in half of the time that Pillow takes; `decode_image` decodes
+    everything else. The pixels are the same.
+
+    Args:
+      data: the file's bytes.
+      out: (H, W, 3) uint8, contiguous; it is filled.
+
+    Raises:
+      UndecodableError: as `decode_image`, or the picture has another size.
+      MemoryError: as `decode_image`.
+    """
+    if _decode_one_scan(data, out):
+        return
+    try:
+        pixels = decode_image(data, max_pixels=out.shape[0] * out.shape[1])
+    except TooManyPixelsError as error:
+        raise UndecodableError(str(error)) from error
+    if pixels.shape != out.shape:
+        found, wanted = (" x ".join(map(str, shape[1::-1])) for shape in (pixels.shape, out.shape))
+        raise UndecodableError(f"{found} pixels, not {wanted}")
+    out[:] = pixels
+
+
+def _decode_one_scan(data: bytes, out: Pixels) -> bool:
+    """Decodes as `decode_into` what is a JPEG of one scan without fault; returns whether it is."""
+    is_jpeg = data.startswith(bytes([0xFF, _START_OF_IMAGE]))
+    # The two bytes of this marker stand nowhere within a scan.
+    if not is_jpeg or data.count(bytes([0xFF, _START_OF_SCAN])) != 1:
+        return False
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        if (height, width) != out.shape[:2] or space not in ("YCbCr", "Gray", "RGB"):
+            return False
+        simplejpeg.decode_jpeg(data, "RGB", buffer=out, strict=True)
+    except ValueError:
+        return False
+    return True
+
+
 def decode_source(data: bytes) -> Pixels:
     """Decodes a picture of somebody else's.
 

@@ -63,6 +63,7 @@ def evaluation_from_flags(
         hints=inference_hints(arguments),
         spread=arguments.gpus is not None,
         holdout=arguments.holdout,
+        pixel_cache=_pixel_cache(arguments),
         # What a model looks at is no test of it: saliency has no such flag.
         allow_overlap=getattr(arguments, "allow_overlap", True),
     )
@@ -77,6 +78,16 @@ def check_stored(evaluation: Evaluation, why: str) -> None:
     works on these alone; `why` it does."""
     if evaluation.predict.eval_input != "stored":
         raise UsageError(f"{why}; leave --eval_input {evaluation.predict.eval_input} out")
+
+
+def _pixel_cache(arguments: argparse.Namespace) -> int | None:
+    """Bytes, None for the default."""
+    megabytes: int | None = getattr(arguments, "pixel_cache", None)
+    if megabytes is None:
+        return None
+    if megabytes < 0:
+        raise UsageError(f"--pixel_cache must be at least 0: got {megabytes}")
+    return megabytes << 20
 
 
 def _predict_config(arguments: argparse.Namespace) -> PredictConfig:

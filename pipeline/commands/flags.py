@@ -219,6 +219,11 @@ SECTIONS = (
         ),
     ),
     _section(
+        "models",
+        ("run", "evaluate"),
+        Flag("--pixel_cache", "MB", "decoded pictures to keep for the next model", type=int),
+    ),
+    _section(
         "models", _ANALYSES, _overwrite("weights"), Flag("--holdout", "X", _HELD_OUT, 0.0, share)
     ),
     _section("models", ("evaluate", "attack"), _ALLOW_OVERLAP),

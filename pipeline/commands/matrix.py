@@ -29,7 +29,7 @@ from pipeline.report.checklist import check_claims
 from pipeline.report.evidence import gather
 from pipeline.report.matrix import describe_chance, describe_gaps
 from pipeline.report.text_tables import aligned
-from pipeline.runtime.cores import usable_cores
+from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import duration
 from pipeline.training.features import Backbone
 from pipeline.training.network import check_architecture

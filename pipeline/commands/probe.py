@@ -17,7 +17,7 @@ from pipeline.models.checkpoint import SUFFIX, read_about
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import check_model
 from pipeline.models.stored_index import chosen_folder
-from pipeline.runtime.cores import usable_cores
+from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import duration
 from pipeline.training.features import Backbone
 from pipeline.training.penalty import describe_penalty

@@ -7,7 +7,7 @@ import argparse
 import torch
 
 from pipeline.errors import UsageError
-from pipeline.runtime.cores import usable_cores
+from pipeline.runtime.machine import usable_cores
 
 _MOST_WORKERS = 16
 

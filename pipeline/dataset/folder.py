@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import tarfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest
 from pipeline.dataset.records import read_rows
 from pipeline.dataset.shards import index_file, parquet_file, webdataset_file
-from pipeline.dataset.sinks import Sample
+from pipeline.dataset.sinks import SAMPLE_FIELDS, Sample
 from pipeline.errors import JobError, UsageError
 from pipeline.storage.store import FileDigest, Store
 from transforms.taxonomy import Taxonomy, imagenet9
@@ -107,8 +111,30 @@ class Dataset:
         """Samples of a shard in order, one at a time. Raises JobError if a file is broken."""
         path = self._file(variant, split, shard)
         read = read_webdataset if path.endswith(".tar") else read_parquet
-        try:
+        with self._named(path):
             yield from read(self.store, path)
+
+    def tables(
+        self, split: str, shard: int, variant: str, columns: Sequence[str]
+    ) -> Generator[pa.Table, None, None]:
+        """Columns of a shard's samples in order, some MB at a time.
+
+        Args:
+          split, shard, variant: which samples.
+          columns: `key`, names of `SAMPLE_FIELDS`, and `image` for the encoded bytes (binary).
+
+        Raises:
+          JobError: a file is broken.
+        """
+        path = self._file(variant, split, shard)
+        with self._named(path):
+            yield from read_tables(self.store, path, columns)
+
+    @contextlib.contextmanager
+    def _named(self, path: str) -> Iterator[None]:
+        """Says which file is broken."""
+        try:
+            yield
         except (OSError, ValueError, tarfile.TarError) as error:  # Arrow's are of the first two.
             raise JobError(
                 f"{self.store.path(path)} cannot be read ({error}); "
@@ -157,6 +183,35 @@ def read_parquet(store: Store, path: str) -> Iterator[Sample]:
                 image, key = row.pop("image"), row.pop("key")
                 suffix = image["path"].rpartition(".")[2]
                 yield Sample(key=key, image=image["bytes"], suffix=suffix, fields=row)
+
+
+def read_tables(store: Store, path: str, columns: Sequence[str]) -> Generator[pa.Table, None, None]:
+    """Columns of a shard of either format; arguments and result are those of `Dataset.tables`."""
+    if path.endswith(".tar"):
+        samples = read_webdataset(store, path)
+        while some := list(itertools.islice(samples, _BATCH)):
+            yield table_of(some, columns)
+        return
+    leaves = ["image.bytes" if name == "image" else name for name in columns]
+    with pq.ParquetFile(store.arrow_source(path)) as file:
+        for number in range(file.num_row_groups):
+            table = file.read_row_group(number, leaves)
+            if "image" in columns:
+                images = pc.struct_field(table["image"], "bytes")
+                table = table.set_column(table.schema.get_field_index("image"), "image", images)
+            yield table.select(columns).replace_schema_metadata()
+
+
+def table_of(samples: Sequence[Sample], columns: Sequence[str]) -> pa.Table:
+    """Columns of samples, named and typed as those of `Dataset.tables`."""
+    types = {"key": pa.string(), "image": pa.binary()} | {f.name: f.type for f in SAMPLE_FIELDS}
+    own = {"key": [s.key for s in samples], "image": [s.image for s in samples]}
+    return pa.table(
+        {
+            name: pa.array(own.get(name) or [s.fields[name] for s in samples], types[name])
+            for name in columns
+        }
+    )
 
 
 def read_webdataset(store: Store, path: str) -> Iterator[Sample]:

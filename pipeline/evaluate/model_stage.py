@@ -161,6 +161,11 @@ class RunModels(_Step):
     def setup(self) -> None:
         keep_freed_memory()
 
+    def teardown(self) -> None:
+        from pipeline.evaluate.resident import forget_pictures
+
+        forget_pictures()
+
     def process(self, block: Block) -> list[_Result]:
         # Only machines that run models wait for torch.
         from pipeline.evaluate.resident import in_memory

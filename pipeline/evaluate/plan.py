@@ -11,7 +11,7 @@ from pipeline.dataset.holdout import Holdout, selected_rows
 from pipeline.models.identity import ModelIdentity
 from pipeline.models.leakage import Test, training_note
 from pipeline.models.predict_config import PredictConfig
-from pipeline.runtime.cores import usable_cores
+from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 
@@ -35,6 +35,8 @@ class Evaluation:
       spread: whether groups are on machines of their own, so that each may use all cores.
       holdout: share of the images that is tested on, as training with it leaves them out; 0 for
         all images.
+      pixel_cache: bytes of decoded pictures that a process keeps for the next model, None for a
+        quarter of its memory.
       allow_overlap: whether images may be tested on that a model was trained on.
     """
 
@@ -49,6 +51,7 @@ class Evaluation:
     hints: tuple[tuple[str, str], ...] = ()
     spread: bool = False
     holdout: float = 0.0
+    pixel_cache: int | None = None
     allow_overlap: bool = False
 
     @property

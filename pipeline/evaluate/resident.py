@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import threading
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ from pipeline.evaluate.plan import Evaluation
 from pipeline.evaluate.results import read_results
 from pipeline.models.known import KnownModels
 from pipeline.models.loaded import LoadedModel, check_head
+from pipeline.models.pixel_cache import PixelCache
 from pipeline.models.predict import Predictor
 from pipeline.models.registry import load_model, source_of
 from pipeline.runtime.counters import count
+from pipeline.runtime.machine import usable_memory
 from pipeline.runtime.memory import give_back_freed_memory
 from transforms.taxonomy import Taxonomy
 
@@ -65,7 +68,7 @@ def on_device(model: LoadedModel, evaluation: Evaluation) -> Iterator[Predictor]
     """
     with _DEVICE:
         try:
-            predictor = Predictor(model, evaluation.predict)
+            predictor = Predictor(model, evaluation.predict, _pixel_cache(evaluation))
         except torch.cuda.OutOfMemoryError as error:
             raise ModelError("its weights do not fit into the memory of the device") from error
         count("models_on_device")
@@ -76,6 +79,25 @@ def on_device(model: LoadedModel, evaluation: Evaluation) -> Iterator[Predictor]
             model.module.to("cpu")
             del predictor
             free_memory()
+
+
+def _pixel_cache(evaluation: Evaluation) -> PixelCache:
+    """This process's, for evaluations of more than one model."""
+    if len(evaluation.models) == 1:
+        return PixelCache(0)
+    budget = evaluation.pixel_cache
+    if budget is None:
+        budget = usable_memory() // 4 // (1 if evaluation.spread else evaluation.groups)
+    return _cache_of(budget, evaluation.predict.on_this_machine().device == "cuda")
+
+
+_cache_of = functools.lru_cache(1)(PixelCache)
+
+
+def forget_pictures() -> None:
+    """Frees the memory of decoded pictures."""
+    _cache_of.cache_clear()
+    free_memory()
 
 
 def _check_weights(model: LoadedModel, evaluation: Evaluation) -> None:

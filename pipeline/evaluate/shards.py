@@ -7,9 +7,11 @@ new variant costs only its own pictures.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,39 +21,83 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.sinks import Sample
 from pipeline.evaluate.logits import PROBED, keys_to_keep
 from pipeline.evaluate.predictions import About, prediction_file, predictions_of, tested_keys
 from pipeline.evaluate.results import PREDICTION_SCHEMA
 from pipeline.evaluate.work import Made, ModelWork, NoteDone
 from pipeline.runtime.counters import count
 from pipeline.storage.state_files import read_intact, read_table
-from pipeline.storage.store import Store
+from pipeline.storage.store import FileDigest, Store
 from transforms.scoring import LABEL_RULES, PAPER_RULE, labels_of_outputs
 
 if TYPE_CHECKING:
     import torch
 
 
+_TABLES_WAITING = 2
+"""Batches whose tables are not made yet."""
+_COLUMNS = ("key", "label", "fg_key", "bg_key")
+
+
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Those pictures of a variant on a shard that a model is tested on: an iterable of samples.
+    """Pictures of a variant on a shard: a part (`pipeline.models.loader.Part`), whose rows have the
+    columns key, label, fg_key and bg_key.
 
     Attributes:
       dataset: that they are of.
       split, shard, variant: where they lie in it.
-      keys: of their images.
+      keys: of those images that are wanted, None for all.
     """
 
     dataset: Dataset
     split: str
     shard: int
     variant: str
-    keys: frozenset[str]
+    keys: frozenset[str] | None = None
 
-    def __iter__(self) -> Iterator[Sample]:
-        samples = self.dataset.samples(self.split, self.shard, self.variant)
-        return (sample for sample in samples if sample.key in self.keys)
+    @property
+    def name(self) -> str:
+        """As `Part.name`."""
+        return fingerprint(
+            [file.sha256 for file in self.files], None if self.keys is None else sorted(self.keys)
+        )
+
+    @property
+    def count(self) -> int:
+        """As `Part.count`."""
+        return (
+            sum(file.samples or 0 for file in self.files) if self.keys is None else len(self.keys)
+        )
+
+    @property
+    def files(self) -> list[FileDigest]:
+        """The file that they lie in, none where a shard is empty."""
+        return self.dataset.shard_files(self.split, self.shard, (self.variant,))
+
+    def tables(self, columns: tuple[str, ...]) -> Generator[pa.Table, None, None]:
+        """As `Part.tables`."""
+        wanted = None if self.keys is None else pa.array(sorted(self.keys), pa.string())
+        tables = self.dataset.tables(self.split, self.shard, self.variant, (*_COLUMNS, *columns))
+        with contextlib.closing(tables):
+            for table in tables:
+                yield table if wanted is None else table.filter(pc.is_in(table["key"], wanted))
+
+
+class Shown(Protocol):
+    """A batch as it was shown to a model."""
+
+    @property
+    def part(self) -> Pictures:
+        """What it is of."""
+
+    @property
+    def rows(self) -> pa.Table:
+        """What the part says of its pictures."""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether its pictures had to be decoded."""
 
 
 class Scorer(Protocol):
@@ -64,8 +110,8 @@ class Scorer(Protocol):
     device: torch.device
 
     def logits(
-        self, samples: Pictures
-    ) -> Generator[tuple[list[Sample], NDArray[np.float32]], None, None]:
+        self, parts: Iterable[Pictures], stored: int
+    ) -> Generator[tuple[Shown, NDArray[np.float32]], None, None]:
         """As `Predictor.logits`."""
 
 
@@ -100,33 +146,48 @@ class PredictShards(ModelWork):
         self, predictor: Scorer, units: Sequence[int], missing: Sequence[int], note: NoteDone
     ) -> Generator[Made, None, None]:
         """As `ModelWork.make`; of a file that is there, it keeps what is still of the same."""
-        outputs = labels_of_outputs(self._about["num_outputs"], self._dataset.taxonomy)
-        split = self._about["evaluation"]["split"]
-        for shard in missing:
-            tested = tested_keys(self._dataset, self._about, shard)
-            probed = keys_to_keep(tested, len(self._dataset.shards(split)))
-            kept = self._kept(shard)
-            tables = [PREDICTION_SCHEMA.empty_table()]
-            # Variant by variant: what else there is shall not change in which batch a picture is.
-            for variant, of in self._of(shard).items():
-                if variant in kept:
-                    tables.append(kept[variant])
-                    note(shard, len(kept[variant]) // len(LABEL_RULES))
-                    continue
-                pictures = Pictures(self._dataset, split, shard, variant, tested)
-                with contextlib.closing(predictor.logits(pictures)) as batches:
-                    for batch, logits in batches:
-                        same = {
-                            "model": self._about["model"],
-                            "variant": variant,
-                            "of": of,
-                            "device": predictor.device.type,
-                        }
-                        kept_logits = probed if variant == PROBED else frozenset()
-                        tables.append(_table(same, batch, logits, outputs, kept_logits))
-                        count("pictures_predicted", len(batch))
-                        note(shard, len(batch))
-            yield Made(shard, _joined(tables))
+        side = self._dataset.manifest.config.segment.image_size
+        begun: collections.deque[_Shard] = collections.deque()
+
+        def parts() -> Iterator[Pictures]:
+            for shard in missing:
+                begun.append(self._begin(shard, predictor.device.type))
+                for kept in begun[-1].kept.values():
+                    note(shard, len(kept) // len(LABEL_RULES))
+                yield from begun[-1].parts()
+
+        with (
+            contextlib.closing(predictor.logits(parts(), side)) as batches,
+            # Scores and tables are made while the device works on.
+            ThreadPoolExecutor(1) as pool,
+        ):
+            waiting: collections.deque[Future[None]] = collections.deque()
+            for batch, logits in batches:
+                while begun[0].number != batch.part.shard:
+                    yield begun.popleft().made(waiting)
+                waiting.append(pool.submit(begun[0].add, batch.part.variant, batch.rows, logits))
+                if len(waiting) > _TABLES_WAITING:
+                    waiting.popleft().result()
+                count("pictures_predicted", len(batch.rows))
+                count("pictures_decoded", len(batch.rows) if batch.is_new else 0)
+                note(batch.part.shard, len(batch.rows))
+            while begun:
+                yield begun.popleft().made(waiting)
+
+    def _begin(self, number: int, device: str) -> _Shard:
+        about = self._about
+        tested = tested_keys(self._dataset, about, number)
+        shards = self._dataset.shards(about["evaluation"]["split"])
+        return _Shard(
+            self._dataset,
+            about,
+            number,
+            device,
+            of=self._of(number),
+            kept=self._kept(number),
+            tested=tested if about["evaluation"]["holdout"] else None,
+            probed=keys_to_keep(tested, len(shards)),
+        )
 
     def _kept(self, shard: int) -> dict[str, pa.Table]:
         """By variant, the predictions that are there from an earlier evaluation."""
@@ -141,6 +202,98 @@ class PredictShards(ModelWork):
         return {variant: table for variant, table in found.items() if len(table)}
 
 
+class _Shard:
+    """Predictions of a shard, while they are made.
+
+    Args:
+      dataset: that it is of.
+      about: the model, and how it is run.
+      number: of the shard.
+      device: that the model runs on.
+      of: by variant, what identifies the predictions.
+      kept: by variant, those that are there.
+      tested: keys of the images that are tested on, None for all.
+      probed: keys of the images whose logits are kept.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        about: About,
+        number: int,
+        device: str,
+        *,
+        of: Mapping[str, str],
+        kept: Mapping[str, pa.Table],
+        tested: frozenset[str] | None,
+        probed: frozenset[str],
+    ) -> None:
+        self._dataset, self._about, self.number, self._device = dataset, about, number, device
+        self._of, self.kept, self._tested = of, kept, tested
+        self._probed = pa.array(sorted(probed), pa.string())
+        self._outputs = labels_of_outputs(about["num_outputs"], dataset.taxonomy)
+        self._tables: dict[str, list[pa.Table]] = {variant: [] for variant in of}
+
+    def parts(self) -> Iterator[Pictures]:
+        """What is to be predicted, variant by variant: what else there is shall not change in
+        which batch a picture is."""
+        split = self._about["evaluation"]["split"]
+        for variant in self._of:
+            if variant not in self.kept:
+                yield Pictures(self._dataset, split, self.number, variant, self._tested)
+
+    def add(self, variant: str, rows: pa.Table, logits: NDArray[np.float32]) -> None:
+        """Adds the predictions of a batch, under each label rule.
+
+        Args:
+          variant: of the pictures.
+          rows: of `Pictures`, n.
+          logits: (n, outputs).
+        """
+        labels = rows["label"].to_numpy()
+        no_logits = pa.nulls(len(rows), PREDICTION_SCHEMA.field("logits").type)
+        same = {
+            "model": self._about["model"],
+            "variant": variant,
+            "of": self._of[variant],
+            "device": self._device,
+        }
+        for rule, score in LABEL_RULES.items():
+            scores = score(logits, labels, self._outputs)
+            columns = {
+                **{name: pa.repeat(value, len(rows)) for name, value in same.items()},
+                "label_rule": pa.repeat(rule, len(rows)),
+                **{name: rows[name] for name in _COLUMNS},
+                "prediction": scores.prediction,
+                "output": scores.output,
+                "correct": scores.prediction == labels,
+                "top1_score": scores.top1,
+                "true_score": scores.true,
+                "logits": no_logits,
+            }
+            if rule == PAPER_RULE and variant == PROBED:
+                is_kept = pc.is_in(rows["key"], self._probed).to_pylist()
+                kept = [row if keep else None for row, keep in zip(logits, is_kept, strict=True)]
+                columns["logits"] = pa.array(kept, no_logits.type)
+            arrays = [_as(columns[field.name], field.type) for field in PREDICTION_SCHEMA]
+            self._tables[variant].append(pa.Table.from_arrays(arrays, schema=PREDICTION_SCHEMA))
+
+    def made(self, waiting: Iterable[Future[None]]) -> Made:
+        """The whole shard, when what is waited for is done."""
+        for adding in waiting:
+            adding.result()
+        tables = [PREDICTION_SCHEMA.empty_table()]
+        for variant, new in self._tables.items():
+            tables += [self.kept[variant]] if variant in self.kept else new
+        return Made(self.number, _joined(tables))
+
+
+def _as(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    """Values as an Arrow array of a type."""
+    is_arrow = isinstance(values, pa.Array | pa.ChunkedArray)
+    return (values if is_arrow else pa.array(values)).cast(kind)
+
+
 def _joined(tables: list[pa.Table]) -> pa.Table:
     """One table, whose bytes do not tell which parts were there before."""
     table = pa.concat_tables([t.replace_schema_metadata() for t in tables])
@@ -152,43 +305,3 @@ def _joined(tables: list[pa.Table]) -> pa.Table:
         for column in table.columns
     ]
     return pa.Table.from_arrays(columns, schema=PREDICTION_SCHEMA)
-
-
-def _table(
-    same: dict[str, str],
-    batch: list[Sample],
-    logits: np.ndarray[Any, np.dtype[np.float32]],
-    output_labels: np.ndarray[Any, np.dtype[np.int64]],
-    probed: frozenset[str],
-) -> pa.Table:
-    """Predictions of a batch, under each label rule.
-
-    Args:
-      same: columns that are the same in all rows.
-      batch: n samples.
-      logits: (n, outputs).
-      output_labels: (outputs,) label of each.
-      probed: keys of those whose logits are kept.
-    """
-    labels = np.asarray([sample.fields["label"] for sample in batch], np.int64)
-    kept = [row if s.key in probed else None for s, row in zip(batch, logits, strict=True)]
-    tables = []
-    for rule, score in LABEL_RULES.items():
-        scores = score(logits, labels, output_labels)
-        columns = {
-            **{name: [value] * len(batch) for name, value in same.items()},
-            "label_rule": [rule] * len(batch),
-            "key": [sample.key for sample in batch],
-            "fg_key": [sample.fields["fg_key"] for sample in batch],
-            "bg_key": [sample.fields["bg_key"] for sample in batch],
-            "label": labels,
-            "prediction": scores.prediction,
-            "output": scores.output,
-            "correct": scores.prediction == labels,
-            "top1_score": scores.top1,
-            "true_score": scores.true,
-            "logits": kept if rule == PAPER_RULE else [None] * len(batch),
-        }
-        arrays = [pa.array(columns[f.name]).cast(f.type) for f in PREDICTION_SCHEMA]
-        tables.append(pa.Table.from_arrays(arrays, schema=PREDICTION_SCHEMA))
-    return pa.concat_tables(tables)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -83,18 +83,55 @@ def state_hash(state: Mapping[str, Any]) -> str:
             raise JobError(f"its state {name!r} is no tensor ({type(value).__name__})")
         array = value.detach().cpu().contiguous()
         digest.update(f"{name} {array.dtype} {tuple(array.shape)}\0".encode())
-        digest.update(array.view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(array.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def load_state(name: str, module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Gives a module its weights. Raises JobError if they do not fit."""
+def module_with(
+    name: str, make: Callable[[], torch.nn.Module], state: Mapping[str, torch.Tensor]
+) -> torch.nn.Module:
+    """Builds a module around its weights, which are not copied.
+
+    It is made without memory, and so without the random weights that take most of the time of
+    making a large one; again with memory if it holds tensors that are no part of its state.
+
+    Args:
+      name: for the error.
+      make: the module, with any weights.
+      state: its state dict.
+
+    Raises:
+      JobError: the weights do not fit.
+    """
+    try:
+        with torch.device("meta"):
+            module = make()
+        kinds = {key: value.dtype for key, value in module.state_dict().items()}
+        fitting = {key: value.to(kinds.get(key, value.dtype)) for key, value in state.items()}
+        module.load_state_dict(fitting, assign=True)
+        if not _is_on_meta(module):
+            return module
+    except Exception:  # Architectures that compute while they are made fail in their own ways.
+        pass
+    module = make()
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
         # Weights of another architecture name hundreds of tensors.
         lines = [textwrap.shorten(line, 150) for line in str(error).splitlines()[:3]]
         raise JobError(f"{name}: {' '.join(lines)}") from error
+    return module
+
+
+def _is_on_meta(module: torch.nn.Module) -> bool:
+    """Whether any tensor has no memory, be it a parameter, a buffer or a plain attribute."""
+    return any(
+        tensor.is_meta
+        for part in module.modules()
+        for tensors in (part._parameters, part._buffers, vars(part))
+        for tensor in tensors.values()
+        if isinstance(tensor, torch.Tensor)
+    )
 
 
 @torch.inference_mode()

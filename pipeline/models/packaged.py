@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import io
@@ -24,7 +25,7 @@ import torch
 
 from pipeline.errors import JobError, UsageError
 from pipeline.models.known import Origin
-from pipeline.models.loaded import LoadedModel, load_state, loaded_model
+from pipeline.models.loaded import LoadedModel, loaded_model, module_with
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.source import Source, is_installed
 from pipeline.models.timm_names import read_state, timm_model
@@ -65,11 +66,12 @@ class Packaged(Source):
         path = getattr(importlib.import_module(_package(spec)), locator).get_model_file_path()
         # The package stores the same tensors in the same order under other names.
         values = list(read_state(path).values())
-        module = timm.create_model(EFFICIENTNETS[spec])
-        names = list(module.state_dict())
+        make = functools.partial(timm.create_model, EFFICIENTNETS[spec])
+        with torch.device("meta"):
+            names = list(make().state_dict())
         if len(names) != len(values):
             raise JobError(f"{path} holds {len(values)} tensors, {spec} {len(names)}")
-        load_state(spec, module, dict(zip(names, values, strict=True)))
+        module = module_with(spec, make, dict(zip(names, values, strict=True)))
         return timm_model(spec, module, _origin(spec, path), taxonomy)
 
     def origin(self, spec: str, model: LoadedModel) -> Origin:
@@ -131,8 +133,7 @@ def _squeezenet() -> LoadedModel:
         raise JobError(f"{path} does not hold SqueezeNet's layers ({error})") from error
     # Pictures come as RGB here.
     state["features.0.weight"] = state["features.0.weight"].flip(1)
-    module = _empty_squeezenet()
-    load_state(SQUEEZENET, module, state)
+    module = module_with(SQUEEZENET, _empty_squeezenet, state)
     return loaded_model(
         name=SQUEEZENET,
         architecture="torchvision:squeezenet1_1",

@@ -1,18 +1,17 @@
-"""Predict: one model over the samples of a shard, in fixed batches.
+"""Predict: one model over the pictures of parts, in fixed batches.
 
 Pictures are decoded by as many threads as torch uses: ahead of a GPU; in turn with a CPU's
-forward pass, whose threads would wait for each other where a decoder takes a core away.
-Batches are cut within the shard, so scores do not depend on how a runner bundles shards.
+forward pass, whose threads would wait for each other where a decoder takes a core away. On a GPU
+nothing waits for a batch: copies to it have a stream of their own, and outputs are fetched when
+the batch behind is at work.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+import dataclasses
+from collections.abc import Generator, Iterable
 
 import numpy as np
 import torch
@@ -21,15 +20,27 @@ from PIL import Image
 from timm.data import create_transform
 from torch.nn import functional
 
-from pipeline.dataset.sinks import Sample
-from pipeline.errors import BrokenPictureError, JobError, ModelError
+from pipeline.errors import JobError, ModelError
 from pipeline.models.loaded import LoadedModel
+from pipeline.models.loader import Batch, Loader, P
+from pipeline.models.pixel_cache import PixelCache
 from pipeline.models.predict_config import PredictConfig
-from transforms.codec import UndecodableError, decode_image
+from transforms.codec import decode_image, decode_into
 
-_BATCHES_AHEAD = {"cpu": 0, "cuda": 3}
+_DECODED_AHEAD = {"cpu": 0, "cuda": 3}
+_AT_WORK = {"cpu": 0, "cuda": 1}
+"""Batches on the device beyond the one whose outputs are fetched."""
+_NO_CACHE = PixelCache(0)
 
-T = TypeVar("T")
+Pixels = NDArray[np.uint8]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Outputs:
+    """What a batch gives: (n, outputs) on this machine, when `done` has happened."""
+
+    logits: torch.Tensor
+    done: torch.cuda.Event | None
 
 
 class Predictor:
@@ -38,6 +49,7 @@ class Predictor:
     Args:
       model: taken over; its module moves to the device.
       config: how to run it.
+      cache: of decoded pictures.
 
     Attributes:
       config: the same, with the device and the batch of this machine.
@@ -45,9 +57,14 @@ class Predictor:
       module: takes what `prepare` gives.
     """
 
-    def __init__(self, model: LoadedModel, config: PredictConfig) -> None:
+    def __init__(
+        self, model: LoadedModel, config: PredictConfig, cache: PixelCache = _NO_CACHE
+    ) -> None:
         self.config = config = config.on_this_machine()
         self.device = torch.device(config.device)
+        is_gpu = self.device.type == "cuda"
+        self._copies = torch.cuda.Stream(self.device) if is_gpu else None  # type: ignore[no-untyped-call]
+        self._cache = cache
         self._preprocessing = model.preprocessing
         self._num_outputs = model.num_outputs
         self.module = model.module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -84,39 +101,80 @@ class Predictor:
         return stored
 
     def logits(
-        self, samples: Iterable[Sample]
-    ) -> Generator[tuple[list[Sample], NDArray[np.float32]], None, None]:
-        """Scores samples.
+        self, parts: Iterable[P], stored: int
+    ) -> Generator[tuple[Batch[P], NDArray[np.float32]], None, None]:
+        """Scores the pictures of parts.
+
+        Args:
+          parts: in order.
+          stored: side in pixels of all stored pictures; of others, that `native` crops, any.
 
         Yields:
-          (samples, logits) of each batch in order, logits (n, outputs) float32.
+          (batch, logits) in order, logits (n, outputs) float32; the batch's pixels are those of
+          other pictures when the next one is taken.
 
         Raises:
           BrokenPictureError: a picture cannot be decoded.
+          ModelError: as `forward`.
+          Exception: whatever reading a part raises.
         """
-        ahead = _BATCHES_AHEAD[self.device.type]
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            batches = _batches(samples, self.batch_size)
-            for batch, pictures in _ahead(pool, batches, self._picture, ahead):
-                yield batch, self._scores(np.stack(pictures))
+        loader: Loader[P] = Loader(
+            self._decode,
+            self._preprocessing.input_size if self._crop else stored,
+            self.batch_size,
+            cache=self._cache,
+            kind=f"{self._preprocessing} " if self._crop else "",
+            threads=torch.get_num_threads(),
+            ahead=_DECODED_AHEAD[self.device.type],
+            pinned=self.device.type == "cuda",
+        )
+        at_work: collections.deque[tuple[Batch[P], _Outputs]] = collections.deque()
+        with contextlib.closing(loader.batches(parts)) as batches:
+            for batch in batches:
+                at_work.append((batch, self._begin(batch.pixels)))
+                if len(at_work) > _AT_WORK[self.device.type]:
+                    yield from self._end(loader, *at_work.popleft())
+            while at_work:
+                yield from self._end(loader, *at_work.popleft())
 
-    def _picture(self, sample: Sample) -> NDArray[np.uint8]:
-        try:
-            pixels = decode_image(sample.image)
-        except UndecodableError as error:
-            raise BrokenPictureError(sample.key, error) from error
+    def _decode(self, image: bytes, out: Pixels) -> None:
         if self._crop is None:
-            return pixels
-        cropped = np.asarray(self._crop(Image.fromarray(pixels)), np.uint8)
-        return cropped.transpose(1, 2, 0)
+            decode_into(image, out)
+        else:
+            cropped = np.asarray(self._crop(Image.fromarray(decode_image(image))), np.uint8)
+            out[:] = cropped.transpose(1, 2, 0)
 
     @torch.inference_mode()
-    def _scores(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.asarray(self.forward(self.to_device(pixels)).cpu())
+    def _begin(self, pixels: Pixels) -> _Outputs:
+        logits = self.forward(self.to_device(pixels))
+        if self.device.type == "cpu":
+            return _Outputs(logits, None)
+        fetched = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
+        fetched.copy_(logits, non_blocking=True)
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+        return _Outputs(fetched, done)
 
-    def to_device(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
+    def _end(
+        self, loader: Loader[P], batch: Batch[P], outputs: _Outputs
+    ) -> Generator[tuple[Batch[P], NDArray[np.float32]], None, None]:
+        if outputs.done is not None:
+            outputs.done.synchronize()
+        yield batch, outputs.logits.numpy()
+        loader.hand_back(batch)
+
+    def to_device(self, pixels: Pixels) -> torch.Tensor:
         """Pictures as `forward` takes them, of (n, S, S, 3) uint8."""
-        return torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float() / 255
+        if self._copies is None:
+            copied = torch.from_numpy(pixels)
+        else:
+            working = torch.cuda.current_stream()
+            with torch.cuda.stream(self._copies):
+                copied = torch.from_numpy(pixels).to(self.device, non_blocking=True)
+            working.wait_stream(self._copies)
+            # Its memory is not free before those that work on it have ended.
+            copied.record_stream(working)
+        return copied.permute(0, 3, 1, 2).float() / 255
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Scores a batch; where memory does not suffice, in halves.
@@ -184,26 +242,3 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or (
         "DefaultCPUAllocator" in str(error)
     )
-
-
-def _batches(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
-    iterator = iter(samples)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
-
-
-def _ahead(
-    pool: ThreadPoolExecutor,
-    batches: Iterable[list[Sample]],
-    work: Callable[[Sample], T],
-    ahead: int,
-) -> Iterator[tuple[list[Sample], list[T]]]:
-    """Works on `ahead` batches beyond the reader's, in order."""
-    waiting: collections.deque[tuple[list[Sample], list[Future[T]]]] = collections.deque()
-    for batch in batches:
-        waiting.append((batch, [pool.submit(work, sample) for sample in batch]))
-        if len(waiting) > ahead:
-            first, futures = waiting.popleft()
-            yield first, [future.result() for future in futures]
-    for first, futures in waiting:
-        yield first, [future.result() for future in futures]

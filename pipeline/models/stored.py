@@ -7,13 +7,14 @@ DIR/index.json              name -> sha256, architecture, source, preprocessing
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
 from safetensors.torch import load, save
 
 from pipeline.errors import JobError
 from pipeline.models.identity import ModelIdentity
-from pipeline.models.loaded import LoadedModel, load_state, loaded_model, state_hash
+from pipeline.models.loaded import LoadedModel, loaded_model, module_with, state_hash
 from pipeline.models.source import Source
 from pipeline.models.stored_index import StoredModel, WeightsFolder
 from pipeline.storage.store import WORK_FOLDER
@@ -74,8 +75,8 @@ def load_stored(source: Source, folder: WeightsFolder, stored: StoredModel) -> L
             f"{folder.store.path(stored.file)}, the weights of {stored.name}, has changed: its "
             f"tensors have sha256 {found}, and the index says {stored.sha256}; fetch them again"
         )
-    module = source.build(stored.name, stored.recipe)
-    load_state(stored.name, module, state)
+    make = functools.partial(source.build, stored.name, stored.recipe)
+    module = module_with(stored.name, make, state)
     return loaded_model(
         name=stored.name,
         architecture=stored.architecture,

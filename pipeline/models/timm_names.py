@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from timm.models import get_pretrained_cfg, is_model_pretrained
 
 from pipeline.errors import JobError, UsageError
 from pipeline.models.known import Origin
-from pipeline.models.loaded import LoadedModel, load_state, loaded_model
+from pipeline.models.loaded import LoadedModel, loaded_model, module_with
 from pipeline.models.preprocessing import IN9_MEAN, IN9_STD, Preprocessing, is_nine_way
 from pipeline.models.source import Source, closest, downloaded
 from pipeline.storage.files import files_of
@@ -76,8 +77,8 @@ class TimmNames(Source):
             state = read_state(path)
             shapes = {key: value.shape for key, value in state.items()}
             outputs = _head_size(architecture, shapes, path)
-            module = timm.create_model(architecture, num_classes=outputs)
-            load_state(spec, module, state)
+            make = functools.partial(timm.create_model, architecture, num_classes=outputs)
+            module = module_with(spec, make, state)
             file = os.path.basename(path)
             return timm_model(spec, module, file, taxonomy, preprocessing_of(path))
         try:

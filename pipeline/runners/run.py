@@ -17,9 +17,9 @@ from apache_beam.runners.runner import create_runner
 from pipeline.errors import JobError, UsageError
 from pipeline.runners.dataflow_submission import Submission, submit
 from pipeline.runners.portable import cancel_if_stopped, explain, prepare
-from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.counters import counters_of
 from pipeline.runtime.job_log import in_one_line, job_log
+from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress, shown
 
 _LOCAL_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "FnApiRunner", "SwitchingDirectRunner")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from pipeline.errors import JobError, UsageError
-from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.job_log import in_one_line, job_log
+from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress, shown
 from pipeline.storage.parallel import read_ahead
 

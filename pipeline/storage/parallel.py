@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-from collections.abc import Callable, Generator, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, Generic, TypeVar
 
 REQUESTS_IN_FLIGHT = 16
 """How many requests one call makes at the same time, at most."""
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+_END = object()
 
 
 def in_parallel(call: Callable[[T], R], items: Iterable[T]) -> list[R]:
@@ -59,3 +61,32 @@ def read_ahead(
         raise
     finally:
         pool.shutdown(wait, cancel_futures=True)
+
+
+class InBackground(Generic[T]):
+    """Takes the items of a generator in a thread, before they are asked for; iterable once.
+
+    Args:
+      items: runs in the thread from now on, and is closed with this.
+      ahead: how many items may be ahead of what has been taken.
+    """
+
+    def __init__(self, items: Generator[T, None, None], ahead: int) -> None:
+        self._items = items
+        self._pool = concurrent.futures.ThreadPoolExecutor(1)
+        self._waiting: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
+        for _ in range(ahead):
+            self._take_one()
+
+    def _take_one(self) -> None:
+        self._waiting.append(self._pool.submit(next, self._items, _END))
+
+    def __iter__(self) -> Iterator[T]:
+        while (item := self._waiting.popleft().result()) is not _END:
+            self._take_one()
+            yield item
+
+    def close(self) -> None:
+        """Ends the thread, after the item that it is at."""
+        self._pool.shutdown(cancel_futures=True)
+        self._items.close()

@@ -22,6 +22,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_about, write_table
 from pipeline.errors import UsageError
 from pipeline.evaluate.results import safe_name
+from pipeline.evaluate.shards import Pictures
 from pipeline.models.loaded import LoadedModel
 from pipeline.models.predict import Predictor
 from pipeline.models.predict_config import PredictConfig
@@ -144,30 +145,27 @@ class Backbone:
           ModelError: the network's forward pass fails.
           JobError: a stored picture cannot be decoded.
         """
-        shards = dataset.shards(split)
-        return Features.joined(self.of_shard(dataset, split, variant, n, keys) for n in shards)
+        some = None if keys is None else frozenset(keys)
+        return Features.joined(
+            self.of_shard(Pictures(dataset, split, shard, variant, some))
+            for shard in dataset.shards(split)
+        )
 
-    def of_shard(
-        self,
-        dataset: Dataset,
-        split: str,
-        variant: str,
-        shard: int,
-        keys: Collection[str] | None = None,
-    ) -> Features:
+    def of_shard(self, pictures: Pictures) -> Features:
         """As `features`, of one output shard."""
-        store, place = self._cache, safe_name(variant)
+        dataset, keys = pictures.dataset, pictures.keys
+        store, place = self._cache, safe_name(pictures.variant)
         if dataset.store != store:
             # Which may be one for reading alone.
             place = f"{dataset.manifest.fingerprint[:12]}-{place}"
         folder = f"{WORK_FOLDER}/features/{safe_name(self.model.name)}/{place}"
-        path = f"{folder}/{split}-{shard:05d}.parquet"
+        path = f"{folder}/{pictures.split}-{pictures.shard:05d}.parquet"
         checksum = fingerprint(
             self.model.weights_sha256,
             dataclasses.asdict(self.model.preprocessing),
             self._predict.asked_for,
             EVALUATE_VERSION,
-            [file.sha256 for file in dataset.shard_files(split, shard, (variant,))],
+            [file.sha256 for file in pictures.files],
             None if keys is None else sorted(keys),
         )
         about = read_about(store, path)
@@ -175,19 +173,11 @@ class Backbone:
             tables = [_SCHEMA.empty_table()]
             if self._predictor is None:
                 self._predictor = Predictor(self._shown, self._predict)
-            samples = (
-                sample
-                for sample in dataset.samples(split, shard, variant)
-                if keys is None or sample.key in keys
-            )
-            with contextlib.closing(self._predictor.logits(samples)) as batches:
+            side = dataset.manifest.config.segment.image_size
+            with contextlib.closing(self._predictor.logits([pictures], side)) as batches:
                 for batch, values in batches:
-                    columns = {
-                        "key": [sample.key for sample in batch],
-                        "label": [sample.fields["label"] for sample in batch],
-                        "features": list(values),
-                    }
-                    tables.append(pa.table(columns, _SCHEMA))
+                    columns = batch.rows.select(["key", "label"]).columns
+                    tables.append(pa.table([*columns, pa.array(list(values))], _SCHEMA))
             write_table(store, path, pa.concat_tables(tables), checksum)
         table = read_table(store, path)
         flat = table["features"].combine_chunks().flatten().to_numpy(zero_copy_only=False)

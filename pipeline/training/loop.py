@@ -16,7 +16,7 @@ import torch
 
 from pipeline.dataset.folder import Dataset
 from pipeline.models.checkpoint import TrainedOn, digest_of_classes, save_checkpoint
-from pipeline.runtime.cores import usable_cores
+from pipeline.runtime.machine import usable_cores
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.augment import Augmentation
 from pipeline.training.epoch import run_epoch

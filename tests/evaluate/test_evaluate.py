@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.evaluate.results import result_folder
+from pipeline.evaluate.shards import Pictures
 from pipeline.models.loaded import check_head
 from pipeline.models.predict import Predictor
 from pipeline.models.predict_config import PredictConfig
@@ -158,15 +159,22 @@ def test_models_without_a_way_to_the_hub_say_what_to_do(sample_run: Path, tmp_pa
     assert len(done.stderr.splitlines()) == 1
 
 
+def first_pictures(output: Path, count: int) -> tuple[Pictures, list[str]]:
+    """The first originals of a dataset, and their keys."""
+    dataset = Dataset.open(Store(str(output)))
+    keys = [sample.key for sample in dataset.samples("val", 0, "original")][:count]
+    return Pictures(dataset, "val", 0, "original", frozenset(keys)), keys
+
+
 def test_scores_do_not_depend_on_what_shares_a_batch(sample_run: Path) -> None:
-    samples = list(Dataset.open(Store(str(sample_run))).samples("val", 0, "original"))[:10]
+    pictures, keys = first_pictures(sample_run, 10)
     scores = []
     for batch_size in (1, 4, 10):
         predictor = Predictor(
             load_model("efficientnet_lite0"), PredictConfig(batch_size=batch_size)
         )
-        batches = list(predictor.logits(iter(samples)))
-        assert [s.key for batch, _ in batches for s in batch] == [s.key for s in samples]
+        batches = list(predictor.logits([pictures], 224))
+        assert [key for batch, _ in batches for key in batch.rows["key"].to_pylist()] == keys
         scores.append(np.concatenate([logits for _, logits in batches]))
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
     np.testing.assert_allclose(scores[0], scores[2], atol=1e-4)
@@ -179,7 +187,8 @@ def test_native_input_and_bf16_are_recorded_choices(
 
     def logits(**how: Any) -> np.ndarray:
         predictor = Predictor(load_model("efficientnet_lite0"), PredictConfig(**how))
-        return np.concatenate([logits for _, logits in predictor.logits(samples)])
+        shown = first_pictures(sample_run, 4)[0]
+        return np.concatenate([logits for _, logits in predictor.logits([shown], 224)])
 
     plain = logits()
     rounded = logits(precision="bf16")
@@ -200,8 +209,7 @@ def test_a_model_of_fixed_size_gets_resized_pictures(tmp_path: Path, sample_run:
     spec = checkpoint(tmp_path / "vit.pth", "vit_tiny_patch16_384", 9)
     predictor = Predictor(load_model(spec), PredictConfig(batch_size=2))
     assert predictor.input_size(224) == 384
-    samples = list(Dataset.open(Store(str(sample_run))).samples("val", 0, "original"))[:2]
-    ((_, logits),) = predictor.logits(samples)
+    ((_, logits),) = predictor.logits([first_pictures(sample_run, 2)[0]], 224)
     assert logits.shape == (2, 9)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Generator, Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,6 @@ from pipeline.analyses.imagenet.folder import (
 from pipeline.analyses.imagenet.results import PREDICTION_SCHEMA
 from pipeline.dataset.fingerprints import EVALUATE_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.sinks import Sample
 from pipeline.errors import BrokenPictureError, JobError
 from pipeline.evaluate.plan import Evaluation, describe_model
 from pipeline.evaluate.predictions import About
@@ -33,6 +33,7 @@ from pipeline.evaluate.work import Made, ModelWork, NoteDone, Work
 from pipeline.models.identity import ModelIdentity
 from pipeline.runtime.counters import count
 from pipeline.storage.files import files_of
+from pipeline.storage.parallel import read_ahead
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.intervals import wilson
@@ -41,6 +42,7 @@ from transforms.taxonomy import Taxonomy
 if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
 
+_READ_AT_ONCE = 64
 _LIBRARIES = ("numpy", "pillow", "torch", "timm")
 
 
@@ -138,27 +140,55 @@ class ImageNetShards(ModelWork):
         """As `ModelWork.make`."""
         for shard in missing:
             rows = []
+            images = _Images(self._shards[shard])
             try:
-                with contextlib.closing(predictor.logits(_samples(self._shards[shard]))) as batches:
+                with contextlib.closing(predictor.logits([images], 0)) as batches:
                     for batch, logits in batches:
-                        outputs = logits.argmax(axis=1).tolist()
-                        for sample, output in zip(batch, outputs, strict=True):
-                            label = sample.fields["index"]
-                            rows.append({"name": sample.key, "label": label, "prediction": output})
-                        count("imagenet_images", len(batch))
-                        note(shard, len(batch))
+                        columns = [*batch.rows.select(["key", "index"]).columns, logits.argmax(1)]
+                        rows.append(pa.table(columns, PREDICTION_SCHEMA))
+                        count("imagenet_images", len(batch.rows))
+                        note(shard, len(batch.rows))
             except BrokenPictureError as error:
                 raise JobError(
                     f"{error.key} of --imagenet {self._root} cannot be decoded; put a whole copy "
                     "in its place"
                 ) from error
-            yield Made(shard, pa.Table.from_pylist(rows, PREDICTION_SCHEMA))
+            yield Made(shard, pa.concat_tables([PREDICTION_SCHEMA.empty_table(), *rows]))
 
 
-def _samples(images: Iterable[ImageNetImage]) -> Iterator[Sample]:
-    for image in images:
-        data = files_of(image.path).read(image.path)
-        yield Sample(image.name, data, "", {"index": image.index})
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """A part (`pipeline.models.loader.Part`), whose rows have the columns key and index. Models of
+    the same preprocessing are shown the same crops."""
+
+    images: Sequence[ImageNetImage]
+
+    @property
+    def name(self) -> str:
+        """As `Part.name`."""
+        return listing_digest(self.images)
+
+    @property
+    def count(self) -> int:
+        """As `Part.count`."""
+        return len(self.images)
+
+    def tables(self, columns: tuple[str, ...]) -> Generator[pa.Table, None, None]:
+        """As `Part.tables`; files are read several at a time."""
+
+        wants_images = bool(columns)
+
+        def read(image: ImageNetImage) -> bytes:
+            return files_of(image.path).read(image.path) if wants_images else b""
+
+        with contextlib.closing(read_ahead(read, self.images)) as reading:
+            while some := list(itertools.islice(reading, _READ_AT_ONCE)):
+                found = {
+                    "key": [image.name for image, _ in some],
+                    "index": [image.index for image, _ in some],
+                    "image": pa.array([data for _, data in some], pa.binary()),
+                }
+                yield pa.table(found).select(["key", "index", *columns])
 
 
 def _accuracy(

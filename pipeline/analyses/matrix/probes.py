@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import contextlib
+import dataclasses
+from collections.abc import Generator, Iterable
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
 from pipeline.analyses.matrix.plan import MatrixPlan
-from pipeline.dataset.sinks import Sample
 from pipeline.evaluate.shards import Pictures
 from pipeline.models.timm_names import read_state
 from pipeline.training.features import Backbone
@@ -71,12 +73,24 @@ class ProbeScorer:
         return np.asarray(torch.nn.functional.linear(inputs, self._weight, self._bias))
 
     def logits(
-        self, samples: Pictures
-    ) -> Generator[tuple[list[Sample], NDArray[np.float32]], None, None]:
-        """As `Predictor.logits`, all samples of a shard in one batch."""
-        batch = list(samples)
-        features = self._backbone.of_shard(
-            samples.dataset, samples.split, samples.variant, samples.shard
-        )
-        if batch:
-            yield batch, self._scores(features.of(sample.key for sample in batch).values)
+        self, parts: Iterable[Pictures], stored: int
+    ) -> Generator[tuple[_Rows, NDArray[np.float32]], None, None]:
+        """As `Predictor.logits`, all pictures of a part in one batch."""
+        for part in parts:
+            with contextlib.closing(part.tables(())) as tables:
+                rows = list(tables)
+            if not sum(map(len, rows)):
+                continue
+            table = pa.concat_tables(rows)
+            whole = dataclasses.replace(part, keys=None)
+            features = self._backbone.of_shard(whole).of(table["key"].to_pylist())
+            yield _Rows(part, table), self._scores(features.values)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Rows:
+    """Pictures that nobody had to decode: see `Shown`."""
+
+    part: Pictures
+    rows: pa.Table
+    is_new: bool = False

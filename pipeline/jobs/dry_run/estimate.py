@@ -6,13 +6,14 @@ import dataclasses
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+
+import pyarrow as pa
 
 from pipeline.dataset.config import FORMATS, DatasetConfig
-from pipeline.dataset.folder import read_parquet, read_webdataset
+from pipeline.dataset.folder import read_tables
 from pipeline.dataset.records import ACCEPTED, Staging
 from pipeline.dataset.shards import ShardCounts
-from pipeline.dataset.sinks import Sample
 from pipeline.generate.compose import ComposeShard
 from pipeline.generate.cut_source import prepared_segmenter
 from pipeline.generate.plan import PlanSplit
@@ -69,11 +70,23 @@ class Trial:
     store: Store
     pictures: tuple[str, ...]
 
-    def samples(self) -> Iterator[Sample]:
-        """The composed pictures."""
-        for path in self.pictures:
-            read = read_webdataset if path.endswith(".tar") else read_parquet
-            yield from read(self.store, path)
+    def parts(self) -> Iterator[_Part]:
+        """The composed pictures, as models are shown them."""
+        return (_Part(self.store, path) for path in self.pictures)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Pictures of a file, which are shown once: see `pipeline.models.loader.Part`."""
+
+    store: Store
+    path: str
+    name: str = ""
+    count: int = 0
+
+    def tables(self, columns: tuple[str, ...]) -> Generator[pa.Table, None, None]:
+        """As `Part.tables`."""
+        yield from read_tables(self.store, self.path, ("key", *columns))
 
 
 def choose(forecast: Forecast) -> list[SourceImage]:

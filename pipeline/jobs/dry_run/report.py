@@ -210,7 +210,7 @@ def _print_model(
             sides = (attacking.foregrounds, attacking.backgrounds)
             left["attack"] = math.prod(images if n is None else min(n, images) for n in sides)
     predictor = Predictor(model, evaluation.predict)
-    rate = _pictures_a_second(predictor, trial)
+    rate = _pictures_a_second(predictor, trial, job.config.segment.image_size)
     del model
     gc.collect()
     if not rate:
@@ -236,14 +236,15 @@ def _left(work: Work, dataset: Dataset, model: LoadedModel) -> int:
     return sum(work.size(dataset, unit) for unit in missing)
 
 
-def _pictures_a_second(predictor: Predictor, trial: Trial) -> float:
+def _pictures_a_second(predictor: Predictor, trial: Trial, side: int) -> float:
     """Speed of a model on the trial's pictures, 0 if it has none. The first batch, in which
     libraries set themselves up, counts only if there is no other."""
     keep_freed_memory()
     started = time.perf_counter()
     done, rate = 0, 0.0
-    for number, (batch, _) in enumerate(predictor.logits(trial.samples())):
-        done += len(batch)
+    pictures = predictor.logits(trial.parts(), side)
+    for number, (batch, _) in enumerate(pictures):
+        done += len(batch.rows)
         rate = done / (time.perf_counter() - started)
         if number == 0:
             done, started = 0, time.perf_counter()

@@ -1,4 +1,4 @@
-"""The cores that there are to work with."""
+"""The cores and the memory that there are to work with."""
 
 from __future__ import annotations
 
@@ -17,3 +17,14 @@ def usable_cores() -> int:
             quota, period = file.read().split()
         cores = min(cores, max(1, round(int(quota) / int(period))))
     return cores
+
+
+def usable_memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or its control group's."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with (
+        contextlib.suppress(OSError, ValueError),  # No such file, or "max" for no limit.
+        open("/sys/fs/cgroup/memory.max", encoding="ascii") as file,
+    ):
+        memory = min(memory, int(file.read()))
+    return memory

@@ -1,0 +1,206 @@
+"""The loader: what it gives is what the parts hold, whatever is read ahead or kept."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.errors import BrokenPictureError, JobError
+from pipeline.models.loader import Loader
+from pipeline.models.pixel_cache import PixelCache
+from pipeline.storage.parallel import InBackground
+from transforms.codec import UndecodableError, decode_image, decode_into
+
+SIDE = 4
+PICTURE = SIDE * SIDE * 3
+
+
+@dataclass
+class Numbers:
+    """A part of flat pictures, each of one number."""
+
+    name: str
+    numbers: list[int]
+    table_size: int = 3
+    claimed: int | None = None
+    reads: int = 0
+
+    @property
+    def count(self) -> int:
+        return len(self.numbers) if self.claimed is None else self.claimed
+
+    def tables(self, columns: tuple[str, ...]) -> Generator[pa.Table, None, None]:
+        self.reads += bool(columns)
+        for first in range(0, len(self.numbers), self.table_size):
+            some = self.numbers[first : first + self.table_size]
+            table = pa.table({"key": [str(n) for n in some], "image": [bytes([n]) for n in some]})
+            yield table.select(["key", *columns])
+
+
+class Decoder:
+    """Counts what it decodes; 255 is no picture."""
+
+    def __init__(self) -> None:
+        self.decoded = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, data: bytes, out: np.ndarray) -> None:
+        if data[0] == 255:
+            raise UndecodableError("255")
+        with self._lock:
+            self.decoded += 1
+        out[:] = data[0]
+
+
+def shown(
+    parts: list[Numbers], decoder: Decoder, cache: PixelCache, size: int = 4, ahead: int = 2
+) -> list[tuple[str, list[int], list[int]]]:
+    """Of each batch: the name of its part, its keys, and the numbers that its pixels show."""
+    loader: Loader[Numbers] = Loader(
+        decoder, SIDE, size, cache=cache, kind="", threads=2, ahead=ahead
+    )
+    found = []
+    with contextlib.closing(loader.batches(parts)) as batches:
+        for batch in batches:
+            pixels = batch.pixels.reshape(len(batch.rows), -1)
+            assert (pixels == pixels[:, :1]).all()
+            keys = [int(key) for key in batch.rows["key"].to_pylist()]
+            found.append((batch.part.name, keys, pixels[:, 0].tolist()))
+            loader.hand_back(batch)
+    return found
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 254), max_size=9), max_size=6),
+    *(st.integers(1, 5), st.integers(1, 5), st.integers(0, 3), st.integers(0, 20)),
+)
+def test_batches_are_cut_within_parts_and_kept_ones_are_the_same(
+    lists: list[list[int]], size: int, table_size: int, ahead: int, room: int
+) -> None:
+    parts = [Numbers(f"part {i}", numbers, table_size) for i, numbers in enumerate(lists)]
+    expected = [
+        (part.name, part.numbers[first : first + size], part.numbers[first : first + size])
+        for part in parts
+        for first in range(0, len(part.numbers), size)
+    ]
+    cache, decoder = PixelCache(room * PICTURE), Decoder()
+    for _ in range(3):
+        assert shown(parts, decoder, cache, size, ahead) == expected
+    kept = total = 0
+    for numbers in lists:
+        total += len(numbers)
+        kept += len(numbers) if kept + len(numbers) <= room else 0
+    assert decoder.decoded == total + 2 * (total - kept)
+
+
+def test_what_is_kept_is_not_read_again() -> None:
+    part, cache = Numbers("a", [1, 2, 3]), PixelCache(3 * PICTURE)
+    for _ in range(3):
+        shown([part], Decoder(), cache)
+    assert part.reads == 1
+    nameless = Numbers("", [4])
+    shown([nameless, nameless], Decoder(), PixelCache(100 * PICTURE))
+    assert nameless.reads == 2
+
+
+def test_a_broken_picture_is_named_and_its_part_is_not_kept() -> None:
+    cache, broken = PixelCache(4 * PICTURE), Numbers("a", [1, 255, 3])
+    for _ in range(2):
+        with pytest.raises(BrokenPictureError) as raised:
+            shown([broken], Decoder(), cache)
+        assert raised.value.key == "255"
+    # Its room is free again.
+    whole = Numbers("b", [1, 2, 3, 4])
+    for _ in range(2):
+        shown([whole], Decoder(), cache)
+    assert whole.reads == 1
+
+
+def test_a_part_left_half_way_is_not_kept_and_one_that_is_larger_than_it_says_is_refused() -> None:
+    cache, part = PixelCache(8 * PICTURE), Numbers("a", list(range(8)))
+    for ahead in (0, 2):
+        loader: Loader[Numbers] = Loader(
+            Decoder(), SIDE, 4, cache=cache, kind="", threads=1, ahead=ahead
+        )
+        batches = loader.batches([part])
+        next(batches)
+        batches.close()
+        assert cache.find("a") is None
+    with pytest.raises(JobError, match="more pictures"):
+        shown([Numbers("c", [1, 2, 3], claimed=2)], Decoder(), PixelCache(8 * PICTURE))
+    shown([part], Decoder(), cache)
+    assert cache.find("a") is not None
+
+
+def test_what_runs_in_the_background_gives_its_items_its_error_and_ends() -> None:
+    closed = []
+
+    def items(fails: bool) -> Generator[int, None, None]:
+        try:
+            yield from range(5)
+            if fails:
+                raise OSError("no more")
+        finally:
+            closed.append(fails)
+
+    with contextlib.closing(InBackground(items(False), 2)) as found:
+        assert list(found) == [0, 1, 2, 3, 4]
+    with (
+        contextlib.closing(InBackground(items(True), 3)) as found,
+        pytest.raises(OSError, match="no more"),
+    ):
+        list(found)
+    InBackground(items(False), 1).close()
+    assert closed == [False, True, False]
+
+
+@given(
+    *(st.integers(1, 40), st.integers(1, 40)),
+    st.sampled_from(
+        ["RGB JPEG", "L JPEG", "CMYK JPEG", "RGB PNG", "RGBA PNG", "P PNG", "RGB WEBP"]
+    ),
+    *(st.booleans(), st.integers(0, 2), st.integers(1, 100), st.integers(0, 2**32 - 1)),
+)
+def test_a_picture_decoded_into_an_array_is_the_picture(
+    height: int,
+    width: int,
+    form: str,
+    progressive: bool,
+    subsampling: int,
+    quality: int,
+    seed: int,
+) -> None:
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    mode, kind = form.split()
+    options = {"quality": quality, "subsampling": subsampling, "progressive": progressive}
+    buffer = io.BytesIO()
+    picture = Image.fromarray(noise).convert(mode)
+    picture.save(buffer, kind, **(options if kind == "JPEG" else {}))
+    out = np.zeros((height, width, 3), np.uint8)
+    decode_into(buffer.getvalue(), out)
+    np.testing.assert_array_equal(out, decode_image(buffer.getvalue()))
+    for wrong in ((height + 1, width, 3), (height, width + 1, 3), (height, max(1, width - 1), 3)):
+        if wrong != out.shape:
+            with pytest.raises(UndecodableError):
+                decode_into(buffer.getvalue(), np.zeros(wrong, np.uint8))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_half_a_picture_is_not_decoded_into_an_array(progressive: bool) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG", progressive=progressive)
+    data = buffer.getvalue()
+    for cut in (0, 1, 100, len(data) // 2, len(data) - 20):
+        with pytest.raises(UndecodableError):
+            decode_into(data[:cut], np.zeros((64, 64, 3), np.uint8))
