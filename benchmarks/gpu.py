@@ -15,6 +15,7 @@ package ships gets random ones.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -23,7 +24,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -31,17 +32,17 @@ import timm
 import torch
 from measure import card, draw_small, peak_of_this_process, row, run_in9
 
-from pipeline.analyses.attack.chunks import Chunks, HeldBackgrounds
+from pipeline.analyses.attack.chunks import Chunks
 from pipeline.analyses.attack.plan import Attacking, open_grid
-from pipeline.analyses.saliency.plan import SaliencyPlan
-from pipeline.analyses.saliency.shards import SaliencyShards, explain_shard
+from pipeline.analyses.saliency.plan import ACTIVATIONS, SaliencyPlan
+from pipeline.analyses.saliency.shards import SaliencyShards
 from pipeline.commands.flag_types import Words, grid, names
 from pipeline.commands.training_flags import default_workers
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.plan import Evaluation, model_identity
-from pipeline.evaluate.resident import load_checked, put_on_device
-from pipeline.evaluate.results import result_folder
-from pipeline.evaluate.shards import predict_shard
+from pipeline.evaluate.plan import Evaluation, describe_model
+from pipeline.evaluate.resident import in_memory, on_device
+from pipeline.evaluate.shards import PredictShards
+from pipeline.evaluate.work import ModelWork
 from pipeline.models.packaged import EFFICIENTNETS, Packaged
 from pipeline.models.predict_config import CPU_BATCH, GPU_BATCH, PredictConfig
 from pipeline.report.text_tables import aligned
@@ -52,11 +53,10 @@ from pipeline.training.loop import train
 from pipeline.training.plan import TrainPlan
 
 PAPER = 4050
+TURNS = 3
 
 Turn = tuple[float, float]
 """Pictures a second of a stage, and of the bare loop right after it."""
-Work = tuple[int, Callable[[], object]]
-"""How many pictures, and what works on them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,59 +87,35 @@ class Setting:
 
 
 def evaluate(setting: Setting) -> list[Turn]:
-    """Times reading, decoding, forward passes, scoring and writing, against forward passes."""
-    loaded = Loaded(setting)
-    works = (
-        (
-            loaded.dataset.pictures("val", shard),
-            functools.partial(
-                predict_shard,
-                *(loaded.evaluation, loaded.dataset, loaded.model, loaded.predictor),
-                *(loaded.dataset.taxonomy, shard),
-            ),
-        )
-        for shard in loaded.dataset.shards("val")
-    )
-    return take_turns(works, loaded.forward)
+    """Times reading, decoding, forward passes, scoring and tables, against forward passes."""
+    with Loaded(setting) as loaded:
+        predicting = PredictShards(loaded.dataset, loaded.about)
+        shards = loaded.dataset.shards("val")
+        pictures = sum(loaded.dataset.pictures("val", shard) for shard in shards)
+        return take_turns(pictures, loaded.making(predicting, shards), loaded.forward)
 
 
 def attack(setting: Setting) -> list[Turn]:
-    """Times decoding foregrounds, composing, forward passes and writing, against forward passes."""
-    loaded = Loaded(setting)
-    attacking = Attacking(loaded.evaluation, *setting.grid)
-    attacked = open_grid(loaded.dataset, attacking)
-    making = Chunks(loaded.dataset, attacking, attacked, loaded.model, loaded.about).make(
-        list(attacked.chunks),
-        loaded.predictor,
-        HeldBackgrounds(loaded.dataset, "val", attacked),
-        loaded.dataset.taxonomy,
-    )
-    works = (
-        (
-            len(attacked.positions(chunk)) * len(attacked.backgrounds),
-            functools.partial(next, making),
-        )
-        for chunk in attacked.chunks
-    )
-    return take_turns(works, loaded.forward)
+    """Times decoding foregrounds and backgrounds, composing and forward passes, against forward
+    passes."""
+    with Loaded(setting) as loaded:
+        attacking = Attacking(loaded.evaluation, *setting.grid)
+        met = open_grid(loaded.dataset, attacking)
+        chunks = Chunks(loaded.dataset, attacking, met, loaded.about)
+        pairs = len(met.foregrounds) * len(met.backgrounds)
+        return take_turns(pairs, loaded.making(chunks, met.chunks), loaded.forward)
 
 
 def saliency(setting: Setting) -> list[Turn]:
-    """Times decoding, gradients, maps and writing, against forward and backward passes."""
-    loaded = Loaded(setting)
-    plan = SaliencyPlan(loaded.evaluation)
-    folder = result_folder(loaded.model.name, loaded.about["evaluation"])
-    shards = SaliencyShards(loaded.dataset, plan, loaded.model, folder)
-    works = (
-        (
-            loaded.dataset.pictures("val", shard) // len(loaded.dataset.picture_variants),
-            functools.partial(
-                explain_shard, shards, loaded.predictor, loaded.dataset.taxonomy, shard, ()
-            ),
-        )
-        for shard in loaded.dataset.shards("val")
-    )
-    return take_turns(works, functools.partial(loaded.backward, plan.batch_size))
+    """Times decoding, gradients and their share on the mask, against forward and backward
+    passes."""
+    with Loaded(setting) as loaded:
+        plan = SaliencyPlan(loaded.evaluation, maps=0)
+        explaining = SaliencyShards(loaded.dataset, plan, loaded.about, {})
+        size = max(1, setting.predict.batch_size // ACTIVATIONS)
+        pictures = len(loaded.evaluation.rows(loaded.dataset))
+        work = loaded.making(explaining, loaded.dataset.shards("val"))
+        return take_turns(pictures, work, functools.partial(loaded.backward, size))
 
 
 def training(setting: Setting) -> list[Turn]:
@@ -175,17 +151,18 @@ def training(setting: Setting) -> list[Turn]:
 STAGES = {"evaluate": evaluate, "attack": attack, "saliency": saliency, "train": training}
 
 
-class Loaded:
-    """A model on its device, and batches for a bare loop."""
+class Loaded(contextlib.ExitStack):
+    """A model on its device while the block runs, and batches for a bare loop."""
 
     def __init__(self, setting: Setting) -> None:
+        super().__init__()
         keep_freed_memory()
         self.evaluation = setting.evaluation
         self.dataset = Dataset.open(self.evaluation.store)
-        self.model = load_checked(setting.model, self.evaluation, self.dataset.taxonomy)
-        self.predictor = put_on_device(self.model, self.evaluation)
-        self.about = model_identity(self.model, self.evaluation, self.dataset)
-        torch.set_num_threads(self.evaluation.threads)
+        taxonomy = self.dataset.taxonomy
+        model = self.enter_context(in_memory(setting.model, self.evaluation, taxonomy))
+        self.predictor = self.enter_context(on_device(model, self.evaluation))
+        self.about = describe_model(model, self.evaluation, self.dataset)
         side = self.dataset.manifest.config.segment.image_size
         size, device = setting.predict.batch_size, self.predictor.device
         self._batch = self.predictor.prepare(torch.rand(size, 3, side, side, device=device))
@@ -195,6 +172,15 @@ class Loaded:
             torch.bfloat16,
             enabled=setting.predict.precision == "bf16",
         )
+
+    def making(self, work: ModelWork, units: Sequence[int]) -> Callable[[], None]:
+        """What makes all tables of some units."""
+
+        def make() -> None:
+            for _ in work.make(self.predictor, units, units, lambda unit, pictures: None):
+                pass
+
+        return make
 
     @torch.inference_mode()
     def forward(self, pictures: int) -> None:
@@ -218,16 +204,17 @@ class Loaded:
             yield self._batch[: min(size, pictures - first)]
 
 
-def take_turns(works: Iterable[Work], bare: Callable[[int], None]) -> list[Turn]:
-    """Times each work, and the bare loop on as many pictures. The first turn, in which libraries
-    set themselves up, is left out."""
+def take_turns(pictures: int, work: Callable[[], None], bare: Callable[[int], None]) -> list[Turn]:
+    """Times a work of so many pictures, and the bare loop on as many, some times. The first turn,
+    in which libraries set themselves up, is left out."""
     turns = []
-    for pictures, work in works:
+    for _ in range(TURNS + 1):
         started = time.perf_counter()
         work()
         between = time.perf_counter()
         bare(pictures)
-        turns.append((pictures / (between - started), pictures / (time.perf_counter() - between)))
+        ended = time.perf_counter()
+        turns.append((pictures / (between - started), pictures / (ended - between)))
     return turns[1:]
 
 

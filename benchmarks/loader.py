@@ -1,0 +1,178 @@
+"""What pictures cost before the network sees them, and whether storage lets models wait.
+
+    python benchmarks/loader.py [--quick]
+
+Without a card, what a card's machine would do is emulated: 16 threads whose decoder sleeps for
+300 us without the interpreter's lock, so that what is left is the loader's own work under that
+lock. Decoders, and evaluations with slow storage, take turns with what they are compared with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from measure import draw_small, row, run_in9
+from PIL import Image
+
+from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.plan import Evaluation, describe_model
+from pipeline.evaluate.resident import in_memory, on_device
+from pipeline.evaluate.shards import PredictShards
+from pipeline.models.loader import Decode, Loader
+from pipeline.models.pixel_cache import PixelCache
+from pipeline.models.predict_config import GPU_BATCH, PredictConfig
+from pipeline.runtime.progress import Progress
+from pipeline.storage.store import Store
+from transforms.codec import decode_into, encode_jpeg
+
+SIDE = 224
+THREADS = 16
+DECODING = 300e-6
+OPENING = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A part of some pictures, over and over."""
+
+    images: list[bytes]
+    count: int
+    name: str = ""
+
+    def tables(self, columns: tuple[str, ...]) -> Iterator[pa.Table]:
+        """As `Part.tables`, in row groups as large as those of a dataset."""
+        size = 128
+        for first in range(0, self.count, size):
+            numbers = range(first, min(first + size, self.count))
+            images = [self.images[n % len(self.images)] for n in numbers]
+            table = pa.table({"key": [str(n) for n in numbers], "image": images})
+            yield table.select(["key", *columns])
+
+
+def photographs(folder: Path) -> list[bytes]:
+    """The sample's pictures, as composites are stored."""
+    found = []
+    for path in sorted(folder.rglob("*.JPEG")):
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB").resize((SIDE, SIDE)))
+        found.append(encode_jpeg(pixels, 95))
+    return found
+
+
+def load(decode: Decode, parts: list[Drawn], threads: int, ahead: int) -> float:
+    """Seconds that loading all pictures takes."""
+    loader: Loader[Drawn] = Loader(
+        decode, SIDE, GPU_BATCH, cache=PixelCache(0), kind="", threads=threads, ahead=ahead
+    )
+    started = time.perf_counter()
+    with contextlib.closing(loader.batches(parts)) as batches:
+        for batch in batches:
+            loader.hand_back(batch)
+    return time.perf_counter() - started
+
+
+def asleep(data: bytes, out: np.ndarray) -> None:
+    """Stands for a decoder."""
+    time.sleep(DECODING)
+
+
+def by_pillow(data: bytes, out: np.ndarray) -> None:
+    """Decodes as Pillow does."""
+    with Image.open(io.BytesIO(data)) as image:
+        out[:] = np.asarray(image)
+
+
+def measure_loader(images: list[bytes], count: int) -> None:
+    """Rows of the loader alone."""
+    parts = [Drawn(images, 1024)] * (count // 1024)
+    rate = max(count / load(asleep, parts, THREADS, 3) for _ in range(3))
+    against = f"{THREADS} threads, a decoder that sleeps {DECODING * 1e6:.0f} us"
+    row("loader: pictures/s, emulated", f"{rate:.0f}", against, ">= 15000")
+    costs: dict[str, list[float]] = {"ours": [], "Pillow": []}
+    for _ in range(5):
+        for name, decode in (("ours", decode_into), ("Pillow", by_pillow)):
+            before = time.process_time()
+            load(decode, parts[:1], 1, 0)
+            costs[name].append((time.process_time() - before) / parts[0].count * 1e3)
+    ours, pillow = (statistics.median(costs[name]) for name in ("ours", "Pillow"))
+    row("loader: CPU of a picture", f"{ours:.2f} ms", f"{pillow:.2f} ms by Pillow", "<= 0.40 ms")
+
+
+def evaluating(dataset: Path) -> Iterator[Callable[[], None]]:
+    """Predicts all pictures of a dataset, while the block runs."""
+    store = Store(str(dataset))
+    predict = PredictConfig("cpu")
+    evaluation = Evaluation(
+        store, ("efficientnet_lite0",), "val", predict, Progress.of(store), groups=1
+    )
+    there = Dataset.open(store)
+    with (
+        in_memory(evaluation.models[0], evaluation, there.taxonomy) as model,
+        on_device(model, evaluation) as predictor,
+    ):
+        about = describe_model(model, evaluation, there)
+        units = there.shards("val")
+
+        def predict_all() -> None:
+            making = PredictShards(there, about).make(predictor, units, units, lambda *_: None)
+            for _ in making:
+                pass
+
+        yield predict_all
+
+
+def measure_slow_storage(dataset: Path, turns: int) -> None:
+    """The row of storage that takes long to open a file."""
+    opened = Store.arrow_source
+
+    @functools.wraps(opened)
+    def slowly(self: Store, relative: str) -> object:
+        time.sleep(OPENING)
+        return opened(self, relative)
+
+    times: dict[str, list[float]] = {"fast": [], "slow": []}
+    with contextlib.contextmanager(evaluating)(dataset) as predict_all:
+        predict_all()
+        for _ in range(turns):
+            for name in times:
+                Store.arrow_source = slowly if name == "slow" else opened
+                started = time.perf_counter()
+                predict_all()
+                times[name].append(time.perf_counter() - started)
+    Store.arrow_source = opened
+    ratio = statistics.median(s / f for s, f in zip(times["slow"], times["fast"], strict=True))
+    row(
+        "loader: evaluate with slow storage",
+        f"{ratio:.2f} x",
+        f"without {OPENING * 1e3:.0f} ms for each opening of a file",
+        "<= 1.10",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few pictures")
+    quick = parser.parse_args().quick
+    sample = Path(__file__).parents[1] / "pipeline" / "data" / "sample"
+    measure_loader(photographs(sample), 2048 if quick else 16384)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        flags = ("--segmenter", "box", "--formats", "parquet", "--images_per_shard", 32)
+        source = draw_small(32 if quick else 128, root / "in")
+        run_in9("generate", "--input", source, "--output", root / "out", *flags)
+        measure_slow_storage(root / "out", 1 if quick else 5)
+
+
+if __name__ == "__main__":
+    main()
