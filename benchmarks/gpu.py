@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import dataclasses
 import functools
 import itertools
@@ -49,6 +50,8 @@ from pipeline.report.text_tables import aligned
 from pipeline.runtime.memory import keep_freed_memory
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
+from pipeline.training.learner import MOMENTUM
+from pipeline.training.log import LOG
 from pipeline.training.loop import train
 from pipeline.training.plan import TrainPlan
 
@@ -78,6 +81,12 @@ class Setting:
     predict: PredictConfig
     grid: tuple[int | None, int | None]
     epochs: int
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures in a batch of the evaluation."""
+        assert self.predict.batch_size is not None  # Chosen by `main`.
+        return self.predict.batch_size
 
     @property
     def evaluation(self) -> Evaluation:
@@ -112,7 +121,7 @@ def saliency(setting: Setting) -> list[Turn]:
     with Loaded(setting) as loaded:
         plan = SaliencyPlan(loaded.evaluation, maps=0)
         explaining = SaliencyShards(loaded.dataset, plan, loaded.about, {})
-        size = max(1, setting.predict.batch_size // ACTIVATIONS)
+        size = max(1, setting.batch_size // ACTIVATIONS)
         pictures = len(loaded.evaluation.rows(loaded.dataset))
         work = loaded.making(explaining, loaded.dataset.shards("val"))
         return take_turns(pictures, work, functools.partial(loaded.backward, size))
@@ -125,15 +134,17 @@ def training(setting: Setting) -> list[Turn]:
     plan = TrainPlan(
         arch=setting.arch,
         epochs=setting.epochs,
-        batch_size=max(1, predict.batch_size // 2),
+        batch_size=max(1, setting.batch_size // 2),
         lr=0.01,
-        split="val",
+        train_split="val",
         precision=predict.precision,
         device=predict.device,
         workers=default_workers(predict.device),
     )
     with tempfile.TemporaryDirectory() as folder:
-        rows = train(dataset, plan, Store(folder), say=lambda line: None).rows
+        store = Store(folder)
+        train(dataset, plan, store, say=lambda line: None)
+        rows = list(csv.DictReader(store.read(LOG).decode().splitlines()))
     steps = bare_steps(plan, dataset.manifest.config.segment.image_size)
     next(steps)
     count = max(1, dataset.manifest.images["val"]["selected"] // plan.batch_size)
@@ -144,7 +155,7 @@ def training(setting: Setting) -> list[Turn]:
         for _ in range(count):
             next(steps)
         seconds = time.perf_counter() - started
-        turns.append((epoch["images_per_second"], count * plan.batch_size / seconds))
+        turns.append((float(epoch["images_per_second"]), count * plan.batch_size / seconds))
     return turns
 
 
@@ -164,7 +175,7 @@ class Loaded(contextlib.ExitStack):
         self.predictor = self.enter_context(on_device(model, self.evaluation))
         self.about = describe_model(model, self.evaluation, self.dataset)
         side = self.dataset.manifest.config.segment.image_size
-        size, device = setting.predict.batch_size, self.predictor.device
+        size, device = setting.batch_size, self.predictor.device
         self._batch = self.predictor.prepare(torch.rand(size, 3, side, side, device=device))
         self._mixed = functools.partial(
             torch.autocast,
@@ -223,7 +234,7 @@ def bare_steps(plan: TrainPlan, side: int) -> Iterator[None]:
     torch.backends.cudnn.benchmark = True
     module = timm.create_model(plan.arch, num_classes=9)
     module = module.to(plan.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(module.parameters(), lr=plan.lr, momentum=plan.momentum)
+    optimizer = torch.optim.SGD(module.parameters(), lr=plan.lr, momentum=MOMENTUM)
     pictures = torch.rand(plan.batch_size, 3, side, side, device=plan.device)
     pictures = pictures.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 9, (plan.batch_size,), device=plan.device)
@@ -231,7 +242,7 @@ def bare_steps(plan: TrainPlan, side: int) -> Iterator[None]:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(plan.device, torch.bfloat16, enabled=plan.precision == "bf16"):
             loss = torch.nn.functional.cross_entropy(module(pictures), labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         loss.item()
         yield

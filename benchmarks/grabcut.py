@@ -78,7 +78,8 @@ def native(shared: Path, count: int) -> list[Job]:
 
 def compare(name: str, jobs: list[Job]) -> None:
     """Prints one row: times as ratios, and how many masks are equal."""
-    ratios, totals, agreements = [], defaultdict(float), []
+    totals: dict[str, float] = defaultdict(float)
+    ratios, agreements = [], []
     for job in jobs:
         times, masks = {}, {}
         for implementation, function in IMPLEMENTATIONS.items():
@@ -127,7 +128,7 @@ def print_stages(jobs: list[Job]) -> None:
 
 def print_threads(jobs: list[Job]) -> None:
     """Prints how much sooner two threads finish the same pictures, by the clock."""
-    seconds = {}
+    seconds: dict[int, float] = {}
     for threads in (1, 2, 1, 2):
         with ThreadPoolExecutor(threads) as pool:
             start = time.perf_counter()

@@ -299,8 +299,9 @@ def lines(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, dict[s
         ]
         runs.append(("noise", sensitivity_run, of_draws[arguments.draws[0]], Z))
         for models in arguments.models:
-            run, z = partial(slope_run, models=models), t_quantile(models - 2, 0.95)
-            runs.append((f"{models} models", run, of_draws[arguments.draws[0]], z))
+            z = t_quantile(models - 2, 0.95)
+            slopes = partial(slope_run, models=models)
+            runs.append((f"{models} models", slopes, of_draws[arguments.draws[0]], z))
         for where, run, designs, z in runs:
             found = {
                 name: measure(partial(run, strength=strength), designs, arguments.runs, z)

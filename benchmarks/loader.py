@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import functools
 import io
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import BinaryIO
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +51,7 @@ class Drawn:
     count: int
     name: str = ""
 
-    def tables(self, columns: tuple[str, ...]) -> Iterator[pa.Table]:
+    def tables(self, columns: tuple[str, ...]) -> Generator[pa.Table, None, None]:
         """As `Part.tables`, in row groups as large as those of a dataset."""
         size = 128
         for first in range(0, self.count, size):
@@ -136,8 +137,7 @@ def measure_slow_storage(dataset: Path, turns: int) -> None:
     """The row of storage that takes long to open a file."""
     opened = Store.arrow_source
 
-    @functools.wraps(opened)
-    def slowly(self: Store, relative: str) -> object:
+    def slowly(self: Store, relative: str) -> str | BinaryIO:
         time.sleep(OPENING)
         return opened(self, relative)
 
@@ -145,12 +145,11 @@ def measure_slow_storage(dataset: Path, turns: int) -> None:
     with contextlib.contextmanager(evaluating)(dataset) as predict_all:
         predict_all()
         for _ in range(turns):
-            for name in times:
-                Store.arrow_source = slowly if name == "slow" else opened
-                started = time.perf_counter()
-                predict_all()
-                times[name].append(time.perf_counter() - started)
-    Store.arrow_source = opened
+            for name, source in (("fast", opened), ("slow", slowly)):
+                with mock.patch.object(Store, "arrow_source", source):
+                    started = time.perf_counter()
+                    predict_all()
+                    times[name].append(time.perf_counter() - started)
     ratio = statistics.median(s / f for s, f in zip(times["slow"], times["fast"], strict=True))
     row(
         "loader: evaluate with slow storage",

@@ -119,8 +119,8 @@ def main() -> None:
         ratio = f"{rate / middle['bare decoding']:.2f} x"
         row(f"reading: {name}", ratio, f"bare decoding; {rate:.0f} pictures/s")
     for name in found:
-        if rate := middle.get(f"{name}, not decoded"):
-            row(f"reading: {name}, not decoded", f"{rate:.0f} pictures/s")
+        if speed := middle.get(f"{name}, not decoded"):
+            row(f"reading: {name}, not decoded", f"{speed:.0f} pictures/s")
 
 
 if __name__ == "__main__":

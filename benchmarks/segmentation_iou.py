@@ -45,14 +45,16 @@ def main() -> None:
     arguments = parser.parse_args()
     taxonomy = imagenet9()
     root = sample_folder()
+    segment = SEGMENTERS[arguments.segmenter].segment
+    assert segment is not None  # Of all that the flag takes.
     by_class = defaultdict(list)
     accepted_by_class = defaultdict(list)
     for image in list_images(find_layout(root, None, "val"), taxonomy)[0]:
         pixels = decode_image(Path(image.path).read_bytes())
         annotation = parse_annotation(Path(image.annotation or "").read_bytes())
         truth = decode_mask((Path(root) / "masks" / "val" / f"{image.key}.png").read_bytes())
-        box = annotation.boxes[0].clip(annotation.width, annotation.height)
-        mask = SEGMENTERS[arguments.segmenter].segment(pixels, box, 0).mask
+        box = annotation.boxes[0].clip(pixels.shape[1], pixels.shape[0])
+        mask = segment(pixels, box, 0).mask
         iou = intersection_over_union(mask, truth)
         by_class[image.label].append(iou)
         if mask_over_box(mask, box) >= MIN_FOREGROUND:

@@ -75,7 +75,7 @@ class Trace:
                 thread.run = _of_step(thread.run)  # type: ignore[method-assign]
             start_thread(thread)
 
-        threading.Thread.start = start  # type: ignore[method-assign]
+        threading.Thread.start = start  # type: ignore[assignment,method-assign]
         sys.addaudithook(self._watch)
         threading.setprofile(self._see)
         sys.setprofile(self._see)
@@ -83,7 +83,7 @@ class Trace:
             return in9(arguments)
         finally:
             sys.setprofile(None)
-            threading.setprofile(None)  # type: ignore[arg-type]
+            threading.setprofile(None)
 
     def _watch(self, event: str, arguments: tuple[Any, ...]) -> None:
         # Files appear by being renamed.

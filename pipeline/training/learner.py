@@ -14,7 +14,7 @@ from pipeline.models.predict import is_out_of_memory
 from pipeline.training.network import Network
 from pipeline.training.plan import TrainPlan
 
-_MOMENTUM = 0.9
+MOMENTUM = 0.9
 _KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -42,7 +42,7 @@ class Learner:
         self._optimizer = torch.optim.SGD(
             self._module.parameters(),
             lr=plan.lr,
-            momentum=_MOMENTUM,
+            momentum=MOMENTUM,
             weight_decay=plan.weight_decay,
         )
         self._scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
