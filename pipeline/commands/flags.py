@@ -221,7 +221,12 @@ SECTIONS = (
     _section(
         "models",
         ("run", "evaluate"),
-        Flag("--pixel_cache", "MB", "decoded pictures to keep for the next model", type=int),
+        Flag(
+            "--pixel_cache",
+            "MB",
+            "decoded pictures to keep for the next model (1/4 of memory)",
+            type=int,
+        ),
     ),
     _section(
         "models", _ANALYSES, _overwrite("weights"), Flag("--holdout", "X", _HELD_OUT, 0.0, share)

@@ -200,7 +200,7 @@ class RunModels(_Step):
             count(f"{work.unit_name}_kept", len(units) - len(missing))
             self._note_done(block, sorted(set(units).difference(missing)))
             if missing:
-                with on_device(model, evaluation) as predictor, timed(work.stage):
+                with on_device(model, evaluation, block.group) as predictor, timed(work.stage):
                     self._make(block, of_model, predictor, units, missing)
         return BlockDone(block.order, json.dumps(about, sort_keys=True), units)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import gc
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -16,7 +17,7 @@ from pipeline.evaluate.results import read_results
 from pipeline.models.known import KnownModels
 from pipeline.models.loaded import LoadedModel, check_head
 from pipeline.models.pixel_cache import PixelCache
-from pipeline.models.predict import Predictor
+from pipeline.models.predict import Predictor, device_of
 from pipeline.models.registry import load_model, source_of
 from pipeline.runtime.counters import count
 from pipeline.runtime.machine import usable_memory
@@ -27,7 +28,7 @@ _IN_MEMORY = threading.BoundedSemaphore(2)
 """While one model works, the next one may be loaded."""
 _LOADING = threading.Lock()
 """Two models that are made at the same time would draw from one generator of random numbers."""
-_DEVICE = threading.Lock()
+_DEVICES: Mapping[torch.device, threading.Lock] = collections.defaultdict(threading.Lock)
 
 
 @contextlib.contextmanager
@@ -60,15 +61,20 @@ def in_memory(entry: str, evaluation: Evaluation, taxonomy: Taxonomy) -> Iterato
 
 
 @contextlib.contextmanager
-def on_device(model: LoadedModel, evaluation: Evaluation) -> Iterator[Predictor]:
+def on_device(model: LoadedModel, evaluation: Evaluation, group: int = 0) -> Iterator[Predictor]:
     """Brings a model onto the device that it is run on, once that is free.
 
+    Args:
+      model: in memory.
+      evaluation: how it is run.
+      group: number of the group of shards that it is run on.
+
     Raises:
-      ModelError: there is not enough memory.
+      ModelError: there is no such device, or not enough memory.
     """
-    with _DEVICE:
+    with _DEVICES[device_of(evaluation.predict.on_this_machine().device, group)]:
         try:
-            predictor = Predictor(model, evaluation.predict, _pixel_cache(evaluation))
+            predictor = Predictor(model, evaluation.predict, _pixel_cache(evaluation), group)
         except torch.cuda.OutOfMemoryError as error:
             raise ModelError("its weights do not fit into the memory of the device") from error
         count("models_on_device")

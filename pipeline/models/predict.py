@@ -50,6 +50,7 @@ class Predictor:
       model: taken over; its module moves to the device.
       config: how to run it.
       cache: of decoded pictures.
+      group: number of the group of shards; GPUs of one machine take groups in turn.
 
     Attributes:
       config: the same, with the device and the batch of this machine.
@@ -58,10 +59,14 @@ class Predictor:
     """
 
     def __init__(
-        self, model: LoadedModel, config: PredictConfig, cache: PixelCache = _NO_CACHE
+        self,
+        model: LoadedModel,
+        config: PredictConfig,
+        cache: PixelCache = _NO_CACHE,
+        group: int = 0,
     ) -> None:
         self.config = config = config.on_this_machine()
-        self.device = torch.device(config.device)
+        self.device = device_of(config.device, group)
         is_gpu = self.device.type == "cuda"
         self._copies = torch.cuda.Stream(self.device) if is_gpu else None  # type: ignore[no-untyped-call]
         self._cache = cache
@@ -152,7 +157,7 @@ class Predictor:
         fetched = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
         fetched.copy_(logits, non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record()
+        done.record(torch.cuda.current_stream(self.device))
         return _Outputs(fetched, done)
 
     def _end(
@@ -168,7 +173,7 @@ class Predictor:
         if self._copies is None:
             copied = torch.from_numpy(pixels)
         else:
-            working = torch.cuda.current_stream()
+            working = torch.cuda.current_stream(self.device)
             with torch.cuda.stream(self._copies):
                 copied = torch.from_numpy(pixels).to(self.device, non_blocking=True)
             working.wait_stream(self._copies)
@@ -235,6 +240,23 @@ class Predictor:
             ).clamp(0, 1)
         normalised = (pictures - self._mean) / self._std
         return normalised.contiguous(memory_format=torch.channels_last)
+
+
+def device_of(name: str, group: int) -> torch.device:
+    """The device of this machine that a group's models run on.
+
+    Args:
+      name: `cpu` or `cuda`.
+      group: number of the group.
+
+    Raises:
+      ModelError: there is no GPU.
+    """
+    if name != "cuda":
+        return torch.device(name)
+    if not torch.cuda.is_available():
+        raise ModelError("--device cuda: this machine has no CUDA device that torch can use")
+    return torch.device("cuda", group % torch.cuda.device_count())
 
 
 def is_out_of_memory(error: Exception) -> bool:

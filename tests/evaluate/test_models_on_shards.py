@@ -16,6 +16,7 @@ from typing import Any
 import apache_beam as beam
 import pyarrow.compute as pc
 import pytest
+import torch
 from conftest import ONE, SHARDS, TINY_MODEL, run_in9, stamps
 
 from pipeline.dataset.folder import Dataset
@@ -27,6 +28,7 @@ from pipeline.evaluate.predictions import predictions_of
 from pipeline.evaluate.resident import in_memory, on_device
 from pipeline.evaluate.shards import PredictShards
 from pipeline.evaluate.stage import Predict
+from pipeline.models.predict import device_of
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import load_model
 from pipeline.runtime.progress import Progress
@@ -253,3 +255,14 @@ def test_a_model_without_all_units_is_not_summed_up(made: Path, tmp_path: Path) 
     assert finish(failed) == ["a=older"]
     assert finish(SummedUp((SECOND, SECOND))) == ["a=older"]
     assert finish(SummedUp((FIRST, FIRST))) == []
+
+
+def test_groups_take_the_cards_of_a_machine_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of hardware that is not here.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [str(device_of("cuda", group)) for group in range(4)] == ["cuda:0", "cuda:1"] * 2
+    assert str(device_of("cpu", 3)) == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError, match="no CUDA device"):
+        device_of("cuda", 0)
