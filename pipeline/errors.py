@@ -1,10 +1,20 @@
-"""Errors that the command line turns into one line and an exit code."""
+"""Errors that the command line turns into one line and an exit code, and text that is fit to be
+shown."""
 
 from __future__ import annotations
 
 
 class UsageError(Exception):
     """Wrong usage or unreadable input: exit code 2. The message says what to do."""
+
+
+class TooLargeError(UsageError):
+    """A file has more bytes than are read of its kind. `size` says how many, 0 where that is not
+    known: the error has passed through a runner as text."""
+
+    def __init__(self, message: str, size: int = 0) -> None:
+        super().__init__(message)
+        self.size = size
 
 
 class JobError(Exception):
@@ -26,3 +36,22 @@ class BrokenPictureError(JobError):
 def in_short(error: Exception) -> str:
     """What an error of someone else's code says, in one line of at most 200 characters."""
     return " ".join(str(error).split())[:200]
+
+
+def escaped(text: str, keep: str = "\n\t") -> str:
+    """Text with what cannot be seen escaped: what a file or a class is called must not move a
+    terminal's cursor, nor turn the direction of a line.
+
+    >>> escaped("red\x1b[31m")
+    'red\\\\x1b[31m'
+
+    Args:
+      text: any.
+      keep: what is left as it is, of what is not printable.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in text
+    )

@@ -265,6 +265,33 @@ def _bombs() -> Iterator[Hostile]:
     yield bomb("gif of many frames", frames, ANY)
 
 
+def heads() -> Iterator[Hostile]:
+    """Small files whose decoder would work on what they say beside their pixels without end."""
+
+    def head(name: str, data: bytes, status: str = UNDECODABLE) -> Hostile:
+        return Hostile("pictures: heads", name.encode(), data, status)
+
+    jpeg = encoded(picture(), "JPEG")
+    # 60,000 tags, each of all that follows them.
+    tags, behind = 60_000, 100_000
+    at = 8 + 2 + 12 * tags + 4
+    entries = b"".join(struct.pack("<HHII", tag, 1, behind, at) for tag in range(1000, 1000 + tags))
+    directory = struct.pack("<H", tags) + entries + bytes(4)
+    exif = b"II*\0\x08\0\0\0" + directory + bytes(behind)
+    parts = [b"Exif\0\0" + exif[n : n + 65_000] for n in range(0, len(exif), 65_000)]
+    segments = b"".join(b"\xff\xe1" + struct.pack(">H", len(part) + 2) + part for part in parts)
+    yield head("exif of many tags", jpeg[:2] + segments + jpeg[jpeg.index(b"\xff\xdb") :], ACCEPTED)
+    yield head("tiff of many tags", exif)
+    yield head("jpeg of empty segments", jpeg[:2] + b"\xff\xe5\0\2" * 1_000_000 + jpeg[2:])
+    gif = encoded(picture("P"), "GIF")
+    at = 13 + 3 * (2 << (gif[10] & 7))
+    blocks = b"\xff" + bytes(255)
+    yield head("gif of a long comment", gif[:at] + b"!\xfe" + blocks * 40_000 + b"\0" + gif[at:])
+    yield head("gif of many comments", gif[:at] + b"!\xfe\1c\0" * 1_000_000 + gif[at:])
+    png = encoded(picture(), "PNG")
+    yield head("png of empty chunks", png[:33] + chunk(b"teSt", b"") * 1_000_000 + png[33:])
+
+
 def _other_formats() -> Iterator[Hostile]:
     Image.init()
     for form in sorted(Image.SAVE):
@@ -391,7 +418,7 @@ NAMES: dict[str | bytes, str] = {
 def hostile_pictures() -> list[Hostile]:
     """All of them, each with a name of its own."""
     whole = encoded(picture(), "JPEG")
-    found = [*_pictures(), *_broken(), *_bombs(), *_other_formats()]
+    found = [*_pictures(), *_broken(), *_bombs(), *heads(), *_other_formats()]
     for name, (text, status) in XML.items():
         data = text if isinstance(text, bytes) else text.encode()
         found.append(Hostile("annotations", f"xml {name}".encode(), whole, status, data))

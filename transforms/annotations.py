@@ -10,6 +10,8 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml import ElementTree as DefusedElementTree
 
+from transforms.limits import MAX_ANNOTATION_BYTES, Unread
+
 
 class AnnotationError(ValueError):
     """An annotation file that is not XML, is hostile, or lacks what a box needs."""
@@ -131,9 +133,13 @@ def parse_annotation(data: bytes) -> Annotation:
       hold nothing.
 
     Raises:
-      AnnotationError: not XML, entity tricks (refused by defusedxml), or no size or
-        corner where one is needed, or one that is no number.
+      AnnotationError: larger than `MAX_ANNOTATION_BYTES`, not XML, entity tricks (refused by
+        defusedxml), or no size or corner where one is needed, or one that is no number.
     """
+    if isinstance(data, Unread):
+        raise AnnotationError(data.decode())
+    if len(data) > MAX_ANNOTATION_BYTES:
+        raise AnnotationError(Unread.of_size(len(data), MAX_ANNOTATION_BYTES).decode())
     if data.startswith(b"{"):
         try:
             fields = json.loads(data)

@@ -17,6 +17,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from transforms.geometry import Mask, Pixels
+from transforms.limits import MAX_PICTURE_BYTES, Unread
 
 MAX_PIXELS = 50_000_000
 """Largest picture that is decoded, in pixels: a little more than a camera's 8,160 x 6,120. Memory
@@ -34,17 +36,48 @@ MAX_SCANS = 64
 """Most scans of a JPEG that is decoded; encoders write one, or some ten in a progressive file. Each
 goes over the whole picture, so that a small file of thousands takes minutes."""
 
-_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
+_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 """Of JPEG, but for restarts, which stand within a scan."""
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
 
 _JPEG = ("JPEG", "MPO")
+
+_EXIF = re.compile(rb"(\xff\xe1..)Exif(?=\0\0)", re.DOTALL)
+"""The beginning of a segment with EXIF. Pillow looks into it for the resolution, and reads all that
+any of its 65,535 tags claims, again and again: a file of 800 kB takes gigabytes."""
+
+_MAX_READS_OF_HEAD, _MAX_READS = 10_000, 1_000_000
+"""Most calls by which Pillow may read a file up to its pixels, and all of it. Each comment, tag
+and chunk takes some, and what is found is put together anew each time, so that a file of 20 MB
+takes minutes. Files of cameras take some hundred, a 50-megapixel PNG some ten thousand."""
+
+_MAX_READ_BYTES = 4_000_000_000
+"""Most bytes that Pillow may read of a file in all. It reads 64 kB for each strip of a TIFF,
+however short, and all that tags claim, which may overlap."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats that pictures, masks and scenes are opened in, as Pillow names them: of cameras (its JPEG
 includes MPO, of phones), of the web, of scanners and microscopes (TIFF, 16 bits)."""
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class _Watched(io.BytesIO):
+    """A file that Pillow reads, and that refuses to be read without end."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.calls_left = _MAX_READS_OF_HEAD
+        # Each byte of a head is read once, and some are looked at before.
+        self.bytes_left = 2 * len(data) + (1 << 20)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self.calls_left -= 1
+        self.bytes_left -= len(data)
+        if self.calls_left < 0 or self.bytes_left < 0:
+            raise UndecodableError("it holds too much beside its pixels")
+        return data
 
 
 class UndecodableError(ValueError):
@@ -57,8 +90,16 @@ class TooManyPixelsError(ValueError):
 
 def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Opens a picture by its header, without decoding its pixels. Raises as `decode_image`."""
+    if isinstance(data, Unread):
+        raise UndecodableError(data.decode())
+    if len(data) > MAX_PICTURE_BYTES:
+        raise UndecodableError(Unread.of_size(len(data), MAX_PICTURE_BYTES).decode())
+    is_jpeg = data[:2] == bytes([0xFF, _START_OF_IMAGE])
+    file = _Watched(_EXIF.sub(rb"\1exif", data) if is_jpeg else data)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(file, formats=FORMATS)
+    except UndecodableError:
+        raise
     except Image.DecompressionBombError as error:
         raise TooManyPixelsError(str(error)) from error
     except MemoryError:
@@ -69,6 +110,7 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise TooManyPixelsError(
             f"{image.width} x {image.height} pixels, more than the limit of {max_pixels}"
         )
+    file.calls_left, file.bytes_left = _MAX_READS, _MAX_READ_BYTES
     return image
 
 
@@ -91,7 +133,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
       (H, W, 3) uint8, RGB, by the policy above.
 
     Raises:
-      UndecodableError: not a picture, truncated or broken, or a JPEG of more than `MAX_SCANS`.
+      UndecodableError: not a picture, truncated or broken, larger than `MAX_PICTURE_BYTES`, with
+        too much beside its pixels, or a JPEG of more than `MAX_SCANS`.
       TooManyPixelsError: the header announces more than `max_pixels`.
       MemoryError: the pixels do not fit, which says nothing of the picture.
     """
@@ -197,11 +240,11 @@ def _named(image: Image.Image) -> Iterator[None]:
         raise UndecodableError(f"broken {image.format}: {error}") from error
 
 
-def _eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+def _eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
     """The upper 8 of 16 bits; Pillow would clip everything above 255 to white."""
     if values.dtype.kind == "f":
         raise UndecodableError("floating-point pixels have no stated white")
-    return (np.clip(values.astype(np.int64), 0, 0xFFFF) >> 8).astype(np.uint8)
+    return np.asarray(np.clip(values, 0, 0xFFFF) >> 8, np.uint8)
 
 
 def encode_jpeg(image: Pixels, quality: int) -> bytes:

@@ -19,6 +19,12 @@ IGNORED = 1000
 """The number that ImageNet-S gives to pixels that are neither; they count as background."""
 MAX_SIDE = 65_535
 """Longest side of a COCO mask, in pixels: that of a JPEG."""
+MAX_DRAWN = 20 * MAX_PIXELS
+"""Most pixels that are drawn for a picture's objects, each of which takes as many as the picture.
+In COCO's pictures of 640 x 480 these are 3,200 objects."""
+MAX_OUTLINE = 200
+"""Longest outline of a picture's objects together, in halves of the picture's own: pycocotools
+stores five points for each pixel of it."""
 _GREY = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 
 
@@ -99,7 +105,7 @@ def read_mask(data: bytes) -> GivenMask:
             raise MaskError(
                 f"a PNG of mode {image.mode}; a mask has one channel, or the three of ImageNet-S"
             )
-        numbers = np.asarray(image).astype(np.int64)
+        numbers = np.asarray(image)
     except (MaskError, MemoryError):
         raise
     except (UndecodableError, TooManyPixelsError) as error:
@@ -107,7 +113,7 @@ def read_mask(data: bytes) -> GivenMask:
     except Exception as error:  # Pillow raises whatever a broken stream provokes.
         raise MaskError(f"a broken PNG: {error}") from error
     if numbers.ndim == 3:
-        numbers = numbers[..., 0] + 256 * numbers[..., 1]
+        numbers = numbers[..., 0] + 256 * numbers[..., 1].astype(np.int32)
     mask = (numbers != 0) & (numbers != IGNORED)
     box = bounding_box(mask)
     return GivenMask(mask, () if box is None else (box,))
@@ -136,6 +142,7 @@ def _read_coco(data: bytes) -> GivenMask:
             raise MaskError(f"a mask of {width} x {height} pixels")
         if height * width > MAX_PIXELS:
             raise MaskError(f"a mask of {width} x {height} pixels, more than {MAX_PIXELS}")
+        _check_work(content["segmentations"], height, width)
         objects = tuple(_encoded(each, height, width) for each in content["segmentations"])
         mask = np.zeros((height, width), np.bool_)
         boxes = []
@@ -150,13 +157,25 @@ def _read_coco(data: bytes) -> GivenMask:
     return GivenMask(mask, tuple(boxes), objects)
 
 
+def _check_work(segmentations: list[Any], height: int, width: int) -> None:
+    """Refuses what would take minutes, or more memory than there is, to draw."""
+    if len(segmentations) * height * width > MAX_DRAWN:
+        raise MaskError(f"{len(segmentations)} objects in {width} x {height} pixels")
+    outline = sum(
+        _outline(polygon, height, width)
+        for segmentation in segmentations
+        if isinstance(segmentation, list)
+        for polygon in segmentation
+    )
+    if outline > MAX_OUTLINE * (height + width):
+        raise MaskError(f"outlines of {outline:.0f} pixels in {width} x {height}")
+
+
 def _encoded(segmentation: Any, height: int, width: int) -> RunLengths:
     """A COCO segmentation as compressed run lengths."""
     from pycocotools import mask as coco
 
     if isinstance(segmentation, list):
-        for polygon in segmentation:
-            _check_polygon(polygon, height, width)
         encoded: RunLengths = coco.merge(coco.frPyObjects(segmentation, height, width))
     else:
         if list(segmentation["size"]) != [height, width]:
@@ -183,13 +202,16 @@ def _box_of(encoded: RunLengths) -> Box | None:
     return bounding_box(_mask_of(encoded))
 
 
-def _check_polygon(polygon: Any, height: int, width: int) -> None:
-    """pycocotools walks along the edges, however far away they are."""
+def _outline(polygon: Any, height: int, width: int) -> float:
+    """Length of a polygon's edges, in pixels: pycocotools walks along them, however far away they
+    are."""
     limit = 2 * max(height, width)
     if len(polygon) < 6 or len(polygon) % 2:
         raise MaskError(f"a polygon of {len(polygon)} numbers")
     if not all(math.isfinite(value) and abs(value) <= limit for value in polygon):
         raise MaskError("a polygon that leaves the picture far behind")
+    corners = np.asarray(polygon, np.float64).reshape(-1, 2)
+    return float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum())
 
 
 def _check_counts(counts: list[Any], height: int, width: int) -> None:

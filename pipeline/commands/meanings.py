@@ -178,9 +178,10 @@ REASONS: Mapping[Reason, str] = MappingProxyType(
         Reason.DUPLICATE_KEY: "another image has the same key; the one with the lowest MD5 stays",
         Reason.EXCLUDED: "`--exclude` lists it, or `--include` does not",
         Reason.MISSING_ANNOTATION: "there is no box for it, or no mask for `--segmenter masks`",
-        Reason.UNREADABLE_ANNOTATION: "its annotation or mask is broken",
-        Reason.UNDECODABLE: "the image is cut short, empty, in no known format, or a JPEG of "
-        f"more than {MAX_SCANS} scans",
+        Reason.UNREADABLE_ANNOTATION: "its annotation or mask is broken or too large "
+        "([sizes](sources.md#what-is-refused))",
+        Reason.UNDECODABLE: "the image is cut short, empty, in no known format, a JPEG of more "
+        f"than {MAX_SCANS} scans, or its file too large ([sizes](sources.md#what-is-refused))",
         Reason.TOO_MANY_PIXELS: f"it has more than {MAX_PIXELS:,} pixels; it is not decoded",
         Reason.SIZE_MISMATCH: "the annotation, or the mask, says another size than the image has",
         Reason.NOT_ONE_BOX: "it has no object or several (`--objects`)",

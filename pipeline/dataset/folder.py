@@ -9,7 +9,7 @@ import itertools
 import json
 import tarfile
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +21,7 @@ from pipeline.dataset.shards import index_file, parquet_file, webdataset_file
 from pipeline.dataset.sinks import SAMPLE_FIELDS, Sample
 from pipeline.errors import JobError, UsageError
 from pipeline.storage.store import FileDigest, Store
+from transforms.limits import MAX_PICTURE_BYTES, Unread
 from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import base_of, is_picture
 
@@ -225,10 +226,16 @@ def read_webdataset(store: Store, path: str) -> Iterator[Sample]:
             if content is None:
                 raise OSError(f"{path} holds {member.name}, which is no file")
             key, _, suffix = member.name.partition(".")
-            parts[suffix] = content.read()
+            parts[suffix] = _content(member.size, content)
             if suffix == "json":
                 yield sample_of(key, parts)
                 parts = {}
+
+
+def _content(size: int, file: IO[bytes]) -> bytes:
+    if size > MAX_PICTURE_BYTES:
+        return Unread.of_size(size, MAX_PICTURE_BYTES)
+    return file.read()
 
 
 def sample_of(key: str, parts: dict[str, bytes]) -> Sample:

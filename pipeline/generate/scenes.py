@@ -30,6 +30,7 @@ from pipeline.dataset.records import (
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.cut_source import SourceBytes, crop_source, printable
 from pipeline.inputs.found import IMAGE_SUFFIXES, is_hidden
+from pipeline.inputs.place import read_place
 from pipeline.storage.file_kind import FileInfo
 from pipeline.storage.files import files_of, is_remote, join, relative
 from pipeline.storage.parallel import read_ahead
@@ -130,12 +131,7 @@ def _path(listed: tuple[str, FileInfo]) -> str:
 @functools.lru_cache(maxsize=200_000)
 def _md5(info: FileInfo) -> str:
     """Read once for each state of a file: a launch looks at the folder several times."""
-    with files_of(info.path).open(info.path) as file:
-        return hashlib.file_digest(file, _new_md5).hexdigest()  # type: ignore[arg-type]
-
-
-def _new_md5() -> hashlib._Hash:
-    return hashlib.md5(usedforsecurity=False)
+    return hashlib.md5(read_place(info.path), usedforsecurity=False).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +201,7 @@ def _examined(
 
     def read(scene: Scene) -> bytes | None:
         is_known = scene.md5 in known and known[scene.md5]["status"] in (ACCEPTED, *by_content)
-        return None if is_known else files_of(scenes.folder).read(join(scenes.folder, scene.path))
+        return None if is_known else read_place(join(scenes.folder, scene.path))
 
     ahead = 16 if is_remote(scenes.folder) else 0
     for scene, data in read_ahead(read, scenes.files, ahead):
@@ -275,7 +271,7 @@ class DrawnScenes:
           OSError: it cannot be read.
         """
         path = join(self._folder, self._paths[position])
-        data = files_of(path).read(path)
+        data = read_place(path)
         picture = crop_source(SourceBytes(data, None), self._segment).image
         is_same = hashlib.md5(data, usedforsecurity=False).hexdigest() == self.md5s[position]
         if picture is None or not is_same:

@@ -4,7 +4,6 @@ Kaggle download."""
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from pipeline.inputs.archives import ARCHIVES, stream
 from pipeline.inputs.folder import files_in
 from pipeline.inputs.found import Found, Index, wnid_of_folder
 from pipeline.inputs.place import read_place, text_place
-from pipeline.storage.files import files_of
+from pipeline.inputs.text import Lines
 from transforms.annotations import (
     Annotation,
     AnnotationError,
@@ -89,9 +88,12 @@ def _in_archive(path: str) -> Iterator[Found]:
 
 def _in_table(path: str) -> Iterator[Found]:
     """`LOC_val_solution.csv`: for each image, five words a box, the first its class."""
-    rows = csv.reader(io.StringIO(files_of(path).read(path).decode("utf-8-sig", "replace")))
+    text = Lines(path, "", errors="replace")
+    rows = csv.reader(text)
     try:
-        yield from _boxes_of(rows, path)
+        for found in _boxes_of(rows, path):
+            text.begin_row()
+            yield found
     except csv.Error as error:
         raise UsageError(f"{path}, line {rows.line_num}: {error}") from error
 

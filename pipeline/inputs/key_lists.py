@@ -13,6 +13,7 @@ import hashlib
 import re
 
 from pipeline.errors import UsageError
+from pipeline.inputs.text import Lines
 from pipeline.storage.files import files_of
 
 _SUFFIX = re.compile(r"\.(jpe?g|png|npy|xml)$", re.IGNORECASE)
@@ -81,11 +82,15 @@ def read_key_list(path: str, flag: str) -> KeyList:
     files = files_of(path)
     if files.info(path) is None:
         raise UsageError(f"{flag} {path} is no file that can be read")
-    data = files.read(path)
-    if b"\0" in data:
-        raise UsageError(f"{flag} {path} is no text: expected a name in each line")
-    lines = map(str.strip, data.decode("utf-8-sig", "surrogateescape").splitlines())
-    listed = tuple(sorted({_name(line) for line in lines if not line.startswith("#")} - {""}))
+    names: set[str] = set()
+    text = Lines(path, flag, errors="surrogateescape")
+    for lines in text:
+        text.begin_row()
+        if "\0" in lines:
+            raise UsageError(f"{flag} {path} is no text: expected a name in each line")
+        stripped = map(str.strip, lines.splitlines())
+        names.update(_name(line) for line in stripped if not line.startswith("#"))
+    listed = tuple(sorted(names - {""}))
     if not listed:
         raise UsageError(f"{flag} {path} names no image")
     return KeyList(listed)

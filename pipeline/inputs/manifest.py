@@ -124,7 +124,13 @@ def _infos(root: str, images: Iterable[ListedImage]) -> dict[str, FileInfo | Non
     remote = [path for path in elsewhere if is_remote(path)]
     asked = in_parallel(lambda path: files_of(path).info(path), remote) if remote else []
     there.update(zip(remote, asked, strict=True))
-    there.update({p: files_of(p).info(p) for p in elsewhere if not is_remote(p)})
+    for path in elsewhere:
+        if not is_remote(path):
+            try:
+                there[path] = files_of(path).info(path)
+            except UsageError as error:
+                row, column = named[path]
+                raise row.error(column, str(error)) from error
     for path, (row, column) in named.items():
         if there[path] is None:
             raise row.error(column, f"there is no file {path} (paths are relative to the manifest)")

@@ -123,7 +123,10 @@ def _path(row: Row, column: str, root: str) -> str:
     text = row.text(column)
     if not text or "\0" in text:
         raise row.error(column, "names no file")
-    return path_from(root, text)
+    try:
+        return path_from(root, text)
+    except UsageError as error:
+        raise row.error(column, str(error)) from error
 
 
 def path_from(root: str, text: str) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.errors import UsageError
 from pipeline.inputs.found import SourceImage, is_wnid, wnid_of_label
-from pipeline.inputs.place import open_parquet, row_of
+from pipeline.inputs.place import open_parquet, row_of, rows_of
 from pipeline.inputs.stamps import stamp_of
 from pipeline.storage.files import relative
 from pipeline.storage.parallel import read_ahead
@@ -45,12 +45,9 @@ def images_in_parquet(paths: Sequence[str], root: str, taxonomy: Taxonomy) -> It
 def holds_pictures(path: str) -> bool:
     """Whether a Parquet file has the pictures themselves in a column `image`. Raises UsageError
     if it is no Parquet file."""
-    try:
-        with open_parquet(path) as file:
-            schema = file.schema_arrow
-            return "image" not in schema.names or not _is_text(schema.field("image").type)
-    except pa.ArrowException as error:
-        raise UsageError(f"{path} is not a whole Parquet file: {error}") from error
+    with open_parquet(path) as file:
+        schema = file.schema_arrow
+        return "image" not in schema.names or not _is_text(schema.field("image").type)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -60,14 +57,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _list_file(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage]:
-    try:
-        return _rows(path, relative(path, root), taxonomy)
-    except pa.ArrowException as error:
-        raise UsageError(f"{path} is not a whole Parquet file: {error}") from error
-
-
-def _rows(path: str, own: str, taxonomy: Taxonomy) -> list[SourceImage]:
-    stamp = stamp_of(path)
+    own, stamp = relative(path, root), stamp_of(path)
     images = []
     with open_parquet(path) as file:
         schema = file.schema_arrow
@@ -80,23 +70,22 @@ def _rows(path: str, own: str, taxonomy: Taxonomy) -> list[SourceImage]:
             )
         names = _label_names(schema, path, taxonomy)
         columns = ["image.path", *({"label", "wnid"} & set(schema.names))]
-        for group in range(file.num_row_groups):
-            for number, row in enumerate(file.read_row_group(group, columns).to_pylist()):
-                name = f"{own}/{group}/{number}"
-                label = row.get("wnid") or row.get("label", -1)
-                if names and isinstance(label, int) and label >= 0:
-                    if label >= len(names):
-                        raise UsageError(f"{name} is of class {label}, of {len(names)} in {path}")
-                    label = names[label]
-                images.append(
-                    SourceImage(
-                        key=_key(row["image"], name),
-                        path=row_of(path, group, number, "image.bytes"),
-                        name=name,
-                        wnid=wnid_of_label(label, taxonomy, name),
-                        stamp=stamp,
-                    )
+        for group, number, row in rows_of(file, path, columns):
+            name = f"{own}/{group}/{number}"
+            label = row.get("wnid") or row.get("label", -1)
+            if names and isinstance(label, int) and label >= 0:
+                if label >= len(names):
+                    raise UsageError(f"{name} is of class {label}, of {len(names)} in {path}")
+                label = names[label]
+            images.append(
+                SourceImage(
+                    key=_key(row["image"], name),
+                    path=row_of(path, group, number, "image.bytes"),
+                    name=name,
+                    wnid=wnid_of_label(label, taxonomy, name),
+                    stamp=stamp,
                 )
+            )
     return images
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import pyarrow as pa
-
 from pipeline.errors import UsageError
-from pipeline.inputs.place import open_parquet
+from pipeline.inputs.place import open_parquet, rows_of
+from pipeline.inputs.text import Lines
 from pipeline.storage.files import files_of
 
 
@@ -85,31 +83,23 @@ def column_names(path: str, flag: str) -> tuple[str, ...]:
     """Names of the columns, by the head of the table alone where it has one; otherwise of its
     first row. Arguments and errors as `read_rows`."""
     if path.lower().endswith(".parquet"):
-        try:
-            with open_parquet(path) as file:
-                return tuple(file.schema_arrow.names)
-        except pa.ArrowException as error:
-            raise UsageError(f"{flag} {path} is not a whole Parquet file: {error}") from error
+        with open_parquet(path, flag) as file:
+            return tuple(file.schema_arrow.names)
     for row in read_rows(path, flag):
         return tuple(row.values)
     return ()
 
 
-def _text(path: str, flag: str) -> str:
-    try:
-        return files_of(path).read(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{flag} {path} is no text in UTF-8") from error
-
-
 def _csv(path: str, flag: str) -> Iterator[Row]:
-    lines = csv.reader(io.StringIO(_text(path, flag), newline=""), strict=True)
+    text = Lines(path, flag, newline="")
+    lines = csv.reader(text, strict=True)
     try:
         head = [name.strip() for name in next(lines, [])]
         if len(set(head)) < len(head):
             twice = next(name for name in head if head.count(name) > 1)
             raise UsageError(f"{flag} {path} has two columns {twice!r}")
         for cells in lines:
+            text.begin_row()
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) != len(head):
@@ -122,21 +112,17 @@ def _csv(path: str, flag: str) -> Iterator[Row]:
 
 
 def _parquet(path: str, flag: str) -> Iterator[Row]:
-    try:
-        with open_parquet(path) as file:
-            number = 0
-            for batch in file.iter_batches():
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(path, number, values)
-    except pa.ArrowException as error:
-        raise UsageError(f"{flag} {path} is not a whole Parquet file: {error}") from error
+    with open_parquet(path, flag) as file:
+        for number, (_, _, values) in enumerate(rows_of(file, path), 1):
+            yield Row(path, number, values)
 
 
 def read_json(path: str, flag: str) -> Any:
     """The content of a JSON file. Raises UsageError if it is none, OSError if it cannot be read."""
     try:
-        return json.loads(_text(path, flag))
+        return json.loads(files_of(path).read(path).decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{flag} {path} is no text in UTF-8") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{flag} {path} is no JSON: {error}") from error
 
@@ -150,7 +136,9 @@ def _json(path: str, flag: str) -> Iterator[Row]:
 
 
 def _json_lines(path: str, flag: str) -> Iterator[Row]:
-    for number, line in enumerate(_text(path, flag).split("\n"), 1):
+    text = Lines(path, flag)
+    for number, line in enumerate(text, 1):
+        text.begin_row()
         if line.strip():
             try:
                 values = json.loads(line)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.inputs.annotations import annotation_of, annotation_of_xml
-from pipeline.inputs.archives import Member, members
+from pipeline.inputs.archives import Member, Reading, members
 from pipeline.inputs.found import (
     IMAGE_SUFFIXES,
     SourceImage,
@@ -22,6 +22,7 @@ from pipeline.inputs.stamps import stamp_of
 from pipeline.storage.files import relative
 from pipeline.storage.parallel import read_ahead
 from transforms.annotations import AnnotationError, annotation_from
+from transforms.limits import MAX_ANNOTATION_BYTES, Unread
 from transforms.taxonomy import Taxonomy
 
 MARKS = (".cls", ".json")
@@ -63,7 +64,7 @@ def images_in_shards(
 def _list_shard(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage | None]:
     own, stamp = relative(path, root), stamp_of(path)
     samples: dict[str, _Sample] = {}
-    for member, content in members(path):
+    for member, read in members(path):
         folder, _, name = member.name.rpartition("/")
         key, _, extension = name.partition(".")
         if is_hidden(member.name):
@@ -73,15 +74,23 @@ def _list_shard(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage | 
             case suffix if suffix in IMAGE_SUFFIXES:
                 sample.image = member
             case ".cls":
-                sample.label = content.read().decode("utf-8", "replace")
+                sample.label = _text(read, f"{own}/{member.name}")
             case ".json":
-                sample.fields = _fields(content.read(), f"{own}/{member.name}")
+                where = f"{own}/{member.name}"
+                sample.fields = _fields(_text(read, where), where)
             case ".xml":
-                sample.xml = content.read()
+                sample.xml = read(MAX_ANNOTATION_BYTES)
     return [_image(key, sample, own, stamp, taxonomy) for key, sample in samples.items()]
 
 
-def _fields(data: bytes, where: str) -> dict[str, Any]:
+def _text(read: Reading, where: str) -> str:
+    data = read(MAX_ANNOTATION_BYTES)
+    if isinstance(data, Unread):
+        raise UsageError(f"{where} has {data.decode()}")
+    return data.decode("utf-8", "replace")
+
+
+def _fields(data: str, where: str) -> dict[str, Any]:
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError):

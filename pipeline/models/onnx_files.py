@@ -219,7 +219,7 @@ def _read_graph(path: str) -> bytes:
     from onnx.external_data_helper import uses_external_data
 
     try:
-        data = files_of(path).read(path)
+        data = files_of(path).read(path, None)
         graph = onnx.load_from_string(data)
         if any(uses_external_data(tensor) for tensor in graph.graph.initializer):
             return bytes(onnx.load(path).SerializeToString(deterministic=True))

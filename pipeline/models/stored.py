@@ -54,7 +54,7 @@ def _is_whole(folder: WeightsFolder, stored: StoredModel) -> bool:
 def _state(folder: WeightsFolder, stored: StoredModel) -> dict[str, torch.Tensor]:
     """The tensors of a model, unchecked. Raises JobError if they cannot be read."""
     try:
-        return load(folder.store.read(stored.file))
+        return load(folder.store.read(stored.file, None))
     except Exception as error:  # Whatever the bytes provoke.
         raise JobError(
             f"{folder.store.path(stored.file)}, the weights of {stored.name}, cannot be read "

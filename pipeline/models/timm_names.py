@@ -181,7 +181,7 @@ def read_state(path: str) -> dict[str, torch.Tensor]:
     """
     try:
         if path.endswith(".safetensors"):
-            state: dict[str, Any] = load(files_of(path).read(path))
+            state: dict[str, Any] = load(files_of(path).read(path, None))
         else:
             with files_of(path).open(path) as file:
                 state = torch.load(file, map_location="cpu", weights_only=True)

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import bz2
 import dataclasses
-import gzip
-import lzma
 import posixpath
-import shutil
-import tarfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, BinaryIO
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.errors import UsageError
+from pipeline.inputs.archives import members, naming, unpacker_of
 from pipeline.storage.file_kind import FileInfo
 from pipeline.storage.files import files_of, is_remote, relative
 from pipeline.storage.parallel import in_parallel
 from pipeline.storage.store import WORK_FOLDER, Store
+from transforms.limits import MAX_PICTURE_BYTES, Unread
 
 IMPORT_FOLDER = f"{WORK_FOLDER}/import"
 
-_COMPRESSED: dict[bytes, Callable[[BinaryIO], Any]] = {
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ": lzma.open,
-}
-"""First bytes of a compressed file, and what reads it."""
+_MAX_RATIO, _MAX_MORE = 20, 1 << 30
+"""A compressed archive may unpack to so many times its size, and so many bytes more: pictures
+hardly compress, and masks, which do, are few."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +47,9 @@ def is_packed(source: str) -> bool:
     return files_of(source).info(source) is not None and _packing(source) is not None
 
 
-def _packing(source: str) -> Callable[[BinaryIO], Any] | None:
+def _packing(source: str) -> Callable[[Any], Any] | None:
     with files_of(source).open(source) as file:
-        start = file.read(8)
-    return next((r for magic, r in _COMPRESSED.items() if start.startswith(magic)), None)
+        return unpacker_of(file.read(8))
 
 
 def list_files(source: str, store: Store) -> list[Place]:
@@ -77,14 +69,19 @@ def list_files(source: str, store: Store) -> list[Place]:
         if not files.is_folder(source):
             raise UsageError(f"--from {source} is neither a folder nor a file that can be read")
         return [_place(source, info) for info in files.walk(source)]
-    try:
-        packed = _packing(source)
-        if packed is None:
-            return list(_members(source, info))
-        unpacked = _unpack(source, info, packed, store)
-        return list(_members(unpacked, info))
-    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise UsageError(f"--from {source} is no whole tar: {error}") from error
+    packed = _packing(source)
+    path = source if packed is None else _unpack(source, info, packed, store)
+    with naming(f"--from {source}"):
+        return [
+            Place(
+                name=posixpath.normpath(member.name),
+                path=path,
+                offset=member.offset,
+                length=member.length,
+                identity=info.identity,
+            )
+            for member, _ in members(path)
+        ]
 
 
 def _place(folder: str, info: FileInfo) -> Place:
@@ -92,41 +89,25 @@ def _place(folder: str, info: FileInfo) -> Place:
     return Place(name, info.path, 0, info.size, info.identity)
 
 
-def _unpack(source: str, info: FileInfo, packed: Callable[[BinaryIO], Any], store: Store) -> str:
+def _unpack(source: str, info: FileInfo, packed: Callable[[Any], Any], store: Store) -> str:
     """Unpacks a compressed file; returns where it lies. A killed run's is used again."""
     target = f"{IMPORT_FOLDER}/{fingerprint(source, info.size, info.identity)}.tar"
     if not store.exists(target):
+        limit = _MAX_RATIO * info.size + _MAX_MORE
         with (
+            naming(f"--from {source}"),
             files_of(source).open(source) as file,
             packed(file) as content,
             store.create(target) as unpacked,
         ):
-            shutil.copyfileobj(content, unpacked, 1 << 20)
+            while data := content.read(1 << 20):
+                unpacked.write(data)
+                if unpacked.size > limit:
+                    raise UsageError(
+                        f"--from {source} is refused: it unpacks to more than {limit} bytes, "
+                        f"{_MAX_RATIO} times its size and a gigabyte. Unpack it yourself"
+                    )
     return store.path(target)
-
-
-def _members(path: str, info: FileInfo) -> Iterator[Place]:
-    with files_of(path).open(path) as file, _open_tar(file, is_remote(path)) as tar:
-        for member in tar:
-            parts = member.name.split("/")
-            if (
-                member.name.startswith("/")
-                or ".." in parts
-                or not (member.isreg() or member.isdir())
-            ):
-                raise UsageError(
-                    f"--from {path} holds {member.name!r}, which is no plain file below it"
-                )
-            if member.isreg():
-                name = posixpath.normpath(member.name)
-                yield Place(name, path, member.offset_data, member.size, info.identity)
-
-
-def _open_tar(file: BinaryIO, remote: bool) -> tarfile.TarFile:
-    if remote:
-        # Reading on is faster than a request for each header.
-        return tarfile.open(fileobj=file, mode="r|")
-    return tarfile.open(fileobj=file, mode="r:")
 
 
 def read_places(places: Sequence[Place]) -> list[bytes]:
@@ -136,8 +117,17 @@ def read_places(places: Sequence[Place]) -> list[bytes]:
         by_path.setdefault(place.path, []).append(position)
 
     def read(path: str) -> list[bytes]:
-        ranges = [(places[i].offset, places[i].length) for i in by_path[path]]
-        return files_of(path).read_ranges(path, ranges)
+        lengths = [places[i].length for i in by_path[path]]
+        # Of what is too large nothing is read.
+        ranges = [
+            (places[i].offset, length if length <= MAX_PICTURE_BYTES else 0)
+            for i, length in zip(by_path[path], lengths, strict=True)
+        ]
+        parts = files_of(path).read_ranges(path, ranges)
+        return [
+            part if length <= MAX_PICTURE_BYTES else Unread.of_size(length, MAX_PICTURE_BYTES)
+            for part, length in zip(parts, lengths, strict=True)
+        ]
 
     found = [b""] * len(places)
     remote = any(is_remote(path) for path in by_path)

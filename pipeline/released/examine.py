@@ -24,6 +24,7 @@ from pipeline.runtime.progress import Progress
 from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.filters import Reason, is_valid_key
+from transforms.limits import Unread
 from transforms.matching import describe
 from transforms.taxonomy import Taxonomy
 
@@ -161,6 +162,8 @@ def check_pictures(
     found: dict[str, Any] = {}
     for variant, data in contents.items():
         try:
+            if isinstance(data, Unread):
+                raise UndecodableError(data.decode())
             if variant == "fg_mask":
                 mask = decode_npy(data)
                 height, width = mask.shape

@@ -108,7 +108,8 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
 
 
 _RAISED = re.compile(r"^(?:[\w.]+\.)?(\w+): (.*)$")
-_OURS = ("UsageError", "JobError", "BrokenPictureError", "DamagedError", "ModelError")
+_USAGE = ("UsageError", "TooLargeError")
+_OURS = (*_USAGE, "JobError", "BrokenPictureError", "DamagedError", "ModelError")
 _WANTS_MENDING = re.compile(
     rf"\[Errno (?:{errno.ENOENT}|{errno.EACCES}|{errno.EEXIST}|{errno.ENOTDIR}|{errno.EISDIR}"
     rf"|{errno.ENOTEMPTY}|{errno.ELOOP})\]"
@@ -135,7 +136,7 @@ def _translate(error: Exception) -> Exception:
         while match and (inner := _RAISED.match(match[2])) and inner[1].endswith("Error"):
             match = inner
         if match and match[1] in _OURS:
-            return (UsageError if match[1] == "UsageError" else JobError)(match[2])
+            return (UsageError if match[1] in _USAGE else JobError)(match[2])
         if match and (match[1].endswith(("Error", "Exception", "Invalid")) or match[1] == "error"):
             again = not _WANTS_MENDING.match(match[2])
             way_on = "Run the same command again" if again else "Mend that"

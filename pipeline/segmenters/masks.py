@@ -7,7 +7,6 @@ the keys. COCO's masks are small, so each travels with its image, as text.
 from __future__ import annotations
 
 import importlib.util
-import json
 import posixpath
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +16,7 @@ from pipeline.inputs.coco import mask_text
 from pipeline.inputs.folder import files_in
 from pipeline.inputs.found import Found, Index, SourceImage
 from pipeline.inputs.place import text_place
+from pipeline.inputs.rows import read_json
 from pipeline.storage.files import files_of, join
 
 _SUFFIX = ".png"
@@ -78,7 +78,7 @@ def _in_folder(masks: str, split: str) -> Iterator[Found]:
 def _in_coco_file(path: str) -> Iterator[Found]:
     """The masks of all images that have an object; those of several objects are one."""
     try:
-        content = json.loads(files_of(path).read(path))
+        content = read_json(path, "--masks")
         objects: dict[Any, list[Any]] = {image["id"]: [] for image in content["images"]}
         for each in content["annotations"]:
             objects[each["image_id"]].append(each["segmentation"])
@@ -86,7 +86,7 @@ def _in_coco_file(path: str) -> Iterator[Found]:
             (str(image["file_name"]), image["id"], image["height"], image["width"])
             for image in content["images"]
         ]
-    except (ValueError, RecursionError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise UsageError(
             f"--masks {path} is no COCO file: {type(error).__name__} {error}"
         ) from error

@@ -12,7 +12,8 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable
-from typing import Any
+from io import BufferedReader
+from typing import Any, cast
 
 import numpy as np
 
@@ -102,6 +103,7 @@ def _function(name: str) -> Callable[..., Any]:
 def _sha256(file: str, name: str) -> str:
     path = absolute(file)
     try:
-        return hashlib.sha256(files_of(path).read(path)).hexdigest()
+        with files_of(path).open(path) as content:
+            return hashlib.file_digest(cast(BufferedReader, content), "sha256").hexdigest()
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UsageError(f"--segmenter {name}: {path} cannot be read: {error.strerror}") from error

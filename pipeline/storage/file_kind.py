@@ -13,6 +13,12 @@ import os
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol
 
+from pipeline.errors import TooLargeError
+
+MAX_READ_BYTES = 512 << 20
+"""Of a file that is read whole, unless its kind has a limit of its own: the largest list of COCO's
+that people have has 450 MB. In memory, JSON takes some times that."""
+
 
 @dataclasses.dataclass(frozen=True)
 class FileInfo:
@@ -34,7 +40,8 @@ class FileInfo:
 
 
 class Files(Protocol):
-    """One kind of storage. All paths are absolute; missing files raise FileNotFoundError."""
+    """One kind of storage. All paths are absolute; missing files raise FileNotFoundError, pipes,
+    sockets and devices UsageError."""
 
     def info(self, path: str) -> FileInfo | None:
         """What is known of a file, None if there is none."""
@@ -51,8 +58,9 @@ class Files(Protocol):
     def folders(self, folder: str) -> list[str]:
         """Names of the folders in a folder, links to others left out; none if there is none."""
 
-    def read(self, path: str) -> bytes:
-        """A whole file."""
+    def read(self, path: str, limit: int | None = MAX_READ_BYTES) -> bytes:
+        """A whole file, or TooLargeError where it has more bytes than the limit; None for files
+        that are as large as what they hold, such as weights."""
 
     def open(self, path: str) -> BinaryIO:
         """Opens a file for reading at any place."""
@@ -103,6 +111,11 @@ class Files(Protocol):
 
     def delete_tree(self, folder: str) -> None:
         """Removes all files below a folder, and what is left of it; of a link, itself alone."""
+
+
+def too_large(path: str, size: int, limit: int) -> TooLargeError:
+    """The error for a file of more bytes than are read."""
+    return TooLargeError(f"{path} has {size} bytes, more than the limit of {limit}", size)
 
 
 def missing(path: str) -> FileNotFoundError:

@@ -9,6 +9,7 @@ import functools
 import os
 import posixpath
 import re
+from typing import BinaryIO
 
 from pipeline.errors import UsageError
 from pipeline.storage.file_kind import Files
@@ -20,16 +21,6 @@ _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 def is_remote(path: str) -> bool:
     """Whether a path is of Google Cloud Storage."""
     return path.startswith(_REMOTE)
-
-
-def is_for_arrow(path: str) -> bool:
-    """Whether pyarrow opens a path itself: it is of this machine, and in UTF-8. A folder's name
-    may be in another encoding, and in the C locale no letter beyond ASCII is decoded."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return not is_remote(path)
 
 
 def absolute(path: str) -> str:
@@ -80,6 +71,21 @@ def is_below(path: str, folder: str) -> bool:
 def files_of(path: str) -> Files:
     """The storage that a path belongs to."""
     return _remote_files() if is_remote(path) else _local_files()
+
+
+def arrow_source(path: str) -> str | BinaryIO:
+    """What pyarrow reads a file from: its path if it is of this machine, and in UTF-8. A folder's
+    name may be in another encoding, and in the C locale no letter beyond ASCII is decoded. Raises
+    OSError or JobError if it cannot be read."""
+    file = files_of(path).open(path)
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return file
+    if is_remote(path):
+        return file
+    file.close()  # It is a file that can be read; Arrow would wait for a pipe.
+    return path
 
 
 @functools.cache

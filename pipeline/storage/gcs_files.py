@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from pipeline.storage.file_kind import FileInfo, Files, missing
+from pipeline.storage.file_kind import MAX_READ_BYTES, FileInfo, Files, missing, too_large
 from pipeline.storage.gcs_requests import IncompleteError, client, translated, tried
 from pipeline.storage.parallel import in_parallel
 
@@ -74,12 +74,23 @@ class GcsFiles(Files):
             raise missing(path)
         if info.size > _MEMORY_BYTES:
             return cast(BinaryIO, io.BufferedReader(_Ranges(self, info), _CHUNK_BYTES))
-        return io.BytesIO(self.read(path))
+        return io.BytesIO(self.read(path, None))
 
-    def read(self, path: str) -> bytes:
-        """A whole object."""
+    def read(self, path: str, limit: int | None = MAX_READ_BYTES) -> bytes:
         blob = _blob(path)
-        return cast(bytes, tried(functools.partial(blob.download_as_bytes, retry=_RETRY), path))
+
+        def download() -> bytes:
+            file = _Limited(limit)
+            blob.download_to_file(file, retry=_RETRY)
+            return file.getvalue()
+
+        try:
+            return tried(download, path)
+        except _FullError:
+            info = self.info(path)
+            if info is None or limit is None:
+                raise missing(path) from None
+            raise too_large(path, info.size, limit) from None
 
     def read_ranges(self, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
         spans = _spans([span for span in ranges if span[1]])
@@ -187,6 +198,24 @@ class GcsFiles(Files):
 
     def delete_tree(self, folder: str) -> None:
         in_parallel(self.delete, [info.path for info in self.walk(folder)])
+
+
+class _FullError(Exception):
+    """More was to be written than may be."""
+
+
+class _Limited(io.BytesIO):
+    """A file in memory that takes so many bytes, any number if None. To ask for an object's size
+    first would be one more request for each."""
+
+    def __init__(self, limit: int | None) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def write(self, data: Any, /) -> int:
+        if self._limit is not None and self.tell() + len(data) > self._limit:
+            raise _FullError
+        return super().write(data)
 
 
 class _Ranges(io.RawIOBase):

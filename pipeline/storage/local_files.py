@@ -11,8 +11,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, cast
 
-from pipeline.errors import JobError
-from pipeline.storage.file_kind import FileInfo, Files
+from pipeline.errors import UsageError
+from pipeline.storage.file_kind import MAX_READ_BYTES, FileInfo, Files, too_large
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 """How file systems say that they have no hard links."""
@@ -23,9 +23,10 @@ class LocalFiles(Files):
 
     def info(self, path: str) -> FileInfo | None:
         try:
-            return _info(path, os.stat(path)) if os.path.isfile(path) else None
-        except FileNotFoundError:
+            status = os.stat(path)
+        except (OSError, ValueError):  # Nothing, a folder that is none, a name that cannot be.
             return None
+        return None if stat.S_ISDIR(status.st_mode) else _info(path, _regular(path, status))
 
     def is_folder(self, path: str) -> bool:
         return os.path.isdir(path)
@@ -49,17 +50,19 @@ class LocalFiles(Files):
         with os.scandir(folder) as entries:
             return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
-    def read(self, path: str) -> bytes:
-        _check_regular(path)
+    def read(self, path: str, limit: int | None = MAX_READ_BYTES) -> bytes:
+        size = _regular(path, os.stat(path)).st_size
+        if limit is not None and size > limit:
+            raise too_large(path, size, limit)
         with open(path, "rb") as file:
             return file.read()
 
     def open(self, path: str) -> BinaryIO:
-        _check_regular(path)
+        _regular(path, os.stat(path))
         return open(path, "rb")
 
     def read_ranges(self, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
-        _check_regular(path)
+        _regular(path, os.stat(path))
         parts = []
         with open(path, "rb", buffering=0) as file:
             for offset, length in ranges:
@@ -179,11 +182,13 @@ def _make_folder_of(path: str) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from error
 
 
-def _check_regular(path: str) -> None:
-    """Refuses what would be waited for, or read, without end."""
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # Opening a folder says what it is.
-        raise JobError(f"{path} is no file but a pipe, a socket or a device; remove it")
+def _regular(path: str, status: os.stat_result) -> os.stat_result:
+    """What is known of a file. Refuses what would be waited for, or read, without end."""
+    kind = stat.S_IFMT(status.st_mode)
+    if kind in (stat.S_IFREG, stat.S_IFDIR):  # Opening a folder says what it is.
+        return status
+    what = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}.get(kind, "a device")
+    raise UsageError(f"{path} is no file but {what}")
 
 
 def _sync(file: BinaryIO) -> None:

@@ -16,7 +16,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import JobError, UsageError, in_short
+from pipeline.errors import JobError, TooLargeError, UsageError, in_short
 from pipeline.storage.store import Store
 
 _LOG = logging.getLogger(__name__)
@@ -111,18 +111,23 @@ def parse_parquet(store: Store, path: str, parse: Callable[[Any], T]) -> T:
     source = store.arrow_source(path)
     try:
         return parse(source)
-    except (pa.ArrowException, ValueError) as error:
-        cause: Exception = error
-    except OSError as error:
+    except (pa.ArrowException, ValueError, OSError) as error:
+        if not tells_damage(error):
+            raise
+        raise DamagedError(
+            f"{store.path(path)} is damaged ({in_short(error)}); remove it, and run the command "
+            "that made it again"
+        ) from error
+
+
+def tells_damage(error: Exception) -> bool:
+    """Whether an error of pyarrow's says that content is broken, and not that it cannot be read or
+    does not fit into memory."""
+    if isinstance(error, OSError):
         # Those of the system have a number, those of object stores a type of their own; what
         # Arrow says of broken content has neither.
-        if error.errno is not None or type(error) is not OSError:
-            raise
-        cause = error
-    raise DamagedError(
-        f"{store.path(path)} is damaged ({in_short(cause)}); remove it, and run the command that "
-        "made it again"
-    )
+        return error.errno is None and type(error) is OSError
+    return not isinstance(error, MemoryError)
 
 
 def read_intact(store: Store, path: str, read: Callable[[], T]) -> T | None:
@@ -137,7 +142,7 @@ def read_intact(store: Store, path: str, read: Callable[[], T]) -> T | None:
         return read()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, DamagedError) as error:
+    except (ValueError, DamagedError, TooLargeError) as error:
         warn_damaged(store.path(path), in_short(error))
         return None
 

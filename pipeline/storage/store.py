@@ -18,8 +18,8 @@ from typing import Annotated, BinaryIO, TypeVar, cast
 import msgspec
 
 from pipeline.errors import UsageError
-from pipeline.storage.file_kind import Files
-from pipeline.storage.files import absolute, files_of, is_for_arrow, is_remote, join, parent
+from pipeline.storage.file_kind import MAX_READ_BYTES, Files
+from pipeline.storage.files import absolute, arrow_source, files_of, is_remote, join, parent
 from pipeline.storage.parallel import in_parallel
 
 WORK_FOLDER = ".in9"
@@ -157,9 +157,12 @@ class Store:
         return path
 
     def log(self, name: str) -> str:
-        """Path, on this machine, of the log of a job that is launched here."""
+        """Path, on this machine, of the log of a job that is launched here. In a folder that
+        others write to, it is a new file's, whose name nobody can know."""
         if self.is_remote:
-            return os.path.join(tempfile.gettempdir(), f"in9-{name}-{os.getpid()}.log")
+            file, path = tempfile.mkstemp(prefix=f"in9-{name}-", suffix=".log")
+            os.close(file)
+            return path
         return self.own_path(f"{WORK_FOLDER}/{name}.log")
 
     def below(self, relative: str) -> Store:
@@ -187,9 +190,9 @@ class Store:
         """Sizes of some files, as `size` gives them."""
         return in_parallel(self.size, paths) if self.is_remote else [self.size(p) for p in paths]
 
-    def read(self, relative: str) -> bytes:
-        """The whole file. Raises OSError if it cannot be read."""
-        return self.files.read(self.path(relative))
+    def read(self, relative: str, limit: int | None = MAX_READ_BYTES) -> bytes:
+        """The whole file. Raises OSError if it cannot be read, TooLargeError as `Files.read`."""
+        return self.files.read(self.path(relative), limit)
 
     def read_ranges(self, relative: str, ranges: list[tuple[int, int]]) -> list[bytes]:
         """Parts of a file, each given as (offset, length) in bytes.
@@ -204,9 +207,8 @@ class Store:
         return self.files.open(self.path(relative))
 
     def arrow_source(self, relative: str) -> str | BinaryIO:
-        """What pyarrow reads a file from: it maps those of this machine itself."""
-        path = self.path(relative)
-        return path if is_for_arrow(path) else self.open(relative)
+        """What pyarrow reads a file from."""
+        return arrow_source(self.path(relative))
 
     @contextlib.contextmanager
     def create(self, relative: str, *, durable: bool = False) -> Iterator[HashingFile]:

@@ -3,23 +3,29 @@ passed over."""
 
 from __future__ import annotations
 
+import gzip
 import json
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from shapes import tar_bytes
 
 from pipeline.errors import UsageError
+from pipeline.inputs import archives
 from pipeline.inputs.annotations import index_annotations
 from pipeline.inputs.archives import stream
 from pipeline.inputs.coco import coco_objects
 from pipeline.inputs.folder import images_in_folder
 from pipeline.inputs.manifest_rows import path_from
 from pipeline.inputs.parquet import images_in_parquet
+from pipeline.inputs.place import part_of, read_place
 from pipeline.inputs.rows import read_rows
 from pipeline.inputs.tars import images_in_tars
+from transforms.limits import MAX_ANNOTATION_BYTES, Unread
 from transforms.taxonomy import imagenet9
 
 
@@ -106,6 +112,106 @@ def test_what_systems_leave_is_passed_over(tmp_path: Path) -> None:
         (folder / name).write_bytes(b"x")
     images = images_in_folder(str(folder.parent), str(tmp_path))
     assert [image and image.key for image in images] == ["a"]
+
+
+def headers(kind: bytes, count: int, size: int = 5) -> bytes:
+    """Headers of a tar that say something of the member behind them."""
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = kind, size
+    return (header.tobuf(tarfile.GNU_FORMAT) + b"9 a=bc\n".ljust(512, b"\0")) * count
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (headers(tarfile.XHDTYPE, 600), "not a whole tar archive"),
+        (headers(tarfile.GNUTYPE_LONGNAME, 1, 11 << 30), "says more of a member than"),
+        (headers(tarfile.XHDTYPE, 1, 11 << 30), "says more of a member than"),
+        (gzip.compress(tar_bytes([("a.xml", bytes(5_000_000))]))[:-99], "not a whole tar archive"),
+    ],
+    ids=["chain", "long name", "long header", "cut"],
+)
+def test_an_archive_that_says_too_much_is_named(data: bytes, what: str, tmp_path: Path) -> None:
+    path = tmp_path / "boxes.tgz"
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match=rf"{path} is .*{what}"):
+        list(stream(str(path)))
+
+
+def test_an_archive_is_unpacked_within_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "boxes.tgz"
+    large = tar_bytes([("large.xml", bytes(MAX_ANNOTATION_BYTES + 1)), ("a.xml", b"<a/>")])
+    path.write_bytes(gzip.compress(tar_bytes([("n02085620.tgz", gzip.compress(large))])))
+    found = dict(stream(str(path)))
+    assert (type(found["large.xml"]), found["a.xml"]) == (Unread, b"<a/>")
+    nested = large
+    for _ in range(3):
+        nested = tar_bytes([("n.tar", nested)])
+    (tmp_path / "nested.tar").write_bytes(nested)
+    with pytest.raises(UsageError, match=r"nested.tar/n.tar/n.tar/n.tar is refused"):
+        list(stream(str(tmp_path / "nested.tar")))
+    # What is in an archive counts with what it is in.
+    monkeypatch.setattr(archives, "_MAX_UNPACKED_BYTES", len(large))
+    with pytest.raises(UsageError, match=r"boxes.tgz/n02085620.tgz is refused: it unpacks to more"):
+        list(stream(str(path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "image,class\n{}"),
+        ("b.csv", 'image,class\n"{}'),
+        ("c.csv", 'image,class\n"a\n","{}'),
+        ("d.jsonl", '{{"image": "{}'),
+    ],
+)
+def test_a_row_is_read_no_further_than_its_limit(
+    name: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.inputs.text.MAX_ROW", 1000)
+    path = tmp_path / name
+    # Of two lines, each may be as long.
+    path.write_text(text.format("x" * 995 + "\n") * 2)
+    with pytest.raises(UsageError, match=rf"{path}, line \d: a row of more than 1000 characters"):
+        list(read_rows(str(path), "--input"))
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv", "a.parquet", "a.png"])
+def test_a_file_as_large_as_a_disk_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    with path.open("wb") as file:
+        file.truncate(12 << 30)
+    if name == "a.png":
+        assert isinstance(read_place(str(path)), Unread)
+        assert isinstance(read_place(part_of(str(path), 5, 11 << 30)), Unread)
+        return
+    with pytest.raises(UsageError, match=str(path)):
+        list(read_rows(str(path), "--input"))
+
+
+@pytest.mark.parametrize("at", [-2, -7, -60])
+def test_a_damaged_foot_of_a_table_is_named(at: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": ["a"]}), path)
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match=f"--input {path} is not a whole Parquet file"):
+        list(read_rows(str(path), "--input"))
+
+
+def test_a_value_that_all_rows_share_fills_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    values = pa.array(["x" * 2_000_000])
+    column = pa.DictionaryArray.from_arrays(np.zeros(100_000, np.int32), values)
+    pq.write_table(pa.table({"image": column}), path, compression="zstd")
+    assert path.stat().st_size < 100_000
+    before = pa.total_allocated_bytes()
+    with pytest.raises(UsageError, match=r"a.parquet, row 1 .* column image: 2000000 characters"):
+        list(read_rows(str(path), "--input"))
+    assert pa.total_allocated_bytes() - before < 1 << 30
 
 
 def test_lines_of_json_end_where_json_says(tmp_path: Path) -> None:

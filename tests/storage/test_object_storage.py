@@ -19,7 +19,7 @@ from soundness import assert_sound
 from pipeline.dataset.config import ComposeConfig, SegmentConfig
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.dataset.records import Staging
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, TooLargeError, UsageError
 from pipeline.generate.scenes import DrawnScenes, examine_scenes, list_scenes
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
@@ -98,6 +98,9 @@ def test_files_are_as_local_ones(store: Store, tmp_path: Path) -> None:
         with each.open("a/large") as file:
             file.seek(-10, os.SEEK_END)
             assert file.read() == content[-10:]
+        assert each.read("a/large", len(content)) == content
+        with pytest.raises(TooLargeError, match=f"a/large has {len(content)} bytes, more than"):
+            each.read("a/large", len(content) - 1)
         assert not each.update("a/large", content)
         assert each.update("a/large", b"other")
         each.move("a/large", "b/c/small")

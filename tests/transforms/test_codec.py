@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
+import fault_pictures
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import EpsImagePlugin, Image
 
+from transforms.annotations import AnnotationError, parse_annotation
 from transforms.codec import (
     MAX_PIXELS,
     TooManyPixelsError,
@@ -26,6 +29,8 @@ from transforms.codec import (
     encode_png,
     open_picture,
 )
+from transforms.limits import MAX_ANNOTATION_BYTES, MAX_PICTURE_BYTES, Unread
+from transforms.masks import MaskError, read_mask
 
 
 def saved(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -183,6 +188,33 @@ def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded() -> None:
     exif = Image.Exif()
     exif[0x927C] = scan * (50_000 // len(scan))
     decode_image(saved(Image.fromarray(ramp()), "JPEG", exif=exif))
+
+
+@pytest.mark.parametrize("each", fault_pictures.heads(), ids=lambda each: each.name.decode())
+def test_what_is_said_beside_the_pixels_costs_little(each: fault_pictures.Hostile) -> None:
+    tracemalloc.start()
+    try:
+        if each.status == fault_pictures.ACCEPTED:
+            assert decode_source(each.data).shape == (93, 125, 3)
+        else:
+            with pytest.raises(UndecodableError, match="beside its pixels"):
+                decode_source(each.data)
+        # Some copies of the file; with all that it says, gigabytes.
+        assert tracemalloc.get_traced_memory()[1] < 60_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_too_large_is_not_looked_at() -> None:
+    for data in (bytes(MAX_PICTURE_BYTES + 1), Unread.of_size(10**12, MAX_PICTURE_BYTES)):
+        for decode in (open_picture, decode_source, decode_mask):
+            with pytest.raises(UndecodableError, match=f"bytes, more than .* {MAX_PICTURE_BYTES}"):
+                decode(data)
+        with pytest.raises(MaskError, match="bytes, more than"):
+            read_mask(data)
+    for data in (bytes(MAX_ANNOTATION_BYTES + 1), Unread.of_size(10**12, MAX_ANNOTATION_BYTES)):
+        with pytest.raises(AnnotationError, match="bytes, more than"):
+            parse_annotation(data)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF"])

@@ -30,9 +30,9 @@ from pipeline.evaluate.plan import Evaluation, describe_model
 from pipeline.evaluate.predictions import About
 from pipeline.evaluate.results import result_file, result_folder, result_shard, write_result
 from pipeline.evaluate.work import Made, ModelWork, NoteDone, Work
+from pipeline.inputs.place import read_place
 from pipeline.models.identity import ModelIdentity
 from pipeline.runtime.counters import count
-from pipeline.storage.files import files_of
 from pipeline.storage.parallel import read_ahead
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
@@ -179,7 +179,7 @@ class _Images:
         wants_images = bool(columns)
 
         def read(image: ImageNetImage) -> bytes:
-            return files_of(image.path).read(image.path) if wants_images else b""
+            return read_place(image.path) if wants_images else b""
 
         with contextlib.closing(read_ahead(read, self.images)) as reading:
             while some := list(itertools.islice(reading, _READ_AT_ONCE)):
