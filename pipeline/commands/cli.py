@@ -9,11 +9,12 @@ import os
 import signal
 import sys
 import threading
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from pipeline.commands.dispatch import run_command
 from pipeline.commands.parser import build_parser
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, UsageError, escaped
+from pipeline.runtime.job_log import EscapingFormatter
 from pipeline.runtime.lock import release_all
 from pipeline.runtime.memory import keep_freed_memory
 
@@ -36,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         # What service managers and batch systems send first.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        return _run(arguments, rest)
+        with contextlib.redirect_stdout(cast(TextIO, _Visible(sys.stdout))):
+            return _run(arguments, rest)
     except KeyboardInterrupt:
         _leave(f"in9 {arguments.command}", "stopped; run the same command again to go on", 1)
         sys.stderr.flush()
@@ -78,13 +80,34 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A hub that cannot be reached is one line of ours in the end, not two for every attempt.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    logging.basicConfig(level=logging.WARNING, format="in9: %(levelname)s: %(message)s")
+    terminal = logging.StreamHandler()
+    terminal.setFormatter(EscapingFormatter("in9: %(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[terminal])
     return run_command(arguments, rest)
+
+
+class _Visible:
+    """Standard output, with what cannot be seen escaped.
+
+    Args:
+      stream: the output.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes a text; returns its length."""
+        self._stream.write(escaped(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _leave(what: str, error: object, code: int) -> int:
     """Says in one line why a command ends early."""
-    print(f"{what}: {' '.join(str(error).split())}", file=sys.stderr)
+    print(escaped(f"{what}: {' '.join(str(error).split())}"), file=sys.stderr)
     return code
 
 

@@ -21,7 +21,7 @@ from pipeline.commands.works import say_analyses, works_from_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
 from pipeline.dataset.manifest import read_manifest
-from pipeline.errors import JobError
+from pipeline.errors import JobError, escaped
 from pipeline.evaluate.failures import read_failures, say_failures
 from pipeline.evaluate.plan import Evaluation
 from pipeline.evaluate.power import describe_power
@@ -190,7 +190,7 @@ def _judge(
     verdicts = list(judge(conditions, summaries, failed, evaluation.models, evaluation.how))
     for verdict in verdicts:
         if verdict.holds is not None:
-            print(verdict.line, file=sys.stderr if verdict.holds else sys.stdout)
+            print(escaped(verdict.line), file=sys.stderr if verdict.holds else sys.stdout)
     if any(verdict.holds for verdict in verdicts):
         return 3
     untested = [verdict.line for verdict in verdicts if verdict.holds is None]

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.errors import JobError
+from pipeline.errors import JobError, escaped
 from pipeline.evaluate.results import read_result, result_folder, write_result
 from pipeline.runtime.lock import TABLES_LOCK, held
 from pipeline.storage.store import Store
@@ -147,4 +147,4 @@ def say_failures(
         every = "; ".join(f"{model}: {error}" for model, error in errors.items())
         raise JobError(every + details)
     for model, error in errors.items():
-        print(f"{what}: {model}: {error}{details}", file=sys.stderr)
+        print(escaped(f"{what}: {model}: {error}{details}"), file=sys.stderr)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.fingerprints import fingerprint
-from pipeline.errors import JobError
+from pipeline.errors import JobError, escaped
 from pipeline.inputs.checksums import Content, Known
 from pipeline.inputs.found import SourceImage
 from pipeline.inputs.place import read_place, shown
@@ -116,10 +116,8 @@ def shard_fingerprint(digests: list[str], config: SegmentConfig) -> str:
 
 def printable(text: str) -> str:
     """Text that any file can hold: escapes what is not printable, and cuts what is long."""
-    escaped = "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
-    )
-    return escaped if len(escaped) <= 300 else escaped[:297] + "..."
+    shown = escaped(text, keep="")
+    return shown if len(shown) <= 300 else shown[:297] + "..."
 
 
 def reject_by_name(image: SourceImage, before: SourceImage | None) -> tuple[Reason, str] | None:

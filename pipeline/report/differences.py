@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Sequence
 
 from pipeline.evaluate.results import display_name
 from pipeline.report.evidence import Evidence
 from pipeline.report.plots import COMPARED
+from pipeline.storage.csv_file import read_csv
 from transforms.intervals import CONFIDENCE
 from transforms.scoring import PAPER_RULE
 
@@ -41,7 +40,7 @@ def read_differences(evidence: Evidence, variants: Sequence[str]) -> Differences
     names = {display_name(model.summary): model.name for model in models if model.summary}
     pairs: dict[tuple[str, str], dict[str, Cell]] = {}
     if store.exists(_FILE):
-        for row in csv.DictReader(io.StringIO(store.read(_FILE).decode())):
+        for row in read_csv(store.read(_FILE)):
             is_ours = row["dataset"] == evidence.dataset.manifest.fingerprint
             shown = {row["first"], row["second"]} <= set(names)
             if is_ours and shown and row["label_rule"] == PAPER_RULE and row["variant"] in columns:

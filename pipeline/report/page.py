@@ -11,6 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from pipeline.dataset.notes import notes_of, sentence
+from pipeline.errors import escaped
 from pipeline.evaluate.power import is_gap_near_zero
 from pipeline.report.adversarial import make_adversarial
 from pipeline.report.checklist import check_claims
@@ -105,12 +106,17 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_visible,
     )
     environment.filters["percent"] = percent
     environment.filters["slope"] = rounded
     environment.filters["number"] = lambda value: f"{value:,}"
     environment.globals["times"] = TIMES
     return environment
+
+
+def _visible(value: object) -> object:
+    return escaped(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def percent(share: float | None, digits: int = 1) -> str:

@@ -13,11 +13,18 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, BinaryIO, cast
 
-from pipeline.errors import JobError
+from pipeline.errors import JobError, escaped
 
 _FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
+
+
+class EscapingFormatter(logging.Formatter):
+    """A formatter whose lines show what cannot be seen escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record))
 
 
 class _Handler(logging.StreamHandler[io.TextIOWrapper]):
@@ -57,18 +64,14 @@ def job_log(path: str, *, worker_processes: bool = False) -> Iterator[None]:
       worker_processes: whether Beam starts processes, which would write to our standard
         error at length.
     """
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    # Anew, and not through a link that may lie there.
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(path)
     root = logging.getLogger()
     others = list(root.handlers)
     keep = False
     with contextlib.ExitStack() as stack:
         # Unbuffered: what a full disk does not take is lost, and not in the way at the end.
-        stream = stack.enter_context(open(path, "xb", buffering=0))
+        stream = stack.enter_context(_create(path))
         file = _Handler(io.TextIOWrapper(stream, "utf-8", write_through=True))
-        file.setFormatter(logging.Formatter(_FORMAT))
+        file.setFormatter(EscapingFormatter(_FORMAT))
         if worker_processes:
             stack.enter_context(_children_write_to(stream.fileno()))
         for handler in others:
@@ -92,6 +95,22 @@ def job_log(path: str, *, worker_processes: bool = False) -> Iterator[None]:
                     os.remove(path)
 
 
+def _create(path: str) -> BinaryIO:
+    """A new file that its owner alone can read, unbuffered."""
+
+    def private(name: str, flags: int) -> int:
+        return os.open(name, flags, 0o600)
+
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        # Anew, and not through a link that may lie there.
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+        return cast(BinaryIO, open(path, "xb", buffering=0, opener=private))
+    except OSError as error:
+        raise JobError(f"the log {path} cannot be made: {error.strerror}") from error
+
+
 @contextlib.contextmanager
 def in_one_line(log: str, translate: Callable[[Exception], Exception]) -> Iterator[None]:
     """Raises what a block raises as the user is to read it.
@@ -104,7 +123,8 @@ def in_one_line(log: str, translate: Callable[[Exception], Exception]) -> Iterat
         yield
     except Exception as error:
         translated = translate(error)
-        if isinstance(translated, JobError) and os.path.getsize(log):
+        is_there = os.path.exists(log) and os.path.getsize(log) > 0
+        if isinstance(translated, JobError) and is_there and log not in str(translated):
             translated = JobError(f"{translated} (details: {log})")
         raise translated from error
 

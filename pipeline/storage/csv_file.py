@@ -1,13 +1,30 @@
-"""CSV files of results: fixed columns, the same bytes for the same rows."""
+"""CSV files that commands write: fixed columns, the same bytes for the same rows.
+
+A text, never a number, that begins with `=`, `+`, `-`, `@`, a tab or a carriage return gets an
+apostrophe before it, since spreadsheets take it for a formula, which may start programs. So does
+one that begins with such an apostrophe, and `read_csv` takes just that one away.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.storage.store import Store
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_GUARDED = re.compile(r"'+[=+\-@\t\r]")
+
+
+class _Rows(io.StringIO):
+    """Rows that end with a line feed: told to end them so, the library leaves carriage returns
+    without the quotes that its reader needs."""
+
+    def write(self, row: str, /) -> int:
+        return super().write(row.removesuffix("\r\n") + "\n")
 
 
 def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
@@ -17,11 +34,21 @@ def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> byte
       columns: in order; other entries of the rows are left out, missing ones empty.
       rows: by column.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+    text = _Rows()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _guarded(value) for name, value in row.items()} for row in rows)
     return text.getvalue().encode()
+
+
+def read_csv(data: bytes) -> Iterator[dict[str, str]]:
+    """The rows of what `csv_bytes` made, with the texts that went in."""
+    for row in csv.DictReader(io.StringIO(data.decode(), newline="")):
+        yield {name: value[bool(_GUARDED.match(value)) :] for name, value in row.items()}
+
+
+def _guarded(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def write_csv(
