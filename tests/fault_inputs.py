@@ -11,10 +11,12 @@ import os
 import shutil
 import socket
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
@@ -148,6 +150,21 @@ def batches() -> list[Trial]:
     ]
 
 
+def _is_temporary(path: Path) -> bool:
+    """Whether a file was being written."""
+    return path.is_file() and path.parent.parts[-2:] == (".in9", "tmp")
+
+
+def sparse(size: int) -> Callable[[Path], None]:
+    """Makes a file of zeros that takes no room."""
+
+    def make(path: Path) -> None:
+        with path.open("wb") as file:
+            file.truncate(size)
+
+    return make
+
+
 # Single inputs.
 
 
@@ -161,6 +178,8 @@ class Input:
         `--input`, or with another one.
       names: any of these must be in a closing line, if there is one.
       foreign_may_be_opened: whether the user's own table or link leads there.
+      command: that is tried; of `import`, `--from` is among the flags.
+      code: exit code that is wanted, None for any.
     """
 
     kind: str
@@ -168,6 +187,8 @@ class Input:
     make: Callable[[Path], tuple[str, ...]]
     names: tuple[str, ...]
     foreign_may_be_opened: bool = False
+    command: str = "generate"
+    code: int | None = None
 
     def __call__(self, lab: Lab) -> list[Outcome]:
         """Tries it."""
@@ -178,10 +199,16 @@ class Input:
             victim = contents(trial / "victim")
             output = ("--output", str(trial / "out"))
             segmenter = () if "--segmenter" in added else BOX
-            command = ("generate", *given, *output, *MAKE, *segmenter, *added)
+            command = (self.command, *output, *added)
+            if self.command == "generate":
+                command = (*command, *given, *MAKE, *segmenter)
             foreign = "" if self.foreign_may_be_opened else str(trial / "victim")
             ended = lab.run(trial, *command, foreign=foreign)
             faults = faults_of(ended, *self.names)
+            if self.code not in (None, ended.code):
+                faults.append(f"exit code {ended.code}, where {self.code} was wanted")
+            if left := [path for path in trial.rglob("*") if _is_temporary(path)]:
+                faults.append(f"{left[0].name} is left")
             if advises_again(ended) and lab.run(trial, *command, foreign=foreign).code != 0:
                 faults.append("'the same command again' does not help")
             if contents(trial / "victim") != victim or len(list(trial.iterdir())) > 4:
@@ -200,18 +227,6 @@ def _links() -> Iterator[Input]:
     def link(target: str) -> Callable[[Path], None]:
         return lambda path: path.symlink_to(target.format(victim=path.parents[2] / "../victim"))
 
-    def listen(path: Path) -> None:
-        at = os.getcwd()
-        os.chdir(path.parent)  # Addresses are short.
-        try:
-            socket.socket(socket.AF_UNIX).bind(path.name)
-        finally:
-            os.chdir(at)
-
-    def sparse(path: Path) -> None:
-        with path.open("wb") as file:
-            file.truncate(300 << 20)
-
     makers: dict[str, Callable[[Path], Any]] = {
         "link to a picture elsewhere": link("{victim}/val/n02110063/sample_val_00000001.JPEG"),
         "link to a text elsewhere": link("{victim}/diary.txt"),
@@ -222,9 +237,10 @@ def _links() -> Iterator[Input]:
         "link to chance": link("/dev/urandom"),
         "link to the terminal": link("/dev/tty"),
         "pipe": os.mkfifo,
-        "socket": listen,
+        "socket": _listen,
         "folder": Path.mkdir,
-        "300 MB of nothing": sparse,
+        "300 MB of nothing": sparse(300 << 20),
+        "12 GB of nothing": sparse(12 << 30),
     }
     for place, at in (("image", image_at), ("annotation", xml_at)):
         for name, make in makers.items():
@@ -478,7 +494,151 @@ def _lists() -> Iterator[Input]:
             yield Input("lists", f"{flag}: {name}", arrange, (file, "no image", "no images"))
 
 
-FAMILIES = (_links, _archives, _tables, _lists)
+def _listen(path: Path) -> None:
+    at = os.getcwd()
+    os.chdir(path.parent)  # Addresses are short.
+    try:
+        socket.socket(socket.AF_UNIX).bind(path.name)
+    finally:
+        os.chdir(at)
+
+
+SIZES: dict[str, Callable[[Path], Any]] = {
+    "12 GB of nothing": sparse(12 << 30),
+    "pipe": os.mkfifo,
+    "socket": _listen,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "folder": Path.mkdir,
+}
+"""What may lie where a file is expected."""
+
+
+def _in_place_of_files() -> Iterator[Input]:
+    """Files that flags name: as large as a disk, or none."""
+    flags = {
+        "manifest.csv": ("--input", "generate"),
+        "manifest.json": ("--input", "generate"),
+        "manifest.jsonl": ("--input", "generate"),
+        "manifest.parquet": ("--input", "generate"),
+        "images.tar": ("--input", "generate"),
+        "boxes.tgz": ("--annotations", "generate"),
+        "boxes.csv": ("--annotations", "generate"),
+        "list.txt": ("--exclude", "generate"),
+        "classes.csv": ("--taxonomy", "generate"),
+        "masks.json": ("--segmenter masks --masks", "generate"),
+        "released.tar.gz": ("--from", "import"),
+    }
+    for name, (flag, command) in flags.items():
+        for what, make in SIZES.items():
+
+            def arrange(
+                folder: Path,
+                name: str = name,
+                flag: str = flag,
+                make: Callable[[Path], Any] = make,
+            ) -> tuple[str, ...]:
+                make(folder / name)
+                return (*flag.split(), str(folder / name))
+
+            kind = "in place of files"
+            yield Input(kind, f"{flag} {name}: {what}", arrange, (name,), True, command, 2)
+
+
+def _bombs() -> Iterator[Input]:
+    """Small archives and tables that would fill a machine."""
+
+    def tgz(member: tarfile.TarInfo, megabytes: int) -> bytes:
+        """A compressed tar with a member of zeros."""
+        member.size = megabytes << 20
+        packer = zlib.compressobj(1, wbits=31)
+        parts = [packer.compress(member.tobuf(tarfile.GNU_FORMAT))]
+        parts += [packer.compress(bytes(1 << 20)) for _ in range(megabytes)]
+        return b"".join([*parts, packer.compress(bytes(1024)), packer.flush()])
+
+    def chain(kind: bytes, count: int) -> bytes:
+        header = tarfile.TarInfo("././@LongLink")
+        header.type, header.size = kind, 5
+        return (header.tobuf(tarfile.GNU_FORMAT) + b"9 a=bc\n".ljust(512, b"\0")) * count
+
+    def sized(kind: bytes, size: int) -> bytes:
+        header = tarfile.TarInfo("x")
+        header.type, header.size = kind, size
+        return header.tobuf(tarfile.GNU_FORMAT)
+
+    nested = _tar((_member("a.xml"), fitting_xml().encode()))
+    for depth in range(5):
+        nested = _tar((_member(f"{depth}.tar"), nested))
+    end = bytes(1024)
+    long_name = sized(tarfile.GNUTYPE_LONGNAME, 11 << 30)
+    boxes = {
+        "3 GB of zeros": tgz(_member("a.xml"), 3 << 10),
+        "3 GB beside": tgz(_member("a.txt"), 3 << 10),
+        "archive of 3 GB in it": tgz(_member("a.tar"), 3 << 10),
+        "archives in archives": nested,
+        "chain of long names": chain(tarfile.GNUTYPE_LONGNAME, 5000) + end,
+        "chain of headers": chain(tarfile.XHDTYPE, 900) + end,
+        "name of 11 GB": long_name + end,
+        "header of 11 GB": sized(tarfile.XHDTYPE, 11 << 30) + end,
+        "header cut": sized(tarfile.XHDTYPE, 600) + b"9 a=",
+        "cut": tgz(_member("a.xml"), 3)[:-2000],
+    }
+    for name, data in boxes.items():
+        yield Input(
+            "bombs",
+            f"boxes: {name}",
+            _flagged("boxes.tgz", data, "--annotations"),
+            ("boxes.tgz",),
+            command="generate",
+            code=2,
+        )
+        if not data.startswith(b"\x1f"):
+            make = _flagged("images_val.tar", data, "--input")
+            names = ("images_val.tar", "no image of an ImageNet-9 class")
+            yield Input("bombs", f"images: {name}", make, names, code=2)
+    for name, data in boxes.items():
+        make = _flagged("released.tgz", data, "--from")
+        yield Input("bombs", f"import: {name}", make, ("released.tgz",), command="import", code=2)
+
+    def parquet(folder: Path) -> tuple[str, ...]:
+        text = pa.array(["x" * 20_000_000]).dictionary_encode()
+        column = pa.DictionaryArray.from_arrays(np.zeros(100_000, np.int32), text.dictionary)
+        path = folder / "manifest.parquet"
+        pq.write_table(pa.table({"image": column, "class": column}), path, compression="zstd")
+        return ("--input", str(path))
+
+    yield Input("bombs", "table of a value for all rows", parquet, ("manifest.parquet",), code=2)
+    line = {
+        "manifest.csv": b"image,class\n" + b"x" * 300_000_000,
+        "manifest.jsonl": b'{"image": "' + b"x" * 300_000_000,
+        "manifest_val.csv": b"image,class\n" + b'"a\n",' * 10_000_000,
+    }
+    for name, data in line.items():
+        yield Input("bombs", f"line: {name}", _flagged(name, data, "--input"), (name,), code=2)
+    boxes_csv = _flagged(
+        "b.csv", b"ImageId,PredictionString\n" + b"x" * 300_000_000, "--annotations"
+    )
+    yield Input("bombs", "line: b.csv", boxes_csv, ("b.csv",), code=2)
+    footer = io.BytesIO()
+    pq.write_table(pa.table({"image": ["a"], "class": ["b"]}), footer)
+    whole = footer.getvalue()
+    for at in (-4, -8, -60, -200):
+        broken = bytearray(whole)
+        broken[at] ^= 0xFF
+        make = _flagged("manifest.parquet", bytes(broken), "--input")
+        yield Input("Parquet", f"damaged at {at}", make, ("manifest.parquet",), code=2)
+
+
+def _flagged(name: str, data: bytes, flag: str) -> Callable[[Path], tuple[str, ...]]:
+    """Writes a file, and names it by a flag."""
+
+    def arrange(folder: Path) -> tuple[str, ...]:
+        (folder / name).write_bytes(data)
+        return (flag, str(folder / name))
+
+    return arrange
+
+
+FAMILIES = (_links, _archives, _tables, _lists, _in_place_of_files, _bombs)
 
 
 def all_inputs() -> list[Trial]:
