@@ -38,7 +38,12 @@ DEPLOY = ROOT / "deploy"
 TERRAFORM = DEPLOY / "terraform"
 BIN = Path(sys.executable).parent
 
-DEPLOYED = [DEPLOY / "entrypoint", DEPLOY / "cron" / "run", DEPLOY / "cron" / "stale"]
+DEPLOYED = [
+    DEPLOY / "entrypoint",
+    DEPLOY / "lock",
+    DEPLOY / "cron" / "run",
+    DEPLOY / "cron" / "stale",
+]
 # `environment` is sourced by the others, and checked with them.
 SCRIPTS = [*DEPLOYED, ROOT / ".ci" / "run", ROOT / "scripts" / "demo", ROOT / "scripts" / "test"]
 
@@ -241,10 +246,22 @@ def copied() -> list[str]:
     return [path for paths in copies if not paths[0].startswith("--from") for path in paths]
 
 
-def constraints() -> dict[str, Requirement]:
-    lines = (DEPLOY / "constraints.txt").read_text().splitlines()
-    found = [Requirement(line) for line in lines if not line.startswith("#")]
-    return {requirement.name: requirement for requirement in found}
+def locked(*files: str) -> dict[str, Requirement]:
+    """What lock files pin, by name."""
+    found = {}
+    for file in files:
+        text = re.sub(r"^#.*\n", "", (DEPLOY / file).read_text(), flags=re.MULTILINE)
+        for line in text.replace("\\\n", " ").splitlines():
+            name, *hashes = line.split()
+            assert hashes, f"{file}: {name} has no digest"
+            assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", each) for each in hashes)
+            requirement = Requirement(name)
+            assert requirement.name not in found
+            found[requirement.name] = requirement
+    return found
+
+
+CPU, CUDA = "requirements.txt", "requirements-cuda.txt"
 
 
 def test_the_dockerfile_is_sound() -> None:
@@ -259,17 +276,17 @@ def test_the_dockerfile_is_sound() -> None:
 def test_the_image_has_one_version_of_python_and_of_beam() -> None:
     text = (DEPLOY / "Dockerfile").read_text()
     assert set(re.findall(r"python:?(3\.?\d\d)", text)) == {"3.11", "311"}
-    beam = str(constraints()["apache-beam"].specifier).removeprefix("==")
+    beam = str(locked(CPU)["apache-beam"].specifier).removeprefix("==")
     assert re.findall(r"_sdk:(\S+)", text) == [beam]
     compose = yaml.safe_load((DEPLOY / "flink" / "compose.yaml").read_text())
     assert compose["services"]["jobserver"]["image"].endswith(f"_job_server:{beam}")
 
 
-def test_constraints_are_those_that_the_package_allows(wheel: zipfile.ZipFile) -> None:
+def test_the_lock_holds_what_the_package_asks_for(wheel: zipfile.ZipFile) -> None:
     (name,) = [name for name in wheel.namelist() if name.endswith("METADATA")]
     lines = wheel.read(name).decode().splitlines()
     wanted = [Requirement(line.partition(": ")[2]) for line in lines if "Requires-Dist" in line]
-    pinned = constraints()
+    pinned = locked(CPU, CUDA)
     assert len(wanted) > 20
     for requirement in wanted:
         if "test" in str(requirement.marker):
@@ -277,6 +294,21 @@ def test_constraints_are_those_that_the_package_allows(wheel: zipfile.ZipFile) -
         found = pinned[re.sub(r"[_.]", "-", requirement.name).lower()]
         (version,) = [specifier.version for specifier in found.specifier]
         assert requirement.specifier.contains(version), f"{requirement}: {version}"
+    assert locked("requirements-build.txt").items() <= pinned.items()
+    of_cpus = (DEPLOY / "torch.txt").read_text().splitlines()
+    assert [line for line in of_cpus if line[0] != "#"] == [
+        str(pinned[name]) for name in ("torch", "torchvision")
+    ]
+
+
+def test_the_image_installs_by_digest() -> None:
+    installs = re.findall(r"pip install ([^\n;&]*)", "\n".join(map(" ".join, instructions())))
+    assert len(installs) == 5
+    for install in installs:
+        assert "--no-deps" in install
+        # The index of PyTorch's CPU build alone knows its digests; the package itself has none.
+        if "torch.txt" not in install and not install.strip().endswith("."):
+            assert "--require-hashes" in install
 
 
 @pytest.fixture(scope="module")
@@ -510,6 +542,8 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze"):
         check("systemd-analyze", "verify", *units)
         check("systemd-analyze", "calendar", "*-*-01 03:00")
+        # Tenths: what docs/deploy.md says.
+        check("systemd-analyze", "security", "--offline=true", "--threshold=20", units[0])
 
 
 def test_cron_says_nothing_while_all_is_well(tmp_path: Path) -> None:

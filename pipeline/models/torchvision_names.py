@@ -40,6 +40,8 @@ class TorchvisionNames(Source):
         name = self.full_name(spec)
         architecture = name.split(":")[1]
         try:
+            # torchvision's own call would run what a pickle says.
+            weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
             module = models.get_model(architecture, weights=weights, progress=False)
         except Exception as error:  # Its hub fails in its own ways, and files are what they are.
             raise JobError(

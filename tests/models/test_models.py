@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -508,6 +509,29 @@ def test_torchvision_names(torchvision_cache: torch.nn.Module) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             check_model(spec)
+
+
+class _Command:
+    """What a pickle may say: a command that is run when it is read."""
+
+    def __init__(self, *arguments: object) -> None:
+        self._arguments = arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, self._arguments
+
+
+@pytest.mark.parametrize("entry", ["torchvision:squeezenet1_1", "resnet18=FILE"])
+def test_checkpoints_run_no_code(
+    torchvision_cache: torch.nn.Module, tmp_path: Path, entry: str
+) -> None:
+    (file,) = tmp_path.glob("torch/hub/checkpoints/*")
+    torch.save({"layer": _Command(str(tmp_path / "ran"))}, file)
+    with pytest.raises((JobError, UsageError)):
+        load_model(entry.replace("FILE", str(file)))
+    assert not (tmp_path / "ran").exists()
+    torch.load(file, weights_only=False)
+    assert (tmp_path / "ran").exists()
 
 
 def test_torchvisions_special_cases_are_built_as_it_builds_them() -> None:
