@@ -42,7 +42,7 @@ class FaultProxy:
 
     def __init__(self, target: str) -> None:
         self._target = urlsplit(target).netloc
-        self._share = 0.0
+        self._share, self._faults = 0.0, FAULTS
         self._random = random.Random(0)
         self._lock = threading.Lock()
         self.requests = 0
@@ -72,9 +72,9 @@ class FaultProxy:
         self._server.server_close()
 
     @contextlib.contextmanager
-    def harming(self, share: float) -> Iterator[None]:
-        """Harms this share of the requests while the block runs."""
-        self._share = share
+    def harming(self, share: float, faults: tuple[str, ...] = FAULTS) -> Iterator[None]:
+        """Harms this share of the requests, in these ways, while the block runs."""
+        self._share, self._faults = share, faults
         try:
             yield
         finally:
@@ -85,7 +85,7 @@ class FaultProxy:
             self.requests += 1
             if self._random.random() >= self._share:
                 return ""
-            fault = self._random.choice(FAULTS)
+            fault = self._random.choice(self._faults)
             self.harmed[fault] += 1
             return fault
 

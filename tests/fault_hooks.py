@@ -24,12 +24,14 @@ ROOT = "IN9_FAULT_ROOT"
 FOREIGN = "IN9_FAULT_FOREIGN"
 """Folder of which nothing may be opened; may be empty."""
 KILL = "IN9_FAULT_KILL"
-"""`N PATTERN`: the process dies before the Nth file appears whose path holds the pattern."""
+"""`N PATTERN`: the process dies before the Nth file appears whose path holds the pattern. `N`
+alone: before the Nth change of anything below `ROOT`, be it written, renamed, made or removed."""
 MORE_MEMORY = 2 << 30
 """Bytes that a command may take beyond what it begins with: no input shall fill the machine."""
 
 _STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty")
 _DELETES = ("os.remove", "os.rmdir", "shutil.rmtree")
+_CHANGES = ("os.rename", "os.link", "os.mkdir", *_DELETES[:2], "open")
 _inside = threading.local()
 
 
@@ -59,6 +61,8 @@ class _Guard:
             _inside.busy = False
 
     def _look(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self._left and not self._pattern and _changes(event, arguments, self._root):
+            self._count_down()
         if event in _STARTS:
             _note(f"starts a process: {arguments[:2]}"[:300])
         elif event in _DELETES and arguments[1] in (None, -1):
@@ -73,9 +77,23 @@ class _Guard:
             and event in ("os.rename", "os.link")
             and re.search(self._pattern, str(arguments[1]))
         ):
-            self._left -= 1
-            if self._left <= 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            self._count_down()
+
+    def _count_down(self) -> None:
+        self._left -= 1
+        if self._left <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _changes(event: str, arguments: tuple[Any, ...], root: str) -> bool:
+    """Whether an event changes what lies below a folder."""
+    if event not in _CHANGES or not isinstance(arguments[0], str | bytes):
+        return False
+    if event == "open":
+        return bool(arguments[2] & (os.O_WRONLY | os.O_RDWR)) and _is_below(arguments[0], root)
+    # What `shutil.rmtree` removes it names within the folder that it is in.
+    is_inside = event in _DELETES and arguments[1] not in (None, -1)
+    return is_inside or _is_below(arguments[0], root)
 
 
 def tiny() -> Any:

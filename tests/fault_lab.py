@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import fault_hooks
@@ -171,7 +171,15 @@ class Lab:
         fill_victim(self.folder / "victim")
         return self.folder / "victim"
 
-    def run(self, trial: Path, *command: str, kill: str = "", foreign: str = "") -> Ended:
+    def run(
+        self,
+        trial: Path,
+        *command: str,
+        kill: str = "",
+        foreign: str = "",
+        variables: Mapping[str, str] | None = None,
+        seconds: int = SECONDS,
+    ) -> Ended:
         """Runs a command under guard.
 
         Args:
@@ -179,13 +187,15 @@ class Lab:
           command: arguments of `in9`.
           kill: as `fault_hooks.KILL`.
           foreign: folder of which nothing may be opened.
+          variables: further ones of its environment.
+          seconds: after which it is ended.
         """
         notes = self.folder / "notes"
         notes.write_text("")
         done = self._forks.run(
             list(command),
-            self.environment(trial, kill, foreign),
-            seconds=SECONDS,
+            {**self.environment(trial, kill, foreign), **(variables or {})},
+            seconds=seconds,
             modules=("fault_hooks",),
         )
         return Ended(command, done.returncode, done.stdout, done.stderr, self.notes())
@@ -273,7 +283,7 @@ def faults_of(ended: Ended, *names: str) -> list[str]:
     """
     faults = list(ended.notes)
     if ended.code == -14:
-        return [*faults, f"did not end in {SECONDS} s"]
+        return [*faults, "did not end"]
     if ended.code not in (0, 1, 2):
         faults.append(f"exit code {ended.code}")
     if "Traceback" in ended.stderr:

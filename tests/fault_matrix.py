@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import fault_documents
+import fault_months
 import fault_states
+import fault_storage
 from fault_inputs import all_inputs
 from fault_lab import Lab, Outcome, Trial, describe, table
 from fault_states import DAMAGED_STATES
@@ -23,7 +25,8 @@ from fault_states import DAMAGED_STATES
 
 def all_faults(lab: Lab, states: Sequence[str] = DAMAGED_STATES) -> list[Trial]:
     """All faults: of input, and of these of `fault_lab.STATES`; "finished" must be one."""
-    families = (*fault_states.FAMILIES, *fault_documents.FAMILIES)
+    modules = (fault_states, fault_documents, fault_storage, fault_months)
+    families = [family for module in modules for family in module.FAMILIES]
     return [*all_inputs(), *(fault for family in families for fault in family(lab, states))]
 
 

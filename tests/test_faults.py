@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fault_lab import Lab, describe
 from fault_matrix import sample
+from fault_months import Kills, Months
 from fault_pictures import hostile_pictures
 
 
@@ -21,6 +22,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 def test_faults_of_each_kind_are_handled(lab: Lab) -> None:
     outcomes = [outcome for trial in sample(lab) for outcome in trial(lab)]
+    unhandled = [describe(outcome) for outcome in outcomes if outcome.faults]
+    assert not unhandled, "\n\n".join(unhandled)
+
+
+def test_months_of_runs_and_kills_leave_nothing_behind(lab: Lab) -> None:
+    outcomes = [*Months(runs=4)(lab), *Kills(part=17, step=97)(lab)]
+    assert len(outcomes) > 5
     unhandled = [describe(outcome) for outcome in outcomes if outcome.faults]
     assert not unhandled, "\n\n".join(unhandled)
 

@@ -40,6 +40,7 @@ from pipeline.report import REPORT
 from pipeline.report.text_tables import accuracy_table
 from pipeline.runners.dataflow_submission import flags_of_workers, submission_from_flags
 from pipeline.runners.run import pipeline_options, run_pipeline
+from pipeline.runtime.leftovers import remove_leftovers
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.runtime.progress import Progress
 
@@ -88,8 +89,8 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             if submission is None:
                 stack.enter_context(held(store, DATASET_LOCK))
                 check_unchanged(store, seen)
-                # Before the job needs the room.
-                store.remove_temporary()
+        # Before the job needs the room.
+        remove_leftovers(store)
         manifest = read_manifest(store)
         ending = Ending(
             command=arguments.command,

@@ -18,9 +18,11 @@ from pipeline.dataset.manifest import MANIFEST
 from pipeline.errors import UsageError
 from pipeline.storage.files import parent
 from pipeline.storage.state_files import parse_json, read_commit
-from pipeline.storage.store import Store
+from pipeline.storage.store import WORK_FOLDER, Store
 
 LATEST = "latest.json"
+PUBLISH_LOCK = f"{WORK_FOLDER}/lock-publish"
+"""Held by who publishes, in the folder of the versions."""
 VERSION = re.compile(r"v-[0-9a-f]{12}")
 VersionName = Annotated[str, msgspec.Meta(pattern=rf"\A{VERSION.pattern}\Z")]
 """Folder of a version; nothing else is ever published to, or removed."""
@@ -70,10 +72,13 @@ def _parse(data: bytes) -> Latest:
 def finished_versions(place: Store) -> list[str]:
     """Folders of the versions that have a manifest, so are whole, the newest first.
 
-    Those that `latest.json` does not list, since it was damaged or a job was killed, come behind
-    the others, by the time of their manifest.
+    Those that `latest.json` does not list, since it was damaged or a job was killed before it wrote
+    it, come behind the others, by the time of their manifest. One that is older than that file was
+    taken off its list, and counts as removed.
     """
     latest = read_latest(place)
+    info = place.files.info(place.path(LATEST)) if latest else None
+    since = info.time if info else 0.0
     listed = latest.versions if latest else ()
     times = {
         name: info.time
@@ -82,7 +87,8 @@ def finished_versions(place: Store) -> list[str]:
         and (info := place.files.info(place.path(f"{name}/{MANIFEST}"))) is not None
     }
     found = [name for name in listed if name in times]
-    return found + sorted(times.keys() - set(found), key=lambda name: (-times[name], name))
+    others = [name for name in times.keys() - set(found) if times[name] >= since]
+    return found + sorted(others, key=lambda name: (-times[name], name))
 
 
 def reading_store(dataset: str) -> Store:

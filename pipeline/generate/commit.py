@@ -29,6 +29,7 @@ from pipeline.dataset.shards import CARD_FILES, DATA_FOLDERS
 from pipeline.errors import JobError
 from pipeline.generate.scenes import SceneTable
 from pipeline.generate.shards import OutputShard
+from pipeline.inputs.checksums import Checksums
 from pipeline.runtime.counters import count, timed
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.taxonomy import Taxonomy, imagenet9
@@ -172,6 +173,7 @@ def commit(
         store.delete(PREVIOUS_MANIFEST)
         count("commits")
     store.delete_tree(STAGING)
+    Checksums.forget_others(store, {split: n.source for split, n in manifest.shards.items()})
     store.remove_temporary()
     return manifest.fingerprint
 

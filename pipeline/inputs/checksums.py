@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from pipeline.inputs.place import Place, read_place
 from pipeline.storage.files import files_of
 from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
+
+_FOLDER = f"{WORK_FOLDER}/checksums"
+_MEMORY = re.compile(rf"{re.escape(_FOLDER)}/(?P<split>[^/]+)-(?P<shard>[0-9]{{5}})\.json")
 
 
 class Content(NamedTuple):
@@ -60,7 +64,7 @@ class Checksums:
 
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
-        self._path = f"{WORK_FOLDER}/checksums/{name}.json"
+        self._path = f"{_FOLDER}/{name}.json"
         self._old = read_json(store, self._path, dict[str, _Remembered]) or {}
         self._new: dict[str, _Remembered] = {}
 
@@ -68,6 +72,19 @@ class Checksums:
     def of_shard(cls, store: Store, split: str, shard: int) -> Checksums:
         """The memory of a source shard's files."""
         return cls(store, f"{split}-{shard:05d}")
+
+    @staticmethod
+    def forget_others(store: Store, shards: Mapping[str, int]) -> None:
+        """Removes the memories of shards that are none of a dataset's.
+
+        Args:
+          store: the dataset folder.
+          shards: how many source shards each of its splits has.
+        """
+        for path in list(store.walk(_FOLDER)):
+            found = _MEMORY.fullmatch(path)
+            if found and int(found["shard"]) >= shards.get(found["split"], 0):
+                store.delete(path)
 
     def of(self, content: Content) -> Known:
         """What is known of content, which is read if it must be. Raises OSError if it cannot be."""

@@ -13,7 +13,13 @@ import dataclasses
 
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.latest import LATEST, VERSION, Latest, finished_versions
+from pipeline.dataset.latest import (
+    LATEST,
+    PUBLISH_LOCK,
+    VERSION,
+    Latest,
+    finished_versions,
+)
 from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST, read_manifest
 from pipeline.dataset.shards import DATA_FOLDERS
 from pipeline.errors import JobError, UsageError
@@ -21,14 +27,14 @@ from pipeline.jobs.changes.describe import describe_changes
 from pipeline.jobs.changes.state import State
 from pipeline.jobs.changes.text import summary_of, to_markdown
 from pipeline.report import REPORT
+from pipeline.runtime.leftovers import remove_leftovers
 from pipeline.runtime.lock import held
 from pipeline.storage.files import is_below
 from pipeline.storage.parallel import in_parallel
 from pipeline.storage.state_files import read_intact
-from pipeline.storage.store import WORK_FOLDER, Store
+from pipeline.storage.store import Store
 
 CHANGES = "changes.md"
-_LOCK = f"{WORK_FOLDER}/lock-publish"
 _LOCK_SECONDS = 600.0
 
 
@@ -90,8 +96,8 @@ def publish(publishing: Publishing) -> bool:
       JobError: another job changes it, or publishes.
     """
     place = publishing.place
-    with held(place, _LOCK, wait=_LOCK_SECONDS):
-        place.remove_temporary()
+    with held(place, PUBLISH_LOCK, wait=_LOCK_SECONDS):
+        remove_leftovers(place)
         name = _version_name(publishing.store)
         there = finished_versions(place)
         for version in dict.fromkeys((*there[:1], name)):
@@ -99,9 +105,9 @@ def publish(publishing: Publishing) -> bool:
             if version in there and read_manifest(place.below(version)) is None:
                 there.remove(version)
         for folder in place.files.folders(place.root):
-            # What a killed job left, in part.
+            # What a killed job left in part, or did not come to remove.
             if VERSION.fullmatch(folder) and folder not in (name, *there):
-                place.delete_tree(folder)
+                _remove(place, folder)
         if name not in there:
             _copy(publishing, name, there[0] if there else None)
         newest = Dataset.open(place.below(name)).manifest.fingerprint
@@ -109,10 +115,14 @@ def publish(publishing: Publishing) -> bool:
         kept = older[: publishing.keep]
         place.update(LATEST, Latest(newest, (name, *kept)).to_json(), durable=True)
         for version in older[len(kept) :]:
-            # It is whole as long as that is there.
-            place.delete(f"{version}/{MANIFEST}")
-            place.delete_tree(version)
+            _remove(place, version)
     return name not in there
+
+
+def _remove(place: Store, version: str) -> None:
+    # It is whole as long as its manifest is there.
+    place.delete(f"{version}/{MANIFEST}")
+    place.delete_tree(version)
 
 
 def _version_name(store: Store) -> str:

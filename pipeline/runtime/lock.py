@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -26,6 +27,8 @@ from pipeline.storage.store import WORK_FOLDER, Store, is_alive
 DATASET_LOCK = f"{WORK_FOLDER}/lock"
 TABLES_LOCK = f"{WORK_FOLDER}/lock-tables"
 """Held for the moment in which tables and page are made from all summaries that are there."""
+_LOCK = re.compile(rf"{re.escape(DATASET_LOCK)}([-.].+)?")
+"""Names of locks, and of one that is being given back."""
 _WRITING_SECONDS = 2.0
 """How long a lock without content may be one that is just being written."""
 
@@ -191,6 +194,28 @@ def is_held_by(store: Store, lock: str, owner: Mapping[str, Any]) -> bool:
     """Whether this owner holds a lock."""
     found = _owner(store, lock)
     return found is not None and found[0] == owner
+
+
+def at_work(store: Store, lock: str) -> str | None:
+    """Who holds a lock, in words; None if nobody does, or one that is over. Changes nothing."""
+    try:
+        owner = _parse_owner(store.read(lock))
+    except (OSError, ValueError):
+        return None
+    return None if _is_over(owner) else _name(owner)
+
+
+def remove_dead_locks(store: Store) -> None:
+    """Removes the locks of owners that are over, which nobody may ever want again. They are taken
+    from them as `acquire` does; what is no lock stays."""
+    for path in store.files.children(store.path(WORK_FOLDER)):
+        lock = f"{WORK_FOLDER}/{os.path.basename(path)}"
+        if not _LOCK.fullmatch(lock):
+            continue
+        info = store.files.info(path)
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            if info is not None and _is_over(_parse_owner(store.read(lock))):
+                store.files.delete(store.own_path(lock), info.identity)
 
 
 def release_all() -> None:

@@ -1,0 +1,181 @@
+"""What killed jobs leave goes, what is not ours stays, and `verify` knows of jobs at work."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ONE
+from fault_lab import small_input
+
+from pipeline.commands.cli import main
+from pipeline.dataset.latest import PUBLISH_LOCK
+from pipeline.inputs.checksums import Checksums
+from pipeline.jobs.publish import Publishing, publish
+from pipeline.runtime import leftovers
+from pipeline.runtime.leftovers import WEEK_SECONDS, remove_leftovers
+from pipeline.runtime.lock import DATASET_LOCK, acquire, held, this_process
+from pipeline.storage.store import Store
+
+CHANGES = ("os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "open")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`out`, a dataset of few files, and `published`, with a version of what it was before."""
+    root = tmp_path_factory.mktemp("made")
+    flags = ("--segmenter", "box", "--image_size", "64", "--resize", "64", "--formats", "parquet")
+    run = ("generate", "--input", str(small_input(root / "in")), "--output", str(root / "out"))
+    assert main([*run, *flags, "--variants", "original", "--pictures", "none", *ONE]) == 0
+    shutil.rmtree(root / "in")
+    publish(publishing_in(root))
+    (root / "out" / "results").mkdir()
+    (root / "out" / "results" / "new.json").write_text("{}")
+    return root
+
+
+def publishing_in(root: Path, keep: int | None = 0) -> Publishing:
+    return Publishing(Store(str(root / "out")), Store(str(root / "published")), keep)
+
+
+def names_below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def killed_before_change(number: int, work: Callable[[], object]) -> bool:
+    """Does work in a process that is killed before its so-manieth change of a file or folder;
+    whether it came to that."""
+    child = os.fork()
+    if child == 0:
+        left = iter(range(number))
+
+        def look(event: str, arguments: tuple[Any, ...]) -> None:
+            reads = event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            if event in CHANGES and not reads and next(left, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(look)
+        try:
+            work()
+        finally:
+            os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    return os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+
+def test_a_publication_killed_at_any_moment_leaves_nothing(made: Path, tmp_path: Path) -> None:
+    """The next one removes what was to go, and what was half made."""
+    quiet = Path(shutil.copytree(made, tmp_path / "quiet"))
+    publish(publishing_in(quiet))
+    (newest,) = quiet.glob("published/v-*")
+    for number in itertools.count():
+        killed = Path(shutil.copytree(made, tmp_path / f"killed-{number}"))
+        if not killed_before_change(number, partial(publish, publishing_in(killed))):
+            break
+        # What was taken off the list does not come back, whatever is kept now.
+        listed = json.loads((killed / "published" / "latest.json").read_text())["versions"]
+        later = Path(shutil.copytree(killed, tmp_path / f"later-{number}"))
+        publish(publishing_in(later, keep=None))
+        versions = {path.name for path in later.glob("published/v-*")}
+        assert versions == {newest.name, *listed}, number
+        publish(publishing_in(killed))
+        assert names_below(killed) == names_below(quiet), number
+        shutil.rmtree(killed)
+        shutil.rmtree(later)
+    assert number > 40
+
+
+def test_what_nothing_names_goes_and_what_is_not_ours_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, hexadecimal = Store(str(tmp_path)), "0123456789abcdef" * 2
+    elsewhere = (
+        f".in9/tmp/elsewhere+7+{hexadecimal}",
+        f".in9/tmp/elsewhere+8+{hexadecimal}/token/about",
+        ".in9/progress/elsewhere+7/segment/val-00000.3",
+        ".in9/evaluate-7.log",
+    )
+    theirs = (
+        *(".in9/tmp/notes.txt", ".in9/notes.log", ".in9/lock.txt", ".in9/run.log", ".in9/lock-a"),
+        *(".in9/progress/notes.txt", ".in9/lock-of-mine.txt", "results/evaluate-7.log"),
+    )
+    for path in (*elsewhere, *theirs):
+        store.write(path, b"?")
+    acquire(store, ".in9/lock-dead-0", {**this_process(), "pid": 2**22 + 1})
+    with held(store, DATASET_LOCK):
+        remove_leftovers(store)
+        assert not store.exists(".in9/lock-dead-0")
+        # Nobody can tell yet whether they are at work there.
+        assert set(store.walk("")) == {*elsewhere, *theirs, DATASET_LOCK}
+        later = time.time() + WEEK_SECONDS + 1
+        monkeypatch.setattr(leftovers.time, "time", lambda: later)
+        remove_leftovers(store)
+        assert set(store.walk("")) == {*theirs, DATASET_LOCK}
+    assert not (tmp_path / ".in9" / "progress" / "elsewhere+7").exists()
+
+
+def test_a_lock_that_was_being_given_back_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path))
+    aside = f"{DATASET_LOCK}-tables.{'0f' * 16}"
+    store.write(aside, b"{}")
+    # Whoever gives it back looks at it once more: by its name alone it may be of this moment.
+    os.utime(tmp_path / aside, (0, 0))
+    remove_leftovers(store)
+    assert store.exists(aside)
+    later = time.time() + WEEK_SECONDS + 1
+    monkeypatch.setattr(leftovers.time, "time", lambda: later)
+    remove_leftovers(store)
+    assert not store.exists(aside)
+
+
+def test_memories_of_shards_that_are_no_more_go(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    names = ("val-00000", "val-00001", "val-00002", "train-00000", "notes")
+    for name in names:
+        store.write(f".in9/checksums/{name}.json", b"{}")
+    Checksums.forget_others(store, {"val": 2})
+    assert {path.stem for path in tmp_path.rglob("*.json")} == {"val-00000", "val-00001", "notes"}
+
+
+def test_verify_says_that_a_job_is_at_work(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(shutil.copytree(made, tmp_path / "made"))
+    store, place = Store(str(root / "out")), Store(str(root / "published"))
+    (root / "out" / "README.md").unlink()
+
+    def verified(folder: str) -> str:
+        assert main(["verify", "--dataset", str(root / folder)]) != 0
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "1 fault; remove the files concerned and run the command" in verified("out")
+    with held(store, DATASET_LOCK):
+        said = verified("out")
+        assert f"1 fault; process {os.getpid()} on " in said
+        assert "is at work on it, so these may be none: verify it again" in said
+        assert "remove" not in said
+    # A killed one is not at work.
+    acquire(store, DATASET_LOCK, {**this_process(), "pid": 2**22 + 1})
+    assert "remove the files concerned" in verified("out")
+    store.delete(DATASET_LOCK)
+    for file in root.glob("published/v-*/README.md"):
+        file.unlink()
+    with held(place, PUBLISH_LOCK):
+        assert "is at work on it" in verified("published")
+    store.move("manifest.json", ".in9/manifest.previous.json")
+    assert "holds no finished dataset" in verified("out")
+    with held(store, DATASET_LOCK):
+        said = verified("out")
+        assert f"is at work on {store.root}; verify it when that is done" in said
