@@ -221,10 +221,13 @@ class RunModels(_Step):
 
         making = of_model.make(predictor, units, missing, note)
         with contextlib.closing(making), _Writer() as writer:
-            for unit, table in making:
-                writer.write(store, of_model.path(unit), table, of_model.checksum(unit))
-                meters[unit].end()
-                count(f"{work.unit_name}_made")
+            for made in making:
+                writer.write(
+                    store, of_model.path(made.unit), made.table, of_model.fingerprint(made)
+                )
+                if made.is_whole:
+                    meters[made.unit].end()
+                    count(f"{work.unit_name}_made")
 
     def _meter(self, block: Block, unit: int) -> Meter:
         return Meter(self.work.evaluation.progress, self.work.stage, f"{block.order}-{unit:05d}")

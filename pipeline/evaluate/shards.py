@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
@@ -33,7 +34,8 @@ from transforms.scoring import LABEL_RULES, PAPER_RULE, labels_of_outputs
 if TYPE_CHECKING:
     import torch
 
-
+PART_SECONDS = 3.0
+"""After as much work on a shard, what is done of it is written, in case of a kill."""
 _TABLES_WAITING = 2
 """Batches whose tables are not made yet."""
 _COLUMNS = ("key", "label", "fg_key", "bg_key")
@@ -162,15 +164,20 @@ class PredictShards(ModelWork):
             ThreadPoolExecutor(1) as pool,
         ):
             waiting: collections.deque[Future[None]] = collections.deque()
+            since = time.monotonic()
             for batch, logits in batches:
                 while begun[0].number != batch.part.shard:
                     yield begun.popleft().made(waiting)
+                    since = time.monotonic()
                 waiting.append(pool.submit(begun[0].add, batch.part.variant, batch.rows, logits))
                 if len(waiting) > _TABLES_WAITING:
                     waiting.popleft().result()
                 count("pictures_predicted", len(batch.rows))
                 count("pictures_decoded", len(batch.rows) if batch.is_new else 0)
                 note(batch.part.shard, len(batch.rows))
+                if time.monotonic() - since > PART_SECONDS:
+                    yield begun[0].so_far()
+                    since = time.monotonic()
             while begun:
                 yield begun.popleft().made(waiting)
 
@@ -185,7 +192,7 @@ class PredictShards(ModelWork):
             device,
             of=self._of(number),
             kept=self._kept(number),
-            tested=tested if about["evaluation"]["holdout"] else None,
+            tested=tested,
             probed=keys_to_keep(tested, len(shards)),
         )
 
@@ -212,7 +219,7 @@ class _Shard:
       device: that the model runs on.
       of: by variant, what identifies the predictions.
       kept: by variant, those that are there.
-      tested: keys of the images that are tested on, None for all.
+      tested: keys of the images that are tested on.
       probed: keys of the images whose logits are kept.
     """
 
@@ -225,7 +232,7 @@ class _Shard:
         *,
         of: Mapping[str, str],
         kept: Mapping[str, pa.Table],
-        tested: frozenset[str] | None,
+        tested: frozenset[str],
         probed: frozenset[str],
     ) -> None:
         self._dataset, self._about, self.number, self._device = dataset, about, number, device
@@ -237,10 +244,16 @@ class _Shard:
     def parts(self) -> Iterator[Pictures]:
         """What is to be predicted, variant by variant: what else there is shall not change in
         which batch a picture is."""
-        split = self._about["evaluation"]["split"]
+        run = self._about["evaluation"]
         for variant in self._of:
-            if variant not in self.kept:
-                yield Pictures(self._dataset, split, self.number, variant, self._tested)
+            left = self._tested
+            if variant in self.kept:
+                # Of a run that was killed it may be the first batches alone.
+                left = left.difference(self.kept[variant]["key"].to_pylist())
+            if left:
+                is_whole = left == self._tested and not run["holdout"]
+                keys = None if is_whole else left
+                yield Pictures(self._dataset, run["split"], self.number, variant, keys)
 
     def add(self, variant: str, rows: pa.Table, logits: NDArray[np.float32]) -> None:
         """Adds the predictions of a batch, under each label rule.
@@ -258,6 +271,7 @@ class _Shard:
             "of": self._of[variant],
             "device": self._device,
         }
+        tables = []
         for rule, score in LABEL_RULES.items():
             scores = score(logits, labels, self._outputs)
             columns = {
@@ -276,16 +290,25 @@ class _Shard:
                 kept = [row if keep else None for row, keep in zip(logits, is_kept, strict=True)]
                 columns["logits"] = pa.array(kept, no_logits.type)
             arrays = [_as(columns[field.name], field.type) for field in PREDICTION_SCHEMA]
-            self._tables[variant].append(pa.Table.from_arrays(arrays, schema=PREDICTION_SCHEMA))
+            tables.append(pa.Table.from_arrays(arrays, schema=PREDICTION_SCHEMA))
+        self._tables[variant] += tables
 
     def made(self, waiting: Iterable[Future[None]]) -> Made:
         """The whole shard, when what is waited for is done."""
         for adding in waiting:
             adding.result()
+        return Made(self.number, self._joined())
+
+    def so_far(self) -> Made:
+        """What there is of the shard."""
+        return Made(self.number, self._joined(), is_whole=False)
+
+    def _joined(self) -> pa.Table:
         tables = [PREDICTION_SCHEMA.empty_table()]
         for variant, new in self._tables.items():
-            tables += [self.kept[variant]] if variant in self.kept else new
-        return Made(self.number, _joined(tables))
+            tables += [self.kept[variant]] if variant in self.kept else []
+            tables += new
+        return _joined(tables)
 
 
 def _as(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:

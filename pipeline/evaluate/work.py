@@ -29,10 +29,17 @@ NoteDone = Callable[[int, int], None]
 
 
 class Made(NamedTuple):
-    """What was made of a unit, to be written to its file."""
+    """What was made of a unit, to be written to its file.
+
+    Attributes:
+      unit: its number.
+      table: all of it, or what is done so far.
+      is_whole: whether it is all; else the whole follows.
+    """
 
     unit: int
     table: pa.Table
+    is_whole: bool = True
 
 
 class ModelWork(abc.ABC):
@@ -57,6 +64,10 @@ class ModelWork(abc.ABC):
         """Whether the file was made of the same, and need not be made again."""
         about = read_about(self.store, self.path(unit))
         return about is not None and about.fingerprint == self.checksum(unit)
+
+    def fingerprint(self, made: Made) -> str:
+        """What a file says that it was made of. One that is not whole is there for nobody."""
+        return self.checksum(made.unit) if made.is_whole else ""
 
     @abc.abstractmethod
     def make(

@@ -21,6 +21,7 @@ from conftest import ONE, SHARDS, TINY_MODEL, run_in9, stamps
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, ModelError
+from pipeline.evaluate import shards
 from pipeline.evaluate.failures import FailedModel, read_failures
 from pipeline.evaluate.model_stage import Block, BlockDone, Finish, Look, RunModels, SummedUp, SumUp
 from pipeline.evaluate.plan import Evaluation, describe_model
@@ -28,7 +29,7 @@ from pipeline.evaluate.predictions import predictions_of
 from pipeline.evaluate.resident import in_memory, on_device
 from pipeline.evaluate.shards import PredictShards
 from pipeline.evaluate.stage import Predict
-from pipeline.models.predict import device_of
+from pipeline.models.predict import Predictor, device_of
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import load_model
 from pipeline.runtime.progress import Progress
@@ -194,6 +195,42 @@ def test_predictions_are_made_once_and_again_the_same(made: Path, tmp_path: Path
     assert theirs["evaluation"]["input_size"] == model.preprocessing.input_size
     by_shard = [evaluation.rows(dataset, shard) for shard in dataset.shards("val")]
     assert [row for rows in by_shard for row in rows] == evaluation.rows(dataset)
+
+
+def test_a_killed_evaluation_keeps_the_batches_that_it_has_done(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Path(shutil.copytree(made, tmp_path / "out"))
+    evaluation = dataclasses.replace(plan(output, FIRST), predict=PredictConfig(batch_size=2))
+    dataset, work = Dataset.open(evaluation.store), Predict(evaluation, imagenet9())
+    of_model = PredictShards(dataset, describe_model(load_model(FIRST), evaluation, dataset))
+    path, whole = output / of_model.path(1), Predictor.logits
+    path.unlink()
+    RunModels(work).process(Block(0, 0))
+    quiet = path.read_bytes()
+    path.unlink()
+    images = len(evaluation.rows(dataset, 1))
+    killed_at, shown = 3 * images + 2, 0
+
+    def logits(self: Predictor, *arguments: Any) -> Iterator[Any]:
+        nonlocal shown
+        for batch in whole(self, *arguments):
+            yield batch
+            shown += len(batch[0].rows)
+            if shown >= killed_at:
+                raise OSError("killed")
+
+    monkeypatch.setattr(Predictor, "logits", logits)
+    monkeypatch.setattr(shards, "PART_SECONDS", -1.0)
+    with pytest.raises(OSError, match="killed"):
+        RunModels(work).process(Block(0, 0))
+    assert path.exists()
+    assert not of_model.is_there(1)
+    done, shown, killed_at = shown, 0, 10**9
+    RunModels(work).process(Block(0, 0))
+    # But for batches whose tables were still being made.
+    assert shown - 3 * 2 <= len(dataset.picture_variants) * images - done < shown + 1
+    assert path.read_bytes() == quiet
 
 
 def test_another_variant_costs_only_its_own_pictures(small_sample: Path, tmp_path: Path) -> None:

@@ -142,8 +142,8 @@ def make_row(trainer: Trainer, plan: MatrixPlan, row: str) -> tuple[list[About],
         missing = [unit for unit in units if not shards.is_there(unit)]
         if missing:
             scorer = scorer or trainer.scorer(entry)
-            for unit, table in shards.make(scorer, units, missing, lambda *_: None):
-                write_table(store, shards.path(unit), table, shards.checksum(unit))
+            for made in shards.make(scorer, units, missing, lambda *_: None):
+                write_table(store, shards.path(made.unit), made.table, shards.fingerprint(made))
         commit_predictions(shards, units, about)
     is_new = scorer is not None
     del scorer
