@@ -31,6 +31,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
     "generate_cost": ([], ["--images", "24", "--rounds", "1"]),
     "gpu --device cpu": ([], ["--images", "32", "--grid", "32x8", "--epochs", "2"]),
     CARD: ([], []),
+    "after_kill": ([], ["--pairs", "1"]),
     "reading": ([], ["--images", "72", "--rounds", "1"]),
     "start_up": ([], ["--rounds", "1"]),
     "trace": ([], ["--limit", "2"]),

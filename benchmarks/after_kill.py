@@ -1,0 +1,90 @@
+"""What a kill costs: work of a run that is killed half-way and of the one that goes on, together,
+over that of a run that nothing disturbs.
+
+    python benchmarks/after_kill.py [--input FOLDER] [--pairs 3]
+
+Work is CPU time of the process. A run is killed when it has spent half of what the quiet one before
+it took. Both take start-up (imports, a look at input and dataset) from their time: that of a run
+which finds nothing to do, once for each process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from measure import card, row, run_in9
+
+from pipeline.commands.job_flags import sample_folder
+from pipeline.dataset.manifest import MANIFEST
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_of(pid: int) -> float:
+    """CPU seconds that a running process has taken so far, in all its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def killed_after(seconds: float, *arguments: object) -> float:
+    """Starts a command and kills it when it has taken so much CPU time; what it took in all."""
+    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while cpu_of(process.pid) < seconds:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == -signal.SIGKILL, "it had ended before"
+    return usage.ru_utime + usage.ru_stime
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--input", default=sample_folder(), help="images (the sample)")
+    parser.add_argument("--models", default="efficientnet_lite0", help="to evaluate")
+    parser.add_argument("--at", type=float, default=0.5, help="part of the work, at the kill (0.5)")
+    parser.add_argument("--pairs", type=int, default=3, help="quiet and killed, in turns (3)")
+    arguments = parser.parse_args()
+    print(card())
+    ratios, quiet_work, more = [], [], []
+    for _ in range(arguments.pairs):
+        with tempfile.TemporaryDirectory() as folder:
+            quiet, stopped = Path(folder) / "quiet", Path(folder) / "stopped"
+            run = ("run", "--input", arguments.input, "--models", arguments.models, "--output")
+            whole = run_in9(*run, quiet).cpu
+            start_up = run_in9(*run, quiet).cpu
+            before = killed_after(arguments.at * whole, *run, stopped)
+            after = run_in9(*run, stopped).cpu
+            if not filecmp.cmp(quiet / MANIFEST, stopped / MANIFEST, shallow=False):
+                sys.exit("the dataset is another after a kill")
+            work = whole - start_up
+            print(
+                f"quiet {whole:.1f} s, start-up {start_up:.1f} s, killed after {before:.1f} s, "
+                f"the rest {after:.1f} s",
+                flush=True,
+            )
+            ratios.append((before + after - 2 * start_up) / work)
+            quiet_work.append(work)
+            more.append(before + after - 2 * start_up - work)
+    row(
+        "after a kill half-way: CPU of both runs, beside start-up",
+        f"{statistics.median(ratios):.3f} x",
+        f"a quiet run, {statistics.median(quiet_work):.0f} s; {min(ratios):.3f} to "
+        f"{max(ratios):.3f}",
+        "<= 1.05",
+    )
+    row("after a kill half-way: work that is done again", f"{statistics.median(more):.1f} s CPU")
+
+
+if __name__ == "__main__":
+    main()
