@@ -23,8 +23,8 @@ from pathlib import Path
 
 from measure import card, row, run_in9
 
-from pipeline.commands.job_flags import sample_folder
 from pipeline.dataset.manifest import MANIFEST
+from pipeline.dataset.sample import sample_folder
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import time
 
@@ -41,13 +42,13 @@ def run_export(arguments: argparse.Namespace) -> int:
     )
     # The first thing that is written: a run that is killed at once has left an export.
     target.update(f"{EXPORT_FOLDER}/mark", b"export\n")
-    with held(target, DATASET_LOCK):
-        target.remove_temporary()
+    with held(target, DATASET_LOCK) as mine:
+        mine.remove_temporary()
         pictures = len(selected) * len(dataset.variants)
         started = time.monotonic()
         with working_here(exporting.progress, target.log(f"export-{os.getpid()}")):
             exporting.progress.note_total("export", arguments.split, pictures)
-            exported, removed = export_split(exporting)
+            exported, removed = export_split(dataclasses.replace(exporting, target=mine))
         seconds = time.monotonic() - started
     print(f"{arguments.split}: {len(selected)} images, {len(dataset.variants)} variants")
     if exported or removed:

@@ -50,7 +50,7 @@ def run_import(arguments: argparse.Namespace) -> int:
     released = None if is_packed(source) else _listing(arguments, source, store)
     # The first thing that is written: a run that is killed at once has left an import.
     store.update(f"{IMPORT_FOLDER}/mark", b"import\n")
-    with held(store, DATASET_LOCK):
+    with held(store, DATASET_LOCK) as store:
         store.remove_temporary()
         released = released or _listing(arguments, source, store)
         started = time.monotonic()

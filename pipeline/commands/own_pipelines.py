@@ -22,7 +22,7 @@ from pipeline.evaluate.stage import Predict
 from pipeline.jobs.last_run import Ending
 from pipeline.jobs.main_job import MainJob
 from pipeline.jobs.start import TakeLock, manifest_state
-from pipeline.runtime.lock import this_process
+from pipeline.runtime.lock import job_of_this_process, new_job, this_process
 
 _OF_COMMANDS = ("dry_run", "publish", "keep", "imagenet", "fail_if", "gpu", "gpus")
 """Flags of what a command does around its graph, or of a runner that it chooses itself."""
@@ -48,7 +48,7 @@ class Generate(beam.PTransform):
         super().__init__()
         self.given = {**flags, "output": os.fspath(output)}
         self._arguments = _parse("generate", self.given)
-        store = writing_store("output", self._arguments.output)
+        store = job_of_this_process(writing_store("output", self._arguments.output))
         self._seen = manifest_state(store)
         self.job = job_from_flags(self._arguments, store)
 
@@ -61,7 +61,7 @@ class Generate(beam.PTransform):
         if isinstance(start, beam.pvalue.PBegin):
             start = start | "Once" >> beam.Create([None], reshuffle=False)
         before = manifest.fingerprint if manifest else None
-        ending = Ending("generate", job.store, job.progress, before, owner=owner, alone=True)
+        ending = Ending("generate", job.store, job.progress, before, has_lock=True, alone=True)
         lock = TakeLock(job.store, owner, self._seen)
         main = MainJob(ending, job.taxonomy, self._arguments.pictures, job=job, lock=lock)
         return main.build_after(start)
@@ -90,7 +90,7 @@ class Evaluate(beam.PTransform):
             arguments = _parse("run", {**dataset.given, **flags})
         else:
             arguments = _parse("evaluate", {**flags, "dataset": os.fspath(dataset)})
-            self._store = writing_store("dataset", arguments.dataset)
+            self._store = new_job(writing_store("dataset", arguments.dataset))
             there = Dataset.open(self._store)
             config, self._taxonomy = there.manifest.config, there.taxonomy
         evaluation = evaluation_from_flags(arguments, self._store, config, self._taxonomy)

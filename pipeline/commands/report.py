@@ -25,8 +25,8 @@ def run_report(arguments: argparse.Namespace) -> int:
     store = writing_store("dataset", arguments.dataset)
     publishing = check_publishing(store, arguments.publish, arguments.keep)
     dataset = Dataset.open(store)
-    with held(store, TABLES_LOCK, wait=60):
-        summaries, stale = write_tables(dataset)
+    with held(store, TABLES_LOCK, wait=60) as tables:
+        summaries, stale = write_tables(Dataset.open(tables))
     write_report(store, dataset.taxonomy, arguments.pictures)
     for note in notes_of(dataset.manifest):
         print(note)

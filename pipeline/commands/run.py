@@ -41,7 +41,7 @@ from pipeline.report.text_tables import accuracy_table
 from pipeline.runners.dataflow_submission import flags_of_workers, submission_from_flags
 from pipeline.runners.run import pipeline_options, run_pipeline
 from pipeline.runtime.leftovers import remove_leftovers
-from pipeline.runtime.lock import DATASET_LOCK, held
+from pipeline.runtime.lock import DATASET_LOCK, held, new_job
 from pipeline.runtime.progress import Progress
 
 _NOT_DONE = {"evaluate": "not evaluated", "attack": "not attacked", "saliency": "no saliency"}
@@ -72,7 +72,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
         own = own_names(arguments.variants)
         parse_conditions(getattr(arguments, "fail_if", None), own=own)
     flag = "output" if generates else "dataset"
-    store = writing_store(flag, getattr(arguments, flag))
+    store = new_job(writing_store(flag, getattr(arguments, flag)))
     publishing = check_publishing(store, arguments.publish, arguments.keep)
     seen = manifest_state(store)
     # Before the lock, which needs a folder to lie in.
@@ -99,7 +99,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             before=manifest.fingerprint if manifest else None,
             evaluation=evaluation,
             conditions=conditions,
-            owner=submission.owner if submission and job else None,
+            has_lock=bool(submission and job),
             alone=submission is not None and not submission.waits,
         )
         pipeline = beam.Pipeline(options=options)

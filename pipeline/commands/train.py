@@ -92,9 +92,9 @@ def run_train(arguments: argparse.Namespace) -> int:
     store = writing_store("output", place)
     _check_output(store)
     started = time.monotonic()
-    with held(store, DATASET_LOCK):
-        store.remove_temporary()
-        done = train(dataset, plan, store, overwrite=arguments.overwrite)
+    with held(store, DATASET_LOCK) as mine:
+        mine.remove_temporary()
+        done = train(dataset, plan, mine, overwrite=arguments.overwrite)
     store.prune(WORK_FOLDER)
     if not done.is_new:
         print(f"nothing to do: all {plan.epochs} epochs are trained")

@@ -60,7 +60,7 @@ def note_failures(
       JobError: another process holds the lock of the tables for long.
     """
     done = set(succeeded)
-    with held(store, TABLES_LOCK, wait=60):
+    with held(store, TABLES_LOCK, wait=60) as store:
         kept: dict[str, dict[str, Any]] = {}
         for one in _all(store):
             has_succeeded = one["stage"] == stage and not done.isdisjoint(

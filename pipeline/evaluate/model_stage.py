@@ -194,18 +194,19 @@ class RunModels(_Step):
             self._note_done(block, units)
             return BlockDone(block.order, None, units)
         folder = result_folder(model.name, evaluation.how)
-        with held(evaluation.store, model_lock(folder, block.group)):
+        with held(evaluation.store, model_lock(folder, block.group)) as store:
             with timed(work.stage):
                 missing = [unit for unit in units if not of_model.is_there(unit)]
             count(f"{work.unit_name}_kept", len(units) - len(missing))
             self._note_done(block, sorted(set(units).difference(missing)))
             if missing:
                 with on_device(model, evaluation, block.group) as predictor, timed(work.stage):
-                    self._make(block, of_model, predictor, units, missing)
+                    self._make(store, block, of_model, predictor, units, missing)
         return BlockDone(block.order, json.dumps(about, sort_keys=True), units)
 
     def _make(
         self,
+        store: Store,
         block: Block,
         of_model: ModelWork,
         predictor: Predictor,
@@ -213,7 +214,7 @@ class RunModels(_Step):
         missing: list[int],
     ) -> None:
         """Makes what is missing, and writes each file while the next is made."""
-        work, store = self.work, self.work.evaluation.store
+        work = self.work
         meters = {unit: self._meter(block, unit) for unit in missing}
 
         def note(unit: int, pictures: int) -> None:

@@ -31,6 +31,7 @@ from pipeline.generate.scenes import SceneTable
 from pipeline.generate.shards import OutputShard
 from pipeline.inputs.checksums import Checksums
 from pipeline.runtime.counters import count, timed
+from pipeline.runtime.lock import of_job
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.taxonomy import Taxonomy, imagenet9
 
@@ -141,7 +142,7 @@ class Commit(beam.DoFn):
 
     @timed("commit")
     def process(self, _: Any, shards: Iterable[OutputShard]) -> list[str]:
-        return [commit(self._config, self._store, self._taxonomy, list(shards))]
+        return [commit(self._config, of_job(self._store), self._taxonomy, list(shards))]
 
 
 def commit(

@@ -43,7 +43,7 @@ class Ending:
       before: fingerprint of the dataset that the job began with, None if there was none.
       evaluation: of the models that it evaluated, if any.
       conditions: of `--fail_if`.
-      owner: of the dataset's lock, if the graph holds it.
+      has_lock: whether the graph holds the dataset's lock.
       alone: whether nobody waits for the job: a condition that holds then has to fail it.
     """
 
@@ -53,7 +53,7 @@ class Ending:
     before: str | None
     evaluation: Evaluation | None = None
     conditions: tuple[Condition, ...] = ()
-    owner: Mapping[str, Any] | None = None
+    has_lock: bool = False
     alone: bool = False
 
     def summary(self) -> dict[str, Any]:
@@ -115,8 +115,8 @@ class End(beam.DoFn):
         _LOG.info("%s", _line_of(summary))
         if ending.alone:
             ending.progress.clear()
-        if ending.owner is not None:
-            release(ending.store, DATASET_LOCK, ending.owner)
+        if ending.has_lock:
+            release(ending.store, DATASET_LOCK, ending.store.job)
         if ending.alone and summary.get("fail_if"):
             raise JobError("; ".join(f"--fail_if {line}" for line in summary["fail_if"]))
         yield dataset

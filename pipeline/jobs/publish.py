@@ -70,7 +70,7 @@ def check_publishing(store: Store, directory: str | None, keep: int | None) -> P
         return None
     if keep is not None and keep < 0:
         raise UsageError(f"--keep must be at least 0: got {keep}")
-    place = Store.at(directory)
+    place = Store.at(directory).for_job(store.job)
     if is_below(place.root, store.root) or is_below(store.root, place.root):
         raise UsageError(
             f"--publish {place.root} and the dataset {store.root} must lie beside each other, not "
@@ -95,8 +95,7 @@ def publish(publishing: Publishing) -> bool:
     Raises:
       JobError: another job changes it, or publishes.
     """
-    place = publishing.place
-    with held(place, PUBLISH_LOCK, wait=_LOCK_SECONDS):
+    with held(publishing.place, PUBLISH_LOCK, wait=_LOCK_SECONDS) as place:
         remove_leftovers(place)
         name = _version_name(publishing.store)
         there = finished_versions(place)
@@ -109,7 +108,7 @@ def publish(publishing: Publishing) -> bool:
             if VERSION.fullmatch(folder) and folder not in (name, *there):
                 _remove(place, folder)
         if name not in there:
-            _copy(publishing, name, there[0] if there else None)
+            _copy(publishing.store, place, name, there[0] if there else None)
         newest = Dataset.open(place.below(name)).manifest.fingerprint
         older = [version for version in there if version != name]
         kept = older[: publishing.keep]
@@ -132,9 +131,8 @@ def _version_name(store: Store) -> str:
     return f"v-{fingerprint(paths, in_parallel(store.digest, paths))[:12]}"
 
 
-def _copy(publishing: Publishing, name: str, before: str | None) -> None:
+def _copy(store: Store, place: Store, name: str, before: str | None) -> None:
     """Copies what a version lacks, and says what is different from another one."""
-    store, place = publishing.store, publishing.place
     dataset, manifest = Dataset.open(store), store.read(MANIFEST)
     there = place.sizes(name)
     files = {file.path: file.bytes for file in dataset.manifest.files}

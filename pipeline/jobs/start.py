@@ -9,7 +9,7 @@ import apache_beam as beam
 
 from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST
 from pipeline.errors import JobError
-from pipeline.runtime.lock import DATASET_LOCK, acquire, is_held_by, release
+from pipeline.runtime.lock import DATASET_LOCK, Renewal, acquire, is_held, release
 from pipeline.storage.store import Store
 
 
@@ -29,8 +29,8 @@ class TakeLock(beam.DoFn):
     """Anything -> the same, once the job holds the dataset's lock.
 
     Args:
-      store: the dataset folder.
-      owner: the job.
+      store: the dataset folder, for a job.
+      owner: the job, or the process that has built it.
       seen: the `manifest_state` that the graph was built for.
     """
 
@@ -41,11 +41,15 @@ class TakeLock(beam.DoFn):
 
     def process(self, element: Any) -> Iterator[Any]:
         # A runner that repeats this step may have changed the manifest in a later one.
-        if not is_held_by(self._store, DATASET_LOCK, self._owner):
-            acquire(self._store, DATASET_LOCK, self._owner)
+        store, job = self._store, self._store.job
+        if not is_held(store, DATASET_LOCK, job):
+            acquire(store, DATASET_LOCK, job, self._owner)
             try:
-                check_unchanged(self._store, self._seen)
+                check_unchanged(store, self._seen)
             except JobError:
-                release(self._store, DATASET_LOCK, self._owner)
+                release(store, DATASET_LOCK, job)
                 raise
+        if "dataflow" not in self._owner:
+            # Of others, nobody can be asked whether they are over.
+            Renewal(store, DATASET_LOCK, job)
         yield element

@@ -128,7 +128,7 @@ class WeightsFolder:
     def note(self, stored: StoredModel) -> bool:
         """Adds a model to the index, or takes the place of the one of its name; returns whether
         anything changed."""
-        with held(self.store, _LOCK, wait=60):
+        with held(self.store, _LOCK, wait=60) as store:
             models = {**self._read(), stored.name: stored}
             content = {
                 "format": FORMAT,
@@ -136,4 +136,4 @@ class WeightsFolder:
                 "models": {name: dataclasses.asdict(models[name]) for name in sorted(models)},
             }
             text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-            return self.store.update(INDEX, text.encode())
+            return store.update(INDEX, text.encode())

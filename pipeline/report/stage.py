@@ -34,8 +34,8 @@ class WriteResults(beam.DoFn):
         self._has_run_models = has_run_models
 
     def process(self, dataset: str) -> Iterator[str]:
-        with held(self._store, TABLES_LOCK, wait=60):
-            summaries, stale = write_tables(Dataset.open(self._store))
+        with held(self._store, TABLES_LOCK, wait=60) as store:
+            summaries, stale = write_tables(Dataset.open(store))
         if self._has_run_models or summaries or stale:
             write_report(self._store, self._taxonomy, self._pictures)
         yield dataset

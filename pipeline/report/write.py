@@ -42,7 +42,7 @@ def write_report(store: Store, taxonomy: Taxonomy, pictures: str = "sample") -> 
 
     Arguments as `render_report`.
     """
-    with held(store, TABLES_LOCK, wait=60):
+    with held(store, TABLES_LOCK, wait=60) as store:
         results = (path for path in store.walk("results") if not is_ours(path))
         inputs = fingerprint_inputs(store, results, pictures)
         if is_fresh(store, inputs):

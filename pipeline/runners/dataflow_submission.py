@@ -23,7 +23,7 @@ from pipeline.dataset.fingerprints import fingerprint
 from pipeline.errors import JobError, UsageError
 from pipeline.models.entries import place_of
 from pipeline.runtime.dataflow_jobs import console_address, is_dataflow, job_of
-from pipeline.runtime.lock import DATASET_LOCK, release
+from pipeline.runtime.lock import DATASET_LOCK, release_of
 from pipeline.storage.files import absolute, is_remote
 from pipeline.storage.store import Store
 
@@ -150,7 +150,7 @@ def submit(pipeline: beam.Pipeline, submission: Submission, store: Store) -> Pip
         raise
     except Exception as error:
         if result.is_in_terminal_state():
-            release(store, DATASET_LOCK, submission.owner)
+            release_of(store, DATASET_LOCK, submission.owner)
             if str(error).rstrip().endswith(("Error:", "None")):
                 raise JobError(
                     f"it ended as {result.state} without a word; see {address}"

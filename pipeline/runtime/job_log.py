@@ -123,6 +123,7 @@ def in_one_line(log: str, translate: Callable[[Exception], Exception]) -> Iterat
         yield
     except Exception as error:
         translated = translate(error)
+        # A job that has lost its dataset has lost the log there as well.
         is_there = os.path.exists(log) and os.path.getsize(log) > 0
         if isinstance(translated, JobError) and is_there and log not in str(translated):
             translated = JobError(f"{translated} (details: {log})")

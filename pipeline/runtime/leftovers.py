@@ -1,7 +1,7 @@
 """What killed processes leave in the work folder, where no list names it.
 
-tmp/<process>+<hex>     a file that was being written
-lock*.<hex>             a lock that was being given back; locks themselves: `remove_dead_locks`
+tmp/<process>+<hex>     a file, or a claim, that was being written
+lock*                   a lock: see `remove_dead_locks`
 progress/<process>      notes of a job
 <command>-<number>.log  the log of a command that others run beside
 
@@ -25,7 +25,7 @@ from pipeline.storage.store import TEMPORARY, WORK_FOLDER, Store
 
 WEEK_SECONDS = 7 * 24 * 3600.0
 _HEX = "[0-9a-f]{32}"
-_OF_WORK_FOLDER = re.compile(rf"lock(-.+)?\.{_HEX}|[a-z]+-[0-9]+\.log")
+_OF_WORK_FOLDER = re.compile(r"[a-z]+-[0-9]+\.log")
 _TEMPORARY = re.compile(rf".+\+{_HEX}")
 _NOTES = re.compile(r".+\+[0-9]+(\+[0-9]*)?")
 

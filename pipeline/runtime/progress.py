@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import re
-import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import TextIO
 
-from pipeline.storage.store import WORK_FOLDER, Store, is_alive
+from pipeline.storage.processes import Process, this_process
+from pipeline.storage.store import WORK_FOLDER, Store
 
 _FOLDER = f"{WORK_FOLDER}/progress"
-"""Holds a folder for each running job, named by its host and process."""
+"""Holds a folder for each running job, named by its process."""
 _STAGES = {
     "segment": "images",
     "compose": "images",
@@ -36,7 +35,6 @@ _STAGES = {
 _TOTAL = "total"
 _NOTE = re.compile(rf"(?P<part>(?P<stage>\w+)/(?P<total>{_TOTAL}/)?[^/]+)\.(?P<count>[0-9]+)")
 """Path of a note; others, such as those that file systems and desktops leave, say nothing."""
-_PID = re.compile(r"[0-9]{1,9}")
 
 TERMINAL_SECONDS = 0.05
 PLAIN_SECONDS = 30.0
@@ -62,7 +60,7 @@ class Progress:
     @classmethod
     def of(cls, store: Store) -> Progress:
         """Notes of a job that this process launches."""
-        return cls(store, f"{_FOLDER}/{socket.gethostname()}+{os.getpid()}")
+        return cls(store, f"{_FOLDER}/{this_process().name}")
 
     def note_total(self, stage: str, name: str, count: int) -> None:
         """Notes how much a stage has to do: `count` for the part called `name`."""
@@ -98,15 +96,13 @@ class Progress:
         return {stage: (done, total) for stage, (done, total) in counts.items()}
 
     def clear(self) -> None:
-        """Removes the notes, and those that killed jobs of this host have left."""
+        """Removes the notes, and those of jobs that are known to be over."""
         with contextlib.suppress(OSError):
             self.store.delete_tree(self.folder)
             jobs = {path.split("/")[2] for path in self.store.walk(_FOLDER)}
             for job in jobs:
-                host, _, pid = job.rpartition("+")
-                if host != socket.gethostname() or not _PID.fullmatch(pid):
-                    continue
-                if not is_alive(int(pid)):
+                process = Process.named(job)
+                if process and process.is_alive() is False:
                     self.store.delete_tree(f"{_FOLDER}/{job}")
             self.store.prune(_FOLDER)
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol
 
-from pipeline.errors import TooLargeError
+from pipeline.errors import JobError, TooLargeError
 
 MAX_READ_BYTES = 512 << 20
 """Of a file that is read whole, unless its kind has a limit of its own: the largest list of COCO's
@@ -37,6 +37,41 @@ class FileInfo:
     identity: str
     time: float
     md5: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """What holds a path that only one can claim.
+
+    Attributes:
+      token: what the claim was made with; no two are made with the same.
+      about: whatever else its maker said.
+      state: differs after every renewal.
+    """
+
+    token: str
+    about: bytes
+    state: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fence:
+    """What a writer has to hold for its files to be written; each writer has one of its own.
+
+    Attributes:
+      path: absolute, of a claim.
+      token: of the claim.
+    """
+
+    path: str
+    token: str
+
+    def lost(self) -> JobError:
+        """The error of a writer whose claim has gone."""
+        return JobError(
+            f"{self.path} is held by another job, or has been removed: this one was suspended, "
+            "or could not reach its storage. It stops without writing. Run the same command again"
+        )
 
 
 class Files(Protocol):
@@ -87,14 +122,8 @@ class Files(Protocol):
             name before this ends, so that a power cut leaves the file whole.
         """
 
-    def create_once(self, path: str, data: bytes, temporary: str) -> str:
-        """Writes a file that must not exist; returns its identity. Raises FileExistsError.
-
-        Args:
-          path: of the file.
-          data: its content.
-          temporary: for the time being, where there is need of one.
-        """
+    def create_once(self, path: str, data: bytes) -> None:
+        """Writes a small file that must not exist. Raises FileExistsError."""
 
     def copy(self, source: str, target: str) -> None:
         """Copies a file within the storage, replacing the target at once."""
@@ -105,12 +134,38 @@ class Files(Protocol):
     def sync_folder(self, folder: str) -> None:
         """Has the names in a folder reach the disk, where that is not so at once."""
 
-    def delete(self, path: str, identity: str | None = None) -> bool:
-        """Removes a file if it is there (and, if given, still has that identity); returns
-        whether it did."""
+    def delete(self, path: str) -> None:
+        """Removes a file if it is there."""
 
     def delete_tree(self, folder: str) -> None:
         """Removes all files below a folder, and what is left of it; of a link, itself alone."""
+
+    def claim(self, path: str, token: str, about: bytes, temporary: str) -> bool:
+        """Claims a path, unless it is claimed; returns whether it did.
+
+        Args:
+          path: what to claim; nothing else lies there.
+          token: of hexadecimal digits, tells this claim from any other, ever.
+          about: what others are told.
+          temporary: for the time being, where there is need of one.
+
+        Raises:
+          JobError: something else lies there.
+        """
+
+    def claimed(self, path: str) -> Claim | None:
+        """Who claims a path, None if nobody does. Raises JobError if something else lies there."""
+
+    def renew(self, path: str, claim: Claim) -> bool:
+        """Gives a claim another state, if it is as it was; returns whether it did."""
+
+    def unclaim(self, path: str, claim: Claim, temporary: str) -> bool:
+        """Removes a claim, if it is as it was; returns whether it did. Of several calls one does,
+        and a claim that was made meanwhile is not touched."""
+
+    def fenced(self, fence: Fence) -> Files:
+        """The same storage for the holder of a claim: what writes or removes raises JobError once
+        that has gone."""
 
 
 def too_large(path: str, size: int, limit: int) -> TooLargeError:

@@ -7,15 +7,26 @@ import collections
 import contextlib
 import functools
 import io
+import math
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
 
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from pipeline.storage.file_kind import MAX_READ_BYTES, FileInfo, Files, missing, too_large
+from pipeline.errors import JobError
+from pipeline.storage.file_kind import (
+    MAX_READ_BYTES,
+    Claim,
+    Fence,
+    FileInfo,
+    Files,
+    missing,
+    too_large,
+)
 from pipeline.storage.gcs_requests import IncompleteError, client, translated, tried
 from pipeline.storage.parallel import in_parallel
 
@@ -27,6 +38,7 @@ _SPOOLED_BYTES = 1 << 20
 _GAP_BYTES = 64 << 10
 """Ranges as near as this are read in one: the time of a request is that of some more bytes."""
 _RETRY = DEFAULT_RETRY.with_timeout(300.0).with_delay(initial=0.2, multiplier=2.0, maximum=30.0)
+_LOOK_SECONDS = 1.0
 _FIELDS = "items(name,size,generation,updated,md5Hash),prefixes,nextPageToken"
 
 
@@ -77,8 +89,10 @@ class GcsFiles(Files):
         return io.BytesIO(self.read(path, None))
 
     def read(self, path: str, limit: int | None = MAX_READ_BYTES) -> bytes:
-        blob = _blob(path)
+        """A whole object."""
+        return self._read(_blob(path), path, limit)
 
+    def _read(self, blob: storage.Blob, path: str, limit: int | None) -> bytes:
         def download() -> bytes:
             file = _Limited(limit)
             blob.download_to_file(file, retry=_RETRY)
@@ -138,7 +152,7 @@ class GcsFiles(Files):
 
         def upload() -> None:
             with file:
-                self._upload(path, file)
+                (self._commit if durable else self._upload)(path, file)
 
         try:
             yield file
@@ -164,9 +178,12 @@ class GcsFiles(Files):
 
         return tried(upload, path)
 
-    def create_once(self, path: str, data: bytes, temporary: str) -> str:
-        blob = self._upload(path, io.BytesIO(data), if_generation_match=0)
-        return str(blob.generation)
+    def _commit(self, path: str, file: BinaryIO) -> None:
+        """Uploads what says that other files are complete."""
+        self._upload(path, file)
+
+    def create_once(self, path: str, data: bytes) -> None:
+        self._upload(path, io.BytesIO(data), if_generation_match=0)
 
     def copy(self, source: str, target: str) -> None:
         to, of = _blob(target), _blob(source)
@@ -187,17 +204,131 @@ class GcsFiles(Files):
     def sync_folder(self, folder: str) -> None:
         """Nothing: an object that is there is on disks."""
 
-    def delete(self, path: str, identity: str | None = None) -> bool:
+    def delete(self, path: str) -> None:
+        self._delete(path)
+
+    def _delete(self, path: str, **conditions: int) -> bool:
         blob = _blob(path)
-        condition = {} if identity is None else {"if_generation_match": int(identity)}
         try:
-            tried(functools.partial(blob.delete, retry=_RETRY, **condition), path)
+            tried(functools.partial(blob.delete, retry=_RETRY, **conditions), path)
         except (FileNotFoundError, FileExistsError):
             return False
         return True
 
     def delete_tree(self, folder: str) -> None:
-        in_parallel(self.delete, [info.path for info in self.walk(folder)])
+        # Not what has been written since under the same name.
+        in_parallel(
+            lambda info: self._delete(info.path, if_generation_match=int(info.identity)),
+            self.walk(folder),
+        )
+
+    def claim(self, path: str, token: str, about: bytes, temporary: str) -> bool:
+        try:
+            self.create_once(path, b"%s\n%s" % (token.encode(), about))
+        except FileExistsError:
+            # Or it was made, and the answer was lost.
+            found = self.claimed(path)
+            return found is not None and found.token == token
+        return True
+
+    def claimed(self, path: str) -> Claim | None:
+        info = self.info(path)
+        if info is None:
+            return None
+        try:
+            token, _, about = self.read(path).partition(b"\n")
+        except FileNotFoundError:
+            return None
+        return Claim(token.decode(errors="replace"), about, info.identity)
+
+    def renew(self, path: str, claim: Claim) -> bool:
+        data = b"%s\n%s" % (claim.token.encode(), claim.about)
+        try:
+            self._upload(path, io.BytesIO(data), if_generation_match=int(claim.state))
+        except (FileNotFoundError, FileExistsError):
+            return False
+        return True
+
+    def unclaim(self, path: str, claim: Claim, temporary: str) -> bool:
+        return self._delete(path, if_generation_match=int(claim.state))
+
+    def fenced(self, fence: Fence) -> Files:
+        return _fenced(fence)
+
+
+class FencedGcsFiles(GcsFiles):
+    """Objects of the holder of a claim, at which it looks before requests that change something.
+
+    What says that other files are complete is also written only over the object that the holder
+    has seen first, or has written. So of two that were suspended between a look and what it was
+    for, one writes over what it knows, and the other one is refused. For what is made again by
+    the next job a look lasts for a second: it is much, and a claim is taken over after a minute.
+
+    Args:
+      fence: what has to be held.
+    """
+
+    def __init__(self, fence: Fence) -> None:
+        self._fence = fence
+        self._looked = -math.inf
+        self._known: dict[str, int] = {}
+
+    def _check(self, seconds: float = 0.0) -> None:
+        now = time.monotonic()
+        if now - self._looked < seconds:
+            return
+        found = self.claimed(self._fence.path)
+        if found is None or found.token != self._fence.token:
+            raise self._fence.lost()
+        self._looked = now
+
+    def info(self, path: str) -> FileInfo | None:
+        info = super().info(path)
+        self._known.setdefault(path, 0 if info is None else int(info.identity))
+        return info
+
+    def read(self, path: str, limit: int | None = MAX_READ_BYTES) -> bytes:
+        blob = _blob(path)
+        data = self._read(blob, path, limit)
+        self._known.setdefault(path, int(blob.generation))
+        return data
+
+    def _upload(self, path: str, file: BinaryIO, **conditions: int) -> storage.Blob:
+        self._check(_LOOK_SECONDS)
+        blob = super()._upload(path, file, **conditions)
+        self._known[path] = int(blob.generation)
+        return blob
+
+    def _commit(self, path: str, file: BinaryIO) -> None:
+        if path not in self._known:
+            self.info(path)
+        self._check()
+        try:
+            self._upload(path, file, if_generation_match=self._known[path])
+        except FileExistsError:
+            self._check()
+            file.seek(0)
+            if super().read(path) == file.read():
+                return  # It was written, and the answer was lost.
+            raise JobError(
+                f"{path} has been written by another job meanwhile. Run the same command again"
+            ) from None
+
+    def copy(self, source: str, target: str) -> None:
+        self._check(_LOOK_SECONDS)
+        super().copy(source, target)
+        self._known.pop(target, None)
+
+    def _delete(self, path: str, **conditions: int) -> bool:
+        self._check()
+        done = super()._delete(path, **conditions)
+        self._known[path] = 0
+        return done
+
+
+@functools.lru_cache(64)
+def _fenced(fence: Fence) -> FencedGcsFiles:
+    return FencedGcsFiles(fence)
 
 
 class _FullError(Exception):

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, cast
 
 from pipeline.errors import UsageError
-from pipeline.storage.file_kind import MAX_READ_BYTES, FileInfo, Files, too_large
+from pipeline.storage import local_claims
+from pipeline.storage.file_kind import MAX_READ_BYTES, Claim, Fence, FileInfo, Files, too_large
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 """How file systems say that they have no hard links."""
@@ -81,63 +82,47 @@ class LocalFiles(Files):
         *,
         durable: bool = False,
     ) -> Iterator[BinaryIO]:
-        _make_folder_of(temporary)
         _make_folder_of(path)
-        try:
-            with open(temporary, "wb") as file:
-                yield cast(BinaryIO, file)
-                if durable:
-                    _sync(file)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(temporary)
-            raise
+        with self._guarded():
+            temporary = self._through(temporary)
+            try:
+                with open(temporary, "wb") as file:
+                    yield cast(BinaryIO, file)
+                    if durable:
+                        _sync(file)
+                os.replace(temporary, path)
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(temporary)
+                raise
         if durable:
             self.sync_folder(os.path.dirname(path))
 
-    def create_once(self, path: str, data: bytes, temporary: str) -> str:
+    def create_once(self, path: str, data: bytes) -> None:
         _make_folder_of(path)
-        if not data:
-            open(path, "xb").close()
-            return _info(path, os.stat(path)).identity
-        _make_folder_of(temporary)
-        # With its content at once: a kill or a full disk never leaves it empty.
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                _sync(file)
-            try:
-                os.link(temporary, path)
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-                with open(path, "xb") as file:
-                    file.write(data)
-            self.sync_folder(os.path.dirname(path))
-            return _info(path, os.stat(path)).identity
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(temporary)
+        with open(path, "xb") as file:
+            file.write(data)
 
     def copy(self, source: str, target: str) -> None:
         """By a hard link where there can be one: files are replaced, never changed."""
         _make_folder_of(target)
-        aside = f"{target}.{uuid.uuid4().hex}"
-        try:
-            os.link(source, aside)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            shutil.copyfile(source, aside)
-        os.replace(aside, target)
+        with self._guarded():
+            aside = self._through(f"{target}.{uuid.uuid4().hex}")
+            try:
+                os.link(source, aside)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                shutil.copyfile(source, aside)
+            os.replace(aside, target)
         # Between two names of one file, replacing does nothing.
         with contextlib.suppress(FileNotFoundError):
             os.remove(aside)
 
     def move(self, source: str, target: str) -> None:
         _make_folder_of(target)
-        os.replace(source, target)
+        with self._guarded():
+            self._rename(source, target)
 
     def sync_folder(self, folder: str) -> None:
         # Not every file system knows of it; those that do not keep names in another way.
@@ -148,29 +133,110 @@ class LocalFiles(Files):
             finally:
                 os.close(opened)
 
-    def delete(self, path: str, identity: str | None = None) -> bool:
-        try:
-            if identity is None:
-                os.remove(path)
-                return True
-            # Renaming is what only one of several processes can do.
-            aside = f"{path}.{uuid.uuid4().hex}"
-            os.rename(path, aside)
-        except FileNotFoundError:
-            return False
-        is_it = _info(aside, os.stat(aside)).identity == identity
-        if not is_it:
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, path)
-        os.remove(aside)
-        return is_it
+    def delete(self, path: str) -> None:
+        self._remove(path, os.remove)
 
     def delete_tree(self, folder: str) -> None:
         if os.path.islink(folder):
-            os.remove(folder)  # And nothing behind it.
-            return
+            self._remove(folder, os.remove)  # And nothing behind it.
+        else:
+            self._remove(folder, shutil.rmtree)
+
+    def _guarded(self) -> contextlib.AbstractContextManager[None]:
+        """A block in which a file that is not there may be one that a fence has taken away."""
+        return contextlib.nullcontext()
+
+    def _through(self, path: str) -> str:
+        """Where a file lies for the time being; its folder is there."""
+        _make_folder_of(path)
+        return path
+
+    def _rename(self, source: str, target: str) -> None:
+        os.replace(source, target)
+
+    def _remove(self, path: str, remove: Callable[[str], object]) -> None:
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(folder)
+            remove(path)
+
+    def claim(self, path: str, token: str, about: bytes, temporary: str) -> bool:
+        return local_claims.claim(path, token, about, temporary)
+
+    def claimed(self, path: str) -> Claim | None:
+        return local_claims.claimed(path)
+
+    def renew(self, path: str, claim: Claim) -> bool:
+        return local_claims.renew(path, claim)
+
+    def unclaim(self, path: str, claim: Claim, temporary: str) -> bool:
+        return local_claims.unclaim(path, claim, temporary)
+
+    def fenced(self, fence: Fence) -> Files:
+        return FencedLocalFiles(fence)
+
+
+class FencedLocalFiles(LocalFiles):
+    """Files of the holder of a claim.
+
+    What is written, moved or removed passes through the claim's own folder, in one renaming of
+    the system's: whoever takes the claim over moves that folder away, and the renaming fails. So
+    there is no moment between a check and what it is for, in which a process could be suspended.
+
+    Args:
+      fence: what has to be held.
+    """
+
+    def __init__(self, fence: Fence) -> None:
+        self._fence = fence
+        self._folder = os.path.join(fence.path, fence.token)
+
+    def _check(self) -> None:
+        if not os.path.isdir(self._folder):
+            raise self._fence.lost()
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            self._check()
+            raise
+
+    def _through(self, path: str) -> str:
+        return os.path.join(self._folder, f"{uuid.uuid4().hex}.part")
+
+    def _rename(self, source: str, target: str) -> None:
+        aside = self._through(source)
+        try:
+            # A kill in between leaves the source where it was.
+            os.link(source, aside)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            self._check()
+            os.replace(source, target)
+            return
+        os.replace(aside, target)
+        for name in (aside, source):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(name)
+
+    def _remove(self, path: str, remove: Callable[[str], object]) -> None:
+        if remove is os.remove and os.path.isdir(path) and not os.path.islink(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        aside = self._through(path)
+        try:
+            os.rename(path, aside)
+        except FileNotFoundError:
+            self._check()
+            return
+        except OSError as error:
+            # Such as a folder of an image's lower layers.
+            if error.errno != errno.EXDEV:
+                raise
+            self._check()
+            aside = path
+        # Whoever takes the claim over removes it as well.
+        super()._remove(aside, remove)
 
 
 def _make_folder_of(path: str) -> None:

@@ -9,7 +9,6 @@ import io
 import os
 import re
 import shutil
-import socket
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -18,9 +17,10 @@ from typing import Annotated, BinaryIO, TypeVar, cast
 import msgspec
 
 from pipeline.errors import UsageError
-from pipeline.storage.file_kind import MAX_READ_BYTES, Files
+from pipeline.storage.file_kind import MAX_READ_BYTES, Fence, Files
 from pipeline.storage.files import absolute, arrow_source, files_of, is_remote, join, parent
 from pipeline.storage.parallel import in_parallel
+from pipeline.storage.processes import Process, this_process
 
 WORK_FOLDER = ".in9"
 """Folder of a dataset for everything that is not part of it."""
@@ -28,7 +28,7 @@ WORK_FOLDER = ".in9"
 TEMPORARY = f"{WORK_FOLDER}/tmp"
 """Folder of files that are being written."""
 
-_TEMPORARY_NAME = re.compile(r"(?P<host>.+)\+(?P<pid>[0-9]{1,9})\+[0-9a-f]{32}")
+_TEMPORARY_NAME = re.compile(r"(?P<process>.+)\+[0-9a-f]{32}")
 
 T = TypeVar("T")
 
@@ -101,10 +101,14 @@ class Store:
       root: absolute path of the folder, here or in object storage.
       output: of the folder that a user named, in which this one lies; the same if empty. The user
         may name a link, but below it none leads a job elsewhere.
+      job: token of the job whose graph this travels with; empty elsewhere. Its steps share locks.
+      fence: what has to be held for anything to be written or removed, if anything has.
     """
 
     root: str
     output: str = dataclasses.field(default="", compare=False)
+    job: str = dataclasses.field(default="", compare=False)
+    fence: Fence | None = dataclasses.field(default=None, compare=False)
 
     @classmethod
     def at(cls, path: str) -> Store:
@@ -123,7 +127,8 @@ class Store:
     @property
     def files(self) -> Files:
         """What it is stored in."""
-        return files_of(self.root)
+        files = files_of(self.root)
+        return files if self.fence is None else files.fenced(self.fence)
 
     def path(self, relative: str) -> str:
         """Absolute path of a file.
@@ -167,7 +172,16 @@ class Store:
 
     def below(self, relative: str) -> Store:
         """A folder of it, as one of its own."""
-        return Store(self.path(relative), self.output or self.root)
+        return Store(self.path(relative), self.output or self.root, self.job, self.fence)
+
+    def for_job(self, job: str) -> Store:
+        """The same folder, for the steps of a job."""
+        return dataclasses.replace(self, job=job)
+
+    def fenced(self, lock: str, token: str) -> Store:
+        """The same folder, for the holder of a lock: what would be written or removed after
+        another one has taken it raises JobError."""
+        return dataclasses.replace(self, fence=Fence(self.path(lock), token))
 
     def exists(self, relative: str) -> bool:
         """Whether the file is there."""
@@ -217,7 +231,7 @@ class Store:
         A block that raises leaves nothing behind. What says that other files are complete is
         `durable`: a power cut leaves it whole as well, or not there.
         """
-        path, temporary = self.own_path(relative), self._temporary()
+        path, temporary = self.own_path(relative), self.temporary()
         with self.files.create(path, temporary, self._later, durable=durable) as file:
             yield HashingFile(file)
 
@@ -225,7 +239,7 @@ class Store:
     def together(self) -> Iterator[Store]:
         """A view of the store, whose new files are uploaded several at a time when the block
         ends. If it raises, none of them has to appear."""
-        view = _Together(self.root, self.output)
+        view = _Together(self.root, self.output, self.job, self.fence)
         yield view
         in_parallel(lambda upload: upload(), view.uploads)
 
@@ -244,15 +258,14 @@ class Store:
         self.write(relative, data, durable=durable)
         return True
 
-    def create_once(self, relative: str, data: bytes) -> str:
-        """Writes a file that must not exist; returns its identity. Raises FileExistsError."""
-        return self.files.create_once(self.own_path(relative), data, self._temporary())
+    def create_once(self, relative: str, data: bytes) -> None:
+        """Writes a small file that must not exist. Raises FileExistsError."""
+        self.files.create_once(self.own_path(relative), data)
 
-    def _temporary(self) -> str:
-        """Absolute path of a file that is being written. Its name says host and process, to know
-        what a killed process has left; the rest makes it unique."""
-        name = f"{socket.gethostname()}+{os.getpid()}+{uuid.uuid4().hex}"
-        return self.own_path(f"{TEMPORARY}/{name}")
+    def temporary(self) -> str:
+        """Absolute path for something that is being written. Its name says by which process, to
+        know what a killed one has left; the rest makes it unique."""
+        return self.own_path(f"{TEMPORARY}/{this_process().name}+{uuid.uuid4().hex}")
 
     def digest(self, relative: str) -> str:
         """Hexadecimal SHA-256 of a file's content."""
@@ -279,7 +292,7 @@ class Store:
         def copy(paths: tuple[str, str]) -> None:
             source, target = paths
             if self.is_remote == other.is_remote:
-                self.files.copy(self.path(source), other.own_path(target))
+                other.files.copy(self.path(source), other.own_path(target))
             else:
                 with self.open(source) as file, other.create(target) as copied:
                     shutil.copyfileobj(file, copied)
@@ -304,13 +317,16 @@ class Store:
             yield self._relative(info.path)
 
     def remove_temporary(self) -> None:
-        """Removes what killed processes of this host left half-written."""
+        """Removes what processes have left half-written that are known to be over."""
         if self.is_remote:
             return
-        for path in list(self.walk(TEMPORARY)):
-            made = _TEMPORARY_NAME.fullmatch(os.path.basename(path))
-            if made and made["host"] == socket.gethostname() and not is_alive(int(made["pid"])):
-                self.delete(path)
+        tmp = self.path(TEMPORARY)
+        for name in map(os.path.basename, self.files.children(tmp)):
+            if _is_left(name):
+                self.delete(f"{TEMPORARY}/{name}")
+        for name in self.files.folders(tmp):
+            if _is_left(name):
+                self.delete_tree(f"{TEMPORARY}/{name}")
 
     def make_folder(self, relative: str) -> None:
         """Makes an empty folder; object storage has none."""
@@ -337,6 +353,12 @@ class Store:
                 call(item)
 
 
+def _is_left(temporary: str) -> bool:
+    made = _TEMPORARY_NAME.fullmatch(temporary)
+    process = made and Process.named(made["process"])
+    return process is not None and process.is_alive() is False
+
+
 @dataclasses.dataclass(frozen=True)
 class _Together(Store):
     """See `Store.together`."""
@@ -346,14 +368,3 @@ class _Together(Store):
     @property
     def _later(self) -> list[Callable[[], object]]:
         return self.uploads
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this host is running."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -24,7 +24,7 @@ from pipeline.inputs.checksums import Checksums
 from pipeline.jobs.publish import Publishing, publish
 from pipeline.runtime import leftovers
 from pipeline.runtime.leftovers import WEEK_SECONDS, remove_leftovers
-from pipeline.runtime.lock import DATASET_LOCK, acquire, held, this_process
+from pipeline.runtime.lock import DATASET_LOCK, acquire, held, is_held, this_process
 from pipeline.storage.store import Store
 
 CHANGES = ("os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "open")
@@ -95,6 +95,11 @@ def test_a_publication_killed_at_any_moment_leaves_nothing(made: Path, tmp_path:
     assert number > 40
 
 
+def unlocked(store: Store) -> set[str]:
+    """All files but those of the dataset's lock."""
+    return {path for path in store.walk("") if not path.startswith(f"{DATASET_LOCK}/")}
+
+
 def test_what_nothing_names_goes_and_what_is_not_ours_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,33 +116,19 @@ def test_what_nothing_names_goes_and_what_is_not_ours_stays(
     )
     for path in (*elsewhere, *theirs):
         store.write(path, b"?")
-    acquire(store, ".in9/lock-dead-0", {**this_process(), "pid": 2**22 + 1})
+    acquire(store, ".in9/lock-dead-0", hexadecimal, {**this_process(), "pid": 2**22 + 1})
     with held(store, DATASET_LOCK):
         remove_leftovers(store)
-        assert not store.exists(".in9/lock-dead-0")
+        assert not is_held(store, ".in9/lock-dead-0")
+        assert is_held(store, DATASET_LOCK)
         # Nobody can tell yet whether they are at work there.
-        assert set(store.walk("")) == {*elsewhere, *theirs, DATASET_LOCK}
+        assert unlocked(store) == {*elsewhere, *theirs}
         later = time.time() + WEEK_SECONDS + 1
         monkeypatch.setattr(leftovers.time, "time", lambda: later)
         remove_leftovers(store)
-        assert set(store.walk("")) == {*theirs, DATASET_LOCK}
+        assert is_held(store, DATASET_LOCK)
+        assert unlocked(store) == set(theirs)
     assert not (tmp_path / ".in9" / "progress" / "elsewhere+7").exists()
-
-
-def test_a_lock_that_was_being_given_back_goes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = Store(str(tmp_path))
-    aside = f"{DATASET_LOCK}-tables.{'0f' * 16}"
-    store.write(aside, b"{}")
-    # Whoever gives it back looks at it once more: by its name alone it may be of this moment.
-    os.utime(tmp_path / aside, (0, 0))
-    remove_leftovers(store)
-    assert store.exists(aside)
-    later = time.time() + WEEK_SECONDS + 1
-    monkeypatch.setattr(leftovers.time, "time", lambda: later)
-    remove_leftovers(store)
-    assert not store.exists(aside)
 
 
 def test_memories_of_shards_that_are_no_more_go(tmp_path: Path) -> None:

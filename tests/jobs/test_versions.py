@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Run, darken, manifest_of, pictures_of, stamps
+from conftest import Run, darken, manifest_of, pictures_of, stamps, take_over
 from gcs import BUCKET, gcs_server
 from soundness import assert_sound
 
@@ -24,7 +24,7 @@ from pipeline.dataset.manifest import MANIFEST
 from pipeline.errors import JobError, UsageError
 from pipeline.jobs.changes.describe import describe_changes
 from pipeline.jobs.changes.state import State
-from pipeline.jobs.publish import Publishing, check_publishing, describe_published, publish
+from pipeline.jobs.publish import _LOCK, Publishing, check_publishing, describe_published, publish
 from pipeline.storage.gcs_files import GcsFiles
 from pipeline.storage.local_files import LocalFiles
 from pipeline.storage.store import Store
@@ -224,6 +224,38 @@ def test_a_killed_job_lists_or_removes_what_it_has_finished(
     assert names_of(publishing) == [third, older[1], first]
     assert names_of(Publishing(publishing.store, place, keep=0)) == [third]
     assert {path.name for path in Path(place.root).glob("v-*")} == {third}
+
+
+def test_a_job_that_has_lost_its_lock_announces_and_removes_nothing(
+    publishing: Publishing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, whole = publishing.place, Store.update
+
+    def publish_late(*, before: bool) -> None:
+        def update(self: Store, path: str, data: bytes, **how: Any) -> bool:
+            if before:
+                take_over(place, _LOCK)
+            done = whole(self, path, data, **how)
+            if not before:
+                take_over(place, _LOCK)
+            return done
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "update", update)
+            with pytest.raises(JobError, match="It stops without writing"):
+                publish(Publishing(publishing.store, place, keep=0))
+        place.delete_tree(_LOCK)
+
+    (first,) = names_of(publishing)
+    publishing.store.write("results/model/attack.json", b"{}")
+    publish_late(before=True)
+    assert latest_of(Path(place.root))["versions"] == [first]
+    # One that has just announced a version leaves the older one to the next.
+    publish_late(before=False)
+    (second,) = latest_of(Path(place.root))["versions"]
+    assert second != first
+    assert place.exists(f"{first}/{MANIFEST}")
+    assert names_of(Publishing(publishing.store, place, keep=0)) == [second]
 
 
 def test_what_changes_meanwhile_is_not_published(

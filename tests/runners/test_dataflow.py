@@ -32,7 +32,16 @@ from pipeline.jobs.start import TakeLock, manifest_state
 from pipeline.models.entries import DEFAULT_MODEL
 from pipeline.models.predict_config import PredictConfig
 from pipeline.runtime.dataflow_jobs import is_over
-from pipeline.runtime.lock import DATASET_LOCK, acquire, held
+from pipeline.runtime.lock import (
+    DATASET_LOCK,
+    TABLES_LOCK,
+    Holder,
+    acquire,
+    held,
+    is_held,
+    release,
+    this_process,
+)
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 
@@ -254,7 +263,8 @@ def test_a_job_that_fails_says_why_and_leaves_no_lock(
     job, _ = submitted["gpu"]
     names = {"project": "p", "region": "europe-west4", "job_name": job["name"]}
     owner = {"dataflow": {**names, "endpoint": cloud.dataflow.url}}
-    cloud.write("gpu/.in9/lock", json.dumps(owner).encode())
+    lock = json.dumps({"job": "", "owner": owner})
+    cloud.write("gpu/.in9/lock", f"{'1' * 32}\n{lock}".encode())
     cloud.dataflow.later = "JOB_STATE_FAILED"
     traceback = (
         "Traceback (most recent call last):\n  File 'x.py', line 1, in process\n"
@@ -320,43 +330,47 @@ def test_a_lock_of_a_job_is_taken_over_only_when_it_has_ended(cloud: Cloud, tmp_
     cloud.dataflow.jobs.append(known)
     first = {"dataflow": {**job, "job_name": "first"}}
     second = {"dataflow": {**job, "job_name": "second"}}
-    acquire(store, DATASET_LOCK, first)
-    acquire(store, DATASET_LOCK, first)
+    acquire(store, DATASET_LOCK, "1" * 32, first)
+    acquire(store, DATASET_LOCK, "1" * 32, first)
     with pytest.raises(JobError, match="Dataflow job first in r is at work"):
-        acquire(store, DATASET_LOCK, second)
+        acquire(store, DATASET_LOCK, "2" * 32, second)
     known["currentState"] = "JOB_STATE_CANCELLED"
-    acquire(store, DATASET_LOCK, second)
+    acquire(store, DATASET_LOCK, "2" * 32, second)
+    assert is_held(store, DATASET_LOCK, "2" * 32)
     assert not is_over(second["dataflow"])  # Which nobody knows.
     assert is_over({**job, "job_id": "1"})
     assert not is_over({**job, "job_name": "first", "endpoint": "http://localhost:9"})
 
 
 def test_a_job_does_not_start_on_a_dataset_that_has_changed(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
+    store = Store(str(tmp_path)).for_job("1" * 32)
     owner = {"dataflow": {"project": "p", "region": "r", "job_name": "j"}}
     step = TakeLock(store, owner, manifest_state(store))
     assert list(step.process("x")) == ["x"]
     store.write("manifest.json", b"{}")
     # A step that is repeated finds its own lock, and goes on.
     assert list(step.process("x")) == ["x"]
-    store.delete(DATASET_LOCK)
+    release(store, DATASET_LOCK, store.job)
     with pytest.raises(JobError, match="has changed meanwhile"):
         list(step.process("x"))
-    assert not store.exists(DATASET_LOCK)
+    assert not is_held(store, DATASET_LOCK)
 
 
 def test_workers_hold_locks_for_their_job(tmp_path: Path) -> None:
     """So that another worker goes on where one has vanished."""
-    store = Store(str(tmp_path))
+    store = Store(str(tmp_path)).for_job("1" * 32)
     job = {"project": "p", "region": "r", "job_name": "j"}
     try:
         RuntimeValueProvider.set_runtime_options({"runner": "DataflowRunner", **job})
-        acquire(store, "lock", {"dataflow": job})
-        with held(store, "lock"):
-            assert json.loads(store.read("lock")) == {"dataflow": job}
+        acquire(store, TABLES_LOCK, "2" * 32, {"dataflow": job})
+        with held(store, TABLES_LOCK):
+            assert not is_held(store, TABLES_LOCK, "2" * 32)
+            claim = store.files.claimed(store.path(TABLES_LOCK))
+            assert claim is not None
+            assert Holder.of(claim) == Holder(store.job, {"dataflow": job})
     finally:
         RuntimeValueProvider.set_runtime_options(None)
-    assert not store.exists("lock")
+    assert not is_held(store, TABLES_LOCK)
 
 
 def test_a_condition_that_holds_fails_a_job_that_nobody_waits_for(
@@ -367,8 +381,7 @@ def test_a_condition_that_holds_fails_a_job_that_nobody_waits_for(
         tmp_path / "out",
         ignore=shutil.ignore_patterns("layers", "parquet", "webdataset"),
     )
-    store = Store(str(tmp_path / "out"))
-    owner = {"dataflow": {"project": "p", "region": "r", "job_name": "j"}}
+    store = Store(str(tmp_path / "out")).for_job("1" * 32)
     progress = Progress.of(store)
     ending = Ending(
         "run",
@@ -377,13 +390,13 @@ def test_a_condition_that_holds_fails_a_job_that_nobody_waits_for(
         before=None,
         evaluation=Evaluation(store, (DEFAULT_MODEL,), "val", PredictConfig(), progress),
         conditions=parse_conditions(["original>0.1", "original<0.1"]),
-        owner=owner,
+        has_lock=True,
         alone=True,
     )
-    acquire(store, DATASET_LOCK, owner)
+    acquire(store, DATASET_LOCK, store.job, this_process())
     with pytest.raises(JobError, match=r"original>0\.1 holds for efficientnet_lite0"):
         list(End(ending).process("x"))
-    assert not store.exists(DATASET_LOCK)
+    assert not is_held(store, DATASET_LOCK)
     summary = json.loads(store.read(LAST_RUN))["summary"]
     assert summary["changed"]
     assert summary["failed"] == {}

@@ -212,11 +212,17 @@ def test_what_commits_others_is_on_the_disk_before_it_has_a_name(
     store.write(MANIFEST, b"{}", durable=True)
     assert calls == whole
     calls.clear()
-    with held(store, DATASET_LOCK):
+    with held(store, DATASET_LOCK) as mine:
+        mine.write(MANIFEST, b"{}", durable=True)
         assert calls == whole
+        calls.clear()
+        moves = [("layers/val-00000.parquet", "index/a"), (MANIFEST, "index/b")]
+        mine.move_all(moves)
+        # By way of the lock's folder.
+        assert calls == [*["name file"] * 4, "sync folder"]
     calls.clear()
-    store.move_all([("layers/val-00000.parquet", "index/a"), (MANIFEST, "index/b")])
-    assert calls == ["name file", "name file", "sync folder"]
+    store.move_all((target, source) for source, target in moves)
+    assert calls == ["name file", "name file", *["sync folder"] * 2]
     calls.clear()
     store.write("results/summary.csv", b"")
     assert calls == ["name file"]

@@ -64,7 +64,7 @@ class NetworkTrainer:
         there = read_about(path) if store.exists(MODEL) else None
         # What was trained on another state of the dataset is of no use any more.
         is_stale = there is not None and there.dataset != dataset.manifest.fingerprint
-        with held(store, DATASET_LOCK):
+        with held(store, DATASET_LOCK) as store:
             train(dataset, training, store, overwrite=is_stale or self._overwrite, say=self._say)
         return path
 

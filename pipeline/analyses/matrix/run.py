@@ -74,7 +74,7 @@ def make_matrices(
     names: list[str] = []
     for trainer in trainers:
         names.append(trainer.name)
-        with held(store, f"{WORK_FOLDER}/lock-matrix-{trainer.name}"):
+        with held(store, f"{WORK_FOLDER}/lock-matrix-{trainer.name}") as mine:
             current: set[str] = set()
             for row in plan.names:
                 started = time.monotonic()
@@ -91,7 +91,7 @@ def make_matrices(
                         f"on {len(plan.names)} columns, {duration(time.monotonic() - started)}"
                         f"{chosen}"
                     )
-            _remove_others(store, trainer.name, current)
+            _remove_others(mine, trainer.name, current)
     found = {content["name"]: content for content in _write_tables(plan.dataset)}
     store.remove_temporary()
     return [found[name] for name in names], made
@@ -171,8 +171,8 @@ def _tests(plan: MatrixPlan, model: ModelIdentity) -> Iterator[tuple[Dataset, di
 
 
 def _write_tables(dataset: Dataset) -> list[dict[str, Any]]:
-    with held(dataset.store, TABLES_LOCK, wait=60):
-        return write_matrix_tables(dataset)
+    with held(dataset.store, TABLES_LOCK, wait=60) as store:
+        return write_matrix_tables(Dataset.open(store))
 
 
 def _remove_others(store: Store, name: str, current: Collection[str]) -> None:
