@@ -1,36 +1,72 @@
-"""One writer at a time, by real processes."""
+"""One writer at a time, by real processes, and late ones stop."""
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import run_in9, start_in9, wait_until
+from conftest import ROOT, Run, run_in9, start_in9, take_over, wait_until
+from gcs import BUCKET, gcs_server
+from lock_races import race
 
 from pipeline.errors import JobError
-from pipeline.runtime.lock import DATASET_LOCK, TABLES_LOCK, held
-from pipeline.storage.store import Store
+from pipeline.generate import commit
+from pipeline.runtime import lock
+from pipeline.runtime.lock import DATASET_LOCK, TABLES_LOCK, acquire, held, is_held, release
+from pipeline.storage import local_files
+from pipeline.storage.store import TEMPORARY, Store
+
+ELSEWHERE = {"host": "elsewhere", "place": "feed" * 3, "pid": 1, "started": "1"}
 
 
-def test_a_held_lock_names_its_process_and_is_released(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    with gcs_server() as url, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", url)
+        yield
+
+
+@pytest.fixture(params=["local", "remote"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "local":
+        return Store(str(tmp_path))
+    request.getfixturevalue("server")
+    return Store.at(f"gs://{BUCKET}/{request.node.name}")
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A holder counts as over after less than a second."""
+    monkeypatch.setattr(lock, "RENEWAL_SECONDS", 0.1)
+    monkeypatch.setattr(lock, "EXPIRY_SECONDS", 0.6)
+    monkeypatch.setattr(lock, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(lock, "_REMOTE_LOOK_SECONDS", 0.02)
+
+
+def test_a_held_lock_names_its_process_and_is_released(store: Store) -> None:
+    threads = threading.active_count()
     with held(store, DATASET_LOCK):
-        owner = json.loads((tmp_path / DATASET_LOCK).read_text())
-        assert owner["pid"] == os.getpid()
-        with pytest.raises(JobError, match=f"process {os.getpid()} on"), held(store, DATASET_LOCK):
+        who = f"process {os.getpid()} on {socket.gethostname()} is at work"
+        with pytest.raises(JobError, match=who), held(store, DATASET_LOCK):
             pass
         with held(store, TABLES_LOCK):
             pass
-    assert not (tmp_path / DATASET_LOCK).exists()
+    assert not is_held(store, DATASET_LOCK)
     with pytest.raises(ZeroDivisionError), held(store, DATASET_LOCK):
         raise ZeroDivisionError
-    assert not (tmp_path / DATASET_LOCK).exists()
+    assert not is_held(store, DATASET_LOCK)
+    assert threading.active_count() == threads
+    assert list(store.walk("")) == []
 
 
 def dead_process() -> int:
@@ -39,41 +75,279 @@ def dead_process() -> int:
     return process.pid
 
 
-def test_only_the_locks_of_dead_processes_are_taken_over(tmp_path: Path) -> None:
-    store, lock = Store(str(tmp_path)), tmp_path / DATASET_LOCK
-    lock.parent.mkdir()
-    host = socket.gethostname()
-    lock.write_text(json.dumps({"host": host, "pid": dead_process(), "started": "1"}))
-    with held(store, DATASET_LOCK):
-        pass
-    # A number that another process has got since.
-    lock.write_text(json.dumps({"host": host, "pid": os.getpid(), "started": "1"}))
-    with held(store, DATASET_LOCK):
-        pass
-    # Of another host nothing is known.
-    lock.write_text(json.dumps({"host": "elsewhere", "pid": dead_process(), "started": "1"}))
-    with pytest.raises(JobError, match="on elsewhere"), held(store, DATASET_LOCK):
-        pass
+def test_what_is_known_to_be_over_is_taken_over_at_once(store: Store) -> None:
+    me = lock.this_process()
+    for owner in ({**me, "pid": dead_process()}, {**me, "started": "1"}):  # A number given again.
+        acquire(store, DATASET_LOCK, "0" * 32, owner)
+        with held(store, DATASET_LOCK):
+            assert not is_held(store, DATASET_LOCK, "0" * 32)
+        # The one before, late.
+        release(store, DATASET_LOCK, "0" * 32)
+    # Nobody may ever want the lock again.
+    dead, out_of_sight = lock.model_lock("dead", 0), lock.model_lock("elsewhere", 0)
+    acquire(store, dead, "1" * 32, {**me, "started": "1"})
+    acquire(store, out_of_sight, "2" * 32, ELSEWHERE)
+    assert lock.at_work(store, dead) is None
+    assert lock.at_work(store, DATASET_LOCK) is None
+    assert lock.at_work(store, out_of_sight) == "process 1 on elsewhere"
+    store.write(".in9/lock-of-mine", b"?")
+    lock.remove_dead_locks(store)
+    assert not is_held(store, dead)
+    assert is_held(store, out_of_sight)
+    assert store.exists(".in9/lock-of-mine")
 
 
-@pytest.mark.parametrize("content", ["", "junk", "{}", '{"host": "x", "pid": 0, "started": "1"}'])
-def test_a_damaged_lock_is_nobodys(
-    content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.usefixtures("short")
+def test_what_is_known_to_be_alive_is_not_taken_over_without_a_sign_of_life(
+    tmp_path: Path,
 ) -> None:
-    """It is waited for, since it may be one that is just being written."""
-    store, lock = Store(str(tmp_path)), tmp_path / DATASET_LOCK
-    lock.parent.mkdir()
-    lock.write_text(content)
+    store = Store(str(tmp_path))
+    acquire(store, DATASET_LOCK, "0" * 32, lock.this_process())
+    with pytest.raises(JobError, match="is at work"), held(store, DATASET_LOCK, wait=1.0):
+        pass
+
+
+@pytest.mark.usefixtures("short")
+def test_one_out_of_sight_counts_as_over_when_it_gives_no_sign_of_life(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By what the waiting one sees; what clocks and time stamps say is nothing."""
+    acquire(store, DATASET_LOCK, "0" * 32, ELSEWHERE)
+    renewal = lock.Renewal(store, DATASET_LOCK, "0" * 32)
+    with pytest.raises(JobError, match="process 1 on elsewhere is at"), held(store, DATASET_LOCK):
+        pass
+    assert "process 1 on elsewhere holds" in caplog.text
+    renewal.stop()
+    for folder, _, names in os.walk(store.root):
+        for name in ("", *names):
+            os.utime(os.path.join(folder, name), (2**32, 2**32))
+    asked = time.monotonic()
     with held(store, DATASET_LOCK):
-        assert json.loads(lock.read_text())["pid"] == os.getpid()
-    assert [str(lock) in message for message in caplog.messages] == [True]
+        assert 0.5 < time.monotonic() - asked < 30
+
+
+@pytest.mark.parametrize("content", [None, b"", b"junk", b"{}", b'{"owner": {"pid": 0}}'])
+def test_a_damaged_lock_is_nobodys(
+    content: bytes | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(lock, "_DAMAGED_SECONDS", 0.3)
+    store, claim = Store(str(tmp_path)), tmp_path / DATASET_LOCK / ("0" * 32)
+    claim.mkdir(parents=True)
+    if content is not None:
+        (claim / "about").write_bytes(content)
+    with held(store, DATASET_LOCK):
+        assert [store.path(DATASET_LOCK) in message for message in caplog.messages] == [True]
+    assert not is_held(store, DATASET_LOCK)
+
+
+@pytest.mark.parametrize("name", [".in9", ".in9/tmp", DATASET_LOCK, f"{DATASET_LOCK}/notes.txt"])
+def test_what_stands_in_the_way_of_a_lock_is_named(name: str, tmp_path: Path) -> None:
+    """It is not waited for."""
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")
+    with (
+        pytest.raises((JobError, OSError), match=Path(name).name),
+        held(Store(str(tmp_path)), DATASET_LOCK),
+    ):
+        pass
+    assert path.exists()
+
+
+STEPS: dict[str, Callable[[Store], object]] = {
+    "write": lambda store: store.write("a", b"late", durable=True),
+    "update": lambda store: store.update("a", b"late"),
+    "write together": lambda store: _write_together(store),
+    "move": lambda store: store.move("b", "a"),
+    "copy": lambda store: store.copy_into(store, [("b", "a")]),
+    "delete": lambda store: store.delete("a"),
+    "delete what is not there": lambda store: store.delete("c"),
+    "delete all": lambda store: store.delete_all(["a", "b"]),
+    "delete a folder": lambda store: store.delete_tree("folder"),
+    "below": lambda store: store.below("folder").delete("c"),
+}
+
+
+def _write_together(store: Store) -> None:
+    with store.together() as view:
+        view.write("a", b"late")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_late_holder_stops_instead_of_writing(store: Store, step: str) -> None:
+    for path in ("a", "b", "folder/c"):
+        store.write(path, path.encode())
+    with held(store, DATASET_LOCK) as mine:
+        take_over(store, DATASET_LOCK)
+        before = {path: store.read(path) for path in store.walk("")}
+        with pytest.raises(JobError, match="It stops without writing") as stopped:
+            STEPS[step](mine)
+        assert len(str(stopped.value).splitlines()) == 1
+        assert {path: store.read(path) for path in store.walk("")} == before
+    # And does not give back what is another one's.
+    assert is_held(store, DATASET_LOCK)
+
+
+def test_the_holder_does_what_a_store_does(store: Store) -> None:
+    with held(store, DATASET_LOCK) as mine:
+        for path in ("a", "b", "folder/c", "folder/d"):
+            mine.write(path, path.encode(), durable=True)
+        mine.move("a", "moved")
+        mine.copy_into(mine, [("b", "copied"), ("b", "copied")])
+        mine.delete_all(["b", "none"])
+        assert mine.update("moved", b"again")
+        mine.delete("folder/c")
+        mine.delete_tree("folder")
+        mine.delete_tree("none")
+        with pytest.raises(FileNotFoundError):
+            mine.move("none", "a")
+    assert {path: store.read(path) for path in store.walk("")} == {
+        "copied": b"b",
+        "moved": b"again",
+    }
+
+
+def test_where_there_are_no_hard_links_files_are_looked_after_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(local_files._NO_LINKS[0], "no links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    store = Store(str(tmp_path))
+    store.write("a", b"a")
+    with held(store, DATASET_LOCK) as mine:
+        mine.move("a", "b")
+        take_over(store, DATASET_LOCK)
+        with pytest.raises(JobError, match="It stops without writing"):
+            mine.move("b", "a")
+    assert store.read("b") == b"a"
+
+
+def test_in_object_storage_a_commit_is_of_what_its_writer_has_seen(server: None) -> None:
+    """A late one may be suspended between its look at the lock and its request."""
+    store = Store.at(f"gs://{BUCKET}/seen")
+    store.write("manifest.json", b"0")
+    with held(store, DATASET_LOCK) as mine:
+        mine.read("manifest.json")
+        mine.write("manifest.json", b"1", durable=True)
+        mine.write("manifest.json", b"2", durable=True)
+        store.write("manifest.json", b"late")
+        with pytest.raises(JobError, match=r"manifest\.json has been written by another job"):
+            mine.write("manifest.json", b"3", durable=True)
+        # What is there already was written by us, and the answer was lost.
+        mine.write("manifest.json", b"late", durable=True)
+
+
+def test_steps_of_a_job_take_over_what_its_lost_machines_hold(store: Store) -> None:
+    job, other = store.for_job("1" * 32), store.for_job("2" * 32)
+    acquire(job, TABLES_LOCK, "a" * 32, ELSEWHERE)
+    late = job.fenced(TABLES_LOCK, "a" * 32)
+    late.write("x", b"first")
+    asked = time.monotonic()
+    with held(job, TABLES_LOCK) as mine:
+        assert time.monotonic() - asked < 10
+        mine.write("x", b"second")
+        with pytest.raises(JobError, match="stops without writing"):
+            late.write("x", b"late", durable=True)
+        # Of one that runs beside it, it is known that it is not lost.
+        with pytest.raises(JobError, match="is at work"), held(job, TABLES_LOCK):
+            pass
+        with pytest.raises(JobError, match="is at work"), held(other, TABLES_LOCK):
+            pass
+    # The dataset's lock is the job's as a whole.
+    with held(job, DATASET_LOCK):
+        lock.of_job(job).write("x", b"by another machine")
+        with pytest.raises(JobError, match="stops without writing"):
+            lock.of_job(other).write("x", b"of another job")
+    assert store.read("x") == b"by another machine"
+
+
+@pytest.mark.usefixtures("short")
+def test_a_renewal_that_fails_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, calls = Store(str(tmp_path)), 0
+    renew = local_files.LocalFiles.renew
+
+    def fails_at_first(*arguments: Any) -> bool:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            raise OSError("no way to the disk")
+        return renew(*arguments)
+
+    monkeypatch.setattr(local_files.LocalFiles, "renew", fails_at_first)
+    claimed = store.files.claimed
+    with held(store, DATASET_LOCK):
+        before = claimed(store.path(DATASET_LOCK))
+        until = time.monotonic() + 20
+        while claimed(store.path(DATASET_LOCK)) == before:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    assert calls >= 3
+
+
+def holder(root: str, *, then: str) -> list[str]:
+    """The command of a process that holds a lock, says so, and does something."""
+    lines = [
+        "import sys, time",
+        "from pipeline.runtime import lock",
+        "from pipeline.storage.store import Store",
+        "lock.RENEWAL_SECONDS = 0.1",
+        f"store = Store({root!r})",
+        "holding = lock.held(store, lock.DATASET_LOCK)",
+        "mine = holding.__enter__()",
+        "store.write('made', b'')",
+        then,
+    ]
+    return [sys.executable, "-c", "\n".join(lines)]
+
+
+def test_a_lock_keeps_no_process_alive(tmp_path: Path) -> None:
+    subprocess.run(holder(str(tmp_path), then="pass"), check=True, timeout=60, cwd=ROOT)
+    # It has not given it back: nobody has asked it to.
+    with held(Store(str(tmp_path)), DATASET_LOCK):
+        pass
+
+
+@pytest.mark.usefixtures("short")
+def test_containers_that_share_a_host_name_do_not_take_each_other_for_dead(tmp_path: Path) -> None:
+    """A number of one says nothing in another; a killed one blocks nobody for ever."""
+    unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "true"]).returncode:
+        pytest.skip("no process-id namespaces here")
+    store = Store(str(tmp_path))
+    # A file that it is writing is not what a dead process has left.
+    then = "with store.create('half'): time.sleep(120)"
+    running = subprocess.Popen([*unshare, *holder(str(tmp_path), then=then)], cwd=ROOT)
+    try:
+        until = time.monotonic() + 60
+        while not list((tmp_path / TEMPORARY).glob("*+*")) or not store.exists("made"):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        with (
+            pytest.raises(JobError, match=rf"process 1 on {socket.gethostname()} is at work"),
+            held(store, DATASET_LOCK),
+        ):
+            pass
+        store.remove_temporary()
+        assert list((tmp_path / TEMPORARY).glob("*+1+*"))
+    finally:
+        running.kill()
+        running.wait()
+    with held(store, DATASET_LOCK):
+        pass
 
 
 def test_of_two_runs_on_one_output_one_works(tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = ("generate", "--output", output)
     first = start_in9(*command)
-    wait_until((output / DATASET_LOCK).exists, first)
+    wait_until(lambda: is_held(Store(str(output)), DATASET_LOCK), first)
     second = run_in9(*command, check=1)
     assert f"process {first.pid} on {socket.gethostname()} is at work" in second.stderr
     assert first.poll() is None
@@ -81,11 +355,32 @@ def test_of_two_runs_on_one_output_one_works(tmp_path: Path) -> None:
     assert first.wait() == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("name", [".in9", ".in9/tmp", DATASET_LOCK])
-def test_what_stands_in_the_way_of_a_lock_is_named(name: str, tmp_path: Path) -> None:
-    """It is not waited for."""
-    path = tmp_path / name
-    path.parent.mkdir(exist_ok=True)
-    path.mkdir() if name == DATASET_LOCK else path.write_text("")
-    with pytest.raises((JobError, OSError), match=name), held(Store(str(tmp_path)), DATASET_LOCK):
-        pass
+def test_a_job_that_has_lost_the_dataset_does_not_commit(
+    run_small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, put_in_place = Store(str(tmp_path / "out")), commit._put_in_place
+
+    def late(*arguments: Any) -> None:
+        take_over(output, DATASET_LOCK)
+        put_in_place(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commit, "_put_in_place", late)
+        said = run_small("generate", code=1)
+    assert "is held by another job" in said
+    assert len(said.splitlines()) == 1
+    assert not any(map(output.has_folder, ("layers", "index", "parquet")))
+    assert not output.exists("manifest.json")
+    output.delete_tree(DATASET_LOCK)
+    run_small("generate")
+    assert output.exists("manifest.json")
+
+
+@pytest.mark.parametrize("how", [{"rounds": 50}, {"disturbances": 40}], ids=["fair", "torture"])
+def test_no_two_hold_a_lock_at_once(store: Store, how: dict[str, int], tmp_path: Path) -> None:
+    """A sample of `scripts/races`."""
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    done = race(store.below("race"), logs, **how)
+    assert done.doubles == 0
+    assert done.rounds >= how.get("rounds", 20)

@@ -1,0 +1,222 @@
+"""Races for a lock, of real processes: how often two hold it at once.
+
+    python tests/lock_races.py [fair] [torture] [--rounds 4000] [--disturbances 5000] [--remote]
+
+A round is what a commit is: with the lock held, a process reads the manifest, works for a moment,
+and writes the next one, which names the number of the round. Two that write the same number have
+both acted on one state: a **double holder**, whatever clocks say.
+
+fair      processes on one machine race; nobody is disturbed.
+torture   the processes are of different places, so that none knows whether another is alive. At
+          random moments, one is killed, or suspended, half of the time for longer than a holder
+          may give no sign of life; it wakes up in the middle of whatever it did.
+
+`--remote` is on the object store of the tests, else a local folder. Times of the locks are shorter
+here than in a job (`lock.RENEWAL_SECONDS`, `EXPIRY_SECONDS`), by the same factor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from gcs import BUCKET, gcs_server
+
+from pipeline.errors import JobError
+from pipeline.runtime import lock
+from pipeline.storage import processes
+from pipeline.storage.store import Store
+
+FAIR_ROUNDS = 4000
+DISTURBANCES = 5000
+PROCESSES = 6
+MANIFEST = "manifest.json"
+WORK_SECONDS = 0.01
+"""Of a round, on average."""
+SHORTER = 120.0
+"""By this, times of locks are shorter: a holder is over after half a second."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Race:
+    """What came of a race.
+
+    Attributes:
+      rounds: how many ended with a manifest.
+      doubles: how many of them another process had ended, too.
+      stopped: rounds of processes that had lost the lock, and wrote nothing.
+      disturbances: by kind.
+      waits: seconds for the lock, of each round.
+      seconds: all of it.
+    """
+
+    rounds: int
+    doubles: int
+    stopped: int
+    disturbances: Counter[str]
+    waits: list[float]
+    seconds: float
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.disturbances.items()))
+        return (
+            f"rounds: {self.rounds}; double holders: {self.doubles}; late holders that stopped: "
+            f"{self.stopped}; disturbed: {kinds or 'none'}; wait for the lock: median "
+            f"{statistics.median(self.waits):.2f} s, longest {max(self.waits):.2f} s; "
+            f"{self.seconds:.0f} s"
+        )
+
+
+def _shorten() -> None:
+    lock.RENEWAL_SECONDS /= SHORTER
+    lock.EXPIRY_SECONDS /= SHORTER
+    lock._LOOK_SECONDS = lock._REMOTE_LOOK_SECONDS = 0.002
+    lock._LOG.disabled = True
+
+
+def _contend(store: Store, place: str, log: str, seed: int) -> None:
+    """A process of the race: round after round, with a line for what came of each."""
+    _shorten()
+    if place:
+        processes._place = lambda: place
+    moments = random.Random(seed)
+    with open(log, "ab", buffering=0) as file:
+
+        def note(*what: object) -> None:
+            file.write(f"{json.dumps(what)}\n".encode())
+
+        while True:
+            asked = time.monotonic()
+            try:
+                with lock.held(store, lock.DATASET_LOCK, wait=3600) as mine:
+                    waited = time.monotonic() - asked
+                    last = json.loads(mine.read(MANIFEST))
+                    time.sleep(moments.uniform(0, 2 * WORK_SECONDS))
+                    mine.write(MANIFEST, json.dumps(last + 1).encode(), durable=True)
+                note("round", last + 1, waited)
+            except JobError:
+                note("stopped")
+            # Else the one that has just had it takes it again, while the others sleep.
+            time.sleep(moments.uniform(0, 2 * WORK_SECONDS))
+
+
+def race(
+    store: Store, logs: Path, *, rounds: int = 0, disturbances: int = 0, seed: int = 0
+) -> Race:
+    """Lets processes race for the lock of a folder.
+
+    Args:
+      store: the folder, empty.
+      logs: a local folder for what the processes note.
+      rounds: to run, if nobody is disturbed.
+      disturbances: how often one is killed or suspended.
+      seed: of who and when.
+    """
+    store.write(MANIFEST, b"0")
+    context = multiprocessing.get_context("fork")
+    moments, kinds = random.Random(seed), Counter[str]()
+    started = 0
+
+    def start() -> multiprocessing.process.BaseProcess:
+        nonlocal started
+        started += 1
+        place = f"{started:012x}" if disturbances else ""
+        log = str(logs / f"{started}.jsonl")
+        process = context.Process(target=_contend, args=(store, place, log, seed + started))
+        process.start()
+        return process
+
+    begun = time.monotonic()
+    running = [start() for _ in range(PROCESSES)]
+    asleep: dict[int, float] = {}
+    try:
+        while disturbances and kinds.total() < disturbances:
+            time.sleep(moments.expovariate(1 / 0.03))
+            now = time.monotonic()
+            for at in [at for at, until in asleep.items() if until <= now]:
+                del asleep[at]
+                os.kill(running[at].pid, signal.SIGCONT)
+            at = moments.randrange(PROCESSES)
+            # Two stay awake, or there is no race.
+            if at in asleep or len(asleep) >= PROCESSES - 2:
+                continue
+            if moments.random() < 0.3:
+                kinds["killed"] += 1
+                running[at].kill()
+                running[at].join()
+                running[at] = start()
+            else:
+                kinds["suspended"] += 1
+                os.kill(running[at].pid, signal.SIGSTOP)
+                expiry = lock.EXPIRY_SECONDS / SHORTER
+                asleep[at] = now + moments.uniform(0, 2 * expiry) * moments.choice((0.1, 2))
+        while not disturbances and json.loads(store.read(MANIFEST)) < rounds:
+            time.sleep(0.05)
+    finally:
+        for process in running:
+            process.kill()
+            process.join()
+    seconds = time.monotonic() - begun
+    notes = [json.loads(line) for log in logs.iterdir() for line in log.read_bytes().splitlines()]
+    made = [note for note in notes if note[0] == "round"]
+    numbers = Counter(note[1] for note in made)
+    return Race(
+        rounds=len(made),
+        doubles=len(made) - len(numbers),
+        stopped=len(notes) - len(made),
+        disturbances=kinds,
+        waits=[note[2] for note in made],
+        seconds=seconds,
+    )
+
+
+@contextlib.contextmanager
+def place_of_races(*, remote: bool) -> Iterator[Store]:
+    """An empty folder, on this machine or in the object store of the tests."""
+    with contextlib.ExitStack() as stack:
+        if remote:
+            os.environ["STORAGE_EMULATOR_HOST"] = stack.enter_context(gcs_server())
+            stack.callback(os.environ.pop, "STORAGE_EMULATOR_HOST")
+            yield Store.at(f"gs://{BUCKET}/race")
+        else:
+            yield Store(stack.enter_context(tempfile.TemporaryDirectory()))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("races", nargs="*", metavar="RACE", help="fair, torture; both by default")
+    parser.add_argument("--rounds", type=int, default=FAIR_ROUNDS)
+    parser.add_argument("--disturbances", type=int, default=DISTURBANCES)
+    parser.add_argument("--remote", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    doubles = 0
+    for name in arguments.races or ("fair", "torture"):
+        how = {"rounds": arguments.rounds}
+        if name == "torture":
+            how = {"disturbances": arguments.disturbances}
+        with (
+            place_of_races(remote=arguments.remote) as store,
+            tempfile.TemporaryDirectory() as logs,
+        ):
+            done = race(store, Path(logs), seed=arguments.seed, **how)
+        print(f"{name}, {'object store' if arguments.remote else 'local'}: {done}", flush=True)
+        doubles += done.doubles
+    return int(doubles > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
