@@ -49,8 +49,9 @@ def lite0() -> torch.nn.Module:
 
 def test_tables_hold_every_rule_variant_and_gap(sample_run: Path) -> None:
     rows = table(sample_run / "results" / "summary.csv")
-    assert list(rows[0])[:8] == [
-        "model", "label_rule", "variant", "n", "correct", "accuracy", "ci_low", "ci_high",
+    assert list(rows[0])[:9] == [
+        "model", "label_rule", "variant", "n", "pictures", "correct", "accuracy", "ci_low",
+        "ci_high",
     ]  # fmt: skip
     assert [(row["label_rule"], row["variant"]) for row in rows] == [
         (rule, variant) for rule in LABEL_RULES for variant in PICTURES
