@@ -4,6 +4,7 @@ devices that lead elsewhere."""
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import io
 import itertools
 import json
@@ -11,7 +12,6 @@ import os
 import shutil
 import socket
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -548,12 +548,10 @@ def _bombs() -> Iterator[Input]:
     """Small archives and tables that would fill a machine."""
 
     def tgz(member: tarfile.TarInfo, megabytes: int) -> bytes:
-        """A compressed tar with a member of zeros."""
+        """A compressed tar with a member of zeros, packed in pieces."""
         member.size = megabytes << 20
-        packer = zlib.compressobj(1, wbits=31)
-        parts = [packer.compress(member.tobuf(tarfile.GNU_FORMAT))]
-        parts += [packer.compress(bytes(1 << 20)) for _ in range(megabytes)]
-        return b"".join([*parts, packer.compress(bytes(1024)), packer.flush()])
+        header = gzip.compress(member.tobuf(tarfile.GNU_FORMAT))
+        return header + zeros * megabytes + gzip.compress(bytes(1024))
 
     def chain(kind: bytes, count: int) -> bytes:
         header = tarfile.TarInfo("././@LongLink")
@@ -565,6 +563,7 @@ def _bombs() -> Iterator[Input]:
         header.type, header.size = kind, size
         return header.tobuf(tarfile.GNU_FORMAT)
 
+    zeros = gzip.compress(bytes(1 << 20))
     nested = _tar((_member("a.xml"), fitting_xml().encode()))
     for depth in range(5):
         nested = _tar((_member(f"{depth}.tar"), nested))
@@ -607,17 +606,15 @@ def _bombs() -> Iterator[Input]:
         return ("--input", str(path))
 
     yield Input("bombs", "table of a value for all rows", parquet, ("manifest.parquet",), code=2)
-    line = {
-        "manifest.csv": b"image,class\n" + b"x" * 300_000_000,
-        "manifest.jsonl": b'{"image": "' + b"x" * 300_000_000,
-        "manifest_val.csv": b"image,class\n" + b'"a\n",' * 10_000_000,
+    lines = {
+        "manifest.csv": ("--input", b"image,class\n", b"x"),
+        "manifest.jsonl": ("--input", b'{"image": "', b"x"),
+        "manifest_val.csv": ("--input", b"image,class\n", b'"a\n",'),
+        "b.csv": ("--annotations", b"ImageId,PredictionString\n", b"x"),
     }
-    for name, data in line.items():
-        yield Input("bombs", f"line: {name}", _flagged(name, data, "--input"), (name,), code=2)
-    boxes_csv = _flagged(
-        "b.csv", b"ImageId,PredictionString\n" + b"x" * 300_000_000, "--annotations"
-    )
-    yield Input("bombs", "line: b.csv", boxes_csv, ("b.csv",), code=2)
+    for name, (flag, head, more) in lines.items():
+        make = _flagged(name, head, flag, more * 1_000_000, 300 // len(more))
+        yield Input("bombs", f"line: {name}", make, (name,), code=2)
     footer = io.BytesIO()
     pq.write_table(pa.table({"image": ["a"], "class": ["b"]}), footer)
     whole = footer.getvalue()
@@ -628,11 +625,14 @@ def _bombs() -> Iterator[Input]:
         yield Input("Parquet", f"damaged at {at}", make, ("manifest.parquet",), code=2)
 
 
-def _flagged(name: str, data: bytes, flag: str) -> Callable[[Path], tuple[str, ...]]:
-    """Writes a file, and names it by a flag."""
+def _flagged(
+    name: str, data: bytes, flag: str, more: bytes = b"", times: int = 0
+) -> Callable[[Path], tuple[str, ...]]:
+    """Writes a file, data and then more of it several times, and names it by a flag."""
 
     def arrange(folder: Path) -> tuple[str, ...]:
-        (folder / name).write_bytes(data)
+        with (folder / name).open("wb") as file:
+            file.writelines(itertools.chain([data], itertools.repeat(more, times)))
         return (flag, str(folder / name))
 
     return arrange
