@@ -20,6 +20,7 @@ from pipeline.dataset.card import card_files, size_category
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.notes import notes_of
+from pipeline.dataset.sample import LICENCE, sample_sources
 from pipeline.dataset.shards import CARD_FILES
 from pipeline.dataset.sinks import SAMPLE_FIELDS
 from pipeline.jobs.closing_words import describe_images
@@ -106,11 +107,12 @@ def test_the_card_of_the_sample_names_its_own_sources(manifest: Manifest) -> Non
     title, first, *_ = card.partition("---\n\n")[2].split("\n\n")
     assert title == "# ImageNet-9 variants of the sample"
     assert "composites, so accuracies on them say nothing about ImageNet" in first
+    assert f"\n{sample_sources()}\n" in card
     for words in ("tuxpaint-stamps-default", "Bill Kendrick", "GPL-2.0", "a single cut-out"):
         assert words in card, words
     for words in ("imagenet-1k", "terms-of-the-source", "Labels are ImageNet's", "no copy of the"):
         assert words not in card, words
-    assert json.loads(of(selected)["croissant.json"])["license"] == "GPL-2.0-only"
+    assert json.loads(of(selected)["croissant.json"])["license"] == LICENCE
     # With another picture among them, they are not the sample.
     assert of(selected - 1) == cards(manifest)
 
