@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -162,9 +163,9 @@ class RunModels(_Step):
         keep_freed_memory()
 
     def teardown(self) -> None:
-        from pipeline.evaluate.resident import forget_pictures
-
-        forget_pictures()
+        # Beam calls it where no block came, too, and torch was not waited for.
+        if resident := sys.modules.get("pipeline.evaluate.resident"):
+            resident.forget_pictures()
 
     def process(self, block: Block) -> list[_Result]:
         # Only machines that run models wait for torch.

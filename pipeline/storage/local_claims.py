@@ -50,7 +50,7 @@ def claimed(path: str) -> Claim | None:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             raise JobError(f"{path} is something else in a lock's place; remove it")
         names = os.listdir(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     for token in filter(_TOKEN.fullmatch, names):
         try:

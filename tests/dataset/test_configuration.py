@@ -124,7 +124,9 @@ def test_steps_and_limits_are_those_of_the_flags(manifest: Manifest) -> None:
 
 def test_croissant_lists_each_file_once_and_has_every_column(manifest: Manifest) -> None:
     said = dict.fromkeys(manifest.config.compose.composed, "a version")
-    made = json.loads(croissant(manifest, imagenet9(), name="n", descriptions=said, cite="c"))
+    words = {"name": "n", "licence": "l", "cite": "c"}
+    made = json.loads(croissant(manifest, imagenet9(), descriptions=said, **words))
+    assert made["license"] == "l"
     stored = [file.path for file in manifest.files if file.path.startswith("parquet/")]
     sets = [f"files-{name}" for name in said]
     assert sorted(each["@id"] for each in made["distribution"]) == sorted(sets + stored)

@@ -68,7 +68,7 @@ def test_a_shard_is_found_where_its_record_and_files_lie(store: Store) -> None:
 
     def found(**how: bool) -> tuple[str, dict[str, str]] | None:
         shard = staging.find(record, "f", **how)
-        return shard and (shard.record, shard.where)
+        return shard and (shard.path, shard.where)
 
     store.write(staging.staged(tar), b"abc")
     files = [staging.digest_of(staging.staged(tar), tar, 1)]
@@ -132,6 +132,9 @@ def test_the_newest_whole_version_is_read_and_none_is_written_into(store: Store)
     said = latest.Latest("f" * 32, (newest, broken))
     store.write(latest.LATEST, said.to_json())
     assert latest.read_latest(store) == said
+    # One that is older than the list was taken off it.
+    assert latest.finished_versions(store) == [newest]
+    os.utime(store.path(latest.LATEST), (0, 0))
     assert latest.finished_versions(store) == [newest, unlisted]
     assert latest.reading_store(store.root).root == store.path(newest)
     with pytest.raises(UsageError, match=f"{newest} is a published version, .* name the dataset"):
