@@ -128,7 +128,8 @@ def variance_of_sums(sums: Sequence[Floats]) -> Floats:
         of_backgrounds = _squares(by_background)
         shared = of_backgrounds - np.square(by_pair).sum(axis=-1)
         # Equal sums may differ by rounding, whose root is far larger than it.
-        variance = variance + np.where(shared > _ROUNDING * of_backgrounds, shared, 0.0)
+        is_rounding = np.isfinite(shared) & (shared <= _ROUNDING * of_backgrounds)
+        variance = variance + np.where(is_rounding, 0.0, shared)
     return variance
 
 

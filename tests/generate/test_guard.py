@@ -126,10 +126,10 @@ def test_a_first_run_reads_each_picture_once(
 ) -> None:
     opened: list[str] = []
 
-    def spy(whole: Callable[[LocalFiles, str], Any]) -> Callable[[LocalFiles, str], Any]:
-        def call(self: LocalFiles, path: str) -> Any:
+    def spy(whole: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: LocalFiles, path: str, *limit: int | None) -> Any:
             opened.append(path)
-            return whole(self, path)
+            return whole(self, path, *limit)
 
         return call
 

@@ -24,7 +24,7 @@ from pipeline.inputs.checksums import Checksums
 from pipeline.jobs.publish import Publishing, publish
 from pipeline.runtime import leftovers
 from pipeline.runtime.leftovers import WEEK_SECONDS, remove_leftovers
-from pipeline.runtime.lock import DATASET_LOCK, acquire, held, is_held, this_process
+from pipeline.runtime.lock import DATASET_LOCK, acquire, held, is_held, release, this_process
 from pipeline.storage.store import Store
 
 CHANGES = ("os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "open")
@@ -158,9 +158,9 @@ def test_verify_says_that_a_job_is_at_work(
         assert "is at work on it, so these may be none: verify it again" in said
         assert "remove" not in said
     # A killed one is not at work.
-    acquire(store, DATASET_LOCK, {**this_process(), "pid": 2**22 + 1})
+    acquire(store, DATASET_LOCK, "0f" * 16, {**this_process(), "pid": 2**22 + 1})
     assert "remove the files concerned" in verified("out")
-    store.delete(DATASET_LOCK)
+    release(store, DATASET_LOCK, "0f" * 16)
     for file in root.glob("published/v-*/README.md"):
         file.unlink()
     with held(place, PUBLISH_LOCK):

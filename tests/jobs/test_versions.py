@@ -19,12 +19,17 @@ from soundness import assert_sound
 from in9 import open_dataset
 from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.latest import finished_versions, reading_store, writing_store
+from pipeline.dataset.latest import (
+    PUBLISH_LOCK,
+    finished_versions,
+    reading_store,
+    writing_store,
+)
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.errors import JobError, UsageError
 from pipeline.jobs.changes.describe import describe_changes
 from pipeline.jobs.changes.state import State
-from pipeline.jobs.publish import _LOCK, Publishing, check_publishing, describe_published, publish
+from pipeline.jobs.publish import Publishing, check_publishing, describe_published, publish
 from pipeline.storage.gcs_files import GcsFiles
 from pipeline.storage.local_files import LocalFiles
 from pipeline.storage.store import Store
@@ -234,17 +239,17 @@ def test_a_job_that_has_lost_its_lock_announces_and_removes_nothing(
     def publish_late(*, before: bool) -> None:
         def update(self: Store, path: str, data: bytes, **how: Any) -> bool:
             if before:
-                take_over(place, _LOCK)
+                take_over(place, PUBLISH_LOCK)
             done = whole(self, path, data, **how)
             if not before:
-                take_over(place, _LOCK)
+                take_over(place, PUBLISH_LOCK)
             return done
 
         with monkeypatch.context() as patch:
             patch.setattr(Store, "update", update)
             with pytest.raises(JobError, match="It stops without writing"):
                 publish(Publishing(publishing.store, place, keep=0))
-        place.delete_tree(_LOCK)
+        place.delete_tree(PUBLISH_LOCK)
 
     (first,) = names_of(publishing)
     publishing.store.write("results/model/attack.json", b"{}")

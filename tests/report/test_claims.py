@@ -189,7 +189,8 @@ def test_claims_on_training_are_judged_by_the_published_table(three_draws: Path)
 
 def answers(variant: str, labels: np.ndarray, predictions: np.ndarray) -> dict[str, Any]:
     """Accuracy of predictions, as a summary has it."""
-    columns = accuracy_columns(labels == predictions, Roles.of(np.arange(len(labels))))
+    images = np.arange(len(labels))
+    columns = accuracy_columns(labels == predictions, Roles.of(images), images)
     chance = constant_accuracy(labels)
     return {"label_rule": "argmax_then_map", "variant": variant, "chance": chance, **columns}
 
