@@ -167,10 +167,10 @@ def main() -> None:
     measure_loader(photographs(sample), 2048 if quick else 16384)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        flags = ("--segmenter", "box", "--formats", "parquet", "--images_per_shard", 32)
-        source = draw_small(32 if quick else 128, root / "in")
+        flags = ("--segmenter", "box", "--formats", "parquet", "--images_per_shard", 16)
+        source = draw_small(32 if quick else 48, root / "in")
         run_in9("generate", "--input", source, "--output", root / "out", *flags)
-        measure_slow_storage(root / "out", 1 if quick else 5)
+        measure_slow_storage(root / "out", 1 if quick else 3)
 
 
 if __name__ == "__main__":
