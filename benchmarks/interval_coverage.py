@@ -7,7 +7,7 @@ to be right, known to the simulation alone; the share that is right over all ima
 A few pairings serve all runs of a cell, since drawing pairs takes longer than drawing models. The
 yardstick of the width is an oracle that knows the variance of the estimate. Wanted is a coverage of
 0.93 to 0.97 (slopes 0.98) at 0.95 to 1.10 of the oracle's width; other cells have a star. The last
-column is what the same interval over foregrounds, or over models, alone covers. Twenty minutes.
+column is what the same interval over foregrounds, or over models, alone covers.
 """
 
 from __future__ import annotations
