@@ -224,7 +224,7 @@ SECTIONS = (
         Flag(
             "--pixel_cache",
             "MB",
-            "decoded pictures to keep for the next model (1/4 of memory)",
+            "of decoded pictures that a process keeps (memory / 4 / cores)",
             type=int,
         ),
     ),

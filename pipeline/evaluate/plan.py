@@ -36,7 +36,7 @@ class Evaluation:
       holdout: share of the images that is tested on, as training with it leaves them out; 0 for
         all images.
       pixel_cache: bytes of decoded pictures that a process keeps for the next model, None for a
-        quarter of its memory.
+        quarter of the machine's memory, divided by its cores.
       allow_overlap: whether images may be tested on that a model was trained on.
     """
 

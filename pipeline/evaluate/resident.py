@@ -20,7 +20,7 @@ from pipeline.models.pixel_cache import PixelCache
 from pipeline.models.predict import Predictor, device_of
 from pipeline.models.registry import load_model, source_of
 from pipeline.runtime.counters import count
-from pipeline.runtime.machine import usable_memory
+from pipeline.runtime.machine import usable_cores, usable_memory
 from pipeline.runtime.memory import give_back_freed_memory
 from transforms.taxonomy import Taxonomy
 
@@ -93,7 +93,8 @@ def _pixel_cache(evaluation: Evaluation) -> PixelCache:
         return PixelCache(0)
     budget = evaluation.pixel_cache
     if budget is None:
-        budget = usable_memory() // 4 // (1 if evaluation.spread else evaluation.groups)
+        # A runner may have a process for each core, and each may come to have a cache.
+        budget = usable_memory() // 4 // usable_cores()
     return _cache_of(budget, evaluation.predict.on_this_machine().device == "cuda")
 
 

@@ -21,7 +21,7 @@ from conftest import ONE, SHARDS, TINY_MODEL, run_in9, stamps
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, ModelError
-from pipeline.evaluate import shards
+from pipeline.evaluate import resident, shards
 from pipeline.evaluate.failures import FailedModel, read_failures
 from pipeline.evaluate.model_stage import Block, BlockDone, Finish, Look, RunModels, SummedUp, SumUp
 from pipeline.evaluate.plan import Evaluation, describe_model
@@ -292,6 +292,23 @@ def test_a_model_without_all_units_is_not_summed_up(made: Path, tmp_path: Path) 
     assert finish(failed) == ["a=older"]
     assert finish(SummedUp((SECOND, SECOND))) == ["a=older"]
     assert finish(SummedUp((FIRST, FIRST))) == []
+
+
+def test_caches_of_all_processes_take_a_quarter_of_the_memory(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resident, "usable_memory", lambda: 160)
+    monkeypatch.setattr(resident, "usable_cores", lambda: 4)
+    for given, alone, of_several in ((None, 0, 10), (7, 0, 7), (0, 0, 0)):
+        evaluation = dataclasses.replace(plan(made, FIRST), pixel_cache=given)
+        several = dataclasses.replace(evaluation, models=(FIRST, SECOND))
+        rooms = [
+            resident._pixel_cache(each).room((count, 1, 1, 1))
+            for each, room in ((evaluation, alone), (several, of_several))
+            for count in (room + 1, room)
+        ]
+        resident.forget_pictures()
+        assert [room is not None for room in rooms] == [False, False, False, of_several > 0]
 
 
 def test_groups_take_the_cards_of_a_machine_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
