@@ -22,14 +22,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import apache_beam as beam
-import pyarrow as pa
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, ModelError
 from pipeline.evaluate.failures import FailedModel, note_failures
 from pipeline.evaluate.results import result_folder
-from pipeline.evaluate.work import ModelWork, Work
+from pipeline.evaluate.work import Made, ModelWork, Work
 from pipeline.models.known import KnownModels
 from pipeline.models.leakage import refuse_overlap
 from pipeline.runtime.counters import count, count_written, timed
@@ -224,9 +223,7 @@ class RunModels(_Step):
         making = of_model.make(predictor, units, missing, note)
         with contextlib.closing(making), _Writer() as writer:
             for made in making:
-                writer.write(
-                    store, of_model.path(made.unit), made.table, of_model.fingerprint(made)
-                )
+                writer.write(store, of_model, made)
                 if made.is_whole:
                     meters[made.unit].end()
                     count(f"{work.unit_name}_made")
@@ -246,21 +243,25 @@ class _Writer:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
-        self._last: Future[FileDigest] | None = None
+        self._last: tuple[Future[FileDigest], bool] | None = None
 
     def __enter__(self) -> _Writer:
         return self
 
-    def write(self, store: Store, path: str, table: pa.Table, fingerprint: str) -> None:
-        """As `write_table`, whose errors come with the next call, or the end of the block."""
+    def write(self, store: Store, of_model: ModelWork, made: Made) -> None:
+        """Writes the file of a unit; errors come with the next call, or the end of the block."""
         self._finish()
-        self._last = self._pool.submit(write_table, store, path, table, fingerprint)
+        path, fingerprint = of_model.path(made.unit), of_model.fingerprint(made)
+        writing = self._pool.submit(write_table, store, path, made.table, fingerprint)
+        self._last = writing, made.is_whole
 
     def _finish(self) -> None:
         if self._last is not None:
-            # Counters belong to the thread that Beam has called.
-            count_written([self._last.result()])
+            writing, is_whole = self._last
             self._last = None
+            digest = writing.result()
+            # Counters belong to the thread that Beam has called; what is not whole is replaced.
+            count_written([digest] if is_whole else [])
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
