@@ -24,6 +24,7 @@ from pipeline.generate import commit
 from pipeline.runtime import lock
 from pipeline.runtime.lock import DATASET_LOCK, TABLES_LOCK, acquire, held, is_held, release
 from pipeline.storage import local_files
+from pipeline.storage.files import files_of
 from pipeline.storage.store import TEMPORARY, Store
 
 ELSEWHERE = {"host": "elsewhere", "place": "feed" * 3, "pid": 1, "started": "1"}
@@ -384,3 +385,21 @@ def test_no_two_hold_a_lock_at_once(store: Store, how: dict[str, int], tmp_path:
     done = race(store.below("race"), logs, **how)
     assert done.doubles == 0
     assert done.rounds >= how.get("rounds", 20)
+
+
+def test_a_claim_that_was_renewed_is_not_removed_by_who_saw_it_before(store: Store) -> None:
+    files, path = files_of(store.root), store.path(".in9/lock")
+    assert files.claim(path, "0f" * 16, b"{}", store.temporary())
+    before = files.claimed(path)
+    assert before is not None
+    assert files.renew(path, before)
+    if not store.is_remote:
+        # The server of the tests deletes whatever the condition.
+        assert not files.unclaim(path, before, store.temporary())
+    assert not files.renew(path, before)
+    after = files.claimed(path)
+    assert after is not None
+    assert (after.token, after.about) == (before.token, before.about)
+    assert after.state != before.state
+    assert files.unclaim(path, after, store.temporary())
+    assert files.claimed(path) is None
