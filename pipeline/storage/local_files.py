@@ -82,11 +82,12 @@ class LocalFiles(Files):
         *,
         durable: bool = False,
     ) -> Iterator[BinaryIO]:
-        _make_folder_of(path)
         with self._guarded():
             temporary = self._through(temporary)
             try:
                 with open(temporary, "wb") as file:
+                    # Not before: who has lost a claim leaves no folders, either.
+                    _make_folder_of(path)
                     yield cast(BinaryIO, file)
                     if durable:
                         _sync(file)
