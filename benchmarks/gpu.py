@@ -188,7 +188,7 @@ class Loaded(contextlib.ExitStack):
         """What makes all tables of some units."""
 
         def make() -> None:
-            for _ in work.make(self.predictor, units, units, lambda unit, pictures: None):
+            for _ in work.make(self.predictor, units, units, lambda *_: None):
                 pass
 
         return make

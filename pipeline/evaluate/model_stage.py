@@ -31,7 +31,7 @@ from pipeline.evaluate.results import result_folder
 from pipeline.evaluate.work import Made, ModelWork, Work
 from pipeline.models.known import KnownModels
 from pipeline.models.leakage import refuse_overlap
-from pipeline.runtime.counters import count, count_written, timed
+from pipeline.runtime.counters import Tally, count, count_bytes, count_written, timed
 from pipeline.runtime.lock import held, model_lock
 from pipeline.runtime.memory import keep_freed_memory
 from pipeline.runtime.progress import Meter
@@ -102,6 +102,22 @@ class _Step(beam.DoFn):
             self._dataset = Dataset.open(self.work.evaluation.store)
         return self._dataset
 
+    def tally(self, block: Block, unit: int) -> Tally:
+        """What is counted of a unit."""
+        progress, stage = self.work.evaluation.progress, self.work.stage
+        return Tally(progress, stage, f"{block.order}-{unit:05d}")
+
+    def count_found(self, block: Block, of_model: ModelWork, units: Iterable[int]) -> None:
+        """Counts units that are there, also where an earlier attempt of this job has made them."""
+        for unit in units:
+            tally = self.tally(block, unit)
+            if tally.recall():
+                tally.end()
+                path = of_model.path(unit)
+                count_bytes(path, of_model.store.size(path) or 0)
+            else:
+                count(f"{self.work.unit_name}_kept")
+
     def units_of(self, group: int) -> tuple[int, ...]:
         """Rising numbers of a group's units."""
         groups = self.work.evaluation.groups
@@ -151,7 +167,7 @@ class Look(_Step):
             return BlockDone(block.order, None, units)
         if not all(of_model.is_there(unit) for unit in units):
             return None
-        count(f"{work.unit_name}_kept", len(units))
+        self.count_found(block, of_model, units)
         return BlockDone(block.order, json.dumps(about, sort_keys=True), units)
 
 
@@ -197,8 +213,9 @@ class RunModels(_Step):
         with held(evaluation.store, model_lock(folder, block.group)) as store:
             with timed(work.stage):
                 missing = [unit for unit in units if not of_model.is_there(unit)]
-            count(f"{work.unit_name}_kept", len(units) - len(missing))
-            self._note_done(block, sorted(set(units).difference(missing)))
+            found = sorted(set(units).difference(missing))
+            self.count_found(block, of_model, found)
+            self._note_done(block, found)
             if missing:
                 with on_device(model, evaluation, block.group) as predictor, timed(work.stage):
                     self._make(store, block, of_model, predictor, units, missing)
@@ -216,17 +233,32 @@ class RunModels(_Step):
         """Makes what is missing, and writes each file while the next is made."""
         work = self.work
         meters = {unit: self._meter(block, unit) for unit in missing}
+        tallies = {unit: self._tally_of_missing(block, unit) for unit in missing}
 
-        def note(unit: int, pictures: int) -> None:
-            meters[unit].add(pictures)
+        def note(unit: int, new: int, done: int) -> None:
+            tallies[unit].add(work.pictures_name, new)
+            meters[unit].add(done)
 
         making = of_model.make(predictor, units, missing, note)
-        with contextlib.closing(making), _Writer() as writer:
-            for made in making:
-                writer.write(store, of_model, made)
-                if made.is_whole:
-                    meters[made.unit].end()
-                    count(f"{work.unit_name}_made")
+        try:
+            with contextlib.closing(making), _Writer() as writer:
+                for made in making:
+                    if made.is_whole:
+                        tallies[made.unit].add(f"{work.unit_name}_made")
+                    tallies[made.unit].note()
+                    writer.write(store, of_model, made)
+                    if made.is_whole:
+                        meters[made.unit].end()
+        finally:
+            for tally in tallies.values():
+                tally.end()
+
+    def _tally_of_missing(self, block: Block, unit: int) -> Tally:
+        """What is counted of a unit of which an earlier attempt may have made a part."""
+        tally = self.tally(block, unit)
+        tally.recall()
+        # Of one that ended between the note and the file, nothing is there.
+        return self.tally(block, unit) if tally[f"{self.work.unit_name}_made"] else tally
 
     def _meter(self, block: Block, unit: int) -> Meter:
         return Meter(self.work.evaluation.progress, self.work.stage, f"{block.order}-{unit:05d}")

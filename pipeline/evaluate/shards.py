@@ -155,7 +155,7 @@ class PredictShards(ModelWork):
             for shard in missing:
                 begun.append(self._begin(shard, predictor.device.type))
                 for kept in begun[-1].kept.values():
-                    note(shard, len(kept) // len(LABEL_RULES))
+                    note(shard, 0, len(kept) // len(LABEL_RULES))
                 yield from begun[-1].parts()
 
         with (
@@ -172,9 +172,8 @@ class PredictShards(ModelWork):
                 waiting.append(pool.submit(begun[0].add, batch.part.variant, batch.rows, logits))
                 if len(waiting) > _TABLES_WAITING:
                     waiting.popleft().result()
-                count("pictures_predicted", len(batch.rows))
                 count("pictures_decoded", len(batch.rows) if batch.is_new else 0)
-                note(batch.part.shard, len(batch.rows))
+                note(batch.part.shard, len(batch.rows), len(batch.rows))
                 if time.monotonic() - since > PART_SECONDS:
                     yield begun[0].so_far()
                     since = time.monotonic()

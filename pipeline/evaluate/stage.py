@@ -23,6 +23,7 @@ class Predict(Work):
 
     stage = "evaluate"
     unit_name = "prediction_shards"
+    pictures_name = "pictures_predicted"
     refuses_overlap = True
 
     def units(self, dataset: Dataset) -> Sequence[int]:

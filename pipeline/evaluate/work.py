@@ -24,8 +24,9 @@ from transforms.taxonomy import Taxonomy
 if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
 
-NoteDone = Callable[[int, int], None]
-"""(unit, pictures) -> nothing; takes what has been done of a unit since the last call."""
+NoteDone = Callable[[int, int, int], None]
+"""(unit, new, done) -> nothing; takes how many pictures of a unit were shown to the model since the
+last call, and how many are done, those included that were there."""
 
 
 class Made(NamedTuple):
@@ -97,11 +98,13 @@ class Work(abc.ABC):
     Attributes:
       stage: whose time, progress and failures it is.
       unit_name: what counters call its units.
+      pictures_name: what counters call pictures that were shown to a model.
       refuses_overlap: whether models are refused that were trained on what they are tested on.
     """
 
     stage: ClassVar[str]
     unit_name: ClassVar[str]
+    pictures_name: ClassVar[str]
     refuses_overlap: ClassVar[bool]
 
     def __init__(self, evaluation: Evaluation, taxonomy: Taxonomy) -> None:

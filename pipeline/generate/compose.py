@@ -28,7 +28,7 @@ from pipeline.generate.own_variants import find_variants
 from pipeline.generate.plan import Plan, load_plan
 from pipeline.generate.scenes import DrawnScenes
 from pipeline.generate.shards import OutputShard
-from pipeline.runtime.counters import count, count_shard, timed
+from pipeline.runtime.counters import Tally, count_shard, timed
 from pipeline.runtime.progress import Meter, Progress
 from pipeline.storage.store import FileDigest
 from transforms.codec import encode_jpeg, encode_png
@@ -126,7 +126,6 @@ class VariantFiles:
                     sample = self._sample(row, variant, picture, background)
                     for sink in sinks[variant]:
                         sink.add(sample)
-                count("images_composed")
                 meter.add(is_first(row))
         return digests_of(sinks)
 
@@ -210,13 +209,17 @@ class ComposeShard(beam.DoFn):
         checksum = self._fingerprint(output, drawn, rows)
         index = index_file(output.totals.split, output.shard, output.totals.counts.output)
         found = self._staging.find(index, checksum)
-        meter = Meter(self._progress, "compose", f"{output.totals.split}-{output.shard:05d}")
-        is_new = found is None
+        name = f"{output.totals.split}-{output.shard:05d}"
+        meter = Meter(self._progress, "compose", name)
+        tally = Tally(self._progress, "compose", name)
         if found is None:
-            found = self._make(output, drawn, rows, index, checksum, meter)
+            is_new = True
+            found = self._make(output, drawn, rows, index, checksum, meter, tally)
         else:
+            is_new = tally.recall()
             found = self._staging.with_record(found, index, len(rows))
         count_shard("output_shards", found.files, is_new=is_new)
+        tally.end()
         # Those that are not composed, too.
         meter.end(count_sources(rows))
         return [output.composed(found, rows)]
@@ -229,9 +232,12 @@ class ComposeShard(beam.DoFn):
         index: str,
         checksum: str,
         meter: Meter,
+        tally: Tally,
     ) -> Record:
         """Writes the shard's variants, and then its index."""
         files = self._files.write(output, drawn, rows, meter)
+        tally.add("images_composed", sum(row["selected"] for row in rows))
+        tally.note()
         schema = index_schema(self._config.replicates)
         label = None if self._segment.is_whole else self._segment.describe_segmenter().label
         for row in rows:

@@ -45,7 +45,7 @@ from pipeline.generate.shards import SourceShard, pack_candidates
 from pipeline.inputs.checksums import Checksums
 from pipeline.inputs.found import SourceImage
 from pipeline.inputs.place import reads_ahead
-from pipeline.runtime.counters import count, count_shard, timed
+from pipeline.runtime.counters import Tally, count_shard, timed
 from pipeline.runtime.progress import Meter, Progress
 from pipeline.storage.parallel import read_ahead
 from pipeline.storage.state_files import read_intact, warn_damaged
@@ -97,14 +97,18 @@ class SegmentShard(beam.DoFn):
             self._staging, shard, digests, self._config, need_files=self._layers == "keep"
         )
         rows = None if found is None else self._whole_rows(found, shard)
-        is_new = found is None or rows is None
-        meter = Meter(self._progress, "segment", f"{split}-{shard.shard:05d}")
+        name = f"{split}-{shard.shard:05d}"
+        meter = Meter(self._progress, "segment", name)
+        tally = Tally(self._progress, "segment", name)
         if found is None or rows is None:
-            found, rows = self._make(shard, digests, checksums, meter)
+            is_new = True
+            found, rows = self._make(shard, digests, checksums, meter, tally)
         else:
+            is_new = tally.recall()
             meter.add(len(shard.images))
             found = self._staging.with_record(found, record, len(rows))
         count_shard("source_shards", found.files, is_new=is_new)
+        tally.end()
         checksums.save()
         meter.end()
         has_layers = layer_tar(split, shard.shard) in found.where
@@ -141,6 +145,7 @@ class SegmentShard(beam.DoFn):
         digests: list[str | None],
         checksums: Checksums,
         meter: Meter,
+        tally: Tally,
     ) -> tuple[Record, list[dict[str, Any]]]:
         """Writes the layers and then the record; returns that, and its rows."""
         split = shard.totals.split
@@ -161,7 +166,7 @@ class SegmentShard(beam.DoFn):
             tar = None if file is None else TarWriter(file)
             for (image, _, _), (digest, md5, read) in reading:
                 made.append(digest)
-                for row, parts in self._rows(image, digest, md5, read):
+                for row, parts in self._rows(image, digest, md5, read, tally):
                     if tar is not None and parts:
                         row.update(add_layer(tar, row["key"], parts))
                     rows.append(row)
@@ -174,10 +179,11 @@ class SegmentShard(beam.DoFn):
         rows.sort(key=lambda row: (bucket_hash(row["key"]), row["key"]))
         table = pa.Table.from_pylist(rows, RECORD_SCHEMA)
         record, checksum = layer_record(split, shard.shard), shard_fingerprint(made, self._config)
+        tally.note()
         return self._staging.write(record, table, checksum, files), table.to_pylist()
 
     def _rows(
-        self, image: SourceImage, digest: str, md5: str, read: _Read
+        self, image: SourceImage, digest: str, md5: str, read: _Read, tally: Tally
     ) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
         """The record rows of an image without offsets, each with its encoded layer if it was
         accepted: one row, or one for each object."""
@@ -197,17 +203,17 @@ class SegmentShard(beam.DoFn):
             yield {**row, "status": str(read.reason), "detail": read.detail}, {}
             return
         if isinstance(read, _Kept):
-            count("images_kept")
+            tally.add("images_kept")
             yield from (({**kept, "path": row["path"]}, parts) for kept, parts in read.rows)
             return
         if self._config.is_whole:
-            count("images_cropped")
+            tally.add("images_cropped")
             yield {**row, **_whole_columns(crop_source(read, self._config))}, {}
             return
-        count("images_segmented")
+        tally.add("images_segmented")
         for cut in cut_source(read, self._config):
             if cut.fallback:
-                count("segmenter_fallbacks")
+                tally.add("segmenter_fallbacks")
             yield self._row(row, cut)
 
     def _row(self, row: dict[str, Any], cut: Cut) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -16,7 +16,7 @@ _MADE = (
     "imagenet_shards_made",
     "attack_chunks_made",
     "saliency_shards_made",
-    "saliency_maps_made",
+    "images_explained",
     "versions_published",
 )
 _FAILED = ("evaluate_failed", "imagenet_failed", "attack_failed", "saliency_failed")

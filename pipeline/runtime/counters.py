@@ -6,6 +6,7 @@ Workers add to them through Beam, so they are sums over all workers on any runne
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from apache_beam.metrics import Metrics
 from apache_beam.runners.runner import PipelineResult
 
+from pipeline.runtime.progress import Progress
+from pipeline.storage.state_files import parse_json
 from pipeline.storage.store import FileDigest
 
 _NAMESPACE = "in9"
@@ -33,10 +36,15 @@ def count(name: str, by: int = 1) -> None:
     Metrics.counter(_NAMESPACE, name).inc(by)
 
 
+def count_bytes(path: str, size: int) -> None:
+    """Counts the bytes of a new file by the folder that it belongs into."""
+    count(_BYTES + path.partition("/")[0], size)
+
+
 def count_written(files: Iterable[FileDigest]) -> None:
-    """Counts the bytes of new files by the folder that they belong into."""
+    """Counts the bytes of new files, as `count_bytes`."""
     for file in files:
-        count(_BYTES + file.path.partition("/")[0], file.bytes)
+        count_bytes(file.path, file.bytes)
 
 
 def count_shard(counter: str, files: Sequence[FileDigest], *, is_new: bool) -> None:
@@ -50,6 +58,49 @@ def count_shard(counter: str, files: Sequence[FileDigest], *, is_new: bool) -> N
     count(f"{counter}_made" if is_new else f"{counter}_kept")
     if is_new:
         count_written(files[:-1])
+
+
+class Tally:
+    """Counts what a job does for one unit of its work, such as a shard.
+
+    A runner may start a step again that has done its work, and take the counters of the second
+    attempt alone. So the counts are noted before the unit's file is written, and an attempt that
+    finds what its own job has made counts the same.
+
+    Args:
+      progress: of the job, with whose notes these come and go.
+      stage: of the job.
+      unit: name of the unit within the stage.
+    """
+
+    def __init__(self, progress: Progress, stage: str, unit: str) -> None:
+        self._store, self._path = progress.store, f"{progress.folder}/made/{stage}/{unit}.json"
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: str, by: int = 1) -> None:
+        """Adds to a counter of this name."""
+        self._counts[name] += by
+
+    def __getitem__(self, name: str) -> int:
+        return self._counts[name]
+
+    def note(self) -> None:
+        """Notes the counts so far. A note that cannot be written is left out: it is for show."""
+        with contextlib.suppress(OSError):
+            self._store.write(self._path, json.dumps(self._counts, sort_keys=True).encode())
+
+    def recall(self) -> bool:
+        """Takes over what this job has noted of the unit; returns whether there was anything."""
+        try:
+            self._counts = Counter(parse_json(self._store.read(self._path), dict[str, int]))
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def end(self) -> None:
+        """Adds the counts to the job's counters. Called inside a DoFn."""
+        for name, by in self._counts.items():
+            count(name, by)
 
 
 @contextlib.contextmanager
@@ -69,7 +120,8 @@ def counters_of(result: PipelineResult) -> dict[str, int]:
     found: Counter[str] = Counter()
     for counter in result.metrics().query()["counters"]:
         if counter.key.metric.namespace == _NAMESPACE:
-            found[counter.key.metric.name] += counter.result
+            # Beam gives None for 0, which a worker says of what it counted for another bundle.
+            found[counter.key.metric.name] += counter.result or 0
     return dict(found)
 
 

@@ -18,7 +18,6 @@ from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.predictions import About
 from pipeline.evaluate.results import result_folder, result_shard
 from pipeline.evaluate.work import Made, ModelWork, NoteDone
-from pipeline.runtime.counters import count
 from transforms.adversarial import UNTRIED
 from transforms.attack_grid import Strengths
 from transforms.scoring import labels_of_outputs
@@ -114,7 +113,7 @@ class Chunks(ModelWork):
                     if early_stop:
                         strengths.add(*read_chunk(self.store, self.path(chunk)))
                     continue
-                note_pairs = functools.partial(note, chunk)
+                note_pairs = functools.partial(note, chunk, 0)
                 foregrounds = grid.foregrounds.take(grid.positions(chunk))
                 if early_stop:
                     order = strengths.strongest_first()
@@ -125,5 +124,5 @@ class Chunks(ModelWork):
                 else:
                     size = (len(foregrounds), len(grid.backgrounds))
                     predictions = try_all(network, next(cutouts), size, batch_size, note_pairs)
-                count("composites_predicted", int((predictions[0] != UNTRIED).sum()))
+                note(chunk, int((predictions[0] != UNTRIED).sum()), 0)
                 yield Made(chunk, chunk_table(foregrounds, predictions, device.type))

@@ -24,6 +24,7 @@ class TryBackgrounds(Work):
 
     stage = "attack"
     unit_name = "attack_chunks"
+    pictures_name = "composites_predicted"
     refuses_overlap = True
 
     def __init__(self, attacking: Attacking, taxonomy: Taxonomy) -> None:

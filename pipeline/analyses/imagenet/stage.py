@@ -32,7 +32,6 @@ from pipeline.evaluate.results import result_file, result_folder, result_shard, 
 from pipeline.evaluate.work import Made, ModelWork, NoteDone, Work
 from pipeline.inputs.place import read_place
 from pipeline.models.identity import ModelIdentity
-from pipeline.runtime.counters import count
 from pipeline.storage.parallel import read_ahead
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
@@ -59,6 +58,7 @@ class Classify(Work):
 
     stage = "imagenet"
     unit_name = "imagenet_shards"
+    pictures_name = "imagenet_images"
     refuses_overlap = False
 
     def __init__(self, evaluation: Evaluation, root: str, taxonomy: Taxonomy) -> None:
@@ -146,8 +146,7 @@ class ImageNetShards(ModelWork):
                     for batch, logits in batches:
                         columns = [*batch.rows.select(["key", "index"]).columns, logits.argmax(1)]
                         rows.append(pa.table(columns, PREDICTION_SCHEMA))
-                        count("imagenet_images", len(batch.rows))
-                        note(shard, len(batch.rows))
+                        note(shard, len(batch.rows), len(batch.rows))
             except BrokenPictureError as error:
                 raise JobError(
                     f"{error.key} of --imagenet {self._root} cannot be decoded; put a whole copy "

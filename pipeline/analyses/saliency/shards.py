@@ -29,7 +29,6 @@ from pipeline.errors import JobError
 from pipeline.evaluate.predictions import About
 from pipeline.evaluate.results import result_folder, result_shard
 from pipeline.evaluate.work import Made, ModelWork, NoteDone
-from pipeline.runtime.counters import count
 from transforms.codec import decode_image, decode_mask
 from transforms.saliency import mass_in_mask, overlay, saliency_map
 from transforms.scoring import labels_of_outputs
@@ -131,7 +130,6 @@ class SaliencyShards(ModelWork):
                     path = saliency_picture(self._folder, picture.key)
                     shown = overlay(pictures[i], saliency, masks[i])
                     write_picture(self.store, path, shown, checksum)
-                    count("saliency_maps_made")
                 output = int(logits[i].argmax())
                 yield {
                     "key": picture.key,
@@ -141,8 +139,7 @@ class SaliencyShards(ModelWork):
                     "mass_in_mask": number(mass_in_mask(saliency, masks[i])),
                     "mask_area": float(masks[i].mean()),
                 }
-            count("images_explained", len(batch))
-            note(shard, len(batch))
+            note(shard, len(batch), len(batch))
 
     def _samples(self, shard: int) -> Iterator[tuple[Sample, Sample]]:
         """(picture, mask) of each image.

@@ -25,6 +25,7 @@ class Explain(Work):
 
     stage = "saliency"
     unit_name = "saliency_shards"
+    pictures_name = "images_explained"
     refuses_overlap = False
 
     def __init__(self, plan: SaliencyPlan, taxonomy: Taxonomy) -> None:
