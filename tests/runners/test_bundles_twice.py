@@ -1,0 +1,22 @@
+"""Every bundle of a job twice, as runners do that have lost sight of a machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bundles_twice import FATES, JOB, files_below, run_job
+from soundness import assert_sound
+
+
+def test_a_job_whose_bundles_all_run_twice(small_sample: Path, tmp_path: Path) -> None:
+    flags = ("run", "--input", small_sample, *JOB)
+    expected, before = run_job(tmp_path / "once", *flags)
+    said, notes = run_job(tmp_path / "twice", *flags, fates=FATES, before=before)
+    assert {note.executions for note in notes} == {2}
+    assert [note.bundle for note in notes] == [note.bundle for note in before]
+    half_done = [note for note in notes if note.stopped]
+    assert {note.fate for note in half_done} == set(FATES)
+    assert len(half_done) > len(notes) / 2
+    assert said == expected
+    assert files_below(tmp_path / "twice") == files_below(tmp_path / "once")
+    assert_sound(tmp_path / "twice" / "out")
