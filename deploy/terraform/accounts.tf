@@ -10,6 +10,8 @@ locals {
 resource "google_service_account" "worker" {
   account_id   = "${var.name}-worker"
   display_name = "Workers and launcher of ${var.name}"
+
+  depends_on = [time_sleep.services]
 }
 
 # dataflow.worker: to take work, and to log. dataflow.viewer: whether the job that holds a lock
@@ -52,6 +54,8 @@ resource "google_artifact_registry_repository_iam_member" "worker" {
 resource "google_service_account" "scheduler" {
   account_id   = "${var.name}-scheduler"
   display_name = "Launches ${var.name}"
+
+  depends_on = [time_sleep.services]
 }
 
 resource "google_project_iam_member" "scheduler" {
@@ -82,6 +86,8 @@ resource "google_storage_bucket_iam_member" "scheduler" {
 resource "google_service_account" "builder" {
   account_id   = "${var.name}-builder"
   display_name = "Builds ${var.name}"
+
+  depends_on = [time_sleep.services]
 }
 
 resource "google_project_iam_member" "builder" {

@@ -3,7 +3,7 @@ resource "google_monitoring_notification_channel" "email" {
   type         = "email"
   labels       = { email_address = var.email }
 
-  depends_on = [google_project_service.used]
+  depends_on = [time_sleep.services]
 }
 
 resource "google_monitoring_alert_policy" "failed" {
@@ -74,7 +74,7 @@ resource "google_logging_metric" "finished" {
     value_type  = "INT64"
   }
 
-  depends_on = [google_project_service.used]
+  depends_on = [time_sleep.services]
 }
 
 # In PromQL, since conditions on an absent metric see one day at most (23.5 hours). `or vector(0)`

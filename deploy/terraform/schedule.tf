@@ -47,5 +47,5 @@ resource "google_cloud_scheduler_job" "launch" {
     }
   }
 
-  depends_on = [google_project_service.used]
+  depends_on = [time_sleep.services]
 }

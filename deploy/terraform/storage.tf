@@ -26,7 +26,7 @@ resource "google_storage_bucket" "dataset" {
     }
   }
 
-  depends_on = [google_project_service.used]
+  depends_on = [time_sleep.services]
 }
 
 # What jobs leave behind, and the template. A bucket of its own, since its files come and go: kept
@@ -53,7 +53,7 @@ resource "google_storage_bucket" "jobs" {
     }
   }
 
-  depends_on = [google_project_service.used]
+  depends_on = [time_sleep.services]
 }
 
 resource "google_artifact_registry_repository" "images" {
@@ -79,5 +79,5 @@ resource "google_artifact_registry_repository" "images" {
     }
   }
 
-  depends_on = [google_project_service.used]
+  depends_on = [time_sleep.services]
 }

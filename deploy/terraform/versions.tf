@@ -1,10 +1,14 @@
 terraform {
-  required_version = ">= 1.5"
+  required_version = ">= 1.7"
 
   required_providers {
     google = {
       source  = "hashicorp/google"
       version = "~> 6.50"
+    }
+    time = {
+      source  = "hashicorp/time"
+      version = "~> 0.12"
     }
   }
 }
@@ -12,22 +16,9 @@ terraform {
 provider "google" {
   project = var.project
   region  = var.region
-}
 
-resource "google_project_service" "used" {
-  for_each = toset([
-    "artifactregistry.googleapis.com",
-    "cloudbuild.googleapis.com",
-    "cloudscheduler.googleapis.com",
-    "compute.googleapis.com",
-    "dataflow.googleapis.com",
-    "iam.googleapis.com",
-    "logging.googleapis.com",
-    "monitoring.googleapis.com",
-    "storage.googleapis.com",
-  ])
-
-  service = each.value
-  # Others in the project may use them.
-  disable_on_destroy = false
+  # What `gcloud auth application-default login` gives counts against a project of Google's else,
+  # with quotas that all share.
+  billing_project       = var.project
+  user_project_override = true
 }
