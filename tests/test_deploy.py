@@ -135,7 +135,7 @@ def example_values() -> dict[str, str]:
     jobs = "gs://my-project-in9-jobs"
     return {
         "job_name": "in9",
-        "template": f"{jobs}/templates/in9.json",
+        "template": "gs://my-project-in9-build/templates/in9.json",
         "parameters": json.dumps(flags),
         "worker": "in9-worker@my-project.iam.gserviceaccount.com",
         "jobs": jobs,
@@ -187,7 +187,7 @@ def test_the_schedules_request_launches_the_template() -> None:
     assert path.startswith("/v1b3/projects/my-project/locations/europe-west4/flexTemplates:launch")
     launch = sent["launchParameter"]
     assert launch["jobName"] == "in9"
-    assert launch["containerSpecGcsPath"] == "gs://my-project-in9-jobs/templates/in9.json"
+    assert launch["containerSpecGcsPath"] == "gs://my-project-in9-build/templates/in9.json"
     environment = launch["environment"]
     assert environment["maxWorkers"] == 20
     assert environment["tempLocation"] == "gs://my-project-in9-jobs/temp"
@@ -461,8 +461,8 @@ def test_accounts_may_do_what_they_need_and_no_more() -> None:
 def test_no_rule_deletes_a_dataset_by_age() -> None:
     (rule,) = resources()["google_storage_bucket.dataset"]["lifecycle_rule"]
     assert rule["action"][0]["type"] == '"AbortIncompleteMultipartUpload"'
-    (rule,) = resources()["google_storage_bucket.jobs"]["lifecycle_rule"]
-    assert "templates/" not in json.dumps(rule["condition"][0]["matches_prefix"])
+    (rule,) = resources()["google_storage_bucket.build"]["lifecycle_rule"]
+    assert rule["condition"][0]["matches_prefix"] == ['"source/"']
 
 
 def test_alerts_look_back_far_enough() -> None:

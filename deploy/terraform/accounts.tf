@@ -72,14 +72,9 @@ resource "google_service_account_iam_member" "scheduler" {
 }
 
 resource "google_storage_bucket_iam_member" "scheduler" {
-  bucket = google_storage_bucket.jobs.name
+  bucket = google_storage_bucket.build.name
   role   = "roles/storage.objectViewer"
   member = google_service_account.scheduler.member
-
-  condition {
-    title      = "templates"
-    expression = "resource.name.startsWith(\"projects/_/buckets/${google_storage_bucket.jobs.name}/objects/templates/\")"
-  }
 }
 
 # Cloud Build: pushes images, stages the template, and reads the source that it was sent.
@@ -97,7 +92,7 @@ resource "google_project_iam_member" "builder" {
 }
 
 resource "google_storage_bucket_iam_member" "builder" {
-  bucket = google_storage_bucket.jobs.name
+  bucket = google_storage_bucket.build.name
   role   = "roles/storage.objectUser"
   member = google_service_account.builder.member
 }

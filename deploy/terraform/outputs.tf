@@ -9,7 +9,7 @@ output "build" {
     gcloud builds submit --project ${var.project} --region ${var.region} \
       --config deploy/cloudbuild.yaml \
       --service-account ${google_service_account.builder.id} \
-      --gcs-source-staging-dir ${local.jobs}/source \
+      --gcs-source-staging-dir ${local.build}/source \
       --substitutions _IMAGE=${local.image},_TEMPLATE=${local.template}
   EOT
 }

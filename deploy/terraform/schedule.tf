@@ -1,7 +1,8 @@
 locals {
   dataset  = "gs://${google_storage_bucket.dataset.name}/dataset"
   jobs     = "gs://${google_storage_bucket.jobs.name}"
-  template = "${local.jobs}/templates/${var.name}.json"
+  build    = "gs://${google_storage_bucket.build.name}"
+  template = "${local.build}/templates/${var.name}.json"
   image    = "${var.region}-docker.pkg.dev/${var.project}/${google_artifact_registry_repository.images.name}/${var.name}"
 
   # The name is the same each time, and Dataflow refuses a second active job of a name: a run that
