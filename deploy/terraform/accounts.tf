@@ -15,9 +15,10 @@ resource "google_service_account" "worker" {
 }
 
 # dataflow.worker: to take work, and to log. dataflow.viewer: whether the job that holds a lock
-# is over.
+# is over. compute.viewer: for machine types and networks; Google asks for roles/viewer for
+# launchers, which reads everything.
 resource "google_project_iam_member" "worker" {
-  for_each = toset(["roles/dataflow.worker", "roles/dataflow.viewer"])
+  for_each = toset(["roles/compute.viewer", "roles/dataflow.viewer", "roles/dataflow.worker"])
 
   project = var.project
   role    = each.value
@@ -50,7 +51,8 @@ resource "google_artifact_registry_repository_iam_member" "worker" {
   member     = google_service_account.worker.member
 }
 
-# The schedule: may create jobs, as that worker only, from that template only.
+# The schedule: may create and cancel any Dataflow job of the project; the only account that it can
+# give to one is the workers'.
 resource "google_service_account" "scheduler" {
   account_id   = "${var.name}-scheduler"
   display_name = "Launches ${var.name}"
@@ -58,11 +60,14 @@ resource "google_service_account" "scheduler" {
   depends_on = [time_sleep.services]
 }
 
+# dataflow.developer is the narrowest predefined role that creates jobs; Google names
+# compute.viewer beside it, for machine types.
 resource "google_project_iam_member" "scheduler" {
+  for_each = toset(["roles/compute.viewer", "roles/dataflow.developer"])
+
   project = var.project
-  # The narrowest predefined role that creates jobs.
-  role   = "roles/dataflow.developer"
-  member = google_service_account.scheduler.member
+  role    = each.value
+  member  = google_service_account.scheduler.member
 }
 
 resource "google_service_account_iam_member" "scheduler" {
