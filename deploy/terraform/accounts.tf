@@ -1,9 +1,13 @@
 locals {
-  # Of everything that flags name: images, annotations, weights.
-  read_buckets = toset([
-    for value in concat([var.input], values(var.parameters)) :
-    split("/", trimprefix(value, "gs://"))[0] if startswith(value, "gs://")
-  ])
+  # Of everything that flags name, wherever in the value: images, lists, weights, onnx:gs://...,
+  # resnet50=gs://... What is written to is granted below, and may not be there yet.
+  read_buckets = setsubtract(
+    flatten([
+      for value in concat([var.input], values(var.parameters)) :
+      regexall("gs://([a-z0-9][a-z0-9._-]+[a-z0-9])", value)
+    ]),
+    [google_storage_bucket.dataset.name, google_storage_bucket.jobs.name]
+  )
 }
 
 # Workers, and the launcher of the template, which Dataflow runs under the workers' account.
