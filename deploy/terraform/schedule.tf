@@ -49,4 +49,11 @@ resource "google_cloud_scheduler_job" "launch" {
   }
 
   depends_on = [time_sleep.services]
+
+  lifecycle {
+    precondition {
+      condition     = var.subnetwork == "" || can(regex("regions/${var.region}/", var.subnetwork))
+      error_message = "Workers run in ${var.region}, and the subnetwork is in another region."
+    }
+  }
 }
