@@ -6,7 +6,7 @@ output "dataset" {
 output "build" {
   description = "Builds the image and stages the template; run in the repository's root."
   value       = <<-EOT
-    gcloud builds submit --project ${var.project} --region ${var.region} \
+    gcloud builds submit --project ${var.project} --region ${coalesce(var.build_region, var.region)} \
       --config deploy/cloudbuild.yaml \
       --service-account ${google_service_account.builder.id} \
       --gcs-source-staging-dir ${local.build}/source \

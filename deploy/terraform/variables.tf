@@ -18,6 +18,17 @@ variable "region" {
   }
 }
 
+variable "build_region" {
+  description = "Region in which Cloud Build works, or global; null: that of the rest. Some projects may build in few regions only."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.build_region == null || can(regex("^([a-z]+-[a-z]+[0-9]+|global)$", var.build_region))
+    error_message = "A region such as europe-west1, or global."
+  }
+}
+
 variable "name" {
   description = "Name of the job, and prefix of everything that belongs to it."
   type        = string
