@@ -77,9 +77,11 @@ resource "google_logging_metric" "finished" {
   depends_on = [time_sleep.services]
 }
 
-# In PromQL, since conditions on an absent metric see one day at most (23.5 hours). `or vector(0)`
-# stands for a metric without any point: that is the case to be told of.
+# In PromQL, since conditions on an absent metric see one day at most (23.5 hours), and these two
+# years. `or vector(0)` stands for a metric without any point: that is the case to be told of.
 resource "google_monitoring_alert_policy" "stale" {
+  count = var.stale_after_days > 0 ? 1 : 0
+
   display_name          = "${var.name}: no new manifest in ${var.stale_after_days} days"
   combiner              = "OR"
   severity              = "WARNING"

@@ -173,12 +173,12 @@ variable "email" {
 }
 
 variable "stale_after_days" {
-  description = "Days without a run that ended well before an alert: the schedule's period and some."
+  description = "Days without a run that ended well before an alert: the schedule's period and some. 0: no such alert."
   type        = number
   default     = 35
 
   validation {
-    condition     = var.stale_after_days >= 1 && var.stale_after_days <= 41 && floor(var.stale_after_days) == var.stale_after_days
-    error_message = "Whole days, from 1 to 41, since metrics are kept for six weeks."
+    condition     = var.stale_after_days >= 0 && var.stale_after_days <= 41 && floor(var.stale_after_days) == var.stale_after_days
+    error_message = "Whole days, at most 41, since metrics are kept for six weeks."
   }
 }
