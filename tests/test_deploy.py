@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import hcl2
-import promql_parser
 import pytest
 import yaml
 from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
@@ -145,6 +144,14 @@ def example_values() -> dict[str, str]:
         "subnetwork": "",
         "ip_configuration": "WORKER_IP_PUBLIC",
     }
+
+
+def test_terraform_fills_the_request() -> None:
+    code = (TERRAFORM / "schedule.tf").read_text()
+    call = code[code.index("templatefile(") : code.index("\n  })")]
+    assert "launch.json.tmpl" in call
+    passed = set(re.findall(r"^    (\w+) +=", call, flags=re.MULTILINE))
+    assert passed == set(example_values())
 
 
 class _Recorder(BaseHTTPRequestHandler):
@@ -384,100 +391,6 @@ def test_kernels_of_the_image_serve_every_processor(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(binding, "get_host_cpu_features", lambda: older)
     with pytest.raises(Unavailable, match="lacks fma"):
         hash_of()
-
-
-# --- Terraform ----------------------------------------------------------------------------------
-
-
-def configuration() -> dict[str, list[Any]]:
-    """All blocks of the Terraform files, by kind."""
-    blocks: dict[str, list[Any]] = {}
-    for path in sorted(TERRAFORM.glob("*.tf")):
-        with path.open() as file:
-            for kind, found in hcl2.load(file).items():
-                blocks.setdefault(kind, []).extend(found)
-    return blocks
-
-
-def names_of(blocks: list[Any]) -> set[str]:
-    return {name.strip('"') for block in blocks for name in block if not name.startswith("__")}
-
-
-def resources() -> dict[str, Any]:
-    """Resources by address."""
-    return {
-        f"{kind}.{name}".replace('"', ""): body
-        for block in configuration()["resource"]
-        for kind, named in block.items()
-        if not kind.startswith("__")
-        for name, body in named.items()
-        if not name.startswith("__")
-    }
-
-
-def test_every_reference_of_terraform_resolves() -> None:
-    text = "\n".join(path.read_text() for path in sorted(TERRAFORM.glob("*.tf")))
-    code = re.sub(r"^\s*#.*$", "", text, flags=re.MULTILINE)
-    blocks = configuration()
-    variables, local = names_of(blocks["variable"]), names_of(blocks["locals"])
-    assert set(re.findall(r"\bvar\.(\w+)", code)) == variables
-    assert set(re.findall(r"\blocal\.(\w+)", code)) == local
-    used = set(re.findall(r"\b(google_\w+\.\w+)", code))
-    assert used <= set(resources())
-    with (TERRAFORM / "terraform.tfvars.example").open() as file:
-        example = names_of([hcl2.load(file)])
-    without_default = {
-        name.strip('"')
-        for block in blocks["variable"]
-        for name, body in block.items()
-        if not name.startswith("__") and "default" not in body
-    }
-    assert without_default <= example <= variables
-
-
-def test_terraform_fills_the_request() -> None:
-    code = (TERRAFORM / "schedule.tf").read_text()
-    call = code[code.index("templatefile(") : code.index("\n  })")]
-    passed = set(re.findall(r"^    (\w+) +=", call, flags=re.MULTILINE))
-    assert passed == set(example_values())
-    assert "launch.json.tmpl" in call
-    target = resources()["google_cloud_scheduler_job.launch"]["http_target"][0]
-    assert target["body"] == "${base64encode(local.launch)}"
-    assert target["uri"].endswith('/locations/${var.region}/flexTemplates:launch"')
-    assert "oauth_token" in target
-
-
-def test_accounts_may_do_what_they_need_and_no_more() -> None:
-    text = (TERRAFORM / "accounts.tf").read_text()
-    roles = set(re.findall(r'"(roles/[^"]+)"', text))
-    assert roles
-    assert not [role for role in roles if re.search(r"/(owner|editor)$|[aA]dmin", role)]
-    # Over the whole project only what has no smaller place.
-    for address, body in resources().items():
-        if address.startswith("google_project_iam_member"):
-            assert not re.search(r"storage|artifact|iam\.", json.dumps(body)), address
-
-
-def test_no_rule_deletes_a_dataset_by_age() -> None:
-    (rule,) = resources()["google_storage_bucket.dataset"]["lifecycle_rule"]
-    assert rule["action"][0]["type"] == '"AbortIncompleteMultipartUpload"'
-    (rule,) = resources()["google_storage_bucket.build"]["lifecycle_rule"]
-    assert rule["condition"][0]["matches_prefix"] == ['"source/"']
-
-
-def test_alerts_look_back_far_enough() -> None:
-    condition = resources()["google_monitoring_alert_policy.stale"]["conditions"][0]
-    query = json.loads(condition["condition_prometheus_query_language"][0]["query"])
-    rendered = query.replace("${google_logging_metric.finished.name}", "in9_finished")
-    rendered = rendered.replace("${var.stale_after_days}", "35")
-    assert "$" not in rendered
-    assert "logging_googleapis_com:user_in9_finished" in rendered
-    promql_parser.parse(rendered)
-    assert "[35d]" in rendered
-    assert "in9 summary: " in resources()["google_logging_metric.finished"]["filter"]
-    for name in ("failed", "refused", "stale"):
-        policy = resources()[f"google_monitoring_alert_policy.{name}"]
-        assert policy["notification_channels"], name
 
 
 # --- Scripts, services, YAML --------------------------------------------------------------------

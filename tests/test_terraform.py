@@ -1,0 +1,191 @@
+"""`deploy/terraform`, by Terraform itself, which is told what its providers look like.
+
+Nothing is asked of a cloud, nor of a registry: `terraform_provider` says where the names and types
+come from.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hcl2
+import promql_parser
+import pytest
+from terraform_provider import SCHEMAS, providers
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+CODE = {path.name: path.read_text() for path in sorted((DEPLOY / "terraform").glob("*.tf"))}
+SERVICES = "time_sleep.services"
+
+
+@pytest.fixture(scope="module")
+def terraform() -> Iterator[Any]:
+    """Runs Terraform. Without it these tests are skipped, but not where CI runs."""
+    path = shutil.which("terraform", path=f"{os.environ['PATH']}:{Path(sys.executable).parent}")
+    if not path:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no terraform: scripts/test has it")
+    with providers() as variables:
+        environment = {**os.environ, **variables, "CHECKPOINT_DISABLE": "1"}
+
+        def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+            command = [path, f"-chdir={folder}", *arguments]
+            return subprocess.run(
+                command, capture_output=True, text=True, check=False, env=environment
+            )
+
+        yield run
+
+
+@pytest.fixture
+def copy(terraform: Any, tmp_path: Path) -> Path:
+    """The configuration, as it is after `terraform init`; nothing of a user's own is in it."""
+    own = shutil.ignore_patterns(".terraform*", "*.tfstate*", "*.tfvars")
+    for name in ("terraform", "flex"):
+        shutil.copytree(DEPLOY / name, tmp_path / name, ignore=own)
+    done = terraform(tmp_path / "terraform", "init", "-no-color")
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "terraform"
+
+
+def test_files_are_formatted(terraform: Any) -> None:
+    done = terraform(DEPLOY / "terraform", "fmt", "-check", "-diff", "-recursive")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_providers_know_every_name(terraform: Any, copy: Path) -> None:
+    done = terraform(copy, "validate", "-no-color")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("force_destroy = false", "force_destory = false", "Unsupported argument"),
+        ("location = var.region", "", 'argument "location" is required'),
+        ("lifecycle_rule {", "life_cycle_rule {", "Unsupported block type"),
+        ("versioning {\n    enabled = false", "versioning {", 'argument "enabled" is required'),
+        ("enabled = false", 'enabled = "never"', "a bool is required"),
+        ("time_sleep.services", "time_sleep.service", "undeclared resource"),
+    ],
+)
+def test_a_name_that_they_do_not_know_is_refused(
+    terraform: Any, copy: Path, right: str, wrong: str, message: str
+) -> None:
+    path = copy / "storage.tf"
+    text = path.read_text()
+    assert right in text
+    path.write_text(text.replace(right, wrong, 1))
+    done = terraform(copy, "validate", "-no-color")
+    assert done.returncode != 0
+    assert message in " ".join(done.stderr.split())
+
+
+def test_the_example_is_accepted(terraform: Any, copy: Path) -> None:
+    shutil.copy(copy / "terraform.tfvars.example", copy / "terraform.tfvars")
+    (copy / "tests").mkdir()
+    (copy / "tests" / "example.tftest.hcl").write_text(
+        'mock_provider "google" {}\nmock_provider "time" {}\nrun "example" { command = plan }\n'
+    )
+    only = "-filter=tests/example.tftest.hcl"
+    done = terraform(copy, "test", "-no-color", only)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+    # Terraform takes no notice of a name that no variable has.
+    example = hcl2.loads((copy / "terraform.tfvars").read_text())
+    names = {name for name in example if not name.startswith("__")}
+    assert names <= set(blocks("variable"))
+
+
+def test_the_schema_is_of_the_versions_that_are_asked_for() -> None:
+    asked = re.findall(r'source  = "(.*)"\s+version = "~> (.*)"', CODE["versions.tf"])
+    assert {name for name, _ in asked} == set(SCHEMAS["versions"])
+    for name, least in asked:
+        major, minor = least.split(".")
+        found = SCHEMAS["versions"][name].split(".")
+        assert found[0] == major
+        assert int(found[1]) >= int(minor)
+
+
+def test_the_page_names_the_version_that_is_needed() -> None:
+    (version,) = re.findall(r'required_version = ">= (.*)"', CODE["versions.tf"])
+    assert f"Terraform from {version} on" in (ROOT / "docs" / "deploy.md").read_text()
+
+
+# --- What it makes ------------------------------------------------------------------------------
+
+
+@functools.cache
+def blocks(kind: str) -> dict[str, Any]:
+    """Variables and local values by name, resources by address."""
+    found: dict[str, Any] = {}
+    for text in CODE.values():
+        for block in hcl2.loads(text).get(kind, ()):
+            for name, body in block.items():
+                labels = body.items() if kind == "resource" else [("", body)]
+                for label, inner in labels:
+                    found[f"{name}.{label}".replace('"', "").rstrip(".")] = inner
+    return {name: body for name, body in found.items() if "__" not in name}
+
+
+def depends_on(address: str) -> set[str]:
+    """All resources that are there before one of them is made."""
+    local = {f"local.{name}": body for name, body in blocks("locals").items()}
+    bodies = blocks("resource") | local
+    seen: set[str] = set()
+    waiting = [address]
+    while waiting:
+        text = json.dumps(bodies[waiting.pop()])
+        named = set(re.findall(r"\b(?:google_\w+|time_sleep|local)\.\w+", text)) & set(bodies)
+        waiting.extend(named - seen)
+        seen |= named
+    return seen
+
+
+def test_nothing_is_made_before_its_service_is_on() -> None:
+    assert "google_project_service.used" in depends_on(SERVICES)
+    made = set(blocks("resource")) - {"google_project_service.used", SERVICES}
+    assert len(made) > 15
+    assert not [address for address in made if SERVICES not in depends_on(address)]
+
+
+def test_accounts_may_do_what_they_need_and_no_more() -> None:
+    roles = set(re.findall(r'"(roles/[^"]+)"', CODE["accounts.tf"]))
+    assert roles
+    assert not [role for role in roles if re.search(r"/(owner|editor|viewer)$|[aA]dmin", role)]
+    # Over the whole project only what has no smaller place.
+    for address, body in blocks("resource").items():
+        if address.startswith("google_project_iam_member"):
+            assert not re.search(r"storage|artifact|iam\.", json.dumps(body)), address
+
+
+def test_no_rule_deletes_a_dataset_by_age() -> None:
+    (rule,) = blocks("resource")["google_storage_bucket.dataset"]["lifecycle_rule"]
+    assert rule["action"][0]["type"] == '"AbortIncompleteMultipartUpload"'
+    (rule,) = blocks("resource")["google_storage_bucket.build"]["lifecycle_rule"]
+    assert rule["condition"][0]["matches_prefix"] == ['"source/"']
+
+
+def test_alerts_look_back_far_enough() -> None:
+    condition = blocks("resource")["google_monitoring_alert_policy.stale"]["conditions"][0]
+    query = json.loads(condition["condition_prometheus_query_language"][0]["query"])
+    rendered = query.replace("${google_logging_metric.finished.name}", "in9_finished")
+    rendered = rendered.replace("${var.stale_after_days}", "35")
+    assert "$" not in rendered
+    assert "logging_googleapis_com:user_in9_finished" in rendered
+    promql_parser.parse(rendered)
+    assert "[35d]" in rendered
+    metric = blocks("resource")["google_logging_metric.finished"]
+    assert "in9 summary: " in metric["filter"]
+    for name in ("failed", "refused", "stale"):
+        policy = blocks("resource")[f"google_monitoring_alert_policy.{name}"]
+        assert policy["notification_channels"], name
