@@ -1,7 +1,7 @@
 """`deploy/terraform`, by Terraform itself, which is told what its providers look like.
 
 Nothing is asked of a cloud, nor of a registry: `terraform_provider` says where the names and types
-come from.
+come from. What the tests beside the configuration assert, they assert with the real providers, too.
 """
 
 from __future__ import annotations
@@ -90,9 +90,16 @@ def test_a_name_that_they_do_not_know_is_refused(
     assert message in " ".join(done.stderr.split())
 
 
+def test_its_own_tests_pass(terraform: Any, copy: Path) -> None:
+    done = terraform(copy, "test", "-no-color")
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = sum(path.read_text().count("\nrun ") for path in (copy / "tests").iterdir())
+    assert runs > 10
+    assert f"{runs} passed, 0 failed" in done.stdout
+
+
 def test_the_example_is_accepted(terraform: Any, copy: Path) -> None:
     shutil.copy(copy / "terraform.tfvars.example", copy / "terraform.tfvars")
-    (copy / "tests").mkdir()
     (copy / "tests" / "example.tftest.hcl").write_text(
         'mock_provider "google" {}\nmock_provider "time" {}\nrun "example" { command = plan }\n'
     )
