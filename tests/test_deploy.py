@@ -146,14 +146,6 @@ def example_values() -> dict[str, str]:
     }
 
 
-def test_terraform_fills_the_request() -> None:
-    code = (TERRAFORM / "schedule.tf").read_text()
-    call = code[code.index("templatefile(") : code.index("\n  })")]
-    assert "launch.json.tmpl" in call
-    passed = set(re.findall(r"^    (\w+) +=", call, flags=re.MULTILINE))
-    assert passed == set(example_values())
-
-
 class _Recorder(BaseHTTPRequestHandler):
     """Answers a launch with a job, and keeps what was asked."""
 
@@ -414,10 +406,6 @@ def test_cloud_build_knows_what_it_substitutes() -> None:
     build = yaml.safe_load(text)
     used = set(re.findall(r"\$\{(\w+)\}", text)) - {"BUILD_ID"}
     assert used == set(build["substitutions"])
-    given = dict(
-        part.split("=") for part in re.findall(r"_\w+=\$", (TERRAFORM / "outputs.tf").read_text())
-    )
-    assert set(given) == {"_IMAGE", "_TEMPLATE"}
 
 
 def own_flags(text: str) -> None:
