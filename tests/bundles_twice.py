@@ -417,7 +417,8 @@ def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
 
 def _in_short(stage: Any) -> str:
     """The steps of a stage that are ours, by their own names."""
-    names = [transform.unique_name.rpartition("/")[2] for transform in stage.transforms]
+    paths = [transform.unique_name.rstrip("/0123456789") for transform in stage.transforms]
+    names = [re.sub(r"ParDo\((\w+)\)", r"\1", path.rpartition("/")[2]) for path in paths]
     ours = [name for name in names if not _OF_BEAM.match(name)]
     return " ".join(dict.fromkeys(ours)) or "(Beam's own)"
 

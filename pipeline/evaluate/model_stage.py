@@ -109,9 +109,11 @@ class _Step(beam.DoFn):
 
     def count_found(self, block: Block, of_model: ModelWork, units: Iterable[int]) -> None:
         """Counts units that are there, also where an earlier attempt of this job has made them."""
+        progress, stage = self.work.evaluation.progress, self.work.stage
+        noted = set(progress.store.walk(Tally.folder(progress, stage)))
         for unit in units:
             tally = self.tally(block, unit)
-            if tally.recall():
+            if tally.path in noted and tally.recall():
                 tally.end()
                 path = of_model.path(unit)
                 count_bytes(path, of_model.store.size(path) or 0)

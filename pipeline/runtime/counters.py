@@ -71,11 +71,19 @@ class Tally:
       progress: of the job, with whose notes these come and go.
       stage: of the job.
       unit: name of the unit within the stage.
+
+    Attributes:
+      path: of the note, relative to the dataset folder.
     """
 
     def __init__(self, progress: Progress, stage: str, unit: str) -> None:
-        self._store, self._path = progress.store, f"{progress.folder}/made/{stage}/{unit}.json"
+        self._store, self.path = progress.store, f"{self.folder(progress, stage)}/{unit}.json"
         self._counts: Counter[str] = Counter()
+
+    @staticmethod
+    def folder(progress: Progress, stage: str) -> str:
+        """Relative folder of the notes of a stage."""
+        return f"{progress.folder}/made/{stage}"
 
     def add(self, name: str, by: int = 1) -> None:
         """Adds to a counter of this name."""
@@ -87,12 +95,12 @@ class Tally:
     def note(self) -> None:
         """Notes the counts so far. A note that cannot be written is left out: it is for show."""
         with contextlib.suppress(OSError):
-            self._store.write(self._path, json.dumps(self._counts, sort_keys=True).encode())
+            self._store.write(self.path, json.dumps(self._counts, sort_keys=True).encode())
 
     def recall(self) -> bool:
         """Takes over what this job has noted of the unit; returns whether there was anything."""
         try:
-            self._counts = Counter(parse_json(self._store.read(self._path), dict[str, int]))
+            self._counts = Counter(parse_json(self._store.read(self.path), dict[str, int]))
         except (OSError, ValueError):
             return False
         return True
