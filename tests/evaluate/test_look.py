@@ -49,7 +49,9 @@ def run_stages(
     counters."""
     store = Store(str(output))
     dataset = Dataset.open(store)
-    how = Evaluation(store, models, "val", PredictConfig(), Progress.of(store), hints=hints)
+    progress = Progress.of(store)
+    progress.clear()
+    how = Evaluation(store, models, "val", PredictConfig(), progress, hints=hints)
     attacking = Attacking(how, foregrounds=20, backgrounds=20, early_stop=True)
     pipeline = beam.Pipeline(options=pipeline_options(["--direct_num_workers=1"]))
     works: list[Work] = [TryBackgrounds(attacking, dataset.taxonomy)]
