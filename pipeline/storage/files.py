@@ -15,6 +15,7 @@ from pipeline.errors import UsageError
 from pipeline.storage.file_kind import Files
 
 _REMOTE = "gs://"
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]*[a-z0-9]")
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 
@@ -27,7 +28,7 @@ def absolute(path: str) -> str:
     """What a user typed, as an absolute path without a slash at its end.
 
     Raises:
-      UsageError: it is an address of a storage that there is no way to.
+      UsageError: it is an address of a storage that there is no way to, or names no bucket.
     """
     if not is_remote(path):
         scheme = _SCHEME.match(path)
@@ -36,6 +37,8 @@ def absolute(path: str) -> str:
         # Shells leave the ~ of --output=~/out to us.
         return os.path.abspath(os.path.expanduser(path))
     bucket, _, name = path.removeprefix(_REMOTE).partition("/")
+    if not _BUCKET.fullmatch(bucket):
+        raise UsageError(f"{path} names no bucket; give gs://BUCKET/NAME")
     return _REMOTE + posixpath.join(bucket, posixpath.normpath(name) if name.strip("/") else "")
 
 
