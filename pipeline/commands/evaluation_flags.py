@@ -15,7 +15,7 @@ from pipeline.models.known import KnownModels
 from pipeline.models.leakage import check_entries
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.stored_index import chosen_folder
-from pipeline.runners.dataflow_submission import inference_hints
+from pipeline.runners.dataflow_gpu import accelerator_hints
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
@@ -60,7 +60,7 @@ def evaluation_from_flags(
         accept_new_weights="weights" in arguments.overwrite,
         weights=weights,
         groups=arguments.gpus or 1,
-        hints=inference_hints(arguments),
+        hints=accelerator_hints(arguments.gpu),
         spread=arguments.gpus is not None,
         holdout=arguments.holdout,
         pixel_cache=_pixel_cache(arguments),

@@ -427,7 +427,7 @@ SECTIONS = (
         _GRAPHS,
         Flag(
             "--gpu",
-            "TYPE[:MACHINE]",
+            "TYPE[:MACHINE][,OPTION]",
             "GPU of the workers that run models, such as nvidia-l4:g2-standard-8 (none)",
         ),
         Flag("--gpus", "N", "groups of shards that meet models at a time (1)", type=count),

@@ -32,7 +32,7 @@ def expand_models(
       UsageError: a wildcard that matches nothing, a file that cannot be read, or a model that
         is named twice.
     """
-    flat = [line for entry in entries for line in _lines(entry)]
+    flat = flat_entries(entries)
     literal: dict[str, str] = {}
     for entry in flat:
         if not _is_wild(entry):
@@ -53,6 +53,15 @@ def expand_models(
                 seen.add(_full_name(name))
                 models.append(name)
     return tuple(models)
+
+
+def flat_entries(entries: Iterable[str]) -> list[str]:
+    """Entries of `--models`, with those of each `@FILE` in its place.
+
+    Raises:
+      UsageError: a file cannot be read, or names another one.
+    """
+    return [line for entry in entries for line in _lines(entry)]
 
 
 def _full_name(entry: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import re
 import sys
@@ -10,21 +11,23 @@ from pathlib import Path
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import (
-    DebugOptions,
     GoogleCloudOptions,
     PipelineOptions,
     SetupOptions,
     StandardOptions,
     WorkerOptions,
 )
-from apache_beam.runners.runner import PipelineResult
+from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
+from apache_beam.runners.runner import PipelineResult, create_runner
 
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.errors import JobError, UsageError
 from pipeline.models.entries import place_of
+from pipeline.models.expand import flat_entries
+from pipeline.runners.dataflow_gpu import DISK_GB, check_gpu
 from pipeline.runtime.dataflow_jobs import console_address, is_dataflow, job_of
 from pipeline.runtime.lock import DATASET_LOCK, release_of
-from pipeline.storage.files import absolute, is_remote
+from pipeline.storage.files import absolute, files_of, is_remote
 from pipeline.storage.store import Store
 
 _FOLDERS = (
@@ -32,9 +35,9 @@ _FOLDERS = (
     *("masks", "backgrounds", "weights", "imagenet", "publish"),
 )
 """Flags that name folders or files, all of which workers must reach."""
-_GPU = re.compile(r"([a-z0-9-]+)(?::([a-z0-9-]+))?")
-_DRIVER = "install-nvidia-driver;use_nvidia_mps"
-"""Several SDK processes of a machine may hold a model each; MPS lets them share the GPU."""
+_SUBNETWORK = re.compile(r"(?:.*/)?regions/([^/]+)/subnetworks/[^/]+")
+_KEY = re.compile(r"projects/[^/]+/locations/([^/]+)/keyRings/[^/]+/cryptoKeys/[^/]+")
+_REGION = re.compile(r"[a-z]+-[a-z]+[0-9]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +68,7 @@ def submission_from_flags(
 
     Args:
       arguments: of `build_parser`.
-      options: of Beam; package, labels and name of the job are set here.
+      options: of Beam; package, disk, labels and name of the job are set here.
 
     Returns:
       None if the job is not for Dataflow.
@@ -85,8 +88,11 @@ def submission_from_flags(
         return None
     _check_places(arguments, options)
     _check_package(options)
-    _check_gpu(arguments, options)
-    google = options.view_as(GoogleCloudOptions)
+    check_gpu(arguments, options)
+    _check_options(options)
+    _check_buckets(arguments, options)
+    google, workers = options.view_as(GoogleCloudOptions), options.view_as(WorkerOptions)
+    workers.disk_size_gb = workers.disk_size_gb or DISK_GB
     google.labels = [*(google.labels or []), "app=in9", f"command={arguments.command}"]
     google.job_name = google.job_name or _job_name(arguments)
     # Workers import the package; a pickled main session would bring this process's along.
@@ -105,24 +111,6 @@ def flags_of_workers(
         return arguments
     device = "cuda" if arguments.gpu else "cpu"
     return argparse.Namespace(**{**vars(arguments), "device": device})
-
-
-def inference_hints(arguments: argparse.Namespace) -> tuple[tuple[str, str], ...]:
-    """Resource hints of the steps that run models, as (name, value).
-
-    Raises:
-      UsageError: a value that is none.
-    """
-    if not arguments.gpu:
-        return ()
-    match = _GPU.fullmatch(arguments.gpu)
-    if match is None:
-        raise UsageError(
-            f"--gpu {arguments.gpu}: expected TYPE or TYPE:MACHINE, such as "
-            "nvidia-tesla-t4 or nvidia-l4:g2-standard-8"
-        )
-    machine = f"machine_type:{match[2]};" if match[2] else ""
-    return (("accelerator", f"type:{match[1]};count:1;{machine}{_DRIVER}"),)
 
 
 def submit(pipeline: beam.Pipeline, submission: Submission, store: Store) -> PipelineResult:
@@ -170,20 +158,20 @@ def _check_places(arguments: argparse.Namespace, options: PipelineOptions) -> No
             raise UsageError(f"--{name}={example} is required with --runner=DataflowRunner")
     for name in ("temp_location", "staging_location"):
         place = getattr(google, name)
-        if place and not is_remote(place):
+        if place and not is_remote(absolute(place)):
             raise UsageError(f"--{name} must be gs://BUCKET/FOLDER: got {place}")
     for name in _FOLDERS:
         folder = getattr(arguments, name, None)
-        if folder and not is_remote(folder):
+        if folder and not is_remote(absolute(folder)):
             raise UsageError(
                 f"--{name} {folder} is a folder of this machine, which workers of Dataflow "
                 "cannot reach; copy it to gs://"
             )
     if hasattr(arguments, "input") and not arguments.input:
         raise UsageError("--input gs://BUCKET/FOLDER is required with --runner=DataflowRunner")
-    for entry in getattr(arguments, "models", None) or ():
+    for entry in flat_entries(getattr(arguments, "models", None) or ()):
         place = place_of(entry)
-        if place and not is_remote(place):
+        if place and not is_remote(absolute(place)):
             raise UsageError(
                 f"--models {entry}: workers of Dataflow cannot reach {place}; copy it to gs://"
             )
@@ -202,31 +190,53 @@ def _check_package(options: PipelineOptions) -> None:
     setup.setup_file = str(ours)
 
 
-def _check_gpu(arguments: argparse.Namespace, options: PipelineOptions) -> None:
-    device = getattr(arguments, "device", "auto")
-    if not arguments.gpu:
-        if device == "cuda":
-            raise UsageError("--gpu TYPE is required for a GPU on Dataflow, such as nvidia-l4")
-        return
-    google, debug = options.view_as(GoogleCloudOptions), options.view_as(DebugOptions)
-    inference_hints(arguments)
-    service = google.dataflow_service_options or []
-    if any(option.startswith("worker_accelerator") for option in service):
-        raise UsageError(
-            "--dataflow_service_options=worker_accelerator puts a GPU into every worker; "
-            "--gpu alone puts it where models run"
-        )
-    if debug.lookup_experiment("no_use_multiple_sdk_containers"):
-        raise UsageError(
-            "--experiments=no_use_multiple_sdk_containers would leave segmentation one process "
-            "a machine; with --gpu, processes share the GPU by NVIDIA MPS"
-        )
-    if "enable_prime" in service or debug.lookup_experiment("enable_prime"):
-        raise UsageError("--gpu shares it by NVIDIA MPS, which Dataflow Prime does not support")
-    if google.flexrs_goal:
-        raise UsageError("--gpu is for the steps that run models, which --flexrs_goal excludes")
-    if device == "cpu":
-        raise UsageError("--gpu and --device cpu contradict each other")
+def _check_options(options: PipelineOptions) -> None:
+    """What Beam and Dataflow would refuse later, when the output folder has been touched."""
+    google, workers = options.view_as(GoogleCloudOptions), options.view_as(WorkerOptions)
+    for name, place, pattern, example in (
+        ("subnetwork", workers.subnetwork, _SUBNETWORK, "regions/REGION/subnetworks/NAME"),
+        (
+            "dataflow_kms_key",
+            google.dataflow_kms_key,
+            _KEY,
+            "projects/PROJECT/locations/REGION/keyRings/RING/cryptoKeys/KEY",
+        ),
+    ):
+        match = pattern.fullmatch(place) if place else None
+        if place and match is None:
+            raise UsageError(f"--{name}={place}: expected {example}")
+        # A key may also lie in no region, such as `global`.
+        if match and _REGION.fullmatch(match[1]) and match[1] != google.region:
+            raise UsageError(f"--{name}={place} is of {match[1]}, the job of {google.region}")
+    beam_own = PipelineOptionsValidator(options, create_runner("DataflowRunner"))
+    # As a whole it would also ask for the bucket's policy, and wait for minutes where that fails.
+    if beam_own.is_service_runner():
+        errors = [
+            *beam_own.validate_cloud_options(google),
+            *beam_own.validate_num_workers(workers),
+            *beam_own.validate_worker_region_zone(workers),
+        ]
+        if errors:
+            raise UsageError(errors[0])
+
+
+def _check_buckets(arguments: argparse.Namespace, options: PipelineOptions) -> None:
+    """Whether there are buckets that are written to first when the job is at work, or where Beam
+    would try again for many minutes. Those that are read, job_from_flags asks for."""
+    google = options.view_as(GoogleCloudOptions)
+    for name, place in (
+        ("temp_location", google.temp_location),
+        ("staging_location", google.staging_location),
+        ("publish", arguments.publish),
+    ):
+        if not place:
+            continue
+        try:
+            # An account that must not list may still write.
+            with contextlib.suppress(PermissionError):
+                next(files_of(place).walk(absolute(place)), None)
+        except FileNotFoundError as error:
+            raise UsageError(f"--{name} {place}: there is no such bucket") from error
 
 
 def _job_name(arguments: argparse.Namespace) -> str:

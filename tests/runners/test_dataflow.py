@@ -31,6 +31,7 @@ from pipeline.jobs.last_run import LAST_RUN, End, Ending
 from pipeline.jobs.start import TakeLock, manifest_state
 from pipeline.models.entries import DEFAULT_MODEL
 from pipeline.models.predict_config import PredictConfig
+from pipeline.runners.dataflow_gpu import DISK_GB, Gpu
 from pipeline.runtime.dataflow_jobs import is_over
 from pipeline.runtime.lock import (
     DATASET_LOCK,
@@ -47,8 +48,13 @@ from pipeline.storage.store import Store
 
 ROOT = f"gs://{BUCKET}"
 IMAGE = "europe-docker.pkg.dev/p/in9/worker:1"
-GPU_HINT = "type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver;use_nvidia_mps"
-TOLD = ("--project=p", "--region=europe-west4", f"--temp_location={ROOT}/tmp")
+GPU = "nvidia-l4:g2-standard-8"
+GPU_HINT = (
+    "type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver:5xx;use_nvidia_mps"
+)
+SUBNETWORK = "regions/europe-west4/subnetworks/workers"
+KEY = "projects/p/locations/europe-west4/keyRings/r/cryptoKeys/k"
+TOLD = ("--project=my-project", "--region=europe-west4", f"--temp_location={ROOT}/tmp")
 LAUNCH = """
 import json, sys
 from pipeline.commands.cli import main
@@ -122,11 +128,12 @@ def cloud(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def submitted(cloud: Cloud) -> dict[str, tuple[dict[str, Any], str]]:
     """Jobs by their output, and what was said of them."""
     made = ("--input", f"{ROOT}/input", "--images_per_shard", "6", f"--sdk_container_image={IMAGE}")
-    workers = ("--gpu", "nvidia-l4:g2-standard-8", "--gpus", "2")
+    workers = ("--gpu", GPU, "--gpus", "2", "--machine_type=n2-standard-4", "--num_workers=3")
+    where = ("--network=vpc", f"--subnetwork={SUBNETWORK}", f"--dataflow_kms_key={KEY}")
     more = ("--attack", "2", "--saliency", "1", "--imagenet", f"{ROOT}/input")
     few = ("--max_num_workers=7", "--labels=team=vision", "--no_wait_until_finish")
     said = cloud.launch(
-        cloud.flags("run", "--output", f"{ROOT}/gpu", *made, *workers, *more, *few),
+        cloud.flags("run", "--output", f"{ROOT}/gpu", *made, *workers, *where, *more, *few),
         cloud.flags("generate", "--output", f"{ROOT}/out", *made, "--no_wait_until_finish"),
     )
     assert [code for code, _ in said] == [0, 0], said
@@ -144,9 +151,13 @@ def test_the_recorded_job_is_what_the_flags_say(
     job, said = submitted["gpu"]
     assert job["labels"] == {"team": "vision", "app": "in9", "command": "run"}
     assert job["name"].startswith("in9-")
-    assert f"jobs/europe-west4/{job['id']}?project=p" in said
+    assert f"jobs/europe-west4/{job['id']}?project=my-project" in said
     (pool,) = job["environment"]["workerPools"]
     assert pool["autoscalingSettings"]["maxNumWorkers"] == 7
+    assert (pool["numWorkers"], pool["machineType"]) == (3, "n2-standard-4")
+    assert pool["diskSizeGb"] == DISK_GB
+    assert (pool["network"], pool["subnetwork"]) == ("vpc", SUBNETWORK)
+    assert job["environment"]["serviceKmsKeyName"] == KEY
     images = pool["sdkHarnessContainerImages"]
     # Two environments: of models, and of everything else, each with a process for every core.
     assert [image["containerImage"] for image in images] == [IMAGE, IMAGE]
@@ -220,12 +231,13 @@ def test_what_was_staged_runs_as_it_is(
     cloud.dataflow.counters = {"images_segmented": 18, "source_shards_made": 3}
     template = f"--template_location={ROOT}/templates/job"
     before = len(cloud.dataflow.jobs)
-    again, waited, flex = cloud.launch(
+    again, waited, flex, nowhere = cloud.launch(
         cloud.flags("generate", "--output", f"{ROOT}/out", *made, "--no_wait_until_finish"),
         cloud.flags(
             "generate", "--output", f"{ROOT}/out", *made, "--limit=1", "--overwrite=config"
         ),
         cloud.flags("generate", "--output", f"{ROOT}/flex", *made[:-1], template),
+        cloud.flags("generate", "--output", f"{ROOT}/out", *made, "--publish=gs://no-bucket/p"),
     )
     cloud.dataflow.state = "JOB_STATE_RUNNING"
     assert again[0] == 0
@@ -240,6 +252,8 @@ def test_what_was_staged_runs_as_it_is(
     assert "in9 summary: " in waited[1]
     # The launcher of a template builds the job, and leaves the rest to the service.
     assert flex == (0, "")
+    assert nowhere[0] == 2
+    assert "--publish gs://no-bucket/p: there is no such bucket" in nowhere[1]
     built = json.loads(cloud.read(f"{ROOT}/templates/job"))
     assert built["labels"]["app"] == "in9"
     # Without an image, workers install the package.
@@ -261,7 +275,7 @@ def test_a_job_that_fails_says_why_and_leaves_no_lock(
     cloud: Cloud, submitted: dict[str, tuple[dict[str, Any], str]]
 ) -> None:
     job, _ = submitted["gpu"]
-    names = {"project": "p", "region": "europe-west4", "job_name": job["name"]}
+    names = {"project": "my-project", "region": "europe-west4", "job_name": job["name"]}
     owner = {"dataflow": {**names, "endpoint": cloud.dataflow.url}}
     lock = json.dumps({"job": "", "owner": owner})
     cloud.write("gpu/.in9/lock", f"{'1' * 32}\n{lock}".encode())
@@ -295,19 +309,39 @@ def test_a_job_that_fails_says_why_and_leaves_no_lock(
         (["--models", "resnet18=a.pth"], "workers of Dataflow cannot reach a.pth"),
         (["--models", "onnx:a.onnx"], "workers of Dataflow cannot reach a.onnx"),
         (["--models", "hf:/tmp"], "workers of Dataflow cannot reach /tmp"),
+        (["--weights", "gs://"], "gs:// names no bucket"),
+        (["--models", "onnx:gs:///a.onnx"], "gs:///a.onnx names no bucket"),
+        (["--subnetwork=workers"], "--subnetwork=workers: expected regions/REGION/subnetworks/"),
+        (["--subnetwork=regions/a-b1/subnetworks/c"], "is of a-b1, the job of europe-west4"),
+        (["--dataflow_kms_key=k"], "--dataflow_kms_key=k: expected projects/PROJECT/locations/"),
+        ([f"--dataflow_kms_key={KEY.replace('west4', 'west1')}"], "is of europe-west1, the job"),
+        (["--project=12345"], "Invalid Project ID (12345)"),
+        (["--job_name=In9"], "Invalid job_name (In9)"),
+        (["--num_workers=9", "--max_num_workers=3"], "cannot exceed max_num_workers (3)"),
         (["--device", "cuda"], "--gpu TYPE is required for a GPU"),
-        (["--gpu", "L4!"], "--gpu L4!: expected TYPE or TYPE:MACHINE"),
+        (["--gpu", "L4!"], "--gpu L4!: expected TYPE[:MACHINE][,OPTION...]"),
+        (["--gpu", "nvidia-t4"], "--gpu nvidia-t4: expected one of nvidia-l4, nvidia-tesla-t4"),
+        (["--gpu=nvidia-l4"], "--gpu nvidia-l4: it is in machines g2-* alone"),
+        (["--gpu=nvidia-l4:n1-standard-8"], "n1-standard-8 cannot have it, machines g2-* can"),
+        (["--gpu=nvidia-tesla-t4", "--machine_type=n2-standard-4"], "n2-standard-4 cannot have it"),
+        (["--gpu=nvidia-l4:g2-standard-24"], "g2-standard-24 has 2 of it; add ,count:2"),
+        (["--gpu=nvidia-tesla-a100:a2-highgpu-1g,count:2"], "a2-highgpu-1g has 1 of it"),
+        (["--gpu=nvidia-tesla-t4,fast"], "'fast' is no option; there are count:N"),
+        (["--gpu=nvidia-tesla-t4,count:2,count:4"], "count is there twice"),
+        (["--gpu=nvidia-tesla-t4,count:2,use_nvidia_mps"], "machines with a single GPU"),
+        ([f"--gpu={GPU}", "--disk_size_gb=25"], "needs a boot disk of 50 GB or more"),
+        ([f"--gpu={GPU}"], "--sdk_container_image=IMAGE is required with --gpu"),
         (["--gpu=nvidia-l4", "--device", "cpu"], "contradict each other"),
         (
-            ["--gpu=nvidia-l4", "--dataflow_service_options=worker_accelerator=type:nvidia-l4"],
+            [f"--gpu={GPU}", "--dataflow_service_options=worker_accelerator=type:nvidia-l4"],
             "puts a GPU into every worker",
         ),
         (
-            ["--gpu=nvidia-l4", "--experiments=no_use_multiple_sdk_containers"],
+            [f"--gpu={GPU}", "--experiments=no_use_multiple_sdk_containers"],
             "would leave segmentation one process",
         ),
-        (["--gpu=nvidia-l4", "--dataflow_service_options=enable_prime"], "Dataflow Prime"),
-        (["--gpu=nvidia-l4", "--flexrs_goal=COST_OPTIMIZED"], "--flexrs_goal excludes"),
+        ([f"--gpu={GPU}", "--dataflow_service_options=enable_prime"], "Dataflow Prime"),
+        ([f"--gpu={GPU}", "--flexrs_goal=COST_OPTIMIZED"], "--flexrs_goal excludes"),
         (["--runner=DirectRunner", "--gpu=nvidia-l4"], "--gpu is for --runner=DataflowRunner"),
         (
             ["--runner=DirectRunner", "--no_wait_until_finish"],
@@ -321,6 +355,58 @@ def test_a_missing_or_wrong_flag_is_named_before_anything_is_sent(
     places = ("--output", f"{ROOT}/o", "--input", f"{ROOT}/i", "--runner=DataflowRunner")
     assert main(["run", *places, *TOLD, *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_local_model_in_a_list_of_models_is_named_too(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    models = tmp_path / "models.txt"
+    models.write_text("resnet18  # ours:\nresnet50=a.pth\n")
+    places = ("--output", f"{ROOT}/o", "--input", f"{ROOT}/i", "--runner=DataflowRunner")
+    assert main(["run", *places, *TOLD, f"--models=@{models}"]) == 2
+    assert "--models resnet50=a.pth: workers of Dataflow cannot reach a.pth" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        (
+            "nvidia-tesla-t4:n1-standard-8,install-nvidia-driver:580,provisioning_model:FLEX_START",
+            "type:nvidia-tesla-t4;count:1;machine_type:n1-standard-8;install-nvidia-driver:580;"
+            "provisioning_model:FLEX_START;use_nvidia_mps",
+        ),
+        # Without MPS, which is for one GPU.
+        (
+            "nvidia-l4:g2-standard-24,count:2,install-nvidia-driver",
+            "type:nvidia-l4;count:2;machine_type:g2-standard-24;install-nvidia-driver",
+        ),
+        (
+            "nvidia-tesla-t4,use_nvidia_mps",
+            "type:nvidia-tesla-t4;count:1;use_nvidia_mps;install-nvidia-driver:5xx",
+        ),
+    ],
+)
+def test_options_of_a_gpu_are_those_of_the_hint(value: str, hint: str) -> None:
+    gpu = Gpu.of(value)
+    gpu.check_machine(None)
+    assert gpu.hint == hint
+
+
+def test_what_the_launchers_image_lacks_is_named_if_workers_get_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = ("--output", f"{ROOT}/o", "--input", f"{ROOT}/i", "--runner=DataflowRunner")
+    asked = (*places, *TOLD, f"--gpu={GPU}", f"--sdk_container_image={IMAGE}")
+    monkeypatch.setenv("IN9_IMAGE", IMAGE)
+    assert main(["run", *asked, f"--models=onnx:{ROOT}/a.onnx"]) == 2
+    assert "this image has onnxruntime for CPUs" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "2.10.0+cpu")
+    assert main(["run", *asked]) == 2
+    assert "this image has PyTorch's build for CPUs" in capsys.readouterr().err
+    assert main(["generate", *asked]) == 2
+    assert "--gpu is for models, and in9 generate runs none" in capsys.readouterr().err
 
 
 def test_a_lock_of_a_job_is_taken_over_only_when_it_has_ended(cloud: Cloud, tmp_path: Path) -> None:

@@ -1,0 +1,233 @@
+"""GPUs of Dataflow's workers: what `--gpu` asks for, and whether all of it fits together."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import os
+import re
+
+from apache_beam.options.pipeline_options import (
+    DebugOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    WorkerOptions,
+)
+
+from pipeline.errors import UsageError
+from pipeline.models.expand import flat_entries
+
+DISK_GB = 50
+"""Boot disk for an image with CUDA's libraries, as Dataflow's documentation asks for; its default
+of 25 is filled while the image is unpacked."""
+_GPU = re.compile(r"([a-z0-9-]+)(?::([a-z0-9-]+))?")
+_MACHINES = {
+    "nvidia-l4": ("g2-",),
+    "nvidia-tesla-t4": ("n1-", "custom-"),
+    "nvidia-tesla-a100": ("a2-highgpu-", "a2-megagpu-"),
+    "nvidia-a100-80gb": ("a2-ultragpu-",),
+    "nvidia-h100-80gb": ("a3-highgpu-",),
+    "nvidia-h100-mega-80gb": ("a3-megagpu-",),
+    "nvidia-rtx-pro-6000": ("g4-",),
+    "nvidia-tesla-p4": ("n1-", "custom-"),
+    "nvidia-tesla-p100": ("n1-", "custom-"),
+    "nvidia-tesla-v100": ("n1-", "custom-"),
+}
+"""How the names of machines begin that can have a GPU, by its type. Only N1 can also be without
+one, and so can be what Dataflow takes by itself."""
+_SEVERAL = {
+    "g2-standard-24": 2,
+    "g2-standard-48": 4,
+    "g2-standard-96": 8,
+    "g4-standard-96": 2,
+    "g4-standard-192": 4,
+    "g4-standard-384": 8,
+}
+"""GPUs of the machines that have more than one without saying so in their names."""
+_DRIVER = "install-nvidia-driver:5xx"
+"""CUDA 12 needs a driver from 525 on; without a version, Dataflow may install an older one."""
+_MPS = "use_nvidia_mps"
+"""Several SDK processes of a machine may hold a model each; MPS lets them share the GPU."""
+_OPTION = re.compile(
+    r"count:(?P<count>[1-9][0-9]?)|install-nvidia-driver(:[a-z0-9.]+)?"
+    rf"|{_MPS}|provisioning_model:[A-Za-z_-]+"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """What `--gpu` asks for.
+
+    Attributes:
+      type: of the GPU.
+      machine: that has it, empty if `--machine_type` says so, or Dataflow.
+      count: GPUs of a machine.
+      options: what the resource hint says beside, as it says it.
+    """
+
+    type: str
+    machine: str
+    count: int
+    options: tuple[str, ...]
+
+    @classmethod
+    def of(cls, text: str) -> Gpu:
+        """Parses the flag's value.
+
+        >>> Gpu.of("nvidia-l4:g2-standard-8").hint
+        'type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver:5xx;use_nvidia_mps'
+
+        Raises:
+          UsageError: it is none, or says what contradicts itself.
+        """
+        first, *words = text.split(",")
+        match = _GPU.fullmatch(first)
+        if match is None:
+            raise UsageError(
+                f"--gpu {text}: expected TYPE[:MACHINE][,OPTION...], such as "
+                "nvidia-l4:g2-standard-8 or nvidia-tesla-t4,count:2"
+            )
+        if match[1] not in _MACHINES:
+            raise UsageError(f"--gpu {text}: expected one of {', '.join(_MACHINES)}")
+        given: dict[str, str] = {}
+        count = 1
+        for word in words:
+            option = _OPTION.fullmatch(word)
+            if option is None:
+                raise UsageError(
+                    f"--gpu {text}: {word!r} is no option; there are count:N, "
+                    f"install-nvidia-driver:VERSION, {_MPS} and provisioning_model:NAME"
+                )
+            name = word.partition(":")[0]
+            if name in given:
+                raise UsageError(f"--gpu {text}: {name} is there twice")
+            given[name] = word
+            count = int(option["count"] or count)
+        if count > 1 and _MPS in given:
+            raise UsageError(f"--gpu {text}: NVIDIA MPS is for machines with a single GPU")
+        given.pop("count", None)
+        given.setdefault("install-nvidia-driver", _DRIVER)
+        if count == 1:
+            given[_MPS] = _MPS
+        return cls(match[1], match[2] or "", count, tuple(given.values()))
+
+    @property
+    def hint(self) -> str:
+        """The resource hint `accelerator`."""
+        machine = [f"machine_type:{self.machine}"] if self.machine else []
+        return ";".join([f"type:{self.type}", f"count:{self.count}", *machine, *self.options])
+
+    def check_machine(self, chosen: str | None) -> None:
+        """Raises UsageError if the machine cannot have it. `chosen` is that of `--machine_type`."""
+        prefixes = _MACHINES[self.type]
+        example = f"{prefixes[0]}*"
+        machine = self.machine or chosen
+        if not machine:
+            if "n1-" not in prefixes:
+                raise UsageError(
+                    f"--gpu {self.type}: it is in machines {example} alone; name one, as in "
+                    f"--gpu {self.type}:MACHINE"
+                )
+            return
+        if not machine.startswith(prefixes):
+            raise UsageError(
+                f"--gpu {self.type}: {machine} cannot have it, machines {example} can; name one, "
+                f"as in --gpu {self.type}:MACHINE"
+            )
+        if "n1-" in prefixes:
+            return
+        named = re.search(r"-(\d+)g$", machine)
+        has = int(named[1]) if named else _SEVERAL.get(machine, 1)
+        if has != self.count:
+            raise UsageError(f"--gpu {self.type}: {machine} has {has} of it; add ,count:{has}")
+
+
+def accelerator_hints(gpu: str | None) -> tuple[tuple[str, str], ...]:
+    """Resource hints of the steps that run models, as (name, value).
+
+    Args:
+      gpu: value of `--gpu`.
+
+    Raises:
+      UsageError: the value is none.
+    """
+    return (("accelerator", Gpu.of(gpu).hint),) if gpu else ()
+
+
+def check_gpu(arguments: argparse.Namespace, options: PipelineOptions) -> None:
+    """Checks `--gpu` against the other flags of a job for Dataflow.
+
+    Args:
+      arguments: of `build_parser`.
+      options: of Beam.
+
+    Raises:
+      UsageError: the first thing that does not fit.
+    """
+    device = getattr(arguments, "device", None)
+    if not arguments.gpu:
+        if device == "cuda":
+            raise UsageError("--gpu TYPE is required for a GPU on Dataflow, such as nvidia-l4")
+        return
+    if device is None:
+        raise UsageError(f"--gpu is for models, and in9 {arguments.command} runs none")
+    if device == "cpu":
+        raise UsageError("--gpu and --device cpu contradict each other")
+    gpu = Gpu.of(arguments.gpu)
+    workers = options.view_as(WorkerOptions)
+    gpu.check_machine(workers.machine_type)
+    _check_service(options)
+    if workers.disk_size_gb and workers.disk_size_gb < DISK_GB:
+        raise UsageError(
+            f"--disk_size_gb={workers.disk_size_gb}: an image with CUDA's libraries needs a boot "
+            f"disk of {DISK_GB} GB or more"
+        )
+    image = workers.sdk_container_image
+    if not image:
+        raise UsageError(
+            "--sdk_container_image=IMAGE is required with --gpu: Beam's own image does not find "
+            "the driver; build ours with TORCH=cuda"
+        )
+    if image == os.environ.get("IN9_IMAGE"):
+        _check_own_image(arguments)
+
+
+def _check_service(options: PipelineOptions) -> None:
+    """What else is asked of Dataflow."""
+    google, debug = options.view_as(GoogleCloudOptions), options.view_as(DebugOptions)
+    service = google.dataflow_service_options or []
+    if any(option.startswith("worker_accelerator") for option in service):
+        raise UsageError(
+            "--dataflow_service_options=worker_accelerator puts a GPU into every worker; "
+            "--gpu alone puts it where models run"
+        )
+    if debug.lookup_experiment("no_use_multiple_sdk_containers"):
+        raise UsageError(
+            "--experiments=no_use_multiple_sdk_containers would leave segmentation one process "
+            "a machine; with --gpu, processes share the GPU by NVIDIA MPS"
+        )
+    if "enable_prime" in service or debug.lookup_experiment("enable_prime"):
+        raise UsageError("--gpu shares it by NVIDIA MPS, which Dataflow Prime does not support")
+    if google.flexrs_goal:
+        raise UsageError("--gpu is for the steps that run models, which --flexrs_goal excludes")
+
+
+def _check_own_image(arguments: argparse.Namespace) -> None:
+    """What the image lacks, where this process is in the one that the workers get."""
+    if importlib.metadata.version("torch").endswith("+cpu"):
+        raise UsageError("--gpu: this image has PyTorch's build for CPUs; build it with TORCH=cuda")
+    entries = flat_entries(arguments.models or ())
+    graphs = [entry for entry in entries if entry.startswith("onnx:")]
+    if graphs and not _is_installed("onnxruntime-gpu"):
+        raise UsageError(
+            f"--gpu and --models {graphs[0]}: this image has onnxruntime for CPUs; leave one out"
+        )
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
