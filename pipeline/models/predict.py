@@ -255,8 +255,20 @@ def device_of(name: str, group: int) -> torch.device:
     if name != "cuda":
         return torch.device(name)
     if not torch.cuda.is_available():
-        raise ModelError("--device cuda: this machine has no CUDA device that torch can use")
+        raise ModelError(
+            "--device cuda: this machine has no CUDA device that torch can use"
+            f" ({_why_no_gpu()}; PyTorch {torch.__version__})"
+        )
     return torch.device("cuda", group % torch.cuda.device_count())
+
+
+def _why_no_gpu() -> str:
+    """What PyTorch says: that it is built for CPUs, or that a driver is missing or too old."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (AssertionError, RuntimeError) as error:
+        return str(error).partition(". ")[0].strip()
+    return "it finds none"
 
 
 def is_out_of_memory(error: Exception) -> bool:

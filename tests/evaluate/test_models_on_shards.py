@@ -318,5 +318,10 @@ def test_groups_take_the_cards_of_a_machine_in_turn(monkeypatch: pytest.MonkeyPa
     assert [str(device_of("cuda", group)) for group in range(4)] == ["cuda:0", "cuda:1"] * 2
     assert str(device_of("cpu", 3)) == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ModelError, match="no CUDA device"):
+
+    def old_driver() -> None:
+        raise RuntimeError("The NVIDIA driver is too old (found version 12040). Please update it")
+
+    monkeypatch.setattr(torch.cuda, "init", old_driver)
+    with pytest.raises(ModelError, match=r"no CUDA device .*\(found version 12040\); PyTorch 2"):
         device_of("cuda", 0)
