@@ -12,7 +12,7 @@ import json
 import re
 from typing import Any
 
-from pipeline.commands.flag_types import Words, boolean
+from pipeline.commands.flag_types import Words, boolean, count
 from pipeline.commands.flags import Flag, Section, sections_of
 from pipeline.commands.parser import COMMANDS
 
@@ -21,10 +21,16 @@ COMMAND = "run"
 # A template only submits: it prints no plan.
 _WITHOUT = frozenset({"dry_run"})
 
-# Flags of Beam that the environment of a launch request has no field for.
-_PLATFORM = "GCE minimum CPU platform. Default is determined by GCP."
-_OF_BEAM = Section(
-    "workers", (COMMAND,), (Flag("--min_cpu_platform", "MIN_CPU_PLATFORM", _PLATFORM),)
+# Flags of Beam that the schedule's request says nothing of: deploy/flex/launch.json.tmpl.
+OF_BEAM = Section(
+    "workers",
+    (COMMAND,),
+    (
+        Flag("--num_workers", "N", "workers to begin with (by Dataflow)", type=count),
+        Flag("--network", "NETWORK", "of the workers (default)"),
+        Flag("--dataflow_kms_key", "KEY", "Cloud KMS key of the job's data (Google's own)"),
+        Flag("--min_cpu_platform", "PLATFORM", "oldest processor of the workers (by Dataflow)"),
+    ),
 )
 
 _FOLDER = "^gs://[a-z0-9][a-z0-9._-]+[a-z0-9](/.*)?$"
@@ -95,7 +101,7 @@ def parameters() -> list[dict[str, Any]]:
     """The template's parameters, in the order of `in9 run --help`."""
     return [
         _parameter(flag, title)
-        for title, _, flags in (*sections_of(COMMAND), _OF_BEAM)
+        for title, _, flags in (*sections_of(COMMAND), OF_BEAM)
         for flag in flags
         if flag.dest not in _WITHOUT
     ]
