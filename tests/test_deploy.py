@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
 import json
 import os
@@ -227,7 +228,11 @@ def test_the_launcher_runs_the_command_line(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT), "IN9_IMAGE": "in9:1"},
     )
     assert done.returncode == 2
-    assert done.stderr.splitlines() == ["in9 run: unknown flag --limt; did you mean --limit?"]
+    # The launcher takes a line of JSON for an entry of the job's log, with its severity.
+    (entry,) = map(json.loads, done.stderr.splitlines())
+    assert entry["severity"] == "ERROR"
+    assert entry["message"] == "in9 run: unknown flag --limt; did you mean --limit?"
+    assert datetime.datetime.fromisoformat(entry["timestamp"]).tzinfo
 
 
 # --- The image ----------------------------------------------------------------------------------
