@@ -103,6 +103,24 @@ def stamps(output: Path) -> dict[str, int]:
     }
 
 
+def results_of(output: Path) -> dict[str, bytes]:
+    """Everything but notes of jobs."""
+    return {
+        str(path.relative_to(output)): path.read_bytes()
+        for path in sorted(output.rglob("*"))
+        if path.is_file() and ".in9" not in path.parts
+    }
+
+
+def finished_shards(output: Path) -> dict[str, int]:
+    """Records of source shards, staged or in place, with the time at which they were made."""
+    return {
+        path.name: path.stat().st_mtime_ns
+        for path in output.rglob("val-*.parquet")
+        if path.parent.name == "layers"
+    }
+
+
 def take_over(store: Store, lock: str) -> None:
     """Takes a lock from whoever holds it, as one does who has seen no sign of life."""
     claim = store.files.claimed(store.path(lock))

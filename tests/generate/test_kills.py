@@ -11,7 +11,16 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY_MODEL, manifest_of, run_in9, stamps, start_in9, wait_until
+from conftest import (
+    TINY_MODEL,
+    finished_shards,
+    manifest_of,
+    results_of,
+    run_in9,
+    stamps,
+    start_in9,
+    wait_until,
+)
 from soundness import assert_sound
 
 from pipeline.runtime.lock import DATASET_LOCK
@@ -19,24 +28,6 @@ from pipeline.runtime.lock import DATASET_LOCK
 KILLS = 6
 FLAGS = ("--images_per_shard", "2", "--formats", "parquet")
 FEWER = ("--variants", "original,mixed_same,mixed_rand")
-
-
-def results_of(output: Path) -> dict[str, bytes]:
-    """Everything but notes of jobs."""
-    return {
-        str(path.relative_to(output)): path.read_bytes()
-        for path in sorted(output.rglob("*"))
-        if path.is_file() and ".in9" not in path.parts
-    }
-
-
-def finished_shards(output: Path) -> dict[str, int]:
-    """Records of source shards, staged or in place, with the time at which they were made."""
-    return {
-        path.name: path.stat().st_mtime_ns
-        for path in output.rglob("val-*.parquet")
-        if path.parent.name == "layers"
-    }
 
 
 def test_kills_at_random_moments_change_nothing(small_sample: Path, tmp_path: Path) -> None:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, manifest_of, run_in9, start_in9, wait_until
+from cluster import Cluster
+from conftest import ROOT, finished_shards, manifest_of, run_in9, start_in9, wait_until
 from gcs import free_port
 from soundness import assert_sound
-from test_kills import finished_shards
 
 from pipeline.errors import UsageError
 from pipeline.runners.run import pipeline_options
@@ -25,71 +23,16 @@ SERVER = ROOT / "tests" / "job_server.py"
 RESULTS = ("results/summary.csv", "results/gaps.csv", "results/per_class.csv")
 
 
-def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + 60
-    while True:
-        with contextlib.suppress(OSError), socket.create_connection(("localhost", port)):
-            return
-        assert process.poll() is None, f"{process.args} ended"
-        assert time.monotonic() < until, f"{process.args} does not start"
-        time.sleep(0.05)
-
-
-class Cluster:
-    """A job server and two worker pools, each a process.
-
-    Attributes:
-      flags: those of a job that runs there.
-      pools: the worker pools.
-    """
-
-    def __init__(self, stack: contextlib.ExitStack, log: Path) -> None:
-        pool_ports = [free_port(), free_port()]
-        port, dispatch = free_port(), free_port()
-        # A pool starts its workers as `python`.
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self._stack, self._log = stack, log
-        self._env = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
-        module = "apache_beam.runners.worker.worker_pool_main"
-        self.pools = [
-            self._start(number, "-m", module, "--service_port", number) for number in pool_ports
-        ]
-        addresses = ",".join(f"localhost:{number}" for number in pool_ports)
-        more = ("--dispatch_port", dispatch, "--pools", addresses)
-        self.server = self._start(port, SERVER, "--port", port, *more)
-        for number, process in zip((*pool_ports, port), (*self.pools, self.server), strict=True):
-            wait_for(number, process)
-        self.flags = (
-            *("--runner=PortableRunner", f"--job_endpoint=localhost:{port}"),
-            *("--environment_type=EXTERNAL", f"--environment_config=localhost:{dispatch}"),
-        )
-
-    def _start(self, name: int, *arguments: object) -> subprocess.Popen[bytes]:
-        command = [sys.executable, *map(str, arguments)]
-        with open(self._log / f"{name}.log", "wb") as log:
-            process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=self._env, start_new_session=True
-            )
-        self._stack.callback(_kill, process)
-        return process
-
-    def workers(self, pool: int) -> list[int]:
-        """Process ids of a pool's workers that are alive."""
-        threads = Path(f"/proc/{self.pools[pool].pid}/task").glob("*/children")
-        children = [pid for thread in threads for pid in thread.read_text().split()]
-        return [int(pid) for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A job server with a worker from each of two pools."""
     with contextlib.ExitStack() as stack:
-        yield Cluster(stack, tmp_path_factory.mktemp("cluster"))
+        cluster = Cluster(stack, tmp_path_factory.mktemp("cluster"), pools=2)
+        port, dispatch = free_port(), free_port()
+        pools = ("--dispatch_port", dispatch, "--pools", ",".join(cluster.addresses))
+        server = (sys.executable, SERVER, "--port", port, *pools)
+        cluster.serve(port, f"localhost:{dispatch}", *server)
+        yield cluster
 
 
 def test_the_job_through_a_job_server_and_two_worker_pools(

@@ -1,0 +1,88 @@
+"""A job server and worker pools, each a process, for tests of portable runners."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from gcs import free_port
+
+
+class Cluster:
+    """Worker pools, and the job server that `serve` starts.
+
+    Attributes:
+      pools: the worker pools.
+      addresses: of the pools.
+      server: the job server.
+      flags: those of a job that runs there.
+    """
+
+    server: subprocess.Popen[bytes]
+    flags: tuple[str, ...]
+
+    def __init__(self, stack: contextlib.ExitStack, log: Path, pools: int) -> None:
+        # A pool starts its workers as `python`; models of tests lie in this folder.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        more = {"PATH": path, "PYTHONPATH": str(Path(__file__).parent), "HF_HUB_OFFLINE": "1"}
+        self._stack, self._log, self._env = stack, log, {**os.environ, **more}
+        ports = [free_port() for _ in range(pools)]
+        module = "apache_beam.runners.worker.worker_pool_main"
+        self.pools = [
+            self._start(port, sys.executable, "-m", module, "--service_port", port)
+            for port in ports
+        ]
+        self.addresses = [f"localhost:{port}" for port in ports]
+        for port, process in zip(ports, self.pools, strict=True):
+            _wait_for(port, process)
+
+    def serve(self, port: int, pool: str, *command: object) -> None:
+        """Starts a job server.
+
+        Args:
+          port: at which it takes jobs.
+          pool: address from which it takes workers.
+          command: which starts it.
+        """
+        self.server = self._start(port, *command)
+        _wait_for(port, self.server)
+        self.flags = (
+            *("--runner=PortableRunner", f"--job_endpoint=localhost:{port}"),
+            *("--environment_type=EXTERNAL", f"--environment_config={pool}"),
+        )
+
+    def _start(self, name: int, *command: object) -> subprocess.Popen[bytes]:
+        with open(self._log / f"{name}.log", "wb") as log:
+            process = subprocess.Popen(
+                [*map(str, command)], stdout=log, stderr=log, env=self._env, start_new_session=True
+            )
+        self._stack.callback(_kill, process)
+        return process
+
+    def workers(self, pool: int) -> list[int]:
+        """Process ids of a pool's workers that are alive."""
+        threads = Path(f"/proc/{self.pools[pool].pid}/task").glob("*/children")
+        children = [pid for thread in threads for pid in thread.read_text().split()]
+        return [int(pid) for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("localhost", port)):
+            return
+        assert process.poll() is None, f"{process.args} ended"
+        assert time.monotonic() < until, f"{process.args} does not start"
+        time.sleep(0.05)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
