@@ -11,8 +11,10 @@ from collections.abc import Iterable, Iterator
 
 import grpc
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, StandardOptions
+from apache_beam.runners.portability.job_server import JobServer
 from apache_beam.runners.portability.portable_runner import PipelineResult as PortableResult
-from apache_beam.runners.runner import PipelineResult
+from apache_beam.runners.portability.portable_runner import PortableRunner
+from apache_beam.runners.runner import PipelineResult, PipelineRunner
 
 from pipeline.errors import UsageError
 
@@ -22,7 +24,8 @@ _SILENTLY_WRONG = ("DaskRunner", "RayRunner", "PySparkRunner")
 _ANSWER_SECONDS = 60
 """How long a job server may take to answer, by default."""
 _JOB_SECONDS = 10 * 366 * 24 * 3600
-_WORKER_GONE = "Channel closed prematurely"
+_WORKER_GONE = ("Channel closed prematurely", "SDK worker disconnected")
+"""As Beam's server in Python and as Prism say it."""
 
 
 def is_portable(options: PipelineOptions) -> bool:
@@ -95,11 +98,31 @@ def cancel_if_stopped(result: PipelineResult) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def servers_stopped(runner: PipelineRunner) -> Iterator[None]:
+    """Stops, after the block, the job server that a runner has started for it. Beam leaves that
+    to the end of the interpreter, and a process that ends at once has none."""
+    servers: list[JobServer] = []
+    if isinstance(runner, PortableRunner):
+        start = runner.default_job_server
+
+        def noted(options: PipelineOptions) -> JobServer:
+            servers.append(start(options))
+            return servers[-1]
+
+        runner.default_job_server = noted
+    try:
+        yield
+    finally:
+        for server in servers:
+            server.stop()
+
+
 def explain(error: Exception) -> str | None:
     """What an error of a portable runner means, None if it is of another kind."""
     if isinstance(error, grpc.RpcError):
         details = error.details() if hasattr(error, "details") else type(error).__name__
         return f"the job server does not answer any more ({details})"
-    if _WORKER_GONE in str(error):
+    if any(words in str(error) for words in _WORKER_GONE):
         return "a worker process has gone"
     return None

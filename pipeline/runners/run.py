@@ -16,7 +16,7 @@ from apache_beam.runners.runner import create_runner
 
 from pipeline.errors import JobError, UsageError
 from pipeline.runners.dataflow_submission import Submission, submit
-from pipeline.runners.portable import cancel_if_stopped, explain, prepare
+from pipeline.runners.portable import cancel_if_stopped, explain, prepare, servers_stopped
 from pipeline.runtime.counters import counters_of
 from pipeline.runtime.job_log import in_one_line, job_log
 from pipeline.runtime.machine import usable_cores
@@ -166,16 +166,17 @@ def run_pipeline(
       UsageError, JobError: as raised inside; other errors as JobError.
     """
     waits = submission is None or submission.waits
-    with in_one_line(log, _translate):
-        processes = _has_worker_processes(pipeline.options)
-        with job_log(log, worker_processes=processes):
-            with shown(progress) if waits else contextlib.nullcontext():
-                if submission is None:
-                    result = pipeline.run()
-                    with cancel_if_stopped(result):
-                        result.wait_until_finish()
-                else:
-                    result = submit(pipeline, submission, progress.store)
-            if not waits:
-                return None
-    return counters_of(result)
+    processes = _has_worker_processes(pipeline.options)
+    with (
+        in_one_line(log, _translate),
+        job_log(log, worker_processes=processes),
+        shown(progress) if waits else contextlib.nullcontext(),
+        servers_stopped(pipeline.runner),
+    ):
+        if submission is None:
+            result = pipeline.run()
+            with cancel_if_stopped(result):
+                result.wait_until_finish()
+        else:
+            result = submit(pipeline, submission, progress.store)
+        return counters_of(result) if waits else None

@@ -50,8 +50,8 @@ def _is_ours_to_explain(record: logging.LogRecord) -> bool:
 
 
 def _for_the_terminal(record: logging.LogRecord) -> bool:
-    # What a job server says, Beam hands on as the root logger's.
-    is_beam = record.name == "root" or record.name.startswith("apache_beam")
+    # What a job server says, Beam hands on as the root logger's, or Prism's and its workers'.
+    is_beam = record.name == "root" or record.name.startswith(("apache_beam", "Prism", "SdkWorker"))
     return not is_beam and not _is_ours_to_explain(record)
 
 
