@@ -1,0 +1,115 @@
+"""Prism, Beam's own runner in Go: the job, unchanged, through an engine that others have
+written, and what is said when a part of it goes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import Cluster
+from conftest import (
+    TINY_MODEL,
+    darken,
+    finished_shards,
+    pictures_of,
+    results_of,
+    run_in9,
+    start_in9,
+    wait_until,
+)
+from gcs import free_port
+from soundness import assert_sound
+
+PRISM = Path(sys.executable).with_name("prism")
+
+
+@pytest.fixture(scope="module")
+def prism(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Prism with a worker pool. Without it these tests are skipped, but not where CI runs."""
+    if not PRISM.exists():
+        missing = "no prism: scripts/test installs it where there is Go"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    with contextlib.ExitStack() as stack:
+        cluster = Cluster(stack, tmp_path_factory.mktemp("prism"), pools=1)
+        port = free_port()
+        flags = ("-job_port", port, "-serve_http=false", "-beam_strict")
+        cluster.serve(port, cluster.addresses[0], PRISM, *flags)
+        yield cluster
+
+
+def test_a_run_and_an_update_of_one_class(prism: Cluster, tiny_input: Path, tmp_path: Path) -> None:
+    local, output = tmp_path / "local", tmp_path / "out"
+    few = ("--images_per_shard", 1, "--formats", "parquet", "--pictures", "none", *TINY_MODEL)
+    variants = ("--variants", "original,fg_mask,only_bg_t,mixed_same,mixed_rand")
+    run = ("run", "--input", tiny_input, *few, *variants, "--attack", 1, "--saliency", 1)
+    run = (*run, "--overwrite", "rebuild", "--output")
+    first = run_in9(*run, output, *prism.flags)
+    for picture in pictures_of(tiny_input)[:2]:
+        darken(picture)
+    second = run_in9(*run, output, *prism.flags)
+    for done, segmented in ((first, 6), (second, 2)):
+        assert f"done now: {segmented} images segmented" in done.stdout
+        assert "adversarial backgrounds, %" in done.stdout
+        assert done.stderr == ""
+    run_in9(*run, local)
+    assert results_of(output) == results_of(local)
+
+
+@pytest.mark.usefixtures("prism")
+def test_a_prism_that_beam_starts_ends_with_the_job(tiny_input: Path, tmp_path: Path) -> None:
+    port = free_port()
+    few = ("--segmenter", "box", "--formats", "parquet", "--variants", "original")
+    run = ("generate", "--input", tiny_input, *few, "--output", tmp_path / "out")
+    started = ("--runner=PrismRunner", f"--prism_location={PRISM}", f"--job_port={port}")
+    done = run_in9(*run, *started)
+    assert "6 images segmented" in done.stdout
+    assert done.stderr == ""
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("localhost", port))
+
+
+def test_what_goes_ends_the_job_in_one_line_and_the_next_goes_on(
+    prism: Cluster, small_sample: Path, tmp_path: Path
+) -> None:
+    """The last test: the other one needs Prism."""
+    output = tmp_path / "out"
+    few = ("--images_per_shard", 1, "--formats", "parquet", "--variants", "original")
+    generate = ("generate", "--input", small_sample, *few, "--output", output)
+    failed = "in9 generate: the job failed: "
+    finished: dict[str, int] = {}
+    for what, line in (
+        ("worker", f"{failed}a worker process has gone. Run the same command again to go on"),
+        ("launcher", "in9 generate: stopped; run the same command again to go on"),
+        ("Prism", f"{failed}the job server does not answer any more"),
+    ):
+        running = start_in9(*generate, *prism.flags)
+        count = len(finished)
+        wait_until(lambda count=count: len(finished_shards(output)) > count, running)
+        if what == "worker":
+            (worker,) = prism.workers(0)
+            os.kill(worker, signal.SIGKILL)
+        elif what == "launcher":
+            os.killpg(running.pid, signal.SIGINT)
+        else:
+            os.killpg(prism.server.pid, signal.SIGKILL)
+        out, said = running.communicate(timeout=30)
+        assert (running.returncode, out) == (1, "")
+        assert said.splitlines()[-1].startswith(line)
+        assert len(said.splitlines()) == 1
+        assert not (output / "manifest.json").exists()
+        # What was finished is not made again.
+        there = finished_shards(output)
+        assert there.items() >= finished.items()
+        finished = there
+
+    run_in9(*generate)
+    there = finished_shards(output)
+    assert there.items() >= finished.items()
+    assert len(there) > len(finished)
+    assert_sound(output)
