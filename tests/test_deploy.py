@@ -401,7 +401,11 @@ def test_scripts_are_sound() -> None:
 
 @pytest.mark.parametrize(
     ("schema", "path"),
-    [("cloudbuild", "cloudbuild.yaml"), ("compose-spec", "flink/compose.yaml")],
+    [
+        ("cloudbuild", "cloudbuild.yaml"),
+        ("compose-spec", "flink/compose.yaml"),
+        ("compose-spec", "flink/gpu.yaml"),
+    ],
 )
 def test_yaml_is_that_of_its_schema(schema: str, path: str) -> None:
     check(BIN / "check-jsonschema", "--builtin-schema", f"vendor.{schema}", DEPLOY / path)
@@ -422,6 +426,39 @@ def own_flags(text: str) -> None:
     check_unknown(rest, [])
 
 
+def compose_services(**variables: str) -> dict[str, Any]:
+    """Services of Flink's Compose file under these variables."""
+    text = (DEPLOY / "flink" / "compose.yaml").read_text()
+    # The inner ones first.
+    for _ in range(2):
+        text = re.sub(
+            r"\$\{(\w+):-([^${}]*)\}", lambda found: variables.get(found[1], found[2]), text
+        )
+    services: dict[str, Any] = yaml.safe_load(text)["services"]
+    return services
+
+
+def test_parts_of_flink_fit_each_other() -> None:
+    services = compose_services(IN9_SLOTS="8", IN9_DATA="/mine")
+    flags = services["in9"]["command"].split()
+    assert {"--parallelism=8", "--sdk_worker_parallelism=8"} <= set(flags)
+    task_manager, workers = services["taskmanager"], services["workers"]
+    for service in (task_manager, services["jobmanager"]):
+        properties = yaml.safe_load(service["environment"]["FLINK_PROPERTIES"])
+        assert properties["taskmanager.numberOfTaskSlots"] == 8
+        assert properties["restart-strategy.type"] == "fixed-delay"
+        assert properties["restart-strategy.fixed-delay.attempts"] > 1
+    # Workers are asked for at localhost, whatever becomes of the task manager.
+    assert task_manager["network_mode"] == workers["network_mode"] == "service:node"
+    # Artifacts pass from the one to the other as files.
+    (folder,) = re.findall(r"--artifacts-dir=(\S+)", " ".join(services["jobserver"]["command"]))
+    assert folder.startswith("/data/")
+    for name in ("taskmanager", "workers", "jobserver", "in9"):
+        assert services[name]["volumes"] == ["/mine:/data"], name
+    gpus = yaml.safe_load((DEPLOY / "flink" / "gpu.yaml").read_text())["services"]
+    assert gpus.keys() == {"workers"}
+
+
 def test_flags_that_services_pass_exist() -> None:
     flags = dict(
         line.split("=", 1)
@@ -431,8 +468,7 @@ def test_flags_that_services_pass_exist() -> None:
     service = (DEPLOY / "systemd" / "in9.service").read_text()
     (command,) = re.findall(r"^ExecStart=(.*)$", service, flags=re.MULTILINE)
     own_flags(command.replace("$IN9_FLAGS", flags["IN9_FLAGS"]))
-    compose = yaml.safe_load((DEPLOY / "flink" / "compose.yaml").read_text())
-    own_flags(re.sub(r"\$\{\w+:-(\w*)\}", r"\1", compose["services"]["in9"]["command"]))
+    own_flags(compose_services()["in9"]["command"])
     (line,) = [
         line for line in (DEPLOY / "cron" / "in9").read_text().splitlines() if "cron/run" in line
     ]

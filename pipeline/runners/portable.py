@@ -62,6 +62,11 @@ def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
             "with --environment_type=EXTERNAL --environment_config=HOST:PORT, or an image with "
             "--environment_type=DOCKER --environment_config=IMAGE"
         )
+    if not str(portable.sdk_worker_parallelism).isdecimal():
+        raise UsageError(
+            "--sdk_worker_parallelism must be the number of worker processes of a machine, or 0: "
+            f"got {portable.sdk_worker_parallelism}"
+        )
     given = any(argument.startswith("--job_server_timeout") for argument in arguments)
     seconds = portable.job_server_timeout if given else _ANSWER_SECONDS
     if portable.job_endpoint and portable.job_endpoint != "embed":

@@ -94,6 +94,9 @@ def test_flags_of_portable_runners_are_checked_before_the_job() -> None:
         pipeline_options([needs])
     with pytest.raises(UsageError, match="Beam's own image, which does not hold in9"):
         pipeline_options([needs, "--job_endpoint=localhost:1"])
+    loopback = (needs, "--job_endpoint=localhost:1", "--environment_type=LOOPBACK")
+    with pytest.raises(UsageError, match="number of worker processes of a machine, or 0: got two"):
+        pipeline_options([*loopback, "--sdk_worker_parallelism=two"])
     with pytest.raises(UsageError, match="--runner=DaskRunner gives wrong results"):
         pipeline_options(["--runner=apache_beam.runners.dask.dask_runner.DaskRunner"])
 
