@@ -62,15 +62,19 @@ def has_partners(
     keep = np.ones(len(labels), np.bool_)
     while keep.any():
         left = np.flatnonzero(keep)
-        own, group = np.unique(labels[left], return_inverse=True)[1], np.arange(len(left))
+        _, cell, of_class = np.unique(labels[left], return_inverse=True, return_counts=True)
+        # Who is of the same class and group has the same partners, and where each image is a group
+        # of its own, who is of the same class has as many.
+        classes = group = np.arange(len(of_class))
+        images = np.ones_like(classes)
         if groups is not None:
-            group = np.unique(groups[left], return_inverse=True)[1]
-        # Who is of the same class and group has the same partners.
-        cells, cell, images = np.unique(
-            own * len(left) + group, return_inverse=True, return_counts=True
-        )
-        found = _count_partners(*np.divmod(cells, len(left)), images, own_background, mixed_rand)
-        served = np.ones(len(cells), np.bool_)
+            numbers = np.unique(groups[left], return_inverse=True)[1]
+            cells, cell, images = np.unique(
+                cell * len(left) + numbers, return_inverse=True, return_counts=True
+            )
+            classes, group = np.divmod(cells, len(left))
+        found = _count_partners(of_class, classes, group, images, own_background, mixed_rand)
+        served = np.ones(len(classes), np.bool_)
         for variant in mixed:
             served &= found[variant] > 0
         if served.all():
@@ -80,11 +84,15 @@ def has_partners(
 
 
 def _count_partners(
-    classes: Labels, groups: Labels, images: Labels, own_background: bool, mixed_rand: str
+    of_class: Labels,
+    classes: Labels,
+    groups: Labels,
+    images: Labels,
+    own_background: bool,
+    mixed_rand: str,
 ) -> dict[str, Labels]:
     """How many images each mixed variant can draw from, by cell: a class and a group, numbered
-    from 0, in order, and how many images are of both."""
-    of_class = np.bincount(classes, images).astype(np.int64)
+    from 0, in order, and how many images are of both. `of_class`: images of each class."""
     following = (classes + 1) % len(of_class)
     same, after, anyone = of_class[classes], of_class[following], of_class.sum()
     if not own_background:
