@@ -277,9 +277,15 @@ class Store:
         self.files.move(self.own_path(source), self.own_path(target))
 
     def move_all(self, moves: Iterable[tuple[str, str]]) -> None:
-        """Renames files, given as (source, target). Their new names reach the disk."""
+        """Renames files, given as (source, target), those that are there. Their new names reach
+        the disk."""
         moves = list(moves)
-        self._all(lambda move: self.move(*move), moves)
+
+        def move(paths: tuple[str, str]) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self.move(*paths)
+
+        self._all(move, moves)
         for folder in sorted({parent(self.path(target)) for _, target in moves}):
             self.files.sync_folder(folder)
 
