@@ -1,13 +1,18 @@
 """Commit: puts finished shards in place and writes the manifest, last.
 
-It is one element's work, and can be repeated at any point: what has been moved already
-stays moved, and nothing is removed before everything new is known to be complete.
+    Prepare -> Move -> Finish
+
+Prepare makes sure that all is there, and lets the old manifest and the old records step aside;
+Move puts files in place, on as many workers as there are, since on object storage every move is a
+copy; Finish looks whether all of them are there, and writes the manifest. Each can be repeated at
+any point, after what came next as well: what has been done already stays done, and nothing is
+removed before everything new is known to be complete.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,125 +20,55 @@ import apache_beam as beam
 
 from pipeline.dataset.card import card_files
 from pipeline.dataset.config import DatasetConfig
-from pipeline.dataset.fingerprints import COMPOSE_VERSION, fingerprint
-from pipeline.dataset.manifest import (
-    MANIFEST,
-    PREVIOUS_MANIFEST,
-    Manifest,
-    library_versions,
-    read_manifest,
-    stage_versions,
-)
-from pipeline.dataset.records import ACCEPTED, Record
+from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST, Manifest, read_manifest
 from pipeline.dataset.shards import CARD_FILES, DATA_FOLDERS
 from pipeline.errors import JobError
-from pipeline.generate.scenes import SceneTable
-from pipeline.generate.shards import OutputShard
+from pipeline.generate.shards import OutputShard, SourceShard
+from pipeline.generate.tally import Moves, add_up
 from pipeline.inputs.checksums import Checksums
 from pipeline.runtime.counters import count, timed
-from pipeline.runtime.lock import of_job
+from pipeline.runtime.lock import held, of_job
 from pipeline.storage.store import WORK_FOLDER, Store
-from transforms.taxonomy import Taxonomy, imagenet9
+from transforms.taxonomy import Taxonomy
 
 STAGING = f"{WORK_FOLDER}/staging"
+PREPARED_MANIFEST = f"{STAGING}/manifest.json"
+"""The new manifest, without its card, while files are moved: it says that nothing old is to be
+removed any more."""
+PREPARE_LOCK = f"{WORK_FOLDER}/lock-prepare"
+"""Held by one of the workers that a runner gives this step to."""
+_MOVED_AT_ONCE = 1000
+"""Files that one worker moves in a row, about."""
 
 
-def build_manifest(
-    config: DatasetConfig, shards: list[OutputShard], taxonomy: Taxonomy
-) -> Manifest:
-    """Adds up the shards of all splits, without the dataset card's files.
+class Commit(beam.PTransform):
+    """All SourceShards, segmented, all OutputShards, composed, and one None -> the dataset's
+    fingerprint, once.
 
-    Raises:
-      JobError: a split, a shard or an image is missing.
+    The None makes it say so if nothing else arrives.
     """
-    by_split: dict[str, list[OutputShard]] = {split: [] for split in config.split}
-    for shard in shards:
-        by_split[shard.totals.split].append(shard)
-    counts, images, rejections, samples = {}, {}, {}, {}
-    by_object = config.segment.objects == "each"
-    for split, found in by_split.items():
-        found.sort(key=lambda shard: shard.shard)
-        if not found:
-            raise JobError(f"{split}: no shard arrived. Run the same command again to go on")
-        totals = found[0].totals
-        statuses: Counter[str] = Counter()
-        selected: Counter[int] = Counter()
-        for shard in found:
-            statuses.update(shard.statuses)
-            selected.update(shard.selected)
-        arrived = sum(shard.images for shard in found)
-        totals.check_complete([s.shard for s in found], totals.counts.output, arrived)
-        objects = {"objects": statuses.total()} if by_object else {}
-        accepted = statuses.pop(ACCEPTED, 0)
-        of_sample = sum(shard.of_sample for shard in found)
-        counts[split] = totals.counts
-        images[split] = {
-            "listed": totals.listed,
-            **objects,
-            "outside_taxonomy": totals.outside,
-            "other_files": totals.other_files,
-            "accepted": accepted,
-            "rejected": statuses.total(),
-            "selected": selected.total(),
-            **({"of_sample": of_sample} if of_sample else {}),
-        }
-        rejections[split] = dict(sorted(statuses.items()))
-        per_class = {name: selected[label] for label, name in enumerate(taxonomy.names)}
-        samples[split] = dict.fromkeys(config.compose.composed, per_class)
-    scenes = _scenes(shards)
-    files = (file for record in _records(shards) for file in record.files)
-    kept = (file for file in files if not _is_dropped(config, file.path))
-    return Manifest(
-        config=config,
-        fingerprint=fingerprint(
-            config.fingerprint(),
-            COMPOSE_VERSION,
-            sorted([s.totals.split, s.shard, s.records[-1].fingerprint] for s in shards),
-        ),
-        libraries=library_versions(),
-        shards=counts,
-        images=images,
-        rejections=rejections,
-        samples=samples,
-        files=tuple(sorted(kept, key=lambda file: file.path)),
-        stages=stage_versions(config),
-        taxonomy=None if taxonomy == imagenet9() else taxonomy,
-        backgrounds={} if scenes is None else dict(scenes.statuses),
-    )
+
+    def __init__(self, config: DatasetConfig, store: Store, taxonomy: Taxonomy) -> None:
+        super().__init__()
+        self._config = config
+        self._store = store
+        self._taxonomy = taxonomy
+
+    def expand(self, shards: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
+        return (
+            shards
+            | "Together" >> beam.WithKeys(None)
+            | "Gather" >> beam.GroupByKey()
+            | "Prepare" >> beam.ParDo(Prepare(self._config, self._store, self._taxonomy))
+            | "SpreadMoves" >> beam.Reshuffle()
+            | "Move" >> beam.ParDo(Move(self._store))
+            | "AllMoved" >> beam.GroupByKey()
+            | "Finish" >> beam.ParDo(Finish(self._store, self._taxonomy)).with_output_types(str)
+        )
 
 
-def _scenes(shards: list[OutputShard]) -> SceneTable | None:
-    """The table of scenes, which all shards have in common."""
-    return next((shard.scenes for shard in shards), None)
-
-
-def _records(shards: list[OutputShard]) -> Iterator[Record]:
-    """Those that name all files: of source and output shards, and the table of scenes."""
-    for shard in shards:
-        yield from shard.records
-    scenes = _scenes(shards)
-    if scenes is not None:
-        yield scenes.record
-
-
-def _is_dropped(config: DatasetConfig, path: str) -> bool:
-    return config.layers == "drop" and path.startswith("layers/") and path.endswith(".tar")
-
-
-def _is_record(path: str) -> bool:
-    return path.endswith(".parquet") and path.startswith(("layers/", "index/"))
-
-
-def _same_data(old: Manifest | None, new: Manifest) -> bool:
-    """Whether a manifest describes the same dataset, apart from its card's files."""
-    if old is None:
-        return False
-    data = tuple(file for file in old.files if file.path not in CARD_FILES)
-    return dataclasses.replace(old, files=data, libraries=new.libraries) == new
-
-
-class Commit(beam.DoFn):
-    """(None, all OutputShards, composed, as a side input) -> the dataset's fingerprint, once."""
+class Prepare(beam.DoFn):
+    """(None, all shards) -> (the dataset's fingerprint, files to move): at least one."""
 
     def __init__(self, config: DatasetConfig, store: Store, taxonomy: Taxonomy) -> None:
         self._config = config
@@ -141,46 +76,167 @@ class Commit(beam.DoFn):
         self._taxonomy = taxonomy
 
     @timed("commit")
-    def process(self, _: Any, shards: Iterable[OutputShard]) -> list[str]:
-        return [commit(self._config, of_job(self._store), self._taxonomy, list(shards))]
+    def process(
+        self, element: tuple[None, Iterable[SourceShard | OutputShard | None]]
+    ) -> list[tuple[str, Moves]]:
+        shards = (shard for shard in element[1] if shard is not None)
+        fingerprint, moves = prepare(self._config, of_job(self._store), self._taxonomy, shards)
+        return [(fingerprint, some) for some in _in_parts(moves)] or [(fingerprint, [])]
+
+
+class Move(beam.DoFn):
+    """(the dataset's fingerprint, files to move) -> (the same, their number)."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @timed("commit")
+    def process(self, element: tuple[str, Moves]) -> list[tuple[str, int]]:
+        fingerprint, moves = element
+        put_in_place(of_job(self._store), moves)
+        return [(fingerprint, len(moves))]
+
+
+class Finish(beam.DoFn):
+    """(the dataset's fingerprint, anything) -> the fingerprint."""
+
+    def __init__(self, store: Store, taxonomy: Taxonomy) -> None:
+        self._store = store
+        self._taxonomy = taxonomy
+
+    @timed("commit")
+    def process(self, element: tuple[str, Any]) -> list[str]:
+        return [finish(of_job(self._store), self._taxonomy, element[0])]
 
 
 def commit(
-    config: DatasetConfig, store: Store, taxonomy: Taxonomy, shards: list[OutputShard]
+    config: DatasetConfig,
+    store: Store,
+    taxonomy: Taxonomy,
+    shards: Iterable[SourceShard | OutputShard],
 ) -> str:
-    """Puts the shards of all splits in place; returns the dataset's fingerprint.
+    """All steps, one after the other; arguments, result and errors as of these."""
+    fingerprint, moves = prepare(config, store, taxonomy, shards)
+    for some in _in_parts(moves):
+        put_in_place(store, some)
+    # Another fence of the same claim: this one may have seen the manifest that has stepped aside,
+    # and would write over that one alone.
+    fence = store.fence and dataclasses.replace(store.fence)
+    return finish(dataclasses.replace(store, fence=fence), taxonomy, fingerprint)
+
+
+def prepare(
+    config: DatasetConfig,
+    store: Store,
+    taxonomy: Taxonomy,
+    shards: Iterable[SourceShard | OutputShard],
+) -> tuple[str, list[Moves]]:
+    """Adds up all shards, and makes way for what is to be moved.
+
+    A runner may start it again while, or after, its files are moved: then the records that are in
+    place may be new ones. So one at a time is at it, and removes no record once the new manifest
+    is prepared.
+
+    Returns:
+      (the dataset's fingerprint, what is left to be moved of each shard, its record as the last).
 
     Raises:
       JobError: something is missing, or has changed since it was committed.
+      OSError: reading or writing failed.
+    """
+    manifest, moves = add_up(config, shards, taxonomy)
+    with held(store, PREPARE_LOCK, wait=math.inf) as mine:
+        # In this order: Finish writes the one before it removes the other.
+        prepared, old = read_manifest(store, PREPARED_MANIFEST), read_manifest(mine)
+        there = _there(mine)
+        staged = [[move for move in shard if move[0] in there] for shard in moves]
+        left = [shard for shard in staged if shard]
+        if old is not None and not left and _is_same(old, manifest) and _are_there(old, there):
+            return manifest.fingerprint, []
+        count("commits")
+        if prepared == manifest:
+            return manifest.fingerprint, left
+        _check_complete(mine, manifest, old, moves, there)
+        # With the job's own fence: it fails if another job has taken the dataset over.
+        store.delete(PREPARED_MANIFEST)
+        if mine.exists(MANIFEST):
+            mine.move(MANIFEST, PREVIOUS_MANIFEST)
+        # A record must never stand beside files that are not its own.
+        mine.delete_all(target for shard in left for _, target in shard if _is_record(target))
+        mine.write(PREPARED_MANIFEST, manifest.to_json(), durable=True)
+    return manifest.fingerprint, left
+
+
+def put_in_place(store: Store, moves: Moves) -> None:
+    """Moves the files of some shards, those that are still staged, and their records last."""
+    store.move_all(move for move in moves if not _is_record(move[1]))
+    store.move_all(move for move in moves if _is_record(move[1]))
+
+
+def finish(store: Store, taxonomy: Taxonomy, fingerprint: str) -> str:
+    """Writes the manifest of a dataset whose files are in place, and removes what is of no use any
+    more; returns the fingerprint.
+
+    Raises:
+      JobError: a file is not there.
       OSError: writing failed.
     """
-    manifest = build_manifest(config, shards, taxonomy)
-    old = read_manifest(store)
-    moves = [
-        (source, target)
-        for record in _records(shards)
-        for target, source in record.where.items()
-        if source != target and not _is_dropped(config, target)
-    ]
-    if old is not None and _same_data(old, manifest) and _in_place(store, old, moves):
-        manifest = old
-    else:
-        _check_complete(store, manifest, old, {target: source for source, target in moves})
-        _put_in_place(store, manifest, moves)
+    manifest = read_manifest(store, PREPARED_MANIFEST)
+    if manifest is not None and manifest.fingerprint == fingerprint:
+        there = _there(store)
+        for file in manifest.files:
+            if there.get(file.path) != file.bytes:
+                raise _missing(file.path)
+        _remove_obsolete(store, manifest)
         cards = [store.write(path, data) for path, data in card_files(manifest, taxonomy)]
         files = sorted((*manifest.files, *cards), key=lambda file: file.path)
         manifest = dataclasses.replace(manifest, files=tuple(files))
         store.write(MANIFEST, manifest.to_json(), durable=True)
         store.delete(PREVIOUS_MANIFEST)
-        count("commits")
+    else:
+        # Nothing had to be moved, or a runner starts it again.
+        manifest = read_manifest(store)
+        if manifest is None or manifest.fingerprint != fingerprint:
+            raise _missing(MANIFEST)
     store.delete_tree(STAGING)
     Checksums.forget_others(store, {split: n.source for split, n in manifest.shards.items()})
     store.remove_temporary()
-    return manifest.fingerprint
+    return fingerprint
+
+
+def _in_parts(moves: list[Moves]) -> Iterator[Moves]:
+    """Moves of whole shards, about `_MOVED_AT_ONCE` at a time."""
+    part: Moves = []
+    for shard in moves:
+        part += shard
+        if len(part) >= _MOVED_AT_ONCE:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _is_record(path: str) -> bool:
+    return path.endswith(".parquet") and path.startswith(("layers/", "index/"))
+
+
+def _is_same(old: Manifest, new: Manifest) -> bool:
+    """Whether a manifest describes the same dataset, apart from its card's files."""
+    data = tuple(file for file in old.files if file.path not in CARD_FILES)
+    return dataclasses.replace(old, files=data, libraries=new.libraries) == new
+
+
+def _are_there(manifest: Manifest, there: dict[str, int]) -> bool:
+    """Whether every file of a dataset is where it should be."""
+    return all(there.get(file.path) == file.bytes for file in manifest.files)
 
 
 def _check_complete(
-    store: Store, manifest: Manifest, old: Manifest | None, waiting: dict[str, str]
+    store: Store,
+    manifest: Manifest,
+    old: Manifest | None,
+    moves: list[Moves],
+    there: dict[str, int],
 ) -> None:
     """Makes sure, before anything is removed, that every file is there and lies in folders of
     ours, and that none of those in place has changed since it was committed.
@@ -189,16 +245,17 @@ def _check_complete(
       store: of the dataset.
       manifest: the new one.
       old: the one that is there.
-      waiting: final path to staged path; a repeated Commit finds some in place already.
+      moves: of all shards; a repeated Commit finds some in place already.
+      there: of `_there`.
     """
     known = {} if old is None else {file.path: file for file in old.files}
-    there = _there(store)
+    waiting = {target: source for shard in moves for source, target in shard}
     for path in (*(f"{folder}/" for folder in DATA_FOLDERS), *(f.path for f in manifest.files)):
         store.own_path(path)
     for file in manifest.files:
         source = waiting.get(file.path)
         if there.get(source if source in there else file.path) != file.bytes:
-            raise JobError(f"{file.path} is missing or of another size. Run the same command again")
+            raise _missing(file.path)
         if source is None and file.path in known and known[file.path] != file:
             raise JobError(
                 f"{store.path(file.path)} has changed since it was committed. Remove it "
@@ -206,27 +263,8 @@ def _check_complete(
             )
 
 
-def _put_in_place(store: Store, manifest: Manifest, moves: list[tuple[str, str]]) -> None:
-    """Moves what is staged, and removes what is of no use any more. The manifest steps
-    aside first: until the new one is there, the folder holds no valid dataset."""
-    if store.exists(MANIFEST):
-        store.move(MANIFEST, PREVIOUS_MANIFEST)
-    staged = store.sizes(STAGING)
-    moves = [(source, target) for source, target in moves if source in staged]
-    # A record must never stand beside files that are not its own.
-    records = [target for _, target in moves if _is_record(target)]
-    store.delete_all(records)
-    store.move_all(move for move in moves if not _is_record(move[1]))
-    store.move_all(move for move in moves if _is_record(move[1]))
-    _remove_obsolete(store, manifest)
-
-
-def _in_place(store: Store, old: Manifest, moves: list[tuple[str, str]]) -> bool:
-    """Whether nothing waits in staging, and every file is where it should be."""
-    there = _there(store)
-    return not any(source in there for source, _ in moves) and all(
-        there.get(file.path) == file.bytes for file in old.files
-    )
+def _missing(path: str) -> JobError:
+    return JobError(f"{path} is missing or of another size. Run the same command again")
 
 
 def _there(store: Store) -> dict[str, int]:

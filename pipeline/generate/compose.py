@@ -201,7 +201,7 @@ class ComposeShard(beam.DoFn):
     def process(self, output: OutputShard) -> list[OutputShard]:
         store = self._staging.store
         plan = load_plan(store, output.plan, self._config, output.plan_digest)
-        rows = _source_rows(self._staging, output.records)
+        rows = _source_rows(self._staging, output.sources)
         scenes = None
         if output.scenes is not None:
             scenes = DrawnScenes(output.scenes, self._staging, self._segment, self._config)
@@ -287,7 +287,7 @@ class ComposeShard(beam.DoFn):
         return fingerprint(
             self._config.fingerprint(),
             [output.shard, output.totals.counts.output],
-            [source.fingerprint for source in output.records],
+            [source.fingerprint for source in output.sources],
             drawn,
             self._taxonomy.about,
         )

@@ -7,6 +7,8 @@ Through it travel keys, paths and records, never pixels.
 
 from __future__ import annotations
 
+from typing import Any
+
 import apache_beam as beam
 
 from pipeline.generate.commit import Commit
@@ -39,11 +41,15 @@ class Generate(beam.PTransform):
             job.progress,
             config.layers,
         )
-        composed = (
+        segmented = (
             start
             | "List" >> beam.ParDo(ListSplits(job)).with_output_types(SourceShard)
             | "SpreadSources" >> beam.Reshuffle()
             | "Segment" >> beam.ParDo(segment).with_output_types(SourceShard)
+        )
+        composed = (
+            segmented
+            | "ForPlan" >> beam.Map(SourceShard.for_plan).with_output_types(SourceShard)
             | "BySplit" >> beam.WithKeys(_split_of)
             | "GatherSplit" >> beam.GroupByKey()
             | "Plan"
@@ -62,11 +68,19 @@ class Generate(beam.PTransform):
                 )
             ).with_output_types(OutputShard)
         )
+        # A composed shard does not carry its sources: they come here by themselves.
+        shards = (
+            segmented | "ForCommit" >> beam.Map(SourceShard.for_commit),
+            composed,
+            start | "Nothing" >> beam.Map(_nothing),
+        )
         commit = Commit(config, job.store, job.taxonomy)
-        return start | "Commit" >> beam.ParDo(
-            commit, shards=beam.pvalue.AsList(composed)
-        ).with_output_types(str)
+        return shards | "AllShards" >> beam.Flatten() | "Commit" >> commit
 
 
 def _split_of(shard: SourceShard) -> str:
     return shard.totals.split
+
+
+def _nothing(_: Any) -> None:
+    return None

@@ -41,7 +41,7 @@ from pipeline.generate.cut_source import (
     source_digest,
 )
 from pipeline.generate.previous_layers import PreviousLayers, find_layers
-from pipeline.generate.shards import SourceShard, pack_candidates
+from pipeline.generate.shards import SourceShard, pack_sources
 from pipeline.inputs.checksums import Checksums
 from pipeline.inputs.found import SourceImage
 from pipeline.inputs.place import reads_ahead
@@ -116,8 +116,8 @@ class SegmentShard(beam.DoFn):
             shard,
             images=(),
             segmented=count_sources(rows),
-            records=(found,),
-            candidates=pack_candidates(rows, {} if has_layers else _sources(shard)),
+            record=found,
+            sources=b"" if has_layers else pack_sources(rows, _sources(shard)),
         )
         return [segmented]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -17,24 +18,14 @@ from pipeline.errors import JobError
 from pipeline.generate.scenes import SceneTable
 from pipeline.inputs.found import SourceImage
 
-CANDIDATE_SCHEMA = pa.schema(
+SOURCE_SCHEMA = pa.schema(
     [
-        pa.field("key", pa.string()),
-        pa.field("label", pa.int64()),
-        pa.field("wnid", pa.string()),
-        pa.field("layer_digest", pa.string()),
-        pa.field("offset", pa.int64()),
-        pa.field("length", pa.int64()),
         pa.field("source", pa.binary()),
         pa.field("annotation", pa.binary()),
         pa.field("mask", pa.binary()),
-        pa.field("group", pa.string()),
-        pa.field("object", pa.int32()),
     ]
 )
-"""What Plan needs of each accepted image: offset and length of its tiled background in the
-layers, and, only where `--layers drop` has removed those, the files to cut it from again. Group
-and object are null where there are none."""
+"""Paths of the files that an accepted image is cut from; all null where its layers are kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +63,10 @@ class SplitTotals:
             )
 
 
+NO_RECORD = Record("", "")
+"""Of a shard that is not made yet."""
+
+
 @dataclasses.dataclass(frozen=True)
 class SourceShard:
     """A hash bucket of source images: List -> Segment -> Plan.
@@ -82,22 +77,32 @@ class SourceShard:
       images: in order of (key, name): of equal keys, the lowest path comes first. They travel to
         Segment and no further.
       segmented: number of images that its record is of. This and what follows comes from Segment.
-      records: its record.
-      candidates: Arrow IPC stream of its accepted images, `CANDIDATE_SCHEMA`.
+      record: its record.
+      sources: of `pack_sources`, empty if its layers are kept. They travel to Plan alone.
     """
 
     totals: SplitTotals
     shard: int
     images: tuple[SourceImage, ...] = ()
     segmented: int = 0
-    records: tuple[Record, ...] = ()
-    candidates: bytes = b""
+    record: Record = NO_RECORD
+    sources: bytes = b""
 
     @property
     def tar(self) -> str | None:
         """Where its layers lie now, None if it has none."""
-        name = layer_tar(self.totals.split, self.shard)
-        return next((record.where.get(name) for record in self.records), None)
+        return self.record.where.get(layer_tar(self.totals.split, self.shard))
+
+    def for_plan(self) -> SourceShard:
+        """The shard without the digests of its files, of which there are many in a split."""
+        where = {path: now for path, now in self.record.where.items() if now == self.tar}
+        return dataclasses.replace(
+            self, record=dataclasses.replace(self.record, files=(), where=where)
+        )
+
+    def for_commit(self) -> SourceShard:
+        """The shard without what Commit does not need."""
+        return dataclasses.replace(self, sources=b"")
 
 
 def make_shards(images: Iterable[SourceImage], totals: SplitTotals) -> list[SourceShard]:
@@ -119,10 +124,11 @@ class OutputShard:
       totals: of its split.
       shard: its number.
       plan, plan_digest: relative path and SHA-256 of the split's plan.
-      records: of the source shards that it is made of, in their order; once it is composed, its
-        own as the last, the index.
+      sources: records of the source shards that it is made of, in their order, without their
+        files. These and the plan travel to Compose and no further.
       scenes: the table of scenes, if there are some.
-      images: number of source images. This and what follows comes from Compose.
+      record: its own, the index. This and what follows comes from Compose.
+      images: number of source images.
       statuses: number of rows of the index by status: of images, or of objects where each of an
         image's is one.
       selected: number of selected images by label.
@@ -133,8 +139,9 @@ class OutputShard:
     shard: int
     plan: str = ""
     plan_digest: str = ""
-    records: tuple[Record, ...] = ()
+    sources: tuple[Record, ...] = ()
     scenes: SceneTable | None = None
+    record: Record = NO_RECORD
     images: int = 0
     statuses: dict[str, int] = dataclasses.field(default_factory=dict)
     selected: dict[int, int] = dataclasses.field(default_factory=dict)
@@ -159,7 +166,10 @@ class OutputShard:
                 )
         return dataclasses.replace(
             self,
-            records=(*self.records, index),
+            plan="",
+            plan_digest="",
+            sources=(),
+            record=index,
             images=count_sources(rows),
             statuses=dict(Counter(row["status"] for row in rows)),
             selected=dict(selected),
@@ -170,34 +180,25 @@ class OutputShard:
         )
 
 
-def pack_candidates(rows: list[dict[str, Any]], sources: dict[str, SourceImage]) -> bytes:
-    """Arrow IPC stream of the accepted rows, `CANDIDATE_SCHEMA`.
+def pack_sources(rows: list[dict[str, Any]], sources: dict[str, SourceImage]) -> bytes:
+    """What the accepted rows of a source shard's record are cut from, `SOURCE_SCHEMA`.
 
     Args:
-      rows: of a source shard's record.
-      sources: by key, what to cut layers from again; empty if they are kept.
+      rows: of the record, in its order.
+      sources: by key.
     """
-    accepted = []
-    for row in rows:
-        if row["status"] != ACCEPTED:
-            continue
-        source = sources.get(source_key(row))
-        accepted.append(
-            {
-                "key": row["key"],
-                "label": row["label"],
-                "wnid": row["wnid"],
-                "layer_digest": row["layer_digest"],
-                "offset": row["only_bg_t_offset"],
-                "length": row["only_bg_t_length"],
-                "source": source and os.fsencode(source.path),
-                "annotation": source and source.annotation and os.fsencode(source.annotation),
-                "mask": source and source.mask and os.fsencode(source.mask),
-                "group": row["group"],
-                "object": row["object"],
-            }
-        )
+    accepted = (sources[source_key(row)] for row in rows if row["status"] == ACCEPTED)
+    files = (
+        {"source": image.path, "annotation": image.annotation, "mask": image.mask}
+        for image in accepted
+    )
+    packed = [{n: path and os.fsencode(path) for n, path in each.items()} for each in files]
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, CANDIDATE_SCHEMA) as stream:
-        stream.write_table(pa.Table.from_pylist(accepted, CANDIDATE_SCHEMA))
-    return bytes(sink.getvalue())
+    with pa.ipc.new_stream(sink, SOURCE_SCHEMA) as stream:
+        stream.write_table(pa.Table.from_pylist(packed, SOURCE_SCHEMA))
+    return zlib.compress(sink.getvalue())
+
+
+def unpack_sources(packed: bytes) -> pa.Table:
+    """The inverse of `pack_sources`."""
+    return pa.ipc.open_stream(zlib.decompress(packed)).read_all()

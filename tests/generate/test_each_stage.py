@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,23 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pytest
-from conftest import darken, manifest_of, pictures_of, stamps
+from conftest import darken, pictures_of
 
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import read_parquet
-from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.records import (
     RECORD_SCHEMA,
-    Record,
     Staging,
     read_rows,
     write_table,
 )
-from pipeline.dataset.shards import ShardCounts, layer_record, layer_tar
+from pipeline.dataset.shards import (
+    ShardCounts,
+    layer_record,
+    layer_tar,
+)
 from pipeline.errors import JobError, UsageError
-from pipeline.generate.commit import Commit, build_manifest, commit
 from pipeline.generate.compose import VariantFiles
 from pipeline.generate.cut_source import shard_fingerprint
 from pipeline.generate.graph import Generate
@@ -66,7 +67,7 @@ def planned(job: Job, layers: str = "keep") -> tuple[OutputShard, Any, Backgroun
     found = [made for shard in ListSplits(job).process(None) for made in stage.process(shard)]
     first = PlanSplit(MIXED, job.output_staging(), BOX).process(("val", found))[1]
     plan = load_plan(job.store, first.plan, MIXED, first.plan_digest)
-    rows = read_rows(job.store, first.records[0].path)
+    rows = read_rows(job.store, first.sources[0].path)
     drawn = plan.backgrounds([row["key"] for row in rows])[MIX]
     places = {row["key"]: {MIX: int(n)} for row, n in zip(rows, drawn, strict=True)}
     return first, rows, Backgrounds(plan, None, places)
@@ -128,76 +129,6 @@ def test_the_graph_gives_the_fingerprint_once(small_sample: Path, tmp_path: Path
         about = {"previous": manifest.shards, "reshard": reshard}
         more = job_of(small_sample, tmp_path / "out", smaller, **about)
         assert list_split(more, *more.layouts)[1].counts == counts
-
-
-def composed(store: Store, number: int) -> OutputShard:
-    def staged(*paths: str) -> Record:
-        where = {path: f".in9/staging/{path}" for path in paths}
-        files = [
-            dataclasses.replace(store.write(s, s.encode()), path=path) for path, s in where.items()
-        ]
-        return Record(f"{number}", where[paths[-1]], tuple(files), where)
-
-    source = staged(f"layers/{number}.tar", f"layers/{number}.parquet")
-    output = OutputShard(SplitTotals("val", TWO, 6, 1, 2), number, records=(source,))
-    row = {"status": "accepted", "label": number, "selected": True, "object": None}
-    rows = [row, {**row, "status": "small_box", "selected": False}, row]
-    return output.composed(staged(f"index/{number}.parquet"), rows)
-
-
-def test_the_sample_is_known_by_its_bytes(sample: Path, tmp_path: Path) -> None:
-    pictures = sorted(sample.rglob("*.JPEG"))
-    digests = [hashlib.md5(path.read_bytes()).hexdigest() for path in pictures[:2]]
-    one, two = (composed(Store(str(tmp_path)), number) for number in (0, 1))
-
-    def manifest_with(*md5: str | None) -> Manifest:
-        rows = [
-            {"label": 0, "status": "accepted", "selected": True, "object": None, "source_md5": each}
-            for each in md5
-        ]
-        rows.append({**rows[0], "status": "small_box", "selected": False, "source_md5": "other"})
-        *sources, index = one.records
-        planned = dataclasses.replace(one, records=tuple(sources))
-        found = planned.composed(dataclasses.replace(index, files=index.files[-1:]), rows)
-        return build_manifest(SMALL, [found, sampled], IN9)
-
-    sampled = dataclasses.replace(two, of_sample=2)
-    # What was rejected is not among the dataset's pictures.
-    assert manifest_with(*digests).is_sample
-    assert manifest_with(*digests).images["val"]["of_sample"] == 4
-    for other in ("0" * 32, None):
-        assert not manifest_with(digests[0], other).is_sample
-    assert "of_sample" not in build_manifest(SMALL, [one, two], IN9).images["val"]
-
-
-def test_a_commit_waits_for_all_and_leaves_nothing_else(tmp_path: Path) -> None:
-    store, drop = Store(str(tmp_path)), dataclasses.replace(SMALL, layers="drop")
-    store.write("parquet/obsolete/val.parquet", b"old")
-    store.write("notes.txt", b"mine")
-    one, two = (composed(store, number) for number in (0, 1))
-    for lossy in ([], [two], [one, two, one], [one, dataclasses.replace(two, images=2)]):
-        with pytest.raises(JobError, match=r"val: .* arrived.* Run the same command again"):
-            build_manifest(SMALL, lossy, IN9)
-    manifest = build_manifest(SMALL, [two, one], IN9)
-    assert build_manifest(SMALL, [one, two], IN9) == manifest
-    assert list(manifest.images["val"].values()) == [6, 1, 2, 4, 2, 4]
-    assert [*manifest.samples["val"][MIX].values()] == [2, 2, *[0] * 7]
-    ((target, source),) = two.records[-1].where.items()
-    data = store.read(source)
-    for damage in (store.delete, lambda path: store.write(path, data[1:])):
-        damage(source)
-        before = store.sizes("")
-        with pytest.raises(JobError, match=f"{target} is missing .* Run the same command again"):
-            commit(drop, store, IN9, [one, two])
-        assert store.sizes("") == before
-    store.write(source, data)
-    fingerprint = commit(drop, store, IN9, [one, two])
-    paths, there = [file["path"] for file in manifest_of(tmp_path)["files"]], stamps(tmp_path)
-    kept = [f"{folder}/{number}.parquet" for folder in ("index", "layers") for number in (0, 1)]
-    assert paths == sorted(["README.md", "classes.txt", "croissant.json", *kept])
-    assert set(store.sizes("")) == {*paths, "manifest.json", "notes.txt"}
-    assert Commit(drop, store, IN9).process(None, iter([two, one])) == [fingerprint]
-    assert stamps(tmp_path) == there
 
 
 @pytest.mark.parametrize(("record", "tars"), itertools.product("ab", ("", "a", "b", "ab")))

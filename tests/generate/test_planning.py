@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import random
 from pathlib import Path
@@ -15,11 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.dataset.config import ComposeConfig, SegmentConfig
-from pipeline.dataset.records import ACCEPTED, Record, Staging
-from pipeline.dataset.shards import ShardCounts, layer_tar
+from pipeline.dataset.records import ACCEPTED, RECORD_SCHEMA, Record, Staging, write_table
+from pipeline.dataset.shards import ShardCounts, layer_record, layer_tar
 from pipeline.errors import JobError
 from pipeline.generate.plan import Plan, PlanSplit, load_plan, select_images
-from pipeline.generate.shards import OutputShard, SourceShard, SplitTotals, pack_candidates
+from pipeline.generate.shards import (
+    OutputShard,
+    SourceShard,
+    SplitTotals,
+    pack_sources,
+)
 from pipeline.inputs.found import SourceImage
 from pipeline.storage.store import Store
 
@@ -34,12 +38,18 @@ def rows_of(labels: list[int]) -> list[dict[str, Any]]:
     return [{**OF_ALL, **row, "status": ACCEPTED} for row in rows]
 
 
-def segmented(rows: list[dict[str, Any]]) -> list[SourceShard]:
+def segmented(
+    folder: Path, rows: list[dict[str, Any]], sources: dict[str, SourceImage] | None = None
+) -> list[SourceShard]:
     totals, shards = SplitTotals("val", COUNTS, len(rows), 0, 0), []
     for i in range(COUNTS.source):
         own = [row for row in rows if COUNTS.source_shard(row["key"]) == i]
-        record = Record(str(i), "record", where={layer_tar("val", i): f"tar {i}"})
-        shards.append(SourceShard(totals, i, (), len(own), (record,), pack_candidates(own, {})))
+        where = {} if sources else {layer_tar("val", i): f"tar {i}"}
+        record = Record(str(i), layer_record("val", i), where=where)
+        table = pa.Table.from_pylist([{**row, "path": row["key"]} for row in own], RECORD_SCHEMA)
+        write_table(Store(str(folder)), record.path, table, record.fingerprint)
+        packed = pack_sources(own, sources) if sources else b""
+        shards.append(SourceShard(totals, i, (), len(own), record, packed))
     return shards
 
 
@@ -49,15 +59,29 @@ def planned(folder: Path, shards: list[SourceShard]) -> tuple[list[OutputShard],
     return outputs, load_plan(staging.store, outputs[0].plan, CONFIG, outputs[0].plan_digest)
 
 
-def test_candidates_are_the_accepted_rows_and_what_they_were_cut_from() -> None:
+def test_a_plan_has_the_accepted_rows_and_what_they_are_cut_from(tmp_path: Path) -> None:
     source = SourceImage("street", os.fsdecode(b"/in/\xff.JPEG"), "", "n01", 0, "/in/a.xml")
-    rows = [{**row, "object": 2, "key": f"street_{row['label']}"} for row in rows_of([2, 3])]
-    rows = [{"status": "undecodable"}, *rows, *rows_of([4])]
-    stream = pa.ipc.open_stream(io.BytesIO(pack_candidates(rows, {"street": source})))
-    street, _, other = stream.read_all().to_pylist()
-    assert (street["source"], street["annotation"]) == (b"/in/\xff.JPEG", b"/in/a.xml")
-    assert (street["mask"], street["offset"], street["length"]) == (None, 512, 9)
-    assert (other["key"], other["label"], other["source"]) == ("k0", 4, None)
+    rows = [{**row, "key": f"street_{n}", "object": n} for n, row in enumerate(rows_of([2] * 9), 1)]
+    rows += [{**row, "key": f"bad_{row['key']}", "status": "undecodable"} for row in rows[:3]]
+    for sources in (None, {"street": source}):
+        plan = planned(tmp_path, segmented(tmp_path, rows, sources))[1]
+        assert sorted(plan.keys.to_pylist()) == [f"street_{n}" for n in range(1, 10)]
+        row = plan.row(plan.place("street_2"))
+        assert (row["label"], row["offset"], row["length"], row["object"]) == (2, 512, 9, 2)
+        files = [row[name] for name in ("source", "annotation", "mask", "tar")]
+        tar = f"tar {COUNTS.source_shard('street_2')}"
+        assert files == (
+            [b"/in/\xff.JPEG", b"/in/a.xml", None, None] if sources else [None] * 3 + [tar]
+        )
+
+
+def test_objects_of_a_picture_share_a_group_and_others_have_their_own(tmp_path: Path) -> None:
+    rows = [{**row, "group": group} for row, group in zip(rows_of([0] * 4), "abab", strict=True)]
+    rows += [{**row, "key": row["group"], "group": None} for row in rows[:2]]
+    plan = planned(tmp_path, segmented(tmp_path, rows))[1]
+    found = {row["key"]: row["group_number"] for row in plan.table.to_pylist()}
+    assert found["k0"] == found["k2"] != found["k1"] == found["k3"]
+    assert len(set(found.values())) == 4
 
 
 @settings(max_examples=20)
@@ -66,11 +90,10 @@ def test_a_plan_does_not_depend_on_order_nor_a_background_on_who_else_is_asked_f
     tmp_path_factory: pytest.TempPathFactory, labels: list[int], chance: random.Random
 ) -> None:
     folder, rows = tmp_path_factory.getbasetemp() / "plans", rows_of(labels)
-    expected = planned(folder, segmented(rows))[0]
-    chance.shuffle(rows)
-    outputs, plan = planned(folder, chance.sample(segmented(rows), COUNTS.source))
+    expected = planned(folder, segmented(folder, rows))[0]
+    outputs, plan = planned(folder, chance.sample(segmented(folder, rows), COUNTS.source))
     assert [output.plan_digest for output in outputs] == [o.plan_digest for o in expected]
-    assert [[s.fingerprint for s in output.records] for output in outputs] == [[*"02"], [*"13"]]
+    assert [[s.fingerprint for s in output.sources] for output in outputs] == [[*"02"], [*"13"]]
     # An image alone in its class cannot be put on a background of the same class.
     keys = [row["key"] for row in rows if labels.count(row["label"]) > 1]
     drawn = plan.backgrounds(keys)
@@ -95,7 +118,8 @@ def test_classes_are_balanced_after_those_without_partners_have_left() -> None:
 
 
 def test_lost_work_is_no_plan_and_a_lost_key_is_called_a_bug(tmp_path: Path) -> None:
-    shards, more = segmented(rows_of([0, 0, 1])), segmented(rows_of([0, 0, 1, 1]))
+    more = segmented(tmp_path, rows_of([0, 0, 1, 1]))
+    shards = segmented(tmp_path, rows_of([0, 0, 1]))
     for arrived in (shards[:3], [*shards, shards[0]], [more[0], *shards[1:]]):
         with pytest.raises(JobError, match=r"val: \d of 4 shards .* Run the same command again"):
             planned(tmp_path, arrived)

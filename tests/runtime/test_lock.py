@@ -356,21 +356,22 @@ def test_of_two_runs_on_one_output_one_works(tmp_path: Path) -> None:
     assert first.wait() == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("step", ["prepare", "put_in_place"])
 def test_a_job_that_has_lost_the_dataset_does_not_commit(
-    run_small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    output, put_in_place = Store(str(tmp_path / "out")), commit._put_in_place
+    output, in_time = Store(str(tmp_path / "out")), getattr(commit, step)
 
-    def late(*arguments: Any) -> None:
+    def late(*arguments: Any) -> Any:
         take_over(output, DATASET_LOCK)
-        put_in_place(*arguments)
+        return in_time(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(commit, "_put_in_place", late)
+        patch.setattr(commit, step, late)
         said = run_small("generate", code=1)
     assert "is held by another job" in said
     assert len(said.splitlines()) == 1
-    assert not any(map(output.has_folder, ("layers", "index", "parquet")))
+    assert not any(map(output.sizes, ("layers", "index", "parquet")))
     assert not output.exists("manifest.json")
     output.delete_tree(DATASET_LOCK)
     run_small("generate")

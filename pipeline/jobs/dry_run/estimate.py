@@ -139,7 +139,8 @@ def run_trial(
     (composed,) = compose.process(output)
     compose_seconds = time.perf_counter() - started
     accepted = composed.statuses.get(ACCEPTED, 0)
-    files = [file for record in composed.records for file in record.files]
+    files = [file for shard in segmented for file in shard.record.files]
+    files += composed.record.files
     sizes = _bytes_by_folder(files)
     selected = sum(composed.selected.values())
     error = 1.96 * statistics.stdev(seconds) / len(seconds) ** 0.5 if len(seconds) > 1 else 0.0

@@ -1,0 +1,250 @@
+"""What all shards add up to, and how Commit puts them in place."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import pickle
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from conftest import manifest_of, stamps
+from gcs import BUCKET, gcs_server
+
+from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
+from pipeline.dataset.fingerprints import fingerprint
+from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest
+from pipeline.dataset.records import (
+    Record,
+    Staging,
+)
+from pipeline.dataset.shards import (
+    ShardCounts,
+    index_file,
+    layer_record,
+    layer_tar,
+    parquet_file,
+    webdataset_file,
+)
+from pipeline.errors import JobError
+from pipeline.generate.commit import (
+    PREPARE_LOCK,
+    PREPARED_MANIFEST,
+    STAGING,
+    Finish,
+    Move,
+    Prepare,
+    commit,
+)
+from pipeline.generate.shards import OutputShard, SourceShard, SplitTotals
+from pipeline.generate.tally import add_up
+from pipeline.runtime.lock import DATASET_LOCK, held
+from pipeline.storage.store import FileDigest, Store
+from transforms.taxonomy import imagenet9
+
+IN9, MIX = imagenet9(), "mixed_rand"
+SMALL = DatasetConfig(
+    images_per_shard=9,
+    segment=SegmentConfig(image_size=32, resize=36, segmenter="box"),
+    compose=ComposeConfig(("original", MIX), ("parquet",), encoding="png"),
+)
+TWO = ShardCounts(2, 2)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    with gcs_server() as url, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", url)
+        yield
+
+
+@pytest.fixture(params=["local", "remote"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "local":
+        return Store(str(tmp_path))
+    request.getfixturevalue("server")
+    return Store.at(f"gs://{BUCKET}/{request.node.name}")
+
+
+def made(store: Store, number: int, content: str = "") -> tuple[SourceShard, OutputShard]:
+    def staged(*paths: str) -> Record:
+        where = {path: f".in9/staging/{path}" for path in paths}
+        files = [
+            dataclasses.replace(store.write(s, f"{s}{content}".encode()), path=path)
+            for path, s in where.items()
+        ]
+        return Record(f"{number}{content}", where[paths[-1]], tuple(files), where)
+
+    totals, layers = (
+        SplitTotals("val", TWO, 6, 1, 2),
+        (f"layers/{number}.tar", f"layers/{number}.parquet"),
+    )
+    source = SourceShard(totals, number, segmented=3, record=staged(*layers))
+    row = {"status": "accepted", "label": number, "selected": True, "object": None}
+    rows = [row, {**row, "status": "small_box", "selected": False}, row]
+    return source, OutputShard(totals, number).composed(staged(f"index/{number}.parquet"), rows)
+
+
+def assert_whole(store: Store, fingerprint: str) -> None:
+    """A dataset is there, and nothing else."""
+    manifest = read_manifest(store)
+    assert manifest is not None
+    assert manifest.fingerprint == fingerprint
+    assert set(store.sizes("")) == {*(file.path for file in manifest.files), MANIFEST}
+    assert all(store.digest(file.path) == file.sha256 for file in manifest.files)
+
+
+def manifest_of_shards(*shards: SourceShard | OutputShard) -> Manifest:
+    return add_up(SMALL, iter(shards), IN9)[0]
+
+
+def test_the_sample_is_known_by_its_bytes(sample: Path, tmp_path: Path) -> None:
+    pictures = sorted(sample.rglob("*.JPEG"))
+    digests = [hashlib.md5(path.read_bytes()).hexdigest() for path in pictures[:2]]
+    (a, one), (b, two) = (made(Store(str(tmp_path)), number) for number in (0, 1))
+
+    def manifest_with(*md5: str | None) -> Manifest:
+        rows = [
+            {"label": 0, "status": "accepted", "selected": True, "object": None, "source_md5": each}
+            for each in md5
+        ]
+        rows.append({**rows[0], "status": "small_box", "selected": False, "source_md5": "other"})
+        return manifest_of_shards(a, b, one.composed(one.record, rows), sampled)
+
+    sampled = dataclasses.replace(two, of_sample=2)
+    # What was rejected is not among the dataset's pictures.
+    assert manifest_with(*digests).is_sample
+    assert manifest_with(*digests).images["val"]["of_sample"] == 4
+    for other in ("0" * 32, None):
+        assert not manifest_with(digests[0], other).is_sample
+    assert "of_sample" not in manifest_of_shards(a, b, one, two).images["val"]
+
+
+def test_a_commit_waits_for_all_and_leaves_nothing_else(tmp_path: Path) -> None:
+    store, drop = Store(str(tmp_path)), dataclasses.replace(SMALL, layers="drop")
+    store.write("parquet/obsolete/val.parquet", b"old")
+    store.write("notes.txt", b"mine")
+    (a, one), (b, two) = (made(store, number) for number in (0, 1))
+    fewer = dataclasses.replace(two, images=2), dataclasses.replace(b, segmented=2)
+    for lossy in (
+        *((), (a, b), (one, two), (a, b, two), (a, one, two), (a, b, one, two, one)),
+        *((a, b, one, two, b), (a, b, one, fewer[0]), (a, fewer[1], one, two)),
+    ):
+        with pytest.raises(JobError, match=r"val: .* arrived.* Run the same command again"):
+            manifest_of_shards(*lossy)
+    manifest = manifest_of_shards(two, a, one, b)
+    assert manifest_of_shards(a, b, one, two) == manifest
+    assert list(manifest.images["val"].values()) == [6, 1, 2, 4, 2, 4]
+    assert [*manifest.samples["val"][MIX].values()] == [2, 2, *[0] * 7]
+    ((target, source),) = two.record.where.items()
+    data = store.read(source)
+    for damage in (store.delete, lambda path: store.write(path, data[1:])):
+        damage(source)
+        before = store.sizes("")
+        with pytest.raises(JobError, match=f"{target} is missing .* Run the same command again"):
+            commit(drop, store, IN9, [a, b, one, two])
+        assert store.sizes("") == before
+    store.write(source, data)
+    committed = commit(drop, store, IN9, iter([a, b, one, two]))
+    paths, there = [file["path"] for file in manifest_of(tmp_path)["files"]], stamps(tmp_path)
+    kept = [f"{folder}/{number}.parquet" for folder in ("index", "layers") for number in (0, 1)]
+    assert paths == sorted(["README.md", "classes.txt", "croissant.json", *kept])
+    assert set(store.sizes("")) == {*paths, "manifest.json", "notes.txt"}
+    assert Prepare(drop, store, IN9).process((None, iter([two, None, b, one, a]))) == [
+        (committed, [])
+    ]
+    assert Move(store).process((committed, [])) == [(committed, 0)]
+    assert Finish(store, IN9).process((committed, [0])) == [committed]
+    assert stamps(tmp_path) == there
+
+
+@pytest.mark.parametrize(("again", "after"), itertools.combinations_with_replacement(range(4), 2))
+def test_a_step_that_is_started_again_late_does_no_harm(
+    store: Store, again: int, after: int
+) -> None:
+    """Each of the four steps, once more after it or any later one: on a machine that was lost from
+    sight, it may end when the job is further on."""
+    shards = [shard for number in (0, 1) for shard in made(store, number)]
+    commit(SMALL, store, IN9, shards)
+    # On top of a dataset whose records of the same names are others.
+    shards = [shard for number in (0, 1) for shard in made(store, number, "new")]
+    committed, moves = Prepare(SMALL, store, IN9).process((None, shards))[0]
+    first, second = moves[:2], moves[2:]
+    steps: list[Callable[[], object]] = [
+        lambda: Prepare(SMALL, store, IN9).process((None, shards)),
+        lambda: Move(store).process((committed, first)),
+        lambda: Move(store).process((committed, second)),
+        lambda: Finish(store, IN9).process((committed, [])),
+    ]
+    for number, step in enumerate(steps):
+        step()
+        if number == after:
+            steps[again]()
+    assert_whole(store, committed)
+
+
+def test_what_another_commit_has_left_half_way_is_replaced(store: Store) -> None:
+    for content, moved in (("", 6), ("new", 0), ("newer", 2), ("newest", 6)):
+        shards = [shard for number in (0, 1) for shard in made(store, number, content)]
+        ((committed, moves),) = Prepare(SMALL, store, IN9).process((None, shards))
+        Move(store).process((committed, moves[:moved]))
+        assert store.exists(MANIFEST) is False
+        if moved == len(moves):
+            Finish(store, IN9).process((committed, []))
+            assert_whole(store, committed)
+
+
+def test_a_dataset_is_committed_over_another_one_while_its_lock_is_held(store: Store) -> None:
+    with held(store, DATASET_LOCK) as mine:
+        for content in ("", "new"):
+            assert mine.exists(MANIFEST) == bool(content)
+            shards = [shard for number in (0, 1) for shard in made(mine, number, content)]
+            committed = commit(SMALL, mine, IN9, shards)
+    assert_whole(store, committed)
+
+
+def test_old_records_step_aside_in_one_worker_at_a_time(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    shards = [shard for number in (0, 1) for shard in made(store, number)]
+    with ThreadPoolExecutor(1) as other:
+        with held(store, PREPARE_LOCK):
+            waiting = other.submit(Prepare(SMALL, store, IN9).process, (None, shards))
+            with pytest.raises(TimeoutError):
+                waiting.result(0.3)
+            assert not store.exists(PREPARED_MANIFEST)
+        ((_, moves),) = waiting.result(60)
+    assert store.exists(PREPARED_MANIFEST)
+    assert len(moves) == 6
+
+
+def test_what_travels_is_small(tmp_path: Path) -> None:
+    """A shard of a thousand images in all variants and formats, whose files are staged."""
+    config = DatasetConfig()
+    totals = SplitTotals("val", ShardCounts.of(1000, 1000), 1000, 0, 0)
+    staging = Staging(Store(str(tmp_path)), f"{STAGING}/{config.compose.fingerprint()}")
+
+    def record_of(*paths: str) -> Record:
+        files = [FileDigest(each, 10**8, fingerprint(each) * 2, 1000) for each in paths[:-1]]
+        return staging.write(paths[-1], pa.table({"key": ["a"]}), fingerprint(paths), files)
+
+    sources = [
+        SourceShard(totals, n, (), 33, record_of(layer_tar("val", n), layer_record("val", n)))
+        for n in range(totals.counts.source)
+    ]
+    records = tuple(source.for_plan().record for source in sources)
+    planned = OutputShard(totals, 0, f"{staging.folder}/plan/val.parquet", "0" * 64, records)
+    names = config.compose.composed
+    files = [parquet_file(name, "val", 0, 1) for name in names]
+    files += [webdataset_file(name, "val", 0) for name in names]
+    row = {"status": "accepted", "selected": True, "object": None}
+    rows = [{**row, "label": n % 9} for n in range(1000)]
+    composed = planned.composed(record_of(*files, index_file("val", 0, 1)), rows)
+    assert (len(sources), len(composed.record.files)) == (31, 19)
+    assert len(pickle.dumps(composed)) < 8000
+    assert len(pickle.dumps(planned)) < 8000
+    assert max(len(pickle.dumps(source.for_plan())) for source in sources) < 1000
+    assert max(len(pickle.dumps(source.for_commit())) for source in sources) < 1100
