@@ -37,7 +37,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
     "trace": ([], ["--limit", "2"]),
     "interval_coverage": ([], ["--runs", "20", "--images", "20", "--draws", "1"]),
     "scale": (
-        ["--images", "1000,10000,30000", "--rows", "1300000,20000000"],
+        ["--images", "1000,10000,30000", "--rows", "100000,300000,1300000"],
         ["--images", "64,128", "--rows", "20000"],
     ),
 }

@@ -1,11 +1,12 @@
 """What grows with the number of images, and how fast.
 
-    python benchmarks/scale.py [--images 1000,10000,30000] [--rows 1300000,20000000]
+    python benchmarks/scale.py [--images 1000,10000,30000] [--rows 100000,300000,1300000]
 
 * Jobs: copies of real pictures under new keys, generated, evaluated by a model that does next to
   nothing, verified and put on a page: seconds of each stage for 1,000 images, and peak memory.
-* Rows alone: a simulated index through Plan, what every worker loads of it, the pairs of one
-  output shard, and Commit with its manifest; each number in a process of its own.
+* Rows alone: simulated records through Plan, what every worker loads of the plan, the pairs of one
+  output shard, and Commit, all of whose files wait in staging. Each step is a process of its own,
+  whose peak is measured, and reads what travels one element after the other.
 """
 
 from __future__ import annotations
@@ -13,20 +14,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from measure import Cost, card, multiply, peak_of_this_process, row, run_in9
+from measure import Cost, card, multiply, row, run_in9
 
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import MANIFEST
-from pipeline.dataset.records import Record, Staging
+from pipeline.dataset.records import RECORD_SCHEMA, Staging
 from pipeline.dataset.sample import sample_folder
 from pipeline.dataset.shards import (
     ShardCounts,
@@ -36,15 +40,10 @@ from pipeline.dataset.shards import (
     parquet_file,
     webdataset_file,
 )
-from pipeline.generate.commit import commit
+from pipeline.generate.commit import finish, prepare, put_in_place
 from pipeline.generate.cut_source import cut_source, read_source
 from pipeline.generate.plan import PlanSplit, load_plan
-from pipeline.generate.shards import (
-    CANDIDATE_SCHEMA,
-    OutputShard,
-    SourceShard,
-    SplitTotals,
-)
+from pipeline.generate.shards import OutputShard, SourceShard, SplitTotals
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
 from pipeline.storage.store import FileDigest, Store
@@ -121,118 +120,145 @@ def sizes(counts: list[int]) -> str:
     return ", ".join(f"{count:,}" for count in counts)
 
 
-def simulated_shards(count: int, config: DatasetConfig) -> tuple[SplitTotals, list[SourceShard]]:
-    """Source shards of so many accepted images, whose files exist in name alone."""
-    counts = ShardCounts.of(count, config.images_per_shard)
-    totals = SplitTotals("val", counts, count, 0, 0)
-    shards = []
-    for shard in range(counts.source):
-        rows = len(range(shard, count, counts.source))
-        columns = {
-            "key": [f"ILSVRC2012_val_{n:012d}" for n in range(shard, count, counts.source)],
-            "label": pa.array((np.arange(rows) + shard) % 9, pa.int8()),
-            "wnid": ["n02085620"] * rows,
-            "layer_digest": [f"{shard * 131 + n:016x}" for n in range(rows)],
-            "offset": pa.array(np.arange(rows) * 200_000, pa.int64()),
-            "length": pa.array(np.full(rows, 90_000), pa.int64()),
-        }
-        arrays = [
-            pa.array(columns.get(field.name, [None] * rows), field.type)
-            for field in CANDIDATE_SCHEMA
-        ]
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, CANDIDATE_SCHEMA) as stream:
-            stream.write_table(pa.Table.from_arrays(arrays, schema=CANDIDATE_SCHEMA))
-        record, tar = layer_record("val", shard), layer_tar("val", shard)
-        digests = (FileDigest(tar, 1, "0" * 64, rows), FileDigest(record, 1, "0" * 64, rows))
-        records = (Record(f"{shard:032x}", record, digests, {tar: tar, record: record}),)
-        shards.append(SourceShard(totals, shard, (), rows, records, bytes(sink.getvalue())))
-    return totals, shards
+CONFIG = DatasetConfig(compose=ComposeConfig())
+SEGMENTED, PLANNED, COMPOSED, MOVES = "segmented", "planned", "composed", "moves"
 
 
-def composed(output: OutputShard, config: DatasetConfig, images: int) -> OutputShard:
-    """An output shard whose files are in place."""
+def hand_on(folder: Path, name: str, elements: Iterable[Any]) -> float:
+    """Writes what travels to a later step; returns its mean size in bytes."""
+    with open(folder / name, "wb") as file:
+        for number, element in enumerate(elements, 1):  # noqa: B007
+            pickle.dump(element, file)
+        return file.tell() / number
+
+
+def handed_on(folder: Path, name: str) -> Iterator[Any]:
+    """What `hand_on` has written, one by one."""
+    size = (folder / name).stat().st_size
+    with open(folder / name, "rb") as file:
+        while file.tell() < size:
+            yield pickle.load(file)
+
+
+def staging_of(folder: Path) -> Staging:
+    return Staging(Store(str(folder / "dataset")), ".in9/staging/0123456789abcdef0123456789abcdef")
+
+
+def stage(staging: Staging, paths: list[str], rows: int) -> list[FileDigest]:
+    """Files of a shard of so many rows that hold nothing."""
+    for path in paths:
+        staging.store.write(staging.staged(path), b"x")
+    return [FileDigest(path, 1, "0" * 64, rows) for path in paths]
+
+
+def segmented(staging: Staging, totals: SplitTotals, shard: int) -> SourceShard:
+    """A source shard of accepted images."""
+    numbers = range(shard, totals.listed, totals.counts.source)
+    rows = len(numbers)
+    columns = {
+        "key": [f"ILSVRC2012_val_{n:012d}" for n in numbers],
+        "path": [f"n02085620/ILSVRC2012_val_{n:012d}.JPEG" for n in numbers],
+        "status": ["accepted"] * rows,
+        "label": (np.arange(rows) + shard) % 9,
+        "wnid": ["n02085620"] * rows,
+        "layer_digest": [f"{n:032x}" for n in numbers],
+        "only_bg_t_offset": np.arange(rows) * 200_000,
+        "only_bg_t_length": np.full(rows, 90_000),
+    }
+    table = pa.table(
+        [pa.array(columns.get(field.name, [None] * rows), field.type) for field in RECORD_SCHEMA],
+        RECORD_SCHEMA,
+    )
+    files = stage(staging, [layer_tar("val", shard)], rows)
+    record = staging.write(layer_record("val", shard), table, f"{shard:032x}", files)
+    return SourceShard(totals, shard, (), rows, record)
+
+
+def composed(staging: Staging, output: OutputShard, images: int) -> OutputShard:
+    """An output shard of so many selected images."""
     totals, shard = output.totals, output.shard
     of = totals.counts.output
     paths = [
         path
-        for variant in config.compose.composed
+        for variant in CONFIG.compose.composed
         for path in (
             parquet_file(variant, "val", shard, of),
             webdataset_file(variant, "val", shard),
         )
     ]
-    paths.append(index_file("val", shard, of))
-    digests = tuple(FileDigest(path, 1, "0" * 64, images) for path in paths)
-    index = Record(f"{shard:032x}", paths[-1], digests, {path: path for path in paths})
+    files = stage(staging, paths, images)
+    index, table = index_file("val", shard, of), pa.table({"key": ["x"] * images})
     row = {"status": "accepted", "label": 0, "selected": True, "object": None}
-    return output.composed(index, [row] * images)
+    return output.composed(staging.write(index, table, f"{shard:032x}", files), [row] * images)
+
+
+def do(step: str, folder: Path, count: int) -> dict[str, float]:
+    """A step of the simulated job; what was measured of it."""
+    staging = staging_of(folder)
+    store = staging.store
+    started = time.perf_counter()
+    if step == "segment":
+        counts = ShardCounts.of(count, CONFIG.images_per_shard)
+        totals = SplitTotals("val", counts, count, 0, 0)
+        shards = (segmented(staging, totals, shard) for shard in range(counts.source))
+        return {"segmented shard, bytes": hand_on(folder, SEGMENTED, shards)}
+    if step == "plan":
+        shards = (shard.for_plan() for shard in handed_on(folder, SEGMENTED))
+        outputs = PlanSplit(CONFIG.compose, staging, CONFIG.segment).process(("val", shards))
+        seconds = time.perf_counter() - started
+        return {"seconds": seconds, "planned shard, bytes": hand_on(folder, PLANNED, outputs)}
+    if step == "load a plan":
+        output = next(handed_on(folder, PLANNED))
+        plan = load_plan(store, output.plan, CONFIG.compose, output.plan_digest)
+        seconds = time.perf_counter() - started
+        few = plan.rows[:: max(1, len(plan.rows) // 1024)][:1024]
+        plan.backgrounds([plan.keys[int(n)].as_py() for n in few])
+        return {"seconds": seconds, "pairs, s": time.perf_counter() - started - seconds}
+    if step == "compose":
+        rows = {shard.shard: shard.segmented for shard in handed_on(folder, SEGMENTED)}
+        done = (
+            composed(staging, o, sum(rows[n] for n in o.totals.counts.sources_of(o.shard)))
+            for o in handed_on(folder, PLANNED)
+        )
+        return {"composed shard, bytes": hand_on(folder, COMPOSED, done)}
+    if step == "prepare":
+        shards = (each for name in (SEGMENTED, COMPOSED) for each in handed_on(folder, name))
+        fingerprint, moves = prepare(CONFIG, store, imagenet9(), shards)
+        seconds = time.perf_counter() - started
+        hand_on(folder, MOVES, [fingerprint, *moves])
+        return {"seconds": seconds, "files": sum(map(len, moves))}
+    fingerprint, *moves = handed_on(folder, MOVES)
+    if step == "move":
+        put_in_place(store, [move for shard in moves for move in shard])
+    else:
+        finish(store, imagenet9(), fingerprint)
+    return {"seconds": time.perf_counter() - started}
+
+
+STEPS = ("segment", "plan", "load a plan", "compose", "prepare", "move", "finish")
 
 
 def measure_rows(count: int) -> None:
-    """Plan and Commit of a simulated index; prints seconds and memory as JSON."""
-    config = DatasetConfig(compose=ComposeConfig())
-    seconds: dict[str, float] = {}
+    """All steps of a simulated job."""
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(folder)
-        staging = Staging(store, ".in9/staging/x")
-        totals, shards = simulated_shards(count, config)
-        rows = {shard.shard: shard.segmented for shard in shards}
-        before = peak_of_this_process()
-        started = time.perf_counter()
-        plan = PlanSplit(config.compose, staging, config.segment)
-        outputs = list(plan.process(("val", shards)))
-        seconds["plan"] = time.perf_counter() - started
-        peak_plan = peak_of_this_process() - before
-        del shards
-        worker = [sys.executable, __file__, "--load", folder, outputs[0].plan]
-        said = json.loads(subprocess.run(worker, check=True, capture_output=True).stdout)
-        seconds |= said["seconds"]
-        images = [sum(rows[s] for s in totals.counts.sources_of(o.shard)) for o in outputs]
-        done = [composed(o, config, n) for o, n in zip(outputs, images, strict=True)]
-        files = [file for shard in done for record in shard.records for file in record.files]
-        for file in files:
-            path = Path(folder) / file.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(b"x")
-        started = time.perf_counter()
-        commit(config, store, imagenet9(), done)
-        seconds["commit"] = time.perf_counter() - started
-        manifest = (Path(folder) / MANIFEST).stat().st_size
-    print(
-        json.dumps(
-            {
-                "seconds": seconds,
-                "plan": peak_plan,
-                "worker": said["memory"],
-                "manifest": manifest,
-                "files": len(files),
-            }
-        )
-    )
+        for step in STEPS:
+            command = [sys.executable, __file__, "--step", step, folder, str(count)]
+            found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+            seconds, peak = found.pop("seconds", None), found.pop("peak")
+            for name, value in found.items():
+                row(f"scale: {name}, {count:,} rows", f"{value:,.1f}")
+            if seconds is not None:
+                each = f"{1e6 * seconds / count:.2f} us an image"
+                row(f"scale: {step}, {count:,} rows", f"{seconds:.1f} s", each)
+                row(f"scale: peak memory of {step}, {count:,} rows", f"{peak:,.0f} MB")
+        manifest = (Path(folder) / "dataset" / MANIFEST).stat().st_size
+        row(f"scale: manifest, {count:,} rows", f"{manifest / 1e6:.1f} MB")
 
 
-def load(folder: str, plan: str) -> None:
-    """What a worker does with a plan; prints seconds and memory as JSON."""
-    config = ComposeConfig()
-    before = resident()
-    started = time.perf_counter()
-    loaded = load_plan(Store(folder), plan, config, "x")
-    middle = time.perf_counter()
-    step = max(1, len(loaded.rows) // 1024)
-    loaded.backgrounds([loaded.keys[int(n)].as_py() for n in loaded.rows[::step]][:1024])
-    seconds = {
-        "load a plan": middle - started,
-        "pairs of a shard": time.perf_counter() - middle,
-    }
-    print(json.dumps({"seconds": seconds, "memory": resident() - before}))
-
-
-def resident() -> float:
-    """Resident memory of this process, in MB. Its peak would be that of the parent, which Linux
-    hands on."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+def peak() -> float:
+    """Most resident memory of this process so far, in MB. `getrusage` would give that of the
+    parent, which Linux hands on."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def main() -> None:
@@ -240,27 +266,15 @@ def main() -> None:
     parser.add_argument("--input", default=sample_folder(), help="images to copy (the sample)")
     parser.add_argument("--images", default="1000,10000", help="of the jobs (1000,10000)")
     parser.add_argument("--rows", default="1300000", help="of the simulated index (1300000)")
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--load", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.load:
-        load(*arguments.load)
-        return
-    if arguments.one:
-        measure_rows(arguments.one)
+    if arguments.step:
+        step, folder, count = arguments.step
+        print(json.dumps(do(step, Path(folder), int(count)) | {"peak": peak()}))
         return
     print(card())
     for count in (int(number) for number in arguments.rows.split(",") if number):
-        command = [sys.executable, __file__, "--one", str(count)]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-        for name, seconds in found["seconds"].items():
-            each = f"{1e6 * seconds / count:.2f} us an image"
-            row(f"scale: {name}, {count:,} rows", f"{seconds:.1f} s", each)
-        for name in ("plan", "worker"):
-            each = f"{1e6 * found[name] / count:.0f} bytes an image"
-            row(f"scale: memory of {name}, {count:,} rows", f"{found[name]:,.0f} MB", each)
-        size = f"{found['manifest'] / 1e6:.1f} MB"
-        row(f"scale: manifest, {count:,} rows", size, f"{found['files']:,} files")
+        measure_rows(count)
     counts = [int(number) for number in arguments.images.split(",") if number]
     if counts:
         with tempfile.TemporaryDirectory() as folder:
