@@ -187,7 +187,7 @@ def test_a_step_that_is_started_again_late_does_no_harm(
     assert_whole(store, committed)
 
 
-def test_what_another_commit_has_left_half_way_is_replaced(store: Store) -> None:
+def test_lost_moves_are_noticed_and_what_they_have_left_is_replaced(store: Store) -> None:
     for content, moved in (("", 6), ("new", 0), ("newer", 2), ("newest", 6)):
         shards = [shard for number in (0, 1) for shard in made(store, number, content)]
         ((committed, moves),) = Prepare(SMALL, store, IN9).process((None, shards))
@@ -196,6 +196,10 @@ def test_what_another_commit_has_left_half_way_is_replaced(store: Store) -> None
         if moved == len(moves):
             Finish(store, IN9).process((committed, []))
             assert_whole(store, committed)
+            continue
+        with pytest.raises(JobError, match=r"is missing .* Run the same command again"):
+            Finish(store, IN9).process((committed, []))
+        assert not store.exists(MANIFEST)
 
 
 def test_a_dataset_is_committed_over_another_one_while_its_lock_is_held(store: Store) -> None:
