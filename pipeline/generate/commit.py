@@ -24,7 +24,7 @@ from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST, Manifest, rea
 from pipeline.dataset.shards import CARD_FILES, DATA_FOLDERS
 from pipeline.errors import JobError
 from pipeline.generate.shards import OutputShard, SourceShard
-from pipeline.generate.tally import Moves, add_up
+from pipeline.generate.totals import Moves, add_up
 from pipeline.inputs.checksums import Checksums
 from pipeline.runtime.counters import count, timed
 from pipeline.runtime.lock import held, of_job

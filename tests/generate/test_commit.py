@@ -41,7 +41,7 @@ from pipeline.generate.commit import (
     commit,
 )
 from pipeline.generate.shards import OutputShard, SourceShard, SplitTotals
-from pipeline.generate.tally import add_up
+from pipeline.generate.totals import add_up
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.storage.store import FileDigest, Store
 from transforms.taxonomy import imagenet9

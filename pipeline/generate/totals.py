@@ -1,4 +1,4 @@
-"""Tally: what all shards of a dataset add up to, taken one at a time, in any order."""
+"""Totals: what all shards of a dataset add up to, taken one at a time, in any order."""
 
 from __future__ import annotations
 
