@@ -140,9 +140,12 @@ def example_values() -> dict[str, str]:
         "worker": "in9-worker@my-project.iam.gserviceaccount.com",
         "jobs": jobs,
         "machine_type": "n2-standard-4",
+        "num_workers": "1",
         "max_workers": "20",
         "disk_size_gb": "60",
+        "network": "",
         "subnetwork": "",
+        "kms_key": "",
         "ip_configuration": "WORKER_IP_PUBLIC",
     }
 

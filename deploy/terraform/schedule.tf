@@ -14,9 +14,12 @@ locals {
     worker           = google_service_account.worker.email
     jobs             = local.jobs
     machine_type     = var.machine_type
+    num_workers      = var.num_workers
     max_workers      = var.max_workers
     disk_size_gb     = var.disk_size_gb
+    network          = var.network
     subnetwork       = var.subnetwork
+    kms_key          = var.kms_key
     ip_configuration = var.public_ips ? "WORKER_IP_PUBLIC" : "WORKER_IP_PRIVATE"
   })
 }
@@ -54,6 +57,14 @@ resource "google_cloud_scheduler_job" "launch" {
     precondition {
       condition     = var.subnetwork == "" || can(regex("regions/${var.region}/", var.subnetwork))
       error_message = "Workers run in ${var.region}, and the subnetwork is in another region."
+    }
+    precondition {
+      condition     = var.kms_key == "" || can(regex("/locations/(${var.region}|global)/", var.kms_key))
+      error_message = "The job runs in ${var.region}, and the key is in another region."
+    }
+    precondition {
+      condition     = var.num_workers <= var.max_workers
+      error_message = "num_workers is more than max_workers."
     }
   }
 }

@@ -134,6 +134,17 @@ variable "max_workers" {
   }
 }
 
+variable "num_workers" {
+  description = "Workers that a job starts with, before it is known how many are of use."
+  type        = number
+  default     = 1
+
+  validation {
+    condition     = var.num_workers >= 1 && floor(var.num_workers) == var.num_workers
+    error_message = "A whole number from 1 on."
+  }
+}
+
 variable "disk_size_gb" {
   description = "Of a worker's disk: the image, and what is being read and written."
   type        = number
@@ -145,6 +156,17 @@ variable "disk_size_gb" {
   }
 }
 
+variable "network" {
+  description = "Of the workers, by name; empty: the default network, or that of the subnetwork."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = can(regex("^([a-z]([a-z0-9-]{0,61}[a-z0-9])?)?$", var.network))
+    error_message = "The name of a network, without an address before it."
+  }
+}
+
 variable "subnetwork" {
   description = "Of the workers, such as regions/REGION/subnetworks/NAME; that of a shared network as a whole address (https://...); empty: the default network."
   type        = string
@@ -153,6 +175,17 @@ variable "subnetwork" {
   validation {
     condition     = can(regex("^(https://www[.]googleapis[.]com/compute/v1/projects/[a-z0-9.:-]+/)?regions/[a-z0-9-]+/subnetworks/[a-z0-9-]+$|^$", var.subnetwork))
     error_message = "regions/REGION/subnetworks/NAME, or https://www.googleapis.com/compute/v1/projects/PROJECT/regions/REGION/subnetworks/NAME."
+  }
+}
+
+variable "kms_key" {
+  description = "Key of Cloud KMS for what a job keeps while it works, projects/PROJECT/locations/REGION/keyRings/RING/cryptoKeys/KEY; empty: Google's own. The service accounts of Dataflow and of Compute Engine must be allowed to use it; buckets have keys of their own."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = can(regex("^(projects/[a-z0-9.:-]+/locations/[a-z0-9-]+/keyRings/[A-Za-z0-9_-]+/cryptoKeys/[A-Za-z0-9_-]+)?$", var.kms_key))
+    error_message = "projects/PROJECT/locations/REGION/keyRings/RING/cryptoKeys/KEY."
   }
 }
 

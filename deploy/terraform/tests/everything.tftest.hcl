@@ -42,9 +42,12 @@ variables {
   schedule         = "30 4,16 */2 1-6 MON-FRI"
   time_zone        = "America/Argentina/Buenos_Aires"
   machine_type     = "n2-custom-4-8192-ext"
-  max_workers      = 1
+  num_workers      = 2
+  max_workers      = 3
   disk_size_gb     = 30
   subnetwork       = "https://www.googleapis.com/compute/v1/projects/host/regions/us-central1/subnetworks/workers"
+  network          = "workers"
+  kms_key          = "projects/keys/locations/us-central1/keyRings/jobs/cryptoKeys/in9"
   public_ips       = false
   email            = "me+alerts@mail.example.org"
   stale_after_days = 0
@@ -82,9 +85,12 @@ run "everything" {
         tempLocation        = "gs://my-project-monthly-jobs/temp"
         stagingLocation     = "gs://my-project-monthly-jobs/staging"
         machineType         = "n2-custom-4-8192-ext"
-        maxWorkers          = 1
+        numWorkers          = 2
+        maxWorkers          = 3
         diskSizeGb          = 30
+        network             = "workers"
         subnetwork          = var.subnetwork
+        kmsKeyName          = var.kms_key
         ipConfiguration     = "WORKER_IP_PRIVATE"
       } : tostring(jsondecode(output.launch).launchParameter.environment[name]) == tostring(value)
     ])

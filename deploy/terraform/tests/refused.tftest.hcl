@@ -44,17 +44,20 @@ run "of_another_kind" {
     schedule         = "sometimes"
     time_zone        = "Berlin"
     machine_type     = "t2a-standard-4"
+    num_workers      = 1.5
     max_workers      = 1.5
     disk_size_gb     = 60.5
+    network          = "global/networks/default"
     subnetwork       = "default"
+    kms_key          = "in9"
     email            = "nobody"
     stale_after_days = 1.5
   }
 
   expect_failures = [
     var.project, var.region, var.build_region, var.name, var.input, var.parameters, var.schedule,
-    var.time_zone, var.machine_type, var.max_workers, var.disk_size_gb, var.subnetwork, var.email,
-    var.stale_after_days,
+    var.time_zone, var.machine_type, var.num_workers, var.max_workers, var.disk_size_gb, var.network,
+    var.subnetwork, var.kms_key, var.email, var.stale_after_days,
   ]
 }
 
@@ -69,6 +72,7 @@ run "too_little" {
     parameters       = { weights = "gs://" }
     schedule         = "0 3 1 *"
     machine_type     = "n2"
+    num_workers      = 0
     max_workers      = 0
     disk_size_gb     = 25
     subnetwork       = "regions/europe-west4"
@@ -78,7 +82,8 @@ run "too_little" {
 
   expect_failures = [
     var.project, var.region, var.name, var.input, var.parameters, var.schedule, var.machine_type,
-    var.max_workers, var.disk_size_gb, var.subnetwork, var.email, var.stale_after_days,
+    var.num_workers, var.max_workers, var.disk_size_gb, var.subnetwork, var.email,
+    var.stale_after_days,
   ]
 }
 
@@ -154,6 +159,26 @@ run "a_subnetwork_of_another_region" {
 
   variables {
     subnetwork = "regions/us-central1/subnetworks/workers"
+  }
+
+  expect_failures = [google_cloud_scheduler_job.launch]
+}
+
+run "a_key_of_another_region" {
+  command = plan
+
+  variables {
+    kms_key = "projects/keys/locations/us-central1/keyRings/jobs/cryptoKeys/in9"
+  }
+
+  expect_failures = [google_cloud_scheduler_job.launch]
+}
+
+run "more_workers_than_there_may_be" {
+  command = plan
+
+  variables {
+    num_workers = 21
   }
 
   expect_failures = [google_cloud_scheduler_job.launch]
