@@ -26,13 +26,13 @@ from pipeline.evaluate.results import (
 from transforms.probe import power_of_outputs
 from transforms.scoring import PAPER_RULE
 
-POWER_VERSION = 1
+POWER_VERSION = 2
 """Raised by hand when the probe would say something else of the same outputs."""
 
 
 def power_of(dataset: Dataset, images: Images, about: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The `power` part of a model's summary, from the outputs that were kept. It is stored with
-    the model, since the probe of 5,000 pictures takes seconds; what is there of the same outputs
+    the model, since the probe of 5,000 pictures takes a second; what is there of the same outputs
     is taken over.
 
     Args:

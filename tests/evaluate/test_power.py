@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import run_in9
+from conftest import ROOT, run_in9
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +20,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import selected_rows
 from pipeline.evaluate.logits import keys_to_keep
 from pipeline.storage.store import Store
-from transforms.probe import cross_validated, fit_ridge, folds_of, power_of_outputs
+from transforms.probe import cross_validated, folds_of, power_of_outputs
 
 MODEL = "efficientnet_lite0"
 
@@ -26,31 +29,39 @@ def keys(n: int, seed: int = 0) -> list[str]:
     return [f"{seed}-{number}" for number in range(n)]
 
 
-def test_ridge_is_the_solution_of_its_normal_equations() -> None:
-    """And the penalty is the one that explicit leaving out finds best."""
-    rng = np.random.default_rng(0)
-    for n, k in ((30, 5), (12, 40)):
-        x, y = rng.normal(size=(n, k)), rng.normal(size=(n, 3))
-        y[:, 0] += x[:, 0]
-        centred = x - x.mean(axis=0)
-        squares = np.linalg.svd(centred, compute_uv=False) ** 2
-        kept = squares[squares > 1e-9 * squares[0]]
+@pytest.mark.parametrize(("n", "k"), [(40, 5), (24, 60)])
+@pytest.mark.parametrize("seed", range(3))
+def test_it_is_ridge_regression_that_is_fitted_anew_for_each_fold(
+    n: int, k: int, seed: int
+) -> None:
+    """Its penalty is the one that explicit leaving out finds best, without the classes of the
+    fold."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, n)
+    x = rng.normal(size=(n, k)) * np.geomspace(1, 0.1, k)
+    x[:, :3] += 0.5 * np.eye(3)[labels]
+    folds, y = folds_of(keys(n, seed)), np.eye(3)[labels]
+    squares = np.linalg.svd(x - x.mean(axis=0), compute_uv=False) ** 2
+    penalties = 10.0 ** np.arange(-3, 4) * squares[squares > 1e-9 * squares[0]].mean()
 
-        def solve(x: np.ndarray, y: np.ndarray, penalty: float) -> np.ndarray:
-            c = x - x.mean(axis=0)
-            return np.linalg.solve(c.T @ c + penalty * np.eye(x.shape[1]), c.T @ (y - y.mean(0)))
+    def said(x: np.ndarray, y: np.ndarray, of: np.ndarray, penalty: float) -> np.ndarray:
+        c = x - x.mean(axis=0)
+        weights = np.linalg.solve(c.T @ c + penalty * np.eye(k), c.T @ (y - y.mean(axis=0)))
+        return (of - x.mean(axis=0)) @ weights + y.mean(axis=0)
 
+    for fold in set(folds.tolist()):
+        known = folds != fold
+        told = np.where(known[:, np.newaxis], y, y[known].mean(axis=0))
         errors = []
-        for penalty in 10.0 ** np.arange(-3, 4) * kept.mean():
+        for penalty in penalties:
             error = 0.0
-            for out in range(n):
-                # Ridge with the means of all rows but one, and the same penalty.
+            for out in np.flatnonzero(known):
                 rest = np.arange(n) != out
-                weights = solve(x[rest], y[rest], penalty)
-                said = (x[out] - x[rest].mean(axis=0)) @ weights + y[rest].mean(axis=0)
-                error += float(((y[out] - said) ** 2).sum())
-            errors.append((error, penalty))
-        np.testing.assert_allclose(fit_ridge(x, y), solve(x, y, min(errors)[1]), atol=1e-6)
+                error += ((y[out] - said(x[rest], told[rest], x[out], penalty)) ** 2).sum()
+            errors.append(error)
+        scores = said(x[known], y[known], x[~known], penalties[np.argmin(errors)])
+        expected = (scores - y[known].mean(axis=0) + y.mean(axis=0)).argmax(axis=1)
+        assert (cross_validated(x, labels, folds)[~known] == expected).all()
 
 
 def test_a_held_out_picture_never_teaches_its_own_class() -> None:
@@ -131,6 +142,19 @@ def test_another_unit_moves_none_to_another_fold() -> None:
     assert set(more.tolist()) == set(range(5))
     with pytest.raises(ValueError, match="2 outputs, 2 labels, 1 units"):
         power_of_outputs(np.zeros((2, 3)), np.zeros(2, int), ["a"])
+
+
+def test_linear_algebra_of_a_command_has_one_thread() -> None:
+    """numpy's reads it when it is imported, by whichever module is the first."""
+    watch = (
+        "import os, sys; sys.addaudithook(lambda event, of: event == 'import' and of[0] == 'numpy' "
+        "and print(os.environ.get('OPENBLAS_NUM_THREADS'))); import pipeline.commands.cli"
+    )
+    free = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", watch], cwd=ROOT, env=free, capture_output=True, text=True
+    )
+    assert set(done.stdout.split()) == {"1"}
 
 
 @pytest.fixture(scope="module")
