@@ -108,9 +108,9 @@ def forget_pictures() -> None:
 
 
 def _check_weights(model: LoadedModel, evaluation: Evaluation) -> None:
-    for about in read_results(evaluation.store, "model"):
+    for about in read_results(evaluation.store, "model", model.name):
         known = about["weights_sha256"]
-        if about["model"] == model.name and known != model.weights_sha256:
+        if known != model.weights_sha256:
             raise JobError(
                 f"the weights of {model.name} have changed since its results were made "
                 f"(sha256 {known[:12]}, now {model.weights_sha256[:12]}); "

@@ -132,15 +132,20 @@ def write_result(store: Store, path: str, content: Mapping[str, Any]) -> bool:
     return store.update(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
-def read_results(store: Store, name: str) -> list[dict[str, Any]]:
+def read_results(store: Store, name: str, model: str | None = None) -> list[dict[str, Any]]:
     """The results of all models, of whatever dataset and form, in order of their folder.
 
     Args:
       store: the dataset folder.
       name: as for `result_file`.
+      model: the only one whose results are wanted, however it was run; None for all.
     """
-    paths = (p for p in store.walk("results") if p.count("/") == 2 and p.endswith(f"/{name}.json"))
-    found = (read_result(store, path) for path in sorted(paths, key=lambda path: path.split("/")))
+    places = [path.split("/") for path in store.walk("results")]
+    found = [
+        read_result(store, "/".join(place))
+        for place in sorted(place for place in places if place[2:] == [f"{name}.json"])
+        if model is None or place[1].partition("+")[0] == safe_name(model)
+    ]
     return [content for content in found if content is not None]
 
 

@@ -133,6 +133,7 @@ def test_summaries_have_a_form_and_are_made_of_predictions(told: Dataset, tmp_pa
         folder = results.result_folder(summary["model"], summary["evaluation"])
         model = results.read_result(told.store, results.result_file(folder, "model"))
         assert model is not None
+        assert results.read_results(told.store, "model", summary["model"]) == [model]
         msgspec.convert({**model, "new": 1}, forms.Model)
         for name, value in (("power", {}), ("entry", 3), ("evaluation", {"split": "../x"})):
             with pytest.raises(msgspec.ValidationError, match=name):
