@@ -61,7 +61,6 @@ def evaluation_from_flags(
         weights=weights,
         groups=arguments.gpus or 1,
         hints=accelerator_hints(arguments.gpu),
-        spread=arguments.gpus is not None,
         holdout=arguments.holdout,
         pixel_cache=_pixel_cache(arguments),
         # What a model looks at is no test of it: saliency has no such flag.
@@ -80,6 +79,18 @@ def check_stored(evaluation: Evaluation, why: str) -> None:
         raise UsageError(f"{why}; leave --eval_input {evaluation.predict.eval_input} out")
 
 
+def check_device(arguments: argparse.Namespace) -> None:
+    """Raises UsageError where models are to run on a GPU of this machine that is not there."""
+    if getattr(arguments, "device", None) == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UsageError(
+                "--device cuda: there is no CUDA device that torch can use; --device auto would "
+                "run on the CPU"
+            )
+
+
 def _pixel_cache(arguments: argparse.Namespace) -> int | None:
     """Bytes, None for the default."""
     megabytes: int | None = getattr(arguments, "pixel_cache", None)
@@ -91,15 +102,6 @@ def _pixel_cache(arguments: argparse.Namespace) -> int | None:
 
 
 def _predict_config(arguments: argparse.Namespace) -> PredictConfig:
-    # With --gpu, models run elsewhere.
-    if arguments.device == "cuda" and not arguments.gpu:
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UsageError(
-                "--device cuda: there is no CUDA device that torch can use; --device auto would "
-                "run on the CPU"
-            )
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise UsageError(f"--batch_size must be at least 1: got {arguments.batch_size}")
     return PredictConfig(

@@ -423,7 +423,7 @@ SECTIONS = (
         Flag("--keep", "N", "older versions that stay there (all)", type=int),
     ),
     _section(
-        "Dataflow",
+        "Runners",
         _GRAPHS,
         Flag(
             "--gpu",

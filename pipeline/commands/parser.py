@@ -12,7 +12,7 @@ from pipeline.commands.flags import sections_of
 from pipeline.errors import UsageError
 
 _IN_ONE_LINE = {
-    "Dataflow": "docs/runners.md",
+    "Runners": "docs/runners.md",
     "Sources": "docs/sources.md",
     "Own data": "docs/own_data.md",
     "Schedule": "docs/schedule.md",

@@ -16,6 +16,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions
 
+from pipeline.commands.evaluation_flags import check_device
 from pipeline.commands.job_flags import job_from_flags, remember_input
 from pipeline.commands.works import say_analyses, works_from_flags
 from pipeline.dataset.folder import Dataset
@@ -39,6 +40,7 @@ from pipeline.jobs.start import TakeLock, check_unchanged, manifest_state
 from pipeline.report import REPORT
 from pipeline.report.text_tables import accuracy_table
 from pipeline.runners.dataflow_submission import flags_of_workers, submission_from_flags
+from pipeline.runners.portable import is_portable
 from pipeline.runners.run import pipeline_options, run_pipeline
 from pipeline.runtime.leftovers import remove_leftovers
 from pipeline.runtime.lock import DATASET_LOCK, held, new_job
@@ -67,6 +69,8 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     options = pipeline_options(rest)
     submission = submission_from_flags(arguments, options)
     arguments = flags_of_workers(arguments, submission)
+    if submission is None and not is_portable(options):
+        check_device(arguments)
     generates = arguments.command in ("run", "generate")
     if generates:
         own = own_names(arguments.variants)

@@ -194,7 +194,9 @@ class RunModels(_Step):
         with contextlib.ExitStack() as stack:
             try:
                 with timed(work.stage):
-                    model = stack.enter_context(in_memory(entry, evaluation, work.taxonomy))
+                    model = stack.enter_context(
+                        in_memory(entry, evaluation, work.taxonomy, block.group)
+                    )
                 name = model.name
                 return [self._run(block, model, units)]
             except ModelError as error:

@@ -32,7 +32,6 @@ class Evaluation:
         model at a time, so one for each device.
       hints: resource hints of the steps that run models, as (name, value); none if they may run
         on the machines of all others.
-      spread: whether groups are on machines of their own, so that each may use all cores.
       holdout: share of the images that is tested on, as training with it leaves them out; 0 for
         all images.
       pixel_cache: bytes of decoded pictures that a process keeps for the next model, None for a
@@ -49,15 +48,15 @@ class Evaluation:
     weights: str | None = None
     groups: int = 1
     hints: tuple[tuple[str, str], ...] = ()
-    spread: bool = False
     holdout: float = 0.0
     pixel_cache: int | None = None
     allow_overlap: bool = False
 
     @property
     def threads(self) -> int:
-        """Threads of a group: how many cores of this machine are its own."""
-        return max(1, usable_cores() // (1 if self.spread else self.groups))
+        """Threads of a group: how many cores of this machine are its own. All of them, where
+        groups ask for machines; else groups may share this one."""
+        return max(1, usable_cores() // (1 if self.hints else self.groups))
 
     @property
     def how(self) -> dict[str, Any]:

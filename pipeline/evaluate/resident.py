@@ -1,4 +1,4 @@
-"""Models in memory: two at most in a process, of which one is on the device."""
+"""Models in memory: two at most for each device of a process, of which one is on it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from pipeline.runtime.machine import usable_cores, usable_memory
 from pipeline.runtime.memory import give_back_freed_memory
 from transforms.taxonomy import Taxonomy
 
-_IN_MEMORY = threading.BoundedSemaphore(2)
+_IN_MEMORY: Mapping[torch.device, threading.Semaphore] = collections.defaultdict(
+    lambda: threading.BoundedSemaphore(2)
+)
 """While one model works, the next one may be loaded."""
 _LOADING = threading.Lock()
 """Two models that are made at the same time would draw from one generator of random numbers."""
@@ -32,18 +34,21 @@ _DEVICES: Mapping[torch.device, threading.Lock] = collections.defaultdict(thread
 
 
 @contextlib.contextmanager
-def in_memory(entry: str, evaluation: Evaluation, taxonomy: Taxonomy) -> Iterator[LoadedModel]:
+def in_memory(
+    entry: str, evaluation: Evaluation, taxonomy: Taxonomy, group: int = 0
+) -> Iterator[LoadedModel]:
     """Loads a model that may be run, and whose caller lets go of it with the block.
 
     Args:
       entry: of `--models`.
       evaluation: how it is run, and beside which results.
       taxonomy: its head must fit.
+      group: number of the group of shards that it is to run on.
 
     Raises:
       ModelError: anything is wrong with the model.
     """
-    with _IN_MEMORY:
+    with _IN_MEMORY[_device(evaluation, group)]:
         # Of the one before, which its caller held to the end of its block.
         free_memory()
         torch.set_num_threads(evaluation.threads)
@@ -72,7 +77,7 @@ def on_device(model: LoadedModel, evaluation: Evaluation, group: int = 0) -> Ite
     Raises:
       ModelError: there is no such device, or not enough memory.
     """
-    with _DEVICES[device_of(evaluation.predict.on_this_machine().device, group)]:
+    with _DEVICES[_device(evaluation, group)]:
         try:
             predictor = Predictor(model, evaluation.predict, _pixel_cache(evaluation), group)
         except torch.cuda.OutOfMemoryError as error:
@@ -85,6 +90,10 @@ def on_device(model: LoadedModel, evaluation: Evaluation, group: int = 0) -> Ite
             model.module.to("cpu")
             del predictor
             free_memory()
+
+
+def _device(evaluation: Evaluation, group: int) -> torch.device:
+    return device_of(evaluation.predict.on_this_machine().device, group)
 
 
 def _pixel_cache(evaluation: Evaluation) -> PixelCache:

@@ -80,7 +80,6 @@ def submission_from_flags(
     if not is_dataflow(standard.runner):
         for name, given in (
             ("gpu", arguments.gpu),
-            ("gpus", arguments.gpus),
             ("no_wait_until_finish", standard.no_wait_until_finish),
         ):
             if given:

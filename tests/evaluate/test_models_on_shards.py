@@ -311,6 +311,30 @@ def test_caches_of_all_processes_take_a_quarter_of_the_memory(
         assert [room is not None for room in rooms] == [False, False, False, of_several > 0]
 
 
+def test_models_of_one_card_do_not_wait_for_those_of_another(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of hardware that is not here.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    evaluation = dataclasses.replace(plan(made, FIRST), predict=PredictConfig("cuda"))
+
+    def load(group: int) -> None:
+        with in_memory(FIRST, evaluation, imagenet9(), group):
+            pass
+
+    with ThreadPoolExecutor(2) as pool:
+        with (
+            in_memory(FIRST, evaluation, imagenet9(), 0),
+            in_memory(FIRST, evaluation, imagenet9()),
+        ):
+            pool.submit(load, 1).result(60)
+            third = pool.submit(load, 2)
+            time.sleep(0.1)
+            assert not third.done()
+        third.result(60)
+
+
 def test_groups_take_the_cards_of_a_machine_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of hardware that is not here.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

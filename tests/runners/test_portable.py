@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -11,8 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from cluster import Cluster
-from conftest import ROOT, finished_shards, manifest_of, run_in9, start_in9, wait_until
+from conftest import (
+    ROOT,
+    TINY_MODEL,
+    finished_shards,
+    manifest_of,
+    run_in9,
+    start_in9,
+    wait_until,
+)
 from gcs import free_port
 from soundness import assert_sound
 
@@ -43,19 +53,36 @@ def test_the_job_through_a_job_server_and_two_worker_pools(
     run = ("run", "--input", small_sample, *few, "--output")
     run_in9(*run, fresh)
     # How long the server may take to answer, not how long the job.
-    running = start_in9(*run, output, *cluster.flags, "--job_server_timeout=3")
-    both: set[int] = set()
+    running = start_in9(*run, output, *cluster.flags, "--job_server_timeout=3", "--gpus", 2)
+    workers: dict[int, int] = {}
+    groups: dict[str, int] = {}
     while running.poll() is None:
-        both |= {pool for pool in (0, 1) if cluster.workers(pool)}
+        workers.update((worker, pool) for pool in (0, 1) for worker in cluster.workers(pool))
+        for claim in output.glob(".in9/lock-*-[01]/*/about"):
+            with contextlib.suppress(OSError):
+                groups[claim.parts[-3][-1]] = json.loads(claim.read_text())["owner"]["pid"]
         time.sleep(0.1)
     out, said = running.communicate()
     assert running.returncode == 0, said
-    assert both == {0, 1}
+    # A group of shards meets the model in a process of each pool.
+    assert {workers[groups["0"]], workers[groups["1"]]} == {0, 1}
     selected = manifest_of(fresh)["images"]["val"]["selected"]
     assert f"{selected} composed, {3 * selected} pictures predicted" in out
     assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
     for table in RESULTS:
         assert (output / table).read_bytes() == (fresh / table).read_bytes()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_workers_say_that_they_have_no_gpu(
+    cluster: Cluster, small_sample: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    few = ("--variants", "original", "--limit", 1, "--segmenter", "box", *TINY_MODEL)
+    flags = ("--input", small_sample, "--output", output, *few, "--device", "cuda")
+    done = run_in9("run", *flags, *cluster.flags, check=1)
+    assert len(done.stderr.splitlines()) == 1
+    assert "this machine has no CUDA device that torch can use" in done.stderr
 
 
 def test_a_worker_process_that_is_killed_fails_the_job_and_the_next_goes_on(
