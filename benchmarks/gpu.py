@@ -1,15 +1,17 @@
 """What the stages that run models cost beyond the network: speed and memory, on any device.
 
     python benchmarks/gpu.py [--device auto] [--stages evaluate,attack,saliency,train]
-    python benchmarks/gpu.py --device cpu --images 32 --grid 32x8    # a minute
+    python benchmarks/gpu.py --quick    # a minute, on any device, to see that all runs
 
 Pictures a second of each stage over those of a bare loop: the same network, precision and
 batches, of random pictures that lie on the device, normalised beforehand. The two take turns in
 one process, so that both meet the same machine; the median of their ratios counts. Peak memory
 is that of this process, on a GPU of torch's tensors there.
 
-Nothing is needed but this project: pictures are drawn, and a model whose weights no installed
-package ships gets random ones.
+Nothing is needed but this project's checkout and the packages that run models: neither Beam nor
+Google's, and no network. Pictures are drawn, and a model whose weights no installed package ships
+gets random ones. A ratio of turns that take less than a second is not told: what is set up in each
+weighs too much in it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from pathlib import Path
 
 import timm
 import torch
-from measure import card, draw_small, peak_of_this_process, row, run_in9
+from drawn import draw_dataset
+from measure import card, peak_of_this_process, row
 
 from pipeline.analyses.attack.chunks import Chunks
 from pipeline.analyses.attack.plan import Attacking, open_grid
@@ -58,8 +61,38 @@ from pipeline.training.plan import TrainPlan
 PAPER = 4050
 TURNS = 3
 
-Turn = tuple[float, float]
-"""Pictures a second of a stage, and of the bare loop right after it."""
+LEAST_SECONDS = 1.0
+"""Of a turn whose ratio says something."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """A stage, and the bare loop right after it.
+
+    Attributes:
+      pictures: that each worked on.
+      seconds, bare: that they took.
+    """
+
+    pictures: int
+    seconds: float
+    bare: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a stage was measured as: medians of its turns.
+
+    Attributes:
+      rate, bare: pictures a second of the stage, and of the bare loop.
+      ratio: of the two; None where there were too few pictures to tell.
+      peak: memory in MB.
+    """
+
+    rate: float
+    bare: float
+    ratio: float | None
+    peak: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,8 +187,8 @@ def training(setting: Setting) -> list[Turn]:
         started = time.perf_counter()
         for _ in range(count):
             next(steps)
-        seconds = time.perf_counter() - started
-        turns.append((float(epoch["images_per_second"]), count * plan.batch_size / seconds))
+        pictures, bare = count * plan.batch_size, time.perf_counter() - started
+        turns.append(Turn(pictures, pictures / float(epoch["images_per_second"]), bare))
     return turns
 
 
@@ -225,7 +258,7 @@ def take_turns(pictures: int, work: Callable[[], None], bare: Callable[[int], No
         between = time.perf_counter()
         bare(pictures)
         ended = time.perf_counter()
-        turns.append((pictures / (between - started), pictures / (ended - between)))
+        turns.append(Turn(pictures, between - started, ended - between))
     return turns[1:]
 
 
@@ -248,21 +281,19 @@ def bare_steps(plan: TrainPlan, side: int) -> Iterator[None]:
         yield
 
 
-def measure(stage: str, setting: Setting) -> tuple[float, float, float, float]:
-    """Measures a stage; called in a process of its own, whose memory is the stage's.
-
-    Returns:
-      (pictures a second, of the bare loop, their ratio, peak memory in MB), medians of turns.
-    """
+def measure(stage: str, setting: Setting) -> Found:
+    """Measures a stage; called in a process of its own, whose memory is the stage's."""
     turns = STAGES[stage](setting)
-    if not turns:
-        raise SystemExit(f"{stage} had a single turn: more --images, or a larger --grid")
-    rates, bare = zip(*turns, strict=True)
-    ratios = [one / other for one, other in turns]
+    is_told = min(min(turn.seconds, turn.bare) for turn in turns) >= LEAST_SECONDS
     peak = peak_of_this_process()
     if setting.predict.device == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**20
-    return statistics.median(rates), statistics.median(bare), statistics.median(ratios), peak
+    return Found(
+        rate=statistics.median(turn.pictures / turn.seconds for turn in turns),
+        bare=statistics.median(turn.pictures / turn.bare for turn in turns),
+        ratio=statistics.median(turn.bare / turn.seconds for turn in turns) if is_told else None,
+        peak=peak,
+    )
 
 
 def with_weights(arch: str, folder: Path) -> str:
@@ -283,10 +314,11 @@ def main() -> None:
     )
     precisions = Words("fp32", "tf32", "bf16")
     parser.add_argument("--precision", type=precisions, default=("fp32",), help="fp32, tf32, bf16")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that all runs")
     parser.add_argument("--images", type=int, help="drawn; 2000 on a GPU, else 64")
     parser.add_argument("--grid", type=grid, help="of the attack; 160x256 on a GPU, else 64x16")
     parser.add_argument("--batch_size", type=int, help="of in9, on this device")
-    parser.add_argument("--epochs", type=int, default=4, help="of the training (4)")
+    parser.add_argument("--epochs", type=int, help="of the training, at least 2 (4)")
     arguments = parser.parse_args()
     has_gpu = torch.cuda.is_available()
     if arguments.device == "cuda" and not has_gpu:
@@ -294,38 +326,36 @@ def main() -> None:
     device = arguments.device if arguments.device != "auto" else "cuda" if has_gpu else "cpu"
     on = torch.cuda.get_device_name() if device == "cuda" else card()
     few = ("efficientnet_lite0", "resnet50")[: 2 if device == "cuda" else 1]
-    images = arguments.images or (2000 if device == "cuda" else 64)
-    chosen = arguments.grid or ((160, 256) if device == "cuda" else (64, 16))
-    size = arguments.batch_size or (GPU_BATCH if device == "cuda" else CPU_BATCH)
+    is_large = device == "cuda" and not arguments.quick
+    images = arguments.images or (16 if arguments.quick else 2000 if is_large else 64)
+    chosen = arguments.grid or ((8, 4) if arguments.quick else (160, 256) if is_large else (64, 16))
+    size = arguments.batch_size or (GPU_BATCH if is_large else CPU_BATCH)
+    epochs = arguments.epochs or (2 if arguments.quick else 4)
+    if epochs < 2:
+        parser.error("--epochs must be at least 2: the first one does not count")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # As `in9` does, for the processes.
     table = [["stage", "device", "images/s", "bare loop", "ratio", "peak memory"]]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        flags = (
-            "--segmenter",
-            "box",
-            "--formats",
-            "parquet",
-            "--images_per_shard",
-            max(1, images // 4),
-        )
-        source, dataset = draw_small(images, root / "in"), root / "out"
-        run_in9("generate", "--input", source, "--output", dataset, *flags)
+        dataset = root / "out"
+        draw_dataset(images, 64 if arguments.quick else 224, 4, dataset)
         models = {arch: with_weights(arch, root) for arch in arguments.models or few}
         for arch, precision, stage in itertools.product(
             models, arguments.precision, arguments.stages
         ):
             predict = PredictConfig(device, precision, size)
-            setting = Setting(dataset, models[arch], arch, predict, chosen, arguments.epochs)
+            setting = Setting(dataset, models[arch], arch, predict, chosen, epochs)
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-                rate, bare, ratio, peak = alone.submit(measure, stage, setting).result()
+                found = alone.submit(measure, stage, setting).result()
             name = f"{stage}, {arch} {precision}"
-            against = f"bare loop, {bare:.1f} images/s; {rate:.1f} on {on}; peak {peak:.0f} MB"
-            row(name, f"{ratio:.2f} x", against, ">= 0.90")
-            cells = (f"{rate:.1f}", f"{bare:.1f}", f"{ratio:.2f}", f"{peak:.0f} MB")
-            table.append([name, on, *cells])
-            if stage == "attack":
-                hours = PAPER**2 / rate / 3600
+            rates = (f"{found.rate:.1f}", f"{found.bare:.1f}")
+            peak = f"{found.peak:.0f} MB"
+            ratio = "too few to tell" if found.ratio is None else f"{found.ratio:.2f} x"
+            against = f"bare loop, {rates[1]} images/s; {rates[0]} on {on}; peak {peak}"
+            row(name, ratio, against, ">= 0.90")
+            table.append([name, on, *rates, ratio, peak])
+            if stage == "attack" and found.ratio is not None:
+                hours = PAPER**2 / found.rate / 3600
                 row(f"attack: {PAPER} x {PAPER}, {arch} {precision}", f"{hours:.1f} h", on)
     print(aligned(table))
     for stage in arguments.stages:

@@ -7,9 +7,6 @@ import json
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element, ParseError
 
-from defusedxml import DefusedXmlException
-from defusedxml import ElementTree as DefusedElementTree
-
 from transforms.limits import MAX_ANNOTATION_BYTES, Unread
 
 
@@ -148,6 +145,10 @@ def parse_annotation(data: bytes) -> Annotation:
         if "error" in fields:
             raise AnnotationError(fields["error"])
         return annotation_from(fields)
+    # Here, since who only runs models has no annotations, and may lack it.
+    from defusedxml import DefusedXmlException
+    from defusedxml import ElementTree as DefusedElementTree
+
     try:
         root = DefusedElementTree.fromstring(data)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:

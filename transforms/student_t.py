@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
 
 Floats = NDArray[np.float64]
 
@@ -30,6 +29,9 @@ def t_quantile(df: int, confidence: float) -> float:
     >>> round(t_quantile(10, 0.95), 4)
     2.2281
     """
+    # Here, since who only runs models makes no tables, and may lack it.
+    from scipy.special import stdtrit
+
     if not 0 < confidence < 1 or df < 0:
         raise ValueError(f"no quantile of {confidence} with {df} degrees of freedom")
     return float(stdtrit(df, (1 + confidence) / 2)) if df else math.inf
@@ -45,5 +47,7 @@ def t_p_value(t: Floats, df: int) -> Floats:
     Returns:
       Of that shape, in [0, 1]; 1 without degrees of freedom.
     """
+    from scipy.special import stdtr
+
     outside: Floats = 2 * stdtr(df, -np.abs(t)) if df else np.ones_like(t)
     return outside

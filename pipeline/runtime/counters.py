@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-from apache_beam.metrics import Metrics
-from apache_beam.runners.runner import PipelineResult
+from typing import TYPE_CHECKING
 
 from pipeline.runtime.progress import Progress
 from pipeline.storage.state_files import parse_json
 from pipeline.storage.store import FileDigest
+
+if TYPE_CHECKING:
+    from apache_beam.runners.runner import PipelineResult
 
 _NAMESPACE = "in9"
 _SECONDS = "microseconds_"
@@ -29,11 +31,10 @@ STAGES = (
 
 
 def count(name: str, by: int = 1) -> None:
-    """Adds to a counter. Called inside a DoFn."""
+    """Adds to a counter. Called inside a DoFn; where nothing has imported Beam, nobody counts."""
     # Of a counter without anything, some runners tell nothing.
-    if not by:
-        return
-    Metrics.counter(_NAMESPACE, name).inc(by)
+    if by and (beam := sys.modules.get("apache_beam")):
+        beam.metrics.Metrics.counter(_NAMESPACE, name).inc(by)
 
 
 def count_bytes(path: str, size: int) -> None:

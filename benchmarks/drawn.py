@@ -1,0 +1,155 @@
+"""A dataset of drawn pictures, for benchmarks of what runs models.
+
+It is written by the functions that write every dataset, but by no job: so neither Beam nor a
+segmenter is needed to measure the stages behind it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
+from pipeline.dataset.fingerprints import fingerprint
+from pipeline.dataset.manifest import MANIFEST, Manifest, stage_versions
+from pipeline.dataset.records import ACCEPTED, RECORD_SCHEMA, Staging
+from pipeline.dataset.shards import ShardCounts, bucket_hash, index_file
+from pipeline.dataset.sinks import Sample, digests_of, open_sinks, sample_schema
+from pipeline.storage.store import FileDigest, Store
+from transforms.annotations import Box
+from transforms.codec import encode_jpeg, encode_png
+from transforms.layers import Layer, make_layer
+from transforms.taxonomy import imagenet9
+from transforms.variants import MIXED, PAPER, VARIANTS
+
+_BOX = Box(28, 18, 72, 62)
+_INDEX = pa.schema(
+    [
+        *map(RECORD_SCHEMA.field, ("key", "status", "label", "wnid", "fg_fraction", "group")),
+        pa.field("selected", pa.bool_(), nullable=False),
+    ]
+)
+
+
+def draw_dataset(count: int, side: int, shards: int, root: Path) -> None:
+    """Writes a dataset in all of the paper's versions, as Parquet: discs on noise, of two classes
+    in turn.
+
+    Args:
+      count: images.
+      side: of the pictures, in pixels.
+      shards: about; at least one image is in each.
+      root: its folder.
+    """
+    per_shard = max(1, count // shards)
+    config = DatasetConfig(
+        images_per_shard=per_shard,
+        layers="drop",
+        segment=SegmentConfig(image_size=side, resize=side * 8 // 7, segmenter="box"),
+        compose=ComposeConfig(formats=("parquet",)),
+    )
+    counts = ShardCounts.of(count, per_shard)
+    keys = [f"drawn_{number:06d}" for number in range(count)]
+    by_shard: list[list[int]] = [[] for _ in range(counts.output)]
+    for number in sorted(range(count), key=lambda number: bucket_hash(keys[number])):
+        by_shard[bucket_hash(keys[number]) % counts.output].append(number)
+    store, files = Store(str(root)), list[FileDigest]()
+    for shard, numbers in enumerate(by_shard):
+        files += _write_shard(store, config, counts, shard, numbers, keys)
+    taxonomy = imagenet9()
+    drawn = dict.fromkeys(taxonomy.names, 0)
+    for number in range(count):
+        drawn[taxonomy.names[_label(number)]] += 1
+    images = {"listed": count, "accepted": count, "selected": count}
+    others = dict.fromkeys(("outside_taxonomy", "other_files", "rejected"), 0)
+    manifest = Manifest(
+        config=config,
+        fingerprint=fingerprint(count, side, shards),
+        libraries={},
+        shards={"val": counts},
+        images={"val": {**images, **others}},
+        rejections={"val": {}},
+        samples={"val": dict.fromkeys(PAPER, drawn)},
+        files=tuple(sorted(files, key=lambda file: file.path)),
+        stages=stage_versions(config),
+    )
+    store.write(MANIFEST, manifest.to_json())
+
+
+def _write_shard(
+    store: Store,
+    config: DatasetConfig,
+    counts: ShardCounts,
+    shard: int,
+    numbers: list[int],
+    keys: list[str],
+) -> list[FileDigest]:
+    staging, taxonomy = Staging(store, "."), imagenet9()
+    rows = []
+    with contextlib.ExitStack() as stack:
+        sinks = open_sinks(
+            stack,
+            store,
+            staging,
+            variants=PAPER,
+            formats=("parquet",),
+            schema=sample_schema(taxonomy.names),
+            split="val",
+            shard=shard,
+            shards=counts.output,
+        )
+        for number in numbers:
+            layer = _draw(number, config.segment)
+            # The next image is of the other class, the one behind it of the same.
+            other = {name: (number + 1 + (name == "mixed_same")) % len(keys) for name in MIXED}
+            about: dict[str, Any] = {
+                "label": _label(number),
+                "wnid": taxonomy.wnids[_label(number)],
+                "fg_fraction": layer.fg_fraction,
+            }
+            rows.append({"key": keys[number], "status": ACCEPTED, "selected": True, **about})
+            for name in PAPER:
+                background = _draw(other[name], config.segment).only_bg_t if name in other else None
+                picture = VARIANTS[name].compose(layer, background)
+                as_png = VARIANTS[name].lossless
+                fields = {
+                    **about,
+                    "imagenet_index": None,
+                    "fg_key": keys[number],
+                    "bg_key": keys[other[name]] if name in other else None,
+                    "bg_label": _label(other[name]) if name in other else None,
+                    "bg_wnid": None,
+                    "box": list(layer.box),
+                }
+                image = encode_png(picture) if as_png else encode_jpeg(picture, 95)
+                sample = Sample(keys[number], image, "png" if as_png else "jpg", fields)
+                for sink in sinks[name]:
+                    sink.add(sample)
+    written = digests_of(sinks)
+    path = index_file("val", shard, counts.output)
+    table = pa.Table.from_pylist(rows, _INDEX)
+    record = staging.write(path, table, fingerprint(keys, shard), written)
+    return list(record.files)
+
+
+def _label(number: int) -> int:
+    return number % 2
+
+
+def _draw(number: int, config: SegmentConfig) -> Layer:
+    pixels = np.random.default_rng(number).integers(60, 120, (80, 100, 3)).astype(np.uint8)
+    y, x = np.mgrid[:80, :100]
+    mask = (x - 50) ** 2 + (y - 40) ** 2 < 20**2
+    pixels[mask] += 120
+    return make_layer(
+        pixels,
+        _BOX,
+        mask,
+        resize=config.resize,
+        crop=config.image_size,
+        interpolation=config.interpolation,
+    )
