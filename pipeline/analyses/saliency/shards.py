@@ -6,6 +6,7 @@ for the same key is not computed again.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from pipeline.errors import JobError
 from pipeline.evaluate.predictions import About
 from pipeline.evaluate.results import result_folder, result_shard
 from pipeline.evaluate.work import Made, ModelWork, NoteDone
+from pipeline.storage.parallel import InBackground
 from transforms.codec import decode_image, decode_mask
 from transforms.saliency import mass_in_mask, overlay, saliency_map
 from transforms.scoring import labels_of_outputs
@@ -113,33 +115,35 @@ class SaliencyShards(ModelWork):
 
         missing, checksum = self._missing_maps(shard), self.checksum(shard)
         output_labels = labels_of_outputs(self._about["num_outputs"], self._dataset.taxonomy)
-        samples = (
-            (picture, mask)
+        decoded = (
+            (picture, decode_image(picture.image), decode_mask(mask.image))
             for picture, mask in self._samples(shard)
             if keys is None or picture.key in keys
         )
         # A backward pass needs all activations.
         size = max(1, predictor.batch_size // ACTIVATIONS)
-        while batch := list(itertools.islice(samples, size)):
-            pictures = np.stack([decode_image(picture.image) for picture, _ in batch])
-            masks = [decode_mask(mask.image) for _, mask in batch]
-            logits, gradients = answer_gradients(predictor, predictor.to_device(pictures))
-            for i, (picture, _) in enumerate(batch):
-                saliency = saliency_map(gradients[i])
-                if picture.key in missing:
-                    path = saliency_picture(self._folder, picture.key)
-                    shown = overlay(pictures[i], saliency, masks[i])
-                    write_picture(self.store, path, shown, checksum)
-                output = int(logits[i].argmax())
-                yield {
-                    "key": picture.key,
-                    "label": picture.fields["label"],
-                    "prediction": int(output_labels[output]),
-                    "output": output,
-                    "mass_in_mask": number(mass_in_mask(saliency, masks[i])),
-                    "mask_area": float(masks[i].mean()),
-                }
-            note(shard, len(batch), len(batch))
+        # The next batch is decoded while the device works.
+        with contextlib.closing(InBackground(decoded, size)) as ahead:
+            samples = iter(ahead)
+            while batch := list(itertools.islice(samples, size)):
+                pixels = np.stack([of_picture for _, of_picture, _ in batch])
+                logits, gradients = answer_gradients(predictor, predictor.to_device(pixels))
+                for i, (picture, of_picture, mask) in enumerate(batch):
+                    saliency = saliency_map(gradients[i])
+                    if picture.key in missing:
+                        path = saliency_picture(self._folder, picture.key)
+                        shown = overlay(of_picture, saliency, mask)
+                        write_picture(self.store, path, shown, checksum)
+                    output = int(logits[i].argmax())
+                    yield {
+                        "key": picture.key,
+                        "label": picture.fields["label"],
+                        "prediction": int(output_labels[output]),
+                        "output": output,
+                        "mass_in_mask": number(mass_in_mask(saliency, mask)),
+                        "mask_area": float(mask.mean()),
+                    }
+                note(shard, len(batch), len(batch))
 
     def _samples(self, shard: int) -> Iterator[tuple[Sample, Sample]]:
         """(picture, mask) of each image.
