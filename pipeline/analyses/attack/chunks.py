@@ -18,6 +18,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.predictions import About
 from pipeline.evaluate.results import result_folder, result_shard
 from pipeline.evaluate.work import Made, ModelWork, NoteDone
+from pipeline.storage.parallel import InBackground
 from transforms.adversarial import UNTRIED
 from transforms.attack_grid import Strengths
 from transforms.scoring import labels_of_outputs
@@ -107,7 +108,9 @@ class Chunks(ModelWork):
         network = GridModel(predictor, outputs, backgrounds)
         strengths = Strengths(len(grid.backgrounds))
         streaming = stream_cutouts(self._dataset, split, grid, missing, device)
-        with contextlib.closing(streaming) as cutouts:
+        # The next chunk is decoded while the device works.
+        with contextlib.closing(InBackground(streaming, 1)) as ahead:
+            cutouts = iter(ahead)
             for chunk in units:
                 if chunk not in missing:
                     if early_stop:
