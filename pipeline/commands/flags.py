@@ -417,6 +417,17 @@ SECTIONS = (
         ),
     ),
     _section(
+        "analyses and report",
+        ("report",),
+        Flag(
+            "--columns",
+            "A,B",
+            "versions and bg_gap, in the order of results/latex/headline.tex",
+            ("original", "only_bg_t", "mixed_same", "mixed_rand", "bg_gap"),
+            names,
+        ),
+    ),
+    _section(
         "Schedule",
         (*_GRAPHS, "matrix", "report"),
         Flag("--publish", "DIR", "copy dataset and results there, as a new version (none)"),

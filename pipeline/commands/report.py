@@ -7,9 +7,11 @@ import argparse
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
 from pipeline.dataset.notes import notes_of
+from pipeline.errors import UsageError
 from pipeline.evaluate.power import describe_power
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.report import REPORT, write_report
+from pipeline.report.latex import GAP
 from pipeline.report.tables import write_tables
 from pipeline.report.text_tables import accuracy_table
 from pipeline.runtime.lock import TABLES_LOCK, held
@@ -19,15 +21,18 @@ def run_report(arguments: argparse.Namespace) -> int:
     """The command `report`; returns the exit code.
 
     Raises:
-      UsageError: there is no finished dataset.
+      UsageError: there is no finished dataset, or not what is asked of it.
       JobError: another process is at work on it.
     """
     store = writing_store("dataset", arguments.dataset)
     publishing = check_publishing(store, arguments.publish, arguments.keep)
     dataset = Dataset.open(store)
+    known = (*dataset.picture_variants, GAP)
+    for column in set(arguments.columns) - set(known):
+        raise UsageError(f"--columns {column}: the dataset has {', '.join(known)}")
     with held(store, TABLES_LOCK, wait=60) as tables:
-        summaries, stale = write_tables(Dataset.open(tables))
-    write_report(store, dataset.taxonomy, arguments.pictures)
+        summaries, stale = write_tables(Dataset.open(tables), arguments.columns)
+    write_report(store, dataset.taxonomy, arguments.pictures, pdf=True)
     for note in notes_of(dataset.manifest):
         print(note)
     if summaries:

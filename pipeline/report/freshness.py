@@ -52,15 +52,15 @@ def _states(store: Store, paths: Iterable[str]) -> list[tuple[str, int, str]]:
     return found
 
 
-def fingerprint_inputs(store: Store, inputs: Iterable[str], pictures: str) -> str:
+def fingerprint_inputs(store: Store, inputs: Iterable[str], pictures: str, *, pdf: bool) -> str:
     """Fingerprint of what a page is made from.
 
     Args:
       store: the dataset folder.
       inputs: relative paths of the results that it reads.
-      pictures: as for `write_report`.
+      pictures, pdf: as for `write_report`.
     """
-    return fingerprint(_states(store, [MANIFEST, *sorted(inputs)]), pictures, _code())
+    return fingerprint(_states(store, [MANIFEST, *sorted(inputs)]), pictures, pdf, _code())
 
 
 def is_fresh(store: Store, inputs: str) -> bool:

@@ -22,7 +22,7 @@ def inline_svg(data: bytes, prefix: str, label: str) -> Markup:
     """Makes an element of the page of a figure.
 
     Args:
-      data: of `pipeline.report.figures.style.to_svg`.
+      data: of `pipeline.report.figures.style.Drawn`.
       prefix: of its ids, its own within the page.
       label: what the figure shows, for those who cannot see it.
 

@@ -1,18 +1,20 @@
 r"""Tables as LaTeX, for papers: booktabs, percent, intervals beneath their estimates.
 
-A document needs `\usepackage{booktabs}`; it takes a table in with `\input{headline.tex}`.
+A document needs `\usepackage{booktabs}`; it takes a table in with `\input{headline.tex}`. None is
+wider than 5.5 inches at 10 points, a common width of text: five columns stand side by side, and
+more of them follow beneath.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.evaluate.results import display_name
+from pipeline.report.short_names import Name, names_of, shorten
 from transforms.analysis import KINDS
 from transforms.intervals import CONFIDENCE
 from transforms.scoring import LABEL_RULES
-from transforms.variants import PICTURES
 
 PAPER_NAMES = {
     "original": "Original",
@@ -25,6 +27,14 @@ PAPER_NAMES = {
     "mixed_next": "Mixed-Next",
 }
 """The paper's names of the variants."""
+
+GAP = "bg_gap"
+HEADLINE = ("original", "only_bg_t", "mixed_same", "mixed_rand", GAP)
+"""Columns of the headline table, where no others are chosen."""
+
+_SIDE_BY_SIDE = 5
+_NAME, _REST, _HEAD = 25, 30, 10
+"""Most characters of a model's name, of what stands beneath it, and of a word above a column."""
 
 _KIND_NAMES = {
     "bg_required": "BG required",
@@ -53,54 +63,55 @@ def escape(text: str) -> str:
 
 
 def latex_tables(
-    summaries: Sequence[Mapping[str, Any]], class_names: Sequence[str]
+    summaries: Sequence[Mapping[str, Any]],
+    class_names: Sequence[str],
+    columns: Sequence[str] = HEADLINE,
 ) -> dict[str, str]:
     """The tables, by name of their file without `.tex`: `headline` by the paper's label rule
     and `headline_<rule>` by each other one; `decomposition` and `per_class_<variant>` by the
-    paper's."""
+    paper's. `columns` are of the headline: variants and `bg_gap`."""
     paper, *others = LABEL_RULES
-    tables = {"headline": headline(summaries, paper)}
-    tables |= {f"headline_{rule}": headline(summaries, rule) for rule in others}
+    tables = {"headline": headline(summaries, paper, columns)}
+    tables |= {f"headline_{rule}": headline(summaries, rule, columns) for rule in others}
     tables["decomposition"] = decomposition(summaries, paper)
     for variant in _BY_CLASS:
         tables[f"per_class_{variant}"] = per_class(summaries, paper, variant, class_names)
     return tables
 
 
-def headline(summaries: Sequence[Mapping[str, Any]], rule: str) -> str:
+def headline(summaries: Sequence[Mapping[str, Any]], rule: str, columns: Sequence[str]) -> str:
     """Models x variants in percent with 95 % intervals, and BG-Gap, as a `tabular`.
 
     Args:
-      summaries: of models; a model that failed, or has no such number, gets dashes.
+      summaries: of models.
       rule: the label rule.
+      columns: variants and `bg_gap`, in order; what no model has is left out.
 
     Returns:
       LaTeX. Mixed variants and BG-Gap are means over their draws.
     """
-    accuracy = [_by(summary, "accuracy", rule, "variant") for summary in summaries]
-    there = dict.fromkeys(name for rows in accuracy for name in rows)
-    variants = [name for name in PICTURES if name in there]
-    variants += [name for name in there if name not in PICTURES]
-    gaps = [_by(summary, "gaps", rule, "label_rule").get(rule) for summary in summaries]
+    found = []
+    for summary in summaries:
+        rows = {name: (row, "accuracy") for name, row in _by(summary, "accuracy", rule, "variant")}
+        gaps = [(row, "gap") for _, row in _by(summary, "gaps", rule, "label_rule")]
+        found.append({**rows, **dict.fromkeys([GAP], *gaps)} if gaps else rows)
+    there = [name for name in columns if any(name in rows for rows in found)]
     return _tabular(
         f"Accuracy and BG-Gap in %, 95 % intervals; label rule: {rule}",
-        [*(PAPER_NAMES.get(name, escape(name)) for name in variants), "BG-Gap"],
+        ["BG-Gap" if name == GAP else PAPER_NAMES.get(name, name) for name in there],
         summaries,
-        [
-            [*((rows.get(name), "accuracy") for name in variants), (gap, "gap")]
-            for rows, gap in zip(accuracy, gaps, strict=True)
-        ],
+        [[rows.get(name) for name in there] for rows in found],
     )
 
 
 def decomposition(summaries: Sequence[Mapping[str, Any]], rule: str) -> str:
     """Models x kinds of images, in percent; arguments as `headline`."""
-    found = [_by(summary, "decomposition", rule, "kind", "images") for summary in summaries]
+    found = [dict(_by(summary, "decomposition", rule, "kind", "images")) for summary in summaries]
     return _tabular(
         f"Share of images in %, 95 % intervals; label rule: {rule}; mixed_rand: its first draw",
         [_KIND_NAMES[kind] for kind in KINDS],
         summaries,
-        [[(rows.get(kind), "share") for kind in KINDS] for rows in found],
+        [[_cell(rows.get(kind), "share") for kind in KINDS] for rows in found],
     )
 
 
@@ -120,59 +131,91 @@ def per_class(
     return _tabular(
         f"Accuracy on {variant} in %, 95 % intervals; label rule: {rule}; bold: differs from the "
         "other classes (Benjamini-Hochberg, 5 %)",
-        [escape(name) for name in class_names],
+        class_names,
         summaries,
-        [[(rows.get(name), "accuracy") for name in class_names] for rows in found],
+        [[_cell(rows.get(name), "accuracy") for name in class_names] for rows in found],
     )
+
+
+_Cell = tuple[Mapping[str, Any], str]
+"""A row of a table, and the column that holds the estimate."""
 
 
 def _tabular(
     about: str,
-    header: Sequence[str],
+    heads: Sequence[str],
     summaries: Sequence[Mapping[str, Any]],
-    cells: Sequence[Sequence[tuple[Mapping[str, Any] | None, str]]],
+    cells: Sequence[Sequence[_Cell | None]],
 ) -> str:
-    """A row of numbers for each model, given as (row of a table, its column), with a row of
-    their intervals beneath."""
+    """A row of numbers for each model, with a row of their intervals beneath. A model without a
+    single number is named in a comment alone."""
+    names = names_of(summaries)
+    models = [(name, row) for name, row in zip(names, cells, strict=True) if any(row)]
+    without = [" ".join(name) for name, row in zip(names, cells, strict=True) if not any(row)]
+    width = min(len(heads), _SIDE_BY_SIDE)
     lines = [
         f"% {about}",
-        rf"\begin{{tabular}}{{l{'r' * len(header)}}}",
+        *([f"% Without results, so left out: {', '.join(without)}"] if without else []),
+        rf"\begin{{tabular}}{{@{{}}l*{{{width}}}{{@{{\hspace{{8pt}}}}r}}@{{}}}}",
         r"\toprule",
-        _row(["Model", *header]),
-        r"\midrule",
     ]
-    for summary, numbers in zip(summaries, cells, strict=True):
-        lines.append(
-            _row([escape(display_name(summary)), *(_number(row, name) for row, name in numbers)])
-        )
-        intervals = [_interval(row) for row, _ in numbers]
-        if any(intervals):
-            lines.append(_row(["", *intervals]))
+    for start in range(0, len(heads), _SIDE_BY_SIDE):
+        block = slice(start, start + _SIDE_BY_SIDE)
+        lines += [] if start == 0 else [r"\midrule"]
+        lines += [_row([*map(_head, ["Model", *heads[block]])], width), r"\midrule"]
+        for number, (name, row) in enumerate(models):
+            lines += [r"\addlinespace"] if number else []
+            lines += _of_model(name, row[block], width)
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _of_model(name: Name, row: Sequence[_Cell | None], width: int) -> list[str]:
+    """The two lines of a model."""
+    rest = rf"\scriptsize {escape(shorten(name.rest, _REST))}" if name.rest else ""
+    return [
+        _row([escape(shorten(name.first, _NAME)), *map(_number, row)], width),
+        _row([rest, *map(_interval, row)], width),
+    ]
+
+
+def _head(name: str) -> str:
+    """What stands above a column: its words beneath each other, unless they are short."""
+    lines = textwrap.wrap(name.replace("_", "_ "), 8, break_long_words=False)
+    words = [escape(shorten(line.replace("_ ", "_"), _HEAD)) for line in lines]
+    stacked = rf"\shortstack[r]{{{(chr(92) * 2).join(words)}}}"
+    return r"\footnotesize " + (words[0] if len(words) == 1 else stacked)
 
 
 def _by(
     summary: Mapping[str, Any], part: str, rule: str, column: str, total: str = "n"
-) -> dict[str, Any]:
-    """Rows of a part by the value of a column; those of no images are left out."""
-    rows = (row for row in summary.get(part, ()) if row["label_rule"] == rule and row[total])
-    return {row[column]: row for row in rows}
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Rows of a part, each behind the value of a column; those of no images are left out."""
+    for row in summary.get(part, ()):
+        if row["label_rule"] == rule and row[total]:
+            yield row[column], row
 
 
-def _number(row: Mapping[str, Any] | None, column: str) -> str:
+def _cell(row: Mapping[str, Any] | None, column: str) -> _Cell | None:
+    return None if row is None else (row, column)
+
+
+def _number(cell: _Cell | None) -> str:
     """Bold if the row has a test, and it stands out among all."""
-    if row is None:
+    if cell is None:
         return "--"
+    row, column = cell
     number = f"{100 * row[column]:.1f}"
     p = row.get("p_adjusted")
     return rf"$\mathbf{{{number}}}$" if p is not None and p < 1 - CONFIDENCE else f"${number}$"
 
 
-def _interval(row: Mapping[str, Any] | None) -> str:
-    if row is None:
+def _interval(cell: _Cell | None) -> str:
+    if cell is None:
         return ""
-    return rf"\scriptsize$[{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]$"
+    low, high = (f"{100 * cell[0][name]:.1f}" for name in ("ci_low", "ci_high"))
+    return rf"\scriptsize$[{low}, {high}]$"
 
 
-def _row(cells: Iterable[str]) -> str:
-    return " & ".join(cells) + r" \\"
+def _row(cells: Sequence[str], width: int) -> str:
+    """Cells of a line, and empty ones up to as many columns."""
+    return " & ".join([*cells, *[""] * (1 + width - len(cells))]) + r" \\"

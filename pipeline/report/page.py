@@ -141,7 +141,7 @@ def _by_panel(
     panels: dict[str, list[tuple[Plot, Markup]]] = {panel: [] for panel in PANELS}
     for number, plot in enumerate(plots):
         if not plot.model or plot.model in detailed:
-            svg = inline_svg(plot.svg, f"f{number}-", plot.alt)
+            svg = inline_svg(plot.drawn.svg, f"f{number}-", plot.alt)
             panels[plot.panel].append((plot, svg))
     return panels
 

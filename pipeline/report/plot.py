@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.report.evidence import ModelResults
 from pipeline.report.figures.points import Series
+from pipeline.report.figures.style import Drawn
 from pipeline.report.measured import grid_size
 from pipeline.report.verdicts import Estimate
 
@@ -18,16 +19,16 @@ class Plot:
 
     Attributes:
       panel: where on the page it belongs.
-      file: its file below `FOLDER`.
+      file: its SVG file below `FOLDER`.
       alt: what it shows, for those who cannot see it.
-      svg: its bytes.
+      drawn: the figure itself.
       model: name of its model, "" if it is of several.
     """
 
     panel: str
     file: str
     alt: str
-    svg: bytes
+    drawn: Drawn
     model: str = ""
 
 

@@ -11,10 +11,11 @@ from pipeline.report.evidence import Evidence, ModelResults
 from pipeline.report.figures.decomposition import decomposition_figure
 from pipeline.report.figures.heat_map import VERSIONS, heat_map
 from pipeline.report.figures.points import Series, lines_figure
-from pipeline.report.figures.style import MODELS, shorten
+from pipeline.report.figures.style import MODELS
 from pipeline.report.figures.trend import trend_figure
 from pipeline.report.measured import attack_measures
 from pipeline.report.plot import Plot, point, spoken, titles
+from pipeline.report.short_names import shorten
 from transforms.analysis import KINDS
 from transforms.scoring import PAPER_RULE
 
@@ -39,8 +40,8 @@ def _plots(evidence: Evidence) -> Iterator[Plot]:
                 f"{name}: " + ", ".join(f"{k} {100 * s.get(k, 0):.1f} %" for k in KINDS)
                 for name, s in there
             )
-            svg = decomposition_figure("What images need to be recognised", there)
-            yield Plot("decomposition", "decomposition.svg", f"Stacked bars. {alt}", svg)
+            figure = decomposition_figure("What images need to be recognised", there)
+            yield Plot("decomposition", "decomposition.svg", f"Stacked bars. {alt}", figure)
     for variant in _VARIANTS:
         yield from by_class(models, variant, taxonomy)
     for variant in _VARIANTS:

@@ -7,7 +7,7 @@ in `TABLES` under the part of the summary that holds its rows.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.analyses.attack.tables import write_attack_tables
@@ -19,7 +19,7 @@ from pipeline.evaluate.contributions import read_measured
 from pipeline.evaluate.failures import error_rows, read_failures
 from pipeline.evaluate.results import result_folder
 from pipeline.evaluate.summaries import read_summaries
-from pipeline.report.latex import latex_tables
+from pipeline.report.latex import HEADLINE, latex_tables
 from pipeline.report.trend import remove_trend, write_trend
 from pipeline.storage.csv_file import write_csv
 from transforms.scoring import LABEL_RULES
@@ -155,8 +155,14 @@ def missing_rows(
                 yield {**run, **cell, "error": f"missing: {why}"}
 
 
-def write_tables(dataset: Dataset) -> tuple[list[dict[str, Any]], list[str]]:
+def write_tables(
+    dataset: Dataset, columns: Sequence[str] = HEADLINE
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Rebuilds all tables from the results that are there.
+
+    Args:
+      dataset: the dataset.
+      columns: of the headline in LaTeX.
 
     Returns:
       (summaries, names of models whose results are of an earlier dataset, as `read_summaries`;
@@ -178,7 +184,7 @@ def write_tables(dataset: Dataset) -> tuple[list[dict[str, Any]], list[str]]:
         write_csv(store, name, table.columns, rows)
     measured = read_measured(dataset, summaries) if len(summaries) > 1 else []
     write_csv(store, "comparisons", COMPARISON_COLUMNS, compare_models(fingerprint, measured))
-    for name, text in latex_tables(summaries, dataset.taxonomy.names).items():
+    for name, text in latex_tables(summaries, dataset.taxonomy.names, columns).items():
         store.update(f"results/latex/{name}.tex", text.encode())
     if dataset.is_imagenet9:
         write_trend(store, fingerprint, summaries, imagenet9(), measured)

@@ -21,11 +21,13 @@ def render_report(dataset: Dataset, taxonomy: Taxonomy, pictures: str = "sample"
       taxonomy: its classes.
       pictures: `sample`, or `none` to leave all pictures out.
     """
-    return _make(dataset, taxonomy, pictures)[0]
+    return _make(dataset, taxonomy, pictures, pdf=False)[0]
 
 
-def _make(dataset: Dataset, taxonomy: Taxonomy, pictures: str) -> tuple[str, dict[str, bytes]]:
-    """The page, and its figures by path."""
+def _make(
+    dataset: Dataset, taxonomy: Taxonomy, pictures: str, *, pdf: bool
+) -> tuple[str, dict[str, bytes]]:
+    """The page, and the files of its figures by path."""
     # Not before: matplotlib and the templates take their time to import, and few commands
     # find anything new to show.
     from pipeline.report.page import render
@@ -33,21 +35,33 @@ def _make(dataset: Dataset, taxonomy: Taxonomy, pictures: str) -> tuple[str, dic
 
     evidence = gather(dataset, taxonomy)
     plots = make_plots(evidence)
-    figures = {f"{FOLDER}/{plot.file}": plot.svg for plot in plots}
-    return render(evidence, plots, pictures != "none"), figures
+    page = render(evidence, plots, pictures != "none")
+    figures = {f"{FOLDER}/{plot.file}": plot.drawn.svg for plot in plots}
+    if pdf:
+        names = ((plot, plot.file.removesuffix(".svg")) for plot in plots)
+        figures |= {f"{FOLDER}/{name}.pdf": plot.drawn.pdf() for plot, name in names}
+    return page, figures
 
 
-def write_report(store: Store, taxonomy: Taxonomy, pictures: str = "sample") -> bool:
+def write_report(
+    store: Store, taxonomy: Taxonomy, pictures: str = "sample", *, pdf: bool = False
+) -> bool:
     """Writes the page and its figures if they have changed; returns whether they have.
 
-    Arguments as `render_report`.
+    Args:
+      store: the dataset folder.
+      taxonomy: its classes.
+      pictures: as for `render_report`.
+      pdf: whether figures become PDF files, too. Where such are there, they do.
     """
     with held(store, TABLES_LOCK, wait=60) as store:
-        results = (path for path in store.walk("results") if not is_ours(path))
-        inputs = fingerprint_inputs(store, results, pictures)
+        files = list(store.walk("results"))
+        pdf = pdf or any(path.endswith(".pdf") and is_ours(path) for path in files)
+        results = (path for path in files if not is_ours(path))
+        inputs = fingerprint_inputs(store, results, pictures, pdf=pdf)
         if is_fresh(store, inputs):
             return False
-        page, figures = _make(Dataset.open(store), taxonomy, pictures)
+        page, figures = _make(Dataset.open(store), taxonomy, pictures, pdf=pdf)
         changed = [store.update(path, data) for path, data in figures.items()]
         for path in list(store.walk(FOLDER)):
             if path not in figures and is_ours(path):

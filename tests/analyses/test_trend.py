@@ -411,7 +411,7 @@ def test_both_axes_are_of_one_input_size_or_the_page_says_which(tmp_path: Path) 
         assert {point["input_size"] for point in trend["points"]} == {size}
         found = {point["model"]: point["imagenet_input_size"] for point in trend["points"]}
         said = [note for note in trend["notes"] if "another input size" in note]
-        return found, " ".join(said), trend_figure(trend).decode()
+        return found, " ".join(said), trend_figure(trend).svg.decode()
 
     found, said, figure = sizes(224)
     assert (set(found.values()), said) == ({224}, "")
@@ -426,8 +426,8 @@ def test_the_figure_names_every_model_and_repeats(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     summaries = [summary_of(model, top1) for model, top1 in MODELS.items()]
     trend = trend_of(store, summaries)
-    figure = trend_figure(trend)
-    assert figure == trend_figure(trend)
+    figure = trend_figure(trend).svg
+    assert figure == trend_figure(trend).svg
     text = figure.decode()
     texts = [e.text for e in ElementTree.fromstring(text).iter() if e.tag.endswith("text")]
     for model in MODELS:
@@ -438,7 +438,7 @@ def test_the_figure_names_every_model_and_repeats(tmp_path: Path) -> None:
     # Many models: some are named, all are drawn.
     rows = [row for row in table(TABLE) if "." in row["name"]][:60]
     many = [summary_of(row["name"], float(row["top1"]) / 100) for row in rows]
-    assert b"<svg" in trend_figure(trend_of(store, many))
+    assert b"<svg" in trend_figure(trend_of(store, many)).svg
 
 
 @given(st.lists(st.tuples(st.floats(0, 300), st.floats(1, 20)), max_size=15))

@@ -585,6 +585,9 @@ def test_figures_beside_the_gap_add_up_to_it(evaluated: Path) -> None:
     for rule in ("", "_mapped_only"):
         text = (evaluated / "results" / "latex" / f"headline{rule}.tex").read_text()
         lines += [re.findall(r" \$([-\d.]+)\$", line) for line in text.splitlines()]
+    for line in filter(None, lines):
+        same, rand, gap = line[2:]
+        line[2:] = [same, rand, "", gap]
     page = (evaluated / "report.html").read_text()
     cell = r'<td data-value="[^"]+" class="(?:heat|gap)"[^>]*>([-\d.]+)<small'
     lines += [re.findall(cell, row) for row in page.split("</tr>")]
@@ -592,9 +595,9 @@ def test_figures_beside_the_gap_add_up_to_it(evaluated: Path) -> None:
     lines += [
         line.partition("[")[0].split()[1:] for line in accuracy_table(summaries).splitlines()[1:]
     ]
-    rows = [[float(text) for text in line] for line in lines if line]
+    rows = [[float(text or "nan") for text in line] for line in lines if line]
     # Two models by two rules, but by the paper's alone in the terminal.
-    assert [len(row) for row in rows] == [9] * (4 + 4 + 2)
+    assert [len(row) for row in rows] == [6] * 4 + [9] * (4 + 2)
     for *_, same, rand, _, gap in rows:
         # Each of the three is rounded.
         assert abs(same - rand - gap) < 0.15 + 1e-9
@@ -610,6 +613,13 @@ def test_figures_beside_the_gap_add_up_to_it(evaluated: Path) -> None:
         assert difference == pytest.approx(of_table["bg_gap"])
 
 
+def latex_lines(text: str) -> list[list[str]]:
+    """The cells of a table's lines."""
+    return [
+        line.removesuffix(r" \\").split(" & ") for line in text.splitlines() if line.endswith(r"\\")
+    ]
+
+
 def test_the_headline_table_is_latex(evaluated: Path) -> None:
     summary = {
         (row["model"], row["label_rule"], row["variant"]): row
@@ -617,17 +627,35 @@ def test_the_headline_table_is_latex(evaluated: Path) -> None:
     }
     for name, rule in (("headline", RULES[0]), ("headline_mapped_only", RULES[1])):
         text = (evaluated / "results" / "latex" / f"{name}.tex").read_text()
-        lines = [line for line in text.splitlines() if line.endswith(r"\\")]
+        lines = latex_lines(text)
         assert len(lines) == 1 + 2 * 2
-        assert {len(line.split(" & ")) for line in lines} == {10}
-        assert r"\begin{tabular}{lrrrrrrrrr}" in text
-        assert lines[0].startswith("Model & Original & Only-BG-B & Only-BG-T & No-FG & Only-FG &")
+        assert {len(line) for line in lines} == {6}
+        heads = [re.sub(r"\\(footnotesize |shortstack\[r\])|[{}\\]", "", cell) for cell in lines[0]]
+        assert heads == ["Model", "Original", "Only-BG-T", "Mixed-Same", "Mixed-Rand", "BG-Gap"]
         expected = 100 * float(summary[MODEL, rule, "original"]["accuracy"])
-        assert lines[1].startswith(rf"efficientnet\_lite0 & ${expected:.1f}$ & ")
-        # A file name with characters that mean something to LaTeX.
-        assert r"net\_9\%.pth & $" in lines[3]
-        bare = [i for i, c in enumerate(lines[3]) if c in "_%" and lines[3][i - 1] != "\\"]
-        assert not bare
+        assert lines[1][:2] == [r"efficientnet\_lite0", f"${expected:.1f}$"]
+        # The name of a file, without its folder, with characters that mean something to LaTeX.
+        assert lines[3][0] == r"mobilenetv3\_small\_050"
+        assert lines[4][0] == r"\scriptsize net\_9\%.pth"
+
+
+def test_the_columns_of_the_headline_can_be_chosen(evaluated: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(evaluated, tmp_path / "out"))
+    flags = ("report", "--dataset", output, "--pictures", "none", "--columns")
+    assert (
+        "--columns sharp: the dataset has original, only_bg_b,"
+        in run_in9(*flags, "original,sharp", check=2).stderr
+    )
+    by_default = latex_lines((output / "results" / "latex" / "headline.tex").read_text())
+    run_in9(*flags, "bg_gap,only_fg,original,no_fg,only_bg_b,mixed_next,mixed_same")
+    lines = latex_lines((output / "results" / "latex" / "headline.tex").read_text())
+    assert {len(line) for line in lines} == {6}
+    first, second = lines[:5], lines[5:]
+    assert [row[1] for row in first[1:]] == [row[-1] for row in by_default[1:]]
+    assert [row[3] for row in first[1:]] == [row[1] for row in by_default[1:]]
+    # More than five go on beneath.
+    assert [row[2] for row in second[1:]] == [row[3] for row in by_default[1:]]
+    assert all(row[3:] == [""] * 3 for row in second)
 
 
 @pytest.mark.parametrize(
@@ -641,14 +669,14 @@ def test_further_tables_are_latex(
     evaluated: Path, file: str, part: str, column: str, of_row: dict[str, str]
 ) -> None:
     text = (evaluated / "results" / "latex" / f"{file}.tex").read_text()
-    lines = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert len(lines) == 1 + 2 * 2
-    assert len({len(line.split(" & ")) for line in lines}) == 1
+    lines = latex_lines(text)
+    assert len(lines) % (1 + 2 * 2) == 0
     wanted = {"model": MODEL, "label_rule": RULES[0], **of_row}
     (row,) = [r for r in table(evaluated, part) if wanted.items() <= r.items()]
-    # The last column: the kind and the class that come last.
-    assert lines[1].endswith(rf"& ${100 * float(row[column]):.1f}$ \\")
-    assert f"{100 * float(row['ci_low']):.1f}, {100 * float(row['ci_high']):.1f}" in lines[2]
+    # The kind and the class that come last.
+    first, second = ([cell for cell in line if cell] for line in lines[-4:-2])
+    assert first[-1] == f"${100 * float(row[column]):.1f}$"
+    assert f"{100 * float(row['ci_low']):.1f}, {100 * float(row['ci_high']):.1f}" in second[-1]
 
 
 def test_tables_are_made_of_predictions_alone(evaluated: Path, tmp_path: Path) -> None:

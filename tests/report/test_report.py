@@ -443,6 +443,28 @@ def test_the_same_results_give_the_same_files(report_run: Path, tmp_path: Path) 
     assert all(data.startswith(b"<?xml") and b"2026-" not in data for data in made.values())
 
 
+def test_figures_become_pdf_files_when_asked_and_stay_up_to_date(
+    report_run: Path, tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(report_run, tmp_path / "out"))
+    store, figures = Store(str(output)), output / "results" / "figures"
+    assert not list(figures.glob("*.pdf"))
+    assert write_report(store, imagenet9(), pdf=True)
+    made = {path.stem: path.read_bytes() for path in figures.glob("*.pdf")}
+    assert set(made) == {path.stem for path in figures.glob("*.svg")}
+    for data in made.values():
+        assert data.startswith(b"%PDF")
+        assert b"/FontFile2" in data
+        assert b"/Type3" not in data
+        assert b"/CreationDate" not in data
+    # Who does not ask finds them there.
+    assert not write_report(store, imagenet9())
+    (figures / "decomposition.pdf").write_bytes(b"%PDF of earlier results")
+    (figures / "confusion-original-gone.pdf").write_bytes(b"%PDF")
+    assert write_report(store, imagenet9())
+    assert {path.stem: path.read_bytes() for path in figures.glob("*.pdf")} == made
+
+
 def test_the_page_is_made_again_only_if_something_has_changed(
     report_run: Path, tmp_path: Path
 ) -> None:

@@ -10,12 +10,13 @@ from pipeline.report.figures.style import (
     INK,
     LINE,
     MODELS,
+    Drawn,
+    drawn,
     new_figure,
     percent_axis,
-    shorten,
     styled,
-    to_svg,
 )
+from pipeline.report.short_names import shorten
 
 KIND_NAMES = {
     "bg_required": "BG required",
@@ -29,8 +30,8 @@ KIND_NAMES = {
 _COLOURS = dict(zip(KIND_NAMES, (*MODELS[:4], LINE), strict=True))
 
 
-def decomposition_figure(title: str, models: Sequence[tuple[str, Mapping[str, float]]]) -> bytes:
-    """A stacked bar for each model: an SVG file.
+def decomposition_figure(title: str, models: Sequence[tuple[str, Mapping[str, float]]]) -> Drawn:
+    """A stacked bar for each model.
 
     Args:
       title: above the figure.
@@ -73,4 +74,4 @@ def decomposition_figure(title: str, models: Sequence[tuple[str, Mapping[str, fl
         figure.legend(
             handles=swatches, loc="outside lower left", ncols=3, handlelength=1, columnspacing=1.2
         )
-        return to_svg(figure)
+        return drawn(figure)

@@ -14,9 +14,10 @@ from pipeline.report.figures.style import (
     MODELS,
     ON_HEAT,
     SOFT,
+    Drawn,
+    drawn,
     new_figure,
     styled,
-    to_svg,
 )
 
 _BELOW_ZERO = MODELS[1]
@@ -63,8 +64,8 @@ def heat_map(
     marked: tuple[int, int] | None = None,
     bold: Sequence[Sequence[bool]] | None = None,
     is_signed: bool = False,
-) -> bytes:
-    """Draws a heat map: an SVG file.
+) -> Drawn:
+    """Draws a heat map.
 
     Args:
       title: above the figure.
@@ -125,7 +126,7 @@ def heat_map(
         axes.set_xlabel(labels[1])
         axes.yaxis.set_label_coords(-layout.labels[0] / across, 0.5)
         axes.xaxis.set_label_coords(0.5, -layout.labels[1] / down)
-        return to_svg(figure)
+        return drawn(figure)
 
 
 def _cell(x: int, y: int, **style: Any) -> Rectangle:

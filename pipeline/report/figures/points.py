@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pipeline.report.figures.style import (
     MARKERS,
     MODELS,
+    Drawn,
+    drawn,
     legend_below,
     new_figure,
     percent_axis,
-    shorten,
     styled,
-    to_svg,
 )
+from pipeline.report.short_names import shorten
 
 _WIDTH = 440
 
@@ -34,8 +35,8 @@ class Series:
 
 def rows_figure(
     title: str, rows: Sequence[str], series: Sequence[Series], x_label: str = "accuracy, %"
-) -> bytes:
-    """Accuracy by row, such as by class: an SVG file.
+) -> Drawn:
+    """Accuracy by row, such as by class.
 
     Args:
       title: above the figure.
@@ -70,7 +71,7 @@ def rows_figure(
         axes.set_xlabel(x_label)
         axes.spines["left"].set_visible(False)
         legend_below(figure, axes, 1 if len(series) < 3 else 2)
-        return to_svg(figure)
+        return drawn(figure)
 
 
 def lines_figure(
@@ -81,8 +82,8 @@ def lines_figure(
     x_label: str,
     y_label: str = "accuracy, %",
     log: bool = False,
-) -> bytes:
-    """Accuracy by place along x, joined by lines: an SVG file.
+) -> Drawn:
+    """Accuracy by place along x, joined by lines.
 
     Args:
       title: above the figure.
@@ -126,4 +127,4 @@ def lines_figure(
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         legend_below(figure, axes, 1 if len(series) < 3 else 2)
-        return to_svg(figure)
+        return drawn(figure)

@@ -1,4 +1,4 @@
-"""How figures look, and how they become SVG files whose bytes repeat.
+"""How figures look, and how they become SVG and PDF files whose bytes repeat.
 
 A file holds plain colours on white, for papers and any viewer. The page replaces each of
 `THEME`'s colours by a CSS variable, so that the same figure is readable in light and dark.
@@ -7,6 +7,7 @@ A file holds plain colours on white, for papers and any viewer. The page replace
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 from typing import Any
 
@@ -50,6 +51,8 @@ _SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "in9",
     # Text stays text: small, searchable, in the page's own font.
     "svg.fonttype": "none",
+    # Whole outlines: publishers refuse Type 3, matplotlib's own choice.
+    "pdf.fonttype": 42,
     # A model may be called $x$.
     "text.parse_math": False,
     "axes.formatter.use_mathtext": False,
@@ -92,14 +95,6 @@ def new_figure(width: int, height: int) -> Figure:
     return Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained", facecolor=PAGE)
 
 
-def shorten(name: str, length: int = 30) -> str:
-    """A name that fits beside a figure: its middle makes way, since tags tell models apart."""
-    if len(name) <= length:
-        return name
-    tail = (length - 1) // 2
-    return f"{name[: length - 1 - tail]}…{name[-tail:]}"
-
-
 def percent_axis(axes: Axes, axis: str, low: float = 0.0, high: float = 1.0) -> None:
     """Shows fractions as percent along `x` or `y`."""
     scale = axes.xaxis if axis == "x" else axes.yaxis
@@ -117,9 +112,32 @@ def legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
         figure.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=1.6)
 
 
-def to_svg(figure: Figure) -> bytes:
-    """The file: no date, no version, the same bytes for the same figure."""
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A figure as files: no date, no version, the same bytes for the same figure.
+
+    Attributes:
+      svg: the bytes of one.
+      figure: as it was laid out.
+    """
+
+    svg: bytes
+    figure: Figure
+
+    def pdf(self) -> bytes:
+        """The bytes of the other, made when they are asked for: to embed its fonts takes several
+        times as long as all the rest."""
+        file = io.BytesIO()
+        metadata = dict.fromkeys(("CreationDate", "Creator", "Producer"))
+        with styled():
+            self.figure.set_layout_engine("none")
+            self.figure.savefig(file, format="pdf", metadata=metadata)
+        return file.getvalue()
+
+
+def drawn(figure: Figure) -> Drawn:
+    """A finished figure."""
     file = io.BytesIO()
-    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(file, format="svg", metadata=metadata)
-    return file.getvalue()
+    return Drawn(file.getvalue(), figure)

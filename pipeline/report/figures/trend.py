@@ -15,12 +15,13 @@ from pipeline.report.figures.style import (
     MARKERS,
     MODELS,
     SOFT,
+    Drawn,
+    drawn,
     new_figure,
     percent_axis,
-    shorten,
     styled,
-    to_svg,
 )
+from pipeline.report.short_names import shorten
 
 _WIDTH = 440
 _NAMES = {
@@ -47,8 +48,8 @@ _GAP_PANEL = 96
 _BETWEEN = 16
 
 
-def trend_figure(trend: Mapping[str, Any]) -> bytes:
-    """Accuracy on each variant with its best-fit line, and BG-Gap below: an SVG file.
+def trend_figure(trend: Mapping[str, Any]) -> Drawn:
+    """Accuracy on each variant with its best-fit line, and BG-Gap below.
 
     Args:
       trend: of trend.json; points without an accuracy on ImageNet are left out, at least one
@@ -119,7 +120,7 @@ def trend_figure(trend: Mapping[str, Any]) -> bytes:
             end = _draw(gap, gaps, lines.get(_GAP), len(_NAMES), limits)
             _label_ends(gap, [(end, "BG-Gap", lines.get(_GAP), MODELS[len(_NAMES)])], _GAP_PANEL)
         _label_models(main, [(top1[model], names[model]) for model in shown], width)
-        return to_svg(figure)
+        return drawn(figure)
 
 
 def _source(points: Sequence[Mapping[str, Any]]) -> str:
