@@ -7,6 +7,7 @@ import dataclasses
 import os
 import time
 
+from pipeline.commands.export_figure import export_figure
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import selected_rows
 from pipeline.dataset.latest import reading_store
@@ -30,8 +31,12 @@ def run_export(arguments: argparse.Namespace) -> int:
       JobError: the job failed.
     """
     dataset = Dataset.open(reading_store(arguments.dataset))
+    _check_split(dataset, arguments.split)
+    if arguments.images:
+        export_figure(dataset, arguments.split, arguments.images, arguments.to)
+        return 0
     target = Store.at(arguments.to)
-    _check(dataset, arguments.split, target)
+    _check(dataset, target)
     selected = selected_rows(dataset, arguments.split)
     exporting = Exporting(
         dataset=dataset,
@@ -63,10 +68,13 @@ def run_export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check(dataset: Dataset, split: str, target: Store) -> None:
+def _check_split(dataset: Dataset, split: str) -> None:
     splits = dataset.manifest.config.split
     if split not in splits:
         raise UsageError(f"--split {split} is not in the dataset, which has {', '.join(splits)}")
+
+
+def _check(dataset: Dataset, target: Store) -> None:
     if target.exists(""):
         raise UsageError(f"--to {target.root} is not a folder")
     if is_below(target.root, dataset.store.root):

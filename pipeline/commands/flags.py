@@ -121,8 +121,14 @@ SECTIONS = (
     _section(
         "",
         ("export",),
-        Flag("--to", "DIR", "folder of the export (required)"),
+        Flag("--to", "DIR", "folder of the export, or with --images a file (required)"),
         Flag("--split", "NAME", "split to export (val)", "val"),
+        Flag(
+            "--images",
+            "A,B",
+            "a figure of these, by key, in all versions, instead: .pdf, .png or .jpg",
+            type=names,
+        ),
     ),
     _section(
         "",

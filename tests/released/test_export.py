@@ -131,6 +131,49 @@ def test_an_export_is_repeatable_and_mends_itself(sample_run: Path, tmp_path: Pa
         run_in9("export", "--dataset", sample_run, "--to", wrong, check=2)
 
 
+def test_a_figure_shows_the_images_in_all_versions(sample_run: Path, tmp_path: Path) -> None:
+    keys = ("sample_val_00000036", "sample_val_00000016")
+    flags = ("export", "--dataset", sample_run, "--images", ",".join(keys), "--to")
+    for name in ("one.png", "two.png", "three.pdf", "four.jpg"):
+        in9(*flags, tmp_path / name)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    pdf = (tmp_path / "three.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF")
+    assert b"/CreationDate" not in pdf
+    # The pixels of each picture are there as they are.
+    assert pdf.count(b"/Width 224") == len(keys) * len(PICTURES)
+    with Image.open(tmp_path / "four.jpg") as jpeg:
+        assert (jpeg.format, jpeg.width) == ("JPEG", 1650)
+    with Image.open(tmp_path / "one.png") as png:
+        figure = png.convert("RGB")
+    wanted = {
+        (sample.key, variant): Image.fromarray(decode_image(sample.image))
+        for variant in PICTURES
+        for sample in samples_of(sample_run, variant)
+        if sample.key in keys
+    }
+    step = figure.width / len(PICTURES)
+    for row, key in enumerate(keys):
+        for column, variant in enumerate(PICTURES):
+            left, top = column * step, figure.height - (len(keys) - row) * step + 12
+            cell = figure.crop(tuple(map(round, (left + 4, top + 4, left + 190, top + 186))))
+            differences = {
+                of: np.abs(
+                    np.asarray(cell.resize((24, 24)), float)
+                    - np.asarray(picture.resize((24, 24)), float)
+                ).mean()
+                for of, picture in wanted.items()
+            }
+            assert min(differences, key=lambda of: differences[of]) == (key, variant)
+    for said, words in (
+        ("ends in .pdf, .png, .jpg", (*flags, tmp_path / "figure.tif")),
+        ("val has no versions of it", (*flags[:-2], "nowhere", "--to", tmp_path / "x.pdf")),
+    ):
+        refused = run_in9(*words, check=2)
+        assert said in refused.stderr
+        assert refused.stderr.count("\n") == 1
+
+
 def test_an_export_that_fails_keeps_the_shards_that_it_has_finished(
     one_worker: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,58 @@
+"""Some images in every version, side by side: a row an image."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from pipeline.report.figures.style import styled
+
+KINDS = ("pdf", "png", "jpg")
+"""Files that it can be: pixels as they are in a PDF, 300 an inch in the others."""
+
+_WIDTH, _GAP, _HEADING = 396.0, 2.5, 12.0
+"""In points: 5.5 inches are the text of a paper."""
+
+
+def versions_figure(
+    names: Sequence[str], rows: Sequence[Sequence[NDArray[np.uint8]]], kind: str
+) -> bytes:
+    """Draws the figure.
+
+    Args:
+      names: of the versions, above their columns.
+      rows: the versions of each image, pictures of one size.
+      kind: of the file, one of `KINDS`.
+
+    Returns:
+      The file: no date, the same bytes for the same pictures.
+    """
+    side = (_WIDTH + _GAP) / len(names) - _GAP
+    height = _HEADING + len(rows) * (side + _GAP) - _GAP
+    with styled():
+        figure = Figure(figsize=(_WIDTH / 72, height / 72), dpi=300, facecolor="white")
+        for column, name in enumerate(names):
+            left = column * (side + _GAP)
+            figure.text(
+                (left + side / 2) / _WIDTH,
+                1 - 0.45 * _HEADING / height,
+                name,
+                ha="center",
+                va="center",
+                fontsize=min(7.5, side / 6.5),
+            )
+            for row, versions in enumerate(rows):
+                bottom = height - _HEADING - row * (side + _GAP) - side
+                place = (left / _WIDTH, bottom / height, side / _WIDTH, side / height)
+                axes = figure.add_axes(place)
+                axes.set_axis_off()
+                axes.imshow(versions[column], interpolation="none" if kind == "pdf" else "lanczos")
+        metadata = dict.fromkeys(("CreationDate", "Creator", "Producer", "Software"))
+        settings = {"pil_kwargs": {"quality": 85}} if kind == "jpg" else {"metadata": metadata}
+        file = io.BytesIO()
+        figure.savefig(file, format=kind, **settings)
+        return file.getvalue()
