@@ -11,8 +11,8 @@ import sys
 import threading
 from typing import Any, NoReturn, TextIO, cast
 
+from pipeline.commands.command_line import parse_command_line
 from pipeline.commands.dispatch import run_command
-from pipeline.commands.parser import build_parser
 from pipeline.errors import JobError, UsageError, escaped
 from pipeline.runtime.job_log import EscapingFormatter
 from pipeline.runtime.lock import release_all
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
       line for each that does.
     """
     try:
-        arguments, rest = build_parser().parse_known_args(argv)
+        arguments, rest = parse_command_line(argv)
     except UsageError as error:
         return _leave("in9", error, 2)
     try:

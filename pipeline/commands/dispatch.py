@@ -9,8 +9,9 @@ import argparse
 import logging
 from collections.abc import Callable
 
+from pipeline.commands.command_line import check_rest
 from pipeline.commands.flags import flags_of
-from pipeline.commands.parser import COMMANDS, refuse_near_misses
+from pipeline.commands.parser import COMMANDS
 from pipeline.errors import UsageError
 
 
@@ -18,7 +19,7 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Runs a parsed command.
 
     Args:
-      arguments: of `build_parser`.
+      arguments: of `parse_command_line`.
       rest: what it did not know, for Beam.
 
     Returns:
@@ -34,14 +35,7 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     # Beam announces at import which of its optional parts are not installed.
     logging.disable(logging.WARNING)
     try:
-        if rest:
-            names = [flag.name for flag in own]
-            refuse_near_misses(rest, names)
-            from pipeline.runners.run import check_unknown
-
-            check_unknown(rest, names)
-            if not has_graph:
-                raise UsageError(f"{rest[0]} is for commands that run a Beam pipeline")
+        check_rest(command, rest)
         # Not argparse's business: it would name what is missing before what is misspelt.
         for flag in own:
             if flag.is_required and not getattr(arguments, flag.dest):

@@ -40,6 +40,12 @@ class Flag(NamedTuple):
         return "" if self.default is None else str(self.default)
 
     @property
+    def told(self) -> str:
+        """Its help, with its default."""
+        shows = self.default_text and not isinstance(self.default, bool)
+        return f"{self.help} (default: {self.default_text})" if shows else self.help
+
+    @property
     def is_required(self) -> bool:
         """Whether the command does nothing without it."""
         return "(required)" in self.help
@@ -77,7 +83,7 @@ def _choice(name: str, words: tuple[str, ...], text: str, metavar: str = "") -> 
 
 def _overwrite(*known: str) -> Flag:
     """`--overwrite`, whose words each lift the one refusal that names them."""
-    text = "accept what was refused, which names its word"
+    text = "accept what a run refuses, by the words that its refusal names"
     return Flag("--overwrite", ",".join(known), text, (), Words(*known), nargs="?", const="")
 
 
@@ -96,21 +102,23 @@ _HELD_OUT = "test on this share of the images alone, left out by training with i
 
 _OUTPUT = Flag("--output", "DIR", "dataset folder (required)")
 _FILES = (
-    Flag("--formats", "A,B", "parquet,webdataset", ("parquet", "webdataset"), names),
-    Flag("--images_per_shard", "N", "about (1024)", 1024, int),
+    Flag(
+        "--formats", "A,B", "of the pictures: parquet, webdataset", ("parquet", "webdataset"), names
+    ),
+    Flag("--images_per_shard", "N", "images of an output shard, about", 1024, int),
 )
 _ALLOW_OVERLAP = _switch("--allow_overlap", "test on images that were trained on, too, and mark it")
 _LEARNING = (
-    Flag("--weights", "DIR", "take these weights from here; see: in9 models fetch"),
-    Flag("--epochs", "N", "passes over the images (200)", 200, count),
-    Flag("--batch_size", "N", "in training (256)", 256, count),
-    Flag("--lr", "X", "rate, / 10 after each quarter (0.1)", 0.1, float),
+    Flag("--weights", "DIR", "folder to take first weights from; see: in9 models fetch"),
+    Flag("--epochs", "N", "passes over the images", 200, count),
+    Flag("--batch_size", "N", "images in a step of training", 256, count),
+    Flag("--lr", "X", "learning rate, a tenth of it after each quarter", 0.1, float),
 )
 _TRAIN_DEVICE = _choice(
-    "--device", ("auto", "cpu", "cuda"), "where it runs; cuda fails if there is no GPU (auto)"
+    "--device", ("auto", "cpu", "cuda"), "where it runs; cuda fails if there is no GPU"
 )
 _TRAIN_PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
-_WORKERS = Flag("--workers", "N", "processes that load pictures (by the cores)", type=int)
+_WORKERS = Flag("--workers", "N", "processes that load pictures (default: by the cores)", type=int)
 
 SECTIONS = (
     _section(
@@ -122,7 +130,7 @@ SECTIONS = (
         "",
         ("export",),
         Flag("--to", "DIR", "folder of the export, or with --images a file (required)"),
-        Flag("--split", "NAME", "split to export (val)", "val"),
+        Flag("--split", "NAME", "split to export", "val"),
         Flag(
             "--images",
             "A,B",
@@ -135,13 +143,13 @@ SECTIONS = (
         ("import",),
         Flag("--from", "DIR|TAR", "folder, .tar or .tar.gz in the released layout (required)"),
         _OUTPUT,
-        Flag("--split", "A,B", "splits to import (val)", ("val",), names),
+        Flag("--split", "A,B", "splits to import", ("val",), names),
         *_FILES,
     ),
     _section(
         "",
         ("models",),
-        Flag("action", "list|fetch", "which", choices=("list", "fetch")),
+        Flag("action", "list|fetch", "what to do", choices=("list", "fetch")),
         Flag("pattern", "PATTERN", "list: names that match, such as 'resnet*'", nargs="?"),
         Flag("--to", "DIR", "fetch: folder that weights are stored in"),
     ),
@@ -153,37 +161,39 @@ SECTIONS = (
         Flag("--annotations", "DIR", "boxes (default: beside the images)"),
     ),
     _section(
-        "Sources",
+        "sources",
         _GENERATING,
         Flag("--masks", "DIR", "PNGs, or a COCO .json file, for --segmenter masks"),
-        Flag("--taxonomy", "FILE|WNIDS", "superclass of each class, or WordNet roots (ImageNet-9)"),
+        Flag(
+            "--taxonomy",
+            "FILE|WNIDS",
+            "superclass of each class, or WordNet roots (default: ImageNet-9)",
+        ),
         Flag("--exclude", "FILE", "list of images to leave out"),
         Flag("--include", "FILE", "list of images to keep, no others"),
     ),
     _section(
-        "Own data",
+        "own data",
         _GENERATING,
         _choice(
             "--objects",
             ("one", "largest", "union", "each"),
             "one: an image with several boxes is rejected; largest: the box with the largest "
             "area inside the image; union: the box around all of them; each: every box is an "
-            "image of its own (one)",
+            "image of its own",
         ),
-        Flag(
-            "--max_box", "X", "largest share of the crop that the box may cover (0.9)", 0.9, float
-        ),
+        Flag("--max_box", "X", "largest share of the crop that the box may cover", 0.9, float),
         Flag(
             "--min_visible",
             "X",
-            "smallest share of the box that the crop must keep (0.5)",
+            "smallest share of the box that the crop must keep",
             0.5,
             float,
         ),
         Flag(
             "--min_foreground",
             "X",
-            "smallest share of the box that the mask must fill (0.1)",
+            "smallest share of the box that the mask must fill",
             0.1,
             float,
         ),
@@ -191,7 +201,7 @@ SECTIONS = (
             "--crop",
             ("center", "pad"),
             "center: the shorter side becomes --resize, and the middle --image_size is kept; "
-            "pad: the longer side becomes --image_size, and what is missing is black (center)",
+            "pad: the longer side becomes --image_size, and what is missing is black",
         ),
         Flag("--backgrounds", "DIR", "pictures of scenes for mixed_external"),
     ),
@@ -201,26 +211,28 @@ SECTIONS = (
         Flag(
             "--models",
             "A,B",
-            "names, wildcards, @FILE; see: in9 models list (efficientnet_lite0)",
+            "names, wildcards, @FILE; see: in9 models list (default: efficientnet_lite0)",
             type=names,
         ),
-        Flag("--weights", "DIR", "take weights from here; see: in9 models fetch"),
+        Flag("--weights", "DIR", "folder to take weights from; see: in9 models fetch"),
     ),
     _section(
         "models",
         ("run", *_ANALYSES),
-        Flag("--eval_split", "SPLIT", "split to evaluate on (val, or the first)"),
+        Flag("--eval_split", "SPLIT", "split to evaluate on (default: val, or the first)"),
         _choice(
             "--device",
             ("auto", "cpu", "cuda"),
-            "where models run; cuda fails if there is no GPU (auto)",
+            "where models run; cuda fails if there is no GPU",
         ),
-        _choice("--precision", ("fp32", "tf32", "bf16"), "fp32, tf32, bf16 (fp32)", "NAME"),
-        Flag("--batch_size", "N", "32 on a CPU, 256 on a GPU", type=int),
+        _choice("--precision", ("fp32", "tf32", "bf16"), "of models: fp32, tf32, bf16", "NAME"),
+        Flag(
+            "--batch_size", "N", "pictures at a time (default: 32 on a CPU, 256 on a GPU)", type=int
+        ),
         _choice(
             "--eval_input",
             ("stored", "native"),
-            "stored pixels as they are, or native preprocessing (stored)",
+            "stored pixels as they are, or native preprocessing",
             "NAME",
         ),
     ),
@@ -230,7 +242,7 @@ SECTIONS = (
         Flag(
             "--pixel_cache",
             "MB",
-            "of decoded pictures that a process keeps (memory / 4 / cores)",
+            "decoded pictures that a process keeps (default: memory / 4 / cores)",
             type=int,
         ),
     ),
@@ -241,54 +253,66 @@ SECTIONS = (
     _section(
         "dataset",
         _GENERATING,
-        Flag("--split", "A,B", "splits to build (val)", ("val",), names),
+        Flag("--split", "A,B", "splits to build", ("val",), names),
         _choice(
-            "--selection", ("in9", "in9l"), "images with boxes, or all of them, original only (in9)"
+            "--selection",
+            ("in9", "in9l"),
+            "in9: images with boxes; in9l: all of them, as original alone",
         ),
-        Flag("--variants", "A,B", "versions to make (all); docs/variants.md", ("all",), names),
+        Flag("--variants", "A,B", "versions to make; docs/variants.md", ("all",), names),
         *_FILES,
-        Flag("--image_size", "PX", "side of the crop (224)", 224, int),
-        Flag("--resize", "PX", "shorter side before it (256)", 256, int),
+        Flag("--image_size", "PX", "side of the crop", 224, int),
+        Flag("--resize", "PX", "shorter side before it", 256, int),
         _choice(
             "--interpolation",
             ("nearest", "bilinear", "bicubic", "lanczos"),
-            "nearest, bilinear, bicubic, lanczos (nearest)",
+            "of the resize: nearest, bilinear, bicubic, lanczos",
             "NAME",
         ),
-        _choice("--encoding", ("jpg", "png"), "of the pictures (jpg)"),
-        Flag("--jpeg_quality", "Q", "1 to 100 (95)", 95, int),
+        _choice("--encoding", ("jpg", "png"), "how pictures are stored"),
+        Flag("--jpeg_quality", "Q", "quality of JPEG pictures, 1 to 100", 95, int),
         Flag(
             "--segmenter",
             "NAME",
-            "grabcut, cv2, box, masks, python:... (grabcut); docs/segmenters.md",
+            "what finds the foreground: grabcut, cv2, box, masks, python:...; docs/segmenters.md",
             "grabcut",
         ),
-        Flag("--grabcut_seed", "N", "seeds it for every image (0)", 0, int),
-        Flag("--seed", "N", "of pairing, selection, noise (0)", 0, int),
-        Flag("--per_class", "all|min|N", "balance of the classes (all)", "all"),
-        _choice("--mixed_rand", ("any", "other"), "classes that mixed_rand draws from (any)"),
+        Flag("--grabcut_seed", "N", "seed of GrabCut, the same for every image", 0, int),
+        Flag("--seed", "N", "seed of pairing, selection and noise", 0, int),
+        Flag(
+            "--per_class",
+            "all|min|N",
+            "images of a class: all, as many as the smallest has, or N",
+            "all",
+        ),
+        _choice("--mixed_rand", ("any", "other"), "classes that mixed_rand draws from"),
         _switch("--own_background", "an image may get its own background"),
         Flag(
             "--replicates",
             "K",
-            "draws of backgrounds that mixed versions are composed with (1)",
+            "draws of backgrounds that mixed versions are composed with",
             1,
             int,
         ),
-        Flag("--limit", "N", "only N images a class, by hash", type=int),
-        _choice("--layers", ("keep", "drop"), "keep layers for the next run (keep)"),
-        _switch("--dry_run", "only say what would be done: hours, bytes"),
+        Flag(
+            "--limit",
+            "N",
+            "at most N images of a class, drawn by hash (default: no limit)",
+            type=int,
+        ),
+        _choice("--layers", ("keep", "drop"), "keep layers for the next run"),
+        _switch("--dry_run", "only say what would be done, with hours and bytes"),
     ),
     _section("dataset", ("run",), _overwrite("config", "input", "rebuild", "shards", "weights")),
     _section("dataset", ("generate",), _overwrite("config", "input", "rebuild", "shards")),
-    _section("Leakage", ("run",), Flag("--holdout", "X", _HELD_OUT, 0.0, share), _ALLOW_OVERLAP),
+    _section("leakage", ("run",), Flag("--holdout", "X", _HELD_OUT, 0.0, share), _ALLOW_OVERLAP),
     _section(
         "attack",
         ("attack",),
         Flag(
             "--grid",
             _GRID,
-            "foregrounds and backgrounds, spread evenly over the classes: N x N or F x B (all)",
+            "foregrounds and backgrounds, spread evenly over the classes: N x N or F x B",
             "all",
             grid,
         ),
@@ -300,31 +324,29 @@ SECTIONS = (
     _section(
         "saliency",
         ("saliency",),
-        Flag(
-            "--maps", "N", "share of saliency on the foreground, shown for N images (9)", 9, count
-        ),
-        Flag("--variant", "NAME", "version of the images (original)", "original"),
+        Flag("--maps", "N", "share of saliency on the foreground, shown for N images", 9, count),
+        Flag("--variant", "NAME", "version of the images", "original"),
     ),
     _section(
         "training",
         ("train",),
-        Flag("--variant", "NAME", "version to train on (original)", "original"),
-        Flag("--arch", "NAME", "architecture of timm, see: in9 models list (resnet50)", "resnet50"),
+        Flag("--variant", "NAME", "version to train on", "original"),
+        Flag("--arch", "NAME", "architecture of timm, see: in9 models list", "resnet50"),
         _switch("--pretrained", "begin with its weights for ImageNet"),
         _switch("--probe", "fit its last layer alone, on frozen weights for ImageNet: minutes"),
         *_LEARNING,
-        Flag("--weight_decay", "X", "of SGD (1e-4)", 1e-4, float),
-        Flag("--seed", "N", "decides everything on a CPU (0)", 0, int),
+        Flag("--weight_decay", "X", "weight decay of SGD", 1e-4, float),
+        Flag("--seed", "N", "seed of training, which decides everything on a CPU", 0, int),
     ),
     _section(
         "images",
         ("train",),
-        Flag("--train_split", "NAME", "to train on (train)"),
-        Flag("--eval_split", "NAME", "to validate on (val, if there is one)"),
+        Flag("--train_split", "NAME", "split to train on (default: train)"),
+        Flag("--eval_split", "NAME", "split to validate on (default: val, if there is one)"),
         Flag(
             "--holdout",
             "X",
-            "leave this share of the split out and validate on it (none)",
+            "leave this share of the split out and validate on it",
             0.0,
             float,
         ),
@@ -332,12 +354,12 @@ SECTIONS = (
     _section(
         "job",
         ("train",),
-        Flag("--output", "DIR", "folder of the training (DATASET/models/NAME)"),
+        Flag("--output", "DIR", "folder of the training (default: DATASET/models/NAME)"),
         _TRAIN_DEVICE,
         _choice(
             "--precision",
             _TRAIN_PRECISIONS,
-            "fp32, tf32, bf16, fp16 (on a GPU bf16, or fp16; on a CPU fp32)",
+            "of training: fp32, tf32, bf16, fp16 (default: on a GPU bf16, or fp16; on a CPU fp32)",
             "NAME",
         ),
         _WORKERS,
@@ -346,20 +368,18 @@ SECTIONS = (
     _section(
         "matrix",
         ("matrix",),
-        Flag("--in9l", "DIR", "dataset of IN-9L, as a row and a column (none)"),
-        Flag("--variants", "A,B", "to train on and to test on (all pictures)", type=names),
+        Flag("--in9l", "DIR", "dataset of IN-9L, as a row and a column (default: none)"),
+        Flag("--variants", "A,B", "versions to train and to test on (default: all)", type=names),
         _switch("--probe", "fit the last layer of frozen networks alone: minutes on a CPU"),
         Flag(
             "--arch",
             "A,B",
-            "networks of timm (resnet50; with --probe efficientnet_lite0)",
+            "networks of timm (default: resnet50; with --probe efficientnet_lite0)",
             type=names,
         ),
-        Flag("--train_split", "NAME", "to train on (train)"),
-        Flag("--eval_split", "NAME", "to test on (val)"),
-        Flag(
-            "--holdout", "X", "divide one split: this share of it is tested on (none)", 0.0, share
-        ),
+        Flag("--train_split", "NAME", "split to train on (default: train)"),
+        Flag("--eval_split", "NAME", "split to test on (default: val)"),
+        Flag("--holdout", "X", "divide one split: this share of it is tested on", 0.0, share),
         _ALLOW_OVERLAP,
     ),
     _section(
@@ -367,14 +387,19 @@ SECTIONS = (
         ("matrix",),
         _switch("--pretrained", "begin with weights for ImageNet; a probe always does"),
         *_LEARNING,
-        Flag("--seed", "N", "of training (0)", 0, int),
+        Flag("--seed", "N", "seed of training", 0, int),
         _switch("--overwrite", "train anew where a training with other flags is in the way"),
     ),
     _section(
         "job",
         ("matrix",),
         _TRAIN_DEVICE,
-        _choice("--precision", _TRAIN_PRECISIONS, "of training (on a CPU fp32)", "NAME"),
+        _choice(
+            "--precision",
+            _TRAIN_PRECISIONS,
+            "of training: fp32, tf32, bf16, fp16 (default: on a CPU fp32)",
+            "NAME",
+        ),
         _WORKERS,
     ),
     _section(
@@ -383,7 +408,7 @@ SECTIONS = (
         Flag(
             "--imagenet",
             "DIR",
-            "measure top-1 accuracy on DIR/val, for the trend (published figures)",
+            "measure top-1 accuracy on DIR/val, for the trend (default: published figures)",
         ),
     ),
     _section(
@@ -392,13 +417,13 @@ SECTIONS = (
         Flag(
             "--attack",
             _GRID,
-            "adversarial backgrounds, on a grid of N x N or F x B (none)",
+            "adversarial backgrounds, on a grid of N x N or F x B (default: none)",
             type=grid,
         ),
         Flag(
             "--saliency",
             "N",
-            "share of saliency on the foreground, shown for N images (none)",
+            "share of saliency on the foreground, shown for N images (default: none)",
             type=count,
         ),
     ),
@@ -408,7 +433,7 @@ SECTIONS = (
         _choice(
             "--pictures",
             ("sample", "none"),
-            "pictures in report.html; none for sharing it without (sample)",
+            "pictures in report.html; none for sharing it without",
         ),
     ),
     _section(
@@ -434,19 +459,26 @@ SECTIONS = (
         ),
     ),
     _section(
-        "Schedule",
+        "schedule",
         (*_GRAPHS, "matrix", "report"),
-        Flag("--publish", "DIR", "copy dataset and results there, as a new version (none)"),
-        Flag("--keep", "N", "older versions that stay there (all)", type=int),
+        Flag(
+            "--publish", "DIR", "copy dataset and results there, as a new version (default: none)"
+        ),
+        Flag("--keep", "N", "older versions that stay there (default: all)", type=int),
     ),
     _section(
-        "Runners",
+        "runners",
         _GRAPHS,
         Flag(
             "--gpu",
             "TYPE[:MACHINE][,OPTION]",
-            "GPU of the workers that run models, such as nvidia-l4:g2-standard-8 (none)",
+            "GPU of the workers that run models, such as nvidia-l4:g2-standard-8",
         ),
-        Flag("--gpus", "N", "groups of shards that meet models at a time (1)", type=count),
+        Flag("--gpus", "N", "groups of shards that meet models at a time (default: 1)", type=count),
+    ),
+    _section(
+        "general",
+        (*_GRAPHS, *_TRAINING, "models", "report", "export", "import", "verify"),
+        Flag("--config", "FILE", "TOML whose keys are flags of the command (default: none)"),
     ),
 )

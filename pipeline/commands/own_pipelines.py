@@ -10,6 +10,7 @@ from typing import Any
 
 import apache_beam as beam
 
+from pipeline.commands.command_line import text_of
 from pipeline.commands.evaluation_flags import evaluation_from_flags
 from pipeline.commands.flags import flags_of
 from pipeline.commands.job_flags import job_from_flags, remember_input
@@ -24,7 +25,7 @@ from pipeline.jobs.main_job import MainJob
 from pipeline.jobs.start import TakeLock, manifest_state
 from pipeline.runtime.lock import job_of_this_process, new_job, this_process
 
-_OF_COMMANDS = ("dry_run", "publish", "keep", "imagenet", "fail_if", "gpu", "gpus")
+_OF_COMMANDS = ("config", "dry_run", "publish", "keep", "imagenet", "fail_if", "gpu", "gpus")
 """Flags of what a command does around its graph, or of a runner that it chooses itself."""
 
 
@@ -122,7 +123,7 @@ def _parse(command: str, given: Mapping[str, Any]) -> argparse.Namespace:
     Raises:
       UsageError: a flag that there is not, or not here, or a value that it does not take.
     """
-    words = [f"--{name}={_text(value)}" for name, value in given.items() if value is not None]
+    words = [f"--{name}={text_of(value)}" for name, value in given.items() if value is not None]
     arguments, rest = build_parser().parse_known_args([command, *words])
     refuse_near_misses(rest, [flag.name for flag in flags_of(command)])
     for word in (*rest, *(f"--{name}" for name in _OF_COMMANDS if name in given)):
@@ -130,12 +131,3 @@ def _parse(command: str, given: Mapping[str, Any]) -> argparse.Namespace:
             f"{word.partition('=')[0]} is no flag of a stage (see: in9 {command} --help)"
         )
     return arguments
-
-
-def _text(value: Any) -> str:
-    """A value as one gives it on the command line."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
-    return str(value)

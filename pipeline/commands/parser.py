@@ -5,20 +5,20 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, NoReturn
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any, NamedTuple, NoReturn
 
 from pipeline.commands.flags import sections_of
 from pipeline.errors import UsageError
 
-_IN_ONE_LINE = {
-    "Runners": "docs/runners.md",
-    "Sources": "docs/sources.md",
-    "Own data": "docs/own_data.md",
-    "Schedule": "docs/schedule.md",
-    "Leakage": "docs/training.md",
-}
-"""Titles of groups of flags that help names in one line, and what says more about them."""
+_CORE = (
+    *("output", "input", "annotations", "models", "device", "split", "variants", "segmenter"),
+    *("replicates", "limit", "dry_run", "overwrite", "imagenet", "attack", "saliency", "config"),
+)
+"""Flags that help shows of a command that has many; the others, when it is asked for all."""
+_MANY = 30
 
 _RUNNER_NOTE = """
 Flags that are not listed go to Apache Beam, such as --runner and --direct_num_workers."""
@@ -97,25 +97,41 @@ _NEAR_MISS = 0.85
 so close to one of ours."""
 
 
-class _Help(argparse.RawDescriptionHelpFormatter):
-    """Help with a line for nearly every flag."""
+class _ShowHelp(argparse.Action):
+    """`--help`, and `--help all`."""
 
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32, width=100)
-        self._title: str | None = None
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        hidden = [] if values == "all" else [a for a in parser._actions if a.dest not in _CORE]
+        if len(parser._actions) > _MANY and hidden:
+            for action in hidden:
+                action.help = argparse.SUPPRESS
+            more = f"More flags, {len(parser._actions) - 1} in all: {parser.prog} --help all"
+            parser.epilog = f"{more}\n{parser.epilog}"
+        parser.print_help()
+        parser.exit()
 
-    def start_section(self, heading: str | None) -> None:
-        self._title = heading
-        super().start_section(None if heading in _IN_ONE_LINE else heading)
 
-    def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
-        page = _IN_ONE_LINE.get(self._title or "")
-        if page is None:
-            super().add_arguments(actions)
-            return
-        shown = [action for action in actions if action.help != argparse.SUPPRESS]
-        names = ", ".join(self._format_action_invocation(action) for action in shown)
-        self.add_text(f"{self._title} ({page}): {names}")
+class _ShowVersion(argparse.Action):
+    """`--version`, which is looked up when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"in9 {metadata.version('imagenet9-pipeline')}")
+        parser.exit()
+
+
+def _says(action: type[argparse.Action], nargs: int | str) -> dict[str, Any]:
+    """A flag that says something, and leaves no value behind."""
+    return {"action": action, "nargs": nargs, "default": argparse.SUPPRESS}
+
+
+def _help_format(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=100)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -126,6 +142,23 @@ class _Parser(argparse.ArgumentParser):
         if command and (close := difflib.get_close_matches(command[1], COMMANDS, n=1)):
             message = f"there is no command {command[1]!r}; did you mean {close[0]}?"
         raise UsageError(f"{message} (see: {self.prog} --help)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As ever, with dashes taken for underscores in the names of flags."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([underscored(word) for word in words], namespace)
+
+
+def underscored(word: str) -> str:
+    """A word of a command line, with underscores in the name of a flag.
+
+    >>> underscored("--dry-run"), underscored("--split=my-split"), underscored("-h")
+    ('--dry_run', '--split=my-split', '-h')
+    """
+    flag, equals, value = word.partition("=")
+    if not flag.startswith("--"):
+        return word
+    return f"--{flag[2:].replace('-', '_')}{equals}{value}"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -138,6 +171,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", **_says(_ShowVersion, 0), help="show it and leave")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (text, example, has_graph) in COMMANDS.items():
         command = commands.add_parser(
@@ -146,20 +180,21 @@ def build_parser() -> argparse.ArgumentParser:
             description=f"in9 {name}: {text}.",
             epilog=f"Example: {example}\n{_RUNNER_NOTE * has_graph}{_EXIT_NOTE}",
             allow_abbrev=False,
-            formatter_class=_Help,
+            formatter_class=_help_format,
             prog=f"in9 {name}",
             # The description names the command already.
             usage=argparse.SUPPRESS,
             add_help=False,
         )
-        # Works as ever; who reads this knows it.
-        command.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+        # Who reads this knows it.
+        command.add_argument("-h", "--help", **_says(_ShowHelp, "?"), help=argparse.SUPPRESS)
         groups: dict[str, argparse._ActionsContainer] = {"": command}
         for title, _, flags in sections_of(name):
             if title not in groups:
                 groups[title] = command.add_argument_group(title)
             for flag in flags:
-                given = {key: value for key, value in flag._asdict().items() if value is not None}
+                given = {**flag._asdict(), "help": flag.told}
+                given = {key: value for key, value in given.items() if value is not None}
                 groups[title].add_argument(given.pop("name"), **given)
     return parser
 

@@ -70,6 +70,15 @@ FILES: Mapping[str, tuple[str, pa.Schema, str]] = {
 }
 """Parquet files: name to where they lie, their schema, and what a row is."""
 
+_CONFIG = (
+    "# in9 run --config monthly.toml --output imagenet9",
+    'input = "/data/imagenet"',
+    'models = ["resnet50", "resnet18=trained.pth"]',
+    "replicates = 3",
+    "own_background = true",
+    "direct_num_workers = 8",
+)
+
 EXIT_CODES = {
     0: "done, or nothing to do",
     1: "the job failed, or `in9 verify` found faults; the same command goes on where it stopped",
@@ -111,7 +120,18 @@ def _commands() -> Iterator[str]:
 
 
 def _all_flags() -> Iterator[str]:
-    yield "An empty default is none, or what the help says. Lists are separated by commas."
+    yield (
+        "An empty default is none, or what the help says. Lists are separated by commas. A dash in "
+        "a flag's name counts as an underscore: `--dry-run`. `in9 COMMAND --help all` shows all."
+    )
+    yield ""
+    yield (
+        "`--config FILE` reads flags from TOML, here or in `gs://`. A key is a flag of the "
+        "command, or of Beam where it runs a graph, without the dashes before it, and no other "
+        "key is taken; a list is one, and `true` sets a flag that is there or not. What the command line "
+        "says replaces what the file says. Paths are relative to where the command is given."
+    )
+    yield from ("", "```toml", *_CONFIG, "```")
     for title, rows in _flags().items():
         yield from ("", f"### {title}", "")
         yield from _table(("flag", "default", "is", "of"), rows)

@@ -7,6 +7,7 @@ import inspect
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -16,9 +17,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from conftest import ROOT
 
 from pipeline.commands.cli import main
+from pipeline.commands.command_line import parse_command_line
 from pipeline.commands.dispatch import find_command
 from pipeline.commands.flags import flags_of
-from pipeline.commands.parser import COMMANDS, refuse_near_misses
+from pipeline.commands.parser import COMMANDS, refuse_near_misses, underscored
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST, Manifest
@@ -276,16 +278,124 @@ def test_damaged_results_are_named(
     assert str(tmp_path / "results/model/model.json") in message
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_fits_two_screens_and_gives_an_example(
-    capsys: pytest.CaptureFixture[str], command: str
-) -> None:
+def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     with pytest.raises(SystemExit) as left:
-        main([command, "--help"])
+        main([*words])
     assert left.value.code == 0
-    text = capsys.readouterr().out
-    assert text.count("\n") <= 62
-    assert f"Example: in9 {command}" in text
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_the_core_and_all(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    core = help_of(capsys, command, "--help")
+    every = help_of(capsys, command, "--help", "all")
+    flags = [flag for flag in flags_of(command) if flag.name.startswith("--")]
+    shown = [flag for flag in flags if f"\n  {flag.name} " in core]
+    assert f"Example: in9 {command}" in core
+    if command in ("run", "generate"):
+        assert 9 < len(shown) < 18
+        assert {"--output", "--input", "--dry_run", "--config"} <= {flag.name for flag in shown}
+        assert f"More flags, {len(flags)} in all: in9 {command} --help all" in core
+    else:
+        assert shown == flags
+    words = " ".join(every.split())
+    for flag in flags:
+        assert f"\n  {flag.name} " in every
+        assert flag.told in words
+        if flag.default_text and flag.default is not False:
+            assert flag.told.endswith(f"(default: {flag.default_text})")
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert help_of(capsys, "--version") == f"in9 {metadata.version('imagenet9-pipeline')}\n"
+
+
+def test_dashes_in_flags_are_underscores() -> None:
+    words = ["run", "--output=my-out", "--dry-run", "--per-class", "min", "--direct-num-workers=2"]
+    arguments, rest = parse_command_line(words)
+    assert (arguments.output, arguments.dry_run, arguments.per_class) == ("my-out", True, "min")
+    assert rest == ["--direct_num_workers=2"]
+
+
+def config_of(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "flags.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_file_gives_flags_and_the_command_line_replaces_them(tmp_path: Path) -> None:
+    path = config_of(
+        tmp_path,
+        """
+        output = "out"
+        models = ["resnet50", "resnet18=a.pth"]
+        max_box = 0.5
+        own-background = true
+        limit = 3
+        fail_if = ["bg_gap>0.1", "original<0.5"]
+        direct_num_workers = 2
+        experiments = ["a", "b"]
+        streaming = false
+        no_wait_until_finish = true
+        """,
+    )
+    arguments, rest = parse_command_line(["run", "--config", path])
+    assert (arguments.output, arguments.models) == ("out", ("resnet50", "resnet18=a.pth"))
+    assert (arguments.max_box, arguments.own_background, arguments.limit) == (0.5, True, 3)
+    assert arguments.fail_if == ["bg_gap>0.1", "original<0.5"]
+    assert rest == [
+        *("--direct_num_workers=2", "--experiments=a", "--experiments=b"),
+        "--no_wait_until_finish",
+    ]
+    words = ["--fail-if", "bg_gap>0", "--own_background=false", "--direct_num_workers", "1"]
+    arguments, rest = parse_command_line(["run", "--limit=4", f"--config={path}", *words])
+    assert (arguments.limit, arguments.own_background) == (4, False)
+    assert arguments.fail_if == ["bg_gap>0"]
+    assert rest[-2:] == ["--direct_num_workers", "1"]
+    assert not any(word.startswith("--direct_num_workers=") for word in rest)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_takes_a_file_of_its_own_flags(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    flags = [flag for flag in flags_of(command) if flag.metavar in ("DIR", "DIR|TAR")]
+    path = config_of(tmp_path, "".join(f'{flag.dest} = "{flag.dest}"\n' for flag in flags))
+    words = ["list"] if command == "models" else []
+    arguments, _ = parse_command_line([command, *words, "--config", path])
+    assert all(getattr(arguments, flag.dest) == flag.dest for flag in flags)
+    line = refusal(capsys, command, *words, "--config", config_of(tmp_path, "configs = 1"))
+    assert line.startswith(f"in9: --config {path}: unknown flag --configs; did you mean")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("limt = 3", "unknown flag --limt; did you mean --limit?"),
+        ("direct_num_worker = 3", "did you mean --direct_num_workers?"),
+        ('image_size = "large"', "argument --image_size: invalid int value: 'large'"),
+        ("[run]\nlimit = 3", "[run] is a table; keys are flags of in9 run"),
+        ('config = "other.toml"', "--config is for the command line"),
+        ("limit", "it is no TOML"),
+        ("\udcff", "it is no TOML"),
+    ],
+)
+def test_files_that_hold_something_else_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, line: str
+) -> None:
+    path = tmp_path / "flags.toml"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    found = refusal(capsys, "run", "--output", tmp_path / "out", "--config", path)
+    assert line in found
+    assert str(path) in found
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_not_there_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for path in (tmp_path, tmp_path / "nowhere.toml"):
+        assert "there is no such file" in refusal(capsys, "verify", "--config", path)
 
 
 def test_every_command_has_its_function() -> None:
@@ -340,4 +450,6 @@ def test_no_flag_of_beam_is_a_misspelt_one_of_ours(command: str) -> None:
     of_beam = [name for action in parser._actions for name in action.option_strings]
     own = [flag.name for flag in flags_of(command)]
     assert "--num_workers" in of_beam
+    # So that dashes can be taken for underscores in any of them.
+    assert {underscored(name) for name in of_beam} <= set(of_beam)
     refuse_near_misses([flag for flag in of_beam if flag not in own], own)
