@@ -76,6 +76,15 @@ def run_in9(*arguments: object, check: int | None = 0) -> subprocess.CompletedPr
     return done
 
 
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line on standard error of a command that exits with 2."""
+    assert main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    return lines[0]
+
+
 def start_in9(*arguments: object) -> Started:
     """Starts the real command line in a process group of its own."""
     return _forks().start([str(argument) for argument in arguments], _environment())

@@ -29,7 +29,7 @@ from packaging.requirements import Requirement
 
 from pipeline.commands import template
 from pipeline.commands.parser import build_parser
-from pipeline.runners.run import check_unknown
+from pipeline.runners.run import unknown_to_beam
 from transforms.grabcut import Unavailable, cache
 
 ROOT = Path(__file__).parents[1]
@@ -426,7 +426,7 @@ def own_flags(text: str) -> None:
     words = text.split()
     words = words[words.index("run") :]
     _, rest = build_parser().parse_known_args(words)
-    check_unknown(rest, [])
+    assert unknown_to_beam(rest)[0] == []
 
 
 def compose_services(**variables: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TextIO, cast
 
 from pipeline.commands.command_line import parse_command_line
 from pipeline.commands.dispatch import run_command
+from pipeline.commands.parser import COMMANDS
 from pipeline.errors import JobError, UsageError, escaped
 from pipeline.runtime.job_log import EscapingFormatter
 from pipeline.runtime.lock import release_all
@@ -30,10 +31,14 @@ def main(argv: list[str] | None = None) -> int:
       line on standard error says what to do. 3 if a condition of `--fail_if` holds, with a
       line for each that does.
     """
+    words = sys.argv[1:] if argv is None else argv
+    _prepare()
     try:
-        arguments, rest = parse_command_line(argv)
+        arguments, rest = parse_command_line(words)
     except UsageError as error:
-        return _leave("in9", error, 2)
+        return _leave(
+            " ".join(["in9", *(word for word in words[:1] if word in COMMANDS)]), error, 2
+        )
     try:
         # What service managers and batch systems send first.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -69,17 +74,21 @@ def run_process() -> NoReturn:
     sys.exit(code)
 
 
-def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
+def _prepare() -> None:
+    """Sets what libraries look at when they are imported."""
     # Before libraries start threads, which would have arenas of their own.
     keep_freed_memory()
     # Arrow's own allocator is another one beside it, whose share grows with the threads.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    # A hub that cannot be reached is one line of ours in the end, not two for every attempt.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+
+
+def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     if arguments.command in ("train", "matrix"):
         # Its threads share the cores with processes that load pictures: one that waits for
         # another must not spin meanwhile. Half of a step's time is lost to that, or more.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # A hub that cannot be reached is one line of ours in the end, not two for every attempt.
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     terminal = logging.StreamHandler()
     terminal.setFormatter(EscapingFormatter("in9: %(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[terminal])

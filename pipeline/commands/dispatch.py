@@ -9,7 +9,6 @@ import argparse
 import logging
 from collections.abc import Callable
 
-from pipeline.commands.command_line import check_rest
 from pipeline.commands.flags import flags_of
 from pipeline.commands.parser import COMMANDS
 from pipeline.errors import UsageError
@@ -35,7 +34,6 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     # Beam announces at import which of its optional parts are not installed.
     logging.disable(logging.WARNING)
     try:
-        check_rest(command, rest)
         # Not argparse's business: it would name what is missing before what is misspelt.
         for flag in own:
             if flag.is_required and not getattr(arguments, flag.dest):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 
+from pipeline.commands.hints import require_cuda
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
@@ -82,13 +83,7 @@ def check_stored(evaluation: Evaluation, why: str) -> None:
 def check_device(arguments: argparse.Namespace) -> None:
     """Raises UsageError where models are to run on a GPU of this machine that is not there."""
     if getattr(arguments, "device", None) == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UsageError(
-                "--device cuda: there is no CUDA device that torch can use; --device auto would "
-                "run on the CPU"
-            )
+        require_cuda("run")
 
 
 def _pixel_cache(arguments: argparse.Namespace) -> int | None:

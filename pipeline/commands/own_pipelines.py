@@ -13,8 +13,9 @@ import apache_beam as beam
 from pipeline.commands.command_line import text_of
 from pipeline.commands.evaluation_flags import evaluation_from_flags
 from pipeline.commands.flags import flags_of
+from pipeline.commands.hints import flag_of, refuse_near_misses
 from pipeline.commands.job_flags import job_from_flags, remember_input
-from pipeline.commands.parser import build_parser, refuse_near_misses
+from pipeline.commands.parser import build_parser
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
 from pipeline.dataset.manifest import read_manifest
@@ -125,7 +126,8 @@ def _parse(command: str, given: Mapping[str, Any]) -> argparse.Namespace:
     """
     words = [f"--{name}={text_of(value)}" for name, value in given.items() if value is not None]
     arguments, rest = build_parser().parse_known_args([command, *words])
-    refuse_near_misses(rest, [flag.name for flag in flags_of(command)])
+    for word in rest:
+        refuse_near_misses(flag_of(word), flags_of(command))
     for word in (*rest, *(f"--{name}" for name in _OF_COMMANDS if name in given)):
         raise UsageError(
             f"{word.partition('=')[0]} is no flag of a stage (see: in9 {command} --help)"

@@ -92,11 +92,6 @@ COMMANDS: dict[str, Command] = {
 """In the order of help."""
 
 
-_NEAR_MISS = 0.85
-"""How alike a flag and one of ours are, by difflib, that it is a misspelt one. No flag of Beam's is
-so close to one of ours."""
-
-
 class _ShowHelp(argparse.Action):
     """`--help`, and `--help all`."""
 
@@ -197,21 +192,3 @@ def build_parser() -> argparse.ArgumentParser:
                 given = {key: value for key, value in given.items() if value is not None}
                 groups[title].add_argument(given.pop("name"), **given)
     return parser
-
-
-def refuse_near_misses(rest: Sequence[str], own: Sequence[str]) -> None:
-    """Refuses a misspelt flag of ours without asking Beam, whose import takes its time, whether it
-    knows it.
-
-    Args:
-      rest: arguments that the parser did not know.
-      own: flags of the command.
-
-    Raises:
-      UsageError: naming the flag that was meant.
-    """
-    for argument in rest:
-        flag = argument.partition("=")[0]
-        close = difflib.get_close_matches(flag, own, n=1, cutoff=_NEAR_MISS)
-        if close and flag.startswith("--"):
-            raise UsageError(f"unknown flag {flag}; did you mean {close[0]}?")

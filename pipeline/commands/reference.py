@@ -128,8 +128,9 @@ def _all_flags() -> Iterator[str]:
     yield (
         "`--config FILE` reads flags from TOML, here or in `gs://`. A key is a flag of the "
         "command, or of Beam where it runs a graph, without the dashes before it, and no other "
-        "key is taken; a list is one, and `true` sets a flag that is there or not. What the command line "
-        "says replaces what the file says. Paths are relative to where the command is given."
+        "key is taken; a list is one, and `true` sets a flag that is there or not. What the "
+        "command line says replaces what the file says. Paths are relative to where the command "
+        "is given."
     )
     yield from ("", "```toml", *_CONFIG, "```")
     for title, rows in _flags().items():

@@ -6,6 +6,7 @@ import argparse
 
 import torch
 
+from pipeline.commands.hints import require_cuda
 from pipeline.errors import UsageError
 from pipeline.runtime.machine import usable_cores
 
@@ -19,11 +20,8 @@ def choose_device(arguments: argparse.Namespace) -> tuple[str, str]:
       UsageError: there is no GPU, where one is asked for or the precision needs one.
     """
     device, has_gpu = arguments.device, torch.cuda.is_available()
-    if device == "cuda" and not has_gpu:
-        raise UsageError(
-            "--device cuda: there is no CUDA device that torch can use; --device auto would "
-            "train on the CPU"
-        )
+    if device == "cuda":
+        require_cuda("train")
     if device == "auto":
         device = "cuda" if has_gpu else "cpu"
     precision = arguments.precision

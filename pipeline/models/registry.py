@@ -14,6 +14,7 @@ from pipeline.models.stored import load_stored
 from pipeline.models.stored_index import WeightsFolder
 from pipeline.models.timm_names import TimmNames
 from pipeline.models.torchvision_names import TorchvisionNames
+from pipeline.runtime.own_functions import module_of
 from transforms.scoring import labels_of_outputs
 from transforms.taxonomy import Taxonomy, imagenet9
 
@@ -38,14 +39,15 @@ def source_of(spec: str) -> Source:
     """
     if spec in PACKAGED.catalogue():
         return PACKAGED
-    prefix, colon, _ = spec.partition(":")
+    prefix, colon, rest = spec.partition(":")
     # The file of ARCH=FILE may have a colon in its name.
     if not colon or "=" in prefix:
         return TIMM
     if prefix not in SOURCES:
+        function = f"; a function of yours is python:{module_of(prefix)}:{rest}"
+        hint = closest(prefix, SOURCES) or function
         raise UsageError(
-            f"--models {spec}: there is no source {prefix!r}{closest(prefix, SOURCES)}; "
-            "see: in9 models list"
+            f"--models {spec}: there is no source {prefix!r}{hint}; see: in9 models list"
         )
     return SOURCES[prefix]
 

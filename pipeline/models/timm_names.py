@@ -18,8 +18,11 @@ from pipeline.models.known import Origin
 from pipeline.models.loaded import LoadedModel, loaded_model, module_with
 from pipeline.models.preprocessing import IN9_MEAN, IN9_STD, Preprocessing, is_nine_way
 from pipeline.models.source import Source, closest, downloaded
+from pipeline.runtime.own_functions import module_of
 from pipeline.storage.files import files_of
 from transforms.taxonomy import Taxonomy, imagenet9
+
+_CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
 class TimmNames(Source):
@@ -40,11 +43,10 @@ class TimmNames(Source):
         if equals and files_of(path).info(path) is None:
             raise UsageError(f"--models {spec}: there is no file {path}")
         name, _, tag = architecture.partition(".")
-        if not timm.is_model(name):
-            if not equals and files_of(spec).info(spec) is not None:
-                raise UsageError(
-                    f"--models {spec} is a file: name its architecture, such as resnet50={spec}"
-                )
+        is_known = timm.is_model(name)
+        if not equals:
+            _refuse_file(spec, or_any=not is_known)
+        if not is_known:
             hint = closest(name, [*self._similar, *timm.list_models()])
             raise UsageError(f"--models {spec}: timm has no model {name!r}{hint}")
         if equals:
@@ -118,6 +120,30 @@ class TimmNames(Source):
     def catalogue(self) -> list[str]:
         """Full tags of all weights with ImageNet's outputs."""
         return [name for name in timm.list_pretrained() if is_for_imagenet(name)]
+
+
+def _refuse_file(spec: str, *, or_any: bool) -> None:
+    """Refuses an entry that is the name of a file and nothing more, and says what it lacks.
+
+    Args:
+      spec: the entry.
+      or_any: whether to look for a file whose ending tells nothing.
+
+    Raises:
+      UsageError: it is one.
+    """
+    ending = os.path.splitext(spec)[1]
+    if ending == ".py":
+        raise UsageError(
+            f"--models {spec}: name the function in it that gives the model, "
+            f"python:{module_of(spec)}:FUNCTION, with its folder on PYTHONPATH"
+        )
+    if ending == ".onnx":
+        raise UsageError(f"--models {spec}: say onnx:{spec}")
+    if ending in _CHECKPOINTS or (or_any and files_of(spec).info(spec) is not None):
+        raise UsageError(
+            f"--models {spec} is a file: name its architecture, such as resnet50={spec}"
+        )
 
 
 def is_for_imagenet(name: str) -> bool:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import errno
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 import apache_beam as beam
@@ -44,23 +43,18 @@ def _beam_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check_unknown(arguments: Sequence[str], own: Iterable[str]) -> None:
-    """Refuses arguments that neither we nor Beam know, and values that Beam refuses.
+def unknown_to_beam(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Looks for arguments that Beam does not know.
+
+    Returns:
+      (these, the flags that it knows).
 
     Raises:
-      UsageError: naming the closest flag there is, or what is wrong with a value.
+      UsageError: a value that Beam refuses.
     """
     parser = _beam_parser()
     unknown = parser.parse_known_args(arguments)[1]
-    if not unknown:
-        return
-    if not unknown[0].startswith("-"):
-        raise UsageError(f"unexpected argument {unknown[0]!r}; flags look like --name=value")
-    flag = unknown[0].partition("=")[0]
-    known = re.findall(r"--\w+", parser.format_usage())
-    close = difflib.get_close_matches(flag, [*own, *known], n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise UsageError(f"unknown flag {flag}{hint}")
+    return unknown, re.findall(r"--\w+", parser.format_usage())
 
 
 def _known_runner(name: str) -> str:

@@ -15,6 +15,15 @@ from pipeline.errors import JobError, UsageError, in_short
 PREFIX = "python:"
 
 
+def module_of(path: str) -> str:
+    """The module that a file of Python is when its folder is on PYTHONPATH.
+
+    >>> module_of("lib/mynet.py")
+    'mynet'
+    """
+    return path.rpartition("/")[2].removesuffix(".py")
+
+
 def import_function(target: str, given: str, example: str) -> Callable[..., Any]:
     """Imports a function.
 
@@ -29,6 +38,10 @@ def import_function(target: str, given: str, example: str) -> Callable[..., Any]
     path, colon, name = target.partition(":")
     if not colon or not path or not name:
         raise UsageError(f"{given} must look like {example}")
+    if path.endswith(".py"):
+        raise UsageError(
+            f"{given}: say {PREFIX}{module_of(path)}:{name}, with its folder on PYTHONPATH"
+        )
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import shutil
 import subprocess
 import sys
@@ -14,33 +15,24 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 import torch
 from apache_beam.options.pipeline_options import PipelineOptions
-from conftest import ROOT
+from conftest import ROOT, refusal
 
 from pipeline.commands.cli import main
-from pipeline.commands.command_line import parse_command_line
 from pipeline.commands.dispatch import find_command
 from pipeline.commands.flags import flags_of
-from pipeline.commands.parser import COMMANDS, refuse_near_misses, underscored
+from pipeline.commands.hints import check_rest, refuse_near_misses
+from pipeline.commands.parser import COMMANDS, underscored
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST, Manifest
 from pipeline.dataset.shards import ShardCounts
-from pipeline.errors import JobError
+from pipeline.errors import JobError, UsageError
 from pipeline.evaluate.results import read_results
 from pipeline.storage.files import absolute
 from pipeline.storage.store import Store
 from transforms.variants import PAPER
 
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line on standard error of a command that exits with 2."""
-    assert main([str(argument) for argument in arguments]) == 2
-    captured = capsys.readouterr()
-    lines = captured.err.splitlines()
-    assert len(lines) == 1, captured.err
-    return lines[0]
 
 
 @pytest.fixture
@@ -73,7 +65,9 @@ def dataset(tmp_path: Path) -> Path:
         (("--overwrite",), "expected some of config, input, rebuild, shards, weights: got ''"),
         (("--limt", 3), "unknown flag --limt; did you mean --limit?"),
         (("--num_worker=3",), "did you mean --num_workers?"),
-        (("more",), "unexpected argument 'more'"),
+        (("more",), "unexpected argument 'more': say --input more"),
+        (("--input", "in", "more"), "unexpected argument 'more'; flags look like --name=value"),
+        (("--runner", "DirectRunner", "more"), "unexpected argument 'more': say --input more"),
         (("--variants", "original,mixed_best"), "unknown variant 'mixed_best'"),
         (("--image_size", 300), "--resize must be between --image_size 300"),
         (("--jpeg_quality", 0), "--jpeg_quality must be between 1 and 100: got 0"),
@@ -103,7 +97,13 @@ def dataset(tmp_path: Path) -> Path:
             ("--device", "tpu"),
             "argument --device: invalid choice: 'tpu' (choose from 'auto', 'cpu', 'cuda')",
         ),
-        pytest.param(("--device", "cuda"), "there is no CUDA device", marks=WITHOUT_GPU),
+        pytest.param(("--device", "cuda"), "leave --device out to run on", marks=WITHOUT_GPU),
+        (("--models", "mynet.py"), "python:mynet:FUNCTION, with its folder on PYTHONPATH"),
+        (("--models", "lib/mynet.py:net"), "a function of yours is python:mynet:net"),
+        (("--models", "python:mynet.py:net"), "say python:mynet:net, with its folder on"),
+        (("--models", "net.onnx"), "say onnx:net.onnx"),
+        (("--models", "resnet50.pth"), "name its architecture, such as resnet50=resnet50.pth"),
+        (("--models", "resnet50", "resnet18"), "'resnet18': say --models resnet50,resnet18"),
         (
             ("--precision", "fp8"),
             "--precision: invalid choice: 'fp8' (choose from 'fp32', 'tf32', 'bf16')",
@@ -129,6 +129,63 @@ def test_commands_and_outputs_must_be_named(capsys: pytest.CaptureFixture[str]) 
     assert "no command 'rum'; did you mean run?" in refusal(capsys, "rum")
     assert "invalid choice: 'rotate'" in refusal(capsys, "rotate")
     assert "COMMAND" in refusal(capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("evaluate", "--output", "x"), "this command has no --output; say --dataset DIR"),
+        (("run", "--dataset=x"), "this command has no --dataset; say --output DIR"),
+        (("export", "--output", "x"), "this command has no --output; say --to DIR"),
+        (("import", "--input", "x"), "this command has no --input; say --from DIR|TAR"),
+        (("attack", "--attack", 9), "this command has no --attack; say --grid all|N|FxB"),
+        (("run", "--maps", 9), "this command has no --maps; say --saliency N"),
+        (("matrix", "--models", "x"), "this command has no --models; say --arch A,B"),
+        # Beam has a flag of that name, which does nothing here.
+        (("evaluate", "--dry-run"), "no --dry_run, which is a flag of in9 run, generate"),
+        (("verify", "--colour"), "unknown flag --colour; see: in9 verify --help all"),
+    ],
+)
+def test_a_flag_by_another_commands_name_is_told(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], line: str
+) -> None:
+    assert line in refusal(capsys, *words)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_flags_of_other_commands_are_refused(command: str) -> None:
+    own = {flag.name for flag in flags_of(command)}
+    others = {flag.name for other in COMMANDS for flag in flags_of(other)} - own
+    for name in sorted(name for name in others if name.startswith("--")):
+        with pytest.raises(UsageError) as refused:
+            check_rest(command, [f"{name}=x"], [f"{name}=x"])
+        said = str(refused.value)
+        known = rf"(say|did you mean) ({'|'.join(own)})\b"
+        assert re.search(known, said) or "which is a flag of in9" in said
+        assert name in said
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "models"])
+def test_a_path_without_a_flag_is_given_one(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    first = next(flag.name for flag in flags_of(command) if flag.is_required)
+    line = refusal(capsys, command, "some/path")
+    assert line == f"in9 {command}: unexpected argument 'some/path': say {first} some/path"
+
+
+@WITHOUT_GPU
+@pytest.mark.parametrize(
+    "words",
+    [("evaluate",), ("attack",), ("saliency",), ("train", "--train_split", "val"), ("matrix",)],
+)
+def test_a_card_that_is_not_there_is_told(
+    capsys: pytest.CaptureFixture[str], dataset: Path, words: tuple[str, ...]
+) -> None:
+    words = (*words, "--probe", "--holdout", "0.5") if words == ("matrix",) else words
+    line = refusal(capsys, *words, "--dataset", dataset, "--device", "cuda")
+    assert "--device cuda: " in line
+    assert "or leave --device out to" in line
 
 
 def test_outputs_that_would_be_harmed_are_refused(
@@ -310,94 +367,6 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
     assert help_of(capsys, "--version") == f"in9 {metadata.version('imagenet9-pipeline')}\n"
 
 
-def test_dashes_in_flags_are_underscores() -> None:
-    words = ["run", "--output=my-out", "--dry-run", "--per-class", "min", "--direct-num-workers=2"]
-    arguments, rest = parse_command_line(words)
-    assert (arguments.output, arguments.dry_run, arguments.per_class) == ("my-out", True, "min")
-    assert rest == ["--direct_num_workers=2"]
-
-
-def config_of(tmp_path: Path, text: str) -> str:
-    path = tmp_path / "flags.toml"
-    path.write_text(text)
-    return str(path)
-
-
-def test_a_file_gives_flags_and_the_command_line_replaces_them(tmp_path: Path) -> None:
-    path = config_of(
-        tmp_path,
-        """
-        output = "out"
-        models = ["resnet50", "resnet18=a.pth"]
-        max_box = 0.5
-        own-background = true
-        limit = 3
-        fail_if = ["bg_gap>0.1", "original<0.5"]
-        direct_num_workers = 2
-        experiments = ["a", "b"]
-        streaming = false
-        no_wait_until_finish = true
-        """,
-    )
-    arguments, rest = parse_command_line(["run", "--config", path])
-    assert (arguments.output, arguments.models) == ("out", ("resnet50", "resnet18=a.pth"))
-    assert (arguments.max_box, arguments.own_background, arguments.limit) == (0.5, True, 3)
-    assert arguments.fail_if == ["bg_gap>0.1", "original<0.5"]
-    assert rest == [
-        *("--direct_num_workers=2", "--experiments=a", "--experiments=b"),
-        "--no_wait_until_finish",
-    ]
-    words = ["--fail-if", "bg_gap>0", "--own_background=false", "--direct_num_workers", "1"]
-    arguments, rest = parse_command_line(["run", "--limit=4", f"--config={path}", *words])
-    assert (arguments.limit, arguments.own_background) == (4, False)
-    assert arguments.fail_if == ["bg_gap>0"]
-    assert rest[-2:] == ["--direct_num_workers", "1"]
-    assert not any(word.startswith("--direct_num_workers=") for word in rest)
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_takes_a_file_of_its_own_flags(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
-) -> None:
-    flags = [flag for flag in flags_of(command) if flag.metavar in ("DIR", "DIR|TAR")]
-    path = config_of(tmp_path, "".join(f'{flag.dest} = "{flag.dest}"\n' for flag in flags))
-    words = ["list"] if command == "models" else []
-    arguments, _ = parse_command_line([command, *words, "--config", path])
-    assert all(getattr(arguments, flag.dest) == flag.dest for flag in flags)
-    line = refusal(capsys, command, *words, "--config", config_of(tmp_path, "configs = 1"))
-    assert line.startswith(f"in9: --config {path}: unknown flag --configs; did you mean")
-
-
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("limt = 3", "unknown flag --limt; did you mean --limit?"),
-        ("direct_num_worker = 3", "did you mean --direct_num_workers?"),
-        ('image_size = "large"', "argument --image_size: invalid int value: 'large'"),
-        ("[run]\nlimit = 3", "[run] is a table; keys are flags of in9 run"),
-        ('config = "other.toml"', "--config is for the command line"),
-        ("limit", "it is no TOML"),
-        ("\udcff", "it is no TOML"),
-    ],
-)
-def test_files_that_hold_something_else_are_refused(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, line: str
-) -> None:
-    path = tmp_path / "flags.toml"
-    path.write_bytes(text.encode(errors="surrogateescape"))
-    found = refusal(capsys, "run", "--output", tmp_path / "out", "--config", path)
-    assert line in found
-    assert str(path) in found
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_file_that_is_not_there_is_refused(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    for path in (tmp_path, tmp_path / "nowhere.toml"):
-        assert "there is no such file" in refusal(capsys, "verify", "--config", path)
-
-
 def test_every_command_has_its_function() -> None:
     for name, command in COMMANDS.items():
         takes = inspect.signature(find_command(name)).parameters
@@ -448,8 +417,9 @@ def test_no_flag_of_beam_is_a_misspelt_one_of_ours(command: str) -> None:
     for options in PipelineOptions.__subclasses__():
         options._add_argparse_args(parser)
     of_beam = [name for action in parser._actions for name in action.option_strings]
-    own = [flag.name for flag in flags_of(command)]
+    own = flags_of(command)
     assert "--num_workers" in of_beam
     # So that dashes can be taken for underscores in any of them.
     assert {underscored(name) for name in of_beam} <= set(of_beam)
-    refuse_near_misses([flag for flag in of_beam if flag not in own], own)
+    for name in set(of_beam) - {flag.name for flag in own}:
+        refuse_near_misses(name, own)

@@ -12,6 +12,7 @@ import pandas
 import pytest
 from conftest import ROOT, run_in9
 
+from pipeline.commands.command_line import parse_command_line
 from pipeline.commands.flags import flags_of
 from pipeline.commands.meanings import REASONS, meaning
 from pipeline.commands.parser import COMMANDS, build_parser
@@ -68,6 +69,17 @@ def test_every_command_of_a_page_is_one(page: Path) -> None:
         assert arguments.command == words[0]
         # What is left is for Beam, whose flags none of our pages spells with a value alone.
         assert all(word.startswith("--") for word in rest[:1]), words
+
+
+def test_the_file_of_flags_in_the_reference_is_one(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "reference.md").read_text()
+    (block,) = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "monthly.toml").write_text(block)
+    words = shlex.split(block.splitlines()[0].removeprefix("# in9 "))
+    words[2] = str(tmp_path / words[2])
+    arguments, rest = parse_command_line(words)
+    assert (arguments.output, arguments.replicates) == ("imagenet9", 3)
+    assert rest == ["--direct_num_workers=8"]
 
 
 def test_commands_are_found_in_the_pages() -> None:

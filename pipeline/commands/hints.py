@@ -1,0 +1,144 @@
+"""What is said of words that a command does not take: what was meant, as far as one can tell."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterable, Sequence
+
+from pipeline.commands.flag_types import Words, names
+from pipeline.commands.flags import Flag, flags_of
+from pipeline.commands.parser import COMMANDS, underscored
+from pipeline.errors import UsageError
+
+_NEAR_MISS = 0.85
+"""How alike a flag and one of ours are, by difflib, that it is a misspelt one. No flag of Beam's is
+so close to one of ours."""
+
+_SAME = (
+    ("--output", "--to", "--dataset"),
+    ("--dataset", "--output", "--to"),
+    ("--to", "--output", "--dataset"),
+    ("--input", "--from", "--dataset"),
+    ("--from", "--input", "--dataset"),
+    ("--models", "--arch"),
+    ("--arch", "--models"),
+    ("--attack", "--grid"),
+    ("--grid", "--attack"),
+    ("--saliency", "--maps"),
+    ("--maps", "--saliency"),
+    ("--split", "--eval_split"),
+    ("--eval_split", "--split"),
+)
+"""A flag, and what a command calls it that does not have it: the first of these that it has."""
+
+
+def check_rest(command: str, rest: Sequence[str], words: Sequence[str]) -> None:
+    """Refuses what is neither a flag of a command nor, where it runs a graph, one of Beam's.
+
+    Args:
+      command: its name.
+      rest: what the parser did not know.
+      words: behind the command, `rest` among them.
+
+    Raises:
+      UsageError: the first of it, with what was meant.
+    """
+    if not rest:
+        return
+    own = flags_of(command)
+    for word in rest:
+        if word.startswith("--"):
+            refuse_near_misses(flag_of(word), own)
+            _refuse_sibling(flag_of(word), own)
+    has_graph = COMMANDS[command].has_graph
+    if not has_graph and not rest[0].startswith("-"):
+        raise UsageError(_of_argument(rest[0], own, words))
+    # Beam announces at import which of its optional parts are not installed.
+    logging.disable(logging.WARNING)
+    try:
+        from pipeline.runners.run import unknown_to_beam
+    finally:
+        logging.disable(logging.NOTSET)
+    unknown, known = unknown_to_beam(rest)
+    if unknown and not unknown[0].startswith("-"):
+        raise UsageError(_of_argument(unknown[0], own, words))
+    if unknown:
+        flag = flag_of(unknown[0])
+        every = [one.name for one in own] + (known if has_graph else [])
+        close = difflib.get_close_matches(flag, every, n=1, cutoff=0.6)
+        hint = f"; did you mean {close[0]}?" if close else f"; see: in9 {command} --help all"
+        raise UsageError(f"unknown flag {flag}{hint}")
+    if not has_graph:
+        raise UsageError(f"{rest[0]} is for commands that run a Beam pipeline")
+
+
+def flag_of(word: str) -> str:
+    """The name of a flag, of a word that may hold its value, too."""
+    return underscored(word).partition("=")[0]
+
+
+def refuse_near_misses(flag: str, own: Iterable[Flag]) -> None:
+    """Refuses a misspelt flag of ours without asking Beam, whose import takes its time, whether it
+    knows it.
+
+    Args:
+      flag: that the parser did not know.
+      own: flags of the command.
+
+    Raises:
+      UsageError: naming the flag that was meant.
+    """
+    known = [one.name for one in own]
+    close = difflib.get_close_matches(flag, known, n=1, cutoff=_NEAR_MISS)
+    if close:
+        raise UsageError(f"unknown flag {flag}; did you mean {close[0]}?")
+
+
+def _refuse_sibling(flag: str, own: Sequence[Flag]) -> None:
+    """Refuses a flag of other commands, and says what this one calls it."""
+    others = [name for name in COMMANDS if flag in {one.name for one in flags_of(name)}]
+    if not others:
+        return
+    known = {one.name: one for one in own}
+    same = next((names for first, *names in _SAME if first == flag), [])
+    meant = next((known[name] for name in same if name in known), None)
+    if meant:
+        about = meant.help.removesuffix(" (required)")
+        raise UsageError(f"this command has no {flag}; say {meant.name} {meant.metavar}: {about}")
+    raise UsageError(f"this command has no {flag}, which is a flag of in9 {', '.join(others)}")
+
+
+def _of_argument(argument: str, own: Sequence[Flag], words: Sequence[str]) -> str:
+    """What is said of a word that belongs to no flag."""
+    before = list(words[: words.index(argument)])
+    while before and not before[-1].startswith("--"):
+        before.pop()
+    last = before[-1] if before else ""
+    given = {flag_of(word) for word in words}
+    for flag in own:
+        if flag.name == last and (flag.type is names or isinstance(flag.type, Words)):
+            parts = words[len(before) : words.index(argument) + 1]
+            return f"unexpected argument {argument!r}: say {flag.name} {','.join(parts)}"
+    for flag in own:
+        if flag.name not in given and (flag.is_required or flag.name == "--input"):
+            return f"unexpected argument {argument!r}: say {flag.name} {argument}"
+    return f"unexpected argument {argument!r}; flags look like --name=value"
+
+
+def require_cuda(otherwise: str) -> None:
+    """Refuses `--device cuda` where there is none; `otherwise` is what to do without.
+
+    Raises:
+      UsageError: saying what is missing.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    why = (
+        "this PyTorch was built without CUDA, so install one with it (https://pytorch.org)"
+        if torch.version.cuda is None
+        else "PyTorch finds no card: see whether nvidia-smi lists one"
+    )
+    raise UsageError(f"--device cuda: {why}, or leave --device out to {otherwise} on the CPU")

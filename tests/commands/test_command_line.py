@@ -1,0 +1,100 @@
+"""Words of a command line and files of flags: what becomes of them, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import refusal
+
+from pipeline.commands.command_line import parse_command_line
+from pipeline.commands.flags import flags_of
+from pipeline.commands.parser import COMMANDS
+
+
+def test_dashes_in_flags_are_underscores() -> None:
+    words = ["run", "--output=my-out", "--dry-run", "--per-class", "min", "--direct-num-workers=2"]
+    arguments, rest = parse_command_line(words)
+    assert (arguments.output, arguments.dry_run, arguments.per_class) == ("my-out", True, "min")
+    assert rest == ["--direct_num_workers=2"]
+
+
+def config_of(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "flags.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_file_gives_flags_and_the_command_line_replaces_them(tmp_path: Path) -> None:
+    path = config_of(
+        tmp_path,
+        """
+        output = "out"
+        models = ["resnet50", "resnet18=a.pth"]
+        max_box = 0.5
+        own-background = true
+        limit = 3
+        fail_if = ["bg_gap>0.1", "original<0.5"]
+        direct_num_workers = 2
+        experiments = ["a", "b"]
+        streaming = false
+        no_wait_until_finish = true
+        """,
+    )
+    arguments, rest = parse_command_line(["run", "--config", path])
+    assert (arguments.output, arguments.models) == ("out", ("resnet50", "resnet18=a.pth"))
+    assert (arguments.max_box, arguments.own_background, arguments.limit) == (0.5, True, 3)
+    assert arguments.fail_if == ["bg_gap>0.1", "original<0.5"]
+    assert rest == [
+        *("--direct_num_workers=2", "--experiments=a", "--experiments=b"),
+        "--no_wait_until_finish",
+    ]
+    words = ["--fail-if", "bg_gap>0", "--own_background=false", "--direct_num_workers", "1"]
+    arguments, rest = parse_command_line(["run", "--limit=4", f"--config={path}", *words])
+    assert (arguments.limit, arguments.own_background) == (4, False)
+    assert arguments.fail_if == ["bg_gap>0"]
+    assert rest[-2:] == ["--direct_num_workers", "1"]
+    assert not any(word.startswith("--direct_num_workers=") for word in rest)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_takes_a_file_of_its_own_flags(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    flags = [flag for flag in flags_of(command) if flag.metavar in ("DIR", "DIR|TAR")]
+    path = config_of(tmp_path, "".join(f'{flag.dest} = "{flag.dest}"\n' for flag in flags))
+    words = ["list"] if command == "models" else []
+    arguments, _ = parse_command_line([command, *words, "--config", path])
+    assert all(getattr(arguments, flag.dest) == flag.dest for flag in flags)
+    line = refusal(capsys, command, *words, "--config", config_of(tmp_path, "configs = 1"))
+    assert line.startswith(f"in9 {command}: --config {path}: unknown flag --configs; did you mean")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("limt = 3", "unknown flag --limt; did you mean --limit?"),
+        ("direct_num_worker = 3", "did you mean --direct_num_workers?"),
+        ('image_size = "large"', "argument --image_size: invalid int value: 'large'"),
+        ("[run]\nlimit = 3", "[run] is a table; keys are flags of in9 run"),
+        ('config = "other.toml"', "--config is for the command line"),
+        ("limit", "it is no TOML"),
+        ("\udcff", "it is no TOML"),
+    ],
+)
+def test_files_that_hold_something_else_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, line: str
+) -> None:
+    path = tmp_path / "flags.toml"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    found = refusal(capsys, "run", "--output", tmp_path / "out", "--config", path)
+    assert line in found
+    assert str(path) in found
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_not_there_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for path in (tmp_path, tmp_path / "nowhere.toml"):
+        assert "there is no such file" in refusal(capsys, "verify", "--config", path)
