@@ -80,8 +80,11 @@ _CONFIG = (
 )
 
 EXIT_CODES = {
-    0: "done, or nothing to do",
-    1: "the job failed, or `in9 verify` found faults; the same command goes on where it stopped",
+    0: "done, or nothing to do; of several models, some may have failed: each is a line on "
+    "standard error, and a row of the tables with its `error`",
+    1: "the job failed, as it does when all of its models do; `--fail_if` could not be tested on a "
+    "model that failed; `in9 models fetch` lacks one; `in9 verify` found faults. The same command "
+    "goes on where it stopped",
     2: "wrong usage or unreadable input; one line says what to do",
     3: "a condition of `--fail_if` holds",
 }

@@ -175,7 +175,8 @@ def write_tables(
     summaries, stale = read_summaries(dataset)
     failed, failed_before = read_failures(store, fingerprint, "evaluate")
     stale += failed_before
-    if not summaries and not failed and not stale:
+    # Tables of models whose results somebody has removed become empty.
+    if not (summaries or failed or stale or store.exists("results/summary.csv")):
         return [], []
     for name, table in TABLES.items():
         rows = [*table_rows(table, summaries)]

@@ -35,7 +35,9 @@ def test_a_model_that_fails_is_a_row_and_stops_nothing(small_run: Path, tmp_path
     torch.save(network.state_dict(), tmp_path / "good.pth")
     bad, good = (f"mobilenetv3_small_050={tmp_path / name}.pth" for name in ("junk", "good"))
     flags = ("evaluate", "--dataset", output)
-    done = run_in9(*flags, "--models", f"{bad},{GOOD},{good}")
+    done = run_in9(*flags, "--models", f"{bad},{GOOD},{good}", check=None)
+    # As long as one of them succeeds; below, none does.
+    assert done.returncode == 0
     assert f"not evaluated: {bad}: " in done.stderr
     assert "cannot be read as a checkpoint" in done.stderr
     of_model = {name: [r for r in rows(output) if r["model"] == name] for name in (bad, GOOD, good)}

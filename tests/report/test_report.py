@@ -443,6 +443,34 @@ def test_the_same_results_give_the_same_files(report_run: Path, tmp_path: Path) 
     assert all(data.startswith(b"<?xml") and b"2026-" not in data for data in made.values())
 
 
+def test_a_model_is_removed_with_its_folder(report_run: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(report_run, tmp_path / "out"))
+    results = output / "results"
+    # One that failed, too.
+    failure = {"entry": "gone", "stage": "evaluate", "model": "gone", "error": "no such file"}
+    about = json.loads((results / MODELS[0] / "model.json").read_text())
+    failure |= {"dataset": manifest_of(output)["fingerprint"], "evaluation": about["evaluation"]}
+    (results / "failures.json").write_text(json.dumps({"gone": {"evaluate": failure}}))
+    run_in9("report", "--dataset", output)
+    assert "gone," in (results / "summary.csv").read_text()
+    (results / "failures.json").unlink()
+
+    def naming(name: str) -> set[str]:
+        page = output / "report.html"
+        found = {page.name} if f'href="results/{name}/' in page.read_text() else set()
+        tables = (*results.glob("*.csv"), *results.glob("figures/*"))
+        return found | {path.name for path in tables if f"{name}," in path.read_text("latin1")}
+
+    for model in MODELS:
+        assert {"summary.csv", "attack.csv", "saliency.csv", "report.html"} <= naming(model)
+        shutil.rmtree(results / model)
+        run_in9("report", "--dataset", output)
+        assert not naming(model)
+        assert not list(results.glob(f"figures/*{model}*"))
+    assert not naming("gone")
+    assert (results / "summary.csv").read_text().count("\n") == 1
+
+
 def test_figures_become_pdf_files_when_asked_and_stay_up_to_date(
     report_run: Path, tmp_path: Path
 ) -> None:

@@ -65,7 +65,8 @@ def write_attack_tables(dataset: Dataset) -> None:
     store = dataset.store
     attacks, stale = read_attacks(dataset)
     failed, failed_before = read_failures(store, dataset.manifest.fingerprint, "attack")
-    if not attacks and not failed and not stale and not failed_before:
+    is_known = attacks or failed or stale or failed_before
+    if not is_known and not store.exists("results/attack.csv"):
         return
     rows = [
         {**attack, **attack["evaluation"], "label_rule": rule, **found}
