@@ -453,9 +453,9 @@ SECTIONS = (
         Flag(
             "--columns",
             "A,B",
-            "versions and bg_gap, in the order of results/latex/headline.tex",
-            ("original", "only_bg_t", "mixed_same", "mixed_rand", "bg_gap"),
-            names,
+            "versions and bg_gap, in the order of results/latex/headline.tex (default: original, "
+            "only_bg_t, mixed_same, mixed_rand and bg_gap, as far as they are there)",
+            type=names,
         ),
     ),
     _section(

@@ -11,7 +11,7 @@ from pipeline.errors import UsageError
 from pipeline.evaluate.power import describe_power
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.report import REPORT, write_report
-from pipeline.report.latex import GAP
+from pipeline.report.latex import GAP, HEADLINE
 from pipeline.report.tables import write_tables
 from pipeline.report.text_tables import accuracy_table
 from pipeline.runtime.lock import TABLES_LOCK, held
@@ -28,10 +28,12 @@ def run_report(arguments: argparse.Namespace) -> int:
     publishing = check_publishing(store, arguments.publish, arguments.keep)
     dataset = Dataset.open(store)
     known = (*dataset.picture_variants, GAP)
-    for column in set(arguments.columns) - set(known):
-        raise UsageError(f"--columns {column}: the dataset has {', '.join(known)}")
+    columns = HEADLINE if arguments.columns is None else arguments.columns
+    for column in arguments.columns or ():
+        if column not in known:
+            raise UsageError(f"--columns {column}: the dataset has {', '.join(known)}")
     with held(store, TABLES_LOCK, wait=60) as tables:
-        summaries, stale = write_tables(Dataset.open(tables), arguments.columns)
+        summaries, stale = write_tables(Dataset.open(tables), columns)
     write_report(store, dataset.taxonomy, arguments.pictures, pdf=True)
     for note in notes_of(dataset.manifest):
         print(note)
