@@ -67,7 +67,7 @@ def test_every_flag_of_the_job_is_a_parameter() -> None:
     left_out = {"command", "help", "dry_run"}
     of_beam = {flag.dest for flag in template.OF_BEAM.flags}
     assert set(vars(run)) - left_out == set(parameters()) - of_beam
-    check_unknown([f"--{name}=1" for name in of_beam], [])
+    assert unknown_to_beam([f"--{name}=1" for name in of_beam])[0] == []
     required = [name for name, entry in parameters().items() if not entry["isOptional"]]
     assert required == ["output"]
 
