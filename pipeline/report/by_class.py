@@ -19,7 +19,7 @@ from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import OUTSIDE, Taxonomy
 
 MOST_ROWS = 24
-MOST_CELLS = 14
+MOST_CELLS = 9
 """Classes that a figure shows, at most."""
 
 
@@ -49,6 +49,7 @@ def by_class(models: Sequence[ModelResults], variant: str, taxonomy: Taxonomy) -
     """Accuracy by class; of many, those where the first model is worst."""
     series = []
     shown: list[int] = []
+    counts: dict[int, int] = {}
     for model in models:
         rows = {
             row["label"]: row
@@ -57,6 +58,7 @@ def by_class(models: Sequence[ModelResults], variant: str, taxonomy: Taxonomy) -
         if not shown and rows:
             scores = {label: row["accuracy"] for label, row in rows.items() if row["n"]}
             shown = worst_classes(scores, taxonomy.num_labels, MOST_ROWS)
+        counts |= {label: row["n"] for label, row in rows.items() if row["n"]}
         points = tuple(point(rows.get(label)) for label in shown)
         if any(points):
             series.append(Series(model.name, points))
@@ -66,13 +68,18 @@ def by_class(models: Sequence[ModelResults], variant: str, taxonomy: Taxonomy) -
             "per_class",
             f"per_class-{variant}.svg",
             f"Accuracy on {variant} by class{rest}. {spoken(series, names)}",
-            rows_figure(f"By class: {variant}{rest}", names, series),
+            rows_figure(
+                f"By class: {variant}{rest}",
+                names,
+                series,
+                counts=[counts.get(label, 0) for label in shown],
+            ),
         )
 
 
 def of_model(model: ModelResults, taxonomy: Taxonomy) -> Iterator[Plot]:
-    """Confusion on original and mixed_rand, and accuracy by foreground and background."""
-    for variant in ("original", "mixed_rand"):
+    """Confusion on three versions, and accuracy by foreground and background."""
+    for variant in ("original", "mixed_same", "mixed_rand"):
         yield from _confusion(model, variant, taxonomy)
     yield from _groups(model, taxonomy)
 

@@ -22,7 +22,7 @@ from transforms.scoring import PAPER_RULE
 COMPARED = len(MODELS)
 """Models that a figure shows side by side: those with the highest accuracy on `original`."""
 PANELS = ("trend", "matrix", "decomposition", "per_class", "sizes", "confusion", "attack")
-_VARIANTS = ("original", "mixed_same", "mixed_rand")
+_VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next")
 
 
 def make_plots(evidence: Evidence) -> tuple[Plot, ...]:
@@ -58,13 +58,13 @@ def _plots(evidence: Evidence) -> Iterator[Plot]:
 
 
 def _trend(trend: Mapping[str, Any]) -> Iterator[Plot]:
-    if all(point["imagenet_top1"] is None for point in trend["points"]):
+    if not trend["lines"]:
         return
     slopes = ", ".join(f"{line['variant']} {line['slope']:.2f}" for line in trend["lines"])
     yield Plot(
         "trend",
         "trend.svg",
-        f"Accuracy on the variants against accuracy on ImageNet. Slopes: {slopes or 'none yet'}",
+        f"Accuracy on the variants against accuracy on ImageNet. Slopes: {slopes}",
         trend_figure(trend),
     )
 
@@ -136,6 +136,7 @@ def _by_size(models: Sequence[ModelResults], variant: str) -> Iterator[Plot]:
         return
     lows = sorted(buckets)
     names = [f"{100 * low:.0f}-{100 * buckets[low]['fg_high']:.0f}" for low in lows]
+    counted = [f"{name}\n({buckets[low]['n']:,})" for name, low in zip(names, lows, strict=True)]
     series = [
         Series(name, tuple(point(rows.get(low)) for low in lows)) for name, rows in by_model.items()
     ]
@@ -146,9 +147,9 @@ def _by_size(models: Sequence[ModelResults], variant: str) -> Iterator[Plot]:
         lines_figure(
             f"By foreground size: {variant}",
             range(len(lows)),
-            names,
+            counted,
             series,
-            "foreground, % of the picture",
+            "foreground, % of the picture (images)",
         ),
     )
 

@@ -10,6 +10,7 @@ from pipeline.report.figures.style import (
     INK,
     LINE,
     MODELS,
+    WIDTH,
     Drawn,
     drawn,
     new_figure,
@@ -38,7 +39,7 @@ def decomposition_figure(title: str, models: Sequence[tuple[str, Mapping[str, fl
       models: (name, share by kind), from the top.
     """
     with styled():
-        figure = new_figure(440, 96 + 56 * len(models))
+        figure = new_figure(WIDTH, 120 + 58 * len(models))
         axes = figure.add_subplot()
         axes.set_title(title)
         # Where most images do not depend on the background, the others need the room.
@@ -51,18 +52,17 @@ def decomposition_figure(title: str, models: Sequence[tuple[str, Mapping[str, fl
                 share = shares.get(kind, 0.0)
                 width = min(share, limit - left)
                 axes.barh(row, width, left=left, height=0.34, color=colour, linewidth=0)
-                if kind != "bg_irrelevant" and share >= 0.02 * limit:
+                if kind != "bg_irrelevant" and share >= 0.06 * limit:
                     axes.text(
                         left + width / 2,
                         row + 0.2,
                         f"{100 * share:.1f}",
                         ha="center",
                         va="top",
-                        fontsize=9.5,
                         color=INK,
                     )
                 left += width
-            axes.text(0, row - 0.2, shorten(name, 44), ha="left", va="bottom", fontsize=10.5)
+            axes.text(0, row - 0.2, shorten(name, 40), ha="left", va="bottom")
         axes.set_yticks([])
         axes.set_ylim(len(models) - 0.45, -0.6)
         axes.set_xlabel("share of images, %")
@@ -72,6 +72,6 @@ def decomposition_figure(title: str, models: Sequence[tuple[str, Mapping[str, fl
             for kind, colour in _COLOURS.items()
         ]
         figure.legend(
-            handles=swatches, loc="outside lower left", ncols=3, handlelength=1, columnspacing=1.2
+            handles=swatches, loc="outside lower left", ncols=2, handlelength=1, columnspacing=1.2
         )
         return drawn(figure)

@@ -14,6 +14,7 @@ from pipeline.report.figures.style import (
     MODELS,
     ON_HEAT,
     SOFT,
+    WIDTH,
     Drawn,
     drawn,
     new_figure,
@@ -47,9 +48,9 @@ class Layout:
     column: int | None
 
 
-CLASSES = Layout(left=138, below=104, labels=(124, 90), width=440, column=None)
+CLASSES = Layout(left=134, below=110, labels=(122, 94), width=WIDTH, column=None)
 """For names of superclasses."""
-VERSIONS = Layout(left=84, below=66, labels=(74, 54), width=260, column=38)
+VERSIONS = Layout(left=88, below=72, labels=(78, 58), width=260, column=32)
 """For short names of versions, with room for the title where they are few."""
 
 
@@ -107,7 +108,6 @@ def heat_map(
                     f"{100 * share:{'+' if is_signed else ''}.0f}",
                     ha="center",
                     va="center",
-                    fontsize=10,
                     fontweight="bold" if bold and bold[y][x] else "normal",
                     color=ON_HEAT if strength > _DARK else INK if is_shaded else SOFT,
                 )

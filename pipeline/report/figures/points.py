@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pipeline.report.figures.style import (
     MARKERS,
     MODELS,
+    SOFT,
+    WIDTH,
     Drawn,
     drawn,
     legend_below,
@@ -16,8 +18,6 @@ from pipeline.report.figures.style import (
     styled,
 )
 from pipeline.report.short_names import shorten
-
-_WIDTH = 440
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,11 @@ class Series:
 
 
 def rows_figure(
-    title: str, rows: Sequence[str], series: Sequence[Series], x_label: str = "accuracy, %"
+    title: str,
+    rows: Sequence[str],
+    series: Sequence[Series],
+    x_label: str = "accuracy, %",
+    counts: Sequence[int] = (),
 ) -> Drawn:
     """Accuracy by row, such as by class.
 
@@ -43,9 +47,10 @@ def rows_figure(
       rows: names of the rows, from the top.
       series: up to `len(MODELS)` models, with a value for each row.
       x_label: of the axis.
+      counts: of images in each row, written beside it; empty to write none.
     """
     with styled():
-        figure = new_figure(_WIDTH, 70 + len(rows) * (16 + 9 * len(series)) + 10 * len(series))
+        figure = new_figure(WIDTH, 70 + len(rows) * (16 + 9 * len(series)) + 10 * len(series))
         axes = figure.add_subplot()
         axes.set_title(title)
         percent_axis(axes, "x")
@@ -70,6 +75,11 @@ def rows_figure(
         axes.set_xlim(-0.02, 1.02)
         axes.set_xlabel(x_label)
         axes.spines["left"].set_visible(False)
+        for row, count in enumerate(counts):
+            beside = axes.get_yaxis_transform()
+            axes.text(1.03, row, f"{count:,}", color=SOFT, va="center", transform=beside)
+        if counts:
+            axes.annotate("n", (1.03, 1), (0, 6), "axes fraction", "offset points", color=SOFT)
         legend_below(figure, axes, 1 if len(series) < 3 else 2)
         return drawn(figure)
 
@@ -94,7 +104,7 @@ def lines_figure(
       log: whether x is logarithmic.
     """
     with styled():
-        figure = new_figure(_WIDTH, 270 + 12 * len(series))
+        figure = new_figure(WIDTH, 270 + 12 * len(series))
         axes = figure.add_subplot()
         axes.set_title(title)
         percent_axis(axes, "y")

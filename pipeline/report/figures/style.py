@@ -46,6 +46,12 @@ THEME = {
 }
 """Each colour's CSS variable, without the dashes before it."""
 
+WIDTH = 356
+"""Of most figures, in units of the view box: what a phone has room for. There no text is smaller
+than `TEXT` pixels, and elsewhere a figure grows with its frame."""
+TEXT = 11
+"""Smallest size of text, in the same units."""
+
 _SETTINGS: dict[Any, Any] = {
     "backend": "svg",
     "svg.hashsalt": "in9",
@@ -58,29 +64,29 @@ _SETTINGS: dict[Any, Any] = {
     "axes.formatter.use_mathtext": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 11,
+    "font.size": TEXT,
     "text.color": INK,
     "axes.edgecolor": LINE,
     "axes.facecolor": "none",
     "axes.labelcolor": SOFT,
-    "axes.labelsize": 10.5,
+    "axes.labelsize": TEXT,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlecolor": INK,
     "axes.titlelocation": "left",
-    "axes.titlesize": 11.5,
+    "axes.titlesize": 12,
     "axes.titleweight": "bold",
     "grid.color": LINE,
     "grid.linewidth": 0.8,
-    "legend.fontsize": 10,
+    "legend.fontsize": TEXT,
     "legend.frameon": False,
     "xtick.color": LINE,
     "xtick.labelcolor": SOFT,
-    "xtick.labelsize": 10,
+    "xtick.labelsize": TEXT,
     "ytick.color": LINE,
     "ytick.labelcolor": INK,
-    "ytick.labelsize": 10.5,
+    "ytick.labelsize": TEXT,
 }
 
 

@@ -15,6 +15,7 @@ from pipeline.report.figures.style import (
     MARKERS,
     MODELS,
     SOFT,
+    WIDTH,
     Drawn,
     drawn,
     new_figure,
@@ -23,7 +24,6 @@ from pipeline.report.figures.style import (
 )
 from pipeline.report.short_names import shorten
 
-_WIDTH = 440
 _NAMES = {
     "mixed_same": "Mixed-Same",
     "mixed_rand": "Mixed-Rand",
@@ -34,15 +34,15 @@ _NAMES = {
 """Variant to the paper's name, in order of accuracy of most models."""
 _GAP = "bg_gap"
 
-_MAX_NAMES = 22
+_MAX_NAMES = 16
 """Models that fit beside each other with their names."""
 _NAME_LENGTH = 26
-_CHARACTER = 5.6
+_CHARACTER = 6.5
 """Width of a character of a model's name, in pixels."""
-_LINE_HEIGHT = 12.5
-_RIGHT = 116
+_LINE_HEIGHT = 14
+_RIGHT = 78
 _LEFT = 44
-_BOTTOM = 42
+_BOTTOM = 58
 _PANEL = 250
 _GAP_PANEL = 96
 _BETWEEN = 16
@@ -63,26 +63,26 @@ def trend_figure(trend: Mapping[str, Any]) -> Drawn:
     head = 58 + _CHARACTER * max(len(name) for name in names.values())
     height = head + _PANEL + _BETWEEN + _GAP_PANEL + _BOTTOM
     with styled():
-        figure = new_figure(_WIDTH, round(height))
+        figure = new_figure(WIDTH, round(height))
         figure.set_layout_engine("none")
-        width = _WIDTH - _LEFT - _RIGHT
+        width = WIDTH - _LEFT - _RIGHT
         main, gap = (
-            figure.add_axes((_LEFT / _WIDTH, bottom / height, width / _WIDTH, tall / height))
+            figure.add_axes((_LEFT / WIDTH, bottom / height, width / WIDTH, tall / height))
             for bottom, tall in (
                 (_BOTTOM + _GAP_PANEL + _BETWEEN, _PANEL),
                 (_BOTTOM, _GAP_PANEL),
             )
         )
         figure.text(
-            8 / _WIDTH,
+            8 / WIDTH,
             1 - 20 / height,
             "Accuracy against ImageNet accuracy",
-            fontsize=11.5,
+            fontsize=12,
             fontweight="bold",
         )
         if lines:
-            about = "beside each line: its slope and the 95 % interval"
-            figure.text(8 / _WIDTH, 1 - 36 / height, about, fontsize=9.5, color=SOFT)
+            about = "beside each line: its slope"
+            figure.text(8 / WIDTH, 1 - 36 / height, about, color=SOFT)
         low, high = min(top1.values()), max(top1.values())
         margin = max(0.06 * (high - low), 0.01)
         limits = (low - margin, high + margin)
@@ -105,7 +105,7 @@ def trend_figure(trend: Mapping[str, Any]) -> Drawn:
         if limits[1] - limits[0] < 0.05:
             gap.xaxis.set_major_locator(MultipleLocator(0.01))
         main.tick_params(axis="x", length=0, labelbottom=False)
-        gap.set_xlabel(f"top-1 accuracy on ImageNet, %, {_source(points)}")
+        gap.set_xlabel(f"top-1 accuracy on ImageNet, %\n{_source(points)}")
         main.set_ylabel("accuracy, %")
         gap.set_ylabel("BG-Gap, points")
         figure.align_ylabels((main, gap))
@@ -184,24 +184,21 @@ def _label_ends(
         y = high - place * per_pixel
         up = _LINE_HEIGHT / 2 * per_pixel if line else 0.0
         x, transform = 1.02, axes.get_yaxis_transform()
-        axes.text(x, y + up, name, color=colour, fontsize=10, va="center", transform=transform)
+        axes.text(x, y + up, name, color=colour, va="center", transform=transform)
         if line:
             axes.text(
                 x,
                 y - up,
                 _slope(line),
                 color=SOFT,
-                fontsize=9.5,
                 va="center",
                 transform=transform,
             )
 
 
 def _slope(line: Mapping[str, Any]) -> str:
-    values = (line["slope"], line["slope_low"], line["slope_high"])
-    digits = 2 if max(map(abs, values)) < 10 else 1
-    slope, low, high = (f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}") for value in values)
-    return f"{slope} [{low}, {high}]"
+    slope = line["slope"]
+    return f"{slope:.{2 if abs(slope) < 10 else 1}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _label_models(axes: Axes, models: Sequence[tuple[float, str]], pixels: float) -> None:
@@ -231,7 +228,6 @@ def _label_models(axes: Axes, models: Sequence[tuple[float, str]], pixels: float
             rotation_mode="anchor",
             ha="left",
             va="center",
-            fontsize=9.5,
             color=INK,
             transform=transform,
         )
