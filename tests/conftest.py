@@ -43,6 +43,8 @@ SHARDS = ("--images_per_shard", "6")
 TINY_MODEL = ("--models", "python:tiny_models:first")
 
 
+pytest_plugins = ("report_page",)
+
 _LONGEST = (
     *("test_look", "test_faults", "test_conformance", "test_object_storage", "test_export"),
     *("test_portable", "test_prism", "test_dataflow", "test_trend", "test_kills"),

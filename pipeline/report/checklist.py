@@ -45,11 +45,16 @@ def check_claims(evidence: Evidence) -> tuple[Checked, ...]:
     if not evidence.dataset.is_comparable:
         return ()
     results = Results(evidence.models, evidence.trend, evidence.matrices)
-    models = shlex.quote(",".join(model.model for model in evidence.evaluated) or _EXAMPLE)
-    return tuple(_check(claim, results, models) for claim in CLAIMS)
+    return tuple(_check(claim, results, evidence) for claim in CLAIMS)
 
 
-def _check(claim: Claim, results: Results, models: str) -> Checked:
+def with_models(command: str, evidence: Evidence) -> str:
+    """A command of `claims` with the models that were evaluated."""
+    models = ",".join(model.model for model in evidence.evaluated) or _EXAMPLE
+    return command.replace("MODELS", shlex.quote(models))
+
+
+def _check(claim: Claim, results: Results, evidence: Evidence) -> Checked:
     findings = tuple(claim.judge(results))
     verdict = overall(findings)
     words = str(verdict)
@@ -57,4 +62,4 @@ def _check(claim: Claim, results: Results, models: str) -> Checked:
         counts = Counter(finding.verdict for finding in findings)
         first, *others = (f"{each} for {counts[each]}" for each in Verdict if counts[each])
         words = ", ".join((f"{first} of {len(findings)} {claim.of}", *others))
-    return Checked(claim, verdict, words, findings, claim.command.replace("MODELS", models))
+    return Checked(claim, verdict, words, findings, with_models(claim.command, evidence))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from urllib.parse import quote
 
 from pipeline.dataset.sinks import Sample
 from pipeline.report.evidence import Evidence, ModelResults
+from pipeline.report.patterns import PATTERNS, Answer, Pattern, patterns_of
 from pipeline.report.pictures import Budget, data_uri, find_samples
 from pipeline.report.selection import (
     Candidate,
@@ -78,6 +80,7 @@ class Card:
       fg_fraction: share of the picture that the foreground takes, None if nobody knows.
       turned: models that are right with a background of its class and wrong with another.
       versions: in the paper's order.
+      patterns: names of those that each model's answers have.
     """
 
     key: str
@@ -86,6 +89,12 @@ class Card:
     fg_fraction: float | None
     turned: int
     versions: tuple[Version, ...]
+    patterns: tuple[tuple[str, ...], ...]
+
+    @property
+    def anchor(self) -> str:
+        """Its address within the page."""
+        return f"image={quote(self.key, safe='')}"
 
     def version(self, variant: str) -> Version | None:
         """One of its versions, None if there is none of that name."""
@@ -108,22 +117,16 @@ class Chooser:
     models: tuple[str, ...]
     cards: tuple[Card, ...]
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Classes of the cards."""
+        return tuple(sorted({card.class_name for card in self.cards}))
 
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """One foreground on two backgrounds, of which the second turns models.
-
-    Attributes:
-      card: the image.
-      same: the version that they recognise.
-      other: the version in which they see the background's class.
-      turned: names of the models.
-    """
-
-    card: Card
-    same: Version
-    other: Version
-    turned: tuple[str, ...]
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """Those that some model's answers have on some card."""
+        found = {name for card in self.cards for names in card.patterns for name in names}
+        return tuple(pattern for pattern in PATTERNS if pattern.name in found)
 
 
 def make_chooser(evidence: Evidence, with_pictures: bool = True) -> Chooser:
@@ -150,7 +153,8 @@ def make_chooser(evidence: Evidence, with_pictures: bool = True) -> Chooser:
             _version(samples[key][name], name, uris[name, key], predictions, taxonomy)
             for name in variants
         ]
-        cards.append(_card(candidate, samples[key][variants[0]], versions, taxonomy))
+        card = _card(candidate, samples[key][variants[0]], versions, models, taxonomy)
+        cards.append(card)
     return Chooser(
         split=split,
         images=dataset.manifest.images[split]["selected"],
@@ -214,8 +218,17 @@ def _version(
 
 
 def _card(
-    candidate: Candidate, sample: Sample, versions: Sequence[Version], taxonomy: Taxonomy
+    candidate: Candidate,
+    sample: Sample,
+    versions: Sequence[Version],
+    models: Sequence[ModelResults],
+    taxonomy: Taxonomy,
 ) -> Card:
+    answers: dict[str, dict[str, Answer]] = {model.name: {} for model in models}
+    for version in versions:
+        for p in version.predictions:
+            answer = Answer(p.label, p.is_right, p.label == version.bg_label)
+            answers[p.model][version.variant] = answer
     return Card(
         key=candidate.key,
         class_name=taxonomy.names[candidate.label],
@@ -223,31 +236,5 @@ def _card(
         fg_fraction=sample.fields["fg_fraction"],
         turned=-candidate.rank[0],
         versions=tuple(versions),
+        patterns=tuple(patterns_of(of_model) for of_model in answers.values()),
     )
-
-
-def best_example(cards: Sequence[Card]) -> Example | None:
-    """The image whose background turns most models into believing it; None if none does."""
-    found = [example for card in cards for example in _examples(card)]
-    # Of equals the first: `max` keeps it.
-    return max(found, key=lambda e: (len(e.turned), _is_clear(e.card)), default=None)
-
-
-def _examples(card: Card) -> Iterator[Example]:
-    same = card.version("mixed_same")
-    for variant in ("mixed_rand", "mixed_next"):
-        other = card.version(variant)
-        if same and other:
-            right = {p.model for p in same.predictions if p.is_right}
-            turned = tuple(
-                p.model
-                for p in other.predictions
-                if p.model in right and not p.is_right and p.label == other.bg_label
-            )
-            if turned:
-                yield Example(card, same, other, turned)
-
-
-def _is_clear(card: Card) -> bool:
-    """Whether a foreground is neither too small to see nor all there is to see."""
-    return card.fg_fraction is not None and 0.15 <= card.fg_fraction <= 0.55

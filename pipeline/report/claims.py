@@ -46,11 +46,11 @@ class Claim:
     needs: str = ""
 
 
-_EVALUATE = "in9 evaluate --dataset . --models MODELS"
-_ATTACK = "in9 attack --dataset . --models MODELS"
-_TREND = "in9 evaluate --dataset . --models MODELS --imagenet IMAGENET"
-_SALIENCY = "in9 saliency --dataset . --models MODELS"
-_MATRIX = "in9 matrix --dataset . --probe --holdout 0.5"
+EVALUATE = "in9 evaluate --dataset . --models MODELS"
+ATTACK = "in9 attack --dataset . --models MODELS"
+TREND = "in9 evaluate --dataset . --models MODELS --imagenet IMAGENET"
+SALIENCY = "in9 saliency --dataset . --models MODELS"
+MATRIX = "in9 matrix --dataset . --probe --holdout 0.5"
 _OR_TRAINED = (
     "nothing: it fits a linear probe; with a split train, --arch resnet50 in place of --probe "
     "--holdout 0.5 trains as the paper does"
@@ -83,7 +83,7 @@ SECTIONS = {
 }
 """The questions of the blog post, by its numbers."""
 
-_THREE = "at least three models, better ten, whose accuracy on ImageNet is known or measured"
+THREE = "at least three models, better ten, whose accuracy on ImageNet is known or measured"
 
 CLAIMS = (
     Claim(
@@ -94,7 +94,7 @@ CLAIMS = (
         "42.1 to 54.3 %",
         "accuracy above chance",
         judges.signal,
-        _MATRIX,
+        MATRIX,
         of="tests",
         needs=_OR_TRAINED,
     ),
@@ -106,7 +106,7 @@ CLAIMS = (
         "accuracy above chance; one below it tells nothing, as answers outside of the nine classes "
         "count as wrong, and leaves the claim open",
         judges.background_alone,
-        _EVALUATE,
+        EVALUATE,
     ),
     Claim(
         "Backgrounds mislead models even when the right foreground is there.",
@@ -115,7 +115,7 @@ CLAIMS = (
         "BG-Gap above 0 for every model",
         "BG-Gap above 0",
         judges.gap_above,
-        _EVALUATE,
+        EVALUATE,
         unit="points",
     ),
     Claim(
@@ -125,7 +125,7 @@ CLAIMS = (
         "6 to 14 points",
         "the whole interval inside 6 to 14 points",
         judges.gap_pretrained,
-        _EVALUATE,
+        EVALUATE,
         unit="points",
     ),
     Claim(
@@ -135,7 +135,7 @@ CLAIMS = (
         "13 to 22 points",
         "the whole interval inside 13 to 22 points",
         judges.gap_in9,
-        _trained_command(_EVALUATE, "original", "in9l"),
+        _trained_command(EVALUATE, "original", "in9l"),
         unit="points",
         needs=_checkpoint("original", "in9l"),
     ),
@@ -146,7 +146,7 @@ CLAIMS = (
         "87.5 %",
         "more than half; a smaller grid can only show that it holds",
         judges.fooled,
-        _ATTACK,
+        ATTACK,
     ),
     Claim(
         "Few foregrounds survive every background (challenge accuracy).",
@@ -155,7 +155,7 @@ CLAIMS = (
         "22.3 %",
         "under a quarter; a smaller grid can only show that it holds",
         judges.challenge,
-        _ATTACK,
+        ATTACK,
     ),
     Claim(
         "Single backgrounds fool a model whatever the foreground: the best insect background "
@@ -166,7 +166,7 @@ CLAIMS = (
         "more than 45 %, by the interval of the best of so many; a smaller grid can only show that "
         "it holds",
         judges.best_insect,
-        _ATTACK,
+        ATTACK,
     ),
     Claim(
         "Some insect background or other turns over 2/3 of the foregrounds into insects.",
@@ -175,7 +175,7 @@ CLAIMS = (
         "66.6 %",
         "more than 60 %; a smaller grid can only show that it holds",
         judges.any_insect,
-        _ATTACK,
+        ATTACK,
     ),
     Claim(
         "Trained on Mixed-Rand, a model is only slightly better than guessing where there is no "
@@ -185,7 +185,7 @@ CLAIMS = (
         "14.6 and 15.3 %",
         "accuracy less than 9 points above chance",
         judges.without_foreground,
-        _MATRIX,
+        MATRIX,
         of="tests",
         needs=_OR_TRAINED,
     ),
@@ -196,7 +196,7 @@ CLAIMS = (
         "17 points",
         "difference above 0",
         judges.improves("mixed_rand"),
-        _MATRIX,
+        MATRIX,
         of="pairs",
         unit="points",
         needs=_OR_TRAINED,
@@ -208,7 +208,7 @@ CLAIMS = (
         "22 points",
         "difference above 0",
         judges.improves("mixed_next"),
-        _MATRIX,
+        MATRIX,
         of="pairs",
         unit="points",
         needs=_OR_TRAINED,
@@ -221,7 +221,7 @@ CLAIMS = (
         "3.8 points (Original: 37.2)",
         "best less worst under 10 points, by the interval of the largest of ten differences",
         judges.varies_little,
-        _MATRIX,
+        MATRIX,
         unit="points",
         needs=_OR_TRAINED,
     ),
@@ -233,7 +233,7 @@ CLAIMS = (
         "pictures only",
         "share of saliency inside the mask: difference above 0",
         judges.looks_at_foreground,
-        _trained_command(_SALIENCY, "original", "mixed_rand"),
+        _trained_command(SALIENCY, "original", "mixed_rand"),
         of="pairs",
         unit="points",
         needs=_checkpoint("original", "mixed_rand"),
@@ -245,10 +245,10 @@ CLAIMS = (
         "all lines rise",
         "slopes above 0",
         judges.rises("mixed_same", "mixed_rand", "mixed_next", "no_fg"),
-        _TREND,
+        TREND,
         of="lines",
         unit="slope",
-        needs=_THREE,
+        needs=THREE,
     ),
     Claim(
         "Models do improve at using backgrounds: accuracy on only_bg_t rises, too.",
@@ -257,10 +257,10 @@ CLAIMS = (
         "the line rises",
         "slope above 0",
         judges.rises("only_bg_t"),
-        _TREND,
+        TREND,
         of="lines",
         unit="slope",
-        needs=_THREE,
+        needs=THREE,
     ),
     Claim(
         "Accuracy on backgrounds alone improves slower than where the background misleads.",
@@ -269,10 +269,10 @@ CLAIMS = (
         "a flatter line",
         "difference of the slopes above 0",
         judges.slower,
-        _TREND,
+        TREND,
         of="lines",
         unit="slope",
-        needs=_THREE,
+        needs=THREE,
     ),
     Claim(
         "BG-Gap trends towards closing.",
@@ -281,10 +281,10 @@ CLAIMS = (
         "the line falls",
         "slope below 0",
         judges.closing,
-        _TREND,
+        TREND,
         of="lines",
         unit="slope",
-        needs=_THREE,
+        needs=THREE,
     ),
 )
 """In the order of the blog post."""

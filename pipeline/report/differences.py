@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from pipeline.evaluate.contributions import BG_GAP
 from pipeline.evaluate.results import display_name
 from pipeline.report.evidence import Evidence
+from pipeline.report.headline import GAP
 from pipeline.report.plots import COMPARED
 from pipeline.storage.csv_file import read_csv
 from transforms.intervals import CONFIDENCE
 from transforms.scoring import PAPER_RULE
 
 _FILE = "results/comparisons.csv"
-_GAP = "bg_gap"
+_NAMED = 3
+"""Pairs that differ whose differences are named one by one."""
 
 Cell = tuple[float, float, float, bool]
 
@@ -23,7 +26,7 @@ class Differences:
     """A table of pairs of models.
 
     Attributes:
-      columns: variants, and BG-Gap.
+      columns: BG-Gap, and variants.
       rows: (first, second, (difference, low, high, whether it stands out among all) by column).
       left_out: whether there are more models than the table compares.
     """
@@ -32,10 +35,45 @@ class Differences:
     rows: tuple[tuple[str, str, dict[str, Cell]], ...]
     left_out: bool
 
+    @property
+    def said(self) -> str:
+        """What differs, in a sentence."""
+        pairs = [(first, second, _outstanding(cells)) for first, second, cells in self.rows]
+        differing = [pair for pair in pairs if pair[2]]
+        if not differing:
+            them = "these two models" if len(pairs) == 1 else "any two of these models"
+            return f"No difference between {them} is larger than chance would explain."
+        if len(differing) <= _NAMED:
+            parts = [
+                f"{first} against {second}: " + ", ".join(_in_words(*one) for one in found.items())
+                for first, second, found in differing
+            ]
+            return f"{'; '.join(parts)}. Nothing else differs by more than chance would explain."
+        counts = {
+            column: sum(column in found for *_, found in differing) for column in self.columns
+        }
+        said = ", ".join(f"{column} ({n})" for column, n in counts.items() if n)
+        return (
+            f"{len(differing)} of {len(pairs)} pairs of models differ by more than chance would "
+            f"explain, on: {said}."
+        )
+
+
+def _in_words(column: str, difference: float) -> str:
+    points = f"{abs(100 * difference):.1f} points"
+    if column == GAP:
+        return f"a BG-Gap {points} {'larger' if difference > 0 else 'smaller'}"
+    return f"{points} {'better' if difference > 0 else 'worse'} on {column}"
+
+
+def _outstanding(cells: dict[str, Cell]) -> dict[str, float]:
+    """Differences that stand out among all."""
+    return {column: cell[0] for column, cell in cells.items() if cell[3]}
+
 
 def read_differences(evidence: Evidence, variants: Sequence[str]) -> Differences:
     """Reads the pairs among the `COMPARED` best models; without a file there are none."""
-    store, columns = evidence.dataset.store, (*variants, _GAP)
+    store, columns = evidence.dataset.store, (GAP, *variants)
     models = evidence.evaluated[:COMPARED]
     names = {display_name(model.summary): model.name for model in models if model.summary}
     pairs: dict[tuple[str, str], dict[str, Cell]] = {}
@@ -43,11 +81,12 @@ def read_differences(evidence: Evidence, variants: Sequence[str]) -> Differences
         for row in read_csv(store.read(_FILE)):
             is_ours = row["dataset"] == evidence.dataset.manifest.fingerprint
             shown = {row["first"], row["second"]} <= set(names)
-            if is_ours and shown and row["label_rule"] == PAPER_RULE and row["variant"] in columns:
+            column = GAP if row["variant"] == BG_GAP else row["variant"]
+            if is_ours and shown and row["label_rule"] == PAPER_RULE and column in columns:
                 value, low, high = (float(row[n]) for n in ("difference", "ci_low", "ci_high"))
                 pair = names[row["first"]], names[row["second"]]
                 cell = value, low, high, float(row["p_adjusted"]) < 1 - CONFIDENCE
-                pairs.setdefault(pair, {})[row["variant"]] = cell
+                pairs.setdefault(pair, {})[column] = cell
     order = {model.name: place for place, model in enumerate(models)}
     rows = sorted(pairs.items(), key=lambda pair: (order[pair[0][0]], order[pair[0][1]]))
     return Differences(

@@ -39,7 +39,7 @@ class Row:
     Attributes:
       name: of the model.
       error: why it has no numbers, "" if it has.
-      cells: by variant, and BG-Gap.
+      cells: BG-Gap, then by variant.
       warning: what to know before believing them, "" for nothing.
     """
 
@@ -54,7 +54,7 @@ class Headline:
     """A table for each label rule.
 
     Attributes:
-      variants: columns, before BG-Gap.
+      variants: columns, after BG-Gap.
       tables: rows by label rule.
       published: (name, source, accuracy by variant, BG-Gap) of the authors' models.
     """
@@ -97,7 +97,7 @@ def _row(
     variants: Sequence[str],
     known: Sequence[tuple[str, dict[str, float]]],
 ) -> Row:
-    cells = {}
+    cells = {GAP: Cell()}
     for variant in variants:
         found = model.row("accuracy", label_rule=rule, variant=variant)
         published = tuple((source, of[variant]) for source, of in known if variant in of)
@@ -146,6 +146,29 @@ def _published(model: ModelResults, is_whole: bool) -> list[tuple[str, dict[str,
         return []
     entries = published_for(summary.get("architecture", ""))
     return [(entry.source, {**entry.accuracy, GAP: entry.gap}) for entry in entries]
+
+
+def reading(gaps: Sequence[Cell], images: str) -> str:
+    """What the intervals of BG-Gap say, in words.
+
+    Args:
+      gaps: of all models, with values.
+      images: how many they are of, in words.
+    """
+    above = sum(gap.low is not None and gap.low > 0 for gap in gaps)
+    below = sum(gap.high is not None and gap.high < 0 for gap in gaps)
+    is_one = len(gaps) == 1
+    if not above and not below:
+        intervals = "The interval includes" if is_one else "All intervals include"
+        it = "the model relies" if is_one else "these models rely"
+        return f"{intervals} 0: {images} do not show that {it} on the background."
+    if is_one:
+        what = "relies on the background" if above else "does better on other backgrounds"
+        return f"The whole interval is {'above' if above else 'below'} 0: the model {what}."
+    said = f"The whole interval is above 0 for {above} of {len(gaps)} models"
+    if below:
+        said += f", and below 0 for {below}"
+    return f"{said}." if above + below == len(gaps) else f"{said}; else it includes 0."
 
 
 def span(headline: Headline, rule: str, column: str) -> tuple[float, float] | None:

@@ -14,6 +14,8 @@ from markupsafe import Markup
 from pipeline.report.figures.style import THEME
 
 _REFERENCE = re.compile(r"(?<=url\(#)|(?<=^#)")
+_NAMED = re.compile(r"(?<=#)[\w.-]+")
+_THOUSANDTHS = re.compile(r"(?<=\.\d\d)\d+")
 _FAMILY = re.compile(r"font-family:[^;]*;?\s*")
 _SHORTHAND = re.compile(r"\bfont:\s*(?:(bold|\d+)\s+)?([\d.]+px)[^;]*;?\s*")
 """Which of the two spellings Matplotlib writes depends on its version."""
@@ -34,11 +36,18 @@ def inline_svg(data: bytes, prefix: str, label: str) -> Markup:
       An `svg` element, as wide as its container, up to `_GROWS` times its own width.
     """
     root = ElementTree.fromstring(data)
+    named = set(_NAMED.findall(data.decode()))
     for element in root.iter():
+        # A page of many figures has no room for indentation, names that nothing refers to, and
+        # thousandths of a pixel.
+        element.text, element.tail = (
+            text if text and text.strip() else "" for text in (element.text, element.tail)
+        )
         element.tag = _local(element.tag)
         element.attrib = {
             _local(name): _of_page(_local(name), value, prefix)
             for name, value in element.attrib.items()
+            if name != "id" or value in named
         }
     box = root.attrib["viewBox"]
     return Markup(
@@ -60,6 +69,8 @@ def _of_page(name: str, value: str, prefix: str) -> str:
     if name == "id":
         return prefix + value
     value = _REFERENCE.sub(prefix, value)
+    if name not in ("href", "clip-path", "class"):
+        value = _THOUSANDTHS.sub("", value)
     if name == "style":
         value = _SHORTHAND.sub(_size_and_weight, _FAMILY.sub("", value))
         value = _COLOUR.sub(lambda found: _themed(found[0]), value)

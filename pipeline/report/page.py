@@ -5,22 +5,24 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from pipeline.dataset.notes import notes_of, sentence
 from pipeline.errors import escaped
 from pipeline.evaluate.power import is_gap_near_zero
 from pipeline.report.adversarial import make_adversarial
 from pipeline.report.checklist import check_claims
-from pipeline.report.chooser import best_example, make_chooser
+from pipeline.report.chooser import make_chooser
 from pipeline.report.claims import SECTIONS
 from pipeline.report.differences import read_differences
 from pipeline.report.evidence import Evidence
+from pipeline.report.example import best_example
 from pipeline.report.figure_files import FOLDER
-from pipeline.report.headline import GAP, make_headline, span
+from pipeline.report.headline import GAP, make_headline, reading, span
 from pipeline.report.inline import inline_svg
 from pipeline.report.matrix import describe_chance, make_matrices
 from pipeline.report.measured import TIMES
@@ -28,6 +30,7 @@ from pipeline.report.plot import Plot
 from pipeline.report.plots import COMPARED, PANELS
 from pipeline.report.provenance import make_provenance
 from pipeline.report.saliency import make_saliency
+from pipeline.report.sections import find_not_run, shown_sections
 from pipeline.report.selection import PER_CLASS
 from pipeline.report.sensitivity import make_sensitivity
 from pipeline.report.verdicts import Verdict
@@ -36,6 +39,9 @@ from transforms.scoring import PAPER_RULE
 TEMPLATE = "report.html"
 DETAILED = 4
 """Models whose own figures are in the page; those of more are files beside it."""
+_NAMED = 4
+"""Models whose BG-Gap the head of the page gives one by one."""
+_BETWEEN_WORDS = re.compile(r"(?<=[-_./:=,+@])(?=\w)")
 
 
 def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> str:
@@ -51,7 +57,31 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
     headline = make_headline(evidence)
     chooser = make_chooser(evidence, with_pictures)
     files = [f"{FOLDER}/{plot.file}" for plot in plots]
-    is_imagenet9, checked = evidence.dataset.is_imagenet9, check_claims(evidence)
+    is_imagenet9 = evidence.dataset.is_imagenet9
+    is_whole = evidence.dataset.manifest.config.segment.is_whole
+    checked = () if is_whole else check_claims(evidence)
+    sensitivity = make_sensitivity(evidence)
+    adversarial = make_adversarial(evidence, with_pictures)
+    saliency = make_saliency(evidence, with_pictures)
+    matrices = make_matrices(evidence)
+    figures = _by_panel(plots, [model.name for model in evidence.evaluated[:DETAILED]])
+    parts = {
+        "accuracy": headline.tables[PAPER_RULE],
+        "sensitivity": not is_whole and (sensitivity.flips or sensitivity.noise),
+        "mistakes": evidence.evaluated,
+        "backgrounds": adversarial.rows or adversarial.errors,
+        "saliency": saliency.models or saliency.errors,
+        "trend": figures["trend"],
+        "matrix": matrices,
+        "claims": [one for one in checked if one.findings],
+    }
+    filled = {part for part, found in parts.items() if found}
+    not_run = find_not_run(evidence, filled, checked)
+    gaps = [
+        (row.name, cell)
+        for row in headline.tables[PAPER_RULE]
+        if (cell := row.cells[GAP]).value is not None
+    ]
     return environment.get_template(TEMPLATE).render(
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -59,7 +89,12 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
         stale=evidence.stale,
         models=evidence.evaluated,
         headline=headline,
+        sections=shown_sections(filled, not_run),
+        not_run=not_run,
         gap_column=GAP,
+        gaps=gaps,
+        named=_NAMED,
+        reading=reading([cell for _, cell in gaps], _images_of(evidence)) if gaps else "",
         missing=[(m.name, m.missing) for m in evidence.evaluated if m.missing],
         chance=describe_chance(row for m in evidence.evaluated for row in m.rows("accuracy")),
         power=[
@@ -71,21 +106,22 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
         rule=PAPER_RULE,
         tiles=[
             (column, found)
-            for column in ("original", "mixed_same", "mixed_rand", GAP)
+            for column in ("original", "mixed_same", "mixed_rand")
             if (found := span(headline, PAPER_RULE, column))
         ],
         checked=checked,
+        judged=parts["claims"],
         questions=SECTIONS,
-        verdicts=[(v, sum(c.verdict is v for c in checked)) for v in Verdict],
+        verdicts=[(v, sum(c.verdict is v for c in parts["claims"])) for v in Verdict],
         chooser=chooser,
         per_class=PER_CLASS,
         example=best_example(chooser.cards),
-        sensitivity=make_sensitivity(evidence),
-        adversarial=make_adversarial(evidence, with_pictures),
-        saliency=make_saliency(evidence, with_pictures),
-        matrices=make_matrices(evidence),
+        sensitivity=sensitivity,
+        adversarial=adversarial,
+        saliency=saliency,
+        matrices=matrices,
         trend=evidence.trend,
-        plots=_by_panel(plots, [model.name for model in evidence.evaluated[:DETAILED]]),
+        plots=figures,
         worst=_worst_groups(evidence),
         compared=COMPARED,
         detailed=DETAILED,
@@ -109,6 +145,7 @@ def _environment() -> jinja2.Environment:
         finalize=_visible,
     )
     environment.filters["percent"] = percent
+    environment.filters["name"] = name
     environment.filters["slope"] = rounded
     environment.filters["number"] = lambda value: f"{value:,}"
     environment.globals["times"] = TIMES
@@ -117,6 +154,15 @@ def _environment() -> jinja2.Environment:
 
 def _visible(value: object) -> object:
     return escaped(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def name(text: str) -> Markup:
+    """A name whose lines break between its words, and not inside them.
+
+    >>> name("efficientnet_lite0"), name("<a/b>")
+    (Markup('efficientnet_<wbr>lite0'), Markup('&lt;a/<wbr>b&gt;'))
+    """
+    return Markup("<wbr>").join(escape(part) for part in _BETWEEN_WORDS.split(escaped(text)))
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -144,6 +190,12 @@ def _by_panel(
             svg = inline_svg(plot.drawn.svg, f"f{number}-", plot.alt)
             panels[plot.panel].append((plot, svg))
     return panels
+
+
+def _images_of(evidence: Evidence) -> str:
+    """How many images the models were evaluated on, in words."""
+    rows = [row for model in evidence.evaluated for row in model.rows("accuracy")]
+    return f"these {max(row['n'] for row in rows):,} images"
 
 
 def _worst_groups(evidence: Evidence) -> list[tuple[str, str, str, str, dict[str, object]]]:

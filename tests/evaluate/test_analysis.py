@@ -590,7 +590,10 @@ def test_figures_beside_the_gap_add_up_to_it(evaluated: Path) -> None:
         line[2:] = [same, rand, "", gap]
     page = (evaluated / "report.html").read_text()
     cell = r'<td data-value="[^"]+" class="(?:heat|gap)"[^>]*>([-\d.]+)<small'
-    lines += [re.findall(cell, row) for row in page.split("</tr>")]
+    for row in page.split("</tr>"):
+        # The gap stands first there.
+        gap, *rest = re.findall(cell, row) or [""]
+        lines.append([*rest, gap] if gap else [])
     summaries = read_summaries(Dataset.open(Store(str(evaluated))))[0]
     lines += [
         line.partition("[")[0].split()[1:] for line in accuracy_table(summaries).splitlines()[1:]

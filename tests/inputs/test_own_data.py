@@ -552,5 +552,5 @@ def test_labels_may_be_many(toy: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert_sound(output)
     # Figures show the worst classes of so many.
     page = (output / "report.html").read_text()
-    assert "(worst 14 of 140)" in page
+    assert "(worst 9 of 140)" in page
     assert len(page) < 2_000_000

@@ -81,71 +81,141 @@
     show(0);
   });
 
-  // The chooser: one image at a time, by its small picture, by name, or one after the other.
+  // The chooser: one image at a time, of those that the filters leave: by its small picture, by
+  // name, or one after the other. Image and filters stand in the address.
   const chooser = document.querySelector(".chooser");
   const cards = chooser ? all(chooser, ".card") : [];
   if (cards.length) {
-    const picker = chooser.querySelector(".picker");
-    const select = picker.querySelector("select");
+    const section = chooser.closest("section");
+    const picker = section.querySelector(".picker");
+    const filters = new Map(all(picker, "[data-filter]").map((one) => [one.dataset.filter, one]));
+    const select = picker.querySelector("[data-images]");
     const said = picker.querySelector("[aria-live]");
-    const strip = chooser.querySelector(".thumbs");
-    let chosen = 0;
-    const options = cards.map((card, place) => {
-      const option = make("option", card.dataset.name);
-      option.value = String(place);
-      return option;
-    });
-    const thumbs = cards.map((card, place) => {
+    const meaning = picker.querySelector(".meaning");
+    const strip = section.querySelector(".thumbs");
+    const nothing = chooser.querySelector(".nothing");
+    const models = JSON.parse(chooser.dataset.models);
+    let left = cards;
+    let chosen = cards[0];
+
+    const thumbs = new Map(cards.flatMap((card) => {
       const picture = card.querySelector("img");
-      if (!picture) return null;
+      if (!picture) return [];
       const button = make("button");
       const small = new Image();
       small.src = picture.src;
       small.alt = "";
       button.append(small);
       button.setAttribute("aria-label", card.dataset.name);
+      button.title = card.dataset.name;
       if (Number(card.dataset.turned)) {
-        const badge = make("b", `\u2715${card.dataset.turned}`);
+        const badge = make("b", models.length > 1 ? `\u2715${card.dataset.turned}` : "\u2715");
         badge.setAttribute("aria-hidden", "true");
         button.append(badge);
       }
-      button.addEventListener("click", () => choose(place));
+      button.addEventListener("click", () => go(card));
       button.addEventListener("keydown", (event) => {
-        const to = moved(event.key, place, cards.length);
+        const to = moved(event.key, left.indexOf(card), left.length);
         if (to === null) return;
         event.preventDefault();
-        choose(to);
-        thumbs[to].focus();
+        go(left[to]);
+        thumbs.get(left[to]).focus();
       });
-      return button;
-    });
-    const choose = (place) => {
-      chosen = (place + cards.length) % cards.length;
-      cards.forEach((card, each) => {
-        card.hidden = each !== chosen;
-        card.open = each === chosen;
-      });
-      select.value = String(chosen);
-      said.textContent = `${chosen + 1} of ${cards.length}`;
+      return [[card, button]];
+    }));
+
+    const chosenIn = (name) => filters.get(name)?.value ?? "";
+    const fits = (card) => {
+      if (chosenIn("class") && chosenIn("class") !== card.dataset.class) return false;
+      const patterns = card.dataset.patterns.split("|").map((names) => names.split(" "));
+      const model = models.indexOf(chosenIn("model"));
+      const of = model < 0 ? patterns : [patterns[model]];
+      return !chosenIn("pattern") || of.some((names) => names.includes(chosenIn("pattern")));
+    };
+    const address = () => `#${chosen.id}${Array.from(filters)
+      .filter(([, filter]) => filter.value)
+      .map(([name, filter]) => `&${name}=${encodeURIComponent(filter.value)}`).join("")}`;
+
+    const choose = (card) => {
+      chosen = card;
+      for (const each of cards) {
+        each.hidden = each !== chosen || !left.length;
+        each.open = each === chosen;
+      }
+      chosen.querySelector(".permalink").href = address();
+      select.value = chosen.id;
+      said.textContent = left.length ? `${left.indexOf(chosen) + 1} of ${left.length}` : "none";
       thumbs.forEach((thumb, each) => {
-        if (!thumb) return;
         thumb.tabIndex = each === chosen ? 0 : -1;
         if (each === chosen) thumb.setAttribute("aria-current", "true");
         else thumb.removeAttribute("aria-current");
       });
-      const thumb = thumbs[chosen];
+      const thumb = thumbs.get(chosen);
       if (thumb) {
-        const middle = thumb.offsetLeft - (strip.clientWidth - thumb.clientWidth) / 2;
-        strip.scrollTo({ left: middle - strip.offsetLeft });
+        strip.scrollTo({
+          left: thumb.offsetLeft - strip.offsetLeft - (strip.clientWidth - thumb.clientWidth) / 2,
+          top: thumb.offsetTop - strip.offsetTop - (strip.clientHeight - thumb.clientHeight) / 2,
+        });
       }
     };
-    select.append(...options);
-    select.addEventListener("change", () => choose(Number(select.value)));
+    const filter = () => {
+      left = cards.filter(fits);
+      nothing.hidden = left.length > 0;
+      const means = filters.get("pattern")?.selectedOptions[0].dataset.means;
+      meaning.textContent = means ?? "";
+      meaning.hidden = !means;
+      thumbs.forEach((thumb, card) => { thumb.hidden = !left.includes(card); });
+      select.replaceChildren(...left.map((card, place) => {
+        const option = make("option", `${place + 1}. ${card.dataset.name}`);
+        option.value = card.id;
+        return option;
+      }));
+      const model = chosenIn("model");
+      for (const answer of all(chooser, ".answers li")) {
+        answer.hidden = Boolean(model) && answer.querySelector(".model").textContent !== model;
+      }
+      choose(left.includes(chosen) || !left.length ? chosen : left[0]);
+    };
+    // What a reader does is kept in the address; a page within another one may not change it.
+    const keep = () => {
+      try {
+        history.replaceState(null, "", address());
+      } catch { /* The link beside the image has it, too. */ }
+    };
+    const go = (card) => {
+      choose(card);
+      keep();
+    };
+    const clear = () => filters.forEach((one) => { one.value = ""; });
+    const follow = () => {
+      const wanted = new URLSearchParams(location.hash.slice(1));
+      const card = cards.find((each) => new URLSearchParams(each.id).get("image") === wanted.get("image"));
+      if (!card) return;
+      filters.forEach((one, name) => { one.value = wanted.get(name) ?? ""; });
+      if (!fits(card)) clear();
+      chosen = card;
+      filter();
+      section.scrollIntoView();
+    };
+
+    filters.forEach((one) => one.addEventListener("change", () => {
+      filter();
+      keep();
+    }));
+    nothing.querySelector("button").addEventListener("click", () => {
+      clear();
+      filter();
+      keep();
+    });
+    select.addEventListener("change", () => go(cards.find((card) => card.id === select.value)));
     for (const step of all(picker, "[data-step]")) {
-      step.addEventListener("click", () => choose(chosen + Number(step.dataset.step)));
+      step.addEventListener("click", () => {
+        const to = left.indexOf(chosen) + Number(step.dataset.step);
+        if (left.length) go(left[(to + left.length) % left.length]);
+      });
     }
-    if (thumbs[0]) {
-      strip.append(...thumbs);
+    if (thumbs.size) {
+      strip.append(...thumbs.values());
       strip.hidden = false;
     }
     picker.hidden = false;
@@ -153,7 +223,9 @@
       card.querySelector("summary").tabIndex = -1;
       card.querySelector("summary").addEventListener("click", (event) => event.preventDefault());
     }
-    choose(0);
+    filter();
+    follow();
+    addEventListener("hashchange", follow);
   }
 
   // The section that is being read, in the navigation.

@@ -1,0 +1,104 @@
+"""What a model makes of an image's versions, in patterns by which images are found."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A model's answer to one version.
+
+    Attributes:
+      label: it names.
+      is_right: by the paper's label rule.
+      is_background: whether it is the class of another image's background in that version.
+    """
+
+    label: int
+    is_right: bool
+    is_background: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """A pattern.
+
+    Attributes:
+      name: in addresses.
+      title: what a model does, after its name.
+      means: the same, exactly.
+      fits: whether a model's answers by version, of which any may be missing, are so.
+    """
+
+    name: str
+    title: str
+    means: str
+    fits: Callable[[Mapping[str, Answer]], bool]
+
+
+_WITH_FOREGROUND = ("original", "only_fg", "mixed_same", "mixed_next")
+_WITHOUT_FOREGROUND = ("only_bg_b", "only_bg_t", "no_fg")
+
+
+def _flips(answers: Mapping[str, Answer]) -> bool:
+    same, rand = answers.get("mixed_same"), answers.get("mixed_rand")
+    return same is not None and rand is not None and same.label != rand.label
+
+
+def _is_wrong_on_rand_alone(answers: Mapping[str, Answer]) -> bool:
+    rand = answers.get("mixed_rand")
+    others = [answers[name] for name in _WITH_FOREGROUND if name in answers]
+    return rand is not None and not rand.is_right and all(other.is_right for other in others)
+
+
+PATTERNS = (
+    Pattern(
+        "flips",
+        "flips with the background",
+        "Another answer on mixed_rand than on mixed_same.",
+        _flips,
+    ),
+    Pattern(
+        "only_rand",
+        "wrong only on mixed_rand",
+        "Right on all other versions with the whole foreground: original, only_fg, mixed_same and "
+        "mixed_next.",
+        _is_wrong_on_rand_alone,
+    ),
+    Pattern(
+        "background",
+        "names the background's class",
+        "On some version, the answer is the class that the background comes from, and not the "
+        "foreground's.",
+        lambda answers: any(one.is_background and not one.is_right for one in answers.values()),
+    ),
+    Pattern(
+        "without_foreground",
+        "right without the foreground",
+        "Right on only_bg_b, only_bg_t or no_fg.",
+        lambda answers: any(
+            answers[name].is_right for name in _WITHOUT_FOREGROUND if name in answers
+        ),
+    ),
+    Pattern(
+        "original",
+        "wrong on original",
+        "Wrong on the image as it is.",
+        lambda answers: "original" in answers and not answers["original"].is_right,
+    ),
+    Pattern(
+        "every",
+        "right on every background",
+        "Right on original, only_fg, mixed_same, mixed_rand and mixed_next.",
+        lambda answers: all(
+            answers[name].is_right for name in (*_WITH_FOREGROUND, "mixed_rand") if name in answers
+        ),
+    ),
+)
+
+
+def patterns_of(answers: Mapping[str, Answer]) -> tuple[str, ...]:
+    """Names of the patterns that a model's answers by version have."""
+    return tuple(pattern.name for pattern in PATTERNS if answers and pattern.fits(answers))

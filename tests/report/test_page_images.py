@@ -1,0 +1,238 @@
+"""The images of the page, in a real browser: chosen, filtered, linked to, and the first of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow.parquet as pq
+import pytest
+from report_page import MODELS, Opened
+
+from pipeline.report.chooser import Card, Prediction, Version
+from pipeline.report.example import best_example
+from pipeline.report.patterns import PATTERNS, Answer, patterns_of
+from transforms.taxonomy import imagenet9
+from transforms.variants import PICTURES
+
+
+def test_choosing_an_image(opened: Any) -> None:
+    page = opened.page
+    cards = page.locator(".card")
+    count = cards.count()
+
+    def chosen() -> int:
+        shown = [number for number in range(count) if cards.nth(number).is_visible()]
+        assert len(shown) == 1
+        card = cards.nth(shown[0])
+        marked = page.locator(".thumbs button[aria-current]").get_attribute("aria-label")
+        assert marked == card.get_attribute("data-name")
+        assert page.locator("[data-images]").input_value() == card.get_attribute("id")
+        assert page.locator(".picker [aria-live]").inner_text() == f"{shown[0] + 1} of {count}"
+        return shown[0]
+
+    assert chosen() == 0
+    page.get_by_role("button", name="Next image").click()
+    assert chosen() == 1
+    page.get_by_role("button", name="Previous image").click()
+    page.get_by_role("button", name="Previous image").click()
+    assert chosen() == count - 1
+    page.locator("[data-images]").select_option(index=2)
+    assert chosen() == 2
+    page.locator(".thumbs button").nth(4).click()
+    assert chosen() == 4
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert chosen() == 6
+    page.keyboard.press("Home")
+    assert chosen() == 0
+    figures = cards.nth(0).locator("figure")
+    assert figures.count() == len(PICTURES)
+    sizes = figures.locator("img").evaluate_all("all => all.map((e) => e.naturalWidth)")
+    assert sizes == [96] * len(PICTURES)
+    assert opened.complaints == []
+
+
+def test_the_chooser_tells_what_the_files_hold(opened: Any, report_run: Path) -> None:
+    (path,) = (report_run / "parquet" / "mixed_rand").glob("*.parquet")
+    columns = ["key", "bg_key", "bg_label"]
+    truth = {row["key"]: row for row in pq.read_table(path, columns=columns).to_pylist()}
+    said: dict[tuple[str, str], dict[str, Any]] = {}
+    for model in MODELS:
+        (file,) = (report_run / "results" / model / "predictions").glob("*.parquet")
+        for row in pq.read_table(file).to_pylist():
+            if row["label_rule"] == "argmax_then_map" and row["variant"] == "mixed_rand":
+                said[model, row["key"]] = row
+    names = (*imagenet9().names, "outside")
+    cards = opened.page.locator(".card").all()
+    assert len(cards) == len(truth)
+    turned = [int(card.get_attribute("data-turned") or 0) for card in cards]
+    assert turned == sorted(turned, reverse=True)
+    for card in cards:
+        key = card.locator("summary code").text_content()
+        figure = card.locator("figure", has=opened.page.locator("h4", has_text="mixed_rand"))
+        assert figure.locator("p").text_content() == (
+            f"background: {names[truth[key]['bg_label']]}, {truth[key]['bg_key']}"
+        )
+        for line in figure.locator(".answers li").all():
+            row = said[line.locator("small").last.text_content(), key]
+            assert line.locator("b").text_content() == names[row["prediction"]]
+            mark = line.locator(".mark").text_content()
+            word = line.locator(".hidden").text_content()
+            assert (mark, word) == (("✓", "right: ") if row["correct"] else ("✕", "wrong: "))
+
+
+def cards_with(said: dict[tuple[str, str], dict[str, Answer]], pattern: str, *of: str) -> set[str]:
+    """Keys of images of which the answers of one of the models have a pattern."""
+    return {key for (model, key), answers in said.items()
+            if model in of and pattern in patterns_of(answers)}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def said(report_run: Path) -> dict[tuple[str, str], dict[str, Answer]]:
+    """Answers by model and image, from the stored predictions."""
+    backgrounds = {}
+    for variant in PICTURES:
+        for path in (report_run / "parquet" / variant).glob("*.parquet"):
+            for row in pq.read_table(path, columns=["key", "bg_label"]).to_pylist():
+                backgrounds[variant, row["key"]] = row["bg_label"]
+    found: dict[tuple[str, str], dict[str, Answer]] = {}
+    for model in MODELS:
+        for path in (report_run / "results" / model / "predictions").glob("*.parquet"):
+            for row in pq.read_table(path).to_pylist():
+                if row["label_rule"] == "argmax_then_map" and row["variant"] in PICTURES:
+                    of = backgrounds[row["variant"], row["key"]]
+                    answer = Answer(row["prediction"], row["correct"], row["prediction"] == of)
+                    found.setdefault((model, row["key"]), {})[row["variant"]] = answer
+    return found
+
+
+def shown_keys(page: Any) -> set[str]:
+    """Keys of the images that the filters leave."""
+    options = page.locator("[data-images] option").evaluate_all("all => all.map((e) => e.value)")
+    assert page.locator(".thumbs button:visible").count() == len(options)
+    return {unquote(option.removeprefix("image=")) for option in options}
+
+
+def test_filters_leave_the_images_that_the_predictions_say(
+    opened: Any, said: dict[tuple[str, str], dict[str, Answer]]
+) -> None:
+    page = opened.page
+    model, pattern = page.locator("[data-filter=model]"), page.locator("[data-filter=pattern]")
+    offered = pattern.locator("option").evaluate_all("all => all.map((e) => e.value)")
+    assert offered == ["", *(p.name for p in PATTERNS if cards_with(said, p.name, *MODELS))]
+    assert {"flips", "original"} <= set(offered)
+    for name in offered[1:]:
+        for of in ("", *MODELS):
+            pattern.select_option(name)
+            model.select_option(of)
+            expected = cards_with(said, name, *([of] if of else MODELS))
+            assert shown_keys(page) == expected
+            assert page.locator(".card:visible").count() == bool(expected)
+            assert page.locator(".nothing").is_visible() != bool(expected)
+            answers = page.locator(".card:visible .answers li:visible .model")
+            assert set(answers.all_inner_texts()) <= {of or name for name in MODELS}
+    assert page.locator(".meaning").inner_text() == PATTERNS[-1].means
+    model.select_option("")
+    pattern.select_option("")
+    page.locator("[data-filter=class]").select_option(index=1)
+    kind = page.locator("[data-filter=class]").input_value()
+    assert len(shown_keys(page)) == page.locator(f".card[data-class='{kind}']").count() > 0
+    assert opened.complaints == []
+
+
+def test_filters_that_leave_nothing_say_so_and_can_be_taken_back(opened: Any) -> None:
+    page = opened.page
+    kinds, pattern = page.locator("[data-filter=class]"), page.locator("[data-filter=pattern]")
+    names = kinds.locator("option").evaluate_all("all => all.map((e) => e.value)")[1:]
+    offered = pattern.locator("option").evaluate_all("all => all.map((e) => e.value)")[1:]
+    empty = [(n, p) for n in names for p in offered if not page.locator(
+        f".card[data-class='{n}'][data-patterns*={p}]").count()]  # fmt: skip
+    kinds.select_option(empty[0][0])
+    pattern.select_option(empty[0][1])
+    assert page.locator(".nothing").is_visible()
+    assert page.locator(".card:visible").count() == 0
+    page.get_by_role("button", name="Show all images").click()
+    assert len(shown_keys(page)) == page.locator(".card").count()
+    assert page.locator(".card:visible").count() == 1
+
+
+def test_an_address_leads_to_an_image_and_keeps_the_filters(
+    browser: Any, report_run: Path, opened: Any
+) -> None:
+    page = opened.page
+    assert "#" not in page.url
+    page.locator("[data-filter=pattern]").select_option("flips")
+    page.locator("[data-filter=model]").select_option(MODELS[1])
+    page.get_by_role("button", name="Previous image").click()
+    kept = shown_keys(page)
+    card = page.locator(".card:visible")
+    link = card.locator(".permalink").get_attribute("href")
+    assert page.url == opened.address + link
+    assert link.startswith(f"#{card.get_attribute('id')}&")
+    other = Opened(browser, report_run, link)
+    assert other.page.locator(".card:visible").get_attribute("id") == card.get_attribute("id")
+    assert shown_keys(other.page) == kept
+    assert other.page.locator("[data-filter=model]").input_value() == MODELS[1]
+    # An image that the filters would hide is shown, and they are not.
+    hidden = page.locator(".card").evaluate_all("all => all.map((e) => e.id)")
+    hidden = next(id for id in hidden if unquote(id.removeprefix("image=")) not in kept)
+    other.page.evaluate("(hash) => { location.hash = hash; }", f"{hidden}&pattern=flips")
+    other.page.wait_for_function("(id) => !document.getElementById(id).hidden", arg=hidden)
+    assert len(shown_keys(other.page)) == page.locator(".card").count()
+    assert other.complaints == []
+    other.context.close()
+    plain = Opened(browser, report_run, f"#{hidden}", java_script_enabled=False)
+    top = plain.page.locator(f"[id='{hidden}']").bounding_box()["y"]
+    assert 0 <= top < plain.page.viewport_size["height"]
+    plain.context.close()
+
+
+def test_all_eight_versions_are_in_sight_at_once(browser: Any, report_run: Path) -> None:
+    opened = Opened(browser, report_run, "#images", reduced_motion="reduce")
+    page = opened.page
+    height = page.viewport_size["height"]
+    for number in range(page.locator(".card").count()):
+        page.locator("[data-images]").select_option(index=number)
+        figures = page.locator(".card:visible .versions > figure")
+        assert figures.count() == len(PICTURES)
+        for figure in figures.all():
+            box = figure.locator("img").bounding_box()
+            assert box["width"] > 180
+            assert box["y"] >= page.locator("nav").bounding_box()["height"]
+            assert box["y"] + box["height"] < height - 90
+            assert figure.locator("h4").bounding_box()["y"] + 20 < height
+    opened.context.close()
+
+
+def example_card(key: str, same: bool, rand: int, original: bool = True) -> Card:
+    """An image of class 0 whose mixed_rand has a background of class 1."""
+
+    def version(variant: str, label: int, bg_label: int | None) -> Version:
+        said = Prediction("m", label == 0, str(label), label, "", 0.5, "")
+        return Version(variant, "", "", bg_label, "", (said,))
+
+    versions = (
+        version("original", 0 if original else 3, None),
+        version("mixed_same", 0 if same else 2, 0),
+        version("mixed_rand", rand, 1),
+    )
+    return Card(key, "a", "a", 0.3, 0, versions, ())
+
+
+def test_the_first_picture_is_of_the_background_believed_or_else_of_an_answer_turned() -> None:
+    never = example_card("never", same=True, rand=0)
+    lost = example_card("lost", same=False, rand=1)
+    unknown = example_card("unknown", same=True, rand=2, original=False)
+    turned = example_card("turned", same=True, rand=2)
+    believed = example_card("believed", same=True, rand=1, original=False)
+    assert best_example([never, lost]) is None
+    found = [
+        best_example(cards)
+        for cards in ([never, turned], [unknown, turned, lost], [turned, believed])
+    ]
+    assert [(e.card.key, e.believers) for e in found if e] == [
+        ("turned", 0), ("turned", 0), ("believed", 1)
+    ]  # fmt: skip
+    assert all(e and e.other.variant == "mixed_rand" for e in found)

@@ -1,0 +1,218 @@
+"""How the page looks, in a real browser: what is in sight, and that everything is somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_page import MODELS, PAPER, PHONE, WIDE, Opened
+
+from pipeline.report.figures.style import TEXT
+from pipeline.report.inline import inline_svg
+
+SIZES = [WIDE, {"width": 1280, "height": 800}, {"width": 1024, "height": 768},
+         {"width": 768, "height": 1024}, PHONE, {"width": 320, "height": 640}]  # fmt: skip
+
+_TOO_WIDE = """() => {
+  // Sections and small pictures go on sideways, and look like it.
+  const goesOn = "nav, .thumbs, .hidden, .skip";
+  const wide = [];
+  for (const e of document.querySelectorAll("body *")) {
+    if (e.closest(goesOn) || e.closest("svg") && e.tagName !== "svg") continue;
+    const box = e.getBoundingClientRect();
+    if (!box.width) continue;
+    const frame = e.parentElement.getBoundingClientRect();
+    const name = `${e.tagName}.${e.className} ${e.textContent.trim().slice(0, 40)}`;
+    if (box.left < -0.5 || box.right > innerWidth + 0.5) wide.push(`off the page: ${name}`);
+    if (box.right > frame.right + 1 && getComputedStyle(e).display !== "inline") {
+      wide.push(`wider than its frame: ${name}`);
+    }
+    if (e.scrollWidth > e.clientWidth + 1 && e.clientWidth && e.tagName !== "SELECT") {
+      wide.push(`holds more than it shows: ${name}`);
+    }
+  }
+  return wide;
+}"""
+
+_BROKEN = """() => {
+  const broken = [];
+  const names = document.querySelectorAll("th, td.text, h4, .model, figcaption code, .files a");
+  for (const e of names) {
+    const walker = document.createTreeWalker(e, NodeFilter.SHOW_TEXT);
+    for (let text = walker.nextNode(); text; text = walker.nextNode()) {
+      for (const word of text.data.matchAll(/[A-Za-z0-9]+/g)) {
+        const range = document.createRange();
+        range.setStart(text, word.index);
+        range.setEnd(text, word.index + word[0].length);
+        const lines = new Set(Array.from(range.getClientRects(), (box) => Math.round(box.top)));
+        if (lines.size > 1) broken.push(word[0]);
+      }
+    }
+  }
+  return broken;
+}"""
+
+
+def open_all(page: Any) -> None:
+    """Shows what is folded."""
+    for details in page.locator("details").all():
+        details.evaluate("(e) => { e.hidden = false; e.open = true; }")
+
+
+@pytest.mark.parametrize("size", [*SIZES, PAPER], ids=lambda size: str(size["width"]))
+def test_nothing_is_wider_than_its_frame_and_no_name_breaks_inside_a_word(
+    browser: Any, report_run: Path, size: dict[str, int]
+) -> None:
+    opened = Opened(browser, report_run, viewport=size)
+    page = opened.page
+    if size is PAPER:
+        page.emulate_media(media="print")
+    assert page.evaluate(_TOO_WIDE) == []
+    open_all(page)
+    assert page.evaluate(_TOO_WIDE) == []
+    assert page.evaluate(_BROKEN) == []
+    # Each of the cells is there, under its heading or with it.
+    cells = page.locator("#accuracy [data-tab]").first.locator("tbody").first.locator("td")
+    assert cells.count() == len(MODELS) * 9
+    assert all(cell.is_visible() for cell in cells.all())
+    opened.context.close()
+
+
+def test_the_answer_is_in_sight_first(browser: Any, report_run: Path) -> None:
+    opened = Opened(browser, report_run)
+    page = opened.page
+    gap = page.locator(".tiles .gap")
+    said = gap.inner_text()
+    first = page.locator("#accuracy tbody tr").first.locator("td").first
+    value, low, high = re.findall(r"-?[\d.]+", first.inner_text())[:3]
+    assert f"{value} {low} to {high}" in " ".join(said.split())
+    assert "do not show that these models rely on the background" in said
+    pictures = page.locator("header .example img")
+    assert pictures.count() == 2
+    for seen in (gap, *pictures.all(), page.locator("#images-title")):
+        box = seen.bounding_box()
+        assert box["y"] + box["height"] < WIDE["height"]
+    heads = page.locator("#accuracy thead").first.locator("th").all_inner_texts()
+    assert [head.strip() for head in heads[:3]] == ["model", "BG-Gap", "original"]
+    opened.context.close()
+
+
+def test_a_page_of_one_model_has_a_first_picture_and_nothing_empty(
+    browser: Any, sample_run: Path
+) -> None:
+    opened = Opened(browser, sample_run)
+    page = opened.page
+    pictures = page.locator("header .example img")
+    assert [picture.is_visible() for picture in pictures.all()] == [True, True]
+    assert "95 % interval" in page.locator(".tiles .gap").inner_text().replace("\xa0", " ")
+    page.locator("header .example a").click()
+    name = page.locator(".card:visible h3").inner_text()
+    assert f"One {name}, two backgrounds" in page.locator("header .example").inner_text()
+    sections = page.locator("main > section").evaluate_all("all => all.map((e) => e.id)")
+    assert sections == [
+        "images", "accuracy", "sensitivity", "mistakes", "not_run", "run", "files"
+    ]  # fmt: skip
+    assert page.locator(".empty:visible").count() == 0
+    assert "Differences between models" not in page.locator("main").inner_text()
+    opened.context.close()
+
+
+@pytest.mark.parametrize("size", [WIDE, SIZES[2], PHONE], ids=lambda size: str(size["width"]))
+def test_charts_are_in_the_font_of_the_page_and_large_enough(
+    browser: Any, report_run: Path, size: dict[str, int]
+) -> None:
+    opened = Opened(browser, report_run, viewport=size)
+    page = opened.page
+    open_all(page)
+    found = page.locator("svg text").evaluate_all(
+        """all => all.map((e) => {
+          const style = getComputedStyle(e), svg = e.ownerSVGElement;
+          const grown = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+          return [style.fontFamily, parseFloat(style.fontSize) * grown];
+        })"""
+    )
+    assert len(found) > 100
+    body = page.evaluate("getComputedStyle(document.body).fontFamily")
+    assert {family for family, _ in found} == {body}
+    assert min(pixels for _, pixels in found) >= TEXT
+    places = page.locator("#mistakes .plots svg").evaluate_all(
+        "all => all.map((e) => Math.round(e.getBoundingClientRect().left))"
+    )
+    assert len(set(places)) == (1 if size is PHONE else 2)
+    opened.context.close()
+
+
+def test_either_spelling_of_a_font_makes_way_for_the_font_of_the_page() -> None:
+    for style in (
+        "font: 700 12px 'DejaVu Sans', sans-serif; fill: #1b1f24",
+        "font-weight: 700; font-size: 12px; font-family: 'DejaVu Sans', sans-serif; fill: #1b1f24",
+    ):
+        svg = f'<svg viewBox="0 0 9 9"><text style="{style}">a</text></svg>'
+        made = inline_svg(svg.encode(), "x", "a")
+        assert 'style="font-weight: 700; font-size: 12px; fill: var(--ink)"' in made
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_readable(browser: Any, report_run: Path, scheme: str) -> None:
+    opened = Opened(browser, report_run, color_scheme=scheme)
+    page = opened.page
+    colours = page.evaluate(
+        """() => {
+          const of = (selector, name) => getComputedStyle(document.querySelector(selector))[name];
+          return [of("body", "backgroundColor"), of("body", "color"),
+            of("#mistakes svg text", "fill"), of(".soft", "color"), of(".wrong b", "color")];
+        }"""
+    )
+    page_colour, *texts = (luminance(colour) for colour in colours)
+    assert (page_colour < 0.1) == (scheme == "dark")
+    for text in texts:
+        light, dark = max(text, page_colour), min(text, page_colour)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5
+    assert opened.complaints == []
+    opened.context.close()
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of an `rgb(...)` colour (WCAG 2)."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_from_the_keyboard(opened: Any) -> None:
+    page = opened.page
+    page.keyboard.press("Tab")
+    skip = page.locator(".skip")
+    assert skip.evaluate("(e) => e === document.activeElement")
+    assert skip.bounding_box()["y"] >= 0
+    assert skip.evaluate("(e) => getComputedStyle(e).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    inside = "document.querySelector('main').contains(document.activeElement)"
+    assert page.evaluate(inside)
+    # Every stop on the way through the page shows where it is.
+    for _ in range(25):
+        style = "getComputedStyle(document.activeElement)"
+        assert page.evaluate(f"{style}.outlineStyle === 'solid'")
+        page.keyboard.press("Tab")
+
+
+def test_without_javascript(browser: Any, report_run: Path) -> None:
+    opened = Opened(browser, report_run, java_script_enabled=False)
+    page = opened.page
+    assert page.get_by_role("heading", name="mapped_only").is_visible()
+    assert page.locator("#accuracy table").nth(1).is_visible()
+    assert not page.locator(".picker").is_visible()
+    cards = page.locator(".card")
+    assert cards.count() == 14
+    assert all(card.is_visible() for card in cards.all())
+    second = cards.nth(1)
+    assert not second.locator("img").first.is_visible()
+    second.locator("summary").click()
+    assert second.locator("img").first.is_visible()
+    assert page.locator("#claims .claims > li").first.is_visible()
+    assert page.locator("#not_run .command").first.is_visible()
+    assert page.locator("th button").count() == 0
+    opened.context.close()

@@ -1,0 +1,130 @@
+"""The page in a real browser, for the tests of the report: a plugin of theirs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from conftest import made_once, run_in9
+
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.records import read_about, write_table
+from pipeline.evaluate.failures import FailedModel, note_failures
+from pipeline.evaluate.predictions import prediction_file, predictions_of
+from pipeline.evaluate.results import result_folder
+from pipeline.report import write_report
+from pipeline.storage.state_files import read_table
+from pipeline.storage.store import Store
+from transforms.taxonomy import imagenet9
+
+MODELS = ("efficientnet_lite0", "efficientnet_lite1")
+HOSTILE = "</script><img src=x onerror=alert(1)>$x_{<script>alert(2)</script>"
+
+WIDE = {"width": 1440, "height": 900}
+PHONE = {"width": 390, "height": 844}
+PAPER = {"width": 703, "height": 1032}
+"""What an A4 sheet has within margins of 12 mm."""
+
+
+@pytest.fixture(scope="session")
+def report_run(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """18 small pictures with everything that the page shows. Tests must not write into it."""
+    flags = ("--image_size", 96, "--resize", 110, "--models", ",".join(MODELS))
+    flags += ("--attack", 9, "--saliency", 3)
+    return made_once(
+        tmp_path_factory,
+        "report",
+        lambda out: run_in9("run", "--input", small_sample, "--output", out, *flags),
+    )
+
+
+@pytest.fixture(scope="session")
+def hostile_run(report_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, with a model whose name and one whose error try to be more than text."""
+    output = tmp_path_factory.mktemp("hostile") / "out"
+    shutil.copytree(report_run, output)
+    results = output / "results"
+    summary = json.loads((results / MODELS[0] / "model.json").read_text())
+    folder = results / result_folder(HOSTILE, summary["evaluation"])
+    shutil.copytree(results / MODELS[0], folder)
+    for name in ("model", "attack", "saliency"):
+        content = json.loads((folder / f"{name}.json").read_text())
+        (folder / f"{name}.json").write_text(json.dumps({**content, "model": HOSTILE}))
+    dataset = Dataset.open(Store(str(output)))
+    for shard in dataset.shards("val"):
+        path = prediction_file({**summary, "model": HOSTILE}, shard)
+        table, about = read_table(dataset.store, path), read_about(dataset.store, path)
+        assert about is not None
+        theirs = predictions_of(dataset, {**summary, "model": HOSTILE}, shard)
+        of = [theirs[variant] for variant in table["variant"].cast(pa.string()).to_pylist()]
+        place, kind = table.column_names.index("of"), table.schema.field("of").type
+        table = table.set_column(place, "of", pa.array(of).cast(kind))
+        write_table(dataset.store, path, table, about.fingerprint)
+    failed = FailedModel(0, "none/such", "none/such", f"it said {HOSTILE}")
+    store = Store(str(output))
+    for stage in ("evaluate", "attack", "saliency"):
+        note_failures(
+            store, dataset.manifest.fingerprint, stage, summary["evaluation"], [failed], []
+        )
+    write_report(store, imagenet9())
+    return output
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium. Without one these tests are skipped, but not where CI runs."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next((found for name in names if (found := shutil.which(name))), None)
+    missing = "" if path else "no chromium: apt-get install chromium"
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing = "no playwright: pip install '.[test]'"
+    if missing:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    quiet = ("quic", "background-networking", "component-update", "sync", "gpu")
+    arguments = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield chromium
+        chromium.close()
+
+
+class Opened:
+    """A page in the browser, and what it complained of or asked the network for."""
+
+    def __init__(self, browser: Any, output: Path, hash: str = "", **context: Any) -> None:
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.address = (output / "report.html").as_uri()
+        self.context = browser.new_context(**{"viewport": WIDE, **context})
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(10_000)
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(self.address + hash)
+
+
+@pytest.fixture
+def opened(browser: Any, report_run: Path) -> Iterator[Any]:
+    """The page on a wide screen."""
+    page = Opened(browser, report_run, reduced_motion="reduce")
+    yield page
+    page.context.close()
+
+
+def column(page: Any, number: int) -> list[str]:
+    """Texts of a column of the first table's models, without intervals."""
+    cells = page.locator("#accuracy [data-tab]").first.locator("tbody").first
+    return [
+        text.split("\n")[0]
+        for text in cells.locator(f"tr > :nth-child({number})").all_inner_texts()
+    ]
