@@ -60,12 +60,13 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
     is_imagenet9 = evidence.dataset.is_imagenet9
     is_whole = evidence.dataset.manifest.config.segment.is_whole
     checked = () if is_whole else check_claims(evidence)
+    judged = [one for one in checked if one.findings]
     sensitivity = make_sensitivity(evidence)
     adversarial = make_adversarial(evidence, with_pictures)
     saliency = make_saliency(evidence, with_pictures)
     matrices = make_matrices(evidence)
     figures = _by_panel(plots, [model.name for model in evidence.evaluated[:DETAILED]])
-    parts = {
+    parts: dict[str, object] = {
         "accuracy": headline.tables[PAPER_RULE],
         "sensitivity": not is_whole and (sensitivity.flips or sensitivity.noise),
         "mistakes": evidence.evaluated,
@@ -73,7 +74,7 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
         "saliency": saliency.models or saliency.errors,
         "trend": figures["trend"],
         "matrix": matrices,
-        "claims": [one for one in checked if one.findings],
+        "claims": judged,
     }
     filled = {part for part, found in parts.items() if found}
     not_run = find_not_run(evidence, filled, checked)
@@ -110,9 +111,9 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
             if (found := span(headline, PAPER_RULE, column))
         ],
         checked=checked,
-        judged=parts["claims"],
+        judged=judged,
         questions=SECTIONS,
-        verdicts=[(v, sum(c.verdict is v for c in parts["claims"])) for v in Verdict],
+        verdicts=[(v, sum(c.verdict is v for c in judged)) for v in Verdict],
         chooser=chooser,
         per_class=PER_CLASS,
         example=best_example(chooser.cards),
