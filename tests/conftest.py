@@ -51,7 +51,7 @@ _LONGEST = (
     *("test_failing_models", "test_versions", "test_attack", "test_dry_run"),
     *("test_evaluate", "test_incremental"),
     *("test_lock", "test_report", "test_leftovers", "test_models_on_shards", "test_independent"),
-    "test_benchmarks",
+    *("test_page_images", "test_page_layout", "test_benchmarks", "test_bundles_twice"),
 )
 """Modules that take half a minute and more."""
 

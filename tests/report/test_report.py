@@ -20,6 +20,8 @@ from pipeline.report import write_report
 from pipeline.report.adversarial import _BYTES as BACKGROUND_BYTES
 from pipeline.report.chooser import _BYTES as CHOOSER_BYTES
 from pipeline.report.claims import CLAIMS
+from pipeline.report.differences import Differences
+from pipeline.report.headline import Cell, reading
 from pipeline.report.saliency import _BYTES as SALIENCY_BYTES
 from pipeline.report.selection import PER_CLASS
 from pipeline.storage.store import Store
@@ -86,6 +88,44 @@ def test_every_part_has_real_results_or_says_what_gives_them(opened: Any) -> Non
         program, *arguments = shlex.split(command)
         assert program == "in9"
         assert known.parse_known_args(arguments)[1] == [], command
+
+
+def test_a_sentence_says_what_differs_between_models() -> None:
+    far, near = (0.086, 0.02, 0.15, True), (-0.02, -0.1, 0.06, False)
+    pair = ("a", "b", {"BG-Gap": (-0.031, -0.05, -0.01, True), "original": far, "no_fg": near})
+    columns = ("BG-Gap", "original", "no_fg")
+
+    def said(*rows: Any) -> str:
+        return Differences(columns, rows, left_out=False).said
+
+    assert said(pair) == (
+        "a against b: a BG-Gap 3.1 points smaller, 8.6 points better on original. Nothing else "
+        "differs by more than chance would explain."
+    )
+    alike = ("a", "c", {"original": near})
+    chance = "is larger than chance would explain."
+    assert said(alike) == f"No difference between these two models {chance}"
+    assert said(alike, alike, alike) == f"No difference between any two of these models {chance}"
+    assert said(*[pair] * 4, alike, alike) == (
+        "4 of 6 pairs of models differ by more than chance would explain, on: BG-Gap (4), "
+        "original (4)."
+    )
+
+
+def test_the_intervals_of_the_gap_are_read_out() -> None:
+    above, below, both = Cell(0.1, 0.05, 0.2), Cell(-0.1, -0.2, -0.05), Cell(0.01, -0.1, 0.1)
+    found = [reading(gaps, "these 9 images") for gaps in ([above], [below], [both], [both] * 2)]
+    assert found == [
+        "The whole interval is above 0: the model relies on the background.",
+        "The whole interval is below 0: the model does better on other backgrounds.",
+        "The interval includes 0: these 9 images do not show that the model relies on the "
+        "background.",
+        "All intervals include 0: these 9 images do not show that these models rely on the "
+        "background.",
+    ]
+    some = "The whole interval is above 0 for 1 of"
+    assert reading([above, both], "") == f"{some} 2 models; else it includes 0."
+    assert reading([above, below], "") == f"{some} 2 models, and below 0 for 1."
 
 
 def test_links_lead_to_what_is_there(opened: Any, report_run: Path) -> None:
