@@ -44,6 +44,7 @@ TINY_MODEL = ("--models", "python:tiny_models:first")
 
 
 pytest_plugins = ("report_page",)
+"""The page in a browser: no conftest.py beside this one could be imported from as this is."""
 
 _LONGEST = (
     *("test_look", "test_faults", "test_conformance", "test_object_storage", "test_export"),
