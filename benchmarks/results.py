@@ -31,6 +31,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
     "generate_cost": ([], ["--images", "24", "--rounds", "1"]),
     "gpu --device cpu": ([], ["--quick"]),
     CARD: ([], ["--quick"]),
+    "loader": ([], ["--quick"]),
     "after_kill": ([], ["--pairs", "1"]),
     "reading": ([], ["--images", "72", "--rounds", "1"]),
     "start_up": ([], ["--rounds", "1"]),
