@@ -187,3 +187,18 @@ def test_the_page_shows_in_a_page_of_ones_own(sample_run: Path, tmp_path: Path) 
         inside = page.frame_locator("iframe")
         assert "efficientnet_lite0" in inside.locator("main").inner_text(timeout=10_000)
         browser.close()
+
+
+def test_readme_shows_the_tutorials_run() -> None:
+    """Whose lines are compared with what is printed; README has more around them."""
+    pages = (ROOT / "docs" / "tutorial.md").read_text(), (ROOT / "README.md").read_text()
+    tutorial, readme = (
+        re.findall(r"^```console\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0].splitlines()
+        for page in pages
+    )
+    assert tutorial[0].startswith("$ in9 run")
+    assert set(tutorial[1:]) < set(readme)
+    script = (ROOT / "scripts" / "environment").read_text()
+    assert re.findall(r'echo "((?:Setting|Installing).*?)" >&2', script) == readme[1:3]
+    cutting = (ROOT / "pipeline" / "generate" / "cut_source.py").read_text()
+    assert f'"{readme[4]}"' in cutting
