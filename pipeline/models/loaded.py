@@ -90,7 +90,8 @@ def state_hash(state: Mapping[str, Any]) -> str:
 def module_with(
     name: str, make: Callable[[], torch.nn.Module], state: Mapping[str, torch.Tensor]
 ) -> torch.nn.Module:
-    """Builds a module around its weights, which are not copied.
+    """Builds a module around its weights, which are not copied unless they lie transposed in
+    memory: the same values in another order would be added up in another order.
 
     It is made without memory, and so without the random weights that take most of the time of
     making a large one; again with memory if it holds tensors that are no part of its state.
@@ -107,7 +108,9 @@ def module_with(
         with torch.device("meta"):
             module = make()
         kinds = {key: value.dtype for key, value in module.state_dict().items()}
-        fitting = {key: value.to(kinds.get(key, value.dtype)) for key, value in state.items()}
+        fitting = {
+            key: value.to(kinds.get(key, value.dtype)).contiguous() for key, value in state.items()
+        }
         module.load_state_dict(fitting, assign=True)
         if not _is_on_meta(module):
             return module

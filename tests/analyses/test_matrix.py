@@ -305,7 +305,7 @@ def test_whole_networks_and_in9l(three_draws: Path, tmp_path: Path) -> None:
         (("--probe", "--train_split", "test"), "--train_split test: the dataset has val"),
         (("--holdout", 2), "from 0 to below 1"),
         (("--arch", "resnet_50", "--holdout", 0.5), "no such architecture"),
-        (("--probe", "--arch", "squeezenet1_1", "--holdout", 0.5), "network of timm"),
+        (("--probe", "--arch", "python:tiny_models:first", "--holdout", 0.5), "network of timm"),
     ],
 )
 def test_what_does_not_fit_is_one_line(
