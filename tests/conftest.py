@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import json
@@ -128,11 +129,13 @@ def results_of(output: Path) -> dict[str, bytes]:
 
 def finished_shards(output: Path) -> dict[str, int]:
     """Records of source shards, staged or in place, with the time at which they were made."""
-    return {
-        path.name: path.stat().st_mtime_ns
-        for path in output.rglob("val-*.parquet")
-        if path.parent.name == "layers"
-    }
+    found = {}
+    for pattern in (".in9/staging/*/layers/val-*.parquet", "layers/val-*.parquet"):
+        for path in output.glob(pattern):
+            # Commit may move it just now.
+            with contextlib.suppress(FileNotFoundError):
+                found[path.name] = path.stat().st_mtime_ns
+    return found
 
 
 def take_over(store: Store, lock: str) -> None:
