@@ -47,11 +47,9 @@ from gcs import free_port
 FATES = ("killed", "dropped", "late", "after")
 PARTS = 2
 """Bundles of a stage that has more than one element."""
-JOB = (
-    *("--images_per_shard", "2", "--models", "python:tiny_models:first,python:tiny_models:second"),
-    *("--attack", "4x3", "--saliency", "2"),
-)
+STAGES = ("--attack", "4x3", "--saliency", "2")
 """Flags of a job of all stages."""
+TWO_MODELS = ("--models", "python:tiny_models:first,python:tiny_models:second")
 _TELLS_TIME = re.compile("time: ")
 _OF_A_RUN = re.compile(r"/\.in9/(report\.json|tmp/|progress/)")
 """What the page was made of by when; what somebody unknown was about to write, and notes of a job,
@@ -537,7 +535,8 @@ def main() -> None:
     parser.add_argument("--fates", nargs="*", choices=FATES, default=[])
     arguments = parser.parse_args()
     if arguments.port is None:
-        _print_table(("run", "--input", arguments.input, *JOB))
+        few = ("--images_per_shard", "2")
+        _print_table(("run", "--input", arguments.input, *few, *TWO_MODELS, *STAGES))
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     _serve(arguments, Workers(arguments.root))

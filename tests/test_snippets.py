@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow.parquet as pq
@@ -171,22 +172,17 @@ def test_commands_of_recipes_are_sound(tmp_path: Path) -> None:
     )
 
 
-def test_the_page_shows_in_a_page_of_ones_own(sample_run: Path, tmp_path: Path) -> None:
-    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
+def test_the_page_shows_in_a_page_of_ones_own(
+    browser: Any, sample_run: Path, tmp_path: Path
+) -> None:
     (frame,) = re.findall(r"^```html\n(.*?)^```", RECIPES.read_text(), re.MULTILINE | re.DOTALL)
     (tmp_path / "index.html").write_text(f"<!doctype html><h1>Ours</h1>{frame}")
     (tmp_path / "out").symlink_to(sample_run)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.goto((tmp_path / "index.html").as_uri())
-        inside = page.frame_locator("iframe")
-        assert "efficientnet_lite0" in inside.locator("main").inner_text(timeout=10_000)
-        browser.close()
+    page = browser.new_page()
+    page.goto((tmp_path / "index.html").as_uri())
+    inside = page.frame_locator("iframe")
+    assert "efficientnet_lite0" in inside.locator("main").inner_text(timeout=10_000)
+    page.close()
 
 
 def test_readme_shows_the_tutorials_run() -> None:

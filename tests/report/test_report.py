@@ -271,9 +271,9 @@ def test_a_model_is_removed_with_its_folder(report_run: Path, tmp_path: Path) ->
 
 
 def test_figures_become_pdf_files_when_asked_and_stay_up_to_date(
-    report_run: Path, tmp_path: Path
+    small_run: Path, tmp_path: Path
 ) -> None:
-    output = Path(shutil.copytree(report_run, tmp_path / "out"))
+    output = Path(shutil.copytree(small_run, tmp_path / "out"))
     store, figures = Store(str(output)), output / "results" / "figures"
     assert not list(figures.glob("*.pdf"))
     assert write_report(store, imagenet9(), pdf=True)

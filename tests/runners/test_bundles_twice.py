@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bundles_twice import FATES, JOB, files_below, run_job
+from bundles_twice import FATES, STAGES, files_below, run_job
+from conftest import TINY_MODEL
 from soundness import assert_sound
 
 
 def test_a_job_whose_bundles_all_run_twice(small_sample: Path, tmp_path: Path) -> None:
-    flags = ("run", "--input", small_sample, *JOB)
+    few = ("--images_per_shard", 3, "--formats", "parquet")
+    flags = ("run", "--input", small_sample, *few, *TINY_MODEL, *STAGES)
     expected, before = run_job(tmp_path / "once", *flags)
     said, notes = run_job(tmp_path / "twice", *flags, fates=FATES, before=before)
     assert {note.executions for note in notes} == {2}
