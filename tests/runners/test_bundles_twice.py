@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bundles_twice import FATES, STAGES, files_below, run_job
+from bundle_server import FATES
+from bundles_twice import STAGES, files_below, run_job
 from conftest import TINY_MODEL
 from soundness import assert_sound
 

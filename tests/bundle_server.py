@@ -1,0 +1,426 @@
+"""A job server that starts every bundle again while its first execution is half done.
+
+    python tests/bundle_server.py --port PORT --pool PORT --root DIR --notes FILE --accesses FILE
+
+Flink and Dataflow start a bundle again on another machine when they have lost sight of the first,
+which may still be at work, and take the results of one of the two. Here, the first execution is
+suspended at half of what it reads and writes below a folder; the second one begins, on a worker
+that takes itself for another machine. What becomes of the first:
+
+killed    it never goes on.
+dropped   both go on side by side; the results of the second are dropped.
+late      it wakes up in the middle of the next bundle; its own results are dropped.
+after     it wakes up when the job is over, with the same end.
+
+Without fates, every bundle runs once, and the notes say how often each reads and writes. With them,
+the notes say what was done to each bundle. They are written when SIGUSR1 has come, and all who were
+late have ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import mmap
+import os
+import re
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FATES = ("killed", "dropped", "late", "after")
+PARTS = 2
+"""Bundles of a stage that has more than one element."""
+_SLOT = struct.Struct("qq")
+_WORKERS = 1024
+_OF_BEAM = re.compile(r"Read$|Write$|Impulse$|\w*\(|\w+RandomKeys$")
+_TOUCHES = ("open", "os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "os.listdir")
+
+
+class Slots:
+    """For each worker, how often it has read or written a file, and when it is to stop; memory that
+    all processes share."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _SLOT.size * _WORKERS)
+
+    def arm(self, slot: int, stop_at: int) -> None:
+        """Counts anew; at this access the worker suspends itself, at 0 never."""
+        _SLOT.pack_into(self._memory, slot * _SLOT.size, 0, stop_at)
+
+    def accesses(self, slot: int) -> int:
+        """How many there were."""
+        return int(_SLOT.unpack_from(self._memory, slot * _SLOT.size)[0])
+
+    def touch(self, slot: int) -> None:
+        """Notes an access of this worker, before it happens."""
+        count, stop_at = _SLOT.unpack_from(self._memory, slot * _SLOT.size)
+        struct.pack_into("q", self._memory, slot * _SLOT.size, count + 1)
+        if count + 1 == stop_at:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _serve_forks(connection: socket.socket, slots: Slots, root: str) -> None:
+    """Forks a worker for each line that comes in; importing takes longer than most bundles."""
+    import scipy.ndimage
+    import torch
+    from apache_beam.runners.worker.sdk_worker import SdkHarness
+
+    import pipeline.commands.run
+    import pipeline.evaluate.resident
+    import pipeline.report.page
+
+    del scipy, torch, pipeline
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    lines = connection.makefile("r")
+    for line in lines:
+        slot, worker, address = json.loads(line)
+        child = os.fork()
+        if child:
+            connection.sendall(child.to_bytes(4, "big"))
+            continue
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _be_elsewhere(worker)
+        sys.addaudithook(functools.partial(_look, slots, slot, root))
+        harness = SdkHarness(
+            address, worker_id=worker, state_cache_size=0, data_buffer_time_limit_ms=-1
+        )
+        harness.run()
+        os._exit(0)
+
+
+def _be_elsewhere(worker: str) -> None:
+    """Lets this process be one of another machine: nobody knows whether it is alive."""
+    from pipeline.storage import processes
+
+    place = hashlib.sha256(worker.encode()).hexdigest()[:12]
+    processes._place = lambda: place
+
+
+def _look(slots: Slots, slot: int, root: str, event: str, arguments: tuple[Any, ...]) -> None:
+    if event in _TOUCHES and isinstance(arguments[0], str) and arguments[0].startswith(root):
+        slots.touch(slot)
+
+
+class Workers:
+    """Worker processes by the id that Beam gives them."""
+
+    def __init__(self, root: str) -> None:
+        self._slots = Slots()
+        self._connection, theirs = socket.socketpair()
+        self._known: dict[str, tuple[int, int]] = {}
+        self._lock = threading.Lock()
+        if os.fork() == 0:
+            self._connection.close()
+            with contextlib.suppress(KeyboardInterrupt):
+                _serve_forks(theirs, self._slots, root)
+            os._exit(0)
+        theirs.close()
+
+    def start(self, worker: str, address: str) -> None:
+        """Starts one that takes its work from this address."""
+        with self._lock:
+            slot = len(self._known)
+            self._connection.sendall((json.dumps([slot, worker, address]) + "\n").encode())
+            pid = int.from_bytes(self._connection.recv(4, socket.MSG_WAITALL), "big")
+            self._known[worker] = slot, pid
+
+    def arm(self, worker: str, stop_at: int = 0) -> None:
+        """Counts its accesses anew, and suspends it at one of them."""
+        self._slots.arm(self._known[worker][0], stop_at)
+
+    def accesses(self, worker: str) -> int:
+        """Its accesses since `arm`."""
+        return self._slots.accesses(self._known[worker][0])
+
+    def signal(self, worker: str, number: signal.Signals) -> None:
+        """Sends it a signal, if it is still there."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._known[worker][1], number)
+
+    def is_stopped(self, worker: str) -> bool:
+        """Whether it is suspended."""
+        stat = Path(f"/proc/{self._known[worker][1]}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] == "T"
+
+
+@dataclasses.dataclass
+class Note:
+    """What was done to a bundle.
+
+    Attributes:
+      stage: its steps, in short.
+      bundle: its stage and number, the same in each run.
+      fate: of the first execution; empty if there was one only.
+      accesses: of the execution whose results were taken.
+      stopped: whether the first was suspended half-way.
+      ended: how the execution ended whose results were dropped: `done`, its error, or `killed`.
+      executions: in all.
+    """
+
+    stage: str
+    bundle: str
+    fate: str = ""
+    accesses: int = 0
+    stopped: bool = False
+    ended: str = ""
+    executions: int = 0
+
+
+def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
+    """Everything that needs gRPC, which must not be there when workers are forked."""
+    import grpc
+    from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc, beam_job_api_pb2
+    from apache_beam.runners.portability.fn_api_runner import fn_runner
+    from apache_beam.runners.portability.local_job_service import BeamJob, LocalJobServicer
+    from apache_beam.utils.thread_pool_executor import shared_unbounded_instance
+
+    class Pool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
+        def StartWorker(self, request: Any, context: Any) -> Any:
+            workers.start(request.worker_id, request.control_endpoint.url)
+            return beam_fn_api_pb2.StartWorkerResponse()
+
+    class Handlers(fn_runner.WorkerHandlerManager):
+        def close_all(self) -> None:
+            """Nothing: those that are late still need the connections."""
+
+    class Context:
+        """A stage for one execution: on one worker, with outputs of its own."""
+
+        def __init__(self, context: Any, handler: Any) -> None:
+            self._context = context
+            self.worker_handlers = [handler]
+            self.outputs: dict[tuple[Any, str], Any] = {}
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._context, name)
+
+        def get_buffer(self, buffer: Any, transform: str) -> Any:
+            return self.outputs.setdefault((buffer, transform), [])
+
+        def take(self) -> None:
+            for (buffer, transform), pieces in self.outputs.items():
+                for piece in pieces:
+                    self._context.get_buffer(buffer, transform).append(piece)
+
+    class Execution(threading.Thread):
+        """One execution of a bundle."""
+
+        def __init__(self, context: Any, handler: Any, part: Mapping[str, Any], out: Any) -> None:
+            super().__init__(daemon=True)
+            self.worker, self.handler = handler.worker_id, handler
+            self._context, self._part, self._out = Context(context, handler), part, out
+            self.result: Any = None
+            self.error: Exception | None = None
+            self.accesses = 0
+
+        def run(self) -> None:
+            tokens = fn_runner.FnApiRunner.get_cache_token_generator(static=False)
+            manager = fn_runner.BundleManager(self._context, None, cache_token_generator=tokens)
+            try:
+                self.result, _ = manager.process_bundle(self._part, self._out, {}, {})
+            except Exception as error:
+                self.error = error
+            self.accesses = workers.accesses(self.worker)
+
+        def begin(self, stop_at: int = 0) -> None:
+            workers.arm(self.worker, stop_at)
+            self.start()
+
+        def has_stopped(self) -> bool:
+            """Waits until it is suspended, or has ended."""
+            while self.is_alive():
+                if workers.is_stopped(self.worker):
+                    return True
+                time.sleep(0.002)
+            return False
+
+        def take(self) -> Any:
+            self._context.take()
+            return self.result
+
+        def ending(self) -> str:
+            if self.error is None:
+                return "done" if self.result is not None else "killed"
+            lines = [line for line in str(self.error).splitlines() if line.strip()]
+            found = re.search(r"\w+Error: .*", str(self.error).replace("RuntimeError: ", ""))
+            return found[0] if found else lines[-1]
+
+    class Runner(fn_runner.FnApiRunner):
+        def __init__(self, provision_info: Any) -> None:
+            super().__init__(provision_info=provision_info)
+            self.notes: list[Note] = []
+            self._fates = itertools.cycle(arguments.fates) if arguments.fates else None
+            self._accesses: dict[str, int] = {}
+            noted = json.loads(Path(arguments.accesses).read_text())
+            self._accesses = {note["bundle"]: note["accesses"] for note in noted}
+            self._idle: list[Any] = []
+            self._sleeping: list[tuple[Execution, Note]] = []
+            self._woken: list[tuple[Execution, Note]] = []
+
+        def _get_bundle_manager(self, context: Any) -> Any:
+            return Bundles(context, self)
+
+        def _handler(self, context: Any) -> Any:
+            if self._idle:
+                return self._idle.pop()
+            handlers = context.execution_context.worker_handler_manager
+            environment = context.stage.environment or next(iter(handlers._environments))
+            there = len(handlers._cached_handlers[environment])
+            return handlers.get_worker_handlers(environment, there + 1)[-1]
+
+        def bundle(self, context: Any, number: int, part: Mapping[str, Any], out: Any) -> Any:
+            """Runs a bundle; the result that is taken."""
+            name = f"{context.stage.name} {number}"
+            note = Note(_in_short(context.stage), name)
+            self.notes.append(note)
+
+            def execution() -> Execution:
+                note.executions += 1
+                return Execution(context, self._handler(context), part, out)
+
+            first = execution()
+            if self._fates is None:
+                first.begin()
+                return self._end(first, note)
+            note.fate = next(self._fates)
+            first.begin((self._accesses.get(name, 0) + 1) // 2)
+            note.stopped = first.has_stopped()
+            second = execution()
+            second.begin()
+            for late in [late for late in self._sleeping if late[1].fate == "late"]:
+                self._wake(late)
+            if note.fate == "dropped":
+                workers.signal(first.worker, signal.SIGCONT)
+                return self._end(first, note, other=second, again=execution)
+            if note.fate == "killed":
+                workers.signal(first.worker, signal.SIGKILL)
+                note.ended = "killed"
+            else:
+                self._sleeping.append((first, note))
+            return self._end(second, note, again=execution)
+
+        def _end(
+            self, taken: Execution, note: Note, other: Execution | None = None, again: Any = None
+        ) -> Any:
+            taken.join()
+            if other is not None:
+                other.join()
+                note.ended = other.ending()
+                self._idle.append(other.handler)
+                if taken.error is not None and other.error is None:
+                    # A runner tries what has failed again; that has just been done.
+                    taken, other = other, taken
+                    note.ended = other.ending()
+            elif taken.error is not None and again is not None:
+                taken = again()
+                taken.begin()
+                taken.join()
+            self._idle.append(taken.handler)
+            if taken.error is not None:
+                raise taken.error
+            note.accesses = taken.accesses
+            return taken.take()
+
+        def _wake(self, late: tuple[Execution, Note]) -> None:
+            self._sleeping.remove(late)
+            workers.signal(late[0].worker, signal.SIGCONT)
+            self._woken.append(late)
+
+        def end_all(self) -> None:
+            """Wakes who sleeps, and waits until all have ended."""
+            for late in list(self._sleeping):
+                self._wake(late)
+            for execution, note in self._woken:
+                execution.join(60)
+                note.ended = "still at work" if execution.is_alive() else execution.ending()
+
+    class Bundles(fn_runner.BundleManager):
+        """The bundles of a stage."""
+
+        def __init__(self, context: Any, runner: Runner) -> None:
+            super().__init__(context)
+            self._runner = runner
+
+        def process_bundle(
+            self, inputs: Any, outputs: Any, timers: Any, output_timers: Any, dry_run: bool = False
+        ) -> Any:
+            assert not timers
+            assert not output_timers
+            assert not dry_run
+            parts: list[dict[str, Any]] = [{} for _ in range(PARTS)]
+            for name, buffer in inputs.items():
+                for part, piece in zip(parts, buffer.partition(PARTS), strict=True):
+                    part[name] = piece
+            full = [part for part in parts if any(b"".join(p) for p in part.values())]
+            results = [
+                self._runner.bundle(self.bundle_context_manager, number, part, outputs)
+                for number, part in enumerate(full or parts[:1])
+            ]
+            infos = itertools.chain(*(result.process_bundle.monitoring_infos for result in results))
+            merged = results[0]
+            if len(results) > 1:
+                merged = beam_fn_api_pb2.InstructionResponse(
+                    process_bundle=beam_fn_api_pb2.ProcessBundleResponse(
+                        monitoring_infos=fn_runner.monitoring_infos.consolidate(infos)
+                    )
+                )
+            return merged, []
+
+    runners: list[Runner] = []
+
+    class Job(BeamJob):
+        def _invoke_runner(self) -> Any:
+            self.set_state(beam_job_api_pb2.JobState.RUNNING)
+            runners.append(Runner(self._provision_info))
+            return runners[-1].run_via_runner_api(self._pipeline_proto, self.pipeline_options())
+
+    fn_runner.WorkerHandlerManager = Handlers
+    pool = grpc.server(shared_unbounded_instance())
+    beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(Pool(), pool)
+    pool.add_insecure_port(f"localhost:{arguments.pool}")
+    pool.start()
+    LocalJobServicer(beam_job_type=Job).start_grpc_server(arguments.port)
+    while True:
+        signal.sigwait([signal.SIGUSR1])
+        runners[-1].end_all()
+        notes = [dataclasses.asdict(note) for note in runners[-1].notes]
+        written = Path(f"{arguments.notes}.new")
+        written.write_text(json.dumps(notes, indent=1))
+        written.rename(arguments.notes)
+
+
+def _in_short(stage: Any) -> str:
+    """The steps of a stage that are ours, by their own names."""
+    paths = [transform.unique_name.rstrip("/0123456789") for transform in stage.transforms]
+    names = [re.sub(r"ParDo\((\w+)\)", r"\1", path.rpartition("/")[2]) for path in paths]
+    ours = [name for name in names if not _OF_BEAM.match(name)]
+    return " ".join(dict.fromkeys(ours)) or "(Beam's own)"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--port", type=int, required=True, help="of the server")
+    parser.add_argument("--pool", type=int, required=True, help="port of its worker pool")
+    parser.add_argument("--root", required=True, help="folder whose accesses count")
+    parser.add_argument("--notes", required=True, help="where they go at SIGUSR1")
+    parser.add_argument("--accesses", required=True, help="notes of a run without fates")
+    parser.add_argument("--fates", nargs="*", choices=FATES, default=[])
+    arguments = parser.parse_args()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    _serve(arguments, Workers(arguments.root))
+
+
+if __name__ == "__main__":
+    main()
