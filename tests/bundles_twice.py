@@ -35,6 +35,12 @@ _OF_A_RUN = re.compile(r"/\.in9/(report\.json|tmp/|progress/)")
 both of which go with a later run."""
 
 
+def _environment() -> dict[str, str]:
+    """For processes that find the modules of tests, such as models."""
+    paths = [str(HERE), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)}
+
+
 class Server:
     """The job server as a process of its own, for one job.
 
@@ -60,13 +66,10 @@ class Server:
             *(sys.executable, server, "--port", port, "--pool", pool, "--root", root),
             *("--notes", self._notes, "--accesses", accesses, "--fates", *fates),
         )
-        # Workers find the modules of tests, such as models.
-        paths = [str(HERE), os.environ.get("PYTHONPATH", "")]
-        env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)}
         with open(folder / "log", "wb") as log:
             self._process = subprocess.Popen(
                 [str(part) for part in command],
-                env=env,
+                env=_environment(),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -110,10 +113,10 @@ def run_job(
     notes."""
     with Server(root, fates, before) as server:
         command = [sys.executable, "-m", "pipeline", *map(str, flags), *server.flags]
-        paths = [str(HERE), os.environ.get("PYTHONPATH", "")]
-        env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)}
         command += ["--output", str(root / "out"), "--publish", str(root / "published")]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=_environment(), capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         said = [line for line in done.stdout.splitlines() if not _TELLS_TIME.match(line)]
         return [line.replace(str(root), "ROOT") for line in said], server.notes()
