@@ -216,3 +216,21 @@ def test_without_javascript(browser: Any, report_run: Path) -> None:
     assert page.locator("#not_run .command").first.is_visible()
     assert page.locator("th button").count() == 0
     opened.context.close()
+
+
+def test_no_text_covers_another_wherever_the_page_is_scrolled_to(
+    browser: Any, report_run: Path
+) -> None:
+    page = Opened(browser, report_run, viewport=WIDE).page
+    overlaps = """() => {
+      const boxes = Array.from(document.querySelectorAll("main .side"), (e) =>
+        [e.getBoundingClientRect(), e.textContent.trim().slice(0, 30)]);
+      boxes.sort((one, other) => one[0].top - other[0].top);
+      return boxes.slice(1).flatMap(([box, text], i) =>
+        boxes[i][0].bottom > box.top + 1 ? [`${boxes[i][1]} / ${text}`] : []);
+    }"""
+    height = page.evaluate("document.documentElement.scrollHeight")
+    assert height > 5 * WIDE["height"]
+    for top in range(0, height, WIDE["height"] // 2):
+        page.evaluate("(top) => scrollTo({top, behavior: 'instant'})", top)
+        assert page.evaluate(overlaps) == []
