@@ -282,7 +282,9 @@ def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
 
         def bundle(self, context: Any, number: int, part: Mapping[str, Any], out: Any) -> Any:
             """Runs a bundle; the result that is taken."""
-            name = f"{context.stage.name} {number}"
+            # Beam puts steps that go together in any order.
+            steps = sorted(transform.unique_name for transform in context.stage.transforms)
+            name = f"{' '.join(steps)} {number}"
             note = Note(_in_short(context.stage), name)
             self.notes.append(note)
 
