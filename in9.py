@@ -15,7 +15,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.commands.own_pipelines import Evaluate, Generate
+    from pipeline.commands.custom_pipelines import Evaluate, Generate
     from pipeline.dataset.reading import DatasetReader
 
 __all__ = ["Evaluate", "Generate", "open_dataset"]
@@ -43,9 +43,9 @@ def open_dataset(
 def __getattr__(name: str) -> Any:
     if name not in ("Evaluate", "Generate"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from pipeline.commands import own_pipelines
+    from pipeline.commands import custom_pipelines
 
-    return getattr(own_pipelines, name)
+    return getattr(custom_pipelines, name)
 
 
 def __dir__() -> list[str]:

@@ -52,7 +52,7 @@ def draw_dataset(count: int, side: int, shards: int, root: Path) -> None:
         segment=SegmentConfig(image_size=side, resize=side * 8 // 7, segmenter="box"),
         compose=ComposeConfig(formats=("parquet",)),
     )
-    counts = ShardCounts.of(count, per_shard)
+    counts = ShardCounts.for_images(count, per_shard)
     keys = [f"drawn_{number:06d}" for number in range(count)]
     by_shard: list[list[int]] = [[] for _ in range(counts.output)]
     for number in sorted(range(count), key=lambda number: bucket_hash(keys[number])):

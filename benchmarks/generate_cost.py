@@ -29,9 +29,9 @@ from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.layer_files import decode_layer, encode_layer
 from pipeline.dataset.sample import sample_folder
 from pipeline.generate.cut_source import cut_source, read_source
-from pipeline.inputs.found import SourceImage
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
+from pipeline.inputs.source_images import SourceImage
 from transforms.annotations import Box
 from transforms.codec import decode_image, encode_jpeg, encode_png
 from transforms.cutting import cut_objects

@@ -36,27 +36,26 @@ import torch
 from drawn import draw_dataset
 from measure import card, peak_of_this_process, row
 
-from pipeline.analyses.attack.chunks import Chunks
-from pipeline.analyses.attack.plan import Attacking, open_grid
-from pipeline.analyses.saliency.plan import ACTIVATIONS, SaliencyPlan
-from pipeline.analyses.saliency.shards import SaliencyShards
+from pipeline.analyses.attack.attack_work import AttackChunks
+from pipeline.analyses.attack.grid import AttackPlan, open_grid
+from pipeline.analyses.saliency.saliency_work import ACTIVATIONS, SaliencyPlan, SaliencyShards
 from pipeline.commands.flag_types import Words, grid, names
 from pipeline.commands.training_flags import default_workers
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.plan import Evaluation, describe_model
+from pipeline.evaluate.evaluation import Evaluation, describe_model
+from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.resident import in_memory, on_device
-from pipeline.evaluate.shards import PredictShards
 from pipeline.evaluate.work import ModelWork
 from pipeline.models.packaged import EFFICIENTNETS, Packaged
 from pipeline.models.predict_config import CPU_BATCH, GPU_BATCH, PredictConfig
 from pipeline.report.text_tables import aligned
-from pipeline.runtime.memory import keep_freed_memory
+from pipeline.runtime.machine import keep_freed_memory
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 from pipeline.training.learner import MOMENTUM
-from pipeline.training.log import LOG
 from pipeline.training.loop import train
-from pipeline.training.plan import TrainPlan
+from pipeline.training.train_plan import TrainPlan
+from pipeline.training.training_log import LOG
 
 PAPER = 4050
 TURNS = 3
@@ -125,13 +124,13 @@ class Setting:
     def evaluation(self) -> Evaluation:
         """The plan of the stages that run models."""
         store = Store(str(self.dataset))
-        return Evaluation(store, (self.model,), "val", self.predict, Progress.of(store))
+        return Evaluation(store, (self.model,), "val", self.predict, Progress.for_store(store))
 
 
 def evaluate(setting: Setting) -> list[Turn]:
     """Times reading, decoding, forward passes, scoring and tables, against forward passes."""
     with Loaded(setting) as loaded:
-        predicting = PredictShards(loaded.dataset, loaded.about)
+        predicting = PredictShards(loaded.dataset, loaded.metadata)
         shards = loaded.dataset.shards("val")
         pictures = sum(loaded.dataset.pictures("val", shard) for shard in shards)
         return take_turns(pictures, loaded.making(predicting, shards), loaded.forward)
@@ -141,9 +140,9 @@ def attack(setting: Setting) -> list[Turn]:
     """Times decoding foregrounds and backgrounds, composing and forward passes, against forward
     passes."""
     with Loaded(setting) as loaded:
-        attacking = Attacking(loaded.evaluation, *setting.grid)
+        attacking = AttackPlan(loaded.evaluation, *setting.grid)
         met = open_grid(loaded.dataset, attacking)
-        chunks = Chunks(loaded.dataset, attacking, met, loaded.about)
+        chunks = AttackChunks(loaded.dataset, attacking, met, loaded.metadata)
         pairs = len(met.foregrounds) * len(met.backgrounds)
         return take_turns(pairs, loaded.making(chunks, met.chunks), loaded.forward)
 
@@ -153,7 +152,7 @@ def saliency(setting: Setting) -> list[Turn]:
     passes."""
     with Loaded(setting) as loaded:
         plan = SaliencyPlan(loaded.evaluation, maps=0)
-        explaining = SaliencyShards(loaded.dataset, plan, loaded.about, {})
+        explaining = SaliencyShards(loaded.dataset, plan, loaded.metadata, {})
         size = max(1, setting.batch_size // ACTIVATIONS)
         pictures = len(loaded.evaluation.rows(loaded.dataset))
         work = loaded.making(explaining, loaded.dataset.shards("val"))
@@ -206,7 +205,7 @@ class Loaded(contextlib.ExitStack):
         taxonomy = self.dataset.taxonomy
         model = self.enter_context(in_memory(setting.model, self.evaluation, taxonomy))
         self.predictor = self.enter_context(on_device(model, self.evaluation))
-        self.about = describe_model(model, self.evaluation, self.dataset)
+        self.metadata = describe_model(model, self.evaluation, self.dataset)
         side = self.dataset.manifest.config.segment.image_size
         size, device = setting.batch_size, self.predictor.device
         self._batch = self.predictor.prepare(torch.rand(size, 3, side, side, device=device))

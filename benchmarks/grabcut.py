@@ -108,7 +108,7 @@ def compare(name: str, jobs: list[Job]) -> None:
 
 def print_stages(jobs: list[Job]) -> None:
     """Prints the mean CPU time of each stage."""
-    from transforms.grabcut.segment import segment
+    from transforms.grabcut.iteration import segment
 
     times: dict[str, float] = defaultdict(float)
     for job in jobs:

@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 
 from transforms.analysis import relative_foreground_sensitivity
 from transforms.flips import PicturePairs, flip_rate
-from transforms.intervals import score_interval
+from transforms.intervals import score_interval, t_quantile
 from transforms.pairing import Pool, pair
-from transforms.student_t import t_quantile
 from transforms.trend import slope_interval
 from transforms.two_way import Roles, difference_interval, wilson_of_pictures
 
@@ -79,7 +78,7 @@ class Design:
         """Draws pairs for images of nine classes of equal size, or fewer classes of few images."""
         keys = [f"image {i}" for i in range(images)]
         labels = np.arange(images) % min(9, max(1, images // 4))
-        pool, everyone = Pool.of(keys, labels, seed=seed), np.arange(images)
+        pool, everyone = Pool.from_images(keys, labels, seed=seed), np.arange(images)
         found = {
             variant: np.stack(
                 [pair(pool, everyone, keys, variant, seed=seed, replicate=k) for k in range(draws)]
@@ -91,15 +90,15 @@ class Design:
         return cls(
             images,
             found,
-            one_draw=Roles.of(everyone, rand[0]),
-            pooled=Roles.of(np.tile(everyone, draws), rand.ravel()),
-            gap=Roles.of(np.tile(everyone, 2 * draws), both),
-            pairs=PicturePairs.of(
+            one_draw=Roles.from_units(everyone, rand[0]),
+            pooled=Roles.from_units(np.tile(everyone, draws), rand.ravel()),
+            gap=Roles.from_units(np.tile(everyone, 2 * draws), both),
+            pairs=PicturePairs.from_units(
                 everyone,
                 both.reshape(2 * draws, images),
                 list(itertools.product(range(draws), range(draws, 2 * draws))),
             ),
-            alone=Roles.of(np.tile(everyone, 2 * draws)),
+            alone=Roles.from_units(np.tile(everyone, 2 * draws)),
         )
 
 
@@ -229,7 +228,7 @@ def sensitivity_run(rng: np.random.Generator, design: Design, strength: float) -
     shared = uniform(rng, design.images)
     own = uniform(rng, 2, design.images)
     right = np.where(uniform(rng, 2, design.images) < 0.5**0.5, shared, own) < accuracy
-    roles = Roles.of(np.arange(design.images))
+    roles = Roles.from_units(np.arange(design.images))
     said = relative_foreground_sensitivity(right[0], right[1], roles)
     assert said is not None
     mean = accuracy.mean()

@@ -27,9 +27,9 @@ from measure import draw_small, row, run_in9
 from PIL import Image
 
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.plan import Evaluation, describe_model
+from pipeline.evaluate.evaluation import Evaluation, describe_model
+from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.resident import in_memory, on_device
-from pipeline.evaluate.shards import PredictShards
 from pipeline.models.loader import Decode, Loader
 from pipeline.models.pixel_cache import PixelCache
 from pipeline.models.predict_config import GPU_BATCH, PredictConfig
@@ -115,18 +115,18 @@ def evaluating(dataset: Path) -> Iterator[Callable[[], None]]:
     store = Store(str(dataset))
     predict = PredictConfig("cpu")
     evaluation = Evaluation(
-        store, ("efficientnet_lite0",), "val", predict, Progress.of(store), groups=1
+        store, ("efficientnet_lite0",), "val", predict, Progress.for_store(store), groups=1
     )
     there = Dataset.open(store)
     with (
         in_memory(evaluation.models[0], evaluation, there.taxonomy) as model,
         on_device(model, evaluation) as predictor,
     ):
-        about = describe_model(model, evaluation, there)
+        metadata = describe_model(model, evaluation, there)
         units = there.shards("val")
 
         def predict_all() -> None:
-            making = PredictShards(there, about).make(predictor, units, units, lambda *_: None)
+            making = PredictShards(there, metadata).make(predictor, units, units, lambda *_: None)
             for _ in making:
                 pass
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.inputs.found import SourceImage
+from pipeline.inputs.source_images import SourceImage
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,7 @@ from measure import commit
 
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate import published
-from pipeline.report.checklist import Checked, check_claims
-from pipeline.report.claims import SECTIONS
+from pipeline.report.claims import SECTIONS, CheckedClaim, check_claims
 from pipeline.report.evidence import Evidence, gather
 from pipeline.report.headline import GAP, make_headline
 from pipeline.report.measured import TIMES, Results, attacks_of, grid_size
@@ -77,7 +76,7 @@ def measured_on(evidence: Evidence) -> Iterator[str]:
     yield ""
 
 
-def claims(checked: Sequence[Checked], matrices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def claims(checked: Sequence[CheckedClaim], matrices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A table for each question of the post. A matrix is named only where there are several."""
     named = f"{matrices[0]['name']}, " if len(matrices) == 1 else ""
     for section, question in SECTIONS.items():

@@ -43,7 +43,7 @@ from pipeline.dataset.shards import (
 from pipeline.generate.commit import finish, prepare, put_in_place
 from pipeline.generate.cut_source import cut_source, read_source
 from pipeline.generate.plan import PlanSplit, load_plan
-from pipeline.generate.shards import OutputShard, SourceShard, SplitTotals
+from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
 from pipeline.storage.store import FileDigest, Store
@@ -198,7 +198,7 @@ def do(step: str, folder: Path, count: int) -> dict[str, float]:
     store = staging.store
     started = time.perf_counter()
     if step == "segment":
-        counts = ShardCounts.of(count, CONFIG.images_per_shard)
+        counts = ShardCounts.for_images(count, CONFIG.images_per_shard)
         totals = SplitTotals("val", counts, count, 0, 0)
         shards = (segmented(staging, totals, shard) for shard in range(counts.source))
         return {"segmented shard, bytes": hand_on(folder, SEGMENTED, shards)}

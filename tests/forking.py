@@ -143,7 +143,7 @@ def _serve(connection: socket.socket) -> None:
     # What commands import while they work.
     import scipy.ndimage  # noqa: F401
 
-    import pipeline.evaluate.stage
+    import pipeline.evaluate.evaluation_work
     import pipeline.report.page  # noqa: F401
     from pipeline.commands.dispatch import find_command
     from pipeline.commands.parser import COMMANDS

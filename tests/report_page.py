@@ -14,10 +14,10 @@ import pytest
 from conftest import made_once, run_in9
 
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.records import read_about, write_table
+from pipeline.dataset.records import read_metadata, write_table
 from pipeline.evaluate.failures import FailedModel, note_failures
-from pipeline.evaluate.predictions import prediction_file, predictions_of
-from pipeline.evaluate.results import result_folder
+from pipeline.evaluate.prediction_files import prediction_file, predictions_of
+from pipeline.evaluate.result_files import result_folder
 from pipeline.report import write_report
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
@@ -59,7 +59,7 @@ def hostile_run(report_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     dataset = Dataset.open(Store(str(output)))
     for shard in dataset.shards("val"):
         path = prediction_file({**summary, "model": HOSTILE}, shard)
-        table, about = read_table(dataset.store, path), read_about(dataset.store, path)
+        table, about = read_table(dataset.store, path), read_metadata(dataset.store, path)
         assert about is not None
         theirs = predictions_of(dataset, {**summary, "model": HOSTILE}, shard)
         of = [theirs[variant] for variant in table["variant"].cast(pa.string()).to_pylist()]

@@ -16,7 +16,7 @@ from pipeline.dataset.layer_files import PARTS
 from pipeline.dataset.records import ACCEPTED, count_sources
 from pipeline.dataset.shards import parquet_file, webdataset_file
 from pipeline.dataset.sinks import Sample
-from pipeline.dataset.verify import verify
+from pipeline.dataset.verification import verify
 from pipeline.storage.store import Store
 
 

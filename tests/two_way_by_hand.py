@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
-from transforms.student_t import t_quantile
+from transforms.intervals import t_quantile
 
 
 def interval_of(

@@ -68,16 +68,16 @@ class Share:
     high: float
 
     @classmethod
-    def of(cls, found: NDArray[np.bool_], units: Labels | None = None) -> Share:
+    def from_outcomes(cls, found: NDArray[np.bool_], units: Labels | None = None) -> Share:
         """Those of (n,) foregrounds for which something was found; `units` (n,) numbers of their
         groups, None without."""
         count, n = int(found.sum()), len(found)
-        roles = Roles.of(np.arange(n) if units is None else units)
+        roles = Roles.from_units(np.arange(n) if units is None else units)
         return cls(count, n, count / n if n else None, *wilson_of_pictures(found, roles))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Tally:
+class GridTally:
     """What the measures need of a grid, so that a large one can be read a few rows at a time.
 
     Attributes:
@@ -97,7 +97,7 @@ class Tally:
     tried: int
 
 
-def tally(grid: Grid, labels: Labels, bg_labels: Labels, num_labels: int) -> Tally:
+def tally(grid: Grid, labels: Labels, bg_labels: Labels, num_labels: int) -> GridTally:
     """Tallies a grid.
 
     Args:
@@ -117,7 +117,7 @@ def tally(grid: Grid, labels: Labels, bg_labels: Labels, num_labels: int) -> Tal
     own = labels[:, np.newaxis]
     fools = (grid == bg_labels) & (bg_labels != own)
     fooled_by = [fools[:, bg_labels == label].any(axis=1) for label in range(num_labels)]
-    return Tally(
+    return GridTally(
         labels=labels,
         turning=(tried & (grid != own)).sum(axis=1, dtype=np.int64),
         fooled_by=np.stack(fooled_by, axis=1),
@@ -126,11 +126,11 @@ def tally(grid: Grid, labels: Labels, bg_labels: Labels, num_labels: int) -> Tal
     )
 
 
-def merge(tallies: Iterable[Tally]) -> Tally:
+def merge(tallies: Iterable[GridTally]) -> GridTally:
     """The tally of grids one below the other, on the same backgrounds. Raises ValueError if there
     is none."""
     parts = list(tallies)
-    return Tally(
+    return GridTally(
         labels=np.concatenate([part.labels for part in parts]),
         turning=np.concatenate([part.turning for part in parts]),
         fooled_by=np.concatenate([part.fooled_by for part in parts]),
@@ -139,26 +139,26 @@ def merge(tallies: Iterable[Tally]) -> Tally:
     )
 
 
-def challenge_accuracy(tallied: Tally, units: Labels | None = None) -> Share:
+def challenge_accuracy(tallied: GridTally, units: Labels | None = None) -> Share:
     """Share of the foregrounds that no background turns.
 
     Args:
       tallied: the tally.
       units: (F,) int64, the same from 0 on for foregrounds of one group; None without groups.
     """
-    return Share.of(np.asarray(tallied.turning == 0), units)
+    return Share.from_outcomes(np.asarray(tallied.turning == 0), units)
 
 
-def fooled(tallied: Tally, units: Labels | None = None) -> Share:
+def fooled(tallied: GridTally, units: Labels | None = None) -> Share:
     """Share of the foregrounds that some background of another class fools: the paper's.
     Arguments as of `challenge_accuracy`."""
-    return Share.of(np.asarray(tallied.fooled_by.any(axis=1)), units)
+    return Share.from_outcomes(np.asarray(tallied.fooled_by.any(axis=1)), units)
 
 
-def fooled_by_class(tallied: Tally, label: int) -> Share:
+def fooled_by_class(tallied: GridTally, label: int) -> Share:
     """Share of the foregrounds of other classes that any background of a class, in [0, K), fools:
     the paper's, by class."""
-    return Share.of(tallied.fooled_by[tallied.labels != label, label])
+    return Share.from_outcomes(tallied.fooled_by[tallied.labels != label, label])
 
 
 def foregrounds_of_others(labels: Labels, bg_labels: Labels) -> Counts:
@@ -168,7 +168,11 @@ def foregrounds_of_others(labels: Labels, bg_labels: Labels) -> Counts:
 
 
 def strongest(
-    tallied: Tally, bg_keys: Sequence[str], bg_labels: Labels, label: int, count: int = STRONGEST
+    tallied: GridTally,
+    bg_keys: Sequence[str],
+    bg_labels: Labels,
+    label: int,
+    count: int = STRONGEST,
 ) -> list[int]:
     """Positions of the backgrounds of a class that fool the most foregrounds.
 

@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.multiple import benjamini_hochberg
+from transforms.intervals import benjamini_hochberg
 from transforms.taxonomy import OUTSIDE
 from transforms.two_way import Floats, Roles, difference_interval, p_value, share_interval
 

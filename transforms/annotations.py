@@ -136,7 +136,7 @@ def parse_annotation(data: bytes) -> Annotation:
     if isinstance(data, Unread):
         raise AnnotationError(data.decode())
     if len(data) > MAX_ANNOTATION_BYTES:
-        raise AnnotationError(Unread.of_size(len(data), MAX_ANNOTATION_BYTES).decode())
+        raise AnnotationError(Unread.from_size(len(data), MAX_ANNOTATION_BYTES).decode())
     if data.startswith(b"{"):
         try:
             fields = json.loads(data)

@@ -93,7 +93,7 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if isinstance(data, Unread):
         raise UndecodableError(data.decode())
     if len(data) > MAX_PICTURE_BYTES:
-        raise UndecodableError(Unread.of_size(len(data), MAX_PICTURE_BYTES).decode())
+        raise UndecodableError(Unread.from_size(len(data), MAX_PICTURE_BYTES).decode())
     is_jpeg = data[:2] == bytes([0xFF, _START_OF_IMAGE])
     file = _Watched(_EXIF.sub(rb"\1exif", data) if is_jpeg else data)
     try:

@@ -49,7 +49,7 @@ class Cut:
     number: int = 0
 
     @classmethod
-    def of(cls, rejected: Rejection) -> Cut:
+    def from_rejection(cls, rejected: Rejection) -> Cut:
         """What was rejected."""
         return cls(
             reason=rejected.reason,
@@ -118,7 +118,7 @@ def cut_background(
     chosen = choose_boxes(annotated[0].boxes, width=width, height=height, objects=rules.objects)
     if isinstance(chosen, Reason) or number > len(chosen):
         raise ValueError(f"no object {number} among {len(annotated[0].boxes)} boxes")
-    transform = ResizeCrop.of(
+    transform = ResizeCrop.for_size(
         native_width=width, native_height=height, resize=resize, crop=crop, pad=rules.pad
     )
     tiled = tile_background(pixels, chosen[max(number, 1) - 1])
@@ -165,16 +165,16 @@ def cut_objects(
     """
     decoded = read_image(image, annotation, mask, needs_mask=segment is None)
     if isinstance(decoded, Rejection):
-        yield Cut.of(decoded)
+        yield Cut.from_rejection(decoded)
         return
     width, height = decoded.width, decoded.height
     narrow = "" if rules.pad else too_narrow(width, height, max(resize, FILTER_RESIZE))
     if narrow:
-        yield Cut.of(decoded.reject(Reason.TOO_MANY_PIXELS, narrow))
+        yield Cut.from_rejection(decoded.reject(Reason.TOO_MANY_PIXELS, narrow))
         return
     chosen = choose_boxes(decoded.boxes, width=width, height=height, objects=rules.objects)
     if isinstance(chosen, Reason):
-        yield Cut.of(decoded.reject(chosen, _shown(decoded.boxes)))
+        yield Cut.from_rejection(decoded.reject(chosen, _shown(decoded.boxes)))
         return
     for position, box in enumerate(chosen):
         if only not in (0, position + 1):
@@ -194,10 +194,10 @@ def cut_objects(
                     rules=rules,
                 )
             except SegmentationError as error:
-                cut = Cut.of(decoded.reject(Reason.SEGMENTATION_FAILED, str(error)))
+                cut = Cut.from_rejection(decoded.reject(Reason.SEGMENTATION_FAILED, str(error)))
         else:
             boxes = decoded.boxes if rules.objects != "each" else (decoded.boxes[position],)
-            cut = Cut.of(decoded.reject(reason, _shown(boxes)))
+            cut = Cut.from_rejection(decoded.reject(reason, _shown(boxes)))
         number = position + 1 if rules.objects == "each" else 0
         yield dataclasses.replace(cut, box=box, number=number)
 

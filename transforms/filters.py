@@ -123,7 +123,7 @@ def check_box(box: Box, *, width: int, height: int, rules: Rules = Rules()) -> R
     """
     if box.area == 0:
         return Reason.INVALID_BOX
-    transform = ResizeCrop.of(
+    transform = ResizeCrop.for_size(
         native_width=width,
         native_height=height,
         resize=FILTER_RESIZE,

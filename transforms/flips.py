@@ -41,7 +41,7 @@ class PicturePairs:
     both: Roles
 
     @classmethod
-    def of(
+    def from_units(
         cls, foregrounds: Units, backgrounds: Units, draws: Sequence[tuple[int, int]]
     ) -> PicturePairs:
         """Pairs up the pictures of each foreground.
@@ -67,8 +67,8 @@ class PicturePairs:
             chosen,
             1 / (counts[images] * np.count_nonzero(counts)),
             pictures,
-            Roles.of(foregrounds[found % n], grounds),
-            Roles.of(foregrounds[images], low * (int(grounds.max(initial=0)) + 1) + high),
+            Roles.from_units(foregrounds[found % n], grounds),
+            Roles.from_units(foregrounds[images], low * (int(grounds.max(initial=0)) + 1) + high),
         )
 
     def shared(self, r: Floats) -> tuple[float, float, float]:

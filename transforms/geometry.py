@@ -74,7 +74,7 @@ class ResizeCrop:
     all_rows: Indices
 
     @classmethod
-    def of(
+    def for_size(
         cls, *, native_width: int, native_height: int, resize: int, crop: int, pad: bool = False
     ) -> ResizeCrop:
         """Builds the transform for a native size.

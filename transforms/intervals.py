@@ -1,7 +1,13 @@
-"""Confidence intervals: Wilson's for an accuracy, a paired bootstrap for a difference."""
+"""Confidence intervals: Wilson's for an accuracy, a paired bootstrap for a difference.
+
+Student's t: what a normal quantile becomes where the variance is estimated from few units.
+
+P values of many tests at once, adjusted so that chance alone is seldom taken for a finding.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
@@ -194,3 +200,81 @@ def paired_bootstrap(
 def bootstrap_hashes(keys: Sequence[str] | NDArray[np.object_], seed: int = 0) -> UInt64Array:
     """The hashes that decide how often each unit is drawn, (n,) uint64."""
     return keyed_hashes(seed, "bootstrap", keys)
+
+
+@functools.lru_cache(maxsize=4096)
+def t_quantile(df: int, confidence: float) -> float:
+    """The t that a share of Student's distribution lies within, on both sides of 0
+    (`scipy.special.stdtrit`).
+
+    Args:
+      df: degrees of freedom, >= 0.
+      confidence: that share, in (0, 1).
+
+    Returns:
+      t > 0; infinite without degrees of freedom.
+
+    Raises:
+      ValueError: a share or degrees out of range.
+
+    >>> round(t_quantile(10, 0.95), 4)
+    2.2281
+    """
+    # Here, since who only runs models makes no tables, and may lack it.
+    from scipy.special import stdtrit
+
+    if not 0 < confidence < 1 or df < 0:
+        raise ValueError(f"no quantile of {confidence} with {df} degrees of freedom")
+    return float(stdtrit(df, (1 + confidence) / 2)) if df else math.inf
+
+
+def t_p_value(t: Floats, df: int) -> Floats:
+    """How often chance alone gives as large a t, on either side (`scipy.special.stdtr`).
+
+    Args:
+      t: of any shape, may be infinite.
+      df: degrees of freedom, >= 0.
+
+    Returns:
+      Of that shape, in [0, 1]; 1 without degrees of freedom.
+    """
+    from scipy.special import stdtr
+
+    outside: Floats = 2 * stdtr(df, -np.abs(t)) if df else np.ones_like(t)
+    return outside
+
+
+def holm(p_values: Floats) -> Floats:
+    """Adjusts so that 0.05 bounds the chance of even one false finding (Holm 1979).
+
+    Args:
+      p_values: (tests, ...) in [0, 1]; each column is adjusted on its own. Tests may depend on each
+        other.
+
+    Returns:
+      Of that shape, in [0, 1], not below the p values.
+    """
+    tests = len(p_values)
+    order = np.argsort(p_values, axis=0, kind="stable")
+    factors = np.arange(tests, 0, -1).reshape(-1, *[1] * (p_values.ndim - 1))
+    adjusted = np.take_along_axis(p_values, order, axis=0) * factors
+    return _unsorted(np.maximum.accumulate(adjusted, axis=0), order)
+
+
+def benjamini_hochberg(p_values: Floats) -> Floats:
+    """Adjusts so that 0.05 bounds the expected share of false ones among the findings (Benjamini
+    and Hochberg 1995).
+
+    Arguments and result are those of `holm`; tests may depend on each other positively.
+    """
+    tests = len(p_values)
+    order = np.argsort(p_values, axis=0, kind="stable")
+    factors = (tests / np.arange(1, tests + 1)).reshape(-1, *[1] * (p_values.ndim - 1))
+    adjusted = np.take_along_axis(p_values, order, axis=0) * factors
+    return _unsorted(np.minimum.accumulate(adjusted[::-1], axis=0)[::-1], order)
+
+
+def _unsorted(adjusted: Floats, order: NDArray[np.intp]) -> Floats:
+    found = np.empty_like(adjusted)
+    np.put_along_axis(found, order, np.minimum(adjusted, 1), axis=0)
+    return found

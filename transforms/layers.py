@@ -55,7 +55,7 @@ def make_layer(
       resize: shorter side after the resize, in pixels.
       crop: side of the centre crop, in pixels.
       interpolation: of image and background; masks always go by nearest.
-      pad: as `ResizeCrop.of`.
+      pad: as `ResizeCrop.for_size`.
 
     Returns:
       The layer, S = crop.
@@ -66,7 +66,7 @@ def make_layer(
       KeyError: an unknown interpolation.
     """
     height, width = image.shape[:2]
-    transform = ResizeCrop.of(
+    transform = ResizeCrop.for_size(
         native_width=width, native_height=height, resize=resize, crop=crop, pad=pad
     )
     return Layer(

@@ -14,6 +14,6 @@ class Unread(bytes):
     decodes it says so, as of content that is broken."""
 
     @classmethod
-    def of_size(cls, size: int, limit: int) -> Unread:
+    def from_size(cls, size: int, limit: int) -> Unread:
         """For content of so many bytes, which are more than a limit."""
         return cls(f"{size} bytes, more than the limit of {limit}".encode())

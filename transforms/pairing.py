@@ -53,7 +53,7 @@ class Pool:
     groups: Positions
 
     @classmethod
-    def of(
+    def from_images(
         cls,
         keys: Sequence[str],
         labels: NDArray[np.int64],
@@ -66,10 +66,10 @@ class Pool:
         if len(set(keys)) != len(keys):
             raise ValueError("a pool needs unique keys")
         order = np.argsort(np.asarray(keys, object), kind="stable")
-        return cls.of_hashes(labels, background_hashes(keys, seed), groups=groups, order=order)
+        return cls.from_hashes(labels, background_hashes(keys, seed), groups=groups, order=order)
 
     @classmethod
-    def of_hashes(
+    def from_hashes(
         cls,
         labels: NDArray[np.int64],
         hashes: UInt64Array,
@@ -172,7 +172,7 @@ def draw_scenes(
     Raises:
       ValueError: a scene's key occurs twice.
     """
-    pool = Pool.of(scenes, np.zeros(len(scenes), np.int64), seed=seed)
+    pool = Pool.from_images(scenes, np.zeros(len(scenes), np.int64), seed=seed)
     stream = f"{variant}_r{replicate}" if replicate else variant
     hashes = keyed_hashes(seed, f"{stream}/image", foregrounds)
     members = pool.members.get(0, np.empty(0, np.int64))

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.intervals import CONFIDENCE
-from transforms.student_t import t_quantile
+from transforms.intervals import CONFIDENCE, t_quantile
 from transforms.two_way import variance_of_sums
 
 MIN_MODELS = 3

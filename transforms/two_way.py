@@ -18,8 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.intervals import CONFIDENCE, score_interval, wilson
-from transforms.student_t import t_p_value, t_quantile
+from transforms.intervals import CONFIDENCE, score_interval, t_p_value, t_quantile, wilson
 
 Floats = NDArray[np.float64]
 Units = NDArray[np.integer]
@@ -44,7 +43,7 @@ class Roles:
     backgrounds: NDArray[np.int64] | None
 
     @classmethod
-    def of(cls, foregrounds: Units, backgrounds: Units | None = None) -> Roles:
+    def from_units(cls, foregrounds: Units, backgrounds: Units | None = None) -> Roles:
         """Numbers the units.
 
         Args:
@@ -85,7 +84,7 @@ class Roles:
     def of_pictures(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Roles:
         """Roles of some of the pictures, given by a mask or by positions."""
         grounds = None if self.backgrounds is None else self.backgrounds[chosen]
-        return Roles.of(self.foregrounds[chosen], grounds)
+        return Roles.from_units(self.foregrounds[chosen], grounds)
 
     def sums(self, r: Floats) -> list[Floats]:
         """Contributions added up by unit.

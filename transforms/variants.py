@@ -4,7 +4,7 @@ Pictures are (S, S, 3) uint8 RGB, of the layer's size. Source: paper section 2.
 
 To add a variant, write its function and list it in `VARIANTS`. One that lies elsewhere has no
 place there, but a specification, `python:MODULE:FUNCTION@VERSION`
-(`pipeline.generate.own_variants`).
+(`pipeline.generate.custom_variants`).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from pipeline.commands.parser import COMMANDS
 from pipeline.errors import JobError, UsageError, escaped
 from pipeline.runtime.job_log import EscapingFormatter
 from pipeline.runtime.lock import release_all
-from pipeline.runtime.memory import keep_freed_memory
+from pipeline.runtime.machine import keep_freed_memory
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from pipeline.commands.hints import require_cuda
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.evaluate.plan import Evaluation
+from pipeline.evaluate.evaluation import Evaluation
 from pipeline.models.entries import DEFAULT_MODEL
 from pipeline.models.expand import expand_models
 from pipeline.models.known import KnownModels
@@ -57,7 +57,7 @@ def evaluation_from_flags(
         models=models,
         split=split,
         predict=_predict_config(arguments),
-        progress=Progress.of(store),
+        progress=Progress.for_store(store),
         accept_new_weights="weights" in arguments.overwrite,
         weights=weights,
         groups=arguments.gpus or 1,

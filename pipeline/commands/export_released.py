@@ -1,4 +1,7 @@
-"""`in9 export`: checks its flags, runs, says what came out."""
+"""`in9 export`: checks its flags, runs, says what came out.
+
+`in9 export --images`: a figure of some images in all their versions.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,21 @@ import dataclasses
 import os
 import time
 
-from pipeline.commands.export_figure import export_figure
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import selected_rows
 from pipeline.dataset.latest import reading_store
 from pipeline.dataset.manifest import MANIFEST
-from pipeline.errors import UsageError
-from pipeline.released.export import EXPORT_FOLDER, Exporting, export_split
+from pipeline.errors import JobError, UsageError
+from pipeline.released.export import EXPORT_FOLDER, ExportPlan, export_split
 from pipeline.released.names import class_folder, find_clashes
-from pipeline.runtime.here import working_here
+from pipeline.report.latex import PAPER_NAMES
+from pipeline.report.pictures import find_samples
+from pipeline.runtime.local_loop import run_locally
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.runtime.progress import Progress
 from pipeline.storage.files import is_below
 from pipeline.storage.store import Store
+from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.variants import is_picture
 
 
@@ -38,12 +43,12 @@ def run_export(arguments: argparse.Namespace) -> int:
     target = Store.at(arguments.to)
     _check(dataset, target)
     selected = selected_rows(dataset, arguments.split)
-    exporting = Exporting(
+    exporting = ExportPlan(
         dataset=dataset,
         split=arguments.split,
         target=target,
         clashes=find_clashes((row["key"], row["wnid"]) for row in selected),
-        progress=Progress.of(target),
+        progress=Progress.for_store(target),
     )
     # The first thing that is written: a run that is killed at once has left an export.
     target.update(f"{EXPORT_FOLDER}/mark", b"export\n")
@@ -51,7 +56,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         mine.remove_temporary()
         pictures = len(selected) * len(dataset.variants)
         started = time.monotonic()
-        with working_here(exporting.progress, target.log(f"export-{os.getpid()}")):
+        with run_locally(exporting.progress, target.log(f"export-{os.getpid()}")):
             exporting.progress.note_total("export", arguments.split, pictures)
             exported, removed = export_split(dataclasses.replace(exporting, target=mine))
         seconds = time.monotonic() - started
@@ -106,3 +111,37 @@ def _notes(dataset: Dataset, labels: set[int], is_remote: bool) -> list[str]:
     if dataset.manifest.config.compose.encoding == "png" and pictures:
         notes.append("the .JPEG files hold PNG, as the dataset does: readers go by the content")
     return notes
+
+
+def export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str) -> None:
+    """Writes the figure.
+
+    Args:
+      dataset: the dataset.
+      split: that the images are of.
+      keys: of the images, a row each.
+      path: of the file, whose ending says what it becomes.
+
+    Raises:
+      UsageError: an image that has no versions, or a file of another kind.
+      JobError: a picture is broken.
+    """
+    from pipeline.report.figures.versions import KINDS, versions_figure
+
+    folder, name = os.path.split(path)
+    kind = name.rpartition(".")[2].lower().replace("jpeg", "jpg")
+    if kind not in KINDS:
+        raise UsageError(f"--to {path}: with --images, a file that ends in .{', .'.join(KINDS)}")
+    target = Store.at(folder or ".")
+    variants = dataset.picture_variants
+    found = {name: find_samples(dataset, split, name, keys) for name in variants}
+    for key in keys:
+        if key not in found[variants[0]]:
+            raise UsageError(f"--images {key}: the dataset's {split} has no versions of it")
+    try:
+        rows = [[decode_image(found[variant][key].image) for variant in variants] for key in keys]
+    except (UndecodableError, TooManyPixelsError) as error:
+        raise JobError(f"a stored picture is broken ({error}); see: in9 verify") from error
+    heads = [PAPER_NAMES.get(variant, variant) for variant in variants]
+    target.write(name, versions_figure(heads, rows, kind))
+    print(f"figure: {target.path(name)}")

@@ -21,11 +21,11 @@ from pipeline.errors import UsageError
 from pipeline.generate.commit import STAGING, commit
 from pipeline.jobs.closing_words import describe_images
 from pipeline.released.archive import IMPORT_FOLDER, is_packed, list_files
-from pipeline.released.examine import Importing, examine_shard
-from pipeline.released.listing import Released, read_listing
-from pipeline.released.pool import BackgroundPool
-from pipeline.released.write import ShardWriter, mixed_variants
-from pipeline.runtime.here import each_shard, working_here
+from pipeline.released.archive_listing import ReleasedArchive, read_listing
+from pipeline.released.examine import ImportPlan, examine_shard
+from pipeline.released.recover import BackgroundPool
+from pipeline.released.write_shards import ShardWriter, mixed_variants
+from pipeline.runtime.local_loop import each_shard, run_locally
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.runtime.progress import Progress
 from pipeline.storage.files import absolute, is_below
@@ -76,7 +76,7 @@ def _check(store: Store, source: str) -> None:
         )
 
 
-def _listing(arguments: argparse.Namespace, source: str, store: Store) -> Released:
+def _listing(arguments: argparse.Namespace, source: str, store: Store) -> ReleasedArchive:
     return read_listing(
         source,
         list_files(source, store),
@@ -87,7 +87,7 @@ def _listing(arguments: argparse.Namespace, source: str, store: Store) -> Releas
     )
 
 
-def _is_there(store: Store, released: Released) -> bool:
+def _is_there(store: Store, released: ReleasedArchive) -> bool:
     manifest = read_manifest(store)
     if manifest is None:
         return False
@@ -100,10 +100,10 @@ def _is_there(store: Store, released: Released) -> bool:
     )
 
 
-def _run(released: Released, store: Store) -> None:
+def _run(released: ReleasedArchive, store: Store) -> None:
     staging = Staging(store, f"{STAGING}/{released.config.fingerprint()}")
-    job = Importing(released.config, staging, imagenet9(), Progress.of(store))
-    with working_here(job.progress, store.log(f"import-{os.getpid()}")):
+    job = ImportPlan(released.config, staging, imagenet9(), Progress.for_store(store))
+    with run_locally(job.progress, store.log(f"import-{os.getpid()}")):
         for totals in {shard.totals.split: shard.totals for shard in released.shards}.values():
             for stage in ("examine", "import"):
                 job.progress.note_total(stage, totals.split, totals.listed)
@@ -111,7 +111,9 @@ def _run(released: Released, store: Store) -> None:
         written = []
         for split in job.config.split:
             of_split = [shard for shard in examined if shard.shard.totals.split == split]
-            written += each_shard(ShardWriter(job, BackgroundPool.of(of_split)).write, of_split)
+            written += each_shard(
+                ShardWriter(job, BackgroundPool.from_shards(of_split)).write, of_split
+            )
         commit(job.config, store, job.taxonomy, written)
     dataset = Dataset.open(store)
     note = {"listing": released.fingerprint, "dataset": dataset.manifest.fingerprint}
@@ -119,7 +121,7 @@ def _run(released: Released, store: Store) -> None:
     store.delete_all(path for path in list(store.walk(IMPORT_FOLDER)) if path.endswith(".tar"))
 
 
-def _say(store: Store, released: Released, is_new: bool, seconds: float) -> None:
+def _say(store: Store, released: ReleasedArchive, is_new: bool, seconds: float) -> None:
     dataset = Dataset.open(store)
     print("\n".join(describe_images(dataset.manifest)))
     for split in dataset.manifest.config.split:

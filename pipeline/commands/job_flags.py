@@ -12,17 +12,17 @@ from pipeline.dataset.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
 from pipeline.dataset.sample import sample_folder
 from pipeline.dataset.shards import DATA_FOLDERS
 from pipeline.errors import UsageError
-from pipeline.generate.job import Job
-from pipeline.generate.own_variants import versioned
+from pipeline.generate.custom_variants import versioned
+from pipeline.generate.job import GenerateJob
 from pipeline.generate.scenes import list_scenes
+from pipeline.inputs.image_manifest import is_coco_manifest, tells_splits
 from pipeline.inputs.key_lists import read_key_list
-from pipeline.inputs.layout import Layout, find_layout
-from pipeline.inputs.manifest import is_coco_manifest, tells_splits
+from pipeline.inputs.layout import SplitLayout, find_layout
 from pipeline.inputs.shapes import MANIFEST
 from pipeline.inputs.taxonomy_file import read_taxonomy
 from pipeline.runtime.progress import Progress
 from pipeline.segmenters import parameters_of
-from pipeline.segmenters.masks import check_coco, check_masks
+from pipeline.segmenters.given_masks import check_coco, check_masks
 from pipeline.storage.files import absolute, is_below
 from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
@@ -34,7 +34,7 @@ _INPUT = f"{WORK_FOLDER}/input.json"
 """Remembers the last --input, which is no part of the dataset: it may lie elsewhere next time."""
 
 
-def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
+def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
     """Makes the job of run and generate: checks flags against each other, the input and the output,
     and finds where the input lies.
 
@@ -68,12 +68,12 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> Job:
             _check_input(arguments.input, store)
         _check_config(manifest.config, config, arguments.overwrite)
     previous, stages = ({}, None) if manifest is None else (manifest.shards, manifest.stages)
-    return Job(
+    return GenerateJob(
         config=config,
         layouts=layouts,
         taxonomy=taxonomy or imagenet9(),
         store=store,
-        progress=Progress.of(store),
+        progress=Progress.for_store(store),
         previous=previous,
         reshard="shards" in arguments.overwrite,
         guarded=None if "rebuild" in arguments.overwrite else stages,
@@ -114,7 +114,7 @@ def _list_paths(arguments: argparse.Namespace) -> dict[str, str]:
     return {name: absolute(path) for name, path in given.items() if path}
 
 
-def _check_splits(layouts: Sequence[Layout]) -> None:
+def _check_splits(layouts: Sequence[SplitLayout]) -> None:
     """Refuses to take the same images of a manifest for several splits."""
     files = [layout.files for layout in layouts if layout.kind == MANIFEST]
     for one in set(files):
@@ -125,7 +125,7 @@ def _check_splits(layouts: Sequence[Layout]) -> None:
             )
 
 
-def _masks(arguments: argparse.Namespace, layouts: Sequence[Layout]) -> str | None:
+def _masks(arguments: argparse.Namespace, layouts: Sequence[SplitLayout]) -> str | None:
     """The absolute path that `--masks` names, None without it: a manifest may name masks itself."""
     takes = takes_masks(arguments.segmenter)
     if takes and arguments.masks is None and all(each.kind == MANIFEST for each in layouts):

@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 
-from pipeline.analyses.matrix.networks import NetworkTrainer
-from pipeline.analyses.matrix.plan import MatrixPlan, make_plan
-from pipeline.analyses.matrix.probes import ProbeTrainer
-from pipeline.analyses.matrix.run import Trainer, make_matrices
+from pipeline.analyses.matrix.matrix_plan import MatrixPlan, make_plan
+from pipeline.analyses.matrix.matrix_rows import Trainer, make_matrices
+from pipeline.analyses.matrix.row_trainers import NetworkTrainer, ProbeTrainer
 from pipeline.commands.training_flags import choose_device, default_workers
+from pipeline.dataset.card import notes_of
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import reading_store, writing_store
-from pipeline.dataset.notes import notes_of
 from pipeline.errors import UsageError
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.models.entries import DEFAULT_MODEL
@@ -25,15 +24,15 @@ from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import check_model
 from pipeline.models.stored_index import chosen_folder
 from pipeline.report import REPORT, write_report
-from pipeline.report.checklist import check_claims
+from pipeline.report.claims import check_claims
 from pipeline.report.evidence import gather
-from pipeline.report.matrix import describe_chance, describe_gaps
+from pipeline.report.matrix_panel import describe_chance, describe_gaps
 from pipeline.report.text_tables import aligned
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import duration
 from pipeline.training.features import Backbone
 from pipeline.training.network import check_architecture
-from pipeline.training.plan import TrainPlan
+from pipeline.training.train_plan import TrainPlan
 
 _QUESTIONS = (1, 4)
 """Of the source, which a matrix answers."""

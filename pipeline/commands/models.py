@@ -49,7 +49,7 @@ def run_models(arguments: argparse.Namespace) -> int:
 def _fetch(models: tuple[str, ...], to: str) -> int:
     for spec in models:
         check_model(spec)
-    folder = WeightsFolder.of(to)
+    folder = WeightsFolder.from_path(to)
     if folder.store.exists(""):
         raise UsageError(f"--to {folder.store.root} is not a folder")
     failed = []
@@ -116,5 +116,5 @@ def _list_sources(weights: str | None) -> None:
     print("names that match: in9 models list 'resnet*', in9 models list 'torchvision:*'")
     if weights:
         print(f"stored in {weights}")
-        for stored in WeightsFolder.of(weights).models().values():
+        for stored in WeightsFolder.from_path(weights).models().values():
             print(f"  {stored.name:<40} sha256 {stored.weights_sha256}")

@@ -13,7 +13,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout
 from pipeline.dataset.latest import writing_store
 from pipeline.errors import UsageError
-from pipeline.models.checkpoint import SUFFIX, read_about
+from pipeline.models.checkpoint import SUFFIX, read_metadata
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import check_model
 from pipeline.models.stored_index import chosen_folder
@@ -21,8 +21,8 @@ from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import duration
 from pipeline.training.features import Backbone
 from pipeline.training.penalty import describe_penalty
-from pipeline.training.plan import check_variant, choose_splits
-from pipeline.training.probe import ProbePlan, fit_variant
+from pipeline.training.probe_fit import ProbePlan, fit_variant
+from pipeline.training.train_plan import check_variant, choose_splits
 
 _OF_NETWORKS = (
     *("pretrained", "epochs", "batch_size", "lr", "weight_decay"),
@@ -65,7 +65,7 @@ def run_probe(arguments: argparse.Namespace) -> int:
     path = f"{arguments.variant}{SUFFIX}" if arguments.output else None
     found = fit_variant(backbone, plan, output, path)
     output.remove_temporary()
-    trained = read_about(found)
+    trained = read_metadata(found)
     if trained is not None:
         print(
             f"{len(trained.keys)} pictures of {arguments.variant} in {split}; "

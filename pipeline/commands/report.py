@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from pipeline.dataset.card import notes_of
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
-from pipeline.dataset.notes import notes_of
 from pipeline.errors import UsageError
-from pipeline.evaluate.power import describe_power
+from pipeline.evaluate.gap_power import describe_power
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.report import REPORT, write_report
 from pipeline.report.latex import GAP, HEADLINE

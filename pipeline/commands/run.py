@@ -23,20 +23,19 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import JobError, escaped
+from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.failures import read_failures, say_failures
-from pipeline.evaluate.plan import Evaluation
-from pipeline.evaluate.power import describe_power
-from pipeline.evaluate.results import display_name
+from pipeline.evaluate.gap_power import describe_power
+from pipeline.evaluate.result_files import display_name
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.work import Work
-from pipeline.generate.own_variants import own_names
+from pipeline.generate.custom_variants import custom_names
 from pipeline.jobs.closing_words import describe_dataset
-from pipeline.jobs.dry_run.report import dry_run
+from pipeline.jobs.dry_run.dry_run_report import dry_run
 from pipeline.jobs.fail_if import Condition, judge, parse_conditions
-from pipeline.jobs.last_run import Ending, say_summary
-from pipeline.jobs.main_job import MainJob
+from pipeline.jobs.finish_job import JobSummary, say_summary
+from pipeline.jobs.main_job import MainJob, TakeLock, check_unchanged, manifest_state
 from pipeline.jobs.publish import check_publishing, describe_published
-from pipeline.jobs.start import TakeLock, check_unchanged, manifest_state
 from pipeline.report import REPORT
 from pipeline.report.text_tables import accuracy_table
 from pipeline.runners.dataflow_submission import flags_of_workers, submission_from_flags
@@ -73,7 +72,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
         check_device(arguments)
     generates = arguments.command in ("run", "generate")
     if generates:
-        own = own_names(arguments.variants)
+        own = custom_names(arguments.variants)
         parse_conditions(getattr(arguments, "fail_if", None), own=own)
     flag = "output" if generates else "dataset"
     store = new_job(writing_store(flag, getattr(arguments, flag)))
@@ -96,10 +95,10 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
         # Before the job needs the room.
         remove_leftovers(store)
         manifest = read_manifest(store)
-        ending = Ending(
+        ending = JobSummary(
             command=arguments.command,
             store=store,
-            progress=Progress.of(store),
+            progress=Progress.for_store(store),
             before=manifest.fingerprint if manifest else None,
             evaluation=evaluation,
             conditions=conditions,

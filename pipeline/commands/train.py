@@ -10,17 +10,16 @@ from pipeline.commands.training_flags import choose_device, default_workers
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import reading_store, writing_store
 from pipeline.errors import UsageError
-from pipeline.models.checkpoint import read_about
+from pipeline.models.checkpoint import read_metadata
 from pipeline.models.stored_index import chosen_folder
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.runtime.progress import duration
 from pipeline.storage.store import WORK_FOLDER, Store
-from pipeline.training.log import LOG
-from pipeline.training.loop import MODEL, train
+from pipeline.training.loop import MODEL, STATE, train
 from pipeline.training.network import check_architecture
-from pipeline.training.plan import TrainPlan, check_variant, choose_splits
-from pipeline.training.probe import MODELS
-from pipeline.training.state import STATE
+from pipeline.training.probe_fit import MODELS
+from pipeline.training.train_plan import TrainPlan, check_variant, choose_splits
+from pipeline.training.training_log import LOG
 
 
 def plan_from_flags(arguments: argparse.Namespace, dataset: Dataset) -> TrainPlan:
@@ -60,7 +59,7 @@ def _check_output(store: Store) -> None:
     """Refuses to replace a model of somebody else's."""
     if store.exists(""):
         raise UsageError(f"--output {store.root} is not a folder")
-    is_ours = not store.exists(MODEL) or store.exists(STATE) or read_about(store.path(MODEL))
+    is_ours = not store.exists(MODEL) or store.exists(STATE) or read_metadata(store.path(MODEL))
     if not is_ours:
         raise UsageError(
             f"--output {store.root} holds a {MODEL} that was not trained here; choose another "

@@ -8,7 +8,7 @@ import sys
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import PUBLISH_LOCK, reading_store
 from pipeline.dataset.manifest import MANIFEST, read_manifest
-from pipeline.dataset.verify import verify
+from pipeline.dataset.verification import verify
 from pipeline.errors import JobError, UsageError
 from pipeline.runtime.lock import DATASET_LOCK, at_work
 from pipeline.storage.store import Store

@@ -6,24 +6,23 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.analyses.attack.plan import Attacking, open_grid
-from pipeline.analyses.attack.plan import check_variants as check_attacked
-from pipeline.analyses.attack.stage import TryBackgrounds
-from pipeline.analyses.attack.tables import read_attacks
-from pipeline.analyses.imagenet.folder import check_imagenet
-from pipeline.analyses.imagenet.results import describe_imagenet
-from pipeline.analyses.imagenet.stage import Classify
-from pipeline.analyses.saliency.plan import SaliencyPlan, shown_images
-from pipeline.analyses.saliency.plan import check_variants as check_explained
-from pipeline.analyses.saliency.results import read_saliency
-from pipeline.analyses.saliency.stage import Explain
+from pipeline.analyses.attack.attack_results import read_attacks
+from pipeline.analyses.attack.attack_work import AttackWork
+from pipeline.analyses.attack.grid import AttackPlan, open_grid
+from pipeline.analyses.attack.grid import check_variants as check_attacked
+from pipeline.analyses.imagenet.imagenet_folder import check_imagenet
+from pipeline.analyses.imagenet.imagenet_results import describe_imagenet
+from pipeline.analyses.imagenet.imagenet_work import ImageNetWork
+from pipeline.analyses.saliency.saliency_results import read_saliency
+from pipeline.analyses.saliency.saliency_work import SaliencyPlan, SaliencyWork, shown_images
+from pipeline.analyses.saliency.saliency_work import check_variants as check_explained
 from pipeline.commands.evaluation_flags import check_stored, evaluation_from_flags
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
+from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.evaluation_work import EvaluationWork
 from pipeline.evaluate.failures import read_failures
-from pipeline.evaluate.plan import Evaluation
-from pipeline.evaluate.stage import Predict
 from pipeline.evaluate.work import Work
 from pipeline.report.text_tables import attack_table, saliency_table
 from pipeline.storage.files import absolute
@@ -54,7 +53,7 @@ def works_from_flags(
     evaluation = evaluation_from_flags(arguments, store, config, taxonomy)
     works: list[Work] = []
     if command in ("run", "evaluate"):
-        works.append(Predict(evaluation, taxonomy))
+        works.append(EvaluationWork(evaluation, taxonomy))
         if arguments.imagenet:
             if config.taxonomy is not None:
                 raise UsageError(
@@ -62,7 +61,7 @@ def works_from_flags(
                     "its own"
                 )
             check_imagenet(arguments.imagenet)
-            works.append(Classify(evaluation, absolute(arguments.imagenet), taxonomy))
+            works.append(ImageNetWork(evaluation, absolute(arguments.imagenet), taxonomy))
     attacking = _attacking(arguments, evaluation)
     if attacking:
         check_stored(evaluation, "an attack composes the stored pixels and feeds them as they are")
@@ -70,24 +69,24 @@ def works_from_flags(
         if command == "attack":
             # Images may be missing, too.
             open_grid(Dataset.open(store), attacking)
-        works.append(TryBackgrounds(attacking, taxonomy))
+        works.append(AttackWork(attacking, taxonomy))
     plan = _saliency_plan(arguments, evaluation)
     if plan:
         check_stored(evaluation, "saliency is of the stored pixels, as they are")
         check_explained(config.compose.composed, plan.variant)
         if command == "saliency":
             shown_images(Dataset.open(store), plan)
-        works.append(Explain(plan, taxonomy))
+        works.append(SaliencyWork(plan, taxonomy))
     return tuple(works)
 
 
-def _attacking(arguments: argparse.Namespace, evaluation: Evaluation) -> Attacking | None:
+def _attacking(arguments: argparse.Namespace, evaluation: Evaluation) -> AttackPlan | None:
     """The attack that a command or --attack asks for."""
     if arguments.command == "attack":
         foregrounds, backgrounds = arguments.grid
-        return Attacking(evaluation, foregrounds, backgrounds, arguments.early_stop)
+        return AttackPlan(evaluation, foregrounds, backgrounds, arguments.early_stop)
     grid = getattr(arguments, "attack", None)
-    return Attacking(evaluation, *grid) if grid is not None else None
+    return AttackPlan(evaluation, *grid) if grid is not None else None
 
 
 def _saliency_plan(arguments: argparse.Namespace, evaluation: Evaluation) -> SaliencyPlan | None:

@@ -234,7 +234,7 @@ def read_webdataset(store: Store, path: str) -> Iterator[Sample]:
 
 def _content(size: int, file: IO[bytes]) -> bytes:
     if size > MAX_PICTURE_BYTES:
-        return Unread.of_size(size, MAX_PICTURE_BYTES)
+        return Unread.from_size(size, MAX_PICTURE_BYTES)
     return file.read()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.storage.store import Store
-from pipeline.storage.tar import TarWriter
+from pipeline.storage.tar_writer import TarWriter
 from transforms.codec import decode_image, decode_mask, encode_mask, encode_png
 from transforms.geometry import OutputBox
 from transforms.layers import Layer

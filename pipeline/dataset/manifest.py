@@ -107,14 +107,14 @@ class Manifest:
           ValueError: it is no manifest of this release; the message says why.
         """
         content = parse_json(data, dict[str, Any])
-        about = msgspec.convert(content, _About)
+        about = msgspec.convert(content, _FormatSchema)
         if (about.format, about.format_version) != (FORMAT, FORMAT_VERSION):
             raise ValueError(
                 f"format {about.format!r} version {about.format_version}, where this release "
                 f"reads {FORMAT!r} version {FORMAT_VERSION}; use the release that made it, or "
                 "another folder"
             )
-        stored = msgspec.convert(content, _Stored)
+        stored = msgspec.convert(content, _ManifestSchema)
         config = DatasetConfig.from_flags(stored.config)
         _check(stored, config)
         return cls(
@@ -133,13 +133,13 @@ class Manifest:
 
 
 @dataclasses.dataclass(frozen=True)
-class _About:
+class _FormatSchema:
     format: str
     format_version: int
 
 
 @dataclasses.dataclass(frozen=True)
-class _Stored:
+class _ManifestSchema:
     """The manifest file's types."""
 
     config: dict[str, Any]
@@ -155,7 +155,7 @@ class _Stored:
     backgrounds: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
-def _check(stored: _Stored, config: DatasetConfig) -> None:
+def _check(stored: _ManifestSchema, config: DatasetConfig) -> None:
     """Makes sure that a manifest's parts belong together. Raises ValueError."""
     check_data_paths(stored.files)
     splits = set(config.split)

@@ -131,7 +131,7 @@ def write_table(
     return FileDigest(path, file.size, file.sha256, table.num_rows)
 
 
-def read_about(store: Store, path: str) -> Record | None:
+def read_metadata(store: Store, path: str) -> Record | None:
     """A record by its metadata alone; None if there is none, or a damaged one.
 
     Raises:
@@ -190,7 +190,7 @@ class Staging:
           run staged without a record never count.
         """
         for path, places in ((self.staged(record), (self.staged, str)), (record, (str,))):
-            about = read_about(self.store, path)
+            about = read_metadata(self.store, path)
             if about is None or about.fingerprint != fingerprint:
                 continue
             where: dict[str, str] = {}

@@ -59,7 +59,7 @@ class ShardCounts:
             )
 
     @classmethod
-    def of(cls, images: int, images_per_shard: int) -> ShardCounts:
+    def for_images(cls, images: int, images_per_shard: int) -> ShardCounts:
         """Chooses the counts from the number of images alone, never from the workers.
 
         Args:

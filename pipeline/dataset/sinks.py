@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.dataset.records import Staging
 from pipeline.dataset.shards import parquet_file, webdataset_file
 from pipeline.storage.store import FileDigest, HashingFile, Store
-from pipeline.storage.tar import TarWriter
+from pipeline.storage.tar_writer import TarWriter
 
 ROW_GROUP_BYTES = 4 << 20
 """Bytes of pictures that a Parquet sink holds before it writes them as a row group."""

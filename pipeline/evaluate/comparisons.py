@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluate.contributions import Measured
-from pipeline.evaluate.results import display_name
-from transforms.multiple import holm
+from pipeline.evaluate.contributions import ModelContributions
+from pipeline.evaluate.result_files import display_name
+from transforms.intervals import holm
 from transforms.two_way import difference_interval, p_value, variance_of_sums
 
 COMPARISON_COLUMNS = (
@@ -26,7 +26,9 @@ BG-Gap (`bg_gap`, mean over replicates), a fraction, with its two-way 95 % inter
 foregrounds, or over their groups, and their backgrounds; `p_adjusted` by Holm over all pairs."""
 
 
-def compare_models(fingerprint: str, measured: Iterable[Measured]) -> Iterator[dict[str, Any]]:
+def compare_models(
+    fingerprint: str, measured: Iterable[ModelContributions]
+) -> Iterator[dict[str, Any]]:
     """Rows of comparisons.csv: every two models of a split, in order of their summaries, in what
     both have predictions of.
 
@@ -55,7 +57,7 @@ def compare_models(fingerprint: str, measured: Iterable[Measured]) -> Iterator[d
 
 
 def _differences(
-    part: Measured, rule: str, quantity: str
+    part: ModelContributions, rule: str, quantity: str
 ) -> dict[tuple[int, int], dict[str, float]]:
     """What is known of the difference of each two models that have predictions of a quantity, by
     their places."""

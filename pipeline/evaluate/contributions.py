@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.answers import Answers, Images, read_answers
-from pipeline.evaluate.predictions import evaluated_variants
-from pipeline.evaluate.results import tested_part
+from pipeline.evaluate.prediction_files import evaluated_variants
+from pipeline.evaluate.predictions import EvalImages, Predictions, read_predictions
+from pipeline.evaluate.result_files import tested_part
 from transforms.analysis import gap_contributions
 from transforms.scoring import LABEL_RULES
 from transforms.two_way import Floats, Roles
@@ -35,17 +35,17 @@ def gap_draws(variants: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]
     return draws.get("mixed_same", ()), draws.get("mixed_rand", ())
 
 
-def roles_of(answers: Answers, images: Images, variants: Iterable[str]) -> Roles:
+def roles_of(answers: Predictions, images: EvalImages, variants: Iterable[str]) -> Roles:
     """Roles in the pictures of some variants, one variant after the other: each is (n,)."""
     names = list(variants)
     foregrounds = np.tile(images.unit_numbers, len(names))
     if not any(name in answers.bg_units for name in names):
-        return Roles.of(foregrounds)
-    return Roles.of(foregrounds, np.concatenate([answers.bg_units[name] for name in names]))
+        return Roles.from_units(foregrounds)
+    return Roles.from_units(foregrounds, np.concatenate([answers.bg_units[name] for name in names]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Measured:
+class ModelContributions:
     """Models tested on the same images.
 
     Attributes:
@@ -56,11 +56,11 @@ class Measured:
       answers: what all models share of the pictures: their backgrounds.
     """
 
-    images: Images
+    images: EvalImages
     variants: tuple[str, ...]
     summaries: list[Mapping[str, Any]]
     correct: list[dict[str, dict[str, Correct]]]
-    answers: Answers
+    answers: Predictions
 
     @functools.cached_property
     def quantities(self) -> list[tuple[str, str]]:
@@ -105,20 +105,22 @@ class Measured:
         return places, np.asarray(figures), np.stack(parts) if parts else np.empty((0, 0))
 
 
-def read_measured(dataset: Dataset, summaries: Iterable[Mapping[str, Any]]) -> list[Measured]:
+def read_measured(
+    dataset: Dataset, summaries: Iterable[Mapping[str, Any]]
+) -> list[ModelContributions]:
     """Reads the predictions of models, those that were tested on the same images together."""
     by_part: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for summary in summaries:
         by_part.setdefault(tested_part(summary), []).append(summary)
     found = []
     for part, of_part in by_part.items():
-        images = Images.read(dataset, *part)
+        images = EvalImages.read(dataset, *part)
         if not len(images.keys):
             continue
         correct = []
-        shared = Answers(images.labels, {}, {}, {})
+        shared = Predictions(images.labels, {}, {}, {})
         for summary in of_part:
-            by_rule = read_answers(dataset, images, summary).by_rule
+            by_rule = read_predictions(dataset, images, summary).by_rule
             for of_rule in by_rule.values():
                 shared.bg_units.update(of_rule.bg_units)
             correct.append(
@@ -129,5 +131,5 @@ def read_measured(dataset: Dataset, summaries: Iterable[Mapping[str, Any]]) -> l
             )
         known = {name for of_model in correct for of_rule in of_model.values() for name in of_rule}
         variants = tuple(name for name in evaluated_variants(dataset) if name in known)
-        found.append(Measured(images, variants, of_part, correct, shared))
+        found.append(ModelContributions(images, variants, of_part, correct, shared))
     return found

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import JobError, escaped
-from pipeline.evaluate.results import read_result, result_folder, write_result
+from pipeline.evaluate.result_files import read_result, result_folder, write_result
 from pipeline.runtime.lock import TABLES_LOCK, held
 from pipeline.storage.store import Store
 

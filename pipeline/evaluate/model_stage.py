@@ -27,13 +27,13 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, ModelError
 from pipeline.evaluate.failures import FailedModel, note_failures
-from pipeline.evaluate.results import result_folder
-from pipeline.evaluate.work import Made, ModelWork, Work
+from pipeline.evaluate.result_files import result_folder
+from pipeline.evaluate.work import ModelWork, UnitOutput, Work
 from pipeline.models.known import KnownModels
 from pipeline.models.leakage import refuse_overlap
-from pipeline.runtime.counters import Tally, count, count_bytes, count_written, timed
+from pipeline.runtime.counters import UnitTally, count, count_bytes, count_written, timed
 from pipeline.runtime.lock import held, model_lock
-from pipeline.runtime.memory import keep_freed_memory
+from pipeline.runtime.machine import keep_freed_memory
 from pipeline.runtime.progress import Meter
 from pipeline.storage.store import FileDigest, Store
 
@@ -63,17 +63,17 @@ class BlockDone:
 
     Attributes:
       order: as of the block.
-      about: which model it is, JSON; None for one that the stage is not for.
+      metadata: which model it is, JSON; None for one that the stage is not for.
       units: numbers of its units.
     """
 
     order: int
-    about: str | None
+    metadata: str | None
     units: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class SummedUp:
+class ModelSummary:
     """A model of which all is said.
 
     Attributes:
@@ -102,15 +102,15 @@ class _Step(beam.DoFn):
             self._dataset = Dataset.open(self.work.evaluation.store)
         return self._dataset
 
-    def tally(self, block: Block, unit: int) -> Tally:
+    def tally(self, block: Block, unit: int) -> UnitTally:
         """What is counted of a unit."""
         progress, stage = self.work.evaluation.progress, self.work.stage
-        return Tally(progress, stage, f"{block.order}-{unit:05d}")
+        return UnitTally(progress, stage, f"{block.order}-{unit:05d}")
 
     def count_found(self, block: Block, of_model: ModelWork, units: Iterable[int]) -> None:
         """Counts units that are there, also where an earlier attempt of this job has made them."""
         progress, stage = self.work.evaluation.progress, self.work.stage
-        noted = set(progress.store.walk(Tally.folder(progress, stage)))
+        noted = set(progress.store.walk(UnitTally.folder(progress, stage)))
         for unit in units:
             tally = self.tally(block, unit)
             if tally.path in noted and tally.recall():
@@ -126,7 +126,7 @@ class _Step(beam.DoFn):
         return tuple(unit for unit in self.work.units(self.dataset()) if unit % groups == group)
 
 
-class Blocks(_Step):
+class MakeBlocks(_Step):
     """Dataset fingerprint -> Blocks, model after model."""
 
     def process(self, _: str) -> Iterator[Block]:
@@ -136,7 +136,7 @@ class Blocks(_Step):
                 yield Block(order, group)
 
 
-class Look(_Step):
+class FindDone(_Step):
     """Block -> a BlockDone if all of it is there, or a FailedModel; what is left goes to an output
     of its own."""
 
@@ -163,14 +163,14 @@ class Look(_Step):
         model = KnownModels(evaluation.store, evaluation.weights, work.taxonomy).recall(entry)
         if model is None:
             return None
-        about = work.describe(self.dataset(), model)
-        of_model = work.begin(self.dataset(), about)
+        metadata = work.describe(self.dataset(), model)
+        of_model = work.begin(self.dataset(), metadata)
         if of_model is None:
             return BlockDone(block.order, None, units)
         if not all(of_model.is_there(unit) for unit in units):
             return None
         self.count_found(block, of_model, units)
-        return BlockDone(block.order, json.dumps(about, sort_keys=True), units)
+        return BlockDone(block.order, json.dumps(metadata, sort_keys=True), units)
 
 
 class RunModels(_Step):
@@ -208,8 +208,8 @@ class RunModels(_Step):
         from pipeline.evaluate.resident import on_device
 
         work, evaluation = self.work, self.work.evaluation
-        about = work.describe(self.dataset(), model)
-        of_model = work.begin(self.dataset(), about)
+        metadata = work.describe(self.dataset(), model)
+        of_model = work.begin(self.dataset(), metadata)
         if of_model is None:
             self._note_done(block, units)
             return BlockDone(block.order, None, units)
@@ -223,7 +223,7 @@ class RunModels(_Step):
             if missing:
                 with on_device(model, evaluation, block.group) as predictor, timed(work.stage):
                     self._make(store, block, of_model, predictor, units, missing)
-        return BlockDone(block.order, json.dumps(about, sort_keys=True), units)
+        return BlockDone(block.order, json.dumps(metadata, sort_keys=True), units)
 
     def _make(
         self,
@@ -257,7 +257,7 @@ class RunModels(_Step):
             for tally in tallies.values():
                 tally.end()
 
-    def _tally_of_missing(self, block: Block, unit: int) -> Tally:
+    def _tally_of_missing(self, block: Block, unit: int) -> UnitTally:
         """What is counted of a unit of which an earlier attempt may have made a part."""
         tally = self.tally(block, unit)
         tally.recall()
@@ -284,7 +284,7 @@ class _Writer:
     def __enter__(self) -> _Writer:
         return self
 
-    def write(self, store: Store, of_model: ModelWork, made: Made) -> None:
+    def write(self, store: Store, of_model: ModelWork, made: UnitOutput) -> None:
         """Writes the file of a unit; errors come with the next call, or the end of the block."""
         self._finish()
         path, fingerprint = of_model.path(made.unit), of_model.fingerprint(made)
@@ -307,10 +307,10 @@ class _Writer:
             self._pool.shutdown()
 
 
-class SumUp(_Step):
+class SummarizeModel(_Step):
     """(a model's place, what its blocks have given) -> SummedUp, or a FailedModel."""
 
-    def process(self, element: tuple[int, Iterable[_Result]]) -> list[SummedUp | FailedModel]:
+    def process(self, element: tuple[int, Iterable[_Result]]) -> list[ModelSummary | FailedModel]:
         work, results = self.work, list(element[1])
         entry = work.evaluation.models[element[0]]
         failed = [result for result in results if isinstance(result, FailedModel)]
@@ -323,30 +323,30 @@ class SumUp(_Step):
                 f"{entry}: {work.stage} of {len(units)} of {len(work.units(self.dataset()))} parts "
                 "arrived. Run the same command again to go on"
             )
-        abouts = {one.about for one in done}
+        abouts = {one.metadata for one in done}
         if len(abouts) > 1:
             raise JobError(
                 f"{entry} has changed while it was run. Run the same command again to go on"
             )
         said = abouts.pop()
         if said is None:
-            return [SummedUp((entry,))]
+            return [ModelSummary((entry,))]
         with timed(work.stage):
-            about = json.loads(said)
-            work.sum_up(self.dataset(), about, entry)
-        return [SummedUp((entry, about["model"]))]
+            metadata = json.loads(said)
+            work.sum_up(self.dataset(), metadata, entry)
+        return [ModelSummary((entry, metadata["model"]))]
 
 
-class Finish(_Step):
+class FinishModels(_Step):
     """(dataset fingerprint, all of SumUp's results as a side input) -> the fingerprint, once.
 
     Notes which models failed."""
 
-    def process(self, dataset: str, results: Iterable[SummedUp | FailedModel]) -> list[str]:
+    def process(self, dataset: str, results: Iterable[ModelSummary | FailedModel]) -> list[str]:
         work, evaluation = self.work, self.work.evaluation
         results = list(results)
         failed = [result for result in results if isinstance(result, FailedModel)]
-        succeeded = [name for one in results if isinstance(one, SummedUp) for name in one.names]
+        succeeded = [name for one in results if isinstance(one, ModelSummary) for name in one.names]
         count(f"{work.stage}_failed", len(failed))
         failed.sort(key=lambda one: one.order)
         note_failures(evaluation.store, dataset, work.stage, evaluation.how, failed, succeeded)
@@ -368,12 +368,12 @@ class ModelStage(beam.PTransform):
 
     def expand(self, dataset: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
         work = self._work
-        look = beam.ParDo(Look(work)).with_output_types(_Result, left=Block)
+        look = beam.ParDo(FindDone(work)).with_output_types(_Result, left=Block)
         run = beam.ParDo(RunModels(work)).with_output_types(_Result)
         hints = dict(work.evaluation.hints)
         there, left = (
             dataset
-            | "Blocks" >> beam.ParDo(Blocks(work)).with_output_types(Block)
+            | "Blocks" >> beam.ParDo(MakeBlocks(work)).with_output_types(Block)
             | "Spread" >> beam.Reshuffle()
             | "Look" >> look.with_outputs("left", main="there")
         )
@@ -387,9 +387,10 @@ class ModelStage(beam.PTransform):
             | "Together" >> beam.Flatten()
             | "ByModel" >> beam.WithKeys(_order_of).with_output_types(tuple[int, _Result])
             | "GatherModel" >> beam.GroupByKey()
-            | "SumUp" >> beam.ParDo(SumUp(work)).with_output_types(SummedUp | FailedModel)
+            | "SumUp"
+            >> beam.ParDo(SummarizeModel(work)).with_output_types(ModelSummary | FailedModel)
         )
-        finish = beam.ParDo(Finish(work), results=beam.pvalue.AsList(summed_up))
+        finish = beam.ParDo(FinishModels(work), results=beam.pvalue.AsList(summed_up))
         return dataset | "Finish" >> finish.with_output_types(str)
 
 

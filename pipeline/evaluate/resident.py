@@ -12,16 +12,15 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from pipeline.errors import JobError, ModelError, UsageError
-from pipeline.evaluate.plan import Evaluation
-from pipeline.evaluate.results import read_results
+from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.result_files import read_results
 from pipeline.models.known import KnownModels
 from pipeline.models.loaded import LoadedModel, check_head
 from pipeline.models.pixel_cache import PixelCache
 from pipeline.models.predict import Predictor, device_of
 from pipeline.models.registry import load_model, source_of
 from pipeline.runtime.counters import count
-from pipeline.runtime.machine import usable_cores, usable_memory
-from pipeline.runtime.memory import give_back_freed_memory
+from pipeline.runtime.machine import give_back_freed_memory, usable_cores, usable_memory
 from transforms.taxonomy import Taxonomy
 
 _IN_MEMORY: Mapping[torch.device, threading.Semaphore] = collections.defaultdict(
@@ -117,8 +116,8 @@ def forget_pictures() -> None:
 
 
 def _check_weights(model: LoadedModel, evaluation: Evaluation) -> None:
-    for about in read_results(evaluation.store, "model", model.name):
-        known = about["weights_sha256"]
+    for metadata in read_results(evaluation.store, "model", model.name):
+        known = metadata["weights_sha256"]
         if known != model.weights_sha256:
             raise JobError(
                 f"the weights of {model.name} have changed since its results were made "

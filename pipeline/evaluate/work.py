@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import pyarrow as pa
 
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.records import read_about
-from pipeline.evaluate.plan import Evaluation, describe_model
-from pipeline.evaluate.predictions import About
+from pipeline.dataset.records import read_metadata
+from pipeline.evaluate.evaluation import Evaluation, describe_model
+from pipeline.evaluate.prediction_files import ModelMetadata
 from pipeline.models.identity import ModelIdentity
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
@@ -29,7 +29,7 @@ NoteDone = Callable[[int, int, int], None]
 last call, and how many are done, those included that were there."""
 
 
-class Made(NamedTuple):
+class UnitOutput(NamedTuple):
     """What was made of a unit, to be written to its file.
 
     Attributes:
@@ -63,17 +63,17 @@ class ModelWork(abc.ABC):
 
     def is_there(self, unit: int) -> bool:
         """Whether the file was made of the same, and need not be made again."""
-        about = read_about(self.store, self.path(unit))
-        return about is not None and about.fingerprint == self.checksum(unit)
+        metadata = read_metadata(self.store, self.path(unit))
+        return metadata is not None and metadata.fingerprint == self.checksum(unit)
 
-    def fingerprint(self, made: Made) -> str:
+    def fingerprint(self, made: UnitOutput) -> str:
         """What a file says that it was made of. One that is not whole is there for nobody."""
         return self.checksum(made.unit) if made.is_whole else ""
 
     @abc.abstractmethod
     def make(
         self, predictor: Predictor, units: Sequence[int], missing: Sequence[int], note: NoteDone
-    ) -> Generator[Made, None, None]:
+    ) -> Generator[UnitOutput, None, None]:
         """Makes what is missing.
 
         Args:
@@ -124,16 +124,16 @@ class Work(abc.ABC):
         return describe_model(model, self.evaluation, dataset)
 
     @abc.abstractmethod
-    def begin(self, dataset: Dataset, about: About) -> ModelWork | None:
+    def begin(self, dataset: Dataset, metadata: ModelMetadata) -> ModelWork | None:
         """What is done with a model; None for one that the stage is not for."""
 
     @abc.abstractmethod
-    def sum_up(self, dataset: Dataset, about: About, entry: str) -> None:
+    def sum_up(self, dataset: Dataset, metadata: ModelMetadata, entry: str) -> None:
         """Writes what is said of a model, all of whose units are there, and removes what it is
         not made of.
 
         Args:
           dataset: that it was run on.
-          about: the model.
+          metadata: the model.
           entry: of `--models`.
         """

@@ -7,12 +7,15 @@ Move puts files in place, on as many workers as there are, since on object stora
 copy; Finish looks whether all of them are there, and writes the manifest. Each can be repeated at
 any point, after what came next as well: what has been done already stays done, and nothing is
 removed before everything new is known to be complete.
+
+Totals: what all shards of a dataset add up to, taken one at a time, in any order.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -20,16 +23,25 @@ import apache_beam as beam
 
 from pipeline.dataset.card import card_files
 from pipeline.dataset.config import DatasetConfig
-from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST, Manifest, read_manifest
+from pipeline.dataset.fingerprints import COMPOSE_VERSION, fingerprint
+from pipeline.dataset.manifest import (
+    MANIFEST,
+    PREVIOUS_MANIFEST,
+    Manifest,
+    library_versions,
+    read_manifest,
+    stage_versions,
+)
+from pipeline.dataset.records import ACCEPTED, Record
 from pipeline.dataset.shards import CARD_FILES, DATA_FOLDERS
 from pipeline.errors import JobError
-from pipeline.generate.shards import OutputShard, SourceShard
-from pipeline.generate.totals import Moves, add_up
+from pipeline.generate.scenes import SceneTable
+from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
 from pipeline.inputs.checksums import Checksums
 from pipeline.runtime.counters import count, timed
 from pipeline.runtime.lock import held, of_job
-from pipeline.storage.store import WORK_FOLDER, Store
-from transforms.taxonomy import Taxonomy
+from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
+from transforms.taxonomy import Taxonomy, imagenet9
 
 STAGING = f"{WORK_FOLDER}/staging"
 PREPARED_MANIFEST = f"{STAGING}/manifest.json"
@@ -59,15 +71,16 @@ class Commit(beam.PTransform):
             shards
             | "Together" >> beam.WithKeys(None)
             | "Gather" >> beam.GroupByKey()
-            | "Prepare" >> beam.ParDo(Prepare(self._config, self._store, self._taxonomy))
+            | "Prepare" >> beam.ParDo(PrepareCommit(self._config, self._store, self._taxonomy))
             | "SpreadMoves" >> beam.Reshuffle()
-            | "Move" >> beam.ParDo(Move(self._store))
+            | "Move" >> beam.ParDo(MoveFiles(self._store))
             | "AllMoved" >> beam.GroupByKey()
-            | "Finish" >> beam.ParDo(Finish(self._store, self._taxonomy)).with_output_types(str)
+            | "Finish"
+            >> beam.ParDo(FinishCommit(self._store, self._taxonomy)).with_output_types(str)
         )
 
 
-class Prepare(beam.DoFn):
+class PrepareCommit(beam.DoFn):
     """(None, all shards) -> (the dataset's fingerprint, files to move): at least one."""
 
     def __init__(self, config: DatasetConfig, store: Store, taxonomy: Taxonomy) -> None:
@@ -84,7 +97,7 @@ class Prepare(beam.DoFn):
         return [(fingerprint, some) for some in _in_parts(moves)] or [(fingerprint, [])]
 
 
-class Move(beam.DoFn):
+class MoveFiles(beam.DoFn):
     """(the dataset's fingerprint, files to move) -> (the same, their number)."""
 
     def __init__(self, store: Store) -> None:
@@ -97,7 +110,7 @@ class Move(beam.DoFn):
         return [(fingerprint, len(moves))]
 
 
-class Finish(beam.DoFn):
+class FinishCommit(beam.DoFn):
     """(the dataset's fingerprint, anything) -> the fingerprint."""
 
     def __init__(self, store: Store, taxonomy: Taxonomy) -> None:
@@ -284,3 +297,127 @@ def _remove_obsolete(store: Store, manifest: Manifest) -> None:
         there = list(store.walk(folder))
         store.delete_all(path for path in there if path not in wanted)
         store.prune(folder)
+
+
+Moves = list[tuple[str, str]]
+"""Files to move, (where one lies, final path)."""
+
+
+@dataclasses.dataclass
+class _Split:
+    """What has arrived of a split."""
+
+    totals: SplitTotals
+    sources: list[int] = dataclasses.field(default_factory=list)
+    segmented: int = 0
+    outputs: list[int] = dataclasses.field(default_factory=list)
+    images: int = 0
+    statuses: Counter[str] = dataclasses.field(default_factory=Counter)
+    selected: Counter[int] = dataclasses.field(default_factory=Counter)
+    of_sample: int = 0
+
+    def add(self, shard: SourceShard | OutputShard) -> None:
+        """Adds a shard."""
+        if isinstance(shard, SourceShard):
+            self.sources.append(shard.shard)
+            self.segmented += shard.segmented
+            return
+        self.outputs.append(shard.shard)
+        self.images += shard.images
+        self.statuses.update(shard.statuses)
+        self.selected.update(shard.selected)
+        self.of_sample += shard.of_sample
+
+
+def add_up(
+    config: DatasetConfig, shards: Iterable[SourceShard | OutputShard], taxonomy: Taxonomy
+) -> tuple[Manifest, list[Moves]]:
+    """Adds up the shards of all splits: source shards as they were segmented, where the dataset
+    has any, and output shards as they were composed.
+
+    Returns:
+      (manifest without the dataset card's files, what is to be moved of each shard, its record as
+      the last).
+
+    Raises:
+      JobError: a split, a shard or an image is missing.
+    """
+    found: dict[str, _Split] = {}
+    fingerprints: list[list[str | int]] = []
+    files: list[FileDigest] = []
+    moves: list[Moves] = []
+    scenes: SceneTable | None = None
+
+    def add_files(record: Record) -> None:
+        files.extend(file for file in record.files if not _is_dropped(config, file.path))
+        left = [
+            (source, target)
+            for target, source in record.where.items()
+            if source != target and not _is_dropped(config, target)
+        ]
+        if left:
+            moves.append(left)
+
+    for shard in shards:
+        totals = shard.totals
+        found.setdefault(totals.split, _Split(totals)).add(shard)
+        add_files(shard.record)
+        if isinstance(shard, OutputShard):
+            fingerprints.append([totals.split, shard.shard, shard.record.fingerprint])
+            scenes = scenes or shard.scenes
+    if scenes is not None:
+        add_files(scenes.record)
+    counts, images, rejections, samples = {}, {}, {}, {}
+    for split in config.split:
+        if split not in found:
+            raise JobError(f"{split}: no shard arrived. Run the same command again to go on")
+        of_split = found[split]
+        _check_split(config, of_split)
+        per_class = {name: of_split.selected[n] for n, name in enumerate(taxonomy.names)}
+        counts[split] = of_split.totals.counts
+        images[split] = _images(config, of_split)
+        rejections[split] = {
+            status: n for status, n in sorted(of_split.statuses.items()) if status != ACCEPTED
+        }
+        samples[split] = dict.fromkeys(config.compose.composed, per_class)
+    manifest = Manifest(
+        config=config,
+        fingerprint=fingerprint(config.fingerprint(), COMPOSE_VERSION, sorted(fingerprints)),
+        libraries=library_versions(),
+        shards=counts,
+        images=images,
+        rejections=rejections,
+        samples=samples,
+        files=tuple(sorted(files, key=lambda file: file.path)),
+        stages=stage_versions(config),
+        taxonomy=None if taxonomy == imagenet9() else taxonomy,
+        backgrounds={} if scenes is None else dict(scenes.statuses),
+    )
+    return manifest, moves
+
+
+def _check_split(config: DatasetConfig, found: _Split) -> None:
+    """Raises JobError if shards or images of a split were lost or repeated on the way."""
+    totals = found.totals
+    if not config.is_imported:
+        totals.check_complete(sorted(found.sources), totals.counts.source, found.segmented)
+    totals.check_complete(sorted(found.outputs), totals.counts.output, found.images)
+
+
+def _images(config: DatasetConfig, found: _Split) -> dict[str, int]:
+    """What the manifest says of a split's images."""
+    statuses, totals = found.statuses, found.totals
+    return {
+        "listed": totals.listed,
+        **({"objects": statuses.total()} if config.segment.objects == "each" else {}),
+        "outside_taxonomy": totals.outside,
+        "other_files": totals.other_files,
+        "accepted": statuses[ACCEPTED],
+        "rejected": statuses.total() - statuses[ACCEPTED],
+        "selected": found.selected.total(),
+        **({"of_sample": found.of_sample} if found.of_sample else {}),
+    }
+
+
+def _is_dropped(config: DatasetConfig, path: str) -> bool:
+    return config.layers == "drop" and path.startswith("layers/") and path.endswith(".tar")

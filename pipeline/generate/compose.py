@@ -23,12 +23,12 @@ from pipeline.dataset.records import (
 )
 from pipeline.dataset.shards import bucket_hash, index_file
 from pipeline.dataset.sinks import Sample, digests_of, open_sinks, sample_schema
+from pipeline.generate.custom_variants import find_variants
 from pipeline.generate.layer_source import Backgrounds, LayerSource
-from pipeline.generate.own_variants import find_variants
 from pipeline.generate.plan import Plan, load_plan
 from pipeline.generate.scenes import DrawnScenes
-from pipeline.generate.shards import OutputShard
-from pipeline.runtime.counters import Tally, count_shard, timed
+from pipeline.generate.shard_elements import OutputShard
+from pipeline.runtime.counters import UnitTally, count_shard, timed
 from pipeline.runtime.progress import Meter, Progress
 from pipeline.storage.store import FileDigest
 from transforms.codec import encode_jpeg, encode_png
@@ -211,7 +211,7 @@ class ComposeShard(beam.DoFn):
         found = self._staging.find(index, checksum)
         name = f"{output.totals.split}-{output.shard:05d}"
         meter = Meter(self._progress, "compose", name)
-        tally = Tally(self._progress, "compose", name)
+        tally = UnitTally(self._progress, "compose", name)
         if found is None:
             is_new = True
             found = self._make(output, drawn, rows, index, checksum, meter, tally)
@@ -232,7 +232,7 @@ class ComposeShard(beam.DoFn):
         index: str,
         checksum: str,
         meter: Meter,
-        tally: Tally,
+        tally: UnitTally,
     ) -> Record:
         """Writes the shard's variants, and then its index."""
         files = self._files.write(output, drawn, rows, meter)

@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.errors import JobError, escaped
-from pipeline.inputs.checksums import Content, Known
-from pipeline.inputs.found import SourceImage
-from pipeline.inputs.place import read_place, shown
+from pipeline.inputs.checksums import Content, KnownContent
+from pipeline.inputs.location import read_location, shown
+from pipeline.inputs.source_images import SourceImage
 from pipeline.segmenters import find_segmenter
 from transforms.annotations import AnnotationError, parse_annotation, write_annotation
 from transforms.codec import TooManyPixelsError, UndecodableError, open_picture
+from transforms.cropping import CroppedImage, crop_whole
 from transforms.cutting import Cut, cut_objects
 from transforms.filters import Reason, is_valid_key
 from transforms.segmentation import Segmenter
-from transforms.whole import Whole, crop_whole
 
 
 def contents_of(image: SourceImage) -> tuple[Content, Content | None, Content | None]:
@@ -33,7 +33,7 @@ def contents_of(image: SourceImage) -> tuple[Content, Content | None, Content | 
 
 
 def source_digest(
-    image: SourceImage, config: SegmentConfig, know: Callable[[Content], Known]
+    image: SourceImage, config: SegmentConfig, know: Callable[[Content], KnownContent]
 ) -> str:
     """Identifies everything that an image's layer depends on: its key, what it holds, what its
     annotation says, its mask, and the configuration. Where it lies, and in what, is no part of it.
@@ -59,17 +59,17 @@ def source_digest(
 
 
 def known_digest(
-    image: SourceImage, config: SegmentConfig, known: Callable[[Content], Known | None]
+    image: SourceImage, config: SegmentConfig, known: Callable[[Content], KnownContent | None]
 ) -> str | None:
     """`source_digest` as far as it is known without reading: None if something is not."""
     found = {each: known(each) for each in contents_of(image) if each is not None}
     if None in found.values():
         return None
-    return source_digest(image, config, lambda content: found[content] or Known(""))
+    return source_digest(image, config, lambda content: found[content] or KnownContent(""))
 
 
 def by_content(
-    images: Sequence[SourceImage], know: Callable[[Content], Known]
+    images: Sequence[SourceImage], know: Callable[[Content], KnownContent]
 ) -> tuple[SourceImage, ...]:
     """The images of a shard, in order of their key; of several of one key, the one with the lowest
     MD5 (and class) comes first, wherever it lies."""
@@ -169,10 +169,10 @@ class SourceBytes:
     place: str = ""
 
     @classmethod
-    def of(
+    def read(
         cls,
         image: SourceImage,
-        read: Callable[[Content], bytes] = lambda content: read_place(content.place),
+        read: Callable[[Content], bytes] = lambda content: read_location(content.place),
     ) -> SourceBytes:
         """Reads an image with what belongs to it. Raises OSError."""
         picture, annotation, mask = (each and read(each) for each in contents_of(image))
@@ -183,9 +183,9 @@ class SourceBytes:
 def read_source(image: str, annotation: str | None, mask: str | None = None) -> SourceBytes:
     """Reads them, given by their places. Raises OSError."""
     return SourceBytes(
-        read_place(image),
-        None if annotation is None else read_place(annotation),
-        None if mask is None else read_place(mask),
+        read_location(image),
+        None if annotation is None else read_location(annotation),
+        None if mask is None else read_location(mask),
         place=image,
     )
 
@@ -214,7 +214,7 @@ def cut_source(source: SourceBytes, config: SegmentConfig) -> Iterator[Cut]:
         raise JobError(f"{shown(source.place)}: {error}") from error
 
 
-def crop_source(source: SourceBytes, config: SegmentConfig) -> Whole:
+def crop_source(source: SourceBytes, config: SegmentConfig) -> CroppedImage:
     """Resizes and crops a source image that is not cut apart. It raises nothing, either."""
     return crop_whole(
         source.image,

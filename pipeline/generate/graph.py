@@ -13,18 +13,18 @@ import apache_beam as beam
 
 from pipeline.generate.commit import Commit
 from pipeline.generate.compose import ComposeShard
-from pipeline.generate.job import Job
+from pipeline.generate.job import GenerateJob
 from pipeline.generate.list_split import ListSplits
 from pipeline.generate.plan import PlanSplit
 from pipeline.generate.segment import SegmentShard
-from pipeline.generate.shards import OutputShard, SourceShard
+from pipeline.generate.shard_elements import OutputShard, SourceShard
 
 
-class Generate(beam.PTransform):
+class GenerateDataset(beam.PTransform):
     """Makes what is missing of a dataset: PBegin, or one element that comes when work may
     begin -> the dataset's fingerprint, one element."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: GenerateJob) -> None:
         super().__init__()
         self._job = job
 

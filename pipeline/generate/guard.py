@@ -21,9 +21,9 @@ from pipeline.dataset.shards import layer_record
 from pipeline.errors import JobError
 from pipeline.generate.cut_source import contents_of, known_digest
 from pipeline.generate.previous_layers import find_layers
-from pipeline.generate.shards import SourceShard
+from pipeline.generate.shard_elements import SourceShard
 from pipeline.inputs.checksums import Checksums
-from pipeline.inputs.found import SourceImage
+from pipeline.inputs.source_images import SourceImage
 from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.state_files import read_intact
 
@@ -81,7 +81,7 @@ def _look(
     they were, and its files are not. An image that has changed in no way but how it is segmented
     counts as changed."""
     store, record = staging.store, layer_record(shard.totals.split, shard.shard)
-    checksums = Checksums.of_shard(store, shard.totals.split, shard.shard)
+    checksums = Checksums.for_shard(store, shard.totals.split, shard.shard)
     digests = [known_digest(image, config.segment, checksums.known) for image in shard.images]
     find = functools.partial(
         find_layers, staging, shard, config=config.segment, need_files=config.layers == "keep"

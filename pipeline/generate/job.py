@@ -11,7 +11,7 @@ from pipeline.dataset.shards import ShardCounts
 from pipeline.errors import UsageError
 from pipeline.generate.commit import STAGING
 from pipeline.inputs.key_lists import KeyList, KeyLists, read_key_list
-from pipeline.inputs.layout import Layout
+from pipeline.inputs.layout import SplitLayout
 from pipeline.runtime.lock import of_job
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
@@ -19,7 +19,7 @@ from transforms.taxonomy import Taxonomy
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class GenerateJob:
     """What to make, from what, into what.
 
     Attributes:
@@ -38,7 +38,7 @@ class Job:
     """
 
     config: DatasetConfig
-    layouts: tuple[Layout, ...]
+    layouts: tuple[SplitLayout, ...]
     taxonomy: Taxonomy
     store: Store
     progress: Progress

@@ -15,7 +15,7 @@ from pipeline.errors import JobError
 from pipeline.generate.cut_source import SourceBytes, crop_source, cut_source, read_source
 from pipeline.generate.plan import Plan
 from pipeline.generate.scenes import DrawnScenes
-from pipeline.inputs.place import reads_ahead, shown
+from pipeline.inputs.location import reads_ahead, shown
 from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.store import Store
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image

@@ -12,19 +12,21 @@ from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.shards import ShardCounts
 from pipeline.errors import UsageError
 from pipeline.generate.guard import check_rebuild
-from pipeline.generate.job import Job
-from pipeline.generate.shards import SourceShard, SplitTotals, make_shards
-from pipeline.inputs.found import Index, SourceImage
-from pipeline.inputs.layout import Layout
+from pipeline.generate.job import GenerateJob
+from pipeline.generate.shard_elements import SourceShard, SplitTotals, make_shards
+from pipeline.inputs.layout import SplitLayout
 from pipeline.inputs.listing import list_images
 from pipeline.inputs.shapes import MANIFEST
+from pipeline.inputs.source_images import FileIndex, SourceImage
 from pipeline.runtime.counters import timed
-from pipeline.segmenters.masks import index_masks, no_mask
+from pipeline.segmenters.given_masks import index_masks, no_mask
 from transforms.segmentation import takes_masks
 from transforms.taxonomy import Taxonomy, imagenet9
 
 
-def list_split(job: Job, layout: Layout) -> tuple[tuple[SourceImage, ...], SplitTotals]:
+def list_split(
+    job: GenerateJob, layout: SplitLayout
+) -> tuple[tuple[SourceImage, ...], SplitTotals]:
     """Lists the images of one of a job's splits and chooses its numbers of shards.
 
     Raises:
@@ -42,7 +44,7 @@ def list_split(job: Job, layout: Layout) -> tuple[tuple[SourceImage, ...], Split
     if masks is not None and not any(image.mask for image in images):
         raise no_mask(images[0], str(job.masks), layout.split, masks)
     _check_used(images, layout, segment)
-    counts = ShardCounts.of(len(images), job.config.images_per_shard)
+    counts = ShardCounts.for_images(len(images), job.config.images_per_shard)
     if layout.split in job.previous and not job.reshard:
         counts = job.previous[layout.split]
     outside, other_files = passed_over["outside"], passed_over["other_files"]
@@ -50,7 +52,7 @@ def list_split(job: Job, layout: Layout) -> tuple[tuple[SourceImage, ...], Split
 
 
 def _with_what_is_used(
-    image: SourceImage, config: SegmentConfig, masks: Index | None
+    image: SourceImage, config: SegmentConfig, masks: FileIndex | None
 ) -> SourceImage:
     """An image with its mask among those of `--masks`, and without what has nothing to tell: masks
     that the segmenter does not take, and boxes where images stay whole. So it is not looked at
@@ -65,7 +67,7 @@ def _with_what_is_used(
     return image if image.mask is None else replace(image, mask=None, mask_md5=None)
 
 
-def _check_used(images: Sequence[SourceImage], layout: Layout, config: SegmentConfig) -> None:
+def _check_used(images: Sequence[SourceImage], layout: SplitLayout, config: SegmentConfig) -> None:
     """Raises UsageError if no image has what it needs: a class, a mask or boxes."""
     if config.is_whole:
         if not any(image.wnid for image in images):
@@ -91,7 +93,9 @@ def _check_used(images: Sequence[SourceImage], layout: Layout, config: SegmentCo
         )
 
 
-def _no_images(passed_over: Mapping[str, int], layout: Layout, taxonomy: Taxonomy) -> UsageError:
+def _no_images(
+    passed_over: Mapping[str, int], layout: SplitLayout, taxonomy: Taxonomy
+) -> UsageError:
     """That a split has nothing to work on."""
     where = layout.files[0] if layout.kind == MANIFEST else layout.images
     counted = "{outside} images of other classes, {other_files} other files".format_map(passed_over)
@@ -108,7 +112,7 @@ class ListSplits(beam.DoFn):
     """Anything -> the SourceShards of all splits. Listing is one element's work, so that nothing
     is done before the guard has seen all."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: GenerateJob) -> None:
         self._job = job
 
     @timed("list")

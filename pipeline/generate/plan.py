@@ -25,7 +25,7 @@ from pipeline.dataset.config import ComposeConfig, SegmentConfig
 from pipeline.dataset.records import ACCEPTED, RECORD_SCHEMA, Staging
 from pipeline.errors import JobError
 from pipeline.generate.scenes import examine_scenes
-from pipeline.generate.shards import SOURCE_SCHEMA, OutputShard, SourceShard, unpack_sources
+from pipeline.generate.shard_elements import SOURCE_SCHEMA, OutputShard, SourceShard, unpack_sources
 from pipeline.runtime.counters import timed
 from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.state_files import parse_parquet, read_table
@@ -132,7 +132,7 @@ class Plan:
     config: ComposeConfig
 
     @classmethod
-    def of(cls, table: pa.Table, config: ComposeConfig) -> Plan:
+    def from_table(cls, table: pa.Table, config: ComposeConfig) -> Plan:
         """Builds the pool of a planned table.
 
         A worker holds some 50 bytes of each image beside the table: no text but the keys'.
@@ -140,7 +140,7 @@ class Plan:
         selected, by_key = table["selected"].to_numpy(), table["by_key"].to_numpy()
         rows = np.flatnonzero(selected)
         groups = "group_number" in table.column_names
-        pool = Pool.of_hashes(
+        pool = Pool.from_hashes(
             table["label"].to_numpy()[rows].astype(np.int64),
             table["hash"].to_numpy()[rows],
             groups=table["group_number"].to_numpy()[rows] if groups else None,
@@ -332,4 +332,4 @@ class PlanSplit(beam.DoFn):
 def load_plan(store: Store, path: str, config: ComposeConfig, digest: str) -> Plan:
     """Reads a plan once for each worker process; `digest` tells a rewritten file apart."""
     del digest
-    return Plan.of(read_table(store, path), config)
+    return Plan.from_table(read_table(store, path), config)

@@ -7,10 +7,10 @@ from typing import Any
 
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.layer_files import read_parts
-from pipeline.dataset.records import Record, Staging, read_about, read_rows, source_key
+from pipeline.dataset.records import Record, Staging, read_metadata, read_rows, source_key
 from pipeline.dataset.shards import ShardCounts, layer_record, layer_tar
 from pipeline.generate.cut_source import shard_fingerprint
-from pipeline.generate.shards import SourceShard
+from pipeline.generate.shard_elements import SourceShard
 from pipeline.storage.state_files import read_intact
 from pipeline.storage.store import Store
 from transforms.filters import Reason
@@ -77,7 +77,7 @@ class PreviousLayers:
         """Rows of a record whose files are all there. Whether a key is a duplicate depends
         on the other images, so such rows say nothing."""
         store, record = self._store, layer_record(self._split, shard)
-        about = read_about(store, record)
+        about = read_metadata(store, record)
         if about is None or any(store.size(file.path) != file.bytes for file in about.files):
             return {}
         found: dict[tuple[str, str], list[dict[str, Any]]] = {}

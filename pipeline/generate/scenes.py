@@ -24,13 +24,13 @@ from pipeline.dataset.records import (
     ACCEPTED,
     Record,
     Staging,
-    read_about,
+    read_metadata,
     read_rows,
 )
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.cut_source import SourceBytes, crop_source, printable
-from pipeline.inputs.found import IMAGE_SUFFIXES, is_hidden
-from pipeline.inputs.place import read_place
+from pipeline.inputs.location import read_location
+from pipeline.inputs.source_images import IMAGE_SUFFIXES, is_hidden
 from pipeline.storage.file_kind import FileInfo
 from pipeline.storage.files import files_of, is_remote, join, relative
 from pipeline.storage.parallel import read_ahead
@@ -131,7 +131,7 @@ def _path(listed: tuple[str, FileInfo]) -> str:
 @functools.lru_cache(maxsize=200_000)
 def _md5(info: FileInfo) -> str:
     """Read once for each state of a file: a launch looks at the folder several times."""
-    return hashlib.md5(read_place(info.path), usedforsecurity=False).hexdigest()
+    return hashlib.md5(read_location(info.path), usedforsecurity=False).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +174,7 @@ def examine_scenes(folder: str, about: str, config: SegmentConfig, staging: Stag
     found = staging.find(SCENES, checksum)
     if found is None:
         known: dict[str, dict[str, Any]] = {}
-        before = read_about(staging.store, SCENES)
+        before = read_metadata(staging.store, SCENES)
         if before is not None and before.fingerprint.startswith(way):
             known = {row["md5"]: row for row in read_rows(staging.store, SCENES)}
         table = pa.Table.from_pylist(list(_examined(scenes, config, known)), _SCHEMA)
@@ -201,7 +201,7 @@ def _examined(
 
     def read(scene: Scene) -> bytes | None:
         is_known = scene.md5 in known and known[scene.md5]["status"] in (ACCEPTED, *by_content)
-        return None if is_known else read_place(join(scenes.folder, scene.path))
+        return None if is_known else read_location(join(scenes.folder, scene.path))
 
     ahead = 16 if is_remote(scenes.folder) else 0
     for scene, data in read_ahead(read, scenes.files, ahead):
@@ -271,7 +271,7 @@ class DrawnScenes:
           OSError: it cannot be read.
         """
         path = join(self._folder, self._paths[position])
-        data = read_place(path)
+        data = read_location(path)
         picture = crop_source(SourceBytes(data, None), self._segment).image
         is_same = hashlib.md5(data, usedforsecurity=False).hexdigest() == self.md5s[position]
         if picture is None or not is_same:

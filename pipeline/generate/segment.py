@@ -41,20 +41,20 @@ from pipeline.generate.cut_source import (
     source_digest,
 )
 from pipeline.generate.previous_layers import PreviousLayers, find_layers
-from pipeline.generate.shards import SourceShard, pack_sources
+from pipeline.generate.shard_elements import SourceShard, pack_sources
 from pipeline.inputs.checksums import Checksums
-from pipeline.inputs.found import SourceImage
-from pipeline.inputs.place import reads_ahead
-from pipeline.runtime.counters import Tally, count_shard, timed
+from pipeline.inputs.location import reads_ahead
+from pipeline.inputs.source_images import SourceImage
+from pipeline.runtime.counters import UnitTally, count_shard, timed
 from pipeline.runtime.progress import Meter, Progress
 from pipeline.storage.parallel import read_ahead
 from pipeline.storage.state_files import read_intact, warn_damaged
 from pipeline.storage.store import FileDigest, HashingFile
-from pipeline.storage.tar import TarWriter
+from pipeline.storage.tar_writer import TarWriter
+from transforms.cropping import CroppedImage
 from transforms.cutting import Cut
 from transforms.filters import Reason, is_valid_key
 from transforms.taxonomy import OUTSIDE
-from transforms.whole import Whole
 
 
 class SegmentShard(beam.DoFn):
@@ -90,8 +90,8 @@ class SegmentShard(beam.DoFn):
     def process(self, shard: SourceShard) -> list[SourceShard]:
         split = shard.totals.split
         record = layer_record(split, shard.shard)
-        checksums = Checksums.of_shard(self._staging.store, split, shard.shard)
-        shard = dataclasses.replace(shard, images=by_content(shard.images, checksums.of))
+        checksums = Checksums.for_shard(self._staging.store, split, shard.shard)
+        shard = dataclasses.replace(shard, images=by_content(shard.images, checksums.identify))
         digests = self._digests(shard, record, checksums)
         found = find_layers(
             self._staging, shard, digests, self._config, need_files=self._layers == "keep"
@@ -99,7 +99,7 @@ class SegmentShard(beam.DoFn):
         rows = None if found is None else self._whole_rows(found, shard)
         name = f"{split}-{shard.shard:05d}"
         meter = Meter(self._progress, "segment", name)
-        tally = Tally(self._progress, "segment", name)
+        tally = UnitTally(self._progress, "segment", name)
         if found is None or rows is None:
             is_new = True
             found, rows = self._make(shard, digests, checksums, meter, tally)
@@ -136,7 +136,9 @@ class SegmentShard(beam.DoFn):
         known = [known_digest(image, self._config, checksums.known) for image in shard.images]
         records = (self._staging.staged(record), record)
         if None in known and any(map(self._staging.store.exists, records)):
-            return [source_digest(image, self._config, checksums.of) for image in shard.images]
+            return [
+                source_digest(image, self._config, checksums.identify) for image in shard.images
+            ]
         return known
 
     def _make(
@@ -145,7 +147,7 @@ class SegmentShard(beam.DoFn):
         digests: list[str | None],
         checksums: Checksums,
         meter: Meter,
-        tally: Tally,
+        tally: UnitTally,
     ) -> tuple[Record, list[dict[str, Any]]]:
         """Writes the layers and then the record; returns that, and its rows."""
         split = shard.totals.split
@@ -183,7 +185,7 @@ class SegmentShard(beam.DoFn):
         return self._staging.write(record, table, checksum, files), table.to_pylist()
 
     def _rows(
-        self, image: SourceImage, digest: str, md5: str, read: _Read, tally: Tally
+        self, image: SourceImage, digest: str, md5: str, read: _Read, tally: UnitTally
     ) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
         """The record rows of an image without offsets, each with its encoded layer if it was
         accepted: one row, or one for each object."""
@@ -242,7 +244,7 @@ class SegmentShard(beam.DoFn):
         return row, encode_layer(cut.layer)
 
 
-def _whole_columns(whole: Whole) -> dict[str, Any]:
+def _whole_columns(whole: CroppedImage) -> dict[str, Any]:
     """A row's columns of an image that has no layer: what there would be in it is made when
     it is composed, which takes no longer than storing it and reading it back."""
     return {
@@ -286,15 +288,15 @@ def _read(
     source: SourceBytes | None = None
     if digest is None:
         if rejected is None:
-            source = SourceBytes.of(image, checksums.read)
-        digest = source_digest(image, config, checksums.of)
-    md5 = checksums.of(contents_of(image)[0]).md5
+            source = SourceBytes.read(image, checksums.read)
+        digest = source_digest(image, config, checksums.identify)
+    md5 = checksums.identify(contents_of(image)[0]).md5
     if rejected is not None:
         return digest, md5, _Rejected(*rejected)
     kept = previous.find(image.key, digest)
     if kept:
         return digest, md5, _Kept(kept)
-    return digest, md5, source or SourceBytes.of(image)
+    return digest, md5, source or SourceBytes.read(image)
 
 
 def _sources(shard: SourceShard) -> dict[str, SourceImage]:

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, BinaryIO, cast
 
 from pipeline.errors import UsageError
-from pipeline.inputs.found import is_hidden
-from pipeline.inputs.place import part_of
+from pipeline.inputs.location import member_location
+from pipeline.inputs.source_images import is_hidden
 from pipeline.storage.files import files_of
 from transforms.limits import MAX_ANNOTATION_BYTES, MAX_PICTURE_BYTES, Unread
 
@@ -81,7 +81,7 @@ class Member:
     @property
     def place(self) -> str:
         """Where its content lies."""
-        return part_of(self.archive, self.offset, self.length)
+        return member_location(self.archive, self.offset, self.length)
 
 
 class _Window(io.RawIOBase):
@@ -258,7 +258,7 @@ def _read(
 ) -> bytes:
     """See `Reading`."""
     if info.size > limit:
-        return Unread.of_size(info.size, limit)
+        return Unread.from_size(info.size, limit)
     content = tar.extractfile(info)
     assert content is not None
     file.left = info.size

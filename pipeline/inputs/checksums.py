@@ -3,6 +3,11 @@
 It is remembered while size and modification time of the file stay; of an object, while its MD5 or
 generation does, which a listing tells. The memory lies beside the dataset, not in it: deleting it
 costs one more read of the input, and changes nothing.
+
+Stamps of files whose parts are images: a stamp changes when one of those does.
+
+In object storage a listing tells them, so that nobody has to ask for each image. On this machine
+size and time of the file serve (`pipeline.inputs.checksums`).
 """
 
 from __future__ import annotations
@@ -13,8 +18,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from pipeline.inputs.place import Place, read_place
-from pipeline.storage.files import files_of
+from pipeline.inputs.location import Location, read_location
+from pipeline.storage.file_kind import missing
+from pipeline.storage.files import files_of, is_remote
 from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 
@@ -38,14 +44,14 @@ class Content(NamedTuple):
     stamp: str | None = None
 
 
-class Known(NamedTuple):
+class KnownContent(NamedTuple):
     """What is known of content: its MD5, hexadecimal, and what `Content.tell` said of it."""
 
     md5: str
     about: str = ""
 
 
-class _Remembered(NamedTuple):
+class _RememberedFile(NamedTuple):
     """Size and stamp of a file when its content, or that of a part, was read."""
 
     size: int
@@ -65,11 +71,11 @@ class Checksums:
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
         self._path = f"{_FOLDER}/{name}.json"
-        self._old = read_json(store, self._path, dict[str, _Remembered]) or {}
-        self._new: dict[str, _Remembered] = {}
+        self._old = read_json(store, self._path, dict[str, _RememberedFile]) or {}
+        self._new: dict[str, _RememberedFile] = {}
 
     @classmethod
-    def of_shard(cls, store: Store, split: str, shard: int) -> Checksums:
+    def for_shard(cls, store: Store, split: str, shard: int) -> Checksums:
         """The memory of a source shard's files."""
         return cls(store, f"{split}-{shard:05d}")
 
@@ -86,20 +92,20 @@ class Checksums:
             if found and int(found["shard"]) >= shards.get(found["split"], 0):
                 store.delete(path)
 
-    def of(self, content: Content) -> Known:
+    def identify(self, content: Content) -> KnownContent:
         """What is known of content, which is read if it must be. Raises OSError if it cannot be."""
         known = self.known(content)
         return known or _look(content, self.read(content))
 
-    def known(self, content: Content) -> Known | None:
+    def known(self, content: Content) -> KnownContent | None:
         """What is known of content that is not read."""
-        taken = Place.of(content.place)
+        taken = Location.parse(content.place)
         if taken.text is not None:
-            return _look(content, read_place(content.place))
+            return _look(content, read_location(content.place))
         if content.md5 is not None and content.tell is None:
-            return Known(content.md5)
+            return KnownContent(content.md5)
         if content.place in self._new:
-            return Known(*self._new[content.place][2:])
+            return KnownContent(*self._new[content.place][2:])
         remembered = self._old.get(content.place)
         if content.stamp is None and content.md5 is None:
             info = files_of(taken.path).info(taken.path)
@@ -117,23 +123,23 @@ class Checksums:
         if remembered is None or not is_same:
             return None
         self._new[content.place] = remembered
-        return Known(remembered.md5, remembered.about)
+        return KnownContent(remembered.md5, remembered.about)
 
     def read(self, content: Content) -> bytes:
         """The bytes, of which all is known from then on. Raises OSError."""
-        taken = Place.of(content.place)
+        taken = Location.parse(content.place)
         # Looked at first: what changes meanwhile is read again the next time.
         info = None if taken.text is not None else files_of(taken.path).info(taken.path)
-        data = read_place(content.place)
+        data = read_location(content.place)
         if info is not None:
             stamp = content.stamp or info.identity
-            self._new[content.place] = _Remembered(info.size, stamp, *_look(content, data))
+            self._new[content.place] = _RememberedFile(info.size, stamp, *_look(content, data))
         return data
 
     def is_unlike(self, content: Content) -> bool:
         """Whether size and time of a file that is not `known` say that it has changed. Of one that
         lay in another folder, its size has to tell; of one that was never read, nothing does."""
-        path = Place.of(content.place).path
+        path = Location.parse(content.place).path
         info = files_of(path).info(path)
         if info is None or content.place in self._old:
             return True
@@ -146,11 +152,21 @@ class Checksums:
             self._store.write(self._path, json.dumps(self._new, sort_keys=True).encode())
 
 
-def _look(content: Content, data: bytes) -> Known:
+def _look(content: Content, data: bytes) -> KnownContent:
     md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    return Known(md5, content.tell(data) if content.tell else "")
+    return KnownContent(md5, content.tell(data) if content.tell else "")
 
 
 def _without_folder(place: str) -> str:
-    path = Place.of(place).path
+    path = Location.parse(place).path
     return place.removesuffix(path) + path.rpartition("/")[2]
+
+
+def stamp_of(path: str) -> str | None:
+    """Stamp of a file, None on this machine. Raises OSError."""
+    if not is_remote(path):
+        return None
+    info = files_of(path).info(path)
+    if info is None:
+        raise missing(path)
+    return info.md5 or f"{info.size}:{info.identity}"

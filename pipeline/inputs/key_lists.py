@@ -13,7 +13,7 @@ import hashlib
 import re
 
 from pipeline.errors import UsageError
-from pipeline.inputs.text import Lines
+from pipeline.inputs.text_lines import TextLines
 from pipeline.storage.files import files_of
 
 _SUFFIX = re.compile(r"\.(jpe?g|png|npy|xml)$", re.IGNORECASE)
@@ -83,7 +83,7 @@ def read_key_list(path: str, flag: str) -> KeyList:
     if files.info(path) is None:
         raise UsageError(f"{flag} {path} is no file that can be read")
     names: set[str] = set()
-    text = Lines(path, flag, errors="surrogateescape")
+    text = TextLines(path, flag, errors="surrogateescape")
     for lines in text:
         text.begin_row()
         if "\0" in lines:

@@ -15,9 +15,8 @@ from collections.abc import Sequence
 
 from pipeline.errors import UsageError
 from pipeline.inputs.archives import ARCHIVES
-from pipeline.inputs.folder import files_in
-from pipeline.inputs.found import IMAGE_SUFFIXES
-from pipeline.inputs.manifest import SUFFIXES, check_manifest
+from pipeline.inputs.image_folder import files_in
+from pipeline.inputs.image_manifest import SUFFIXES, check_manifest
 from pipeline.inputs.parquet import holds_pictures
 from pipeline.inputs.shapes import (
     FOLDER,
@@ -26,6 +25,7 @@ from pipeline.inputs.shapes import (
     find_shape,
     tells_boxes,
 )
+from pipeline.inputs.source_images import IMAGE_SUFFIXES
 from pipeline.storage.files import absolute, files_of, join, parent
 
 _IMAGE_TREES = ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC", "CLS-LOC")
@@ -39,7 +39,7 @@ _ANNOTATION_TREES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class SplitLayout:
     """Where one split's files lie.
 
     Attributes:
@@ -66,7 +66,7 @@ def find_layout(
     split: str,
     *,
     needs_boxes: bool = True,
-) -> Layout:
+) -> SplitLayout:
     """Finds a split's files.
 
     Args:
@@ -107,21 +107,21 @@ def find_layout(
     return dataclasses.replace(layout, annotations=found)
 
 
-def _find(root: str, split: str) -> Layout:
+def _find(root: str, split: str) -> SplitLayout:
     """Where the images lie, without annotations."""
     manifest = _find_manifest(root, split)
     if manifest is not None:
         check_manifest(manifest)
-        return Layout(split, parent(manifest), parent(manifest), None, MANIFEST, (manifest,))
+        return SplitLayout(split, parent(manifest), parent(manifest), None, MANIFEST, (manifest,))
     folder = _image_folder(root, split)
     if folder is not None and _has(folder, IMAGE_SUFFIXES):
-        return Layout(split, root, folder, None)
+        return SplitLayout(split, root, folder, None)
     kind, files = find_shape(root, split)
     if not files:
-        return Layout(split, root, find_images(root, split), None)
+        return SplitLayout(split, root, find_images(root, split), None)
     # What is named in the file system is where the files lie, not one of them.
     base = parent(root) if root == files[0] else root
-    return Layout(split, base, parent(files[0]), None, kind, files)
+    return SplitLayout(split, base, parent(files[0]), None, kind, files)
 
 
 def _find_manifest(root: str, split: str) -> str | None:
@@ -185,11 +185,11 @@ def find_annotations(root: str, images: str, split: str) -> str | None:
     return _find_annotations([root, parent(images), parent(root)], images, split)
 
 
-def _annotations_of(layout: Layout) -> str | None:
+def _annotations_of(layout: SplitLayout) -> str | None:
     return find_annotations(layout.root, layout.images, layout.split)
 
 
-def _named_annotations(named: str, layout: Layout) -> str | None:
+def _named_annotations(named: str, layout: SplitLayout) -> str | None:
     """The annotations that a user named."""
     files = files_of(named)
     if named.lower().endswith((*ARCHIVES, ".csv")) and files.info(named) is not None:

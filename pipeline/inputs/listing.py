@@ -11,15 +11,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline.inputs.annotations import annotated_wnid, index_annotations
-from pipeline.inputs.folder import files_in, images_in_folder
-from pipeline.inputs.found import IMAGE_SUFFIXES, SourceImage
+from pipeline.inputs.annotation_index import annotated_wnid, index_annotations
+from pipeline.inputs.image_folder import files_in, images_in_folder
+from pipeline.inputs.image_manifest import images_in_manifest
+from pipeline.inputs.imagenet_tars import images_in_tars
 from pipeline.inputs.key_lists import KeyLists
-from pipeline.inputs.layout import Layout
-from pipeline.inputs.manifest import images_in_manifest
+from pipeline.inputs.layout import SplitLayout
 from pipeline.inputs.parquet import images_in_parquet
 from pipeline.inputs.shapes import MANIFEST, PARQUET, TAR, WEBDATASET, names_of
-from pipeline.inputs.tars import images_in_tars
+from pipeline.inputs.source_images import IMAGE_SUFFIXES, SourceImage
 from pipeline.inputs.webdataset import images_in_shards
 from pipeline.storage.file_kind import missing
 from pipeline.storage.files import files_of
@@ -56,7 +56,7 @@ def image_classes(images: str, annotations: str | None) -> Iterator[tuple[str, i
 
 
 def list_images(
-    layout: Layout,
+    layout: SplitLayout,
     taxonomy: Taxonomy,
     limit: int | None = None,
     keys: KeyLists = KeyLists(),  # noqa: B008
@@ -111,7 +111,7 @@ def list_images(
     return tuple(images), passed_over
 
 
-def _images_in(layout: Layout, taxonomy: Taxonomy) -> Iterator[SourceImage | None]:
+def _images_in(layout: SplitLayout, taxonomy: Taxonomy) -> Iterator[SourceImage | None]:
     """The images of a split, in whatever shape, without label and without an annotation that lies
     elsewhere; None for each other file."""
     if layout.kind == TAR:

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from pipeline.errors import UsageError
-from pipeline.inputs.found import SourceImage, is_wnid, wnid_of_label
-from pipeline.inputs.place import open_parquet, row_of, rows_of
-from pipeline.inputs.stamps import stamp_of
+from pipeline.inputs.checksums import stamp_of
+from pipeline.inputs.location import open_parquet, row_location, rows_of
+from pipeline.inputs.source_images import SourceImage, is_wnid, wnid_of_label
 from pipeline.storage.files import relative
 from pipeline.storage.parallel import read_ahead
 from transforms.taxonomy import Taxonomy
@@ -80,7 +80,7 @@ def _list_file(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage]:
             images.append(
                 SourceImage(
                     key=_key(row["image"], name),
-                    path=row_of(path, group, number, "image.bytes"),
+                    path=row_location(path, group, number, "image.bytes"),
                     name=name,
                     wnid=wnid_of_label(label, taxonomy, name),
                     stamp=stamp,

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from pipeline.errors import UsageError
 from pipeline.inputs.archives import ARCHIVES, COMPRESSED, members
-from pipeline.inputs.found import IMAGE_SUFFIXES, is_hidden
+from pipeline.inputs.source_images import IMAGE_SUFFIXES, is_hidden
 from pipeline.inputs.webdataset import MARKS
 from pipeline.storage.files import files_of, join
 

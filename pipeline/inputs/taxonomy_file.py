@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from pipeline.errors import UsageError
-from pipeline.inputs.rows import Row, read_rows
+from pipeline.inputs.table_rows import TableRow, read_rows
 from pipeline.storage.files import absolute, files_of
 from transforms.taxonomy import MAX_LABELS, OUTSIDE, Taxonomy, imagenet9, imagenet_output
 from transforms.wordnet import wordnet_taxonomy
@@ -68,7 +68,7 @@ def _from_file(path: str) -> Taxonomy:
             f"{FLAG} {path}: expected the columns class and superclass and perhaps label, index "
             f"and name; it has {', '.join(given) or 'none'}"
         )
-    classes: dict[str, Row] = {}
+    classes: dict[str, TableRow] = {}
     for row in rows:
         name = row.text("class")
         if not name:
@@ -87,7 +87,7 @@ def _from_file(path: str) -> Taxonomy:
     )
 
 
-def _names(rows: Sequence[Row], superclasses: Sequence[str]) -> tuple[str, ...]:
+def _names(rows: Sequence[TableRow], superclasses: Sequence[str]) -> tuple[str, ...]:
     """Superclasses by label: in order of their first row, or as the column `label` says."""
     names = list(dict.fromkeys(name for name in superclasses if name))
     if not names:
@@ -114,10 +114,10 @@ def _names(rows: Sequence[Row], superclasses: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: labels[name]))
 
 
-def _outputs(rows: Sequence[Row], names: Sequence[str]) -> tuple[int, ...]:
+def _outputs(rows: Sequence[TableRow], names: Sequence[str]) -> tuple[int, ...]:
     """Index of each class among a model's outputs, by the column `index`; ImageNet's where that is
     empty."""
-    seen: dict[int, Row] = {}
+    seen: dict[int, TableRow] = {}
     for row in rows:
         known = None if row.text("index") else imagenet_output(row.text("class"))
         index = row.integer("index") if known is None else known

@@ -9,16 +9,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.inputs.annotations import annotation_of, annotation_of_xml
+from pipeline.inputs.annotation_index import annotation_of, annotation_of_xml
 from pipeline.inputs.archives import Member, Reading, members
-from pipeline.inputs.found import (
+from pipeline.inputs.checksums import stamp_of
+from pipeline.inputs.source_images import (
     IMAGE_SUFFIXES,
     SourceImage,
     is_hidden,
     is_wnid,
     wnid_of_label,
 )
-from pipeline.inputs.stamps import stamp_of
 from pipeline.storage.files import relative
 from pipeline.storage.parallel import read_ahead
 from transforms.annotations import AnnotationError, annotation_from

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from pipeline.dataset.card import notes_of
 from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.notes import notes_of
 from pipeline.generate.rejections import advice
 from pipeline.runtime.counters import bytes_written, stage_seconds
 from transforms.filters import Reason

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.evaluate.results import display_name
+from pipeline.evaluate.result_files import display_name
 from transforms.scoring import LABEL_RULES
 from transforms.variants import VARIANTS, base_of, is_picture
 
@@ -144,7 +144,7 @@ def parse_conditions(
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
+class ConditionResult:
     """A condition on a model.
 
     Attributes:
@@ -162,7 +162,7 @@ def judge(
     failed: Iterable[Mapping[str, Any]],
     entries: Iterable[str],
     how: Mapping[str, Any],
-) -> Iterator[Verdict]:
+) -> Iterator[ConditionResult]:
     """Tests conditions on the models of a job, not on others that the tables list.
 
     Args:
@@ -188,18 +188,20 @@ def judge(
         for condition in conditions:
             if entry in errors:
                 said = f"{display_name(errors[entry])} failed: {errors[entry]['error']}"
-                yield Verdict(None, f"--fail_if {condition.text} is not tested: {said}")
+                yield ConditionResult(None, f"--fail_if {condition.text} is not tested: {said}")
             elif not found:
-                yield Verdict(None, f"--fail_if {condition.text}: {entry} has no results")
+                yield ConditionResult(None, f"--fail_if {condition.text}: {entry} has no results")
             else:
                 yield from (_judge(condition, summary) for summary in found)
 
 
-def _judge(condition: Condition, summary: Mapping[str, Any]) -> Verdict:
+def _judge(condition: Condition, summary: Mapping[str, Any]) -> ConditionResult:
     name = display_name(summary)
     row = condition.row(summary)
     if row is None:
-        return Verdict(None, f"--fail_if {condition.text} is not tested: {name} saw no pictures")
+        return ConditionResult(
+            None, f"--fail_if {condition.text} is not tested: {name} saw no pictures"
+        )
     value = row["gap"] if condition.measure == GAP else row["accuracy"]
     interval_does = condition.holds(row["ci_low"]) and condition.holds(row["ci_high"])
     holds = interval_does and row["n"] >= MIN_IMAGES
@@ -212,4 +214,4 @@ def _judge(condition: Condition, summary: Mapping[str, Any]) -> Verdict:
         line += f"; on fewer than {MIN_IMAGES} images no condition does"
     elif condition.holds(value) and not holds:
         line += "; its interval reaches beyond the limit"
-    return Verdict(holds, line)
+    return ConditionResult(holds, line)

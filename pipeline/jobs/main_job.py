@@ -1,23 +1,32 @@
 """The graph of all commands that make or evaluate a dataset: what each needs of it, in one.
 
 (lock ->) generate -> stages that run models -> page (-> publish) -> end
+
+The step that publishes, once all else is there.
+
+The first step of a job that its launcher does not stay with: taking the dataset's lock.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import apache_beam as beam
 
+from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST
+from pipeline.errors import JobError
 from pipeline.evaluate.model_stage import ModelStage
 from pipeline.evaluate.work import Work
-from pipeline.generate.graph import Generate
-from pipeline.generate.job import Job
-from pipeline.jobs.last_run import End, Ending
-from pipeline.jobs.publish import Publishing
-from pipeline.jobs.publish_step import Publish
-from pipeline.jobs.start import TakeLock
-from pipeline.report.stage import WriteResults
+from pipeline.generate.graph import GenerateDataset
+from pipeline.generate.job import GenerateJob
+from pipeline.jobs.finish_job import FinishJob, JobSummary
+from pipeline.jobs.publish import PublishPlan, publish
+from pipeline.report.write_step import WriteResults
+from pipeline.runtime.counters import count, timed
+from pipeline.runtime.lock import DATASET_LOCK, Renewal, acquire, is_held, release
+from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
 
 
@@ -35,13 +44,13 @@ class MainJob:
       publishing: where it is published, if it is.
     """
 
-    ending: Ending
+    ending: JobSummary
     taxonomy: Taxonomy
     pictures: str
-    job: Job | None = None
+    job: GenerateJob | None = None
     works: tuple[Work, ...] = ()
     lock: TakeLock | None = None
-    publishing: Publishing | None = None
+    publishing: PublishPlan | None = None
 
     def build(self, pipeline: beam.Pipeline) -> None:
         """Adds all steps."""
@@ -53,7 +62,7 @@ class MainJob:
         it is not to be made; returns that, when all is done."""
         if self.lock:
             start = start | "TakeLock" >> beam.ParDo(self.lock)
-        dataset = start | "Generate" >> Generate(self.job) if self.job else start
+        dataset = start | "Generate" >> GenerateDataset(self.job) if self.job else start
         for work in self.works:
             dataset = dataset | type(work).__name__ >> ModelStage(work)
         store, runs_models = self.ending.store, bool(self.works)
@@ -61,9 +70,64 @@ class MainJob:
         dataset = dataset | "Report" >> _step(report)
         if self.publishing:
             dataset = dataset | "Publish" >> _step(Publish(self.publishing))
-        return dataset | "End" >> _step(End(self.ending))
+        return dataset | "End" >> _step(FinishJob(self.ending))
 
 
 def _step(step: beam.DoFn) -> beam.PTransform:
     """A step from the dataset's fingerprint to the same."""
     return beam.ParDo(step).with_output_types(str)
+
+
+class Publish(beam.DoFn):
+    """Dataset fingerprint -> the same, after `publish`."""
+
+    def __init__(self, publishing: PublishPlan) -> None:
+        self._publishing = publishing
+
+    @timed("publish")
+    def process(self, dataset: str) -> list[str]:
+        if publish(self._publishing):
+            count("versions_published")
+        return [dataset]
+
+
+def manifest_state(store: Store) -> list[str | None]:
+    """Tells one state of a dataset from another: identities of its manifests."""
+    infos = [store.files.info(store.path(name)) for name in (MANIFEST, PREVIOUS_MANIFEST)]
+    return [None if info is None else info.identity for info in infos]
+
+
+def check_unchanged(store: Store, seen: list[str | None]) -> None:
+    """Raises JobError if a dataset is in another state than the one that a job was made for."""
+    if manifest_state(store) != seen:
+        raise JobError(f"{store.root} has changed meanwhile. Run the same command again")
+
+
+class TakeLock(beam.DoFn):
+    """Anything -> the same, once the job holds the dataset's lock.
+
+    Args:
+      store: the dataset folder, for a job.
+      owner: the job, or the process that has built it.
+      seen: the `manifest_state` that the graph was built for.
+    """
+
+    def __init__(self, store: Store, owner: Mapping[str, Any], seen: list[str | None]) -> None:
+        self._store = store
+        self._owner = owner
+        self._seen = seen
+
+    def process(self, element: Any) -> Iterator[Any]:
+        # A runner that repeats this step may have changed the manifest in a later one.
+        store, job = self._store, self._store.job
+        if not is_held(store, DATASET_LOCK, job):
+            acquire(store, DATASET_LOCK, job, self._owner)
+            try:
+                check_unchanged(store, self._seen)
+            except JobError:
+                release(store, DATASET_LOCK, job)
+                raise
+        if "dataflow" not in self._owner:
+            # Of others, nobody can be asked whether they are over.
+            Renewal(store, DATASET_LOCK, job)
+        yield element

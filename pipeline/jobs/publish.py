@@ -23,9 +23,8 @@ from pipeline.dataset.latest import (
 from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST, read_manifest
 from pipeline.dataset.shards import DATA_FOLDERS
 from pipeline.errors import JobError, UsageError
-from pipeline.jobs.changes.describe import describe_changes
-from pipeline.jobs.changes.state import State
-from pipeline.jobs.changes.text import summary_of, to_markdown
+from pipeline.jobs.changes.describe import describe_changes, summary_of, to_markdown
+from pipeline.jobs.changes.images import State
 from pipeline.report import REPORT
 from pipeline.runtime.leftovers import remove_leftovers
 from pipeline.runtime.lock import held
@@ -39,7 +38,7 @@ _LOCK_SECONDS = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Publishing:
+class PublishPlan:
     """Where a dataset is published.
 
     Attributes:
@@ -53,13 +52,13 @@ class Publishing:
     keep: int | None = None
 
 
-def check_publishing(store: Store, directory: str | None, keep: int | None) -> Publishing | None:
+def check_publishing(store: Store, directory: str | None, keep: int | None) -> PublishPlan | None:
     """Checks `--publish` and `--keep`.
 
     Args:
       store: the dataset folder, which need not be there yet.
       directory: where it is published, None if it is not.
-      keep: as for `Publishing`.
+      keep: as for `PublishPlan`.
 
     Raises:
       UsageError: one of them cannot be.
@@ -83,10 +82,10 @@ def check_publishing(store: Store, directory: str | None, keep: int | None) -> P
     ):
         raise UsageError(f"--publish {place.root} holds a dataset; choose another folder")
     finished_versions(place)  # What latest.json says is refused now, or not at all.
-    return Publishing(store, place, keep)
+    return PublishPlan(store, place, keep)
 
 
-def publish(publishing: Publishing) -> bool:
+def publish(publishing: PublishPlan) -> bool:
     """Makes the dataset and its results, as they are, the newest version. Repeatable.
 
     Returns:
@@ -145,7 +144,9 @@ def _copy(store: Store, place: Store, name: str, before: str | None) -> None:
         old = place.below(before)
 
         def compare() -> str:
-            return to_markdown(describe_changes(State.of(Dataset.open(old)), State.of(dataset)))
+            return to_markdown(
+                describe_changes(State.from_dataset(Dataset.open(old)), State.from_dataset(dataset))
+            )
 
         # A version that was damaged is no reason not to publish the next one.
         text = read_intact(old, "", compare)

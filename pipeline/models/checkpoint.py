@@ -126,7 +126,7 @@ def save_checkpoint(
     return store.write(path, save(tensors, {_NOTE: note}))
 
 
-def read_about(path: str) -> TrainedOn | None:
+def read_metadata(path: str) -> TrainedOn | None:
     """What a checkpoint says of itself; reads no tensors.
 
     Args:
@@ -152,7 +152,9 @@ def read_about(path: str) -> TrainedOn | None:
         names = {field.name for field in dataclasses.fields(TrainedOn)} & note.keys()
         fields = {name: note[name] for name in names} | {
             "keys": tuple(keys.split("\n")) if keys else (),
-            "preprocessing": Preprocessing.of(note["preprocessing"], num_outputs=0, where=path),
+            "preprocessing": Preprocessing.from_settings(
+                note["preprocessing"], num_outputs=0, where=path
+            ),
         }
         trained = TrainedOn(**fields)
         if trained.keys_digest != note["keys_sha256"]:
@@ -162,14 +164,14 @@ def read_about(path: str) -> TrainedOn | None:
     return trained
 
 
-def about_of_entry(entry: str) -> TrainedOn | None:
-    """`read_about` of the file of an `ARCH=FILE` entry of `--models`; None for all others."""
+def metadata_of_entry(entry: str) -> TrainedOn | None:
+    """`read_metadata` of the file of an `ARCH=FILE` entry of `--models`; None for all others."""
     architecture, equals, path = entry.partition("=")
     if not equals or ":" in architecture or not path.endswith(SUFFIX):
         return None
     if files_of(path).info(path) is None:
         return None
-    return read_about(path)
+    return read_metadata(path)
 
 
 def _joined(keys: Iterable[str]) -> bytes:

@@ -123,7 +123,7 @@ class HuggingFace(Source):
             architecture=type(model).__name__,
             weights=f"{identifier}@{commit}" if commit else identifier,
             module=module,
-            preprocessing=Preprocessing.of(
+            preprocessing=Preprocessing.from_settings(
                 measured,
                 num_outputs=num_outputs,
                 where=f"{spec}: image processor",

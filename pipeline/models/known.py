@@ -89,7 +89,7 @@ def _commit(repository: str) -> str | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Remembered:
+class _RememberedModel:
     entry: str
     stamp: str
     origin: Origin
@@ -112,7 +112,7 @@ class KnownModels:
 
     def recall(self, entry: str) -> ModelIdentity | None:
         """What an entry means; None if that is not known without loading it."""
-        known = read_json(self.store, self._path(entry), _Remembered)
+        known = read_json(self.store, self._path(entry), _RememberedModel)
         if known is None or known.entry != entry:
             return None
         is_same = known.stamp == self._stamp(known.origin, known.identity)
@@ -129,7 +129,7 @@ class KnownModels:
         stamp = self._stamp(origin, identity) if origin else None
         if origin is None or stamp is None:
             return
-        known = _Remembered(entry, stamp, origin, identity)
+        known = _RememberedModel(entry, stamp, origin, identity)
         text = json.dumps(dataclasses.asdict(known), indent=1, sort_keys=True) + "\n"
         self.store.update(self._path(entry), text.encode())
 
@@ -147,7 +147,7 @@ class KnownModels:
         """The stamp of weights that the folder has; None if it has none of the name."""
         if self.weights is None:
             return None
-        folder = WeightsFolder.of(self.weights)
+        folder = WeightsFolder.from_path(self.weights)
         stored = folder.find(name)
         if stored is None:
             return None

@@ -9,11 +9,11 @@ from typing import Any
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows
 from pipeline.errors import ModelError, UsageError
-from pipeline.models.checkpoint import TrainedOn, about_of_entry
+from pipeline.models.checkpoint import TrainedOn, metadata_of_entry
 
 
 @dataclasses.dataclass(frozen=True)
-class Test:
+class EvalSubset:
     """What a model is tested on.
 
     Attributes:
@@ -41,7 +41,7 @@ class Test:
         Raises:
           UsageError: some images were trained on, and nobody has allowed it.
         """
-        trained = None if self.allow_overlap else about_of_entry(entry)
+        trained = None if self.allow_overlap else metadata_of_entry(entry)
         found = self.overlap(trained) if trained else 0
         if not trained or not found:
             return
@@ -53,23 +53,23 @@ class Test:
         )
 
 
-def refuse_overlap(entry: str, test: Test) -> None:
-    """`Test.check` where models are run. Raises ModelError."""
+def refuse_overlap(entry: str, test: EvalSubset) -> None:
+    """`EvalSubset.check` where models are run. Raises ModelError."""
     try:
         test.check(entry)
     except UsageError as error:
         raise ModelError(str(error)) from error
 
 
-def check_entries(entries: Iterable[str], test: Test) -> None:
-    """`Test.check` of several entries."""
+def check_entries(entries: Iterable[str], test: EvalSubset) -> None:
+    """`EvalSubset.check` of several entries."""
     for entry in entries:
         test.check(entry)
 
 
-def training_note(entry: str, test: Test) -> dict[str, Any]:
+def training_note(entry: str, test: EvalSubset) -> dict[str, Any]:
     """What results say of how a checkpoint was trained; empty for those that do not say."""
-    trained = about_of_entry(entry)
+    trained = metadata_of_entry(entry)
     if trained is None:
         return {}
     names = ("variant", "dataset", "split", "holdout", "method", "pretrained", "epochs", "seed")

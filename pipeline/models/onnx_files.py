@@ -72,7 +72,7 @@ class OnnxModule(torch.nn.Module):
         (given, *others) = self._session("cpu").get_inputs()
         if others:
             raise JobError(f"its graph has {len(others) + 1} inputs, not one")
-        return _Input.of(given)
+        return _Input.from_argument(given)
 
     def _session(self, device: str) -> Any:
         if device not in self._sessions:
@@ -134,7 +134,7 @@ class _Input:
     channels_last: bool
 
     @classmethod
-    def of(cls, given: Any) -> _Input:
+    def from_argument(cls, given: Any) -> _Input:
         shape = [axis if isinstance(axis, int) else None for axis in given.shape]
         if given.type not in _TYPES or len(shape) != 4 or 3 not in (shape[1], shape[3]):
             raise JobError(
@@ -202,7 +202,7 @@ class OnnxFiles(Source):
             architecture="onnx",
             weights=os.path.basename(path),
             module=module,
-            preprocessing=Preprocessing.of(
+            preprocessing=Preprocessing.from_settings(
                 given, num_outputs=num_outputs, where=_settings_file(path), taxonomy=taxonomy
             ),
             num_outputs=num_outputs,

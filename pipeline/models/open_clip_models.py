@@ -154,7 +154,7 @@ class OpenClip(Source):
             architecture=f"{_PREFIX}{architecture}",
             weights=os.path.basename(pretrained or architecture),
             module=module,
-            preprocessing=Preprocessing.of(
+            preprocessing=Preprocessing.from_settings(
                 given, num_outputs=num_outputs, where=spec, taxonomy=taxonomy
             ),
             num_outputs=num_outputs,

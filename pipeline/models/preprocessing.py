@@ -47,7 +47,7 @@ class Preprocessing:
     crop_mode: str
 
     @classmethod
-    def of(
+    def from_settings(
         cls,
         given: Mapping[str, Any],
         *,

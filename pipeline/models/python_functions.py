@@ -11,7 +11,7 @@ from pipeline.errors import JobError, UsageError, in_short
 from pipeline.models.loaded import LoadedModel, count_outputs, loaded_model, takes_other_sizes
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.source import Source
-from pipeline.runtime.own_functions import PREFIX, import_function
+from pipeline.runtime.custom_functions import PREFIX, import_function
 from transforms.taxonomy import Taxonomy
 
 
@@ -31,7 +31,7 @@ class PythonFunctions(Source):
         # One picture says how many outputs there are, and so which mean is the default.
         side = int(given.get("input_size", 224))
         num_outputs = count_outputs(spec, module, side)
-        preprocessing = Preprocessing.of(
+        preprocessing = Preprocessing.from_settings(
             {"fixed_size": not takes_other_sizes(module, side), **given},
             num_outputs=num_outputs,
             where=f"{spec}: preprocessing",

@@ -14,7 +14,7 @@ from pipeline.models.stored import load_stored
 from pipeline.models.stored_index import WeightsFolder
 from pipeline.models.timm_names import TimmNames
 from pipeline.models.torchvision_names import TorchvisionNames
-from pipeline.runtime.own_functions import module_of
+from pipeline.runtime.custom_functions import module_of
 from transforms.scoring import labels_of_outputs
 from transforms.taxonomy import Taxonomy, imagenet9
 
@@ -73,7 +73,7 @@ def check_model(spec: str, weights: str | None = None) -> None:
     """
     source = source_of(spec)
     source.check_installed(spec)
-    folder = WeightsFolder.of(weights) if weights else None
+    folder = WeightsFolder.from_path(weights) if weights else None
     if folder is not None and folder.find(full_name(spec)):
         return
     source.check(spec)
@@ -92,7 +92,7 @@ def check_fit(spec: str, taxonomy: Taxonomy, weights: str | None = None) -> None
       UsageError: it does not, with what would fit.
     """
     source = source_of(spec)
-    stored = WeightsFolder.of(weights).find(full_name(spec)) if weights else None
+    stored = WeightsFolder.from_path(weights).find(full_name(spec)) if weights else None
     try:
         outputs = stored.num_outputs if stored else source.outputs(spec, taxonomy)
         if outputs is not None:
@@ -119,7 +119,7 @@ def load_model(
     source = source_of(spec)
     try:
         if weights:
-            folder = WeightsFolder.of(weights)
+            folder = WeightsFolder.from_path(weights)
             stored = folder.find(full_name(spec))
             if stored is not None:
                 return load_stored(source, folder, stored)

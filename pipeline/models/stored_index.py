@@ -69,7 +69,7 @@ class WeightsFolder:
     store: Store
 
     @classmethod
-    def of(cls, path: str) -> WeightsFolder:
+    def from_path(cls, path: str) -> WeightsFolder:
         """The folder of a `--weights` or `--to` flag."""
         return cls(Store.at(path))
 
@@ -100,7 +100,7 @@ class WeightsFolder:
                     **{
                         **entry,
                         "name": name,
-                        "preprocessing": Preprocessing.of(
+                        "preprocessing": Preprocessing.from_settings(
                             entry["preprocessing"], num_outputs=entry["num_outputs"], where=path
                         ),
                     }

@@ -18,7 +18,7 @@ from pipeline.models.known import Origin
 from pipeline.models.loaded import LoadedModel, loaded_model, module_with
 from pipeline.models.preprocessing import IN9_MEAN, IN9_STD, Preprocessing, is_nine_way
 from pipeline.models.source import Source, closest, downloaded
-from pipeline.runtime.own_functions import module_of
+from pipeline.runtime.custom_functions import module_of
 from pipeline.storage.files import files_of
 from transforms.taxonomy import Taxonomy, imagenet9
 
@@ -155,9 +155,9 @@ def is_for_imagenet(name: str) -> bool:
 def preprocessing_of(path: str) -> Preprocessing | None:
     """What a checkpoint of ours was trained with, None for all others."""
     # Not before: it is written in terms of this package.
-    from pipeline.models.checkpoint import SUFFIX, read_about
+    from pipeline.models.checkpoint import SUFFIX, read_metadata
 
-    trained = read_about(path) if path.endswith(SUFFIX) else None
+    trained = read_metadata(path) if path.endswith(SUFFIX) else None
     return trained.preprocessing if trained else None
 
 

@@ -24,7 +24,7 @@ hardly compress, and masks, which do, are few."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ArchiveLocation:
     """Where a file's content lies.
 
     Attributes:
@@ -52,7 +52,7 @@ def _packing(source: str) -> Callable[[Any], Any] | None:
         return unpacker_of(file.read(8))
 
 
-def list_files(source: str, store: Store) -> list[Place]:
+def list_files(source: str, store: Store) -> list[ArchiveLocation]:
     """Lists what a folder or a tar holds.
 
     Args:
@@ -73,7 +73,7 @@ def list_files(source: str, store: Store) -> list[Place]:
     path = source if packed is None else _unpack(source, info, packed, store)
     with naming(f"--from {source}"):
         return [
-            Place(
+            ArchiveLocation(
                 name=posixpath.normpath(member.name),
                 path=path,
                 offset=member.offset,
@@ -84,9 +84,9 @@ def list_files(source: str, store: Store) -> list[Place]:
         ]
 
 
-def _place(folder: str, info: FileInfo) -> Place:
+def _place(folder: str, info: FileInfo) -> ArchiveLocation:
     name = relative(info.path, folder)
-    return Place(name, info.path, 0, info.size, info.identity)
+    return ArchiveLocation(name, info.path, 0, info.size, info.identity)
 
 
 def _unpack(source: str, info: FileInfo, packed: Callable[[Any], Any], store: Store) -> str:
@@ -110,7 +110,7 @@ def _unpack(source: str, info: FileInfo, packed: Callable[[Any], Any], store: St
     return store.path(target)
 
 
-def read_places(places: Sequence[Place]) -> list[bytes]:
+def read_places(places: Sequence[ArchiveLocation]) -> list[bytes]:
     """Contents of files, in order. Raises OSError if one cannot be read."""
     by_path: dict[str, list[int]] = {}
     for position, place in enumerate(places):
@@ -125,7 +125,7 @@ def read_places(places: Sequence[Place]) -> list[bytes]:
         ]
         parts = files_of(path).read_ranges(path, ranges)
         return [
-            part if length <= MAX_PICTURE_BYTES else Unread.of_size(length, MAX_PICTURE_BYTES)
+            part if length <= MAX_PICTURE_BYTES else Unread.from_size(length, MAX_PICTURE_BYTES)
             for part, length in zip(parts, lengths, strict=True)
         ]
 

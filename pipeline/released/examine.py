@@ -18,8 +18,8 @@ from pipeline.dataset.records import (
     read_rows,
 )
 from pipeline.released.archive import read_places
-from pipeline.released.listing import ReleasedImage, ReleasedShard
-from pipeline.released.masks import decode_npy
+from pipeline.released.archive_listing import ReleasedImage, ReleasedShard
+from pipeline.released.npy_masks import decode_npy
 from pipeline.runtime.progress import Progress
 from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
@@ -47,7 +47,7 @@ and of its `only_bg_t`, and what `describe` says of that, 3 bytes for each block
 
 
 @dataclasses.dataclass(frozen=True)
-class Importing:
+class ImportPlan:
     """What to import, and where to.
 
     Attributes:
@@ -76,7 +76,7 @@ class ExaminedShard:
     rows: list[dict[str, Any]]
 
 
-def examine_shard(job: Importing, shard: ReleasedShard) -> ExaminedShard:
+def examine_shard(job: ImportPlan, shard: ReleasedShard) -> ExaminedShard:
     """Looks at every picture of a shard, or reads what an earlier run has seen.
 
     Raises:
@@ -95,7 +95,7 @@ def examine_shard(job: Importing, shard: ReleasedShard) -> ExaminedShard:
     return ExaminedShard(shard, rows)
 
 
-def _look_at_all(job: Importing, shard: ReleasedShard) -> pa.Table:
+def _look_at_all(job: ImportPlan, shard: ReleasedShard) -> pa.Table:
     """The rows of a shard's images."""
 
     def read(image: ReleasedImage) -> dict[str, bytes]:

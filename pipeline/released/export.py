@@ -17,12 +17,12 @@ import pyarrow as pa
 
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.records import read_about, read_rows, write_table
+from pipeline.dataset.records import read_metadata, read_rows, write_table
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError
-from pipeline.released.masks import encode_npy
 from pipeline.released.names import class_folder, mixed_stem, stem_of
-from pipeline.runtime.here import each_shard
+from pipeline.released.npy_masks import encode_npy
+from pipeline.runtime.local_loop import each_shard
 from pipeline.runtime.progress import Progress
 from pipeline.storage.csv_file import csv_bytes
 from pipeline.storage.store import WORK_FOLDER, Store
@@ -64,7 +64,7 @@ def images_file(split: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Exporting:
+class ExportPlan:
     """What to export, and where to.
 
     Attributes:
@@ -101,7 +101,7 @@ class Exporting:
         return f"{variant}/{self.split}/{folder}/{name}.{suffix}"
 
 
-def export_split(job: Exporting) -> tuple[int, int]:
+def export_split(job: ExportPlan) -> tuple[int, int]:
     """Writes what is missing of an export, and removes what an earlier one has left.
 
     Returns:
@@ -112,7 +112,7 @@ def export_split(job: Exporting) -> tuple[int, int]:
     return written, _finish(job, shards)
 
 
-def _export_shard(job: Exporting, shard: int) -> int:
+def _export_shard(job: ExportPlan, shard: int) -> int:
     """Writes the files of an output shard if they are not there; returns how many it wrote."""
     checksum = _fingerprint(job, shard)
     there = _found(job, shard, checksum)
@@ -127,16 +127,16 @@ def _export_shard(job: Exporting, shard: int) -> int:
     return written
 
 
-def _fingerprint(job: Exporting, shard: int) -> str:
+def _fingerprint(job: ExportPlan, shard: int) -> str:
     variants = job.dataset.variants
     files = job.dataset.shard_files(job.split, shard, variants)
     names = [job.dataset.taxonomy.names, sorted(job.clashes)]
     return fingerprint(EXPORT_VERSION, variants, [file.sha256 for file in files], names)
 
 
-def _found(job: Exporting, shard: int, checksum: str) -> int | None:
+def _found(job: ExportPlan, shard: int, checksum: str) -> int | None:
     """Number of a shard's files, if all are there and of this content."""
-    about = read_about(job.target, job.record(shard))
+    about = read_metadata(job.target, job.record(shard))
     if about is None or about.fingerprint != checksum:
         return None
     rows = read_rows(job.target, job.record(shard), ["path", "bytes"])
@@ -144,7 +144,7 @@ def _found(job: Exporting, shard: int, checksum: str) -> int | None:
     return len(rows) if sizes == [row["bytes"] for row in rows] else None
 
 
-def _write(job: Exporting, shard: int) -> Iterator[dict[str, object]]:
+def _write(job: ExportPlan, shard: int) -> Iterator[dict[str, object]]:
     for variant in job.dataset.variants:
         with contextlib.closing(job.dataset.samples(job.split, shard, variant)) as samples:
             while batch := list(itertools.islice(samples, _AT_ONCE)):
@@ -152,7 +152,7 @@ def _write(job: Exporting, shard: int) -> Iterator[dict[str, object]]:
                     yield from [_write_one(job, target, variant, sample) for sample in batch]
 
 
-def _write_one(job: Exporting, target: Store, variant: str, sample: Sample) -> dict[str, object]:
+def _write_one(job: ExportPlan, target: Store, variant: str, sample: Sample) -> dict[str, object]:
     path = job.path(variant, sample)
     is_mask = base_of(variant) == "fg_mask"
     data = encode_npy(decode_mask(sample.image)) if is_mask else sample.image
@@ -169,7 +169,7 @@ def _write_one(job: Exporting, target: Store, variant: str, sample: Sample) -> d
     }
 
 
-def _finish(job: Exporting, shards: Iterable[int]) -> int:
+def _finish(job: ExportPlan, shards: Iterable[int]) -> int:
     """Removes what an earlier export has left, and writes table and note; returns how many files
     it removed."""
     target = job.target
@@ -211,7 +211,7 @@ def _finish(job: Exporting, shards: Iterable[int]) -> int:
     return removed
 
 
-def _sweep(job: Exporting, wanted: set[str], records: set[str]) -> int:
+def _sweep(job: ExportPlan, wanted: set[str], records: set[str]) -> int:
     """Removes files of the split that are not of this export, in every variant's folder; returns
     how many pictures and masks there were among them."""
     target = job.target

@@ -8,14 +8,14 @@ from urllib.parse import quote
 
 from pipeline.dataset.sinks import Sample
 from pipeline.report.evidence import Evidence, ModelResults
-from pipeline.report.patterns import PATTERNS, Answer, Pattern, patterns_of
-from pipeline.report.pictures import Budget, data_uri, find_samples
-from pipeline.report.selection import (
+from pipeline.report.image_selection import (
     Candidate,
     choose_images,
     read_predictions_of,
     shown_models,
 )
+from pipeline.report.patterns import PATTERNS, Pattern, VersionAnswer, patterns_of
+from pipeline.report.pictures import Budget, data_uri, find_samples
 from transforms.scoring import LABEL_RULES, PAPER_RULE, classes_of_outputs
 from transforms.taxonomy import OUTSIDE, Taxonomy
 from transforms.variants import EXTERNAL, base_of
@@ -70,7 +70,7 @@ class Version:
 
 
 @dataclasses.dataclass(frozen=True)
-class Card:
+class ImageCard:
     """One image.
 
     Attributes:
@@ -115,7 +115,7 @@ class Chooser:
     split: str
     images: int
     models: tuple[str, ...]
-    cards: tuple[Card, ...]
+    cards: tuple[ImageCard, ...]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -223,13 +223,13 @@ def _card(
     versions: Sequence[Version],
     models: Sequence[ModelResults],
     taxonomy: Taxonomy,
-) -> Card:
-    answers: dict[str, dict[str, Answer]] = {model.name: {} for model in models}
+) -> ImageCard:
+    answers: dict[str, dict[str, VersionAnswer]] = {model.name: {} for model in models}
     for version in versions:
         for p in version.predictions:
-            answer = Answer(p.label, p.is_right, p.label == version.bg_label)
+            answer = VersionAnswer(p.label, p.is_right, p.label == version.bg_label)
             answers[p.model][version.variant] = answer
-    return Card(
+    return ImageCard(
         key=candidate.key,
         class_name=taxonomy.names[candidate.label],
         name=_name_of_class(sample.fields["wnid"], taxonomy),

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from pipeline.evaluate.contributions import BG_GAP
-from pipeline.evaluate.results import display_name
+from pipeline.evaluate.result_files import display_name
 from pipeline.report.evidence import Evidence
 from pipeline.report.headline import GAP
 from pipeline.report.plots import COMPARED

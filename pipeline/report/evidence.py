@@ -7,18 +7,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.analyses.attack.tables import read_attacks
-from pipeline.analyses.matrix.results import read_matrices
-from pipeline.analyses.saliency.results import read_saliency
+from pipeline.analyses.attack.attack_results import read_attacks
+from pipeline.analyses.matrix.matrix_results import read_matrices
+from pipeline.analyses.saliency.saliency_results import read_saliency
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.failures import read_failures
-from pipeline.evaluate.results import (
+from pipeline.evaluate.result_files import (
     display_name,
     read_result,
     result_folder,
 )
 from pipeline.evaluate.summaries import read_summaries
-from pipeline.report.trend import TREND
+from pipeline.report.trend_tables import TREND
 from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import Taxonomy
 

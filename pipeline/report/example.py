@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from pipeline.report.chooser import Card, Prediction, Version
+from pipeline.report.chooser import ImageCard, Prediction, Version
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,14 +20,14 @@ class Example:
       believers: how many of them do.
     """
 
-    card: Card
+    card: ImageCard
     same: Version
     other: Version
     turned: tuple[Prediction, ...]
     believers: int
 
 
-def best_example(cards: Sequence[Card]) -> Example | None:
+def best_example(cards: Sequence[ImageCard]) -> Example | None:
     """The image whose background turns most models into believing it; if it turns none so, the one
     that turns most of them wrong. None if none is turned."""
     found = [example for card in cards for example in _examples(card)]
@@ -35,7 +35,7 @@ def best_example(cards: Sequence[Card]) -> Example | None:
     return max(found, key=_strength, default=None)
 
 
-def _examples(card: Card) -> Iterator[Example]:
+def _examples(card: ImageCard) -> Iterator[Example]:
     same = card.version("mixed_same")
     for variant in ("mixed_rand", "mixed_next"):
         other = card.version(variant)

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable
-from importlib import metadata
+from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.dataset.fingerprints import fingerprint
@@ -40,7 +40,7 @@ def _code() -> str:
             if path.is_file() and "__pycache__" not in path.parts:
                 digest.update(f"{path.relative_to(root)}\0".encode())
                 digest.update(path.read_bytes())
-    return fingerprint(digest.hexdigest(), [metadata.version(name) for name in _LIBRARIES])
+    return fingerprint(digest.hexdigest(), [version(name) for name in _LIBRARIES])
 
 
 def _states(store: Store, paths: Iterable[str]) -> list[tuple[str, int, str]]:

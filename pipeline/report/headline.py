@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.evaluate.power import is_gap_near_zero
+from pipeline.evaluate.gap_power import is_gap_near_zero
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for
 from pipeline.report.evidence import Evidence, ModelResults
 from pipeline.report.measured import training_of
@@ -16,7 +16,7 @@ GAP = "BG-Gap"
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class HeadlineCell:
     """One number of the table.
 
     Attributes:
@@ -33,7 +33,7 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class HeadlineRow:
     """One model.
 
     Attributes:
@@ -45,7 +45,7 @@ class Row:
 
     name: str
     error: str
-    cells: dict[str, Cell]
+    cells: dict[str, HeadlineCell]
     warning: str = ""
 
 
@@ -60,7 +60,7 @@ class Headline:
     """
 
     variants: tuple[str, ...]
-    tables: dict[str, tuple[Row, ...]]
+    tables: dict[str, tuple[HeadlineRow, ...]]
     published: tuple[tuple[str, str, dict[str, float], float], ...]
 
 
@@ -96,8 +96,8 @@ def _row(
     rule: str,
     variants: Sequence[str],
     known: Sequence[tuple[str, dict[str, float]]],
-) -> Row:
-    cells = {GAP: Cell()}
+) -> HeadlineRow:
+    cells = {GAP: HeadlineCell()}
     for variant in variants:
         found = model.row("accuracy", label_rule=rule, variant=variant)
         published = tuple((source, of[variant]) for source, of in known if variant in of)
@@ -110,15 +110,15 @@ def _row(
     note = ", ".join(filter(None, (_draws(gap), "power not shown" if is_unclear else "")))
     cells[GAP] = _cell(gap, "gap", published, note)
     seen = f"trained on {model.overlap:,} of these images" if model.overlap else ""
-    return Row(model.name, model.errors.get("evaluate", ""), cells, seen)
+    return HeadlineRow(model.name, model.errors.get("evaluate", ""), cells, seen)
 
 
 def _cell(
     found: dict[str, Any] | None, name: str, published: tuple[tuple[str, float], ...], note: str
-) -> Cell:
+) -> HeadlineCell:
     if not found or not found["n"]:
-        return Cell(note=note, published=published)
-    return Cell(found[name], found["ci_low"], found["ci_high"], note, published)
+        return HeadlineCell(note=note, published=published)
+    return HeadlineCell(found[name], found["ci_low"], found["ci_high"], note, published)
 
 
 def _draws(row: dict[str, Any] | None) -> str:
@@ -148,7 +148,7 @@ def _published(model: ModelResults, is_whole: bool) -> list[tuple[str, dict[str,
     return [(entry.source, {**entry.accuracy, GAP: entry.gap}) for entry in entries]
 
 
-def reading(gaps: Sequence[Cell], images: str) -> str:
+def reading(gaps: Sequence[HeadlineCell], images: str) -> str:
     """What the intervals of BG-Gap say, in words.
 
     Args:

@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.report.short_names import Name, names_of, shorten
+from pipeline.report.short_names import ShortName, names_of, shorten
 from transforms.analysis import KINDS
 from transforms.intervals import CONFIDENCE
 from transforms.scoring import LABEL_RULES
@@ -142,7 +142,7 @@ _Cell = tuple[Mapping[str, Any], str]
 
 
 def _tabular(
-    about: str,
+    description: str,
     heads: Sequence[str],
     summaries: Sequence[Mapping[str, Any]],
     cells: Sequence[Sequence[_Cell | None]],
@@ -154,7 +154,7 @@ def _tabular(
     without = [" ".join(name) for name, row in zip(names, cells, strict=True) if not any(row)]
     width = min(len(heads), _SIDE_BY_SIDE)
     lines = [
-        f"% {about}",
+        f"% {description}",
         *([f"% Without results, so left out: {', '.join(without)}"] if without else []),
         rf"\begin{{tabular}}{{@{{}}l*{{{width}}}{{@{{\hspace{{8pt}}}}r}}@{{}}}}",
         r"\toprule",
@@ -169,7 +169,7 @@ def _tabular(
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def _of_model(name: Name, row: Sequence[_Cell | None], width: int) -> list[str]:
+def _of_model(name: ShortName, row: Sequence[_Cell | None], width: int) -> list[str]:
     """The two lines of a model."""
     rest = rf"\scriptsize {escape(shorten(name.rest, _REST))}" if name.rest else ""
     return [

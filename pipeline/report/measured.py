@@ -27,7 +27,7 @@ class Results:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A model trained on a variant: evaluated by itself, or a row of a matrix.
 
     Attributes:
@@ -68,7 +68,7 @@ def models_trained_on(results: Results, variant: str) -> Iterator[ModelResults]:
             yield model
 
 
-def all_trained_on(results: Results, *variants: str) -> Iterator[Trained]:
+def all_trained_on(results: Results, *variants: str) -> Iterator[TrainedModel]:
     """Models trained on variants; one that is a row of a matrix counts once."""
     rows = [trained for content in results.matrices for trained in trained_in(content)]
     known = {row["weights_sha256"] for content in results.matrices for row in content["rows"]}
@@ -78,11 +78,11 @@ def all_trained_on(results: Results, *variants: str) -> Iterator[Trained]:
                 tests = [row["variant"] for row in model.rows("accuracy", label_rule=PAPER_RULE)]
                 found = {name: one for name in tests if (one := accuracy_of(model, name))}
                 chances = {name: chance_of(model, name) for name in found}
-                yield Trained(model.name, variant, found, chances, gap_of(model))
+                yield TrainedModel(model.name, variant, found, chances, gap_of(model))
         yield from (trained for trained in rows if trained.variant == variant)
 
 
-def trained_in(content: Mapping[str, Any]) -> Iterator[Trained]:
+def trained_in(content: Mapping[str, Any]) -> Iterator[TrainedModel]:
     """Rows of a matrix that were not tested on what they have seen."""
     gaps = {row["train_variant"]: estimate_of(row, "difference") for row in content["gaps"]}
     by_row: dict[str, list[dict[str, Any]]] = {}
@@ -97,7 +97,7 @@ def trained_in(content: Mapping[str, Any]) -> Iterator[Trained]:
             }
             chances = {cell["test_variant"]: cell["chance"] for cell in cells}
             name = f"{content['name']}, {variant}"
-            yield Trained(name, variant, found, chances, gaps.get(variant), content["name"])
+            yield TrainedModel(name, variant, found, chances, gaps.get(variant), content["name"])
 
 
 def estimate_of(row: Mapping[str, Any], name: str) -> Estimate | None:

@@ -11,27 +11,26 @@ from collections.abc import Sequence
 import jinja2
 from markupsafe import Markup, escape
 
-from pipeline.dataset.notes import notes_of, sentence
+from pipeline.dataset.card import notes_of, sentence
 from pipeline.errors import escaped
-from pipeline.evaluate.power import is_gap_near_zero
-from pipeline.report.adversarial import make_adversarial
-from pipeline.report.checklist import check_claims
+from pipeline.evaluate.gap_power import is_gap_near_zero
+from pipeline.report.adversarial_panel import make_adversarial
 from pipeline.report.chooser import make_chooser
-from pipeline.report.claims import SECTIONS
+from pipeline.report.claims import SECTIONS, check_claims
 from pipeline.report.differences import read_differences
 from pipeline.report.evidence import Evidence
 from pipeline.report.example import best_example
 from pipeline.report.figure_files import FOLDER
 from pipeline.report.headline import GAP, make_headline, reading, span
+from pipeline.report.image_selection import PER_CLASS
 from pipeline.report.inline import inline_svg
-from pipeline.report.matrix import describe_chance, make_matrices
+from pipeline.report.matrix_panel import describe_chance, make_matrices
 from pipeline.report.measured import TIMES
 from pipeline.report.plot import Plot
 from pipeline.report.plots import COMPARED, PANELS
 from pipeline.report.provenance import make_provenance
-from pipeline.report.saliency import make_saliency
+from pipeline.report.saliency_panel import make_saliency
 from pipeline.report.sections import find_not_run, shown_sections
-from pipeline.report.selection import PER_CLASS
 from pipeline.report.sensitivity import make_sensitivity
 from pipeline.report.verdicts import Verdict
 from transforms.scoring import PAPER_RULE

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class VersionAnswer:
     """A model's answer to one version.
 
     Attributes:
@@ -35,19 +35,19 @@ class Pattern:
     name: str
     title: str
     means: str
-    fits: Callable[[Mapping[str, Answer]], bool]
+    fits: Callable[[Mapping[str, VersionAnswer]], bool]
 
 
 _WITH_FOREGROUND = ("original", "only_fg", "mixed_same", "mixed_next")
 _WITHOUT_FOREGROUND = ("only_bg_b", "only_bg_t", "no_fg")
 
 
-def _flips(answers: Mapping[str, Answer]) -> bool:
+def _flips(answers: Mapping[str, VersionAnswer]) -> bool:
     same, rand = answers.get("mixed_same"), answers.get("mixed_rand")
     return same is not None and rand is not None and same.label != rand.label
 
 
-def _is_wrong_on_rand_alone(answers: Mapping[str, Answer]) -> bool:
+def _is_wrong_on_rand_alone(answers: Mapping[str, VersionAnswer]) -> bool:
     rand = answers.get("mixed_rand")
     others = [answers[name] for name in _WITH_FOREGROUND if name in answers]
     return rand is not None and not rand.is_right and all(other.is_right for other in others)
@@ -99,6 +99,6 @@ PATTERNS = (
 )
 
 
-def patterns_of(answers: Mapping[str, Answer]) -> tuple[str, ...]:
+def patterns_of(answers: Mapping[str, VersionAnswer]) -> tuple[str, ...]:
     """Names of the patterns that a model's answers by version have."""
     return tuple(pattern.name for pattern in PATTERNS if answers and pattern.fits(answers))

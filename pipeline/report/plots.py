@@ -12,7 +12,7 @@ from pipeline.report.figures.decomposition import decomposition_figure
 from pipeline.report.figures.heat_map import VERSIONS, heat_map
 from pipeline.report.figures.points import Series, lines_figure
 from pipeline.report.figures.style import MODELS
-from pipeline.report.figures.trend import trend_figure
+from pipeline.report.figures.trend_figure import trend_figure
 from pipeline.report.measured import attack_measures
 from pipeline.report.plot import Plot, point, spoken, titles
 from pipeline.report.short_names import shorten

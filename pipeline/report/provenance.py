@@ -62,7 +62,7 @@ def make_provenance(evidence: Evidence, figures: Iterable[str]) -> Provenance:
         ("Figures (SVG)", (_link(path) for path in sorted(figures))),
         ("Every prediction (Parquet)", _predictions(evidence)),
         ("The dataset (Parquet)", _variants(dataset)),
-        ("About the dataset", _about(dataset)),
+        ("About the dataset", _metadata(dataset)),
     )
     return Provenance(
         config=dataset.manifest.config.flags(),
@@ -95,7 +95,7 @@ def _variants(dataset: Dataset) -> Iterator[Link]:
             yield _link(f"parquet/{variant}/", variant)
 
 
-def _about(dataset: Dataset) -> Iterator[Link]:
+def _metadata(dataset: Dataset) -> Iterator[Link]:
     for path in (MANIFEST, "README.md", "croissant.json", "classes.txt"):
         if dataset.store.exists(path):
             yield _link(path)

@@ -5,8 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Sequence
 
-from pipeline.report.checklist import Checked, with_models
-from pipeline.report.claims import ATTACK, EVALUATE, MATRIX, SALIENCY, THREE, TREND
+from pipeline.report.claims import (
+    ATTACK,
+    EVALUATE,
+    MATRIX,
+    SALIENCY,
+    THREE,
+    TREND,
+    CheckedClaim,
+    with_models,
+)
 from pipeline.report.evidence import Evidence
 
 _TITLES = {
@@ -66,7 +74,7 @@ def shown_sections(
 
 
 def find_not_run(
-    evidence: Evidence, filled: Collection[str], checked: Sequence[Checked]
+    evidence: Evidence, filled: Collection[str], checked: Sequence[CheckedClaim]
 ) -> tuple[NotRun, ...]:
     """What the page cannot say yet, by the command that gives it.
 
@@ -75,7 +83,7 @@ def find_not_run(
       filled: sections that have something to say.
       checked: of `check_claims`.
     """
-    waiting: dict[str, list[Checked]] = {}
+    waiting: dict[str, list[CheckedClaim]] = {}
     for one in checked:
         if not one.findings:
             waiting.setdefault(one.command, []).append(one)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pipeline.evaluate.results import display_name
+from pipeline.evaluate.result_files import display_name
 
 
-class Name(NamedTuple):
+class ShortName(NamedTuple):
     """A model's architecture, and what tells it from others of that: its weights, its kind, and
     what is not the default in how it was run."""
 
@@ -16,7 +16,7 @@ class Name(NamedTuple):
     rest: str
 
 
-def names_of(summaries: Sequence[Mapping[str, Any]]) -> list[Name]:
+def names_of(summaries: Sequence[Mapping[str, Any]]) -> list[ShortName]:
     """The names of models. Folders of their files say nothing to a reader, and are left out unless
     they alone tell two models apart."""
     short = [_name(one, with_folders=False) for one in summaries]
@@ -26,7 +26,7 @@ def names_of(summaries: Sequence[Mapping[str, Any]]) -> list[Name]:
     ]
 
 
-def _name(summary: Mapping[str, Any], *, with_folders: bool) -> Name:
+def _name(summary: Mapping[str, Any], *, with_folders: bool) -> ShortName:
     model = str(summary["model"])
     how = display_name(summary).removeprefix(model).strip()
     kind, colon, name = model.partition(":")
@@ -39,7 +39,7 @@ def _name(summary: Mapping[str, Any], *, with_folders: bool) -> Name:
             first = name.rpartition("/")[2]
     else:
         first, _, rest = model.partition(".")
-    return Name(first, " ".join(filter(None, (rest, how))))
+    return ShortName(first, " ".join(filter(None, (rest, how))))
 
 
 def shorten(name: str, length: int = 30) -> str:

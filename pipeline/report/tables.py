@@ -10,17 +10,17 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.analyses.attack.tables import write_attack_tables
-from pipeline.analyses.matrix.tables import write_matrix_tables
-from pipeline.analyses.saliency.results import write_saliency_table
+from pipeline.analyses.attack.attack_results import write_attack_tables
+from pipeline.analyses.matrix.matrix_results import write_matrix_tables
+from pipeline.analyses.saliency.saliency_results import write_saliency_table
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.comparisons import COMPARISON_COLUMNS, compare_models
 from pipeline.evaluate.contributions import read_measured
 from pipeline.evaluate.failures import error_rows, read_failures
-from pipeline.evaluate.results import result_folder
+from pipeline.evaluate.result_files import result_folder
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.report.latex import HEADLINE, latex_tables
-from pipeline.report.trend import remove_trend, write_trend
+from pipeline.report.trend_tables import remove_trend, write_trend
 from pipeline.storage.csv_file import write_csv
 from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import imagenet9
@@ -31,22 +31,22 @@ is its fingerprint."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class ResultTable:
     """One CSV of all models' rows.
 
     Attributes:
       part: of the summary, a list of rows.
       columns: in order; from the row, else from the summary or its `evaluation`.
-      about: what its rows are.
+      description: what its rows are.
     """
 
     part: str
     columns: tuple[str, ...]
-    about: str
+    description: str
 
 
 TABLES = {
-    "summary": Table(
+    "summary": ResultTable(
         "accuracy",
         (
             *("model", "label_rule", "variant", "n", "pictures", "correct", "accuracy", "ci_low"),
@@ -56,7 +56,7 @@ TABLES = {
         ),
         "accuracy of a model on a variant, or a model that failed",
     ),
-    "gaps": Table(
+    "gaps": ResultTable(
         "gaps",
         (
             *("model", "label_rule", "gap", "ci_low", "ci_high", "n", "mixed_same"),
@@ -64,7 +64,7 @@ TABLES = {
         ),
         "BG-Gap of a model, with its two-way interval: [intervals](results.md#intervals)",
     ),
-    "flips": Table(
+    "flips": ResultTable(
         "flips",
         (
             *("model", "label_rule", "variant", "other_variant", "flip_rate", "ci_low"),
@@ -73,7 +73,7 @@ TABLES = {
         "how often the prediction for a foreground changes with the background alone: "
         "[flip rate](results.md#flip-rate)",
     ),
-    "rfs": Table(
+    "rfs": ResultTable(
         "rfs",
         (
             *("model", "label_rule", "rfs", "ci_low", "ci_high", "n", "noise_fg", "noise_bg"),
@@ -82,7 +82,7 @@ TABLES = {
         "relative foreground sensitivity of a model, where both variants with noise are there: "
         "[how it is defined](results.md#relative-foreground-sensitivity)",
     ),
-    "per_class": Table(
+    "per_class": ResultTable(
         "per_class",
         (
             *("model", "label_rule", "variant", "label", "class_name", "n", "pictures"),
@@ -90,12 +90,12 @@ TABLES = {
         ),
         "accuracy on the images of one class, and whether it differs from that on the others",
     ),
-    "confusion": Table(
+    "confusion": ResultTable(
         "confusion",
         ("model", "label_rule", "variant", "label", "prediction", "pictures", *_RUN),
         "number of pictures by label and prediction; what never happened is left out",
     ),
-    "decomposition": Table(
+    "decomposition": ResultTable(
         "decomposition",
         (
             *("model", "label_rule", "kind", "n", "images", "share", "ci_low", "ci_high"),
@@ -103,7 +103,7 @@ TABLES = {
         ),
         "share of images that need the background, or are misled by it",
     ),
-    "groups": Table(
+    "groups": ResultTable(
         "groups",
         (
             *("model", "label_rule", "variant", "label", "bg_label", "n", "pictures", "correct"),
@@ -111,7 +111,7 @@ TABLES = {
         ),
         "accuracy on a class of foregrounds on a class of backgrounds",
     ),
-    "sizes": Table(
+    "sizes": ResultTable(
         "sizes",
         (
             *("model", "label_rule", "variant", "bucket", "fg_low", "fg_high", "n", "pictures"),
@@ -119,7 +119,7 @@ TABLES = {
         ),
         "accuracy on images whose foreground takes such a share of the picture",
     ),
-    "power": Table(
+    "power": ResultTable(
         "power",
         (
             *("model", "variant", "images", "units", "accuracy", "ci_low", "ci_high", "chance"),
@@ -132,7 +132,9 @@ TABLES = {
 """By name of the file. Accuracies, shares and bounds are fractions, intervals 95 %."""
 
 
-def table_rows(table: Table, summaries: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def table_rows(
+    table: ResultTable, summaries: Iterable[Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
     """The rows of a table, model after model."""
     for summary in summaries:
         run = {**summary, **summary["evaluation"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.evaluate.results import display_name, interval
+from pipeline.evaluate.result_files import display_name, interval
 
 
 def accuracy_table(summaries: list[dict[str, Any]]) -> str:

@@ -72,10 +72,10 @@ class Gpu:
     options: tuple[str, ...]
 
     @classmethod
-    def of(cls, text: str) -> Gpu:
+    def parse(cls, text: str) -> Gpu:
         """Parses the flag's value.
 
-        >>> Gpu.of("nvidia-l4:g2-standard-8").hint
+        >>> Gpu.parse("nvidia-l4:g2-standard-8").hint
         'type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver:5xx;use_nvidia_mps'
 
         Raises:
@@ -152,7 +152,7 @@ def accelerator_hints(gpu: str | None) -> tuple[tuple[str, str], ...]:
     Raises:
       UsageError: the value is none.
     """
-    return (("accelerator", Gpu.of(gpu).hint),) if gpu else ()
+    return (("accelerator", Gpu.parse(gpu).hint),) if gpu else ()
 
 
 def check_gpu(arguments: argparse.Namespace, options: PipelineOptions) -> None:
@@ -174,7 +174,7 @@ def check_gpu(arguments: argparse.Namespace, options: PipelineOptions) -> None:
         raise UsageError(f"--gpu is for models, and in9 {arguments.command} runs none")
     if device == "cpu":
         raise UsageError("--gpu and --device cpu contradict each other")
-    gpu = Gpu.of(arguments.gpu)
+    gpu = Gpu.parse(arguments.gpu)
     workers = options.view_as(WorkerOptions)
     gpu.check_machine(workers.machine_type)
     _check_service(options)

@@ -28,7 +28,7 @@ _LOST_ELEMENTS = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
+class _BeamParser(argparse.ArgumentParser):
     """A parser whose errors are one line: Beam's own prints its usage and ends the process."""
 
     def error(self, message: str) -> NoReturn:
@@ -36,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _beam_parser() -> argparse.ArgumentParser:
-    parser = _Parser(add_help=False, conflict_handler="resolve", allow_abbrev=False)
+    parser = _BeamParser(add_help=False, conflict_handler="resolve", allow_abbrev=False)
     for options in PipelineOptions.__subclasses__():
         with contextlib.suppress(argparse.ArgumentError):
             options._add_argparse_args(parser)

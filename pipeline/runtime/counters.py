@@ -61,7 +61,7 @@ def count_shard(counter: str, files: Sequence[FileDigest], *, is_new: bool) -> N
         count_written(files[:-1])
 
 
-class Tally:
+class UnitTally:
     """Counts what a job does for one unit of its work, such as a shard.
 
     A runner may start a step again that has done its work, and take the counters of the second

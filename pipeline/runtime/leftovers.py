@@ -38,7 +38,7 @@ def remove_leftovers(store: Store) -> None:
     """
     store.remove_temporary()
     remove_dead_locks(store)
-    notes = posixpath.dirname(Progress.of(store).folder)
+    notes = posixpath.dirname(Progress.for_store(store).folder)
     before = time.time() - WEEK_SECONDS
     for folder, names in ((WORK_FOLDER, _OF_WORK_FOLDER), (TEMPORARY, _TEMPORARY), (notes, _NOTES)):
         path = store.path(folder)

@@ -35,7 +35,7 @@ import msgspec
 
 from pipeline.errors import JobError, UsageError
 from pipeline.storage import processes
-from pipeline.storage.file_kind import Claim
+from pipeline.storage.file_kind import PathClaim
 from pipeline.storage.files import files_of
 from pipeline.storage.processes import Process
 from pipeline.storage.state_files import parse_json, warn_damaged
@@ -68,14 +68,14 @@ def model_lock(folder: str, group: int) -> str:
     return f"{WORK_FOLDER}/lock-{folder}-{group}"
 
 
-class _Process(TypedDict):
+class _OwnerProcess(TypedDict):
     host: str
     place: str
     pid: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
     started: str
 
 
-class _Job(TypedDict):
+class _OwnerJob(TypedDict):
     project: str
     region: str
     job_name: str
@@ -95,15 +95,15 @@ class Holder:
     owner: Mapping[str, Any]
 
     @classmethod
-    def of(cls, claim: Claim) -> Holder:
+    def from_claim(cls, claim: PathClaim) -> Holder:
         """What a claim says."""
         with contextlib.suppress(ValueError):
             said = parse_json(claim.about, dict[str, Any])
             owner = said.get("owner", {})
             if "dataflow" in owner:
-                msgspec.convert(owner["dataflow"], _Job)
+                msgspec.convert(owner["dataflow"], _OwnerJob)
             else:
-                msgspec.convert(owner, _Process)
+                msgspec.convert(owner, _OwnerProcess)
             return cls(str(said.get("job", "")), owner)
         return cls("", {})
 
@@ -146,12 +146,12 @@ class _Watch:
     """What one who waits has seen of a lock's holder."""
 
     def __init__(self) -> None:
-        self._seen: Claim | None = None
+        self._seen: PathClaim | None = None
         self._looked = 0.0
         self._silent = 0.0
         self.has_renewed = False
 
-    def look(self, claim: Claim) -> None:
+    def look(self, claim: PathClaim) -> None:
         """Takes note of the claim as it is now."""
         now = time.monotonic()
         if self._seen is None or self._seen.token != claim.token:
@@ -196,7 +196,7 @@ def acquire(
         if claim.token == token:
             return
         watch.look(claim)
-        holder = Holder.of(claim)
+        holder = Holder.from_claim(claim)
         at_work = not holder.is_attempt_of(store.job) and holder.is_at_work()
         if at_work is False or (at_work is None and watch.has_expired(holder)):
             files.unclaim(path, claim, store.temporary())
@@ -224,7 +224,7 @@ def release(store: Store, lock: str, token: str) -> None:
 def release_of(store: Store, lock: str, owner: Mapping[str, Any]) -> None:
     """Gives a lock back for an owner that is known to be over, if it holds it."""
     claim = files_of(store.root).claimed(store.path(lock))
-    if claim is not None and Holder.of(claim).owner == owner:
+    if claim is not None and Holder.from_claim(claim).owner == owner:
         release(store, lock, claim.token)
 
 
@@ -237,7 +237,7 @@ def is_held(store: Store, lock: str, token: str | None = None) -> bool:
 def at_work(store: Store, lock: str) -> str | None:
     """Who holds a lock, in words; None if nobody does, or one that is known to be over."""
     claim = files_of(store.root).claimed(store.path(lock))
-    holder = claim and Holder.of(claim)
+    holder = claim and Holder.from_claim(claim)
     return str(holder) if holder and holder.is_at_work() is not False else None
 
 
@@ -251,7 +251,7 @@ def remove_dead_locks(store: Store) -> None:
             continue
         with contextlib.suppress(JobError):  # It is no lock, and stays.
             claim = files.claimed(store.path(lock))
-            if claim is not None and Holder.of(claim).is_at_work() is False:
+            if claim is not None and Holder.from_claim(claim).is_at_work() is False:
                 files.unclaim(store.own_path(lock), claim, store.temporary())
 
 

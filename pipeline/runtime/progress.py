@@ -58,7 +58,7 @@ class Progress:
     folder: str
 
     @classmethod
-    def of(cls, store: Store) -> Progress:
+    def for_store(cls, store: Store) -> Progress:
         """Notes of a job that this process launches."""
         return cls(store, f"{_FOLDER}/{this_process().name}")
 
@@ -101,7 +101,7 @@ class Progress:
             self.store.delete_tree(self.folder)
             jobs = {path.split("/")[2] for path in self.store.walk(_FOLDER)}
             for job in jobs:
-                process = Process.named(job)
+                process = Process.from_name(job)
                 if process and process.is_alive() is False:
                     self.store.delete_tree(f"{_FOLDER}/{job}")
             self.store.prune(_FOLDER)

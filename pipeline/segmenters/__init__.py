@@ -6,8 +6,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from pipeline.runtime.own_functions import PREFIX
-from pipeline.segmenters.own import OwnFunction, read_parameters
+from pipeline.runtime.custom_functions import PREFIX
+from pipeline.segmenters.custom import CustomFunction, read_parameters
 from transforms.segmentation import Segmenter, describe_segmenter
 
 __all__ = ["find_segmenter", "parameters_of"]
@@ -21,7 +21,7 @@ def find_segmenter(name: str, parameters: Sequence[str] = ()) -> Segmenter:
     """
     segmenter = describe_segmenter(name, parameters)
     if name.startswith(PREFIX):
-        return dataclasses.replace(segmenter, segment=OwnFunction(name, tuple(parameters)))
+        return dataclasses.replace(segmenter, segment=CustomFunction(name, tuple(parameters)))
     return segmenter
 
 

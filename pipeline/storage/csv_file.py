@@ -19,7 +19,7 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _GUARDED = re.compile(r"'+[=+\-@\t\r]")
 
 
-class _Rows(io.StringIO):
+class _LineFeedRows(io.StringIO):
     """Rows that end with a line feed: told to end them so, the library leaves carriage returns
     without the quotes that its reader needs."""
 
@@ -34,7 +34,7 @@ def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> byte
       columns: in order; other entries of the rows are left out, missing ones empty.
       rows: by column.
     """
-    text = _Rows()
+    text = _LineFeedRows()
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()
     writer.writerows({name: _guarded(value) for name, value in row.items()} for row in rows)

@@ -40,7 +40,7 @@ class FileInfo:
 
 
 @dataclasses.dataclass(frozen=True)
-class Claim:
+class PathClaim:
     """What holds a path that only one can claim.
 
     Attributes:
@@ -153,13 +153,13 @@ class Files(Protocol):
           JobError: something else lies there.
         """
 
-    def claimed(self, path: str) -> Claim | None:
+    def claimed(self, path: str) -> PathClaim | None:
         """Who claims a path, None if nobody does. Raises JobError if something else lies there."""
 
-    def renew(self, path: str, claim: Claim) -> bool:
+    def renew(self, path: str, claim: PathClaim) -> bool:
         """Gives a claim another state, if it is as it was; returns whether it did."""
 
-    def unclaim(self, path: str, claim: Claim, temporary: str) -> bool:
+    def unclaim(self, path: str, claim: PathClaim, temporary: str) -> bool:
         """Removes a claim, if it is as it was; returns whether it did. Of several calls one does,
         and a claim that was made meanwhile is not touched."""
 

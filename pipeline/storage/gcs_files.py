@@ -20,10 +20,10 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from pipeline.errors import JobError
 from pipeline.storage.file_kind import (
     MAX_READ_BYTES,
-    Claim,
     Fence,
     FileInfo,
     Files,
+    PathClaim,
     missing,
     too_large,
 )
@@ -231,7 +231,7 @@ class GcsFiles(Files):
             return found is not None and found.token == token
         return True
 
-    def claimed(self, path: str) -> Claim | None:
+    def claimed(self, path: str) -> PathClaim | None:
         info = self.info(path)
         if info is None:
             return None
@@ -239,9 +239,9 @@ class GcsFiles(Files):
             token, _, about = self.read(path).partition(b"\n")
         except FileNotFoundError:
             return None
-        return Claim(token.decode(errors="replace"), about, info.identity)
+        return PathClaim(token.decode(errors="replace"), about, info.identity)
 
-    def renew(self, path: str, claim: Claim) -> bool:
+    def renew(self, path: str, claim: PathClaim) -> bool:
         data = b"%s\n%s" % (claim.token.encode(), claim.about)
         try:
             self._upload(path, io.BytesIO(data), if_generation_match=int(claim.state))
@@ -249,7 +249,7 @@ class GcsFiles(Files):
             return False
         return True
 
-    def unclaim(self, path: str, claim: Claim, temporary: str) -> bool:
+    def unclaim(self, path: str, claim: PathClaim, temporary: str) -> bool:
         return self._delete(path, if_generation_match=int(claim.state))
 
     def fenced(self, fence: Fence) -> Files:

@@ -19,7 +19,7 @@ import shutil
 import stat
 
 from pipeline.errors import JobError
-from pipeline.storage.file_kind import Claim
+from pipeline.storage.file_kind import PathClaim
 
 _TOKEN = re.compile("[0-9a-f]{8,64}")
 _ABOUT = "about"
@@ -44,7 +44,7 @@ def claim(path: str, token: str, about: bytes, temporary: str) -> bool:
     return True
 
 
-def claimed(path: str) -> Claim | None:
+def claimed(path: str) -> PathClaim | None:
     """See `Files.claimed`."""
     try:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
@@ -57,11 +57,11 @@ def claimed(path: str) -> Claim | None:
             inside = os.listdir(os.path.join(path, token))
             state = next((name for name in inside if name.isdecimal()), "")
             with open(os.path.join(path, token, _ABOUT), "rb") as file:
-                return Claim(token, file.read(), state)
+                return PathClaim(token, file.read(), state)
         except FileNotFoundError:
             # It goes just now, or a power cut has left a part of it.
             if os.path.isdir(os.path.join(path, token)):
-                return Claim(token, b"", "")
+                return PathClaim(token, b"", "")
             return None
     if names:
         raise JobError(f"{path} is a lock, but holds {names[0]}; remove that")
@@ -71,7 +71,7 @@ def claimed(path: str) -> Claim | None:
     return None
 
 
-def renew(path: str, claim: Claim) -> bool:
+def renew(path: str, claim: PathClaim) -> bool:
     """See `Files.renew`."""
     folder = os.path.join(path, claim.token)
     following = str(int(claim.state or 0) + 1)
@@ -85,7 +85,7 @@ def renew(path: str, claim: Claim) -> bool:
     return True
 
 
-def unclaim(path: str, claim: Claim, temporary: str) -> bool:
+def unclaim(path: str, claim: PathClaim, temporary: str) -> bool:
     """See `Files.unclaim`."""
     if claimed(path) != claim:
         return False

@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 
 from pipeline.errors import UsageError
 from pipeline.storage import local_claims
-from pipeline.storage.file_kind import MAX_READ_BYTES, Claim, Fence, FileInfo, Files, too_large
+from pipeline.storage.file_kind import MAX_READ_BYTES, Fence, FileInfo, Files, PathClaim, too_large
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 """How file systems say that they have no hard links."""
@@ -162,13 +162,13 @@ class LocalFiles(Files):
     def claim(self, path: str, token: str, about: bytes, temporary: str) -> bool:
         return local_claims.claim(path, token, about, temporary)
 
-    def claimed(self, path: str) -> Claim | None:
+    def claimed(self, path: str) -> PathClaim | None:
         return local_claims.claimed(path)
 
-    def renew(self, path: str, claim: Claim) -> bool:
+    def renew(self, path: str, claim: PathClaim) -> bool:
         return local_claims.renew(path, claim)
 
-    def unclaim(self, path: str, claim: Claim, temporary: str) -> bool:
+    def unclaim(self, path: str, claim: PathClaim, temporary: str) -> bool:
         return local_claims.unclaim(path, claim, temporary)
 
     def fenced(self, fence: Fence) -> Files:

@@ -39,7 +39,7 @@ class Process:
         return f"{self.place}+{self.pid}+{self.started}"
 
     @classmethod
-    def named(cls, name: str) -> Process | None:
+    def from_name(cls, name: str) -> Process | None:
         """The process of a `name`, None if it is none."""
         found = _NAME.fullmatch(name)
         return found and cls(found["place"], int(found["pid"]), found["started"])

@@ -361,7 +361,7 @@ class Store:
 
 def _is_left(temporary: str) -> bool:
     made = _TEMPORARY_NAME.fullmatch(temporary)
-    process = made and Process.named(made["process"])
+    process = made and Process.from_name(made["process"])
     return process is not None and process.is_alive() is False
 
 

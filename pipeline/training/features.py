@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.fingerprints import EVALUATE_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.records import read_about, write_table
+from pipeline.dataset.records import read_metadata, write_table
 from pipeline.errors import UsageError
-from pipeline.evaluate.results import safe_name
-from pipeline.evaluate.shards import Pictures
+from pipeline.evaluate.predict_shards import ShardPictures
+from pipeline.evaluate.result_files import safe_name
 from pipeline.models.loaded import LoadedModel
 from pipeline.models.predict import Predictor
 from pipeline.models.predict_config import PredictConfig
@@ -53,7 +53,7 @@ class Features:
     labels: NDArray[np.int64]
     values: NDArray[np.float32]
 
-    def of(self, keys: Iterable[str]) -> Features:
+    def select(self, keys: Iterable[str]) -> Features:
         """Those of some images, in that order. Raises KeyError for one that is not there."""
         place = {key: number for number, key in enumerate(self.keys)}
         places = np.asarray([place[key] for key in keys], np.int64)
@@ -62,7 +62,7 @@ class Features:
         )
 
     @classmethod
-    def joined(cls, parts: Iterable[Features]) -> Features:
+    def concatenate(cls, parts: Iterable[Features]) -> Features:
         """Several as one."""
         found = list(parts)
         return cls(
@@ -146,12 +146,12 @@ class Backbone:
           JobError: a stored picture cannot be decoded.
         """
         some = None if keys is None else frozenset(keys)
-        return Features.joined(
-            self.of_shard(Pictures(dataset, split, shard, variant, some))
+        return Features.concatenate(
+            self.of_shard(ShardPictures(dataset, split, shard, variant, some))
             for shard in dataset.shards(split)
         )
 
-    def of_shard(self, pictures: Pictures) -> Features:
+    def of_shard(self, pictures: ShardPictures) -> Features:
         """As `features`, of one output shard."""
         dataset, keys = pictures.dataset, pictures.keys
         store, place = self._cache, safe_name(pictures.variant)
@@ -168,7 +168,7 @@ class Backbone:
             [file.sha256 for file in pictures.files],
             None if keys is None else sorted(keys),
         )
-        about = read_about(store, path)
+        about = read_metadata(store, path)
         if about is None or about.fingerprint != checksum:
             tables = [_SCHEMA.empty_table()]
             if self._predictor is None:

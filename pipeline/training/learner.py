@@ -12,7 +12,7 @@ from torch.nn import functional
 from pipeline.errors import JobError
 from pipeline.models.predict import is_out_of_memory
 from pipeline.training.network import Network
-from pipeline.training.plan import TrainPlan
+from pipeline.training.train_plan import TrainPlan
 
 MOMENTUM = 0.9
 _KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -1,6 +1,6 @@
 """A linear probe: multinomial logistic regression on features that stay as they are.
 
-It is a classifier to evaluate; `transforms.probe`, which is refitted in each fold, only measures.
+It is a classifier to evaluate; `transforms.power`, which is refitted in each fold, only measures.
 The penalised likelihood is convex, so what is found does not depend on where the search begins,
 and there is nothing to draw: the same features give the same probe.
 

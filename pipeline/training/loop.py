@@ -3,42 +3,50 @@
 OUTPUT/model.safetensors   the weights after the last epoch, for --models ARCH=FILE
 OUTPUT/state.pth           the same with the optimizer's, and what was trained how
 OUTPUT/log.csv             a row for each epoch
+
+The state of a training after an epoch: all that going on needs, in one file.
+
+Epoch: every batch of training once, then those of validation, and what the log says of it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
+import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from pipeline.dataset.folder import Dataset
+from pipeline.errors import JobError
 from pipeline.models.checkpoint import TrainedOn, digest_of_classes, save_checkpoint
 from pipeline.runtime.machine import usable_cores
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.augment import Augmentation
-from pipeline.training.epoch import run_epoch
-from pipeline.training.learner import Learner
-from pipeline.training.loader import (
-    Pictures,
+from pipeline.training.batches import (
+    Batch,
+    PictureBatches,
     batch_bytes,
     check_shared_memory,
     load_batches,
 )
-from pipeline.training.log import TrainingLog, say_now
+from pipeline.training.learner import Learner
 from pipeline.training.network import Network, build_network
-from pipeline.training.plan import TrainPlan, check_same, find_samples
 from pipeline.training.samples import Samples
-from pipeline.training.schedule import Schedule, order_hashes
-from pipeline.training.state import read_state_file, write_state
+from pipeline.training.schedule import Schedule, learning_rate, order_hashes
+from pipeline.training.train_plan import TrainPlan, check_same, find_samples
+from pipeline.training.training_log import EpochLog, Ticker, TrainingLog, say_now
+from transforms.hashing import keyed_hash
 
 MODEL = "model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """A training that is done.
 
     Attributes:
@@ -57,7 +65,7 @@ def train(
     *,
     overwrite: bool = False,
     say: Callable[[str], None] = say_now,
-) -> Trained:
+) -> TrainingResult:
     """Trains a network, or goes on where the folder's state ends.
 
     What is trained depends on the plan's `identity` alone, as far as the device computes the
@@ -89,11 +97,11 @@ def train(
             pretrained=plan.pretrained,
             weights=plan.weights,
         )
-        job = _Job(dataset, plan, store, network, training, validation)
+        job = _TrainingRun(dataset, plan, store, network, training, validation)
         return job.run(state, say)
 
 
-class _Job:
+class _TrainingRun:
     """A training. Arguments as of `train`, and what it begins with."""
 
     def __init__(
@@ -125,7 +133,7 @@ class _Job:
         )
         check_shared_memory(self._plan.workers, needed)
 
-    def run(self, state: dict[str, Any] | None, say: Callable[[str], None]) -> Trained:
+    def run(self, state: dict[str, Any] | None, say: Callable[[str], None]) -> TrainingResult:
         """Trains the epochs that the state has not."""
         plan = self._plan
         if state is not None:
@@ -136,7 +144,7 @@ class _Job:
         if done == plan.epochs:
             if not self._store.exists(MODEL):
                 self._write_model(done)
-            return Trained(entry, is_new=False)
+            return TrainingResult(entry, is_new=False)
         say(self._begin(done))
         schedule = Schedule(
             order_hashes(plan.seed, self._training.keys),
@@ -145,7 +153,7 @@ class _Job:
             range(done, plan.epochs),
         )
         batches = load_batches(
-            Pictures(
+            PictureBatches(
                 self._training,
                 self._validation,
                 Augmentation(self._learner.size),
@@ -164,7 +172,7 @@ class _Job:
             for epoch in schedule.epochs:
                 log.add(run_epoch(epoch, plan, self._learner, schedule, batches))
                 self._write(epoch + 1, log)
-        return Trained(entry, is_new=True)
+        return TrainingResult(entry, is_new=True)
 
     def _begin(self, done: int) -> str:
         """What is about to happen, in a line."""
@@ -238,3 +246,119 @@ def _settings(plan: TrainPlan) -> Iterator[None]:
 
 
 _SETTINGS = ("batch_size", "lr", "weight_decay", "precision")
+
+
+STATE = "state.pth"
+_FORMAT = "imagenet9 training"
+_VERSION = 1
+
+
+def write_state(store: Store, content: dict[str, Any]) -> None:
+    """Writes the state: whole, or the last one stays.
+
+    Args:
+      store: the training's folder.
+      content: tensors, numbers, text, and lists and dictionaries of them.
+    """
+    data = io.BytesIO()
+    torch.save({"format": _FORMAT, "version": _VERSION, **content}, data)
+    with store.create(STATE) as file:
+        file.write(data.getbuffer())  # type: ignore[arg-type]
+
+
+def read_state_file(store: Store) -> dict[str, Any] | None:
+    """What `write_state` wrote, on the CPU; None if there is nothing.
+
+    Raises:
+      JobError: it cannot be read.
+    """
+    if not store.exists(STATE):
+        return None
+    path = store.path(STATE)
+    try:
+        with store.open(STATE) as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        found = (content["format"], content["version"])
+    except Exception as error:  # Whatever the bytes provoke.
+        raise JobError(
+            f"{path} cannot be read ({type(error).__name__}); begin anew with --overwrite"
+        ) from error
+    if found != (_FORMAT, _VERSION):
+        raise JobError(
+            f"{path} is {found[0]!r} of version {found[1]}, which is not read here; begin anew "
+            "with --overwrite"
+        )
+    state: dict[str, Any] = content
+    return state
+
+
+def run_epoch(
+    epoch: int,
+    plan: TrainPlan,
+    learner: Learner,
+    schedule: Schedule,
+    batches: Iterator[Batch],
+) -> EpochLog:
+    """Trains one epoch, and then validates.
+
+    Args:
+      epoch: counted from 0.
+      plan: how.
+      learner: that learns.
+      schedule: of the batches.
+      batches: those of this epoch come next.
+
+    Raises:
+      JobError: the loss is not a finite number any more.
+    """
+    started = time.perf_counter()
+    lr = learning_rate(plan.lr, epoch, plan.epochs)
+    # Dropout knows no generator but torch's own; each epoch begins with one of its own, so
+    # that it does not matter which were done before in this process. The 0 is this process, one
+    # of one.
+    torch.manual_seed(keyed_hash(plan.seed, "dropout", f"{epoch} 0") >> 1)
+    learner.begin_training(lr)
+    sums = learner.nothing()
+    waited = 0.0
+    ticker = Ticker(f"epoch {epoch + 1} of {plan.epochs}")
+    shown = 0
+    for _ in range(schedule.training_batches):
+        asked = time.perf_counter()
+        pictures, labels = next(batches)
+        waited += time.perf_counter() - asked
+        sums += learner.step(pictures, labels)
+        shown += len(labels)
+        ticker.show(shown, len(schedule.order_hashes))
+    loss, right, count = sums.tolist()
+    seconds = time.perf_counter() - started
+    if not math.isfinite(loss):
+        raise JobError(
+            f"the loss is not a finite number any more in epoch {epoch + 1}; what was done "
+            f"before is kept. Try a smaller --lr than {plan.lr:g}"
+        )
+    val_loss, val_right, val_count = _validate(learner, schedule, batches)
+    ticker.clear()
+    return EpochLog(
+        epoch=epoch + 1,
+        lr=lr,
+        loss=loss / count,
+        accuracy=right / count,
+        val_loss=val_loss / val_count if val_count else None,
+        val_accuracy=val_right / val_count if val_count else None,
+        images_per_second=count / seconds,
+        data_wait=waited / seconds,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _validate(
+    learner: Learner, schedule: Schedule, batches: Iterator[Batch]
+) -> tuple[float, float, float]:
+    """(summed loss, right answers, pictures)."""
+    learner.begin_validation()
+    sums = learner.nothing()
+    for _ in range(schedule.validation_batches):
+        pictures, labels = next(batches)
+        sums += learner.test(pictures, labels)
+    loss, right, count = sums.tolist()
+    return loss, right, count

@@ -21,7 +21,7 @@ TRAIN, VALIDATE = "train", "validate"
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
+class BatchOrder:
     """One batch that is to be loaded.
 
     Attributes:
@@ -61,13 +61,13 @@ class Schedule:
         """After an epoch."""
         return math.ceil(self.validation / self.batch_size)
 
-    def __iter__(self) -> Iterator[Order]:
+    def __iter__(self) -> Iterator[BatchOrder]:
         for epoch in self.epochs:
             order = permutation(self.order_hashes, epoch)
             for batch in even_batches(order, self.batch_size):
-                yield Order(TRAIN, epoch, batch)
+                yield BatchOrder(TRAIN, epoch, batch)
             for batch in even_batches(np.arange(self.validation), self.batch_size):
-                yield Order(VALIDATE, epoch, batch)
+                yield BatchOrder(VALIDATE, epoch, batch)
 
     def __len__(self) -> int:
         return len(self.epochs) * (self.training_batches + self.validation_batches)

@@ -28,7 +28,7 @@ from pipeline.commands.cli import main
 from pipeline.commands.parser import build_parser
 from transforms.adversarial import (
     UNTRIED,
-    Tally,
+    GridTally,
     challenge_accuracy,
     composites,
     expected_accuracy,
@@ -369,7 +369,7 @@ def grids(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.asarray(grid, np.int16).reshape(len(labels), -1), labels, bg_labels
 
 
-def equal(first: Tally, second: Tally) -> bool:
+def equal(first: GridTally, second: GridTally) -> bool:
     return all(
         np.array_equal(getattr(first, name), getattr(second, name))
         for name in ("labels", "turning", "fooled_by", "successes", "tried")
@@ -506,7 +506,7 @@ def test_composites_on_the_device_are_the_papers() -> None:
     expected = composites(originals, masks, backgrounds, f, b)
     blend = masks[f][..., None]
     assert np.array_equal(expected, originals[f] * blend + backgrounds[b] * (1 - blend))
-    cutouts = Cutouts.of(originals, masks, torch.device("cpu"))
+    cutouts = Cutouts.from_arrays(originals, masks, torch.device("cpu"))
     untouched = torch.from_numpy(backgrounds.copy())
     found = cutouts.put_on(untouched, torch.from_numpy(f), torch.from_numpy(b))
     assert found.shape == (4, 3, 8, 8)

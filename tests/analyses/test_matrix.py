@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ONE, manifest_of, run_in9, stamps
 
-from pipeline.analyses.matrix.results import read_matrices
+from pipeline.analyses.matrix.matrix_results import read_matrices
 from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows
 from pipeline.evaluate.published import TRAINED
-from pipeline.evaluate.results import PREDICTION_SCHEMA
-from pipeline.report.checklist import check_claims
+from pipeline.evaluate.result_files import PREDICTION_SCHEMA
+from pipeline.report.claims import check_claims
 from pipeline.report.evidence import Evidence
 from pipeline.report.verdicts import Verdict
 from pipeline.storage.store import Store

@@ -19,12 +19,12 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from pipeline.analyses.saliency.gradients import answer_gradients
-from pipeline.analyses.saliency.plan import SaliencyPlan, check_variants, shown_images
+from pipeline.analyses.saliency.saliency_work import SaliencyPlan, check_variants, shown_images
 from pipeline.commands.parser import build_parser
 from pipeline.commands.works import works_from_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import ModelError, UsageError
-from pipeline.evaluate.plan import Evaluation
+from pipeline.evaluate.evaluation import Evaluation
 from pipeline.models.loaded import loaded_model
 from pipeline.models.predict import Predictor
 from pipeline.models.predict_config import PredictConfig
@@ -108,7 +108,7 @@ class Detached(Smooth):
 
 
 def predictor_of(module: torch.nn.Module, *, size: int | None = None) -> Predictor:
-    preprocessing = Preprocessing.of(
+    preprocessing = Preprocessing.from_settings(
         {"input_size": size or 224, "fixed_size": size is not None}, num_outputs=9, where="test"
     )
     return Predictor(
@@ -179,7 +179,7 @@ def test_a_batch_that_does_not_fit_is_halved() -> None:
 
 def plan_of(output: Path, **chosen: object) -> SaliencyPlan:
     store = Store(str(output))
-    evaluation = Evaluation(store, ("x",), "val", PredictConfig(), Progress.of(store))
+    evaluation = Evaluation(store, ("x",), "val", PredictConfig(), Progress.for_store(store))
     return SaliencyPlan(evaluation, **chosen)  # type: ignore[arg-type]
 
 

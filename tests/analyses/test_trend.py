@@ -24,26 +24,26 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.analyses.imagenet.folder import (
+from pipeline.analyses.imagenet.imagenet_folder import (
     IMAGES_PER_SHARD,
     ImageNetImage,
     ImageNetListing,
     check_imagenet,
     list_imagenet,
 )
-from pipeline.analyses.imagenet.results import published_top1
-from pipeline.analyses.imagenet.stage import Classify
+from pipeline.analyses.imagenet.imagenet_results import published_top1
+from pipeline.analyses.imagenet.imagenet_work import ImageNetWork
 from pipeline.errors import JobError, UsageError
-from pipeline.evaluate.answers import Answers, Images
-from pipeline.evaluate.contributions import Measured
+from pipeline.evaluate.contributions import ModelContributions
+from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.model_stage import Block, RunModels
-from pipeline.evaluate.plan import Evaluation
-from pipeline.evaluate.results import result_file
+from pipeline.evaluate.predictions import EvalImages, Predictions
+from pipeline.evaluate.result_files import result_file
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import load_model
 from pipeline.report.figures.labels import apart
-from pipeline.report.figures.trend import trend_figure
-from pipeline.report.trend import BG_GAP, TREND, TREND_VARIANTS, write_trend
+from pipeline.report.figures.trend_figure import trend_figure
+from pipeline.report.trend_tables import BG_GAP, TREND, TREND_VARIANTS, write_trend
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 from transforms.scoring import LABEL_RULES
@@ -89,7 +89,7 @@ def test_intervals_of_slopes_cover(models: int, scatter: float) -> None:
         level = (0.1 + 0.8 * x + rng.normal(0, scatter, models))[:, None]
         right = rng.random((models, 150)) < level + shares * hard
         y = right.mean(axis=1)
-        sums = Roles.of(np.arange(150)).sums((right - y[:, None]) / 150)
+        sums = Roles.from_units(np.arange(150)).sums((right - y[:, None]) / 150)
         line = fit_line(x, y, sums)
         assert line is not None
         covered += line.slope_low <= 0.8 <= line.slope_high
@@ -280,9 +280,11 @@ def test_top1_is_the_models_own_on_the_whole_picture(
     assert not (output / "results" / "failures.json").exists()
     (tiny_imagenet / "val" / "n02123045" / "n02123045_broken.JPEG").write_bytes(b"junk")
     store = Store(str(output))
-    how = Evaluation(store, ("efficientnet_lite0",), "val", PredictConfig(), Progress.of(store))
+    how = Evaluation(
+        store, ("efficientnet_lite0",), "val", PredictConfig(), Progress.for_store(store)
+    )
     with pytest.raises(JobError, match=r"n02123045/n02123045_broken\.JPEG of --imagenet"):
-        RunModels(Classify(how, str(tiny_imagenet), imagenet9())).process(Block(0, 0))
+        RunModels(ImageNetWork(how, str(tiny_imagenet), imagenet9())).process(Block(0, 0))
     with pytest.raises(UsageError, match=r"--imagenet .*nowhere is not a folder"):
         check_imagenet(str(tmp_path / "nowhere"))
 
@@ -298,11 +300,11 @@ MODELS = {
 PICTURES = 4000
 
 
-def measured_of(summaries: list[dict[str, Any]]) -> list[Measured]:
+def measured_of(summaries: list[dict[str, Any]]) -> list[ModelContributions]:
     """Their predictions: of the first images as many right as each summary says."""
     keys = pa.array([f"{i:06}" for i in range(PICTURES)])
     labels, units = np.zeros(PICTURES, np.int16), np.arange(PICTURES)
-    images = Images(keys, labels, np.zeros(PICTURES), keys, labels, (), units)
+    images = EvalImages(keys, labels, np.zeros(PICTURES), keys, labels, (), units)
     correct = []
     for summary in summaries:
         shares = {row["variant"]: row["accuracy"] for row in summary["accuracy"]}
@@ -310,8 +312,8 @@ def measured_of(summaries: list[dict[str, Any]]) -> list[Measured]:
         correct.append(dict.fromkeys(LABEL_RULES, of_rule))
     names = dict.fromkeys(correct[0]["mapped_only"], labels)
     grounds = {name: units for name in names if name.startswith("mixed")}
-    answers = Answers(labels, names, {}, grounds)
-    return [Measured(images, tuple(names), summaries, correct, answers)]
+    answers = Predictions(labels, names, {}, grounds)
+    return [ModelContributions(images, tuple(names), summaries, correct, answers)]
 
 
 def trend_of(store: Store, summaries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,9 +14,8 @@ from conftest import ROOT, run_in9
 
 from pipeline.commands.command_line import parse_command_line
 from pipeline.commands.flags import flags_of
-from pipeline.commands.meanings import REASONS, meaning
 from pipeline.commands.parser import COMMANDS, build_parser
-from pipeline.commands.reference import FILES, RESULTS, reference
+from pipeline.commands.reference import FILES, REASONS, RESULTS, meaning, reference
 from transforms.filters import Reason
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

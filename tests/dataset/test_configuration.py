@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.dataset.card import limits_of, steps_of
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.croissant import COLUMNS, croissant
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.how_made import limits_of, steps_of
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.sinks import SAMPLE_FIELDS
 from pipeline.storage.store import Store

@@ -18,10 +18,10 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.dataset.shards import layer_record, layer_tar
-from pipeline.dataset.verify import verify
+from pipeline.dataset.verification import verify
 from pipeline.errors import UsageError
 from pipeline.storage.store import Store
-from pipeline.storage.tar import TarWriter
+from pipeline.storage.tar_writer import TarWriter
 from transforms.geometry import OutputBox
 from transforms.layers import Layer
 

@@ -129,21 +129,21 @@ def test_a_class_is_tested_against_the_others() -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(9), 100)
     correct = rng.random(900) < np.where(labels == 4, 0.5, 0.8)
-    roles = Roles.of(np.arange(900), rng.integers(0, 900, 900))
+    roles = Roles.from_units(np.arange(900), rng.integers(0, 900, 900))
     found = class_p_values(labels, correct, roles)
     assert list(found) == list(range(9))
     # The others differ a little, as they are compared with it, too.
     assert min(found, key=lambda label: found[label]) == 4
     assert found[4] < 1e-6 < 1e-3 < sorted(found.values())[1]
     # Backgrounds on which all is right or wrong: it was those, not the class.
-    shared = Roles.of(np.arange(900), np.where(labels == 4, 1000 + np.arange(900) % 2, 0))
+    shared = Roles.from_units(np.arange(900), np.where(labels == 4, 1000 + np.arange(900) % 2, 0))
     assert min(class_p_values(labels, correct, shared).values()) == 1
     # Two pictures that are both right say nothing, nor does a class with no other.
     few = np.repeat([0, 1], [2, 200])
     right = np.concatenate([[True, True], rng.random(200) < 0.7])
-    assert min(class_p_values(few, right, Roles.of(np.arange(202))).values()) > 0.1
-    assert class_p_values(np.zeros(5, int), right[:5], Roles.of(np.arange(5))) == {}
-    assert class_p_values(few, np.ones(202, bool), Roles.of(np.arange(202))) == {0: 1, 1: 1}
+    assert min(class_p_values(few, right, Roles.from_units(np.arange(202))).values()) > 0.1
+    assert class_p_values(np.zeros(5, int), right[:5], Roles.from_units(np.arange(5))) == {}
+    assert class_p_values(few, np.ones(202, bool), Roles.from_units(np.arange(202))) == {0: 1, 1: 1}
 
 
 def test_p_values_of_equal_classes_are_seldom_small() -> None:
@@ -156,7 +156,7 @@ def test_p_values_of_equal_classes_are_seldom_small() -> None:
             class_p_values(
                 labels,
                 rng.random(180) < np.where(of_run[backgrounds], 0.5, 0.9),
-                Roles.of(np.arange(180), backgrounds),
+                Roles.from_units(np.arange(180), backgrounds),
             ).values()
         )
         < 0.05
@@ -198,7 +198,7 @@ def test_the_gap_is_the_mean_over_replicates(drawn: tuple[Any, Any]) -> None:
     same, rand = drawn
     replicates, n = same.shape
     numbers = np.tile(np.arange(n), 2 * replicates)
-    gap = bg_gap(same, rand, Roles.of(numbers))
+    gap = bg_gap(same, rand, Roles.from_units(numbers))
     by_replicate = [float(s.mean() - r.mean()) for s, r in zip(same, rand, strict=True)]
     assert gap.gap == pytest.approx(np.mean(by_replicate))
     assert gap.gap == pytest.approx(gap.mixed_same - gap.mixed_rand)
@@ -215,10 +215,10 @@ def test_the_gap_is_the_mean_over_replicates(drawn: tuple[Any, Any]) -> None:
 
 def test_gaps_need_answers_of_equal_shape() -> None:
     with pytest.raises(ValueError, match="no foregrounds"):
-        bg_gap(np.ones((1, 0), bool), np.ones((1, 0), bool), Roles.of(np.arange(0)))
+        bg_gap(np.ones((1, 0), bool), np.ones((1, 0), bool), Roles.from_units(np.arange(0)))
     for rand, pictures in ((np.ones((2, 2), bool), 6), (np.ones((1, 2), bool), 3)):
         with pytest.raises(ValueError, match=f"answers for {pictures} pictures"):
-            bg_gap(np.ones((1, 2), bool), rand, Roles.of(np.arange(pictures)))
+            bg_gap(np.ones((1, 2), bool), rand, Roles.from_units(np.arange(pictures)))
 
 
 two_answers = st.integers(1, 40).flatmap(
@@ -232,7 +232,7 @@ two_answers = st.integers(1, 40).flatmap(
 @given(two_answers)
 def test_relative_foreground_sensitivity_is_that_of_its_source(drawn: tuple[Any, Any, Any]) -> None:
     fg, bg, units = drawn
-    roles = Roles.of(units)
+    roles = Roles.from_units(units)
     found = relative_foreground_sensitivity(fg, bg, roles)
     mean = (fg.mean() + bg.mean()) / 2
     if found is None:
@@ -245,13 +245,15 @@ def test_relative_foreground_sensitivity_is_that_of_its_source(drawn: tuple[Any,
         low, high = (-x for x in reversed(relative_foreground_sensitivity(*other, roles)[1:]))
         assert (low, high) == pytest.approx(found[1:], abs=1e-9)
     order = np.arange(len(fg))[::-1]
-    again = relative_foreground_sensitivity(fg[order], bg[order], Roles.of(7 - units[order]))
+    again = relative_foreground_sensitivity(
+        fg[order], bg[order], Roles.from_units(7 - units[order])
+    )
     assert again == pytest.approx(found, abs=1e-9)
 
 
 def test_relative_foreground_sensitivity_by_hand() -> None:
     right, wrong = np.ones(40, bool), np.zeros(40, bool)
-    each = Roles.of(np.arange(40))
+    each = Roles.from_units(np.arange(40))
     assert relative_foreground_sensitivity(right, right, each) is None
     assert relative_foreground_sensitivity(wrong, wrong, each) is None
     # The foreground alone matters, or the background alone.
@@ -272,14 +274,14 @@ def test_relative_foreground_sensitivity_by_hand() -> None:
     # The same images wrong: what differs between the sides is surer.
     assert nested[1] > 0 > apart[1]
     # A single unit knows nothing of others, answers to all of the same images have an interval.
-    assert relative_foreground_sensitivity(fg, bg, Roles.of(fg * 0)) == (0.25, -1, 1)
+    assert relative_foreground_sensitivity(fg, bg, Roles.from_units(fg * 0)) == (0.25, -1, 1)
     equal = relative_foreground_sensitivity(fg, fg, each)
     assert equal is not None
     assert equal[1] < equal[0] == 0 < equal[2]
     with pytest.raises(ValueError, match=r"\(40,\) and \(3,\) answers for 40"):
         relative_foreground_sensitivity(fg, bg[:3], each)
     with pytest.raises(ValueError, match="answers for 0"):
-        relative_foreground_sensitivity(fg[:0], bg[:0], Roles.of(np.arange(0)))
+        relative_foreground_sensitivity(fg[:0], bg[:0], Roles.from_units(np.arange(0)))
 
 
 # What the job writes, on a dataset of 18 pictures in three shards, two replicates, two models.

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
-from pipeline.evaluate.results import result_folder
-from pipeline.evaluate.shards import Pictures
+from pipeline.evaluate.predict_shards import ShardPictures
+from pipeline.evaluate.result_files import result_folder
 from pipeline.models.loaded import check_head
 from pipeline.models.predict import Predictor
 from pipeline.models.predict_config import PredictConfig
@@ -160,11 +160,11 @@ def test_models_without_a_way_to_the_hub_say_what_to_do(sample_run: Path, tmp_pa
     assert len(done.stderr.splitlines()) == 1
 
 
-def first_pictures(output: Path, count: int) -> tuple[Pictures, list[str]]:
+def first_pictures(output: Path, count: int) -> tuple[ShardPictures, list[str]]:
     """The first originals of a dataset, and their keys."""
     dataset = Dataset.open(Store(str(output)))
     keys = [sample.key for sample in dataset.samples("val", 0, "original")][:count]
-    return Pictures(dataset, "val", 0, "original", frozenset(keys)), keys
+    return ShardPictures(dataset, "val", 0, "original", frozenset(keys)), keys
 
 
 def test_scores_do_not_depend_on_what_shares_a_batch(sample_run: Path) -> None:

@@ -11,15 +11,14 @@ import apache_beam as beam
 import pytest
 from conftest import stamps
 
-from pipeline.analyses.attack.plan import Attacking
-from pipeline.analyses.attack.stage import TryBackgrounds
-from pipeline.analyses.imagenet.stage import Classify
-from pipeline.analyses.saliency.plan import SaliencyPlan
-from pipeline.analyses.saliency.stage import Explain
+from pipeline.analyses.attack.attack_work import AttackWork
+from pipeline.analyses.attack.grid import AttackPlan
+from pipeline.analyses.imagenet.imagenet_work import ImageNetWork
+from pipeline.analyses.saliency.saliency_work import SaliencyPlan, SaliencyWork
 from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.evaluation_work import EvaluationWork
 from pipeline.evaluate.model_stage import ModelStage
-from pipeline.evaluate.plan import Evaluation
-from pipeline.evaluate.stage import Predict
 from pipeline.evaluate.work import Work
 from pipeline.models.entries import DEFAULT_MODEL
 from pipeline.models.predict_config import PredictConfig
@@ -49,17 +48,17 @@ def run_stages(
     counters."""
     store = Store(str(output))
     dataset = Dataset.open(store)
-    progress = Progress.of(store)
+    progress = Progress.for_store(store)
     progress.clear()
     how = Evaluation(store, models, "val", PredictConfig(), progress, hints=hints)
-    attacking = Attacking(how, foregrounds=20, backgrounds=20, early_stop=True)
+    attacking = AttackPlan(how, foregrounds=20, backgrounds=20, early_stop=True)
     pipeline = beam.Pipeline(options=pipeline_options(["--direct_num_workers=1"]))
-    works: list[Work] = [TryBackgrounds(attacking, dataset.taxonomy)]
+    works: list[Work] = [AttackWork(attacking, dataset.taxonomy)]
     if imagenet is not None:
         works += [
-            Predict(how, dataset.taxonomy),
-            Classify(how, str(imagenet), dataset.taxonomy),
-            Explain(SaliencyPlan(how, maps=2), dataset.taxonomy),
+            EvaluationWork(how, dataset.taxonomy),
+            ImageNetWork(how, str(imagenet), dataset.taxonomy),
+            SaliencyWork(SaliencyPlan(how, maps=2), dataset.taxonomy),
         ]
     done = pipeline | beam.Create([dataset.manifest.fingerprint])
     for work in works:

@@ -21,14 +21,22 @@ from conftest import ONE, SHARDS, TINY_MODEL, run_in9, stamps
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, ModelError
-from pipeline.evaluate import resident, shards
+from pipeline.evaluate import predict_shards, resident
+from pipeline.evaluate.evaluation import Evaluation, describe_model
+from pipeline.evaluate.evaluation_work import EvaluationWork
 from pipeline.evaluate.failures import FailedModel, read_failures
-from pipeline.evaluate.model_stage import Block, BlockDone, Finish, Look, RunModels, SummedUp, SumUp
-from pipeline.evaluate.plan import Evaluation, describe_model
-from pipeline.evaluate.predictions import predictions_of
+from pipeline.evaluate.model_stage import (
+    Block,
+    BlockDone,
+    FindDone,
+    FinishModels,
+    ModelSummary,
+    RunModels,
+    SummarizeModel,
+)
+from pipeline.evaluate.predict_shards import PredictShards
+from pipeline.evaluate.prediction_files import predictions_of
 from pipeline.evaluate.resident import in_memory, on_device
-from pipeline.evaluate.shards import PredictShards
-from pipeline.evaluate.stage import Predict
 from pipeline.models.predict import Predictor, device_of
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import load_model
@@ -51,7 +59,7 @@ def made(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan(output: Path, *models: str, **how: Any) -> Evaluation:
     store = Store(str(output))
-    return Evaluation(store, models, "val", PredictConfig(), Progress.of(store), **how)
+    return Evaluation(store, models, "val", PredictConfig(), Progress.for_store(store), **how)
 
 
 def test_a_model_that_fails_is_let_go_and_the_next_one_runs(
@@ -70,7 +78,7 @@ def test_a_model_that_fails_is_let_go_and_the_next_one_runs(
     models = ("python:counted:model", "python:tiny_models:none", FIRST)
     output = Path(shutil.copytree(made, tmp_path / "out"))
     shutil.rmtree(output / "results")
-    work = Predict(plan(output, *models), imagenet9())
+    work = EvaluationWork(plan(output, *models), imagenet9())
     step = RunModels(work)
     for order in (0, 0, 2):
         (done,) = step.process(Block(order, 0))
@@ -143,9 +151,9 @@ def test_predictions_are_of_what_decides_scores_and_of_nothing_else(made: Path) 
     dataset = Dataset.open(evaluation.store)
 
     def find(model: Any = model, shard: int = 1, **how: Any) -> tuple[dict[str, str], bool]:
-        about = describe_model(model, dataclasses.replace(evaluation, **how), dataset)
-        is_there = PredictShards(dataset, about).is_there(shard)
-        return predictions_of(dataset, about, shard), is_there
+        metadata = describe_model(model, dataclasses.replace(evaluation, **how), dataset)
+        is_there = PredictShards(dataset, metadata).is_there(shard)
+        return predictions_of(dataset, metadata, shard), is_there
 
     wanted, are_there = find()
     assert are_there
@@ -170,7 +178,7 @@ def test_predictions_are_made_once_and_again_the_same(made: Path, tmp_path: Path
     output = Path(shutil.copytree(made, tmp_path / "out"))
     evaluation, model = plan(output, FIRST), load_model(FIRST)
     dataset = Dataset.open(evaluation.store)
-    work = Predict(evaluation, imagenet9())
+    work = EvaluationWork(evaluation, imagenet9())
     before = stamps(output)
     (done,) = RunModels(work).process(Block(0, 0))
     assert isinstance(done, BlockDone)
@@ -202,7 +210,7 @@ def test_a_killed_evaluation_keeps_the_batches_that_it_has_done(
 ) -> None:
     output = Path(shutil.copytree(made, tmp_path / "out"))
     evaluation = dataclasses.replace(plan(output, FIRST), predict=PredictConfig(batch_size=2))
-    dataset, work = Dataset.open(evaluation.store), Predict(evaluation, imagenet9())
+    dataset, work = Dataset.open(evaluation.store), EvaluationWork(evaluation, imagenet9())
     of_model = PredictShards(dataset, describe_model(load_model(FIRST), evaluation, dataset))
     path, whole = output / of_model.path(1), Predictor.logits
     path.unlink()
@@ -221,7 +229,7 @@ def test_a_killed_evaluation_keeps_the_batches_that_it_has_done(
                 raise OSError("killed")
 
     monkeypatch.setattr(Predictor, "logits", logits)
-    monkeypatch.setattr(shards, "PART_SECONDS", -1.0)
+    monkeypatch.setattr(predict_shards, "PART_SECONDS", -1.0)
     with pytest.raises(OSError, match="killed"):
         RunModels(work).process(Block(0, 0))
     assert path.exists()
@@ -253,10 +261,10 @@ def test_another_variant_costs_only_its_own_pictures(small_sample: Path, tmp_pat
 
 
 def test_looking_leaves_what_is_not_known(made: Path) -> None:
-    work = Predict(plan(made, FIRST), imagenet9())
+    work = EvaluationWork(plan(made, FIRST), imagenet9())
     before = stamps(made)
     # Code of one's own may do anything, so its model is loaded every time.
-    (left,) = Look(work).process(Block(0, 0))
+    (left,) = FindDone(work).process(Block(0, 0))
     assert isinstance(left, beam.pvalue.TaggedOutput)
     assert left.value == Block(0, 0)
     assert stamps(made) == before
@@ -267,31 +275,31 @@ def test_a_model_without_all_units_is_not_summed_up(made: Path, tmp_path: Path) 
     dataset = Dataset.open(Store(str(made)))
     store = Store(str(shutil.copytree(made, tmp_path / "out")))
     evaluation = dataclasses.replace(plan(made, FIRST, SECOND, groups=2), store=store)
-    work = Predict(evaluation, imagenet9())
-    about = json.dumps(describe_model(load_model(FIRST), evaluation, dataset))
+    work = EvaluationWork(evaluation, imagenet9())
+    metadata = json.dumps(describe_model(load_model(FIRST), evaluation, dataset))
     units = (*work.units(dataset),)
-    halves = [BlockDone(0, about, units[::2]), BlockDone(0, about, units[1::2])]
-    assert SumUp(work).process((0, reversed(halves))) == [SummedUp((FIRST, FIRST))]
+    halves = [BlockDone(0, metadata, units[::2]), BlockDone(0, metadata, units[1::2])]
+    assert SummarizeModel(work).process((0, reversed(halves))) == [ModelSummary((FIRST, FIRST))]
     for found in (halves[1:], [*halves, halves[0]]):
         with pytest.raises(JobError, match=f"{FIRST}: evaluate of .* Run the same command"):
-            SumUp(work).process((0, found))
-    another = dataclasses.replace(halves[1], about=about.replace(FIRST, SECOND))
+            SummarizeModel(work).process((0, found))
+    another = dataclasses.replace(halves[1], metadata=metadata.replace(FIRST, SECOND))
     with pytest.raises(JobError, match=f"{FIRST} has changed while it was run"):
-        SumUp(work).process((0, [halves[0], another]))
+        SummarizeModel(work).process((0, [halves[0], another]))
     # The same model by another entry, which is forgotten when the model succeeds.
     failed = FailedModel(1, "a=older", FIRST, "no")
-    assert SumUp(work).process((1, [failed, halves[0]])) == [failed]
+    assert SummarizeModel(work).process((1, [failed, halves[0]])) == [failed]
 
-    def finish(*results: SummedUp | FailedModel) -> list[str]:
-        assert Finish(work).process(dataset.manifest.fingerprint, results) == [
+    def finish(*results: ModelSummary | FailedModel) -> list[str]:
+        assert FinishModels(work).process(dataset.manifest.fingerprint, results) == [
             dataset.manifest.fingerprint
         ]
         failures = read_failures(store, dataset.manifest.fingerprint, "evaluate")[0]
         return [failure["entry"] for failure in failures]
 
     assert finish(failed) == ["a=older"]
-    assert finish(SummedUp((SECOND, SECOND))) == ["a=older"]
-    assert finish(SummedUp((FIRST, FIRST))) == []
+    assert finish(ModelSummary((SECOND, SECOND))) == ["a=older"]
+    assert finish(ModelSummary((FIRST, FIRST))) == []
 
 
 def test_caches_of_all_processes_take_a_quarter_of_the_memory(

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import selected_rows
-from pipeline.evaluate.logits import keys_to_keep
+from pipeline.evaluate.background_logits import keys_to_keep
 from pipeline.storage.store import Store
-from transforms.probe import cross_validated, folds_of, power_of_outputs
+from transforms.power import cross_validated, folds_of, power_of_outputs
 
 MODEL = "efficientnet_lite0"
 

@@ -15,16 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.records import read_about, write_table
+from pipeline.dataset.records import read_metadata, write_table
 from pipeline.errors import JobError
-from pipeline.evaluate import answers, forms, results
-from pipeline.evaluate.analysis import summary_parts
+from pipeline.evaluate import predictions, result_files, result_schemas
 from pipeline.evaluate.comparisons import compare_models
 from pipeline.evaluate.contributions import read_measured
-from pipeline.evaluate.power import describe_power, power_of
-from pipeline.evaluate.predictions import evaluated_variants, prediction_file
+from pipeline.evaluate.gap_power import describe_power, power_of
+from pipeline.evaluate.prediction_files import evaluated_variants, prediction_file
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
-from pipeline.evaluate.summaries import read_summaries
+from pipeline.evaluate.summaries import read_summaries, summary_parts
 from pipeline.report.tables import missing_rows
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
@@ -55,18 +54,18 @@ def predictions_of(dataset: Dataset, summary: dict[str, Any]) -> pa.Table:
 
 
 def test_answers_are_the_predictions_in_the_order_of_the_images(told: Dataset) -> None:
-    images = answers.Images.read(told, "val")
+    images = predictions.EvalImages.read(told, "val")
     rows = {row["key"]: row for row in told.index("val") if row["selected"]}
     keys = images.keys.to_pylist()
     assert keys == sorted(rows)
     assert images.labels.tolist() == [rows[key]["label"] for key in keys]
     assert images.positions(pa.chunked_array([[keys[3], None, "another"]])).tolist() == [3, -1, -1]
-    part = answers.Images.read(told, "val", 0.5)
+    part = predictions.EvalImages.read(told, "val", 0.5)
     assert set(part.keys.to_pylist()) < set(keys) == set(part.background_keys.to_pylist())
     assert "fg_mask" not in evaluated_variants(told)
     summary = summaries_of(told)[0]
     table = predictions_of(told, summary)
-    answered = answers.read_answers(told, images, summary)
+    answered = predictions.read_predictions(told, images, summary)
     assert (answered.missing, answered.devices) == ((), ("cpu",))
     found = answered.by_rule
     for row in table.to_pylist():
@@ -75,12 +74,14 @@ def test_answers_are_the_predictions_in_the_order_of_the_images(told: Dataset) -
         if row["variant"].startswith("mixed"):
             assert of_rule.bg_labels[row["variant"]][place] == rows[row["bg_key"]]["label"]
     names = ["original", "mixed_same"]
-    assert answers.answers_of(table.slice(1), images, names).missing == ("original",)
-    assert answers.answers_of(table.slice(0, 0), images, names).missing == tuple(names)
+    assert predictions.predictions_in_table(table.slice(1), images, names).missing == ("original",)
+    assert predictions.predictions_in_table(table.slice(0, 0), images, names).missing == tuple(
+        names
+    )
     place = table.column_names.index("bg_key")
     unknown = table.set_column(place, "bg_key", pa.array(["another"] * len(table)))
     with pytest.raises(JobError, match="mixed_same has backgrounds that are not in the index"):
-        answers.answers_of(unknown, images, names)
+        predictions.predictions_in_table(unknown, images, names)
 
 
 def test_only_predictions_of_the_pictures_that_are_there_count(
@@ -90,8 +91,8 @@ def test_only_predictions_of_the_pictures_that_are_there_count(
     first, second, third = summaries_of(dataset)
     assert first["missing"] == second["missing"] == third["missing"] == ()
     path = prediction_file(first, 0)
-    table, about = read_table(dataset.store, path), read_about(dataset.store, path)
-    assert about is not None
+    table, metadata = read_table(dataset.store, path), read_metadata(dataset.store, path)
+    assert metadata is not None
     of = table["of"].cast(pa.string()).to_pylist()
     variants = table["variant"].cast(pa.string()).to_pylist()
     others = [
@@ -100,7 +101,7 @@ def test_only_predictions_of_the_pictures_that_are_there_count(
     ]
     place, kind = table.column_names.index("of"), table.schema.field("of").type
     changed = table.set_column(place, "of", pa.array(others).cast(kind))
-    write_table(dataset.store, path, changed, about.fingerprint)
+    write_table(dataset.store, path, changed, metadata.fingerprint)
     dataset.store.delete(prediction_file(second, 0))
     (dataset.store.write(prediction_file(third, 0), b"PAR1, but no table"))
     (kept,), stale = read_summaries(dataset)
@@ -124,30 +125,30 @@ def test_only_predictions_of_the_pictures_that_are_there_count(
 
 
 def test_summaries_have_a_form_and_are_made_of_predictions(told: Dataset, tmp_path: Path) -> None:
-    images = answers.Images.read(told, "val")
+    images = predictions.EvalImages.read(told, "val")
     dataset = Dataset.open(Store(shutil.copytree(told.store.root, str(tmp_path / "out"))))
     for summary in summaries_of(told):
-        answered = answers.read_answers(told, images, summary).by_rule
+        answered = predictions.read_predictions(told, images, summary).by_rule
         assert summary_parts(answered, images, told.taxonomy).items() <= summary.items()
         assert power_of(told, images, summary) == summary["power"]
-        folder = results.result_folder(summary["model"], summary["evaluation"])
-        model = results.read_result(told.store, results.result_file(folder, "model"))
+        folder = result_files.result_folder(summary["model"], summary["evaluation"])
+        model = result_files.read_result(told.store, result_files.result_file(folder, "model"))
         assert model is not None
-        assert results.read_results(told.store, "model", summary["model"]) == [model]
-        msgspec.convert({**model, "new": 1}, forms.Model)
+        assert result_files.read_results(told.store, "model", summary["model"]) == [model]
+        msgspec.convert({**model, "new": 1}, result_schemas.ModelSchema)
         for name, value in (("power", {}), ("entry", 3), ("evaluation", {"split": "../x"})):
             with pytest.raises(msgspec.ValidationError, match=name):
-                msgspec.convert({**model, name: value}, forms.Model)
+                msgspec.convert({**model, name: value}, result_schemas.ModelSchema)
     old, current, *_ = summaries_of(told)
     # Power of the same outputs is taken over, of others not.
-    folder = results.result_folder(current["model"], current["evaluation"])
-    path = results.result_file(folder, "model")
-    model = results.read_result(told.store, path)
+    folder = result_files.result_folder(current["model"], current["evaluation"])
+    path = result_files.result_file(folder, "model")
+    model = result_files.read_result(told.store, path)
     assert model is not None
     (row,) = current["power"]
     for fingerprint, accuracy in ((row["fingerprint"], 0.125), ("another", row["accuracy"])):
         noted = {**model, "power": [{**row, "accuracy": 0.125, "fingerprint": fingerprint}]}
-        results.write_result(dataset.store, path, noted)
+        result_files.write_result(dataset.store, path, noted)
         assert power_of(dataset, images, current)[0]["accuracy"] == accuracy
     gap = next(row for row in old["gaps"] if row["label_rule"] == "argmax_then_map")
     for low, named in ((-0.1, 2), (0.1, 1)):
@@ -171,10 +172,10 @@ def test_parts_of_a_summary_count_the_same_images(n: int, seed: int, grouped: bo
     # Of some nobody knows how large the foreground is.
     sizes = np.where(rng.random(n) < 0.3, np.nan, rng.random(n))
     numbers = np.unique(np.asarray(units, object), return_inverse=True)[1]
-    images = answers.Images(keys, labels, sizes, keys, labels, units, numbers)
+    images = predictions.EvalImages(keys, labels, sizes, keys, labels, units, numbers)
     said, grounds = (dict(zip(VARIANTS, part, strict=True)) for part in (drawn[::2], drawn[1::2]))
     bg_units = {name: rng.integers(-3, max(n, 1), n) for name in MIXED}
-    found = {"rule": answers.Answers(labels, said, grounds, bg_units)}
+    found = {"rule": predictions.Predictions(labels, said, grounds, bg_units)}
     parts = summary_parts(found, images, imagenet9())
     draws = draws_of(VARIANTS)
     assert [row["variant"] for row in parts["accuracy"]] == list(draws)

@@ -35,13 +35,13 @@ from pipeline.generate.commit import (
     PREPARE_LOCK,
     PREPARED_MANIFEST,
     STAGING,
-    Finish,
-    Move,
-    Prepare,
+    FinishCommit,
+    MoveFiles,
+    PrepareCommit,
+    add_up,
     commit,
 )
-from pipeline.generate.shards import OutputShard, SourceShard, SplitTotals
-from pipeline.generate.totals import add_up
+from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.storage.store import FileDigest, Store
 from transforms.taxonomy import imagenet9
@@ -154,11 +154,11 @@ def test_a_commit_waits_for_all_and_leaves_nothing_else(tmp_path: Path) -> None:
     kept = [f"{folder}/{number}.parquet" for folder in ("index", "layers") for number in (0, 1)]
     assert paths == sorted(["README.md", "classes.txt", "croissant.json", *kept])
     assert set(store.sizes("")) == {*paths, "manifest.json", "notes.txt"}
-    assert Prepare(drop, store, IN9).process((None, iter([two, None, b, one, a]))) == [
+    assert PrepareCommit(drop, store, IN9).process((None, iter([two, None, b, one, a]))) == [
         (committed, [])
     ]
-    assert Move(store).process((committed, [])) == [(committed, 0)]
-    assert Finish(store, IN9).process((committed, [0])) == [committed]
+    assert MoveFiles(store).process((committed, [])) == [(committed, 0)]
+    assert FinishCommit(store, IN9).process((committed, [0])) == [committed]
     assert stamps(tmp_path) == there
 
 
@@ -172,13 +172,13 @@ def test_a_step_that_is_started_again_late_does_no_harm(
     commit(SMALL, store, IN9, shards)
     # On top of a dataset whose records of the same names are others.
     shards = [shard for number in (0, 1) for shard in made(store, number, "new")]
-    committed, moves = Prepare(SMALL, store, IN9).process((None, shards))[0]
+    committed, moves = PrepareCommit(SMALL, store, IN9).process((None, shards))[0]
     first, second = moves[:2], moves[2:]
     steps: list[Callable[[], object]] = [
-        lambda: Prepare(SMALL, store, IN9).process((None, shards)),
-        lambda: Move(store).process((committed, first)),
-        lambda: Move(store).process((committed, second)),
-        lambda: Finish(store, IN9).process((committed, [])),
+        lambda: PrepareCommit(SMALL, store, IN9).process((None, shards)),
+        lambda: MoveFiles(store).process((committed, first)),
+        lambda: MoveFiles(store).process((committed, second)),
+        lambda: FinishCommit(store, IN9).process((committed, [])),
     ]
     for number, step in enumerate(steps):
         step()
@@ -190,15 +190,15 @@ def test_a_step_that_is_started_again_late_does_no_harm(
 def test_lost_moves_are_noticed_and_what_they_have_left_is_replaced(store: Store) -> None:
     for content, moved in (("", 6), ("new", 0), ("newer", 2), ("newest", 6)):
         shards = [shard for number in (0, 1) for shard in made(store, number, content)]
-        ((committed, moves),) = Prepare(SMALL, store, IN9).process((None, shards))
-        Move(store).process((committed, moves[:moved]))
+        ((committed, moves),) = PrepareCommit(SMALL, store, IN9).process((None, shards))
+        MoveFiles(store).process((committed, moves[:moved]))
         assert store.exists(MANIFEST) is False
         if moved == len(moves):
-            Finish(store, IN9).process((committed, []))
+            FinishCommit(store, IN9).process((committed, []))
             assert_whole(store, committed)
             continue
         with pytest.raises(JobError, match=r"is missing .* Run the same command again"):
-            Finish(store, IN9).process((committed, []))
+            FinishCommit(store, IN9).process((committed, []))
         assert not store.exists(MANIFEST)
 
 
@@ -216,7 +216,7 @@ def test_old_records_step_aside_in_one_worker_at_a_time(tmp_path: Path) -> None:
     shards = [shard for number in (0, 1) for shard in made(store, number)]
     with ThreadPoolExecutor(1) as other:
         with held(store, PREPARE_LOCK):
-            waiting = other.submit(Prepare(SMALL, store, IN9).process, (None, shards))
+            waiting = other.submit(PrepareCommit(SMALL, store, IN9).process, (None, shards))
             with pytest.raises(TimeoutError):
                 waiting.result(0.3)
             assert not store.exists(PREPARED_MANIFEST)
@@ -228,7 +228,7 @@ def test_old_records_step_aside_in_one_worker_at_a_time(tmp_path: Path) -> None:
 def test_what_travels_is_small(tmp_path: Path) -> None:
     """A shard of a thousand images in all variants and formats, whose files are staged."""
     config = DatasetConfig()
-    totals = SplitTotals("val", ShardCounts.of(1000, 1000), 1000, 0, 0)
+    totals = SplitTotals("val", ShardCounts.for_images(1000, 1000), 1000, 0, 0)
     staging = Staging(Store(str(tmp_path)), f"{STAGING}/{config.compose.fingerprint()}")
 
     def record_of(*paths: str) -> Record:

@@ -28,16 +28,16 @@ from pipeline.dataset.shards import (
 )
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.compose import VariantFiles
+from pipeline.generate.custom_variants import custom_names, find_variants, versioned
 from pipeline.generate.cut_source import shard_fingerprint
-from pipeline.generate.graph import Generate
-from pipeline.generate.job import Job
+from pipeline.generate.graph import GenerateDataset
+from pipeline.generate.job import GenerateJob
 from pipeline.generate.layer_source import Backgrounds, LayerSource
 from pipeline.generate.list_split import ListSplits, list_split
-from pipeline.generate.own_variants import find_variants, own_names, versioned
 from pipeline.generate.plan import PlanSplit, load_plan
 from pipeline.generate.previous_layers import PreviousLayers, find_layers
 from pipeline.generate.segment import SegmentShard
-from pipeline.generate.shards import OutputShard, SourceShard, SplitTotals
+from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
 from pipeline.inputs.key_lists import read_key_list
 from pipeline.inputs.layout import find_layout
 from pipeline.runtime.progress import Meter, Progress
@@ -56,13 +56,13 @@ TAR, RECORD = layer_tar("val", 0), layer_record("val", 0)
 ONE, TWO = ShardCounts(1, 1), ShardCounts(2, 2)
 
 
-def job_of(source: Path, output: Path, config: DatasetConfig = SMALL, **more: Any) -> Job:
+def job_of(source: Path, output: Path, config: DatasetConfig = SMALL, **more: Any) -> GenerateJob:
     store, about = Store.at(str(output)), {"previous": {}, "taxonomy": IN9, **more}
     layouts = (find_layout(str(source), None, "val", needs_boxes=False),)
-    return Job(config, layouts, store=store, progress=Progress.of(store), **about)
+    return GenerateJob(config, layouts, store=store, progress=Progress.for_store(store), **about)
 
 
-def planned(job: Job, layers: str = "keep") -> tuple[OutputShard, Any, Backgrounds]:
+def planned(job: GenerateJob, layers: str = "keep") -> tuple[OutputShard, Any, Backgrounds]:
     stage = SegmentShard(BOX, job.layer_staging(), {}, job.progress, layers)
     found = [made for shard in ListSplits(job).process(None) for made in stage.process(shard)]
     first = PlanSplit(MIXED, job.output_staging(), BOX).process(("val", found))[1]
@@ -120,7 +120,7 @@ def test_the_graph_gives_the_fingerprint_once(small_sample: Path, tmp_path: Path
     job, told = job_of(small_sample, tmp_path / "out"), tmp_path / "told"
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         start = pipeline | beam.Create(["work may begin"])
-        start | Generate(job) | beam.io.WriteToText(str(told), shard_name_template="")
+        start | GenerateDataset(job) | beam.io.WriteToText(str(told), shard_name_template="")
     manifest = read_manifest(job.store)
     assert manifest is not None
     assert told.read_text().split() == [manifest.fingerprint]
@@ -158,7 +158,7 @@ def test_layers_are_the_same_from_tars_and_cut_again(small_input: Path, tmp_path
     before = list(stored.layers(rows))
     own = {row["key"]: layer for row, layer, _ in before}
     rows = [{**row, "selected": place > 0} for place, row in enumerate(rows)]
-    meter = Meter(Progress.of(staging.store), "compose", "x")
+    meter = Meter(Progress.for_store(staging.store), "compose", "x")
     digests = VariantFiles(BOX, MIXED, staging, IN9).write(output, met, rows, meter)
     for variant, file in zip(("original", MIX), digests, strict=True):
         assert file == staging.digest_of(staging.staged(file.path), file.path, len(rows) - 1)
@@ -203,7 +203,7 @@ def test_a_variant_of_the_users_has_a_version_and_changes_no_layer(
     mine = "python:painted_here"
     entries = versioned(["original", f"{mine}:dark", f"{mine}:half@7"])
     assert entries == versioned(entries) == ("original", f"{mine}:dark@3", f"{mine}:half@1")
-    assert own_names(["original", f"{mine}:dark", f"{mine}:light@3"]) == ("dark", "light")
+    assert custom_names(["original", f"{mine}:dark", f"{mine}:light@3"]) == ("dark", "light")
     for name, said in (("Loud", "small letters"), ("bad", "a whole number"), ("no", "no function")):
         with pytest.raises(UsageError, match=f"--variants {mine}:{name}: .*{said}"):
             versioned([f"{mine}:{name}"])

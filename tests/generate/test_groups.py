@@ -29,7 +29,7 @@ def make_keys(count: int) -> list[str]:
 
 def make_pool(drawn: list[tuple[int, int]], seed: int = 0) -> Pool:
     labels, numbers = (np.asarray(column, np.int64) for column in zip(*drawn, strict=True))
-    return Pool.of(make_keys(len(drawn)), labels, seed=seed, groups=numbers)
+    return Pool.from_images(make_keys(len(drawn)), labels, seed=seed, groups=numbers)
 
 
 @given(images, st.booleans(), st.sampled_from(["any", "other"]))
@@ -96,7 +96,7 @@ def test_removing_one_image_repairs_few() -> None:
         kept = [i for i in range(600) if i != skip]
         labels, numbers = (np.asarray([drawn[i][c] for i in kept], np.int64) for c in (0, 1))
         names = [keys[i] for i in kept]
-        pool = Pool.of(names, labels, seed=0, groups=numbers)
+        pool = Pool.from_images(names, labels, seed=0, groups=numbers)
         found = pair(pool, np.arange(len(kept)), names, "mixed_rand", seed=0)
         return {names[f]: names[b] for f, b in enumerate(found)}
 
@@ -148,9 +148,9 @@ def test_the_interval_of_related_images_covers() -> None:
     held = plain = 0
     for _ in range(300):
         right = np.repeat(random.random(60) < 0.7, 10)
-        low, high = wilson_of_pictures(right, Roles.of(np.repeat(np.arange(60), 10)))
+        low, high = wilson_of_pictures(right, Roles.from_units(np.repeat(np.arange(60), 10)))
         held += low <= 0.7 <= high
-        low, high = wilson_of_pictures(right, Roles.of(np.arange(600)))
+        low, high = wilson_of_pictures(right, Roles.from_units(np.arange(600)))
         plain += low <= 0.7 <= high
     assert held / 300 > 0.92
     assert plain / 300 < 0.6

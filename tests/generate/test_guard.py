@@ -21,7 +21,7 @@ from pipeline.dataset.shards import ShardCounts, layer_record
 from pipeline.errors import JobError
 from pipeline.generate.cut_source import shard_fingerprint
 from pipeline.generate.guard import check_rebuild
-from pipeline.generate.shards import SourceShard, SplitTotals
+from pipeline.generate.shard_elements import SourceShard, SplitTotals
 from pipeline.storage.local_files import LocalFiles
 from pipeline.storage.store import Store
 

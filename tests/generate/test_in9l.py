@@ -23,9 +23,9 @@ from soundness import assert_sound
 
 from pipeline.dataset.config import SegmentConfig
 from transforms.codec import decode_image, encode_png
+from transforms.cropping import crop_whole
 from transforms.filters import Reason
 from transforms.geometry import ResizeCrop
-from transforms.whole import crop_whole
 
 IN9L = ("--selection", "in9l", *ONE)
 
@@ -217,7 +217,9 @@ def test_a_picture_is_resized_and_cropped_as_a_layer_is(
     )
     resize = crop + extra
     found = crop_whole(encode_png(pixels), resize=resize, crop=crop, interpolation=interpolation)
-    transform = ResizeCrop.of(native_width=width, native_height=height, resize=resize, crop=crop)
+    transform = ResizeCrop.for_size(
+        native_width=width, native_height=height, resize=resize, crop=crop
+    )
     assert found.image is not None
     assert found.reason is None
     assert (found.width, found.height) == (width, height)

@@ -93,7 +93,7 @@ def test_which_box_is_chosen(boxes: list[Box]) -> None:
 def test_padding_shows_all_of_an_image_and_nothing_else(
     width: int, height: int, side: int, box: tuple[int, int, int, int], interpolation: str
 ) -> None:
-    transform = ResizeCrop.of(
+    transform = ResizeCrop.for_size(
         native_width=width, native_height=height, resize=side, crop=side, pad=True
     )
     everything = np.ones((height, width), np.bool_)
@@ -129,7 +129,9 @@ def test_a_padded_layer_has_no_foreground_beside_the_picture() -> None:
         assert not part[:margin].any()
         assert not part[-margin:].any()
         assert part[margin:-margin].any()
-    wide = ResizeCrop.of(native_width=WIDTH, native_height=HEIGHT, resize=64, crop=64, pad=True)
+    wide = ResizeCrop.for_size(
+        native_width=WIDTH, native_height=HEIGHT, resize=64, crop=64, pad=True
+    )
     assert padded.layer.box == wide.box(LEFT)
 
 
@@ -215,7 +217,7 @@ def test_given_masks_of_several_objects() -> None:
     encoded = [coco.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in masks]
     segmentations = [{"size": e["size"], "counts": e["counts"].decode()} for e in encoded]
     both = {"height": HEIGHT, "width": WIDTH, "segmentations": segmentations}
-    transform = ResizeCrop.of(native_width=WIDTH, native_height=HEIGHT, resize=72, crop=64)
+    transform = ResizeCrop.for_size(native_width=WIDTH, native_height=HEIGHT, resize=72, crop=64)
 
     def seen(mask: bytes, objects: str, *boxes: Box) -> list[NDArray[np.bool_]]:
         found = cuts(*boxes, mask=mask, rules=Rules(objects=objects, max_box=1.0))

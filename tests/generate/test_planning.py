@@ -18,13 +18,13 @@ from pipeline.dataset.records import ACCEPTED, RECORD_SCHEMA, Record, Staging, w
 from pipeline.dataset.shards import ShardCounts, layer_record, layer_tar
 from pipeline.errors import JobError
 from pipeline.generate.plan import Plan, PlanSplit, load_plan, select_images
-from pipeline.generate.shards import (
+from pipeline.generate.shard_elements import (
     OutputShard,
     SourceShard,
     SplitTotals,
     pack_sources,
 )
-from pipeline.inputs.found import SourceImage
+from pipeline.inputs.source_images import SourceImage
 from pipeline.storage.store import Store
 
 COUNTS = ShardCounts(4, 2)

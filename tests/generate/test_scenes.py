@@ -24,7 +24,7 @@ from pipeline.generate.scenes import list_scenes
 from pipeline.storage.store import Store
 from transforms.annotations import Box
 from transforms.codec import decode_image
-from transforms.whole import crop_whole
+from transforms.cropping import crop_whole
 
 MODEL = """
 import torch

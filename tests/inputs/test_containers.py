@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from shapes import tar_bytes
 
 from pipeline.errors import UsageError
-from pipeline.inputs.annotations import annotated_wnid, index_annotations
+from pipeline.inputs.annotation_index import annotated_wnid, index_annotations
 from pipeline.inputs.archives import members, stream
-from pipeline.inputs.folder import files_in, images_in_folder
-from pipeline.inputs.found import Found, Index, SourceImage, wnid_of_label
+from pipeline.inputs.checksums import stamp_of
+from pipeline.inputs.image_folder import files_in, images_in_folder
+from pipeline.inputs.imagenet_tars import images_in_tars
+from pipeline.inputs.location import read_location
 from pipeline.inputs.parquet import holds_pictures, images_in_parquet
-from pipeline.inputs.place import read_place
 from pipeline.inputs.shapes import find_files, find_shape, tells_boxes, tells_split
-from pipeline.inputs.stamps import stamp_of
-from pipeline.inputs.tars import images_in_tars
+from pipeline.inputs.source_images import FileIndex, KeyedFile, SourceImage, wnid_of_label
 from pipeline.inputs.webdataset import images_in_shards
 from pipeline.storage.store import Store
 from transforms.annotations import AnnotationError, Box, parse_annotation
@@ -45,7 +45,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def seen(images: Iterator[SourceImage | None]) -> list[tuple[str, str, str, bytes] | None]:
     """Name, key, class and bytes of each image, None for each other file."""
-    return [i and (i.name, i.key, i.wnid, read_place(i.path)) for i in images]
+    return [i and (i.name, i.key, i.wnid, read_location(i.path)) for i in images]
 
 
 @settings(max_examples=30)
@@ -56,7 +56,7 @@ def test_a_member_is_read_without_unpacking(root: Path, files: Files) -> None:
     inside = [member for member, _ in members(str(path))][1]
     found = [(member, read(9999)) for member, read in members(str(path), inside)]
     assert [(member.name, data) for member, data in found] == files
-    assert [read_place(member.place) for member, _ in found] == [data for _, data in files]
+    assert [read_location(member.place) for member, _ in found] == [data for _, data in files]
     everything = [("before", b"x"), *files, ("after", b"")]
     assert list(stream(str(path))) == everything
     path.write_bytes(tar_bytes([("in.tgz", tar_bytes(everything, "w:gz"))], "w:gz"))
@@ -93,10 +93,10 @@ def test_members_of_a_sample_may_come_in_any_order(root: Path, files: Files) -> 
                                  ("val.tar/b/a.png", "a", "cup", b"2"),
                                  ("val.tar/c.jpg", "c", "cup", b"3")]  # fmt: skip
     boxed, broken, bare = (image.annotation for image in found)
-    annotation = parse_annotation(read_place(boxed or ""))
+    annotation = parse_annotation(read_location(boxed or ""))
     assert (annotation.width, annotation.boxes) == (9, (Box(1, 2, 3, 4),))
     with pytest.raises(AnnotationError, match="not a readable XML"):
-        parse_annotation(read_place(broken or ""))
+        parse_annotation(read_location(broken or ""))
     assert bare is None
 
 
@@ -175,10 +175,10 @@ def test_files_of_a_split_are_known_by_name_and_looked_for_near_by_first(tmp_pat
 
 @given(st.dictionaries(st.tuples(st.sampled_from(["", "x", "y"]), st.just("a")), st.text("01")))
 def test_an_annotation_is_found_by_folder_then_by_name(places: dict[tuple[str, str], str]) -> None:
-    entries = [Found(*where, place) for where, place in places.items()]
+    entries = [KeyedFile(*where, place) for where, place in places.items()]
     of_key = {found.folder: found for found in entries}
     only = entries[0] if len(entries) == 1 else None
-    for index in (Index(entries), Index(reversed(entries))):
+    for index in (FileIndex(entries), FileIndex(reversed(entries))):
         assert len(index) == len(entries)
         for folder in ("", "x", "y", "z"):
             assert index.find(folder, "a") == of_key.get(folder, of_key.get("", only))
@@ -194,7 +194,7 @@ def test_annotations_in_an_archive_are_kept_as_what_they_say(tmp_path: Path) -> 
     index = index_annotations(f"{tmp_path}/bbox.tgz")
     found = [index.find("n02085620", "a"), index.find("", "b")]
     assert [annotated_wnid(each and each.path) for each in (*found, None)] == ["cup", "", ""]
-    boxed, _ = (read_place(each.path) for each in found if each)
+    boxed, _ = (read_location(each.path) for each in found if each)
     assert parse_annotation(boxed).boxes == (Box(1, 2, 3, 4),)
     assert index.find("", "._a") is index.find("", "c") is None
     (tmp_path / "solution.csv").write_text("ImageId,Boxes\n")

@@ -16,15 +16,15 @@ from shapes import tar_bytes
 
 from pipeline.errors import UsageError
 from pipeline.inputs import archives
-from pipeline.inputs.annotations import index_annotations
+from pipeline.inputs.annotation_index import index_annotations
 from pipeline.inputs.archives import stream
 from pipeline.inputs.coco import coco_objects
-from pipeline.inputs.folder import images_in_folder
-from pipeline.inputs.manifest_rows import path_from
+from pipeline.inputs.image_folder import images_in_folder
+from pipeline.inputs.image_manifest import path_from
+from pipeline.inputs.imagenet_tars import images_in_tars
+from pipeline.inputs.location import member_location, read_location
 from pipeline.inputs.parquet import images_in_parquet
-from pipeline.inputs.place import part_of, read_place
-from pipeline.inputs.rows import read_rows
-from pipeline.inputs.tars import images_in_tars
+from pipeline.inputs.table_rows import read_rows
 from transforms.limits import MAX_ANNOTATION_BYTES, Unread
 from transforms.taxonomy import imagenet9
 
@@ -170,7 +170,7 @@ def test_an_archive_is_unpacked_within_limits(
 def test_a_row_is_read_no_further_than_its_limit(
     name: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.inputs.text.MAX_ROW", 1000)
+    monkeypatch.setattr("pipeline.inputs.text_lines.MAX_ROW", 1000)
     path = tmp_path / name
     # Of two lines, each may be as long.
     path.write_text(text.format("x" * 995 + "\n") * 2)
@@ -184,8 +184,8 @@ def test_a_file_as_large_as_a_disk_is_refused(name: str, tmp_path: Path) -> None
     with path.open("wb") as file:
         file.truncate(12 << 30)
     if name == "a.png":
-        assert isinstance(read_place(str(path)), Unread)
-        assert isinstance(read_place(part_of(str(path), 5, 11 << 30)), Unread)
+        assert isinstance(read_location(str(path)), Unread)
+        assert isinstance(read_location(member_location(str(path), 5, 11 << 30)), Unread)
         return
     with pytest.raises(UsageError, match=str(path)):
         list(read_rows(str(path), "--input"))

@@ -16,10 +16,17 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
 from pipeline.inputs.coco import coco_objects, is_coco, mask_text
-from pipeline.inputs.manifest import images_in_manifest, is_coco_manifest, tells_splits
-from pipeline.inputs.manifest_rows import content_of_coco, images_of_coco, images_of_rows, path_from
-from pipeline.inputs.place import read_place
-from pipeline.inputs.rows import Row, column_names, read_rows
+from pipeline.inputs.image_manifest import (
+    content_of_coco,
+    images_in_manifest,
+    images_of_coco,
+    images_of_rows,
+    is_coco_manifest,
+    path_from,
+    tells_splits,
+)
+from pipeline.inputs.location import read_location
+from pipeline.inputs.table_rows import TableRow, column_names, read_rows
 from transforms.annotations import Box, parse_annotation
 from transforms.masks import read_mask
 
@@ -81,7 +88,9 @@ def test_what_is_wrong_with_a_table_or_a_value_is_told_by_line(tmp_path: Path) -
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UsageError, match=why):
             list(read_rows(f"{tmp_path}/{name}", "--input"))
-    row = Row("/t.csv", 3, {"a": " 7 ", "b": 8.0, "c": float("nan"), "d": None, "e": "7.5"}, "line")
+    row = TableRow(
+        "/t.csv", 3, {"a": " 7 ", "b": 8.0, "c": float("nan"), "d": None, "e": "7.5"}, "line"
+    )
     assert [row.text(name) for name in "abcdz"] == ["7", "8.0", "", "", ""]
     assert (row.integer("a"), row.integer("b")) == (7, 8)
     for name in "cdez":
@@ -127,7 +136,7 @@ def test_images_of_coco_have_masks_if_all_their_objects_have(root: Path) -> None
     assert (first.path, first.about["group"]) == ("/in/b.png", "hall")
     found = list(images_in_manifest(put(root / "c.json", COCO), ["val"]))
     assert [image.name + image.wnid for image in found] == ["b.pngcup", "a.pngcup", "c.png"]
-    mask = read_mask(read_place(found[0].mask or "")).mask
+    mask = read_mask(read_location(found[0].mask or "")).mask
     assert (mask.shape, mask.sum(), mask[:2, :2].all()) == ((4, 6), 4, True)
     assert found[1].mask is found[2].mask is found[2].annotation is None
     runs = {"size": [4, 6], "counts": [24]}
@@ -142,7 +151,7 @@ def test_the_order_of_rows_is_that_of_images_and_says_nothing_else(root: Path, r
     a, b = found["a.png"], found["b.c.png"]
     assert (a.wnid, a.mask, a.key, a.group) == ("cup", f"{root}/m.png", "a", "")
     assert a.annotation is not None
-    boxes = parse_annotation(read_place(a.annotation)).boxes
+    boxes = parse_annotation(read_location(a.annotation)).boxes
     assert sorted(boxes) == [Box(0, 0, 5, 5), Box(0, 0, 5, 6)]
     assert (b.wnid, b.mask, b.key, b.group, b.annotation) == ("cup", None, "b.c", "hall", None)
     put(root / "t.jsonl", {"image": "a.png", "class": "", "mask": "lost.png"})

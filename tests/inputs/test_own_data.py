@@ -23,10 +23,10 @@ from soundness import assert_sound
 from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.inputs.found import SourceImage
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
-from pipeline.inputs.place import read_place
+from pipeline.inputs.location import read_location
+from pipeline.inputs.source_images import SourceImage
 from pipeline.inputs.taxonomy_file import read_taxonomy
 from pipeline.models.open_clip_models import class_prompts
 from pipeline.storage.state_files import parse_json
@@ -121,7 +121,7 @@ def listed(
 
 def boxes_of(image: SourceImage) -> tuple[Box, ...]:
     assert image.annotation is not None
-    return parse_annotation(read_place(image.annotation)).boxes
+    return parse_annotation(read_location(image.annotation)).boxes
 
 
 def test_the_released_map_is_wordnets_closure_less_sixteen_classes() -> None:
@@ -345,7 +345,7 @@ def test_broken_boxes_are_left_to_the_image_and_broken_tables_are_not(tmp_path: 
         image = listed(table(f"{head}a.png,cup,{corners}\n"))["a"]
         assert image.annotation is not None
         with pytest.raises(AnnotationError, match="line 2: no list of boxes"):
-            parse_annotation(read_place(image.annotation))
+            parse_annotation(read_location(image.annotation))
     for text, why in (
         (f"{head}b.png,cup,1,2,3,4\n", "line 2, column image: there is no file"),
         (f"{head},cup,1,2,3,4\n", "line 2, column image: names no file"),

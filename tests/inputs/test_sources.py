@@ -27,11 +27,18 @@ from pipeline.dataset.config import SegmentConfig
 from pipeline.errors import UsageError
 from pipeline.generate.cut_source import known_digest, source_digest
 from pipeline.inputs.checksums import Checksums, Content
-from pipeline.inputs.found import SourceImage
 from pipeline.inputs.key_lists import KeyList, KeyLists, read_key_list
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
-from pipeline.inputs.place import Place, part_of, read_place, reads_ahead, row_of, text_place
+from pipeline.inputs.location import (
+    Location,
+    member_location,
+    read_location,
+    reads_ahead,
+    row_location,
+    text_location,
+)
+from pipeline.inputs.source_images import SourceImage
 from pipeline.storage.store import Store
 from transforms.annotations import (
     Annotation,
@@ -60,8 +67,8 @@ def contents(listing: Listed) -> dict[str, tuple[object, ...]]:
     found = {}
     for image in listing[0]:
         assert image.annotation is not None
-        annotation = parse_annotation(read_place(image.annotation))
-        digest = hashlib.sha256(read_place(image.path)).hexdigest()
+        annotation = parse_annotation(read_location(image.annotation))
+        digest = hashlib.sha256(read_location(image.path)).hexdigest()
         found[image.key] = (image.wnid, image.label, digest, annotation.boxes)
     assert len(found) == len(listing[0])
     return found
@@ -204,7 +211,7 @@ def test_object_storage_holds_the_same_shapes(
     for image in found[0]:
         assert reads_ahead(image.path) > 1
         assert image.md5 or image.stamp
-        assert image.annotation_md5 or Place.of(image.annotation or "").text
+        assert image.annotation_md5 or Location.parse(image.annotation or "").text
 
 
 def test_of_several_layouts_the_named_one_is_read(small_sample: Path, tmp_path: Path) -> None:
@@ -389,56 +396,56 @@ def test_images_without_boxes_are_rows_and_other_files_are_counted(tmp_path: Pat
     assert passed_over == {"outside": 1, "other_files": 1}
     assert (known.key, known.wnid) == ("ILSVRC2012_val_00000001", "n02085620")
     assert known.annotation is not None
-    assert parse_annotation(read_place(known.annotation)) == annotation
+    assert parse_annotation(read_location(known.annotation)) == annotation
     assert (unknown.wnid, unknown.annotation) == ("", None)
-    assert (named.wnid, read_place(named.path)) == ("n02085620", b"333")
+    assert (named.wnid, read_location(named.path)) == ("n02085620", b"333")
     assert named.annotation is not None
     with pytest.raises(AnnotationError, match="not a readable XML file"):
-        parse_annotation(read_place(named.annotation))
+        parse_annotation(read_location(named.annotation))
 
 
 def test_places_are_lines_that_say_where_bytes_lie(tmp_path: Path) -> None:
     path = str(tmp_path / "a file: with, colons")
     Path(path).write_bytes(b"0123456789")
-    assert read_place(path) == b"0123456789"
-    assert read_place(part_of(path, 2, 3)) == b"234"
-    assert read_place(part_of(path, 2, 0)) == b""
-    assert read_place(text_place('{"a": 1}')) == b'{"a": 1}'
+    assert read_location(path) == b"0123456789"
+    assert read_location(member_location(path, 2, 3)) == b"234"
+    assert read_location(member_location(path, 2, 0)) == b""
+    assert read_location(text_location('{"a": 1}')) == b'{"a": 1}'
     with pytest.raises(OSError, match="ends before"):
-        read_place(part_of(path, 8, 3))
+        read_location(member_location(path, 8, 3))
     with pytest.raises(FileNotFoundError):
-        read_place(part_of(f"{path}s", 8, 3))
-    assert Place.of(part_of(path, 2, 3)).path == path
+        read_location(member_location(f"{path}s", 8, 3))
+    assert Location.parse(member_location(path, 2, 3)).path == path
     values = [b"a", None, b"c", *(bytes([n]) * 9 for n in range(40))]
     table = pa.Table.from_pylist([{"image": {"bytes": value}} for value in values])
     pq.write_table(table, path, row_group_size=30)
     for number, value in enumerate(values):
-        place = row_of(path, number // 30, number % 30, "image.bytes")
-        assert Place.of(place).path == path
-        assert read_place(place) == (value or b"")
+        place = row_location(path, number // 30, number % 30, "image.bytes")
+        assert Location.parse(place).path == path
+        assert read_location(place) == (value or b"")
     with pytest.raises(OSError, match="no row 30"):
-        read_place(row_of(path, 0, 30, "image.bytes"))
+        read_location(row_location(path, 0, 30, "image.bytes"))
 
 
 def test_a_part_is_known_by_its_content(tmp_path: Path) -> None:
     store, file = Store(str(tmp_path / "out")), tmp_path / "file"
     file.write_bytes(b"0123456789")
     spans = ((0, 4), (4, 4))
-    places = [Content(part_of(str(file), *span), bytes.decode) for span in spans]
-    checksums = Checksums.of_shard(store, "val", 0)
-    digests = [checksums.of(place) for place in places]
+    places = [Content(member_location(str(file), *span), bytes.decode) for span in spans]
+    checksums = Checksums.for_shard(store, "val", 0)
+    digests = [checksums.identify(place) for place in places]
     assert digests == [(md5(data).hexdigest(), data.decode()) for data in (b"0123", b"4567")]
     checksums.save()
-    known = Checksums.of_shard(store, "val", 0)
+    known = Checksums.for_shard(store, "val", 0)
     assert [known.known(place) for place in places] == digests
     file.write_bytes(b"01234567xx")
     os.utime(file, (9, 9))
     # Within a job nothing is looked at twice; the next one sees that the file has changed.
-    assert known.of(places[0]) == digests[0]
-    later = Checksums.of_shard(store, "val", 0)
+    assert known.identify(places[0]) == digests[0]
+    later = Checksums.for_shard(store, "val", 0)
     assert later.known(places[0]) is None
     assert later.is_unlike(places[0])
-    assert [later.of(place) for place in places] == digests
+    assert [later.identify(place) for place in places] == digests
 
 
 def test_an_annotation_counts_as_what_it_says_of_its_picture(
@@ -447,10 +454,10 @@ def test_an_annotation_counts_as_what_it_says_of_its_picture(
     path = next(tiny_input.glob("val/*/*.JPEG"))
     with Image.open(path) as picture:
         width, height = picture.size
-    checksums = Checksums.of_shard(Store(str(tmp_path)), "val", 0)
+    checksums = Checksums.for_shard(Store(str(tmp_path)), "val", 0)
 
     def digest(*size: int | None, ymax: int = 40, wnid: str | None = None) -> str:
-        place = text_place(write_annotation(Annotation(*size, (Box(1, 2, 30, ymax),), wnid)))
+        place = text_location(write_annotation(Annotation(*size, (Box(1, 2, 30, ymax),), wnid)))
         image = SourceImage("a", str(path), "", "n02085620", 0, place)
         return source_digest(image, SegmentConfig(), checksums.of)
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.inputs import text
+from pipeline.inputs import text_lines
 
 
 def test_lines_come_whole_and_in_order(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     path.write_bytes("\ufeffa\nb\u2028c\n\nd".encode())
-    assert list(text.Lines(str(path), "--include")) == ["a\n", "b\u2028c\n", "\n", "d"]
+    assert list(text_lines.TextLines(str(path), "--include")) == ["a\n", "b\u2028c\n", "\n", "d"]
     path.write_bytes(b"")
-    assert list(text.Lines(str(path), "--include")) == []
+    assert list(text_lines.TextLines(str(path), "--include")) == []
 
 
 def test_what_is_no_text_or_too_long_is_named(
@@ -24,16 +24,16 @@ def test_what_is_no_text_or_too_long_is_named(
     path = tmp_path / "list.txt"
     path.write_bytes(b"a\n\xff\n")
     with pytest.raises(UsageError, match=f"^--include {path} is no text in UTF-8$"):
-        list(text.Lines(str(path), "--include"))
-    monkeypatch.setattr(text, "MAX_ROW", 5)
+        list(text_lines.TextLines(str(path), "--include"))
+    monkeypatch.setattr(text_lines, "MAX_ROW", 5)
     path.write_bytes(b"12345\n")
     with pytest.raises(UsageError, match=f"^{path}, line 1: a row of more than 5 characters$"):
-        list(text.Lines(str(path), ""))
+        list(text_lines.TextLines(str(path), ""))
     # Lines of one row count together.
     path.write_bytes(b"123\n45\n")
     with pytest.raises(UsageError, match="line 2"):
-        list(text.Lines(str(path), "--boxes"))
-    lines = text.Lines(str(path), "--boxes")
+        list(text_lines.TextLines(str(path), "--boxes"))
+    lines = text_lines.TextLines(str(path), "--boxes")
     found = []
     for line in lines:
         found.append(line)

@@ -56,7 +56,7 @@ def test_too_few_images_never_fail_a_job(data: st.DataObject, n: int, draws: int
     bits = st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=draws, max_size=draws)
     same, rand = (np.asarray(data.draw(bits)) for _ in range(2))
     grounds = data.draw(st.lists(st.integers(0, n - 1), min_size=2 * n, max_size=2 * n))
-    roles = Roles.of(np.tile(np.arange(n), 2 * draws), np.repeat(grounds, draws))
+    roles = Roles.from_units(np.tile(np.arange(n), 2 * draws), np.repeat(grounds, draws))
     gap = bg_gap(same, rand, roles)
     # Intervals of a few images leave room, also where all of them end alike.
     assert gap.high - gap.low > 0.01

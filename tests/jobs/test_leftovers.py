@@ -21,7 +21,7 @@ from fault_lab import small_input
 from pipeline.commands.cli import main
 from pipeline.dataset.latest import PUBLISH_LOCK
 from pipeline.inputs.checksums import Checksums
-from pipeline.jobs.publish import Publishing, publish
+from pipeline.jobs.publish import PublishPlan, publish
 from pipeline.runtime import leftovers
 from pipeline.runtime.leftovers import WEEK_SECONDS, remove_leftovers
 from pipeline.runtime.lock import DATASET_LOCK, acquire, held, is_held, release, this_process
@@ -44,8 +44,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def publishing_in(root: Path, keep: int | None = 0) -> Publishing:
-    return Publishing(Store(str(root / "out")), Store(str(root / "published")), keep)
+def publishing_in(root: Path, keep: int | None = 0) -> PublishPlan:
+    return PublishPlan(Store(str(root / "out")), Store(str(root / "published")), keep)
 
 
 def names_below(folder: Path) -> set[str]:

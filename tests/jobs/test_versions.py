@@ -28,8 +28,8 @@ from pipeline.dataset.latest import (
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.errors import JobError, UsageError
 from pipeline.jobs.changes.describe import describe_changes
-from pipeline.jobs.changes.state import State
-from pipeline.jobs.publish import Publishing, check_publishing, describe_published, publish
+from pipeline.jobs.changes.images import State
+from pipeline.jobs.publish import PublishPlan, check_publishing, describe_published, publish
 from pipeline.storage.gcs_files import GcsFiles
 from pipeline.storage.local_files import LocalFiles
 from pipeline.storage.store import Store
@@ -81,7 +81,9 @@ def latest_of(place: Path) -> dict[str, Any]:
 
 
 def changes_between(place: Path, before: str, after: str) -> dict[str, Any]:
-    states = (State.of(Dataset.open(Store(str(place / name)))) for name in (before, after))
+    states = (
+        State.from_dataset(Dataset.open(Store(str(place / name)))) for name in (before, after)
+    )
     return describe_changes(*states)
 
 
@@ -147,13 +149,13 @@ def test_every_change_is_a_version_of_its_own(run: Run, small_input: Path, tmp_p
 
 
 @pytest.fixture
-def publishing(one_worker: Path, tmp_path: Path) -> Publishing:
+def publishing(one_worker: Path, tmp_path: Path) -> PublishPlan:
     """A dataset that is not published yet."""
     made = Path(shutil.copytree(one_worker, tmp_path / "made"))
-    return Publishing(Store(str(made)), Store(str(tmp_path / "published")))
+    return PublishPlan(Store(str(made)), Store(str(tmp_path / "published")))
 
 
-def names_of(publishing: Publishing) -> list[str]:
+def names_of(publishing: PublishPlan) -> list[str]:
     """Publishes, and gives the versions."""
     publish(publishing)
     names: list[str] = latest_of(Path(publishing.place.root))["versions"]
@@ -161,7 +163,7 @@ def names_of(publishing: Publishing) -> list[str]:
 
 
 def test_a_version_is_whole_or_has_no_manifest(
-    publishing: Publishing, monkeypatch: pytest.MonkeyPatch
+    publishing: PublishPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, place = LocalFiles.copy, Path(publishing.place.root)
     for copied in (0, 5, 40, 1000):
@@ -200,7 +202,7 @@ def test_a_version_is_whole_or_has_no_manifest(
 
 
 def test_a_killed_job_lists_or_removes_what_it_has_finished(
-    publishing: Publishing, monkeypatch: pytest.MonkeyPatch
+    publishing: PublishPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = publishing.place
     (first,) = names_of(publishing)
@@ -227,12 +229,12 @@ def test_a_killed_job_lists_or_removes_what_it_has_finished(
         assert reading_store(place.root) == place.below(third)
         assert finished_versions(place) == [third, older[1], first]
     assert names_of(publishing) == [third, older[1], first]
-    assert names_of(Publishing(publishing.store, place, keep=0)) == [third]
+    assert names_of(PublishPlan(publishing.store, place, keep=0)) == [third]
     assert {path.name for path in Path(place.root).glob("v-*")} == {third}
 
 
 def test_a_job_that_has_lost_its_lock_announces_and_removes_nothing(
-    publishing: Publishing, monkeypatch: pytest.MonkeyPatch
+    publishing: PublishPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, whole = publishing.place, Store.update
 
@@ -248,7 +250,7 @@ def test_a_job_that_has_lost_its_lock_announces_and_removes_nothing(
         with monkeypatch.context() as patch:
             patch.setattr(Store, "update", update)
             with pytest.raises(JobError, match="It stops without writing"):
-                publish(Publishing(publishing.store, place, keep=0))
+                publish(PublishPlan(publishing.store, place, keep=0))
         place.delete_tree(PUBLISH_LOCK)
 
     (first,) = names_of(publishing)
@@ -260,11 +262,11 @@ def test_a_job_that_has_lost_its_lock_announces_and_removes_nothing(
     (second,) = latest_of(Path(place.root))["versions"]
     assert second != first
     assert place.exists(f"{first}/{MANIFEST}")
-    assert names_of(Publishing(publishing.store, place, keep=0)) == [second]
+    assert names_of(PublishPlan(publishing.store, place, keep=0)) == [second]
 
 
 def test_what_changes_meanwhile_is_not_published(
-    publishing: Publishing, monkeypatch: pytest.MonkeyPatch
+    publishing: PublishPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, place = LocalFiles.copy, Path(publishing.place.root)
 
@@ -325,7 +327,7 @@ def test_results_are_versions_too(
 
 
 def test_nothing_writes_into_what_is_published(
-    publishing: Publishing, small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    publishing: PublishPlan, small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (name,) = names_of(publishing)
     place = Path(publishing.place.root)
@@ -353,12 +355,12 @@ def test_nothing_writes_into_what_is_published(
 
 
 def test_where_nothing_can_be_published_is_refused_at_once(
-    publishing: Publishing, small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    publishing: PublishPlan, small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store, place = publishing.store, publishing.place
     publish(publishing)
     assert check_publishing(store, None, None) is None
-    assert check_publishing(store, place.root, 3) == Publishing(store, place, 3)
+    assert check_publishing(store, place.root, 3) == PublishPlan(store, place, 3)
     beside = str(tmp_path / "another")
     with pytest.raises(UsageError, match="--keep is for what --publish DIR publishes"):
         check_publishing(store, None, 1)
@@ -436,7 +438,7 @@ def test_changes_name_their_cause_and_pair_the_images(
     assert f"* 1 removed\n  * `{gone.stem}`: accepted\n" in text
     assert f"| `{NAME}` | data |" in text
 
-    monkeypatch.setattr("pipeline.evaluate.plan.EVALUATE_VERSION", 3)
+    monkeypatch.setattr("pipeline.evaluate.evaluation.EVALUATE_VERSION", 3)
     on_results("evaluate", *MODELS, "--batch_size", "8")
     assert changes_now()["models"][0]["causes"] == ["code"]
     run("generate", "--overwrite", "config", "--jpeg_quality", "90")
@@ -456,15 +458,15 @@ def correct_answers(output: Path) -> dict[tuple[str, str], bool]:
 
 
 def test_versions_in_object_storage_are_copied_by_it(
-    publishing: Publishing, monkeypatch: pytest.MonkeyPatch
+    publishing: PublishPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local = publishing.store
     with gcs_server() as address, monkeypatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", address)
         patch.setattr("pipeline.storage.gcs_requests._clients", {})
-        there = Publishing(Store(f"gs://{BUCKET}/made"), Store(f"gs://{BUCKET}/published"), keep=0)
+        there = PublishPlan(Store(f"gs://{BUCKET}/made"), Store(f"gs://{BUCKET}/published"), keep=0)
         # From here, content passes through this process; afterwards, none does.
-        assert publish(Publishing(local, there.place))
+        assert publish(PublishPlan(local, there.place))
         (name,) = finished_versions(there.place)
         there.place.below(name).copy_into(
             there.store, [(path, path) for path in local.sizes("") if ".in9" not in path]

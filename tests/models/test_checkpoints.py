@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows, training_pictures
 from pipeline.errors import JobError
-from pipeline.models.checkpoint import TrainedOn, about_of_entry, read_about, save_checkpoint
+from pipeline.models.checkpoint import TrainedOn, metadata_of_entry, read_metadata, save_checkpoint
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.registry import load_model
 from pipeline.storage.store import Store
@@ -49,9 +49,9 @@ def test_a_checkpoint_is_read_back_and_is_a_model_with_its_own_preprocessing(
     again = save_checkpoint(store, "m/y.safetensors", module.state_dict(), trained())
     assert first.sha256 == again.sha256
     path = store.path("m/x.safetensors")
-    assert read_about(path) == trained()
-    assert about_of_entry(f"resnet10t={path}") == trained()
-    assert about_of_entry("resnet10t") is None
+    assert read_metadata(path) == trained()
+    assert metadata_of_entry(f"resnet10t={path}") == trained()
+    assert metadata_of_entry("resnet10t") is None
     model = load_model(f"resnet10t={path}")
     # Nine outputs alone would mean the authors' mean and std.
     assert model.preprocessing == HALF
@@ -62,16 +62,16 @@ def test_a_checkpoint_is_read_back_and_is_a_model_with_its_own_preprocessing(
 def test_other_files_say_nothing_and_broken_notes_are_errors(tmp_path: Path) -> None:
     plain = tmp_path / "plain.safetensors"
     save_file({"x": torch.zeros(2)}, plain)
-    assert read_about(str(plain)) is None
+    assert read_metadata(str(plain)) is None
     (tmp_path / "cut.safetensors").write_bytes(plain.read_bytes()[:5])
-    assert read_about(str(tmp_path / "cut.safetensors")) is None
+    assert read_metadata(str(tmp_path / "cut.safetensors")) is None
     store = Store(str(tmp_path))
     save_checkpoint(store, "m.safetensors", {"x": torch.zeros(2)}, trained(keys=("a", "b")))
     data = (tmp_path / "m.safetensors").read_bytes()
     digest = trained(keys=("a", "b")).keys_digest.encode()
     (tmp_path / "m.safetensors").write_bytes(data.replace(digest, digest[::-1]))
     with pytest.raises(JobError, match="not those"):
-        read_about(str(tmp_path / "m.safetensors"))
+        read_metadata(str(tmp_path / "m.safetensors"))
     assert load_file(tmp_path / "m.safetensors")["x"].shape == (2,)
     with pytest.raises(ValueError, match="twice"):
         trained(keys=("a", "a"))

@@ -78,7 +78,7 @@ def test_weights_of_a_folder_are_known_by_their_file(known: KnownModels, tmp_pat
     path = tmp_path / "a.pth"
     torch.save(timm.create_model(ARCHITECTURE).state_dict(), path)
     entry = f"{ARCHITECTURE}={path}"
-    store_model(WeightsFolder.of(str(tmp_path / "weights")), load_model(entry))
+    store_model(WeightsFolder.from_path(str(tmp_path / "weights")), load_model(entry))
     path.unlink()
     known = dataclasses.replace(known, weights=str(tmp_path / "weights"))
     identity = learn(known, entry).identity

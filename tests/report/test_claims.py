@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.analysis import accuracy_columns
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
+from pipeline.evaluate.summaries import accuracy_columns
 from pipeline.report import judges
-from pipeline.report.checklist import check_claims
+from pipeline.report.claims import check_claims
 from pipeline.report.evidence import Evidence, ModelResults
 from pipeline.report.measured import Results
 from pipeline.report.verdicts import (
@@ -190,7 +190,7 @@ def test_claims_on_training_are_judged_by_the_published_table(three_draws: Path)
 def answers(variant: str, labels: np.ndarray, predictions: np.ndarray) -> dict[str, Any]:
     """Accuracy of predictions, as a summary has it."""
     images = np.arange(len(labels))
-    columns = accuracy_columns(labels == predictions, Roles.of(images), images)
+    columns = accuracy_columns(labels == predictions, Roles.from_units(images), images)
     chance = constant_accuracy(labels)
     return {"label_rule": "argmax_then_map", "variant": variant, "chance": chance, **columns}
 

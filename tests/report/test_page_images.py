@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from report_page import MODELS, Opened
 
-from pipeline.report.chooser import Card, Prediction, Version
+from pipeline.report.chooser import ImageCard, Prediction, Version
 from pipeline.report.example import best_example
-from pipeline.report.patterns import PATTERNS, Answer, patterns_of
+from pipeline.report.patterns import PATTERNS, VersionAnswer, patterns_of
 from transforms.taxonomy import imagenet9
 from transforms.variants import PICTURES
 
@@ -83,27 +83,31 @@ def test_the_chooser_tells_what_the_files_hold(opened: Any, report_run: Path) ->
             assert (mark, word) == (("✓", "right: ") if row["correct"] else ("✕", "wrong: "))
 
 
-def cards_with(said: dict[tuple[str, str], dict[str, Answer]], pattern: str, *of: str) -> set[str]:
+def cards_with(
+    said: dict[tuple[str, str], dict[str, VersionAnswer]], pattern: str, *of: str
+) -> set[str]:
     """Keys of images of which the answers of one of the models have a pattern."""
     return {key for (model, key), answers in said.items()
             if model in of and pattern in patterns_of(answers)}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def said(report_run: Path) -> dict[tuple[str, str], dict[str, Answer]]:
+def said(report_run: Path) -> dict[tuple[str, str], dict[str, VersionAnswer]]:
     """Answers by model and image, from the stored predictions."""
     backgrounds = {}
     for variant in PICTURES:
         for path in (report_run / "parquet" / variant).glob("*.parquet"):
             for row in pq.read_table(path, columns=["key", "bg_label"]).to_pylist():
                 backgrounds[variant, row["key"]] = row["bg_label"]
-    found: dict[tuple[str, str], dict[str, Answer]] = {}
+    found: dict[tuple[str, str], dict[str, VersionAnswer]] = {}
     for model in MODELS:
         for path in (report_run / "results" / model / "predictions").glob("*.parquet"):
             for row in pq.read_table(path).to_pylist():
                 if row["label_rule"] == "argmax_then_map" and row["variant"] in PICTURES:
                     of = backgrounds[row["variant"], row["key"]]
-                    answer = Answer(row["prediction"], row["correct"], row["prediction"] == of)
+                    answer = VersionAnswer(
+                        row["prediction"], row["correct"], row["prediction"] == of
+                    )
                     found.setdefault((model, row["key"]), {})[row["variant"]] = answer
     return found
 
@@ -116,7 +120,7 @@ def shown_keys(page: Any) -> set[str]:
 
 
 def test_filters_leave_the_images_that_the_predictions_say(
-    opened: Any, said: dict[tuple[str, str], dict[str, Answer]]
+    opened: Any, said: dict[tuple[str, str], dict[str, VersionAnswer]]
 ) -> None:
     page = opened.page
     model, pattern = page.locator("[data-filter=model]"), page.locator("[data-filter=pattern]")
@@ -206,7 +210,7 @@ def test_all_eight_versions_are_in_sight_at_once(browser: Any, report_run: Path)
     opened.context.close()
 
 
-def example_card(key: str, same: bool, rand: int, original: bool = True) -> Card:
+def example_card(key: str, same: bool, rand: int, original: bool = True) -> ImageCard:
     """An image of class 0 whose mixed_rand has a background of class 1."""
 
     def version(variant: str, label: int, bg_label: int | None) -> Version:
@@ -218,7 +222,7 @@ def example_card(key: str, same: bool, rand: int, original: bool = True) -> Card
         version("mixed_same", 0 if same else 2, 0),
         version("mixed_rand", rand, 1),
     )
-    return Card(key, "a", "a", 0.3, 0, versions, ())
+    return ImageCard(key, "a", "a", 0.3, 0, versions, ())
 
 
 def test_the_first_picture_is_of_the_background_believed_or_else_of_an_answer_turned() -> None:

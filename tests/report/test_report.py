@@ -18,13 +18,13 @@ from report_page import HOSTILE, MODELS, Opened, column
 from pipeline.commands.parser import build_parser
 from pipeline.errors import UsageError
 from pipeline.report import write_report
-from pipeline.report.adversarial import _BYTES as BACKGROUND_BYTES
+from pipeline.report.adversarial_panel import _BYTES as BACKGROUND_BYTES
 from pipeline.report.chooser import _BYTES as CHOOSER_BYTES
 from pipeline.report.claims import CLAIMS
 from pipeline.report.differences import Differences
-from pipeline.report.headline import Cell, reading
-from pipeline.report.saliency import _BYTES as SALIENCY_BYTES
-from pipeline.report.selection import PER_CLASS
+from pipeline.report.headline import HeadlineCell, reading
+from pipeline.report.image_selection import PER_CLASS
+from pipeline.report.saliency_panel import _BYTES as SALIENCY_BYTES
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 from transforms.variants import PICTURES
@@ -114,7 +114,11 @@ def test_a_sentence_says_what_differs_between_models() -> None:
 
 
 def test_the_intervals_of_the_gap_are_read_out() -> None:
-    above, below, both = Cell(0.1, 0.05, 0.2), Cell(-0.1, -0.2, -0.05), Cell(0.01, -0.1, 0.1)
+    above, below, both = (
+        HeadlineCell(0.1, 0.05, 0.2),
+        HeadlineCell(-0.1, -0.2, -0.05),
+        HeadlineCell(0.01, -0.1, 0.1),
+    )
     found = [reading(gaps, "these 9 images") for gaps in ([above], [below], [both], [both] * 2)]
     assert found == [
         "The whole interval is above 0: the model relies on the background.",

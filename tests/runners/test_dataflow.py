@@ -25,10 +25,10 @@ from gcs import BUCKET, gcs_server
 
 from pipeline.commands.cli import main
 from pipeline.errors import JobError
-from pipeline.evaluate.plan import Evaluation
+from pipeline.evaluate.evaluation import Evaluation
 from pipeline.jobs.fail_if import parse_conditions
-from pipeline.jobs.last_run import LAST_RUN, End, Ending
-from pipeline.jobs.start import TakeLock, manifest_state
+from pipeline.jobs.finish_job import LAST_RUN, FinishJob, JobSummary
+from pipeline.jobs.main_job import TakeLock, manifest_state
 from pipeline.models.entries import DEFAULT_MODEL
 from pipeline.models.predict_config import PredictConfig
 from pipeline.runners.dataflow_gpu import DISK_GB, Gpu
@@ -389,7 +389,7 @@ def test_a_local_model_in_a_list_of_models_is_named_too(
     ],
 )
 def test_options_of_a_gpu_are_those_of_the_hint(value: str, hint: str) -> None:
-    gpu = Gpu.of(value)
+    gpu = Gpu.parse(value)
     gpu.check_machine(None)
     assert gpu.hint == hint
 
@@ -453,7 +453,7 @@ def test_workers_hold_locks_for_their_job(tmp_path: Path) -> None:
             assert not is_held(store, TABLES_LOCK, "2" * 32)
             claim = store.files.claimed(store.path(TABLES_LOCK))
             assert claim is not None
-            assert Holder.of(claim) == Holder(store.job, {"dataflow": job})
+            assert Holder.from_claim(claim) == Holder(store.job, {"dataflow": job})
     finally:
         RuntimeValueProvider.set_runtime_options(None)
     assert not is_held(store, TABLES_LOCK)
@@ -468,8 +468,8 @@ def test_a_condition_that_holds_fails_a_job_that_nobody_waits_for(
         ignore=shutil.ignore_patterns("layers", "parquet", "webdataset"),
     )
     store = Store(str(tmp_path / "out")).for_job("1" * 32)
-    progress = Progress.of(store)
-    ending = Ending(
+    progress = Progress.for_store(store)
+    ending = JobSummary(
         "run",
         store,
         progress,
@@ -481,7 +481,7 @@ def test_a_condition_that_holds_fails_a_job_that_nobody_waits_for(
     )
     acquire(store, DATASET_LOCK, store.job, this_process())
     with pytest.raises(JobError, match=r"original>0\.1 holds for efficientnet_lite0"):
-        list(End(ending).process("x"))
+        list(FinishJob(ending).process("x"))
     assert not is_held(store, DATASET_LOCK)
     summary = json.loads(store.read(LAST_RUN))["summary"]
     assert summary["changed"]

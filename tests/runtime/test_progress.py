@@ -35,7 +35,7 @@ def wait_for(out: io.StringIO, text: str) -> None:
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_lines_say_stage_count_rate_and_time_left(tmp_path: Path, terminal: bool) -> None:
-    notes = Progress.of(Store(str(tmp_path)))
+    notes = Progress.for_store(Store(str(tmp_path)))
     notes.note_done("segment", "of-an-earlier-run", 999)
     out = Terminal() if terminal else io.StringIO()
     with shown(notes, out, interval=0.02):
@@ -73,7 +73,7 @@ def test_a_job_shows_its_stages_and_leaves_no_notes(
 
 def test_a_part_counts_by_its_largest_note(tmp_path: Path) -> None:
     """Who does it again, after a retry, notes it again: it counts once."""
-    notes = Progress.of(Store(str(tmp_path)))
+    notes = Progress.for_store(Store(str(tmp_path)))
     for done in (32, 70, 32, 64):
         notes.note_done("evaluate", "0-00001", done)
     notes.note_done("evaluate", "0-00002", 5)
@@ -81,7 +81,7 @@ def test_a_part_counts_by_its_largest_note(tmp_path: Path) -> None:
 
 
 def test_a_meter_notes_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    notes = Progress.of(Store(str(tmp_path)))
+    notes = Progress.for_store(Store(str(tmp_path)))
     monkeypatch.setattr(progress, "_NOTE_SECONDS", 3600.0)
     seldom = Meter(notes, "evaluate", "seldom")
     seldom.add(3)

@@ -32,9 +32,9 @@ from pipeline.errors import JobError
 from pipeline.generate.cut_source import SourceBytes, cut_source
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
-from pipeline.inputs.place import read_place
+from pipeline.inputs.location import read_location
 from pipeline.segmenters import find_segmenter, parameters_of
-from pipeline.segmenters.masks import index_masks
+from pipeline.segmenters.given_masks import index_masks
 from pipeline.storage.store import Store
 from transforms.annotations import Box, parse_annotation
 from transforms.codec import encode_png
@@ -191,7 +191,7 @@ def test_without_a_box_the_masks_bounding_box_serves(
     # The sample's boxes were made from its masks.
     (key,) = (key for key, what in masked[1].items() if what == "no box")
     annotated = parse_annotation((sample / "Annotations" / "val" / f"{key}.xml").read_bytes())
-    transform = ResizeCrop.of(
+    transform = ResizeCrop.for_size(
         native_width=annotated.width, native_height=annotated.height, resize=256, crop=224
     )
     assert index_of(masked[0])[key]["box"] == list(transform.box(annotated.boxes[0]))
@@ -585,7 +585,7 @@ def test_masks_and_weights_are_read_from_object_storage(
         assert found is not None
         assert found.path == f"gs://{BUCKET}/masks/n01/a.png"
         assert found.md5
-        np.testing.assert_array_equal(read_mask(read_place(found.path)).mask, mask)
+        np.testing.assert_array_equal(read_mask(read_location(found.path)).mask, mask)
         files = hashlib.sha256(png(mask)).hexdigest()
         parameters = parameters_of(f"{OTHER}:of_remote")
         assert parameters == (f"files={files}", "version=1")

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from pipeline.commands.flags import flags_of
 from pipeline.dataset.latest import LATEST, read_latest
 from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest
-from pipeline.dataset.records import Record, read_about, write_table
+from pipeline.dataset.records import Record, read_metadata, write_table
 from pipeline.errors import UsageError
-from pipeline.evaluate.forms import Evaluation
+from pipeline.evaluate.result_schemas import EvaluationSchema
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.storage.state_files import RelativePath, parse_json, read_json
 from pipeline.storage.store import FileDigest, Store
@@ -59,17 +59,17 @@ def test_a_record_is_whole_or_not_there(tmp_path: Path) -> None:
     store, path = Store(str(tmp_path)), "layers/val-00000.parquet"
     files = (FileDigest("layers/val-00000.tar", 1, "0" * 64, 1),)
     write_table(store, path, pa.table({"key": ["a"]}), "f", files)
-    assert read_about(store, path) == Record("f", path, files)
+    assert read_metadata(store, path) == Record("f", path, files)
     whole = (tmp_path / path).read_bytes()
     for length in range(0, len(whole), 97):
         (tmp_path / path).write_bytes(whole[:length])
-        assert read_about(store, path) is None
+        assert read_metadata(store, path) is None
     (tmp_path / path).write_bytes(bytes(len(whole)))
-    assert read_about(store, path) is None
+    assert read_metadata(store, path) is None
     # A table that is no record.
     with store.create(path) as file:
         pa.parquet.write_table(pa.table({"key": ["a"]}), file)
-    assert read_about(store, path) is None
+    assert read_metadata(store, path) is None
 
 
 @given(st.lists(st.sampled_from(["..", ".", "", "a", "b.c", ".in9", "\\", "a\nb"]), min_size=1))
@@ -104,7 +104,7 @@ def test_no_manifest_or_record_names_what_lies_elsewhere(
     for named, there in ((path, False), ("layers/val-00000.tar", True)):
         files = [FileDigest(named, 1, "0" * 64)]
         write_table(store, record, pa.table({"key": ["a"]}), "f", files)
-        assert (read_about(store, record) is not None) == there
+        assert (read_metadata(store, record) is not None) == there
 
 
 @pytest.mark.parametrize("name", ["../victim", "v-0123456789ab/..", "v-0123456789AB", "v-", ""])
@@ -231,6 +231,6 @@ def test_what_commits_others_is_on_the_disk_before_it_has_a_name(
 def test_every_way_to_run_a_model_is_a_form_of_results() -> None:
     """A word that the flags know and the forms do not would make results that count as damaged."""
     choices = {flag.dest: flag.choices for flag in flags_of("evaluate")}
-    kinds = get_type_hints(Evaluation)
+    kinds = get_type_hints(EvaluationSchema)
     for name in ("precision", "eval_input"):
         assert set(choices[name] or ()) == set(get_args(kinds[name]))

@@ -27,14 +27,14 @@ from soundness import assert_sound
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.models.checkpoint import read_about
+from pipeline.models.checkpoint import read_metadata
 from pipeline.models.registry import load_model
 from pipeline.storage.store import Store
 from pipeline.training.augment import Augmentation, augmentation_hashes, seeds_of
-from pipeline.training.loader import Pictures, check_shared_memory, load_batches
+from pipeline.training.batches import PictureBatches, check_shared_memory, load_batches
 from pipeline.training.network import build_network
-from pipeline.training.plan import TrainPlan, choose_splits, find_samples
-from pipeline.training.schedule import TRAIN, Order, Schedule, order_hashes, permutation
+from pipeline.training.schedule import TRAIN, BatchOrder, Schedule, order_hashes, permutation
+from pipeline.training.train_plan import TrainPlan, choose_splits, find_samples
 from transforms.codec import decode_image
 from transforms.hashing import keyed_hashes
 from transforms.holdout import held_out
@@ -196,7 +196,7 @@ def test_a_batch_is_the_same_in_another_process(drawn: Path) -> None:
     dataset = Dataset.open(Store(str(drawn)))
     training, validation = find_samples(dataset, TrainPlan(eval_split="val"))
     assert validation is not None
-    pictures = Pictures(training, validation, Augmentation(SIDE), seed=3)
+    pictures = PictureBatches(training, validation, Augmentation(SIDE), seed=3)
     schedule = Schedule(order_hashes(3, training.keys), len(validation), 8, range(2, 4))
     with training.fetched(), validation.fetched():
         alone = load_batches(pictures, schedule, workers=0, pin=False)
@@ -204,11 +204,11 @@ def test_a_batch_is_the_same_in_another_process(drawn: Path) -> None:
         for one, two in zip(alone, elsewhere, strict=True):
             assert torch.equal(one[0], two[0])
             assert torch.equal(one[1], two[1])
-        here, _ = pictures[Order(TRAIN, 2, np.asarray([5, 1, 7]))]
+        here, _ = pictures[BatchOrder(TRAIN, 2, np.asarray([5, 1, 7]))]
         assert here.shape == (3, 3, SIDE, SIDE)
         # Alone, in another batch, an image is varied alike; in another epoch it is not.
-        assert torch.equal(pictures[Order(TRAIN, 2, np.asarray([1]))][0][0], here[1])
-        assert not torch.equal(pictures[Order(TRAIN, 3, np.asarray([1]))][0][0], here[1])
+        assert torch.equal(pictures[BatchOrder(TRAIN, 2, np.asarray([1]))][0][0], here[1])
+        assert not torch.equal(pictures[BatchOrder(TRAIN, 3, np.asarray([1]))][0][0], here[1])
 
 
 def test_it_learns_and_says_so(trained: Path) -> None:
@@ -277,7 +277,7 @@ def test_stopped_and_resumed_it_gives_the_same_bytes_with_any_number_of_workers(
 
 
 def test_evaluation_takes_it_and_agrees(drawn: Path, trained: Path, tmp_path: Path) -> None:
-    about = read_about(str(trained / "model.safetensors"))
+    about = read_metadata(str(trained / "model.safetensors"))
     assert about is not None
     assert about.architecture.startswith(TINY)
     assert (about.variant, about.split, about.epochs, about.seed) == ("original", "train", 8, 0)
@@ -307,7 +307,7 @@ def test_one_split_is_divided_and_trained_on_by_its_default_place(
     (model,) = copy.glob("models/*/model.safetensors")
     assert model.parent.name == f"{TINY}-mixed_rand-1ep-holdout0.5-seed2"
     assert f"={model} --holdout 0.5" in done.stdout
-    about = read_about(str(model))
+    about = read_metadata(str(model))
     assert about is not None
     assert (about.holdout, about.settings["precision"]) == (0.5, "bf16")
     keys = [row["key"] for row in Dataset.open(Store(str(copy))).index("val")]
@@ -454,6 +454,6 @@ def test_shared_memory_is_looked_at_before_it_is_needed() -> None:
 
 
 def test_the_manifest_is_all_that_names_a_dataset_to_a_training(trained: Path, drawn: Path) -> None:
-    about = read_about(str(trained / "model.safetensors"))
+    about = read_metadata(str(trained / "model.safetensors"))
     assert about is not None
     assert about.dataset == json.loads((drawn / "manifest.json").read_text())["fingerprint"]

@@ -206,13 +206,13 @@ def test_what_is_said_beside_the_pixels_costs_little(each: fault_pictures.Hostil
 
 
 def test_what_is_too_large_is_not_looked_at() -> None:
-    for data in (bytes(MAX_PICTURE_BYTES + 1), Unread.of_size(10**12, MAX_PICTURE_BYTES)):
+    for data in (bytes(MAX_PICTURE_BYTES + 1), Unread.from_size(10**12, MAX_PICTURE_BYTES)):
         for decode in (open_picture, decode_source, decode_mask):
             with pytest.raises(UndecodableError, match=f"bytes, more than .* {MAX_PICTURE_BYTES}"):
                 decode(data)
         with pytest.raises(MaskError, match="bytes, more than"):
             read_mask(data)
-    for data in (bytes(MAX_ANNOTATION_BYTES + 1), Unread.of_size(10**12, MAX_ANNOTATION_BYTES)):
+    for data in (bytes(MAX_ANNOTATION_BYTES + 1), Unread.from_size(10**12, MAX_ANNOTATION_BYTES)):
         with pytest.raises(AnnotationError, match="bytes, more than"):
             parse_annotation(data)
 

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from two_way_by_hand import flip_interval
 
 from transforms.flips import FlipRate, PicturePairs, flip_rate
-from transforms.intervals import score_interval
-from transforms.student_t import t_quantile
+from transforms.intervals import score_interval, t_quantile
 
 Array = NDArray[np.int64]
 
@@ -32,7 +31,7 @@ def drawn(draw: st.DrawFn) -> tuple[Array, Array, Array, list[tuple[int, int]]]:
 
 
 def rate_of(units: Array, grounds: Array, answers: Array, draws: Any) -> FlipRate | None:
-    return flip_rate(answers, PicturePairs.of(units, grounds, draws))
+    return flip_rate(answers, PicturePairs.from_units(units, grounds, draws))
 
 
 @given(drawn())

@@ -35,7 +35,9 @@ def test_boxes_land_where_a_painted_rectangle_does(
 ) -> None:
     width, height, box = sized
     resize, crop = sizes
-    transform = ResizeCrop.of(native_width=width, native_height=height, resize=resize, crop=crop)
+    transform = ResizeCrop.for_size(
+        native_width=width, native_height=height, resize=resize, crop=crop
+    )
     painted = Image.new("L", (width, height))
     ImageDraw.Draw(painted).rectangle(tuple(box), fill=1)
     resized = painted.resize(torchvision_size(width, height, resize), Image.Resampling.NEAREST)
@@ -55,7 +57,7 @@ def test_boxes_land_where_a_painted_rectangle_does(
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_images_are_resized_by_pil_and_cropped_in_the_centre(interpolation: str) -> None:
     image = np.random.default_rng(0).integers(0, 256, (317, 480, 3), np.uint8)
-    transform = ResizeCrop.of(native_width=480, native_height=317, resize=256, crop=224)
+    transform = ResizeCrop.for_size(native_width=480, native_height=317, resize=256, crop=224)
     resized = Image.fromarray(image).resize((387, 256), INTERPOLATIONS[interpolation])
     expected = np.asarray(resized)[16:240, round((387 - 224) / 2) :][:, :224]
     np.testing.assert_array_equal(transform.image(image, interpolation), expected)
@@ -63,7 +65,7 @@ def test_images_are_resized_by_pil_and_cropped_in_the_centre(interpolation: str)
 
 def test_masks_go_by_nearest_like_the_image() -> None:
     mask = np.random.default_rng(1).random((90, 130)) < 0.5
-    transform = ResizeCrop.of(native_width=130, native_height=90, resize=64, crop=60)
+    transform = ResizeCrop.for_size(native_width=130, native_height=90, resize=64, crop=60)
     image = np.repeat(mask[..., None], 3, axis=2).astype(np.uint8)
     np.testing.assert_array_equal(transform.mask(mask), transform.image(image)[..., 0] == 1)
 
@@ -71,4 +73,4 @@ def test_masks_go_by_nearest_like_the_image() -> None:
 @pytest.mark.parametrize(("resize", "crop"), [(224, 256), (256, 0)])
 def test_a_crop_must_fit(resize: int, crop: int) -> None:
     with pytest.raises(ValueError, match=f"got {crop}"):
-        ResizeCrop.of(native_width=300, native_height=300, resize=resize, crop=crop)
+        ResizeCrop.for_size(native_width=300, native_height=300, resize=resize, crop=crop)

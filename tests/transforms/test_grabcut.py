@@ -190,9 +190,9 @@ def test_rectangles_that_opencv_refuses_are_unserved(rect: Rect) -> None:
 
 
 def test_a_search_that_is_too_deep_is_unserved(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transforms.grabcut import segment
+    from transforms.grabcut import iteration
 
-    monkeypatch.setattr(segment, "DEEPEST", 2)
+    monkeypatch.setattr(iteration, "DEEPEST", 2)
     image = paint("crop", 40, 40, np.random.default_rng(1))
     with pytest.raises(Unserved, match="more than 2 levels"):
         grabcut(image, (5, 5, 25, 30))

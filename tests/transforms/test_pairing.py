@@ -20,7 +20,7 @@ labelled = st.lists(st.integers(0, 8), min_size=1, max_size=60)
 
 def make_pool(labels: list[int], seed: int = 0, skip: int | None = None) -> Pool:
     kept = np.asarray([label for i, label in enumerate(labels) if i != skip])
-    return Pool.of(make_keys(labels, skip), kept, seed=seed)
+    return Pool.from_images(make_keys(labels, skip), kept, seed=seed)
 
 
 def make_keys(labels: list[int], skip: int | None = None) -> list[str]:
@@ -79,7 +79,7 @@ def test_the_order_of_the_pool_does_not_matter() -> None:
     keys = make_keys(labels)
     order = np.random.default_rng(0).permutation(50)
     reordered = [keys[i] for i in order]
-    shuffled = Pool.of(reordered, np.asarray(labels)[order], seed=0)
+    shuffled = Pool.from_images(reordered, np.asarray(labels)[order], seed=0)
     for variant in MIXED:
         expected = drawn(make_pool(labels), keys, variant)
         assert drawn(shuffled, reordered, variant) == expected
@@ -122,7 +122,7 @@ def test_each_background_gets_its_fair_share(size: int) -> None:
     spread = []
     for seed in range(max(1, 2000 // size)):
         keys = [f"{seed}_{i}" for i in range(size)]
-        pool = Pool.of(keys, np.zeros(size, np.int64), seed=seed)
+        pool = Pool.from_images(keys, np.zeros(size, np.int64), seed=seed)
         draws = [
             pair(pool, np.arange(size), keys, variant, seed=seed, replicate=replicate)
             for variant in ("mixed_same", "mixed_rand")
@@ -140,7 +140,7 @@ def test_shares_are_fair_without_the_own_group(sizes: tuple[int, int]) -> None:
     labels, groups = np.zeros(others + group, np.int64), np.arange(others + group)
     groups[others:] = others
     keys = make_keys(list(labels))
-    pool = Pool.of(keys, labels, seed=1, groups=groups)
+    pool = Pool.from_images(keys, labels, seed=1, groups=groups)
     counts = np.zeros(others)
     of_group = np.arange(others, others + group)
     for replicate in range(4000 // group):
@@ -205,12 +205,12 @@ def test_selection_is_stable() -> None:
 
 def test_a_key_cannot_be_in_a_pool_twice() -> None:
     with pytest.raises(ValueError, match="unique"):
-        Pool.of(["a", "a"], np.zeros(2, np.int64), seed=0)
+        Pool.from_images(["a", "a"], np.zeros(2, np.int64), seed=0)
 
 
 def test_replicates_draw_independently() -> None:
     keys = [f"key{i}" for i in range(600)]
-    pool = Pool.of(keys, np.arange(600, dtype=np.int64) % 3, seed=0)
+    pool = Pool.from_images(keys, np.arange(600, dtype=np.int64) % 3, seed=0)
     them = (np.arange(600), keys)
     draws = [pair(pool, *them, "mixed_rand", seed=0, replicate=r) for r in range(4)]
     np.testing.assert_array_equal(draws[0], pair(pool, *them, "mixed_rand", seed=0))

@@ -107,7 +107,7 @@ def test_hashes_are_stable_and_distinct_by_purpose() -> None:
 
 @given(st.integers(1, 20_000_000), st.integers(1, 5000))
 def test_shard_counts_nest_and_stay_bounded(images: int, per_shard: int) -> None:
-    counts = ShardCounts.of(images, per_shard)
+    counts = ShardCounts.for_images(images, per_shard)
     assert 1 <= counts.output <= counts.source <= 100_000
     assert counts.source % counts.output == 0
     for output in range(0, counts.output, max(1, counts.output // 7)):

@@ -14,9 +14,14 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy import stats
 
-from transforms.intervals import score_interval, wilson
-from transforms.multiple import benjamini_hochberg, holm
-from transforms.student_t import t_p_value, t_quantile
+from transforms.intervals import (
+    benjamini_hochberg,
+    holm,
+    score_interval,
+    t_p_value,
+    t_quantile,
+    wilson,
+)
 from transforms.trend import slope_interval
 from transforms.two_way import (
     Roles,
@@ -57,20 +62,20 @@ def plain_variance(fg: NDArray[Any], bg: NDArray[Any], r: NDArray[np.float64]) -
 def test_the_variance_is_that_of_a_plain_loop(drawn: list[tuple[int, int, bool]]) -> None:
     fg, bg, right = columns(drawn)
     r = (right - right.mean()) / len(right)
-    found = Roles.of(fg * 7 - 3, bg).variance(r)
+    found = Roles.from_units(fg * 7 - 3, bg).variance(r)
     if min(len(set(fg.tolist())), len(set(bg.tolist()))) < 2:
         assert found == math.inf
     else:
         assert found == pytest.approx(plain_variance(fg, bg, r))
     # The names of units and the order of pictures mean nothing.
     order = np.arange(len(fg))[::-1]
-    assert Roles.of(-fg[order], bg[order] + 90).variance(r[order]) == pytest.approx(found)
+    assert Roles.from_units(-fg[order], bg[order] + 90).variance(r[order]) == pytest.approx(found)
 
 
 @given(pictures)
 def test_sums_are_linear_and_come_in_any_number(drawn: list[tuple[int, int, bool]]) -> None:
     fg, bg, right = columns(drawn)
-    roles = Roles.of(fg, bg)
+    roles = Roles.from_units(fg, bg)
     r = np.stack([right - right.mean(), np.arange(len(fg)) - (len(fg) - 1) / 2])
     both = roles.sums(r)
     for place in range(2):
@@ -85,13 +90,13 @@ def test_pictures_with_their_own_background_have_the_variance_of_independent_one
     right = rng.random(200) < 0.7
     r = (right - right.mean()) / 200
     expected = right.var(ddof=1) / 200
-    assert Roles.of(np.arange(200)).variance(r) == pytest.approx(expected)
+    assert Roles.from_units(np.arange(200)).variance(r) == pytest.approx(expected)
     # Backgrounds that no two share add next to nothing.
-    assert Roles.of(np.arange(200), np.arange(200)[::-1]).variance(r) == pytest.approx(
+    assert Roles.from_units(np.arange(200), np.arange(200)[::-1]).variance(r) == pytest.approx(
         expected, rel=0.01
     )
     with pytest.raises(ValueError, match="3 foregrounds on 2"):
-        Roles.of(np.arange(3), np.arange(2))
+        Roles.from_units(np.arange(3), np.arange(2))
 
 
 @given(pictures)
@@ -99,7 +104,7 @@ def test_wilson_of_pictures_lies_between_units_and_trials(
     drawn: list[tuple[int, int, bool]],
 ) -> None:
     fg, bg, right = columns(drawn)
-    roles, hits, n = Roles.of(fg, bg), int(right.sum()), len(right)
+    roles, hits, n = Roles.from_units(fg, bg), int(right.sum()), len(right)
     low, high = wilson_of_pictures(right, roles)
     narrow_low, narrow_high = wilson(hits, n)
     assert 0 <= low <= narrow_low + 1e-12
@@ -110,24 +115,28 @@ def test_wilson_of_pictures_lies_between_units_and_trials(
         wide = score_interval(hits / n, float(fewest), t_quantile(roles.units - 1, 0.95))
         assert wide[0] <= low + 1e-12
         assert wide[1] >= high - 1e-12
-    one_way = wilson_of_pictures(right, Roles.of(np.arange(n)))
-    assert one_way == wilson_of_pictures(right, Roles.of(np.arange(n), np.arange(n)))
+    one_way = wilson_of_pictures(right, Roles.from_units(np.arange(n)))
+    assert one_way == wilson_of_pictures(right, Roles.from_units(np.arange(n), np.arange(n)))
     assert one_way == wilson(hits, n)
 
 
 def test_shares_without_doubt() -> None:
     none = np.empty(0, np.int64)
-    assert wilson_of_pictures(none.astype(bool), Roles.of(none, none)) == (0, 1)
+    assert wilson_of_pictures(none.astype(bool), Roles.from_units(none, none)) == (0, 1)
     # One background for all, and one foreground for all: no other was seen.
     ones, many = np.zeros(12, np.int64), np.arange(12)
-    for roles in (Roles.of(many, ones), Roles.of(ones, many), Roles.of(ones)):
+    for roles in (
+        Roles.from_units(many, ones),
+        Roles.from_units(ones, many),
+        Roles.from_units(ones),
+    ):
         assert roles.units == 1
         assert wilson_of_pictures(many > 3, roles) == (0, 1)
         value = np.asarray(0.25)
         assert difference_interval(value, roles.variance((many - 5.5) / 12), 1) == (-1, 1)
         assert p_value(value, np.asarray(np.inf), 1) == 1
     # All right, or all wrong: as many as there are backgrounds, each of which serves two.
-    right, roles = np.ones(12, bool), Roles.of(many, many // 2)
+    right, roles = np.ones(12, bool), Roles.from_units(many, many // 2)
     low, high = wilson_of_pictures(right, roles)
     assert (low, high) == score_interval(1.0, 6, t_quantile(5, 0.95))
     assert wilson_of_pictures(~right, roles) == pytest.approx((1 - high, 1 - low))
@@ -138,7 +147,7 @@ def test_the_interval_of_a_difference_is_students() -> None:
     values = np.asarray([1, 0, 0, 1, -1, 1, 0, 1, 1, 0], np.float64)
     r = (values - values.mean()) / 10
     mean, error = values.mean(), values.std(ddof=1) / math.sqrt(10)
-    variance = Roles.of(np.arange(10)).variance(r)
+    variance = Roles.from_units(np.arange(10)).variance(r)
     low, high = difference_interval(mean, variance, 10)
     assert (low, high) == pytest.approx((mean - 2.262157 * error, mean + 2.262157 * error))
     assert p_value(mean, variance, 10) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
@@ -242,7 +251,7 @@ def test_a_slope_has_the_variance_of_models_and_of_images() -> None:
     reach = t_quantile(10, 0.95) * math.sqrt(variance)
     assert (low, high) == pytest.approx((slope - reach, slope + reach))
     # Of images that models do not share, HC3 has all; of errors in common, nothing.
-    roles = Roles.of(np.arange(40))
+    roles = Roles.from_units(np.arange(40))
     r = (right - y[:, None]) / 40
     shared = r + 40 * np.outer(x - x.mean(), r[0])
     of_images = float(roles.variance(weights @ shared))

@@ -75,7 +75,7 @@ def _import_kernels() -> _Segment:
         locators = config.CACHE_LOCATOR_CLASSES
         config.CACHE_LOCATOR_CLASSES = f"{cache.__name__}.{cache.Locator.__name__}"
         try:
-            from transforms.grabcut.segment import segment
+            from transforms.grabcut.iteration import segment
         finally:
             config.CACHE_LOCATOR_CLASSES = locators
     except Unavailable:

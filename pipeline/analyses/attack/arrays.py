@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.analyses.attack.plan import AttackGrid, Side
+from pipeline.analyses.attack.grid import AttackGrid, GridAxis
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import BrokenPictureError
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 def load_backgrounds(
-    dataset: Dataset, split: str, backgrounds: Side, device: torch.device
+    dataset: Dataset, split: str, backgrounds: GridAxis, device: torch.device
 ) -> torch.Tensor:
     """Decodes the backgrounds.
 
@@ -67,7 +67,7 @@ class Cutouts:
     holes: torch.Tensor
 
     @classmethod
-    def of(
+    def from_arrays(
         cls, originals: NDArray[np.uint8], masks: NDArray[np.bool_], device: torch.device
     ) -> Cutouts:
         """From (C, S, S, 3) uint8 images and (C, S, S) bool masks, True on the foreground."""
@@ -123,11 +123,11 @@ def stream_cutouts(
             count = len(grid.positions(chunk))
             images = list(_decoded(pool, itertools.islice(originals, count), decode_image))
             shapes = list(_decoded(pool, itertools.islice(masks, count), decode_mask))
-            yield Cutouts.of(np.stack(images), np.stack(shapes), device)
+            yield Cutouts.from_arrays(np.stack(images), np.stack(shapes), device)
 
 
 def _samples(
-    dataset: Dataset, split: str, variant: str, side: Side
+    dataset: Dataset, split: str, variant: str, side: GridAxis
 ) -> Generator[Sample, None, None]:
     """Samples of the images of a side, in its order."""
     waiting = iter(side.keys)

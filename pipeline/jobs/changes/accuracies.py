@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.evaluate.answers import Answers, Images, read_answers
 from pipeline.evaluate.contributions import BG_GAP
-from pipeline.evaluate.results import display_name, tested_part
-from pipeline.jobs.changes.state import State, Summary
+from pipeline.evaluate.predictions import EvalImages, Predictions, read_predictions
+from pipeline.evaluate.result_files import display_name, tested_part
+from pipeline.jobs.changes.images import State, Summary
 from transforms.intervals import (
     Floats,
     bootstrap_hashes,
@@ -68,10 +68,10 @@ def _differences(
     before: State, was: Summary, after: State, summary: Summary
 ) -> tuple[int, list[dict[str, Any]]]:
     """Number of images in both, and a row for each quantity of both."""
-    old_images = Images.read(before.dataset, *tested_part(was))
-    new_images = Images.read(after.dataset, *tested_part(summary))
-    old = _values(read_answers(before.dataset, old_images, was).by_rule[PAPER_RULE])
-    new = _values(read_answers(after.dataset, new_images, summary).by_rule[PAPER_RULE])
+    old_images = EvalImages.read(before.dataset, *tested_part(was))
+    new_images = EvalImages.read(after.dataset, *tested_part(summary))
+    old = _values(read_predictions(before.dataset, old_images, was).by_rule[PAPER_RULE])
+    new = _values(read_predictions(after.dataset, new_images, summary).by_rule[PAPER_RULE])
     places = old_images.positions(pa.chunked_array([new_images.keys]))
     shared = np.flatnonzero(places >= 0)
     names = [name for name in new if name in old]
@@ -95,7 +95,7 @@ def _differences(
     return len(shared), rows
 
 
-def _values(answers: Answers) -> dict[str, Floats]:
+def _values(answers: Predictions) -> dict[str, Floats]:
     """(n,) of each image: the share of a variant's draws that are right, and its gap."""
     found: dict[str, Floats] = {
         variant: np.mean([answers.correct(name) for name in draws], axis=0)

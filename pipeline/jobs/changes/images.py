@@ -1,6 +1,8 @@
 """Which images were added, removed, changed or rejected between two states of a dataset.
 
 Shards whose file is the same in both are not read.
+
+The state that a dataset is in: what two versions of it are compared by.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from typing import Any
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import ACCEPTED, read_rows
 from pipeline.dataset.shards import index_file, layer_record
+from pipeline.evaluate.result_files import result_folder
+from pipeline.evaluate.summaries import read_summaries
 from transforms.variants import EXTERNAL, MIXED, with_replicates
 
 LISTED = 100
@@ -162,3 +166,28 @@ def _read(dataset: Dataset, files: list[str], columns: list[str]) -> dict[_Image
             found[row["key"], times[row["key"]]] = row
             times[row["key"]] += 1
     return found
+
+
+Summary = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """A dataset with results.
+
+    Attributes:
+      dataset: the dataset.
+      summaries: of its models, by their folder under `results/`.
+    """
+
+    dataset: Dataset
+    summaries: dict[str, Summary]
+
+    @classmethod
+    def from_dataset(cls, dataset: Dataset) -> State:
+        """The state that a dataset folder is in."""
+        summaries = {
+            result_folder(summary["model"], summary["evaluation"]): summary
+            for summary in read_summaries(dataset)[0]
+        }
+        return cls(dataset, summaries)

@@ -18,8 +18,8 @@ from pipeline.generate.compose import ComposeShard
 from pipeline.generate.cut_source import prepared_segmenter
 from pipeline.generate.plan import PlanSplit
 from pipeline.generate.segment import SegmentShard
-from pipeline.generate.shards import SourceShard, SplitTotals
-from pipeline.inputs.found import SourceImage
+from pipeline.generate.shard_elements import SourceShard, SplitTotals
+from pipeline.inputs.source_images import SourceImage
 from pipeline.jobs.dry_run.forecast import Forecast
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import FileDigest, Store
@@ -32,7 +32,7 @@ SAMPLE_IMAGES = 24
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class MeasuredCost:
     """What a few images cost on one core of this machine.
 
     Attributes:
@@ -66,7 +66,7 @@ class Trial:
       pictures: paths in it of the composed files that models are evaluated on.
     """
 
-    measured: Measured
+    measured: MeasuredCost
     store: Store
     pictures: tuple[str, ...]
 
@@ -116,7 +116,7 @@ def run_trial(
       OSError: an image cannot be read, or the temporary folder is full.
     """
     store = Store(folder)
-    staging, progress = Staging(store, "staging"), Progress.of(store)
+    staging, progress = Staging(store, "staging"), Progress.for_store(store)
     totals = SplitTotals("trial", ShardCounts(len(images), 1), len(images), 0, 0)
     segment = SegmentShard(config.segment, staging, {}, progress)
     segment.setup()
@@ -144,7 +144,7 @@ def run_trial(
     sizes = _bytes_by_folder(files)
     selected = sum(composed.selected.values())
     error = 1.96 * statistics.stdev(seconds) / len(seconds) ** 0.5 if len(seconds) > 1 else 0.0
-    measured = Measured(
+    measured = MeasuredCost(
         images=len(images),
         accepted=accepted,
         selected=selected,

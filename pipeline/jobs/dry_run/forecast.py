@@ -17,15 +17,15 @@ from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.records import ACCEPTED, read_rows, source_key
 from pipeline.dataset.shards import layer_record
 from pipeline.generate.cut_source import known_digest, reject_by_name
-from pipeline.generate.job import Job
+from pipeline.generate.job import GenerateJob
 from pipeline.generate.list_split import list_split
 from pipeline.generate.plan import mixed_variants
 from pipeline.generate.previous_layers import PreviousLayers, find_layers
-from pipeline.generate.shards import make_shards
+from pipeline.generate.shard_elements import make_shards
 from pipeline.inputs.checksums import Checksums
-from pipeline.inputs.found import SourceImage
-from pipeline.inputs.layout import Layout
-from pipeline.inputs.place import read_place
+from pipeline.inputs.layout import SplitLayout
+from pipeline.inputs.location import read_location
+from pipeline.inputs.source_images import SourceImage
 from transforms.cutting import check_annotation
 from transforms.filters import Reason
 from transforms.pairing import group_numbers
@@ -107,7 +107,7 @@ class Forecast:
         return sum(len(split.left) for split in self.splits)
 
 
-def make_forecast(job: Job) -> Forecast:
+def make_forecast(job: GenerateJob) -> Forecast:
     """Looks at a job's input and at what is there already; writes nothing.
 
     Raises:
@@ -124,7 +124,7 @@ def make_forecast(job: Job) -> Forecast:
     return Forecast(tuple(splits), in_place)
 
 
-def _forecast_split(job: Job, layout: Layout) -> tuple[SplitForecast, bool]:
+def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecast, bool]:
     """A split's forecast, and whether all of its records in place are up to date."""
     split = layout.split
     images, totals = list_split(job, layout)
@@ -134,7 +134,7 @@ def _forecast_split(job: Job, layout: Layout) -> tuple[SplitForecast, bool]:
     left: list[SourceImage] = []
     unchanged = True
     for shard in make_shards(images, totals):
-        checksums = Checksums.of_shard(job.store, split, shard.shard)
+        checksums = Checksums.for_shard(job.store, split, shard.shard)
         digests = [known_digest(i, job.config.segment, checksums.known) for i in shard.images]
         need_files = job.config.layers == "keep"
         found = find_layers(
@@ -217,6 +217,6 @@ def _fates(
             return [str(Reason.MISSING_ANNOTATION)]
         if image.annotation is None:
             return []
-    annotation = None if image.annotation is None else read_place(image.annotation)
+    annotation = None if image.annotation is None else read_location(image.annotation)
     reason = check_annotation(annotation, config.rules)
     return [] if reason is None else [str(reason)]

@@ -31,7 +31,7 @@ _ABOVE, _RIGHT = 26, 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class HeatMapLayout:
     """Where the cells lie; all in units of the SVG's view box.
 
     Attributes:
@@ -48,9 +48,9 @@ class Layout:
     column: int | None
 
 
-CLASSES = Layout(left=134, below=110, labels=(122, 94), width=WIDTH, column=None)
+CLASSES = HeatMapLayout(left=134, below=110, labels=(122, 94), width=WIDTH, column=None)
 """For names of superclasses."""
-VERSIONS = Layout(left=88, below=72, labels=(78, 58), width=260, column=32)
+VERSIONS = HeatMapLayout(left=88, below=72, labels=(78, 58), width=260, column=32)
 """For short names of versions, with room for the title where they are few."""
 
 
@@ -59,7 +59,7 @@ def heat_map(
     rows: Sequence[str],
     columns: Sequence[str],
     shares: Sequence[Sequence[float | None]],
-    layout: Layout,
+    layout: HeatMapLayout,
     labels: tuple[str, str],
     *,
     marked: tuple[int, int] | None = None,

@@ -1,0 +1,214 @@
+"""Top-1 accuracy of models over all classes of ImageNet.
+
+A model sees these images through its own whole preprocessing, as published figures do.
+Predictions of a shard are one file, keyed by weights, images and evaluation settings: what is there
+for the same key is not computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Generator, Mapping, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from pipeline.analyses.imagenet.imagenet_folder import (
+    ImageNetImage,
+    ImageNetListing,
+    list_imagenet,
+    listing_digest,
+)
+from pipeline.analyses.imagenet.imagenet_results import PREDICTION_SCHEMA
+from pipeline.dataset.fingerprints import EVALUATE_VERSION, fingerprint
+from pipeline.dataset.folder import Dataset
+from pipeline.errors import BrokenPictureError, JobError
+from pipeline.evaluate.evaluation import Evaluation, describe_model
+from pipeline.evaluate.prediction_files import ModelMetadata
+from pipeline.evaluate.result_files import result_file, result_folder, result_shard, write_result
+from pipeline.evaluate.work import ModelWork, NoteDone, UnitOutput, Work
+from pipeline.inputs.location import read_location
+from pipeline.models.identity import ModelIdentity
+from pipeline.storage.parallel import read_ahead
+from pipeline.storage.state_files import read_table
+from pipeline.storage.store import Store
+from transforms.intervals import wilson
+from transforms.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from pipeline.models.predict import Predictor
+
+_READ_AT_ONCE = 64
+_LIBRARIES = ("numpy", "pillow", "torch", "timm")
+
+
+class ImageNetWork(Work):
+    """Predictions of shards of ImageNet images.
+
+    Models whose outputs are not the classes of ImageNet are passed over.
+
+    Args:
+      evaluation: models; how they are run beside this, which names their folders.
+      root: folder of ImageNet.
+      taxonomy: of the dataset.
+    """
+
+    stage = "imagenet"
+    unit_name = "imagenet_shards"
+    pictures_name = "imagenet_images"
+    refuses_overlap = False
+
+    def __init__(self, evaluation: Evaluation, root: str, taxonomy: Taxonomy) -> None:
+        native = dataclasses.replace(evaluation.predict, eval_input="native")
+        super().__init__(dataclasses.replace(evaluation, predict=native), taxonomy)
+        self._others = evaluation
+        self._root = root
+        self._listed: ImageNetListing | None = None
+
+    @property
+    def _listing(self) -> ImageNetListing:
+        """All images, listed once for all models."""
+        if self._listed is None:
+            self._listed = list_imagenet(self._root, self.taxonomy)
+        return self._listed
+
+    def units(self, dataset: Dataset) -> Sequence[int]:
+        """As `Work.units`: shards of images."""
+        return range(len(self._listing.shards))
+
+    def size(self, dataset: Dataset, unit: int) -> int:
+        """As `Work.size`."""
+        return len(self._listing.shards[unit])
+
+    def describe(self, dataset: Dataset, model: ModelIdentity) -> dict[str, Any]:
+        """As `Work.describe`, with the folder of the model's other results."""
+        how = describe_model(model, self._others, dataset)["evaluation"]
+        return {**super().describe(dataset, model), "folder": result_folder(model.name, how)}
+
+    def begin(self, dataset: Dataset, metadata: ModelMetadata) -> ImageNetShards | None:
+        """As `Work.begin`."""
+        if metadata["num_outputs"] != len(self.taxonomy.wnids):
+            return None
+        return ImageNetShards(dataset.store, metadata, self._root, self._listing)
+
+    def sum_up(self, dataset: Dataset, metadata: ModelMetadata, entry: str) -> None:
+        """As `Work.sum_up`."""
+        store = dataset.store
+        shards = ImageNetShards(store, metadata, self._root, self._listing)
+        paths = [shards.path(unit) for unit in self.units(dataset)]
+        folder = metadata["folder"]
+        accuracy = _accuracy(store, metadata, paths, self._listing)
+        write_result(store, result_file(folder, "imagenet"), accuracy)
+        for path in list(store.walk(f"results/{folder}/imagenet")):
+            if path not in paths:
+                store.delete(path)
+
+
+class ImageNetShards(ModelWork):
+    """Predictions of a model on shards of ImageNet images.
+
+    Args:
+      store: the dataset folder.
+      metadata: the model, and how it is run.
+      root: folder of ImageNet.
+      listing: all images.
+    """
+
+    def __init__(
+        self, store: Store, metadata: ModelMetadata, root: str, listing: ImageNetListing
+    ) -> None:
+        super().__init__(store)
+        self._metadata, self._root, self._shards = metadata, root, listing.shards
+
+    def path(self, unit: int) -> str:
+        """As `ModelWork.path`."""
+        return result_shard(self._metadata["folder"], "imagenet", "val", unit)
+
+    def checksum(self, unit: int) -> str:
+        """As `ModelWork.checksum`."""
+        return fingerprint(
+            *(self._metadata[name] for name in ("model", "weights_sha256", "preprocessing")),
+            self._metadata["evaluation"]["precision"],
+            EVALUATE_VERSION,
+            listing_digest(self._shards[unit]),
+        )
+
+    def make(
+        self, predictor: Predictor, units: Sequence[int], missing: Sequence[int], note: NoteDone
+    ) -> Generator[UnitOutput, None, None]:
+        """As `ModelWork.make`."""
+        for shard in missing:
+            rows = []
+            images = _ImageNetPart(self._shards[shard])
+            try:
+                with contextlib.closing(predictor.logits([images], 0)) as batches:
+                    for batch, logits in batches:
+                        columns = [*batch.rows.select(["key", "index"]).columns, logits.argmax(1)]
+                        rows.append(pa.table(columns, PREDICTION_SCHEMA))
+                        note(shard, len(batch.rows), len(batch.rows))
+            except BrokenPictureError as error:
+                raise JobError(
+                    f"{error.key} of --imagenet {self._root} cannot be decoded; put a whole copy "
+                    "in its place"
+                ) from error
+            yield UnitOutput(shard, pa.concat_tables([PREDICTION_SCHEMA.empty_table(), *rows]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _ImageNetPart:
+    """A part (`pipeline.models.loader.Part`), whose rows have the columns key and index. Models of
+    the same preprocessing are shown the same crops."""
+
+    images: Sequence[ImageNetImage]
+
+    @property
+    def name(self) -> str:
+        """As `Part.name`."""
+        return listing_digest(self.images)
+
+    @property
+    def count(self) -> int:
+        """As `Part.count`."""
+        return len(self.images)
+
+    def tables(self, columns: tuple[str, ...]) -> Generator[pa.Table, None, None]:
+        """As `Part.tables`; files are read several at a time."""
+
+        wants_images = bool(columns)
+
+        def read(image: ImageNetImage) -> bytes:
+            return read_location(image.path) if wants_images else b""
+
+        with contextlib.closing(read_ahead(read, self.images)) as reading:
+            while some := list(itertools.islice(reading, _READ_AT_ONCE)):
+                found = {
+                    "key": [image.name for image, _ in some],
+                    "index": [image.index for image, _ in some],
+                    "image": pa.array([data for _, data in some], pa.binary()),
+                }
+                yield pa.table(found).select(["key", "index", *columns])
+
+
+def _accuracy(
+    store: Store, metadata: Mapping[str, Any], paths: Sequence[str], listing: ImageNetListing
+) -> dict[str, Any]:
+    """What a model's imagenet.json says."""
+    predictions = pa.concat_tables([read_table(store, path) for path in paths])
+    labels, outputs = (predictions[name].to_numpy() for name in ("label", "prediction"))
+    n, correct = len(labels), int((labels == outputs).sum())
+    low, high = wilson(correct, n)
+    return {
+        **{name: value for name, value in metadata.items() if name != "folder"},
+        "listing": listing.digest,
+        "n": n,
+        "classes": listing.classes,
+        "unknown": listing.unknown,
+        "correct": correct,
+        "top1": correct / n,
+        "ci_low": low,
+        "ci_high": high,
+        "libraries": {name: version(name) for name in _LIBRARIES},
+    }

@@ -1,0 +1,163 @@
+"""Rows of the matrix by linear probes of a frozen network: tests reuse its features.
+
+Rows of the matrix by training whole networks, as `in9 train` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Generator, Iterable
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from pipeline.analyses.matrix.matrix_plan import IN9L, MatrixPlan
+from pipeline.evaluate.predict_shards import ShardPictures
+from pipeline.models.checkpoint import read_metadata
+from pipeline.models.predict import Predictor
+from pipeline.models.registry import load_model
+from pipeline.models.timm_names import read_state
+from pipeline.runtime.lock import DATASET_LOCK, held
+from pipeline.training.features import Backbone
+from pipeline.training.loop import MODEL, train
+from pipeline.training.probe_fit import MODELS, ProbePlan, fit_variant
+from pipeline.training.train_plan import TrainPlan
+
+
+class ProbeTrainer:
+    """Fits a probe on each variant.
+
+    Args:
+      backbone: the network.
+      plan: of the matrix.
+    """
+
+    def __init__(self, backbone: Backbone, plan: MatrixPlan) -> None:
+        self._backbone, self._plan = backbone, plan
+        self.arch = backbone.model.name
+        self.name = f"probe-{self.arch.replace('/', '_')}{plan.suffix()}"
+
+    def train(self, row: str) -> str:
+        """As `Trainer.train`."""
+        dataset, variant = self._plan.source(row)
+        return fit_variant(
+            self._backbone,
+            ProbePlan(
+                dataset, variant, self._plan.train_split, self._plan.holdout, self._plan.seed, row
+            ),
+            self._plan.dataset.store,
+        )
+
+    def scorer(self, entry: str) -> ProbeScorer:
+        """As `Trainer.scorer`."""
+        return ProbeScorer(self._backbone, entry.partition("=")[2], self._plan.predict.device)
+
+
+class ProbeScorer:
+    """Logits of a probe, from the features of its network: no forward pass.
+
+    Args:
+      backbone: the network.
+      path: of the probe's checkpoint.
+      device: that features are computed on.
+
+    Attributes:
+      device: the same.
+    """
+
+    def __init__(self, backbone: Backbone, path: str, device: str) -> None:
+        self._backbone = backbone
+        self.device = torch.device(device)
+        state = read_state(path)
+        names = {id(value): name for name, value in backbone.model.module.named_parameters()}
+        self._weight = state[names[id(backbone.layer.weight)]]
+        self._bias = state[names[id(backbone.layer.bias)]]
+
+    @torch.inference_mode()
+    def _scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        inputs = torch.from_numpy(features)
+        return np.asarray(torch.nn.functional.linear(inputs, self._weight, self._bias))
+
+    def logits(
+        self, parts: Iterable[ShardPictures], stored: int
+    ) -> Generator[tuple[_KeyRows, NDArray[np.float32]], None, None]:
+        """As `Predictor.logits`, all pictures of a part in one batch."""
+        for part in parts:
+            with contextlib.closing(part.tables(())) as tables:
+                rows = list(tables)
+            if not sum(map(len, rows)):
+                continue
+            table = pa.concat_tables(rows)
+            whole = dataclasses.replace(part, keys=None)
+            features = self._backbone.of_shard(whole).select(table["key"].to_pylist())
+            yield _KeyRows(part, table), self._scores(features.values)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _KeyRows:
+    """Pictures that nobody had to decode: see `Shown`."""
+
+    part: ShardPictures
+    rows: pa.Table
+    is_new: bool = False
+
+
+class NetworkTrainer:
+    """Trains one architecture on each variant, from scratch or from its pretrained weights.
+
+    Args:
+      plan: of the matrix.
+      training: of each row, but for what differs from row to row.
+      overwrite: begin anew where a training of other flags is in the way.
+      say: takes each line of what happens.
+    """
+
+    def __init__(
+        self,
+        plan: MatrixPlan,
+        training: TrainPlan,
+        *,
+        overwrite: bool = False,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self._plan = plan
+        self._training = dataclasses.replace(
+            training, train_split=plan.train_split, holdout=plan.holdout.share, seed=plan.seed
+        )
+        self._overwrite, self._say = overwrite, say
+        self.arch = training.arch
+        kind = "pretrained-" if training.pretrained else ""
+        suffix = f"-{training.epochs}ep{plan.suffix()}"
+        self.name = f"{kind}{training.arch.replace('/', '_')}{suffix}"
+
+    def train(self, row: str) -> str:
+        """As `Trainer.train`; one that was stopped goes on where it was.
+
+        Raises:
+          UsageError: the folder holds a training with other flags.
+          JobError: the training failed.
+        """
+        dataset, variant = self._plan.source(row)
+        splits = dataset.manifest.config.split
+        validates = not self._plan.holdout.share and self._plan.split != self._plan.train_split
+        training = dataclasses.replace(
+            self._training,
+            variant=variant,
+            eval_split=self._plan.split if validates and self._plan.split in splits else None,
+        )
+        folder = f"{MODELS}/{self.name}/{row}" if row == IN9L else f"{MODELS}/{training.name}"
+        store = self._plan.dataset.store.below(folder)
+        path = store.path(MODEL)
+        there = read_metadata(path) if store.exists(MODEL) else None
+        # What was trained on another state of the dataset is of no use any more.
+        is_stale = there is not None and there.dataset != dataset.manifest.fingerprint
+        with held(store, DATASET_LOCK) as store:
+            train(dataset, training, store, overwrite=is_stale or self._overwrite, say=self._say)
+        return path
+
+    def scorer(self, entry: str) -> Predictor:
+        """As `Trainer.scorer`: by whole forward passes."""
+        return Predictor(load_model(entry), self._plan.predict)

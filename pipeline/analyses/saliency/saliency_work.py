@@ -1,0 +1,298 @@
+"""A model on output shards: how much of each picture's saliency lies on its mask, and maps.
+
+Numbers of a shard are one file, keyed by weights, pixels and what is done with them: what is there
+for the same key is not computed again.
+
+Of what saliency is measured, and of which images it is shown.
+
+Saliency: how much of a model's gradient lies on the foreground, a model on output shards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.analyses.saliency.saliency_results import (
+    SALIENCY_SCHEMA,
+    has_picture,
+    measure,
+    number,
+    saliency_picture,
+    shown_rows,
+    write_picture,
+)
+from pipeline.dataset.fingerprints import SALIENCY_VERSION, fingerprint
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.sinks import Sample
+from pipeline.errors import JobError, UsageError
+from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.prediction_files import ModelMetadata
+from pipeline.evaluate.predictions import EvalImages, pictures_of
+from pipeline.evaluate.result_files import result_file, result_folder, result_shard, write_result
+from pipeline.evaluate.work import ModelWork, NoteDone, UnitOutput, Work
+from pipeline.storage.parallel import InBackground
+from transforms.attack_grid import sample_evenly
+from transforms.codec import decode_image, decode_mask
+from transforms.saliency import mass_in_mask, overlay, saliency_map
+from transforms.scoring import labels_of_outputs
+from transforms.taxonomy import Taxonomy
+from transforms.variants import is_picture
+
+if TYPE_CHECKING:
+    from pipeline.models.predict import Predictor
+
+
+class SaliencyShards(ModelWork):
+    """Numbers of a model's saliency on output shards, and maps of some pictures.
+
+    Args:
+      dataset: that they are of.
+      plan: what is done.
+      metadata: the model, and how it is run.
+      shown: key to output shard of the pictures that maps are made of.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        plan: SaliencyPlan,
+        metadata: ModelMetadata,
+        shown: Mapping[str, int],
+    ) -> None:
+        super().__init__(dataset.store)
+        self._dataset, self._plan, self._metadata, self._shown = dataset, plan, metadata, shown
+        self._folder = result_folder(metadata["model"], metadata["evaluation"])
+
+    def path(self, unit: int) -> str:
+        """As `ModelWork.path`."""
+        return result_shard(self._folder, "saliency", self._plan.evaluation.split, unit)
+
+    @functools.cached_property
+    def _tested(self) -> list[str]:
+        """Keys of the images that are tested on, of all shards, in order."""
+        # Every shard's fingerprint holds all of them, and reading them is reading the whole index.
+        return sorted(row["key"] for row in self._plan.evaluation.rows(self._dataset))
+
+    def checksum(self, unit: int) -> str:
+        """As `ModelWork.checksum`: of everything but which images are shown."""
+        evaluation, variant = self._plan.evaluation, self._plan.variant
+        files = self._dataset.shard_files(evaluation.split, unit, (variant, "fg_mask"))
+        return fingerprint(
+            *(self._metadata[name] for name in ("model", "weights_sha256", "preprocessing")),
+            evaluation.predict.asked_for,
+            variant,
+            SALIENCY_VERSION,
+            [file.sha256 for file in files],
+            *([self._tested] if evaluation.holdout else []),
+            *self._dataset.own_taxonomy,
+        )
+
+    def is_there(self, unit: int) -> bool:
+        """As `ModelWork.is_there`, and the maps are."""
+        return super().is_there(unit) and not self._missing_maps(unit)
+
+    def _missing_maps(self, shard: int) -> frozenset[str]:
+        """Keys of the pictures of which the map is missing."""
+        checksum = self.checksum(shard)
+        keys = (key for key, place in self._shown.items() if place == shard)
+        return frozenset(
+            key
+            for key in keys
+            if not has_picture(self.store, saliency_picture(self._folder, key), checksum)
+        )
+
+    def make(
+        self, predictor: Predictor, units: Sequence[int], missing: Sequence[int], note: NoteDone
+    ) -> Generator[UnitOutput, None, None]:
+        """As `ModelWork.make`; a model that gives no gradient fails."""
+        for shard in missing:
+            # Where the numbers are there, maps are missing.
+            keys = self._missing_maps(shard) if super().is_there(shard) else None
+            rows = list(self._explain(predictor, shard, keys, note))
+            if keys is None:
+                yield UnitOutput(shard, pa.Table.from_pylist(rows, SALIENCY_SCHEMA))
+
+    def _explain(
+        self, predictor: Predictor, shard: int, keys: frozenset[str] | None, note: NoteDone
+    ) -> Iterator[dict[str, object]]:
+        """Rows of a shard, of some keys alone if they are given; writes the maps that are
+        missing."""
+        # Only who explains waits for torch.
+        from pipeline.analyses.saliency.gradients import answer_gradients
+
+        missing, checksum = self._missing_maps(shard), self.checksum(shard)
+        output_labels = labels_of_outputs(self._metadata["num_outputs"], self._dataset.taxonomy)
+        decoded = (
+            (picture, decode_image(picture.image), decode_mask(mask.image))
+            for picture, mask in self._samples(shard)
+            if keys is None or picture.key in keys
+        )
+        # A backward pass needs all activations.
+        size = max(1, predictor.batch_size // ACTIVATIONS)
+        # The next batch is decoded while the device works.
+        with contextlib.closing(InBackground(decoded, size)) as ahead:
+            samples = iter(ahead)
+            while batch := list(itertools.islice(samples, size)):
+                pixels = np.stack([of_picture for _, of_picture, _ in batch])
+                logits, gradients = answer_gradients(predictor, predictor.to_device(pixels))
+                for i, (picture, of_picture, mask) in enumerate(batch):
+                    saliency = saliency_map(gradients[i])
+                    if picture.key in missing:
+                        path = saliency_picture(self._folder, picture.key)
+                        shown = overlay(of_picture, saliency, mask)
+                        write_picture(self.store, path, shown, checksum)
+                    output = int(logits[i].argmax())
+                    yield {
+                        "key": picture.key,
+                        "label": picture.fields["label"],
+                        "prediction": int(output_labels[output]),
+                        "output": output,
+                        "mass_in_mask": number(mass_in_mask(saliency, mask)),
+                        "mask_area": float(mask.mean()),
+                    }
+                note(shard, len(batch), len(batch))
+
+    def _samples(self, shard: int) -> Iterator[tuple[Sample, Sample]]:
+        """(picture, mask) of each image.
+
+        Raises:
+          JobError: the variants hold different images.
+        """
+        split = self._plan.evaluation.split
+        pictures = self._dataset.samples(split, shard, self._plan.variant)
+        masks = self._dataset.samples(split, shard, "fg_mask")
+        tested = {row["key"] for row in self._plan.evaluation.rows(self._dataset, shard)}
+        for picture, mask in itertools.zip_longest(pictures, masks):
+            if picture is None or mask is None or picture.key != mask.key:
+                raise JobError(
+                    f"shard {shard} holds other images in {self._plan.variant} than in fg_mask; "
+                    "see: in9 verify"
+                )
+            if picture.key in tested:
+                yield picture, mask
+
+
+METHOD = "gradient of the winning logit"
+"""In words: absolute values of that gradient, the largest of a pixel's channels."""
+
+ACTIVATIONS = 4
+"""Batches of the evaluation are larger by this factor."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SaliencyPlan:
+    """What to explain, and how.
+
+    Attributes:
+      evaluation: models, split, and how they are run.
+      variant: whose pictures.
+      maps: how many images to show, spread evenly over the classes.
+    """
+
+    evaluation: Evaluation
+    variant: str = "original"
+    maps: int = 9
+
+
+def check_variants(variants: Iterable[str], variant: str) -> None:
+    """Raises UsageError if a dataset of these variants does not have what is needed."""
+    there = set(variants)
+    pictures = [name for name in there if is_picture(name)]
+    if variant not in pictures:
+        raise UsageError(
+            f"saliency of {variant}: the dataset has {', '.join(sorted(pictures)) or 'none'}"
+        )
+    if "fg_mask" not in there:
+        raise UsageError(
+            "saliency inside the mask needs the variant fg_mask, and the dataset has none; make "
+            "it with it: see --variants"
+        )
+
+
+def shown_images(dataset: Dataset, plan: SaliencyPlan) -> dict[str, int]:
+    """Key to output shard of the images to show, by class.
+
+    Raises:
+      UsageError: there are no images.
+    """
+    split = plan.evaluation.split
+    rows = plan.evaluation.rows(dataset)
+    if not rows:
+        raise UsageError(f"the dataset has no images in {split}: there is nothing to explain")
+    keys, labels = zip(*((row["key"], row["label"]) for row in rows), strict=True)
+    chosen = sample_evenly(
+        keys, np.asarray(labels, np.int64), plan.maps, seed=0, purpose="saliency"
+    )
+    by_class = sorted(
+        (label, key) for key, label, is_shown in zip(keys, labels, chosen, strict=True) if is_shown
+    )
+    return {key: dataset.shard_of(split, key) for _, key in by_class}
+
+
+class SaliencyWork(Work):
+    """Saliency of output shards.
+
+    Args:
+      plan: what is done.
+      taxonomy: the models' heads must fit.
+    """
+
+    stage = "saliency"
+    unit_name = "saliency_shards"
+    pictures_name = "images_explained"
+    refuses_overlap = False
+
+    def __init__(self, plan: SaliencyPlan, taxonomy: Taxonomy) -> None:
+        super().__init__(plan.evaluation, taxonomy)
+        self._plan = plan
+        self._chosen: tuple[str, dict[str, int]] | None = None
+
+    def _shown(self, dataset: Dataset) -> dict[str, int]:
+        """The pictures to show, for which the whole index is read: once for all models."""
+        fingerprint = dataset.manifest.fingerprint
+        if self._chosen is None or self._chosen[0] != fingerprint:
+            self._chosen = fingerprint, shown_images(dataset, self._plan)
+        return self._chosen[1]
+
+    def units(self, dataset: Dataset) -> Sequence[int]:
+        """As `Work.units`: output shards."""
+        return dataset.shards(self.evaluation.split)
+
+    def size(self, dataset: Dataset, unit: int) -> int:
+        """As `Work.size`."""
+        files = dataset.shard_files(self.evaluation.split, unit, (self._plan.variant,))
+        return sum(file.samples or 0 for file in files)
+
+    def begin(self, dataset: Dataset, metadata: ModelMetadata) -> SaliencyShards:
+        """As `Work.begin`."""
+        return SaliencyShards(dataset, self._plan, metadata, self._shown(dataset))
+
+    def sum_up(self, dataset: Dataset, metadata: ModelMetadata, entry: str) -> None:
+        """As `Work.sum_up`."""
+        store, shards = dataset.store, self.begin(dataset, metadata)
+        folder = result_folder(metadata["model"], metadata["evaluation"])
+        paths = [shards.path(unit) for unit in self.units(dataset)]
+        split, variant = self.evaluation.split, self._plan.variant
+        images = EvalImages.read(dataset, split)
+        unit_of = dict(zip(images.keys.to_pylist(), images.units, strict=True))
+        content = {
+            **metadata,
+            "of": pictures_of(dataset, split, (variant, "fg_mask")),
+            "method": METHOD,
+            "variant": variant,
+            **measure(store, paths, unit_of),
+            "maps": shown_rows(store, paths, list(self._shown(dataset)), folder),
+        }
+        write_result(store, result_file(folder, "saliency"), content)
+        current = {*paths, *(row["file"] for row in content["maps"])}
+        for path in list(store.walk(f"results/{folder}/saliency")):
+            if path not in current:
+                store.delete(path)

@@ -1,0 +1,134 @@
+"""The stages as parts of somebody's own Beam pipeline, told what to do by the flags of the command
+line: `in9.Generate` and `in9.Evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import apache_beam as beam
+
+from pipeline.commands.command_line import text_of
+from pipeline.commands.evaluation_flags import evaluation_from_flags
+from pipeline.commands.flags import flags_of
+from pipeline.commands.hints import flag_of, refuse_near_misses
+from pipeline.commands.job_flags import job_from_flags, remember_input
+from pipeline.commands.parser import build_parser
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.latest import writing_store
+from pipeline.dataset.manifest import read_manifest
+from pipeline.errors import UsageError
+from pipeline.evaluate.evaluation_work import EvaluationWork
+from pipeline.jobs.finish_job import JobSummary
+from pipeline.jobs.main_job import MainJob, TakeLock, manifest_state
+from pipeline.runtime.lock import job_of_this_process, new_job, this_process
+
+_OF_COMMANDS = ("config", "dry_run", "publish", "keep", "imagenet", "fail_if", "gpu", "gpus")
+"""Flags of what a command does around its graph, or of a runner that it chooses itself."""
+
+
+class Generate(beam.PTransform):
+    """Makes a dataset, or what is missing of it, and its tables.
+
+    Nothing, or one element that comes when work may begin -> the dataset's fingerprint, one text.
+
+    While it works, the dataset's lock is held in the name of this process.
+
+    Args:
+      output: the dataset's folder, here or `gs://`.
+      flags: those of `in9 generate` by name: `input="/data"`, `split=["val", "train"]`,
+        `own_background=True`.
+
+    Raises:
+      UsageError: the first thing that is wrong, before anything is written.
+    """
+
+    def __init__(self, output: str | os.PathLike[str], **flags: Any) -> None:
+        super().__init__()
+        self.given = {**flags, "output": os.fspath(output)}
+        self._arguments = _parse("generate", self.given)
+        store = job_of_this_process(writing_store("output", self._arguments.output))
+        self._seen = manifest_state(store)
+        self.job = job_from_flags(self._arguments, store)
+
+    def expand(
+        self, start: beam.pvalue.PBegin | beam.pvalue.PCollection
+    ) -> beam.pvalue.PCollection:
+        job, owner = self.job, this_process()
+        manifest = read_manifest(job.store)
+        remember_input(self._arguments, job.store)
+        if isinstance(start, beam.pvalue.PBegin):
+            start = start | "Once" >> beam.Create([None], reshuffle=False)
+        before = manifest.fingerprint if manifest else None
+        ending = JobSummary("generate", job.store, job.progress, before, has_lock=True, alone=True)
+        lock = TakeLock(job.store, owner, self._seen)
+        main = MainJob(ending, job.taxonomy, self._arguments.pictures, job=job, lock=lock)
+        return main.build_after(start)
+
+
+class Evaluate(beam.PTransform):
+    """Evaluates models on a dataset, and writes its tables and page. A model that fails is a row.
+
+    Nothing, or one element that comes when the dataset is there -> its fingerprint, one text.
+
+    Args:
+      dataset: its folder, or the `Generate` that makes it in the same pipeline.
+      flags: those of `in9 evaluate` by name: `models=["resnet50", "resnet18=trained.pth"]`.
+
+    Raises:
+      UsageError: the first thing that is wrong, before anything is written.
+    """
+
+    def __init__(self, dataset: str | os.PathLike[str] | Generate, **flags: Any) -> None:
+        super().__init__()
+        self._follows = isinstance(dataset, Generate)
+        if isinstance(dataset, Generate):
+            job = dataset.job
+            self._store, config, self._taxonomy = job.store, job.config, job.taxonomy
+            _parse("evaluate", {**flags, "dataset": self._store.root})
+            arguments = _parse("run", {**dataset.given, **flags})
+        else:
+            arguments = _parse("evaluate", {**flags, "dataset": os.fspath(dataset)})
+            self._store = new_job(writing_store("dataset", arguments.dataset))
+            there = Dataset.open(self._store)
+            config, self._taxonomy = there.manifest.config, there.taxonomy
+        evaluation = evaluation_from_flags(arguments, self._store, config, self._taxonomy)
+        self._work = EvaluationWork(evaluation, self._taxonomy)
+        self._pictures = arguments.pictures
+
+    def expand(
+        self, start: beam.pvalue.PBegin | beam.pvalue.PCollection
+    ) -> beam.pvalue.PCollection:
+        evaluation, store = self._work.evaluation, self._store
+        manifest = read_manifest(store)
+        before = manifest.fingerprint if manifest else None
+        if isinstance(start, beam.pvalue.PBegin):
+            if self._follows:
+                raise UsageError("apply Evaluate to what Generate gives: the dataset is made first")
+            start = start | "Once" >> beam.Create([before], reshuffle=False)
+        ending = JobSummary("evaluate", store, evaluation.progress, before, evaluation, alone=True)
+        main = MainJob(ending, self._taxonomy, self._pictures, works=(self._work,))
+        return main.build_after(start)
+
+
+def _parse(command: str, given: Mapping[str, Any]) -> argparse.Namespace:
+    """The arguments of a command of the command line.
+
+    Args:
+      command: its name.
+      given: flags by name, with values as Python has them.
+
+    Raises:
+      UsageError: a flag that there is not, or not here, or a value that it does not take.
+    """
+    words = [f"--{name}={text_of(value)}" for name, value in given.items() if value is not None]
+    arguments, rest = build_parser().parse_known_args([command, *words])
+    for word in rest:
+        refuse_near_misses(flag_of(word), flags_of(command))
+    for word in (*rest, *(f"--{name}" for name in _OF_COMMANDS if name in given)):
+        raise UsageError(
+            f"{word.partition('=')[0]} is no flag of a stage (see: in9 {command} --help)"
+        )
+    return arguments

@@ -1,0 +1,204 @@
+"""Shards on their way through the graph: paths, small records and numbers, never pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.dataset.records import ACCEPTED, Record, count_sources, source_key
+from pipeline.dataset.sample import sample_digests
+from pipeline.dataset.shards import ShardCounts, layer_tar
+from pipeline.errors import JobError
+from pipeline.generate.scenes import SceneTable
+from pipeline.inputs.source_images import SourceImage
+
+SOURCE_SCHEMA = pa.schema(
+    [
+        pa.field("source", pa.binary()),
+        pa.field("annotation", pa.binary()),
+        pa.field("mask", pa.binary()),
+    ]
+)
+"""Paths of the files that an accepted image is cut from; all null where its layers are kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitTotals:
+    """What the whole of a split holds. It travels with every shard, so that nothing that
+    gets lost on the way goes unnoticed.
+
+    Attributes:
+      split: its name.
+      counts: its numbers of shards.
+      listed: number of its images.
+      outside: number of images of other classes, which are only counted.
+      other_files: number of files beside the images that are no images by their name.
+    """
+
+    split: str
+    counts: ShardCounts
+    listed: int
+    outside: int
+    other_files: int
+
+    def check_complete(self, arrived: list[int], expected: int, images: int) -> None:
+        """Raises JobError if a runner lost or repeated shards or images of the split.
+
+        Args:
+          arrived: numbers of the shards, rising.
+          expected: how many shards there are.
+          images: that they are of.
+        """
+        if arrived != list(range(expected)) or images != self.listed:
+            raise JobError(
+                f"{self.split}: {len(arrived)} of {expected} shards with {images} of "
+                f"{self.listed} images arrived; the runner lost or repeated work, so there is no "
+                "dataset. Run the same command again to go on"
+            )
+
+
+NO_RECORD = Record("", "")
+"""Of a shard that is not made yet."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceShard:
+    """A hash bucket of source images: List -> Segment -> Plan.
+
+    Attributes:
+      totals: of its split.
+      shard: number of the bucket.
+      images: in order of (key, name): of equal keys, the lowest path comes first. They travel to
+        Segment and no further.
+      segmented: number of images that its record is of. This and what follows comes from Segment.
+      record: its record.
+      sources: of `pack_sources`, empty if its layers are kept. They travel to Plan alone.
+    """
+
+    totals: SplitTotals
+    shard: int
+    images: tuple[SourceImage, ...] = ()
+    segmented: int = 0
+    record: Record = NO_RECORD
+    sources: bytes = b""
+
+    @property
+    def tar(self) -> str | None:
+        """Where its layers lie now, None if it has none."""
+        return self.record.where.get(layer_tar(self.totals.split, self.shard))
+
+    def for_plan(self) -> SourceShard:
+        """The shard without the digests of its files, of which there are many in a split."""
+        where = {path: now for path, now in self.record.where.items() if now == self.tar}
+        return dataclasses.replace(
+            self, record=dataclasses.replace(self.record, files=(), where=where)
+        )
+
+    def for_commit(self) -> SourceShard:
+        """The shard without what Commit does not need."""
+        return dataclasses.replace(self, sources=b"")
+
+
+def make_shards(images: Iterable[SourceImage], totals: SplitTotals) -> list[SourceShard]:
+    """Deals the images of a split into its source shards, empty ones included."""
+    buckets: list[list[SourceImage]] = [[] for _ in range(totals.counts.source)]
+    for image in images:
+        buckets[totals.counts.source_shard(image.key)].append(image)
+    return [
+        SourceShard(totals, shard, tuple(sorted(bucket, key=lambda i: (i.key, i.name))))
+        for shard, bucket in enumerate(buckets)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputShard:
+    """A shard of the dataset: Plan -> Compose -> Commit.
+
+    Attributes:
+      totals: of its split.
+      shard: its number.
+      plan, plan_digest: relative path and SHA-256 of the split's plan.
+      sources: records of the source shards that it is made of, in their order, without their
+        files. These and the plan travel to Compose and no further.
+      scenes: the table of scenes, if there are some.
+      record: its own, the index. This and what follows comes from Compose.
+      images: number of source images.
+      statuses: number of rows of the index by status: of images, or of objects where each of an
+        image's is one.
+      selected: number of selected images by label.
+      of_sample: how many of those are pictures of the embedded sample, byte for byte.
+    """
+
+    totals: SplitTotals
+    shard: int
+    plan: str = ""
+    plan_digest: str = ""
+    sources: tuple[Record, ...] = ()
+    scenes: SceneTable | None = None
+    record: Record = NO_RECORD
+    images: int = 0
+    statuses: dict[str, int] = dataclasses.field(default_factory=dict)
+    selected: dict[int, int] = dataclasses.field(default_factory=dict)
+    of_sample: int = 0
+
+    def composed(self, index: Record, rows: list[dict[str, Any]]) -> OutputShard:
+        """The shard, once its files were found or made.
+
+        Args:
+          index: its record.
+          rows: of the index.
+
+        Raises:
+          JobError: a file does not hold a sample of each selected image.
+        """
+        selected = Counter(row["label"] for row in rows if row["selected"])
+        for file in index.files[:-1]:
+            if file.samples != selected.total():
+                raise JobError(
+                    f"{index.path} says that {file.path} has {file.samples} samples, of "
+                    f"{selected.total()}; remove it"
+                )
+        return dataclasses.replace(
+            self,
+            plan="",
+            plan_digest="",
+            sources=(),
+            record=index,
+            images=count_sources(rows),
+            statuses=dict(Counter(row["status"] for row in rows)),
+            selected=dict(selected),
+            # An import does not know what its pictures were made of.
+            of_sample=sum(
+                row["selected"] and row.get("source_md5") in sample_digests() for row in rows
+            ),
+        )
+
+
+def pack_sources(rows: list[dict[str, Any]], sources: dict[str, SourceImage]) -> bytes:
+    """What the accepted rows of a source shard's record are cut from, `SOURCE_SCHEMA`.
+
+    Args:
+      rows: of the record, in its order.
+      sources: by key.
+    """
+    accepted = (sources[source_key(row)] for row in rows if row["status"] == ACCEPTED)
+    files = (
+        {"source": image.path, "annotation": image.annotation, "mask": image.mask}
+        for image in accepted
+    )
+    packed = [{n: path and os.fsencode(path) for n, path in each.items()} for each in files]
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, SOURCE_SCHEMA) as stream:
+        stream.write_table(pa.Table.from_pylist(packed, SOURCE_SCHEMA))
+    return zlib.compress(sink.getvalue())
+
+
+def unpack_sources(packed: bytes) -> pa.Table:
+    """The inverse of `pack_sources`."""
+    return pa.ipc.open_stream(zlib.decompress(packed)).read_all()

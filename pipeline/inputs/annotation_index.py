@@ -1,0 +1,117 @@
+"""Annotations of a split, by image: XML files in a folder or an archive, or the table of the
+Kaggle download."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UsageError
+from pipeline.inputs.archives import ARCHIVES, stream
+from pipeline.inputs.image_folder import files_in
+from pipeline.inputs.location import read_location, text_location
+from pipeline.inputs.source_images import FileIndex, KeyedFile, wnid_of_folder
+from pipeline.inputs.text_lines import TextLines
+from transforms.annotations import (
+    Annotation,
+    AnnotationError,
+    Box,
+    parse_annotation,
+    write_annotation,
+)
+
+if TYPE_CHECKING:
+    from _csv import Reader
+
+_COLUMNS = ["ImageId", "PredictionString"]
+
+
+def index_annotations(path: str | None) -> FileIndex:
+    """The annotations in a folder, an archive, or a table.
+
+    Args:
+      path: absolute; None if there are none.
+
+    Raises:
+      UsageError: an archive or a table that is no such thing, or is refused.
+      OSError: it cannot be read.
+    """
+    if path is None:
+        return FileIndex(())
+    if path.lower().endswith(ARCHIVES):
+        return FileIndex(_in_archive(path))
+    if path.lower().endswith(".csv"):
+        return FileIndex(_in_table(path))
+    return FileIndex(_in_folder(path))
+
+
+def annotation_of(parsed: Annotation | AnnotationError) -> str:
+    """The place of an annotation that lies in no file of its own."""
+    return text_location(write_annotation(parsed))
+
+
+def annotation_of_xml(data: bytes) -> str:
+    """What an XML file says, as `annotation_of`."""
+    try:
+        return annotation_of(parse_annotation(data))
+    except AnnotationError as error:
+        return annotation_of(error)
+
+
+def annotated_wnid(annotation: str | None) -> str:
+    """Class that the annotation in a place names, "" if there is no readable one."""
+    if annotation is None:
+        return ""
+    try:
+        return parse_annotation(read_location(annotation)).wnid or ""
+    except AnnotationError:
+        return ""
+
+
+def _in_folder(path: str) -> Iterator[KeyedFile]:
+    return files_in(path, (".xml",))
+
+
+def _in_archive(path: str) -> Iterator[KeyedFile]:
+    """Kept as what they say: a compressed archive cannot be read in places."""
+    found = False
+    for name, data in stream(path):
+        if not name.lower().endswith(".xml"):
+            continue
+        found = True
+        key = name.rpartition("/")[2][: -len(".xml")]
+        yield KeyedFile(wnid_of_folder(name), key, annotation_of_xml(data))
+    if not found:
+        raise UsageError(f"{path} holds no annotations: expected .xml files in it")
+
+
+def _in_table(path: str) -> Iterator[KeyedFile]:
+    """`LOC_val_solution.csv`: for each image, five words a box, the first its class."""
+    text = TextLines(path, "", errors="replace")
+    rows = csv.reader(text)
+    try:
+        for found in _boxes_of(rows, path):
+            text.begin_row()
+            yield found
+    except csv.Error as error:
+        raise UsageError(f"{path}, line {rows.line_num}: {error}") from error
+
+
+def _boxes_of(rows: Reader, path: str) -> Iterator[KeyedFile]:
+    if next(rows, None) != _COLUMNS:
+        raise UsageError(f"{path} is no table of boxes: its first line is not {','.join(_COLUMNS)}")
+    for row in filter(None, rows):
+        try:
+            key, text = row
+            words = text.split()
+            boxes = tuple(
+                Box(*map(int, words[start + 1 : start + 5])) for start in range(0, len(words), 5)
+            )
+        except (ValueError, TypeError) as error:
+            raise UsageError(
+                f"{path}, line {rows.line_num}: expected a name and, for each box, a WordNet id "
+                "and four numbers"
+            ) from error
+        parsed = Annotation(None, None, boxes, words[0] if words else None)
+        yield KeyedFile("", key, annotation_of(parsed))

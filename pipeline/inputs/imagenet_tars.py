@@ -1,0 +1,70 @@
+"""ImageNet's archives as downloaded: `ILSVRC2012_img_val.tar`, flat, and
+`ILSVRC2012_img_train.tar`, an archive for each class in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pipeline.inputs.archives import ARCHIVES, Member, members
+from pipeline.inputs.checksums import stamp_of
+from pipeline.inputs.source_images import (
+    IMAGE_SUFFIXES,
+    SourceImage,
+    is_hidden,
+    is_wnid,
+    wnid_of_folder,
+)
+from pipeline.storage.files import relative
+from pipeline.storage.parallel import read_ahead
+from transforms.taxonomy import Taxonomy
+
+
+def images_in_tars(
+    paths: Sequence[str], root: str, taxonomy: Taxonomy
+) -> Iterator[SourceImage | None]:
+    """The images in archives and in the archives in those, None for each other file.
+
+    Args:
+      paths: of the archives, absolute.
+      root: the input folder.
+      taxonomy: whose classes folders and inner archives are called after.
+
+    Raises:
+      UsageError: an archive is incomplete, or refused.
+      OSError: it cannot be read.
+    """
+    for path in paths:
+        own = relative(path, root)
+        stamp = stamp_of(path)
+        inner = []
+        for member, _ in members(path):
+            if is_hidden(member.name):
+                continue
+            if member.name.lower().endswith(ARCHIVES):
+                inner.append(member)
+            else:
+                yield _image(member, own, wnid_of_folder(member.name, taxonomy), stamp)
+
+        def listed(archive: Member, path: str = path) -> list[Member]:
+            return [member for member, _ in members(path, archive)]
+
+        for archive, found in read_ahead(listed, inner):
+            stem = archive.name.rpartition("/")[2].rpartition(".")[0]
+            for member in found:
+                is_class = is_wnid(stem) or taxonomy.holds(stem)
+                folder = wnid_of_folder(member.name, taxonomy) or (stem if is_class else "")
+                if not is_hidden(member.name):
+                    yield _image(member, f"{own}/{archive.name}", folder, stamp)
+
+
+def _image(member: Member, archive: str, wnid: str, stamp: str | None) -> SourceImage | None:
+    stem, dot, suffix = member.name.rpartition("/")[2].rpartition(".")
+    if f"{dot}{suffix}".lower() not in IMAGE_SUFFIXES:
+        return None
+    return SourceImage(
+        key=stem,
+        path=member.place,
+        name=f"{archive}/{member.name}",
+        wnid=wnid,
+        stamp=stamp,
+    )

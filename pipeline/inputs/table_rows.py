@@ -1,0 +1,153 @@
+"""Rows of a table that a user wrote: CSV, Parquet, JSON (a list of objects) or JSON lines."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.errors import UsageError
+from pipeline.inputs.location import open_parquet, rows_of
+from pipeline.inputs.text_lines import TextLines
+from pipeline.storage.files import files_of
+
+
+@dataclasses.dataclass(frozen=True)
+class TableRow:
+    """A row.
+
+    Attributes:
+      path: of its file.
+      number: of the line of a text file, or of the row of another table, from 1 on.
+      values: by column; of a CSV, texts.
+      unit: what the number counts.
+    """
+
+    path: str
+    number: int
+    values: Mapping[str, Any]
+    unit: str = "row"
+
+    def __str__(self) -> str:
+        return f"{self.unit} {self.number}"
+
+    def text(self, column: str) -> str:
+        """A value as text without blanks around it, "" for none."""
+        value = self.values.get(column)
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return ""
+        return str(value).strip()
+
+    def integer(self, column: str) -> int:
+        """A whole number. Raises UsageError for anything else."""
+        text = self.text(column)
+        try:
+            value = float(text)
+            if value != int(value):
+                raise ValueError
+            return int(value)
+        except (ValueError, OverflowError):
+            raise self.error(column, f"{text[:40]!r} is no whole number") from None
+
+    def error(self, column: str, what: str) -> UsageError:
+        """That something is wrong with a value."""
+        return UsageError(f"{self.path}, {self}, column {column}: {what}")
+
+
+def read_rows(path: str, flag: str) -> Iterator[TableRow]:
+    """The rows of a table; what kind it is, its suffix says.
+
+    Args:
+      path: absolute.
+      flag: that named it, for messages.
+
+    Raises:
+      UsageError: it is no such table, or has no rows.
+      OSError: it cannot be read.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    read = {".parquet": _parquet, ".json": _json, ".jsonl": _json_lines}.get(suffix, _csv)
+    none = True
+    for row in read(path, flag):
+        none = False
+        yield row
+    if none:
+        raise UsageError(f"{flag} {path} has no rows")
+
+
+def column_names(path: str, flag: str) -> tuple[str, ...]:
+    """Names of the columns, by the head of the table alone where it has one; otherwise of its
+    first row. Arguments and errors as `read_rows`."""
+    if path.lower().endswith(".parquet"):
+        with open_parquet(path, flag) as file:
+            return tuple(file.schema_arrow.names)
+    for row in read_rows(path, flag):
+        return tuple(row.values)
+    return ()
+
+
+def _csv(path: str, flag: str) -> Iterator[TableRow]:
+    text = TextLines(path, flag, newline="")
+    lines = csv.reader(text, strict=True)
+    try:
+        head = [name.strip() for name in next(lines, [])]
+        if len(set(head)) < len(head):
+            twice = next(name for name in head if head.count(name) > 1)
+            raise UsageError(f"{flag} {path} has two columns {twice!r}")
+        for cells in lines:
+            text.begin_row()
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(head):
+                raise UsageError(
+                    f"{path}, line {lines.line_num}: {len(cells)} values for {len(head)} columns"
+                )
+            yield TableRow(path, lines.line_num, dict(zip(head, cells, strict=True)), "line")
+    except csv.Error as error:
+        raise UsageError(f"{path}, line {lines.line_num}: {error}") from error
+
+
+def _parquet(path: str, flag: str) -> Iterator[TableRow]:
+    with open_parquet(path, flag) as file:
+        for number, (_, _, values) in enumerate(rows_of(file, path), 1):
+            yield TableRow(path, number, values)
+
+
+def read_json(path: str, flag: str) -> Any:
+    """The content of a JSON file. Raises UsageError if it is none, OSError if it cannot be read."""
+    try:
+        return json.loads(files_of(path).read(path).decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{flag} {path} is no text in UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{flag} {path} is no JSON: {error}") from error
+
+
+def _json(path: str, flag: str) -> Iterator[TableRow]:
+    content = read_json(path, flag)
+    if not isinstance(content, list):
+        raise UsageError(f"{flag} {path} is no list of objects")
+    for number, values in enumerate(content, 1):
+        yield _object(path, number, values)
+
+
+def _json_lines(path: str, flag: str) -> Iterator[TableRow]:
+    text = TextLines(path, flag)
+    for number, line in enumerate(text, 1):
+        text.begin_row()
+        if line.strip():
+            try:
+                values = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UsageError(f"{path}, line {number}: no JSON: {error}") from error
+            yield _object(path, number, values, "line")
+
+
+def _object(path: str, number: int, values: Any, unit: str = "row") -> TableRow:
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}, {unit} {number}: no object of column names and values")
+    return TableRow(path, number, {str(name): value for name, value in values.items()}, unit)

@@ -1,0 +1,257 @@
+"""`--dry_run`: says what a job would do, how long and how large; writes nothing that stays."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import itertools
+import math
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pipeline.analyses.attack.attack_work import AttackWork
+from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.folder import Dataset
+from pipeline.errors import JobError
+from pipeline.evaluate.work import Work
+from pipeline.generate.job import GenerateJob
+from pipeline.generate.rejections import advise
+from pipeline.jobs.closing_words import size
+from pipeline.jobs.dry_run.estimate import MeasuredCost, Trial, choose, run_trial
+from pipeline.jobs.dry_run.forecast import Forecast, SplitForecast, make_forecast
+from pipeline.runtime.machine import keep_freed_memory
+from pipeline.runtime.progress import duration
+from pipeline.storage.store import Store
+from transforms.filters import Reason
+from transforms.taxonomy import Taxonomy
+from transforms.variants import is_picture
+
+if TYPE_CHECKING:
+    from pipeline.models.loaded import LoadedModel
+    from pipeline.models.predict import Predictor
+
+_EVALUATE_SECONDS = 5.0
+"""How long a model is measured, if it has that much to do."""
+
+
+def dry_run(job: GenerateJob, works: Sequence[Work], workers: int) -> None:
+    """Prints what a job would do.
+
+    Args:
+      job: what to generate.
+      works: what to do with models, if anything.
+      workers: how many of them work at the same time.
+
+    Raises:
+      UsageError, OSError: as the job would.
+    """
+    print("dry run: looking at names and annotations", file=sys.stderr)
+    taxonomy = job.taxonomy
+    forecast = make_forecast(job)
+    for split in forecast.splits:
+        _print_split(split, taxonomy, job.config)
+    if forecast.is_up_to_date:
+        print("dataset: up to date")
+    with tempfile.TemporaryDirectory(prefix="in9-") as folder:
+        make_trial = functools.cache(lambda: _trial(job, forecast, taxonomy, folder))
+        if not forecast.is_up_to_date:
+            _print_estimate(job, forecast, make_trial(), workers)
+        # Of the rest, how long a picture takes says little.
+        by_stage = {work.stage: work for work in works if work.stage in ("evaluate", "attack")}
+        if by_stage:
+            for model in works[0].evaluation.models:
+                _print_model(model, job, forecast, by_stage, make_trial)
+    print("dry run: nothing was written")
+
+
+def _trial(job: GenerateJob, forecast: Forecast, taxonomy: Taxonomy, folder: str) -> Trial | None:
+    """A few images, done; None if no image can be accepted."""
+    images = choose(forecast)
+    if not images:
+        return None
+    print(f"dry run: measuring {len(images)} images", file=sys.stderr)
+    return run_trial(job.config, images, taxonomy, folder, job.scenes)
+
+
+def _print_split(split: SplitForecast, taxonomy: Taxonomy, config: DatasetConfig) -> None:
+    classes = ", ".join(f"{n} {split.classes[n]}" for n in taxonomy.names if n in split.classes)
+    print(
+        f"{split.split}: {split.listed} images ({classes}), {split.outside} of other classes, "
+        f"{split.other_files} other files"
+    )
+    reasons = ", ".join(f"{count} {reason}" for reason, count in split.rejected.items())
+    print(
+        f"{split.split}: {sum(split.rejected.values())} rejected for name or annotation alone"
+        + (f" ({reasons})" if reasons else "")
+    )
+    rejected = split.rejected | ({Reason.NO_BACKGROUND: split.lonely} if split.lonely else {})
+    for line in advise(rejected, split.listed):
+        print(f"{split.split}: {line}")
+    is_whole = config.segment.is_whole
+    done, to_do = ("looked at", "to look at") if is_whole else ("segmented", "to segment")
+    print(f"{split.split}: {split.done} {done} already, {len(split.left)} {to_do}")
+    if split.lonely:
+        more = ", or more, if others are rejected" if split.left else ""
+        print(
+            f"{split.split}: {split.lonely} of them without a background for every mixed variant "
+            f"({Reason.NO_BACKGROUND}){more}"
+        )
+
+
+def _selected(config: DatasetConfig, split: SplitForecast, measured: MeasuredCost) -> float:
+    """How many images of a split will probably be part of the dataset."""
+    rate = measured.accepted / measured.images if split.left else 1.0
+    place = len(split.accepted)
+    expected = sum(split.served[:place]) + rate * sum(split.served[place:])
+    per_class = config.compose.per_class
+    if per_class == "all" or not any(split.served):
+        return expected
+    share = expected / sum(split.served)
+    labels = [image.label for image in itertools.compress(split.candidates, split.served)]
+    sizes = [share * labels.count(label) for label in set(labels)]
+    limit = min(sizes) if per_class == "min" else float(per_class)
+    return sum(min(limit, size_of_class) for size_of_class in sizes)
+
+
+def _print_estimate(
+    job: GenerateJob, forecast: Forecast, trial: Trial | None, workers: int
+) -> None:
+    if trial is None:
+        print("estimate: seconds; no image is left to segment")
+        return
+    config, measured = job.config, trial.measured
+    rate = measured.accepted / measured.images
+    accepted = sum(len(s.accepted) + rate * len(s.left) for s in forecast.splits)
+    selected = sum(_selected(config, split, measured) for split in forecast.splits)
+    print(
+        f"measured on {measured.images} images: segment {measured.segment_seconds:.3f} s an image, "
+        f"{measured.accepted} of {measured.images} accepted; compose "
+        f"{measured.compose_seconds:.3f} s"
+    )
+    segment = forecast.left * measured.segment_seconds
+    error = forecast.left * measured.segment_error
+    compose = selected * measured.compose_seconds
+    print(
+        f"estimate: {duration((segment + compose) / workers)} with --direct_num_workers {workers} "
+        f"(one core: {duration(segment)} +- {duration(error)} to segment, at most "
+        f"{duration(compose)} to compose)"
+    )
+    sizes = {"layers": accepted * measured.layer_bytes} if config.layers == "keep" else {}
+    sizes |= {name: selected * each for name, each in measured.output_bytes.items()}
+    parts = ", ".join(f"{size(value)} {name}" for name, value in sizes.items())
+    print(
+        f"estimate: about {selected:.0f} images in the dataset, {size(sum(sizes.values()))} "
+        f"({parts}){_free(job.store)}"
+    )
+
+
+def _free(store: Store) -> str:
+    """What is left of the disk; object storage has no end."""
+    if store.is_remote:
+        return ""
+    return f"; {size(shutil.disk_usage(_existing(store.root)).free)} free"
+
+
+def _existing(path: str) -> str:
+    """The path, or the closest folder above it that is there."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _expected_pictures(
+    job: GenerateJob, forecast: Forecast, measured: MeasuredCost, split: str
+) -> int:
+    """How many pictures a model will probably be evaluated on."""
+    variants = sum(is_picture(name) for name in job.config.compose.composed)
+    (found,) = (each for each in forecast.splits if each.split == split)
+    return round(variants * _selected(job.config, found, measured))
+
+
+def _print_model(
+    name: str,
+    job: GenerateJob,
+    forecast: Forecast,
+    works: Mapping[str, Work],
+    make_trial: Callable[[], Trial | None],
+) -> None:
+    """Says what a model takes, in the works of each stage."""
+    from pipeline.models.predict import Predictor
+    from pipeline.models.registry import load_model
+
+    evaluation = next(iter(works.values())).evaluation
+    started = time.perf_counter()
+    try:
+        model = load_model(name, evaluation.weights, job.taxonomy)
+    except JobError as error:
+        print(f"{name}: {error}")
+        return
+    load = time.perf_counter() - started
+    left: dict[str, int] = {}
+    if forecast.is_up_to_date:
+        dataset = Dataset.open(evaluation.store)
+        left = {stage: _left(work, dataset, model) for stage, work in works.items()}
+        for stage, done in (("evaluate", "evaluated"), ("attack", "attacked")):
+            if left.get(stage) == 0:
+                print(f"{name}: {done} already")
+        if not any(left.values()):
+            return
+    trial = make_trial()
+    if trial is None:
+        return
+    if not forecast.is_up_to_date:
+        pictures = _expected_pictures(job, forecast, trial.measured, evaluation.split)
+        left["evaluate"] = pictures
+        attack = works.get("attack")
+        if isinstance(attack, AttackWork):
+            images = pictures // sum(is_picture(v) for v in job.config.compose.composed)
+            attacking = attack.attacking
+            sides = (attacking.foregrounds, attacking.backgrounds)
+            left["attack"] = math.prod(images if n is None else min(n, images) for n in sides)
+    predictor = Predictor(model, evaluation.predict)
+    rate = _pictures_a_second(predictor, trial, job.config.segment.image_size)
+    del model
+    gc.collect()
+    if not rate:
+        return
+    if left.get("evaluate"):
+        print(
+            f"{name}: about {duration(load + left['evaluate'] / rate)} for {left['evaluate']} "
+            f"pictures on {predictor.device.type} ({rate:.1f} a second)"
+        )
+    if left.get("attack"):
+        print(
+            f"{name}: about {duration(left['attack'] / rate)} for an attack with {left['attack']} "
+            "composites"
+        )
+
+
+def _left(work: Work, dataset: Dataset, model: LoadedModel) -> int:
+    """How many pictures of a stage are not predicted yet."""
+    of_model = work.begin(dataset, work.describe(dataset, model))
+    if of_model is None:
+        return 0
+    missing = (unit for unit in work.units(dataset) if not of_model.is_there(unit))
+    return sum(work.size(dataset, unit) for unit in missing)
+
+
+def _pictures_a_second(predictor: Predictor, trial: Trial, side: int) -> float:
+    """Speed of a model on the trial's pictures, 0 if it has none. The first batch, in which
+    libraries set themselves up, counts only if there is no other."""
+    keep_freed_memory()
+    started = time.perf_counter()
+    done, rate = 0, 0.0
+    pictures = predictor.logits(trial.parts(), side)
+    for number, (batch, _) in enumerate(pictures):
+        done += len(batch.rows)
+        rate = done / (time.perf_counter() - started)
+        if number == 0:
+            done, started = 0, time.perf_counter()
+        elif time.perf_counter() - started > _EVALUATE_SECONDS:
+            break
+    return rate

@@ -1,0 +1,185 @@
+"""Write: the output shards of an imported dataset. Published pixels stay what they are."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.fingerprints import fingerprint
+from pipeline.dataset.records import ACCEPTED, Record, read_rows
+from pipeline.dataset.shards import bucket_hash, index_file
+from pipeline.dataset.sinks import Sample, Sink, digests_of, open_sinks, sample_schema
+from pipeline.generate.compose import index_schema
+from pipeline.generate.shard_elements import OutputShard
+from pipeline.released.archive_listing import ReleasedImage, ReleasedShard
+from pipeline.released.examine import ExaminedShard, ImportPlan, read_image, suffix_of
+from pipeline.released.npy_masks import decode_npy
+from pipeline.released.recover import BackgroundPool, MixedPicture, Recovered, recover
+from pipeline.runtime.counters import count_shard
+from pipeline.storage.store import FileDigest
+from transforms.codec import encode_png
+from transforms.geometry import Mask
+from transforms.variants import MIXED, base_of
+
+_AT_ONCE = 16
+"""Images that are held at the same time."""
+
+
+def mixed_variants(config: DatasetConfig) -> tuple[str, ...]:
+    """The mixed versions of a dataset, replicates among them."""
+    return tuple(name for name in config.compose.composed if base_of(name) in MIXED)
+
+
+def imported_index_schema(config: DatasetConfig) -> pa.Schema:
+    """Columns of the index: those of every dataset, and how each background was found."""
+    schema = index_schema(config.compose.replicates)
+    for variant in mixed_variants(config):
+        schema = schema.append(pa.field(f"{variant}_bg_named", pa.string()))
+        schema = schema.append(pa.field(f"{variant}_bg_difference", pa.float64()))
+        schema = schema.append(pa.field(f"{variant}_bg_next_difference", pa.float64()))
+    return schema
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardWriter:
+    """Writes the shards of a split.
+
+    Attributes:
+      job: what is imported.
+      pool: the split's backgrounds.
+    """
+
+    job: ImportPlan
+    pool: BackgroundPool
+
+    def write(self, examined: ExaminedShard) -> OutputShard:
+        """Writes a shard's files if they are not there. Raises OSError."""
+        totals, shard = examined.shard.totals, examined.shard.shard
+        staging = self.job.staging
+        rows = sorted(examined.rows, key=lambda row: (bucket_hash(row["key"]), row["key"]))
+        checksum = fingerprint(
+            self.job.config.fingerprint(),
+            [shard, totals.counts.output],
+            [[row["key"], row["path"], row["status"], row["content"]] for row in rows],
+            self.pool.digest,
+        )
+        index = index_file(totals.split, shard, totals.counts.output)
+        found = staging.find(index, checksum)
+        is_new = found is None
+        if found is None:
+            found, rows = self._make(examined.shard, rows, index, checksum)
+        else:
+            # They are complete in the index alone.
+            rows = read_rows(staging.store, found.path, ["label", "status", "selected", "object"])
+            found = staging.with_record(found, index, len(rows))
+        count_shard("output_shards", found.files, is_new=is_new)
+        self.job.progress.note_done("import", f"{totals.split}-{shard:05d}", len(rows))
+        return OutputShard(totals, shard).composed(found, rows)
+
+    def _make(
+        self, shard: ReleasedShard, rows: list[dict[str, Any]], index: str, checksum: str
+    ) -> tuple[Record, list[dict[str, Any]]]:
+        """Writes the shard's variants, and then its index; returns that, and its rows."""
+        files = self._write_variants(shard, rows)
+        schema = imported_index_schema(self.job.config)
+        content = [{name: row.get(name) for name in schema.names} for row in rows]
+        table = pa.Table.from_pylist(content, schema)
+        return self.job.staging.write(index, table, checksum, files), table.to_pylist()
+
+    def _write_variants(
+        self, shard: ReleasedShard, rows: list[dict[str, Any]]
+    ) -> tuple[FileDigest, ...]:
+        """Writes all variants, and completes the rows by selection and backgrounds."""
+        images = {image.stem: image for image in shard.images}
+        for row in rows:
+            row["selected"] = row["status"] == ACCEPTED
+        selected = iter([row for row in rows if row["selected"]])
+        with self.job.staging.store.together() as store, contextlib.ExitStack() as stack:
+            sinks = open_sinks(
+                stack,
+                store,
+                self.job.staging,
+                variants=self.job.config.compose.composed,
+                formats=self.job.config.compose.formats,
+                schema=sample_schema(self.job.taxonomy.names),
+                split=shard.totals.split,
+                shard=shard.shard,
+                shards=shard.totals.counts.output,
+            )
+            while batch := list(itertools.islice(selected, _AT_ONCE)):
+                self._write_batch(batch, images, sinks)
+        return digests_of(sinks)
+
+    def _write_batch(
+        self,
+        rows: list[dict[str, Any]],
+        images: dict[str, ReleasedImage],
+        sinks: dict[str, list[Sink]],
+    ) -> None:
+        contents = [read_image(images[row["key"]], sinks) for row in rows]
+        masks = [decode_npy(content["fg_mask"]) for content in contents]
+        found = self._recover(rows, images, contents, masks)
+        for row, content, mask in zip(rows, contents, masks, strict=True):
+            for variant, variant_sinks in sinks.items():
+                recovered = found.get((row["key"], variant))
+                background = None if recovered is None else recovered.background
+                if variant == "fg_mask":
+                    picture = encode_png(mask.astype(np.uint8) * np.uint8(255))
+                else:
+                    picture = content[variant]
+                sample = self._sample(row, picture, background)
+                for sink in variant_sinks:
+                    sink.add(sample)
+
+    def _recover(
+        self,
+        rows: list[dict[str, Any]],
+        images: dict[str, ReleasedImage],
+        contents: list[dict[str, bytes]],
+        masks: list[Mask],
+    ) -> dict[tuple[str, str], Recovered]:
+        """Backgrounds by (key, variant), also noted in the rows."""
+        asked: dict[tuple[str, str], MixedPicture] = {}
+        for row, content, mask in zip(rows, contents, masks, strict=True):
+            for variant in mixed_variants(self.job.config):
+                named = images[row["key"]].files[variant].named_background
+                row[f"{variant}_bg_named"] = named
+                asked[row["key"], variant] = MixedPicture(content[variant], mask, named)
+        if not self.pool.images:
+            return {}
+        found = dict(zip(asked, recover(list(asked.values()), self.pool), strict=True))
+        for row in rows:
+            for variant in mixed_variants(self.job.config):
+                recovered = found[row["key"], variant]
+                background = recovered.background
+                row[f"{variant}_bg_key"] = None if background is None else background.stem
+                row[f"{variant}_bg_difference"] = recovered.difference
+                row[f"{variant}_bg_next_difference"] = recovered.next_difference
+        return found
+
+    def _sample(
+        self, row: dict[str, Any], picture: bytes, background: ReleasedImage | None
+    ) -> Sample:
+        return Sample(
+            key=row["key"],
+            image=picture,
+            suffix=suffix_of(picture),
+            fields={
+                "label": row["label"],
+                "wnid": row["wnid"],
+                "imagenet_index": self.job.taxonomy.index_of(row["wnid"]),
+                "fg_key": row["key"],
+                "bg_key": background and background.stem,
+                "bg_label": None if background is None else background.label,
+                "bg_wnid": background and background.wnid,
+                # The release does not tell it.
+                "box": None,
+                "fg_fraction": row["fg_fraction"],
+            },
+        )

@@ -1,0 +1,142 @@
+"""Adversarial backgrounds: how often models fall for them, and the worst as pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from pipeline.evaluate.published import CHALLENGE, FOOLED, published_for
+from pipeline.report.evidence import Evidence, ModelResults
+from pipeline.report.measured import grid_size, is_authors_grid
+from pipeline.report.pictures import SMALL, Budget, data_uri, find_samples
+from transforms.scoring import LABEL_RULES, PAPER_RULE
+
+_BYTES = 1_400_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Background:
+    """One background, and how many foregrounds of other classes it turns into its class."""
+
+    key: str
+    uri: str
+    success: float
+    foregrounds: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """The worst backgrounds of a model.
+
+    Attributes:
+      model: its name.
+      grid: foregrounds x backgrounds.
+      classes: (class name, those of its worst backgrounds that fool any foreground, worst
+        first).
+      has_pictures: whether there was room for them.
+    """
+
+    model: str
+    grid: str
+    classes: tuple[tuple[str, tuple[Background, ...]], ...]
+    has_pictures: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackRow:
+    """A model's measures under one label rule.
+
+    Attributes:
+      model: its name.
+      rule: the label rule.
+      grid: foregrounds x backgrounds.
+      kind: full, sampled, or stopped early.
+      measures: of attack.json.
+      published: (fooled, challenge accuracy) of the same model, where its grid is the
+        authors'; None where there is none.
+    """
+
+    model: str
+    rule: str
+    grid: str
+    kind: str
+    measures: dict[str, Any]
+    published: tuple[float | None, float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversarialPanel:
+    """All of the panel.
+
+    Attributes:
+      rows: of every attacked model and label rule.
+      galleries: the worst backgrounds of each model, by the paper's label rule.
+      errors: (model, why its attack failed).
+    """
+
+    rows: tuple[AttackRow, ...]
+    galleries: tuple[Gallery, ...]
+    errors: tuple[tuple[str, str], ...]
+
+
+def make_adversarial(evidence: Evidence, with_pictures: bool = True) -> AdversarialPanel:
+    """Collects the panel; pictures are `only_bg_t`, as they were put behind foregrounds."""
+    rows: list[AttackRow] = []
+    galleries = []
+    budget = Budget(_BYTES if with_pictures else 0)
+    for model in evidence.models:
+        attack = model.attack
+        if attack is None:
+            continue
+        is_paper = evidence.dataset.is_comparable
+        rows.extend(
+            _row(model, attack, rule, is_paper) for rule in LABEL_RULES if rule in attack["rules"]
+        )
+        if attack["rules"].get(PAPER_RULE, {}).get("strongest"):
+            galleries.append(_gallery(evidence, model, attack, budget))
+    errors = ((m.name, m.errors["attack"]) for m in evidence.models if "attack" in m.errors)
+    return AdversarialPanel(tuple(rows), tuple(galleries), tuple(errors))
+
+
+def _row(model: ModelResults, attack: dict[str, Any], rule: str, is_paper: bool) -> AttackRow:
+    is_authors = is_authors_grid(attack) and rule == PAPER_RULE
+    known = published_for((model.summary or {}).get("architecture", model.model))
+    is_resnet = is_authors and "=" not in model.model and any(p.name == "ResNet-50" for p in known)
+    kind = "stopped early" if attack["early_stop"] else ""
+    return AttackRow(
+        model=model.name,
+        rule=rule,
+        grid=grid_size(attack),
+        kind=", ".join(filter(None, ("full" if attack["full_grid"] else "sampled", kind))),
+        measures=attack["rules"][rule],
+        published=(FOOLED, CHALLENGE["ResNet-50"]) if is_resnet and is_paper else (None, None),
+    )
+
+
+def _gallery(
+    evidence: Evidence, model: ModelResults, attack: dict[str, Any], budget: Budget
+) -> Gallery:
+    strongest = attack["rules"][PAPER_RULE]["strongest"]
+    uris: dict[str, str] = {}
+    if budget.left:
+        keys = [row["bg_key"] for row in strongest if row["success"] > 0]
+        samples = find_samples(evidence.dataset, attack["split"], "only_bg_t", keys)
+        uris = {key: data_uri(sample.image, SMALL) for key, sample in samples.items()}
+    has_pictures = bool(uris) and budget.takes(*uris.values())
+    classes = []
+    for label, name in enumerate(evidence.taxonomy.names):
+        found = tuple(
+            Background(
+                key=row["bg_key"],
+                uri=uris.get(row["bg_key"], "") if has_pictures else "",
+                success=row["success"],
+                foregrounds=row["foregrounds"],
+            )
+            for row in sorted(strongest, key=lambda row: -row["success"])
+            if row["label"] == label and row["success"] > 0
+        )
+        if found:
+            classes.append((name, found))
+    # The worst class first, as the paper shows insects.
+    classes.sort(key=lambda of_class: -of_class[1][0].success)
+    return Gallery(model.name, grid_size(attack), tuple(classes), has_pictures)

@@ -1,0 +1,233 @@
+"""Accuracy on the variants, and BG-Gap, against accuracy on ImageNet (paper figure 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
+
+from pipeline.report.figures.labels import apart
+from pipeline.report.figures.style import (
+    INK,
+    LINE,
+    MARKERS,
+    MODELS,
+    SOFT,
+    WIDTH,
+    Drawn,
+    drawn,
+    new_figure,
+    percent_axis,
+    styled,
+)
+from pipeline.report.short_names import shorten
+
+_NAMES = {
+    "mixed_same": "Mixed-Same",
+    "mixed_rand": "Mixed-Rand",
+    "mixed_next": "Mixed-Next",
+    "no_fg": "No-FG",
+    "only_bg_t": "Only-BG-T",
+}
+"""Variant to the paper's name, in order of accuracy of most models."""
+_GAP = "bg_gap"
+
+_MAX_NAMES = 16
+"""Models that fit beside each other with their names."""
+_NAME_LENGTH = 26
+_CHARACTER = 6.5
+"""Width of a character of a model's name, in pixels."""
+_LINE_HEIGHT = 14
+_RIGHT = 78
+_LEFT = 44
+_BOTTOM = 58
+_PANEL = 250
+_GAP_PANEL = 96
+_BETWEEN = 16
+
+
+def trend_figure(trend: Mapping[str, Any]) -> Drawn:
+    """Accuracy on each variant with its best-fit line, and BG-Gap below.
+
+    Args:
+      trend: of trend.json; points without an accuracy on ImageNet are left out, at least one
+        has one.
+    """
+    points = [point for point in trend["points"] if point["imagenet_top1"] is not None]
+    lines = {line["variant"]: line for line in trend["lines"]}
+    top1 = {point["model"]: float(point["imagenet_top1"]) for point in points}
+    shown = _spread(sorted(top1, key=lambda model: (top1[model], model)))
+    names = {model: shorten(model, _NAME_LENGTH) for model in shown}
+    head = 58 + _CHARACTER * max(len(name) for name in names.values())
+    height = head + _PANEL + _BETWEEN + _GAP_PANEL + _BOTTOM
+    with styled():
+        figure = new_figure(WIDTH, round(height))
+        figure.set_layout_engine("none")
+        width = WIDTH - _LEFT - _RIGHT
+        main, gap = (
+            figure.add_axes((_LEFT / WIDTH, bottom / height, width / WIDTH, tall / height))
+            for bottom, tall in (
+                (_BOTTOM + _GAP_PANEL + _BETWEEN, _PANEL),
+                (_BOTTOM, _GAP_PANEL),
+            )
+        )
+        figure.text(
+            8 / WIDTH,
+            1 - 20 / height,
+            "Accuracy against ImageNet accuracy",
+            fontsize=12,
+            fontweight="bold",
+        )
+        if lines:
+            note = "beside each line: its slope"
+            figure.text(8 / WIDTH, 1 - 36 / height, note, color=SOFT)
+        low, high = min(top1.values()), max(top1.values())
+        margin = max(0.06 * (high - low), 0.01)
+        limits = (low - margin, high + margin)
+        percent_axis(main, "y")
+        main.set_ylim(-0.01, 1.0)
+        gaps = [point for point in points if point["variant"] == _GAP]
+        bounds = [point[name] for point in gaps for name in ("ci_low", "ci_high")]
+        gap.set_ylim(min([0.0, *bounds]) - 0.01, max([0.05, *bounds]) + 0.01)
+        gap.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=3))
+        gap.yaxis.set_major_formatter(PercentFormatter(1.0, 0, "", False))
+        gap.grid(axis="y")
+        gap.set_axisbelow(True)
+        for axes in (main, gap):
+            axes.set_xlim(limits)
+            axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, 0, "", False))
+            axes.tick_params(axis="y", length=0)
+            for model in shown:
+                axes.axvline(top1[model], color=LINE, linewidth=0.8, zorder=0)
+        if limits[1] - limits[0] < 0.05:
+            gap.xaxis.set_major_locator(MultipleLocator(0.01))
+        main.tick_params(axis="x", length=0, labelbottom=False)
+        gap.set_xlabel(f"top-1 accuracy on ImageNet, %\n{_source(points)}")
+        main.set_ylabel("accuracy, %")
+        gap.set_ylabel("BG-Gap, points")
+        figure.align_ylabels((main, gap))
+        ends = []
+        for number, variant in enumerate(_NAMES):
+            of_variant = [point for point in points if point["variant"] == variant]
+            if of_variant:
+                end = _draw(main, of_variant, lines.get(variant), number, limits)
+                ends.append((end, _NAMES[variant], lines.get(variant), MODELS[number]))
+        _label_ends(main, ends, _PANEL)
+        if gaps:
+            end = _draw(gap, gaps, lines.get(_GAP), len(_NAMES), limits)
+            _label_ends(gap, [(end, "BG-Gap", lines.get(_GAP), MODELS[len(_NAMES)])], _GAP_PANEL)
+        _label_models(main, [(top1[model], names[model]) for model in shown], width)
+        return drawn(figure)
+
+
+def _source(points: Sequence[Mapping[str, Any]]) -> str:
+    """Where accuracies on ImageNet come from, and at which input size."""
+    sizes = sorted({point["imagenet_input_size"] for point in points})
+    at = f" at {sizes[0]}{f' to {sizes[-1]}' if len(sizes) > 1 else ''} px"
+    is_published = {point["imagenet_source"].startswith("published") for point in points}
+    if is_published == {True}:
+        return f"published{at}"
+    images = {point["imagenet_n"] for point in points}
+    return (f"on {min(images):,} images" if len(images) == 1 else "measured or published") + at
+
+
+def _spread(models: Sequence[str]) -> list[str]:
+    """The models to name, in their order: all, or so many, evenly spread."""
+    if len(models) <= _MAX_NAMES:
+        return list(models)
+    step = (len(models) - 1) / (_MAX_NAMES - 1)
+    return [models[round(i * step)] for i in range(_MAX_NAMES)]
+
+
+def _draw(
+    axes: Axes,
+    points: Sequence[Mapping[str, Any]],
+    line: Mapping[str, Any] | None,
+    number: int,
+    limits: tuple[float, float],
+) -> float:
+    """Draws a variant's points and line; returns the height of its right end."""
+    colour, marker = MODELS[number], MARKERS[number]
+    xs = [point["imagenet_top1"] for point in points]
+    ys = [point["accuracy"] for point in points]
+    axes.vlines(
+        xs,
+        [point["ci_low"] for point in points],
+        [point["ci_high"] for point in points],
+        color=colour,
+        linewidth=1.2,
+        alpha=0.35,
+    )
+    axes.plot(xs, ys, marker, color=colour, markersize=4.5, markeredgewidth=0)
+    if line is None:
+        return float(ys[xs.index(max(xs))])
+    heights = [line["intercept"] + line["slope"] * x for x in limits]
+    axes.plot(limits, heights, color=colour, linewidth=1.4, alpha=0.8)
+    return float(heights[1])
+
+
+def _label_ends(
+    axes: Axes,
+    ends: Sequence[tuple[float, str, Mapping[str, Any] | None, str]],
+    pixels: float,
+) -> None:
+    """Names of variants and slopes of their lines, to the right of where they end."""
+    low, high = axes.get_ylim()
+    per_pixel = (high - low) / pixels
+    wanted = [(high - end) / per_pixel for end, *_ in ends]
+    heights = [(2 if line else 1) * _LINE_HEIGHT for _, _, line, _ in ends]
+    places = apart(wanted, heights, pixels)
+    for (_, name, line, colour), place in zip(ends, places, strict=True):
+        y = high - place * per_pixel
+        up = _LINE_HEIGHT / 2 * per_pixel if line else 0.0
+        x, transform = 1.02, axes.get_yaxis_transform()
+        axes.text(x, y + up, name, color=colour, va="center", transform=transform)
+        if line:
+            axes.text(
+                x,
+                y - up,
+                _slope(line),
+                color=SOFT,
+                va="center",
+                transform=transform,
+            )
+
+
+def _slope(line: Mapping[str, Any]) -> str:
+    slope = line["slope"]
+    return f"{slope:.{2 if abs(slope) < 10 else 1}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _label_models(axes: Axes, models: Sequence[tuple[float, str]], pixels: float) -> None:
+    """Names of models above their points, upright, each joined to its place."""
+    low, high = axes.get_xlim()
+    per_pixel = (high - low) / pixels
+    wanted = [(x - low) / per_pixel for x, _ in models]
+    places = apart(wanted, [_LINE_HEIGHT] * len(models), pixels)
+    transform = axes.get_xaxis_transform()
+    for (x, name), place in zip(models, places, strict=True):
+        at = low + place * per_pixel
+        axes.plot(
+            [x, at],
+            [1.0, 1.04],
+            color=LINE,
+            linewidth=0.8,
+            transform=transform,
+            clip_on=False,
+            scalex=False,
+            scaley=False,
+        )
+        axes.text(
+            at,
+            1.05,
+            name,
+            rotation=90,
+            rotation_mode="anchor",
+            ha="left",
+            va="center",
+            color=INK,
+            transform=transform,
+        )

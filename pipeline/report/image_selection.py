@@ -1,0 +1,119 @@
+"""Which images the page shows: those where the background decides come first."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.result_files import result_shard
+from pipeline.report.evidence import Evidence, ModelResults
+from pipeline.storage.state_files import read_table
+from pipeline.storage.store import Store
+from transforms.hashing import keyed_hash
+from transforms.scoring import PAPER_RULE
+from transforms.variants import MIXED
+
+PER_CLASS = 8
+"""Images of each class that the page shows, if there is room."""
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Candidate:
+    """An image, in the order in which images are chosen.
+
+    Attributes:
+      rank: (less the models that its background turns, less wrong predictions on the mixed
+        versions, a hash of its key).
+      key: of the image.
+      label: its class.
+    """
+
+    rank: tuple[int, int, int]
+    key: str
+    label: int
+
+
+def shown_models(evidence: Evidence) -> tuple[str, tuple[ModelResults, ...]]:
+    """The split that images are chosen from, and the models evaluated on it."""
+    splits = evidence.dataset.manifest.config.split
+    models = evidence.evaluated
+    first = models[0].summary if models else None
+    split = first["evaluation"]["split"] if first else splits[0]
+    of_split = [m for m in models if m.summary and m.summary["evaluation"]["split"] == split]
+    return split, tuple(of_split)
+
+
+def choose_images(
+    evidence: Evidence, split: str, models: Sequence[ModelResults], per_class: int = PER_CLASS
+) -> list[Candidate]:
+    """The images to show: of each class those with the first ranks, best ranks first.
+
+    A shard is read at a time, and no more of it than says which predictions are right.
+    """
+    dataset = evidence.dataset
+    best: dict[int, list[Candidate]] = {}
+    for shard in dataset.shards(split):
+        turned, wrong = _failures(dataset.store, split, shard, models)
+        for row in dataset.index_of_shard(split, shard):
+            if not row["selected"]:
+                continue
+            key, label = row["key"], row["label"]
+            rank = (-turned.get(key, 0), -wrong.get(key, 0), keyed_hash(0, "report", key))
+            kept = best.setdefault(label, [])
+            kept.append(Candidate(rank, key, label))
+            if len(kept) > 64 * per_class:
+                best[label] = heapq.nsmallest(per_class, kept)
+    return sorted(
+        candidate for kept in best.values() for candidate in heapq.nsmallest(per_class, kept)
+    )
+
+
+def _failures(
+    store: Store, split: str, shard: int, models: Iterable[ModelResults]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """By key: models that are right with a background of the image's class and wrong with
+    another, and wrong predictions on the mixed versions."""
+    turned: dict[str, int] = {}
+    wrong: dict[str, int] = {}
+    wanted = (pc.field("label_rule") == PAPER_RULE) & pc.field("variant").isin(MIXED)
+    for model in models:
+        path = result_shard(model.folder, "predictions", split, shard)
+        if not store.exists(path):
+            continue
+        columns = ["variant", "key", "correct"]
+        table = read_table(store, path, columns=columns, filters=wanted)
+        same: set[str] = set()
+        others: set[str] = set()
+        for variant, key, correct in zip(
+            *(table[column].to_pylist() for column in columns), strict=True
+        ):
+            if not correct:
+                wrong[key] = wrong.get(key, 0) + 1
+                if variant != "mixed_same":
+                    others.add(key)
+            elif variant == "mixed_same":
+                same.add(key)
+        for key in same & others:
+            turned[key] = turned.get(key, 0) + 1
+    return turned, wrong
+
+
+def read_predictions_of(
+    dataset: Dataset, split: str, model: ModelResults, keys: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """A model's predictions on all versions of some images, by both label rules."""
+    store = dataset.store
+    shards = sorted({dataset.shard_of(split, key) for key in keys})
+    paths = [result_shard(model.folder, "predictions", split, shard) for shard in shards]
+    columns = ["label_rule", "variant", "key", "prediction", "output", "correct", "top1_score"]
+    wanted = ds.field("key").isin(list(keys)) & ds.field("variant").isin(dataset.picture_variants)
+    for path in paths:
+        if store.exists(path):
+            table = read_table(store, path, columns=columns, filters=wanted)
+            yield from table.to_pylist()

@@ -1,0 +1,119 @@
+"""Saliency: where models look, as pictures side by side and as one number each."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from pipeline.report.evidence import Evidence, ModelResults
+from pipeline.report.measured import training_of
+from pipeline.report.pictures import Budget, data_uri, find_samples
+from transforms.taxonomy import OUTSIDE
+
+_BYTES = 1_200_000
+_SIDE = 176
+SIDE_BY_SIDE = 3
+"""Models whose maps stand beside an image."""
+_PAIR = {"original": 0, "mixed_rand": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class SaliencyMap:
+    """A model's map of an image; `trained` names the variant that it was trained on, if it is
+    known."""
+
+    model: str
+    trained: str
+    uri: str
+    mass_in_mask: float
+    answer: str
+    is_right: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class SaliencyPair:
+    """An image and the maps of the models."""
+
+    key: str
+    class_name: str
+    uri: str
+    maps: tuple[SaliencyMap, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SaliencyPanel:
+    """All of the panel.
+
+    Attributes:
+      models: (name, what saliency.json says), of all models.
+      pairs: images with the maps of the first `SIDE_BY_SIDE` models.
+      left_out: models whose maps are not shown beside the images.
+      errors: (model, why it has none).
+    """
+
+    models: tuple[tuple[str, dict[str, Any]], ...]
+    pairs: tuple[SaliencyPair, ...]
+    left_out: tuple[str, ...]
+    errors: tuple[tuple[str, str], ...]
+
+
+def make_saliency(evidence: Evidence, with_pictures: bool = True) -> SaliencyPanel:
+    """Collects the panel."""
+    there = [model for model in evidence.models if model.saliency]
+    # Maps of another version, or split, would not stand beside the same picture.
+    kinds = [_kind(model) for model in there]
+    alike = [m for m, kind in zip(there, kinds, strict=True) if kind == kinds[0]]
+    # The source's pair comes first: trained on Original, and on Mixed-Rand.
+    alike.sort(key=lambda model: _PAIR.get(training_of(model) or "", len(_PAIR)))
+    shown = alike[:SIDE_BY_SIDE]
+    return SaliencyPanel(
+        models=tuple((model.name, model.saliency or {}) for model in there),
+        pairs=_pairs(evidence, shown) if with_pictures and shown else (),
+        left_out=tuple(model.name for model in there if model not in shown),
+        errors=tuple(
+            (m.name, m.errors["saliency"]) for m in evidence.models if "saliency" in m.errors
+        ),
+    )
+
+
+def _kind(model: ModelResults) -> tuple[str, str]:
+    saliency = model.saliency or {}
+    return saliency["evaluation"]["split"], saliency["variant"]
+
+
+def _pairs(evidence: Evidence, models: list[ModelResults]) -> tuple[SaliencyPair, ...]:
+    dataset, names = evidence.dataset, evidence.taxonomy.names
+    split, variant = _kind(models[0])
+    maps = [{one["key"]: one for one in (m.saliency or {})["maps"]} for m in models]
+    keys = [key for key in maps[0] if all(key in of_model for of_model in maps)]
+    samples = find_samples(dataset, split, variant, keys)
+    budget, pairs = Budget(_BYTES), []
+    for key in keys:
+        found = [of_model[key] for of_model in maps]
+        if key not in samples or not all(dataset.store.exists(one["file"]) for one in found):
+            continue
+        uri = data_uri(samples[key].image, _SIDE)
+        shown = [data_uri(dataset.store.read(one["file"]), _SIDE) for one in found]
+        if not budget.takes(uri, *shown):
+            break
+        pairs.append(
+            SaliencyPair(
+                key=key,
+                class_name=names[found[0]["label"]],
+                uri=uri,
+                maps=tuple(
+                    SaliencyMap(
+                        model=model.name,
+                        trained=training_of(model) or "",
+                        uri=picture,
+                        mass_in_mask=one["mass_in_mask"],
+                        answer="outside"
+                        if one["prediction"] == OUTSIDE
+                        else names[one["prediction"]],
+                        is_right=one["prediction"] == one["label"],
+                    )
+                    for model, one, picture in zip(models, found, shown, strict=True)
+                ),
+            )
+        )
+    return tuple(pairs)

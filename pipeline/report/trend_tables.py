@@ -1,0 +1,208 @@
+"""The trend: accuracy on the variants against accuracy on ImageNet, over all models.
+
+results/trend.csv, results/trend.json; source: paper figure 8.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.analyses.imagenet.imagenet_results import PUBLISHED_N, Top1, comparable_top1
+from pipeline.evaluate.contributions import BG_GAP, ModelContributions
+from pipeline.evaluate.result_files import display_name, write_result
+from pipeline.storage.csv_file import write_csv
+from pipeline.storage.store import Store
+from transforms.scoring import LABEL_RULES, PAPER_RULE
+from transforms.taxonomy import Taxonomy
+from transforms.trend import MIN_MODELS, fit_line
+
+TREND = "results/trend.json"
+
+TREND_VARIANTS = ("only_bg_t", "mixed_next", "mixed_rand", "mixed_same", "no_fg")
+"""The paper's, in its order."""
+
+TREND_COLUMNS = (
+    "model",
+    "variant",
+    "imagenet_top1",
+    "imagenet_source",
+    "imagenet_n",
+    "imagenet_input_size",
+    "input_size",
+    "accuracy",
+    "ci_low",
+    "ci_high",
+    "n",
+    "label_rule",
+)
+"""Columns of trend.csv. `variant` may be `bg_gap`, whose `accuracy` is the gap; all accuracies
+and bounds are fractions; those on ImageNet are empty where they are not known."""
+
+_NAMED = 4
+"""Models that a note names."""
+
+_HOW = ("split", "eval_input", "precision", "holdout")
+
+
+def write_trend(
+    store: Store,
+    dataset: str,
+    summaries: Sequence[Mapping[str, Any]],
+    taxonomy: Taxonomy,
+    measured: Sequence[ModelContributions],
+) -> dict[str, Any]:
+    """Rebuilds the trend from the summaries that are there. Called with the lock of the tables
+    held.
+
+    Args:
+      store: the dataset folder.
+      dataset: its fingerprint.
+      summaries: of all models on this dataset.
+      taxonomy: classes that a model of ImageNet has.
+      measured: of `read_measured`: lines are over the models in it.
+
+    Returns:
+      What trend.json says: the paper's label rule; `points`, `lines` of those that have one,
+      `left_out`, names of models that were run in another way than most, and `notes`.
+    """
+    kept, left_out = _alike(summaries)
+    top1, choice = comparable_top1(store, kept, len(taxonomy.wnids))
+    rows = [row for of in zip(kept, top1, strict=True) for row in _points(*of)]
+    write_csv(store, "trend", TREND_COLUMNS, rows)
+    points = [row for row in rows if row["label_rule"] == PAPER_RULE]
+    lines = [
+        line
+        for variant in (*TREND_VARIANTS, BG_GAP)
+        for line in _line(zip(kept, top1, strict=True), measured, variant)
+    ]
+    trend = {
+        "dataset": dataset,
+        "label_rule": PAPER_RULE,
+        "points": points,
+        "lines": lines,
+        "left_out": left_out,
+        "notes": _notes(points) + ([choice] if choice else []),
+    }
+    write_result(store, TREND, trend)
+    return trend
+
+
+def remove_trend(store: Store) -> None:
+    """Takes the trend away: other classes than ImageNet-9's have nothing to do with accuracy on
+    ImageNet."""
+    for path in (TREND, "results/trend.csv"):
+        store.delete(path)
+
+
+def _alike(
+    summaries: Sequence[Mapping[str, Any]],
+) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """(summaries run in the way that most were, names of the others): one model twice would
+    count twice."""
+    ways = Counter(_way(s) for s in summaries)
+    if not ways:
+        return [], []
+    # Of equally common ways the first.
+    way = max(ways, key=lambda found: ways[found])
+    kept = [s for s in summaries if _way(s) == way]
+    return kept, [display_name(s) for s in summaries if s not in kept]
+
+
+def _way(summary: Mapping[str, Any]) -> tuple[Any, ...]:
+    """How a model was run; without a `holdout`, on all images."""
+    return tuple(summary["evaluation"].get(name) for name in _HOW)
+
+
+def _points(summary: Mapping[str, Any], top1: Top1 | None) -> Iterator[dict[str, Any]]:
+    """A row for each label rule and variant, and for BG-Gap."""
+    shared = {
+        "model": summary["model"],
+        "imagenet_top1": top1.value if top1 else None,
+        "imagenet_source": top1.source if top1 else None,
+        "imagenet_n": top1.n if top1 else None,
+        "imagenet_input_size": top1.input_size if top1 else None,
+        "input_size": summary["evaluation"]["input_size"],
+    }
+    accuracy = {(row["label_rule"], row["variant"]): row for row in summary["accuracy"]}
+    gaps = {row["label_rule"]: row for row in summary["gaps"]}
+    for rule in LABEL_RULES:
+        for variant in TREND_VARIANTS:
+            row = accuracy.get((rule, variant))
+            if row and row["n"]:
+                values = {name: row[name] for name in ("accuracy", "ci_low", "ci_high", "n")}
+                yield {**shared, "variant": variant, **values, "label_rule": rule}
+        if rule in gaps:
+            gap = gaps[rule]
+            values = {"accuracy": gap["gap"]}
+            values |= {name: gap[name] for name in ("ci_low", "ci_high", "n")}
+            yield {**shared, "variant": BG_GAP, **values, "label_rule": rule}
+
+
+def _line(
+    models: Iterable[tuple[Mapping[str, Any], Top1 | None]],
+    measured: Sequence[ModelContributions],
+    variant: str,
+) -> Iterator[dict[str, Any]]:
+    """The best-fit line of a variant, if there is one."""
+    known = [(summary, top1.value) for summary, top1 in models if top1]
+    for part in measured:
+        if (PAPER_RULE, variant) not in part.quantities:
+            continue
+        found, values, r = part.contributions(PAPER_RULE, variant)
+        place_of = {id(part.summaries[of]): place for place, of in enumerate(found)}
+        places = [
+            (place_of[id(summary)], value) for summary, value in known if id(summary) in place_of
+        ]
+        if len(places) < MIN_MODELS:
+            continue
+        chosen = [place for place, _ in places]
+        line = fit_line(
+            [top1 for _, top1 in places], values[chosen], part.roles(variant).sums(r[chosen])
+        )
+        if line:
+            yield {"variant": variant, **dataclasses.asdict(line)}
+
+
+def _notes(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader of the points and lines must know."""
+    sources = {p["model"]: (p["imagenet_source"], p["imagenet_n"]) for p in points}
+    known = {model: source for model, source in sources.items() if source[0]}
+    notes = []
+    if len(known) < len(sources):
+        unknown = [model for model in sources if model not in known]
+        notes.append(f"no accuracy on ImageNet is known of {', '.join(unknown)}")
+    if points and len(known) < MIN_MODELS:
+        notes.append(
+            f"lines need at least {MIN_MODELS} models whose accuracy on ImageNet is known; "
+            f"there {'is' if len(known) == 1 else 'are'} {len(known)}"
+        )
+    elif known:
+        notes.append(
+            "intervals of slopes are for other models and other images, as if models were "
+            "independent of each other, which those of one family are not"
+        )
+    others = {
+        p["model"]: f"{p['model']} ({p['imagenet_input_size']} px, here {p['input_size']})"
+        for p in points
+        if p["imagenet_input_size"] not in (None, p["input_size"])
+    }
+    if others:
+        shown = ", ".join(list(others.values())[:_NAMED])
+        more = f" and {len(others) - _NAMED} more (trend.csv)" if len(others) > _NAMED else ""
+        notes.append(
+            "what models saw of ImageNet had another input size than these pictures for "
+            f"{shown}{more}: at the size of these pictures they might be better or worse there"
+        )
+    by_source = Counter(source.partition(",")[0] for source, _ in known.values())
+    if by_source:
+        shown = "; ".join(f"{source} ({n})" for source, n in sorted(by_source.items()))
+        notes.append(f"accuracies on ImageNet, with numbers of models: {shown}")
+    if any(n < PUBLISHED_N for _, n in known.values()):
+        notes.append(
+            f"measured on less than the {PUBLISHED_N:,} validation images, accuracies on ImageNet "
+            "have errors of their own, which make lines flatter"
+        )
+    return notes

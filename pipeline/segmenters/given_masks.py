@@ -1,0 +1,100 @@
+"""`--masks`: which mask belongs to which image.
+
+A folder of PNGs, by key or by class and key, or one COCO JSON file, whose file names' stems are
+the keys. COCO's masks are small, so each travels with its image, as text.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import posixpath
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.errors import UsageError
+from pipeline.inputs.coco import mask_text
+from pipeline.inputs.image_folder import files_in
+from pipeline.inputs.location import text_location
+from pipeline.inputs.source_images import FileIndex, KeyedFile, SourceImage
+from pipeline.inputs.table_rows import read_json
+from pipeline.storage.files import files_of, join
+
+_SUFFIX = ".png"
+
+
+def is_coco_file(masks: str) -> bool:
+    """Whether `--masks` names a COCO file, by its name."""
+    return masks.lower().endswith(".json")
+
+
+def check_masks(masks: str) -> None:
+    """Raises UsageError if there is nothing that `--masks` could mean."""
+    files = files_of(masks)
+    if is_coco_file(masks):
+        if files.info(masks) is None:
+            raise UsageError(f"--masks {masks} is not a file that can be read")
+        check_coco("--masks of a COCO file")
+    elif not files.is_folder(masks):
+        raise UsageError(f"--masks {masks} is neither a folder of PNGs nor a COCO .json file")
+
+
+def check_coco(what: str) -> None:
+    """Raises UsageError without the library that reads COCO's masks."""
+    if importlib.util.find_spec("pycocotools") is None:
+        raise UsageError(f"{what} needs pycocotools: pip install 'imagenet9-pipeline[coco]'")
+
+
+def index_masks(masks: str, split: str) -> FileIndex:
+    """The masks of a split.
+
+    Args:
+      masks: absolute path of a folder, in which the split may have a folder of its own, or of a
+        COCO file.
+      split: its name.
+
+    Raises:
+      UsageError: the COCO file is none.
+      OSError: it cannot be read.
+    """
+    return FileIndex(_in_coco_file(masks) if is_coco_file(masks) else _in_folder(masks, split))
+
+
+def no_mask(image: SourceImage, masks: str, split: str, there: FileIndex) -> UsageError:
+    """That no image of a split has a mask among those that are there, such as this image."""
+    expected = f"{image.key}.png, or {image.wnid}/{image.key}.png"
+    if is_coco_file(masks):
+        expected = f"file names such as {image.key}.JPEG"
+    return UsageError(
+        f"no image of {split!r} has a mask in --masks {masks}, which has {len(there)} masks; "
+        f"expected {expected}"
+    )
+
+
+def _in_folder(masks: str, split: str) -> Iterator[KeyedFile]:
+    own = join(masks, split)
+    return files_in(own if files_of(own).is_folder(own) else masks, (_SUFFIX,))
+
+
+def _in_coco_file(path: str) -> Iterator[KeyedFile]:
+    """The masks of all images that have an object; those of several objects are one."""
+    try:
+        content = read_json(path, "--masks")
+        objects: dict[Any, list[Any]] = {image["id"]: [] for image in content["images"]}
+        for each in content["annotations"]:
+            objects[each["image_id"]].append(each["segmentation"])
+        images = [
+            (str(image["file_name"]), image["id"], image["height"], image["width"])
+            for image in content["images"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise UsageError(
+            f"--masks {path} is no COCO file: {type(error).__name__} {error}"
+        ) from error
+    for name, number, height, width in images:
+        if objects[number]:
+            folder, file = posixpath.split(name)
+            yield KeyedFile(
+                folder=posixpath.basename(folder),
+                key=posixpath.splitext(file)[0],
+                path=text_location(mask_text(height, width, objects[number])),
+            )
