@@ -185,7 +185,7 @@ def test_hints_are_on_the_steps_that_run_models_alone(
     }
     hinted = [step for step in leaves if hints.get(step.unique_name)]
     names = {step.unique_name.partition("/ParDo")[0] for step in hinted}
-    stages = ("Predict", "Classify", "TryBackgrounds", "Explain")
+    stages = ("EvaluationWork", "ImageNetWork", "AttackWork", "SaliencyWork")
     assert names == {f"{stage}/RunModels" for stage in stages}
     makers = {name: step for step in leaves for name in step.outputs.values()}
     for step in hinted:
