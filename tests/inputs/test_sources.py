@@ -202,7 +202,7 @@ def test_object_storage_holds_the_same_shapes(
     found = listed(there.root, split_of(shape))
     assert contents(found) == contents(listed(small_sample))
     first = Checksums(Store(str(tmp_path / "memory")), "all")
-    identities = [source_digest(image, SegmentConfig(), first.of) for image in found[0]]
+    identities = [source_digest(image, SegmentConfig(), first.identify) for image in found[0]]
     first.save()
     # Nothing has to be downloaded again to know whether it has changed.
     again = Checksums(Store(str(tmp_path / "memory")), "all")
@@ -459,7 +459,7 @@ def test_an_annotation_counts_as_what_it_says_of_its_picture(
     def digest(*size: int | None, ymax: int = 40, wnid: str | None = None) -> str:
         place = text_location(write_annotation(Annotation(*size, (Box(1, 2, 30, ymax),), wnid)))
         image = SourceImage("a", str(path), "", "n02085620", 0, place)
-        return source_digest(image, SegmentConfig(), checksums.of)
+        return source_digest(image, SegmentConfig(), checksums.identify)
 
     expected = digest(width, height)
     # A size that is left out is the picture's, and images have a class of their own.
