@@ -133,7 +133,7 @@ def test_the_request_has_a_place_for_every_value() -> None:
 
 def test_the_page_names_the_version_that_is_needed() -> None:
     (version,) = re.findall(r'required_version = ">= (.*)"', CODE["versions.tf"])
-    assert f"Terraform from {version} on" in (ROOT / "docs" / "deploy.md").read_text()
+    assert f"Terraform {version} or newer" in (ROOT / "docs" / "deploy.md").read_text()
 
 
 # --- What it makes ------------------------------------------------------------------------------
