@@ -11,8 +11,10 @@ What a name needs is imported when it is asked for: to read a dataset, neither B
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from pipeline.commands.custom_pipelines import Evaluate, Generate
@@ -35,14 +37,40 @@ def open_dataset(
       UsageError: there is no finished dataset.
       ValueError: it has no such variant or split; the message lists those that it has.
     """
+    _check_packages()
     from pipeline.dataset.reading import DatasetReader
 
     return DatasetReader.open(os.fspath(path), variant, split)
 
 
+def main() -> NoReturn:
+    """Runs the command line, and ends the process with its exit code."""
+    try:
+        _check_packages()
+    except ImportError as error:
+        print(f"in9: {error}", file=sys.stderr)
+        sys.exit(2)
+    from pipeline.commands.cli import run_process
+
+    run_process()
+
+
+def _check_packages() -> None:
+    """Raises ImportError if a user's module hides one of our packages, whose names are common."""
+    for name in ("pipeline", "transforms"):
+        spec = importlib.util.find_spec(name)
+        origin = spec and spec.origin
+        if origin and os.path.dirname(os.path.dirname(origin)) != os.path.dirname(__file__):
+            raise ImportError(
+                f"{origin} hides the package {name!r} that in9 is made of; rename it, "
+                "or start Python in another folder"
+            )
+
+
 def __getattr__(name: str) -> Any:
     if name not in ("Evaluate", "Generate"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _check_packages()
     from pipeline.commands import custom_pipelines
 
     return getattr(custom_pipelines, name)

