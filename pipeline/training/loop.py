@@ -39,7 +39,7 @@ from pipeline.training.network import Network, build_network
 from pipeline.training.samples import Samples
 from pipeline.training.schedule import Schedule, learning_rate, order_hashes
 from pipeline.training.train_plan import TrainPlan, check_same, find_samples
-from pipeline.training.training_log import EpochLog, Ticker, TrainingLog, say_now
+from pipeline.training.training_log import EpochLog, TrainingLog, epoch_bar, say_now
 from transforms.hashing import keyed_hash
 
 MODEL = "model.safetensors"
@@ -320,15 +320,14 @@ def run_epoch(
     learner.begin_training(lr)
     sums = learner.nothing()
     waited = 0.0
-    ticker = Ticker(f"epoch {epoch + 1} of {plan.epochs}")
-    shown = 0
-    for _ in range(schedule.training_batches):
-        asked = time.perf_counter()
-        pictures, labels = next(batches)
-        waited += time.perf_counter() - asked
-        sums += learner.step(pictures, labels)
-        shown += len(labels)
-        ticker.show(shown, len(schedule.order_hashes))
+    name = f"epoch {epoch + 1} of {plan.epochs}"
+    with epoch_bar(name, len(schedule.order_hashes)) as advance:
+        for _ in range(schedule.training_batches):
+            asked = time.perf_counter()
+            pictures, labels = next(batches)
+            waited += time.perf_counter() - asked
+            sums += learner.step(pictures, labels)
+            advance(len(labels))
     loss, right, count = sums.tolist()
     seconds = time.perf_counter() - started
     if not math.isfinite(loss):
@@ -337,7 +336,6 @@ def run_epoch(
             f"before is kept. Try a smaller --lr than {plan.lr:g}"
         )
     val_loss, val_right, val_count = _validate(learner, schedule, batches)
-    ticker.clear()
     return EpochLog(
         epoch=epoch + 1,
         lr=lr,

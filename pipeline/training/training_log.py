@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
-import time
-from collections.abc import Callable, Sequence
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from pipeline.runtime.progress import TERMINAL_SECONDS, duration
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pipeline.runtime.progress import duration
 from pipeline.storage.csv_file import csv_bytes
 from pipeline.storage.store import Store
 
@@ -96,34 +99,28 @@ class TrainingLog:
         self._store.write(LOG, csv_bytes(COLUMNS, self.rows))
 
 
-class Ticker:
-    """How far an epoch is: a line on a terminal, which the next one replaces; nothing elsewhere.
+@contextlib.contextmanager
+def epoch_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how far an epoch is: a live bar on a terminal, nothing elsewhere.
 
     Args:
       name: of the epoch.
-      out: where to.
+      total: images in it.
+
+    Yields:
+      A function that takes the number of images that are done since its last call.
     """
-
-    def __init__(self, name: str, out: TextIO | None = None) -> None:
-        self._name = name
-        self._out = out or sys.stderr
-        self._shows = self._out.isatty()
-        self._started = self._last = time.monotonic()
-
-    def show(self, done: int, total: int) -> None:
-        """Shows how many images are done, unless it was shown just now."""
-        now = time.monotonic()
-        if self._shows and now >= self._last + TERMINAL_SECONDS:
-            rate = done / (now - self._started)
-            left = duration((total - done) / rate)
-            self._out.write(
-                f"\r\x1b[K{self._name}: {done} of {total} images, {rate:.1f}/s, {left} left in it"
-            )
-            self._out.flush()
-            self._last = now
-
-    def clear(self) -> None:
-        """Removes the line."""
-        if self._shows:
-            self._out.write("\r\x1b[K")
-            self._out.flush()
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("images"),
+        TimeRemainingColumn(),
+    )
+    console = Console(file=sys.stderr)
+    with Progress(*columns, console=console, auto_refresh=False, transient=True) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda count: bar.update(task, advance=count, refresh=True)
