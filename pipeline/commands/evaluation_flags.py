@@ -10,8 +10,7 @@ from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.models.entries import DEFAULT_MODEL
-from pipeline.models.expand import expand_models
+from pipeline.models.expand import DEFAULT_MODEL, expand_models
 from pipeline.models.known import KnownModels
 from pipeline.models.leakage import check_entries
 from pipeline.models.predict_config import PredictConfig

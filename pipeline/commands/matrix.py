@@ -19,7 +19,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import reading_store, writing_store
 from pipeline.errors import UsageError
 from pipeline.jobs.publish import check_publishing, describe_published, publish
-from pipeline.models.entries import DEFAULT_MODEL
+from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import check_model
 from pipeline.models.stored_index import chosen_folder

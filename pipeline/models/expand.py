@@ -11,8 +11,8 @@ from pipeline.models.identity import ModelIdentity
 from pipeline.storage.files import files_of
 
 _WILD = re.compile(r"[*?\[]")
-_WITH_NAMES = ("torchvision", "open_clip")
-"""Prefixes of sources whose names a wildcard can stand for."""
+
+DEFAULT_MODEL = "efficientnet_lite0"
 
 
 def expand_models(
@@ -87,10 +87,14 @@ def _lines(entry: str) -> list[str]:
 
 def _is_wild(entry: str) -> bool:
     """Whether an entry is a wildcard, rather than a path with such characters in it."""
-    prefix, colon, _ = entry.partition(":")
-    if "=" in entry or (colon and prefix not in _WITH_NAMES):
+    if "=" in entry or not _WILD.search(entry):
         return False
-    return _WILD.search(entry) is not None
+    prefix, colon, _ = entry.partition(":")
+    if not colon:
+        return True
+    from pipeline.models.registry import SOURCES
+
+    return prefix in SOURCES and SOURCES[prefix].has_catalogue
 
 
 def _matches(pattern: str) -> list[str]:

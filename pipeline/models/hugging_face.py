@@ -145,6 +145,11 @@ class HuggingFace(Source):
         model = AutoModelForImageClassification.from_config(config)
         return _Logits(model.float(), recipe["skipped"], recipe["flipped"])
 
+    def path(self, spec: str) -> str:
+        identifier = spec.removeprefix(_PREFIX)
+        # transformers looks for a local folder before it asks the hub.
+        return identifier if os.path.exists(identifier) else ""
+
     def needs_hub(self, spec: str) -> bool:
         return not os.path.isdir(spec.removeprefix(_PREFIX))
 

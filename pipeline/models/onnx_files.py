@@ -212,6 +212,9 @@ class OnnxFiles(Source):
     def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
         return OnnxModule(recipe["probabilities"])
 
+    def path(self, spec: str) -> str:
+        return spec.removeprefix(_PREFIX)
+
 
 def _read_graph(path: str) -> bytes:
     """A graph in one piece, with the weights that exporters put into files beside it."""

@@ -187,6 +187,12 @@ class OpenClip(Source):
         )
         return ZeroShot(model.visual, torch.zeros(recipe["classes"], recipe["embed_dim"]))
 
+    def path(self, spec: str) -> str:
+        identifier = spec.removeprefix(_PREFIX)
+        weights = identifier.partition(":")[2]
+        # open_clip looks for local files before it asks the hub.
+        return next((path for path in (identifier, weights) if os.path.exists(path)), "")
+
     def needs_hub(self, spec: str) -> bool:
         architecture, pretrained = _named(spec)
         return architecture.startswith(_HUB) or bool(pretrained and not os.path.isfile(pretrained))

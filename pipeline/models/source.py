@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import torch
 
 from pipeline.errors import UsageError
-from pipeline.models.entries import place_of
 from pipeline.models.known import Origin
 from pipeline.models.loaded import LoadedModel
 from pipeline.storage.files import absolute, files_of
@@ -62,10 +61,14 @@ class Source(abc.ABC):
     def origin(self, spec: str, model: LoadedModel) -> Origin | None:
         """What the weights of a loaded entry came from; None where nothing tells that they are
         still the same."""
-        place = place_of(spec)
-        if not place:
+        path = self.path(spec)
+        if not path:
             return None
-        return Origin("folder" if files_of(place).is_folder(place) else "file", absolute(place))
+        return Origin("folder" if files_of(path).is_folder(path) else "file", absolute(path))
+
+    def path(self, spec: str) -> str:
+        """Returns the file, or the local folder, that an entry names; empty for other entries."""
+        return ""
 
     def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
         """Size of the head of a checked entry where that can be told without weights, else None.
@@ -84,8 +87,13 @@ class Source(abc.ABC):
         return False
 
     def catalogue(self) -> list[str]:
-        """Entries that it has with weights for ImageNet, if it has a list of them."""
+        """Lists the entries with ImageNet weights, which wildcards match; empty without a list."""
         return []
+
+    @property
+    def has_catalogue(self) -> bool:
+        """Whether wildcards may stand for its entries. It needs no library, unlike the list."""
+        return type(self).catalogue is not Source.catalogue
 
     def missing(self) -> list[str]:
         """Distributions of the libraries that are not installed."""

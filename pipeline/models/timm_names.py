@@ -114,6 +114,9 @@ class TimmNames(Source):
         config = get_pretrained_cfg(spec)
         return f"{spec}.{config.tag}" if config and config.tag else spec
 
+    def path(self, spec: str) -> str:
+        return spec.partition("=")[2]
+
     def needs_hub(self, spec: str) -> bool:
         return "=" not in spec
 

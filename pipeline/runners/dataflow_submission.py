@@ -22,7 +22,6 @@ from apache_beam.runners.runner import PipelineResult, create_runner
 
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.errors import JobError, UsageError
-from pipeline.models.entries import place_of
 from pipeline.models.expand import flat_entries
 from pipeline.runners.dataflow_gpu import DISK_GB, check_gpu
 from pipeline.runtime.dataflow_jobs import console_address, is_dataflow, job_of
@@ -169,10 +168,12 @@ def _check_places(arguments: argparse.Namespace, options: PipelineOptions) -> No
     if hasattr(arguments, "input") and not arguments.input:
         raise UsageError("--input gs://BUCKET/FOLDER is required with --runner=DataflowRunner")
     for entry in flat_entries(getattr(arguments, "models", None) or ()):
-        place = place_of(entry)
-        if place and not is_remote(absolute(place)):
+        from pipeline.models.registry import source_of  # It waits for torch.
+
+        path = source_of(entry).path(entry)
+        if path and not is_remote(absolute(path)):
             raise UsageError(
-                f"--models {entry}: workers of Dataflow cannot reach {place}; copy it to gs://"
+                f"--models {entry}: workers of Dataflow cannot reach {path}; copy it to gs://"
             )
 
 

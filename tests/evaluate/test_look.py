@@ -20,7 +20,7 @@ from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.evaluation_work import EvaluationWork
 from pipeline.evaluate.model_stage import ModelStage
 from pipeline.evaluate.work import Work
-from pipeline.models.entries import DEFAULT_MODEL
+from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.predict_config import PredictConfig
 from pipeline.runners.run import pipeline_options
 from pipeline.runtime.counters import counters_of

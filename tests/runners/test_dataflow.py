@@ -29,7 +29,7 @@ from pipeline.evaluate.evaluation import Evaluation
 from pipeline.jobs.fail_if import parse_conditions
 from pipeline.jobs.finish_job import LAST_RUN, FinishJob, JobSummary
 from pipeline.jobs.main_job import TakeLock, manifest_state
-from pipeline.models.entries import DEFAULT_MODEL
+from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.predict_config import PredictConfig
 from pipeline.runners.dataflow_gpu import DISK_GB, Gpu
 from pipeline.runtime.dataflow_jobs import is_over
