@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import load
 from timm.data import resolve_model_data_config
-from timm.models import get_pretrained_cfg, is_model_pretrained
+from timm.models import clean_state_dict, get_pretrained_cfg, is_model_pretrained
 
 from pipeline.errors import JobError, UsageError
 from pipeline.models.known import Origin
@@ -229,7 +229,7 @@ def _read_shapes(path: str) -> dict[str, Sequence[int]]:
         from pipeline.models.checkpoint import read_header
 
         header = read_header(path) or {}
-        return {name.removeprefix("module."): entry.get("shape") for name, entry in header.items()}
+        return clean_state_dict({name: entry.get("shape") for name, entry in header.items()})
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return {name: value.shape for name, value in _unwrapped(path, state).items()}
 
@@ -242,7 +242,7 @@ def _unwrapped(path: str, state: Any) -> dict[str, torch.Tensor]:
             state = inner
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise JobError(f"{path} holds no state dict: expected names and tensors")
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    return clean_state_dict(state)
 
 
 def _head_size(architecture: str, shapes: Mapping[str, Sequence[int]], path: str) -> int:

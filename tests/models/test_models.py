@@ -87,7 +87,7 @@ def test_heads_are_known_without_weights(tmp_path: Path, clip_folder: Path, my_m
              for name, n in (("three", 3), ("four", 4))}  # fmt: skip
     for name, state in small.items():
         torch.save({"state_dict": state}, tmp_path / f"{name}.pth")
-        save_file({f"module.{key}": value for key, value in state.items()},
+        save_file({f"module._orig_mod.{key}": value for key, value in state.items()},
                   tmp_path / f"{name}.safetensors")  # fmt: skip
     (tmp_path / "broken.pth").write_bytes(b"nothing")
     (tmp_path / "broken.safetensors").write_bytes(b"nothing at all")
