@@ -297,7 +297,7 @@ def measure(stage: str, setting: Setting) -> Found:
 
 def with_weights(arch: str, folder: Path) -> str:
     """Entry of `--models`: weights of an installed package, or random ones."""
-    if arch in EFFICIENTNETS and Packaged().is_there(arch):
+    if arch in EFFICIENTNETS and Packaged().has_package(arch):
         return arch
     file = folder / f"{arch}.pth"
     torch.save(timm.create_model(arch).state_dict(), file)

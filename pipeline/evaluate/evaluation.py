@@ -61,7 +61,7 @@ class Evaluation:
     @property
     def how(self) -> dict[str, Any]:
         """How models are run, by flag name: tells two runs of a model apart."""
-        return {"split": self.split, "holdout": self.holdout, **self.predict.asked_for}
+        return {"split": self.split, "holdout": self.holdout, **self.predict.identity}
 
     def test_on(self, dataset: Dataset) -> EvalSubset:
         """What models are tested on, of the dataset as it is."""

@@ -1,1 +1,1 @@
-"""Models: what a `--models` entry means, and how it is loaded. One module for each source."""
+"""Models: resolves and loads the entries of `--models`, with a module for each source."""

@@ -1,4 +1,4 @@
-"""From the entries of `--models` to the models: wildcards, and files with one entry a line."""
+"""Expands the entries of `--models`: wildcards, and files that list one entry per line."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ DEFAULT_MODEL = "efficientnet_lite0"
 def expand_models(
     entries: Iterable[str], recall: Callable[[str], ModelIdentity | None] = lambda _: None
 ) -> tuple[str, ...]:
-    """The models that entries of `--models` name, in order.
+    """Returns the models that the entries of `--models` stand for, in order.
 
     Args:
-      entries: names; shell wildcards; `@FILE`, a file with one of these a line, where `#`
-        begins a comment. A wildcard without a dot stands for names without a tag, that is for
-        the default weights of each architecture, and one with a dot for full tags: `resnet*`,
-        `vit_*.augreg_in1k`. It stands only for weights with ImageNet's outputs, and leaves out
-        what another entry names.
-      recall: what is known of an entry; of the others, their libraries tell the name.
+      entries: names, shell wildcards, or `@FILE`: a file with one name or wildcard per line, in
+        which `#` begins a comment. A wildcard without a dot matches names without a tag, so it
+        selects the default weights of each architecture (`resnet*`); one with a dot matches full
+        tags (`vit_*.augreg_in1k`). Wildcards match only weights with ImageNet's outputs, and skip
+        models that another entry names.
+      recall: returns the remembered identity of an entry, which saves importing the library that
+        would resolve its name; None if there is none.
 
     Raises:
-      UsageError: a wildcard that matches nothing, a file that cannot be read, or a model that
-        is named twice.
+      UsageError: a wildcard matches nothing, a file cannot be read, or a model is named twice.
     """
     flat = flat_entries(entries)
     literal: dict[str, str] = {}
@@ -56,16 +56,16 @@ def expand_models(
 
 
 def flat_entries(entries: Iterable[str]) -> list[str]:
-    """Entries of `--models`, with those of each `@FILE` in its place.
+    """Replaces each `@FILE` among the entries of `--models` with the entries in the file.
 
     Raises:
-      UsageError: a file cannot be read, or names another one.
+      UsageError: a file cannot be read, or refers to another file.
     """
     return [line for entry in entries for line in _lines(entry)]
 
 
 def _full_name(entry: str) -> str:
-    from pipeline.models.registry import full_name  # It waits for the libraries of all sources.
+    from pipeline.models.registry import full_name  # Imports torch and timm.
 
     return full_name(entry)
 
@@ -86,7 +86,7 @@ def _lines(entry: str) -> list[str]:
 
 
 def _is_wild(entry: str) -> bool:
-    """Whether an entry is a wildcard, rather than a path with such characters in it."""
+    """Returns whether an entry is a wildcard, and not a path that contains such characters."""
     if "=" in entry or not _WILD.search(entry):
         return False
     prefix, colon, _ = entry.partition(":")
@@ -106,23 +106,23 @@ def _matches(pattern: str) -> list[str]:
     prefix, colon, _ = pattern.partition(":")
     if colon:
         SOURCES[prefix].check_installed(pattern)
-        found = fnmatch.filter(SOURCES[prefix].catalogue(), pattern)
+        names = fnmatch.filter(SOURCES[prefix].catalogue(), pattern)
     elif "." in pattern:
-        found = fnmatch.filter(TIMM.catalogue(), pattern)
+        names = fnmatch.filter(TIMM.catalogue(), pattern)
     else:
-        # A packaged name means the package, also where timm has a model of that name.
-        packaged = [name for name in PACKAGED.catalogue() if PACKAGED.is_there(name)]
+        # A packaged name means the package even if timm has a model of that name.
+        packaged = [name for name in PACKAGED.catalogue() if PACKAGED.has_package(name)]
         known = {name: full_name(name) for name in timm.list_models() if is_for_imagenet(name)}
         known |= {name: name for name in packaged}
-        found = [known[name] for name in sorted(fnmatch.filter(known, pattern), key=_natural)]
-    if not found:
+        names = [known[name] for name in sorted(fnmatch.filter(known, pattern), key=_natural)]
+    if not names:
         raise UsageError(
             f"--models {pattern}: no name with weights for ImageNet matches; "
             "see: in9 models list PATTERN"
         )
-    return found
+    return names
 
 
 def _natural(name: str) -> list[tuple[str, int]]:
-    """Sorts resnet9 before resnet10."""
+    """Returns a sort key that puts resnet9 before resnet10."""
     return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]

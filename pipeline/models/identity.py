@@ -1,4 +1,4 @@
-"""What a model is, without its weights in memory. It needs no torch."""
+"""The identity of a model, without its weights. Needs no torch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pipeline.models.preprocessing import Preprocessing
 
 @dataclasses.dataclass(frozen=True)
 class ModelIdentity:
-    """Which model, with which weights, and what it does to pictures.
+    """A model's name, architecture, weights and preprocessing.
 
     Attributes:
-      name: as results call it: the entry of `--models`, with the tag of the weights.
-      architecture: what the module is, by the name its source has for it.
-      weights: where they came from.
-      weights_sha256: of all parameters and buffers by name, whatever file held them.
-      preprocessing: its data configuration.
+      name: name in results: the entry of `--models`, with the tag of the weights.
+      architecture: the source's name for the architecture.
+      weights: where the weights came from.
+      weights_sha256: SHA-256 of all named parameters and buffers, whatever file they came from.
+      preprocessing: data configuration.
       num_outputs: size of the head.
     """
 

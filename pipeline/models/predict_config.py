@@ -1,4 +1,4 @@
-"""How models are run: what scores depend on beside the model and the pixels. It needs no torch."""
+"""Settings of inference: what scores depend on beside the model and the pixels. Needs no torch."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ GPU_BATCH = 256
 
 @dataclasses.dataclass(frozen=True)
 class PredictConfig:
-    """How a model is run. Field names are the flags' names.
+    """Settings of inference. The fields are named like the flags.
 
     Attributes:
-      device: `cpu`, `cuda`, or `auto`: what the machine has that runs the model.
+      device: `cpu`, `cuda`, or `auto`: CUDA if the machine that runs the model has it.
       precision: `fp32` (TF32 off), `tf32` or `bf16` (autocast).
-      batch_size: pictures in a batch, None for as many as suit the device.
-      eval_input: `stored` feeds the stored pixels as they are; `native` applies the
-        model's own resize and crop to them.
+      batch_size: pictures in a batch, None for the device's default.
+      eval_input: `stored` feeds the stored pixels unchanged; `native` applies the model's own
+        resize and crop to them.
     """
 
     device: str = "auto"
@@ -26,16 +26,17 @@ class PredictConfig:
     eval_input: str = "stored"
 
     @property
-    def asked_for(self) -> dict[str, str]:
-        """What predictions are told apart by. Devices and batches differ in the last bits of a
-        score, and what one of them has made another need not make again."""
+    def identity(self) -> dict[str, str]:
+        """Settings that are part of a prediction's fingerprint. The device and the batch size are
+        not, because they change only the last bits of a score, so predictions are reused across
+        devices."""
         return {"precision": self.precision, "eval_input": self.eval_input}
 
     def on_this_machine(self) -> PredictConfig:
-        """The same with a device and a batch."""
+        """Resolves `auto` and the default batch size on this machine."""
         device = self.device
         if device == "auto":
-            import torch  # Only who runs models waits for it.
+            import torch  # Needed only where models run.
 
             device = "cuda" if torch.cuda.is_available() else "cpu"
         batch = self.batch_size or (GPU_BATCH if device == "cuda" else CPU_BATCH)

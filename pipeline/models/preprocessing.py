@@ -1,4 +1,4 @@
-"""What is done to pictures before a model sees them. It needs no torch."""
+"""Preprocessing of pictures for a model. Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from transforms.taxonomy import IN9_NAMES, Taxonomy, imagenet9
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Normalisation that most ImageNet models share."""
+"""Normalisation of most ImageNet models."""
 IN9_MEAN = (0.4717, 0.4499, 0.3837)
 IN9_STD = (0.2600, 0.2516, 0.2575)
-"""Normalisation of models with one output a superclass of ImageNet-9 (protocol of the authors'
+"""Normalisation of models with one output per superclass of ImageNet-9 (protocol of the authors'
 evaluation)."""
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -23,7 +23,7 @@ _CROP_MODES = ("center", "squash", "border")
 
 
 def is_nine_way(num_outputs: int, taxonomy: Taxonomy) -> bool:
-    """Whether a head has one output for each superclass of ImageNet-9."""
+    """Returns whether a head has one output per superclass of ImageNet-9."""
     return num_outputs == len(IN9_NAMES) and taxonomy.names == IN9_NAMES
 
 
@@ -34,8 +34,8 @@ class Preprocessing:
     Attributes:
       input_size: side in pixels that the weights were trained for.
       fixed_size: whether the architecture takes no other size.
-      mean, std: of RGB values in [0, 1].
-      interpolation, crop_pct, crop_mode: of the model's own preprocessing.
+      mean, std: normalisation of RGB values in [0, 1].
+      interpolation, crop_pct, crop_mode: the model's own resize and crop.
     """
 
     input_size: int
@@ -49,22 +49,23 @@ class Preprocessing:
     @classmethod
     def from_settings(
         cls,
-        given: Mapping[str, Any],
+        settings: Mapping[str, Any],
         *,
         num_outputs: int,
         where: str,
         taxonomy: Taxonomy | None = None,
     ) -> Preprocessing:
-        """Preprocessing as someone wrote it down, the rest as ImageNet models mostly have it.
+        """Parses settings; missing ones get the values that are usual for ImageNet models.
 
         Args:
-          given: some of the attributes, by name.
-          num_outputs: one output a superclass of ImageNet-9 means `IN9_MEAN` and `IN9_STD`.
-          where: what to call it in an error.
-          taxonomy: of the superclasses, None for ImageNet-9's.
+          settings: some of the attributes, by name.
+          num_outputs: size of the head; a head with one output per superclass of ImageNet-9 gets
+            `IN9_MEAN` and `IN9_STD`.
+          where: where the settings come from, for the error message.
+          taxonomy: taxonomy of the outputs, None for ImageNet-9's.
 
         Raises:
-          JobError: an unknown name, or a value out of range.
+          JobError: a name is unknown, or a value out of range.
         """
         nine_way = is_nine_way(num_outputs, taxonomy or imagenet9())
         values: dict[str, Any] = {
@@ -76,10 +77,10 @@ class Preprocessing:
             "crop_pct": 0.875,
             "crop_mode": "center",
         }
-        unknown = sorted(set(given) - set(values))
+        unknown = sorted(set(settings) - set(values))
         if unknown:
             raise JobError(f"{where}: unknown {unknown[0]!r}; known are {', '.join(values)}")
-        values.update(given)
+        values.update(settings)
         try:
             result = cls(
                 input_size=int(values["input_size"]),
@@ -92,7 +93,7 @@ class Preprocessing:
             )
         except (TypeError, ValueError) as error:
             raise JobError(f"{where}: {error}") from error
-        for name, is_right, expected in (
+        for name, is_valid, expected in (
             ("input_size", 1 <= result.input_size <= 4096, "a side in pixels"),
             ("mean", _are_channels(result.mean), "three numbers, of RGB values in [0, 1]"),
             ("std", _are_channels(result.std) and min(result.std) > 0, "three positive numbers"),
@@ -100,7 +101,7 @@ class Preprocessing:
             ("crop_pct", 0 < result.crop_pct <= 1, "a share of the picture"),
             ("crop_mode", result.crop_mode in _CROP_MODES, ", ".join(_CROP_MODES)),
         ):
-            if not is_right:
+            if not is_valid:
                 raise JobError(f"{where}: {name} must be {expected}, got {values[name]!r}")
         return result
 

@@ -1,4 +1,4 @@
-"""The sources of models by prefix, and what a `--models` entry means."""
+"""The registry of model sources: resolves, checks and loads `--models` entries."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ SOURCES: dict[str, Source] = {
     "open_clip": OpenClip(),
     "python": PythonFunctions(),
 }
-"""By the prefix of their entries."""
+"""Prefix of the entries to their source."""
 
 
 def source_of(spec: str) -> Source:
-    """The source of an entry.
+    """Returns the source of an entry.
 
     Raises:
-      UsageError: an unknown prefix.
+      UsageError: the prefix is unknown.
     """
     if spec in PACKAGED.catalogue():
         return PACKAGED
     prefix, colon, rest = spec.partition(":")
-    # The file of ARCH=FILE may have a colon in its name.
+    # In ARCH=FILE, the colon may be part of the path.
     if not colon or "=" in prefix:
         return TIMM
     if prefix not in SOURCES:
@@ -53,7 +53,7 @@ def source_of(spec: str) -> Source:
 
 
 def full_name(spec: str) -> str:
-    """The name that results will have for an entry; the entry itself if it means nothing."""
+    """Returns the name of an entry in results; the entry itself if it is unknown."""
     try:
         return source_of(spec).full_name(spec)
     except UsageError:
@@ -65,11 +65,11 @@ def check_model(spec: str, weights: str | None = None) -> None:
 
     Args:
       spec: the entry.
-      weights: folder of `in9 models fetch`. What it has comes from there.
+      weights: folder of `in9 models fetch`, whose models need no other source.
 
     Raises:
-      UsageError: nothing of that name, with the closest ones; no such file; a library that is
-        not installed; or weights that the folder lacks and only a hub has.
+      UsageError: the name is unknown (the message suggests similar ones), the file does not
+        exist, a library is missing, or only a hub has the weights and the folder lacks them.
     """
     source = source_of(spec)
     source.check_installed(spec)
@@ -79,17 +79,17 @@ def check_model(spec: str, weights: str | None = None) -> None:
     source.check(spec)
     if folder is not None and source.needs_hub(spec):
         raise UsageError(
-            f"--models {spec}: {weights} has no weights of it. On a machine with a way to the "
-            f"hub: in9 models fetch --models {spec} --to {weights}"
+            f"--models {spec}: {weights} does not have its weights. On a machine that can reach "
+            f"the hub: in9 models fetch --models {spec} --to {weights}"
         )
 
 
 def check_fit(spec: str, taxonomy: Taxonomy, weights: str | None = None) -> None:
-    """Checks that the head of a checked entry fits the classes, where its size can be told without
-    weights. Arguments as `load_model`.
+    """Checks that the head of a checked entry fits the classes, if its size is known without
+    loading weights. Takes the same arguments as `load_model`.
 
     Raises:
-      UsageError: it does not, with what would fit.
+      UsageError: the head does not fit; the message says what would.
     """
     source = source_of(spec)
     stored = WeightsFolder.from_path(weights).find(full_name(spec)) if weights else None
@@ -104,16 +104,16 @@ def check_fit(spec: str, taxonomy: Taxonomy, weights: str | None = None) -> None
 def load_model(
     spec: str, weights: str | None = None, taxonomy: Taxonomy | None = None
 ) -> LoadedModel:
-    """Loads a model as a `--models` entry says, in evaluation mode on the CPU.
+    """Loads the model of a `--models` entry, in evaluation mode on the CPU.
 
     Args:
       spec: the entry.
-      weights: folder of `in9 models fetch`. What it has comes from there.
-      taxonomy: classes that its outputs are to fit, None for ImageNet-9's.
+      weights: folder of `in9 models fetch`, preferred to the entry's own source.
+      taxonomy: classes that the outputs must fit, None for ImageNet-9's.
 
     Raises:
       UsageError: as `check_model`.
-      JobError: the weights cannot be fetched, read, or do not fit the architecture.
+      JobError: the weights cannot be fetched or read, or do not fit the architecture.
     """
     check_model(spec, weights)
     source = source_of(spec)
@@ -126,7 +126,7 @@ def load_model(
         return source.load(spec, taxonomy or imagenet9())
     except (UsageError, JobError):
         raise
-    except Exception as error:  # Many libraries, each with its own ways to fail.
+    except Exception as error:  # Each of the many libraries raises its own exceptions.
         raise JobError(
             f"{spec} could not be loaded ({type(error).__name__}: {in_short(error)})"
         ) from error

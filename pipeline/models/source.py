@@ -1,4 +1,4 @@
-"""What a source of models is: one kind of `--models` entry."""
+"""The interface of a model source, which handles one kind of `--models` entry."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from transforms.taxonomy import Taxonomy
 
 
 class Source(abc.ABC):
-    """One kind of `--models` entry. Libraries of its own are imported when they are used.
+    """One kind of `--models` entry. It imports its libraries only when it uses them.
 
     Attributes:
-      form: how its entries look, for help.
-      text: what they are, in a line.
-      extra: of setup.py, which installs its libraries; None if it needs no more than we do.
-      libraries: name of each library to import, and of the distribution that has it.
+      form: syntax of the entries, for help.
+      text: one-line description.
+      extra: the extra in setup.py that installs its libraries; None if it needs no extra.
+      libraries: import name of each library to the distribution that provides it.
     """
 
     form: ClassVar[str]
@@ -35,7 +35,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def check(self, spec: str) -> None:
-        """Raises UsageError for an entry that means nothing here. Loads no weights."""
+        """Raises UsageError for an invalid entry. Loads no weights."""
 
     @abc.abstractmethod
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
@@ -43,24 +43,25 @@ class Source(abc.ABC):
 
         Args:
           spec: the entry.
-          taxonomy: that its outputs are to fit; sources that know their classes check them.
+          taxonomy: classes that the outputs must fit; sources that know their models' classes
+            check them.
 
         Raises:
-          JobError: the weights cannot be fetched, read, or do not fit.
+          JobError: the weights cannot be fetched or read, or do not fit.
         """
 
     @abc.abstractmethod
     def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
-        """The module of a loaded model before it has weights.
+        """Builds the module of a loaded model, without its weights.
 
         Args:
-          name: of the `LoadedModel`.
-          recipe: its.
+          name: name of the `LoadedModel`.
+          recipe: recipe of the `LoadedModel`.
         """
 
     def origin(self, spec: str, model: LoadedModel) -> Origin | None:
-        """What the weights of a loaded entry came from; None where nothing tells that they are
-        still the same."""
+        """Returns the origin of a loaded entry's weights; None if nothing would tell that they
+        have changed."""
         path = self.path(spec)
         if not path:
             return None
@@ -71,19 +72,19 @@ class Source(abc.ABC):
         return ""
 
     def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
-        """Size of the head of a checked entry where that can be told without weights, else None.
+        """Returns the size of a checked entry's head; None if only its weights tell.
 
         Raises:
-          ValueError: its head cannot be made for these classes.
+          ValueError: no head can be built for these classes.
         """
         return None
 
     def full_name(self, spec: str) -> str:
-        """The name that results will have for an entry; the entry itself if it means nothing."""
+        """Returns the name of an entry in results; the entry itself if it is unknown."""
         return spec
 
     def needs_hub(self, spec: str) -> bool:
-        """Whether its weights come from a machine far away."""
+        """Returns whether the weights of an entry are downloaded from a hub."""
         return False
 
     def catalogue(self) -> list[str]:
@@ -92,11 +93,11 @@ class Source(abc.ABC):
 
     @property
     def has_catalogue(self) -> bool:
-        """Whether wildcards may stand for its entries. It needs no library, unlike the list."""
+        """Whether wildcards can match its entries. Unlike `catalogue`, it imports no library."""
         return type(self).catalogue is not Source.catalogue
 
     def missing(self) -> list[str]:
-        """Distributions of the libraries that are not installed."""
+        """Lists the distributions of the libraries that are not installed."""
         return [
             distribution
             for library, distribution in self.libraries.items()
@@ -114,7 +115,7 @@ class Source(abc.ABC):
 
 
 def is_installed(library: str) -> bool:
-    """Whether a library can be imported, without doing so."""
+    """Returns whether a library can be imported; does not import it."""
     try:
         return importlib.util.find_spec(library) is not None
     except (ImportError, ValueError):
@@ -122,12 +123,12 @@ def is_installed(library: str) -> bool:
 
 
 def closest(wanted: str, known: Iterable[str]) -> str:
-    """The end of an error: names close to the one that is none, or nothing."""
+    """Returns the end of an error message: known names close to the wanted one, if any."""
     close = difflib.get_close_matches(wanted, list(dict.fromkeys(known)), n=3)
     return f"; close to it: {', '.join(close)}" if close else ""
 
 
-def downloaded(address: str) -> Origin:
-    """The file that torch's own hub keeps of an address."""
+def downloaded(url: str) -> Origin:
+    """Returns the file in torch.hub's cache that was downloaded from a URL."""
     folder = os.path.join(torch.hub.get_dir(), "checkpoints")
-    return Origin("file", os.path.join(folder, os.path.basename(address)))
+    return Origin("file", os.path.join(folder, os.path.basename(url)))

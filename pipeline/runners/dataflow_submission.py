@@ -168,7 +168,7 @@ def _check_places(arguments: argparse.Namespace, options: PipelineOptions) -> No
     if hasattr(arguments, "input") and not arguments.input:
         raise UsageError("--input gs://BUCKET/FOLDER is required with --runner=DataflowRunner")
     for entry in flat_entries(getattr(arguments, "models", None) or ()):
-        from pipeline.models.registry import source_of  # It waits for torch.
+        from pipeline.models.registry import source_of  # Imports torch.
 
         path = source_of(entry).path(entry)
         if path and not is_remote(absolute(path)):

@@ -163,7 +163,7 @@ class Backbone:
         checksum = fingerprint(
             self.model.weights_sha256,
             dataclasses.asdict(self.model.preprocessing),
-            self._predict.asked_for,
+            self._predict.identity,
             EVALUATE_VERSION,
             [file.sha256 for file in pictures.files],
             None if keys is None else sorted(keys),

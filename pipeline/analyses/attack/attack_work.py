@@ -149,7 +149,7 @@ class AttackChunks(ModelWork):
         """As `ModelWork.checksum`: that of the pixels, then that of what is done with them."""
         evaluation, grid = self._attacking.evaluation, self._grid
         done = fingerprint(
-            evaluation.predict.asked_for,
+            evaluation.predict.identity,
             [len(grid.foregrounds), len(grid.backgrounds), grid.chunk, unit],
             # An early stop learns from the chunks before it, of the same group.
             evaluation.groups if self._attacking.early_stop else None,

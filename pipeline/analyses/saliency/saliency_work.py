@@ -87,7 +87,7 @@ class SaliencyShards(ModelWork):
         files = self._dataset.shard_files(evaluation.split, unit, (variant, "fg_mask"))
         return fingerprint(
             *(self._metadata[name] for name in ("model", "weights_sha256", "preprocessing")),
-            evaluation.predict.asked_for,
+            evaluation.predict.identity,
             variant,
             SALIENCY_VERSION,
             [file.sha256 for file in files],
