@@ -1,8 +1,8 @@
-"""Checkpoints that say what they are: a safetensors file, with a note in its header.
+"""Self-describing checkpoints: safetensors files with training metadata in their header.
 
-`--models ARCH=FILE` takes it as any other. The note says which variant it was trained on and
-how, what to normalise with, and every image it has seen, so that a test on one of these is
-noticed, wherever the file is copied to.
+`--models ARCH=FILE` loads them like any other checkpoint. The metadata holds the variant and the
+settings of the training, the preprocessing, and the keys of all training images, so that a test on
+one of these images is detected even if the file was copied elsewhere.
 """
 
 from __future__ import annotations
@@ -29,30 +29,31 @@ FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
 
 _NOTE, _KEYS = "in9", "in9_keys"
-_LENGTH = 8
-_LONGEST = 100_000_000
-"""Bytes of a header; safetensors allows no more."""
+_LENGTH_BYTES = 8
+"""Size of the header's length, with which the file begins."""
+_MAX_HEADER = 100_000_000
+"""Largest header, in bytes, that safetensors allows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedOn:
-    """What a checkpoint says of itself.
+    """Training metadata of a checkpoint.
 
     Attributes:
       architecture: timm's name, as in `--models ARCH=FILE`.
-      variant: of the dataset, or `in9l`.
+      variant: variant of the dataset, or `in9l`.
       dataset: fingerprint of the dataset.
-      split: its split.
-      classes: `digest_of_classes` of its taxonomy: what the outputs mean.
-      preprocessing: what pictures are normalised with.
-      keys: of the images it was trained on, sorted; of mixed pictures, the foregrounds.
+      split: split of the dataset.
+      classes: `digest_of_classes` of the taxonomy, which gives the outputs their meaning.
+      preprocessing: preprocessing of the pictures.
+      keys: keys of the training images, sorted; for mixed pictures, those of the foregrounds.
       method: `train` or `probe`.
-      seed: of training.
-      epochs: how many, None for a probe.
+      seed: seed of the training.
+      epochs: number of epochs, None for a probe.
       holdout: share of the split that was held out, 0 for none.
-      holdout_seed: of that choice.
-      pretrained: the weights it began with, None for none.
-      settings: other settings of the method, fit for JSON.
+      holdout_seed: seed of the held-out selection.
+      pretrained: weights that the training started from, None for none.
+      settings: other settings of the method, JSON-serialisable.
     """
 
     architecture: str
@@ -72,15 +73,16 @@ class TrainedOn:
 
     def __post_init__(self) -> None:
         if list(self.keys) != sorted(set(self.keys)):
-            raise ValueError("keys must be sorted, and none of them twice")
+            raise ValueError("keys must be sorted and unique")
 
     @property
     def keys_digest(self) -> str:
-        """Hexadecimal SHA-256 of the keys, one a line."""
+        """Hexadecimal SHA-256 of the keys, joined by newlines."""
         return hashlib.sha256(_joined(self.keys)).hexdigest()
 
     def note(self) -> dict[str, Any]:
-        """Everything but the keys, for which their number and digest stand; fit for JSON."""
+        """Returns the metadata as JSON-serialisable values, with the number and the digest of the
+        keys in place of the keys."""
         fields = dataclasses.asdict(self)
         del fields["keys"]
         return {
@@ -93,7 +95,7 @@ class TrainedOn:
 
 
 def digest_of_classes(taxonomy: Taxonomy) -> str:
-    """Tells what nine, or other, outputs mean: the superclasses' names and their classes."""
+    """Digests the superclasses and their classes, which give the outputs their meaning."""
     content = [taxonomy.names, taxonomy.wnids, taxonomy.labels]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
@@ -101,43 +103,43 @@ def digest_of_classes(taxonomy: Taxonomy) -> str:
 def save_checkpoint(
     store: Store, path: str, state: Mapping[str, torch.Tensor], trained: TrainedOn
 ) -> FileDigest:
-    """Writes a checkpoint: whole, or not at all. The same arguments give the same bytes.
+    """Writes a checkpoint atomically. The same arguments give the same bytes.
 
     Args:
-      store: a folder.
-      path: of the file in it, which ends with `SUFFIX`.
-      state: of the module.
-      trained: what to note.
+      store: folder to write to.
+      path: path of the file in the folder; must end with `SUFFIX`.
+      state: state dict of the module.
+      trained: training metadata.
     """
-    # Only who writes one waits for them.
+    # Imported here because reading metadata needs no torch.
     import torch
     from safetensors.torch import save
 
     if not path.endswith(SUFFIX):
-        raise ValueError(f"a checkpoint's name ends with {SUFFIX}: got {path!r}")
+        raise ValueError(f"a checkpoint's name must end with {SUFFIX}: got {path!r}")
     keys = base64.b64encode(zlib.compress(_joined(trained.keys), 9)).decode()
-    # Tensors that share memory are stored one by one.
+    # safetensors refuses tensors that share memory, so each is copied.
     tensors = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in state.items()
     }
-    # One text: entries of the header have no fixed order.
+    # A single JSON text, because safetensors does not keep the order of metadata entries.
     note = json.dumps({**trained.note(), _KEYS: keys}, sort_keys=True)
     return store.write(path, save(tensors, {_NOTE: note}))
 
 
 def read_metadata(path: str) -> TrainedOn | None:
-    """What a checkpoint says of itself; reads no tensors.
+    """Reads the training metadata of a checkpoint, without its tensors.
 
     Args:
-      path: of a file, here or in object storage.
+      path: path of a file, local or in object storage.
 
     Returns:
-      None for a file that is none of ours.
+      The metadata, or None if the file has none.
 
     Raises:
-      OSError: it cannot be read.
-      JobError: it is one of ours, and broken.
+      OSError: the file cannot be read.
+      JobError: the metadata is broken.
     """
     header = read_header(path)
     text = header.get("__metadata__", {}).get(_NOTE) if header else None
@@ -145,9 +147,9 @@ def read_metadata(path: str) -> TrainedOn | None:
         return None
     try:
         note = json.loads(text)
-        found = (note["format"], note["format_version"])
-        if found != (FORMAT, FORMAT_VERSION):
-            raise JobError(f"{path} is {found[0]!r} of version {found[1]}, which is not read here")
+        name, version = note["format"], note["format_version"]
+        if (name, version) != (FORMAT, FORMAT_VERSION):
+            raise JobError(f"{path} is {name!r} of version {version}, which is not supported")
         keys = zlib.decompress(base64.b64decode(note.pop(_KEYS))).decode("utf-8", "surrogatepass")
         names = {field.name for field in dataclasses.fields(TrainedOn)} & note.keys()
         fields = {name: note[name] for name in names} | {
@@ -158,14 +160,14 @@ def read_metadata(path: str) -> TrainedOn | None:
         }
         trained = TrainedOn(**fields)
         if trained.keys_digest != note["keys_sha256"]:
-            raise JobError(f"{path}: its images are not those that it was written with")
+            raise JobError(f"{path}: its training images do not match their digest")
     except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
-        raise JobError(f"{path} has a broken note of its training ({error})") from error
+        raise JobError(f"{path} has broken training metadata ({error})") from error
     return trained
 
 
 def metadata_of_entry(entry: str) -> TrainedOn | None:
-    """`read_metadata` of the file of an `ARCH=FILE` entry of `--models`; None for all others."""
+    """Reads the training metadata of an `ARCH=FILE` entry of `--models`; None for other entries."""
     architecture, equals, path = entry.partition("=")
     if not equals or ":" in architecture or not path.endswith(SUFFIX):
         return None
@@ -179,19 +181,25 @@ def _joined(keys: Iterable[str]) -> bytes:
 
 
 def read_header(path: str) -> dict[str, Any] | None:
-    """The header of a safetensors file: dtype and shape of its tensors by name; None for a file
-    that is none. Raises OSError if it cannot be read."""
+    """Reads the header of a safetensors file: dtype and shape of its tensors by name.
+
+    Returns:
+      The header, or None if the file is not in safetensors format.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
     files = files_of(path)
     info = files.info(path)
     if info is None:
         raise FileNotFoundError(f"there is no file {path}")
-    if info.size < _LENGTH:
+    if info.size < _LENGTH_BYTES:
         return None
-    (first,) = files.read_ranges(path, [(0, _LENGTH)])
-    length = int.from_bytes(first, "little")
-    if not 2 <= length <= min(_LONGEST, info.size - _LENGTH):
+    (prefix,) = files.read_ranges(path, [(0, _LENGTH_BYTES)])
+    length = int.from_bytes(prefix, "little")
+    if not 2 <= length <= min(_MAX_HEADER, info.size - _LENGTH_BYTES):
         return None
-    (data,) = files.read_ranges(path, [(_LENGTH, length)])
+    (data,) = files.read_ranges(path, [(_LENGTH_BYTES, length)])
     try:
         header = json.loads(data)
     except ValueError:

@@ -1,9 +1,9 @@
-"""Loader: parts of a dataset to batches of pixels, read and decoded ahead of the network.
+"""The loader of inference: turns parts of a dataset into batches of pixels, ahead of the network.
 
-    parts -> files, read ahead in the background -> batches -> decoded, several pictures at once
+    parts -> files, read ahead in the background -> batches -> pixels, decoded in parallel
 
-Files are opened while those before them are at work, so that nobody waits for storage. Batches are
-cut within a part: scores do not depend on how a runner bundles parts.
+The next files are opened while the current one is processed, so that the network does not wait for
+storage. A batch never spans two parts, so that scores do not depend on how a runner bundles parts.
 """
 
 from __future__ import annotations
@@ -26,30 +26,29 @@ from transforms.codec import UndecodableError
 
 Pixels = NDArray[np.uint8]
 Decode = Callable[[bytes, Pixels], None]
-"""Fills an (S, S, 3) array with the picture that bytes hold."""
+"""Decodes the bytes of a picture into an (S, S, 3) array."""
 
 _FILES_AHEAD = 2
 _TABLES_AHEAD = 2
-"""Of each file that is read ahead: its next few MB."""
-_AT_ONCE = 16
-"""Pictures that a thread decodes in a row."""
+"""Tables of a few MB that are read ahead from each of these files."""
+_CHUNK = 16
+"""Pictures that a thread decodes per task."""
 
 
 class Part(Protocol):
-    """Pictures that are shown to a model one after another."""
+    """A sequence of pictures, such as a variant of a shard."""
 
     @property
     def name(self) -> str:
-        """Identifies the pictures, so that what was decoded under that name can be taken; empty
-        for those that are not kept."""
+        """Name under which the decoded pictures are cached; empty to not cache them."""
 
     @property
     def count(self) -> int:
-        """How many there are; of those without a name, nobody asks."""
+        """Number of pictures; used only if the part has a name."""
 
     def tables(self, columns: tuple[str, ...]) -> Generator[pa.Table, None, None]:
-        """Reads the pictures in order, some at a time: `key` and others, before the given
-        columns, none or `image`: the encoded bytes."""
+        """Reads the rows in order, a few at a time: `key`, further columns, and then the requested
+        columns, which are none or `image` (the encoded bytes)."""
 
 
 P = TypeVar("P", bound=Part)
@@ -57,13 +56,13 @@ P = TypeVar("P", bound=Part)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch(Generic[P]):
-    """Pictures that are shown to a model together.
+    """Pictures that go through a model together.
 
     Attributes:
-      part: that they are of.
-      rows: what the part says of them, n rows.
-      pixels: (n, S, S, 3) uint8, until the batch is handed back.
-      is_new: whether they were decoded, not found in the cache.
+      part: the part that the pictures belong to.
+      rows: n rows of the part.
+      pixels: (n, S, S, 3) uint8; valid until the batch is handed back.
+      is_new: whether the pictures were decoded for this batch; False if they were cached.
     """
 
     part: P
@@ -71,24 +70,24 @@ class Batch(Generic[P]):
     pixels: Pixels
     is_new: bool
     _buffer: Pixels | None = None
-    """What is free when the batch is handed back."""
-    _whole: Pixels | None = None
-    """The part's pictures, which are to be kept when this batch, the last one, is decoded."""
+    """Array to reuse once the batch is handed back."""
+    _part_pixels: Pixels | None = None
+    """All pictures of the part, to be cached once this batch, its last one, is decoded."""
 
 
 class Loader(Generic[P]):
     """Turns parts into batches.
 
     Args:
-      decode: of each picture.
-      side: S, of all of them.
+      decode: decodes a picture.
+      side: side of the decoded pictures, in pixels.
       batch_size: pictures in a batch; the last one of a part may have fewer.
-      cache: of decoded parts.
-      kind: says how they are decoded, in the names of the cache.
-      threads: that decode.
-      ahead: batches that are decoded beyond the one that is taken. At 0, decoding takes turns with
-        what the taker does.
-      pinned: whether a GPU copies from the arrays.
+      cache: cache of decoded parts.
+      kind: prefix of names in the cache, which tells kinds of decoding apart.
+      threads: number of threads that decode.
+      ahead: number of batches to decode in advance. With 0, decoding alternates with the work of
+        the consumer.
+      pinned: whether to allocate pinned memory, for copies to a GPU.
     """
 
     def __init__(
@@ -109,12 +108,12 @@ class Loader(Generic[P]):
         self._free: list[Pixels] = []
 
     def batches(self, parts: Iterable[P]) -> Generator[Batch[P], None, None]:
-        """Loads parts, in order. Each batch is to be handed back.
+        """Yields the batches of parts, in order. The caller hands each batch back after use.
 
         Raises:
           BrokenPictureError: a picture cannot be decoded.
-          JobError: a part has other pictures than it says.
-          Exception: whatever reading a part raises.
+          JobError: a part has more pictures than its `count`.
+          Exception: any exception from reading a part.
         """
         waiting: collections.deque[tuple[Batch[P], list[Future[None]]]] = collections.deque()
         with (
@@ -123,7 +122,7 @@ class Loader(Generic[P]):
         ):
             try:
                 for batch in batches:
-                    waiting.append((batch, self._begin(pool, batch)))
+                    waiting.append((batch, self._submit(pool, batch)))
                     if len(waiting) > self._ahead:
                         yield self._first(waiting)
                 while waiting:
@@ -132,57 +131,57 @@ class Loader(Generic[P]):
                 for batch, jobs in waiting:
                     for job in jobs:
                         job.cancel()
-                    if batch._whole is not None:
-                        self._cache.give_back(batch._whole)
+                    if batch._part_pixels is not None:
+                        self._cache.give_back(batch._part_pixels)
 
     def _first(self, waiting: collections.deque[tuple[Batch[P], list[Future[None]]]]) -> Batch[P]:
-        """The first of the batches that wait, decoded; it stays there if that fails."""
+        """Removes and returns the first waiting batch once it is decoded; leaves it on failure."""
         batch, jobs = waiting[0]
         for job in jobs:
             job.result()
-        if batch._whole is not None:
-            self._cache.keep(self._kind + batch.part.name, batch._whole)
+        if batch._part_pixels is not None:
+            self._cache.keep(self._kind + batch.part.name, batch._part_pixels)
         waiting.popleft()
         return batch
 
     def hand_back(self, batch: Batch[P]) -> None:
-        """Takes back the array of a batch, to fill it again."""
+        """Takes back the array of a batch for reuse."""
         if batch._buffer is not None:
             self._free.append(batch._buffer)
 
     def _batches(self, parts: Iterable[P]) -> Generator[Batch[P], None, None]:
-        """Batches whose pixels are there, or have room."""
-        for part, kept, tables in self._read_ahead(parts):
-            whole, first, is_new = kept, 0, kept is None
+        """Yields batches whose pixels are cached, or allocated and still to be decoded."""
+        for part, cached, tables in self._read_ahead(parts):
+            pixels, start, is_new = cached, 0, cached is None
             if is_new and part.name:
-                whole = self._cache.room((part.count, self._side, self._side, 3))
+                pixels = self._cache.allocate((part.count, self._side, self._side, 3))
             try:
-                for rows in _cut(tables, self._size):
-                    last = first + len(rows)
-                    if whole is not None and last > len(whole):
-                        raise JobError(f"{part.name} has more pictures than {len(whole)}")
-                    if whole is None:
+                for rows in _rebatch(tables, self._size):
+                    end = start + len(rows)
+                    if pixels is not None and end > len(pixels):
+                        raise JobError(f"{part.name} has more pictures than {len(pixels)}")
+                    if pixels is None:
                         buffer = self._buffer()
                         yield Batch(part, rows, buffer[: len(rows)], is_new, _buffer=buffer)
                     else:
-                        complete = whole if is_new and last == len(whole) else None
-                        yield Batch(part, rows, whole[first:last], is_new, _whole=complete)
-                    first = last
+                        complete = pixels if is_new and end == len(pixels) else None
+                        yield Batch(part, rows, pixels[start:end], is_new, _part_pixels=complete)
+                    start = end
             finally:
-                if is_new and whole is not None and first < len(whole):
-                    self._cache.give_back(whole)
+                if is_new and pixels is not None and start < len(pixels):
+                    self._cache.give_back(pixels)
 
     def _read_ahead(
         self, parts: Iterable[P]
     ) -> Generator[tuple[P, Pixels | None, Iterable[pa.Table]], None, None]:
-        """Each part with its decoded pictures, if they were kept, and its rows."""
+        """Yields each part with its cached pictures, if any, and its rows."""
         waiting: collections.deque[tuple[P, Pixels | None, InBackground[pa.Table]]]
         waiting = collections.deque()
         try:
             for part in parts:
-                kept = self._cache.find(self._kind + part.name) if part.name else None
-                tables = part.tables(("image",) if kept is None else ())
-                waiting.append((part, kept, InBackground(tables, _TABLES_AHEAD)))
+                cached = self._cache.find(self._kind + part.name) if part.name else None
+                tables = part.tables(("image",) if cached is None else ())
+                waiting.append((part, cached, InBackground(tables, _TABLES_AHEAD)))
                 if len(waiting) > _FILES_AHEAD:
                     yield waiting[0]
                     waiting.popleft()[2].close()
@@ -198,39 +197,39 @@ class Loader(Generic[P]):
             return self._free.pop()
         return pixel_array((self._size, self._side, self._side, 3), self._pinned)
 
-    def _begin(self, pool: ThreadPoolExecutor, batch: Batch[P]) -> list[Future[None]]:
+    def _submit(self, pool: ThreadPoolExecutor, batch: Batch[P]) -> list[Future[None]]:
         if not batch.is_new:
             return []
         return [
             pool.submit(
-                self._fill,
-                batch.rows.slice(first, _AT_ONCE),
-                batch.pixels[first : first + _AT_ONCE],
+                self._decode_rows,
+                batch.rows.slice(start, _CHUNK),
+                batch.pixels[start : start + _CHUNK],
             )
-            for first in range(0, len(batch.rows), _AT_ONCE)
+            for start in range(0, len(batch.rows), _CHUNK)
         ]
 
-    def _fill(self, rows: pa.Table, pixels: Pixels) -> None:
+    def _decode_rows(self, rows: pa.Table, pixels: Pixels) -> None:
         images = zip(rows["key"].to_pylist(), rows["image"].to_pylist(), pixels, strict=True)
-        for key, image, of_picture in images:
+        for key, image, out in images:
             try:
-                self._decode(image, of_picture)
+                self._decode(image, out)
             except UndecodableError as error:
                 raise BrokenPictureError(key, error) from error
 
 
-def _cut(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
-    """Rows in tables of a size; the last one may have fewer."""
-    held: list[pa.Table] = []
+def _rebatch(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
+    """Yields the rows in tables of `size` rows; the last table may have fewer."""
+    pending: list[pa.Table] = []
     for table in tables:
-        held.append(table)
-        if sum(map(len, held)) < size:
+        pending.append(table)
+        if sum(map(len, pending)) < size:
             continue
-        rows = pa.concat_tables(held)
-        whole = len(rows) // size * size
-        for first in range(0, whole, size):
-            yield rows.slice(first, size)
-        held = [rows.slice(whole)]
-    rows = pa.concat_tables(held) if held else ()
+        rows = pa.concat_tables(pending)
+        end = len(rows) // size * size
+        for start in range(0, end, size):
+            yield rows.slice(start, size)
+        pending = [rows.slice(end)]
+    rows = pa.concat_tables(pending) if pending else ()
     if len(rows):
         yield rows

@@ -1,9 +1,9 @@
-"""Decoded pictures that a process keeps in memory for the models that come next.
+"""A cache of decoded pictures, which a process keeps in memory for its next models.
 
-A picture of 224 x 224 takes 150 kB. Parts for which the budget has no room are decoded for each
-model, by any core in a third of a millisecond, which is less than most disks take to read as much.
-What came first stays: models meet all parts in the same order, so that the least recently used one
-would always be the one that is needed next.
+A picture of 224 x 224 takes 150 kB. Parts that exceed the budget are decoded again for each model,
+at a third of a millisecond per picture and core, which is less than most disks take to read that
+many bytes. Nothing is evicted: all models read the parts in the same order, so the least recently
+used part is always the one that is needed next.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Pixels = NDArray[np.uint8]
 
 
 class PixelCache:
-    """Decoded parts by name, for all threads of a process.
+    """Decoded parts by name, shared by all threads of a process.
 
     Args:
-      budget: bytes of memory to use, 0 for none.
-      pinned: whether a GPU copies from that memory.
+      budget: memory to use, in bytes; 0 disables the cache.
+      pinned: whether to allocate pinned memory, for copies to a GPU.
     """
 
     def __init__(self, budget: int, pinned: bool = False) -> None:
@@ -33,11 +33,12 @@ class PixelCache:
         self._lock = threading.Lock()
 
     def find(self, name: str) -> Pixels | None:
-        """All pictures of a part, (n, S, S, 3) uint8; None if it was not kept."""
+        """Returns all pictures of a part, (n, S, S, 3) uint8; None if they are not cached."""
         return self._parts.get(name)
 
-    def room(self, shape: tuple[int, int, int, int]) -> Pixels | None:
-        """An array to be filled and kept, or given back; None if there is no room for it."""
+    def allocate(self, shape: tuple[int, int, int, int]) -> Pixels | None:
+        """Returns an array to fill, and then to keep or to give back; None if the budget is too
+        small."""
         size = math.prod(shape)
         with self._lock:
             if not size or self._used + size > self._budget:
@@ -46,16 +47,16 @@ class PixelCache:
         return pixel_array(shape, self._pinned)
 
     def keep(self, name: str, pixels: Pixels) -> None:
-        """Keeps an array of `room` that has been filled."""
+        """Stores an array from `allocate` that has been filled."""
         self._parts[name] = pixels
 
     def give_back(self, pixels: Pixels) -> None:
-        """Takes back the room of an array that is not kept."""
+        """Frees the budget of an array from `allocate` that will not be kept."""
         with self._lock:
             self._used -= pixels.nbytes
 
 
 def pixel_array(shape: tuple[int, int, int, int], pinned: bool) -> Pixels:
-    """An array of (n, S, S, 3) uint8 that is not set; `pinned` if a GPU copies from it."""
-    found: Pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy()
-    return found
+    """Allocates an uninitialised (n, S, S, 3) uint8 array, in pinned memory if `pinned`."""
+    pixels: Pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy()
+    return pixels

@@ -1,9 +1,9 @@
-"""Predict: one model over the pictures of parts, in fixed batches.
+"""Inference: runs one model over the pictures of parts, in fixed batches.
 
-Pictures are decoded by as many threads as torch uses: ahead of a GPU; in turn with a CPU's
-forward pass, whose threads would wait for each other where a decoder takes a core away. On a GPU
-nothing waits for a batch: copies to it have a stream of their own, and outputs are fetched when
-the batch behind is at work.
+As many threads decode pictures as torch uses for computing. With a GPU, they decode ahead of it.
+On a CPU, decoding alternates with the forward pass, whose threads would wait for each other if a
+decoder took one of their cores. The GPU never waits for a batch: copies to it use a separate
+stream, and the outputs of a batch are fetched while the next one is computed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from pipeline.models.predict_config import PredictConfig
 from transforms.codec import decode_image, decode_into
 
 _DECODED_AHEAD = {"cpu": 0, "cuda": 3}
-_AT_WORK = {"cpu": 0, "cuda": 1}
-"""Batches on the device beyond the one whose outputs are fetched."""
+_IN_FLIGHT = {"cpu": 0, "cuda": 1}
+"""Batches on the device beside the one whose outputs are fetched."""
 _NO_CACHE = PixelCache(0)
 
 Pixels = NDArray[np.uint8]
@@ -37,7 +37,7 @@ Pixels = NDArray[np.uint8]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Outputs:
-    """What a batch gives: (n, outputs) on this machine, when `done` has happened."""
+    """The logits of a batch, (n, outputs) in host memory; valid once `done` has occurred."""
 
     logits: torch.Tensor
     done: torch.cuda.Event | None
@@ -47,15 +47,15 @@ class Predictor:
     """A model on its device.
 
     Args:
-      model: taken over; its module moves to the device.
-      config: how to run it.
-      cache: of decoded pictures.
-      group: number of the group of shards; GPUs of one machine take groups in turn.
+      model: the model; its module is moved to the device, not copied.
+      config: settings of inference.
+      cache: cache of decoded pictures.
+      group: number of the group of shards; the GPUs of a machine take groups in turn.
 
     Attributes:
-      config: the same, with the device and the batch of this machine.
-      device: where it is.
-      module: takes what `prepare` gives.
+      config: the settings, with the device and the batch size resolved.
+      device: device of the model.
+      module: the module, which takes the result of `prepare`.
     """
 
     def __init__(
@@ -96,11 +96,11 @@ class Predictor:
     def batch_size(self) -> int:
         """Pictures in a batch."""
         size = self.config.batch_size
-        assert size is not None  # Of `on_this_machine`.
+        assert size is not None  # `on_this_machine` has set it.
         return size
 
     def input_size(self, stored: int) -> int:
-        """Side in pixels of what the model sees, given the stored side."""
+        """Returns the side, in pixels, of the model's input for stored pictures of a side."""
         if self.config.eval_input == "native" or self._preprocessing.fixed_size:
             return self._preprocessing.input_size
         return stored
@@ -108,20 +108,21 @@ class Predictor:
     def logits(
         self, parts: Iterable[P], stored: int
     ) -> Generator[tuple[Batch[P], NDArray[np.float32]], None, None]:
-        """Scores the pictures of parts.
+        """Yields the logits of the pictures of parts, batch by batch.
 
         Args:
-          parts: in order.
-          stored: side in pixels of all stored pictures; of others, that `native` crops, any.
+          parts: parts, in order.
+          stored: side of the stored pictures, in pixels; ignored with `native`, which resizes
+            pictures of any size.
 
         Yields:
-          (batch, logits) in order, logits (n, outputs) float32; the batch's pixels are those of
-          other pictures when the next one is taken.
+          (batch, logits) in order, with logits (n, outputs) float32. The batch's pixels are
+          overwritten once the next batch is requested.
 
         Raises:
           BrokenPictureError: a picture cannot be decoded.
           ModelError: as `forward`.
-          Exception: whatever reading a part raises.
+          Exception: any exception from reading a part.
         """
         loader: Loader[P] = Loader(
             self._decode,
@@ -133,14 +134,14 @@ class Predictor:
             ahead=_DECODED_AHEAD[self.device.type],
             pinned=self.device.type == "cuda",
         )
-        at_work: collections.deque[tuple[Batch[P], _Outputs]] = collections.deque()
+        in_flight: collections.deque[tuple[Batch[P], _Outputs]] = collections.deque()
         with contextlib.closing(loader.batches(parts)) as batches:
             for batch in batches:
-                at_work.append((batch, self._begin(batch.pixels)))
-                if len(at_work) > _AT_WORK[self.device.type]:
-                    yield from self._end(loader, *at_work.popleft())
-            while at_work:
-                yield from self._end(loader, *at_work.popleft())
+                in_flight.append((batch, self._launch(batch.pixels)))
+                if len(in_flight) > _IN_FLIGHT[self.device.type]:
+                    yield from self._finish(loader, *in_flight.popleft())
+            while in_flight:
+                yield from self._finish(loader, *in_flight.popleft())
 
     def _decode(self, image: bytes, out: Pixels) -> None:
         if self._crop is None:
@@ -150,7 +151,7 @@ class Predictor:
             out[:] = cropped.transpose(1, 2, 0)
 
     @torch.inference_mode()
-    def _begin(self, pixels: Pixels) -> _Outputs:
+    def _launch(self, pixels: Pixels) -> _Outputs:
         logits = self.forward(self.to_device(pixels))
         if self.device.type == "cpu":
             return _Outputs(logits, None)
@@ -160,7 +161,7 @@ class Predictor:
         done.record(torch.cuda.current_stream(self.device))
         return _Outputs(fetched, done)
 
-    def _end(
+    def _finish(
         self, loader: Loader[P], batch: Batch[P], outputs: _Outputs
     ) -> Generator[tuple[Batch[P], NDArray[np.float32]], None, None]:
         if outputs.done is not None:
@@ -169,20 +170,20 @@ class Predictor:
         loader.hand_back(batch)
 
     def to_device(self, pixels: Pixels) -> torch.Tensor:
-        """Pictures as `forward` takes them, of (n, S, S, 3) uint8."""
+        """Converts (n, S, S, 3) uint8 pixels to the input of `forward`, on the device."""
         if self._copies is None:
             copied = torch.from_numpy(pixels)
         else:
-            working = torch.cuda.current_stream(self.device)
+            compute = torch.cuda.current_stream(self.device)
             with torch.cuda.stream(self._copies):
                 copied = torch.from_numpy(pixels).to(self.device, non_blocking=True)
-            working.wait_stream(self._copies)
-            # Its memory is not free before those that work on it have ended.
-            copied.record_stream(working)
+            compute.wait_stream(self._copies)
+            # Keeps the allocator from reusing the memory before the compute stream is done with it.
+            copied.record_stream(compute)
         return copied.permute(0, 3, 1, 2).float() / 255
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Scores a batch; where memory does not suffice, in halves.
+        """Runs a batch through the model, and splits it in halves if memory does not suffice.
 
         Args:
           pictures: (n, 3, S, S) float32 in [0, 1], RGB, on `device`.
@@ -191,7 +192,8 @@ class Predictor:
           (n, outputs) float32 logits, on `device`.
 
         Raises:
-          ModelError: it fails, gives another shape, or has no memory for a single picture.
+          ModelError: the model fails or returns another shape, or memory does not suffice for a
+            single picture.
         """
         try:
             return self.forward_once(pictures)
@@ -200,15 +202,15 @@ class Predictor:
                 raise
             if len(pictures) == 1:
                 raise ModelError("there is not enough memory for a single picture") from error
-        # Outside the handler, whose traceback holds on to the activations.
+        # Outside the handler, because its traceback keeps the activations alive.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         half = len(pictures) // 2
         return torch.cat([self.forward(pictures[:half]), self.forward(pictures[half:])])
 
     def forward_once(self, pictures: torch.Tensor) -> torch.Tensor:
-        """As `forward`, but always in one piece. Raises, beside its ModelError, whatever says that
-        memory does not suffice."""
+        """Does the same as `forward`, but never splits the batch. An out-of-memory error is raised
+        as it is."""
         mixed = (
             torch.autocast(self.device.type, torch.bfloat16)
             if self.config.precision == "bf16"
@@ -219,7 +221,7 @@ class Predictor:
                 logits: torch.Tensor = self.module(self.prepare(pictures))
         except JobError as error:
             raise ModelError(str(error)) from error
-        except Exception as error:  # Whatever a model's own code raises.
+        except Exception as error:  # A model's own code can raise anything.
             if is_out_of_memory(error):
                 raise
             raise ModelError(f"its forward pass failed: {type(error).__name__}: {error}") from error
@@ -231,8 +233,11 @@ class Predictor:
         return logits.float()
 
     def prepare(self, pictures: torch.Tensor) -> torch.Tensor:
-        """What the module takes: pictures (n, 3, S, S) float32 in [0, 1] at the model's size,
-        normalised. Differentiable."""
+        """Resizes and normalises pictures for the module. The operation is differentiable.
+
+        Args:
+          pictures: (n, 3, S, S) float32 in [0, 1].
+        """
         side = self.input_size(pictures.shape[-1])
         if side != pictures.shape[-1]:
             pictures = functional.interpolate(
@@ -243,14 +248,14 @@ class Predictor:
 
 
 def device_of(name: str, group: int) -> torch.device:
-    """The device of this machine that a group's models run on.
+    """Returns the device of this machine that runs a group's models.
 
     Args:
       name: `cpu` or `cuda`.
       group: number of the group.
 
     Raises:
-      ModelError: there is no GPU.
+      ModelError: no GPU is available.
     """
     if name != "cuda":
         return torch.device(name)
@@ -263,7 +268,7 @@ def device_of(name: str, group: int) -> torch.device:
 
 
 def _why_no_gpu() -> str:
-    """What PyTorch says: that it is built for CPUs, or that a driver is missing or too old."""
+    """Returns PyTorch's reason, such as a build for CPUs or a driver that is missing or too old."""
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except (AssertionError, RuntimeError) as error:
@@ -272,7 +277,7 @@ def _why_no_gpu() -> str:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device, or the machine, had no memory for a batch."""
+    """Returns whether the device or the machine ran out of memory."""
     return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or (
         "DefaultCPUAllocator" in str(error)
     )

@@ -311,7 +311,7 @@ def test_caches_of_all_processes_take_a_quarter_of_the_memory(
         evaluation = dataclasses.replace(plan(made, FIRST), pixel_cache=given)
         several = dataclasses.replace(evaluation, models=(FIRST, SECOND))
         rooms = [
-            resident._pixel_cache(each).room((count, 1, 1, 1))
+            resident._pixel_cache(each).allocate((count, 1, 1, 1))
             for each, room in ((evaluation, alone), (several, of_several))
             for count in (room + 1, room)
         ]
