@@ -1,4 +1,4 @@
-"""Hugging Face: image classifiers of its hub, or in a local folder, `hf:microsoft/resnet-50`."""
+"""Hugging Face image classifiers, from the hub or a local folder: `hf:microsoft/resnet-50`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from transforms.taxonomy import Taxonomy, imagenet9
 
 _PREFIX = "hf:"
 _INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-"""By Pillow's number."""
+"""Names in the order of Pillow's constants."""
 
 
 class _Logits(torch.nn.Module):
-    """A classifier of transformers, as a function from pictures to logits.
+    """A wrapper of a transformers classifier that maps pictures to logits.
 
     Args:
-      model: takes `pixel_values` and gives an object with `logits`.
+      model: the classifier; takes `pixel_values` and returns an object with `logits`.
       skipped: number of outputs before the first class.
       flipped: whether the model takes BGR.
     """
@@ -46,10 +46,10 @@ class _Logits(torch.nn.Module):
 
 
 class HuggingFace(Source):
-    """`hf:ID`, where ID names a repository of the hub or a local folder."""
+    """`hf:ID`, where ID is a repository of the hub or a local folder."""
 
     form = "hf:ID"
-    text = "image classifiers of the Hugging Face hub, or in a folder"
+    text = "image classifiers from the Hugging Face hub or a folder"
     extra = "hf"
     libraries = {"transformers": "transformers"}  # noqa: RUF012
 
@@ -66,8 +66,8 @@ class HuggingFace(Source):
             validate_repo_id(identifier)
         except HFValidationError as error:
             raise UsageError(
-                f"--models {spec}: there is no folder {identifier}, and it is no ID of the hub, "
-                "such as hf:microsoft/resnet-50"
+                f"--models {spec}: {identifier} is neither a folder nor an ID of the hub, such as "
+                "hf:microsoft/resnet-50"
             ) from error
 
     def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
@@ -76,7 +76,7 @@ class HuggingFace(Source):
             with open(path, encoding="utf-8") as file:
                 names = json.load(file)["id2label"]
             labels = [str(names[str(index)]) for index in range(len(names))]
-        # Of the hub, or with what is told when it is loaded.
+        # A model of the hub, or a fault that loading the folder reports.
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return len(labels) - _skipped(labels)
@@ -85,38 +85,38 @@ class HuggingFace(Source):
         from transformers import AutoImageProcessor, AutoModelForImageClassification
         from transformers.utils import logging
 
-        # The command line says what is worth saying.
+        # transformers would interrupt the output of the command line.
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         identifier = spec.removeprefix(_PREFIX)
         try:
-            model, found = AutoModelForImageClassification.from_pretrained(
+            model, loading_info = AutoModelForImageClassification.from_pretrained(
                 identifier, dtype=torch.float32, output_loading_info=True
             )
             processor = AutoImageProcessor.from_pretrained(identifier)
         except Exception as error:  # Network, a missing file, another kind of model, broken bytes.
             raise JobError(
                 f"{spec} could not be loaded as an image classifier with its image processor "
-                f"({type(error).__name__}: {in_short(error)}). On a machine without a way to the "
+                f"({type(error).__name__}: {in_short(error)}). On a machine that cannot reach the "
                 "hub, give a folder, or bring the weights along: in9 models fetch"
             ) from error
-        missing = sorted(found["missing_keys"])
+        missing = sorted(loading_info["missing_keys"])
         if missing:
             raise JobError(
                 f"{spec} has no weights for {len(missing)} of its tensors ({missing[0]}): "
                 "it was not trained as a classifier"
             )
         skipped = _check_classes(spec, model.config.id2label, taxonomy)
-        measured, flipped = _measure(spec, processor)
+        settings, flipped = _measure_processor(spec, processor)
         recipe = {
             "config": json.loads(model.config.to_json_string(use_diff=False)),
             "skipped": skipped,
             "flipped": flipped,
         }
         module = _Logits(model, skipped, flipped).eval()
-        side = measured["input_size"]
+        side = settings["input_size"]
         num_outputs = count_outputs(spec, module, side)
-        measured["fixed_size"] = not takes_other_sizes(module, side)
+        settings["fixed_size"] = not takes_other_sizes(module, side)
         commit = getattr(model.config, "_commit_hash", None)
         return loaded_model(
             name=spec,
@@ -124,7 +124,7 @@ class HuggingFace(Source):
             weights=f"{identifier}@{commit}" if commit else identifier,
             module=module,
             preprocessing=Preprocessing.from_settings(
-                measured,
+                settings,
                 num_outputs=num_outputs,
                 where=f"{spec}: image processor",
                 taxonomy=taxonomy,
@@ -155,11 +155,11 @@ class HuggingFace(Source):
 
 
 def _check_classes(spec: str, id2label: Mapping[int, str], taxonomy: Taxonomy) -> int:
-    """Checks the classes, and returns `_skipped` of them.
+    """Checks that the model's classes are the taxonomy's, and returns `_skipped` of the labels.
 
     Raises:
-      JobError: other classes than those of the taxonomy, or in another order. Labels without a
-        meaning, such as LABEL_7, are taken on trust.
+      JobError: the classes differ from the taxonomy's, or have another order. Labels without a
+        meaning, such as LABEL_7, are accepted.
     """
     labels = [str(id2label[index]) for index in range(len(id2label))]
     skipped = _skipped(labels)
@@ -170,40 +170,42 @@ def _check_classes(spec: str, id2label: Mapping[int, str], taxonomy: Taxonomy) -
         shown = f"{len(labels)} classes ({', '.join(labels[:3])}, ...)"
         raise JobError(f"{spec} has {shown}: {error}") from error
     names = classes_of_outputs(len(labels), taxonomy) or taxonomy.names
-    places: dict[str, set[int]] = {}
+    indices_of: dict[str, set[int]] = {}
     for index, words in enumerate(names):
         for word in words.split(", "):
-            places.setdefault(word.lower(), set()).add(index)
+            indices_of.setdefault(word.lower(), set()).add(index)
     known = [
-        (index, places[word])
+        (index, indices_of[word])
         for index, label in enumerate(labels)
-        if (word := label.split(",")[0].strip().lower()) in places
+        if (word := label.split(",")[0].strip().lower()) in indices_of
     ]
-    astray = [index for index, expected in known if index not in expected]
-    if len(astray) > len(known) / 10:
+    misplaced = [index for index, expected in known if index not in expected]
+    if len(misplaced) > len(known) / 10:
         raise JobError(
-            f"{spec} has its classes in another order: output {astray[0]} is "
-            f"{labels[astray[0]]!r}, and must be {names[astray[0]]!r}"
+            f"{spec} has its classes in another order: output {misplaced[0]} is "
+            f"{labels[misplaced[0]]!r}, and must be {names[misplaced[0]]!r}"
         )
     return skipped
 
 
 def _skipped(labels: Sequence[str]) -> int:
-    """How many outputs stand before the classes: one, if a model of ImageNet has one for the
-    background."""
-    of_imagenet = len(imagenet9().wnids)
-    return int(len(labels) == of_imagenet + 1 and labels[0].lower() == "background")
+    """Counts the outputs before the first class: 1 if an ImageNet model begins with an output for
+    the background, else 0."""
+    num_classes = len(imagenet9().wnids)
+    return int(len(labels) == num_classes + 1 and labels[0].lower() == "background")
 
 
-def _measure(spec: str, processor: Any) -> tuple[dict[str, Any], bool]:
-    """What an image processor does, from what it makes of pictures of one colour: its kinds
-    say it in their own ways, with scales, offsets, a second normalisation or BGR.
+def _measure_processor(spec: str, processor: Any) -> tuple[dict[str, Any], bool]:
+    """Determines what an image processor does from its output for pictures of a single colour.
+
+    Its configuration would not do: kinds of processors describe scales, offsets, a second
+    normalisation or BGR in different ways.
 
     Returns:
       (attributes of a `Preprocessing`, whether the model takes BGR).
 
     Raises:
-      JobError: it does not give (3, S, S), or not a linear function of each channel.
+      JobError: the output is not (3, S, S), or not a linear function of each channel.
     """
 
     def processed(red: int, green: int, blue: int) -> torch.Tensor:
@@ -215,7 +217,7 @@ def _measure(spec: str, processor: Any) -> tuple[dict[str, Any], bool]:
         black, grey, white, red = (
             processed(*colour) for colour in ((0,) * 3, (51,) * 3, (255,) * 3, (255, 0, 0))
         )
-    except Exception as error:  # Processors of other kinds of models take other things.
+    except Exception as error:  # Processors of other kinds of models take other inputs.
         raise JobError(
             f"{spec}: its image processor takes no picture ({type(error).__name__})"
         ) from error
@@ -226,7 +228,7 @@ def _measure(spec: str, processor: Any) -> tuple[dict[str, Any], bool]:
         pixels[:, side // 2, side // 2] for pixels in (black, grey, white, red)
     )
     if not torch.allclose(middle - low, (high - low) / 5, atol=1e-4) or not (high > low).all():
-        raise JobError(f"{spec}: its image processor is no normalisation by mean and std")
+        raise JobError(f"{spec}: its image processor is not a normalisation by mean and std")
     flipped = bool(torch.isclose(hot[2], high[2]) and torch.isclose(hot[0], low[0]))
     std, mean = 1 / (high - low), -low / (high - low)
     if flipped:
@@ -234,13 +236,13 @@ def _measure(spec: str, processor: Any) -> tuple[dict[str, Any], bool]:
     size = getattr(processor, "size", None) or {}
     shorter = size.get("shortest_edge") if hasattr(size, "get") else None
     crop = getattr(processor, "crop_pct", None) or (side / shorter if shorter else None)
-    measured = {
+    settings = {
         "input_size": side,
-        # Float32 has about seven digits, and the published values have three or four.
+        # Rounding removes float32's error: published values have three or four digits.
         "mean": [round(float(value), 6) + 0.0 for value in mean],
         "std": [round(float(value), 6) for value in std],
         "interpolation": _INTERPOLATIONS[int(getattr(processor, "resample", None) or 2)],
         "crop_pct": min(1.0, float(crop or 1.0)),
         "crop_mode": "center" if crop else "squash",
     }
-    return measured, flipped
+    return settings, flipped

@@ -1,7 +1,7 @@
-"""ONNX: graphs in files, run by onnxruntime, `onnx:FILE`.
+"""ONNX graphs in files, run by onnxruntime: `onnx:FILE`.
 
-Mean and std, of which ONNX says nothing, are ImageNet's, unless `FILE.json` beside the graph,
-or a metadata property of the graph, names others: the attributes of `Preprocessing`.
+ONNX does not define how to normalise pictures. The default is ImageNet's mean and std; `FILE.json`
+beside the graph, or else the graph's metadata properties, can set any attribute of `Preprocessing`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxModule(torch.nn.Module):
-    """A graph as a module: its state is the serialised graph, weights included.
+    """A graph as a module, whose state is the serialised graph with its weights.
 
-    Pictures go to onnxruntime through the memory of the host, on any device.
+    Pictures reach onnxruntime through host memory, whatever the device.
 
     Args:
-      probabilities: whether the graph ends in a softmax; its logarithm is as good as logits.
+      probabilities: whether the graph ends in a softmax, whose logarithm then serves as logits.
     """
 
     def __init__(self, probabilities: bool = False) -> None:
@@ -55,13 +55,13 @@ class OnnxModule(torch.nn.Module):
 
     @property
     def properties(self) -> dict[str, str]:
-        """The graph's own metadata."""
-        found: dict[str, str] = self._session("cpu").get_modelmeta().custom_metadata_map
-        return found
+        """Metadata properties of the graph."""
+        properties: dict[str, str] = self._session("cpu").get_modelmeta().custom_metadata_map
+        return properties
 
     @property
     def side(self) -> int | None:
-        """Side in pixels, None if the graph takes any."""
+        """Side of the input in pixels, None if the graph takes any."""
         height, width = self._input.size
         if height != width:
             raise JobError(f"its pictures are {height} x {width}, not square")
@@ -69,10 +69,10 @@ class OnnxModule(torch.nn.Module):
 
     @property
     def _input(self) -> _Input:
-        (given, *others) = self._session("cpu").get_inputs()
+        (argument, *others) = self._session("cpu").get_inputs()
         if others:
             raise JobError(f"its graph has {len(others) + 1} inputs, not one")
-        return _Input.from_argument(given)
+        return _Input.from_argument(argument)
 
     def _session(self, device: str) -> Any:
         if device not in self._sessions:
@@ -80,12 +80,12 @@ class OnnxModule(torch.nn.Module):
 
             if _PROVIDERS[device] not in onnxruntime.get_available_providers():
                 raise ModelError(
-                    "the onnxruntime that is installed has no CUDA: pip install onnxruntime-gpu "
-                    "in its place, or run it with --device cpu"
+                    "the installed onnxruntime has no CUDA: replace it with pip install "
+                    "onnxruntime-gpu, or use --device cpu"
                 )
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
-            # Its threads would burn the cores that decode pictures between two batches.
+            # Spinning threads would take the cores that decode pictures between two batches.
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             options.log_severity_level = 3
             settings = {"use_tf32": str(int(torch.backends.cuda.matmul.allow_tf32))}
@@ -99,18 +99,19 @@ class OnnxModule(torch.nn.Module):
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         device = pictures.device.type
         if pictures.requires_grad:
-            raise ModelError("ONNX graphs have no gradients; give a model of another kind")
+            raise ModelError("ONNX graphs have no gradients; use a model of another kind")
         if torch.is_autocast_enabled(device):
-            raise ModelError("ONNX graphs have a precision of their own; leave --precision out")
-        session, given = self._session(device), self._input
-        pixels = given.arrange(pictures.cpu().numpy())
+            raise ModelError("ONNX graphs have a fixed precision; leave --precision out")
+        session, graph_input = self._session(device), self._input
+        pixels = graph_input.arrange(pictures.cpu().numpy())
+        batch_size = graph_input.batch or len(pixels)
         outputs = []
-        for start in range(0, len(pixels), given.batch or len(pixels)):
-            part = pixels[start : start + (given.batch or len(pixels))]
-            short = (given.batch or len(part)) - len(part)
-            padded = np.concatenate([part, np.repeat(part[-1:], short, axis=0)])
-            (found, *_) = session.run(None, {given.name: padded})
-            outputs.append(np.asarray(found, np.float32)[: len(part)])
+        for start in range(0, len(pixels), batch_size):
+            batch = pixels[start : start + batch_size]
+            missing = batch_size - len(batch)
+            padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
+            (output, *_) = session.run(None, {graph_input.name: padded})
+            outputs.append(np.asarray(output, np.float32)[: len(batch)])
         logits = torch.from_numpy(np.concatenate(outputs)).to(pictures.device)
         return logits.clamp_min(1e-12).log() if self.probabilities else logits
 
@@ -120,11 +121,11 @@ class _Input:
     """The input of a graph.
 
     Attributes:
-      name: in the graph.
-      dtype: of numpy.
-      batch: number of pictures it takes at once, None for any.
-      size: (height, width), None for any.
-      channels_last: whether it takes NHWC.
+      name: name in the graph.
+      dtype: NumPy dtype.
+      batch: fixed number of pictures, None for any.
+      size: (height, width), each None for any.
+      channels_last: whether the layout is NHWC.
     """
 
     name: str
@@ -134,19 +135,19 @@ class _Input:
     channels_last: bool
 
     @classmethod
-    def from_argument(cls, given: Any) -> _Input:
-        shape = [axis if isinstance(axis, int) else None for axis in given.shape]
-        if given.type not in _TYPES or len(shape) != 4 or 3 not in (shape[1], shape[3]):
+    def from_argument(cls, argument: Any) -> _Input:
+        shape = [axis if isinstance(axis, int) else None for axis in argument.shape]
+        if argument.type not in _TYPES or len(shape) != 4 or 3 not in (shape[1], shape[3]):
             raise JobError(
-                f"its graph takes {given.type} of shape {given.shape}; expected float pictures "
-                "of shape (pictures, 3, height, width), or with the channels last"
+                f"its graph takes {argument.type} of shape {argument.shape}; expected float "
+                "pictures of shape (pictures, 3, height, width), or with the channels last"
             )
         channels_last = shape[1] != 3
         height, width = shape[1:3] if channels_last else shape[2:4]
-        return cls(given.name, _TYPES[given.type], shape[0], (height, width), channels_last)
+        return cls(argument.name, _TYPES[argument.type], shape[0], (height, width), channels_last)
 
     def arrange(self, pictures: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
-        """(n, 3, S, S) float32 as the graph takes them."""
+        """Converts (n, 3, S, S) float32 pictures to the dtype and the layout of the input."""
         if self.channels_last:
             pictures = pictures.transpose(0, 2, 3, 1)
         return np.ascontiguousarray(pictures, self.dtype)
@@ -171,9 +172,9 @@ class OnnxFiles(Source):
         try:
             graph = onnx.load(spec.removeprefix(_PREFIX), load_external_data=False).graph
             shape = graph.output[0].type.tensor_type.shape.dim
-            # 0 for a size that the graph does not name.
+            # A size that the graph leaves open is 0.
             return shape[1].dim_value or None
-        except Exception:  # What is wrong with a file is told when it is loaded.
+        except Exception:  # Loading the file reports what is wrong with it.
             return None
 
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
@@ -185,13 +186,13 @@ class OnnxFiles(Source):
             side, properties = module.side, module.properties
         except JobError as error:
             raise JobError(f"{spec}: {error}") from error
-        except Exception as error:  # onnxruntime has an exception for each kind of fault.
+        except Exception as error:  # onnxruntime raises a different exception for each fault.
             raise JobError(f"{path} cannot be run by onnxruntime ({in_short(error)})") from error
-        given = _written_down(path, properties)
-        if side is not None and given.setdefault("input_size", side) != side:
-            raise JobError(f"{spec} takes {side} pixels, not input_size {given['input_size']}")
-        given["fixed_size"] = side is not None
-        side = int(given.get("input_size", 224))
+        settings = _read_settings(path, properties)
+        if side is not None and settings.setdefault("input_size", side) != side:
+            raise JobError(f"{spec} takes {side} pixels, not input_size {settings['input_size']}")
+        settings["fixed_size"] = side is not None
+        side = int(settings.get("input_size", 224))
         num_outputs = count_outputs(spec, module, side)
         trial = module(torch.zeros(1, 3, side, side))
         module.probabilities = bool(
@@ -203,7 +204,7 @@ class OnnxFiles(Source):
             weights=os.path.basename(path),
             module=module,
             preprocessing=Preprocessing.from_settings(
-                given, num_outputs=num_outputs, where=_settings_file(path), taxonomy=taxonomy
+                settings, num_outputs=num_outputs, where=_settings_file(path), taxonomy=taxonomy
             ),
             num_outputs=num_outputs,
             recipe={"probabilities": module.probabilities},
@@ -217,7 +218,7 @@ class OnnxFiles(Source):
 
 
 def _read_graph(path: str) -> bytes:
-    """A graph in one piece, with the weights that exporters put into files beside it."""
+    """Reads a graph, and embeds weights that the exporter put into separate files."""
     import onnx
     from onnx.external_data_helper import uses_external_data
 
@@ -227,33 +228,34 @@ def _read_graph(path: str) -> bytes:
         if any(uses_external_data(tensor) for tensor in graph.graph.initializer):
             return bytes(onnx.load(path).SerializeToString(deterministic=True))
         return data
-    except Exception as error:  # Whatever the bytes provoke, a missing file beside it, over 2 GB.
+    except Exception as error:  # Broken bytes, a missing weights file, over 2 GB.
         raise JobError(f"{path} cannot be read as an ONNX graph: {type(error).__name__}") from error
 
 
 def _settings_file(path: str) -> str:
-    """The file beside a graph that holds its preprocessing."""
+    """Returns the path of the JSON file beside a graph that holds its preprocessing."""
     return f"{path}.json"
 
 
-def _written_down(path: str, properties: Mapping[str, str]) -> dict[str, Any]:
-    """Preprocessing from the file beside a graph, else from its metadata, whose other properties,
-    such as the exporter's, are none of ours."""
+def _read_settings(path: str, properties: Mapping[str, str]) -> dict[str, Any]:
+    """Reads the preprocessing from the file beside a graph or, without one, from the graph's
+    metadata; skips unrelated properties, such as the exporter's."""
     names = {field.name for field in dataclasses.fields(Preprocessing)} - {"fixed_size"}
-    beside = _settings_file(path)
-    files = files_of(beside)
+    sidecar = _settings_file(path)
+    files = files_of(sidecar)
     try:
-        if files.info(beside) is None:
+        if files.info(sidecar) is None:
             return {
                 name: text if name in ("interpolation", "crop_mode") else json.loads(text)
                 for name, text in properties.items()
                 if name in names
             }
-        given = json.loads(files.read(beside))
+        settings = json.loads(files.read(sidecar))
     except (OSError, ValueError) as error:
         raise JobError(
-            f"the preprocessing of {path} cannot be read ({error}); it is JSON, such as [0, 0, 0]"
+            f"the preprocessing of {path} cannot be read ({error}); "
+            "it must be JSON, such as [0, 0, 0]"
         ) from error
-    if not isinstance(given, dict):
-        raise JobError(f'{beside} must hold an object, such as {{"mean": [0, 0, 0]}}')
-    return given
+    if not isinstance(settings, dict):
+        raise JobError(f'{sidecar} must hold an object, such as {{"mean": [0, 0, 0]}}')
+    return settings

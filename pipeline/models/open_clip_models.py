@@ -1,4 +1,4 @@
-"""open_clip: zero-shot classifiers made of a CLIP model and the names of the classes.
+"""Zero-shot classifiers from open_clip's CLIP models and the names of the classes.
 
 Source: the prompts are the seven that CLIP's authors found to be the best subset of theirs.
 """
@@ -43,11 +43,12 @@ _TEXTS_AT_ONCE = 256
 
 
 class ZeroShot(torch.nn.Module):
-    """An image tower, and a direction for each class.
+    """A CLIP image tower with a fixed text direction for each class.
 
     Args:
-      visual: (n, 3, S, S) -> (n, width), or a tuple that begins with it.
-      head: (classes, width), scaled: the logits are its product with the normalised features.
+      visual: maps (n, 3, S, S) to (n, width), or to a tuple that begins with it.
+      head: (classes, width), the directions times the logit scale; the logits are its product
+        with the normalised features.
     """
 
     def __init__(self, visual: torch.nn.Module, head: torch.Tensor) -> None:
@@ -67,7 +68,7 @@ class OpenClip(Source):
     `open_clip:hf-hub:ORG/NAME`."""
 
     form = "open_clip:ARCH:TAG, open_clip:ARCH:FILE, open_clip:hf-hub:ID or open_clip:FOLDER"
-    text = "CLIP models, zero-shot with the names of the classes"
+    text = "CLIP models as zero-shot classifiers, by the names of the classes"
     extra = "clip"
     libraries = {"open_clip": "open_clip_torch"}  # noqa: RUF012
 
@@ -91,7 +92,7 @@ class OpenClip(Source):
         tags = open_clip.list_pretrained_tags_by_model(architecture)
         if pretrained not in tags and not os.path.isfile(pretrained):
             raise UsageError(
-                f"--models {spec}: {pretrained!r} is no file, and none of the weights of "
+                f"--models {spec}: {pretrained!r} is neither a file nor one of the weights of "
                 f"{architecture}: {', '.join(tags) or 'there are none'}"
             )
 
@@ -105,14 +106,14 @@ class OpenClip(Source):
             prompts = class_prompts(taxonomy)
         except ValueError as error:
             raise JobError(f"{spec}: {error}") from error
-        architecture, pretrained = _named(spec)
+        architecture, pretrained = _parse(spec)
         tag = open_clip.get_pretrained_cfg(architecture, pretrained) if pretrained else {}
         try:
             model = open_clip.create_model(
                 architecture,
                 pretrained,
                 require_pretrained=True,
-                # Of two architectures that differ in this, only one fits the weights.
+                # The weights were trained with one of two activations.
                 force_quick_gelu=bool(tag.get("quick_gelu", False)),
             )
             config = open_clip.get_model_config(architecture)
@@ -120,13 +121,13 @@ class OpenClip(Source):
         except Exception as error:  # Network, a missing file, another model, broken bytes.
             raise JobError(
                 f"{spec} could not be loaded ({type(error).__name__}: {in_short(error)}). On a "
-                "machine without a way to the hub, give a file or a folder, or bring the weights "
+                "machine that cannot reach the hub, give a file or a folder, or bring the weights "
                 "along: in9 models fetch"
             ) from error
         model.eval().requires_grad_(False)
-        # Of the weights alone: the head is computed, and its last bits depend on the machine.
+        # Excludes the head, which is computed: its last bits depend on the machine.
         digest = weights_hash(model)
-        settings = dict(model.visual.preprocess_cfg)
+        preprocess = dict(model.visual.preprocess_cfg)
         recipe = {
             "embed_dim": config["embed_dim"],
             "vision_cfg": {**config["vision_cfg"], "timm_model_pretrained": False},
@@ -135,18 +136,18 @@ class OpenClip(Source):
         }
         module = ZeroShot(model.visual, _head(spec, model, tokenizer, prompts)).eval()
         del model
-        size = settings["size"]
+        size = preprocess["size"]
         side = int(size if isinstance(size, int) else size[0])
         num_outputs = count_outputs(spec, module, side)
-        given = {
+        settings = {
             "input_size": side,
             "fixed_size": not takes_other_sizes(module, side),
-            "mean": settings["mean"],
-            "std": settings["std"],
-            "interpolation": settings["interpolation"],
+            "mean": preprocess["mean"],
+            "std": preprocess["std"],
+            "interpolation": preprocess["interpolation"],
             "crop_pct": 1.0,
             "crop_mode": {"squash": "squash", "longest": "border"}.get(
-                settings["resize_mode"], "center"
+                preprocess["resize_mode"], "center"
             ),
         }
         return loaded_model(
@@ -155,7 +156,7 @@ class OpenClip(Source):
             weights=os.path.basename(pretrained or architecture),
             module=module,
             preprocessing=Preprocessing.from_settings(
-                given, num_outputs=num_outputs, where=spec, taxonomy=taxonomy
+                settings, num_outputs=num_outputs, where=spec, taxonomy=taxonomy
             ),
             num_outputs=num_outputs,
             recipe=recipe,
@@ -167,17 +168,18 @@ class OpenClip(Source):
             return super().origin(spec, model)
         import open_clip
 
-        architecture, pretrained = _named(spec)
+        architecture, pretrained = _parse(spec)
         tag = open_clip.get_pretrained_cfg(architecture, pretrained) if pretrained else {}
         repository = tag.get("hf_hub", "") if pretrained else architecture.removeprefix(_HUB)
-        # A file in it may follow.
+        # The name of a file in the repository may follow.
         owner_and_name = repository.strip("/").split("/")[:2]
         return Origin("hub", "/".join(owner_and_name)) if len(owner_and_name) == 2 else None
 
     def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
         import open_clip
 
-        # Of the text tower only the directions of the classes are left.
+        # The smallest possible text tower: only its directions for the classes are used, and they
+        # are in the head.
         text = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
         model = open_clip.CLIP(
             embed_dim=recipe["embed_dim"],
@@ -194,7 +196,7 @@ class OpenClip(Source):
         return next((path for path in (identifier, weights) if os.path.exists(path)), "")
 
     def needs_hub(self, spec: str) -> bool:
-        architecture, pretrained = _named(spec)
+        architecture, pretrained = _parse(spec)
         return architecture.startswith(_HUB) or bool(pretrained and not os.path.isfile(pretrained))
 
     def catalogue(self) -> list[str]:
@@ -203,8 +205,8 @@ class OpenClip(Source):
         return [f"{_PREFIX}{name}:{tag}" for name, tag in open_clip.list_pretrained()]
 
 
-def _named(spec: str) -> tuple[str, str | None]:
-    """(architecture with its schema, weights), as open_clip takes them."""
+def _parse(spec: str) -> tuple[str, str | None]:
+    """Returns open_clip's arguments (model name with its schema, weights) for an entry."""
     identifier = spec.removeprefix(_PREFIX)
     if os.path.isdir(identifier):
         return f"local-dir:{identifier}", None
@@ -215,22 +217,24 @@ def _named(spec: str) -> tuple[str, str | None]:
 
 
 def class_prompts(taxonomy: Taxonomy) -> list[list[str]]:
-    """The prompts of each output: of ImageNet's 1000 classes where all classes are among them,
-    else of the taxonomy's own.
+    """Returns the prompts of each output.
 
-    A class is called by the first of its names; where two share it, by all of them and the
-    superclass: `crane bird` and `crane`.
+    The outputs are ImageNet's 1000 classes if they include all classes of the taxonomy, else the
+    taxonomy's own classes.
+
+    A prompt uses the first name of a class. If two classes share that name, it uses all names and
+    the superclass: `crane bird` and `crane`.
 
     Raises:
-      ValueError: the taxonomy's classes are only some of a model's outputs.
+      ValueError: the taxonomy's column index does not cover all outputs.
     """
     if taxonomy.is_of_imagenet:
         taxonomy = imagenet9()
     elif taxonomy.outputs is not None:
         if set(taxonomy.outputs) != set(range(len(taxonomy.outputs))):
             raise ValueError(
-                "a zero-shot model has no other outputs than the classes; the taxonomy's column "
-                "index leaves some out"
+                "a zero-shot model has exactly one output per class, but the taxonomy's column "
+                "index leaves some outputs out"
             )
         order = np.argsort(taxonomy.outputs)
         taxonomy = dataclasses.replace(
@@ -250,10 +254,14 @@ def class_prompts(taxonomy: Taxonomy) -> list[list[str]]:
 
 @torch.inference_mode()
 def _head(spec: str, model: Any, tokenizer: Any, prompts: Sequence[Sequence[str]]) -> torch.Tensor:
-    """(classes, width) float32: the mean direction of a class's prompts, times the logit scale."""
+    """Computes the mean direction of each class's prompts, times the logit scale.
+
+    Returns:
+      (classes, width) float32.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
-    texts = [text for of_class in prompts for text in of_class]
+    texts = [text for class_texts in prompts for text in class_texts]
     parts = []
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         tokens = tokenizer(texts[start : start + _TEXTS_AT_ONCE]).to(device)

@@ -1,4 +1,4 @@
-"""Python: a function of the user's that returns a module, `python:my_models:trained`."""
+"""Custom Python functions that return a module: `python:my_models:trained`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from transforms.taxonomy import Taxonomy
 
 
 class PythonFunctions(Source):
-    """`python:MODULE:FUNCTION`; the function takes nothing and returns a `torch.nn.Module`, or
-    (module, attributes of its `Preprocessing`)."""
+    """`python:MODULE:FUNCTION`; the function takes no arguments and returns a `torch.nn.Module`,
+    or (module, attributes of its `Preprocessing`)."""
 
     form = "python:MODULE:FUNCTION"
     text = "a function that returns a torch.nn.Module; MODULE is found on PYTHONPATH"
@@ -26,13 +26,13 @@ class PythonFunctions(Source):
         _function(spec)
 
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
-        module, given = _call(spec)
+        module, settings = _call(spec)
         module.float().eval()
-        # One picture says how many outputs there are, and so which mean is the default.
-        side = int(given.get("input_size", 224))
+        # The number of outputs decides the default mean and std.
+        side = int(settings.get("input_size", 224))
         num_outputs = count_outputs(spec, module, side)
         preprocessing = Preprocessing.from_settings(
-            {"fixed_size": not takes_other_sizes(module, side), **given},
+            {"fixed_size": not takes_other_sizes(module, side), **settings},
             num_outputs=num_outputs,
             where=f"{spec}: preprocessing",
             taxonomy=taxonomy,
@@ -47,29 +47,29 @@ class PythonFunctions(Source):
         )
 
     def origin(self, spec: str, model: LoadedModel) -> None:
-        """Nothing: its code may do anything."""
+        """Returns None, because the function may load anything from anywhere."""
 
     def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
         return _call(name)[0].float()
 
 
 def _function(spec: str) -> Callable[[], Any]:
-    """Imports the function. Raises UsageError if there is none."""
+    """Imports the function. Raises UsageError if it does not exist."""
     target = spec.removeprefix(PREFIX)
     return import_function(target, f"--models {spec}", f"{PREFIX}my_models:trained")
 
 
 def _call(spec: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     try:
-        found = _function(spec)()
+        result = _function(spec)()
     except (UsageError, JobError):
         raise
-    except Exception as error:  # Whatever stands in someone's function.
+    except Exception as error:  # A user's function can raise anything.
         raise JobError(f"{spec} raised {type(error).__name__}: {in_short(error)}") from error
-    module, given = found if isinstance(found, tuple) and len(found) == 2 else (found, {})
-    if not isinstance(module, torch.nn.Module) or not isinstance(given, dict):
+    module, settings = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
+    if not isinstance(module, torch.nn.Module) or not isinstance(settings, dict):
         raise JobError(
             f"{spec} must return a torch.nn.Module, or (module, preprocessing as a dict), not "
-            f"{type(found).__name__}"
+            f"{type(result).__name__}"
         )
-    return module, given
+    return module, settings

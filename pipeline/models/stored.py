@@ -1,6 +1,6 @@
-"""Weights in a folder, by their SHA-256: storing and loading them.
+"""Storing models in a folder of weights, and loading them from it.
 
-DIR/<sha256>.safetensors    the tensors of one model; the name is `state_hash` of them
+DIR/<sha256>.safetensors    the tensors of one model, named by their `state_hash`
 DIR/index.json              name -> sha256, architecture, source, preprocessing
 """
 
@@ -21,19 +21,19 @@ from pipeline.storage.store import WORK_FOLDER
 
 
 def store_model(folder: WeightsFolder, model: LoadedModel) -> bool:
-    """Stores a model, and says whether anything changed.
+    """Stores a model, and returns whether anything changed.
 
     Raises:
-      JobError: its state is not of tensors alone.
+      JobError: its state holds more than tensors.
     """
     state, store = model.module.state_dict(), folder.store
-    about = {field.name: getattr(model, field.name) for field in dataclasses.fields(ModelIdentity)}
-    stored = StoredModel(**about, sha256=state_hash(state), recipe=model.recipe)
+    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(ModelIdentity)}
+    stored = StoredModel(**fields, sha256=state_hash(state), recipe=model.recipe)
     changed = False
-    if not _is_whole(folder, stored):
-        # Tensors that share memory are stored one by one.
-        kind = torch.contiguous_format
-        tensors = {key: value.clone(memory_format=kind) for key, value in state.items()}
+    if not _is_intact(folder, stored):
+        # safetensors refuses tensors that share memory, so each is copied.
+        layout = torch.contiguous_format
+        tensors = {key: value.clone(memory_format=layout) for key, value in state.items()}
         store.write(stored.file, save(tensors))
         changed = True
     changed |= folder.note(stored)
@@ -42,7 +42,7 @@ def store_model(folder: WeightsFolder, model: LoadedModel) -> bool:
     return changed
 
 
-def _is_whole(folder: WeightsFolder, stored: StoredModel) -> bool:
+def _is_intact(folder: WeightsFolder, stored: StoredModel) -> bool:
     if not folder.store.exists(stored.file):
         return False
     try:
@@ -52,10 +52,10 @@ def _is_whole(folder: WeightsFolder, stored: StoredModel) -> bool:
 
 
 def _state(folder: WeightsFolder, stored: StoredModel) -> dict[str, torch.Tensor]:
-    """The tensors of a model, unchecked. Raises JobError if they cannot be read."""
+    """Reads the tensors of a model, unchecked. Raises JobError if they cannot be read."""
     try:
         return load(folder.store.read(stored.file, None))
-    except Exception as error:  # Whatever the bytes provoke.
+    except Exception as error:  # Broken bytes can raise anything.
         raise JobError(
             f"{folder.store.path(stored.file)}, the weights of {stored.name}, cannot be read "
             f"({type(error).__name__}); fetch them again"
@@ -66,14 +66,14 @@ def load_stored(source: Source, folder: WeightsFolder, stored: StoredModel) -> L
     """Loads a model from a folder of weights.
 
     Raises:
-      JobError: the tensors are not those that were fetched, or do not fit.
+      JobError: the tensors have changed since they were fetched, or do not fit.
     """
     state = _state(folder, stored)
-    found = state_hash(state)
-    if found != stored.sha256:
+    digest = state_hash(state)
+    if digest != stored.sha256:
         raise JobError(
             f"{folder.store.path(stored.file)}, the weights of {stored.name}, has changed: its "
-            f"tensors have sha256 {found}, and the index says {stored.sha256}; fetch them again"
+            f"tensors have sha256 {digest}, but the index says {stored.sha256}; fetch them again"
         )
     make = functools.partial(source.build, stored.name, stored.recipe)
     module = module_with(stored.name, make, state)

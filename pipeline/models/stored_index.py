@@ -1,6 +1,6 @@
-"""The index of a folder of weights, for machines without a way to the hubs. It needs no torch.
+"""The index of a folder of weights, for machines that cannot reach the hubs. Needs no torch.
 
-DIR/<sha256>.safetensors    the tensors of one model; the name is `state_hash` of them
+DIR/<sha256>.safetensors    the tensors of one model, named by their `state_hash`
 DIR/index.json              name -> sha256, architecture, source, preprocessing
 """
 
@@ -24,25 +24,25 @@ INDEX = "index.json"
 FORMAT = "imagenet9 weights"
 FORMAT_VERSION = 1
 VARIABLE = "IN9_WEIGHTS"
-"""Environment variable that stands for `--weights`."""
+"""Environment variable that replaces `--weights`."""
 _SHA256 = re.compile("[0-9a-f]{64}")
 _LOCK = f"{WORK_FOLDER}/lock-index"
 
 
 def chosen_folder(flag: str | None) -> str | None:
-    """The folder of `--weights`, else of the environment; None if neither names one."""
+    """Returns the folder that `--weights` or the environment variable names, if any."""
     folder = flag or os.environ.get(VARIABLE)
     return absolute(folder) if folder else None
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredModel(ModelIdentity):
-    """A line of the index.
+    """An entry of the index.
 
     Attributes:
-      sha256: of the stored tensors. It differs from `weights_sha256`, which results show, where
-        what is stored was computed from the weights: the head of a zero-shot classifier.
-      recipe: as of `LoadedModel`.
+      sha256: SHA-256 of the stored tensors. For zero-shot classifiers it differs from
+        `weights_sha256`, which results show, because it includes the computed head.
+      recipe: recipe of the `LoadedModel`.
     """
 
     sha256: str
@@ -50,7 +50,7 @@ class StoredModel(ModelIdentity):
 
     def __post_init__(self) -> None:
         if not _SHA256.fullmatch(self.sha256):
-            raise ValueError(f"{self.sha256!r} is no SHA-256")
+            raise ValueError(f"{self.sha256!r} is not a SHA-256")
 
     @property
     def file(self) -> str:
@@ -63,25 +63,25 @@ class WeightsFolder:
     """A folder of weights.
 
     Attributes:
-      store: where it is.
+      store: the folder.
     """
 
     store: Store
 
     @classmethod
     def from_path(cls, path: str) -> WeightsFolder:
-        """The folder of a `--weights` or `--to` flag."""
+        """Opens the folder of a `--weights` or `--to` flag."""
         return cls(Store.at(path))
 
     def models(self) -> dict[str, StoredModel]:
-        """What is there, by name.
+        """Returns the stored models by name.
 
         Raises:
-          UsageError: the folder has no index, or one that is not ours.
+          UsageError: the folder has no index, or the index cannot be read.
         """
         if not self.store.exists(INDEX):
             raise UsageError(
-                f"{self.store.root} holds no weights; make it with: "
+                f"{self.store.root} holds no weights; fetch some with: "
                 f"in9 models fetch --models NAME --to {self.store.root}"
             )
         return self._read()
@@ -92,9 +92,12 @@ class WeightsFolder:
         path = self.store.path(INDEX)
         try:
             content = json.loads(self.store.read(INDEX))
-            found = (content["format"], content["format_version"])
-            if found != (FORMAT, FORMAT_VERSION):
-                raise UsageError(f"{path} is of {found[0]!r}, version {found[1]}, not ours")
+            file_format, version = content["format"], content["format_version"]
+            if (file_format, version) != (FORMAT, FORMAT_VERSION):
+                raise UsageError(
+                    f"{path} is {file_format!r} of version {version}, which is not supported; fetch into "
+                    "an empty folder"
+                )
             return {
                 name: StoredModel(
                     **{
@@ -109,14 +112,14 @@ class WeightsFolder:
             }
         except (ValueError, KeyError, TypeError, AttributeError, JobError) as error:
             raise UsageError(
-                f"{path} is no index of weights ({error}); fetch into an empty folder"
+                f"{path} is not an index of weights ({error}); fetch into an empty folder"
             ) from error
 
     def find(self, name: str) -> StoredModel | None:
-        """The model of a name, None if the folder has none.
+        """Returns the model of a name, None if the folder does not have it.
 
         Raises:
-          UsageError: as `models`, or its tensors are missing.
+          UsageError: as `models`, or the file of tensors is missing.
         """
         stored = self.models().get(name)
         if stored is not None and not self.store.exists(stored.file):
@@ -126,8 +129,8 @@ class WeightsFolder:
         return stored
 
     def note(self, stored: StoredModel) -> bool:
-        """Adds a model to the index, or takes the place of the one of its name; returns whether
-        anything changed."""
+        """Adds a model to the index, or replaces the one of the same name; returns whether anything
+        changed."""
         with held(self.store, _LOCK, wait=60) as store:
             models = {**self._read(), stored.name: stored}
             content = {

@@ -1,4 +1,4 @@
-"""timm: names with weights on its hub, and architectures with a local checkpoint."""
+"""timm models: names with weights on the hub, and architectures with a checkpoint file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from timm.data import resolve_model_data_config
 from timm.models import clean_state_dict, get_pretrained_cfg, is_model_pretrained
 
 from pipeline.errors import JobError, UsageError
+from pipeline.models.checkpoint import SUFFIX, read_header, read_metadata
 from pipeline.models.known import Origin
 from pipeline.models.loaded import LoadedModel, loaded_model, module_with
 from pipeline.models.preprocessing import IN9_MEAN, IN9_STD, Preprocessing, is_nine_way
@@ -29,7 +30,7 @@ class TimmNames(Source):
     """`resnet50`, `resnet50.a1_in1k`, `resnet50=FILE`.
 
     Args:
-      similar: names of other sources that a misspelt one may have meant.
+      similar: names of other sources to suggest for a misspelt name.
     """
 
     form = "NAME, NAME.TAG or ARCH=FILE"
@@ -70,7 +71,7 @@ class TimmNames(Source):
             return config.num_classes if config else None
         try:
             return _head_size(architecture, _read_shapes(path), path)
-        except Exception:  # What is wrong with a file is told when it is loaded.
+        except Exception:  # Loading the file reports what is wrong with it.
             return None
 
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
@@ -85,10 +86,10 @@ class TimmNames(Source):
             return timm_model(spec, module, file, taxonomy, preprocessing_of(path))
         try:
             module = timm.create_model(spec, pretrained=True)
-        except Exception as error:  # Hubs fail in their own ways: network, missing file, format.
+        except Exception as error:  # Network, a missing file, broken bytes.
             raise JobError(
                 f"the weights of {spec} could not be fetched ({type(error).__name__}). On a "
-                f"machine without a way to the hub, give a file, {spec.partition('.')[0]}=FILE, "
+                f"machine that cannot reach the hub, give a file, {spec.partition('.')[0]}=FILE, "
                 "or bring them along: in9 models fetch"
             ) from error
         config = module.pretrained_cfg
@@ -121,19 +122,19 @@ class TimmNames(Source):
         return "=" not in spec
 
     def catalogue(self) -> list[str]:
-        """Full tags of all weights with ImageNet's outputs."""
+        """Lists the full tags of all weights with ImageNet's outputs."""
         return [name for name in timm.list_pretrained() if is_for_imagenet(name)]
 
 
 def _refuse_file(spec: str, *, or_any: bool) -> None:
-    """Refuses an entry that is the name of a file and nothing more, and says what it lacks.
+    """Refuses an entry that is only a file name, and says what to add.
 
     Args:
       spec: the entry.
-      or_any: whether to look for a file whose ending tells nothing.
+      or_any: whether to refuse existing files with any other extension, too.
 
     Raises:
-      UsageError: it is one.
+      UsageError: the entry is the name of a file.
     """
     ending = os.path.splitext(spec)[1]
     if ending == ".py":
@@ -150,15 +151,13 @@ def _refuse_file(spec: str, *, or_any: bool) -> None:
 
 
 def is_for_imagenet(name: str) -> bool:
-    """Whether a timm name, with or without its tag, has weights with ImageNet's outputs."""
+    """Returns whether a timm name, with or without a tag, has weights with ImageNet's outputs."""
     config = get_pretrained_cfg(name) if is_model_pretrained(name) else None
     return config is not None and config.num_classes == len(imagenet9().wnids)
 
 
 def preprocessing_of(path: str) -> Preprocessing | None:
-    """What a checkpoint of ours was trained with, None for all others."""
-    # Not before: it is written in terms of this package.
-    from pipeline.models.checkpoint import SUFFIX, read_metadata
+    """Reads the preprocessing from a checkpoint's training metadata; None if it has none."""
 
     trained = read_metadata(path) if path.endswith(SUFFIX) else None
     return trained.preprocessing if trained else None
@@ -171,8 +170,8 @@ def timm_model(
     taxonomy: Taxonomy,
     preprocessing: Preprocessing | None = None,
 ) -> LoadedModel:
-    """A `LoadedModel` of a timm module that has its weights, with what is known of its
-    preprocessing, or else that of the architecture's configuration."""
+    """Makes a `LoadedModel` from a timm module that has its weights. The preprocessing defaults to
+    that of timm's configuration."""
     config = resolve_model_data_config(module)
     num_outputs = int(module.num_classes)  # type: ignore[arg-type]
     nine_way = is_nine_way(num_outputs, taxonomy)
@@ -203,31 +202,28 @@ def _full_tag(module: torch.nn.Module) -> str:
 
 
 def read_state(path: str) -> dict[str, torch.Tensor]:
-    """State dict of a checkpoint file, out of the wrappings that training scripts add.
+    """Reads the state dict of a checkpoint file, without wrappers that training scripts add.
 
     Raises:
-      JobError: the file cannot be read, or holds none.
+      JobError: the file cannot be read, or holds no state dict.
     """
     try:
-        if path.endswith(".safetensors"):
+        if path.endswith(SUFFIX):
             state: dict[str, Any] = load(files_of(path).read(path, None))
         else:
             with files_of(path).open(path) as file:
                 state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # Whatever the bytes provoke in either reader.
+    except Exception as error:  # Broken bytes can raise anything in either reader.
         raise JobError(
-            f"{path} cannot be read as a checkpoint of tensors alone: {type(error).__name__}"
+            f"{path} cannot be read as a checkpoint of nothing but tensors: {type(error).__name__}"
         ) from error
     return _unwrapped(path, state)
 
 
 def _read_shapes(path: str) -> dict[str, Sequence[int]]:
-    """Shapes of a checkpoint's tensors, which stay where they are; files of PyTorch can be looked
-    into on this machine alone."""
-    if path.endswith(".safetensors"):
-        # Not before: it is written in terms of this package.
-        from pipeline.models.checkpoint import read_header
-
+    """Reads the shapes of a checkpoint's tensors, but not the tensors. A PyTorch file must be
+    local."""
+    if path.endswith(SUFFIX):
         header = read_header(path) or {}
         return clean_state_dict({name: entry.get("shape") for name, entry in header.items()})
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -235,18 +231,18 @@ def _read_shapes(path: str) -> dict[str, Sequence[int]]:
 
 
 def _unwrapped(path: str, state: Any) -> dict[str, torch.Tensor]:
-    """A state dict out of its wrappings. Raises JobError if it is none."""
-    for wrapping in ("state_dict", "model"):
-        inner = state.get(wrapping) if isinstance(state, dict) else None
+    """Extracts a state dict from its wrappers. Raises JobError if there is none."""
+    for wrapper in ("state_dict", "model"):
+        inner = state.get(wrapper) if isinstance(state, dict) else None
         if isinstance(inner, dict):
             state = inner
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise JobError(f"{path} holds no state dict: expected names and tensors")
+        raise JobError(f"{path} holds no state dict: expected tensors by name")
     return clean_state_dict(state)
 
 
 def _head_size(architecture: str, shapes: Mapping[str, Sequence[int]], path: str) -> int:
-    """Number of outputs, from the shape of a checkpoint's classifier."""
+    """Returns the number of outputs, from the shape of a checkpoint's classifier."""
     classifier = timm.create_model(architecture).pretrained_cfg.get("classifier", "fc")
     name = classifier if isinstance(classifier, str) else classifier[0]
     if f"{name}.weight" not in shapes:

@@ -1,4 +1,4 @@
-"""torchvision: classifiers with their weights enums, `torchvision:resnet50:IMAGENET1K_V1`."""
+"""torchvision classifiers with weights of its enums: `torchvision:resnet50:IMAGENET1K_V1`."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class TorchvisionNames(Source):
         name = self.full_name(spec)
         architecture = name.split(":")[1]
         try:
-            # torchvision's own call would run what a pickle says.
+            # `get_model` alone would unpickle the file without `weights_only`.
             weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
             module = models.get_model(architecture, weights=weights, progress=False)
-        except Exception as error:  # Its hub fails in its own ways, and files are what they are.
+        except Exception as error:  # Network, a missing file, broken bytes.
             raise JobError(
                 f"the weights of {name} could not be fetched ({type(error).__name__}). On a "
-                "machine without a way to the hub, bring them along: in9 models fetch"
+                "machine that cannot reach the hub, bring them along: in9 models fetch"
             ) from error
         preset = weights.transforms()
         side = int(preset.crop_size[0])
@@ -72,7 +72,7 @@ class TorchvisionNames(Source):
         return downloaded(model.weights)
 
     def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
-        """What torchvision builds where it loads weights into it."""
+        """Builds the same module that torchvision builds to load these weights."""
         from torchvision import models
 
         weights = _weights(name)
@@ -109,7 +109,7 @@ class TorchvisionNames(Source):
 
 
 def _weights(spec: str) -> Any:
-    """Member of a weights enum. Raises UsageError if there is none of the name."""
+    """Returns the weights enum member of an entry. Raises UsageError if it does not exist."""
     from torchvision import models
 
     name, colon, tag = spec.removeprefix(_PREFIX).partition(":")

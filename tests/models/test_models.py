@@ -717,7 +717,7 @@ def test_tampered_and_missing_weights_are_refused(tmp_path: Path, my_models: str
         check_model("resnet50", folder)
     check_model("efficientnet_lite0", folder)
     (Path(folder) / "index.json").write_text("{}")
-    with pytest.raises(UsageError, match="no index of weights"):
+    with pytest.raises(UsageError, match="not an index of weights"):
         check_model(spec, folder)
     with pytest.raises(UsageError, match="holds no weights"):
         check_model(spec, str(tmp_path / "none"))
