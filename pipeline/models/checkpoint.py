@@ -149,7 +149,9 @@ def read_metadata(path: str) -> TrainedOn | None:
         note = json.loads(text)
         file_format, version = note["format"], note["format_version"]
         if (file_format, version) != (FORMAT, FORMAT_VERSION):
-            raise JobError(f"{path} is {file_format!r} of version {version}, which is not supported")
+            raise JobError(
+                f"{path} is {file_format!r} of version {version}, which is not supported"
+            )
         keys = zlib.decompress(base64.b64decode(note.pop(_KEYS))).decode("utf-8", "surrogatepass")
         names = {field.name for field in dataclasses.fields(TrainedOn)} & note.keys()
         fields = {name: note[name] for name in names} | {

@@ -95,8 +95,8 @@ class WeightsFolder:
             file_format, version = content["format"], content["format_version"]
             if (file_format, version) != (FORMAT, FORMAT_VERSION):
                 raise UsageError(
-                    f"{path} is {file_format!r} of version {version}, which is not supported; fetch into "
-                    "an empty folder"
+                    f"{path} is {file_format!r} of version {version}, which is not supported; "
+                    "fetch into an empty folder"
                 )
             return {
                 name: StoredModel(

@@ -1,1 +1,1 @@
-"""Training: networks and linear probes on the variants, and what they were trained on."""
+"""Training of networks and linear probes on the variants."""

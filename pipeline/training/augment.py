@@ -1,6 +1,8 @@
-"""Augment: random resized crop, flip and colour jitter, by torchvision's transforms (v2), whose
-generator is seeded for (seed, epoch, key): neither the number of workers nor their order changes a
-picture."""
+"""Augmentation: random resized crop, flip and colour jitter, by torchvision's transforms (v2).
+
+Their generator is seeded for each (seed, epoch, key), so that neither the number of workers nor
+their order changes a picture.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +21,32 @@ Hashes = NDArray[np.uint64]
 
 
 def augmentation_hashes(seed: int, keys: Iterable[str]) -> Hashes:
-    """(n,) uint64: what the seeds of each image are derived from, in all epochs."""
+    """Returns a hash for each image, (n,) uint64, from which `epoch_seeds` derives its seeds."""
     return keyed_hashes(seed, "augmentation", keys)
 
 
-def seeds_of(hashes: Hashes, epoch: int) -> Hashes:
-    """Seeds for one epoch, (n,) uint64 of `augmentation_hashes`; epochs are from 0 on."""
+def epoch_seeds(hashes: Hashes, epoch: int) -> Hashes:
+    """Returns the seeds of one epoch, counted from 0.
+
+    Args:
+      hashes: (n,) uint64 of `augmentation_hashes`.
+      epoch: the epoch.
+
+    Returns:
+      (n,) uint64.
+    """
     return substream(hashes, epoch)
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """How training pictures are varied.
+    """Random changes of training pictures.
 
     Attributes:
       size: side of the result, in pixels.
-      min_area: least share of the picture that a crop covers; sides are between 3:4 and 4:3.
-      flip: chance that left and right change places.
+      min_area: smallest share of the picture that a crop covers; its aspect ratio is between 3:4
+        and 4:3.
+      flip: probability of a horizontal flip.
       jitter: brightness, contrast and saturation are each multiplied by a factor between
         1 - jitter and 1 + jitter, in random order. In [0, 1].
     """
@@ -56,19 +67,19 @@ class Augmentation:
         )
 
     def apply(self, pixels: NDArray[np.uint8], seed: int) -> torch.Tensor:
-        """Varies a picture.
+        """Augments a picture.
 
         Args:
           pixels: (H, W, 3) uint8 RGB.
-          seed: of `seeds_of`.
+          seed: a seed of `epoch_seeds`.
 
         Returns:
           (3, size, size) uint8.
         """
         picture = torch.from_numpy(pixels).permute(2, 0, 1)
-        # The generator of this thread is the network's, too.
+        # Restores the generator afterwards, because without workers the network uses the same one.
         with torch.random.fork_rng(devices=[]):
-            # Of this processor alone: others are the network's.
+            # Unlike torch.manual_seed, this does not seed the GPU's generators, too.
             torch.default_generator.manual_seed(seed)
-            varied: torch.Tensor = self._transform(picture)
-        return varied
+            augmented: torch.Tensor = self._transform(picture)
+        return augmented

@@ -1,8 +1,8 @@
-"""Loader: batches of pictures, by processes that work ahead of the network.
+"""The loader of training: processes that prepare batches ahead of the network.
 
-One loader serves the whole training, validation included, so that its processes start once and
-are never idle between two epochs. What they have to do is said by the orders of a schedule;
-they have no state of their own, and a batch is the same whoever loads it.
+One loader serves the whole training, including validation, so that its processes start only once
+and are not idle between epochs. They follow the orders of a schedule and keep no state, so a batch
+does not depend on the process that loads it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipeline.errors import JobError, UsageError, in_short
-from pipeline.training.augment import Augmentation, augmentation_hashes, seeds_of
+from pipeline.training.augment import Augmentation, augmentation_hashes, epoch_seeds
 from pipeline.training.samples import Samples
 from pipeline.training.schedule import TRAIN, BatchOrder, Schedule
 
 _AHEAD = 2
-"""Batches that each process has ready."""
+"""Batches that each process prepares in advance."""
 _SHARED_MEMORY = "/dev/shm"
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -33,19 +33,20 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class LoadFailure:
-    """Why there is no batch. As an error, it would reach the other process as its traceback."""
+    """An error in place of a batch. If raised, it would reach the main process as a traceback
+    instead of one line."""
 
     message: str
 
 
 class PictureBatches(Dataset[Batch | LoadFailure]):
-    """Orders to batches.
+    """A map from orders to batches.
 
     Args:
       training: pictures that are augmented.
-      validation: pictures that are shown as they are, None without any.
-      augmentation: of the training pictures.
-      seed: of the augmentation.
+      validation: pictures that are not augmented, None without validation.
+      augmentation: augmentation of the training pictures.
+      seed: seed of the augmentation.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class PictureBatches(Dataset[Batch | LoadFailure]):
     def _batch(self, order: BatchOrder) -> Batch:
         if order.part == TRAIN:
             samples = self._training
-            seeds = seeds_of(self._hashes[order.indices], order.epoch).tolist()
+            seeds = epoch_seeds(self._hashes[order.indices], order.epoch).tolist()
             pictures = [
                 self._augmentation.apply(pixels, seed)
                 for pixels, seed in zip(samples.pixels(order.indices), seeds, strict=True)
@@ -86,13 +87,13 @@ class PictureBatches(Dataset[Batch | LoadFailure]):
             dtype=torch.uint8,
             memory_format=torch.channels_last,
         )
-        for place, picture in zip(batch, pictures, strict=True):
-            place.copy_(picture)
+        for out, picture in zip(batch, pictures, strict=True):
+            out.copy_(picture)
         return batch, torch.from_numpy(samples.labels[order.indices])
 
 
 class _Orders(Sampler[BatchOrder]):
-    """A schedule, as a loader takes it."""
+    """A schedule as a sampler for torch's DataLoader."""
 
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule
@@ -107,30 +108,30 @@ class _Orders(Sampler[BatchOrder]):
 def load_batches(
     pictures: PictureBatches, schedule: Schedule, *, workers: int, pin: bool
 ) -> Generator[Batch, None, None]:
-    """The batches of a schedule, in order.
+    """Yields the batches of a schedule, in order.
 
     Args:
-      pictures: what gives them; its samples are fetched while batches are loaded.
+      pictures: prepares the batches; its samples must stay `fetched` meanwhile.
       schedule: the orders.
-      workers: processes, 0 to load in this one.
-      pin: whether the batches are to be copied to a GPU.
+      workers: number of processes, 0 to load in this one.
+      pin: whether to allocate pinned memory, for copies to a GPU.
 
     Raises:
-      JobError: a picture is broken, the file cannot be read, or a process has gone.
+      JobError: a picture is broken, the file cannot be read, or a process has died.
     """
     options: dict[str, Any] = {}
     if workers:
         options = {
             "multiprocessing_context": "fork",
             "prefetch_factor": _AHEAD,
-            "worker_init_fn": _begin,
+            "worker_init_fn": _init_worker,
         }
     loader: DataLoader[Batch | LoadFailure] = DataLoader(
         pictures,
         batch_size=None,
         sampler=_Orders(schedule),
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         pin_memory=pin,
         **options,
     )
@@ -142,17 +143,17 @@ def load_batches(
     except RuntimeError as error:
         if "DataLoader worker" in str(error):
             raise JobError(
-                f"a process that loads pictures has ended ({in_short(error)}); "
-                "see if there is memory for it, or use fewer: --workers"
+                f"a process that loads pictures has died ({in_short(error)}); "
+                "check that there is enough memory, or use fewer --workers"
             ) from error
         raise
 
 
 def check_shared_memory(workers: int, batch_bytes: int) -> None:
-    """Raises UsageError if batches do not fit where the loader's processes leave them.
+    """Raises UsageError if the batches of the loader's processes do not fit into shared memory.
 
-    Without this check they would be killed at the first one, with no word about why. Containers
-    often have 64 MB.
+    Without this check, the processes would be killed at the first batch without an explanation.
+    Containers often have only 64 MB of shared memory.
     """
     if not workers or not os.path.isdir(_SHARED_MEMORY):
         return
@@ -166,18 +167,18 @@ def check_shared_memory(workers: int, batch_bytes: int) -> None:
         )
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
-def _begin(_: int) -> None:
-    """At the start of a process: it is one of several, and ends with the one that started it."""
+def _init_worker(_: int) -> None:
+    """Limits a loader process to one thread, and lets the main process handle Ctrl-C."""
     torch.set_num_threads(1)
-    # Ctrl-C reaches all processes of a terminal; the first one says what it means.
+    # Ctrl-C reaches all processes of a terminal; the main process decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def batch_bytes(samples: Samples, batch_size: int, side: int) -> int:
-    """Bytes of the largest batch."""
+    """Returns the size of the largest batch, in bytes."""
     return int(np.prod((min(batch_size, len(samples)), 3, side, side)))

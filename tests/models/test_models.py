@@ -130,7 +130,7 @@ def test_heads_are_known_without_weights(tmp_path: Path, clip_folder: Path, my_m
     assert in9("models", "fetch", "--models", nine, "--to", tmp_path / "weights") == 0
     with pytest.raises(UsageError, match="a head of 9 outputs fits neither the 3 classes"):
         check_fit(nine, kinds, str(tmp_path / "weights"))
-    with pytest.raises(UsageError, match="a zero-shot model has no other outputs than the classes"):
+    with pytest.raises(UsageError, match="a zero-shot model has exactly one output per class"):
         check_fit(f"open_clip:{clip_folder}", dataclasses.replace(kinds, outputs=(0, 1, 5)))
 
 

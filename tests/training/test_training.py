@@ -30,7 +30,7 @@ from pipeline.errors import UsageError
 from pipeline.models.checkpoint import read_metadata
 from pipeline.models.registry import load_model
 from pipeline.storage.store import Store
-from pipeline.training.augment import Augmentation, augmentation_hashes, seeds_of
+from pipeline.training.augment import Augmentation, augmentation_hashes, epoch_seeds
 from pipeline.training.batches import PictureBatches, check_shared_memory, load_batches
 from pipeline.training.network import build_network
 from pipeline.training.schedule import TRAIN, BatchOrder, Schedule, order_hashes, permutation
@@ -140,7 +140,7 @@ def test_orders_of_two_epochs_and_two_seeds_have_nothing_in_common() -> None:
 
 def test_seeds_are_of_image_and_epoch_and_leave_the_generator_alone() -> None:
     hashes = augmentation_hashes(0, map(str, range(100)))
-    seeds = np.concatenate([seeds_of(hashes, epoch) for epoch in range(5)])
+    seeds = np.concatenate([epoch_seeds(hashes, epoch) for epoch in range(5)])
     assert len(set(seeds.tolist())) == 500
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
     torch.manual_seed(1)
