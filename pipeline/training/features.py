@@ -1,7 +1,7 @@
-"""Features of a frozen network: what its last layer would see, once for each picture.
+"""Features of a frozen network: the input of its last layer, computed once for each picture.
 
-.in9/features/<model>/<variant>/<split>-NNNNN.parquet   of an output shard; made again when the
-                                                        weights or the pictures have changed
+.in9/features/<model>/<variant>/<split>-NNNNN.parquet   features of an output shard; computed again
+                                                        when the weights or the pictures change
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Features:
     """Features of pictures.
 
     Attributes:
-      keys: (n,) of the images.
+      keys: (n,) keys of the images.
       labels: (n,) int64.
       values: (n, features) float32.
     """
@@ -54,53 +54,52 @@ class Features:
     values: NDArray[np.float32]
 
     def select(self, keys: Iterable[str]) -> Features:
-        """Those of some images, in that order. Raises KeyError for one that is not there."""
-        place = {key: number for number, key in enumerate(self.keys)}
-        places = np.asarray([place[key] for key in keys], np.int64)
-        return Features(
-            tuple(self.keys[i] for i in places), self.labels[places], self.values[places]
-        )
+        """Selects images by key, in the given order. Raises KeyError for an unknown key."""
+        row_of = {key: row for row, key in enumerate(self.keys)}
+        rows = np.asarray([row_of[key] for key in keys], np.int64)
+        return Features(tuple(self.keys[i] for i in rows), self.labels[rows], self.values[rows])
 
     @classmethod
     def concatenate(cls, parts: Iterable[Features]) -> Features:
-        """Several as one."""
-        found = list(parts)
+        """Joins several `Features`, in order."""
+        parts = list(parts)
         return cls(
-            tuple(key for part in found for key in part.keys),
-            np.concatenate([part.labels for part in found]),
-            np.concatenate([part.values for part in found]),
+            tuple(key for part in parts for key in part.keys),
+            np.concatenate([part.labels for part in parts]),
+            np.concatenate([part.values for part in parts]),
         )
 
 
 class _WithoutHead(torch.nn.Module):
-    """A timm network up to its last layer."""
+    """A timm network without its last layer."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.network.forward_head(
+        features: torch.Tensor = self.network.forward_head(
             self.network.forward_features(pictures), pre_logits=True
         )
-        return found
+        return features
 
 
 class Backbone:
-    """A pretrained network that stays as it is, and gives features.
+    """A frozen pretrained network that computes features.
 
     Args:
-      name: entry of `--models` that is a timm network with weights.
-      predict: how it is run.
-      cache: folder of the dataset that features are kept in.
+      name: entry of `--models` for a timm network with weights.
+      predict: settings of inference.
+      cache: dataset folder in which features are stored.
       weights: folder of `in9 models fetch`, if any.
 
     Attributes:
-      model: the network as it was loaded.
+      model: the loaded network.
       architecture: timm's name, without a tag.
+      layer: the last layer of the network.
 
     Raises:
-      UsageError: it is no timm network that ends with a linear layer.
+      UsageError: it is not a timm network that ends with a linear layer.
       JobError: as `load_model`.
     """
 
@@ -113,7 +112,7 @@ class Backbone:
         self.architecture = model.architecture.partition(".")[0]
         if not (hasattr(network, "forward_head") and timm.is_model(self.architecture)):
             raise UsageError(
-                f"{name}: a probe is on a network of timm; such as efficientnet_lite0 or resnet50"
+                f"{name}: a probe needs a network of timm, such as efficientnet_lite0 or resnet50"
             )
         self.layer = network.get_classifier()
         headless = _WithoutHead(network).eval()
@@ -125,40 +124,48 @@ class Backbone:
             if not is_linear or not torch.allclose(self.layer(features), logits, atol=1e-3):
                 raise UsageError(f"{name}: a probe needs a network that ends with a linear layer")
         self._predict, self._cache = predict, cache
-        self._shown = dataclasses.replace(
+        self._headless = dataclasses.replace(
             model, module=headless, num_outputs=int(features.shape[1])
         )
         self._predictor: Predictor | None = None
 
     @property
     def loaded(self) -> LoadedModel:
-        """The network without its head."""
-        return self._shown
+        """The network without its last layer."""
+        return self._headless
 
     def features(
         self, dataset: Dataset, split: str, variant: str, keys: Collection[str] | None = None
     ) -> Features:
-        """Features of a variant's pictures, in the dataset's order; of some keys alone, if they
-        are given.
+        """Computes the features of a variant's pictures, or reads them from the cache.
+
+        Args:
+          dataset: the dataset.
+          split: split of the dataset.
+          variant: variant of the dataset.
+          keys: keys of the images to use, None for all.
+
+        Returns:
+          The features, in the dataset's order.
 
         Raises:
           ModelError: the network's forward pass fails.
           JobError: a stored picture cannot be decoded.
         """
-        some = None if keys is None else frozenset(keys)
+        chosen = None if keys is None else frozenset(keys)
         return Features.concatenate(
-            self.of_shard(ShardPictures(dataset, split, shard, variant, some))
+            self.shard_features(ShardPictures(dataset, split, shard, variant, chosen))
             for shard in dataset.shards(split)
         )
 
-    def of_shard(self, pictures: ShardPictures) -> Features:
-        """As `features`, of one output shard."""
+    def shard_features(self, pictures: ShardPictures) -> Features:
+        """Does the same as `features` for one output shard."""
         dataset, keys = pictures.dataset, pictures.keys
-        store, place = self._cache, safe_name(pictures.variant)
+        store, name = self._cache, safe_name(pictures.variant)
         if dataset.store != store:
-            # Which may be one for reading alone.
-            place = f"{dataset.manifest.fingerprint[:12]}-{place}"
-        folder = f"{WORK_FOLDER}/features/{safe_name(self.model.name)}/{place}"
+            # The cache of another dataset is used because this one may be read-only.
+            name = f"{dataset.manifest.fingerprint[:12]}-{name}"
+        folder = f"{WORK_FOLDER}/features/{safe_name(self.model.name)}/{name}"
         path = f"{folder}/{pictures.split}-{pictures.shard:05d}.parquet"
         checksum = fingerprint(
             self.model.weights_sha256,
@@ -168,11 +175,11 @@ class Backbone:
             [file.sha256 for file in pictures.files],
             None if keys is None else sorted(keys),
         )
-        about = read_metadata(store, path)
-        if about is None or about.fingerprint != checksum:
+        metadata = read_metadata(store, path)
+        if metadata is None or metadata.fingerprint != checksum:
             tables = [_SCHEMA.empty_table()]
             if self._predictor is None:
-                self._predictor = Predictor(self._shown, self._predict)
+                self._predictor = Predictor(self._headless, self._predict)
             side = dataset.manifest.config.segment.image_size
             with contextlib.closing(self._predictor.logits([pictures], side)) as batches:
                 for batch, values in batches:
@@ -184,5 +191,5 @@ class Backbone:
         return Features(
             tuple(table["key"].to_pylist()),
             table["label"].to_numpy().astype(np.int64),
-            flat.reshape(len(table), self._shown.num_outputs),
+            flat.reshape(len(table), self._headless.num_outputs),
         )

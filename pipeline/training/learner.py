@@ -1,4 +1,4 @@
-"""A network that learns: one step at a time, on its device."""
+"""The learner: a network with its optimizer, which learns one batch at a time."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pipeline.training.network import Network
 from pipeline.training.train_plan import TrainPlan
 
 MOMENTUM = 0.9
-_KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Learner:
     """A network with its optimizer.
 
     Args:
-      network: taken over; its module moves to the device.
-      plan: how it learns.
-      size: side in pixels of what the network sees.
+      network: the network; its module is moved to the device, not copied.
+      plan: settings of the training.
+      size: side of the network's input, in pixels.
 
     Attributes:
-      device: where it is.
-      size: side in pixels of what it sees.
+      device: device of the network.
+      size: side of the network's input, in pixels.
     """
 
     def __init__(self, network: Network, plan: TrainPlan, size: int) -> None:
@@ -48,12 +48,12 @@ class Learner:
         self._scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """All parameters and buffers, by name."""
+        """Returns all parameters and buffers, by name."""
         state: dict[str, torch.Tensor] = self._module.state_dict()
         return state
 
     def state(self) -> dict[str, Any]:
-        """All that learning on depends on."""
+        """Returns the state that a training needs to continue."""
         return {
             "module": self.weights(),
             "optimizer": self._optimizer.state_dict(),
@@ -61,39 +61,40 @@ class Learner:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes what `state` gave."""
+        """Restores what `state` returned."""
         self._module.load_state_dict(state["module"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
 
     def begin_training(self, lr: float) -> None:
-        """Makes ready for the steps of an epoch."""
+        """Prepares for the steps of an epoch."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._module.train()
 
     def begin_validation(self) -> None:
-        """Makes ready for `test`."""
+        """Prepares for `test`."""
         self._module.eval()
 
-    def nothing(self) -> torch.Tensor:
-        """What sums of `step` and `test` begin with."""
+    def zero_sums(self) -> torch.Tensor:
+        """Returns zeros to add the results of `step` and `test` to."""
         return torch.zeros(3, dtype=torch.float64, device=self.device)
 
     def step(self, pictures: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """One step of the optimizer.
+        """Takes one step of the optimizer.
 
         Args:
           pictures: (n, 3, S, S) uint8, a batch.
           labels: (n,) int64.
 
         Returns:
-          (3,) float64, on the device: summed cross entropy, right answers, pictures.
+          (3,) float64, on the device: summed cross entropy, number of correct answers, number of
+          pictures.
 
         Raises:
-          JobError: there is not enough memory, or the network does not take such pictures.
+          JobError: memory does not suffice, or the network does not take such pictures.
         """
-        with self._explained():
+        with self._explain_errors():
             self._optimizer.zero_grad(set_to_none=True)
             losses, sums = self._forward(pictures, labels)
             self._scaler.scale(losses.float().mean()).backward()  # type: ignore[no-untyped-call]
@@ -103,25 +104,25 @@ class Learner:
 
     @torch.inference_mode()
     def test(self, pictures: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """As `step`, but learns nothing."""
-        with self._explained():
+        """Does the same as `step`, but does not learn."""
+        with self._explain_errors():
             return self._forward(pictures, labels)[1]
 
     def _forward(
         self, pictures: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         labels = labels.to(self.device, non_blocking=True)
-        mixed = self._plan.precision in _KINDS
-        with torch.autocast(self.device.type, _KINDS.get(self._plan.precision), enabled=mixed):
+        mixed = self._plan.precision in _DTYPES
+        with torch.autocast(self.device.type, _DTYPES.get(self._plan.precision), enabled=mixed):
             logits = self._module(self._input(pictures))
             losses = functional.cross_entropy(logits, labels, reduction="none")
-        found = losses.detach()
-        right = logits.detach().argmax(dim=1) == labels
-        count = found.new_tensor(len(labels), dtype=torch.float64)
-        return losses, torch.stack([found.double().sum(), right.double().sum(), count])
+        total = losses.detach().double().sum()
+        correct = (logits.detach().argmax(dim=1) == labels).double().sum()
+        count = total.new_tensor(len(labels))
+        return losses, torch.stack([total, correct, count])
 
     def _input(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Pictures as the network takes them, on the device."""
+        """Moves pictures to the device, resizes and normalises them."""
         batch = pictures.to(self.device, non_blocking=True).float() / 255
         if batch.shape[-1] != self.size:
             side = (self.size, self.size)
@@ -132,8 +133,8 @@ class Learner:
         return normalised.contiguous(memory_format=torch.channels_last)
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Errors of the network as a line that says what to do."""
+    def _explain_errors(self) -> Iterator[None]:
+        """Turns errors of the network into a JobError, whose single line says what to do."""
         try:
             yield
         except (RuntimeError, ValueError, MemoryError) as error:
@@ -143,4 +144,6 @@ class Learner:
                     "smaller --batch_size"
                 ) from error
             text = " ".join(str(error).split())[:300]
-            raise JobError(f"{self._plan.arch} cannot be trained like this: {text}") from error
+            raise JobError(
+                f"{self._plan.arch} cannot be trained with these settings: {text}"
+            ) from error

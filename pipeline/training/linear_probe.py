@@ -1,10 +1,10 @@
-"""A linear probe: multinomial logistic regression on features that stay as they are.
+"""Linear probes: multinomial logistic regression on frozen features.
 
-It is a classifier to evaluate; `transforms.power`, which is refitted in each fold, only measures.
-The penalised likelihood is convex, so what is found does not depend on where the search begins,
-and there is nothing to draw: the same features give the same probe.
+A probe is a classifier to evaluate, whereas `transforms.power` refits one in each fold only to
+measure. The penalised likelihood is convex, so the result does not depend on the starting point,
+and fitting uses no randomness: the same features give the same probe.
 
-Source: Alain and Bengio 2016 (probes); the minimum by `torch.optim.LBFGS`.
+Source: Alain and Bengio 2016 (probes); minimised by `torch.optim.LBFGS`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Labels = NDArray[np.int64]
 
 FOLDS = 5
 CHOICE_UNITS = 5000
-"""Units that the penalty is chosen on, where there are more: it hardly changes beyond."""
+"""Largest number of units that the penalty is chosen on; more hardly change the choice."""
 
 _NEVER = -1e4
 """Logit of a class without training images."""
 _STEPS = 200
 _TOLERANCE = 1e-5
-"""Largest entry of the gradient at which the search ends; the loss is of order 1."""
+"""Largest entry of the gradient at which the optimizer stops; the loss is of order 1."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class LinearProbe:
     Attributes:
       weight: (classes, features) float64.
       bias: (classes,) float64.
-      penalty: that it was fitted with.
+      penalty: penalty that the probe was fitted with.
     """
 
     weight: Floats
@@ -49,9 +49,9 @@ class LinearProbe:
     penalty: float
 
     def logits(self, features: NDArray[np.floating]) -> Floats:
-        """(n, classes) float64 of (n, features) numbers."""
-        found: Floats = np.asarray(features, np.float64) @ self.weight.T + self.bias
-        return found
+        """Computes logits, (n, classes) float64, of features, (n, features)."""
+        logits: Floats = np.asarray(features, np.float64) @ self.weight.T + self.bias
+        return logits
 
 
 def fit_probe(
@@ -59,20 +59,21 @@ def fit_probe(
 ) -> LinearProbe:
     """Fits a probe.
 
-    Features are standardised for the fit, so that one penalty means the same for each; the
-    result takes them as they are.
+    Features are standardised for the fit, so that the penalty has the same effect on each. The
+    resulting probe takes features without standardisation.
 
     Args:
       features: (n, features).
       labels: (n,) int64 in [0, num_classes).
-      num_classes: outputs. One without images is never the answer.
-      penalty: of half the squared weights, against the mean loss of an image; biases are free.
+      num_classes: number of outputs; a class without images is never predicted.
+      penalty: factor of half the sum of squared weights, which is added to the mean loss of an
+        image; biases are not penalised.
 
     Returns:
-      The probe, for features as they are given here.
+      The probe.
 
     Raises:
-      ValueError: no images, or labels out of range.
+      ValueError: there are no images, or labels are out of range.
     """
     if not len(labels):
         raise ValueError("a probe needs images to be fitted on")
@@ -81,9 +82,13 @@ def fit_probe(
     scaled, mean, scale = _standardise(np.asarray(features, np.float64))
     present, targets = np.unique(labels, return_inverse=True)
     start = np.zeros((len(present), scaled.shape[1] + 1))
-    return _finish(
-        _minimise(scaled, targets, penalty, start), mean, scale, present, num_classes, penalty
-    )
+    parameters = _minimise(scaled, targets, penalty, start)
+    # Folds the standardisation into the layer, and adds the classes that have no images.
+    weight = np.zeros((num_classes, len(mean)))
+    bias = np.full(num_classes, _NEVER)
+    weight[present] = parameters[:, :-1] / scale
+    bias[present] = parameters[:, -1] - weight[present] @ mean
+    return LinearProbe(weight, bias, penalty)
 
 
 def choose_penalty(
@@ -94,79 +99,67 @@ def choose_penalty(
     seed: int = 0,
     penalties: Sequence[float] = PENALTIES,
 ) -> float:
-    """The penalty with the smallest loss on images that were not fitted on.
+    """Chooses the penalty with the smallest cross-validated loss.
 
     Args:
       features: (n, features).
       labels: (n,) int64.
-      units: (n,) the unit of each image; a unit is in one fold alone. Keyed hashes decide in
-        which, and which `CHOICE_UNITS` of them take part.
-      seed: of these hashes.
-      penalties: to try, falling.
+      units: (n,) unit of each image; all images of a unit are in the same fold. Keyed hashes
+        select at most `CHOICE_UNITS` units and assign them to folds.
+      seed: seed of these hashes.
+      penalties: penalties to try, in descending order.
 
     Returns:
-      The first of the best; the strongest, if there are too few images to tell.
+      The best penalty, the strongest in case of a tie or of too few images.
     """
     names, unit_of = np.unique(np.asarray(units, object), return_inverse=True)
     order = np.argsort(keyed_hashes(seed, "probe folds", names), kind="stable")
-    place = np.empty(len(names), np.int64)
-    place[order] = np.arange(len(names))
-    place = place[unit_of]
-    kept = place < CHOICE_UNITS
-    folds = np.where(kept, place % FOLDS, -1)
+    rank = np.empty(len(names), np.int64)
+    rank[order] = np.arange(len(names))
+    rank = rank[unit_of]
+    selected = rank < CHOICE_UNITS
+    folds = np.where(selected, rank % FOLDS, -1)
     losses = np.zeros(len(penalties))
     tested = 0
     values = np.asarray(features, np.float64)
     for fold in range(FOLDS):
-        inside, outside = kept & (folds != fold), folds == fold
-        # Classes that the fit does not know cannot tell penalties apart.
-        outside &= np.isin(labels, labels[inside])
-        if not inside.any() or not outside.any():
+        train, test = selected & (folds != fold), folds == fold
+        # Images of classes that the fit has not seen would not help to compare penalties.
+        test &= np.isin(labels, labels[train])
+        if not train.any() or not test.any():
             continue
-        scaled, mean, scale = _standardise(values[inside])
-        present, targets = np.unique(labels[inside], return_inverse=True)
-        test = torch.from_numpy((values[outside] - mean) / scale)
-        wanted = torch.from_numpy(np.searchsorted(present, labels[outside]))
-        found = np.zeros((len(present), scaled.shape[1] + 1))
-        for number, penalty in enumerate(penalties):
-            found = _minimise(scaled, targets, penalty, found)
-            logits = _logits(torch.from_numpy(found), test)
-            losses[number] += float(cross_entropy(logits, wanted, reduction="sum"))
-        tested += len(wanted)
+        scaled, mean, scale = _standardise(values[train])
+        present, targets = np.unique(labels[train], return_inverse=True)
+        test_features = torch.from_numpy((values[test] - mean) / scale)
+        test_targets = torch.from_numpy(np.searchsorted(present, labels[test]))
+        parameters = np.zeros((len(present), scaled.shape[1] + 1))
+        for index, penalty in enumerate(penalties):
+            parameters = _minimise(scaled, targets, penalty, parameters)
+            logits = _logits(torch.from_numpy(parameters), test_features)
+            losses[index] += float(cross_entropy(logits, test_targets, reduction="sum"))
+        tested += len(test_targets)
     return float(penalties[int(np.argmin(losses))] if tested else penalties[0])
 
 
 def _standardise(features: Floats) -> tuple[Floats, Floats, Floats]:
     mean = features.mean(axis=0)
     scale = features.std(axis=0)
-    # One that never changes says nothing.
+    # A constant feature stays 0.
     scale = np.where(scale > 1e-12, scale, 1.0)
     return (features - mean) / scale, mean, scale
-
-
-def _finish(
-    found: Floats,
-    mean: Floats,
-    scale: Floats,
-    present: NDArray[np.integer],
-    num_classes: int,
-    penalty: float,
-) -> LinearProbe:
-    """Folds the standardisation into the layer, and adds the classes that have no images."""
-    weight = np.zeros((num_classes, len(mean)))
-    bias = np.full(num_classes, _NEVER)
-    weight[present] = found[:, :-1] / scale
-    bias[present] = found[:, -1] - weight[present] @ mean
-    return LinearProbe(weight, bias, penalty)
 
 
 def _minimise(
     features: Floats, targets: NDArray[np.integer], penalty: float, start: Floats
 ) -> Floats:
-    """The minimum of the mean loss with the penalty: (classes, features + 1), the bias last."""
+    """Finds the minimum of the mean loss plus the penalty.
+
+    Returns:
+      (classes, features + 1) float64, the weights and the bias of each class.
+    """
     inputs, classes = torch.from_numpy(features), torch.from_numpy(targets)
     parameters = torch.tensor(start, requires_grad=True)
-    search = torch.optim.LBFGS(
+    optimizer = torch.optim.LBFGS(
         [parameters],
         max_iter=_STEPS,
         tolerance_grad=_TOLERANCE,
@@ -174,17 +167,18 @@ def _minimise(
     )
 
     def evaluate() -> torch.Tensor:
-        search.zero_grad()
+        optimizer.zero_grad()
         loss = cross_entropy(_logits(parameters, inputs), classes)
         loss = loss + penalty / 2 * (parameters[:, :-1] ** 2).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     threads = torch.get_num_threads()
-    # Sums do not depend on how many cores there are, and threads do not wait for each other.
+    # One thread, because sums must not depend on the number of cores, and threads would mostly
+    # wait for each other.
     torch.set_num_threads(1)
     try:
-        search.step(evaluate)  # type: ignore[no-untyped-call]
+        optimizer.step(evaluate)  # type: ignore[no-untyped-call]
     finally:
         torch.set_num_threads(threads)
     return parameters.detach().numpy()

@@ -1,12 +1,8 @@
-"""Train: the loop over epochs, which can be stopped and goes on after the last whole one.
+"""The training loop, which can be stopped and resumes after the last complete epoch.
 
-OUTPUT/model.safetensors   the weights after the last epoch, for --models ARCH=FILE
-OUTPUT/state.pth           the same with the optimizer's, and what was trained how
+OUTPUT/model.safetensors   weights after the last epoch, for --models ARCH=FILE
+OUTPUT/state.pth           weights, optimizer, log and plan: all that resuming needs
 OUTPUT/log.csv             a row for each epoch
-
-The state of a training after an epoch: all that going on needs, in one file.
-
-Epoch: every batch of training once, then those of validation, and what the log says of it.
 """
 
 from __future__ import annotations
@@ -43,15 +39,20 @@ from pipeline.training.training_log import EpochLog, TrainingLog, epoch_bar, say
 from transforms.hashing import keyed_hash
 
 MODEL = "model.safetensors"
+STATE = "state.pth"
+_FORMAT = "imagenet9 training"
+_VERSION = 1
+_SETTINGS = ("batch_size", "lr", "weight_decay", "precision")
+"""Fields of the plan that the checkpoint stores as settings of the method."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingResult:
-    """A training that is done.
+    """The result of a training.
 
     Attributes:
-      entry: of `--models`, that evaluates it.
-      is_new: whether there was anything to do.
+      entry: entry of `--models` that evaluates the model.
+      is_new: whether any epochs were trained now.
     """
 
     entry: str
@@ -66,26 +67,29 @@ def train(
     overwrite: bool = False,
     say: Callable[[str], None] = say_now,
 ) -> TrainingResult:
-    """Trains a network, or goes on where the folder's state ends.
+    """Trains a network, or resumes the training in the folder.
 
-    What is trained depends on the plan's `identity` alone, as far as the device computes the
-    same twice: on the CPU of one machine with the same number of threads, byte by byte. That
-    holds for any number of loader processes, and wherever it was stopped in between.
+    The weights depend only on the plan's `identity`, as far as the device is deterministic: on
+    the CPU of one machine with a fixed number of threads, they are the same byte for byte. Neither
+    the number of loader processes nor interruptions change them.
 
     Args:
-      dataset: what to train on.
+      dataset: dataset to train on.
       plan: what to train, and how.
-      store: folder of the training, which this job alone may write to.
-      overwrite: begin anew, whatever the folder holds.
-      say: takes each line of what happens.
+      store: folder of the training; no other job may write to it.
+      overwrite: whether to start again, whatever the folder holds.
+      say: prints a line of output.
+
+    Returns:
+      The result.
 
     Raises:
       UsageError: the plan does not fit the dataset or the machine, or the folder holds another
         training.
-      JobError: the training failed; what was done up to the last whole epoch is kept.
+      JobError: the training failed; the last complete epoch is kept.
       OSError: files cannot be read or written.
     """
-    with _settings(plan):
+    with _torch_settings(plan):
         state = None if overwrite else read_state_file(store)
         if state is not None:
             check_same(state["identity"], plan.identity(dataset), store.root)
@@ -102,7 +106,7 @@ def train(
 
 
 class _TrainingRun:
-    """A training. Arguments as of `train`, and what it begins with."""
+    """A running training. Arguments are those of `train`, the new network and the samples."""
 
     def __init__(
         self,
@@ -119,9 +123,9 @@ class _TrainingRun:
         self._network = network
         self._training = training
         self._validation = validation
-        given = network.preprocessing
+        preprocessing = network.preprocessing
         stored = dataset.manifest.config.segment.image_size
-        size = given.input_size if given.fixed_size else stored
+        size = preprocessing.input_size if preprocessing.fixed_size else stored
         self._check_sizes(size, stored)
         self._learner = Learner(network, plan, size)
 
@@ -134,7 +138,7 @@ class _TrainingRun:
         check_shared_memory(self._plan.workers, needed)
 
     def run(self, state: dict[str, Any] | None, say: Callable[[str], None]) -> TrainingResult:
-        """Trains the epochs that the state has not."""
+        """Trains the epochs that the state lacks."""
         plan = self._plan
         if state is not None:
             self._learner.restore(state)
@@ -145,7 +149,7 @@ class _TrainingRun:
             if not self._store.exists(MODEL):
                 self._write_model(done)
             return TrainingResult(entry, is_new=False)
-        say(self._begin(done))
+        say(self._describe(done))
         schedule = Schedule(
             order_hashes(plan.seed, self._training.keys),
             len(self._validation) if self._validation is not None else 0,
@@ -174,8 +178,8 @@ class _TrainingRun:
                 self._write(epoch + 1, log)
         return TrainingResult(entry, is_new=True)
 
-    def _begin(self, done: int) -> str:
-        """What is about to happen, in a line."""
+    def _describe(self, done: int) -> str:
+        """Describes the training in a line, with the number of epochs already done."""
         plan = self._plan
         text = (
             f"{plan.arch} on {len(self._training)} images of {plan.train_split}, {plan.variant}; "
@@ -183,13 +187,14 @@ class _TrainingRun:
         if self._validation is None:
             text += "no validation"
         else:
-            where = "held out" if plan.holdout else f"of {plan.eval_split}"
-            text += f"validation on {len(self._validation)} {where}"
+            source = "held out" if plan.holdout else f"of {plan.eval_split}"
+            text += f"validation on {len(self._validation)} {source}"
         text += f"; {self._learner.device.type}, {plan.precision}"
-        return text + (f"; going on after epoch {done} of {plan.epochs}" if done else "")
+        return text + (f"; resuming after epoch {done} of {plan.epochs}" if done else "")
 
     def _write(self, epochs: int, log: TrainingLog) -> None:
-        """Model, log and state, in this order: with the state, the others are there."""
+        """Writes model, log and state. The state is last, because an epoch counts as done once the
+        state says so."""
         self._write_model(epochs)
         log.write()
         write_state(
@@ -229,11 +234,11 @@ class _TrainingRun:
 
 
 @contextlib.contextmanager
-def _settings(plan: TrainPlan) -> Iterator[None]:
-    """What holds for all of torch, while the block runs."""
-    threads, tries = torch.get_num_threads(), torch.backends.cudnn.benchmark
+def _torch_settings(plan: TrainPlan) -> Iterator[None]:
+    """Sets torch's global threads, cuDNN benchmark and TF32 while the block runs."""
+    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     torch.set_num_threads(usable_cores())
-    # Batches have two sizes at most, so trying kernels pays.
+    # Batches have at most two sizes, so benchmarking kernels pays off.
     torch.backends.cudnn.benchmark = True
     allow_tf32 = plan.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = allow_tf32
@@ -242,23 +247,15 @@ def _settings(plan: TrainPlan) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.backends.cudnn.benchmark = tries
-
-
-_SETTINGS = ("batch_size", "lr", "weight_decay", "precision")
-
-
-STATE = "state.pth"
-_FORMAT = "imagenet9 training"
-_VERSION = 1
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def write_state(store: Store, content: dict[str, Any]) -> None:
-    """Writes the state: whole, or the last one stays.
+    """Writes the state of a training atomically.
 
     Args:
-      store: the training's folder.
-      content: tensors, numbers, text, and lists and dictionaries of them.
+      store: folder of the training.
+      content: tensors, numbers, strings, and lists and dictionaries of these.
     """
     data = io.BytesIO()
     torch.save({"format": _FORMAT, "version": _VERSION, **content}, data)
@@ -267,10 +264,10 @@ def write_state(store: Store, content: dict[str, Any]) -> None:
 
 
 def read_state_file(store: Store) -> dict[str, Any] | None:
-    """What `write_state` wrote, on the CPU; None if there is nothing.
+    """Reads the state that `write_state` wrote, onto the CPU; None if there is no file.
 
     Raises:
-      JobError: it cannot be read.
+      JobError: the file cannot be read.
     """
     if not store.exists(STATE):
         return None
@@ -278,14 +275,14 @@ def read_state_file(store: Store) -> dict[str, Any] | None:
     try:
         with store.open(STATE) as file:
             content = torch.load(file, map_location="cpu", weights_only=True)
-        found = (content["format"], content["version"])
-    except Exception as error:  # Whatever the bytes provoke.
+        file_format, version = content["format"], content["version"]
+    except Exception as error:  # Broken bytes can raise anything.
         raise JobError(
-            f"{path} cannot be read ({type(error).__name__}); begin anew with --overwrite"
+            f"{path} cannot be read ({type(error).__name__}); start again with --overwrite"
         ) from error
-    if found != (_FORMAT, _VERSION):
+    if (file_format, version) != (_FORMAT, _VERSION):
         raise JobError(
-            f"{path} is {found[0]!r} of version {found[1]}, which is not read here; begin anew "
+            f"{path} is {file_format!r} of version {version}, which is not supported; start again "
             "with --overwrite"
         )
     state: dict[str, Any] = content
@@ -302,23 +299,22 @@ def run_epoch(
     """Trains one epoch, and then validates.
 
     Args:
-      epoch: counted from 0.
-      plan: how.
-      learner: that learns.
-      schedule: of the batches.
-      batches: those of this epoch come next.
+      epoch: number of the epoch, counted from 0.
+      plan: settings of the training.
+      learner: the network and its optimizer.
+      schedule: schedule of the batches.
+      batches: the batches, of which those of this epoch come next.
 
     Raises:
-      JobError: the loss is not a finite number any more.
+      JobError: the loss is no longer finite.
     """
     started = time.perf_counter()
     lr = learning_rate(plan.lr, epoch, plan.epochs)
-    # Dropout knows no generator but torch's own; each epoch begins with one of its own, so
-    # that it does not matter which were done before in this process. The 0 is this process, one
-    # of one.
+    # Dropout uses torch's global generator. Seeding it for each epoch makes an epoch independent of
+    # those that this process trained before. The 0 is the rank of this process.
     torch.manual_seed(keyed_hash(plan.seed, "dropout", f"{epoch} 0") >> 1)
     learner.begin_training(lr)
-    sums = learner.nothing()
+    sums = learner.zero_sums()
     waited = 0.0
     name = f"epoch {epoch + 1} of {plan.epochs}"
     with epoch_bar(name, len(schedule.order_hashes)) as advance:
@@ -328,21 +324,21 @@ def run_epoch(
             waited += time.perf_counter() - asked
             sums += learner.step(pictures, labels)
             advance(len(labels))
-    loss, right, count = sums.tolist()
+    loss, correct, count = sums.tolist()
     seconds = time.perf_counter() - started
     if not math.isfinite(loss):
         raise JobError(
-            f"the loss is not a finite number any more in epoch {epoch + 1}; what was done "
-            f"before is kept. Try a smaller --lr than {plan.lr:g}"
+            f"the loss is no longer finite in epoch {epoch + 1}; the epochs before are kept. Try a "
+            f"smaller --lr than {plan.lr:g}"
         )
-    val_loss, val_right, val_count = _validate(learner, schedule, batches)
+    val_loss, val_correct, val_count = _validate(learner, schedule, batches)
     return EpochLog(
         epoch=epoch + 1,
         lr=lr,
         loss=loss / count,
-        accuracy=right / count,
+        accuracy=correct / count,
         val_loss=val_loss / val_count if val_count else None,
-        val_accuracy=val_right / val_count if val_count else None,
+        val_accuracy=val_correct / val_count if val_count else None,
         images_per_second=count / seconds,
         data_wait=waited / seconds,
         seconds=time.perf_counter() - started,
@@ -352,11 +348,11 @@ def run_epoch(
 def _validate(
     learner: Learner, schedule: Schedule, batches: Iterator[Batch]
 ) -> tuple[float, float, float]:
-    """(summed loss, right answers, pictures)."""
+    """Returns (summed loss, number of correct answers, number of pictures)."""
     learner.begin_validation()
-    sums = learner.nothing()
+    sums = learner.zero_sums()
     for _ in range(schedule.validation_batches):
         pictures, labels = next(batches)
         sums += learner.test(pictures, labels)
-    loss, right, count = sums.tolist()
-    return loss, right, count
+    loss, correct, count = sums.tolist()
+    return loss, correct, count

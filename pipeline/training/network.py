@@ -1,4 +1,4 @@
-"""The network before training: an architecture of timm with one output a superclass."""
+"""Networks to train: timm architectures with one output per superclass."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Network:
 
     Attributes:
       architecture: timm's name, for `--models ARCH=FILE`.
-      module: in float32 on the CPU.
-      preprocessing: as evaluation will feed it.
-      pretrained: the weights it begins with, None for none.
+      module: the module, in float32 on the CPU.
+      preprocessing: preprocessing that evaluation will use.
+      pretrained: weights that the training starts from, None for none.
     """
 
     architecture: str
@@ -38,7 +38,8 @@ def check_architecture(arch: str, *, pretrained: bool, weights: str | None) -> N
     """Checks `--arch` without loading weights.
 
     Raises:
-      UsageError: timm has no such architecture, with the closest ones; or no weights of it.
+      UsageError: timm has no such architecture (the message suggests similar names), or has no
+        weights for it.
     """
     name = EFFICIENTNETS.get(arch, arch)
     if not timm.is_model(name.partition(".")[0]):
@@ -56,13 +57,13 @@ def build_network(
     pretrained: bool = False,
     weights: str | None = None,
 ) -> Network:
-    """Builds a network; what is drawn for its weights follows from the seed.
+    """Builds a network, whose random weights follow from the seed.
 
     Args:
       arch: timm's name, or one of `efficientnet_lite0`, `1`, `2`.
-      taxonomy: its head has an output for each superclass.
-      seed: of the weights.
-      pretrained: whether to begin with weights for ImageNet; the head is new in any case.
+      taxonomy: taxonomy whose superclasses are the outputs.
+      seed: seed of the weights.
+      pretrained: whether to start from weights for ImageNet; the head is new in any case.
       weights: folder of `in9 models fetch`.
 
     Raises:
@@ -72,7 +73,7 @@ def build_network(
     check_architecture(arch, pretrained=pretrained, weights=weights)
     outputs = taxonomy.num_labels
     loaded = load_model(arch, weights) if pretrained else None
-    # Initialisation knows no generator but torch's own.
+    # Initialisation uses torch's global generator.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_hash(seed, "initialisation", "") >> 1)
         if loaded is None:
@@ -84,13 +85,13 @@ def build_network(
             module = loaded.module
             reset = getattr(module, "reset_classifier", None)
             if reset is None:
-                raise JobError(f"{arch} has no head that could be replaced")
+                raise JobError(f"{arch} has no head that can be replaced")
             reset(outputs)
     described = timm_model(arch, module, "", taxonomy)
-    # A model that is to be evaluated needs none.
+    # `timm_model` turns gradients off, for evaluation.
     module.requires_grad_(True)
     return Network(
-        # The tag of weights that it does not have would only mislead.
+        # Without pretrained weights, their tag would mislead.
         architecture=described.architecture if loaded else EFFICIENTNETS.get(arch, arch),
         module=module,
         preprocessing=described.preprocessing,

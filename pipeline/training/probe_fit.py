@@ -1,6 +1,6 @@
-"""Linear probes: the last layer of a frozen pretrained network, fitted on a variant.
+"""Fitting of a linear probe on a variant: a new last layer for a frozen pretrained network.
 
-The checkpoint is the whole network with that layer, so `--models ARCH=FILE` takes it.
+The checkpoint holds the complete network with that layer, so `--models ARCH=FILE` loads it.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from pipeline.training.features import Backbone, Features
 from pipeline.training.linear_probe import choose_penalty, fit_probe
 
 PROBE_VERSION = 1
-"""Raised by hand when the same features would give another probe."""
+"""Incremented by hand when the same features would give a different probe."""
 MODELS = "models"
-"""Folder of a dataset for checkpoints that were trained on it."""
+"""Folder of a dataset that holds the checkpoints trained on it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbePlan:
-    """What a probe is fitted on.
+    """The pictures that a probe is fitted on.
 
     Attributes:
-      dataset: with the pictures.
-      variant: of the dataset.
-      split: its split.
-      holdout: what is left out of it.
-      seed: of the folds that choose the penalty.
-      name: of the variant in the checkpoint, if it is called otherwise, such as `in9l`.
+      dataset: the dataset.
+      variant: variant of the dataset.
+      split: split of the dataset.
+      holdout: images of the split that are held out.
+      seed: seed of the folds that choose the penalty.
+      name: name of the variant in the checkpoint if it differs, such as `in9l`.
     """
 
     dataset: Dataset
@@ -54,7 +54,7 @@ class ProbePlan:
 
 
 def probe_file(backbone: Backbone, plan: ProbePlan) -> str:
-    """Path of a probe's checkpoint in the folder of a dataset."""
+    """Returns the path of a probe's checkpoint in the folder of a dataset."""
     parts = ["probe", backbone.model.name.replace("/", "_"), plan.split]
     if plan.holdout.share:
         parts.append(f"holdout{plan.holdout.share:g}")
@@ -63,13 +63,13 @@ def probe_file(backbone: Backbone, plan: ProbePlan) -> str:
 
 
 def fit_variant(backbone: Backbone, plan: ProbePlan, store: Store, path: str | None = None) -> str:
-    """Fits a probe on a variant, unless it is there.
+    """Fits a probe on a variant, unless its checkpoint exists.
 
     Args:
       backbone: the frozen network.
-      plan: on what.
-      store: folder that the checkpoint is written to.
-      path: of its file, `probe_file` if None.
+      plan: the pictures to fit on.
+      store: folder to write the checkpoint to.
+      path: path of the checkpoint in the folder, `probe_file` if None.
 
     Returns:
       Absolute path of the checkpoint.
@@ -82,10 +82,10 @@ def fit_variant(backbone: Backbone, plan: ProbePlan, store: Store, path: str | N
     chosen = training_pictures(plan.dataset, plan.split, plan.variant, plan.holdout)
     if not chosen:
         raise UsageError(f"no pictures of {plan.variant} in {plan.split} are left to train on")
-    wanted = _about(backbone, plan, tuple(sorted(chosen)))
+    metadata = _metadata(backbone, plan, tuple(sorted(chosen)))
     if store.exists(path):
-        there = read_metadata(store.path(path))
-        if there and _but_for_penalty(there) == _but_for_penalty(wanted):
+        existing = read_metadata(store.path(path))
+        if existing and _without_penalty(existing) == _without_penalty(metadata):
             return store.path(path)
     features = _training_features(backbone, plan, chosen)
     rows = {row["key"]: row for row in selected_rows(plan.dataset, plan.split)}
@@ -105,12 +105,12 @@ def fit_variant(backbone: Backbone, plan: ProbePlan, store: Store, path: str | N
     }
     state[weight] = torch.from_numpy(probe.weight.astype(np.float32))
     state[bias] = torch.from_numpy(probe.bias.astype(np.float32))
-    settings = {**wanted.settings, "penalty": penalty}
-    save_checkpoint(store, path, state, dataclasses.replace(wanted, settings=settings))
+    settings = {**metadata.settings, "penalty": penalty}
+    save_checkpoint(store, path, state, dataclasses.replace(metadata, settings=settings))
     return store.path(path)
 
 
-def _about(backbone: Backbone, plan: ProbePlan, keys: tuple[str, ...]) -> TrainedOn:
+def _metadata(backbone: Backbone, plan: ProbePlan, keys: tuple[str, ...]) -> TrainedOn:
     return TrainedOn(
         architecture=backbone.architecture,
         variant=plan.name or plan.variant,
@@ -131,17 +131,17 @@ def _about(backbone: Backbone, plan: ProbePlan, keys: tuple[str, ...]) -> Traine
     )
 
 
-def _but_for_penalty(trained: TrainedOn) -> TrainedOn:
+def _without_penalty(trained: TrainedOn) -> TrainedOn:
     settings = {name: value for name, value in trained.settings.items() if name != "penalty"}
     return dataclasses.replace(trained, settings=settings)
 
 
 def _training_features(backbone: Backbone, plan: ProbePlan, chosen: dict[str, str]) -> Features:
-    """Features of each picture that is trained on, whichever replicate it is of."""
+    """Computes the features of the training pictures, which may come from several replicates."""
     parts = []
     for name in dict.fromkeys(chosen.values()):
         keys = [key for key, variant in chosen.items() if variant == name]
-        # Of the variant itself, tests need the others as well.
-        some = None if name == plan.variant else keys
-        parts.append(backbone.features(plan.dataset, plan.split, name, some).select(keys))
+        # Tests need all pictures of the variant itself, so the cache gets them all.
+        subset = None if name == plan.variant else keys
+        parts.append(backbone.features(plan.dataset, plan.split, name, subset).select(keys))
     return Features.concatenate(parts)

@@ -1,11 +1,11 @@
-"""Samples: the pictures that a network is trained on, side by side in a file of this machine.
+"""Samples: the pictures that a network is trained on, copied into one local file.
 
-At the start every shard is read once, wherever and in whatever format it is. From then on a batch
-is a few reads at known places of one file, in any order and by any process. The file has no name,
-so nothing is left of it, however the training ends.
+At the start, every shard is read once, whatever its format and location. After that, loading a
+batch takes a few reads at known offsets of one file, in any order and by any process. The file has
+no name, so it disappears however the training ends.
 
-Mapped into memory, all of it would count as each process's own, and a disk that fails would end
-the process without a word.
+The file is read, not memory-mapped: mapped pages would count as memory of every process, and a disk
+error would kill the process with a signal instead of raising an exception.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from transforms.codec import UndecodableError, decode_image
 
 
 class Samples:
-    """Pictures in a fixed order, to be had within `fetched`.
+    """Pictures in a fixed order, which can be read while `fetched` is active.
 
     Args:
       dataset: the dataset.
-      split: its split.
-      pictures: key to the variant whose picture of it is wanted; at least one.
+      split: split of the dataset.
+      pictures: the variant to use for each key; at least one key.
       labels: label of each of these keys.
 
     Attributes:
@@ -44,8 +44,8 @@ class Samples:
         self._dataset = dataset
         self._split = split
         self._pictures = pictures
-        # What workers look at is arrays, not lists of objects: those would be copied into every
-        # forked one, page by page, whenever their references are counted.
+        # Workers read arrays, not lists of objects, because counting the references of objects
+        # would copy their memory pages into every forked process.
         self.keys = np.asarray(list(pictures), np.str_)
         self.labels = np.asarray([labels[key] for key in pictures], np.int64)
 
@@ -54,22 +54,21 @@ class Samples:
 
     @contextlib.contextmanager
     def fetched(self) -> Iterator[None]:
-        """Copies the pictures, encoded as they are, to the file, which is there while the block
-        runs.
+        """Copies the encoded pictures to the file, which exists while the block runs.
 
         Raises:
-          JobError: a shard cannot be read, or does not hold what the index says; or there is no
-            room for the file.
+          JobError: a shard cannot be read or contradicts the index, or the disk has no room for
+            the file.
         """
         with tempfile.TemporaryFile(buffering=0, prefix="in9-") as file:
             try:
-                # Closed in here, as that writes what is left and finds no room, too.
+                # Closed here, because closing writes the rest, which may not fit either.
                 with open(file.fileno(), "wb", closefd=False) as buffered:
                     spans = self._copy(buffered)
             except OSError as error:
                 raise JobError(
-                    f"the pictures to train on have no room in {tempfile.gettempdir()} ({error}): "
-                    "free some, or set TMPDIR to a folder that has it"
+                    f"the pictures to train on do not fit into {tempfile.gettempdir()} ({error}): "
+                    "free some space, or set TMPDIR to a folder with more"
                 ) from error
             missing = next((key for key in self._pictures if key not in spans), None)
             if missing is not None:
@@ -81,7 +80,7 @@ class Samples:
             yield
 
     def pixels(self, indices: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-        """Decoded pictures, (S, S, 3) uint8 RGB each, in the order of `indices`.
+        """Yields decoded pictures, (S, S, 3) uint8 RGB each, in the order of `indices`.
 
         Raises:
           BrokenPictureError: a picture cannot be decoded.
@@ -95,7 +94,7 @@ class Samples:
                 raise BrokenPictureError(str(self.keys[index]), error) from error
 
     def _copy(self, file: IO[bytes]) -> dict[str, tuple[int, int]]:
-        """Writes the pictures, a shard after the other; key to (offset, length)."""
+        """Writes the pictures shard by shard; returns the (offset, length) of each key."""
         spans = {}
         offset = 0
         for variant in sorted(set(self._pictures.values())):

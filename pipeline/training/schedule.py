@@ -1,7 +1,7 @@
-"""What a training does in which order: pictures, batches, learning rate.
+"""The schedule of a training: the order of pictures, the batches and the learning rate.
 
-All of it follows from the seed and the epoch, so that an epoch begins the same wherever the
-one before it was done.
+The schedule follows from the seed and the epoch alone, so a resumed training continues as if it had
+never stopped.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ TRAIN, VALIDATE = "train", "validate"
 
 @dataclasses.dataclass(frozen=True)
 class BatchOrder:
-    """One batch that is to be loaded.
+    """An order to load one batch.
 
     Attributes:
       part: `TRAIN` or `VALIDATE`.
-      epoch: from 0 on.
-      indices: of the samples, in order.
+      epoch: number of the epoch, counted from 0.
+      indices: indices of the samples, in order.
     """
 
     part: str
@@ -40,10 +40,10 @@ class Schedule:
     """The batches of a training.
 
     Attributes:
-      order_hashes: (n,) uint64 of `order_hashes`, of the training images.
-      validation: number of the images to validate on.
-      batch_size: pictures in a batch, at most.
-      epochs: which, in order.
+      order_hashes: (n,) uint64, `order_hashes` of the training images.
+      validation: number of images to validate on.
+      batch_size: largest number of pictures in a batch.
+      epochs: the epochs to train, in order.
     """
 
     order_hashes: NDArray[np.uint64]
@@ -53,12 +53,12 @@ class Schedule:
 
     @property
     def training_batches(self) -> int:
-        """In an epoch."""
+        """Number of training batches in an epoch."""
         return math.ceil(len(self.order_hashes) / self.batch_size)
 
     @property
     def validation_batches(self) -> int:
-        """After an epoch."""
+        """Number of validation batches after an epoch."""
         return math.ceil(self.validation / self.batch_size)
 
     def __iter__(self) -> Iterator[BatchOrder]:
@@ -74,16 +74,16 @@ class Schedule:
 
 
 def order_hashes(seed: int, keys: NDArray[np.str_]) -> NDArray[np.uint64]:
-    """(n,) uint64: what the places of each image are derived from, in all epochs."""
+    """Returns a hash for each image, (n,) uint64, from which `permutation` derives the orders."""
     return keyed_hashes(seed, "order", keys.tolist())
 
 
 def permutation(hashes: NDArray[np.uint64], epoch: int) -> Indices:
-    """The order of the images in an epoch.
+    """Returns the order of the images in an epoch.
 
     Args:
       hashes: (n,) uint64 of `order_hashes`.
-      epoch: from 0 on.
+      epoch: number of the epoch, counted from 0.
 
     Returns:
       (n,) int64, every index once.
@@ -92,9 +92,9 @@ def permutation(hashes: NDArray[np.uint64], epoch: int) -> Indices:
 
 
 def even_batches(order: Indices, batch_size: int) -> list[Indices]:
-    """Cuts an order into as few batches as there must be, whose sizes differ by 1 at most.
+    """Splits an order into as few batches as possible, whose sizes differ by at most 1.
 
-    A small rest would be a step of its own, as large as any, by a handful of pictures.
+    A small last batch would let a handful of pictures decide a whole step of the optimizer.
 
     >>> [batch.tolist() for batch in even_batches(np.arange(7), 3)]
     [[0, 1, 2], [3, 4], [5, 6]]
@@ -104,12 +104,12 @@ def even_batches(order: Indices, batch_size: int) -> list[Indices]:
 
 
 def learning_rate(start: float, epoch: int, epochs: int) -> float:
-    """The learning rate of an epoch: divided by 10 after each quarter of the epochs.
+    """Computes the learning rate of an epoch, which is divided by 10 after each quarter of epochs.
 
     Args:
-      start: of the first epoch.
-      epoch: from 0 on.
-      epochs: in all; the paper's 200 are quarters of 50.
+      start: learning rate of the first epoch.
+      epoch: number of the epoch, counted from 0.
+      epochs: number of epochs; the paper has 200, and so quarters of 50.
 
     >>> [learning_rate(0.1, epoch, 200) for epoch in (0, 49, 50, 199)]
     [0.1, 0.1, 0.01, 0.0001]

@@ -1,4 +1,4 @@
-"""What to train on what, and how: the paper's training (appendix C) as the defaults."""
+"""The plan of a training. Defaults are those of the paper (appendix C)."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from transforms.variants import base_of
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
-_ELSEWHERE = ("device", "workers", "weights")
-"""Fields that do not decide what is trained: another machine may go on with it."""
+_MACHINE_FIELDS = ("device", "workers", "weights")
+"""Fields that may differ when another machine resumes the training."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainPlan:
-    """One training. Field names are the flags' names.
+    """Settings of one training. The fields are named like the flags.
 
     Attributes:
-      variant: whose pictures.
+      variant: variant to train on.
       arch: timm's name of the architecture, with or without the tag of weights.
-      pretrained: whether to begin with weights for ImageNet.
-      epochs, batch_size, lr, weight_decay: of SGD; the rate is divided by 10 after
-        each quarter of the epochs.
-      seed: of weights, order, augmentation and dropout.
-      train_split: to train on.
-      eval_split: to validate on, None for none.
-      holdout: share of `train_split` that is left out and validated on instead.
+      pretrained: whether to start from weights for ImageNet.
+      epochs, batch_size, lr, weight_decay: parameters of SGD; the learning rate is divided by 10
+        after each quarter of the epochs.
+      seed: seed of weights, order, augmentation and dropout.
+      train_split: split to train on.
+      eval_split: split to validate on, None for no validation.
+      holdout: share of `train_split` that is held out for validation.
       precision: `fp32` (TF32 off), `tf32`, or autocast to `bf16` or `fp16`.
       device: `cpu` or `cuda`.
-      workers: processes that load pictures, 0 for none beside this one.
+      workers: number of processes that load pictures, 0 to load in the main process.
       weights: folder of `in9 models fetch`.
 
     Raises:
-      ValueError: a value out of range, named with its flag.
+      ValueError: a value is out of range; the message names its flag.
     """
 
     variant: str = "original"
@@ -72,7 +72,7 @@ class TrainPlan:
 
     @property
     def name(self) -> str:
-        """Of the folder that it is written to, unless another one is named."""
+        """Default name of the output folder."""
         parts = [self.arch, self.variant.replace(":", "_"), f"{self.epochs}ep"]
         if self.pretrained:
             parts.append("pretrained")
@@ -81,24 +81,29 @@ class TrainPlan:
         return "-".join([*parts, f"seed{self.seed}"])
 
     def identity(self, dataset: Dataset) -> dict[str, Any]:
-        """What decides the weights on a given machine; fit for JSON."""
+        """Returns the settings that decide the trained weights on a given machine, as
+        JSON-serialisable values."""
         fields = dataclasses.asdict(self)
-        for name in _ELSEWHERE:
+        for name in _MACHINE_FIELDS:
             del fields[name]
         return {**fields, "dataset": dataset.manifest.fingerprint}
 
 
-def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: str) -> None:
-    """Raises UsageError if what a folder holds is another training than the one wanted."""
-    differing = sorted(name for name in wanted if found.get(name) != wanted[name])
-    if differing == ["dataset"]:
-        what = "the dataset has changed since"
-    else:
-        what = ", ".join(f"--{name} {found.get(name)}" for name in differing if name != "dataset")
+def check_same(stored: Mapping[str, Any], requested: Mapping[str, Any], folder: str) -> None:
+    """Raises UsageError if the training that a folder holds is not the requested one.
+
+    Args:
+      stored: `TrainPlan.identity` of the training in the folder.
+      requested: `TrainPlan.identity` of the plan.
+      folder: the folder, for the error message.
+    """
+    differing = sorted(name for name in requested if stored.get(name) != requested[name])
+    flags = [f"--{name} {stored.get(name)}" for name in differing if name != "dataset"]
     if differing:
+        difference = ", ".join(flags) or "the dataset has changed since"
         raise UsageError(
-            f"{folder} holds another training ({what}): choose another --output, or begin it "
-            "anew with --overwrite"
+            f"{folder} holds another training ({difference}): choose another --output, or start "
+            "again with --overwrite"
         )
 
 
@@ -112,10 +117,10 @@ def check_variant(dataset: Dataset, variant: str) -> None:
 
 
 def find_samples(dataset: Dataset, plan: TrainPlan) -> tuple[Samples, Samples | None]:
-    """The pictures to train on, and those to validate on, if any.
+    """Returns the pictures to train on, and those to validate on, if any.
 
     Raises:
-      UsageError: the dataset has no such variant or split, or no pictures in one.
+      UsageError: the dataset does not have the variant or a split, or a split has no pictures.
       OSError: the index cannot be read.
     """
     check_variant(dataset, plan.variant)
@@ -129,8 +134,8 @@ def find_samples(dataset: Dataset, plan: TrainPlan) -> tuple[Samples, Samples | 
     if eval_split is None:
         return training, None
     rows = selected_rows(dataset, eval_split, holdout)
-    shown = {row["key"]: base_of(plan.variant) for row in rows}
-    return training, _samples(dataset, eval_split, shown)
+    pictures = {row["key"]: base_of(plan.variant) for row in rows}
+    return training, _samples(dataset, eval_split, pictures)
 
 
 def _samples(dataset: Dataset, split: str, pictures: Mapping[str, str]) -> Samples:
@@ -143,40 +148,40 @@ def _samples(dataset: Dataset, split: str, pictures: Mapping[str, str]) -> Sampl
 def choose_splits(
     dataset: Dataset, train_split: str | None, eval_split: str | None, holdout: float
 ) -> tuple[str, str | None]:
-    """The splits to train and to validate on, where flags leave them open.
+    """Chooses the splits to train and to validate on.
 
     Args:
       dataset: the dataset.
-      train_split, eval_split: of the flags, None where they say nothing.
-      holdout: of the flag.
+      train_split, eval_split: values of the flags, None for the default.
+      holdout: value of the flag.
 
     Returns:
-      (train_split, eval_split); without `--holdout` they differ.
+      (train_split, eval_split), which differ; eval_split is None with `--holdout`, or if there is
+      no split for validation.
 
     Raises:
-      UsageError: the dataset does not have them.
+      UsageError: the dataset does not have the splits, or the flags contradict each other.
     """
-    there = dataset.manifest.config.split
+    splits = dataset.manifest.config.split
     for flag, name in (("train_split", train_split), ("eval_split", eval_split)):
-        if name is not None and name not in there:
-            raise UsageError(f"--{flag} {name}: the dataset has {', '.join(there)}")
-    if train_split is None and "train" not in there and not holdout:
+        if name is not None and name not in splits:
+            raise UsageError(f"--{flag} {name}: the dataset has {', '.join(splits)}")
+    if train_split is None and "train" not in splits and not holdout:
         raise UsageError(
-            f"the dataset has no split train, but {', '.join(there)}: make one with it "
-            "(in9 generate --split train,val), or train on a part of what is there with "
-            "--holdout 0.5"
+            f"the dataset has no split train, but {', '.join(splits)}: generate one with it "
+            "(in9 generate --split train,val), or train on a part of a split with --holdout 0.5"
         )
-    chosen = train_split or ("train" if "train" in there else there[0])
+    chosen = train_split or ("train" if "train" in splits else splits[0])
     if holdout:
         if eval_split not in (None, chosen):
             raise UsageError(
-                f"with --holdout, what is held out of {chosen} is validated on; leave "
+                f"with --holdout, validation uses the held-out part of {chosen}; leave "
                 f"--eval_split {eval_split} out"
             )
         return chosen, None
     if eval_split == chosen:
         raise UsageError(
-            f"--eval_split {eval_split} is what is trained on; name another split, or hold out a "
+            f"--eval_split {eval_split} is the split to train on; name another one, or hold out a "
             "part of it with --holdout 0.5"
         )
-    return chosen, eval_split or ("val" if "val" in there and chosen != "val" else None)
+    return chosen, eval_split or ("val" if "val" in splits and chosen != "val" else None)

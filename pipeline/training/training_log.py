@@ -1,4 +1,4 @@
-"""What a training says: a line and a row for each epoch."""
+"""The log of a training: a line, a row of the table and a progress bar for each epoch."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ LOG = "log.csv"
 
 @dataclasses.dataclass(frozen=True)
 class EpochLog:
-    """One epoch. Losses are means of the cross entropy, in nats.
+    """Measurements of one epoch. Losses are mean cross entropies, in nats.
 
     Attributes:
-      epoch: from 1 on.
+      epoch: number of the epoch, counted from 1.
       lr: learning rate.
-      loss, accuracy: on the training pictures as they were augmented, while they were learnt.
-      val_loss, val_accuracy: on the pictures as they are, after the epoch; None without any.
-      images_per_second: of training.
+      loss, accuracy: on the augmented training pictures, during the epoch.
+      val_loss, val_accuracy: on the validation pictures, after the epoch; None without validation.
+      images_per_second: speed of training.
       data_wait: share of the training time that was spent waiting for pictures.
-      seconds: with validation.
+      seconds: duration, including validation.
     """
 
     epoch: int
@@ -43,7 +43,8 @@ class EpochLog:
     seconds: float
 
     def line(self, epochs: int, seconds_left: float, *, is_first: bool) -> str:
-        """As the terminal shows it; in the first epoch of a process, loaders are just starting."""
+        """Formats the epoch as a line of output. The first epoch of a process does not warn about
+        waiting, because its loaders are just starting."""
         text = f"epoch {self.epoch} of {epochs}: loss {self.loss:.3f}, "
         text += f"accuracy {100 * self.accuracy:.1f} %"
         if self.val_accuracy is not None:
@@ -55,22 +56,25 @@ class EpochLog:
 
 
 def say_now(line: str) -> None:
-    """Prints a line at once: a file of what takes days is read while it grows."""
+    """Prints a line and flushes, so that a long training can be followed in a file."""
     print(line, flush=True)
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(EpochLog))
-"""Of the log."""
+"""Columns of `log.csv`."""
 
 
 class TrainingLog:
-    """The epochs so far, in a folder and on the terminal.
+    """The table of the epochs so far, and the output of each new one.
 
     Args:
-      store: the folder.
-      epochs: in all.
-      rows: of the epochs that were done before, of `EpochLog`'s fields.
-      say: takes a line.
+      store: folder of the training.
+      epochs: number of epochs of the training.
+      rows: rows of the epochs that are already done, with the fields of `EpochLog`.
+      say: prints a line of output.
+
+    Attributes:
+      rows: rows of all epochs so far.
     """
 
     def __init__(
@@ -83,16 +87,16 @@ class TrainingLog:
         self._store = store
         self._epochs = epochs
         self._say = say
-        self._now = 0
+        self._new = 0
         self.rows = list(rows)
 
     def add(self, epoch: EpochLog) -> None:
-        """Notes a finished epoch."""
+        """Adds a finished epoch, and prints its line."""
         self.rows.append(dataclasses.asdict(epoch))
-        self._now += 1
-        mean = sum(row["seconds"] for row in self.rows[-self._now :]) / self._now
-        left = mean * (self._epochs - epoch.epoch)
-        self._say(epoch.line(self._epochs, left, is_first=self._now == 1))
+        self._new += 1
+        mean = sum(row["seconds"] for row in self.rows[-self._new :]) / self._new
+        seconds_left = mean * (self._epochs - epoch.epoch)
+        self._say(epoch.line(self._epochs, seconds_left, is_first=self._new == 1))
 
     def write(self) -> None:
         """Writes the table."""
@@ -101,14 +105,14 @@ class TrainingLog:
 
 @contextlib.contextmanager
 def epoch_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows how far an epoch is: a live bar on a terminal, nothing elsewhere.
+    """Shows a live bar for an epoch if standard error is a terminal.
 
     Args:
-      name: of the epoch.
-      total: images in it.
+      name: name of the epoch.
+      total: number of images in the epoch.
 
     Yields:
-      A function that takes the number of images that are done since its last call.
+      A function that advances the bar by a number of images.
     """
     if not sys.stderr.isatty():
         yield lambda _: None

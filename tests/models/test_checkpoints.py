@@ -70,7 +70,7 @@ def test_other_files_say_nothing_and_broken_notes_are_errors(tmp_path: Path) -> 
     data = (tmp_path / "m.safetensors").read_bytes()
     digest = trained(keys=("a", "b")).keys_digest.encode()
     (tmp_path / "m.safetensors").write_bytes(data.replace(digest, digest[::-1]))
-    with pytest.raises(JobError, match="not those"):
+    with pytest.raises(JobError, match="do not match their digest"):
         read_metadata(str(tmp_path / "m.safetensors"))
     assert load_file(tmp_path / "m.safetensors")["x"].shape == (2,)
     with pytest.raises(ValueError, match="twice"):

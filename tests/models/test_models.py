@@ -328,7 +328,7 @@ def test_hugging_face_classes_must_be_imagenets(tmp_path: Path) -> None:
 def test_hugging_face_ids_are_checked(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no config\.json"):
         check_model(f"hf:{tmp_path}")
-    with pytest.raises(UsageError, match="no ID of the hub"):
+    with pytest.raises(UsageError, match="nor an ID of the hub"):
         check_model(f"hf:{tmp_path / 'none'}")
     check_model("hf:microsoft/resnet-50")
     (tmp_path / "config.json").write_text("{}")
@@ -399,7 +399,7 @@ def test_open_clip_names_are_checked(tmp_path: Path) -> None:
     check_model("open_clip:hf-hub:laion/CLIP-ViT-B-32")
     for spec, message in (
         ("open_clip:ViT-B-33:openai", "no model 'ViT-B-33'; close to it: ViT-B-32"),
-        ("open_clip:ViT-B-32:opanai", "none of the weights of ViT-B-32: openai"),
+        ("open_clip:ViT-B-32:opanai", "nor one of the weights of ViT-B-32: openai"),
         (f"open_clip:{tmp_path}", "no open_clip_config.json"),
     ):
         with pytest.raises(UsageError, match=message):

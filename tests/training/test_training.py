@@ -256,7 +256,7 @@ def test_stopped_and_resumed_it_gives_the_same_bytes_with_any_number_of_workers(
     assert f"{TINY} on 24 images of train, original; validation on 12 of val; cpu, fp32" in said
     assert "epoch 1 of 8: loss" in said
     said = train(drawn, tmp_path, *flags, "--workers", 2)
-    done = int(re.findall(r"going on after epoch (\d) of 8", said)[0])
+    done = int(re.findall(r"resuming after epoch (\d) of 8", said)[0])
     assert 1 <= done < 8
     assert re.findall(r"epoch (\d) of 8: loss", said) == [str(n) for n in range(done + 1, 9)]
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
@@ -333,7 +333,7 @@ def test_in_object_storage_it_is_the_same(
             lambda: any(path.endswith("state.pth") for path in there.walk("models")),
             *whole,
         )
-        assert "going on after epoch" in run_in9("train", *whole).stdout
+        assert "resuming after epoch" in run_in9("train", *whole).stdout
         (model,) = (path for path in there.walk("models") if path.endswith(".safetensors"))
         assert there.read(model) == (trained / "model.safetensors").read_bytes()
 
@@ -385,7 +385,7 @@ def test_pictures_that_find_no_room_are_one_line(drawn: Path, tmp_path: Path) ->
     )
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert f"the pictures to train on have no room in {tmp_path}" in line
+    assert f"the pictures to train on do not fit into {tmp_path}" in line
     assert not [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
 
 
@@ -406,7 +406,7 @@ def test_a_shard_without_its_picture_is_one_line(drawn: Path, tmp_path: Path) ->
         (("--arch", "resnet5O"), "timm has no such architecture; close to it: resnet50"),
         (("--train_split", "test"), "--train_split test: the dataset has train, val"),
         (("--eval_split", "test"), "--eval_split test: the dataset has train, val"),
-        (("--eval_split", "train"), "--eval_split train is what is trained on"),
+        (("--eval_split", "train"), "--eval_split train is the split to train on"),
         (("--holdout", "0.5", "--eval_split", "val"), "leave --eval_split val out"),
         (("--holdout", "1"), "--holdout must be between 0 and 1: got 1.0"),
         (("--lr", "0"), "--lr must be above 0: got 0.0"),
@@ -440,7 +440,7 @@ def test_datasets_without_a_split_to_train_on_say_what_to_do(one_worker: Path) -
 
 def test_a_loss_that_runs_away_fails_and_keeps_what_was_done(drawn: Path, tmp_path: Path) -> None:
     said = train(drawn, tmp_path, "--epochs", 3, "--lr", 1e30, check=1)
-    assert "the loss is not a finite number any more in epoch" in said
+    assert "the loss is no longer finite in epoch" in said
     assert "Try a smaller --lr than 1e+30" in said
 
 

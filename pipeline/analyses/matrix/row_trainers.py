@@ -92,7 +92,7 @@ class ProbeScorer:
                 continue
             table = pa.concat_tables(rows)
             whole = dataclasses.replace(part, keys=None)
-            features = self._backbone.of_shard(whole).select(table["key"].to_pylist())
+            features = self._backbone.shard_features(whole).select(table["key"].to_pylist())
             yield _KeyRows(part, table), self._scores(features.values)
 
 
