@@ -81,7 +81,10 @@ def _lines(entry: str) -> list[str]:
     lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines()]
     nested = [line for line in lines if line.startswith("@")]
     if nested:
-        raise UsageError(f"--models {entry}: {nested[0]} in a file; name the files one by one")
+        raise UsageError(
+            f"--models {entry}: a file cannot refer to another one ({nested[0]}); name both in "
+            "--models"
+        )
     return [line for line in lines if line]
 
 

@@ -219,10 +219,10 @@ def _measure_processor(spec: str, processor: Any) -> tuple[dict[str, Any], bool]
         )
     except Exception as error:  # Processors of other kinds of models take other inputs.
         raise JobError(
-            f"{spec}: its image processor takes no picture ({type(error).__name__})"
+            f"{spec}: its image processor does not take pictures ({type(error).__name__})"
         ) from error
     if black.ndim != 3 or black.shape[0] != 3 or black.shape[1] != black.shape[2]:
-        raise JobError(f"{spec}: its image processor gives {tuple(black.shape)}, not (3, S, S)")
+        raise JobError(f"{spec}: its image processor returns {tuple(black.shape)}, not (3, S, S)")
     side = black.shape[1]
     low, middle, high, hot = (
         pixels[:, side // 2, side // 2] for pixels in (black, grey, white, red)

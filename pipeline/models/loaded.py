@@ -95,8 +95,8 @@ def module_with(
 ) -> torch.nn.Module:
     """Builds a module around its weights.
 
-    The weights are not copied, unless they are not contiguous in memory: another memory order
-    would change the order of summation.
+    Only weights that are not contiguous in memory are copied, because another memory layout would
+    change the order of summation.
 
     The module is first built on the meta device, without the random initialisation that takes
     most of the time for large models. If some of its tensors are not part of its state dict, it
@@ -113,9 +113,9 @@ def module_with(
     try:
         with torch.device("meta"):
             module = make()
-        kinds = {key: value.dtype for key, value in module.state_dict().items()}
+        dtypes = {key: value.dtype for key, value in module.state_dict().items()}
         fitting = {
-            key: value.to(kinds.get(key, value.dtype)).contiguous() for key, value in state.items()
+            key: value.to(dtypes.get(key, value.dtype)).contiguous() for key, value in state.items()
         }
         module.load_state_dict(fitting, assign=True)
         if not _is_on_meta(module):
@@ -166,7 +166,7 @@ def count_outputs(name: str, module: torch.nn.Module, side: int) -> int:
         ) from error
     if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2 or len(outputs) != 1:
         shown = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs)
-        raise JobError(f"{name} must give logits of shape (pictures, outputs), not {shown}")
+        raise JobError(f"{name} must return logits of shape (pictures, outputs), not {shown}")
     return int(outputs.shape[1])
 
 

@@ -227,7 +227,7 @@ class Predictor:
             raise ModelError(f"its forward pass failed: {type(error).__name__}: {error}") from error
         if logits.shape != (len(pictures), self._num_outputs):
             raise ModelError(
-                f"it gives {tuple(logits.shape)} for {len(pictures)} pictures, "
+                f"it returns {tuple(logits.shape)} for {len(pictures)} pictures, "
                 f"not {self._num_outputs} outputs each"
             )
         return logits.float()

@@ -44,8 +44,8 @@ def source_of(spec: str) -> Source:
     if not colon or "=" in prefix:
         return TIMM
     if prefix not in SOURCES:
-        function = f"; a function of yours is python:{module_of(prefix)}:{rest}"
-        hint = closest(prefix, SOURCES) or function
+        custom = f"; for a function of your own: python:{module_of(prefix)}:{rest}"
+        hint = closest(prefix, SOURCES) or custom
         raise UsageError(
             f"--models {spec}: there is no source {prefix!r}{hint}; see: in9 models list"
         )

@@ -110,7 +110,7 @@ class Source(abc.ABC):
         if missing:
             raise UsageError(
                 f"--models {spec} needs {' and '.join(missing)}: pip install {' '.join(missing)} "
-                f"(or our extra [{self.extra}])"
+                f"(or the extra [{self.extra}])"
             )
 
 

@@ -139,14 +139,14 @@ def _refuse_file(spec: str, *, or_any: bool) -> None:
     ending = os.path.splitext(spec)[1]
     if ending == ".py":
         raise UsageError(
-            f"--models {spec}: name the function in it that gives the model, "
+            f"--models {spec}: name the function in it that returns the model, "
             f"python:{module_of(spec)}:FUNCTION, with its folder on PYTHONPATH"
         )
     if ending == ".onnx":
-        raise UsageError(f"--models {spec}: say onnx:{spec}")
+        raise UsageError(f"--models {spec}: use onnx:{spec}")
     if ending in _CHECKPOINTS or (or_any and files_of(spec).info(spec) is not None):
         raise UsageError(
-            f"--models {spec} is a file: name its architecture, such as resnet50={spec}"
+            f"--models {spec} is a file: add its architecture, such as resnet50={spec}"
         )
 
 

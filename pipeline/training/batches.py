@@ -161,9 +161,9 @@ def check_shared_memory(workers: int, batch_bytes: int) -> None:
     free = shutil.disk_usage(_SHARED_MEMORY).free
     if needed > free:
         raise UsageError(
-            f"{workers} processes need {needed >> 20} MB of shared memory for their batches, and "
-            f"{_SHARED_MEMORY} has {free >> 20} MB: use fewer with --workers (0 for none), a "
-            "smaller --batch_size, or give the container more (docker run --shm-size)"
+            f"{workers} processes need {needed >> 20} MB of shared memory for their batches, but "
+            f"{_SHARED_MEMORY} has {free >> 20} MB: use fewer --workers (0 for none) or a smaller "
+            "--batch_size, or give the container more (docker run --shm-size)"
         )
 
 

@@ -27,7 +27,7 @@ FOLDS = 5
 CHOICE_UNITS = 5000
 """Largest number of units that the penalty is chosen on; more hardly change the choice."""
 
-_NEVER = -1e4
+_ABSENT_LOGIT = -1e4
 """Logit of a class without training images."""
 _STEPS = 200
 _TOLERANCE = 1e-5
@@ -85,7 +85,7 @@ def fit_probe(
     parameters = _minimise(scaled, targets, penalty, start)
     # Folds the standardisation into the layer, and adds the classes that have no images.
     weight = np.zeros((num_classes, len(mean)))
-    bias = np.full(num_classes, _NEVER)
+    bias = np.full(num_classes, _ABSENT_LOGIT)
     weight[present] = parameters[:, :-1] / scale
     bias[present] = parameters[:, -1] - weight[present] @ mean
     return LinearProbe(weight, bias, penalty)

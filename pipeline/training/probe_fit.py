@@ -141,7 +141,7 @@ def _training_features(backbone: Backbone, plan: ProbePlan, chosen: dict[str, st
     parts = []
     for name in dict.fromkeys(chosen.values()):
         keys = [key for key, variant in chosen.items() if variant == name]
-        # Tests need all pictures of the variant itself, so the cache gets them all.
+        # Evaluation needs the features of all pictures of the variant itself.
         subset = None if name == plan.variant else keys
         parts.append(backbone.features(plan.dataset, plan.split, name, subset).select(keys))
     return Features.concatenate(parts)

@@ -99,10 +99,10 @@ def dataset(tmp_path: Path) -> Path:
         ),
         pytest.param(("--device", "cuda"), "leave --device out to run on", marks=WITHOUT_GPU),
         (("--models", "mynet.py"), "python:mynet:FUNCTION, with its folder on PYTHONPATH"),
-        (("--models", "lib/mynet.py:net"), "a function of yours is python:mynet:net"),
+        (("--models", "lib/mynet.py:net"), "for a function of your own: python:mynet:net"),
         (("--models", "python:mynet.py:net"), "say python:mynet:net, with its folder on"),
-        (("--models", "net.onnx"), "say onnx:net.onnx"),
-        (("--models", "resnet50.pth"), "name its architecture, such as resnet50=resnet50.pth"),
+        (("--models", "net.onnx"), "use onnx:net.onnx"),
+        (("--models", "resnet50.pth"), "add its architecture, such as resnet50=resnet50.pth"),
         (("--models", "resnet50", "resnet18"), "'resnet18': say --models resnet50,resnet18"),
         (
             ("--precision", "fp8"),
@@ -273,7 +273,7 @@ def test_inputs_of_another_kind_are_told(
     assert "not a whole Parquet file" in refusal(capsys, *flags, "--input", junk)
     assert "is no text" in refusal(capsys, *flags, "--exclude", junk)
     model = ("evaluate", "--dataset", dataset, "--models", junk)
-    assert f"name its architecture, such as resnet50={junk}" in refusal(capsys, *model)
+    assert f"add its architecture, such as resnet50={junk}" in refusal(capsys, *model)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "report", "verify"])

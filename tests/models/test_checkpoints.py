@@ -73,7 +73,7 @@ def test_other_files_say_nothing_and_broken_notes_are_errors(tmp_path: Path) -> 
     with pytest.raises(JobError, match="do not match their digest"):
         read_metadata(str(tmp_path / "m.safetensors"))
     assert load_file(tmp_path / "m.safetensors")["x"].shape == (2,)
-    with pytest.raises(ValueError, match="twice"):
+    with pytest.raises(ValueError, match="unique"):
         trained(keys=("a", "a"))
 
 

@@ -474,7 +474,7 @@ def test_wrong_functions_are_named(my_models: str) -> None:
         ("number", "must return a torch.nn.Module, .* not int"),
         ("failing", "raised FileNotFoundError: no weights there"),
         ("misdescribed", "unknown 'size'"),
-        ("features", "must give logits of shape .pictures, outputs., not .1, 9, 222, 222."),
+        ("features", "must return logits of shape .pictures, outputs., not .1, 9, 222, 222."),
     ):
         with pytest.raises(JobError, match=message):
             load_model(f"python:{my_models}:{name}")
@@ -596,7 +596,7 @@ def test_files_hold_one_entry_a_line(tmp_path: Path) -> None:
         "resnet50",
     )
     path.write_text("@other.txt")
-    with pytest.raises(UsageError, match="name the files one by one"):
+    with pytest.raises(UsageError, match="name both in --models"):
         expand_models([f"@{path}"])
     with pytest.raises(UsageError, match=r"none\.txt cannot be read"):
         expand_models([f"@{tmp_path / 'none.txt'}"])
