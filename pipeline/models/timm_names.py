@@ -225,7 +225,10 @@ def _read_shapes(path: str) -> dict[str, Sequence[int]]:
     local."""
     if path.endswith(SUFFIX):
         header = read_header(path) or {}
-        return clean_state_dict({name: entry.get("shape") for name, entry in header.items()})
+        shapes: dict[str, Sequence[int]] = clean_state_dict(
+            {name: entry.get("shape") for name, entry in header.items()}
+        )
+        return shapes
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return {name: value.shape for name, value in _unwrapped(path, state).items()}
 
@@ -238,7 +241,8 @@ def _unwrapped(path: str, state: Any) -> dict[str, torch.Tensor]:
             state = inner
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise JobError(f"{path} holds no state dict: expected tensors by name")
-    return clean_state_dict(state)
+    cleaned: dict[str, torch.Tensor] = clean_state_dict(state)
+    return cleaned
 
 
 def _head_size(architecture: str, shapes: Mapping[str, Sequence[int]], path: str) -> int:
