@@ -1,4 +1,4 @@
-"""Storing models in a folder of weights, and loading them from it.
+"""Stores models in a folder of weights, and loads them from it.
 
 DIR/<sha256>.safetensors    the tensors of one model, named by their `state_hash`
 DIR/index.json              name -> sha256, architecture, source, preprocessing

@@ -24,7 +24,7 @@ INDEX = "index.json"
 FORMAT = "imagenet9 weights"
 FORMAT_VERSION = 1
 VARIABLE = "IN9_WEIGHTS"
-"""Environment variable that replaces `--weights`."""
+"""Environment variable to use if `--weights` is not given."""
 _SHA256 = re.compile("[0-9a-f]{64}")
 _LOCK = f"{WORK_FOLDER}/lock-index"
 
@@ -41,7 +41,7 @@ class StoredModel(ModelIdentity):
 
     Attributes:
       sha256: SHA-256 of the stored tensors. For zero-shot classifiers it differs from
-        `weights_sha256`, which results show, because it includes the computed head.
+        `weights_sha256`, which results show, because the stored tensors include the computed head.
       recipe: recipe of the `LoadedModel`.
     """
 
