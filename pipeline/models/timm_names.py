@@ -158,7 +158,6 @@ def is_for_imagenet(name: str) -> bool:
 
 def preprocessing_of(path: str) -> Preprocessing | None:
     """Reads the preprocessing from a checkpoint's training metadata; None if it has none."""
-
     trained = read_metadata(path) if path.endswith(SUFFIX) else None
     return trained.preprocessing if trained else None
 
