@@ -1,5 +1,4 @@
-"""Errors that the command line turns into one line and an exit code, and text that is fit to be
-shown."""
+"""Errors that the command line turns into one line and an exit code, and printable text."""
 
 from __future__ import annotations
 
@@ -9,8 +8,8 @@ class UsageError(Exception):
 
 
 class TooLargeError(UsageError):
-    """A file has more bytes than are read of its kind. `size` says how many, 0 where that is not
-    known: the error has passed through a runner as text."""
+    """A file is larger than the limit for its kind. `size` is its size in bytes, or 0 if the error
+    passed through a runner, which keeps only its text."""
 
     def __init__(self, message: str, size: int = 0) -> None:
         super().__init__(message)
@@ -26,7 +25,7 @@ class ModelError(JobError):
 
 
 class BrokenPictureError(JobError):
-    """A picture that cannot be decoded. `key` says which."""
+    """A picture cannot be decoded. `key` names it."""
 
     def __init__(self, key: str, error: Exception) -> None:
         super().__init__(f"a stored picture of {key} is broken ({error}); see: in9 verify")
@@ -34,20 +33,20 @@ class BrokenPictureError(JobError):
 
 
 def in_short(error: Exception) -> str:
-    """What an error of someone else's code says, in one line of at most 200 characters."""
+    """Returns the message of a foreign error as one line of at most 200 characters."""
     return " ".join(str(error).split())[:200]
 
 
 def escaped(text: str, keep: str = "\n\t") -> str:
-    """Text with what cannot be seen escaped: what a file or a class is called must not move a
-    terminal's cursor, nor turn the direction of a line.
+    """Escapes unprintable characters, so that the name of a file or class can neither move a
+    terminal's cursor nor reverse the direction of a line.
 
     >>> escaped("red\x1b[31m")
     'red\\\\x1b[31m'
 
     Args:
-      text: any.
-      keep: what is left as it is, of what is not printable.
+      text: any text.
+      keep: unprintable characters to leave as they are.
     """
     if text.isprintable():
         return text

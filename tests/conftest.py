@@ -140,7 +140,7 @@ def finished_shards(output: Path) -> dict[str, int]:
 
 def take_over(store: Store, lock: str) -> None:
     """Takes a lock from whoever holds it, as one does who has seen no sign of life."""
-    claim = store.files.claimed(store.path(lock))
+    claim = store.files.current_claim(store.path(lock))
     assert claim is not None
     assert store.files.unclaim(store.path(lock), claim, store.temporary())
     owner = {"host": "elsewhere", "place": "feed" * 3, "pid": 1, "started": "1"}

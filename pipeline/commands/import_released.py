@@ -25,7 +25,7 @@ from pipeline.released.archive_listing import ReleasedArchive, read_listing
 from pipeline.released.examine import ImportPlan, examine_shard
 from pipeline.released.recover import BackgroundPool
 from pipeline.released.write_shards import ShardWriter, mixed_variants
-from pipeline.runtime.local_loop import each_shard, run_locally
+from pipeline.runtime.local_loop import map_shards, run_locally
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.runtime.progress import Progress
 from pipeline.storage.files import absolute, is_below
@@ -107,11 +107,11 @@ def _run(released: ReleasedArchive, store: Store) -> None:
         for totals in {shard.totals.split: shard.totals for shard in released.shards}.values():
             for stage in ("examine", "import"):
                 job.progress.note_total(stage, totals.split, totals.listed)
-        examined = each_shard(functools.partial(examine_shard, job), released.shards)
+        examined = map_shards(functools.partial(examine_shard, job), released.shards)
         written = []
         for split in job.config.split:
             of_split = [shard for shard in examined if shard.shard.totals.split == split]
-            written += each_shard(
+            written += map_shards(
                 ShardWriter(job, BackgroundPool.from_shards(of_split)).write, of_split
             )
         commit(job.config, store, job.taxonomy, written)

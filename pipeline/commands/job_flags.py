@@ -178,7 +178,7 @@ def _check_output(store: Store, manifest: Manifest | None) -> None:
             f"--output {store.root} is a link to {os.readlink(store.root)}, which is not there"
         )
     for folder in (*DATA_FOLDERS, "results", WORK_FOLDER):
-        store.own_path(f"{folder}/file")  # Not hours later, when one is written.
+        store.writable_path(f"{folder}/file")  # Not hours later, when one is written.
         if store.exists(folder):
             raise UsageError(f"{store.path(folder)} is a file in a folder's place; remove it")
     if manifest is not None and manifest.config.is_imported:

@@ -10,7 +10,7 @@ from pipeline.dataset.latest import PUBLISH_LOCK, reading_store
 from pipeline.dataset.manifest import MANIFEST, read_manifest
 from pipeline.dataset.verification import verify
 from pipeline.errors import JobError, UsageError
-from pipeline.runtime.lock import DATASET_LOCK, at_work
+from pipeline.runtime.lock import DATASET_LOCK, current_holder
 from pipeline.storage.store import Store
 
 
@@ -56,5 +56,5 @@ def _job_at_work(named: str, store: Store) -> str | None:
       named: the folder that the user named.
       store: the dataset in it.
     """
-    holders = (at_work(store, DATASET_LOCK), at_work(Store.at(named), PUBLISH_LOCK))
+    holders = (current_holder(store, DATASET_LOCK), current_holder(Store.at(named), PUBLISH_LOCK))
     return next((f"{holder} is at work" for holder in holders if holder), None)

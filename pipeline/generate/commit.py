@@ -39,7 +39,7 @@ from pipeline.generate.scenes import SceneTable
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
 from pipeline.inputs.checksums import Checksums
 from pipeline.runtime.counters import count, timed
-from pipeline.runtime.lock import held, of_job
+from pipeline.runtime.lock import fenced_for_job, held
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
 from transforms.taxonomy import Taxonomy, imagenet9
 
@@ -93,7 +93,9 @@ class PrepareCommit(beam.DoFn):
         self, element: tuple[None, Iterable[SourceShard | OutputShard | None]]
     ) -> list[tuple[str, Moves]]:
         shards = (shard for shard in element[1] if shard is not None)
-        fingerprint, moves = prepare(self._config, of_job(self._store), self._taxonomy, shards)
+        fingerprint, moves = prepare(
+            self._config, fenced_for_job(self._store), self._taxonomy, shards
+        )
         return [(fingerprint, some) for some in _in_parts(moves)] or [(fingerprint, [])]
 
 
@@ -106,7 +108,7 @@ class MoveFiles(beam.DoFn):
     @timed("commit")
     def process(self, element: tuple[str, Moves]) -> list[tuple[str, int]]:
         fingerprint, moves = element
-        put_in_place(of_job(self._store), moves)
+        put_in_place(fenced_for_job(self._store), moves)
         return [(fingerprint, len(moves))]
 
 
@@ -119,7 +121,7 @@ class FinishCommit(beam.DoFn):
 
     @timed("commit")
     def process(self, element: tuple[str, Any]) -> list[str]:
-        return [finish(of_job(self._store), self._taxonomy, element[0])]
+        return [finish(fenced_for_job(self._store), self._taxonomy, element[0])]
 
 
 def commit(
@@ -264,7 +266,7 @@ def _check_complete(
     known = {} if old is None else {file.path: file for file in old.files}
     waiting = {target: source for shard in moves for source, target in shard}
     for path in (*(f"{folder}/" for folder in DATA_FOLDERS), *(f.path for f in manifest.files)):
-        store.own_path(path)
+        store.writable_path(path)
     for file in manifest.files:
         source = waiting.get(file.path)
         if there.get(source if source in there else file.path) != file.bytes:

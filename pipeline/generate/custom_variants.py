@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import JobError, UsageError
-from pipeline.runtime.custom_functions import PREFIX, array_of, import_function
+from pipeline.runtime.custom_functions import PREFIX, call_for_array, import_function
 from transforms.layers import Layer
 from transforms.variants import VARIANTS, Image, Variant, name_of
 
@@ -79,7 +79,7 @@ def _paint(entry: str, function: Callable[[Layer], Any], layer: Layer) -> Image:
         only_bg_t=layer.only_bg_t.copy(),
         mask=layer.mask.copy(),
     )
-    return array_of(
+    return call_for_array(
         functools.partial(function, copied), entry, dtype=np.uint8, shape=layer.image.shape
     )
 

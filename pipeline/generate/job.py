@@ -12,7 +12,7 @@ from pipeline.errors import UsageError
 from pipeline.generate.commit import STAGING
 from pipeline.inputs.key_lists import KeyList, KeyLists, read_key_list
 from pipeline.inputs.layout import SplitLayout
-from pipeline.runtime.lock import of_job
+from pipeline.runtime.lock import fenced_for_job
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
@@ -67,8 +67,8 @@ class GenerateJob:
     def layer_staging(self) -> Staging:
         """Where new layers wait: by what decides them, so that another seed of the pairing
         finds them there."""
-        return Staging(of_job(self.store), f"{STAGING}/{self.config.segment.fingerprint()}")
+        return Staging(fenced_for_job(self.store), f"{STAGING}/{self.config.segment.fingerprint()}")
 
     def output_staging(self) -> Staging:
         """Where new output shards wait."""
-        return Staging(of_job(self.store), f"{STAGING}/{self.config.compose.fingerprint()}")
+        return Staging(fenced_for_job(self.store), f"{STAGING}/{self.config.compose.fingerprint()}")

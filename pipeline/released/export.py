@@ -22,7 +22,7 @@ from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError
 from pipeline.released.names import class_folder, mixed_stem, stem_of
 from pipeline.released.npy_masks import encode_npy
-from pipeline.runtime.local_loop import each_shard
+from pipeline.runtime.local_loop import map_shards
 from pipeline.runtime.progress import Progress
 from pipeline.storage.csv_file import csv_bytes
 from pipeline.storage.store import WORK_FOLDER, Store
@@ -108,7 +108,7 @@ def export_split(job: ExportPlan) -> tuple[int, int]:
       (number of files written, number of files removed).
     """
     shards = job.dataset.shards(job.split)
-    written = sum(each_shard(functools.partial(_export_shard, job), shards))
+    written = sum(map_shards(functools.partial(_export_shard, job), shards))
     return written, _finish(job, shards)
 
 

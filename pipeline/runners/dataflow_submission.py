@@ -25,7 +25,7 @@ from pipeline.errors import JobError, UsageError
 from pipeline.models.expand import flat_entries
 from pipeline.runners.dataflow_gpu import DISK_GB, check_gpu
 from pipeline.runtime.dataflow_jobs import console_address, is_dataflow, job_of
-from pipeline.runtime.lock import DATASET_LOCK, release_of
+from pipeline.runtime.lock import DATASET_LOCK, release_if_owned
 from pipeline.storage.files import absolute, files_of, is_remote
 from pipeline.storage.store import Store
 
@@ -136,7 +136,7 @@ def submit(pipeline: beam.Pipeline, submission: Submission, store: Store) -> Pip
         raise
     except Exception as error:
         if result.is_in_terminal_state():
-            release_of(store, DATASET_LOCK, submission.owner)
+            release_if_owned(store, DATASET_LOCK, submission.owner)
             if str(error).rstrip().endswith(("Error:", "None")):
                 raise JobError(
                     f"it ended as {result.state} without a word; see {address}"

@@ -19,7 +19,7 @@ from pipeline.runners.portable import cancel_if_stopped, explain, prepare, serve
 from pipeline.runtime.counters import counters_of
 from pipeline.runtime.job_log import in_one_line, job_log
 from pipeline.runtime.machine import usable_cores
-from pipeline.runtime.progress import Progress, shown
+from pipeline.runtime.progress import Progress, show_progress
 
 _LOCAL_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "FnApiRunner", "SwitchingDirectRunner")
 _LOST_ELEMENTS = (
@@ -164,7 +164,7 @@ def run_pipeline(
     with (
         in_one_line(log, _translate),
         job_log(log, worker_processes=processes),
-        shown(progress) if waits else contextlib.nullcontext(),
+        show_progress(progress) if waits else contextlib.nullcontext(),
         servers_stopped(pipeline.runner),
     ):
         if submission is None:

@@ -1,1 +1,1 @@
-"""The machine and the run: cores, memory, counters, progress, the log, functions of the user's."""
+"""The machine and the run: cores, memory, locks, counters, progress, logs, custom functions."""

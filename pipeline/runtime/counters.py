@@ -1,6 +1,6 @@
 """Counters of a job: what was done, what was written, and how long each stage took.
 
-Workers add to them through Beam, so they are sums over all workers on any runner.
+Workers count through Beam, so on any runner the counters are sums over all workers.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ STAGES = (
     *("list", "examine", "segment", "plan", "compose", "commit"),
     *("evaluate", "imagenet", "attack", "saliency", "publish"),
 )
-"""In the order of the graph."""
+"""Names of the stages, in the order of the graph."""
 
 
 def count(name: str, by: int = 1) -> None:
-    """Adds to a counter. Called inside a DoFn; where nothing has imported Beam, nobody counts."""
-    # Of a counter without anything, some runners tell nothing.
+    """Adds to a counter. Called inside a DoFn; does nothing where Beam has not been imported."""
+    # Nothing is added for 0, because not every runner reports a counter of 0.
     if by and (beam := sys.modules.get("apache_beam")):
         beam.metrics.Metrics.counter(_NAMESPACE, name).inc(by)
 
 
 def count_bytes(path: str, size: int) -> None:
-    """Counts the bytes of a new file by the folder that it belongs into."""
+    """Counts the bytes of a new file by its top-level folder."""
     count(_BYTES + path.partition("/")[0], size)
 
 
 def count_written(files: Iterable[FileDigest]) -> None:
-    """Counts the bytes of new files, as `count_bytes`."""
+    """Counts the bytes of new files, as `count_bytes` does."""
     for file in files:
         count_bytes(file.path, file.bytes)
 
@@ -52,9 +52,10 @@ def count_shard(counter: str, files: Sequence[FileDigest], *, is_new: bool) -> N
     """Counts a shard that is up to date.
 
     Args:
-      counter: `source_shards` or `output_shards`, of which `_made` or `_kept` is counted.
+      counter: `source_shards` or `output_shards`, to which `_made` or `_kept` is added.
       files: of the shard, its record last.
-      is_new: whether it has been made; then its files count, too, but for the record.
+      is_new: whether the job has made it; then the bytes of its files count, too, except the
+        record's.
     """
     count(f"{counter}_made" if is_new else f"{counter}_kept")
     if is_new:
@@ -62,14 +63,14 @@ def count_shard(counter: str, files: Sequence[FileDigest], *, is_new: bool) -> N
 
 
 class UnitTally:
-    """Counts what a job does for one unit of its work, such as a shard.
+    """Counts of what a job does for one unit of its work, such as a shard.
 
-    A runner may start a step again that has done its work, and take the counters of the second
-    attempt alone. So the counts are noted before the unit's file is written, and an attempt that
-    finds what its own job has made counts the same.
+    A runner may restart a step that has already done its work, and use only the counters of the
+    second attempt. So the counts are noted before the unit's file is written, and an attempt that
+    finds the file of its own job counts the same again.
 
     Args:
-      progress: of the job, with whose notes these come and go.
+      progress: of the job; the counts are kept and removed with its notes.
       stage: of the job.
       unit: name of the unit within the stage.
 
@@ -83,23 +84,23 @@ class UnitTally:
 
     @staticmethod
     def folder(progress: Progress, stage: str) -> str:
-        """Relative folder of the notes of a stage."""
+        """Returns the relative folder of a stage's notes."""
         return f"{progress.folder}/made/{stage}"
 
     def add(self, name: str, by: int = 1) -> None:
-        """Adds to a counter of this name."""
+        """Adds to the count of this name."""
         self._counts[name] += by
 
     def __getitem__(self, name: str) -> int:
         return self._counts[name]
 
     def note(self) -> None:
-        """Notes the counts so far. A note that cannot be written is left out: it is for show."""
+        """Writes a note of the counts so far, if it can, because counts are only for display."""
         with contextlib.suppress(OSError):
             self._store.write(self.path, json.dumps(self._counts, sort_keys=True).encode())
 
     def recall(self) -> bool:
-        """Takes over what this job has noted of the unit; returns whether there was anything."""
+        """Restores the counts that this job has noted for the unit; returns whether it could."""
         try:
             self._counts = Counter(parse_json(self._store.read(self.path), dict[str, int]))
         except (OSError, ValueError):
@@ -114,9 +115,9 @@ class UnitTally:
 
 @contextlib.contextmanager
 def timed(stage: str) -> Iterator[None]:
-    """Adds the time of a block, or of a function that it decorates, to a stage. Nothing may be
-    yielded to Beam inside, or the stages behind would be counted, too: a `process` that it
-    decorates returns a list."""
+    """Adds the time of a block, or of a decorated function, to a stage. Nothing may be yielded to
+    Beam inside, or the time of later stages would count, too; so a decorated `process` returns a
+    list."""
     started = time.perf_counter()
     try:
         yield
@@ -125,23 +126,23 @@ def timed(stage: str) -> Iterator[None]:
 
 
 def counters_of(result: PipelineResult) -> dict[str, int]:
-    """All counters of a finished job by name, added up over its steps."""
-    found: Counter[str] = Counter()
+    """Returns all counters of a finished job by name, summed over its steps."""
+    totals: Counter[str] = Counter()
     for counter in result.metrics().query()["counters"]:
         if counter.key.metric.namespace == _NAMESPACE:
-            # Beam gives None for 0, which a worker says of what it counted for another bundle.
-            found[counter.key.metric.name] += counter.result or 0
-    return dict(found)
+            # Beam gives None for 0, which a worker reports for counters of its other bundles.
+            totals[counter.key.metric.name] += counter.result or 0
+    return dict(totals)
 
 
 def stage_seconds(counters: Mapping[str, int]) -> dict[str, float]:
-    """Seconds that each stage took, added up over the workers; stages that did not run are
-    left out."""
+    """Returns the seconds that each stage took, summed over the workers; stages that did not run
+    are left out."""
     return {s: counters[_SECONDS + s] / 1e6 for s in STAGES if _SECONDS + s in counters}
 
 
 def bytes_written(counters: Mapping[str, int]) -> dict[str, int]:
-    """Bytes of new files by folder of the dataset."""
+    """Returns the bytes of new files by top-level folder of the dataset."""
     return {
         name.removeprefix(_BYTES): value
         for name, value in sorted(counters.items())

@@ -1,4 +1,4 @@
-"""Functions of the user's, which `--models`, `--variants` and `--segmenter` name as
+"""Users' own functions, which `--models`, `--variants` and `--segmenter` name as
 `python:MODULE:FUNCTION`."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PREFIX = "python:"
 
 
 def module_of(path: str) -> str:
-    """The module that a file of Python is when its folder is on PYTHONPATH.
+    """Returns the name of the module that a Python file is if its folder is on PYTHONPATH.
 
     >>> module_of("lib/mynet.py")
     'mynet'
@@ -24,68 +24,68 @@ def module_of(path: str) -> str:
     return path.rpartition("/")[2].removesuffix(".py")
 
 
-def import_function(target: str, given: str, example: str) -> Callable[..., Any]:
+def import_function(target: str, origin: str, example: str) -> Callable[..., Any]:
     """Imports a function.
 
     Args:
       target: `MODULE:FUNCTION`; the module is found on PYTHONPATH.
-      given: flag and entry that name it, for messages.
-      example: how an entry looks, for messages.
+      origin: the flag and entry that name the function, for messages.
+      example: a valid entry, for messages.
 
     Raises:
-      UsageError: there is none.
+      UsageError: there is no such function.
     """
     path, colon, name = target.partition(":")
     if not colon or not path or not name:
-        raise UsageError(f"{given} must look like {example}")
+        raise UsageError(f"{origin} must look like {example}")
     if path.endswith(".py"):
         raise UsageError(
-            f"{given}: say {PREFIX}{module_of(path)}:{name}, with its folder on PYTHONPATH"
+            f"{origin}: say {PREFIX}{module_of(path)}:{name}, with its folder on PYTHONPATH"
         )
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
-        where = f"{path} is" if error.name == path else f"{path} imports {error.name}, which is"
-        raise UsageError(f"{given}: {where} not found; put its folder on PYTHONPATH") from error
-    except Exception as error:  # Whatever stands in someone's module.
+        culprit = f"{path} is" if error.name == path else f"{path} imports {error.name}, which is"
+        raise UsageError(f"{origin}: {culprit} not found; put its folder on PYTHONPATH") from error
+    except Exception as error:  # A user's module may raise anything.
         raise UsageError(
-            f"{given}: {path} cannot be imported ({type(error).__name__}: {error})"
+            f"{origin}: {path} cannot be imported ({type(error).__name__}: {error})"
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise UsageError(f"{given}: {path} has no function {name!r}")
+        raise UsageError(f"{origin}: {path} has no function {name!r}")
     return function  # type: ignore[no-any-return]
 
 
-def array_of(
+def call_for_array(
     call: Callable[[], Any],
-    given: str,
+    origin: str,
     *,
     dtype: type[np.generic],
     shape: tuple[int, ...],
     passed_on: type[Exception] = MemoryError,
 ) -> NDArray[Any]:
-    """Calls a function that makes an array.
+    """Calls a function and checks that it returns an array of the right form.
 
     Args:
       call: the function with its arguments.
-      given: what names it, for messages.
+      origin: what names the function, for messages.
       dtype, shape: of the array that is expected.
-      passed_on: what else it may raise than MemoryError.
+      passed_on: an error that is not translated, like MemoryError.
 
     Raises:
-      JobError: it raised anything else, or returned something else.
+      JobError: the function raised another error, or returned anything else.
     """
     try:
-        found = call()
+        result = call()
     except (MemoryError, passed_on):
         raise
-    except Exception as error:  # Whatever stands in someone's function.
-        raise JobError(f"{given} raised {type(error).__name__}: {in_short(error)}") from error
-    if not isinstance(found, np.ndarray):
-        shown = type(found).__name__
-    elif found.dtype != dtype or found.shape != shape:
-        shown = f"{found.dtype} of shape {found.shape}"
+    except Exception as error:  # A user's function may raise anything.
+        raise JobError(f"{origin} raised {type(error).__name__}: {in_short(error)}") from error
+    if not isinstance(result, np.ndarray):
+        form = type(result).__name__
+    elif result.dtype != dtype or result.shape != shape:
+        form = f"{result.dtype} of shape {result.shape}"
     else:
-        return np.ascontiguousarray(found)
-    raise JobError(f"{given} returned {shown}, not {np.dtype(dtype)} of shape {shape}")
+        return np.ascontiguousarray(result)
+    raise JobError(f"{origin} returned {form}, not {np.dtype(dtype)} of shape {shape}")

@@ -1,7 +1,7 @@
-"""Jobs of Dataflow: what names one, and whether it is over.
+"""Dataflow jobs: how one is identified, and whether it has ended.
 
-A job is known by project, region and name, which workers find in their options; no two jobs
-that run in a region have the same name. The job's number is known only to who submitted it.
+A job is identified by project, region and name, which its workers find in their options; no two
+running jobs in a region have the same name. Only the process that submitted a job knows its id.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from apache_beam.options.value_provider import RuntimeValueProvider
 
 RUNNER = "DataflowRunner"
 _LOG = logging.getLogger(__name__)
-_OVER = ("DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED")
-_SECONDS = 60.0
-"""How long the service may take to answer."""
+_FINAL_STATES = ("DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED")
+_TIMEOUT_SECONDS = 60.0
+"""How long the service may take to respond."""
 
 
 def is_dataflow(runner: str | None) -> bool:
-    """Whether `--runner` names Dataflow."""
+    """Returns whether `--runner` names Dataflow."""
     return (runner or "").rpartition(".")[2].lower() in (RUNNER.lower(), "dataflow")
 
 
 def job_of(options: PipelineOptions) -> dict[str, str]:
-    """The job that these options submit, as locks name it."""
+    """Returns the job that these options submit, as locks name it."""
     google = options.view_as(GoogleCloudOptions)
     return _job(lambda name: getattr(google, name))
 
 
 def this_job() -> dict[str, str] | None:
-    """The job that this process is a worker of; None if it is none of Dataflow's."""
+    """Returns the Dataflow job that this process is a worker of, None if there is none."""
     options: Mapping[str, Any] = RuntimeValueProvider.runtime_options or {}
     return _job(options.get) if is_dataflow(options.get("runner")) else None
 
@@ -46,18 +46,19 @@ def _job(option: Callable[[str], Any]) -> dict[str, str]:
 
 
 def is_over(job: Mapping[str, Any]) -> bool:
-    """Whether a job has ended, whatever became of it.
+    """Returns whether a job has ended, successfully or not.
 
     Args:
-      job: of `job_of`; with `job_id`, if it is known, it is that job, else all of its name.
+      job: as `job_of` returns it. With a `job_id`, only that job is meant, otherwise all jobs of
+        its name.
 
     Returns:
-      False also for a job that the service does not know (it forgets them after a while), or
-      if the service does not answer.
+      False also if the service does not know the job, because it forgets jobs after a while, or
+      does not respond.
     """
     try:
         return _is_over(job)
-    except Exception as error:  # Whatever libraries raise for a service out of reach.
+    except Exception as error:  # Libraries raise many errors for an unreachable service.
         _LOG.warning("%s: %s", type(error).__name__, error)
         return False
 
@@ -66,24 +67,24 @@ def _is_over(job: Mapping[str, Any]) -> bool:
     from google.cloud import dataflow_v1beta3 as dataflow  # Takes a second to import.
 
     client = dataflow.JobsV1Beta3Client(
-        # The only transport that takes an address with http.
+        # The only transport that accepts an address with http.
         transport="rest",
         client_options={"api_endpoint": job.get("endpoint", GoogleCloudOptions.DATAFLOW_ENDPOINT)},
     )
-    place = {"project_id": job["project"], "location": job["region"]}
+    region = {"project_id": job["project"], "location": job["region"]}
     if "job_id" in job:
-        request = dataflow.GetJobRequest(**place, job_id=job["job_id"])
-        found = [client.get_job(request, timeout=_SECONDS)]
+        get_request = dataflow.GetJobRequest(**region, job_id=job["job_id"])
+        jobs = [client.get_job(get_request, timeout=_TIMEOUT_SECONDS)]
     else:
-        named = dataflow.ListJobsRequest(**place, name=job["job_name"])
-        jobs = client.list_jobs(named, timeout=_SECONDS)
-        found = [other for other in jobs if other.name == job["job_name"]]
-    over = [getattr(dataflow.JobState, f"JOB_STATE_{state}") for state in _OVER]
-    return bool(found) and all(other.current_state in over for other in found)
+        list_request = dataflow.ListJobsRequest(**region, name=job["job_name"])
+        listed = client.list_jobs(list_request, timeout=_TIMEOUT_SECONDS)
+        jobs = [each for each in listed if each.name == job["job_name"]]
+    final = [getattr(dataflow.JobState, f"JOB_STATE_{state}") for state in _FINAL_STATES]
+    return bool(jobs) and all(each.current_state in final for each in jobs)
 
 
 def console_address(job: Mapping[str, str], job_id: str) -> str:
-    """Where a person watches a job."""
+    """Returns the address of a job in Google Cloud's console."""
     return (
         f"https://console.cloud.google.com/dataflow/jobs/{job['region']}/{job_id}"
         f"?project={job['project']}"

@@ -1,6 +1,6 @@
-"""The log of a job: Beam's words and tracebacks, off the terminal.
+"""The log of a job, which keeps Beam's messages and tracebacks off the terminal.
 
-The file stays only if the job, or a model in it, fails; the line that the user sees then
+The file is kept only if the job, or a model in it, fails. The error line that the user sees then
 names it.
 """
 
@@ -21,38 +21,40 @@ _FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
 
 
 class EscapingFormatter(logging.Formatter):
-    """A formatter whose lines show what cannot be seen escaped."""
+    """A formatter that escapes unprintable characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         return escaped(super().format(record))
 
 
 class _Handler(logging.StreamHandler[io.TextIOWrapper]):
-    """Writes what it can: a full disk must not drown the line that the user sees.
+    """A handler that ignores failed writes, because a full disk's errors would bury the line that
+    the user should see.
 
     Attributes:
-      has_traceback: whether anything in it is worth keeping.
+      has_traceback: whether it has written a traceback of ours, so that the log is worth keeping.
     """
 
     has_traceback = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.has_traceback |= _is_ours_to_explain(record)
+        self.has_traceback |= _is_our_traceback(record)
         super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
-def _is_ours_to_explain(record: logging.LogRecord) -> bool:
-    """A traceback of ours; what became of it is said in a line of its own."""
+def _is_our_traceback(record: logging.LogRecord) -> bool:
+    """Returns whether a record is a traceback of this package, which the user is told of in a line
+    of its own."""
     return bool(record.exc_info) and record.name.startswith("pipeline")
 
 
-def _for_the_terminal(record: logging.LogRecord) -> bool:
-    # What a job server says, Beam hands on as the root logger's, or Prism's and its workers'.
+def _is_for_terminal(record: logging.LogRecord) -> bool:
+    # Beam logs a job server's messages under the root logger, or those of Prism and its workers.
     is_beam = record.name == "root" or record.name.startswith(("apache_beam", "Prism", "SdkWorker"))
-    return not is_beam and not _is_ours_to_explain(record)
+    return not is_beam and not _is_our_traceback(record)
 
 
 @contextlib.contextmanager
@@ -61,23 +63,23 @@ def job_log(path: str, *, worker_processes: bool = False) -> Iterator[None]:
 
     Args:
       path: of the file.
-      worker_processes: whether Beam starts processes, which would write to our standard
-        error at length.
+      worker_processes: whether Beam starts processes, which would write a lot to this process's
+        standard error.
     """
     root = logging.getLogger()
     others = list(root.handlers)
     keep = False
     with contextlib.ExitStack() as stack:
-        # Unbuffered: what a full disk does not take is lost, and not in the way at the end.
+        # Unbuffered, so that text that a full disk refuses is lost and not tried again at the end.
         stream = stack.enter_context(_create(path))
         file = _Handler(io.TextIOWrapper(stream, "utf-8", write_through=True))
         file.setFormatter(EscapingFormatter(_FORMAT))
         if worker_processes:
             stack.enter_context(_children_write_to(stream.fileno()))
         for handler in others:
-            handler.addFilter(_for_the_terminal)
+            handler.addFilter(_is_for_terminal)
         root.addHandler(file)
-        threads = threading.excepthook
+        excepthook = threading.excepthook
         threading.excepthook = _log_thread
         try:
             yield
@@ -86,24 +88,24 @@ def job_log(path: str, *, worker_processes: bool = False) -> Iterator[None]:
             logging.getLogger("apache_beam").exception("the job failed")
             raise
         finally:
-            threading.excepthook = threads
+            threading.excepthook = excepthook
             root.removeHandler(file)
             for handler in others:
-                handler.removeFilter(_for_the_terminal)
+                handler.removeFilter(_is_for_terminal)
             if not keep and not file.has_traceback:
                 with contextlib.suppress(FileNotFoundError):
                     os.remove(path)
 
 
 def _create(path: str) -> BinaryIO:
-    """A new file that its owner alone can read, unbuffered."""
+    """Creates an unbuffered file that only its owner can read."""
 
     def private(name: str, flags: int) -> int:
         return os.open(name, flags, 0o600)
 
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        # Anew, and not through a link that may lie there.
+        # A link of this name must not be followed.
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)
         return cast(BinaryIO, open(path, "xb", buffering=0, opener=private))
@@ -113,37 +115,37 @@ def _create(path: str) -> BinaryIO:
 
 @contextlib.contextmanager
 def in_one_line(log: str, translate: Callable[[Exception], Exception]) -> Iterator[None]:
-    """Raises what a block raises as the user is to read it.
+    """Translates errors of the block into errors for the user.
 
     Args:
-      log: of the `job_log` inside, which a `JobError` names if there is anything in it.
-      translate: the block's error -> a UsageError or JobError.
+      log: path of the `job_log` inside the block; a `JobError` names it unless it is empty.
+      translate: turns the block's error into a UsageError or JobError.
     """
     try:
         yield
     except Exception as error:
         translated = translate(error)
-        # A job that has lost its dataset has lost the log there as well.
-        is_there = os.path.exists(log) and os.path.getsize(log) > 0
-        if isinstance(translated, JobError) and is_there and log not in str(translated):
+        # The log is missing if the job's dataset folder was removed.
+        has_log = os.path.exists(log) and os.path.getsize(log) > 0
+        if isinstance(translated, JobError) and has_log and log not in str(translated):
             translated = JobError(f"{translated} (details: {log})")
         raise translated from error
 
 
-def _log_thread(died: threading.ExceptHookArgs) -> None:
-    """A runner's thread that dies takes its error to the log; the runner reports it, too."""
-    error: Any = died.exc_value
+def _log_thread(arguments: threading.ExceptHookArgs) -> None:
+    """Logs the error of a runner's thread that died; the runner reports it, too."""
+    error: Any = arguments.exc_value
     logging.getLogger("apache_beam").error("a thread died", exc_info=error)
 
 
 @contextlib.contextmanager
 def _children_write_to(log: int) -> Iterator[None]:
-    """Points the process's standard error, which its children inherit, at a file; our own
-    goes on to the terminal."""
+    """Redirects standard error, which child processes inherit, to a file; this process's own
+    messages still reach the terminal."""
     inherited = os.dup(2)
     before, encoding = sys.stderr, sys.stderr.encoding
     os.dup2(log, 2)
-    # Under a test, standard error may be something else already.
+    # A test may have replaced standard error already.
     if before is sys.__stderr__:
         sys.stderr = os.fdopen(os.dup(inherited), "w", encoding=encoding, buffering=1)
     handlers = [h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler)]

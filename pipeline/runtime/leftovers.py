@@ -1,13 +1,13 @@
-"""What killed processes leave in the work folder, where no list names it.
+"""Files that killed processes leave in the work folder, where no list names them.
 
-tmp/<process>+<hex>     a file, or a claim, that was being written
+tmp/<process>+<hex>     a file or claim that was being written
 lock*                   a lock: see `remove_dead_locks`
-progress/<process>      notes of a job
-<command>-<number>.log  the log of a command that others run beside
+progress/<process>      progress notes of a job
+<command>-<number>.log  the log of a command that may run beside others
 
-What is of a process that is known to be over goes at once. Whether one in another container, or on
-a machine that is gone, is over can never be known: what nothing has changed for a week goes.
-Whatever has another name is none of ours, and stays.
+Leftovers of a process that is known to have ended are removed at once. Whether a process in another
+container or on a lost machine has ended cannot be known, so its leftovers are removed after a week
+without change. Files with any other name are not ours, and stay.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ from pipeline.storage.store import TEMPORARY, WORK_FOLDER, Store
 
 WEEK_SECONDS = 7 * 24 * 3600.0
 _HEX = "[0-9a-f]{32}"
-_OF_WORK_FOLDER = re.compile(r"[a-z]+-[0-9]+\.log")
+_LOG = re.compile(r"[a-z]+-[0-9]+\.log")
 _TEMPORARY = re.compile(rf".+\+{_HEX}")
 _NOTES = re.compile(r".+\+[0-9]+(\+[0-9]*)?")
 
 
 def remove_leftovers(store: Store) -> None:
-    """Removes them. Others may be at work beside.
+    """Removes leftovers of killed processes. Other jobs may be running.
 
     Args:
-      store: a dataset folder, or one of published versions.
+      store: a dataset folder, or the folder of its published versions.
     """
     store.remove_temporary()
     remove_dead_locks(store)
     notes = posixpath.dirname(Progress.for_store(store).folder)
-    before = time.time() - WEEK_SECONDS
-    for folder, names in ((WORK_FOLDER, _OF_WORK_FOLDER), (TEMPORARY, _TEMPORARY), (notes, _NOTES)):
+    cutoff = time.time() - WEEK_SECONDS
+    for folder, pattern in ((WORK_FOLDER, _LOG), (TEMPORARY, _TEMPORARY), (notes, _NOTES)):
         path = store.path(folder)
         for name in map(os.path.basename, store.files.children(path)):
-            if names.fullmatch(name) and _last_change(store, join(path, name)) < before:
+            if pattern.fullmatch(name) and _last_change(store, join(path, name)) < cutoff:
                 store.delete(f"{folder}/{name}")
         for name in store.files.folders(path):
-            if names.fullmatch(name) and _last_change(store, join(path, name)) < before:
+            if pattern.fullmatch(name) and _last_change(store, join(path, name)) < cutoff:
                 store.delete_tree(f"{folder}/{name}")
     store.prune(notes)
 
 
 def _last_change(store: Store, path: str) -> float:
-    """When a file, or anything in a folder, was changed, in seconds of the epoch."""
+    """Returns when a file, or anything in a folder, last changed, in seconds since the epoch."""
     times = [info.time for info in store.files.walk(path)]
     if store.is_remote:
         info = store.files.info(path)
         times += [info.time] if info else []
     else:
-        # A file that was renamed says by this alone when that was.
+        # Only this time changes when a file is renamed.
         with contextlib.suppress(FileNotFoundError):
             times.append(os.lstat(path).st_ctime)
     return max(times, default=time.time())

@@ -1,4 +1,4 @@
-"""Jobs that are loops of this process: shards in threads, progress, errors in one line."""
+"""Jobs that run as loops in this process: shards in threads, progress, and one-line errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeVar
 from pipeline.errors import JobError, UsageError
 from pipeline.runtime.job_log import in_one_line, job_log
 from pipeline.runtime.machine import usable_cores
-from pipeline.runtime.progress import Progress, shown
+from pipeline.runtime.progress import Progress, show_progress
 from pipeline.storage.parallel import read_ahead
 
 T = TypeVar("T")
@@ -18,16 +18,16 @@ R = TypeVar("R")
 
 @contextlib.contextmanager
 def run_locally(progress: Progress, log: str) -> Iterator[None]:
-    """Shows how far the work of a block is.
+    """Shows the progress of a block, and translates its errors.
 
     Args:
-      progress: where it notes what is done.
-      log: path of a file for tracebacks; it is there if the block failed.
+      progress: takes the block's notes of what is done.
+      log: path of a file for tracebacks, which is kept only if the block fails.
 
     Raises:
-      UsageError, JobError: as raised inside; other errors as JobError.
+      UsageError, JobError: as raised inside; any other error becomes a JobError.
     """
-    with in_one_line(log, _translate), job_log(log), shown(progress):
+    with in_one_line(log, _translate), job_log(log), show_progress(progress):
         yield
 
 
@@ -37,10 +37,11 @@ def _translate(error: Exception) -> Exception:
     return JobError(f"{type(error).__name__}: {error}. Run the same command again to go on")
 
 
-def each_shard(work: Callable[[T], R], shards: Iterable[T]) -> list[R]:
-    """Results of a call on each shard, in order; as many at a time as there are cores.
+def map_shards(work: Callable[[T], R], shards: Iterable[T]) -> list[R]:
+    """Calls a function on each shard, as many at a time as there are cores; returns the results in
+    order.
 
     Raises:
-      Exception: the first error, after the others that had begun have ended.
+      Exception: the first error, after the calls that had begun have ended.
     """
     return [result for _, result in read_ahead(work, shards, usable_cores())]

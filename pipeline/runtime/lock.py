@@ -1,17 +1,17 @@
-"""Locks: one job at a time writes a dataset, and one evaluates a model on it.
+"""Locks: only one job at a time writes a dataset, or evaluates a model on it.
 
-A lock is a claim on a path (`Files.claim`) with a token of its own. It is taken over from a
-holder that is over:
+A lock is a claim on a path (`Files.claim`) with a token of its own. A job takes it over from a
+holder that counts as ended:
 
 * a process of this boot and process-id namespace that no longer runs, or a Dataflow job that has
-  ended: that is known;
-* an earlier attempt of the same job: its steps share a token, which travels with the graph, so
-  that what a runner tries again, on whatever machine, does not wait for what was lost;
-* else a holder without a sign of life. Holders renew their claims; who waits watches that, and
-  counts only seconds of its own that it has watched, so that no two clocks are compared.
+  ended; this is certain;
+* an earlier attempt of the same job. The job's steps share a token that travels with the graph, so
+  a step that a runner retries, on any machine, does not wait for its lost attempt;
+* any other holder that gives no sign of life. Holders renew their claims. A waiting process watches
+  for renewals, and counts only the time that it has watched, so that no two clocks are compared.
 
-The last two may be wrong: a holder that was suspended wakes up later. So what it writes is fenced
-(`Store.fenced`): with the claim gone, it raises JobError.
+The last two can be wrong, because a suspended holder may wake up later. So a holder's writes are
+fenced (`Store.fenced`): they raise JobError once its claim is gone.
 """
 
 from __future__ import annotations
@@ -43,28 +43,29 @@ from pipeline.storage.store import WORK_FOLDER, Store
 
 DATASET_LOCK = f"{WORK_FOLDER}/lock"
 TABLES_LOCK = f"{WORK_FOLDER}/lock-tables"
-"""Held for the moment in which tables and page are made from all summaries that are there."""
+"""Held while tables and page are made from all existing summaries."""
 _LOCK = re.compile(rf"{re.escape(DATASET_LOCK)}(-.+)?")
 RENEWAL_SECONDS = 10.0
-"""Between two signs of life, each of three requests; an object may be written once a second."""
+"""Time between two renewals. Each takes three requests, and an object can be written only once a
+second."""
 EXPIRY_SECONDS = 60.0
-"""Without a sign, a holder counts as over. Five may fail: importing torch keeps other threads
-waiting for some seconds, and a storage that is out of reach is asked again for as long. More
-would only let the run after a kill wait longer."""
+"""A holder that gives no sign of life for this long counts as ended. Up to five renewals may fail,
+because importing torch blocks other threads for some seconds, and requests to a storage that is out
+of reach are retried for as long. A longer time would only delay the run after a kill."""
 _DAMAGED_SECONDS = 2.0
-"""The same for one that does not say who holds it: a power cut has left it, unless a network file
-system shows a whole one late."""
+"""The same for a lock that does not name its holder. Usually a power cut has left it, but a network
+file system may also be late to show its content."""
 _LOOK_SECONDS = 0.1
 _REMOTE_LOOK_SECONDS = 1.0
-"""Between two looks at a lock that another one holds."""
+"""Time between two looks at a lock that another job holds."""
 _LOG = logging.getLogger(__name__)
 
-_mine: list[tuple[Store, str, str]] = []
-"""The locks that this process holds, or is about to, with their tokens."""
+_acquired: list[tuple[Store, str, str]] = []
+"""Store, lock and token of each lock that this process holds, or is about to take."""
 
 
 def model_lock(folder: str, group: int) -> str:
-    """Lock of a model's folder under `results/`, for one group of shards."""
+    """Returns the lock of a model's folder under `results/`, for one group of shards."""
     return f"{WORK_FOLDER}/lock-{folder}-{group}"
 
 
@@ -83,12 +84,12 @@ class _OwnerJob(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """Who holds a lock.
+    """The holder of a lock.
 
     Attributes:
-      job: token of the job that it is a step of; empty if it is none.
-      owner: `this_process()` there, or `{"dataflow": {"project", "region", "job_name"}}`; empty
-        if the lock does not say, since it is damaged.
+      job: token of the job that the holder is a step of; empty if it is none.
+      owner: the holder's `this_process()`, or `{"dataflow": {"project", "region", "job_name"}}`;
+        empty if the lock is damaged and does not name it.
     """
 
     job: str
@@ -96,15 +97,15 @@ class Holder:
 
     @classmethod
     def from_claim(cls, claim: PathClaim) -> Holder:
-        """What a claim says."""
+        """Returns the holder that a claim names."""
         with contextlib.suppress(ValueError):
-            said = parse_json(claim.about, dict[str, Any])
-            owner = said.get("owner", {})
+            content = parse_json(claim.metadata, dict[str, Any])
+            owner = content.get("owner", {})
             if "dataflow" in owner:
                 msgspec.convert(owner["dataflow"], _OwnerJob)
             else:
                 msgspec.convert(owner, _OwnerProcess)
-            return cls(str(said.get("job", "")), owner)
+            return cls(str(content.get("job", "")), owner)
         return cls("", {})
 
     def __str__(self) -> str:
@@ -116,7 +117,7 @@ class Holder:
         return "a holder without a name"
 
     def is_at_work(self) -> bool | None:
-        """Whether it is; None if that cannot be known from here."""
+        """Returns whether the holder is running; None if that cannot be known from here."""
         if "dataflow" in self.owner:
             from pipeline.runtime.dataflow_jobs import is_over
 
@@ -125,8 +126,8 @@ class Holder:
         return None if process is None else process.is_alive()
 
     def is_attempt_of(self, job: str) -> bool:
-        """Whether it is a step of a job, which tries it again: another one than those that run
-        beside it on the same machine."""
+        """Returns whether the holder is an earlier attempt of a job's step, and not another step of
+        the job that is running on this machine."""
         process = self._process()
         return bool(job) and self.job == job and not (process and process.is_alive())
 
@@ -137,35 +138,35 @@ class Holder:
 
 
 def this_process() -> dict[str, Any]:
-    """This process as the owner of a lock."""
+    """Returns this process as the owner of a lock."""
     process = dataclasses.asdict(processes.this_process())
     return {"host": socket.gethostname(), **process}
 
 
 class _Watch:
-    """What one who waits has seen of a lock's holder."""
+    """Observations of a lock's holder by a process that waits for it."""
 
     def __init__(self) -> None:
-        self._seen: PathClaim | None = None
-        self._looked = 0.0
-        self._silent = 0.0
+        self._last_claim: PathClaim | None = None
+        self._last_look = 0.0
+        self._silent_seconds = 0.0
         self.has_renewed = False
 
     def look(self, claim: PathClaim) -> None:
-        """Takes note of the claim as it is now."""
+        """Compares the claim with its state at the last look."""
         now = time.monotonic()
-        if self._seen is None or self._seen.token != claim.token:
-            self._silent, self.has_renewed = 0.0, False
-        elif self._seen.state != claim.state:
-            self._silent, self.has_renewed = 0.0, True
+        if self._last_claim is None or self._last_claim.token != claim.token:
+            self._silent_seconds, self.has_renewed = 0.0, False
+        elif self._last_claim.state != claim.state:
+            self._silent_seconds, self.has_renewed = 0.0, True
         else:
-            # Who waits may have been suspended as well, or the whole machine.
-            self._silent += min(now - self._looked, RENEWAL_SECONDS)
-        self._seen, self._looked = claim, now
+            # This process, or the whole machine, may have been suspended as well.
+            self._silent_seconds += min(now - self._last_look, RENEWAL_SECONDS)
+        self._last_claim, self._last_look = claim, now
 
     def has_expired(self, holder: Holder) -> bool:
-        """Whether it gave no sign of life for as long as a holder at work never would."""
-        return self._silent >= (EXPIRY_SECONDS if holder.owner else _DAMAGED_SECONDS)
+        """Returns whether the holder has been silent for longer than a running holder ever is."""
+        return self._silent_seconds >= (EXPIRY_SECONDS if holder.owner else _DAMAGED_SECONDS)
 
 
 def acquire(
@@ -175,22 +176,22 @@ def acquire(
 
     Args:
       store: the dataset folder.
-      lock: `DATASET_LOCK`, `TABLES_LOCK`, or of `model_lock`.
+      lock: `DATASET_LOCK`, `TABLES_LOCK`, or from `model_lock`.
       token: hexadecimal digits that no other holder has.
-      owner: as of `Holder`.
-      wait: seconds to wait for another holder. Of one of which nothing is known, a sign of life
-        is waited for in any case.
+      owner: as in `Holder`.
+      wait: seconds to wait for another holder. If it is not known whether that holder is running,
+        this waits for a sign of life in any case.
 
     Raises:
-      JobError: another one holds it.
+      JobError: another job holds it.
     """
-    files, path = files_of(store.root), store.own_path(lock)
-    about = json.dumps({"job": store.job, "owner": owner}, sort_keys=True).encode()
-    until, watch, told = time.monotonic() + wait, _Watch(), ""
+    files, path = files_of(store.root), store.writable_path(lock)
+    metadata = json.dumps({"job": store.job, "owner": owner}, sort_keys=True).encode()
+    deadline, watch, reported_token = time.monotonic() + wait, _Watch(), ""
     while True:
-        claim = files.claimed(path)
+        claim = files.current_claim(path)
         if claim is None:
-            if files.claim(path, token, about, store.temporary()):
+            if files.claim(path, token, metadata, store.temporary()):
                 return
             continue
         if claim.token == token:
@@ -201,113 +202,114 @@ def acquire(
         if at_work is False or (at_work is None and watch.has_expired(holder)):
             files.unclaim(path, claim, store.temporary())
             continue
-        if (at_work or watch.has_renewed) and time.monotonic() >= until:
-            hint = f". If it has gone, remove {path}" if "dataflow" in holder.owner else ""
+        if (at_work or watch.has_renewed) and time.monotonic() >= deadline:
+            hint = f". If that job is gone, remove {path}" if "dataflow" in holder.owner else ""
             raise JobError(f"{holder} is at work on it; wait until it is done{hint}")
-        if at_work is None and told != claim.token:
-            told = claim.token
+        if at_work is None and reported_token != claim.token:
+            reported_token = claim.token
             if holder.owner:
-                words = "%s holds %s; waiting up to %.0f s for a sign of life"
-                _LOG.warning(words, holder, path, EXPIRY_SECONDS)
+                message = "%s holds %s; waiting up to %.0f s for a sign of life"
+                _LOG.warning(message, holder, path, EXPIRY_SECONDS)
             else:
                 warn_damaged(path, "it does not say who holds it")
         time.sleep(_REMOTE_LOOK_SECONDS if store.is_remote else _LOOK_SECONDS)
 
 
 def release(store: Store, lock: str, token: str) -> None:
-    """Gives a lock back, if it is still held with this token."""
-    files, path = files_of(store.root), store.own_path(lock)
-    while (claim := files.claimed(path)) is not None and claim.token == token:
-        files.unclaim(path, claim, store.temporary())  # Not one that is renewed just now.
+    """Releases a lock if it is still held with this token."""
+    files, path = files_of(store.root), store.writable_path(lock)
+    while (claim := files.current_claim(path)) is not None and claim.token == token:
+        files.unclaim(path, claim, store.temporary())  # Fails if the lock is just being renewed.
 
 
-def release_of(store: Store, lock: str, owner: Mapping[str, Any]) -> None:
-    """Gives a lock back for an owner that is known to be over, if it holds it."""
-    claim = files_of(store.root).claimed(store.path(lock))
+def release_if_owned(store: Store, lock: str, owner: Mapping[str, Any]) -> None:
+    """Releases a lock on behalf of an owner that is known to have ended, if that owner holds it."""
+    claim = files_of(store.root).current_claim(store.path(lock))
     if claim is not None and Holder.from_claim(claim).owner == owner:
         release(store, lock, claim.token)
 
 
 def is_held(store: Store, lock: str, token: str | None = None) -> bool:
-    """Whether a lock is held; with a token, whether with that one."""
-    claim = files_of(store.root).claimed(store.path(lock))
+    """Returns whether a lock is held; with a token, whether it is held with that token."""
+    claim = files_of(store.root).current_claim(store.path(lock))
     return claim is not None and token in (None, claim.token)
 
 
-def at_work(store: Store, lock: str) -> str | None:
-    """Who holds a lock, in words; None if nobody does, or one that is known to be over."""
-    claim = files_of(store.root).claimed(store.path(lock))
+def current_holder(store: Store, lock: str) -> str | None:
+    """Returns the holder of a lock in words; None if there is none, or if it is known to have
+    ended."""
+    claim = files_of(store.root).current_claim(store.path(lock))
     holder = claim and Holder.from_claim(claim)
     return str(holder) if holder and holder.is_at_work() is not False else None
 
 
 def remove_dead_locks(store: Store) -> None:
-    """Removes the locks of holders that are known to be over, which nobody may ever want again."""
+    """Removes locks of holders that are known to have ended, because no other job may ever want
+    them."""
     files, folder = files_of(store.root), store.path(WORK_FOLDER)
     names = (posixpath.basename(path) for path in files.children(folder))
     for name in (*names, *files.folders(folder)):
         lock = f"{WORK_FOLDER}/{name}"
         if not _LOCK.fullmatch(lock):
             continue
-        with contextlib.suppress(JobError):  # It is no lock, and stays.
-            claim = files.claimed(store.path(lock))
+        with contextlib.suppress(JobError):  # What is not a lock stays.
+            claim = files.current_claim(store.path(lock))
             if claim is not None and Holder.from_claim(claim).is_at_work() is False:
-                files.unclaim(store.own_path(lock), claim, store.temporary())
+                files.unclaim(store.writable_path(lock), claim, store.temporary())
 
 
 class Renewal:
-    """A thread that renews a lock until it is stopped, or the lock is held no more. It keeps no
-    process alive.
+    """A daemon thread that renews a lock until it is stopped or the lock is lost.
 
     Args:
       store: the dataset folder.
       lock: as for `acquire`.
-      token: with which it is held.
+      token: the lock's token.
     """
 
     def __init__(self, store: Store, lock: str, token: str) -> None:
         self._files, self._path, self._token = files_of(store.root), store.path(lock), token
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="in9 lock", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._over.wait(RENEWAL_SECONDS):
-            # A storage that does not answer now may do so the next time.
+        while not self._stopped.wait(RENEWAL_SECONDS):
+            # A storage that does not respond now may respond next time.
             with contextlib.suppress(OSError, JobError, UsageError):
                 if not self._renew():
                     return
 
     def _renew(self) -> bool:
-        """Whether the lock is still held."""
-        while (claim := self._files.claimed(self._path)) and claim.token == self._token:
+        """Renews the lock; returns whether it is still held."""
+        while (claim := self._files.current_claim(self._path)) and claim.token == self._token:
             if self._files.renew(self._path, claim):
                 return True
-            # Another process of the job has done so, or an answer was lost.
+            # Another process of the job has renewed it, or a response was lost.
         if claim is not None:
-            _LOG.warning("%s was taken over: what needs it will stop", self._path)
+            _LOG.warning("%s was taken over by another job; work that needs it stops", self._path)
         return False
 
     def stop(self) -> None:
-        """Ends the thread, after a renewal that is under way."""
-        self._over.set()
+        """Ends the thread after its current renewal."""
+        self._stopped.set()
         self._thread.join()
 
 
 @contextlib.contextmanager
 def held(store: Store, lock: str, wait: float = 0.0) -> Iterator[Store]:
-    """Holds a lock while the block runs; arguments and errors as `acquire`.
+    """Holds a lock while the block runs; arguments and errors are those of `acquire`.
 
     Two threads of a process are two holders. The dataset's lock is held with the token of the
-    store's job, if it has one, so that steps of the job can tell (`of_job`).
+    store's job, if it has one, so that the job's steps recognise it (`fenced_for_job`).
 
     Yields:
-      The store for as long as the lock is held: see `Store.fenced`.
+      The store, which can be written for as long as the lock is held: see `Store.fenced`.
     """
     token = (lock == DATASET_LOCK and store.job) or uuid.uuid4().hex
-    # Before it is taken: an interruption may come in between.
-    mine = (store, lock, token)
-    _mine.append(mine)
+    # Registered before the lock is taken, because an interruption may come in between.
+    entry = (store, lock, token)
+    _acquired.append(entry)
     try:
         acquire(store, lock, token, _job_of_this_worker() or this_process(), wait)
         renewal = Renewal(store, lock, token)
@@ -316,29 +318,31 @@ def held(store: Store, lock: str, wait: float = 0.0) -> Iterator[Store]:
         finally:
             renewal.stop()
     finally:
-        _mine.remove(mine)
+        _acquired.remove(entry)
         release(store, lock, token)
 
 
-def of_job(store: Store) -> Store:
-    """The dataset folder of a job, for as long as the job holds the dataset's lock: see
-    `Store.fenced`. As it is, where there is no job."""
+def fenced_for_job(store: Store) -> Store:
+    """Returns a job's dataset folder, which can be written for as long as the job holds the
+    dataset's lock: see `Store.fenced`. Returns the store itself if it belongs to no job."""
     return store.fenced(DATASET_LOCK, store.job) if store.job else store
 
 
 def new_job(store: Store) -> Store:
-    """The dataset folder for a job that is about to be submitted: its steps are told by a token."""
+    """Returns the dataset folder for a job that is about to be submitted, with a new token by which
+    its steps are recognised."""
     return store.for_job(uuid.uuid4().hex)
 
 
 def job_of_this_process(store: Store) -> Store:
-    """The dataset folder for a job that this process may submit again: always the same one."""
+    """Returns the dataset folder for a job that this process may submit again, so its token is
+    always the same."""
     return store.for_job(hashlib.sha256(processes.this_process().name.encode()).hexdigest()[:32])
 
 
 def _job_of_this_worker() -> dict[str, Any] | None:
     if "apache_beam" not in sys.modules:
-        return None  # Workers have it; others, such as `in9 report`, need not wait for it.
+        return None  # Workers have imported it; `in9 report` and others need not wait for that.
     from pipeline.runtime.dataflow_jobs import this_job
 
     job = this_job()
@@ -346,7 +350,7 @@ def _job_of_this_worker() -> dict[str, Any] | None:
 
 
 def release_all() -> None:
-    """Removes the locks that threads of this process hold, before it ends at once."""
-    for store, lock, token in tuple(_mine):
+    """Releases all locks of this process, before it exits without unwinding its threads."""
+    for store, lock, token in tuple(_acquired):
         with contextlib.suppress(OSError, JobError):
             release(store, lock, token)

@@ -1,10 +1,8 @@
-"""The cores and the memory that there are to work with.
+"""The cores and memory that this process may use, and how it treats freed memory.
 
-Memory of large arrays: kept by the process between batches, not handed back each time.
-
-glibc maps every large block anew and gives it back when it is freed. A network's
-activations are such blocks, and clearing fresh pages takes as long as the arithmetic:
-a batch of 32 on two cores runs 2.5 times as fast without that.
+glibc maps every large block anew and returns it to the system when it is freed. A network's
+activations are such blocks, and clearing fresh pages takes as long as the arithmetic. So the
+process keeps freed memory between batches: a batch of 32 on two cores then runs 2.5 times as fast.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import platform
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, by its affinity and its control group."""
+    """Returns the number of cores that this process's affinity and control group allow."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
@@ -30,7 +28,8 @@ def usable_cores() -> int:
 
 
 def usable_memory() -> int:
-    """Bytes of memory that this process may use: the machine's, or its control group's."""
+    """Returns the bytes of memory that this process may use: those of the machine, or the limit of
+    its control group."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with (
         contextlib.suppress(OSError, ValueError),  # No such file, or "max" for no limit.
@@ -40,7 +39,7 @@ def usable_memory() -> int:
     return memory
 
 
-# Of malloc.h.
+# Constants of malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 _M_ARENA_MAX = -8
@@ -48,24 +47,24 @@ _NEVER = 2**31 - 1
 
 
 def give_back_freed_memory() -> None:
-    """Hands whole free pages back to the system, once: for the moment between two models,
-    whose tensors are of other sizes and would not fit into the gaps."""
+    """Releases whole free pages to the system. Called between two models, whose tensors have other
+    sizes and would not fit into the gaps."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Makes the allocator keep what is freed, for the life of the process; once.
+    """Makes the allocator keep freed memory for the life of the process.
 
-    One arena for all threads, since others cannot hold blocks of more than 64 MiB.
+    All threads share one arena, because others cannot hold blocks of more than 64 MiB.
 
     Returns:
-      Whether the allocator is one that takes these settings.
+      Whether the allocator accepts these settings.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
     settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER))
-    taken = [mallopt(name, value) == 1 for name, value in settings]
-    return all(taken)
+    accepted = [mallopt(name, value) == 1 for name, value in settings]
+    return all(accepted)

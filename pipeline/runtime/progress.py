@@ -1,8 +1,8 @@
 """Progress of a running job, on any runner that shares the dataset folder.
 
-Workers note now and then how much is done of each shard, as the name of an empty file in the work
-folder; a thread of the launching process counts the notes and says how far the job is. Notes are
-no part of the dataset, and nothing relies on them.
+From time to time, workers note how much of each shard is done, as the name of an empty file in the
+work folder. A thread of the launching process counts these notes and shows how far the job is.
+Notes are not part of the dataset, and nothing relies on them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.storage.processes import Process, this_process
 from pipeline.storage.store import WORK_FOLDER, Store
 
 _FOLDER = f"{WORK_FOLDER}/progress"
-"""Holds a folder for each running job, named by its process."""
+"""Contains a folder for each running job, named after its process."""
 _STAGES = {
     "segment": "images",
     "compose": "images",
@@ -34,24 +34,24 @@ _STAGES = {
 }
 _TOTAL = "total"
 _NOTE = re.compile(rf"(?P<part>(?P<stage>\w+)/(?P<total>{_TOTAL}/)?[^/]+)\.(?P<count>[0-9]+)")
-"""Path of a note; others, such as those that file systems and desktops leave, say nothing."""
+"""Path of a note. Other files, such as those that file systems and desktops leave, are ignored."""
 
 TERMINAL_SECONDS = 0.05
 PLAIN_SECONDS = 30.0
 REMOTE_SECONDS = 10.0
-"""No more often than this where every look is a listing over the network."""
+"""Shortest time between two looks where each is a listing over the network."""
 _NOTE_SECONDS = 0.05
 _REMOTE_NOTE_SECONDS = 5.0
-"""How often a part that is not done yet is noted."""
+"""Shortest time between two notes of a part that is not done yet."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where the workers of one job leave their notes.
+    """The folder in which the workers of one job leave their notes.
 
     Attributes:
       store: the dataset folder.
-      folder: relative, of this job alone.
+      folder: relative path of this job's own folder.
     """
 
     store: Store
@@ -59,36 +59,36 @@ class Progress:
 
     @classmethod
     def for_store(cls, store: Store) -> Progress:
-        """Notes of a job that this process launches."""
+        """Returns the notes of a job that this process launches."""
         return cls(store, f"{_FOLDER}/{this_process().name}")
 
     def note_total(self, stage: str, name: str, count: int) -> None:
-        """Notes how much a stage has to do: `count` for the part called `name`."""
+        """Writes a note that a stage has `count` to do in the part called `name`."""
         self._note(f"{stage}/{_TOTAL}", name, count)
 
     def note_done(self, stage: str, name: str, count: int) -> None:
-        """Notes how much is done of a part of a stage, all that is done of it: noting it again
-        changes nothing."""
+        """Writes a note that `count` of a part is done in all, so that a repeated note changes
+        nothing."""
         self._note(stage, name, count)
 
     def _note(self, folder: str, name: str, count: int) -> None:
-        # Only for show: a full disk must not fail a job here.
+        # Notes are only for display, so a full disk must not fail the job here.
         with contextlib.suppress(OSError):
             self.store.create_once(f"{self.folder}/{folder}/{name}.{count}", b"")
 
     def forget(self, stage: str, name: str, count: int) -> None:
-        """Removes a note that a later one has taken the place of."""
+        """Removes a note that a later one has replaced."""
         with contextlib.suppress(OSError):
             self.store.delete(f"{self.folder}/{stage}/{name}.{count}")
 
     def count(self) -> dict[str, tuple[int, int]]:
-        """(done, total) of each stage, by the notes so far."""
+        """Returns (done, total) of each stage by the notes so far."""
         parts: dict[tuple[str, bool, str], int] = {}
         for path in self.store.walk(self.folder):
             note = _NOTE.fullmatch(path.removeprefix(f"{self.folder}/"))
             if note and note["stage"] in _STAGES:
                 part = (note["stage"], note["total"] is not None, note["part"])
-                # Beside a note there may be older ones.
+                # Older notes of the part may still be there.
                 parts[part] = max(parts.get(part, 0), int(note["count"]))
         counts = {stage: [0, 0] for stage in _STAGES}
         for (stage, is_total, _), number in parts.items():
@@ -96,7 +96,7 @@ class Progress:
         return {stage: (done, total) for stage, (done, total) in counts.items()}
 
     def clear(self) -> None:
-        """Removes the notes, and those of jobs that are known to be over."""
+        """Removes the notes, and those of jobs that are known to have ended."""
         with contextlib.suppress(OSError):
             self.store.delete_tree(self.folder)
             jobs = {path.split("/")[2] for path in self.store.walk(_FOLDER)}
@@ -108,7 +108,7 @@ class Progress:
 
 
 class Meter:
-    """Counts what is done of one part of a stage, and notes it now and then.
+    """A counter of what is done of one part of a stage, which writes a note from time to time.
 
     Args:
       progress: takes the notes.
@@ -123,14 +123,14 @@ class Meter:
         self._next = time.monotonic() + self._seconds
 
     def add(self, count: int) -> None:
-        """Counts what has been done since the last call."""
+        """Adds what has been done since the last call."""
         self._done += count
         if time.monotonic() >= self._next:
             self._note()
             self._next = time.monotonic() + self._seconds
 
     def end(self, done: int | None = None) -> None:
-        """Notes all that was counted, or that so much is done."""
+        """Writes a note of the final count, which is `done` if that is given."""
         self._done = self._done if done is None else done
         self._note()
 
@@ -144,7 +144,7 @@ class Meter:
 
 
 class _Stage:
-    """Counts of one stage, and its rate."""
+    """Counts and rate of one stage."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -160,8 +160,8 @@ class _Stage:
         return self.done < self.total
 
     def speed(self, now: float) -> str:
-        """Such as `2.1/s, 5 min left`, empty while nothing is done. A stage begins when it is
-        first shown: its total is known long before."""
+        """Returns text such as `2.1/s, 5 min left`, empty while nothing is done. The clock starts
+        when the stage is first shown, because its total is known long before it begins."""
         if self._started is None:
             self._started = (now, self.done)
         seconds, done = now - self._started[0], self.done - self._started[1]
@@ -172,15 +172,15 @@ class _Stage:
 
 
 def duration(seconds: float) -> str:
-    """A length of time as people say it: `40 s`, `12 min`, `3.5 h`."""
+    """Formats a length of time as people say it: `40 s`, `12 min`, `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class _Lines:
-    """Shows the running stage as a line, such as `segment: 640 of 1300 images, 2.1/s, 5 min
-    left`, wherever it differs from the last."""
+    """A display that prints a line for the running stage, such as `segment: 640 of 1300 images,
+    2.1/s, 5 min left`, whenever it has changed."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -196,11 +196,11 @@ class _Lines:
             self._last = line
 
     def close(self) -> None:
-        """Nothing: lines stay."""
+        """Does nothing, because lines stay."""
 
 
 class _Bar:
-    """Shows the running stage as a live bar, which goes when the job ends."""
+    """A display with a live bar of the running stage, which disappears when the job ends."""
 
     def __init__(self, out: TextIO) -> None:
         from rich.console import Console
@@ -234,15 +234,15 @@ class _Bar:
 
 
 @contextlib.contextmanager
-def shown(
+def show_progress(
     progress: Progress, out: TextIO | None = None, interval: float | None = None
 ) -> Iterator[None]:
-    """Shows progress while the block runs: a live bar on a terminal, else a line now and then.
+    """Shows progress while the block runs: a live bar on a terminal, otherwise occasional lines.
 
     Args:
       progress: the notes.
-      out: where to, standard error if None.
-      interval: seconds between two looks, by the kind of `out` if None.
+      out: stream to write to, standard error if None.
+      interval: seconds between two looks, chosen by the kind of `out` if None.
     """
     out = out or sys.stderr
     terminal = out.isatty()
@@ -252,22 +252,22 @@ def shown(
             interval = max(interval, REMOTE_SECONDS)
     progress.clear()
     display = _Bar(out) if terminal else _Lines(out)
-    over = threading.Event()
+    ended = threading.Event()
 
     def watch() -> None:
         stages = [_Stage(name) for name in _STAGES]
         last: _Stage | None = None
-        while not over.wait(interval):
+        while not ended.wait(interval):
             try:
                 counts = progress.count()
-            except OSError:  # A store that does not answer now may do so later.
+            except OSError:  # A store that does not respond now may respond later.
                 continue
             for stage in stages:
                 stage.update(counts)
             running = next((stage for stage in stages if stage.is_running), None)
-            # Of one that has ended, once, that all of it is done.
-            if (shown_now := running or last) is not None:
-                display.show(shown_now, time.monotonic())
+            # A stage that has ended is shown once more, as done.
+            if (current := running or last) is not None:
+                display.show(current, time.monotonic())
             last = running
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -275,7 +275,7 @@ def shown(
     try:
         yield
     finally:
-        over.set()
+        ended.set()
         thread.join()
         display.close()
         progress.clear()

@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from pipeline.errors import JobError, UsageError
-from pipeline.runtime.custom_functions import PREFIX, array_of, import_function
+from pipeline.runtime.custom_functions import PREFIX, call_for_array, import_function
 from pipeline.storage.files import absolute, files_of
 from transforms.annotations import Box
 from transforms.geometry import Pixels
@@ -65,7 +65,7 @@ class CustomFunction:
         function = _checked_function(self.name, self.parameters)
         # Copied, so that it cannot change the picture.
         return Segmentation(
-            array_of(
+            call_for_array(
                 functools.partial(function, image.copy(), box),
                 f"--segmenter {self.name}",
                 dtype=np.bool_,

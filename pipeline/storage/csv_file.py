@@ -1,8 +1,8 @@
-"""CSV files that commands write: fixed columns, the same bytes for the same rows.
+"""CSV files that commands write: fixed columns, and the same bytes for the same rows.
 
-A text, never a number, that begins with `=`, `+`, `-`, `@`, a tab or a carriage return gets an
-apostrophe before it, since spreadsheets take it for a formula, which may start programs. So does
-one that begins with such an apostrophe, and `read_csv` takes just that one away.
+Spreadsheets take text that begins with `=`, `+`, `-`, `@`, a tab or a carriage return for a
+formula, and a formula may start programs. Such text gets an apostrophe in front; numbers do not.
+Text that already has apostrophes in front gets one more, so that `read_csv` removes exactly one.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _GUARDED = re.compile(r"'+[=+\-@\t\r]")
 
 
 class _LineFeedRows(io.StringIO):
-    """Rows that end with a line feed: told to end them so, the library leaves carriage returns
-    without the quotes that its reader needs."""
+    """A text buffer whose rows end with a line feed. The csv module's own `lineterminator` does not
+    do, because it leaves carriage returns without the quotes that the module's reader needs."""
 
     def write(self, row: str, /) -> int:
         return super().write(row.removesuffix("\r\n") + "\n")
 
 
 def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """A CSV file's content.
+    """Returns the content of a CSV file.
 
     Args:
-      columns: in order; other entries of the rows are left out, missing ones empty.
-      rows: by column.
+      columns: in order. Other entries of the rows are left out, and missing ones are empty.
+      rows: values by column.
     """
     text = _LineFeedRows()
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
@@ -42,7 +42,7 @@ def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> byte
 
 
 def read_csv(data: bytes) -> Iterator[dict[str, str]]:
-    """The rows of what `csv_bytes` made, with the texts that went in."""
+    """Yields the rows of a file that `csv_bytes` made, with their original texts."""
     for row in csv.DictReader(io.StringIO(data.decode(), newline="")):
         yield {name: value[bool(_GUARDED.match(value)) :] for name, value in row.items()}
 

@@ -1,7 +1,6 @@
-"""What a kind of storage does with files: of this machine, and of Google Cloud Storage.
+"""The interface of a kind of storage: this machine's files, or Google Cloud Storage.
 
-The little that a dataset needs, the same for both: whole files that appear at once, parts of
-files, and listings.
+It has only what a dataset needs: whole files that appear at once, parts of files, and listings.
 """
 
 from __future__ import annotations
@@ -16,20 +15,20 @@ from typing import BinaryIO, Protocol
 from pipeline.errors import JobError, TooLargeError
 
 MAX_READ_BYTES = 512 << 20
-"""Of a file that is read whole, unless its kind has a limit of its own: the largest list of COCO's
-that people have has 450 MB. In memory, JSON takes some times that."""
+"""Largest file that is read whole, unless its kind has a limit of its own. The largest annotation
+file of COCO has 450 MB; JSON takes several times its size in memory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FileInfo:
-    """What a store knows of a file without reading it.
+    """What a store knows about a file without reading it.
 
     Attributes:
       path: absolute.
       size: in bytes.
-      identity: changes when the content does: time of the last change, or generation.
-      time: of the last change, in seconds of the epoch.
-      md5: hexadecimal, None where the store does not keep it.
+      identity: changes with the content: the time of the last change, or the generation.
+      time: of the last change, in seconds since the epoch.
+      md5: hexadecimal; None where the store does not keep it.
     """
 
     path: str
@@ -41,25 +40,25 @@ class FileInfo:
 
 @dataclasses.dataclass(frozen=True)
 class PathClaim:
-    """What holds a path that only one can claim.
+    """A claim on a path; a path has at most one.
 
     Attributes:
-      token: what the claim was made with; no two are made with the same.
-      about: whatever else its maker said.
-      state: differs after every renewal.
+      token: unique to the claim.
+      metadata: whatever else the claim's maker stored in it.
+      state: changes with every renewal.
     """
 
     token: str
-    about: bytes
+    metadata: bytes
     state: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fence:
-    """What a writer has to hold for its files to be written; each writer has one of its own.
+    """The claim that a writer must hold for its files to be written; each writer has its own.
 
     Attributes:
-      path: absolute, of a claim.
+      path: absolute path of the claim.
       token: of the claim.
     """
 
@@ -67,47 +66,48 @@ class Fence:
     token: str
 
     def lost(self) -> JobError:
-        """The error of a writer whose claim has gone."""
+        """Returns the error of a writer whose claim is gone."""
         return JobError(
-            f"{self.path} is held by another job, or has been removed: this one was suspended, "
+            f"{self.path} is held by another job, or was removed, because this job was suspended "
             "or could not reach its storage. It stops without writing. Run the same command again"
         )
 
 
 class Files(Protocol):
-    """One kind of storage. All paths are absolute; missing files raise FileNotFoundError, pipes,
-    sockets and devices UsageError."""
+    """One kind of storage. All paths are absolute. A missing file raises FileNotFoundError; a pipe,
+    socket or device raises UsageError."""
 
     def info(self, path: str) -> FileInfo | None:
-        """What is known of a file, None if there is none."""
+        """Returns what is known about a file, None if there is none."""
 
     def is_folder(self, path: str) -> bool:
-        """Whether there is a folder, or anything below that name."""
+        """Returns whether there is a folder, or any object below that name."""
 
     def walk(self, folder: str) -> Iterator[FileInfo]:
-        """All files below a folder, in order of their path; none if there is no folder."""
+        """Yields all files below a folder, in order of path; none if there is no folder."""
 
     def children(self, folder: str) -> list[str]:
-        """Paths of the files in a folder itself, sorted; none if there is no folder."""
+        """Lists the paths of the files directly in a folder, sorted; none if there is no folder."""
 
     def folders(self, folder: str) -> list[str]:
-        """Names of the folders in a folder, links to others left out; none if there is none."""
+        """Lists the names of the folders in a folder, except links; none if there is no folder."""
 
     def read(self, path: str, limit: int | None = MAX_READ_BYTES) -> bytes:
-        """A whole file, or TooLargeError where it has more bytes than the limit; None for files
-        that are as large as what they hold, such as weights."""
+        """Reads a whole file. Raises TooLargeError if it has more bytes than the limit, which is
+        None for files that may have any size, such as weights."""
 
     def open(self, path: str) -> BinaryIO:
-        """Opens a file for reading at any place."""
+        """Opens a file for reading at any position."""
 
     def read_ranges(self, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
-        """Parts of a file, each given as (offset, length). Raises OSError if it is shorter."""
+        """Reads parts of a file, each given as (offset, length). Raises OSError if the file ends
+        before a part does."""
 
     def create(
         self,
         path: str,
         temporary: str,
-        later: list[Callable[[], object]] | None = None,
+        deferred: list[Callable[[], object]] | None = None,
         *,
         durable: bool = False,
     ) -> contextlib.AbstractContextManager[BinaryIO]:
@@ -116,63 +116,64 @@ class Files(Protocol):
 
         Args:
           path: of the file.
-          temporary: for the time being, where there is need of one.
-          later: takes a call that makes the file appear, where that takes long.
-          durable: whether the content is to reach the disk before it gets its name, and the
-            name before this ends, so that a power cut leaves the file whole.
+          temporary: path to write to until then, where the storage needs one.
+          deferred: receives the call that makes the file appear, where that call is slow.
+          durable: whether the content reaches the disk before the file gets its name, and the
+            name before the block's end returns, so that a power cut leaves the file whole.
         """
 
     def create_once(self, path: str, data: bytes) -> None:
-        """Writes a small file that must not exist. Raises FileExistsError."""
+        """Writes a small file that must not exist yet. Raises FileExistsError if it does."""
 
     def copy(self, source: str, target: str) -> None:
-        """Copies a file within the storage, replacing the target at once."""
+        """Copies a file within the storage, replacing the target in one step."""
 
     def move(self, source: str, target: str) -> None:
         """Renames a file, replacing the target."""
 
     def sync_folder(self, folder: str) -> None:
-        """Has the names in a folder reach the disk, where that is not so at once."""
+        """Makes the names in a folder reach the disk, where they do not by themselves."""
 
     def delete(self, path: str) -> None:
-        """Removes a file if it is there."""
+        """Removes a file if it exists."""
 
     def delete_tree(self, folder: str) -> None:
-        """Removes all files below a folder, and what is left of it; of a link, itself alone."""
+        """Removes a folder and all files below it; removes only the link if it is one."""
 
-    def claim(self, path: str, token: str, about: bytes, temporary: str) -> bool:
-        """Claims a path, unless it is claimed; returns whether it did.
+    def claim(self, path: str, token: str, metadata: bytes, temporary: str) -> bool:
+        """Claims a path unless it is claimed already; returns whether it did.
 
         Args:
-          path: what to claim; nothing else lies there.
-          token: of hexadecimal digits, tells this claim from any other, ever.
-          about: what others are told.
-          temporary: for the time being, where there is need of one.
+          path: what to claim; it is used for nothing else.
+          token: hexadecimal digits that no other claim ever has.
+          metadata: what to store with the claim.
+          temporary: path to build the claim at, where the storage needs one.
 
         Raises:
-          JobError: something else lies there.
+          JobError: the path holds something else.
         """
 
-    def claimed(self, path: str) -> PathClaim | None:
-        """Who claims a path, None if nobody does. Raises JobError if something else lies there."""
+    def current_claim(self, path: str) -> PathClaim | None:
+        """Returns the claim on a path, None if there is none. Raises JobError if the path holds
+        something else."""
 
     def renew(self, path: str, claim: PathClaim) -> bool:
-        """Gives a claim another state, if it is as it was; returns whether it did."""
+        """Renews a claim, unless its state has changed; returns whether it did."""
 
     def unclaim(self, path: str, claim: PathClaim, temporary: str) -> bool:
-        """Removes a claim, if it is as it was; returns whether it did. Of several calls one does,
-        and a claim that was made meanwhile is not touched."""
+        """Removes a claim, unless its state has changed; returns whether it did. Only one of
+        several calls succeeds, and a claim that was made in the meantime is not touched."""
 
     def fenced(self, fence: Fence) -> Files:
-        """The same storage for the holder of a claim: what writes or removes raises JobError once
-        that has gone."""
+        """Returns the same storage for the holder of a claim: writing and removing raise JobError
+        once the claim is gone."""
 
 
 def too_large(path: str, size: int, limit: int) -> TooLargeError:
-    """The error for a file of more bytes than are read."""
+    """Returns the error for a file that is larger than its limit."""
     return TooLargeError(f"{path} has {size} bytes, more than the limit of {limit}", size)
 
 
 def missing(path: str) -> FileNotFoundError:
-    """The error for a file that is not there."""
+    """Returns the error for a file that does not exist."""
     return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)

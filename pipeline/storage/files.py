@@ -1,6 +1,6 @@
-"""Files by absolute path: of this machine, or of Google Cloud Storage (`gs://bucket/name`).
+"""Files by absolute path, on this machine or in Google Cloud Storage (`gs://bucket/name`).
 
-A path tells which; `file_kind` says what both do.
+The path decides which storage is used; both implement the interface of `file_kind`.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is of Google Cloud Storage."""
+    """Returns whether a path lies in Google Cloud Storage."""
     return path.startswith(_REMOTE)
 
 
 def absolute(path: str) -> str:
-    """What a user typed, as an absolute path without a slash at its end.
+    """Returns a path that a user typed as an absolute path without a slash at its end.
 
     Raises:
-      UsageError: it is an address of a storage that there is no way to, or names no bucket.
+      UsageError: the path is on a storage that is not supported, or names no bucket.
     """
     if not is_remote(path):
         scheme = _SCHEME.match(path)
         if scheme:
             raise UsageError(f"{path}: {scheme[0]} is not supported; give a local path, or gs://")
-        # Shells leave the ~ of --output=~/out to us.
+        # Shells do not expand the ~ of --output=~/out.
         return os.path.abspath(os.path.expanduser(path))
     bucket, _, name = path.removeprefix(_REMOTE).partition("/")
     if not _BUCKET.fullmatch(bucket):
@@ -43,12 +43,12 @@ def absolute(path: str) -> str:
 
 
 def join(folder: str, *names: str) -> str:
-    """Path of something below a folder."""
+    """Returns the path of something below a folder."""
     return posixpath.join(folder, *names) if is_remote(folder) else os.path.join(folder, *names)
 
 
 def parent(path: str) -> str:
-    """The folder that something lies in; a bucket is its own."""
+    """Returns the folder that contains a path; a bucket contains itself."""
     if not is_remote(path):
         return os.path.dirname(path)
     folder = posixpath.dirname(path)
@@ -56,14 +56,14 @@ def parent(path: str) -> str:
 
 
 def relative(path: str, folder: str) -> str:
-    """Path of something below a folder as seen from there, with forward slashes."""
+    """Returns a path relative to a folder above it, with forward slashes."""
     if is_remote(folder):
         return posixpath.relpath(path.removeprefix(_REMOTE), folder.removeprefix(_REMOTE))
     return os.path.relpath(path, folder).replace(os.sep, "/")
 
 
 def is_below(path: str, folder: str) -> bool:
-    """Whether a path is a folder itself, or lies in it."""
+    """Returns whether a path is a folder itself or lies below it."""
     if is_remote(path) != is_remote(folder):
         return False
     if not is_remote(path):
@@ -72,14 +72,14 @@ def is_below(path: str, folder: str) -> bool:
 
 
 def files_of(path: str) -> Files:
-    """The storage that a path belongs to."""
+    """Returns the storage that a path belongs to."""
     return _remote_files() if is_remote(path) else _local_files()
 
 
 def arrow_source(path: str) -> str | BinaryIO:
-    """What pyarrow reads a file from: its path if it is of this machine, and in UTF-8. A folder's
-    name may be in another encoding, and in the C locale no letter beyond ASCII is decoded. Raises
-    OSError or JobError if it cannot be read."""
+    """Returns what pyarrow can read a file from: its path if it is local and valid UTF-8, otherwise
+    the opened file. A folder's name may be in another encoding, and the C locale decodes nothing
+    beyond ASCII. Raises OSError or UsageError if the file cannot be opened."""
     file = files_of(path).open(path)
     try:
         path.encode()
@@ -87,7 +87,7 @@ def arrow_source(path: str) -> str | BinaryIO:
         return file
     if is_remote(path):
         return file
-    file.close()  # It is a file that can be read; Arrow would wait for a pipe.
+    file.close()  # Opening it has ruled out a pipe, which Arrow would wait for.
     return path
 
 

@@ -27,28 +27,31 @@ from pipeline.storage.file_kind import (
     missing,
     too_large,
 )
-from pipeline.storage.gcs_requests import IncompleteError, client, translated, tried
+from pipeline.storage.gcs_requests import IncompleteError, client, translated, with_retries
 from pipeline.storage.parallel import in_parallel
 
 _MEMORY_BYTES = 64 << 20
-"""Larger objects are opened in pieces, and written to a disk before they are uploaded."""
+"""Larger objects are read in pieces when they are opened."""
 _CHUNK_BYTES = 8 << 20
 _SPOOLED_BYTES = 1 << 20
-"""Of a file being written in memory; a shard's are many."""
+"""Larger files go to disk while they are written. The limit is low, because a shard has many."""
 _GAP_BYTES = 64 << 10
-"""Ranges as near as this are read in one: the time of a request is that of some more bytes."""
+"""Ranges closer than this are read in one request, because a request costs more time than the bytes
+between them."""
 _RETRY = DEFAULT_RETRY.with_timeout(300.0).with_delay(initial=0.2, multiplier=2.0, maximum=30.0)
-_LOOK_SECONDS = 1.0
+_CHECK_SECONDS = 1.0
+"""How long one check of a claim is enough for files that the next job would make again. A claim is
+taken over only after a minute."""
 _FIELDS = "items(name,size,generation,updated,md5Hash),prefixes,nextPageToken"
 
 
 class GcsFiles(Files):
-    """See `Files`. Raises OSError for whatever fails after its retries."""
+    """See `Files`. A request that still fails after its retries raises OSError."""
 
     def info(self, path: str) -> FileInfo | None:
         blob = _blob(path)
         try:
-            tried(functools.partial(blob.reload, retry=_RETRY), path)
+            with_retries(functools.partial(blob.reload, retry=_RETRY), path)
         except FileNotFoundError:
             return None
         return _info(blob)
@@ -70,14 +73,14 @@ class GcsFiles(Files):
     def folders(self, folder: str) -> list[str]:
         with contextlib.suppress(FileNotFoundError), translated(folder):
             blobs = _blobs(folder, delimiter="/")
-            collections.deque(blobs.pages, 0)  # Each adds to what the listing has left out.
+            collections.deque(blobs.pages, 0)  # Each page adds to `prefixes`.
             return [prefix.split("/")[-2] for prefix in blobs.prefixes]
         return []
 
-    def _list(self, folder: str, **how: Any) -> Iterator[FileInfo]:
+    def _list(self, folder: str, **options: Any) -> Iterator[FileInfo]:
         with translated(folder):
-            for blob in _blobs(folder, **how):
-                if not blob.name.endswith("/"):  # Consoles make such to show empty folders.
+            for blob in _blobs(folder, **options):
+                if not blob.name.endswith("/"):  # Consoles make these to show empty folders.
                     yield _info(blob)
 
     def open(self, path: str) -> BinaryIO:
@@ -89,7 +92,6 @@ class GcsFiles(Files):
         return io.BytesIO(self.read(path, None))
 
     def read(self, path: str, limit: int | None = MAX_READ_BYTES) -> bytes:
-        """A whole object."""
         return self._read(_blob(path), path, limit)
 
     def _read(self, blob: storage.Blob, path: str, limit: int | None) -> bytes:
@@ -99,7 +101,7 @@ class GcsFiles(Files):
             return file.getvalue()
 
         try:
-            return tried(download, path)
+            return with_retries(download, path)
         except _FullError:
             info = self.info(path)
             if info is None or limit is None:
@@ -109,13 +111,13 @@ class GcsFiles(Files):
     def read_ranges(self, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
         spans = _spans([span for span in ranges if span[1]])
         if len(spans) == 1:
-            read = [self._range(path, *spans[0])]
+            contents = [self._range(path, *spans[0])]
         else:
-            read = in_parallel(lambda span: self._range(path, *span), spans)
+            contents = in_parallel(lambda span: self._range(path, *span), spans)
         parts = []
         for offset, length in ranges:
             part = b""
-            for (start, end), data in zip(spans, read, strict=True):
+            for (start, end), data in zip(spans, contents, strict=True):
                 if length and start <= offset < end:
                     part = data[offset - start : offset - start + length]
             parts.append(part)
@@ -127,7 +129,7 @@ class GcsFiles(Files):
             blob.download_as_bytes, start=start, end=end - 1, retry=_RETRY, checksum=None
         )
 
-        def whole() -> bytes:
+        def download_all() -> bytes:
             data = cast(bytes, download())
             if len(data) != end - start:
                 raise IncompleteError(
@@ -135,19 +137,19 @@ class GcsFiles(Files):
                 )
             return data
 
-        return tried(whole, path)
+        return with_retries(download_all, path)
 
     @contextlib.contextmanager
     def create(
         self,
         path: str,
         temporary: str,
-        later: list[Callable[[], object]] | None = None,
+        deferred: list[Callable[[], object]] | None = None,
         *,
         durable: bool = False,
     ) -> Iterator[BinaryIO]:
-        """Collects the content on this machine first: an upload that is broken off, or a
-        writer that is, must not leave an object that is shorter than it should be."""
+        """Collects the content on this machine first, because neither an interrupted upload nor an
+        interrupted writer may leave a truncated object."""
         file = cast(BinaryIO, tempfile.SpooledTemporaryFile(_SPOOLED_BYTES))  # noqa: SIM115
 
         def upload() -> None:
@@ -159,10 +161,10 @@ class GcsFiles(Files):
         except BaseException:
             file.close()
             raise
-        if later is None:
+        if deferred is None:
             upload()
         else:
-            later.append(upload)
+            deferred.append(upload)
 
     def _upload(self, path: str, file: BinaryIO, **conditions: int) -> storage.Blob:
         blob = _blob(path)
@@ -176,33 +178,35 @@ class GcsFiles(Files):
             )
             return blob
 
-        return tried(upload, path)
+        return with_retries(upload, path)
 
     def _commit(self, path: str, file: BinaryIO) -> None:
-        """Uploads what says that other files are complete."""
+        """Uploads a file whose presence says that other files are complete."""
         self._upload(path, file)
 
     def create_once(self, path: str, data: bytes) -> None:
         self._upload(path, io.BytesIO(data), if_generation_match=0)
 
     def copy(self, source: str, target: str) -> None:
-        to, of = _blob(target), _blob(source)
+        source_blob, target_blob = _blob(source), _blob(target)
 
         def rewrite() -> None:
             token = None
             while True:
-                token, _, _ = to.rewrite(of, token=token, timeout=120, retry=_RETRY)
+                token, _, _ = target_blob.rewrite(
+                    source_blob, token=token, timeout=120, retry=_RETRY
+                )
                 if token is None:
                     return
 
-        tried(rewrite, source)
+        with_retries(rewrite, source)
 
     def move(self, source: str, target: str) -> None:
         self.copy(source, target)
         self.delete(source)
 
     def sync_folder(self, folder: str) -> None:
-        """Nothing: an object that is there is on disks."""
+        """Does nothing, because an object is durable once it exists."""
 
     def delete(self, path: str) -> None:
         self._delete(path)
@@ -210,39 +214,39 @@ class GcsFiles(Files):
     def _delete(self, path: str, **conditions: int) -> bool:
         blob = _blob(path)
         try:
-            tried(functools.partial(blob.delete, retry=_RETRY, **conditions), path)
+            with_retries(functools.partial(blob.delete, retry=_RETRY, **conditions), path)
         except (FileNotFoundError, FileExistsError):
             return False
         return True
 
     def delete_tree(self, folder: str) -> None:
-        # Not what has been written since under the same name.
+        # The generation spares an object that was written since under the same name.
         in_parallel(
             lambda info: self._delete(info.path, if_generation_match=int(info.identity)),
             self.walk(folder),
         )
 
-    def claim(self, path: str, token: str, about: bytes, temporary: str) -> bool:
+    def claim(self, path: str, token: str, metadata: bytes, temporary: str) -> bool:
         try:
-            self.create_once(path, b"%s\n%s" % (token.encode(), about))
+            self.create_once(path, b"%s\n%s" % (token.encode(), metadata))
         except FileExistsError:
-            # Or it was made, and the answer was lost.
-            found = self.claimed(path)
-            return found is not None and found.token == token
+            # The claim may be this one, if the response to its request was lost.
+            claim = self.current_claim(path)
+            return claim is not None and claim.token == token
         return True
 
-    def claimed(self, path: str) -> PathClaim | None:
+    def current_claim(self, path: str) -> PathClaim | None:
         info = self.info(path)
         if info is None:
             return None
         try:
-            token, _, about = self.read(path).partition(b"\n")
+            token, _, metadata = self.read(path).partition(b"\n")
         except FileNotFoundError:
             return None
-        return PathClaim(token.decode(errors="replace"), about, info.identity)
+        return PathClaim(token.decode(errors="replace"), metadata, info.identity)
 
     def renew(self, path: str, claim: PathClaim) -> bool:
-        data = b"%s\n%s" % (claim.token.encode(), claim.about)
+        data = b"%s\n%s" % (claim.token.encode(), claim.metadata)
         try:
             self._upload(path, io.BytesIO(data), if_generation_match=int(claim.state))
         except (FileNotFoundError, FileExistsError):
@@ -257,30 +261,31 @@ class GcsFiles(Files):
 
 
 class FencedGcsFiles(GcsFiles):
-    """Objects of the holder of a claim, at which it looks before requests that change something.
+    """Objects for the holder of a claim, which is checked before each request that changes objects.
 
-    What says that other files are complete is also written only over the object that the holder
-    has seen first, or has written. So of two that were suspended between a look and what it was
-    for, one writes over what it knows, and the other one is refused. For what is made again by
-    the next job a look lasts for a second: it is much, and a claim is taken over after a minute.
+    A process may be suspended between a check and the request that it permits. So a file whose
+    presence says that other files are complete is also written only over the generation that its
+    writer saw first or wrote itself: if two processes were suspended, one of them writes over the
+    generation that it knows, and the other is refused.
 
     Args:
-      fence: what has to be held.
+      fence: the claim that must be held.
     """
 
     def __init__(self, fence: Fence) -> None:
         self._fence = fence
-        self._looked = -math.inf
+        self._checked = -math.inf
         self._known: dict[str, int] = {}
 
-    def _check(self, seconds: float = 0.0) -> None:
+    def _check(self, max_age: float = 0.0) -> None:
+        """Raises JobError if the claim is lost, unless it was checked within `max_age` seconds."""
         now = time.monotonic()
-        if now - self._looked < seconds:
+        if now - self._checked < max_age:
             return
-        found = self.claimed(self._fence.path)
-        if found is None or found.token != self._fence.token:
+        claim = self.current_claim(self._fence.path)
+        if claim is None or claim.token != self._fence.token:
             raise self._fence.lost()
-        self._looked = now
+        self._checked = now
 
     def info(self, path: str) -> FileInfo | None:
         info = super().info(path)
@@ -294,7 +299,7 @@ class FencedGcsFiles(GcsFiles):
         return data
 
     def _upload(self, path: str, file: BinaryIO, **conditions: int) -> storage.Blob:
-        self._check(_LOOK_SECONDS)
+        self._check(_CHECK_SECONDS)
         blob = super()._upload(path, file, **conditions)
         self._known[path] = int(blob.generation)
         return blob
@@ -309,13 +314,13 @@ class FencedGcsFiles(GcsFiles):
             self._check()
             file.seek(0)
             if super().read(path) == file.read():
-                return  # It was written, and the answer was lost.
+                return  # The upload succeeded, but its response was lost.
             raise JobError(
                 f"{path} has been written by another job meanwhile. Run the same command again"
             ) from None
 
     def copy(self, source: str, target: str) -> None:
-        self._check(_LOOK_SECONDS)
+        self._check(_CHECK_SECONDS)
         super().copy(source, target)
         self._known.pop(target, None)
 
@@ -332,12 +337,12 @@ def _fenced(fence: Fence) -> FencedGcsFiles:
 
 
 class _FullError(Exception):
-    """More was to be written than may be."""
+    """An object has more bytes than its limit."""
 
 
 class _Limited(io.BytesIO):
-    """A file in memory that takes so many bytes, any number if None. To ask for an object's size
-    first would be one more request for each."""
+    """A file in memory with a limit of bytes, or without one if None. Asking for an object's size
+    before reading it would cost one more request."""
 
     def __init__(self, limit: int | None) -> None:
         super().__init__()
@@ -350,7 +355,7 @@ class _Limited(io.BytesIO):
 
 
 class _Ranges(io.RawIOBase):
-    """A large object, read where it is asked for."""
+    """A large object of which only the requested ranges are read."""
 
     def __init__(self, files: GcsFiles, info: FileInfo) -> None:
         self._files = files
@@ -377,7 +382,7 @@ class _Ranges(io.RawIOBase):
 
 
 def _spans(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The (start, end) that are worth a request each."""
+    """Merges ranges of (offset, length) into the (start, end) of one request each."""
     spans: list[tuple[int, int]] = []
     for offset, length in sorted(ranges):
         if spans and offset - spans[-1][1] <= _GAP_BYTES:
@@ -392,11 +397,11 @@ def _parts(path: str) -> tuple[str, str]:
     return bucket, name
 
 
-def _blobs(folder: str, **how: Any) -> Any:
-    """A listing of all below a folder, as the client gives it."""
+def _blobs(folder: str, **options: Any) -> Any:
+    """Lists everything below a folder, with options of the client's `list_blobs`."""
     bucket, name = _parts(folder.rstrip("/"))
     prefix = f"{name}/" if name else ""
-    return client().list_blobs(bucket, prefix=prefix, fields=_FIELDS, retry=_RETRY, **how)
+    return client().list_blobs(bucket, prefix=prefix, fields=_FIELDS, retry=_RETRY, **options)
 
 
 def _blob(path: str) -> storage.Blob:

@@ -1,7 +1,7 @@
-"""Requests to Google Cloud Storage: the client, what is tried again, and errors as those of files.
+"""Requests to Google Cloud Storage: the client, retries, and errors as those of files.
 
-The client library retries what is worth retrying, with growing pauses; here is what it leaves
-to its users: downloads that end early, and one kind of error for all that does not work.
+The client library retries transient errors with growing pauses. This module adds what the library
+leaves to its users: retries of downloads that end early, and one kind of error for every failure.
 """
 
 from __future__ import annotations
@@ -30,36 +30,37 @@ T = TypeVar("T")
 
 
 class IncompleteError(Exception):
-    """A response that ended early."""
+    """A response ended early."""
 
 
 _clients: dict[int, storage.Client] = {}
-_making = threading.Lock()
+_clients_lock = threading.Lock()
 
 
 def client() -> storage.Client:
-    """The client of this process: connections do not outlive a fork."""
-    with _making:
+    """Returns this process's client; each process has its own, because connections do not survive a
+    fork."""
+    with _clients_lock:
         if os.getpid() not in _clients:
             try:
-                # Objects belong to no project; without one, the library asks for its name.
+                # Objects belong to no project, but without one the library looks its name up.
                 project = os.environ.get("GOOGLE_CLOUD_PROJECT", "none")
-                made = storage.Client(project=project)
+                new_client = storage.Client(project=project)
             except google.auth.exceptions.DefaultCredentialsError as error:
                 raise UsageError(
                     "gs:// needs credentials: gcloud auth application-default login, or "
                     "GOOGLE_APPLICATION_CREDENTIALS"
                 ) from error
-            # As many connections as threads may ask at once, from all workers.
+            # One connection for each thread that may send a request, over all workers.
             adapter = requests.adapters.HTTPAdapter(pool_maxsize=8 * REQUESTS_IN_FLIGHT)
             for scheme in ("http://", "https://"):
-                made._http.mount(scheme, adapter)
-            _clients[os.getpid()] = made
+                new_client._http.mount(scheme, adapter)
+            _clients[os.getpid()] = new_client
         return _clients[os.getpid()]
 
 
-def tried(call: Callable[[], T], path: str) -> T:
-    """Makes a call again if what came was not whole."""
+def with_retries(call: Callable[[], T], path: str) -> T:
+    """Repeats a call until its response is complete."""
     for attempt in range(_ATTEMPTS):
         try:
             with translated(path):
@@ -74,7 +75,7 @@ def tried(call: Callable[[], T], path: str) -> T:
 
 @contextlib.contextmanager
 def translated(path: str) -> Iterator[None]:
-    """Turns the library's errors into those of files."""
+    """Turns the library's errors into errors of files."""
     try:
         yield
     except NotFound as error:
@@ -82,7 +83,7 @@ def translated(path: str) -> Iterator[None]:
     except Forbidden as error:
         raise PermissionError(errno.EACCES, error.message, path) from error
     except PreconditionFailed as error:
-        raise FileExistsError(f"{path} is there already, or is another") from error
+        raise FileExistsError(f"{path} exists already, or has changed") from error
     except DataCorruption as error:
         raise IncompleteError(str(error)) from error
     except (GoogleAPIError, InvalidResponse, requests.RequestException) as error:

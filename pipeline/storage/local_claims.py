@@ -1,12 +1,12 @@
-"""Claims on a file system: a path that only one can hold.
+"""Claims on a local or mounted file system.
 
-PATH/<token>/about    what the claim's maker says
-PATH/<token>/<n>      an empty file, renamed to the next number by every renewal
+PATH/<token>/about    the claim's metadata
+PATH/<token>/<n>      an empty file, which every renewal renames to the next number
 
-Each step is one renaming, which the system does whole, and for one process only: a folder takes
-the place of another only if that is empty, and no two claims have a name in common. So removing
-one never touches the next, however late it comes; a file of one name could be told apart from
-the next by looking at it first, and would be another one a moment later.
+Each step is one rename, which is atomic and succeeds for only one process: a folder replaces
+another only if the other is empty, and no two claims have a name in common. So removing a claim,
+however late, never touches the next one. A lock file with a fixed name would not do, because
+between looking at it and removing it another process may have replaced it.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ from pipeline.errors import JobError
 from pipeline.storage.file_kind import PathClaim
 
 _TOKEN = re.compile("[0-9a-f]{8,64}")
-_ABOUT = "about"
-_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
+_METADATA = "about"
+_CLAIMED = (errno.ENOTEMPTY, errno.EEXIST)
+"""Errors of a rename to a path that is claimed."""
 
 
-def claim(path: str, token: str, about: bytes, temporary: str) -> bool:
-    """See `Files.claim`."""
+def claim(path: str, token: str, metadata: bytes, temporary: str) -> bool:
+    """Claims a path: see `Files.claim`."""
     folder = os.path.join(temporary, token)
     os.makedirs(folder)
     try:
-        with open(os.path.join(folder, _ABOUT), "xb") as file:
-            file.write(about)
+        with open(os.path.join(folder, _METADATA), "xb") as file:
+            file.write(metadata)
         open(os.path.join(folder, "0"), "xb").close()
         os.rename(temporary, path)
     except OSError as error:
-        if error.errno not in _TAKEN:
+        if error.errno not in _CLAIMED:
             raise
         return False
     finally:
@@ -44,11 +45,11 @@ def claim(path: str, token: str, about: bytes, temporary: str) -> bool:
     return True
 
 
-def claimed(path: str) -> PathClaim | None:
-    """See `Files.claimed`."""
+def current_claim(path: str) -> PathClaim | None:
+    """Returns the claim on a path: see `Files.current_claim`."""
     try:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
-            raise JobError(f"{path} is something else in a lock's place; remove it")
+            raise JobError(f"{path} has the name of a lock, but is none; remove it")
         names = os.listdir(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -56,23 +57,23 @@ def claimed(path: str) -> PathClaim | None:
         try:
             inside = os.listdir(os.path.join(path, token))
             state = next((name for name in inside if name.isdecimal()), "")
-            with open(os.path.join(path, token, _ABOUT), "rb") as file:
+            with open(os.path.join(path, token, _METADATA), "rb") as file:
                 return PathClaim(token, file.read(), state)
         except FileNotFoundError:
-            # It goes just now, or a power cut has left a part of it.
+            # It is just being removed, or a power cut has left a part of it.
             if os.path.isdir(os.path.join(path, token)):
                 return PathClaim(token, b"", "")
             return None
     if names:
         raise JobError(f"{path} is a lock, but holds {names[0]}; remove that")
-    # What is empty is nobody's, but not every file system puts another folder in its place.
+    # An empty folder is no claim, but not every file system lets a rename replace it.
     with contextlib.suppress(OSError):
         os.rmdir(path)
     return None
 
 
 def renew(path: str, claim: PathClaim) -> bool:
-    """See `Files.renew`."""
+    """Renews a claim: see `Files.renew`."""
     folder = os.path.join(path, claim.token)
     following = str(int(claim.state or 0) + 1)
     try:
@@ -86,8 +87,8 @@ def renew(path: str, claim: PathClaim) -> bool:
 
 
 def unclaim(path: str, claim: PathClaim, temporary: str) -> bool:
-    """See `Files.unclaim`."""
-    if claimed(path) != claim:
+    """Removes a claim: see `Files.unclaim`."""
+    if current_claim(path) != claim:
         return False
     os.makedirs(os.path.dirname(temporary), exist_ok=True)
     try:
@@ -95,7 +96,7 @@ def unclaim(path: str, claim: PathClaim, temporary: str) -> bool:
     except FileNotFoundError:
         return False
     shutil.rmtree(temporary, ignore_errors=True)
-    # Unless the next one is there.
+    # This fails if the next claim is there already.
     with contextlib.suppress(OSError):
         os.rmdir(path)
     return True

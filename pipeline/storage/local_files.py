@@ -1,4 +1,4 @@
-"""Files of this machine, or of a file system that it has mounted."""
+"""Files on this machine's file systems, mounted ones included."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.storage import local_claims
 from pipeline.storage.file_kind import MAX_READ_BYTES, Fence, FileInfo, Files, PathClaim, too_large
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
-"""How file systems say that they have no hard links."""
+"""Errors of file systems that cannot make a hard link."""
 
 
 class LocalFiles(Files):
@@ -25,7 +25,7 @@ class LocalFiles(Files):
     def info(self, path: str) -> FileInfo | None:
         try:
             status = os.stat(path)
-        except (OSError, ValueError):  # Nothing, a folder that is none, a name that cannot be.
+        except (OSError, ValueError):  # No file, a file for a folder, or an impossible name.
             return None
         return None if stat.S_ISDIR(status.st_mode) else _info(path, _regular(path, status))
 
@@ -33,9 +33,9 @@ class LocalFiles(Files):
         return os.path.isdir(path)
 
     def walk(self, folder: str) -> Iterator[FileInfo]:
-        paths = (os.path.join(at, name) for at, _, names in os.walk(folder) for name in names)
+        paths = (os.path.join(root, name) for root, _, names in os.walk(folder) for name in names)
         for path in sorted(paths):
-            # Another process may be removing what it has done with.
+            # Another process may remove a file in the meantime.
             with contextlib.suppress(FileNotFoundError):
                 yield _info(path, os.stat(path))
 
@@ -78,15 +78,15 @@ class LocalFiles(Files):
         self,
         path: str,
         temporary: str,
-        later: list[Callable[[], object]] | None = None,
+        deferred: list[Callable[[], object]] | None = None,
         *,
         durable: bool = False,
     ) -> Iterator[BinaryIO]:
         with self._guarded():
-            temporary = self._through(temporary)
+            temporary = self._intermediate(temporary)
             try:
                 with open(temporary, "wb") as file:
-                    # Not before: who has lost a claim leaves no folders, either.
+                    # Only now, because a writer that has lost its claim must not leave folders.
                     _make_folder_of(path)
                     yield cast(BinaryIO, file)
                     if durable:
@@ -105,10 +105,10 @@ class LocalFiles(Files):
             file.write(data)
 
     def copy(self, source: str, target: str) -> None:
-        """By a hard link where there can be one: files are replaced, never changed."""
+        """Copies a file, as a hard link if possible: files are replaced, never changed in place."""
         _make_folder_of(target)
         with self._guarded():
-            aside = self._through(f"{target}.{uuid.uuid4().hex}")
+            aside = self._intermediate(f"{target}.{uuid.uuid4().hex}")
             try:
                 os.link(source, aside)
             except OSError as error:
@@ -116,7 +116,7 @@ class LocalFiles(Files):
                     raise
                 shutil.copyfile(source, aside)
             os.replace(aside, target)
-        # Between two names of one file, replacing does nothing.
+        # Replacing one name of a file by another name of it does nothing.
         with contextlib.suppress(FileNotFoundError):
             os.remove(aside)
 
@@ -126,29 +126,29 @@ class LocalFiles(Files):
             self._rename(source, target)
 
     def sync_folder(self, folder: str) -> None:
-        # Not every file system knows of it; those that do not keep names in another way.
+        # Not every file system supports this; the others keep names safe in their own way.
         with contextlib.suppress(OSError):
-            opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                os.fsync(opened)
+                os.fsync(descriptor)
             finally:
-                os.close(opened)
+                os.close(descriptor)
 
     def delete(self, path: str) -> None:
         self._remove(path, os.remove)
 
     def delete_tree(self, folder: str) -> None:
         if os.path.islink(folder):
-            self._remove(folder, os.remove)  # And nothing behind it.
+            self._remove(folder, os.remove)  # Only the link, nothing behind it.
         else:
             self._remove(folder, shutil.rmtree)
 
     def _guarded(self) -> contextlib.AbstractContextManager[None]:
-        """A block in which a file that is not there may be one that a fence has taken away."""
+        """Guards a block in which a missing file may mean that a claim is lost."""
         return contextlib.nullcontext()
 
-    def _through(self, path: str) -> str:
-        """Where a file lies for the time being; its folder is there."""
+    def _intermediate(self, path: str) -> str:
+        """Returns the path at which a file waits for its final name; the folder exists."""
         _make_folder_of(path)
         return path
 
@@ -159,11 +159,11 @@ class LocalFiles(Files):
         with contextlib.suppress(FileNotFoundError):
             remove(path)
 
-    def claim(self, path: str, token: str, about: bytes, temporary: str) -> bool:
-        return local_claims.claim(path, token, about, temporary)
+    def claim(self, path: str, token: str, metadata: bytes, temporary: str) -> bool:
+        return local_claims.claim(path, token, metadata, temporary)
 
-    def claimed(self, path: str) -> PathClaim | None:
-        return local_claims.claimed(path)
+    def current_claim(self, path: str) -> PathClaim | None:
+        return local_claims.current_claim(path)
 
     def renew(self, path: str, claim: PathClaim) -> bool:
         return local_claims.renew(path, claim)
@@ -176,14 +176,14 @@ class LocalFiles(Files):
 
 
 class FencedLocalFiles(LocalFiles):
-    """Files of the holder of a claim.
+    """Files for the holder of a claim.
 
-    What is written, moved or removed passes through the claim's own folder, in one renaming of
-    the system's: whoever takes the claim over moves that folder away, and the renaming fails. So
-    there is no moment between a check and what it is for, in which a process could be suspended.
+    Every file that is written, moved or removed passes through the claim's own folder by an atomic
+    rename. Whoever takes the claim over moves that folder away, so the rename fails. So there is no
+    moment between a check and the change that it permits, in which a process could be suspended.
 
     Args:
-      fence: what has to be held.
+      fence: the claim that must be held.
     """
 
     def __init__(self, fence: Fence) -> None:
@@ -202,13 +202,13 @@ class FencedLocalFiles(LocalFiles):
             self._check()
             raise
 
-    def _through(self, path: str) -> str:
+    def _intermediate(self, path: str) -> str:
         return os.path.join(self._folder, f"{uuid.uuid4().hex}.part")
 
     def _rename(self, source: str, target: str) -> None:
-        aside = self._through(source)
+        aside = self._intermediate(source)
         try:
-            # A kill in between leaves the source where it was.
+            # A link, because a kill must leave the source where it was.
             os.link(source, aside)
         except OSError as error:
             if error.errno not in _NO_LINKS:
@@ -224,42 +224,43 @@ class FencedLocalFiles(LocalFiles):
     def _remove(self, path: str, remove: Callable[[str], object]) -> None:
         if remove is os.remove and os.path.isdir(path) and not os.path.islink(path):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        aside = self._through(path)
+        aside = self._intermediate(path)
         try:
             os.rename(path, aside)
         except FileNotFoundError:
             self._check()
             return
         except OSError as error:
-            # Such as a folder of an image's lower layers.
+            # For example, a folder in a lower layer of a container image cannot be renamed.
             if error.errno != errno.EXDEV:
                 raise
             self._check()
             aside = path
-        # Whoever takes the claim over removes it as well.
+        # If this process is killed here, the next holder removes the file with the claim.
         super()._remove(aside, remove)
 
 
 def _make_folder_of(path: str) -> None:
-    """Makes the folder that a file is to lie in. Raises NotADirectoryError if a file is there."""
+    """Makes the folder of a file. Raises NotADirectoryError if the folder's name is a file's."""
     folder = os.path.dirname(path)
     try:
         os.makedirs(folder, exist_ok=True)
-    except FileExistsError as error:  # Which would say that the file itself is there.
+    except FileExistsError as error:  # Callers would take it to say that `path` itself exists.
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from error
 
 
 def _regular(path: str, status: os.stat_result) -> os.stat_result:
-    """What is known of a file. Refuses what would be waited for, or read, without end."""
+    """Returns the status of a file. Refuses pipes, sockets and devices, which might block or never
+    end."""
     kind = stat.S_IFMT(status.st_mode)
-    if kind in (stat.S_IFREG, stat.S_IFDIR):  # Opening a folder says what it is.
+    if kind in (stat.S_IFREG, stat.S_IFDIR):  # Opening a folder raises an error of its own.
         return status
-    what = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}.get(kind, "a device")
-    raise UsageError(f"{path} is no file but {what}")
+    name = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}.get(kind, "a device")
+    raise UsageError(f"{path} is no file but {name}")
 
 
 def _sync(file: BinaryIO) -> None:
-    """Has what was written reach the disk."""
+    """Flushes what was written to the disk."""
     file.flush()
     os.fsync(file.fileno())
 

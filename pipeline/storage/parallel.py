@@ -1,4 +1,4 @@
-"""Calls in threads, for storage that lets wait."""
+"""Calls in threads, which hide the latency of storage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 REQUESTS_IN_FLIGHT = 16
-"""How many requests one call makes at the same time, at most."""
+"""Largest number of requests that one call makes at the same time."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -17,10 +17,10 @@ _END = object()
 
 
 def in_parallel(call: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Results of a call on each item, in order; several at a time, for storage that lets wait.
+    """Calls a function on each item, several at a time; returns the results in order.
 
     Raises:
-      Exception: the first error, after the others have ended.
+      Exception: the first error, after the other calls have ended.
     """
     with concurrent.futures.ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
         return list(pool.map(call, items))
@@ -29,16 +29,16 @@ def in_parallel(call: Callable[[T], R], items: Iterable[T]) -> list[R]:
 def read_ahead(
     call: Callable[[T], R], items: Iterable[T], ahead: int = REQUESTS_IN_FLIGHT
 ) -> Generator[tuple[T, R], None, None]:
-    """Each item with the result of a call on it, in order; calls run ahead in threads.
+    """Yields each item with the result of a call on it, in order; calls run ahead in threads.
 
     Args:
       call: reads what an item needs.
-      items: any number.
-      ahead: how many calls may be ahead of what has been taken; none at 0.
+      items: any number of items.
+      ahead: how many calls may run ahead of the consumer; 0 calls without threads.
 
     Raises:
-      Exception: the first error, after the other calls that had begun have ended; they are not
-        waited for after an interruption, which ends the process.
+      Exception: the first error, after the calls that had begun have ended. After an interruption,
+        which ends the process, nothing is waited for.
     """
     if not ahead:
         for item in items:
@@ -51,11 +51,11 @@ def read_ahead(
         for item in items:
             waiting.append((item, pool.submit(call, item)))
             if len(waiting) > ahead:
-                first, result = waiting.popleft()
-                yield first, result.result()
+                oldest, future = waiting.popleft()
+                yield oldest, future.result()
         while waiting:
-            first, result = waiting.popleft()
-            yield first, result.result()
+            oldest, future = waiting.popleft()
+            yield oldest, future.result()
     except KeyboardInterrupt:
         wait = False
         raise
@@ -64,11 +64,11 @@ def read_ahead(
 
 
 class InBackground(Generic[T]):
-    """Takes the items of a generator in a thread, before they are asked for; iterable once.
+    """Items of a generator that runs in a thread, ahead of the consumer; can be iterated once.
 
     Args:
-      items: runs in the thread from now on, and is closed with this.
-      ahead: how many items may be ahead of what has been taken.
+      items: starts to run in the thread at once, and is closed with this object.
+      ahead: how many items the thread may be ahead of the consumer.
     """
 
     def __init__(self, items: Generator[T, None, None], ahead: int) -> None:
@@ -87,6 +87,6 @@ class InBackground(Generic[T]):
             yield item
 
     def close(self) -> None:
-        """Ends the thread, after the item that it is at."""
+        """Ends the thread after its current item."""
         self._pool.shutdown(cancel_futures=True)
         self._items.close()

@@ -1,7 +1,7 @@
-"""Processes by name, and which of them are known to be over.
+"""Processes by name, and whether they are known to have ended.
 
-A process number says something only within one process-id namespace of one boot of one machine:
-containers may share a host's name and count their processes each from 1.
+A process id is unique only within one process-id namespace of one boot of one machine: containers
+may share a host name, and each counts its processes from 1.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _NAME = re.compile(r"(?P<place>[0-9a-f]{12})\+(?P<pid>[1-9][0-9]{0,8})\+(?P<star
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """A process, told apart from all others anywhere.
+    """A process, with a name that no other process on any machine has.
 
     Attributes:
-      place: what its number is counted in, as hexadecimal digits.
-      pid: its number.
-      started: when it began, in the kernel's ticks since the boot: tells a number that was given
-        again. Empty where the system does not say.
+      place: hexadecimal digits that identify the machine, boot and namespace of the process id.
+      pid: its process id.
+      started: its start in the kernel's ticks since boot, which tells it from a later process with
+        the same id. Empty where the system does not report it.
     """
 
     place: str
@@ -35,17 +35,17 @@ class Process:
 
     @property
     def name(self) -> str:
-        """A part of file names."""
+        """Its unique name, which is part of file names."""
         return f"{self.place}+{self.pid}+{self.started}"
 
     @classmethod
     def from_name(cls, name: str) -> Process | None:
-        """The process of a `name`, None if it is none."""
-        found = _NAME.fullmatch(name)
-        return found and cls(found["place"], int(found["pid"]), found["started"])
+        """Returns the process with this `name`, None if the name is not that of a process."""
+        match = _NAME.fullmatch(name)
+        return match and cls(match["place"], int(match["pid"]), match["started"])
 
     def is_alive(self) -> bool | None:
-        """Whether it is running; None if that cannot be known from here."""
+        """Returns whether it is running; None if that cannot be known from here."""
         if self.place != _place():
             return None
         try:
@@ -53,16 +53,16 @@ class Process:
         except ProcessLookupError:
             return False
         except PermissionError:
-            pass  # Somebody else's.
+            pass  # It belongs to another user.
         started = _start_of(self.pid)
         if started == self.started:
             return True
-        # Without an answer it has just ended, or its files are hidden from us.
+        # Without a start time, it has just ended, or the system hides it from this user.
         return False if started else None
 
 
 def this_process() -> Process:
-    """The process that this runs in."""
+    """Returns the calling process."""
     pid = os.getpid()
     return Process(_place(), pid, _start_of(pid))
 
@@ -72,17 +72,17 @@ def _place() -> str:
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             parts = [file.read(), os.readlink("/proc/self/ns/pid")]
-        # Start times may count in one of their own, since Linux 5.6.
+        # Since Linux 5.6, a time namespace may have start times of its own.
         with contextlib.suppress(OSError):
             parts.append(os.readlink("/proc/self/ns/time"))
     except OSError:
-        # Systems without namespaces: there are no containers that could share a name.
+        # Systems without namespaces have no containers that could share a host name.
         parts = [socket.gethostname(), str(uuid.getnode())]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
 def _start_of(pid: int) -> str:
-    """When a process started. Empty where the system does not say."""
+    """Returns when a process started; empty where the system does not report it."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[19]

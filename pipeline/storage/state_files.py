@@ -1,8 +1,8 @@
-"""Files that one job leaves for the next: JSON and Parquet, which may be damaged or made up.
+"""Files that one job leaves for the next: JSON and Parquet, which may be damaged or forged.
 
-After a power cut the newest files may stand under their final names empty or in part. What
-cannot be parsed counts as not there: whoever needs it makes it again, and a warning names the
-file. Forms are checked by type, so that a file of another form is damaged, too.
+After a power cut, the newest files may be empty or truncated under their final names. A file that
+cannot be parsed counts as missing: the job that needs it makes it again, and a warning names the
+file. Content is checked against types, so a file with another structure counts as damaged, too.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from pipeline.storage.store import Store
 
 _LOG = logging.getLogger(__name__)
 _warned: set[str] = set()
-"""Paths of the files that were warned of."""
+"""Paths of the files that a warning has named."""
 
 T = TypeVar("T")
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A(?!\.)[^/\\\x00-\x1f]{1,255}\Z")]
-"""Name of a file or folder: no path, and none that begins with a dot."""
+"""Name of a file or folder: not a path, and without a dot in front."""
 RelativePath = Annotated[
     str, msgspec.Meta(pattern=r"\A(?:(?!\.)[^/\\\x00-\x1f]+/)*(?!\.)[^/\\\x00-\x1f]+\Z")
 ]
-"""Path below a folder, normalised, without names that begin with a dot."""
+"""Normalised path below a folder, without names that begin with a dot."""
 
 
 class DamagedError(JobError):
-    """A file that cannot be parsed. The message names it."""
+    """A file cannot be parsed. The message names it."""
 
 
 class NotJsonError(ValueError):
-    """Bytes that are no JSON, since they were not written whole."""
+    """Bytes are not JSON, because they were not written whole."""
 
 
 def parse_json(data: bytes, kind: type[T]) -> T:
-    """Parses JSON by a type: dataclasses are made of objects, tuples of lists.
+    """Parses JSON into a type: objects become dataclasses, and lists become tuples.
 
     Raises:
-      NotJsonError: it is no JSON.
-      ValueError: it is of another form; the message says where.
+      NotJsonError: the bytes are not JSON.
+      ValueError: the content has another structure; the message says where.
     """
     try:
-        # Not msgspec's own parser, which refuses names of files that are not in UTF-8.
+        # Not msgspec's own parser, because it refuses file names that are not valid UTF-8.
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise NotJsonError(str(error) if data.strip(b"\0") else "it is empty") from error
@@ -57,7 +57,7 @@ def parse_json(data: bytes, kind: type[T]) -> T:
 
 
 def read_json(store: Store, path: str, kind: type[T]) -> T | None:
-    """What a JSON file says; None if it is not there, or damaged.
+    """Reads a JSON file; returns None if it is missing or damaged.
 
     Raises:
       OSError: it cannot be read.
@@ -66,18 +66,18 @@ def read_json(store: Store, path: str, kind: type[T]) -> T | None:
 
 
 def read_commit(store: Store, path: str, parse: Callable[[bytes], T]) -> T | None:
-    """What a JSON file says that nothing else tells, and that is not made again unasked.
+    """Reads a JSON file that nothing can replace, so that it is never made again unasked.
 
     Args:
-      store: the folder that it lies in.
+      store: the folder of the file.
       path: of the file.
-      parse: of `parse_json`'s kind.
+      parse: parses the content and raises the errors of `parse_json`.
 
     Returns:
-      None if it is not there, or no JSON, since it was not written whole.
+      The content; None if the file is missing, or is not JSON because it was not written whole.
 
     Raises:
-      UsageError: it is of another form.
+      UsageError: the content has another structure.
       OSError: it cannot be read.
     """
 
@@ -96,18 +96,22 @@ def read_commit(store: Store, path: str, parse: Callable[[bytes], T]) -> T | Non
     return read_intact(store, path, read)
 
 
-def read_table(store: Store, path: str, columns: list[str] | None = None, **how: Any) -> pa.Table:
-    """A Parquet file's table; arguments as `pyarrow.parquet.read_table`.
+def read_table(
+    store: Store, path: str, columns: list[str] | None = None, **options: Any
+) -> pa.Table:
+    """Reads a Parquet file; columns and options are those of `pyarrow.parquet.read_table`.
 
     Raises:
-      DamagedError: it is no Parquet file, or lacks a column.
+      DamagedError: it is not a Parquet file, or lacks a column.
       OSError: it cannot be read.
     """
-    return parse_parquet(store, path, lambda source: pq.read_table(source, columns=columns, **how))
+    return parse_parquet(
+        store, path, lambda source: pq.read_table(source, columns=columns, **options)
+    )
 
 
 def parse_parquet(store: Store, path: str, parse: Callable[[Any], T]) -> T:
-    """What a function of pyarrow makes of a file; errors as `read_table`."""
+    """Calls a pyarrow function on a file; errors are those of `read_table`."""
     source = store.arrow_source(path)
     try:
         return parse(source)
@@ -121,22 +125,22 @@ def parse_parquet(store: Store, path: str, parse: Callable[[Any], T]) -> T:
 
 
 def tells_damage(error: Exception) -> bool:
-    """Whether an error of pyarrow's says that content is broken, and not that it cannot be read or
-    does not fit into memory."""
+    """Returns whether an error of pyarrow means damaged content, rather than a failed read or
+    a lack of memory."""
     if isinstance(error, OSError):
-        # Those of the system have a number, those of object stores a type of their own; what
-        # Arrow says of broken content has neither.
+        # The system's errors have a number, and object stores raise types of their own. Arrow's
+        # errors about broken content have neither.
         return error.errno is None and type(error) is OSError
     return not isinstance(error, MemoryError)
 
 
 def read_intact(store: Store, path: str, read: Callable[[], T]) -> T | None:
-    """What reading a file gives; None if it is not there, or damaged.
+    """Calls a function that reads a file; returns None if the file is missing or damaged.
 
     Args:
-      store: the folder that it lies in.
+      store: the folder of the file.
       path: of the file.
-      read: raises FileNotFoundError, and what damage provokes: ValueError or DamagedError.
+      read: raises FileNotFoundError if it is missing, ValueError or DamagedError if damaged.
     """
     try:
         return read()
@@ -148,10 +152,10 @@ def read_intact(store: Store, path: str, read: Callable[[], T]) -> T | None:
 
 
 def warn_damaged(path: str, cause: str) -> None:
-    """Says, once a process, that a file counts as not there."""
+    """Warns once per process that a file counts as missing."""
     if path in _warned:
         return
     _warned.add(path)
-    # A cause that names the file already, as errors for people do, is enough.
-    what = cause.partition(";")[0] if path in cause else f"{path} is damaged ({cause})"
-    _LOG.warning("%s: it counts as not there", what)
+    # Errors for users name the file themselves, followed by what to do.
+    damage = cause.partition(";")[0] if path in cause else f"{path} is damaged ({cause})"
+    _LOG.warning("%s: it counts as missing", damage)

@@ -1,4 +1,4 @@
-"""Files of a dataset folder: whole or absent, hashed while they are written."""
+"""A dataset folder, whose files are whole or absent, and are hashed while they are written."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from pipeline.storage.parallel import in_parallel
 from pipeline.storage.processes import Process, this_process
 
 WORK_FOLDER = ".in9"
-"""Folder of a dataset for everything that is not part of it."""
+"""Folder inside a dataset folder for everything that is not part of the dataset."""
 
 TEMPORARY = f"{WORK_FOLDER}/tmp"
-"""Folder of files that are being written."""
+"""Folder for files that are being written."""
 
 _TEMPORARY_NAME = re.compile(r"(?P<process>.+)\+[0-9a-f]{32}")
 
@@ -35,13 +35,13 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class FileDigest:
-    """What a manifest says of a file.
+    """What a manifest records about a file.
 
     Attributes:
       path: relative to the dataset folder, with forward slashes.
       bytes: size.
       sha256: hexadecimal.
-      samples: rows or samples inside, None for a file that holds none.
+      samples: number of rows or samples in it, None for a file of another kind.
     """
 
     path: str
@@ -51,7 +51,7 @@ class FileDigest:
 
 
 class HashingFile:
-    """A binary file being written, with its size and SHA-256 so far."""
+    """A binary file that is being written, with its size and SHA-256 so far."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -67,7 +67,7 @@ class HashingFile:
         return len(data)
 
     def tell(self) -> int:
-        """Bytes written so far."""
+        """Returns the number of bytes written so far."""
         return self.size
 
     def flush(self) -> None:
@@ -75,7 +75,7 @@ class HashingFile:
         self._file.flush()
 
     def close(self) -> None:
-        """Nothing: `Store.create` closes the file, after its writers."""
+        """Does nothing, because `Store.create` closes the file after its writers."""
 
     def writable(self) -> bool:
         return True
@@ -94,15 +94,16 @@ class HashingFile:
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-    """A dataset folder. All paths are relative to it, with forward slashes. What cannot be read or
-    written raises OSError; what would be written or removed behind a link, UsageError.
+    """A dataset folder. All paths are relative to it, with forward slashes. A failing read or write
+    raises OSError; writing or removing anything behind a link raises UsageError.
 
     Attributes:
       root: absolute path of the folder, here or in object storage.
-      output: of the folder that a user named, in which this one lies; the same if empty. The user
-        may name a link, but below it none leads a job elsewhere.
-      job: token of the job whose graph this travels with; empty elsewhere. Its steps share locks.
-      fence: what has to be held for anything to be written or removed, if anything has.
+      output: root of the folder that a user named and this one lies in; empty if it is this one.
+        That folder may be a link, but no link below it may lead a job elsewhere.
+      job: token of the job whose graph carries this store, so that the job's steps share locks;
+        empty elsewhere.
+      fence: the claim that must be held for anything to be written or removed, None for none.
     """
 
     root: str
@@ -112,11 +113,11 @@ class Store:
 
     @classmethod
     def at(cls, path: str) -> Store:
-        """The folder that a user named."""
+        """Returns the store of a folder that a user named."""
         return cls(absolute(path))
 
     @property
-    def _later(self) -> list[Callable[[], object]] | None:
+    def _deferred(self) -> list[Callable[[], object]] | None:
         return None
 
     @property
@@ -126,26 +127,26 @@ class Store:
 
     @property
     def files(self) -> Files:
-        """What it is stored in."""
+        """The storage that holds the folder, fenced if this store is."""
         files = files_of(self.root)
         return files if self.fence is None else files.fenced(self.fence)
 
     def path(self, relative: str) -> str:
-        """Absolute path of a file.
+        """Returns the absolute path of a file.
 
         Raises:
-          UsageError: it would lie outside of the folder. Names that are read from files are
-            checked where they are parsed; this is the last line of defence.
+          UsageError: it would lie outside the folder. Names that are read from files are checked
+            where they are parsed; this is the last line of defence.
         """
         if relative.startswith("/") or ".." in relative.split("/"):
             raise UsageError(f"{relative!r} leads out of {self.root}")
         return join(self.root, relative) if relative else self.root
 
-    def own_path(self, relative: str) -> str:
-        """Absolute path of a file that is to be written or removed.
+    def writable_path(self, relative: str) -> str:
+        """Returns the absolute path of a file that is to be written or removed.
 
         Raises:
-          UsageError: a folder on the way is a link, so that what it leads to is not ours.
+          UsageError: a folder on the way is a link, so its target is not part of the dataset.
         """
         path = self.path(relative)
         if self.is_remote:
@@ -162,54 +163,57 @@ class Store:
         return path
 
     def log(self, name: str) -> str:
-        """Path, on this machine, of the log of a job that is launched here. In a folder that
-        others write to, it is a new file's, whose name nobody can know."""
+        """Returns the local path of the log of a job that is launched here.
+
+        For object storage it is a new file with an unpredictable name, because others can write to
+        the folder for temporary files, too.
+        """
         if self.is_remote:
             file, path = tempfile.mkstemp(prefix=f"in9-{name}-", suffix=".log")
             os.close(file)
             return path
-        return self.own_path(f"{WORK_FOLDER}/{name}.log")
+        return self.writable_path(f"{WORK_FOLDER}/{name}.log")
 
     def below(self, relative: str) -> Store:
-        """A folder of it, as one of its own."""
+        """Returns a folder below this one as a store of its own."""
         return Store(self.path(relative), self.output or self.root, self.job, self.fence)
 
     def for_job(self, job: str) -> Store:
-        """The same folder, for the steps of a job."""
+        """Returns the same folder for the steps of a job."""
         return dataclasses.replace(self, job=job)
 
     def fenced(self, lock: str, token: str) -> Store:
-        """The same folder, for the holder of a lock: what would be written or removed after
-        another one has taken it raises JobError."""
+        """Returns the same folder for the holder of a lock: writing and removing raise JobError
+        once the lock is lost."""
         return dataclasses.replace(self, fence=Fence(self.path(lock), token))
 
     def exists(self, relative: str) -> bool:
-        """Whether the file is there."""
+        """Returns whether a file exists."""
         return self.files.info(self.path(relative)) is not None
 
     def has_folder(self, relative: str) -> bool:
-        """Whether the folder is there."""
+        """Returns whether a folder exists."""
         return self.files.is_folder(self.path(relative))
 
     def size(self, relative: str) -> int | None:
-        """Size in bytes, None if the file is not there."""
+        """Returns the size of a file in bytes, None if it is missing."""
         info = self.files.info(self.path(relative))
         return None if info is None else info.size
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Sizes of all files below a folder, by relative path: one listing."""
+        """Returns the sizes of all files below a folder by relative path, from one listing."""
         return {self._relative(i.path): i.size for i in self.files.walk(self.path(folder))}
 
     def sizes_of(self, paths: Iterable[str]) -> list[int | None]:
-        """Sizes of some files, as `size` gives them."""
+        """Returns the sizes of some files, each as `size` does."""
         return in_parallel(self.size, paths) if self.is_remote else [self.size(p) for p in paths]
 
     def read(self, relative: str, limit: int | None = MAX_READ_BYTES) -> bytes:
-        """The whole file. Raises OSError if it cannot be read, TooLargeError as `Files.read`."""
+        """Reads a whole file. Raises OSError if it cannot be read, and what `Files.read` raises."""
         return self.files.read(self.path(relative), limit)
 
     def read_ranges(self, relative: str, ranges: list[tuple[int, int]]) -> list[bytes]:
-        """Parts of a file, each given as (offset, length) in bytes.
+        """Reads parts of a file, each given as (offset, length) in bytes.
 
         Raises:
           OSError: the file cannot be read, or ends before a part does.
@@ -217,28 +221,28 @@ class Store:
         return self.files.read_ranges(self.path(relative), ranges)
 
     def open(self, relative: str) -> BinaryIO:
-        """Opens a file for reading at any place. Raises OSError if it cannot be read."""
+        """Opens a file for reading at any position. Raises OSError if it cannot be read."""
         return self.files.open(self.path(relative))
 
     def arrow_source(self, relative: str) -> str | BinaryIO:
-        """What pyarrow reads a file from."""
+        """Returns what pyarrow can read a file from."""
         return arrow_source(self.path(relative))
 
     @contextlib.contextmanager
     def create(self, relative: str, *, durable: bool = False) -> Iterator[HashingFile]:
         """Writes a new file that appears, whole, when the block ends.
 
-        A block that raises leaves nothing behind. What says that other files are complete is
-        `durable`: a power cut leaves it whole as well, or not there.
+        A block that raises leaves nothing behind. A file whose presence says that other files are
+        complete is `durable`: even after a power cut it is whole or absent.
         """
-        path, temporary = self.own_path(relative), self.temporary()
-        with self.files.create(path, temporary, self._later, durable=durable) as file:
+        path, temporary = self.writable_path(relative), self.temporary()
+        with self.files.create(path, temporary, self._deferred, durable=durable) as file:
             yield HashingFile(file)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[Store]:
-        """A view of the store, whose new files are uploaded several at a time when the block
-        ends. If it raises, none of them has to appear."""
+        """Yields a view of the store whose new files are uploaded several at a time when the block
+        ends. If the block raises, they need not appear."""
         view = _Together(self.root, self.output, self.job, self.fence)
         yield view
         in_parallel(lambda upload: upload(), view.uploads)
@@ -252,96 +256,96 @@ class Store:
         return FileDigest(relative, file.size, file.sha256, samples)
 
     def update(self, relative: str, data: bytes, *, durable: bool = False) -> bool:
-        """Writes a whole file unless it holds these bytes already; returns whether it did."""
+        """Writes a whole file, unless it already holds these bytes; returns whether it did."""
         if self.size(relative) == len(data) and self.read(relative) == data:
             return False
         self.write(relative, data, durable=durable)
         return True
 
     def create_once(self, relative: str, data: bytes) -> None:
-        """Writes a small file that must not exist. Raises FileExistsError."""
-        self.files.create_once(self.own_path(relative), data)
+        """Writes a small file that must not exist yet. Raises FileExistsError if it does."""
+        self.files.create_once(self.writable_path(relative), data)
 
     def temporary(self) -> str:
-        """Absolute path for something that is being written. Its name says by which process, to
-        know what a killed one has left; the rest makes it unique."""
-        return self.own_path(f"{TEMPORARY}/{this_process().name}+{uuid.uuid4().hex}")
+        """Returns a unique absolute path for a file that is being written. Its name begins with the
+        process's, so that the leftovers of a killed process can be recognised."""
+        return self.writable_path(f"{TEMPORARY}/{this_process().name}+{uuid.uuid4().hex}")
 
     def digest(self, relative: str) -> str:
-        """Hexadecimal SHA-256 of a file's content."""
+        """Returns the hexadecimal SHA-256 of a file's content."""
         with self.open(relative) as file:
             return hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
 
     def move(self, source: str, target: str) -> None:
         """Renames a file, replacing the target."""
-        self.files.move(self.own_path(source), self.own_path(target))
+        self.files.move(self.writable_path(source), self.writable_path(target))
 
     def move_all(self, moves: Iterable[tuple[str, str]]) -> None:
-        """Renames files, given as (source, target), those that are there. Their new names reach
-        the disk."""
+        """Renames files, given as (source, target), except missing ones, and makes sure that the
+        new names reach the disk."""
         moves = list(moves)
 
         def move(paths: tuple[str, str]) -> None:
             with contextlib.suppress(FileNotFoundError):
                 self.move(*paths)
 
-        self._all(move, moves)
+        self._for_each(move, moves)
         for folder in sorted({parent(self.path(target)) for _, target in moves}):
             self.files.sync_folder(folder)
 
     def copy_into(self, other: Store, copies: Iterable[tuple[str, str]]) -> None:
         """Copies files, given as (source, target in the other store).
 
-        Within one kind of storage nothing is read; else content passes through here.
+        Within one kind of storage nothing is read here; between two kinds, content is.
         """
 
         def copy(paths: tuple[str, str]) -> None:
             source, target = paths
             if self.is_remote == other.is_remote:
-                other.files.copy(self.path(source), other.own_path(target))
+                other.files.copy(self.path(source), other.writable_path(target))
             else:
                 with self.open(source) as file, other.create(target) as copied:
                     shutil.copyfileobj(file, copied)
 
-        self._all(copy, copies)
+        self._for_each(copy, copies)
 
     def delete(self, relative: str) -> None:
-        """Removes a file if it is there."""
-        self.files.delete(self.own_path(relative))
+        """Removes a file if it exists."""
+        self.files.delete(self.writable_path(relative))
 
     def delete_all(self, paths: Iterable[str]) -> None:
-        """Removes files, those that are there."""
-        self._all(self.delete, paths)
+        """Removes files; missing ones are no error."""
+        self._for_each(self.delete, paths)
 
     def delete_tree(self, relative: str) -> None:
-        """Removes a folder and all below it, if it is there."""
-        self.files.delete_tree(self.own_path(relative))
+        """Removes a folder and everything below it, if it exists."""
+        self.files.delete_tree(self.writable_path(relative))
 
     def walk(self, relative: str) -> Iterator[str]:
-        """Relative paths of all files below a folder, sorted."""
+        """Yields the relative paths of all files below a folder, sorted."""
         for info in self.files.walk(self.path(relative)):
             yield self._relative(info.path)
 
     def remove_temporary(self) -> None:
-        """Removes what processes have left half-written that are known to be over."""
+        """Removes the half-written files of processes that are known to have ended."""
         if self.is_remote:
             return
         tmp = self.path(TEMPORARY)
         for name in map(os.path.basename, self.files.children(tmp)):
-            if _is_left(name):
+            if _is_leftover(name):
                 self.delete(f"{TEMPORARY}/{name}")
         for name in self.files.folders(tmp):
-            if _is_left(name):
+            if _is_leftover(name):
                 self.delete_tree(f"{TEMPORARY}/{name}")
 
     def make_folder(self, relative: str) -> None:
-        """Makes an empty folder; object storage has none."""
+        """Makes an empty folder, except in object storage, which has none."""
         if not self.is_remote:
-            os.makedirs(self.own_path(relative), exist_ok=True)
+            os.makedirs(self.writable_path(relative), exist_ok=True)
 
     def prune(self, relative: str) -> None:
         """Removes the empty folders below a folder, and the folder itself if it is empty."""
-        path = self.own_path(relative)
+        path = self.writable_path(relative)
         if self.is_remote or os.path.islink(path):
             return
         for folder, _, _ in os.walk(path, topdown=False):
@@ -351,7 +355,7 @@ class Store:
     def _relative(self, path: str) -> str:
         return path[len(self.root) :].lstrip(os.sep).replace(os.sep, "/")
 
-    def _all(self, call: Callable[[T], object], items: Iterable[T]) -> None:
+    def _for_each(self, call: Callable[[T], object], items: Iterable[T]) -> None:
         if self.is_remote:
             in_parallel(call, items)
         else:
@@ -359,9 +363,9 @@ class Store:
                 call(item)
 
 
-def _is_left(temporary: str) -> bool:
-    made = _TEMPORARY_NAME.fullmatch(temporary)
-    process = made and Process.from_name(made["process"])
+def _is_leftover(name: str) -> bool:
+    match = _TEMPORARY_NAME.fullmatch(name)
+    process = match and Process.from_name(match["process"])
     return process is not None and process.is_alive() is False
 
 
@@ -372,5 +376,5 @@ class _Together(Store):
     uploads: list[Callable[[], object]] = dataclasses.field(default_factory=list)
 
     @property
-    def _later(self) -> list[Callable[[], object]]:
+    def _deferred(self) -> list[Callable[[], object]]:
         return self.uploads

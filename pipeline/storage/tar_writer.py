@@ -9,13 +9,13 @@ _BLOCK = 512
 
 
 class Writable(Protocol):
-    """Where the bytes go."""
+    """A file that takes the bytes."""
 
     def write(self, data: bytes, /) -> int: ...
 
 
 class TarWriter:
-    """Appends members with fixed owner, mode and time, and says where they lie."""
+    """A tar file whose members have a fixed owner, mode and time, and known offsets."""
 
     def __init__(self, file: Writable) -> None:
         self._file = file

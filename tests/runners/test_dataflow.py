@@ -451,7 +451,7 @@ def test_workers_hold_locks_for_their_job(tmp_path: Path) -> None:
         acquire(store, TABLES_LOCK, "2" * 32, {"dataflow": job})
         with held(store, TABLES_LOCK):
             assert not is_held(store, TABLES_LOCK, "2" * 32)
-            claim = store.files.claimed(store.path(TABLES_LOCK))
+            claim = store.files.current_claim(store.path(TABLES_LOCK))
             assert claim is not None
             assert Holder.from_claim(claim) == Holder(store.job, {"dataflow": job})
     finally:

@@ -88,9 +88,9 @@ def test_what_is_known_to_be_over_is_taken_over_at_once(store: Store) -> None:
     dead, out_of_sight = lock.model_lock("dead", 0), lock.model_lock("elsewhere", 0)
     acquire(store, dead, "1" * 32, {**me, "started": "1"})
     acquire(store, out_of_sight, "2" * 32, ELSEWHERE)
-    assert lock.at_work(store, dead) is None
-    assert lock.at_work(store, DATASET_LOCK) is None
-    assert lock.at_work(store, out_of_sight) == "process 1 on elsewhere"
+    assert lock.current_holder(store, dead) is None
+    assert lock.current_holder(store, DATASET_LOCK) is None
+    assert lock.current_holder(store, out_of_sight) == "process 1 on elsewhere"
     store.write(".in9/lock-of-mine", b"?")
     lock.remove_dead_locks(store)
     assert not is_held(store, dead)
@@ -261,9 +261,9 @@ def test_steps_of_a_job_take_over_what_its_lost_machines_hold(store: Store) -> N
             pass
     # The dataset's lock is the job's as a whole.
     with held(job, DATASET_LOCK):
-        lock.of_job(job).write("x", b"by another machine")
+        lock.fenced_for_job(job).write("x", b"by another machine")
         with pytest.raises(JobError, match="stops without writing"):
-            lock.of_job(other).write("x", b"of another job")
+            lock.fenced_for_job(other).write("x", b"of another job")
     assert store.read("x") == b"by another machine"
 
 
@@ -282,11 +282,11 @@ def test_a_renewal_that_fails_is_tried_again(
         return renew(*arguments)
 
     monkeypatch.setattr(local_files.LocalFiles, "renew", fails_at_first)
-    claimed = store.files.claimed
+    current_claim = store.files.current_claim
     with held(store, DATASET_LOCK):
-        before = claimed(store.path(DATASET_LOCK))
+        before = current_claim(store.path(DATASET_LOCK))
         until = time.monotonic() + 20
-        while claimed(store.path(DATASET_LOCK)) == before:
+        while current_claim(store.path(DATASET_LOCK)) == before:
             assert time.monotonic() < until
             time.sleep(0.01)
     assert calls >= 3
@@ -391,16 +391,16 @@ def test_no_two_hold_a_lock_at_once(store: Store, how: dict[str, int], tmp_path:
 def test_a_claim_that_was_renewed_is_not_removed_by_who_saw_it_before(store: Store) -> None:
     files, path = files_of(store.root), store.path(".in9/lock")
     assert files.claim(path, "0f" * 16, b"{}", store.temporary())
-    before = files.claimed(path)
+    before = files.current_claim(path)
     assert before is not None
     assert files.renew(path, before)
     if not store.is_remote:
         # The server of the tests deletes whatever the condition.
         assert not files.unclaim(path, before, store.temporary())
     assert not files.renew(path, before)
-    after = files.claimed(path)
+    after = files.current_claim(path)
     assert after is not None
-    assert (after.token, after.about) == (before.token, before.about)
+    assert (after.token, after.metadata) == (before.token, before.metadata)
     assert after.state != before.state
     assert files.unclaim(path, after, store.temporary())
-    assert files.claimed(path) is None
+    assert files.current_claim(path) is None

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.commands.cli import main
 from pipeline.runtime import progress
-from pipeline.runtime.progress import Meter, Progress, shown
+from pipeline.runtime.progress import Meter, Progress, show_progress
 from pipeline.storage.store import Store
 
 
@@ -38,7 +38,7 @@ def test_lines_say_stage_count_rate_and_time_left(tmp_path: Path, terminal: bool
     notes = Progress.for_store(Store(str(tmp_path)))
     notes.note_done("segment", "of-an-earlier-run", 999)
     out = Terminal() if terminal else io.StringIO()
-    with shown(notes, out, interval=0.02):
+    with show_progress(notes, out, interval=0.02):
         notes.note_total("segment", "val", 96)
         wait_for(out, "0/96 images" if terminal else "segment: 0 of 96 images")
         for _ in range(2):
