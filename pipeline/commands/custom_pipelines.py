@@ -23,7 +23,7 @@ from pipeline.errors import UsageError
 from pipeline.evaluate.evaluation_work import EvaluationWork
 from pipeline.jobs.finish_job import JobSummary
 from pipeline.jobs.main_job import MainJob, TakeLock, manifest_state
-from pipeline.runtime.lock import job_of_this_process, new_job, this_process
+from pipeline.runtime.lock import this_process, with_job_of_this_process, with_new_job
 
 _OF_COMMANDS = ("config", "dry_run", "publish", "keep", "imagenet", "fail_if", "gpu", "gpus")
 """Flags of what a command does around its graph, or of a runner that it chooses itself."""
@@ -49,7 +49,7 @@ class Generate(beam.PTransform):
         super().__init__()
         self.given = {**flags, "output": os.fspath(output)}
         self._arguments = _parse("generate", self.given)
-        store = job_of_this_process(writing_store("output", self._arguments.output))
+        store = with_job_of_this_process(writing_store("output", self._arguments.output))
         self._seen = manifest_state(store)
         self.job = job_from_flags(self._arguments, store)
 
@@ -91,7 +91,7 @@ class Evaluate(beam.PTransform):
             arguments = _parse("run", {**dataset.given, **flags})
         else:
             arguments = _parse("evaluate", {**flags, "dataset": os.fspath(dataset)})
-            self._store = new_job(writing_store("dataset", arguments.dataset))
+            self._store = with_new_job(writing_store("dataset", arguments.dataset))
             there = Dataset.open(self._store)
             config, self._taxonomy = there.manifest.config, there.taxonomy
         evaluation = evaluation_from_flags(arguments, self._store, config, self._taxonomy)

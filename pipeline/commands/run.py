@@ -42,7 +42,7 @@ from pipeline.runners.dataflow_submission import flags_of_workers, submission_fr
 from pipeline.runners.portable import is_portable
 from pipeline.runners.run import pipeline_options, run_pipeline
 from pipeline.runtime.leftovers import remove_leftovers
-from pipeline.runtime.lock import DATASET_LOCK, held, new_job
+from pipeline.runtime.lock import DATASET_LOCK, held, with_new_job
 from pipeline.runtime.progress import Progress
 
 _NOT_DONE = {"evaluate": "not evaluated", "attack": "not attacked", "saliency": "no saliency"}
@@ -75,7 +75,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
         own = custom_names(arguments.variants)
         parse_conditions(getattr(arguments, "fail_if", None), own=own)
     flag = "output" if generates else "dataset"
-    store = new_job(writing_store(flag, getattr(arguments, flag)))
+    store = with_new_job(writing_store(flag, getattr(arguments, flag)))
     publishing = check_publishing(store, arguments.publish, arguments.keep)
     seen = manifest_state(store)
     # Before the lock, which needs a folder to lie in.

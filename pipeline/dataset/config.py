@@ -1,4 +1,4 @@
-"""What a dataset is made with: the configuration that manifests and fingerprints hold."""
+"""The configuration of a dataset, which manifests and fingerprints hold."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from transforms.segmentation import Segmenter, describe_segmenter
 from transforms.variants import EXTERNAL, PAPER, WHOLE, select_variants, with_replicates
 
 _SINCE_RELEASE: dict[str, Any] = {}
-"""Flags that were added after 1.0, with the value that does what was done before: no dataset is
-made again because a flag exists."""
+"""Flags that were added after 1.0, each with the value that keeps the earlier behaviour, so that a
+new flag alone invalidates no dataset."""
 
 _IMPORTED = (
     *("origin", "split", "variants", "replicates", "formats", "image_size", "images_per_shard"),
 )
-"""The flags that are known of an imported dataset."""
+"""The flags whose values are known for an imported dataset."""
 
 FORMATS = ("parquet", "webdataset")
 _Config = TypeVar("_Config", "SegmentConfig", "ComposeConfig", "DatasetConfig")
 
 
 def _counted(flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags that a fingerprint holds: all, but for new ones that change nothing."""
+    """Returns the flags that a fingerprint covers: all except new ones that change nothing."""
     return {name: value for name, value in flags.items() if _SINCE_RELEASE.get(name, ...) != value}
 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentConfig:
-    """What decides the layers. Field names are the flags' names.
+    """The flags that decide the layers. Field names are the flags' names.
 
     Attributes:
-      selection: `in9`, images with boxes, cut apart; or `in9l`, all images, as a whole: then
-        size, resize and interpolation are all that matters.
-      segmenter_parameters: of a function of the user's, `name=value` each: what decides its masks.
+      selection: `in9` for images with boxes, cut apart, or `in9l` for all images, kept whole; for
+        these only size, resize and interpolation matter.
+      segmenter_parameters: what decides the masks of a user's function, `name=value` each.
 
     Raises:
       ValueError: a value out of range, named with its flag.
@@ -87,7 +87,7 @@ class SegmentConfig:
 
     @property
     def rules(self) -> Rules:
-        """What is asked of boxes."""
+        """The rules by which images are accepted."""
         return Rules(
             objects=self.objects,
             max_box=self.max_box,
@@ -97,15 +97,16 @@ class SegmentConfig:
         )
 
     def describe_segmenter(self) -> Segmenter:
-        """What is known of the segmenter. Raises ValueError if there is none of that name."""
+        """Describes the segmenter. Raises ValueError if there is none of that name."""
         return describe_segmenter(self.segmenter, self.segmenter_parameters)
 
     def flags(self) -> dict[str, Any]:
-        """Flag name to value."""
-        return dict(vars(self))  # Once an image: `asdict`, which copies, takes ten times as long.
+        """Returns the values by flag name."""
+        # Called for every image; `asdict`, which copies, takes ten times as long.
+        return dict(vars(self))
 
     def fingerprint(self) -> str:
-        """Identifies everything but the input that a layer depends on."""
+        """Identifies everything that a layer depends on, except the input."""
         segmenter = self.describe_segmenter()
         return fingerprint(
             {**_counted(self.flags()), "segmenter": segmenter.method},
@@ -117,10 +118,10 @@ class SegmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ComposeConfig:
-    """What decides the variants, given the layers. Field names are the flags' names.
+    """The flags that decide the variants of given layers. Field names are the flags' names.
 
     Attributes:
-      backgrounds: what `Scenes.about` says of the folder of scenes, None without one.
+      backgrounds: `Scenes.about` of the folder of scenes, None without one.
 
     Raises:
       ValueError: a value out of range, named with its flag.
@@ -157,14 +158,15 @@ class ComposeConfig:
 
     @property
     def composed(self) -> tuple[str, ...]:
-        """All variants to write, replicates among them, in the paper's order."""
+        """All variants to write, replicates included, in the paper's order."""
         return with_replicates(self.variants, self.replicates)
 
     def fingerprint(self) -> str:
-        """Identifies everything but the layers and scenes that a variant shard depends on.
+        """Identifies everything that a variant shard depends on, except the layers and scenes.
 
-        Of the scenes, those count that were drawn (`pipeline.generate.compose`): another one
-        more does not make all shards anew."""
+        Only scenes actually drawn count (`pipeline.generate.compose`), so adding one does not
+        invalidate every shard.
+        """
         flags = {**dataclasses.asdict(self), "backgrounds": None}
         return fingerprint(_counted(flags), COMPOSE_VERSION)
 
@@ -173,12 +175,12 @@ class ComposeConfig:
 class DatasetConfig:
     """The whole configuration of a dataset. Field names are the flags' names.
 
-    Of an imported dataset only some are known: `flags` leaves the others out, whatever they
-    are here.
+    For an imported dataset only some flags are known; `flags` leaves out the others, whose values
+    here mean nothing.
 
     Attributes:
       origin: `made` from images here, or `imported` from the released layout.
-      exclude, include: what `KeyList.about` says of the lists of images, None without one.
+      exclude, include: `KeyList.about` of the lists of images, None without one.
 
     Raises:
       ValueError: a value out of range, named with its flag.
@@ -208,7 +210,7 @@ class DatasetConfig:
                 f"{others} out of --variants, or choose --selection in9"
             )
         if self.segment.is_whole and self.segment.objects != "one":
-            raise ValueError("--selection in9l knows of no boxes: leave --objects out")
+            raise ValueError("--selection in9l uses no boxes: leave --objects out")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit must be at least 1: got {self.limit}")
         if self.images_per_shard < 1:
@@ -216,16 +218,16 @@ class DatasetConfig:
 
     @property
     def selection(self) -> str:
-        """Which images: `in9` or `in9l`."""
+        """The selection of images: `in9` or `in9l`."""
         return self.segment.selection
 
     @property
     def is_imported(self) -> bool:
-        """Whether it was read as it is, and not made here."""
+        """Whether the dataset was imported, rather than made here."""
         return self.origin == "imported"
 
     def flags(self) -> dict[str, Any]:
-        """Flag name to value, flat, as the manifest stores it."""
+        """Returns the values by flag name, flat, as the manifest stores them."""
         flat = dataclasses.asdict(self)
         del flat["segment"]
         flat = {**self.segment.flags(), **flat.pop("compose"), **flat}
@@ -236,36 +238,36 @@ class DatasetConfig:
 
     @classmethod
     def from_flags(cls, flags: Mapping[str, Any]) -> DatasetConfig:
-        """The inverse of `flags`; also takes a manifest's lists.
+        """Restores a configuration from what `flags` returns, or from a manifest's copy of it.
 
         Raises:
           ValueError: an unknown name, a value of another type or out of range, or an unknown word.
         """
         values = dict(flags)
         if values.get("origin") == "imported":
-            # Unknown, and never less than the size.
+            # The value is unknown, but must not be less than the size.
             values.setdefault("resize", values["image_size"])
 
         def take(kind: type[_Config]) -> _Config:
             names = [field.name for field in dataclasses.fields(kind)]
-            made = msgspec.convert({n: values.pop(n) for n in names if n in values}, kind)
-            return dataclasses.replace(made)  # Else defaults are no attributes of its own.
+            config = msgspec.convert({n: values.pop(n) for n in names if n in values}, kind)
+            return dataclasses.replace(config)  # msgspec leaves defaults out of `vars`.
 
         segment, compose = take(SegmentConfig), take(ComposeConfig)
-        whole = take(cls)
+        config = take(cls)
         if values:
             unknown = ", ".join(sorted(values))
             raise ValueError(f"made by a newer release: flags {unknown} are not known")
-        return dataclasses.replace(whole, segment=segment, compose=compose)
+        return dataclasses.replace(config, segment=segment, compose=compose)
 
     def differing_flags(self, other: DatasetConfig) -> list[str]:
-        """Names of the flags whose values differ, or that are known of one alone."""
+        """Lists the flags whose values differ, or are known for only one of the two."""
         mine, theirs = self.flags(), other.flags()
         names = sorted(mine.keys() | theirs.keys())
         return [name for name in names if mine.get(name, ...) != theirs.get(name, ...)]
 
     def fingerprint(self) -> str:
-        """Identifies the configuration with the stage versions."""
+        """Identifies the configuration together with the versions of the stages."""
         if self.is_imported:
             return fingerprint(self.flags(), IMPORT_VERSION)
         flags = _counted(self.flags())

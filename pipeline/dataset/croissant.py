@@ -1,7 +1,7 @@
-"""Croissant 1.0 metadata: what of a dataset lies where, for tools that read any.
+"""Croissant 1.0 metadata, which tells generic tools what a dataset holds and where.
 
-One record set for each variant, over its Parquet files, and one of the classes. Files are found
-beside the metadata, so that a dataset can be moved as a whole.
+It has a record set for each variant, over the variant's Parquet files, and one of the classes.
+Paths are relative to the metadata, so that a dataset can be moved as a whole.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ COLUMNS = {
     "image": "the picture, JPEG or PNG",
     "label": "superclass, a position in classes",
     "wnid": "class: a WordNet id, or the name that the images came with",
-    "imagenet_index": "output of that class in models of all classes",
-    "fg_key": "image that the foreground is of",
-    "bg_key": "image that the background is of; empty where it is the same",
+    "imagenet_index": "index of that class among the outputs of an ImageNet-1k model",
+    "fg_key": "image that the foreground comes from",
+    "bg_key": "image that the background comes from; empty where it is the same image",
     "bg_label": "superclass of that image",
     "bg_wnid": "class of that image",
     "box": "x0, y0, x1, y1 of the annotated box in pixels of the picture, half-open",
     "fg_fraction": "share of the pixels that are foreground, in [0, 1]",
 }
-"""What the columns of the samples hold."""
+"""Descriptions of the samples' columns."""
 
 
 def croissant(
@@ -42,25 +42,25 @@ def croissant(
     descriptions: dict[str, str],
     cite: str,
 ) -> bytes:
-    """The metadata file's bytes: the same for equal manifests.
+    """Returns the metadata file's bytes, which are the same for equal manifests.
 
-    It has no date of publication, which validators recommend: a dataset made again is the same,
-    byte for byte.
+    It has no date of publication, although validators recommend one, because a dataset that is made
+    again must be the same, byte for byte.
 
     Args:
       manifest: of the dataset.
-      taxonomy: its classes.
+      taxonomy: its classes and superclasses.
       name: of the dataset.
       licence: of its pictures.
-      descriptions: what each variant shows.
-      cite: the work that the data is made by.
+      descriptions: what each variant shows, by the variant's name.
+      cite: the publication to cite.
     """
     content: dict[str, Any] = {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
         "name": name,
-        "description": "Each image in versions that differ in foreground and background, one "
-        "record set for each version, with the same keys in the same order.",
+        "description": "Each image in variants that differ in foreground and background: one "
+        "record set for each variant, with the same keys in the same order.",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "citeAs": cite,
         "license": licence,
@@ -77,7 +77,7 @@ def croissant(
 
 
 def _classes(taxonomy: Taxonomy) -> dict[str, Any]:
-    """The superclasses, whose content stands in the metadata itself."""
+    """Returns the record set of the superclasses, whose rows are in the metadata itself."""
     fields = [
         {"@type": "cr:Field", "@id": f"classes/{name}", "name": name, "dataType": kind}
         for name, kind in (("label", "sc:Integer"), ("name", "sc:Text"))
@@ -97,7 +97,7 @@ def _classes(taxonomy: Taxonomy) -> dict[str, Any]:
 
 
 def _files(manifest: Manifest, variant: str) -> list[dict[str, Any]]:
-    """The files of a variant, with their checksums, and the set of them."""
+    """Returns a variant's files with their checksums, and the set that they form."""
     folder = f"parquet/{variant}/"
     files = [
         {
@@ -112,7 +112,7 @@ def _files(manifest: Manifest, variant: str) -> list[dict[str, Any]]:
         for file in manifest.files
         if file.path.startswith(folder)
     ]
-    # Contained in none of those, which would be archives then: a set of files of the folder.
+    # The set names a pattern and not the files that contain it, which would have to be archives.
     file_set = {
         "@type": "cr:FileSet",
         "@id": _file_set(variant),
@@ -130,7 +130,7 @@ def _file_set(variant: str) -> str:
 def _record_set(variant: str, description: str) -> dict[str, Any]:
     source = {"fileSet": {"@id": _file_set(variant)}}
 
-    def field(name: str, kind: str, text: str, source: dict[str, Any], **more: Any) -> Any:
+    def field(name: str, kind: str, text: str, source: dict[str, Any], **options: Any) -> Any:
         return {
             "@type": "cr:Field",
             "@id": f"{variant}/{name}",
@@ -138,22 +138,22 @@ def _record_set(variant: str, description: str) -> dict[str, Any]:
             "description": text,
             "dataType": kind,
             "source": source,
-            **more,
+            **options,
         }
 
-    def column(name: str, kind: str, *transforms: dict[str, str], **more: Any) -> Any:
-        of_column: dict[str, Any] = {**source, "extract": {"column": name}}
+    def column(name: str, kind: str, *transforms: dict[str, str], **options: Any) -> Any:
+        column_source: dict[str, Any] = {**source, "extract": {"column": name}}
         if transforms:
-            of_column["transform"] = list(transforms)
-        return field(name, kind, COLUMNS[name], of_column, **more)
+            column_source["transform"] = list(transforms)
+        return field(name, kind, COLUMNS[name], column_source, **options)
 
-    of_path = {
+    path_source = {
         **source,
         "extract": {"fileProperty": "fullpath"},
         "transform": [{"regex": r"^parquet/[^/]+/(\w+)-[0-9-of]+\.parquet$"}],
     }
     fields = [
-        field("split", "sc:Text", "train, val, or how else it is called", of_path),
+        field("split", "sc:Text", "name of the split, such as train or val", path_source),
         column("key", "sc:Text"),
         column("image", "sc:ImageObject", {"jsonPath": "bytes"}),
         *(

@@ -1,4 +1,4 @@
-"""Fingerprints: digests of what files were made from, the version of the stage included."""
+"""Fingerprints: digests of everything that files were made from, the stage's version included."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ IMPORT_VERSION = 1
 
 
 def fingerprint(*parts: object) -> str:
-    """Hexadecimal SHA-256 of JSON-able parts, 32 digits."""
+    """Returns the first 32 hexadecimal digits of the SHA-256 of JSON-able parts."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Reading a dataset folder back: its shards, samples and index."""
+"""A finished dataset folder, read back: its shards, samples and index."""
 
 from __future__ import annotations
 
@@ -47,23 +47,22 @@ class Dataset:
         if manifest is None:
             if store.exists(""):
                 raise UsageError(f"{store.root} is a file; give the folder of a dataset")
-            is_there = store.has_folder("")
-            found = (
+            cause = (
                 f"{store.root} holds no finished dataset: there is no {store.path(MANIFEST)}"
-                if is_there
-                else f"{store.root} is not there"
+                if store.has_folder("")
+                else f"{store.root} does not exist"
             )
-            raise UsageError(f"{found}. Make one with: in9 generate --output {store.root}")
+            raise UsageError(f"{cause}. Make one with: in9 generate --output {store.root}")
         return cls(store, manifest)
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """The variants it holds, replicates among them, in the paper's order."""
+        """Its variants, replicates included, in the paper's order."""
         return self.manifest.config.compose.composed
 
     @property
     def picture_variants(self) -> tuple[str, ...]:
-        """Those that models are evaluated on, without replicates."""
+        """The variants that models are evaluated on, without replicates."""
         return tuple(n for n in self.variants if is_picture(n) and base_of(n) == n)
 
     @property
@@ -78,38 +77,38 @@ class Dataset:
 
     @property
     def is_comparable(self) -> bool:
-        """Whether what is published of ImageNet-9 can be compared: its classes are the same, and
-        its pictures are not the sample's composites."""
+        """Whether published results on ImageNet-9 can be compared: the classes are the same, and
+        the pictures are not the sample's composites."""
         return self.is_imagenet9 and not self.manifest.is_sample
 
     @property
-    def own_taxonomy(self) -> tuple[str, ...]:
-        """What fingerprints of results hold of its own classes, nothing for ImageNet-9's."""
+    def custom_taxonomy(self) -> tuple[str, ...]:
+        """Its taxonomy as fingerprints of results cover it, empty for ImageNet-9's."""
         return () if self.is_imagenet9 else (self.taxonomy.about,)
 
     def shards(self, split: str) -> range:
-        """Numbers of the output shards of a split."""
+        """Returns the numbers of a split's output shards."""
         return range(self.manifest.shards[split].output)
 
     def shard_of(self, split: str, key: str) -> int:
-        """The output shard that holds a selected image; objects lie with their source image."""
+        """Returns the output shard of a selected image; all objects of an image share a shard."""
         if self.manifest.config.segment.objects == "each":
             key = key.rpartition("_")[0]
         counts = self.manifest.shards[split]
         return counts.source_shard(key) % counts.output
 
     def shard_files(self, split: str, shard: int, variants: tuple[str, ...]) -> list[FileDigest]:
-        """Digests of the files that hold variants of a shard, in the format that is read."""
+        """Returns the digests of a shard's files of some variants, in the format that is read."""
         paths = (self._file(variant, split, shard) for variant in variants)
         return [self._digests[path] for path in paths if path in self._digests]
 
     def pictures(self, split: str, shard: int) -> int:
-        """Number of pictures of a shard that a model is evaluated on, of all variants."""
+        """Counts a shard's pictures that models are evaluated on, over all variants."""
         variants = tuple(name for name in self.variants if is_picture(name))
         return sum(file.samples or 0 for file in self.shard_files(split, shard, variants))
 
     def samples(self, split: str, shard: int, variant: str) -> Generator[Sample, None, None]:
-        """Samples of a shard in order, one at a time. Raises JobError if a file is broken."""
+        """Yields the samples of a shard in order. Raises JobError if a file is broken."""
         path = self._file(variant, split, shard)
         read = read_webdataset if path.endswith(".tar") else read_parquet
         with self._named(path):
@@ -118,10 +117,10 @@ class Dataset:
     def tables(
         self, split: str, shard: int, variant: str, columns: Sequence[str]
     ) -> Generator[pa.Table, None, None]:
-        """Columns of a shard's samples in order, some MB at a time.
+        """Yields columns of a shard's samples in order, some MB at a time.
 
         Args:
-          split, shard, variant: which samples.
+          split, shard, variant: identify the samples.
           columns: `key`, names of `SAMPLE_FIELDS`, and `image` for the encoded bytes (binary).
 
         Raises:
@@ -133,33 +132,33 @@ class Dataset:
 
     @contextlib.contextmanager
     def _named(self, path: str) -> Iterator[None]:
-        """Says which file is broken."""
+        """Turns errors of the block into a JobError that names the broken file."""
         try:
             yield
-        except (OSError, ValueError, tarfile.TarError) as error:  # Arrow's are of the first two.
+        except (OSError, ValueError, tarfile.TarError) as error:  # Arrow raises the first two.
             raise JobError(
                 f"{self.store.path(path)} cannot be read ({error}); "
                 f"see: in9 verify --dataset {self.store.root}"
             ) from error
 
     def index(self, split: str) -> Iterator[dict[str, Any]]:
-        """Index rows of a split: one for every source image."""
+        """Yields the index rows of a split: one for every source image."""
         for shard in self.shards(split):
             yield from self.index_of_shard(split, shard)
 
     def index_of_shard(self, split: str, shard: int) -> list[dict[str, Any]]:
-        """Index rows of an output shard, in the order of its samples."""
+        """Reads the index rows of an output shard, in the order of its samples."""
         return read_rows(self.store, self.index_path(split, shard))
 
     def index_path(self, split: str, shard: int) -> str:
-        """Path of the index of an output shard.
+        """Returns the path of an output shard's index.
 
         Raises:
-          JobError: the file is not there, or has another size than when it was committed.
+          JobError: the file is missing, or its size has changed since it was committed.
         """
         path = index_file(split, shard, self.manifest.shards[split].output)
-        known = self._digests.get(path)
-        if known is None or self.store.size(path) != known.bytes:
+        committed = self._digests.get(path)
+        if committed is None or self.store.size(path) != committed.bytes:
             raise JobError(
                 f"{self.store.path(path)} is not as it was committed; see: in9 verify --dataset "
                 f"{self.store.root}"
@@ -177,7 +176,7 @@ class Dataset:
 
 
 def read_parquet(store: Store, path: str) -> Iterator[Sample]:
-    """Samples of a Parquet shard, a row group at a time."""
+    """Yields the samples of a Parquet shard, which is read a batch at a time."""
     with pq.ParquetFile(store.arrow_source(path)) as file:
         for batch in file.iter_batches(batch_size=_BATCH):
             for row in batch.to_pylist():
@@ -187,11 +186,11 @@ def read_parquet(store: Store, path: str) -> Iterator[Sample]:
 
 
 def read_tables(store: Store, path: str, columns: Sequence[str]) -> Generator[pa.Table, None, None]:
-    """Columns of a shard of either format; arguments and result are those of `Dataset.tables`."""
+    """Yields columns of a shard of either format, as `Dataset.tables` does."""
     if path.endswith(".tar"):
         samples = read_webdataset(store, path)
-        while some := list(itertools.islice(samples, _BATCH)):
-            yield table_of(some, columns)
+        while batch := list(itertools.islice(samples, _BATCH)):
+            yield table_of(batch, columns)
         return
     leaves = ["image.bytes" if name == "image" else name for name in columns]
     with pq.ParquetFile(store.arrow_source(path)) as file:
@@ -204,19 +203,19 @@ def read_tables(store: Store, path: str, columns: Sequence[str]) -> Generator[pa
 
 
 def table_of(samples: Sequence[Sample], columns: Sequence[str]) -> pa.Table:
-    """Columns of samples, named and typed as those of `Dataset.tables`."""
+    """Returns columns of samples, named and typed as those of `Dataset.tables`."""
     types = {"key": pa.string(), "image": pa.binary()} | {f.name: f.type for f in SAMPLE_FIELDS}
-    own = {"key": [s.key for s in samples], "image": [s.image for s in samples]}
+    attributes = {"key": [s.key for s in samples], "image": [s.image for s in samples]}
     return pa.table(
         {
-            name: pa.array(own.get(name) or [s.fields[name] for s in samples], types[name])
+            name: pa.array(attributes.get(name) or [s.fields[name] for s in samples], types[name])
             for name in columns
         }
     )
 
 
 def read_webdataset(store: Store, path: str) -> Iterator[Sample]:
-    """Samples of a tar shard; an empty shard has no file."""
+    """Yields the samples of a tar shard; an empty shard has no file."""
     if not store.exists(path):
         return
     with store.open(path) as file, tarfile.open(fileobj=file, mode="r|") as tar:
@@ -224,7 +223,7 @@ def read_webdataset(store: Store, path: str) -> Iterator[Sample]:
         for member in tar:
             content = tar.extractfile(member)
             if content is None:
-                raise OSError(f"{path} holds {member.name}, which is no file")
+                raise OSError(f"{path} holds {member.name}, which is not a file")
             key, _, suffix = member.name.partition(".")
             parts[suffix] = _content(member.size, content)
             if suffix == "json":
@@ -239,7 +238,7 @@ def _content(size: int, file: IO[bytes]) -> bytes:
 
 
 def sample_of(key: str, parts: dict[str, bytes]) -> Sample:
-    """The sample that members of a tar are, by suffix."""
+    """Returns the sample that a tar's members form, given by suffix."""
     fields = json.loads(parts.pop("json"))
     fields["label"] = int(parts.pop("cls"))
     ((suffix, image),) = parts.items()

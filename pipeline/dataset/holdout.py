@@ -1,8 +1,8 @@
-"""Which pictures of a split are trained on, and which are left for the test.
+"""The division of a split into pictures for training and pictures for the test.
 
-With a share held out, a training picture shows nothing of a held-out image: neither its
-foreground nor its background is one. Of a mixed variant's replicates, each foreground takes the
-first with such a background; a foreground without any is left out.
+If a share is held out, a training picture shows nothing of a held-out image, neither as foreground
+nor as background. Of a mixed variant's replicates, each foreground takes the first whose background
+is not held out; a foreground without one is left out.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from transforms.variants import MIXED, base_of
 
 @dataclasses.dataclass(frozen=True)
 class Holdout:
-    """What is held out of a split.
+    """The part of a split that is held out for the test.
 
     Attributes:
-      share: of its units, 0 for nothing.
+      share: of the split's groups of images, 0 for nothing.
       seed: of the choice.
     """
 
     share: float = 0.0
     seed: int = 0
 
-    def tested(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The index rows of images that are left for the test; all of them if nothing is held
-        out. Images of one group stay together."""
+    def test_rows(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Returns the index rows of the images for the test; all of them if nothing is held out.
+        Images of one group stay together."""
         rows = list(rows)
         if not self.share:
             return rows
-        outside = held_out([row.get("group") or row["key"] for row in rows], self.share, self.seed)
-        return [row for row, out in zip(rows, outside, strict=True) if out]
+        groups = [row.get("group") or row["key"] for row in rows]
+        is_out = held_out(groups, self.share, self.seed)
+        return [row for row, out in zip(rows, is_out, strict=True) if out]
 
 
 ALL = Holdout()
-"""Nothing is held out: all images are tested on."""
+"""Holds nothing out, so all images are for the test."""
 
 
 def selected_rows(
@@ -50,20 +51,20 @@ def selected_rows(
     Args:
       dataset: the dataset.
       split: its split.
-      holdout: what is held out of it; rows are of the images that are left for the test.
+      holdout: decides which images are for the test; only their rows are returned.
       shard: an output shard, None for all of them.
 
     Returns:
       The rows, in the dataset's order.
     """
     rows = dataset.index(split) if shard is None else dataset.index_of_shard(split, shard)
-    return holdout.tested(row for row in rows if row["selected"])
+    return holdout.test_rows(row for row in rows if row["selected"])
 
 
 def training_pictures(
     dataset: Dataset, split: str, variant: str, holdout: Holdout
 ) -> dict[str, str]:
-    """The pictures that a model is trained on.
+    """Chooses the pictures that a model is trained on.
 
     Args:
       dataset: the dataset.
@@ -72,18 +73,18 @@ def training_pictures(
       holdout: what is held out.
 
     Returns:
-      Key to the variant whose picture of it is taken, itself or one of its replicates; in the
-      dataset's order.
+      The variant to take each picture from, which is `variant` or one of its replicates, by key;
+      in the dataset's order.
     """
     rows = selected_rows(dataset, split)
-    outside = {row["key"] for row in holdout.tested(rows)} if holdout.share else set()
+    test_keys = {row["key"] for row in holdout.test_rows(rows)} if holdout.share else set()
     names = [name for name in dataset.variants if base_of(name) == variant]
-    found: dict[str, str] = {}
+    pictures: dict[str, str] = {}
     for row in rows:
-        if row["key"] in outside:
+        if row["key"] in test_keys:
             continue
         for name in names:
-            if variant not in MIXED or row[f"{name}_bg_key"] not in outside:
-                found[row["key"]] = name
+            if variant not in MIXED or row[f"{name}_bg_key"] not in test_keys:
+                pictures[row["key"]] = name
                 break
-    return found
+    return pictures

@@ -1,6 +1,6 @@
-"""Published versions of a dataset: which folders they are, and that nothing writes to them.
+"""Published versions of a dataset: finding them, and refusing to write to them.
 
-Without Beam: readers need this, too. What publishes is `pipeline.jobs.publish`.
+This does not import Beam, because readers need it, too. `pipeline.jobs.publish` publishes.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from pipeline.storage.store import WORK_FOLDER, Store
 
 LATEST = "latest.json"
 PUBLISH_LOCK = f"{WORK_FOLDER}/lock-publish"
-"""Held by who publishes, in the folder of the versions."""
+"""Held by the job that publishes, in the folder of the versions."""
 VERSION = re.compile(r"v-[0-9a-f]{12}")
 VersionName = Annotated[str, msgspec.Meta(pattern=rf"\A{VERSION.pattern}\Z")]
-"""Folder of a version; nothing else is ever published to, or removed."""
+"""Folder of a version. No other folder is ever published to, or removed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Latest:
-    """What `latest.json` says.
+    """The content of `latest.json`.
 
     Attributes:
       fingerprint: of the dataset that the newest version holds.
@@ -42,7 +42,7 @@ class Latest:
     format: Literal["imagenet9-latest"] = "imagenet9-latest"
 
     def to_json(self) -> bytes:
-        """The file's bytes."""
+        """Returns the file's bytes."""
         content = {
             "format": self.format,
             "version": self.versions[0],
@@ -53,13 +53,13 @@ class Latest:
         return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
-def read_latest(place: Store) -> Latest | None:
-    """What `latest.json` of a folder says; None if it is not there, or no JSON.
+def read_latest(folder: Store) -> Latest | None:
+    """Reads `latest.json` of a folder; returns None if it is missing or not JSON.
 
     Raises:
-      UsageError: it is of another kind.
+      UsageError: its content has another structure.
     """
-    return read_commit(place, LATEST, _parse)
+    return read_commit(folder, LATEST, _parse)
 
 
 def _parse(data: bytes) -> Latest:
@@ -69,41 +69,41 @@ def _parse(data: bytes) -> Latest:
     return latest
 
 
-def finished_versions(place: Store) -> list[str]:
-    """Folders of the versions that have a manifest, so are whole, the newest first.
+def finished_versions(folder: Store) -> list[str]:
+    """Lists the folders of complete versions, which have a manifest, the newest first.
 
-    Those that `latest.json` does not list, since it was damaged or a job was killed before it wrote
-    it, come behind the others, by the time of their manifest. One that is older than that file was
-    taken off its list, and counts as removed.
+    `latest.json` may lack versions, because it was damaged, or because a job was killed before
+    writing it. These follow the listed ones, by the time of their manifest. A version that is older
+    than `latest.json` was taken off its list, and counts as removed.
     """
-    latest = read_latest(place)
-    info = place.files.info(place.path(LATEST)) if latest else None
+    latest = read_latest(folder)
+    info = folder.files.info(folder.path(LATEST)) if latest else None
     since = info.time if info else 0.0
-    listed = latest.versions if latest else ()
     times = {
         name: info.time
-        for name in place.files.folders(place.root)
+        for name in folder.files.folders(folder.root)
         if VERSION.fullmatch(name)
-        and (info := place.files.info(place.path(f"{name}/{MANIFEST}"))) is not None
+        and (info := folder.files.info(folder.path(f"{name}/{MANIFEST}"))) is not None
     }
-    found = [name for name in listed if name in times]
-    others = [name for name in times.keys() - set(found) if times[name] >= since]
-    return found + sorted(others, key=lambda name: (-times[name], name))
+    listed = [name for name in (latest.versions if latest else ()) if name in times]
+    others = [name for name in times.keys() - set(listed) if times[name] >= since]
+    return listed + sorted(others, key=lambda name: (-times[name], name))
 
 
 def reading_store(dataset: str) -> Store:
-    """The dataset behind a folder that a user named, to read: of versions, the newest."""
-    place = Store.at(dataset)
-    latest = read_latest(place)
+    """Returns the dataset to read in a folder that a user named, which is the newest version in a
+    folder of published versions."""
+    folder = Store.at(dataset)
+    latest = read_latest(folder)
     if latest is not None:
-        return place.below(latest.versions[0])
-    # Damaged, if it is there.
-    found = finished_versions(place) if place.exists(LATEST) else ()
-    return place.below(found[0]) if found else place
+        return folder.below(latest.versions[0])
+    # If the file exists, it is damaged.
+    versions = finished_versions(folder) if folder.exists(LATEST) else ()
+    return folder.below(versions[0]) if versions else folder
 
 
 def writing_store(flag: str, path: str) -> Store:
-    """The folder that a flag names, to write into.
+    """Returns the folder that a flag names, for writing.
 
     Raises:
       UsageError: it holds published versions, or is one.

@@ -1,4 +1,4 @@
-"""Layers in the tars of source shards: how they are written, found and read."""
+"""Layers in the tars of source shards: writing, finding and reading them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from transforms.geometry import OutputBox
 from transforms.layers import Layer
 
 PARTS = ("image", "only_bg_t", "mask")
-"""Members of a layer, `<key>.<part>.png`: one WebDataset sample."""
+"""Parts of a layer, in members `<key>.<part>.png`, which form one WebDataset sample."""
 
 
 def encode_layer(layer: Layer) -> dict[str, bytes]:
-    """Encodes the parts of a layer as PNGs, without loss."""
+    """Encodes the parts of a layer as lossless PNGs."""
     return {
         "image": encode_png(layer.image),
         "only_bg_t": encode_png(layer.only_bg_t),
@@ -26,7 +26,7 @@ def encode_layer(layer: Layer) -> dict[str, bytes]:
 
 
 def layer_digest(layer: Layer) -> str:
-    """Identifies a layer's pixels and box, whatever they are encoded with."""
+    """Identifies a layer's pixels and box, independently of their encoding."""
     content = hashlib.sha256(repr(tuple(layer.box)).encode())
     for array in (layer.image, layer.only_bg_t, layer.mask):
         content.update(array.tobytes())
@@ -43,13 +43,13 @@ def add_layer(tar: TarWriter, key: str, parts: Mapping[str, bytes]) -> dict[str,
 
 
 def read_parts(store: Store, tar: str, row: Mapping[str, Any]) -> dict[str, bytes]:
-    """The encoded parts of a layer, by the offsets of its record row."""
+    """Reads the encoded parts of a layer, by the offsets in its record row."""
     ranges = [(row[f"{part}_offset"], row[f"{part}_length"]) for part in PARTS]
     return dict(zip(PARTS, store.read_ranges(tar, ranges), strict=True))
 
 
 def decode_layer(parts: Mapping[str, bytes], box: Sequence[int]) -> Layer:
-    """The inverse of `encode_layer`, given the box (x0, y0, x1, y1)."""
+    """Decodes what `encode_layer` encoded, given the box (x0, y0, x1, y1)."""
     return Layer(
         image=decode_image(parts["image"]),
         only_bg_t=decode_image(parts["only_bg_t"]),

@@ -1,4 +1,4 @@
-"""The manifest: a dataset is valid as long as it is there."""
+"""The manifest, whose presence makes a dataset valid."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from transforms.taxonomy import Taxonomy
 
 MANIFEST = "manifest.json"
 PREVIOUS_MANIFEST = f"{WORK_FOLDER}/manifest.previous.json"
-"""Where the manifest waits while Commit puts files in place: if it is killed, the next run
-still knows the numbers of shards and the configuration."""
+"""The manifest's place while Commit moves files: if Commit is killed, the next run still knows the
+numbers of shards and the configuration."""
 FORMAT = "imagenet9-dataset"
 FORMAT_VERSION = 1
 
 _COUNTED = {
     *("listed", "outside_taxonomy", "other_files", "accepted", "rejected", "selected"),
 }
-"""Numbers of images that every manifest has of a split."""
+"""Numbers of images that every manifest has for a split."""
 
 _LIBRARIES = ("numba", "numpy", "opencv-python-headless", "pillow", "pyarrow")
-"""Libraries whose version can change bytes."""
+"""Libraries whose versions can change the files' bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a dataset is, and every file of it.
+    """A description of a dataset, with every file of it.
 
     Attributes:
       config: the configuration.
       fingerprint: of inputs, configuration and stage versions.
       libraries: versions of the libraries that made the files.
-      shards: by split, the numbers of shards.
-      images: by split: `listed`, `outside_taxonomy`, `other_files`, `accepted`,
-        `rejected`, `selected`; with `--objects each`, `objects` as well, which the last three
-        count; and `of_sample`, if pictures of the embedded sample are among those selected.
-      rejections: by split, number of images, or objects, by reason.
-      samples: by split, variant and class name, number of samples.
-      files: all files of the dataset but the manifest, in order of their path.
+      shards: numbers of shards by split.
+      images: by split, the numbers `listed`, `outside_taxonomy`, `other_files`, `accepted`,
+        `rejected` and `selected`. With `--objects each` the last three count objects, and `objects`
+        is there as well. `of_sample` is there if pictures of the embedded sample are selected.
+      rejections: by split and reason, the number of images or objects.
+      samples: by split, variant and class name, the number of samples.
+      files: all files of the dataset except the manifest, in order of path.
+      stages: `stage_versions` when the dataset was made; ignored when manifests are compared.
       taxonomy: its classes and superclasses, None for ImageNet-9's.
-      backgrounds: number of pictures of scenes by status, empty without any.
-      stages: of `stage_versions`, when it was made; no part of what datasets are compared by.
+      backgrounds: number of pictures of scenes by status, empty without scenes.
     """
 
     config: DatasetConfig
@@ -75,11 +75,11 @@ class Manifest:
 
     @property
     def counted(self) -> str:
-        """What `accepted`, `rejected` and `selected` count: images, or objects that images show."""
+        """The noun for what `accepted`, `rejected` and `selected` count: images or objects."""
         return "objects" if self.config.segment.objects == "each" else "images"
 
     def to_json(self) -> bytes:
-        """The manifest file's bytes: the same for equal manifests."""
+        """Returns the manifest file's bytes, which are the same for equal manifests."""
         content = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -100,19 +100,19 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
-        """The inverse of `to_json`.
+        """Parses a manifest file's bytes.
 
         Raises:
-          NotJsonError: it is no JSON.
-          ValueError: it is no manifest of this release; the message says why.
+          NotJsonError: they are not JSON.
+          ValueError: they are not a manifest of this release; the message says why.
         """
         content = parse_json(data, dict[str, Any])
-        about = msgspec.convert(content, _FormatSchema)
-        if (about.format, about.format_version) != (FORMAT, FORMAT_VERSION):
+        header = msgspec.convert(content, _FormatSchema)
+        if (header.format, header.format_version) != (FORMAT, FORMAT_VERSION):
             raise ValueError(
-                f"format {about.format!r} version {about.format_version}, where this release "
-                f"reads {FORMAT!r} version {FORMAT_VERSION}; use the release that made it, or "
-                "another folder"
+                f"it has format {header.format!r} version {header.format_version}, but this "
+                f"release reads {FORMAT!r} version {FORMAT_VERSION}; use the release that made it, "
+                "or another folder"
             )
         stored = msgspec.convert(content, _ManifestSchema)
         config = DatasetConfig.from_flags(stored.config)
@@ -140,7 +140,7 @@ class _FormatSchema:
 
 @dataclasses.dataclass(frozen=True)
 class _ManifestSchema:
-    """The manifest file's types."""
+    """Types of the manifest file's content."""
 
     config: dict[str, Any]
     fingerprint: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
@@ -156,31 +156,37 @@ class _ManifestSchema:
 
 
 def _check(stored: _ManifestSchema, config: DatasetConfig) -> None:
-    """Makes sure that a manifest's parts belong together. Raises ValueError."""
+    """Checks that a manifest's parts belong together. Raises ValueError if they do not."""
     check_data_paths(stored.files)
     splits = set(config.split)
     for name in ("shards", "images", "rejections", "samples"):
         if set(getattr(stored, name)) != splits:
             raise ValueError(f"{name} must have the splits {', '.join(config.split)}")
     for split in config.split:
-        if lacking := _COUNTED - set(stored.images[split]):
-            raise ValueError(f"images of {split} lack {', '.join(sorted(lacking))}")
+        if missing := _COUNTED - set(stored.images[split]):
+            raise ValueError(f"images of {split} lack {', '.join(sorted(missing))}")
         if set(stored.samples[split]) != set(config.compose.composed):
             raise ValueError(f"samples of {split} must have the variants of its configuration")
 
 
 def _segmenter(config: DatasetConfig) -> dict[str, Any]:
-    """What made the masks, if there are any; of an imported dataset nobody here knows."""
+    """Describes the segmenter; empty if there are no masks, or if they were imported, so that their
+    origin is not known."""
     if config.is_imported or config.segment.is_whole:
         return {}
-    found = config.segment.describe_segmenter()
-    about = {"method": found.method, "version": found.version, "parameters": found.parameters}
-    return {"segmenter": about}
+    segmenter = config.segment.describe_segmenter()
+    return {
+        "segmenter": {
+            "method": segmenter.method,
+            "version": segmenter.version,
+            "parameters": segmenter.parameters,
+        }
+    }
 
 
 def stage_versions(config: DatasetConfig) -> dict[str, Any]:
-    """What says whether the code would make the same files again: versions of the stages, and
-    the fingerprint of how layers are made."""
+    """Returns what tells whether the code would make the same files again: versions of the stages,
+    and the fingerprint that layers depend on."""
     if config.is_imported:
         return {"import": IMPORT_VERSION}
     return {
@@ -191,18 +197,18 @@ def stage_versions(config: DatasetConfig) -> dict[str, Any]:
 
 
 def library_versions() -> dict[str, str]:
-    """Installed versions of the libraries that decide bytes."""
+    """Returns the installed versions of the libraries that can change the files' bytes."""
     return {name: metadata.version(name) for name in _LIBRARIES}
 
 
 def read_manifest(store: Store, path: str = MANIFEST) -> Manifest | None:
-    """The manifest of a dataset folder; None if there is none, or it is no JSON.
+    """Reads the manifest of a dataset folder; returns None if it is missing or not JSON.
 
     Args:
       store: the dataset folder.
-      path: `MANIFEST`, or `PREVIOUS_MANIFEST`.
+      path: `MANIFEST` or `PREVIOUS_MANIFEST`.
 
     Raises:
-      UsageError: there is a file of that name that is no manifest of this release.
+      UsageError: the file is not a manifest of this release.
     """
     return read_commit(store, path, Manifest.from_json)

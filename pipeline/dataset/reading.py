@@ -1,7 +1,7 @@
 """Reading a finished dataset from Python: `in9.open_dataset`.
 
-In order, a file is streamed. By position or key, no more is read than the row group, or the
-members of the tar, that hold the picture; what has been read last is kept.
+Iteration streams the files. Access by position or key reads no more than the row group, or the
+members of the tar, that hold the picture, and keeps what it has read last.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from transforms.codec import decode_image
 from transforms.geometry import Pixels
 
 Example = tuple[Pixels, int, dict[str, Any]]
-"""A picture (S, S, 3) uint8 RGB, its label, and what else is known of it."""
+"""A picture (S, S, 3) uint8 RGB, its label, and its metadata."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetReader(Sequence[Example]):
     """One variant of one split: a sequence of (image, label, meta).
 
-    `image` is (S, S, 3) uint8 RGB; of `fg_mask`, 255 on the foreground and 0 elsewhere.
+    `image` is (S, S, 3) uint8 RGB; for `fg_mask`, 255 on the foreground and 0 elsewhere.
     `label` is a position in `classes`. `meta` holds `key`, `wnid`, `imagenet_index`, `fg_key`,
-    `bg_key`, `bg_label`, `bg_wnid`, `box` and `fg_fraction`, None where there is none.
+    `bg_key`, `bg_label`, `bg_wnid`, `box` and `fg_fraction`, None where a picture has none.
 
-    All variants hold the same keys in the same order. Readers can be pickled, so that worker
-    processes, as those of torch's DataLoader, may take them.
+    All variants hold the same keys in the same order. Readers can be pickled, so worker processes,
+    such as those of torch's DataLoader, can use them.
 
     Attributes:
-      dataset: that it reads.
-      variant: what its pictures are.
-      split: that they are of.
+      dataset: the dataset that it reads.
+      variant: of its pictures.
+      split: of its pictures.
     """
 
     dataset: Dataset
@@ -52,14 +52,14 @@ class DatasetReader(Sequence[Example]):
 
     @classmethod
     def open(cls, path: str, variant: str | None, split: str | None) -> DatasetReader:
-        """Arguments and errors as `in9.open_dataset`."""
+        """Opens a dataset; arguments and errors are those of `in9.open_dataset`."""
         dataset = Dataset.open(reading_store(path))
         splits = dataset.manifest.config.split
-        first = "val" if "val" in splits else splits[0]
+        default = "val" if "val" in splits else splits[0]
         return cls(
             dataset,
             _one_of("variant", variant or dataset.variants[0], dataset.variants),
-            _one_of("split", split or first, splits),
+            _one_of("split", split or default, splits),
         )
 
     @property
@@ -78,7 +78,7 @@ class DatasetReader(Sequence[Example]):
         return self.dataset.taxonomy.names
 
     def select(self, variant: str | None = None, split: str | None = None) -> DatasetReader:
-        """The same dataset in another variant or split. Raises ValueError if it has none such."""
+        """Returns a reader of another variant or split. Raises ValueError if there is none."""
         return DatasetReader(
             self.dataset,
             _one_of("variant", variant or self.variant, self.variants),
@@ -86,8 +86,8 @@ class DatasetReader(Sequence[Example]):
         )
 
     def __repr__(self) -> str:
-        where = self.dataset.store.root
-        return f"<{len(self)} images of {self.split}, {self.variant}, in {where}>"
+        folder = self.dataset.store.root
+        return f"<{len(self)} images of {self.split}, {self.variant}, in {folder}>"
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -97,28 +97,28 @@ class DatasetReader(Sequence[Example]):
             for sample in self.dataset.samples(self.split, shard, self.variant):
                 yield _example(sample)
 
-    def __getitem__(self, place: int | str) -> Example:  # type: ignore[override]
-        """An image by its position or its key.
+    def __getitem__(self, index: int | str) -> Example:  # type: ignore[override]
+        """Returns an image by its position or its key.
 
         Raises:
           IndexError, KeyError: there is none.
         """
-        if isinstance(place, str):
-            return _example(self._sample_of_key(place))
-        position = place + len(self) if place < 0 else place
+        if isinstance(index, str):
+            return _example(_sample(self.dataset.store, *self._locate(index)))
+        position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
-            raise IndexError(f"image {place} of {len(self)}")
+            raise IndexError(f"image {index} of {len(self)}")
         shard = bisect.bisect_right(self._ends, position) - 1
         file = self._files[shard]
         assert file is not None
         return _example(_sample(self.dataset.store, file, position - self._ends[shard]))
 
     def __contains__(self, key: object) -> bool:
-        """Whether there is an image of this key."""
+        """Returns whether there is an image with this key."""
         if not isinstance(key, str):
             return False
         try:
-            self._place_of_key(key)
+            self._locate(key)
         except KeyError:
             return False
         return True
@@ -130,29 +130,25 @@ class DatasetReader(Sequence[Example]):
             self.dataset.shard_files(self.split, shard, (self.variant,))
             for shard in self.dataset.shards(self.split)
         )
-        return tuple(found[0] if found and found[0].samples else None for found in digests)
+        return tuple(files[0] if files and files[0].samples else None for files in digests)
 
     @functools.cached_property
     def _ends(self) -> tuple[int, ...]:
-        """0, and how many images there are up to the end of each shard."""
+        """0, and the number of images up to the end of each shard."""
         sizes = (0 if file is None else file.samples or 0 for file in self._files)
         return tuple(itertools.accumulate(sizes, initial=0))
 
-    def _place_of_key(self, key: str) -> tuple[FileDigest, int]:
-        """The only file that can hold a key, and its position there."""
+    def _locate(self, key: str) -> tuple[FileDigest, int]:
+        """Returns the file that holds a key, and the key's position in it. Raises KeyError."""
         file = self._files[self.dataset.shard_of(self.split, key)]
         if file is None:
             raise KeyError(key)
         return file, _positions(self.dataset.store, file)[key]
 
-    def _sample_of_key(self, key: str) -> Sample:
-        file, position = self._place_of_key(key)
-        return _sample(self.dataset.store, file, position)
 
-
-def _one_of(what: str, name: str, known: Sequence[str]) -> str:
+def _one_of(kind: str, name: str, known: Sequence[str]) -> str:
     if name not in known:
-        raise ValueError(f"no {what} {name!r}; the dataset has {', '.join(known)}")
+        raise ValueError(f"no {kind} {name!r}; the dataset has {', '.join(known)}")
     return name
 
 
@@ -162,12 +158,12 @@ def _example(sample: Sample) -> Example:
     return decode_image(sample.image), label, meta
 
 
-# A file of another content has another digest: what is kept of it is never out of date.
+# The caches below never go stale, because a file with other content has another digest.
 
 
 @functools.lru_cache(maxsize=64)
 def _positions(store: Store, file: FileDigest) -> dict[str, int]:
-    """Position of each key in a file."""
+    """Returns the position of each key in a file."""
     if file.path.endswith(".tar"):
         keys: Sequence[str] = [key for key, _ in _members(store, file)]
     else:
@@ -176,7 +172,7 @@ def _positions(store: Store, file: FileDigest) -> dict[str, int]:
 
 
 def _sample(store: Store, file: FileDigest, position: int) -> Sample:
-    """The sample at a position of a file."""
+    """Returns the sample at a position of a file."""
     if file.path.endswith(".tar"):
         return _tar_sample(store, file, position)
     group = bisect.bisect_right(_group_ends(store, file), position) - 1
@@ -188,7 +184,7 @@ def _sample(store: Store, file: FileDigest, position: int) -> Sample:
 
 @functools.lru_cache(maxsize=64)
 def _group_ends(store: Store, file: FileDigest) -> tuple[int, ...]:
-    """0, and how many rows there are up to the end of each row group."""
+    """Returns 0, and the number of rows up to the end of each row group."""
     metadata = pq.read_metadata(store.arrow_source(file.path))
     sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
     return tuple(itertools.accumulate(sizes, initial=0))
@@ -196,23 +192,23 @@ def _group_ends(store: Store, file: FileDigest) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=4)
 def _row_group(store: Store, file: FileDigest, group: int) -> pa.Table:
-    """A few megabytes of pictures."""
+    """Reads a row group, which has a few megabytes of pictures."""
     with pq.ParquetFile(store.arrow_source(file.path)) as opened:
         return opened.read_row_group(group)
 
 
 @functools.lru_cache(maxsize=64)
 def _members(store: Store, file: FileDigest) -> list[tuple[str, dict[str, tuple[int, int]]]]:
-    """Of each sample of a tar its key, and where its members are: (offset, length) by suffix."""
-    found: dict[str, dict[str, tuple[int, int]]] = {}
+    """Lists the samples of a tar: each key with its members' (offset, length) by suffix."""
+    members: dict[str, dict[str, tuple[int, int]]] = {}
     with store.open(file.path) as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
         for member in tar:
             key, _, suffix = member.name.partition(".")
-            found.setdefault(key, {})[suffix] = (member.offset_data, member.size)
-    return list(found.items())
+            members.setdefault(key, {})[suffix] = (member.offset_data, member.size)
+    return list(members.items())
 
 
 def _tar_sample(store: Store, file: FileDigest, position: int) -> Sample:
     key, members = _members(store, file)[position]
-    read = store.read_ranges(file.path, list(members.values()))
-    return sample_of(key, dict(zip(members, read, strict=True)))
+    contents = store.read_ranges(file.path, list(members.values()))
+    return sample_of(key, dict(zip(members, contents, strict=True)))

@@ -1,7 +1,7 @@
-"""Records of source shards: one row for every image, accepted or not.
+"""Records of shards: tables with a row for every image, accepted or not.
 
-A record is a Parquet file beside the shard's tar of layers. It commits the tar: it is
-written last, and its metadata holds the fingerprint of everything that went in.
+A source shard's record is a Parquet file beside the tar of layers. It commits the tar: it is
+written last, and its metadata holds the fingerprint of everything that the shard was made from.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ACCEPTED = "accepted"
 _METADATA_KEY = b"in9"
 
 BOX_TYPE = pa.list_(pa.int32())
-"""Not a list of fixed size: pyarrow cannot read those back from Parquet where some are null."""
+"""Not a list of fixed size, because pyarrow cannot read one back from Parquet if some are null."""
 
 RECORD_SCHEMA = pa.schema(
     [
@@ -52,26 +52,26 @@ RECORD_SCHEMA = pa.schema(
         pa.field("mask_length", pa.int64()),
     ]
 )
-"""Columns of a record, null where an image has no such thing. `width`, `height` and `native_box`
-(xmin, ymin, xmax, ymax, as the segmenter was given it) are in pixels of the picture whose MD5 is
-`source_md5`; `box` is (x0, y0, x1, y1) in output pixels; offsets and lengths are bytes in the
-shard's tar; `source_digest` identifies image, annotation and configuration. With `--objects each`
-an image has a row for each of its boxes, whose number from 1 on is `object`; 0 of an image that was
-rejected as a whole."""
+"""Columns of a record, null where an image has no such value. `width`, `height` and `native_box`
+(xmin, ymin, xmax, ymax, as the segmenter received it) are in pixels of the picture whose MD5 is
+`source_md5`. `box` is (x0, y0, x1, y1) in output pixels. Offsets and lengths are bytes in the
+shard's tar. `source_digest` identifies image, annotation and configuration. With `--objects each`
+an image has a row for each of its boxes, and `object` is the box's number, which starts at 1; it is
+0 if the image was rejected as a whole."""
 
 
 def count_sources(rows: Iterable[Mapping[str, Any]]) -> int:
-    """How many source images rows of records are of."""
+    """Counts distinct source images."""
     return sum(map(is_first, rows))
 
 
 def is_first(row: Mapping[str, Any]) -> bool:
-    """Whether a row is of no further object; each source image has one such row."""
+    """Returns whether a row is the first of its source image; each image has one first row."""
     return (row["object"] or 0) <= 1
 
 
 def source_key(row: Mapping[str, Any]) -> str:
-    """Key of the source image that a row is of.
+    """Returns the key of a row's source image.
 
     >>> source_key({"key": "street_2", "object": 2})
     'street'
@@ -87,22 +87,22 @@ class Record:
     """A record that was found, or has just been written.
 
     Attributes:
-      fingerprint: of everything that went into its shard.
-      path: where it lies now.
-      files: digests of the shard's other files, which it commits, under their final paths; of its
-        own as the last of them, where `Staging` gives a whole shard.
-      where: final path of each of these files that is there, to where it lies now; empty if
-        nobody has looked for them.
+      fingerprint: of everything that the shard was made from.
+      path: current path of the record.
+      files: digests of the shard's other files, which the record commits, under their final paths.
+        `Staging` appends the record's own digest for a complete shard.
+      locations: current path by final path of each of these files that exists; empty if nobody has
+        looked for them.
     """
 
     fingerprint: str
     path: str
     files: tuple[FileDigest, ...] = ()
-    where: dict[str, str] = dataclasses.field(default_factory=dict)
+    locations: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class _Metadata(TypedDict):
-    """What stands in a record's schema."""
+    """Metadata in a record's schema."""
 
     fingerprint: str
     files: tuple[FileDigest, ...]
@@ -120,9 +120,9 @@ def write_table(
     Args:
       store: the dataset folder.
       path: of the record.
-      table: what it holds.
-      fingerprint: of everything that went into its shard.
-      files: of the shard, which it commits.
+      table: its rows.
+      fingerprint: of everything that the shard was made from.
+      files: files of the shard, which the record commits.
     """
     meta = {"fingerprint": fingerprint, "files": [dataclasses.asdict(file) for file in files]}
     table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(meta, sort_keys=True)})
@@ -132,7 +132,7 @@ def write_table(
 
 
 def read_metadata(store: Store, path: str) -> Record | None:
-    """A record by its metadata alone; None if there is none, or a damaged one.
+    """Reads only the metadata of a record; returns None if the record is missing or damaged.
 
     Raises:
       OSError: it cannot be read.
@@ -140,40 +140,40 @@ def read_metadata(store: Store, path: str) -> Record | None:
 
     def read() -> Record:
         schema = parse_parquet(store, path, pq.read_schema)
-        about = parse_json((schema.metadata or {}).get(_METADATA_KEY, b""), _Metadata)
-        check_data_paths(about["files"])
-        return Record(about["fingerprint"], path, about["files"])
+        metadata = parse_json((schema.metadata or {}).get(_METADATA_KEY, b""), _Metadata)
+        check_data_paths(metadata["files"])
+        return Record(metadata["fingerprint"], path, metadata["files"])
 
     return read_intact(store, path, read)
 
 
 def read_rows(store: Store, path: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
-    """The rows of a record, as dictionaries; errors as `read_table`."""
+    """Reads the rows of a record as dictionaries; errors are those of `read_table`."""
     rows: list[dict[str, Any]] = read_table(store, path, columns).to_pylist()
     return rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Staging:
-    """Where new shards wait for Commit, and how a shard's files are found.
+    """The folder in which new shards wait for Commit.
 
     Attributes:
       store: the dataset folder.
-      folder: relative folder of the staged files, such as `.in9/staging/<fingerprint>`.
+      folder: relative path of the staged files, such as `.in9/staging/<fingerprint>`.
     """
 
     store: Store
     folder: str
 
     def staged(self, path: str) -> str:
-        """Relative path of a file while it is staged."""
+        """Returns the relative path of a file while it is staged."""
         return f"{self.folder}/{path}"
 
     def digest_of(self, current: str, final: str, samples: int | None) -> FileDigest:
-        """Digest of a file that lies at `current`, under its final path. Raises OSError."""
+        """Computes the digest of the file at `current` under its final path. Raises OSError."""
         size = self.store.size(current)
         if size is None:
-            raise FileNotFoundError(f"{current} has gone")
+            raise FileNotFoundError(f"{current} is gone")
         return FileDigest(final, size, self.store.digest(current), samples)
 
     def find(self, record: str, fingerprint: str, *, need_files: bool = True) -> Record | None:
@@ -181,41 +181,41 @@ class Staging:
 
         Args:
           record: final path of its record.
-          fingerprint: what the record must hold.
-          need_files: whether a shard whose files are missing does not count.
+          fingerprint: that the record must have.
+          need_files: whether all files of the shard must exist.
 
         Returns:
-          Where it lies, None if it has to be made. Commit may have been killed half-way,
-          so some files of a staged record may be in place already; files that a killed
-          run staged without a record never count.
+          The record with its files' locations, None if the shard must be made. Because Commit may
+          have been killed half-way, some files of a staged record may be in place already. Files
+          that a killed run staged without a record never count.
         """
-        for path, places in ((self.staged(record), (self.staged, str)), (record, (str,))):
-            about = read_metadata(self.store, path)
-            if about is None or about.fingerprint != fingerprint:
+        for path, layouts in ((self.staged(record), (self.staged, str)), (record, (str,))):
+            found = read_metadata(self.store, path)
+            if found is None or found.fingerprint != fingerprint:
                 continue
-            where: dict[str, str] = {}
-            for place in places:
-                missing = [file for file in about.files if file.path not in where]
-                sizes = self.store.sizes_of([place(file.path) for file in missing])
+            locations: dict[str, str] = {}
+            for path_of in layouts:
+                missing = [file for file in found.files if file.path not in locations]
+                sizes = self.store.sizes_of([path_of(file.path) for file in missing])
                 for file, size in zip(missing, sizes, strict=True):
                     if size == file.bytes:
-                        where[file.path] = place(file.path)
-            if len(where) == len(about.files) or not need_files:
-                return dataclasses.replace(about, where=where)
+                        locations[file.path] = path_of(file.path)
+            if len(locations) == len(found.files) or not need_files:
+                return dataclasses.replace(found, locations=locations)
         return None
 
-    def with_record(self, found: Record, path: str, rows: int) -> Record:
-        """A record that was found, of so many rows, as the last of its shard's files, under its
-        final path. Raises OSError."""
-        digest = self.digest_of(found.path, path, rows)
-        where = {**found.where, path: found.path}
-        return dataclasses.replace(found, files=(*found.files, digest), where=where)
+    def with_record(self, record: Record, path: str, rows: int) -> Record:
+        """Appends a record itself, with its number of rows and final path, to its shard's files.
+        Raises OSError."""
+        digest = self.digest_of(record.path, path, rows)
+        locations = {**record.locations, path: record.path}
+        return dataclasses.replace(record, files=(*record.files, digest), locations=locations)
 
     def write(
         self, path: str, table: pa.Table, fingerprint: str, files: Sequence[FileDigest] = ()
     ) -> Record:
-        """Writes the record of a shard whose other files are staged, which makes it one that is
-        found from then on; arguments as of `write_table`, under final paths."""
+        """Writes the record of a shard whose other files are staged, after which `find` returns it.
+        Arguments are those of `write_table`, with final paths."""
         staged = self.staged(path)
         digest = write_table(self.store, staged, table, fingerprint, files)
         files = (*files, dataclasses.replace(digest, path=path))

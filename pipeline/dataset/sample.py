@@ -1,4 +1,4 @@
-"""The embedded sample: where it lies, how its pictures are known again, and what it is made of."""
+"""The embedded sample: its folder, the digests of its pictures, and its licence."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from importlib import resources
 from pathlib import Path
 
 LICENCE = "GPL-2.0-only"
-"""Of its pictures and what is made of them (`data/sample/README.md`), as SPDX calls it."""
+"""SPDX name of the licence of its pictures and of what is made from them
+(`data/sample/README.md`)."""
 
 
 def sample_folder() -> str:
-    """The embedded sample: 72 pictures in ImageNet's layout."""
+    """Returns the folder of the embedded sample, which has 72 pictures in ImageNet's layout."""
     return str(resources.files("pipeline") / "data" / "sample")
 
 
 @functools.cache
 def sample_digests() -> frozenset[str]:
-    """MD5 of each of its pictures, as `source_md5` of an index has it, whatever file or table a
-    picture came from."""
+    """Returns the MD5 of each picture, as in an index's `source_md5`, by which the pictures are
+    recognised in any input."""
     return frozenset(
         hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
         for path in Path(sample_folder()).glob("val/*/*.JPEG")
@@ -27,7 +28,8 @@ def sample_digests() -> frozenset[str]:
 
 
 def sample_sources() -> str:
-    """What its own README says of sources and licence."""
+    """Returns the paragraph on sources and licence of the sample's own README."""
     text = Path(sample_folder(), "README.md").read_text(encoding="utf-8")
-    (said,) = (part for part in text.split("\n\n") if part.startswith("Sources and licence: "))
-    return said
+    paragraphs = text.split("\n\n")
+    (sources,) = (each for each in paragraphs if each.startswith("Sources and licence: "))
+    return sources

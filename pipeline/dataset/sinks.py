@@ -1,7 +1,7 @@
-"""Sinks: one variant's output shard as a Parquet file or a WebDataset tar.
+"""Sinks, which write one variant's output shard as a Parquet file or a WebDataset tar.
 
-A sink is a context manager: it appends samples to one new file, which appears whole when
-the block ends. All samples have the same fields, in both formats.
+A sink appends samples to one new file, which appears whole when the block of its `open` ends. All
+samples have the same fields in both formats.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.storage.store import FileDigest, HashingFile, Store
 from pipeline.storage.tar_writer import TarWriter
 
 ROW_GROUP_BYTES = 4 << 20
-"""Bytes of pictures that a Parquet sink holds before it writes them as a row group."""
+"""Bytes of pictures that a Parquet sink collects before it writes them as a row group."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +52,14 @@ SAMPLE_FIELDS = [
     pa.field("box", pa.list_(pa.int32())),
     pa.field("fg_fraction", pa.float64()),
 ]
-"""Columns of a sample beside key and image. `box` is (x0, y0, x1, y1) in output pixels,
-half-open, and no list of fixed size, which pyarrow cannot read back from Parquet where some are
-null; `fg_fraction` is in [0, 1]; null is what a picture does not have. All are nullable in the
-schema: Hugging Face drops its features where a field is not."""
+"""Columns of a sample besides key and image, null where a picture has no such value. `box` is
+(x0, y0, x1, y1) in output pixels, half-open; it is not a list of fixed size, because pyarrow cannot
+read one back from Parquet if some are null. `fg_fraction` is in [0, 1]. All columns are nullable,
+because Hugging Face ignores its features in a schema with a column that is not."""
 
 
 def sample_schema(label_names: Sequence[str]) -> pa.Schema:
-    """The Parquet schema, with Hugging Face's Image and ClassLabel features in it.
+    """Returns the Parquet schema, with Hugging Face's Image and ClassLabel features in it.
 
     Args:
       label_names: superclass names by label.
@@ -88,23 +88,23 @@ def sample_schema(label_names: Sequence[str]) -> pa.Schema:
 
 
 class Sink(Protocol):
-    """Takes the samples of one shard, in order."""
+    """A file that takes the samples of one shard, in order."""
 
     def add(self, sample: Sample) -> None:
         """Appends a sample."""
 
     def digest(self) -> FileDigest | None:
-        """The finished file, after its block; None if there is none."""
+        """Returns the digest of the finished file, after its block; None if there is no file."""
 
 
 class ParquetSink:
-    """Rows in groups of about `ROW_GROUP_BYTES`; an empty shard is an empty file."""
+    """A Parquet file with row groups of about `ROW_GROUP_BYTES`; an empty shard has no rows."""
 
     def __init__(self, file: HashingFile, schema: pa.Schema, path: str) -> None:
         self._file = file
         self._path = path
         self._schema = schema
-        # Pictures are compressed already; the rest is small.
+        # Pictures are compressed already, and have no useful dictionary or statistics.
         columns = [name for name in schema.names if name != "image"]
         self._writer = pq.ParquetWriter(
             file,
@@ -124,14 +124,14 @@ class ParquetSink:
     @classmethod
     @contextlib.contextmanager
     def open(cls, store: Store, staged: str, path: str, schema: pa.Schema) -> Iterator[ParquetSink]:
-        """Opens a sink that writes to `staged`, and calls the file `path` in its digest."""
+        """Opens a sink that writes to `staged`, and whose digest has the final `path`."""
         with store.create(staged) as file:
             sink = cls(file, schema, path)
             try:
                 yield sink
                 sink._write()
             finally:
-                # Also after an error: a writer left open would write to the closed file.
+                # After an error, too, because an open writer would later write to the closed file.
                 sink._writer.close()
 
     def add(self, sample: Sample) -> None:
@@ -153,7 +153,8 @@ class ParquetSink:
 
 
 class WebDatasetSink:
-    """Members `<key>.jpg|png`, `<key>.cls` and `<key>.json`; an empty shard is no file."""
+    """A tar with members `<key>.jpg|png`, `<key>.cls` and `<key>.json`; an empty shard has no
+    file."""
 
     def __init__(self, stack: contextlib.ExitStack, store: Store, staged: str, path: str) -> None:
         self._stack = stack
@@ -167,7 +168,7 @@ class WebDatasetSink:
     @classmethod
     @contextlib.contextmanager
     def open(cls, store: Store, staged: str, path: str) -> Iterator[WebDatasetSink]:
-        """Opens a sink that writes to `staged`, and calls the file `path` in its digest."""
+        """Opens a sink that writes to `staged`, and whose digest has the final `path`."""
         with contextlib.ExitStack() as stack:
             sink = cls(stack, store, staged, path)
             yield sink
@@ -202,33 +203,36 @@ def open_sinks(
     shard: int,
     shards: int,
 ) -> dict[str, list[Sink]]:
-    """Opens the sinks of an output shard: of each variant, one for each format.
+    """Opens the sinks of an output shard: one for each variant and format.
 
     Args:
       stack: closes them.
-      store: that of `staging`, or what it gives for writing files together.
-      staging: where the files wait.
+      store: `staging.store`, or its view for writing files together.
+      staging: decides where the files wait.
       variants: to write.
       formats: some of `FORMATS`.
-      schema: of samples, as Parquet has it.
-      split, shard: what the files are of.
-      shards: how many output shards the split has.
+      schema: Parquet schema of the samples.
+      split, shard: identify the output shard.
+      shards: number of output shards of the split.
+
+    Returns:
+      The sinks by variant.
     """
     sinks: dict[str, list[Sink]] = {}
     for variant in variants:
-        of_variant = sinks.setdefault(variant, [])
+        variant_sinks = sinks.setdefault(variant, [])
         if "parquet" in formats:
             path = parquet_file(variant, split, shard, shards)
             rows = ParquetSink.open(store, staging.staged(path), path, schema)
-            of_variant.append(stack.enter_context(rows))
+            variant_sinks.append(stack.enter_context(rows))
         if "webdataset" in formats:
             path = webdataset_file(variant, split, shard)
             tar = WebDatasetSink.open(store, staging.staged(path), path)
-            of_variant.append(stack.enter_context(tar))
+            variant_sinks.append(stack.enter_context(tar))
     return sinks
 
 
 def digests_of(sinks: Mapping[str, Sequence[Sink]]) -> tuple[FileDigest, ...]:
-    """The finished files of the sinks of all variants, after their block."""
-    digests = [sink.digest() for of_variant in sinks.values() for sink in of_variant]
+    """Returns the digests of all variants' finished files, after the block of their sinks."""
+    digests = [sink.digest() for variant_sinks in sinks.values() for sink in variant_sinks]
     return tuple(digest for digest in digests if digest is not None)

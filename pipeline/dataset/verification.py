@@ -1,4 +1,4 @@
-"""Verify: the files of a dataset against its manifest."""
+"""Verification of a dataset's files against its manifest."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pipeline.storage.store import FileDigest, Store
 
 
 def verify(dataset: Dataset) -> Iterator[str]:
-    """Checks that every file is there with its size and SHA-256, and that there are no others.
+    """Checks that every file exists with its size and SHA-256, and that there are no others.
 
-    What the files say of each other was counted before the manifest was written.
+    Rows were counted before the manifest was written, and are not counted again.
 
     Yields:
-      One line for each fault; none for a sound dataset.
+      A line for each fault; none for a sound dataset.
     """
     store, files = dataset.store, dataset.manifest.files
     for _, fault in read_ahead(functools.partial(_fault_of, store), files):

@@ -44,7 +44,7 @@ def predictions_of(dataset: Dataset, metadata: ModelMetadata, shard: int) -> dic
         metadata["evaluate_version"],
         # Groups may change where pictures do not.
         *([sorted(tested_keys(dataset, metadata, shard))] if run["holdout"] else []),
-        *dataset.own_taxonomy,
+        *dataset.custom_taxonomy,
     ]
     return {
         variant: fingerprint(

@@ -115,7 +115,7 @@ def pictures_of(dataset: Dataset, split: str, variants: tuple[str, ...]) -> str:
         for shard in dataset.shards(split)
         for file in dataset.shard_files(split, shard, variants)
     ]
-    return fingerprint(files, images.units, *dataset.own_taxonomy)
+    return fingerprint(files, images.units, *dataset.custom_taxonomy)
 
 
 def results_of(

@@ -354,7 +354,7 @@ def add_up(
         files.extend(file for file in record.files if not _is_dropped(config, file.path))
         left = [
             (source, target)
-            for target, source in record.where.items()
+            for target, source in record.locations.items()
             if source != target and not _is_dropped(config, target)
         ]
         if left:

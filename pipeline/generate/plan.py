@@ -279,7 +279,7 @@ class PlanSplit(beam.DoFn):
         if self._scenes is not None and self._config.backgrounds is not None:
             about = self._config.backgrounds
             scenes = examine_scenes(self._scenes, about, self._segment, self._staging)
-        records = [dataclasses.replace(s.record, files=(), where={}) for s in shards]
+        records = [dataclasses.replace(s.record, files=(), locations={}) for s in shards]
         return [
             OutputShard(
                 totals=totals,

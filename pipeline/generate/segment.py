@@ -111,7 +111,7 @@ class SegmentShard(beam.DoFn):
         tally.end()
         checksums.save()
         meter.end()
-        has_layers = layer_tar(split, shard.shard) in found.where
+        has_layers = layer_tar(split, shard.shard) in found.locations
         segmented = dataclasses.replace(
             shard,
             images=(),

@@ -91,13 +91,13 @@ class SourceShard:
     @property
     def tar(self) -> str | None:
         """Where its layers lie now, None if it has none."""
-        return self.record.where.get(layer_tar(self.totals.split, self.shard))
+        return self.record.locations.get(layer_tar(self.totals.split, self.shard))
 
     def for_plan(self) -> SourceShard:
         """The shard without the digests of its files, of which there are many in a split."""
-        where = {path: now for path, now in self.record.where.items() if now == self.tar}
+        locations = {path: now for path, now in self.record.locations.items() if now == self.tar}
         return dataclasses.replace(
-            self, record=dataclasses.replace(self.record, files=(), where=where)
+            self, record=dataclasses.replace(self.record, files=(), locations=locations)
         )
 
     def for_commit(self) -> SourceShard:

@@ -328,13 +328,13 @@ def fenced_for_job(store: Store) -> Store:
     return store.fenced(DATASET_LOCK, store.job) if store.job else store
 
 
-def new_job(store: Store) -> Store:
+def with_new_job(store: Store) -> Store:
     """Returns the dataset folder for a job that is about to be submitted, with a new token by which
     its steps are recognised."""
     return store.for_job(uuid.uuid4().hex)
 
 
-def job_of_this_process(store: Store) -> Store:
+def with_job_of_this_process(store: Store) -> Store:
     """Returns the dataset folder for a job that this process may submit again, so its token is
     always the same."""
     return store.for_job(hashlib.sha256(processes.this_process().name.encode()).hexdigest()[:32])

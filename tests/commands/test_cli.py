@@ -281,7 +281,7 @@ def test_commands_on_no_dataset_say_how_to_make_one(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
 ) -> None:
     assert "in9 generate --output" in refusal(capsys, command, "--dataset", tmp_path)
-    assert "is not there" in refusal(capsys, command, "--dataset", tmp_path / "nowhere")
+    assert "does not exist" in refusal(capsys, command, "--dataset", tmp_path / "nowhere")
     (tmp_path / "notes").write_text("mine")
     assert "is a file" in refusal(capsys, command, "--dataset", tmp_path / "notes")
 

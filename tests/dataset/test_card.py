@@ -109,7 +109,7 @@ def test_the_card_of_the_sample_names_its_own_sources(manifest: Manifest) -> Non
     assert f"\n{sample_sources()}\n" in card
     for words in ("tuxpaint-stamps-default", "Bill Kendrick", "GPL-2.0", "a single cut-out"):
         assert words in card, words
-    for words in ("imagenet-1k", "terms-of-the-source", "Labels are ImageNet's", "no copy of the"):
+    for words in ("imagenet-1k", "terms-of-the-source", "Labels are ImageNet's", "not a copy of"):
         assert words not in card, words
     assert json.loads(of(selected)["croissant.json"])["license"] == LICENCE
     # With another picture among them, they are not the sample.

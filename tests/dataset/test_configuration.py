@@ -112,7 +112,7 @@ def test_steps_and_limits_are_those_of_the_flags(manifest: Manifest) -> None:
         assert text not in told(base)
     given = flags(segmenter="masks")
     imported = dataclasses.replace(given, origin="imported")
-    masks, jpeg, one = "Masks have errors", "; `layers/` has no loss", "one of several are not"
+    masks, jpeg, one = "Masks have errors", "; `layers/` is lossless", "one of several are not"
     for text, config in (
         *((masks, given), (masks, EACH["selection"]), (jpeg, EACH["layers"])),
         *((jpeg, imported), (one, EACH["objects"]), (one, imported)),

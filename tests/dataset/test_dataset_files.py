@@ -68,7 +68,7 @@ def test_a_shard_is_found_where_its_record_and_files_lie(store: Store) -> None:
 
     def found(**how: bool) -> tuple[str, dict[str, str]] | None:
         shard = staging.find(record, "f", **how)
-        return shard and (shard.path, shard.where)
+        return shard and (shard.path, shard.locations)
 
     store.write(staging.staged(tar), b"abc")
     files = [staging.digest_of(staging.staged(tar), tar, 1)]
@@ -111,15 +111,15 @@ def test_each_fault_of_a_dataset_is_a_line(three_draws: Path, tmp_path: Path) ->
 
 def test_groups_are_held_out_as_a_whole_and_shards_as_the_split(one_worker: Path) -> None:
     rows = [{"key": str(n), "group": f"g{n % 20}" if n % 2 else None} for n in range(200)]
-    tested = Holdout(0.4).tested(rows)
+    tested = Holdout(0.4).test_rows(rows)
     groups = {row["group"] for row in tested if row["group"]}
     assert sum(row["group"] in groups for row in tested) == 10 * len(groups) > 0
-    assert Holdout(0.4, seed=1).tested(rows) != tested != Holdout().tested(rows) == rows
+    assert Holdout(0.4, seed=1).test_rows(rows) != tested != Holdout().test_rows(rows) == rows
     dataset = Dataset.open(Store(str(one_worker)))
     for holdout in (Holdout(), Holdout(0.5)):
         shards = (selected_rows(dataset, "val", holdout, n) for n in dataset.shards("val"))
         whole = selected_rows(dataset, "val", holdout)
-        assert list(itertools.chain(*shards)) == whole == holdout.tested(whole)
+        assert list(itertools.chain(*shards)) == whole == holdout.test_rows(whole)
         assert all(row["selected"] for row in whole)
 
 

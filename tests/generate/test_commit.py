@@ -140,7 +140,7 @@ def test_a_commit_waits_for_all_and_leaves_nothing_else(tmp_path: Path) -> None:
     assert manifest_of_shards(a, b, one, two) == manifest
     assert list(manifest.images["val"].values()) == [6, 1, 2, 4, 2, 4]
     assert [*manifest.samples["val"][MIX].values()] == [2, 2, *[0] * 7]
-    ((target, source),) = two.record.where.items()
+    ((target, source),) = two.record.locations.items()
     data = store.read(source)
     for damage in (store.delete, lambda path: store.write(path, data[1:])):
         damage(source)

@@ -143,7 +143,7 @@ def test_layers_are_found_if_all_is_whole(tmp_path: Path, record: str, tars: str
     shard = SourceShard(SplitTotals("val", ONE, 2, 0, 0), 0)
     whole = next((place for place in tars if place == "b" or record == "a"), None)
     layers = find_layers(staging, shard, ["a", "b"], BOX, need_files=True)
-    assert (layers and layers.where) == (whole and {TAR: folders[whole] + TAR})
+    assert (layers and layers.locations) == (whole and {TAR: folders[whole] + TAR})
     other = dataclasses.replace(BOX, resize=40)
     for digests, config in (("ac", BOX), (["a", None, "b"], BOX), ("ab", other), ("ba", BOX)):
         layers = find_layers(staging, shard, list(digests), config, need_files=False)

@@ -44,8 +44,8 @@ def segmented(
     totals, shards = SplitTotals("val", COUNTS, len(rows), 0, 0), []
     for i in range(COUNTS.source):
         own = [row for row in rows if COUNTS.source_shard(row["key"]) == i]
-        where = {} if sources else {layer_tar("val", i): f"tar {i}"}
-        record = Record(str(i), layer_record("val", i), where=where)
+        locations = {} if sources else {layer_tar("val", i): f"tar {i}"}
+        record = Record(str(i), layer_record("val", i), locations=locations)
         table = pa.Table.from_pylist([{**row, "path": row["key"]} for row in own], RECORD_SCHEMA)
         write_table(Store(str(folder)), record.path, table, record.fingerprint)
         packed = pack_sources(own, sources) if sources else b""

@@ -142,7 +142,7 @@ class AttackChunks(ModelWork):
                 for file in self._dataset.shard_files(split, shard, ATTACK_VARIANTS)
             ],
             ATTACK_VERSION,
-            *self._dataset.own_taxonomy,
+            *self._dataset.custom_taxonomy,
         )
 
     def checksum(self, unit: int) -> str:

@@ -92,7 +92,7 @@ class SaliencyShards(ModelWork):
             SALIENCY_VERSION,
             [file.sha256 for file in files],
             *([self._tested] if evaluation.holdout else []),
-            *self._dataset.own_taxonomy,
+            *self._dataset.custom_taxonomy,
         )
 
     def is_there(self, unit: int) -> bool:
