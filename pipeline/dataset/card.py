@@ -326,8 +326,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
 
 
 def _classes(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
-    """Counts the images of each class by split, in a table. For other classes than ImageNet-9's, the
-    table also lists what they contain."""
+    """Counts the images of each class by split, in a table. For classes other than ImageNet-9's,
+    the table also lists what they contain."""
     splits = list(manifest.samples)
     first = manifest.config.compose.composed[0]
     is_custom = manifest.taxonomy is not None

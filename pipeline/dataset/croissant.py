@@ -112,7 +112,7 @@ def _files(manifest: Manifest, variant: str) -> list[dict[str, Any]]:
         for file in manifest.files
         if file.path.startswith(folder)
     ]
-    # The set names a pattern and not the files that contain it, which would have to be archives.
+    # No `containedIn`, which would say that the files are archives with the set inside.
     file_set = {
         "@type": "cr:FileSet",
         "@id": _file_set(variant),

@@ -91,8 +91,8 @@ def finished_versions(folder: Store) -> list[str]:
 
 
 def reading_store(dataset: str) -> Store:
-    """Returns the dataset to read in a folder that a user named, which is the newest version in a
-    folder of published versions."""
+    """Returns the dataset to read for a folder that a user named: the folder itself, or the newest
+    version in a folder of published versions."""
     folder = Store.at(dataset)
     latest = read_latest(folder)
     if latest is not None:

@@ -185,8 +185,8 @@ def _segmenter(config: DatasetConfig) -> dict[str, Any]:
 
 
 def stage_versions(config: DatasetConfig) -> dict[str, Any]:
-    """Returns what tells whether the code would make the same files again: versions of the stages,
-    and the fingerprint that layers depend on."""
+    """Returns the versions of the stages and the fingerprint of the layers' configuration, by which
+    later code can tell whether it would make the same files."""
     if config.is_imported:
         return {"import": IMPORT_VERSION}
     return {

@@ -1,7 +1,7 @@
 """Reading a finished dataset from Python: `in9.open_dataset`.
 
-Iteration streams the files. Access by position or key reads no more than the row group, or the
-members of the tar, that hold the picture, and keeps what it has read last.
+Iteration streams the files. Access by position or key reads only the row group, or the members of
+the tar, that hold the picture, and caches the latest row groups and positions.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class DatasetReader(Sequence[Example]):
 
     @functools.cached_property
     def _ends(self) -> tuple[int, ...]:
-        """0, and the number of images up to the end of each shard."""
+        """0, followed by the number of images up to the end of each shard."""
         sizes = (0 if file is None else file.samples or 0 for file in self._files)
         return tuple(itertools.accumulate(sizes, initial=0))
 
@@ -184,7 +184,7 @@ def _sample(store: Store, file: FileDigest, position: int) -> Sample:
 
 @functools.lru_cache(maxsize=64)
 def _group_ends(store: Store, file: FileDigest) -> tuple[int, ...]:
-    """Returns 0, and the number of rows up to the end of each row group."""
+    """Returns 0, followed by the number of rows up to the end of each row group."""
     metadata = pq.read_metadata(store.arrow_source(file.path))
     sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
     return tuple(itertools.accumulate(sizes, initial=0))

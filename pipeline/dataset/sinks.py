@@ -52,7 +52,7 @@ SAMPLE_FIELDS = [
     pa.field("box", pa.list_(pa.int32())),
     pa.field("fg_fraction", pa.float64()),
 ]
-"""Columns of a sample besides key and image, null where a picture has no such value. `box` is
+"""Columns of a sample other than key and image, null where a picture has no such value. `box` is
 (x0, y0, x1, y1) in output pixels, half-open; it is not a list of fixed size, because pyarrow cannot
 read one back from Parquet if some are null. `fg_fraction` is in [0, 1]. All columns are nullable,
 because Hugging Face ignores its features in a schema with a column that is not."""

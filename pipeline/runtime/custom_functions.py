@@ -69,7 +69,7 @@ def call_for_array(
 
     Args:
       call: the function with its arguments.
-      origin: what names the function, for messages.
+      origin: how messages refer to the function.
       dtype, shape: of the array that is expected.
       passed_on: an error that is not translated, like MemoryError.
 

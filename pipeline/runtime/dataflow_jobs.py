@@ -71,12 +71,12 @@ def _is_over(job: Mapping[str, Any]) -> bool:
         transport="rest",
         client_options={"api_endpoint": job.get("endpoint", GoogleCloudOptions.DATAFLOW_ENDPOINT)},
     )
-    region = {"project_id": job["project"], "location": job["region"]}
+    scope = {"project_id": job["project"], "location": job["region"]}
     if "job_id" in job:
-        get_request = dataflow.GetJobRequest(**region, job_id=job["job_id"])
+        get_request = dataflow.GetJobRequest(**scope, job_id=job["job_id"])
         jobs = [client.get_job(get_request, timeout=_TIMEOUT_SECONDS)]
     else:
-        list_request = dataflow.ListJobsRequest(**region, name=job["job_name"])
+        list_request = dataflow.ListJobsRequest(**scope, name=job["job_name"])
         listed = client.list_jobs(list_request, timeout=_TIMEOUT_SECONDS)
         jobs = [each for each in listed if each.name == job["job_name"]]
     final = [getattr(dataflow.JobState, f"JOB_STATE_{state}") for state in _FINAL_STATES]

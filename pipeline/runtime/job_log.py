@@ -46,8 +46,8 @@ class _Handler(logging.StreamHandler[io.TextIOWrapper]):
 
 
 def _is_our_traceback(record: logging.LogRecord) -> bool:
-    """Returns whether a record is a traceback of this package, which the user is told of in a line
-    of its own."""
+    """Returns whether a record is a traceback of this package. Its consequences are reported in
+    a line of their own."""
     return bool(record.exc_info) and record.name.startswith("pipeline")
 
 

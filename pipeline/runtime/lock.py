@@ -114,7 +114,7 @@ class Holder:
             return f"Dataflow job {job.get('job_id') or job['job_name']} in {job['region']}"
         if self.owner:
             return f"process {self.owner['pid']} on {self.owner['host']}"
-        return "a holder without a name"
+        return "an unnamed holder"
 
     def is_at_work(self) -> bool | None:
         """Returns whether the holder is running; None if that cannot be known from here."""

@@ -1,1 +1,1 @@
-"""Storage: files and folders, local or of Google Cloud Storage, that appear whole or not at all."""
+"""Storage: files and folders, local or in Google Cloud Storage, that appear whole or not at all."""

@@ -2,7 +2,7 @@
 
 Spreadsheets take text that begins with `=`, `+`, `-`, `@`, a tab or a carriage return for a
 formula, and a formula may start programs. Such text gets an apostrophe in front; numbers do not.
-Text that already has apostrophes in front gets one more, so that `read_csv` removes exactly one.
+Text with apostrophes before such a character gets one more, so that `read_csv` removes exactly one.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class PathClaim:
 
     Attributes:
       token: unique to the claim.
-      metadata: whatever else the claim's maker stored in it.
+      metadata: bytes that the claim's maker stored in it.
       state: changes with every renewal.
     """
 
@@ -119,7 +119,7 @@ class Files(Protocol):
           temporary: path to write to until then, where the storage needs one.
           deferred: receives the call that makes the file appear, where that call is slow.
           durable: whether the content reaches the disk before the file gets its name, and the
-            name before the block's end returns, so that a power cut leaves the file whole.
+            name before the block is left, so that a power cut leaves the file whole.
         """
 
     def create_once(self, path: str, data: bytes) -> None:

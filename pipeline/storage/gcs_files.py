@@ -275,7 +275,7 @@ class FencedGcsFiles(GcsFiles):
     def __init__(self, fence: Fence) -> None:
         self._fence = fence
         self._checked = -math.inf
-        self._known: dict[str, int] = {}
+        self._generations: dict[str, int] = {}
 
     def _check(self, max_age: float = 0.0) -> None:
         """Raises JobError if the claim is lost, unless it was checked within `max_age` seconds."""
@@ -289,27 +289,27 @@ class FencedGcsFiles(GcsFiles):
 
     def info(self, path: str) -> FileInfo | None:
         info = super().info(path)
-        self._known.setdefault(path, 0 if info is None else int(info.identity))
+        self._generations.setdefault(path, 0 if info is None else int(info.identity))
         return info
 
     def read(self, path: str, limit: int | None = MAX_READ_BYTES) -> bytes:
         blob = _blob(path)
         data = self._read(blob, path, limit)
-        self._known.setdefault(path, int(blob.generation))
+        self._generations.setdefault(path, int(blob.generation))
         return data
 
     def _upload(self, path: str, file: BinaryIO, **conditions: int) -> storage.Blob:
         self._check(_CHECK_SECONDS)
         blob = super()._upload(path, file, **conditions)
-        self._known[path] = int(blob.generation)
+        self._generations[path] = int(blob.generation)
         return blob
 
     def _commit(self, path: str, file: BinaryIO) -> None:
-        if path not in self._known:
+        if path not in self._generations:
             self.info(path)
         self._check()
         try:
-            self._upload(path, file, if_generation_match=self._known[path])
+            self._upload(path, file, if_generation_match=self._generations[path])
         except FileExistsError:
             self._check()
             file.seek(0)
@@ -322,13 +322,13 @@ class FencedGcsFiles(GcsFiles):
     def copy(self, source: str, target: str) -> None:
         self._check(_CHECK_SECONDS)
         super().copy(source, target)
-        self._known.pop(target, None)
+        self._generations.pop(target, None)
 
     def _delete(self, path: str, **conditions: int) -> bool:
         self._check()
-        done = super()._delete(path, **conditions)
-        self._known[path] = 0
-        return done
+        removed = super()._delete(path, **conditions)
+        self._generations[path] = 0
+        return removed
 
 
 @functools.lru_cache(64)
@@ -360,7 +360,7 @@ class _Ranges(io.RawIOBase):
     def __init__(self, files: GcsFiles, info: FileInfo) -> None:
         self._files = files
         self._info = info
-        self._at = 0
+        self._position = 0
 
     def readable(self) -> bool:
         return True
@@ -369,15 +369,15 @@ class _Ranges(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._info.size}[whence]
-        self._at = base + offset
-        return self._at
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._info.size}[whence]
+        self._position = base + offset
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        length = min(len(buffer), max(0, self._info.size - self._at))
-        ((data),) = self._files.read_ranges(self._info.path, [(self._at, length)])
+        length = min(len(buffer), max(0, self._info.size - self._position))
+        ((data),) = self._files.read_ranges(self._info.path, [(self._position, length)])
         buffer[:length] = data
-        self._at += length
+        self._position += length
         return length
 
 

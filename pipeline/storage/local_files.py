@@ -256,11 +256,11 @@ def _regular(path: str, status: os.stat_result) -> os.stat_result:
     if kind in (stat.S_IFREG, stat.S_IFDIR):  # Opening a folder raises an error of its own.
         return status
     name = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}.get(kind, "a device")
-    raise UsageError(f"{path} is no file but {name}")
+    raise UsageError(f"{path} is not a file but {name}")
 
 
 def _sync(file: BinaryIO) -> None:
-    """Flushes what was written to the disk."""
+    """Flushes a file to the disk."""
     file.flush()
     os.fsync(file.fileno())
 

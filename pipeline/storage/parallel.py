@@ -32,7 +32,7 @@ def read_ahead(
     """Yields each item with the result of a call on it, in order; calls run ahead in threads.
 
     Args:
-      call: reads what an item needs.
+      call: reads the data of an item.
       items: any number of items.
       ahead: how many calls may run ahead of the consumer; 0 calls without threads.
 

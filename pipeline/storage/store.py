@@ -209,7 +209,7 @@ class Store:
         return in_parallel(self.size, paths) if self.is_remote else [self.size(p) for p in paths]
 
     def read(self, relative: str, limit: int | None = MAX_READ_BYTES) -> bytes:
-        """Reads a whole file. Raises OSError if it cannot be read, and what `Files.read` raises."""
+        """Reads a whole file; errors are those of `Files.read`."""
         return self.files.read(self.path(relative), limit)
 
     def read_ranges(self, relative: str, ranges: list[tuple[int, int]]) -> list[bytes]:
@@ -267,8 +267,8 @@ class Store:
         self.files.create_once(self.writable_path(relative), data)
 
     def temporary(self) -> str:
-        """Returns a unique absolute path for a file that is being written. Its name begins with the
-        process's, so that the leftovers of a killed process can be recognised."""
+        """Returns a unique absolute path for a file that is being written. The process is part of
+        the name, so that the leftovers of a killed process can be recognised."""
         return self.writable_path(f"{TEMPORARY}/{this_process().name}+{uuid.uuid4().hex}")
 
     def digest(self, relative: str) -> str:
@@ -371,7 +371,7 @@ def _is_leftover(name: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Together(Store):
-    """See `Store.together`."""
+    """The view that `Store.together` yields."""
 
     uploads: list[Callable[[], object]] = dataclasses.field(default_factory=list)
 
