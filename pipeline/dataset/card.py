@@ -364,7 +364,7 @@ def _licence(manifest: Manifest) -> list[str]:
 def _notes(manifest: Manifest) -> Iterator[str]:
     if manifest.is_sample:
         yield (
-            "these pictures are the embedded sample's composites, so accuracies on them say "
+            "these pictures are composites from the embedded sample, so accuracies on them say "
             "nothing about ImageNet"
         )
     for split, by_variant in manifest.samples.items():

@@ -102,11 +102,13 @@ def test_the_tutorials_sample_is_as_told(
             printed = text.split("$ in9 run --output out\n")[1].split("```")[0]
             assert printed in done.stdout
             assert "could not show" not in done.stdout
-            assert printed.startswith("these pictures are the embedded sample's composites")
+            assert printed.startswith("these pictures are composites from the embedded sample")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "data:image" not in page
     # What the pictures are comes before any figure, and nothing is said of ImageNet.
-    note = "These pictures are the embedded sample's composites, so accuracies on them say nothing"
+    note = (
+        "These pictures are composites from the embedded sample, so accuracies on them say nothing"
+    )
     assert 0 < page.index(note) < page.index('class="facts"')
     assert "so none is judged here" in page
     assert 'class="claims"' not in page

@@ -105,7 +105,7 @@ def test_the_card_of_the_sample_names_its_own_sources(manifest: Manifest) -> Non
     assert "\nlicense: gpl-2.0\n" in card
     title, first, *_ = card.partition("---\n\n")[2].split("\n\n")
     assert title == "# ImageNet-9 variants of the sample"
-    assert "composites, so accuracies on them say nothing about ImageNet" in first
+    assert "composites from the embedded sample, so accuracies on them say nothing" in first
     assert f"\n{sample_sources()}\n" in card
     for words in ("tuxpaint-stamps-default", "Bill Kendrick", "GPL-2.0", "a single cut-out"):
         assert words in card, words
