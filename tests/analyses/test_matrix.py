@@ -1,4 +1,4 @@
-"""The train x test matrix, and what keeps trained images out of the test."""
+"""Tests the train x test matrix, and the checks that keep trained images out of the test."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ NAME = "probe-efficientnet_lite0-val-holdout0.5"
 
 
 def rows_of(output: Path, name: str) -> list[dict[str, str]]:
-    """A table of results."""
+    """Reads a table of results."""
     with (output / "results" / f"{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def row_folder(output: Path, row: str) -> Path:
-    """Results of a row's model."""
+    """Returns the folder with the results of a row's model."""
     return output / "results" / f"{NAME}-{row}+holdout0.5"
 
 
 def checkpoint(output: Path, variant: str) -> str:
-    """The entry of `--models` of a probe."""
+    """Returns the `--models` entry of a probe."""
     return f"tf_efficientnet_lite0={output}/models/{NAME}-seed0/{variant}.safetensors"
 
 
 @pytest.fixture(scope="module")
 def probed(three_draws: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A dataset with a matrix, and what was said. Not to be changed."""
+    """A dataset with a matrix, and the output of the command. Tests must not change it."""
     output = tmp_path_factory.mktemp("matrix") / "out"
     shutil.copytree(three_draws, output)
     return output, run_in9("matrix", "--dataset", output, *PROBE).stdout
@@ -59,13 +59,13 @@ def probed(three_draws: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 @pytest.fixture
 def copied(probed: tuple[Path, str], tmp_path: Path) -> Path:
-    """The same, to be changed."""
+    """A copy of the dataset with a matrix that a test may change."""
     return Path(shutil.copytree(probed[0], tmp_path / "out"))
 
 
 @pytest.fixture(scope="module")
 def evaluated(probed: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of it, with a probe evaluated on what was held out, and one on all images."""
+    """A copy with one probe evaluated on the held-out images, and one on all images."""
     output = Path(shutil.copytree(probed[0], tmp_path_factory.mktemp("evaluated") / "out"))
     command = ("evaluate", "--dataset", output, *ONE, "--pictures", "none", "--models")
     run_in9(*command, checkpoint(output, "original"), "--holdout", 0.5)
@@ -113,7 +113,7 @@ def test_every_cell_has_its_images_interval_and_published_figure(
 
 
 def test_a_cell_is_what_evaluate_says_of_the_checkpoint(evaluated: Path) -> None:
-    """Features and a layer in one, the whole network in the other."""
+    """Compares a layer on stored features (the matrix) with the whole network (evaluate)."""
     cells = {
         row["test_variant"]: row
         for row in rows_of(evaluated, "matrix")
@@ -135,7 +135,7 @@ def test_a_cell_is_what_evaluate_says_of_the_checkpoint(evaluated: Path) -> None
     ]
     content = json.loads((evaluated / "results" / "matrix.json").read_text())
     (ours,) = [r for r in content["matrices"][0]["gaps"] if r["train_variant"] == "original"]
-    # Evaluation has all three draws, the matrix the first one.
+    # `evaluate` counts all three draws, the matrix only the first.
     assert (gap["n"], gap["replicates"]) == (str(ours["n"]), "3")
 
 
@@ -152,7 +152,7 @@ def test_a_second_run_makes_what_is_missing_and_nothing_else(copied: Path, tmp_p
     predictions.unlink()
     (copied / "models" / f"{NAME}-seed0" / "mixed_same.safetensors").unlink()
     said = run_in9("matrix", "--dataset", copied, *PROBE).stdout
-    # The probe is the same again, so what it said stays.
+    # Training gives the same probe again, so its predictions stay valid.
     assert "rows tested: 1 of 4" in said
     assert predictions.read_bytes() == made
     after = stamps(copied)
@@ -178,13 +178,13 @@ def test_rows_are_models_whose_pivot_the_matrix_is(probed: tuple[Path, str]) -> 
 
 def test_a_smaller_matrix_keeps_what_is_in_it(copied: Path) -> None:
     before = {(r["train_variant"], r["test_variant"]): r for r in rows_of(copied, "matrix")}
-    # What one row says of the pictures that are there does not depend on the others.
+    # A row whose model is damaged disappears; the other rows do not depend on it.
     row_folder(copied, "mixed_rand").joinpath("model.json").write_bytes(b"{}")
     run_in9("report", "--dataset", copied, "--pictures", "none")
     assert rows_of(copied, "matrix") == [
         row for (train, _), row in before.items() if train != "mixed_rand"
     ]
-    # They are in no other table.
+    # Probes of a matrix appear in no other table.
     assert {path.name for path in copied.glob("results/*.csv")} == {"matrix.csv"}
     flags = ("--probe", "--holdout", 0.5, "--pictures", "none", "--variants", "original,only_bg_t")
     run_in9("matrix", "--dataset", copied, *flags)
@@ -215,7 +215,7 @@ def test_tests_on_trained_images_are_refused_and_marked(
         assert f"was trained on {trained} of the images" in said
         assert "--holdout 0.5" in said
         assert said.count("\n") == 1
-    # A row is refused before a cell of it is tested.
+    # A row is refused before any of its cells is tested.
     again = ("matrix", "--dataset", output, "--probe", "--variants", "original")
     said = run_in9(*again, "--train_split", "val", check=2).stderr
     assert "were trained on (row original)" in said
@@ -260,7 +260,7 @@ def test_whole_networks_and_in9l(three_draws: Path, tmp_path: Path) -> None:
     ]
     assert {(row["method"], row["overlap"]) for row in rows} == {("train", "0")}
     assert "nothing to do" in run_in9(*command, *flags, *variants).stdout
-    # It is the same pictures, in another folder.
+    # Here IN-9L is another copy of the dataset, so both columns test the same pictures.
     entry = output / rows[-1]["checkpoint"]
     evaluate = ("evaluate", "--dataset", output, "--holdout", 0.5, "--pictures", "none", *ONE)
     run_in9(*evaluate, "--models", f"test_efficientnet={entry}")
@@ -278,7 +278,8 @@ def test_whole_networks_and_in9l(three_draws: Path, tmp_path: Path) -> None:
         row = found.get(("only_bg_t", "in9l"))
         return (row["ci_low"], row["ci_high"]) if row else None
 
-    # Images of a group count as related, also those of IN-9L, whose index lies elsewhere.
+    # Images of a group count as related. This holds for IN-9L as well, whose index lies in another
+    # dataset.
     fingerprint = manifest_of(three_draws)["fingerprint"]
     (folder,) = output.glob(f"results/*-only_bg_t+holdout0.5+{fingerprint[:12]}")
     model = folder / "model.json"
@@ -320,7 +321,7 @@ def test_what_does_not_fit_is_one_line(
 
 
 def matrix_of(overlap: int = 0) -> dict[str, Any]:
-    """The paper's own figures, as a matrix on its 4,050 images."""
+    """Returns the paper's own figures as a matrix on its 4,050 images."""
     rows = [
         {
             "train_variant": train,
@@ -361,5 +362,5 @@ def test_claims_on_training_are_judged_by_a_matrix(probed: tuple[Path, str]) -> 
     found = {text: v for text, v in verdicts(matrix_of()).items() if v is not Verdict.NOT_RUN}
     assert len(found) == 5
     assert set(found.values()) == {Verdict.HOLDS}
-    # What was tested on its own training images is no evidence.
+    # A test on a model's own training images is no evidence.
     assert set(verdicts(matrix_of(overlap=7)).values()) == {Verdict.NOT_RUN}

@@ -1,4 +1,4 @@
-"""Saliency: gradients, their mass inside a mask, and the command that measures them."""
+"""Tests saliency: gradients, their mass inside a mask, and the command that measures them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_an_overlay_shows_map_picture_and_outline() -> None:
     shown = overlay(picture, saliency, mask)
     assert (shown.shape, shown.dtype) == ((40, 40, 3), np.uint8)
     assert shown[10, 15].tolist() == [255, 255, 255]
-    # Far from the map, the darkened picture; at its peak, a bright warm colour.
+    # Far from the map the picture is only darkened; the map's peak is a bright warm colour.
     assert shown[2, 2].tolist() == [80, 80, 80]
     assert shown[20, 20, 0] > 240 > 180 > shown[20, 20, 2]
     np.testing.assert_array_equal(overlay(picture, 100 * saliency, mask), shown)
@@ -86,7 +86,7 @@ def test_an_overlay_shows_map_picture_and_outline() -> None:
 
 
 class Smooth(torch.nn.Module):
-    """A small network without kinks: finite differences are exact to second order."""
+    """A small smooth network, so finite differences are exact to second order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Smooth(torch.nn.Module):
 
 
 class Detached(Smooth):
-    """One whose outputs do not know where they come from."""
+    """A network whose outputs are detached from its input, so they have no gradient."""
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         return super().forward(pictures.detach())
@@ -130,7 +130,7 @@ def random_pictures(count: int, side: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", [None, 16])
 def test_gradients_agree_with_finite_differences(size: int | None) -> None:
-    """Also through a resize, with respect to the stored pixels."""
+    """Checks gradients with respect to the stored pixels, with and without a resize."""
     predictor = predictor_of(Smooth(), size=size)
     pictures = random_pictures(2, 8)
     logits, gradients = answer_gradients(predictor, pictures)
@@ -162,7 +162,7 @@ def test_a_model_without_gradients_says_so() -> None:
 
 
 class Short(Smooth):
-    """One for which the memory suffices for a single picture."""
+    """A network that runs out of memory on more than one picture."""
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         if len(pictures) > 1:
@@ -201,8 +201,11 @@ def test_images_to_show_are_spread_over_the_classes(one_worker: Path) -> None:
 
 
 def recompute(output: Path, key_order: Sequence[str]) -> dict[str, tuple[float, float, int]]:
-    """Key to (mass inside the mask, mask's area, winning output) of EfficientNet-Lite0, by
-    a loop over single pictures."""
+    """Computes saliency of EfficientNet-Lite0 in a loop over single pictures.
+
+    Returns:
+      (mass inside the mask, mask's area, winning output) by key.
+    """
     module = load_model("efficientnet_lite0").module
     dataset = Dataset.open(Store(str(output)))
     found = {}
@@ -278,7 +281,7 @@ def test_the_command_measures_shows_and_resumes(
     assert "no gradient" in lines["python:blind:model"]["error"]
     assert lines["python:blind:model"]["mass_in_mask"] == ""
 
-    # What is there is not made again; what is missing is, and fewer images are shown.
+    # A rerun with fewer maps recreates missing files, keeps existing ones and removes extra maps.
     missing = sorted(folder.glob("saliency/*.parquet"))[0]
     gone = pq.read_table(missing)
     missing.unlink()

@@ -1,4 +1,4 @@
-"""Accuracy on ImageNet, measured or published, and the trend of other accuracies against it."""
+"""Tests ImageNet accuracy, measured or published, and the trend of other accuracies against it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def without_error(models: int) -> list[NDArray[np.float64]]:
-    """Sums of pictures that give no model any error."""
+    """Returns sums over pictures that give no model any error."""
     return [np.zeros((models, 2))]
 
 
@@ -80,7 +80,7 @@ def test_a_line_is_the_least_squares_one() -> None:
 @pytest.mark.parametrize("models", [4, 12])
 @pytest.mark.parametrize("scatter", [0.0, 0.03])
 def test_intervals_of_slopes_cover(models: int, scatter: float) -> None:
-    """Over models, and over images whose errors the models share, and the better ones less."""
+    """Simulates models that share the errors of images; better models share them less."""
     rng = np.random.default_rng(1)
     x, covered = np.linspace(0.6, 0.85, models), 0
     shares = np.linspace(1, 0.2, models)[:, None]
@@ -106,7 +106,8 @@ def test_intervals_of_slopes_depend_on_models_not_on_their_order() -> None:
     assert line is not None
     assert shuffled is not None
     assert dataclasses.astuple(shuffled) == pytest.approx(dataclasses.astuple(line))
-    # Points on a line have no doubt about its slope but that of the images; without, none is known.
+    # For points exactly on a line only the images contribute to the slope's error; without their
+    # errors, no interval is known.
     assert fit_line(x, 0.5 * x, without_error(8)) is None
     assert fit_line(x, 0 * x, without_error(8)) is None
     shared = fit_line(x, 0.5 * x, [np.outer(x, rng.normal(0, 0.01, 30))])
@@ -117,7 +118,7 @@ def test_intervals_of_slopes_depend_on_models_not_on_their_order() -> None:
 def test_no_line_without_enough_different_points() -> None:
     assert fit_line([0.7, 0.8], [0.1, 0.2], without_error(2)) is None
     assert fit_line([0.7, 0.7, 0.7], [0.1, 0.2, 0.3], without_error(3)) is None
-    # Such a slope is one model's.
+    # One model alone would decide this slope.
     assert fit_line([0.7, 0.7, 0.8], [0.1, 0.2, 0.3], without_error(3)) is None
     assert fit_line([0.7, 0.72, 0.8], [0.1, 0.2, 0.3], without_error(3)) is not None
     with pytest.raises(ValueError, match="2 and 1 accuracies for 2"):
@@ -159,14 +160,14 @@ def test_a_figure_is_looked_up_by_tag_and_size() -> None:
     assert re.fullmatch(r"published: timm results-imagenet\.csv .*, 224 px", small.source)
     assert published_top1("resnet50.a1_in1k", 300) == large
     assert published_top1("hf:timm/resnet50.a1_in1k", 224) == small
-    # Neither the architecture nor a checkpoint of it is those weights.
+    # Neither an architecture without a tag nor a checkpoint file has a published figure.
     assert published_top1("resnet50", 224) is None
     assert published_top1("resnet50=resnet50.a1_in1k", 224) is None
 
 
 @pytest.fixture
 def tiny_imagenet(small_sample: Path, tmp_path: Path) -> Path:
-    """18 pictures in ImageNet-9's classes, two in another class, one in none, and a note."""
+    """18 pictures of ImageNet-9's classes, two of another class, one of none, and a text file."""
     root = Path(shutil.copytree(small_sample, tmp_path / "imagenet"))
     shutil.rmtree(root / "Annotations")
     pictures = sorted(root.glob("val/*/*.JPEG"))
@@ -218,7 +219,7 @@ def test_shards_of_a_listing_hold_every_image_once() -> None:
 def test_top1_is_the_models_own_on_the_whole_picture(
     one_worker: Path, tiny_imagenet: Path, tmp_path: Path
 ) -> None:
-    """Against timm's own transform and an argmax over 1000 outputs, image by image."""
+    """Compares each image with timm's own transform and an argmax over 1000 outputs."""
     output = Path(shutil.copytree(one_worker, tmp_path / "out"))
     torch.manual_seed(0)
     nine = timm.create_model("mobilenetv3_small_050", num_classes=9)
@@ -248,7 +249,7 @@ def test_top1_is_the_models_own_on_the_whole_picture(
     assert found["top1"] == correct / 20
     assert found["ci_low"] < found["top1"] < found["ci_high"]
     assert f"ImageNet top-1, efficientnet_lite0: {5 * correct:.1f} %" in done.stdout
-    # A head of nine outputs names no classes of ImageNet.
+    # A head of nine outputs cannot name ImageNet's classes.
     assert len(list(output.glob("results/*/imagenet.json"))) == 1
 
     rows = table(output / "results" / "trend.csv")
@@ -301,7 +302,7 @@ PICTURES = 4000
 
 
 def measured_of(summaries: list[dict[str, Any]]) -> list[ModelContributions]:
-    """Their predictions: of the first images as many right as each summary says."""
+    """Returns predictions that are right on as many of the first images as each summary states."""
     keys = pa.array([f"{i:06}" for i in range(PICTURES)])
     labels, units = np.zeros(PICTURES, np.int16), np.arange(PICTURES)
     images = EvalImages(keys, labels, np.zeros(PICTURES), keys, labels, (), units)
@@ -321,8 +322,11 @@ def trend_of(store: Store, summaries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def summary_of(model: str, top1: float, size: int = 224, **evaluation: str) -> dict[str, Any]:
-    """A summary whose accuracies lie on lines of slope 0.5, its gap on one of -0.2, and so that on
-    mixed_same on one of 0.3."""
+    """Returns a summary on lines of known slope.
+
+    Accuracies lie on lines of slope 0.5 and the gap on a line of slope -0.2, so the accuracy on
+    mixed_same lies on a line of slope 0.3.
+    """
     how = {"split": "val", "eval_input": "stored", "precision": "fp32", **evaluation}
     row = {"ci_low": 0.0, "ci_high": 1.0, "n": 100}
     gap = 0.3 - 0.2 * top1
@@ -355,21 +359,22 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
     assert {point["imagenet_top1"] for point in trend["points"]} == set(MODELS.values())
     slopes = {line["variant"]: line["slope"] for line in trend["lines"]}
     expected = {**dict.fromkeys(TREND_VARIANTS, 0.5), "mixed_same": 0.3, BG_GAP: -0.2}
-    # Accuracies are whole numbers of pictures.
+    # Each accuracy is rounded to a whole number of pictures.
     assert slopes == pytest.approx(expected, abs=0.01)
     assert all(line["models"] == 4 for line in trend["lines"])
     assert all(line["slope_low"] < line["slope"] < line["slope_high"] for line in trend["lines"])
     assert any("those of one family are not" in note for note in trend["notes"])
     assert any("published: timm results-imagenet.csv" in note for note in trend["notes"])
-    # Only the paper's rule is drawn, both are listed.
+    # The figure draws only the paper's rule; the table lists both rules.
     assert len(table(tmp_path / "results" / "trend.csv")) == 2 * 4 * 6
 
-    # Models whose predictions are not there have points, and are in no line.
+    # A model without stored predictions has points but does not enter the lines.
     trend = write_trend(store, "f" * 32, summaries, imagenet9(), measured_of(summaries[:3]))
     assert {line["models"] for line in trend["lines"]} == {3}
     assert len(trend["points"]) == 4 * 6
 
-    # A part of ImageNet does not compare with all of it: figures on one set of images at a time.
+    # Accuracies on a part of ImageNet do not compare with those on all of it, so the trend uses
+    # figures on one set of images at a time.
     def measure(model: str, **other: Any) -> None:
         part = {"n": 10, "classes": 3, "listing": "part", "top1": 0.5, "weights_sha256": "ab" * 32}
         part |= {"model": model, "ci_low": 0.2, "ci_high": 0.8}
@@ -395,7 +400,7 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
         measure(model, n=50_000, classes=1000, top1=0.6)
     assert known() == dict.fromkeys(MODELS, 0.6)
 
-    # Measured accuracies are at the model's own input size, whatever that of the pictures is.
+    # Accuracy is measured at the model's own input size, whatever size the pictures have.
     trend = trend_of(store, [summary_of("resnet50.a1_in1k", 0.8, 96)])
     assert {point["imagenet_input_size"] for point in trend["points"]} == {224}
     trend = trend_of(store, summaries[:2])
@@ -407,7 +412,7 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
 
 def test_both_axes_are_of_one_input_size_or_the_page_says_which(tmp_path: Path) -> None:
     def sizes(size: int) -> tuple[dict[str, int], str, str]:
-        # One has published figures at 224 and 288 pixels, the other at 224 alone.
+        # ResNet-50 has published figures at 224 and 288 pixels, VGG-16 only at 224.
         names = ("resnet50.a1_in1k", "vgg16.tv_in1k")
         trend = trend_of(Store(str(tmp_path)), [summary_of(name, 0.7, size) for name in names])
         assert {point["input_size"] for point in trend["points"]} == {size}
@@ -437,7 +442,7 @@ def test_the_figure_names_every_model_and_repeats(tmp_path: Path) -> None:
     for name in ("Mixed-Same", "Mixed-Rand", "Mixed-Next", "No-FG", "Only-BG-T", "BG-Gap"):
         assert name in texts
     assert "date" not in text.lower()
-    # Many models: some are named, all are drawn.
+    # With many models, only some get a name, but all are drawn.
     rows = [row for row in table(TABLE) if "." in row["name"]][:60]
     many = [summary_of(row["name"], float(row["top1"]) / 100) for row in rows]
     assert b"<svg" in trend_figure(trend_of(store, many)).svg

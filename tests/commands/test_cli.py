@@ -1,4 +1,4 @@
-"""Wrong usage: one line that helps, and the right exit code."""
+"""Tests the command line: wrong usage gets one helpful line and the right exit code."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a G
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """A folder with the manifest of a dataset, and nothing of what it names."""
+    """A folder with the manifest of a dataset but without its files."""
     counted = ("listed", "outside_taxonomy", "other_files", "accepted", "rejected", "selected")
     manifest = Manifest(
         config=DatasetConfig(),
@@ -141,7 +141,7 @@ def test_commands_and_outputs_must_be_named(capsys: pytest.CaptureFixture[str]) 
         (("attack", "--attack", 9), "this command has no --attack; say --grid all|N|FxB"),
         (("run", "--maps", 9), "this command has no --maps; say --saliency N"),
         (("matrix", "--models", "x"), "this command has no --models; say --arch A,B"),
-        # Beam has a flag of that name, which does nothing here.
+        # Beam has a flag of the same name, but it would have no effect here.
         (("evaluate", "--dry-run"), "no --dry_run, which is a flag of in9 run, generate"),
         (("verify", "--colour"), "unknown flag --colour; see: in9 verify --help all"),
     ],
@@ -378,7 +378,7 @@ def test_readers_wait_for_neither_beam_nor_torch(
     sample_run: Path, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     shutil.copytree(sample_run, tmp_path / "out")
-    # So that the page is made.
+    # `in9 report` must write the page, so the existing one goes.
     (tmp_path / "out" / "report.html").unlink()
     words = [word.replace("exported", str(tmp_path / "exported")) for word in command]
     code = (
@@ -419,7 +419,7 @@ def test_no_flag_of_beam_is_a_misspelt_one_of_ours(command: str) -> None:
     of_beam = [name for action in parser._actions for name in action.option_strings]
     own = flags_of(command)
     assert "--num_workers" in of_beam
-    # So that dashes can be taken for underscores in any of them.
+    # No flag of Beam has dashes, so dashes can be read as underscores in all flags.
     assert {underscored(name) for name in of_beam} <= set(of_beam)
     for name in set(of_beam) - {flag.name for flag in own}:
         refuse_near_misses(name, own)

@@ -1,4 +1,4 @@
-"""Words of a command line and files of flags: what becomes of them, and what is refused."""
+"""Tests how command lines and files of flags are parsed, and which are refused."""
 
 from __future__ import annotations
 

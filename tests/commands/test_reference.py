@@ -1,5 +1,4 @@
-"""The reference against the code it is made from, the commands of all pages against the command
-line, and the tutorial's sample as it is told."""
+"""Tests that the docs match the code: the reference, all commands on pages, the tutorial."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ _COMMAND = re.compile(r"(?:\w+=\S+ )*(?:\S*/)?in9 (.*)")
 
 
 def commands_of(text: str) -> list[list[str]]:
-    """Words behind `in9` of every command line in a page's blocks of shell."""
+    """Returns the words after `in9` of every command in a page's shell blocks."""
     found = []
     for kind, block in _BLOCK.findall(text):
         for line in block.replace("\\\n", " ").splitlines():
@@ -66,7 +65,7 @@ def test_every_command_of_a_page_is_one(page: Path) -> None:
     for words in commands_of(page.read_text()):
         arguments, rest = build_parser().parse_known_args(words)
         assert arguments.command == words[0]
-        # What is left is for Beam, whose flags none of our pages spells with a value alone.
+        # Beam gets the rest, so the rest must begin with a flag.
         assert all(word.startswith("--") for word in rest[:1]), words
 
 
@@ -105,7 +104,7 @@ def test_the_tutorials_sample_is_as_told(
             assert printed.startswith("these pictures are composites from the embedded sample")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "data:image" not in page
-    # What the pictures are comes before any figure, and nothing is said of ImageNet.
+    # The page tells what the pictures are before any figure, and claims nothing about ImageNet.
     note = (
         "These pictures are composites from the embedded sample, so accuracies on them say nothing"
     )
