@@ -1,5 +1,4 @@
-"""The files that introduce a dataset: the card as the Hugging Face hub reads it, Croissant as
-its own library does."""
+"""Tests the dataset card with the Hugging Face library, and Croissant with its own library."""
 
 from __future__ import annotations
 
@@ -46,7 +45,7 @@ def cards(manifest: Manifest, taxonomy: Taxonomy | None = None) -> dict[str, str
 
 
 def changed(manifest: Manifest, **flags: Any) -> Manifest:
-    """The manifest of another configuration."""
+    """Returns the manifest with other flags in its configuration."""
     config = type(manifest.config).from_flags({**manifest.config.flags(), **flags})
     return dataclasses.replace(manifest, config=config)
 
@@ -112,7 +111,7 @@ def test_the_card_of_the_sample_names_its_own_sources(manifest: Manifest) -> Non
     for words in ("imagenet-1k", "terms-of-the-source", "Labels are ImageNet's", "not a copy of"):
         assert words not in card, words
     assert json.loads(of(selected)["croissant.json"])["license"] == LICENCE
-    # With another picture among them, they are not the sample.
+    # A dataset with a single other picture is not the sample.
     assert of(selected - 1) == cards(manifest)
 
 
@@ -127,7 +126,7 @@ def test_a_class_without_images_is_named(manifest: Manifest) -> None:
     assert f"**S{note[1:]}" in cards(gone)["README.md"]
     whole = dataclasses.replace(gone, rejections={"val": {}})
     assert notes_of(whole) == ["split val has no image of fish, insect"]
-    # Of many, ten are named; where none is there, another line says so.
+    # The note names ten of many classes. If no class has an image, another line says so.
     many = {"a": 1, **{f"class {number:02}": 0 for number in range(12)}}
     few = dataclasses.replace(whole, samples={"val": dict.fromkeys(PAPER, many)})
     assert notes_of(few)[0].endswith("class 08, class 09 and 2 more")
@@ -159,7 +158,7 @@ def test_equal_manifests_give_equal_cards(one_worker: Path, manifest: Manifest) 
 def test_croissant_validates(one_worker: Path) -> None:
     metadata = mlcroissant.Dataset(jsonld=str(one_worker / "croissant.json")).metadata
     assert metadata.issues.errors == set()
-    # The only advice that is not followed: a dataset that is made again is the same.
+    # One recommendation is not followed, because a date would make equal datasets differ.
     (warning,) = metadata.issues.warnings
     assert "datePublished" in warning
     files = manifest_of(one_worker)["files"]

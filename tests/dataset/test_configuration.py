@@ -1,4 +1,4 @@
-"""What a dataset is made with: its flags, what identifies them, and the words that tell them."""
+"""Tests the flags of a dataset: their fingerprints, and how card and Croissant describe them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.dataset.sinks import SAMPLE_FIELDS
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 
-# Another value than the default of every flag, and what else then must be another one.
+# A value other than the default for every flag, and in NEEDS the other flags that it requires.
 SEGMENT = SegmentConfig(
     *(128, 300, "bicubic", "box", 1, (), "each", 0.8, 0.4, 0.2, "pad", "in9l")
 ).flags() | {"segmenter_parameters": ("version=3", "size=7")}
@@ -63,9 +63,9 @@ def test_a_flag_changes_what_it_decides_and_nothing_else() -> None:
         decides = config.segment.fingerprint() != base.segment.fingerprint()
         assert decides == bool(changed & set(SEGMENT)), name
         decides = config.compose.fingerprint() != base.compose.fingerprint()
-        # Which scenes were drawn is known only where they are.
+        # Only scenes that were drawn count, and the flag `backgrounds` does not tell them.
         assert decides == bool(changed & set(COMPOSE) - {"backgrounds"}), name
-    # Another implementation of the same masks.
+    # cv2 is another implementation that gives the same masks.
     assert flags(segmenter="cv2").fingerprint() == base.fingerprint()
 
 

@@ -1,4 +1,4 @@
-"""The files of a dataset: written, found and read back, verified, held out, and in versions."""
+"""Tests the files of a dataset: writing, finding, reading, verification, holdout and versions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_layers_are_found_in_their_tar_as_they_were(store: Store, three_draws: P
     changed = [dataclasses.replace(one, **{name: getattr(two, name)}) for name in files.PARTS]
     changed.append(dataclasses.replace(one, box=one.box._replace(x1=6)))
     assert len({files.layer_digest(each) for each in (one, *changed)}) == 5
-    # A record's digest is of the layer in the tar.
+    # The digest in a record matches the layer in the tar.
     store = Store(str(three_draws))
     row = next(r for r in records.read_rows(store, layer_record("val", 0)) if r["layer_digest"])
     read = files.decode_layer(files.read_parts(store, layer_tar("val", 0), row), row["box"])
@@ -72,7 +72,7 @@ def test_a_shard_is_found_where_its_record_and_files_lie(store: Store) -> None:
 
     store.write(staging.staged(tar), b"abc")
     files = [staging.digest_of(staging.staged(tar), tar, 1)]
-    assert found() is None  # What a killed run staged without a record never counts.
+    assert found() is None  # Files that a killed run staged without a record do not count.
     made = staging.write(record, pa.table({"key": ["a", "b"]}), "f", files)
     assert staging.find(record, "g") is None
     shard = staging.find(record, "f")
@@ -99,7 +99,7 @@ def test_each_fault_of_a_dataset_is_a_line(three_draws: Path, tmp_path: Path) ->
     flipped = (output / other).read_bytes()
     (output / other).write_bytes(flipped[:-1] + b"?")
     (output / "results").mkdir()
-    for extra in ("parquet/extra", "results/extra"):  # Only the one lies among files of shards.
+    for extra in ("parquet/extra", "results/extra"):  # Folders without shards may hold other files.
         (output / extra).write_text("")
     assert list(verify(dataset)) == [
         f"{gone}: missing",
@@ -132,7 +132,7 @@ def test_the_newest_whole_version_is_read_and_none_is_written_into(store: Store)
     said = latest.Latest("f" * 32, (newest, broken))
     store.write(latest.LATEST, said.to_json())
     assert latest.read_latest(store) == said
-    # One that is older than the list was taken off it.
+    # A version that is older than the list was removed from the list on purpose.
     assert latest.finished_versions(store) == [newest]
     os.utime(store.path(latest.LATEST), (0, 0))
     assert latest.finished_versions(store) == [newest, unlisted]

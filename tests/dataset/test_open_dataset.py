@@ -1,4 +1,4 @@
-"""`in9.open_dataset`: a dataset as a sequence of (image, label, meta), without Beam."""
+"""Tests `in9.open_dataset`, which reads a dataset as (image, label, meta) without Beam."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from transforms.variants import PAPER
 
 @pytest.fixture(scope="module")
 def in_tars(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Published versions in tars alone, made of the small pictures with their boxes as masks."""
+    """A published dataset with tars only, cut from the small pictures with their boxes as masks."""
     output, place = (tmp_path_factory.mktemp("tars") / name for name in ("out", "published"))
     command = ("generate", "--output", output, "--input", small_sample, "--segmenter", "box")
     how = ("--formats", "webdataset", "--images_per_shard", 6, "--publish", place)
@@ -84,7 +84,7 @@ def test_all_variants_are_of_the_same_images(in_tars: Path) -> None:
         assert [meta["key"] for _, _, meta in dataset.select(variant)] == keys
     foreground = dataset.select("fg_mask")[0][0] == 255
     silhouette = dataset.select("no_fg")[0][0]
-    # Black but for what JPEG makes of its edges.
+    # The silhouette is black except for JPEG artefacts at its edges.
     assert silhouette[foreground].max() < 32 < silhouette[~foreground].max()
 
 

@@ -1,4 +1,4 @@
-"""Other people's tools read the output as it is; verify finds what is wrong with it."""
+"""Tests that other tools read a dataset unchanged, and that `in9 verify` finds its faults."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_wrong_counts_are_contradictions(copy: Path) -> None:
 
 
 def hash_again(output: Path, path: str) -> None:
-    """What a job would have written that made the file as it is now."""
+    """Updates a file's entry in the manifest, as if a job had written the file as it is now."""
     store = Store(str(output))
     manifest = json.loads((output / "manifest.json").read_text())
     for file in manifest["files"]:

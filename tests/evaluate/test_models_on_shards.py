@@ -1,4 +1,4 @@
-"""Models on shards: one in memory after another, predictions made once, gathered when all came."""
+"""Tests models on shards: loading one after another, storing predictions once, summaries."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ FIRST, SECOND = (f"python:tiny_models:{name}" for name in ("first", "second"))
 
 @pytest.fixture(scope="module")
 def made(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small pictures in some shards, and what FIRST says of them. Not to be changed."""
+    """Small pictures in some shards, evaluated by FIRST. Tests must not change them."""
     output = tmp_path_factory.mktemp("made") / "out"
     flags = ("--segmenter", "box", "--formats", "parquet", "--image_size", 64, "--resize", 64)
     run_in9("run", "--input", small_sample, "--output", output, *flags, *SHARDS, *TINY_MODEL, *ONE)
@@ -87,7 +87,7 @@ def test_a_model_that_fails_is_let_go_and_the_next_one_runs(
     assert isinstance(missing, FailedModel)
     assert (missing.order, missing.entry) == (1, models[1])
     assert "has no function 'none'" in missing.error
-    # Its name is known when it fails later, and what it failed with is one line.
+    # A model that fails after loading is known by its name, and its error is one line.
     shutil.rmtree(output / "results")
     monkeypatch.setattr(PredictShards, "make", no_memory)
     (failed,) = RunModels(work).process(Block(2, 0))
@@ -116,7 +116,7 @@ def test_one_model_is_on_the_device_while_the_next_is_loaded(made: Path) -> None
         assert first_works.wait(60)
         while not order:
             time.sleep(0.01)
-        # It is loaded while the first works, and only then lets that end.
+        # The second model loads while the first works, and only then lets the first end.
         second = pool.submit(run, "second", second_waits, first_works)
         first.result(60), second.result(60)
     assert order == ["first begins", "first ends", "second begins", "second ends"]
@@ -125,7 +125,7 @@ def test_one_model_is_on_the_device_while_the_next_is_loaded(made: Path) -> None
 def test_models_that_load_side_by_side_draw_their_own_weights(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Code of one's own seeds the one generator that all threads share."""
+    """Tests user code that seeds the random generator, which all threads share."""
     (tmp_path / "seeded.py").write_text(
         "import time, torch\n"
         "def model():\n"
@@ -184,7 +184,7 @@ def test_predictions_are_made_once_and_again_the_same(made: Path, tmp_path: Path
     assert isinstance(done, BlockDone)
     units = (*work.units(dataset),)
     assert done.units == units
-    # What is known of models belongs to the work folder.
+    # Notes about models go to the work folder only.
     assert stamps(output) == before
     path = PredictShards(dataset, describe_model(model, evaluation, dataset)).path(1)
     (output / path).unlink()
@@ -236,13 +236,13 @@ def test_a_killed_evaluation_keeps_the_batches_that_it_has_done(
     assert not of_model.is_there(1)
     done, shown, killed_at = shown, 0, 10**9
     RunModels(work).process(Block(0, 0))
-    # But for batches whose tables were still being made.
+    # Up to three batches may be lost, because their tables were not complete yet.
     assert shown - 3 * 2 <= len(dataset.picture_variants) * images - done < shown + 1
     assert path.read_bytes() == quiet
 
 
 def test_another_variant_costs_only_its_own_pictures(small_sample: Path, tmp_path: Path) -> None:
-    """And who made all at once has the same bytes."""
+    """Compares the predictions byte by byte with those of a dataset made at once."""
     grown, fresh = tmp_path / "grown", tmp_path / "fresh"
     flags = ("--input", small_sample, "--segmenter", "box", "--formats", "parquet",
              "--image_size", 64, "--resize", 64, *SHARDS, *TINY_MODEL, *ONE)  # fmt: skip
@@ -263,7 +263,7 @@ def test_another_variant_costs_only_its_own_pictures(small_sample: Path, tmp_pat
 def test_looking_leaves_what_is_not_known(made: Path) -> None:
     work = EvaluationWork(plan(made, FIRST), imagenet9())
     before = stamps(made)
-    # Code of one's own may do anything, so its model is loaded every time.
+    # User code may give other weights each time, so its model is always loaded.
     (left,) = FindDone(work).process(Block(0, 0))
     assert isinstance(left, beam.pvalue.TaggedOutput)
     assert left.value == Block(0, 0)
@@ -286,7 +286,7 @@ def test_a_model_without_all_units_is_not_summed_up(made: Path, tmp_path: Path) 
     another = dataclasses.replace(halves[1], metadata=metadata.replace(FIRST, SECOND))
     with pytest.raises(JobError, match=f"{FIRST} has changed while it was run"):
         SummarizeModel(work).process((0, [halves[0], another]))
-    # The same model by another entry, which is forgotten when the model succeeds.
+    # This entry names the same model, so its failure is dropped once the model succeeds.
     failed = FailedModel(1, "a=older", FIRST, "no")
     assert SummarizeModel(work).process((1, [failed, halves[0]])) == [failed]
 
@@ -322,7 +322,7 @@ def test_caches_of_all_processes_take_a_quarter_of_the_memory(
 def test_models_of_one_card_do_not_wait_for_those_of_another(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Of hardware that is not here.
+    # The test pretends that the machine has two GPUs.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     evaluation = dataclasses.replace(plan(made, FIRST), predict=PredictConfig("cuda"))
@@ -344,7 +344,7 @@ def test_models_of_one_card_do_not_wait_for_those_of_another(
 
 
 def test_groups_take_the_cards_of_a_machine_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Of hardware that is not here.
+    # The test pretends that the machine has two GPUs.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [str(device_of("cuda", group)) for group in range(4)] == ["cuda:0", "cuda:1"] * 2

@@ -1,4 +1,4 @@
-"""Power of BG-Gap: the probe by known cases and simulation, and through the command line."""
+"""Tests the power of BG-Gap: the probe in known cases and simulations, and on the command line."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ def keys(n: int, seed: int = 0) -> list[str]:
 def test_it_is_ridge_regression_that_is_fitted_anew_for_each_fold(
     n: int, k: int, seed: int
 ) -> None:
-    """Its penalty is the one that explicit leaving out finds best, without the classes of the
-    fold."""
+    """Compares the probe with ridge regression that is refitted for each fold.
+
+    The expected penalty is the best one in explicit leave-one-out without the fold's classes.
+    """
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, n)
     x = rng.normal(size=(n, k)) * np.geomspace(1, 0.1, k)
@@ -65,8 +67,10 @@ def test_it_is_ridge_regression_that_is_fitted_anew_for_each_fold(
 
 
 def test_a_held_out_picture_never_teaches_its_own_class() -> None:
-    """Units whose pictures are copies of each other, with classes at random: a probe that saw a
-    copy would be right on the other."""
+    """Tests units of identical pictures with random classes.
+
+    A probe that saw one copy of a picture would be right on the others.
+    """
     rng = np.random.default_rng(1)
     features = np.repeat(rng.normal(size=(40, 60)), 5, axis=0)
     labels = np.repeat(rng.integers(0, 4, 40), 5)
@@ -82,8 +86,11 @@ def test_a_held_out_picture_never_teaches_its_own_class() -> None:
 
 
 def test_the_interval_is_honest_without_signal_and_sees_one() -> None:
-    """Of 200 data sets without signal, few lie above chance: 2.5 % of 200 is 5, and 12 has a
-    chance of 0.3 %. With a signal, nearly all of 20 do."""
+    """Counts simulated data sets whose interval lies above chance.
+
+    Without signal, about 5 of 200 do (2.5 %), and 12 have a probability of 0.3 %. With a signal,
+    nearly all of 20 do.
+    """
     rng = np.random.default_rng(2)
     labels = np.arange(90) % 9
 
@@ -100,8 +107,11 @@ def test_the_interval_is_honest_without_signal_and_sees_one() -> None:
 
 
 def test_without_signal_a_probe_is_not_worse_than_chance() -> None:
-    """Cross-validation holds back the class that it then is asked for; shares of all pictures
-    make up for that."""
+    """Checks that class shares of all pictures correct a bias of cross-validation.
+
+    A class is rarer in training when the held-out fold has more of it, so a probe without signal
+    would otherwise fall below chance.
+    """
     rng = np.random.default_rng(3)
     labels = np.arange(100) % 2
     means = [
@@ -111,7 +121,7 @@ def test_without_signal_a_probe_is_not_worse_than_chance() -> None:
         for seed in range(100)
     ]
     assert 0.47 < np.mean(means) < 0.53
-    # Of unequal classes, the largest is the guess.
+    # With unequal classes, the probe guesses the largest one.
     labels = (np.arange(100) % 10 == 0).astype(int)
     constant = np.zeros((100, 3))
     assert (cross_validated(constant, labels, folds_of(keys(100))) == 0).all()
@@ -145,7 +155,7 @@ def test_another_unit_moves_none_to_another_fold() -> None:
 
 
 def test_linear_algebra_of_a_command_has_one_thread() -> None:
-    """numpy's reads it when it is imported, by whichever module is the first."""
+    """Checks the variable at the first import of numpy, because OpenBLAS reads it then."""
     watch = (
         "import os, sys; sys.addaudithook(lambda event, of: event == 'import' and of[0] == 'numpy' "
         "and print(os.environ.get('OPENBLAS_NUM_THREADS'))); import pipeline.commands.cli"
@@ -159,7 +169,7 @@ def test_linear_algebra_of_a_command_has_one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def powerless(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """18 small pictures, too few for a probe. Not to be changed."""
+    """18 small pictures, too few for a probe. Tests must not change them."""
     output = tmp_path_factory.mktemp("power") / "out"
     flags = ("--image_size", 64, "--resize", 72, "--pictures", "none", "--models", MODEL)
     flags += ("--variants", "original,only_bg_t,mixed_same,mixed_rand", "--images_per_shard", 6)

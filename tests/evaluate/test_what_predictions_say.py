@@ -1,4 +1,4 @@
-"""What stored predictions say of models: of each, of each two, and beside published figures."""
+"""Tests summaries of stored predictions, comparisons of two models, and published figures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ VARIANTS = ("original", "only_bg_t", *MIXED)
 
 @pytest.fixture(scope="module")
 def told(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Two draws of small pictures, and three models on them. Not to be changed."""
+    """Two draws of small pictures with results of three models. Tests must not change it."""
     output = tmp_path_factory.mktemp("told") / "out"
     flags = ("--segmenter", "box", "--formats", "parquet", "--image_size", 64, "--resize", 64)
     models = ",".join(f"python:tiny_models:{name}" for name in ("first", "second", "third"))
@@ -117,7 +117,7 @@ def test_only_predictions_of_the_pictures_that_are_there_count(
     assert failed["error"] == "missing: no memory"
     lost = prediction_file(second, 0)
     told.store.copy_into(dataset.store, [(lost, lost)])
-    # Of two models, what both have.
+    # A comparison of two models has the variants that both have.
     rows = compared(dataset, [kept, second])
     shown = {*draws_of(evaluated_variants(told)), "bg_gap"}
     assert {row["variant"] for row in rows} == shown - {"original"}
@@ -140,7 +140,7 @@ def test_summaries_have_a_form_and_are_made_of_predictions(told: Dataset, tmp_pa
             with pytest.raises(msgspec.ValidationError, match=name):
                 msgspec.convert({**model, name: value}, result_schemas.ModelSchema)
     old, current, *_ = summaries_of(told)
-    # Power of the same outputs is taken over, of others not.
+    # Stored power is reused only if it was measured on the same outputs.
     folder = result_files.result_folder(current["model"], current["evaluation"])
     path = result_files.result_file(folder, "model")
     model = result_files.read_result(told.store, path)
@@ -152,7 +152,7 @@ def test_summaries_have_a_form_and_are_made_of_predictions(told: Dataset, tmp_pa
         assert power_of(dataset, images, current)[0]["accuracy"] == accuracy
     gap = next(row for row in old["gaps"] if row["label_rule"] == "argmax_then_map")
     for low, named in ((-0.1, 2), (0.1, 1)):
-        # What follows is said of a gap near 0 alone.
+        # The second sentence is only for a gap whose interval includes 0.
         gaps = [{**gap, "ci_low": low, "ci_high": 0.2}]
         told = [
             {**old, "gaps": gaps, "power": [{**row, "has_power": has}]} for has in (True, False)
@@ -169,7 +169,7 @@ def test_parts_of_a_summary_count_the_same_images(n: int, seed: int, grouped: bo
     labels = np.maximum(labels, 0)
     keys = pa.array([f"{number:02}" for number in range(n)], pa.string())
     units = tuple(f"g{number // 3}" if grouped else f"{number:02}" for number in range(n))
-    # Of some nobody knows how large the foreground is.
+    # The size of some foregrounds is unknown.
     sizes = np.where(rng.random(n) < 0.3, np.nan, rng.random(n))
     numbers = np.unique(np.asarray(units, object), return_inverse=True)[1]
     images = predictions.EvalImages(keys, labels, sizes, keys, labels, units, numbers)
@@ -197,7 +197,7 @@ def test_parts_of_a_summary_count_the_same_images(n: int, seed: int, grouped: bo
                 right = int((predicted == labels)[:, known].sum())
                 assert sum(each["correct"] for each in rows) == right
     assert sum(row["n"] for row in parts["decomposition"]) == n
-    # One group of each variant is the worst, if there is any background whose class is known.
+    # Each variant with a known background class has exactly one worst group.
     worst = [row["variant"] for row in parts["groups"] if row["is_worst"]]
     assert worst == list(dict.fromkeys(row["variant"] for row in parts["groups"]))
     for row in (*parts["accuracy"], *parts["per_class"], *parts["groups"], *parts["sizes"]):
@@ -243,7 +243,7 @@ def test_the_difference_of_two_models_is_minus_that_of_the_reverse(told: Dataset
         for name, mirrored in (("difference",) * 2, ("ci_low", "ci_high"), ("ci_high", "ci_low")):
             assert row[name] == pytest.approx(-other[mirrored])
         assert row["p_adjusted"] == pytest.approx(other["p_adjusted"])
-        # What stands out among all pairs also does so by itself.
+        # A difference that is significant after adjustment is significant without it.
         if row["p_adjusted"] < 0.05:
             assert row["ci_low"] > 0 or row["ci_high"] < 0
     assert compared(told, summaries[:1]) == []
