@@ -1,4 +1,4 @@
-"""What all shards add up to, and how Commit puts them in place."""
+"""Tests the totals over all shards, and how Commit puts their files in place."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def made(store: Store, number: int, content: str = "") -> tuple[SourceShard, Out
 
 
 def assert_whole(store: Store, fingerprint: str) -> None:
-    """A dataset is there, and nothing else."""
+    """Checks that the store holds a whole dataset and nothing else."""
     manifest = read_manifest(store)
     assert manifest is not None
     assert manifest.fingerprint == fingerprint
@@ -116,7 +116,7 @@ def test_the_sample_is_known_by_its_bytes(sample: Path, tmp_path: Path) -> None:
         return manifest_of_shards(a, b, one.composed(one.record, rows), sampled)
 
     sampled = dataclasses.replace(two, of_sample=2)
-    # What was rejected is not among the dataset's pictures.
+    # A rejected picture may come from elsewhere, because it is not in the dataset.
     assert manifest_with(*digests).is_sample
     assert manifest_with(*digests).images["val"]["of_sample"] == 4
     for other in ("0" * 32, None):
@@ -166,11 +166,13 @@ def test_a_commit_waits_for_all_and_leaves_nothing_else(tmp_path: Path) -> None:
 def test_a_step_that_is_started_again_late_does_no_harm(
     store: Store, again: int, after: int
 ) -> None:
-    """Each of the four steps, once more after it or any later one: on a machine that was lost from
-    sight, it may end when the job is further on."""
+    """Repeats each of the four steps after itself or after a later one.
+
+    A step on a machine that the runner has lost may end when the job is further on.
+    """
     shards = [shard for number in (0, 1) for shard in made(store, number)]
     commit(SMALL, store, IN9, shards)
-    # On top of a dataset whose records of the same names are others.
+    # The new dataset replaces one whose records have the same names but other content.
     shards = [shard for number in (0, 1) for shard in made(store, number, "new")]
     committed, moves = PrepareCommit(SMALL, store, IN9).process((None, shards))[0]
     first, second = moves[:2], moves[2:]
@@ -226,7 +228,7 @@ def test_old_records_step_aside_in_one_worker_at_a_time(tmp_path: Path) -> None:
 
 
 def test_what_travels_is_small(tmp_path: Path) -> None:
-    """A shard of a thousand images in all variants and formats, whose files are staged."""
+    """Measures the elements of a shard of a thousand images in all variants and formats."""
     config = DatasetConfig()
     totals = SplitTotals("val", ShardCounts.for_images(1000, 1000), 1000, 0, 0)
     staging = Staging(Store(str(tmp_path)), f"{STAGING}/{config.compose.fingerprint()}")

@@ -1,4 +1,4 @@
-"""The stages beside the plan, each alone: what it finds, refuses and leaves."""
+"""Tests each stage alone, except planning: what it finds, refuses and leaves behind."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_the_graph_gives_the_fingerprint_once(small_sample: Path, tmp_path: Path
 
 @pytest.mark.parametrize(("record", "tars"), itertools.product("ab", ("", "a", "b", "ab")))
 def test_layers_are_found_if_all_is_whole(tmp_path: Path, record: str, tars: str) -> None:
-    """Record and tar may be staged (a) or in place (b); else the tar is cut short."""
+    """Writes record and whole tars as staged (a) or in place (b); other tars are cut short."""
     staging, folders = Staging(Store(str(tmp_path)), "staging"), {"a": "staging/", "b": ""}
     for place, folder in folders.items():
         staging.store.write(folder + TAR, b"tar"[: 2 + (place in tars)])

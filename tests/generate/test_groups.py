@@ -1,4 +1,4 @@
-"""Groups: images of one scene never meet each other's background, and count as one."""
+"""Tests groups: images of one scene never get each other's background, and count as one unit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transforms.two_way import Roles, wilson_of_pictures
 from transforms.variants import MIXED
 
 images = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=40)
-"""(class, group) of each."""
+"""(class, group) of each image."""
 
 
 def make_keys(count: int) -> list[str]:
@@ -54,7 +54,7 @@ def test_no_background_is_of_the_same_group(
                     "mixed_rand": policy == "any" or other != label,
                 }[variant]
             ]
-            # Whoever has a partner gets one, whatever the hashes are.
+            # An image that has a possible partner gets one, whatever the hashes are.
             assert background in allowed if allowed else background == NO_PARTNER
 
 
@@ -66,7 +66,7 @@ def test_who_stays_has_partners_among_who_stays(
     keep = has_partners(
         labels, mixed=sorted(mixed), own_background=own, mixed_rand=policy, groups=numbers
     )
-    # Nobody leaves without need: of those in the pool, who has no partner goes, and so on.
+    # The reference removes images without a partner until every image in the pool has one.
     left = list(range(len(drawn)))
     while left:
         pool = make_pool([drawn[i] for i in left])
@@ -143,7 +143,7 @@ def test_bootstraps_resample_groups(drawn: list[tuple[int, bool, bool]]) -> None
 
 
 def test_the_interval_of_related_images_covers() -> None:
-    """Ten images of a scene that are all right or all wrong are worth one."""
+    """Simulates scenes of ten images that are all right or all wrong, so each counts as one."""
     random = np.random.default_rng(0)
     held = plain = 0
     for _ in range(300):

@@ -1,4 +1,4 @@
-"""What stops a rebuild, and what accepts it."""
+"""Tests which rebuilds are refused, and which flags accept them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_tenth_of_the_shards_is_made_again_without_being_asked_for(tmp_path: P
     up_to_date = shard_fingerprint([], config.segment)
 
     def check(count: int, to_make: int) -> None:
-        """Source shards of no images, all but `to_make` with a record."""
+        """Checks a rebuild of empty source shards, where `to_make` of them have no record."""
         store = Store(str(tmp_path / f"{count}-{to_make}"))
         totals = SplitTotals("val", ShardCounts(count, count), 0, 0, 0)
         for number in range(to_make, count):
@@ -75,7 +75,7 @@ def test_a_word_of_overwrite_lifts_its_own_guard_alone(
         picture.rename(aside / picture.name)
     refused = run_small("generate", *others[:2], "--overwrite", "shards,config,input", code=1)
     assert "17 removed" in refused
-    # What was refused has changed nothing but a note of the last input.
+    # Refused runs change nothing except the note of the last input.
     assert stamps(output) == before
 
 
@@ -103,13 +103,13 @@ def test_what_may_have_changed_is_told_without_reading_it(
         os.utime(picture)
     assert "18 changed, 0 removed" in run_small("generate", code=1)
     assert stamps(output) == before
-    # Elsewhere, sizes alone can tell.
+    # In another folder, only the sizes of pictures are compared.
     assert "nothing to do" in run_small("generate", "--input", str(moved))
     assert stamps(output) == before
     for picture in pictures_of(small_input)[::4]:
         darken(picture)
     assert "5 changed, 0 removed" in run_small("generate", code=1)
-    # Nothing is remembered: all is read, and found to be as it was.
+    # Without remembered checksums every picture is read, and found unchanged.
     small_input.rename(tmp_path / "darkened")
     moved.rename(small_input)
     shutil.rmtree(output / ".in9" / "checksums")
@@ -155,7 +155,7 @@ def test_what_a_rebuild_has_finished_is_not_held_up_again(
         raise OSError("killed")
 
     with monkeypatch.context() as patch:
-        # All is segmented and composed, and Commit stops before it begins.
+        # Every shard is segmented and composed, and Commit fails at its first move.
         patch.setattr(LocalFiles, "move", move)
         run_small("generate", "--overwrite", "rebuild", code=1)
     assert "done now: 0 images segmented, 0 composed" in run_small("generate")

@@ -1,4 +1,4 @@
-"""IN-9L: all images of the classes, boxes or not, as a whole."""
+"""Tests IN-9L: whole images of all classes, with or without boxes."""
 
 from __future__ import annotations
 
@@ -31,15 +31,14 @@ IN9L = ("--selection", "in9l", *ONE)
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """Rows of the Parquet files in a folder, by key."""
+    """Reads the rows of all Parquet files in a folder, sorted by key."""
     rows: list[dict[str, Any]] = pq.read_table(folder).to_pylist()
     return sorted(rows, key=lambda row: str(row["key"]))
 
 
 @pytest.fixture(scope="module")
 def without_boxes(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """18 pictures in folders of their class, one of them broken, and 18 more that are `train`;
-    no annotations at all."""
+    """Pictures without annotations: 18 in `val`, one of them broken, and 18 in `train`."""
     root = tmp_path_factory.mktemp("boxless") / "input"
     for split in ("val", "train"):
         shutil.copytree(small_sample / "val", root / split)
@@ -50,7 +49,7 @@ def without_boxes(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def in9l(without_boxes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both splits as a dataset, with a model evaluated and the page. Not to be changed."""
+    """A dataset of both splits, evaluated and with its report. Tests must not change it."""
     output = tmp_path_factory.mktemp("in9l") / "out"
     command = ("run", "--output", output, "--input", without_boxes, "--split", "val,train")
     run_in9(*command, *IN9L, *SHARDS)
@@ -120,7 +119,7 @@ def test_only_what_has_changed_is_made_again(
     images = Path(shutil.copytree(without_boxes, tmp_path / "input"))
     command = ("generate", "--output", output, "--split", "val,train", *IN9L, *SHARDS)
     before = stamps(output)
-    # From elsewhere, and with annotations now: neither is a change.
+    # --annotations is refused here; the same pictures in another folder are no change.
     said = run_in9(*command, "--input", images, "--annotations", images / "none", check=2)
     assert "--annotations" in said.stderr
     assert "nothing to do" in run_in9(*command, "--input", images).stdout
@@ -128,7 +127,7 @@ def test_only_what_has_changed_is_made_again(
     added = max(images.glob("val/*/*.JPEG"))
     shutil.copy(added, added.with_name("added_1.JPEG"))
     said = run_in9(*command, "--input", images)
-    # Others of its shard are known by their records, and not opened to say so.
+    # The other images of the shard are known from their records and not opened again.
     assert "1 images looked at" in said.stdout
     assert manifest_of(output)["images"]["val"]["selected"] == 18
     assert_sound(output)
@@ -149,7 +148,7 @@ def test_classes_are_balanced_where_that_is_asked_for(without_boxes: Path, tmp_p
     command = ("generate", "--output", output, "--input", without_boxes, *IN9L)
     run_in9(*command, "--per_class", "min")
     (samples,) = manifest_of(output)["samples"]["val"].values()
-    # One of the two pictures of a class is broken.
+    # One class has a broken picture, so only one of its two is left.
     assert set(samples.values()) == {1}
 
 
@@ -185,7 +184,7 @@ def test_images_without_folder_or_annotation_have_no_class(
 
 
 def test_an_image_that_changed_unseen_stops_the_job(in9l: Path, tmp_path: Path) -> None:
-    """Composing reads the input again: what it finds must be what was looked at."""
+    """Replaces a picture between listing and composing, which reads it again and must notice."""
     images = tmp_path / "input"
     output = tmp_path / "out"
     source = Path(json.loads((in9l / ".in9" / "input.json").read_text()))
@@ -195,7 +194,7 @@ def test_an_image_that_changed_unseen_stops_the_job(in9l: Path, tmp_path: Path) 
     *_, small, large = sorted(images.glob("val/*/*.JPEG"), key=lambda path: path.stat().st_size)
     stat = large.stat()
     content = small.read_bytes()
-    # Another picture of the same size and age.
+    # The file holds another picture, but keeps its size and time.
     large.write_bytes(content + bytes(stat.st_size - len(content)))
     os.utime(large, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     done = run_in9(*command, "--jpeg_quality", 50, "--overwrite", "config", check=1)

@@ -1,4 +1,4 @@
-"""A dataset that is regenerated does only what is new, on real ImageNet pictures."""
+"""Tests on real ImageNet pictures that regenerating a dataset does only the new work."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def second():
 
 @dataclasses.dataclass
 class Schedule:
-    """A dataset that is made again and again.
+    """A dataset that is regenerated on a schedule.
 
     Attributes:
-      input, output: its folders.
+      input, output: folders of the pictures and of the dataset.
       aside: pictures that are not in the input yet.
       models: entries of `--models`.
     """
@@ -73,7 +73,7 @@ class Schedule:
         return ShardCounts(**manifest_of(self.output)["shards"]["val"])
 
     def places(self, keys: set[str], output: bool) -> set[int]:
-        """The source or output shards of some images."""
+        """Returns the numbers of the source or output shards of some images."""
         counts = self.shards()
         number = counts.output if output else counts.source
         return {counts.source_shard(key) % number for key in keys}
@@ -96,7 +96,7 @@ def schedule(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def changed_files(before: dict[str, int], after: dict[str, int], folder: str) -> set[str]:
-    """Files of a folder that were written or removed in between."""
+    """Returns the files of a folder that were written or removed in between."""
     return {
         path
         for path in before.keys() | after.keys()
@@ -105,7 +105,7 @@ def changed_files(before: dict[str, int], after: dict[str, int], folder: str) ->
 
 
 def numbers(paths: set[str]) -> set[int]:
-    """Numbers of the shards of some files."""
+    """Returns the shard numbers of some files."""
     return {int(Path(path).stem.split("-")[1]) for path in paths}
 
 
@@ -125,7 +125,7 @@ def test_three_added_one_changed_one_removed(
     removed.unlink()
     data = altered.read_bytes()
     altered.unlink()
-    # A comment before the end of the file: other bytes, the same pixels.
+    # A JPEG comment changes the bytes but not the pixels.
     altered.write_bytes(data[:-2] + b"\xff\xfe\x00\x04in\xff\xd9")
     concerned = {removed.stem, altered.stem, *added}
 
@@ -218,7 +218,7 @@ def test_one_added_image_is_evaluated_with_its_shards_alone(
 def test_a_record_that_lacks_images_is_made_again(
     one_worker: Path, small_sample: Path, tmp_path: Path
 ) -> None:
-    """Its form, its fingerprint and its footer are sound."""
+    """Cuts rows off a record whose schema, fingerprint and footer stay valid."""
     output = Path(shutil.copytree(one_worker, tmp_path / "out"))
     record = sorted((output / "layers").glob("*.parquet"))[0]
     before = record.read_bytes()
