@@ -1,4 +1,4 @@
-"""The job as users run it: same bytes on any worker, every image accounted for."""
+"""Tests the job as users run it: bytes do not depend on workers, and every image is counted."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_output_tree_is_as_documented(one_worker: Path) -> None:
 
 
 def test_empty_buckets_and_images_without_partners(small_sample: Path, tmp_path: Path) -> None:
-    """One picture a class: all are accepted, and mixed_same has no partner for any."""
+    """Limits the input to one picture a class, so that mixed_same finds no partner for any."""
     output = tmp_path / "out"
     flags = ("--input", small_sample, "--limit", 1, "--images_per_shard", 2)
     done = run_in9("generate", "--output", output, *flags)
@@ -67,7 +67,7 @@ def test_empty_buckets_and_images_without_partners(small_sample: Path, tmp_path:
     manifest = manifest_of(output)
     assert manifest["rejections"]["val"]["no_background"] >= 8
     assert manifest["images"]["val"]["selected"] == 0
-    # An empty bucket is a record, an empty Parquet file and no tar.
+    # An empty shard has a record and an empty Parquet file, but no tar.
     shards = manifest["shards"]["val"]["output"]
     assert len(list(output.glob("parquet/original/*.parquet"))) == shards == 4
     assert not (output / "webdataset").exists()
@@ -132,8 +132,11 @@ def test_one_bad_image_never_stops_a_job(small_input: Path, tmp_path: Path) -> N
 def test_an_io_error_is_not_a_rejection(
     tiny_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str
 ) -> None:
-    """One read of one picture fails: of a first run the only one, of a picture that has changed
-    the first time it is read or the second."""
+    """Lets one read of one picture fail.
+
+    A first run reads a picture once. A later run reads a changed picture twice: for its checksum
+    and for segmentation.
+    """
     picture = sorted(tiny_input.glob("val/*/*.JPEG"))[0]
     victim = str(picture)
     reads = {"first": 1, "checksum": 1, "segment": 2}[reader]
@@ -203,7 +206,7 @@ def test_work_that_a_runner_loses_is_noticed(
 
 
 def test_layouts_are_found_without_being_told(tiny_input: Path, tmp_path: Path) -> None:
-    """The same pictures as val/<wnid>, flat val, the Kaggle trees, and nested XML."""
+    """Lists the same pictures from val/<wnid>, a flat val, the Kaggle trees and nested XML."""
     flat, kaggle, nested = tmp_path / "flat", tmp_path / "kaggle" / "ILSVRC", tmp_path / "nested"
     (flat / "val").mkdir(parents=True)
     annotations = tiny_input / "Annotations" / "val"
@@ -232,11 +235,11 @@ def test_layouts_are_found_without_being_told(tiny_input: Path, tmp_path: Path) 
     assert len(expected) == 6
     for root in (flat, tmp_path / "kaggle", kaggle, nested):
         assert found(root) == expected, root
-    # Flat images, annotations by class.
+    # Here images are flat, and annotations lie in folders of their class.
     shutil.rmtree(flat / "Annotations")
     shutil.copytree(nested / "Annotations", flat / "Annotations")
     assert found(flat) == expected
-    # The split's own folder, with annotations named.
+    # The input may be the folder of the split itself, with or without a folder of annotations.
     assert found(kaggle / "Data" / "CLS-LOC" / "val", annotations) == expected
     assert found(tiny_input / "val") == expected
 

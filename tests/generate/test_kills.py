@@ -1,4 +1,4 @@
-"""Kills and interruptions at any moment: the next run goes on, and nothing is left behind."""
+"""Tests kills and interruptions at any moment: the next run goes on, and nothing stays behind."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def test_kills_at_random_moments_change_nothing(small_sample: Path, tmp_path: Pa
             os.killpg(running.pid, signal.SIGKILL)
         running.communicate()
         if (output / "manifest.json").exists():
-            # Valid whenever its manifest is there.
+            # A dataset that has its manifest is valid.
             assert_sound(output)
-        # What an earlier run has finished was not made again.
+        # Shards that an earlier run finished are not made again.
         there = finished_shards(output)
         assert {name: there[name] for name in finished} == finished
         finished = there
@@ -71,7 +71,7 @@ def test_kills_at_random_moments_change_nothing(small_sample: Path, tmp_path: Pa
     assert not list(output.glob(".in9/tmp/*"))
 
 
-# A segmenter, a variant and a model that work longer than any test, and leave a file as they begin.
+# A segmenter, a variant and a model that create a file as they begin, and then work for minutes.
 SLOW = """
 import os, pathlib, time
 import torch
@@ -127,14 +127,14 @@ def test_ctrl_c_leaves_with_one_line_in_the_middle_of_work(
     run = ("run", "--input", tiny_input, "--output", output, *FLAGS)
     running = start_in9(*run, *STAGES[stage], *flags)
     wait_until((output if stage == "start" else at_work).exists, running)
-    # A terminal sends it to all processes of the group.
+    # A terminal sends the signal to all processes of the group.
     os.killpg(running.pid, how)
-    # A second, on a machine that does nothing else; whatever waits for the work takes 120.
+    # An idle machine needs a second for this; a run that waited for the work would need 120.
     out, said = running.communicate(timeout=30)
     assert running.returncode == 1
     *progress, last = said.splitlines()
     assert last == "in9 run: stopped; run the same command again to go on"
-    # Where starting takes long, a line says how far it is.
+    # If starting takes long, lines of progress come first.
     assert all(re.match(rf"{stage}: 0 of ", line) for line in progress)
     assert out == ""
     locks = {path.name for path in output.glob(".in9/lock*")}
@@ -155,13 +155,13 @@ def group_is_alive(group: int) -> bool:
 
 
 def test_a_dataset_stays_valid_until_commit(small_input: Path, tmp_path: Path) -> None:
-    """A run that is killed before Commit leaves the dataset that was there, byte by byte."""
+    """Kills a run before Commit, and checks that the previous dataset keeps every byte."""
     output = tmp_path / "out"
     flags = ("generate", "--input", small_input, "--output", output, *FLAGS, *FEWER)
     run_in9(*flags)
     before, manifest = stamps(output), manifest_of(output)
     for image in sorted(small_input.glob("val/*/*.JPEG"))[::4]:
-        # Other bytes, the same pixels.
+        # A JPEG comment changes the bytes but not the pixels.
         image.write_bytes(image.read_bytes()[:-2] + b"\xff\xfe\x00\x04in\xff\xd9")
     running = start_in9(*flags, "--overwrite", "rebuild")
     wait_until(lambda: list(output.glob(".in9/staging/*/index/*.parquet")), running)
@@ -192,7 +192,7 @@ def test_four_models_are_evaluated_at_once_and_the_tables_hold_all(
     for model in models:
         assert f"\n{model}" in gaps
         assert model in page
-    # The tables are made from what is there.
+    # Tables are made only from results that still exist.
     shutil.rmtree(output / "results" / "efficientnet_lite0")
     run_in9("report", "--dataset", output)
     gaps = (output / "results" / "gaps.csv").read_text()

@@ -1,4 +1,4 @@
-"""Boxes of data that is not ImageNet: which of several, other limits, padding."""
+"""Tests flags for data other than ImageNet: several boxes, other limits, padding."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_which_box_is_chosen(boxes: list[Box]) -> None:
     corners,
     st.sampled_from(sorted(INTERPOLATIONS)),
 )
-@example(498, 496, 224, (0, 0, 10, 10), "nearest")  # A single line is missing.
+@example(498, 496, 224, (0, 0, 10, 10), "nearest")  # Padding is a single line.
 @settings(max_examples=60)
 def test_padding_shows_all_of_an_image_and_nothing_else(
     width: int, height: int, side: int, box: tuple[int, int, int, int], interpolation: str
@@ -98,7 +98,7 @@ def test_padding_shows_all_of_an_image_and_nothing_else(
     )
     everything = np.ones((height, width), np.bool_)
     inside = transform.mask(everything)
-    # The picture is a rectangle in the middle, as long as the square on one side.
+    # The picture is a centred rectangle that spans the square in one direction.
     rows, columns = inside.any(axis=1), inside.any(axis=0)
     np.testing.assert_array_equal(inside, rows[:, None] & columns)
     assert max(rows.sum(), columns.sum()) == side
@@ -108,7 +108,7 @@ def test_padding_shows_all_of_an_image_and_nothing_else(
         assert abs(int(before) - int(after)) <= 1
     white = transform.image(np.full((height, width, 3), 255, np.uint8), interpolation)
     assert (white == np.where(inside[..., None], 255, 0)).all()
-    # Boxes stay inside, and are what the mask of their pixels becomes.
+    # A box is transformed like the mask of its pixels, and stays inside the picture.
     clipped = Box(*box).clip(width, height)
     found = transform.box(clipped)
     if clipped.area:
@@ -143,7 +143,7 @@ def test_limits_can_be_others() -> None:
     assert check_box(corner, **size) == Reason.BOX_OFF_CENTER
     assert check_box(corner, rules=Rules(min_visible=0.4), **size) is None
     assert check_box(corner, rules=Rules(pad=True), **size) is None
-    # Of several objects, one that will do is enough.
+    # One acceptable box among several is enough.
     each = Rules(objects="each")
     assert check_boxes([corner, Box(90, 90, 160, 160)], rules=each, **size) is None
     assert check_boxes([corner, large], rules=each, **size) == Reason.BOX_OFF_CENTER
@@ -210,10 +210,10 @@ def test_each_object_is_cut_as_if_it_were_alone() -> None:
 
 
 def test_given_masks_of_several_objects() -> None:
-    """COCO tells the objects of an image apart, a PNG does not: there the box does."""
+    """Checks that COCO masks tell objects apart, and that boxes do so for PNG masks."""
     masks = np.zeros((2, HEIGHT, WIDTH), np.bool_)
     masks[0, 10:60, 5:45] = True
-    masks[1, 20:80, 40:110] = True  # Reaches into the first one's box.
+    masks[1, 20:80, 40:110] = True  # Reaches into the first object's box.
     encoded = [coco.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in masks]
     segmentations = [{"size": e["size"], "counts": e["counts"].decode()} for e in encoded]
     both = {"height": HEIGHT, "width": WIDTH, "segmentations": segmentations}

@@ -1,4 +1,4 @@
-"""A plan: who is in the dataset, and whose background each gets."""
+"""Tests the plan of a dataset: which images it has, and which background each of them gets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running again: nothing twice, nothing lost, after changes, kills and damage."""
+"""Tests reruns after changes, kills and damage: they repeat no work and lose nothing."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def test_only_what_changed_is_made_again(small_input: Path, tmp_path: Path) -> N
             if file["path"].startswith("layers/")
         }
 
-    # One source shard, of one record and one tar, has changed.
+    # Exactly one source shard has changed, which is a record and a tar.
     assert len(layers(before) - layers(after)) == 2
     fresh = tmp_path / "fresh"
     run_in9("generate", "--input", small_input, "--output", fresh, "--images_per_shard", 3)
-    # Shard counts are chosen once, from the number of images at the time: here the same.
+    # The first run fixes the number of shards; here a fresh run chooses the same number.
     assert (fresh / "manifest.json").read_bytes() == (output / "manifest.json").read_bytes()
 
 
@@ -136,7 +136,7 @@ def test_resharding_that_is_killed_is_finished_by_the_same_command(
 ) -> None:
     command = ["generate", "--input", str(small_sample), "--images_per_shard", "18", *ONE]
     whole, manifests = Store.move, []
-    # Before all moves, after the manifest's, after that of the layers, and never.
+    # The run is killed before all moves, after the manifest's, after the layers', or never.
     for last in (0, 1, 3, 1000):
         output = tmp_path / str(last)
         shutil.copytree(one_worker, output)
@@ -174,13 +174,13 @@ def test_dropped_layers_are_cut_again_when_needed(tiny_input: Path, tmp_path: Pa
 def test_a_commit_can_be_killed_after_any_move(
     tiny_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every state that a kill of Commit can leave is mended by the next run."""
+    """Kills Commit before each of its moves, and checks that the next run mends the dataset."""
     flags = ["--variants", "original,mixed_rand", "--images_per_shard", "3", *ONE]
     flags += ["--segmenter", "box"]
     before, after = tmp_path / "before", tmp_path / "after"
     victim = sorted(tiny_input.glob("val/*/*.JPEG"))[0]
     assert main(["generate", "--input", str(tiny_input), "--output", str(before), *flags]) == 0
-    # A comment before the end of the file: other bytes, the same pixels.
+    # A JPEG comment changes the bytes but not the pixels.
     victim.write_bytes(victim.read_bytes()[:-2] + b"\xff\xfe\x00\x04in\xff\xd9")
     assert main(["generate", "--input", str(tiny_input), "--output", str(after), *flags]) == 0
     expected = (after / "manifest.json").read_bytes()
@@ -213,7 +213,7 @@ def test_a_commit_can_be_killed_after_any_move(
         shutil.rmtree(output)
         if not interrupted:
             break
-    # The manifest, files of each kind, an index.
+    # Commit moves at least the manifest, an index and a file of each kind.
     assert killed_at > 5
 
 

@@ -1,4 +1,4 @@
-"""Pictures with several objects, their groups, and scenes, through the command line."""
+"""Tests pictures with several objects, their groups, and scenes, through the command line."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six scenes, of which one is none."""
+    """Five scenes, a broken picture and a text file."""
     folder = tmp_path_factory.mktemp("places")
     for number in range(5):
         write_noise(folder / ("old" if number % 2 else "") / f"place_{number}.png", 100 + number)
@@ -85,7 +85,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(
     street: Path, places: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Path, str]]:
-    """A dataset of single objects with scenes, evaluated and attacked; what was said."""
+    """A dataset of single objects with scenes, evaluated and attacked, and the job's output."""
     output = tmp_path_factory.mktemp("made") / "out"
     (output.parent / "scene_models.py").write_text(MODEL)
     with pytest.MonkeyPatch.context() as patch:
@@ -112,7 +112,7 @@ def pictures(output: Path, variant: str) -> dict[str, NDArray[np.uint8]]:
 
 
 def files_of(output: Path) -> dict[str, str]:
-    """SHA-256 of the dataset's pictures and index."""
+    """Returns the SHA-256 of each file with pictures or index."""
     files = manifest_of(output)["files"]
     return {f["path"]: f["sha256"] for f in files if f["path"].startswith(("parquet/", "index/"))}
 
@@ -128,17 +128,18 @@ def test_every_object_is_an_image(made: tuple[Path, str]) -> None:
     images = manifest_of(output)["images"]["val"]
     assert (images["listed"], images["objects"], images["accepted"]) == (15, 27, 27)
     assert "val: 15 images, 27 objects, 27 accepted, 0 rejected" in said
-    # What counts objects is not called images.
+    # Page and card count objects as objects, not as images.
     page, card = ((output / name).read_text() for name in ("report.html", "README.md"))
     assert "27 objects of split" in page
     assert "15 images listed, 27 objects, 27 accepted" in page
     assert "27 objects in each variant." in card
     for row in rows:
         for variant in ("mixed_same", "mixed_rand", "mixed_next"):
-            # Never of the picture that the object is in, its other object included.
+            # A background never comes from the object's own picture, so not from the picture's
+            # other object either.
             assert row[f"{variant}_bg_key"].rpartition("_")[0] != row["group"]
     assert_sound(output)
-    # Whatever finds an image by its key finds objects as well.
+    # An object is found by its key, as an image is.
     dataset = Dataset.open(Store(str(output)))
     for shard in dataset.shards("val"):
         for row in dataset.index_of_shard("val", shard):
@@ -163,7 +164,7 @@ def test_mixed_external_is_the_foreground_on_a_scene(made: tuple[Path, str], pla
     told = {row["key"]: row["mixed_external_bg_key"] for row in index_of(output)}
     assert told == {row["key"]: row["bg_key"] for row in table}
     assert len(set(told.values())) >= 4
-    # What is no picture is noted, and harms nothing.
+    # A broken picture is counted and does no harm.
     assert manifest_of(output)["backgrounds"] == {"accepted": 5, "undecodable": 1}
     assert "backgrounds: 6 pictures (5 accepted, 1 undecodable)" in said
     rows = pq.read_table(output / "backgrounds" / "scenes.parquet").to_pylist()
@@ -247,11 +248,11 @@ def test_a_change_makes_no_more_than_it_must(street: Path, places: Path, tmp_pat
     run_in9(*command)
     before = files_of(output)
     assert "nothing to do" in run_in9(*command).stdout
-    # Where the scenes lie is no part of the dataset.
+    # The location of the scenes is not part of the dataset.
     shutil.move(scenes, tmp_path / "elsewhere")
     command = tuple(tmp_path / "elsewhere" if part == scenes else part for part in command)
     assert "nothing to do" in run_in9(*command).stdout
-    # A scene that comes is drawn by few foregrounds; the others stay as they are.
+    # A new scene is drawn by few foregrounds, and the others stay as they are.
     write_noise(tmp_path / "elsewhere" / "another.png", 7)
     said = run_in9(*command).stdout
     assert "done now: 0 images segmented" in said
@@ -264,11 +265,11 @@ def test_a_change_makes_no_more_than_it_must(street: Path, places: Path, tmp_pat
         path.split("/")[-1] for path in changed
     }
     assert manifest_of(output)["backgrounds"]["accepted"] == 6
-    # Made at once, it is the same.
+    # A dataset made at once is the same.
     run_in9(*(tmp_path / "fresh" if part == output else part for part in command))
     mine, theirs = manifest_of(output), manifest_of(tmp_path / "fresh")
     assert mine == theirs
-    # An image that goes takes its objects along; those of others are not segmented again.
+    # A removed image takes its objects along; other objects are not segmented again.
     next((source / "val").rglob("street_14.png")).unlink()
     assert "done now: 0 images segmented" in run_in9(*command).stdout
     assert "street_14" not in {row["group"] for row in index_of(output)}

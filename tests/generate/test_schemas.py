@@ -1,4 +1,4 @@
-"""One schema for records, one for the index, one for samples, whatever the flags."""
+"""Tests that records, index and samples each have one schema, whatever the flags are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SMALL = ("--image_size", 32, "--resize", 32, "--limit", 2, "--variants", "origin
 
 
 def schemas(output: Path) -> dict[str, list[tuple[str, str]]]:
-    """(name, type) of the columns of each kind of file."""
+    """Reads (name, type) of the columns for each kind of file."""
     found = {}
     for kind in ("layers", "index", "parquet/original"):
         (path, *_) = sorted((output / kind).glob("*.parquet"))
@@ -49,7 +49,7 @@ def test_a_flag_that_is_new_and_changes_nothing_makes_nothing_again(
     }[kind]
     before = kind().fingerprint()
     monkeypatch.setattr(config, "_SINCE_RELEASE", {name: value})
-    # As if the flag had not been there.
+    # This fingerprint is the one from before the flag existed.
     without = kind().fingerprint()
     assert without != before
     monkeypatch.setattr(config, "_SINCE_RELEASE", {name: "another"})
