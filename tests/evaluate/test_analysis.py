@@ -584,7 +584,7 @@ def test_models_are_compared_on_the_same_pictures(
 
 
 def test_figures_beside_the_gap_add_up_to_it(evaluated: Path) -> None:
-    """Checks that accuracies beside BG-Gap on both mixed variants differ by exactly BG-Gap."""
+    """Checks that BG-Gap is the difference of the two accuracies that are shown beside it."""
     lines: list[list[str]] = []
     for rule in ("", "_mapped_only"):
         text = (evaluated / "results" / "latex" / f"headline{rule}.tex").read_text()

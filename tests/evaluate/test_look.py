@@ -44,7 +44,7 @@ def run_stages(
     hints: tuple[tuple[str, str], ...] = GPU,
     models: tuple[str, ...] = (DEFAULT_MODEL,),
 ) -> dict[str, int]:
-    """Runs all stages with models on this machine, or the attack alone without `imagenet`.
+    """Runs all stages with models on this machine, or only the attack if `imagenet` is None.
 
     Returns:
       The counters of the job.

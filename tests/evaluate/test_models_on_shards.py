@@ -1,4 +1,4 @@
-"""Tests models on shards: loading one after another, storing predictions once, summaries."""
+"""Tests how models run on shards: they load in turn, and predictions are made only once."""
 
 from __future__ import annotations
 

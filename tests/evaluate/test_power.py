@@ -88,8 +88,8 @@ def test_a_held_out_picture_never_teaches_its_own_class() -> None:
 def test_the_interval_is_honest_without_signal_and_sees_one() -> None:
     """Counts simulated data sets whose interval lies above chance.
 
-    Without signal, about 5 of 200 do (2.5 %), and 12 have a probability of 0.3 %. With a signal,
-    nearly all of 20 do.
+    Without signal, about 5 of 200 do (2.5 %); more than 12 do with a probability of 0.2 %. With a
+    signal, nearly all of 20 do.
     """
     rng = np.random.default_rng(2)
     labels = np.arange(90) % 9

@@ -152,7 +152,7 @@ def test_summaries_have_a_form_and_are_made_of_predictions(told: Dataset, tmp_pa
         assert power_of(dataset, images, current)[0]["accuracy"] == accuracy
     gap = next(row for row in old["gaps"] if row["label_rule"] == "argmax_then_map")
     for low, named in ((-0.1, 2), (0.1, 1)):
-        # The second sentence is only for a gap whose interval includes 0.
+        # The last clause names only models whose gap has an interval that includes 0.
         gaps = [{**gap, "ci_low": low, "ci_high": 0.2}]
         told = [
             {**old, "gaps": gaps, "power": [{**row, "has_power": has}]} for has in (True, False)

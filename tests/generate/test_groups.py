@@ -143,7 +143,7 @@ def test_bootstraps_resample_groups(drawn: list[tuple[int, bool, bool]]) -> None
 
 
 def test_the_interval_of_related_images_covers() -> None:
-    """Simulates scenes of ten images that are all right or all wrong, so each counts as one."""
+    """Simulates scenes of ten images that are all right or all wrong, so a scene counts as one."""
     random = np.random.default_rng(0)
     held = plain = 0
     for _ in range(300):

@@ -184,7 +184,7 @@ def test_images_without_folder_or_annotation_have_no_class(
 
 
 def test_an_image_that_changed_unseen_stops_the_job(in9l: Path, tmp_path: Path) -> None:
-    """Replaces a picture between listing and composing, which reads it again and must notice."""
+    """Replaces a picture so that listing cannot notice; composing reads it again and must."""
     images = tmp_path / "input"
     output = tmp_path / "out"
     source = Path(json.loads((in9l / ".in9" / "input.json").read_text()))

@@ -239,7 +239,7 @@ def test_layouts_are_found_without_being_told(tiny_input: Path, tmp_path: Path) 
     shutil.rmtree(flat / "Annotations")
     shutil.copytree(nested / "Annotations", flat / "Annotations")
     assert found(flat) == expected
-    # The input may be the folder of the split itself, with or without a folder of annotations.
+    # The input may be the folder of the split itself, with or without --annotations.
     assert found(kaggle / "Data" / "CLS-LOC" / "val", annotations) == expected
     assert found(tiny_input / "val") == expected
 

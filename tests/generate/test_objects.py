@@ -88,7 +88,7 @@ def test_which_box_is_chosen(boxes: list[Box]) -> None:
     corners,
     st.sampled_from(sorted(INTERPOLATIONS)),
 )
-@example(498, 496, 224, (0, 0, 10, 10), "nearest")  # Padding is a single line.
+@example(498, 496, 224, (0, 0, 10, 10), "nearest")  # The padding is one line.
 @settings(max_examples=60)
 def test_padding_shows_all_of_an_image_and_nothing_else(
     width: int, height: int, side: int, box: tuple[int, int, int, int], interpolation: str

@@ -46,7 +46,7 @@ def test_only_what_changed_is_made_again(small_input: Path, tmp_path: Path) -> N
             if file["path"].startswith("layers/")
         }
 
-    # Exactly one source shard has changed, which is a record and a tar.
+    # Only one source shard has changed, and it has one record and one tar.
     assert len(layers(before) - layers(after)) == 2
     fresh = tmp_path / "fresh"
     run_in9("generate", "--input", small_input, "--output", fresh, "--images_per_shard", 3)

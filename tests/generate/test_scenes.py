@@ -135,8 +135,7 @@ def test_every_object_is_an_image(made: tuple[Path, str]) -> None:
     assert "27 objects in each variant." in card
     for row in rows:
         for variant in ("mixed_same", "mixed_rand", "mixed_next"):
-            # A background never comes from the object's own picture, so not from the picture's
-            # other object either.
+            # A background comes from another picture, never from an object of the same one.
             assert row[f"{variant}_bg_key"].rpartition("_")[0] != row["group"]
     assert_sound(output)
     # An object is found by its key, as an image is.

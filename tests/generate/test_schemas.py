@@ -49,7 +49,7 @@ def test_a_flag_that_is_new_and_changes_nothing_makes_nothing_again(
     }[kind]
     before = kind().fingerprint()
     monkeypatch.setattr(config, "_SINCE_RELEASE", {name: value})
-    # This fingerprint is the one from before the flag existed.
+    # This is the fingerprint from before the flag existed.
     without = kind().fingerprint()
     assert without != before
     monkeypatch.setattr(config, "_SINCE_RELEASE", {name: "another"})
