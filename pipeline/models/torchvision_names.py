@@ -24,8 +24,6 @@ class TorchvisionNames(Source):
 
     form = "torchvision:NAME or torchvision:NAME:WEIGHTS"
     text = "torchvision's classifiers"
-    extra = "torchvision"
-    libraries = {"torchvision": "torchvision"}  # noqa: RUF012
 
     def check(self, spec: str) -> None:
         _weights(spec)
