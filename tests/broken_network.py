@@ -1,4 +1,4 @@
-"""A proxy before an object store that does what networks do."""
+"""A proxy that injects network faults in front of an object store."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing: resets are what it is for."""
+        """Ignores errors: the proxy resets connections on purpose."""
 
 
 class FaultProxy:
-    """Hands requests on to a store, and harms some.
+    """Forwards requests to a store and injects faults into some of them.
 
-    A fault is drawn for each request by a seeded generator; what it hits depends on the
-    timing, how often does not.
+    A seeded generator draws the fault of each request. Timing decides which requests are hit, but
+    not how many.
 
     Args:
       target: address of the store.
 
     Attributes:
-      url: its own address.
-      requests: how many there were.
-      harmed: how many were, by fault.
+      url: address of the proxy.
+      requests: number of requests received.
+      harmed: number of requests harmed, by fault.
     """
 
     def __init__(self, target: str) -> None:
@@ -58,7 +58,7 @@ class FaultProxy:
             do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _any
 
             def log_message(self, *_: object) -> None:
-                """Nothing."""
+                """Logs nothing."""
 
         self._server = _Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -73,7 +73,7 @@ class FaultProxy:
 
     @contextlib.contextmanager
     def harming(self, share: float, faults: tuple[str, ...] = FAULTS) -> Iterator[None]:
-        """Harms this share of the requests, in these ways, while the block runs."""
+        """Injects these faults into this share of the requests while the block runs."""
         self._share, self._faults = share, faults
         try:
             yield
@@ -96,7 +96,7 @@ class FaultProxy:
             self._answer(request, int(fault), {}, b"")
             return
         if fault == "reset" and self._random.random() < 0.5:
-            request.close_connection = True  # Before the store has heard of it.
+            request.close_connection = True  # The store never sees the request.
             request.connection.close()
             return
         if fault == "slow":
@@ -110,13 +110,13 @@ class FaultProxy:
         finally:
             connection.close()
         if fault == "reset":
-            request.close_connection = True  # The store has done it; nobody is told.
+            request.close_connection = True  # The store has acted, but nobody learns of it.
             request.connection.close()
             return
         kept = ("content-type", "location", "x-goog-", "content-range", "range", "etag", "x-http-")
         found = {k: v for k, v in response.getheaders() if k.lower().startswith(kept)}
         if "Location" in found:
-            # An upload session goes on through the proxy.
+            # The later requests of an upload session must come through the proxy too.
             found["Location"] = found["Location"].replace(f"http://{self._target}", self.url)
         self._answer(request, response.status, found, content, truncated=fault == "truncated")
 

@@ -2,19 +2,20 @@
 
     python tests/bundle_server.py --port PORT --pool PORT --root DIR --notes FILE --accesses FILE
 
-Flink and Dataflow start a bundle again on another machine when they have lost sight of the first,
-which may still be at work, and take the results of one of the two. Here, the first execution is
-suspended at half of what it reads and writes below a folder; the second one begins, on a worker
-that takes itself for another machine. What becomes of the first:
+Flink and Dataflow restart a bundle on another machine when they lose contact with the first
+machine, which may still be running, and use the results of one of the two executions. Here, the
+first execution is suspended after half of its file accesses below a folder. Then the second one
+starts, on a worker that believes it is on another machine. The fate of a bundle says what happens
+to its first execution:
 
-killed    it never goes on.
-dropped   both go on side by side; the results of the second are dropped.
-late      it wakes up in the middle of the next bundle; its own results are dropped.
-after     it wakes up when the job is over, with the same end.
+  killed    it never resumes.
+  dropped   it resumes at once, so both run side by side; the results of the second are dropped.
+  late      it resumes in the middle of the next bundle; its own results are dropped.
+  after     it resumes when the job is over; its own results are dropped too.
 
-Without fates, every bundle runs once, and the notes say how often each reads and writes. With them,
-the notes say what was done to each bundle. They are written when SIGUSR1 has come, and all who were
-late have ended.
+Without fates, every bundle runs once, and the notes say how many accesses each one makes. With
+fates, the notes say what was done to each bundle. They are written on SIGUSR1, after all suspended
+executions have resumed and ended.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from typing import Any
 
 FATES = ("killed", "dropped", "late", "after")
 PARTS = 2
-"""Bundles of a stage that has more than one element."""
+"""Number of bundles of a stage with more than one element."""
 _SLOT = struct.Struct("qq")
 _WORKERS = 1024
 _OF_BEAM = re.compile(r"Read$|Write$|Impulse$|\w*\(|\w+RandomKeys$")
@@ -49,22 +50,24 @@ _TOUCHES = ("open", "os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir",
 
 
 class Slots:
-    """For each worker, how often it has read or written a file, and when it is to stop; memory that
-    all processes share."""
+    """Counts of file accesses and the counts at which to stop, one pair for each worker.
+
+    All processes share the memory.
+    """
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _SLOT.size * _WORKERS)
 
     def arm(self, slot: int, stop_at: int) -> None:
-        """Counts anew; at this access the worker suspends itself, at 0 never."""
+        """Resets the count; the worker suspends itself at access `stop_at`, or never for 0."""
         _SLOT.pack_into(self._memory, slot * _SLOT.size, 0, stop_at)
 
     def accesses(self, slot: int) -> int:
-        """How many there were."""
+        """Returns the number of accesses since `arm`."""
         return int(_SLOT.unpack_from(self._memory, slot * _SLOT.size)[0])
 
     def touch(self, slot: int) -> None:
-        """Notes an access of this worker, before it happens."""
+        """Counts an access of this worker before it happens; suspends the worker if it is due."""
         count, stop_at = _SLOT.unpack_from(self._memory, slot * _SLOT.size)
         struct.pack_into("q", self._memory, slot * _SLOT.size, count + 1)
         if count + 1 == stop_at:
@@ -72,7 +75,7 @@ class Slots:
 
 
 def _serve_forks(connection: socket.socket, slots: Slots, root: str) -> None:
-    """Forks a worker for each line that comes in; importing takes longer than most bundles."""
+    """Forks a worker for each line received, because importing takes longer than most bundles."""
     import scipy.ndimage
     import torch
     from apache_beam.runners.worker.sdk_worker import SdkHarness
@@ -101,7 +104,7 @@ def _serve_forks(connection: socket.socket, slots: Slots, root: str) -> None:
 
 
 def _be_elsewhere(worker: str) -> None:
-    """Lets this process be one of another machine: nobody knows whether it is alive."""
+    """Makes this process look like one of another machine: nobody can tell whether it is alive."""
     from pipeline.storage import processes
 
     place = hashlib.sha256(worker.encode()).hexdigest()[:12]
@@ -114,7 +117,7 @@ def _look(slots: Slots, slot: int, root: str, event: str, arguments: tuple[Any, 
 
 
 class Workers:
-    """Worker processes by the id that Beam gives them."""
+    """Worker processes, by the id that Beam gives them."""
 
     def __init__(self, root: str) -> None:
         self._slots = Slots()
@@ -129,7 +132,7 @@ class Workers:
         theirs.close()
 
     def start(self, worker: str, address: str) -> None:
-        """Starts one that takes its work from this address."""
+        """Starts a worker that takes its work from this address."""
         with self._lock:
             slot = len(self._known)
             self._connection.sendall((json.dumps([slot, worker, address]) + "\n").encode())
@@ -137,36 +140,37 @@ class Workers:
             self._known[worker] = slot, pid
 
     def arm(self, worker: str, stop_at: int = 0) -> None:
-        """Counts its accesses anew, and suspends it at one of them."""
+        """Resets the worker's count of accesses; suspends it at one of them."""
         self._slots.arm(self._known[worker][0], stop_at)
 
     def accesses(self, worker: str) -> int:
-        """Its accesses since `arm`."""
+        """Returns the worker's accesses since `arm`."""
         return self._slots.accesses(self._known[worker][0])
 
     def signal(self, worker: str, number: signal.Signals) -> None:
-        """Sends it a signal, if it is still there."""
+        """Sends the worker a signal, if it is still running."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._known[worker][1], number)
 
     def is_stopped(self, worker: str) -> bool:
-        """Whether it is suspended."""
+        """Returns whether the worker is suspended."""
         stat = Path(f"/proc/{self._known[worker][1]}/stat").read_text()
         return stat.rpartition(")")[2].split()[0] == "T"
 
 
 @dataclasses.dataclass
 class Note:
-    """What was done to a bundle.
+    """A record of what was done to a bundle.
 
     Attributes:
-      stage: its steps, in short.
-      bundle: its stage and number, the same in each run.
-      fate: of the first execution; empty if there was one only.
-      accesses: of the execution whose results were taken.
-      stopped: whether the first was suspended half-way.
-      ended: how the execution ended whose results were dropped: `done`, its error, or `killed`.
-      executions: in all.
+      stage: short name of the stage: our steps in it.
+      bundle: stage and number of the bundle, the same in every run.
+      fate: fate of the first execution; empty if there was only one.
+      accesses: file accesses of the execution whose results were used.
+      stopped: whether the first execution was suspended half-way.
+      ended: how the execution with dropped results ended: `done`, its error, `killed` or `still at
+        work`.
+      executions: number of executions.
     """
 
     stage: str
@@ -179,7 +183,7 @@ class Note:
 
 
 def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
-    """Everything that needs gRPC, which must not be there when workers are forked."""
+    """Serves jobs; all use of gRPC is here, which must not be loaded before workers are forked."""
     import grpc
     from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc, beam_job_api_pb2
     from apache_beam.runners.portability.fn_api_runner import fn_runner
@@ -193,10 +197,10 @@ def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
 
     class Handlers(fn_runner.WorkerHandlerManager):
         def close_all(self) -> None:
-            """Nothing: those that are late still need the connections."""
+            """Keeps the connections, which late executions still need."""
 
     class Context:
-        """A stage for one execution: on one worker, with outputs of its own."""
+        """The context of a stage for one execution: a single worker, and separate outputs."""
 
         def __init__(self, context: Any, handler: Any) -> None:
             self._context = context
@@ -239,7 +243,7 @@ def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
             self.start()
 
         def has_stopped(self) -> bool:
-            """Waits until it is suspended, or has ended."""
+            """Waits until the worker is suspended or the execution has ended; returns which."""
             while self.is_alive():
                 if workers.is_stopped(self.worker):
                     return True
@@ -281,8 +285,8 @@ def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
             return handlers.get_worker_handlers(environment, there + 1)[-1]
 
         def bundle(self, context: Any, number: int, part: Mapping[str, Any], out: Any) -> Any:
-            """Runs a bundle; the result that is taken."""
-            # Beam puts steps that go together in any order.
+            """Runs a bundle and returns the result that is used."""
+            # Beam lists the steps of a fused stage in no fixed order.
             steps = sorted(transform.unique_name for transform in context.stage.transforms)
             name = f"{' '.join(steps)} {number}"
             note = Note(_in_short(context.stage), name)
@@ -322,7 +326,7 @@ def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
                 note.ended = other.ending()
                 self._idle.append(other.handler)
                 if taken.error is not None and other.error is None:
-                    # A runner tries what has failed again; that has just been done.
+                    # A runner retries a failed bundle, and the second execution is that retry.
                     taken, other = other, taken
                     note.ended = other.ending()
             elif taken.error is not None and again is not None:
@@ -341,7 +345,7 @@ def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
             self._woken.append(late)
 
         def end_all(self) -> None:
-            """Wakes who sleeps, and waits until all have ended."""
+            """Wakes all suspended executions and waits until they have ended."""
             for late in list(self._sleeping):
                 self._wake(late)
             for execution, note in self._woken:
@@ -349,7 +353,7 @@ def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
                 note.ended = "still at work" if execution.is_alive() else execution.ending()
 
     class Bundles(fn_runner.BundleManager):
-        """The bundles of a stage."""
+        """Runs the bundles of a stage."""
 
         def __init__(self, context: Any, runner: Runner) -> None:
             super().__init__(context)
@@ -404,7 +408,7 @@ def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
 
 
 def _in_short(stage: Any) -> str:
-    """The steps of a stage that are ours, by their own names."""
+    """Returns the names of a stage's own steps, without Beam's."""
     paths = [transform.unique_name.rstrip("/0123456789") for transform in stage.transforms]
     names = [re.sub(r"ParDo\((\w+)\)", r"\1", path.rpartition("/")[2]) for path in paths]
     ours = [name for name in names if not _OF_BEAM.match(name)]

@@ -1,10 +1,10 @@
-"""A job whose bundles all run twice, and what is left of it.
+"""Runs every bundle of a job twice and compares the files with those of an ordinary run.
 
     python tests/bundles_twice.py --input DIR
 
-runs one job under each fate of `bundle_server`, and prints a table of its stages: how many bundles,
-how many first executions were suspended half-way, executions, and how many of those whose results
-were dropped ended with an error.
+This runs one job under each fate of `bundle_server` and prints a table of its stages: the number of
+bundles, of first executions suspended half-way, of executions, and of executions with dropped
+results that ended with an error.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from gcs import free_port
 
 HERE = Path(__file__).parent
 STAGES = ("--attack", "4x3", "--saliency", "2")
-"""Flags of a job of all stages."""
+"""Flags that add the optional stages to a job."""
 TWO_MODELS = ("--models", "python:tiny_models:first,python:tiny_models:second")
 _TELLS_TIME = re.compile("time: ")
 _OF_A_RUN = re.compile(r"/\.in9/(report\.json|tmp/|progress/)")
-"""What the page was made of by when; what somebody unknown was about to write, and notes of a job,
-both of which go with a later run."""
+"""Files that may differ between runs. `report.json` depends on the times of files; `tmp` is for
+files of a process that may be gone, and `progress` for notes of a job: a later run removes both."""
 
 
 def _environment() -> dict[str, str]:
-    """For processes that find the modules of tests, such as models."""
+    """Returns an environment in which processes find the modules of the tests, such as models."""
     paths = [str(HERE), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)}
 
 
 class Server:
-    """The job server as a process of its own, for one job.
+    """The job server as a separate process, for one job.
 
     Args:
       root: folder whose accesses count.
-      fates: of the bundles, in turn; none to run each once.
-      before: the notes of a run without fates.
+      fates: fates of the bundles, in turn; none to run each bundle once.
+      before: notes of a run without fates.
 
     Attributes:
-      flags: of a job that runs there.
+      flags: flags of a job that runs on this server.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Server:
         return self
 
     def notes(self) -> list[Note]:
-        """Wakes who sleeps, and waits for their end; what was done to each bundle."""
+        """Wakes suspended executions, waits for their end and returns the notes of all bundles."""
         self._process.send_signal(signal.SIGUSR1)
         while not self._notes.exists():
             assert self._process.poll() is None, "the server has ended"
@@ -91,14 +91,14 @@ class Server:
         return [Note(**note) for note in json.loads(self._notes.read_text())]
 
     def __exit__(self, *_: object) -> None:
-        # With its workers, who would ask for it again and again.
+        # Kills the workers too; they would try to reconnect forever.
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._folder.cleanup()
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
-    """Digests of all files that a job is to leave the same, however often its bundles run."""
+    """Returns digests of all files that must not depend on how often bundles run."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).digest()
         for path in folder.rglob("*")
@@ -109,8 +109,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
 def run_job(
     root: Path, *flags: object, fates: tuple[str, ...] = (), before: list[Note] | None = None
 ) -> tuple[list[str], list[Note]]:
-    """Runs `in9` with `--output` in a folder; what it said that does not tell the time, and the
-    notes."""
+    """Runs `in9` with `--output` in a folder; returns its output without times, and the notes."""
     with Server(root, fates, before) as server:
         command = [sys.executable, "-m", "pipeline", *map(str, flags), *server.flags]
         command += ["--output", str(root / "out"), "--publish", str(root / "published")]

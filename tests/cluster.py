@@ -1,4 +1,4 @@
-"""A job server and worker pools, each a process, for tests of portable runners."""
+"""A job server and worker pools as separate processes, for tests of portable runners."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Cluster:
 
     Attributes:
       pools: the worker pools.
-      addresses: of the pools.
+      addresses: addresses of the pools.
       server: the job server.
-      flags: those of a job that runs there.
+      flags: flags of a job that runs on the server.
     """
 
     server: subprocess.Popen[bytes]
     flags: tuple[str, ...]
 
     def __init__(self, stack: contextlib.ExitStack, log: Path, pools: int) -> None:
-        # A pool starts its workers as `python`; models of tests lie in this folder.
+        # A pool starts its workers as `python`; the models of tests are in this folder.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         more = {"PATH": path, "PYTHONPATH": str(Path(__file__).parent), "HF_HUB_OFFLINE": "1"}
         self._stack, self._log, self._env = stack, log, {**os.environ, **more}
@@ -46,9 +46,9 @@ class Cluster:
         """Starts a job server.
 
         Args:
-          port: at which it takes jobs.
-          pool: address from which it takes workers.
-          command: which starts it.
+          port: port on which it accepts jobs.
+          pool: address of the pool that starts its workers.
+          command: command that starts the server.
         """
         self.server = self._start(port, *command)
         _wait_for(port, self.server)
@@ -66,7 +66,7 @@ class Cluster:
         return process
 
     def workers(self, pool: int) -> list[int]:
-        """Process ids of a pool's workers that are alive."""
+        """Returns the process ids of a pool's live workers."""
         threads = Path(f"/proc/{self.pools[pool].pid}/task").glob("*/children")
         children = [pid for thread in threads for pid in thread.read_text().split()]
         return [int(pid) for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes()]

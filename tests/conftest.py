@@ -1,4 +1,4 @@
-"""Inputs and finished datasets that several test modules look at."""
+"""Inputs and finished datasets that several test modules share."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from pipeline.runtime.lock import acquire
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 
-# How long an example takes says something about the machine alone.
+# The time that an example takes depends on the machine, so there is no deadline.
 settings.register_profile("in9", deadline=None)
 settings.load_profile("in9")
 
-# Threads of two processes that test side by side wait for each other; they had better sleep.
+# Test processes run side by side, so idle OpenMP threads must sleep instead of spinning.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +45,8 @@ TINY_MODEL = ("--models", "python:tiny_models:first")
 
 
 pytest_plugins = ("report_page",)
-"""The page in a browser: no conftest.py beside this one could be imported from as this is."""
+"""Fixtures of the page in a browser. They are a plugin because tests import from `conftest`, and a
+second conftest.py would take that name."""
 
 _LONGEST = (
     *("test_look", "test_faults", "test_conformance", "test_object_storage", "test_export"),
@@ -55,11 +56,11 @@ _LONGEST = (
     *("test_lock", "test_report", "test_leftovers", "test_models_on_shards", "test_independent"),
     *("test_page_images", "test_page_layout", "test_benchmarks", "test_bundles_twice"),
 )
-"""Modules that take half a minute and more."""
+"""Test modules that take half a minute or more."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest come first, so that processes end together."""
+    """Puts the longest modules first, so that parallel processes end at about the same time."""
     items.sort(key=lambda item: item.path.stem not in _LONGEST)
 
 
@@ -73,7 +74,7 @@ def _environment() -> dict[str, str]:
 
 
 def run_in9(*arguments: object, check: int | None = 0) -> subprocess.CompletedProcess[str]:
-    """Runs the real command line in a process of its own; fails on another exit code."""
+    """Runs the real command line in a separate process; fails on another exit code."""
     done = _forks().run([str(argument) for argument in arguments], _environment())
     if check is not None:
         assert done.returncode == check, f"{arguments}\n{done.stdout}\n{done.stderr}"
@@ -81,7 +82,7 @@ def run_in9(*arguments: object, check: int | None = 0) -> subprocess.CompletedPr
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line on standard error of a command that exits with 2."""
+    """Returns the only line on standard error of a command that exits with 2."""
     assert main([str(argument) for argument in arguments]) == 2
     captured = capsys.readouterr()
     lines = captured.err.splitlines()
@@ -90,12 +91,12 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def start_in9(*arguments: object) -> Started:
-    """Starts the real command line in a process group of its own."""
+    """Starts the real command line in its own process group."""
     return _forks().start([str(argument) for argument in arguments], _environment())
 
 
 def wait_until(happened: Callable[[], object], running: Started) -> None:
-    """Waits for something that a command does, which must not end before."""
+    """Waits for something that a running command does; fails if the command ends first."""
     until = time.monotonic() + 120
     while not happened():
         assert running.poll() is None, running.communicate()
@@ -104,13 +105,13 @@ def wait_until(happened: Callable[[], object], running: Started) -> None:
 
 
 def manifest_of(output: Path) -> dict[str, Any]:
-    """The manifest of a dataset folder, as it stands in its file."""
+    """Returns the manifest of a dataset folder as it is in the file."""
     content: dict[str, Any] = json.loads((output / "manifest.json").read_text())
     return content
 
 
 def stamps(output: Path) -> dict[str, int]:
-    """Modification time of every file outside the work folder."""
+    """Returns the modification time of every file outside the work folder."""
     return {
         str(path.relative_to(output)): path.stat().st_mtime_ns
         for path in output.rglob("*")
@@ -119,7 +120,7 @@ def stamps(output: Path) -> dict[str, int]:
 
 
 def results_of(output: Path) -> dict[str, bytes]:
-    """Everything but notes of jobs."""
+    """Returns the content of every file outside the work folder."""
     return {
         str(path.relative_to(output)): path.read_bytes()
         for path in sorted(output.rglob("*"))
@@ -128,18 +129,18 @@ def results_of(output: Path) -> dict[str, bytes]:
 
 
 def finished_shards(output: Path) -> dict[str, int]:
-    """Records of source shards, staged or in place, with the time at which they were made."""
+    """Returns the modification times of finished shards' records, staged or in place."""
     found = {}
     for pattern in (".in9/staging/*/layers/val-*.parquet", "layers/val-*.parquet"):
         for path in output.glob(pattern):
-            # Commit may move it just now.
+            # A commit may move the file at this moment.
             with contextlib.suppress(FileNotFoundError):
                 found[path.name] = path.stat().st_mtime_ns
     return found
 
 
 def take_over(store: Store, lock: str) -> None:
-    """Takes a lock from whoever holds it, as one does who has seen no sign of life."""
+    """Takes a lock from its holder, like a process that has seen no sign of life."""
     claim = store.files.current_claim(store.path(lock))
     assert claim is not None
     assert store.files.unclaim(store.path(lock), claim, store.temporary())
@@ -148,7 +149,7 @@ def take_over(store: Store, lock: str) -> None:
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that the first process to ask for it makes, for all that test side by side."""
+    """Returns a folder that the first test process to ask for it makes, for all processes."""
     root = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
@@ -163,7 +164,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real ImageNet pictures and reference data, which may be absent."""
+    """The folder of real ImageNet pictures and reference data; skips the test without them."""
     if not (SHARED / "reference").is_dir():
         pytest.skip(f"no reference data in {SHARED}")
     return SHARED
@@ -177,20 +178,23 @@ def sample() -> Path:
 
 @pytest.fixture(scope="session")
 def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The main job on the sample, with all defaults. Tests must not write into it."""
+    """The output of the main job on the sample, with all defaults. Tests must not write into it."""
     return made_once(tmp_path_factory, "sample", lambda out: run_in9("run", "--output", out))
 
 
 @pytest.fixture(scope="session")
 def mini_run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The main job on 270 real ImageNet pictures. Tests must not write into it."""
+    """The output of the main job on 270 real ImageNet pictures. Tests must not write into it."""
     run = ("run", "--input", shared / "imagenet-mini", "--output")
     return made_once(tmp_path_factory, "mini", lambda out: run_in9(*run, out))
 
 
 def shrink(source: Path, image: Path, target: Path) -> Path:
-    """Copies a picture of an input folder, with its boxes, into another one at 2/5 of its size:
-    GrabCut takes its time by the pixel. Returns the copy."""
+    """Copies a picture and its boxes to another input folder at 2/5 of its size.
+
+    Smaller pictures save time, because GrabCut's time grows with the number of pixels. Returns the
+    path of the copy.
+    """
     annotation = Path("Annotations", "val", f"{image.stem}.xml")
     small = target / image.relative_to(source)
     for path in (small, target / annotation):
@@ -209,8 +213,7 @@ def shrink(source: Path, image: Path, target: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def small_sample(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """18 sample pictures, two of each class, at 2/5 of their size. Tests must not write into
-    it."""
+    """18 sample pictures at 2/5 of their size, two of each class. Tests must not write into it."""
     root = tmp_path_factory.mktemp("small")
     images, _ = list_images(find_layout(str(sample), None, "val"), imagenet9(), limit=2)
     for source in images:
@@ -220,14 +223,14 @@ def small_sample(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session")
 def small_run(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The main job on 18 small pictures. Tests must not write into it."""
+    """The output of the main job on 18 small pictures. Tests must not write into it."""
     run = ("run", "--input", small_sample, "--output")
     return made_once(tmp_path_factory, "small-run", lambda out: run_in9(*run, out))
 
 
 @pytest.fixture(scope="session")
 def one_worker(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of 18 pictures in several shards, made by one worker. Not to be changed."""
+    """A dataset of 18 pictures in several shards, made by one worker. Tests must not change it."""
     output = tmp_path_factory.mktemp("one") / "out"
     run_in9("generate", "--output", output, "--input", small_sample, *ONE, *SHARDS)
     return output
@@ -236,7 +239,9 @@ def one_worker(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def three_draws(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of 18 small pictures with three draws of each mixed variant, cut along boxes.
-    Not to be changed."""
+
+    Tests must not change it.
+    """
     output = tmp_path_factory.mktemp("draws") / "out"
     flags = ("--segmenter", "box", "--formats", "parquet", "--image_size", 64, "--resize", 64)
     source = ("generate", "--output", output, "--input", small_sample, "--replicates", 3)
@@ -251,15 +256,17 @@ def small_input(small_sample: Path, tmp_path: Path) -> Path:
 
 
 class Run(Protocol):
-    """See `run_small`."""
+    """The function that `run_small` returns."""
 
     def __call__(self, command: str, *flags: str, code: int = 0) -> str: ...
 
 
 @pytest.fixture
 def run_small(small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command that makes tmp_path/out from `small_input`, in two source images a shard;
-    gives what it prints."""
+    """A function that runs a command on `small_input` into tmp_path/out, two source images a shard.
+
+    It returns what the command prints, on standard error if the command is to fail.
+    """
 
     def run(command: str, *flags: str, code: int = 0) -> str:
         folders = ["--input", str(small_input), "--output", str(tmp_path / "out")]
@@ -273,12 +280,12 @@ def run_small(small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def pictures_of(folder: Path) -> list[Path]:
-    """The pictures of an input folder, in order."""
+    """Returns the pictures of an input folder, in order."""
     return sorted(folder.glob("val/*/*.JPEG"))
 
 
 def darken(picture: Path) -> None:
-    """Other pixels, which show the same."""
+    """Darkens a picture: other pixels, but the same content."""
     with Image.open(picture) as before:
         after = before.point(lambda value: value * 7 // 8)
     after.save(picture, "JPEG", quality=95)
@@ -286,7 +293,7 @@ def darken(picture: Path) -> None:
 
 @pytest.fixture
 def tiny_input(small_input: Path) -> Path:
-    """A writable input of 6 of its pictures, two of each of three classes."""
+    """A writable input folder of 6 small pictures, two of each of three classes."""
     for image in small_input.glob("val/*/*.JPEG"):
         if imagenet9().label_of(image.parent.name) not in (1, 7, 8):
             image.unlink()

@@ -1,7 +1,7 @@
-"""A stand-in for the Dataflow service, and one for its workers.
+"""Stand-ins for the Dataflow service and for its workers.
 
-The service records what is submitted and answers as it is told. The worker runs a staged
-`pipeline.pb` as it is, in this process, with the options that Dataflow would hand over:
+The service records submitted jobs and answers as it is told. The worker runs a staged `pipeline.pb`
+unchanged, in this process, with the options that Dataflow would pass:
 
     python tests/dataflow_stub.py pipeline.pb options.json
 """
@@ -25,15 +25,15 @@ _JOBS = re.compile(r"/v1b3/projects/([^/]+)/locations/([^/]+)/jobs(?:/([^/?]+))?
 
 
 class DataflowStub:
-    """Records jobs.
+    """A Dataflow service that only records jobs.
 
     Attributes:
       url: address for `--dataflow_endpoint`.
-      jobs: bodies of the jobs that were submitted, with the state that the service tells.
-      state: of jobs to come, when they are submitted.
-      later: state of all jobs when they are asked for next, None to leave them as they are.
-      messages: of all jobs, as (importance, text).
-      counters: of all jobs, ours by name.
+      jobs: bodies of the submitted jobs, with the state that the service reports.
+      state: state of jobs submitted from now on.
+      later: state of all jobs when they are next queried; None leaves them unchanged.
+      messages: messages of every job, as (importance, text).
+      counters: our counters in every job, by name.
     """
 
     def __init__(self) -> None:
@@ -61,10 +61,10 @@ class DataflowStub:
                 self.wfile.write(data)
 
             def log_message(self, *_: object) -> None:
-                """Nothing."""
+                """Logs nothing."""
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        # Beam speaks plain HTTP only to this name.
+        # Beam uses plain HTTP only with this host name.
         self.url = f"http://localhost:{self._server.server_address[1]}"
 
     def __enter__(self) -> DataflowStub:
@@ -116,7 +116,7 @@ class DataflowStub:
 
 
 def write_credentials(path: Path, token_uri: str) -> None:
-    """Writes a service account of nobody, whose tokens the stub hands out."""
+    """Writes the key of a fictitious service account, whose tokens the stub issues."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pem = key.private_bytes(
         serialization.Encoding.PEM,
@@ -137,7 +137,7 @@ def write_credentials(path: Path, token_uri: str) -> None:
 
 @contextlib.contextmanager
 def _as_worker(options: dict[str, Any]) -> Iterator[None]:
-    """What a worker's entry point does with the options of its job."""
+    """Sets the job's options as a worker's entry point does."""
     from apache_beam.options.value_provider import RuntimeValueProvider
 
     RuntimeValueProvider.set_runtime_options(options)

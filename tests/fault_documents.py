@@ -1,8 +1,7 @@
-"""Faults of what documents say: other ones, and every field with a wrong type, a huge number or
-a hostile path.
+"""Faults in documents: foreign content, wrong types, huge numbers and hostile paths.
 
-A document is a JSON file, or the JSON in the metadata of a Parquet file. Every kind of them, in
-every state, and every field is found by itself.
+A document is a JSON file, or the JSON in the metadata of a Parquet file. All kinds of documents in
+all states, and all their fields, are discovered, not listed.
 """
 
 from __future__ import annotations
@@ -29,22 +28,25 @@ DOCUMENTS = {
     "not UTF-8": b'{"a": "\xff\xfe"}',
     "NaN": b'{"a": NaN}',
 }
-"""Whole JSON documents that are none of ours."""
+"""Complete contents of files that are none of our documents."""
 WRONG: tuple[Any, ...] = (None, 7, 1.5, "text", [], {}, True, [None], {"a": 1})
 """Values of all types."""
 NUMBERS: tuple[Any, ...] = (10**9, -1, 10**400)
 VICTIM = "VICTIM"
 PATHS = ("../victim", VICTIM, "a/../../victim", "../victim/manifest.json", ".")
-"""Where a name may lead; `VICTIM` stands for the absolute path."""
+"""Hostile paths; `VICTIM` stands for the absolute path."""
 FIELDS = 16
-"""How many fields of a minor document are tried, about."""
+"""Approximate number of fields that are tried in a minor document."""
 STRICT = ("manifest.json", "published/latest.json")
-"""Documents that every command reads, so that it must say what is wrong with them."""
+"""Documents that every command reads, so every command must report what is wrong with them."""
 
 
 def fields(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Paths of all values in a document. Of a list the first entry stands for all, and so do the
-    first two of many that are alike."""
+    """Yields the paths of all values in a document.
+
+    The first entry of a list stands for all entries, and the first two of a large object do if all
+    have one type.
+    """
     if path or not isinstance(document, list | dict):
         yield path
     if isinstance(document, list):
@@ -60,7 +62,7 @@ def fields(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 
 
 def with_value(document: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """A copy of a document with another value in one place."""
+    """Returns a copy of a document with another value at a path."""
     if not path:
         return value
     changed = copy.deepcopy(document)
@@ -72,18 +74,18 @@ def with_value(document: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 def value_at(document: Any, path: tuple[Any, ...]) -> Any:
-    """The value in a place of a document."""
+    """Returns the value at a path of a document."""
     for key in path:
         document = document[key]
     return document
 
 
 _FREE = (("stages",), ("libraries",), ("segmenter",))
-"""Parts of a manifest that say how it was made, to people or as a whole."""
+"""Parts of a manifest that describe, for people or as a whole, how the dataset was made."""
 
 
 def read_document(path: Path) -> Any:
-    """A JSON file, or the JSON in the metadata of a Parquet file; None without any."""
+    """Returns the content of a JSON file, or of the JSON in a Parquet file's metadata, or None."""
     if path.suffix == ".json":
         return json.loads(path.read_bytes())
     metadata = pq.read_schema(path).metadata or {}
@@ -91,13 +93,13 @@ def read_document(path: Path) -> Any:
 
 
 def write_document(path: Path, document: Any, victim: str) -> None:
-    """The reverse; `VICTIM` in a text becomes that path."""
+    """Writes what `read_document` reads; `VICTIM` in a text becomes the path of the victim."""
     text = json.dumps(document).replace(json.dumps(VICTIM)[1:-1], victim)
     write_text(path, text.encode())
 
 
 def write_text(path: Path, text: bytes) -> None:
-    """Writes the bytes of a document, whatever they are."""
+    """Writes the bytes of a document, valid or not."""
     if path.suffix == ".json":
         path.unlink()
         path.write_bytes(text)
@@ -108,7 +110,7 @@ def write_text(path: Path, text: bytes) -> None:
 
 
 def _documents(lab: Lab, states: Sequence[str]) -> Iterator[tuple[str, str, str, Any]]:
-    """(state, kind, file, content) of each kind of document."""
+    """Yields (state, kind, file, content) of each kind of document."""
     seen = set()
     for state in states:
         for kind, file in files_by_kind(lab.state(state)).items():
@@ -122,7 +124,7 @@ def _documents(lab: Lab, states: Sequence[str]) -> Iterator[tuple[str, str, str,
 
 
 def wrong_documents(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
-    """Every document of ours as another one, with each of the commands in turn."""
+    """Yields faults that replace each kind of document by another one; commands take turns."""
     turn = itertools.cycle(("run", *READERS))
     for state, kind, file, _ in _documents(lab, states):
         for name, data in DOCUMENTS.items():
@@ -135,7 +137,7 @@ def wrong_documents(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
             if is_healed(kind) or state in WITHOUT_DATASET:
                 commands = ("run",)
             if "checksums" in kind and name == "{}":
-                continue  # A memory of nothing is one.
+                continue  # An empty cache of checksums is valid.
             for command in dict.fromkeys(commands):
                 yield Fault(
                     kind=f"whole document: {kind}",
@@ -150,15 +152,18 @@ def wrong_documents(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
 
 
 def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
-    """Every field x wrong type, huge number, hostile path; the commands in turn."""
+    """Yields faults with a wrong type, huge number or hostile path in each field.
+
+    The commands take turns.
+    """
     main = itertools.cycle(("verify", "run", "verify", "report", "verify", "evaluate"))
-    # What only jobs read.
+    # Commands for documents that only jobs read.
     minor = itertools.cycle(("run", "run", "evaluate"))
     some = itertools.count()
     for state, kind, file, content in _documents(lab, states):
         is_main = kind in STRICT
         found = list(fields(content))
-        # Of a minor document some fields, spread evenly, and of each some values.
+        # A minor document is sampled: some fields, evenly spread, and some values for each field.
         step = 1 if is_main else max(1, len(found) // FIELDS)
         for path in found[::step]:
             before = value_at(content, path)
@@ -188,12 +193,12 @@ def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                     changed = with_value(content, path, value)
                     write_document(trial / "out" / file, changed, str(trial / "victim"))
 
-                # What may be null, or anything, only the one who wrote it knows.
+                # Only the writer of a field knows whether it may be null or anything.
                 free = value is None or path[:1] in _FREE or before is None
                 command = next(minor if is_healed(kind) else main)
                 command = "run" if state in WITHOUT_DATASET else command
                 place = ".".join(map(str, path))
-                # A value that could be is another configuration, or another number of samples.
+                # A plausible value means another configuration, or another number of samples.
                 also = ("the manifest says",) if command == "verify" else ()
                 also += ("(the dataset has", str(value)) if what != "wrong type" else ()
                 yield Fault(
@@ -209,7 +214,7 @@ def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
 
 
 def foreign_tables(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
-    """Parquet files that are whole, but not ours."""
+    """Yields faults that replace Parquet files by intact ones that are not ours."""
     for kind, file in files_by_kind(lab.state("finished")).items():
         if not kind.endswith(".parquet"):
             continue

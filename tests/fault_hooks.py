@@ -1,8 +1,7 @@
-"""What commands of `fault_lab` import before they begin: a guard, kills at a given moment, and a
-model of no weight.
+"""Hooks that commands of `fault_lab` import first: a guard, timed kills and a tiny model.
 
-The guard is an audit hook. It notes what a command must not do: start a process, delete outside
-of its folder (which it does not get to), open what is foreign.
+The guard is an audit hook. It notes what a command must not do: start a process, delete anything
+outside its folder (the hook ends the command before that), or open foreign files.
 """
 
 from __future__ import annotations
@@ -18,16 +17,17 @@ import threading
 from typing import Any
 
 NOTES = "IN9_FAULT_NOTES"
-"""File that notes are written to, a line each."""
+"""Environment variable with the file to which notes are written, one a line."""
 ROOT = "IN9_FAULT_ROOT"
-"""The only folder in which files may be deleted."""
+"""Environment variable with the only folder in which files may be deleted."""
 FOREIGN = "IN9_FAULT_FOREIGN"
-"""Folder of which nothing may be opened; may be empty."""
+"""Environment variable with a folder in which nothing may be opened; may be empty."""
 KILL = "IN9_FAULT_KILL"
-"""`N PATTERN`: the process dies before the Nth file appears whose path holds the pattern. `N`
-alone: before the Nth change of anything below `ROOT`, be it written, renamed, made or removed."""
+"""Environment variable `N PATTERN`: the process dies before the Nth file whose path matches the
+pattern appears. `N` alone: it dies before the Nth change below `ROOT`, which may write, rename,
+make or remove something."""
 MORE_MEMORY = 2 << 30
-"""Bytes that a command may take beyond what it begins with: no input shall fill the machine."""
+"""Bytes that a command may allocate beyond its initial size: no input may fill the machine."""
 
 _STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty")
 _DELETES = ("os.remove", "os.rmdir", "shutil.rmtree")
@@ -86,18 +86,18 @@ class _Guard:
 
 
 def _changes(event: str, arguments: tuple[Any, ...], root: str) -> bool:
-    """Whether an event changes what lies below a folder."""
+    """Returns whether an event changes anything below a folder."""
     if event not in _CHANGES or not isinstance(arguments[0], str | bytes):
         return False
     if event == "open":
         return bool(arguments[2] & (os.O_WRONLY | os.O_RDWR)) and _is_below(arguments[0], root)
-    # What `shutil.rmtree` removes it names within the folder that it is in.
+    # `shutil.rmtree` names what it removes relative to an open folder.
     is_inside = event in _DELETES and arguments[1] not in (None, -1)
     return is_inside or _is_below(arguments[0], root)
 
 
 def tiny() -> Any:
-    """A model that everybody has."""
+    """Returns a model that needs no download."""
     import torch
 
     torch.manual_seed(0)
@@ -110,5 +110,5 @@ if NOTES in os.environ:
         _size = int(_file.read().split()[0]) * resource.getpagesize()
     with contextlib.suppress(ValueError):
         resource.setrlimit(resource.RLIMIT_AS, (_size + MORE_MEMORY, resource.RLIM_INFINITY))
-    tempfile.tempdir = None  # Of the process that this one is a fork of.
+    tempfile.tempdir = None  # Inherited from the process that forked this one.
     sys.addaudithook(_Guard())

@@ -1,5 +1,4 @@
-"""Faults of input: hostile pictures as images, masks and scenes, and tables, archives, links and
-devices that lead elsewhere."""
+"""Faults of input: hostile pictures, masks, scenes, tables, archives, links and devices."""
 
 from __future__ import annotations
 
@@ -40,19 +39,21 @@ BOX = ("--segmenter", "box")
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Many hostile pictures in one input; if the job fails, each half is tried, so that in the
-    end it is one that did it.
+    """A job on many hostile pictures at once.
+
+    If the job fails, each half of the batch is tried on its own, until a single picture remains
+    that makes it fail.
 
     Attributes:
-      place: what they are there as: `images`, `masks` or `scenes`.
-      pictures: of `fault_pictures`.
+      place: what the pictures are used as: `images`, `masks` or `scenes`.
+      pictures: pictures of `fault_pictures`.
     """
 
     place: str
     pictures: tuple[Hostile, ...]
 
     def __call__(self, lab: Lab) -> list[Outcome]:
-        """Tries them."""
+        """Runs the job; returns an outcome for each picture."""
         with lab.trial() as trial:
             folder = shutil.copytree(lab.input, trial / "input")
             flags = {"images": self._images, "masks": self._masks, "scenes": self._scenes}
@@ -140,7 +141,7 @@ class Batch:
 
 
 def batches() -> list[Trial]:
-    """All hostile pictures as images; pictures as masks and as scenes."""
+    """Returns a batch of all hostile pictures as images, and of pictures as masks and as scenes."""
     found = hostile_pictures()
     pictures = tuple(each for each in found if each.kind.startswith("pictures"))
     return [
@@ -151,12 +152,12 @@ def batches() -> list[Trial]:
 
 
 def _is_temporary(path: Path) -> bool:
-    """Whether a file was being written."""
+    """Returns whether a file is a temporary file of the work folder."""
     return path.is_file() and path.parent.parts[-2:] == (".in9", "tmp")
 
 
 def sparse(size: int) -> Callable[[Path], None]:
-    """Makes a file of zeros that takes no room."""
+    """Returns a function that makes a file of zeros that takes no disk space."""
 
     def make(path: Path) -> None:
         with path.open("wb") as file:
@@ -170,16 +171,16 @@ def sparse(size: int) -> Callable[[Path], None]:
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """An input that leads elsewhere, or is none.
+    """An input that is malformed or leads elsewhere.
 
     Attributes:
-      kind, name: of the outcome.
-      make: makes it in a folder, where an input of good pictures is, and gives flags beside
-        `--input`, or with another one.
-      names: any of these must be in a closing line, if there is one.
-      foreign_may_be_opened: whether the user's own table or link leads there.
-      command: that is tried; of `import`, `--from` is among the flags.
-      code: exit code that is wanted, None for any.
+      kind, name: kind and name of the outcome.
+      make: makes the input in a folder that has good pictures; returns additional flags, which may
+        include another `--input`.
+      names: strings, one of which the closing line must contain if there is one.
+      foreign_may_be_opened: whether the user's own table or link leads to foreign files.
+      command: command that is tried; for `import`, `make` returns the flag `--from`.
+      code: expected exit code, None for any.
     """
 
     kind: str
@@ -191,7 +192,7 @@ class Input:
     code: int | None = None
 
     def __call__(self, lab: Lab) -> list[Outcome]:
-        """Tries it."""
+        """Runs the command on the input; returns one outcome."""
         with lab.trial() as trial:
             folder = shutil.copytree(lab.input, trial / "input")
             added = self.make(folder)
@@ -496,7 +497,7 @@ def _lists() -> Iterator[Input]:
 
 def _listen(path: Path) -> None:
     at = os.getcwd()
-    os.chdir(path.parent)  # Addresses are short.
+    os.chdir(path.parent)  # Addresses of Unix sockets must be short.
     try:
         socket.socket(socket.AF_UNIX).bind(path.name)
     finally:
@@ -510,11 +511,11 @@ SIZES: dict[str, Callable[[Path], Any]] = {
     "device": lambda path: path.symlink_to("/dev/zero"),
     "folder": Path.mkdir,
 }
-"""What may lie where a file is expected."""
+"""Makers of what may be found where a file is expected."""
 
 
 def _in_place_of_files() -> Iterator[Input]:
-    """Files that flags name: as large as a disk, or none."""
+    """Yields inputs in which the file that a flag names is as large as a disk, or no file."""
     flags = {
         "manifest.csv": ("--input", "generate"),
         "manifest.json": ("--input", "generate"),
@@ -545,10 +546,10 @@ def _in_place_of_files() -> Iterator[Input]:
 
 
 def _bombs() -> Iterator[Input]:
-    """Small archives and tables that would fill a machine."""
+    """Yields small archives and tables that would fill a machine."""
 
     def tgz(member: tarfile.TarInfo, megabytes: int) -> bytes:
-        """A compressed tar with a member of zeros, packed in pieces."""
+        """Returns a compressed tar with a member of zeros that is compressed in pieces."""
         member.size = megabytes << 20
         header = gzip.compress(member.tobuf(tarfile.GNU_FORMAT))
         return header + zeros * megabytes + gzip.compress(bytes(1024))
@@ -628,7 +629,7 @@ def _bombs() -> Iterator[Input]:
 def _flagged(
     name: str, data: bytes, flag: str, more: bytes = b"", times: int = 0
 ) -> Callable[[Path], tuple[str, ...]]:
-    """Writes a file, data and then more of it several times, and names it by a flag."""
+    """Returns a function that writes `data`, then `more` several times, to a file for a flag."""
 
     def arrange(folder: Path) -> tuple[str, ...]:
         with (folder / name).open("wb") as file:
@@ -642,5 +643,5 @@ FAMILIES = (_links, _archives, _tables, _lists, _in_place_of_files, _bombs)
 
 
 def all_inputs() -> list[Trial]:
-    """All of them; the batches first, which take longest."""
+    """Returns all trials of inputs; the batches come first because they take longest."""
     return [*batches(), *itertools.chain.from_iterable(family() for family in FAMILIES)]

@@ -1,8 +1,7 @@
-"""Where faults are tried: a tiny dataset in several states, commands under guard, and what counts
-as handled.
+"""The lab in which faults are tried: small datasets, guarded commands, and rules for outcomes.
 
-A trial has a folder of its own: `out`, a copy of the dataset; `victim`, which nothing may touch;
-`tmp`. The kinds of fault are in `fault_states` and `fault_inputs`.
+Each trial has its own folder, which holds `out`, a copy of the dataset; `victim`, which nothing may
+touch; and `tmp`. The kinds of fault are in the other `fault_*` modules.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from PIL import Image
 from pipeline.dataset.sample import sample_folder
 
 SECONDS = 60
-"""A command that has not ended by then does not end."""
+"""Time limit of a command; one that takes longer counts as hanging."""
 MAX_LINE = 700
 MAX_LINES = 12
 PICTURES = (1, 2, 25, 26, 41, 46)
-"""Of the sample, two of each of three classes."""
+"""Numbers of sample pictures, two of each of three classes."""
 MODEL = "python:fault_hooks:tiny"
 FLAGS = (
     *("--segmenter", "box", "--image_size", "64", "--resize", "64", "--images_per_shard", "3"),
@@ -43,13 +42,13 @@ HELPERS = (
     *("gs", "gswin32c", "gswin64c", "djpeg", "cjpeg", "ppmtogif", "ppmquant", "display", "xv"),
     *("xdg-open", "eog", "gm", "open", "convert", "magick", "curl", "wget", "sh", "bash"),
 )
-"""Programs that libraries of pictures could start; stand-ins of them are on the PATH."""
+"""Programs that image libraries could start; the PATH has stand-ins for them."""
 SAME_COMMAND = re.compile(r"(the )?same command", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How a command ended: its arguments, exit code, output, and the notes of the guard."""
+    """The end of a command: its arguments, exit code, output, and the notes of the guard."""
 
     command: tuple[str, ...]
     code: int
@@ -60,13 +59,13 @@ class Ended:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of one fault.
+    """The outcome of one fault.
 
     Attributes:
       kind: row of the table.
-      name: of the fault.
-      faults: why it does not count as handled; none if it does.
-      ended: the command.
+      name: name of the fault.
+      faults: reasons why the fault does not count as handled; empty if it does.
+      ended: end of the command.
     """
 
     kind: str
@@ -76,7 +75,7 @@ class Outcome:
 
 
 def small_input(folder: Path, pictures: tuple[int, ...] = PICTURES) -> Path:
-    """Makes an input of sample pictures at a quarter of their size, with annotations."""
+    """Makes an input folder of sample pictures at a quarter of their size, with annotations."""
     sample = Path(sample_folder())
     for number in pictures:
         (source,) = sample.glob(f"val/*/sample_val_{number:08d}.JPEG")
@@ -93,7 +92,7 @@ def small_input(folder: Path, pictures: tuple[int, ...] = PICTURES) -> Path:
 
 
 def contents(folder: Path) -> dict[str, str | bytes]:
-    """What lies below a folder, by relative path: bytes of files, targets of links."""
+    """Returns all that is below a folder, by relative path: bytes of files, targets of links."""
     found: dict[str, str | bytes] = {}
     for path in sorted(folder.rglob("*")):
         name, mode = str(path.relative_to(folder)), path.lstat().st_mode
@@ -109,18 +108,18 @@ def contents(folder: Path) -> dict[str, str | bytes]:
 
 
 def fill_victim(victim: Path) -> None:
-    """Files that somebody else keeps beside an output."""
+    """Fills a folder with files that somebody else keeps beside an output."""
     small_input(victim, PICTURES[:1])
     for name in ("diary.txt", "manifest.json", "latest.json", "lock", "foreign.parquet"):
         (victim / name).write_text(f'"{name} of somebody else"\n')
 
 
 class Lab:
-    """A folder in which faults are tried, and a server of commands. One thread at a time.
+    """A folder in which faults are tried, and a server of commands, for one thread at a time.
 
     Args:
-      folder: an empty one.
-      states: another lab's, whose input and states are taken.
+      folder: an empty folder.
+      states: another lab, whose input and states are used.
     """
 
     def __init__(self, folder: Path, states: Lab | None = None) -> None:
@@ -140,8 +139,10 @@ class Lab:
             helper.chmod(0o755)
 
     def commands(self, output: Path, *, versioned: bool = False) -> dict[str, tuple[str, ...]]:
-        """The commands that faults are tried with, by name. `update` is `run` on an input that
-        has changed."""
+        """Returns the commands that faults are tried with, by name.
+
+        `update` is `run` on an input that has changed.
+        """
         dataset, read = (output / DATASET, output / PUBLISHED) if versioned else (output, output)
         publish = ("--publish", str(read)) if versioned else ()
         made = ("--output", str(dataset), *FLAGS, "--models", MODEL, *publish)
@@ -159,7 +160,7 @@ class Lab:
 
     @contextlib.contextmanager
     def trial(self) -> Iterator[Path]:
-        """A folder for one fault, with what must not be touched in `victim`."""
+        """Yields a folder for one fault, whose `victim` must not be touched."""
         folder = self.folder / f"trial-{next(self._numbers)}"
         (folder / "tmp").mkdir(parents=True)
         shutil.copytree(self._victim, folder / "victim")
@@ -183,12 +184,12 @@ class Lab:
         """Runs a command under guard.
 
         Args:
-          trial: the only folder in which it may delete.
+          trial: the only folder in which the command may delete.
           command: arguments of `in9`.
-          kill: as `fault_hooks.KILL`.
-          foreign: folder of which nothing may be opened.
-          variables: further ones of its environment.
-          seconds: after which it is ended.
+          kill: value of `fault_hooks.KILL`.
+          foreign: folder in which nothing may be opened.
+          variables: additional environment variables.
+          seconds: time limit of the command.
         """
         notes = self.folder / "notes"
         notes.write_text("")
@@ -201,12 +202,12 @@ class Lab:
         return Ended(command, done.returncode, done.stdout, done.stderr, self.notes())
 
     def notes(self) -> tuple[str, ...]:
-        """What the guard and the stand-ins have noted of the last command."""
+        """Returns the notes that the guard and the stand-ins made during the last command."""
         text = (self.folder / "notes").read_text(errors="replace")
         return tuple(dict.fromkeys(text.splitlines()))
 
     def environment(self, trial: Path, kill: str = "", foreign: str = "") -> dict[str, str]:
-        """Of a command under guard; arguments as of `run`."""
+        """Returns the environment of a command under guard; the arguments are those of `run`."""
         return {
             **os.environ,
             "PATH": f"{self._bin}{os.pathsep}{os.environ['PATH']}",
@@ -219,10 +220,10 @@ class Lab:
             fault_hooks.FOREIGN: foreign and os.path.realpath(foreign),
         }
 
-    # States of a dataset, made when they are first asked for.
+    # States of a dataset, each made when it is first needed.
 
     def state(self, name: str) -> Path:
-        """A dataset in one of `STATES`. To be copied, not to be changed."""
+        """Returns a dataset in one of `STATES`, which must be copied, not changed."""
         place = self._states / "states" / name
         if not place.exists():
             before, command, kill = STATES[name]
@@ -247,25 +248,25 @@ STATES = {
     "published": ("first version", "run", ""),
     "killed in publish": ("first version", "run", r"1 /latest\.json$"),
 }
-"""Of a dataset: (the state before, a command, where it is killed)."""
+"""For each state of a dataset: (previous state, command, where the command is killed)."""
 WITHOUT_DATASET = ("killed in compose", "killed in commit")
-"""States in which there is nothing to read yet."""
+"""States in which there is no dataset to read yet."""
 
 
 def is_versioned(state: str) -> bool:
-    """Whether a state is of an output with versions."""
+    """Returns whether a state has published versions."""
     return state in ("first version", "published", "killed in publish")
 
 
 def dataset_of(output: Path) -> Path:
-    """The dataset in an output: of published versions, the newest."""
+    """Returns the dataset in an output; with published versions, the newest one."""
     latest = output / PUBLISHED / "latest.json"
     newest = json.loads(latest.read_text())["version"] if latest.exists() else ""
     return output / PUBLISHED / newest if newest else output
 
 
 def payload(output: Path) -> dict[str, str | bytes]:
-    """What faults must not change: files of the manifest, the manifest, predictions."""
+    """Returns what faults must not change: the manifest, its files, and predictions."""
     dataset = dataset_of(output)
     names = [file["path"] for file in json.loads((dataset / "manifest.json").read_text())["files"]]
     names += [
@@ -275,11 +276,11 @@ def payload(output: Path) -> dict[str, str | bytes]:
 
 
 def faults_of(ended: Ended, *names: str) -> list[str]:
-    """What is wrong with how a command ended, whatever it was to do.
+    """Returns what is wrong with the end of a command, whatever its task was.
 
     Args:
-      ended: the command.
-      names: any of these tells what a closing line is about; the path of the damaged file.
+      ended: end of the command.
+      names: strings, such as the path of the damaged file; a closing line must contain one of them.
     """
     faults = list(ended.notes)
     if ended.code == -14:
@@ -294,7 +295,7 @@ def faults_of(ended: Ended, *names: str) -> list[str]:
         faults.append(f"{len(lines)} lines on stderr, up to {max(map(len, lines))} characters")
     if ended.code not in (1, 2):
         return faults
-    if ended.command[0] == "verify":  # It has a line for each fault, and any order.
+    if ended.command[0] == "verify":  # It prints a line for each fault, in any order.
         if names and not any(name in ended.stderr + ended.stdout for name in names):
             faults.append("no line names the file")
     elif not lines or not lines[-1].startswith("in9"):
@@ -305,7 +306,7 @@ def faults_of(ended: Ended, *names: str) -> list[str]:
 
 
 def advises_again(ended: Ended) -> bool:
-    """Whether a message says to run the same command again."""
+    """Returns whether a message advises to run the same command again."""
     return ended.code != 0 and bool(SAME_COMMAND.search(ended.stderr))
 
 
@@ -314,7 +315,7 @@ Trial = Callable[[Lab], list[Outcome]]
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """Tried and handled by kind, and the sum."""
+    """Returns a table of the numbers of faults tried and handled, by kind and in all."""
     kinds = list(dict.fromkeys(outcome.kind for outcome in outcomes))
     rows = [("kind", "tried", "handled")]
     for kind in [*kinds, "all"]:
@@ -325,10 +326,10 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 def describe(outcome: Outcome) -> str:
-    """A fault that is not handled: what, why, and all that the command said."""
+    """Describes a fault that is not handled: its name, the reasons, and the command's messages."""
     ended = outcome.ended
     said = ended.stderr.strip().splitlines()
-    # Of a traceback, the place and the error.
+    # The first and last lines of a traceback are enough: the place and the error.
     said = said if len(said) <= 8 else [*said[:2], "...", *said[-4:]]
     return "\n".join(
         [

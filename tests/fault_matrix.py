@@ -1,7 +1,7 @@
-"""Tries all faults, and prints tried and handled by kind; exit code 1 if one is not handled.
+"""Tries all faults and prints how many are handled, by kind; exits with 1 if one is not.
 
-scripts/faults                        # minutes
-scripts/faults --only 'strays|names'  # kinds that hold this
+scripts/faults                        # takes minutes
+scripts/faults --only 'strays|names'  # kinds that match
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from fault_states import DAMAGED_STATES
 
 
 def all_faults(lab: Lab, states: Sequence[str] = DAMAGED_STATES) -> list[Trial]:
-    """All faults: of input, and of these of `fault_lab.STATES`; "finished" must be one."""
+    """Returns all faults of inputs and of these states, which must include "finished"."""
     modules = (fault_states, fault_documents, fault_storage, fault_months)
     families = [family for module in modules for family in module.FAMILIES]
     return [*all_inputs(), *(fault for family in families for fault in family(lab, states))]
 
 
 def kind_of_trial(trial: Trial) -> str:
-    """Row of the table that a trial belongs to, or its group."""
+    """Returns the row of the table that a trial belongs to, or its group of rows."""
     return str(getattr(trial, "kind", f"pictures as {getattr(trial, 'place', '')}"))
 
 
 def name_of_trial(trial: Trial) -> str:
-    """Its kind and its own name."""
+    """Returns the kind of a trial followed by its name."""
     return f"{kind_of_trial(trial)}: {getattr(trial, 'name', '')}"
 
 
@@ -67,11 +67,11 @@ SAMPLE = (
     "field, path: layers/.*files.0.path.*in9 run",
     "foreign tables: index/[*].parquet with no metadata, in9 run",
 )
-"""Expressions; the first fault that each is found in is part of the tests."""
+"""Regular expressions; the tests try the first fault that matches each of them."""
 
 
 def sample(lab: Lab) -> list[Trial]:
-    """The faults that the tests try. Raises LookupError if one is not there any more."""
+    """Returns the faults that the tests try; raises LookupError if an expression matches none."""
     trials = {name_of_trial(trial): trial for trial in all_faults(lab, SAMPLE_STATES)}
     found = {}
     for expression in SAMPLE:
@@ -83,7 +83,7 @@ def sample(lab: Lab) -> list[Trial]:
 
 
 def try_all(trials: list[Trial], labs: list[Lab], *, quiet: bool) -> list[Outcome]:
-    """Tries them, in as many threads as there are labs; prints what is not handled."""
+    """Runs trials in one thread for each lab; prints the faults that are not handled."""
     waiting = iter(enumerate(trials))
     found: dict[int, list[Outcome]] = {}
 
@@ -103,7 +103,7 @@ def try_all(trials: list[Trial], labs: list[Lab], *, quiet: bool) -> list[Outcom
 
 
 def main() -> int:
-    """The command line; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", default="", help="kinds that this expression is found in")
     parser.add_argument("--sample", action="store_true", help="what the tests try")

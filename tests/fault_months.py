@@ -1,5 +1,7 @@
-"""Faults of a job that is called for months: kills at every moment of a run that publishes, and
-many published runs, after which nothing lies about that no list names."""
+"""Faults of a job that runs for months.
+
+A run that publishes is killed at every moment, and many published runs must leave nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +16,33 @@ from fault_lab import DATASET, PUBLISHED, Ended, Lab, Outcome, contents, faults_
 from PIL import Image
 
 PARTS = 8
-"""Trials that share the kills: what is done side by side."""
+"""Number of trials that share the kills and can run side by side."""
 RUNS = 30
 SECONDS = 300
-"""Longer than other faults, since a run that is slow is none here."""
+"""More time than for other faults, because a slow run is not a fault here."""
 KEPT = ("--keep", "1")
 
 
 def names_in(output: Path) -> frozenset[str]:
-    """Names of all files and folders, the same for any version."""
+    """Returns the names of all files and folders, with the same name for any version."""
     return frozenset(re.sub(r"/v-[0-9a-f]{12}", "/v-*", name) for name in contents(output))
 
 
 def versions_in(output: Path) -> int:
-    """Number of the folders of published versions."""
+    """Returns the number of folders of published versions."""
     return len(list(output.glob(f"{PUBLISHED}/v-*")))
 
 
 @dataclasses.dataclass(frozen=True)
 class Kills:
-    """A run that adds a picture and publishes, killed before every PARTS-th change of a file or
-    folder. The same command then leaves what a quiet run leaves: content, names, no more.
+    """A run that adds a picture and publishes, killed before every `step`-th change of a file.
+
+    Changes of folders count too. Afterwards the same command must leave exactly what an undisturbed
+    run leaves: the same content and names.
 
     Attributes:
-      part: the first change before which it is killed, from 1 on.
-      step: to the next one.
+      part: number of the first change before which the run is killed, from 1 on.
+      step: distance to the next such change.
     """
 
     part: int
@@ -47,11 +51,10 @@ class Kills:
 
     @property
     def name(self) -> str:
-        """Of the trial."""
         return f"part {self.part}"
 
     def __call__(self, lab: Lab) -> list[Outcome]:
-        """Tries them."""
+        """Kills the run before each of its changes; returns an outcome for each kill."""
         with lab.trial() as trial:
             self._run(lab, trial, "")
             again = self._run(lab, trial, "", copy=False)
@@ -91,10 +94,10 @@ def _left_by(output: Path) -> tuple[frozenset[str], int, dict[str, str | bytes]]
 
 @dataclasses.dataclass(frozen=True)
 class Months:
-    """Runs, each with another picture changed, that publish and keep a version beside the newest.
+    """Runs that each change a picture, publish, and keep one version beside the newest.
 
     Attributes:
-      runs: how many.
+      runs: number of runs.
     """
 
     runs: int = RUNS
@@ -102,11 +105,10 @@ class Months:
 
     @property
     def name(self) -> str:
-        """Of the trial."""
         return f"{self.runs} runs"
 
     def __call__(self, lab: Lab) -> list[Outcome]:
-        """Tries them: an outcome for each."""
+        """Runs the command several times; returns an outcome for each run."""
         outcomes = []
         with lab.trial() as trial:
             pictures = shutil.copytree(lab.input, trial / "input")
@@ -135,7 +137,7 @@ class Months:
 
 
 def _repaint(pictures: Sequence[Path], number: int) -> None:
-    """Turns a picture to another brightness, one after the other."""
+    """Changes the brightness of one picture; consecutive numbers change different pictures."""
     picture = pictures[number % len(pictures)]
     with Image.open(picture) as before:
         after = before.point(lambda value: value * (20 + number % 7) // 27)
@@ -143,7 +145,7 @@ def _repaint(pictures: Sequence[Path], number: int) -> None:
 
 
 def months(lab: Lab, states: Sequence[str]) -> Iterator[Kills | Months]:
-    """Kills and runs without end."""
+    """Yields the kills and the repeated runs."""
     yield from (Kills(part) for part in range(1, PARTS + 1))
     yield Months()
 

@@ -1,4 +1,4 @@
-"""Pictures, annotations and names that are broken, strange or mean harm, as data."""
+"""Pictures, annotations and names that are broken, strange or malicious, as data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNREADABLE = "unreadable_annotation"
 INVALID_KEY = "invalid_key"
 TOO_MANY = "too_many_pixels"
 ANY = ""
-"""As status: any will do, as long as there is a row."""
+"""Stands for any status: it is enough that there is a row."""
 ALLOWED = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats that pictures may have."""
 SIZE = (125, 93)
@@ -30,9 +30,9 @@ class Hostile(NamedTuple):
 
     Attributes:
       kind: row of the table.
-      name: of the picture, without a suffix.
-      data: the file.
-      status: that its row must have; several with `|` between, or `ANY`.
+      name: name of the picture, without a suffix.
+      data: content of the file.
+      status: expected status of its row, several separated by `|`, or `ANY`.
       xml: its annotation; None for one that fits the picture.
     """
 
@@ -44,7 +44,7 @@ class Hostile(NamedTuple):
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = SIZE) -> Image.Image:
-    """A picture that shows something."""
+    """Returns a picture with gradients."""
     width, height = size
     y, x = np.mgrid[:height, :width]
     pixels = np.stack([x * 2 % 256, y * 2 % 256, (x + y) % 256], axis=2).astype(np.uint8)
@@ -55,9 +55,9 @@ def picture(mode: str = "RGB", size: tuple[int, int] = SIZE) -> Image.Image:
 
 
 def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
-    """A picture in some format of Pillow's."""
+    """Encodes a picture in one of Pillow's formats."""
     buffer = io.BytesIO()
-    # Copies, as Pillow leaves settings of one format behind for the next.
+    # Pillow leaves settings of a format on the picture, which would affect the next format.
     more = [each.copy() for each in options.pop("append_images", ())]
     image.copy().save(buffer, form, **options, **({"append_images": more} if more else {}))
     return buffer.getvalue()
@@ -66,7 +66,7 @@ def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
 def fitting_xml(
     width: int = SIZE[0], height: int = SIZE[1], boxes: str = "", name: str = "n02110063"
 ) -> str:
-    """An annotation with a box in the middle, or with these objects."""
+    """Returns an annotation with these objects, or with one box in the middle."""
     box = (
         f"<object><name>{name}</name><bndbox><xmin>30</xmin><ymin>20</ymin><xmax>90</xmax>"
         "<ymax>70</ymax></bndbox></object>"
@@ -76,13 +76,13 @@ def fitting_xml(
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
-    """A chunk of a PNG."""
+    """Returns a chunk of a PNG."""
     body = kind + data
     return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
 
 def png_header(width: int, height: int, *before: bytes) -> bytes:
-    """A PNG that announces a size, and holds next to nothing."""
+    """Returns a PNG that announces a size but has almost no content."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     parts = [chunk(b"IHDR", header), *before, chunk(b"IDAT", zlib.compress(bytes(1000)))]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
@@ -169,7 +169,7 @@ FOREIGN: dict[str, bytes] = {
     "address": b"https://example.com/x.jpg",
     "DIB": encoded(picture(), "DIB"),
 }
-"""Files of other kinds, each named as if it were a picture."""
+"""Files of other kinds, to be named as if they were pictures."""
 
 
 def _pictures() -> Iterator[Hostile]:
@@ -266,13 +266,13 @@ def _bombs() -> Iterator[Hostile]:
 
 
 def heads() -> Iterator[Hostile]:
-    """Small files whose decoder would work on what they say beside their pixels without end."""
+    """Yields small files whose metadata would keep a decoder busy without end."""
 
     def head(name: str, data: bytes, status: str = UNDECODABLE) -> Hostile:
         return Hostile("pictures: heads", name.encode(), data, status)
 
     jpeg = encoded(picture(), "JPEG")
-    # 60,000 tags, each of all that follows them.
+    # Each of 60,000 tags refers to all bytes that follow the tags.
     tags, behind = 60_000, 100_000
     at = 8 + 2 + 12 * tags + 4
     entries = b"".join(struct.pack("<HHII", tag, 1, behind, at) for tag in range(1000, 1000 + tags))
@@ -299,7 +299,7 @@ def _other_formats() -> Iterator[Hostile]:
             continue
         for mode in ("RGB", "L", "1", "F", "RGBA", "P"):
             data = b""
-            with contextlib.suppress(Exception):  # It cannot write this mode, or only elsewhere.
+            with contextlib.suppress(Exception):  # Pillow cannot write this mode to memory.
                 data = encoded(picture(mode), form)
             if data:
                 name = f"{form} {mode}".lower()
@@ -371,7 +371,7 @@ XML: dict[str, tuple[str | bytes, str]] = {
     "JSON with a long number": ('{"boxes": [[' + "9" * 10_000 + ", 1, 2, 3]]}", UNREADABLE),
     "JSON with other types": ('{"boxes": {"a": 1}, "wnid": [1]}', UNREADABLE),
 }
-"""Annotations, and the status that they lead to."""
+"""Annotations, and the status that each leads to."""
 
 NAMES: dict[str | bytes, str] = {
     "..": INVALID_KEY,
@@ -412,11 +412,11 @@ NAMES: dict[str | bytes, str] = {
     "\u00e9": ANY,
     "gs:": ACCEPTED,
 }
-"""Names of pictures, and the status that they lead to."""
+"""Names of pictures, and the status that each leads to."""
 
 
 def hostile_pictures() -> list[Hostile]:
-    """All of them, each with a name of its own."""
+    """Returns all pictures of this module, each with a unique name."""
     whole = encoded(picture(), "JPEG")
     found = [*_pictures(), *_broken(), *_bombs(), *heads(), *_other_formats()]
     for name, (text, status) in XML.items():
@@ -429,7 +429,7 @@ def hostile_pictures() -> list[Hostile]:
 
 
 def shown(name: bytes) -> str:
-    """A name as records show it: escaped where it cannot be printed."""
+    """Returns a name as records show it, with unprintable characters escaped."""
     text = name.decode("utf-8", "surrogateescape")
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text

@@ -1,6 +1,7 @@
 """Faults of files that an earlier command, a power cut or somebody else has left in an output.
 
-Every kind of file of every state is found by itself. What documents say: `fault_documents`.
+All kinds of files in all states are discovered, not listed. `fault_documents` has the faults of
+what documents say.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ HEALED = (
     *("layers/*.parquet", "index/*.parquet", ".in9/checksums/*.json"),
     "results/*/predictions/*.parquet",
 )
-"""Kinds that the next run makes again, wherever in the output they lie; so are files of the
-work folder and of a stopped run."""
+"""Kinds of files that the next run makes again, wherever they are in the output. The run also makes
+staged files again."""
 READERS = ("verify", "evaluate", "report")
 
 
@@ -45,15 +46,15 @@ class Fault:
     """Damage of a state, and the command that meets it.
 
     Attributes:
-      kind, name: of the outcome.
-      state: of `STATES`.
-      file: relative to the output, what a message must name.
-      damage: does it to a copy of the state, in the folder of the trial.
-      command: of `Lab.commands`.
-      heals: whether the command must end well, with the dataset as it was.
-      strict: whether a silent success is none.
-      foreign_may_be_opened: whether the output leads there by a link.
-      also: what names the place as well as the file's path does.
+      kind, name: kind and name of the outcome.
+      state: one of `STATES`.
+      file: path relative to the output, which a message must name.
+      damage: damages a copy of the state in the folder of the trial.
+      command: one of `Lab.commands`.
+      heals: whether the command must succeed and leave the dataset as it was.
+      strict: whether a silent success counts as a failure.
+      foreign_may_be_opened: whether a link in the output leads to foreign files.
+      also: strings that a message may contain instead of the file's path.
     """
 
     kind: str
@@ -68,7 +69,7 @@ class Fault:
     also: tuple[str, ...] = ()
 
     def __call__(self, lab: Lab) -> list[Outcome]:
-        """Tries it."""
+        """Damages a copy of the state and runs the command; returns one outcome."""
         with lab.trial() as trial:
             output = trial / "out"
             shutil.copytree(
@@ -81,11 +82,11 @@ class Fault:
             command = lab.commands(output, versioned=is_versioned(self.state))[self.command]
             foreign = "" if self.foreign_may_be_opened else str(trial / "victim")
             ended = lab.run(trial, *command, foreign=foreign)
-            # The damaged file is named by its path from the output on, or from the dataset.
+            # A message names the damaged file by its path relative to the output or to the dataset.
             inside = re.sub(r"^published/v-[^/]+/", "", self.file)
             names = (self.file, inside, os.path.realpath(path), *self.also)
             if "/predictions/" in self.file:
-                names += (os.path.dirname(self.file),)  # All of a model are made again.
+                names += (os.path.dirname(self.file),)  # All predictions of a model are made again.
             faults = faults_of(ended, *names)
             now = contents(trial / "victim")
             gone = [name for name in victim if now.get(name) != victim[name]]
@@ -124,7 +125,7 @@ class Fault:
         if payload(output) != reference(lab, self.state, self.command):
             yield "the dataset is another than without the damage"
         if not kind_of(self.file).endswith(HEALED):
-            return  # Written anew without a look at it, or dropped.
+            return  # The run wrote the file anew without reading it, or dropped it.
         if damaged is not None and after == damaged:
             yield "the damage is still there, without a word" if not is_named else "still there"
         elif damaged is not None and not is_named:
@@ -132,7 +133,7 @@ class Fault:
 
 
 def reference(lab: Lab, state: str, command: str) -> dict[str, str | bytes]:
-    """What a state must be after a command without damage."""
+    """Returns the files of a state after a command, as they are without damage."""
     final = "published" if is_versioned(state) else "finished"
     if command == "update":
         final = "first version" if is_versioned(state) else "first"
@@ -140,7 +141,7 @@ def reference(lab: Lab, state: str, command: str) -> dict[str, str | bytes]:
 
 
 def kind_of(file: str) -> str:
-    """What a file is, without what tells it from others of its kind.
+    """Returns the path of a file without the parts that differ between files of its kind.
 
     >>> kind_of("parquet/only_fg/val-00000-of-00002.parquet")
     'parquet/*/*.parquet'
@@ -158,7 +159,7 @@ def kind_of(file: str) -> str:
 
 
 def files_by_kind(output: Path) -> dict[str, str]:
-    """A file of each kind: of several the last, which is not the one that all is tried on."""
+    """Returns one file of each kind, the last, because commands that try one file try the first."""
     found: dict[str, str] = {}
     for path in sorted(output.rglob("*")):
         if path.is_file() and path.stat().st_size:
@@ -168,12 +169,15 @@ def files_by_kind(output: Path) -> dict[str, str]:
 
 
 def is_healed(kind: str) -> bool:
-    """Whether the next run makes files of a kind again."""
+    """Returns whether the next run makes files of a kind again."""
     return kind.endswith(HEALED) or "/staging/" in kind
 
 
 def damaged_files(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
-    """Every kind of file x empty, zeros, cut; each with `run`, and one of the readers."""
+    """Yields faults that make each kind of file empty, zeros, or cut.
+
+    Each is tried with `run`, and with one of the readers.
+    """
     turn, some = itertools.cycle(READERS), itertools.cycle(DAMAGES.items())
     seen: set[str] = set()
     for state in states:
@@ -181,7 +185,7 @@ def damaged_files(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
             if kind in seen:
                 continue
             seen.add(kind)
-            # Versions hold what a dataset holds, once more: some damage of each kind will do.
+            # Versions repeat the files of a dataset, so one kind of damage is enough for each file.
             damages = list(DAMAGES.items())
             if is_versioned(state) and kind.count("/"):
                 damages = [next(some)]
@@ -190,7 +194,8 @@ def damaged_files(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                 def harm(trial: Path, file: str = file, damage: Any = damage) -> None:
                     path = trial / "out" / file
                     data = path.read_bytes()
-                    # Files of versions are links of one another.
+                    # Versions share their files as links, so writing in place would damage them
+                    # all.
                     path.unlink()
                     path.write_bytes(damage(data))
 
@@ -206,13 +211,13 @@ def damaged_files(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                         heals=is_healed(kind)
                         and command in ("run", "update")
                         and "v-*" not in kind
-                        # Bytes of data, of the same size, are for `verify`.
+                        # Only `verify` detects data that is wrong but has the right size.
                         and not (name == "zeros" and kind.endswith(".tar")),
                     )
 
 
 def power_cuts(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
-    """All records, memory, notes and predictions of a state at once."""
+    """Yields faults that damage all files of a state that the next run makes again."""
     for state, name in itertools.product(states, DAMAGES):
         files = [
             str(path.relative_to(lab.state(state)))
@@ -228,7 +233,7 @@ def power_cuts(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                 path.unlink()
                 path.write_bytes(DAMAGES[name](data))
 
-        # The first that is read.
+        # The file that is read first must be named.
         yield Fault(
             kind="power cut: all records, memory, notes and predictions",
             name=f"{state}, {name}",
@@ -240,7 +245,7 @@ def power_cuts(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
         )
 
 
-# Links, and what else may lie about.
+# Links, strays and swapped files.
 
 
 def _folders(lab: Lab) -> list[str]:
@@ -255,7 +260,7 @@ def _folders(lab: Lab) -> list[str]:
 
 
 def links(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
-    """Folders and files of the output that lie elsewhere, among files of somebody else."""
+    """Yields faults that move folders and files of the output elsewhere and link to them."""
     turn = itertools.cycle(READERS)
     for folder in (*_folders(lab), ".in9/staging", ".in9/tmp"):
 
@@ -300,7 +305,7 @@ def links(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
 
 
 class _Linked(Fault):
-    """A link of a folder: what is ours may change behind it, what is not may not."""
+    """A link to a folder, in which a command may change our files but no others."""
 
     def __call__(self, lab: Lab) -> list[Outcome]:
         with lab.trial() as trial:
@@ -324,7 +329,7 @@ class _Linked(Fault):
 
 
 def strays(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
-    """Files and folders in an output that are none of ours, and locks that are none."""
+    """Yields faults that put foreign files, folders and invalid locks into an output."""
     stray: list[tuple[str, bytes | None]] = []
     for folder in ("", *_folders(lab)):
         stray += [(os.path.join(folder, name), b"?") for name in (".nfs0001", ".DS_Store")]
@@ -355,7 +360,7 @@ def strays(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
 
 
 def swapped(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
-    """A folder where a file should be, and the reverse."""
+    """Yields faults that put a folder in place of a file, or a file in place of a folder."""
     turn = itertools.cycle(("run", *READERS))
     found = {**files_by_kind(lab.state("finished")), **{name: name for name in _folders(lab)}}
     for kind, file in found.items():

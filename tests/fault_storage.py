@@ -1,4 +1,4 @@
-"""Faults of an object store during a whole job: one run must give a quiet one's manifest."""
+"""Faults of an object store during a whole job, which must not change the manifest."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ SETS = {
     "slow": (0.3, ("slow",)),
     "answers cut short": (0.1, ("truncated",)),
 }
-"""By name, the share of requests that are harmed, and how (`broken_network`)."""
+"""For each name, the share of requests that are harmed, and the faults (`broken_network`)."""
 SECONDS = 600
-"""Pauses before what is tried again grow."""
+"""More time than for other faults, because pauses between retries grow."""
 AT_LEAST = 10
-"""Requests that must have been harmed, or nothing is shown."""
+"""Number of requests that must have been harmed for a trial to show anything."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A run whose input, output and versions lie in a store that fails like that.
+    """A run whose input, output and versions are in a store that fails.
 
     Attributes:
-      name: of the set.
-      share: of the requests that are harmed.
-      faults: how.
+      name: name of the set of faults.
+      share: share of the requests that are harmed.
+      faults: faults that are injected (`broken_network`).
     """
 
     name: str
@@ -40,7 +40,7 @@ class Storage:
     kind: str = "storage faults: run and publish over gs://"
 
     def __call__(self, lab: Lab) -> list[Outcome]:
-        """Tries it."""
+        """Runs the job once; returns one outcome."""
         quiet = (lab.state("finished") / "manifest.json").read_bytes()
         root = f"gs://{BUCKET}"
         with lab.trial() as trial, gcs_server() as url, FaultProxy(url) as proxy:
@@ -74,7 +74,7 @@ def _get(url: str, name: str) -> bytes:
 
 
 def storage(lab: Lab, states: Sequence[str]) -> Iterator[Storage]:
-    """Each set of faults."""
+    """Yields a trial for each set of faults."""
     for name, (share, faults) in SETS.items():
         yield Storage(name, share, faults)
 
