@@ -104,7 +104,7 @@ def _serve_forks(connection: socket.socket, slots: Slots, root: str) -> None:
 
 
 def _be_elsewhere(worker: str) -> None:
-    """Makes this process look like one of another machine: nobody can tell whether it is alive."""
+    """Makes this process look remote, so that no other process can tell whether it is alive."""
     from pipeline.storage import processes
 
     place = hashlib.sha256(worker.encode()).hexdigest()[:12]
@@ -183,7 +183,7 @@ class Note:
 
 
 def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
-    """Serves jobs; all use of gRPC is here, which must not be loaded before workers are forked."""
+    """Serves jobs; gRPC is imported only here, because it must not be loaded when workers fork."""
     import grpc
     from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc, beam_job_api_pb2
     from apache_beam.runners.portability.fn_api_runner import fn_runner
@@ -243,7 +243,7 @@ def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
             self.start()
 
         def has_stopped(self) -> bool:
-            """Waits until the worker is suspended or the execution has ended; returns which."""
+            """Waits until the worker is suspended (true) or the execution has ended (false)."""
             while self.is_alive():
                 if workers.is_stopped(self.worker):
                     return True

@@ -74,7 +74,7 @@ def _environment() -> dict[str, str]:
 
 
 def run_in9(*arguments: object, check: int | None = 0) -> subprocess.CompletedProcess[str]:
-    """Runs the real command line in a separate process; fails on another exit code."""
+    """Runs the real command line in a separate process; asserts that it exits with `check`."""
     done = _forks().run([str(argument) for argument in arguments], _environment())
     if check is not None:
         assert done.returncode == check, f"{arguments}\n{done.stdout}\n{done.stderr}"
@@ -164,7 +164,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real ImageNet pictures and reference data; skips the test without them."""
+    """The folder of real ImageNet pictures and reference data; tests are skipped without it."""
     if not (SHARED / "reference").is_dir():
         pytest.skip(f"no reference data in {SHARED}")
     return SHARED

@@ -28,7 +28,7 @@ DOCUMENTS = {
     "not UTF-8": b'{"a": "\xff\xfe"}',
     "NaN": b'{"a": NaN}',
 }
-"""Complete contents of files that are none of our documents."""
+"""Contents of files that are not documents of ours."""
 WRONG: tuple[Any, ...] = (None, 7, 1.5, "text", [], {}, True, [None], {"a": 1})
 """Values of all types."""
 NUMBERS: tuple[Any, ...] = (10**9, -1, 10**400)
@@ -124,7 +124,7 @@ def _documents(lab: Lab, states: Sequence[str]) -> Iterator[tuple[str, str, str,
 
 
 def wrong_documents(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
-    """Yields faults that replace each kind of document by another one; commands take turns."""
+    """Yields faults that replace each kind of document with another one; commands take turns."""
     turn = itertools.cycle(("run", *READERS))
     for state, kind, file, _ in _documents(lab, states):
         for name, data in DOCUMENTS.items():
@@ -193,7 +193,7 @@ def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                     changed = with_value(content, path, value)
                     write_document(trial / "out" / file, changed, str(trial / "victim"))
 
-                # Only the writer of a field knows whether it may be null or anything.
+                # Only the writer of a field knows whether it may be null or hold any value.
                 free = value is None or path[:1] in _FREE or before is None
                 command = next(minor if is_healed(kind) else main)
                 command = "run" if state in WITHOUT_DATASET else command
@@ -214,7 +214,7 @@ def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
 
 
 def foreign_tables(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
-    """Yields faults that replace Parquet files by intact ones that are not ours."""
+    """Yields faults that replace Parquet files with intact ones that are not ours."""
     for kind, file in files_by_kind(lab.state("finished")).items():
         if not kind.endswith(".parquet"):
             continue

@@ -24,8 +24,8 @@ FOREIGN = "IN9_FAULT_FOREIGN"
 """Environment variable with a folder in which nothing may be opened; may be empty."""
 KILL = "IN9_FAULT_KILL"
 """Environment variable `N PATTERN`: the process dies before the Nth file whose path matches the
-pattern appears. `N` alone: it dies before the Nth change below `ROOT`, which may write, rename,
-make or remove something."""
+pattern appears. `N` alone: it dies before the Nth change below `ROOT`, be it a write, a renaming, a
+creation or a removal."""
 MORE_MEMORY = 2 << 30
 """Bytes that a command may allocate beyond its initial size: no input may fill the machine."""
 

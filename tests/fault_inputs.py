@@ -511,11 +511,11 @@ SIZES: dict[str, Callable[[Path], Any]] = {
     "device": lambda path: path.symlink_to("/dev/zero"),
     "folder": Path.mkdir,
 }
-"""Makers of what may be found where a file is expected."""
+"""Functions that make something unexpected in the place of a file."""
 
 
 def _in_place_of_files() -> Iterator[Input]:
-    """Yields inputs in which the file that a flag names is as large as a disk, or no file."""
+    """Yields inputs in which a flag names a file as large as a disk, or not a file at all."""
     flags = {
         "manifest.csv": ("--input", "generate"),
         "manifest.json": ("--input", "generate"),

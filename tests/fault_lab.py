@@ -48,7 +48,7 @@ SAME_COMMAND = re.compile(r"(the )?same command", re.IGNORECASE)
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """The end of a command: its arguments, exit code, output, and the notes of the guard."""
+    """The result of a command: its arguments, exit code, output, and the notes of the guard."""
 
     command: tuple[str, ...]
     code: int
@@ -65,7 +65,7 @@ class Outcome:
       kind: row of the table.
       name: name of the fault.
       faults: reasons why the fault does not count as handled; empty if it does.
-      ended: end of the command.
+      ended: result of the command.
     """
 
     kind: str
@@ -276,10 +276,10 @@ def payload(output: Path) -> dict[str, str | bytes]:
 
 
 def faults_of(ended: Ended, *names: str) -> list[str]:
-    """Returns what is wrong with the end of a command, whatever its task was.
+    """Returns what is wrong with the result of a command, whatever its task was.
 
     Args:
-      ended: end of the command.
+      ended: result of the command.
       names: strings, such as the path of the damaged file; a closing line must contain one of them.
     """
     faults = list(ended.notes)
@@ -306,7 +306,7 @@ def faults_of(ended: Ended, *names: str) -> list[str]:
 
 
 def advises_again(ended: Ended) -> bool:
-    """Returns whether a message advises to run the same command again."""
+    """Returns whether a message advises running the same command again."""
     return ended.code != 0 and bool(SAME_COMMAND.search(ended.stderr))
 
 

@@ -35,10 +35,10 @@ def versions_in(output: Path) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Kills:
-    """A run that adds a picture and publishes, killed before every `step`-th change of a file.
+    """A run that adds a picture and publishes, killed before every `step`-th change on disk.
 
-    Changes of folders count too. Afterwards the same command must leave exactly what an undisturbed
-    run leaves: the same content and names.
+    The same command must then leave exactly what an undisturbed run leaves: the same content and
+    names.
 
     Attributes:
       part: number of the first change before which the run is killed, from 1 on.

@@ -1,4 +1,4 @@
-"""Pictures, annotations and names that are broken, strange or malicious, as data."""
+"""Pictures, annotations and names that are broken, strange or malicious, as bytes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Faults of files that an earlier command, a power cut or somebody else has left in an output.
 
-All kinds of files in all states are discovered, not listed. `fault_documents` has the faults of
-what documents say.
+All kinds of files in all states are discovered, not listed. `fault_documents` damages the
+content of documents.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ READERS = ("verify", "evaluate", "report")
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """Damage of a state, and the command that meets it.
+    """Damage to a state, and the command that meets it.
 
     Attributes:
       kind, name: kind and name of the outcome.
@@ -194,8 +194,7 @@ def damaged_files(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                 def harm(trial: Path, file: str = file, damage: Any = damage) -> None:
                     path = trial / "out" / file
                     data = path.read_bytes()
-                    # Versions share their files as links, so writing in place would damage them
-                    # all.
+                    # Versions share files as links: a write in place would damage them all.
                     path.unlink()
                     path.write_bytes(damage(data))
 
@@ -233,7 +232,7 @@ def power_cuts(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                 path.unlink()
                 path.write_bytes(DAMAGES[name](data))
 
-        # The file that is read first must be named.
+        # A message must name the file that is read first.
         yield Fault(
             kind="power cut: all records, memory, notes and predictions",
             name=f"{state}, {name}",

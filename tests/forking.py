@@ -1,6 +1,6 @@
-"""Commands in processes of their own that need not import everything again.
+"""Runs commands in separate processes that need not import everything again.
 
-A server process imports the command line once; each command is a fork of it, with its own
+A server process imports the command line once. Each command is a fork of it, with its own
 environment, working directory and output. Importing takes longer than most commands work.
 """
 
@@ -21,10 +21,10 @@ from typing import IO, Any
 
 
 class Forks:
-    """The server, which ends with this process.
+    """The server of forks, which ends with this process.
 
     Args:
-      prepare: called in the server's process, before it is the server.
+      prepare: called in the server's process before the server starts.
     """
 
     def __init__(self, prepare: Callable[[], None] | None = None) -> None:
@@ -49,10 +49,10 @@ class Forks:
         """Runs `in9` with these arguments to its end.
 
         Args:
-          arguments: of the command line.
-          environment: of the process, all of it.
-          seconds: after which SIGALRM ends it, 0 for never.
-          modules: of its PYTHONPATH, which it imports before it begins.
+          arguments: arguments of the command line.
+          environment: complete environment of the process.
+          seconds: time after which SIGALRM ends the process, 0 for never.
+          modules: modules on its PYTHONPATH that it imports first.
         """
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             files = (out.fileno(), err.fileno())
@@ -65,7 +65,7 @@ class Forks:
         return subprocess.CompletedProcess(["in9", *arguments], code, *texts)
 
     def start(self, arguments: list[str], environment: dict[str, str]) -> Started:
-        """Begins `in9` with these arguments, in a session and process group of its own."""
+        """Starts `in9` with these arguments in its own session and process group."""
         out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         ours, theirs = socket.socketpair()
         with theirs:
@@ -94,11 +94,11 @@ class Forks:
 
 
 class Started:
-    """A command at work, with what tests need of `subprocess.Popen`.
+    """A running command, with the part of `subprocess.Popen` that tests need.
 
     Attributes:
-      pid: of its process, and of its group.
-      returncode: None until its end has been seen.
+      pid: id of its process and of its process group.
+      returncode: exit code; None until the end has been seen.
     """
 
     def __init__(self, connection: socket.socket, *files: IO[bytes]) -> None:
@@ -107,20 +107,20 @@ class Started:
         self.returncode: int | None = None
 
     def wait(self, timeout: float | None = None) -> int:
-        """Its exit code. Raises TimeoutError if it has none within so many seconds."""
+        """Waits for the end and returns the exit code; raises TimeoutError after `timeout`."""
         if self.returncode is None:
             self._connection.settimeout(timeout)
             self.returncode = int.from_bytes(_receive(self._connection, 4), "big", signed=True)
         return self.returncode
 
     def poll(self) -> int | None:
-        """Its exit code, None while it runs."""
+        """Returns the exit code, or None while the command runs."""
         with contextlib.suppress(BlockingIOError):
             self.wait(0)
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """Waits for its end; what it wrote to standard output and standard error."""
+        """Waits for the end; returns the contents of standard output and standard error."""
         self.wait(timeout)
         texts = []
         for file in self._files:
@@ -140,7 +140,7 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 
 
 def _serve(connection: socket.socket) -> None:
-    # What commands import while they work.
+    # Commands import these modules only while they work.
     import scipy.ndimage  # noqa: F401
 
     import pipeline.evaluate.evaluation_work
@@ -171,7 +171,7 @@ def _serve(connection: socket.socket) -> None:
 
 
 def _keep(order: dict[str, Any], files: list[int]) -> None:
-    """Starts the command, and tells its process id, and in the end its exit code."""
+    """Starts the command; sends its process id at once, and its exit code in the end."""
     *streams, told = files
     child = os.fork()
     if child == 0:

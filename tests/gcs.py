@@ -1,4 +1,4 @@
-"""A real object store on this machine: fake-gcs-server, in a process of its own."""
+"""A real object store on this machine: fake-gcs-server in a separate process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BUCKET = "in9-test"
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Returns a port of this machine on which nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -26,8 +26,8 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def gcs_server() -> Iterator[str]:
-    """Runs the server with an empty bucket while the block runs; its address."""
-    # This process may have a client of another server, which is gone.
+    """Runs the server with an empty bucket while the block runs; yields its address."""
+    # This process may still hold a client of an earlier server.
     gcs_requests._clients.clear()
     (binary,) = Path(wrapper.__file__).parent.glob("vendor/fake-gcs-server/bin/fake-gcs-server-*")
     port = free_port()

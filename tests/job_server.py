@@ -1,9 +1,9 @@
-"""A job server with several workers, each from another worker pool.
+"""A job server with several workers, each from a different worker pool.
 
     python tests/job_server.py --port PORT --pools HOST:PORT,HOST:PORT
 
-Beam's own, `apache_beam.runners.portability.local_job_service_main`, runs one worker, whatever
-a job asks for; this is the same server and runner with a worker from each pool.
+Beam's own server, `apache_beam.runners.portability.local_job_service_main`, runs a single worker
+whatever a job asks for. This is the same server and runner, with a worker from each pool.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from apache_beam.utils.thread_pool_executor import shared_unbounded_instance
 
 
 class Pools(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
-    """A worker pool that takes its workers from others, in turn."""
+    """A worker pool that starts its workers in other pools, in turn."""
 
     def __init__(self, addresses: list[str]) -> None:
         stub = beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolStub
@@ -41,7 +41,7 @@ class Pools(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
 
 
 def job_of(workers: int) -> type[BeamJob]:
-    """The server's job, with this many workers."""
+    """Returns the server's class of jobs, which run on this many workers."""
 
     class Job(BeamJob):
         def _invoke_runner(self) -> Any:

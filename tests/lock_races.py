@@ -1,18 +1,19 @@
-"""Races for a lock, of real processes: how often two hold it at once.
+"""Lets real processes race for a lock, and counts how often two hold it at once.
 
     python tests/lock_races.py [fair] [torture] [--rounds 4000] [--disturbances 5000] [--remote]
 
-A round is what a commit is: with the lock held, a process reads the manifest, works for a moment,
-and writes the next one, which names the number of the round. Two that write the same number have
-both acted on one state: a **double holder**, whatever clocks say.
+A round resembles a commit: with the lock held, a process reads the manifest, works for a moment,
+and writes the next manifest, which holds the number of the round. If two processes write the same
+number, both have acted on one state: they are **double holders**, whatever the clocks say.
 
-fair      processes on one machine race; nobody is disturbed.
-torture   the processes are of different places, so that none knows whether another is alive. At
-          random moments, one is killed, or suspended, half of the time for longer than a holder
-          may give no sign of life; it wakes up in the middle of whatever it did.
+  fair      processes on one machine race undisturbed.
+  torture   processes seem to be on different machines, so none knows whether another is alive.
+            At random moments, one is killed or suspended, half of the time for longer than a
+            holder may be silent. It wakes up in the middle of whatever it was doing.
 
-`--remote` is on the object store of the tests, else a local folder. Times of the locks are shorter
-here than in a job (`lock.RENEWAL_SECONDS`, `EXPIRY_SECONDS`), by the same factor.
+With `--remote`, the lock is in the object store of the tests, otherwise in a local folder. The
+times of locks (`lock.RENEWAL_SECONDS`, `EXPIRY_SECONDS`) are all shorter than in a job, by the same
+factor.
 """
 
 from __future__ import annotations
@@ -45,22 +46,22 @@ DISTURBANCES = 5000
 PROCESSES = 6
 MANIFEST = "manifest.json"
 WORK_SECONDS = 0.01
-"""Of a round, on average."""
+"""Average duration of the work in a round."""
 SHORTER = 120.0
-"""By this, times of locks are shorter: a holder is over after half a second."""
+"""Factor by which the times of locks are shorter: a lock expires after half a second."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Race:
-    """What came of a race.
+    """The outcome of a race.
 
     Attributes:
-      rounds: how many ended with a manifest.
-      doubles: how many of them another process had ended, too.
-      stopped: rounds of processes that had lost the lock, and wrote nothing.
-      disturbances: by kind.
-      waits: seconds for the lock, of each round.
-      seconds: all of it.
+      rounds: number of rounds that ended with a manifest.
+      doubles: number of those rounds that another process had also ended.
+      stopped: number of rounds in which a process had lost the lock and wrote nothing.
+      disturbances: number of disturbances by kind.
+      waits: seconds that each round waited for the lock.
+      seconds: duration of the race.
     """
 
     rounds: int
@@ -88,7 +89,7 @@ def _shorten() -> None:
 
 
 def _contend(store: Store, place: str, log: str, seed: int) -> None:
-    """A process of the race: round after round, with a line for what came of each."""
+    """Runs rounds in one process of the race, and logs the outcome of each on a line."""
     _shorten()
     if place:
         processes._place = lambda: place
@@ -109,7 +110,7 @@ def _contend(store: Store, place: str, log: str, seed: int) -> None:
                 note("round", last + 1, waited)
             except JobError:
                 note("stopped")
-            # Else the one that has just had it takes it again, while the others sleep.
+            # Without a pause, the last holder would take the lock again while the others sleep.
             time.sleep(moments.uniform(0, 2 * WORK_SECONDS))
 
 
@@ -119,11 +120,11 @@ def race(
     """Lets processes race for the lock of a folder.
 
     Args:
-      store: the folder, empty.
-      logs: a local folder for what the processes note.
-      rounds: to run, if nobody is disturbed.
-      disturbances: how often one is killed or suspended.
-      seed: of who and when.
+      store: the folder, which must be empty.
+      logs: local folder for the notes of the processes.
+      rounds: number of rounds to run if nobody is disturbed.
+      disturbances: number of times that a process is killed or suspended.
+      seed: decides which process is disturbed, and when.
     """
     store.write(MANIFEST, b"0")
     context = multiprocessing.get_context("fork")
@@ -150,7 +151,7 @@ def race(
                 del asleep[at]
                 os.kill(running[at].pid, signal.SIGCONT)
             at = moments.randrange(PROCESSES)
-            # Two stay awake, or there is no race.
+            # A race needs at least two processes that are awake.
             if at in asleep or len(asleep) >= PROCESSES - 2:
                 continue
             if moments.random() < 0.3:
@@ -185,7 +186,7 @@ def race(
 
 @contextlib.contextmanager
 def place_of_races(*, remote: bool) -> Iterator[Store]:
-    """An empty folder, on this machine or in the object store of the tests."""
+    """Yields an empty folder, on this machine or in the object store of the tests."""
     with contextlib.ExitStack() as stack:
         if remote:
             os.environ["STORAGE_EMULATOR_HOST"] = stack.enter_context(gcs_server())

@@ -1,9 +1,9 @@
-"""Remakes tests/golden/sample.json: what the authors' procedure gives on the sample.
+"""Remakes tests/golden/sample.json: the results of the authors' procedure on the sample.
 
     python tests/make_golden.py
 
-A plain rendition of the protocol with PIL and OpenCV at native size, sharing no code with
-transforms/: masks are painted, resized and cropped by PIL as the authors' script does.
+This plain rendition of the protocol with PIL and OpenCV at native size shares no code with
+transforms/: PIL paints, resizes and crops the masks, as in the authors' script.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SIZE = 256
 
 
 def resize_crop(image: Image.Image, resize: int, crop: int) -> Image.Image:
-    """torchvision's Resize(resize, nearest) and CenterCrop(crop)."""
+    """Applies torchvision's Resize(resize, nearest) and CenterCrop(crop)."""
     width, height = image.size
     if width <= height:
         size = (resize, int(resize * height / width))
@@ -36,7 +36,7 @@ def resize_crop(image: Image.Image, resize: int, crop: int) -> Image.Image:
 
 
 def digest(image: Image.Image) -> str:
-    """Identifies the pixels of a picture, whatever file held it."""
+    """Returns a digest of a picture's pixels, which does not depend on the form of its file."""
     return hashlib.sha256(np.asarray(image).tobytes()).hexdigest()[:16]
 
 
@@ -48,7 +48,10 @@ def box_of(annotation: Path) -> tuple[int, int, int, int]:
 
 
 def filter_code(image: Image.Image, box: tuple[int, int, int, int]) -> int:
-    """The script's filters 5 and 6; the sample has one box for each picture."""
+    """Returns 5 or 6 if that filter of the script rejects the picture, otherwise 0.
+
+    In the sample, every picture has one box.
+    """
     painted = Image.new("1", image.size)
     ImageDraw.Draw(painted).rectangle(box, fill=1)
     cropped = np.asarray(resize_crop(painted, 256, 224)).sum()
@@ -79,7 +82,7 @@ def grabcut(image: Image.Image, box: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def tiled(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """Only-BG-T at native size, by pasting the strip all over a canvas."""
+    """Makes Only-BG-T at native size by pasting the strip all over a canvas."""
     width, height = image.size
     left, right = box[0], width - box[2]
     above, below = box[1], height - box[3]
@@ -97,7 +100,7 @@ def tiled(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
 
 
 def golden(path: Path) -> dict[str, object]:
-    """Everything about one picture."""
+    """Returns a picture's filter code and, if it is accepted, its mask's share and its digests."""
     image = Image.open(path).convert("RGB")
     box = box_of(SAMPLE / "Annotations" / "val" / f"{path.stem}.xml")
     code = filter_code(image, box)

@@ -3,10 +3,10 @@
     pip download --no-deps cdktf-cdktf-provider-google==16.12.0 cdktf-cdktf-provider-time==11.0.1
     python tests/make_provider_schema.py *.whl > tests/provider_schema.json
 
-The packages are bindings of Terraform's providers, 49 MB of them, and say of which version in their
-documentation; what is left out of them is all but a few resources. The form is that of
-`terraform providers schema -json`, which prints the same, and limits of lists besides, where the
-providers themselves can be installed.
+The packages (49 MB) are bindings of Terraform's providers, and their documentation names the
+provider's version. Only the few resources that deploy/terraform uses are kept. The format is that
+of `terraform providers schema -json`. Where the providers themselves can be installed, that command
+prints the same content, and limits of lists as well.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TYPES = {"string": "string", "number": "number", "boolean": "bool"}
 
 
 def bindings(wheel: str) -> dict[str, Any]:
-    """The package's own description of its classes, by name."""
+    """Returns the package's own description of its classes, by name."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".jsii.tgz")]
         packed = archive.read(name)
@@ -41,13 +41,13 @@ def snake_case(name: str) -> str:
 
 
 def terraform_name(argument: dict[str, Any]) -> str:
-    """The name that the documentation links to; `id` has no link."""
+    """Returns the name that the documentation links to; only `id` has no link."""
     found = re.search(r"#(\w+) ", " ".join(argument["docs"].values()))
     return found[1] if found else snake_case(argument["name"])
 
 
 def own_type(kind: dict[str, Any]) -> dict[str, Any]:
-    """A type without the alternative that the bindings add to each."""
+    """Returns a type without the alternative that the bindings add to every type."""
     if "union" in kind:
         (kind,) = [
             each for each in kind["union"]["types"] if each.get("fqn") != "cdktf.IResolvable"
@@ -56,7 +56,7 @@ def own_type(kind: dict[str, Any]) -> dict[str, Any]:
 
 
 def block(types: dict[str, Any], name: str) -> dict[str, Any]:
-    """Arguments and nested blocks of an interface."""
+    """Returns the arguments and nested blocks of an interface."""
     attributes, nested = {}, {}
     for argument in types[name].get("properties", ()):
         kind, label = own_type(argument["type"]), terraform_name(argument)
@@ -82,7 +82,7 @@ def block(types: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def resource(types: dict[str, Any], name: str) -> dict[str, Any]:
-    """A resource: its arguments, and what the provider fills in."""
+    """Returns a resource: its arguments, and the attributes that the provider fills in."""
     (of,) = [
         key
         for key, each in types.items()
@@ -122,7 +122,7 @@ def main() -> None:
             },
         }
     made = {"versions": versions, "provider_schemas": schemas}
-    # A line for each name, but not for each of its few properties.
+    # Each name has its own line, but its few properties share one.
     text = json.dumps(made, indent=1, sort_keys=True)
     print(re.sub(r"\{\s+([^{}\n]*(?:\n[^{}\n]*){0,2})\n\s+\}", flat, text))
 

@@ -1,4 +1,4 @@
-"""The page in a real browser, for the tests of the report: a plugin of theirs."""
+"""A pytest plugin for the tests of the report: the page in a real browser."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ HOSTILE = "</script><img src=x onerror=alert(1)>$x_{<script>alert(2)</script>"
 WIDE = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
 PAPER = {"width": 703, "height": 1032}
-"""What an A4 sheet has within margins of 12 mm."""
+"""Size of an A4 sheet within margins of 12 mm."""
 
 
 @pytest.fixture(scope="session")
 def report_run(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """18 small pictures with everything that the page shows. Tests must not write into it."""
+    """A run on 18 small pictures with all that the page shows. Tests must not write into it."""
     flags = ("--image_size", 96, "--resize", 110, "--models", ",".join(MODELS))
     flags += ("--attack", 9, "--saliency", 3)
     return made_once(
@@ -46,7 +46,7 @@ def report_run(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def hostile_run(report_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, with a model whose name and one whose error try to be more than text."""
+    """A copy of `report_run` with markup in the name of one model and in the error of another."""
     output = tmp_path_factory.mktemp("hostile") / "out"
     shutil.copytree(report_run, output)
     results = output / "results"
@@ -78,7 +78,7 @@ def hostile_run(report_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """A headless Chromium. Without one these tests are skipped, but not where CI runs."""
+    """A headless Chromium. Without one, tests are skipped, or fail in continuous integration."""
     names = ("chromium", "chromium-browser", "google-chrome")
     path = next((found for name in names if (found := shutil.which(name))), None)
     missing = "" if path else "no chromium: apt-get install chromium"
@@ -97,7 +97,7 @@ def browser() -> Iterator[Any]:
 
 
 class Opened:
-    """A page in the browser, and what it complained of or asked the network for."""
+    """A page in the browser, with its complaints and its requests to the network."""
 
     def __init__(self, browser: Any, output: Path, hash: str = "", **context: Any) -> None:
         self.complaints: list[str] = []
@@ -122,7 +122,7 @@ def opened(browser: Any, report_run: Path) -> Iterator[Any]:
 
 
 def column(page: Any, number: int) -> list[str]:
-    """Texts of a column of the first table's models, without intervals."""
+    """Returns the texts of a column of the first table's models, without intervals."""
     cells = page.locator("#accuracy [data-tab]").first.locator("tbody").first
     return [
         text.split("\n")[0]

@@ -1,4 +1,4 @@
-"""The same images in every shape that ImageNet comes in, made of a folder of them."""
+"""Writes the images of a folder in every layout in which ImageNet is distributed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _boxes(xml: str) -> list[list[int]]:
 
 
 def tar_bytes(files: Iterable[tuple[str, bytes]], mode: str = "w") -> bytes:
-    """A tar with these files."""
+    """Returns a tar with these files."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode) as tar:  # type: ignore[call-overload]
         for name, data in files:
@@ -44,13 +44,13 @@ def tar_bytes(files: Iterable[tuple[str, bytes]], mode: str = "w") -> bytes:
 
 
 def _write_boxes(source: Path, target: Path) -> None:
-    """`ILSVRC2012_bbox_val_v3.tgz`."""
+    """Writes `ILSVRC2012_bbox_val_v3.tgz`."""
     files = ((f"val/{i.stem}.xml", _xml(source, i.stem).read_bytes()) for i in _images(source))
     (target / "ILSVRC2012_bbox_val_v3.tgz").write_bytes(tar_bytes(files, "w:gz"))
 
 
 def kaggle(source: Path, target: Path) -> None:
-    """The Kaggle download's tree, with its XML files."""
+    """Writes the tree of the Kaggle download, with its XML files."""
     images = target / "ILSVRC" / "Data" / "CLS-LOC" / "val"
     images.mkdir(parents=True)
     for image in _images(source):
@@ -60,7 +60,7 @@ def kaggle(source: Path, target: Path) -> None:
 
 
 def kaggle_table(source: Path, target: Path) -> None:
-    """The Kaggle download's images and its table of boxes."""
+    """Writes the images of the Kaggle download, and its table of boxes."""
     kaggle(source, target)
     shutil.rmtree(target / "ILSVRC" / "Annotations")
     lines = ["ImageId,PredictionString"]
@@ -72,14 +72,14 @@ def kaggle_table(source: Path, target: Path) -> None:
 
 
 def val_tar(source: Path, target: Path) -> None:
-    """The validation set as downloaded: classes are told by the annotations alone."""
+    """Writes the validation set as downloaded, whose classes are only in the annotations."""
     files = ((image.name, image.read_bytes()) for image in _images(source))
     (target / "ILSVRC2012_img_val.tar").write_bytes(tar_bytes(files))
     _write_boxes(source, target)
 
 
 def train_tar(source: Path, target: Path) -> None:
-    """A training set as downloaded: an archive for each class, and one of boxes."""
+    """Writes a training set as downloaded: an archive for each class, and one of boxes."""
     images, boxes = [], []
     for folder in sorted((source / "val").iterdir()):
         paths = sorted(folder.glob("*.JPEG"))
@@ -92,7 +92,7 @@ def train_tar(source: Path, target: Path) -> None:
 
 
 def webdataset(source: Path, target: Path) -> None:
-    """Three shards: classes in `.cls`, boxes in `.json`."""
+    """Writes three shards, with classes in `.cls` and boxes in `.json`."""
     shards: list[list[tuple[str, bytes]]] = [[], [], []]
     for number, image in enumerate(_images(source)):
         label = imagenet9().index_of(image.parent.name)
@@ -107,7 +107,7 @@ def webdataset(source: Path, target: Path) -> None:
 
 
 def parquet(source: Path, target: Path) -> None:
-    """Two files as the hub has them; boxes lie beside."""
+    """Writes two files like those on the Hugging Face hub, with the boxes beside them."""
     rows = [
         {
             "image": {
@@ -127,7 +127,7 @@ def parquet(source: Path, target: Path) -> None:
 
 
 def _rows(source: Path, target: Path) -> list[dict[str, object]]:
-    """A row for each box, with the path of a copy of its image."""
+    """Copies the images; returns a row for each box, with the path of the copied image."""
     shutil.copytree(source / "val", target / "pictures")
     return [
         dict(
@@ -143,7 +143,7 @@ def _rows(source: Path, target: Path) -> list[dict[str, object]]:
 
 
 def manifest_csv(source: Path, target: Path) -> None:
-    """A table that names the images."""
+    """Writes a table that names the images."""
     rows = _rows(source, target)
     with (target / "manifest.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -152,7 +152,7 @@ def manifest_csv(source: Path, target: Path) -> None:
 
 
 def manifest_parquet(source: Path, target: Path) -> None:
-    """One row for each image, all its boxes in a list."""
+    """Writes a table with one row for each image, and all its boxes in a list."""
     rows: dict[object, dict[str, object]] = {}
     for row in _rows(source, target):
         image, name, *box = row.values()
@@ -162,7 +162,7 @@ def manifest_parquet(source: Path, target: Path) -> None:
 
 
 def manifest_coco(source: Path, target: Path) -> None:
-    """COCO's JSON beside copies of the images."""
+    """Writes COCO's JSON beside copies of the images."""
     names = sorted(folder.name for folder in (source / "val").iterdir())
     images, annotations = [], []
     for number, image in enumerate(_images(source)):
@@ -201,5 +201,5 @@ SHAPES: dict[str, Callable[[Path, Path], None]] = {
 
 
 def split_of(shape: str) -> str:
-    """The split that a shape holds."""
+    """Returns the split that a shape contains."""
     return "train" if shape == "train_tar" else "val"

@@ -1,5 +1,4 @@
-"""What must hold between the files of a sound dataset, whatever made it: records, index, samples
-and manifest say the same."""
+"""Checks that the files of a dataset agree: records, index, samples and manifest."""
 
 from __future__ import annotations
 
@@ -21,13 +20,13 @@ from pipeline.storage.store import Store
 
 
 def assert_sound(output: Path | str) -> None:
-    """Fails if `in9 verify` finds a fault, or files of the dataset contradict each other."""
+    """Fails if `in9 verify` finds a fault or if files of the dataset contradict each other."""
     dataset = Dataset.open(reading_store(str(output)))
     assert [*verify(dataset), *contradictions(dataset)] == []
 
 
 def contradictions(dataset: Dataset) -> Iterator[str]:
-    """A line for each contradiction of a dataset whose files are those of its manifest."""
+    """Yields a line for each contradiction in a dataset whose files match its manifest."""
     yield from _check_records(dataset)
     for split in dataset.manifest.config.split:
         yield from _check_index(dataset, split)
@@ -35,7 +34,7 @@ def contradictions(dataset: Dataset) -> Iterator[str]:
 
 
 def _check_records(dataset: Dataset) -> Iterator[str]:
-    """Rows of records and index, and members of the layers' tars, against the manifest."""
+    """Compares the rows of records and index, and the layers' tars, with the manifest."""
     store = dataset.store
     for file in dataset.manifest.files:
         if not file.path.startswith(("layers/", "index/", "backgrounds/")):
@@ -50,7 +49,7 @@ def _check_records(dataset: Dataset) -> Iterator[str]:
 
 
 def _check_index(dataset: Dataset, split: str) -> Iterator[str]:
-    """Counts of the index against the manifest."""
+    """Compares the counts of the index with the manifest."""
     manifest, rows = dataset.manifest, list(dataset.index(split))
     statuses = Counter(row["status"] for row in rows)
     counted = {
@@ -70,8 +69,11 @@ def _check_index(dataset: Dataset, split: str) -> Iterator[str]:
 
 
 def _check_samples(dataset: Dataset, split: str) -> Iterator[str]:
-    """Every variant in every format: the keys that the index selects, in its order, with
-    its labels and backgrounds, and as many as the manifest says."""
+    """Checks every variant in every format.
+
+    The keys must be those that the index selects, in its order and with its labels and backgrounds,
+    and as many as the manifest says.
+    """
     names, manifest = dataset.taxonomy.names, dataset.manifest
     stated = {file.path: file.samples for file in manifest.files}
     totals: Counter[str] = Counter()
@@ -105,7 +107,7 @@ def _check_samples(dataset: Dataset, split: str) -> Iterator[str]:
 def _files(
     dataset: Dataset, split: str, shard: int, variant: str
 ) -> Iterator[tuple[str, Callable[[Store, str], Iterator[Sample]]]]:
-    """Files of a variant's shard, each with its reader."""
+    """Yields the files of a variant's shard, each with its reader."""
     if "parquet" in dataset.manifest.config.compose.formats:
         count = dataset.manifest.shards[split].output
         yield parquet_file(variant, split, shard, count), read_parquet

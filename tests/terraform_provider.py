@@ -1,9 +1,9 @@
-"""A provider of Terraform that knows its schema and does nothing else.
+"""Terraform providers that serve their schemas and do nothing else.
 
-`terraform validate`, and `terraform test` with mocked providers, ask a provider what its resources
-look like, and for no more. The real ones come from a registry; this one serves the same names and
-types (tests/provider_schema.json) in this process. Its protocol is Protocol Buffers over gRPC:
-https://github.com/hashicorp/terraform/blob/main/docs/plugin-protocol/tfplugin5.proto
+`terraform validate`, and `terraform test` with mocked providers, ask a provider only for the
+schemas of its resources. The real providers come from a registry; this module serves the same names
+and types (tests/provider_schema.json) from this process. The protocol is Protocol Buffers over
+gRPC: https://github.com/hashicorp/terraform/blob/main/docs/plugin-protocol/tfplugin5.proto
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _varint(number: int) -> bytes:
 
 
 def _field(number: int, value: int | bytes | str) -> bytes:
-    """A field of a message: a number, or what has a length."""
+    """Encodes a field of a message: a number, or bytes with their length."""
     if isinstance(value, int):
         return _varint(number << 3) + _varint(value)
     content = value.encode() if isinstance(value, str) else value
@@ -71,7 +71,7 @@ def _provider(of: dict[str, Any]) -> bytes:
 
 
 class _Answers(grpc.GenericRpcHandler):
-    """The schema to who asks for it; to every other question that there is nothing to say."""
+    """Answers a request for the schema with it, and any other request with an empty message."""
 
     def __init__(self, schema: bytes) -> None:
         self._schema = schema
@@ -86,7 +86,7 @@ class _Answers(grpc.GenericRpcHandler):
 
 @contextmanager
 def providers() -> Iterator[dict[str, str]]:
-    """Serves all providers of the schema; gives the variable by which Terraform finds them."""
+    """Serves all providers of the schemas; yields the variable by which Terraform finds them."""
     servers, addresses = [], {}
     for name, schema in SCHEMAS["provider_schemas"].items():
         server = grpc.server(futures.ThreadPoolExecutor(4))

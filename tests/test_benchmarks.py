@@ -1,4 +1,4 @@
-"""Benchmarks that must run where little is installed."""
+"""Tests that benchmarks run where few packages are installed."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Without:
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 """
-"""A module of every process that Python starts, which hides packages."""
+"""A module that every new Python process imports, and which hides packages."""
 
 
 def with_what_they_need(names: list[str]) -> set[str]:
-    """Distributions, and those that they require."""
+    """Returns distributions together with all that they require."""
     found: set[str] = set()
     while names:
         name = canonicalize_name(names.pop())

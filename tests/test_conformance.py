@@ -1,5 +1,8 @@
-"""Conformance with the authors' procedure: golden digests of the sample, and, where the
-shared reference data is present, what the authors' own code computes on real pictures."""
+"""Tests conformance with the authors' procedure.
+
+The sample must have the golden digests. Where the shared reference data is present, real pictures
+must have the pixels that the authors' own code computes.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ GOLDEN = Path(__file__).parent / "golden" / "sample.json"
 
 
 def layers(output: Path) -> Iterator[tuple[str, Layer]]:
-    """All layers of a dataset, by key."""
+    """Yields the key and the layer of each accepted picture of a dataset."""
     for record in sorted((output / "layers").glob("*.parquet")):
         for row in pq.read_table(record).to_pylist():
             if row["status"] == "accepted":
@@ -52,19 +55,19 @@ def layers(output: Path) -> Iterator[tuple[str, Layer]]:
 
 
 def pictures(output: Path, variant: str) -> dict[str, np.ndarray]:
-    """Decoded pictures of a variant, by key."""
+    """Returns the decoded pictures of a variant, by key."""
     dataset = Dataset.open(Store(str(output)))
     return {s.key: decode_image(s.image) for s in dataset.samples("val", 0, variant)}
 
 
 def index(output: Path) -> dict[str, dict[str, Any]]:
-    """Index rows by key."""
+    """Returns the rows of the index, by key."""
     return {row["key"]: row for row in Dataset.open(Store(str(output))).index("val")}
 
 
 @pytest.fixture(scope="module")
 def lossless_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample at the golden files' size, without loss, three pictures of each class."""
+    """A lossless dataset of three sample pictures of each class, at the golden files' size."""
     output = tmp_path_factory.mktemp("lossless") / "out"
     run_in9("generate", "--output", output, "--image_size", 256, "--encoding", "png", "--limit", 3)
     return output
@@ -149,7 +152,7 @@ def test_filter_codes_of_all_real_pictures(shared: Path, mini_run: Path) -> None
 
 @pytest.fixture(scope="module")
 def reference_run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Exactly the pictures with reference pixels, at the reference's size, without loss."""
+    """A lossless dataset of the pictures that have reference pixels, at the reference's size."""
     root = tmp_path_factory.mktemp("reference")
     mini = shared / "imagenet-mini"
     stems = {path.stem for path in (shared / "reference" / "masks").glob("*.png")}
@@ -177,7 +180,7 @@ def test_masks_equal_the_scripts(shared: Path, reference_run: Path) -> None:
     compared = 0
     for path in references:
         if path.stem not in found:
-            continue  # A picture that GrabCut fails has a mask, but no layer.
+            continue  # A picture on which GrabCut fails has a mask but no layer.
         native = decode_mask(path.read_bytes())
         resized = Image.fromarray(native)
         width, height = resized.size

@@ -1,4 +1,4 @@
-"""What `deploy/` holds, checked without a cloud: by the tools and clients that will read it."""
+"""Tests the files in `deploy/` without a cloud, with the tools and clients that will read them."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ DEPLOYED = [
     DEPLOY / "cron" / "run",
     DEPLOY / "cron" / "stale",
 ]
-# `environment` is sourced by the others, and checked with them.
+# The other scripts source `environment`, so it is checked with them.
 SCRIPTS = [*DEPLOYED, ROOT / ".ci" / "run", ROOT / "scripts" / "demo", ROOT / "scripts" / "test"]
 
 
 def check(*command: object, **options: Any) -> None:
-    """Runs a tool, which must be content."""
+    """Runs a tool, which must succeed."""
     done = subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, check=False, **options
     )
@@ -121,13 +121,13 @@ def test_the_service_reads_the_specification() -> None:
 
 
 def launch_body(values: dict[str, str]) -> str:
-    """The request that the schedule sends, as Terraform renders it."""
+    """Returns the request that the schedule sends, as Terraform renders it."""
     text = (DEPLOY / "flex" / "launch.json.tmpl").read_text()
     return string.Template(text).substitute(values)
 
 
 def example_values() -> dict[str, str]:
-    """Values as `terraform.tfvars.example` and the defaults of variables give them."""
+    """Returns the values from `terraform.tfvars.example` and from the defaults of variables."""
     with (TERRAFORM / "terraform.tfvars.example").open() as file:
         example = hcl2.load(file)
     flags = {key: value.strip('"') for key, value in example["parameters"].items()}
@@ -151,7 +151,7 @@ def example_values() -> dict[str, str]:
 
 
 class _Recorder(BaseHTTPRequestHandler):
-    """Answers a launch with a job, and keeps what was asked."""
+    """Answers a launch with a job, and records the requests."""
 
     requests: list[tuple[str, dict[str, Any]]]
 
@@ -166,7 +166,7 @@ class _Recorder(BaseHTTPRequestHandler):
         self.wfile.write(answer)
 
     def log_message(self, *_: object) -> None:
-        """Nothing on standard error."""
+        """Logs nothing."""
 
 
 def test_the_schedules_request_launches_the_template() -> None:
@@ -195,7 +195,7 @@ def test_the_schedules_request_launches_the_template() -> None:
     assert environment["maxWorkers"] == 20
     assert environment["tempLocation"] == "gs://my-project-in9-jobs/temp"
     assert environment["serviceAccountEmail"].startswith("in9-worker@")
-    # As the service checks them against the template's metadata.
+    # The service makes the same checks against the template's metadata.
     known = parameters()
     assert {name for name, entry in known.items() if not entry["isOptional"]} <= set(
         launch["parameters"]
@@ -231,7 +231,7 @@ def test_the_launcher_runs_the_command_line(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT), "IN9_IMAGE": "in9:1"},
     )
     assert done.returncode == 2
-    # The launcher takes a line of JSON for an entry of the job's log, with its severity.
+    # The launcher turns a line of JSON into an entry of the job's log, with its severity.
     (entry,) = map(json.loads, done.stderr.splitlines())
     assert entry["severity"] == "ERROR"
     assert entry["message"] == "in9 run: unknown flag --limt; did you mean --limit?"
@@ -242,19 +242,19 @@ def test_the_launcher_runs_the_command_line(tmp_path: Path) -> None:
 
 
 def instructions() -> list[list[str]]:
-    """The Dockerfile's instructions, as words."""
+    """Returns the Dockerfile's instructions, each split into words."""
     text = re.sub(r"^\s*#.*\n", "", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
     return [line.split() for line in text.replace("\\\n", " ").splitlines() if line.strip()]
 
 
 def copied() -> list[str]:
-    """What the Dockerfile copies from the repository."""
+    """Returns the paths that the Dockerfile copies from the repository."""
     copies = [words[1:-1] for words in instructions() if words[0] == "COPY"]
     return [path for paths in copies if not paths[0].startswith("--from") for path in paths]
 
 
 def locked(*files: str) -> dict[str, Requirement]:
-    """What lock files pin, by name."""
+    """Returns the requirements that lock files pin, by name."""
     found = {}
     for file in files:
         text = re.sub(r"^#.*\n", "", (DEPLOY / file).read_text(), flags=re.MULTILINE)
@@ -314,14 +314,14 @@ def test_the_image_installs_by_digest() -> None:
     assert len(installs) == 5
     for install in installs:
         assert "--no-deps" in install
-        # The index of PyTorch's CPU build alone knows its digests; the package itself has none.
+        # Only PyTorch's index of CPU builds has their digests; the package itself has none.
         if "torch.txt" not in install and not install.strip().endswith("."):
             assert "--require-hashes" in install
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The package, from what the Dockerfile copies and nothing else."""
+    """The package, built from nothing but the paths that the Dockerfile copies."""
     folder = tmp_path_factory.mktemp("image")
     for path in copied():
         source, target = ROOT / path, folder / Path(path).name
@@ -387,7 +387,7 @@ def test_kernels_of_the_image_serve_every_processor(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(binding, "get_host_cpu_features", lambda: more)
     monkeypatch.setattr(binding, "get_host_cpu_name", lambda: "another")
     assert hash_of() == pinned
-    # Would end the process at its first instruction that the processor does not know.
+    # The process would end at the first instruction that the processor does not know.
     older = type(here)({**here, "fma": False})
     monkeypatch.setattr(binding, "get_host_cpu_features", lambda: older)
     with pytest.raises(Unavailable, match="lacks fma"):
@@ -424,7 +424,7 @@ def test_cloud_build_knows_what_it_substitutes() -> None:
 
 
 def own_flags(text: str) -> None:
-    """Checks the flags of a command `... in9 run FLAGS`: ours or Beam's."""
+    """Checks that the flags of a command `... in9 run FLAGS` are ours or Beam's."""
     words = text.split()
     words = words[words.index("run") :]
     _, rest = build_parser().parse_known_args(words)
@@ -432,9 +432,9 @@ def own_flags(text: str) -> None:
 
 
 def compose_services(**variables: str) -> dict[str, Any]:
-    """Services of Flink's Compose file under these variables."""
+    """Returns the services of Flink's Compose file under these variables."""
     text = (DEPLOY / "flink" / "compose.yaml").read_text()
-    # The inner ones first.
+    # The first pass replaces inner references, the second one those that contain them.
     for _ in range(2):
         text = re.sub(
             r"\$\{(\w+):-([^${}]*)\}", lambda found: variables.get(found[1], found[2]), text
@@ -453,9 +453,9 @@ def test_parts_of_flink_fit_each_other() -> None:
         assert properties["taskmanager.numberOfTaskSlots"] == 8
         assert properties["restart-strategy.type"] == "fixed-delay"
         assert properties["restart-strategy.fixed-delay.attempts"] > 1
-    # Workers are asked for at localhost, whatever becomes of the task manager.
+    # Workers are requested at localhost, so they share a network that outlives the task manager.
     assert task_manager["network_mode"] == workers["network_mode"] == "service:node"
-    # Artifacts pass from the one to the other as files.
+    # Artifacts pass between the services as files.
     (folder,) = re.findall(r"--artifacts-dir=(\S+)", " ".join(services["jobserver"]["command"]))
     assert folder.startswith("/data/")
     for name in ("taskmanager", "workers", "jobserver", "in9"):
@@ -490,7 +490,7 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze"):
         check("systemd-analyze", "verify", *units)
         check("systemd-analyze", "calendar", "*-*-01 03:00")
-        # Tenths: what docs/deploy.md says.
+        # The threshold is in tenths of the exposure that docs/deploy.md gives.
         check("systemd-analyze", "security", "--offline=true", "--threshold=20", units[0])
 
 
@@ -539,7 +539,7 @@ def test_the_pages_commands_are_sound_and_its_files_exist(page: str) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
         file.write("\n".join(blocks))
         file.flush()
-        # Variables of one block are used in another one, or by the reader.
+        # Another block or the reader may use the variables of a block.
         check(BIN / "shellcheck", "--shell=bash", "--exclude=SC2034", file.name)
     for path in re.findall(r"`(deploy/[\w./-]+)`", text):
         assert (ROOT / path.rstrip("/")).exists(), path

@@ -1,4 +1,4 @@
-"""Links of the pages, and pages that the code names."""
+"""Tests that links in the pages lead somewhere, and that pages named in code exist."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TITLE = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
 def anchors(page: Path) -> set[str]:
-    """Names by which links reach a page's titles."""
+    """Returns the anchors by which links reach a page's titles."""
     titles = _TITLE.findall(_BLOCK.sub("", page.read_text()))
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
@@ -35,7 +35,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 def test_every_claim_stands_in_the_page_of_reproduction() -> None:
-    """As the code words it now: else `benchmarks/reproduction.py` writes the page again."""
+    """Checks the current wording of claims; `benchmarks/reproduction.py` rewrites the page."""
     page = (ROOT / "docs" / "reproduction.md").read_text()
     for claim in CLAIMS:
         assert f"| {claim.text} ({claim.source}) | {claim.published} | " in page

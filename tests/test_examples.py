@@ -1,4 +1,4 @@
-"""The programs of examples/, on tiny pictures."""
+"""Tests the programs of examples/ on tiny pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALL = ("--image_size", "64", "--resize", "64")
 
 @pytest.fixture
 def run(small_sample: Path, tmp_path: Path) -> Callable[..., str]:
-    """Runs one of them on 18 small pictures, in a folder of its own; gives what it says."""
+    """A function that runs an example on 18 small pictures in a folder and returns its output."""
 
     def run(name: str, *arguments: str) -> str:
         commands = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

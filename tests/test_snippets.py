@@ -1,4 +1,4 @@
-"""Every snippet of Python in the documentation runs as it stands there; recipes are sound."""
+"""Tests that every Python snippet of the documentation runs, and that recipes are sound."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ pathlib.Path("results.json").write_text(json.dumps(results))
 
 
 def snippets() -> dict[str, str]:
-    """Code of all snippets that are meant to run, by page and number."""
+    """Returns the code of all snippets that are meant to run, by page and number."""
     found = {}
     for page in PAGES:
         blocks = _BLOCK.findall(page.read_text())
@@ -57,13 +57,13 @@ def snippets() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def snippet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the snippets run."""
+    """The folder in which the snippets run."""
     return tmp_path_factory.mktemp("snippets")
 
 
 @pytest.fixture(scope="module")
 def outcomes(sample_run: Path, snippet_folder: Path) -> dict[str, str]:
-    """The traceback of each snippet, empty if it ran, beside `out` and an export of it."""
+    """The traceback of each snippet, empty if it ran; `out` and an export are in its folder."""
     folder = snippet_folder
     (folder / "out").symlink_to(sample_run)
     run_in9("export", "--dataset", sample_run, "--to", folder / "exported")
@@ -82,7 +82,7 @@ def outcomes(sample_run: Path, snippet_folder: Path) -> dict[str, str]:
         text=True,
         check=False,
     )
-    # What they print, for who looks for why one failed.
+    # If a snippet fails, the test shows what the snippets print.
     print(done.stderr)
     assert done.returncode == 0, done.stderr
     results: dict[str, str] = json.loads((folder / "results.json").read_text())
@@ -95,7 +95,10 @@ def test_a_documented_snippet_runs(outcomes: dict[str, str], name: str) -> None:
 
 
 def test_only_what_needs_something_else_is_left_out() -> None:
-    """A server, an account, or a notebook; it is Python all the same."""
+    """Checks that only snippets that need a server, account or notebook are left out.
+
+    Such a snippet must be valid Python all the same.
+    """
     left_out = [
         code
         for page in PAGES
@@ -118,7 +121,7 @@ RECIPES = ROOT / "docs" / "recipes.md"
 def test_what_the_recipes_loop_has_trained_is_a_model(
     outcomes: dict[str, str], snippet_folder: Path
 ) -> None:
-    """Evaluated with the mean and deviation that it was trained with."""
+    """Checks that the model is evaluated with the mean and deviation of its training."""
     text = RECIPES.read_text()
     (entry,) = re.findall(r"--models (resnet10t=\S+)", text)
     model = load_model(entry.replace("mine.pth", str(snippet_folder / "mine.pth")))
@@ -152,7 +155,7 @@ def test_what_the_recipe_uploads_is_a_dataset_without_layers(
 
 
 def test_files_that_the_recipe_loads_into_bigquery_are_there(sample_run: Path) -> None:
-    """Of each of its tables the files have one schema."""
+    """Checks that the files of each table have one schema."""
     found = re.findall(r"gs://BUCKET/out/([^\s']+)", RECIPES.read_text())
     assert len(found) == 3
     for pattern in found:
@@ -186,7 +189,10 @@ def test_the_page_shows_in_a_page_of_ones_own(
 
 
 def test_readme_shows_the_tutorials_run() -> None:
-    """Whose lines are compared with what is printed; README has more around them."""
+    """Compares README with the tutorial, whose lines another test compares with real output.
+
+    README has more lines around them.
+    """
     pages = (ROOT / "docs" / "tutorial.md").read_text(), (ROOT / "README.md").read_text()
     tutorial, readme = (
         re.findall(r"^```console\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0].splitlines()

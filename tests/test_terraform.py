@@ -1,7 +1,7 @@
-"""`deploy/terraform`, by Terraform itself, which is told what its providers look like.
+"""Tests `deploy/terraform` with Terraform itself and with stand-ins for its providers.
 
-Nothing is asked of a cloud, nor of a registry: `terraform_provider` says where the names and types
-come from. What the tests beside the configuration assert, they assert with the real providers, too.
+No cloud or registry is contacted: `terraform_provider` says where the names and types come from.
+The assertions of the tests beside the configuration also hold with the real providers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ SERVICES = "time_sleep.services"
 
 @pytest.fixture(scope="module")
 def terraform() -> Iterator[Any]:
-    """Runs Terraform. Without it these tests are skipped, but not where CI runs."""
+    """A function that runs Terraform.
+
+    Without Terraform, tests are skipped, or fail in continuous integration.
+    """
     path = shutil.which("terraform", path=f"{os.environ['PATH']}:{Path(sys.executable).parent}")
     if not path:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("no terraform: scripts/test has it")
@@ -48,7 +51,7 @@ def terraform() -> Iterator[Any]:
 
 @pytest.fixture
 def copy(terraform: Any, tmp_path: Path) -> Path:
-    """The configuration, as it is after `terraform init`; nothing of a user's own is in it."""
+    """A copy of the configuration after `terraform init`, without a user's own files."""
     own = shutil.ignore_patterns(".terraform*", "*.tfstate*", "*.tfvars")
     for name in ("terraform", "flex"):
         shutil.copytree(DEPLOY / name, tmp_path / name, ignore=own)
@@ -107,7 +110,7 @@ def test_the_example_is_accepted(terraform: Any, copy: Path) -> None:
     done = terraform(copy, "test", "-no-color", only)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout
-    # Terraform takes no notice of a name that no variable has.
+    # Terraform ignores names that no variable has.
     example = hcl2.loads((copy / "terraform.tfvars").read_text())
     names = {name for name in example if not name.startswith("__")}
     assert names <= set(blocks("variable"))
@@ -136,12 +139,12 @@ def test_the_page_names_the_version_that_is_needed() -> None:
     assert f"Terraform {version} or newer" in (ROOT / "docs" / "deploy.md").read_text()
 
 
-# --- What it makes ------------------------------------------------------------------------------
+# --- Resources ----------------------------------------------------------------------------------
 
 
 @functools.cache
 def blocks(kind: str) -> dict[str, Any]:
-    """Variables and local values by name, resources by address."""
+    """Returns variables and local values by name, or resources by address."""
     found: dict[str, Any] = {}
     for text in CODE.values():
         for block in hcl2.loads(text).get(kind, ()):
@@ -153,7 +156,7 @@ def blocks(kind: str) -> dict[str, Any]:
 
 
 def depends_on(address: str) -> set[str]:
-    """All resources that are there before one of them is made."""
+    """Returns all resources that exist before one of them is made."""
     local = {f"local.{name}": body for name, body in blocks("locals").items()}
     bodies = blocks("resource") | local
     seen: set[str] = set()
@@ -177,7 +180,7 @@ def test_accounts_may_do_what_they_need_and_no_more() -> None:
     roles = set(re.findall(r'"(roles/[^"]+)"', CODE["accounts.tf"]))
     assert roles
     assert not [role for role in roles if re.search(r"/(owner|editor|viewer)$|[aA]dmin", role)]
-    # Over the whole project only what has no smaller place.
+    # Only roles that have no narrower scope may apply to the whole project.
     for address, body in blocks("resource").items():
         if address.startswith("google_project_iam_member"):
             assert not re.search(r"storage|artifact|iam\.", json.dumps(body)), address

@@ -1,4 +1,4 @@
-"""Classifiers for tests in which it does not matter what a model says."""
+"""Classifiers for tests in which predictions do not matter."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import torch
 
 
 def first() -> torch.nn.Module:
-    """Makes a classifier of ImageNet's classes, of 64 mean colours."""
+    """Makes a classifier of ImageNet's classes from 64 mean colours."""
     return _linear(1)
 
 
 def second() -> torch.nn.Module:
-    """Makes another one."""
     return _linear(2)
 
 
 def third() -> torch.nn.Module:
-    """Makes another one."""
     return _linear(3)
 
 

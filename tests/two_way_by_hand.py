@@ -1,4 +1,4 @@
-"""Two-way intervals by plain dictionaries, as a reference for tables."""
+"""Computes two-way intervals with plain dictionaries, as a reference for the tables."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from transforms.intervals import t_quantile
 def interval_of(
     estimate: float, pictures: Iterable[tuple[str, str | None, float]]
 ) -> tuple[float, float]:
-    """(low, high) of a difference, of (foreground, background or None for its own, contribution) of
-    its pictures."""
+    """Returns the interval (low, high) of a difference.
+
+    Args:
+      estimate: the difference.
+      pictures: (foreground, background or None for its own, contribution) of each picture.
+    """
     rows = list(pictures)
     variance, df = variance_of(rows)
     reach = t_quantile(df, 0.95) * math.sqrt(variance)
@@ -21,7 +25,11 @@ def interval_of(
 
 
 def share_interval(pictures: Iterable[tuple[str, str | None, bool]]) -> tuple[float, float]:
-    """(low, high) of the share that is right, of (foreground, background, right)."""
+    """Returns the interval (low, high) of the share of right predictions.
+
+    Args:
+      pictures: (foreground, background, right) of each picture.
+    """
     rows = list(pictures)
     n, share = len(rows), sum(right for *_, right in rows) / len(rows)
     by_role = [Counter(fg for fg, *_ in rows)]
@@ -46,7 +54,7 @@ def share_interval(pictures: Iterable[tuple[str, str | None, bool]]) -> tuple[fl
 
 
 def variance_of(rows: list[tuple[str, str | None, float]]) -> tuple[float, int]:
-    """The variance, and its degrees of freedom."""
+    """Returns the variance and its degrees of freedom."""
     by_fg: Counter[str] = Counter()
     by_bg: Counter[str | None] = Counter()
     by_pair: Counter[tuple[str, str | None]] = Counter()
@@ -68,9 +76,15 @@ def variance_of(rows: list[tuple[str, str | None, float]]) -> tuple[float, int]:
 def flip_interval(
     pairs: Iterable[tuple[object, str, tuple[str, str], bool]],
 ) -> tuple[float, float, float]:
-    """(share, low, high) of pairs of pictures whose prediction differs, of (image, unit of the
-    foreground, units of the two backgrounds, whether it differs): mean over images, with a variance
-    of every two pairs, one by one."""
+    """Returns the share of pairs of pictures whose predictions differ, and its interval.
+
+    The share is a mean over images. Its variance is summed over every two pairs, one by one. The
+    result is (share, low, high).
+
+    Args:
+      pairs: (image, unit of the foreground, units of the two backgrounds, whether the predictions
+        differ) of each pair.
+    """
     rows = list(pairs)
     counts = Counter(image for image, *_ in rows)
     weights = [1 / counts[image] / len(counts) for image, *_ in rows]
