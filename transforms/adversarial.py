@@ -1,11 +1,11 @@
-"""Adversarial backgrounds: two measures of how many foregrounds a background can turn.
+"""Adversarial backgrounds: two measures of how many foregrounds backgrounds can turn.
 
-* challenge (the authors' evaluation): a foreground is turned if any background, of its own
-  class too, makes the prediction differ from its label.
-* fooled (paper, section on adversarial backgrounds): a foreground is fooled if some
-  background of another class makes the model predict that background's class.
+* challenge (the authors' evaluation): a foreground is turned if any background, including those of
+  its own class, makes the prediction differ from its label.
+* fooled (paper, section on adversarial backgrounds): a foreground is fooled if some background of
+  another class makes the model predict that background's class.
 
-Both are read off a grid of predictions, foregrounds x backgrounds, of the composites
+Both are computed from a grid of predictions, foregrounds x backgrounds, for the composites
 original * mask + only_bg_t * (1 - mask).
 """
 
@@ -26,16 +26,16 @@ Grid = NDArray[np.int16]
 Counts = NDArray[np.int64]
 
 UNTRIED = -2
-"""Stands in a grid for a pair that no model has seen; -1 is a prediction outside the taxonomy."""
+"""Value in a grid for a pair that was not tried; -1 is a prediction outside the taxonomy."""
 
 STRONGEST = 5
-"""How many backgrounds of a class are named."""
+"""Number of backgrounds of a class that are listed."""
 
 
 def composites(
     originals: Pixels, masks: Mask, backgrounds: Pixels, foreground: Labels, background: Labels
 ) -> Pixels:
-    """The pictures of an attack: original * mask + only_bg_t * (1 - mask).
+    """Composes the pictures of an attack: original * mask + only_bg_t * (1 - mask).
 
     Args:
       originals: (F, S, S, 3) uint8.
@@ -51,14 +51,13 @@ def composites(
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """A proportion of foregrounds, with Wilson's 95 % interval; foregrounds of one group are
-    related.
+    """A share of foregrounds, with Wilson's 95 % interval.
 
     Attributes:
-      count: how many.
-      n: of how many.
-      value: count / n, None of nothing.
-      low, high: the interval, fractions.
+      count: number of foregrounds that the share counts.
+      n: number of all foregrounds.
+      value: count / n, None if n is 0.
+      low, high: the interval, fractions; it treats foregrounds of one group as dependent.
     """
 
     count: int
@@ -68,26 +67,30 @@ class Share:
     high: float
 
     @classmethod
-    def from_outcomes(cls, found: NDArray[np.bool_], units: Labels | None = None) -> Share:
-        """Those of (n,) foregrounds for which something was found; `units` (n,) numbers of their
-        groups, None without."""
-        count, n = int(found.sum()), len(found)
+    def from_outcomes(cls, outcomes: NDArray[np.bool_], units: Labels | None = None) -> Share:
+        """Computes the share of True among outcomes.
+
+        Args:
+          outcomes: (n,) bool, of each foreground.
+          units: (n,) int64, numbers of the foregrounds' groups; None without groups.
+        """
+        count, n = int(outcomes.sum()), len(outcomes)
         roles = Roles.from_units(np.arange(n) if units is None else units)
-        return cls(count, n, count / n if n else None, *wilson_of_pictures(found, roles))
+        return cls(count, n, count / n if n else None, *wilson_of_pictures(outcomes, roles))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GridTally:
-    """What the measures need of a grid, so that a large one can be read a few rows at a time.
+    """The counts that the measures need, so that a large grid can be read a few rows at a time.
 
     Attributes:
       labels: (F,) int64, of the foregrounds.
-      turning: (F,) int64, how many backgrounds make the prediction differ from the label.
-      fooled_by: (F, K) bool, whether some background of class k, another than the label,
-        makes the model predict k.
-      successes: (B,) int64, how many foregrounds of other classes each background makes the
-        model take for its own class.
-      tried: how many pairs were tried.
+      turning: (F,) int64, number of backgrounds that make the prediction differ from the label.
+      fooled_by: (F, K) bool, whether some background of class k, which is not the label, makes the
+        model predict k.
+      successes: (B,) int64, number of foregrounds of other classes for which each background makes
+        the model predict the background's class.
+      tried: number of tried pairs.
     """
 
     labels: Labels
@@ -107,19 +110,19 @@ def tally(grid: Grid, labels: Labels, bg_labels: Labels, num_labels: int) -> Gri
       num_labels: K, number of superclasses.
 
     Raises:
-      ValueError: sizes that do not fit.
+      ValueError: the sizes do not match.
     """
     if grid.shape != (len(labels), len(bg_labels)):
         raise ValueError(
             f"a grid of {grid.shape} for {len(labels)} foregrounds and {len(bg_labels)} backgrounds"
         )
     tried = grid != UNTRIED
-    own = labels[:, np.newaxis]
-    fools = (grid == bg_labels) & (bg_labels != own)
+    fg_labels = labels[:, np.newaxis]
+    fools = (grid == bg_labels) & (bg_labels != fg_labels)
     fooled_by = [fools[:, bg_labels == label].any(axis=1) for label in range(num_labels)]
     return GridTally(
         labels=labels,
-        turning=(tried & (grid != own)).sum(axis=1, dtype=np.int64),
+        turning=(tried & (grid != fg_labels)).sum(axis=1, dtype=np.int64),
         fooled_by=np.stack(fooled_by, axis=1),
         successes=fools.sum(axis=0, dtype=np.int64),
         tried=int(tried.sum()),
@@ -127,8 +130,10 @@ def tally(grid: Grid, labels: Labels, bg_labels: Labels, num_labels: int) -> Gri
 
 
 def merge(tallies: Iterable[GridTally]) -> GridTally:
-    """The tally of grids one below the other, on the same backgrounds. Raises ValueError if there
-    is none."""
+    """Merges the tallies of grids of different foregrounds on the same backgrounds.
+
+    Raises ValueError if there is none.
+    """
     parts = list(tallies)
     return GridTally(
         labels=np.concatenate([part.labels for part in parts]),
@@ -140,31 +145,32 @@ def merge(tallies: Iterable[GridTally]) -> GridTally:
 
 
 def challenge_accuracy(tallied: GridTally, units: Labels | None = None) -> Share:
-    """Share of the foregrounds that no background turns.
+    """Computes the share of foregrounds that no background turns.
 
     Args:
-      tallied: the tally.
-      units: (F,) int64, the same from 0 on for foregrounds of one group; None without groups.
+      tallied: tally of the grid.
+      units: (F,) int64, number of each foreground's group; None without groups.
     """
     return Share.from_outcomes(np.asarray(tallied.turning == 0), units)
 
 
 def fooled(tallied: GridTally, units: Labels | None = None) -> Share:
-    """Share of the foregrounds that some background of another class fools: the paper's.
-    Arguments as of `challenge_accuracy`."""
+    """Computes the share of foregrounds that some background of another class fools.
+
+    This is the paper's measure; the arguments are those of `challenge_accuracy`.
+    """
     return Share.from_outcomes(np.asarray(tallied.fooled_by.any(axis=1)), units)
 
 
 def fooled_by_class(tallied: GridTally, label: int) -> Share:
-    """Share of the foregrounds of other classes that any background of a class, in [0, K), fools:
-    the paper's, by class."""
+    """Computes the share of foregrounds of other classes that the backgrounds of a class fool."""
     return Share.from_outcomes(tallied.fooled_by[tallied.labels != label, label])
 
 
 def foregrounds_of_others(labels: Labels, bg_labels: Labels) -> Counts:
-    """(B,) int64: for each background, the foregrounds of other classes: all that can be fooled."""
-    others: Counts = (labels != bg_labels[:, np.newaxis]).sum(axis=1, dtype=np.int64)
-    return others
+    """Counts the foregrounds of other classes, which each background could fool: (B,) int64."""
+    counts: Counts = (labels != bg_labels[:, np.newaxis]).sum(axis=1, dtype=np.int64)
+    return counts
 
 
 def strongest(
@@ -174,17 +180,17 @@ def strongest(
     label: int,
     count: int = STRONGEST,
 ) -> list[int]:
-    """Positions of the backgrounds of a class that fool the most foregrounds.
+    """Ranks the backgrounds of a class by the number of foregrounds that they fool.
 
     Args:
-      tallied: of the grid.
-      bg_keys: (B,) keys of the backgrounds; of equal ones the first comes first.
+      tallied: tally of the grid.
+      bg_keys: (B,) keys of the backgrounds, which break ties.
       bg_labels: (B,) int64.
       label: the class.
-      count: at most how many.
+      count: largest number of backgrounds to return.
 
     Returns:
-      The strongest first.
+      Positions of the backgrounds, the strongest first.
     """
     members = np.flatnonzero(bg_labels == label).tolist()
     return sorted(members, key=lambda b: (-tallied.successes[b], bg_keys[b]))[:count]
@@ -193,19 +199,20 @@ def strongest(
 def expected_accuracy(
     turning: Counts, backgrounds: int, numbers: Sequence[int]
 ) -> list[tuple[int, float]]:
-    """Challenge accuracy that fewer backgrounds would have given, drawn at random.
+    """Computes the expected challenge accuracy against fewer backgrounds, drawn at random.
 
     Args:
-      turning: (F,) int64, of how many of the backgrounds turn each foreground.
-      backgrounds: B.
-      numbers: of how many backgrounds, each in [0, B].
+      turning: (F,) int64, number of backgrounds that turn each foreground.
+      backgrounds: number of all backgrounds, B.
+      numbers: numbers of drawn backgrounds, each in [0, B].
 
     Returns:
-      (k, mean over the foregrounds of C(B - turning, k) / C(B, k)) in rising order of k:
-      exact, the hypergeometric chance that none of k distinct backgrounds turns it.
+      (k, accuracy) in ascending order of k. The accuracy is exact: the mean over foregrounds of
+      C(B - turning, k) / C(B, k), the hypergeometric probability that none of k distinct
+      backgrounds turns the foreground.
 
     Raises:
-      ValueError: a number out of range.
+      ValueError: a number is out of range.
 
     >>> expected_accuracy(np.asarray([0, 1]), 4, [1, 4])
     [(1, 0.875), (4, 0.5)]
@@ -215,19 +222,19 @@ def expected_accuracy(
         raise ValueError(f"of {backgrounds} backgrounds, cannot draw {wanted[0]} to {wanted[-1]}")
     different, foregrounds = np.unique(turning, return_counts=True)
     stands = np.ones(len(different))
-    found = []
+    accuracies = []
     drawn = 0
     for number in wanted:
         while drawn < number:
-            left = backgrounds - drawn
-            stands *= np.maximum(left - different, 0) / left
+            remaining = backgrounds - drawn
+            stands *= np.maximum(remaining - different, 0) / remaining
             drawn += 1
-        found.append((number, float(stands @ foregrounds / foregrounds.sum())))
-    return found
+        accuracies.append((number, float(stands @ foregrounds / foregrounds.sum())))
+    return accuracies
 
 
 def steps(backgrounds: int) -> list[int]:
-    """Numbers of backgrounds for a curve: 1, 2, 5, 10, 20, ... and all.
+    """Lists the numbers of backgrounds of a curve: 1, 2, 5, 10, 20, ... and all.
 
     >>> steps(30)
     [1, 2, 5, 10, 20, 30]

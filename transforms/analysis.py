@@ -1,6 +1,6 @@
-"""What predictions say of a model: classes, kinds of images, groups, sizes, BG-Gap, sensitivity.
+"""Statistics of a model's predictions: confusion, kinds of images, groups, BG-Gap, sensitivity.
 
-Everything is counted from labels and predictions of the same images in the same order.
+All of them are computed from labels and predictions of the same images in the same order.
 Source: paper sections 3 and 4 and appendix (per-image decomposition).
 """
 
@@ -20,11 +20,12 @@ Correct = NDArray[np.bool_]
 Counts = NDArray[np.int64]
 
 KINDS = ("bg_required", "bg_fools", "bg_fg_required", "bg_fg_fools", "bg_irrelevant")
-"""Kinds of images in the paper's decomposition; `decompose` gives positions in it."""
+"""Kinds of images in the paper's decomposition; `decompose` returns positions in this tuple."""
 
 SIZE_EDGES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
-"""Edges of the buckets of foreground size, as fractions of the picture: fixed, so that tables
-of different datasets compare. Each holds a tenth to a quarter of ImageNet's pictures."""
+"""Edges of the buckets of foreground size, as fractions of the picture. They are fixed, so that
+tables of different datasets can be compared. Each bucket holds a tenth to a quarter of ImageNet's
+pictures."""
 
 
 def confusion_matrix(labels: Labels, predictions: Labels, num_labels: int) -> Counts:
@@ -39,7 +40,7 @@ def confusion_matrix(labels: Labels, predictions: Labels, num_labels: int) -> Co
       (L, L + 1) int64; the last column counts predictions outside the taxonomy.
 
     Raises:
-      ValueError: a label or a prediction out of range.
+      ValueError: a label or a prediction is out of range.
     """
     _check_labels(labels, num_labels)
     if len(predictions) and not OUTSIDE <= predictions.min() <= predictions.max() < num_labels:
@@ -51,13 +52,13 @@ def confusion_matrix(labels: Labels, predictions: Labels, num_labels: int) -> Co
 
 
 def constant_accuracy(labels: Labels) -> float | None:
-    """Accuracy of the best constant answer, which looks at no picture: chance.
+    """Computes the accuracy of the best constant answer, which is the level of chance.
 
     Args:
-      labels: (n,) integers >= 0, of the pictures tested.
+      labels: (n,) integers >= 0, of the tested pictures.
 
     Returns:
-      The share of the largest class, None of no pictures.
+      The share of the largest class, None for no pictures.
 
     >>> constant_accuracy(np.asarray([3, 0, 3, 1]))
     0.5
@@ -66,10 +67,10 @@ def constant_accuracy(labels: Labels) -> float | None:
 
 
 def class_mean_accuracy(confusion: Counts) -> float:
-    """Mean over the classes that have images of their accuracy; NaN if none has.
+    """Averages the accuracies of the classes that have images; NaN if none has.
 
     Args:
-      confusion: (L, L + 1) of `confusion_matrix`.
+      confusion: (L, L + 1), from `confusion_matrix`.
     """
     images = confusion.sum(axis=1)
     present = images > 0
@@ -79,14 +80,14 @@ def class_mean_accuracy(confusion: Counts) -> float:
 
 
 def decompose(original: Correct, mixed_rand: Correct, only_bg_t: Correct) -> NDArray[np.int64]:
-    """What each image needs to be recognised (paper, per-image decomposition).
+    """Determines what each image needs to be recognised (paper, per-image decomposition).
 
-    By correctness on (original, mixed_rand, only_bg_t): BG required = right, wrong, right;
-    BG fools = wrong, right, wrong; BG+FG required = right, wrong, wrong; BG+FG fools = wrong,
-    right, right; BG irrelevant = original and mixed_rand agree.
+    The kinds by correctness on (original, mixed_rand, only_bg_t) are: BG required = right, wrong,
+    right; BG fools = wrong, right, wrong; BG+FG required = right, wrong, wrong; BG+FG fools =
+    wrong, right, right; BG irrelevant = original and mixed_rand agree.
 
     Args:
-      original, mixed_rand, only_bg_t: (n,) bool, whether each image's version is right.
+      original, mixed_rand, only_bg_t: (n,) bool, whether each image's version is recognised.
 
     Returns:
       (n,) int64 positions in `KINDS`: exactly one kind for each image.
@@ -97,17 +98,17 @@ def decompose(original: Correct, mixed_rand: Correct, only_bg_t: Correct) -> NDA
 
 
 def size_buckets(fg_fraction: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Bucket of each foreground's size.
+    """Assigns each foreground to a bucket of sizes.
 
     Args:
-      fg_fraction: (n,) shares of the picture, in [0, 1].
+      fg_fraction: (n,) foreground as a share of the picture, in [0, 1].
 
     Returns:
-      (n,) int64 in [0, len(SIZE_EDGES) - 1): bucket i holds [SIZE_EDGES[i],
-      SIZE_EDGES[i + 1]), the last one 1 as well.
+      (n,) int64 in [0, len(SIZE_EDGES) - 1): bucket i holds [SIZE_EDGES[i], SIZE_EDGES[i + 1]), and
+      the last bucket also holds 1.
 
     Raises:
-      ValueError: a share out of range, or NaN.
+      ValueError: a share is out of range, or NaN.
     """
     if len(fg_fraction) and not 0 <= fg_fraction.min() <= fg_fraction.max() <= 1:
         raise ValueError("foregrounds are fractions of the picture, in [0, 1]")
@@ -115,7 +116,7 @@ def size_buckets(fg_fraction: NDArray[np.floating]) -> NDArray[np.int64]:
 
 
 _NONE = 1e-24
-"""A variance below this is rounding."""
+"""A smaller variance is a rounding error."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,7 +126,7 @@ class Group:
     Attributes:
       label: class of the foreground.
       bg_label: class of the background.
-      pictures: positions of its pictures, at least one.
+      pictures: (m,) positions of its pictures, at least one.
     """
 
     label: int
@@ -138,70 +139,72 @@ def groups(labels: Labels, bg_labels: Labels, num_labels: int) -> list[Group]:
 
     Args:
       labels: (n,) class of each picture's foreground.
-      bg_labels: (n,) class of its background; `OUTSIDE` where that is not known: such a picture is
-        in no group.
+      bg_labels: (n,) class of its background; `OUTSIDE` if it is unknown, in which case the picture
+        is in no group.
       num_labels: number of superclasses.
 
     Returns:
-      The groups that hold pictures, by label and background label.
+      The groups that have pictures, in order of label and background label.
 
     Raises:
-      ValueError: a label out of range.
+      ValueError: a label is out of range.
     """
     known = np.flatnonzero(bg_labels != OUTSIDE)
     _check_labels(labels, num_labels)
     _check_labels(bg_labels[known], num_labels)
     cells = labels[known].astype(np.int64) * num_labels + bg_labels[known]
     order = np.argsort(cells, kind="stable")
-    found, starts = np.unique(cells[order], return_index=True)
+    present, starts = np.unique(cells[order], return_index=True)
     parts = np.split(known[order], starts[1:])
     return [
         Group(cell // num_labels, cell % num_labels, pictures)
-        for cell, pictures in zip(found.tolist(), parts, strict=False)
+        for cell, pictures in zip(present.tolist(), parts, strict=False)
     ]
 
 
 def class_p_values(labels: Labels, correct: Correct, roles: Roles) -> dict[int, float]:
-    """Whether classes are recognised better or worse than the others.
+    """Tests whether classes are recognised better or worse than the others.
+
+    The test is two-sided, with the null hypothesis that the class is as accurate as all pictures of
+    other classes together. Its variance is two-way, from distances to the accuracy on all pictures,
+    which both would have under the null hypothesis; distances to the class's own mean would be 0 if
+    its few pictures are all recognised.
 
     Args:
       labels: (n,) class of each picture of a variant.
-      correct: (n,) whether it is recognised.
+      correct: (n,) bool, whether it is recognised.
       roles: of the pictures.
 
     Returns:
-      Of each class that has pictures, the p value of a two-sided test that its accuracy is that of
-      all pictures of other classes, adjusted for the number of classes (`benjamini_hochberg`). Its
-      variance is two-way, of distances from the accuracy on all pictures, which both would have:
-      of a few pictures that are all right, those from their own mean would be none. Nothing
-      without another class.
+      The p value of each class that has pictures, adjusted for the number of classes
+      (`benjamini_hochberg`); empty if there are fewer than two classes.
     """
     present = np.unique(labels).tolist()
     if len(present) < 2:
         return {}
     distance = correct - correct.mean()
-    found = []
+    p_values = []
     for label in present:
         inside = labels == label
         r = distance * np.where(inside, 1 / inside.sum(), -1 / (~inside).sum())
-        units = min(roles.of_pictures(inside).units, roles.of_pictures(~inside).units)
-        # r adds up to the difference.
-        found.append(p_value(r.sum(), roles.variance(r), units))
-    return dict(zip(present, benjamini_hochberg(np.asarray(found)).tolist(), strict=True))
+        units = min(roles.select(inside).units, roles.select(~inside).units)
+        # r adds up to the difference of the two accuracies.
+        p_values.append(p_value(r.sum(), roles.variance(r), units))
+    return dict(zip(present, benjamini_hochberg(np.asarray(p_values)).tolist(), strict=True))
 
 
 def worst_group(bounds: list[tuple[float, float]], accuracies: list[float]) -> int | None:
-    """Which of several groups is the worst: the one whose interval ends lowest.
+    """Finds the worst of several groups: the one with the lowest upper bound.
 
-    The lowest accuracy alone would name whichever group of two or three images happens to
-    have none right; for groups of equal size it is the same.
+    The lowest accuracy would pick whichever group of two or three images happens to have none
+    recognised. For groups of equal size both criteria agree.
 
     Args:
       bounds: (low, high) of each group's accuracy.
-      accuracies: of each group; they decide between equal bounds, then the order does.
+      accuracies: of each group; ties of bounds are broken by these, then by the order.
 
     Returns:
-      Its position, None without groups.
+      Position of the worst group, None if there are no groups.
     """
     if not bounds:
         return None
@@ -229,14 +232,14 @@ class Gap:
 
 
 def gap_contributions(mixed_same: Correct, mixed_rand: Correct) -> Floats:
-    """What each picture contributes to BG-Gap, for its variance.
+    """Computes the contribution of each picture to BG-Gap, for its variance.
 
     Args:
-      mixed_same, mixed_rand: (replicates, n) bool, as `bg_gap`.
+      mixed_same, mixed_rand: (replicates, n) bool, see `bg_gap`.
 
     Returns:
-      (2 * replicates * n,) float64, those of mixed_same first, replicate after replicate; they add
-      up to 0.
+      (2 * replicates * n,) float64, which add up to 0: mixed_same first, then mixed_rand,
+      replicate after replicate.
     """
     return np.concatenate(
         [mixed_same - mixed_same.mean(), mixed_rand.mean() - mixed_rand]
@@ -244,7 +247,7 @@ def gap_contributions(mixed_same: Correct, mixed_rand: Correct) -> Floats:
 
 
 def bg_gap(mixed_same: Correct, mixed_rand: Correct, roles: Roles) -> Gap:
-    """BG-Gap with its interval (paper section 3).
+    """Computes BG-Gap with its interval (paper section 3).
 
     Args:
       mixed_same, mixed_rand: (replicates, n) bool, whether each foreground is recognised on
@@ -252,10 +255,10 @@ def bg_gap(mixed_same: Correct, mixed_rand: Correct, roles: Roles) -> Gap:
       roles: of all these pictures, in the order of `gap_contributions`.
 
     Returns:
-      The gap, a fraction in [-1, 1], with what it is made of.
+      The gap, a fraction in [-1, 1], with the accuracies that it compares.
 
     Raises:
-      ValueError: no foregrounds, or arrays of different shapes.
+      ValueError: there are no foregrounds, or arrays have different shapes.
     """
     pictures = mixed_same.size + mixed_rand.size
     if mixed_same.shape != mixed_rand.shape or pictures != len(roles.foregrounds):
@@ -282,38 +285,39 @@ def bg_gap(mixed_same: Correct, mixed_rand: Correct, roles: Roles) -> Gap:
 def relative_foreground_sensitivity(
     noise_fg: Correct, noise_bg: Correct, roles: Roles
 ) -> tuple[float, float, float] | None:
-    """Says how much more noise on the foreground harms than noise on the background, as a share of
-    the most that it could at their mean accuracy.
+    """Computes RFS: how much more harm noise does on the foreground than on the background.
 
-    With a_fg and a_bg the accuracies under noise and a their mean, it is
-    (a_bg - a_fg) / (2 min(a, 1 - a)). Source: Moayeri, Pope, Balaji and Feizi 2022, "A
-    Comprehensive Study of Image Classification Model Sensitivity to Foregrounds, Backgrounds, and
-    Visual Attributes", and `compute_rfs` of the code of Moayeri, Singla and Feizi 2022, "Hard
-    ImageNet". That code gives 0 where it is not defined, and takes accuracies as means over classes
-    and over three draws of noise; here all images count alike, and there is one draw.
+    With a_fg and a_bg the accuracies under noise and a their mean, RFS is
+    (a_bg - a_fg) / (2 min(a, 1 - a)), the difference as a share of the largest that is possible at
+    that mean. Source: Moayeri, Pope, Balaji and Feizi 2022, "A Comprehensive Study of Image
+    Classification Model Sensitivity to Foregrounds, Backgrounds, and Visual Attributes", and
+    `compute_rfs` in the code of Moayeri, Singla and Feizi 2022, "Hard ImageNet". That code returns
+    0 where RFS is undefined, and averages accuracies over classes and over three draws of noise;
+    here all images have equal weight, and there is one draw.
 
-    Of right answers to both variants together, a share q is under noise on the background; or, if
-    wrong answers are rarer, q of those is under noise on the foreground. Then RFS is 2 q - 1, and
-    its interval is Wilson's of q, for as many answers as would have q's variance: the two answers
-    to one image go together.
+    Let q be the share of right answers to both variants that are given under noise on the
+    background or, if wrong answers are rarer, the share of wrong answers that are given under noise
+    on the foreground. Then RFS is 2 q - 1, and its interval follows from Wilson's interval of q,
+    for the number of answers that would have the variance of q; it accounts for the dependence of
+    the two answers to one image.
 
     Args:
       noise_fg, noise_bg: (n,) bool, whether each image is recognised.
       roles: of the n images.
 
     Returns:
-      (sensitivity, low, high), in [-1, 1], with a 95 % interval over foregrounds, or groups of
-      such; above 0 if noise on the foreground does more harm. None where all answers are right, or
-      none is: then it is not defined.
+      (RFS, low, high), in [-1, 1], with a 95 % interval over foregrounds or their groups; above 0
+      if noise on the foreground does more harm. None if all answers are right or all are wrong,
+      because RFS is undefined then.
 
     Raises:
-      ValueError: no images, or arrays of different shapes.
+      ValueError: there are no images, or arrays have different shapes.
     """
     if not len(noise_fg) or not noise_fg.shape == noise_bg.shape == roles.foregrounds.shape:
         raise ValueError(
             f"{noise_fg.shape} and {noise_bg.shape} answers for {len(roles.foregrounds)} images"
         )
-    # Those that speak for sensitivity to the foreground, and those against.
+    # Answers that speak for and against sensitivity to the foreground.
     pro, contra = noise_bg, noise_fg
     if noise_bg.mean() + noise_fg.mean() > 1:
         pro, contra = ~noise_fg, ~noise_bg
@@ -328,8 +332,8 @@ def relative_foreground_sensitivity(
         variance,
         roles.units,
         fewest=answers**2 / float(np.square(roles.sums(both)[0]).sum()),
-        # Answers to one image are mostly alike: a difference between the two is surer than one
-        # between as many images.
+        # The two answers to one image mostly agree, so their difference is more precise than one
+        # between independent images, and more than `answers` trials may be effective.
         most=np.inf if variance > _NONE else answers,
     )
     return 2 * share - 1, 2 * low - 1, 2 * high - 1

@@ -1,4 +1,4 @@
-"""An image with its boxes and its mask: filters 1 to 3 of the protocol."""
+"""Reads an image with its boxes and its mask: filters 1 to 3 of the protocol."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from transforms.masks import GivenMask, MaskError, read_mask
 
 @dataclasses.dataclass(frozen=True)
 class Rejection:
-    """Why an image, or one of its objects, is left out.
+    """Why an image, or one of its objects, is rejected.
 
     Attributes:
       reason: the first in protocol order.
-      detail: what exactly was wrong, for a reader.
+      detail: the exact cause, for people.
       width, height: native size in pixels, None if it could not be decoded.
     """
 
@@ -29,46 +29,46 @@ class Rejection:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AnnotatedImage:
-    """An image with its boxes.
+    """An image with its boxes, and perhaps its mask.
 
     Attributes:
       pixels: (H, W, 3) uint8, RGB.
-      boxes: as annotated, or of the mask.
-      given: its mask, of the same size, if it has one.
+      boxes: those of the annotation, or of the mask if there is no annotation.
+      given_mask: the mask that came with the image, of the same size; None if there is none.
     """
 
     pixels: Pixels
     boxes: tuple[Box, ...]
-    given: GivenMask | None
+    given_mask: GivenMask | None
 
     @property
     def width(self) -> int:
-        """In native pixels."""
+        """Native width, in pixels."""
         return int(self.pixels.shape[1])
 
     @property
     def height(self) -> int:
-        """In native pixels."""
+        """Native height, in pixels."""
         return int(self.pixels.shape[0])
 
     def reject(self, reason: Reason, detail: str) -> Rejection:
-        """A reason to leave it out."""
+        """Creates a rejection with the image's size."""
         return Rejection(reason, detail, self.width, self.height)
 
 
 def read_boxes(
     annotation: bytes | None, mask: bytes | None, *, needs_mask: bool
 ) -> tuple[Annotation, GivenMask | None] | Rejection:
-    """Reads what comes with an image.
+    """Reads the annotation and the mask of an image.
 
     Args:
       annotation: the annotation file's bytes, None if there is no file.
       mask: the mask's bytes, as `read_mask` takes them, None if there is none.
-      needs_mask: whether the image is of no use without.
+      needs_mask: whether an image without a mask is rejected.
 
     Returns:
-      The boxes, those of the mask where there is no annotation, and the mask; or why there are
-      none (filter 2).
+      The annotation, made from the mask if there is no file, and the mask; or the rejection
+      (filter 2).
     """
     if needs_mask and mask is None:
         return Rejection(Reason.MISSING_ANNOTATION, "no mask")
@@ -76,47 +76,49 @@ def read_boxes(
         return Rejection(Reason.MISSING_ANNOTATION, "no annotation file")
     try:
         parsed = None if annotation is None else parse_annotation(annotation)
-        given = None if mask is None else read_mask(mask)
+        given_mask = None if mask is None else read_mask(mask)
     except (AnnotationError, MaskError) as error:
         return Rejection(Reason.UNREADABLE_ANNOTATION, str(error))
     if parsed is None:
-        assert given is not None
-        height, width = given.mask.shape
-        parsed = Annotation(width=width, height=height, boxes=given.boxes, wnid=None)
-    return parsed, given
+        assert given_mask is not None
+        height, width = given_mask.mask.shape
+        parsed = Annotation(width=width, height=height, boxes=given_mask.boxes, wnid=None)
+    return parsed, given_mask
 
 
 def read_image(
     image: bytes, annotation: bytes | None, mask: bytes | None, *, needs_mask: bool
 ) -> AnnotatedImage | Rejection:
-    """Reads an image with what comes with it; all must be of the same size.
+    """Reads an image with its annotation and mask, which must all have the same size.
 
     Args:
       image: the image file's bytes.
-      annotation, mask, needs_mask: as `read_boxes`.
+      annotation, mask, needs_mask: see `read_boxes`.
 
     Returns:
-      The image, or the first reason against it. Nothing in the bytes raises.
+      The image, or the rejection with the first reason in protocol order. No content of the bytes
+      raises an error.
     """
     boxes = read_boxes(annotation, mask, needs_mask=needs_mask)
     if isinstance(boxes, Rejection):
         return boxes
-    parsed, given = boxes
+    parsed, given_mask = boxes
     try:
-        found = AnnotatedImage(decode_source(image), parsed.boxes, given)
+        decoded = AnnotatedImage(decode_source(image), parsed.boxes, given_mask)
     except UndecodableError as error:
         return Rejection(Reason.UNDECODABLE, str(error))
     except TooManyPixelsError as error:
         return Rejection(Reason.TOO_MANY_PIXELS, str(error))
-    width, height = found.width, found.height
+    width, height = decoded.width, decoded.height
     if parsed.width not in (None, width) or parsed.height not in (None, height):
-        return found.reject(
+        return decoded.reject(
             Reason.SIZE_MISMATCH,
             f"annotated {parsed.width} x {parsed.height}, image {width} x {height}",
         )
-    if given is not None and given.mask.shape != (height, width):
-        return found.reject(
+    if given_mask is not None and given_mask.mask.shape != (height, width):
+        mask_height, mask_width = given_mask.mask.shape
+        return decoded.reject(
             Reason.SIZE_MISMATCH,
-            f"mask {given.mask.shape[1]} x {given.mask.shape[0]}, image {width} x {height}",
+            f"mask {mask_width} x {mask_height}, image {width} x {height}",
         )
-    return found
+    return decoded

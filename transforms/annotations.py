@@ -11,15 +11,14 @@ from transforms.limits import MAX_ANNOTATION_BYTES, Unread
 
 
 class AnnotationError(ValueError):
-    """An annotation file that is not XML, is hostile, or lacks what a box needs."""
+    """The annotation file is not XML, is hostile, or lacks a number that a box needs."""
 
 
 class Box(NamedTuple):
-    """A box as annotated: corners in native pixels.
+    """A box as annotated: its corners in native pixels.
 
-    The painted rectangle includes column xmax and row ymax (PIL's convention, which
-    the authors' script follows); width and height are the differences, as the
-    script hands them to GrabCut.
+    A painted rectangle includes column xmax and row ymax (PIL's convention, which the authors'
+    script follows); width and height are the differences, as the script passes them to GrabCut.
     """
 
     xmin: int
@@ -29,24 +28,24 @@ class Box(NamedTuple):
 
     @property
     def width(self) -> int:
-        """xmax - xmin, in pixels; 0 or less where the corners are not in order."""
+        """xmax - xmin, in pixels; 0 or less if the corners are not in order."""
         return self.xmax - self.xmin
 
     @property
     def height(self) -> int:
-        """ymax - ymin, in pixels; 0 or less where the corners are not in order."""
+        """ymax - ymin, in pixels; 0 or less if the corners are not in order."""
         return self.ymax - self.ymin
 
     @property
     def area(self) -> int:
-        """Width times height, in pixels; 0 for a box that holds nothing."""
+        """Width times height, in pixels; 0 for an empty box."""
         return self.width * self.height if self.width > 0 and self.height > 0 else 0
 
     def clip(self, width: int, height: int) -> Box:
-        """The part of the box inside an image; its area is 0 if there is none.
+        """Clips the box to an image; the area is 0 if the box lies outside.
 
-        xmax may equal the image's width (and ymax its height), as it often does in
-        ImageNet: that is what the authors' script hands on.
+        xmax may equal the image's width (and ymax its height), as it often does in ImageNet; the
+        authors' script keeps it so.
         """
         return Box(
             max(self.xmin, 0), max(self.ymin, 0), min(self.xmax, width), min(self.ymax, height)
@@ -55,13 +54,13 @@ class Box(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Annotation:
-    """What an annotation file says.
+    """The content of an annotation file.
 
     Attributes:
-      width, height: native size, in pixels; None if it does not say.
+      width, height: native size, in pixels; None if not given.
       boxes: one for each object.
       wnid: class name of the first object, None if there is none. It decides the class
-        only where no folder does.
+        only if no folder does.
     """
 
     width: int | None
@@ -71,7 +70,7 @@ class Annotation:
 
 
 def write_annotation(annotation: Annotation | AnnotationError) -> str:
-    """An annotation, or what is wrong with one, as a line that `parse_annotation` reads.
+    """Encodes an annotation, or its error, as a line that `parse_annotation` reads.
 
     >>> write_annotation(Annotation(None, None, (Box(1, 2, 3, 4),), "n02085620"))
     '{"boxes": [[1, 2, 3, 4]], "wnid": "n02085620"}'
@@ -88,11 +87,14 @@ def write_annotation(annotation: Annotation | AnnotationError) -> str:
 
 
 def annotation_from(fields: Any) -> Annotation:
-    """An annotation from decoded JSON: `boxes` (xmin, ymin, xmax, ymax each), and perhaps
-    `wnid`, `width` and `height`. Numbers are rounded to whole pixels.
+    """Converts decoded JSON to an annotation, with numbers rounded to whole pixels.
+
+    Args:
+      fields: an object with `boxes` (xmin, ymin, xmax, ymax each), and optionally `wnid`, `width`
+        and `height`.
 
     Raises:
-      AnnotationError: it is of another form.
+      AnnotationError: the JSON has another form.
     """
     try:
         width, height = (
@@ -123,15 +125,15 @@ def parse_annotation(data: bytes) -> Annotation:
     """Parses a CLS-LOC (Pascal VOC) annotation.
 
     Args:
-      data: the XML file's bytes, or what `write_annotation` made.
+      data: the XML file's bytes, or a line of `write_annotation`.
 
     Returns:
-      The annotation, its numbers rounded to whole pixels. Boxes may reach out of the image, or
-      hold nothing.
+      The annotation, with numbers rounded to whole pixels. Boxes may reach beyond the image, or be
+      empty.
 
     Raises:
-      AnnotationError: larger than `MAX_ANNOTATION_BYTES`, not XML, entity tricks (refused by
-        defusedxml), or no size or corner where one is needed, or one that is no number.
+      AnnotationError: the file is larger than `MAX_ANNOTATION_BYTES`, is not XML, declares entities
+        (refused by defusedxml), or a size or a corner is missing or is no number.
     """
     if isinstance(data, Unread):
         raise AnnotationError(data.decode())
@@ -145,7 +147,7 @@ def parse_annotation(data: bytes) -> Annotation:
         if "error" in fields:
             raise AnnotationError(fields["error"])
         return annotation_from(fields)
-    # Here, since who only runs models has no annotations, and may lack it.
+    # Imported here because an installation that only runs models may lack it.
     from defusedxml import DefusedXmlException
     from defusedxml import ElementTree as DefusedElementTree
 

@@ -1,4 +1,4 @@
-"""The grid of an attack: which images make it up, and in which order its pairs are tried."""
+"""The grid of an attack: chooses its images, and the order in which pairs are tried."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from transforms.adversarial import UNTRIED, Grid, Labels
 from transforms.hashing import keyed_hashes
 
 Predict = Callable[[Labels, Labels], Grid]
-"""(n,) foregrounds, (n,) backgrounds -> (rules, n) int16 predictions of the pairs."""
+"""A function of (n,) foregrounds and (n,) backgrounds to (rules, n) int16 predictions."""
 
 
 def sample_evenly(
     keys: Sequence[str], labels: Labels, count: int, *, seed: int, purpose: str
 ) -> NDArray[np.bool_]:
-    """Chooses images at random, as many of each class as of any other.
+    """Chooses images at random, the same number of each class.
 
     Args:
       keys: (n,) keys.
       labels: (n,) int64, the class of each.
-      count: how many in all; all images if there are no more.
+      count: number of images in all; if there are not more, all are chosen.
       seed, purpose: of the keyed hash.
 
     Returns:
-      (n,) bool. Classes differ by at most one, unless they have no more images. A smaller
-      sample is part of a larger one.
+      (n,) bool. The numbers for the classes differ by at most one, unless a class has too few
+      images. A smaller sample is part of a larger one.
     """
     hashes = keyed_hashes(seed, purpose, keys).tolist()
     by_hash = sorted(range(len(keys)), key=lambda i: (hashes[i], keys[i]))
-    taken: collections.Counter[int] = collections.Counter()
+    ranks: collections.Counter[int] = collections.Counter()
     turns = []
     for i in by_hash:
-        turns.append((taken[int(labels[i])], hashes[i], keys[i], i))
-        taken[int(labels[i])] += 1
+        turns.append((ranks[int(labels[i])], hashes[i], keys[i], i))
+        ranks[int(labels[i])] += 1
     chosen = np.zeros(len(keys), np.bool_)
     chosen[[i for *_, i in sorted(turns)[:count]]] = True
     return chosen
 
 
 class Strengths:
-    """How often each background turned the foregrounds that it was tried on, so far.
+    """Counts of how often each background has turned the foregrounds that it was tried on.
 
     Args:
-      backgrounds: how many.
+      backgrounds: number of backgrounds.
     """
 
     def __init__(self, backgrounds: int) -> None:
@@ -54,16 +54,20 @@ class Strengths:
         self._tried = np.zeros(backgrounds, np.int64)
 
     def add(self, grid: Grid, labels: Labels) -> None:
-        """Adds (rules, F, B) predictions of foregrounds with these (F,) labels. Turned is a
-        foreground whose prediction is wrong under every label rule."""
+        """Adds (rules, F, B) predictions of foregrounds with (F,) labels.
+
+        A foreground is turned if its prediction is wrong under every label rule.
+        """
         tried = grid[0] != UNTRIED
         turned = tried & (grid != labels[:, np.newaxis]).all(axis=0)
         self._tried += tried.sum(axis=0)
         self._turned += turned.sum(axis=0)
 
     def strongest_first(self) -> Labels:
-        """(B,) int64 positions by the rate (turned + 1) / (tried + 2), so that one lucky trial
-        does not lead; of equal ones the first comes first."""
+        """Ranks the backgrounds, (B,) int64 positions, with ties in their order.
+
+        They are ranked by (turned + 1) / (tried + 2), so that a single lucky trial does not lead.
+        """
         return np.argsort(-(self._turned + 1) / (self._tried + 2), kind="stable")
 
 
@@ -72,20 +76,20 @@ def try_until_turned(
 ) -> Grid:
     """Tries backgrounds on each foreground until one turns it under every label rule.
 
-    The foregrounds that still stand take turns in filling a batch, each with its next
-    background, so that batches are full until the last.
+    Foregrounds that still stand fill each batch in turn, each with its next background, so all
+    batches but the last are full.
 
     Args:
       labels: (F,) int64, of the foregrounds.
-      order: (B,) int64, the backgrounds as they are to be tried.
-      rules: how many label rules.
-      batch_size: pairs at a time.
-      predict: gives the predictions of a batch.
+      order: (B,) int64, the backgrounds in the order in which they are tried.
+      rules: number of label rules.
+      batch_size: number of pairs in a batch.
+      predict: predicts the pairs of a batch.
 
     Returns:
-      (rules, F, B) int16, `UNTRIED` where it was not necessary. A foreground is turned under
-      a rule in here exactly if it is in the whole grid: it either met all backgrounds, or
-      stopped when it was turned under all rules.
+      (rules, F, B) int16, `UNTRIED` for pairs that were unnecessary. Each rule turns the same
+      foregrounds here as in the complete grid, because a foreground either met all backgrounds or
+      was turned under all rules.
     """
     grid = np.full((rules, len(labels), len(order)), UNTRIED, np.int16)
     met = np.zeros(len(labels), np.int64)

@@ -1,13 +1,13 @@
-"""Decoding and encoding of pictures, with one stated policy.
+"""Decodes and encodes pictures, under one stated policy.
 
 * Pixels are taken as stored. An EXIF orientation is ignored: boxes are annotated on the
   stored pixels, and the authors' script ignores it too.
 * Everything becomes 8-bit RGB. Grey is repeated; CMYK is converted by Pillow, which
-  honours Adobe's inversion; 16 bits keep their upper 8; alpha is dropped, not blended.
-* The content decides, not the name: ImageNet holds a PNG named .JPEG.
-* Only formats of `FORMATS` are opened. Pillow would hand a PostScript file to Ghostscript, which
-  executes it, and it knows some forty more that nobody has data sets in.
-* JPEG is written with 4:4:4 chroma, so that the edges of a composite stay hard.
+  honours Adobe's inversion; 16-bit values keep their upper 8 bits; alpha is dropped, not blended.
+* The content decides the format, not the file name: ImageNet holds a PNG named .JPEG.
+* Only the formats in `FORMATS` are opened. Pillow would hand a PostScript file to Ghostscript,
+  which executes it, and it supports some forty more formats that no data set uses.
+* JPEG is written with 4:4:4 chroma, so that the edges of a composite stay sharp.
 """
 
 from __future__ import annotations
@@ -29,46 +29,46 @@ from transforms.geometry import Mask, Pixels
 from transforms.limits import MAX_PICTURE_BYTES, Unread
 
 MAX_PIXELS = 50_000_000
-"""Largest picture that is decoded, in pixels: a little more than a camera's 8,160 x 6,120. Memory
-and time of segmenting grow with it."""
+"""Most pixels of a picture that is decoded: slightly more than a camera's 8,160 x 6,120. The memory
+and time that segmenting takes grow with it."""
 
 MAX_SCANS = 64
-"""Most scans of a JPEG that is decoded; encoders write one, or some ten in a progressive file. Each
-goes over the whole picture, so that a small file of thousands takes minutes."""
+"""Most scans of a JPEG that is decoded; encoders write one, or about ten in a progressive file.
+Each scan covers the whole picture, so a small file with thousands of them would take minutes."""
 
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
-"""Of JPEG, but for restarts, which stand within a scan."""
+"""A JPEG marker, except restart markers, which occur within a scan."""
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
 
 _JPEG = ("JPEG", "MPO")
 
 _EXIF = re.compile(rb"(\xff\xe1..)Exif(?=\0\0)", re.DOTALL)
-"""The beginning of a segment with EXIF. Pillow looks into it for the resolution, and reads all that
-any of its 65,535 tags claims, again and again: a file of 800 kB takes gigabytes."""
+"""The beginning of an EXIF segment. Pillow parses it for the resolution and reads as many bytes as
+each of up to 65,535 tags claims, so a file of 800 kB can take gigabytes."""
 
 _MAX_READS_OF_HEAD, _MAX_READS = 10_000, 1_000_000
-"""Most calls by which Pillow may read a file up to its pixels, and all of it. Each comment, tag
-and chunk takes some, and what is found is put together anew each time, so that a file of 20 MB
-takes minutes. Files of cameras take some hundred, a 50-megapixel PNG some ten thousand."""
+"""Most read calls that Pillow may make before the pixels, and in all. Each comment, tag and chunk
+takes a few, and Pillow concatenates the parts anew each time, so a file of 20 MB can take minutes.
+Camera files take some hundred calls, a 50-megapixel PNG some ten thousand."""
 
 _MAX_READ_BYTES = 4_000_000_000
-"""Most bytes that Pillow may read of a file in all. It reads 64 kB for each strip of a TIFF,
-however short, and all that tags claim, which may overlap."""
+"""Most bytes that Pillow may read in all. It reads 64 kB for each strip of a TIFF, however short,
+and everything that tags claim, although these ranges may overlap."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Formats that pictures, masks and scenes are opened in, as Pillow names them: of cameras (its JPEG
-includes MPO, of phones), of the web, of scanners and microscopes (TIFF, 16 bits)."""
+"""Formats of pictures, masks and scenes that are opened, by Pillow's names: those of cameras (JPEG
+includes the MPO of phones), of the web, and of scanners and microscopes (TIFF, 16 bits)."""
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class _Watched(io.BytesIO):
-    """A file that Pillow reads, and that refuses to be read without end."""
+    """A file in memory that limits how much Pillow reads from it."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
         self.calls_left = _MAX_READS_OF_HEAD
-        # Each byte of a head is read once, and some are looked at before.
+        # Pillow reads each byte of the header once, and peeks at some of them first.
         self.bytes_left = 2 * len(data) + (1 << 20)
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -81,15 +81,15 @@ class _Watched(io.BytesIO):
 
 
 class UndecodableError(ValueError):
-    """Bytes that are not a whole picture of a known format."""
+    """The bytes are not a complete picture of a known format."""
 
 
 class TooManyPixelsError(ValueError):
-    """A picture whose header announces more than the pixel limit."""
+    """The picture's header announces more pixels than the limit."""
 
 
 def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Opens a picture by its header, without decoding its pixels. Raises as `decode_image`."""
+    """Opens a picture and reads its header only. Raises the errors of `decode_image`."""
     if isinstance(data, Unread):
         raise UndecodableError(data.decode())
     if len(data) > MAX_PICTURE_BYTES:
@@ -115,8 +115,10 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def too_narrow(width: int, height: int, resize: int) -> str:
-    """What is wrong with a picture that would exceed the pixel limit if its shorter side became
-    `resize`, though it does not as it is; empty if nothing is."""
+    """Says why a picture is too narrow to be resized; returns an empty text if it is not.
+
+    It is too narrow if it would exceed the pixel limit once its shorter side is `resize`.
+    """
     if resize**2 * max(width, height) / min(width, height) <= MAX_PIXELS:
         return ""
     return f"{width} x {height} is too narrow: more than {MAX_PIXELS} pixels when resized"
@@ -127,21 +129,21 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
 
     Args:
       data: the file's bytes, of one of `FORMATS`.
-      max_pixels: refuses a larger picture before decoding it.
+      max_pixels: a larger picture is refused before it is decoded.
 
     Returns:
-      (H, W, 3) uint8, RGB, by the policy above.
+      (H, W, 3) uint8, RGB, converted by the policy above.
 
     Raises:
-      UndecodableError: not a picture, truncated or broken, larger than `MAX_PICTURE_BYTES`, with
-        too much beside its pixels, or a JPEG of more than `MAX_SCANS`.
+      UndecodableError: the bytes are no picture, truncated, broken, larger than
+        `MAX_PICTURE_BYTES`, hold too much metadata, or are a JPEG of more than `MAX_SCANS` scans.
       TooManyPixelsError: the header announces more than `max_pixels`.
-      MemoryError: the pixels do not fit, which says nothing of the picture.
+      MemoryError: the pixels do not fit into memory, which is not the picture's fault.
     """
     image = open_picture(data, max_pixels)
     if image.format in _JPEG and (scans := _count_scans(data)) > MAX_SCANS:
         raise UndecodableError(f"a JPEG of {scans} scans or more, over the limit of {MAX_SCANS}")
-    with _named(image):
+    with _decoding_errors(image):
         if image.mode.startswith("I;16") or image.mode in ("I", "F"):
             grey = _eight_bits(np.asarray(image))
             return np.repeat(grey[..., np.newaxis], 3, axis=2)
@@ -151,13 +153,13 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
 def decode_into(data: bytes, out: Pixels) -> None:
     """Decodes a picture of known size into an array.
 
-    A JPEG of one scan, as all composites are stored, is decoded right there by libjpeg-turbo
-    (`simplejpeg.decode_jpeg`), in half of the time that Pillow takes; `decode_image` decodes
+    A JPEG of one scan, which all stored composites are, is decoded in place by libjpeg-turbo
+    (`simplejpeg.decode_jpeg`) in half the time that Pillow takes; `decode_image` decodes
     everything else. The pixels are the same.
 
     Args:
       data: the file's bytes.
-      out: (H, W, 3) uint8, contiguous; it is filled.
+      out: (H, W, 3) uint8, contiguous. Written.
 
     Raises:
       UndecodableError: as `decode_image`, or the picture has another size.
@@ -170,15 +172,15 @@ def decode_into(data: bytes, out: Pixels) -> None:
     except TooManyPixelsError as error:
         raise UndecodableError(str(error)) from error
     if pixels.shape != out.shape:
-        found, wanted = (" x ".join(map(str, shape[1::-1])) for shape in (pixels.shape, out.shape))
-        raise UndecodableError(f"{found} pixels, not {wanted}")
+        size, wanted = (" x ".join(map(str, shape[1::-1])) for shape in (pixels.shape, out.shape))
+        raise UndecodableError(f"{size} pixels, not {wanted}")
     out[:] = pixels
 
 
 def _decode_one_scan(data: bytes, out: Pixels) -> bool:
-    """Decodes as `decode_into` what is a JPEG of one scan without fault; returns whether it is."""
+    """Decodes a flawless JPEG of one scan into `out`; returns whether the data are one."""
     is_jpeg = data.startswith(bytes([0xFF, _START_OF_IMAGE]))
-    # The two bytes of this marker stand nowhere within a scan.
+    # The two bytes of this marker never occur within a scan.
     if not is_jpeg or data.count(bytes([0xFF, _START_OF_SCAN])) != 1:
         return False
     try:
@@ -192,10 +194,10 @@ def _decode_one_scan(data: bytes, out: Pixels) -> bool:
 
 
 def decode_source(data: bytes) -> Pixels:
-    """Decodes a picture of somebody else's.
+    """Decodes a source picture; same as `decode_image`, but refuses incomplete JPEGs, too.
 
-    Arguments, result and errors as `decode_image`; a JPEG that was cut short and closed again is
-    refused, too, whose missing part libjpeg paints grey with no more than a warning.
+    Where a JPEG was cut short and then closed by an end marker, libjpeg only warns and paints the
+    missing part grey.
     """
     pixels = decode_image(data)
     if data[:2] == bytes([0xFF, _START_OF_IMAGE]) and (fault := _cut_short(data)):
@@ -204,8 +206,10 @@ def decode_source(data: bytes) -> Pixels:
 
 
 def _cut_short(data: bytes) -> str:
-    """What libjpeg-turbo warns of where a JPEG ends too soon; empty for anything else. It has to
-    undo the Huffman coding again for that, of an eighth of the size."""
+    """Returns libjpeg-turbo's warning if a JPEG ends prematurely, else an empty text.
+
+    This undoes the Huffman coding once more, but decodes only an eighth of the size.
+    """
     try:
         _, _, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
         colours = "CMYK" if space in ("CMYK", "YCCK") else "GRAY"
@@ -216,32 +220,32 @@ def _cut_short(data: bytes) -> str:
 
 
 def _count_scans(data: bytes) -> int:
-    """Number of scans of a JPEG's first picture; of those over the limit, one."""
-    scans, at = 0, 0
-    while scans <= MAX_SCANS and (found := _MARKER.search(data, at)):
-        marker, at = found[1][0], found.end()
+    """Counts the scans of a JPEG's first picture, up to one more than the limit."""
+    scans, position = 0, 0
+    while scans <= MAX_SCANS and (match := _MARKER.search(data, position)):
+        marker, position = match[1][0], match.end()
         if marker == _END_OF_IMAGE:
             break
         scans += marker == _START_OF_SCAN
         if marker != _START_OF_IMAGE:
-            # Thumbnails in it have scans of their own.
-            at += int.from_bytes(data[at : at + 2], "big")
+            # Skips the segment, since thumbnails in it have scans of their own.
+            position += int.from_bytes(data[position : position + 2], "big")
     return scans
 
 
 @contextlib.contextmanager
-def _named(image: Image.Image) -> Iterator[None]:
-    """Turns what decoding raises into UndecodableError."""
+def _decoding_errors(image: Image.Image) -> Iterator[None]:
+    """Turns whatever decoding raises into UndecodableError."""
     try:
         yield
     except MemoryError:
         raise
-    except Exception as error:  # As above: a broken stream can raise anything.
+    except Exception as error:  # As in `open_picture`: a broken stream can raise anything.
         raise UndecodableError(f"broken {image.format}: {error}") from error
 
 
 def _eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """The upper 8 of 16 bits; Pillow would clip everything above 255 to white."""
+    """Keeps the upper 8 of 16 bits; Pillow would clip everything above 255 to white."""
     if values.dtype.kind == "f":
         raise UndecodableError("floating-point pixels have no stated white")
     return np.asarray(np.clip(values, 0, 0xFFFF) >> 8, np.uint8)
@@ -255,20 +259,20 @@ def encode_jpeg(image: Pixels, quality: int) -> bytes:
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """Encodes (H, W, 3) uint8 RGB or (H, W) uint8 grey as a PNG, without loss: `cv2.imencode`.
+    """Encodes (H, W, 3) uint8 RGB or (H, W) uint8 grey as a PNG, by `cv2.imencode`.
 
     Raises:
-      ValueError: OpenCV writes nothing.
+      ValueError: OpenCV cannot encode the array.
     """
     stored = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-    done, encoded = cv2.imencode(".png", stored)
-    if not done:
+    is_encoded, encoded = cv2.imencode(".png", stored)
+    if not is_encoded:
         raise ValueError(f"OpenCV could not encode an array of shape {image.shape}")
     return encoded.tobytes()
 
 
 def encode_mask(mask: Mask) -> bytes:
-    """Encodes a (H, W) bool mask as a PNG of one bit a pixel."""
+    """Encodes a (H, W) bool mask as a PNG of one bit per pixel."""
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, "PNG")
     return buffer.getvalue()
@@ -277,13 +281,13 @@ def encode_mask(mask: Mask) -> bytes:
 def decode_mask(data: bytes) -> Mask:
     """Decodes a mask picture: (H, W) bool, True where any channel is not 0.
 
-    Each True is a byte of 1, where Pillow has one of 255: equal masks have equal bytes.
+    Each True is stored as the byte 1, where Pillow stores 255, so equal masks have equal bytes.
 
     Raises:
-      UndecodableError, TooManyPixelsError: as `decode_image`.
+      UndecodableError, TooManyPixelsError: for the reasons of `decode_image`.
     """
     image = open_picture(data)
     if image.mode == "1":
-        with _named(image):
+        with _decoding_errors(image):
             return np.asarray(np.asarray(image.convert("L")) != 0)
     return np.asarray(decode_image(data).any(axis=2))

@@ -1,7 +1,7 @@
-"""One image as a whole, for IN-9L and for scenes: decoded, resized and cropped, not cut apart.
+"""Decodes, resizes and crops whole images, for IN-9L and for scenes, without segmenting them.
 
-Source: paper section 2 and appendix C. IN-9L holds all images of the 370 classes, with boxes or
-without, so that of the filters only those of the picture itself apply.
+Source: paper section 2 and appendix C. IN-9L holds all images of the 370 classes, with or without
+boxes, so only the filters on the picture itself apply.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from transforms.geometry import Pixels, ResizeCrop
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CroppedImage:
-    """What became of a source image.
+    """The result of cropping a source image.
 
     Attributes:
       image: (S, S, 3) uint8, RGB, after Resize + CenterCrop; None if it was rejected.
       reason: None if it was accepted.
-      detail: what exactly was wrong, for a reader; empty if accepted.
+      detail: the exact cause, for people; empty if accepted.
       width, height: native size in pixels, None if it could not be decoded.
     """
 
@@ -33,28 +33,28 @@ class CroppedImage:
 
     @property
     def digest(self) -> str | None:
-        """Identifies the pixels; None if it was rejected."""
+        """Digest that identifies the pixels; None if the image was rejected."""
         return None if self.image is None else hashlib.sha256(self.image.tobytes()).hexdigest()[:16]
 
 
 def crop_whole(
     image: bytes, *, resize: int, crop: int, interpolation: str, pad: bool = False
 ) -> CroppedImage:
-    """Decodes, resizes and crops an image.
+    """Crops an image after decoding and resizing it.
 
     Args:
       image: the image file's bytes.
       resize: shorter side after the resize, in pixels.
       crop: side of the centre crop, in pixels; at most `resize`.
       interpolation: one of `INTERPOLATIONS`.
-      pad: as `ResizeCrop.for_size`.
+      pad: see `ResizeCrop.for_size`.
 
     Returns:
-      The picture, or the reason why there is none. Nothing in the bytes raises.
+      The picture, or the reason for its rejection. No content of the bytes raises an error.
 
     Raises:
       ValueError: the crop is larger than the resize.
-      KeyError: an unknown interpolation.
+      KeyError: the interpolation is unknown.
     """
     try:
         pixels = decode_source(image)
@@ -63,7 +63,7 @@ def crop_whole(
     except TooManyPixelsError as error:
         return CroppedImage(reason=Reason.TOO_MANY_PIXELS, detail=str(error))
     height, width = pixels.shape[:2]
-    # The size after the resize, before anything of that size is made.
+    # Checked before anything of the resized size is allocated.
     narrow = "" if pad else too_narrow(width, height, resize)
     if narrow:
         return CroppedImage(

@@ -1,4 +1,4 @@
-"""One source image, from bytes to layers or to the reasons why not."""
+"""Turns the bytes of one source image into layers, or into the reasons for its rejection."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ from transforms.tiling import NoTileError, tile_background
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cut:
-    """What became of a source image, or of one of its objects.
+    """The result of cutting a source image, or one of its objects.
 
     Attributes:
       layer: None if it was rejected.
       reason: None if it was accepted.
-      detail: what exactly was wrong, for a reader; empty if accepted.
+      detail: the exact cause, for people; empty if accepted.
       width, height: native size in pixels, None if it could not be decoded.
-      box: in native pixels, as the segmenter is given it; None if none was chosen.
+      box: the chosen box in native pixels, which the segmenter gets; None if none was chosen.
       mask_over_box: foreground pixels over the box's area, None if not segmented.
       fallback: of the `Segmentation`, empty if not segmented.
-      number: of the object among the image's boxes, from 1 on; 0 for an image as a whole.
+      number: position of the object among the image's boxes, counted from 1; 0 if the image is
+        cut as a whole.
     """
 
     layer: Layer | None = None
@@ -49,13 +50,13 @@ class Cut:
     number: int = 0
 
     @classmethod
-    def from_rejection(cls, rejected: Rejection) -> Cut:
-        """What was rejected."""
+    def from_rejection(cls, rejection: Rejection) -> Cut:
+        """Creates the result of a rejected image or object."""
         return cls(
-            reason=rejected.reason,
-            detail=rejected.detail,
-            width=rejected.width,
-            height=rejected.height,
+            reason=rejection.reason,
+            detail=rejection.detail,
+            width=rejection.width,
+            height=rejection.height,
         )
 
 
@@ -63,15 +64,16 @@ def check_annotation(
     annotation: bytes | None,
     rules: Rules = Rules(),  # noqa: B008
 ) -> Reason | None:
-    """What `cut_objects` would reject for its annotation alone, taking the annotated size for
-    the picture's.
+    """Finds the reason for which `cut_objects` would reject an image by its annotation alone.
+
+    It assumes that the picture has the annotated size.
 
     Args:
       annotation: the annotation file's bytes, None if there is no file.
       rules: the paper's by default.
 
     Returns:
-      The reason to reject the image, with all of its objects, or None.
+      The reason to reject the image with all of its objects, or None.
     """
     if annotation is None:
         return Reason.MISSING_ANNOTATION
@@ -100,15 +102,15 @@ def cut_background(
     rules: Rules = Rules(),  # noqa: B008
     number: int = 0,
 ) -> Pixels:
-    """The tiled background of an object that `cut_objects` accepts, without segmenting it.
+    """Tiles the background of an object that `cut_objects` accepts, without segmenting it.
 
-    Arguments as `cut_objects`; `number` says which object, as `Cut` does.
+    The arguments are those of `cut_objects`; `number` selects the object, see `Cut`.
 
     Returns:
       (crop, crop, 3) uint8, equal to the layer's `only_bg_t`.
 
     Raises:
-      ValueError: the object is not one that `cut_objects` accepts.
+      ValueError: `cut_objects` would not accept the object.
     """
     pixels = decode_image(image)
     height, width = pixels.shape[:2]
@@ -138,30 +140,30 @@ def cut_objects(
     rules: Rules = Rules(),  # noqa: B008
     only: int = 0,
 ) -> Iterator[Cut]:
-    """Filters, segments and cuts the objects of an image, one after the other: by the paper's
-    rules, the only one.
+    """Yields the objects of an image, filtered, segmented and cut one after the other.
 
-    Where there are several, the others stay in the background of each.
+    By the paper's rules there is only one object. Of several, each one stays in the background of
+    the others.
 
     Args:
       image: the image file's bytes.
       annotation: the annotation file's bytes, None if there is no file.
-      mask: the mask's bytes, as `read_mask` takes them, None if there is none. Without an
-        annotation its bounding box serves as the box.
+      mask: the mask's bytes, as `read_mask` takes them, None if there is none. Its bounding box
+        serves as the box if there is no annotation.
       segment: the segmenter; None if the mask is the foreground.
-      seed: handed to it.
-      resize, crop, interpolation: as `make_layer`.
+      seed: of the segmenter.
+      resize, crop, interpolation: see `make_layer`.
       rules: the paper's by default.
       only: the number of the object to cut, 0 for all.
 
     Yields:
-      A `Cut`, with the layer or the first reason in protocol order, for each box where
-      `rules.objects` is `each`, unless the image is rejected as a whole; else one. Nothing in
-      the bytes raises.
+      A `Cut` with the layer, or with the first reason in protocol order: one for each box if
+      `rules.objects` is `each` and the image is not rejected as a whole, else one in all. No
+      content of the bytes raises an error.
 
     Raises:
-      ValueError, KeyError: as `make_layer`, for what the arguments ask.
-      MemoryError: a picture does not fit.
+      ValueError, KeyError: `make_layer` refuses an argument.
+      MemoryError: a picture does not fit into memory.
     """
     decoded = read_image(image, annotation, mask, needs_mask=segment is None)
     if isinstance(decoded, Rejection):
@@ -174,20 +176,20 @@ def cut_objects(
         return
     chosen = choose_boxes(decoded.boxes, width=width, height=height, objects=rules.objects)
     if isinstance(chosen, Reason):
-        yield Cut.from_rejection(decoded.reject(chosen, _shown(decoded.boxes)))
+        yield Cut.from_rejection(decoded.reject(chosen, _list_boxes(decoded.boxes)))
         return
     for position, box in enumerate(chosen):
         if only not in (0, position + 1):
             continue
         reason = check_box(box, width=width, height=height, rules=rules)
         if reason is None:
-            foreground = _foreground_of(decoded, box, position, rules.objects)
+            given_mask = _given_mask(decoded, box, position, rules.objects)
             try:
-                found = _segment(segment, decoded.pixels, box, seed, foreground)
+                segmentation = _segment(segment, decoded.pixels, box, seed, given_mask)
                 cut = _cut(
                     decoded,
                     box,
-                    found,
+                    segmentation,
                     resize=resize,
                     crop=crop,
                     interpolation=interpolation,
@@ -197,42 +199,42 @@ def cut_objects(
                 cut = Cut.from_rejection(decoded.reject(Reason.SEGMENTATION_FAILED, str(error)))
         else:
             boxes = decoded.boxes if rules.objects != "each" else (decoded.boxes[position],)
-            cut = Cut.from_rejection(decoded.reject(reason, _shown(boxes)))
+            cut = Cut.from_rejection(decoded.reject(reason, _list_boxes(boxes)))
         number = position + 1 if rules.objects == "each" else 0
         yield dataclasses.replace(cut, box=box, number=number)
 
 
-def _shown(boxes: Sequence[Box]) -> str:
-    shown = " ".join(str(tuple(box)) for box in boxes[:4])
-    return f"{len(boxes)} boxes: {shown}" if shown else "no box"
+def _list_boxes(boxes: Sequence[Box]) -> str:
+    corners = " ".join(str(tuple(box)) for box in boxes[:4])
+    return f"{len(boxes)} boxes: {corners}" if corners else "no box"
 
 
-def _foreground_of(decoded: AnnotatedImage, box: Box, position: int, objects: str) -> Mask | None:
-    """What of the given mask, if there is one, belongs to a chosen box."""
-    given, boxes = decoded.given, decoded.boxes
-    if given is None:
+def _given_mask(decoded: AnnotatedImage, box: Box, position: int, objects: str) -> Mask | None:
+    """Returns the part of the given mask that belongs to a chosen box, None without a mask."""
+    given_mask, boxes = decoded.given_mask, decoded.boxes
+    if given_mask is None:
         return None
-    # A single object is all of the mask, as the paper's rules have it.
+    # The mask of a single object belongs to it entirely, also outside of its box.
     if objects in ("one", "union") or len(boxes) == 1:
-        return given.mask
+        return given_mask.mask
     if objects == "largest":
         clipped = [each.clip(decoded.width, decoded.height) for each in boxes]
         position = clipped.index(box)
-    return given.of_box(position, boxes)
+    return given_mask.mask_of_box(position, boxes)
 
 
 def _cut(
     decoded: AnnotatedImage,
     box: Box,
-    found: Segmentation,
+    segmentation: Segmentation,
     *,
     resize: int,
     crop: int,
     interpolation: str,
     rules: Rules,
 ) -> Cut:
-    """A segmented object, if its foreground is large enough and there is a background."""
-    foreground, fallback = found
+    """Cuts a segmented object if its foreground is large enough and its background can be tiled."""
+    foreground, fallback = segmentation
     share = mask_over_box(foreground, box)
     segmented = Cut(
         width=decoded.width, height=decoded.height, mask_over_box=share, fallback=fallback
@@ -259,9 +261,9 @@ def _cut(
 
 
 def _segment(
-    segment: SegmentFunction | None, pixels: Pixels, box: Box, seed: int, given: Mask | None
+    segment: SegmentFunction | None, pixels: Pixels, box: Box, seed: int, given_mask: Mask | None
 ) -> Segmentation:
     if segment is not None:
         return segment(pixels, box, seed)
-    assert given is not None
-    return Segmentation(given)
+    assert given_mask is not None
+    return Segmentation(given_mask)

@@ -1,8 +1,8 @@
-"""The paper's filters: which images can be segmented and cropped, in the script's order.
+"""The paper's filters, which decide which images are segmented, in the order of the script.
 
-Source: protocol of the authors' generation script. Filters 5 and 6 look at the box
-after Resize(256, nearest) + CenterCrop(224), whatever size the dataset has. `Rules` are the
-paper's unless data of another kind needs others.
+Source: protocol of the authors' generation script. Filters 5 and 6 judge the box after
+Resize(256, nearest) + CenterCrop(224), whatever the dataset's own size is. `Rules` default to the
+paper's; other kinds of data may need others.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ MIN_FOREGROUND = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What is asked of an image's boxes, and what is made of several.
+    """Requirements on an image's boxes, and the treatment of several boxes.
 
     Attributes:
-      objects: `one` (an image with several boxes is rejected), `largest` (by the area inside the
-        image, the first of equals), `union` (the box around all) or `each` (every box is an
-        image of its own).
+      objects: `one` (an image with several boxes is rejected), `largest` (the box with the largest
+        area inside the image, the first of equals), `union` (the box around all) or `each` (every
+        box becomes an image of its own).
       max_box: largest share of the crop that the box may cover.
       min_visible: smallest share of the box's pixels that the crop must keep.
       min_foreground: smallest share of the box that the foreground must fill.
@@ -46,7 +46,7 @@ class Rules:
 
 
 class Reason(StrEnum):
-    """Why an image is not part of a dataset. The first in protocol order wins."""
+    """Reasons to reject an image, in the order of the protocol; the first that applies counts."""
 
     INVALID_KEY = "invalid_key"
     DUPLICATE_KEY = "duplicate_key"
@@ -69,14 +69,14 @@ MAX_KEY_BYTES = 200
 
 
 def is_valid_key(key: str) -> bool:
-    """Whether a key can name samples in every format.
+    """Returns whether a key can name samples in every format.
 
-    Printable text of 1 to `MAX_KEY_BYTES` bytes of UTF-8 without a dot (WebDataset ends
-    keys there), a slash or a backslash.
+    A valid key is printable text of 1 to `MAX_KEY_BYTES` bytes of UTF-8 without a dot (at which
+    WebDataset ends the key), a slash or a backslash.
     """
     return (
         key.isprintable()
-        and not any(sign in key for sign in "./\\")
+        and not any(character in key for character in "./\\")
         and 1 <= len(key.encode("utf-8", "replace")) <= MAX_KEY_BYTES
     )
 
@@ -89,10 +89,10 @@ def choose_boxes(
     Args:
       boxes: the annotated boxes, in native pixels.
       width, height: native size of the image, in pixels.
-      objects: of `Rules`.
+      objects: see `Rules`.
 
     Returns:
-      Boxes clipped to the image: all of them, empty ones included, for `each`, else one; or the
+      Boxes clipped to the image: all of them, including empty ones, for `each`, else one; or the
       reason to reject the image (filter 4).
     """
     if not boxes or (objects == "one" and len(boxes) > 1):
@@ -101,17 +101,17 @@ def choose_boxes(
     if objects == "each":
         return clipped
     if objects == "union":
-        there = [box for box in clipped if box.area]
-        if there:
-            xmin, ymin = (min(box[side] for box in there) for side in (0, 1))
-            xmax, ymax = (max(box[side] for box in there) for side in (2, 3))
+        visible = [box for box in clipped if box.area]
+        if visible:
+            xmin, ymin = (min(box[side] for box in visible) for side in (0, 1))
+            xmax, ymax = (max(box[side] for box in visible) for side in (2, 3))
             return (Box(xmin, ymin, xmax, ymax),)
     best = max(clipped, key=lambda box: box.area)
     return (best,) if best.area else Reason.INVALID_BOX
 
 
 def check_box(box: Box, *, width: int, height: int, rules: Rules = Rules()) -> Reason | None:
-    """Applies filters 5 and 6 to a box, after a look at whether it holds anything.
+    """Applies filters 5 and 6 to a box, after rejecting an empty one.
 
     Args:
       box: clipped to the image, in native pixels.
@@ -119,7 +119,7 @@ def check_box(box: Box, *, width: int, height: int, rules: Rules = Rules()) -> R
       rules: the paper's by default.
 
     Returns:
-      The reason to reject it, or None.
+      The reason to reject the box, or None.
     """
     if box.area == 0:
         return Reason.INVALID_BOX
@@ -150,8 +150,8 @@ def check_boxes(
       rules: the paper's by default.
 
     Returns:
-      The reason to reject the image, or None. Of several objects, the first one's reason, if
-      all are rejected.
+      The reason to reject the image, or None. An image with several objects is rejected if all
+      of them are, for the reason of the first.
     """
     chosen = choose_boxes(boxes, width=width, height=height, objects=rules.objects)
     if isinstance(chosen, Reason):
@@ -161,9 +161,9 @@ def check_boxes(
 
 
 def mask_over_box(mask: Mask, box: Box) -> float:
-    """Foreground pixels of a (H, W) bool mask over the box's width times height.
+    """Returns the foreground pixels of a (H, W) bool mask over the area of the box.
 
-    Above 1 where the mask reaches out of the box, as one that is given may. Raises
-    ZeroDivisionError for a box that holds nothing.
+    The ratio exceeds 1 if the mask is larger than the box, which is possible for a mask that came
+    with the image. Raises ZeroDivisionError for an empty box.
     """
     return float(mask.sum()) / box.area

@@ -1,9 +1,8 @@
-"""Resize + CenterCrop, or resize + padding, with boxes and masks carried along.
+"""Resizes and crops, or resizes and pads, images together with their boxes and masks.
 
-The resize is torchvision's `Resize(size)` on a PIL image: the shorter side becomes
-`size`, the longer one is truncated to an integer. Nearest-neighbour resizing is a
-choice of source rows and columns, which is why composing variants after it equals
-composing them at native size and resizing then.
+The resize is torchvision's `Resize(size)` on a PIL image: the shorter side becomes `size`, the
+longer one is truncated to an integer. Nearest-neighbour resizing selects source rows and columns,
+so composing variants after it gives the same pixels as composing at native size and then resizing.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-"""Pillow's, by name."""
+"""Pillow's resampling filters by name."""
 
 
 class OutputBox(NamedTuple):
@@ -41,8 +40,11 @@ class OutputBox(NamedTuple):
 
 
 def _nearest_sources(length: int, resized: int) -> Indices:
-    """Source position of each resized pixel, taken from PIL itself: its arithmetic
-    accumulates a float, so a closed formula differs by a pixel now and then."""
+    """Returns the source position of each resized pixel.
+
+    Positions come from PIL itself, because it accumulates a float, so a closed formula would
+    occasionally differ by a pixel.
+    """
     ramp = Image.fromarray(np.arange(length, dtype=np.int32)[np.newaxis])
     sources: Indices = np.asarray(ramp.resize((resized, 1), Image.Resampling.NEAREST), np.int32)
     return sources.ravel()
@@ -50,17 +52,19 @@ def _nearest_sources(length: int, resized: int) -> Indices:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ResizeCrop:
-    """Resize(resize) followed by CenterCrop(crop), for images of one native size; or the
-    whole image, resized into the square and padded with black.
+    """The transform of images of one native size.
+
+    It is Resize(resize) followed by CenterCrop(crop), or resizes the whole image into the square
+    and pads it with black.
 
     Attributes:
       width, height: size after the resize alone, in pixels.
-      left, top: corner of the crop in the resized image; not above 0 where it is padded.
+      left, top: corner of the crop in the resized image; at most 0 if the image is padded.
       crop: side of the square crop, in pixels.
-      columns, rows: (crop,) int32, the native column and row that nearest
-        interpolation puts at each output pixel; non-decreasing. On the padding, -1 before
-        the image, and more than its size behind it.
-      all_columns, all_rows: the same for the whole resized image.
+      columns, rows: (crop,) int32, the native column and row that nearest interpolation puts at
+        each output pixel; non-decreasing. In the padding they are -1 before the image, and
+        beyond its size after it.
+      all_columns, all_rows: the same for the whole resized image, without crop or padding.
     """
 
     width: int
@@ -83,18 +87,20 @@ class ResizeCrop:
           native_width, native_height: in pixels, >= 1.
           resize: the shorter side after the resize, in pixels.
           crop: side of the centre crop, in pixels; at most `resize`.
-          pad: instead, the longer side becomes `crop`, and what is missing is black.
+          pad: resizes the longer side to `crop` instead, and pads the rest with black.
 
         Raises:
-          ValueError: the crop is larger than the resized image, or a size is < 1.
+          ValueError: the crop is larger than the resized image, or a size is below 1.
         """
         if not 1 <= crop <= resize:
             raise ValueError(f"crop must be between 1 and resize={resize}: got {crop}")
         if native_width < 1 or native_height < 1:
-            raise ValueError(f"an image of {native_width} x {native_height} pixels")
+            raise ValueError(
+                f"an image must have at least one pixel: got {native_width} x {native_height}"
+            )
         if pad:
             scale = crop / max(native_width, native_height)
-            # Of the narrowest picture, a line of pixels is left.
+            # Even the narrowest picture keeps a line of pixels.
             width, height = (max(1, round(side * scale)) for side in (native_width, native_height))
         elif native_width <= native_height:
             width, height = resize, int(resize * native_height / native_width)
@@ -126,7 +132,7 @@ class ResizeCrop:
           (crop, crop, 3) uint8.
 
         Raises:
-          KeyError: an unknown interpolation.
+          KeyError: the interpolation is unknown.
         """
         if interpolation == "nearest":
             return self._nearest(image)
@@ -135,51 +141,56 @@ class ResizeCrop:
             INTERPOLATIONS[interpolation],
         )
         box = (self.left, self.top, self.left + self.crop, self.top + self.crop)
-        # What lies outside of the image becomes black.
+        # PIL fills the part outside of the image with black.
         return np.asarray(resized.crop(box))
 
     def mask(self, mask: Mask) -> Mask:
-        """Transforms a (H, W) bool mask, always by nearest: (crop, crop) bool. The padding is
-        no foreground."""
+        """Transforms a (H, W) bool mask to (crop, crop) bool, always by nearest interpolation.
+
+        The padding is background.
+        """
         return self._nearest(mask)
 
     def _nearest(self, native: NDArray[_Pixel]) -> NDArray[_Pixel]:
-        """(crop, crop, ...) of (H, W, ...) values, zero on the padding."""
+        """Transforms (H, W, ...) values to (crop, crop, ...), with zeros in the padding."""
         if min(self.width, self.height) >= self.crop:
             return native[self.rows[:, np.newaxis], self.columns]
         height, width = native.shape[:2]
-        found = np.zeros((self.crop, self.crop, *native.shape[2:]), native.dtype)
+        padded = np.zeros((self.crop, self.crop, *native.shape[2:]), native.dtype)
         rows, columns = (
             np.flatnonzero((sources >= 0) & (sources < length))
             for sources, length in ((self.rows, height), (self.columns, width))
         )
-        picked = native[self.rows[rows][:, np.newaxis], self.columns[columns]]
-        found[rows[:, np.newaxis], columns] = picked
-        return found
+        inside = native[self.rows[rows][:, np.newaxis], self.columns[columns]]
+        padded[rows[:, np.newaxis], columns] = inside
+        return padded
 
     def box(self, box: Box) -> OutputBox:
-        """The box in output pixels: those whose native source lies in [xmin, xmax] x
-        [ymin, ymax]. Empty (x0 == x1 or y0 == y1) if the crop misses the box."""
+        """Converts a box to output pixels.
+
+        It holds the pixels whose native source lies in [xmin, xmax] x [ymin, ymax], and is empty
+        (x0 == x1 or y0 == y1) if the crop misses the box.
+        """
         x0, x1 = _span(self.columns, box.xmin, box.xmax)
         y0, y1 = _span(self.rows, box.ymin, box.ymax)
         return OutputBox(x0, y0, x1, y1)
 
     def box_pixels(self, box: Box) -> int:
-        """Number of output pixels inside the box."""
+        """Counts the output pixels inside the box."""
         x0, y0, x1, y1 = self.box(box)
         return (x1 - x0) * (y1 - y0)
 
     def box_pixels_before_crop(self, box: Box) -> int:
-        """Number of pixels inside the box after the resize alone."""
+        """Counts the pixels inside the box after the resize alone."""
         x0, x1 = _span(self.all_columns, box.xmin, box.xmax)
         y0, y1 = _span(self.all_rows, box.ymin, box.ymax)
         return (x1 - x0) * (y1 - y0)
 
 
 def _window(sources: Indices, start: int, crop: int, length: int) -> Indices:
-    """(crop,) sources from a position on; where there are none, numbers that no box holds."""
+    """Cuts (crop,) sources from a position on; the padding gets numbers outside of every box."""
     positions = np.arange(start, start + crop)
-    # A clipped box may end at the image's size itself.
+    # One more than the length, since a clipped box may include the length itself.
     outside = np.where(positions < 0, -1, length + 1)
     inside = (positions >= 0) & (positions < len(sources))
     window: Indices = np.where(
@@ -189,7 +200,7 @@ def _window(sources: Indices, start: int, crop: int, length: int) -> Indices:
 
 
 def _span(sources: Indices, low: int, high: int) -> tuple[int, int]:
-    """Half-open range of the positions whose source lies in [low, high]."""
+    """Returns the half-open range of the positions whose source lies in [low, high]."""
     start = int(np.searchsorted(sources, low, side="left"))
     stop = int(np.searchsorted(sources, high, side="right"))
     return start, max(start, stop)

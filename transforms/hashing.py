@@ -1,7 +1,7 @@
 """Keyed hashes: the only source of randomness in the project.
 
-Every random choice is a function of (seed, purpose, key), so it does not depend
-on order, bundling, worker or retry.
+Every random choice is a function of (seed, purpose, key), so it does not depend on order,
+bundling, worker or retry.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def keyed_hash(seed: int, purpose: str, key: str) -> int:
 
     Args:
       seed: any integer.
-      purpose: what the choice is for; different purposes are independent.
-      key: any text, lone surrogates (undecodable file names) included.
+      purpose: name of the choice; hashes for different purposes are independent.
+      key: any text, including lone surrogates (undecodable file names).
 
     Returns:
-      An integer, uniform in [0, 2**64).
+      An integer, uniformly distributed over [0, 2**64).
 
     >>> keyed_hash(0, "shard", "ILSVRC2012_val_00000355")
     4624683703699469604
@@ -36,7 +36,7 @@ def keyed_hash(seed: int, purpose: str, key: str) -> int:
 
 
 def keyed_hashes(seed: int, purpose: str, keys: Iterable[str]) -> UInt64Array:
-    """`keyed_hash` of each key, as a (len(keys),) uint64 array."""
+    """Hashes each key with `keyed_hash`: (len(keys),) uint64."""
     return np.fromiter((keyed_hash(seed, purpose, key) for key in keys), np.uint64)
 
 
@@ -45,7 +45,7 @@ def substream(hashes: UInt64Array, index: int) -> UInt64Array:
 
     Args:
       hashes: (n,) uint64 of `keyed_hashes`.
-      index: which draw, >= 0.
+      index: number of the draw, >= 0.
 
     Returns:
       (n,) uint64: the splitmix64 generator (Steele, Lea and Flood 2014) seeded
@@ -56,7 +56,7 @@ def substream(hashes: UInt64Array, index: int) -> UInt64Array:
 
 
 def substreams(hashes: UInt64Array, indices: range) -> UInt64Array:
-    """`substream` of several draws at once, (len(indices), n) uint64."""
+    """Derives several draws at once, as `substream`: (len(indices), n) uint64."""
     steps = (np.asarray(indices, np.uint64) + np.uint64(1)) * _GOLDEN_GAMMA
     mixed: UInt64Array = hashes + steps[:, np.newaxis]
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,4 +1,4 @@
-"""One split in two: what is trained on, and what is held out for the test."""
+"""Divides one split into a part to train on and a part to test on."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from transforms.hashing import keyed_hashes
 
 
 def held_out(units: Sequence[str], share: float, seed: int = 0) -> NDArray[np.bool_]:
-    """Which images are held out.
+    """Chooses the images that are held out for the test.
 
-    An image's side depends on its unit alone: images that are added later move no other, and
-    what a smaller share holds out, a larger one does, too.
+    The choice depends on the image's unit alone, so images that are added later do not move
+    others, and a larger share holds out everything that a smaller share does.
 
     Args:
-      units: (n,) the unit of each image, its group or else its key; a unit is never divided.
-      share: in [0, 1], of the units, on average.
+      units: (n,) unit of each image: its group, or its key if it has none. A unit is never divided.
+      share: expected share of the units that is held out, in [0, 1].
       seed: of the keyed hash.
 
     Returns:
-      (n,) bool, True for the test.
+      (n,) bool, True for images to test on.
 
     Raises:
-      ValueError: a share out of range.
+      ValueError: the share is out of range.
 
     >>> held_out(["a", "b", "a", "c"], 0.5).tolist()
     [False, True, False, True]
@@ -33,5 +33,5 @@ def held_out(units: Sequence[str], share: float, seed: int = 0) -> NDArray[np.bo
     if not 0 <= share <= 1:
         raise ValueError(f"the share that is held out must be between 0 and 1: got {share}")
     hashes = keyed_hashes(seed, "holdout", units)
-    # The upper 53 bits: a double holds them exactly, so 1 holds out all and 0 none.
+    # A double holds the upper 53 bits exactly, so a share of 1 holds out all and 0 none.
     return np.asarray((hashes >> np.uint64(11)) < share * 2.0**53, np.bool_)

@@ -1,7 +1,7 @@
-"""Layers: all that composing needs of an image, lossless, at output size.
+"""Layers: everything that composing needs of an image, lossless and at output size.
 
-Segmenting is nearly all of the cost, so its result is kept: every variant is a pure
-function of one layer, or of two.
+Segmenting causes nearly all of the cost, so its result is kept. Every variant is a pure function
+of one or two layers.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ def make_layer(
       mask: (H, W) bool, True on the foreground.
       resize: shorter side after the resize, in pixels.
       crop: side of the centre crop, in pixels.
-      interpolation: of image and background; masks always go by nearest.
-      pad: as `ResizeCrop.for_size`.
+      interpolation: of image and background; masks always use nearest.
+      pad: see `ResizeCrop.for_size`.
 
     Returns:
-      The layer, S = crop.
+      The layer, with S = crop.
 
     Raises:
-      NoTileError: the box leaves no background to tile with.
+      NoTileError: the box leaves no strip on any side.
       ValueError: the crop is larger than the resize.
-      KeyError: an unknown interpolation.
+      KeyError: the interpolation is unknown.
     """
     height, width = image.shape[:2]
     transform = ResizeCrop.for_size(

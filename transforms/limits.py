@@ -1,19 +1,22 @@
-"""How large what somebody else made may be, beside the pixels (`codec.MAX_PIXELS`)."""
+"""Size limits of input files, besides the limit on pixels (`codec.MAX_PIXELS`)."""
 
 from __future__ import annotations
 
 MAX_PICTURE_BYTES = 160_000_000
-"""Of a picture's file: 50 million pixels take 150 MB where nothing compresses them."""
+"""Largest picture file: 50 million uncompressed pixels take 150 MB."""
 
 MAX_ANNOTATION_BYTES = 10_000_000
-"""Of an annotation, XML or JSON: ImageNet's have one kilobyte. Parsed, it takes ten times that."""
+"""Largest annotation file, XML or JSON. ImageNet's have one kilobyte; parsing takes ten times the
+size in memory."""
 
 
 class Unread(bytes):
-    """Stands for content that is too large to be read: what is wrong with it, as text. Who
-    decodes it says so, as of content that is broken."""
+    """A stand-in for content that is too large to be read, holding the reason as text.
+
+    Decoders report the reason as they report broken content.
+    """
 
     @classmethod
     def from_size(cls, size: int, limit: int) -> Unread:
-        """For content of so many bytes, which are more than a limit."""
+        """Creates the stand-in for content of `size` bytes, which exceeds the limit."""
         return cls(f"{size} bytes, more than the limit of {limit}".encode())

@@ -1,4 +1,4 @@
-"""Masks that are given: PNGs, and COCO's run lengths and polygons."""
+"""Reads masks that come with images: PNGs, and COCO's run lengths and polygons."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from transforms.codec import MAX_PIXELS, TooManyPixelsError, UndecodableError, o
 from transforms.geometry import Mask
 
 IGNORED = 1000
-"""The number that ImageNet-S gives to pixels that are neither; they count as background."""
+"""ImageNet-S's number for pixels that are neither foreground nor background; they count as
+background."""
 MAX_SIDE = 65_535
-"""Longest side of a COCO mask, in pixels: that of a JPEG."""
+"""Longest side of a COCO mask, in pixels: the limit of JPEG."""
 MAX_DRAWN = 20 * MAX_PIXELS
-"""Most pixels that are drawn for a picture's objects, each of which takes as many as the picture.
-In COCO's pictures of 640 x 480 these are 3,200 objects."""
+"""Most pixels that are drawn for a picture's objects, each of which takes as many as the picture
+has. For COCO's pictures of 640 x 480 this allows 3,200 objects."""
 MAX_OUTLINE = 200
-"""Longest outline of a picture's objects together, in halves of the picture's own: pycocotools
-stores five points for each pixel of it."""
+"""Most pixels in all outlines of a picture's objects, as a multiple of its height plus width;
+pycocotools stores five points for each pixel."""
 _GREY = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 
 
 class MaskError(ValueError):
-    """Bytes that are no mask."""
+    """The bytes are not a mask."""
 
 
 class RunLengths(TypedDict):
-    """A mask as pycocotools holds it: `size` is (height, width), `counts` compressed."""
+    """A mask in the format of pycocotools: `size` is (height, width), `counts` is compressed."""
 
     size: list[int]
     counts: bytes
@@ -45,26 +46,26 @@ class GivenMask:
 
     Attributes:
       mask: (H, W) bool, True on the foreground.
-      boxes: the bounding box of each object; of a PNG, whose objects nothing tells apart, one
-        or none.
-      objects: the objects that can be told apart, in COCO's order, encoded: masks of all at once
-        would take memory without bounds. Objects without a pixel have no box, but a place here.
+      boxes: the bounding box of each object; at most one for a PNG, which does not separate
+        objects.
+      objects: the separate objects in COCO's order, encoded, because the memory for all decoded
+        masks would be unbounded. Objects without a pixel are included, but have no box.
     """
 
     mask: Mask
     boxes: tuple[Box, ...]
     objects: tuple[RunLengths, ...] = ()
 
-    def of_box(self, position: int, boxes: Sequence[Box]) -> Mask:
-        """The foreground of one of several boxes.
+    def mask_of_box(self, position: int, boxes: Sequence[Box]) -> Mask:
+        """Returns the foreground that belongs to one of several boxes.
 
         Args:
-          position: of the box.
-          boxes: all of the image: `boxes`, or those of an annotation.
+          position: index of the box.
+          boxes: all boxes of the image: `boxes`, or those of an annotation.
 
         Returns:
-          (H, W) bool: the object that belongs to the box if there is one for each, else what of
-          the mask lies inside the box.
+          (H, W) bool: the object that belongs to the box if there is one object for each box, else
+          the part of the mask inside the box.
         """
         encoded = self.objects
         if len(boxes) != len(encoded):
@@ -82,18 +83,18 @@ def read_mask(data: bytes) -> GivenMask:
     """Reads a mask.
 
     Args:
-      data: a PNG, or a JSON object `height`, `width`, `segmentations`: a list of what COCO has
-        as `segmentation` of each object, run lengths or polygons. In a PNG of one channel the
-        foreground is all that is neither 0 nor `IGNORED`; of three, R + 256 G is that number,
+      data: a PNG, or a JSON object with `height`, `width` and `segmentations`, a list of COCO's
+        `segmentation` of each object: run lengths or polygons. In a PNG of one channel, every
+        number but 0 and `IGNORED` is foreground; with three channels the number is R + 256 G,
         as in ImageNet-S.
 
     Returns:
-      The mask, of the size that the bytes say.
+      The mask, of the size that the bytes state.
 
     Raises:
-      MaskError: neither of the two, broken, or too large.
-      ImportError: COCO's form without pycocotools.
-      MemoryError: it does not fit, which says nothing of the mask.
+      MaskError: the bytes are neither, broken, or too large.
+      ImportError: the mask is COCO's, and pycocotools is not installed.
+      MemoryError: the mask does not fit into memory, which is not its fault.
     """
     if data.lstrip()[:1] == b"{":
         return _read_coco(data)
@@ -120,10 +121,10 @@ def read_mask(data: bytes) -> GivenMask:
 
 
 def bounding_box(mask: Mask) -> Box | None:
-    """The box around the True pixels of a (H, W) mask, None if there are none.
+    """Returns the box around the True pixels of a (H, W) mask, None if there are none.
 
-    xmax and ymax lie just behind the last of them, so that width and height are the object's,
-    and the strips that tile the background hold nothing of it.
+    xmax and ymax lie one behind the last True pixel, so width and height are those of the object,
+    and the strips that tile the background contain no part of it.
 
     >>> bounding_box(np.array([[False, True, True], [False, False, False]]))
     Box(xmin=1, ymin=0, xmax=3, ymax=1)
@@ -152,13 +153,13 @@ def _read_coco(data: bytes) -> GivenMask:
             boxes += [] if box is None else [box]
     except (MaskError, MemoryError, ImportError):
         raise
-    except Exception as error:  # Whatever the contents provoke here and in pycocotools.
+    except Exception as error:  # Malformed content can raise anything, here and in pycocotools.
         raise MaskError(f"not COCO's run lengths or polygons: {error}") from error
     return GivenMask(mask, tuple(boxes), objects)
 
 
 def _check_work(segmentations: list[Any], height: int, width: int) -> None:
-    """Refuses what would take minutes, or more memory than there is, to draw."""
+    """Refuses segmentations that would take minutes, or too much memory, to draw."""
     if len(segmentations) * height * width > MAX_DRAWN:
         raise MaskError(f"{len(segmentations)} objects in {width} x {height} pixels")
     outline = sum(
@@ -172,7 +173,7 @@ def _check_work(segmentations: list[Any], height: int, width: int) -> None:
 
 
 def _encoded(segmentation: Any, height: int, width: int) -> RunLengths:
-    """A COCO segmentation as compressed run lengths."""
+    """Encodes a COCO segmentation as compressed run lengths."""
     from pycocotools import mask as coco
 
     if isinstance(segmentation, list):
@@ -191,7 +192,7 @@ def _encoded(segmentation: Any, height: int, width: int) -> RunLengths:
 
 
 def _mask_of(encoded: RunLengths) -> Mask:
-    """Compressed run lengths as (H, W) bool."""
+    """Decodes compressed run lengths: (H, W) bool."""
     from pycocotools import mask as coco
 
     decoded: NDArray[np.uint8] = coco.decode(encoded)
@@ -203,8 +204,7 @@ def _box_of(encoded: RunLengths) -> Box | None:
 
 
 def _outline(polygon: Any, height: int, width: int) -> float:
-    """Length of a polygon's edges, in pixels: pycocotools walks along them, however far away they
-    are."""
+    """Measures a polygon's edges, in pixels; pycocotools traces them even outside the picture."""
     limit = 2 * max(height, width)
     if len(polygon) < 6 or len(polygon) % 2:
         raise MaskError(f"a polygon of {len(polygon)} numbers")
@@ -215,7 +215,7 @@ def _outline(polygon: Any, height: int, width: int) -> float:
 
 
 def _check_counts(counts: list[Any], height: int, width: int) -> None:
-    """Run lengths must fill the picture: pycocotools trusts them."""
+    """Checks that run lengths fill the picture, because pycocotools trusts them."""
     if any(type(count) is not int or count < 0 for count in counts):
         raise MaskError("run lengths that are no whole numbers from 0 on")
     if sum(counts) != height * width:
@@ -223,12 +223,15 @@ def _check_counts(counts: list[Any], height: int, width: int) -> None:
 
 
 def _decompressed(text: str) -> list[int]:
-    """Run lengths of COCO's compressed form: numbers of 5-bit digits, lowest first, with a bit
-    for "goes on"; from the fourth on, the difference to the last but one."""
+    """Decodes COCO's compressed run lengths.
+
+    Each number is written in 5-bit digits, lowest first, with a sixth bit that says whether
+    another digit follows; from the fourth number on, it is the difference from the last but one.
+    """
     counts: list[int] = []
     value, shift = 0, 0
-    for sign in text:
-        digit = ord(sign) - 48
+    for character in text:
+        digit = ord(character) - 48
         if not 0 <= digit < 64:
             raise MaskError("run lengths with a sign that is none of theirs")
         value |= (digit & 31) << shift

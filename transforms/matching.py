@@ -1,7 +1,7 @@
-"""Which background a mixed picture was put on: by its pixels outside the mask.
+"""Finds the background of a mixed picture by its pixels outside of the mask.
 
-Candidates are found by means over small blocks, weighted by how much of a block the mask leaves
-free, and then compared pixel by pixel. Both are robust against the noise of JPEG.
+Candidates are found by means over small blocks, weighted by the share of each block that the mask
+leaves free, and then compared pixel by pixel. Both steps tolerate the noise of JPEG.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from transforms.geometry import Mask, Pixels
 
 BLOCK = 8
-"""Side of a block in pixels, that of JPEG."""
+"""Side of a block in pixels, the same as in JPEG."""
 MAX_DIFFERENCE = 8.0
-"""A background that differs by more, in mean levels of 0 to 255, is not the one."""
+"""Largest mean difference of the true background, in levels of 0 to 255."""
 MARGIN = 1.0
-"""The next candidate must differ by twice as much as the best, and this much more."""
+"""The next best candidate must differ by at least twice as much as the best, plus this margin."""
 
 _CLIP = 32.0
-"""A pixel counts for no more than this: some may differ by a mask that is slightly off."""
+"""Limit of a pixel's difference, since single pixels differ much if the mask is slightly off."""
 _CLEARANCES = (8, 2)
-"""Pixels around the mask that are left out; the second where the first leaves too little."""
+"""Pixels around the mask that are left out; the second applies if the first leaves too few."""
 _MIN_PIXELS = 256
 _POOL_AT_ONCE = 4096
 
@@ -33,12 +33,12 @@ Means = NDArray[np.floating]
 
 
 def describe(image: Pixels) -> NDArray[np.uint8]:
-    """Means over blocks: (B, 3) uint8 of an (S, S, 3) uint8 picture."""
+    """Averages an (S, S, 3) uint8 picture over blocks: (B, 3) uint8."""
     return np.rint(_block_means(image.astype(np.float32))).astype(np.uint8)
 
 
 def describe_outside(image: Pixels, mask: Mask) -> tuple[Means, Means]:
-    """Means over the part of each block that a mask leaves free.
+    """Averages the part of each block that a mask leaves free.
 
     Args:
       image: (S, S, 3) uint8.
@@ -46,7 +46,7 @@ def describe_outside(image: Pixels, mask: Mask) -> tuple[Means, Means]:
 
     Returns:
       means: (B, 3) float32, 0 where nothing is free.
-      free: (B,) float32, share of the block.
+      free: (B,) float32, free share of the block.
     """
     outside = ~mask[..., np.newaxis]
     free = _block_means(outside.astype(np.float32))
@@ -57,25 +57,25 @@ def describe_outside(image: Pixels, mask: Mask) -> tuple[Means, Means]:
 
 def _block_means(image: NDArray[np.float32]) -> NDArray[np.float32]:
     count = image.shape[0] // BLOCK
-    whole = image[: count * BLOCK, : count * BLOCK]
-    blocks = whole.reshape(count, BLOCK, count, BLOCK, -1)
+    cropped = image[: count * BLOCK, : count * BLOCK]
+    blocks = cropped.reshape(count, BLOCK, count, BLOCK, -1)
     means: NDArray[np.float32] = blocks.mean(axis=(1, 3)).reshape(count * count, -1)
     return means
 
 
 def nearest(pool: NDArray[np.uint8], means: Means, free: Means, count: int) -> NDArray[np.int64]:
-    """Backgrounds that look most like the free part of mixed pictures.
+    """Finds the backgrounds that look most like the free part of mixed pictures.
 
     Args:
-      pool: (N, B, 3) uint8 of `describe`.
-      means, free: (n, B, 3) and (n, B) float32 of `describe_outside`.
-      count: how many to find.
+      pool: (N, B, 3) uint8, from `describe`.
+      means, free: (n, B, 3) and (n, B) float32, from `describe_outside`.
+      count: number of backgrounds to find.
 
     Returns:
       (n, min(count, N)) int64 positions in the pool, the most alike first.
     """
     pictures, blocks = free.shape
-    # A block that is free by half says less than half as much.
+    # A half-free block is less than half as informative, so weights are squared.
     weights = (free * free).astype(np.float32)
     weighted = (weights[..., np.newaxis] * means).reshape(pictures, -1).astype(np.float32)
     distances = np.empty((pictures, len(pool)), np.float32)
@@ -89,7 +89,7 @@ def nearest(pool: NDArray[np.uint8], means: Means, free: Means, count: int) -> N
 
 
 def compare(image: Pixels, mask: Mask, backgrounds: Sequence[Pixels]) -> list[float] | None:
-    """Mean differences of a mixed picture from backgrounds, outside of its mask.
+    """Measures how much a mixed picture differs from backgrounds, outside of its mask.
 
     Args:
       image: (S, S, 3) uint8.
@@ -97,16 +97,17 @@ def compare(image: Pixels, mask: Mask, backgrounds: Sequence[Pixels]) -> list[fl
       backgrounds: (S, S, 3) uint8 each.
 
     Returns:
-      For each background, in levels of 0 to 255; None if the mask leaves too little.
+      Mean difference of each background, in levels of 0 to 255; None if the mask leaves too few
+      pixels.
     """
     for clearance in _CLEARANCES:
         side = 2 * clearance + 1
         grown = cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8))
         outside = grown == 0
         if outside.sum() >= _MIN_PIXELS:
-            seen = image[outside].astype(np.float32)
+            visible = image[outside].astype(np.float32)
             return [
-                float(np.minimum(np.abs(seen - background[outside]), _CLIP).mean())
+                float(np.minimum(np.abs(visible - background[outside]), _CLIP).mean())
                 for background in backgrounds
             ]
     return None
@@ -114,13 +115,13 @@ def compare(image: Pixels, mask: Mask, backgrounds: Sequence[Pixels]) -> list[fl
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """How well the best candidate fits.
+    """The best candidate, and how well it fits.
 
     Attributes:
       position: of the best candidate.
       difference: its mean difference, in levels of 0 to 255.
-      next_difference: that of the next best, None if there is no other.
-      is_sure: whether it is the one.
+      next_difference: mean difference of the next best candidate, None if there is no other.
+      is_sure: whether the best candidate is certainly the true background.
     """
 
     position: int
@@ -130,10 +131,10 @@ class Match:
 
 
 def decide(differences: Sequence[float]) -> Match:
-    """Picks the best of candidates; sure only if it is near, and no other nearly as near.
+    """Picks the best candidate, which is sure if it is close and no other is nearly as close.
 
     Args:
-      differences: of `compare`, one at least; of equal ones the first is the best.
+      differences: from `compare`, at least one; the first of equal ones is the best.
 
     >>> decide([20.0, 0.5, 9.0]).is_sure, decide([0.5, 0.5]).is_sure
     (True, False)
@@ -141,5 +142,5 @@ def decide(differences: Sequence[float]) -> Match:
     order = sorted(range(len(differences)), key=differences.__getitem__)
     best = differences[order[0]]
     second = differences[order[1]] if len(order) > 1 else None
-    alone = second is None or second >= 2 * best + MARGIN
-    return Match(order[0], best, second, best <= MAX_DIFFERENCE and alone)
+    is_distinct = second is None or second >= 2 * best + MARGIN
+    return Match(order[0], best, second, best <= MAX_DIFFERENCE and is_distinct)

@@ -1,18 +1,18 @@
-"""Pairing: which background each foreground gets in the mixed variants.
+"""Pairs each foreground of the mixed variants with a background.
 
-Draws are fair: every background of the class that is drawn from is as likely, for each foreground,
-variant and draw anew. They are stable: one image more or less re-pairs about two foregrounds in
-each variant. Both by rendezvous hashing (Thaler and Ravishankar 1998), in two levels, so that a
-draw looks at a small part of a large class: a foreground takes the best of `BUCKETS` buckets, which
-divide a class by a hash and count by their size (the logarithmic method of Schindelhauer and
-Schomaker 2005), and in it the best background.
+Draws are fair: all backgrounds of the class are equally likely, independently for each foreground,
+variant and draw. Draws are stable: adding or removing an image re-pairs about two foregrounds in
+each variant. Rendezvous hashing (Thaler and Ravishankar 1998) gives both. It works on two levels,
+so that a draw examines only a small part of a large class: a foreground takes the best of `BUCKETS`
+buckets, into which a hash divides the class and which are weighted by their size (the logarithmic
+method of Schindelhauer and Schomaker 2005), and then the best background in that bucket.
 
 Images of one group share a scene, so none of them is another's background: a foreground draws as if
-the images of its own group were not there.
+the images of its own group did not exist.
 
-Source of the variants: paper section 2, which draws from the same class, a random one or the
-next. Whether a random class may be the own one, and a background the image's own, it does not
-say: both are arguments.
+Source of the variants: paper section 2, which draws from the same class, a random class or the
+next one. It does not say whether a random class may be the foreground's own, nor whether a
+background may be the image's own, so both are arguments.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from transforms.hashing import UInt64Array, keyed_hashes, substream, substreams
 
 BUCKETS = 256
-"""Of a class, by the highest bits of its backgrounds' hashes."""
+"""Number of buckets of a class, formed by the highest bits of its backgrounds' hashes."""
 NO_PARTNER = -1
 
 _AT_ONCE = 1 << 22
-"""Hashes that are looked at together, 8 bytes each and as much again for each step."""
+"""Hashes that are processed at once; they take 8 bytes each, and as much again at each step."""
 
 Positions = NDArray[np.int64]
 
@@ -41,10 +41,9 @@ class Pool:
 
     Attributes:
       labels: (n,) int64 superclass labels.
-      hashes: (n,) uint64 of `background_hashes`.
+      hashes: (n,) uint64, from `background_hashes`.
       members: for each present label, positions in order of their hash, ties by key.
-      groups: (n,) int64 >= 0, the same for images of one group; (n,) different numbers without
-        groups.
+      groups: (n,) int64 >= 0, equal for images of one group; all different if there are no groups.
     """
 
     labels: NDArray[np.int64]
@@ -61,8 +60,10 @@ class Pool:
         seed: int,
         groups: Positions | None = None,
     ) -> Pool:
-        """Builds the pool of (n,) keys; without `groups`, each image is one of its own. Raises
-        ValueError if a key occurs twice."""
+        """Builds the pool of (n,) keys.
+
+        Without `groups`, each image is a group of its own. Raises ValueError if a key occurs twice.
+        """
         if len(set(keys)) != len(keys):
             raise ValueError("a pool needs unique keys")
         order = np.argsort(np.asarray(keys, object), kind="stable")
@@ -81,13 +82,13 @@ class Pool:
 
         Args:
           labels: (n,) int64.
-          hashes: (n,) uint64 of `background_hashes`.
-          groups: as `of`.
-          order: (n,) positions in order of the keys, None if the images are in it.
+          hashes: (n,) uint64, from `background_hashes`.
+          groups: see `Pool`; without them, each image is a group of its own.
+          order: (n,) positions in order of the keys, None if the images are in that order.
         """
         if groups is None:
             groups = np.arange(len(labels))
-        # Stable sorts: equal hashes stay in order of the key.
+        # The sort is stable, so equal hashes stay in order of the key.
         by_hash = np.argsort(hashes if order is None else hashes[order], kind="stable")
         if order is not None:
             by_hash = order[by_hash]
@@ -99,7 +100,7 @@ class Pool:
 
 
 def background_hashes(keys: Iterable[str], seed: int) -> UInt64Array:
-    """Hashes of backgrounds, (n,) uint64 of (n,) keys."""
+    """Hashes the (n,) keys of backgrounds to (n,) uint64."""
     return keyed_hashes(seed, "background", keys)
 
 
@@ -119,21 +120,21 @@ def pair(
     Args:
       pool: the selected images of the split.
       foregrounds: (m,) positions in the pool.
-      keys: (m,) of the foregrounds.
+      keys: (m,) keys of the foregrounds.
       variant: `mixed_same` draws from the foreground's class, `mixed_next` from the next
         present class, cyclically; `mixed_rand` draws a present class uniformly, then an
         image of it.
       seed: of the keyed hash; variants draw independently.
-      replicate: which of several independent draws.
+      replicate: number of the draw among several independent ones.
       own_background: whether an image may get its own background.
-      mixed_rand: `any` class, or `other` than the foreground's.
+      mixed_rand: `any` class, or a class `other` than the foreground's.
 
     Returns:
-      (m,) positions in the pool, `NO_PARTNER` where there is nothing to draw. The draw of
-      one foreground does not depend on the others asked for.
+      (m,) positions in the pool, `NO_PARTNER` where there is nothing to draw. The draw of one
+      foreground does not depend on the other foregrounds.
 
     Raises:
-      ValueError: an unknown variant or policy.
+      ValueError: the variant or the policy is unknown.
     """
     if mixed_rand not in ("any", "other"):
         raise ValueError(f"mixed_rand must be any or other: got {mixed_rand!r}")
@@ -143,11 +144,11 @@ def pair(
         pool, foregrounds, keys, variant, stream, seed, own_background, mixed_rand
     )
     backgrounds = np.full(len(foregrounds), NO_PARTNER, np.int64)
-    own = np.full(len(foregrounds), NO_PARTNER) if own_background else pool.groups[foregrounds]
+    banned = np.full(len(foregrounds), NO_PARTNER) if own_background else pool.groups[foregrounds]
     for label, members in pool.members.items():
         rows = np.flatnonzero(classes == label)
         if len(rows):
-            backgrounds[rows] = _draw(pool, members, hashes[rows], own[rows])
+            backgrounds[rows] = _draw(pool, members, hashes[rows], banned[rows])
     return backgrounds
 
 
@@ -159,15 +160,15 @@ def draw_scenes(
     seed: int,
     replicate: int = 0,
 ) -> Positions:
-    """Draws a scene, which is no image of the dataset, for each foreground.
+    """Draws a scene, which is not part of the dataset, for each foreground.
 
     Args:
       scenes: (n,) keys, unique.
       foregrounds: (m,) keys.
-      variant, seed, replicate: as `pair`.
+      variant, seed, replicate: see `pair`.
 
     Returns:
-      (m,) positions among the scenes, `NO_PARTNER` if there are none; as stable as `pair`.
+      (m,) positions among the scenes, `NO_PARTNER` if there are none; as stable as those of `pair`.
 
     Raises:
       ValueError: a scene's key occurs twice.
@@ -181,7 +182,7 @@ def draw_scenes(
 
 
 def group_numbers(keys: Sequence[str], groups: Sequence[str | None]) -> Positions:
-    """Numbers that tell groups apart, (n,) int64; an image without one is a group of its own.
+    """Numbers the groups, (n,) int64; an image without a group is a group of its own.
 
     >>> group_numbers(["a", "b", "c"], ["x", None, "x"]).tolist()
     [1, 0, 1]
@@ -201,7 +202,7 @@ def _background_classes(
     own_background: bool,
     mixed_rand: str,
 ) -> Positions:
-    """Class to draw from for each foreground, `NO_PARTNER` for none."""
+    """Chooses the class to draw from for each foreground, `NO_PARTNER` if there is none."""
     labels = pool.labels[foregrounds]
     present = sorted(pool.members)
     if variant == "mixed_same":
@@ -215,7 +216,7 @@ def _background_classes(
         raise ValueError(f"{variant!r} is not a mixed variant")
     if not present:
         return np.full(len(foregrounds), NO_PARTNER, np.int64)
-    # The highest hash wins (rendezvous): a class that comes or goes moves only its share.
+    # The highest hash wins (rendezvous), so adding or removing a class moves only its share.
     scores = np.zeros((len(present), len(keys)), np.uint64)
     allowed = np.ones(scores.shape, np.bool_)
     for row, label in enumerate(present):
@@ -224,7 +225,7 @@ def _background_classes(
             allowed[row] = labels != label
         groups = pool.groups[pool.members[label]]
         if not own_background and (groups == groups[0]).all():
-            # The class holds nothing but the image itself, or its group.
+            # The class holds a single image or group, which must not draw from itself.
             allowed[row] &= pool.groups[foregrounds] != groups[0]
     scores[~allowed] = 0
     chosen = np.asarray(present, np.int64)[scores.argmax(axis=0)]
@@ -232,10 +233,12 @@ def _background_classes(
 
 
 def _draw(pool: Pool, members: Positions, hashes: UInt64Array, banned: Positions) -> Positions:
-    """A member for each foreground's hash, of another group than the banned one; `NO_PARTNER`
-    where there is none."""
+    """Draws a member for each foreground's hash, outside of the foreground's banned group.
+
+    The result is `NO_PARTNER` where there is no such member.
+    """
     class_hashes, groups = pool.hashes[members], pool.groups[members]
-    # In order of the hash, so the backgrounds of a bucket lie side by side.
+    # Members are in order of their hash, so the backgrounds of a bucket are contiguous.
     bucket_of = (class_hashes >> np.uint64(64 - BUCKETS.bit_length() + 1)).astype(np.int64)
     starts = np.searchsorted(bucket_of, np.arange(BUCKETS))
     sizes = np.bincount(bucket_of, minlength=BUCKETS)
@@ -243,42 +246,45 @@ def _draw(pool: Pool, members: Positions, hashes: UInt64Array, banned: Positions
     step = max(1, _AT_ONCE // (BUCKETS + int(sizes.max())))
     for first in range(0, len(hashes), step):
         part = slice(first, first + step)
-        banned_rows, banned_places = _members_of_groups(groups, banned[part])
+        banned_rows, banned_positions = _members_of_groups(groups, banned[part])
         weights = np.tile(sizes, (len(banned[part]), 1))
-        np.subtract.at(weights, (banned_rows, bucket_of[banned_places]), 1)
+        np.subtract.at(weights, (banned_rows, bucket_of[banned_positions]), 1)
         rows = np.flatnonzero(weights.any(axis=1))
         bucket = _best_buckets(weights[rows], hashes[part][rows])
-        # The backgrounds of each foreground's bucket, all in a row.
-        of_row, places = _spread(starts[bucket], sizes[bucket])
-        scores = substream(substream(hashes[part], BUCKETS)[rows][of_row] ^ class_hashes[places], 0)
-        # A score is never 0, so that what is banned is worse than all others.
-        scores = np.where(groups[places] == banned[part][rows][of_row], 0, scores | np.uint64(1))
+        # Concatenates the backgrounds of all foregrounds' buckets.
+        row_of, positions = _spread(starts[bucket], sizes[bucket])
+        scores = substream(
+            substream(hashes[part], BUCKETS)[rows][row_of] ^ class_hashes[positions], 0
+        )
+        # Allowed scores are never 0, so every banned background loses.
+        is_banned = groups[positions] == banned[part][rows][row_of]
+        scores = np.where(is_banned, 0, scores | np.uint64(1))
         best = np.maximum.reduceat(scores, np.cumsum(sizes[bucket]) - sizes[bucket])
-        found = np.flatnonzero(scores == best[of_row])
-        winners, at = np.unique(of_row[found], return_index=True)
-        drawn[first + rows[winners]] = members[places[found[at]]]
+        winning = np.flatnonzero(scores == best[row_of])
+        winners, first_winning = np.unique(row_of[winning], return_index=True)
+        drawn[first + rows[winners]] = members[positions[winning[first_winning]]]
     return drawn
 
 
 def _best_buckets(weights: NDArray[np.int64], hashes: UInt64Array) -> Positions:
-    """One of the buckets for each foreground, each with a chance by its weight, (m, BUCKETS)."""
+    """Draws a bucket for each foreground, with probabilities by the weights, (m, BUCKETS)."""
     bits = substreams(hashes, range(BUCKETS)).T >> np.uint64(11)
-    # In (0, 1), with all that a double holds.
+    # In (0, 1), with the full precision of a double.
     uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53
     buckets: Positions = (weights / -np.log(uniform)).argmax(axis=1)
     return buckets
 
 
 def _members_of_groups(groups: Positions, wanted: Positions) -> tuple[Positions, Positions]:
-    """All pairs (row of `wanted`, place in `groups`) of the same group."""
+    """Finds all pairs (position in `wanted`, position in `groups`) of the same group."""
     order = np.argsort(groups, kind="stable")
     low, high = (np.searchsorted(groups[order], wanted, side) for side in ("left", "right"))
-    rows, places = _spread(low, high - low)
-    return rows, order[places]
+    rows, positions = _spread(low, high - low)
+    return rows, order[positions]
 
 
 def _spread(starts: Positions, counts: Positions) -> tuple[Positions, Positions]:
-    """Ranges side by side: for each number in them the row of its range, and itself.
+    """Concatenates ranges; returns the range that each number belongs to, and the number.
 
     >>> _spread(np.asarray([5, 0]), np.asarray([2, 1]))
     (array([0, 0, 1]), array([5, 6, 0]))

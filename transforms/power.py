@@ -1,9 +1,8 @@
-"""A linear probe: can the class be told from a model's outputs at all?
+"""A linear probe, which tests whether a model's outputs tell the class at all.
 
-On pictures of backgrounds alone, it bounds what a gap between backgrounds can show: where
-backgrounds do not tell the class, a model that relies on them loses nothing by another one.
-For probes that are trained once and then evaluated as models, see
-`pipeline.training.linear_probe`.
+On pictures of backgrounds alone, it bounds what a gap between backgrounds can show: if backgrounds
+do not tell the class, a model that relies on them loses nothing when they are exchanged. For probes
+that are trained once and then evaluated as models, see `pipeline.training.linear_probe`.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ from transforms.intervals import (
 
 FOLDS = 5
 _PENALTIES = 10.0 ** np.arange(-3, 4)
-"""Over the mean of the squared singular values of the features."""
+"""Candidate penalties, as multiples of the mean squared singular value of the features."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Power:
-    """What a probe says of pictures.
+    """The accuracy of a probe.
 
     Attributes:
-      accuracy, low, high: its cross-validated accuracy, and the interval.
-      chance: of a constant answer, which needs no features.
+      accuracy, low, high: cross-validated accuracy, with its interval.
+      chance: accuracy of the best constant answer.
       images: number of pictures.
-      units: number of groups of pictures that were held out together.
+      units: number of groups of pictures that are held out together.
     """
 
     accuracy: float
@@ -49,7 +48,7 @@ class Power:
 
     @property
     def has_power(self) -> bool:
-        """Whether the class can be told: the whole interval lies above chance."""
+        """Whether the outputs tell the class: the whole interval lies above chance."""
         return self.low > self.chance
 
 
@@ -61,27 +60,28 @@ def power_of_outputs(
     seed: int = 0,
     confidence: float = CONFIDENCE,
 ) -> Power | None:
-    """Accuracy of a linear classifier on outputs, on pictures it was not fitted to.
+    """Measures the accuracy of a linear classifier of outputs, on pictures it was not fitted to.
+
+    In simulations without any signal, the whole interval should lie above chance in 2.5 % of cases.
+    It does in 1 to 3 % with 5 to 9 equal classes and 45 to 600 pictures, single or in units of 5,
+    and in fewer if classes differ in size. With 2 or 3 classes it does in 3 to 7 %, because each
+    two pictures inform about each other, so they are right or wrong together. With fewer than about
+    40 pictures, the interval is too narrow, as is that of `paired_bootstrap`.
 
     Args:
-      outputs: (n, k) of a model on n pictures; those that are no numbers count as 0.
+      outputs: (n, k) outputs of a model on n pictures; NaN and infinite values count as 0.
       labels: (n,) true classes, >= 0.
-      units: (n,) what each picture belongs to: those of one unit are held out together, and
-        resampled together for the interval.
+      units: (n,) unit of each picture; pictures of one unit are held out together, and resampled
+        together for the interval.
       seed: of the keyed hashes.
       confidence: in (0, 1).
 
     Returns:
-      The accuracy with a percentile bootstrap interval over units, None where the units make
-      no two folds. In simulations without any signal the whole interval lies above chance in
-      1 to 3 % of cases, as it should in 2.5 %, with 5 to 9 equal classes and 45 to 600 pictures,
-      alone or in units of 5; in fewer where the classes differ in size. With 2 or 3 classes it
-      does in 3 to 7 %: what a picture tells of another, that one tells of it, so that the two are
-      right or wrong together. Of fewer than 40 pictures or so it is as much too narrow as
-      `paired_bootstrap`'s.
+      The accuracy with a percentile bootstrap interval over units; None if the units fill fewer
+      than two folds.
 
     Raises:
-      ValueError: sequences of different length.
+      ValueError: sequences have different lengths.
     """
     if not len(outputs) == len(labels) == len(units):
         raise ValueError(f"{len(outputs)} outputs, {len(labels)} labels, {len(units)} units")
@@ -107,31 +107,32 @@ def power_of_outputs(
 def folds_of(
     units: Sequence[str] | NDArray[np.object_], *, folds: int = FOLDS, seed: int = 0
 ) -> NDArray[np.int64]:
-    """The fold of each unit, (n,) in [0, folds): by its own hash alone, so another unit moves
-    none."""
+    """Assigns each unit to a fold, (n,) in [0, folds).
+
+    The fold depends on the unit's own hash alone, so adding a unit moves no other.
+    """
     return (keyed_hashes(seed, "fold", units) % np.uint64(folds)).astype(np.int64)
 
 
 def cross_validated(
     features: NDArray[np.floating], labels: NDArray[np.integer], folds: NDArray[np.integer]
 ) -> NDArray[np.int64]:
-    """Predictions for each fold by a classifier that is fitted to all others: least squares with an
-    L2 penalty on indicators of the classes.
+    """Predicts each fold by a classifier that is fitted to all others.
 
-    One eigendecomposition does for all folds and penalties. With the hat matrix H of all pictures,
-    what a fit to the others says of a fold F is (1 - H_FF)^-1 H_F y, where y is 0 on F, as it is
-    when single rows are left out (Allen's PRESS, 1974). By that the penalty of a fold is chosen
-    among `_PENALTIES`: the one with the least squared error on the others, each left out in turn,
-    while the fold takes part without its classes.
+    The classifier is least squares with an L2 penalty on indicators of the classes. One
+    eigendecomposition serves all folds and penalties: with the hat matrix H of all pictures, a fit
+    to the others predicts (1 - H_FF)^-1 H_F y for a fold F, where y is 0 on F, as for single rows
+    that are left out (Allen's PRESS, 1974). The penalty of a fold is the one of `_PENALTIES` with
+    the least squared error on the other folds, whose pictures are left out in turn; the fold itself
+    takes part in this with its features, but without its classes.
 
-    The share of each class is that of all pictures: where a fold holds more of a class, the
-    others hold less of it, and a classifier that learnt its share there would be wrong more
-    often than by chance.
+    Class shares are those of all pictures. If a fold holds more of a class, the others hold less of
+    it, so a classifier that learned the shares there would be wrong more often than by chance.
 
     Args:
       features: (n, k) finite.
       labels: (n,) classes, >= 0.
-      folds: (n,) of at least two values.
+      folds: (n,) fold of each picture, with at least two different values.
 
     Returns:
       (n,) int64 classes, in [0, max(labels)].
@@ -143,32 +144,31 @@ def cross_validated(
     if not len(variances):
         return predicted
     shrunk = variances / (variances + variances.mean() * _PENALTIES[:, np.newaxis])
-    left = 1 - 1 / len(labels) - axes**2 @ shrunk.T  # The diagonals of 1 - H.
+    diagonals = 1 - 1 / len(labels) - axes**2 @ shrunk.T  # Those of 1 - H, for each penalty.
     known = (folds[:, np.newaxis] != np.unique(folds))[..., np.newaxis]
-    # Of each fold, (pictures, folds, classes).
+    # For each fold that is left out: (pictures, folds, classes).
     means = (indicators[:, np.newaxis] * known).sum(axis=0) / known.sum(axis=0)
     targets = (indicators[:, np.newaxis] - means) * known
     projected = np.tensordot(axes, targets, (0, 0))
     errors = []
-    for factors, of_each in zip(shrunk, left.T, strict=True):
+    for factors, diagonal in zip(shrunk, diagonals.T, strict=True):
         fitted = np.tensordot(axes, factors[:, np.newaxis, np.newaxis] * projected, 1)
-        residuals = (targets - fitted) * known / of_each[:, np.newaxis, np.newaxis]
+        residuals = (targets - fitted) * known / diagonal[:, np.newaxis, np.newaxis]
         errors.append((residuals**2).sum(axis=(0, 2)))
     for fold, best in enumerate(np.argmin(errors, axis=0)):
         held_out, roots = ~known[:, fold, 0], np.sqrt(shrunk[best])
         rows = axes[held_out] * roots
-        of_others = np.eye(len(rows)) - 1 / len(labels) - rows @ rows.T
-        scores = np.linalg.solve(of_others, rows @ (roots[:, np.newaxis] * projected[:, fold]))
+        complement = np.eye(len(rows)) - 1 / len(labels) - rows @ rows.T  # 1 - H_FF.
+        scores = np.linalg.solve(complement, rows @ (roots[:, np.newaxis] * projected[:, fold]))
         predicted[held_out] = (scores + shares).argmax(axis=1)
     return predicted
 
 
 def _principal_axes(features: NDArray[np.floating]) -> tuple[Floats, Floats]:
-    """Left singular vectors (n, r) of features less their means, and the squared singular values
-    (r,).
+    """Computes left singular vectors (n, r) and squared singular values (r,) of centred features.
 
-    By the smaller of the two Gram matrices, much the faster where one side is the longer; no
-    penalty keeps the digits that this costs.
+    It decomposes the smaller of the two Gram matrices, which is much faster if the sides differ.
+    The loss of precision does not matter, because every penalty exceeds it.
     """
     x = np.array(features, np.float64)
     x -= x.mean(axis=0)

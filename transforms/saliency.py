@@ -1,7 +1,7 @@
-"""Saliency maps: how strongly each pixel moves a model's answer, and where that lies.
+"""Saliency maps: how strongly each pixel affects a model's output, and how much is foreground.
 
-Source: the gradient maps of Simonyan, Vedaldi and Zisserman 2014; blog section 4 compares
-those of two models by eye, `mass_in_mask` makes a number of them.
+Source: the gradient maps of Simonyan, Vedaldi and Zisserman 2014. Blog section 4 compares the maps
+of two models by eye; `mass_in_mask` quantifies them.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from transforms.geometry import Mask, Pixels
 Map = NDArray[np.float32]
 
 _BLUR = 1.2
-"""Standard deviation in pixels: single pixels of a gradient are noise to the eye."""
+"""Standard deviation of the blur, in pixels. Without it, single pixels look like noise."""
 _BRIGHTEST = 99.5
-"""Percentile of a map that is shown as brightest; the few above would darken all others."""
+"""Percentile of a map that is shown brightest; the few values above would darken all others."""
 _PICTURE = 0.4
-"""Share of the picture's own brightness that stays visible below the map."""
+"""Share of the picture's brightness that stays visible below the map."""
 
 
 def saliency_map(gradient: NDArray[np.floating]) -> Map:
-    """The map of a gradient.
+    """Reduces a gradient to a saliency map.
 
     Args:
-      gradient: (3, H, W) of a class's score with respect to the pixels.
+      gradient: (3, H, W), of a class's score with respect to the pixels.
 
     Returns:
       (H, W) float32, >= 0: the largest absolute value over the channels.
@@ -36,14 +36,14 @@ def saliency_map(gradient: NDArray[np.floating]) -> Map:
 
 
 def mass_in_mask(saliency: NDArray[np.floating], mask: Mask) -> float:
-    """Share of a map's mass that lies inside a mask.
+    """Computes the share of a map's mass that lies inside a mask.
 
     Args:
       saliency: (H, W), >= 0.
       mask: (H, W) bool.
 
     Returns:
-      A fraction in [0, 1], whatever the map's scale; NaN for a map that is 0 everywhere.
+      A fraction in [0, 1], independent of the map's scale; NaN for a map that is 0 everywhere.
     """
     mass = saliency.astype(np.float64)
     inside, outside = float(mass[mask].sum()), float(mass[~mask].sum())
@@ -51,7 +51,7 @@ def mass_in_mask(saliency: NDArray[np.floating], mask: Mask) -> float:
 
 
 def overlay(picture: Pixels, saliency: NDArray[np.floating], mask: Mask) -> Pixels:
-    """Shows a map on its picture.
+    """Draws a map over its picture.
 
     Args:
       picture: (H, W, 3) uint8, RGB.
@@ -59,8 +59,8 @@ def overlay(picture: Pixels, saliency: NDArray[np.floating], mask: Mask) -> Pixe
       mask: (H, W) bool, of the foreground.
 
     Returns:
-      (H, W, 3) uint8, RGB: the map, slightly blurred, in colours from black to yellow
-      on the picture in dark grey, with the outline of the mask.
+      (H, W, 3) uint8, RGB: the slightly blurred map in colours from black to yellow, on the picture
+      in dark grey, with the outline of the mask.
     """
     blurred = cv2.GaussianBlur(saliency.astype(np.float32), (0, 0), _BLUR)
     brightest = float(np.percentile(blurred, _BRIGHTEST))
@@ -74,7 +74,7 @@ def overlay(picture: Pixels, saliency: NDArray[np.floating], mask: Mask) -> Pixe
 
 
 def _outline(mask: Mask) -> Mask:
-    """The pixels of a mask that touch its outside."""
+    """Finds the pixels of a mask that touch its outside."""
     inside = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1)
     outline: Mask = mask & (inside == 0)
     return outline

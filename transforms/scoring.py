@@ -1,7 +1,7 @@
-"""From logits to superclass predictions, by the two label rules.
+"""Maps logits to superclass predictions, by one of two label rules.
 
-Source: the authors' evaluation protocol (`argmax_then_map`), and the rule its users ask
-for (`mapped_only`).
+Source: the authors' evaluation protocol (`argmax_then_map`), and the rule that users of the dataset
+ask for (`mapped_only`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Labels = NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-    """What one rule says of a batch.
+    """The predictions of one rule for a batch.
 
     Attributes:
-      prediction: (n,) int64 superclass label, `OUTSIDE` if the output has none.
+      prediction: (n,) int64 superclass label, `OUTSIDE` if the winning output has none.
       output: (n,) int64 winning model output.
       top1: (n,) float32 softmax probability of that output.
       true: (n,) float32 summed softmax probability of the true label's outputs.
@@ -42,17 +42,19 @@ def _score(logits: Logits, labels: Labels, output_labels: Labels, allowed: Label
     probabilities = shifted / shifted.sum(axis=1, keepdims=True)
     winner = kept.argmax(axis=1)
     output = allowed[winner]
-    of_true = output_labels[allowed][np.newaxis] == labels[:, np.newaxis]
+    is_true = output_labels[allowed][np.newaxis] == labels[:, np.newaxis]
     return Scores(
         prediction=output_labels[output],
         output=output,
         top1=probabilities[np.arange(len(kept)), winner],
-        true=(probabilities * of_true).sum(axis=1, dtype=np.float32),
+        true=(probabilities * is_true).sum(axis=1, dtype=np.float32),
     )
 
 
 def argmax_then_map(logits: Logits, labels: Labels, output_labels: Labels) -> Scores:
-    """The paper's rule: the best of all outputs, then its superclass; none counts as wrong.
+    """Predicts the superclass of the best of all outputs: the paper's rule.
+
+    A best output without a superclass counts as wrong.
 
     Args:
       logits: (n, k) float32.
@@ -60,16 +62,16 @@ def argmax_then_map(logits: Logits, labels: Labels, output_labels: Labels) -> Sc
       output_labels: (k,) int64 superclass of each output, `OUTSIDE` for none.
 
     Returns:
-      For each row; of equal logits the first output wins.
+      The scores of each row. The first of equal logits wins.
     """
     return _score(logits, labels, output_labels, np.arange(logits.shape[1]))
 
 
 def mapped_only(logits: Logits, labels: Labels, output_labels: Labels) -> Scores:
-    """The best of the outputs that have a superclass (of ImageNet's 1000, 370 in ImageNet-9).
+    """Predicts the best among the outputs that have a superclass (370 of 1000 in ImageNet-9).
 
-    Arguments and result as of `argmax_then_map`, but probabilities are over those outputs alone.
-    Raises ValueError if there are none.
+    Same as `argmax_then_map`, but probabilities are over those outputs alone. Raises ValueError if
+    no output has a superclass.
     """
     return _score(logits, labels, output_labels, np.flatnonzero(output_labels != OUTSIDE))
 
@@ -78,45 +80,53 @@ LABEL_RULES: dict[str, Callable[[Logits, Labels, Labels], Scores]] = {
     "argmax_then_map": argmax_then_map,
     "mapped_only": mapped_only,
 }
-"""By name, the paper's first."""
+"""Label rules by name, the paper's first."""
 
 PAPER_RULE = "argmax_then_map"
 """The label rule of the paper's figures."""
 
 
 def _outputs_in_imagenet(taxonomy: Taxonomy) -> dict[str, int | None]:
-    """ImageNet's output of each class that has a superclass, by what the class is called; None
-    where there is none, where several classes have the same, or the taxonomy names others."""
+    """Maps each class that has a superclass to its output in ImageNet models.
+
+    The value is None if there is no such output, if several classes would share it, or if the
+    taxonomy names outputs of its own.
+    """
     labels = zip(taxonomy.wnids, taxonomy.labels, strict=True)
     inside = [wnid for wnid, label in labels if label != OUTSIDE]
     if taxonomy.outputs is not None:
         return dict.fromkeys(inside)
-    found = {wnid: imagenet_output(wnid) for wnid in inside}
-    times = collections.Counter(found.values())
-    return {wnid: index if times[index] == 1 else None for wnid, index in found.items()}
+    outputs = {wnid: imagenet_output(wnid) for wnid in inside}
+    times = collections.Counter(outputs.values())
+    return {wnid: index if times[index] == 1 else None for wnid, index in outputs.items()}
 
 
 def labels_of_outputs(num_outputs: int, taxonomy: Taxonomy) -> Labels:
-    """Superclass of each model output.
+    """Finds the superclass of each model output.
+
+    The first of these interpretations that fits the head is used:
+
+    1. the outputs that the taxonomy names for its classes; all other outputs are outside,
+    2. ImageNet's 1000 classes, if the taxonomy's classes are all among them,
+    3. one output for each superclass, on which both rules agree,
+    4. one output for each class,
+    5. ImageNet's 1000 classes, if every class with a superclass has a WordNet id or a name of
+       ImageNet's.
 
     Args:
       num_outputs: size of the model's head.
       taxonomy: classes and superclasses.
 
     Returns:
-      (num_outputs,) int64. The first that fits: the outputs that the taxonomy names for its
-      classes (all others are outside); ImageNet's 1000, if all its classes are among them; one
-      output a superclass (its argmax is the label; both rules agree); one output a class;
-      ImageNet's 1000, if all classes with a superclass are called by a WordNet id or a name of
-      ImageNet's.
+      (num_outputs,) int64 superclass labels, `OUTSIDE` for none.
 
     Raises:
-      ValueError: any other head.
+      ValueError: no interpretation fits.
     """
     if taxonomy.outputs is not None and max(taxonomy.outputs) < num_outputs:
-        found = np.full(num_outputs, OUTSIDE, np.int64)
-        found[list(taxonomy.outputs)] = taxonomy.labels
-        return found
+        labels = np.full(num_outputs, OUTSIDE, np.int64)
+        labels[list(taxonomy.outputs)] = taxonomy.labels
+        return labels
     if num_outputs == len(imagenet9().wnids) and taxonomy.is_of_imagenet:
         return np.asarray([taxonomy.label_of(wnid) for wnid in imagenet9().wnids], np.int64)
     if num_outputs == taxonomy.num_labels:
@@ -125,10 +135,10 @@ def labels_of_outputs(num_outputs: int, taxonomy: Taxonomy) -> Labels:
         return taxonomy.label_of_output()
     in_imagenet = _outputs_in_imagenet(taxonomy)
     if num_outputs == len(imagenet9().wnids) and None not in in_imagenet.values():
-        found = np.full(num_outputs, OUTSIDE, np.int64)
+        labels = np.full(num_outputs, OUTSIDE, np.int64)
         for wnid, output in in_imagenet.items():
-            found[output] = taxonomy.label_of(wnid)
-        return found
+            labels[output] = taxonomy.label_of(wnid)
+        return labels
     raise ValueError(
         f"a head of {num_outputs} outputs fits neither {_classes_that_fit(taxonomy)} "
         f"nor the {taxonomy.num_labels} superclasses{_hint(num_outputs, taxonomy)}"
@@ -146,7 +156,7 @@ def _classes_that_fit(taxonomy: Taxonomy) -> str:
 
 
 def _hint(num_outputs: int, taxonomy: Taxonomy) -> str:
-    """What would make a head fit."""
+    """Suggests how a taxonomy could be made to fit a head; empty if nothing would help."""
     if taxonomy.is_of_imagenet or taxonomy.outputs is not None:
         return ""
     hint = "; a column index in the taxonomy file would say which outputs are the classes'"
@@ -158,8 +168,10 @@ def _hint(num_outputs: int, taxonomy: Taxonomy) -> str:
 
 
 def classes_of_outputs(num_outputs: int, taxonomy: Taxonomy) -> tuple[str, ...] | None:
-    """Name of the class of each model output, None where outputs are superclasses or of no
-    known class. Arguments and choice as `labels_of_outputs`."""
+    """Names the class of each model output; None if the outputs are superclasses or unknown.
+
+    The arguments and the interpretation are those of `labels_of_outputs`.
+    """
     if taxonomy.outputs is not None and max(taxonomy.outputs) < num_outputs:
         names = {i: taxonomy.class_names[n] for n, i in enumerate(taxonomy.outputs)}
         return tuple(names.get(output, f"output {output}") for output in range(num_outputs))

@@ -1,8 +1,7 @@
-"""Segmenters: which pixels of a picture are its foreground.
+"""Segmenters, which separate the foreground of a picture from its background.
 
-A segmenter is a function (image, box, seed) -> Segmentation. To add one, write the function
-and list it in `SEGMENTERS`; everything else goes by its name. Functions of the user's are
-called by `pipeline.segmenters`.
+A segmenter is a function (image, box, seed) -> Segmentation. To add one, write the function and
+add an entry to `SEGMENTERS`. Custom functions are called by `pipeline.segmenters`.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ GRABCUT_ITERATIONS = 5
 
 
 class SegmentationError(ValueError):
-    """A segmenter could not separate this picture."""
+    """The segmenter cannot separate this picture."""
 
 
 class Segmentation(NamedTuple):
-    """What a segmenter found.
+    """The result of a segmenter.
 
     Attributes:
       mask: (H, W) bool, True on the foreground.
-      fallback: why another implementation of the same method had to serve; empty if none.
+      fallback: why another implementation of the same method had to be used; empty if none was.
     """
 
     mask: Mask
@@ -49,13 +48,13 @@ class SegmentFunction(Protocol):
         Args:
           image: (H, W, 3) uint8, RGB.
           box: the object's box, clipped to the image, area > 0.
-          seed: decides every random choice inside.
+          seed: of every random choice.
 
         Returns:
           The foreground.
 
         Raises:
-          SegmentationError: this picture cannot be segmented.
+          SegmentationError: the picture cannot be segmented.
         """
         ...
 
@@ -66,17 +65,18 @@ def _nothing(announce: Callable[[], None]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Segmenter:
-    """A segmenter with what a manifest records about it.
+    """A segmenter, with the description that a manifest records.
 
     Attributes:
-      name: what `--segmenter` calls it.
-      method: what decides its masks. Implementations of one method give equal masks, so
-        nothing is made again where only the implementation is another one.
+      name: value of `--segmenter`.
+      method: name of the method. Implementations of one method give equal masks, so switching
+        between them does not invalidate layers.
       version: of the method, raised by hand whenever its masks change.
-      parameters: what else decides its masks, as JSON has it.
-      segment: the function; None if the foreground is given with each image.
-      prepare: gets it ready, before the first picture; calls its argument before a work of
-        some seconds.
+      parameters: other values that decide its masks, of JSON's types.
+      segment: the function; None if the masks come with the images.
+      prepare: called before the first picture; calls its argument before work that takes
+        seconds.
+      description: sentence of a dataset's card on the masks; may name `label` and flags in braces.
     """
 
     name: str
@@ -85,10 +85,13 @@ class Segmenter:
     parameters: dict[str, object]
     segment: SegmentFunction | None
     prepare: Callable[[Callable[[], None]], None] = _nothing
+    description: str = (
+        "Masks are computed by the user's own function, `{label}`, and not corrected by hand."
+    )
 
     @property
     def label(self) -> str:
-        """Method, version and parameters in a line.
+        """Method, version and parameters in one line.
 
         >>> SEGMENTERS["cv2"].label
         'grabcut 1 iterations=5'
@@ -98,15 +101,15 @@ class Segmenter:
 
 
 def segment_cv2(image: Pixels, box: Box, seed: int) -> Segmentation:
-    """`cv2.grabCut` from a rectangle, as in the authors' script, but seeded.
+    """Runs `cv2.grabCut` from a rectangle, as the authors' script does, but seeded.
 
-    Rectangle (xmin, ymin, width, height), 5 iterations, GC_INIT_WITH_RECT; foreground is
-    GC_FGD and GC_PR_FGD. OpenCV's generator belongs to the thread and carries over from
-    call to call, so it is seeded before every picture: `cv2.setRNGSeed(seed)`.
+    It takes the rectangle (xmin, ymin, width, height), 5 iterations and GC_INIT_WITH_RECT;
+    GC_FGD and GC_PR_FGD are foreground. OpenCV's generator belongs to the thread and carries its
+    state from call to call, so it is seeded before every picture (`cv2.setRNGSeed`).
 
     Raises:
       SegmentationError: OpenCV refuses the picture.
-      MemoryError: it does not fit, which says nothing of the picture.
+      MemoryError: the picture does not fit into memory, which is not its fault.
     """
     height, width = image.shape[:2]
     labels = np.zeros((height, width), np.uint8)
@@ -123,7 +126,7 @@ def segment_cv2(image: Pixels, box: Box, seed: int) -> Segmentation:
             cv2.GC_INIT_WITH_RECT,
         )
     except cv2.error as error:
-        # Running out of memory says nothing of the picture.
+        # A lack of memory is not the picture's fault, so it must not reject the picture.
         if error.code == cv2.Error.StsNoMem or "bad_alloc" in str(error):
             raise MemoryError(f"cv2.grabCut on {width} x {height} pixels") from error
         raise SegmentationError(f"cv2.grabCut: {error.err or error}") from error
@@ -131,9 +134,9 @@ def segment_cv2(image: Pixels, box: Box, seed: int) -> Segmentation:
 
 
 def segment_grabcut(image: Pixels, box: Box, seed: int) -> Segmentation:
-    """The same masks as `segment_cv2`, an order of magnitude sooner: `transforms.grabcut`.
+    """Same as `segment_cv2`, but an order of magnitude faster, by `transforms.grabcut`.
 
-    OpenCV serves where those kernels cannot. Raises as `segment_cv2`.
+    Falls back to OpenCV if the kernels cannot compute a mask.
     """
     try:
         labels = grabcut.grabcut(image, _rectangle(box), iterations=GRABCUT_ITERATIONS, seed=seed)
@@ -143,7 +146,7 @@ def segment_grabcut(image: Pixels, box: Box, seed: int) -> Segmentation:
 
 
 def segment_box(image: Pixels, box: Box, seed: int) -> Segmentation:
-    """The box itself: the pixels that `only_bg_b` blackens, column xmax and row ymax included."""
+    """Returns the box as the mask: the pixels that `only_bg_b` blackens, up to xmax and ymax."""
     mask = np.zeros(image.shape[:2], np.bool_)
     mask[box.ymin : box.ymax + 1, box.xmin : box.xmax + 1] = True
     return Segmentation(mask)
@@ -154,7 +157,7 @@ def _rectangle(box: Box) -> tuple[int, int, int, int]:
 
 
 def _foreground(labels: NDArray[np.uint8]) -> Mask:
-    """True where GrabCut's label is GC_FGD (1) or GC_PR_FGD (3)."""
+    """Returns True where GrabCut's label is GC_FGD (1) or GC_PR_FGD (3)."""
     return (labels & 1).astype(np.bool_)
 
 
@@ -168,13 +171,14 @@ def _prepare_grabcut(announce: Callable[[], None]) -> None:
 _warned = threading.Lock()
 
 
-def _warn_of_cv2(why: str) -> None:
-    """Says once in a process, whose threads may all come here, that OpenCV has to do."""
-    # Taken once and never given back.
+def _warn_of_cv2(reason: str) -> None:
+    """Warns that GrabCut runs in OpenCV, once in a process, whichever thread comes first."""
+    # The lock is never released, so only the first call passes.
     if not _warned.acquire(blocking=False):
         return
     logging.getLogger(__name__).warning(
-        "GrabCut runs in OpenCV, which takes some 15 times as long, with the same masks: %s", why
+        "GrabCut runs in OpenCV, which takes some 15 times as long, with the same masks: %s",
+        reason,
     )
 
 
@@ -189,31 +193,48 @@ SEGMENTERS = {
                 parameters={"iterations": GRABCUT_ITERATIONS},
                 segment=segment,
                 prepare=prepare,
+                description="Masks are computed by GrabCut from the annotated box, seeded before "
+                "every image (`--grabcut_seed {grabcut_seed}`), and not corrected by hand.",
             )
             for name, segment, prepare in (
                 ("grabcut", segment_grabcut, _prepare_grabcut),
                 ("cv2", segment_cv2, _nothing),
             )
         ),
-        Segmenter(name="masks", method="masks", version=1, parameters={}, segment=None),
-        Segmenter(name="box", method="box", version=1, parameters={}, segment=segment_box),
+        Segmenter(
+            name="masks",
+            method="masks",
+            version=1,
+            parameters={},
+            segment=None,
+            description="Masks were supplied with the images.",
+        ),
+        Segmenter(
+            name="box",
+            method="box",
+            version=1,
+            parameters={},
+            segment=segment_box,
+            description="Masks are the annotated boxes.",
+        ),
     )
 }
-"""By name. The first two are GrabCut: `grabcut` by our own kernels, `cv2` by OpenCV."""
+"""Segmenters by name. The first two are GrabCut: `grabcut` by our own kernels, `cv2` by OpenCV."""
 
 
 def describe_segmenter(name: str, parameters: Sequence[str] = ()) -> Segmenter:
-    """What a manifest records of the segmenter of a configuration.
+    """Returns the segmenter of a configuration, as a manifest describes it.
 
     Args:
       name: such as `grabcut`, or `python:my_segmenters:salient`.
-      parameters: of a function of the user's, `name=value` each, `version` among them.
+      parameters: of a custom function, `name=value` each, including `version`.
 
     Returns:
-      The segmenter; one of the user's without its function.
+      The segmenter; for a custom function, without the function.
 
     Raises:
-      ValueError: an unknown name, or one of ours with parameters, or another without a version.
+      ValueError: the name is unknown, a segmenter of ours has parameters, or a custom one has no
+        version.
     """
     if name in SEGMENTERS and not parameters:
         return SEGMENTERS[name]
@@ -226,5 +247,5 @@ def describe_segmenter(name: str, parameters: Sequence[str] = ()) -> Segmenter:
 
 
 def takes_masks(name: str) -> bool:
-    """Whether a segmenter needs a mask with each image."""
+    """Returns whether a segmenter needs a mask with each image."""
     return name in SEGMENTERS and SEGMENTERS[name].segment is None

@@ -1,4 +1,4 @@
-"""Which of the accepted images make up a dataset: balance, limits, partners."""
+"""Selects the accepted images that make up a dataset: balance, limits, partners."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def lowest_hashes(
     Args:
       keys: (n,) keys.
       labels: (n,) int64, the class of each.
-      count: how many to keep of each class.
+      count: number of images to keep of each class.
       seed, purpose: of the keyed hash.
 
     Returns:
-      (n,) bool: True for the `count` lowest hashes of each class, ties by key. Adding an
-      image displaces at most one other.
+      (n,) bool: True for the `count` lowest hashes of each class; ties are broken by key. Adding
+      an image displaces at most one other.
     """
     hashes = keyed_hashes(seed, purpose, keys)
     chosen = np.zeros(len(keys), np.bool_)
@@ -45,61 +45,70 @@ def has_partners(
     mixed_rand: str,
     groups: Labels | None = None,
 ) -> Flags:
-    """Finds the images that every mixed variant can give a background.
+    """Finds the images for which every mixed variant has a background.
 
     Args:
       labels: (n,) int64, classes of the candidate images of one split.
       mixed: names of the mixed variants to compose.
       own_background: whether an image may get its own background, or one of its group.
-      mixed_rand: `any` or `other`, as for `pair`.
-      groups: (n,) int64, the same for images that are no background for each other; None if
-        there are no groups.
+      mixed_rand: `any` or `other`, see `pair`.
+      groups: (n,) int64, equal for images that must not be each other's background; None if there
+        are no groups.
 
     Returns:
-      (n,) bool. An image that leaves may have been the only partner of others, so the rule is
-      applied until nothing changes: the pools that are left serve every image that is left.
+      (n,) bool. A removed image may have been the only partner of others, so the rule is applied
+      until nothing changes and the remaining pools serve every remaining image.
     """
     keep = np.ones(len(labels), np.bool_)
     while keep.any():
-        left = np.flatnonzero(keep)
-        _, cell, of_class = np.unique(labels[left], return_inverse=True, return_counts=True)
-        # Who is of the same class and group has the same partners, and where each image is a group
-        # of its own, who is of the same class has as many.
-        classes = group = np.arange(len(of_class))
+        kept = np.flatnonzero(keep)
+        _, cell, class_sizes = np.unique(labels[kept], return_inverse=True, return_counts=True)
+        # Images of the same class and group have the same partners. If each image is a group of its
+        # own, images of the same class have the same number of partners.
+        classes = group = np.arange(len(class_sizes))
         images = np.ones_like(classes)
         if groups is not None:
-            numbers = np.unique(groups[left], return_inverse=True)[1]
+            numbers = np.unique(groups[kept], return_inverse=True)[1]
             cells, cell, images = np.unique(
-                cell * len(left) + numbers, return_inverse=True, return_counts=True
+                cell * len(kept) + numbers, return_inverse=True, return_counts=True
             )
-            classes, group = np.divmod(cells, len(left))
-        found = _count_partners(of_class, classes, group, images, own_background, mixed_rand)
-        served = np.ones(len(classes), np.bool_)
+            classes, group = np.divmod(cells, len(kept))
+        partners = _count_partners(class_sizes, classes, group, images, own_background, mixed_rand)
+        has_all = np.ones(len(classes), np.bool_)
         for variant in mixed:
-            served &= found[variant] > 0
-        if served.all():
+            has_all &= partners[variant] > 0
+        if has_all.all():
             break
-        keep[left[~served[cell]]] = False
+        keep[kept[~has_all[cell]]] = False
     return keep
 
 
 def _count_partners(
-    of_class: Labels,
+    class_sizes: Labels,
     classes: Labels,
     groups: Labels,
     images: Labels,
     own_background: bool,
     mixed_rand: str,
 ) -> dict[str, Labels]:
-    """How many images each mixed variant can draw from, by cell: a class and a group, numbered
-    from 0, in order, and how many images are of both. `of_class`: images of each class."""
-    following = (classes + 1) % len(of_class)
-    same, after, anyone = of_class[classes], of_class[following], of_class.sum()
+    """Counts the images that each mixed variant can draw from, by cell.
+
+    Args:
+      class_sizes: (classes,) number of images of each class.
+      classes, groups: (cells,) the class and the group of each cell, numbered from 0, in order.
+      images: (cells,) number of images in each cell.
+      own_background, mixed_rand: see `has_partners`.
+
+    Returns:
+      (cells,) number of possible partners, by variant.
+    """
+    following = (classes + 1) % len(class_sizes)
+    same, after, anyone = class_sizes[classes], class_sizes[following], class_sizes.sum()
     if not own_background:
-        codes, wanted = (side * (groups.max() + 1) + groups for side in (classes, following))
-        place = np.searchsorted(codes, wanted) % len(codes)
+        codes, wanted = (each * (groups.max() + 1) + groups for each in (classes, following))
+        position = np.searchsorted(codes, wanted) % len(codes)
         same = same - images
-        after = after - np.where(codes[place] == wanted, images[place], 0)
+        after = after - np.where(codes[position] == wanted, images[position], 0)
         anyone = anyone - np.bincount(groups, images).astype(np.int64)[groups]
     return {
         "mixed_same": same,
@@ -121,7 +130,7 @@ def select(keys: Sequence[str], labels: Labels, *, per_class: str, seed: int) ->
       (n,) bool, True for the selected images.
 
     Raises:
-      ValueError: `per_class` is none of these.
+      ValueError: `per_class` has another value.
     """
     if per_class == "all" or not len(keys):
         return np.ones(len(keys), np.bool_)

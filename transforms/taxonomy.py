@@ -1,7 +1,7 @@
-"""Classes and their superclasses: ImageNet-9's, 370 of ImageNet's 1000 classes under nine
-superclasses, or a dataset's own.
+"""Classes and their superclasses.
 
-Source of ImageNet-9: paper section 2 (WordNet roots), the released class map
+ImageNet-9 groups 370 of ImageNet's 1000 classes into nine superclasses; a dataset may define its
+own. Source of ImageNet-9: paper section 2 (WordNet roots), and the released class map
 (`data/classes.csv`).
 """
 
@@ -29,29 +29,29 @@ IN9_NAMES = (
     "primate",
     "fish",
 )
-"""Superclass names by label, as in the released folder names without their prefix."""
+"""Superclass names in order of their label: the released folder names without their prefix."""
 
 OUTSIDE = -1
 """Label of a class that belongs to no superclass."""
 
 MAX_LABELS = 32_767
-"""Most superclasses of a taxonomy: labels are int16 where they are stored."""
+"""Maximum number of superclasses, because labels are stored as int16."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Taxonomy:
-    """Classes, and the superclass of each.
+    """A set of classes, each with its superclass.
 
     Attributes:
       names: superclass names; the position is the label.
-      wnids: one id for each class: of WordNet, or of whatever the images' classes are called by.
+      wnids: one id for each class: its WordNet id, or whatever name the dataset uses.
       labels: superclass label of each class, `OUTSIDE` for none.
       class_names: human-readable name of each class.
-      outputs: for each class its place among the outputs of the models that are evaluated; None
-        where no file says it.
+      outputs: the index of each class among the outputs of the evaluated models; None if the
+        taxonomy file does not give it.
 
     Raises:
-      ValueError: classes lack a label, a name or an output, or a label is no superclass's.
+      ValueError: a class lacks a label, a name or an output, or a label has no superclass.
     """
 
     names: tuple[str, ...]
@@ -61,10 +61,11 @@ class Taxonomy:
     outputs: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        of_classes = (self.labels, self.class_names, self.outputs)
-        if any(values is not None and len(values) != len(self.wnids) for values in of_classes):
+        columns = (self.labels, self.class_names, self.outputs)
+        if any(column is not None and len(column) != len(self.wnids) for column in columns):
             raise ValueError(
-                f"labels, names and outputs must be those of {len(self.wnids)} classes"
+                f"labels, names and outputs must have one entry for each of the "
+                f"{len(self.wnids)} classes"
             )
         if not all(OUTSIDE <= label < len(self.names) <= MAX_LABELS for label in self.labels):
             raise ValueError(f"labels must be below {len(self.names)}, or {OUTSIDE}")
@@ -79,8 +80,8 @@ class Taxonomy:
         return len(self.names)
 
     @property
-    def about(self) -> str:
-        """How many there are, and a digest of them: what a dataset's configuration says."""
+    def description(self) -> str:
+        """Counts and digest by which a dataset's configuration identifies the taxonomy."""
         text = json.dumps(self.to_json(), sort_keys=True)
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         inside = sum(label != OUTSIDE for label in self.labels)
@@ -92,32 +93,37 @@ class Taxonomy:
         return all(imagenet_index(wnid) is not None for wnid in self.wnids)
 
     def holds(self, wnid: str) -> bool:
-        """Whether an id is that of a class, with a superclass or without."""
+        """Returns whether an id belongs to a class, with or without a superclass."""
         return wnid in self._index_of_wnid
 
     def index_of(self, wnid: str) -> int:
-        """Place of a class in `wnids`. Raises KeyError for an id that is none of the classes'."""
+        """Returns the position of a class in `wnids`. Raises KeyError for an unknown id."""
         return self._index_of_wnid[wnid]
 
     def label_of(self, wnid: str) -> int:
-        """Superclass label of a class; `OUTSIDE` for classes outside and for unknown ids."""
+        """Returns the superclass label of a class; `OUTSIDE` if it has none or is unknown."""
         index = self._index_of_wnid.get(wnid)
         return OUTSIDE if index is None else self.labels[index]
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields that are not None, of JSON's types."""
+        """Returns the fields that are not None, ready to be encoded as JSON."""
         fields = dataclasses.asdict(self)
         return {name: value for name, value in fields.items() if value is not None}
 
     def label_of_output(self) -> NDArray[np.int64]:
-        """(len(wnids),) int64: the superclass label of each output of a model over the classes."""
+        """Returns the superclass label of each class, (len(wnids),) int64.
+
+        These are the labels of the outputs of a model that has one output for each class.
+        """
         return np.asarray(self.labels, np.int64)
 
 
 @functools.cache
 def imagenet9() -> Taxonomy:
-    """The ImageNet-9 taxonomy over ImageNet's 1000 classes, from the packaged table; labels of
-    370 are 0 to 8, in order of `IN9_NAMES`."""
+    """Reads the ImageNet-9 taxonomy over ImageNet's 1000 classes from the packaged table.
+
+    Labels of 370 classes are 0 to 8, in order of `IN9_NAMES`.
+    """
     table = resources.files("transforms") / "data" / "classes.csv"
     rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
     if [int(row["index"]) for row in rows] != list(range(1000)):
@@ -132,28 +138,28 @@ def imagenet9() -> Taxonomy:
 
 @functools.cache
 def _imagenet_names() -> dict[str, int | None]:
-    """Output index by name in small letters, None for a name that several classes have."""
-    found: dict[str, int | None] = {}
+    """Maps lowercase names to output indices; names that several classes share map to None."""
+    outputs: dict[str, int | None] = {}
     for index, names in enumerate(imagenet9().class_names):
         for name in {name.casefold() for name in names.split(", ")}:
-            found[name] = None if name in found else index
-    return found
+            outputs[name] = None if name in outputs else index
+    return outputs
 
 
 def imagenet_output(name: str) -> int | None:
-    """Output index that models of ImageNet have for what somebody calls a class.
+    """Finds the output index of ImageNet models for a class, by its id or name.
 
     Args:
-      name: a WordNet id, or one of ImageNet's names, in small letters or large.
+      name: a WordNet id, or one of ImageNet's names, in any case.
 
     Returns:
-      None for what is neither, and for a name that several classes have, such as crane.
+      The index; None for an unknown name, or one that several classes share, such as crane.
     """
     index = imagenet_index(name)
     return _imagenet_names().get(name.casefold()) if index is None else index
 
 
 def imagenet_index(wnid: str) -> int | None:
-    """Output index that models of ImageNet have for a class, None for any other class."""
+    """Returns the output index of ImageNet models for a WordNet id, None if it is not theirs."""
     taxonomy = imagenet9()
     return taxonomy.index_of(wnid) if taxonomy.holds(wnid) else None

@@ -1,4 +1,4 @@
-"""The tiled background: the largest strip beside the box, repeated over the box."""
+"""Tiles the background: repeats the largest strip beside the box over the box."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class NoTileError(ValueError):
 def background_strip(width: int, height: int, box: Box) -> Box:
     """Chooses the strip to tile with.
 
-    Candidates are the strips left and right of the box at full height, and above and
-    below it at full width. The pair with the larger strip wins, above/below on a tie;
-    within a pair the larger one wins, right or bottom on a tie. Right and bottom strips
-    start *at* xmax and ymax, although the painted rectangle includes them: one column or
-    row of the object can leak into the tile, as in the authors' script.
+    Candidates are the strips left and right of the box at full height, and those above and below
+    it at full width. The pair with the larger strip wins, above/below on a tie; within the pair
+    the larger strip wins, right or bottom on a tie. Right and bottom strips start *at* xmax and
+    ymax, although the painted rectangle includes them, so one column or row of the object can
+    leak into the tile, as in the authors' script.
 
     Args:
       width, height: native size, in pixels.
@@ -29,7 +29,7 @@ def background_strip(width: int, height: int, box: Box) -> Box:
       The strip as a half-open box.
 
     Raises:
-      NoTileError: no side has a strip.
+      NoTileError: the box leaves no strip on any side.
     """
     left, right = box.xmin, width - box.xmax
     above, below = box.ymin, height - box.ymax
@@ -45,18 +45,18 @@ def background_strip(width: int, height: int, box: Box) -> Box:
 
 
 def tile_background(image: Pixels, box: Box) -> Pixels:
-    """Replaces the box's pixels by background (Only-BG-T, paper section 2).
+    """Replaces the box's pixels with background (Only-BG-T, paper section 2).
 
     Args:
       image: (H, W, 3) uint8, RGB.
       box: clipped to the image; column xmax and row ymax are replaced too.
 
     Returns:
-      (H, W, 3) uint8: `image` with the box filled from the strip, which tiles the whole
+      (H, W, 3) uint8: `image` with the box filled from the strip, as if the strip tiled the whole
       canvas from its top-left corner.
 
     Raises:
-      NoTileError: no side of the box has a strip.
+      NoTileError: the box leaves no strip on any side.
     """
     height, width = image.shape[:2]
     strip = background_strip(width, height, box)

@@ -1,7 +1,8 @@
 """Best-fit lines over models: accuracy on a variant against accuracy on ImageNet.
 
-Source: paper figure 8. Models and images are samples: an interval says how much the slope would
-differ with others like these. Models are taken as independent, which those of one family are not.
+Source: paper figure 8. Both models and images are samples, so the interval of the slope covers
+other models and images like these. Models are treated as independent, although those of one family
+are not.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from transforms.intervals import CONFIDENCE, t_quantile
 from transforms.two_way import variance_of_sums
 
 MIN_MODELS = 3
-"""A line through fewer points always fits."""
+"""Least number of models, because a line always fits fewer points."""
 
 Values = Sequence[float] | NDArray[np.float64]
 
@@ -27,10 +28,10 @@ class Line:
     """A least-squares line: accuracy = intercept + slope * ImageNet accuracy.
 
     Attributes:
-      slope: points of accuracy for each point of ImageNet accuracy.
+      slope: points of accuracy per point of ImageNet accuracy.
       slope_low, slope_high: its interval.
-      intercept: at an ImageNet accuracy of 0.
-      models: number of points.
+      intercept: accuracy at an ImageNet accuracy of 0.
+      models: number of models.
     """
 
     slope: float
@@ -48,14 +49,15 @@ def fit_line(
     Args:
       imagenet: (n,) accuracy of each model on ImageNet, a fraction.
       accuracy: (n,) its accuracy on a variant, or its BG-Gap, a fraction.
-      sums: as `slope_interval`.
+      sums: see `slope_interval`.
 
     Returns:
-      The line; None for fewer than `MIN_MODELS` models, if all have the same accuracy on
-      ImageNet, or all but one, or nothing varies: then its error is not known.
+      The line; None if there are fewer than `MIN_MODELS` models or the error of the slope is
+      unknown, because all models but at most one have the same accuracy on ImageNet, or nothing
+      varies.
 
     Raises:
-      ValueError: sequences of different length.
+      ValueError: sequences have different lengths.
     """
     if not len(imagenet) == len(accuracy) == len(sums[0]):
         raise ValueError(
@@ -81,46 +83,47 @@ def slope_interval(
     sums: Sequence[NDArray[np.float64]],
     confidence: float = CONFIDENCE,
 ) -> tuple[float, float, float]:
-    """The least-squares slope, with an interval for other models and other images.
+    """Computes the least-squares slope, with an interval over models and images.
 
-    Both are sampled, so the variance is two-way again: that of the models, by HC3 (MacKinnon and
-    White 1985), which holds also where they scatter unevenly; plus that of the images, which all
-    models share; less what each model owes to the images alone, which is in both.
+    Both are sampled, so the variance is two-way: the variance over models, by HC3 (MacKinnon and
+    White 1985), which also holds if they scatter unevenly; plus the variance over images, which all
+    models share; less the part that is in both, which each model owes to the images alone.
 
     Args:
       imagenet: (n,) accuracy of each model on ImageNet, a fraction; n >= 3, not all the same.
       accuracy: (n,) its accuracy on a variant, or its BG-Gap, a fraction.
-      sums: of `transforms.two_way.Roles.sums`, (n, units) each: what the pictures contribute to
+      sums: from `transforms.two_way.Roles.sums`, (n, units) each: contributions of the pictures to
         each model's accuracy.
       confidence: in (0, 1).
 
     Returns:
-      (slope, low, high), by Student's t with n - 2 degrees of freedom; infinite where the slope
-      hangs on one model alone, or nothing varies: all models have none right.
+      (slope, low, high), by Student's t with n - 2 degrees of freedom. The bounds are infinite if
+      the slope depends on one model alone, or if nothing varies, such as if no model recognises
+      anything.
     """
     x, y = np.asarray(imagenet, np.float64), np.asarray(accuracy, np.float64)
     x = x - x.mean()
     weights = x / np.square(x).sum()
     slope = float(weights @ y)
     leverage = 1 / len(x) + weights * x
-    nothing = slope, -math.inf, math.inf
+    unbounded = slope, -math.inf, math.inf
     if leverage.max() > 1 - 1e-9:
-        return nothing
+        return unbounded
 
-    def scatter(of_models: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What is left of (n, ...) values beside their line, as it counts in the slope's error."""
-        left = of_models - of_models.mean(axis=0) - np.multiply.outer(x, weights @ of_models)
-        counted: NDArray[np.float64] = (weights / (1 - leverage) * left.T).T
-        return counted
+    def scatter(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Weights the residuals of (n, ...) values by their effect on the slope's error."""
+        residuals = values - values.mean(axis=0) - np.multiply.outer(x, weights @ values)
+        weighted: NDArray[np.float64] = (weights / (1 - leverage) * residuals.T).T
+        return weighted
 
     variance = float(np.square(scatter(y)).sum())
-    of_images = variance_of_sums([weights @ of_role for of_role in sums])
-    in_both = variance_of_sums([scatter(of_role) for of_role in sums]).sum()
-    variance += max(0.0, float(of_images - in_both))
+    over_images = variance_of_sums([weights @ role_sums for role_sums in sums])
+    in_both = variance_of_sums([scatter(role_sums) for role_sums in sums]).sum()
+    variance += max(0.0, float(over_images - in_both))
     if variance < 1e-24:
-        # Few models can lie on a line by chance: what the images leave open stays open.
-        variance = float(of_images)
+        # A few models can lie on a line by chance, but the uncertainty from the images remains.
+        variance = float(over_images)
     if variance < 1e-24:
-        return nothing
+        return unbounded
     reach = t_quantile(len(x) - 2, confidence) * math.sqrt(variance)
     return slope, slope - reach, slope + reach

@@ -1,12 +1,13 @@
-"""Intervals of what is counted on pictures that share foregrounds and backgrounds.
+"""Two-way intervals of estimates from pictures that share foregrounds and backgrounds.
 
-A picture of a mixed variant shows one image's foreground on another's background. The foreground
-stands on one background for each draw, and a background serves several foregrounds, so pictures
-that share either err together. The variance of an estimate follows from the signed contribution r
-of each picture to it, such as its distance from the mean, divided by their number: sums of r by
-foreground are squared and added, so are those by background, and those by pair, which are in both,
-are taken off. Source: Cameron, Gelbach and Miller 2011, "Robust inference with multiway
-clustering". There are as many degrees of freedom as the rarer role has units, less one.
+A picture of a mixed variant shows one image's foreground on another's background. Each foreground
+has a background for each draw, and each background serves several foregrounds, so the errors of
+pictures that share either are correlated. The variance of an estimate follows from the signed
+contribution r of each picture, such as its distance from the mean divided by the number of
+pictures: r is summed by foreground, the sums are squared and added; the same is done by background;
+and since pictures that share both are in both terms, the term by pair is subtracted. Source:
+Cameron, Gelbach and Miller 2011, "Robust inference with multiway clustering". The degrees of
+freedom are the number of units of the rarer role, less one.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ Floats = NDArray[np.float64]
 Units = NDArray[np.integer]
 
 _NONE = 1e-12
-"""A standard error below this is rounding."""
+"""A smaller standard error is a rounding error."""
 _ROUNDING = 1e-12
-"""Share of a variance that is: a real difference is larger than 1 / units."""
+"""A smaller share of a variance is a rounding error; real differences exceed 1 / units."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Roles:
-    """Which unit the foreground of each of n pictures is of, and which its background.
+    """The units to which the foreground and the background of each of n pictures belong.
 
     Attributes:
-      foregrounds: (n,) int64, the unit of each, numbered from 0 on.
-      backgrounds: (n,) int64, likewise; None where each picture has its own background: then
-        foregrounds alone count.
+      foregrounds: (n,) int64, unit of each foreground, numbered from 0.
+      backgrounds: (n,) int64, unit of each background, numbered from 0; None if each picture has
+        its own background, in which case only foregrounds matter.
     """
 
     foregrounds: NDArray[np.int64]
@@ -47,13 +48,13 @@ class Roles:
         """Numbers the units.
 
         Args:
-          foregrounds: (n,) integers that tell apart the units (images, or groups of such) of
-            foregrounds.
-          backgrounds: (n,) integers that tell apart those of backgrounds; None where each picture
-            has its own.
+          foregrounds: (n,) integers that identify the unit of each foreground: an image, or a
+            group of images.
+          backgrounds: (n,) integers that identify the unit of each background; None if each
+            picture has its own background.
 
         Raises:
-          ValueError: of different length.
+          ValueError: the arrays have different lengths.
         """
         numbers = _numbered(foregrounds)
         if backgrounds is None:
@@ -64,7 +65,7 @@ class Roles:
 
     @functools.cached_property
     def pairs(self) -> NDArray[np.int64] | None:
-        """(n,) int64, the pair of both units, likewise numbered; None without backgrounds."""
+        """(n,) int64, each picture's pair of units, numbered from 0; None without backgrounds."""
         if self.backgrounds is None:
             return None
         width = int(self.backgrounds.max(initial=0)) + 1
@@ -72,7 +73,7 @@ class Roles:
 
     @functools.cached_property
     def counts(self) -> tuple[int, ...]:
-        """Number of units of foregrounds, and if there are such of backgrounds."""
+        """Number of units of foregrounds and, unless there are none, of backgrounds."""
         roles = (self.foregrounds, self.backgrounds)
         return tuple(int(role.max(initial=-1)) + 1 for role in roles if role is not None)
 
@@ -81,20 +82,20 @@ class Roles:
         """Number of units of the rarer role."""
         return min(self.counts)
 
-    def of_pictures(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Roles:
-        """Roles of some of the pictures, given by a mask or by positions."""
-        grounds = None if self.backgrounds is None else self.backgrounds[chosen]
-        return Roles.from_units(self.foregrounds[chosen], grounds)
+    def select(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Roles:
+        """Selects the roles of some of the pictures, by a mask or by positions."""
+        backgrounds = None if self.backgrounds is None else self.backgrounds[chosen]
+        return Roles.from_units(self.foregrounds[chosen], backgrounds)
 
     def sums(self, r: Floats) -> list[Floats]:
-        """Contributions added up by unit.
+        """Sums contributions by unit.
 
         Args:
-          r: (..., n) contribution of each picture to each of some estimates.
+          r: (..., n) contribution of each picture to each estimate.
 
         Returns:
-          (..., units) of foregrounds, and if there are such of backgrounds and of pairs. They are
-          linear in r: the sums of a difference are the difference of the sums.
+          Sums (..., units) by foreground and, unless there are none, by background and by pair.
+          They are linear in r: the sums of a difference are the difference of the sums.
         """
         return [
             _sums_by(numbers, r)
@@ -103,8 +104,14 @@ class Roles:
         ]
 
     def variance(self, r: Floats) -> Floats:
-        """Variance of estimates, (...) float64, of (..., n) contributions of each picture, which
-        add up to 0; infinite where a role has a single unit."""
+        """Computes the variance of estimates.
+
+        Args:
+          r: (..., n) contribution of each picture; they add up to 0.
+
+        Returns:
+          (...) float64, infinite if a role has a single unit.
+        """
         return variance_of_sums(self.sums(r))
 
 
@@ -119,21 +126,21 @@ def _sums_by(numbers: NDArray[np.int64], r: Floats) -> Floats:
 
 
 def variance_of_sums(sums: Sequence[Floats]) -> Floats:
-    """The variance of estimates, (...), from what `Roles.sums` returns."""
-    by_foreground, *others = sums
-    variance = _squares(by_foreground)
-    if others:
-        by_background, by_pair = others
-        of_backgrounds = _squares(by_background)
-        shared = of_backgrounds - np.square(by_pair).sum(axis=-1)
-        # Equal sums may differ by rounding, whose root is far larger than it.
-        is_rounding = np.isfinite(shared) & (shared <= _ROUNDING * of_backgrounds)
-        variance = variance + np.where(is_rounding, 0.0, shared)
+    """Computes the variance of estimates, (...), from the result of `Roles.sums`."""
+    by_foreground, *other_sums = sums
+    variance = _role_variance(by_foreground)
+    if other_sums:
+        by_background, by_pair = other_sums
+        of_backgrounds = _role_variance(by_background)
+        added = of_backgrounds - np.square(by_pair).sum(axis=-1)
+        # Equal sums may differ by a rounding error, whose square root would be far from negligible.
+        is_rounding = np.isfinite(added) & (added <= _ROUNDING * of_backgrounds)
+        variance = variance + np.where(is_rounding, 0.0, added)
     return variance
 
 
-def _squares(sums: Floats) -> Floats:
-    """The variance that units of one role bring."""
+def _role_variance(sums: Floats) -> Floats:
+    """Computes the variance that comes from the units of one role."""
     units = sums.shape[-1]
     if units < 2:
         return np.full(sums.shape[:-1], np.inf)
@@ -144,34 +151,34 @@ def _squares(sums: Floats) -> Floats:
 def difference_interval(
     estimate: Floats, variance: Floats, units: int, confidence: float = CONFIDENCE
 ) -> tuple[Floats, Floats]:
-    """Intervals of differences between shares.
+    """Computes intervals of differences between shares.
 
     Args:
       estimate: of any shape, in [-1, 1].
-      variance: of that shape, of `Roles.variance`.
-      units: of `Roles.units`.
+      variance: of that shape, from `Roles.variance`.
+      units: from `Roles.units`.
       confidence: in (0, 1).
 
     Returns:
-      (low, high) of that shape, in [-1, 1]. Where all units agree there is no variance to go by:
-      then as many others may differ as Wilson's interval of none among `units` leaves room for,
-      by as much as a difference can.
+      (low, high) of that shape, in [-1, 1]. If all units agree, the variance says nothing. Then
+      the share of other units that may disagree is the upper bound of Wilson's interval of 0 among
+      `units`, and these may differ by the largest possible difference.
     """
     error = np.sqrt(variance)
     if units < 2:
         return np.full_like(error, -1.0), np.full_like(error, 1.0)
     reach = t_quantile(units - 1, confidence) * error
-    others = np.where(error < _NONE, wilson(0, units, confidence)[1], 0.0)
-    low = estimate - reach - others * (1 + estimate)
-    high = estimate + reach + others * (1 - estimate)
+    differing = np.where(error < _NONE, wilson(0, units, confidence)[1], 0.0)
+    low = estimate - reach - differing * (1 + estimate)
+    high = estimate + reach + differing * (1 - estimate)
     return np.maximum(low, -1), np.minimum(high, 1)
 
 
 def p_value(estimate: Floats, variance: Floats, units: int) -> Floats:
-    """How often chance gives as large a difference where there is none.
+    """Computes two-sided p values of differences, or of other estimates whose mean would be 0.
 
-    Arguments are those of `difference_interval`, and the estimate may be any whose mean would be 0.
-    Where all units agree on a difference, it is that of the sign test.
+    The arguments are those of `difference_interval`. If all units agree on a difference, the p
+    value is that of the sign test.
     """
     error = np.sqrt(variance)
     agree = error < _NONE
@@ -184,19 +191,19 @@ def p_value(estimate: Floats, variance: Floats, units: int) -> Floats:
 def wilson_of_pictures(
     correct: NDArray[np.bool_], roles: Roles, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
-    """Wilson's interval of a share of pictures, of which some share a foreground or a background.
+    """Computes Wilson's interval of a share of pictures that may share foregrounds or backgrounds.
 
-    They count as fewer: as many as would have the share's variance if they shared nothing (Kish
-    1965; Korn and Graubard 1998).
+    The number of trials is the number of independent pictures that would have the same variance
+    (Kish 1965; Korn and Graubard 1998).
 
     Args:
-      correct: (n,) which pictures count.
+      correct: (n,) bool, the pictures whose share is estimated.
       roles: of the same pictures.
       confidence: in (0, 1).
 
     Returns:
-      (low, high), fractions in [0, 1]; (0, 1) for no pictures, and where they all show one unit.
-      Where none share anything it is `wilson`.
+      (low, high), fractions in [0, 1]; (0, 1) if there are no pictures, or all show one unit. If no
+      pictures share a unit, it is the interval of `wilson`.
     """
     n = len(correct)
     if not n:
@@ -204,14 +211,14 @@ def wilson_of_pictures(
     counts = [np.bincount(roles.foregrounds)]
     if roles.backgrounds is not None:
         counts.append(np.bincount(roles.backgrounds))
-    if all(len(of_role) == n for of_role in counts):
+    if all(len(role_counts) == n for role_counts in counts):
         return wilson(int(correct.sum()), n, confidence)
     share = float(correct.mean())
     return share_interval(
         share,
         float(roles.variance((correct - share) / n)),
         roles.units,
-        fewest=min(n**2 / int(np.square(of_role).sum()) for of_role in counts),
+        fewest=min(n**2 / int(np.square(role_counts).sum()) for role_counts in counts),
         most=n,
         confidence=confidence,
     )
@@ -226,19 +233,19 @@ def share_interval(
     most: float,
     confidence: float = CONFIDENCE,
 ) -> tuple[float, float]:
-    """Wilson's interval of a share, for as many trials as would have its variance.
+    """Computes Wilson's interval of a share, for the number of trials that has its variance.
 
     Args:
       share: in [0, 1].
-      variance: of it, infinite if nothing is known of that.
-      units: of the rarer role.
-      fewest: trials that are left if those that share something are copies of one: what remains
-        where all end alike, which leaves no variance to go by.
-      most: trials if none share anything.
+      variance: of the share, infinite if it is unknown.
+      units: number of units of the rarer role.
+      fewest: number of trials if those that share a unit are copies of one. It is used if all
+        trials have the same outcome, because the variance says nothing then.
+      most: number of trials if none share a unit.
       confidence: in (0, 1).
 
     Returns:
-      (low, high), fractions in [0, 1]; (0, 1) of a single unit.
+      (low, high), fractions in [0, 1]; (0, 1) for a single unit.
     """
     if units < 2:
         return 0.0, 1.0

@@ -1,4 +1,4 @@
-"""What WordNet has above ImageNet's classes, and taxonomies made of roots in it.
+"""WordNet's hierarchy above ImageNet's classes, and taxonomies built from roots in it.
 
 Source: WordNet 3.0, `data/hypernyms.csv` (made by `scripts/make_hypernyms.py`; licence beside it).
 """
@@ -15,7 +15,7 @@ from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
 
 
 class Synset(NamedTuple):
-    """A noun of WordNet: the ids of what it is a kind of, and its first word."""
+    """A WordNet noun: the ids of its hypernyms, and its first word."""
 
     parents: tuple[str, ...]
     name: str
@@ -23,7 +23,7 @@ class Synset(NamedTuple):
 
 @functools.cache
 def synsets() -> Mapping[str, Synset]:
-    """ImageNet's classes and all that is above them, by WordNet id."""
+    """Reads ImageNet's classes and all of their ancestors, by WordNet id."""
     table = resources.files("transforms") / "data" / "hypernyms.csv"
     rows = csv.DictReader(table.read_text(encoding="utf-8").splitlines())
     return {row["wnid"]: Synset(tuple(row["parents"].split()), row["name"]) for row in rows}
@@ -31,31 +31,31 @@ def synsets() -> Mapping[str, Synset]:
 
 @functools.cache
 def above(wnid: str) -> frozenset[str]:
-    """A synset itself and all that it is a kind of, directly or not.
+    """Returns a synset together with all of its ancestors.
 
     >>> {"n02084071", "n00001740"} <= above("n02085620")
     True
 
     Raises:
-      KeyError: neither one of ImageNet's classes nor above one.
+      KeyError: the id is neither one of ImageNet's classes nor an ancestor of one.
     """
     return frozenset({wnid}.union(*(above(parent) for parent in synsets()[wnid].parents)))
 
 
 def classes_below(root: str) -> tuple[str, ...]:
-    """ImageNet's classes that are a kind of a synset, in order of their output index."""
+    """Returns ImageNet's classes below a synset, in order of their output index."""
     return tuple(wnid for wnid in imagenet9().wnids if root in above(wnid))
 
 
 def wordnet_taxonomy(roots: Sequence[tuple[str, str]]) -> Taxonomy:
-    """A taxonomy over ImageNet's 1000 classes.
+    """Builds a taxonomy over ImageNet's 1000 classes.
 
     Args:
-      roots: (WordNet id, name, empty for WordNet's) of each superclass, in order of the label.
-        A class belongs to the first root that holds it.
+      roots: (WordNet id, name) of each superclass, in order of the label; an empty name stands
+        for WordNet's. A class belongs to the first root that is above it.
 
     Raises:
-      ValueError: a root holds no class, or two superclasses have one name.
+      ValueError: a root adds no class, or two superclasses have the same name.
     """
     labels = {}
     names = []
@@ -63,14 +63,14 @@ def wordnet_taxonomy(roots: Sequence[tuple[str, str]]) -> Taxonomy:
         below = classes_below(root)
         if not below:
             raise ValueError(f"{root} is above none of ImageNet's 1000 classes")
-        taken = [wnid for wnid in below if wnid not in labels]
-        if not taken:
-            raise ValueError(f"{root} holds no class that the roots before it do not hold")
-        labels.update(dict.fromkeys(taken, label))
+        unlabelled = [wnid for wnid in below if wnid not in labels]
+        if not unlabelled:
+            raise ValueError(f"all classes below {root} already belong to the roots before it")
+        labels.update(dict.fromkeys(unlabelled, label))
         names.append(name or synsets()[root].name)
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"two roots are called {twice[0]!r}; name them: WNID=NAME")
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise ValueError(f"two roots are called {duplicates[0]!r}; name them: WNID=NAME")
     classes = imagenet9()
     return Taxonomy(
         names=tuple(names),

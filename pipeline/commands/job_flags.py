@@ -150,7 +150,7 @@ def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) ->
     flags = {name: getattr(arguments, name) for name in named}
     for name, path in _list_paths(arguments).items():
         flags[name] = read_key_list(path, f"--{name}").about
-    flags["taxonomy"] = None if taxonomy is None else taxonomy.about
+    flags["taxonomy"] = None if taxonomy is None else taxonomy.description
     flags["segmenter_parameters"] = parameters_of(arguments.segmenter)
     variants = arguments.variants
     if flags["selection"] == "in9l":

@@ -14,7 +14,7 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.sample import LICENCE, sample_sources
 from transforms.filters import Reason
 from transforms.taxonomy import Taxonomy
-from transforms.variants import MIXED, VARIANTS, base_of, split_replicate
+from transforms.variants import MIXED, VARIANTS, Variant, base_of, split_replicate
 
 CITATION = "Xiao, Engstrom, Ilyas, Madry: Noise or Signal. arXiv 2006.09994"
 
@@ -22,22 +22,6 @@ _CLASSES_SHOWN = 10
 """Largest number of classes that are listed by name."""
 
 _SIZES = ((1_000, "1K"), (10_000, "10K"), (100_000, "100K"), (1_000_000, "1M"))
-
-_DESCRIPTIONS = {
-    "original": "the image as it is",
-    "only_bg_b": "background only, the annotated box blacked out",
-    "only_bg_t": "background only, tiled over the annotated box",
-    "no_fg": "the foreground cut out, a black silhouette",
-    "only_fg": "the foreground on black",
-    "mixed_same": "the foreground on a background of the same class",
-    "mixed_rand": "the foreground on a background of a random class",
-    "mixed_next": "the foreground on a background of the next class",
-    "fg_mask": "the foreground mask, 255 or 0",
-    "bg_blurred": "the background blurred, the foreground sharp",
-    "noise_fg": "the image with Gaussian noise on the foreground, standard deviation 0.25",
-    "noise_bg": "the image with the same noise on the background instead",
-    "mixed_external": "the foreground on a scene from outside the dataset",
-}
 
 _CUT = (
     "Made by the protocol of *Noise or Signal: The Role of Image Backgrounds in Object",
@@ -64,14 +48,6 @@ _WORDS: dict[str, dict[object, str]] = {
         "center": "The shorter side is resized to {resize} ({interpolation}), then the centre is "
         "cropped to {image_size} x {image_size}.",
     },
-    "method": {
-        "grabcut": "Masks are computed by GrabCut from the annotated box, seeded before every "
-        "image (`--grabcut_seed {grabcut_seed}`), and not corrected by hand.",
-        "masks": "Masks were supplied with the images.",
-        "box": "Masks are the annotated boxes.",
-        None: "Masks are computed by the user's own function, `{label}`, and not corrected by "
-        "hand.",
-    },
     "objects": {
         "one": "Only images with exactly one annotated box are used.",
         "largest": "Of several boxes, the largest is used.",
@@ -93,7 +69,7 @@ _STEPS = (
     ("is_any", "{crop}"),
     (
         "is_cut",
-        "{method} {objects} An image is left out unless its box covers at most {max_box:g} of the "
+        "{masks} {objects} An image is left out unless its box covers at most {max_box:g} of the "
         "crop, at least {min_visible:g} of the box is visible in the crop, and at least "
         "{min_foreground:g} of the box is foreground.",
     ),
@@ -317,7 +293,7 @@ def _describe(name: str) -> str:
     """Describes what a variant, or a replicate of one, shows."""
     variant, replicate = split_replicate(name)
     suffix = f", drawn again ({replicate})" if replicate else ""
-    return _DESCRIPTIONS.get(variant, "a custom variant; see manifest.json") + suffix
+    return VARIANTS.get(variant, Variant(variant)).description + suffix
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
@@ -401,8 +377,7 @@ def _facts(config: DatasetConfig) -> dict[str, Any]:
         **vars(config),
         **vars(segment),
         **vars(compose),
-        "method": segmenter.method,
-        "label": segmenter.label,
+        "masks": segmenter.description.format(**vars(segment), label=segmenter.label),
         "is_any": True,
         "is_whole": segment.is_whole,
         "is_cut": is_cut,

@@ -84,7 +84,7 @@ class Dataset:
     @property
     def custom_taxonomy(self) -> tuple[str, ...]:
         """Its taxonomy as fingerprints of results cover it, empty for ImageNet-9's."""
-        return () if self.is_imagenet9 else (self.taxonomy.about,)
+        return () if self.is_imagenet9 else (self.taxonomy.description,)
 
     def shards(self, split: str) -> range:
         """Returns the numbers of a split's output shards."""

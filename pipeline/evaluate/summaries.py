@@ -95,7 +95,7 @@ class _Shown:
         """The columns of the accuracy on all pictures, or on some, by a mask or by positions."""
         if chosen is None:
             return accuracy_columns(self.correct, self.roles, self.images)
-        roles = self.roles.of_pictures(chosen)
+        roles = self.roles.select(chosen)
         return accuracy_columns(self.correct[chosen], roles, self.images[chosen])
 
 
@@ -282,7 +282,7 @@ def _groups(answers: Predictions, images: EvalImages, taxonomy: Taxonomy) -> Ite
             if position == worst:
                 # Chosen among all of them: the interval holds for each of them at once.
                 chosen = found[position].pictures
-                roles = shown.roles.of_pictures(chosen)
+                roles = shown.roles.select(chosen)
                 low, high = wilson_of_pictures(shown.correct[chosen], roles, level_of(len(rows)))
             yield {
                 "variant": shown.variant,

@@ -289,7 +289,7 @@ class ComposeShard(beam.DoFn):
             [output.shard, output.totals.counts.output],
             [source.fingerprint for source in output.sources],
             drawn,
-            self._taxonomy.about,
+            self._taxonomy.description,
         )
 
 

@@ -146,7 +146,10 @@ def test_roots_of_ones_own_make_a_taxonomy() -> None:
     assert parse_json(json.dumps(found.to_json()).encode(), Taxonomy) == found
     # The other way round nothing is left.
     for wrong, why in (
-        ("n02075296,n02084071", "holds no class that the roots before it do not hold"),
+        (
+            "n02075296,n02084071",
+            "all classes below n02084071 already belong to the roots before it",
+        ),
         ("n00000001", "above none of ImageNet's 1000 classes"),
         ("dogs", "is no WordNet id"),
         ("n02084071=x,n01503061=x", "two roots are called 'x'"),
@@ -177,7 +180,7 @@ def test_a_file_says_superclasses_labels_and_outputs(tmp_path: Path) -> None:
     bare = read_taxonomy(str(write_csv(tmp_path / "plain.csv", plain)))
     assert bare is not None
     assert (bare.names, bare.outputs) == (("two", "one"), None)
-    assert bare.about != found.about
+    assert bare.description != found.description
     assert labels_of_outputs(4, bare).tolist() == [0, 1, OUTSIDE, 0]
     assert labels_of_outputs(2, bare).tolist() == [0, 1]
     assert labels_of_outputs(10, found)[[7, 5, 2, 9]].tolist() == [1, 0, OUTSIDE, 1]

@@ -1,17 +1,17 @@
-"""GrabCut: the masks of `cv2.grabCut`, an order of magnitude sooner.
+"""GrabCut: computes the masks of `cv2.grabCut` an order of magnitude faster.
 
-    interface      arguments, and when the kernels are compiled
-    cache          where their code is kept
-    segment        the method: what is computed from what
-    clustering     k-means, from which the mixtures begin      (generator: its random numbers)
+    interface      checks arguments, and has the kernels compiled
+    cache          locates the compiled code
+    iteration      the method: the order of the kernels
+    clustering     k-means, which initialises the mixtures      (generator: its random numbers)
     mixtures       Gaussians from moments
-    likelihoods    pixels' components and pulls                (vector_math: exp and log)
+    likelihoods    components and pulls of pixels               (vector_math: exp and log)
     smoothness     links between pixels
     max_flow       the minimum cut
-    forest         what it is found with                       (lanes: eight neighbours at once)
-    repair         of the forest, between sweeps
+    forest         the search forest of the minimum cut         (lanes: eight neighbours at once)
+    repair         repairs of the forest between sweeps
 
-numba is imported, and the modules from `segment` on with it, when they are first needed.
+numba, and with it the modules from `iteration` on, are imported when they are first needed.
 """
 
 from transforms.grabcut.errors import Unavailable, Unserved

@@ -1,6 +1,7 @@
 """Compiles the kernels ahead of the first picture: `python -m transforms.grabcut`.
 
-For machines whose image is built once and started often. Exit code 1 if it cannot be done.
+This is for container images, which are built once and started often. The exit code is 1 if the
+kernels cannot be compiled.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from transforms.grabcut import Unavailable, prepare
 
 
 def main() -> None:
-    """Compiles what is not compiled yet; says so, or why not."""
+    """Compiles the kernels unless that has been done, and prints the outcome."""
     try:
         prepare(lambda: print("compiling ...", file=sys.stderr))
     except Unavailable as error:

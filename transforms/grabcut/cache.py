@@ -1,11 +1,11 @@
-"""Where the compiled kernels lie.
+"""Locates the compiled kernels.
 
-Each version of the kernels has a folder of its own, named after a hash of everything that
-decides their code: the sources of this package, the versions of Python, numba and
-llvmlite, the processor. So stale code cannot be found.
+Each version of the kernels has its own folder, named after a hash of everything that decides their
+code: the sources of this package, the versions of Python, numba and llvmlite, and the processor. So
+stale code is never loaded.
 
-An image that is built once and runs on many machines names the processor by numba's own
-variables, NUMBA_CPU_NAME and NUMBA_CPU_FEATURES, and so has one folder for all of them.
+A container image that runs on many machines names the processor by numba's own variables,
+NUMBA_CPU_NAME and NUMBA_CPU_FEATURES, so that one folder serves all of them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from transforms.grabcut.errors import Unavailable
 
 
 def _processor() -> tuple[str, str]:
-    """Name and features of the processor that numba compiles for: this one, if none is named.
+    """Returns the name and features of the processor that numba compiles for.
+
+    It is this machine's unless the environment names another one.
 
     Raises:
-      Unavailable: this one lacks a feature that is named, so that the code could not run.
+      Unavailable: this machine lacks a named feature, so the code could not run.
     """
     from llvmlite import binding
 
@@ -40,10 +42,10 @@ def _processor() -> tuple[str, str]:
 
 @functools.cache
 def code_hash() -> str:
-    """Hash of what decides the machine code: 16 hexadecimal digits.
+    """Hashes everything that decides the machine code to 16 hexadecimal digits.
 
     Raises:
-      Unavailable: numba is not installed, or must not compile for this processor.
+      Unavailable: numba is not installed, or this machine lacks a named feature.
     """
     try:
         versions = [importlib.metadata.version(name) for name in ("numba", "llvmlite")]
@@ -59,21 +61,21 @@ def code_hash() -> str:
 
 
 def code_folder() -> Path:
-    """The folder of the compiled kernels, below IN9_CACHE_DIR, or in the user's cache.
+    """Returns the folder of the compiled kernels, in IN9_CACHE_DIR or in the user's cache.
 
     Raises:
-      Unavailable: as `code_hash`.
+      Unavailable: for the reasons of `code_hash`.
     """
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    own = os.environ.get("IN9_CACHE_DIR") or os.path.join(base, "imagenet9-pipeline")
-    return Path(own, f"grabcut-{code_hash()}")
+    cache = os.environ.get("IN9_CACHE_DIR") or os.path.join(base, "imagenet9-pipeline")
+    return Path(cache, f"grabcut-{code_hash()}")
 
 
 class Locator:
-    """Tells numba, which asks by these names, where a function's code is.
+    """Tells numba where the code of a function is stored, through numba's locator interface.
 
-    Numba's own locators go by the file of the function alone, and want to write to the
-    folder, which may be part of a read-only image.
+    Numba's own locators depend on the function's file alone, and require a writable folder, but
+    the folder may be part of a read-only image.
     """
 
     def __init__(self, path: str) -> None:

@@ -1,10 +1,10 @@
-"""`cv2.kmeans` on colours, number for number: how both mixtures begin.
+"""Reproduces `cv2.kmeans` on colours exactly; the clusters initialise both mixtures.
 
-k-means++ (Arthur and Vassilvitskii, SODA 2007) with three trials a centre, then Lloyd's
-iterations. Colours are whole numbers, so squared distances between samples, and sums of
-colours below 2^24, are exact in float32: where OpenCV adds them one by one, any order
-gives the same. What is not exact, such as distances to means, is computed with the same
-operations in the same order. Source: OpenCV, core/kmeans.cpp.
+The method is k-means++ (Arthur and Vassilvitskii, SODA 2007) with three trials for each centre,
+then Lloyd's iterations. Colours are whole numbers, so squared distances between samples, and sums
+of colours below 2^24, are exact in float32, and the order of additions does not matter. Inexact
+values, such as distances to means, are computed with OpenCV's operations in OpenCV's order.
+Source: OpenCV, core/kmeans.cpp.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from transforms.grabcut.compilation import Integer, entry, helper
 from transforms.grabcut.generator import next_fraction, next_integer
 
 COMPONENTS = 5
-"""Clusters, and Gaussians in a mixture."""
+"""Number of clusters, and of Gaussians in a mixture."""
 
 _ITERATIONS = 10
 _EPSILON = float(np.finfo(np.float32).eps) ** 2
 _EXACT = 1 << 24
 _BLOCK = 4096
-"""Samples whose distances have a subtotal."""
+"""Number of samples whose distances share a subtotal."""
 _NO_LABEL = 255
 
 _Bytes = NDArray[np.uint8]
@@ -34,7 +34,7 @@ _Integers = NDArray[np.int64]
 def _potentials(
     samples: _Bytes, distances: _Floats, first: int, second: int, third: int
 ) -> tuple[Integer, Integer, Integer]:
-    """Sums of squared distances to the centres, if one of three samples were another one."""
+    """Sums the squared distances to the centres after adding each of three samples as a centre."""
     reds, greens, blues = samples[0], samples[1], samples[2]
     r1, g1, b1 = np.float32(reds[first]), np.float32(greens[first]), np.float32(blues[first])
     r2, g2, b2 = np.float32(reds[second]), np.float32(greens[second]), np.float32(blues[second])
@@ -71,10 +71,12 @@ def _add_center(samples: _Bytes, distances: _Floats, subtotals: _Integers, chose
 
 @helper
 def _draw(distances: _Floats, subtotals: _Integers, share: float) -> int:
-    """The first sample at which the running sum of distances reaches the share, else the last.
+    """Finds the first sample at which the running sum of distances reaches the share.
 
-    OpenCV subtracts distances from the share one by one. As long as the rest is positive
-    these differences are exact, so whole blocks can be subtracted.
+    Returns the last sample if none does.
+
+    OpenCV subtracts distances from the share one by one. These differences are exact as long as the
+    rest is positive, so whole blocks can be subtracted.
     """
     last = len(distances) - 1
     i = 0
@@ -95,7 +97,7 @@ def _draw(distances: _Floats, subtotals: _Integers, share: float) -> int:
 def _choose_centers(
     samples: _Bytes, centers: _Floats, clusters: int, state: NDArray[np.uint64]
 ) -> None:
-    """k-means++: writes the first `clusters` rows of centers."""
+    """Chooses centres by k-means++, and writes them to the first `clusters` rows of `centers`."""
     count = samples.shape[1]
     distances = np.full(count, np.inf, np.float32)
     subtotals = np.zeros((count + _BLOCK - 1) // _BLOCK, np.int64)
@@ -142,11 +144,11 @@ def _assign(samples: _Bytes, centers: _Floats, labels: _Bytes) -> None:
 
 @helper
 def _move(
-    samples: _Bytes, labels: _Bytes, fresh: _Bytes, counts: _Integers, sums: _Integers
+    samples: _Bytes, labels: _Bytes, new_labels: _Bytes, counts: _Integers, sums: _Integers
 ) -> None:
-    """Takes over fresh labels, moving the samples from sum to sum whose label changes."""
+    """Assigns new labels, and moves the samples whose label changes between sums."""
     for i in range(len(labels)):
-        old, new = labels[i], fresh[i]
+        old, new = labels[i], new_labels[i]
         if old == new:
             continue
         labels[i] = new
@@ -161,7 +163,7 @@ def _move(
 
 @helper
 def _round_sums(samples: _Bytes, labels: _Bytes, sums: _Integers, rounded: _Floats) -> None:
-    """The sums as float32 additions, sample after sample, would give them."""
+    """Rounds the sums as OpenCV does, which adds one sample after the other in float32."""
     for k in range(COMPONENTS):
         if sums[k].max() < _EXACT:
             rounded[k] = sums[k]
@@ -177,7 +179,7 @@ def _round_sums(samples: _Bytes, labels: _Bytes, sums: _Integers, rounded: _Floa
 
 @helper
 def _farthest(samples: _Bytes, labels: _Bytes, label: Integer, center: _Floats) -> int:
-    """The last of the samples with this label that are farthest from a (3,) centre."""
+    """Finds the sample with this label that is farthest from a (3,) centre, the last of equals."""
     farthest, most = -1, np.float32(0)
     for i in range(len(labels)):
         if labels[i] == label:
@@ -219,7 +221,7 @@ def _fill_empty(
 
 @helper
 def _move_centers(centers: _Floats, rounded: _Floats, counts: _Integers, clusters: int) -> float:
-    """Puts the centres at the means; the square of the longest way that one has gone."""
+    """Moves the centres to the means; returns the square of the longest move."""
     longest = 0.0
     for k in range(clusters):
         scale = np.float32(1) / np.float32(counts[k])
@@ -235,29 +237,29 @@ def _move_centers(centers: _Floats, rounded: _Floats, counts: _Integers, cluster
 
 @entry("uint8[::1](uint8[:,::1], uint64[::1])")
 def cluster(samples: _Bytes, state: NDArray[np.uint64]) -> _Bytes:
-    """Labels of the clusters that `cv2.kmeans` finds in 10 iterations and one attempt.
+    """Clusters samples as `cv2.kmeans` does in 10 iterations and one attempt.
 
     Args:
       samples: (3, n) uint8, n >= 1.
-      state: of the generator; advanced.
+      state: of the generator. Changed.
 
     Returns:
-      (n,) uint8, less than min(COMPONENTS, n).
+      (n,) uint8 labels, less than min(COMPONENTS, n).
     """
     count = samples.shape[1]
     clusters = min(COMPONENTS, count)
-    # No sample is nearest to a centre at infinity.
+    # Unused centres are at infinity, so no sample is nearest to them.
     centers = np.full((COMPONENTS, 3), np.inf, np.float32)
     labels = np.full(count, _NO_LABEL, np.uint8)
-    fresh = np.empty(count, np.uint8)
+    new_labels = np.empty(count, np.uint8)
     counts = np.zeros(COMPONENTS, np.int64)
     sums = np.zeros((COMPONENTS, 3), np.int64)
     rounded = np.zeros((COMPONENTS, 3), np.float32)
     _choose_centers(samples, centers, clusters, state)
-    # The last iteration of OpenCV's ten (two for one cluster) only fills empty clusters.
+    # The last of OpenCV's ten iterations (two for one cluster) only fills empty clusters.
     for _ in range((_ITERATIONS if clusters > 1 else 2) - 1):
-        _assign(samples, centers, fresh)
-        _move(samples, labels, fresh, counts, sums)
+        _assign(samples, centers, new_labels)
+        _move(samples, labels, new_labels, counts, sums)
         _round_sums(samples, labels, sums, rounded)
         _fill_empty(samples, labels, counts, sums, rounded, clusters)
         if _move_centers(centers, rounded, counts, clusters) <= _EPSILON:

@@ -1,4 +1,4 @@
-"""What the caller answers by calling `cv2.grabCut` instead."""
+"""Errors after which the caller should call `cv2.grabCut` instead."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from __future__ import annotations
 class Unserved(ValueError):
     """The kernels cannot compute this mask, for the reason in the message.
 
-    Where there is no pixel inside the rectangle or none outside, or a Gaussian has no
-    inverse covariance, `cv2.grabCut` raises `cv2.error`; where the search is too deep, it
-    has a mask.
+    `cv2.grabCut` raises `cv2.error`, too, if no pixel is inside the rectangle or none is outside,
+    or if a Gaussian has no inverse covariance. It computes the mask if the search is too deep.
     """
 
 
 class Unavailable(RuntimeError):
-    """The kernels cannot be compiled, or their code cannot be kept, on this machine."""
+    """This machine cannot compile the kernels, or cannot store their code."""

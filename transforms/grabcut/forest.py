@@ -1,7 +1,7 @@
-"""The forest that `max_flow` grows on a grid: its arrays, its roots, and how it grows.
+"""The forest that `max_flow` grows on a grid: its arrays, its roots and its growth.
 
-A node's place in it is its level and the direction of its parent. Lists of nodes are chains
-through arrays: the first node of each level, and the next of each node.
+A node's position in the forest is its level and the direction of its parent. Lists of nodes are
+linked through arrays: the first node of each level, and the next node after each node.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from transforms.grabcut.compilation import Integer, helper
 from transforms.grabcut.lanes import lowest_bit, neighbours_equal, neighbours_pointing_here
 
 FREE = np.uint16(65535)
-"""Level of the nodes outside the forest. The padding of the grid has level 0."""
+"""Level of nodes outside the forest. The padding of the grid has level 0."""
 DEEPEST = 65533
-"""Highest level that can be told from `FREE`, with one to spare."""
+"""Highest level that differs from `FREE`, with one level to spare."""
 
-# In the plane of parents, where 0 to 7 are directions.
+# Values in the plane of parents, where 0 to 7 are directions.
 NO_PARENT = np.uint8(8)
 ROOT = np.uint8(9)
 ORPHAN = np.uint8(10)
@@ -29,15 +29,15 @@ Ints = NDArray[np.int32]
 
 
 class Grid(NamedTuple):
-    """The graph and its forest; flat arrays over the nodes of the padded grid.
+    """The graph and its forest, as flat arrays over the nodes of the padded grid.
 
     Attributes:
-      residual: (8 * nodes,) int32, of the arcs of each node in the order of `lanes`.
+      residual: (8 * nodes,) int32, capacities of each node's arcs in the order of `lanes`.
       excess: (nodes,) int32, negative for a deficit.
       level: (nodes + SLACK,) uint16; 0 in the padding.
       parent: (nodes + SLACK,) uint8, a direction (see `lanes`) or one of the constants above.
-      steps: (8,) int64, from a node to its neighbours.
-      stride: nodes in a row.
+      steps: (8,) int64, offsets from a node to its neighbours.
+      stride: number of nodes in a row.
     """
 
     residual: Ints
@@ -49,14 +49,14 @@ class Grid(NamedTuple):
 
 
 class Queues(NamedTuple):
-    """Lists of nodes by level: the first node of each level, and the next of each node.
+    """Lists of nodes by level, each as the first node of each level and the next after each node.
 
-    Both are int32, of (deepest + 2,) levels and of (nodes,); -1 ends a list.
+    Both arrays are int32, (deepest + 2,) and (nodes,); -1 ends a list.
 
     Attributes:
       active, active_next: nodes of the forest with excess.
-      orphan, orphan_next: nodes that have lost their parents. One that has found another
-        meanwhile, or was raised, stays in its list.
+      orphan, orphan_next: nodes that have lost their parents. A node that has found another parent
+        since, or was raised, stays in its list.
       is_listed: (nodes,) uint8, whether a node is in a list of orphans.
     """
 
@@ -76,7 +76,7 @@ def put(first: Ints, following: Ints, node: Integer, level: Integer) -> None:
 
 @helper
 def plant(grid: Grid, height: int, width: int, roots: Ints) -> int:
-    """Begins a forest of roots alone; returns how many are written to `roots`."""
+    """Starts a forest of roots only; returns the number of roots, which are written to `roots`."""
     _, excess, level_of, parent, _, stride = grid
     count = 0
     for y in range(1, height + 1):
@@ -93,12 +93,12 @@ def plant(grid: Grid, height: int, width: int, roots: Ints) -> int:
 
 
 @helper
-def nodes_at(grid: Grid, depth: int, found: Ints) -> int:
-    """Writes the nodes of a level to `found`; returns how many there are."""
+def nodes_at(grid: Grid, depth: int, nodes: Ints) -> int:
+    """Writes the nodes of a level to `nodes`; returns their number."""
     level_of, count = grid.level, 0
     for node in range(len(grid.excess)):
         if level_of[node] == depth:
-            found[count] = node
+            nodes[count] = node
             count += 1
     return count
 
@@ -112,12 +112,12 @@ def adopt_free(
     stride: int,
     node: Integer,
     level: Integer,
-    found: Ints,
+    children: Ints,
     count: int,
 ) -> int:
     """Makes the free neighbours that can send flow to a node of this level its children.
 
-    Appends them to the `count` nodes that have been found, and returns the new count.
+    Appends them to the first `count` of `children`, and returns the new count.
     """
     neighbours = neighbours_equal(level_of, node, stride, FREE)
     while neighbours:
@@ -127,25 +127,26 @@ def adopt_free(
         if residual[child * 8 + 7 - k]:
             level_of[child] = level + 1
             parent[child] = 7 - k
-            found[count] = child
+            children[count] = child
             count += 1
     return count
 
 
 @helper
 def grow(
-    grid: Grid, queues: Queues, depth: int, leaves: Ints, count: int, found: Ints
+    grid: Grid, queues: Queues, depth: int, leaves: Ints, count: int, new_leaves: Ints
 ) -> tuple[int, bool]:
     """Adds a level to the forest.
 
     Args:
       grid, queues: changed.
       depth: the forest's highest level.
-      leaves: the nodes of that level are among the first `count` of these.
-      found: the nodes of the new level are written here.
+      leaves: contains the nodes of that level among the first `count`.
+      count: see `leaves`.
+      new_leaves: nodes of the new level. Written.
 
     Returns:
-      How many nodes there are in the new level, and whether any of them is active.
+      The number of nodes in the new level, and whether any of them is active.
     """
     residual, excess, level_of, parent, steps, stride = grid
     active, active_next, _, _, _ = queues
@@ -153,10 +154,12 @@ def grow(
     for i in range(count):
         leaf = np.int64(leaves[i])
         if level_of[leaf] == depth:
-            added = adopt_free(residual, level_of, parent, steps, stride, leaf, depth, found, added)
+            added = adopt_free(
+                residual, level_of, parent, steps, stride, leaf, depth, new_leaves, added
+            )
     any_active = False
     for i in range(added):
-        node = np.int64(found[i])
+        node = np.int64(new_leaves[i])
         if excess[node] > 0:
             put(active, active_next, node, depth + 1)
             any_active = True
@@ -174,7 +177,7 @@ def orphan_children(
     node: Integer,
     level: Integer,
 ) -> None:
-    """Orphans the children of a node of this level."""
+    """Makes orphans of the children of a node of this level."""
     children = neighbours_pointing_here(parent, node, stride)
     while children:
         k = lowest_bit(children)

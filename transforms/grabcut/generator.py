@@ -1,8 +1,8 @@
-"""OpenCV's random numbers: multiply with carry.
+"""OpenCV's random numbers, a multiply-with-carry generator.
 
-`cv::RNG` keeps 64 bits, the last number in the low half and the carry in the high one. A
-`double` is made of two numbers, the first of which is the high half of a fraction of
-2^64. Source: OpenCV, core/operations.hpp.
+The state of `cv::RNG` has 64 bits: the last number in the low half, the carry in the high half. A
+`double` is composed of two numbers, the first of which is the high half of a fraction of 2^64.
+Source: OpenCV, core/operations.hpp.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _HALF = np.uint64(32)
 
 
 def seeded(seed: int) -> NDArray[np.uint64]:
-    """The state after `cv2.setRNGSeed(seed)`: shape (1,). The seed is a C int."""
+    """Returns the state after `cv2.setRNGSeed(seed)`, (1,) uint64; the seed is a C int."""
     return np.array([seed % 2**64 or 0xFFFFFFFF], np.uint64)
 
 
 @helper
 def next_integer(state: NDArray[np.uint64]) -> Integer:
-    """Advances the state; 32 random bits."""
+    """Advances the state; returns 32 random bits."""
     state[0] = (state[0] & _LOW_HALF) * _MULTIPLIER + (state[0] >> _HALF)
     number: np.uint64 = state[0] & _LOW_HALF
     return number
@@ -32,6 +32,6 @@ def next_integer(state: NDArray[np.uint64]) -> Integer:
 
 @helper
 def next_fraction(state: NDArray[np.uint64]) -> float:
-    """Advances the state twice; a float64 in [0, 1]."""
+    """Advances the state twice; returns a float64 in [0, 1]."""
     high = next_integer(state)
     return np.float64((high << _HALF) | next_integer(state)) * 2.0**-64

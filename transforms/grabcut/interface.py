@@ -1,4 +1,4 @@
-"""The function that callers see, and the moment at which the kernels are compiled."""
+"""The public functions, which check arguments and have the kernels compiled."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ _Rect = tuple[int, int, int, int]
 
 _C_INT = 2**31
 _MOST_PIXELS = 2**27
-"""Beyond it, arcs (8 a pixel) and sums of contrasts (4 a pixel) near the end of int32."""
+"""Most pixels of a picture. With more, the numbers of arcs (8 per pixel) and sums of contrasts (4
+per pixel) would approach the limit of int32."""
 
 
 _Segment = Callable[[_Bytes, _Rect, int, int], _Bytes]
 
 _lock = threading.Lock()
 _loaded: list[_Segment | Unavailable] = []
-"""The kernels of this process, or why there are none, once that is known."""
+"""The kernels of this process, or the error that loading them raised; empty before that."""
 
 
 def _kernels(before_compiling: Callable[[], None] = lambda: None) -> _Segment:
-    """Loads the kernels, at most once in a process."""
+    """Loads the kernels once per process, or raises the error of that attempt again."""
     if not _loaded:
         with _lock:
             if not _loaded:
@@ -36,15 +37,18 @@ def _kernels(before_compiling: Callable[[], None] = lambda: None) -> _Segment:
                     _loaded.append(_load(before_compiling))
                 except Unavailable as error:
                     _loaded.append(error)
-    (found,) = _loaded
-    if isinstance(found, Unavailable):
-        raise Unavailable(str(found))
-    return found
+    (result,) = _loaded
+    if isinstance(result, Unavailable):
+        raise Unavailable(str(result))
+    return result
 
 
 def _load(before_compiling: Callable[[], None]) -> _Segment:
-    """Imports the kernels; who compiles holds a lock, which ends with the process that holds it.
-    A file in their folder, written last, says that it is complete."""
+    """Imports the kernels, and compiles them if necessary.
+
+    The compiling process holds a file lock, which ends with the process. The file `complete`, which
+    is written last, says that the folder holds all code.
+    """
     folder = cache.code_folder()
     complete = folder / "complete"
     try:
@@ -66,7 +70,7 @@ def _load(before_compiling: Callable[[], None]) -> _Segment:
 
 
 def _import_kernels() -> _Segment:
-    """Imports the modules whose functions are compiled, or loaded, as they are defined."""
+    """Imports the modules whose functions are compiled, or loaded, while they are defined."""
     try:
         from numba import config
 
@@ -81,32 +85,32 @@ def _import_kernels() -> _Segment:
     except Unavailable:
         raise
     except Exception as error:
-        # Compilers fail in many ways, none of which may stop a job that can do without.
+        # Compilers fail in many ways, and none may stop a job that can use OpenCV instead.
         raise Unavailable(f"numba: {type(error).__name__}: {error}") from error
     return segment
 
 
 def prepare(before_compiling: Callable[[], None] = lambda: None) -> None:
-    """Loads the kernels; compiles them first if that has not been done on this machine.
+    """Loads the kernels, after compiling them if that has not been done on this machine.
 
-    Of many processes that do so at once, one compiles and the others wait. `grabcut` does
-    the same when it is first called.
+    If several processes call it at once, one compiles and the others wait. `grabcut` does the same
+    on its first call.
 
     Args:
       before_compiling: called before this process compiles, which takes a while.
 
     Raises:
-      Unavailable: numba is missing or fails, or its code cannot be kept. Once it has been
-        raised, every later call raises it without trying again.
+      Unavailable: numba is missing or fails, or its code cannot be stored. Every later call raises
+        it again without another attempt.
     """
     _kernels(before_compiling)
 
 
 def _clip(rect: _Rect, height: int, width: int) -> _Rect:
-    """Clips a rectangle as OpenCV does, which moves a negative corner without shrinking.
+    """Clips a rectangle as OpenCV does: a negative corner moves to 0, but the size stays.
 
     Raises:
-      Unserved: no pixel of the image is inside, or none outside.
+      Unserved: no pixel of the image is inside the rectangle, or none is outside.
     """
     left, top = max(rect[0], 0), max(rect[1], 0)
     clipped = (left, top, min(rect[2], width - left), min(rect[3], height - top))
@@ -120,26 +124,26 @@ def _clip(rect: _Rect, height: int, width: int) -> _Rect:
 def grabcut(image: _Bytes, rect: _Rect, *, iterations: int = 5, seed: int = 0) -> _Bytes:
     """Separates an object from its background, given a rectangle around it.
 
-    The mask is that of `cv2.grabCut` with `GC_INIT_WITH_RECT` after `cv2.setRNGSeed(seed)`,
-    but does not depend on the thread's history nor change its generator. May be called by
-    many threads at once; releases the GIL.
+    The mask equals that of `cv2.grabCut` with `GC_INIT_WITH_RECT` after `cv2.setRNGSeed(seed)`, but
+    neither depends on the thread's generator nor changes it. Many threads may call the function at
+    once, since it releases the GIL.
 
     Args:
-      image: (H, W, 3) uint8; the order of the channels does not matter for the quality, but
-        another order gives another mask.
-      rect: (x, y, width, height) in pixels. What is outside the image is clipped as OpenCV
-        clips it: a negative x or y becomes 0, and the width and height stay.
+      image: (H, W, 3) uint8. The order of the channels does not affect the quality, but each order
+        gives another mask.
+      rect: (x, y, width, height) in pixels. It is clipped to the image as OpenCV does: a negative
+        x or y becomes 0, and the width and height stay.
       iterations: of the mixtures and the cut, >= 0.
-      seed: from -2^31 to 2^31 - 1; decides how the mixtures begin.
+      seed: of the clustering that initialises the mixtures, from -2^31 to 2^31 - 1.
 
     Returns:
       (H, W) uint8: 0 (`GC_BGD`) outside the rectangle, 2 (`GC_PR_BGD`) or 3 (`GC_PR_FGD`)
       inside.
 
     Raises:
-      ValueError: an argument of the wrong type, shape or range.
-      Unserved: see there; a ValueError, too.
-      Unavailable: see `prepare`.
+      ValueError: an argument has the wrong type, shape or range.
+      Unserved: the kernels cannot compute this mask; it is a ValueError, too.
+      Unavailable: the kernels cannot be loaded, see `prepare`.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"image must be (H, W, 3) uint8: got {image.shape} {image.dtype}")

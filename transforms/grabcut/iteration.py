@@ -1,9 +1,9 @@
-"""GrabCut from a rectangle: five kernels in turn, and the arrays that go from one to the next.
+"""GrabCut from a rectangle: runs the kernels in order, and passes arrays from one to the next.
 
-Everything is done on samples: the pixels outside the rectangle, which stay background,
-and those inside, both in raster order.
+All kernels work on samples: the pixels outside the rectangle, which stay background, and the pixels
+inside, both in raster order.
 
-GrabCut: Rother, Kolmogorov and Blake, "GrabCut - Interactive Foreground Extraction using
+Source: Rother, Kolmogorov and Blake, "GrabCut - Interactive Foreground Extraction using
 Iterated Graph Cuts", SIGGRAPH 2004.
 """
 
@@ -26,9 +26,9 @@ from transforms.grabcut.mixtures import FIELDS, MOMENTS, NO_GROUP, learn, regrou
 from transforms.grabcut.smoothness import link_pixels, measure_contrast
 
 _SCALE = 2.0**20
-"""Units of a weight of 1 in the graph. All that can gather in a pixel, its pull of at most 345
-and what eight links of at most 50 can carry, twice, fits into int32. With less than 2^10,
-cuts begin to differ from OpenCV's, where two of them weigh nearly the same."""
+"""Units of a weight of 1 in the graph. The most that can gather in a pixel, a pull of at most 345
+plus twice the capacity of eight links of at most 50, fits into int32. Below 2^10, cuts begin to
+differ from OpenCV's if two cuts have nearly the same weight."""
 
 _PROBABLY_BACKGROUND, _PROBABLY_FOREGROUND = 2, 3
 
@@ -42,8 +42,15 @@ _Bytes = NDArray[np.uint8]
 def _split(
     image: _Bytes, left: int, top: int, width: int, height: int
 ) -> tuple[_Bytes, _Bytes, _Bytes]:
-    """The picture as planes (3, H, W), and its samples outside and inside the rectangle,
-    (3, n) each, from (H, W, 3)."""
+    """Splits a picture into planes and samples.
+
+    Args:
+      image: (H, W, 3) uint8.
+      left, top, width, height: the rectangle, inside the picture.
+
+    Returns:
+      The planes (3, H, W), the samples outside of the rectangle (3, m), and those inside (3, n).
+    """
     image_height, image_width = image.shape[:2]
     planes = np.empty((3, image_height, image_width), np.uint8)
     outside = np.empty((3, image_height * image_width - width * height), np.uint8)
@@ -72,7 +79,7 @@ def _split(
 def _pull(
     excess: NDArray[np.int32], pulls: NDArray[np.int32], applied: NDArray[np.int32], width: int
 ) -> None:
-    """Changes the excesses by the difference to the pulls that were applied before."""
+    """Adds the difference between the new pulls and those applied before to the excesses."""
     for y in range(len(pulls) // width):
         node = (y + 1) * (width + 2) + 1
         for i in range(y * width, (y + 1) * width):
@@ -90,8 +97,10 @@ def _read_cut(
     width: int,
     is_foreground: _Bytes,
 ) -> None:
-    """Each sample's side of the cut, and with it its group: components of the background
-    come first."""
+    """Reads each sample's side of the cut, and derives its group.
+
+    The components of the background are the first groups, those of the foreground follow.
+    """
     for y in range(len(groups) // width):
         node = (y + 1) * (width + 2) + 1
         for i in range(y * width, (y + 1) * width):
@@ -104,7 +113,7 @@ def _read_cut(
 
 
 class _Mixtures:
-    """Both mixtures and the moments that they are learned from."""
+    """Both mixtures, and the moments from which they are learned."""
 
     def __init__(self) -> None:
         self._moments = np.zeros((2 * COMPONENTS, MOMENTS), np.int64)
@@ -112,9 +121,9 @@ class _Mixtures:
         self.foreground = np.empty((COMPONENTS, FIELDS))
 
     def learn(self, *groupings: tuple[_Bytes, _Bytes, _Bytes]) -> None:
-        """Learns from (samples, groups, fresh groups): see `mixtures.regroup`."""
-        for samples, groups, fresh in groupings:
-            regroup(samples, groups, fresh, self._moments)
+        """Learns both mixtures from (samples, groups, new groups), see `mixtures.regroup`."""
+        for samples, groups, new_groups in groupings:
+            regroup(samples, groups, new_groups, self._moments)
         if not (
             learn(self._moments[:COMPONENTS], self.background)
             and learn(self._moments[COMPONENTS:], self.foreground)
@@ -129,36 +138,36 @@ def segment(
     seed: int,
     finished: Callable[[str], None] = lambda stage: None,
 ) -> _Bytes:
-    """GrabCut of checked arguments.
+    """Runs GrabCut on checked arguments.
 
     Args:
       image: (H, W, 3) uint8, contiguous and writable.
-      rect: (left, top, width, height), inside the image, neither empty nor all of it.
+      rect: (left, top, width, height), inside the image, neither empty nor the whole image.
       iterations: >= 0.
       seed: of OpenCV's generator.
-      finished: told the name of each stage at its end, for benchmarks.
+      finished: called with the name of each stage at its end, for benchmarks.
 
     Returns:
       (H, W) uint8: 0 outside the rectangle, 2 or 3 inside.
 
     Raises:
-      Unserved: a covariance without inverse, or a search that is too deep.
+      Unserved: a covariance has no inverse, or the search is too deep.
     """
     left, top, width, height = rect
     planes, outside, inside = _split(image, left, top, width, height)
     finished("samples")
     state = seeded(seed)
-    outside_fresh = cluster(outside, state)
-    inside_fresh = cluster(inside, state)
-    inside_fresh += np.uint8(COMPONENTS)
+    outside_new = cluster(outside, state)
+    inside_new = cluster(inside, state)
+    inside_new += np.uint8(COMPONENTS)
     finished("k-means")
 
     outside_groups = np.full(outside.shape[1], NO_GROUP, np.uint8)
     inside_groups = np.full(inside.shape[1], NO_GROUP, np.uint8)
     mixtures = _Mixtures()
-    mixtures.learn((outside, outside_groups, outside_fresh), (inside, inside_groups, inside_fresh))
-    assign_components(inside, mixtures.foreground, inside_fresh)
-    inside_fresh += np.uint8(COMPONENTS)
+    mixtures.learn((outside, outside_groups, outside_new), (inside, inside_groups, inside_new))
+    assign_components(inside, mixtures.foreground, inside_new)
+    inside_new += np.uint8(COMPONENTS)
     finished("mixtures")
 
     beta = measure_contrast(planes)
@@ -174,10 +183,8 @@ def segment(
     deepest = min(DEEPEST, len(excess))
     work = workspace(len(excess), deepest)
     for iteration in range(iterations):
-        assign_components(outside, mixtures.background, outside_fresh)
-        mixtures.learn(
-            (outside, outside_groups, outside_fresh), (inside, inside_groups, inside_fresh)
-        )
+        assign_components(outside, mixtures.background, outside_new)
+        mixtures.learn((outside, outside_groups, outside_new), (inside, inside_groups, inside_new))
         finished("mixtures")
         weigh(
             inside,
@@ -195,11 +202,10 @@ def segment(
         finished(f"cut {iteration + 1}")
         # The next iteration assigns the components of the mixtures that made this cut.
         _read_cut(
-            level, background_components, foreground_components, inside_fresh, width, is_foreground
+            level, background_components, foreground_components, inside_new, width, is_foreground
         )
 
     mask = np.zeros(image.shape[:2], np.uint8)
-    mask[top : top + height, left : left + width] = is_foreground.reshape(height, width) + np.uint8(
-        _PROBABLY_BACKGROUND
-    )
+    values = is_foreground.reshape(height, width) + np.uint8(_PROBABLY_BACKGROUND)
+    mask[top : top + height, left : left + width] = values
     return mask

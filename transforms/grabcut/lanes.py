@@ -1,20 +1,18 @@
-"""Eight neighbours at a time: vector instructions for the 8-connected grid.
+"""Vector instructions that handle the eight neighbours of a pixel at once.
 
-A pixel's residual capacities to its eight neighbours lie side by side (8 x int32), so
-one load and one comparison tell which arcs are open; three short loads fetch the
-neighbours' values from a plane. A loop over eight neighbours, which would branch eight
-times, becomes one bit mask. LLVM's generic vectors are used, so that every machine gets
-what it has.
+A pixel's residual capacities to its eight neighbours are contiguous (8 x int32), so one load and
+one comparison tell which arcs are open, and three short loads fetch the neighbours' values from a
+plane. The result is a bit mask, where a loop over the neighbours would branch eight times. The code
+uses LLVM's generic vectors, which become the instructions that the machine has.
 
-Neighbours are numbered in raster order, so that the opposite of direction k is 7 - k:
+Neighbours are numbered in raster order, so the opposite of direction k is 7 - k:
 
     0 1 2
     3 . 4
     5 6 7
 
-All functions take flat arrays of a padded grid, `stride` nodes a row, and do not check
-bounds: `node` must not lie in the padding, and the planes must be at least
-`SLACK` longer than the grid.
+All functions take flat arrays of a padded grid with `stride` nodes in a row, and do not check
+bounds: `node` must not lie in the padding, and planes must be `SLACK` longer than the grid.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 SLACK = 8
-"""A row's three neighbours are read as four."""
+"""Extra elements behind a plane, because a row's three neighbours are read as four."""
 
 _BITS = ir.IntType(8)
 _SHORT = ir.IntType(16)
@@ -59,7 +57,7 @@ def _broadcast(builder: Any, value: Any, count: int) -> Any:
 
 
 def _around(context: Any, builder: Any, plane_type: Any, plane: Any, node: Any, stride: Any) -> Any:
-    """The eight neighbours' values of a plane, in the order of the directions."""
+    """Loads the eight neighbours' values from a plane, in the order of the directions."""
     element = context.get_data_type(plane_type.dtype)
     one = node.type(1)
     rows = [
@@ -82,13 +80,13 @@ def _open_arcs(context: Any, builder: Any, array_type: Any, residual: Any, node:
 
 
 def _mask(builder: Any, lanes: Any) -> Any:
-    """Eight truth values as the bits of an integer."""
+    """Packs eight truth values into the bits of an integer."""
     return builder.zext(builder.bitcast(lanes, _BITS), ir.IntType(64))
 
 
 @intrinsic
 def open_arcs_to(typing: Any, residual: Any, level: Any, node: Any, stride: Any, value: Any) -> Any:
-    """Bits of the open arcs whose heads have the level `value`.
+    """Returns bits of the open arcs whose heads have the level `value`.
 
     Arguments: residual int32[8 * nodes], level uint16[nodes], node int64, stride int64,
     value uint16. Returns uint64.
@@ -106,7 +104,7 @@ def open_arcs_to(typing: Any, residual: Any, level: Any, node: Any, stride: Any,
 
 @intrinsic
 def lowest_open_level(typing: Any, residual: Any, level: Any, node: Any, stride: Any) -> Any:
-    """The lowest level among the heads of the open arcs, 65535 if there is no open arc.
+    """Returns the lowest level among the heads of the open arcs, 65535 if there is none.
 
     Arguments: residual int32[8 * nodes], level uint16[nodes], node int64, stride int64.
     Returns int64.
@@ -129,7 +127,7 @@ def lowest_open_level(typing: Any, residual: Any, level: Any, node: Any, stride:
 
 @intrinsic
 def neighbours_equal(typing: Any, plane: Any, node: Any, stride: Any, value: Any) -> Any:
-    """Bits of the neighbours whose value in the plane equals `value`.
+    """Returns bits of the neighbours whose value in the plane equals `value`.
 
     Arguments: plane uint16[nodes], node int64, stride int64, value uint16. Returns uint64.
     """
@@ -144,7 +142,7 @@ def neighbours_equal(typing: Any, plane: Any, node: Any, stride: Any, value: Any
 
 @intrinsic
 def neighbours_pointing_here(typing: Any, direction: Any, node: Any, stride: Any) -> Any:
-    """Bits of the neighbours whose direction leads to this node.
+    """Returns bits of the neighbours whose direction leads to this node.
 
     Arguments: direction uint8[nodes], node int64, stride int64. Returns uint64.
     """
@@ -160,7 +158,7 @@ def neighbours_pointing_here(typing: Any, direction: Any, node: Any, stride: Any
 
 @intrinsic
 def lowest_bit(typing: Any, mask: Any) -> Any:
-    """The number of the lowest bit that is set in a uint64 other than 0: int64."""
+    """Returns the index of the lowest set bit of a uint64 that is not 0: int64."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], ir.IntType(1)(1))

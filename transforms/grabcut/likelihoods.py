@@ -1,18 +1,17 @@
-"""What a colour says: its component in a mixture, and the pull to one side of the cut.
+"""Computes each colour's component in a mixture, and its pull to one side of the cut.
 
-OpenCV takes the exponential of every Gaussian's exponent; the component is the one with
-the greatest density, weights left out, which is the one with the greatest exponent. The
-pull is the logarithm of the ratio of both mixtures' densities, so the greatest term of
-each is taken out before exponentials of the rest are summed. The quadratic forms are
-computed with OpenCV's operations in OpenCV's order (see `mixtures`), in blocks that stay
-in the nearest cache.
+OpenCV takes the exponential of every Gaussian's exponent, and chooses the component with the
+greatest density without weights, which is the one with the greatest exponent. The pull is the
+logarithm of the ratio of both mixtures' densities, so the greatest term of each mixture is factored
+out before the exponentials are summed. Quadratic forms are computed with OpenCV's operations in
+OpenCV's order (see `mixtures`), in blocks that fit into the nearest cache.
 
-That differs from OpenCV where its densities underflow. Whatever the covariance, they are
-normal numbers if the greatest exponent is within +-690, and 0 if it is below -780: then
-OpenCV's component is the first, and the logarithm of the density minus infinity, which is
-an arc to the source (or sink) that cannot be filled; if both are, it comes out as one to
-the source. The few samples in between are computed once more, as OpenCV does it. Source:
-OpenCV, imgproc/grabcut.cpp (`GMM::whichComponent`, `GMM::operator()`, `constructGCGraph`).
+This would differ from OpenCV where its densities underflow. Whatever the covariance, they are
+normal numbers if the greatest exponent is within +-690, and 0 if it is below -780. At 0, OpenCV
+chooses the first component, and the logarithm of the density is minus infinity, which makes an arc
+to the source (or the sink) that cannot be filled; if both densities are 0, it is the arc to the
+source. The few samples in between are recomputed in OpenCV's way. Source: OpenCV,
+imgproc/grabcut.cpp (`GMM::whichComponent`, `GMM::operator()`, `constructGCGraph`).
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ from transforms.grabcut.mixtures import (
 from transforms.grabcut.vector_math import exp_below_zero, log
 
 PULL_LIMIT = 345.0
-"""More than all links of a pixel (4 * 50 + 4 * 50 / sqrt(2) = 341.4): a pull of that size
-decides, whatever the neighbours do, and so a greater one need not be told apart."""
+"""Limit of a pull, which exceeds the sum of a pixel's links (4 * 50 + 4 * 50 / sqrt(2) = 341.4). A
+pull of that size decides whatever the neighbours do, so greater ones need not be distinguished."""
 
 _BLOCK = 256
 _NORMAL = 690.0
 _ZERO = -780.0
-# Added before rounding down: a whole number greater than any pull, and a half.
+# Greater than any pull in units. It keeps sums positive, so that truncation rounds them down.
 _OFFSET = 1 << 29
 
 _Bytes = NDArray[np.uint8]
@@ -72,7 +71,7 @@ def _quadratic(
     i7: float,
     i8: float,
 ) -> float:
-    """The quadratic form of a difference to the mean and an inverse covariance."""
+    """Computes the quadratic form of a difference from the mean and an inverse covariance."""
     return (
         r * (r * i0 + g * i3 + b * i6)
         + g * (r * i1 + g * i4 + b * i7)
@@ -82,7 +81,7 @@ def _quadratic(
 
 @helper
 def _exponents(colors: _Floats, count: int, mixture: _Floats, exponents: _Floats) -> None:
-    """Logarithms of each Gaussian's density: exponents (COMPONENTS, _BLOCK)."""
+    """Writes the logarithm of each Gaussian's density to `exponents`, (COMPONENTS, _BLOCK)."""
     reds, greens, blues = colors[0], colors[1], colors[2]
     for k in range(COMPONENTS):
         component, target = mixture[k], exponents[k]
@@ -100,9 +99,9 @@ def _exponents(colors: _Floats, count: int, mixture: _Floats, exponents: _Floats
 
 @helper
 def _greatest(exponents: _Floats, count: int, components: _Bytes, greatest: _Floats) -> bool:
-    """The first component with the greatest exponent, and that exponent.
+    """Finds the first component with the greatest exponent, and that exponent.
 
-    Returns whether one of them is out of the range in which the component is certain.
+    Returns whether any exponent is out of the range in which the component is certain.
     """
     e0, e1, e2, e3, e4 = exponents[0], exponents[1], exponents[2], exponents[3], exponents[4]
     uncertain: Integer = 0
@@ -129,7 +128,7 @@ def _is_certain(greatest: float) -> bool:
 
 @helper
 def _as_opencv(mixture: _Floats, red: float, green: float, blue: float) -> tuple[np.uint8, float]:
-    """Component and density by way of exponentials, which may underflow."""
+    """Computes the component and the density by exponentials that may underflow."""
     chosen, greatest, density = np.uint8(0), 0.0, 0.0
     for k in range(COMPONENTS):
         component = mixture[k]
@@ -183,7 +182,7 @@ def assign_components(samples: _Bytes, mixture: _Floats, components: _Bytes) -> 
 def _densities(
     exponents: _Floats, count: int, mixture: _Floats, tops: _Floats, sums: _Floats
 ) -> None:
-    """A mixture's densities as exp(tops) * sums, from exponents that are not all infinite."""
+    """Computes a mixture's densities as exp(tops) * sums; exponents must not all be infinite."""
     e0, e1, e2, e3, e4 = exponents[0], exponents[1], exponents[2], exponents[3], exponents[4]
     w0, w1, w2 = mixture[0, LOG_WEIGHT], mixture[1, LOG_WEIGHT], mixture[2, LOG_WEIGHT]
     w3, w4 = mixture[3, LOG_WEIGHT], mixture[4, LOG_WEIGHT]
@@ -205,7 +204,7 @@ def _densities(
 
 @helper
 def _whole(pull: float, scale: float) -> Integer:
-    """A pull, limited, times the scale, rounded to the nearest whole number."""
+    """Limits a pull, and converts it to the nearest whole number of units."""
     pull = pull if pull < PULL_LIMIT else PULL_LIMIT
     pull = pull if pull > -PULL_LIMIT else -PULL_LIMIT
     return np.int32(pull * scale + (_OFFSET + 0.5)) - _OFFSET

@@ -1,30 +1,28 @@
-"""The minimum cut of an 8-connected grid, found from the sink's side.
+"""Finds the minimum cut of an 8-connected grid, from the sink's side.
 
-Method: the excesses incremental breadth-first search of Goldberg, Hed, Kaplan, Kohli,
-Tarjan and Werneck, "Faster and More Dynamic Maximum Flow by Incremental Breadth-First
-Search" (ESA 2015), with one tree instead of two, and lazier than theirs.
+The method is the excesses incremental breadth-first search of Goldberg, Hed, Kaplan, Kohli, Tarjan
+and Werneck, "Faster and More Dynamic Maximum Flow by Incremental Breadth-First Search" (ESA 2015),
+with one tree instead of two and with lazier repairs.
 
-A pseudoflow is kept: arcs are never over capacity, while a node may have an excess
-(more comes from the source than leaves) or a deficit (its arc to the sink is not full).
-Any pseudoflow will do to begin with, so the flow of the last cut is the start of the
-next one, whose terminal weights differ: only the differences are added to the excesses
-(Kohli and Torr, "Efficiently Solving Dynamic Markov Random Fields using Graph Cuts",
-ICCV 2005).
+The search maintains a pseudoflow: arcs are never over capacity, but a node may have an excess (more
+flow comes from the source than leaves the node) or a deficit (its arc to the sink is not full). Any
+pseudoflow is a valid start, so the flow of one cut starts the next one, whose terminal weights
+differ; only the differences are added to the excesses (Kohli and Torr, "Efficiently Solving Dynamic
+Markov Random Fields using Graph Cuts", ICCV 2005).
 
-Nodes with a deficit are the roots, at level 1, of a forest in which every other node
-has an open arc, to its parent, one level below. It grows breadth first. When it reaches
-nodes with excess, *sweeps* from the highest level to the lowest push their excess from
-parent to parent, so that many paths share the work; a node that has lost its last arc
-to the level below and still holds excess is raised at once, as in push-relabel.
-A node that has lost its parent and holds no excess becomes an orphan, and nothing else
-is done: levels are lower bounds of the distances meanwhile. Only before the forest
-grows on (or after `_SWEEPS` sweeps) a *repair* makes them exact: orphans of ever higher
-levels look for another parent or leave the forest with all that hangs on them, and the
-forest then grows back over what has left. Between repairs the forest grows by a
-quarter of its depth, so their number is logarithmic.
+Nodes with a deficit are the roots, at level 1, of a forest in which every other node has an open
+arc to its parent one level below. The forest grows breadth first. When it reaches nodes with
+excess, *sweeps* from the highest level to the lowest push their excess from parent to parent, so
+that many paths share the work. A node that has lost its last arc to the level below and still holds
+excess is raised at once, as in push-relabel. A node that has lost its parent and holds no excess
+just becomes an orphan; until the next repair, levels are only lower bounds of distances. Before the
+forest grows again (or after `_SWEEPS` sweeps), a *repair* makes levels exact: level by level,
+orphans look for another parent or leave the forest with their subtrees, and then the forest grows
+back over the nodes that have left. Between repairs the forest grows by a quarter of its depth, so
+the number of repairs is logarithmic.
 
-A node that cannot reach the sink has no level at the end and is on the source's side.
-So is a node that neither terminal reaches: there the minimum cut is not unique.
+A node that cannot reach the sink has no level at the end, and is on the source's side. So is a node
+that neither terminal reaches, where the minimum cut is not unique.
 """
 
 from __future__ import annotations
@@ -58,8 +56,8 @@ _GROWTH = 4
 def _sweep(grid: Grid, queues: Queues, depth: int, leaves: Ints, count: int) -> tuple[int, bool]:
     """Pushes all excess in the forest down, from the highest level to the lowest.
 
-    Appends the nodes raised to the highest level to the `count` leaves, as far as there is
-    room. Returns the new count, and whether any node is active, because it was raised.
+    Appends the nodes that are raised to the highest level to the first `count` leaves, if there is
+    room. Returns the new count, and whether any node is active because it was raised.
     """
     residual, excess, level_of, parent, steps, stride = grid
     active, active_next, orphan, orphan_next, is_listed = queues
@@ -71,10 +69,10 @@ def _sweep(grid: Grid, queues: Queues, depth: int, leaves: Ints, count: int) -> 
         while upcoming >= 0:
             node = upcoming
             upcoming = np.int64(active_next[node])
-            left = excess[node]
+            remaining = excess[node]
             k = np.int64(parent[node])
             while True:
-                # The parent may have been raised, and the arc filled, since it was chosen.
+                # Since the parent was chosen, it may have been raised, or the arc may have filled.
                 if k > 7 or residual[node * 8 + k] == 0 or level_of[node + steps[k]] != below:
                     arcs = open_arcs_to(residual, level_of, node, stride, below)
                     if arcs == 0:
@@ -83,7 +81,7 @@ def _sweep(grid: Grid, queues: Queues, depth: int, leaves: Ints, count: int) -> 
                     parent[node] = k
                 target = node + steps[k]
                 capacity = residual[node * 8 + k]
-                flow = min(left, capacity)
+                flow = min(remaining, capacity)
                 residual[node * 8 + k] = capacity - flow
                 residual[target * 8 + 7 - k] += flow
                 before = excess[target]
@@ -92,12 +90,12 @@ def _sweep(grid: Grid, queues: Queues, depth: int, leaves: Ints, count: int) -> 
                     if before + flow > 0:
                         put(active, active_next, target, level - 1)
                     elif before < 0 and before + flow == 0:
-                        # A root whose deficit is just filled, and that is in no list yet.
+                        # The deficit of a root is just filled; the root is in no list yet.
                         parent[target] = ORPHAN
                         is_listed[target] = 1
                         put(orphan, orphan_next, target, level - 1)
-                left -= flow
-                if left == 0:
+                remaining -= flow
+                if remaining == 0:
                     if flow == capacity:
                         arcs = open_arcs_to(residual, level_of, node, stride, below)
                         if arcs:
@@ -108,8 +106,8 @@ def _sweep(grid: Grid, queues: Queues, depth: int, leaves: Ints, count: int) -> 
                                 is_listed[node] = 1
                                 put(orphan, orphan_next, node, level)
                     break
-            excess[node] = left
-            if left == 0:
+            excess[node] = remaining
+            if remaining == 0:
                 continue
             orphan_children(parent, steps, stride, orphan, orphan_next, is_listed, node, level)
             raised = lowest_open_level(residual, level_of, node, stride) + 1
@@ -129,12 +127,13 @@ def _sweep(grid: Grid, queues: Queues, depth: int, leaves: Ints, count: int) -> 
 
 
 def workspace(nodes: int, deepest: int) -> tuple[Bytes, Bytes, Ints, Ints]:
-    """What `minimum_cut` works in, to be used for one cut after the other: fresh memory costs
-    more than the later cuts themselves.
+    """Allocates the memory of `minimum_cut`, to be reused for several cuts.
+
+    Fresh memory would cost more than the later cuts themselves.
 
     Args:
-      nodes: of the padded grid.
-      deepest: as there.
+      nodes: number of nodes of the padded grid.
+      deepest: see `minimum_cut`.
 
     Returns:
       Parents (nodes + SLACK,) and marks of listed nodes (nodes,), uint8; lists by level
@@ -164,31 +163,31 @@ def minimum_cut(
     lists: Ints,
     scratch: Ints,
 ) -> int:
-    """Turns a pseudoflow into one that no path can add to, and finds the sink's side.
+    """Augments a pseudoflow until no path can add to it, and finds the sink's side.
 
     Args:
       residual: (8 * nodes,) int32 with nodes = (height + 2) * (width + 2), capacities of
         the arcs of each node of the padded grid; 0 to and from the padding. Changed.
-      excess: (nodes,) int32, weight from the source minus weight to the sink, less what
-        the flow of earlier cuts has carried away; 0 in the padding. Changed.
+      excess: (nodes,) int32, weight from the source minus weight to the sink, less the flow
+        of earlier cuts; 0 in the padding. Changed.
       level: (nodes + SLACK,) uint16, 0 in the padding. Written elsewhere: `FREE` on the
-        source's side, less on the sink's.
+        source's side, lower values on the sink's.
       height, width: of the grid without its padding, >= 1.
-      deepest: at most `DEEPEST`, where to give up.
+      deepest: depth at which to give up, at most `DEEPEST`.
       parent, is_listed, lists, scratch: from `workspace`.
 
     Returns:
-      The depth of the forest; more than `deepest` if it has given up. Then the workspace
-      cannot be used again.
+      The depth of the forest; more than `deepest` if the search gave up, in which case the
+      workspace must not be reused.
     """
     stride = width + 2
     steps = np.array([-stride - 1, -stride, 1 - stride, -1, 1, stride - 1, stride, stride + 1])
     grid = Grid(residual, excess, level, parent, steps, stride)
     queues = Queues(lists[0], scratch[0], lists[1], scratch[1], is_listed)
     lost, settled = scratch[2], scratch[3]
-    # Room for twice the nodes: where more are raised to the highest level, some of them
-    # repeatedly, they are looked for instead.
-    leaves, found = scratch[4:6].reshape(-1), scratch[6:8].reshape(-1)
+    # There is room for twice the nodes, because nodes can be raised to the highest level
+    # repeatedly. If even that is full, the whole grid is searched instead.
+    leaves, new_leaves = scratch[4:6].reshape(-1), scratch[6:8].reshape(-1)
 
     depth = 1
     count = plant(grid, height, width, leaves)
@@ -197,11 +196,11 @@ def minimum_cut(
         for _ in range(1 + depth // _GROWTH):
             if depth > deepest:
                 return depth
-            added, new_active = grow(grid, queues, depth, leaves, count, found)
+            added, new_active = grow(grid, queues, depth, leaves, count, new_leaves)
             if added == 0:
                 break
             depth += 1
-            leaves, found, count = found, leaves, added
+            leaves, new_leaves, count = new_leaves, leaves, added
             any_active |= new_active
         if not any_active and added == 0:
             return depth

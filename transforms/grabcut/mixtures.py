@@ -1,10 +1,10 @@
-"""Two mixtures of five Gaussians, learned from moments that are whole numbers.
+"""Learns two mixtures of five Gaussians from moments that are whole numbers.
 
-Moments of colours are exact integers, so it does not matter in which order samples are
-added, and a sample that changes its component is simply moved. From there on, the
-covariance, its determinant and its inverse are computed with OpenCV's operations in
-OpenCV's order: for grey pictures the covariance is singular but for its rounding errors,
-and what comes out is decided by them. Source: OpenCV, imgproc/grabcut.cpp
+Moments of colours are exact integers, so the order in which samples are added does not matter, and
+a sample that changes its component is simply moved. The covariance, its determinant and its inverse
+are then computed with OpenCV's operations in OpenCV's order, because the covariance of grey
+pictures is singular except for rounding errors, which decide the result. Source: OpenCV,
+imgproc/grabcut.cpp
 (`GMM::endLearning`, `GMM::calcInverseCovAndDeterm`).
 """
 
@@ -19,13 +19,13 @@ from transforms.grabcut.clustering import COMPONENTS
 from transforms.grabcut.compilation import Integer, entry, helper
 
 # A component is a row of float64: its weight, mean (3), inverse covariance (9, row by row),
-# 1 / sqrt(determinant), and the logarithms of the latter and of the weight. A component
+# 1 / sqrt(determinant), and the logarithms of that root and of the weight. A component
 # without samples has weight 0 and logarithms of minus infinity.
 WEIGHT, MEAN, INVERSE, SCALE, LOG_SCALE, LOG_WEIGHT = 0, 1, 4, 13, 14, 15
 FIELDS = 16
 
 MOMENTS = 10
-"""Number of samples, sums of r, g, b, and of their products rr, rg, rb, gg, gb, bb."""
+"""Moments of a group: number of samples, sums of r, g, b, and of rr, rg, rb, gg, gb, bb."""
 NO_GROUP = 255
 
 _NOISE = 0.01
@@ -51,19 +51,19 @@ def _count_in(moments: NDArray[np.int64], sign: int, r: Integer, g: Integer, b: 
 def regroup(
     samples: NDArray[np.uint8],
     groups: NDArray[np.uint8],
-    fresh: NDArray[np.uint8],
+    new_groups: NDArray[np.uint8],
     moments: NDArray[np.int64],
 ) -> None:
-    """Takes over fresh groups, moving the samples whose group changes.
+    """Assigns new groups, and moves the samples whose group changes between moments.
 
     Args:
       samples: (3, n) uint8.
       groups: (n,) uint8, rows of `moments` or `NO_GROUP`. Changed.
-      fresh: (n,) uint8, rows of `moments`.
+      new_groups: (n,) uint8, rows of `moments`.
       moments: (groups, MOMENTS) int64. Changed.
     """
     for i in range(len(groups)):
-        old, new = groups[i], fresh[i]
+        old, new = groups[i], new_groups[i]
         if old == new:
             continue
         groups[i] = new
@@ -99,14 +99,14 @@ def _invert(c: NDArray[np.float64], determinant: float, inverse: NDArray[np.floa
 
 @entry("boolean(int64[:,::1], float64[:,::1])")
 def learn(moments: NDArray[np.int64], mixture: NDArray[np.float64]) -> bool:
-    """Learns a mixture.
+    """Learns a mixture from the moments of its components.
 
     Args:
       moments: (COMPONENTS, MOMENTS) int64.
       mixture: (COMPONENTS, FIELDS) float64. Written.
 
     Returns:
-      Whether every covariance has an inverse; OpenCV asserts it.
+      Whether every covariance has an inverse, which OpenCV asserts.
     """
     total = np.float64(moments[:, 0].sum())
     c = np.empty(9)

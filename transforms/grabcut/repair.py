@@ -1,7 +1,7 @@
-"""Repairs of `max_flow`'s forest: levels made exact again after sweeps have cut parts of it off.
+"""Repairs the forest of `max_flow`, making levels exact after sweeps have cut parts of it off.
 
-Orphans of ever higher levels look for another parent at their level, or leave the forest with
-all that hangs on them; then it grows back over what has left.
+Level by level, orphans look for another parent that keeps their level, or leave the forest with
+their subtrees. Then the forest grows back over the nodes that have left.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from transforms.grabcut.lanes import lowest_bit, lowest_open_level, open_arcs_to
 
 @helper
 def prune(grid: Grid, queues: Queues, depth: int, lost: Ints) -> tuple[int, int]:
-    """Finds another parent at the same level for the orphans; frees those that have none.
+    """Finds orphans another parent that keeps their level, and frees those without one.
 
-    Returns how many are lost, which are written to `lost`, and the lowest level of theirs.
+    Writes the freed nodes to `lost`; returns their number and their lowest level.
     """
     residual, _, level_of, parent, steps, stride = grid
     _, _, orphan, orphan_next, is_listed = queues
@@ -69,12 +69,13 @@ def regrow(
     leaves: Ints,
     count: int,
 ) -> int:
-    """Grows the forest, up to its highest level, back over the nodes it has lost.
+    """Grows the forest, up to its highest level, back over the nodes that it has lost.
 
-    Appends to the leaves as `sweep` does.
+    Appends nodes at the highest level to the first `count` leaves, if there is room; returns the
+    new count.
     """
     residual, _, level_of, parent, steps, stride = grid
-    _, _, bordering, bordering_next, _ = queues  # The lists of orphans, which are empty.
+    _, _, bordering, bordering_next, _ = queues  # Reuses the lists of orphans, which are empty.
     for i in range(lost_count):
         node = np.int64(lost[i])
         level = lowest_open_level(residual, level_of, node, stride) + 1
@@ -108,9 +109,9 @@ def regrow(
 
 @helper
 def list_active_anew(grid: Grid, queues: Queues, depth: int, nodes: Ints) -> bool:
-    """Moves the active nodes to the lists of the levels that a repair has given them.
+    """Moves active nodes to the lists of the levels that a repair has given them.
 
-    Needs room for `nodes`. Returns whether there is any active node left in the forest.
+    Uses `nodes` as scratch memory. Returns whether the forest still has an active node.
     """
     level_of = grid.level
     active, active_next = queues.active, queues.active_next

@@ -1,11 +1,10 @@
-"""Links between neighbouring pixels: strong where colours are alike.
+"""Links neighbouring pixels, strongly if their colours are alike.
 
-A link weighs 50 * exp(-beta * |difference|^2), by sqrt(2) less on a diagonal, where beta
-is half the inverse of the mean squared difference in the whole picture. Only the links of
-the pixels in the rectangle are needed. A pixel outside is background for certain: its arc
-to the sink weighs 450, more than its links can together (341.4), so it ends on the sink's
-side whatever happens, and links to it are arcs to the sink. Source: OpenCV,
-imgproc/grabcut.cpp (`calcBeta`, `calcNWeights`).
+A link weighs 50 * exp(-beta * |difference|^2), divided by sqrt(2) on a diagonal, where beta is half
+the inverse of the mean squared difference in the whole picture. Only pixels in the rectangle need
+links. A pixel outside is certainly background: its arc to the sink weighs 450, more than all of its
+links together (341.4), so it always ends on the sink's side, and links to it become arcs to the
+sink. Source: OpenCV, imgproc/grabcut.cpp (`calcBeta`, `calcNWeights`).
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ _DIAGONAL_GAMMA = _GAMMA / float(np.sqrt(np.float32(2)))
 
 _Bytes = NDArray[np.uint8]
 
-# Steps of the links that are stored with a pixel; the four others are its neighbours'.
+# Directions of the links that are stored with a pixel; its neighbours store the other four.
 _STEPS = ((0, 1), (1, -1), (1, 0), (1, 1))
 
 
 @helper
 def _squared(planes: _Bytes, y: int, x: int, y2: int, x2: int, i: int) -> Integer:
-    """Squared difference between the i-th pixels to the right of two pixels."""
+    """Computes the squared difference between the i-th pixels to the right of two pixels."""
     r = np.int32(planes[0, y, x + i]) - np.int32(planes[0, y2, x2 + i])
     g = np.int32(planes[1, y, x + i]) - np.int32(planes[1, y2, x2 + i])
     b = np.int32(planes[2, y, x + i]) - np.int32(planes[2, y2, x2 + i])
@@ -37,7 +36,7 @@ def _squared(planes: _Bytes, y: int, x: int, y2: int, x2: int, i: int) -> Intege
 
 @entry("float64(uint8[:,:,::1])")
 def measure_contrast(planes: _Bytes) -> float:
-    """Beta of a (3, H, W) uint8 picture, per squared level; 0 for one of a single colour."""
+    """Computes beta of a (3, H, W) uint8 picture, per squared level; 0 for a single colour."""
     height, width = planes.shape[1:]
     total: Integer = 0
     for y in range(height):
@@ -57,15 +56,15 @@ def measure_contrast(planes: _Bytes) -> float:
 def _link_planes(
     planes: _Bytes, left: int, top: int, width: int, height: int, beta: float, scale: float
 ) -> NDArray[np.int32]:
-    """Links of the pixels of a rectangle and of the ring around it: (4, nodes) int32.
+    """Computes the links of a rectangle's pixels and of the ring around it: (4, nodes) int32.
 
-    Row k holds the links to the pixels at `_STEPS[k]`, on the padded grid; 0 where one of
-    the pixels is outside the ring or the picture.
+    Row k holds the links to the pixels at `_STEPS[k]`, on the padded grid; 0 if one of the pixels
+    is outside of the ring or the picture.
     """
     picture_height, picture_width = planes.shape[1:]
     stride = width + 2
     links = np.zeros((4, (height + 2) * stride), np.int32)
-    # The part of the ring that is in the picture.
+    # The part of the ring that is inside the picture.
     x0, x1 = max(left - 1, 0), min(left + width + 1, picture_width)
     y0, y1 = max(top - 1, 0), min(top + height + 1, picture_height)
     for k in range(4):
@@ -86,7 +85,7 @@ def _link_planes(
 def _contract(
     residual: NDArray[np.int32], excess: NDArray[np.int32], node: int, arcs: tuple[int, ...]
 ) -> None:
-    """Makes arcs of a node that lead out of the rectangle its arc to the sink."""
+    """Merges the arcs that lead from a node out of the rectangle into its arc to the sink."""
     for k in arcs:
         excess[node] -= residual[node * 8 + k]
         residual[node * 8 + k] = 0
@@ -96,12 +95,12 @@ def _contract(
 def link_pixels(
     planes: _Bytes, left: int, top: int, width: int, height: int, beta: float, scale: float
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Builds the graph of a rectangle's pixels, with the links to the pixels outside.
+    """Builds the graph of a rectangle's pixels, including their links to pixels outside.
 
     Args:
       planes: (3, H, W) uint8, the picture.
       left, top, width, height: the rectangle, inside the picture.
-      beta: of the picture.
+      beta: from `measure_contrast`.
       scale: units of a weight of 1.
 
     Returns:

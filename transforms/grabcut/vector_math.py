@@ -1,8 +1,8 @@
-"""exp and log for loops over arrays: no calls, branches or tables, so LLVM vectorises them.
+"""exp and log without calls, branches or tables, so that LLVM vectorises loops that use them.
 
-Both split off a power of two by looking at the bits of a float64, and use a series for
-the rest. `exp_below_zero` rounds to a whole number by adding 1.5 * 2^52, which leaves that
-number in the low bits: no compiler flag may reorder its sums.
+Both split off a power of two through the bits of a float64, and use a series for the rest.
+`exp_below_zero` rounds to a whole number by adding 1.5 * 2^52, which leaves that number in the low
+bits, so no compiler flag may allow its sums to be reordered.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from transforms.grabcut.compilation import contracting
 
 _LOG2_E = 1.4426950408889634
-# ln 2 as a short and a small number: whole * _LN2_HIGH is exact.
+# ln 2 as the sum of a number with few bits, so that whole * _LN2_HIGH is exact, and a small one.
 _LN2_HIGH = 6.93145751953125e-1
 _LN2_LOW = 1.42860682030941723212e-6
 _ROUNDER = 1.5 * 2.0**52
@@ -31,7 +31,7 @@ _ONE_LESS_SQRT_HALF = np.int64(0x3FF0000000000000 - 0x3FE6A09E667F3BCD)
 
 @intrinsic
 def _bits_of(typing: Any, value: Any) -> Any:
-    """The bits of a float64 as int64."""
+    """Returns the bits of a float64 as int64."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.IntType(64))
@@ -41,7 +41,7 @@ def _bits_of(typing: Any, value: Any) -> Any:
 
 @intrinsic
 def _of_bits(typing: Any, bits: Any) -> Any:
-    """The float64 with these bits."""
+    """Returns the float64 with these bits."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.DoubleType())
@@ -51,7 +51,7 @@ def _of_bits(typing: Any, bits: Any) -> Any:
 
 @contracting
 def exp_below_zero(x: float) -> float:
-    """exp(x) for x <= 0 with a relative error below 1e-11; exp(-700) for x < -700."""
+    """Computes exp(x) for x <= 0, with a relative error below 1e-11; exp(-700) for x < -700."""
     x = x if x > _LOWEST else _LOWEST
     shifted = x * _LOG2_E + _ROUNDER
     whole = shifted - _ROUNDER
@@ -71,8 +71,8 @@ def exp_below_zero(x: float) -> float:
 
 @contracting
 def log(x: float) -> float:
-    """log(x) for x > 0 that is not denormal, with an error below 1e-10."""
-    # Mantissa in [sqrt(1/2), sqrt(2)), log = 2 artanh((mantissa - 1) / (mantissa + 1)).
+    """Computes log(x) for normal x > 0, with an error below 1e-10."""
+    # The mantissa is in [sqrt(1/2), sqrt(2)); log = 2 artanh((mantissa - 1) / (mantissa + 1)).
     exponent = (_bits_of(x) + _ONE_LESS_SQRT_HALF) >> _MANTISSA_BITS
     mantissa: float = _of_bits(_bits_of(x) - ((exponent - _BIAS) << _MANTISSA_BITS))
     whole: float = _of_bits(exponent | _TWO_TO_52) - (2.0**52 + 1023)
