@@ -1,12 +1,11 @@
-"""What a kill costs: work of a run that is killed half-way and of the one that goes on, together,
-over that of a run that nothing disturbs.
+"""Measures the work that a killed run and its continuation need more than an undisturbed run.
 
     python benchmarks/after_kill.py [--input FOLDER] [--pairs 3]
 
-Work is CPU time of the process. A run is killed when it has spent half of what the quiet one before
-it took. Start-up, once for each process, is taken from both: a run that finds nothing to do
-(imports, a look at input and dataset), and what loading the model adds to that, imports of its
-library included.
+Work is the CPU time of the process. A run is killed when it has spent half of the CPU time of the
+preceding undisturbed run. The start-up of each process is subtracted: that of a run that finds
+nothing to do (imports, listing the input and the dataset), plus the time for loading the model and
+importing its library.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measure import card, row, run_in9
+from measure import machine, row, run_in9
 
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.dataset.sample import sample_folder
@@ -41,13 +40,13 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_of(pid: int) -> float:
-    """CPU seconds that a running process has taken so far, in all its threads."""
+    """Returns the CPU seconds that a running process has spent so far, in all of its threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-def killed_after(seconds: float, *arguments: object) -> float:
-    """Starts a command and kills it when it has taken so much CPU time; what it took in all."""
+def run_and_kill(seconds: float, *arguments: object) -> float:
+    """Kills a command once it has spent `seconds` of CPU time; returns what it spent in all."""
     command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while cpu_of(process.pid) < seconds:
@@ -55,12 +54,12 @@ def killed_after(seconds: float, *arguments: object) -> float:
     process.send_signal(signal.SIGKILL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == -signal.SIGKILL, "it had ended before"
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
     return usage.ru_utime + usage.ru_stime
 
 
 def cpu_of_loading(*models: str) -> float:
-    """CPU seconds of a process that imports Beam, and loads models, if there are any."""
+    """Measures the CPU seconds of a process that imports Beam and loads models, if any."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", LOADING, *models], check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -71,31 +70,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--input", default=sample_folder(), help="images (the sample)")
     parser.add_argument("--models", default="efficientnet_lite0", help="to evaluate")
-    parser.add_argument("--at", type=float, default=0.5, help="part of the work, at the kill (0.5)")
-    parser.add_argument("--pairs", type=int, default=3, help="quiet and killed, in turns (3)")
+    parser.add_argument(
+        "--at", type=float, default=0.5, help="share of the work that is done at the kill (0.5)"
+    )
+    parser.add_argument(
+        "--pairs", type=int, default=3, help="pairs of an undisturbed and a killed run (3)"
+    )
     arguments = parser.parse_args()
-    print(card())
-    ratios, quiet_work, more = [], [], []
+    print(machine())
+    ratios, quiet_work, repeated_work = [], [], []
     for _ in range(arguments.pairs):
         with tempfile.TemporaryDirectory() as folder:
             quiet, stopped = Path(folder) / "quiet", Path(folder) / "stopped"
             run = ("run", "--input", arguments.input, "--models", arguments.models, "--output")
-            whole = run_in9(*run, quiet).cpu
+            total = run_in9(*run, quiet).cpu
             start_up = run_in9(*run, quiet).cpu
             start_up += cpu_of_loading(arguments.models) - cpu_of_loading()
-            before = killed_after(arguments.at * whole, *run, stopped)
+            before = run_and_kill(arguments.at * total, *run, stopped)
             after = run_in9(*run, stopped).cpu
             if not filecmp.cmp(quiet / MANIFEST, stopped / MANIFEST, shallow=False):
-                sys.exit("the dataset is another after a kill")
-            work = whole - start_up
+                sys.exit("the dataset differs after a kill")
+            work = total - start_up
             print(
-                f"quiet {whole:.1f} s, start-up {start_up:.1f} s, killed after {before:.1f} s, "
+                f"quiet {total:.1f} s, start-up {start_up:.1f} s, killed after {before:.1f} s, "
                 f"the rest {after:.1f} s",
                 flush=True,
             )
             ratios.append((before + after - 2 * start_up) / work)
             quiet_work.append(work)
-            more.append(before + after - 2 * start_up - work)
+            repeated_work.append(before + after - 2 * start_up - work)
     row(
         "after a kill half-way: CPU of both runs, beside start-up",
         f"{statistics.median(ratios):.3f} x",
@@ -103,7 +106,10 @@ def main() -> None:
         f"{max(ratios):.3f}",
         "<= 1.05",
     )
-    row("after a kill half-way: work that is done again", f"{statistics.median(more):.1f} s CPU")
+    row(
+        "after a kill half-way: work that is done again",
+        f"{statistics.median(repeated_work):.1f} s CPU",
+    )
 
 
 if __name__ == "__main__":

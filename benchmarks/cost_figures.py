@@ -1,9 +1,9 @@
-"""What an image costs: the figures of `docs/costs.md`.
+"""Measures what an image costs: the figures of `docs/costs.md`.
 
     python benchmarks/cost_figures.py [--input FOLDER] [--model efficientnet_lite0]
 
 CPU seconds and bytes come from the real commands on images of `FOLDER`, as slopes between two
-sizes, so that start-up drops out; requests are counted between the job and an object store on
+sizes, so that start-up cancels out. Requests are counted between the job and an object store on
 this machine.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 from unittest import mock
 
 import requests
-from measure import Cost, card, draw_small, multiply, run_in9, slope
+from measure import Cost, draw_small, machine, multiply, run_in9, slope
 
 from pipeline.commands.cli import main as in9
 from pipeline.dataset.sample import sample_folder
@@ -38,7 +38,7 @@ ONE = "--direct_num_workers=1"
 
 
 def print_compute(folder: str, rounds: int, model: str, root: Path) -> None:
-    """CPU seconds and bytes."""
+    """Prints CPU seconds and bytes of an image."""
     listed, _ = list_images(find_layout(folder, None, "val"), imagenet9())
     images = [image for image in listed if image.annotation]
     few, many = len(images), 2 * len(images)
@@ -54,8 +54,8 @@ def print_compute(folder: str, rounds: int, model: str, root: Path) -> None:
             costs["evaluate"][n] = run_in9("evaluate", "--dataset", outputs[n], "--models", model)
         manifests = {n: json.loads((outputs[n] / "manifest.json").read_text()) for n in sources}
         cpu = {
-            stage: slope((few, found[few].cpu), (many, found[many].cpu))
-            for stage, found in costs.items()
+            stage: slope((few, by_size[few].cpu), (many, by_size[many].cpu))
+            for stage, by_size in costs.items()
         }
         selected = {n: m["images"]["val"]["selected"] for n, m in manifests.items()}
         each = few / selected[few]
@@ -74,12 +74,12 @@ def print_compute(folder: str, rounds: int, model: str, root: Path) -> None:
         )
     print(f"selected: {selected[few]} of {few}")
     for name in ("layers", "index", "parquet", "webdataset", "results"):
-        found = {n: (selected[n], sizes[n][name]) for n in sources}  # type: ignore[index]
-        print(f"{name}: {slope(found[few], found[many]):.0f} bytes a selected image")
+        points = {n: (selected[n], sizes[n][name]) for n in sources}  # type: ignore[index]
+        print(f"{name}: {slope(points[few], points[many]):.0f} bytes a selected image")
 
 
 def kind(method: str, url: str) -> str:
-    """What Cloud Storage charges a request as: class A, class B, or nothing."""
+    """Classifies a request as Cloud Storage charges it: writes (class A), reads (B) or free."""
     if method == "DELETE":
         return "free"
     is_object = "/o/" in url or "alt=media" in url
@@ -87,7 +87,7 @@ def kind(method: str, url: str) -> str:
 
 
 def print_requests(few: int, root: Path) -> None:
-    """Requests of `generate`, input and output in an object store."""
+    """Prints the requests of `generate` for an image, with input and output in an object store."""
     counts = {}
     with gcs_server() as url:
         os.environ["STORAGE_EMULATOR_HOST"] = url
@@ -110,13 +110,13 @@ def upload(folder: Path) -> None:
 
 
 def count_requests(source: str, output: str) -> Counter[str]:
-    """Runs `generate` in this process, and counts what it asks the store."""
+    """Counts the requests of a `generate` that runs in this process."""
     counts: Counter[str] = Counter()
     request = requests.Session.request
 
-    def counted(session: Any, method: str, url: str, **more: Any) -> requests.Response:
+    def counted(session: Any, method: str, url: str, **settings: Any) -> requests.Response:
         counts[kind(method, url)] += 1
-        return request(session, method, url, **more)
+        return request(session, method, url, **settings)
 
     with (
         mock.patch.object(requests.Session, "request", counted),
@@ -132,10 +132,13 @@ def main() -> None:
     parser.add_argument("--model", default="efficientnet_lite0")
     parser.add_argument("--rounds", type=int, default=3, help="repetitions (3)")
     parser.add_argument(
-        "--stored", type=int, default=2048, help="images of the smaller run whose requests count"
+        "--stored",
+        type=int,
+        default=2048,
+        help="images of the smaller run whose requests are counted",
     )
     arguments = parser.parse_args()
-    print(card())
+    print(machine())
     with tempfile.TemporaryDirectory() as folder:
         print_requests(arguments.stored, Path(folder))
         print_compute(arguments.input, arguments.rounds, arguments.model, Path(folder))

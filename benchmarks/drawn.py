@@ -1,7 +1,7 @@
-"""A dataset of drawn pictures, for benchmarks of what runs models.
+"""Draws a dataset, for benchmarks of the stages that run models.
 
-It is written by the functions that write every dataset, but by no job: so neither Beam nor a
-segmenter is needed to measure the stages behind it.
+The functions that write every dataset write it, but without a job, so neither Beam nor a segmenter
+is needed to measure these stages.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ _INDEX = pa.schema(
 
 
 def draw_dataset(count: int, side: int, shards: int, root: Path) -> None:
-    """Writes a dataset in all of the paper's versions, as Parquet: discs on noise, of two classes
-    in turn.
+    """Writes a dataset of discs on noise as Parquet, in all of the paper's versions.
+
+    Images belong to two classes in turn.
 
     Args:
-      count: images.
+      count: number of images.
       side: of the pictures, in pixels.
-      shards: about; at least one image is in each.
-      root: its folder.
+      shards: approximate number of shards; each has at least one image.
+      root: folder of the dataset.
     """
     per_shard = max(1, count // shards)
     config = DatasetConfig(
@@ -65,13 +66,13 @@ def draw_dataset(count: int, side: int, shards: int, root: Path) -> None:
     for number in range(count):
         drawn[taxonomy.names[_label(number)]] += 1
     images = {"listed": count, "accepted": count, "selected": count}
-    others = dict.fromkeys(("outside_taxonomy", "other_files", "rejected"), 0)
+    other_counts = dict.fromkeys(("outside_taxonomy", "other_files", "rejected"), 0)
     manifest = Manifest(
         config=config,
         fingerprint=fingerprint(count, side, shards),
         libraries={},
         shards={"val": counts},
-        images={"val": {**images, **others}},
+        images={"val": {**images, **other_counts}},
         rejections={"val": {}},
         samples={"val": dict.fromkeys(PAPER, drawn)},
         files=tuple(sorted(files, key=lambda file: file.path)),
@@ -104,24 +105,25 @@ def _write_shard(
         )
         for number in numbers:
             layer = _draw(number, config.segment)
-            # The next image is of the other class, the one behind it of the same.
-            other = {name: (number + 1 + (name == "mixed_same")) % len(keys) for name in MIXED}
-            about: dict[str, Any] = {
+            # The next image belongs to the other class, the one after it to the same class.
+            partners = {name: (number + 1 + (name == "mixed_same")) % len(keys) for name in MIXED}
+            metadata: dict[str, Any] = {
                 "label": _label(number),
                 "wnid": taxonomy.wnids[_label(number)],
                 "fg_fraction": layer.fg_fraction,
             }
-            rows.append({"key": keys[number], "status": ACCEPTED, "selected": True, **about})
+            rows.append({"key": keys[number], "status": ACCEPTED, "selected": True, **metadata})
             for name in PAPER:
-                background = _draw(other[name], config.segment).only_bg_t if name in other else None
+                partner = partners.get(name)
+                background = None if partner is None else _draw(partner, config.segment).only_bg_t
                 picture = VARIANTS[name].compose(layer, background)
                 as_png = VARIANTS[name].lossless
                 fields = {
-                    **about,
+                    **metadata,
                     "imagenet_index": None,
                     "fg_key": keys[number],
-                    "bg_key": keys[other[name]] if name in other else None,
-                    "bg_label": _label(other[name]) if name in other else None,
+                    "bg_key": None if partner is None else keys[partner],
+                    "bg_label": None if partner is None else _label(partner),
                     "bg_wnid": None,
                     "box": list(layer.box),
                 }

@@ -1,15 +1,15 @@
-"""What `in9 generate` costs beyond the method: CPU, workers, memory.
+"""Measures what `in9 generate` costs beyond the method: CPU, workers, memory.
 
     python benchmarks/generate_cost.py [--input FOLDER] [--segmenter grabcut] [--images 72]
 
-* CPU of an image over that of a bare loop over the same functions (read, cut, encode the
-  layer, decode it and three backgrounds, compose, encode, write) without Beam, records,
-  hashes, tars and Parquet; and what of it is not segmentation.
-* Two workers over one, on images of equal cost; beside it, what two bare loops in processes
-  of their own gain on this machine, whose cores may share more than they seem to.
+* CPU of an image, compared with a bare loop over the same functions (read, cut, encode the layer,
+  decode it and three backgrounds, compose, encode, write) without Beam, records, hashes, tars and
+  Parquet; and the part of it that is not segmentation.
+* Two workers compared with one, on images of equal cost; beside it, what two bare loops in separate
+  processes gain on this machine, whose cores may share more than is apparent.
 * Peak memory with ten times the images.
 
-Times are slopes between two sizes, so that start-up drops out, and are measured in turns.
+Times are slopes between two sizes, so that start-up cancels out, and are measured in turns.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-from measure import card, multiply, row, run_in9, slope
+from measure import machine, multiply, row, run_in9, slope
 
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.layer_files import decode_layer, encode_layer
@@ -44,19 +44,22 @@ from transforms.variants import PAPER, VARIANTS
 def bare_loop(
     images: Sequence[SourceImage], config: SegmentConfig, out: Path
 ) -> tuple[float, float]:
-    """CPU seconds of the method alone, one image after the other, all bytes to one file, and
-    how many of them are the segmenter's."""
+    """Measures the method alone: one image after the other, with all bytes written to one file.
+
+    Returns:
+      CPU seconds in all, and those of the segmenter.
+    """
     segmenter = SEGMENTERS[config.segmenter]
     segmentation = 0.0
     function = segmenter.segment
-    assert function is not None  # Of all that the flag takes.
+    assert function is not None  # True for all segmenters that need no given masks.
 
     def segment(image: Pixels, box: Box, seed: int) -> Segmentation:
         nonlocal segmentation
         before = time.thread_time()
-        found = function(image, box, seed)
+        result = function(image, box, seed)
         segmentation += time.thread_time() - before
-        return found
+        return result
 
     started = time.process_time()
     before: dict[str, bytes] = {}
@@ -84,7 +87,7 @@ def bare_loop(
                     background = decode_image((before or parts)["only_bg_t"])
                 picture = variant.compose(layer, background)
                 encoded = encode_png(picture) if variant.lossless else encode_jpeg(picture, 95)
-                # Both formats hold it.
+                # A dataset stores each picture in two formats.
                 file.write(encoded)
                 file.write(encoded)
             before = parts
@@ -92,7 +95,7 @@ def bare_loop(
 
 
 def gain_of_two_loops(image: SourceImage, count: int, config: SegmentConfig) -> float:
-    """How much more two processes get done than one, of the same image."""
+    """Measures the speed-up of two processes over one, on copies of the same image."""
     walls = []
     for processes in (1, 2):
         with multiprocessing.Pool(processes) as pool:
@@ -126,7 +129,7 @@ def main() -> None:
         if next(cut_source(read_source(image.path, image.annotation), config)).layer is not None
     ]
     few, many = arguments.images, 6 * arguments.images
-    print(card())
+    print(machine())
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         inputs = {n: multiply(accepted, n, root / f"in-{n}") for n in (few, many)}
@@ -150,14 +153,14 @@ def main() -> None:
                 loop[n], segmentation[n] = bare_loop(images, config, root / "bare")
                 job[n] = generate(inputs[n], "--direct_num_workers=1")[0]
             bare = slope((few, loop[few]), (many, loop[many]))
-            whole = slope((few, job[few]), (many, job[many]))
-            overheads.append(whole / bare)
-            rest = whole - slope((few, segmentation[few]), (many, segmentation[many]))
-            costs.append(whole)
+            total = slope((few, job[few]), (many, job[many]))
+            overheads.append(total / bare)
+            rest = total - slope((few, segmentation[few]), (many, segmentation[many]))
+            costs.append(total)
             rests.append(rest)
             print(
-                f"CPU of an image: job {1e3 * whole:.1f} ms, bare loop {1e3 * bare:.1f} ms: "
-                f"{whole / bare:.3f}; of the job, not segmentation {1e3 * rest:.1f} ms"
+                f"CPU of an image: job {1e3 * total:.1f} ms, bare loop {1e3 * bare:.1f} ms: "
+                f"{total / bare:.3f}; of the job, not segmentation {1e3 * rest:.1f} ms"
             )
             walls = {}
             for workers in (1, 2):
@@ -182,9 +185,12 @@ def main() -> None:
     two, most = statistics.median(speedups), statistics.median(bounds)
     loops = f"one worker; two bare loops: {most:.2f} x"
     row("generate: speed of two workers", f"{two:.2f} x", loops, ">= 1.85")
-    less = f"{few} images, {peaks[0]:.0f} MB"
+    baseline = f"{few} images, {peaks[0]:.0f} MB"
     row(
-        f"generate: peak memory, {10 * few} images", f"{peaks[1] / peaks[0]:.3f} x", less, "<= 1.10"
+        f"generate: peak memory, {10 * few} images",
+        f"{peaks[1] / peaks[0]:.3f} x",
+        baseline,
+        "<= 1.10",
     )
 
 

@@ -1,17 +1,17 @@
-"""What the stages that run models cost beyond the network: speed and memory, on any device.
+"""Measures what the stages that run models cost beyond the network, on any device.
 
     python benchmarks/gpu.py [--device auto] [--stages evaluate,attack,saliency,train]
-    python benchmarks/gpu.py --quick    # a minute, on any device, to see that all runs
+    python benchmarks/gpu.py --quick    # a minute, on any device, to see that everything runs
 
-Pictures a second of each stage over those of a bare loop: the same network, precision and
-batches, of random pictures that lie on the device, normalised beforehand. The two take turns in
-one process, so that both meet the same machine; the median of their ratios counts. Peak memory
-is that of this process, on a GPU of torch's tensors there.
+The result is the pictures per second of each stage over those of a bare loop: the same network,
+precision and batch size, on random pictures that are already normalised and on the device. Both
+take turns in one process, so that conditions are the same, and the median of their ratios counts.
+Peak memory is that of the process or, on a GPU, of torch's tensors there.
 
-Nothing is needed but this project's checkout and the packages that run models: neither Beam nor
-Google's, and no network. Pictures are drawn, and a model whose weights no installed package ships
-gets random ones. A ratio of turns that take less than a second is not told: what is set up in each
-weighs too much in it.
+It needs this project's checkout and the packages that run models, but neither Beam, Google's
+libraries nor a network. Pictures are drawn, and a model whose weights no installed package ships
+gets random ones. No ratio is printed if a turn takes less than a second, because set-up would
+dominate it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pathlib import Path
 import timm
 import torch
 from drawn import draw_dataset
-from measure import card, peak_of_this_process, row
+from measure import machine, peak_of_this_process, row
 
 from pipeline.analyses.attack.attack_work import AttackChunks
 from pipeline.analyses.attack.grid import AttackPlan, open_grid
@@ -61,16 +61,16 @@ PAPER = 4050
 TURNS = 3
 
 LEAST_SECONDS = 1.0
-"""Of a turn whose ratio says something."""
+"""Shortest turn whose ratio is meaningful."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """A stage, and the bare loop right after it.
+    """Times of a stage and of the bare loop right after it.
 
     Attributes:
-      pictures: that each worked on.
-      seconds, bare: that they took.
+      pictures: number of pictures that each of them processed.
+      seconds, bare: seconds that the stage and the bare loop took.
     """
 
     pictures: int
@@ -79,13 +79,13 @@ class Turn:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """What a stage was measured as: medians of its turns.
+class Measurement:
+    """Medians over the turns of a stage.
 
     Attributes:
-      rate, bare: pictures a second of the stage, and of the bare loop.
-      ratio: of the two; None where there were too few pictures to tell.
-      peak: memory in MB.
+      rate, bare: pictures per second of the stage and of the bare loop.
+      ratio: of the two rates; None if there were too few pictures to tell.
+      peak: peak memory in MB.
     """
 
     rate: float
@@ -96,15 +96,15 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is measured.
+    """The settings of a measurement.
 
     Attributes:
       dataset: folder of the drawn dataset.
       model: entry of `--models`.
-      arch: its architecture.
-      predict: how it is run.
-      grid: of the attack, foregrounds and backgrounds.
-      epochs: of the training, of which the first does not count.
+      arch: architecture of the model.
+      predict: settings with which the model is run.
+      grid: numbers of foregrounds and backgrounds of the attack.
+      epochs: number of epochs of the training; the first does not count.
     """
 
     dataset: Path
@@ -116,13 +116,13 @@ class Setting:
 
     @property
     def batch_size(self) -> int:
-        """Pictures in a batch of the evaluation."""
-        assert self.predict.batch_size is not None  # Chosen by `main`.
+        """Number of pictures in a batch of the evaluation."""
+        assert self.predict.batch_size is not None  # `main` chooses it.
         return self.predict.batch_size
 
     @property
     def evaluation(self) -> Evaluation:
-        """The plan of the stages that run models."""
+        """The evaluation that the stages are part of."""
         store = Store(str(self.dataset))
         return Evaluation(store, (self.model,), "val", self.predict, Progress.for_store(store))
 
@@ -133,7 +133,7 @@ def evaluate(setting: Setting) -> list[Turn]:
         predicting = PredictShards(loaded.dataset, loaded.metadata)
         shards = loaded.dataset.shards("val")
         pictures = sum(loaded.dataset.pictures("val", shard) for shard in shards)
-        return take_turns(pictures, loaded.making(predicting, shards), loaded.forward)
+        return take_turns(pictures, loaded.work_on(predicting, shards), loaded.forward)
 
 
 def attack(setting: Setting) -> list[Turn]:
@@ -141,10 +141,10 @@ def attack(setting: Setting) -> list[Turn]:
     passes."""
     with Loaded(setting) as loaded:
         attacking = AttackPlan(loaded.evaluation, *setting.grid)
-        met = open_grid(loaded.dataset, attacking)
-        chunks = AttackChunks(loaded.dataset, attacking, met, loaded.metadata)
-        pairs = len(met.foregrounds) * len(met.backgrounds)
-        return take_turns(pairs, loaded.making(chunks, met.chunks), loaded.forward)
+        attack_grid = open_grid(loaded.dataset, attacking)
+        chunks = AttackChunks(loaded.dataset, attacking, attack_grid, loaded.metadata)
+        pairs = len(attack_grid.foregrounds) * len(attack_grid.backgrounds)
+        return take_turns(pairs, loaded.work_on(chunks, attack_grid.chunks), loaded.forward)
 
 
 def saliency(setting: Setting) -> list[Turn]:
@@ -155,12 +155,12 @@ def saliency(setting: Setting) -> list[Turn]:
         explaining = SaliencyShards(loaded.dataset, plan, loaded.metadata, {})
         size = max(1, setting.batch_size // ACTIVATIONS)
         pictures = len(loaded.evaluation.rows(loaded.dataset))
-        work = loaded.making(explaining, loaded.dataset.shards("val"))
+        work = loaded.work_on(explaining, loaded.dataset.shards("val"))
         return take_turns(pictures, work, functools.partial(loaded.backward, size))
 
 
 def training(setting: Setting) -> list[Turn]:
-    """Times reading, decoding, augmenting and steps, against steps on batches that are there."""
+    """Times reading, decoding, augmenting and steps, against steps on batches in memory."""
     predict = setting.predict
     dataset = Dataset.open(Store(str(setting.dataset)))
     plan = TrainPlan(
@@ -181,7 +181,7 @@ def training(setting: Setting) -> list[Turn]:
     next(steps)
     count = max(1, dataset.manifest.images["val"]["selected"] // plan.batch_size)
     turns = []
-    # In the first epoch, processes start and memory is taken.
+    # The first epoch also starts processes and allocates memory, so it does not count.
     for epoch in rows[1:]:
         started = time.perf_counter()
         for _ in range(count):
@@ -195,7 +195,7 @@ STAGES = {"evaluate": evaluate, "attack": attack, "saliency": saliency, "train":
 
 
 class Loaded(contextlib.ExitStack):
-    """A model on its device while the block runs, and batches for a bare loop."""
+    """A context with a model on its device, and with batches for a bare loop."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
@@ -209,15 +209,15 @@ class Loaded(contextlib.ExitStack):
         side = self.dataset.manifest.config.segment.image_size
         size, device = setting.batch_size, self.predictor.device
         self._batch = self.predictor.prepare(torch.rand(size, 3, side, side, device=device))
-        self._mixed = functools.partial(
+        self._autocast = functools.partial(
             torch.autocast,
             device.type,
             torch.bfloat16,
             enabled=setting.predict.precision == "bf16",
         )
 
-    def making(self, work: ModelWork, units: Sequence[int]) -> Callable[[], None]:
-        """What makes all tables of some units."""
+    def work_on(self, work: ModelWork, units: Sequence[int]) -> Callable[[], None]:
+        """Returns a function that makes all tables of some units."""
 
         def make() -> None:
             for _ in work.make(self.predictor, units, units, lambda *_: None):
@@ -227,17 +227,17 @@ class Loaded(contextlib.ExitStack):
 
     @torch.inference_mode()
     def forward(self, pictures: int) -> None:
-        """Forward passes of so many pictures."""
+        """Runs forward passes of a number of pictures."""
         for batch in self._batches(pictures, len(self._batch)):
-            with self._mixed():
+            with self._autocast():
                 logits = self.predictor.module(batch)
         logits.cpu()
 
     def backward(self, size: int, pictures: int) -> None:
-        """Gradients with respect to so many pictures, in batches of `size`."""
+        """Computes gradients with respect to a number of pictures, in batches of `size`."""
         for batch in self._batches(pictures, size):
             leaf = batch.detach().requires_grad_(True)
-            with self._mixed():
+            with self._autocast():
                 logits = self.predictor.module(leaf)
             (gradients,) = torch.autograd.grad(logits.amax(dim=1).sum(), leaf)
         gradients.cpu()
@@ -248,8 +248,10 @@ class Loaded(contextlib.ExitStack):
 
 
 def take_turns(pictures: int, work: Callable[[], None], bare: Callable[[int], None]) -> list[Turn]:
-    """Times a work of so many pictures, and the bare loop on as many, some times. The first turn,
-    in which libraries set themselves up, is left out."""
+    """Times the work on a number of pictures and the bare loop on as many, in turns.
+
+    The first turn, in which libraries initialise, is left out.
+    """
     turns = []
     for _ in range(TURNS + 1):
         started = time.perf_counter()
@@ -262,7 +264,7 @@ def take_turns(pictures: int, work: Callable[[], None], bare: Callable[[int], No
 
 
 def bare_steps(plan: TrainPlan, side: int) -> Iterator[None]:
-    """Steps of a training on one batch that lies on the device, each waited for."""
+    """Yields after each step of a training on one batch that is already on the device."""
     torch.backends.cudnn.benchmark = True
     module = timm.create_model(plan.arch, num_classes=9)
     module = module.to(plan.device, memory_format=torch.channels_last)
@@ -280,23 +282,25 @@ def bare_steps(plan: TrainPlan, side: int) -> Iterator[None]:
         yield
 
 
-def measure(stage: str, setting: Setting) -> Found:
-    """Measures a stage; called in a process of its own, whose memory is the stage's."""
+def measure(stage: str, setting: Setting) -> Measurement:
+    """Measures a stage; called in a separate process, whose memory is that of the stage."""
     turns = STAGES[stage](setting)
-    is_told = min(min(turn.seconds, turn.bare) for turn in turns) >= LEAST_SECONDS
+    is_meaningful = min(min(turn.seconds, turn.bare) for turn in turns) >= LEAST_SECONDS
     peak = peak_of_this_process()
     if setting.predict.device == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**20
-    return Found(
+    return Measurement(
         rate=statistics.median(turn.pictures / turn.seconds for turn in turns),
         bare=statistics.median(turn.pictures / turn.bare for turn in turns),
-        ratio=statistics.median(turn.bare / turn.seconds for turn in turns) if is_told else None,
+        ratio=statistics.median(turn.bare / turn.seconds for turn in turns)
+        if is_meaningful
+        else None,
         peak=peak,
     )
 
 
 def with_weights(arch: str, folder: Path) -> str:
-    """Entry of `--models`: weights of an installed package, or random ones."""
+    """Returns an entry of `--models`, with weights of an installed package or random ones."""
     if arch in EFFICIENTNETS and Packaged().has_package(arch):
         return arch
     file = folder / f"{arch}.pth"
@@ -307,55 +311,61 @@ def with_weights(arch: str, folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--stages", type=Words(*STAGES), default=tuple(STAGES), help="all")
+    parser.add_argument("--stages", type=Words(*STAGES), default=tuple(STAGES), help="(all)")
     parser.add_argument(
-        "--models", type=names, help="of timm: efficientnet_lite0; on a GPU resnet50, too"
+        "--models", type=names, help="of timm (efficientnet_lite0; on a GPU resnet50, too)"
     )
     precisions = Words("fp32", "tf32", "bf16")
     parser.add_argument("--precision", type=precisions, default=("fp32",), help="fp32, tf32, bf16")
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that all runs")
-    parser.add_argument("--images", type=int, help="drawn; 2000 on a GPU, else 64")
-    parser.add_argument("--grid", type=grid, help="of the attack; 160x256 on a GPU, else 64x16")
-    parser.add_argument("--batch_size", type=int, help="of in9, on this device")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, to see that everything runs"
+    )
+    parser.add_argument(
+        "--images", type=int, help="number of drawn images (2000 on a GPU, else 64)"
+    )
+    parser.add_argument("--grid", type=grid, help="of the attack (160x256 on a GPU, else 64x16)")
+    parser.add_argument("--batch_size", type=int, help="(that of in9 on this device)")
     parser.add_argument("--epochs", type=int, help="of the training, at least 2 (4)")
     arguments = parser.parse_args()
     has_gpu = torch.cuda.is_available()
     if arguments.device == "cuda" and not has_gpu:
         parser.error("there is no CUDA device: nothing was measured")
     device = arguments.device if arguments.device != "auto" else "cuda" if has_gpu else "cpu"
-    on = torch.cuda.get_device_name() if device == "cuda" else card()
-    few = ("efficientnet_lite0", "resnet50")[: 2 if device == "cuda" else 1]
+    device_name = torch.cuda.get_device_name() if device == "cuda" else machine()
+    default_models = ("efficientnet_lite0", "resnet50")[: 2 if device == "cuda" else 1]
     is_large = device == "cuda" and not arguments.quick
     images = arguments.images or (16 if arguments.quick else 2000 if is_large else 64)
-    chosen = arguments.grid or ((8, 4) if arguments.quick else (160, 256) if is_large else (64, 16))
+    grid_size = arguments.grid or (
+        (8, 4) if arguments.quick else (160, 256) if is_large else (64, 16)
+    )
     size = arguments.batch_size or (GPU_BATCH if is_large else CPU_BATCH)
     epochs = arguments.epochs or (2 if arguments.quick else 4)
     if epochs < 2:
         parser.error("--epochs must be at least 2: the first one does not count")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # As `in9` does, for the processes.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # As `in9` sets it for its processes.
     table = [["stage", "device", "images/s", "bare loop", "ratio", "peak memory"]]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         dataset = root / "out"
         draw_dataset(images, 64 if arguments.quick else 224, 4, dataset)
-        models = {arch: with_weights(arch, root) for arch in arguments.models or few}
+        models = {arch: with_weights(arch, root) for arch in arguments.models or default_models}
         for arch, precision, stage in itertools.product(
             models, arguments.precision, arguments.stages
         ):
             predict = PredictConfig(device, precision, size)
-            setting = Setting(dataset, models[arch], arch, predict, chosen, epochs)
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-                found = alone.submit(measure, stage, setting).result()
+            setting = Setting(dataset, models[arch], arch, predict, grid_size, epochs)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                result = process.submit(measure, stage, setting).result()
             name = f"{stage}, {arch} {precision}"
-            rates = (f"{found.rate:.1f}", f"{found.bare:.1f}")
-            peak = f"{found.peak:.0f} MB"
-            ratio = "too few to tell" if found.ratio is None else f"{found.ratio:.2f} x"
-            against = f"bare loop, {rates[1]} images/s; {rates[0]} on {on}; peak {peak}"
+            rates = (f"{result.rate:.1f}", f"{result.bare:.1f}")
+            peak = f"{result.peak:.0f} MB"
+            ratio = "too few to tell" if result.ratio is None else f"{result.ratio:.2f} x"
+            against = f"bare loop, {rates[1]} images/s; {rates[0]} on {device_name}; peak {peak}"
             row(name, ratio, against, ">= 0.90")
-            table.append([name, on, *rates, ratio, peak])
-            if stage == "attack" and found.ratio is not None:
-                hours = PAPER**2 / found.rate / 3600
-                row(f"attack: {PAPER} x {PAPER}, {arch} {precision}", f"{hours:.1f} h", on)
+            table.append([name, device_name, *rates, ratio, peak])
+            if stage == "attack" and result.ratio is not None:
+                hours = PAPER**2 / result.rate / 3600
+                row(f"attack: {PAPER} x {PAPER}, {arch} {precision}", f"{hours:.1f} h", device_name)
     print(aligned(table))
     for stage in arguments.stages:
         print(f"{stage}: {STAGES[stage].__doc__}")

@@ -1,10 +1,10 @@
-"""The kernels of GrabCut against OpenCV's: speed, equal masks, stages, threads, memory.
+"""Compares GrabCut's kernels with OpenCV: speed, equality of masks, stages, threads, memory.
 
     python benchmarks/grabcut.py [--softened 135] [--native 62] [--shared ../shared]
 
-Both run on each picture in turn, in this thread, and the thread's CPU time counts, so that
-ratios hold on a busy machine. `softened` pictures are ImageNet's at their native size, but
-scaled up from small copies; `native` ones have their own pixels.
+Both run on each picture in turn in this thread, and the thread's CPU time counts, so that ratios
+are valid on a busy machine. `softened` pictures are ImageNet's at their native size, but scaled up
+from small copies; `native` pictures have their original pixels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from measure import card, row
+from measure import machine, row
 
 from transforms.annotations import parse_annotation
 from transforms.codec import decode_image
@@ -31,7 +31,7 @@ ITERATIONS = 5
 
 
 class Job(NamedTuple):
-    """A picture, and the rectangle around its object."""
+    """A picture with the rectangle around its object."""
 
     image: Pixels
     rect: tuple[int, int, int, int]
@@ -53,7 +53,7 @@ IMPLEMENTATIONS = {"cv2": by_opencv, "kernels": by_kernels}
 
 
 def softened(shared: Path, count: int) -> list[Job]:
-    """Pictures with their first boxes, evenly chosen."""
+    """Reads evenly spaced pictures with their first boxes."""
     jobs = []
     root = shared / "imagenet-mini"
     paths = sorted((root / "val").glob("*/*.JPEG"))
@@ -66,7 +66,7 @@ def softened(shared: Path, count: int) -> list[Job]:
 
 
 def native(shared: Path, count: int) -> list[Job]:
-    """Pictures with a central rectangle."""
+    """Reads pictures with their original pixels, and gives each a central rectangle."""
     jobs = []
     for path in sorted((shared / "imagenet-native").glob("*.JPEG"))[:count]:
         image = decode_image(path.read_bytes())
@@ -77,7 +77,7 @@ def native(shared: Path, count: int) -> list[Job]:
 
 
 def compare(name: str, jobs: list[Job]) -> None:
-    """Prints one row: times as ratios, and how many masks are equal."""
+    """Prints one row of times, ratios and the number of equal masks."""
     totals: dict[str, float] = defaultdict(float)
     ratios, agreements = [], []
     for job in jobs:
@@ -127,7 +127,7 @@ def print_stages(jobs: list[Job]) -> None:
 
 
 def print_threads(jobs: list[Job]) -> None:
-    """Prints how much sooner two threads finish the same pictures, by the clock."""
+    """Prints the speed-up of two threads on the same pictures, in wall time."""
     seconds: dict[int, float] = {}
     for threads in (1, 2, 1, 2):
         with ThreadPoolExecutor(threads) as pool:
@@ -138,7 +138,7 @@ def print_threads(jobs: list[Job]) -> None:
 
 
 def print_memory(shared: Path) -> None:
-    """Prints by how much one segmentation raises the peak of a new process."""
+    """Prints how much one segmentation raises the peak memory of a new process."""
     for implementation in IMPLEMENTATIONS:
         command = [sys.executable, __file__, "--shared", str(shared), "--memory", implementation]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -148,7 +148,7 @@ def print_memory(shared: Path) -> None:
 def measure_memory(shared: Path, implementation: str) -> None:
     job = max(native(shared, 20), key=lambda job: job.image.size)
     IMPLEMENTATIONS[implementation](Job(job.image[:8, :8].copy(), (2, 2, 4, 4)))
-    # Linux: makes the present size the peak so far.
+    # Resets the peak to the present size, on Linux.
     Path("/proc/self/clear_refs").write_text("5")
     before = peak_kib()
     IMPLEMENTATIONS[implementation](job)
@@ -157,7 +157,7 @@ def measure_memory(shared: Path, implementation: str) -> None:
 
 
 def peak_kib() -> int:
-    """Peak of this process's memory, in KiB."""
+    """Returns the peak memory of this process, in KiB."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0])
 
@@ -175,7 +175,7 @@ def main() -> None:
     if arguments.memory:
         measure_memory(arguments.shared, arguments.memory)
         return
-    print(card())
+    print(machine())
     prepare(lambda: print("compiling the kernels, once on this machine (about 15 s)"))
     sets = {
         "softened": softened(arguments.shared, arguments.softened),

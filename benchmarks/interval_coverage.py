@@ -1,13 +1,14 @@
-"""How often 95 % intervals hold the truth, and how wide they are, on the project's own pairing.
+"""Simulates how often 95 % intervals cover the truth, and how wide they are.
 
     python benchmarks/interval_coverage.py [--runs 10000] [--images 151,4050] [--draws 1,3,10]
 
-Models are drawn for whom each foreground and each background has an effect of its own on the chance
-to be right, known to the simulation alone; the share that is right over all images is the truth.
-A few pairings serve all runs of a cell, since drawing pairs takes longer than drawing models. The
-yardstick of the width is an oracle that knows the variance of the estimate. Wanted is a coverage of
-0.93 to 0.97 (slopes 0.98) at 0.95 to 1.10 of the oracle's width; other cells have a star. The last
-column is what the same interval over foregrounds, or over models, alone covers.
+Foregrounds are paired with backgrounds by the project's own code. For each simulated model, each
+foreground and each background has its own effect on the probability of a right answer, which only
+the simulation knows; the true accuracy is that over all images. A few pairings serve all runs of a
+cell, because drawing pairs takes longer than drawing models. The yardstick of the width is an
+oracle that knows the variance of the estimate. The wanted coverage is 0.93 to 0.97 (0.98 for
+slopes), at 0.95 to 1.10 of the oracle's width; other cells are marked with a star. The last column
+is the coverage of the same interval over foregrounds alone, or over models alone.
 """
 
 from __future__ import annotations
@@ -31,38 +32,41 @@ from transforms.two_way import Roles, difference_interval, wilson_of_pictures
 
 Floats = NDArray[np.float64]
 Correct = NDArray[np.bool_]
-Found = dict[str, tuple[float, float, float, float]]
-"""What a run says, by estimate: value, low, high, and what the oracle should hold."""
+Estimates = dict[str, tuple[float, float, float, float]]
+"""Estimates of a run by name: value, low, high, and 1 if the estimate is a share, else 0."""
 
 STRENGTHS = {"none": 0.0, "small": 0.25, "medium": 0.5, "large": 0.8}
-"""Of background effects, as multiples of `EFFECT`."""
+"""Sizes of background effects, as multiples of `EFFECT`."""
 FOREGROUND = 0.3
-"""Of foreground effects, likewise."""
+"""Size of foreground effects, as a multiple of `EFFECT`."""
 EFFECT = (-0.5, 3 / 14)
-"""What an image adds to the chance to be right: three in ten harm, the others help a little; no
-effect on average."""
+"""Effects of an image on the probability of a right answer: three in ten images harm, the others
+help a little. The mean effect is 0."""
 HARMING = 0.3
+"""Share of images that harm."""
 RIGHT = {"mixed_same": 0.75, "mixed_rand": 0.65}
-"""Accuracy over all images: the truth."""
+"""True accuracies over all images."""
 ON_SAME = -0.4
-"""A background that misleads on `mixed_rand` helps a little on `mixed_same`."""
+"""Factor of background effects on `mixed_same`, where a background that misleads on `mixed_rand`
+helps a little."""
 PAIRINGS = 5
+"""Number of pairings that the runs of a cell use in turn."""
 SLOPE = 0.6
 Z = 1.959964
 ALONE = " alone"
-"""End of the name of the same estimate with an interval over foregrounds, or models, alone."""
+"""Suffix of an estimate whose interval is over foregrounds, or models, alone."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Design:
-    """Which background each foreground gets.
+    """A pairing of foregrounds with backgrounds.
 
     Attributes:
       images: number of images.
-      backgrounds: (draws, images) positions, by variant.
-      one_draw, pooled, gap: roles of the pictures of an estimate.
-      pairs: of pictures on `mixed_same` and on `mixed_rand`.
-      alone: the same as `gap`, foregrounds alone.
+      backgrounds: (draws, images) positions of the backgrounds, by variant.
+      one_draw, pooled, gap: roles of the pictures of each estimate.
+      pairs: pairs of a picture of `mixed_same` and one of `mixed_rand`.
+      alone: same as `gap`, but with foregrounds alone.
     """
 
     images: int
@@ -74,22 +78,22 @@ class Design:
     alone: Roles
 
     @classmethod
-    def of(cls, images: int, draws: int, seed: int) -> Design:
-        """Draws pairs for images of nine classes of equal size, or fewer classes of few images."""
+    def draw(cls, images: int, draws: int, seed: int) -> Design:
+        """Draws pairs for images of nine classes of equal size, or of fewer classes."""
         keys = [f"image {i}" for i in range(images)]
         labels = np.arange(images) % min(9, max(1, images // 4))
         pool, everyone = Pool.from_images(keys, labels, seed=seed), np.arange(images)
-        found = {
+        backgrounds = {
             variant: np.stack(
                 [pair(pool, everyone, keys, variant, seed=seed, replicate=k) for k in range(draws)]
             )
             for variant in RIGHT
         }
-        rand = found["mixed_rand"]
-        both = np.concatenate([found["mixed_same"], rand]).ravel()
+        rand = backgrounds["mixed_rand"]
+        both = np.concatenate([backgrounds["mixed_same"], rand]).ravel()
         return cls(
             images,
-            found,
+            backgrounds,
             one_draw=Roles.from_units(everyone, rand[0]),
             pooled=Roles.from_units(np.tile(everyone, draws), rand.ravel()),
             gap=Roles.from_units(np.tile(everyone, 2 * draws), both),
@@ -110,26 +114,26 @@ def effects(rng: np.random.Generator, *shape: int) -> Floats:
     return np.where(uniform(rng, *shape) < HARMING, *EFFECT)
 
 
-def half_of(rng: np.random.Generator, shared: Floats, *shape: int) -> Floats:
-    """Effects of which half are the shared ones: correlation 0.5."""
+def half_shared(rng: np.random.Generator, shared: Floats, *shape: int) -> Floats:
+    """Draws effects, half of which are the shared ones, so that their correlation is 0.5."""
     return np.where(uniform(rng, *shape) < 0.5, shared, effects(rng, *shape))
 
 
 def answers(
     rng: np.random.Generator, design: Design, foreground: Floats, background: Floats
 ) -> dict[str, Correct]:
-    """(draws, images) of each variant, whether a model is right."""
-    found = {}
+    """Draws whether a model is right on each picture: (draws, images) bool by variant."""
+    correct = {}
     for variant, pairs in design.backgrounds.items():
         scale = 1.0 if variant == "mixed_rand" else ON_SAME
         chance = RIGHT[variant] + abs(scale) * foreground + (scale * background)[pairs]
-        found[variant] = uniform(rng, *pairs.shape) < chance
-    return found
+        correct[variant] = uniform(rng, *pairs.shape) < chance
+    return correct
 
 
-def contributions(found: dict[str, Correct]) -> tuple[float, Floats]:
-    """The gap, and that of each picture to it."""
-    same, rand = found["mixed_same"], found["mixed_rand"]
+def gap_of(correct: dict[str, Correct]) -> tuple[float, Floats]:
+    """Computes the gap, and the contribution of each picture to it."""
+    same, rand = correct["mixed_same"], correct["mixed_rand"]
     r = np.concatenate([same - same.mean(), rand.mean() - rand]).ravel() / same.size
     return float(same.mean() - rand.mean()), r
 
@@ -139,56 +143,59 @@ def interval_of(value: float, r: Floats, roles: Roles) -> tuple[float, float, fl
     return value, float(low), float(high), 0.0
 
 
-def one_run(rng: np.random.Generator, design: Design, strength: float) -> Found:
-    """Gap, difference of the gaps of two models, flip rate, accuracies on `mixed_rand`."""
+def one_run(rng: np.random.Generator, design: Design, strength: float) -> Estimates:
+    """Estimates gap, difference of two models' gaps, flip rate, and accuracies on `mixed_rand`."""
     shared = [effects(rng, design.images) for _ in range(2)]
     models = []
     for _ in range(2):
-        fg, bg = (half_of(rng, each, design.images) for each in shared)
+        fg, bg = (half_shared(rng, each, design.images) for each in shared)
         models.append(answers(rng, design, FOREGROUND * fg, strength * bg))
-    (gap, r), (other, of_other) = (contributions(model) for model in models)
+    (gap, r), (other_gap, other_r) = (gap_of(model) for model in models)
     return {
         "gap": interval_of(gap, r, design.gap),
         "gap" + ALONE: interval_of(gap, r, design.alone),
-        "difference of gaps": interval_of(gap - other, r - of_other, design.gap),
-        "difference of gaps" + ALONE: interval_of(gap - other, r - of_other, design.alone),
+        "difference of gaps": interval_of(gap - other_gap, r - other_r, design.gap),
+        "difference of gaps" + ALONE: interval_of(gap - other_gap, r - other_r, design.alone),
         "flip rate": flips(models[0], design),
         **accuracies(models[0]["mixed_rand"], design),
     }
 
 
-def flips(found: dict[str, Correct], design: Design) -> tuple[float, float, float, float]:
-    """Of a model that knows two classes: it flips where it is right on one picture alone."""
-    right = np.concatenate([found["mixed_same"], found["mixed_rand"]])
-    said = flip_rate(right.astype(np.int64), design.pairs)
-    assert said is not None
-    return said.rate, said.low, said.high, 1.0
+def flips(correct: dict[str, Correct], design: Design) -> tuple[float, float, float, float]:
+    """Estimates the flip rate of a model that predicts one of two classes.
+
+    Such a model flips if it is right on exactly one picture of a pair.
+    """
+    right = np.concatenate([correct["mixed_same"], correct["mixed_rand"]])
+    rate = flip_rate(right.astype(np.int64), design.pairs)
+    assert rate is not None
+    return rate.rate, rate.low, rate.high, 1.0
 
 
-def correlated_run(rng: np.random.Generator, design: Design, strength: float) -> Found:
-    """Accuracies where an image that harms as a background does as a foreground, by half."""
+def correlated_run(rng: np.random.Generator, design: Design, strength: float) -> Estimates:
+    """Estimates accuracies if half of an image's effects as foreground and background agree."""
     bg = effects(rng, design.images)
-    fg = half_of(rng, bg, design.images)
-    # As large as they can both be: then the hardest pictures are still right at times.
+    fg = half_shared(rng, bg, design.images)
+    # Effects are as large as possible while the hardest pictures are still sometimes right.
     right = answers(rng, design, 0.65 * strength * fg, 0.65 * strength * bg)["mixed_rand"]
-    return {f"{name}, correlated": said for name, said in accuracies(right, design).items()}
+    estimates = accuracies(right, design)
+    return {f"{name}, correlated": estimate for name, estimate in estimates.items()}
 
 
-def accuracies(right: Correct, design: Design) -> Found:
-    one, pooled = right[0], right.ravel()
-    found = {"accuracy, one draw": (one, design.one_draw)}
+def accuracies(right: Correct, design: Design) -> Estimates:
+    pictures = {"accuracy, one draw": (right[0], design.one_draw)}
     if len(right) > 1:
-        found["accuracy, all draws"] = (pooled, design.pooled)
+        pictures["accuracy, all draws"] = (right.ravel(), design.pooled)
     return {
         name: (float(correct.mean()), *wilson_of_pictures(correct, roles), 1.0)
-        for name, (correct, roles) in found.items()
+        for name, (correct, roles) in pictures.items()
     }
 
 
 BOTH_RIGHT = RIGHT["mixed_same"] * RIGHT["mixed_rand"] + abs(ON_SAME) * FOREGROUND**2 * (
     HARMING * EFFECT[0] ** 2 + (1 - HARMING) * EFFECT[1] ** 2
 )
-"""Chance to be right on both pictures of a pair, which share the effect of the foreground."""
+"""Probability of right answers to both pictures of a pair, which share the foreground's effect."""
 TRUTH = {
     "gap": RIGHT["mixed_same"] - RIGHT["mixed_rand"],
     "difference": 0.0,
@@ -199,15 +206,17 @@ TRUTH = {
 }
 
 
-def slope_run(rng: np.random.Generator, design: Design, strength: float, models: int) -> Found:
-    """Slope of the accuracy on `mixed_rand`, one draw, of models of which the better ones are less
-    sensitive to images, and whose errors are shared by half."""
+def slope_run(rng: np.random.Generator, design: Design, strength: float, models: int) -> Estimates:
+    """Estimates the slope of the accuracy on `mixed_rand`, in one draw.
+
+    Better models are less sensitive to images, and half of the errors are shared.
+    """
     x = np.linspace(0.6, 0.85, models)
     sensitivity = np.linspace(1.4, 0.6, models)[:, np.newaxis]
     shape = models, design.images
     pairs = design.backgrounds["mixed_rand"][0]
-    fg, bg = (half_of(rng, effects(rng, design.images), *shape) for _ in range(2))
-    # Of background effects as large as elsewhere, the worst models would have none right.
+    fg, bg = (half_shared(rng, effects(rng, design.images), *shape) for _ in range(2))
+    # With effects as large as in other runs, the worst models would have nothing right.
     effect = sensitivity * (0.1 * fg + 0.6 * strength * bg[:, pairs])
     level = 0.15 + SLOPE * x + rng.normal(0, 0.02, models)
     noise = np.where(uniform(rng, *shape) < 0.5, uniform(rng, design.images), uniform(rng, *shape))
@@ -221,24 +230,27 @@ def slope_run(rng: np.random.Generator, design: Design, strength: float, models:
     }
 
 
-def sensitivity_run(rng: np.random.Generator, design: Design, strength: float) -> Found:
-    """Relative foreground sensitivity, less the true one, of a model that noise on the foreground
-    harms the more, the larger the strength. Half of its answers to the two variants go together."""
+def sensitivity_run(rng: np.random.Generator, design: Design, strength: float) -> Estimates:
+    """Estimates relative foreground sensitivity, less its true value.
+
+    Noise on the foreground harms the model more with larger strengths, and half of its answers to
+    the two variants are correlated.
+    """
     accuracy = np.asarray([[0.8 - 0.5 * strength], [0.8]])
     shared = uniform(rng, design.images)
-    own = uniform(rng, 2, design.images)
-    right = np.where(uniform(rng, 2, design.images) < 0.5**0.5, shared, own) < accuracy
+    separate = uniform(rng, 2, design.images)
+    right = np.where(uniform(rng, 2, design.images) < 0.5**0.5, shared, separate) < accuracy
     roles = Roles.from_units(np.arange(design.images))
-    said = relative_foreground_sensitivity(right[0], right[1], roles)
-    assert said is not None
+    sensitivity = relative_foreground_sensitivity(right[0], right[1], roles)
+    assert sensitivity is not None
     mean = accuracy.mean()
-    value, low, high = np.asarray(said) - 0.5 * strength / (2 * min(mean, 1 - mean))
+    value, low, high = np.asarray(sensitivity) - 0.5 * strength / (2 * min(mean, 1 - mean))
     return {"sensitivity": (value, low, high, 0.0)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """Coverage, and mean width over that of the oracle."""
+    """Coverage, and mean width relative to that of the oracle."""
 
     coverage: float
     width: float
@@ -251,32 +263,32 @@ class Cell:
 
 
 def measure(
-    run: Callable[[np.random.Generator, Design], Found],
+    run: Callable[[np.random.Generator, Design], Estimates],
     designs: Sequence[Design],
     runs: int,
     z: float = Z,
 ) -> dict[str, Cell]:
-    """Cells of each estimate.
+    """Measures the cell of each estimate.
 
     Args:
       run: makes one run.
-      designs: pairings, which take turns.
-      runs: of all pairings together.
-      z: standard errors that the oracle's interval reaches.
+      designs: pairings, which are used in turn.
+      runs: number of runs over all pairings.
+      z: standard errors that the oracle's interval reaches to either side.
     """
     rng = np.random.default_rng(len(designs[0].backgrounds["mixed_rand"]))
-    found = [run(rng, designs[i % len(designs)]) for i in range(runs)]
+    results = [run(rng, designs[i % len(designs)]) for i in range(runs)]
     cells = {}
-    for name in found[0]:
-        value, low, high, is_share = np.asarray([one[name] for one in found]).T
+    for name in results[0]:
+        value, low, high, is_share = np.asarray([result[name] for result in results]).T
         truth = TRUTH[name.partition(",")[0].split()[0]]
-        held = float(((low <= truth) & (truth <= high)).mean())
+        coverage = float(((low <= truth) & (truth <= high)).mean())
         if is_share[0]:
             n = truth * (1 - truth) / value.var()
             oracle = np.mean([np.diff(score_interval(share, n, z)) for share in value])
         else:
             oracle = 2 * z * value.std()
-        cells[name] = Cell(held, float((high - low).mean() / oracle))
+        cells[name] = Cell(coverage, float((high - low).mean() / oracle))
     return cells
 
 
@@ -285,60 +297,67 @@ def numbers(text: str) -> list[int]:
 
 
 def lines(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, dict[str, Cell]]]]:
-    """What cells are of, and those of each estimate by strength."""
+    """Yields the description of each line's images, and the cells of each estimate by strength."""
     for images in arguments.images:
-        of_draws = {
-            draws: [Design.of(images, draws, seed) for seed in range(PAIRINGS)]
+        designs_by_draws = {
+            draws: [Design.draw(images, draws, seed) for seed in range(PAIRINGS)]
             for draws in arguments.draws
         }
-        runs: list[tuple[str, Callable[..., Found], list[Design], float]] = [
+        runs: list[tuple[str, Callable[..., Estimates], list[Design], float]] = [
             (f"K = {draws}", run, designs, Z)
             for run in (one_run, correlated_run)
-            for draws, designs in of_draws.items()
+            for draws, designs in designs_by_draws.items()
         ]
-        runs.append(("noise", sensitivity_run, of_draws[arguments.draws[0]], Z))
+        first_designs = designs_by_draws[arguments.draws[0]]
+        runs.append(("noise", sensitivity_run, first_designs, Z))
         for models in arguments.models:
             z = t_quantile(models - 2, 0.95)
             slopes = partial(slope_run, models=models)
-            runs.append((f"{models} models", slopes, of_draws[arguments.draws[0]], z))
-        for where, run, designs, z in runs:
-            found = {
+            runs.append((f"{models} models", slopes, first_designs, z))
+        for label, run, designs, z in runs:
+            by_strength = {
                 name: measure(partial(run, strength=strength), designs, arguments.runs, z)
                 for name, strength in STRENGTHS.items()
             }
-            names = list(found["none"])
+            names = list(by_strength["none"])
             yield (
-                f"{images:,}, {where}",
-                {name: {s: of[name] for s, of in found.items()} for name in names},
+                f"{images:,}, {label}",
+                {name: {s: cells[name] for s, cells in by_strength.items()} for name in names},
             )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=10_000, help="of each cell (10000)")
-    parser.add_argument("--images", type=numbers, default=[151, 4050], help="(151,4050)")
-    parser.add_argument("--draws", type=numbers, default=[1, 3, 10], help="(1,3,10)")
-    parser.add_argument("--models", type=numbers, default=[10, 30], help="of slopes (10,30)")
+    parser.add_argument("--runs", type=int, default=10_000, help="runs of each cell (10000)")
+    parser.add_argument(
+        "--images", type=numbers, default=[151, 4050], help="numbers of images (151,4050)"
+    )
+    parser.add_argument(
+        "--draws", type=numbers, default=[1, 3, 10], help="numbers of draws (1,3,10)"
+    )
+    parser.add_argument(
+        "--models", type=numbers, default=[10, 30], help="numbers of models of a slope (10,30)"
+    )
     arguments = parser.parse_args()
     print(f"| interval of | images | {' | '.join(STRENGTHS)} | alone, large |")
     print(f"|---|---|{'--:|' * (len(STRENGTHS) + 1)}", flush=True)
     wanted: list[bool] = []
-    for where, found in lines(arguments):
-        for name, cells in found.items():
+    for label, by_name in lines(arguments):
+        for name, cells in by_name.items():
             if name.endswith(ALONE):
                 continue
-            alone = found.get(name + ALONE)
+            alone = by_name.get(name + ALONE)
             contrast = f"{alone['large'].coverage:.3f}" if alone else ""
             highest = 0.98 if name == "slope" else 0.97
             good = [cell.is_wanted(highest) for cell in cells.values()]
             wanted += good
-            said = " | ".join(
+            columns = " | ".join(
                 f"{cell}{'' if is_good else '*'}"
                 for cell, is_good in zip(cells.values(), good, strict=True)
             )
-            print(f"| {name} | {where} | {said} | {contrast} |", flush=True)
-    of = "an oracle; each cell: [docs/results.md](../docs/results.md)"
-    row("intervals: cells as wanted", f"{sum(wanted)} of {len(wanted)}", of)
+            print(f"| {name} | {label} | {columns} | {contrast} |", flush=True)
+    yardstick = "an oracle; each cell: [docs/results.md](../docs/results.md)"
+    row("intervals: cells as wanted", f"{sum(wanted)} of {len(wanted)}", yardstick)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What pictures cost before the network sees them, and whether storage lets models wait.
+"""Measures what loading pictures costs, and whether models wait for slow storage.
 
     python benchmarks/loader.py [--quick]
 
-Without a card, what a card's machine would do is emulated: 16 threads whose decoder sleeps for
-300 us without the interpreter's lock, so that what is left is the loader's own work under that
-lock. Decoders, and evaluations with slow storage, take turns with what they are compared with.
+The CPUs of a machine with a GPU are emulated by 16 threads whose decoder sleeps for 300 us without
+the interpreter's lock, so that only the loader's own work under that lock remains. Decoders, and
+evaluations with slow storage, take turns with their yardsticks.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ OPENING = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """A part of some pictures, over and over."""
+    """A part of a dataset that repeats some pictures."""
 
     images: list[bytes]
     count: int
     name: str = ""
 
     def tables(self, columns: tuple[str, ...]) -> Generator[pa.Table, None, None]:
-        """As `Part.tables`, in row groups as large as those of a dataset."""
+        """Same as `Part.tables`, but in memory; row groups are as large as those of a dataset."""
         size = 128
         for first in range(0, self.count, size):
             numbers = range(first, min(first + size, self.count))
@@ -62,17 +62,17 @@ class Drawn:
 
 
 def photographs(folder: Path) -> list[bytes]:
-    """The sample's pictures, as composites are stored."""
-    found = []
+    """Encodes the sample's pictures as composites are stored."""
+    images = []
     for path in sorted(folder.rglob("*.JPEG")):
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB").resize((SIDE, SIDE)))
-        found.append(encode_jpeg(pixels, 95))
-    return found
+        images.append(encode_jpeg(pixels, 95))
+    return images
 
 
 def load(decode: Decode, parts: list[Drawn], threads: int, ahead: int) -> float:
-    """Seconds that loading all pictures takes."""
+    """Measures the seconds that loading all pictures takes."""
     loader: Loader[Drawn] = Loader(
         decode, SIDE, GPU_BATCH, cache=PixelCache(0), kind="", threads=threads, ahead=ahead
     )
@@ -84,18 +84,18 @@ def load(decode: Decode, parts: list[Drawn], threads: int, ahead: int) -> float:
 
 
 def asleep(data: bytes, out: np.ndarray) -> None:
-    """Stands for a decoder."""
+    """Stands in for a decoder."""
     time.sleep(DECODING)
 
 
 def by_pillow(data: bytes, out: np.ndarray) -> None:
-    """Decodes as Pillow does."""
+    """Decodes a picture with Pillow."""
     with Image.open(io.BytesIO(data)) as image:
         out[:] = np.asarray(image)
 
 
 def measure_loader(images: list[bytes], count: int) -> None:
-    """Rows of the loader alone."""
+    """Measures the loader alone, and prints its rows."""
     parts = [Drawn(images, 1024)] * (count // 1024)
     rate = max(count / load(asleep, parts, THREADS, 3) for _ in range(3))
     against = f"{THREADS} threads, a decoder that sleeps {DECODING * 1e6:.0f} us"
@@ -111,41 +111,41 @@ def measure_loader(images: list[bytes], count: int) -> None:
 
 
 def evaluating(dataset: Path) -> Iterator[Callable[[], None]]:
-    """Predicts all pictures of a dataset, while the block runs."""
+    """Yields a function that predicts all pictures of a dataset with a loaded model."""
     store = Store(str(dataset))
     predict = PredictConfig("cpu")
     evaluation = Evaluation(
         store, ("efficientnet_lite0",), "val", predict, Progress.for_store(store), groups=1
     )
-    there = Dataset.open(store)
+    opened = Dataset.open(store)
     with (
-        in_memory(evaluation.models[0], evaluation, there.taxonomy) as model,
+        in_memory(evaluation.models[0], evaluation, opened.taxonomy) as model,
         on_device(model, evaluation) as predictor,
     ):
-        metadata = describe_model(model, evaluation, there)
-        units = there.shards("val")
+        metadata = describe_model(model, evaluation, opened)
+        units = opened.shards("val")
 
         def predict_all() -> None:
-            making = PredictShards(there, metadata).make(predictor, units, units, lambda *_: None)
-            for _ in making:
+            tables = PredictShards(opened, metadata).make(predictor, units, units, lambda *_: None)
+            for _ in tables:
                 pass
 
         yield predict_all
 
 
 def measure_slow_storage(dataset: Path, turns: int) -> None:
-    """The row of storage that takes long to open a file."""
-    opened = Store.arrow_source
+    """Compares an evaluation on storage that opens files slowly, and prints its row."""
+    open_file = Store.arrow_source
 
     def slowly(self: Store, relative: str) -> str | BinaryIO:
         time.sleep(OPENING)
-        return opened(self, relative)
+        return open_file(self, relative)
 
     times: dict[str, list[float]] = {"fast": [], "slow": []}
     with contextlib.contextmanager(evaluating)(dataset) as predict_all:
         predict_all()
         for _ in range(turns):
-            for name, source in (("fast", opened), ("slow", slowly)):
+            for name, source in (("fast", open_file), ("slow", slowly)):
                 with mock.patch.object(Store, "arrow_source", source):
                     started = time.perf_counter()
                     predict_all()

@@ -1,4 +1,4 @@
-"""What the benchmarks share: inputs of any size, what a command costs, rows of the table."""
+"""Helpers of the benchmarks: inputs of any size, the cost of a command, rows of the table."""
 
 from __future__ import annotations
 
@@ -22,69 +22,69 @@ from pipeline.inputs.source_images import SourceImage
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a process cost.
+    """The cost of a process.
 
     Attributes:
       wall: seconds from start to end.
       cpu: seconds of user and system time of the process and its children.
-      peak: most resident memory, in MB.
-      said: its standard output.
+      peak: peak resident memory, in MB.
+      output: standard output of the process.
     """
 
     wall: float
     cpu: float
     peak: float
-    said: str = ""
+    output: str = ""
 
 
 TABLE = "IN9_BENCHMARK_ROWS"
-"""Environment variable: a file that rows are appended to, for `benchmarks/results.py`."""
+"""Environment variable with the file to which rows are appended, for `benchmarks/results.py`."""
 
 
-def row(what: str, value: str, yardstick: str = "", bound: str = "") -> None:
-    """Prints a figure, and notes it for the table.
+def row(quantity: str, value: str, yardstick: str = "", bound: str = "") -> None:
+    """Prints a figure, and records it for the table.
 
     Args:
-      what: was measured.
+      quantity: name of the measured quantity.
       value: with its unit; a ratio is followed by x.
-      yardstick: what the ratio is to.
-      bound: what it should be.
+      yardstick: what the value is compared with.
+      bound: wanted range of the value.
     """
     against = f" ({yardstick})" if yardstick else ""
-    print(f"{what}: {value}{against}" + (f"; {bound}" if bound else ""), flush=True)
+    print(f"{quantity}: {value}{against}" + (f"; {bound}" if bound else ""), flush=True)
     if path := os.environ.get(TABLE):
         with open(path, "a", encoding="utf-8") as file:
-            line = {"what": what, "value": value, "yardstick": yardstick, "bound": bound}
+            line = {"what": quantity, "value": value, "yardstick": yardstick, "bound": bound}
             file.write(json.dumps(line) + "\n")
 
 
 def commit() -> str:
-    """The checkout's commit, `unknown` outside of one."""
+    """Returns the commit of the checkout, `unknown` outside of one."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
 
 
 def run_in9(*arguments: object) -> Cost:
-    """Runs a command in a process of its own. Raises CalledProcessError if it fails."""
+    """Runs a command in a separate process. Raises CalledProcessError if it fails."""
     command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
     started = time.perf_counter()
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
         assert process.stdout is not None
-        said = process.stdout.read().decode()
+        output = process.stdout.read().decode()
         errors.seek(0)
-        wrong = errors.read().decode()
+        stderr = errors.read().decode()
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command, stderr=wrong)
-    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, said)
+        raise subprocess.CalledProcessError(process.returncode, command, stderr=stderr)
+    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, output)
 
 
 def multiply(images: Sequence[SourceImage], count: int, root: Path) -> Path:
-    """An input folder of `count` images: the given ones in turn, under new keys, as links."""
+    """Fills an input folder with `count` links to images in turn, under new keys."""
     annotations = root / "Annotations" / "val"
     annotations.mkdir(parents=True)
     for number in range(count):
@@ -99,8 +99,10 @@ def multiply(images: Sequence[SourceImage], count: int, root: Path) -> Path:
 
 
 def draw_small(count: int, root: Path) -> Path:
-    """An input folder of `count` drawn pictures that are segmented in no time: a disc on noise,
-    of two classes in turn."""
+    """Fills an input folder with `count` drawn pictures that are segmented very quickly.
+
+    Each shows a disc on noise; the pictures belong to two classes in turn.
+    """
     random = np.random.default_rng(0)
     annotations = root / "Annotations" / "val"
     annotations.mkdir(parents=True)
@@ -121,16 +123,16 @@ def draw_small(count: int, root: Path) -> Path:
 
 
 def slope(small: tuple[int, float], large: tuple[int, float]) -> float:
-    """Cost of one more image, from two runs (images, cost): start-up drops out."""
+    """Computes the cost of one more image from two runs (images, cost), without start-up."""
     return (large[1] - small[1]) / (large[0] - small[0])
 
 
 def peak_of_this_process() -> float:
-    """Most resident memory so far, in MB."""
+    """Returns the peak resident memory of this process, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def card() -> str:
-    """The machine, in a few words."""
+def machine() -> str:
+    """Describes this machine in a few words."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return f"{os.cpu_count()} cores, {model[1] if model else 'unknown processor'}"

@@ -1,10 +1,10 @@
-"""How fast the shards are read by the libraries they are made for.
+"""Measures how fast libraries read the shards that are made for them.
 
     python benchmarks/reading.py [--images 360]
 
-`webdataset`, `datasets`, `pyarrow` and our own `open_dataset` read one variant, with decoding
-and without, in turns. The yardstick with decoding is a loop that decodes the same pictures from
-memory with Pillow; without, one that reads the same files whole.
+`webdataset`, `datasets`, `pyarrow` and our own `open_dataset` read one variant in turns, with and
+without decoding. The yardstick with decoding is a loop that decodes the same pictures from memory
+with Pillow; without decoding, a loop that reads the whole files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import webdataset
-from measure import card, multiply, row, run_in9
+from measure import machine, multiply, row, run_in9
 from PIL import Image
 
 import in9
@@ -35,7 +35,7 @@ VARIANT = "mixed_rand"
 
 
 def consume(samples: Iterable[object]) -> int:
-    """How many there are."""
+    """Counts samples."""
     return sum(1 for _ in samples)
 
 
@@ -44,19 +44,22 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def readers(root: Path) -> dict[str, tuple[Callable[[], int], Callable[[], int]]]:
-    """(with decoding, without) of each library; both return the number of samples."""
+    """Returns a reader with and one without decoding for each library.
+
+    Readers return the number of samples, 0 if the library has no such mode.
+    """
     tars = sorted(map(str, root.glob(f"webdataset/{VARIANT}/*.tar")))
     parquet = sorted(map(str, root.glob(f"parquet/{VARIANT}/*.parquet")))
 
     def by_webdataset(decoded: bool) -> int:
-        found = webdataset.WebDataset(tars, shardshuffle=False)
-        return consume(found.decode("rgb8") if decoded else found)
+        samples = webdataset.WebDataset(tars, shardshuffle=False)
+        return consume(samples.decode("rgb8") if decoded else samples)
 
     def by_datasets(decoded: bool) -> int:
-        found = datasets.load_dataset(
+        samples = datasets.load_dataset(
             "parquet", data_files=parquet, split="train", streaming=True
         ).cast_column("image", datasets.Image(decode=decoded))
-        return sum(1 for each in found if not decoded or np.asarray(each["image"]).size)
+        return sum(1 for each in samples if not decoded or np.asarray(each["image"]).size)
 
     def by_pyarrow(decoded: bool) -> int:
         count = 0
@@ -76,10 +79,12 @@ def readers(root: Path) -> dict[str, tuple[Callable[[], int], Callable[[], int]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=360, help="of the dataset, about (360)")
+    parser.add_argument(
+        "--images", type=int, default=360, help="approximate number of images (360)"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="repetitions, in turns (3)")
     arguments = parser.parse_args()
-    print(card())
+    print(machine())
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "out"
         images, _ = list_images(find_layout(sample_folder(), None, "val"), imagenet9())
@@ -105,21 +110,21 @@ def main() -> None:
                 path.read_bytes()
             return 2 * len(pictures)
 
-        found = readers(root)
+        by_library = readers(root)
         for _ in range(arguments.rounds):
             note("bare decoding", lambda: sum(bool(decode(data).size) for data in pictures))
             note("bare reading", read_whole)
-            for name, (decoded, raw) in found.items():
+            for name, (decoded, raw) in by_library.items():
                 note(f"{name}, decoded", decoded)
                 note(f"{name}, not decoded", raw)
-    middle = {name: statistics.median(of) for name, of in rates.items()}
-    row("reading: bare decoding", f"{middle['bare decoding']:.0f} pictures/s", "Pillow, in memory")
-    for name in found:
-        rate = middle[f"{name}, decoded"]
-        ratio = f"{rate / middle['bare decoding']:.2f} x"
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    row("reading: bare decoding", f"{medians['bare decoding']:.0f} pictures/s", "Pillow, in memory")
+    for name in by_library:
+        rate = medians[f"{name}, decoded"]
+        ratio = f"{rate / medians['bare decoding']:.2f} x"
         row(f"reading: {name}", ratio, f"bare decoding; {rate:.0f} pictures/s")
-    for name in found:
-        if speed := middle.get(f"{name}, not decoded"):
+    for name in by_library:
+        if speed := medians.get(f"{name}, not decoded"):
             row(f"reading: {name}, not decoded", f"{speed:.0f} pictures/s")
 
 

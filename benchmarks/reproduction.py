@@ -1,9 +1,10 @@
-"""Published figures beside those of a dataset's results: the tables of `docs/reproduction.md`.
+"""Compares published figures with a dataset's results: the tables of `docs/reproduction.md`.
 
     python benchmarks/reproduction.py DATASET [--to docs/reproduction.md]
 
-Reads what `in9 run`, `attack`, `saliency` and `matrix` have left, runs nothing, and writes between
-the two marks of the page, or prints. Figures of a claim come from the same judges as the report's.
+It reads the results of `in9 run`, `attack`, `saliency` and `matrix` without running anything, and
+writes the tables between the two marks of the page, or prints them. Claims are judged by the same
+code as in the report.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _UNITS = {"percent": " %", "points": " points", "slope": ""}
 
 
 def interval(value: float | None, low: float | None, high: float | None, unit: str = "") -> str:
-    """A fraction in percent, or a slope, with its interval if it has one."""
+    """Formats a fraction in percent, or a slope, with its interval if it has one."""
     if value is None or low is None or high is None:
         return "-"
     shown = rounded if unit == "slope" else percent
@@ -40,14 +41,14 @@ def interval(value: float | None, low: float | None, high: float | None, unit: s
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Lines of a Markdown table."""
+    """Yields the lines of a Markdown table."""
     for cells in (head, ["---"] * len(head), *rows):
         yield f"| {' | '.join(cells)} |"
     yield ""
 
 
 def measured_on(evidence: Evidence) -> Iterator[str]:
-    """How much the figures rest on."""
+    """Yields lines on the data behind the figures."""
     dataset = evidence.dataset
     manifest = dataset.manifest
     yield f"Made at commit {commit()}, of dataset {manifest.fingerprint[:12]}:"
@@ -63,12 +64,12 @@ def measured_on(evidence: Evidence) -> Iterator[str]:
     for content in evidence.matrices:
         tested = ", ".join(f"{n:,}" for n in sorted({row["n"] for row in content["rows"]}))
         yield f"* matrix {content['name']}: each cell of {tested} images;"
-    looked = [model for model in evidence.models if model.saliency]
-    for images in sorted({model.saliency["images"] for model in looked if model.saliency}):
-        names = [m.name for m in looked if m.saliency and m.saliency["images"] == images]
+    explained = [model for model in evidence.models if model.saliency]
+    for images in sorted({model.saliency["images"] for model in explained if model.saliency}):
+        names = [m.name for m in explained if m.saliency and m.saliency["images"] == images]
         yield f"* saliency of {images:,} images: {', '.join(names)};"
     if evidence.trend:
-        # What follows the colon says which table.
+        # Only the kind of source is listed, without the table that follows the colon.
         kinds = {
             str(point["imagenet_source"]).partition(":")[0] for point in evidence.trend["points"]
         }
@@ -77,16 +78,16 @@ def measured_on(evidence: Evidence) -> Iterator[str]:
 
 
 def claims(checked: Sequence[CheckedClaim], matrices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A table for each question of the post. A matrix is named only where there are several."""
-    named = f"{matrices[0]['name']}, " if len(matrices) == 1 else ""
+    """Yields a table for each question of the post; names the matrix only if there are several."""
+    matrix_prefix = f"{matrices[0]['name']}, " if len(matrices) == 1 else ""
     for section, question in SECTIONS.items():
         yield f"### {section}. {question}"
         yield ""
         rows = []
         for one in (each for each in checked if each.claim.section == section):
-            found = [
+            findings = [
                 f"{interval(each.value, each.low, each.high, one.claim.unit)} "
-                f"({each.subject.removeprefix(named)})"
+                f"({each.subject.removeprefix(matrix_prefix)})"
                 + (f": {each.verdict}" if each.verdict != one.verdict else "")
                 for each in one.findings
             ]
@@ -94,7 +95,7 @@ def claims(checked: Sequence[CheckedClaim], matrices: Sequence[Mapping[str, Any]
                 (
                     f"{one.claim.text} ({one.claim.source})",
                     one.claim.published,
-                    "<br>".join(found) or "-",
+                    "<br>".join(findings) or "-",
                     f"{one.summary}<br>({one.claim.judged})",
                     f"`{' '.join(one.claim.command.split()[:2])}`",
                 )
@@ -103,16 +104,16 @@ def claims(checked: Sequence[CheckedClaim], matrices: Sequence[Mapping[str, Any]
 
 
 def pretrained(evidence: Evidence) -> Iterator[str]:
-    """Accuracies and gaps of the authors' pretrained models, and of those that are here."""
+    """Yields accuracies and gaps of the authors' pretrained models and of the evaluated ones."""
     head = make_headline(evidence)
     variants = ("original", "only_bg_t", "mixed_same", "mixed_rand")
     yield "### Models trained on ImageNet (paper table 2, README), %"
     yield ""
     rows = [
-        [f"{name} ({source})"]
-        + [percent(of[variant]) if variant in of else "-" for variant in variants]
+        [f"{model} ({source})"]
+        + [percent(by_variant[name]) if name in by_variant else "-" for name in variants]
         + [percent(gap)]
-        for name, source, of, gap in head.published
+        for model, source, by_variant, gap in head.published
     ]
     for row in head.tables[PAPER_RULE]:
         cells = [row.cells[variant] for variant in (*variants, GAP) if variant in row.cells]
@@ -121,7 +122,7 @@ def pretrained(evidence: Evidence) -> Iterator[str]:
 
 
 def trained(content: Mapping[str, Any]) -> Iterator[str]:
-    """A matrix beside table 5."""
+    """Yields a matrix beside the paper's table 5."""
     cells = {(row["train_variant"], row["test_variant"]): row for row in content["rows"]}
     widest = max((row["ci_high"] - row["ci_low"]) / 2 for row in content["rows"])
     yield f"### Train on the row, test on the column (paper table 5): {content['name']}"
@@ -134,16 +135,16 @@ def trained(content: Mapping[str, Any]) -> Iterator[str]:
     rows = []
     for name in published.TRAINED:
         row = [f"`{name}`"]
-        for other in published.TABLE_5_NAMES:
-            cell = cells.get((name, other))
+        for tested in published.TABLE_5_NAMES:
+            cell = cells.get((name, tested))
             ours = percent(cell["accuracy"]) if cell else "-"
-            row.append(f"{ours} ({percent(published.TRAINED[name][other], 2)})")
+            row.append(f"{ours} ({percent(published.TRAINED[name][tested], 2)})")
         rows.append(row)
     yield from table(("", *published.TABLE_5_NAMES.values()), rows)
 
 
 def adversarial(evidence: Evidence) -> Iterator[str]:
-    """Attacks beside the authors'."""
+    """Yields attacks beside the authors'."""
     yield "### Adversarial backgrounds (paper, README), %"
     yield ""
     full = f"{published.FULL_GRID:,} {TIMES} {published.FULL_GRID:,}"
@@ -154,10 +155,10 @@ def adversarial(evidence: Evidence) -> Iterator[str]:
         ["ResNet-50, IN-9L", full, "-", percent(published.CHALLENGE["ResNet-50 (IN-9L)"])]
         + [percent(share, 2) for share in published.FOOLED_BY_CLASS],
     ]
-    for model, found, _ in attacks_of(Results(evidence.models, evidence.trend)):
-        by_class = {row["label"]: row["fooled"] for row in found["by_class"] or ()}
+    for model, attack, _ in attacks_of(Results(evidence.models, evidence.trend)):
+        by_class = {row["label"]: row["fooled"] for row in attack["by_class"] or ()}
         bounds = (
-            (found[name], found[f"{short}_ci_low"], found[f"{short}_ci_high"])
+            (attack[name], attack[f"{short}_ci_low"], attack[f"{short}_ci_high"])
             for name, short in (("fooled", "fooled"), ("challenge_accuracy", "challenge"))
         )
         rows.append(
@@ -168,7 +169,7 @@ def adversarial(evidence: Evidence) -> Iterator[str]:
 
 
 def tables(evidence: Evidence) -> Iterator[str]:
-    """All lines."""
+    """Yields all lines between the marks."""
     yield from measured_on(evidence)
     yield from claims(check_claims(evidence), evidence.matrices)
     yield from pretrained(evidence)
@@ -180,7 +181,7 @@ def tables(evidence: Evidence) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", help="folder with results")
-    parser.add_argument("--to", type=Path, help="page to write them into (prints)")
+    parser.add_argument("--to", type=Path, help="page to write into (prints the tables)")
     arguments = parser.parse_args()
     dataset = Dataset.open(Store(arguments.dataset))
     lines = "\n".join(tables(gather(dataset, dataset.taxonomy)))

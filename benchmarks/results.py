@@ -1,10 +1,10 @@
-"""All benchmarks in one go, and the table of what they found: `benchmarks/RESULTS.md`.
+"""Runs all benchmarks, and writes the table of their results: `benchmarks/RESULTS.md`.
 
     python benchmarks/results.py [--quick]
     python benchmarks/results.py --only 'gpu --device cuda'
 
-Over an hour on two cores. A benchmark that fails is a row, and the exit code is 1.
-Rows of those that are not run stay, with the commit that they are of.
+This takes over an hour on two cores. A failing benchmark becomes a row, and the exit code is 1.
+Rows of benchmarks that are not run stay, with the commit of their last run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from measure import TABLE, card, commit
+from measure import TABLE, commit, machine
 
 HERE = Path(__file__).parent
 CARD = "gpu --device cuda"
@@ -42,7 +42,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
         ["--images", "64,128", "--rows", "20000"],
     ),
 }
-"""Arguments of each benchmark: for the table, and for a quick trial of the whole."""
+"""Arguments of each benchmark: for the table, and for a quick trial."""
 
 _HEADER = re.compile(r"\| \*\*`benchmarks/(\w+)\.py( --device \w+)?")
 
@@ -50,8 +50,8 @@ _HEAD = [
     "# How fast",
     "",
     "Made by `python benchmarks/results.py`; each group names the commit, the day and the machine.",
-    "Ratios compare what ran in turns on the same machine; they carry over to others, seconds do",
-    "not.",
+    "Ratios compare programs that ran in turns on the same machine, so they carry over to other",
+    "machines; seconds do not.",
     "",
     "| what | measured | against | wanted |",
     "|---|--:|---|---|",
@@ -60,7 +60,9 @@ _HEAD = [
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that all run")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, to see that all benchmarks run"
+    )
     parser.add_argument("--only", help="comma-separated names")
     parser.add_argument("--to", type=Path, default=HERE / "RESULTS.md", help="file to write")
     arguments = parser.parse_args()
@@ -81,19 +83,21 @@ def main() -> int:
                 env={**os.environ, TABLE: str(rows)},
                 check=False,
             )
-            found = (
+            figures = (
                 [json.loads(line) for line in rows.read_text().splitlines()]
-                if (rows.exists())
+                if rows.exists()
                 else []
             )
             if done.returncode:
                 failed.append(name)
-                found.append({"what": f"{name} failed", "value": "-", "yardstick": "", "bound": ""})
+                figures.append(
+                    {"what": f"{name} failed", "value": "-", "yardstick": "", "bound": ""}
+                )
             sections[name] = [
-                f"| **`{command}`** | {commit()} | {datetime.date.today()}, {card()} | |",
+                f"| **`{command}`** | {commit()} | {datetime.date.today()}, {machine()} | |",
                 *(
                     f"| {r['what']} | {r['value']} | {r['yardstick']} | {r['bound']} |"
-                    for r in found
+                    for r in figures
                 ),
             ]
     order = [*BENCHMARKS, *(name for name in sections if name not in BENCHMARKS)]
@@ -104,7 +108,7 @@ def main() -> int:
 
 
 def read_sections(page: Path) -> dict[str, list[str]]:
-    """Rows of a page by the benchmark that they are of, with its own row first."""
+    """Reads the rows of a page by benchmark, beginning with the row that names it."""
     sections: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in page.read_text(encoding="utf-8").splitlines() if page.exists() else ():

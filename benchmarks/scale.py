@@ -1,12 +1,12 @@
-"""What grows with the number of images, and how fast.
+"""Measures how costs grow with the number of images.
 
     python benchmarks/scale.py [--images 1000,10000,30000] [--rows 100000,300000,1300000]
 
-* Jobs: copies of real pictures under new keys, generated, evaluated by a model that does next to
-  nothing, verified and put on a page: seconds of each stage for 1,000 images, and peak memory.
-* Rows alone: simulated records through Plan, what every worker loads of the plan, the pairs of one
-  output shard, and Commit, all of whose files wait in staging. Each step is a process of its own,
-  whose peak is measured, and reads what travels one element after the other.
+* Jobs: copies of real pictures under new keys are generated, evaluated by a model that does almost
+  nothing, verified and reported. The figures are each stage's time for an image, and peak memory.
+* Rows alone: simulated records go through Plan, the loading of the plan that every worker does, the
+  pairing of one output shard, and Commit, with all files in staging. Each step is a separate
+  process, whose peak memory is measured, and which reads its input elements one by one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from measure import Cost, card, multiply, row, run_in9
+from measure import Cost, machine, multiply, row, run_in9
 
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import MANIFEST
@@ -67,7 +67,7 @@ def model():
 
 
 def measure_jobs(folder: Path, source: str, counts: list[int]) -> None:
-    """Whole commands on so many images."""
+    """Measures whole commands on each number of images."""
     listed, _ = list_images(find_layout(source, None, "val"), imagenet9())
     images = [image for image in listed if image.annotation]
     accepted = [
@@ -77,7 +77,7 @@ def measure_jobs(folder: Path, source: str, counts: list[int]) -> None:
     ]
     (folder / "tiny_model.py").write_text(MODEL)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-    found: dict[int, dict[str, float]] = {}
+    seconds: dict[int, dict[str, float]] = {}
     peaks: dict[int, float] = {}
     for count in counts:
         root = folder / f"job-{count}"
@@ -85,33 +85,32 @@ def measure_jobs(folder: Path, source: str, counts: list[int]) -> None:
         output = root / "out"
         cost = run_in9("generate", "--input", inputs, "--output", output)
         peaks[count] = cost.peak
-        found[count] = {**stages(cost), "generate, CPU": cost.cpu}
-        of = ("--dataset", output)
+        seconds[count] = {**stages(cost), "generate, CPU": cost.cpu}
+        dataset = ("--dataset", output)
         for name, arguments in {
             "generate again": ("generate", "--input", inputs, "--output", output),
-            "verify": ("verify", *of),
-            "evaluate": ("evaluate", *of, "--models", "python:tiny_model:model"),
-            "report": ("report", *of),
+            "verify": ("verify", *dataset),
+            "evaluate": ("evaluate", *dataset, "--models", "python:tiny_model:model"),
+            "report": ("report", *dataset),
         }.items():
             cost = run_in9(*arguments)
-            found[count][name] = cost.wall
+            seconds[count][name] = cost.wall
             peaks[count] = max(peaks[count], cost.peak)
         manifest = (output / MANIFEST).stat().st_size / count
         page = (output / "report.html").stat().st_size / 1e6
         row(f"scale: {count:,} images, manifest and page", f"{manifest:.0f} B/image, {page:.1f} MB")
     few = counts[0]
-    for name, seconds in found[few].items():
-        each = ", ".join(f"{1e6 * found[n][name] / n:.0f}" for n in counts)
+    for name in seconds[few]:
+        each = ", ".join(f"{1e6 * seconds[n][name] / n:.0f}" for n in counts)
         row(f"scale: {name}, us an image at {sizes(counts)}", each)
-        del seconds
     for count in counts[1:]:
         ratio = f"{peaks[count] / peaks[few]:.2f} x"
         row(f"scale: peak memory, {count:,} images", ratio, f"{few:,} images, {peaks[few]:.0f} MB")
 
 
 def stages(cost: Cost) -> dict[str, float]:
-    """Seconds of the stages, summed over workers, of what a command said."""
-    line = re.search(r"summed over workers: (.*)", cost.said)
+    """Parses the seconds of each stage, summed over workers, from the output of a command."""
+    line = re.search(r"summed over workers: (.*)", cost.output)
     parts = line[1].split(", ") if line else []
     return {name: float(seconds) for name, seconds, _ in (part.rsplit(" ", 2) for part in parts)}
 
@@ -124,16 +123,16 @@ CONFIG = DatasetConfig(compose=ComposeConfig())
 SEGMENTED, PLANNED, COMPOSED, MOVES = "segmented", "planned", "composed", "moves"
 
 
-def hand_on(folder: Path, name: str, elements: Iterable[Any]) -> float:
-    """Writes what travels to a later step; returns its mean size in bytes."""
+def write_elements(folder: Path, name: str, elements: Iterable[Any]) -> float:
+    """Writes the elements for a later step; returns their mean size in bytes."""
     with open(folder / name, "wb") as file:
         for number, element in enumerate(elements, 1):  # noqa: B007
             pickle.dump(element, file)
         return file.tell() / number
 
 
-def handed_on(folder: Path, name: str) -> Iterator[Any]:
-    """What `hand_on` has written, one by one."""
+def read_elements(folder: Path, name: str) -> Iterator[Any]:
+    """Yields the elements that `write_elements` has written."""
     size = (folder / name).stat().st_size
     with open(folder / name, "rb") as file:
         while file.tell() < size:
@@ -145,14 +144,14 @@ def staging_of(folder: Path) -> Staging:
 
 
 def stage(staging: Staging, paths: list[str], rows: int) -> list[FileDigest]:
-    """Files of a shard of so many rows that hold nothing."""
+    """Writes dummy files of a shard, which are recorded with `rows` rows."""
     for path in paths:
         staging.store.write(staging.staged(path), b"x")
     return [FileDigest(path, 1, "0" * 64, rows) for path in paths]
 
 
 def segmented(staging: Staging, totals: SplitTotals, shard: int) -> SourceShard:
-    """A source shard of accepted images."""
+    """Creates a source shard of accepted images."""
     numbers = range(shard, totals.listed, totals.counts.source)
     rows = len(numbers)
     columns = {
@@ -175,25 +174,25 @@ def segmented(staging: Staging, totals: SplitTotals, shard: int) -> SourceShard:
 
 
 def composed(staging: Staging, output: OutputShard, images: int) -> OutputShard:
-    """An output shard of so many selected images."""
+    """Creates an output shard of selected images."""
     totals, shard = output.totals, output.shard
-    of = totals.counts.output
+    shards = totals.counts.output
     paths = [
         path
         for variant in CONFIG.compose.composed
         for path in (
-            parquet_file(variant, "val", shard, of),
+            parquet_file(variant, "val", shard, shards),
             webdataset_file(variant, "val", shard),
         )
     ]
     files = stage(staging, paths, images)
-    index, table = index_file("val", shard, of), pa.table({"key": ["x"] * images})
+    index, table = index_file("val", shard, shards), pa.table({"key": ["x"] * images})
     row = {"status": "accepted", "label": 0, "selected": True, "object": None}
     return output.composed(staging.write(index, table, f"{shard:032x}", files), [row] * images)
 
 
 def do(step: str, folder: Path, count: int) -> dict[str, float]:
-    """A step of the simulated job; what was measured of it."""
+    """Runs a step of the simulated job, and returns its measurements."""
     staging = staging_of(folder)
     store = staging.store
     started = time.perf_counter()
@@ -201,33 +200,36 @@ def do(step: str, folder: Path, count: int) -> dict[str, float]:
         counts = ShardCounts.for_images(count, CONFIG.images_per_shard)
         totals = SplitTotals("val", counts, count, 0, 0)
         shards = (segmented(staging, totals, shard) for shard in range(counts.source))
-        return {"segmented shard, bytes": hand_on(folder, SEGMENTED, shards)}
+        return {"segmented shard, bytes": write_elements(folder, SEGMENTED, shards)}
     if step == "plan":
-        shards = (shard.for_plan() for shard in handed_on(folder, SEGMENTED))
+        shards = (shard.for_plan() for shard in read_elements(folder, SEGMENTED))
         outputs = PlanSplit(CONFIG.compose, staging, CONFIG.segment).process(("val", shards))
         seconds = time.perf_counter() - started
-        return {"seconds": seconds, "planned shard, bytes": hand_on(folder, PLANNED, outputs)}
+        return {
+            "seconds": seconds,
+            "planned shard, bytes": write_elements(folder, PLANNED, outputs),
+        }
     if step == "load a plan":
-        output = next(handed_on(folder, PLANNED))
+        output = next(read_elements(folder, PLANNED))
         plan = load_plan(store, output.plan, CONFIG.compose, output.plan_digest)
         seconds = time.perf_counter() - started
-        few = plan.rows[:: max(1, len(plan.rows) // 1024)][:1024]
-        plan.backgrounds([plan.keys[int(n)].as_py() for n in few])
+        numbers = plan.rows[:: max(1, len(plan.rows) // 1024)][:1024]
+        plan.backgrounds([plan.keys[int(n)].as_py() for n in numbers])
         return {"seconds": seconds, "pairs, s": time.perf_counter() - started - seconds}
     if step == "compose":
-        rows = {shard.shard: shard.segmented for shard in handed_on(folder, SEGMENTED)}
-        done = (
+        rows = {shard.shard: shard.segmented for shard in read_elements(folder, SEGMENTED)}
+        outputs = (
             composed(staging, o, sum(rows[n] for n in o.totals.counts.sources_of(o.shard)))
-            for o in handed_on(folder, PLANNED)
+            for o in read_elements(folder, PLANNED)
         )
-        return {"composed shard, bytes": hand_on(folder, COMPOSED, done)}
+        return {"composed shard, bytes": write_elements(folder, COMPOSED, outputs)}
     if step == "prepare":
-        shards = (each for name in (SEGMENTED, COMPOSED) for each in handed_on(folder, name))
+        shards = (each for name in (SEGMENTED, COMPOSED) for each in read_elements(folder, name))
         fingerprint, moves = prepare(CONFIG, store, imagenet9(), shards)
         seconds = time.perf_counter() - started
-        hand_on(folder, MOVES, [fingerprint, *moves])
+        write_elements(folder, MOVES, [fingerprint, *moves])
         return {"seconds": seconds, "files": sum(map(len, moves))}
-    fingerprint, *moves = handed_on(folder, MOVES)
+    fingerprint, *moves = read_elements(folder, MOVES)
     if step == "move":
         put_in_place(store, [move for shard in moves for move in shard])
     else:
@@ -239,13 +241,13 @@ STEPS = ("segment", "plan", "load a plan", "compose", "prepare", "move", "finish
 
 
 def measure_rows(count: int) -> None:
-    """All steps of a simulated job."""
+    """Measures all steps of a simulated job."""
     with tempfile.TemporaryDirectory() as folder:
         for step in STEPS:
             command = [sys.executable, __file__, "--step", step, folder, str(count)]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-            seconds, peak = found.pop("seconds", None), found.pop("peak")
-            for name, value in found.items():
+            figures = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+            seconds, peak = figures.pop("seconds", None), figures.pop("peak")
+            for name, value in figures.items():
                 row(f"scale: {name}, {count:,} rows", f"{value:,.1f}")
             if seconds is not None:
                 each = f"{1e6 * seconds / count:.2f} us an image"
@@ -256,23 +258,29 @@ def measure_rows(count: int) -> None:
 
 
 def peak() -> float:
-    """Most resident memory of this process so far, in MB. `getrusage` would give that of the
-    parent, which Linux hands on."""
+    """Returns the peak resident memory of this process, in MB.
+
+    `getrusage` would return that of the parent, which a process inherits on Linux.
+    """
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--input", default=sample_folder(), help="images to copy (the sample)")
-    parser.add_argument("--images", default="1000,10000", help="of the jobs (1000,10000)")
-    parser.add_argument("--rows", default="1300000", help="of the simulated index (1300000)")
+    parser.add_argument(
+        "--images", default="1000,10000", help="numbers of images of the jobs (1000,10000)"
+    )
+    parser.add_argument(
+        "--rows", default="1300000", help="numbers of rows of the simulated index (1300000)"
+    )
     parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.step:
         step, folder, count = arguments.step
         print(json.dumps(do(step, Path(folder), int(count)) | {"peak": peak()}))
         return
-    print(card())
+    print(machine())
     for count in (int(number) for number in arguments.rows.split(",") if number):
         measure_rows(count)
     counts = [int(number) for number in arguments.images.split(",") if number]

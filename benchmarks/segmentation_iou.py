@@ -1,8 +1,8 @@
-"""Segmentation against the sample's true masks: IoU by class.
+"""Compares a segmenter with the sample's true masks: IoU by class.
 
     python benchmarks/segmentation_iou.py [--segmenter grabcut]
 
-The truth is known because the pictures are composites; see the sample's README.
+True masks are known because the pictures are composites; see the sample's README.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from transforms.taxonomy import imagenet9
 
 
 def intersection_over_union(first: Mask, second: Mask) -> float:
-    """IoU of two (H, W) bool masks, in [0, 1]; 1 for two empty ones."""
+    """Computes the IoU of two (H, W) bool masks, in [0, 1]; 1 if both are empty."""
     union = (first | second).sum()
     return float((first & second).sum() / union) if union else 1.0
 
@@ -46,7 +46,7 @@ def main() -> None:
     taxonomy = imagenet9()
     root = sample_folder()
     segment = SEGMENTERS[arguments.segmenter].segment
-    assert segment is not None  # Of all that the flag takes.
+    assert segment is not None  # True for all segmenters that need no given masks.
     by_class = defaultdict(list)
     accepted_by_class = defaultdict(list)
     for image in list_images(find_layout(root, None, "val"), taxonomy)[0]:

@@ -1,9 +1,9 @@
-"""How long each command takes to start: help, a misspelt flag, and a call that finds nothing to do.
+"""Measures how long commands take to start: help, a misspelt flag, and runs with nothing to do.
 
     python benchmarks/start_up.py [--rounds 5]
 
-Beside them, an interpreter that does nothing, and one that imports Beam or torch, without
-which no pipeline or model runs.
+The yardsticks are an interpreter that does nothing, and one that imports Beam or torch, which every
+pipeline or model needs.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from measure import card, draw_small, row, run_in9
+from measure import draw_small, machine, row, run_in9
 
 IN9 = ("-m", "pipeline")
 
 
 def seconds(rounds: int, *arguments: object, expected: int = 0) -> float:
-    """Median wall time of an interpreter with these arguments, which ends with this exit code."""
+    """Measures the median wall time of an interpreter with these arguments.
+
+    Raises CalledProcessError unless it ends with the expected exit code.
+    """
     times = []
     for _ in range(rounds):
         started = time.perf_counter()
@@ -39,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="repetitions; the median counts (5)")
     rounds = parser.parse_args().rounds
-    print(card())
+    print(machine())
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         source, output = draw_small(12, root / "in"), root / "out"
@@ -49,12 +52,12 @@ def main() -> None:
             "import apache_beam": seconds(rounds, "-c", "import apache_beam"),
             "import torch": seconds(rounds, "-c", "import torch"),
         }
-        for name, time_of in bare.items():
-            row(f"start-up: {name}", f"{time_of:.2f} s")
+        for name, duration in bare.items():
+            row(f"start-up: {name}", f"{duration:.2f} s")
         typo = seconds(rounds, *IN9, "run", "--ouput", output, expected=2)
         ratio = typo / bare["import apache_beam"]
         row("start-up: in9 run --ouput", f"{ratio:.2f} x", "import apache_beam", "<= 0.5")
-        of_dataset = ("--dataset", output)
+        dataset = ("--dataset", output)
         calls: Sequence[tuple[str, tuple[object, ...], str, str]] = (
             ("in9 --help", ("--help",), "python", "<= 0.5 s"),
             ("in9 run --help", ("run", "--help"), "python", "<= 0.5 s"),
@@ -72,17 +75,17 @@ def main() -> None:
             ),
             (
                 "in9 evaluate, nothing to do",
-                ("evaluate", *of_dataset, "--models", "efficientnet_lite0"),
+                ("evaluate", *dataset, "--models", "efficientnet_lite0"),
                 "import torch",
                 "",
             ),
-            ("in9 report, nothing to do", ("report", *of_dataset), "python", ""),
-            ("in9 verify", ("verify", *of_dataset), "python", ""),
+            ("in9 report, nothing to do", ("report", *dataset), "python", ""),
+            ("in9 verify", ("verify", *dataset), "python", ""),
         )
         for name, arguments, yardstick, bound in calls:
-            found = seconds(rounds, *IN9, *arguments)
-            beyond = f"{found - bare[yardstick]:.2f} s beyond {yardstick}"
-            row(f"start-up: {name}", f"{found:.2f} s", beyond, bound)
+            duration = seconds(rounds, *IN9, *arguments)
+            beyond = f"{duration - bare[yardstick]:.2f} s beyond {yardstick}"
+            row(f"start-up: {name}", f"{duration:.2f} s", beyond, bound)
 
 
 if __name__ == "__main__":

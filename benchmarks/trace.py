@@ -1,26 +1,25 @@
-"""How much of our code an image passes on its way from `--input` to a row of `summary.csv`.
+"""Counts the code that an image passes on its way from `--input` to a row of `summary.csv`.
 
     python benchmarks/trace.py [--limit 4] [--list]
 
-Runs `in9 run` on some images of the sample in this process, with one worker and one model, under
-Python's profiler, and counts what of `pipeline/` and `transforms/` is at work in the steps of the
-graph, in threads that they start too, until `summary.csv` is there: flags, checks, closing words
-and page are no part of it, nor is what runs while a module is imported or a kernel compiled.
-Counted are
+It runs `in9 run` on some images of the sample in this process, with one worker and one model, under
+Python's profiler. It counts the code of `pipeline/` and `transforms/` that runs in the steps of the
+graph, and in threads that they start, until `summary.csv` exists. Flags, checks, closing words and
+the page are not part of it, and neither is code that runs while a module is imported or a kernel is
+compiled. It counts
 
-* functions: those that have a name, each once; a method that two classes share is one;
+* functions: each named function once; a method that two classes share is one function;
 * modules: files with such a function;
-* types: classes of ours, and their bases of ours, of all that such a function is called with
-  (`self` as well), and of all that is constructed.
+* types: our classes, and their base classes of ours, of all arguments of such a function (including
+  `self`), and of all constructed objects.
 
-All of them, and those that are met at least as often as there are images: what each image passes,
-without what is once a shard, once a model or once a job, but with what is called as often for
-another reason.
+It prints the numbers of all of them, and of those that occur at least as often as there are images.
+The latter approximate what each image passes: code that runs once for a shard, a model or a job is
+left out, but code that happens to run as often for another reason is included.
 
-Python does not see what runs compiled, such as the kernels of GrabCut, nor a class that has no
-instances, such as a `TypedDict`; paths that only bad input, other flags or other layouts take are
-not taken. So the figures are for comparing two states of the code, less than all that there is to
-learn.
+Python's profiler does not see compiled code, such as the kernels of GrabCut, nor classes without
+instances, such as a `TypedDict`, and paths for bad input, other flags or other layouts do not run.
+So the figures serve to compare two states of the code; they are less than all there is to learn.
 """
 
 from __future__ import annotations
@@ -47,17 +46,18 @@ OURS = ("pipeline", "transforms")
 _FOLDERS = tuple(f"{ROOT / name}/" for name in OURS)
 _WORKER = "/apache_beam/runners/worker/"
 _NO_STEPS = ("<frozen importlib", "/numba/")
-"""Importing and compiling: what runs below these is counted on no machine, or a second run, which
-finds all compiled, would count less."""
+"""Files of importing and compiling. Code below these is never counted, because a second run, which
+finds everything compiled, would count less."""
 _END = "/results/summary.csv"
 
 
 class Trace:
-    """What of ours was at work in the steps of a graph.
+    """A count of our code that ran in the steps of a graph.
 
     Attributes:
-      functions: calls by (module, function).
-      types: by class, calls that were given an instance of it, or that made one.
+      functions: number of calls by (module, function).
+      types: number of calls by class, for calls with an instance as an argument and for
+        constructions.
     """
 
     def __init__(self) -> None:
@@ -66,11 +66,14 @@ class Trace:
         self._is_over = False
 
     def run(self, arguments: list[str]) -> int:
-        """Runs a command and returns its exit code; in a process of its own, since hooks stay."""
+        """Runs a command, and returns its exit code.
+
+        Use a separate process for each run, because the hooks cannot be removed.
+        """
         start_thread = threading.Thread.start
 
         def start(thread: threading.Thread) -> None:
-            # The stack of a thread does not say who has started it.
+            # The stack of a thread does not show which code has started it.
             if _is_in_step(sys._getframe(1)):
                 thread.run = _of_step(thread.run)  # type: ignore[method-assign]
             start_thread(thread)
@@ -86,14 +89,14 @@ class Trace:
             threading.setprofile(None)
 
     def _watch(self, event: str, arguments: tuple[Any, ...]) -> None:
-        # Files appear by being renamed.
+        # Files are written under another name and then renamed.
         if event == "os.rename" and str(arguments[1]).endswith(_END):
             self._is_over = True
 
     def _see(self, frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
         is_ours = code.co_filename.startswith(_FOLDERS)
-        # The functions that a dataclass or a named tuple is given lie in no file.
+        # The generated functions of dataclasses and named tuples have no file.
         if event != "call" or self._is_over or not (is_ours or code.co_filename == "<string>"):
             return
         if not _is_in_step(frame):
@@ -101,7 +104,9 @@ class Trace:
         if is_ours and not code.co_name.startswith("<"):
             module = str(Path(code.co_filename).relative_to(ROOT))
             self.functions[module, code.co_qualname] += 1
-        kinds = {value if isinstance(value, type) else type(value) for value in _given(frame)}
+        kinds = {
+            value if isinstance(value, type) else type(value) for value in _arguments_of(frame)
+        }
         self.types.update({base for kind in kinds for base in kind.__mro__ if _is_ours(base)})
 
 
@@ -113,7 +118,7 @@ def _of_step(run: Callable[[], None]) -> Callable[[], None]:
 
 
 def _is_in_step(frame: FrameType | None) -> bool:
-    """Whether a frame is below Beam's worker, or in a thread that such a frame has started."""
+    """Returns whether a frame is below Beam's worker, or in a thread that such a frame started."""
     while frame is not None:
         code = frame.f_code
         if any(part in code.co_filename for part in _NO_STEPS):
@@ -124,8 +129,8 @@ def _is_in_step(frame: FrameType | None) -> bool:
     return False
 
 
-def _given(frame: FrameType) -> Iterator[Any]:
-    """What a function is called with."""
+def _arguments_of(frame: FrameType) -> Iterator[Any]:
+    """Yields the arguments with which a function was called."""
     code, values = frame.f_code, frame.f_locals
     count = code.co_argcount + code.co_kwonlyargcount
     count += sum(bool(code.co_flags & flag) for flag in (CO_VARARGS, CO_VARKEYWORDS))
@@ -136,7 +141,7 @@ def _is_ours(kind: type) -> bool:
     return kind.__module__.partition(".")[0] in OURS
 
 
-def _list(functions: Iterable[tuple[str, str]], types: Iterable[type]) -> None:
+def _print_names(functions: Iterable[tuple[str, str]], types: Iterable[type]) -> None:
     for module, group in itertools.groupby(sorted(functions), key=lambda each: each[0]):
         print(f"{module}: {', '.join(name for _, name in group)}")
     print(f"types: {', '.join(sorted(f'{kind.__module__}.{kind.__qualname__}' for kind in types))}")
@@ -144,8 +149,8 @@ def _list(functions: Iterable[tuple[str, str]], types: Iterable[type]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--limit", type=int, default=4, help="images of a class (4)")
-    parser.add_argument("--list", action="store_true", help="name them, module by module")
+    parser.add_argument("--limit", type=int, default=4, help="images of each class (4)")
+    parser.add_argument("--list", action="store_true", help="print their names, module by module")
     arguments = parser.parse_args()
     trace = Trace()
     with tempfile.TemporaryDirectory() as folder:
@@ -155,16 +160,16 @@ def main() -> int:
         if code := trace.run(command):
             return code
         images = json.loads((output / "manifest.json").read_text())["images"]["val"]["listed"]
-    for what, least in (("in all", 1), ("for each image", images)):
+    for scope, least in (("in all", 1), ("for each image", images)):
         functions = [each for each, calls in trace.functions.items() if calls >= least]
         types = [kind for kind, calls in trace.types.items() if calls >= least]
         if arguments.list:
-            print(f"\n{what}\n")
-            _list(functions, types)
-        of = f"{images} images to a row"
-        row(f"trace: functions {what}", str(len(functions)), of)
-        row(f"trace: modules {what}", str(len({module for module, _ in functions})), of)
-        row(f"trace: types {what}", str(len(types)), of)
+            print(f"\n{scope}\n")
+            _print_names(functions, types)
+        yardstick = f"{images} images to a row"
+        row(f"trace: functions {scope}", str(len(functions)), yardstick)
+        row(f"trace: modules {scope}", str(len({module for module, _ in functions})), yardstick)
+        row(f"trace: types {scope}", str(len(types)), yardstick)
     return 0
 
 

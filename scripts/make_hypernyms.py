@@ -1,4 +1,4 @@
-"""Makes transforms/data/hypernyms.csv: what WordNet 3.0 has above ImageNet's 1000 classes.
+"""Makes transforms/data/hypernyms.csv: the ancestors of ImageNet's 1000 classes in WordNet 3.0.
 
     apt-get download wordnet-base && dpkg -x wordnet-base_*.deb wordnet
     python scripts/make_hypernyms.py wordnet/usr/share/wordnet/data.noun
@@ -16,11 +16,11 @@ from transforms.taxonomy import imagenet9
 
 _TABLE = Path(__file__).resolve().parents[1] / "transforms" / "data" / "hypernyms.csv"
 _HYPERNYMS = ("@", "@i")
-"""Pointers to what a synset is a kind, or an instance, of."""
+"""Pointers to the synsets that a synset is a kind or an instance of."""
 
 
 def parse_synset(line: str) -> tuple[str, list[str], str]:
-    """(id, ids of its hypernyms, its first word) of a line of `data.noun`."""
+    """Parses a line of `data.noun`: (id, ids of its hypernyms, first word)."""
     fields = line.split(" | ")[0].split()
     words = int(fields[3], 16)
     count = int(fields[4 + 2 * words])
@@ -34,26 +34,26 @@ def parse_synset(line: str) -> tuple[str, list[str], str]:
 
 
 def main(path: str) -> None:
-    """Writes the table: each class and all that is above it, in order of the id."""
+    """Writes the table of all classes and their ancestors, in order of the id."""
     synsets = {}
     for line in Path(path).read_text(encoding="latin-1").splitlines():
         if not line.startswith(" "):
             wnid, parents, name = parse_synset(line)
             synsets[wnid] = (parents, name)
-    found: set[str] = set()
+    included: set[str] = set()
     waiting = list(imagenet9().wnids)
     while waiting:
         wnid = waiting.pop()
-        if wnid not in found:
-            found.add(wnid)
+        if wnid not in included:
+            included.add(wnid)
             waiting += synsets[wnid][0]
     with _TABLE.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["wnid", "parents", "name"])
-        for wnid in sorted(found):
+        for wnid in sorted(included):
             parents, name = synsets[wnid]
             writer.writerow([wnid, " ".join(parents), name])
-    print(f"{len(found)} synsets: {_TABLE}")
+    print(f"{len(included)} synsets: {_TABLE}")
 
 
 if __name__ == "__main__":

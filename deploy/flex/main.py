@@ -1,7 +1,7 @@
-"""What the launcher of the Flex template runs: `in9 run` with the template's parameters.
+"""Entry point of the Flex template's launcher: `in9 run` with the template's parameters.
 
-The launcher reads what comes on standard error. A line of text becomes an entry of severity INFO in
-the job's log; one of JSON, as it is made here, has the severity that it names:
+The launcher reads standard error. A line of text becomes an entry of severity INFO in the job's
+log, but a line of JSON, as written here, has the severity that it names:
 https://cloud.google.com/dataflow/docs/guides/troubleshoot-templates
 """
 
@@ -23,20 +23,21 @@ _WARNING = "in9: WARNING"
 
 
 class LogEntries(io.TextIOBase):
-    """Standard error with an entry of the log for each line. What `in9` says there is a warning of
-    its log, or why it ends.
+    """A standard error that writes a log entry for each line.
+
+    `in9` writes warnings there, and the error with which it ends.
 
     Args:
-      stream: what the launcher reads.
+      stream: the stream that the launcher reads.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._begun = ""
+        self._unfinished = ""
 
     def write(self, text: str) -> int:
-        """Writes the lines that are whole; returns the length of the text."""
-        *lines, self._begun = (self._begun + text).split("\n")
+        """Writes an entry for each complete line; returns the length of the text."""
+        *lines, self._unfinished = (self._unfinished + text).split("\n")
         for line in filter(str.strip, lines):
             entry = {
                 "severity": "WARNING" if line.startswith(_WARNING) else "ERROR",
@@ -47,15 +48,15 @@ class LogEntries(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Hands on what has been written."""
+        """Flushes the launcher's stream."""
         self._stream.flush()
 
 
 def arguments(flags: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """The command: workers are the image that this is in, unless the flags name another one."""
+    """Returns the arguments of the command; workers use this image unless the flags name one."""
     image = environment.get("IN9_IMAGE")
-    named = any(flag.split("=")[0] == _IMAGE for flag in flags)
-    return ["run", *flags, *([f"{_IMAGE}={image}"] if image and not named else [])]
+    names_image = any(flag.split("=")[0] == _IMAGE for flag in flags)
+    return ["run", *flags, *([f"{_IMAGE}={image}"] if image and not names_image else [])]
 
 
 if __name__ == "__main__":
@@ -64,6 +65,6 @@ if __name__ == "__main__":
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    # The launcher waits for this process, and the person for the launcher, until the polling of
-    # its result times out: a thread that is still at work must not keep us.
+    # Ends at once, even if a thread is still at work, because the launcher waits for this process,
+    # and whoever launched the job for the launcher.
     os._exit(code)

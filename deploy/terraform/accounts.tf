@@ -1,6 +1,7 @@
 locals {
-  # Of everything that flags name, wherever in the value: images, lists, weights, onnx:gs://...,
-  # resnet50=gs://... What is written to is granted below, and may not be there yet.
+  # The buckets of everything that flags name, anywhere in their values: images, lists, weights,
+  # onnx:gs://..., resnet50=gs://... Buckets that are written to are granted below instead; they may
+  # not exist yet.
   read_buckets = setsubtract(
     flatten([
       for value in concat([var.input], values(var.parameters)) :
@@ -10,7 +11,7 @@ locals {
   )
 }
 
-# Workers, and the launcher of the template, which Dataflow runs under the workers' account.
+# The account of the workers, and of the template's launcher, which Dataflow runs under it.
 resource "google_service_account" "worker" {
   account_id   = "${var.name}-worker"
   display_name = "Workers and launcher of ${var.name}"
@@ -18,9 +19,9 @@ resource "google_service_account" "worker" {
   depends_on = [time_sleep.services]
 }
 
-# dataflow.worker: to take work, and to log. dataflow.viewer: whether the job that holds a lock
-# is over. compute.viewer: for machine types and networks; Google asks for roles/viewer for
-# launchers, which reads everything.
+# dataflow.worker lets workers take work and log, dataflow.viewer tells whether the job that holds a
+# lock is over, and compute.viewer lists machine types and networks. Google recommends roles/viewer for
+# launchers, but that may read everything.
 resource "google_project_iam_member" "worker" {
   for_each = toset(["roles/compute.viewer", "roles/dataflow.viewer", "roles/dataflow.worker"])
 
@@ -55,8 +56,8 @@ resource "google_artifact_registry_repository_iam_member" "worker" {
   member     = google_service_account.worker.member
 }
 
-# The schedule: may create and cancel any Dataflow job of the project; the only account that it can
-# give to one is the workers'.
+# The account of the schedule. It may create and cancel any Dataflow job of the project, but jobs that
+# it creates can only run under the workers' account.
 resource "google_service_account" "scheduler" {
   account_id   = "${var.name}-scheduler"
   display_name = "Launches ${var.name}"
@@ -64,8 +65,8 @@ resource "google_service_account" "scheduler" {
   depends_on = [time_sleep.services]
 }
 
-# dataflow.developer is the narrowest predefined role that creates jobs; Google names
-# compute.viewer beside it, for machine types.
+# dataflow.developer is the narrowest predefined role that may create jobs. Google recommends
+# compute.viewer with it, for machine types.
 resource "google_project_iam_member" "scheduler" {
   for_each = toset(["roles/compute.viewer", "roles/dataflow.developer"])
 
@@ -86,7 +87,7 @@ resource "google_storage_bucket_iam_member" "scheduler" {
   member = google_service_account.scheduler.member
 }
 
-# Cloud Build: pushes images, stages the template, and reads the source that it was sent.
+# The account of Cloud Build, which pushes images, uploads the template, and reads the uploaded source.
 resource "google_service_account" "builder" {
   account_id   = "${var.name}-builder"
   display_name = "Builds ${var.name}"

@@ -32,11 +32,11 @@ resource "google_monitoring_alert_policy" "failed" {
   }
 
   documentation {
-    content = "The dataset is as it was before, and the next run goes on where this one stopped. The last error of the job's log says why."
+    content = "The dataset is unchanged, and the next run resumes where this one stopped. The last error in the job's log gives the cause."
   }
 }
 
-# A launch that is refused (permissions, quota, no template) makes no job that could fail.
+# A refused launch (permissions, quota, no template) creates no job, so no job fails.
 resource "google_monitoring_alert_policy" "refused" {
   display_name          = "${var.name}: the job could not be launched"
   combiner              = "OR"
@@ -58,15 +58,15 @@ resource "google_monitoring_alert_policy" "refused" {
   }
 
   documentation {
-    content = "The status in the log entry is the answer of flexTemplates:launch; ALREADY_EXISTS: the previous run is still at work."
+    content = "The status in the log entry is the answer of flexTemplates:launch. ALREADY_EXISTS means that the previous run is still at work."
   }
 }
 
-# Every run that ends well says so in one line, also one that found nothing to do: then the manifest
-# is as good as new. The line is the last thing a run does, after the manifest.
+# Every successful run ends with one line, after writing the manifest. A run that finds nothing to do
+# writes the line, too, because then the manifest is up to date.
 resource "google_logging_metric" "finished" {
   name        = "${replace(var.name, "-", "_")}_finished"
-  description = "Runs of ${var.name} that ended well."
+  description = "Successful runs of ${var.name}."
   filter      = "resource.type=\"dataflow_step\" AND resource.labels.job_name=\"${var.name}\" AND jsonPayload.message:\"in9 summary: \""
 
   metric_descriptor {
@@ -77,8 +77,8 @@ resource "google_logging_metric" "finished" {
   depends_on = [time_sleep.services]
 }
 
-# In PromQL, since conditions on an absent metric see one day at most (23.5 hours), and these two
-# years. `or vector(0)` stands for a metric without any point: that is the case to be told of.
+# The condition is in PromQL, which can look back two years, whereas conditions on an absent metric
+# look back 23.5 hours at most. `or vector(0)` covers a metric without any point, which must be reported.
 resource "google_monitoring_alert_policy" "stale" {
   count = var.stale_after_days > 0 ? 1 : 0
 
@@ -88,7 +88,7 @@ resource "google_monitoring_alert_policy" "stale" {
   notification_channels = [google_monitoring_notification_channel.email.id]
 
   conditions {
-    display_name = "No run ended well"
+    display_name = "No run succeeded"
     condition_prometheus_query_language {
       query                     = "(sum(increase(logging_googleapis_com:user_${google_logging_metric.finished.name}{monitored_resource=\"dataflow_step\"}[${var.stale_after_days}d])) or vector(0)) < 0.5"
       duration                  = "0s"
@@ -102,6 +102,6 @@ resource "google_monitoring_alert_policy" "stale" {
   }
 
   documentation {
-    content = "It is open until the first run has ended, too. Neither a failure nor a refused launch need have been reported: look whether the schedule is paused."
+    content = "It is also open until the first run has ended. If neither a failure nor a refused launch was reported, check whether the schedule is paused."
   }
 }

@@ -1,10 +1,10 @@
 output "dataset" {
-  description = "The dataset, once a run has ended."
+  description = "Address of the dataset, which exists once a run has ended."
   value       = local.dataset
 }
 
 output "build" {
-  description = "Builds the image and stages the template; run in the repository's root."
+  description = "Command that builds the image and uploads the template; run it in the repository's root."
   value       = <<-EOT
     gcloud builds submit --project ${var.project} --region ${coalesce(var.build_region, var.region)} \
       --config deploy/cloudbuild.yaml \
@@ -15,7 +15,7 @@ output "build" {
 }
 
 output "run" {
-  description = "Launches a run now, as the schedule does."
+  description = "Command that launches a run now, as the schedule does."
   value       = "gcloud scheduler jobs run ${google_cloud_scheduler_job.launch.name} --project ${var.project} --location ${var.region}"
 }
 

@@ -5,8 +5,8 @@ locals {
   template = "${local.build}/templates/${var.name}.json"
   image    = "${var.region}-docker.pkg.dev/${var.project}/${google_artifact_registry_repository.images.name}/${var.name}"
 
-  # The name is the same each time, and Dataflow refuses a second active job of a name: a run that
-  # takes longer than the period is not overtaken by the next.
+  # Every job has the same name, and Dataflow refuses a second active job of a name, so a run that takes
+  # longer than the period is not overtaken by the next one.
   launch = templatefile("${path.module}/../flex/launch.json.tmpl", {
     job_name         = var.name
     template         = local.template
@@ -31,8 +31,8 @@ resource "google_cloud_scheduler_job" "launch" {
   schedule    = var.schedule
   time_zone   = var.time_zone
 
-  # A launch that was refused for load is tried again; one that went through is not, since its
-  # name is taken.
+  # A launch that was refused because of load is retried. Retrying one that succeeded does nothing,
+  # because a job of that name is active.
   retry_config {
     retry_count          = 3
     min_backoff_duration = "60s"
@@ -56,15 +56,15 @@ resource "google_cloud_scheduler_job" "launch" {
   lifecycle {
     precondition {
       condition     = var.subnetwork == "" || can(regex("regions/${var.region}/", var.subnetwork))
-      error_message = "Workers run in ${var.region}, and the subnetwork is in another region."
+      error_message = "Workers run in ${var.region}, but the subnetwork is in another region."
     }
     precondition {
       condition     = var.kms_key == "" || can(regex("/locations/(${var.region}|global)/", var.kms_key))
-      error_message = "The job runs in ${var.region}, and the key is in another region."
+      error_message = "The job runs in ${var.region}, but the key is in another region."
     }
     precondition {
       condition     = var.num_workers <= var.max_workers
-      error_message = "num_workers is more than max_workers."
+      error_message = "num_workers must not exceed max_workers."
     }
   }
 }

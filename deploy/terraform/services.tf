@@ -1,5 +1,5 @@
-# Two of these must be on before the first apply (docs/deploy.md): enabling goes through
-# serviceusage, and whether it went well is read through cloudresourcemanager.
+# Two of these must be enabled before the first apply (docs/deploy.md): serviceusage enables the
+# others, and cloudresourcemanager tells whether that has worked.
 resource "google_project_service" "used" {
   for_each = toset([
     "artifactregistry.googleapis.com",
@@ -16,16 +16,16 @@ resource "google_project_service" "used" {
   ])
 
   service = each.value
-  # Others in the project may use them.
+  # Other software in the project may use them.
   disable_on_destroy = false
 }
 
-# An API takes effect some time after it is said to be on; until then it refuses (403). Whatever
-# is made by one of them depends on this.
+# An API refuses requests (403) for some time after it has been enabled, so every resource that needs
+# one depends on this.
 resource "time_sleep" "services" {
   create_duration = "60s"
 
-  # Another service: another wait.
+  # Waits again if another service is added.
   triggers = {
     services = join(" ", [for used in google_project_service.used : used.service])
   }

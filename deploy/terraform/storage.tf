@@ -1,8 +1,9 @@
-# A bucket for each who writes: the dataset and what jobs stage by workers, what builds leave by
-# the builder. A condition on names of objects would not do, since listing is judged on the bucket.
+# Each writer has its own buckets: workers those of the dataset and of the jobs, the builder that of
+# the builds. One bucket with conditions on names of objects would not do, because listing objects is a
+# permission on the bucket.
 
-# The dataset. No rule deletes by age: a shard that was written years ago is as much a part of it
-# as yesterday's, and --keep removes old published versions.
+# The dataset. No rule deletes by age, because old shards are as much a part of it as new ones, and
+# --keep removes old published versions.
 resource "google_storage_bucket" "dataset" {
   name     = "${var.project}-${var.name}"
   location = var.region
@@ -10,15 +11,15 @@ resource "google_storage_bucket" "dataset" {
   uniform_bucket_level_access = true
   public_access_prevention    = "enforced"
 
-  # `terraform destroy` stops here while anything is in it.
+  # `terraform destroy` fails as long as the bucket is not empty.
   force_destroy = false
 
-  # A week to undo a deletion. Shards that a run replaces are billed for that week, too.
+  # Deletions can be undone for a week. Shards that a run replaces are billed for that week, too.
   soft_delete_policy {
     retention_duration_seconds = 7 * 24 * 3600
   }
 
-  # Object versions would keep every lock and every staged shard besides.
+  # Object versions would also keep every lock and every staged shard.
   versioning {
     enabled = false
   }
@@ -35,8 +36,8 @@ resource "google_storage_bucket" "dataset" {
   depends_on = [time_sleep.services]
 }
 
-# What jobs stage and leave behind. A bucket of its own, since its files come and go: kept for a
-# week after deletion, they would cost more than they did.
+# Files that jobs stage and leave behind. They have their own bucket because they are short-lived:
+# keeping them for a week after deletion would cost more than storing them did.
 resource "google_storage_bucket" "jobs" {
   name     = "${var.project}-${var.name}-jobs"
   location = var.region
@@ -51,7 +52,7 @@ resource "google_storage_bucket" "jobs" {
     retention_duration_seconds = 0
   }
 
-  # Longer than any job runs: Dataflow reads staged files for as long as it starts workers.
+  # No job runs for that long. Dataflow reads staged files as long as it starts workers.
   lifecycle_rule {
     condition {
       age = 30
@@ -64,8 +65,8 @@ resource "google_storage_bucket" "jobs" {
   depends_on = [time_sleep.services]
 }
 
-# The template that the schedule launches, which workers must not be able to replace, and the
-# source that it was built of.
+# The template that the schedule launches, and the source from which it was built. Workers must not be
+# able to replace them.
 resource "google_storage_bucket" "build" {
   name     = "${var.project}-${var.name}-build"
   location = var.region
@@ -73,7 +74,7 @@ resource "google_storage_bucket" "build" {
   uniform_bucket_level_access = true
   public_access_prevention    = "enforced"
 
-  # A build makes all of it again.
+  # A build recreates everything in it.
   force_destroy = true
 
   soft_delete_policy {
@@ -99,8 +100,8 @@ resource "google_artifact_registry_repository" "images" {
   format        = "DOCKER"
   description   = "Images of workers and launcher."
 
-  # The newest stay whatever their age: the template names the last one that was built. Tags are
-  # the builds' own, so none moves; made immutable, they could not be deleted either.
+  # The newest images stay whatever their age, because the template names the last one. Each build has
+  # its own tag, so tags never move; immutable tags could not be deleted either.
   cleanup_policies {
     id     = "old"
     action = "DELETE"

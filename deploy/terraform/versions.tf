@@ -17,8 +17,8 @@ provider "google" {
   project = var.project
   region  = var.region
 
-  # What `gcloud auth application-default login` gives counts against a project of Google's else,
-  # with quotas that all share.
+  # Otherwise requests with the credentials of `gcloud auth application-default login` count against
+  # a project of Google's, whose quotas all users share.
   billing_project       = var.project
   user_project_override = true
 }

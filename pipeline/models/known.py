@@ -144,7 +144,7 @@ class KnownModels:
         if weights is None:
             return None
         libraries = [_version(name) for name in _LIBRARIES]
-        return fingerprint(weights, libraries, self.taxonomy.about)
+        return fingerprint(weights, libraries, self.taxonomy.description)
 
     def _stored(self, name: str) -> str | None:
         """Returns the stamp of a model in the weights folder; None if the folder lacks it."""

@@ -43,7 +43,7 @@ variables {
 run "defaults" {
   assert {
     condition     = output.dataset == "gs://my-project-in9/dataset"
-    error_message = "The dataset's place is what every later run goes by."
+    error_message = "The dataset must keep its address, on which every later run depends."
   }
 
   assert {
@@ -51,22 +51,22 @@ run "defaults" {
       input  = "gs://my-images/imagenet"
       output = "gs://my-project-in9/dataset"
     }
-    error_message = "A job gets the images and the output."
+    error_message = "A job must get the images and the output."
   }
 
   assert {
     condition     = jsondecode(output.launch).launchParameter.containerSpecGcsPath == "gs://my-project-in9-build/templates/in9.json"
-    error_message = "The template lies where builds put it."
+    error_message = "The template must be where builds upload it."
   }
 
   assert {
     condition     = jsondecode(output.launch).launchParameter.environment.serviceAccountEmail == "in9-worker@my-project.iam.gserviceaccount.com"
-    error_message = "Jobs run as the workers' account."
+    error_message = "Jobs must run under the workers' account."
   }
 
   assert {
     condition     = base64decode(one(google_cloud_scheduler_job.launch.http_target).body) == output.launch
-    error_message = "The schedule sends the request that the output shows."
+    error_message = "The schedule must send the request that the output shows."
   }
 
   assert {
@@ -74,7 +74,7 @@ run "defaults" {
       one(google_cloud_scheduler_job.launch.http_target).uri == "https://dataflow.googleapis.com/v1b3/projects/my-project/locations/europe-west4/flexTemplates:launch" &&
       one(one(google_cloud_scheduler_job.launch.http_target).oauth_token).service_account_email == "in9-scheduler@my-project.iam.gserviceaccount.com"
     )
-    error_message = "The schedule asks Dataflow, as its own account."
+    error_message = "The schedule must call Dataflow under its own account."
   }
 
   assert {
@@ -83,17 +83,17 @@ run "defaults" {
       strcontains(output.build, "_IMAGE=europe-west4-docker.pkg.dev/my-project/in9/in9,"),
       strcontains(output.build, "_TEMPLATE=${jsondecode(output.launch).launchParameter.containerSpecGcsPath}"),
     ])
-    error_message = "A build works in the region of the rest, and stages what the schedule launches."
+    error_message = "A build must work in the region of the rest, and upload what the schedule launches."
   }
 
   assert {
     condition     = keys(google_storage_bucket_iam_member.worker_reads) == ["my-images"]
-    error_message = "Workers read the images' bucket."
+    error_message = "Workers must be able to read the images' bucket."
   }
 
   assert {
     condition     = length(google_monitoring_alert_policy.stale) == 1
-    error_message = "A missing run is reported."
+    error_message = "A missing run must be reported."
   }
 }
 
@@ -105,7 +105,7 @@ run "who_may_write_what" {
       "my-project-in9: roles/storage.objectUser",
       "my-project-in9-jobs: roles/storage.objectUser",
     ])
-    error_message = "Workers write the dataset and what jobs stage, not the template."
+    error_message = "Workers must be able to write the dataset and staged files, but not the template."
   }
 
   assert {
@@ -113,7 +113,7 @@ run "who_may_write_what" {
       google_storage_bucket_iam_member.builder.bucket == "my-project-in9-build" &&
       google_storage_bucket_iam_member.builder.member == "serviceAccount:in9-builder@my-project.iam.gserviceaccount.com"
     )
-    error_message = "The builder writes the template."
+    error_message = "The builder must be able to write the template."
   }
 
   assert {
@@ -121,18 +121,18 @@ run "who_may_write_what" {
       google_storage_bucket_iam_member.scheduler.bucket == "my-project-in9-build" &&
       google_storage_bucket_iam_member.scheduler.role == "roles/storage.objectViewer"
     )
-    error_message = "The schedule reads the template, no more."
+    error_message = "The schedule must be able to read the template, and nothing else."
   }
 }
 
 run "destroy_keeps_a_dataset" {
   assert {
     condition     = !google_storage_bucket.dataset.force_destroy
-    error_message = "A bucket with a dataset in it is never deleted."
+    error_message = "A bucket that holds a dataset must never be deleted."
   }
 
   assert {
     condition     = google_storage_bucket.jobs.force_destroy && google_storage_bucket.build.force_destroy
-    error_message = "What can be made again does not stop a destroy."
+    error_message = "Files that can be recreated must not stop a destroy."
   }
 }

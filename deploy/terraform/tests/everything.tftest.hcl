@@ -67,7 +67,7 @@ run "everything" {
     condition = toset(keys(google_storage_bucket_iam_member.worker_reads)) == toset([
       "checkpoints", "lists.example.org", "my-images", "my-networks", "weights",
     ])
-    error_message = "Workers read every bucket that a flag names, but for the one that is written."
+    error_message = "Workers must be able to read every bucket that a flag names, except the one that is written."
   }
 
   assert {
@@ -75,7 +75,7 @@ run "everything" {
       input  = "gs://my-images"
       output = "gs://my-project-monthly/dataset"
     })
-    error_message = "A job gets the flags as they were given."
+    error_message = "A job must get the flags unchanged."
   }
 
   assert {
@@ -94,7 +94,7 @@ run "everything" {
         ipConfiguration     = "WORKER_IP_PRIVATE"
       } : tostring(jsondecode(output.launch).launchParameter.environment[name]) == tostring(value)
     ])
-    error_message = "Workers are as the variables say."
+    error_message = "Workers must be as the variables say."
   }
 
   assert {
@@ -102,7 +102,7 @@ run "everything" {
       google_cloud_scheduler_job.launch.schedule == "30 4,16 */2 1-6 MON-FRI" &&
       google_cloud_scheduler_job.launch.time_zone == "America/Argentina/Buenos_Aires"
     )
-    error_message = "The schedule is as given."
+    error_message = "The schedule must be the given one."
   }
 
   assert {
@@ -110,11 +110,11 @@ run "everything" {
       strcontains(output.build, "--region global "),
       strcontains(output.build, "_IMAGE=us-central1-docker.pkg.dev/my-project/monthly/monthly,"),
     ])
-    error_message = "A build may work elsewhere; the image lies with the workers."
+    error_message = "A build may work elsewhere, but the image must be in the workers' region."
   }
 
   assert {
     condition     = length(google_monitoring_alert_policy.stale) == 0
-    error_message = "No alert on missing runs, if none is wanted."
+    error_message = "There must be no alert on missing runs if none is wanted."
   }
 }
