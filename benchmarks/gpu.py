@@ -8,8 +8,8 @@ precision and batch size, on random pictures that are already normalised and on 
 take turns in one process, so that conditions are the same, and the median of their ratios counts.
 Peak memory is that of the process or, on a GPU, of torch's tensors there.
 
-It needs this project's checkout and the packages that run models, but neither Beam, Google's
-libraries nor a network. Pictures are drawn, and a model whose weights no installed package ships
+It needs this project's checkout and the packages that run models, but no Beam, none of Google's
+libraries and no network. Pictures are drawn, and a model whose weights no installed package ships
 gets random ones. No ratio is printed if a turn takes less than a second, because set-up would
 dominate it.
 """

@@ -218,11 +218,11 @@ def do(step: str, folder: Path, count: int) -> dict[str, float]:
         return {"seconds": seconds, "pairs, s": time.perf_counter() - started - seconds}
     if step == "compose":
         rows = {shard.shard: shard.segmented for shard in read_elements(folder, SEGMENTED)}
-        outputs = (
+        composed_shards = (
             composed(staging, o, sum(rows[n] for n in o.totals.counts.sources_of(o.shard)))
             for o in read_elements(folder, PLANNED)
         )
-        return {"composed shard, bytes": write_elements(folder, COMPOSED, outputs)}
+        return {"composed shard, bytes": write_elements(folder, COMPOSED, composed_shards)}
     if step == "prepare":
         shards = (each for name in (SEGMENTED, COMPOSED) for each in read_elements(folder, name))
         fingerprint, moves = prepare(CONFIG, store, imagenet9(), shards)

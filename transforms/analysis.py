@@ -217,10 +217,10 @@ class Gap:
 
     Attributes:
       gap: mean over replicates, a fraction.
-      low, high: two-way 95 % interval, over foregrounds, or groups of such, and backgrounds.
+      low, high: two-way 95 % interval, over foregrounds, or their groups, and backgrounds.
       mixed_same, mixed_rand: mean accuracies.
-      seed_sd: standard deviation of the replicates' gaps, what another seed of the pairing
-        changes; None with one replicate.
+      seed_sd: standard deviation of the replicates' gaps, which shows the effect of the pairing's
+        seed; None with one replicate.
     """
 
     gap: float

@@ -13,7 +13,7 @@ from transforms.masks import GivenMask, MaskError, read_mask
 
 @dataclasses.dataclass(frozen=True)
 class Rejection:
-    """Why an image, or one of its objects, is rejected.
+    """The rejection of an image, or of one of its objects.
 
     Attributes:
       reason: the first in protocol order.

@@ -114,10 +114,10 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return image
 
 
-def too_narrow(width: int, height: int, resize: int) -> str:
-    """Says why a picture is too narrow to be resized; returns an empty text if it is not.
+def check_narrow(width: int, height: int, resize: int) -> str:
+    """Checks whether a picture would exceed the pixel limit once its shorter side is `resize`.
 
-    It is too narrow if it would exceed the pixel limit once its shorter side is `resize`.
+    Returns what is wrong with it, empty if nothing is.
     """
     if resize**2 * max(width, height) / min(width, height) <= MAX_PIXELS:
         return ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 
-from transforms.codec import TooManyPixelsError, UndecodableError, decode_source, too_narrow
+from transforms.codec import TooManyPixelsError, UndecodableError, check_narrow, decode_source
 from transforms.filters import Reason
 from transforms.geometry import Pixels, ResizeCrop
 
@@ -64,10 +64,10 @@ def crop_whole(
         return CroppedImage(reason=Reason.TOO_MANY_PIXELS, detail=str(error))
     height, width = pixels.shape[:2]
     # Checked before anything of the resized size is allocated.
-    narrow = "" if pad else too_narrow(width, height, resize)
-    if narrow:
+    problem = "" if pad else check_narrow(width, height, resize)
+    if problem:
         return CroppedImage(
-            reason=Reason.TOO_MANY_PIXELS, detail=narrow, width=width, height=height
+            reason=Reason.TOO_MANY_PIXELS, detail=problem, width=width, height=height
         )
     transform = ResizeCrop.for_size(
         native_width=width, native_height=height, resize=resize, crop=crop, pad=pad

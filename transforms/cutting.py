@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from transforms.annotated import AnnotatedImage, Rejection, read_boxes, read_image
 from transforms.annotations import AnnotationError, Box, parse_annotation
-from transforms.codec import decode_image, too_narrow
+from transforms.codec import check_narrow, decode_image
 from transforms.filters import (
     FILTER_RESIZE,
     Reason,
@@ -86,7 +86,7 @@ def check_annotation(
         return None if several or len(parsed.boxes) == 1 else Reason.NOT_ONE_BOX
     if parsed.width < 1 or parsed.height < 1:
         return Reason.SIZE_MISMATCH
-    if not rules.pad and too_narrow(parsed.width, parsed.height, FILTER_RESIZE):
+    if not rules.pad and check_narrow(parsed.width, parsed.height, FILTER_RESIZE):
         return Reason.TOO_MANY_PIXELS
     return check_boxes(parsed.boxes, width=parsed.width, height=parsed.height, rules=rules)
 
@@ -142,8 +142,8 @@ def cut_objects(
 ) -> Iterator[Cut]:
     """Yields the objects of an image, filtered, segmented and cut one after the other.
 
-    By the paper's rules there is only one object. Of several, each one stays in the background of
-    the others.
+    By the paper's rules there is only one object. If there are several, each object stays in the
+    background of the others.
 
     Args:
       image: the image file's bytes.
@@ -170,9 +170,9 @@ def cut_objects(
         yield Cut.from_rejection(decoded)
         return
     width, height = decoded.width, decoded.height
-    narrow = "" if rules.pad else too_narrow(width, height, max(resize, FILTER_RESIZE))
-    if narrow:
-        yield Cut.from_rejection(decoded.reject(Reason.TOO_MANY_PIXELS, narrow))
+    problem = "" if rules.pad else check_narrow(width, height, max(resize, FILTER_RESIZE))
+    if problem:
+        yield Cut.from_rejection(decoded.reject(Reason.TOO_MANY_PIXELS, problem))
         return
     chosen = choose_boxes(decoded.boxes, width=width, height=height, objects=rules.objects)
     if isinstance(chosen, Reason):
