@@ -64,7 +64,7 @@ class Taxonomy:
         columns = (self.labels, self.class_names, self.outputs)
         if any(column is not None and len(column) != len(self.wnids) for column in columns):
             raise ValueError(
-                f"labels, names and outputs must have one entry for each of the "
+                "labels, names and outputs must have one entry for each of the "
                 f"{len(self.wnids)} classes"
             )
         if not all(OUTSIDE <= label < len(self.names) <= MAX_LABELS for label in self.labels):
