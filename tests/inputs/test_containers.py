@@ -1,4 +1,4 @@
-"""Images and boxes in folders, archives and Parquet files, and what the names of these tell."""
+"""Tests images and boxes in folders, archives and Parquet files, and what their names tell."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def seen(images: Iterator[SourceImage | None]) -> list[tuple[str, str, str, bytes] | None]:
-    """Name, key, class and bytes of each image, None for each other file."""
+    """Lists name, key, class and bytes of each image, and None for each other file."""
     return [i and (i.name, i.key, i.wnid, read_location(i.path)) for i in images]
 
 
@@ -140,7 +140,7 @@ def test_a_stamp_changes_when_content_does() -> None:
             stamp_of(f"gs://{BUCKET}/none.tar")
     assert found[0] == found[2] != found[1]
     assert None not in found
-    assert stamp_of(__file__) is None  # Here each part is hashed instead.
+    assert stamp_of(__file__) is None  # Parts of local files are hashed instead.
 
 
 @given(st.integers(-2, 999))
@@ -148,7 +148,7 @@ def test_a_label_is_the_number_of_a_class_or_the_class_itself(number: int) -> No
     expected = imagenet9().wnids[number] if number >= 0 else ""
     for label in (number, f" {number}\n", f"{expected} "):
         assert wnid_of_label(label, imagenet9(), "x") == expected
-    # A class that is called by a number is meant by it.
+    # A number means the class of that name where there is one.
     assert [wnid_of_label(label, CUPS, "x") for label in (0, 1, None)] == ["0", "cup", ""]
     for wrong in (2, "n020856210"):
         with pytest.raises(UsageError, match=f"^a is of class '{wrong}': .* of --taxonomy$"):

@@ -1,5 +1,4 @@
-"""Input that is damaged, or holds what systems leave in it: refused in a line that names it, or
-passed over."""
+"""Tests that damaged input is refused in a line that names it, and that stray files are skipped."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ from transforms.taxonomy import imagenet9
 
 
 def hub_file(path: Path, meta: bytes, label: int = 5) -> list[object]:
-    """Images of a Parquet file with this metadata and label."""
+    """Writes a Parquet file with this metadata and label; returns its images."""
     image = {"bytes": b"x", "path": "a.jpg"}
     table = pa.Table.from_pylist([{"image": image, "label": label}])
     pq.write_table(table.replace_schema_metadata({"huggingface": meta}), path)
@@ -115,7 +114,7 @@ def test_what_systems_leave_is_passed_over(tmp_path: Path) -> None:
 
 
 def headers(kind: bytes, count: int, size: int = 5) -> bytes:
-    """Headers of a tar that say something of the member behind them."""
+    """Returns headers of a tar that describe the member behind them."""
     header = tarfile.TarInfo("././@LongLink")
     header.type, header.size = kind, size
     return (header.tobuf(tarfile.GNU_FORMAT) + b"9 a=bc\n".ljust(512, b"\0")) * count
@@ -152,7 +151,7 @@ def test_an_archive_is_unpacked_within_limits(
     (tmp_path / "nested.tar").write_bytes(nested)
     with pytest.raises(UsageError, match=r"nested.tar/n.tar/n.tar/n.tar is refused"):
         list(stream(str(tmp_path / "nested.tar")))
-    # What is in an archive counts with what it is in.
+    # The limit covers an archive together with the archives inside it.
     monkeypatch.setattr(archives, "_MAX_UNPACKED_BYTES", len(large))
     with pytest.raises(UsageError, match=r"boxes.tgz/n02085620.tgz is refused: it unpacks to more"):
         list(stream(str(path)))
@@ -172,7 +171,7 @@ def test_a_row_is_read_no_further_than_its_limit(
 ) -> None:
     monkeypatch.setattr("pipeline.inputs.text_lines.MAX_ROW", 1000)
     path = tmp_path / name
-    # Of two lines, each may be as long.
+    # No line of the CSV files exceeds the limit by itself.
     path.write_text(text.format("x" * 995 + "\n") * 2)
     with pytest.raises(UsageError, match=rf"{path}, line \d: a row of more than 1000 characters"):
         list(read_rows(str(path), "--input"))

@@ -1,4 +1,4 @@
-"""Tables that people write: their rows, COCO's entries, and the images that these name."""
+"""Tests tables that people write: their rows, COCO's entries, and the images that they name."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def put(path: Path, content: object) -> str:
-    """Writes JSON, or JSON lines; its path."""
+    """Writes JSON or JSON lines; returns the path."""
     is_lines = path.suffix == ".jsonl" and isinstance(content, list)
     path.write_text("\n \n".join(map(json.dumps, content)) if is_lines else json.dumps(content))
     return str(path)

@@ -1,4 +1,4 @@
-"""Images that are not ImageNet's: manifests, taxonomies, and what is made of them."""
+"""Tests images from outside ImageNet: manifests, taxonomies, and the datasets made from them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CLASSES = {"cup": "dishes", "plate": "dishes", "fork": "cutlery", "lamp": "light
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
-    """A CSV of rows, with the columns of all of them."""
+    """Writes rows to a CSV with the columns of all of them; returns its path."""
     rows = list(rows)
     names = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", newline="") as file:
@@ -57,7 +57,7 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
 
 
 def write_picture(path: Path, number: int, side: int = 48) -> tuple[int, int, int, int]:
-    """A picture of a blob on noise; returns the blob's box."""
+    """Writes a picture of a blob on noise; returns the blob's box."""
     generator = np.random.default_rng(number)
     pixels = generator.integers(0, 128, (side, side, 3), np.uint8)
     x, y = (int(value) for value in generator.integers(8, 20, 2))
@@ -68,7 +68,7 @@ def write_picture(path: Path, number: int, side: int = 48) -> tuple[int, int, in
 
 
 def toy_rows(folder: Path, each: int = 3) -> list[dict[str, object]]:
-    """Pictures in a folder, and rows that describe them."""
+    """Writes pictures to a folder; returns rows that describe them."""
     rows: list[dict[str, object]] = []
     for name in CLASSES:
         for _ in range(each):
@@ -81,8 +81,8 @@ def toy_rows(folder: Path, each: int = 3) -> list[dict[str, object]]:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve pictures of four classes in three superclasses, their manifest and taxonomy, and
-    models. Not to be changed."""
+    """Folder with twelve pictures of four classes in three superclasses, their manifest and
+    taxonomy, and models. Tests must not change it."""
     folder = tmp_path_factory.mktemp("toy")
     write_csv(folder / "manifest.csv", toy_rows(folder))
     write_csv(folder / "kinds.csv", ({"class": c, "superclass": s} for c, s in CLASSES.items()))
@@ -99,7 +99,8 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def toy_run(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The main job on it, with models of three, four and five outputs. Not to be changed."""
+    """Output of the main job on `toy`, with models of three, four and five outputs. Tests must not
+    change it."""
     output = tmp_path_factory.mktemp("toy_run") / "out"
     models = ",".join(f"python:toy_models:{name}" for name in ("three", "four", "five"))
     with pytest.MonkeyPatch.context() as patch:
@@ -112,7 +113,7 @@ def toy_run(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def listed(
     path: Path, taxonomy: Taxonomy | None = None, split: str = "val"
 ) -> dict[str, SourceImage]:
-    """Images of a manifest by key."""
+    """Lists the images of a manifest by key."""
     layout = find_layout(str(path), None, split)
     assert layout.kind == "manifest"
     own = taxonomy or Taxonomy(("all",), tuple(CLASSES), (0,) * 4, tuple(CLASSES))
@@ -131,7 +132,7 @@ def test_the_released_map_is_wordnets_closure_less_sixteen_classes() -> None:
     pairs = list(zip(closure.labels, released.labels, strict=True))
     assert {n for n, (ours, theirs) in enumerate(pairs) if ours != theirs} == LEFT_OUT
     assert {released.labels[n] for n in LEFT_OUT} == {OUTSIDE}
-    # A dog is a carnivore, too, and so are the five cats.
+    # Dogs and the five cats are carnivores, too.
     assert len(classes_below("n02075296")) > closure.labels.count(4)
     assert synsets()["n02084071"].name == "dog"
 
@@ -144,7 +145,7 @@ def test_roots_of_ones_own_make_a_taxonomy() -> None:
     assert (dog, cat, fish) == (0, 1, OUTSIDE)
     assert np.array_equal(labels_of_outputs(1000, found), found.labels)
     assert parse_json(json.dumps(found.to_json()).encode(), Taxonomy) == found
-    # The other way round nothing is left.
+    # In the other order, the carnivores leave no class for the dogs.
     for wrong, why in (
         (
             "n02075296,n02084071",
@@ -175,7 +176,7 @@ def test_a_file_says_superclasses_labels_and_outputs(tmp_path: Path) -> None:
     assert found.outputs == (7, 5, 2, 9)
     for name in ("t.json", "t.jsonl"):
         assert read_taxonomy(str(tmp_path / name)) == found
-    # Without labels, as they come.
+    # Without labels, superclasses are numbered in the order of the rows.
     plain = [{"class": row["class"], "superclass": row["superclass"]} for row in rows]
     bare = read_taxonomy(str(write_csv(tmp_path / "plain.csv", plain)))
     assert bare is not None
@@ -190,7 +191,7 @@ def test_a_file_says_superclasses_labels_and_outputs(tmp_path: Path) -> None:
         labels_of_outputs(7, found)
     with pytest.raises(ValueError, match="the 4 classes nor the 2 superclasses; a column index"):
         labels_of_outputs(999, bare)
-    # The class outside needs none.
+    # The class outside all superclasses needs no output.
     with pytest.raises(ValueError, match="no output for 'a' and 2 more; a column index"):
         labels_of_outputs(1000, bare)
 
@@ -212,12 +213,12 @@ def test_classes_that_are_imagenets_get_its_outputs(tmp_path: Path) -> None:
         809: 1,
     }
     assert (classes_of_outputs(1000, found) or ())[809] == imagenet9().class_names[809]
-    # Heads of their own stay theirs.
+    # A head that fits the taxonomy itself is not taken for ImageNet's.
     assert labels_of_outputs(4, found).tolist() == [0, 1, 1, OUTSIDE]
     assert labels_of_outputs(2, found).tolist() == [0, 1]
     with pytest.raises(ValueError, match="neither the 4 classes, ImageNet's 1000 nor the 2 super"):
         labels_of_outputs(999, found)
-    # A name of two classes, and two names of one class.
+    # "crane" names two classes; "tench" is a second name of a class in the table.
     for more in ("crane", "tench"):
         write_csv(path, [*rows, {"class": more, "superclass": "dishes"}])
         other = read_taxonomy(str(path))
@@ -311,7 +312,7 @@ def test_a_manifest_says_all_there_is_to_say_of_an_image(tmp_path: Path) -> None
     found = listed(path)
     assert sorted(found) == sorted(["b", "named", elsewhere.stem])
     assert boxes_of(found["b"]) == (Box(1, 2, 3, 4),)
-    # Two rows of one image: the larger box tells the class.
+    # An image has two rows here; the larger box tells its class.
     named = found["named"]
     assert (named.wnid, named.group, named.name) == ("fork", "hall", "d.png")
     assert boxes_of(named) == (Box(5, 6, 7, 8), Box(1, 1, 30, 30))
@@ -323,7 +324,7 @@ def test_a_manifest_says_all_there_is_to_say_of_an_image(tmp_path: Path) -> None
     assert (train.key, train.group, len(boxes_of(train))) == ("a", "kitchen", 2)
     with pytest.raises(UsageError, match="has no image of split 'test'"):
         listed(path, split="test")
-    # The same table in other forms.
+    # The same table is read in other formats.
     lines = [{**row, "image": str(row["image"])} for row in rows]
     (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "table.json").write_text(json.dumps(lines))
@@ -553,7 +554,7 @@ def test_labels_may_be_many(toy: Path, tmp_path: Path, monkeypatch: pytest.Monke
     predictions = pa.concat_tables(pq.read_table(p).replace_schema_metadata() for p in paths)
     assert set(predictions["label"].to_pylist()) == set(range(140))
     assert_sound(output)
-    # Figures show the worst classes of so many.
+    # Of so many classes, figures show the worst.
     page = (output / "report.html").read_text()
     assert "(worst 9 of 140)" in page
     assert len(page) < 2_000_000

@@ -1,4 +1,4 @@
-"""The same images in every shape, and inputs that are not what they are taken for."""
+"""Tests the same images in every shape of input, and inputs that are not what they seem."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from transforms.taxonomy import imagenet9
 
 
 def in9(*arguments: object) -> None:
-    """Runs a command in this process: most of them take longer to start than to run here."""
+    """Runs a command in this process, since most take longer to start than to run."""
     assert main([str(argument) for argument in arguments]) == 0
 
 
@@ -63,7 +63,7 @@ def listed(root: Path | str, split: str = "val", **options: Any) -> Listed:
 
 
 def contents(listing: Listed) -> dict[str, tuple[object, ...]]:
-    """What decides the fate of each image: class, pixels, boxes."""
+    """Maps the key of each image to what decides its fate: class, pixels, boxes."""
     found = {}
     for image in listing[0]:
         assert image.annotation is not None
@@ -75,7 +75,7 @@ def contents(listing: Listed) -> dict[str, tuple[object, ...]]:
 
 
 def variants_of(output: Path, split: str) -> dict[str, str]:
-    """Checksums of the files that hold the versions, by path without the split's name."""
+    """Returns checksums of the files with versions, by path without the split's name."""
     return {
         file["path"].replace(f"/{split}-", "/"): file["sha256"]
         for file in manifest_of(output)["files"]
@@ -93,7 +93,7 @@ def test_all_shapes_hold_the_same_270_images(shared: Path, tmp_path: Path, shape
 
 
 def identities_of(output: Path) -> dict[str, str]:
-    """What identifies the images of a dataset, by key."""
+    """Returns the digests that identify the images of a dataset, by key."""
     records = pyarrow.dataset.dataset(sorted(map(str, output.glob("layers/*.parquet"))))
     rows = records.to_table(columns=["key", "source_digest"]).to_pylist()
     return {row["key"]: row["source_digest"] for row in rows}
@@ -130,7 +130,7 @@ def test_input_in_another_shape_makes_no_work(
 
 
 def test_of_images_with_one_key_the_lowest_md5_is_taken(tiny_input: Path, tmp_path: Path) -> None:
-    """Whatever they are called, and however many shards there are."""
+    """Checks that neither the names of the images nor the number of shards matters."""
     first, *_, last = sorted(tiny_input.glob("val/*/*.JPEG"))
     low, high = sorted((first.read_bytes(), last.read_bytes()), key=lambda d: md5(d).hexdigest())
     for number, datas in enumerate(((low, high), (high, low))):
@@ -172,7 +172,7 @@ def test_a_tar_that_was_copied_makes_no_work(
     assert stamps(output) == before
     shutil.move(aside, late)
     SHAPES["val_tar"](tiny_input, source)
-    # Without layers, all are cut again, from other places than before.
+    # Without layers, all images are cut again, now from the tar that has changed.
     in9(*command)
     index = pyarrow.dataset.dataset(str(output / "index")).to_table().to_pylist()
     assert {row["path"].rpartition("/")[0] for row in index} == {"ILSVRC2012_img_val.tar"}
@@ -181,7 +181,7 @@ def test_a_tar_that_was_copied_makes_no_work(
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    """A bucket of a real object store."""
+    """Bucket of a real object store."""
     before = os.environ.get("STORAGE_EMULATOR_HOST")
     with gcs_server() as url:
         os.environ["STORAGE_EMULATOR_HOST"] = url
@@ -204,7 +204,7 @@ def test_object_storage_holds_the_same_shapes(
     first = Checksums(Store(str(tmp_path / "memory")), "all")
     identities = [source_digest(image, SegmentConfig(), first.identify) for image in found[0]]
     first.save()
-    # Nothing has to be downloaded again to know whether it has changed.
+    # Whether an image has changed is known without downloading it again.
     again = Checksums(Store(str(tmp_path / "memory")), "all")
     known = [known_digest(image, SegmentConfig(), again.known) for image in found[0]]
     assert known == identities
@@ -241,7 +241,7 @@ def test_the_file_itself_and_boxes_from_elsewhere(small_sample: Path, tmp_path: 
     for named in (boxes, boxes / "LOC_val_solution.csv", small_sample / "Annotations"):
         layout = find_layout(str(tar), str(named), "val")
         assert contents(list_images(layout, imagenet9())) == contents(listed(small_sample))
-    # What is unpacked comes before the archives that lie beside it.
+    # Unpacked files take precedence over the archives beside them.
     shutil.copytree(small_sample, roots["val_tar"], dirs_exist_ok=True)
     assert find_layout(str(roots["val_tar"]), None, "val").kind == "folder"
 
@@ -440,7 +440,7 @@ def test_a_part_is_known_by_its_content(tmp_path: Path) -> None:
     assert [known.known(place) for place in places] == digests
     file.write_bytes(b"01234567xx")
     os.utime(file, (9, 9))
-    # Within a job nothing is looked at twice; the next one sees that the file has changed.
+    # A job looks at a file only once; the next job sees that it has changed.
     assert known.identify(places[0]) == digests[0]
     later = Checksums.for_shard(store, "val", 0)
     assert later.known(places[0]) is None
@@ -462,7 +462,7 @@ def test_an_annotation_counts_as_what_it_says_of_its_picture(
         return source_digest(image, SegmentConfig(), checksums.identify)
 
     expected = digest(width, height)
-    # A size that is left out is the picture's, and images have a class of their own.
+    # A missing size means the picture's, and the class comes from the image.
     assert digest(None, None) == digest(width, None) == digest(width, height, wnid="n1") == expected
     sizes = ((width + 1, height), (width, height + 1))
     others = [*(digest(*size) for size in sizes), digest(width, height, ymax=41)]

@@ -1,4 +1,4 @@
-"""Lines of a user's text files."""
+"""Tests how lines of a user's text files are read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_what_is_no_text_or_too_long_is_named(
     path.write_bytes(b"12345\n")
     with pytest.raises(UsageError, match=f"^{path}, line 1: a row of more than 5 characters$"):
         list(text_lines.TextLines(str(path), ""))
-    # Lines of one row count together.
+    # The limit is for all lines of a row together.
     path.write_bytes(b"123\n45\n")
     with pytest.raises(UsageError, match="line 2"):
         list(text_lines.TextLines(str(path), "--boxes"))

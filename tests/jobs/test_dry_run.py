@@ -1,4 +1,4 @@
-"""--dry_run: what it says agrees with what the job then does, and it leaves nothing behind."""
+"""Tests that --dry_run forecasts what the job then does, and writes nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_forecast_agrees_with_the_job(small_input: Path, tmp_path: Path) -> No
         "(1 invalid_key, 1 missing_annotation, 1 not_one_box)"
     )
     assert lines[2] == "val: 0 segmented already, 16 to segment"
-    # The others of their classes have no partner for mixed_same.
+    # The only images left of their classes have no partner for mixed_same.
     (lonely,) = re.findall(
         r"^val: (\d+) of them without a background for every mixed variant \(no_background\), or "
         "more, if others are rejected$",
@@ -64,7 +64,7 @@ def test_a_forecast_agrees_with_the_job(small_input: Path, tmp_path: Path) -> No
     images_of = manifest["images"]["val"]
     assert images_of["listed"] == 19
     assert manifest["rejections"]["val"]["no_background"] == int(lonely) == 2
-    # Two could not be segmented, which are of one class.
+    # Two images of one class could not be segmented.
     assert images_of["accepted"] == int(forecast[0]) == int(accepted) - int(lonely) == 12
     size = sum(f["bytes"] for f in manifest["files"] if not f["path"].startswith("index/"))
     assert abs(float(forecast[1]) * 1e6 / size - 1) < 0.15
@@ -79,11 +79,11 @@ def test_a_forecast_agrees_with_the_job(small_input: Path, tmp_path: Path) -> No
     assert again[4:6] == ["dataset: up to date", "efficientnet_lite0: evaluated already"]
     assert stamps(output) == before
 
-    # One picture changes: one to segment.
+    # After a change of one picture, only that one is to be segmented.
     images[5].write_bytes(images[5].read_bytes()[:-2] + b"\xff\xfe\x00\x04in\xff\xd9")
     third = run_in9(*flags, "--dry_run").stdout.splitlines()
     assert third[2] == "val: 15 segmented already, 1 to segment"
-    # Another seed: nothing to segment, but to compose.
+    # Another seed leaves nothing to segment, but everything to compose.
     other = run_in9("generate", *flags[1:], "--dry_run", "--seed", 1, check=2)
     assert "--seed=1 (the dataset has 0)" in other.stderr
     other = run_in9("generate", *flags[1:], "--dry_run", "--seed", 1, "--overwrite", "config")

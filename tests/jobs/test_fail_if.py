@@ -1,4 +1,4 @@
-"""--fail_if: tests the interval, exit code 3, and says what it found."""
+"""Tests --fail_if: it judges the whole interval, exits with code 3, and reports its findings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def summary(**columns: Any) -> dict[str, Any]:
         ("bg_gap>0.04", True),
         ("bg_gap>0.05", False),
         ("bg_gap>=0.05", True),
-        ("bg_gap>0.09", False),  # The estimate alone would.
+        ("bg_gap>0.09", False),  # The estimate alone would satisfy it.
         ("bg_gap<0.16", True),
         ("bg_gap<=.15", True),
         ("bg_gap<0.15", False),
@@ -43,7 +43,7 @@ def summary(**columns: Any) -> dict[str, Any]:
         ("mapped_only:original<0.96", True),
         (" mapped_only : original < 0.92 ", False),
         ("mapped_only:original>0.79", True),
-        ("argmax_then_map:original>0.5", None),  # No such row.
+        ("argmax_then_map:original>0.5", None),  # There is no such row.
     ],
 )
 def test_the_whole_interval_must_satisfy_a_condition(text: str, holds: bool | None) -> None:
@@ -58,7 +58,7 @@ def test_too_few_images_never_fail_a_job(data: st.DataObject, n: int, draws: int
     grounds = data.draw(st.lists(st.integers(0, n - 1), min_size=2 * n, max_size=2 * n))
     roles = Roles.from_units(np.tile(np.arange(n), 2 * draws), np.repeat(grounds, draws))
     gap = bg_gap(same, rand, roles)
-    # Intervals of a few images leave room, also where all of them end alike.
+    # Intervals of a few images are wide, even where all outcomes agree.
     assert gap.high - gap.low > 0.01
     row = {"label_rule": "argmax_then_map", "ci_low": gap.low, "ci_high": gap.high, "n": n}
     few = summary(gaps=[{**row, "gap": gap.gap}])
@@ -128,7 +128,7 @@ def test_only_the_models_of_the_job_are_judged() -> None:
     assert verdict.holds
     (verdict,) = judge([condition], others, [], ["m"], HOW)
     assert verdict.holds is None
-    # Results of an earlier run do not stand for one that failed.
+    # Results of an earlier run do not stand for a run that failed.
     failure = {"entry": "m", "model": "m.tag", "error": "no memory", "evaluation": HOW}
     for there in ([], [summary()]):
         (verdict,) = judge([condition], there, [failure], ["m"], HOW)
@@ -152,7 +152,7 @@ def test_the_job_ends_with_exit_code_3(sample_run: Path, tmp_path: Path) -> None
     flags = ("evaluate", "--dataset", output, "--models")
     both = (*flags, f"efficientnet_lite0,{junk}")
 
-    # A model that failed does not hide a verdict.
+    # A model that failed does not hide the verdict on another.
     done = run_in9(*both, "--fail_if", f"{inside},{below}", "--fail_if", above, check=3)
     assert [line for line in done.stderr.splitlines() if "--fail_if" in line] == [
         f"--fail_if {above} holds for efficientnet_lite0: {interval}"
@@ -165,7 +165,7 @@ def test_the_job_ends_with_exit_code_3(sample_run: Path, tmp_path: Path) -> None
     assert lines[1].startswith(f"--fail_if {below} does not hold for efficientnet_lite0: 0.")
     assert len(lines) == 2
 
-    # Nor is it taken for one that passed.
+    # Nor does a model that failed count as one that passed.
     done = run_in9(*both, "--fail_if", inside, check=1)
     assert f"the job failed: --fail_if {inside} is not tested: {junk} failed: " in done.stderr
 

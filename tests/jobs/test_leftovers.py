@@ -1,4 +1,5 @@
-"""What killed jobs leave goes, what is not ours stays, and `verify` knows of jobs at work."""
+"""Tests that leftovers of killed jobs go, that foreign files stay, and that `verify` knows of jobs
+at work."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ CHANGES = ("os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "open")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`out`, a dataset of few files, and `published`, with a version of what it was before."""
+    """Folder with `out`, a small dataset, and `published`, a version of its earlier state."""
     root = tmp_path_factory.mktemp("made")
     flags = ("--segmenter", "box", "--image_size", "64", "--resize", "64", "--formats", "parquet")
     run = ("generate", "--input", str(small_input(root / "in")), "--output", str(root / "out"))
@@ -53,8 +54,8 @@ def names_below(folder: Path) -> set[str]:
 
 
 def killed_before_change(number: int, work: Callable[[], object]) -> bool:
-    """Does work in a process that is killed before its so-manieth change of a file or folder;
-    whether it came to that."""
+    """Runs work in a process that is killed after `number` changes of files or folders; returns
+    whether it was killed before the work ended."""
     child = os.fork()
     if child == 0:
         left = iter(range(number))
@@ -74,7 +75,7 @@ def killed_before_change(number: int, work: Callable[[], object]) -> bool:
 
 
 def test_a_publication_killed_at_any_moment_leaves_nothing(made: Path, tmp_path: Path) -> None:
-    """The next one removes what was to go, and what was half made."""
+    """Checks that the next publication removes obsolete versions and unfinished ones."""
     quiet = Path(shutil.copytree(made, tmp_path / "quiet"))
     publish(publishing_in(quiet))
     (newest,) = quiet.glob("published/v-*")
@@ -82,7 +83,7 @@ def test_a_publication_killed_at_any_moment_leaves_nothing(made: Path, tmp_path:
         killed = Path(shutil.copytree(made, tmp_path / f"killed-{number}"))
         if not killed_before_change(number, partial(publish, publishing_in(killed))):
             break
-        # What was taken off the list does not come back, whatever is kept now.
+        # A version that is off the list does not come back, even if all versions are kept.
         listed = json.loads((killed / "published" / "latest.json").read_text())["versions"]
         later = Path(shutil.copytree(killed, tmp_path / f"later-{number}"))
         publish(publishing_in(later, keep=None))
@@ -96,7 +97,7 @@ def test_a_publication_killed_at_any_moment_leaves_nothing(made: Path, tmp_path:
 
 
 def unlocked(store: Store) -> set[str]:
-    """All files but those of the dataset's lock."""
+    """Returns all files except those of the dataset's lock."""
     return {path for path in store.walk("") if not path.startswith(f"{DATASET_LOCK}/")}
 
 
@@ -121,7 +122,7 @@ def test_what_nothing_names_goes_and_what_is_not_ours_stays(
         remove_leftovers(store)
         assert not is_held(store, ".in9/lock-dead-0")
         assert is_held(store, DATASET_LOCK)
-        # Nobody can tell yet whether they are at work there.
+        # Nobody can tell yet whether the processes of another machine are at work.
         assert unlocked(store) == {*elsewhere, *theirs}
         later = time.time() + WEEK_SECONDS + 1
         monkeypatch.setattr(leftovers.time, "time", lambda: later)
@@ -157,7 +158,7 @@ def test_verify_says_that_a_job_is_at_work(
         assert f"1 fault; process {os.getpid()} on " in said
         assert "is at work on it, so these may be none: verify it again" in said
         assert "remove" not in said
-    # A killed one is not at work.
+    # A killed job is not at work.
     acquire(store, DATASET_LOCK, "0f" * 16, {**this_process(), "pid": 2**22 + 1})
     assert "remove the files concerned" in verified("out")
     release(store, DATASET_LOCK, "0f" * 16)

@@ -1,4 +1,4 @@
-"""Published versions of a dataset, and what is said to have changed between them."""
+"""Tests published versions of a dataset, and the changes that are reported between them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ MODELS = ("--models", NAME)
 
 @pytest.fixture
 def run(run_small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`run_small`, which publishes in tmp_path/published and knows the model `NAME`."""
+    """`run_small` that publishes in tmp_path/published and knows the model `NAME`."""
     (tmp_path / "versioned_models.py").write_text(MODEL)
     (tmp_path / "seed").write_text("1")
     monkeypatch.syspath_prepend(tmp_path)
@@ -66,7 +66,7 @@ def run(run_small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.fixture
 def on_results(tmp_path: Path) -> Callable[..., None]:
-    """Runs a command on tmp_path/out that publishes as well."""
+    """Function that runs a command on tmp_path/out and publishes the dataset."""
 
     def on_results(command: str, *flags: str) -> None:
         folders = ["--dataset", str(tmp_path / "out"), "--publish", str(tmp_path / "published")]
@@ -117,7 +117,7 @@ def test_every_change_is_a_version_of_its_own(run: Run, small_input: Path, tmp_p
     assert f"published: {newest} (older ones: 1)" in said
     assert f"changed since the last version: images: 1 changed; {NAME}: BG-Gap" in said
     assert f"; see {newest / 'changes.md'}" in said
-    # The first is as it was; what both share is one file.
+    # The first version is unchanged, and both versions share the files that are equal.
     after = stamps(place)
     assert {path: after[path] for path in before if path != "latest.json"} == {
         path: time for path, time in before.items() if path != "latest.json"
@@ -126,7 +126,7 @@ def test_every_change_is_a_version_of_its_own(run: Run, small_input: Path, tmp_p
         file["path"]
         for file in manifest_of(version)["files"]
         if file in manifest_of(newest)["files"]
-        # Of shards that were made again, other files may hold the same as before.
+        # Other files of rebuilt shards may be equal without being shared.
         and file["path"].startswith(("layers/", "index/"))
     }
     assert len(shared) > 15
@@ -143,20 +143,20 @@ def test_every_change_is_a_version_of_its_own(run: Run, small_input: Path, tmp_p
     third = latest_of(place)
     assert third["versions"][1:] == [version.name]
     assert {path.name for path in place.glob("v-*")} == set(third["versions"])
-    # Where the summary of a job lies does not depend on it.
+    # The summary of a job stays in the dataset, published or not.
     assert (output / ".in9" / "last_run.json").exists()
     assert not (place / ".in9" / "last_run.json").exists()
 
 
 @pytest.fixture
 def publishing(one_worker: Path, tmp_path: Path) -> PublishPlan:
-    """A dataset that is not published yet."""
+    """Plan to publish a dataset that is not published yet."""
     made = Path(shutil.copytree(one_worker, tmp_path / "made"))
     return PublishPlan(Store(str(made)), Store(str(tmp_path / "published")))
 
 
 def names_of(publishing: PublishPlan) -> list[str]:
-    """Publishes, and gives the versions."""
+    """Publishes the dataset; returns the names of its versions."""
     publish(publishing)
     names: list[str] = latest_of(Path(publishing.place.root))["versions"]
     return names
@@ -182,7 +182,7 @@ def test_a_version_is_whole_or_has_no_manifest(
                 assert not (place / "latest.json").exists()
                 assert not list(place.glob("v-*/manifest.json"))
                 if copied:
-                    # Such as a copy that was not given its name.
+                    # This stands for a copy that was killed before it got its name.
                     (half,) = place.glob("v-*")
                     (half / "left").write_text("")
             else:
@@ -191,7 +191,7 @@ def test_a_version_is_whole_or_has_no_manifest(
     assert_sound(place)
     assert reading_store(str(place)) == publishing.place.below(version.name)
     assert not (version / "left").exists()
-    # What a job left that was killed while it published something else.
+    # A job that was killed while it published another state leaves such a folder.
     half = place / "v-0123456789ab"
     half.mkdir()
     (half / "README.md").write_text("")
@@ -215,13 +215,13 @@ def test_a_killed_job_lists_or_removes_what_it_has_finished(
         patch.setattr(Store, "update", update)
         with pytest.raises(OSError, match="killed"):
             publish(publishing)
-    # A version that was not announced.
+    # The second version has not been announced, so readers stay with the first.
     assert reading_store(place.root) == place.below(first)
     publishing.store.write("results/model/attack.json", b"[]")
     third, *older = names_of(publishing)
     assert len({third, *older}) == 3
     assert older[0] == first
-    # Nor is one forgotten when a power cut has emptied the list.
+    # No version is forgotten, even when a power cut has emptied the list.
     os.utime(place.path(f"{first}/{MANIFEST}"), (1, 1))
     os.utime(place.path(f"{older[1]}/{MANIFEST}"), (2, 2))
     for damage in (b"", bytes(100), b'{"version":'):
@@ -257,7 +257,7 @@ def test_a_job_that_has_lost_its_lock_announces_and_removes_nothing(
     publishing.store.write("results/model/attack.json", b"{}")
     publish_late(before=True)
     assert latest_of(Path(place.root))["versions"] == [first]
-    # One that has just announced a version leaves the older one to the next.
+    # A job that loses its lock after the announcement leaves the older version to the next job.
     publish_late(before=False)
     (second,) = latest_of(Path(place.root))["versions"]
     assert second != first
@@ -316,7 +316,7 @@ def test_results_are_versions_too(
     assert not list(fourth.glob("results/python*"))
     assert {path.name for path in place.glob("v-*")} == {fourth.name, third.name}
 
-    # Readers take the newest.
+    # Readers take the newest version.
     assert open_dataset(place).dataset.store.root == str(fourth)
     assert main(["verify", "--dataset", str(place)]) == 0
     export = ["export", "--dataset", str(place), "--to", str(tmp_path / "export")]
@@ -350,7 +350,7 @@ def test_nothing_writes_into_what_is_published(
             said = capsys.readouterr().err
             assert f"{command[-1]} {folder} {what}" in said
     assert stamps(place) == before
-    # A name alone makes no version.
+    # A name alone does not make a folder a version.
     assert writing_store("output", str(tmp_path / name)).root == str(tmp_path / name)
 
 
@@ -423,7 +423,7 @@ def test_changes_name_their_cause_and_pair_the_images(
     assert model["causes"] == ["data"]
     new = correct_answers(output)
     both = {key for _, key in old} & {key for _, key in new}
-    # Of two of a class: the other one has no partner any more.
+    # The class had two images, so the other one has no partner any more.
     assert images["rejected"]["images"][0]["status"] == "no_background"
     assert model["n"] == len(both) == len({key for _, key in old}) - 2
     for row in model["rows"]:
@@ -448,7 +448,7 @@ def test_changes_name_their_cause_and_pair_the_images(
 
 
 def correct_answers(output: Path) -> dict[tuple[str, str], bool]:
-    """(variant, foreground) to whether the paper's label rule is right."""
+    """Maps (variant, foreground) to whether the answer is right by the paper's label rule."""
     (predictions,) = output.glob("results/python*/predictions")
     return {
         (row["variant"], row["fg_key"]): row["correct"]
@@ -465,7 +465,7 @@ def test_versions_in_object_storage_are_copied_by_it(
         patch.setenv("STORAGE_EMULATOR_HOST", address)
         patch.setattr("pipeline.storage.gcs_requests._clients", {})
         there = PublishPlan(Store(f"gs://{BUCKET}/made"), Store(f"gs://{BUCKET}/published"), keep=0)
-        # From here, content passes through this process; afterwards, none does.
+        # This first copy passes through this process; the store makes all later ones.
         assert publish(PublishPlan(local, there.place))
         (name,) = finished_versions(there.place)
         there.place.below(name).copy_into(
