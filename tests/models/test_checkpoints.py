@@ -1,4 +1,4 @@
-"""Checkpoints that say what they were trained on, and the parts of a split."""
+"""Tests checkpoints that say what they were trained on, and the share that is held out."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_checkpoint_is_read_back_and_is_a_model_with_its_own_preprocessing(
     assert metadata_of_entry(f"resnet10t={path}") == trained()
     assert metadata_of_entry("resnet10t") is None
     model = load_model(f"resnet10t={path}")
-    # Nine outputs alone would mean the authors' mean and std.
+    # The nine outputs alone would suggest the authors' mean and standard deviation.
     assert model.preprocessing == HALF
     for name, value in module.state_dict().items():
         assert torch.equal(value, model.module.state_dict()[name])
@@ -114,7 +114,7 @@ def test_training_pictures_show_nothing_that_is_held_out(three_draws: Path) -> N
         expected = allowed[0] if allowed and key not in tested else None
         assert chosen.get(key) == expected
         used.add(expected)
-    # The case that replicates are there for.
+    # Replicates exist for this case: the first draw shows a background that is held out.
     assert used & {"mixed_rand_r1", "mixed_rand_r2"}
     whole = training_pictures(replicated, "val", "mixed_rand", Holdout())
     assert whole == dict.fromkeys(rows, "mixed_rand")

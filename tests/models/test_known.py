@@ -1,4 +1,4 @@
-"""What is remembered of models: as long as their weights come from the same."""
+"""Tests that what is remembered of a model is valid until its source changes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ARCHITECTURE = "mobilenetv3_small_050"
 
 
 def learn(known: KnownModels, entry: str) -> LoadedModel:
-    """Loads a model, and remembers it."""
+    """Loads a model and remembers it."""
     model = load_model(entry, known.weights)
     known.remember(entry, model.identity, source_of(entry).origin(entry, model))
     return model
@@ -47,7 +47,7 @@ def test_a_file_is_known_until_it_changes(known: KnownModels, tmp_path: Path) ->
     assert known.recall(entry) is None
     identity = learn(known, entry).identity
     assert known.recall(entry) == identity
-    # What the outputs mean decides how pictures are normalised.
+    # The meaning of the outputs decides how pictures are normalised.
     swapped = imagenet9().names[::-1]
     other = dataclasses.replace(known, taxonomy=dataclasses.replace(imagenet9(), names=swapped))
     assert other.recall(entry) is None
@@ -99,7 +99,7 @@ def test_a_damaged_memory_is_none(
 
 
 def cached(home: Path, repository: str, commit: str, outputs: int = 1000) -> None:
-    """A model in the cache of the hub, as its client lays it out."""
+    """Stores a model in the hub's cache, as the hub's client lays it out."""
     folder = home / "hub" / f"models--{repository.replace('/', '--')}"
     snapshot = folder / "snapshots" / commit
     snapshot.mkdir(parents=True)
@@ -126,7 +126,7 @@ print(found and found.name, "torch" in sys.modules)
 
 
 def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path: Path) -> None:
-    """Without a way to the hub, the commit is that of what was fetched last."""
+    """Checks that offline, the commit is the one that was fetched last."""
     home = tmp_path / "hf"
     cached(home, "timm/mobilenetv3_small_050.lamb_in1k", "a" * 40)
 
@@ -145,7 +145,7 @@ def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path: Path) -> None:
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Says which commit a repository is at."""
+    """Stand-in for the hub that says which commit a repository is at."""
 
     commit = "a" * 40
 
@@ -191,7 +191,7 @@ def test_folders_and_missing_files(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"1")
     of_folder, of_file = Origin("folder", str(tmp_path)), Origin("file", str(tmp_path / "a"))
     before = of_folder.stamp(), of_file.stamp()
-    # Beside a graph lies how to normalise.
+    # The file beside a graph says how to normalise pictures.
     (tmp_path / "a.json").write_bytes(b"{}")
     assert None not in before
     assert of_folder.stamp() != before[0]

@@ -1,4 +1,4 @@
-"""The loader: what it gives is what the parts hold, whatever is read ahead or kept."""
+"""Tests that the loader yields what the parts hold, whatever it reads ahead or keeps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PICTURE = SIDE * SIDE * 3
 
 @dataclass
 class Numbers:
-    """A part of flat pictures, each of one number."""
+    """Part with flat pictures, each filled with one number."""
 
     name: str
     numbers: list[int]
@@ -48,7 +48,7 @@ class Numbers:
 
 
 class Decoder:
-    """Counts what it decodes; 255 is no picture."""
+    """Decoder that counts its pictures; 255 stands for one that is broken."""
 
     def __init__(self) -> None:
         self.decoded = 0
@@ -65,7 +65,7 @@ class Decoder:
 def shown(
     parts: list[Numbers], decoder: Decoder, cache: PixelCache, size: int = 4, ahead: int = 2
 ) -> list[tuple[str, list[int], list[int]]]:
-    """Of each batch: the name of its part, its keys, and the numbers that its pixels show."""
+    """Returns the name of the part, the keys, and the numbers in the pixels of each batch."""
     loader: Loader[Numbers] = Loader(
         decoder, SIDE, size, cache=cache, kind="", threads=2, ahead=ahead
     )
@@ -119,7 +119,7 @@ def test_a_broken_picture_is_named_and_its_part_is_not_kept() -> None:
         with pytest.raises(BrokenPictureError) as raised:
             shown([broken], Decoder(), cache)
         assert raised.value.key == "255"
-    # Its room is free again.
+    # The space of the broken part is free again.
     whole = Numbers("b", [1, 2, 3, 4])
     for _ in range(2):
         shown([whole], Decoder(), cache)

@@ -1,4 +1,4 @@
-"""Every kind of `--models` entry, with its real library on small models made here."""
+"""Tests every kind of `--models` entry with its real library, on small models made here."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from transforms.taxonomy import Taxonomy, imagenet9
 
 
 def pictures(number: int, side: int, seed: int = 0) -> torch.Tensor:
-    """Random pictures, (n, 3, S, S) float32 in [0, 1] with 8 bits."""
+    """Returns random pictures, (n, 3, S, S) float32 in [0, 1] with 8 bits."""
     values = np.random.default_rng(seed).integers(0, 256, (number, 3, side, side), np.uint8)
     return torch.from_numpy(values).float() / 255
 
 
 @torch.inference_mode()
 def logits(model: LoadedModel, batch: torch.Tensor) -> torch.Tensor:
-    """What evaluation computes."""
+    """Computes logits as evaluation does."""
     return Predictor(model, PredictConfig()).forward(batch)
 
 
@@ -48,7 +48,7 @@ def in9(*arguments: object) -> int:
 
 
 def network(outputs: int, seed: int = 0) -> torch.nn.Module:
-    """A small network that takes any size."""
+    """Builds a small network that takes pictures of any size."""
     torch.manual_seed(seed)
     return torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 5, stride=4),
@@ -61,7 +61,7 @@ def network(outputs: int, seed: int = 0) -> torch.nn.Module:
 
 
 def export(path: Path, module: torch.nn.Module, side: int, axes: dict[int, str]) -> str:
-    """An ONNX file, as a `--models` entry. `axes` are those that stay open."""
+    """Exports a module to ONNX with dynamic `axes`; returns its `--models` entry."""
     example = torch.zeros(4, 3, side, side)
     open_axes = {"pixels": axes} if axes else None
     torch.onnx.export(
@@ -81,7 +81,7 @@ def normalised(batch: torch.Tensor) -> torch.Tensor:
 
 
 def test_heads_are_known_without_weights(tmp_path: Path, clip_folder: Path, my_models: str) -> None:
-    """By what each kind of entry says of itself; no hub is asked."""
+    """Checks that what each entry says of itself is enough; no hub is asked."""
     kinds = Taxonomy(("x", "y"), ("a", "b", "c"), (0, 1, 1), ("a", "b", "c"))
     small = {name: timm.create_model("resnet10t", num_classes=n).state_dict()
              for name, n in (("three", 3), ("four", 4))}  # fmt: skip
@@ -99,7 +99,7 @@ def test_heads_are_known_without_weights(tmp_path: Path, clip_folder: Path, my_m
         f"hf:{tmp_path}/vit_three",
         export(tmp_path / "three.onnx", network(3), 64, {0: "n"}),
         f"open_clip:{clip_folder}",
-        # Told when they are loaded.
+        # The heads of these are unknown until they are loaded.
         f"resnet10t={tmp_path}/broken.pth",
         f"resnet10t={tmp_path}/broken.safetensors",
         "hf:microsoft/resnet-50",
@@ -125,7 +125,7 @@ def test_heads_are_known_without_weights(tmp_path: Path, clip_folder: Path, my_m
         assert str(caught.value).startswith(
             f"--models {spec}: a head of {outputs} outputs fits neither the 3 classes nor the 2 "
         )
-    # What has been fetched says it, too.
+    # Fetched weights tell their head, too.
     nine = f"python:{my_models}:plain"
     assert in9("models", "fetch", "--models", nine, "--to", tmp_path / "weights") == 0
     with pytest.raises(UsageError, match="a head of 9 outputs fits neither the 3 classes"):
@@ -154,7 +154,7 @@ def test_a_fixed_batch_and_size_of_onnx_are_kept(tmp_path: Path) -> None:
     model = load_model(export(tmp_path / "net.onnx", module, 64, {}))
     assert (model.preprocessing.input_size, model.preprocessing.fixed_size) == (64, True)
     assert model.preprocessing.mean == IN9_MEAN
-    # Batches of four, the last filled up; pictures of 96 pixels are resized.
+    # Batches have four pictures, the last one is padded; pictures of 96 pixels are resized.
     batch = pictures(10, 64)
     expected = module(Predictor(model, PredictConfig()).prepare(batch)).detach()
     torch.testing.assert_close(logits(model, batch), expected, atol=1e-4, rtol=1e-4)
@@ -187,7 +187,7 @@ def test_onnx_says_its_mean_in_a_file_or_in_the_graph(tmp_path: Path) -> None:
 
 def test_probabilities_and_channels_last_of_onnx_are_understood(tmp_path: Path) -> None:
     class Exported(torch.nn.Module):
-        """As Keras models are exported."""
+        """Network as Keras exports it, with channels last and probabilities."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -237,7 +237,7 @@ def test_what_onnx_cannot_do_is_said(tmp_path: Path) -> None:
 
 
 def vit(folder: Path, **config: Any) -> Any:
-    """A small classifier with its image processor, in a folder; returns the classifier."""
+    """Saves a small classifier with its image processor to a folder; returns the classifier."""
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
     torch.manual_seed(0)
@@ -254,7 +254,7 @@ def vit(folder: Path, **config: Any) -> Any:
 
 @torch.inference_mode()
 def by_transformers(folder: Path, model: Any, batch: torch.Tensor) -> torch.Tensor:
-    """Logits through the library's own image processor."""
+    """Computes logits with the library's own image processor."""
     from transformers import AutoImageProcessor
 
     processor = AutoImageProcessor.from_pretrained(folder)
@@ -273,7 +273,7 @@ def test_hugging_face_models_agree_with_their_own_processor(tmp_path: Path) -> N
     batch = pictures(3, 64)
     expected = by_transformers(tmp_path / "vit", original, batch)
     torch.testing.assert_close(logits(model, batch), expected, atol=1e-4, rtol=1e-4)
-    # Resized, since it takes no other size.
+    # The model takes no other size, so the picture is resized.
     assert logits(model, pictures(1, 224)).shape == (1, 1000)
 
 
@@ -291,7 +291,7 @@ def test_hugging_face_models_that_take_bgr_get_it(tmp_path: Path) -> None:
     assert model.preprocessing.crop_pct == pytest.approx(0.8)
     assert not model.preprocessing.fixed_size
     assert (model.preprocessing.mean, model.preprocessing.std) == ((0,) * 3, (1,) * 3)
-    # Gradients of one colour survive the processor's own resize.
+    # Pictures of one colour survive the processor's own resize.
     batch = pictures(2, 1).expand(2, 3, 80, 80)
     expected = by_transformers(tmp_path, original, batch)
     torch.testing.assert_close(logits(model, batch[..., :64, :64]), expected, atol=1e-4, rtol=1e-4)
@@ -341,7 +341,7 @@ def test_hugging_face_ids_are_checked(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small CLIP model in a folder, as open_clip reads them."""
+    """Folder with a small CLIP model, as open_clip reads it."""
     import open_clip
     from safetensors.torch import save_file
 
@@ -406,12 +406,12 @@ def test_open_clip_names_are_checked(tmp_path: Path) -> None:
             check_model(spec)
 
 
-# Python, torchvision, packaged
+# Python, torchvision
 
 
 @pytest.fixture
 def my_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module of a user's on the path; returns its name."""
+    """Name of a user's module on the path."""
     source = """
 import torch
 
@@ -482,7 +482,7 @@ def test_wrong_functions_are_named(my_models: str) -> None:
 
 @pytest.fixture
 def torchvision_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
-    """A random SqueezeNet where torchvision looks for the weights that it has fetched."""
+    """Random SqueezeNet, saved where torchvision looks for fetched weights."""
     from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
     folder = tmp_path / "torch" / "hub" / "checkpoints"
@@ -512,7 +512,7 @@ def test_torchvision_names(torchvision_cache: torch.nn.Module) -> None:
 
 
 class _Command:
-    """What a pickle may say: a command that is run when it is read."""
+    """Object whose pickle runs a command when it is read."""
 
     def __init__(self, *arguments: object) -> None:
         self._arguments = arguments
@@ -556,7 +556,7 @@ def test_wildcards_stand_for_names_with_imagenet_weights() -> None:
     tags = expand_models(["vit_*.augreg_in1k"])
     assert "vit_base_patch16_224.augreg_in1k" in tags
     assert all(name.endswith(".augreg_in1k") for name in tags)
-    # 21,843 outputs, or none: not ours.
+    # Models with 21,843 outputs, or none, are left out.
     assert expand_models(["vit_base_patch16_224.*"]) == tuple(
         name
         for name in timm.list_pretrained("vit_base_patch16_224.*")
@@ -622,7 +622,7 @@ def test_missing_libraries_are_named_with_their_command(
     spec: str,
     command: str,
 ) -> None:
-    # This is how Python is told that there is no such library.
+    # With None as its module, Python reports a library as missing.
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UsageError, match=command):
         check_model(spec)
@@ -648,7 +648,7 @@ def test_fetched_weights_are_the_models_themselves(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Every kind of entry, loaded from the folder after what it came from has gone."""
+    """Loads every kind of entry from the folder after its source has gone."""
     gone = tmp_path / "gone"
     gone.mkdir()
     torch.save(
@@ -676,7 +676,7 @@ def test_fetched_weights_are_the_models_themselves(
     assert {path.name for path in files} == {"index.json"} | {
         f"{entry['sha256']}.safetensors" for entry in index.values()
     }
-    # But for CLIP, whose prompts take a while.
+    # CLIP is left out because its prompts take a while.
     again = [spec for spec in models if not spec.startswith("open_clip:")]
     assert in9("models", "fetch", "--models", ",".join(again), "--to", folder) == 0
     assert capsys.readouterr().out.count(": there already, sha256 ") == len(again)
@@ -707,7 +707,7 @@ def test_tampered_and_missing_weights_are_refused(tmp_path: Path, my_models: str
     file.write_bytes(good[: len(good) // 2])
     with pytest.raises(JobError, match=r"cannot be read .* fetch them again"):
         load_model(spec, folder)
-    # Which repairs it.
+    # Fetching again repairs the file.
     assert in9("models", "fetch", "--models", spec, "--to", folder) == 0
     assert file.read_bytes() == good
     file.unlink()

@@ -1,4 +1,4 @@
-"""The released layout: written, read as the evaluation scripts read it, and imported again."""
+"""Tests the released layout: written, read as by the evaluation scripts, and imported again."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ SMALL = ("--images_per_shard", "20")
 
 @pytest.fixture(scope="module")
 def export(sample_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export of the sample. Not to be changed."""
+    """Export of the sample. Tests must not change it."""
     target = tmp_path_factory.mktemp("export") / "to"
     in9("export", "--dataset", sample_run, "--to", target)
     return target
 
 
 def in9(*arguments: object) -> None:
-    """Runs a command in this process, which saves the imports."""
+    """Runs a command in this process, which saves the time of the imports."""
     parsed, rest = build_parser().parse_known_args([str(argument) for argument in arguments])
     assert run_command(parsed, rest) == 0
 
@@ -61,7 +61,7 @@ def samples_of(output: Path, variant: str) -> Iterator[Any]:
 
 
 def truth_of(export: Path) -> dict[str, dict[str, str]]:
-    """Rows of the export's table, by released name."""
+    """Reads the rows of the export's table, by released name."""
     with (export / "images-val.csv").open(newline="") as file:
         return {row["stem"]: row for row in csv.DictReader(file)}
 
@@ -96,7 +96,7 @@ def test_an_export_is_what_the_evaluation_scripts_read(sample_run: Path, export:
             assert picture.size == (224, 224)
             assert Path(path).read_bytes() == sample.image
     masks = {s.key: decode_mask(s.image) for s in samples_of(sample_run, "fg_mask")}
-    # As challenge_eval.py does it: names of the masks, and the originals of the same name.
+    # Like challenge_eval.py, this lists the masks and opens the originals of the same name.
     for folder in sorted(os.listdir(export / "fg_mask" / "val")):
         for name in sorted(os.listdir(export / "fg_mask" / "val" / folder)):
             mask = np.load(export / "fg_mask" / "val" / folder / name)
@@ -140,7 +140,7 @@ def test_a_figure_shows_the_images_in_all_versions(sample_run: Path, tmp_path: P
     pdf = (tmp_path / "three.pdf").read_bytes()
     assert pdf.startswith(b"%PDF")
     assert b"/CreationDate" not in pdf
-    # The pixels of each picture are there as they are.
+    # The pixels of each picture are embedded unchanged.
     assert pdf.count(b"/Width 224") == len(keys) * len(PICTURES)
     with Image.open(tmp_path / "four.jpg") as jpeg:
         assert (jpeg.format, jpeg.width) == ("JPEG", 1650)
@@ -199,8 +199,8 @@ def test_an_export_that_fails_keeps_the_shards_that_it_has_finished(
 
 @pytest.fixture(scope="module")
 def archive(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The export as a compressed tar, with three faults as in the wild: mixed_rand's pictures
-    carry mixed_next's names; one picture is cut off, one is missing in one version."""
+    """Export as a compressed tar, with three faults that real archives have: mixed_rand's pictures
+    carry mixed_next's names, one picture is cut off, and one is missing in one version."""
     path = tmp_path_factory.mktemp("archive") / "bg_challenge.tar.gz"
     broken, absent = sorted(truth_of(export))[:2]
     next_names = {p.name[:22]: p.name for p in (export / "mixed_next").rglob("*.JPEG")}
@@ -224,7 +224,7 @@ def archive(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def imported(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The archive as a dataset."""
+    """Dataset imported from the archive."""
     output = tmp_path_factory.mktemp("imported") / "out"
     done = run_in9("import", "--from", archive, "--output", output, *SMALL)
     assert "70 images, 68 accepted, 2 rejected (1 excluded, 1 undecodable)" in done.stdout
@@ -254,7 +254,7 @@ def test_an_import_keeps_the_pixels_and_finds_the_true_backgrounds(
                 assert sample.image == made[stem].image
             if variant in MIXED:
                 true = stems[truth[stem][f"{variant}_bg_key"]]
-                # That of a rejected image cannot be named, and none is named in its place.
+                # A background from a rejected image cannot be named, and no other is named instead.
                 assert sample.fields["bg_key"] == (None if true in rejected else true)
     index = pyarrow.dataset.dataset(imported / "index").to_table().to_pylist()
     selected = [row for row in index if row["selected"]]
@@ -310,7 +310,7 @@ def test_a_class_without_images_keeps_its_number(
     found = ImageFolder(str(tmp_path / "original" / "val"), allow_empty=True)
     for path, label in found.samples:
         assert Path(path).parent.name.startswith(f"{label:02d}_")
-    # Nor does a second export, or a clean one, take them away.
+    # A second export leaves the empty folders in place.
     in9("export", "--dataset", one_worker, "--to", tmp_path)
     assert "nothing to do" in capsys.readouterr().out
     assert not list((tmp_path / "original" / "val" / "03_reptile").iterdir())

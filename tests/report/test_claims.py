@@ -1,4 +1,4 @@
-"""What the page says of the source's claims: verdicts from intervals, and figures from rows."""
+"""Tests how the page judges the paper's claims: verdicts by intervals, and figures from rows."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from transforms.two_way import Roles
 
 
 def results(**parts: Any) -> ModelResults:
-    """A model as it would be read."""
+    """Builds the results of a model as they would be read."""
     model = parts.pop("model", "resnet50.a1_in1k")
     summary = {"num_outputs": 1000, **parts.pop("summary", {})}
     return ModelResults(model, model, model, summary, **parts)
 
 
 def checked(three_draws: Path, *models: ModelResults, trend: Any = None) -> dict[str, Any]:
-    """Verdicts by the beginning of the claim."""
+    """Judges the claims; returns the verdicts by the text of the claim."""
     judged = Evidence(Dataset.open(Store(str(three_draws))), imagenet9(), models, (), trend)
     return {one.claim.text: one for one in check_claims(judged)}
 
@@ -85,7 +85,7 @@ def test_claims_are_judged_by_intervals(three_draws: Path) -> None:
     assert find(both, misled).summary == "holds for 1 of 2 models, open for 1"
     none = checked(three_draws, gap(0.02, -0.01, 0.05), gap(0.01, -0.03, 0.04, model="b"))
     assert find(none, misled).summary == "open"
-    # Nothing but an interval inside of a range shows it, and nothing but one outside refutes it.
+    # Only an interval inside the range confirms it, and only one outside refutes it.
     span = "BG-Gap is 6 to 14"
     assert find(both, span).summary == "does not hold for 1 of 2 models, open for 1"
     assert find(checked(three_draws, gap(0.1, 0.07, 0.13)), span).verdict is Verdict.HOLDS
@@ -93,7 +93,7 @@ def test_claims_are_judged_by_intervals(three_draws: Path) -> None:
     assert find(both, "BG-Gap is 13 to 22").verdict is Verdict.NOT_RUN
     assert "resnet50.a1_in1k,b" in find(both, "Nearly every").command
 
-    # A small grid can show that backgrounds fool, not that they do not.
+    # A small grid can show that backgrounds fool models, but not that they do not.
     easily, hardly = "Nearly every foreground", "Few foregrounds survive"
     for share, size, verdict in (
         (0.6, 100, Verdict.HOLDS),
@@ -106,7 +106,7 @@ def test_claims_are_judged_by_intervals(three_draws: Path) -> None:
     found = checked(three_draws, results(attack=attack(0.9, 4050)))
     assert find(found, hardly).verdict is Verdict.HOLDS
     (best,) = find(found, "Single backgrounds").findings
-    # The best of 450 backgrounds, so at 1 - 0.05 / 450.
+    # This is the best of 450 backgrounds, so its interval is at 1 - 0.05 / 450.
     assert (best.value, best.low, best.high) == (0.5, *wilson(1800, 3600, 1 - 0.05 / 450))
     assert find(found, "Some insect background").verdict is Verdict.HOLDS
 
@@ -139,14 +139,14 @@ def test_a_wider_interval_never_decides(
     ):
         before, after = law(*narrow), law(*wider)
         assert after in (before, Verdict.OPEN)
-        # And what holds or fails does so for every value of the interval.
+        # A claim that holds or fails does so for every value of the interval.
         if before is not Verdict.OPEN:
             assert {law(end, end) for end in (*narrow, value)} <= {before, Verdict.OPEN}
 
 
 def test_the_published_figure_decides_nothing(three_draws: Path) -> None:
-    """40 % where the paper has 11.9 to 17.8 is evidence for the claim, and 14.6 % under a chance of
-    24 % none against it: most answers are outside of the nine classes."""
+    """Checks that 40 %, where the paper has 11.9 to 17.8, supports the claim, and that 14.6 %,
+    below a chance of 24 %, does not refute it, since most answers are outside the nine classes."""
     for share, low, high, verdict in (
         (0.40, 0.32, 0.48, Verdict.HOLDS),
         (0.146, 0.098, 0.211, Verdict.OPEN),
@@ -159,7 +159,7 @@ def test_the_published_figure_decides_nothing(three_draws: Path) -> None:
 
 
 def test_claims_on_training_are_judged_by_the_published_table(three_draws: Path) -> None:
-    """The authors' own figures, as if measured on their 4,050 images, bear out their claims."""
+    """Checks that the authors' own figures, as if of 4,050 images each, support their claims."""
     models = []
     for trained, row in TRAINED.items():
         accuracy = [
@@ -181,14 +181,14 @@ def test_claims_on_training_are_judged_by_the_published_table(three_draws: Path)
         "Trained on Mixed-Rand, accuracy varies",
     ):
         assert find(found, beginning).verdict is Verdict.HOLDS, beginning
-    # 20.2 and 14.3 points, each less than two from an end of the range.
+    # The gaps are 20.2 and 14.3 points, each within two points of an end of the range.
     assert find(found, "BG-Gap is 13 to 22").verdict is Verdict.OPEN
     beginning = "Training on Mixed-Rand instead of Original improves accuracy on Mixed-Rand"
     assert find(found, beginning).findings[0].value == pytest.approx(0.1795)
 
 
 def answers(variant: str, labels: np.ndarray, predictions: np.ndarray) -> dict[str, Any]:
-    """Accuracy of predictions, as a summary has it."""
+    """Computes the accuracy of predictions, as a summary has it."""
     images = np.arange(len(labels))
     columns = accuracy_columns(labels == predictions, Roles.from_units(images), images)
     chance = constant_accuracy(labels)
@@ -210,7 +210,7 @@ def test_a_constant_answer_never_shows_signal(classes: list[int], answer: int) -
 
 
 def test_chance_is_the_largest_class_of_the_pictures_tested(three_draws: Path) -> None:
-    """76 of 78 answers are the class of 19 pictures: 24.4 %, where a ninth would be 11.1."""
+    """Checks 76 of 78 answers in the largest class, of 19 pictures: chance is 24.4 %, not 11.1."""
     labels = np.repeat(np.arange(9), [19, 10, 9, 8, 8, 7, 7, 5, 5])
     constant = np.where(np.arange(78) < 76, 0, 8)
     signal = "Backgrounds hold enough signal"
@@ -220,7 +220,7 @@ def test_chance_is_the_largest_class_of_the_pictures_tested(three_draws: Path) -
     halves = np.where(np.arange(78) % 2, labels, 8)
     learnt = checked(three_draws, learnt_from_backgrounds(answers("original", labels, halves)))
     assert find(learnt, signal).verdict is Verdict.HOLDS
-    # Little better than guessing is little better than the largest class, too.
+    # The claim "little better than guessing" is measured by the largest class, too.
     row = answers("only_bg_t", labels, constant)
     mixed = results(model="resnet50=mixed_rand.pth", summary={"num_outputs": 9, "accuracy": [row]})
     (found,) = judges.without_foreground(Results((mixed,), None))
@@ -228,7 +228,7 @@ def test_chance_is_the_largest_class_of_the_pictures_tested(three_draws: Path) -
 
 
 def test_differences_and_names() -> None:
-    # Newcombe 1998, table II: 56/70 less 48/80, method 10.
+    # The example is 56/70 less 48/80 by method 10, from Newcombe 1998, table II.
     first, second = (0.8, *wilson(56, 70)), (0.6, *wilson(48, 80))
     assert difference(first, second) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
     assert widened((0.5, 0.4, 0.7), 1) == pytest.approx((0.5, 0.4, 0.7))

@@ -1,4 +1,4 @@
-"""LaTeX tables of made up results: their width, and who is in them."""
+"""Tests LaTeX tables of made-up results: their width, and which models they show."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOW = {"split": "val", "eval_input": "native", "precision": "bf16"}
 
 
 def lines_of(text: str) -> list[list[str]]:
-    """The cells of a table's lines."""
+    """Splits a table into rows of cells."""
     lines = (line for line in text.splitlines() if line.endswith(r"\\"))
     return [line.removesuffix(r" \\").split(" & ") for line in lines]
 
@@ -57,9 +57,9 @@ def test_folders_are_left_out_of_names_unless_they_tell_models_apart() -> None:
 
 @functools.cache
 def width_of(cell: str) -> float:
-    """How wide a cell is in Computer Modern, in points: that of its widest line."""
+    """Measures the widest line of a cell in Computer Modern, in points."""
     stacked = re.search(r"\\shortstack\[r\]\{(.*)\}", cell)
-    # The small sizes of the font are wider than the large one made smaller.
+    # The small sizes of the font are wider than its large size scaled down.
     size = 8 if "scriptsize" in cell else 8.5 if "footnotesize" in cell else 10
     lines = stacked[1].split("\\\\") if stacked else [cell]
     plain = [re.sub(r"\\(scriptsize|footnotesize|mathbf)|[\\{}$]", "", line) for line in lines]
@@ -90,5 +90,5 @@ def test_tables_fit_into_the_text_of_a_paper() -> None:
     for name in ("headline", "decomposition", "per_class_original"):
         columns = zip(*lines_of(tables[name]), strict=True)
         width = sum(max(map(width_of, column)) for column in columns) + 5 * 8
-        # TeX sets it up to 6 % wider than this: bold digits, spaces behind commas.
+        # TeX sets it up to 6 % wider, because of bold digits and spaces after commas.
         assert 300 < 1.06 * width < 5.5 * 72.27, name

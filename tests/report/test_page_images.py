@@ -1,4 +1,4 @@
-"""The images of the page, in a real browser: chosen, filtered, linked to, and the first of them."""
+"""Tests the images of the page in a real browser: choice, filters, links, and the first image."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_chooser_tells_what_the_files_hold(opened: Any, report_run: Path) ->
 def cards_with(
     said: dict[tuple[str, str], dict[str, VersionAnswer]], pattern: str, *of: str
 ) -> set[str]:
-    """Keys of images of which the answers of one of the models have a pattern."""
+    """Finds the keys of images where the answers of one of the models show a pattern."""
     return {key for (model, key), answers in said.items()
             if model in of and pattern in patterns_of(answers)}  # fmt: skip
 
@@ -113,7 +113,7 @@ def said(report_run: Path) -> dict[tuple[str, str], dict[str, VersionAnswer]]:
 
 
 def shown_keys(page: Any) -> set[str]:
-    """Keys of the images that the filters leave."""
+    """Lists the keys of the images that pass the filters."""
     options = page.locator("[data-images] option").evaluate_all("all => all.map((e) => e.value)")
     assert page.locator(".thumbs button:visible").count() == len(options)
     return {unquote(option.removeprefix("image=")) for option in options}
@@ -179,7 +179,7 @@ def test_an_address_leads_to_an_image_and_keeps_the_filters(
     assert other.page.locator(".card:visible").get_attribute("id") == card.get_attribute("id")
     assert shown_keys(other.page) == kept
     assert other.page.locator("[data-filter=model]").input_value() == MODELS[1]
-    # An image that the filters would hide is shown, and they are not.
+    # A link to an image that its filters would hide shows the image and drops the filters.
     hidden = page.locator(".card").evaluate_all("all => all.map((e) => e.id)")
     hidden = next(id for id in hidden if unquote(id.removeprefix("image=")) not in kept)
     other.page.evaluate("(hash) => { location.hash = hash; }", f"{hidden}&pattern=flips")
@@ -211,7 +211,7 @@ def test_all_eight_versions_are_in_sight_at_once(browser: Any, report_run: Path)
 
 
 def example_card(key: str, same: bool, rand: int, original: bool = True) -> ImageCard:
-    """An image of class 0 whose mixed_rand has a background of class 1."""
+    """Builds the card of an image of class 0 whose mixed_rand has a background of class 1."""
 
     def version(variant: str, label: int, bg_label: int | None) -> Version:
         said = Prediction("m", label == 0, str(label), label, "", 0.5, "")

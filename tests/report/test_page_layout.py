@@ -1,4 +1,4 @@
-"""How the page looks, in a real browser: what is in sight, and that everything is somewhere."""
+"""Tests the layout of the page in a real browser: what is in sight, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _BROKEN = """() => {
 
 
 def open_all(page: Any) -> None:
-    """Shows what is folded."""
+    """Opens all folded parts of the page."""
     for details in page.locator("details").all():
         details.evaluate("(e) => { e.hidden = false; e.open = true; }")
 
@@ -73,7 +73,7 @@ def test_nothing_is_wider_than_its_frame_and_no_name_breaks_inside_a_word(
     open_all(page)
     assert page.evaluate(_TOO_WIDE) == []
     assert page.evaluate(_BROKEN) == []
-    # Each of the cells is there, under its heading or with it.
+    # Each cell is visible, under its heading or beside it.
     cells = page.locator("#accuracy [data-tab]").first.locator("tbody").first.locator("td")
     assert cells.count() == len(MODELS) * 9
     assert all(cell.is_visible() for cell in cells.all())
@@ -175,7 +175,7 @@ def test_it_is_readable(browser: Any, report_run: Path, scheme: str) -> None:
 
 
 def luminance(colour: str) -> float:
-    """Relative luminance of an `rgb(...)` colour (WCAG 2)."""
+    """Computes the relative luminance of an `rgb(...)` colour (WCAG 2)."""
     parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -192,7 +192,7 @@ def test_from_the_keyboard(opened: Any) -> None:
     page.keyboard.press("Tab")
     inside = "document.querySelector('main').contains(document.activeElement)"
     assert page.evaluate(inside)
-    # Every stop on the way through the page shows where it is.
+    # Every element that gets the focus shows it.
     for _ in range(25):
         style = "getComputedStyle(document.activeElement)"
         assert page.evaluate(f"{style}.outlineStyle === 'solid'")

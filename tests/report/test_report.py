@@ -1,4 +1,4 @@
-"""What the page says, in a real browser, made of real results; and when it is made."""
+"""Tests what the page says in a real browser, on real results, and when it is rebuilt."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def test_every_part_has_real_results_or_says_what_gives_them(opened: Any) -> Non
     ]
     titles = page.locator("nav a").evaluate_all("all => all.map((e) => e.hash.slice(1))")
     assert titles == sections
-    # Two models have no best-fit line.
+    # A best-fit line takes more than two models.
     waiting = page.locator("#not_run .command code").all_inner_texts()
     assert [command.split()[1] for command in waiting[:2]] == ["evaluate", "matrix"]
     assert "--imagenet" in waiting[0]
     for section, images in (("images", 14 * 8), ("backgrounds", 1), ("saliency", 3 * 3)):
         assert page.locator(f"#{section} img").count() >= images
     assert page.locator("#mistakes svg").count() == 1 + 4 + 4 + 4 * len(MODELS)
-    # Flip rates of mixed_same and mixed_rand, of one draw each; no variants with noise.
+    # There are flip rates of mixed_same and mixed_rand, one draw each, but no noise variants.
     assert page.locator("#sensitivity tbody tr").count() == len(MODELS)
     assert "--variants all,noise_fg,noise_bg" in page.locator("#sensitivity").inner_text()
     judged = page.locator(".claims > li").count()
@@ -154,7 +154,7 @@ def test_the_headline_table_sorts_by_mouse_and_keyboard(opened: Any) -> None:
     assert heads.nth(1).get_attribute("aria-sort") == "descending"
     assert heads.nth(2).get_attribute("aria-sort") is None
     assert [float(text) for text in column(page, 2)] == sorted(gaps, reverse=True)
-    # From the keyboard: the same heading again turns the order round.
+    # The same heading, pressed again from the keyboard, reverses the order.
     page.keyboard.press("Enter")
     assert heads.nth(1).get_attribute("aria-sort") == "ascending"
     assert [float(text) for text in column(page, 2)] == sorted(gaps)
@@ -182,7 +182,7 @@ def test_label_rules_are_tabs(opened: Any) -> None:
 def test_hostile_names_are_text(browser: Any, hostile_run: Path) -> None:
     opened = Opened(browser, hostile_run)
     page = opened.page
-    # An escaped name alone: a script that got through would be stopped, and say so.
+    # Escaped names cause no complaint; a script that got through would be stopped and reported.
     assert opened.complaints == []
     assert page.locator("script").count() == 1
     assert page.locator("[onerror], img[src='x']").count() == 0
@@ -241,7 +241,7 @@ def test_the_same_results_give_the_same_files(report_run: Path, tmp_path: Path) 
     made = {path.name: path.read_bytes() for path in (output / "results/figures").iterdir()}
     assert len(made) > 10
     assert made == figures
-    # Two models have no best-fit line, and so no figure of one.
+    # Two models have no best-fit line, so there is no figure of it.
     assert not ours.exists()
     assert all(data.startswith(b"<?xml") and b"2026-" not in data for data in made.values())
 
@@ -249,7 +249,7 @@ def test_the_same_results_give_the_same_files(report_run: Path, tmp_path: Path) 
 def test_a_model_is_removed_with_its_folder(report_run: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(report_run, tmp_path / "out"))
     results = output / "results"
-    # One that failed, too.
+    # The same holds for a model that failed.
     failure = {"entry": "gone", "stage": "evaluate", "model": "gone", "error": "no such file"}
     about = json.loads((results / MODELS[0] / "model.json").read_text())
     failure |= {"dataset": manifest_of(output)["fingerprint"], "evaluation": about["evaluation"]}
@@ -288,7 +288,7 @@ def test_figures_become_pdf_files_when_asked_and_stay_up_to_date(
         assert b"/FontFile2" in data
         assert b"/Type3" not in data
         assert b"/CreationDate" not in data
-    # Who does not ask finds them there.
+    # Existing PDF files are kept up to date without being asked for.
     assert not write_report(store, imagenet9())
     (figures / "decomposition.pdf").write_bytes(b"%PDF of earlier results")
     (figures / "confusion-original-gone.pdf").write_bytes(b"%PDF")
@@ -302,7 +302,7 @@ def test_the_page_is_made_again_only_if_something_has_changed(
     output = Path(shutil.copytree(report_run, tmp_path / "out"))
     store, page = Store(str(output)), output / "report.html"
     made, status = page.read_bytes(), page.stat()
-    # A change that nobody can see from outside: it stays exactly if the page is not made.
+    # This change keeps size and time, so it survives exactly if the page is not rebuilt.
     page.write_bytes(made[:-1] + b" ")
     os.utime(page, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert not write_report(store, imagenet9())
@@ -327,7 +327,7 @@ def test_ten_megabytes_hold_4050_images_and_eight_models(report_run: Path) -> No
     text_of_cards = len("".join(re.findall(r'<ul class="answers">.*?</ul>', page, re.S)))
     per_answer = text_of_cards / (cards * len(PICTURES) * len(MODELS))
     most_answers = 9 * PER_CLASS * len(PICTURES) * 8 * per_answer
-    # All else grows with the models, at most as their number.
+    # Everything else grows at most in proportion to the number of models.
     others = (len(page) - pictures - text_of_cards) * 8 / len(MODELS)
     assert most + most_answers + others < 10_000_000
 
