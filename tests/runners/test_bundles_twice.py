@@ -1,4 +1,4 @@
-"""Every bundle of a job twice, as runners do that have lost sight of a machine."""
+"""Tests a job whose bundles all run twice, as on a runner that has lost sight of a machine."""
 
 from __future__ import annotations
 

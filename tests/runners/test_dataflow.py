@@ -1,4 +1,4 @@
-"""Submission to Dataflow: what is sent, that it runs as it is, and what is refused."""
+"""Tests submission to Dataflow: what is sent, that it runs as sent, and what is refused."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ for arguments in json.load(sys.stdin):
 
 @dataclasses.dataclass(frozen=True)
 class Cloud:
-    """An object store that holds the small input, and a Dataflow that records."""
+    """Object store that holds the small input, and a Dataflow stub that records jobs."""
 
     store: str
     dataflow: DataflowStub
@@ -79,7 +79,7 @@ class Cloud:
         ]
 
     def launch(self, *commands: list[str]) -> list[tuple[int, str]]:
-        """Runs command lines in one process of their own; exit code and output of each."""
+        """Runs command lines in one separate process; returns (exit code, output) of each."""
         done = subprocess.run(
             [sys.executable, "-c", LAUNCH],
             input=json.dumps(commands),
@@ -126,7 +126,7 @@ def cloud(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def submitted(cloud: Cloud) -> dict[str, tuple[dict[str, Any], str]]:
-    """Jobs by their output, and what was said of them."""
+    """Submitted jobs by the name of their output, each with what its launcher printed."""
     made = ("--input", f"{ROOT}/input", "--images_per_shard", "6", f"--sdk_container_image={IMAGE}")
     workers = ("--gpu", GPU, "--gpus", "2", "--machine_type=n2-standard-4", "--num_workers=3")
     where = ("--network=vpc", f"--subnetwork={SUBNETWORK}", f"--dataflow_kms_key={KEY}")
@@ -159,7 +159,7 @@ def test_the_recorded_job_is_what_the_flags_say(
     assert (pool["network"], pool["subnetwork"]) == ("vpc", SUBNETWORK)
     assert job["environment"]["serviceKmsKeyName"] == KEY
     images = pool["sdkHarnessContainerImages"]
-    # Two environments: of models, and of everything else, each with a process for every core.
+    # Models and everything else have an environment each, with a process for every core.
     assert [image["containerImage"] for image in images] == [IMAGE, IMAGE]
     assert all(image["useSingleCorePerContainer"] for image in images)
     options = options_of(job)
@@ -173,7 +173,7 @@ def test_the_recorded_job_is_what_the_flags_say(
 def test_hints_are_on_the_steps_that_run_models_alone(
     cloud: Cloud, submitted: dict[str, tuple[dict[str, Any], str]]
 ) -> None:
-    """And before each, without them, what is there is sorted out."""
+    """Checks also that finished work is sorted out before each of these steps, without hints."""
     job, _ = submitted["gpu"]
     staged = cloud.read(options_of(job)["pipelineUrl"])
     components = beam_runner_api_pb2.Pipeline.FromString(staged).components
@@ -195,12 +195,12 @@ def test_hints_are_on_the_steps_that_run_models_alone(
             (look,) = (makers[name] for name in look.inputs.values())
             urns.append(look.spec.urn)
             assert hints.get(look.unique_name, {}) == {}
-        # Else what is there would be looked for on the machines with the GPU.
+        # Without a shuffle between, machines with the GPU would look for finished work.
         assert "beam:transform:group_by_key:v1" in urns
 
 
 def run_as_worker(cloud: Cloud, job: dict[str, Any], folder: Path) -> None:
-    """Runs what a job has staged."""
+    """Runs what a job has staged, as a worker does."""
     files = [folder / "pipeline.pb", folder / "options.json"]
     files[0].write_bytes(cloud.read(options_of(job)["pipelineUrl"]))
     files[1].write_text(json.dumps(options_of(job)))
@@ -214,8 +214,8 @@ def test_what_was_staged_runs_as_it_is(
     one_worker: Path,
     tmp_path: Path,
 ) -> None:
-    """One graph does it all; then the same graph finds nothing to do, and a waiting launcher says
-    what a local job says."""
+    """Checks that one graph does the whole job, that the same graph then finds nothing to do, and
+    that a waiting launcher prints what a local job prints."""
     job, _ = submitted["out"]
     run_as_worker(cloud, job, tmp_path)
     manifest = json.loads(cloud.read(f"{ROOT}/out/manifest.json"))
@@ -377,7 +377,7 @@ def test_a_local_model_in_a_list_of_models_is_named_too(
             "type:nvidia-tesla-t4;count:1;machine_type:n1-standard-8;install-nvidia-driver:580;"
             "provisioning_model:FLEX_START;use_nvidia_mps",
         ),
-        # Without MPS, which is for one GPU.
+        # MPS is left out because it is for one GPU.
         (
             "nvidia-l4:g2-standard-24,count:2,install-nvidia-driver",
             "type:nvidia-l4;count:2;machine_type:g2-standard-24;install-nvidia-driver",
@@ -423,7 +423,7 @@ def test_a_lock_of_a_job_is_taken_over_only_when_it_has_ended(cloud: Cloud, tmp_
     known["currentState"] = "JOB_STATE_CANCELLED"
     acquire(store, DATASET_LOCK, "2" * 32, second)
     assert is_held(store, DATASET_LOCK, "2" * 32)
-    assert not is_over(second["dataflow"])  # Which nobody knows.
+    assert not is_over(second["dataflow"])  # Dataflow knows no such job.
     assert is_over({**job, "job_id": "1"})
     assert not is_over({**job, "job_name": "first", "endpoint": "http://localhost:9"})
 
@@ -434,7 +434,7 @@ def test_a_job_does_not_start_on_a_dataset_that_has_changed(tmp_path: Path) -> N
     step = TakeLock(store, owner, manifest_state(store))
     assert list(step.process("x")) == ["x"]
     store.write("manifest.json", b"{}")
-    # A step that is repeated finds its own lock, and goes on.
+    # A repeated step finds its own lock and goes on.
     assert list(step.process("x")) == ["x"]
     release(store, DATASET_LOCK, store.job)
     with pytest.raises(JobError, match="has changed meanwhile"):
@@ -443,7 +443,7 @@ def test_a_job_does_not_start_on_a_dataset_that_has_changed(tmp_path: Path) -> N
 
 
 def test_workers_hold_locks_for_their_job(tmp_path: Path) -> None:
-    """So that another worker goes on where one has vanished."""
+    """Checks that a lock names the job, so that another worker can go on where one has vanished."""
     store = Store(str(tmp_path)).for_job("1" * 32)
     job = {"project": "p", "region": "r", "job_name": "j"}
     try:

@@ -1,4 +1,4 @@
-"""The portable runner: the job, unchanged, through a job server and worker pools of their own."""
+"""Tests the unchanged job on the portable runner, with a job server and separate worker pools."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RESULTS = ("results/summary.csv", "results/gaps.csv", "results/per_class.csv")
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A job server with a worker from each of two pools."""
+    """Job server that takes a worker from each of two pools."""
     with contextlib.ExitStack() as stack:
         cluster = Cluster(stack, tmp_path_factory.mktemp("cluster"), pools=2)
         port, dispatch = free_port(), free_port()
@@ -52,7 +52,7 @@ def test_the_job_through_a_job_server_and_two_worker_pools(
     few = ("--variants", "original,mixed_same,mixed_rand", "--images_per_shard", 2)
     run = ("run", "--input", small_sample, *few, "--output")
     run_in9(*run, fresh)
-    # How long the server may take to answer, not how long the job.
+    # The timeout is for the answer of the server, not for the job.
     running = start_in9(*run, output, *cluster.flags, "--job_server_timeout=3", "--gpus", 2)
     workers: dict[int, int] = {}
     groups: dict[str, int] = {}
@@ -64,7 +64,7 @@ def test_the_job_through_a_job_server_and_two_worker_pools(
         time.sleep(0.1)
     out, said = running.communicate()
     assert running.returncode == 0, said
-    # A group of shards meets the model in a process of each pool.
+    # The two groups of shards are evaluated in processes of different pools.
     assert {workers[groups["0"]], workers[groups["1"]]} == {0, 1}
     selected = manifest_of(fresh)["images"]["val"]["selected"]
     assert f"{selected} composed, {3 * selected} pictures predicted" in out
@@ -139,7 +139,7 @@ def test_a_job_server_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_job_server_that_ends_fails_the_job_in_one_line(
     cluster: Cluster, small_sample: Path, tmp_path: Path
 ) -> None:
-    """The last test: the others need the server."""
+    # This test comes last because the others need the server.
     output = tmp_path / "out"
     running = start_in9("generate", "--input", small_sample, "--output", output, *cluster.flags)
     wait_until(lambda: list(output.glob(".in9/progress/*/*/*")), running)

@@ -1,5 +1,4 @@
-"""Prism, Beam's own runner in Go: the job, unchanged, through an engine that others have
-written, and what is said when a part of it goes."""
+"""Tests the unchanged job on Prism, Beam's own runner in Go, and the messages when a part dies."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ PRISM = Path(sys.executable).with_name("prism")
 
 @pytest.fixture(scope="module")
 def prism(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Prism with a worker pool. Without it these tests are skipped, but not where CI runs."""
+    """Prism with a worker pool. Without Prism these tests are skipped, or fail in CI."""
     if not PRISM.exists():
         missing = "no prism: scripts/test installs it where there is Go"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
@@ -78,7 +77,7 @@ def test_a_prism_that_beam_starts_ends_with_the_job(tiny_input: Path, tmp_path: 
 def test_what_goes_ends_the_job_in_one_line_and_the_next_goes_on(
     prism: Cluster, small_sample: Path, tmp_path: Path
 ) -> None:
-    """The last test: the other one needs Prism."""
+    # This test comes last because the others need Prism.
     output = tmp_path / "out"
     few = ("--images_per_shard", 1, "--formats", "parquet", "--variants", "original")
     generate = ("generate", "--input", small_sample, *few, "--output", output)
@@ -103,10 +102,10 @@ def test_what_goes_ends_the_job_in_one_line_and_the_next_goes_on(
         assert (running.returncode, out) == (1, "")
         *progress, last = said.splitlines()
         assert last.startswith(line)
-        # Where it takes long, a line says how far it is.
+        # A job that takes long prints lines of progress first.
         assert all(re.match(r"\w+: \d+ of ", told) for told in progress)
         assert not (output / "manifest.json").exists()
-        # What was finished is not made again.
+        # Finished shards are not rebuilt.
         there = finished_shards(output)
         assert there.items() >= finished.items()
         finished = there

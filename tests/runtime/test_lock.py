@@ -1,4 +1,4 @@
-"""One writer at a time, by real processes, and late ones stop."""
+"""Tests locks with real processes: one writes at a time, and one that has lost its lock stops."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A holder counts as over after less than a second."""
+    """Times so short that a silent holder counts as dead after less than a second."""
     monkeypatch.setattr(lock, "RENEWAL_SECONDS", 0.1)
     monkeypatch.setattr(lock, "EXPIRY_SECONDS", 0.6)
     monkeypatch.setattr(lock, "_LOOK_SECONDS", 0.02)
@@ -78,13 +78,13 @@ def dead_process() -> int:
 
 def test_what_is_known_to_be_over_is_taken_over_at_once(store: Store) -> None:
     me = lock.this_process()
-    for owner in ({**me, "pid": dead_process()}, {**me, "started": "1"}):  # A number given again.
+    for owner in ({**me, "pid": dead_process()}, {**me, "started": "1"}):  # Its id was reused.
         acquire(store, DATASET_LOCK, "0" * 32, owner)
         with held(store, DATASET_LOCK):
             assert not is_held(store, DATASET_LOCK, "0" * 32)
-        # The one before, late.
+        # The release of the earlier holder comes late and does nothing.
         release(store, DATASET_LOCK, "0" * 32)
-    # Nobody may ever want the lock again.
+    # A dead lock is removed even if nobody ever wants it again.
     dead, out_of_sight = lock.model_lock("dead", 0), lock.model_lock("elsewhere", 0)
     acquire(store, dead, "1" * 32, {**me, "started": "1"})
     acquire(store, out_of_sight, "2" * 32, ELSEWHERE)
@@ -112,7 +112,7 @@ def test_what_is_known_to_be_alive_is_not_taken_over_without_a_sign_of_life(
 def test_one_out_of_sight_counts_as_over_when_it_gives_no_sign_of_life(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By what the waiting one sees; what clocks and time stamps say is nothing."""
+    """Checks that what the waiting process sees decides, not clocks or time stamps."""
     acquire(store, DATASET_LOCK, "0" * 32, ELSEWHERE)
     renewal = lock.Renewal(store, DATASET_LOCK, "0" * 32)
     with pytest.raises(JobError, match="process 1 on elsewhere is at"), held(store, DATASET_LOCK):
@@ -146,7 +146,7 @@ def test_a_damaged_lock_is_nobodys(
 
 @pytest.mark.parametrize("name", [".in9", ".in9/tmp", DATASET_LOCK, f"{DATASET_LOCK}/notes.txt"])
 def test_what_stands_in_the_way_of_a_lock_is_named(name: str, tmp_path: Path) -> None:
-    """It is not waited for."""
+    """Checks that it is reported instead of waited for."""
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("")
@@ -188,7 +188,7 @@ def test_a_late_holder_stops_instead_of_writing(store: Store, step: str) -> None
             STEPS[step](mine)
         assert len(str(stopped.value).splitlines()) == 1
         assert {path: store.read(path) for path in store.walk("")} == before
-    # And does not give back what is another one's.
+    # Nor does it release the lock of another holder.
     assert is_held(store, DATASET_LOCK)
 
 
@@ -229,7 +229,8 @@ def test_where_there_are_no_hard_links_files_are_looked_after_all_the_same(
 
 
 def test_in_object_storage_a_commit_is_of_what_its_writer_has_seen(server: None) -> None:
-    """A late one may be suspended between its look at the lock and its request."""
+    """Checks that writes are conditional, since a late holder may be suspended between its look at
+    the lock and its request."""
     store = Store.at(f"gs://{BUCKET}/seen")
     store.write("manifest.json", b"0")
     with held(store, DATASET_LOCK) as mine:
@@ -239,7 +240,7 @@ def test_in_object_storage_a_commit_is_of_what_its_writer_has_seen(server: None)
         store.write("manifest.json", b"late")
         with pytest.raises(JobError, match=r"manifest\.json has been written by another job"):
             mine.write("manifest.json", b"3", durable=True)
-        # What is there already was written by us, and the answer was lost.
+        # If the content is there already, the holder has written it and the answer was lost.
         mine.write("manifest.json", b"late", durable=True)
 
 
@@ -254,12 +255,12 @@ def test_steps_of_a_job_take_over_what_its_lost_machines_hold(store: Store) -> N
         mine.write("x", b"second")
         with pytest.raises(JobError, match="stops without writing"):
             late.write("x", b"late", durable=True)
-        # Of one that runs beside it, it is known that it is not lost.
+        # A step that runs at the same time is known not to be lost.
         with pytest.raises(JobError, match="is at work"), held(job, TABLES_LOCK):
             pass
         with pytest.raises(JobError, match="is at work"), held(other, TABLES_LOCK):
             pass
-    # The dataset's lock is the job's as a whole.
+    # The dataset's lock belongs to the job as a whole.
     with held(job, DATASET_LOCK):
         lock.fenced_for_job(job).write("x", b"by another machine")
         with pytest.raises(JobError, match="stops without writing"):
@@ -293,7 +294,7 @@ def test_a_renewal_that_fails_is_tried_again(
 
 
 def holder(root: str, *, then: str) -> list[str]:
-    """The command of a process that holds a lock, says so, and does something."""
+    """Returns the command of a process that takes a lock, writes `made`, and runs `then`."""
     lines = [
         "import sys, time",
         "from pipeline.runtime import lock",
@@ -310,19 +311,19 @@ def holder(root: str, *, then: str) -> list[str]:
 
 def test_a_lock_keeps_no_process_alive(tmp_path: Path) -> None:
     subprocess.run(holder(str(tmp_path), then="pass"), check=True, timeout=60, cwd=ROOT)
-    # It has not given it back: nobody has asked it to.
+    # The process has ended without releasing its lock, which can be taken over.
     with held(Store(str(tmp_path)), DATASET_LOCK):
         pass
 
 
 @pytest.mark.usefixtures("short")
 def test_containers_that_share_a_host_name_do_not_take_each_other_for_dead(tmp_path: Path) -> None:
-    """A number of one says nothing in another; a killed one blocks nobody for ever."""
+    """Checks that process ids mean nothing in another container, and a killed one blocks nobody."""
     unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if not shutil.which("unshare") or subprocess.run([*unshare, "true"]).returncode:
         pytest.skip("no process-id namespaces here")
     store = Store(str(tmp_path))
-    # A file that it is writing is not what a dead process has left.
+    # A file that is being written is not a leftover of a dead process.
     then = "with store.create('half'): time.sleep(120)"
     running = subprocess.Popen([*unshare, *holder(str(tmp_path), then=then)], cwd=ROOT)
     try:
@@ -380,7 +381,7 @@ def test_a_job_that_has_lost_the_dataset_does_not_commit(
 
 @pytest.mark.parametrize("how", [{"rounds": 50}, {"disturbances": 40}], ids=["fair", "torture"])
 def test_no_two_hold_a_lock_at_once(store: Store, how: dict[str, int], tmp_path: Path) -> None:
-    """A sample of `scripts/races`."""
+    """Runs a small part of `scripts/races`."""
     logs = tmp_path / "logs"
     logs.mkdir()
     done = race(store.below("race"), logs, **how)
@@ -395,7 +396,7 @@ def test_a_claim_that_was_renewed_is_not_removed_by_who_saw_it_before(store: Sto
     assert before is not None
     assert files.renew(path, before)
     if not store.is_remote:
-        # The server of the tests deletes whatever the condition.
+        # The test server ignores the condition and deletes.
         assert not files.unclaim(path, before, store.temporary())
     assert not files.renew(path, before)
     after = files.current_claim(path)

@@ -1,4 +1,4 @@
-"""Progress: what is noted, and what is shown of it."""
+"""Tests progress: what is noted, and what is shown of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Terminal(io.StringIO):
 
 
 def text_of(out: io.StringIO) -> str:
-    """What was shown, without colours and moves of the cursor."""
+    """Returns what was shown, without colours and moves of the cursor."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
 
 
@@ -65,14 +65,14 @@ def test_a_job_shows_its_stages_and_leaves_no_notes(
     assert main(["run", "--input", str(tiny_input), "--output", str(output)]) == 0
     lines = capsys.readouterr().err.splitlines()
     stages = {line.partition(":")[0] for line in lines}
-    # The later ones can be over before anybody looks.
+    # Later stages may end before their progress is shown.
     assert "segment" in stages <= {"segment", "compose", "evaluate"}
     assert any(line.startswith("segment: 0 of 6 images") for line in lines)
     assert not (output / ".in9" / "progress").exists()
 
 
 def test_a_part_counts_by_its_largest_note(tmp_path: Path) -> None:
-    """Who does it again, after a retry, notes it again: it counts once."""
+    """Checks that work that a retry repeats, and notes again, counts once."""
     notes = Progress.for_store(Store(str(tmp_path)))
     for done in (32, 70, 32, 64):
         notes.note_done("evaluate", "0-00001", done)
@@ -94,5 +94,5 @@ def test_a_meter_notes_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for number in range(1, 4):
         often.add(1)
         assert notes.count()["evaluate"] == (7 + number, 0)
-    # One note is left of each part, however often it was noted.
+    # Only one note of each part is left, however often it was noted.
     assert len([*notes.store.walk(notes.folder)]) == 2

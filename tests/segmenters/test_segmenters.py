@@ -1,5 +1,4 @@
-"""Segmenters other than GrabCut: given masks, boxes, functions of the user's; on the sample's true
-masks."""
+"""Tests segmenters other than GrabCut: given masks, boxes, and the user's own functions."""
 
 from __future__ import annotations
 
@@ -71,7 +70,7 @@ def png(array: NDArray[Any], mode: str | None = None) -> bytes:
 
 
 def resized(mask: Mask) -> Mask:
-    """Resize(256, nearest) + CenterCrop(224), by Pillow alone."""
+    """Applies Resize(256, nearest) + CenterCrop(224) with Pillow alone."""
     image = Image.fromarray(mask)
     width, height = image.size
     side = min(width, height)
@@ -83,7 +82,7 @@ def resized(mask: Mask) -> Mask:
 
 @pytest.fixture(scope="module")
 def truths(sample: Path) -> dict[str, Mask]:
-    """The sample's true masks, by key."""
+    """True masks of the sample, by key."""
     return {
         path.stem: np.asarray(Image.open(path)) for path in (sample / "masks" / "val").iterdir()
     }
@@ -93,11 +92,11 @@ def truths(sample: Path) -> dict[str, Mask]:
 def masked(
     sample: Path, truths: dict[str, Mask], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, str]]:
-    """The main job on the sample, three images a class, with given masks and a variant of the
-    documentation's. Of some images the box is missing, or the mask, or it is broken.
+    """Output of the main job on three images a class of the sample, with given masks and a variant
+    from the documentation. Some images have no box, no mask, or a broken mask.
 
     Returns:
-      The dataset, and what was done to an image, by key.
+      (the dataset, what was done to each image, by key).
     """
     root = tmp_path_factory.mktemp("masks")
     source, output = root / "input", root / "out"
@@ -117,7 +116,7 @@ def masked(
         elif what == "empty":
             mask.write_bytes(png(np.zeros_like(truths[key])))
         elif what == "classes":
-            # As ImageNet-S: class 258, ignored pixels elsewhere, in a folder of the class.
+            # As in ImageNet-S, a folder of the class holds class 258 and ignored pixels.
             numbers = np.where(truths[key], 258, 0)
             numbers[:5][~truths[key][:5]] = 1000
             (folder := mask.parent / wnid_of(source, key)).mkdir(exist_ok=True)
@@ -142,7 +141,7 @@ def masked(
 
 
 def run_keys(source: Path) -> list[str]:
-    """Keys of the images that `--limit 3` keeps."""
+    """Lists the keys of the images that `--limit 3` keeps."""
     images, _ = list_images(find_layout(str(source), None, "val"), imagenet9(), limit=3)
     return [image.key for image in images]
 
@@ -222,7 +221,7 @@ def test_further_variants_are_composed_evaluated_and_read_without_their_module(
     page = (output / "report.html").read_text()
     assert "fg_on_grey" in page
     assert f"{rfs:.2f}<small>" in page
-    # One draw of one mixed variant: nothing to compare.
+    # One draw of one mixed variant leaves nothing to compare.
     assert "No flip rate" in page
     assert_sound(output)
     assert main(["export", "--dataset", str(output), "--to", str(tmp_path)]) == 0
@@ -239,7 +238,7 @@ def test_noise_is_drawn_by_the_key_and_stored_without_loss(
     for key, mask in masks.items():
         is_fg = mask[..., np.newaxis] > 0
         image = np.where(is_fg, on_bg[key], on_fg[key]).astype(int)
-        assert abs(image - originals[key]).mean() < 5  # JPEG's loss.
+        assert abs(image - originals[key]).mean() < 5  # JPEG loses a little.
         noise = gaussian_noise(keyed_hash(0, "noise", key), image.shape)
         found = np.where(is_fg, on_fg[key], on_bg[key])
         np.testing.assert_array_equal(found, np.clip(image + noise, 0, 255))
@@ -325,7 +324,7 @@ def test_what_is_no_mask_is_said_to_be_none(data: bytes) -> None:
 
 
 def coco_file(tiny_input: Path, truths: dict[str, Mask]) -> Path:
-    """True masks of an input at 2/5 of the sample's size, as one COCO file."""
+    """Writes the true masks of an input, at 2/5 of the sample's size, to a COCO file."""
     content: dict[str, list[Any]] = {"images": [], "annotations": []}
     for path in sorted(tiny_input.glob("val/*/*.JPEG")):
         width, height = Image.open(path).size
@@ -362,7 +361,7 @@ def test_a_coco_file_alone_makes_a_dataset_and_remakes_what_changed(
     assert main([*flags, "--dry_run"]) == 0
     assert "5 segmented already, 1 to segment" in capsys.readouterr().out
     masks.write_text(kept)
-    # Without layers, foregrounds and backgrounds are cut again, from the masks.
+    # Without layers, foregrounds and backgrounds are cut again from the masks.
     flags += ["--layers", "drop", "--overwrite", "config"]
     assert main(flags) == 0
     capsys.readouterr()
@@ -386,8 +385,8 @@ def test_the_mask_of_its_class_is_an_images(tmp_path: Path) -> None:
 
 
 def save_network(path: Path, least: float = 0.0) -> None:
-    """A salient-object network: probable is what is redder than `least`, in its normalised
-    pixels (1, 3, 320, 320)."""
+    """Saves a salient-object network that marks pixels redder than `least` in its normalised input,
+    (1, 3, 320, 320)."""
     make = helper.make_node
     nodes = [
         make("Split", ["input.1", "ones"], ["red", "green", "blue"], axis=1),
@@ -452,7 +451,7 @@ of_nothing.files = ["/none/weights.bin"]
 
 @pytest.fixture
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on PYTHONPATH with the module of the documentation, its network, and others."""
+    """Folder on PYTHONPATH with the module of the documentation, its network, and other modules."""
     folder = tmp_path / "modules"
     folder.mkdir()
     text = (DOCS / "segmenters.md").read_text()
@@ -476,7 +475,7 @@ def test_the_documented_network_finds_its_object_in_the_box(modules: Path) -> No
     found = segment(image, Box(40, 20, 160, 120), 0).mask
     expected = np.zeros((128, 256), np.bool_)
     expected[32:96, 64:128] = True
-    assert (found != expected).sum() <= 4  # The corners, which the resize rounds.
+    assert (found != expected).sum() <= 4  # The resize rounds the corners.
 
 
 def test_the_documented_network_makes_a_dataset(
@@ -497,7 +496,7 @@ def test_the_documented_network_makes_a_dataset(
     assert f"the user's own function, `{DOCUMENTED} 1" in (output / "README.md").read_text()
     first = pictures(output, "fg_mask")
     assert first
-    # The same network in another file changes nothing; other weights are another configuration.
+    # The same network in another file changes nothing; other weights change the configuration.
     module = modules / "my_segmenters.py"
     text = module.read_text()
     (modules / "u2net.onnx").rename(modules / "renamed.onnx")
@@ -511,13 +510,13 @@ def test_the_documented_network_makes_a_dataset(
     assert any((second[key] < first[key]).any() for key in second)
     module.write_text(text.replace("version = 1", "version = 22"))
     assert "version=22 (the dataset has" in run_in9(*flags, check=2).stderr
-    # Who reads it needs no module.
+    # Reading the dataset needs no module.
     monkeypatch.delenv("PYTHONPATH")
     run_in9("verify", "--dataset", output)
 
 
 def cut_by(name: str, picture: NDArray[np.uint8], sample: Path) -> Cut:
-    """What a function of `other_segmenters` makes of a picture, in a box of the sample's."""
+    """Cuts a picture with a function of `other_segmenters`, in a box from the sample."""
     source = SourceBytes(
         encode_png(picture),
         (sample / "Annotations" / "val" / "sample_val_00000014.xml").read_bytes(),

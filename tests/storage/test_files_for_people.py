@@ -1,4 +1,4 @@
-"""What people open: tables, logs, and what is shown of names that mean harm."""
+"""Tests files that people open, tables and logs, and how they show hostile names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gs:// as local paths: a real object store, alone and behind a proxy that breaks requests."""
+"""Tests gs:// paths on a real object store, alone and behind a proxy that breaks requests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def proxy(server: str) -> Iterator[FaultProxy]:
-    """All requests of this process and of the commands that it runs pass through here."""
+    """Proxy that all requests of this process and of its commands pass through."""
     before = os.environ.get("STORAGE_EMULATOR_HOST")
     with FaultProxy(server) as proxy:
         os.environ["STORAGE_EMULATOR_HOST"] = proxy.url
@@ -55,7 +55,7 @@ def store(proxy: FaultProxy, request: pytest.FixtureRequest) -> Store:
 
 @pytest.fixture(scope="module")
 def remote_input(proxy: FaultProxy, small_sample: Path) -> Store:
-    """The small input, uploaded."""
+    """Small input, uploaded to the store."""
     here, there = Store(str(small_sample)), Store.at(f"gs://{BUCKET}/input")
     here.copy_into(there, [(path, path) for path in here.walk("")])
     return there
@@ -72,7 +72,7 @@ def test_the_job_on_a_store_that_fails_now_and_then_equals_the_local_one(
     assert len(proxy.harmed) == 5, proxy.harmed
     assert output.read(MANIFEST) == (small_run / MANIFEST).read_bytes()
     left = [path for path in output.walk(".in9") if path.count("/") > 1 or "lock" in path]
-    # What the input and the models were, which is remembered here as on a disk.
+    # What is known of the input and of models is kept here, as on a disk.
     left = [path for path in left if path.split("/")[1] not in ("checksums", "models")]
     assert left == []
     assert "nothing to do" in run_in9(*command).stdout
@@ -171,7 +171,7 @@ def test_of_many_that_want_a_lock_one_gets_it(proxy: FaultProxy, store: Store) -
             return False
         return True
 
-    # Answers are lost, too.
+    # The proxy loses answers, too.
     with proxy.harming(0.1), ThreadPoolExecutor(12) as pool:
         got = list(pool.map(tries, tokens))
     assert got.count(True) == 1

@@ -1,5 +1,5 @@
-"""Files that jobs leave for others: what is damaged counts as not there, and no name in them
-leads out of the folder."""
+"""Tests files that jobs leave for others: damaged ones count as missing, and no name in them leads
+out of the folder."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_record_is_whole_or_not_there(tmp_path: Path) -> None:
         assert read_metadata(store, path) is None
     (tmp_path / path).write_bytes(bytes(len(whole)))
     assert read_metadata(store, path) is None
-    # A table that is no record.
+    # This table is not a record.
     with store.create(path) as file:
         pa.parquet.write_table(pa.table({"key": ["a"]}), file)
     assert read_metadata(store, path) is None
@@ -142,7 +142,7 @@ WRITES: dict[str, Callable[[Store], object]] = {
 
 @pytest.mark.parametrize("name", WRITES)
 def test_nothing_is_written_or_removed_behind_a_link(name: str, tmp_path: Path) -> None:
-    """The folder that the user named may be a link itself."""
+    """Checks links inside the folder; the folder that the user named may itself be a link."""
     victim, real, output = tmp_path / "victim", tmp_path / "real", tmp_path / "out"
     (victim / "folder").mkdir(parents=True)
     (victim / "empty").mkdir()
@@ -186,7 +186,7 @@ def test_no_path_leads_out_of_a_store(path: str, tmp_path: Path) -> None:
 def test_what_commits_others_is_on_the_disk_before_it_has_a_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The order of the system's calls; a power cut cannot be tried here."""
+    """Checks the order of system calls, since a power cut cannot be tried here."""
     calls: list[str] = []
     fsync, replace, link = os.fsync, os.replace, os.link
 
@@ -218,7 +218,7 @@ def test_what_commits_others_is_on_the_disk_before_it_has_a_name(
         calls.clear()
         moves = [("layers/val-00000.parquet", "index/a"), (MANIFEST, "index/b")]
         mine.move_all(moves)
-        # By way of the lock's folder.
+        # Files pass through the lock's folder, so each gets a name twice.
         assert calls == [*["name file"] * 4, "sync folder"]
     calls.clear()
     store.move_all((target, source) for source, target in moves)
@@ -229,7 +229,7 @@ def test_what_commits_others_is_on_the_disk_before_it_has_a_name(
 
 
 def test_every_way_to_run_a_model_is_a_form_of_results() -> None:
-    """A word that the flags know and the forms do not would make results that count as damaged."""
+    """Checks that the schema has all values of the flags, since others would count as damage."""
     choices = {flag.dest: flag.choices for flag in flags_of("evaluate")}
     kinds = get_type_hints(EvaluationSchema)
     for name in ("precision", "eval_input"):

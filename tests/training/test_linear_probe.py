@@ -1,4 +1,4 @@
-"""The linear probe, against its definition and another optimiser."""
+"""Tests the linear probe against its definition and another optimiser."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.training.penalty import PENALTIES, describe_penalty
 
 
 def clouds(n: int, width: int, seed: int, apart: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Features around the centres of four classes, and the classes."""
+    """Draws features around the centres of four classes; returns (features, classes)."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, 4, n)
     centres = apart * random.normal(size=(4, width))
@@ -23,7 +23,7 @@ def test_it_is_the_minimum_of_the_penalised_likelihood() -> None:
     features, labels = clouds(60, 8, 0)
     probe = fit_probe(features, labels, 4, penalty=0.1)
     scaled = (features - features.mean(0)) / features.std(0)
-    # Newton's method, by the Hessian of the definition, to machine precision.
+    # Newton's method with the Hessian of the definition converges to machine precision.
     found = np.zeros((4, 9))
     design = np.column_stack([scaled, np.ones(60)])
     strength = np.tile([0.1] * 8 + [1e-9], 4)
@@ -37,7 +37,7 @@ def test_it_is_the_minimum_of_the_penalised_likelihood() -> None:
         hessian = np.einsum("ncd,ni,nj->cidj", spread, design, design).reshape(36, 36) / 60
         found = found - np.linalg.solve(hessian + np.diag(strength), gradient).reshape(4, 9)
     theirs, ours = design @ found.T, probe.logits(features)
-    # Biases have a common shift that no likelihood tells.
+    # A shift of all biases does not change the likelihood.
     centred = [logits - logits.mean(axis=1, keepdims=True) for logits in (ours, theirs)]
     np.testing.assert_allclose(*centred, atol=2e-3)
 
@@ -69,20 +69,20 @@ def test_noise_gets_a_strong_penalty_and_signal_a_weak_one() -> None:
     noise = np.random.default_rng(4).normal(size=(120, 60))
     keys = [f"{number}" for number in range(120)]
     assert choose_penalty(noise, labels, keys) >= 1.0
-    # The best of all that are tried may be one of their ends: then another might be better.
+    # If the best penalty is the first or the last one tried, one beyond it might be better.
     separable = np.eye(4)[labels]
     assert "the weakest" in describe_penalty(choose_penalty(separable, labels, keys))
     assert "the strongest" in describe_penalty(choose_penalty(1 + 0 * noise, labels, keys))
     assert describe_penalty(PENALTIES[4]) == "0.1"
     assert choose_penalty(signal, labels, keys) <= 0.03
-    # The order of the images does not matter, nor do more seeds than one choose alike.
+    # The order of the images does not matter.
     order = np.random.default_rng(5).permutation(120)
     shuffled = choose_penalty(noise[order], labels[order], [keys[i] for i in order])
     assert shuffled == choose_penalty(noise, labels, keys)
 
 
 def test_images_of_a_unit_do_not_vouch_for_each_other() -> None:
-    """Every image has a copy. As units of their own, copies make noise look like signal."""
+    """Checks that copies of images, counted as units of their own, make noise look like signal."""
     noise = np.repeat(np.random.default_rng(6).normal(size=(40, 60)), 2, axis=0)
     labels = np.repeat(np.arange(40) % 4, 2)
     keys = [f"{number}" for number in range(80)]

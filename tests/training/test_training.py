@@ -1,4 +1,4 @@
-"""Training: the same bytes however it is run, and models that the other commands take."""
+"""Tests that training gives the same bytes however it is run, and models for other commands."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ IN9 = imagenet9()
 
 
 def draw(root: Path, counts: dict[str, int]) -> Path:
-    """An input of discs on noise, their class told by their colour."""
+    """Draws an input of discs on noise, whose colour tells their class; returns its folder."""
     random = np.random.default_rng(1)
     y, x = np.mgrid[:60, :60]
     for split, count in counts.items():
@@ -72,7 +72,7 @@ def draw(root: Path, counts: dict[str, int]) -> Path:
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of 24 images to train on and 12 to validate on. Not to be changed."""
+    """Dataset of 24 images to train on and 12 to validate on. Tests must not change it."""
     root = tmp_path_factory.mktemp("drawn")
     source = draw(root / "input", {"train": 12, "val": 6})
     run_in9(
@@ -84,7 +84,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(dataset: Path, output: Path, *flags: object, check: int | None = 0) -> str:
-    """Trains a tiny network; returns what it said."""
+    """Trains a tiny network; returns what the command printed."""
     done = run_in9(
         *("train", "--dataset", dataset, "--output", output, "--batch_size", 8, "--workers", 0),
         *(() if "--arch" in flags else ("--arch", TINY)),
@@ -100,7 +100,7 @@ def log_of(output: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def trained(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A training of eight epochs, undisturbed. Not to be changed."""
+    """Undisturbed training of eight epochs. Tests must not change it."""
     output = tmp_path_factory.mktemp("trained") / "model"
     train(drawn, output, "--epochs", 8, "--lr", 0.03)
     return output
@@ -154,14 +154,14 @@ def test_seeds_are_of_image_and_epoch_and_leave_the_generator_alone() -> None:
 
 def test_without_chances_a_picture_stays_as_it_is() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
-    # Of all of a square, no crop of other sides fits.
+    # A crop of the whole area of a square can only be the square itself.
     same = Augmentation(40, min_area=1, flip=0, jitter=0).apply(pixels, 0)
     assert (same.permute(1, 2, 0).numpy() == pixels).all()
     flipped = Augmentation(40, min_area=1, flip=1, jitter=0).apply(pixels, 0)
     assert (flipped.permute(1, 2, 0).numpy() == pixels[:, ::-1]).all()
     grey = np.full((40, 40, 3), 100, np.uint8)
     varied = [int(Augmentation(40, jitter=0.1).apply(grey, each)[0, 0, 0]) for each in range(50)]
-    # Contrast and saturation leave a grey picture grey: what is left is brightness.
+    # Contrast and saturation do not change a grey picture, so only brightness varies.
     assert 88 <= min(varied) < 95
     assert 105 < max(varied) <= 111
 
@@ -206,7 +206,7 @@ def test_a_batch_is_the_same_in_another_process(drawn: Path) -> None:
             assert torch.equal(one[1], two[1])
         here, _ = pictures[BatchOrder(TRAIN, 2, np.asarray([5, 1, 7]))]
         assert here.shape == (3, 3, SIDE, SIDE)
-        # Alone, in another batch, an image is varied alike; in another epoch it is not.
+        # An image varies alike in another batch, but differently in another epoch.
         assert torch.equal(pictures[BatchOrder(TRAIN, 2, np.asarray([1]))][0][0], here[1])
         assert not torch.equal(pictures[BatchOrder(TRAIN, 3, np.asarray([1]))][0][0], here[1])
 
@@ -224,7 +224,7 @@ def test_it_learns_and_says_so(trained: Path) -> None:
 
 
 def stopped(how: signal.Signals, happened: Callable[[], object], *flags: object) -> str:
-    """Trains, and sends a signal when an epoch's state is there; returns what it said."""
+    """Trains until `happened` is true, then sends a signal; returns what the command printed."""
     running = start_in9("train", *flags)
     wait_until(happened, running)
     os.killpg(running.pid, how)
@@ -251,7 +251,7 @@ def test_stopped_and_resumed_it_gives_the_same_bytes_with_any_number_of_workers(
     flags = ("--epochs", 8, "--lr", 0.03)
     whole = ("--dataset", drawn, "--output", tmp_path, "--arch", TINY, "--batch_size", 8, *flags)
     said = stopped(how, (tmp_path / "state.pth").exists, *whole, "--workers", workers)
-    # The pictures were there, without a name.
+    # The temporary file with the pictures has no name, so no signal can leave it behind.
     assert not list(temporary.glob("in9-*"))
     assert f"{TINY} on 24 images of train, original; validation on 12 of val; cpu, fp32" in said
     assert "epoch 1 of 8: loss" in said
@@ -315,7 +315,7 @@ def test_one_split_is_divided_and_trained_on_by_its_default_place(
     assert set(about.keys)
     assert not outside & set(about.keys)
     assert len(log_of(model.parent)) == 1
-    # A dataset with trainings in its folder is sound.
+    # Trainings in its folder leave a dataset sound.
     assert_sound(copy)
 
 
