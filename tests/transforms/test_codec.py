@@ -1,4 +1,4 @@
-"""Decoding by the stated policy, and lossless encoding."""
+"""Tests decoding by the stated policy, and lossless encoding."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_masks_are_lossless(mask: np.ndarray) -> None:
     for data in (encode_mask(mask), encode_png(mask.astype(np.uint8) * 255)):
         found = decode_mask(data)
         np.testing.assert_array_equal(found, mask)
-        # Digests of layers are of bytes.
+        # Digests of layers cover bytes, so equal values are not enough.
         assert found.tobytes() == mask.tobytes()
 
 
@@ -144,7 +144,7 @@ def test_jpeg_keeps_colours_and_chroma_resolution() -> None:
 
 
 def jpegs() -> dict[str, bytes]:
-    """A picture as JPEG, in the ways that people have them."""
+    """Encodes a picture as the kinds of JPEG that people have."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8))
     ways = {
         "baseline": saved(image, "JPEG"),
@@ -161,10 +161,10 @@ def jpegs() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", jpegs())
 def test_a_jpeg_that_was_cut_and_closed_again_is_refused(kind: str) -> None:
-    """Pillow paints what is missing grey, and says nothing."""
+    """Checks what Pillow does not: it paints missing parts grey without an error."""
     data = jpegs()[kind]
     assert np.array_equal(decode_source(data), decode_image(data))
-    # What comes after the end is not the picture's.
+    # Data after the end do not belong to the picture.
     assert np.array_equal(decode_source(data + b"more"), decode_image(data))
     for share in (0.1, 0.3, 0.5):
         lost = int(share * len(jpegs()["grey"]))
@@ -184,7 +184,7 @@ def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded() -> None:
     for decode in (decode_image, decode_mask):
         with pytest.raises(UndecodableError, match="scans"):
             decode(many)
-    # Those of a thumbnail are not the picture's.
+    # Scans of a thumbnail do not belong to the picture.
     exif = Image.Exif()
     exif[0x927C] = scan * (50_000 // len(scan))
     decode_image(saved(Image.fromarray(ramp()), "JPEG", exif=exif))
@@ -199,7 +199,7 @@ def test_what_is_said_beside_the_pixels_costs_little(each: fault_pictures.Hostil
         else:
             with pytest.raises(UndecodableError, match="beside its pixels"):
                 decode_source(each.data)
-        # Some copies of the file; with all that it says, gigabytes.
+        # This is a few copies of the file; all its metadata would take gigabytes.
         assert tracemalloc.get_traced_memory()[1] < 60_000_000
     finally:
         tracemalloc.stop()
@@ -234,7 +234,7 @@ def test_other_formats_are_not_pictures(kind: str) -> None:
 def test_a_postscript_program_is_never_executed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pillow has Ghostscript draw it, which is a stand-in here that leaves a mark."""
+    """Replaces Ghostscript, which Pillow starts for EPS, with a script that leaves a mark."""
     mark = tmp_path / "started"
     stand_in = tmp_path / "gs"
     stand_in.write_text(f"#!/bin/sh\ntouch {mark}\n")

@@ -1,4 +1,4 @@
-"""Annotations, filters, tiling, and what becomes of one image."""
+"""Tests annotations, filters, tiling, and the result of cutting one image."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def annotation(
 
 
 def picture(width: int = 320, height: int = 240) -> bytes:
-    """Noise with a bright disc in the middle."""
+    """Draws noise with a bright disc in the middle, as PNG."""
     pixels = np.random.default_rng(0).integers(0, 60, (height, width, 3), np.uint8)
     y, x = np.mgrid[:height, :width]
     pixels[(x - width / 2) ** 2 + (y - height / 2) ** 2 < (height / 4) ** 2] = (230, 200, 40)
@@ -104,14 +104,14 @@ def test_filters_find_the_first_reason(boxes: tuple[Box, ...], reason: Reason | 
 
 
 def test_the_size_filter_is_strict_at_nine_tenths() -> None:
-    # 256 x 256 native: the resize is the identity, the crop takes pixels 16 to 239.
+    # At 256 x 256, the resize is the identity, and the crop takes pixels 16 to 239.
     rows = int(0.9 * 224)
     assert check_boxes([Box(0, 16, 255, 16 + rows - 1)], width=256, height=256) is None
     assert check_boxes([Box(0, 16, 255, 16 + rows)], width=256, height=256) == Reason.BOX_TOO_LARGE
 
 
 def test_a_box_of_just_the_largest_share_is_kept() -> None:
-    # Nine tenths of the crop are no whole number of pixels; a quarter is.
+    # A quarter of the crop is a whole number of pixels; nine tenths are not.
     box, rules = Box(60, 60, 171, 171), Rules(max_box=0.25)
     assert check_box(box, width=256, height=256, rules=rules) is None
     wider = Box(60, 60, 172, 171)
@@ -119,7 +119,7 @@ def test_a_box_of_just_the_largest_share_is_kept() -> None:
 
 
 def test_half_of_the_box_must_be_visible() -> None:
-    # As above; of 32 columns the crop keeps 16, of 31 it keeps 15.
+    # The crop is the same as above: it keeps 16 of 32 columns, and 15 of 31.
     assert check_boxes([Box(0, 60, 31, 180)], width=256, height=256) is None
     assert check_boxes([Box(0, 60, 30, 180)], width=256, height=256) == Reason.BOX_OFF_CENTER
 
@@ -170,13 +170,13 @@ def test_a_tenth_of_the_box_is_foreground_enough() -> None:
     def finds(pixels: int) -> object:
         def segment(image: Pixels, box: Box, seed: int) -> Segmentation:
             mask = np.zeros(image.shape[:2], np.bool_)
-            mask[box.ymin : box.ymin + 12, box.xmin : box.xmax] = True  # 2400
+            mask[box.ymin : box.ymin + 12, box.xmin : box.xmax] = True  # These are 2400 pixels.
             mask[box.ymin, box.xmin : box.xmin + 2400 - pixels] = False
             return Segmentation(mask)
 
         return segment
 
-    xml = annotation((60, 60, 260, 180))  # 200 x 120 pixels.
+    xml = annotation((60, 60, 260, 180))  # The box has 200 x 120 pixels.
     assert cut(picture(), xml, finds(2400)).reason is None
     assert cut(picture(), xml, finds(2399)).reason == Reason.SEGMENTATION_FAILED
 
@@ -253,7 +253,7 @@ def test_tiling_keeps_the_background_and_repeats_one_strip(case: tuple[int, int,
 @pytest.mark.parametrize(
     ("box", "strip"),
     [
-        (Box(4, 4, 6, 6), Box(0, 6, 10, 10)),  # all equal: across wins, the second within
+        (Box(4, 4, 6, 6), Box(0, 6, 10, 10)),  # All are equal: the strip below wins.
         (Box(5, 4, 6, 6), Box(0, 0, 5, 10)),
         (Box(4, 4, 5, 6), Box(5, 0, 10, 10)),
         (Box(4, 3, 6, 7), Box(6, 0, 10, 10)),

@@ -1,4 +1,4 @@
-"""Flip rates: against plain loops, and laws."""
+"""Tests flip rates against plain loops, and their laws."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Array = NDArray[np.int64]
 
 @st.composite
 def drawn(draw: st.DrawFn) -> tuple[Array, Array, Array, list[tuple[int, int]]]:
-    """(unit of each foreground, units of backgrounds, predictions, draws that are compared)."""
+    """Draws (unit of each foreground, units of backgrounds, predictions, draws to compare)."""
     n, draws = draw(st.integers(1, 7)), draw(st.integers(2, 4))
     units = draw(hnp.arrays(np.int64, n, elements=st.integers(0, 6)))
     grounds = draw(hnp.arrays(np.int64, (draws, n), elements=st.integers(0, 6)))
@@ -82,7 +82,7 @@ def test_a_constant_answer_never_flips(of: tuple[Array, Array, Array, Any], answ
     units, grounds, answers, draws = of
     never = rate_of(units, grounds, np.full_like(answers, answer), draws)
     always = rate_of(units, grounds, answers * 0 + np.arange(len(answers))[:, np.newaxis], draws)
-    # An answer by the foreground alone is none that the background changes.
+    # The background does not change an answer that the foreground alone decides.
     by_foreground = rate_of(units, grounds, answers * 0 + np.arange(len(units)), draws)
     assert never == by_foreground
     if never is not None and always is not None:
@@ -91,8 +91,8 @@ def test_a_constant_answer_never_flips(of: tuple[Array, Array, Array, Any], answ
 
 
 def test_a_rate_does_not_grow_with_the_draws() -> None:
-    """Of an answer that the background alone decides, which the share of foregrounds with any
-    change would."""
+    """Checks answers that the background alone decides: the share of foregrounds with any change
+    grows with the draws, the rate does not."""
     rng = np.random.default_rng(0)
     images, chance = 600, 0.2
     is_odd = rng.random(images) < chance
@@ -119,7 +119,7 @@ def test_what_pairs_share_widens_the_interval() -> None:
     assert alone is not None
     expected = score_interval(alone.rate, images - 1, t_quantile(images - 1, 0.95))
     assert (alone.low, alone.high) == pytest.approx(expected, abs=0.001)
-    # Backgrounds of which each serves ten foregrounds, and decides.
+    # Each background serves ten foregrounds here, and decides their answers.
     few = np.stack([own[0], 1000 + np.arange(images) // 10])
     decided = np.stack([np.zeros(images, np.int64), few[1] % 2])
     shared = rate_of(np.arange(images), few, decided, [(0, 1)])

@@ -1,4 +1,4 @@
-"""Resize + CenterCrop against PIL, and the laws of boxes carried along."""
+"""Tests Resize + CenterCrop against PIL, and the laws of the boxes that they move."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernels of GrabCut against OpenCV's, which is the definition of what is right."""
+"""Tests the kernels of GrabCut against OpenCV, which defines what is right."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SAMPLE = sorted(Path(sample_folder()).glob("val/*/*.JPEG"))[::9]
 
 
 def opencv(image: Image, rect: Rect, iterations: int = 5, seed: int = 0) -> Image | None:
-    """OpenCV's mask, None if it raises."""
+    """Returns OpenCV's mask, or None if it raises."""
     mask = np.zeros(image.shape[:2], np.uint8)
     models = np.zeros((1, 65)), np.zeros((1, 65))
     cv2.setRNGSeed(seed)
@@ -44,7 +44,7 @@ def opencv(image: Image, rect: Rect, iterations: int = 5, seed: int = 0) -> Imag
 
 
 def ours(image: Image, rect: Rect, iterations: int = 5, seed: int = 0) -> Image | None:
-    """The kernels' mask, None if they decline."""
+    """Returns the kernels' mask, or None if they decline."""
     try:
         return grabcut(image, rect, iterations=iterations, seed=seed)
     except Unserved:
@@ -52,7 +52,7 @@ def ours(image: Image, rect: Rect, iterations: int = 5, seed: int = 0) -> Image 
 
 
 def paint(kind: str, height: int, width: int, random: np.random.Generator) -> Image:
-    """A picture of this kind; natural ones are crops of the sample."""
+    """Paints a picture of this kind; natural ones are crops of the sample."""
     if kind == "flat":
         return np.full((height, width, 3), random.integers(0, 256, 3), np.uint8)
     if kind == "halves":
@@ -80,7 +80,7 @@ KINDS = ("crop", "grey", "posterised", "two colours", "halves", "flat", "noise")
 
 @st.composite
 def pictures(draw: st.DrawFn) -> tuple[Image, Rect]:
-    """A picture and a rectangle, which may touch its borders or reach beyond them."""
+    """Draws a picture and a rectangle, which may touch its borders or reach beyond them."""
     height, width = draw(st.integers(1, MOST)), draw(st.integers(1, MOST))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     picture = paint(draw(st.sampled_from(KINDS)), height, width, random)
@@ -96,8 +96,8 @@ def test_masks_are_those_of_opencv(sized: tuple[Image, Rect], iterations: int, s
     found = ours(image, rect, iterations, seed)
     assert (expected is None) == (found is None)
     if expected is not None:
-        # Where the cut is not unique, so that OpenCV's depends on its order of work, the
-        # free pixels are foreground in both.
+        # The cut may not be unique, and OpenCV's then depends on its order of work. Free pixels
+        # are foreground in both.
         np.testing.assert_array_equal(found, expected)
 
 
@@ -223,7 +223,7 @@ def test_the_cut_is_minimal_and_its_source_side_maximal(
     level = np.zeros(len(excess) + SLACK, np.uint16)
     work = workspace(len(excess), DEEPEST)
     pulls = np.zeros(len(nodes), np.int32)
-    # The second cut begins with the first one's flow.
+    # The second cut starts from the flow of the first.
     for _ in range(2):
         fresh = np.array(
             data.draw(st.lists(st.integers(-9, 9), min_size=len(nodes), max_size=len(nodes))),
@@ -242,7 +242,7 @@ def test_the_cut_is_minimal_and_its_source_side_maximal(
 
 
 def _load_slowly(folder: Path) -> None:
-    """What `prepare` does in a new process, with kernels that are quick to write."""
+    """Loads kernels as `prepare` does in a new process, with a short sleep for the compilation."""
 
     def note_compilation() -> None:
         with (folder / "compilations").open("a") as log:

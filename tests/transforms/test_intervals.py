@@ -1,4 +1,4 @@
-"""Intervals: published values, coverage, and the bootstrap against a plain loop."""
+"""Tests intervals: published values, coverage, and the bootstrap against a plain loop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_wilson_matches_published_intervals(correct: int, n: int, low: float, hi
 
 @pytest.mark.parametrize("n", [20, 151, 450])
 def test_wilson_covers(n: int) -> None:
-    """Exactly: the probability of every outcome, over a grid of true accuracies."""
+    """Computes coverage exactly, by the probability of every outcome, for a grid of accuracies."""
     bounds = np.asarray([wilson(correct, n) for correct in range(n + 1)])
     shares = np.linspace(0.02, 0.98, 97)
     choose = [
@@ -50,7 +50,7 @@ def test_wilson_covers(n: int) -> None:
 
 @pytest.mark.parametrize("units", [1, 40, 5000])
 def test_bootstrap_means_are_those_of_a_plain_loop(units: int) -> None:
-    """More units than are worked on at a time, and units of different size."""
+    """Tests units of different size, and more of them than are processed at a time."""
     rng = np.random.default_rng(units)
     values = rng.integers(-3, 4, (units, 3)).astype(np.float64)
     sizes = rng.integers(1, 4, units).astype(np.float64)
@@ -72,7 +72,7 @@ def test_several_substreams_are_each_of_them() -> None:
 
 
 def test_intervals_stay_what_they_were() -> None:
-    """Results must not change with the implementation: numbers of a published table."""
+    """Checks numbers of a published table, which must not change with the implementation."""
     rng = np.random.default_rng(0)
     first, second = rng.random(151) < 0.8, rng.random(151) < 0.7
     found = paired_bootstrap(first, second, [f"ILSVRC2012_val_{i:08d}" for i in range(151)])
@@ -80,7 +80,7 @@ def test_intervals_stay_what_they_were() -> None:
 
 
 def test_the_bootstrap_matches_the_normal_approximation_of_many_pairs() -> None:
-    """Standard error of a paired difference: sqrt((b + c - (b - c)^2 / n)) / n."""
+    """Compares with the standard error of paired differences, sqrt((b + c - (b - c)^2 / n)) / n."""
     n, lost, won = 3000, 420, 150
     first, second = np.ones(n), np.ones(n)
     second[:lost], first[lost : lost + won] = 0, 0

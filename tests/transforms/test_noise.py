@@ -1,4 +1,4 @@
-"""Noise: normal, keyed, and the same bytes everywhere."""
+"""Tests that noise is normal, keyed, and the same bytes everywhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_levels_are_normal_and_no_rounding_is_close() -> None:
     normal, places = NormalDist(sigma=DEVIATION), np.arange(1_000, 64_000, 97)
     exact = [normal.inv_cdf((place + 0.5) / 65536) for place in places.tolist()]
     np.testing.assert_allclose(levels[places], exact, atol=0.52)
-    # Another library's last bits would give the same table.
+    # A library that differs in the last bits would give the same table.
     starts = [65536 * normal.cdf(k - 0.5) for k in range(-299, 301)]
     assert min(abs(start % 1 - 0.5) for start in starts) > 5e-4
     digest = hashlib.sha256(levels.astype("<i2").tobytes()).hexdigest()
@@ -44,7 +44,7 @@ def test_noise_is_that_of_the_keyed_hash() -> None:
     np.testing.assert_array_equal(large.ravel()[:105], noise.ravel())
     assert abs(large.mean()) < 1
     assert large.std() == pytest.approx(DEVIATION, rel=0.01)
-    # Pixels, channels and keys know nothing of each other.
+    # Pixels, channels and keys are independent.
     other = gaussian_noise(keyed_hash(0, "noise", "another"), large.shape)
     pairs = ((large[1:], large[:-1]), (large[..., 0], large[..., 1]), (large, other))
     assert all(abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.02 for a, b in pairs)

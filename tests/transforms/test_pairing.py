@@ -1,4 +1,4 @@
-"""Selection and pairing: rules, uniformity, stability."""
+"""Tests the rules, uniformity and stability of selection and pairing."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def make_keys(labels: list[int], skip: int | None = None) -> list[str]:
 
 
 def everyone(labels: list[int]) -> tuple[np.ndarray, list[str]]:
-    """All of a pool as foregrounds: positions and keys."""
+    """Returns positions and keys of a whole pool, all as foregrounds."""
     return np.arange(len(labels)), make_keys(labels)
 
 
 def drawn(pool: Pool, keys: list[str], variant: str, **policy: object) -> dict[str, str]:
-    """Foreground key to background key; foregrounds without a partner are left out."""
+    """Maps foreground keys to background keys; foregrounds without a partner are left out."""
     found = pair(pool, np.arange(len(keys)), keys, variant, seed=0, **policy)  # type: ignore[arg-type]
     return {key: keys[b] for key, b in zip(keys, found, strict=True) if b != NO_PARTNER}
 
@@ -118,7 +118,7 @@ def test_removing_one_image_repairs_few() -> None:
 
 @pytest.mark.parametrize("size", [20, 100, 1000, 5000])
 def test_each_background_gets_its_fair_share(size: int) -> None:
-    """Over foregrounds, variants and draws, shares spread as those of a uniform draw do."""
+    """Checks that shares over foregrounds, variants and draws spread as in a uniform draw."""
     spread = []
     for seed in range(max(1, 2000 // size)):
         keys = [f"{seed}_{i}" for i in range(size)]
@@ -135,7 +135,7 @@ def test_each_background_gets_its_fair_share(size: int) -> None:
 
 @pytest.mark.parametrize("sizes", [(3, 1), (40, 8), (500, 20)])
 def test_shares_are_fair_without_the_own_group(sizes: tuple[int, int]) -> None:
-    """The own group is not drawn, and leaves its share to all others alike."""
+    """Checks that the own group is not drawn, and leaves its share to all others alike."""
     others, group = sizes
     labels, groups = np.zeros(others + group, np.int64), np.arange(others + group)
     groups[others:] = others
@@ -174,7 +174,7 @@ def test_absent_classes_are_passed_over_by_mixed_next() -> None:
         ([0, 0], ("mixed_rand",), False, "other", [False, False]),
         ([4], ("mixed_rand",), False, "any", [False]),
         ([4], (), False, "any", [True]),
-        # Class 1 drops out for mixed_same, so class 0 has no next class any more.
+        # Class 1 drops out because of mixed_same, so class 0 has no next class any more.
         ([0, 0, 1], ("mixed_same", "mixed_next"), False, "any", [False] * 3),
     ],
 )

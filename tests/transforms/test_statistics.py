@@ -1,4 +1,4 @@
-"""Label rules and intervals, against known values and by simulation."""
+"""Tests label rules and intervals against known values and by simulation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_taxonomy_is_the_papers() -> None:
     ]  # fmt: skip
     assert taxonomy.label_of("n02110063") == 0
     assert taxonomy.index_of("n01440764") == 0
-    assert taxonomy.label_of("n02123045") == OUTSIDE  # tabby cat, left out by the released map
+    assert taxonomy.label_of("n02123045") == OUTSIDE  # The released map omits tabby cats.
     assert taxonomy.label_of("n99999999") == OUTSIDE
     assert taxonomy.num_labels == 9
 

@@ -1,4 +1,4 @@
-"""Two-way intervals, Student's t, adjusted p values: against loops, tables, and laws."""
+"""Tests two-way intervals, Student's t and adjusted p values against loops, tables and laws."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from transforms.two_way import (
 pictures = st.lists(
     st.tuples(st.integers(0, 5), st.integers(0, 4), st.booleans()), min_size=1, max_size=30
 )
-"""(foreground, background, right) of each."""
+"""(foreground, background, right) of each picture."""
 shares = hnp.arrays(np.float64, st.integers(0, 20), elements=st.floats(0, 1))
 
 
@@ -44,7 +44,7 @@ def columns(drawn: list[tuple[int, int, bool]]) -> tuple[NDArray[Any], NDArray[A
 
 
 def plain_variance(fg: NDArray[Any], bg: NDArray[Any], r: NDArray[np.float64]) -> float:
-    """Over all pairs of pictures that share something, one by one."""
+    """Sums over all pairs of pictures that share a unit, one by one."""
 
     def of(related: Any, corrected: bool, units: int) -> float:
         total = sum(
@@ -67,7 +67,7 @@ def test_the_variance_is_that_of_a_plain_loop(drawn: list[tuple[int, int, bool]]
         assert found == math.inf
     else:
         assert found == pytest.approx(plain_variance(fg, bg, r))
-    # The names of units and the order of pictures mean nothing.
+    # The names of units and the order of pictures do not matter.
     order = np.arange(len(fg))[::-1]
     assert Roles.from_units(-fg[order], bg[order] + 90).variance(r[order]) == pytest.approx(found)
 
@@ -91,7 +91,7 @@ def test_pictures_with_their_own_background_have_the_variance_of_independent_one
     r = (right - right.mean()) / 200
     expected = right.var(ddof=1) / 200
     assert Roles.from_units(np.arange(200)).variance(r) == pytest.approx(expected)
-    # Backgrounds that no two share add next to nothing.
+    # Backgrounds that no two pictures share add next to nothing.
     assert Roles.from_units(np.arange(200), np.arange(200)[::-1]).variance(r) == pytest.approx(
         expected, rel=0.01
     )
@@ -109,7 +109,7 @@ def test_wilson_of_pictures_lies_between_units_and_trials(
     narrow_low, narrow_high = wilson(hits, n)
     assert 0 <= low <= narrow_low + 1e-12
     assert narrow_high - 1e-12 <= high <= 1
-    # Never wider than if pictures of a unit were copies of one.
+    # The interval is never wider than if the pictures of a unit were copies of one.
     fewest = min(n**2 / np.square(np.unique(x, return_counts=True)[1]).sum() for x in (fg, bg))
     if roles.units > 1:
         wide = score_interval(hits / n, float(fewest), t_quantile(roles.units - 1, 0.95))
@@ -123,7 +123,7 @@ def test_wilson_of_pictures_lies_between_units_and_trials(
 def test_shares_without_doubt() -> None:
     none = np.empty(0, np.int64)
     assert wilson_of_pictures(none.astype(bool), Roles.from_units(none, none)) == (0, 1)
-    # One background for all, and one foreground for all: no other was seen.
+    # A single background or foreground says nothing about others.
     ones, many = np.zeros(12, np.int64), np.arange(12)
     for roles in (
         Roles.from_units(many, ones),
@@ -135,7 +135,7 @@ def test_shares_without_doubt() -> None:
         value = np.asarray(0.25)
         assert difference_interval(value, roles.variance((many - 5.5) / 12), 1) == (-1, 1)
         assert p_value(value, np.asarray(np.inf), 1) == 1
-    # All right, or all wrong: as many as there are backgrounds, each of which serves two.
+    # If all are right, or all wrong, there are as many trials as backgrounds, which serve two each.
     right, roles = np.ones(12, bool), Roles.from_units(many, many // 2)
     low, high = wilson_of_pictures(right, roles)
     assert (low, high) == score_interval(1.0, 6, t_quantile(5, 0.95))
@@ -143,7 +143,7 @@ def test_shares_without_doubt() -> None:
 
 
 def test_the_interval_of_a_difference_is_students() -> None:
-    """Of 10 independent differences, against the textbook's formula."""
+    """Compares the interval of 10 independent differences with the textbook's formula."""
     values = np.asarray([1, 0, 0, 1, -1, 1, 0, 1, 1, 0], np.float64)
     r = (values - values.mean()) / 10
     mean, error = values.mean(), values.std(ddof=1) / math.sqrt(10)
@@ -225,7 +225,7 @@ def test_adjusted_p_values_are_those_of_the_definitions(p: NDArray[np.float64]) 
 
 
 def test_adjusted_p_values_of_a_published_example() -> None:
-    """Benjamini and Hochberg 1995, section 4.1: four of 15 are rejected, by Holm's three."""
+    """Reproduces Benjamini and Hochberg 1995, section 4.1: they reject four of 15, Holm three."""
     p = np.asarray([
         0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344,
         0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0,
@@ -241,7 +241,7 @@ def test_a_slope_has_the_variance_of_models_and_of_images() -> None:
     y = right.mean(axis=1)
     slope, low, high = slope_interval(x, y, [np.zeros((12, 2))])
     assert slope == pytest.approx(np.polyfit(x, y, 1)[0])
-    # HC3 as the sandwich, with the whole hat matrix.
+    # HC3 is computed as a sandwich, with the whole hat matrix.
     design = np.stack([np.ones(12), x], axis=1)
     bread = np.linalg.inv(design.T @ design)
     hat = design @ bread @ design.T
@@ -250,7 +250,7 @@ def test_a_slope_has_the_variance_of_models_and_of_images() -> None:
     variance = float((weights**2 * (residual / (1 - leverage)) ** 2).sum())
     reach = t_quantile(10, 0.95) * math.sqrt(variance)
     assert (low, high) == pytest.approx((slope - reach, slope + reach))
-    # Of images that models do not share, HC3 has all; of errors in common, nothing.
+    # HC3 covers errors on images that models do not share, but not errors that they share.
     roles = Roles.from_units(np.arange(40))
     r = (right - y[:, None]) / 40
     shared = r + 40 * np.outer(x - x.mean(), r[0])
@@ -261,6 +261,6 @@ def test_a_slope_has_the_variance_of_models_and_of_images() -> None:
     _, low, high = slope_interval(x, y, roles.sums(shared))
     expected = t_quantile(10, 0.95) * math.sqrt(variance + of_images - in_both)
     assert (high - low) / 2 == pytest.approx(expected)
-    # Of two accuracies, one is a single model's: nothing tells how much such models scatter.
+    # Only one model has the second accuracy, so nothing tells how much such models scatter.
     few = slope_interval([0.7, 0.7, 0.8], [0.1, 0.2, 0.3], [np.zeros((3, 2))])
     assert few[1:] == (-math.inf, math.inf)

@@ -1,4 +1,4 @@
-"""The laws of the variants."""
+"""Tests the laws of the variants."""
 
 from __future__ import annotations
 
