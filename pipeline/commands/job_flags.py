@@ -15,10 +15,10 @@ from pipeline.errors import UsageError
 from pipeline.generate.custom_variants import versioned
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.scenes import list_scenes
-from pipeline.inputs.image_manifest import is_coco_manifest, tells_splits
+from pipeline.inputs.image_manifest import ImageManifest, is_coco_manifest, tells_splits
+from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.key_lists import read_key_list
-from pipeline.inputs.layout import SplitLayout, find_layout
-from pipeline.inputs.shapes import MANIFEST
+from pipeline.inputs.layout import find_layout
 from pipeline.inputs.taxonomy_file import read_taxonomy
 from pipeline.runtime.progress import Progress
 from pipeline.segmenters import parameters_of
@@ -116,7 +116,7 @@ def _list_paths(arguments: argparse.Namespace) -> dict[str, str]:
 
 def _check_splits(layouts: Sequence[SplitLayout]) -> None:
     """Refuses to take the same images of a manifest for several splits."""
-    files = [layout.files for layout in layouts if layout.kind == MANIFEST]
+    files = [layout.files for layout in layouts if layout.kind == ImageManifest.kind]
     for one in set(files):
         if files.count(one) > 1 and not tells_splits(one[0]):
             raise UsageError(
@@ -128,7 +128,8 @@ def _check_splits(layouts: Sequence[SplitLayout]) -> None:
 def _masks(arguments: argparse.Namespace, layouts: Sequence[SplitLayout]) -> str | None:
     """The absolute path that `--masks` names, None without it: a manifest may name masks itself."""
     takes = takes_masks(arguments.segmenter)
-    if takes and arguments.masks is None and all(each.kind == MANIFEST for each in layouts):
+    are_manifests = all(layout.kind == ImageManifest.kind for layout in layouts)
+    if takes and arguments.masks is None and are_manifests:
         if any(is_coco_manifest(each.files[0]) for each in layouts):
             check_coco("--segmenter masks with a COCO file")
         return None

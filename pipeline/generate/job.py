@@ -10,8 +10,8 @@ from pipeline.dataset.records import Staging
 from pipeline.dataset.shards import ShardCounts
 from pipeline.errors import UsageError
 from pipeline.generate.commit import STAGING
+from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.key_lists import KeyList, KeyLists, read_key_list
-from pipeline.inputs.layout import SplitLayout
 from pipeline.runtime.lock import fenced_for_job
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store

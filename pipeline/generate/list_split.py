@@ -14,9 +14,9 @@ from pipeline.errors import UsageError
 from pipeline.generate.guard import check_rebuild
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.shard_elements import SourceShard, SplitTotals, make_shards
-from pipeline.inputs.layout import SplitLayout
+from pipeline.inputs.image_manifest import ImageManifest
+from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.listing import list_images
-from pipeline.inputs.shapes import MANIFEST
 from pipeline.inputs.source_images import FileIndex, SourceImage
 from pipeline.runtime.counters import timed
 from pipeline.segmenters.given_masks import index_masks, no_mask
@@ -82,7 +82,7 @@ def _check_used(images: Sequence[SourceImage], layout: SplitLayout, config: Segm
                 "PNGs in a column mask, or elsewhere with --masks"
             )
     elif not any(image.annotation for image in images):
-        if layout.kind == MANIFEST:
+        if layout.kind == ImageManifest.kind:
             raise UsageError(
                 f"no image of {layout.files[0]} has a box: expected the columns xmin, ymin, xmax "
                 "and ymax, or boxes; with masks alone, add --segmenter masks"
@@ -97,7 +97,7 @@ def _no_images(
     passed_over: Mapping[str, int], layout: SplitLayout, taxonomy: Taxonomy
 ) -> UsageError:
     """That a split has nothing to work on."""
-    where = layout.files[0] if layout.kind == MANIFEST else layout.images
+    where = layout.files[0] if layout.kind == ImageManifest.kind else layout.images
     counted = "{outside} images of other classes, {other_files} other files".format_map(passed_over)
     if taxonomy != imagenet9():
         shown = ", ".join(taxonomy.wnids[:3])

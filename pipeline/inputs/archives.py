@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import gzip
 import io
+import itertools
 import lzma
 import tarfile
 import zlib
@@ -33,6 +34,8 @@ names that are long. It is held in memory."""
 _MAX_UNPACKED_BYTES = 2 << 30
 """Of an archive of annotations with all archives in it: the boxes of ImageNet's train, compressed
 to 20 MB, have about 1 GB."""
+_FIRST = 50
+"""How many members tell what an archive holds."""
 _MAX_DEPTH = 3
 """Archives in each other: ImageNet's annotations have one for each class in theirs."""
 
@@ -195,6 +198,11 @@ def members(path: str, inside: Member | None = None) -> Iterator[tuple[Member, R
         for info, read in _walk(_Guarded(window, name, None), name):
             offset = start + info.offset_data
             yield Member(path, _name(info), offset, info.size), read
+
+
+def first_names(path: str) -> list[str]:
+    """Returns names of the first files in an archive in lower case. Raises like `members`."""
+    return [member.name.lower() for member, _ in itertools.islice(members(path), _FIRST)]
 
 
 def stream(path: str) -> Iterator[tuple[str, bytes]]:

@@ -3,14 +3,70 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections.abc import Iterator, Sequence
 
+from pipeline.errors import UsageError
+from pipeline.inputs.input_format import InputFormat, SplitLayout
 from pipeline.inputs.source_images import IMAGE_SUFFIXES, KeyedFile, SourceImage
 from pipeline.storage.file_kind import FileInfo
-from pipeline.storage.files import files_of, is_remote, relative
+from pipeline.storage.files import absolute, files_of, is_remote, join, relative
+from transforms.taxonomy import Taxonomy
 
 _HIDDEN = re.compile(r"\.[^.]")
+
+_TREES = ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC", "CLS-LOC")
+"""Folders of the Kaggle download that the split's folder may lie in."""
+
+
+class ImageFolder(InputFormat):
+    """A folder of images."""
+
+    kind = "folder"
+
+    def find(self, root: str, split: str) -> SplitLayout | None:
+        folder = _image_folder(root, split)
+        if folder is None or not holds_files(folder, IMAGE_SUFFIXES):
+            return None
+        return SplitLayout(self.kind, split, root, folder)
+
+    def list_images(self, layout: SplitLayout, taxonomy: Taxonomy) -> Iterator[SourceImage | None]:
+        return images_in_folder(layout.images, layout.root)
+
+
+def find_images(root: str, split: str, flag: str = "--input") -> str:
+    """Finds the folder of a split's images.
+
+    Args:
+      root: the input folder, or the split's own folder.
+      split: such as `val`.
+      flag: that named the folder, for messages.
+
+    Raises:
+      UsageError: there is none; the message lists what was tried.
+    """
+    root = absolute(root)
+    if not files_of(root).is_folder(root):
+        raise UsageError(f"{flag} {root} is not a folder that can be read")
+    images = _image_folder(root, split)
+    if images is None:
+        is_input = flag == "--input"
+        other = ", or the split with --split" if is_input else ""
+        files = f", and for .tar and .parquet files of {split!r}" if is_input else ""
+        raise UsageError(
+            f"no folder {split!r} in {flag} {root}: looked for "
+            + ", ".join(posixpath.join(tree, split) for tree in _TREES)
+            + f"{files}. Name another folder{other}"
+        )
+    return images
+
+
+def _image_folder(root: str, split: str) -> str | None:
+    candidates = [join(root, tree, split) for tree in _TREES]
+    if posixpath.basename(root) == split:
+        candidates.append(root)
+    return next((path for path in candidates if files_of(path).is_folder(path)), None)
 
 
 def images_in_folder(folder: str, root: str) -> Iterator[SourceImage | None]:
@@ -49,6 +105,13 @@ def files_in(folder: str, suffixes: Sequence[str]) -> Iterator[KeyedFile]:
             continue
         md5, size = (None, None) if info is None else (info.md5, info.size)
         yield KeyedFile(subfolder, key, path, md5, size)
+
+
+def holds_files(folder: str, suffixes: Sequence[str]) -> bool:
+    """Whether there is a folder, and it, or a folder in it, holds a file of a kind."""
+    if not files_of(folder).is_folder(folder):
+        return False
+    return any(file.key for file in files_in(folder, suffixes))
 
 
 _Listed = tuple[str, str, str, FileInfo | None]

@@ -19,15 +19,53 @@ from pipeline.dataset.manifest import FORMAT as DATASET
 from pipeline.errors import UsageError
 from pipeline.inputs.annotation_index import annotation_of
 from pipeline.inputs.coco import coco_objects, is_coco, mask_text
+from pipeline.inputs.input_format import InputFormat, SplitLayout
 from pipeline.inputs.location import text_location
+from pipeline.inputs.parquet import holds_pictures
 from pipeline.inputs.source_images import SourceImage
+from pipeline.inputs.split_files import names_of
 from pipeline.inputs.table_rows import TableRow, column_names, read_json, read_rows
 from pipeline.storage.file_kind import FileInfo
 from pipeline.storage.files import absolute, files_of, is_below, is_remote, join, parent, relative
 from pipeline.storage.parallel import in_parallel
 from transforms.annotations import AnnotationError, Box, annotation_from
+from transforms.taxonomy import Taxonomy
 
-SUFFIXES = (".csv", ".parquet", ".json", ".jsonl")
+_SUFFIXES = (".csv", ".parquet", ".json", ".jsonl")
+
+
+class ImageManifest(InputFormat):
+    """A table that names the images, and their boxes."""
+
+    kind = "manifest"
+    may_hold_boxes = True
+    takes_annotations = False
+
+    def find(self, root: str, split: str) -> SplitLayout | None:
+        path = _find_manifest(root, split)
+        if path is None:
+            return None
+        check_manifest(path)
+        return SplitLayout(self.kind, split, parent(path), parent(path), (path,))
+
+    def list_images(self, layout: SplitLayout, taxonomy: Taxonomy) -> Iterator[SourceImage]:
+        return images_in_manifest(layout.files[0], names_of(layout.split))
+
+
+def _find_manifest(root: str, split: str) -> str | None:
+    """Returns the path of the table, which is the input itself or lies in it."""
+    lower = root.lower()
+    if files_of(root).info(root) is not None:
+        is_table = lower.endswith(_SUFFIXES)
+        if lower.endswith(".parquet"):
+            is_table = not holds_pictures(root)
+        return root if is_table else None
+    existing = set(files_of(root).children(root))
+    for stem in (f"manifest_{split}", "manifest"):
+        for suffix in _SUFFIXES:
+            if join(root, stem + suffix) in existing:
+                return join(root, stem + suffix)
+    return None
 
 
 def check_manifest(path: str) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.inputs.archives import ARCHIVES, Member, members
+from pipeline.errors import UsageError
+from pipeline.inputs.archives import ARCHIVES, Member, first_names, members
 from pipeline.inputs.checksums import stamp_of
+from pipeline.inputs.input_format import FileFormat, SplitLayout
 from pipeline.inputs.source_images import (
     IMAGE_SUFFIXES,
     SourceImage,
@@ -17,6 +19,25 @@ from pipeline.inputs.source_images import (
 from pipeline.storage.files import relative
 from pipeline.storage.parallel import read_ahead
 from transforms.taxonomy import Taxonomy
+
+
+class ImagenetTars(FileFormat):
+    """Tar archives of images, or of archives of images."""
+
+    kind = "tar"
+    suffix = ".tar"
+
+    def recognizes(self, path: str) -> bool:
+        names = first_names(path)
+        endings = (*IMAGE_SUFFIXES, *ARCHIVES)
+        if not any(name.endswith(endings) for name in names if not is_hidden(name)):
+            raise UsageError(
+                f"{path} holds no images among its first members: {', '.join(names[:3]) or 'none'}"
+            )
+        return True
+
+    def list_images(self, layout: SplitLayout, taxonomy: Taxonomy) -> Iterator[SourceImage | None]:
+        return images_in_tars(layout.files, layout.root, taxonomy)
 
 
 def images_in_tars(

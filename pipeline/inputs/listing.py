@@ -12,15 +12,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from pipeline.inputs.annotation_index import annotated_wnid, index_annotations
-from pipeline.inputs.image_folder import files_in, images_in_folder
-from pipeline.inputs.image_manifest import images_in_manifest
-from pipeline.inputs.imagenet_tars import images_in_tars
+from pipeline.inputs.image_folder import files_in
+from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.key_lists import KeyLists
-from pipeline.inputs.layout import SplitLayout
-from pipeline.inputs.parquet import images_in_parquet
-from pipeline.inputs.shapes import MANIFEST, PARQUET, TAR, WEBDATASET, names_of
+from pipeline.inputs.registry import FORMATS
 from pipeline.inputs.source_images import IMAGE_SUFFIXES, SourceImage
-from pipeline.inputs.webdataset import images_in_shards
 from pipeline.storage.file_kind import missing
 from pipeline.storage.files import files_of
 from transforms.selection import lowest_hashes
@@ -81,7 +77,7 @@ def list_images(
     index = index_annotations(layout.annotations)
     images = []
     passed_over: Counter[str] = Counter()
-    for image in _images_in(layout, taxonomy):
+    for image in FORMATS[layout.kind].list_images(layout, taxonomy):
         if image is None:
             passed_over["other_files"] += 1
             continue
@@ -109,17 +105,3 @@ def list_images(
         images = [image for image, keep in zip(images, kept, strict=True) if keep]
     images.sort(key=lambda image: image.name)
     return tuple(images), passed_over
-
-
-def _images_in(layout: SplitLayout, taxonomy: Taxonomy) -> Iterator[SourceImage | None]:
-    """The images of a split, in whatever shape, without label and without an annotation that lies
-    elsewhere; None for each other file."""
-    if layout.kind == TAR:
-        return images_in_tars(layout.files, layout.root, taxonomy)
-    if layout.kind == WEBDATASET:
-        return images_in_shards(layout.files, layout.root, taxonomy)
-    if layout.kind == MANIFEST:
-        return images_in_manifest(layout.files[0], names_of(layout.split))
-    if layout.kind == PARQUET:
-        return images_in_parquet(layout.files, layout.root, taxonomy)
-    return images_in_folder(layout.images, layout.root)

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pipeline.errors import UsageError
 from pipeline.inputs.checksums import stamp_of
+from pipeline.inputs.input_format import FileFormat, SplitLayout
 from pipeline.inputs.location import open_parquet, row_location, rows_of
 from pipeline.inputs.source_images import SourceImage, is_wnid, wnid_of_label
 from pipeline.storage.files import relative
@@ -19,6 +20,16 @@ from transforms.taxonomy import Taxonomy
 
 _CLASS_AT_END = re.compile(r"(?<=.)_n\d{8}$")
 """The hub's names are ImageNet's with the class after them: ILSVRC2012_val_00000001_n01751748."""
+
+
+class HubParquet(FileFormat):
+    """Parquet files with the images in a column."""
+
+    kind = "parquet"
+    suffix = ".parquet"
+
+    def list_images(self, layout: SplitLayout, taxonomy: Taxonomy) -> Iterator[SourceImage]:
+        return images_in_parquet(layout.files, layout.root, taxonomy)
 
 
 def images_in_parquet(paths: Sequence[str], root: str, taxonomy: Taxonomy) -> Iterator[SourceImage]:

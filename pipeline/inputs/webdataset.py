@@ -10,8 +10,9 @@ from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.inputs.annotation_index import annotation_of, annotation_of_xml
-from pipeline.inputs.archives import Member, Reading, members
+from pipeline.inputs.archives import Member, Reading, first_names, members
 from pipeline.inputs.checksums import stamp_of
+from pipeline.inputs.input_format import FileFormat, SplitLayout
 from pipeline.inputs.source_images import (
     IMAGE_SUFFIXES,
     SourceImage,
@@ -25,8 +26,22 @@ from transforms.annotations import AnnotationError, annotation_from
 from transforms.limits import MAX_ANNOTATION_BYTES, Unread
 from transforms.taxonomy import Taxonomy
 
-MARKS = (".cls", ".json")
-"""What tells a shard from another archive of images."""
+_MARKS = (".cls", ".json")
+"""Suffixes that tell a shard from another archive of images."""
+
+
+class WebDataset(FileFormat):
+    """WebDataset shards."""
+
+    kind = "webdataset"
+    suffix = ".tar"
+    may_hold_boxes = True
+
+    def recognizes(self, path: str) -> bool:
+        return any(name.endswith(_MARKS) for name in first_names(path) if not is_hidden(name))
+
+    def list_images(self, layout: SplitLayout, taxonomy: Taxonomy) -> Iterator[SourceImage | None]:
+        return images_in_shards(layout.files, layout.root, taxonomy)
 
 
 @dataclasses.dataclass

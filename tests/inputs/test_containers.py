@@ -19,10 +19,11 @@ from pipeline.inputs.archives import members, stream
 from pipeline.inputs.checksums import stamp_of
 from pipeline.inputs.image_folder import files_in, images_in_folder
 from pipeline.inputs.imagenet_tars import images_in_tars
+from pipeline.inputs.layout import find_layout
 from pipeline.inputs.location import read_location
 from pipeline.inputs.parquet import holds_pictures, images_in_parquet
-from pipeline.inputs.shapes import find_files, find_shape, tells_boxes, tells_split
 from pipeline.inputs.source_images import FileIndex, KeyedFile, SourceImage, wnid_of_label
+from pipeline.inputs.split_files import find_files, tells_boxes, tells_split
 from pipeline.inputs.webdataset import images_in_shards
 from pipeline.storage.store import Store
 from transforms.annotations import AnnotationError, Box, parse_annotation
@@ -160,7 +161,8 @@ def test_files_of_a_split_are_known_by_name_and_looked_for_near_by_first(tmp_pat
                        ("bbox_val.txt", (False, False)), ("LOC_val_solution.csv", (True, True)),
                        ("val.csv", (True, False)), ("interval.tar", (False, False))):  # fmt: skip
         assert (tells_split(f"/val/{name}", "val"), tells_boxes(f"/val/{name}", "val")) == told
-    assert find_shape(str(tmp_path), "val") == ("", ())
+    with pytest.raises(UsageError, match="no folder 'val' in"):
+        find_layout(str(tmp_path), None, "val")
     for kind, names in (("webdataset", ["validation/0.tar", "validation/1.tar"]),
                         ("tar", ["data/val.TAR"]), ("webdataset", ["b-val.tar"])):  # fmt: skip
         for name in (*names, "bbox_val.tar"):
@@ -169,7 +171,8 @@ def test_files_of_a_split_are_known_by_name_and_looked_for_near_by_first(tmp_pat
             (tmp_path / name).write_bytes(tar_bytes([("a.JPG", b""), (mark, b"")]))
         paths = tuple(f"{tmp_path}/{name}" for name in names)
         assert find_files(str(tmp_path), "val", ".tar") == paths
-        assert find_shape(str(tmp_path), "val") == (kind, paths)
+        layout = find_layout(str(tmp_path), None, "val")
+        assert (layout.kind, layout.files) == (kind, paths)
     assert find_files(f"{paths[0]}", "train", ".tar") == paths
 
 

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.shards import bucket_hash
 from pipeline.errors import UsageError
-from pipeline.inputs.layout import find_annotations, find_images
+from pipeline.inputs.image_folder import find_images
+from pipeline.inputs.layout import find_annotations
 from pipeline.inputs.listing import image_classes
 from pipeline.storage.files import relative
 from transforms.taxonomy import Taxonomy

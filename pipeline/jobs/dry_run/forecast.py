@@ -23,7 +23,7 @@ from pipeline.generate.plan import mixed_variants
 from pipeline.generate.previous_layers import PreviousLayers, find_layers
 from pipeline.generate.shard_elements import make_shards
 from pipeline.inputs.checksums import Checksums
-from pipeline.inputs.layout import SplitLayout
+from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.location import read_location
 from pipeline.inputs.source_images import SourceImage
 from transforms.cutting import check_annotation

@@ -1,28 +1,18 @@
-"""Which files hold a split, by their names and first members."""
+"""Which files hold a split, as their names tell."""
 
 from __future__ import annotations
 
-import itertools
 import posixpath
 import re
 from collections.abc import Iterable
 
-from pipeline.errors import UsageError
-from pipeline.inputs.archives import ARCHIVES, COMPRESSED, members
-from pipeline.inputs.source_images import IMAGE_SUFFIXES, is_hidden
-from pipeline.inputs.webdataset import MARKS
+from pipeline.inputs.archives import ARCHIVES
 from pipeline.storage.files import files_of, join
-
-FOLDER, TAR, WEBDATASET, PARQUET = "folder", "tar", "webdataset", "parquet"
-MANIFEST = "manifest"
 
 _ALSO_CALLED = {"val": ("validation",)}
 
 # Boxes, the development kit, and the images of the other task of 2012: the dogs of train again.
 _OTHER_WORDS = frozenset({"bbox", "devkit", "annotation", "annotations", "t3"})
-
-_LOOK_AT = 50
-"""How many members of an archive tell what it is."""
 
 
 def names_of(split: str) -> tuple[str, ...]:
@@ -87,40 +77,3 @@ def find_files(root: str, split: str, suffix: str) -> tuple[str, ...]:
 
 def _ending(paths: Iterable[str], suffix: str) -> list[str]:
     return [path for path in paths if path.lower().endswith(suffix)]
-
-
-def find_shape(root: str, split: str) -> tuple[str, tuple[str, ...]]:
-    """Finds the files that hold a split, where no folder of images does.
-
-    Args:
-      root: absolute path of the input folder, or of such a file.
-      split: its name.
-
-    Returns:
-      `TAR`, `WEBDATASET` or `PARQUET`, and the files; ("", ()) if there are none.
-
-    Raises:
-      UsageError: they are of none of these kinds.
-      OSError: they cannot be read.
-    """
-    if paths := find_files(root, split, ".tar"):
-        return _kind_of_tar(paths[0]), paths
-    if paths := find_files(root, split, ".parquet"):
-        return PARQUET, paths
-    for suffix in COMPRESSED:
-        for path in find_files(root, split, suffix):
-            next(members(path), None)
-    return "", ()
-
-
-def _kind_of_tar(path: str) -> str:
-    """`TAR` or `WEBDATASET`, by the first members."""
-    first = [member.name.lower() for member, _ in itertools.islice(members(path), _LOOK_AT)]
-    seen = [name for name in first if not is_hidden(name)]
-    if any(name.endswith(MARKS) for name in seen):
-        return WEBDATASET
-    if any(name.endswith((*IMAGE_SUFFIXES, *ARCHIVES)) for name in seen):
-        return TAR
-    raise UsageError(
-        f"{path} holds no images among its first members: {', '.join(first[:3]) or 'none'}"
-    )

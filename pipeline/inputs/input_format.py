@@ -1,0 +1,99 @@
+"""What an input format is: one of the layouts in which people have ImageNet."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Iterator
+from typing import ClassVar
+
+from pipeline.inputs.source_images import SourceImage
+from pipeline.inputs.split_files import find_files
+from pipeline.storage.files import parent
+from transforms.taxonomy import Taxonomy
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitLayout:
+    """Where the files of one split lie.
+
+    Attributes:
+      kind: of the `InputFormat` that lists the images.
+      split: name of the split.
+      root: the input folder; image paths are recorded relative to it.
+      images: folder of the images, or of the files that hold them.
+      files: the files that hold or name the images, in order; empty for a folder of images.
+      annotations: folder, archive or table of annotations; None if there is none beside the
+        images.
+    """
+
+    kind: str
+    split: str
+    root: str
+    images: str
+    files: tuple[str, ...] = ()
+    annotations: str | None = None
+
+
+class InputFormat(abc.ABC):
+    """One layout of the input.
+
+    Attributes:
+      kind: name of the format.
+      may_hold_boxes: whether the images can bring their own boxes, so that missing annotations
+        are no error.
+      takes_annotations: whether boxes may also come from other files.
+    """
+
+    kind: ClassVar[str]
+    may_hold_boxes: ClassVar[bool] = False
+    takes_annotations: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def find(self, root: str, split: str) -> SplitLayout | None:
+        """Finds a split, without its annotations; returns None if the input has no such layout.
+
+        Args:
+          root: absolute path of the input folder, of the split's own folder, or of a file.
+          split: such as `val`.
+
+        Raises:
+          UsageError: the files cannot be used; the message says why.
+          OSError: a file cannot be read.
+        """
+
+    @abc.abstractmethod
+    def list_images(self, layout: SplitLayout, taxonomy: Taxonomy) -> Iterator[SourceImage | None]:
+        """Lists the images of a split without reading them, and None for each other file.
+
+        Args:
+          layout: from `find`.
+          taxonomy: classes that folders and labels may name.
+
+        Raises:
+          UsageError: a file is incomplete, refused, or not of this format.
+          OSError: a file cannot be read.
+        """
+
+
+class FileFormat(InputFormat):
+    """Images in a few large files that are named after their split.
+
+    Attributes:
+      suffix: of the files, such as `.tar`.
+    """
+
+    suffix: ClassVar[str]
+
+    def recognizes(self, path: str) -> bool:
+        """Returns whether the first file of a split has this format, where the suffix does not
+        tell. Raises like `find`."""
+        return True
+
+    def find(self, root: str, split: str) -> SplitLayout | None:
+        files = find_files(root, split, self.suffix)
+        if not files or not self.recognizes(files[0]):
+            return None
+        # If --input names the file itself, the folder that it lies in is the input.
+        base = parent(root) if root == files[0] else root
+        return SplitLayout(self.kind, split, base, parent(files[0]), files)
