@@ -150,7 +150,7 @@ def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) ->
     named = set(DatasetConfig().flags()) - {"segmenter_parameters", "taxonomy"}
     flags = {name: getattr(arguments, name) for name in named}
     for name, path in _list_paths(arguments).items():
-        flags[name] = read_key_list(path, f"--{name}").about
+        flags[name] = read_key_list(path, f"--{name}").summary
     flags["taxonomy"] = None if taxonomy is None else taxonomy.description
     flags["segmenter_parameters"] = parameters_of(arguments.segmenter)
     variants = arguments.variants
@@ -161,7 +161,7 @@ def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) ->
         # All that there is of this selection.
         variants = tuple(name for name in variants if name != "all") or WHOLE
     if arguments.backgrounds:
-        flags["backgrounds"] = list_scenes(absolute(arguments.backgrounds)).about
+        flags["backgrounds"] = list_scenes(absolute(arguments.backgrounds)).summary
         variants = (*variants, EXTERNAL)
     try:
         flags["variants"] = select_variants(versioned(variants))

@@ -121,7 +121,7 @@ class ComposeConfig:
     """The flags that decide the variants of given layers. Field names are the flags' names.
 
     Attributes:
-      backgrounds: `Scenes.about` of the folder of scenes, None without one.
+      backgrounds: what `Scenes.summary` says of the folder of scenes, None without one.
 
     Raises:
       ValueError: a value out of range, named with its flag.
@@ -180,7 +180,7 @@ class DatasetConfig:
 
     Attributes:
       origin: `made` from images here, or `imported` from the released layout.
-      exclude, include: `KeyList.about` of the lists of images, None without one.
+      exclude, include: what `KeyList.summary` says of the lists of images, None without one.
 
     Raises:
       ValueError: a value out of range, named with its flag.

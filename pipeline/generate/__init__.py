@@ -1,4 +1,4 @@
 """Generate: the stages that make a dataset.
 
-list -> segment -> plan -> compose -> commit (`pipeline.generate.graph`).
+List -> Segment -> Plan -> Compose -> Commit (`pipeline.generate.graph`).
 """

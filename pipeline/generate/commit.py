@@ -2,13 +2,11 @@
 
     Prepare -> Move -> Finish
 
-Prepare makes sure that all is there, and lets the old manifest and the old records step aside;
-Move puts files in place, on as many workers as there are, since on object storage every move is a
-copy; Finish looks whether all of them are there, and writes the manifest. Each can be repeated at
-any point, after what came next as well: what has been done already stays done, and nothing is
-removed before everything new is known to be complete.
-
-Totals: what all shards of a dataset add up to, taken one at a time, in any order.
+Prepare checks that the new dataset is complete, then moves the old manifest aside and removes the
+old records. Move puts files in place; all workers take part, because on object storage every move
+is a copy. Finish checks that all files have arrived, and writes the manifest. Each step can be
+repeated at any point, even after a later step: finished work stays finished, and nothing is removed
+before everything new is known to be complete.
 """
 
 from __future__ import annotations
@@ -45,19 +43,22 @@ from transforms.taxonomy import Taxonomy, imagenet9
 
 STAGING = f"{WORK_FOLDER}/staging"
 PREPARED_MANIFEST = f"{STAGING}/manifest.json"
-"""The new manifest, without its card, while files are moved: it says that nothing old is to be
-removed any more."""
+"""The new manifest, without its card's files, while files are moved. As long as it exists, no
+record is removed, because it may be a new one."""
 PREPARE_LOCK = f"{WORK_FOLDER}/lock-prepare"
-"""Held by one of the workers that a runner gives this step to."""
+"""Lock for Prepare, because a runner may give this step to several workers."""
 _MOVED_AT_ONCE = 1000
-"""Files that one worker moves in a row, about."""
+"""Approximate number of files that one worker moves in a row."""
+
+Moves = list[tuple[str, str]]
+"""Files to move, as (current path, final path)."""
 
 
 class Commit(beam.PTransform):
-    """All SourceShards, segmented, all OutputShards, composed, and one None -> the dataset's
+    """All segmented SourceShards, all composed OutputShards and one None -> the dataset's
     fingerprint, once.
 
-    The None makes it say so if nothing else arrives.
+    The None lets Commit run, and fail, even if no shard arrives.
     """
 
     def __init__(self, config: DatasetConfig, store: Store, taxonomy: Taxonomy) -> None:
@@ -81,7 +82,7 @@ class Commit(beam.PTransform):
 
 
 class PrepareCommit(beam.DoFn):
-    """(None, all shards) -> (the dataset's fingerprint, files to move): at least one."""
+    """(None, all shards) -> (the dataset's fingerprint, files to move), at least one element."""
 
     def __init__(self, config: DatasetConfig, store: Store, taxonomy: Taxonomy) -> None:
         self._config = config
@@ -96,11 +97,11 @@ class PrepareCommit(beam.DoFn):
         fingerprint, moves = prepare(
             self._config, fenced_for_job(self._store), self._taxonomy, shards
         )
-        return [(fingerprint, some) for some in _in_parts(moves)] or [(fingerprint, [])]
+        return [(fingerprint, part) for part in _in_parts(moves)] or [(fingerprint, [])]
 
 
 class MoveFiles(beam.DoFn):
-    """(the dataset's fingerprint, files to move) -> (the same, their number)."""
+    """(the dataset's fingerprint, files to move) -> (the fingerprint, number of files)."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -130,12 +131,12 @@ def commit(
     taxonomy: Taxonomy,
     shards: Iterable[SourceShard | OutputShard],
 ) -> str:
-    """All steps, one after the other; arguments, result and errors as of these."""
+    """Runs all steps without Beam. Arguments and errors as for `prepare`; returns like `finish`."""
     fingerprint, moves = prepare(config, store, taxonomy, shards)
-    for some in _in_parts(moves):
-        put_in_place(store, some)
-    # Another fence of the same claim: this one may have seen the manifest that has stepped aside,
-    # and would write over that one alone.
+    for part in _in_parts(moves):
+        put_in_place(store, part)
+    # A new fence of the same claim: the old one may have seen the manifest that was moved aside,
+    # and would only write over that one.
     fence = store.fence and dataclasses.replace(store.fence)
     return finish(dataclasses.replace(store, fence=fence), taxonomy, fingerprint)
 
@@ -146,61 +147,64 @@ def prepare(
     taxonomy: Taxonomy,
     shards: Iterable[SourceShard | OutputShard],
 ) -> tuple[str, list[Moves]]:
-    """Adds up all shards, and makes way for what is to be moved.
+    """Adds up all shards, and removes what stands in the way of new files.
 
-    A runner may start it again while, or after, its files are moved: then the records that are in
-    place may be new ones. So one at a time is at it, and removes no record once the new manifest
-    is prepared.
+    A runner may start this step again while files are moved, or later; then the records in place
+    may be new ones. So only one worker at a time prepares, and none removes a record once the new
+    manifest is prepared.
 
     Returns:
-      (the dataset's fingerprint, what is left to be moved of each shard, its record as the last).
+      (the dataset's fingerprint, files of each shard that are left to move, its record last).
 
     Raises:
-      JobError: something is missing, or has changed since it was committed.
+      JobError: a file is missing, or has changed since it was committed.
       OSError: reading or writing failed.
     """
     manifest, moves = add_up(config, shards, taxonomy)
     with held(store, PREPARE_LOCK, wait=math.inf) as mine:
-        # In this order: Finish writes the one before it removes the other.
+        # In this order, because Finish writes the manifest before it removes the prepared one.
         prepared, old = read_manifest(store, PREPARED_MANIFEST), read_manifest(mine)
-        there = _there(mine)
-        staged = [[move for move in shard if move[0] in there] for shard in moves]
-        left = [shard for shard in staged if shard]
-        if old is not None and not left and _is_same(old, manifest) and _are_there(old, there):
+        sizes = _file_sizes(mine)
+        staged = [[move for move in shard if move[0] in sizes] for shard in moves]
+        remaining = [shard for shard in staged if shard]
+        is_same = old is not None and _is_same(old, manifest) and _is_complete(old, sizes)
+        if is_same and not remaining:
             return manifest.fingerprint, []
         count("commits")
         if prepared == manifest:
-            return manifest.fingerprint, left
-        _check_complete(mine, manifest, old, moves, there)
-        # With the job's own fence: it fails if another job has taken the dataset over.
+            return manifest.fingerprint, remaining
+        _check_complete(mine, manifest, old, moves, sizes)
+        # By the fence of the job: this fails if another job has taken over the dataset.
         store.delete(PREPARED_MANIFEST)
         if mine.exists(MANIFEST):
             mine.move(MANIFEST, PREVIOUS_MANIFEST)
-        # A record must never stand beside files that are not its own.
-        mine.delete_all(target for shard in left for _, target in shard if _is_record(target))
+        # A record must never be in place beside files of another one.
+        mine.delete_all(target for shard in remaining for _, target in shard if _is_record(target))
         mine.write(PREPARED_MANIFEST, manifest.to_json(), durable=True)
-    return manifest.fingerprint, left
+    return manifest.fingerprint, remaining
 
 
 def put_in_place(store: Store, moves: Moves) -> None:
-    """Moves the files of some shards, those that are still staged, and their records last."""
+    """Moves files of some shards from staging to their final paths, records last."""
     store.move_all(move for move in moves if not _is_record(move[1]))
     store.move_all(move for move in moves if _is_record(move[1]))
 
 
 def finish(store: Store, taxonomy: Taxonomy, fingerprint: str) -> str:
-    """Writes the manifest of a dataset whose files are in place, and removes what is of no use any
-    more; returns the fingerprint.
+    """Writes the manifest of a dataset whose files are in place, and removes obsolete files.
+
+    Returns:
+      The fingerprint.
 
     Raises:
-      JobError: a file is not there.
+      JobError: a file is missing.
       OSError: writing failed.
     """
     manifest = read_manifest(store, PREPARED_MANIFEST)
     if manifest is not None and manifest.fingerprint == fingerprint:
-        there = _there(store)
+        sizes = _file_sizes(store)
         for file in manifest.files:
-            if there.get(file.path) != file.bytes:
+            if sizes.get(file.path) != file.bytes:
                 raise _missing(file.path)
         _remove_obsolete(store, manifest)
         cards = [store.write(path, data) for path, data in card_files(manifest, taxonomy)]
@@ -209,7 +213,7 @@ def finish(store: Store, taxonomy: Taxonomy, fingerprint: str) -> str:
         store.write(MANIFEST, manifest.to_json(), durable=True)
         store.delete(PREVIOUS_MANIFEST)
     else:
-        # Nothing had to be moved, or a runner starts it again.
+        # Nothing had to be moved, or a runner has started this step again.
         manifest = read_manifest(store)
         if manifest is None or manifest.fingerprint != fingerprint:
             raise _missing(MANIFEST)
@@ -220,7 +224,7 @@ def finish(store: Store, taxonomy: Taxonomy, fingerprint: str) -> str:
 
 
 def _in_parts(moves: list[Moves]) -> Iterator[Moves]:
-    """Moves of whole shards, about `_MOVED_AT_ONCE` at a time."""
+    """Yields the moves of whole shards, about `_MOVED_AT_ONCE` files at a time."""
     part: Moves = []
     for shard in moves:
         part += shard
@@ -236,14 +240,14 @@ def _is_record(path: str) -> bool:
 
 
 def _is_same(old: Manifest, new: Manifest) -> bool:
-    """Whether a manifest describes the same dataset, apart from its card's files."""
+    """Returns whether two manifests describe the same dataset, apart from the old card's files."""
     data = tuple(file for file in old.files if file.path not in CARD_FILES)
     return dataclasses.replace(old, files=data, libraries=new.libraries) == new
 
 
-def _are_there(manifest: Manifest, there: dict[str, int]) -> bool:
-    """Whether every file of a dataset is where it should be."""
-    return all(there.get(file.path) == file.bytes for file in manifest.files)
+def _is_complete(manifest: Manifest, sizes: dict[str, int]) -> bool:
+    """Returns whether every file of a dataset is in place."""
+    return all(sizes.get(file.path) == file.bytes for file in manifest.files)
 
 
 def _check_complete(
@@ -251,25 +255,25 @@ def _check_complete(
     manifest: Manifest,
     old: Manifest | None,
     moves: list[Moves],
-    there: dict[str, int],
+    sizes: dict[str, int],
 ) -> None:
-    """Makes sure, before anything is removed, that every file is there and lies in folders of
-    ours, and that none of those in place has changed since it was committed.
+    """Checks, before anything is removed, that every file exists, inside the dataset's own folders,
+    and that no file in place has changed since it was committed.
 
     Args:
       store: of the dataset.
-      manifest: the new one.
-      old: the one that is there.
-      moves: of all shards; a repeated Commit finds some in place already.
-      there: of `_there`.
+      manifest: the new manifest.
+      old: the manifest in place, None if there is none.
+      moves: of all shards; when Commit is repeated, some have been made already.
+      sizes: from `_file_sizes`.
     """
     known = {} if old is None else {file.path: file for file in old.files}
-    waiting = {target: source for shard in moves for source, target in shard}
+    sources = {target: source for shard in moves for source, target in shard}
     for path in (*(f"{folder}/" for folder in DATA_FOLDERS), *(f.path for f in manifest.files)):
         store.writable_path(path)
     for file in manifest.files:
-        source = waiting.get(file.path)
-        if there.get(source if source in there else file.path) != file.bytes:
+        source = sources.get(file.path)
+        if sizes.get(source if source in sizes else file.path) != file.bytes:
             raise _missing(file.path)
         if source is None and file.path in known and known[file.path] != file:
             raise JobError(
@@ -282,32 +286,28 @@ def _missing(path: str) -> JobError:
     return JobError(f"{path} is missing or of another size. Run the same command again")
 
 
-def _there(store: Store) -> dict[str, int]:
-    """Sizes of all files, by path; a listing of each folder."""
-    listed = (store.sizes(folder) for folder in (*DATA_FOLDERS, STAGING))
-    there = {path: size for folder in listed for path, size in folder.items()}
+def _file_sizes(store: Store) -> dict[str, int]:
+    """Lists each folder of a dataset; returns the sizes of all files by path."""
+    listings = (store.sizes(folder) for folder in (*DATA_FOLDERS, STAGING))
+    sizes = {path: size for listing in listings for path, size in listing.items()}
     for path in CARD_FILES:
         size = store.size(path)
         if size is not None:
-            there[path] = size
-    return there
+            sizes[path] = size
+    return sizes
 
 
 def _remove_obsolete(store: Store, manifest: Manifest) -> None:
     wanted = {file.path for file in manifest.files}
     for folder in DATA_FOLDERS:
-        there = list(store.walk(folder))
-        store.delete_all(path for path in there if path not in wanted)
+        paths = list(store.walk(folder))
+        store.delete_all(path for path in paths if path not in wanted)
         store.prune(folder)
 
 
-Moves = list[tuple[str, str]]
-"""Files to move, (where one lies, final path)."""
-
-
 @dataclasses.dataclass
-class _Split:
-    """What has arrived of a split."""
+class _ArrivedSplit:
+    """Sums over the shards of a split that have arrived."""
 
     totals: SplitTotals
     sources: list[int] = dataclasses.field(default_factory=list)
@@ -334,17 +334,16 @@ class _Split:
 def add_up(
     config: DatasetConfig, shards: Iterable[SourceShard | OutputShard], taxonomy: Taxonomy
 ) -> tuple[Manifest, list[Moves]]:
-    """Adds up the shards of all splits: source shards as they were segmented, where the dataset
-    has any, and output shards as they were composed.
+    """Adds up the shards of all splits: segmented source shards, which imported datasets lack, and
+    composed output shards, in any order.
 
     Returns:
-      (manifest without the dataset card's files, what is to be moved of each shard, its record as
-      the last).
+      (manifest without the dataset card's files, files to move of each shard, its record last).
 
     Raises:
       JobError: a split, a shard or an image is missing.
     """
-    found: dict[str, _Split] = {}
+    arrived: dict[str, _ArrivedSplit] = {}
     fingerprints: list[list[str | int]] = []
     files: list[FileDigest] = []
     moves: list[Moves] = []
@@ -352,17 +351,17 @@ def add_up(
 
     def add_files(record: Record) -> None:
         files.extend(file for file in record.files if not _is_dropped(config, file.path))
-        left = [
+        staged = [
             (source, target)
             for target, source in record.locations.items()
             if source != target and not _is_dropped(config, target)
         ]
-        if left:
-            moves.append(left)
+        if staged:
+            moves.append(staged)
 
     for shard in shards:
         totals = shard.totals
-        found.setdefault(totals.split, _Split(totals)).add(shard)
+        arrived.setdefault(totals.split, _ArrivedSplit(totals)).add(shard)
         add_files(shard.record)
         if isinstance(shard, OutputShard):
             fingerprints.append([totals.split, shard.shard, shard.record.fingerprint])
@@ -371,15 +370,15 @@ def add_up(
         add_files(scenes.record)
     counts, images, rejections, samples = {}, {}, {}, {}
     for split in config.split:
-        if split not in found:
+        if split not in arrived:
             raise JobError(f"{split}: no shard arrived. Run the same command again to go on")
-        of_split = found[split]
-        _check_split(config, of_split)
-        per_class = {name: of_split.selected[n] for n, name in enumerate(taxonomy.names)}
-        counts[split] = of_split.totals.counts
-        images[split] = _images(config, of_split)
+        sums = arrived[split]
+        _check_split(config, sums)
+        per_class = {name: sums.selected[n] for n, name in enumerate(taxonomy.names)}
+        counts[split] = sums.totals.counts
+        images[split] = _image_counts(config, sums)
         rejections[split] = {
-            status: n for status, n in sorted(of_split.statuses.items()) if status != ACCEPTED
+            status: n for status, n in sorted(sums.statuses.items()) if status != ACCEPTED
         }
         samples[split] = dict.fromkeys(config.compose.composed, per_class)
     manifest = Manifest(
@@ -398,17 +397,17 @@ def add_up(
     return manifest, moves
 
 
-def _check_split(config: DatasetConfig, found: _Split) -> None:
+def _check_split(config: DatasetConfig, sums: _ArrivedSplit) -> None:
     """Raises JobError if shards or images of a split were lost or repeated on the way."""
-    totals = found.totals
+    totals = sums.totals
     if not config.is_imported:
-        totals.check_complete(sorted(found.sources), totals.counts.source, found.segmented)
-    totals.check_complete(sorted(found.outputs), totals.counts.output, found.images)
+        totals.check_complete(sorted(sums.sources), totals.counts.source, sums.segmented)
+    totals.check_complete(sorted(sums.outputs), totals.counts.output, sums.images)
 
 
-def _images(config: DatasetConfig, found: _Split) -> dict[str, int]:
-    """What the manifest says of a split's images."""
-    statuses, totals = found.statuses, found.totals
+def _image_counts(config: DatasetConfig, sums: _ArrivedSplit) -> dict[str, int]:
+    """Returns the counts of a split's images for the manifest."""
+    statuses, totals = sums.statuses, sums.totals
     return {
         "listed": totals.listed,
         **({"objects": statuses.total()} if config.segment.objects == "each" else {}),
@@ -416,8 +415,8 @@ def _images(config: DatasetConfig, found: _Split) -> dict[str, int]:
         "other_files": totals.other_files,
         "accepted": statuses[ACCEPTED],
         "rejected": statuses.total() - statuses[ACCEPTED],
-        "selected": found.selected.total(),
-        **({"of_sample": found.of_sample} if found.of_sample else {}),
+        "selected": sums.selected.total(),
+        **({"of_sample": sums.of_sample} if sums.of_sample else {}),
     }
 
 

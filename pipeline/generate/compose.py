@@ -1,4 +1,4 @@
-"""Compose: all variants of an output shard from the layers, and its index rows."""
+"""Compose: writes all variants of an output shard from its layers, and the rows of its index."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ from transforms.variants import EXTERNAL, MIXED, base_of, with_replicates
 
 
 def index_schema(replicates: int) -> pa.Schema:
-    """Columns of the index, which has one row for every source image (with `--objects each`, for
-    every object), accepted or not; null where there is no such thing.
+    """Returns the columns of the index, which has a row for every source image (with `--objects
+    each`, for every object), accepted or not; a value is null if the image does not have it.
 
     Args:
-      replicates: of the mixed variants.
+      replicates: number of replicates of the mixed variants.
     """
     return pa.schema(
         [
@@ -71,10 +71,10 @@ class VariantFiles:
     """Writes the variants of output shards, in every format.
 
     Args:
-      segment: how layers were made.
+      segment: configuration of the layers.
       config: of the variants.
-      staging: where the files wait.
-      taxonomy: whose names are in the files.
+      staging: where the files are written.
+      taxonomy: names of the classes in the files.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ class VariantFiles:
 
         Args:
           output: the shard, as planned.
-          backgrounds: that were drawn for its selected images.
-          rows: of its index, complete.
-          meter: counts source images that are done.
+          backgrounds: drawn for the selected images.
+          rows: of the index, complete.
+          meter: counts finished source images.
 
         Returns:
-          Digests of the files, under their final paths.
+          Digests of the files, with their final paths.
         """
         source = LayerSource(self._staging.store, backgrounds, self._segment)
         selected = [row for row in rows if row["selected"]]
@@ -132,7 +132,7 @@ class VariantFiles:
     def _compose(
         self, source: LayerSource, rows: list[dict[str, Any]]
     ) -> Generator[tuple[dict[str, Any], dict[str, Pixels]], None, None]:
-        """The pictures of each selected image, by variant."""
+        """Yields (row, pictures by variant) for each selected image."""
         names = self._config.composed
         if self._segment.is_whole:
             for row, whole in source.whole(rows):
@@ -141,7 +141,7 @@ class VariantFiles:
         for row, layer, encoded in source.layers(rows):
             noise = None
             if self._with_noise:
-                # The same for all of an image's variants, which differ in where it is alone.
+                # All variants of an image show the same noise, each in another part.
                 draw = keyed_hash(self._config.seed, "noise", row["key"])
                 noise = gaussian_noise(draw, layer.image.shape)
             pictures = {}
@@ -177,7 +177,7 @@ class VariantFiles:
 
 
 class ComposeShard(beam.DoFn):
-    """OutputShard -> the same, composed. The whole of a shard's work is one element's."""
+    """OutputShard -> the same, composed. One element is all the work on a shard."""
 
     def __init__(
         self,
@@ -208,21 +208,21 @@ class ComposeShard(beam.DoFn):
         drawn = self._plan_rows(plan, scenes, rows)
         checksum = self._fingerprint(output, drawn, rows)
         index = index_file(output.totals.split, output.shard, output.totals.counts.output)
-        found = self._staging.find(index, checksum)
+        record = self._staging.find(index, checksum)
         name = f"{output.totals.split}-{output.shard:05d}"
         meter = Meter(self._progress, "compose", name)
         tally = UnitTally(self._progress, "compose", name)
-        if found is None:
+        if record is None:
             is_new = True
-            found = self._make(output, drawn, rows, index, checksum, meter, tally)
+            record = self._make(output, drawn, rows, index, checksum, meter, tally)
         else:
             is_new = tally.recall()
-            found = self._staging.with_record(found, index, len(rows))
-        count_shard("output_shards", found.files, is_new=is_new)
+            record = self._staging.with_record(record, index, len(rows))
+        count_shard("output_shards", record.files, is_new=is_new)
         tally.end()
-        # Those that are not composed, too.
+        # Images that are not composed count, too.
         meter.end(count_sources(rows))
-        return [output.composed(found, rows)]
+        return [output.composed(record, rows)]
 
     def _make(
         self,
@@ -234,7 +234,7 @@ class ComposeShard(beam.DoFn):
         meter: Meter,
         tally: UnitTally,
     ) -> Record:
-        """Writes the shard's variants, and then its index."""
+        """Writes the variants of a shard, and then its index."""
         files = self._files.write(output, drawn, rows, meter)
         tally.add("images_composed", sum(row["selected"] for row in rows))
         tally.note()
@@ -248,39 +248,39 @@ class ComposeShard(beam.DoFn):
     def _plan_rows(
         self, plan: Plan, scenes: DrawnScenes | None, rows: list[dict[str, Any]]
     ) -> Backgrounds:
-        """Completes index rows by the plan; returns what was drawn for the selected ones."""
-        chosen = []
+        """Completes the index rows of a shard from the plan; returns the drawn backgrounds."""
+        selected = []
         for row in rows:
-            accepted = row["status"] == ACCEPTED
-            place = plan.place(row["key"]) if accepted else 0
-            row["selected"] = accepted and plan.value("selected", place)
+            is_accepted = row["status"] == ACCEPTED
+            position = plan.position(row["key"]) if is_accepted else 0
+            row["selected"] = is_accepted and plan.value("selected", position)
             if row["selected"]:
-                chosen.append(row)
-            elif accepted and plan.value("no_background", place):
+                selected.append(row)
+            elif is_accepted and plan.value("no_background", position):
                 row["status"] = str(Reason.NO_BACKGROUND)
                 row["detail"] = "no other image can give it a background"
-        keys = [row["key"] for row in chosen]
+        keys = [row["key"] for row in selected]
         drawn = plan.backgrounds(keys) | (scenes.draw(keys) if scenes else {})
-        places = {
-            key: {name: int(of_variant[position]) for name, of_variant in drawn.items()}
-            for position, key in enumerate(keys)
+        positions = {
+            key: {variant: int(column[number]) for variant, column in drawn.items()}
+            for number, key in enumerate(keys)
         }
-        backgrounds = Backgrounds(plan, scenes, places)
-        for row in chosen:
-            for variant, place in places[row["key"]].items():
-                row[f"{variant}_bg_key"] = backgrounds.key(variant, place)
+        backgrounds = Backgrounds(plan, scenes, positions)
+        for row in selected:
+            for variant, position in positions[row["key"]].items():
+                row[f"{variant}_bg_key"] = backgrounds.key(variant, position)
         return backgrounds
 
     def _fingerprint(
         self, output: OutputShard, backgrounds: Backgrounds, rows: list[dict[str, Any]]
     ) -> str:
-        """Everything that the shard's files depend on: configuration, own source shards,
-        what was selected, and which backgrounds with which pixels were drawn."""
+        """Identifies everything that the files of a shard depend on: configuration, source shards,
+        selection, and the backgrounds that were drawn, with their pixels."""
         drawn = [
             [row["key"], row["status"], row["selected"]]
             + [
-                [variant, backgrounds.key(variant, place), backgrounds.content(variant, place)]
-                for variant, place in backgrounds.places.get(row["key"], {}).items()
+                [variant, backgrounds.key(variant, at), backgrounds.content(variant, at)]
+                for variant, at in backgrounds.positions.get(row["key"], {}).items()
             ]
             for row in rows
         ]
@@ -294,6 +294,6 @@ class ComposeShard(beam.DoFn):
 
 
 def _source_rows(staging: Staging, records: tuple[Record, ...]) -> list[dict[str, Any]]:
-    """Rows of all source images of an output shard, in their final order."""
+    """Reads the rows of all source images of an output shard; returns them in their final order."""
     rows = [row for record in records for row in read_rows(staging.store, record.path)]
     return sorted(rows, key=lambda row: (bucket_hash(row["key"]), row["key"]))

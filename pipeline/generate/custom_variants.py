@@ -1,8 +1,9 @@
-"""Variants of the user's: `--variants all,python:my_variants:silhouette`.
+"""Custom variants: `--variants all,python:my_variants:silhouette`.
 
-The function takes a `Layer` and returns a picture. Its name is the variant's. A configuration
-holds `python:my_variants:silhouette@VERSION`, where the version is the function's attribute
-`version`, or 1: who changes what it paints raises it, so that it is painted again.
+The function takes a `Layer` and returns a picture, and the variant is named after it. The
+configuration of a dataset records `python:my_variants:silhouette@VERSION`. The version is the
+attribute `version` of the function, 1 without one; its author raises it when the pictures change,
+so that they are composed again.
 """
 
 from __future__ import annotations
@@ -21,26 +22,26 @@ from transforms.variants import VARIANTS, Image, Variant, name_of
 
 
 def versioned(entries: Iterable[str]) -> tuple[str, ...]:
-    """Entries of `--variants` with the version of each function.
+    """Returns the entries of `--variants`, with the version of each custom function.
 
     Raises:
-      UsageError: there is no such function, or its name or version will not do.
+      UsageError: there is no such function, or its name or version is not valid.
     """
-    found = []
+    versioned_entries = []
     for entry in entries:
         if entry.startswith(PREFIX):
             entry = f"{entry.partition('@')[0]}@{_version(_function(entry), entry)}"
             if name_of(entry) == entry:
                 raise UsageError(
-                    f"--variants {entry.partition('@')[0]}: the function's name must be of small "
-                    "letters, digits and underscores"
+                    f"--variants {entry.partition('@')[0]}: name the function with small letters, "
+                    "digits and underscores only"
                 )
-        found.append(entry)
-    return tuple(found)
+        versioned_entries.append(entry)
+    return tuple(versioned_entries)
 
 
 def custom_names(entries: Iterable[str]) -> tuple[str, ...]:
-    """Names of the user's variants among entries of `--variants`."""
+    """Returns the names of the custom variants among entries of `--variants`."""
     names = (
         entry.partition("@")[0].rpartition(":")[2] for entry in entries if entry.startswith(PREFIX)
     )
@@ -48,18 +49,18 @@ def custom_names(entries: Iterable[str]) -> tuple[str, ...]:
 
 
 def find_variants(entries: Iterable[str]) -> dict[str, Variant]:
-    """Variants by name.
+    """Finds the variants of a configuration; returns them by name.
 
     Args:
-      entries: of a configuration.
+      entries: variants of the configuration.
 
     Raises:
-      JobError: a function is not to be found, or not of the version that was asked for.
+      JobError: a function is not found, or has another version than in the configuration.
     """
-    return {name_of(entry): VARIANTS.get(entry) or _own_variant(entry) for entry in entries}
+    return {name_of(entry): VARIANTS.get(entry) or _custom_variant(entry) for entry in entries}
 
 
-def _own_variant(entry: str) -> Variant:
+def _custom_variant(entry: str) -> Variant:
     try:
         function = _function(entry)
         version = _version(function, entry)
@@ -72,7 +73,7 @@ def _own_variant(entry: str) -> Variant:
 
 
 def _paint(entry: str, function: Callable[[Layer], Any], layer: Layer) -> Image:
-    """The picture that a function makes of a copy, so that it cannot change the layer."""
+    """Calls a custom function on a copy of the layer, so that it cannot change the layer."""
     copied = dataclasses.replace(
         layer,
         image=layer.image.copy(),
@@ -93,5 +94,5 @@ def _function(entry: str) -> Callable[[Layer], Any]:
 def _version(function: Callable[[Layer], Any], entry: str) -> int:
     version = getattr(function, "version", 1)
     if type(version) is not int or version < 0:
-        raise UsageError(f"--variants {entry}: its version must be a whole number, from 0 on")
+        raise UsageError(f"--variants {entry}: its version must be a whole number from 0")
     return version

@@ -1,4 +1,4 @@
-"""What becomes of one source image: its identity, and its layer."""
+"""One source image: identifies it, reads it, and cuts it into layers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from transforms.segmentation import Segmenter
 
 
 def contents_of(image: SourceImage) -> tuple[Content, Content | None, Content | None]:
-    """What identifies an image: the picture, its annotation, its mask; None for what it lacks."""
-    # Of a picture without boxes, nobody asks for the size.
-    tell = None if image.annotation is None else _size_of
-    picture = Content(image.path, tell, image.md5, image.stamp)
+    """Returns the contents that identify an image: picture, annotation and mask, None for those it
+    lacks."""
+    # Without boxes, the size of a picture is not needed.
+    describe = None if image.annotation is None else _size_of
+    picture = Content(image.path, describe, image.md5, image.stamp)
     boxes = image.annotation and Content(image.annotation, _boxes_of, image.annotation_md5)
     return picture, boxes or None, Content(image.mask, None, image.mask_md5) if image.mask else None
 
@@ -35,13 +36,13 @@ def contents_of(image: SourceImage) -> tuple[Content, Content | None, Content | 
 def source_digest(
     image: SourceImage, config: SegmentConfig, know: Callable[[Content], KnownContent]
 ) -> str:
-    """Identifies everything that an image's layer depends on: its key, what it holds, what its
-    annotation says, its mask, and the configuration. Where it lies, and in what, is no part of it.
+    """Identifies everything that an image's layer depends on: key, class, picture, annotation, mask
+    and configuration. Its location and its input format do not matter.
 
     Args:
       image: the source image.
       config: of the layers.
-      know: gives what is known of content.
+      know: returns the MD5 and the description of content.
     """
     picture, boxes, mask = (each and know(each) for each in contents_of(image))
     assert picture is not None
@@ -51,7 +52,7 @@ def source_digest(
         image.wnid,
         image.label,
         picture.md5,
-        boxes and _matched(boxes.about, picture.about),
+        boxes and _matched(boxes.description, picture.description),
         mask and mask.md5,
         image.is_excluded,
         image.group,
@@ -61,29 +62,29 @@ def source_digest(
 def known_digest(
     image: SourceImage, config: SegmentConfig, known: Callable[[Content], KnownContent | None]
 ) -> str | None:
-    """`source_digest` as far as it is known without reading: None if something is not."""
-    found = {each: known(each) for each in contents_of(image) if each is not None}
-    if None in found.values():
+    """Same as `source_digest`, but reads nothing: returns None if some content is not known."""
+    contents = {each: known(each) for each in contents_of(image) if each is not None}
+    if None in contents.values():
         return None
-    return source_digest(image, config, lambda content: found[content] or KnownContent(""))
+    return source_digest(image, config, lambda content: contents[content] or KnownContent(""))
 
 
 def by_content(
     images: Sequence[SourceImage], know: Callable[[Content], KnownContent]
 ) -> tuple[SourceImage, ...]:
-    """The images of a shard, in order of their key; of several of one key, the one with the lowest
-    MD5 (and class) comes first, wherever it lies."""
-    times = Counter(image.key for image in images)
+    """Sorts the images of a shard by key. Among images of the same key, the one with the lowest MD5
+    (then class) comes first, wherever it lies."""
+    counts = Counter(image.key for image in images)
 
     def rank(image: SourceImage) -> tuple[str, str, str]:
-        same = times[image.key] > 1
-        return image.key, know(contents_of(image)[0]).md5 if same else "", image.wnid
+        is_repeated = counts[image.key] > 1
+        return image.key, know(contents_of(image)[0]).md5 if is_repeated else "", image.wnid
 
     return tuple(sorted(images, key=rank))
 
 
 def _size_of(data: bytes) -> str:
-    """Width and height of a picture as text, empty if it is none."""
+    """Returns width and height of a picture as text; "" if it cannot be opened."""
     try:
         picture = open_picture(data)
     except (UndecodableError, TooManyPixelsError):
@@ -92,7 +93,7 @@ def _size_of(data: bytes) -> str:
 
 
 def _boxes_of(data: bytes) -> str:
-    """What an annotation says but for the class, which images have, as a line of JSON."""
+    """Returns an annotation as a line of JSON, without the class, which the image already has."""
     try:
         parsed = parse_annotation(data)
     except AnnotationError as error:
@@ -101,31 +102,32 @@ def _boxes_of(data: bytes) -> str:
 
 
 def _matched(boxes: str, size: str) -> object:
-    """What counts of an annotation: the boxes, and whether its size, if it has one, is that of the
-    picture. So it does not matter whether a table leaves the size out."""
-    said = json.loads(boxes)
-    given = [said.pop(side, None) for side in ("width", "height")]
-    actual = [int(side) for side in size.split("x")] if size else given
-    return said, [side in (None, own) for side, own in zip(given, actual, strict=True)]
+    """Returns the part of an annotation that matters: the boxes, and whether its size, if it has
+    one, is the picture's. So it makes no difference if a table leaves the size out."""
+    fields = json.loads(boxes)
+    annotated = [fields.pop(side, None) for side in ("width", "height")]
+    actual = [int(side) for side in size.split("x")] if size else annotated
+    return fields, [side in (None, own) for side, own in zip(annotated, actual, strict=True)]
 
 
 def shard_fingerprint(digests: list[str], config: SegmentConfig) -> str:
-    """Identifies everything that a shard's layers depend on, given its images' digests."""
+    """Identifies everything that a shard's layers depend on, from the digests of its images."""
     return fingerprint(config.fingerprint(), sorted(digests))
 
 
 def printable(text: str) -> str:
-    """Text that any file can hold: escapes what is not printable, and cuts what is long."""
+    """Escapes characters that are not printable, and shortens long text, so that any file can hold
+    it."""
     shown = escaped(text, keep="")
     return shown if len(shown) <= 300 else shown[:297] + "..."
 
 
 def reject_by_name(image: SourceImage, before: SourceImage | None) -> tuple[Reason, str] | None:
-    """Rejections that need no look at the image: (reason, detail), or None.
+    """Returns (reason, detail) if an image is rejected without looking at its content, else None.
 
     Args:
       image: a source image.
-      before: the one before it in its shard (`by_content`).
+      before: the image before it in its shard (`by_content`), None for the first.
     """
     if not is_valid_key(image.key):
         detail = "a key is printable, without dots and slashes, and at most 200 bytes long"
@@ -142,60 +144,60 @@ def reject_by_name(image: SourceImage, before: SourceImage | None) -> tuple[Reas
 
 
 def prepared_segmenter(config: SegmentConfig) -> Segmenter:
-    """The segmenter, ready for an image: only the first one has to wait."""
+    """Returns the segmenter, compiled if necessary, so that only the first image has to wait."""
     segmenter = find_segmenter(config.segmenter, config.segmenter_parameters)
     segmenter.prepare(_announce)
     return segmenter
 
 
 def _announce() -> None:
-    """Says why nothing seems to happen at first."""
+    """Tells the user why nothing seems to happen at first."""
     print("Compiling GrabCut, once on this machine (about half a minute) ...", file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceBytes:
-    """The content of a source image, of its annotation and of its mask, None without one.
+    """The bytes of a source image, its annotation and its mask; None for those it lacks.
 
     Attributes:
-      number: of the object that is asked for, 0 for all.
-      place: of the image, for messages.
+      number: of the only object to cut, 0 for all.
+      location: of the image, for messages.
     """
 
     image: bytes
     annotation: bytes | None
     mask: bytes | None = None
     number: int = 0
-    place: str = ""
+    location: str = ""
 
     @classmethod
     def read(
         cls,
         image: SourceImage,
-        read: Callable[[Content], bytes] = lambda content: read_location(content.place),
+        read: Callable[[Content], bytes] = lambda content: read_location(content.location),
     ) -> SourceBytes:
-        """Reads an image with what belongs to it. Raises OSError."""
+        """Reads an image with its annotation and its mask. Raises OSError."""
         picture, annotation, mask = (each and read(each) for each in contents_of(image))
         assert picture is not None
-        return cls(picture, annotation, mask, place=image.path)
+        return cls(picture, annotation, mask, location=image.path)
 
 
 def read_source(image: str, annotation: str | None, mask: str | None = None) -> SourceBytes:
-    """Reads them, given by their places. Raises OSError."""
+    """Reads an image, its annotation and its mask, given by their locations. Raises OSError."""
     return SourceBytes(
         read_location(image),
         None if annotation is None else read_location(annotation),
         None if mask is None else read_location(mask),
-        place=image,
+        location=image,
     )
 
 
 def cut_source(source: SourceBytes, config: SegmentConfig) -> Iterator[Cut]:
-    """Cuts a source image: a `Cut` for each object that is asked for with `--objects each`, else
-    one. Whatever it holds, it raises nothing.
+    """Cuts a source image; yields a `Cut` for each of its objects with `--objects each`, else one.
+    Whatever the image holds leads to a `Reason` in the `Cut`, and not to an error.
 
     Raises:
-      JobError: the segmenter is the user's, and failed.
+      JobError: a custom segmenter failed.
     """
     try:
         yield from cut_objects(
@@ -211,11 +213,11 @@ def cut_source(source: SourceBytes, config: SegmentConfig) -> Iterator[Cut]:
             only=source.number,
         )
     except JobError as error:
-        raise JobError(f"{shown(source.place)}: {error}") from error
+        raise JobError(f"{shown(source.location)}: {error}") from error
 
 
 def crop_source(source: SourceBytes, config: SegmentConfig) -> CroppedImage:
-    """Resizes and crops a source image that is not cut apart. It raises nothing, either."""
+    """Resizes and crops a source image as a whole. Its content leads to no error here, either."""
     return crop_whole(
         source.image,
         resize=config.resize,

@@ -1,8 +1,8 @@
-"""Generate: the part of the graph that makes a dataset.
+"""The part of the graph that makes a dataset.
 
     List -> Segment -> Plan -> Compose -> Commit
 
-Through it travel keys, paths and records, never pixels.
+Keys, paths and records travel through it, never pixels.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pipeline.generate.shard_elements import OutputShard, SourceShard
 
 
 class GenerateDataset(beam.PTransform):
-    """Makes what is missing of a dataset: PBegin, or one element that comes when work may
-    begin -> the dataset's fingerprint, one element."""
+    """Makes the missing parts of a dataset: PBegin, or one element that arrives when work may
+    begin -> one element, the dataset's fingerprint."""
 
     def __init__(self, job: GenerateJob) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class GenerateDataset(beam.PTransform):
                 )
             ).with_output_types(OutputShard)
         )
-        # A composed shard does not carry its sources: they come here by themselves.
+        # Source shards reach Commit by themselves, so that composed shards need not carry them.
         shards = (
             segmented | "ForCommit" >> beam.Map(SourceShard.for_commit),
             composed,

@@ -1,10 +1,10 @@
-"""The guard before a rebuild: a job that would make much of a dataset again stops before it begins.
+"""The guard before a rebuild: stops a job that would make much of a dataset again before it begins.
 
-A schedule calls the same command for years. An input that was moved, mounted empty or written
-anew would make it segment everything again, and replace a good dataset. So List, on top of a
-dataset, asks how many source shards would be made again, and more than a tenth of them stop the
-job unless it was told to go on. The answer is told by names, records, and sizes and times of
-files: no image is read.
+A schedule calls the same command for years. If its input was moved, mounted empty or rewritten, the
+job would segment everything again and replace a good dataset. So List counts how many source shards
+of an existing dataset would be made again, and stops the job if there are more than a tenth, unless
+it was told to go on. Names, records, and sizes and times of files are enough for this: no image is
+read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.state_files import read_intact
 
 REBUILT_SHARE = 0.1
-"""Share of the source shards that is made again without being asked for; one always is."""
+"""Largest share of source shards to make again without `--overwrite rebuild`; one shard is always
+allowed."""
 
 
 def check_rebuild(
@@ -38,48 +39,50 @@ def check_rebuild(
     staging: Staging,
     renumbered: Sequence[SourceShard] = (),
 ) -> None:
-    """Looks at all source shards of a job on top of a dataset.
+    """Counts the source shards of an existing dataset that would be made again.
 
     Args:
-      stages: that the dataset as it stands was made with, as its manifest says.
-      shards: of all splits that the dataset has, by its numbers of shards.
-      config: of the dataset to be.
-      staging: where its layers wait.
-      renumbered: the same images by other numbers of shards, if those are to be had.
+      stages: stages of the existing dataset, from its manifest.
+      shards: source shards of all splits that the dataset has, with its numbers of shards.
+      config: of the new dataset.
+      staging: staging folder of the layers.
+      renumbered: the same images with the new numbers of shards, if these are to change.
 
     Raises:
-      JobError: too much would be made again; the message says why.
+      JobError: too many would be made again; the message says why.
       OSError: a record cannot be read.
     """
     is_same_way = stages.get("segment_fingerprint") == config.segment.fingerprint()
     ahead = REQUESTS_IN_FLIGHT if staging.store.is_remote else 0
-    look = functools.partial(_look, config, staging, is_same_way)
-    if renumbered and not any(found for _, found in read_ahead(look, renumbered, ahead)):
-        return  # All are made, and may be half in place: Commit was killed.
-    found = sum((each for _, each in read_ahead(look, shards, ahead)), Counter[str]())
-    if found["shards"] <= max(1, REBUILT_SHARE * len(shards)):
+    count_work = functools.partial(_count_work, config, staging, is_same_way)
+    if renumbered and not any(work for _, work in read_ahead(count_work, renumbered, ahead)):
+        return  # All are made, and perhaps half in place, because Commit was killed.
+    total = sum((work for _, work in read_ahead(count_work, shards, ahead)), Counter[str]())
+    if total["shards"] <= max(1, REBUILT_SHARE * len(shards)):
         return
-    cause = "{added} images added, {changed} changed, {removed} removed".format_map(found)
-    if found["lost"]:
-        cause += f"; files of {found['lost']} are missing"
+    cause = "{added} images added, {changed} changed, {removed} removed".format_map(total)
+    if total["lost"]:
+        cause += f"; files of {total['lost']} are missing"
     if not is_same_way:
-        why = f"segment stage {SEGMENT_VERSION}, the dataset has {stages.get('segment')}"
+        reason = f"segment stage {SEGMENT_VERSION}, the dataset has {stages.get('segment')}"
         if stages.get("segment") == SEGMENT_VERSION:
-            why = "other flags, or another segmenter"
-        cause = f"layers are made in another way now ({why})"
+            reason = "other flags, or another segmenter"
+        cause = f"layers are made in another way now ({reason})"
     raise JobError(
-        f"{found['shards']} of {len(shards)} source shards would be made again, more than a "
+        f"{total['shards']} of {len(shards)} source shards would be made again, more than a "
         f"tenth: {cause}. Nothing has been changed; if that is meant, add --overwrite rebuild"
     )
 
 
-def _look(
+def _count_work(
     config: DatasetConfig, staging: Staging, is_same_way: bool, shard: SourceShard
 ) -> Counter[str]:
-    """What of a shard would be made again: nothing, or `shards` 1; images that are `added`,
-    `changed` and `removed`, by what its record in place says; and `lost` 1, where all images are as
-    they were, and its files are not. An image that has changed in no way but how it is segmented
-    counts as changed."""
+    """Counts what would be made again of a shard; returns an empty counter if it is up to date.
+
+    Otherwise `shards` is 1, and `added`, `changed` and `removed` are numbers of images, compared
+    with the record in place. An image counts as changed even if only its segmentation has changed.
+    `lost` is 1 if all images are the same, so that only files can be missing.
+    """
     store, record = staging.store, layer_record(shard.totals.split, shard.shard)
     checksums = Checksums.for_shard(store, shard.totals.split, shard.shard)
     digests = [known_digest(image, config.segment, checksums.known) for image in shard.images]
@@ -91,7 +94,7 @@ def _look(
     columns = ["key", "object", "source_digest"]
     rows = read_intact(store, record, lambda: read_rows(store, record, columns))
     if rows is None and store.exists(record):
-        return Counter()  # Damaged: it has to be made again, whatever has become of the input.
+        return Counter()  # A damaged record has to be made again, whatever has become of the input.
     before = [(source_key(row), row["source_digest"]) for row in rows or () if is_first(row)]
     if None in digests and is_same_way:
         known: dict[str, list[str]] = {}
@@ -117,6 +120,6 @@ def _look(
 
 
 def _is_unlike(image: SourceImage, checksums: Checksums) -> bool:
-    """Whether an image whose digest is not known has changed, as far as can be told."""
+    """Returns whether an image without a known digest must have changed, going by its files."""
     contents = [content for content in contents_of(image) if content is not None]
     return any(checksums.known(each) is None and checksums.is_unlike(each) for each in contents)

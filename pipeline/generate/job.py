@@ -1,4 +1,4 @@
-"""Job: what a dataset is made of, and into what."""
+"""The job: from which input, with which settings and into which folder a dataset is made."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from transforms.taxonomy import Taxonomy
 
 @dataclasses.dataclass(frozen=True)
 class GenerateJob:
-    """What to make, from what, into what.
+    """A job that makes a dataset.
 
     Attributes:
       config: of the dataset.
-      layouts: where images and annotations of each split lie.
+      layouts: images and annotations of each split.
       taxonomy: classes and superclasses.
       store: the dataset folder.
-      progress: where workers note what is done.
-      previous: by split, numbers of shards of the dataset as it stands.
-      reshard: choose the numbers of shards anew.
-      guarded: stages that the dataset as it stands was made with, if the job must not make much
-        of it again (`pipeline.generate.guard`); None if it may.
+      progress: records finished work.
+      previous: numbers of shards of the existing dataset, by split.
+      reshard: whether to choose the numbers of shards anew.
+      guarded: stages of the existing dataset, if the job must not make much of it again
+        (`pipeline.generate.guard`); None if it may.
       masks: folder or file of masks, for a segmenter that takes them.
-      exclude, include: absolute paths of lists of images, if any.
-      scenes: absolute path of the folder of scenes, if there is one.
+      exclude, include: absolute paths of lists of images; None without one.
+      scenes: absolute path of the folder of scenes; None without one.
     """
 
     config: DatasetConfig
@@ -51,24 +51,24 @@ class GenerateJob:
     scenes: str | None = None
 
     def key_lists(self) -> KeyLists:
-        """The lists of images.
+        """Reads the lists of images.
 
         Raises:
-          UsageError: one of them is not what it was when the job was launched.
+          UsageError: a list has changed since the job was launched.
         """
         lists: dict[str, KeyList] = {}
         for name, path in (("exclude", self.exclude), ("include", self.include)):
             if path is not None:
                 lists[name] = read_key_list(path, f"--{name}")
-                if lists[name].about != getattr(self.config, name):
+                if lists[name].summary != getattr(self.config, name):
                     raise UsageError(f"--{name} {path} has changed since this run was started")
         return KeyLists(**lists)
 
     def layer_staging(self) -> Staging:
-        """Where new layers wait: by what decides them, so that another seed of the pairing
-        finds them there."""
+        """Returns the staging folder of layers. It is named after their configuration alone, so
+        that a job with another seed of the pairing finds them."""
         return Staging(fenced_for_job(self.store), f"{STAGING}/{self.config.segment.fingerprint()}")
 
     def output_staging(self) -> Staging:
-        """Where new output shards wait."""
+        """Returns the staging folder of output shards."""
         return Staging(fenced_for_job(self.store), f"{STAGING}/{self.config.compose.fingerprint()}")

@@ -1,4 +1,4 @@
-"""Where Compose gets its layers from."""
+"""Reads the layers and backgrounds that Compose works on."""
 
 from __future__ import annotations
 
@@ -25,56 +25,56 @@ from transforms.layers import Layer
 from transforms.variants import EXTERNAL, base_of
 
 Encoded = bytes | SourceBytes | Pixels
-"""A tiled background as it is stored, or the files to make it from; or a scene, ready."""
+"""A tiled background as stored, the files to cut it from, or the pixels of a scene."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Backgrounds:
-    """The backgrounds that the selected images of a shard meet.
+    """The backgrounds that were drawn for the selected images of a shard.
 
     Attributes:
       plan: of the split.
-      scenes: if there are some.
-      places: by key and mixed variant, a row of the plan's table, or the position of a scene.
+      scenes: None without `mixed_external`.
+      positions: by key and mixed variant, in the plan's table or among the scenes.
     """
 
     plan: Plan
     scenes: DrawnScenes | None
-    places: dict[str, dict[str, int]]
+    positions: dict[str, dict[str, int]]
 
-    def key(self, variant: str, place: int) -> str:
-        """Key of a background."""
+    def key(self, variant: str, position: int) -> str:
+        """Returns the key of a background."""
         scenes = self.scenes_of(variant)
-        return scenes.keys[place] if scenes else str(self.plan.value("key", place))
+        return scenes.keys[position] if scenes else str(self.plan.value("key", position))
 
-    def content(self, variant: str, place: int) -> str:
-        """What changes when its pixels do."""
+    def content(self, variant: str, position: int) -> str:
+        """Returns a digest that changes with the pixels of a background."""
         scenes = self.scenes_of(variant)
-        return scenes.md5s[place] if scenes else str(self.plan.value("layer_digest", place))
+        return scenes.md5s[position] if scenes else str(self.plan.value("layer_digest", position))
 
     def fields(self, key: str, variant: str) -> dict[str, Any]:
-        """`bg_key`, `bg_label` and `bg_wnid` of an image's sample, None where it has its own
-        background. Nobody says which class a scene is of."""
-        place = self.places[key].get(variant)
-        found: dict[str, Any] = dict.fromkeys(("bg_key", "bg_label", "bg_wnid"))
-        if place is None:
-            return found
+        """Returns `bg_key`, `bg_label` and `bg_wnid` of a sample, None if it has its own
+        background. A scene has no class."""
+        position = self.positions[key].get(variant)
+        empty: dict[str, Any] = dict.fromkeys(("bg_key", "bg_label", "bg_wnid"))
+        if position is None:
+            return empty
         if self.scenes_of(variant):
-            return {**found, "bg_key": self.key(variant, place)}
-        return {name: self.plan.value(name.removeprefix("bg_"), place) for name in found}
+            return {**empty, "bg_key": self.key(variant, position)}
+        return {name: self.plan.value(name.removeprefix("bg_"), position) for name in empty}
 
     def scenes_of(self, variant: str) -> DrawnScenes | None:
-        """The scenes, if the backgrounds of a variant are such."""
+        """Returns the scenes if a variant is composed on them, else None."""
         return self.scenes if base_of(variant) == EXTERNAL else None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-    """What was read for an image.
+    """Everything that was read to compose an image.
 
     Attributes:
       layer: the encoded parts of its layer, or the files to cut it from.
-      backgrounds: the encoded tiled background, or those files, by mixed variant.
+      backgrounds: by mixed variant.
     """
 
     layer: dict[str, bytes] | SourceBytes
@@ -82,8 +82,8 @@ class _Read:
 
 
 class LayerSource:
-    """Layers of planned images: from the tars, or cut again where `--layers drop` has
-    removed those."""
+    """Layers of planned images, read from tars, or cut again after `--layers drop` has removed the
+    tars."""
 
     def __init__(self, store: Store, backgrounds: Backgrounds, config: SegmentConfig) -> None:
         self._store = store
@@ -94,16 +94,17 @@ class LayerSource:
     def layers(
         self, rows: Iterable[dict[str, Any]]
     ) -> Generator[tuple[dict[str, Any], Layer, dict[str, Encoded]], None, None]:
-        """Layers of selected images, and the tiled backgrounds that they meet, for `tiled`.
+        """Reads the layers of selected images, and the tiled backgrounds that were drawn for them.
 
         Args:
           rows: record rows.
 
         Yields:
-          (row, its layer, background by mixed variant), in the order of the rows.
+          (row, layer, backgrounds by mixed variant, to be decoded by `tiled`), in the order of the
+          rows.
 
         Raises:
-          JobError: what is cut again gives another layer than it did.
+          JobError: an image gives another layer now than when it was segmented.
           OSError: a file cannot be read.
         """
         for row, parts in read_ahead(self._read, rows, REQUESTS_IN_FLIGHT * self._store.is_remote):
@@ -113,30 +114,30 @@ class LayerSource:
         planned = self._planned(row)
         tar = planned["tar"]
         layer = _source(planned) if tar is None else read_parts(self._store, tar, row)
-        places = self._backgrounds.places[row["key"]].items()
-        return _Read(layer, {name: self._read_background(name, place) for name, place in places})
+        positions = self._backgrounds.positions[row["key"]].items()
+        return _Read(layer, {name: self._read_background(name, at) for name, at in positions})
 
-    def _read_background(self, variant: str, place: int) -> Encoded:
+    def _read_background(self, variant: str, position: int) -> Encoded:
         if scenes := self._backgrounds.scenes_of(variant):
-            return scenes.picture(place)
-        planned = self._plan.row(place)
+            return scenes.picture(position)
+        planned = self._plan.row(position)
         if planned["tar"] is None:
             return _source(planned)
         span = (planned["offset"], planned["length"])
         return self._store.read_ranges(planned["tar"], [span])[0]
 
-    def _layer(self, row: dict[str, Any], read: dict[str, bytes] | SourceBytes) -> Layer:
+    def _layer(self, row: dict[str, Any], encoded: dict[str, bytes] | SourceBytes) -> Layer:
         planned = self._planned(row)
-        if not isinstance(read, SourceBytes):
+        if not isinstance(encoded, SourceBytes):
             try:
-                return decode_layer(read, row["box"])
+                return decode_layer(encoded, row["box"])
             except (UndecodableError, TooManyPixelsError) as error:
                 raise JobError(
                     f"{self._store.path(planned['tar'])} is damaged ({error}). Remove it and run "
                     "the same command again"
                 ) from error
-        cuts = cut_source(read, self._config)
-        layer = next((cut.layer for cut in cuts if cut.number == read.number), None)
+        cuts = cut_source(encoded, self._config)
+        layer = next((cut.layer for cut in cuts if cut.number == encoded.number), None)
         if layer is None or layer_digest(layer) != planned["layer_digest"]:
             raise self._changed(planned)
         return layer
@@ -144,43 +145,43 @@ class LayerSource:
     def whole(
         self, rows: Iterable[dict[str, Any]]
     ) -> Generator[tuple[dict[str, Any], Pixels], None, None]:
-        """Selected images that are not cut apart: (row, picture), in the order of the rows.
-        Raises as `layers`."""
+        """Yields (row, picture) for selected images that are not cut apart, in the order of the
+        rows. Raises like `layers`."""
 
         def read(row: dict[str, Any]) -> tuple[dict[str, Any], SourceBytes]:
             planned = self._planned(row)
             return planned, _source(planned)
 
-        chosen = list(rows)
+        selected = list(rows)
         ahead = 0
-        if chosen:
-            # They may lie elsewhere than the dataset.
-            first = self._planned(chosen[0])["source"]
+        if selected:
+            # The input may be on another storage than the dataset.
+            first = self._planned(selected[0])["source"]
             ahead = reads_ahead(os.fsdecode(first))
-        for row, (planned, source) in read_ahead(read, chosen, ahead):
-            found = crop_source(source, self._config)
-            if found.image is None or found.digest != planned["layer_digest"]:
+        for row, (planned, source) in read_ahead(read, selected, ahead):
+            cropped = crop_source(source, self._config)
+            if cropped.image is None or cropped.digest != planned["layer_digest"]:
                 raise self._changed(planned)
-            yield row, found.image
+            yield row, cropped.image
 
     def _changed(self, planned: Mapping[str, Any]) -> JobError:
         return JobError(
-            f"{shown(os.fsdecode(planned['source']))} gives another layer than it did, after a "
-            "change of the file or of a library. Remove "
+            f"{shown(os.fsdecode(planned['source']))} gives another layer than before, because "
+            "the file or a library has changed. Remove "
             f"{self._store.path('layers')} and run the same command again"
         )
 
-    def tiled(self, read: Encoded) -> Pixels:
-        """A background, (S, S, 3) uint8 RGB, of what `layers` gives."""
-        if isinstance(read, np.ndarray):
-            return read
-        if isinstance(read, bytes):
-            return decode_image(read)
+    def tiled(self, encoded: Encoded) -> Pixels:
+        """Decodes a background from `layers`, or cuts it again; returns (S, S, 3) uint8 RGB."""
+        if isinstance(encoded, np.ndarray):
+            return encoded
+        if isinstance(encoded, bytes):
+            return decode_image(encoded)
         return cut_background(
-            read.image,
-            read.annotation,
-            read.mask,
-            number=read.number,
+            encoded.image,
+            encoded.annotation,
+            encoded.mask,
+            number=encoded.number,
             rules=self._config.rules,
             resize=self._config.resize,
             crop=self._config.image_size,
@@ -188,15 +189,15 @@ class LayerSource:
         )
 
     def _planned(self, row: dict[str, Any]) -> dict[str, Any]:
-        return self._plan.row(self._plan.place(row["key"]))
+        return self._plan.row(self._plan.position(row["key"]))
 
 
 def _source(planned: dict[str, Any]) -> SourceBytes:
-    """What an accepted image was cut from."""
+    """Reads the files that an accepted image was cut from."""
     annotation, mask = planned["annotation"], planned["mask"]
-    found = read_source(
+    source = read_source(
         os.fsdecode(planned["source"]),
         None if annotation is None else os.fsdecode(annotation),
         None if mask is None else os.fsdecode(mask),
     )
-    return dataclasses.replace(found, number=planned["object"] or 0)
+    return dataclasses.replace(source, number=planned["object"] or 0)

@@ -1,4 +1,4 @@
-"""List: the images of all splits, with what the segmenter needs of each, dealt to source shards."""
+"""List: finds the images of all splits, with masks and boxes, and deals them to source shards."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from transforms.taxonomy import Taxonomy, imagenet9
 def list_split(
     job: GenerateJob, layout: SplitLayout
 ) -> tuple[tuple[SourceImage, ...], SplitTotals]:
-    """Lists the images of one of a job's splits and chooses its numbers of shards.
+    """Lists the images of a split, and chooses its numbers of shards.
 
     Raises:
-      UsageError: there is nothing to work on, or it cannot be read.
+      UsageError: there are no images that can be used, or the input cannot be read.
     """
     segment = job.config.segment
     try:
@@ -38,7 +38,7 @@ def list_split(
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
     masks = None if job.masks is None else index_masks(job.masks, layout.split)
-    images = tuple(_with_what_is_used(image, segment, masks) for image in images)
+    images = tuple(_with_used_files(image, segment, masks) for image in images)
     if not images:
         raise _no_images(passed_over, layout, job.taxonomy)
     if masks is not None and not any(image.mask for image in images):
@@ -51,15 +51,15 @@ def list_split(
     return images, SplitTotals(layout.split, counts, len(images), outside, other_files)
 
 
-def _with_what_is_used(
+def _with_used_files(
     image: SourceImage, config: SegmentConfig, masks: FileIndex | None
 ) -> SourceImage:
-    """An image with its mask among those of `--masks`, and without what has nothing to tell: masks
-    that the segmenter does not take, and boxes where images stay whole. So it is not looked at
-    again when those change."""
+    """Adds the mask of an image from `--masks`, and drops the files that are not used: masks that
+    the segmenter does not take, and boxes if images stay whole. So a change of these makes no
+    work."""
     if masks is not None:
-        mine = masks.find(image.wnid, image.key)
-        return image if mine is None else replace(image, mask=mine.path, mask_md5=mine.md5)
+        mask = masks.find(image.wnid, image.key)
+        return image if mask is None else replace(image, mask=mask.path, mask_md5=mask.md5)
     if takes_masks(config.segmenter) or (config.is_whole and not image.wnid):
         return image
     if config.is_whole:
@@ -96,7 +96,7 @@ def _check_used(images: Sequence[SourceImage], layout: SplitLayout, config: Segm
 def _no_images(
     passed_over: Mapping[str, int], layout: SplitLayout, taxonomy: Taxonomy
 ) -> UsageError:
-    """That a split has nothing to work on."""
+    """Returns the error for a split without images of the taxonomy's classes."""
     where = layout.files[0] if layout.kind == ImageManifest.kind else layout.images
     counted = "{outside} images of other classes, {other_files} other files".format_map(passed_over)
     if taxonomy != imagenet9():
@@ -109,8 +109,8 @@ def _no_images(
 
 
 class ListSplits(beam.DoFn):
-    """Anything -> the SourceShards of all splits. Listing is one element's work, so that nothing
-    is done before the guard has seen all."""
+    """Anything -> the SourceShards of all splits. One element lists all, so that no work begins
+    before the guard has seen every shard."""
 
     def __init__(self, job: GenerateJob) -> None:
         self._job = job
@@ -119,7 +119,7 @@ class ListSplits(beam.DoFn):
     def process(self, _: Any) -> list[SourceShard]:
         job = self._job
         shards: list[SourceShard] = []
-        before: list[SourceShard] = []
+        existing: list[SourceShard] = []
         for layout in job.layouts:
             split = layout.split
             images, totals = list_split(job, layout)
@@ -127,10 +127,10 @@ class ListSplits(beam.DoFn):
                 job.progress.note_total(stage, split, totals.listed)
             shards += make_shards(images, totals)
             if split in job.previous:
-                before += make_shards(images, replace(totals, counts=job.previous[split]))
+                existing += make_shards(images, replace(totals, counts=job.previous[split]))
         if job.guarded is not None:
             renumbered = shards if job.reshard else ()
-            check_rebuild(job.guarded, before, job.config, job.layer_staging(), renumbered)
-        # Local runners deal them to the workers in turn, once: the largest first, so that all
-        # get about the same.
+            check_rebuild(job.guarded, existing, job.config, job.layer_staging(), renumbered)
+        # Local runners deal shards to their workers in turn, once. Largest first, all workers get
+        # about the same amount.
         return sorted(shards, key=lambda shard: -len(shard.images))

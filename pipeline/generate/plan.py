@@ -1,8 +1,8 @@
-"""Plan: select the images of a split, and pair foregrounds with backgrounds.
+"""Plan: selects the images of a split, and pairs foregrounds with backgrounds.
 
-Planning looks at records only, one after the other, and at the columns that it needs. The plan
-of a split is one file, a row for each accepted image, which every worker reads; pairs are drawn
-where they are needed, shard by shard.
+Planning reads records only, one after the other, and only the columns that it needs. The plan of a
+split is one file with a row for each accepted image, which every worker reads. Pairs are drawn
+later, by the workers, for one shard at a time.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from transforms.selection import has_partners, select
 from transforms.variants import MIXED, split_replicate, with_replicates
 
 _AT_ONCE = 65_536
-"""Keys that are strings of Python at a time."""
+"""Keys that exist as Python strings at a time."""
 
 _SHARDS_AT_ONCE = 1024
-"""Source shards whose rows are in one table."""
+"""Source shards whose rows are gathered in one table."""
 
 _COLUMNS = {
     "key": "key",
@@ -50,8 +50,8 @@ _COLUMNS = {
     "group": "group",
     "object": "object",
 }
-"""Columns of a record that a plan has, under other names: where in the tar the tiled background
-lies."""
+"""Columns of a record that a plan has, and their names there. Offset and length are the position of
+the tiled background in the tar."""
 _SCHEMA = pa.schema(
     [
         *(RECORD_SCHEMA.field(n).with_name(name) for n, name in _COLUMNS.items()),
@@ -59,11 +59,11 @@ _SCHEMA = pa.schema(
         pa.field("tar", pa.dictionary(pa.int32(), pa.string())),
     ]
 )
-"""Columns of a plan before anything is decided."""
+"""Columns of a plan before the selection."""
 
 
 def mixed_variants(config: ComposeConfig) -> tuple[str, ...]:
-    """The variants to compose on backgrounds of the dataset, without replicates."""
+    """Returns the variants that are composed on backgrounds of the dataset, without replicates."""
     return tuple(name for name in config.variants if name in MIXED)
 
 
@@ -79,11 +79,11 @@ def select_images(
       keys: (n,) strings, keys of the accepted images.
       labels: (n,) int64.
       config: of selection and pairing.
-      groups: (n,) int64 of `_groups`, None without groups.
+      groups: (n,) int64 from `_group_numbers`, None without groups.
 
     Returns:
-      (selected, no_background), (n,) bool each. Balancing comes after the images without
-      any partner have left, so that a class of one image does not shrink all others.
+      (selected, no_background), (n,) bool each. Images without any partner are removed before
+      classes are balanced, so that a class of one image does not shrink all others.
     """
 
     def partners(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -97,14 +97,14 @@ def select_images(
 
     selected = partners(np.arange(len(keys)))
     no_background = ~selected
-    left = np.flatnonzero(selected)
+    rows = np.flatnonzero(selected)
     if config.per_class != "all":
-        names = keys.take(pa.array(left)).to_pylist()
-        left = left[select(names, labels[left], per_class=config.per_class, seed=config.seed)]
-    lonely = ~partners(left)
+        names = keys.take(pa.array(rows)).to_pylist()
+        rows = rows[select(names, labels[rows], per_class=config.per_class, seed=config.seed)]
+    is_alone = ~partners(rows)
     selected[:] = False
-    selected[left[~lonely]] = True
-    no_background[left[lonely]] = True
+    selected[rows[~is_alone]] = True
+    no_background[rows[is_alone]] = True
     return selected, no_background
 
 
@@ -113,11 +113,11 @@ class Plan:
     """The accepted images of a split.
 
     Attributes:
-      table: columns of `_SCHEMA` (`tar` is where the layers lie now), `selected`,
+      table: columns of `_SCHEMA` (`tar` is the current path of the layers), `selected`,
         `no_background`, `hash`, and `group_number` if there are groups; in order of the source
         shards.
-      keys: of the table: a key is looked up where it lies, as all of them would take ten times
-        the memory as strings of Python.
+      keys: of the table, as an Arrow array, because Python strings would take ten times the
+        memory.
       by_key: (n,) positions in `table` in order of the keys.
       pool: the selected images.
       rows: position in `table` of each image of the pool, ascending.
@@ -135,47 +135,49 @@ class Plan:
     def from_table(cls, table: pa.Table, config: ComposeConfig) -> Plan:
         """Builds the pool of a planned table.
 
-        A worker holds some 50 bytes of each image beside the table: no text but the keys'.
+        Beside the table, a worker holds about 50 bytes for each image, and no text but the keys.
         """
         selected, by_key = table["selected"].to_numpy(), table["by_key"].to_numpy()
         rows = np.flatnonzero(selected)
-        groups = "group_number" in table.column_names
+        has_groups = "group_number" in table.column_names
         pool = Pool.from_hashes(
             table["label"].to_numpy()[rows].astype(np.int64),
             table["hash"].to_numpy()[rows],
-            groups=table["group_number"].to_numpy()[rows] if groups else None,
+            groups=table["group_number"].to_numpy()[rows] if has_groups else None,
             order=np.searchsorted(rows, by_key[selected[by_key]]),
         )
         return cls(
             table.drop_columns("by_key"), table["key"].combine_chunks(), by_key, pool, rows, config
         )
 
-    def place(self, key: str) -> int:
-        """Position in `table` of an accepted key. Raises JobError if it is none."""
-        at = bisect.bisect_left(self.by_key, key, key=lambda place: self.keys[int(place)].as_py())
-        if at < len(self.keys) and self.keys[place := int(self.by_key[at])].as_py() == key:
-            return place
+    def position(self, key: str) -> int:
+        """Returns the position in `table` of an accepted key. Raises JobError for another key."""
+        rank = bisect.bisect_left(self.by_key, key, key=lambda row: self.keys[int(row)].as_py())
+        if rank < len(self.keys) and self.keys[row := int(self.by_key[rank])].as_py() == key:
+            return row
         raise JobError(f"{key} is accepted and not in the plan: this is a bug")
 
-    def row(self, place: int) -> dict[str, Any]:
-        """A row of the table."""
-        row: dict[str, Any] = self.table.slice(place, 1).to_pylist()[0]
+    def row(self, position: int) -> dict[str, Any]:
+        """Returns a row of the table."""
+        row: dict[str, Any] = self.table.slice(position, 1).to_pylist()[0]
         return row
 
-    def value(self, column: str, place: int) -> Any:
-        """A value of the table."""
-        return self.table[column][place].as_py()
+    def value(self, column: str, position: int) -> Any:
+        """Returns a value of the table."""
+        return self.table[column][position].as_py()
 
     def backgrounds(self, keys: list[str]) -> dict[str, NDArray[np.int64]]:
-        """Background of each selected key in each replicate of each mixed variant, as
-        positions in `table`.
+        """Draws the background of each selected key.
+
+        Returns:
+          Positions in `table`, by variant, for each replicate of each mixed variant.
 
         Raises:
-          JobError: an image has no partner, which selection rules out.
+          JobError: an image has no partner, which the selection rules out.
         """
-        places = np.asarray([self.place(key) for key in keys], np.int64)
-        foregrounds = np.searchsorted(self.rows, places)
-        found = {}
+        positions = np.asarray([self.position(key) for key in keys], np.int64)
+        foregrounds = np.searchsorted(self.rows, positions)
+        backgrounds = {}
         for name in with_replicates(mixed_variants(self.config), self.config.replicates):
             variant, replicate = split_replicate(name)
             drawn = pair(
@@ -190,19 +192,19 @@ class Plan:
             )
             if (drawn == NO_PARTNER).any():
                 raise JobError(f"a selected image has no {name} partner: this is a bug")
-            found[name] = self.rows[drawn]
-        return found
+            backgrounds[name] = self.rows[drawn]
+        return backgrounds
 
 
 def _strings(keys: pa.Array) -> Iterator[str]:
-    """Keys, of which few are strings of Python at a time."""
+    """Yields the keys, converting a few to Python strings at a time."""
     for first in range(0, len(keys), _AT_ONCE):
         yield from keys.slice(first, _AT_ONCE).to_pylist()
 
 
-def _groups(column: pa.Array) -> NDArray[np.int64] | None:
-    """Numbers that tell groups apart, None without any; an image without one is a group of its
-    own."""
+def _group_numbers(column: pa.Array) -> NDArray[np.int64] | None:
+    """Numbers the groups; returns None if no image has one. An image without a group gets a number
+    of its own."""
     if column.null_count == len(column):
         return None
     groups = column.dictionary_encode()
@@ -211,10 +213,11 @@ def _groups(column: pa.Array) -> NDArray[np.int64] | None:
 
 
 def _accepted(store: Store, shard: SourceShard) -> pa.Table:
-    """The accepted images of a source shard: columns of its record, and what they are cut from."""
+    """Reads the accepted images of a source shard: columns of its record, and paths of their
+    files."""
 
     def read(source: Any) -> pa.Table:
-        # Of a small file, half of the time that `read_table` takes.
+        # For a small file, this takes half the time of `read_table`.
         with pq.ParquetFile(source) as file:
             return file.read([*_COLUMNS, "status"], use_threads=False)
 
@@ -228,28 +231,27 @@ def _accepted(store: Store, shard: SourceShard) -> pa.Table:
 
 
 def _batches(store: Store, shards: Sequence[SourceShard]) -> Iterator[pa.Table]:
-    """`_accepted` of all source shards, so many of them at a time that a table of its own for
-    each does not take more than what is in it."""
+    """Yields the accepted images of all source shards, in tables of many shards, because a table
+    for each shard would take more memory than its rows."""
     ahead = REQUESTS_IN_FLIGHT if store.is_remote else 0
-    few = []
+    tables = []
     for shard, table in read_ahead(functools.partial(_accepted, store), shards, ahead):
-        few.append(table)
-        if len(few) == _SHARDS_AT_ONCE or shard is shards[-1]:
-            yield pa.concat_tables(few).unify_dictionaries().combine_chunks()
-            few = []
+        tables.append(table)
+        if len(tables) == _SHARDS_AT_ONCE or shard is shards[-1]:
+            yield pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+            tables = []
 
 
 class PlanSplit(beam.DoFn):
-    """(split, all its SourceShards, segmented) -> OutputShards; writes the split's plan.
+    """(split, all its segmented SourceShards) -> OutputShards; writes the split's plan.
 
-    It also checks that nothing was lost on the way: as many shards as the split has, and
-    as many images as it lists.
+    It also checks that all shards and images of the split have arrived.
 
     Args:
       config: of selection and pairing.
-      staging: where new output shards go.
+      staging: staging folder of output shards.
       segment: of the layers.
-      scenes: folder of scenes, if the configuration has some.
+      scenes: folder of scenes, None without one.
     """
 
     def __init__(
@@ -267,7 +269,7 @@ class PlanSplit(beam.DoFn):
     @timed("plan")
     def process(self, element: tuple[str, Iterable[SourceShard]]) -> list[OutputShard]:
         split, segmented = element
-        # What they are of is read one after the other.
+        # The shards arrive one by one, in any order.
         shards = sorted(segmented, key=lambda shard: shard.shard)
         totals = shards[0].totals
         images = sum(shard.segmented for shard in shards)
@@ -277,8 +279,8 @@ class PlanSplit(beam.DoFn):
             self._write(file, shards)
         scenes = None
         if self._scenes is not None and self._config.backgrounds is not None:
-            about = self._config.backgrounds
-            scenes = examine_scenes(self._scenes, about, self._segment, self._staging)
+            summary = self._config.backgrounds
+            scenes = examine_scenes(self._scenes, summary, self._segment, self._staging)
         records = [dataclasses.replace(s.record, files=(), locations={}) for s in shards]
         return [
             OutputShard(
@@ -293,35 +295,37 @@ class PlanSplit(beam.DoFn):
         ]
 
     def _write(self, file: HashingFile, shards: Sequence[SourceShard]) -> None:
-        """Writes the plan. What no decision needs waits on the disk until it is made."""
+        """Writes the plan. Columns that the selection does not need are spooled to disk
+        meanwhile."""
         with tempfile.TemporaryFile() as spool:
-            kept = []
+            needed = []
             with pa.ipc.new_stream(spool, _SCHEMA) as stream:
                 for batch in _batches(self._staging.store, shards):
                     stream.write_table(batch)
-                    kept.append(batch.select(["key", "label", "group"]))
-            decided = self._decide(pa.concat_tables(kept))
-            del kept
+                    needed.append(batch.select(["key", "label", "group"]))
+            decisions = self._decide(pa.concat_tables(needed))
+            del needed
             spool.seek(0)
-            schema = pa.schema([*_SCHEMA, *decided.schema])
+            schema = pa.schema([*_SCHEMA, *decisions.schema])
             with pq.ParquetWriter(file, schema, compression="zstd") as writer:
                 first = 0
                 for rows in pa.ipc.open_stream(spool):
-                    columns = decided.slice(first, len(rows)).columns
+                    columns = decisions.slice(first, len(rows)).columns
                     writer.write_table(pa.table([*rows.columns, *columns], schema))
                     first += len(rows)
 
     def _decide(self, table: pa.Table) -> pa.Table:
-        """Columns of a plan that depend on the whole of a split, of its keys, labels and groups."""
+        """Returns the columns of a plan that depend on the keys, labels and groups of the whole
+        split."""
         keys, labels, groups = (column.combine_chunks() for column in table.columns)
-        numbers = _groups(groups)
+        numbers = _group_numbers(groups)
         labels = labels.to_numpy(zero_copy_only=False).astype(np.int64)
-        selected, lonely = select_images(keys, labels, self._config, numbers)
+        selected, no_background = select_images(keys, labels, self._config, numbers)
         columns = {
             "by_key": pc.sort_indices(keys).cast(pa.int32()),
             "selected": selected,
-            "no_background": lonely,
-            # Here once, and not again by every worker.
+            "no_background": no_background,
+            # Once here, and not in every worker.
             "hash": background_hashes(_strings(keys), self._config.seed),
             **({} if numbers is None else {"group_number": numbers}),
         }
@@ -330,6 +334,6 @@ class PlanSplit(beam.DoFn):
 
 @functools.lru_cache(maxsize=4)
 def load_plan(store: Store, path: str, config: ComposeConfig, digest: str) -> Plan:
-    """Reads a plan once for each worker process; `digest` tells a rewritten file apart."""
+    """Reads a plan, once in each worker process; `digest` tells a rewritten file apart."""
     del digest
     return Plan.from_table(read_table(store, path), config)

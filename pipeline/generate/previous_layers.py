@@ -1,4 +1,5 @@
-"""Layers that are there: shards that are up to date, and single images to copy from others."""
+"""Finds existing layers: shards that are up to date, and single images to copy from older
+shards."""
 
 from __future__ import annotations
 
@@ -24,15 +25,15 @@ def find_layers(
     *,
     need_files: bool,
 ) -> Record | None:
-    """The record of a source shard whose layers are up to date, in place or staged; None if they
-    are not, or if that is not known.
+    """Finds the record of a source shard whose layers are up to date, in place or staged; returns
+    None if they are not, or if a digest is not known.
 
     Args:
-      staging: where new layers go.
+      staging: staging folder of the layers.
       shard: the source shard.
-      digests: of its images, in their order; None where it is not known.
+      digests: of the images, in their order; None for a digest that is not known.
       config: of the layers.
-      need_files: whether the layers themselves have to be there.
+      need_files: whether the tar of layers has to exist.
     """
     known = [digest for digest in digests if digest is not None]
     if len(known) < len(digests):
@@ -46,8 +47,8 @@ class PreviousLayers:
 
     Args:
       store: the dataset folder.
-      split: its name.
-      counts: numbers of shards that the existing layers were dealt into.
+      split: name of the split.
+      counts: numbers of shards of the existing layers.
     """
 
     def __init__(self, store: Store, split: str, counts: ShardCounts) -> None:
@@ -57,8 +58,9 @@ class PreviousLayers:
         self._records: dict[int, dict[tuple[str, str], list[dict[str, Any]]]] = {}
 
     def find(self, key: str, source_digest: str) -> list[tuple[dict[str, Any], dict[str, bytes]]]:
-        """The record rows of an unchanged image, each with its encoded parts (empty if it was
-        rejected, or stays whole); none if the image has to be segmented."""
+        """Finds the layers of an unchanged image; returns its record rows, each with the encoded
+        parts of the layer (empty if it was rejected, or stays whole). Without any, the image has to
+        be segmented."""
         tar = layer_tar(self._split, self._counts.source_shard(key))
         return [
             (row, read_parts(self._store, tar, row) if row["image_offset"] is not None else {})
@@ -66,25 +68,25 @@ class PreviousLayers:
         ]
 
     def rows(self, key: str, source_digest: str) -> list[dict[str, Any]]:
-        """The record rows of an unchanged image: one, or with `--objects each` one for each of
-        its objects, in their order."""
+        """Finds the record rows of an unchanged image: one, or with `--objects each` one for each
+        of its objects, in their order."""
         shard = self._counts.source_shard(key)
         if shard not in self._records:
             self._records[shard] = self._read(shard)
         return self._records[shard].get((key, source_digest), [])
 
     def _read(self, shard: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
-        """Rows of a record whose files are all there. Whether a key is a duplicate depends
-        on the other images, so such rows say nothing."""
+        """Reads the rows of a record, by key and digest; empty if a file of the shard is missing.
+        Rows of duplicate keys are left out, because they depend on other images."""
         store, record = self._store, layer_record(self._split, shard)
-        about = read_metadata(store, record)
-        if about is None or any(store.size(file.path) != file.bytes for file in about.files):
+        metadata = read_metadata(store, record)
+        if metadata is None or any(store.size(file.path) != file.bytes for file in metadata.files):
             return {}
-        found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        by_image: dict[tuple[str, str], list[dict[str, Any]]] = {}
         rows = read_intact(store, record, lambda: read_rows(store, record))
         for row in rows or ():
             if row["status"] != Reason.DUPLICATE_KEY:
-                found.setdefault((source_key(row), row["source_digest"]), []).append(row)
-        for rows in found.values():
-            rows.sort(key=lambda row: row["object"] or 0)
-        return found
+                by_image.setdefault((source_key(row), row["source_digest"]), []).append(row)
+        for of_image in by_image.values():
+            of_image.sort(key=lambda row: row["object"] or 0)
+        return by_image

@@ -1,4 +1,4 @@
-"""What would help where most images are rejected: the reasons, and the flag for each."""
+"""Advice if most images are rejected: the frequent reasons, and the flags that help."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pipeline.dataset.manifest import Manifest
 from transforms.filters import Reason
 
 _NAMED = 3
-"""Reasons that are named, of the most frequent."""
+"""How many of the most frequent reasons to name."""
 _SHARE = 0.05
-"""Rarer reasons, of all images, are not what is wrong."""
-
+"""Share of all images below which a reason is not named."""
 
 _HELP: dict[str, str] = {
     Reason.MISSING_ANNOTATION: "--annotations names the boxes, --masks the masks; --selection in9l "
@@ -31,11 +30,11 @@ _HELP: dict[str, str] = {
 
 
 def advise(rejected: Mapping[str, int], total: int) -> list[str]:
-    """Lines for a reader, if over half of all are rejected; else none.
+    """Returns a line of advice if over half of the images are rejected, else no line.
 
     Args:
       rejected: number of images, or of objects, by reason.
-      total: of all.
+      total: number of all images, or objects.
     """
     if 2 * sum(rejected.values()) <= total:
         return []
@@ -49,7 +48,8 @@ def advise(rejected: Mapping[str, int], total: int) -> list[str]:
 
 
 def advice(manifest: Manifest, split: str) -> list[str]:
-    """`advise` on a split of a finished dataset; nothing of an imported one."""
+    """Same as `advise`, but for a split of a finished dataset; returns no line for an imported
+    one."""
     images = manifest.images[split]
     if manifest.config.is_imported:
         return []

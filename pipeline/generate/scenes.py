@@ -1,8 +1,8 @@
-"""Scenes: pictures that are no images of the dataset, as backgrounds of `mixed_external`.
+"""Scenes: pictures that are not images of the dataset, as backgrounds of `mixed_external`.
 
-A folder of pictures (`--backgrounds`) is looked through once, by whatever worker plans a split; a
-table of the dataset, `backgrounds/scenes.parquet`, says what became of each file. Drawing and
-composing go by that table.
+The worker that plans a split examines a folder of pictures (`--backgrounds`) once, and records the
+status of each file in a table of the dataset, `backgrounds/scenes.parquet`. Drawing and composing
+use that table.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SCENES = "backgrounds/scenes.parquet"
 """The table of scenes."""
 
 _CACHED = 64
-"""Scenes that a worker keeps as they are composed with, 150 kB each at 224 pixels."""
+"""Scenes that a worker keeps in memory, cropped: 150 kB each at 224 pixels."""
 
 _SCHEMA = pa.schema(
     [
@@ -55,8 +55,8 @@ _SCHEMA = pa.schema(
         pa.field("md5", pa.string(), nullable=False),
     ]
 )
-"""Columns of the table: `key` is the file's name without its suffix, `path` relative to the
-folder, `status` `accepted` or the reason why not, as of images."""
+"""Columns of the table: `key` is the file name without its suffix, `path` is relative to the
+folder, `status` is `accepted` or the reason of the rejection, as for images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Scene:
     """A file of the folder.
 
     Attributes:
-      path: relative to it, with forward slashes.
-      md5: of its content, hexadecimal.
+      path: relative to the folder, with forward slashes.
+      md5: of the content, hexadecimal.
     """
 
     path: str
@@ -73,7 +73,7 @@ class Scene:
 
     @property
     def key(self) -> str:
-        """The name without its suffix."""
+        """File name without its suffix."""
         return self.path.rpartition("/")[2].rpartition(".")[0]
 
 
@@ -82,16 +82,17 @@ class Scenes:
     """The pictures of a folder.
 
     Attributes:
-      folder: absolute path. No part of what a dataset is made with: it may lie elsewhere next time.
-      files: in order of their path.
+      folder: absolute path. It is not part of the dataset's configuration, because the folder may
+        move.
+      files: in order of path.
     """
 
     folder: str
     files: tuple[Scene, ...]
 
     @property
-    def about(self) -> str:
-        """How many there are, and a digest of them: what a dataset's configuration says of it."""
+    def summary(self) -> str:
+        """Number and digest of the pictures, as recorded in a dataset's configuration."""
         digest = hashlib.sha256()
         for file in self.files:
             digest.update(f"{file.path}\0{file.md5}\n".encode("utf-8", "surrogatepass"))
@@ -99,29 +100,29 @@ class Scenes:
 
 
 def list_scenes(folder: str) -> Scenes:
-    """Lists the pictures in a folder and below it; hidden ones are passed over.
+    """Lists the pictures in a folder and below it, except hidden ones.
 
     Args:
       folder: absolute path.
 
     Raises:
       UsageError: there is no such folder, or it holds no picture.
-      OSError: it cannot be read.
+      OSError: the folder cannot be read.
     """
     files = files_of(folder)
     if not files.is_folder(folder):
-        raise UsageError(f"--backgrounds {folder} is no folder that can be read")
-    found = []
+        raise UsageError(f"--backgrounds {folder} is not a folder that can be read")
+    scenes = []
     pictures = (info for info in files.walk(folder) if info.path.lower().endswith(IMAGE_SUFFIXES))
     listed = ((relative(info.path, folder), info) for info in pictures)
     for path, info in sorted((each for each in listed if not is_hidden(each[0])), key=_path):
-        found.append(Scene(path, info.md5 or _md5(info)))
-    if not found:
+        scenes.append(Scene(path, info.md5 or _md5(info)))
+    if not scenes:
         raise UsageError(
             f"--backgrounds {folder} holds no picture: no file ends with "
             f"{', '.join(IMAGE_SUFFIXES)}"
         )
-    return Scenes(folder, tuple(found))
+    return Scenes(folder, tuple(scenes))
 
 
 def _path(listed: tuple[str, FileInfo]) -> str:
@@ -130,17 +131,18 @@ def _path(listed: tuple[str, FileInfo]) -> str:
 
 @functools.lru_cache(maxsize=200_000)
 def _md5(info: FileInfo) -> str:
-    """Read once for each state of a file: a launch looks at the folder several times."""
+    """Returns the MD5 of a file; reads each state of it once, although a launch lists the folder
+    several times."""
     return hashlib.md5(read_location(info.path), usedforsecurity=False).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class SceneTable:
-    """The table of scenes, as it is found or staged.
+    """The table of scenes, in place or staged.
 
     Attributes:
       folder: of the pictures, absolute.
-      record: the table, as that of a shard without other files.
+      record: the table, like the record of a shard without other files.
       statuses: number of files by status.
     """
 
@@ -149,39 +151,41 @@ class SceneTable:
     statuses: tuple[tuple[str, int], ...]
 
 
-def examine_scenes(folder: str, about: str, config: SegmentConfig, staging: Staging) -> SceneTable:
-    """Makes the table of scenes, unless it is there.
+def examine_scenes(
+    folder: str, summary: str, config: SegmentConfig, staging: Staging
+) -> SceneTable:
+    """Makes the table of scenes, or finds it if it is up to date.
 
-    What an unreadable picture holds rejects it; all pictures that an earlier table knows under
-    the same content are not opened again.
+    A picture that cannot be decoded is rejected. Pictures whose content is known from an earlier
+    table are not opened again.
 
     Args:
       folder: absolute path.
-      about: of `Scenes.about`, when the job was launched.
+      summary: `Scenes.summary` when the job was launched.
       config: of the layers, whose size and crop the scenes share.
-      staging: where a new table waits.
+      staging: staging folder for a new table.
 
     Raises:
-      UsageError: the folder is not what it was when the job was launched, or none of its pictures
-        can be a background.
-      OSError: it cannot be read.
+      UsageError: the folder has changed since the job was launched, or none of its pictures can be
+        a background.
+      OSError: the folder cannot be read.
     """
     scenes = list_scenes(folder)
-    if scenes.about != about:
+    if scenes.summary != summary:
         raise UsageError(f"--backgrounds {folder} has changed since this run was started")
-    way = fingerprint(config.resize, config.image_size, config.crop, MAX_PIXELS)
-    checksum = f"{way}-{fingerprint(about)}"
-    found = staging.find(SCENES, checksum)
-    if found is None:
+    settings = fingerprint(config.resize, config.image_size, config.crop, MAX_PIXELS)
+    checksum = f"{settings}-{fingerprint(summary)}"
+    existing = staging.find(SCENES, checksum)
+    if existing is None:
         known: dict[str, dict[str, Any]] = {}
-        before = read_metadata(staging.store, SCENES)
-        if before is not None and before.fingerprint.startswith(way):
+        previous = read_metadata(staging.store, SCENES)
+        if previous is not None and previous.fingerprint.startswith(settings):
             known = {row["md5"]: row for row in read_rows(staging.store, SCENES)}
-        table = pa.Table.from_pylist(list(_examined(scenes, config, known)), _SCHEMA)
+        table = pa.Table.from_pylist(list(_examine(scenes, config, known)), _SCHEMA)
         record, rows = staging.write(SCENES, table, checksum), table.to_pylist()
     else:
-        rows = read_rows(staging.store, found.path)
-        record = staging.with_record(found, SCENES, len(rows))
+        rows = read_rows(staging.store, existing.path)
+        record = staging.with_record(existing, SCENES, len(rows))
     statuses = Counter(row["status"] for row in rows)
     if not statuses[ACCEPTED]:
         first = next(iter(rows))
@@ -192,11 +196,11 @@ def examine_scenes(folder: str, about: str, config: SegmentConfig, staging: Stag
     return SceneTable(folder, record, tuple(sorted(statuses.items())))
 
 
-def _examined(
+def _examine(
     scenes: Scenes, config: SegmentConfig, known: dict[str, dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the table. Of equal keys, the lowest path is accepted."""
-    taken: set[str] = set()
+    """Yields the rows of the table. Among equal keys, the lowest path is accepted."""
+    accepted: set[str] = set()
     by_content = {Reason.UNDECODABLE, Reason.TOO_MANY_PIXELS}
 
     def read(scene: Scene) -> bytes | None:
@@ -208,14 +212,14 @@ def _examined(
         status, detail = ACCEPTED, None
         if not is_valid_key(scene.key):
             status, detail = str(Reason.INVALID_KEY), "a key is printable, without dots"
-        elif scene.key in taken:
+        elif scene.key in accepted:
             status, detail = str(Reason.DUPLICATE_KEY), "another picture of this name comes first"
         elif data is None:
             status, detail = known[scene.md5]["status"], known[scene.md5]["detail"]
         else:
-            status, detail = _fate(data, config)
+            status, detail = _status_of(data, config)
         if status == ACCEPTED:
-            taken.add(scene.key)
+            accepted.add(scene.key)
         yield {
             "key": printable(scene.key),
             "path": printable(scene.path),
@@ -225,17 +229,19 @@ def _examined(
         }
 
 
-def _fate(data: bytes, config: SegmentConfig) -> tuple[str, str | None]:
-    found = crop_source(SourceBytes(data, None), config)
-    return (ACCEPTED, None) if found.reason is None else (found.reason, printable(found.detail))
+def _status_of(data: bytes, config: SegmentConfig) -> tuple[str, str | None]:
+    cropped = crop_source(SourceBytes(data, None), config)
+    if cropped.reason is None:
+        return ACCEPTED, None
+    return cropped.reason, printable(cropped.detail)
 
 
 class DrawnScenes:
-    """The scenes that can be drawn, and their pictures.
+    """The accepted scenes, to draw from.
 
     Args:
-      table: of `examine_scenes`.
-      staging: that the table lies in.
+      table: from `examine_scenes`.
+      staging: staging folder of the table.
       segment: of the layers.
       compose: of the pairing.
     """
@@ -251,24 +257,25 @@ class DrawnScenes:
         self.keys: list[str] = [row["key"] for row in accepted]
         self.md5s: list[str] = [row["md5"] for row in accepted]
         self._paths: list[str] = [row["path"] for row in accepted]
-        # A folder holds fewer scenes than a shard has images, or about as many.
+        # The cache pays off because a folder rarely holds more scenes than a shard has images.
         self.picture = functools.lru_cache(_CACHED)(self._picture)
 
     def draw(self, keys: list[str]) -> dict[str, NDArray[np.int64]]:
-        """Positions of the scenes that foregrounds get, for `mixed_external` and each replicate."""
-        found = {}
+        """Draws a scene for each foreground key; returns positions by replicate of
+        `mixed_external`."""
+        positions = {}
         for name in with_replicates([EXTERNAL], self._compose.replicates):
             variant, replicate = split_replicate(name)
             seed = self._compose.seed
-            found[name] = draw_scenes(self.keys, keys, variant, seed=seed, replicate=replicate)
-        return found
+            positions[name] = draw_scenes(self.keys, keys, variant, seed=seed, replicate=replicate)
+        return positions
 
     def _picture(self, position: int) -> Pixels:
-        """A scene, (S, S, 3) uint8.
+        """Reads and crops a scene; returns (S, S, 3) uint8.
 
         Raises:
-          JobError: it is not what it was when it was examined.
-          OSError: it cannot be read.
+          JobError: the scene has changed since it was examined.
+          OSError: the scene cannot be read.
         """
         path = join(self._folder, self._paths[position])
         data = read_location(path)

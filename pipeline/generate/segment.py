@@ -1,7 +1,7 @@
-"""Segment: the expensive stage, once for each source image.
+"""Segment: cuts each source image into its layer, which is the expensive stage.
 
-One call works on one source shard, one image at a time, and writes its layers and then
-its record to the staging folder. What is up to date is not made again: whole shards by
+One call works on one source shard, one image at a time, and writes the layers and then the record
+to the staging folder. Layers that are up to date are not made again: whole shards are found by
 their record, single images by their row in an older record.
 """
 
@@ -58,14 +58,14 @@ from transforms.taxonomy import OUTSIDE
 
 
 class SegmentShard(beam.DoFn):
-    """SourceShard -> the same, segmented. The whole of a shard's work is one element's.
+    """SourceShard -> the same, segmented. One element is all the work on a shard.
 
     Args:
       config: of the layers.
-      staging: where new shards go.
-      previous: by split, the numbers of shards of the dataset as it stands.
-      progress: where what is done is noted.
-      layers: `keep`, or `drop`: then a shard is up to date without its tar.
+      staging: staging folder of the layers.
+      previous: numbers of shards of the existing dataset, by split.
+      progress: records finished work.
+      layers: `keep`, or `drop` if a shard is up to date without its tar.
     """
 
     def __init__(
@@ -83,59 +83,63 @@ class SegmentShard(beam.DoFn):
         self._progress = progress
 
     def setup(self) -> None:
-        # The runner's workers are the parallelism.
+        # Parallelism comes from the workers of the runner.
         cv2.setNumThreads(1)
 
     @timed("segment")
     def process(self, shard: SourceShard) -> list[SourceShard]:
         split = shard.totals.split
-        record = layer_record(split, shard.shard)
+        path = layer_record(split, shard.shard)
         checksums = Checksums.for_shard(self._staging.store, split, shard.shard)
         shard = dataclasses.replace(shard, images=by_content(shard.images, checksums.identify))
-        digests = self._digests(shard, record, checksums)
-        found = find_layers(
+        digests = self._digests(shard, path, checksums)
+        existing = find_layers(
             self._staging, shard, digests, self._config, need_files=self._layers == "keep"
         )
-        rows = None if found is None else self._whole_rows(found, shard)
+        rows = None if existing is None else self._read_complete(existing, shard)
         name = f"{split}-{shard.shard:05d}"
         meter = Meter(self._progress, "segment", name)
         tally = UnitTally(self._progress, "segment", name)
-        if found is None or rows is None:
+        if existing is None or rows is None:
             is_new = True
-            found, rows = self._make(shard, digests, checksums, meter, tally)
+            record, rows = self._make(shard, digests, checksums, meter, tally)
         else:
             is_new = tally.recall()
             meter.add(len(shard.images))
-            found = self._staging.with_record(found, record, len(rows))
-        count_shard("source_shards", found.files, is_new=is_new)
+            record = self._staging.with_record(existing, path, len(rows))
+        count_shard("source_shards", record.files, is_new=is_new)
         tally.end()
         checksums.save()
         meter.end()
-        has_layers = layer_tar(split, shard.shard) in found.locations
+        has_layers = layer_tar(split, shard.shard) in record.locations
         segmented = dataclasses.replace(
             shard,
             images=(),
             segmented=count_sources(rows),
-            record=found,
+            record=record,
             sources=b"" if has_layers else pack_sources(rows, _sources(shard)),
         )
         return [segmented]
 
-    def _whole_rows(self, found: Record, shard: SourceShard) -> list[dict[str, Any]] | None:
-        """Rows of a record; None if it is damaged beyond its end, so that it lacks images."""
-        store, record = self._staging.store, found.path
-        rows = read_intact(store, record, lambda: read_rows(store, record))
+    def _read_complete(self, record: Record, shard: SourceShard) -> list[dict[str, Any]] | None:
+        """Reads the rows of a record; returns None if it is damaged, or lacks images of the
+        shard."""
+        store, path = self._staging.store, record.path
+        rows = read_intact(store, path, lambda: read_rows(store, path))
         if rows is not None and count_sources(rows) != len(shard.images):
-            warn_damaged(store.path(record), f"it is of {count_sources(rows)} images")
+            warn_damaged(store.path(path), f"it is of {count_sources(rows)} images")
             return None
         return rows
 
-    def _digests(self, shard: SourceShard, record: str, checksums: Checksums) -> list[str | None]:
-        """Digests of a shard's images. Where there may be layers already, what is not known is
-        read to see whether they are up to date; else it is None, and read once, to be cut."""
+    def _digests(self, shard: SourceShard, path: str, checksums: Checksums) -> list[str | None]:
+        """Returns the digests of a shard's images.
+
+        If there is a record, images whose digest is not known are read, to see whether the layers
+        are up to date. Otherwise their digest is None, and they are read once, when they are cut.
+        """
         known = [known_digest(image, self._config, checksums.known) for image in shard.images]
-        records = (self._staging.staged(record), record)
-        if None in known and any(map(self._staging.store.exists, records)):
+        paths = (self._staging.staged(path), path)
+        if None in known and any(map(self._staging.store.exists, paths)):
             return [
                 source_digest(image, self._config, checksums.identify) for image in shard.images
             ]
@@ -149,26 +153,26 @@ class SegmentShard(beam.DoFn):
         meter: Meter,
         tally: UnitTally,
     ) -> tuple[Record, list[dict[str, Any]]]:
-        """Writes the layers and then the record; returns that, and its rows."""
+        """Writes the layers and then the record; returns the record and its rows."""
         split = shard.totals.split
         counts = self._previous.get(split, shard.totals.counts)
         previous = PreviousLayers(self._staging.store, split, counts)
         tar_path = layer_tar(split, shard.shard)
-        rows, files, made = [], [], []
+        rows, files, image_digests = [], [], []
         before = (None, *shard.images)[: len(shard.images)]
-        found = zip(shard.images, digests, before, strict=True)
+        images = zip(shard.images, digests, before, strict=True)
         ahead = reads_ahead(shard.images[0].path) if shard.images else 0
         reading = read_ahead(
-            functools.partial(_read, previous, checksums, self._config), found, ahead
+            functools.partial(_read, previous, checksums, self._config), images, ahead
         )
         writing: contextlib.AbstractContextManager[HashingFile | None] = contextlib.nullcontext()
         if not self._config.is_whole:
             writing = self._staging.store.create(self._staging.staged(tar_path))
         with writing as file, contextlib.closing(reading):
             tar = None if file is None else TarWriter(file)
-            for (image, _, _), (digest, md5, read) in reading:
-                made.append(digest)
-                for row, parts in self._rows(image, digest, md5, read, tally):
+            for (image, _, _), (digest, md5, content) in reading:
+                image_digests.append(digest)
+                for row, parts in self._rows(image, digest, md5, content, tally):
                     if tar is not None and parts:
                         row.update(add_layer(tar, row["key"], parts))
                     rows.append(row)
@@ -180,14 +184,15 @@ class SegmentShard(beam.DoFn):
             files.append(FileDigest(tar_path, file.size, file.sha256, accepted))
         rows.sort(key=lambda row: (bucket_hash(row["key"]), row["key"]))
         table = pa.Table.from_pylist(rows, RECORD_SCHEMA)
-        record, checksum = layer_record(split, shard.shard), shard_fingerprint(made, self._config)
+        checksum = shard_fingerprint(image_digests, self._config)
         tally.note()
-        return self._staging.write(record, table, checksum, files), table.to_pylist()
+        path = layer_record(split, shard.shard)
+        return self._staging.write(path, table, checksum, files), table.to_pylist()
 
     def _rows(
-        self, image: SourceImage, digest: str, md5: str, read: _Read, tally: UnitTally
+        self, image: SourceImage, digest: str, md5: str, content: _Read, tally: UnitTally
     ) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
-        """The record rows of an image without offsets, each with its encoded layer if it was
+        """Yields the record rows of an image without offsets, each with its encoded layer if it was
         accepted: one row, or one for each object."""
         by_object = self._config.objects == "each"
         row: dict[str, Any] = {
@@ -201,25 +206,26 @@ class SegmentShard(beam.DoFn):
             "group": printable(image.group or (image.key if by_object else "")) or None,
             "object": 0 if by_object else None,
         }
-        if isinstance(read, _Rejected):
-            yield {**row, "status": str(read.reason), "detail": read.detail}, {}
+        if isinstance(content, _Rejected):
+            yield {**row, "status": str(content.reason), "detail": content.detail}, {}
             return
-        if isinstance(read, _Kept):
+        if isinstance(content, _Kept):
             tally.add("images_kept")
-            yield from (({**kept, "path": row["path"]}, parts) for kept, parts in read.rows)
+            yield from (({**kept, "path": row["path"]}, parts) for kept, parts in content.rows)
             return
         if self._config.is_whole:
             tally.add("images_cropped")
-            yield {**row, **_whole_columns(crop_source(read, self._config))}, {}
+            yield {**row, **_whole_columns(crop_source(content, self._config))}, {}
             return
         tally.add("images_segmented")
-        for cut in cut_source(read, self._config):
+        for cut in cut_source(content, self._config):
             if cut.fallback:
                 tally.add("segmenter_fallbacks")
             yield self._row(row, cut)
 
     def _row(self, row: dict[str, Any], cut: Cut) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """The row of an image, or of its object, completed."""
+        """Completes the row of an image, or of one of its objects; returns it with the encoded
+        layer."""
         if cut.number:
             row = {**row, "key": f"{row['key']}_{cut.number}", "object": cut.number}
             if not is_valid_key(row["key"]):
@@ -245,7 +251,7 @@ class SegmentShard(beam.DoFn):
 
 
 def _whole_columns(whole: CroppedImage) -> dict[str, Any]:
-    """A row's columns of an image that has no layer: what there would be in it is made when
+    """Returns the columns of an image that stays whole. It has no layer: it is cropped again when
     it is composed, which takes no longer than storing it and reading it back."""
     return {
         "status": ACCEPTED if whole.reason is None else str(whole.reason),
@@ -258,7 +264,7 @@ def _whole_columns(whole: CroppedImage) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Rejected:
-    """An image that need not be looked at."""
+    """An image that is rejected without looking at its content."""
 
     reason: Reason
     detail: str
@@ -266,8 +272,8 @@ class _Rejected:
 
 @dataclasses.dataclass(frozen=True)
 class _Kept:
-    """What an older record has of an unchanged image: its rows, each with its encoded layer if it
-    was accepted."""
+    """The rows of an unchanged image in an older record, each with its encoded layer if it was
+    accepted."""
 
     rows: list[tuple[dict[str, Any], dict[str, bytes]]]
 
@@ -279,11 +285,20 @@ def _read(
     previous: PreviousLayers,
     checksums: Checksums,
     config: SegmentConfig,
-    found: tuple[SourceImage, str | None, SourceImage | None],
+    item: tuple[SourceImage, str | None, SourceImage | None],
 ) -> tuple[str, str, _Read]:
-    """All reading for an image, given with its digest, if that is known, and the one before it in
-    its shard; returns the digest and the picture's MD5, too."""
-    image, digest, before = found
+    """Reads everything for an image.
+
+    Args:
+      previous: existing layers.
+      checksums: of the shard.
+      config: of the layers.
+      item: (image, its digest if known, the image before it in the shard).
+
+    Returns:
+      (digest, MD5 of the picture, content).
+    """
+    image, digest, before = item
     rejected = reject_by_name(image, before)
     source: SourceBytes | None = None
     if digest is None:
@@ -300,5 +315,6 @@ def _read(
 
 
 def _sources(shard: SourceShard) -> dict[str, SourceImage]:
-    """The accepted source image of each key: of equal keys, the first."""
+    """Returns the source images by key; among equal keys, the first, which is the only one
+    accepted."""
     return {image.key: image for image in reversed(shard.images)}

@@ -1,4 +1,4 @@
-"""Shards on their way through the graph: paths, small records and numbers, never pixels."""
+"""Shards as elements of the graph: paths, small records and numbers, never pixels."""
 
 from __future__ import annotations
 
@@ -25,20 +25,19 @@ SOURCE_SCHEMA = pa.schema(
         pa.field("mask", pa.binary()),
     ]
 )
-"""Paths of the files that an accepted image is cut from; all null where its layers are kept."""
+"""Locations of the files that an accepted image is cut from; all null if its layers are kept."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitTotals:
-    """What the whole of a split holds. It travels with every shard, so that nothing that
-    gets lost on the way goes unnoticed.
+    """Totals of a split. They travel with every shard, so that a lost element is noticed.
 
     Attributes:
-      split: its name.
-      counts: its numbers of shards.
-      listed: number of its images.
+      split: name of the split.
+      counts: numbers of shards.
+      listed: number of images.
       outside: number of images of other classes, which are only counted.
-      other_files: number of files beside the images that are no images by their name.
+      other_files: number of files beside the images without an image suffix.
     """
 
     split: str
@@ -51,9 +50,9 @@ class SplitTotals:
         """Raises JobError if a runner lost or repeated shards or images of the split.
 
         Args:
-          arrived: numbers of the shards, rising.
-          expected: how many shards there are.
-          images: that they are of.
+          arrived: numbers of the shards that arrived, ascending.
+          expected: number of shards of the split.
+          images: number of images in the shards that arrived.
         """
         if arrived != list(range(expected)) or images != self.listed:
             raise JobError(
@@ -64,7 +63,7 @@ class SplitTotals:
 
 
 NO_RECORD = Record("", "")
-"""Of a shard that is not made yet."""
+"""The record of a shard that is not made yet."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +71,13 @@ class SourceShard:
     """A hash bucket of source images: List -> Segment -> Plan.
 
     Attributes:
-      totals: of its split.
+      totals: of the split.
       shard: number of the bucket.
-      images: in order of (key, name): of equal keys, the lowest path comes first. They travel to
-        Segment and no further.
-      segmented: number of images that its record is of. This and what follows comes from Segment.
-      record: its record.
-      sources: of `pack_sources`, empty if its layers are kept. They travel to Plan alone.
+      images: in order of (key, name), so that among equal keys the lowest path comes first. They
+        travel to Segment and no further.
+      segmented: number of images in the record. Segment sets this and the following attributes.
+      record: of the shard.
+      sources: from `pack_sources`, empty if the layers are kept. They only travel to Plan.
     """
 
     totals: SplitTotals
@@ -90,23 +89,26 @@ class SourceShard:
 
     @property
     def tar(self) -> str | None:
-        """Where its layers lie now, None if it has none."""
+        """Current path of the tar of layers, None if there is none."""
         return self.record.locations.get(layer_tar(self.totals.split, self.shard))
 
     def for_plan(self) -> SourceShard:
-        """The shard without the digests of its files, of which there are many in a split."""
-        locations = {path: now for path, now in self.record.locations.items() if now == self.tar}
+        """Returns the shard without the digests of its files, because Plan gathers all shards of a
+        split."""
+        where = {
+            path: current for path, current in self.record.locations.items() if current == self.tar
+        }
         return dataclasses.replace(
             self, record=dataclasses.replace(self.record, files=(), locations=locations)
         )
 
     def for_commit(self) -> SourceShard:
-        """The shard without what Commit does not need."""
+        """Returns the shard without `sources`, which Commit does not need."""
         return dataclasses.replace(self, sources=b"")
 
 
 def make_shards(images: Iterable[SourceImage], totals: SplitTotals) -> list[SourceShard]:
-    """Deals the images of a split into its source shards, empty ones included."""
+    """Deals the images of a split to its source shards; returns empty shards, too."""
     buckets: list[list[SourceImage]] = [[] for _ in range(totals.counts.source)]
     for image in images:
         buckets[totals.counts.source_shard(image.key)].append(image)
@@ -121,18 +123,17 @@ class OutputShard:
     """A shard of the dataset: Plan -> Compose -> Commit.
 
     Attributes:
-      totals: of its split.
-      shard: its number.
+      totals: of the split.
+      shard: number of the shard.
       plan, plan_digest: relative path and SHA-256 of the split's plan.
-      sources: records of the source shards that it is made of, in their order, without their
+      sources: records of the source shards that it consists of, in their order, without their
         files. These and the plan travel to Compose and no further.
-      scenes: the table of scenes, if there are some.
-      record: its own, the index. This and what follows comes from Compose.
+      scenes: the table of scenes, None without one.
+      record: of the index. Compose sets this and the following attributes.
       images: number of source images.
-      statuses: number of rows of the index by status: of images, or of objects where each of an
-        image's is one.
+      statuses: number of index rows by status.
       selected: number of selected images by label.
-      of_sample: how many of those are pictures of the embedded sample, byte for byte.
+      of_sample: number of selected images that are pictures of the embedded sample, byte for byte.
     """
 
     totals: SplitTotals
@@ -148,10 +149,10 @@ class OutputShard:
     of_sample: int = 0
 
     def composed(self, index: Record, rows: list[dict[str, Any]]) -> OutputShard:
-        """The shard, once its files were found or made.
+        """Returns the composed shard, whose files were found or made.
 
         Args:
-          index: its record.
+          index: record of the shard.
           rows: of the index.
 
         Raises:
@@ -173,7 +174,7 @@ class OutputShard:
             images=count_sources(rows),
             statuses=dict(Counter(row["status"] for row in rows)),
             selected=dict(selected),
-            # An import does not know what its pictures were made of.
+            # Imported rows have no MD5, because an import does not know its source images.
             of_sample=sum(
                 row["selected"] and row.get("source_md5") in sample_digests() for row in rows
             ),
@@ -181,24 +182,24 @@ class OutputShard:
 
 
 def pack_sources(rows: list[dict[str, Any]], sources: dict[str, SourceImage]) -> bytes:
-    """What the accepted rows of a source shard's record are cut from, `SOURCE_SCHEMA`.
+    """Packs the locations that the accepted rows of a source shard are cut from (`SOURCE_SCHEMA`).
 
     Args:
       rows: of the record, in its order.
-      sources: by key.
+      sources: source images by key.
     """
     accepted = (sources[source_key(row)] for row in rows if row["status"] == ACCEPTED)
     files = (
         {"source": image.path, "annotation": image.annotation, "mask": image.mask}
         for image in accepted
     )
-    packed = [{n: path and os.fsencode(path) for n, path in each.items()} for each in files]
+    encoded = [{n: path and os.fsencode(path) for n, path in each.items()} for each in files]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, SOURCE_SCHEMA) as stream:
-        stream.write_table(pa.Table.from_pylist(packed, SOURCE_SCHEMA))
+        stream.write_table(pa.Table.from_pylist(encoded, SOURCE_SCHEMA))
     return zlib.compress(sink.getvalue())
 
 
 def unpack_sources(packed: bytes) -> pa.Table:
-    """The inverse of `pack_sources`."""
+    """Returns the table that `pack_sources` packed."""
     return pa.ipc.open_stream(zlib.decompress(packed)).read_all()

@@ -1,1 +1,1 @@
-"""ImageNet in the shapes that people have it in, as images and annotations of one kind."""
+"""Reads ImageNet in every layout that people have it in, as one kind of images and annotations."""

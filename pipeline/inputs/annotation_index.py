@@ -1,5 +1,5 @@
-"""Annotations of a split, by image: XML files in a folder or an archive, or the table of the
-Kaggle download."""
+"""Finds the annotation of an image: among XML files in a folder or an archive, or in the table of
+the Kaggle download."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _COLUMNS = ["ImageId", "PredictionString"]
 
 
 def index_annotations(path: str | None) -> FileIndex:
-    """The annotations in a folder, an archive, or a table.
+    """Indexes the annotations in a folder, an archive or a table.
 
     Args:
-      path: absolute; None if there are none.
+      path: absolute; None for an empty index.
 
     Raises:
-      UsageError: an archive or a table that is no such thing, or is refused.
-      OSError: it cannot be read.
+      UsageError: the archive or the table is not valid, or is refused.
+      OSError: the path cannot be read.
     """
     if path is None:
         return FileIndex(())
@@ -47,12 +47,12 @@ def index_annotations(path: str | None) -> FileIndex:
 
 
 def annotation_of(parsed: Annotation | AnnotationError) -> str:
-    """The place of an annotation that lies in no file of its own."""
+    """Returns the location of an annotation that has no file of its own."""
     return text_location(write_annotation(parsed))
 
 
 def annotation_of_xml(data: bytes) -> str:
-    """What an XML file says, as `annotation_of`."""
+    """Same as `annotation_of`, but from the bytes of an XML file."""
     try:
         return annotation_of(parse_annotation(data))
     except AnnotationError as error:
@@ -60,7 +60,7 @@ def annotation_of_xml(data: bytes) -> str:
 
 
 def annotated_wnid(annotation: str | None) -> str:
-    """Class that the annotation in a place names, "" if there is no readable one."""
+    """Returns the class that an annotation names, given its location; "" if it cannot be parsed."""
     if annotation is None:
         return ""
     try:
@@ -74,33 +74,35 @@ def _in_folder(path: str) -> Iterator[KeyedFile]:
 
 
 def _in_archive(path: str) -> Iterator[KeyedFile]:
-    """Kept as what they say: a compressed archive cannot be read in places."""
-    found = False
+    """Yields parsed annotations, because they cannot be read later from a compressed archive."""
+    is_empty = True
     for name, data in stream(path):
         if not name.lower().endswith(".xml"):
             continue
-        found = True
+        is_empty = False
         key = name.rpartition("/")[2][: -len(".xml")]
         yield KeyedFile(wnid_of_folder(name), key, annotation_of_xml(data))
-    if not found:
+    if is_empty:
         raise UsageError(f"{path} holds no annotations: expected .xml files in it")
 
 
 def _in_table(path: str) -> Iterator[KeyedFile]:
-    """`LOC_val_solution.csv`: for each image, five words a box, the first its class."""
+    """Reads `LOC_val_solution.csv`: five words for each box of an image, its class and corners."""
     text = TextLines(path, "", errors="replace")
     rows = csv.reader(text)
     try:
-        for found in _boxes_of(rows, path):
+        for annotation in _boxes_of(rows, path):
             text.begin_row()
-            yield found
+            yield annotation
     except csv.Error as error:
         raise UsageError(f"{path}, line {rows.line_num}: {error}") from error
 
 
 def _boxes_of(rows: Reader, path: str) -> Iterator[KeyedFile]:
     if next(rows, None) != _COLUMNS:
-        raise UsageError(f"{path} is no table of boxes: its first line is not {','.join(_COLUMNS)}")
+        raise UsageError(
+            f"{path} is not a table of boxes: its first line is not {','.join(_COLUMNS)}"
+        )
     for row in filter(None, rows):
         try:
             key, text = row

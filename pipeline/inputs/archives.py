@@ -1,7 +1,7 @@
-"""Tar archives, read in place: what they hold, where in the file it lies.
+"""Tar archives, read in place: the names of their members, and the offset of each in the file.
 
-Nothing is unpacked. An archive with a member that could reach out of it (an absolute path, a
-path with `..`, a link, a device) is refused whole: it is not what it claims to be.
+Nothing is unpacked. An archive is refused as a whole if a member could reach out of it (an absolute
+path, a path with `..`, a link, a device), because such an archive is not what it claims to be.
 """
 
 from __future__ import annotations
@@ -29,37 +29,38 @@ COMPRESSED = (".tar.gz", ".tgz")
 ARCHIVES = (".tar", *COMPRESSED)
 
 _MAX_HEADER_BYTES = 1 << 20
-"""Of what an archive says of a member before its content: mostly 512 bytes, and some thousand for
-names that are long. It is held in memory."""
+"""Limit of a member's headers, which are held in memory. Most take 512 bytes, and a long name takes
+a few thousand."""
 _MAX_UNPACKED_BYTES = 2 << 30
-"""Of an archive of annotations with all archives in it: the boxes of ImageNet's train, compressed
-to 20 MB, have about 1 GB."""
+"""Limit of an archive of annotations with all archives inside it: the boxes of ImageNet's train are
+20 MB compressed, and about 1 GB unpacked."""
 _FIRST = 50
 """How many members tell what an archive holds."""
 _MAX_DEPTH = 3
-"""Archives in each other: ImageNet's annotations have one for each class in theirs."""
+"""Limit of nesting: ImageNet's annotations are an archive with one archive for each class."""
 
 _COMPRESSIONS: dict[bytes, Callable[[Any], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ": lzma.open,
 }
-"""First bytes of a compressed file, and what reads it."""
+"""First bytes of a compressed file, and the function that opens it."""
 
 
 def unpacker_of(start: bytes) -> Callable[[Any], Any] | None:
-    """What reads a compressed file that begins so, None for one that is not compressed."""
-    return next((r for magic, r in _COMPRESSIONS.items() if start.startswith(magic)), None)
+    """Returns the function that opens a compressed file, given its first bytes; None if the file is
+    not compressed."""
+    return next((each for magic, each in _COMPRESSIONS.items() if start.startswith(magic)), None)
 
 
 @contextlib.contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Raises UsageError with an archive's name for what its content provokes in readers."""
+    """Turns any error that the content of an archive causes into a UsageError with its name."""
     try:
         yield
     except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # Of the disk, and not of a decompressor.
+            raise  # The error comes from the disk, and not from a decompressor.
         reason = str(error).partition("\n")[0].rstrip(":")
         raise UsageError(f"{name} is not a whole tar archive: {reason}") from error
     except (ValueError, RecursionError) as error:
@@ -82,19 +83,19 @@ class Member:
     length: int
 
     @property
-    def place(self) -> str:
-        """Where its content lies."""
+    def location(self) -> str:
+        """Location of the content."""
         return member_location(self.archive, self.offset, self.length)
 
 
 class _Window(io.RawIOBase):
-    """Some bytes of a file, as a file."""
+    """A range of bytes of a file, as a file."""
 
     def __init__(self, file: BinaryIO, offset: int, length: int) -> None:
         self._file = file
         self._offset = offset
         self._length = length
-        self._at = 0
+        self._position = 0
 
     def readable(self) -> bool:
         return True
@@ -103,26 +104,25 @@ class _Window(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
-        self._at = base + offset
-        return self._at
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
+        self._position = base + offset
+        return self._position
 
     def read(self, size: int = -1) -> bytes:
-        left = max(0, self._length - self._at)
-        self._file.seek(self._offset + self._at)
-        data = self._file.read(left if size < 0 else min(size, left))
-        self._at += len(data)
+        remaining = max(0, self._length - self._position)
+        self._file.seek(self._offset + self._position)
+        data = self._file.read(remaining if size < 0 else min(size, remaining))
+        self._position += len(data)
         return data
 
 
 class _Guarded:
-    """A file that the library reads a tar from, and that ends the reading of a member that claims
-    too much.
+    """A tar file for `tarfile` to read, which stops it where a member claims to be too large.
 
     Args:
       file: the tar.
-      name: of it, for messages.
-      allowance: how many bytes may be unpacked in all, of this file and others; None if none are.
+      name: of the tar, for messages.
+      allowance: bytes that may be unpacked in all, from this file and others; None without a limit.
     """
 
     def __init__(self, file: IO[bytes], name: str, allowance: _Allowance | None) -> None:
@@ -130,8 +130,8 @@ class _Guarded:
         self._name = name
         self._allowance = allowance
         self._furthest = 0
-        self.left = 0
-        """Bytes that may be read now."""
+        self.readable_bytes = 0
+        """How much may be read from here on."""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if whence == io.SEEK_SET:
@@ -142,19 +142,20 @@ class _Guarded:
         return self._file.tell()
 
     def read(self, size: int) -> bytes:
-        self.left -= size
-        if self.left < 0:
+        self.readable_bytes -= size
+        if self.readable_bytes < 0:
             raise UsageError(
-                f"{self._name} is refused: it says more of a member than {_MAX_HEADER_BYTES} bytes"
+                f"{self._name} is refused: the headers of a member have more than "
+                f"{_MAX_HEADER_BYTES} bytes"
             )
         self._reach(self._file.tell() + size)
         return self._file.read(size)
 
     def _reach(self, offset: int) -> None:
         if self._allowance is not None and offset > self._furthest:
-            self._allowance.left -= offset - self._furthest
+            self._allowance.remaining -= offset - self._furthest
             self._furthest = offset
-            if self._allowance.left < 0:
+            if self._allowance.remaining < 0:
                 raise UsageError(
                     f"{self._name} is refused: it unpacks to more than the limit of "
                     f"{_MAX_UNPACKED_BYTES} bytes"
@@ -163,30 +164,31 @@ class _Guarded:
 
 @dataclasses.dataclass
 class _Allowance:
-    """Bytes that may be unpacked of an archive and of those in it."""
+    """Bytes that may still be unpacked from an archive and the archives inside it."""
 
-    left: int
+    remaining: int
 
 
 Reading = Callable[[int], bytes]
-"""Reads a member's content where it is met: `Unread` if it has more bytes than the argument."""
+"""Reads the content of a member, while the iteration is at it; returns `Unread` if the content has
+more bytes than the argument."""
 
 
 def members(path: str, inside: Member | None = None) -> Iterator[tuple[Member, Reading]]:
-    """The files in an archive that is not compressed, each with a way to read it now.
+    """Yields the files in an uncompressed archive, each with a function that reads it now.
 
     Args:
       path: of the archive, absolute.
-      inside: an archive in it, whose files to give.
+      inside: an archive inside it, to yield the files of instead.
 
     Raises:
-      UsageError: it is no archive, is incomplete, or is refused.
-      OSError: it cannot be read.
+      UsageError: the file is no archive, is incomplete, or is refused.
+      OSError: the file cannot be read.
     """
     name = path if inside is None else f"{path}/{inside.name}"
     if name.lower().endswith(COMPRESSED):
         raise UsageError(
-            f"{name} is compressed: images in it have no place to be read from. "
+            f"{name} is compressed, so that images cannot be read from it in place. "
             "Unpack it once to a .tar"
         )
     with files_of(path).open(path) as file:
@@ -201,16 +203,16 @@ def members(path: str, inside: Member | None = None) -> Iterator[tuple[Member, R
 
 
 def first_names(path: str) -> list[str]:
-    """Returns names of the first files in an archive in lower case. Raises like `members`."""
+    """Returns the names of the first files in an archive, in lower case. Raises like `members`."""
     return [member.name.lower() for member, _ in itertools.islice(members(path), _FIRST)]
 
 
 def stream(path: str) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the files in an archive, compressed or not; those in archives in
-    it, too. The content of one that is too large for an annotation is `Unread`.
+    """Yields the name and content of each file in an archive and in the archives inside it,
+    compressed or not. The content is `Unread` if it is too large for an annotation.
 
     Raises:
-      UsageError, OSError: as `members`; or it unpacks to too much.
+      UsageError, OSError: like `members`; or the archive unpacks to too much.
     """
     with files_of(path).open(path) as file:
         yield from _stream(cast(IO[bytes], file), path, _Allowance(_MAX_UNPACKED_BYTES), 1)
@@ -219,9 +221,9 @@ def stream(path: str) -> Iterator[tuple[str, bytes]]:
 def _stream(
     file: IO[bytes], name: str, allowance: _Allowance, depth: int
 ) -> Iterator[tuple[str, bytes]]:
-    packed = unpacker_of(file.read(8))
+    unpack = unpacker_of(file.read(8))
     file.seek(0)
-    unpacked = file if packed is None else packed(file)
+    unpacked = file if unpack is None else unpack(file)
     for info, read in _walk(_Guarded(unpacked, name, allowance), name):
         if is_hidden(_name(info)):
             continue
@@ -242,19 +244,19 @@ def _name(info: tarfile.TarInfo) -> str:
 
 
 def _walk(file: _Guarded, name: str) -> Iterator[tuple[tarfile.TarInfo, Reading]]:
-    """The regular files of an archive, in their order."""
+    """Yields the regular files of an archive, in their order."""
     with naming(name):
-        file.left = _MAX_HEADER_BYTES
+        file.readable_bytes = _MAX_HEADER_BYTES
         with tarfile.open(fileobj=cast(IO[bytes], file), mode="r:") as tar:
             while (info := tar.next()) is not None:
                 _check(info, name)
                 if info.isfile():
                     yield info, functools.partial(_read, file, name, tar, info)
-                # The library keeps all of them.
+                # The library would keep all of them in memory.
                 tar.members = []  # type: ignore[attr-defined]
-                file.left = _MAX_HEADER_BYTES
-            # Only a zero block ends an archive; the library takes a damaged header, or the end
-            # of the file, for one.
+                file.readable_bytes = _MAX_HEADER_BYTES
+            # Only a zero block ends an archive, but the library also stops at a damaged header and
+            # at the end of the file.
             file.seek(tar.offset)
             end = file.read(tarfile.BLOCKSIZE)
     if end.strip(b"\0") or len(end) < tarfile.BLOCKSIZE:
@@ -264,26 +266,26 @@ def _walk(file: _Guarded, name: str) -> Iterator[tuple[tarfile.TarInfo, Reading]
 def _read(
     file: _Guarded, name: str, tar: tarfile.TarFile, info: tarfile.TarInfo, limit: int
 ) -> bytes:
-    """See `Reading`."""
+    """Reads the content of a member, as `Reading` describes."""
     if info.size > limit:
         return Unread.from_size(info.size, limit)
     content = tar.extractfile(info)
     assert content is not None
-    file.left = info.size
+    file.readable_bytes = info.size
     with naming(name):
         return content.read()
 
 
 def _check(info: tarfile.TarInfo, archive: str) -> None:
-    """Refuses what could reach out of an archive."""
+    """Raises UsageError for a member that could reach out of its archive."""
     if info.issym() or info.islnk():
-        what = "a link"
+        problem = "a link"
     elif info.issparse() or not (info.isfile() or info.isdir()):
-        what = "neither a plain file nor a folder"
+        problem = "neither a plain file nor a folder"
     elif info.name.startswith(("/", "\\")) or info.name[1:2] == ":":
-        what = "at an absolute path"
+        problem = "at an absolute path"
     elif ".." in info.name.replace("\\", "/").split("/"):
-        what = "outside it"
+        problem = "outside it"
     else:
         return
-    raise UsageError(f"{archive} is refused: its member {info.name!r} is {what}")
+    raise UsageError(f"{archive} is refused: its member {info.name!r} is {problem}")

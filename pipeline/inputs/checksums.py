@@ -1,13 +1,10 @@
-"""What is known of the content of source files and of parts of such, without reading it again.
+"""Identifies the content of source files, and of parts of files, without reading it again.
 
-It is remembered while size and modification time of the file stay; of an object, while its MD5 or
-generation does, which a listing tells. The memory lies beside the dataset, not in it: deleting it
-costs one more read of the input, and changes nothing.
+A memory keeps the MD5 of content while its file keeps size and modification time. The memory lies
+beside the dataset, not in it: deleting it costs one more read of the input and changes nothing.
 
-Stamps of files whose parts are images: a stamp changes when one of those does.
-
-In object storage a listing tells them, so that nobody has to ask for each image. On this machine
-size and time of the file serve (`pipeline.inputs.checksums`).
+In object storage, a listing tells the MD5 or the generation of every object, so no image has to be
+asked for. A file of many images, such as a tar, has a stamp that changes when one of them does.
 """
 
 from __future__ import annotations
@@ -29,30 +26,30 @@ _MEMORY = re.compile(rf"{re.escape(_FOLDER)}/(?P<split>[^/]+)-(?P<shard>[0-9]{{5
 
 
 class Content(NamedTuple):
-    """Content whose identity is asked for.
+    """Content to identify.
 
     Attributes:
-      place: where it lies.
-      tell: what else is remembered of it, made of the bytes; None for nothing.
-      md5: hexadecimal, where a listing has told it.
-      stamp: what changes when the content does, where a listing has told that.
+      location: where it lies.
+      describe: returns what else to remember about the bytes, None for nothing.
+      md5: hexadecimal, if a listing has told it.
+      stamp: text that changes when the content does, if a listing has told it.
     """
 
-    place: str
-    tell: Callable[[bytes], str] | None = None
+    location: str
+    describe: Callable[[bytes], str] | None = None
     md5: str | None = None
     stamp: str | None = None
 
 
 class KnownContent(NamedTuple):
-    """What is known of content: its MD5, hexadecimal, and what `Content.tell` said of it."""
+    """The MD5 of content, hexadecimal, and what `Content.describe` returned for it."""
 
     md5: str
-    about: str = ""
+    description: str = ""
 
 
 class _RememberedFile(NamedTuple):
-    """Size and stamp of a file when its content, or that of a part, was read."""
+    """Size and stamp of a file when it, or a part of it, was read, and what was read."""
 
     size: int
     stamp: str
@@ -61,11 +58,11 @@ class _RememberedFile(NamedTuple):
 
 
 class Checksums:
-    """Knows content, with a memory.
+    """Identifies content, with a memory.
 
     Args:
       store: the dataset folder.
-      name: of the memory, one for each shard.
+      name: of the memory; each shard has one.
     """
 
     def __init__(self, store: Store, name: str) -> None:
@@ -76,94 +73,100 @@ class Checksums:
 
     @classmethod
     def for_shard(cls, store: Store, split: str, shard: int) -> Checksums:
-        """The memory of a source shard's files."""
+        """Returns the checksums of a source shard's files."""
         return cls(store, f"{split}-{shard:05d}")
 
     @staticmethod
     def forget_others(store: Store, shards: Mapping[str, int]) -> None:
-        """Removes the memories of shards that are none of a dataset's.
+        """Removes the memories of shards that a dataset does not have.
 
         Args:
           store: the dataset folder.
-          shards: how many source shards each of its splits has.
+          shards: number of source shards by split.
         """
         for path in list(store.walk(_FOLDER)):
-            found = _MEMORY.fullmatch(path)
-            if found and int(found["shard"]) >= shards.get(found["split"], 0):
+            match = _MEMORY.fullmatch(path)
+            if match and int(match["shard"]) >= shards.get(match["split"], 0):
                 store.delete(path)
 
     def identify(self, content: Content) -> KnownContent:
-        """What is known of content, which is read if it must be. Raises OSError if it cannot be."""
+        """Returns what is known of the content; reads it if necessary. Raises OSError."""
         known = self.known(content)
-        return known or _look(content, self.read(content))
+        return known or _identify(content, self.read(content))
 
     def known(self, content: Content) -> KnownContent | None:
-        """What is known of content that is not read."""
-        taken = Location.parse(content.place)
-        if taken.text is not None:
-            return _look(content, read_location(content.place))
-        if content.md5 is not None and content.tell is None:
+        """Returns what is known of the content without reading it, None if nothing is."""
+        location = Location.parse(content.location)
+        if location.text is not None:
+            return _identify(content, read_location(content.location))
+        if content.md5 is not None and content.describe is None:
             return KnownContent(content.md5)
-        if content.place in self._new:
-            return KnownContent(*self._new[content.place][2:])
-        remembered = self._old.get(content.place)
+        if content.location in self._new:
+            return KnownContent(*self._new[content.location][2:])
+        remembered = self._old.get(content.location)
         if content.stamp is None and content.md5 is None:
-            info = files_of(taken.path).info(taken.path)
+            info = files_of(location.path).info(location.path)
             if info is None:
                 return None
-            if taken.is_file and info.md5 is not None:
+            if location.is_file and info.md5 is not None:
                 return self.known(content._replace(md5=info.md5))
             is_same = remembered is not None and remembered[:2] == (info.size, info.identity)
         else:
-            wanted = (content.stamp, content.md5)
-            is_same = remembered is not None and wanted in (
+            told = (content.stamp, content.md5)
+            is_same = remembered is not None and told in (
                 (remembered.stamp, None),
                 (None, remembered.md5),
             )
         if remembered is None or not is_same:
             return None
-        self._new[content.place] = remembered
+        self._new[content.location] = remembered
         return KnownContent(remembered.md5, remembered.about)
 
     def read(self, content: Content) -> bytes:
-        """The bytes, of which all is known from then on. Raises OSError."""
-        taken = Location.parse(content.place)
-        # Looked at first: what changes meanwhile is read again the next time.
-        info = None if taken.text is not None else files_of(taken.path).info(taken.path)
-        data = read_location(content.place)
+        """Reads the content, which is `known` from then on. Raises OSError."""
+        location = Location.parse(content.location)
+        # Before reading, so that a file that changes meanwhile is read again the next time.
+        info = None if location.text is not None else files_of(location.path).info(location.path)
+        data = read_location(content.location)
         if info is not None:
             stamp = content.stamp or info.identity
-            self._new[content.place] = _RememberedFile(info.size, stamp, *_look(content, data))
+            self._new[content.location] = _RememberedFile(
+                info.size, stamp, *_identify(content, data)
+            )
         return data
 
     def is_unlike(self, content: Content) -> bool:
-        """Whether size and time of a file that is not `known` say that it has changed. Of one that
-        lay in another folder, its size has to tell; of one that was never read, nothing does."""
-        path = Location.parse(content.place).path
+        """Returns whether a file that is not `known` must have changed, going by size and time.
+
+        If the file has moved to another folder, only its size is compared; if it was never read,
+        the answer is False.
+        """
+        path = Location.parse(content.location).path
         info = files_of(path).info(path)
-        if info is None or content.place in self._old:
+        if info is None or content.location in self._old:
             return True
-        sizes = {_without_folder(old): about.size for old, about in self._old.items()}
-        return sizes.get(_without_folder(content.place), info.size) != info.size
+        sizes = {_without_folder(old): file.size for old, file in self._old.items()}
+        return sizes.get(_without_folder(content.location), info.size) != info.size
 
     def save(self) -> None:
-        """Remembers the files asked for since the start, and only those."""
+        """Writes the memory: the files that were asked for since the start, and no others."""
         if self._new != self._old:
             self._store.write(self._path, json.dumps(self._new, sort_keys=True).encode())
 
 
-def _look(content: Content, data: bytes) -> KnownContent:
+def _identify(content: Content, data: bytes) -> KnownContent:
     md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    return KnownContent(md5, content.tell(data) if content.tell else "")
+    return KnownContent(md5, content.describe(data) if content.describe else "")
 
 
-def _without_folder(place: str) -> str:
-    path = Location.parse(place).path
-    return place.removesuffix(path) + path.rpartition("/")[2]
+def _without_folder(location: str) -> str:
+    path = Location.parse(location).path
+    return location.removesuffix(path) + path.rpartition("/")[2]
 
 
 def stamp_of(path: str) -> str | None:
-    """Stamp of a file, None on this machine. Raises OSError."""
+    """Returns the stamp of a file in object storage, None on this machine, where size and time of
+    the file serve instead. Raises OSError."""
     if not is_remote(path):
         return None
     info = files_of(path).info(path)

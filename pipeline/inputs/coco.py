@@ -17,9 +17,9 @@ class CocoObject:
     """An object of an image.
 
     Attributes:
-      name: of its category.
-      box: corners (xmin, ymin, xmax, ymax), or whatever stands in their place.
-      segmentation: run lengths or polygons, None without.
+      name: of the category.
+      box: corners (xmin, ymin, xmax, ymax); if they are not numbers, the value as it is.
+      segmentation: run lengths or polygons, None if there is none.
     """
 
     name: str
@@ -28,22 +28,22 @@ class CocoObject:
 
 
 def is_coco(content: Any) -> bool:
-    """Whether the content of a JSON file has COCO's parts."""
+    """Returns whether the content of a JSON file has COCO's parts."""
     return isinstance(content, dict) and all(isinstance(content.get(p), list) for p in _PARTS)
 
 
 def coco_objects(
     path: str, content: dict[str, Any]
 ) -> Iterator[tuple[dict[str, Any], list[CocoObject]]]:
-    """(entry, its objects) of each image, in the file's order.
+    """Yields (entry, objects) for each image, in the order of the file.
 
     Args:
       path: of the file, for messages.
-      content: of it.
+      content: of the file.
 
     Raises:
-      UsageError: an image, a category or an annotation lacks what ties them together, or names
-        what is not there.
+      UsageError: an image, a category or an annotation lacks an id or a name, or refers to an id
+        that the file does not have.
     """
     names: dict[Any, str] = {}
     for each in content["categories"]:
@@ -59,26 +59,30 @@ def coco_objects(
             raise UsageError(f"{path}: two of images have the id {number}")
         objects[number] = []
     for each in content["annotations"]:
-        of_image = _value(path, each, "annotations", "image_id")
-        category = _value(path, each, "annotations", "category_id")
-        for kind, given, known in (("image", of_image, objects), ("category", category, names)):
-            if given not in known:
+        image_id = _value(path, each, "annotations", "image_id")
+        category_id = _value(path, each, "annotations", "category_id")
+        for kind, number, known in (
+            ("image", image_id, objects),
+            ("category", category_id, names),
+        ):
+            if number not in known:
                 raise UsageError(
-                    f"{path}: annotation {each.get('id')} names {kind} {given}, which is none of "
-                    f"the file's"
+                    f"{path}: annotation {each.get('id')} names {kind} {number}, which the file "
+                    "does not have"
                 )
-        found = CocoObject(names[category], _corners(each.get("bbox")), each.get("segmentation"))
-        objects[of_image].append(found)
+        objects[image_id].append(
+            CocoObject(names[category_id], _corners(each.get("bbox")), each.get("segmentation"))
+        )
     for image in content["images"]:
         yield image, objects[image["id"]]
 
 
 def mask_text(height: int, width: int, segmentations: Sequence[Any]) -> str:
-    """A mask as text, which `transforms.masks` decodes.
+    """Returns a mask as text, which `transforms.masks` decodes.
 
     Args:
       height, width: of the image, in pixels.
-      segmentations: of its objects, run lengths or polygons.
+      segmentations: run lengths or polygons of the image's objects.
     """
     mask = {"height": height, "width": width, "segmentations": segmentations}
     return json.dumps(mask, sort_keys=True, separators=(",", ":"))
@@ -92,7 +96,8 @@ def _value(path: str, entry: Any, part: str, name: str) -> Any:
 
 
 def _corners(box: Any) -> Any:
-    """Corners of a box given by its upper left one, width and height."""
+    """Returns the corners of a box given as upper left corner, width and height; if these are not
+    numbers, the box as it is."""
     try:
         x, y, width, height = (float(value) for value in box)
     except (TypeError, ValueError, OverflowError):

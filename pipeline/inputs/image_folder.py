@@ -1,4 +1,5 @@
-"""A folder of files, as ImageNet is unpacked: `<split>/<wnid>/*.JPEG`, or flat."""
+"""Folders of image files, as unpacked from ImageNet's archives: `<split>/<wnid>/*.JPEG`, or flat
+`<split>/*.JPEG`, also inside the `Data/CLS-LOC` tree of the Kaggle download."""
 
 from __future__ import annotations
 
@@ -17,11 +18,11 @@ from transforms.taxonomy import Taxonomy
 _HIDDEN = re.compile(r"\.[^.]")
 
 _TREES = ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC", "CLS-LOC")
-"""Folders of the Kaggle download that the split's folder may lie in."""
+"""Where the folder of a split may lie: directly in the input, or in the Kaggle download's tree."""
 
 
 class ImageFolder(InputFormat):
-    """A folder of images."""
+    """Image files in a folder of the split's name."""
 
     kind = "folder"
 
@@ -41,10 +42,10 @@ def find_images(root: str, split: str, flag: str = "--input") -> str:
     Args:
       root: the input folder, or the split's own folder.
       split: such as `val`.
-      flag: that named the folder, for messages.
+      flag: the flag that named the folder, for messages.
 
     Raises:
-      UsageError: there is none; the message lists what was tried.
+      UsageError: there is no such folder; the message lists what was tried.
     """
     root = absolute(root)
     if not files_of(root).is_folder(root):
@@ -70,7 +71,7 @@ def _image_folder(root: str, split: str) -> str | None:
 
 
 def images_in_folder(folder: str, root: str) -> Iterator[SourceImage | None]:
-    """The images of a split, and None for each other file beside them.
+    """Yields the images of a split, and None for each other file beside them.
 
     Args:
       folder: of the images.
@@ -88,13 +89,13 @@ def images_in_folder(folder: str, root: str) -> Iterator[SourceImage | None]:
 
 
 def files_in(folder: str, suffixes: Sequence[str]) -> Iterator[KeyedFile]:
-    """The files in a folder and one level below it.
+    """Yields the files with these suffixes in a folder and one level below it.
 
-    Of other suffixes, only what lies beside images is of interest. Hidden files are passed
-    over; two dots are no such name, but a strange one.
+    Files with other suffixes are yielded only beside images, without a key, so that they can be
+    counted. Hidden files are skipped, but a name that begins with two dots is not hidden.
     """
-    listed = _listed_remote(folder) if is_remote(folder) else _listed_here(folder, "")
-    for subfolder, name, path, info in listed:
+    files = _list_remote(folder) if is_remote(folder) else _list_local(folder, "")
+    for subfolder, name, path, info in files:
         if _HIDDEN.match(name):
             continue
         if name.lower().endswith(tuple(suffixes)):
@@ -108,31 +109,31 @@ def files_in(folder: str, suffixes: Sequence[str]) -> Iterator[KeyedFile]:
 
 
 def holds_files(folder: str, suffixes: Sequence[str]) -> bool:
-    """Whether there is a folder, and it, or a folder in it, holds a file of a kind."""
+    """Returns whether a folder exists and holds files with these suffixes, at most a level deep."""
     if not files_of(folder).is_folder(folder):
         return False
     return any(file.key for file in files_in(folder, suffixes))
 
 
 _Listed = tuple[str, str, str, FileInfo | None]
-"""Folder, name and path of a file, and what is known of it without asking."""
+"""Folder, name and path of a file, and its `FileInfo` if the listing tells it."""
 
 
-def _listed_remote(folder: str) -> Iterator[_Listed]:
-    """By one listing for a thousand objects, which tells what they hold, too."""
+def _list_remote(folder: str) -> Iterator[_Listed]:
+    """Lists objects by one request for a thousand of them, which also tells their MD5s."""
     for info in files_of(folder).walk(folder):
         *folders, name = relative(info.path, folder).split("/")
         if len(folders) <= 1 and not (folders and folders[0].startswith(".")):
             yield "".join(folders), name, info.path, info
 
 
-def _listed_here(folder: str, subfolder: str) -> Iterator[_Listed]:
-    """In an order that does not depend on the file system."""
+def _list_local(folder: str, subfolder: str) -> Iterator[_Listed]:
+    """Lists files in an order that does not depend on the file system."""
     with os.scandir(os.path.join(folder, subfolder) if subfolder else folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    for entry in found:
+        ordered = sorted(entries, key=lambda entry: entry.name)
+    for entry in ordered:
         if not entry.is_dir():
             yield subfolder, entry.name, entry.path, None
-    for entry in found:
+    for entry in ordered:
         if not subfolder and entry.is_dir() and not entry.name.startswith("."):
-            yield from _listed_here(folder, entry.name)
+            yield from _list_local(folder, entry.name)

@@ -1,9 +1,7 @@
-"""A table of images that a user wrote: path, class, boxes or a mask, and perhaps more.
+"""Manifests: tables of images that a user wrote, with path, class, boxes or a mask of each image.
 
 CSV, Parquet, JSON or JSON lines with a row for each box; or COCO's JSON (`pipeline.inputs.coco`).
 Paths are relative to the table, absolute, or `gs://`. Columns: `docs/own_data.md`.
-
-What a manifest says of each image: its rows, or COCO's entries, put together by image.
 """
 
 from __future__ import annotations
@@ -31,11 +29,15 @@ from pipeline.storage.parallel import in_parallel
 from transforms.annotations import AnnotationError, Box, annotation_from
 from transforms.taxonomy import Taxonomy
 
+FLAG = "--input"
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _SUFFIXES = (".csv", ".parquet", ".json", ".jsonl")
+_IMAGE_COLUMNS = ("key", "group", "split", "mask", "width", "height")
+"""Columns in which all rows of one image must agree."""
 
 
 class ImageManifest(InputFormat):
-    """A table that names the images, and their boxes."""
+    """A table that names the images and their boxes."""
 
     kind = "manifest"
     may_hold_boxes = True
@@ -52,8 +54,27 @@ class ImageManifest(InputFormat):
         return images_in_manifest(layout.files[0], names_of(layout.split))
 
 
+@dataclasses.dataclass
+class ListedImage:
+    """An image that the table names, with the content of all its rows.
+
+    Attributes:
+      row: the first row.
+      path: absolute.
+      columns: values of `_IMAGE_COLUMNS` that any row fills.
+      objects: (class, corners or None without a box) of each box.
+      segmentations: of COCO's objects, in their order; None if an object has none.
+    """
+
+    row: TableRow
+    path: str
+    columns: dict[str, Any] = dataclasses.field(default_factory=dict)
+    objects: list[tuple[str, Any]] = dataclasses.field(default_factory=list)
+    segmentations: list[Any] | None = None
+
+
 def _find_manifest(root: str, split: str) -> str | None:
-    """Returns the path of the table, which is the input itself or lies in it."""
+    """Returns the path of the table, which is the input itself or lies in it; None without one."""
     lower = root.lower()
     if files_of(root).info(root) is not None:
         is_table = lower.endswith(_SUFFIXES)
@@ -69,14 +90,14 @@ def _find_manifest(root: str, split: str) -> str | None:
 
 
 def check_manifest(path: str) -> None:
-    """Looks at the columns of a table.
+    """Checks the columns of a table.
 
     Args:
       path: absolute.
 
     Raises:
-      UsageError: a column is missing, or two say the same; or it is no table.
-      OSError: it cannot be read.
+      UsageError: a column is missing, two columns hold the same, or the file is not a table.
+      OSError: the file cannot be read.
     """
     if content_of_coco(path) is not None:
         return
@@ -97,37 +118,37 @@ def check_manifest(path: str) -> None:
 
 
 def tells_splits(path: str) -> bool:
-    """Whether a table says of each image which split it is of."""
+    """Returns whether a table has a column that names the split of each image."""
     return content_of_coco(path) is None and "split" in column_names(path, FLAG)
 
 
 def is_coco_manifest(path: str) -> bool:
-    """Whether a table is COCO's."""
+    """Returns whether a table is COCO's JSON."""
     return content_of_coco(path) is not None
 
 
 def images_in_manifest(path: str, split: Iterable[str]) -> Iterator[SourceImage]:
-    """The images of a split, in the table's order.
+    """Yields the images of a split, in the order of the table.
 
     Args:
       path: of the table, absolute.
-      split: what the split is called; of no interest where there is no column `split`.
+      split: names of the split; they only matter if there is a column `split`.
 
     Raises:
-      UsageError: the table is none, or a row cannot be understood; or a file is missing. Boxes
-        that are none are left to their image's annotation.
-      OSError: something cannot be read.
+      UsageError: the file is not a table, a row is not valid, or a file that it names is missing.
+        Boxes that are not valid raise nothing: they become the annotation, and reject the image.
+      OSError: a file cannot be read.
     """
     root = parent(path)
-    listed = [image for image in _listed(path, root) if _is_of(image, split)]
+    listed = [image for image in _list_rows(path, root) if _is_of_split(image, split)]
     if not listed:
         raise UsageError(f"{FLAG} {path} has no image of split {next(iter(split))!r}")
-    infos = _infos(root, listed)
+    infos = _file_infos(root, listed)
     for image in listed:
-        yield _found(image, root, infos)
+        yield _source_image(image, root, infos)
 
 
-def _listed(path: str, root: str) -> Iterator[ListedImage]:
+def _list_rows(path: str, root: str) -> Iterator[ListedImage]:
     content = content_of_coco(path)
     if content is not None:
         return images_of_coco(path, root, content)
@@ -135,71 +156,71 @@ def _listed(path: str, root: str) -> Iterator[ListedImage]:
     return images_of_rows(path, root)
 
 
-def _is_of(image: ListedImage, split: Iterable[str]) -> bool:
-    return image.about.get("split", "") in ("", *split)
+def _is_of_split(image: ListedImage, split: Iterable[str]) -> bool:
+    return image.columns.get("split", "") in ("", *split)
 
 
-def _infos(root: str, images: Iterable[ListedImage]) -> dict[str, FileInfo | None]:
-    """What the storage says of the files that rows name, by path.
+def _file_infos(root: str, images: Iterable[ListedImage]) -> dict[str, FileInfo | None]:
+    """Looks up the files that rows name; returns their `FileInfo` by path.
 
     Raises:
-      UsageError: a file is not there.
+      UsageError: a file does not exist.
     """
     named: dict[str, tuple[TableRow, str]] = {}
     for image in images:
         column = "image" if "image" in image.row.values else "file_name"
         named.setdefault(image.path, (image.row, column))
-        if image.about.get("mask"):
-            named.setdefault(path_from(root, image.about["mask"]), (image.row, "mask"))
-    there: dict[str, FileInfo | None] = {}
+        if image.columns.get("mask"):
+            named.setdefault(path_from(root, image.columns["mask"]), (image.row, "mask"))
+    infos: dict[str, FileInfo | None] = {}
     if is_remote(root) and any(is_below(path, root) for path in named):
-        # One listing for a thousand objects.
-        there = {info.path: info for info in files_of(root).walk(root) if info.path in named}
-    elsewhere = [path for path in named if path not in there]
+        # One request lists a thousand objects.
+        infos = {info.path: info for info in files_of(root).walk(root) if info.path in named}
+    elsewhere = [path for path in named if path not in infos]
     remote = [path for path in elsewhere if is_remote(path)]
-    asked = in_parallel(lambda path: files_of(path).info(path), remote) if remote else []
-    there.update(zip(remote, asked, strict=True))
+    answers = in_parallel(lambda path: files_of(path).info(path), remote) if remote else []
+    infos.update(zip(remote, answers, strict=True))
     for path in elsewhere:
         if not is_remote(path):
             try:
-                there[path] = files_of(path).info(path)
+                infos[path] = files_of(path).info(path)
             except UsageError as error:
                 row, column = named[path]
                 raise row.error(column, str(error)) from error
     for path, (row, column) in named.items():
-        if there[path] is None:
+        if infos[path] is None:
             raise row.error(column, f"there is no file {path} (paths are relative to the manifest)")
-    return there
+    return infos
 
 
-def _found(image: ListedImage, root: str, infos: dict[str, FileInfo | None]) -> SourceImage:
+def _source_image(image: ListedImage, root: str, infos: dict[str, FileInfo | None]) -> SourceImage:
     path = image.path
     name = relative(path, root) if path.startswith(root.rstrip("/") + "/") else path
     mask: str | None = None
     mask_info = None
-    if image.about.get("mask"):
-        mask = path_from(root, image.about["mask"])
+    if image.columns.get("mask"):
+        mask = path_from(root, image.columns["mask"])
         mask_info = infos[mask]
     elif image.segmentations is not None:
-        mask = _mask_text(image.about, image.segmentations)
+        mask = _mask_location(image.columns, image.segmentations)
     info = infos[path]
     return SourceImage(
-        key=image.about.get("key") or os.path.splitext(name.rpartition("/")[2])[0],
+        key=image.columns.get("key") or os.path.splitext(name.rpartition("/")[2])[0],
         path=path,
         name=name,
         wnid=_class_of(image),
         md5=info.md5 if info else None,
         annotation=_annotation(image),
-        group=image.about.get("group", ""),
+        group=image.columns.get("group", ""),
         mask=mask,
         mask_md5=mask_info.md5 if mask_info else None,
     )
 
 
-def _mask_text(about: dict[str, Any], segmentations: list[Any]) -> str | None:
-    """The place of a mask that the table itself holds, None where the image has no size."""
+def _mask_location(columns: dict[str, Any], segmentations: list[Any]) -> str | None:
+    """Returns the location of a mask that the table itself holds; None if the image has no size."""
     try:
-        height, width = (int(float(about[side])) for side in ("height", "width"))
+        height, width = (int(float(columns[side])) for side in ("height", "width"))
     except (KeyError, ValueError, OverflowError):
         return None
     return text_location(mask_text(height, width, segmentations))
@@ -213,66 +234,41 @@ def _area(corners: Any) -> int:
 
 
 def _class_of(image: ListedImage) -> str:
-    """Class of the largest object, of equals the first; "" if the table says none."""
+    """Returns the class of the largest object, the first among equals; "" if no row names one."""
     named = [(name, corners) for name, corners in image.objects if name]
     return max(named, key=lambda each: _area(each[1]), default=("", None))[0]
 
 
 def _annotation(image: ListedImage) -> str | None:
-    """The place of the boxes, or of what is wrong with them; None without any."""
+    """Returns the location of the boxes, or of what is wrong with them; None without any."""
     boxes = [corners for _, corners in image.objects if corners is not None]
     if not boxes:
         return None
-    sides = {side: image.about.get(side) for side in ("width", "height")}
+    sides = {side: image.columns.get(side) for side in ("width", "height")}
     try:
         return annotation_of(annotation_from({**sides, "boxes": boxes}))
     except AnnotationError as error:
         return annotation_of(AnnotationError(f"{image.row}: {error}"))
 
 
-FLAG = "--input"
-CORNERS = ("xmin", "ymin", "xmax", "ymax")
-_OF_IMAGE = ("key", "group", "split", "mask", "width", "height")
-"""What rows of one image must agree in."""
-
-
-@dataclasses.dataclass
-class ListedImage:
-    """An image that the table names: its first row, what all its rows say of it, and its objects.
-
-    Attributes:
-      row: the first.
-      path: absolute.
-      about: columns of `_OF_IMAGE` that any row fills.
-      objects: (class, corners or None without a box) of each row.
-      segmentations: of COCO's objects, in their order; None if one has none.
-    """
-
-    row: TableRow
-    path: str
-    about: dict[str, Any] = dataclasses.field(default_factory=dict)
-    objects: list[tuple[str, Any]] = dataclasses.field(default_factory=list)
-    segmentations: list[Any] | None = None
-
-
 @functools.lru_cache(maxsize=1)
-def _parsed(path: str, identity: str) -> Any:
-    """JSON that is asked for several times in a row; `identity` tells a rewritten file apart."""
+def _parse_json(path: str, identity: str) -> Any:
+    """Reads JSON once for several calls in a row; `identity` tells a rewritten file apart."""
     del identity
     return read_json(path, FLAG)
 
 
 def content_of_coco(path: str) -> dict[str, Any] | None:
-    """The content of COCO's JSON, None for other tables.
+    """Reads COCO's JSON; returns None for other tables.
 
     Raises:
-      UsageError: it is JSON of neither kind.
-      OSError: it cannot be read.
+      UsageError: the file is JSON, but neither COCO's nor a list of rows.
+      OSError: the file cannot be read.
     """
     if not path.lower().endswith(".json"):
         return None
     info = files_of(path).info(path)
-    content = _parsed(path, str(info and (info.size, info.identity)))
+    content = _parse_json(path, str(info and (info.size, info.identity)))
     if isinstance(content, list):
         return None
     if isinstance(content, dict) and content.get("format") == DATASET:
@@ -288,47 +284,47 @@ def content_of_coco(path: str) -> dict[str, Any] | None:
 
 
 def images_of_rows(path: str, root: str) -> Iterator[ListedImage]:
-    """The images of a table with a row for each box, in order of their first rows.
+    """Reads the images of a table with a row for each box, in order of their first rows.
 
     Args:
       path: of the table, absolute.
-      root: the folder that paths in it are relative to.
+      root: the folder that paths in the table are relative to.
 
     Raises:
-      UsageError: a row names no file, or contradicts another of the same image.
+      UsageError: a row names no file, or contradicts another row of the same image.
     """
-    found: dict[str, ListedImage] = {}
+    images: dict[str, ListedImage] = {}
     for row in read_rows(path, FLAG):
-        place = _path(row, "image", root)
-        image = found.setdefault(place, ListedImage(row, place))
-        for column in _OF_IMAGE:
+        image_path = _path(row, "image", root)
+        image = images.setdefault(image_path, ListedImage(row, image_path))
+        for column in _IMAGE_COLUMNS:
             value = row.text(column)
-            if value and image.about.setdefault(column, value) != value:
+            if value and image.columns.setdefault(column, value) != value:
                 raise row.error(
-                    column, f"{value!r} is another than in {image.row}, of the same image"
+                    column, f"{value!r} differs from {image.row}, which is of the same image"
                 )
         boxes = _boxes(row)
         for box in boxes or [None]:
             image.objects.append((row.text("class"), box))
-    return iter(found.values())
+    return iter(images.values())
 
 
 def images_of_coco(path: str, root: str, content: dict[str, Any]) -> Iterator[ListedImage]:
-    """The images of COCO's JSON, in its order.
+    """Yields the images of COCO's JSON, in its order.
 
     Args:
       path, root: as for `images_of_rows`.
-      content: of `content_of_coco`.
+      content: from `content_of_coco`.
 
     Raises:
-      UsageError: as `coco_objects`, or an image names no file.
+      UsageError: like `coco_objects`, or an image names no file.
     """
-    for number, (about, objects) in enumerate(coco_objects(path, content), 1):
-        row = TableRow(path, number, about, "image")
+    for number, (entry, objects) in enumerate(coco_objects(path, content), 1):
+        row = TableRow(path, number, entry, "image")
         image = ListedImage(row, _path(row, "file_name", root))
-        for column in _OF_IMAGE:
+        for column in _IMAGE_COLUMNS:
             if row.text(column):
-                image.about[column] = row.text(column)
+                image.columns[column] = row.text(column)
         image.objects = [(each.name, each.box) for each in objects]
         if objects and all(each.segmentation for each in objects):
             image.segmentations = [each.segmentation for each in objects]
@@ -346,12 +342,12 @@ def _path(row: TableRow, column: str, root: str) -> str:
 
 
 def path_from(root: str, text: str) -> str:
-    """Absolute path of a file that a table names."""
+    """Returns the absolute path of a file that a table names."""
     return absolute(text if "://" in text else join(root, text))
 
 
 def _boxes(row: TableRow) -> list[Any]:
-    """What stands for boxes, as it is; none if nothing does."""
+    """Returns the boxes of a row as they are, even if they are not valid; empty without any."""
     boxes = row.values.get("boxes")
     if isinstance(boxes, str):
         try:

@@ -43,19 +43,19 @@ class ImagenetTars(FileFormat):
 def images_in_tars(
     paths: Sequence[str], root: str, taxonomy: Taxonomy
 ) -> Iterator[SourceImage | None]:
-    """The images in archives and in the archives in those, None for each other file.
+    """Yields the images in archives and in the archives inside them, None for each other file.
 
     Args:
       paths: of the archives, absolute.
       root: the input folder.
-      taxonomy: whose classes folders and inner archives are called after.
+      taxonomy: folders and inner archives may be named after its classes.
 
     Raises:
-      UsageError: an archive is incomplete, or refused.
-      OSError: it cannot be read.
+      UsageError: an archive is incomplete or refused.
+      OSError: an archive cannot be read.
     """
     for path in paths:
-        own = relative(path, root)
+        archive_name = relative(path, root)
         stamp = stamp_of(path)
         inner = []
         for member, _ in members(path):
@@ -64,18 +64,18 @@ def images_in_tars(
             if member.name.lower().endswith(ARCHIVES):
                 inner.append(member)
             else:
-                yield _image(member, own, wnid_of_folder(member.name, taxonomy), stamp)
+                yield _image(member, archive_name, wnid_of_folder(member.name, taxonomy), stamp)
 
-        def listed(archive: Member, path: str = path) -> list[Member]:
+        def list_inner(archive: Member, path: str = path) -> list[Member]:
             return [member for member, _ in members(path, archive)]
 
-        for archive, found in read_ahead(listed, inner):
+        for archive, inner_members in read_ahead(list_inner, inner):
             stem = archive.name.rpartition("/")[2].rpartition(".")[0]
-            for member in found:
+            for member in inner_members:
                 is_class = is_wnid(stem) or taxonomy.holds(stem)
                 folder = wnid_of_folder(member.name, taxonomy) or (stem if is_class else "")
                 if not is_hidden(member.name):
-                    yield _image(member, f"{own}/{archive.name}", folder, stamp)
+                    yield _image(member, f"{archive_name}/{archive.name}", folder, stamp)
 
 
 def _image(member: Member, archive: str, wnid: str, stamp: str | None) -> SourceImage | None:
@@ -84,7 +84,7 @@ def _image(member: Member, archive: str, wnid: str, stamp: str | None) -> Source
         return None
     return SourceImage(
         key=stem,
-        path=member.place,
+        path=member.location,
         name=f"{archive}/{member.name}",
         wnid=wnid,
         stamp=stamp,

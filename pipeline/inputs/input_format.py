@@ -23,8 +23,8 @@ class SplitLayout:
       root: the input folder; image paths are recorded relative to it.
       images: folder of the images, or of the files that hold them.
       files: the files that hold or name the images, in order; empty for a folder of images.
-      annotations: folder, archive or table of annotations; None if there is none beside the
-        images.
+      annotations: folder, archive or table of annotations; None if the images bring their own
+        boxes, or there are no boxes.
     """
 
     kind: str

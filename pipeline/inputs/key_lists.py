@@ -1,8 +1,8 @@
-"""`--exclude` and `--include`: lists of images, by key or by the name that the released
-archive gives them.
+"""`--exclude` and `--include`: lists of images, by key or by the name that the released archive
+gives them.
 
-A list is a text file, a name in each line; such as the released archive's, of which each file is
-an image that its authors kept.
+A list is a text file with one name in each line. The file names in the released archive are such a
+list: they name the images that its authors kept.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class KeyList:
     """A list of images.
 
     Attributes:
-      names: keys, or `<wnid>_<number>`, in order.
+      names: keys, or `<wnid>_<number>`, sorted.
     """
 
     names: tuple[str, ...]
 
     @property
-    def about(self) -> str:
-        """How many names, and a digest of them: what a dataset's configuration says of it."""
+    def summary(self) -> str:
+        """Number and digest of the names, as recorded in a dataset's configuration."""
         digest = hashlib.sha256("\n".join(self.names).encode("utf-8", "surrogatepass"))
         return f"{len(self.names)} names, sha256 {digest.hexdigest()[:16]}"
 
@@ -42,27 +42,27 @@ class KeyList:
         return frozenset(self.names)
 
     def holds(self, key: str, wnid: str) -> bool:
-        """Whether it names an image: by its key, or by its class and the digits that its key
-        ends with. Those of the validation set have leading zeros, those of train have none, so
-        that one is not taken for the other."""
+        """Returns whether the list names an image, by its key, or by its class and the digits at
+        the end. These have leading zeros in the validation set and none in train, so images of
+        the two are not confused."""
         number = _NUMBER.search(key)
         return key in self._keys or (number is not None and f"{wnid}_{number[0]}" in self._keys)
 
 
 @dataclasses.dataclass(frozen=True)
 class KeyLists:
-    """What leaves images out.
+    """The lists that leave images out.
 
     Attributes:
-      exclude: images to leave out, if any.
-      include: images to keep, if others are not to be.
+      exclude: images to leave out.
+      include: the only images to keep; None to keep all.
     """
 
     exclude: KeyList | None = None
     include: KeyList | None = None
 
     def excludes(self, key: str, wnid: str) -> bool:
-        """Whether an image is left out."""
+        """Returns whether an image is left out."""
         if self.exclude is not None and self.exclude.holds(key, wnid):
             return True
         return self.include is not None and not self.include.holds(key, wnid)
@@ -73,21 +73,21 @@ def read_key_list(path: str, flag: str) -> KeyList:
 
     Args:
       path: absolute, of a text file.
-      flag: that named it, for messages.
+      flag: the flag that named it, for messages.
 
     Raises:
-      UsageError: there is none, it is empty, or no text.
-      OSError: it cannot be read.
+      UsageError: the file does not exist, is empty, or is not text.
+      OSError: the file cannot be read.
     """
     files = files_of(path)
     if files.info(path) is None:
-        raise UsageError(f"{flag} {path} is no file that can be read")
+        raise UsageError(f"{flag} {path} is not a file that can be read")
     names: set[str] = set()
     text = TextLines(path, flag, errors="surrogateescape")
     for lines in text:
         text.begin_row()
         if "\0" in lines:
-            raise UsageError(f"{flag} {path} is no text: expected a name in each line")
+            raise UsageError(f"{flag} {path} is not text: expected a name in each line")
         stripped = map(str.strip, lines.splitlines())
         names.update(_name(line) for line in stripped if not line.startswith("#"))
     listed = tuple(sorted(names - {""}))
@@ -97,7 +97,8 @@ def read_key_list(path: str, flag: str) -> KeyList:
 
 
 def _name(text: str) -> str:
-    """Key, or released name, of a path: of mixed pictures, the foreground's.
+    """Returns the key, or the released name, that a line means. A mixed picture stands for its
+    foreground.
 
     >>> _name("mixed_rand/val/00_dog/fg_n02085620_7_bg_n02091134_9.JPEG")
     'n02085620_7'

@@ -1,8 +1,9 @@
 """Finds the images and annotations of a split.
 
-Images: whatever `pipeline.inputs.registry` finds.
-Annotations: `Annotations/<split>/*.xml` or `Annotations/<split>/<wnid>/*.xml`, also inside
-`Annotations/CLS-LOC`; Kaggle's `LOC_<split>_solution.csv`; or `ILSVRC2012_bbox_<split>*.tgz`.
+Images lie in one of the formats of `pipeline.inputs.registry`. Annotations lie in
+`Annotations/<split>/*.xml` or `Annotations/<split>/<wnid>/*.xml`, also below
+`Annotations/CLS-LOC`; in Kaggle's `LOC_<split>_solution.csv`; or in an archive
+`ILSVRC2012_bbox_<split>*.tgz`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pipeline.inputs.archives import ARCHIVES, COMPRESSED, members
 from pipeline.inputs.image_folder import ImageFolder, find_images, holds_files
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.registry import FORMATS
-from pipeline.inputs.split_files import find_files, tells_boxes
+from pipeline.inputs.split_files import find_files, has_boxes_by_name
 from pipeline.storage.files import absolute, files_of, join, parent
 
 _ANNOTATION_TREES = (
@@ -73,13 +74,13 @@ def find_layout(
 
 
 def _find_images(root: str, split: str) -> SplitLayout:
-    """Finds a split without its annotations."""
+    """Finds a split by the first format that the input has, without annotations."""
     for each in FORMATS.values():
         if layout := each.find(root, split):
             return layout
     for suffix in COMPRESSED:
         for path in find_files(root, split, suffix):
-            next(members(path), None)  # Raises, and says that the archive has to be unpacked.
+            next(members(path), None)  # Raises: a compressed archive has to be unpacked first.
     return SplitLayout(ImageFolder.kind, split, root, find_images(root, split))
 
 
@@ -115,6 +116,9 @@ def _annotations_in(bases: Sequence[str], images: str, split: str) -> str | None
         if (path := join(base, tree, split)) != images and holds_files(path, (".xml",))
     )
     files = (
-        path for base in bases for path in files_of(base).children(base) if tells_boxes(path, split)
+        path
+        for base in bases
+        for path in files_of(base).children(base)
+        if has_boxes_by_name(path, split)
     )
     return next(folders, None) or next(files, None)

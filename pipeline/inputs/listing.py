@@ -1,6 +1,6 @@
-"""Source images: what a split holds.
+"""Lists the images of a split, with class, label and annotation.
 
-The folder decides the class of an image; where there is none, its annotation does.
+The folder decides the class of an image; without a class folder, its annotation does.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from transforms.taxonomy import OUTSIDE, Taxonomy
 
 
 def image_classes(images: str, annotations: str | None) -> Iterator[tuple[str, int, str]]:
-    """(path, bytes, wnid) of every image in a split's folder; the wnid is empty if nothing tells
-    it.
+    """Yields (path, size in bytes, wnid) for every image in a split's folder; the wnid is empty if
+    neither a folder nor an annotation tells it.
 
     Args:
       images: folder of the images.
-      annotations: of `find_annotations`, None if there are none.
+      annotations: from `find_annotations`, None without annotations.
 
     Raises:
-      UsageError: the annotations lie in an archive or a table that is no such thing.
-      OSError: a folder cannot be read, or an annotation that must tell the class cannot.
+      UsageError: the archive or the table of annotations is not valid.
+      OSError: a folder cannot be read, or an annotation that has to tell the class.
     """
     index = index_annotations(annotations)
     for file in files_in(images, IMAGE_SUFFIXES):
@@ -57,22 +57,22 @@ def list_images(
     limit: int | None = None,
     keys: KeyLists = KeyLists(),  # noqa: B008
 ) -> tuple[tuple[SourceImage, ...], Counter[str]]:
-    """Lists a split.
+    """Lists the images of a split.
 
     Args:
-      layout: of `find_layout`.
-      taxonomy: which classes are ours.
-      limit: keep the images with the lowest key hashes of each superclass, so many.
-      keys: which images are excluded.
+      layout: from `find_layout`.
+      taxonomy: the classes to list.
+      limit: number of images to keep of each superclass, those with the lowest key hashes; None
+        for all.
+      keys: lists that exclude images.
 
     Returns:
-      The images of the taxonomy's classes, in order of `name`; and how many files are none:
-      images of other classes, which are only counted, as `outside`, what is no image by its name
-      as `other_files`.
+      The images of the taxonomy's classes, in order of `name`; and counts of all other files:
+      `outside` for images of other classes, `other_files` for files without an image suffix.
 
     Raises:
-      UsageError: the input is not what it is taken for, is incomplete, or is refused.
-      OSError: it cannot be read.
+      UsageError: the input is not valid, is incomplete, or is refused.
+      OSError: a file cannot be read.
     """
     index = index_annotations(layout.annotations)
     images = []
@@ -82,8 +82,8 @@ def list_images(
             passed_over["other_files"] += 1
             continue
         annotation, md5 = image.annotation, None
-        if annotation is None and (found := index.find(image.wnid, image.key)):
-            annotation, md5 = found.path, found.md5
+        if annotation is None and (file := index.find(image.wnid, image.key)):
+            annotation, md5 = file.path, file.md5
         wnid = image.wnid or annotated_wnid(annotation)
         label = taxonomy.label_of(wnid)
         if label == OUTSIDE and wnid:

@@ -1,8 +1,8 @@
-"""Places: where the bytes of an image or of an annotation lie, as a line of text.
+"""Locations: where the bytes of an image or of an annotation lie, as one line of text.
 
-A file by its path; a part of a file, such as a member of a tar; an image in a Parquet file; or
-the bytes themselves. Lines, since they travel through Beam, tables and memories of checksums
-as paths do. Every absolute path is the place of its file.
+A location is the path of a file, a part of a file such as a member of a tar, a value in a Parquet
+file, or a short text itself. It is a line of text so that it can travel through Beam, tables and
+memories of checksums as paths do. Every absolute path is the location of its file.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ _ROW = "row:"
 _TEXT = "text:"
 
 _ROWS_AT_ONCE = 8
-"""Images that are decoded at the same time on the way to one."""
+"""Images decoded at a time while looking for one."""
 _ROWS_IN_FLIGHT = 2
 _BUFFER_BYTES = 1 << 20
 _ROWS_OF_TEXT, _BYTES_AT_ONCE = 65_536, 256 << 20
 MAX_TEXT = 131_072
-"""Most characters of a value in a table: that of Python's reader of CSV."""
+"""Limit of characters of a value in a table, the same as that of Python's CSV reader."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Location:
-    """A place, taken apart.
+    """A location, parsed.
 
     Attributes:
-      path: of the file, absolute; empty if there is none.
-      span: (offset, length) in bytes of a part of it.
-      row: (row group, row in that, column) of a value in a Parquet file.
+      path: of the file, absolute; empty for a text.
+      span: (offset, length) in bytes of a part of the file; None for the whole file.
+      row: (row group, row in the group, column) of a value in a Parquet file.
       text: the content itself.
     """
 
@@ -52,85 +52,85 @@ class Location:
     text: str | None = None
 
     @classmethod
-    def parse(cls, place: str) -> Location:
-        """Takes a place apart.
+    def parse(cls, location: str) -> Location:
+        """Parses a location.
 
         >>> Location.parse("part:1536+240:/data/val.tar").span
         (1536, 240)
         """
-        if place.startswith(_TEXT):
-            return cls(text=place.removeprefix(_TEXT))
-        if place.startswith(_PART):
-            span, path = place.removeprefix(_PART).split(":", 1)
+        if location.startswith(_TEXT):
+            return cls(text=location.removeprefix(_TEXT))
+        if location.startswith(_PART):
+            span, path = location.removeprefix(_PART).split(":", 1)
             offset, length = span.split("+")
             return cls(path, span=(int(offset), int(length)))
-        if place.startswith(_ROW):
-            group, row, column, path = place.removeprefix(_ROW).split(":", 3)
+        if location.startswith(_ROW):
+            group, row, column, path = location.removeprefix(_ROW).split(":", 3)
             return cls(path, row=(int(group), int(row), column))
-        return cls(place)
+        return cls(location)
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a whole file."""
+        """Whether the location is a whole file."""
         return self.span is None and self.row is None and self.text is None
 
 
 def member_location(path: str, offset: int, length: int) -> str:
-    """The place of some bytes in a file."""
+    """Returns the location of some bytes in a file."""
     return f"{_PART}{offset}+{length}:{path}"
 
 
 def row_location(path: str, group: int, row: int, column: str) -> str:
-    """The place of a binary value in a Parquet file.
+    """Returns the location of a binary value in a Parquet file.
 
     Args:
-      path: absolute, of the file.
+      path: of the file, absolute.
       group: number of the row group.
-      row: number of the row in it.
+      row: number of the row in the group.
       column: path of the column, such as `image.bytes`; without a colon.
     """
     return f"{_ROW}{group}:{row}:{column}:{path}"
 
 
 def text_location(text: str) -> str:
-    """The place of a short text, which it holds itself."""
+    """Returns the location of a short text, which holds the text itself."""
     return _TEXT + text
 
 
-def shown(place: str) -> str:
-    """A place in words."""
-    taken = Location.parse(place)
-    if taken.span is not None:
-        return f"{taken.path}, {taken.span[1]} bytes at {taken.span[0]}"
-    if taken.row is not None:
-        return f"{taken.path}, row {taken.row[1]} of row group {taken.row[0]}"
-    return taken.path or "the list of boxes"
+def shown(location: str) -> str:
+    """Describes a location for messages."""
+    parsed = Location.parse(location)
+    if parsed.span is not None:
+        return f"{parsed.path}, {parsed.span[1]} bytes at {parsed.span[0]}"
+    if parsed.row is not None:
+        return f"{parsed.path}, row {parsed.row[1]} of row group {parsed.row[0]}"
+    return parsed.path or "the list of boxes"
 
 
-def reads_ahead(place: str) -> int:
-    """How many places of a kind to read at the same time: those that wait for a network, and
-    few of those that take much memory."""
-    taken = Location.parse(place)
-    if not is_remote(taken.path):
+def reads_ahead(location: str) -> int:
+    """Returns how many locations of this kind to read at the same time: none if they are on this
+    machine, and few if each takes much memory."""
+    parsed = Location.parse(location)
+    if not is_remote(parsed.path):
         return 0
-    return REQUESTS_IN_FLIGHT if taken.row is None else _ROWS_IN_FLIGHT
+    return REQUESTS_IN_FLIGHT if parsed.row is None else _ROWS_IN_FLIGHT
 
 
-def read_location(place: str) -> bytes:
-    """What lies in a place: `Unread` where that is larger than a picture may be. Raises OSError if
-    it cannot be read."""
-    taken = Location.parse(place)
-    if taken.text is not None:
-        return taken.text.encode("utf-8", "surrogatepass")
-    if taken.row is not None:
-        data = _read_row(taken.path, *taken.row)
+def read_location(location: str) -> bytes:
+    """Reads the bytes of a location; returns `Unread` if there are more than a picture may have.
+    Raises OSError if they cannot be read."""
+    parsed = Location.parse(location)
+    if parsed.text is not None:
+        return parsed.text.encode("utf-8", "surrogatepass")
+    if parsed.row is not None:
+        data = _read_row(parsed.path, *parsed.row)
         return data if len(data) <= MAX_PICTURE_BYTES else _unread(len(data))
-    if taken.span is not None:
-        if taken.span[1] > MAX_PICTURE_BYTES:
-            return _unread(taken.span[1])
-        return files_of(taken.path).read_ranges(taken.path, [taken.span])[0]
+    if parsed.span is not None:
+        if parsed.span[1] > MAX_PICTURE_BYTES:
+            return _unread(parsed.span[1])
+        return files_of(parsed.path).read_ranges(parsed.path, [parsed.span])[0]
     try:
-        return files_of(taken.path).read(taken.path, MAX_PICTURE_BYTES)
+        return files_of(parsed.path).read(parsed.path, MAX_PICTURE_BYTES)
     except TooLargeError as error:
         return _unread(error.size)
 
@@ -141,15 +141,15 @@ def _unread(size: int) -> Unread:
 
 @contextlib.contextmanager
 def open_parquet(path: str, flag: str = "") -> Iterator[pq.ParquetFile]:
-    """Opens a Parquet file for reading little of it at a time, while the block runs.
+    """Opens a Parquet file, while the block runs, so that little of it is read at a time.
 
     Args:
       path: absolute.
-      flag: that named it, for messages.
+      flag: the flag that named it, for messages.
 
     Raises:
-      UsageError: it is none, or is damaged where it is read.
-      OSError: it cannot be read.
+      UsageError: the file is not Parquet, or is damaged where it is read.
+      OSError: the file cannot be read.
     """
     source = arrow_source(path)
     try:
@@ -165,20 +165,20 @@ def open_parquet(path: str, flag: str = "") -> Iterator[pq.ParquetFile]:
 def rows_of(
     file: pq.ParquetFile, path: str, columns: Sequence[str] | None = None
 ) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """The rows of a Parquet file, read in pieces that fit into memory: (number of the row group, of
-    the row in it, values).
+    """Yields (number of the row group, number of the row in the group, values) for each row of a
+    Parquet file, read in pieces that fit into memory.
 
     Args:
-      file: as opened.
-      path: of it, for messages.
-      columns: paths of those that are read, all if None.
+      file: the open file.
+      path: of the file, for messages.
+      columns: paths of the columns to read, all if None.
 
     Raises:
-      UsageError: a row group has more text than is read at a time, or a value has.
+      UsageError: a row group or a value is larger than the limit.
     """
     for group in range(file.num_row_groups):
-        about = file.metadata.row_group(group)
-        chunks = [about.column(number) for number in range(about.num_columns)]
+        metadata = file.metadata.row_group(group)
+        chunks = [metadata.column(number) for number in range(metadata.num_columns)]
         read = [c for c in chunks if columns is None or c.path_in_schema in columns]
         size = sum(chunk.total_uncompressed_size for chunk in read)
         if size > MAX_READ_BYTES:
@@ -186,7 +186,7 @@ def rows_of(
                 f"{path} has {size} bytes in the columns of row group {group}, more than the "
                 f"limit of {MAX_READ_BYTES}; write it with smaller row groups"
             )
-        # Many rows may name the same entry of a dictionary, which can be almost all of it.
+        # Many rows may refer to the same entry of a dictionary, which may be almost all of it.
         shared = any(chunk.has_dictionary_page for chunk in read)
         rows = (
             max(1, min(_ROWS_OF_TEXT, _BYTES_AT_ONCE // max(size, 1))) if shared else _ROWS_OF_TEXT
@@ -211,8 +211,8 @@ def _texts(row: dict[str, Any]) -> Iterator[tuple[str, str | bytes]]:
 
 
 def _read_row(path: str, group: int, row: int, column: str) -> bytes:
-    """A value, null as no bytes. Of its row group, what lies before it is decoded, a few
-    values at a time."""
+    """Reads a value, b"" for null. The values before it in its row group have to be decoded too, a
+    few at a time."""
     with open_parquet(path) as file:
         before = 0
         for batch in file.iter_batches(

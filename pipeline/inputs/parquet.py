@@ -1,4 +1,4 @@
-"""Parquet files of the Hugging Face hub: `image` (struct of bytes and path) and `label`."""
+"""Parquet files as on the Hugging Face hub: `image` (struct of bytes and path) and `label`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CLASS_AT_END = re.compile(r"(?<=.)_n\d{8}$")
 
 
 class HubParquet(FileFormat):
-    """Parquet files with the images in a column."""
+    """Parquet files that hold the images in a column."""
 
     kind = "parquet"
     suffix = ".parquet"
@@ -33,29 +33,29 @@ class HubParquet(FileFormat):
 
 
 def images_in_parquet(paths: Sequence[str], root: str, taxonomy: Taxonomy) -> Iterator[SourceImage]:
-    """The images of the rows. No image is read.
+    """Yields the images of all rows, without reading any.
 
-    The class is `wnid`, else `label`: a name that the schema gives, if it is a WordNet id, else
-    ImageNet's class number. The key is the name in `image.path`, without its suffix and
+    The class is `wnid`, else `label`, which is a class number, or an index into the names in the
+    schema if these are WordNet ids. The key is the name in `image.path`, without its suffix and
     without a class at its end.
 
     Args:
       paths: of the files, absolute.
       root: the input folder.
-      taxonomy: whose class numbers labels are.
+      taxonomy: the classes that labels number.
 
     Raises:
-      UsageError: a file is none of these.
+      UsageError: a file does not have these columns.
       OSError: a file cannot be read.
     """
-    listed = functools.partial(_list_file, root=root, taxonomy=taxonomy)
-    for _, found in read_ahead(listed, paths):
-        yield from found
+    list_file = functools.partial(_list_file, root=root, taxonomy=taxonomy)
+    for _, images in read_ahead(list_file, paths):
+        yield from images
 
 
 def holds_pictures(path: str) -> bool:
-    """Whether a Parquet file has the pictures themselves in a column `image`. Raises UsageError
-    if it is no Parquet file."""
+    """Returns whether the column `image` of a Parquet file holds pictures rather than paths. Raises
+    UsageError if it is not a Parquet file."""
     with open_parquet(path) as file:
         schema = file.schema_arrow
         return "image" not in schema.names or not _is_text(schema.field("image").type)
@@ -68,7 +68,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _list_file(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage]:
-    own, stamp = relative(path, root), stamp_of(path)
+    file_name, stamp = relative(path, root), stamp_of(path)
     images = []
     with open_parquet(path) as file:
         schema = file.schema_arrow
@@ -76,13 +76,13 @@ def _list_file(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage]:
         fields = [field.name for field in schema.field("image").type] if is_image else []
         if not {"bytes", "path"} <= set(fields) or not {"label", "wnid"} & set(schema.names):
             raise UsageError(
-                f"{path} holds no ImageNet: expected the columns image (bytes, path) and label "
-                f"(or, in a manifest, image as text); it has {', '.join(schema.names)}"
+                f"{path} does not hold ImageNet: expected the columns image (bytes, path) and "
+                f"label (or, in a manifest, image as text); it has {', '.join(schema.names)}"
             )
         names = _label_names(schema, path, taxonomy)
         columns = ["image.path", *({"label", "wnid"} & set(schema.names))]
         for group, number, row in rows_of(file, path, columns):
-            name = f"{own}/{group}/{number}"
+            name = f"{file_name}/{group}/{number}"
             label = row.get("wnid") or row.get("label", -1)
             if names and isinstance(label, int) and label >= 0:
                 if label >= len(names):
@@ -101,24 +101,26 @@ def _list_file(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage]:
 
 
 def _key(image: dict[str, str | None] | None, name: str) -> str:
-    """Key of a row; where it has no name, no box can be found for it anyway."""
+    """Returns the key of a row. A row without a file name gets its position, because no box can be
+    found for it anyway."""
     file = ((image or {}).get("path") or "").replace("\\", "/").rpartition("/")[2]
     stem = file.rpartition(".")[0] or file
     return _CLASS_AT_END.sub("", stem) or re.sub(r"[./\\]", "-", name)
 
 
 def _label_names(schema: pa.Schema, path: str, taxonomy: Taxonomy) -> list[str]:
-    """Ids of classes that the schema names the labels by; empty if labels are class numbers."""
+    """Returns the class ids by which the schema names the labels; empty if labels are class
+    numbers."""
     try:
-        meta = json.loads((schema.metadata or {})[b"huggingface"])
-        names = list(meta["info"]["features"]["label"]["names"])
+        metadata = json.loads((schema.metadata or {})[b"huggingface"])
+        names = list(metadata["info"]["features"]["label"]["names"])
     except (ValueError, RecursionError, LookupError, TypeError):
-        return []  # Whatever else stands there does not name labels.
+        return []  # Other metadata does not name labels.
     if all(is_wnid(str(name)) or taxonomy.holds(str(name)) for name in names):
         return list(names)
     if len(names) != len(taxonomy.wnids):
         raise UsageError(
             f"{path} has labels of {len(names)} classes that are no WordNet ids: not ImageNet's "
-            f"{len(taxonomy.wnids)}. A column wnid would tell them"
+            f"{len(taxonomy.wnids)}. Add a column wnid that tells the class of each image"
         )
     return []

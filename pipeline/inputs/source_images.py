@@ -1,4 +1,4 @@
-"""Images and what belongs to them, as they were found in whatever shape, and their classes."""
+"""Source images: one form for the images of every input format, with their files and classes."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ _WNID = re.compile(r"n[0-9]{8}")
 
 @dataclasses.dataclass(frozen=True)
 class SourceImage:
-    """One image of the input, from its listing on until it is cut. What lists a shape of the
-    input fills in what that tells; `list_images` completes class, label and annotation.
+    """One image of the input, from its listing until it is cut.
+
+    An input format fills in what its files tell; `list_images` completes class, label and
+    annotation.
 
     Attributes:
       key: file name without its suffix.
-      path: place of the image (`pipeline.inputs.location`): of a file, its absolute path.
-      name: path relative to the input, with forward slashes and archives as folders, as records
-        show it.
-      wnid: class; empty if neither folder, table nor annotation tells.
+      path: location of the image (`pipeline.inputs.location`); of a file, its absolute path.
+      name: path relative to the input, as shown in records, with forward slashes and archives as
+        folders.
+      wnid: class; empty if neither folder, table nor annotation tells it.
       label: superclass label, `OUTSIDE` with an empty wnid.
-      annotation: place of the annotation, None if there is none.
-      md5, annotation_md5: of their content, hexadecimal, where the listing tells it.
-      stamp: what changes with the content of a picture that lies in a file with others, where the
-        listing tells it.
-      is_excluded: whether `--exclude` or `--include` leaves it out.
-      mask: where its mask lies, a path or the mask itself; None without one.
-      mask_md5: as `md5`.
-      group: images of one group share a scene, and none is another's background; "" for none.
+      annotation: location of the annotation, None without one.
+      md5, annotation_md5: of the content, hexadecimal, if the listing tells it.
+      stamp: text that changes with the content of a picture inside a larger file, if the listing
+        tells it.
+      is_excluded: whether `--exclude` or `--include` leaves the image out.
+      mask: location of the mask, None without one.
+      mask_md5: like `md5`.
+      group: images of one group share a scene, so none is a background of another; "" for none.
     """
 
     key: str
@@ -53,14 +55,14 @@ class SourceImage:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class KeyedFile:
-    """Something that lies somewhere for a key: an image, an annotation or a mask.
+    """An image, an annotation or a mask, found by its key.
 
     Attributes:
-      folder: name of the folder that it lies in, "" if it lies in none.
-      key: its name without the suffix; "" if it has none of the suffixes asked for.
-      path: place of it, as of an image.
-      md5: of its content, hexadecimal, where the listing tells it.
-      size: in bytes, where the listing tells it.
+      folder: name of the folder that holds the file, "" if there is none.
+      key: file name without the suffix; "" if the suffix is not one of those asked for.
+      path: location of the file, as in `SourceImage`.
+      md5: of the content, hexadecimal, if the listing tells it.
+      size: in bytes, if the listing tells it.
     """
 
     folder: str
@@ -71,7 +73,7 @@ class KeyedFile:
 
 
 class FileIndex:
-    """What belongs to images, annotations or masks, by the folder and the key of its image."""
+    """Annotations or masks, by the folder and the key of their image."""
 
     def __init__(self, entries: Iterable[KeyedFile]) -> None:
         self._by_key: dict[str, tuple[KeyedFile, ...]] = {}
@@ -83,26 +85,26 @@ class FileIndex:
         return sum(map(len, self._by_key.values()))
 
     def find(self, folder: str, key: str) -> KeyedFile | None:
-        """What belongs to an image, given the folder it lies in, "" for none.
+        """Finds the file of an image, given the image's folder, "" for none.
 
-        What lies in no folder, or is the only one of its key, serves an image in any.
+        A file in no folder, or the only file of a key, belongs to images in any folder.
         """
-        of_key = self._by_key.get(key, ())
-        if len(of_key) == 1:
-            return of_key[0]
-        by_folder = {found.folder: found for found in of_key}
+        entries = self._by_key.get(key, ())
+        if len(entries) == 1:
+            return entries[0]
+        by_folder = {entry.folder: entry for entry in entries}
         return by_folder.get(folder) or by_folder.get("")
 
 
 def wnid_of_folder(name: str, taxonomy: Taxonomy | None = None) -> str:
-    """Class that the folder of a path in an archive tells, "" if none does: its WordNet id, or
-    one of a taxonomy's classes."""
+    """Returns the class that the folder of a path in an archive is named after, a WordNet id or a
+    class of the taxonomy; "" if it is neither."""
     folder = name.rpartition("/")[0].rpartition("/")[2]
     return folder if is_wnid(folder) or (taxonomy and taxonomy.holds(folder)) else ""
 
 
 def is_wnid(text: str) -> bool:
-    """Whether a text is a WordNet id.
+    """Returns whether a text is a WordNet id.
 
     >>> is_wnid("n02085620"), is_wnid("val")
     (True, False)
@@ -111,20 +113,20 @@ def is_wnid(text: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a path in an archive is one of those that are passed over."""
+    """Returns whether a path in an archive is hidden, and so not listed."""
     return any(part.startswith(".") and part.strip(".") for part in name.split("/"))
 
 
-def wnid_of_label(label: object, taxonomy: Taxonomy, where: str) -> str:
-    """Class of a label: its number among the classes, or its id itself.
+def wnid_of_label(label: object, taxonomy: Taxonomy, name: str) -> str:
+    """Returns the class that a label means; "" for a negative number, None or an empty text.
 
     Args:
-      label: as it was found; a number below 0 or nothing says that there is none.
+      label: number or id of a class, as found in the input.
       taxonomy: the classes.
-      where: it was found, for the message.
+      name: of the image, for messages.
 
     Raises:
-      UsageError: it is another thing.
+      UsageError: the label is neither.
     """
     text = "" if label is None else str(label).strip()
     if not text or is_wnid(text) or taxonomy.holds(text):
@@ -135,7 +137,7 @@ def wnid_of_label(label: object, taxonomy: Taxonomy, where: str) -> str:
         index = len(taxonomy.wnids)
     if index >= len(taxonomy.wnids):
         raise UsageError(
-            f"{where} is of class {text[:40]!r}: expected "
+            f"{name} is of class {text[:40]!r}: expected "
             + (
                 f"a WordNet id, or the index of one of ImageNet's {len(taxonomy.wnids)} classes"
                 if taxonomy.is_of_imagenet

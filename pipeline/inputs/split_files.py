@@ -1,4 +1,4 @@
-"""Which files hold a split, as their names tell."""
+"""Finds the files of a split by their names."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pipeline.storage.files import files_of, join
 
 _ALSO_CALLED = {"val": ("validation",)}
 
-# Boxes, the development kit, and the images of the other task of 2012: the dogs of train again.
+# Boxes, the development kit, and the images of another task of 2012, the dogs of train again.
 _OTHER_WORDS = frozenset({"bbox", "devkit", "annotation", "annotations", "t3"})
 
 
 def names_of(split: str) -> tuple[str, ...]:
-    """What a split is called."""
+    """Returns the names that a split goes by."""
     return (split, *_ALSO_CALLED.get(split, ()))
 
 
@@ -24,22 +24,22 @@ def _words(path: str) -> list[str]:
     return re.split(r"[^a-z0-9]+", posixpath.basename(path).lower())
 
 
-def tells_split(path: str, split: str) -> bool:
-    """Whether the name of a file says that it holds images of a split.
+def has_images_by_name(path: str, split: str) -> bool:
+    """Returns whether a file holds images of a split, going by its name.
 
-    >>> tells_split("/data/ILSVRC2012_img_val.tar", "val")
+    >>> has_images_by_name("/data/ILSVRC2012_img_val.tar", "val")
     True
-    >>> tells_split("/data/ILSVRC2012_bbox_val_v3.tgz", "val")
+    >>> has_images_by_name("/data/ILSVRC2012_bbox_val_v3.tgz", "val")
     False
     """
     words = _words(path)
     return any(name in words for name in names_of(split)) and _OTHER_WORDS.isdisjoint(words)
 
 
-def tells_boxes(path: str, split: str) -> bool:
-    """Whether the name of a file says that it holds annotations of a split.
+def has_boxes_by_name(path: str, split: str) -> bool:
+    """Returns whether a file holds annotations of a split, going by its name.
 
-    >>> tells_boxes("/data/ILSVRC2012_bbox_val_v3.tgz", "val")
+    >>> has_boxes_by_name("/data/ILSVRC2012_bbox_val_v3.tgz", "val")
     True
     """
     words, lower = _words(path), path.lower()
@@ -51,27 +51,26 @@ def tells_boxes(path: str, split: str) -> bool:
 
 
 def find_files(root: str, split: str, suffix: str) -> tuple[str, ...]:
-    """Paths of the files of one kind that hold a split, sorted; empty if there are none.
+    """Finds the files with a suffix that hold a split; returns their paths, sorted.
 
     Args:
       root: absolute path of the input folder, or of such a file.
-      split: its name.
-      suffix: of the kind.
+      split: name of the split.
+      suffix: of the files, such as `.tar`.
     """
     files = files_of(root)
     if root.lower().endswith(suffix) and files.info(root) is not None:
         return (root,)
     for folder in (root, join(root, "data")):
-        found = _ending(files.children(folder), suffix)
-        found = [path for path in found if tells_split(path, split)]
-        if found:
-            return tuple(found)
+        paths = [p for p in _ending(files.children(folder), suffix) if has_images_by_name(p, split)]
+        if paths:
+            return tuple(paths)
     folders = [join(root, name) for name in names_of(split)]
     if posixpath.basename(root) in names_of(split):
         folders.append(root)
     for folder in folders:
-        if found := _ending(files.children(folder), suffix):
-            return tuple(found)
+        if paths := _ending(files.children(folder), suffix):
+            return tuple(paths)
     return ()
 
 

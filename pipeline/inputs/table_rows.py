@@ -18,13 +18,13 @@ from pipeline.storage.files import files_of
 
 @dataclasses.dataclass(frozen=True)
 class TableRow:
-    """A row.
+    """A row of a table.
 
     Attributes:
-      path: of its file.
-      number: of the line of a text file, or of the row of another table, from 1 on.
-      values: by column; of a CSV, texts.
-      unit: what the number counts.
+      path: of the file.
+      number: of the line in a text file, or of the row in another table, from 1.
+      values: by column; in a CSV, all are texts.
+      unit: what the number counts, such as `line`.
     """
 
     path: str
@@ -36,14 +36,14 @@ class TableRow:
         return f"{self.unit} {self.number}"
 
     def text(self, column: str) -> str:
-        """A value as text without blanks around it, "" for none."""
+        """Returns a value as text without blanks around it, "" for a missing one."""
         value = self.values.get(column)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return ""
         return str(value).strip()
 
     def integer(self, column: str) -> int:
-        """A whole number. Raises UsageError for anything else."""
+        """Returns a value as a whole number. Raises UsageError for anything else."""
         text = self.text(column)
         try:
             value = float(text)
@@ -51,37 +51,37 @@ class TableRow:
                 raise ValueError
             return int(value)
         except (ValueError, OverflowError):
-            raise self.error(column, f"{text[:40]!r} is no whole number") from None
+            raise self.error(column, f"{text[:40]!r} is not a whole number") from None
 
-    def error(self, column: str, what: str) -> UsageError:
-        """That something is wrong with a value."""
-        return UsageError(f"{self.path}, {self}, column {column}: {what}")
+    def error(self, column: str, problem: str) -> UsageError:
+        """Returns the error for a value that is wrong."""
+        return UsageError(f"{self.path}, {self}, column {column}: {problem}")
 
 
 def read_rows(path: str, flag: str) -> Iterator[TableRow]:
-    """The rows of a table; what kind it is, its suffix says.
+    """Yields the rows of a table, whose suffix tells its format.
 
     Args:
       path: absolute.
-      flag: that named it, for messages.
+      flag: the flag that named it, for messages.
 
     Raises:
-      UsageError: it is no such table, or has no rows.
-      OSError: it cannot be read.
+      UsageError: the file is not such a table, or has no rows.
+      OSError: the file cannot be read.
     """
     suffix = os.path.splitext(path)[1].lower()
     read = {".parquet": _parquet, ".json": _json, ".jsonl": _json_lines}.get(suffix, _csv)
-    none = True
+    is_empty = True
     for row in read(path, flag):
-        none = False
+        is_empty = False
         yield row
-    if none:
+    if is_empty:
         raise UsageError(f"{flag} {path} has no rows")
 
 
 def column_names(path: str, flag: str) -> tuple[str, ...]:
-    """Names of the columns, by the head of the table alone where it has one; otherwise of its
-    first row. Arguments and errors as `read_rows`."""
+    """Returns the names of the columns, from the schema or else from the first row. Arguments and
+    errors as for `read_rows`."""
     if path.lower().endswith(".parquet"):
         with open_parquet(path, flag) as file:
             return tuple(file.schema_arrow.names)
@@ -94,19 +94,19 @@ def _csv(path: str, flag: str) -> Iterator[TableRow]:
     text = TextLines(path, flag, newline="")
     lines = csv.reader(text, strict=True)
     try:
-        head = [name.strip() for name in next(lines, [])]
-        if len(set(head)) < len(head):
-            twice = next(name for name in head if head.count(name) > 1)
-            raise UsageError(f"{flag} {path} has two columns {twice!r}")
+        header = [name.strip() for name in next(lines, [])]
+        if len(set(header)) < len(header):
+            repeated = next(name for name in header if header.count(name) > 1)
+            raise UsageError(f"{flag} {path} has two columns {repeated!r}")
         for cells in lines:
             text.begin_row()
             if not any(cell.strip() for cell in cells):
                 continue
-            if len(cells) != len(head):
+            if len(cells) != len(header):
                 raise UsageError(
-                    f"{path}, line {lines.line_num}: {len(cells)} values for {len(head)} columns"
+                    f"{path}, line {lines.line_num}: {len(cells)} values for {len(header)} columns"
                 )
-            yield TableRow(path, lines.line_num, dict(zip(head, cells, strict=True)), "line")
+            yield TableRow(path, lines.line_num, dict(zip(header, cells, strict=True)), "line")
     except csv.Error as error:
         raise UsageError(f"{path}, line {lines.line_num}: {error}") from error
 
@@ -118,19 +118,19 @@ def _parquet(path: str, flag: str) -> Iterator[TableRow]:
 
 
 def read_json(path: str, flag: str) -> Any:
-    """The content of a JSON file. Raises UsageError if it is none, OSError if it cannot be read."""
+    """Reads a JSON file. Raises UsageError if it is not JSON, OSError if it cannot be read."""
     try:
         return json.loads(files_of(path).read(path).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UsageError(f"{flag} {path} is no text in UTF-8") from error
+        raise UsageError(f"{flag} {path} is not text in UTF-8") from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{flag} {path} is no JSON: {error}") from error
+        raise UsageError(f"{flag} {path} is not JSON: {error}") from error
 
 
 def _json(path: str, flag: str) -> Iterator[TableRow]:
     content = read_json(path, flag)
     if not isinstance(content, list):
-        raise UsageError(f"{flag} {path} is no list of objects")
+        raise UsageError(f"{flag} {path} is not a list of objects")
     for number, values in enumerate(content, 1):
         yield _object(path, number, values)
 
@@ -143,11 +143,11 @@ def _json_lines(path: str, flag: str) -> Iterator[TableRow]:
             try:
                 values = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise UsageError(f"{path}, line {number}: no JSON: {error}") from error
+                raise UsageError(f"{path}, line {number}: not JSON: {error}") from error
             yield _object(path, number, values, "line")
 
 
 def _object(path: str, number: int, values: Any, unit: str = "row") -> TableRow:
     if not isinstance(values, dict):
-        raise UsageError(f"{path}, {unit} {number}: no object of column names and values")
+        raise UsageError(f"{path}, {unit} {number}: not an object of column names and values")
     return TableRow(path, number, {str(name): value for name, value in values.items()}, unit)

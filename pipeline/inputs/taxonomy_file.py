@@ -1,6 +1,6 @@
 """`--taxonomy`: a file that names the superclass of each class, or WordNet roots.
 
-A CSV, or JSON rows of the same names: `class`, `superclass` and, as needed, `label` (place of the
+The file is a table with the columns `class` and `superclass` and, as needed, `label` (number of the
 superclass), `index` (of the class among a model's outputs) and `name` (of the class, for people).
 """
 
@@ -21,52 +21,52 @@ _SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 _ROOT = re.compile(r"(n\d{8})(?:=(.*))?")
 
 
-def read_taxonomy(given: str | None) -> Taxonomy | None:
-    """The taxonomy that `--taxonomy` names, None for ImageNet-9's.
+def read_taxonomy(flag_value: str | None) -> Taxonomy | None:
+    """Reads the taxonomy that `--taxonomy` names; returns None for ImageNet-9's.
 
     Args:
-      given: the flag's value: a file, or WordNet ids, each perhaps with `=NAME`.
+      flag_value: a file, or WordNet ids, each perhaps with `=NAME`; None without the flag.
 
     Raises:
-      UsageError: there is no such file, or it is none; one line says what is wrong.
-      OSError: it cannot be read.
+      UsageError: the file does not exist, or is not a taxonomy.
+      OSError: the file cannot be read.
     """
-    if given is None:
+    if flag_value is None:
         return None
-    path = absolute(given)
-    if given.lower().endswith(_SUFFIXES) or files_of(path).info(path) is not None:
+    path = absolute(flag_value)
+    if flag_value.lower().endswith(_SUFFIXES) or files_of(path).info(path) is not None:
         taxonomy = _from_file(path)
     else:
-        taxonomy = _from_roots(given)
+        taxonomy = _from_roots(flag_value)
     return None if taxonomy == imagenet9() else taxonomy
 
 
-def _from_roots(given: str) -> Taxonomy:
+def _from_roots(flag_value: str) -> Taxonomy:
     roots = []
-    for text in given.split(","):
-        found = _ROOT.fullmatch(text.strip())
-        if found is None:
+    for text in flag_value.split(","):
+        match = _ROOT.fullmatch(text.strip())
+        if match is None:
             raise UsageError(
-                f"{FLAG} {given}: {text.strip()!r} is no WordNet id, such as n02084071 or "
-                "n02084071=dog, and there is no such file"
+                f"{FLAG} {flag_value}: {text.strip()!r} is neither a file nor a WordNet id, "
+                "such as n02084071 or n02084071=dog"
             )
-        roots.append((found[1], (found[2] or "").strip()))
+        roots.append((match[1], (match[2] or "").strip()))
     try:
         return wordnet_taxonomy(roots)
     except ValueError as error:
-        raise UsageError(f"{FLAG} {given}: {error}") from error
+        raise UsageError(f"{FLAG} {flag_value}: {error}") from error
 
 
 def _from_file(path: str) -> Taxonomy:
     if files_of(path).info(path) is None:
-        raise UsageError(f"{FLAG} {path} is no file that can be read")
+        raise UsageError(f"{FLAG} {path} is not a file that can be read")
     rows = list(read_rows(path, FLAG))
-    given = sorted({name for row in rows for name in row.values})
-    unknown = [name for name in given if name not in _COLUMNS]
-    if unknown or not {"class", "superclass"} <= set(given):
+    columns = sorted({name for row in rows for name in row.values})
+    unknown = [name for name in columns if name not in _COLUMNS]
+    if unknown or not {"class", "superclass"} <= set(columns):
         raise UsageError(
             f"{FLAG} {path}: expected the columns class and superclass and perhaps label, index "
-            f"and name; it has {', '.join(given) or 'none'}"
+            f"and name; it has {', '.join(columns) or 'none'}"
         )
     classes: dict[str, TableRow] = {}
     for row in rows:
@@ -74,7 +74,7 @@ def _from_file(path: str) -> Taxonomy:
         if not name:
             raise row.error("class", "is empty")
         if name in classes:
-            raise row.error("class", f"{name!r} stands in {classes[name]} too")
+            raise row.error("class", f"{name!r} is in {classes[name]} too")
         classes[name] = row
     superclasses = [row.text("superclass") for row in rows]
     names = _names(rows, superclasses)
@@ -83,12 +83,12 @@ def _from_file(path: str) -> Taxonomy:
         wnids=tuple(classes),
         labels=tuple(names.index(name) if name else OUTSIDE for name in superclasses),
         class_names=tuple(row.text("name") or row.text("class") for row in rows),
-        outputs=_outputs(rows, names) if "index" in given else None,
+        outputs=_outputs(rows, names) if "index" in columns else None,
     )
 
 
 def _names(rows: Sequence[TableRow], superclasses: Sequence[str]) -> tuple[str, ...]:
-    """Superclasses by label: in order of their first row, or as the column `label` says."""
+    """Returns the superclasses by label: in order of their first row, or by the column `label`."""
     names = list(dict.fromkeys(name for name in superclasses if name))
     if not names:
         raise rows[0].error("superclass", "is empty, and so are all others")
@@ -96,7 +96,7 @@ def _names(rows: Sequence[TableRow], superclasses: Sequence[str]) -> tuple[str, 
         raise rows[0].error("superclass", f"has {len(names)} names, more than {MAX_LABELS}")
     for row, name in zip(rows, superclasses, strict=True):
         if any(part in name for part in "/\\\n\r") or name in (".", ".."):
-            # Exports have a folder of that name.
+            # Exports name folders after superclasses.
             raise row.error("superclass", f"{name!r} cannot be the name of a folder")
     labels: dict[str, int] = {}
     for row, name in zip(rows, superclasses, strict=True):
@@ -106,7 +106,7 @@ def _names(rows: Sequence[TableRow], superclasses: Sequence[str]) -> tuple[str, 
         if not 0 <= label < len(names):
             raise row.error("label", f"{label} is not between 0 and {len(names) - 1}")
         if labels.setdefault(name, label) != label:
-            raise row.error("label", f"{label} is another than in an earlier row of {name!r}")
+            raise row.error("label", f"{label} differs from an earlier row of {name!r}")
     if not labels:
         return tuple(names)
     if len(set(labels.values())) < len(names):
@@ -115,20 +115,20 @@ def _names(rows: Sequence[TableRow], superclasses: Sequence[str]) -> tuple[str, 
 
 
 def _outputs(rows: Sequence[TableRow], names: Sequence[str]) -> tuple[int, ...]:
-    """Index of each class among a model's outputs, by the column `index`; ImageNet's where that is
-    empty."""
+    """Returns the index of each class among a model's outputs, from the column `index`, or
+    ImageNet's index where the column is empty."""
     seen: dict[int, TableRow] = {}
     for row in rows:
         known = None if row.text("index") else imagenet_output(row.text("class"))
         index = row.integer("index") if known is None else known
         if not 0 <= index < 10_000_000:
-            raise row.error("index", f"{index} is the index of no output")
+            raise row.error("index", f"{index} is not the index of an output")
         if index in seen:
-            raise row.error("index", f"{index} stands in {seen[index]} too")
+            raise row.error("index", f"{index} is in {seen[index]} too")
         seen[index] = row
     if max(seen) < len(names):
         for index, row in seen.items():
-            # A head of that size would mean two things.
+            # A head of this size could be one of classes or one of superclasses.
             name = row.text("superclass")
             if not name or names.index(name) != index:
                 raise row.error(

@@ -1,4 +1,4 @@
-"""Text files that a user wrote, read line by line: however large one is, a line is not."""
+"""Text files that a user wrote, read line by line, so that a file may be of any size."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pipeline.errors import UsageError
 from pipeline.storage.files import files_of
 
 MAX_ROW = 16 << 20
-"""Most characters of a line, or of a CSV's row over several lines: boxes and outlines of a picture
-with thousands of objects take a few million."""
+"""Limit of characters of a line, or of a CSV row over several lines. The boxes and outlines of a
+picture with thousands of objects take a few million."""
 
 
 class TextLines(Iterator[str]):
-    """The lines of a text in UTF-8, each with its end.
+    """Iterator over the lines of a text in UTF-8, each with its line end.
 
     Args:
-      path: absolute, of the file.
-      flag: that named it, for messages.
-      newline: as of `open`: what ends a line.
-      errors: as of `open`: what becomes of bytes that are none.
+      path: of the file, absolute.
+      flag: the flag that named it, for messages.
+      newline: which line ends count, as in `open`.
+      errors: how to treat bytes that are not UTF-8, as in `open`.
 
     Raises:
-      UsageError: a line is too long, or no text.
+      UsageError: a line is too long, or is not UTF-8.
       OSError: the file cannot be read.
     """
 
@@ -38,7 +38,7 @@ class TextLines(Iterator[str]):
         self._row = 0
 
     def begin_row(self) -> None:
-        """Says that the next line begins another row."""
+        """Starts another row with the next line: the limit is counted anew."""
         self._row = 0
 
     def __next__(self) -> str:
@@ -47,7 +47,7 @@ class TextLines(Iterator[str]):
         try:
             line = self._file.readline(MAX_ROW + 1)
         except UnicodeDecodeError as error:
-            raise UsageError(f"{self._named} is no text in UTF-8") from error
+            raise UsageError(f"{self._named} is not text in UTF-8") from error
         if not line:
             self._file.close()
             raise StopIteration

@@ -1,4 +1,4 @@
-"""WebDataset shards: `<key>.jpg` beside `<key>.cls` or `<key>.json`, perhaps `<key>.xml`."""
+"""WebDataset shards: `<key>.jpg` beside `<key>.cls` or `<key>.json`, and perhaps `<key>.xml`."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from transforms.limits import MAX_ANNOTATION_BYTES, Unread
 from transforms.taxonomy import Taxonomy
 
 _MARKS = (".cls", ".json")
-"""Suffixes that tell a shard from another archive of images."""
+"""Suffixes that tell shards from other archives of images."""
 
 
 class WebDataset(FileFormat):
-    """WebDataset shards."""
+    """Tar files of samples."""
 
     kind = "webdataset"
     suffix = ".tar"
@@ -46,7 +46,7 @@ class WebDataset(FileFormat):
 
 @dataclasses.dataclass
 class _Sample:
-    """The members of a key."""
+    """The members that share a key."""
 
     image: Member | None = None
     label: str | None = None
@@ -57,7 +57,7 @@ class _Sample:
 def images_in_shards(
     paths: Sequence[str], root: str, taxonomy: Taxonomy
 ) -> Iterator[SourceImage | None]:
-    """The images of samples, None for each sample without.
+    """Yields the images of all samples, None for each sample without an image.
 
     The class is `wnid` in the `.json`, else `.cls`, else `label` in the `.json`; the box is in
     the `.xml`, else `boxes` in the `.json`, (xmin, ymin, xmax, ymax) each.
@@ -65,23 +65,23 @@ def images_in_shards(
     Args:
       paths: of the shards, absolute.
       root: the input folder.
-      taxonomy: whose class numbers labels are.
+      taxonomy: the classes that labels number.
 
     Raises:
-      UsageError: a shard is incomplete or refused, or its classes are not ImageNet's.
-      OSError: it cannot be read.
+      UsageError: a shard is incomplete or refused, or a label is not a class.
+      OSError: a shard cannot be read.
     """
-    listed = functools.partial(_list_shard, root=root, taxonomy=taxonomy)
-    for _, found in read_ahead(listed, paths):
-        yield from found
+    list_shard = functools.partial(_list_shard, root=root, taxonomy=taxonomy)
+    for _, images in read_ahead(list_shard, paths):
+        yield from images
 
 
 def _list_shard(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage | None]:
-    own, stamp = relative(path, root), stamp_of(path)
+    shard, stamp = relative(path, root), stamp_of(path)
     samples: dict[str, _Sample] = {}
     for member, read in members(path):
-        folder, _, name = member.name.rpartition("/")
-        key, _, extension = name.partition(".")
+        folder, _, file = member.name.rpartition("/")
+        key, _, extension = file.partition(".")
         if is_hidden(member.name):
             continue
         sample = samples.setdefault(f"{folder}/{key}", _Sample())
@@ -89,29 +89,29 @@ def _list_shard(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage | 
             case suffix if suffix in IMAGE_SUFFIXES:
                 sample.image = member
             case ".cls":
-                sample.label = _text(read, f"{own}/{member.name}")
+                sample.label = _text(read, f"{shard}/{member.name}")
             case ".json":
-                where = f"{own}/{member.name}"
-                sample.fields = _fields(_text(read, where), where)
+                name = f"{shard}/{member.name}"
+                sample.fields = _fields(_text(read, name), name)
             case ".xml":
                 sample.xml = read(MAX_ANNOTATION_BYTES)
-    return [_image(key, sample, own, stamp, taxonomy) for key, sample in samples.items()]
+    return [_image(key, sample, shard, stamp, taxonomy) for key, sample in samples.items()]
 
 
-def _text(read: Reading, where: str) -> str:
+def _text(read: Reading, name: str) -> str:
     data = read(MAX_ANNOTATION_BYTES)
     if isinstance(data, Unread):
-        raise UsageError(f"{where} has {data.decode()}")
+        raise UsageError(f"{name} has {data.decode()}")
     return data.decode("utf-8", "replace")
 
 
-def _fields(data: str, where: str) -> dict[str, Any]:
+def _fields(data: str, name: str) -> dict[str, Any]:
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
-        raise UsageError(f"{where} is no JSON object")
+        raise UsageError(f"{name} is not a JSON object")
     return fields
 
 
@@ -122,21 +122,21 @@ def _image(
     if member is None:
         return None
     label = sample.fields.get("label") if sample.label is None else sample.label
-    named = str(sample.fields.get("wnid") or "")
-    is_named = is_wnid(named) or taxonomy.holds(named)
+    wnid = str(sample.fields.get("wnid") or "")
+    is_known = is_wnid(wnid) or taxonomy.holds(wnid)
     name = f"{shard}/{member.name}"
     return SourceImage(
         key=path.rpartition("/")[2],
-        path=member.place,
+        path=member.location,
         name=name,
-        wnid=named if is_named else wnid_of_label(label, taxonomy, name),
+        wnid=wnid if is_known else wnid_of_label(label, taxonomy, name),
         stamp=stamp,
         annotation=_annotation(sample),
     )
 
 
 def _annotation(sample: _Sample) -> str | None:
-    """The place of what tells the boxes, None if nothing does."""
+    """Returns the location of the boxes in the sample, None without boxes."""
     if sample.xml is not None:
         return annotation_of_xml(sample.xml)
     if "boxes" not in sample.fields:

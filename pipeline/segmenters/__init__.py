@@ -1,5 +1,5 @@
-"""Segmenters by the name that `--segmenter` gives: those of `transforms.segmentation`, given
-masks, and functions of the user's."""
+"""Segmenters by the name that `--segmenter` gives: those of `transforms.segmentation`, masks that
+come with the images, and custom functions."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["find_segmenter", "parameters_of"]
 
 
 def find_segmenter(name: str, parameters: Sequence[str] = ()) -> Segmenter:
-    """The segmenter of a configuration, with its function.
+    """Returns the segmenter of a configuration, with its function.
 
-    Arguments and errors as `describe_segmenter`. A function of the user's is imported when the
-    first picture comes.
+    Arguments and errors as for `describe_segmenter`. A custom function is imported when the first
+    picture arrives.
     """
     segmenter = describe_segmenter(name, parameters)
     if name.startswith(PREFIX):
@@ -26,6 +26,6 @@ def find_segmenter(name: str, parameters: Sequence[str] = ()) -> Segmenter:
 
 
 def parameters_of(name: str) -> tuple[str, ...]:
-    """What decides the masks of a function of the user's, as `read_parameters` gives it; nothing
-    of other names. Raises UsageError as that does."""
+    """Returns the parameters of a custom function, as `read_parameters` does; empty for other
+    segmenters. Raises UsageError like `read_parameters`."""
     return read_parameters(name) if name.startswith(PREFIX) else ()

@@ -1,8 +1,9 @@
-"""Segmenters of the user's: `--segmenter python:my_segmenters:salient`.
+"""Custom segmenters: `--segmenter python:my_segmenters:salient`.
 
-The function takes a picture and a box, and returns a mask. A configuration holds what decides
-its masks beside the code: the function's attribute `version`, or 1, which who changes the masks
-raises; and the SHA-256 of the files that its attribute `files` names, such as weights.
+The function takes a picture and a box, and returns a mask. The configuration of a dataset records
+two things that its masks depend on: the attribute `version` of the function (1 without one), which
+its author raises when the masks change; and the SHA-256 of each file in the attribute `files`, such
+as weights.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from transforms.segmentation import Segmentation, SegmentationError
 
 
 def read_parameters(name: str) -> tuple[str, ...]:
-    """Looks at a function before a job.
+    """Checks a function before a job, and reads its parameters.
 
     Args:
       name: `python:MODULE:FUNCTION`.
 
     Returns:
-      What decides its masks, `name=value` each.
+      Version and digests of files that its masks depend on, each as `name=value`.
 
     Raises:
-      UsageError: there is no such function, its version or files will not do, or a file cannot
+      UsageError: there is no such function, its version or files are not valid, or a file cannot
         be read.
     """
     function = _function(name)
@@ -52,10 +53,11 @@ def read_parameters(name: str) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class CustomFunction:
-    """The function of a user's segmenter, called as others are.
+    """The function of a custom segmenter, which is called like any other.
 
     Attributes:
-      name, parameters: as `read_parameters` takes and gives them.
+      name: `python:MODULE:FUNCTION`.
+      parameters: from `read_parameters`.
     """
 
     name: str
@@ -63,7 +65,7 @@ class CustomFunction:
 
     def __call__(self, image: Pixels, box: Box, seed: int) -> Segmentation:
         function = _checked_function(self.name, self.parameters)
-        # Copied, so that it cannot change the picture.
+        # A copy, so that the function cannot change the picture.
         return Segmentation(
             call_for_array(
                 functools.partial(function, image.copy(), box),
@@ -80,16 +82,16 @@ def _checked_function(name: str, parameters: tuple[str, ...]) -> Callable[..., A
     """Imports a function, once in each process.
 
     Raises:
-      JobError: it is not to be found, or not the one that the job was started with.
+      JobError: the function is not found, or differs from the one that the job was started with.
     """
     try:
-        found = read_parameters(name)
+        current = read_parameters(name)
     except UsageError as error:
         raise JobError(f"{error}, on every worker") from error
-    if found != parameters:
+    if current != parameters:
         raise JobError(
-            f"--segmenter {name}: {' '.join(found)} here, not {' '.join(parameters)}. Run the same "
-            "command again"
+            f"--segmenter {name}: {' '.join(current)} here, not {' '.join(parameters)}. Run the "
+            "same command again"
         )
     return _function(name)
 

@@ -1,7 +1,7 @@
-"""`--masks`: which mask belongs to which image.
+"""`--masks`: finds the mask of each image.
 
-A folder of PNGs, by key or by class and key, or one COCO JSON file, whose file names' stems are
-the keys. COCO's masks are small, so each travels with its image, as text.
+Masks are a folder of PNGs named by key, or by class and key; or one COCO JSON file, in which the
+stem of `file_name` is the key. COCO's masks are small, so each travels as text with its image.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _SUFFIX = ".png"
 
 
 def is_coco_file(masks: str) -> bool:
-    """Whether `--masks` names a COCO file, by its name."""
+    """Returns whether `--masks` names a COCO file, going by its suffix."""
     return masks.lower().endswith(".json")
 
 
 def check_masks(masks: str) -> None:
-    """Raises UsageError if there is nothing that `--masks` could mean."""
+    """Raises UsageError if `--masks` is neither a folder nor a COCO file that can be read."""
     files = files_of(masks)
     if is_coco_file(masks):
         if files.info(masks) is None:
@@ -38,45 +38,49 @@ def check_masks(masks: str) -> None:
         raise UsageError(f"--masks {masks} is neither a folder of PNGs nor a COCO .json file")
 
 
-def check_coco(what: str) -> None:
-    """Raises UsageError without the library that reads COCO's masks."""
+def check_coco(feature: str) -> None:
+    """Raises UsageError if the library that reads COCO's masks is not installed.
+
+    Args:
+      feature: that needs the library, for the message.
+    """
     if importlib.util.find_spec("pycocotools") is None:
-        raise UsageError(f"{what} needs pycocotools: pip install 'imagenet9-pipeline[coco]'")
+        raise UsageError(f"{feature} needs pycocotools: pip install 'imagenet9-pipeline[coco]'")
 
 
 def index_masks(masks: str, split: str) -> FileIndex:
-    """The masks of a split.
+    """Indexes the masks of a split.
 
     Args:
       masks: absolute path of a folder, in which the split may have a folder of its own, or of a
         COCO file.
-      split: its name.
+      split: name of the split.
 
     Raises:
-      UsageError: the COCO file is none.
-      OSError: it cannot be read.
+      UsageError: the file is not COCO's.
+      OSError: the masks cannot be read.
     """
     return FileIndex(_in_coco_file(masks) if is_coco_file(masks) else _in_folder(masks, split))
 
 
-def no_mask(image: SourceImage, masks: str, split: str, there: FileIndex) -> UsageError:
-    """That no image of a split has a mask among those that are there, such as this image."""
+def no_mask(image: SourceImage, masks: str, split: str, index: FileIndex) -> UsageError:
+    """Returns the error for a split none of whose images, such as this one, has a mask."""
     expected = f"{image.key}.png, or {image.wnid}/{image.key}.png"
     if is_coco_file(masks):
         expected = f"file names such as {image.key}.JPEG"
     return UsageError(
-        f"no image of {split!r} has a mask in --masks {masks}, which has {len(there)} masks; "
+        f"no image of {split!r} has a mask in --masks {masks}, which has {len(index)} masks; "
         f"expected {expected}"
     )
 
 
 def _in_folder(masks: str, split: str) -> Iterator[KeyedFile]:
-    own = join(masks, split)
-    return files_in(own if files_of(own).is_folder(own) else masks, (_SUFFIX,))
+    of_split = join(masks, split)
+    return files_in(of_split if files_of(of_split).is_folder(of_split) else masks, (_SUFFIX,))
 
 
 def _in_coco_file(path: str) -> Iterator[KeyedFile]:
-    """The masks of all images that have an object; those of several objects are one."""
+    """Yields one mask for each image with objects, which covers all of them."""
     try:
         content = read_json(path, "--masks")
         objects: dict[Any, list[Any]] = {image["id"]: [] for image in content["images"]}
@@ -88,7 +92,7 @@ def _in_coco_file(path: str) -> Iterator[KeyedFile]:
         ]
     except (KeyError, TypeError) as error:
         raise UsageError(
-            f"--masks {path} is no COCO file: {type(error).__name__} {error}"
+            f"--masks {path} is not a COCO file: {type(error).__name__} {error}"
         ) from error
     for name, number, height, width in images:
         if objects[number]:

@@ -271,7 +271,7 @@ def test_inputs_of_another_kind_are_told(
     junk = tmp_path / "junk.parquet"
     junk.write_bytes(b"junk\0")
     assert "not a whole Parquet file" in refusal(capsys, *flags, "--input", junk)
-    assert "is no text" in refusal(capsys, *flags, "--exclude", junk)
+    assert "is not text" in refusal(capsys, *flags, "--exclude", junk)
     model = ("evaluate", "--dataset", dataset, "--models", junk)
     assert f"add its architecture, such as resnet50={junk}" in refusal(capsys, *model)
 

@@ -66,7 +66,7 @@ def test_a_plan_has_the_accepted_rows_and_what_they_are_cut_from(tmp_path: Path)
     for sources in (None, {"street": source}):
         plan = planned(tmp_path, segmented(tmp_path, rows, sources))[1]
         assert sorted(plan.keys.to_pylist()) == [f"street_{n}" for n in range(1, 10)]
-        row = plan.row(plan.place("street_2"))
+        row = plan.row(plan.position("street_2"))
         assert (row["label"], row["offset"], row["length"], row["object"]) == (2, 512, 9, 2)
         files = [row[name] for name in ("source", "annotation", "mask", "tar")]
         tar = f"tar {COUNTS.source_shard('street_2')}"
@@ -100,7 +100,7 @@ def test_a_plan_does_not_depend_on_order_nor_a_background_on_who_else_is_asked_f
     assert list(drawn) == ["mixed_same", "mixed_same_r1", "mixed_rand", "mixed_rand_r1"]
     assert len(keys) < 9 or any(drawn["mixed_rand"] != drawn["mixed_rand_r1"])
     for position, key in enumerate(keys):
-        own = plan.place(key)
+        own = plan.position(key)
         assert plan.value("tar", own) == f"tar {COUNTS.source_shard(key)}"
         assert plan.value("label", own) == plan.value("label", drawn["mixed_same"][position])
         for name, (background,) in plan.backgrounds([key]).items():
@@ -126,4 +126,4 @@ def test_lost_work_is_no_plan_and_a_lost_key_is_called_a_bug(tmp_path: Path) -> 
     plan = planned(tmp_path, shards)[1]
     for key in ("", "k00", "z"):
         with pytest.raises(JobError, match=f"{key} is accepted and not in the plan"):
-            plan.place(key)
+            plan.position(key)

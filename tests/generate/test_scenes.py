@@ -301,7 +301,7 @@ def test_the_flag_that_would_help_is_named(street: Path, tmp_path: Path) -> None
     ("flags", "message"),
     [
         (("--variants", "mixed_external"), "mixed_external needs --backgrounds"),
-        (("--backgrounds", "nowhere"), "nowhere is no folder that can be read"),
+        (("--backgrounds", "nowhere"), "nowhere is not a folder that can be read"),
         (("--objects", "all"), "choose from 'one', 'largest', 'union', 'each'"),
         (("--crop", "stretch"), "--crop: invalid choice: 'stretch' (choose from 'center', 'pad')"),
         (("--max_box", "2"), "--max_box must be between 0 and 1"),
@@ -331,7 +331,7 @@ def test_scenes_are_known_by_what_they_hold(places: Path, tmp_path: Path) -> Non
     shutil.copytree(places, copied)
     (copied / ".cache").mkdir()
     write_noise(copied / ".cache" / "hidden.png", 1)
-    assert list_scenes(str(copied)).about == list_scenes(str(places)).about
+    assert list_scenes(str(copied)).summary == list_scenes(str(places)).summary
     write_noise(copied / "place_0.png", 55)
-    assert list_scenes(str(copied)).about != list_scenes(str(places)).about
-    assert list_scenes(str(copied)).about.startswith("6 pictures, sha256 ")
+    assert list_scenes(str(copied)).summary != list_scenes(str(places)).summary
+    assert list_scenes(str(copied)).summary.startswith("6 pictures, sha256 ")

@@ -23,7 +23,7 @@ from pipeline.inputs.layout import find_layout
 from pipeline.inputs.location import read_location
 from pipeline.inputs.parquet import holds_pictures, images_in_parquet
 from pipeline.inputs.source_images import FileIndex, KeyedFile, SourceImage, wnid_of_label
-from pipeline.inputs.split_files import find_files, tells_boxes, tells_split
+from pipeline.inputs.split_files import find_files, has_boxes_by_name, has_images_by_name
 from pipeline.inputs.webdataset import images_in_shards
 from pipeline.storage.store import Store
 from transforms.annotations import AnnotationError, Box, parse_annotation
@@ -57,7 +57,7 @@ def test_a_member_is_read_without_unpacking(root: Path, files: Files) -> None:
     inside = [member for member, _ in members(str(path))][1]
     found = [(member, read(9999)) for member, read in members(str(path), inside)]
     assert [(member.name, data) for member, data in found] == files
-    assert [read_location(member.place) for member, _ in found] == [data for _, data in files]
+    assert [read_location(member.location) for member, _ in found] == [data for _, data in files]
     everything = [("before", b"x"), *files, ("after", b"")]
     assert list(stream(str(path))) == everything
     path.write_bytes(tar_bytes([("in.tgz", tar_bytes(everything, "w:gz"))], "w:gz"))
@@ -160,7 +160,8 @@ def test_files_of_a_split_are_known_by_name_and_looked_for_near_by_first(tmp_pat
     for name, told in (("x-VALIDATION-0.tar", (True, False)), ("bbox_val.tgz", (False, True)),
                        ("bbox_val.txt", (False, False)), ("LOC_val_solution.csv", (True, True)),
                        ("val.csv", (True, False)), ("interval.tar", (False, False))):  # fmt: skip
-        assert (tells_split(f"/val/{name}", "val"), tells_boxes(f"/val/{name}", "val")) == told
+        path = f"/val/{name}"
+        assert (has_images_by_name(path, "val"), has_boxes_by_name(path, "val")) == told
     with pytest.raises(UsageError, match="no folder 'val' in"):
         find_layout(str(tmp_path), None, "val")
     for kind, names in (("webdataset", ["validation/0.tar", "validation/1.tar"]),
@@ -201,5 +202,5 @@ def test_annotations_in_an_archive_are_kept_as_what_they_say(tmp_path: Path) -> 
     assert parse_annotation(boxed).boxes == (Box(1, 2, 3, 4),)
     assert index.find("", "._a") is index.find("", "c") is None
     (tmp_path / "solution.csv").write_text("ImageId,Boxes\n")
-    with pytest.raises(UsageError, match=r"solution.csv is no table of boxes: its first line"):
+    with pytest.raises(UsageError, match=r"solution.csv is not a table of boxes: its first line"):
         index_annotations(f"{tmp_path}/solution.csv")

@@ -82,7 +82,7 @@ def test_rows_are_the_same_in_every_kind_of_table(root: Path, cells: list[Any]) 
 def test_what_is_wrong_with_a_table_or_a_value_is_told_by_line(tmp_path: Path) -> None:
     for name, data, why in (
         ("t.jsonl", b'{"a": 1}\n\n[1]', "t.jsonl, line 3: no object"),
-        ("t.csv", b"a\n\xfc\n", "t.csv is no text in UTF-8"),
+        ("t.csv", b"a\n\xfc\n", "t.csv is not text in UTF-8"),
         ("t.parquet", b"PAR1", "t.parquet is not a whole Parquet file"),
     ):
         (tmp_path / name).write_bytes(data)
@@ -124,7 +124,7 @@ def test_rows_of_one_image_are_put_together(tmp_path: Path) -> None:
     rows = [{"image": "b.png", "class": "cup", "boxes": "[1, 2, 3, 4]"}, {"image": "/x/a.png"},
             {"image": "x/../b.png", "group": "hall", "boxes": [[5, 6, 7, 8], 0]}]  # fmt: skip
     first, second = images_of_rows(put(tmp_path / "t.json", rows), "/in")
-    assert (first.path, first.row.number, first.about) == ("/in/b.png", 1, {"group": "hall"})
+    assert (first.path, first.row.number, first.columns) == ("/in/b.png", 1, {"group": "hall"})
     assert first.objects == [("cup", [1, 2, 3, 4]), ("", [5, 6, 7, 8]), ("", 0)]
     assert (second.path, second.objects) == ("/x/a.png", [("", None)])
     assert path_from("/in", "gs://bucket/a") == "gs://bucket/a"
@@ -133,7 +133,7 @@ def test_rows_of_one_image_are_put_together(tmp_path: Path) -> None:
 
 def test_images_of_coco_have_masks_if_all_their_objects_have(root: Path) -> None:
     first, _, _ = images_of_coco("/c.json", "/in", COCO)
-    assert (first.path, first.about["group"]) == ("/in/b.png", "hall")
+    assert (first.path, first.columns["group"]) == ("/in/b.png", "hall")
     found = list(images_in_manifest(put(root / "c.json", COCO), ["val"]))
     assert [image.name + image.wnid for image in found] == ["b.pngcup", "a.pngcup", "c.png"]
     mask = read_mask(read_location(found[0].mask or "")).mask

@@ -152,7 +152,7 @@ def test_roots_of_ones_own_make_a_taxonomy() -> None:
             "all classes below n02084071 already belong to the roots before it",
         ),
         ("n00000001", "above none of ImageNet's 1000 classes"),
-        ("dogs", "is no WordNet id"),
+        ("dogs", "is neither a file nor a WordNet id"),
         ("n02084071=x,n01503061=x", "two roots are called 'x'"),
     ):
         with pytest.raises(UsageError, match=why):
@@ -239,7 +239,7 @@ def test_an_index_that_is_empty_is_imagenets(tmp_path: Path) -> None:
     assert found is not None
     assert found.outputs == (134, 1, 7)
     write_csv(path, [*rows, {"class": "fork", "superclass": "cutlery", "index": ""}])
-    with pytest.raises(UsageError, match="line 5, column index: '' is no whole number"):
+    with pytest.raises(UsageError, match="line 5, column index: '' is not a whole number"):
         read_taxonomy(str(path))
 
 
@@ -248,7 +248,7 @@ def test_an_index_that_is_empty_is_imagenets(tmp_path: Path) -> None:
     [
         ("class,kind\na,b\n", "expected the columns class and superclass"),
         ("class,superclass\n", "has no rows"),
-        ("class,superclass\na,x\na,y\n", "line 3, column class: 'a' stands in line 2 too"),
+        ("class,superclass\na,x\na,y\n", "line 3, column class: 'a' is in line 2 too"),
         ("class,superclass\n,x\n", "line 2, column class: is empty"),
         ("class,superclass\na,\n", "and so are all others"),
         ("class,superclass\na,x,y\n", "line 2: 3 values for 2 columns"),
@@ -256,8 +256,8 @@ def test_an_index_that_is_empty_is_imagenets(tmp_path: Path) -> None:
         ("class,superclass,label\na,x,2\n", "line 2, column label: 2 is not between 0 and 0"),
         ("class,superclass,label\na,x,0\nb,y,0\n", "must give each of the 2 superclasses"),
         ("class,superclass,label\na,x,0\nb,x,1\nc,y,1\n", "line 3, column label: 1 is another"),
-        ("class,superclass,index\na,x,one\n", "column index: 'one' is no whole number"),
-        ("class,superclass,index\na,x,5\nb,y,5\n", "line 3, column index: 5 stands in line 2"),
+        ("class,superclass,index\na,x,one\n", "column index: 'one' is not a whole number"),
+        ("class,superclass,index\na,x,5\nb,y,5\n", "line 3, column index: 5 is in line 2"),
         ("class,superclass,index\na,x,1\nb,y,0\n", "is not the label of"),
     ],
 )
@@ -366,7 +366,7 @@ def test_broken_boxes_are_left_to_the_image_and_broken_tables_are_not(tmp_path: 
             listed(table(text))
         assert "\n" not in str(caught.value)
     for text, why in (
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         ("{}", "neither COCO's JSON"),
         ("[1]", "row 1: no object"),
     ):
@@ -482,7 +482,7 @@ def test_wrong_usage_of_manifests_is_one_line(toy: Path, tmp_path: Path) -> None
         ((), "no image of an ImageNet-9 class"),
         ((*kinds, "--annotations", toy), "boxes are in the manifest"),
         ((*kinds, "--split", "val,train"), "does not say which images are of which --split"),
-        (("--taxonomy", toy / "none.csv"), "is no file that can be read"),
+        (("--taxonomy", toy / "none.csv"), "is not a file that can be read"),
         ((*kinds, "--segmenter", "masks"), "no image of"),
     ):
         done = run_in9(*command, *flags, check=2)

@@ -339,7 +339,7 @@ def test_broken_inputs_are_one_line(small_sample: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is of class '1000'"):
         listed(tmp_path)
     (tmp_path / "val.tar").write_bytes(tar_bytes([("a.jpg", b""), ("a.json", b"[]")]))
-    with pytest.raises(UsageError, match="is no JSON object"):
+    with pytest.raises(UsageError, match="is not a JSON object"):
         listed(tmp_path)
     (tmp_path / "val.tar").write_bytes(tar_bytes([("readme.txt", b"")]))
     with pytest.raises(UsageError, match="holds no images"):
@@ -502,7 +502,7 @@ def test_lists_of_images_are_names_of_any_form(tmp_path: Path) -> None:
     assert KeyLists(include=held).excludes("other", "")
     assert not KeyLists().excludes("other", "")
     text.write_text("# nothing\n")
-    for wrong, why in ((text, "names no image"), (tmp_path, "no file")):
+    for wrong, why in ((text, "names no image"), (tmp_path, "not a file")):
         with pytest.raises(UsageError, match=why):
             read_key_list(str(wrong), "--exclude")
 

@@ -23,7 +23,7 @@ def test_what_is_no_text_or_too_long_is_named(
 ) -> None:
     path = tmp_path / "list.txt"
     path.write_bytes(b"a\n\xff\n")
-    with pytest.raises(UsageError, match=f"^--include {path} is no text in UTF-8$"):
+    with pytest.raises(UsageError, match=f"^--include {path} is not text in UTF-8$"):
         list(text_lines.TextLines(str(path), "--include"))
     monkeypatch.setattr(text_lines, "MAX_ROW", 5)
     path.write_bytes(b"12345\n")

@@ -130,7 +130,7 @@ def test_scenes_of_a_bucket_are_those_of_a_folder(store: Store, tmp_path: Path) 
     config, compose = SegmentConfig(image_size=32, resize=32), ComposeConfig()
     tables = []
     for scenes, output in ((here, Store(str(tmp_path / "out"))), (store.below("scenes"), store)):
-        about = list_scenes(scenes.root).about
+        about = list_scenes(scenes.root).summary
         staging = Staging(output, ".in9/staging/x")
         table = examine_scenes(scenes.root, about, config, staging)
         drawn = DrawnScenes(table, staging, config, compose)
