@@ -161,10 +161,10 @@ def prepare(
       OSError: reading or writing failed.
     """
     manifest, moves = add_up(config, shards, taxonomy)
-    with held(store, PREPARE_LOCK, wait=math.inf) as mine:
+    with held(store, PREPARE_LOCK, wait=math.inf) as locked:
         # In this order, because Finish writes the manifest before it removes the prepared one.
-        prepared, old = read_manifest(store, PREPARED_MANIFEST), read_manifest(mine)
-        sizes = _file_sizes(mine)
+        prepared, old = read_manifest(store, PREPARED_MANIFEST), read_manifest(locked)
+        sizes = _file_sizes(locked)
         staged = [[move for move in shard if move[0] in sizes] for shard in moves]
         remaining = [shard for shard in staged if shard]
         is_same = old is not None and _is_same(old, manifest) and _is_complete(old, sizes)
@@ -173,14 +173,16 @@ def prepare(
         count("commits")
         if prepared == manifest:
             return manifest.fingerprint, remaining
-        _check_complete(mine, manifest, old, moves, sizes)
+        _check_complete(locked, manifest, old, moves, sizes)
         # By the fence of the job: this fails if another job has taken over the dataset.
         store.delete(PREPARED_MANIFEST)
-        if mine.exists(MANIFEST):
-            mine.move(MANIFEST, PREVIOUS_MANIFEST)
+        if locked.exists(MANIFEST):
+            locked.move(MANIFEST, PREVIOUS_MANIFEST)
         # A record must never be in place beside files of another one.
-        mine.delete_all(target for shard in remaining for _, target in shard if _is_record(target))
-        mine.write(PREPARED_MANIFEST, manifest.to_json(), durable=True)
+        locked.delete_all(
+            target for shard in remaining for _, target in shard if _is_record(target)
+        )
+        locked.write(PREPARED_MANIFEST, manifest.to_json(), durable=True)
     return manifest.fingerprint, remaining
 
 
@@ -257,7 +259,7 @@ def _check_complete(
     moves: list[Moves],
     sizes: dict[str, int],
 ) -> None:
-    """Checks, before anything is removed, that every file exists, inside the dataset's own folders,
+    """Checks before anything is removed that every file exists, inside the dataset's own folders,
     and that no file in place has changed since it was committed.
 
     Args:

@@ -135,8 +135,8 @@ class VariantFiles:
         """Yields (row, pictures by variant) for each selected image."""
         names = self._config.composed
         if self._segment.is_whole:
-            for row, whole in source.whole(rows):
-                yield row, dict.fromkeys(names, whole)
+            for row, picture in source.cropped(rows):
+                yield row, dict.fromkeys(names, picture)
             return
         for row, layer, encoded in source.layers(rows):
             noise = None

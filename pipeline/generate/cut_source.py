@@ -107,7 +107,7 @@ def _matched(boxes: str, size: str) -> object:
     fields = json.loads(boxes)
     annotated = [fields.pop(side, None) for side in ("width", "height")]
     actual = [int(side) for side in size.split("x")] if size else annotated
-    return fields, [side in (None, own) for side, own in zip(annotated, actual, strict=True)]
+    return fields, [a in (None, b) for a, b in zip(annotated, actual, strict=True)]
 
 
 def shard_fingerprint(digests: list[str], config: SegmentConfig) -> str:
@@ -122,17 +122,17 @@ def printable(text: str) -> str:
     return shown if len(shown) <= 300 else shown[:297] + "..."
 
 
-def reject_by_name(image: SourceImage, before: SourceImage | None) -> tuple[Reason, str] | None:
+def reject_by_name(image: SourceImage, preceding: SourceImage | None) -> tuple[Reason, str] | None:
     """Returns (reason, detail) if an image is rejected without looking at its content, else None.
 
     Args:
       image: a source image.
-      before: the image before it in its shard (`by_content`), None for the first.
+      preceding: the image before it in its shard (`by_content`), None for the first.
     """
     if not is_valid_key(image.key):
         detail = "a key is printable, without dots and slashes, and at most 200 bytes long"
         return Reason.INVALID_KEY, detail
-    if before is not None and before.key == image.key:
+    if preceding is not None and preceding.key == image.key:
         return Reason.DUPLICATE_KEY, "another image of the same key has a lower MD5"
     if image.is_excluded:
         return Reason.EXCLUDED, "left out by --exclude or --include"

@@ -52,9 +52,9 @@ def check_rebuild(
       JobError: too many would be made again; the message says why.
       OSError: a record cannot be read.
     """
-    is_same_way = stages.get("segment_fingerprint") == config.segment.fingerprint()
+    has_same_settings = stages.get("segment_fingerprint") == config.segment.fingerprint()
     ahead = REQUESTS_IN_FLIGHT if staging.store.is_remote else 0
-    count_work = functools.partial(_count_work, config, staging, is_same_way)
+    count_work = functools.partial(_count_work, config, staging, has_same_settings)
     if renumbered and not any(work for _, work in read_ahead(count_work, renumbered, ahead)):
         return  # All are made, and perhaps half in place, because Commit was killed.
     total = sum((work for _, work in read_ahead(count_work, shards, ahead)), Counter[str]())
@@ -63,7 +63,7 @@ def check_rebuild(
     cause = "{added} images added, {changed} changed, {removed} removed".format_map(total)
     if total["lost"]:
         cause += f"; files of {total['lost']} are missing"
-    if not is_same_way:
+    if not has_same_settings:
         reason = f"segment stage {SEGMENT_VERSION}, the dataset has {stages.get('segment')}"
         if stages.get("segment") == SEGMENT_VERSION:
             reason = "other flags, or another segmenter"
@@ -75,7 +75,7 @@ def check_rebuild(
 
 
 def _count_work(
-    config: DatasetConfig, staging: Staging, is_same_way: bool, shard: SourceShard
+    config: DatasetConfig, staging: Staging, has_same_settings: bool, shard: SourceShard
 ) -> Counter[str]:
     """Counts what would be made again of a shard; returns an empty counter if it is up to date.
 
@@ -83,7 +83,7 @@ def _count_work(
     with the record in place. An image counts as changed even if only its segmentation has changed.
     `lost` is 1 if all images are the same, so that only files can be missing.
     """
-    store, record = staging.store, layer_record(shard.totals.split, shard.shard)
+    store, path = staging.store, layer_record(shard.totals.split, shard.shard)
     checksums = Checksums.for_shard(store, shard.totals.split, shard.shard)
     digests = [known_digest(image, config.segment, checksums.known) for image in shard.images]
     find = functools.partial(
@@ -92,11 +92,11 @@ def _count_work(
     if find(digests):
         return Counter()
     columns = ["key", "object", "source_digest"]
-    rows = read_intact(store, record, lambda: read_rows(store, record, columns))
-    if rows is None and store.exists(record):
+    rows = read_intact(store, path, lambda: read_rows(store, path, columns))
+    if rows is None and store.exists(path):
         return Counter()  # A damaged record has to be made again, whatever has become of the input.
     before = [(source_key(row), row["source_digest"]) for row in rows or () if is_first(row)]
-    if None in digests and is_same_way:
+    if None in digests and has_same_settings:
         known: dict[str, list[str]] = {}
         for key, digest in before:
             known.setdefault(key, []).append(digest)

@@ -142,7 +142,7 @@ class LayerSource:
             raise self._changed(planned)
         return layer
 
-    def whole(
+    def cropped(
         self, rows: Iterable[dict[str, Any]]
     ) -> Generator[tuple[dict[str, Any], Pixels], None, None]:
         """Yields (row, picture) for selected images that are not cut apart, in the order of the
@@ -159,10 +159,10 @@ class LayerSource:
             first = self._planned(selected[0])["source"]
             ahead = reads_ahead(os.fsdecode(first))
         for row, (planned, source) in read_ahead(read, selected, ahead):
-            cropped = crop_source(source, self._config)
-            if cropped.image is None or cropped.digest != planned["layer_digest"]:
+            whole = crop_source(source, self._config)
+            if whole.image is None or whole.digest != planned["layer_digest"]:
                 raise self._changed(planned)
-            yield row, cropped.image
+            yield row, whole.image
 
     def _changed(self, planned: Mapping[str, Any]) -> JobError:
         return JobError(

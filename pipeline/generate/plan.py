@@ -208,8 +208,8 @@ def _group_numbers(column: pa.Array) -> NDArray[np.int64] | None:
     if column.null_count == len(column):
         return None
     groups = column.dictionary_encode()
-    own = len(groups.dictionary) + np.arange(len(column))
-    return np.where(groups.indices.is_null(), own, groups.indices.fill_null(0))
+    unique = len(groups.dictionary) + np.arange(len(column))
+    return np.where(groups.indices.is_null(), unique, groups.indices.fill_null(0))
 
 
 def _accepted(store: Store, shard: SourceShard) -> pa.Table:
@@ -269,7 +269,7 @@ class PlanSplit(beam.DoFn):
     @timed("plan")
     def process(self, element: tuple[str, Iterable[SourceShard]]) -> list[OutputShard]:
         split, segmented = element
-        # The shards arrive one by one, in any order.
+        # In their order, because their records are read one after the other.
         shards = sorted(segmented, key=lambda shard: shard.shard)
         totals = shards[0].totals
         images = sum(shard.segmented for shard in shards)

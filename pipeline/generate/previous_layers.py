@@ -1,5 +1,4 @@
-"""Finds existing layers: shards that are up to date, and single images to copy from older
-shards."""
+"""Finds existing layers: whole shards that are up to date, and single images in older shards."""
 
 from __future__ import annotations
 
@@ -38,8 +37,8 @@ def find_layers(
     known = [digest for digest in digests if digest is not None]
     if len(known) < len(digests):
         return None
-    record = layer_record(shard.totals.split, shard.shard)
-    return staging.find(record, shard_fingerprint(known, config), need_files=need_files)
+    path = layer_record(shard.totals.split, shard.shard)
+    return staging.find(path, shard_fingerprint(known, config), need_files=need_files)
 
 
 class PreviousLayers:
@@ -78,12 +77,12 @@ class PreviousLayers:
     def _read(self, shard: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
         """Reads the rows of a record, by key and digest; empty if a file of the shard is missing.
         Rows of duplicate keys are left out, because they depend on other images."""
-        store, record = self._store, layer_record(self._split, shard)
-        metadata = read_metadata(store, record)
+        store, path = self._store, layer_record(self._split, shard)
+        metadata = read_metadata(store, path)
         if metadata is None or any(store.size(file.path) != file.bytes for file in metadata.files):
             return {}
         by_image: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        rows = read_intact(store, record, lambda: read_rows(store, record))
+        rows = read_intact(store, path, lambda: read_rows(store, path))
         for row in rows or ():
             if row["status"] != Reason.DUPLICATE_KEY:
                 by_image.setdefault((source_key(row), row["source_digest"]), []).append(row)

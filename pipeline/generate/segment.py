@@ -127,7 +127,7 @@ class SegmentShard(beam.DoFn):
         store, path = self._staging.store, record.path
         rows = read_intact(store, path, lambda: read_rows(store, path))
         if rows is not None and count_sources(rows) != len(shard.images):
-            warn_damaged(store.path(path), f"it is of {count_sources(rows)} images")
+            warn_damaged(store.path(path), f"it lists {count_sources(rows)} images")
             return None
         return rows
 
@@ -159,8 +159,8 @@ class SegmentShard(beam.DoFn):
         previous = PreviousLayers(self._staging.store, split, counts)
         tar_path = layer_tar(split, shard.shard)
         rows, files, image_digests = [], [], []
-        before = (None, *shard.images)[: len(shard.images)]
-        images = zip(shard.images, digests, before, strict=True)
+        preceding = (None, *shard.images)[: len(shard.images)]
+        images = zip(shard.images, digests, preceding, strict=True)
         ahead = reads_ahead(shard.images[0].path) if shard.images else 0
         reading = read_ahead(
             functools.partial(_read, previous, checksums, self._config), images, ahead
@@ -190,7 +190,7 @@ class SegmentShard(beam.DoFn):
         return self._staging.write(path, table, checksum, files), table.to_pylist()
 
     def _rows(
-        self, image: SourceImage, digest: str, md5: str, content: _Read, tally: UnitTally
+        self, image: SourceImage, digest: str, md5: str, content: _ImageContent, tally: UnitTally
     ) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
         """Yields the record rows of an image without offsets, each with its encoded layer if it was
         accepted: one row, or one for each object."""
@@ -215,7 +215,7 @@ class SegmentShard(beam.DoFn):
             return
         if self._config.is_whole:
             tally.add("images_cropped")
-            yield {**row, **_whole_columns(crop_source(content, self._config))}, {}
+            yield {**row, **_columns_without_layer(crop_source(content, self._config))}, {}
             return
         tally.add("images_segmented")
         for cut in cut_source(content, self._config):
@@ -250,15 +250,15 @@ class SegmentShard(beam.DoFn):
         return row, encode_layer(cut.layer)
 
 
-def _whole_columns(whole: CroppedImage) -> dict[str, Any]:
-    """Returns the columns of an image that stays whole. It has no layer: it is cropped again when
+def _columns_without_layer(cropped: CroppedImage) -> dict[str, Any]:
+    """Returns the columns of an image that stays cropped. It has no layer: it is cropped again when
     it is composed, which takes no longer than storing it and reading it back."""
     return {
-        "status": ACCEPTED if whole.reason is None else str(whole.reason),
-        "detail": printable(whole.detail) or None,
-        "width": whole.width,
-        "height": whole.height,
-        "layer_digest": whole.digest,
+        "status": ACCEPTED if cropped.reason is None else str(cropped.reason),
+        "detail": printable(cropped.detail) or None,
+        "width": cropped.width,
+        "height": cropped.height,
+        "layer_digest": cropped.digest,
     }
 
 
@@ -278,7 +278,7 @@ class _Kept:
     rows: list[tuple[dict[str, Any], dict[str, bytes]]]
 
 
-_Read = _Rejected | _Kept | SourceBytes
+_ImageContent = _Rejected | _Kept | SourceBytes
 
 
 def _read(
@@ -286,7 +286,7 @@ def _read(
     checksums: Checksums,
     config: SegmentConfig,
     item: tuple[SourceImage, str | None, SourceImage | None],
-) -> tuple[str, str, _Read]:
+) -> tuple[str, str, _ImageContent]:
     """Reads everything for an image.
 
     Args:
@@ -298,8 +298,8 @@ def _read(
     Returns:
       (digest, MD5 of the picture, content).
     """
-    image, digest, before = item
-    rejected = reject_by_name(image, before)
+    image, digest, preceding = item
+    rejected = reject_by_name(image, preceding)
     source: SourceBytes | None = None
     if digest is None:
         if rejected is None:

@@ -131,7 +131,7 @@ class _Guarded:
         self._allowance = allowance
         self._furthest = 0
         self.readable_bytes = 0
-        """How much may be read from here on."""
+        """Bytes that may be read until this is set again."""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if whence == io.SEEK_SET:

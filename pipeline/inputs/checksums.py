@@ -3,8 +3,9 @@
 A memory keeps the MD5 of content while its file keeps size and modification time. The memory lies
 beside the dataset, not in it: deleting it costs one more read of the input and changes nothing.
 
-In object storage, a listing tells the MD5 or the generation of every object, so no image has to be
-asked for. A file of many images, such as a tar, has a stamp that changes when one of them does.
+In object storage, a listing tells the MD5 or the generation of every object, so no request for
+a single image is needed. A file of many images, such as a tar, has a stamp that changes when one of
+them does.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class KnownContent(NamedTuple):
 
 
 class _RememberedFile(NamedTuple):
-    """Size and stamp of a file when it, or a part of it, was read, and what was read."""
+    """Size and stamp of a file when content was read from it, and MD5 and description of the
+    content."""
 
     size: int
     stamp: str

@@ -46,17 +46,17 @@ def coco_objects(
         that the file does not have.
     """
     names: dict[Any, str] = {}
-    for each in content["categories"]:
-        number = _value(path, each, "categories", "id")
+    for category in content["categories"]:
+        number = _value(path, category, "categories", "id")
         if number in names:
-            raise UsageError(f"{path}: two of categories have the id {number}")
-        names[number] = str(_value(path, each, "categories", "name"))
+            raise UsageError(f"{path}: two categories have the id {number}")
+        names[number] = str(_value(path, category, "categories", "name"))
     objects: dict[Any, list[CocoObject]] = {}
     for image in content["images"]:
         number = _value(path, image, "images", "id")
         _value(path, image, "images", "file_name")
         if number in objects:
-            raise UsageError(f"{path}: two of images have the id {number}")
+            raise UsageError(f"{path}: two images have the id {number}")
         objects[number] = []
     for each in content["annotations"]:
         image_id = _value(path, each, "annotations", "image_id")

@@ -109,7 +109,7 @@ def files_in(folder: str, suffixes: Sequence[str]) -> Iterator[KeyedFile]:
 
 
 def holds_files(folder: str, suffixes: Sequence[str]) -> bool:
-    """Returns whether a folder exists and holds files with these suffixes, at most a level deep."""
+    """Returns whether a folder exists and `files_in` finds files with these suffixes in it."""
     if not files_of(folder).is_folder(folder):
         return False
     return any(file.key for file in files_in(folder, suffixes))

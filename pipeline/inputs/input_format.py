@@ -1,4 +1,4 @@
-"""What an input format is: one of the layouts in which people have ImageNet."""
+"""The interface of an input format, which finds and lists images in one layout of ImageNet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transforms.taxonomy import Taxonomy
 
 @dataclasses.dataclass(frozen=True)
 class SplitLayout:
-    """Where the files of one split lie.
+    """The files of one split.
 
     Attributes:
       kind: of the `InputFormat` that lists the images.

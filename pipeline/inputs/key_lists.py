@@ -42,9 +42,11 @@ class KeyList:
         return frozenset(self.names)
 
     def holds(self, key: str, wnid: str) -> bool:
-        """Returns whether the list names an image, by its key, or by its class and the digits at
-        the end. These have leading zeros in the validation set and none in train, so images of
-        the two are not confused."""
+        """Returns whether the list names an image.
+
+        It may name the key, or the class and the digits at the end of the key. Digits have leading
+        zeros in the validation set and none in train, so images of the two are not confused.
+        """
         number = _NUMBER.search(key)
         return key in self._keys or (number is not None and f"{wnid}_{number[0]}" in self._keys)
 

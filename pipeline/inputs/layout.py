@@ -64,9 +64,9 @@ def find_layout(
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
     is_needed = needs_boxes or annotations is not None
     if path is None and is_needed and not input_format.may_hold_boxes:
-        where = annotations if annotations is not None else root
+        searched = annotations if annotations is not None else root
         raise UsageError(
-            f"no annotations of {split!r} in {where}: expected .xml files in "
+            f"no annotations of {split!r} in {searched}: expected .xml files in "
             f"Annotations/{split} or Annotations/CLS-LOC/{split}, LOC_{split}_solution.csv or an "
             "archive ILSVRC2012_bbox_... of them. Name them with --annotations"
         )
@@ -96,13 +96,14 @@ def find_annotations(root: str, images: str, split: str) -> str | None:
 
 
 def _named_annotations(named: str, layout: SplitLayout) -> str | None:
-    """Finds the annotations that `--annotations` names."""
+    """Finds the annotations of a split in the folder or file that `--annotations` names."""
     files = files_of(named)
     if named.lower().endswith((*ARCHIVES, ".csv")) and files.info(named) is not None:
         return named
     if not files.is_folder(named):
         raise UsageError(
-            f"--annotations {named} is not a folder that can be read, and no archive or .csv file"
+            f"--annotations {named} is neither a folder that can be read, nor an archive or a "
+            ".csv file"
         )
     path = _annotations_in([named], layout.images, layout.split)
     return named if path is None and holds_files(named, (".xml",)) else path

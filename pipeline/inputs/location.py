@@ -31,6 +31,7 @@ _ROWS_AT_ONCE = 8
 _ROWS_IN_FLIGHT = 2
 _BUFFER_BYTES = 1 << 20
 _ROWS_OF_TEXT, _BYTES_AT_ONCE = 65_536, 256 << 20
+"""Limits of a batch of a table."""
 MAX_TEXT = 131_072
 """Limit of characters of a value in a table, the same as that of Python's CSV reader."""
 
@@ -158,8 +159,8 @@ def open_parquet(path: str, flag: str = "") -> Iterator[pq.ParquetFile]:
     except (pa.ArrowException, OSError) as error:
         if not tells_damage(error):
             raise
-        named = f"{flag} {path}".lstrip()
-        raise UsageError(f"{named} is not a whole Parquet file: {in_short(error)}") from error
+        name = f"{flag} {path}".lstrip()
+        raise UsageError(f"{name} is not a whole Parquet file: {in_short(error)}") from error
 
 
 def rows_of(
@@ -179,19 +180,18 @@ def rows_of(
     for group in range(file.num_row_groups):
         metadata = file.metadata.row_group(group)
         chunks = [metadata.column(number) for number in range(metadata.num_columns)]
-        read = [c for c in chunks if columns is None or c.path_in_schema in columns]
-        size = sum(chunk.total_uncompressed_size for chunk in read)
+        chunks = [c for c in chunks if columns is None or c.path_in_schema in columns]
+        size = sum(chunk.total_uncompressed_size for chunk in chunks)
         if size > MAX_READ_BYTES:
             raise UsageError(
                 f"{path} has {size} bytes in the columns of row group {group}, more than the "
                 f"limit of {MAX_READ_BYTES}; write it with smaller row groups"
             )
         # Many rows may refer to the same entry of a dictionary, which may be almost all of it.
-        shared = any(chunk.has_dictionary_page for chunk in read)
-        rows = (
-            max(1, min(_ROWS_OF_TEXT, _BYTES_AT_ONCE // max(size, 1))) if shared else _ROWS_OF_TEXT
-        )
-        batches = file.iter_batches(rows, row_groups=[group], columns=columns)
+        batch_rows = _ROWS_OF_TEXT
+        if any(chunk.has_dictionary_page for chunk in chunks):
+            batch_rows = max(1, min(_ROWS_OF_TEXT, _BYTES_AT_ONCE // max(size, 1)))
+        batches = file.iter_batches(batch_rows, row_groups=[group], columns=columns)
         for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
             for name, value in _texts(row):
                 if len(value) > MAX_TEXT:
@@ -214,14 +214,14 @@ def _read_row(path: str, group: int, row: int, column: str) -> bytes:
     """Reads a value, b"" for null. The values before it in its row group have to be decoded too, a
     few at a time."""
     with open_parquet(path) as file:
-        before = 0
+        first = 0
         for batch in file.iter_batches(
             _ROWS_AT_ONCE, row_groups=[group], columns=[column], use_threads=False
         ):
-            if row < before + len(batch):
+            if row < first + len(batch):
                 values = batch.column(0)
                 for name in column.split(".")[1:]:
                     values = values.field(name)
-                return values[row - before].as_py() or b""
-            before += len(batch)
+                return values[row - first].as_py() or b""
+            first += len(batch)
     raise OSError(f"{path} has no row {row} in row group {group}")

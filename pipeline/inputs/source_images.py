@@ -126,7 +126,7 @@ def wnid_of_label(label: object, taxonomy: Taxonomy, name: str) -> str:
       name: of the image, for messages.
 
     Raises:
-      UsageError: the label is neither.
+      UsageError: the label is neither a class nor the number of one.
     """
     text = "" if label is None else str(label).strip()
     if not text or is_wnid(text) or taxonomy.holds(text):

@@ -31,7 +31,7 @@ class TextLines(Iterator[str]):
     def __init__(
         self, path: str, flag: str, *, newline: str = "\n", errors: str = "strict"
     ) -> None:
-        self._named = f"{flag} {path}".lstrip()
+        self._name = f"{flag} {path}".lstrip()
         file = cast(IO[bytes], files_of(path).open(path))
         self._file = io.TextIOWrapper(file, "utf-8-sig", errors, newline)
         self._number = 0
@@ -47,7 +47,7 @@ class TextLines(Iterator[str]):
         try:
             line = self._file.readline(MAX_ROW + 1)
         except UnicodeDecodeError as error:
-            raise UsageError(f"{self._named} is not text in UTF-8") from error
+            raise UsageError(f"{self._name} is not text in UTF-8") from error
         if not line:
             self._file.close()
             raise StopIteration
@@ -55,6 +55,6 @@ class TextLines(Iterator[str]):
         self._row += len(line)
         if self._row > MAX_ROW:
             raise UsageError(
-                f"{self._named}, line {self._number}: a row of more than {MAX_ROW} characters"
+                f"{self._name}, line {self._number}: a row of more than {MAX_ROW} characters"
             )
         return line

@@ -224,6 +224,6 @@ def test_a_record_that_lacks_images_is_made_again(
     before = record.read_bytes()
     pq.write_table(pq.read_table(record)[:1], record)
     done = run_in9("generate", "--output", output, "--input", small_sample, *ONE, *SHARDS)
-    assert f"{record} is damaged (it is of 1 images)" in done.stderr
+    assert f"{record} is damaged (it lists 1 images)" in done.stderr
     assert record.read_bytes() == before
     assert (output / "manifest.json").read_bytes() == (one_worker / "manifest.json").read_bytes()

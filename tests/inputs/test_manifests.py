@@ -105,7 +105,7 @@ def test_objects_of_coco_are_tied_to_their_images() -> None:
     assert [[(each.name, each.box) for each in objects] for _, objects in found] == [
         [("cup", (0, 0, 2, 2))], [("cup", (1, 2, 4, 6.5)), ("fork", None)], []
     ]  # fmt: skip
-    with pytest.raises(UsageError, match=r"^/c.json: two of images have the id 7"):
+    with pytest.raises(UsageError, match=r"^/c.json: two images have the id 7"):
         list(coco_objects("/c.json", {**COCO, "images": COCO["images"] * 2}))
 
 
