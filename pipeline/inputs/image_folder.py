@@ -36,13 +36,14 @@ class ImageFolder(InputFormat):
         return images_in_folder(layout.images, layout.root)
 
 
-def find_images(root: str, split: str, flag: str = "--input") -> str:
+def find_images(root: str, split: str, flag: str = "--input", suffixes: Sequence[str] = ()) -> str:
     """Finds the folder of a split's images.
 
     Args:
       root: the input folder, or the split's own folder.
       split: such as `val`.
       flag: the flag that named the folder, for messages.
+      suffixes: of files that were looked for in vain, for messages.
 
     Raises:
       UsageError: there is no such folder; the message lists what was tried.
@@ -52,9 +53,8 @@ def find_images(root: str, split: str, flag: str = "--input") -> str:
         raise UsageError(f"{flag} {root} is not a folder that can be read")
     images = _image_folder(root, split)
     if images is None:
-        is_input = flag == "--input"
-        other = ", or the split with --split" if is_input else ""
-        files = f", and for .tar and .parquet files of {split!r}" if is_input else ""
+        other = ", or the split with --split" if flag == "--input" else ""
+        files = f", and for {' and '.join(suffixes)} files of {split!r}" if suffixes else ""
         raise UsageError(
             f"no folder {split!r} in {flag} {root}: looked for "
             + ", ".join(posixpath.join(tree, split) for tree in _TREES)

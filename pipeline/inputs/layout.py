@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pipeline.errors import UsageError
 from pipeline.inputs.archives import ARCHIVES, COMPRESSED, members
 from pipeline.inputs.image_folder import ImageFolder, find_images, holds_files
-from pipeline.inputs.input_format import SplitLayout
+from pipeline.inputs.input_format import FileFormat, SplitLayout
 from pipeline.inputs.registry import FORMATS
 from pipeline.inputs.split_files import find_files, has_boxes_by_name
 from pipeline.storage.files import absolute, files_of, join, parent
@@ -81,7 +81,9 @@ def _find_images(root: str, split: str) -> SplitLayout:
     for suffix in COMPRESSED:
         for path in find_files(root, split, suffix):
             next(members(path), None)  # Raises: a compressed archive has to be unpacked first.
-    return SplitLayout(ImageFolder.kind, split, root, find_images(root, split))
+    formats = (each for each in FORMATS.values() if isinstance(each, FileFormat))
+    suffixes = tuple(dict.fromkeys(each.suffix for each in formats))
+    return SplitLayout(ImageFolder.kind, split, root, find_images(root, split, suffixes=suffixes))
 
 
 def find_annotations(root: str, images: str, split: str) -> str | None:

@@ -520,7 +520,7 @@ def cut_by(name: str, picture: NDArray[np.uint8], sample: Path) -> Cut:
     source = SourceBytes(
         encode_png(picture),
         (sample / "Annotations" / "val" / "sample_val_00000014.xml").read_bytes(),
-        place="part:0+9:/here/pictures.tar",
+        location="part:0+9:/here/pictures.tar",
     )
     version = "version=a=b" if name == "of_light" else "version=1"
     name = f"{OTHER}:{name}"
