@@ -147,7 +147,7 @@ def prepare(
     taxonomy: Taxonomy,
     shards: Iterable[SourceShard | OutputShard],
 ) -> tuple[str, list[Moves]]:
-    """Adds up all shards, and removes what stands in the way of new files.
+    """Adds up all shards, and removes the manifest and the records that new files replace.
 
     A runner may start this step again while files are moved, or later; then the records in place
     may be new ones. So only one worker at a time prepares, and none removes a record once the new
@@ -259,8 +259,8 @@ def _check_complete(
     moves: list[Moves],
     sizes: dict[str, int],
 ) -> None:
-    """Checks before anything is removed that every file exists, inside the dataset's own folders,
-    and that no file in place has changed since it was committed.
+    """Checks the new dataset before anything is removed: every file exists and lies in the folders
+    of the dataset, and no file in place has changed since it was committed.
 
     Args:
       store: of the dataset.

@@ -73,7 +73,7 @@ def by_content(
     images: Sequence[SourceImage], know: Callable[[Content], KnownContent]
 ) -> tuple[SourceImage, ...]:
     """Sorts the images of a shard by key. Among images of the same key, the one with the lowest MD5
-    (then class) comes first, wherever it lies."""
+    (then class) comes first."""
     counts = Counter(image.key for image in images)
 
     def rank(image: SourceImage) -> tuple[str, str, str]:
@@ -217,7 +217,8 @@ def cut_source(source: SourceBytes, config: SegmentConfig) -> Iterator[Cut]:
 
 
 def crop_source(source: SourceBytes, config: SegmentConfig) -> CroppedImage:
-    """Resizes and crops a source image as a whole. Its content leads to no error here, either."""
+    """Resizes and crops a source image as a whole. Its content leads to a `Reason`, not to an
+    error."""
     return crop_whole(
         source.image,
         resize=config.resize,

@@ -187,7 +187,7 @@ def rows_of(
                 f"{path} has {size} bytes in the columns of row group {group}, more than the "
                 f"limit of {MAX_READ_BYTES}; write it with smaller row groups"
             )
-        # Many rows may refer to the same entry of a dictionary, which may be almost all of it.
+        # Many rows may refer to one dictionary entry, which may hold almost all of the bytes.
         batch_rows = _ROWS_OF_TEXT
         if any(chunk.has_dictionary_page for chunk in chunks):
             batch_rows = max(1, min(_ROWS_OF_TEXT, _BYTES_AT_ONCE // max(size, 1)))

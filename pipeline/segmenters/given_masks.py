@@ -80,7 +80,7 @@ def _in_folder(masks: str, split: str) -> Iterator[KeyedFile]:
 
 
 def _in_coco_file(path: str) -> Iterator[KeyedFile]:
-    """Yields one mask for each image with objects, which covers all of them."""
+    """Yields one mask for each image that has objects; the mask covers all of them."""
     try:
         content = read_json(path, "--masks")
         objects: dict[Any, list[Any]] = {image["id"]: [] for image in content["images"]}

@@ -71,7 +71,7 @@ def test_a_label_that_has_no_name_is_refused(tmp_path: Path) -> None:
     ("categories", "what"),
     [
         ([{"id": 1}], "has no name"),
-        ([{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}], "two of categories have the id 1"),
+        ([{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}], "two categories have the id 1"),
     ],
 )
 def test_categories_must_tell_classes(categories: list[dict[str, object]], what: str) -> None:
