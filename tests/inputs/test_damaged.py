@@ -124,8 +124,8 @@ def headers(kind: bytes, count: int, size: int = 5) -> bytes:
     ("data", "what"),
     [
         (headers(tarfile.XHDTYPE, 600), "not a whole tar archive"),
-        (headers(tarfile.GNUTYPE_LONGNAME, 1, 11 << 30), "says more of a member than"),
-        (headers(tarfile.XHDTYPE, 1, 11 << 30), "says more of a member than"),
+        (headers(tarfile.GNUTYPE_LONGNAME, 1, 11 << 30), "the headers of a member have more"),
+        (headers(tarfile.XHDTYPE, 1, 11 << 30), "the headers of a member have more"),
         (gzip.compress(tar_bytes([("a.xml", bytes(5_000_000))]))[:-99], "not a whole tar archive"),
     ],
     ids=["chain", "long name", "long header", "cut"],

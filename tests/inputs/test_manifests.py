@@ -81,7 +81,7 @@ def test_rows_are_the_same_in_every_kind_of_table(root: Path, cells: list[Any]) 
 
 def test_what_is_wrong_with_a_table_or_a_value_is_told_by_line(tmp_path: Path) -> None:
     for name, data, why in (
-        ("t.jsonl", b'{"a": 1}\n\n[1]', "t.jsonl, line 3: no object"),
+        ("t.jsonl", b'{"a": 1}\n\n[1]', "t.jsonl, line 3: not an object"),
         ("t.csv", b"a\n\xfc\n", "t.csv is not text in UTF-8"),
         ("t.parquet", b"PAR1", "t.parquet is not a whole Parquet file"),
     ):
@@ -94,7 +94,7 @@ def test_what_is_wrong_with_a_table_or_a_value_is_told_by_line(tmp_path: Path) -
     assert [row.text(name) for name in "abcdz"] == ["7", "8.0", "", "", ""]
     assert (row.integer("a"), row.integer("b")) == (7, 8)
     for name in "cdez":
-        with pytest.raises(UsageError, match=rf"^/t.csv, line 3, column {name}: .* no whole"):
+        with pytest.raises(UsageError, match=rf"^/t.csv, line 3, column {name}: .* not a whole"):
             row.integer(name)
 
 

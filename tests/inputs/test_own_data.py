@@ -255,7 +255,7 @@ def test_an_index_that_is_empty_is_imagenets(tmp_path: Path) -> None:
         ("class,superclass\na,x/y\n", "cannot be the name of a folder"),
         ("class,superclass,label\na,x,2\n", "line 2, column label: 2 is not between 0 and 0"),
         ("class,superclass,label\na,x,0\nb,y,0\n", "must give each of the 2 superclasses"),
-        ("class,superclass,label\na,x,0\nb,x,1\nc,y,1\n", "line 3, column label: 1 is another"),
+        ("class,superclass,label\na,x,0\nb,x,1\nc,y,1\n", "line 3, column label: 1 differs"),
         ("class,superclass,index\na,x,one\n", "column index: 'one' is not a whole number"),
         ("class,superclass,index\na,x,5\nb,y,5\n", "line 3, column index: 5 is in line 2"),
         ("class,superclass,index\na,x,1\nb,y,0\n", "is not the label of"),
@@ -356,7 +356,7 @@ def test_broken_boxes_are_left_to_the_image_and_broken_tables_are_not(tmp_path: 
         ("picture,class\na.png,cup\n", "has no column 'image'"),
         ("image,class,xmin\na.png,cup,1\n", "has xmin, but no column ymin"),
         ("image,class,boxes,xmin,ymin,xmax,ymax\na.png,cup,,1,2,3,4\n", "boxes in two ways"),
-        ("image,class,key\na.png,cup,x\na.png,cup,y\n", "line 3, column key: 'y' is another"),
+        ("image,class,key\na.png,cup,x\na.png,cup,y\n", "line 3, column key: 'y' differs"),
         ("image,class\na.png\n", "line 2: 1 values for 2 columns"),
         ('image,class\n"a.png,cup\n', "unexpected end of data"),
         ("image,image\na.png,a.png\n", "has two columns 'image'"),
@@ -368,7 +368,7 @@ def test_broken_boxes_are_left_to_the_image_and_broken_tables_are_not(tmp_path: 
     for text, why in (
         ("{", "is not JSON"),
         ("{}", "neither COCO's JSON"),
-        ("[1]", "row 1: no object"),
+        ("[1]", "row 1: not an object"),
     ):
         with pytest.raises(UsageError, match=re.escape(why)):
             listed(table(text, "t.json"))
@@ -377,7 +377,7 @@ def test_broken_boxes_are_left_to_the_image_and_broken_tables_are_not(tmp_path: 
         "annotations": [{"id": 5, "image_id": 2, "category_id": 1, "bbox": [1, 2, 3, 4]}],
         "categories": [{"id": 1, "name": "cup"}],
     }
-    with pytest.raises(UsageError, match="annotation 5 names image 2, which is none"):
+    with pytest.raises(UsageError, match="annotation 5 names image 2, which the file does not"):
         listed(table(json.dumps(coco), "t.json"))
     coco["annotations"][0] |= {"image_id": 1, "bbox": [1, 2, "x", 4]}
     broken = listed(table(json.dumps(coco), "t.json"))["a"]
