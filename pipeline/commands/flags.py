@@ -274,7 +274,7 @@ SECTIONS = (
         Flag(
             "--segmenter",
             "NAME",
-            "what finds the foreground: grabcut, cv2, box, masks, or python:...; docs/segmenters.md",
+            "what finds the foreground: grabcut, cv2, box, masks or python:...; docs/segmenters.md",
             "grabcut",
         ),
         Flag("--grabcut_seed", "N", "seed of GrabCut, the same for every image", 0, int),

@@ -95,7 +95,7 @@ class SourceShard:
     def for_plan(self) -> SourceShard:
         """Returns the shard without the digests of its files, because Plan gathers all shards of a
         split."""
-        where = {
+        locations = {
             path: current for path, current in self.record.locations.items() if current == self.tar
         }
         return dataclasses.replace(
