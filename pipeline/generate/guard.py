@@ -29,7 +29,7 @@ from pipeline.storage.state_files import read_intact
 
 REBUILT_SHARE = 0.1
 """Largest share of source shards to make again without `--overwrite rebuild`; one shard is always
-allowed."""
+allowed, unless none of the dataset's images is in the input any more."""
 
 
 def check_rebuild(
@@ -58,7 +58,8 @@ def check_rebuild(
     if renumbered and not any(work for _, work in read_ahead(count_work, renumbered, ahead)):
         return  # All are made, and perhaps half in place, because Commit was killed.
     total = sum((work for _, work in read_ahead(count_work, shards, ahead)), Counter[str]())
-    if total["shards"] <= max(1, REBUILT_SHARE * len(shards)):
+    is_another_input = total["shards"] == len(shards) and total["removed"] and not total["kept"]
+    if total["shards"] <= max(1, REBUILT_SHARE * len(shards)) and not is_another_input:
         return
     cause = "{added} images added, {changed} changed, {removed} removed".format_map(total)
     if total["lost"]:
@@ -79,9 +80,10 @@ def _count_work(
 ) -> Counter[str]:
     """Counts what would be made again of a shard; returns an empty counter if it is up to date.
 
-    Otherwise `shards` is 1, and `added`, `changed` and `removed` are numbers of images, compared
-    with the record in place. An image counts as changed even if only its segmentation has changed.
-    `lost` is 1 if all images are the same, so that only files can be missing.
+    Otherwise `shards` is 1, and `added`, `changed`, `removed` and `kept` (changed or not) are
+    numbers of images, compared with the record in place. An image counts as changed even if only
+    its segmentation has changed. `lost` is 1 if all images are the same, so that only files can be
+    missing.
     """
     store, path = staging.store, layer_record(shard.totals.split, shard.shard)
     checksums = Checksums.for_shard(store, shard.totals.split, shard.shard)
@@ -115,6 +117,7 @@ def _count_work(
         added=added.total(),
         changed=len(after) - same - added.total(),
         removed=removed.total(),
+        kept=(keys & keys_before).total(),
         lost=int(same == len(after) == len(before)),
     )
 

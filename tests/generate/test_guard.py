@@ -92,6 +92,24 @@ def test_an_input_that_has_gone_replaces_nothing(run_small: Run, small_input: Pa
     assert "val: 1 images" in run_small("generate", "--overwrite", "rebuild")
 
 
+def test_other_pictures_do_not_replace_a_dataset_of_one_shard(
+    run_small: Run, small_input: Path
+) -> None:
+    one_shard = ("generate", "--images_per_shard", "1024")
+    run_small(*one_shard)
+    output = small_input.parent / "out"
+    before, pictures = stamps(output), pictures_of(small_input)
+    renamed = [path.rename(path.with_stem(f"{path.stem}x")) for path in pictures]
+    for path in list(small_input.rglob("*.xml")):
+        path.rename(path.with_stem(f"{path.stem}x"))
+    assert "1 of 1 source shards would be made again" in run_small(*one_shard, code=1)
+    assert stamps(output) == before
+    # If one of the images remains, it is the same input with many changes.
+    renamed[0].rename(pictures[0])
+    run_small(*one_shard)
+    assert stamps(output) != before
+
+
 def test_what_may_have_changed_is_told_without_reading_it(
     run_small: Run, small_input: Path, tmp_path: Path
 ) -> None:
