@@ -1,8 +1,59 @@
-"""What values of flags are, and how they are read."""
+"""Types of the table of flags: a flag, a section of flags, and the parsers of their values."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Flag(NamedTuple):
+    """A flag, with what argparse's `add_argument` takes. A name without dashes is positional."""
+
+    name: str
+    metavar: str
+    help: str
+    default: Any = None
+    type: Callable[[str], Any] | None = None
+    choices: tuple[str, ...] | None = None
+    nargs: str | None = None
+    const: object = None
+    action: str = "store"
+
+    @property
+    def dest(self) -> str:
+        """Name of its value among the parsed arguments."""
+        return self.name.removeprefix("--")
+
+    @property
+    def default_text(self) -> str:
+        """Its default as typed on the command line; empty without one."""
+        if isinstance(self.default, tuple):
+            return ",".join(self.default)
+        if isinstance(self.default, bool):
+            return str(self.default).lower()
+        return "" if self.default is None else str(self.default)
+
+    @property
+    def told(self) -> str:
+        """Its help text with its default."""
+        shows = self.default_text and not isinstance(self.default, bool)
+        return f"{self.help} (default: {self.default_text})" if shows else self.help
+
+    @property
+    def is_required(self) -> bool:
+        """Whether the command needs it."""
+        return "(required)" in self.help
+
+
+class Section(NamedTuple):
+    """Flags of a group, and the commands that have them.
+
+    A command's sections of the same title follow each other. An empty title means no group."""
+
+    title: str
+    commands: tuple[str, ...]
+    flags: tuple[Flag, ...]
 
 
 def boolean(text: str) -> bool:
@@ -37,8 +88,11 @@ def share(text: str) -> float:
 
 
 def grid(text: str) -> tuple[int | None, int | None]:
-    """Parses how many foregrounds meet how many backgrounds: `all` or a number of images for
-    both, or one of these for each, with an x between; None is all."""
+    """Parses the numbers of foregrounds and of backgrounds that are combined.
+
+    Each is `all` (returned as None) or a number of images; a single one holds for both, and two
+    have an x between them.
+    """
     sides = text.split("x")
     if len(sides) > 2 or not all(
         side == "all" or (side.isdecimal() and int(side) > 0) for side in sides
@@ -53,7 +107,7 @@ def grid(text: str) -> tuple[int | None, int | None]:
 
 
 class Words:
-    """Parses a list of some words, separated by commas; none of them is an error that lists them.
+    """A parser of lists, separated by commas, of known words. Its error lists these words.
 
     Args:
       known: the words.

@@ -1,94 +1,44 @@
-"""The flags of all commands, as the rows of one table: parser, reference and template read it.
+"""The flags of all commands, in one table that the parser, the reference and the template read.
 
-The names and defaults of a dataset's are those of pipeline.dataset.config, which is not imported
-here: it needs OpenCV, and --help should not.
+Flags that configure a dataset have the names and defaults of `pipeline.dataset.config`. It is not
+imported here because it needs OpenCV, and `--help` should not wait for that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
 
-from pipeline.commands.flag_types import Words, boolean, count, grid, names, share
-
-
-class Flag(NamedTuple):
-    """A row: what argparse's `add_argument` is given. A name without dashes is an argument."""
-
-    name: str
-    metavar: str
-    help: str
-    default: Any = None
-    type: Callable[[str], Any] | None = None
-    choices: tuple[str, ...] | None = None
-    nargs: str | None = None
-    const: object = None
-    action: str = "store"
-
-    @property
-    def dest(self) -> str:
-        """The name of its value among parsed arguments."""
-        return self.name.removeprefix("--")
-
-    @property
-    def default_text(self) -> str:
-        """Its default as one would give it, empty without one."""
-        if isinstance(self.default, tuple):
-            return ",".join(self.default)
-        if isinstance(self.default, bool):
-            return str(self.default).lower()
-        return "" if self.default is None else str(self.default)
-
-    @property
-    def told(self) -> str:
-        """Its help, with its default."""
-        shows = self.default_text and not isinstance(self.default, bool)
-        return f"{self.help} (default: {self.default_text})" if shows else self.help
-
-    @property
-    def is_required(self) -> bool:
-        """Whether the command does nothing without it."""
-        return "(required)" in self.help
-
-
-class Section(NamedTuple):
-    """Flags with the title of their group, empty without one, and the commands that have them.
-
-    Those of one title that a command has follow each other."""
-
-    title: str
-    commands: tuple[str, ...]
-    flags: tuple[Flag, ...]
+from pipeline.commands.flag_types import Flag, Section, Words, boolean, count, grid, names, share
 
 
 def sections_of(command: str) -> Iterator[Section]:
-    """The sections of one command, in the order of help."""
+    """Yields the sections of a command, in the order of its help."""
     return (section for section in SECTIONS if command in section.commands)
 
 
 def flags_of(command: str) -> list[Flag]:
-    """The flags of one command, in the order of help."""
+    """Returns the flags of a command, in the order of its help."""
     return [flag for section in sections_of(command) for flag in section.flags]
 
 
 def _switch(name: str, text: str) -> Flag:
-    """A flag that is true if it is there, or if its value says so."""
+    """Makes a flag that is true if given without a value or with the value `true`."""
     return Flag(name, "true", text, default=False, type=boolean, nargs="?", const=True)
 
 
 def _choice(name: str, words: tuple[str, ...], text: str, metavar: str = "") -> Flag:
-    """A flag that takes one of these words, the first by default."""
+    """Makes a flag that takes one of some words; the first is the default."""
     return Flag(name, metavar or "|".join(words), text, words[0], choices=words)
 
 
 def _overwrite(*known: str) -> Flag:
-    """`--overwrite`, whose words each lift the one refusal that names them."""
-    text = "accept what a run refuses, by the words that its refusal names"
+    """Makes an `--overwrite` whose words each lift one refusal, whose message names the word."""
+    text = "accept changes that a run refuses; its error message names the word for each"
     return Flag("--overwrite", ",".join(known), text, (), Words(*known), nargs="?", const="")
 
 
 def _section(title: str, commands: tuple[str, ...], *flags: Flag) -> Section:
-    """A section, with its flags one after the other."""
+    """Makes a section of its flags."""
     return Section(title, commands, flags)
 
 
@@ -98,27 +48,54 @@ _TRAINING = ("train", "matrix")
 _GRAPHS = (*_GENERATING, *_ANALYSES)
 
 _GRID = "all|N|FxB"
-_HELD_OUT = "test on this share of the images alone, left out by training with it"
+_HELD_OUT = (
+    "test only on this share of the images, which training with the same --holdout leaves out"
+)
 
 _OUTPUT = Flag("--output", "DIR", "dataset folder (required)")
 _FILES = (
     Flag(
-        "--formats", "A,B", "of the pictures: parquet, webdataset", ("parquet", "webdataset"), names
+        "--formats",
+        "A,B",
+        "file formats of the pictures: parquet, webdataset",
+        ("parquet", "webdataset"),
+        names,
     ),
-    Flag("--images_per_shard", "N", "images of an output shard, about", 1024, int),
+    Flag("--images_per_shard", "N", "approximate number of images in an output shard", 1024, int),
 )
-_ALLOW_OVERLAP = _switch("--allow_overlap", "test on images that were trained on, too, and mark it")
+_ALLOW_OVERLAP = _switch(
+    "--allow_overlap", "also test on images that the model was trained on, and mark the results"
+)
 _LEARNING = (
-    Flag("--weights", "DIR", "folder to take first weights from; see: in9 models fetch"),
-    Flag("--epochs", "N", "passes over the images", 200, count),
-    Flag("--batch_size", "N", "images in a step of training", 256, count),
-    Flag("--lr", "X", "learning rate, a tenth of it after each quarter", 0.1, float),
+    Flag("--weights", "DIR", "folder of initial weights; see: in9 models fetch"),
+    Flag("--epochs", "N", "passes over the training images", 200, count),
+    Flag("--batch_size", "N", "images in a training step", 256, count),
+    Flag(
+        "--lr",
+        "X",
+        "initial learning rate; divided by 10 after each quarter of the epochs",
+        0.1,
+        float,
+    ),
 )
-_TRAIN_DEVICE = _choice(
-    "--device", ("auto", "cpu", "cuda"), "where it runs; cuda fails if there is no GPU"
+_TRAIN_JOB = (
+    _choice(
+        "--device", ("auto", "cpu", "cuda"), "device to train on; cuda fails if there is no GPU"
+    ),
+    _choice(
+        "--precision",
+        ("auto", "fp32", "tf32", "bf16", "fp16"),
+        "numeric precision of training: fp32, tf32, bf16, fp16 (default: fp32 on a CPU; on a GPU "
+        "bf16, or fp16 if it has no bf16)",
+        "NAME",
+    ),
+    Flag(
+        "--workers",
+        "N",
+        "processes that load pictures (default: 1 on a CPU; on a GPU one per core, up to 16)",
+        type=int,
+    ),
 )
-_TRAIN_PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
-_WORKERS = Flag("--workers", "N", "processes that load pictures (default: by the cores)", type=int)
 
 SECTIONS = (
     _section(
@@ -129,19 +106,23 @@ SECTIONS = (
     _section(
         "",
         ("export",),
-        Flag("--to", "DIR", "folder of the export, or with --images a file (required)"),
+        Flag("--to", "DIR", "folder to export to; with --images, the file to write (required)"),
         Flag("--split", "NAME", "split to export", "val"),
         Flag(
             "--images",
             "A,B",
-            "a figure of these, by key, in all versions, instead: .pdf, .png or .jpg",
+            "instead, draw a figure of these images (by key) in all variants: .pdf, .png or .jpg",
             type=names,
         ),
     ),
     _section(
         "",
         ("import",),
-        Flag("--from", "DIR|TAR", "folder, .tar or .tar.gz in the released layout (required)"),
+        Flag(
+            "--from",
+            "DIR|TAR",
+            "folder, .tar or .tar.gz to import, in the released layout (required)",
+        ),
         _OUTPUT,
         Flag("--split", "A,B", "splits to import", ("val",), names),
         *_FILES,
@@ -149,28 +130,35 @@ SECTIONS = (
     _section(
         "",
         ("models",),
-        Flag("action", "list|fetch", "what to do", choices=("list", "fetch")),
-        Flag("pattern", "PATTERN", "list: names that match, such as 'resnet*'", nargs="?"),
-        Flag("--to", "DIR", "fetch: folder that weights are stored in"),
+        Flag(
+            "action",
+            "list|fetch",
+            "list: show the models that can be loaded; fetch: store their weights",
+            choices=("list", "fetch"),
+        ),
+        Flag("pattern", "PATTERN", "list: show the names that match, such as 'resnet*'", nargs="?"),
+        Flag("--to", "DIR", "fetch: folder to store the weights in"),
     ),
     _section(
         "input and output",
         _GENERATING,
         _OUTPUT,
-        Flag("--input", "DIR", "images, or a manifest (default: the sample)"),
-        Flag("--annotations", "DIR", "boxes (default: beside the images)"),
+        Flag(
+            "--input", "DIR", "folder of images, or a manifest file (default: the embedded sample)"
+        ),
+        Flag("--annotations", "DIR", "bounding boxes (default: beside the images)"),
     ),
     _section(
         "sources",
         _GENERATING,
-        Flag("--masks", "DIR", "PNGs, or a COCO .json file, for --segmenter masks"),
+        Flag("--masks", "DIR", "folder of PNG masks, or a COCO .json file, for --segmenter masks"),
         Flag(
             "--taxonomy",
             "FILE|WNIDS",
-            "superclass of each class, or WordNet roots (default: ImageNet-9)",
+            "file that maps classes to superclasses, or WordNet roots (default: ImageNet-9)",
         ),
-        Flag("--exclude", "FILE", "list of images to leave out"),
-        Flag("--include", "FILE", "list of images to keep, no others"),
+        Flag("--exclude", "FILE", "file that lists images to leave out"),
+        Flag("--include", "FILE", "file that lists the images to keep; all others are left out"),
     ),
     _section(
         "own data",
@@ -178,9 +166,9 @@ SECTIONS = (
         _choice(
             "--objects",
             ("one", "largest", "union", "each"),
-            "one: an image with several boxes is rejected; largest: the box with the largest "
-            "area inside the image; union: the box around all of them; each: every box is an "
-            "image of its own",
+            "one: reject an image with several boxes; largest: take the box with the largest area "
+            "inside the image; union: take the box around all of them; each: treat every box as "
+            "an image of its own",
         ),
         Flag("--max_box", "X", "largest share of the crop that the box may cover", 0.9, float),
         Flag(
@@ -200,10 +188,10 @@ SECTIONS = (
         _choice(
             "--crop",
             ("center", "pad"),
-            "center: the shorter side becomes --resize, and the middle --image_size is kept; "
-            "pad: the longer side becomes --image_size, and what is missing is black",
+            "center: resize the shorter side to --resize and keep the central square of "
+            "--image_size; pad: resize the longer side to --image_size and fill up with black",
         ),
-        Flag("--backgrounds", "DIR", "pictures of scenes for mixed_external"),
+        Flag("--backgrounds", "DIR", "folder of scene pictures for mixed_external"),
     ),
     _section(
         "models",
@@ -211,28 +199,36 @@ SECTIONS = (
         Flag(
             "--models",
             "A,B",
-            "names, wildcards, @FILE; see: in9 models list (default: efficientnet_lite0)",
+            "model names, wildcards or @FILE; see: in9 models list (default: efficientnet_lite0)",
             type=names,
         ),
-        Flag("--weights", "DIR", "folder to take weights from; see: in9 models fetch"),
+        Flag("--weights", "DIR", "folder to load weights from; see: in9 models fetch"),
     ),
     _section(
         "models",
         ("run", *_ANALYSES),
-        Flag("--eval_split", "SPLIT", "split to evaluate on (default: val, or the first)"),
+        Flag("--eval_split", "SPLIT", "split to evaluate on (default: val, else the first split)"),
         _choice(
             "--device",
             ("auto", "cpu", "cuda"),
-            "where models run; cuda fails if there is no GPU",
+            "device to run models on; cuda fails if there is no GPU",
         ),
-        _choice("--precision", ("fp32", "tf32", "bf16"), "of models: fp32, tf32, bf16", "NAME"),
+        _choice(
+            "--precision",
+            ("fp32", "tf32", "bf16"),
+            "numeric precision of the models: fp32, tf32, bf16",
+            "NAME",
+        ),
         Flag(
-            "--batch_size", "N", "pictures at a time (default: 32 on a CPU, 256 on a GPU)", type=int
+            "--batch_size",
+            "N",
+            "pictures in a batch (default: 32 on a CPU, 256 on a GPU)",
+            type=int,
         ),
         _choice(
             "--eval_input",
             ("stored", "native"),
-            "stored pixels as they are, or native preprocessing",
+            "stored: feed stored pixels as they are; native: use each model's own preprocessing",
             "NAME",
         ),
     ),
@@ -242,7 +238,7 @@ SECTIONS = (
         Flag(
             "--pixel_cache",
             "MB",
-            "decoded pictures that a process keeps (default: memory / 4 / cores)",
+            "memory for decoded pictures in each process (default: memory / 4 / cores)",
             type=int,
         ),
     ),
@@ -257,24 +253,24 @@ SECTIONS = (
         _choice(
             "--selection",
             ("in9", "in9l"),
-            "in9: images with boxes; in9l: all of them, as original alone",
+            "in9: images with boxes, in all variants; in9l: all images, in original only",
         ),
-        Flag("--variants", "A,B", "versions to make; docs/variants.md", ("all",), names),
+        Flag("--variants", "A,B", "variants to make; see docs/variants.md", ("all",), names),
         *_FILES,
-        Flag("--image_size", "PX", "side of the crop", 224, int),
-        Flag("--resize", "PX", "shorter side before it", 256, int),
+        Flag("--image_size", "PX", "side length of the crop", 224, int),
+        Flag("--resize", "PX", "length of the shorter side before the crop", 256, int),
         _choice(
             "--interpolation",
             ("nearest", "bilinear", "bicubic", "lanczos"),
-            "of the resize: nearest, bilinear, bicubic, lanczos",
+            "interpolation when resizing: nearest, bilinear, bicubic, lanczos",
             "NAME",
         ),
-        _choice("--encoding", ("jpg", "png"), "how pictures are stored"),
+        _choice("--encoding", ("jpg", "png"), "image format of the stored pictures"),
         Flag("--jpeg_quality", "Q", "quality of JPEG pictures, 1 to 100", 95, int),
         Flag(
             "--segmenter",
             "NAME",
-            "what finds the foreground: grabcut, cv2, box, masks or python:...; docs/segmenters.md",
+            "foreground segmentation: grabcut, cv2, box, masks, python:...; see docs/segmenters.md",
             "grabcut",
         ),
         Flag("--grabcut_seed", "N", "seed of GrabCut, the same for every image", 0, int),
@@ -282,26 +278,33 @@ SECTIONS = (
         Flag(
             "--per_class",
             "all|min|N",
-            "images of a class: all, as many as the smallest has, or N",
+            "images per class: all, min (as many as the smallest class has) or N",
             "all",
         ),
-        _choice("--mixed_rand", ("any", "other"), "classes that mixed_rand draws from"),
-        _switch("--own_background", "an image may get its own background"),
+        _choice(
+            "--mixed_rand",
+            ("any", "other"),
+            "classes that mixed_rand draws backgrounds from; other excludes the image's own",
+        ),
+        _switch("--own_background", "allow mixed variants to give an image its own background"),
         Flag(
             "--replicates",
             "K",
-            "draws of backgrounds that mixed versions are composed with",
+            "number of background draws for each mixed variant",
             1,
             int,
         ),
         Flag(
             "--limit",
             "N",
-            "at most N images of a class, drawn by hash (default: no limit)",
+            "use at most N images of a class, drawn by hash (default: no limit)",
             type=int,
         ),
-        _choice("--layers", ("keep", "drop"), "keep layers for the next run"),
-        _switch("--dry_run", "only say what would be done, with hours and bytes"),
+        _choice("--layers", ("keep", "drop"), "whether to keep layers for the next run"),
+        _switch(
+            "--dry_run",
+            "report what would be done, with estimates of time and size, and write nothing",
+        ),
     ),
     _section("dataset", ("run",), _overwrite("config", "input", "rebuild", "shards", "weights")),
     _section("dataset", ("generate",), _overwrite("config", "input", "rebuild", "shards")),
@@ -312,31 +315,38 @@ SECTIONS = (
         Flag(
             "--grid",
             _GRID,
-            "foregrounds and backgrounds, spread evenly over the classes: N x N or F x B",
+            "number of foregrounds and backgrounds, spread evenly over the classes: N x N or F x B",
             "all",
             grid,
         ),
         _switch(
             "--early_stop",
-            "leave a foreground when a background has turned it: challenge accuracy alone, sooner",
+            "skip the other backgrounds of a foreground once one has fooled the model: faster, but "
+            "measures challenge accuracy only",
         ),
     ),
     _section(
         "saliency",
         ("saliency",),
-        Flag("--maps", "N", "share of saliency on the foreground, shown for N images", 9, count),
-        Flag("--variant", "NAME", "version of the images", "original"),
+        Flag("--maps", "N", "number of images to show saliency maps of", 9, count),
+        Flag("--variant", "NAME", "variant to measure saliency on", "original"),
     ),
     _section(
         "training",
         ("train",),
-        Flag("--variant", "NAME", "version to train on", "original"),
-        Flag("--arch", "NAME", "architecture of timm, see: in9 models list", "resnet50"),
-        _switch("--pretrained", "begin with its weights for ImageNet"),
-        _switch("--probe", "fit its last layer alone, on frozen weights for ImageNet: minutes"),
+        Flag("--variant", "NAME", "variant to train on", "original"),
+        Flag("--arch", "NAME", "timm architecture; see: in9 models list", "resnet50"),
+        _switch("--pretrained", "start from weights trained on ImageNet"),
+        _switch("--probe", "fit only the last layer, on frozen ImageNet weights; takes minutes"),
         *_LEARNING,
         Flag("--weight_decay", "X", "weight decay of SGD", 1e-4, float),
-        Flag("--seed", "N", "seed of training, which decides everything on a CPU", 0, int),
+        Flag(
+            "--seed",
+            "N",
+            "seed of training; on a CPU, the same seed gives the same weights",
+            0,
+            int,
+        ),
     ),
     _section(
         "images",
@@ -346,7 +356,7 @@ SECTIONS = (
         Flag(
             "--holdout",
             "X",
-            "leave this share of the split out and validate on it",
+            "leave this share of the split out of training, and validate on it",
             0.0,
             float,
         ),
@@ -355,53 +365,41 @@ SECTIONS = (
         "job",
         ("train",),
         Flag("--output", "DIR", "folder of the training (default: DATASET/models/NAME)"),
-        _TRAIN_DEVICE,
-        _choice(
-            "--precision",
-            _TRAIN_PRECISIONS,
-            "of training: fp32, tf32, bf16, fp16 (default: on a GPU bf16, or fp16; on a CPU fp32)",
-            "NAME",
-        ),
-        _WORKERS,
-        _switch("--overwrite", "begin anew, whatever training the folder holds"),
+        *_TRAIN_JOB,
+        _switch("--overwrite", "start over, whatever training the folder holds"),
     ),
     _section(
         "matrix",
         ("matrix",),
-        Flag("--in9l", "DIR", "dataset of IN-9L, as a row and a column (default: none)"),
-        Flag("--variants", "A,B", "versions to train and to test on (default: all)", type=names),
-        _switch("--probe", "fit the last layer of frozen networks alone: minutes on a CPU"),
+        Flag("--in9l", "DIR", "IN-9L dataset to add as a row and a column (default: none)"),
+        Flag("--variants", "A,B", "variants to train and to test on (default: all)", type=names),
+        _switch("--probe", "fit only the last layer of frozen networks; takes minutes on a CPU"),
         Flag(
             "--arch",
             "A,B",
-            "networks of timm (default: resnet50; with --probe efficientnet_lite0)",
+            "timm architectures (default: resnet50; with --probe efficientnet_lite0)",
             type=names,
         ),
         Flag("--train_split", "NAME", "split to train on (default: train)"),
         Flag("--eval_split", "NAME", "split to test on (default: val)"),
-        Flag("--holdout", "X", "divide one split: this share of it is tested on", 0.0, share),
+        Flag(
+            "--holdout",
+            "X",
+            "divide a single split: test on this share, train on the rest",
+            0.0,
+            share,
+        ),
         _ALLOW_OVERLAP,
     ),
     _section(
         "training",
         ("matrix",),
-        _switch("--pretrained", "begin with weights for ImageNet; a probe always does"),
+        _switch("--pretrained", "start from weights trained on ImageNet, as a probe always does"),
         *_LEARNING,
         Flag("--seed", "N", "seed of training", 0, int),
-        _switch("--overwrite", "train anew where a training with other flags is in the way"),
+        _switch("--overwrite", "replace trainings that were made with other flags"),
     ),
-    _section(
-        "job",
-        ("matrix",),
-        _TRAIN_DEVICE,
-        _choice(
-            "--precision",
-            _TRAIN_PRECISIONS,
-            "of training: fp32, tf32, bf16, fp16 (default: on a CPU fp32)",
-            "NAME",
-        ),
-        _WORKERS,
-    ),
+    _section("job", ("matrix",), *_TRAIN_JOB),
     _section(
         "analyses and report",
         ("run", "evaluate"),
@@ -417,13 +415,13 @@ SECTIONS = (
         Flag(
             "--attack",
             _GRID,
-            "adversarial backgrounds, on a grid of N x N or F x B (default: none)",
+            "run the adversarial attack, on a grid of N x N or F x B (default: none)",
             type=grid,
         ),
         Flag(
             "--saliency",
             "N",
-            "share of saliency on the foreground, shown for N images (default: none)",
+            "measure saliency, and show maps of N images (default: none)",
             type=count,
         ),
     ),
@@ -433,7 +431,7 @@ SECTIONS = (
         _choice(
             "--pictures",
             ("sample", "none"),
-            "pictures in report.html; none for sharing it without",
+            "pictures in report.html; none leaves them out, so that it can be shared",
         ),
     ),
     _section(
@@ -442,7 +440,7 @@ SECTIONS = (
         Flag(
             "--fail_if",
             "COND",
-            "exit code 3 if a model's whole interval satisfies it: 'bg_gap>0.1'",
+            "exit with code 3 if a model's whole interval satisfies COND, such as 'bg_gap>0.1'",
             type=names,
             action="extend",
         ),
@@ -453,8 +451,8 @@ SECTIONS = (
         Flag(
             "--columns",
             "A,B",
-            "versions and bg_gap, in the order of results/latex/headline.tex (default: original, "
-            "only_bg_t, mixed_same, mixed_rand and bg_gap, as far as they are there)",
+            "columns of results/latex/headline.tex: variants and bg_gap, in this order (default: "
+            "original, only_bg_t, mixed_same, mixed_rand and bg_gap, if the dataset has them)",
             type=names,
         ),
     ),
@@ -462,9 +460,9 @@ SECTIONS = (
         "schedule",
         (*_GRAPHS, "matrix", "report"),
         Flag(
-            "--publish", "DIR", "copy dataset and results there, as a new version (default: none)"
+            "--publish", "DIR", "copy dataset and results to DIR as a new version (default: none)"
         ),
-        Flag("--keep", "N", "older versions that stay there (default: all)", type=int),
+        Flag("--keep", "N", "older published versions to keep (default: all)", type=int),
     ),
     _section(
         "runners",
@@ -472,13 +470,18 @@ SECTIONS = (
         Flag(
             "--gpu",
             "TYPE[:MACHINE][,OPTION]",
-            "GPU of the workers that run models, such as nvidia-l4:g2-standard-8",
+            "GPU of the Dataflow workers that run models, such as nvidia-l4:g2-standard-8",
         ),
-        Flag("--gpus", "N", "groups of shards that meet models at a time (default: 1)", type=count),
+        Flag(
+            "--gpus",
+            "N",
+            "groups of shards that models run on in parallel (default: 1)",
+            type=count,
+        ),
     ),
     _section(
         "general",
         (*_GRAPHS, *_TRAINING, "models", "report", "export", "import", "verify"),
-        Flag("--config", "FILE", "TOML whose keys are flags of the command (default: none)"),
+        Flag("--config", "FILE", "TOML file whose keys are flags of the command (default: none)"),
     ),
 )

@@ -6,8 +6,8 @@ import difflib
 import logging
 from collections.abc import Iterable, Sequence
 
-from pipeline.commands.flag_types import Words, names
-from pipeline.commands.flags import Flag, flags_of
+from pipeline.commands.flag_types import Flag, Words, names
+from pipeline.commands.flags import flags_of
 from pipeline.commands.parser import COMMANDS, underscored
 from pipeline.errors import UsageError
 

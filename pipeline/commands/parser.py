@@ -1,4 +1,4 @@
-"""The parser of the command line: each command with its flags, and how help is laid out."""
+"""The parser of the command line: commands, their flags, and the layout of help."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _CORE = (
     *("output", "input", "annotations", "models", "device", "split", "variants", "segmenter"),
     *("replicates", "limit", "dry_run", "overwrite", "imagenet", "attack", "saliency", "config"),
 )
-"""Flags that help shows of a command that has many; the others, when it is asked for all."""
+"""Flags that `--help` shows of a command with many flags; `--help all` shows the others, too."""
 _MANY = 30
 
 _RUNNER_NOTE = """
 Flags that are not listed go to Apache Beam, such as --runner and --direct_num_workers."""
 _EXIT_NOTE = """
-Exit codes: 0 done, 1 the job failed, 2 wrong usage or unreadable input, 3 a --fail_if holds."""
+Exit codes: 0 done, 1 the job failed, 2 wrong usage or unreadable input, 3 --fail_if holds."""
 
 
 class Command(NamedTuple):
-    """What it does, an example, and whether it runs a graph: then it takes Beam's flags, too."""
+    """A command: what it does, an example, and whether it runs a graph and takes Beam's flags."""
 
     text: str
     example: str
@@ -36,7 +36,7 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "run": Command(
-        "make what is missing, evaluate what is missing, write the report",
+        "make the dataset, evaluate models and write the report; skips what is done already",
         "in9 run --output out --input /data/imagenet --models resnet50,efficientnet_lite0",
         has_graph=True,
     ),
@@ -46,26 +46,26 @@ COMMANDS: dict[str, Command] = {
         has_graph=True,
     ),
     "evaluate": Command(
-        "accuracy of models on every variant, and BG-Gap, with intervals",
+        "measure the accuracy of models on every variant, and BG-Gap, with intervals",
         "in9 evaluate --dataset out --models resnet50.a1_in1k,resnet18=trained.pth",
         has_graph=True,
     ),
     "attack": Command(
-        "adversarial backgrounds: which foregrounds any background can turn",
+        "adversarial backgrounds: count foregrounds that some background makes a model get wrong",
         "in9 attack --dataset out --models resnet50 --grid 100",
         has_graph=True,
     ),
     "saliency": Command(
-        "how much of what moves a model's answers lies on the foreground; maps",
+        "measure how much of a model's saliency lies on the foreground, and draw maps",
         "in9 saliency --dataset out --models resnet50,resnet50=mixed_rand.pth --maps 9",
         has_graph=True,
     ),
     "train": Command(
-        "train a network on a variant; goes on where it was stopped",
+        "train a network on a variant; resumes where it was stopped",
         "in9 train --dataset out --variant mixed_rand --arch resnet18 --epochs 50",
     ),
     "matrix": Command(
-        "train on each variant and test on all: the train x test matrix",
+        "train on each variant and test on all of them: the train x test matrix",
         "in9 matrix --dataset out --probe --holdout 0.5",
     ),
     "models": Command(
@@ -73,7 +73,7 @@ COMMANDS: dict[str, Command] = {
         "in9 models fetch --models resnet50,hf:microsoft/resnet-50 --to weights",
     ),
     "report": Command(
-        "write tables and page from what is there",
+        "write tables and page from the results so far",
         "in9 report --dataset out",
     ),
     "export": Command(
@@ -81,19 +81,19 @@ COMMANDS: dict[str, Command] = {
         "in9 export --dataset out --to bg_challenge",
     ),
     "import": Command(
-        "read data in the released layout as a dataset; finds the true backgrounds",
+        "turn data in the released layout into a dataset; finds the true backgrounds",
         "in9 import --from bg_challenge.tar.gz --output released",
     ),
     "verify": Command(
-        "check a dataset against its manifest; one line a fault, exit code 1",
+        "check a dataset against its manifest; prints a line for each fault (exit code 1)",
         "in9 verify --dataset out",
     ),
 }
-"""In the order of help."""
+"""Commands by name, in the order of help."""
 
 
 class _ShowHelp(argparse.Action):
-    """`--help`, and `--help all`."""
+    """The action of `--help` and `--help all`."""
 
     def __call__(
         self,
@@ -113,7 +113,7 @@ class _ShowHelp(argparse.Action):
 
 
 class _ShowVersion(argparse.Action):
-    """`--version`, which is looked up when it is asked for."""
+    """The action of `--version`, which looks the version up only when asked."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print(f"in9 {metadata.version('imagenet9-pipeline')}")
@@ -121,7 +121,7 @@ class _ShowVersion(argparse.Action):
 
 
 def _says(action: type[argparse.Action], nargs: int | str) -> dict[str, Any]:
-    """A flag that says something, and leaves no value behind."""
+    """Returns `add_argument` options of a flag that prints something and stores no value."""
     return {"action": action, "nargs": nargs, "default": argparse.SUPPRESS}
 
 
@@ -139,13 +139,13 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see: {self.prog} --help)")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As ever, with dashes taken for underscores in the names of flags."""
+        """Parses as argparse does, but takes dashes in the names of flags for underscores."""
         words = sys.argv[1:] if args is None else args
         return super().parse_known_args([underscored(word) for word in words], namespace)
 
 
 def underscored(word: str) -> str:
-    """A word of a command line, with underscores in the name of a flag.
+    """Replaces dashes in the name of a flag by underscores; returns other words unchanged.
 
     >>> underscored("--dry-run"), underscored("--split=my-split"), underscored("-h")
     ('--dry_run', '--split=my-split', '-h')
@@ -157,7 +157,7 @@ def underscored(word: str) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+    """Builds the parser of the whole command line."""
     parser = _Parser(
         prog="in9",
         description="Does a model look at the object, or at the background? ImageNet-9 from "
@@ -166,7 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", **_says(_ShowVersion, 0), help="show it and leave")
+    parser.add_argument("--version", **_says(_ShowVersion, 0), help="show the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (text, example, has_graph) in COMMANDS.items():
         command = commands.add_parser(
@@ -181,7 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
             usage=argparse.SUPPRESS,
             add_help=False,
         )
-        # Who reads this knows it.
+        # Whoever reads the help knows this flag.
         command.add_argument("-h", "--help", **_says(_ShowHelp, "?"), help=argparse.SUPPRESS)
         groups: dict[str, argparse._ActionsContainer] = {"": command}
         for title, _, flags in sections_of(name):

@@ -1,11 +1,6 @@
-"""The reference of flags, columns and reasons, from the code.
+"""The reference of commands, flags, columns and rejection reasons.
 
-`python -m pipeline.commands.reference` prints it; `docs/reference.md` keeps it.
-
-What columns and rejection reasons mean, for the reference (`pipeline.commands.reference`).
-
-A column of one name means the same in every table; where a table needs other words, its entry
-is `table.column`.
+`python -m pipeline.commands.reference` prints it; `docs/reference.md` is its output.
 """
 
 from __future__ import annotations
@@ -18,7 +13,8 @@ import pyarrow as pa
 from pipeline.analyses.attack.attack_results import ATTACK_COLUMNS, BACKGROUND_COLUMNS
 from pipeline.analyses.matrix.matrix_results import MATRIX_COLUMNS
 from pipeline.analyses.saliency.saliency_results import SALIENCY_COLUMNS
-from pipeline.commands.flags import Flag, sections_of
+from pipeline.commands.flag_types import Flag
+from pipeline.commands.flags import sections_of
 from pipeline.commands.parser import COMMANDS
 from pipeline.dataset.records import RECORD_SCHEMA
 from pipeline.dataset.sinks import sample_schema
@@ -37,16 +33,19 @@ RESULTS: Mapping[str, tuple[Sequence[str], str]] = {
         "difference of two models on the same pictures, with its two-way interval: "
         "[intervals](results.md#intervals)",
     ),
-    "attack": (ATTACK_COLUMNS, "what backgrounds can do to a model, by both measures"),
-    "backgrounds": (BACKGROUND_COLUMNS, "what one background does to a model"),
+    "attack": (ATTACK_COLUMNS, "a model under attack by adversarial backgrounds, by both measures"),
+    "backgrounds": (BACKGROUND_COLUMNS, "effect of one background on a model"),
     "trend": (TREND_COLUMNS, "accuracy of a model on a variant beside its accuracy on ImageNet"),
     "saliency": (
         SALIENCY_COLUMNS,
-        "where a model's gradient lies, with the interval of a bootstrap over units",
+        "share of a model's gradient on the foreground, with a bootstrap interval over units",
     ),
-    "matrix": (MATRIX_COLUMNS, "accuracy on one version of a model trained on another"),
+    "matrix": (
+        MATRIX_COLUMNS,
+        "accuracy on one variant of a model trained on another (or the same)",
+    ),
 }
-"""Tables of `results/`: name to columns, and what a row is."""
+"""Tables of `results/`: name to columns, and what a row holds."""
 
 FILES: Mapping[str, tuple[str, pa.Schema, str]] = {
     "samples": (
@@ -58,23 +57,24 @@ FILES: Mapping[str, tuple[str, pa.Schema, str]] = {
     "index": (
         "index/<split>-*.parquet",
         index_schema(1),
-        "a source image, accepted or not, or with `--objects each` an object; further draws of "
-        "`--replicates` have columns of their own, and an import's index says beside each "
-        "`_bg_key` what the file's name claimed (`_bg_named`), and how far off the best background "
-        "and the next were (`_bg_difference`, `_bg_next_difference`)",
+        "a source image, accepted or not; with `--objects each`, an object. Further draws of "
+        "`--replicates` have columns of their own. The index of an imported dataset has three more "
+        "columns for each `_bg_key`: the background that the file name claimed (`_bg_named`), and "
+        "the pixel differences to the best and the next best background (`_bg_difference`, "
+        "`_bg_next_difference`)",
     ),
     "records": (
         "layers/<split>-*.parquet",
         RECORD_SCHEMA,
-        "a source image (or object) and where its layer lies in the tar beside it",
+        "a source image (or object), with the position of its layer in the tar beside the table",
     ),
     "predictions": (
         "results/<model>/predictions/<split>-*.parquet",
         PREDICTION_SCHEMA,
-        "what a model says of a picture, by one label rule",
+        "a model's prediction for a picture, by one label rule",
     ),
 }
-"""Parquet files: name to where they lie, their schema, and what a row is."""
+"""Parquet files: name to path, schema, and what a row holds."""
 
 _CONFIG = (
     "# in9 run --config monthly.toml --output imagenet9",
@@ -86,12 +86,12 @@ _CONFIG = (
 )
 
 EXIT_CODES = {
-    0: "done, or nothing to do; of several models, some may have failed: each is a line on "
-    "standard error, and a row of the tables with its `error`",
-    1: "the job failed, as it does when all of its models do; `--fail_if` could not be tested on a "
-    "model that failed; `in9 models fetch` lacks one; `in9 verify` found faults. The same command "
-    "goes on where it stopped",
-    2: "wrong usage or unreadable input; one line says what to do",
+    0: "done, or nothing to do. Some of several models may have failed: each has a line on "
+    "standard error, and a row with its `error` in the tables",
+    1: "the job failed, or all of its models did; `--fail_if` could not be tested because a model "
+    "failed; `in9 models fetch` could not fetch a model; `in9 verify` found faults. The same "
+    "command resumes where it stopped",
+    2: "wrong usage or unreadable input; one line on standard error says what to do",
     3: "a condition of `--fail_if` holds",
 }
 
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def reference() -> Iterator[str]:
-    """The lines of docs/reference.md."""
+    """Yields the lines of docs/reference.md."""
     yield "# Reference"
     yield ""
     yield "Made from the code by `python -m pipeline.commands.reference > docs/reference.md`."
@@ -121,37 +121,43 @@ def reference() -> Iterator[str]:
 def _commands() -> Iterator[str]:
     rows = [(f"`in9 {name}`", row.text, f"`{row.example}`") for name, row in COMMANDS.items()]
     yield from _table(("command", "does", "example"), rows)
-    graphs = ", ".join(name for name, row in COMMANDS.items() if row.has_graph)
-    flags = "`--runner`, `--direct_num_workers`"
-    yield from ("", f"Flags that {graphs} do not list go to Apache Beam ({flags}).", "")
+    graphs = ", ".join(f"`in9 {name}`" for name, row in COMMANDS.items() if row.has_graph)
+    flags = "`--runner` and `--direct_num_workers`"
+    yield from (
+        "",
+        f"{graphs} pass flags that they do not know, such as {flags}, to Apache Beam.",
+        "",
+    )
     codes = [(str(code), text) for code, text in EXIT_CODES.items()]
-    yield from _table(("exit code", "means"), codes)
+    yield from _table(("exit code", "meaning"), codes)
 
 
 def _all_flags() -> Iterator[str]:
     yield (
-        "An empty default is none, or what the help says. Lists are separated by commas. A dash in "
-        "a flag's name counts as an underscore: `--dry-run`. `in9 COMMAND --help all` shows all."
+        "A flag without a default value says what happens by default. Lists are separated by "
+        "commas. Dashes in the name of a flag count as underscores: `--dry-run` is `--dry_run`. "
+        "`in9 COMMAND --help all` lists all flags of a command."
     )
     yield ""
     yield (
-        "`--config FILE` reads flags from TOML, here or in `gs://`. A key is a flag of the "
-        "command, or of Beam where it runs a graph, without the dashes before it, and no other "
-        "key is taken; a list is one, and `true` sets a flag that is there or not. What the "
-        "command line says replaces what the file says. Paths are relative to where the command "
-        "is given."
+        "`--config FILE` reads flags from a TOML file, local or in `gs://`. Its keys are flags of "
+        "the command without the leading dashes, or flags of Beam if the command runs a graph; any "
+        "other key is an error. A list of values is a TOML list, and `true` sets a flag that needs "
+        "no value. Flags on the command line take precedence over the file. Paths are relative to "
+        "the working directory."
     )
     yield from ("", "```toml", *_CONFIG, "```")
     for title, rows in _flags().items():
         yield from ("", f"### {title}", "")
-        yield from _table(("flag", "default", "is", "of"), rows)
+        yield from _table(("flag", "default", "description", "commands"), rows)
 
 
 def _results() -> Iterator[str]:
     yield (
-        "Shares and accuracies are fractions, their intervals Wilson's unless the row says "
-        "another. Units are images, or groups where images have them; Wilson's intervals count "
-        "the images of a group as related. [results.md](results.md) says more."
+        "Shares and accuracies are fractions. Their intervals are Wilson's unless the row says "
+        "otherwise. Units are groups of images, or single images if they have no groups; Wilson's "
+        "intervals treat images of a group as correlated. [results.md](results.md) explains the "
+        "measures."
     )
     yield ""
     columns: dict[tuple[str, str], list[str]] = {}
@@ -162,48 +168,55 @@ def _results() -> Iterator[str]:
         (f"`results/{name}.csv`", about, " ".join(f"`{column}`" for column in names))
         for name, (names, about) in RESULTS.items()
     ]
-    yield from _table(("file", "a row is", "columns"), rows)
+    yield from _table(("file", "a row holds", "columns"), rows)
     yield ""
     rows = [(f"`{name}`", text, ", ".join(of)) for (name, text), of in sorted(columns.items())]
-    yield from _table(("column", "means", "in"), rows)
+    yield from _table(("column", "meaning", "tables"), rows)
 
 
 def _files() -> Iterator[str]:
     for number, (name, (path, schema, about)) in enumerate(FILES.items()):
         yield from ([""] if number else [])
-        yield from (f"### {name}", "", f"`{path}`. A row is {about}.", "")
+        yield from (f"### {name}", "", f"`{path}`. A row holds {about}.", "")
         rows = [(f"`{f.name}`", f"`{_type(f.type)}`", meaning(name, f.name)) for f in schema]
-        yield from _table(("column", "type", "means"), rows)
+        yield from _table(("column", "type", "meaning"), rows)
 
 
 def _reasons() -> Iterator[str]:
-    yield "In this order: an image has the first that applies. `status` in `index/` says it."
+    yield (
+        "Reasons are listed in the order in which they are checked: an image gets the first that "
+        "applies, as its `status` in `index/`."
+    )
     yield ""
-    yield from _table(("reason", "means"), [(f"`{reason}`", REASONS[reason]) for reason in Reason])
+    yield from _table(
+        ("reason", "meaning"), [(f"`{reason}`", REASONS[reason]) for reason in Reason]
+    )
 
 
 def _flags() -> dict[str, list[tuple[str, ...]]]:
-    """Rows of flags by the title of their group, those of several commands once."""
-    found: dict[str, dict[tuple[str, ...], list[str]]] = {}
+    """Returns rows of flags by the title of their group; commands share a row of the same flag."""
+    rows_by_title: dict[str, dict[tuple[str, ...], list[str]]] = {}
     for command in COMMANDS:
         for title, _, flags in sections_of(command):
-            known = found.setdefault(title[:1].upper() + title[1:] or "Of single commands", {})
+            known = rows_by_title.setdefault(
+                title[:1].upper() + title[1:] or "Of single commands", {}
+            )
             for flag in flags:
                 known.setdefault(_flag(flag), []).append(command)
     return {
         title: [(*row, ", ".join(commands)) for row, commands in rows.items()]
-        for title, rows in found.items()
+        for title, rows in rows_by_title.items()
     }
 
 
 def _flag(flag: Flag) -> tuple[str, str, str]:
-    """A flag with its value, its default, and its help."""
+    """Returns the cells of a flag: its name and value, its default, and its help."""
     shown = f"{flag.name} {flag.metavar}" if flag.name.startswith("--") else flag.metavar
     return f"`{shown}`", f"`{flag.default_text}`" if flag.default_text else "", flag.help
 
 
 def _type(kind: pa.DataType) -> str:
-    """A type without what only its storage is about."""
+    """Names a column's type, without the dictionary encoding of its storage."""
     return str(kind.value_type if pa.types.is_dictionary(kind) else kind)
 
 
@@ -217,196 +230,202 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 COLUMNS: Mapping[str, str] = MappingProxyType(
     {
         # Models, and how they were run.
-        "model": "as `--models` names it; of a wildcard, the name it stood for",
-        "label_rule": "`argmax_then_map`, the paper's: the best of all outputs, wrong if it is "
-        "outside of the classes; or `mapped_only`: the best of those inside",
-        "split": "that was evaluated",
-        "input_size": "side in pixels of what the model saw",
-        "eval_input": "`stored` or `native`, of `--eval_input`",
-        "precision": "of `--precision`",
-        "device": "`cpu` or `cuda`; `cpu+cuda` where a part was made on each",
-        "weights_sha256": "of the weights' tensors, whatever file held them",
-        "dataset": "its fingerprint, as in `manifest.json`",
-        "error": "why the model failed; then the measures are empty",
-        "holdout": "share of the split that was tested on; 0 is all of it",
-        "overlap": "images of the row that the model was trained on; empty if it does not say",
+        "model": "name of the model as given to `--models`, or as matched by a wildcard",
+        "label_rule": "`argmax_then_map`, the paper's rule: the highest of all outputs, which is "
+        "wrong if it belongs to none of the classes; or `mapped_only`: the highest of the outputs "
+        "that belong to a class",
+        "split": "split that was evaluated",
+        "input_size": "side length of the model's input, in pixels",
+        "eval_input": "`--eval_input`: `stored` or `native`",
+        "precision": "numeric precision (`--precision`)",
+        "device": "`cpu` or `cuda`; `cpu+cuda` if each computed a part",
+        "weights_sha256": "SHA-256 of the weights' tensors, whichever file holds them",
+        "dataset": "fingerprint of the dataset, as in `manifest.json`",
+        "error": "error of a model that failed, whose measures are then empty",
+        "holdout": "share of the split that was tested on; 0 means all of it",
+        "overlap": "number of the row's images that the model was trained on; empty if unknown",
         # Measures.
-        "variant": "version of the images, or `bg_gap`",
-        "power.variant": "`only_bg_t`",
-        "predictions.variant": "version of the image",
-        "n": "images that the row is about (with `--objects each`, objects); of a gap or a "
-        "comparison, foregrounds",
-        "pictures": "that show these images: one of each, of mixed variants one in every draw",
-        "confusion.pictures": "that are so labelled and so predicted, in all draws",
-        "correct": "how many of the pictures were classified right",
-        "matrix.correct": "how many of the images were classified right",
-        "predictions.correct": "whether the prediction is the label",
-        "accuracy": "correct / pictures, the mean over draws; of the variant `bg_gap`, the gap",
-        "matrix.accuracy": "correct / n, on one draw of mixed variants",
-        "power.accuracy": "of the probe, on images it was not fitted to",
+        "variant": "variant of the images, or `bg_gap`",
+        "power.variant": "always `only_bg_t`",
+        "predictions.variant": "variant of the picture",
+        "n": "number of images measured (with `--objects each`, of objects); for a gap or a "
+        "comparison, of foregrounds",
+        "pictures": "number of pictures of these images: one for each image, and in mixed variants "
+        "one for each draw",
+        "confusion.pictures": "number of pictures with this label and prediction, in all draws",
+        "correct": "number of pictures classified correctly",
+        "matrix.correct": "number of images classified correctly",
+        "predictions.correct": "whether the prediction equals the label",
+        "accuracy": "correct / pictures, averaged over draws; for the variant `bg_gap`, the gap",
+        "matrix.accuracy": "correct / n, on a single draw of mixed variants",
+        "power.accuracy": "accuracy of the probe on images that it was not fitted to",
         "ci_low": "lower end of the 95 % interval",
         "ci_high": "upper end of the 95 % interval",
-        "class_mean_accuracy": "mean over the classes of their accuracies",
-        "outside": "predictions that are in none of the classes",
+        "class_mean_accuracy": "mean of the accuracies on each class",
+        "outside": "number of predictions outside of all classes",
         "gap": "accuracy on `mixed_same` - accuracy on `mixed_rand`",
-        "mixed_same": "accuracy on it, mean over its draws",
-        "mixed_rand": "accuracy on it, mean over its draws",
-        "replicates": "draws of backgrounds that the figure is the mean of",
-        "flips.variant": "version of one picture of each pair",
-        "other_variant": "version of the other; the same is another draw",
-        "flip_rate": "share of pairs of pictures, of one foreground on backgrounds of two "
-        "different units, that are given different classes; mean over foregrounds",
-        "flips.n": "foregrounds that have such a pair",
-        "pairs": "pairs of pictures",
+        "mixed_same": "accuracy on `mixed_same`, averaged over its draws",
+        "mixed_rand": "accuracy on `mixed_rand`, averaged over its draws",
+        "replicates": "number of background draws that the figure is averaged over",
+        "flips.variant": "variant of one picture of each pair",
+        "other_variant": "variant of the other picture; the same variant means another draw of it",
+        "flip_rate": "share of picture pairs that get different predictions, where a pair is one "
+        "foreground on backgrounds of two different units; averaged over foregrounds",
+        "flips.n": "number of foregrounds with at least one such pair",
+        "pairs": "number of picture pairs",
         "rfs": "relative foreground sensitivity, from -1 to 1: above 0 if noise on the foreground "
-        "does more harm than on the background; empty, as its interval, where all answers to both "
-        "are right, or none is",
-        "noise_fg": "accuracy on it",
-        "noise_bg": "accuracy on it",
-        "seed_sd": "standard deviation of the draws' figures; empty of a single one",
-        "first": "a model",
-        "second": "the model it is compared with",
-        "difference": "first - second",
-        "class_name": "of the label",
-        "kind": "whether `original`, `mixed_rand` (its first draw) and `only_bg_t` are classified "
-        "right: `bg_required` right, wrong, right; `bg_fools` wrong, right, wrong; "
-        "`bg_fg_required` right, wrong, wrong; `bg_fg_fools` wrong, right, right; "
-        "`bg_irrelevant`: the first two agree",
+        "costs more accuracy than noise on the background; empty, like its interval, if all "
+        "predictions on both are correct, or none is",
+        "noise_fg": "accuracy on `noise_fg`",
+        "noise_bg": "accuracy on `noise_bg`",
+        "seed_sd": "standard deviation of the figure over draws; empty with a single draw",
+        "first": "name of a model",
+        "second": "name of the model that it is compared with",
+        "difference": "accuracy (or gap) of `first` - that of `second`",
+        "class_name": "name of the true class",
+        "kind": "kind of images, by whether `original`, `mixed_rand` (its first draw) and "
+        "`only_bg_t` are classified right: `bg_required` right, wrong, right; `bg_fools` wrong, "
+        "right, wrong; `bg_fg_required` right, wrong, wrong; `bg_fg_fools` wrong, right, right; "
+        "`bg_irrelevant` the first two agree",
         "images": "number of images measured",
         "share": "n / images",
-        "p_adjusted": "p value of the difference, adjusted by Holm for all pairs of models with "
-        "this label rule and variant",
+        "p_adjusted": "p value of the difference, with Holm's adjustment for all pairs of models "
+        "with this label rule and variant",
         "per_class.p_adjusted": "p value of the difference to the accuracy on all other classes, "
-        "adjusted by Benjamini-Hochberg for the classes of this model, label rule and variant; "
-        "empty with a single class",
-        "worst_ci_low": "of the worst group: lower end of its interval at 1 - 0.05 / groups, as "
-        "it is the worst of so many",
-        "worst_ci_high": "upper end of it",
-        "is_worst": "whether the group is the variant's worst: its interval ends lowest",
-        "bucket": "share of the picture that the foreground takes, as text",
-        "fg_low": "lower end of the bucket, which belongs to it",
-        "fg_high": "upper end of the bucket, which does not",
-        "units": "groups of images that count as one: images where there are no groups",
-        "chance": "accuracy of a constant answer: share of the largest class of the pictures",
+        "with Benjamini-Hochberg's adjustment for the classes of this model, label rule and "
+        "variant; empty with a single class",
+        "worst_ci_low": "lower end of the worst group's interval at the level 1 - 0.05 / groups, "
+        "because it was chosen among that many; empty for other groups",
+        "worst_ci_high": "upper end of the interval that `worst_ci_low` begins",
+        "is_worst": "whether this is the worst group of the variant, the one with the lowest `ci_high`",
+        "bucket": "range of the foreground's share of the picture, as text",
+        "fg_low": "lower end of the bucket, inclusive",
+        "fg_high": "upper end of the bucket, exclusive except for 1",
+        "units": "number of units: groups of images, or images if they have no groups",
+        "chance": "accuracy of a constant prediction: share of the largest class of the pictures",
         "has_power": "whether the whole interval lies above chance",
         # Attack.
-        "challenge_accuracy": "share of foregrounds that no background turns wrong, those of "
-        "their own class included",
-        "challenge_ci_low": "lower end of its 95 % interval",
-        "challenge_ci_high": "upper end of its 95 % interval",
-        "fooled": "share of foregrounds that a background of another class turns into that "
-        "class: the paper's measure; empty after an early stop",
-        "fooled_ci_low": "lower end of its 95 % interval",
-        "fooled_ci_high": "upper end of its 95 % interval",
-        "foregrounds": "how many there were",
-        "backgrounds.foregrounds": "of other classes, that it met",
-        "backgrounds": "how many there were",
-        "full_grid": "whether they were all of the dataset's",
-        "early_stop": "whether a foreground was left once a background had turned it",
-        "forwards": "composites that the model saw",
-        "success": "share of the foregrounds that it turns into its own class",
+        "challenge_accuracy": "share of foregrounds that are classified correctly on every "
+        "background, including backgrounds of their own class",
+        "challenge_ci_low": "lower end of the 95 % interval of `challenge_accuracy`",
+        "challenge_ci_high": "upper end of the 95 % interval of `challenge_accuracy`",
+        "fooled": "share of foregrounds that some background of another class makes the model "
+        "classify as that class: the paper's measure; empty with `--early_stop`",
+        "fooled_ci_low": "lower end of the 95 % interval of `fooled`",
+        "fooled_ci_high": "upper end of the 95 % interval of `fooled`",
+        "foregrounds": "number of foregrounds in the grid",
+        "backgrounds.foregrounds": "number of foregrounds of other classes that it was tried with",
+        "backgrounds": "number of backgrounds in the grid",
+        "full_grid": "whether the grid held all foregrounds and backgrounds of the dataset",
+        "early_stop": "`--early_stop`: whether a foreground's other backgrounds were skipped once "
+        "one had fooled the model",
+        "forwards": "number of composites that the model classified",
+        "success": "share of `foregrounds` that are classified as the background's class",
         # Trend, saliency.
         "imagenet_top1": "top-1 accuracy on ImageNet",
-        "imagenet_source": "`measured`, or where it was published",
-        "imagenet_n": "images it was measured on",
-        "imagenet_input_size": "side in pixels of what the model saw there",
-        "method": "of saliency",
+        "imagenet_source": "`measured`, or the source of the published figure",
+        "imagenet_n": "number of images that `imagenet_top1` was measured on",
+        "imagenet_input_size": "side length of the model's input on ImageNet, in pixels",
+        "method": "method of saliency",
         "mass_in_mask": "mean share of the gradient's magnitude inside the foreground mask",
-        "mask_area": "mean share of pixels inside the mask",
-        "concentration": "mass_in_mask / mask_area; 1 is nowhere in particular",
+        "mask_area": "mean share of the pixels inside the foreground mask",
+        "concentration": "mass_in_mask / mask_area; 1 means no preference for the foreground",
         # Matrix.
-        "train_variant": "that the model was trained on",
-        "test_variant": "that it was tested on",
+        "train_variant": "variant that the model was trained on",
+        "test_variant": "variant that the model was tested on",
         "arch": "architecture of the model",
-        "matrix.method": "`probe` of a frozen network, or `train`",
+        "matrix.method": "`probe`: last layer of a frozen network; `train`: whole network",
         "published": "the paper's figure for ResNet-50, table 5",
         "matrix.difference": "accuracy - published",
-        "difference_ci_low": "lower end of its 95 % interval, of our accuracy alone",
-        "difference_ci_high": "upper end of it",
-        "train_n": "images that were trained on",
-        "train_split": "that they are of",
-        "penalty": "of a probe, [chosen](training.md#linear-probe) among nine; else empty",
-        "seed": "of the training",
-        "checkpoint": "file of the trained model, which `--models` takes",
+        "difference_ci_low": "lower end of the 95 % interval of `difference`, which covers the "
+        "uncertainty of `accuracy` only",
+        "difference_ci_high": "upper end of the 95 % interval of `difference`",
+        "train_n": "number of training images",
+        "train_split": "split of the training images",
+        "penalty": "penalty of a probe, [chosen](training.md#linear-probe) among nine; else empty",
+        "seed": "seed of the training",
+        "checkpoint": "file of the trained model, as `--models` takes it",
         # Images.
-        "key": "of the image: the stem of its file",
-        "image": "encoded bytes, and a file name",
-        "fg_key": "key of the image that the foreground is from",
-        "bg_key": "key of the image that the background is from; null where it is its own",
-        "label": "number of the true class",
-        "backgrounds.bg_key": "key of the image that the background is from",
-        "bg_label": "class of the background",
-        "bg_wnid": "WordNet id of the background's image",
-        "wnid": "WordNet id of the image, or the class's name in data of your own",
-        "imagenet_index": "number of its class among ImageNet's 1000",
-        "group": "of the image, such as a scene or a session; null where it has none",
-        "prediction": "number of the predicted class, -1 outside of them",
-        "output": "number of the model's winning output",
-        "top1_score": "softmax probability of that output",
+        "key": "key of the image: the stem of its file name",
+        "image": "encoded bytes and a file name",
+        "fg_key": "key of the foreground's image",
+        "bg_key": "key of the background's image; null if that is the image itself",
+        "label": "index of the true class",
+        "backgrounds.bg_key": "key of the background's image",
+        "bg_label": "index of the background's class",
+        "bg_wnid": "`wnid` of the background's image",
+        "wnid": "WordNet id of the image's class; in custom data, the name of the class",
+        "imagenet_index": "index of the image's class among ImageNet's 1000",
+        "group": "group of the image, such as a scene or a session; null if it has none",
+        "prediction": "index of the predicted class; -1 if it is outside of all classes",
+        "output": "index of the model output that decided the prediction",
+        "top1_score": "softmax probability of `output`",
         "true_score": "softmax probability of the true class, summed over its outputs",
-        "logits": "all of the model's outputs; null but under `argmax_then_map` for at most 5,000 "
-        "pictures of `only_bg_t`, which the probe of the power is fitted to",
-        "of": "identifies what it is of: weights, evaluation settings, file of the picture",
-        "box": "x0, y0, x1, y1 in output pixels; x1 and y1 lie outside",
+        "logits": "all outputs of the model, kept only under `argmax_then_map` for at most 5,000 "
+        "pictures of `only_bg_t`, which the power's probe is fitted to; else null",
+        "of": "identifier of what the prediction depends on: weights, evaluation settings and the "
+        "file of the picture",
+        "box": "x0, y0, x1, y1 in output pixels; x1 and y1 are exclusive",
         "fg_fraction": "share of the picture that is foreground",
-        "path": "of the source file, relative to the input, when its shard was made",
-        "status": "`accepted`, or the reason it is not",
-        "detail": "what else is known of a rejection",
-        "width": "of the source image, in pixels",
-        "height": "of the source image, in pixels",
-        "source_md5": "of the source file (or of the picture in it), hexadecimal",
-        "native_box": "xmin, ymin, xmax, ymax in source pixels, as the segmenter was given it",
+        "path": "path of the source file relative to the input, at the time its shard was made",
+        "status": "`accepted`, or the reason for the rejection",
+        "detail": "details of the rejection",
+        "width": "width of the source image, in pixels",
+        "height": "height of the source image, in pixels",
+        "source_md5": "MD5 of the source file (or of the picture in it), hexadecimal",
+        "native_box": "xmin, ymin, xmax, ymax in source pixels, as given to the segmenter",
         "mask_over_box": "foreground pixels / pixels of the box",
-        "selected": "whether it is in the dataset: accepted, and not left out by `--per_class`",
-        "object": "which of the image's boxes, from 1 on; 0 of an image rejected as a whole",
-        "segmenter": "method, version and parameters that made the mask",
-        "_bg_key": "key of the background in that variant; null if the image is not in it",
-        "source_digest": "identifies image, annotation and configuration",
-        "layer_digest": "identifies the layer",
-        "image_offset": "of the cropped image in the shard's tar, in bytes",
-        "image_length": "its bytes",
-        "only_bg_t_offset": "of the tiled background",
-        "only_bg_t_length": "its bytes",
-        "mask_offset": "of the mask",
-        "mask_length": "its bytes",
+        "selected": "whether the image is in the dataset: accepted, and kept by `--per_class`",
+        "object": "number of the box within its image, from 1; 0 if the whole image was rejected",
+        "segmenter": "method, version and parameters of the segmenter that made the mask",
+        "_bg_key": "key of the background's image in this variant; null if the variant lacks it",
+        "source_digest": "digest of the image, its annotation and the configuration",
+        "layer_digest": "digest of the layer",
+        "image_offset": "offset of the cropped image in the shard's tar, in bytes",
+        "image_length": "length of the cropped image, in bytes",
+        "only_bg_t_offset": "offset of the tiled background, in bytes",
+        "only_bg_t_length": "length of the tiled background, in bytes",
+        "mask_offset": "offset of the mask, in bytes",
+        "mask_length": "length of the mask, in bytes",
     }
 )
-"""By column; a name that begins with `_` is the end of names."""
+"""Meanings of columns, by `table.column` if a table needs its own words, else by the column's name.
+A name that begins with `_` stands for all columns that end with it."""
 
 REASONS: Mapping[Reason, str] = MappingProxyType(
     {
-        Reason.INVALID_KEY: "the stem of the file's name cannot be a key: empty, over 200 bytes, "
-        "or with a dot, a slash or control signs in it",
-        Reason.DUPLICATE_KEY: "another image has the same key; the one with the lowest MD5 stays",
-        Reason.EXCLUDED: "`--exclude` lists it, or `--include` does not",
-        Reason.MISSING_ANNOTATION: "there is no box for it, or no mask for `--segmenter masks`",
+        Reason.INVALID_KEY: "the stem of the file name cannot be a key: it is empty, longer than "
+        "200 bytes, or contains a dot, a slash or a control character",
+        Reason.DUPLICATE_KEY: "another image has the same key; the one with the lowest MD5 is kept",
+        Reason.EXCLUDED: "`--exclude` lists the image, or `--include` does not",
+        Reason.MISSING_ANNOTATION: "the image has no box, or with `--segmenter masks` no mask",
         Reason.UNREADABLE_ANNOTATION: "its annotation or mask is broken or too large "
         "([sizes](sources.md#what-is-refused))",
-        Reason.UNDECODABLE: "the image is cut short, empty, in no known format, a JPEG of more "
-        f"than {MAX_SCANS} scans, or its file too large ([sizes](sources.md#what-is-refused))",
-        Reason.TOO_MANY_PIXELS: f"it has more than {MAX_PIXELS:,} pixels; it is not decoded",
-        Reason.SIZE_MISMATCH: "the annotation, or the mask, says another size than the image has",
-        Reason.NOT_ONE_BOX: "it has no object or several (`--objects`)",
-        Reason.INVALID_BOX: "its box holds no pixel of the image",
-        Reason.BOX_TOO_LARGE: "the box takes more than 0.9 of the crop (`--max_box`)",
+        Reason.UNDECODABLE: "the image is truncated, empty, in an unknown format, a JPEG with more "
+        f"than {MAX_SCANS} scans, or its file is too large ([sizes](sources.md#what-is-refused))",
+        Reason.TOO_MANY_PIXELS: f"the image has more than {MAX_PIXELS:,} pixels and is not decoded",
+        Reason.SIZE_MISMATCH: "the annotation or the mask names another size than the image has",
+        Reason.NOT_ONE_BOX: "the image has no object, or several (`--objects`)",
+        Reason.INVALID_BOX: "the box holds no pixel of the image",
+        Reason.BOX_TOO_LARGE: "the box covers more than 0.9 of the crop (`--max_box`)",
         Reason.BOX_OFF_CENTER: "less than half of the box is inside the crop (`--min_visible`)",
-        Reason.SEGMENTATION_FAILED: "no foreground was found, or less than 0.1 of the box "
+        Reason.SEGMENTATION_FAILED: "no foreground was found, or it fills less than 0.1 of the box "
         "(`--min_foreground`)",
-        Reason.NO_TILE: "no strip of background is left beside the box to tile it with",
+        Reason.NO_TILE: "no strip of background is left beside the box to tile the picture with",
         Reason.NO_BACKGROUND: "no other image can give it a background in every mixed variant",
     }
 )
-"""In protocol order, of which the first wins."""
+"""Meanings of rejection reasons, in the order in which they are checked."""
 
 
 def meaning(table: str, column: str) -> str:
-    """What a column of a table means.
+    """Returns the meaning of a column of a table.
 
     >>> meaning("gaps", "gap")
     'accuracy on `mixed_same` - accuracy on `mixed_rand`'
 
     Raises:
-      KeyError: nothing is said of it.
+      KeyError: it is not described here.
     """
     for name in (f"{table}.{column}", column):
         if name in COLUMNS:
@@ -414,7 +433,7 @@ def meaning(table: str, column: str) -> str:
     for name in COLUMNS:
         if name.startswith("_") and column.endswith(name):
             return COLUMNS[name]
-    raise KeyError(f"say in {__name__} what the column {column} of {table} means")
+    raise KeyError(f"describe the column {column} of {table} in {__name__}")
 
 
 if __name__ == "__main__":

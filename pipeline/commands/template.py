@@ -12,8 +12,8 @@ import json
 import re
 from typing import Any
 
-from pipeline.commands.flag_types import Words, boolean, count
-from pipeline.commands.flags import Flag, Section, sections_of
+from pipeline.commands.flag_types import Flag, Section, Words, boolean, count
+from pipeline.commands.flags import sections_of
 from pipeline.commands.parser import COMMANDS
 
 COMMAND = "run"

@@ -55,7 +55,7 @@ def test_every_flag_column_and_reason_has_a_line() -> None:
     for _, schema, _ in FILES.values():
         assert all(f"\n| `{column}` | `" in text for column in schema.names)
     assert list(REASONS) == list(Reason)
-    assert "\n| `--per_class all\\|min\\|N` | `all` | images of a class: all, as many as" in text
+    assert "\n| `--per_class all\\|min\\|N` | `all` | images per class: all, min (as many" in text
     with pytest.raises(KeyError, match="column spin of gaps"):
         meaning("gaps", "spin")
 
