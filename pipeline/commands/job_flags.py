@@ -20,6 +20,7 @@ from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.key_lists import read_key_list
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.taxonomy_file import read_taxonomy
+from pipeline.jobs.changes.describe import describe_list_change, shown
 from pipeline.runtime.progress import Progress
 from pipeline.segmenters import parameters_of
 from pipeline.segmenters.given_masks import check_coco, check_masks
@@ -30,8 +31,8 @@ from transforms.segmentation import takes_masks
 from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import EXTERNAL, WHOLE, select_variants
 
-_INPUT = f"{WORK_FOLDER}/input.json"
-"""Remembers the last --input, which is no part of the dataset: it may lie elsewhere next time."""
+INPUT_NOTE = f"{WORK_FOLDER}/input.json"
+"""File with the last --input, which is not part of the dataset: it may lie elsewhere next time."""
 
 
 def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
@@ -91,7 +92,7 @@ def remember_input(arguments: argparse.Namespace, store: Store) -> None:
     """
     source = absolute(arguments.input) if arguments.input else ""
     try:
-        store.update(_INPUT, json.dumps(source).encode())
+        store.update(INPUT_NOTE, json.dumps(source).encode())
     except OSError as error:
         reason = error.strerror or error
         where = f" ({error.filename})" if error.filename else ""
@@ -100,7 +101,7 @@ def remember_input(arguments: argparse.Namespace, store: Store) -> None:
 
 def _check_input(given: str | None, store: Store) -> None:
     """Refuses to turn a dataset into one of the sample because a flag was forgotten."""
-    known = read_json(store, _INPUT, str)
+    known = read_json(store, INPUT_NOTE, str)
     if given is None and known:
         raise UsageError(
             f"no --input, but {store.root} was made from {known}; give --input, or add "
@@ -210,16 +211,15 @@ def _check_config(old: DatasetConfig, new: DatasetConfig, overwrite: tuple[str, 
         return
     accepted = ",".join(sorted({*overwrite, *(words[name] for name in differing)}))
     was, now = old.flags(), new.flags()
-    shown = ", ".join(
-        f"--{name}={_shown(now[name])} (the dataset has {_shown(was[name])})" for name in differing
-    )
+    differences = []
+    for name in differing:
+        change = describe_list_change(was[name], now[name])
+        differences.append(
+            f"--{name} {change}"
+            if change
+            else f"--{name}={shown(now[name])} (the dataset has {shown(was[name])})"
+        )
     raise UsageError(
-        f"the configuration differs from the dataset's: {shown}. Repeat the dataset's flags, "
-        f"choose another --output, or add --overwrite {accepted} to accept them"
+        f"the configuration differs from the dataset's: {', '.join(differences)}. Repeat the "
+        f"dataset's flags, choose another --output, or add --overwrite {accepted} to accept them"
     )
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "not set"
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -59,6 +59,9 @@ def test_a_word_of_overwrite_lifts_its_own_guard_alone(
     refused = run_small("generate", *others, "--overwrite", "rebuild", code=2)
     assert "--images_per_shard=6 (the dataset has 2), --interpolation=bilinear" in refused
     assert "add --overwrite config,rebuild,shards to accept them" in refused
+    variants = ("--variants", "original,mixed_next,bg_blurred")
+    refused = run_small("generate", *variants, code=2)
+    assert "--variants adds mixed_next,bg_blurred and lacks mixed_same,mixed_rand. " in refused
     refused = run_small("generate", *others, "--overwrite", "config", code=2)
     assert "--images_per_shard=6" in refused
     assert "--interpolation" not in refused

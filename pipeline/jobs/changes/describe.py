@@ -49,7 +49,11 @@ def _dataset_causes(
     causes = {}
     was, now = old.config.flags(), new.config.flags()
     flags = [
-        f"--{name} {shown(was.get(name))} -> {shown(now.get(name))}"
+        f"--{name} "
+        + (
+            describe_list_change(was.get(name), now.get(name))
+            or f"{shown(was.get(name))} -> {shown(now.get(name))}"
+        )
         for name in old.config.differing_flags(new.config)
     ]
     stages = ["segment", "compose"]
@@ -191,8 +195,24 @@ def _code(text: str) -> str:
     return "`" + text.replace("`", "'").replace("|", "\\|") + "`"
 
 
+def describe_list_change(old: object, new: object) -> str | None:
+    """Describes what a list has gained and lost; None for other values and for another order.
+
+    >>> describe_list_change(("original", "no_fg"), ("original", "only_fg"))
+    'adds only_fg and lacks no_fg'
+    """
+    if not (isinstance(old, tuple) and isinstance(new, tuple)):
+        return None
+    added, missing = (
+        ",".join(str(item) for item in one if item not in other)
+        for one, other in ((new, old), (old, new))
+    )
+    parts = (f"adds {added}" if added else "", f"lacks {missing}" if missing else "")
+    return " and ".join(filter(None, parts)) or None
+
+
 def shown(value: object) -> str:
-    """A flag's value as it is typed."""
+    """Returns the value of a flag as it is typed."""
     if value is None:
         return "not set"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
