@@ -12,7 +12,7 @@ import apache_beam as beam
 
 from pipeline.commands.command_line import text_of
 from pipeline.commands.evaluation_flags import evaluation_from_flags
-from pipeline.commands.flags import flags_of
+from pipeline.commands.flags import AROUND_GRAPH, flags_of
 from pipeline.commands.hints import flag_of, refuse_near_misses
 from pipeline.commands.job_flags import job_from_flags, remember_input
 from pipeline.commands.parser import build_parser
@@ -24,9 +24,6 @@ from pipeline.evaluate.evaluation_work import EvaluationWork
 from pipeline.jobs.finish_job import JobSummary
 from pipeline.jobs.main_job import MainJob, TakeLock, manifest_state
 from pipeline.runtime.lock import this_process, with_job_of_this_process, with_new_job
-
-_OF_COMMANDS = ("config", "dry_run", "publish", "keep", "imagenet", "fail_if", "gpu", "gpus")
-"""Flags of what a command does around its graph, or of a runner that it chooses itself."""
 
 
 class Generate(beam.PTransform):
@@ -127,7 +124,7 @@ def _parse(command: str, given: Mapping[str, Any]) -> argparse.Namespace:
     arguments, rest = build_parser().parse_known_args([command, *words])
     for word in rest:
         refuse_near_misses(flag_of(word), flags_of(command))
-    for word in (*rest, *(f"--{name}" for name in _OF_COMMANDS if name in given)):
+    for word in (*rest, *(f"--{name}" for name in AROUND_GRAPH if name in given)):
         raise UsageError(
             f"{word.partition('=')[0]} is no flag of a stage (see: in9 {command} --help)"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 
 from pipeline.commands.hints import require_cuda
@@ -98,9 +99,5 @@ def _pixel_cache(arguments: argparse.Namespace) -> int | None:
 def _predict_config(arguments: argparse.Namespace) -> PredictConfig:
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise UsageError(f"--batch_size must be at least 1: got {arguments.batch_size}")
-    return PredictConfig(
-        device=arguments.device,
-        precision=arguments.precision,
-        batch_size=arguments.batch_size,
-        eval_input=arguments.eval_input,
-    )
+    fields = dataclasses.fields(PredictConfig)
+    return PredictConfig(**{field.name: getattr(arguments, field.name) for field in fields})

@@ -41,6 +41,11 @@ class Flag(NamedTuple):
         return f"{self.help} (default: {self.default_text})" if shows else self.help
 
     @property
+    def is_path(self) -> bool:
+        """Whether the job reads or writes a folder or file that it names."""
+        return self.metavar in ("DIR", "FILE") and self.name != "--config"
+
+    @property
     def is_required(self) -> bool:
         """Whether the command needs it."""
         return "(required)" in self.help

@@ -42,6 +42,14 @@ def _section(title: str, commands: tuple[str, ...], *flags: Flag) -> Section:
     return Section(title, commands, flags)
 
 
+CORE = (
+    *("output", "input", "annotations", "models", "device", "split", "variants", "segmenter"),
+    *("replicates", "limit", "dry_run", "overwrite", "imagenet", "attack", "saliency", "config"),
+)
+"""Flags that `--help` shows of a command with many flags; `--help all` shows the others, too."""
+AROUND_GRAPH = ("config", "dry_run", "publish", "keep", "imagenet", "fail_if", "gpu", "gpus")
+"""Flags of what a command does around its graph, which `in9.Generate` and `in9.Evaluate` lack."""
+
 _GENERATING = ("run", "generate")
 _ANALYSES = ("evaluate", "attack", "saliency")
 _TRAINING = ("train", "matrix")

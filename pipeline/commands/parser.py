@@ -10,15 +10,11 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, NamedTuple, NoReturn
 
-from pipeline.commands.flags import sections_of
+from pipeline.commands.flags import CORE, sections_of
 from pipeline.errors import UsageError
 
-_CORE = (
-    *("output", "input", "annotations", "models", "device", "split", "variants", "segmenter"),
-    *("replicates", "limit", "dry_run", "overwrite", "imagenet", "attack", "saliency", "config"),
-)
-"""Flags that `--help` shows of a command with many flags; `--help all` shows the others, too."""
 _MANY = 30
+"""Flags of a command from which on `--help` shows only the `CORE`."""
 
 _RUNNER_NOTE = """
 Flags that are not listed go to Apache Beam, such as --runner and --direct_num_workers."""
@@ -27,10 +23,19 @@ Exit codes: 0 done, 1 the job failed, 2 wrong usage or unreadable input, 3 --fai
 
 
 class Command(NamedTuple):
-    """A command: what it does, an example, and whether it runs a graph and takes Beam's flags."""
+    """A command of the command line.
+
+    Attributes:
+      text: what it does.
+      example: of its use.
+      function: that runs it, as `module:function` of this package. It takes the parsed arguments,
+        and Beam's flags if the command runs a graph, and returns the exit code.
+      has_graph: whether it runs a graph, and so takes Beam's flags.
+    """
 
     text: str
     example: str
+    function: str
     has_graph: bool = False
 
 
@@ -38,55 +43,67 @@ COMMANDS: dict[str, Command] = {
     "run": Command(
         "make the dataset, evaluate models and write the report; skips what is done already",
         "in9 run --output out --input /data/imagenet --models resnet50,efficientnet_lite0",
+        "run:run_main",
         has_graph=True,
     ),
     "generate": Command(
         "make the dataset only",
         "in9 generate --output out --input /data/imagenet --split val,train",
+        "run:run_main",
         has_graph=True,
     ),
     "evaluate": Command(
         "measure the accuracy of models on every variant, and BG-Gap, with intervals",
         "in9 evaluate --dataset out --models resnet50.a1_in1k,resnet18=trained.pth",
+        "run:run_main",
         has_graph=True,
     ),
     "attack": Command(
         "adversarial backgrounds: count foregrounds that some background makes a model get wrong",
         "in9 attack --dataset out --models resnet50 --grid 100",
+        "run:run_main",
         has_graph=True,
     ),
     "saliency": Command(
         "measure how much of a model's saliency lies on the foreground, and draw maps",
         "in9 saliency --dataset out --models resnet50,resnet50=mixed_rand.pth --maps 9",
+        "run:run_main",
         has_graph=True,
     ),
     "train": Command(
         "train a network on a variant; resumes where it was stopped",
         "in9 train --dataset out --variant mixed_rand --arch resnet18 --epochs 50",
+        "train:run_train",
     ),
     "matrix": Command(
         "train on each variant and test on all of them: the train x test matrix",
         "in9 matrix --dataset out --probe --holdout 0.5",
+        "matrix:run_matrix",
     ),
     "models": Command(
         "list the models that can be loaded, or store their weights in a folder",
         "in9 models fetch --models resnet50,hf:microsoft/resnet-50 --to weights",
+        "models:run_models",
     ),
     "report": Command(
         "write tables and page from the results so far",
         "in9 report --dataset out",
+        "report:run_report",
     ),
     "export": Command(
         "write a dataset in the released layout: a folder for each class, masks as .npy",
         "in9 export --dataset out --to bg_challenge",
+        "export_released:run_export",
     ),
     "import": Command(
         "turn data in the released layout into a dataset; finds the true backgrounds",
         "in9 import --from bg_challenge.tar.gz --output released",
+        "import_released:run_import",
     ),
     "verify": Command(
         "check a dataset against its manifest; prints a line for each fault (exit code 1)",
         "in9 verify --dataset out",
+        "verify:run_verify",
     ),
 }
 """Commands by name, in the order of help."""
@@ -102,7 +119,7 @@ class _ShowHelp(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        hidden = [] if values == "all" else [a for a in parser._actions if a.dest not in _CORE]
+        hidden = [] if values == "all" else [a for a in parser._actions if a.dest not in CORE]
         if len(parser._actions) > _MANY and hidden:
             for action in hidden:
                 action.help = argparse.SUPPRESS
@@ -168,12 +185,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", **_says(_ShowVersion, 0), help="show the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (text, example, has_graph) in COMMANDS.items():
-        command = commands.add_parser(
+    for name, command in COMMANDS.items():
+        subparser = commands.add_parser(
             name,
-            help=text,
-            description=f"in9 {name}: {text}.",
-            epilog=f"Example: {example}\n{_RUNNER_NOTE * has_graph}{_EXIT_NOTE}",
+            help=command.text,
+            description=f"in9 {name}: {command.text}.",
+            epilog=f"Example: {command.example}\n{_RUNNER_NOTE * command.has_graph}{_EXIT_NOTE}",
             allow_abbrev=False,
             formatter_class=_help_format,
             prog=f"in9 {name}",
@@ -182,11 +199,11 @@ def build_parser() -> argparse.ArgumentParser:
             add_help=False,
         )
         # Whoever reads the help knows this flag.
-        command.add_argument("-h", "--help", **_says(_ShowHelp, "?"), help=argparse.SUPPRESS)
-        groups: dict[str, argparse._ActionsContainer] = {"": command}
+        subparser.add_argument("-h", "--help", **_says(_ShowHelp, "?"), help=argparse.SUPPRESS)
+        groups: dict[str, argparse._ActionsContainer] = {"": subparser}
         for title, _, flags in sections_of(name):
             if title not in groups:
-                groups[title] = command.add_argument_group(title)
+                groups[title] = subparser.add_argument_group(title)
             for flag in flags:
                 given = {**flag._asdict(), "help": flag.told}
                 given = {key: value for key, value in given.items() if value is not None}

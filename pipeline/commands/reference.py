@@ -88,9 +88,9 @@ _CONFIG = (
 EXIT_CODES = {
     0: "done, or nothing to do. Some of several models may have failed: each has a line on "
     "standard error, and a row with its `error` in the tables",
-    1: "the job failed, or all of its models did; `--fail_if` could not be tested because a model "
-    "failed; `in9 models fetch` could not fetch a model; `in9 verify` found faults. The same "
-    "command resumes where it stopped",
+    1: "the job failed, or all of its models did, or there was no image to run them on; "
+    "`--fail_if` could not be tested because a model failed; `in9 models fetch` could not fetch a "
+    "model; `in9 verify` found faults. The same command resumes where it stopped",
     2: "wrong usage or unreadable input; one line on standard error says what to do",
     3: "a condition of `--fail_if` holds",
 }
@@ -297,7 +297,8 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "worst_ci_low": "lower end of the worst group's interval at the level 1 - 0.05 / groups, "
         "because it was chosen among that many; empty for other groups",
         "worst_ci_high": "upper end of the interval that `worst_ci_low` begins",
-        "is_worst": "whether this is the worst group of the variant, the one with the lowest `ci_high`",
+        "is_worst": "whether this is the worst group of the variant: the one with the lowest "
+        "`ci_high`",
         "bucket": "range of the foreground's share of the picture, as text",
         "fg_low": "lower end of the bucket, inclusive",
         "fg_high": "upper end of the bucket, exclusive except for 1",

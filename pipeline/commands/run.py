@@ -17,7 +17,8 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions
 
 from pipeline.commands.evaluation_flags import check_device
-from pipeline.commands.job_flags import job_from_flags, remember_input
+from pipeline.commands.flags import flags_of
+from pipeline.commands.job_flags import INPUT_NOTE, job_from_flags, remember_input
 from pipeline.commands.works import say_analyses, works_from_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
@@ -41,7 +42,7 @@ from pipeline.report.text_tables import accuracy_table
 from pipeline.runners.dataflow_submission import flags_of_workers, submission_from_flags
 from pipeline.runners.portable import is_portable
 from pipeline.runners.run import pipeline_options, run_pipeline
-from pipeline.runtime.leftovers import remove_leftovers
+from pipeline.runtime.leftovers import remove_leftovers, removed_if_refused
 from pipeline.runtime.lock import DATASET_LOCK, held, with_new_job
 from pipeline.runtime.progress import Progress
 
@@ -66,7 +67,8 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     if getattr(arguments, "dry_run", False):
         return _dry_run(arguments, rest)
     options = pipeline_options(rest)
-    submission = submission_from_flags(arguments, options)
+    paths = [flag.dest for flag in flags_of(arguments.command) if flag.is_path]
+    submission = submission_from_flags(arguments, options, paths)
     arguments = flags_of_workers(arguments, submission)
     if submission is None and not is_portable(options):
         check_device(arguments)
@@ -88,6 +90,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     evaluation = works[0].evaluation if works and works[0].stage == "evaluate" else None
     with contextlib.ExitStack() as stack:
         if generates:
+            stack.enter_context(removed_if_refused(store, INPUT_NOTE))
             remember_input(arguments, store)
             if submission is None:
                 stack.enter_context(held(store, DATASET_LOCK))
@@ -130,6 +133,11 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
         print(describe_published(publishing.place, bool(counters.get("versions_published"))))
     _say_failures(dataset, works, f" (details: {log})" if os.path.exists(log) else "")
     say_summary(store)
+    if works and not any(images["selected"] for images in dataset.manifest.images.values()):
+        raise JobError(
+            "no model was evaluated, because the dataset holds no image; the lines of its splits "
+            "above say why, and what to change"
+        )
     return _judge(conditions, dataset, summaries, evaluation) if evaluation else 0
 
 

@@ -12,6 +12,7 @@ from pipeline.dataset.latest import reading_store, writing_store
 from pipeline.errors import UsageError
 from pipeline.models.checkpoint import read_metadata
 from pipeline.models.stored_index import chosen_folder
+from pipeline.runtime.leftovers import removed_if_refused
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.runtime.progress import duration
 from pipeline.storage.store import WORK_FOLDER, Store
@@ -91,7 +92,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     store = writing_store("output", place)
     _check_output(store)
     started = time.monotonic()
-    with held(store, DATASET_LOCK) as mine:
+    with removed_if_refused(store), held(store, DATASET_LOCK) as mine:
         mine.remove_temporary()
         done = train(dataset, plan, mine, overwrite=arguments.overwrite)
     store.prune(WORK_FOLDER)

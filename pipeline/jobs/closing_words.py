@@ -8,18 +8,8 @@ from pipeline.generate.rejections import advice
 from pipeline.runtime.counters import bytes_written, stage_seconds
 from transforms.filters import Reason
 
-_MADE = (
-    "source_shards_made",
-    "output_shards_made",
-    "commits",
-    "prediction_shards_made",
-    "imagenet_shards_made",
-    "attack_chunks_made",
-    "saliency_shards_made",
-    "images_explained",
-    "versions_published",
-)
-_FAILED = ("evaluate_failed", "imagenet_failed", "attack_failed", "saliency_failed")
+_ALSO_MADE = ("commits", "images_explained", "versions_published")
+"""Counters of finished work whose names do not end with `_made`."""
 
 
 def describe_images(manifest: Manifest) -> list[str]:
@@ -38,26 +28,41 @@ def describe_images(manifest: Manifest) -> list[str]:
         lines.append(line)
         lines += [f"{split}: {line}" for line in advice(manifest, split)]
         if not images["selected"]:
-            hint = "no image is left for the dataset"
-            if manifest.rejections[split].get(Reason.NO_BACKGROUND):
-                hint += (
-                    ": mixed_same needs two images of a class, mixed_next (and --mixed_rand "
-                    "other) two classes; leave variants out with --variants"
-                )
-            lines.append(f"{split}: {hint}")
+            lines.append(f"{split}: {_why_empty(manifest, split)}")
     if manifest.backgrounds:
         fates = ", ".join(f"{n} {status}" for status, n in manifest.backgrounds.items())
         lines.append(f"backgrounds: {sum(manifest.backgrounds.values())} pictures ({fates})")
     return lines
 
 
+def _why_empty(manifest: Manifest, split: str) -> str:
+    """Says why a split holds no image, and what to do."""
+    why = "no image is in the dataset, because "
+    accepted, config = manifest.images[split]["accepted"], manifest.config
+    if accepted:
+        why += f"--per_class {config.compose.per_class} leaves no image a background"
+    else:
+        why += "all of them were rejected"
+    if manifest.rejections[split].get(Reason.NO_BACKGROUND):
+        raised = ", or raise --per_class" if accepted else ", or give more images"
+        return (
+            f"{why}: mixed_same needs two images of a class, mixed_next (and --mixed_rand other) "
+            f"two classes. Leave these variants out with --variants{raised}"
+        )
+    return (
+        f"{why}. docs/reference.md explains each reason; give other images, or change the flags "
+        "that the reason names"
+    )
+
+
 def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: float) -> str:
     """A few lines: images by fate, what was done and written in how long, and whether there
     was anything to do."""
     lines = describe_images(manifest)
-    if not any(counters.get(name) for name in _MADE):
-        # What failed is still to do; who calls says so.
-        if not any(counters.get(name) for name in _FAILED):
+    counted = [name for name, n in counters.items() if n]
+    if not any(name.endswith("_made") or name in _ALSO_MADE for name in counted):
+        # A model that failed is still to be done, and the caller reports it.
+        if not any(name.endswith("_failed") for name in counted):
             lines.append("nothing to do: everything is up to date")
     else:
         done = [

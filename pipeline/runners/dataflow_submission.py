@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import apache_beam as beam
@@ -29,11 +30,6 @@ from pipeline.runtime.lock import DATASET_LOCK, release_if_owned
 from pipeline.storage.files import absolute, files_of, is_remote
 from pipeline.storage.store import Store
 
-_FOLDERS = (
-    *("output", "dataset", "input", "annotations", "exclude", "include"),
-    *("masks", "backgrounds", "weights", "imagenet", "publish"),
-)
-"""Flags that name folders or files, all of which workers must reach."""
 _SUBNETWORK = re.compile(r"(?:.*/)?regions/([^/]+)/subnetworks/[^/]+")
 _KEY = re.compile(r"projects/[^/]+/locations/([^/]+)/keyRings/[^/]+/cryptoKeys/[^/]+")
 _REGION = re.compile(r"[a-z]+-[a-z]+[0-9]+")
@@ -61,13 +57,14 @@ class Submission:
 
 
 def submission_from_flags(
-    arguments: argparse.Namespace, options: PipelineOptions
+    arguments: argparse.Namespace, options: PipelineOptions, paths: Iterable[str]
 ) -> Submission | None:
     """Checks the flags of a job for Dataflow, and fills in what Beam needs to be told.
 
     Args:
       arguments: of `build_parser`.
       options: of Beam; package, disk, labels and name of the job are set here.
+      paths: names of flags whose folders or files workers must reach.
 
     Returns:
       None if the job is not for Dataflow.
@@ -84,7 +81,7 @@ def submission_from_flags(
             if given:
                 raise UsageError(f"--{name} is for --runner=DataflowRunner")
         return None
-    _check_places(arguments, options)
+    _check_places(arguments, options, paths)
     _check_package(options)
     check_gpu(arguments, options)
     _check_options(options)
@@ -145,7 +142,9 @@ def submit(pipeline: beam.Pipeline, submission: Submission, store: Store) -> Pip
     return result
 
 
-def _check_places(arguments: argparse.Namespace, options: PipelineOptions) -> None:
+def _check_places(
+    arguments: argparse.Namespace, options: PipelineOptions, paths: Iterable[str]
+) -> None:
     google = options.view_as(GoogleCloudOptions)
     for name, example in (
         ("project", "PROJECT"),
@@ -158,7 +157,7 @@ def _check_places(arguments: argparse.Namespace, options: PipelineOptions) -> No
         place = getattr(google, name)
         if place and not is_remote(absolute(place)):
             raise UsageError(f"--{name} must be gs://BUCKET/FOLDER: got {place}")
-    for name in _FOLDERS:
+    for name in paths:
         folder = getattr(arguments, name, None)
         if folder and not is_remote(absolute(folder)):
             raise UsageError(

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
 
-from pipeline.errors import JobError, escaped
+from pipeline.errors import JobError, UsageError, escaped
 
 _FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
 
@@ -125,6 +125,10 @@ def in_one_line(log: str, translate: Callable[[Exception], Exception]) -> Iterat
         yield
     except Exception as error:
         translated = translate(error)
+        if isinstance(translated, UsageError):
+            # Its line says all that there is to know.
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(log)
         # The log is missing if the job's dataset folder was removed.
         has_log = os.path.exists(log) and os.path.getsize(log) > 0
         if isinstance(translated, JobError) and has_log and log not in str(translated):

@@ -17,7 +17,9 @@ import os
 import posixpath
 import re
 import time
+from collections.abc import Iterator
 
+from pipeline.errors import UsageError
 from pipeline.runtime.lock import remove_dead_locks
 from pipeline.runtime.progress import Progress
 from pipeline.storage.files import join
@@ -28,6 +30,30 @@ _HEX = "[0-9a-f]{32}"
 _LOG = re.compile(r"[a-z]+-[0-9]+\.log")
 _TEMPORARY = re.compile(rf".+\+{_HEX}")
 _NOTES = re.compile(r".+\+[0-9]+(\+[0-9]*)?")
+
+
+@contextlib.contextmanager
+def removed_if_refused(store: Store, *notes: str) -> Iterator[None]:
+    """Removes a new folder again if the block raises UsageError before it has written a file.
+
+    Args:
+      store: the folder that the block writes into.
+      notes: files that do not count, and are removed as well.
+    """
+    topmost = store.root
+    while not store.is_remote and not os.path.exists(os.path.dirname(topmost)):
+        topmost = os.path.dirname(topmost)
+    is_new, was_used = not store.has_folder(""), store.has_folder(WORK_FOLDER)
+    try:
+        yield
+    except UsageError:
+        files = set(store.walk(""))
+        if not was_used and files <= set(notes):
+            store.delete_all(files)
+            store.prune(WORK_FOLDER)
+        if is_new:
+            Store.at(topmost).prune("")
+        raise
 
 
 def remove_leftovers(store: Store) -> None:

@@ -228,9 +228,9 @@ def test_flags_of_beam_are_for_commands_that_run_a_graph(
 
 
 def test_refusals_write_nothing(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: Path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: Path, small_input: Path
 ) -> None:
-    output = tmp_path / "out"
+    output = tmp_path / "new" / "out"
     line = refusal(capsys, "import", "--from", dataset, "--output", output)
     assert "is not the released layout" in line
     line = refusal(capsys, "import", "--from", tmp_path / "nowhere", "--output", output)
@@ -238,7 +238,17 @@ def test_refusals_write_nothing(
     flags = ("--dataset", dataset, "--variant", "mixed_best", "--train_split", "val")
     line = refusal(capsys, "train", *flags, "--output", output)
     assert "--variant mixed_best: the dataset has" in line
-    assert not output.exists()
+    # Only the graph looks at the images.
+    other = tmp_path / "other"
+    shutil.copytree(small_input, other)
+    shutil.rmtree(other / "val")
+    (other / "val" / "holiday").mkdir(parents=True)
+    line = refusal(capsys, "generate", "--input", other, "--output", output)
+    assert "no image of an ImageNet-9 class" in line
+    assert not output.parent.exists()
+    output.mkdir(parents=True)
+    refusal(capsys, "generate", "--input", other, "--output", output)
+    assert [*output.parent.rglob("*")] == [output]
 
 
 def test_a_home_folder_that_the_shell_left_alone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

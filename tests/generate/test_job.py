@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
+from conftest import ONE, SHARDS, TINY_MODEL, manifest_of, run_in9, stamps
 from soundness import assert_sound
 
 from pipeline.commands.cli import main
@@ -63,7 +63,7 @@ def test_empty_buckets_and_images_without_partners(small_sample: Path, tmp_path:
     output = tmp_path / "out"
     flags = ("--input", small_sample, "--limit", 1, "--images_per_shard", 2)
     done = run_in9("generate", "--output", output, *flags)
-    assert "no image is left for the dataset: mixed_same needs two images" in done.stdout
+    assert "because all of them were rejected: mixed_same needs two images" in done.stdout
     manifest = manifest_of(output)
     assert manifest["rejections"]["val"]["no_background"] >= 8
     assert manifest["images"]["val"]["selected"] == 0
@@ -72,6 +72,21 @@ def test_empty_buckets_and_images_without_partners(small_sample: Path, tmp_path:
     assert len(list(output.glob("parquet/original/*.parquet"))) == shards == 4
     assert not (output / "webdataset").exists()
     assert_sound(output)
+
+
+def test_a_run_without_any_image_fails_and_says_why(small_sample: Path, tmp_path: Path) -> None:
+    flags = ("--input", small_sample, *TINY_MODEL, "--variants", "original,mixed_same", *ONE)
+    rejected = run_in9("run", "--output", tmp_path / "a", *flags, "--max_box", 0.001, check=1)
+    assert "val: no image is in the dataset, because all of them were rejected." in rejected.stdout
+    assert "no model was evaluated, because the dataset holds no image" in rejected.stderr
+    training = tmp_path / "new" / "training"
+    train = ("train", "--dataset", tmp_path / "a", "--train_split", "val", "--output", training)
+    assert "no images of val are left to train on" in run_in9(*train, check=2).stderr
+    assert not training.parent.exists()
+    box = ("--segmenter", "box", "--per_class", 1)
+    alone = run_in9("run", "--output", tmp_path / "b", *flags, *box, check=1)
+    assert "because --per_class 1 leaves no image a background" in alone.stdout
+    assert "or raise --per_class" in alone.stdout
 
 
 def test_splits_keep_to_themselves(small_input: Path, tmp_path: Path) -> None:
