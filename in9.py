@@ -1,4 +1,4 @@
-"""ImageNet-9 from Python: a dataset to read, and its stages for a Beam pipeline of your own.
+"""ImageNet-9 from Python: reads a dataset, and has its stages for custom Beam pipelines.
 
 import in9
 
@@ -6,7 +6,7 @@ dataset = in9.open_dataset("out", "mixed_rand")
 for image, label, meta in dataset:
     ...
 
-What a name needs is imported when it is asked for: to read a dataset, neither Beam nor torch.
+Names import what they need only when used, so reading a dataset imports neither Beam nor torch.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ __all__ = ["Evaluate", "Generate", "open_dataset"]
 def open_dataset(
     path: str | os.PathLike[str], variant: str | None = None, split: str | None = None
 ) -> DatasetReader:
-    """Opens a finished dataset for reading: without Beam, and without torch.
+    """Opens a finished dataset for reading, without Beam and torch.
 
     Args:
-      path: its folder, here or `gs://`; of published versions, the newest is read.
-      variant: such as `mixed_rand`; the first one, mostly `original`, if None.
-      split: such as `val`; that, or the first one, if None.
+      path: the dataset's folder, local or `gs://`, or the folder it is published in, whose newest
+        version is read.
+      variant: for example `mixed_rand`; None for the first one, usually `original`.
+      split: for example `train`; None for `val`, or the first one if there is no `val`.
 
     Raises:
-      UsageError: there is no finished dataset.
-      ValueError: it has no such variant or split; the message lists those that it has.
+      UsageError: the folder holds no finished dataset.
+      ValueError: the dataset has no such variant or split; the message lists the existing ones.
     """
     _check_packages()
     from pipeline.dataset.reading import DatasetReader

@@ -1,7 +1,8 @@
-"""The commands of `in9`: flags, what each makes of them, and what it says."""
+"""The commands of `in9`: their flags, what they do, and what they print."""
 
 import os
 
-# Read when numpy is imported. Its linear algebra (`transforms.power`) is many small steps, after
-# each of which threads would wait for each other: several times the CPU for no less time.
+# numpy reads this when it is imported. Its linear algebra in `transforms.power` consists of many
+# small steps, and threads that wait for each other after each of them use several times the CPU
+# without saving time.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -1,4 +1,4 @@
-"""The command line: `in9`, the same as `python -m pipeline`."""
+"""The entry point of the command line, `in9` or `python -m pipeline`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command.
 
     Args:
-      argv: arguments, those of the process if None.
+      argv: the arguments; None for those of the process.
 
     Returns:
-      The exit code: 0 done; 1 the job failed; 2 wrong usage or unreadable input. Then one
-      line on standard error says what to do. 3 if a condition of `--fail_if` holds, with a
-      line for each that does.
+      The exit code: 0 for done; 1 if the job failed and 2 for wrong usage or unreadable input,
+      with one line on standard error that says what to do; 3 if a condition of `--fail_if`
+      holds, with a line for each one that does.
     """
     words = sys.argv[1:] if argv is None else argv
     _prepare()
@@ -40,18 +40,18 @@ def main(argv: list[str] | None = None) -> int:
             " ".join(["in9", *(word for word in words[:1] if word in COMMANDS)]), error, 2
         )
     try:
-        # What service managers and batch systems send first.
+        # Service managers and batch systems send SIGTERM first.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.redirect_stdout(cast(TextIO, _Visible(sys.stdout))):
             return _run(arguments, rest)
     except KeyboardInterrupt:
         _leave(f"in9 {arguments.command}", "stopped; run the same command again to go on", 1)
         sys.stderr.flush()
-        # Threads in the middle of an image must not keep us.
+        # Do not wait for threads that are in the middle of an image.
         release_all()
         os._exit(1)
     except BrokenPipeError:
-        # The reader of our output has left, as `head` does; nothing more can be said.
+        # The reader of our output has gone, as `head` does, so nothing more can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except UsageError as error:
@@ -61,11 +61,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_process() -> NoReturn:
-    """Runs a command, and ends the process with its exit code."""
+    """Runs a command and ends the process with its exit code."""
     code = main()
     if any(thread.daemon for thread in threading.enumerate()):
-        # A job that failed leaves the runner's threads at work. The interpreter would end
-        # them inside of C++ code, which aborts the process.
+        # A failed job leaves threads of the runner running. If the interpreter ended them inside
+        # C++ code, the process would abort.
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
@@ -75,19 +75,19 @@ def run_process() -> NoReturn:
 
 
 def _prepare() -> None:
-    """Sets what libraries look at when they are imported."""
-    # Before libraries start threads, which would have arenas of their own.
+    """Sets environment variables that libraries read when they are imported."""
+    # Before libraries start threads, each of which would get an arena of its own.
     keep_freed_memory()
-    # Arrow's own allocator is another one beside it, whose share grows with the threads.
+    # Arrow's own allocator would hold memory besides, which grows with the number of threads.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    # A hub that cannot be reached is one line of ours in the end, not two for every attempt.
+    # We report an unreachable hub in one line; the library would print two for every attempt.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
 
 
 def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     if arguments.command in ("train", "matrix"):
-        # Its threads share the cores with processes that load pictures: one that waits for
-        # another must not spin meanwhile. Half of a step's time is lost to that, or more.
+        # Training threads share the cores with processes that load pictures. A thread that spins
+        # while it waits for another costs half of a step's time, or more.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     terminal = logging.StreamHandler()
     terminal.setFormatter(EscapingFormatter("in9: %(levelname)s: %(message)s"))
@@ -96,7 +96,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 class _Visible:
-    """Standard output, with what cannot be seen escaped.
+    """Standard output that escapes invisible characters.
 
     Args:
       stream: the output.
@@ -106,7 +106,7 @@ class _Visible:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Writes a text; returns its length."""
+        """Writes a text and returns its length."""
         self._stream.write(escaped(text))
         return len(text)
 
@@ -114,9 +114,9 @@ class _Visible:
         return getattr(self._stream, name)
 
 
-def _leave(what: str, error: object, code: int) -> int:
-    """Says in one line why a command ends early."""
-    print(escaped(f"{what}: {' '.join(str(error).split())}"), file=sys.stderr)
+def _leave(prefix: str, error: object, code: int) -> int:
+    """Prints one line that says why a command ends early; returns its exit code."""
+    print(escaped(f"{prefix}: {' '.join(str(error).split())}"), file=sys.stderr)
     return code
 
 

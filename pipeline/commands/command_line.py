@@ -1,4 +1,4 @@
-"""From the words of a command line, and the file of flags that they name, to parsed arguments."""
+"""Parses a command line together with the flags of its `--config` file."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ def parse_command_line(words: Sequence[str]) -> tuple[argparse.Namespace, list[s
     """Parses a command line.
 
     Args:
-      words: behind `in9`.
+      words: the words after `in9`.
 
     Returns:
-      (arguments, what is not ours: for Beam).
+      (parsed arguments, the words that are flags of Beam).
 
     Raises:
-      UsageError: the first word that is wrong, or what is wrong with the file.
+      UsageError: a word is wrong, or the file is.
     """
     parser = build_parser()
     arguments, rest = parser.parse_known_args(words)
-    # What may stand before the command has been answered.
+    # Flags before the command, such as --version, have ended the process.
     command, *others = words
     check_rest(command, rest, others)
     if arguments.config is None:
         return arguments, rest
-    given = {flag_of(word) for word in others}
+    given_flags = {flag_of(word) for word in others}
     try:
-        of_file = [
+        file_words = [
             word
             for name, value in _read(absolute(arguments.config)).items()
             for word in _words(command, f"--{name}", value)
-            if flag_of(word) not in given
+            if flag_of(word) not in given_flags
         ]
-        arguments, together = parser.parse_known_args([command, *of_file, *others])
-        check_rest(command, [word for word in together if word in of_file], of_file)
+        arguments, rest = parser.parse_known_args([command, *file_words, *others])
+        check_rest(command, [word for word in rest if word in file_words], file_words)
     except UsageError as error:
         raise UsageError(f"--config {arguments.config}: {error}") from error
-    return arguments, together
+    return arguments, rest
 
 
 def text_of(value: Any) -> str:
-    """A value as one gives it on the command line."""
+    """Returns a value as it is typed on the command line."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
@@ -65,19 +65,19 @@ def _read(path: str) -> Mapping[str, Any]:
         try:
             return tomllib.loads(file.read().decode())
         except ValueError as error:
-            raise UsageError(f"it is no TOML: {error}") from error
+            raise UsageError(f"it is not valid TOML: {error}") from error
 
 
 def _words(command: str, flag: str, value: Any) -> Iterator[str]:
-    """A key and its value as words of a command line."""
+    """Yields a key and its value as words of a command line."""
     if isinstance(value, dict):
         raise UsageError(f"[{flag[2:]}] is a table; keys are flags of in9 {command}")
     if flag in ("--config", "--help"):
-        raise UsageError(f"{flag} is for the command line")
+        raise UsageError(f"{flag} is only for the command line; leave it out of the file")
     if flag_of(flag) in {one.name for one in flags_of(command)}:
         yield f"{flag}={text_of(value)}"
     elif isinstance(value, bool):
-        # Beam's are there or not, and lists of its are flags that are given again.
+        # Beam's switches take no value, and its lists are flags that are given several times.
         yield from [flag] * value
     else:
         yield from (f"{flag}={one}" for one in (value if isinstance(value, list) else [value]))

@@ -1,5 +1,5 @@
-"""The stages as parts of somebody's own Beam pipeline, told what to do by the flags of the command
-line: `in9.Generate` and `in9.Evaluate`."""
+"""`in9.Generate` and `in9.Evaluate`: the stages as transforms for custom Beam pipelines, configured
+by the flags of the command line."""
 
 from __future__ import annotations
 
@@ -27,25 +27,26 @@ from pipeline.runtime.lock import this_process, with_job_of_this_process, with_n
 
 
 class Generate(beam.PTransform):
-    """Makes a dataset, or what is missing of it, and its tables.
+    """Makes a dataset, or the missing part of it, and its tables.
 
-    Nothing, or one element that comes when work may begin -> the dataset's fingerprint, one text.
+    Input: the root of the pipeline, or one element that arrives when work may begin.
+    Output: one text, the dataset's fingerprint.
 
-    While it works, the dataset's lock is held in the name of this process.
+    The job holds the dataset's lock in the name of this process.
 
     Args:
-      output: the dataset's folder, here or `gs://`.
-      flags: those of `in9 generate` by name: `input="/data"`, `split=["val", "train"]`,
+      output: the dataset's folder, local or `gs://`.
+      flags: flags of `in9 generate` by name, for example `input="/data"`, `split=["val", "train"]`,
         `own_background=True`.
 
     Raises:
-      UsageError: the first thing that is wrong, before anything is written.
+      UsageError: an argument is wrong; nothing has been written then.
     """
 
     def __init__(self, output: str | os.PathLike[str], **flags: Any) -> None:
         super().__init__()
-        self.given = {**flags, "output": os.fspath(output)}
-        self._arguments = _parse("generate", self.given)
+        self.flags = {**flags, "output": os.fspath(output)}
+        self._arguments = _parse("generate", self.flags)
         store = with_job_of_this_process(writing_store("output", self._arguments.output))
         self._seen = manifest_state(store)
         self.job = job_from_flags(self._arguments, store)
@@ -66,16 +67,18 @@ class Generate(beam.PTransform):
 
 
 class Evaluate(beam.PTransform):
-    """Evaluates models on a dataset, and writes its tables and page. A model that fails is a row.
+    """Evaluates models on a dataset, and writes its tables and page. A failed model is a row there.
 
-    Nothing, or one element that comes when the dataset is there -> its fingerprint, one text.
+    Input: the root of the pipeline, or one element that arrives when the dataset exists.
+    Output: one text, the dataset's fingerprint.
 
     Args:
-      dataset: its folder, or the `Generate` that makes it in the same pipeline.
-      flags: those of `in9 evaluate` by name: `models=["resnet50", "resnet18=trained.pth"]`.
+      dataset: the dataset's folder, or the `Generate` that makes it in the same pipeline.
+      flags: flags of `in9 evaluate` by name, for example `models=["resnet50",
+        "resnet18=trained.pth"]`.
 
     Raises:
-      UsageError: the first thing that is wrong, before anything is written.
+      UsageError: an argument is wrong; nothing has been written then.
     """
 
     def __init__(self, dataset: str | os.PathLike[str] | Generate, **flags: Any) -> None:
@@ -85,12 +88,12 @@ class Evaluate(beam.PTransform):
             job = dataset.job
             self._store, config, self._taxonomy = job.store, job.config, job.taxonomy
             _parse("evaluate", {**flags, "dataset": self._store.root})
-            arguments = _parse("run", {**dataset.given, **flags})
+            arguments = _parse("run", {**dataset.flags, **flags})
         else:
             arguments = _parse("evaluate", {**flags, "dataset": os.fspath(dataset)})
             self._store = with_new_job(writing_store("dataset", arguments.dataset))
-            there = Dataset.open(self._store)
-            config, self._taxonomy = there.manifest.config, there.taxonomy
+            existing = Dataset.open(self._store)
+            config, self._taxonomy = existing.manifest.config, existing.taxonomy
         evaluation = evaluation_from_flags(arguments, self._store, config, self._taxonomy)
         self._work = EvaluationWork(evaluation, self._taxonomy)
         self._pictures = arguments.pictures
@@ -103,28 +106,30 @@ class Evaluate(beam.PTransform):
         before = manifest.fingerprint if manifest else None
         if isinstance(start, beam.pvalue.PBegin):
             if self._follows:
-                raise UsageError("apply Evaluate to what Generate gives: the dataset is made first")
+                raise UsageError(
+                    "apply Evaluate to the output of Generate, which makes the dataset"
+                )
             start = start | "Once" >> beam.Create([before], reshuffle=False)
         ending = JobSummary("evaluate", store, evaluation.progress, before, evaluation, alone=True)
         main = MainJob(ending, self._taxonomy, self._pictures, works=(self._work,))
         return main.build_after(start)
 
 
-def _parse(command: str, given: Mapping[str, Any]) -> argparse.Namespace:
-    """The arguments of a command of the command line.
+def _parse(command: str, flags: Mapping[str, Any]) -> argparse.Namespace:
+    """Parses flags that are given by name.
 
     Args:
-      command: its name.
-      given: flags by name, with values as Python has them.
+      command: name of the command.
+      flags: Python values by name.
 
     Raises:
-      UsageError: a flag that there is not, or not here, or a value that it does not take.
+      UsageError: a flag does not exist, is not for a stage, or does not take its value.
     """
-    words = [f"--{name}={text_of(value)}" for name, value in given.items() if value is not None]
+    words = [f"--{name}={text_of(value)}" for name, value in flags.items() if value is not None]
     arguments, rest = build_parser().parse_known_args([command, *words])
     for word in rest:
         refuse_near_misses(flag_of(word), flags_of(command))
-    for word in (*rest, *(f"--{name}" for name in AROUND_GRAPH if name in given)):
+    for word in (*rest, *(f"--{name}" for name in AROUND_GRAPH if name in flags)):
         raise UsageError(
             f"{word.partition('=')[0]} is no flag of a stage (see: in9 {command} --help)"
         )

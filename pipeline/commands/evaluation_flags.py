@@ -1,4 +1,4 @@
-"""From flags to an evaluation: which models to run, and how, checked before anything starts."""
+"""Turns flags into an evaluation: which models to run and how, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from transforms.taxonomy import Taxonomy
 def evaluation_from_flags(
     arguments: argparse.Namespace, store: Store, config: DatasetConfig, taxonomy: Taxonomy
 ) -> Evaluation:
-    """Checks the flags of commands that run models against each other and the dataset.
+    """Makes an evaluation from flags, which are checked against each other and the dataset.
 
     Args:
       arguments: of `build_parser`, for `run`, `evaluate`, `attack` or `saliency`.
@@ -34,7 +34,7 @@ def evaluation_from_flags(
       taxonomy: of the dataset.
 
     Raises:
-      UsageError: the first thing that is wrong.
+      UsageError: a flag is wrong.
     """
     weights = chosen_folder(arguments.weights)
     recall = functools.cache(KnownModels(store, weights, taxonomy).recall)
@@ -43,7 +43,7 @@ def evaluation_from_flags(
     if not models:
         raise UsageError("--models names no model")
     for model in models:
-        # What it was when it was last loaded needs no check, and so none of its libraries.
+        # A model that was loaded before needs no check, and so no import of its library.
         if recall(model) is None:
             from pipeline.models.registry import check_fit, check_model
 
@@ -64,30 +64,30 @@ def evaluation_from_flags(
         hints=accelerator_hints(arguments.gpu),
         holdout=arguments.holdout,
         pixel_cache=_pixel_cache(arguments),
-        # What a model looks at is no test of it: saliency has no such flag.
+        # `saliency` has no such flag: it is not a test score, so overlap is allowed.
         allow_overlap=getattr(arguments, "allow_overlap", True),
     )
-    # Where the dataset is still to be made, models are checked when they are run.
+    # If the dataset is still to be made, models are checked when they are run.
     if arguments.command in ("evaluate", "attack"):
         check_entries(models, evaluation.test_on(Dataset.open(store)))
     return evaluation
 
 
 def check_stored(evaluation: Evaluation, why: str) -> None:
-    """Raises UsageError where `--eval_input` asks for other pixels than the stored ones, for what
-    works on these alone; `why` it does."""
+    """Raises UsageError if `--eval_input` is not `stored`, for an analysis that needs the stored
+    pixels; `why` explains the need."""
     if evaluation.predict.eval_input != "stored":
         raise UsageError(f"{why}; leave --eval_input {evaluation.predict.eval_input} out")
 
 
 def check_device(arguments: argparse.Namespace) -> None:
-    """Raises UsageError where models are to run on a GPU of this machine that is not there."""
+    """Raises UsageError if models shall run on a GPU that this machine does not have."""
     if getattr(arguments, "device", None) == "cuda":
         require_cuda("run")
 
 
 def _pixel_cache(arguments: argparse.Namespace) -> int | None:
-    """Bytes, None for the default."""
+    """Returns `--pixel_cache` in bytes; None for the default."""
     megabytes: int | None = getattr(arguments, "pixel_cache", None)
     if megabytes is None:
         return None

@@ -1,7 +1,4 @@
-"""`in9 export`: checks its flags, runs, says what came out.
-
-`in9 export --images`: a figure of some images in all their versions.
-"""
+"""`in9 export`: writes a dataset in the released layout, or with `--images` a figure of images."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ from transforms.variants import is_picture
 
 
 def run_export(arguments: argparse.Namespace) -> int:
-    """Runs the command; returns the exit code.
+    """Runs `in9 export`; returns the exit code.
 
     Raises:
       UsageError: wrong usage.
@@ -50,15 +47,15 @@ def run_export(arguments: argparse.Namespace) -> int:
         clashes=find_clashes((row["key"], row["wnid"]) for row in selected),
         progress=Progress.for_store(target),
     )
-    # The first thing that is written: a run that is killed at once has left an export.
+    # Written first, so that the folder of a run that is killed at once is known as an export.
     target.update(f"{EXPORT_FOLDER}/mark", b"export\n")
-    with held(target, DATASET_LOCK) as mine:
-        mine.remove_temporary()
+    with held(target, DATASET_LOCK) as locked:
+        locked.remove_temporary()
         pictures = len(selected) * len(dataset.variants)
         started = time.monotonic()
         with run_locally(exporting.progress, target.log(f"export-{os.getpid()}")):
             exporting.progress.note_total("export", arguments.split, pictures)
-            exported, removed = export_split(dataclasses.replace(exporting, target=mine))
+            exported, removed = export_split(dataclasses.replace(exporting, target=locked))
         seconds = time.monotonic() - started
     print(f"{arguments.split}: {len(selected)} images, {len(dataset.variants)} variants")
     if exported or removed:
@@ -93,37 +90,37 @@ def _check(dataset: Dataset, target: Store) -> None:
 
 
 def _notes(dataset: Dataset, labels: set[int], is_remote: bool) -> list[str]:
-    """What readers of the export should know."""
+    """Lists what readers of the export should know."""
     notes = []
     classes = enumerate(dataset.taxonomy.names)
     folders = [class_folder(label, name) for label, name in classes if label not in labels]
     if folders and is_remote:
         notes.append(
-            f"no images in {', '.join(folders)}: make these folders in a copy of it, since readers "
-            "number the folders that are there"
+            f"no images in {', '.join(folders)}: create these folders in a local copy, because "
+            "readers number the folders that they find"
         )
     elif folders:
         notes.append(
-            f"no images in {', '.join(folders)}: empty folders, so that others keep their numbers "
-            "(ImageFolder wants allow_empty=True)"
+            f"no images in {', '.join(folders)}: these folders are empty, so that the others keep "
+            "their numbers (ImageFolder needs allow_empty=True)"
         )
     pictures = any(is_picture(name) for name in dataset.variants)
     if dataset.manifest.config.compose.encoding == "png" and pictures:
-        notes.append("the .JPEG files hold PNG, as the dataset does: readers go by the content")
+        notes.append("the .JPEG files hold PNG data, as in the dataset; readers go by the content")
     return notes
 
 
 def export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str) -> None:
-    """Writes the figure.
+    """Writes a figure of images in all their variants.
 
     Args:
       dataset: the dataset.
-      split: that the images are of.
-      keys: of the images, a row each.
-      path: of the file, whose ending says what it becomes.
+      split: split of the images.
+      keys: keys of the images, one for each row of the figure.
+      path: path of the figure, whose ending decides its format.
 
     Raises:
-      UsageError: an image that has no versions, or a file of another kind.
+      UsageError: an image is not in the dataset, or the format is unknown.
       JobError: a picture is broken.
     """
     from pipeline.report.figures.versions import KINDS, versions_figure
@@ -131,15 +128,17 @@ def export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str
     folder, name = os.path.split(path)
     kind = name.rpartition(".")[2].lower().replace("jpeg", "jpg")
     if kind not in KINDS:
-        raise UsageError(f"--to {path}: with --images, a file that ends in .{', .'.join(KINDS)}")
+        raise UsageError(f"--to {path}: --images needs a file that ends in .{', .'.join(KINDS)}")
     target = Store.at(folder or ".")
     variants = dataset.picture_variants
-    found = {name: find_samples(dataset, split, name, keys) for name in variants}
+    samples = {name: find_samples(dataset, split, name, keys) for name in variants}
     for key in keys:
-        if key not in found[variants[0]]:
-            raise UsageError(f"--images {key}: the dataset's {split} has no versions of it")
+        if key not in samples[variants[0]]:
+            raise UsageError(
+                f"--images {key}: split {split} of the dataset does not have this image"
+            )
     try:
-        rows = [[decode_image(found[variant][key].image) for variant in variants] for key in keys]
+        rows = [[decode_image(samples[variant][key].image) for variant in variants] for key in keys]
     except (UndecodableError, TooManyPixelsError) as error:
         raise JobError(f"a stored picture is broken ({error}); see: in9 verify") from error
     heads = [PAPER_NAMES.get(variant, variant) for variant in variants]

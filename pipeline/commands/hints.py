@@ -1,4 +1,4 @@
-"""What is said of words that a command does not take: what was meant, as far as one can tell."""
+"""Refuses words that a command does not take, and suggests what was meant."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pipeline.commands.parser import COMMANDS, underscored
 from pipeline.errors import UsageError
 
 _NEAR_MISS = 0.85
-"""How alike a flag and one of ours are, by difflib, that it is a misspelt one. No flag of Beam's is
-so close to one of ours."""
+"""Similarity, by difflib, from which on a flag counts as a misspelt flag of ours. No flag of Beam
+is that similar to one of ours."""
 
-_SAME = (
+_COUNTERPARTS = (
     ("--output", "--to", "--dataset"),
     ("--dataset", "--output", "--to"),
     ("--to", "--output", "--dataset"),
@@ -30,19 +30,19 @@ _SAME = (
     ("--split", "--eval_split"),
     ("--eval_split", "--split"),
 )
-"""A flag, and what a command calls it that does not have it: the first of these that it has."""
+"""A flag, then the flags that take its place in other commands, best first."""
 
 
 def check_rest(command: str, rest: Sequence[str], words: Sequence[str]) -> None:
-    """Refuses what is neither a flag of a command nor, where it runs a graph, one of Beam's.
+    """Refuses words that are neither flags of a command nor, if it runs a graph, flags of Beam.
 
     Args:
-      command: its name.
-      rest: what the parser did not know.
-      words: behind the command, `rest` among them.
+      command: name of the command.
+      rest: the words that the parser did not know.
+      words: all words after the command.
 
     Raises:
-      UsageError: the first of it, with what was meant.
+      UsageError: a word is refused; the message suggests what was meant.
     """
     if not rest:
         return
@@ -53,8 +53,8 @@ def check_rest(command: str, rest: Sequence[str], words: Sequence[str]) -> None:
             _refuse_sibling(flag_of(word), own)
     has_graph = COMMANDS[command].has_graph
     if not has_graph and not rest[0].startswith("-"):
-        raise UsageError(_of_argument(rest[0], own, words))
-    # Beam announces at import which of its optional parts are not installed.
+        raise UsageError(_describe_argument(rest[0], own, words))
+    # When imported, Beam logs which of its optional parts are not installed.
     logging.disable(logging.WARNING)
     try:
         from pipeline.runners.run import unknown_to_beam
@@ -62,7 +62,7 @@ def check_rest(command: str, rest: Sequence[str], words: Sequence[str]) -> None:
         logging.disable(logging.NOTSET)
     unknown, known = unknown_to_beam(rest)
     if unknown and not unknown[0].startswith("-"):
-        raise UsageError(_of_argument(unknown[0], own, words))
+        raise UsageError(_describe_argument(unknown[0], own, words))
     if unknown:
         flag = flag_of(unknown[0])
         every = [one.name for one in own] + (known if has_graph else [])
@@ -70,24 +70,23 @@ def check_rest(command: str, rest: Sequence[str], words: Sequence[str]) -> None:
         hint = f"; did you mean {close[0]}?" if close else f"; see: in9 {command} --help all"
         raise UsageError(f"unknown flag {flag}{hint}")
     if not has_graph:
-        raise UsageError(f"{rest[0]} is for commands that run a Beam pipeline")
+        raise UsageError(f"{rest[0]} is for commands that run a Beam pipeline; leave it out")
 
 
 def flag_of(word: str) -> str:
-    """The name of a flag, of a word that may hold its value, too."""
+    """Returns the name of a flag, without its value if the word holds one."""
     return underscored(word).partition("=")[0]
 
 
 def refuse_near_misses(flag: str, own: Iterable[Flag]) -> None:
-    """Refuses a misspelt flag of ours without asking Beam, whose import takes its time, whether it
-    knows it.
+    """Refuses a misspelt flag of ours, without the slow import of Beam to ask for its flags.
 
     Args:
-      flag: that the parser did not know.
+      flag: a flag that the parser did not know.
       own: flags of the command.
 
     Raises:
-      UsageError: naming the flag that was meant.
+      UsageError: it is a misspelt one; the message names the flag that was meant.
     """
     known = [one.name for one in own]
     close = difflib.get_close_matches(flag, known, n=1, cutoff=_NEAR_MISS)
@@ -96,21 +95,21 @@ def refuse_near_misses(flag: str, own: Iterable[Flag]) -> None:
 
 
 def _refuse_sibling(flag: str, own: Sequence[Flag]) -> None:
-    """Refuses a flag of other commands, and says what this one calls it."""
+    """Refuses a flag of other commands, and names its counterpart in this one."""
     others = [name for name in COMMANDS if flag in {one.name for one in flags_of(name)}]
     if not others:
         return
     known = {one.name: one for one in own}
-    same = next((names for first, *names in _SAME if first == flag), [])
-    meant = next((known[name] for name in same if name in known), None)
+    counterparts = next((names for first, *names in _COUNTERPARTS if first == flag), [])
+    meant = next((known[name] for name in counterparts if name in known), None)
     if meant:
-        about = meant.help.removesuffix(" (required)")
-        raise UsageError(f"this command has no {flag}; say {meant.name} {meant.metavar}: {about}")
+        text = meant.help.removesuffix(" (required)")
+        raise UsageError(f"this command has no {flag}; say {meant.name} {meant.metavar}: {text}")
     raise UsageError(f"this command has no {flag}, which is a flag of in9 {', '.join(others)}")
 
 
-def _of_argument(argument: str, own: Sequence[Flag], words: Sequence[str]) -> str:
-    """What is said of a word that belongs to no flag."""
+def _describe_argument(argument: str, own: Sequence[Flag], words: Sequence[str]) -> str:
+    """Describes a word that belongs to no flag, and how to write it."""
     before = list(words[: words.index(argument)])
     while before and not before[-1].startswith("--"):
         before.pop()
@@ -127,10 +126,13 @@ def _of_argument(argument: str, own: Sequence[Flag], words: Sequence[str]) -> st
 
 
 def require_cuda(otherwise: str) -> None:
-    """Refuses `--device cuda` where there is none; `otherwise` is what to do without.
+    """Refuses `--device cuda` on a machine without CUDA.
+
+    Args:
+      otherwise: what can be done on a CPU, such as `train`.
 
     Raises:
-      UsageError: saying what is missing.
+      UsageError: CUDA is missing; the message says why.
     """
     import torch
 
@@ -139,6 +141,6 @@ def require_cuda(otherwise: str) -> None:
     why = (
         "this PyTorch was built without CUDA, so install one with it (https://pytorch.org)"
         if torch.version.cuda is None
-        else "PyTorch finds no card: see whether nvidia-smi lists one"
+        else "PyTorch finds no GPU, so check that nvidia-smi lists one"
     )
     raise UsageError(f"--device cuda: {why}, or leave --device out to {otherwise} on the CPU")

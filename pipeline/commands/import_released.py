@@ -1,4 +1,4 @@
-"""`in9 import`: the released layout as a dataset.
+"""`in9 import`: turns data in the released layout into a dataset.
 
 listing -> Examine -> Pool -> Write -> Commit
 """
@@ -34,11 +34,11 @@ from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.taxonomy import imagenet9
 
 _NOTE = f"{WORK_FOLDER}/import.json"
-"""Which listing the dataset was imported from, so that the next run need not look again."""
+"""File with the fingerprint of the imported listing, by which the next run knows it is done."""
 
 
 def run_import(arguments: argparse.Namespace) -> int:
-    """Runs the command; returns the exit code.
+    """Runs `in9 import`; returns the exit code.
 
     Raises:
       UsageError: wrong usage or unreadable input.
@@ -46,19 +46,19 @@ def run_import(arguments: argparse.Namespace) -> int:
     """
     store, source = writing_store("output", arguments.output), absolute(getattr(arguments, "from"))
     _check(store, source)
-    # What can be read in place is looked at before anything is written.
+    # A folder can be listed before anything is written; an archive is unpacked first.
     released = None if is_packed(source) else _listing(arguments, source, store)
-    # The first thing that is written: a run that is killed at once has left an import.
+    # Written first, so that the folder of a run that is killed at once is known as an import.
     store.update(f"{IMPORT_FOLDER}/mark", b"import\n")
     with held(store, DATASET_LOCK) as store:
         store.remove_temporary()
         released = released or _listing(arguments, source, store)
         started = time.monotonic()
-        is_new = not _is_there(store, released)
+        is_new = not _is_imported(store, released)
         if is_new:
             _run(released, store)
         seconds = time.monotonic() - started
-    _say(store, released, is_new, seconds)
+    _print_summary(store, released, is_new, seconds)
     return 0
 
 
@@ -69,7 +69,9 @@ def _check(store: Store, source: str) -> None:
         raise UsageError(f"--output {store.root} lies inside --from {source}")
     manifest = read_manifest(store) or read_manifest(store, PREVIOUS_MANIFEST)
     if manifest is not None and not manifest.config.is_imported:
-        raise UsageError(f"--output {store.root} is a dataset made here; choose another folder")
+        raise UsageError(
+            f"--output {store.root} is a dataset that was not imported; choose another folder"
+        )
     if manifest is None and not store.has_folder(IMPORT_FOLDER) and store.sizes(""):
         raise UsageError(
             f"--output {store.root} is not empty and holds no dataset; choose another folder"
@@ -87,7 +89,7 @@ def _listing(arguments: argparse.Namespace, source: str, store: Store) -> Releas
     )
 
 
-def _is_there(store: Store, released: ReleasedArchive) -> bool:
+def _is_imported(store: Store, released: ReleasedArchive) -> bool:
     manifest = read_manifest(store)
     if manifest is None:
         return False
@@ -110,9 +112,9 @@ def _run(released: ReleasedArchive, store: Store) -> None:
         examined = map_shards(functools.partial(examine_shard, job), released.shards)
         written = []
         for split in job.config.split:
-            of_split = [shard for shard in examined if shard.shard.totals.split == split]
+            shards = [shard for shard in examined if shard.shard.totals.split == split]
             written += map_shards(
-                ShardWriter(job, BackgroundPool.from_shards(of_split)).write, of_split
+                ShardWriter(job, BackgroundPool.from_shards(shards)).write, shards
             )
         commit(job.config, store, job.taxonomy, written)
     dataset = Dataset.open(store)
@@ -121,7 +123,7 @@ def _run(released: ReleasedArchive, store: Store) -> None:
     store.delete_all(path for path in list(store.walk(IMPORT_FOLDER)) if path.endswith(".tar"))
 
 
-def _say(store: Store, released: ReleasedArchive, is_new: bool, seconds: float) -> None:
+def _print_summary(store: Store, released: ReleasedArchive, is_new: bool, seconds: float) -> None:
     dataset = Dataset.open(store)
     print("\n".join(describe_images(dataset.manifest)))
     for split in dataset.manifest.config.split:
@@ -134,7 +136,8 @@ def _say(store: Store, released: ReleasedArchive, is_new: bool, seconds: float) 
 
 
 def _backgrounds(dataset: Dataset, split: str) -> list[str]:
-    """How many true backgrounds were found, how surely, and how many names were wrong."""
+    """Describes, for each variant, how many true backgrounds were found, how surely, and how many
+    file names were wrong."""
     counts: dict[str, Counter[str]] = {
         v: Counter() for v in mixed_variants(dataset.manifest.config)
     }
@@ -159,8 +162,8 @@ def _backgrounds(dataset: Dataset, split: str) -> list[str]:
     for variant, n in counts.items():
         line = f"{split} {variant}: true background of {n['found']} of {n['images']} images found"
         if n["found"]:
-            line += f", {n['renamed']} not the one in the file name; differs by at most "
-            line += f"{worst[variant][0]:.1f} of 255, the next best by at least "
-            line += f"{worst[variant][1]:.1f}"
+            line += f", {n['renamed']} of them not the one in the file name; pixels differ by at "
+            line += f"most {worst[variant][0]:.1f} of 255, those of the next best background by at "
+            line += f"least {worst[variant][1]:.1f}"
         lines.append(line)
     return lines

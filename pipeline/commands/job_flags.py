@@ -1,4 +1,4 @@
-"""From flags to a job: what to generate, checked before anything starts."""
+"""Turns flags into a job that generates a dataset, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ INPUT_NOTE = f"{WORK_FOLDER}/input.json"
 
 
 def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
-    """Makes the job of run and generate: checks flags against each other, the input and the output,
-    and finds where the input lies.
+    """Makes the job of `run` and `generate`: finds the input, and checks the flags against each
+    other, the input and the output.
 
     Args:
       arguments: of `build_parser`, for `run` or `generate`.
       store: the output folder.
 
     Raises:
-      UsageError: the first thing that is wrong.
+      UsageError: a flag is wrong, or does not fit the input or the output.
     """
     taxonomy = read_taxonomy(arguments.taxonomy)
     config = _dataset_config(arguments, taxonomy)
@@ -85,7 +85,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
 
 
 def remember_input(arguments: argparse.Namespace, store: Store) -> None:
-    """Notes where the input lies; the first thing that is written into an output folder.
+    """Writes the location of the input, as the first file in an output folder.
 
     Raises:
       UsageError: the folder cannot be written.
@@ -100,7 +100,7 @@ def remember_input(arguments: argparse.Namespace, store: Store) -> None:
 
 
 def _check_input(given: str | None, store: Store) -> None:
-    """Refuses to turn a dataset into one of the sample because a flag was forgotten."""
+    """Refuses to replace a dataset by one of the sample because `--input` was forgotten."""
     known = read_json(store, INPUT_NOTE, str)
     if given is None and known:
         raise UsageError(
@@ -110,13 +110,13 @@ def _check_input(given: str | None, store: Store) -> None:
 
 
 def _list_paths(arguments: argparse.Namespace) -> dict[str, str]:
-    """Absolute paths of the lists of images that are given, by flag."""
+    """Returns the absolute paths of `--exclude` and `--include`, if given, by flag."""
     given = {name: getattr(arguments, name) for name in ("exclude", "include")}
     return {name: absolute(path) for name, path in given.items() if path}
 
 
 def _check_splits(layouts: Sequence[SplitLayout]) -> None:
-    """Refuses to take the same images of a manifest for several splits."""
+    """Refuses a manifest without splits for several splits, which would share its images."""
     files = [layout.files for layout in layouts if layout.kind == ImageManifest.kind]
     for one in set(files):
         if files.count(one) > 1 and not tells_splits(one[0]):
@@ -127,7 +127,7 @@ def _check_splits(layouts: Sequence[SplitLayout]) -> None:
 
 
 def _masks(arguments: argparse.Namespace, layouts: Sequence[SplitLayout]) -> str | None:
-    """The absolute path that `--masks` names, None without it: a manifest may name masks itself."""
+    """Returns the absolute path of `--masks`; None without it, since a manifest may name masks."""
     takes = takes_masks(arguments.segmenter)
     are_manifests = all(layout.kind == ImageManifest.kind for layout in layouts)
     if takes and arguments.masks is None and are_manifests:
@@ -158,8 +158,8 @@ def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) ->
     if flags["selection"] == "in9l":
         for flag in ("segmenter", "backgrounds"):
             if getattr(arguments, flag) not in (None, SegmentConfig.segmenter):
-                raise UsageError(f"--selection in9l cuts nothing apart: leave --{flag} out")
-        # All that there is of this selection.
+                raise UsageError(f"--selection in9l keeps images whole; leave --{flag} out")
+        # Images of this selection are kept whole, so no other variant exists.
         variants = tuple(name for name in variants if name != "all") or WHOLE
     if arguments.backgrounds:
         flags["backgrounds"] = list_scenes(absolute(arguments.backgrounds)).summary
@@ -172,20 +172,20 @@ def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) ->
 
 
 def _check_output(store: Store, manifest: Manifest | None) -> None:
-    """Refuses a folder with other things in it: Commit removes what is not of the dataset."""
+    """Refuses a folder with foreign files, because Commit would remove them."""
     if store.exists(""):
         raise UsageError(f"--output {store.root} is not a folder")
     if os.path.islink(store.root) and not os.path.exists(store.root):
         raise UsageError(
-            f"--output {store.root} is a link to {os.readlink(store.root)}, which is not there"
+            f"--output {store.root} is a link to {os.readlink(store.root)}, which does not exist"
         )
     for folder in (*DATA_FOLDERS, "results", WORK_FOLDER):
-        store.writable_path(f"{folder}/file")  # Not hours later, when one is written.
+        store.writable_path(f"{folder}/file")  # Refuses a link now, not hours later when writing.
         if store.exists(folder):
             raise UsageError(f"{store.path(folder)} is a file in a folder's place; remove it")
     if manifest is not None and manifest.config.is_imported:
         raise UsageError(
-            f"--output {store.root} was imported, and cannot be made from images; choose another "
+            f"--output {store.root} was imported and cannot be made from images; choose another "
             f"folder, or evaluate it: in9 evaluate --dataset {store.root}"
         )
     if manifest is None and not store.has_folder(WORK_FOLDER) and not _is_empty(store):
@@ -199,12 +199,12 @@ def _is_empty(store: Store) -> bool:
 
 
 def _check_config(old: DatasetConfig, new: DatasetConfig, overwrite: tuple[str, ...]) -> None:
-    """Refuses flags that differ from the dataset's, but for those that `--overwrite` accepts."""
+    """Refuses flags that differ from the dataset's, except those that `--overwrite` accepts."""
     words = dict.fromkeys(old.differing_flags(new), "config")
     if "images_per_shard" in words:
         words["images_per_shard"] = "shards"
     if None not in (old.compose.backgrounds, new.compose.backgrounds):
-        # What the folder holds is input, as what --input holds.
+        # The content of the folder is input, like that of --input.
         words.pop("backgrounds", None)
     differing = [name for name, word in words.items() if word not in overwrite]
     if not differing:

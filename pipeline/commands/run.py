@@ -1,6 +1,6 @@
 """The main job: `in9 run`, `generate`, `evaluate`, `attack` and `saliency`.
 
-Flags are checked, one graph is built and run, and what came out is said.
+It checks the flags, builds and runs one graph, and prints the results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from apache_beam.options.pipeline_options import DirectOptions
 from pipeline.commands.evaluation_flags import check_device
 from pipeline.commands.flags import flags_of
 from pipeline.commands.job_flags import INPUT_NOTE, job_from_flags, remember_input
-from pipeline.commands.works import say_analyses, works_from_flags
+from pipeline.commands.works import print_analyses, works_from_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
 from pipeline.dataset.manifest import read_manifest
@@ -34,7 +34,7 @@ from pipeline.generate.custom_variants import custom_names
 from pipeline.jobs.closing_words import describe_dataset
 from pipeline.jobs.dry_run.dry_run_report import dry_run
 from pipeline.jobs.fail_if import Condition, judge, parse_conditions
-from pipeline.jobs.finish_job import JobSummary, say_summary
+from pipeline.jobs.finish_job import JobSummary, print_summary
 from pipeline.jobs.main_job import MainJob, TakeLock, check_unchanged, manifest_state
 from pipeline.jobs.publish import check_publishing, describe_published
 from pipeline.report import REPORT
@@ -47,15 +47,15 @@ from pipeline.runtime.lock import DATASET_LOCK, held, with_new_job
 from pipeline.runtime.progress import Progress
 
 _NOT_DONE = {"evaluate": "not evaluated", "attack": "not attacked", "saliency": "no saliency"}
-"""By stage, what is said of a model that failed. Of ImageNet its table says it."""
+"""Words for a model that failed, by stage. For ImageNet, its table reports failures."""
 
 
 def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
-    """The commands of the main job.
+    """Runs a command of the main job.
 
     Args:
       arguments: of `build_parser`.
-      rest: what it did not know, for Beam.
+      rest: flags for Beam.
 
     Returns:
       The exit code.
@@ -74,13 +74,13 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
         check_device(arguments)
     generates = arguments.command in ("run", "generate")
     if generates:
-        own = custom_names(arguments.variants)
-        parse_conditions(getattr(arguments, "fail_if", None), own=own)
+        custom = custom_names(arguments.variants)
+        parse_conditions(getattr(arguments, "fail_if", None), custom=custom)
     flag = "output" if generates else "dataset"
     store = with_new_job(writing_store(flag, getattr(arguments, flag)))
     publishing = check_publishing(store, arguments.publish, arguments.keep)
     seen = manifest_state(store)
-    # Before the lock, which needs a folder to lie in.
+    # Checked before the lock is taken, which creates the output folder.
     job = job_from_flags(arguments, store) if generates else None
     dataset = None if generates else Dataset.open(store)
     config = job.config if job else dataset.manifest.config  # type: ignore[union-attr]
@@ -95,7 +95,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             if submission is None:
                 stack.enter_context(held(store, DATASET_LOCK))
                 check_unchanged(store, seen)
-        # Before the job needs the room.
+        # Before the job needs the disk space.
         remove_leftovers(store)
         manifest = read_manifest(store)
         ending = JobSummary(
@@ -118,7 +118,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             lock=TakeLock(store, submission.owner, seen) if submission and job else None,
             publishing=publishing,
         ).build(pipeline)
-        # Several processes may run models at once; the next writer replaces the last one's log.
+        # Several processes may evaluate at once, so each has its own log; there is one writer.
         name = arguments.command if generates else f"{arguments.command}-{os.getpid()}"
         log = store.log(name)
         started = time.monotonic()
@@ -128,11 +128,11 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
         seconds = time.monotonic() - started
     dataset = Dataset.open(store)
     print(describe_dataset(dataset.manifest, counters, seconds))
-    summaries = _say_results(dataset, works)
+    summaries = _print_results(dataset, works)
     if publishing:
-        print(describe_published(publishing.place, bool(counters.get("versions_published"))))
-    _say_failures(dataset, works, f" (details: {log})" if os.path.exists(log) else "")
-    say_summary(store)
+        print(describe_published(publishing.target, bool(counters.get("versions_published"))))
+    _report_failures(dataset, works, f" (details: {log})" if os.path.exists(log) else "")
+    print_summary(store)
     if works and not any(images["selected"] for images in dataset.manifest.images.values()):
         raise JobError(
             "no model was evaluated, because the dataset holds no image; the lines of its splits "
@@ -142,7 +142,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
-    """run and generate with --dry_run."""
+    """Runs `run` or `generate` with `--dry_run`; returns the exit code."""
     workers = pipeline_options(rest).view_as(DirectOptions).direct_num_workers
     store = writing_store("output", arguments.output)
     check_publishing(store, arguments.publish, arguments.keep)
@@ -153,8 +153,8 @@ def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _say_results(dataset: Dataset, works: Sequence[Work]) -> list[dict[str, Any]]:
-    """Says what is now known of all models; returns their summaries."""
+def _print_results(dataset: Dataset, works: Sequence[Work]) -> list[dict[str, Any]]:
+    """Prints the results of all models so far; returns their summaries."""
     summaries, stale = read_summaries(dataset)
     _, failed_before = read_failures(dataset.store, dataset.manifest.fingerprint, "evaluate")
     stale += failed_before
@@ -168,18 +168,18 @@ def _say_results(dataset: Dataset, works: Sequence[Work]) -> list[dict[str, Any]
                 f"again: --models {summary['entry']}"
             )
     if stale:
-        print(f"of an earlier dataset, so not in the tables: {', '.join(stale)}")
-    say_analyses(dataset, works, summaries)
+        print(f"not in the tables, because evaluated on an earlier dataset: {', '.join(stale)}")
+    print_analyses(dataset, works, summaries)
     if works:
         print(f"report: {dataset.store.path(REPORT)}")
     return summaries
 
 
-def _say_failures(dataset: Dataset, works: Sequence[Work], details: str) -> None:
-    """Says which models failed in which stage.
+def _report_failures(dataset: Dataset, works: Sequence[Work], details: str) -> None:
+    """Reports which models failed in which stage.
 
     Raises:
-      JobError: all of them.
+      JobError: all models failed in a stage.
     """
     for work in works:
         if work.stage in _NOT_DONE:
@@ -193,10 +193,10 @@ def _judge(
     summaries: Sequence[Mapping[str, Any]],
     evaluation: Evaluation,
 ) -> int:
-    """The exit code by `--fail_if`, with a line for each model and condition.
+    """Returns the exit code by `--fail_if`, and prints a line for each model and condition.
 
     Raises:
-      JobError: none holds, but some could not be tested.
+      JobError: no condition holds, but some could not be tested.
     """
     failed, _ = read_failures(dataset.store, dataset.manifest.fingerprint, "evaluate")
     verdicts = list(judge(conditions, summaries, failed, evaluation.models, evaluation.how))

@@ -1,7 +1,7 @@
-"""The Dataflow Flex template of `in9 run`, from the flags of the command line.
+"""The specification of the Dataflow Flex template of `in9 run`, made from its flags.
 
-`python -m pipeline.commands.template --image NAME` prints the specification, which lies in a
-bucket and names the image; `deploy/cloudbuild.yaml` puts it there.
+`python -m pipeline.commands.template --image NAME` prints it, and `deploy/cloudbuild.yaml` puts it
+into a bucket.
 https://cloud.google.com/dataflow/docs/guides/templates/configuring-flex-templates
 """
 
@@ -18,16 +18,16 @@ from pipeline.commands.parser import COMMANDS
 
 COMMAND = "run"
 
-# A template only submits: it prints no plan.
+# A template only submits a job, so it cannot print a plan.
 _WITHOUT = frozenset({"dry_run"})
 
-# Flags of Beam that the schedule's request says nothing of: deploy/flex/launch.json.tmpl.
+# Flags of Beam that the scheduled request, deploy/flex/launch.json.tmpl, does not set.
 OF_BEAM = Section(
     "workers",
     (COMMAND,),
     (
         Flag("--num_workers", "N", "workers to begin with (by Dataflow)", type=count),
-        Flag("--network", "NETWORK", "of the workers (default)"),
+        Flag("--network", "NETWORK", "network of the workers (default)"),
         Flag("--dataflow_kms_key", "KEY", "Cloud KMS key of the job's data (Google's own)"),
         Flag("--min_cpu_platform", "PLATFORM", "oldest processor of the workers (by Dataflow)"),
     ),
@@ -40,13 +40,13 @@ _COUNT = "[1-9][0-9]*"
 
 
 def _alternatives(flag: Flag) -> tuple[str, ...]:
-    """The words of a placeholder such as `all|N`; empty if it is not a choice."""
+    """Returns the words of a placeholder such as `all|N`; empty if it is no choice."""
     words = tuple(flag.metavar.split("|"))
     return words if len(words) > 1 or flag.metavar == "N" else ()
 
 
 def _regex(flag: Flag) -> str | None:
-    """What a value looks like, as a POSIX expression; None if it can be anything."""
+    """Returns a POSIX regular expression for the values of a flag; None if it takes any text."""
     if flag.type is boolean:
         return _BOOLEAN
     if flag.metavar in ("DIR", "FILE"):
@@ -57,7 +57,7 @@ def _regex(flag: Flag) -> str | None:
     if flag.type in _NUMBERS:
         return _NUMBERS[flag.type]
     words = _alternatives(flag)
-    # Placeholders are in capitals, as N is; words that stand for themselves are not.
+    # Words in capitals, such as N, are placeholders; others stand for themselves.
     if any(word.isupper() and word != "N" for word in words):
         return None
     parts = [_COUNT if word.isupper() else re.escape(word) for word in words]
@@ -65,7 +65,7 @@ def _regex(flag: Flag) -> str | None:
 
 
 def _kind(flag: Flag) -> dict[str, Any]:
-    """How the console asks for a value."""
+    """Returns the fields that decide how the console asks for a value."""
     if flag.type is boolean:
         return {"paramType": "BOOLEAN"}
     if flag.metavar == "DIR":
@@ -83,7 +83,7 @@ def _kind(flag: Flag) -> dict[str, Any]:
 
 
 def _parameter(flag: Flag, group: str) -> dict[str, Any]:
-    """A flag as a parameter: the same name, the help that `in9 run --help` gives."""
+    """Converts a flag to a parameter of the same name, with the help text of `in9 run`."""
     regex, default = _regex(flag), flag.default_text
     return {
         "name": flag.dest,
@@ -98,7 +98,7 @@ def _parameter(flag: Flag, group: str) -> dict[str, Any]:
 
 
 def parameters() -> list[dict[str, Any]]:
-    """The template's parameters, in the order of `in9 run --help`."""
+    """Returns the template's parameters, in the order of `in9 run --help`."""
     return [
         _parameter(flag, title)
         for title, _, flags in (*sections_of(COMMAND), OF_BEAM)
@@ -108,10 +108,10 @@ def parameters() -> list[dict[str, Any]]:
 
 
 def container_spec(image: str) -> dict[str, Any]:
-    """The template itself, which a launch request names by its address: `ContainerSpec`.
+    """Returns the template itself, a `ContainerSpec`, whose address a launch request names.
 
     Args:
-      image: name and tag, or digest, of the image that `deploy/Dockerfile` makes.
+      image: name, with tag or digest, of the image that `deploy/Dockerfile` builds.
     """
     return {
         "image": image,
@@ -127,7 +127,7 @@ def container_spec(image: str) -> dict[str, Any]:
 def main() -> None:
     """Prints the specification."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--image", metavar="NAME", required=True, help="that the template names")
+    parser.add_argument("--image", metavar="NAME", required=True, help="image of the launcher")
     print(json.dumps(container_spec(parser.parse_args().image), indent=2))
 
 

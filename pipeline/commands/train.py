@@ -1,4 +1,4 @@
-"""`in9 train`: from flags to a training, and what is said of it."""
+"""`in9 train`: trains a network, or with `--probe` a linear probe, on a variant."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from pipeline.training.training_log import LOG
 
 
 def plan_from_flags(arguments: argparse.Namespace, dataset: Dataset) -> TrainPlan:
-    """Checks the flags of train.
+    """Makes the plan of a training from flags, which are checked.
 
     Args:
       arguments: of `build_parser`.
-      dataset: to train on.
+      dataset: the dataset to train on.
 
     Raises:
-      UsageError: the first thing that is wrong.
+      UsageError: a flag is wrong.
     """
     device, precision = choose_device(arguments)
     weights = chosen_folder(arguments.weights)
@@ -41,8 +41,8 @@ def plan_from_flags(arguments: argparse.Namespace, dataset: Dataset) -> TrainPla
     train_split, eval_split = choose_splits(
         dataset, arguments.train_split, arguments.eval_split, arguments.holdout
     )
-    named = {field.name for field in dataclasses.fields(TrainPlan)}
-    flags = {name: value for name, value in vars(arguments).items() if name in named} | {
+    fields = {field.name for field in dataclasses.fields(TrainPlan)}
+    flags = {name: value for name, value in vars(arguments).items() if name in fields} | {
         "device": device,
         "precision": precision,
         "weights": weights,
@@ -57,7 +57,7 @@ def plan_from_flags(arguments: argparse.Namespace, dataset: Dataset) -> TrainPla
 
 
 def _check_output(store: Store) -> None:
-    """Refuses to replace a model of somebody else's."""
+    """Refuses a folder with a model that was not trained here, which would be replaced."""
     if store.exists(""):
         raise UsageError(f"--output {store.root} is not a folder")
     is_ours = not store.exists(MODEL) or store.exists(STATE) or read_metadata(store.path(MODEL))
@@ -69,7 +69,7 @@ def _check_output(store: Store) -> None:
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    """The command `train`.
+    """Runs `in9 train`.
 
     Args:
       arguments: of `build_parser`.
@@ -85,21 +85,25 @@ def run_train(arguments: argparse.Namespace) -> int:
         from pipeline.commands.probe import run_probe
 
         return run_probe(arguments)
-    of = arguments.dataset
-    dataset = Dataset.open(reading_store(of) if arguments.output else writing_store("dataset", of))
+    folder = arguments.dataset
+    dataset = Dataset.open(
+        reading_store(folder) if arguments.output else writing_store("dataset", folder)
+    )
     plan = plan_from_flags(arguments, dataset)
-    place = arguments.output or dataset.store.path(f"{MODELS}/{plan.name}")
-    store = writing_store("output", place)
+    output = arguments.output or dataset.store.path(f"{MODELS}/{plan.name}")
+    store = writing_store("output", output)
     _check_output(store)
     started = time.monotonic()
-    with removed_if_refused(store), held(store, DATASET_LOCK) as mine:
-        mine.remove_temporary()
-        done = train(dataset, plan, mine, overwrite=arguments.overwrite)
+    with removed_if_refused(store), held(store, DATASET_LOCK) as locked:
+        locked.remove_temporary()
+        result = train(dataset, plan, locked, overwrite=arguments.overwrite)
     store.prune(WORK_FOLDER)
-    if not done.is_new:
-        print(f"nothing to do: all {plan.epochs} epochs are trained")
+    if not result.is_new:
+        print(f"nothing to do: all {plan.epochs} epochs have been trained")
     else:
         print(f"time: {duration(time.monotonic() - started)}; log: {store.path(LOG)}")
     holdout = f" --holdout {plan.holdout:g}" if plan.holdout else ""
-    print(f"to evaluate: in9 evaluate --dataset {arguments.dataset} --models {done.entry}{holdout}")
+    print(
+        f"to evaluate: in9 evaluate --dataset {arguments.dataset} --models {result.entry}{holdout}"
+    )
     return 0

@@ -1,4 +1,4 @@
-"""From flags to where and how a network runs while it is trained, for `train` and `matrix`."""
+"""Chooses device, precision and workers of a training from flags, for `train` and `matrix`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _MOST_WORKERS = 16
 
 
 def choose_device(arguments: argparse.Namespace) -> tuple[str, str]:
-    """(device, precision), where the flags leave them open.
+    """Returns (device, precision); `auto` becomes what suits this machine.
 
     Raises:
-      UsageError: there is no GPU, where one is asked for or the precision needs one.
+      UsageError: there is no GPU, but the flags ask for one or for a precision that needs one.
     """
     device, has_gpu = arguments.device, torch.cuda.is_available()
     if device == "cuda":
@@ -28,14 +28,14 @@ def choose_device(arguments: argparse.Namespace) -> tuple[str, str]:
     if precision == "auto":
         if device == "cpu":
             return device, "fp32"
-        # Older cards compute bfloat16 as well, but slowly.
+        # Older GPUs emulate bfloat16, which is slow.
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return device, "bf16" if has_bf16 else "fp16"
     if precision == "fp16" and device == "cpu":
-        raise UsageError("--precision fp16 is for a GPU alone: on a CPU, fp32, tf32 and bf16 do")
+        raise UsageError("--precision fp16 needs a GPU; on a CPU, choose fp32, tf32 or bf16")
     return device, precision
 
 
 def default_workers(device: str) -> int:
-    """How many processes load pictures: on a CPU they take the network's cores."""
+    """Returns how many processes load pictures; on a CPU, they share the network's cores."""
     return 1 if device == "cpu" else min(_MOST_WORKERS, usable_cores())

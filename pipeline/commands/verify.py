@@ -1,4 +1,4 @@
-"""`in9 verify`: says what is wrong with a dataset."""
+"""`in9 verify`: prints the faults of a dataset."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pipeline.storage.store import Store
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
-    """The command `verify`; returns the exit code, 1 if there are faults.
+    """Runs `in9 verify`; returns the exit code, 1 if there are faults.
 
     Raises:
       UsageError: there is no finished dataset.
-      JobError: nor can there be one, since a job is at work on it.
+      JobError: there is none because a job is working on it.
     """
     store = reading_store(arguments.dataset)
     try:
@@ -28,7 +28,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
         job = _job_at_work(arguments.dataset, store)
         if job is None:
             raise
-        raise JobError(f"{job} on {store.root}; verify it when that is done") from error
+        raise JobError(f"{job} on {store.root}; verify it when the job is done") from error
     faults = 0
     for fault in verify(dataset):
         print(fault)
@@ -40,7 +40,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
         advice = (
             "remove the files concerned and run the command that made the dataset again"
             if job is None
-            else f"{job} on it, so these may be none: verify it again when that is done"
+            else f"{job} on it, so these may not be faults; verify it again when the job is done"
         )
         counted = f"{faults} {'fault' if faults == 1 else 'faults'}"
         print(f"in9 verify: {counted}; {advice}", file=sys.stderr)
@@ -49,12 +49,12 @@ def run_verify(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _job_at_work(named: str, store: Store) -> str | None:
-    """Which job changes a dataset now, in words: one that makes it, or that publishes.
+def _job_at_work(folder: str, store: Store) -> str | None:
+    """Describes the job that makes or publishes the dataset now; None if there is none.
 
     Args:
-      named: the folder that the user named.
+      folder: the folder that the user named, where versions may be published.
       store: the dataset in it.
     """
-    holders = (current_holder(store, DATASET_LOCK), current_holder(Store.at(named), PUBLISH_LOCK))
+    holders = (current_holder(store, DATASET_LOCK), current_holder(Store.at(folder), PUBLISH_LOCK))
     return next((f"{holder} is at work" for holder in holders if holder), None)

@@ -1,4 +1,4 @@
-"""From flags to what is done with models: evaluation, accuracy on ImageNet, attack, saliency."""
+"""Turns flags into the works that run models: evaluation, ImageNet, attack and saliency."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from transforms.taxonomy import Taxonomy
 def works_from_flags(
     arguments: argparse.Namespace, store: Store, config: DatasetConfig, taxonomy: Taxonomy
 ) -> tuple[Work, ...]:
-    """Checks the flags that are about models against each other and the dataset.
+    """Makes the works from flags, which are checked against each other and the dataset.
 
     Args:
       arguments: of `build_parser`, for a command of the main job.
@@ -42,10 +42,10 @@ def works_from_flags(
       taxonomy: of the dataset.
 
     Returns:
-      What is done with models, in order; nothing for `generate`.
+      The works in order; none for `generate`.
 
     Raises:
-      UsageError: the first thing that is wrong.
+      UsageError: a flag is wrong.
     """
     command = arguments.command
     if command == "generate":
@@ -57,22 +57,22 @@ def works_from_flags(
         if arguments.imagenet:
             if config.taxonomy is not None:
                 raise UsageError(
-                    "--imagenet is for the trend of ImageNet-9; this dataset has a taxonomy of "
-                    "its own"
+                    "--imagenet is for the trend of ImageNet-9, but this dataset has another "
+                    "taxonomy; leave it out"
                 )
             check_imagenet(arguments.imagenet)
             works.append(ImageNetWork(evaluation, absolute(arguments.imagenet), taxonomy))
-    attacking = _attacking(arguments, evaluation)
-    if attacking:
-        check_stored(evaluation, "an attack composes the stored pixels and feeds them as they are")
+    attack = _attack_plan(arguments, evaluation)
+    if attack:
+        check_stored(evaluation, "an attack composes stored pixels and feeds them as they are")
         check_attacked(config.compose.variants)
         if command == "attack":
-            # Images may be missing, too.
-            open_grid(Dataset.open(store), attacking)
-        works.append(AttackWork(attacking, taxonomy))
+            # Also checks that there are images for the grid.
+            open_grid(Dataset.open(store), attack)
+        works.append(AttackWork(attack, taxonomy))
     plan = _saliency_plan(arguments, evaluation)
     if plan:
-        check_stored(evaluation, "saliency is of the stored pixels, as they are")
+        check_stored(evaluation, "saliency is measured on stored pixels as they are")
         check_explained(config.compose.composed, plan.variant)
         if command == "saliency":
             shown_images(Dataset.open(store), plan)
@@ -80,8 +80,8 @@ def works_from_flags(
     return tuple(works)
 
 
-def _attacking(arguments: argparse.Namespace, evaluation: Evaluation) -> AttackPlan | None:
-    """The attack that a command or --attack asks for."""
+def _attack_plan(arguments: argparse.Namespace, evaluation: Evaluation) -> AttackPlan | None:
+    """Returns the attack that `in9 attack` or `--attack` asks for, if any."""
     if arguments.command == "attack":
         foregrounds, backgrounds = arguments.grid
         return AttackPlan(evaluation, foregrounds, backgrounds, arguments.early_stop)
@@ -90,22 +90,22 @@ def _attacking(arguments: argparse.Namespace, evaluation: Evaluation) -> AttackP
 
 
 def _saliency_plan(arguments: argparse.Namespace, evaluation: Evaluation) -> SaliencyPlan | None:
-    """The saliency that a command or --saliency asks for."""
+    """Returns the saliency that `in9 saliency` or `--saliency` asks for, if any."""
     if arguments.command == "saliency":
         return SaliencyPlan(evaluation, arguments.variant, arguments.maps)
     maps = getattr(arguments, "saliency", None)
     return SaliencyPlan(evaluation, maps=maps) if maps is not None else None
 
 
-def say_analyses(
+def print_analyses(
     dataset: Dataset, works: Sequence[Work], summaries: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Prints what is now known of all models by the analyses that a job was asked for.
+    """Prints the results of all models so far, of the analyses that a job has run.
 
     Args:
-      dataset: as it is.
-      works: of the job.
-      summaries: of all models.
+      dataset: the dataset after the job.
+      works: works of the job.
+      summaries: summaries of all models.
     """
     fingerprint = dataset.manifest.fingerprint
     for work in works:
@@ -117,6 +117,8 @@ def say_analyses(
             stale += read_failures(dataset.store, fingerprint, "attack")[1]
             print(attack_table(attacks))
             if stale:
-                print(f"attacks of an earlier dataset, so not in the tables: {', '.join(stale)}")
+                print(
+                    f"not in the tables, because attacked on an earlier dataset: {', '.join(stale)}"
+                )
         elif work.stage == "saliency":
             print(saliency_table(read_saliency(dataset)))

@@ -1,1 +1,1 @@
-"""Jobs: what one run does as a whole, from taking the lock to publishing."""
+"""Jobs: a run as a whole, from taking the lock to publishing."""

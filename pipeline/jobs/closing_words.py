@@ -1,4 +1,4 @@
-"""What a job says at its end."""
+"""The closing words of a job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ALSO_MADE = ("commits", "images_explained", "versions_published")
 
 
 def describe_images(manifest: Manifest) -> list[str]:
-    """What is to be known first, then a line or two for each split: its images by fate."""
+    """Returns notes on the dataset, then lines for each split: its images by fate."""
     lines = notes_of(manifest)
     for split, images in manifest.images.items():
         reasons = ", ".join(f"{n} {reason}" for reason, n in manifest.rejections[split].items())
@@ -56,8 +56,8 @@ def _why_empty(manifest: Manifest, split: str) -> str:
 
 
 def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: float) -> str:
-    """A few lines: images by fate, what was done and written in how long, and whether there
-    was anything to do."""
+    """Describes images by fate, what was done and written and how long it took, in a few lines, or
+    says that there was nothing to do."""
     lines = describe_images(manifest)
     counted = [name for name, n in counters.items() if n]
     if not any(name.endswith("_made") or name in _ALSO_MADE for name in counted):
@@ -83,7 +83,9 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
         ]
         fallbacks = counters.get("segmenter_fallbacks")
         if fallbacks:
-            lines.append(f"of the images segmented, {fallbacks} by OpenCV instead of our kernels")
+            lines.append(
+                f"{fallbacks} of the images were segmented by OpenCV instead of our kernels"
+            )
         lines.append("done now: " + ", ".join(f"{n} {what}" for what, n in done))
         lines += _describe_shards(counters)
         written = [f"{size(n)} {folder}" for folder, n in bytes_written(counters).items()]
@@ -96,21 +98,21 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
 
 
 def _describe_shards(counters: dict[str, int]) -> list[str]:
-    """How many shards were made, where others were kept."""
+    """Describes how many shards were made; empty if no other shard was kept."""
     parts, any_kept = [], False
-    for name, what in (
+    for name, kind in (
         *(("source_shards", "source"), ("output_shards", "output")),
         ("prediction_shards", "of predictions"),
     ):
         made, kept = (counters.get(f"{name}_{fate}", 0) for fate in ("made", "kept"))
         any_kept |= kept > 0
         if made or kept:
-            parts.append(f"{made} of {made + kept} {what}")
+            parts.append(f"{made} of {made + kept} {kind}")
     return [f"shards made: {', '.join(parts)}"] if any_kept else []
 
 
 def size(count: float) -> str:
-    """A number of bytes as people say it: `640 B`, `12.3 MB`."""
+    """Formats a number of bytes, such as `640 B` or `12.3 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit in ("B", "kB") else f"{count:.1f} {unit}"

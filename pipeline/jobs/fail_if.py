@@ -1,9 +1,9 @@
 """`--fail_if`: conditions on accuracies and BG-Gap that end a job with exit code 3.
 
-A condition holds if the whole 95 % interval satisfies it, not the estimate alone, so that
-chance seldom fails a job. `bg_gap>0.1` asks for a lower bound above 0.1, `original<0.9`
-for an upper bound below 0.9. Of a few images that all end alike, even the interval would satisfy
-some, by chance alone: on fewer than `MIN_IMAGES` no condition holds.
+A condition holds if the whole 95 % interval satisfies it, not only the estimate, so that chance
+seldom fails a job: `bg_gap>0.1` needs a lower bound above 0.1, `original<0.9` an upper bound below
+0.9. On a few images that all end alike, even the interval may satisfy a condition by chance, so no
+condition holds on fewer than `MIN_IMAGES`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transforms.variants import VARIANTS, base_of, is_picture
 
 GAP = "bg_gap"
 MIN_IMAGES = 10
-"""Of fewer, intervals are known to hold the truth in nine cases of ten only (docs/results.md)."""
+"""Below it, intervals cover the truth in only nine of ten cases (docs/results.md)."""
 _EXPRESSION = re.compile(r"(?:(\w+)\s*:)?\s*(\w+)\s*(>=|<=|>|<)\s*(\S+)")
 _COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
@@ -32,8 +32,8 @@ class Condition:
     """A parsed condition.
 
     Attributes:
-      text: as it was given.
-      label_rule: under which the measure is taken.
+      text: the condition as given.
+      label_rule: label rule of the measure.
       measure: `bg_gap`, or a variant, for the accuracy on it.
       comparison: `>`, `>=`, `<` or `<=`.
       limit: a fraction.
@@ -46,31 +46,31 @@ class Condition:
     limit: float
 
     @classmethod
-    def parse(cls, text: str, own: Iterable[str] = ()) -> Condition:
-        """Parses `[LABEL_RULE:]MEASURE COMPARISON LIMIT`; the paper's rule by default.
+    def parse(cls, text: str, custom: Iterable[str] = ()) -> Condition:
+        """Parses `[LABEL_RULE:]MEASURE COMPARISON LIMIT`; the default is the paper's rule.
 
         Args:
           text: the condition.
-          own: names of variants that the dataset has, or that are the user's.
+          custom: names of further variants, such as those of the user.
 
         >>> Condition.parse("bg_gap>0.1").measure
         'bg_gap'
 
         Raises:
-          UsageError: naming the text and what is wrong with it.
+          UsageError: the text is wrong; the message says why.
         """
-        found = _EXPRESSION.fullmatch(text.strip())
-        if found is None:
+        match = _EXPRESSION.fullmatch(text.strip())
+        if match is None:
             raise UsageError(
                 f"--fail_if {text!r}: expected a measure, a comparison and a fraction, such as "
                 "'bg_gap>0.1' (in quotes, or the shell takes > for a redirection)"
             )
-        rule, measure, comparison, limit = found.groups()
+        rule, measure, comparison, limit = match.groups()
         if rule is not None and rule not in LABEL_RULES:
             raise UsageError(
                 f"--fail_if {text!r}: no label rule {rule!r}; known: {', '.join(LABEL_RULES)}"
             )
-        variants = dict.fromkeys(map(base_of, (*VARIANTS, *own)))
+        variants = dict.fromkeys(map(base_of, (*VARIANTS, *custom)))
         known = (GAP, *filter(is_picture, variants))
         if measure not in known:
             if base_of(measure) in known:
@@ -93,49 +93,49 @@ class Condition:
         return cls(text, rule or next(iter(LABEL_RULES)), measure, comparison, value)
 
     def needs(self) -> tuple[str, ...]:
-        """The variants that a dataset must have."""
+        """Returns the variants that a dataset must have."""
         return ("mixed_same", "mixed_rand") if self.measure == GAP else (self.measure,)
 
     def row(self, summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """The row of a summary that it looks at, None if there is none with images."""
-        part = summary.get("gaps" if self.measure == GAP else "accuracy", ())
-        for row in part:
+        """Returns the row of a summary with the measure; None if there is none with images."""
+        rows = summary.get("gaps" if self.measure == GAP else "accuracy", ())
+        for row in rows:
             if row["label_rule"] == self.label_rule and row.get("variant", GAP) == self.measure:
                 return row if row["n"] else None
         return None
 
     def holds(self, value: float) -> bool:
-        """Whether a value satisfies it."""
+        """Returns whether a value satisfies the condition."""
         return bool(_COMPARISONS[self.comparison](value, self.limit))
 
 
 def parse_conditions(
     texts: Sequence[str] | None,
     variants: Iterable[str] | None = None,
-    own: Iterable[str] = (),
+    custom: Iterable[str] = (),
 ) -> tuple[Condition, ...]:
     """Parses all values of `--fail_if`.
 
     Args:
       texts: the values; None if the flag was not given.
-      variants: those that the dataset has, or will have; None if they are not known yet.
-      own: names of variants that are the user's, where that is known already.
+      variants: variants that the dataset has or will have; None if they are not known yet.
+      custom: names of the user's variants that are known already.
 
     Raises:
-      UsageError: the first that is wrong, or that looks at a variant the dataset lacks.
+      UsageError: a condition is wrong, or needs a variant that the dataset lacks.
     """
     if texts is None:
         return ()
     if not texts:
-        raise UsageError("--fail_if names no condition, such as 'bg_gap>0.1'")
+        raise UsageError("--fail_if names no condition; give one such as 'bg_gap>0.1'")
     variants = None if variants is None else tuple(variants)
-    own = (*own, *(variants or ()))
-    conditions = tuple(Condition.parse(text, own) for text in texts)
+    custom = (*custom, *(variants or ()))
+    conditions = tuple(Condition.parse(text, custom) for text in texts)
     if variants is not None:
-        there = set(variants)
+        existing = set(variants)
         for condition in conditions:
             for variant in condition.needs():
-                if variant not in there:
+                if variant not in existing:
                     raise UsageError(
                         f"--fail_if {condition.text!r}: the dataset has no {variant}; see "
                         "--variants"
@@ -145,11 +145,11 @@ def parse_conditions(
 
 @dataclasses.dataclass(frozen=True)
 class ConditionResult:
-    """A condition on a model.
+    """Result of a condition on a model.
 
     Attributes:
-      holds: whether its whole interval satisfies it; None if there is none to test.
-      line: what to say of it.
+      holds: whether the model's whole interval satisfies the condition; None if it has none.
+      line: the result in words.
     """
 
     holds: bool | None
@@ -161,38 +161,35 @@ def judge(
     summaries: Iterable[Mapping[str, Any]],
     failed: Iterable[Mapping[str, Any]],
     entries: Iterable[str],
-    how: Mapping[str, Any],
+    eval_settings: Mapping[str, Any],
 ) -> Iterator[ConditionResult]:
-    """Tests conditions on the models of a job, not on others that the tables list.
+    """Yields the result of each condition on each model of a job, in the order of the models.
 
     Args:
-      conditions: in order.
-      summaries: of the dataset's models.
-      failed: of `read_failures`.
-      entries: of `--models`, as the job evaluated them.
-      how: the `evaluation` of their summaries, at least the entries that tell runs apart.
-
-    Yields:
-      A verdict for each model and condition.
+      conditions: the conditions.
+      summaries: summaries of the dataset's models, also of those that the job did not evaluate.
+      failed: the failures, as of `read_failures`.
+      entries: entries of `--models` that the job evaluated.
+      eval_settings: settings of the job's evaluation, which the summaries must have.
     """
     conditions = tuple(conditions)
     by_entry: dict[str, list[Mapping[str, Any]]] = {entry: [] for entry in entries}
     for summary in summaries:
         evaluation = summary["evaluation"]
         if summary["entry"] in by_entry and all(
-            evaluation.get(name) == value for name, value in how.items()
+            evaluation.get(name) == value for name, value in eval_settings.items()
         ):
             by_entry[summary["entry"]].append(summary)
     errors = {failure["entry"]: failure for failure in failed}
-    for entry, found in by_entry.items():
+    for entry, entry_summaries in by_entry.items():
         for condition in conditions:
             if entry in errors:
-                said = f"{display_name(errors[entry])} failed: {errors[entry]['error']}"
-                yield ConditionResult(None, f"--fail_if {condition.text} is not tested: {said}")
-            elif not found:
+                reason = f"{display_name(errors[entry])} failed: {errors[entry]['error']}"
+                yield ConditionResult(None, f"--fail_if {condition.text} is not tested: {reason}")
+            elif not entry_summaries:
                 yield ConditionResult(None, f"--fail_if {condition.text}: {entry} has no results")
             else:
-                yield from (_judge(condition, summary) for summary in found)
+                yield from (_judge(condition, summary) for summary in entry_summaries)
 
 
 def _judge(condition: Condition, summary: Mapping[str, Any]) -> ConditionResult:
@@ -200,18 +197,18 @@ def _judge(condition: Condition, summary: Mapping[str, Any]) -> ConditionResult:
     row = condition.row(summary)
     if row is None:
         return ConditionResult(
-            None, f"--fail_if {condition.text} is not tested: {name} saw no pictures"
+            None, f"--fail_if {condition.text} is not tested: {name} was shown no pictures"
         )
     value = row["gap"] if condition.measure == GAP else row["accuracy"]
-    interval_does = condition.holds(row["ci_low"]) and condition.holds(row["ci_high"])
-    holds = interval_does and row["n"] >= MIN_IMAGES
+    interval_satisfies = condition.holds(row["ci_low"]) and condition.holds(row["ci_high"])
+    holds = interval_satisfies and row["n"] >= MIN_IMAGES
     verb = "holds" if holds else "does not hold"
     line = (
         f"--fail_if {condition.text} {verb} for {name}: {value:.3f}, "
         f"95 % interval [{row['ci_low']:.3f}, {row['ci_high']:.3f}], n = {row['n']}"
     )
-    if interval_does and not holds:
-        line += f"; on fewer than {MIN_IMAGES} images no condition does"
+    if interval_satisfies and not holds:
+        line += f"; no condition holds on fewer than {MIN_IMAGES} images"
     elif condition.holds(value) and not holds:
         line += "; its interval reaches beyond the limit"
     return ConditionResult(holds, line)

@@ -1,7 +1,6 @@
-"""The end of a job, in its graph: a summary of one line for monitoring, and the lock is given
-back.
+"""The last step of a job's graph: writes a summary for monitoring, and releases the lock.
 
-The summary is a file of the work folder, and a line of the log: `in9 summary: {...}`.
+The summary is a file in the work folder and a line of the log, `in9 summary: {...}`.
 """
 
 from __future__ import annotations
@@ -34,17 +33,18 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class JobSummary:
-    """What is said and done when a job's work is done.
+    """The end of a job: what its summary holds, and what is left to do.
 
     Attributes:
-      command: of the command line.
-      store: the dataset folder, where the summary goes.
-      progress: the job's notes, which go.
-      before: fingerprint of the dataset that the job began with, None if there was none.
-      evaluation: of the models that it evaluated, if any.
-      conditions: of `--fail_if`.
+      command: name of the command.
+      store: the dataset folder, which gets the summary.
+      progress: the progress notes of the job, to be removed.
+      before: fingerprint of the dataset before the job; None if there was none.
+      evaluation: the evaluation of the job; None if it evaluated no models.
+      conditions: conditions of `--fail_if`.
       has_lock: whether the graph holds the dataset's lock.
-      alone: whether nobody waits for the job: a condition that holds then has to fail it.
+      alone: whether nobody waits for the job, so that a condition that holds has to fail the job
+        itself.
     """
 
     command: str
@@ -57,10 +57,10 @@ class JobSummary:
     alone: bool = False
 
     def summary(self) -> dict[str, Any]:
-        """What came out: the dataset, and each model that the job evaluated."""
+        """Returns the summary: the dataset, and each model that the job evaluated."""
         dataset = Dataset.open(self.store)
         manifest = dataset.manifest
-        found: dict[str, Any] = {
+        content: dict[str, Any] = {
             "command": self.command,
             "dataset": manifest.fingerprint,
             "changed": manifest.fingerprint != self.before,
@@ -72,24 +72,24 @@ class JobSummary:
         if self.evaluation is not None:
             entries = self.evaluation.models
             summaries, _ = read_summaries(dataset)
-            how = self.evaluation.how
-            ours = [s for s in summaries if s["entry"] in entries and _is_run(s, how)]
+            settings = self.evaluation.how
+            ours = [s for s in summaries if s["entry"] in entries and _matches(s, settings)]
             failed, _ = read_failures(self.store, manifest.fingerprint, "evaluate")
-            found["models"] = {display_name(s): _figures(s) for s in ours}
-            found["failed"] = errors_of(failed, entries)
-            verdicts = judge(self.conditions, ours, failed, entries, how)
-            held = (verdict.line for verdict in verdicts if verdict.holds)
-            found["fail_if"] = [line.removeprefix("--fail_if ") for line in held]
-        return found
+            content["models"] = {display_name(s): _figures(s) for s in ours}
+            content["failed"] = errors_of(failed, entries)
+            verdicts = judge(self.conditions, ours, failed, entries, settings)
+            lines = (verdict.line for verdict in verdicts if verdict.holds)
+            content["fail_if"] = [line.removeprefix("--fail_if ") for line in lines]
+        return content
 
 
-def _is_run(summary: Mapping[str, Any], how: Mapping[str, Any]) -> bool:
-    """Whether a summary is of a model that was run like that."""
-    return all(summary["evaluation"].get(name) == value for name, value in how.items())
+def _matches(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Returns whether a summary is of a model that was evaluated with these settings."""
+    return all(summary["evaluation"].get(name) == value for name, value in settings.items())
 
 
 def _figures(summary: Mapping[str, Any]) -> dict[str, float]:
-    """BG-Gap and the accuracy on the original pictures, by the paper's label rule."""
+    """Returns BG-Gap and the accuracy on `original`, under the paper's label rule."""
     figures = {}
     for row in summary["accuracy"]:
         if row["label_rule"] == "argmax_then_map" and row["variant"] == "original" and row["n"]:
@@ -110,9 +110,9 @@ class FinishJob(beam.DoFn):
         ending = self._ending
         summary = ending.summary()
         text = json.dumps({"summary": summary}, indent=1, sort_keys=True) + "\n"
-        # Also if it says what it said before: its time tells when a job last ended well.
+        # Written even if unchanged, because its time tells when a job last succeeded.
         ending.store.write(LAST_RUN, text.encode())
-        _LOG.info("%s", _line_of(summary))
+        _LOG.info("%s", _summary_line(summary))
         if ending.alone:
             ending.progress.clear()
         if ending.has_lock:
@@ -122,13 +122,13 @@ class FinishJob(beam.DoFn):
         yield dataset
 
 
-def _line_of(summary: Mapping[str, Any]) -> str:
-    """The line that monitoring looks for."""
+def _summary_line(summary: Mapping[str, Any]) -> str:
+    """Formats the line that monitoring looks for."""
     return f"in9 summary: {json.dumps(summary, sort_keys=True)}"
 
 
-def say_summary(store: Store) -> None:
-    """Prints the line of the job that has just ended, unless a person reads along: the
-    closing words say the same."""
+def print_summary(store: Store) -> None:
+    """Prints the summary of the job that has just ended, except to a terminal, where the closing
+    words say the same."""
     if not sys.stdout.isatty():
-        print(_line_of(json.loads(store.read(LAST_RUN))["summary"]))
+        print(_summary_line(json.loads(store.read(LAST_RUN))["summary"]))

@@ -1,10 +1,6 @@
-"""The graph of all commands that make or evaluate a dataset: what each needs of it, in one.
+"""The graph of all commands that make or evaluate a dataset. Each command uses a part of it.
 
 (lock ->) generate -> stages that run models -> page (-> publish) -> end
-
-The step that publishes, once all else is there.
-
-The first step of a job that its launcher does not stay with: taking the dataset's lock.
 """
 
 from __future__ import annotations
@@ -32,16 +28,16 @@ from transforms.taxonomy import Taxonomy
 
 @dataclasses.dataclass(frozen=True)
 class MainJob:
-    """What a main job does.
+    """The parts of a main job.
 
     Attributes:
-      ending: what is said and done at its end; the dataset is named there.
+      ending: the last step, which also names the dataset.
       taxonomy: the classes.
       pictures: as for `write_report`.
-      job: makes the dataset, if anything is to be made.
-      works: what is done with models, in order.
-      lock: takes the dataset's lock, if the launcher does not hold it.
-      publishing: where it is published, if it is.
+      job: the job that makes the dataset; None if it exists.
+      works: works that run models, in order.
+      lock: the step that takes the dataset's lock; None if the launcher holds it.
+      publishing: where the dataset is published; None if it is not.
     """
 
     ending: JobSummary
@@ -53,13 +49,19 @@ class MainJob:
     publishing: PublishPlan | None = None
 
     def build(self, pipeline: beam.Pipeline) -> None:
-        """Adds all steps."""
+        """Adds all steps to a pipeline."""
         before = self.ending.before
         self.build_after(pipeline | "Start" >> beam.Create([before], reshuffle=False))
 
     def build_after(self, start: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
-        """Adds all steps behind one element, with which work begins: the dataset's fingerprint, if
-        it is not to be made; returns that, when all is done."""
+        """Adds all steps behind a collection of one element, after which work begins.
+
+        Args:
+          start: the dataset's fingerprint; anything if the dataset is to be made.
+
+        Returns:
+          The dataset's fingerprint, when all is done.
+        """
         if self.lock:
             start = start | "TakeLock" >> beam.ParDo(self.lock)
         dataset = start | "Generate" >> GenerateDataset(self.job) if self.job else start
@@ -74,12 +76,12 @@ class MainJob:
 
 
 def _step(step: beam.DoFn) -> beam.PTransform:
-    """A step from the dataset's fingerprint to the same."""
+    """Wraps a step whose input and output are the dataset's fingerprint."""
     return beam.ParDo(step).with_output_types(str)
 
 
 class Publish(beam.DoFn):
-    """Dataset fingerprint -> the same, after `publish`."""
+    """Dataset fingerprint -> the same, after the dataset has been published."""
 
     def __init__(self, publishing: PublishPlan) -> None:
         self._publishing = publishing
@@ -92,24 +94,25 @@ class Publish(beam.DoFn):
 
 
 def manifest_state(store: Store) -> list[str | None]:
-    """Tells one state of a dataset from another: identities of its manifests."""
+    """Returns the identities of a dataset's manifests, which tell one state from another."""
     infos = [store.files.info(store.path(name)) for name in (MANIFEST, PREVIOUS_MANIFEST)]
     return [None if info is None else info.identity for info in infos]
 
 
 def check_unchanged(store: Store, seen: list[str | None]) -> None:
-    """Raises JobError if a dataset is in another state than the one that a job was made for."""
+    """Raises JobError if the `manifest_state` of a dataset is no longer `seen`."""
     if manifest_state(store) != seen:
         raise JobError(f"{store.root} has changed meanwhile. Run the same command again")
 
 
 class TakeLock(beam.DoFn):
-    """Anything -> the same, once the job holds the dataset's lock.
+    """Anything -> the same, once the job holds the dataset's lock. The first step of a job that its
+    launcher does not wait for.
 
     Args:
-      store: the dataset folder, for a job.
-      owner: the job, or the process that has built it.
-      seen: the `manifest_state` that the graph was built for.
+      store: the dataset folder of the job.
+      owner: the job, or the process that built it.
+      seen: the `manifest_state` when the graph was built.
     """
 
     def __init__(self, store: Store, owner: Mapping[str, Any], seen: list[str | None]) -> None:
@@ -118,7 +121,7 @@ class TakeLock(beam.DoFn):
         self._seen = seen
 
     def process(self, element: Any) -> Iterator[Any]:
-        # A runner that repeats this step may have changed the manifest in a later one.
+        # If a runner repeats this step, a later step may have changed the manifest already.
         store, job = self._store, self._store.job
         if not is_held(store, DATASET_LOCK, job):
             acquire(store, DATASET_LOCK, job, self._owner)
@@ -128,6 +131,6 @@ class TakeLock(beam.DoFn):
                 release(store, DATASET_LOCK, job)
                 raise
         if "dataflow" not in self._owner:
-            # Of others, nobody can be asked whether they are over.
+            # Only Dataflow can be asked whether an owner still runs, so others show that they do.
             Renewal(store, DATASET_LOCK, job)
         yield element

@@ -1,10 +1,10 @@
-"""Publishing: a copy of a dataset with its results, which nothing changes any more.
+"""Publishing: copies a dataset with its results to a version that never changes again.
 
-DIR/v-<name>/     a version: dataset, results, report.html, changes.md; its manifest is last
-DIR/latest.json   which versions there are, the newest first; written after that
+DIR/v-<name>/     a version: dataset, results, report.html, changes.md; its manifest is written last
+DIR/latest.json   names of the versions, the newest first; written after the version
 
-The store copies without reading (on one file system by hard links), so what two versions share
-takes its place there once.
+The store copies without reading (by hard links within a file system), so files that two versions
+share take up space only once.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class PublishPlan:
 
     Attributes:
       store: the dataset folder.
-      place: the folder of its versions.
-      keep: how many versions stay beside the newest, None for all.
+      target: the folder of its versions.
+      keep: how many versions to keep besides the newest; None for all.
     """
 
     store: Store
-    place: Store
+    target: Store
     keep: int | None = None
 
 
@@ -56,117 +56,117 @@ def check_publishing(store: Store, directory: str | None, keep: int | None) -> P
     """Checks `--publish` and `--keep`.
 
     Args:
-      store: the dataset folder, which need not be there yet.
-      directory: where it is published, None if it is not.
+      store: the dataset folder, which need not exist yet.
+      directory: folder to publish to; None if the dataset is not published.
       keep: as for `PublishPlan`.
 
     Raises:
-      UsageError: one of them cannot be.
+      UsageError: one of them is wrong.
     """
     if directory is None:
         if keep is not None:
-            raise UsageError("--keep is for what --publish DIR publishes")
+            raise UsageError("--keep N needs --publish DIR, whose versions it counts")
         return None
     if keep is not None and keep < 0:
         raise UsageError(f"--keep must be at least 0: got {keep}")
-    place = Store.at(directory).for_job(store.job)
-    if is_below(place.root, store.root) or is_below(store.root, place.root):
+    target = Store.at(directory).for_job(store.job)
+    if is_below(target.root, store.root) or is_below(store.root, target.root):
         raise UsageError(
-            f"--publish {place.root} and the dataset {store.root} must lie beside each other, not "
-            "one in the other"
+            f"--publish {target.root} and the dataset {store.root} must lie beside each other, not "
+            "one inside the other"
         )
-    if place.exists(""):
-        raise UsageError(f"--publish {place.root} is not a folder")
-    if any(map(place.exists, (MANIFEST, PREVIOUS_MANIFEST))) or any(
-        map(place.has_folder, DATA_FOLDERS)
+    if target.exists(""):
+        raise UsageError(f"--publish {target.root} is not a folder")
+    if any(map(target.exists, (MANIFEST, PREVIOUS_MANIFEST))) or any(
+        map(target.has_folder, DATA_FOLDERS)
     ):
-        raise UsageError(f"--publish {place.root} holds a dataset; choose another folder")
-    finished_versions(place)  # What latest.json says is refused now, or not at all.
-    return PublishPlan(store, place, keep)
+        raise UsageError(f"--publish {target.root} holds a dataset; choose another folder")
+    finished_versions(target)  # Refuses a wrong latest.json now, not at the end of the job.
+    return PublishPlan(store, target, keep)
 
 
 def publish(publishing: PublishPlan) -> bool:
-    """Makes the dataset and its results, as they are, the newest version. Repeatable.
+    """Publishes the dataset and its results as the newest version. It may be repeated.
 
     Returns:
-      Whether it is a version that was not there before.
+      Whether the version is new.
 
     Raises:
-      JobError: another job changes it, or publishes.
+      JobError: another job is changing the dataset, or publishing.
     """
-    with held(publishing.place, PUBLISH_LOCK, wait=_LOCK_SECONDS) as place:
-        remove_leftovers(place)
+    with held(publishing.target, PUBLISH_LOCK, wait=_LOCK_SECONDS) as target:
+        remove_leftovers(target)
         name = _version_name(publishing.store)
-        there = finished_versions(place)
-        for version in dict.fromkeys((*there[:1], name)):
-            # Of the others nothing is read.
-            if version in there and read_manifest(place.below(version)) is None:
-                there.remove(version)
-        for folder in place.files.folders(place.root):
-            # What a killed job left in part, or did not come to remove.
-            if VERSION.fullmatch(folder) and folder not in (name, *there):
-                _remove(place, folder)
-        if name not in there:
-            _copy(publishing.store, place, name, there[0] if there else None)
-        newest = Dataset.open(place.below(name)).manifest.fingerprint
-        older = [version for version in there if version != name]
+        versions = finished_versions(target)
+        for version in dict.fromkeys((*versions[:1], name)):
+            # Other versions are not read.
+            if version in versions and read_manifest(target.below(version)) is None:
+                versions.remove(version)
+        for folder in target.files.folders(target.root):
+            # A killed job left it unfinished, or did not get to remove it.
+            if VERSION.fullmatch(folder) and folder not in (name, *versions):
+                _remove(target, folder)
+        if name not in versions:
+            _copy(publishing.store, target, name, versions[0] if versions else None)
+        newest = Dataset.open(target.below(name)).manifest.fingerprint
+        older = [version for version in versions if version != name]
         kept = older[: publishing.keep]
-        place.update(LATEST, Latest(newest, (name, *kept)).to_json(), durable=True)
+        target.update(LATEST, Latest(newest, (name, *kept)).to_json(), durable=True)
         for version in older[len(kept) :]:
-            _remove(place, version)
-    return name not in there
+            _remove(target, version)
+    return name not in versions
 
 
-def _remove(place: Store, version: str) -> None:
-    # It is whole as long as its manifest is there.
-    place.delete(f"{version}/{MANIFEST}")
-    place.delete_tree(version)
+def _remove(target: Store, version: str) -> None:
+    # A version counts as complete as long as its manifest exists, so the manifest goes first.
+    target.delete(f"{version}/{MANIFEST}")
+    target.delete_tree(version)
 
 
 def _version_name(store: Store) -> str:
-    """Folder of the version that a dataset with its results is. What stands in no JSON file
-    (predictions, tables, figures) is decided by those."""
+    """Returns the folder name of a version, a hash of the manifest and all JSON files of results.
+    The other files (predictions, tables, figures) follow from these."""
     paths = [MANIFEST, *(path for path in store.walk("results") if path.endswith(".json"))]
     return f"v-{fingerprint(paths, in_parallel(store.digest, paths))[:12]}"
 
 
-def _copy(store: Store, place: Store, name: str, before: str | None) -> None:
-    """Copies what a version lacks, and says what is different from another one."""
+def _copy(store: Store, target: Store, name: str, before: str | None) -> None:
+    """Copies the files that a version lacks, and describes its changes since another version."""
     dataset, manifest = Dataset.open(store), store.read(MANIFEST)
-    there = place.sizes(name)
+    existing = target.sizes(name)
     files = {file.path: file.bytes for file in dataset.manifest.files}
-    paths = [path for path, size in files.items() if there.get(f"{name}/{path}") != size]
+    paths = [path for path, size in files.items() if existing.get(f"{name}/{path}") != size]
     paths += store.walk("results")
     paths += [REPORT] if store.exists(REPORT) else []
-    place.delete_all(sorted(there.keys() - {f"{name}/{path}" for path in (*files, *paths)}))
-    store.copy_into(place, [(path, f"{name}/{path}") for path in paths])
+    target.delete_all(sorted(existing.keys() - {f"{name}/{path}" for path in (*files, *paths)}))
+    store.copy_into(target, [(path, f"{name}/{path}") for path in paths])
     if before is not None:
-        old = place.below(before)
+        old = target.below(before)
 
         def compare() -> str:
             return to_markdown(
                 describe_changes(State.from_dataset(Dataset.open(old)), State.from_dataset(dataset))
             )
 
-        # A version that was damaged is no reason not to publish the next one.
+        # A damaged version must not keep the next one from being published.
         text = read_intact(old, "", compare)
         if text is not None:
-            place.write(f"{name}/{CHANGES}", text.encode())
+            target.write(f"{name}/{CHANGES}", text.encode())
     if _version_name(store) != name:
         raise JobError(
-            f"{store.root} has changed while it was published; call it again, or: in9 report "
-            f"--dataset {store.root} --publish {place.root}"
+            f"{store.root} has changed while it was published; run the command again, or: "
+            f"in9 report --dataset {store.root} --publish {target.root}"
         )
-    place.write(f"{name}/{MANIFEST}", manifest, durable=True)
+    target.write(f"{name}/{MANIFEST}", manifest, durable=True)
 
 
-def describe_published(place: Store, is_new: bool) -> str:
-    """Closing lines: which version is the newest now, and what is different in a new one."""
-    newest, *older = finished_versions(place)
+def describe_published(target: Store, is_new: bool) -> str:
+    """Describes the newest version, and what a new one has changed, in closing lines."""
+    newest, *older = finished_versions(target)
     verb = "published" if is_new else "published already"
-    lines = [f"{verb}: {place.path(newest)} (older ones: {len(older)})"]
+    lines = [f"{verb}: {target.path(newest)} (older ones: {len(older)})"]
     changes = f"{newest}/{CHANGES}"
-    if is_new and place.exists(changes):
-        words = summary_of(place.read(changes).decode())
-        lines.append(f"changed since the last version: {words}; see {place.path(changes)}")
+    if is_new and target.exists(changes):
+        words = summary_of(target.read(changes).decode())
+        lines.append(f"changed since the last version: {words}; see {target.path(changes)}")
     return "\n".join(lines)

@@ -200,7 +200,7 @@ def test_outputs_that_would_be_harmed_are_refused(
     assert "not empty" in refusal(capsys, "generate", "--output", other)
     assert "is not a folder" in refusal(capsys, "generate", "--output", other / "chapter.txt")
     (tmp_path / "link").symlink_to(tmp_path / "gone")
-    assert "which is not there" in refusal(capsys, "generate", "--output", tmp_path / "link")
+    assert "which does not exist" in refusal(capsys, "generate", "--output", tmp_path / "link")
 
 
 def test_outputs_of_others_are_left_alone(

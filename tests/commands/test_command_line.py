@@ -77,9 +77,9 @@ def test_every_command_takes_a_file_of_its_own_flags(
         ("direct_num_worker = 3", "did you mean --direct_num_workers?"),
         ('image_size = "large"', "argument --image_size: invalid int value: 'large'"),
         ("[run]\nlimit = 3", "[run] is a table; keys are flags of in9 run"),
-        ('config = "other.toml"', "--config is for the command line"),
-        ("limit", "it is no TOML"),
-        ("\udcff", "it is no TOML"),
+        ('config = "other.toml"', "--config is only for the command line"),
+        ("limit", "it is not valid TOML"),
+        ("\udcff", "it is not valid TOML"),
     ],
 )
 def test_files_that_hold_something_else_are_refused(

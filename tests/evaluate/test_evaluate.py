@@ -265,7 +265,10 @@ def test_native_results_stand_beside_stored_ones(tiny_input: Path, tmp_path: Pat
         assert f"Missing: {name} has not been evaluated on {lost} since" in page
     again = ("--input", tiny_input, "--output", output, *flags, "--overwrite=config")
     done = run_in9("generate", *again, "--jpeg_quality", 90)
-    assert "of an earlier dataset, so not in the tables: efficientnet_lite0" in done.stdout
+    assert (
+        "not in the tables, because evaluated on an earlier dataset: efficientnet_lite0"
+        in done.stdout
+    )
     assert table(output / "results" / "summary.csv") == []
     page = (output / "report.html").read_text()
     assert "evaluated on an earlier dataset: efficientnet_lite0" in page

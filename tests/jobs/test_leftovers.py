@@ -156,7 +156,7 @@ def test_verify_says_that_a_job_is_at_work(
     with held(store, DATASET_LOCK):
         said = verified("out")
         assert f"1 fault; process {os.getpid()} on " in said
-        assert "is at work on it, so these may be none: verify it again" in said
+        assert "is at work on it, so these may not be faults; verify it again" in said
         assert "remove" not in said
     # A killed job is not at work.
     acquire(store, DATASET_LOCK, "0f" * 16, {**this_process(), "pid": 2**22 + 1})
@@ -170,4 +170,4 @@ def test_verify_says_that_a_job_is_at_work(
     assert "holds no finished dataset" in verified("out")
     with held(store, DATASET_LOCK):
         said = verified("out")
-        assert f"is at work on {store.root}; verify it when that is done" in said
+        assert f"is at work on {store.root}; verify it when the job is done" in said

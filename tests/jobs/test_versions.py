@@ -158,14 +158,14 @@ def publishing(one_worker: Path, tmp_path: Path) -> PublishPlan:
 def names_of(publishing: PublishPlan) -> list[str]:
     """Publishes the dataset; returns the names of its versions."""
     publish(publishing)
-    names: list[str] = latest_of(Path(publishing.place.root))["versions"]
+    names: list[str] = latest_of(Path(publishing.target.root))["versions"]
     return names
 
 
 def test_a_version_is_whole_or_has_no_manifest(
     publishing: PublishPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, place = LocalFiles.copy, Path(publishing.place.root)
+    whole, place = LocalFiles.copy, Path(publishing.target.root)
     for copied in (0, 5, 40, 1000):
         left = iter(range(copied))
 
@@ -189,7 +189,7 @@ def test_a_version_is_whole_or_has_no_manifest(
                 assert publish(publishing)
     (version,) = place.glob("v-*")
     assert_sound(place)
-    assert reading_store(str(place)) == publishing.place.below(version.name)
+    assert reading_store(str(place)) == publishing.target.below(version.name)
     assert not (version / "left").exists()
     # A job that was killed while it published another state leaves such a folder.
     half = place / "v-0123456789ab"
@@ -204,7 +204,7 @@ def test_a_version_is_whole_or_has_no_manifest(
 def test_a_killed_job_lists_or_removes_what_it_has_finished(
     publishing: PublishPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = publishing.place
+    place = publishing.target
     (first,) = names_of(publishing)
     publishing.store.write("results/model/attack.json", b"{}")
 
@@ -236,7 +236,7 @@ def test_a_killed_job_lists_or_removes_what_it_has_finished(
 def test_a_job_that_has_lost_its_lock_announces_and_removes_nothing(
     publishing: PublishPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place, whole = publishing.place, Store.update
+    place, whole = publishing.target, Store.update
 
     def publish_late(*, before: bool) -> None:
         def update(self: Store, path: str, data: bytes, **how: Any) -> bool:
@@ -268,7 +268,7 @@ def test_a_job_that_has_lost_its_lock_announces_and_removes_nothing(
 def test_what_changes_meanwhile_is_not_published(
     publishing: PublishPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, place = LocalFiles.copy, Path(publishing.place.root)
+    whole, place = LocalFiles.copy, Path(publishing.target.root)
 
     def copy(self: LocalFiles, source: str, target: str) -> None:
         publishing.store.update("results/model/model.json", b"{}")
@@ -276,7 +276,9 @@ def test_what_changes_meanwhile_is_not_published(
 
     with monkeypatch.context() as patch:
         patch.setattr(LocalFiles, "copy", copy)
-        with pytest.raises(JobError, match="has changed while it was published; call it again"):
+        with pytest.raises(
+            JobError, match="has changed while it was published; run the command again"
+        ):
             publish(publishing)
     assert not list(place.glob("v-*/manifest.json"))
     assert publish(publishing)
@@ -301,7 +303,7 @@ def test_results_are_versions_too(
     assert page == (output / "report.html").read_text()
     changes = (second / "changes.md").read_text()
     assert f"# What has changed\n\nnew models: {NAME}\n" in changes
-    assert "is the same; results on it are others." in changes
+    assert "is the same; only results on it have changed." in changes
     capsys.readouterr()
     on_results("report")
     assert f"published already: {second} (older ones: 1)" in capsys.readouterr().out
@@ -330,7 +332,7 @@ def test_nothing_writes_into_what_is_published(
     publishing: PublishPlan, small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (name,) = names_of(publishing)
-    place = Path(publishing.place.root)
+    place = Path(publishing.target.root)
     (tmp_path / "current").symlink_to(place / name)
     before = stamps(place)
     commands = (
@@ -357,12 +359,12 @@ def test_nothing_writes_into_what_is_published(
 def test_where_nothing_can_be_published_is_refused_at_once(
     publishing: PublishPlan, small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store, place = publishing.store, publishing.place
+    store, place = publishing.store, publishing.target
     publish(publishing)
     assert check_publishing(store, None, None) is None
     assert check_publishing(store, place.root, 3) == PublishPlan(store, place, 3)
     beside = str(tmp_path / "another")
-    with pytest.raises(UsageError, match="--keep is for what --publish DIR publishes"):
+    with pytest.raises(UsageError, match="--keep N needs --publish DIR"):
         check_publishing(store, None, 1)
     with pytest.raises(UsageError, match="at least 0: got -1"):
         check_publishing(store, beside, -1)
@@ -465,17 +467,17 @@ def test_versions_in_object_storage_are_copied_by_it(
         patch.setenv("STORAGE_EMULATOR_HOST", address)
         patch.setattr("pipeline.storage.gcs_requests._clients", {})
         there = PublishPlan(Store(f"gs://{BUCKET}/made"), Store(f"gs://{BUCKET}/published"), keep=0)
-        # This first copy passes through this process; the store makes all later ones.
-        assert publish(PublishPlan(local, there.place))
-        (name,) = finished_versions(there.place)
-        there.place.below(name).copy_into(
+        # From here, content passes through this process; afterwards, none does.
+        assert publish(PublishPlan(local, there.target))
+        (name,) = finished_versions(there.target)
+        there.target.below(name).copy_into(
             there.store, [(path, path) for path in local.sizes("") if ".in9" not in path]
         )
-        assert reading_store(there.place.root).digest(MANIFEST) == local.digest(MANIFEST)
-        assert_sound(there.place.root)
-        before = [info.identity for info in GcsFiles().walk(there.place.root)]
+        assert reading_store(there.target.root).digest(MANIFEST) == local.digest(MANIFEST)
+        assert_sound(there.target.root)
+        before = [info.identity for info in GcsFiles().walk(there.target.root)]
         assert not publish(there)
-        assert [info.identity for info in GcsFiles().walk(there.place.root)] == before
+        assert [info.identity for info in GcsFiles().walk(there.target.root)] == before
         there.store.write("results/model/attack.json", b"{}")
         copied, whole = [], GcsFiles.copy
 
@@ -487,7 +489,7 @@ def test_versions_in_object_storage_are_copied_by_it(
         assert publish(there)
         files = Dataset.open(local).manifest.files
         assert set(copied) >= {there.store.path(file.path) for file in files}
-        assert finished_versions(there.place) != [name]
-        assert there.place.below(name).sizes("") == {}
-        assert_sound(there.place.root)
-        assert "none in images, none in accuracies" in describe_published(there.place, True)
+        assert finished_versions(there.target) != [name]
+        assert there.target.below(name).sizes("") == {}
+        assert_sound(there.target.root)
+        assert "none in images, none in accuracies" in describe_published(there.target, True)

@@ -569,7 +569,7 @@ def test_wildcards_stand_for_names_with_imagenet_weights() -> None:
     assert "open_clip:ViT-B-32:openai" in expand_models(["open_clip:ViT-B-32:*"])
     for name in (*found[:3], *tags[:3]):
         check_model(name)
-    with pytest.raises(UsageError, match=r"resnut\*: no name with weights for ImageNet matches"):
+    with pytest.raises(UsageError, match=r"resnut\*: no model with ImageNet weights matches"):
         expand_models(["resnut*"])
 
 
@@ -679,7 +679,7 @@ def test_fetched_weights_are_the_models_themselves(
     # CLIP is left out because its prompts take a while.
     again = [spec for spec in models if not spec.startswith("open_clip:")]
     assert in9("models", "fetch", "--models", ",".join(again), "--to", folder) == 0
-    assert capsys.readouterr().out.count(": there already, sha256 ") == len(again)
+    assert capsys.readouterr().out.count(": already stored, sha256 ") == len(again)
     assert files == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
 
     shutil.rmtree(gone)

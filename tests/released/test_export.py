@@ -167,7 +167,10 @@ def test_a_figure_shows_the_images_in_all_versions(sample_run: Path, tmp_path: P
             assert min(differences, key=lambda of: differences[of]) == (key, variant)
     for said, words in (
         ("ends in .pdf, .png, .jpg", (*flags, tmp_path / "figure.tif")),
-        ("val has no versions of it", (*flags[:-2], "nowhere", "--to", tmp_path / "x.pdf")),
+        (
+            "split val of the dataset does not have this image",
+            (*flags[:-2], "nowhere", "--to", tmp_path / "x.pdf"),
+        ),
     ):
         refused = run_in9(*words, check=2)
         assert said in refused.stderr

@@ -261,7 +261,7 @@ def test_stopped_and_resumed_it_gives_the_same_bytes_with_any_number_of_workers(
     assert re.findall(r"epoch (\d) of 8: loss", said) == [str(n) for n in range(done + 1, 9)]
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
     state = (tmp_path / "state.pth").read_bytes()
-    assert "nothing to do: all 8 epochs are trained" in train(drawn, tmp_path, *flags)
+    assert "nothing to do: all 8 epochs have been trained" in train(drawn, tmp_path, *flags)
     assert (tmp_path / "state.pth").read_bytes() == state
     one, two = (path / "model.safetensors" for path in (trained, tmp_path))
     assert one.read_bytes() == two.read_bytes()
@@ -411,7 +411,7 @@ def test_a_shard_without_its_picture_is_one_line(drawn: Path, tmp_path: Path) ->
         (("--holdout", "1"), "--holdout must be between 0 and 1: got 1.0"),
         (("--lr", "0"), "--lr must be above 0: got 0.0"),
         (("--workers", "-1"), "--workers must be at least 0: got -1"),
-        (("--precision", "fp16", "--device", "cpu"), "--precision fp16 is for a GPU alone"),
+        (("--precision", "fp16", "--device", "cpu"), "--precision fp16 needs a GPU"),
         pytest.param(
             ("--device", "cuda"),
             "leave --device out to train on the CPU",

@@ -1,4 +1,4 @@
-"""What is different between two states of a dataset, and why.
+"""Differences between two states of a dataset, and their causes.
 
 states of two versions -> images, accuracies, causes -> text
 """

@@ -1,4 +1,4 @@
-"""How accuracies have changed between two states of a dataset, over the images in both."""
+"""Changes of accuracies between two states of a dataset, over the images in both."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from transforms.variants import draws_of
 
 
 def _model_causes(before: Summary, after: Summary) -> list[str]:
-    """What differs between two evaluations of a model, apart from the dataset: `weights`,
-    `evaluation` (flags, device, preprocessing), `code` (the stage's version)."""
+    """Names what differs between two evaluations of a model, apart from the dataset: `weights`,
+    `evaluation` (flags, device, preprocessing), `code` (version of the stage)."""
     causes = []
     if before["weights_sha256"] != after["weights_sha256"]:
         causes.append("weights")
@@ -39,16 +39,17 @@ def _model_causes(before: Summary, after: Summary) -> list[str]:
 def compare_accuracies(
     before: State, after: State, dataset_causes: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """Differences of each model that was evaluated in both states.
+    """Yields the differences of each model that was evaluated in both states.
 
     Args:
       before, after: the states.
-      dataset_causes: why the datasets differ, empty if they do not.
+      dataset_causes: why the datasets differ; empty if they do not.
 
     Yields:
-      `model`, `causes`, `n` images in both, and `rows`, under the paper's label rule: `variant`
-      (or `bg_gap`), `difference` = accuracy (or gap) after - before on those images, with the
-      95 % interval of a paired bootstrap, of what the model has predictions of in both.
+      `model`, `causes`, `n` (images in both), and `rows` under the paper's label rule, one for each
+      variant that the model has predictions for in both: `variant` (or `bg_gap`) and `difference`,
+      accuracy (or gap) after - before on these images, with the 95 % interval of a paired
+      bootstrap, `ci_low` and `ci_high`.
     """
     for folder, summary in after.summaries.items():
         was = before.summaries.get(folder)
@@ -67,17 +68,17 @@ def compare_accuracies(
 def _differences(
     before: State, was: Summary, after: State, summary: Summary
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Number of images in both, and a row for each quantity of both."""
+    """Returns the number of images in both states, and a row for each variant in both."""
     old_images = EvalImages.read(before.dataset, *tested_part(was))
     new_images = EvalImages.read(after.dataset, *tested_part(summary))
     old = _values(read_predictions(before.dataset, old_images, was).by_rule[PAPER_RULE])
     new = _values(read_predictions(after.dataset, new_images, summary).by_rule[PAPER_RULE])
-    places = old_images.positions(pa.chunked_array([new_images.keys]))
-    shared = np.flatnonzero(places >= 0)
+    positions = old_images.positions(pa.chunked_array([new_images.keys]))
+    shared = np.flatnonzero(positions >= 0)
     names = [name for name in new if name in old]
     if not len(shared) or not names:
         return 0, []
-    first = np.column_stack([old[name][places[shared]] for name in names])
+    first = np.column_stack([old[name][positions[shared]] for name in names])
     second = np.column_stack([new[name][shared] for name in names])
     estimate = (second - first).mean(axis=0)
     sums, sizes, units = sum_units(second - first, [new_images.units[i] for i in shared])
@@ -86,21 +87,21 @@ def _differences(
     rows = [
         {
             "variant": variant,
-            "difference": float(estimate[place]),
-            "ci_low": float(low[place]),
-            "ci_high": float(high[place]),
+            "difference": float(estimate[column]),
+            "ci_low": float(low[column]),
+            "ci_high": float(high[column]),
         }
-        for place, variant in enumerate(names)
+        for column, variant in enumerate(names)
     ]
     return len(shared), rows
 
 
-def _values(answers: Predictions) -> dict[str, Floats]:
-    """(n,) of each image: the share of a variant's draws that are right, and its gap."""
-    found: dict[str, Floats] = {
-        variant: np.mean([answers.correct(name) for name in draws], axis=0)
-        for variant, draws in draws_of(answers.predictions).items()
+def _values(predictions: Predictions) -> dict[str, Floats]:
+    """Computes for each image the share of correct draws of each variant, (n,), and the gap."""
+    values: dict[str, Floats] = {
+        variant: np.mean([predictions.correct(name) for name in draws], axis=0)
+        for variant, draws in draws_of(predictions.predictions).items()
     }
-    if "mixed_same" in found and "mixed_rand" in found:
-        found[BG_GAP] = found["mixed_same"] - found["mixed_rand"]
-    return found
+    if "mixed_same" in values and "mixed_rand" in values:
+        values[BG_GAP] = values["mixed_same"] - values["mixed_rand"]
+    return values

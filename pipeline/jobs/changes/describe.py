@@ -1,7 +1,4 @@
-"""What is different between two states of a dataset, and why.
-
-What has changed as people read it: changes.md, and a line of the closing words.
-"""
+"""Describes the changes between two states of a dataset: changes.md, and a closing line."""
 
 from __future__ import annotations
 
@@ -16,13 +13,13 @@ from transforms.scoring import PAPER_RULE
 
 
 def describe_changes(before: State, after: State) -> dict[str, Any]:
-    """What changes.md says.
+    """Collects the content of changes.md.
 
     Returns:
-      `from` and `to`, fingerprints of the datasets; `causes` of their difference, each with what
-      it is: `data`, `configuration` (flags), `code` (stages, libraries); `images` by split, of
-      `compare_images`; `models`, of `compare_accuracies`; `new_models`, names of those that were
-      not evaluated before.
+      `from` and `to`, fingerprints of the datasets; `causes` of their difference with details:
+      `data`, `configuration` (flags), `code` (stages, libraries); `images` by split, as of
+      `compare_images`; `models`, as of `compare_accuracies`; `new_models`, names of the models that
+      were not evaluated before.
     """
     old, new = before.dataset.manifest, after.dataset.manifest
     splits = dict.fromkeys((*old.shards, *new.shards))
@@ -32,7 +29,7 @@ def describe_changes(before: State, after: State) -> dict[str, Any]:
         "from": old.fingerprint,
         "to": new.fingerprint,
         "causes": causes,
-        "images": {split: found.to_json() for split, found in images.items()},
+        "images": {split: changes.to_json() for split, changes in images.items()},
         "models": list(compare_accuracies(before, after, list(causes))),
         "new_models": [
             display_name(summary)
@@ -45,7 +42,7 @@ def describe_changes(before: State, after: State) -> dict[str, Any]:
 def _dataset_causes(
     old: Manifest, new: Manifest, images: dict[str, ImageChanges]
 ) -> dict[str, list[str]]:
-    """Why two datasets differ: cause to what it is."""
+    """Returns why two datasets differ: cause to its details."""
     causes = {}
     was, now = old.config.flags(), new.config.flags()
     flags = [
@@ -58,7 +55,7 @@ def _dataset_causes(
     ]
     stages = ["segment", "compose"]
     if not flags and old.stages.get("segment") == new.stages.get("segment"):
-        # Of the segmenter, say.
+        # Something else has changed, such as the segmenter.
         stages.append("segment_fingerprint")
     code = [
         f"{name} {before[name]} -> {after[name]}"
@@ -69,12 +66,12 @@ def _dataset_causes(
         for name in names
         if name in before and before[name] != after[name]
     ]
-    if any(found.is_input for found in images.values()):
+    if any(changes.is_input for changes in images.values()):
         causes["data"] = [
-            f"{split}: {len(found.added)} images added, {len(found.removed)} removed"
-            + ("" if found.changed is None else f", {len(found.changed)} changed")
-            for split, found in images.items()
-            if found.is_input
+            f"{split}: {len(changes.added)} images added, {len(changes.removed)} removed"
+            + ("" if changes.changed is None else f", {len(changes.changed)} changed")
+            for split, changes in images.items()
+            if changes.is_input
         ]
     if flags:
         causes["configuration"] = flags
@@ -87,33 +84,37 @@ _KINDS = {
     "added": "added",
     "removed": "removed",
     "changed": "changed",
-    "rejected": "rejected that were accepted, or not there, before",
+    "rejected": "rejected that were accepted or absent before",
     "accepted": "accepted that were rejected before",
 }
 _GAP = "bg_gap"
 
 
 def to_markdown(changes: Mapping[str, Any]) -> str:
-    """The content of changes.md.
+    """Formats the content of changes.md.
 
     Args:
-      changes: of `describe_changes`.
+      changes: result of `describe_changes`.
     """
     return "\n".join(_lines(changes)) + "\n"
 
 
 def summary_of(markdown: str) -> str:
-    """The line of changes.md that says all of it in short."""
+    """Returns the line of changes.md that sums it up."""
     return markdown.split("\n")[2]
 
 
 def _one_line(changes: Mapping[str, Any]) -> str:
-    """Numbers of images, and BG-Gaps of models."""
+    """Sums up the changes: numbers of images, and BG-Gaps of models."""
     kinds = {"added": "added", "removed": "removed", "changed": "changed", "rejected": "rejected"}
     images = [
-        f"{count} {what}"
-        for kind, what in kinds.items()
-        if (count := sum((of[kind] or {"count": 0})["count"] for of in changes["images"].values()))
+        f"{count} {verb}"
+        for kind, verb in kinds.items()
+        if (
+            count := sum(
+                (split[kind] or {"count": 0})["count"] for split in changes["images"].values()
+            )
+        )
     ]
     parts = [f"images: {', '.join(images)}"] if images else []
     parts += [
@@ -130,31 +131,31 @@ def _one_line(changes: Mapping[str, Any]) -> str:
 def _lines(changes: Mapping[str, Any]) -> Iterator[str]:
     yield from ("# What has changed", "", _one_line(changes), "")
     if changes["from"] == changes["to"]:
-        yield f"The dataset `{changes['to'][:12]}` is the same; results on it are others."
+        yield f"The dataset `{changes['to'][:12]}` is the same; only results on it have changed."
     else:
         yield f"From dataset `{changes['from'][:12]}` to `{changes['to'][:12]}`."
     for cause, details in changes["causes"].items():
         yield from ("", f"**{cause}**: {'; '.join(details)}")
-    for split, of in changes["images"].items():
-        yield from _image_lines(split, of)
+    for split, images in changes["images"].items():
+        yield from _image_lines(split, images)
     if changes["models"]:
         yield from _model_lines(changes["models"])
 
 
-def _image_lines(split: str, of: Mapping[str, Any]) -> Iterator[str]:
-    kinds = {kind: of[kind] for kind in _KINDS if of[kind] and of[kind]["count"]}
-    repaired = {variant: count for variant, count in of["repaired"].items() if count}
+def _image_lines(split: str, changes: Mapping[str, Any]) -> Iterator[str]:
+    kinds = {kind: changes[kind] for kind in _KINDS if changes[kind] and changes[kind]["count"]}
+    repaired = {variant: count for variant, count in changes["repaired"].items() if count}
     if not kinds and not repaired:
         return
     yield from ("", f"## Images of {split}", "")
-    for kind, found in kinds.items():
-        yield f"* {found['count']} {_KINDS[kind]}"
-        yield from (f"  * {_code(row['key'])}: {row['status']}" for row in found["images"])
-        left = found["count"] - len(found["images"])
-        if left:
-            yield f"  * and {left} more"
+    for kind, change in kinds.items():
+        yield f"* {change['count']} {_KINDS[kind]}"
+        yield from (f"  * {_code(row['key'])}: {row['status']}" for row in change["images"])
+        unlisted = change["count"] - len(change["images"])
+        if unlisted:
+            yield f"  * and {unlisted} more"
     for variant, count in repaired.items():
-        yield f"* {count} of both versions have another background in {variant}"
+        yield f"* {count} in both versions have another background in {variant}"
 
 
 def _model_lines(models: list[dict[str, Any]]) -> Iterator[str]:
@@ -167,7 +168,7 @@ def _model_lines(models: list[dict[str, Any]]) -> Iterator[str]:
     columns = [*variants, _GAP]
     yield from ("", "## Accuracies", "")
     yield (
-        "Differences in percentage points over the images in both versions (n), with 95 % "
+        "Differences in percentage points over the n images in both versions, with 95 % "
         f"intervals of a paired bootstrap, under {PAPER_RULE}."
     )
     yield from ("", "| model | cause | n | " + " | ".join([*variants, "BG-Gap"]) + " |")
@@ -179,19 +180,19 @@ def _model_lines(models: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _causes(model: Mapping[str, Any]) -> str:
-    return ", ".join(model["causes"]) or "cause not known"
+    return ", ".join(model["causes"]) or "cause unknown"
 
 
 def _difference(row: Mapping[str, Any]) -> str:
-    """Such as `+0.4 [-0.2, 1.0]`, in percentage points."""
+    """Formats a difference in percentage points, such as `+0.4 [-0.2, 1.0]`."""
     numbers = [100 * row[name] for name in ("difference", "ci_low", "ci_high")]
-    # Adding zero takes the sign of what rounds to none.
+    # Adding zero turns a rounded -0.0 into 0.0.
     value, low, high = (round(number, 1) + 0.0 for number in numbers)
     return f"{value:+.1f} [{low:.1f}, {high:.1f}]" if value else f"0.0 [{low:.1f}, {high:.1f}]"
 
 
 def _code(text: str) -> str:
-    """Text as code, in a line or a cell of a table."""
+    """Formats a text as code, in a line or a cell of a table."""
     return "`" + text.replace("`", "'").replace("|", "\\|") + "`"
 
 

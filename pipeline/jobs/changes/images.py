@@ -1,8 +1,6 @@
-"""Which images were added, removed, changed or rejected between two states of a dataset.
+"""Finds the images that were added, removed, changed or rejected between two states of a dataset.
 
-Shards whose file is the same in both are not read.
-
-The state that a dataset is in: what two versions of it are compared by.
+Shards whose file is the same in both states are not read.
 """
 
 from __future__ import annotations
@@ -20,25 +18,26 @@ from pipeline.evaluate.summaries import read_summaries
 from transforms.variants import EXTERNAL, MIXED, with_replicates
 
 LISTED = 100
-"""Images of a kind that are named; of more, only their number is told."""
+"""How many images of each kind are listed by name; the others are only counted."""
 
 Row = dict[str, Any]
 _Image = tuple[str, int]
-"""Key of an image or object, and which it is of several that have it."""
+"""(key of an image or object, its number among those with the same key)."""
 
 
 @dataclasses.dataclass
 class ImageChanges:
-    """What has changed about the images of a split, as rows with `key`, `path` and `status`.
+    """Changes of the images of a split, as rows with `key`, `path` and `status`.
 
     Attributes:
-      added: that were not there before.
-      removed: that are not there any more, with their last status.
-      changed: whose picture, annotation or class differs; None if that cannot be told, since
-        layers are made in another way now.
-      rejected: rejected now, but accepted, or not there, before.
-      accepted: accepted now, but rejected before.
-      repaired: by mixed variant, how many images of both states have another background.
+      added: images that are new.
+      removed: images that are gone, with their last status.
+      changed: images whose picture, annotation or class differs; None if that is unknown because
+        layers are now made in another way.
+      rejected: images that are rejected now, but were accepted or absent before.
+      accepted: images that are accepted now, but were rejected before.
+      repaired: for each mixed variant, the number of images in both states that have another
+        background.
     """
 
     added: list[Row] = dataclasses.field(default_factory=list)
@@ -54,7 +53,7 @@ class ImageChanges:
         return bool(self.added or self.removed or self.changed)
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers, and the first of each kind."""
+        """Returns the number of images of each kind, and a list of the first ones."""
         lists = {
             name: None if rows is None else _listed(rows)
             for name, rows in (
@@ -73,7 +72,7 @@ def _listed(rows: list[Row]) -> dict[str, Any]:
 
 def compare_images(before: Dataset, after: Dataset, split: str) -> ImageChanges:
     """Compares the images of a split, which may be in one of the two alone."""
-    found = ImageChanges()
+    changes = ImageChanges()
     columns = ["key", "path", "status", "selected"]
     mixed, now_mixed = _background_columns(before), _background_columns(after)
     content: dict[_Image, Row] = {}
@@ -81,12 +80,12 @@ def compare_images(before: Dataset, after: Dataset, split: str) -> ImageChanges:
         old = _read(before, old_files, [*columns, *mixed])
         new = _read(after, new_files, [*columns, *now_mixed])
         content |= new
-        _compare(old, new, [name for name in mixed if name in now_mixed], found)
+        _compare(old, new, [name for name in mixed if name in now_mixed], changes)
     if _segmented_alike(before, after):
-        found.changed = [content[image] for image in _changed(before, after, split, content)]
+        changes.changed = [content[image] for image in _changed(before, after, split, content)]
     else:
-        found.changed = None
-    return found
+        changes.changed = None
+    return changes
 
 
 def _compare(
@@ -110,12 +109,12 @@ def _compare(
 def _changed(
     before: Dataset, after: Dataset, split: str, content: dict[_Image, Row]
 ) -> Iterator[_Image]:
-    """The images whose source differs, of those in both states, as `_read` tells them apart."""
+    """Yields the images in both states whose source differs."""
     columns = ["key", "source_digest"]
     for old_files, new_files in _pairs(before, after, split, _record_files):
         old, new = _read(before, old_files, columns), _read(after, new_files, columns)
         for image in sorted(old.keys() & new.keys()):
-            # A source that differs gives its output shard another fingerprint, so another file.
+            # A source that differs changes its output shard's file too, so it is in `content`.
             if old[image]["source_digest"] != new[image]["source_digest"] and image in content:
                 yield image
 
@@ -143,8 +142,11 @@ def _record_files(dataset: Dataset, split: str) -> list[str]:
 def _pairs(
     before: Dataset, after: Dataset, split: str, files: Callable[[Dataset, str], list[str]]
 ) -> Iterator[tuple[list[str], list[str]]]:
-    """Files of both states that hold the same images, those left out that are the same. Shards
-    of other numbers hold others, so then all are one pair."""
+    """Yields pairs of files of both states that may differ, which hold the same images.
+
+    If the states have different numbers of shards, all files are one pair, because an image may be
+    in any of them.
+    """
     old, new = (
         files(side, split) if split in side.manifest.shards else [] for side in (before, after)
     )
@@ -158,14 +160,14 @@ def _pairs(
 
 
 def _read(dataset: Dataset, files: list[str], columns: list[str]) -> dict[_Image, Row]:
-    """Rows by the image that they are of, or the object."""
-    found: dict[_Image, Row] = {}
+    """Reads rows by image or object."""
+    rows: dict[_Image, Row] = {}
     times = Counter[str]()
     for file in files:
         for row in read_rows(dataset.store, file, columns):
-            found[row["key"], times[row["key"]]] = row
+            rows[row["key"], times[row["key"]]] = row
             times[row["key"]] += 1
-    return found
+    return rows
 
 
 Summary = dict[str, Any]
@@ -177,7 +179,7 @@ class State:
 
     Attributes:
       dataset: the dataset.
-      summaries: of its models, by their folder under `results/`.
+      summaries: summaries of its models, by their folder under `results/`.
     """
 
     dataset: Dataset
@@ -185,7 +187,7 @@ class State:
 
     @classmethod
     def from_dataset(cls, dataset: Dataset) -> State:
-        """The state that a dataset folder is in."""
+        """Returns the state of a dataset folder."""
         summaries = {
             result_folder(summary["model"], summary["evaluation"]): summary
             for summary in read_summaries(dataset)[0]

@@ -1,1 +1,1 @@
-"""`--dry_run`: what a job would do, how long, how large."""
+"""`--dry_run`: forecasts what a job would do, how long it would take, and its size."""

@@ -1,4 +1,4 @@
-"""`--dry_run`: says what a job would do, how long and how large; writes nothing that stays."""
+"""Prints the forecast and the estimates of `--dry_run`; writes only temporary files."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
 
 _EVALUATE_SECONDS = 5.0
-"""How long a model is measured, if it has that much to do."""
+"""How long a model is measured, if there are enough pictures."""
 
 
 def dry_run(job: GenerateJob, works: Sequence[Work], workers: int) -> None:
     """Prints what a job would do.
 
     Args:
-      job: what to generate.
-      works: what to do with models, if anything.
-      workers: how many of them work at the same time.
+      job: the job that would make the dataset.
+      works: the works that would run models.
+      workers: number of workers at the same time.
 
     Raises:
-      UsageError, OSError: as the job would.
+      UsageError, OSError: the job would raise them, too.
     """
-    print("dry run: looking at names and annotations", file=sys.stderr)
+    print("dry run: reading names and annotations", file=sys.stderr)
     taxonomy = job.taxonomy
     forecast = make_forecast(job)
     for split in forecast.splits:
@@ -61,7 +61,7 @@ def dry_run(job: GenerateJob, works: Sequence[Work], workers: int) -> None:
         make_trial = functools.cache(lambda: _trial(job, forecast, taxonomy, folder))
         if not forecast.is_up_to_date:
             _print_estimate(job, forecast, make_trial(), workers)
-        # Of the rest, how long a picture takes says little.
+        # For other stages, the time for a picture says little.
         by_stage = {work.stage: work for work in works if work.stage in ("evaluate", "attack")}
         if by_stage:
             for model in works[0].evaluation.models:
@@ -70,7 +70,7 @@ def dry_run(job: GenerateJob, works: Sequence[Work], workers: int) -> None:
 
 
 def _trial(job: GenerateJob, forecast: Forecast, taxonomy: Taxonomy, folder: str) -> Trial | None:
-    """A few images, done; None if no image can be accepted."""
+    """Runs the job on a few images; returns None if no image can be accepted."""
     images = choose(forecast)
     if not images:
         return None
@@ -104,10 +104,10 @@ def _print_split(split: SplitForecast, taxonomy: Taxonomy, config: DatasetConfig
 
 
 def _selected(config: DatasetConfig, split: SplitForecast, measured: MeasuredCost) -> float:
-    """How many images of a split will probably be part of the dataset."""
+    """Estimates how many images of a split will be part of the dataset."""
     rate = measured.accepted / measured.images if split.left else 1.0
-    place = len(split.accepted)
-    expected = sum(split.served[:place]) + rate * sum(split.served[place:])
+    accepted = len(split.accepted)
+    expected = sum(split.served[:accepted]) + rate * sum(split.served[accepted:])
     per_class = config.compose.per_class
     if per_class == "all" or not any(split.served):
         return expected
@@ -151,14 +151,14 @@ def _print_estimate(
 
 
 def _free(store: Store) -> str:
-    """What is left of the disk; object storage has no end."""
+    """Describes the free space of the disk; empty for object storage."""
     if store.is_remote:
         return ""
     return f"; {size(shutil.disk_usage(_existing(store.root)).free)} free"
 
 
 def _existing(path: str) -> str:
-    """The path, or the closest folder above it that is there."""
+    """Returns the path, or the closest folder above it that exists."""
     while not os.path.exists(path):
         path = os.path.dirname(path)
     return path
@@ -167,10 +167,10 @@ def _existing(path: str) -> str:
 def _expected_pictures(
     job: GenerateJob, forecast: Forecast, measured: MeasuredCost, split: str
 ) -> int:
-    """How many pictures a model will probably be evaluated on."""
+    """Estimates how many pictures a model will be evaluated on."""
     variants = sum(is_picture(name) for name in job.config.compose.composed)
-    (found,) = (each for each in forecast.splits if each.split == split)
-    return round(variants * _selected(job.config, found, measured))
+    (split_forecast,) = (each for each in forecast.splits if each.split == split)
+    return round(variants * _selected(job.config, split_forecast, measured))
 
 
 def _print_model(
@@ -180,7 +180,7 @@ def _print_model(
     works: Mapping[str, Work],
     make_trial: Callable[[], Trial | None],
 ) -> None:
-    """Says what a model takes, in the works of each stage."""
+    """Prints how long a model will take in each stage."""
     from pipeline.models.predict import Predictor
     from pipeline.models.registry import load_model
 
@@ -210,8 +210,7 @@ def _print_model(
         attack = works.get("attack")
         if isinstance(attack, AttackWork):
             images = pictures // sum(is_picture(v) for v in job.config.compose.composed)
-            attacking = attack.attacking
-            sides = (attacking.foregrounds, attacking.backgrounds)
+            sides = (attack.attacking.foregrounds, attack.attacking.backgrounds)
             left["attack"] = math.prod(images if n is None else min(n, images) for n in sides)
     predictor = Predictor(model, evaluation.predict)
     rate = _pictures_a_second(predictor, trial, job.config.segment.image_size)
@@ -232,17 +231,17 @@ def _print_model(
 
 
 def _left(work: Work, dataset: Dataset, model: LoadedModel) -> int:
-    """How many pictures of a stage are not predicted yet."""
-    of_model = work.begin(dataset, work.describe(dataset, model))
-    if of_model is None:
+    """Counts the pictures of a stage that are not predicted yet."""
+    model_work = work.begin(dataset, work.describe(dataset, model))
+    if model_work is None:
         return 0
-    missing = (unit for unit in work.units(dataset) if not of_model.is_there(unit))
+    missing = (unit for unit in work.units(dataset) if not model_work.is_there(unit))
     return sum(work.size(dataset, unit) for unit in missing)
 
 
 def _pictures_a_second(predictor: Predictor, trial: Trial, side: int) -> float:
-    """Speed of a model on the trial's pictures, 0 if it has none. The first batch, in which
-    libraries set themselves up, counts only if there is no other."""
+    """Measures how many pictures a second a model predicts, on the pictures of the trial; 0 without
+    any. The first batch, in which libraries initialize, counts only if there is no other."""
     keep_freed_memory()
     started = time.perf_counter()
     done, rate = 0, 0.0

@@ -1,4 +1,4 @@
-"""Estimate: hours and bytes of a job, from doing a few of its images in a temporary folder."""
+"""Measures time and size of a few images of a job, which are made in a temporary folder."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
 
 SAMPLE_IMAGES = 24
-"""How many images are measured, chosen by the hash of their key."""
+"""Number of images that are measured, chosen by the hash of their key."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredCost:
-    """What a few images cost on one core of this machine.
+    """Cost of a few images on one core of this machine.
 
     Attributes:
-      images: how many were segmented, at least 1.
-      accepted: how many of them got a layer.
-      selected: how many of those were composed.
-      segment_seconds: for an image.
-      segment_error: half width of its 95 % interval, 0 for a single image.
-      compose_seconds: for a selected image, all variants; 0 if there is none.
-      layer_bytes: of an accepted image.
-      output_bytes: of a selected image, by folder.
+      images: number of segmented images, at least 1.
+      accepted: number of these that got a layer.
+      selected: number of these that were composed.
+      segment_seconds: mean time to segment an image.
+      segment_error: half width of its 95 % interval; 0 for a single image.
+      compose_seconds: mean time to compose all variants of a selected image; 0 without any.
+      layer_bytes: mean size of the layer of an accepted image.
+      output_bytes: mean size of a selected image, by folder.
     """
 
     images: int
@@ -58,12 +58,12 @@ class MeasuredCost:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A few images, done in a temporary folder that is there while `trial` is open.
+    """A few images of a job, made in a temporary folder.
 
     Attributes:
-      measured: what they cost.
-      store: of the temporary folder.
-      pictures: paths in it of the composed files that models are evaluated on.
+      measured: their cost.
+      store: the temporary folder.
+      pictures: paths of the composed files in it that models are evaluated on.
     """
 
     measured: MeasuredCost
@@ -71,13 +71,13 @@ class Trial:
     pictures: tuple[str, ...]
 
     def parts(self) -> Iterator[_Part]:
-        """The composed pictures, as models are shown them."""
+        """Yields the composed pictures as models are shown them."""
         return (_Part(self.store, path) for path in self.pictures)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """Pictures of a file, which are shown once: see `pipeline.models.loader.Part`."""
+    """Pictures of a file, shown once: a `pipeline.models.loader.Part`."""
 
     store: Store
     path: str
@@ -85,12 +85,12 @@ class _Part:
     count: int = 0
 
     def tables(self, columns: tuple[str, ...]) -> Generator[pa.Table, None, None]:
-        """As `Part.tables`."""
+        """Same as `Part.tables`."""
         yield from read_tables(self.store, self.path, ("key", *columns))
 
 
 def choose(forecast: Forecast) -> list[SourceImage]:
-    """The images to measure: to be segmented, or accepted if there are none of those."""
+    """Chooses the images to measure: from those to be segmented, or else from accepted ones."""
     pool = [image for split in forecast.splits for image in split.left]
     pool = pool or [image for split in forecast.splits for image in split.candidates]
     return sorted(pool, key=lambda image: keyed_hash(0, "estimate", image.name))[:SAMPLE_IMAGES]
@@ -103,14 +103,14 @@ def run_trial(
     folder: str,
     scenes: str | None = None,
 ) -> Trial:
-    """Does a few images with the job's own stages.
+    """Runs the stages of a job on a few images.
 
     Args:
-      config: of the dataset.
-      images: at least one; each is a shard of its own.
-      taxonomy: of the labels.
+      config: configuration of the dataset.
+      images: at least one image; each becomes a shard of its own.
+      taxonomy: taxonomy of the labels.
       folder: an empty temporary folder.
-      scenes: folder of scenes, if there is one.
+      scenes: folder of scenes; None without scenes.
 
     Raises:
       OSError: an image cannot be read, or the temporary folder is full.
@@ -127,7 +127,7 @@ def run_trial(
         started = time.perf_counter()
         segmented += segment.process(SourceShard(totals, number, (image,)))
         seconds.append(time.perf_counter() - started)
-    # A few images must find partners among themselves, and none is left out for balance.
+    # So few images must find partners among themselves, and none is left out for balance.
     lenient = dataclasses.replace(
         config.compose, own_background=True, mixed_rand="any", per_class="all"
     )
@@ -164,8 +164,8 @@ def run_trial(
 
 
 def _bytes_by_folder(files: Sequence[FileDigest]) -> Counter[str]:
-    """Sizes without records and index: of single images they are mostly overhead, which real
-    shards share."""
+    """Sums up sizes by folder, without records and index, which for few images are mostly overhead
+    that the images of a real shard share."""
     sizes: Counter[str] = Counter()
     for file in files:
         folder = file.path.partition("/")[0]

@@ -1,7 +1,7 @@
-"""Forecast: what a job would find and do, from names, annotations and records alone.
+"""Forecasts what a job would find and do, from names, annotations and records alone.
 
-No picture is opened. Work of an earlier run counts as done where checksums of the inputs
-are remembered, so that nothing has to be read again to know it.
+No picture is opened. Work of an earlier run counts as done if checksums of its inputs were kept, so
+that no input has to be read to know it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _BY_ANNOTATION = frozenset(
         Reason.BOX_OFF_CENTER,
     }
 )
-"""Reasons that need no look at the picture."""
+"""Reasons that can be told without the picture."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,17 +54,17 @@ class SplitForecast:
     """What a job would do with a split.
 
     Attributes:
-      split: its name.
-      listed: images of the taxonomy's classes.
-      outside: images of other classes, which are only counted.
-      other_files: files beside the images that are none.
-      classes: images by superclass name.
-      rejected: images by reason, as far as names and annotations tell.
-      done: images whose layer, or rejection by their pixels, an earlier run has left.
-      accepted: those of `done` that have a layer, once for each.
-      left: the images to segment.
-      served: whether each of `candidates` would find a background for every mixed variant, if all
-        of them were accepted.
+      split: name of the split.
+      listed: number of images of the taxonomy's classes.
+      outside: number of images of other classes, which are ignored.
+      other_files: number of files beside the images that are no images.
+      classes: number of images by superclass name.
+      rejected: number of images by reason, as far as names and annotations tell.
+      done: number of images whose layer, or rejection by their pixels, an earlier run has stored.
+      accepted: images with stored layers, repeated for each layer.
+      left: images to segment.
+      served: for each of `candidates`, whether it would find a background for every mixed variant
+        if all candidates were accepted.
     """
 
     split: str
@@ -80,12 +80,12 @@ class SplitForecast:
 
     @property
     def candidates(self) -> tuple[SourceImage, ...]:
-        """Images that are accepted, or may be."""
+        """Images that are accepted, or may be accepted."""
         return self.accepted + self.left
 
     @property
     def lonely(self) -> int:
-        """How many of them would find none."""
+        """Number of candidates that would find no background for some mixed variant."""
         return self.served.count(False)
 
 
@@ -94,8 +94,8 @@ class Forecast:
     """What a job would do.
 
     Attributes:
-      splits: by split.
-      is_up_to_date: whether the dataset in the output folder is what the job would make.
+      splits: forecasts of the splits.
+      is_up_to_date: whether the output folder holds the dataset that the job would make.
     """
 
     splits: tuple[SplitForecast, ...]
@@ -103,15 +103,15 @@ class Forecast:
 
     @property
     def left(self) -> int:
-        """How many images are to be segmented, of all splits."""
+        """Number of images to segment in all splits."""
         return sum(len(split.left) for split in self.splits)
 
 
 def make_forecast(job: GenerateJob) -> Forecast:
-    """Looks at a job's input and at what is there already; writes nothing.
+    """Makes the forecast of a job from its input and its output folder; writes nothing.
 
     Raises:
-      UsageError: there is nothing to work on, or it cannot be read.
+      UsageError: the input is empty, or cannot be read.
       OSError: an annotation cannot be read.
     """
     manifest = read_manifest(job.store)
@@ -125,7 +125,7 @@ def make_forecast(job: GenerateJob) -> Forecast:
 
 
 def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecast, bool]:
-    """A split's forecast, and whether all of its records in place are up to date."""
+    """Returns the forecast of a split, and whether all of its committed records are up to date."""
     split = layout.split
     images, totals = list_split(job, layout)
     previous = PreviousLayers(job.store, split, job.previous.get(split, totals.counts))
@@ -137,31 +137,31 @@ def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecas
         checksums = Checksums.for_shard(job.store, split, shard.shard)
         digests = [known_digest(i, job.config.segment, checksums.known) for i in shard.images]
         need_files = job.config.layers == "keep"
-        found = find_layers(
+        layers = find_layers(
             job.layer_staging(), shard, digests, job.config.segment, need_files=need_files
         )
-        unchanged &= found is not None and found.path == layer_record(split, shard.shard)
-        if found is not None:
-            of_key = {image.key: image for image in shard.images}
+        unchanged &= layers is not None and layers.path == layer_record(split, shard.shard)
+        if layers is not None:
+            by_key = {image.key: image for image in shard.images}
             columns = ["key", "object", "status"]
-            of_image: dict[str, list[str]] = {}
-            for row in read_rows(job.store, found.path, columns):
+            statuses_by_key: dict[str, list[str]] = {}
+            for row in read_rows(job.store, layers.path, columns):
                 if row["status"] == Reason.DUPLICATE_KEY:
                     fates[row["status"]] += 1
                 else:
-                    of_image.setdefault(source_key(row), []).append(row["status"])
-            for key, statuses in of_image.items():
+                    statuses_by_key.setdefault(source_key(row), []).append(row["status"])
+            for key, statuses in statuses_by_key.items():
                 fates[ACCEPTED if ACCEPTED in statuses else statuses[0]] += 1
-                accepted += [of_key[key]] * statuses.count(ACCEPTED)
+                accepted += [by_key[key]] * statuses.count(ACCEPTED)
             continue
         for position, image in enumerate(shard.images):
             before = shard.images[position - 1] if position else None
-            found_fates = _fates(image, before, digests[position], previous, job.config.segment)
-            if not found_fates:
+            statuses = _statuses(image, before, digests[position], previous, job.config.segment)
+            if not statuses:
                 left.append(image)
             else:
-                fates[ACCEPTED if ACCEPTED in found_fates else found_fates[0]] += 1
-                accepted += [image] * found_fates.count(ACCEPTED)
+                fates[ACCEPTED if ACCEPTED in statuses else statuses[0]] += 1
+                accepted += [image] * statuses.count(ACCEPTED)
     rejected = {name: fates[name] for name in sorted(fates) if name in _BY_ANNOTATION}
     names = (job.taxonomy.names[i.label] for i in images if i.label != OUTSIDE)
     forecast = SplitForecast(
@@ -180,30 +180,30 @@ def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecas
 
 
 def _served(images: Sequence[SourceImage], config: DatasetConfig) -> tuple[bool, ...]:
-    """Whether each image has a partner in every mixed variant."""
-    # Objects of one image share its background; else only images of one group do.
+    """Returns for each image whether it has a partner in every mixed variant."""
+    # Objects of one image share its background; otherwise only images of a group do.
     keys = [image.key for image in images]
     if config.segment.objects != "each":
         keys = [f"{number}" for number in range(len(images))]
-    found = has_partners(
+    served = has_partners(
         np.asarray([image.label for image in images], np.int64),
         mixed=mixed_variants(config.compose),
         own_background=config.compose.own_background,
         mixed_rand=config.compose.mixed_rand,
         groups=group_numbers(keys, [image.group for image in images]),
     )
-    return tuple(found.tolist())
+    return tuple(served.tolist())
 
 
-def _fates(
+def _statuses(
     image: SourceImage,
     before: SourceImage | None,
     digest: str | None,
     previous: PreviousLayers,
     config: SegmentConfig,
 ) -> list[str]:
-    """The status of an image, or of each of its objects, as far as it is known without opening
-    it; none if it is not."""
+    """Returns the status of an image, or of each of its objects, if it is known without opening the
+    image; else an empty list."""
     by_name = reject_by_name(image, before)
     if by_name is not None:
         return [str(by_name[0])]
