@@ -1,8 +1,8 @@
-"""A segmenter of one's own beside GrabCut: what differs from the colours around the box.
+"""A custom segmenter beside GrabCut: it finds what differs from the colours around the box.
 
     python examples/own_segmenter.py OUT [flags of `in9 generate`]
 
-Writes OUT/grabcut and OUT/contrast, and says how far their masks agree.
+Writes OUT/grabcut and OUT/contrast, and prints how far their masks agree.
 """
 
 import os
@@ -17,7 +17,7 @@ from transforms.segmentation import SegmentationError
 
 
 def contrast(image, box):
-    """The segmenter: pixels of the box whose colour is far from what lies around it."""
+    """Segments the pixels of the box whose colour is far from the colours around it."""
     xmin, ymin, xmax, ymax = box
     inside = np.zeros(image.shape[:2], bool)
     inside[ymin : ymax + 1, xmin : xmax + 1] = True
@@ -30,13 +30,13 @@ def contrast(image, box):
     return inside & (levels > threshold)
 
 
-# Raised when the function gives other masks: code is not compared.
+# Raise the version when the function returns other masks, because code is not compared.
 contrast.version = 1
 
 
 def main(output, *flags):
-    """Makes both datasets, and compares the masks of images that are in both."""
-    # So that `python:own_segmenter:contrast` finds this file.
+    """Makes both datasets, and compares the masks of the images in both."""
+    # Lets `python:own_segmenter:contrast` find this file.
     paths = [os.path.dirname(os.path.abspath(__file__)), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     masks = []

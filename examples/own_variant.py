@@ -1,8 +1,8 @@
-"""A variant of one's own: the object as a black silhouette on its own tiled background.
+"""A custom variant: the object as a black silhouette on its own tiled background.
 
     python examples/own_variant.py OUT [flags of `in9 run`]
 
-The background alone is `only_bg_t`; what a model has right beyond that, it knows by the shape.
+`only_bg_t` is the background alone. What a model gets right beyond that, it knows from the shape.
 """
 
 import os
@@ -14,17 +14,17 @@ import pandas
 
 
 def silhouette(layer):
-    """The variant. It must depend on the layer alone, so that it can be made again."""
+    """Paints the variant, which must depend on the layer alone, so that it can be made again."""
     return np.where(layer.mask[..., np.newaxis], np.uint8(0), layer.only_bg_t)
 
 
-# Raised when the function paints otherwise: code is not compared.
+# Raise the version when the function paints something else, because code is not compared.
 silhouette.version = 1
 
 
 def main(output, *flags):
-    """Composes and evaluates it beside the paper's versions."""
-    # So that `python:own_variant:silhouette` finds this file.
+    """Composes and evaluates the variant beside the paper's variants."""
+    # Lets `python:own_variant:silhouette` find this file.
     paths = [os.path.dirname(os.path.abspath(__file__)), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     variants = ("--variants", "all,python:own_variant:silhouette")

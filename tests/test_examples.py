@@ -43,8 +43,8 @@ def test_two_models_are_compared(run: Callable[..., str], tmp_path: Path) -> Non
     models = ("python:tiny_models:first", "python:tiny_models:second")
     flags = (*SMALL, "--segmenter", "box", "--pictures", "none")
     said = run("compare_models.py", "out", *models, *flags)
-    assert re.search(r"^BG-Gap of \S+ less that of \S+: -?\d+\.\d points \[", said, re.MULTILINE)
-    only = re.findall(r"^(\d+) images only (\S+) has right on mixed_rand", said, re.MULTILINE)
+    assert re.search(r"^BG-Gap of \S+ minus that of \S+: -?\d+\.\d points \[", said, re.MULTILINE)
+    only = re.findall(r"^(\d+) images that only (\S+) gets right on mixed_rand", said, re.MULTILINE)
     assert [model for _, model in only] == list(models)
     answers = [
         pandas.read_parquet(folder) for folder in sorted((tmp_path / "out").glob("results/*/pred*"))

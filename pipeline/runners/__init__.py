@@ -1,1 +1,1 @@
-"""Runners: where a graph runs, by the options of Beam; on Dataflow, what such a job must know."""
+"""Runners: checks Beam's options and runs a graph here, on a job server, or on Dataflow."""

@@ -1,4 +1,4 @@
-"""GPUs of Dataflow's workers: what `--gpu` asks for, and whether all of it fits together."""
+"""GPUs of Dataflow's workers: parses `--gpu`, and checks that it fits the other flags."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pipeline.errors import UsageError
 from pipeline.models.expand import flat_entries
 
 DISK_GB = 50
-"""Boot disk for an image with CUDA's libraries, as Dataflow's documentation asks for; its default
-of 25 is filled while the image is unpacked."""
+"""Boot disk for an image with CUDA's libraries, as Dataflow's documentation recommends; unpacking
+the image fills the default of 25."""
 _GPU = re.compile(r"([a-z0-9-]+)(?::([a-z0-9-]+))?")
 _MACHINES = {
     "nvidia-l4": ("g2-",),
@@ -34,8 +34,8 @@ _MACHINES = {
     "nvidia-tesla-p100": ("n1-", "custom-"),
     "nvidia-tesla-v100": ("n1-", "custom-"),
 }
-"""How the names of machines begin that can have a GPU, by its type. Only N1 can also be without
-one, and so can be what Dataflow takes by itself."""
+"""Prefixes of the machines that can have a GPU, by its type. Only N1 machines also exist without a
+GPU, so only these can be the ones that Dataflow chooses by itself."""
 _SEVERAL = {
     "g2-standard-24": 2,
     "g2-standard-48": 4,
@@ -44,11 +44,11 @@ _SEVERAL = {
     "g4-standard-192": 4,
     "g4-standard-384": 8,
 }
-"""GPUs of the machines that have more than one without saying so in their names."""
+"""Number of GPUs of machines that have several but do not say so in their names."""
 _DRIVER = "install-nvidia-driver:5xx"
-"""CUDA 12 needs a driver from 525 on; without a version, Dataflow may install an older one."""
+"""CUDA 12 needs driver 525 or newer; without a version, Dataflow may install an older one."""
 _MPS = "use_nvidia_mps"
-"""Several SDK processes of a machine may hold a model each; MPS lets them share the GPU."""
+"""Each SDK process of a machine may hold a model; MPS lets them share the GPU."""
 _OPTION = re.compile(
     r"count:(?P<count>[1-9][0-9]?)|install-nvidia-driver(:[a-z0-9.]+)?"
     rf"|{_MPS}|provisioning_model:[A-Za-z_-]+"
@@ -57,13 +57,13 @@ _OPTION = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """What `--gpu` asks for.
+    """The GPU that `--gpu` asks for.
 
     Attributes:
-      type: of the GPU.
-      machine: that has it, empty if `--machine_type` says so, or Dataflow.
-      count: GPUs of a machine.
-      options: what the resource hint says beside, as it says it.
+      type: type of the GPU.
+      machine: machine type; empty if `--machine_type` or Dataflow chooses it.
+      count: number of GPUs of a machine.
+      options: further parts of the resource hint.
     """
 
     type: str
@@ -79,7 +79,7 @@ class Gpu:
         'type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver:5xx;use_nvidia_mps'
 
         Raises:
-          UsageError: it is none, or says what contradicts itself.
+          UsageError: the value is malformed, or contradicts itself.
         """
         first, *words = text.split(",")
         match = _GPU.fullmatch(first)
@@ -90,43 +90,47 @@ class Gpu:
             )
         if match[1] not in _MACHINES:
             raise UsageError(f"--gpu {text}: expected one of {', '.join(_MACHINES)}")
-        given: dict[str, str] = {}
+        options: dict[str, str] = {}
         count = 1
         for word in words:
             option = _OPTION.fullmatch(word)
             if option is None:
                 raise UsageError(
-                    f"--gpu {text}: {word!r} is no option; there are count:N, "
-                    f"install-nvidia-driver:VERSION, {_MPS} and provisioning_model:NAME"
+                    f"--gpu {text}: {word!r} is no option; known: count:N, "
+                    f"install-nvidia-driver:VERSION, {_MPS}, provisioning_model:NAME"
                 )
             name = word.partition(":")[0]
-            if name in given:
-                raise UsageError(f"--gpu {text}: {name} is there twice")
-            given[name] = word
+            if name in options:
+                raise UsageError(f"--gpu {text}: {name} is given twice")
+            options[name] = word
             count = int(option["count"] or count)
-        if count > 1 and _MPS in given:
-            raise UsageError(f"--gpu {text}: NVIDIA MPS is for machines with a single GPU")
-        given.pop("count", None)
-        given.setdefault("install-nvidia-driver", _DRIVER)
+        if count > 1 and _MPS in options:
+            raise UsageError(f"--gpu {text}: NVIDIA MPS is only for machines with a single GPU")
+        options.pop("count", None)
+        options.setdefault("install-nvidia-driver", _DRIVER)
         if count == 1:
-            given[_MPS] = _MPS
-        return cls(match[1], match[2] or "", count, tuple(given.values()))
+            options[_MPS] = _MPS
+        return cls(match[1], match[2] or "", count, tuple(options.values()))
 
     @property
     def hint(self) -> str:
-        """The resource hint `accelerator`."""
+        """Value of the resource hint `accelerator`."""
         machine = [f"machine_type:{self.machine}"] if self.machine else []
         return ";".join([f"type:{self.type}", f"count:{self.count}", *machine, *self.options])
 
     def check_machine(self, chosen: str | None) -> None:
-        """Raises UsageError if the machine cannot have it. `chosen` is that of `--machine_type`."""
+        """Raises UsageError if the machine cannot have this GPU.
+
+        Args:
+          chosen: value of `--machine_type`; None if it is not given.
+        """
         prefixes = _MACHINES[self.type]
         example = f"{prefixes[0]}*"
         machine = self.machine or chosen
         if not machine:
             if "n1-" not in prefixes:
                 raise UsageError(
-                    f"--gpu {self.type}: it is in machines {example} alone; name one, as in "
+                    f"--gpu {self.type}: only machines {example} have it; name one, as in "
                     f"--gpu {self.type}:MACHINE"
                 )
             return
@@ -138,19 +142,21 @@ class Gpu:
         if "n1-" in prefixes:
             return
         named = re.search(r"-(\d+)g$", machine)
-        has = int(named[1]) if named else _SEVERAL.get(machine, 1)
-        if has != self.count:
-            raise UsageError(f"--gpu {self.type}: {machine} has {has} of it; add ,count:{has}")
+        count = int(named[1]) if named else _SEVERAL.get(machine, 1)
+        if count != self.count:
+            raise UsageError(
+                f"--gpu {self.type}: {machine} has {count} of them; add ,count:{count}"
+            )
 
 
 def accelerator_hints(gpu: str | None) -> tuple[tuple[str, str], ...]:
-    """Resource hints of the steps that run models, as (name, value).
+    """Returns the resource hints of the steps that run models, as (name, value).
 
     Args:
-      gpu: value of `--gpu`.
+      gpu: value of `--gpu`; None if it is not given.
 
     Raises:
-      UsageError: the value is none.
+      UsageError: the value is malformed.
     """
     return (("accelerator", Gpu.parse(gpu).hint),) if gpu else ()
 
@@ -163,7 +169,7 @@ def check_gpu(arguments: argparse.Namespace, options: PipelineOptions) -> None:
       options: of Beam.
 
     Raises:
-      UsageError: the first thing that does not fit.
+      UsageError: they do not fit together.
     """
     device = getattr(arguments, "device", None)
     if not arguments.gpu:
@@ -171,9 +177,11 @@ def check_gpu(arguments: argparse.Namespace, options: PipelineOptions) -> None:
             raise UsageError("--gpu TYPE is required for a GPU on Dataflow, such as nvidia-l4")
         return
     if device is None:
-        raise UsageError(f"--gpu is for models, and in9 {arguments.command} runs none")
+        raise UsageError(
+            f"--gpu is for running models, and in9 {arguments.command} runs none; leave it out"
+        )
     if device == "cpu":
-        raise UsageError("--gpu and --device cpu contradict each other")
+        raise UsageError("--gpu and --device cpu contradict each other; leave one out")
     gpu = Gpu.parse(arguments.gpu)
     workers = options.view_as(WorkerOptions)
     gpu.check_machine(workers.machine_type)
@@ -194,27 +202,31 @@ def check_gpu(arguments: argparse.Namespace, options: PipelineOptions) -> None:
 
 
 def _check_service(options: PipelineOptions) -> None:
-    """What else is asked of Dataflow."""
+    """Checks that other options of Dataflow do not conflict with `--gpu`."""
     google, debug = options.view_as(GoogleCloudOptions), options.view_as(DebugOptions)
     service = google.dataflow_service_options or []
     if any(option.startswith("worker_accelerator") for option in service):
         raise UsageError(
-            "--dataflow_service_options=worker_accelerator puts a GPU into every worker; "
-            "--gpu alone puts it where models run"
+            "--dataflow_service_options=worker_accelerator puts a GPU into every worker; leave it "
+            "out, since --gpu puts GPUs only where models run"
         )
     if debug.lookup_experiment("no_use_multiple_sdk_containers"):
         raise UsageError(
-            "--experiments=no_use_multiple_sdk_containers would leave segmentation one process "
-            "a machine; with --gpu, processes share the GPU by NVIDIA MPS"
+            "--experiments=no_use_multiple_sdk_containers would limit segmentation to one process "
+            "a machine; leave it out, since processes share the GPU by NVIDIA MPS"
         )
     if "enable_prime" in service or debug.lookup_experiment("enable_prime"):
-        raise UsageError("--gpu shares it by NVIDIA MPS, which Dataflow Prime does not support")
+        raise UsageError(
+            "--gpu shares the GPU by NVIDIA MPS, which Dataflow Prime does not support"
+        )
     if google.flexrs_goal:
-        raise UsageError("--gpu is for the steps that run models, which --flexrs_goal excludes")
+        raise UsageError(
+            "--gpu uses resource hints for some steps, which --flexrs_goal does not support"
+        )
 
 
 def _check_own_image(arguments: argparse.Namespace) -> None:
-    """What the image lacks, where this process is in the one that the workers get."""
+    """Checks that the workers' image, in which this process runs, can use a GPU."""
     if importlib.metadata.version("torch").endswith("+cpu"):
         raise UsageError("--gpu: this image has PyTorch's build for CPUs; build it with TORCH=cuda")
     entries = flat_entries(arguments.models or ())

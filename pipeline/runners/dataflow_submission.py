@@ -1,4 +1,4 @@
-"""From flags to a job of Dataflow, checked before anything is sent there."""
+"""Turns flags into a Dataflow job, checked before anything is sent, and submits it."""
 
 from __future__ import annotations
 
@@ -40,10 +40,9 @@ class Submission:
     """A job that this process only launches.
 
     Attributes:
-      job: project, region and name, as locks name it.
-      waits: whether the launcher stays until the job is over.
-      is_template: whether another one submits what is built here: the launcher of a Flex
-        template.
+      job: project, region and name, by which locks identify it.
+      waits: whether the launcher waits for the end of the job.
+      is_template: whether the launcher of a Flex template will submit the job that is built here.
     """
 
     job: dict[str, str]
@@ -52,25 +51,25 @@ class Submission:
 
     @property
     def owner(self) -> dict[str, dict[str, str]]:
-        """The job as the owner of locks."""
+        """The job as the owner of a lock."""
         return {"dataflow": self.job}
 
 
 def submission_from_flags(
     arguments: argparse.Namespace, options: PipelineOptions, paths: Iterable[str]
 ) -> Submission | None:
-    """Checks the flags of a job for Dataflow, and fills in what Beam needs to be told.
+    """Checks the flags of a Dataflow job, and completes Beam's options.
 
     Args:
       arguments: of `build_parser`.
-      options: of Beam; package, disk, labels and name of the job are set here.
+      options: Beam's options, whose package, disk, labels and job name are set here.
       paths: names of flags whose folders or files workers must reach.
 
     Returns:
       None if the job is not for Dataflow.
 
     Raises:
-      UsageError: the first flag that is missing or wrong.
+      UsageError: a flag is missing or wrong.
     """
     standard = options.view_as(StandardOptions)
     if not is_dataflow(standard.runner):
@@ -81,7 +80,7 @@ def submission_from_flags(
             if given:
                 raise UsageError(f"--{name} is for --runner=DataflowRunner")
         return None
-    _check_places(arguments, options, paths)
+    _check_paths(arguments, options, paths)
     _check_package(options)
     check_gpu(arguments, options)
     _check_options(options)
@@ -90,10 +89,10 @@ def submission_from_flags(
     workers.disk_size_gb = workers.disk_size_gb or DISK_GB
     google.labels = [*(google.labels or []), "app=in9", f"command={arguments.command}"]
     google.job_name = google.job_name or _job_name(arguments)
-    # Workers import the package; a pickled main session would bring this process's along.
+    # Workers import the package, so the main session of this process need not be pickled.
     options.view_as(SetupOptions).save_main_session = False
     is_template = bool(google.template_location)
-    # A launcher of templates has minutes, and submits only when this process has ended.
+    # The launcher of a template submits only after this process has ended, within minutes.
     waits = not standard.no_wait_until_finish and not is_template
     return Submission(job=job_of(options), waits=waits, is_template=is_template)
 
@@ -101,7 +100,7 @@ def submission_from_flags(
 def flags_of_workers(
     arguments: argparse.Namespace, submission: Submission | None
 ) -> argparse.Namespace:
-    """The flags as they hold where models run: this machine's GPU is not the workers'."""
+    """Returns the flags with the device of the workers, which is not that of this machine."""
     if submission is None or not hasattr(arguments, "device"):
         return arguments
     device = "cuda" if arguments.gpu else "cpu"
@@ -109,15 +108,15 @@ def flags_of_workers(
 
 
 def submit(pipeline: beam.Pipeline, submission: Submission, store: Store) -> PipelineResult:
-    """Submits a pipeline, says where it can be watched, and waits for it if that is wanted.
+    """Submits a pipeline, prints the address of its console, and waits for it unless told not to.
 
     Args:
       pipeline: the graph.
-      submission: of `submission_from_flags`.
-      store: the dataset folder, whose lock a job that failed still holds.
+      submission: how to submit it.
+      store: the dataset folder, whose lock a failed job still holds.
 
     Raises:
-      Exception: whatever the service says of a job that failed.
+      Exception: the job failed, or the service refused it.
     """
     result = pipeline.run()
     if submission.is_template:
@@ -129,20 +128,20 @@ def submit(pipeline: beam.Pipeline, submission: Submission, store: Store) -> Pip
     try:
         result.wait_until_finish()
     except KeyboardInterrupt:
-        print(f"the job goes on without us: {address}", file=sys.stderr)
+        print(f"the job continues on Dataflow: {address}", file=sys.stderr)
         raise
     except Exception as error:
         if result.is_in_terminal_state():
             release_if_owned(store, DATASET_LOCK, submission.owner)
             if str(error).rstrip().endswith(("Error:", "None")):
                 raise JobError(
-                    f"it ended as {result.state} without a word; see {address}"
+                    f"it ended as {result.state} without a message; see {address}"
                 ) from error
         raise
     return result
 
 
-def _check_places(
+def _check_paths(
     arguments: argparse.Namespace, options: PipelineOptions, paths: Iterable[str]
 ) -> None:
     google = options.view_as(GoogleCloudOptions)
@@ -154,15 +153,15 @@ def _check_places(
         if not getattr(google, name):
             raise UsageError(f"--{name}={example} is required with --runner=DataflowRunner")
     for name in ("temp_location", "staging_location"):
-        place = getattr(google, name)
-        if place and not is_remote(absolute(place)):
-            raise UsageError(f"--{name} must be gs://BUCKET/FOLDER: got {place}")
+        location = getattr(google, name)
+        if location and not is_remote(absolute(location)):
+            raise UsageError(f"--{name} must be gs://BUCKET/FOLDER: got {location}")
     for name in paths:
-        folder = getattr(arguments, name, None)
-        if folder and not is_remote(absolute(folder)):
+        path = getattr(arguments, name, None)
+        if path and not is_remote(absolute(path)):
             raise UsageError(
-                f"--{name} {folder} is a folder of this machine, which workers of Dataflow "
-                "cannot reach; copy it to gs://"
+                f"--{name} {path} lies on this machine, where workers of Dataflow cannot reach "
+                "it; copy it to gs://"
             )
     if hasattr(arguments, "input") and not arguments.input:
         raise UsageError("--input gs://BUCKET/FOLDER is required with --runner=DataflowRunner")
@@ -180,19 +179,19 @@ def _check_package(options: PipelineOptions) -> None:
     setup = options.view_as(SetupOptions)
     if options.view_as(WorkerOptions).sdk_container_image or setup.setup_file:
         return
-    ours = Path(__file__).resolve().parents[2] / "setup.py"
-    if not ours.is_file():
+    setup_file = Path(__file__).resolve().parents[2] / "setup.py"
+    if not setup_file.is_file():
         raise UsageError(
             "--sdk_container_image=IMAGE is required with --runner=DataflowRunner: workers "
             "need this package, and its setup.py is not here"
         )
-    setup.setup_file = str(ours)
+    setup.setup_file = str(setup_file)
 
 
 def _check_options(options: PipelineOptions) -> None:
-    """What Beam and Dataflow would refuse later, when the output folder has been touched."""
+    """Checks what Beam and Dataflow would refuse only after the output folder is written to."""
     google, workers = options.view_as(GoogleCloudOptions), options.view_as(WorkerOptions)
-    for name, place, pattern, example in (
+    for name, value, pattern, example in (
         ("subnetwork", workers.subnetwork, _SUBNETWORK, "regions/REGION/subnetworks/NAME"),
         (
             "dataflow_kms_key",
@@ -201,46 +200,49 @@ def _check_options(options: PipelineOptions) -> None:
             "projects/PROJECT/locations/REGION/keyRings/RING/cryptoKeys/KEY",
         ),
     ):
-        match = pattern.fullmatch(place) if place else None
-        if place and match is None:
-            raise UsageError(f"--{name}={place}: expected {example}")
-        # A key may also lie in no region, such as `global`.
+        match = pattern.fullmatch(value) if value else None
+        if value and match is None:
+            raise UsageError(f"--{name}={value}: expected {example}")
+        # A key may also lie outside of all regions, such as in `global`.
         if match and _REGION.fullmatch(match[1]) and match[1] != google.region:
-            raise UsageError(f"--{name}={place} is of {match[1]}, the job of {google.region}")
-    beam_own = PipelineOptionsValidator(options, create_runner("DataflowRunner"))
-    # As a whole it would also ask for the bucket's policy, and wait for minutes where that fails.
-    if beam_own.is_service_runner():
+            raise UsageError(
+                f"--{name}={value} is in {match[1]}, but the job runs in {google.region}"
+            )
+    validator = PipelineOptionsValidator(options, create_runner("DataflowRunner"))
+    # All of its checks would also query the bucket's policy, and wait for minutes if that fails.
+    if validator.is_service_runner():
         errors = [
-            *beam_own.validate_cloud_options(google),
-            *beam_own.validate_num_workers(workers),
-            *beam_own.validate_worker_region_zone(workers),
+            *validator.validate_cloud_options(google),
+            *validator.validate_num_workers(workers),
+            *validator.validate_worker_region_zone(workers),
         ]
         if errors:
             raise UsageError(errors[0])
 
 
 def _check_buckets(arguments: argparse.Namespace, options: PipelineOptions) -> None:
-    """Whether there are buckets that are written to first when the job is at work, or where Beam
-    would try again for many minutes. Those that are read, job_from_flags asks for."""
+    """Checks that the buckets exist that are written to only while the job runs, or that Beam would
+    retry for many minutes. `job_from_flags` checks the buckets that are read."""
     google = options.view_as(GoogleCloudOptions)
-    for name, place in (
+    for name, location in (
         ("temp_location", google.temp_location),
         ("staging_location", google.staging_location),
         ("publish", arguments.publish),
     ):
-        if not place:
+        if not location:
             continue
         try:
-            # An account that must not list may still write.
+            # An account that may not list a bucket may still write to it.
             with contextlib.suppress(PermissionError):
-                next(files_of(place).walk(absolute(place)), None)
+                next(files_of(location).walk(absolute(location)), None)
         except FileNotFoundError as error:
-            raise UsageError(f"--{name} {place}: there is no such bucket") from error
+            raise UsageError(f"--{name} {location}: there is no such bucket") from error
 
 
 def _job_name(arguments: argparse.Namespace) -> str:
-    """A name that two jobs on the same output share: Dataflow refuses the second while the
-    first runs. Evaluations may run side by side, so theirs holds all of their flags."""
+    """Makes a job name that is the same for jobs with the same output, so that Dataflow refuses the
+    second one while the first runs. Evaluations may run side by side, so all of their flags are
+    part of the name."""
     if hasattr(arguments, "output"):
         return f"in9-{fingerprint(absolute(arguments.output))[:12]}"
     flags = sorted((name, str(value)) for name, value in vars(arguments).items())

@@ -1,7 +1,7 @@
-"""Portable runners: a job server takes the graph, and worker pools elsewhere run it.
+"""Portable runners: a job server takes the graph, and worker pools run it.
 
-What Beam leaves to its users: flags that are needed, a time limit of requests that would end
-the wait for a job as well, and what it says when a server or a worker goes.
+This covers what Beam leaves to its users: required flags, a time limit for requests that would also
+end the wait for a job, and errors when a server or a worker disappears.
 """
 
 from __future__ import annotations
@@ -22,28 +22,27 @@ _NEED_ENDPOINT = "PortableRunner"
 _STARTS_SERVER = ("FlinkRunner", "SparkRunner", "PrismRunner")
 _SILENTLY_WRONG = ("DaskRunner", "RayRunner", "PySparkRunner")
 _ANSWER_SECONDS = 60
-"""How long a job server may take to answer, by default."""
+"""Default time limit for a job server to answer."""
 _JOB_SECONDS = 10 * 366 * 24 * 3600
 _WORKER_GONE = ("Channel closed prematurely", "SDK worker disconnected")
-"""As Beam's server in Python and as Prism say it."""
+"""Messages of Beam's Python server and of Prism."""
 
 
 def is_portable(options: PipelineOptions) -> bool:
-    """Whether a job server runs the job, and not this process or Dataflow."""
+    """Returns whether a job server runs the job, rather than this process or Dataflow."""
     runner = (options.view_as(StandardOptions).runner or "").rpartition(".")[2]
     return runner in (_NEED_ENDPOINT, *_STARTS_SERVER)
 
 
 def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
-    """Checks the flags of a portable runner, and completes them; leaves others as they are.
+    """Checks and completes the flags of a portable runner; leaves other runners' flags unchanged.
 
     Args:
-      options: changed in place.
-      arguments: what the user wrote.
+      options: Beam's options, changed in place.
+      arguments: flags as the user wrote them.
 
     Raises:
-      UsageError: a runner that loses elements, or a flag that is missing; or no job server
-        answers.
+      UsageError: the runner loses elements, a flag is missing or wrong, or no job server answers.
     """
     runner = (options.view_as(StandardOptions).runner or "").rpartition(".")[2]
     if runner in _SILENTLY_WRONG:
@@ -58,7 +57,7 @@ def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
         raise UsageError("--runner=PortableRunner needs --job_endpoint=HOST:PORT of a job server")
     if portable.job_endpoint and not _has_package(portable):
         raise UsageError(
-            "workers would run Beam's own image, which does not hold in9: name worker pools "
+            "workers would run Beam's own image, which does not contain in9; name worker pools "
             "with --environment_type=EXTERNAL --environment_config=HOST:PORT, or an image with "
             "--environment_type=DOCKER --environment_config=IMAGE"
         )
@@ -71,12 +70,12 @@ def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
     seconds = portable.job_server_timeout if given else _ANSWER_SECONDS
     if portable.job_endpoint and portable.job_endpoint != "embed":
         _check_answer(portable.job_endpoint, seconds)
-    # Beam would apply it to the stream that tells how the job goes, and so to the job.
+    # Beam would also apply the limit to the stream of the job's states, and so to the job.
     portable.job_server_timeout = _JOB_SECONDS
 
 
 def _has_package(portable: PortableOptions) -> bool:
-    """Whether the flags say where the workers get our package from."""
+    """Returns whether the flags say where workers get our package from."""
     if portable.environment_type in (None, "DOCKER"):
         return bool(portable.environment_config or portable.environment_options)
     return True
@@ -92,8 +91,8 @@ def _check_answer(endpoint: str, seconds: float) -> None:
 
 @contextlib.contextmanager
 def cancel_if_stopped(result: PipelineResult) -> Iterator[None]:
-    """Cancels a job at its job server if the block, which waits for it, is interrupted: the
-    server would go on without us."""
+    """Cancels a job at its job server if the block, which waits for it, is interrupted. The server
+    would continue otherwise."""
     try:
         yield
     except KeyboardInterrupt:
@@ -105,17 +104,17 @@ def cancel_if_stopped(result: PipelineResult) -> Iterator[None]:
 
 @contextlib.contextmanager
 def servers_stopped(runner: PipelineRunner) -> Iterator[None]:
-    """Stops, after the block, the job server that a runner has started for it. Beam leaves that
-    to the end of the interpreter, and a process that ends at once has none."""
+    """Stops the job server that a runner has started, after the block. Beam does so at the end of
+    the interpreter, which a process that exits at once skips."""
     servers: list[JobServer] = []
     if isinstance(runner, PortableRunner):
         start = runner.default_job_server
 
-        def noted(options: PipelineOptions) -> JobServer:
+        def start_and_keep(options: PipelineOptions) -> JobServer:
             servers.append(start(options))
             return servers[-1]
 
-        runner.default_job_server = noted
+        runner.default_job_server = start_and_keep
     try:
         yield
     finally:
@@ -124,10 +123,10 @@ def servers_stopped(runner: PipelineRunner) -> Iterator[None]:
 
 
 def explain(error: Exception) -> str | None:
-    """What an error of a portable runner means, None if it is of another kind."""
+    """Explains an error of a portable runner; returns None for other errors."""
     if isinstance(error, grpc.RpcError):
         details = error.details() if hasattr(error, "details") else type(error).__name__
-        return f"the job server does not answer any more ({details})"
+        return f"the job server no longer answers ({details})"
     if any(words in str(error) for words in _WORKER_GONE):
-        return "a worker process has gone"
+        return "a worker process has ended unexpectedly"
     return None

@@ -1,4 +1,4 @@
-"""Beam options: which runner, with how many workers, and which flags Beam knows."""
+"""Runs a graph: Beam's options with our defaults, and errors in one line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LOST_ELEMENTS = (
 
 
 class _BeamParser(argparse.ArgumentParser):
-    """A parser whose errors are one line: Beam's own prints its usage and ends the process."""
+    """A parser that raises errors; Beam's own prints its usage and ends the process."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
@@ -44,13 +44,13 @@ def _beam_parser() -> argparse.ArgumentParser:
 
 
 def unknown_to_beam(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Looks for arguments that Beam does not know.
+    """Finds arguments that Beam does not know.
 
     Returns:
-      (these, the flags that it knows).
+      (unknown arguments, flags that Beam knows).
 
     Raises:
-      UsageError: a value that Beam refuses.
+      UsageError: Beam refuses a value.
     """
     parser = _beam_parser()
     unknown = parser.parse_known_args(arguments)[1]
@@ -58,21 +58,21 @@ def unknown_to_beam(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _known_runner(name: str) -> str:
-    """A runner's name as it is written, of what Beam takes for it: `flink`, `flinkrunner`."""
-    found = (name.lower(), f"{name.lower()}runner")
-    known = (known for known in StandardOptions.KNOWN_RUNNER_NAMES if known.lower() in found)
+    """Returns the full name of a runner that Beam accepts as `flink` or `flinkrunner`, too."""
+    spellings = (name.lower(), f"{name.lower()}runner")
+    known = (known for known in StandardOptions.KNOWN_RUNNER_NAMES if known.lower() in spellings)
     return next(known, name)
 
 
 def pipeline_options(arguments: list[str]) -> PipelineOptions:
-    """Beam's options, with our defaults for a local run.
+    """Returns Beam's options, with our defaults for a local run.
 
-    `DirectRunner` is read as `FnApiRunner`, since Beam's would first try to download
-    another runner; it gets as many workers as this process has cores.
+    `DirectRunner` becomes `FnApiRunner`, because Beam would first try to download another runner;
+    it gets as many workers as this process has cores.
 
     Raises:
-      UsageError: a runner that is none; a runner or a running mode that loses elements, or
-        flags of a portable runner that do not do.
+      UsageError: the runner is unknown, the runner or its running mode loses elements, or flags of
+        a portable runner are missing or wrong.
     """
     options = PipelineOptions(arguments)
     runner = _known_runner(options.view_as(StandardOptions).runner or "DirectRunner")
@@ -80,7 +80,7 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
     direct = options.view_as(DirectOptions)
     if direct.direct_num_workers < 0:
         raise UsageError(
-            f"--direct_num_workers must be at least 0, a worker for each core: got "
+            f"--direct_num_workers must be at least 0, which means one for each core: got "
             f"{direct.direct_num_workers}"
         )
     if direct.direct_running_mode == "multi_threading":
@@ -92,7 +92,7 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
             direct.direct_num_workers = usable_cores()
         prepare(options, arguments)
         return options
-    # First whether its results can be trusted.
+    # First refuses runners whose results are wrong.
     prepare(options, arguments)
     try:
         create_runner(runner)
@@ -108,17 +108,18 @@ _WANTS_MENDING = re.compile(
     rf"\[Errno (?:{errno.ENOENT}|{errno.EACCES}|{errno.EEXIST}|{errno.ENOTDIR}|{errno.EISDIR}"
     rf"|{errno.ENOTEMPTY}|{errno.ELOOP})\]"
 )
-"""What trying again does not help with: a file that has gone or must not be read, or something
-else in its place."""
+"""Errors that trying again does not help with: a file is missing or may not be read, or something
+else has its path."""
 _WHERE = re.compile(r" \[while running .*\]$", re.DOTALL)
 
 
 def _translate(error: Exception) -> Exception:
-    """The error that went into a runner: its own type, or a traceback as text, comes out."""
+    """Returns the UsageError or JobError for an error that a runner raised, which is either ours or
+    holds our traceback as text."""
     if isinstance(error, UsageError | JobError):
         return type(error)(_WHERE.sub("", str(error)))
     if type(error).__name__ == "DataflowJobAlreadyExistsError":
-        return JobError(f"a job of the same name is at work; wait until it is done ({error})")
+        return JobError(f"a job of the same name is running; wait until it has ended ({error})")
     explained = explain(error)
     if explained is not None:
         return JobError(f"{explained}. Run the same command again to go on")
@@ -126,15 +127,15 @@ def _translate(error: Exception) -> Exception:
     lines = [_WHERE.sub("", line.strip()) for line in text.splitlines() if line.strip()]
     for line in reversed(lines):
         match = _RAISED.match(line)
-        # Runners wrap it: RuntimeError: OSError: ...
+        # Runners wrap errors: RuntimeError: OSError: ...
         while match and (inner := _RAISED.match(match[2])) and inner[1].endswith("Error"):
             match = inner
         if match and match[1] in _OURS:
             return (UsageError if match[1] in _USAGE else JobError)(match[2])
         if match and (match[1].endswith(("Error", "Exception", "Invalid")) or match[1] == "error"):
             again = not _WANTS_MENDING.match(match[2])
-            way_on = "Run the same command again" if again else "Mend that"
-            return JobError(f"{match[1]}: {match[2]}. {way_on} to go on")
+            advice = "Run the same command again" if again else "Correct that, then run it again"
+            return JobError(f"{match[1]}: {match[2]}. {advice} to go on")
     return JobError(f"{lines[-1]}. Run the same command again to go on")
 
 
@@ -145,19 +146,19 @@ def _has_worker_processes(options: PipelineOptions) -> bool:
 def run_pipeline(
     pipeline: beam.Pipeline, progress: Progress, log: str, submission: Submission | None = None
 ) -> dict[str, int] | None:
-    """Runs a pipeline to its end, and shows how far it is.
+    """Runs a pipeline to its end, and shows its progress.
 
     Args:
       pipeline: the graph.
-      progress: where its workers note what is done.
-      log: path of a file for tracebacks and Beam's warnings; it is there if the job failed.
-      submission: how it is submitted, None if it runs here.
+      progress: the notes in which workers count what is done.
+      log: path of a file for tracebacks and Beam's warnings, which is kept if the job fails.
+      submission: how to submit the job; None if it runs here.
 
     Returns:
       Our counters by name; None if nobody waits for the job.
 
     Raises:
-      UsageError, JobError: as raised inside; other errors as JobError.
+      UsageError, JobError: raised in the pipeline; other errors become a JobError.
     """
     waits = submission is None or submission.waits
     processes = _has_worker_processes(pipeline.options)

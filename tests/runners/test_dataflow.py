@@ -300,19 +300,22 @@ def test_a_job_that_fails_says_why_and_leaves_no_lock(
         (["--region="], "--region=REGION is required"),
         (["--temp_location="], "--temp_location=gs://BUCKET/FOLDER is required"),
         (["--temp_location=/tmp"], "--temp_location must be gs://"),
-        (["--output", "out"], "--output out is a folder of this machine"),
+        (["--output", "out"], "--output out lies on this machine"),
         (["--input", ""], "--input gs://BUCKET/FOLDER is required"),
-        (["--annotations", "boxes"], "--annotations boxes is a folder of this machine"),
-        (["--weights", "w"], "--weights w is a folder of this machine"),
-        (["--backgrounds", "b"], "--backgrounds b is a folder of this machine"),
-        (["--publish", "p"], "--publish p is a folder of this machine"),
+        (["--annotations", "boxes"], "--annotations boxes lies on this machine"),
+        (["--weights", "w"], "--weights w lies on this machine"),
+        (["--backgrounds", "b"], "--backgrounds b lies on this machine"),
+        (["--publish", "p"], "--publish p lies on this machine"),
         (["--models", "resnet18=a.pth"], "workers of Dataflow cannot reach a.pth"),
         (["--models", "onnx:a.onnx"], "workers of Dataflow cannot reach a.onnx"),
         (["--models", "hf:/tmp"], "workers of Dataflow cannot reach /tmp"),
         (["--weights", "gs://"], "gs:// names no bucket"),
         (["--models", "onnx:gs:///a.onnx"], "gs:///a.onnx names no bucket"),
         (["--subnetwork=workers"], "--subnetwork=workers: expected regions/REGION/subnetworks/"),
-        (["--subnetwork=regions/a-b1/subnetworks/c"], "is of a-b1, the job of europe-west4"),
+        (
+            ["--subnetwork=regions/a-b1/subnetworks/c"],
+            "is in a-b1, but the job runs in europe-west4",
+        ),
         (["--dataflow_kms_key=k"], "--dataflow_kms_key=k: expected projects/PROJECT/locations/"),
         ([f"--dataflow_kms_key={KEY.replace('west4', 'west1')}"], "is of europe-west1, the job"),
         (["--project=12345"], "Invalid Project ID (12345)"),
@@ -321,13 +324,13 @@ def test_a_job_that_fails_says_why_and_leaves_no_lock(
         (["--device", "cuda"], "--gpu TYPE is required for a GPU"),
         (["--gpu", "L4!"], "--gpu L4!: expected TYPE[:MACHINE][,OPTION...]"),
         (["--gpu", "nvidia-t4"], "--gpu nvidia-t4: expected one of nvidia-l4, nvidia-tesla-t4"),
-        (["--gpu=nvidia-l4"], "--gpu nvidia-l4: it is in machines g2-* alone"),
+        (["--gpu=nvidia-l4"], "--gpu nvidia-l4: only machines g2-* have it"),
         (["--gpu=nvidia-l4:n1-standard-8"], "n1-standard-8 cannot have it, machines g2-* can"),
         (["--gpu=nvidia-tesla-t4", "--machine_type=n2-standard-4"], "n2-standard-4 cannot have it"),
-        (["--gpu=nvidia-l4:g2-standard-24"], "g2-standard-24 has 2 of it; add ,count:2"),
+        (["--gpu=nvidia-l4:g2-standard-24"], "g2-standard-24 has 2 of them; add ,count:2"),
         (["--gpu=nvidia-tesla-a100:a2-highgpu-1g,count:2"], "a2-highgpu-1g has 1 of it"),
-        (["--gpu=nvidia-tesla-t4,fast"], "'fast' is no option; there are count:N"),
-        (["--gpu=nvidia-tesla-t4,count:2,count:4"], "count is there twice"),
+        (["--gpu=nvidia-tesla-t4,fast"], "'fast' is no option; known: count:N"),
+        (["--gpu=nvidia-tesla-t4,count:2,count:4"], "count is given twice"),
         (["--gpu=nvidia-tesla-t4,count:2,use_nvidia_mps"], "machines with a single GPU"),
         ([f"--gpu={GPU}", "--disk_size_gb=25"], "needs a boot disk of 50 GB or more"),
         ([f"--gpu={GPU}"], "--sdk_container_image=IMAGE is required with --gpu"),
@@ -338,10 +341,10 @@ def test_a_job_that_fails_says_why_and_leaves_no_lock(
         ),
         (
             [f"--gpu={GPU}", "--experiments=no_use_multiple_sdk_containers"],
-            "would leave segmentation one process",
+            "would limit segmentation to one process",
         ),
         ([f"--gpu={GPU}", "--dataflow_service_options=enable_prime"], "Dataflow Prime"),
-        ([f"--gpu={GPU}", "--flexrs_goal=COST_OPTIMIZED"], "--flexrs_goal excludes"),
+        ([f"--gpu={GPU}", "--flexrs_goal=COST_OPTIMIZED"], "--flexrs_goal does not support"),
         (["--runner=DirectRunner", "--gpu=nvidia-l4"], "--gpu is for --runner=DataflowRunner"),
         (
             ["--runner=DirectRunner", "--no_wait_until_finish"],
@@ -406,7 +409,7 @@ def test_what_the_launchers_image_lacks_is_named_if_workers_get_it(
     assert main(["run", *asked]) == 2
     assert "this image has PyTorch's build for CPUs" in capsys.readouterr().err
     assert main(["generate", *asked]) == 2
-    assert "--gpu is for models, and in9 generate runs none" in capsys.readouterr().err
+    assert "--gpu is for running models, and in9 generate runs none" in capsys.readouterr().err
 
 
 def test_a_lock_of_a_job_is_taken_over_only_when_it_has_ended(cloud: Cloud, tmp_path: Path) -> None:

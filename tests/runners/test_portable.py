@@ -102,7 +102,7 @@ def test_a_worker_process_that_is_killed_fails_the_job_and_the_next_goes_on(
     assert running.returncode == 1
     assert out == ""
     assert len(said.splitlines()) == 1
-    assert "a worker process has gone. Run the same command again" in said
+    assert "a worker process has ended unexpectedly. Run the same command again" in said
     assert not (output / "manifest.json").exists()
     finished = finished_shards(output)
     assert 0 < len(finished) < len(finished_shards(fresh))
@@ -146,5 +146,5 @@ def test_a_job_server_that_ends_fails_the_job_in_one_line(
     os.killpg(cluster.server.pid, signal.SIGKILL)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 1
-    assert said.startswith("in9 generate: the job failed: the job server does not answer any more")
+    assert said.startswith("in9 generate: the job failed: the job server no longer answers")
     assert len(said.splitlines()) == 1

@@ -84,9 +84,12 @@ def test_what_goes_ends_the_job_in_one_line_and_the_next_goes_on(
     failed = "in9 generate: the job failed: "
     finished: dict[str, int] = {}
     for what, line in (
-        ("worker", f"{failed}a worker process has gone. Run the same command again to go on"),
+        (
+            "worker",
+            f"{failed}a worker process has ended unexpectedly. Run the same command again to go on",
+        ),
         ("launcher", "in9 generate: stopped; run the same command again to go on"),
-        ("Prism", f"{failed}the job server does not answer any more"),
+        ("Prism", f"{failed}the job server no longer answers"),
     ):
         running = start_in9(*generate, *prism.flags)
         count = len(finished)
