@@ -35,7 +35,7 @@ class Flag(NamedTuple):
         return "" if self.default is None else str(self.default)
 
     @property
-    def told(self) -> str:
+    def full_help(self) -> str:
         """Its help text with its default."""
         shows = self.default_text and not isinstance(self.default, bool)
         return f"{self.help} (default: {self.default_text})" if shows else self.help
@@ -122,8 +122,8 @@ class Words:
         self.known = known
 
     def __call__(self, text: str) -> tuple[str, ...]:
-        given = names(text)
-        if not given or set(given) - set(self.known):
+        words = names(text)
+        if not words or set(words) - set(self.known):
             expected = f"{'some of ' if self.known[1:] else ''}{', '.join(self.known)}"
             raise argparse.ArgumentTypeError(f"expected {expected}: got {text!r}")
-        return given
+        return words

@@ -32,13 +32,13 @@ def _choice(name: str, words: tuple[str, ...], text: str, metavar: str = "") -> 
 
 
 def _overwrite(*known: str) -> Flag:
-    """Makes an `--overwrite` whose words each lift one refusal, whose message names the word."""
+    """Makes an `--overwrite` that takes some known words, each of which lifts one refusal."""
     text = "accept changes that a run refuses; its error message names the word for each"
     return Flag("--overwrite", ",".join(known), text, (), Words(*known), nargs="?", const="")
 
 
 def _section(title: str, commands: tuple[str, ...], *flags: Flag) -> Section:
-    """Makes a section of its flags."""
+    """Makes a section from its flags."""
     return Section(title, commands, flags)
 
 
@@ -48,7 +48,7 @@ CORE = (
 )
 """Flags that `--help` shows of a command with many flags; `--help all` shows the others, too."""
 AROUND_GRAPH = ("config", "dry_run", "publish", "keep", "imagenet", "fail_if", "gpu", "gpus")
-"""Flags of what a command does around its graph, which `in9.Generate` and `in9.Evaluate` lack."""
+"""Flags of what a command does around its graph; `in9.Generate` and `in9.Evaluate` refuse them."""
 
 _GENERATING = ("run", "generate")
 _ANALYSES = ("evaluate", "attack", "saliency")
@@ -93,8 +93,8 @@ _TRAIN_JOB = (
     _choice(
         "--precision",
         ("auto", "fp32", "tf32", "bf16", "fp16"),
-        "numeric precision of training: fp32, tf32, bf16, fp16 (default: fp32 on a CPU; on a GPU "
-        "bf16, or fp16 if it has no bf16)",
+        "numeric precision of training: fp32, tf32, bf16, fp16; auto is fp32 on a CPU, bf16 on a "
+        "GPU, and fp16 on a GPU without bf16",
         "NAME",
     ),
     Flag(

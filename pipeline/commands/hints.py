@@ -114,13 +114,13 @@ def _describe_argument(argument: str, own: Sequence[Flag], words: Sequence[str])
     while before and not before[-1].startswith("--"):
         before.pop()
     last = before[-1] if before else ""
-    given = {flag_of(word) for word in words}
+    given_flags = {flag_of(word) for word in words}
     for flag in own:
         if flag.name == last and (flag.type is names or isinstance(flag.type, Words)):
             parts = words[len(before) : words.index(argument) + 1]
             return f"unexpected argument {argument!r}: say {flag.name} {','.join(parts)}"
     for flag in own:
-        if flag.name not in given and (flag.is_required or flag.name == "--input"):
+        if flag.name not in given_flags and (flag.is_required or flag.name == "--input"):
             return f"unexpected argument {argument!r}: say {flag.name} {argument}"
     return f"unexpected argument {argument!r}; flags look like --name=value"
 

@@ -136,7 +136,7 @@ def _print_summary(store: Store, released: ReleasedArchive, is_new: bool, second
 
 
 def _backgrounds(dataset: Dataset, split: str) -> list[str]:
-    """Describes, for each variant, how many true backgrounds were found, how surely, and how many
+    """Describes for each variant how many true backgrounds were found, how surely, and how many
     file names were wrong."""
     counts: dict[str, Counter[str]] = {
         v: Counter() for v in mixed_variants(dataset.manifest.config)

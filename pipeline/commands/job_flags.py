@@ -99,20 +99,20 @@ def remember_input(arguments: argparse.Namespace, store: Store) -> None:
         raise UsageError(f"--output {store.root} cannot be written: {reason}{where}") from error
 
 
-def _check_input(given: str | None, store: Store) -> None:
+def _check_input(input_flag: str | None, store: Store) -> None:
     """Refuses to replace a dataset by one of the sample because `--input` was forgotten."""
-    known = read_json(store, INPUT_NOTE, str)
-    if given is None and known:
+    last_input = read_json(store, INPUT_NOTE, str)
+    if input_flag is None and last_input:
         raise UsageError(
-            f"no --input, but {store.root} was made from {known}; give --input, or add "
+            f"no --input, but {store.root} was made from {last_input}; give --input, or add "
             "--overwrite input to replace it by the sample"
         )
 
 
 def _list_paths(arguments: argparse.Namespace) -> dict[str, str]:
     """Returns the absolute paths of `--exclude` and `--include`, if given, by flag."""
-    given = {name: getattr(arguments, name) for name in ("exclude", "include")}
-    return {name: absolute(path) for name, path in given.items() if path}
+    paths = {name: getattr(arguments, name) for name in ("exclude", "include")}
+    return {name: absolute(path) for name, path in paths.items() if path}
 
 
 def _check_splits(layouts: Sequence[SplitLayout]) -> None:
@@ -148,8 +148,8 @@ def _masks(arguments: argparse.Namespace, layouts: Sequence[SplitLayout]) -> str
 
 
 def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) -> DatasetConfig:
-    named = set(DatasetConfig().flags()) - {"segmenter_parameters", "taxonomy"}
-    flags = {name: getattr(arguments, name) for name in named}
+    names = set(DatasetConfig().flags()) - {"segmenter_parameters", "taxonomy"}
+    flags = {name: getattr(arguments, name) for name in names}
     for name, path in _list_paths(arguments).items():
         flags[name] = read_key_list(path, f"--{name}").summary
     flags["taxonomy"] = None if taxonomy is None else taxonomy.description

@@ -26,10 +26,10 @@ class Command(NamedTuple):
     """A command of the command line.
 
     Attributes:
-      text: what it does.
-      example: of its use.
-      function: that runs it, as `module:function` of this package. It takes the parsed arguments,
-        and Beam's flags if the command runs a graph, and returns the exit code.
+      text: description of the command.
+      example: example of its use.
+      function: function that runs it, as `module:function` of this package. It takes the parsed
+        arguments, and Beam's flags if the command runs a graph, and returns the exit code.
       has_graph: whether it runs a graph, and so takes Beam's flags.
     """
 
@@ -205,7 +205,7 @@ def build_parser() -> argparse.ArgumentParser:
             if title not in groups:
                 groups[title] = subparser.add_argument_group(title)
             for flag in flags:
-                given = {**flag._asdict(), "help": flag.told}
-                given = {key: value for key, value in given.items() if value is not None}
-                groups[title].add_argument(given.pop("name"), **given)
+                options = {**flag._asdict(), "help": flag.full_help}
+                options = {key: value for key, value in options.items() if value is not None}
+                groups[title].add_argument(options.pop("name"), **options)
     return parser

@@ -118,7 +118,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             lock=TakeLock(store, submission.owner, seen) if submission and job else None,
             publishing=publishing,
         ).build(pipeline)
-        # Several processes may evaluate at once, so each has its own log; there is one writer.
+        # A dataset has one writer, but several evaluations may run at once, each with its own log.
         name = arguments.command if generates else f"{arguments.command}-{os.getpid()}"
         log = store.log(name)
         started = time.monotonic()

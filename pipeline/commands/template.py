@@ -88,7 +88,7 @@ def _parameter(flag: Flag, group: str) -> dict[str, Any]:
     return {
         "name": flag.dest,
         "label": flag.dest.replace("_", " ").capitalize(),
-        "helpText": f"{flag.name} {flag.metavar}: {flag.told}",
+        "helpText": f"{flag.name} {flag.metavar}: {flag.full_help}",
         "isOptional": not flag.is_required,
         **({"regexes": [regex]} if regex else {}),
         **_kind(flag),

@@ -73,8 +73,8 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
             ("pictures predicted", counters.get("pictures_predicted", 0)),
         ]
         done += [
-            (what, counters[name])
-            for name, what in (
+            (unit, counters[name])
+            for name, unit in (
                 ("imagenet_images", "ImageNet images classified"),
                 ("composites_predicted", "composites predicted"),
                 ("images_explained", "images explained"),
@@ -86,7 +86,7 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
             lines.append(
                 f"{fallbacks} of the images were segmented by OpenCV instead of our kernels"
             )
-        lines.append("done now: " + ", ".join(f"{n} {what}" for what, n in done))
+        lines.append("done now: " + ", ".join(f"{n} {unit}" for unit, n in done))
         lines += _describe_shards(counters)
         written = [f"{size(n)} {folder}" for folder, n in bytes_written(counters).items()]
         if written:

@@ -66,8 +66,8 @@ def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
             "--sdk_worker_parallelism must be the number of worker processes of a machine, or 0: "
             f"got {portable.sdk_worker_parallelism}"
         )
-    given = any(argument.startswith("--job_server_timeout") for argument in arguments)
-    seconds = portable.job_server_timeout if given else _ANSWER_SECONDS
+    has_timeout = any(argument.startswith("--job_server_timeout") for argument in arguments)
+    seconds = portable.job_server_timeout if has_timeout else _ANSWER_SECONDS
     if portable.job_endpoint and portable.job_endpoint != "embed":
         _check_answer(portable.job_endpoint, seconds)
     # Beam would also apply the limit to the stream of the job's states, and so to the job.

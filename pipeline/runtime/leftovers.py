@@ -47,8 +47,7 @@ def removed_if_refused(store: Store, *notes: str) -> Iterator[None]:
     try:
         yield
     except UsageError:
-        files = set(store.walk(""))
-        if not was_used and files <= set(notes):
+        if not was_used and (files := set(store.walk(""))) <= set(notes):
             store.delete_all(files)
             store.prune(WORK_FOLDER)
         if is_new:

@@ -368,9 +368,9 @@ def test_help_shows_the_core_and_all(capsys: pytest.CaptureFixture[str], command
     words = " ".join(every.split())
     for flag in flags:
         assert f"\n  {flag.name} " in every
-        assert flag.told in words
+        assert flag.full_help in words
         if flag.default_text and flag.default is not False:
-            assert flag.told.endswith(f"(default: {flag.default_text})")
+            assert flag.full_help.endswith(f"(default: {flag.default_text})")
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,7 +119,7 @@ def test_flags_of_portable_runners_are_checked_before_the_job() -> None:
     needs = "--runner=PortableRunner"
     with pytest.raises(UsageError, match="needs --job_endpoint=HOST:PORT"):
         pipeline_options([needs])
-    with pytest.raises(UsageError, match="Beam's own image, which does not hold in9"):
+    with pytest.raises(UsageError, match="Beam's own image, which does not contain in9"):
         pipeline_options([needs, "--job_endpoint=localhost:1"])
     loopback = (needs, "--job_endpoint=localhost:1", "--environment_type=LOOPBACK")
     with pytest.raises(UsageError, match="number of worker processes of a machine, or 0: got two"):
