@@ -104,7 +104,7 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
 _RAISED = re.compile(r"^(?:[\w.]+\.)?(\w+): (.*)$")
 _USAGE = ("UsageError", "TooLargeError")
 _OURS = (*_USAGE, "JobError", "BrokenPictureError", "DamagedError", "ModelError")
-_WANTS_MENDING = re.compile(
+_NEEDS_CORRECTION = re.compile(
     rf"\[Errno (?:{errno.ENOENT}|{errno.EACCES}|{errno.EEXIST}|{errno.ENOTDIR}|{errno.EISDIR}"
     rf"|{errno.ENOTEMPTY}|{errno.ELOOP})\]"
 )
@@ -133,9 +133,9 @@ def _translate(error: Exception) -> Exception:
         if match and match[1] in _OURS:
             return (UsageError if match[1] in _USAGE else JobError)(match[2])
         if match and (match[1].endswith(("Error", "Exception", "Invalid")) or match[1] == "error"):
-            again = not _WANTS_MENDING.match(match[2])
-            advice = "Run the same command again" if again else "Correct that, then run it again"
-            return JobError(f"{match[1]}: {match[2]}. {advice} to go on")
+            again = not _NEEDS_CORRECTION.match(match[2])
+            advice = "Run" if again else "Correct that, then run"
+            return JobError(f"{match[1]}: {match[2]}. {advice} the same command again to go on")
     return JobError(f"{lines[-1]}. Run the same command again to go on")
 
 

@@ -569,7 +569,7 @@ def test_wildcards_stand_for_names_with_imagenet_weights() -> None:
     assert "open_clip:ViT-B-32:openai" in expand_models(["open_clip:ViT-B-32:*"])
     for name in (*found[:3], *tags[:3]):
         check_model(name)
-    with pytest.raises(UsageError, match=r"resnut\*: no model with ImageNet weights matches"):
+    with pytest.raises(UsageError, match=r"resnut\*: no name with weights for ImageNet matches"):
         expand_models(["resnut*"])
 
 

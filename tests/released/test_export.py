@@ -305,7 +305,7 @@ def test_a_class_without_images_keeps_its_number(
     one_worker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     in9("export", "--dataset", one_worker, "--to", tmp_path)
-    assert "no images in 03_reptile, 07_primate: empty folders" in capsys.readouterr().out
+    assert "no images in 03_reptile, 07_primate: these folders are empty" in capsys.readouterr().out
     for variant in manifest_of(one_worker)["config"]["variants"]:
         assert [p.name[:2] for p in sorted((tmp_path / variant / "val").iterdir())] == [
             f"{label:02d}" for label in range(9)
