@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.evaluate.published import CHALLENGE, FOOLED, published_for
 from pipeline.report.evidence import Evidence, ModelResults
 from pipeline.report.measured import grid_size, is_authors_grid
+from pipeline.report.panel import ATTACK_COMMAND, Panel
 from pipeline.report.pictures import SMALL, Budget, data_uri, find_samples
 from transforms.scoring import LABEL_RULES, PAPER_RULE
 
@@ -79,8 +80,11 @@ class AdversarialPanel:
     errors: tuple[tuple[str, str], ...]
 
 
-def make_adversarial(evidence: Evidence, with_pictures: bool = True) -> AdversarialPanel:
-    """Collects the panel; pictures are `only_bg_t`, as they were put behind foregrounds."""
+def make_adversarial(evidence: Evidence, with_pictures: bool = True) -> AdversarialPanel | None:
+    """Collects the panel; None without results.
+
+    Pictures are `only_bg_t`, because these were put behind foregrounds.
+    """
     rows: list[AttackRow] = []
     galleries = []
     budget = Budget(_BYTES if with_pictures else 0)
@@ -94,7 +98,9 @@ def make_adversarial(evidence: Evidence, with_pictures: bool = True) -> Adversar
         )
         if attack["rules"].get(PAPER_RULE, {}).get("strongest"):
             galleries.append(_gallery(evidence, model, attack, budget))
-    errors = ((m.name, m.errors["attack"]) for m in evidence.models if "attack" in m.errors)
+    errors = [(m.name, m.errors["attack"]) for m in evidence.models if "attack" in m.errors]
+    if not rows and not errors:
+        return None
     return AdversarialPanel(tuple(rows), tuple(galleries), tuple(errors))
 
 
@@ -140,3 +146,12 @@ def _gallery(
     # The worst class first, as the paper shows insects.
     classes.sort(key=lambda of_class: -of_class[1][0].success)
     return Gallery(model.name, grid_size(attack), tuple(classes), has_pictures)
+
+
+BACKGROUNDS = Panel(
+    id="backgrounds",
+    title="Worst backgrounds",
+    make=make_adversarial,
+    answers="Which foregrounds some background turns wrong",
+    command=ATTACK_COMMAND,
+)

@@ -9,7 +9,6 @@ The checklist: each claim of the source with what was found here.
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
@@ -17,6 +16,15 @@ from pipeline.evaluate.published import FULL_GRID
 from pipeline.report import judges
 from pipeline.report.evidence import Evidence
 from pipeline.report.measured import TIMES, Results
+from pipeline.report.panel import (
+    AT_LEAST_THREE,
+    ATTACK_COMMAND,
+    EVALUATE_COMMAND,
+    MATRIX_COMMAND,
+    SALIENCY_COMMAND,
+    TREND_COMMAND,
+    with_models,
+)
 from pipeline.report.verdicts import Finding, Verdict, overall
 
 _AUTHORS_GRID = f"{FULL_GRID:,} {TIMES} {FULL_GRID:,}"
@@ -51,11 +59,6 @@ class Claim:
     needs: str = ""
 
 
-EVALUATE = "in9 evaluate --dataset . --models MODELS"
-ATTACK = "in9 attack --dataset . --models MODELS"
-TREND = "in9 evaluate --dataset . --models MODELS --imagenet IMAGENET"
-SALIENCY = "in9 saliency --dataset . --models MODELS"
-MATRIX = "in9 matrix --dataset . --probe --holdout 0.5"
 _OR_TRAINED = (
     "nothing: it fits a linear probe; with a split train, --arch resnet50 in place of --probe "
     "--holdout 0.5 trains as the paper does"
@@ -88,8 +91,6 @@ SECTIONS = {
 }
 """The questions of the blog post, by its numbers."""
 
-THREE = "at least three models, better ten, whose accuracy on ImageNet is known or measured"
-
 CLAIMS = (
     Claim(
         "Backgrounds hold enough signal to learn from: trained on them alone, a model does better "
@@ -99,7 +100,7 @@ CLAIMS = (
         "42.1 to 54.3 %",
         "accuracy above chance",
         judges.signal,
-        MATRIX,
+        MATRIX_COMMAND,
         of="tests",
         needs=_OR_TRAINED,
     ),
@@ -111,7 +112,7 @@ CLAIMS = (
         "accuracy above chance; one below it tells nothing, as answers outside of the nine classes "
         "count as wrong, and leaves the claim open",
         judges.background_alone,
-        EVALUATE,
+        EVALUATE_COMMAND,
     ),
     Claim(
         "Backgrounds mislead models even when the right foreground is there.",
@@ -120,7 +121,7 @@ CLAIMS = (
         "BG-Gap above 0 for every model",
         "BG-Gap above 0",
         judges.gap_above,
-        EVALUATE,
+        EVALUATE_COMMAND,
         unit="points",
     ),
     Claim(
@@ -130,7 +131,7 @@ CLAIMS = (
         "6 to 14 points",
         "the whole interval inside 6 to 14 points",
         judges.gap_pretrained,
-        EVALUATE,
+        EVALUATE_COMMAND,
         unit="points",
     ),
     Claim(
@@ -140,7 +141,7 @@ CLAIMS = (
         "13 to 22 points",
         "the whole interval inside 13 to 22 points",
         judges.gap_in9,
-        _trained_command(EVALUATE, "original", "in9l"),
+        _trained_command(EVALUATE_COMMAND, "original", "in9l"),
         unit="points",
         needs=_checkpoint("original", "in9l"),
     ),
@@ -151,7 +152,7 @@ CLAIMS = (
         "87.5 %",
         "more than half; a smaller grid can only show that it holds",
         judges.fooled,
-        ATTACK,
+        ATTACK_COMMAND,
     ),
     Claim(
         "Few foregrounds survive every background (challenge accuracy).",
@@ -160,7 +161,7 @@ CLAIMS = (
         "22.3 %",
         "under a quarter; a smaller grid can only show that it holds",
         judges.challenge,
-        ATTACK,
+        ATTACK_COMMAND,
     ),
     Claim(
         "Single backgrounds fool a model whatever the foreground: the best insect background "
@@ -171,7 +172,7 @@ CLAIMS = (
         "more than 45 %, by the interval of the best of so many; a smaller grid can only show that "
         "it holds",
         judges.best_insect,
-        ATTACK,
+        ATTACK_COMMAND,
     ),
     Claim(
         "Some insect background or other turns over 2/3 of the foregrounds into insects.",
@@ -180,7 +181,7 @@ CLAIMS = (
         "66.6 %",
         "more than 60 %; a smaller grid can only show that it holds",
         judges.any_insect,
-        ATTACK,
+        ATTACK_COMMAND,
     ),
     Claim(
         "Trained on Mixed-Rand, a model is only slightly better than guessing where there is no "
@@ -190,7 +191,7 @@ CLAIMS = (
         "14.6 and 15.3 %",
         "accuracy less than 9 points above chance",
         judges.without_foreground,
-        MATRIX,
+        MATRIX_COMMAND,
         of="tests",
         needs=_OR_TRAINED,
     ),
@@ -201,7 +202,7 @@ CLAIMS = (
         "17 points",
         "difference above 0",
         judges.improves("mixed_rand"),
-        MATRIX,
+        MATRIX_COMMAND,
         of="pairs",
         unit="points",
         needs=_OR_TRAINED,
@@ -213,7 +214,7 @@ CLAIMS = (
         "22 points",
         "difference above 0",
         judges.improves("mixed_next"),
-        MATRIX,
+        MATRIX_COMMAND,
         of="pairs",
         unit="points",
         needs=_OR_TRAINED,
@@ -226,7 +227,7 @@ CLAIMS = (
         "3.8 points (Original: 37.2)",
         "best less worst under 10 points, by the interval of the largest of ten differences",
         judges.varies_little,
-        MATRIX,
+        MATRIX_COMMAND,
         unit="points",
         needs=_OR_TRAINED,
     ),
@@ -238,7 +239,7 @@ CLAIMS = (
         "pictures only",
         "share of saliency inside the mask: difference above 0",
         judges.looks_at_foreground,
-        _trained_command(SALIENCY, "original", "mixed_rand"),
+        _trained_command(SALIENCY_COMMAND, "original", "mixed_rand"),
         of="pairs",
         unit="points",
         needs=_checkpoint("original", "mixed_rand"),
@@ -250,10 +251,10 @@ CLAIMS = (
         "all lines rise",
         "slopes above 0",
         judges.rises("mixed_same", "mixed_rand", "mixed_next", "no_fg"),
-        TREND,
+        TREND_COMMAND,
         of="lines",
         unit="slope",
-        needs=THREE,
+        needs=AT_LEAST_THREE,
     ),
     Claim(
         "Models do improve at using backgrounds: accuracy on only_bg_t rises, too.",
@@ -262,10 +263,10 @@ CLAIMS = (
         "the line rises",
         "slope above 0",
         judges.rises("only_bg_t"),
-        TREND,
+        TREND_COMMAND,
         of="lines",
         unit="slope",
-        needs=THREE,
+        needs=AT_LEAST_THREE,
     ),
     Claim(
         "Accuracy on backgrounds alone improves slower than where the background misleads.",
@@ -274,10 +275,10 @@ CLAIMS = (
         "a flatter line",
         "difference of the slopes above 0",
         judges.slower,
-        TREND,
+        TREND_COMMAND,
         of="lines",
         unit="slope",
-        needs=THREE,
+        needs=AT_LEAST_THREE,
     ),
     Claim(
         "BG-Gap trends towards closing.",
@@ -286,17 +287,13 @@ CLAIMS = (
         "the line falls",
         "slope below 0",
         judges.closing,
-        TREND,
+        TREND_COMMAND,
         of="lines",
         unit="slope",
-        needs=THREE,
+        needs=AT_LEAST_THREE,
     ),
 )
 """In the order of the blog post."""
-
-
-_EXAMPLE = "efficientnet_lite0"
-"""A model that needs no network, where none was evaluated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,12 +327,6 @@ def check_claims(evidence: Evidence) -> tuple[CheckedClaim, ...]:
         return ()
     results = Results(evidence.models, evidence.trend, evidence.matrices)
     return tuple(_check(claim, results, evidence) for claim in CLAIMS)
-
-
-def with_models(command: str, evidence: Evidence) -> str:
-    """A command of `claims` with the models that were evaluated."""
-    models = ",".join(model.model for model in evidence.evaluated) or _EXAMPLE
-    return command.replace("MODELS", shlex.quote(models))
 
 
 def _check(claim: Claim, results: Results, evidence: Evidence) -> CheckedClaim:

@@ -10,6 +10,7 @@ from pipeline.evaluate.gap_power import is_gap_near_zero
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for
 from pipeline.report.evidence import Evidence, ModelResults
 from pipeline.report.measured import training_of
+from pipeline.report.panel import EVALUATE_COMMAND, Panel
 from transforms.scoring import LABEL_RULES, PAPER_RULE
 
 GAP = "BG-Gap"
@@ -65,9 +66,9 @@ class Headline:
 
 
 def make_headline(evidence: Evidence) -> Headline:
-    """The tables of all models; those that failed are rows with their error."""
+    """Makes the tables of all models; those that failed are rows with their error."""
     variants = evidence.dataset.picture_variants
-    models = [m for m in evidence.models if m.summary or "evaluate" in m.errors]
+    models = _tried(evidence)
     manifest = evidence.dataset.manifest
     is_whole, is_paper = manifest.config.segment.is_whole, evidence.dataset.is_comparable
     return Headline(
@@ -176,3 +177,17 @@ def span(headline: Headline, rule: str, column: str) -> tuple[float, float] | No
     values = [row.cells[column].value for row in headline.tables[rule] if column in row.cells]
     there = [value for value in values if value is not None]
     return (min(there), max(there)) if there else None
+
+
+def _tried(evidence: Evidence) -> list[ModelResults]:
+    return [m for m in evidence.models if m.summary or "evaluate" in m.errors]
+
+
+ACCURACY = Panel(
+    id="accuracy",
+    title="Accuracy",
+    make=lambda evidence, _: _tried(evidence),
+    answers="Accuracy on each version, and BG-Gap",
+    command=EVALUATE_COMMAND,
+    needs_backgrounds=False,
+)

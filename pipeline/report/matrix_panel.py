@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.report.evidence import Evidence
+from pipeline.report.panel import MATRIX_COMMAND, Panel
 from pipeline.training.penalty import describe_penalty
 
 
@@ -106,3 +107,12 @@ def _how(content: dict[str, Any]) -> str:
         share = f"{100 * content['holdout']:.0f} %"
         return f"{what}; {share} of {content['split']} are held out for the test"
     return f"{what}: on {content['train_split']}, tested on {content['split']}"
+
+
+MATRIX = Panel(
+    id="matrix",
+    title="Training",
+    make=lambda evidence, _: make_matrices(evidence),
+    answers="Trained on one version, tested on all",
+    command=MATRIX_COMMAND,
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import collections
 import hashlib
 import math
 import re
@@ -14,7 +15,6 @@ from markupsafe import Markup, escape
 from pipeline.dataset.card import notes_of, sentence
 from pipeline.errors import escaped
 from pipeline.evaluate.gap_power import is_gap_near_zero
-from pipeline.report.adversarial_panel import make_adversarial
 from pipeline.report.chooser import make_chooser
 from pipeline.report.claims import SECTIONS, check_claims
 from pipeline.report.differences import read_differences
@@ -24,14 +24,12 @@ from pipeline.report.figure_files import FOLDER
 from pipeline.report.headline import GAP, make_headline, reading, span
 from pipeline.report.image_selection import PER_CLASS
 from pipeline.report.inline import inline_svg
-from pipeline.report.matrix_panel import describe_chance, make_matrices
+from pipeline.report.matrix_panel import describe_chance
 from pipeline.report.measured import TIMES
 from pipeline.report.plot import Plot
-from pipeline.report.plots import COMPARED, PANELS
+from pipeline.report.plots import COMPARED
 from pipeline.report.provenance import make_provenance
-from pipeline.report.saliency_panel import make_saliency
-from pipeline.report.sections import find_not_run, shown_sections
-from pipeline.report.sensitivity import make_sensitivity
+from pipeline.report.sections import PANELS, find_not_run, shown_sections
 from pipeline.report.verdicts import Verdict
 from transforms.scoring import PAPER_RULE
 
@@ -60,22 +58,11 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
     is_whole = evidence.dataset.manifest.config.segment.is_whole
     checked = () if is_whole else check_claims(evidence)
     judged = [one for one in checked if one.findings]
-    sensitivity = make_sensitivity(evidence)
-    adversarial = make_adversarial(evidence, with_pictures)
-    saliency = make_saliency(evidence, with_pictures)
-    matrices = make_matrices(evidence)
     figures = _by_panel(plots, [model.name for model in evidence.evaluated[:DETAILED]])
-    parts: dict[str, object] = {
-        "accuracy": headline.tables[PAPER_RULE],
-        "sensitivity": not is_whole and (sensitivity.flips or sensitivity.noise),
-        "mistakes": evidence.evaluated,
-        "backgrounds": adversarial.rows or adversarial.errors,
-        "saliency": saliency.models or saliency.errors,
-        "trend": figures["trend"],
-        "matrix": matrices,
-        "claims": judged,
+    contents = {
+        panel.id: content for panel in PANELS if (content := panel.make(evidence, with_pictures))
     }
-    filled = {part for part, found in parts.items() if found}
+    filled = {*contents, *(["claims"] if judged else [])}
     not_run = find_not_run(evidence, filled, checked)
     gaps = [
         (row.name, cell)
@@ -116,13 +103,8 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
         chooser=chooser,
         per_class=PER_CLASS,
         example=best_example(chooser.cards),
-        sensitivity=sensitivity,
-        adversarial=adversarial,
-        saliency=saliency,
-        matrices=matrices,
-        trend=evidence.trend,
+        panels=contents,
         plots=figures,
-        worst=_worst_groups(evidence),
         compared=COMPARED,
         detailed=DETAILED,
         provenance=make_provenance(evidence, files),
@@ -184,7 +166,7 @@ def _by_panel(
     plots: Sequence[Plot], detailed: Sequence[str]
 ) -> dict[str, list[tuple[Plot, Markup]]]:
     """Figures in the page, by panel."""
-    panels: dict[str, list[tuple[Plot, Markup]]] = {panel: [] for panel in PANELS}
+    panels = collections.defaultdict[str, list[tuple[Plot, Markup]]](list)
     for number, plot in enumerate(plots):
         if not plot.model or plot.model in detailed:
             svg = inline_svg(plot.drawn.svg, f"f{number}-", plot.alt)
@@ -196,13 +178,3 @@ def _images_of(evidence: Evidence) -> str:
     """How many images the models were evaluated on, in words."""
     rows = [row for model in evidence.evaluated for row in model.rows("accuracy")]
     return f"these {max(row['n'] for row in rows):,} images"
-
-
-def _worst_groups(evidence: Evidence) -> list[tuple[str, str, str, str, dict[str, object]]]:
-    """(model, variant, foreground class, background class, row) of each worst group."""
-    names = evidence.taxonomy.names
-    return [
-        (model.name, row["variant"], names[row["label"]], names[row["bg_label"]], row)
-        for model in evidence.evaluated
-        for row in model.rows("groups", label_rule=PAPER_RULE, is_worst=True)
-    ]

@@ -21,7 +21,6 @@ from transforms.scoring import PAPER_RULE
 
 COMPARED = len(MODELS)
 """Models that a figure shows side by side: those with the highest accuracy on `original`."""
-PANELS = ("trend", "matrix", "decomposition", "per_class", "sizes", "confusion", "attack")
 _VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next")
 
 

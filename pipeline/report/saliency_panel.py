@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.report.evidence import Evidence, ModelResults
 from pipeline.report.measured import training_of
+from pipeline.report.panel import SALIENCY_COMMAND, Panel
 from pipeline.report.pictures import Budget, data_uri, find_samples
 from transforms.taxonomy import OUTSIDE
 
@@ -57,22 +58,23 @@ class SaliencyPanel:
     errors: tuple[tuple[str, str], ...]
 
 
-def make_saliency(evidence: Evidence, with_pictures: bool = True) -> SaliencyPanel:
-    """Collects the panel."""
-    there = [model for model in evidence.models if model.saliency]
+def make_saliency(evidence: Evidence, with_pictures: bool = True) -> SaliencyPanel | None:
+    """Collects the panel; None without results."""
+    models = [model for model in evidence.models if model.saliency]
+    errors = [(m.name, m.errors["saliency"]) for m in evidence.models if "saliency" in m.errors]
+    if not models and not errors:
+        return None
     # Maps of another version, or split, would not stand beside the same picture.
-    kinds = [_kind(model) for model in there]
-    alike = [m for m, kind in zip(there, kinds, strict=True) if kind == kinds[0]]
+    kinds = [_kind(model) for model in models]
+    alike = [m for m, kind in zip(models, kinds, strict=True) if kind == kinds[0]]
     # The source's pair comes first: trained on Original, and on Mixed-Rand.
     alike.sort(key=lambda model: _PAIR.get(training_of(model) or "", len(_PAIR)))
     shown = alike[:SIDE_BY_SIDE]
     return SaliencyPanel(
-        models=tuple((model.name, model.saliency or {}) for model in there),
+        models=tuple((model.name, model.saliency or {}) for model in models),
         pairs=_pairs(evidence, shown) if with_pictures and shown else (),
-        left_out=tuple(model.name for model in there if model not in shown),
-        errors=tuple(
-            (m.name, m.errors["saliency"]) for m in evidence.models if "saliency" in m.errors
-        ),
+        left_out=tuple(model.name for model in models if model not in shown),
+        errors=tuple(errors),
     )
 
 
@@ -117,3 +119,12 @@ def _pairs(evidence: Evidence, models: list[ModelResults]) -> tuple[SaliencyPair
             )
         )
     return tuple(pairs)
+
+
+SALIENCY = Panel(
+    id="saliency",
+    title="Saliency",
+    make=make_saliency,
+    answers="How much of what decides an answer lies on the foreground",
+    command=SALIENCY_COMMAND,
+)

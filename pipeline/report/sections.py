@@ -5,42 +5,37 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Sequence
 
-from pipeline.report.claims import (
-    ATTACK,
-    EVALUATE,
-    MATRIX,
-    SALIENCY,
-    THREE,
-    TREND,
-    CheckedClaim,
-    with_models,
-)
+from pipeline.report.adversarial_panel import BACKGROUNDS
+from pipeline.report.claims import CheckedClaim
 from pipeline.report.evidence import Evidence
+from pipeline.report.headline import ACCURACY
+from pipeline.report.matrix_panel import MATRIX
+from pipeline.report.mistakes import MISTAKES
+from pipeline.report.panel import with_models
+from pipeline.report.saliency_panel import SALIENCY
+from pipeline.report.sensitivity import SENSITIVITY
+from pipeline.report.trend_panel import TREND
+
+PANELS = (
+    ACCURACY,
+    SENSITIVITY,
+    MISTAKES,
+    BACKGROUNDS,
+    SALIENCY,
+    TREND,
+    MATRIX,
+)
+"""In the order of the page."""
 
 _TITLES = {
     "images": "Images",
-    "accuracy": "Accuracy",
-    "sensitivity": "Sensitivity",
-    "mistakes": "Mistakes",
-    "backgrounds": "Worst backgrounds",
-    "saliency": "Saliency",
-    "trend": "Trend",
-    "matrix": "Training",
+    **{panel.id: panel.title for panel in PANELS},
     "claims": "Claims",
     "not_run": "Not run",
     "run": "What was run",
     "files": "Files",
 }
-"""In the order of the page: what was found, what was not looked for, what it was made from."""
-
-_COMMANDS = {
-    "accuracy": ("Accuracy on each version, and BG-Gap", EVALUATE, ""),
-    "backgrounds": ("Which foregrounds some background turns wrong", ATTACK, ""),
-    "saliency": ("How much of what decides an answer lies on the foreground", SALIENCY, ""),
-    "trend": ("Whether better models are less fooled", TREND, THREE),
-    "matrix": ("Trained on one version, tested on all", MATRIX, ""),
-}
-"""By section: what it would say, the command that gives it, and what that needs."""
+"""By section, in the order of the page: results first, then what produced them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,20 +82,12 @@ def find_not_run(
     for one in checked:
         if not one.findings:
             waiting.setdefault(one.command, []).append(one)
-    found = []
-    for section, (what, command, needs) in _COMMANDS.items():
-        if section not in filled and _applies(section, evidence):
-            command = with_models(command, evidence)
-            found.append(NotRun(what, command, needs, len(waiting.pop(command, ()))))
-    for command, claims in waiting.items():
-        found.append(NotRun("", command, claims[0].claim.needs, len(claims)))
-    return tuple(found)
-
-
-def _applies(section: str, evidence: Evidence) -> bool:
-    """Whether a section could say anything of these images and classes."""
-    if evidence.dataset.manifest.config.segment.is_whole:
-        # Their backgrounds were not cut off.
-        return section == "accuracy"
-    # What was published on the trend is about ImageNet-9.
-    return section != "trend" or evidence.dataset.is_imagenet9
+    not_run = []
+    for panel in PANELS:
+        if panel.answers and panel.id not in filled and panel.applies(evidence):
+            command = with_models(panel.command, evidence)
+            claims = len(waiting.pop(command, ()))
+            not_run.append(NotRun(panel.answers, command, panel.needs, claims))
+    for command, unjudged in waiting.items():
+        not_run.append(NotRun("", command, unjudged[0].claim.needs, len(unjudged)))
+    return tuple(not_run)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from pipeline.report.evidence import Evidence
+from pipeline.report.panel import Panel
 from transforms.scoring import PAPER_RULE
 
 Compared = tuple[str, str]
@@ -27,19 +28,27 @@ class Sensitivity:
     noise: tuple[tuple[str, dict[str, Any]], ...]
 
 
-def make_sensitivity(evidence: Evidence) -> Sensitivity:
-    """Collects the panel."""
+def make_sensitivity(evidence: Evidence) -> Sensitivity | None:
+    """Collects the panel; None without results."""
     flips = []
     for model in evidence.evaluated:
         rows = model.rows("flips", label_rule=PAPER_RULE)
         if rows:
             flips.append((model.name, {(r["variant"], r["other_variant"]): r for r in rows}))
+    noise = tuple(
+        (model.name, row)
+        for model in evidence.evaluated
+        if (row := model.row("rfs", label_rule=PAPER_RULE))
+    )
+    if not flips and not noise:
+        return None
     return Sensitivity(
         compared=tuple(dict.fromkeys(pair for _, of_model in flips for pair in of_model)),
         flips=tuple(flips),
-        noise=tuple(
-            (model.name, row)
-            for model in evidence.evaluated
-            if (row := model.row("rfs", label_rule=PAPER_RULE))
-        ),
+        noise=noise,
     )
+
+
+SENSITIVITY = Panel(
+    id="sensitivity", title="Sensitivity", make=lambda evidence, _: make_sensitivity(evidence)
+)

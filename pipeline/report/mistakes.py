@@ -1,0 +1,56 @@
+"""Where models go wrong: the worst group of each mixed version.
+
+The panel's other tables and its figures are made from the models' summaries by its template and
+`pipeline.report.plots`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from pipeline.report.evidence import Evidence
+from pipeline.report.panel import Panel
+from transforms.scoring import PAPER_RULE
+
+
+@dataclasses.dataclass(frozen=True)
+class WorstGroup:
+    """The group of a version on which a model is worst.
+
+    Attributes:
+      model: its name.
+      variant: the version.
+      foreground, background: classes of the group.
+      row: of groups.csv.
+    """
+
+    model: str
+    variant: str
+    foreground: str
+    background: str
+    row: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistakes:
+    """Content of the panel."""
+
+    worst: tuple[WorstGroup, ...]
+
+
+def make_mistakes(evidence: Evidence) -> Mistakes | None:
+    """Collects the panel; None if no model was evaluated."""
+    if not evidence.evaluated:
+        return None
+    names = evidence.taxonomy.names
+    return Mistakes(
+        tuple(
+            WorstGroup(model.name, row["variant"], names[row["label"]], names[row["bg_label"]], row)
+            for model in evidence.evaluated
+            for row in model.rows("groups", label_rule=PAPER_RULE, is_worst=True)
+        )
+    )
+
+
+MISTAKES = Panel(id="mistakes", title="Mistakes", make=lambda evidence, _: make_mistakes(evidence))

@@ -1,0 +1,62 @@
+"""A panel of the page: what it shows, and the command whose results fill it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable
+
+from pipeline.report.evidence import Evidence
+
+EVALUATE_COMMAND = "in9 evaluate --dataset . --models MODELS"
+ATTACK_COMMAND = "in9 attack --dataset . --models MODELS"
+TREND_COMMAND = "in9 evaluate --dataset . --models MODELS --imagenet IMAGENET"
+SALIENCY_COMMAND = "in9 saliency --dataset . --models MODELS"
+MATRIX_COMMAND = "in9 matrix --dataset . --probe --holdout 0.5"
+"""Commands to run in the dataset's folder; MODELS stands for model names."""
+
+AT_LEAST_THREE = (
+    "at least three models, better ten, whose accuracy on ImageNet is known or measured"
+)
+
+_EXAMPLE = "efficientnet_lite0"
+"""Stands for MODELS where none was evaluated: its weights need no network."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """A section of the page that shows results.
+
+    Attributes:
+      id: of the section; its template is `report/ID.html`.
+      title: in the page's navigation.
+      make: (evidence, whether to show pictures) -> content, which the template gets as
+        `panel`. The page leaves the section out if the content is empty.
+      answers: what the section would say, listed under "Not run" while it is empty; "" to list
+        nothing.
+      command: fills the section.
+      needs: what the command cannot provide by itself, "" if nothing.
+      needs_backgrounds: whether it says nothing about images whose background was not cut off.
+      needs_imagenet9: whether it says nothing about other classes.
+    """
+
+    id: str
+    title: str
+    make: Callable[[Evidence, bool], object]
+    answers: str = ""
+    command: str = ""
+    needs: str = ""
+    needs_backgrounds: bool = True
+    needs_imagenet9: bool = False
+
+    def applies(self, evidence: Evidence) -> bool:
+        """Returns whether the panel can say anything about these images and classes."""
+        if self.needs_backgrounds and evidence.dataset.manifest.config.segment.is_whole:
+            return False
+        return evidence.dataset.is_imagenet9 or not self.needs_imagenet9
+
+
+def with_models(command: str, evidence: Evidence) -> str:
+    """Returns a command with the models that were evaluated in place of MODELS."""
+    models = ",".join(model.model for model in evidence.evaluated) or _EXAMPLE
+    return command.replace("MODELS", shlex.quote(models))
