@@ -1,10 +1,9 @@
-"""report.html: one self-contained page of what a dataset holds and what models make of it.
+"""report.html: one self-contained page about a dataset and how models do on it.
 
     results -> evidence -> panels, one module each -> page
 
-Re-making it from the same results gives the same bytes, also from a copy of them.
+The same results, or a copy of them, give a page of the same bytes.
 """
 
 from pipeline.report.write import REPORT as REPORT
-from pipeline.report.write import render_report as render_report
 from pipeline.report.write import write_report as write_report

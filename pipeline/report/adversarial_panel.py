@@ -1,4 +1,4 @@
-"""Adversarial backgrounds: how often models fall for them, and the worst as pictures."""
+"""Adversarial backgrounds: how often they fool models, and pictures of the worst."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ _BYTES = 1_400_000
 
 @dataclasses.dataclass(frozen=True)
 class Background:
-    """One background, and how many foregrounds of other classes it turns into its class."""
+    """One background, and the foregrounds of other classes that it was tried on.
+
+    Attributes:
+      key: of the image that it comes from.
+      uri: the picture, "" if it is left out.
+      success: fraction of the foregrounds that the model takes for the background's class.
+      foregrounds: their number.
+    """
 
     key: str
     uri: str
@@ -32,9 +39,9 @@ class Gallery:
     Attributes:
       model: its name.
       grid: foregrounds x backgrounds.
-      classes: (class name, those of its worst backgrounds that fool any foreground, worst
-        first).
-      has_pictures: whether there was room for them.
+      classes: (class name, its backgrounds that fool the most foregrounds, worst first);
+        backgrounds that fool none are left out.
+      has_pictures: whether there was room for pictures.
     """
 
     model: str
@@ -53,8 +60,8 @@ class AttackRow:
       grid: foregrounds x backgrounds.
       kind: full, sampled, or stopped early.
       measures: of attack.json.
-      published: (fooled, challenge accuracy) of the same model, where its grid is the
-        authors'; None where there is none.
+      published: (fooled, challenge accuracy) of the same model if the grid has the authors'
+        size; None for what was not published.
     """
 
     model: str
@@ -67,10 +74,10 @@ class AttackRow:
 
 @dataclasses.dataclass(frozen=True)
 class AdversarialPanel:
-    """All of the panel.
+    """Content of the panel.
 
     Attributes:
-      rows: of every attacked model and label rule.
+      rows: one for each attacked model and label rule.
       galleries: the worst backgrounds of each model, by the paper's label rule.
       errors: (model, why its attack failed).
     """
@@ -131,7 +138,7 @@ def _gallery(
     has_pictures = bool(uris) and budget.takes(*uris.values())
     classes = []
     for label, name in enumerate(evidence.taxonomy.names):
-        found = tuple(
+        backgrounds = tuple(
             Background(
                 key=row["bg_key"],
                 uri=uris.get(row["bg_key"], "") if has_pictures else "",
@@ -141,8 +148,8 @@ def _gallery(
             for row in sorted(strongest, key=lambda row: -row["success"])
             if row["label"] == label and row["success"] > 0
         )
-        if found:
-            classes.append((name, found))
+        if backgrounds:
+            classes.append((name, backgrounds))
     # The worst class first, as the paper shows insects.
     classes.sort(key=lambda of_class: -of_class[1][0].success)
     return Gallery(model.name, grid_size(attack), tuple(classes), has_pictures)

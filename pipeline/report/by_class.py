@@ -1,7 +1,7 @@
 """Figures with a row for each class: accuracy, confusion, backgrounds, attack.
 
-Of many classes the worst are shown: a figure of a thousand rows shows nothing, and its tables are
-in the CSV files.
+If there are many classes, only the worst are shown, because a figure of a thousand rows is
+unreadable; the CSV files have all of them.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from transforms.taxonomy import OUTSIDE, Taxonomy
 
 MOST_ROWS = 24
 MOST_CELLS = 9
-"""Classes that a figure shows, at most."""
+"""Most classes in a figure: as rows, and as rows and columns."""
 
 
 def worst_classes(scores: Mapping[int, float], count: int, most: int) -> list[int]:
-    """Labels that a figure shows, ascending.
+    """Selects the labels that a figure shows, ascending.
 
     Args:
-      scores: by label, lowest first to be shown; labels without one come last.
+      scores: by label; the lowest are selected, and labels without a score come last.
       count: number of classes.
-      most: that a figure has room for.
+      most: labels that a figure has room for.
 
     >>> worst_classes({0: 0.9, 1: 0.2, 2: 0.5}, 4, 2)
     [1, 2]
@@ -39,14 +39,14 @@ def worst_classes(scores: Mapping[int, float], count: int, most: int) -> list[in
 
 
 def _of_all(shown: Sequence[int], taxonomy: Taxonomy) -> str:
-    """What is said in a title if classes are left out."""
+    """Returns the title's note on classes that are left out; "" if none are."""
     if len(shown) == taxonomy.num_labels:
         return ""
     return f" (worst {len(shown)} of {taxonomy.num_labels})"
 
 
 def by_class(models: Sequence[ModelResults], variant: str, taxonomy: Taxonomy) -> Iterator[Plot]:
-    """Accuracy by class; of many, those where the first model is worst."""
+    """Draws accuracy by class; of many classes, those on which the first model is worst."""
     series = []
     shown: list[int] = []
     counts: dict[int, int] = {}
@@ -78,7 +78,8 @@ def by_class(models: Sequence[ModelResults], variant: str, taxonomy: Taxonomy) -
 
 
 def of_model(model: ModelResults, taxonomy: Taxonomy) -> Iterator[Plot]:
-    """Confusion on three versions, and accuracy by foreground and background."""
+    """Draws a model's confusion on three versions, and its accuracy by classes of foreground and
+    background."""
     for variant in ("original", "mixed_same", "mixed_rand"):
         yield from _confusion(model, variant, taxonomy)
     yield from _groups(model, taxonomy)
@@ -90,13 +91,13 @@ def _confusion(model: ModelResults, variant: str, taxonomy: Taxonomy) -> Iterato
         counts.setdefault(row["label"], {})[row["prediction"]] = row["pictures"]
     if not counts:
         return
-    rights = {label: of.get(label, 0) / sum(of.values()) for label, of in counts.items()}
-    shown = worst_classes(rights, taxonomy.num_labels, MOST_CELLS)
+    recalls = {label: row.get(label, 0) / sum(row.values()) for label, row in counts.items()}
+    shown = worst_classes(recalls, taxonomy.num_labels, MOST_CELLS)
     names, rest = [taxonomy.names[label] for label in shown], _of_all(shown, taxonomy)
     shares: list[list[float | None]] = []
     for label in shown:
-        of, total = counts.get(label, {}), sum(counts.get(label, {}).values())
-        line = [of.get(other, 0) for other in (*shown, OUTSIDE)]
+        predicted, total = counts.get(label, {}), sum(counts.get(label, {}).values())
+        line = [predicted.get(other, 0) for other in (*shown, OUTSIDE)]
         if rest:
             line.insert(-1, total - sum(line))
         shares.append([n / total if total else None for n in line])
@@ -127,23 +128,23 @@ def _groups(model: ModelResults, taxonomy: Taxonomy) -> Iterator[Plot]:
     worst = next((row for row in rows if row["is_worst"]), None)
     lowest: dict[int, float] = {}
     for row in rows:
-        # The worst group's classes are shown in any case.
+        # Always show the classes of the worst group.
         score = -1.0 if row is worst else row["ci_low"]
         for label in (row["label"], row["bg_label"]):
             lowest[label] = min(score, lowest.get(label, 2.0))
     shown = worst_classes(lowest, taxonomy.num_labels, MOST_CELLS)
     rest = _of_all(shown, taxonomy)
-    place = {label: position for position, label in enumerate(shown)}
+    index = {label: position for position, label in enumerate(shown)}
     shares: list[list[float | None]] = [[None] * len(shown) for _ in shown]
     for row in rows:
-        if row["label"] in place and row["bg_label"] in place:
-            shares[place[row["label"]]][place[row["bg_label"]]] = row["accuracy"]
-    said = f" Worst: {names[worst['label']]} on {names[worst['bg_label']]}." if worst else ""
+        if row["label"] in index and row["bg_label"] in index:
+            shares[index[row["label"]]][index[row["bg_label"]]] = row["accuracy"]
+    worst_note = f" Worst: {names[worst['label']]} on {names[worst['bg_label']]}." if worst else ""
     yield Plot(
         "confusion",
         f"groups-mixed_rand-{model.folder}.svg",
         f"Accuracy of {model.name} on mixed_rand by class of foreground and background{rest}."
-        f"{said}",
+        f"{worst_note}",
         heat_map(
             f"By background: mixed_rand{rest}",
             [names[label] for label in shown],
@@ -151,7 +152,7 @@ def _groups(model: ModelResults, taxonomy: Taxonomy) -> Iterator[Plot]:
             shares,
             CLASSES,
             ("foreground, %", "background"),
-            marked=(place[worst["label"]], place[worst["bg_label"]]) if worst else None,
+            marked=(index[worst["label"]], index[worst["bg_label"]]) if worst else None,
         ),
         model.name,
     )
@@ -160,7 +161,8 @@ def _groups(model: ModelResults, taxonomy: Taxonomy) -> Iterator[Plot]:
 def fooled_by_class(
     models: Sequence[ModelResults], taxonomy: Taxonomy, is_paper: bool
 ) -> Iterator[Plot]:
-    """How many each class fools; of many classes, those that fool the first model most."""
+    """Draws how many foregrounds each class of backgrounds fools; of many classes, those that fool
+    the first model most."""
     title = titles(models)
     series = []
     shown: list[int] = []

@@ -1,4 +1,4 @@
-"""Choose an image: its versions, what every model makes of each, and whose background it is."""
+"""The image chooser: versions of images, each model's answers, and where backgrounds come from."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from transforms.taxonomy import OUTSIDE, Taxonomy
 from transforms.variants import EXTERNAL, base_of
 
 _BYTES = 4_900_000
-"""Room for pictures: with all else the page stays under 10 MB."""
+"""Bytes of pictures, chosen so that the whole page stays under 10 MB."""
 _OTHER_RULE = next(rule for rule in LABEL_RULES if rule != PAPER_RULE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a model makes of a picture.
+    """A model's answer to a picture.
 
     Attributes:
       model: its name.
       is_right: by the paper's label rule.
       answer: the superclass it predicts, "outside" for none.
       label: of the answer, `OUTSIDE` for none.
-      output: the class of its winning output, "" if it has none beside the superclass.
+      output: class name of the winning output, "" if outputs are superclasses.
       score: of that output, a fraction.
       otherwise: the answer by the other label rule, "" if it is the same.
     """
@@ -55,9 +55,9 @@ class Version:
     Attributes:
       variant: its name.
       uri: the picture, "" if pictures are left out.
-      background: the class whose background it has, or `a scene`; "" for its own.
+      background: class of the image its background comes from, or `a scene`; "" for its own.
       bg_label: label of that class, None for its own and for a scene.
-      bg_key: the image whose background it has, or the scene.
+      bg_key: key of the image, or the scene, that its background comes from.
       predictions: of all models.
     """
 
@@ -77,10 +77,11 @@ class ImageCard:
       key: of the image.
       class_name: its superclass.
       name: its ImageNet class.
-      fg_fraction: share of the picture that the foreground takes, None if nobody knows.
-      turned: models that are right with a background of its class and wrong with another.
+      fg_fraction: share of the picture that the foreground covers, None if unknown.
+      turned: number of models that are right with a background of its class and wrong with
+        another.
       versions: in the paper's order.
-      patterns: names of those that each model's answers have.
+      patterns: names of the patterns that each model's answers match.
     """
 
     key: str
@@ -97,7 +98,7 @@ class ImageCard:
         return f"image={quote(self.key, safe='')}"
 
     def version(self, variant: str) -> Version | None:
-        """One of its versions, None if there is none of that name."""
+        """Returns the version of a variant; None if there is none."""
         return next((v for v in self.versions if v.variant == variant), None)
 
 
@@ -106,10 +107,10 @@ class Chooser:
     """The images to choose from.
 
     Attributes:
-      split: they are of.
-      images: of the split in all.
+      split: that the images are from.
+      images: number of images in the split.
       models: whose predictions are shown.
-      cards: in order: those that a background turns first.
+      cards: one for each image; those that a background turns come first.
     """
 
     split: str
@@ -124,13 +125,13 @@ class Chooser:
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:
-        """Those that some model's answers have on some card."""
-        found = {name for card in self.cards for names in card.patterns for name in names}
-        return tuple(pattern for pattern in PATTERNS if pattern.name in found)
+        """Patterns that any model's answers match on any card."""
+        matched = {name for card in self.cards for names in card.patterns for name in names}
+        return tuple(pattern for pattern in PATTERNS if pattern.name in matched)
 
 
 def make_chooser(evidence: Evidence, with_pictures: bool = True) -> Chooser:
-    """Collects what is shown, reading only what belongs to the images that are chosen."""
+    """Collects the images to show; reads only what belongs to them."""
     dataset, taxonomy = evidence.dataset, evidence.taxonomy
     split, models = shown_models(evidence)
     chosen = choose_images(evidence, split, models)
@@ -166,9 +167,9 @@ def make_chooser(evidence: Evidence, with_pictures: bool = True) -> Chooser:
 def _predictions(
     evidence: Evidence, split: str, models: Sequence[ModelResults], keys: Sequence[str]
 ) -> dict[tuple[str, str], list[Prediction]]:
-    """By (variant, key)."""
+    """Reads the models' predictions on some images, by (variant, key)."""
     taxonomy = evidence.taxonomy
-    found: dict[tuple[str, str], list[Prediction]] = {}
+    predictions: dict[tuple[str, str], list[Prediction]] = {}
     for model in models:
         outputs = classes_of_outputs((model.summary or {}).get("num_outputs", 0), taxonomy)
         by_rule: dict[str, dict[tuple[str, str], Prediction]] = {r: {} for r in LABEL_RULES}
@@ -182,12 +183,14 @@ def _predictions(
                 score=row["top1_score"],
                 otherwise="",
             )
-        for place, prediction in by_rule[PAPER_RULE].items():
-            other = by_rule[_OTHER_RULE].get(place)
+        for picture, prediction in by_rule[PAPER_RULE].items():
+            other = by_rule[_OTHER_RULE].get(picture)
             differs = other is not None and other.label != prediction.label
             otherwise = other.answer if other and differs else ""
-            found.setdefault(place, []).append(dataclasses.replace(prediction, otherwise=otherwise))
-    return found
+            predictions.setdefault(picture, []).append(
+                dataclasses.replace(prediction, otherwise=otherwise)
+            )
+    return predictions
 
 
 def _class_name(label: int, taxonomy: Taxonomy) -> str:

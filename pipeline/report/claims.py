@@ -1,9 +1,7 @@
-"""The source's claims, as data; `judges` says what results make of them.
+"""The source's claims as data, and the checklist of how each holds here.
 
-Sources: blog = the authors' post (its sections 1 to 5), paper = its tables, README = of their
-evaluation repository.
-
-The checklist: each claim of the source with what was found here.
+Sources: blog = the authors' post (its sections 1 to 5), paper = its tables, README = the one in
+their evaluation repository.
 """
 
 from __future__ import annotations
@@ -36,15 +34,15 @@ class Claim:
 
     Attributes:
       text: what it says.
-      section: of the blog post that asks its question, a key of `SECTIONS`.
-      source: where.
-      published: its figures.
+      section: of the blog post, a key of `SECTIONS`.
+      source: where the source makes it.
+      published: the source's figures.
       judged: the criterion, in words.
-      judge: the findings of the results that are there.
-      command: what would give it findings; MODELS stands for model names.
-      of: what its findings are, in the plural.
+      judge: yields findings from the results.
+      command: gives it findings; MODELS stands for model names.
+      of: what each finding is about, in the plural.
       unit: of values: `percent`, `points`, or `slope`.
-      needs: what the command cannot make by itself, "" if nothing.
+      needs: what the command cannot provide by itself, "" if nothing.
     """
 
     text: str
@@ -77,9 +75,8 @@ def _listed(names: Sequence[str]) -> str:
 
 def _checkpoint(*variants: str) -> str:
     each = _listed(variants)
-    what = "a checkpoint" if len(variants) == 1 else "checkpoints"
-    it = "it" if len(variants) == 1 else "them"
-    return f"{what} with nine outputs, trained on {each} and called after {it}"
+    noun = "a checkpoint" if len(variants) == 1 else "checkpoints"
+    return f"{noun} with nine outputs, trained on {each} and named after the training set"
 
 
 SECTIONS = {
@@ -89,7 +86,7 @@ SECTIONS = {
     4: "What is the effect of the training dataset?",
     5: "Are we really making progress?",
 }
-"""The questions of the blog post, by its numbers."""
+"""Questions of the blog post, by section number."""
 
 CLAIMS = (
     Claim(
@@ -109,8 +106,8 @@ CLAIMS = (
         2,
         "paper table 2",
         "11.9 to 17.8 %",
-        "accuracy above chance; one below it tells nothing, as answers outside of the nine classes "
-        "count as wrong, and leaves the claim open",
+        "accuracy above chance; an accuracy below chance leaves the claim open, because answers "
+        "outside the nine classes count as wrong",
         judges.background_alone,
         EVALUATE_COMMAND,
     ),
@@ -225,7 +222,7 @@ CLAIMS = (
         4,
         "blog 4, paper table 5",
         "3.8 points (Original: 37.2)",
-        "best less worst under 10 points, by the interval of the largest of ten differences",
+        "best minus worst under 10 points, by the interval of the largest of ten differences",
         judges.varies_little,
         MATRIX_COMMAND,
         unit="points",
@@ -298,12 +295,12 @@ CLAIMS = (
 
 @dataclasses.dataclass(frozen=True)
 class CheckedClaim:
-    """A claim, what was found, and the command that would find it.
+    """A claim, its findings, and the command that gives it some.
 
     Attributes:
       claim: the claim.
       verdict: of all findings.
-      summary: the verdict in words, with numbers where findings differ.
+      summary: the verdict in words, with counts if findings differ.
       findings: one for each model, variant or line.
       command: to run in the dataset's folder.
     """
@@ -321,8 +318,8 @@ class CheckedClaim:
 
 
 def check_claims(evidence: Evidence) -> tuple[CheckedClaim, ...]:
-    """Judges every claim by the results that are there; none where pictures or classes are others
-    than those that the claims are about."""
+    """Judges every claim by the results; none if the claims are not about such pictures and
+    classes."""
     if not evidence.dataset.is_comparable:
         return ()
     results = Results(evidence.models, evidence.trend, evidence.matrices)

@@ -16,7 +16,7 @@ from transforms.scoring import PAPER_RULE
 
 _FILE = "results/comparisons.csv"
 _NAMED = 3
-"""Pairs that differ whose differences are named one by one."""
+"""Most pairs whose differences are listed one by one."""
 
 Cell = tuple[float, float, float, bool]
 
@@ -27,7 +27,7 @@ class Differences:
 
     Attributes:
       columns: BG-Gap, and variants.
-      rows: (first, second, (difference, low, high, whether it stands out among all) by column).
+      rows: (first, second, (difference, low, high, whether it is significant) by column).
       left_out: whether there are more models than the table compares.
     """
 
@@ -36,26 +36,27 @@ class Differences:
     left_out: bool
 
     @property
-    def said(self) -> str:
-        """What differs, in a sentence."""
-        pairs = [(first, second, _outstanding(cells)) for first, second, cells in self.rows]
+    def summary(self) -> str:
+        """What differs, in one sentence."""
+        pairs = [(first, second, _significant(cells)) for first, second, cells in self.rows]
         differing = [pair for pair in pairs if pair[2]]
         if not differing:
             them = "these two models" if len(pairs) == 1 else "any two of these models"
             return f"No difference between {them} is larger than chance would explain."
         if len(differing) <= _NAMED:
             parts = [
-                f"{first} against {second}: " + ", ".join(_in_words(*one) for one in found.items())
-                for first, second, found in differing
+                f"{first} against {second}: "
+                + ", ".join(_in_words(*one) for one in columns.items())
+                for first, second, columns in differing
             ]
             return f"{'; '.join(parts)}. Nothing else differs by more than chance would explain."
         counts = {
-            column: sum(column in found for *_, found in differing) for column in self.columns
+            column: sum(column in columns for *_, columns in differing) for column in self.columns
         }
-        said = ", ".join(f"{column} ({n})" for column, n in counts.items() if n)
+        listed = ", ".join(f"{column} ({n})" for column, n in counts.items() if n)
         return (
             f"{len(differing)} of {len(pairs)} pairs of models differ by more than chance would "
-            f"explain, on: {said}."
+            f"explain, on: {listed}."
         )
 
 
@@ -66,13 +67,13 @@ def _in_words(column: str, difference: float) -> str:
     return f"{points} {'better' if difference > 0 else 'worse'} on {column}"
 
 
-def _outstanding(cells: dict[str, Cell]) -> dict[str, float]:
-    """Differences that stand out among all."""
+def _significant(cells: dict[str, Cell]) -> dict[str, float]:
+    """Keeps the significant differences."""
     return {column: cell[0] for column, cell in cells.items() if cell[3]}
 
 
 def read_differences(evidence: Evidence, variants: Sequence[str]) -> Differences:
-    """Reads the pairs among the `COMPARED` best models; without a file there are none."""
+    """Reads the pairs among the `COMPARED` best models; none if there is no file."""
     store, columns = evidence.dataset.store, (GAP, *variants)
     models = evidence.evaluated[:COMPARED]
     names = {display_name(model.summary): model.name for model in models if model.summary}
@@ -87,7 +88,7 @@ def read_differences(evidence: Evidence, variants: Sequence[str]) -> Differences
                 pair = names[row["first"]], names[row["second"]]
                 cell = value, low, high, float(row["p_adjusted"]) < 1 - CONFIDENCE
                 pairs.setdefault(pair, {})[column] = cell
-    order = {model.name: place for place, model in enumerate(models)}
+    order = {model.name: index for index, model in enumerate(models)}
     rows = sorted(pairs.items(), key=lambda pair: (order[pair[0][0]], order[pair[0][1]]))
     return Differences(
         columns=columns,

@@ -1,4 +1,4 @@
-"""What the page is made from: the dataset, and every result that is there for it."""
+"""Everything the page is made from: the dataset and all its results."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _CHECKPOINT = re.compile(r"^([\w.:-]+)=.*/(?=[^/])(.*)$")
 
 @dataclasses.dataclass(frozen=True)
 class ModelResults:
-    """One model, run in one way, and what is known of it on the present dataset.
+    """The results of one model, run with one set of settings, on the current dataset.
 
     Attributes:
       folder: below `results/`.
-      name: the model's, with whatever was not the default in how it was run.
+      name: of the model, with the settings that differ from the defaults.
       model: as `--models` names it.
       summary: of its evaluation, None if it was not evaluated.
       attack: of `in9 attack`, None if not run.
       saliency: of `in9 saliency`, None if not run.
-      errors: by stage that it failed in and has no results of, why.
+      errors: why it failed, by stage; only stages without results.
     """
 
     folder: str
@@ -49,31 +49,31 @@ class ModelResults:
     errors: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def rows(self, part: str, **wanted: object) -> list[dict[str, Any]]:
-        """Rows of a part of the summary whose columns have the wanted values."""
+        """Returns rows of a part of the summary whose columns have the wanted values."""
         rows: list[dict[str, Any]] = (self.summary or {}).get(part, [])
         return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
 
     @property
     def trained(self) -> dict[str, Any]:
-        """What its checkpoint says of its training; empty if it says nothing."""
+        """Training metadata of its checkpoint; empty if there is none."""
         for part in (self.summary, self.attack, self.saliency):
             if part and part.get("trained"):
-                found: dict[str, Any] = part["trained"]
-                return found
+                metadata: dict[str, Any] = part["trained"]
+                return metadata
         return {}
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Variants that it has no predictions of as they are now."""
+        """Variants whose current pictures it has no predictions for."""
         return tuple((self.summary or {}).get("missing", ()))
 
     @property
     def overlap(self) -> int:
-        """How many of the images it was tested on it was trained on, as far as it says."""
+        """Number of test images that were also training images, as far as its checkpoint says."""
         return (self.summary or {}).get("overlap") or 0
 
     def row(self, part: str, **wanted: object) -> dict[str, Any] | None:
-        """The first such row, None if there is none."""
+        """Returns the first row that `rows` would return; None if there is none."""
         return next(iter(self.rows(part, **wanted)), None)
 
 
@@ -84,11 +84,11 @@ class Evidence:
     Attributes:
       dataset: the dataset.
       taxonomy: its classes.
-      models: in order of their accuracy on `original` (label rule of the paper), then those
+      models: by accuracy on `original` under the paper's label rule, highest first, then models
         without one.
       stale: names of models whose results are of an earlier dataset.
-      trend: of results/trend.json, None if it is of another dataset or there is none.
-      matrices: of `in9 matrix`, what is said of each network.
+      trend: content of results/trend.json; None if it is missing or of another dataset.
+      matrices: results of `in9 matrix`, one for each network.
     """
 
     dataset: Dataset
@@ -105,15 +105,16 @@ class Evidence:
 
 
 def gather(dataset: Dataset, taxonomy: Taxonomy) -> Evidence:
-    """Reads what is there for a dataset; results of another one are left out."""
+    """Reads all results of a dataset; leaves out results of another one."""
     store, fingerprint = dataset.store, dataset.manifest.fingerprint
     summaries, stale = read_summaries(dataset)
     of_folder: dict[str, dict[str, dict[str, Any]]] = {}
     for summary in summaries:
         folder = result_folder(summary["model"], summary["evaluation"])
         of_folder.setdefault(folder, {})["evaluate"] = summary
-    for name, found in (("attack", read_attacks(dataset)[0]), ("saliency", read_saliency(dataset))):
-        for content in found:
+    attacks, saliency = read_attacks(dataset)[0], read_saliency(dataset)
+    for name, contents in (("attack", attacks), ("saliency", saliency)):
+        for content in contents:
             folder = result_folder(content["model"], content["evaluation"])
             of_folder.setdefault(folder, {})[name] = content
     failed: dict[str, dict[str, dict[str, Any]]] = {}
@@ -141,23 +142,22 @@ def gather(dataset: Dataset, taxonomy: Taxonomy) -> Evidence:
 
 
 def _model(
-    folder: str, found: dict[str, dict[str, Any]], failed: dict[str, dict[str, Any]]
+    folder: str, results: dict[str, dict[str, Any]], failed: dict[str, dict[str, Any]]
 ) -> ModelResults:
-    first = next(iter([*found.values(), *failed.values()]))
+    first = next(iter([*results.values(), *failed.values()]))
     return ModelResults(
         folder=folder,
         name=display_name(first),
         model=first["model"],
-        summary=found.get("evaluate"),
-        attack=found.get("attack"),
-        saliency=found.get("saliency"),
-        errors={stage: one["error"] for stage, one in failed.items() if stage not in found},
+        summary=results.get("evaluate"),
+        attack=results.get("attack"),
+        saliency=results.get("saliency"),
+        errors={stage: one["error"] for stage, one in failed.items() if stage not in results},
     )
 
 
 def _named(models: list[ModelResults]) -> list[ModelResults]:
-    """Models with the folders of their checkpoints left out, which say nothing to a reader,
-    unless they alone tell two models apart."""
+    """Drops the folders of checkpoints from names, unless only they tell two models apart."""
     short = [_CHECKPOINT.sub(r"\1=\2", model.name) for model in models]
     return [
         dataclasses.replace(model, name=name) if short.count(name) == 1 else model

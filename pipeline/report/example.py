@@ -1,4 +1,4 @@
-"""The first picture of the page: one foreground on two backgrounds, of which one turns a model."""
+"""The example at the head of the page: one foreground on two backgrounds, one of which misleads."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from pipeline.report.chooser import ImageCard, Prediction, Version
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One foreground on two backgrounds, of which the second turns models.
+    """One foreground on two backgrounds, the second of which misleads models.
 
     Attributes:
       card: the image.
-      same: the version that they recognise.
-      other: the version in which they do not.
-      turned: what they make of it, those first that see the background's class.
-      believers: how many of them do.
+      same: the version that the models recognise.
+      other: the version that they do not.
+      misled: their answers to it; answers that name the background's class come first.
+      believers: number of models that name the background's class.
     """
 
     card: ImageCard
     same: Version
     other: Version
-    turned: tuple[Prediction, ...]
+    misled: tuple[Prediction, ...]
     believers: int
 
 
 def best_example(cards: Sequence[ImageCard]) -> Example | None:
-    """The image whose background turns most models into believing it; if it turns none so, the one
-    that turns most of them wrong. None if none is turned."""
-    found = [example for card in cards for example in _examples(card)]
-    # Of equals the first: `max` keeps it.
-    return max(found, key=_strength, default=None)
+    """Picks the image whose background's class most models name instead of the foreground's; if no
+    model does, the image on which most models go wrong. None if no model does."""
+    examples = [example for card in cards for example in _examples(card)]
+    # `max` keeps the first of equals.
+    return max(examples, key=_strength, default=None)
 
 
 def _examples(card: ImageCard) -> Iterator[Example]:
@@ -49,10 +49,10 @@ def _examples(card: ImageCard) -> Iterator[Example]:
 
 
 def _strength(example: Example) -> tuple[int, int, int, bool]:
-    """How many models believe the background, are turned wrong, and know the original; and whether
-    the foreground is neither too small to see nor all there is to see."""
+    """Returns how many models name the background's class, are misled, and know the original; and
+    whether the foreground is neither too small nor fills the picture."""
     original = example.card.version("original")
     known = sum(p.is_right for p in original.predictions) if original else 0
     share = example.card.fg_fraction
     is_clear = share is not None and 0.15 <= share <= 0.55
-    return example.believers, len(example.turned), known, is_clear
+    return example.believers, len(example.misled), known, is_clear

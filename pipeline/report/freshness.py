@@ -1,7 +1,7 @@
-"""Whether the page is the one that would be written now, told without making it.
+"""Tells whether the page is up to date without rendering it.
 
-A note holds a fingerprint of all that the page is made from (files by size and time, the
-code that makes it) and what its own files looked like then.
+A note holds a fingerprint of everything the page is made from (files by size and time, and the
+code that renders it), and the state of the page's own files when they were written.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Note:
 
 @functools.cache
 def _code() -> str:
-    """Fingerprint of what makes the page."""
+    """Returns a fingerprint of the code and libraries that render the page."""
     root = Path(__file__).parents[2]
     digest = hashlib.sha256()
     folders = [f"pipeline/{name}" for name in ("report", "evaluate", "analyses", "templates")]
@@ -44,16 +44,16 @@ def _code() -> str:
 
 
 def _states(store: Store, paths: Iterable[str]) -> list[tuple[str, int, str]]:
-    """Path, size and identity of each file; -1 for one that is not there."""
-    found = []
+    """Returns path, size and identity of each file; a size of -1 for one that does not exist."""
+    states = []
     for path in paths:
         info = store.files.info(store.path(path))
-        found.append((path, -1, "") if info is None else (path, info.size, info.identity))
-    return found
+        states.append((path, -1, "") if info is None else (path, info.size, info.identity))
+    return states
 
 
 def fingerprint_inputs(store: Store, inputs: Iterable[str], pictures: str, *, pdf: bool) -> str:
-    """Fingerprint of what a page is made from.
+    """Returns a fingerprint of everything a page is made from.
 
     Args:
       store: the dataset folder.
@@ -64,7 +64,7 @@ def fingerprint_inputs(store: Store, inputs: Iterable[str], pictures: str, *, pd
 
 
 def is_fresh(store: Store, inputs: str) -> bool:
-    """Whether the page's files are as they were left when it was made from these inputs."""
+    """Returns whether the page was made from these inputs and its files are unchanged since."""
     note = read_json(store, _NOTE, _Note)
     if note is None or note.inputs != inputs:
         return False
@@ -72,6 +72,6 @@ def is_fresh(store: Store, inputs: str) -> bool:
 
 
 def note_fresh(store: Store, inputs: str, outputs: Iterable[str]) -> None:
-    """Notes that the page's files, given by their paths, have been made from these inputs."""
+    """Records that the page's files, given by path, were made from these inputs."""
     note = _Note(inputs, _states(store, outputs))
     store.update(_NOTE, json.dumps(dataclasses.asdict(note)).encode())

@@ -1,4 +1,4 @@
-"""The headline table: models x variants with intervals, BG-Gap, and what is published."""
+"""The headline table: models x variants with intervals, BG-Gap, and published figures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class HeadlineCell:
 
     Attributes:
       value, low, high: fractions; None where nothing was measured.
-      note: what else to know of it, "" for nothing.
+      note: shown below it, "" for nothing.
       published: (source, value) of the same model.
     """
 
@@ -39,9 +39,9 @@ class HeadlineRow:
 
     Attributes:
       name: of the model.
-      error: why it has no numbers, "" if it has.
+      error: why it has no numbers, "" if it has some.
       cells: BG-Gap, then by variant.
-      warning: what to know before believing them, "" for nothing.
+      warning: why not to trust them, "" for nothing.
     """
 
     name: str
@@ -100,42 +100,44 @@ def _row(
 ) -> HeadlineRow:
     cells = {GAP: HeadlineCell()}
     for variant in variants:
-        found = model.row("accuracy", label_rule=rule, variant=variant)
-        published = tuple((source, of[variant]) for source, of in known if variant in of)
-        note = "missing" if variant in model.missing else _draws(found)
-        cells[variant] = _cell(found, "accuracy", published, note)
+        row = model.row("accuracy", label_rule=rule, variant=variant)
+        published = tuple(
+            (source, values[variant]) for source, values in known if variant in values
+        )
+        note = "missing" if variant in model.missing else _draws(row)
+        cells[variant] = _cell(row, "accuracy", published, note)
     gap = model.row("gaps", label_rule=rule)
-    published = tuple((source, of[GAP]) for source, of in known if GAP in of)
+    published = tuple((source, values[GAP]) for source, values in known if GAP in values)
     power = model.row("power")
     is_unclear = power and not power["has_power"] and is_gap_near_zero(model.summary or {})
     note = ", ".join(filter(None, (_draws(gap), "power not shown" if is_unclear else "")))
     cells[GAP] = _cell(gap, "gap", published, note)
-    seen = f"trained on {model.overlap:,} of these images" if model.overlap else ""
-    return HeadlineRow(model.name, model.errors.get("evaluate", ""), cells, seen)
+    warning = f"trained on {model.overlap:,} of these images" if model.overlap else ""
+    return HeadlineRow(model.name, model.errors.get("evaluate", ""), cells, warning)
 
 
 def _cell(
-    found: dict[str, Any] | None, name: str, published: tuple[tuple[str, float], ...], note: str
+    row: dict[str, Any] | None, name: str, published: tuple[tuple[str, float], ...], note: str
 ) -> HeadlineCell:
-    if not found or not found["n"]:
+    if not row or not row["n"]:
         return HeadlineCell(note=note, published=published)
-    return HeadlineCell(found[name], found["ci_low"], found["ci_high"], note, published)
+    return HeadlineCell(row[name], row["ci_low"], row["ci_high"], note, published)
 
 
 def _draws(row: dict[str, Any] | None) -> str:
-    """How far the draws lie apart that a figure is the mean of; nothing of a single one."""
+    """Describes the spread of the draws that a figure averages; "" for a single draw."""
     if not row or row["seed_sd"] is None:
         return ""
     return f"{row['replicates']} draws, sd {100 * row['seed_sd']:.1f}"
 
 
 def _published(model: ModelResults, is_whole: bool) -> list[tuple[str, dict[str, float]]]:
-    """Published figures of the same model on the same kind of images, by source: accuracies and
-    BG-Gap. On IN-9L there are those of table 5 alone."""
+    """Returns published accuracies and BG-Gap of the same model on the same kind of images, by
+    source. For IN-9L, only table 5 of the paper has any."""
     summary = model.summary or {}
     trained = training_of(model)
     if model.trained.get("method") == "probe":
-        # Of features that come from elsewhere: not what the authors trained.
+        # The authors trained whole networks, not the last layer alone.
         return []
     if trained in TRAINED:
         row = TRAINED[trained]
@@ -143,40 +145,42 @@ def _published(model: ModelResults, is_whole: bool) -> list[tuple[str, dict[str,
             return [("paper", {"original": row["in9l"]})]
         return [("paper", {**row, GAP: row["mixed_same"] - row["mixed_rand"]})]
     if "=" in model.model or is_whole:
-        # A checkpoint of one's own has the architecture alone in common.
+        # A checkpoint of the user's shares only the architecture with the published model.
         return []
     entries = published_for(summary.get("architecture", ""))
     return [(entry.source, {**entry.accuracy, GAP: entry.gap}) for entry in entries]
 
 
 def reading(gaps: Sequence[HeadlineCell], images: str) -> str:
-    """What the intervals of BG-Gap say, in words.
+    """Says in words what the intervals of BG-Gap show.
 
     Args:
       gaps: of all models, with values.
-      images: how many they are of, in words.
+      images: number of images they are based on, in words.
     """
     above = sum(gap.low is not None and gap.low > 0 for gap in gaps)
     below = sum(gap.high is not None and gap.high < 0 for gap in gaps)
     is_one = len(gaps) == 1
     if not above and not below:
         intervals = "The interval includes" if is_one else "All intervals include"
-        it = "the model relies" if is_one else "these models rely"
-        return f"{intervals} 0: {images} do not show that {it} on the background."
+        rely = "the model relies" if is_one else "these models rely"
+        return f"{intervals} 0: {images} do not show that {rely} on the background."
     if is_one:
-        what = "relies on the background" if above else "does better on other backgrounds"
-        return f"The whole interval is {'above' if above else 'below'} 0: the model {what}."
-    said = f"The whole interval is above 0 for {above} of {len(gaps)} models"
+        behaviour = "relies on the background" if above else "does better on other backgrounds"
+        return f"The whole interval is {'above' if above else 'below'} 0: the model {behaviour}."
+    sentence = f"The whole interval is above 0 for {above} of {len(gaps)} models"
     if below:
-        said += f", and below 0 for {below}"
-    return f"{said}." if above + below == len(gaps) else f"{said}; else it includes 0."
+        sentence += f", and below 0 for {below}"
+    return (
+        f"{sentence}." if above + below == len(gaps) else f"{sentence}; for the rest it includes 0."
+    )
 
 
 def span(headline: Headline, rule: str, column: str) -> tuple[float, float] | None:
-    """The lowest and the highest value of a column, None if it is empty."""
+    """Returns the lowest and the highest value of a column; None if it is empty."""
     values = [row.cells[column].value for row in headline.tables[rule] if column in row.cells]
-    there = [value for value in values if value is not None]
-    return (min(there), max(there)) if there else None
+    known = [value for value in values if value is not None]
+    return (min(known), max(known)) if known else None
 
 
 def _tried(evidence: Evidence) -> list[ModelResults]:

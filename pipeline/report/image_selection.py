@@ -1,4 +1,4 @@
-"""Which images the page shows: those where the background decides come first."""
+"""Selects the images that the page shows: first those on which the background decides."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transforms.scoring import PAPER_RULE
 from transforms.variants import MIXED
 
 PER_CLASS = 8
-"""Images of each class that the page shows, if there is room."""
+"""Most images of each class on the page."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -28,8 +28,8 @@ class Candidate:
     """An image, in the order in which images are chosen.
 
     Attributes:
-      rank: (less the models that its background turns, less wrong predictions on the mixed
-        versions, a hash of its key).
+      rank: (minus the number of models that another background turns wrong, minus the number of
+        wrong predictions on mixed versions, a hash of the key).
       key: of the image.
       label: its class.
     """
@@ -40,7 +40,7 @@ class Candidate:
 
 
 def shown_models(evidence: Evidence) -> tuple[str, tuple[ModelResults, ...]]:
-    """The split that images are chosen from, and the models evaluated on it."""
+    """Returns the split that images are chosen from, and the models evaluated on it."""
     splits = evidence.dataset.manifest.config.split
     models = evidence.evaluated
     first = models[0].summary if models else None
@@ -52,9 +52,9 @@ def shown_models(evidence: Evidence) -> tuple[str, tuple[ModelResults, ...]]:
 def choose_images(
     evidence: Evidence, split: str, models: Sequence[ModelResults], per_class: int = PER_CLASS
 ) -> list[Candidate]:
-    """The images to show: of each class those with the first ranks, best ranks first.
+    """Chooses the images to show: those with the lowest ranks in each class, sorted by rank.
 
-    A shard is read at a time, and no more of it than says which predictions are right.
+    Reads one shard at a time, and only the columns that tell which predictions are right.
     """
     dataset = evidence.dataset
     best: dict[int, list[Candidate]] = {}
@@ -77,7 +77,7 @@ def choose_images(
 def _failures(
     store: Store, split: str, shard: int, models: Iterable[ModelResults]
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """By key: models that are right with a background of the image's class and wrong with
+    """Counts by key models that are right with a background of the image's class and wrong with
     another, and wrong predictions on the mixed versions."""
     turned: dict[str, int] = {}
     wrong: dict[str, int] = {}
@@ -107,7 +107,7 @@ def _failures(
 def read_predictions_of(
     dataset: Dataset, split: str, model: ModelResults, keys: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """A model's predictions on all versions of some images, by both label rules."""
+    """Reads a model's predictions on all versions of some images, by both label rules."""
     store = dataset.store
     shards = sorted({dataset.shard_of(split, key) for key in keys})
     paths = [result_shard(model.folder, "predictions", split, shard) for shard in shards]

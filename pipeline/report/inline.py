@@ -1,6 +1,6 @@
-"""Figures in the page: in its font and colours, and with no ids in common.
+"""Puts figures into the page, in its font and colours, and with ids of their own.
 
-Only figures that were drawn for this page come here. A file that lies in the folder may be
+Only figures that were drawn for this page are inlined, because a file in the folder may be
 anybody's.
 """
 
@@ -18,18 +18,18 @@ _NAMED = re.compile(r"(?<=#)[\w.-]+")
 _THOUSANDTHS = re.compile(r"(?<=\.\d\d)\d+")
 _FAMILY = re.compile(r"font-family:[^;]*;?\s*")
 _SHORTHAND = re.compile(r"\bfont:\s*(?:(bold|\d+)\s+)?([\d.]+px)[^;]*;?\s*")
-"""Which of the two spellings Matplotlib writes depends on its version."""
+"""Matplotlib writes one or the other of these two spellings, depending on its version."""
 _GROWS = 1.34
-"""How much larger than drawn a figure may be shown: two of them fill a row."""
+"""How much larger than drawn a figure may be shown, so that two of them fill a row."""
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}\b")
 
 
 def inline_svg(data: bytes, prefix: str, label: str) -> Markup:
-    """Makes an element of the page of a figure.
+    """Turns a figure into an element of the page.
 
     Args:
       data: of `pipeline.report.figures.style.Drawn`.
-      prefix: of its ids, its own within the page.
+      prefix: of its ids, unique within the page.
       label: what the figure shows, for those who cannot see it.
 
     Returns:
@@ -38,14 +38,14 @@ def inline_svg(data: bytes, prefix: str, label: str) -> Markup:
     root = ElementTree.fromstring(data)
     named = set(_NAMED.findall(data.decode()))
     for element in root.iter():
-        # A page of many figures has no room for indentation, names that nothing refers to, and
+        # To keep a page of many figures small, drop indentation, ids that nothing refers to, and
         # thousandths of a pixel.
         element.text, element.tail = (
             text if text and text.strip() else "" for text in (element.text, element.tail)
         )
         element.tag = _local(element.tag)
         element.attrib = {
-            _local(name): _of_page(_local(name), value, prefix)
+            _local(name): _adapted(_local(name), value, prefix)
             for name, value in element.attrib.items()
             if name != "id" or value in named
         }
@@ -64,8 +64,8 @@ def _local(name: str) -> str:
     return name.rpartition("}")[2]
 
 
-def _of_page(name: str, value: str, prefix: str) -> str:
-    """The value of an attribute, in a page that holds other figures, too."""
+def _adapted(name: str, value: str, prefix: str) -> str:
+    """Adapts the value of an attribute to a page that holds other figures, too."""
     if name == "id":
         return prefix + value
     value = _REFERENCE.sub(prefix, value)
@@ -73,17 +73,17 @@ def _of_page(name: str, value: str, prefix: str) -> str:
         value = _THOUSANDTHS.sub("", value)
     if name == "style":
         value = _SHORTHAND.sub(_size_and_weight, _FAMILY.sub("", value))
-        value = _COLOUR.sub(lambda found: _themed(found[0]), value)
+        value = _COLOUR.sub(lambda match: _themed(match[0]), value)
     return value
 
 
-def _size_and_weight(found: re.Match[str]) -> str:
-    """What a `font` shorthand says beside the family.
+def _size_and_weight(match: re.Match[str]) -> str:
+    """Keeps the size and weight of a `font` shorthand.
 
     >>> _SHORTHAND.sub(_size_and_weight, "font: bold 12px 'DejaVu Sans', sans-serif; fill: red")
     'font-weight: bold; font-size: 12px; fill: red'
     """
-    weight, size = found.groups()
+    weight, size = match.groups()
     return f"{f'font-weight: {weight}; ' if weight else ''}font-size: {size}; "
 
 

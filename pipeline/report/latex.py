@@ -1,8 +1,8 @@
-r"""Tables as LaTeX, for papers: booktabs, percent, intervals beneath their estimates.
+r"""LaTeX tables for papers: booktabs, percent, intervals beneath their estimates.
 
-A document needs `\usepackage{booktabs}`; it takes a table in with `\input{headline.tex}`. None is
-wider than 5.5 inches at 10 points, a common width of text: five columns stand side by side, and
-more of them follow beneath.
+A document needs `\usepackage{booktabs}`, and includes a table with `\input{headline.tex}`. No table
+is wider than 5.5 inches at 10 points, a common text width: further columns follow below the first
+five.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ PAPER_NAMES = {
 
 GAP = "bg_gap"
 HEADLINE = ("original", "only_bg_t", "mixed_same", "mixed_rand", GAP)
-"""Columns of the headline table, where no others are chosen."""
+"""Default columns of the headline table."""
 
 _SIDE_BY_SIDE = 5
 _NAME, _REST, _HEAD = 25, 30, 10
-"""Most characters of a model's name, of what stands beneath it, and of a word above a column."""
+"""Most characters of a model's name, of the line beneath it, and of a word in a column heading."""
 
 _KIND_NAMES = {
     "bg_required": "BG required",
@@ -54,7 +54,7 @@ _SPECIAL = {
 
 
 def escape(text: str) -> str:
-    r"""Text as LaTeX prints it.
+    r"""Escapes characters that are special in LaTeX.
 
     >>> escape("efficientnet_lite0 50%")
     'efficientnet\\_lite0 50\\%'
@@ -67,9 +67,17 @@ def latex_tables(
     class_names: Sequence[str],
     columns: Sequence[str] = HEADLINE,
 ) -> dict[str, str]:
-    """The tables, by name of their file without `.tex`: `headline` by the paper's label rule
-    and `headline_<rule>` by each other one; `decomposition` and `per_class_<variant>` by the
-    paper's. `columns` are of the headline: variants and `bg_gap`."""
+    """Makes all tables.
+
+    Args:
+      summaries: of models.
+      class_names: of the dataset.
+      columns: of the headline table: variants and `bg_gap`.
+
+    Returns:
+      LaTeX by file name without `.tex`: `headline`, `decomposition` and `per_class_<variant>`
+      under the paper's label rule, and `headline_<rule>` under each other rule.
+    """
     paper, *others = LABEL_RULES
     tables = {"headline": headline(summaries, paper, columns)}
     tables |= {f"headline_{rule}": headline(summaries, rule, columns) for rule in others}
@@ -80,47 +88,52 @@ def latex_tables(
 
 
 def headline(summaries: Sequence[Mapping[str, Any]], rule: str, columns: Sequence[str]) -> str:
-    """Models x variants in percent with 95 % intervals, and BG-Gap, as a `tabular`.
+    """Makes a `tabular` of models x variants and BG-Gap, in percent with 95 % intervals.
 
     Args:
       summaries: of models.
       rule: the label rule.
-      columns: variants and `bg_gap`, in order; what no model has is left out.
+      columns: variants and `bg_gap`, in order; columns that no model has are left out.
 
     Returns:
       LaTeX. Mixed variants and BG-Gap are means over their draws.
     """
-    found = []
+    rows_of_models = []
     for summary in summaries:
         rows = {name: (row, "accuracy") for name, row in _by(summary, "accuracy", rule, "variant")}
         gaps = [(row, "gap") for _, row in _by(summary, "gaps", rule, "label_rule")]
-        found.append({**rows, **dict.fromkeys([GAP], *gaps)} if gaps else rows)
-    there = [name for name in columns if any(name in rows for rows in found)]
+        rows_of_models.append({**rows, **dict.fromkeys([GAP], *gaps)} if gaps else rows)
+    shown = [name for name in columns if any(name in rows for rows in rows_of_models)]
     return _tabular(
         f"Accuracy and BG-Gap in %, 95 % intervals; label rule: {rule}",
-        ["BG-Gap" if name == GAP else PAPER_NAMES.get(name, name) for name in there],
+        ["BG-Gap" if name == GAP else PAPER_NAMES.get(name, name) for name in shown],
         summaries,
-        [[rows.get(name) for name in there] for rows in found],
+        [[rows.get(name) for name in shown] for rows in rows_of_models],
     )
 
 
 def decomposition(summaries: Sequence[Mapping[str, Any]], rule: str) -> str:
-    """Models x kinds of images, in percent; arguments as `headline`."""
-    found = [dict(_by(summary, "decomposition", rule, "kind", "images")) for summary in summaries]
+    """Makes a table of models x kinds of images, in percent; arguments as for `headline`."""
+    rows_of_models = [
+        dict(_by(summary, "decomposition", rule, "kind", "images")) for summary in summaries
+    ]
     return _tabular(
         f"Share of images in %, 95 % intervals; label rule: {rule}; mixed_rand: its first draw",
         [_KIND_NAMES[kind] for kind in KINDS],
         summaries,
-        [[_cell(rows.get(kind), "share") for kind in KINDS] for rows in found],
+        [[_cell(rows.get(kind), "share") for kind in KINDS] for rows in rows_of_models],
     )
 
 
 def per_class(
     summaries: Sequence[Mapping[str, Any]], rule: str, variant: str, class_names: Sequence[str]
 ) -> str:
-    """Models x classes on one variant, in percent; other arguments as `headline`. Bold is a class
-    on which a model is better or worse than on the others (`class_p_values`)."""
-    found = [
+    """Makes a table of models x classes on one variant, in percent; other arguments as for
+    `headline`.
+
+    Bold marks a class on which a model is better or worse than on the others (`class_p_values`).
+    """
+    rows_of_models = [
         {
             row["class_name"]: row
             for row in summary.get("per_class", ())
@@ -133,7 +146,7 @@ def per_class(
         "other classes (Benjamini-Hochberg, 5 %)",
         class_names,
         summaries,
-        [[_cell(rows.get(name), "accuracy") for name in class_names] for rows in found],
+        [[_cell(rows.get(name), "accuracy") for name in class_names] for rows in rows_of_models],
     )
 
 
@@ -147,8 +160,10 @@ def _tabular(
     summaries: Sequence[Mapping[str, Any]],
     cells: Sequence[Sequence[_Cell | None]],
 ) -> str:
-    """A row of numbers for each model, with a row of their intervals beneath. A model without a
-    single number is named in a comment alone."""
+    """Makes a `tabular` with a row of numbers for each model and their intervals beneath.
+
+    A model without numbers is named only in a comment.
+    """
     names = names_of(summaries)
     models = [(name, row) for name, row in zip(names, cells, strict=True) if any(row)]
     without = [" ".join(name) for name, row in zip(names, cells, strict=True) if not any(row)]
@@ -170,7 +185,7 @@ def _tabular(
 
 
 def _of_model(name: ShortName, row: Sequence[_Cell | None], width: int) -> list[str]:
-    """The two lines of a model."""
+    """Formats the two lines of a model."""
     rest = rf"\scriptsize {escape(shorten(name.rest, _REST))}" if name.rest else ""
     return [
         _row([escape(shorten(name.first, _NAME)), *map(_number, row)], width),
@@ -179,7 +194,7 @@ def _of_model(name: ShortName, row: Sequence[_Cell | None], width: int) -> list[
 
 
 def _head(name: str) -> str:
-    """What stands above a column: its words beneath each other, unless they are short."""
+    """Formats a column heading, its words stacked unless they are short."""
     lines = textwrap.wrap(name.replace("_", "_ "), 8, break_long_words=False)
     words = [escape(shorten(line.replace("_ ", "_"), _HEAD)) for line in lines]
     stacked = rf"\shortstack[r]{{{(chr(92) * 2).join(words)}}}"
@@ -189,7 +204,7 @@ def _head(name: str) -> str:
 def _by(
     summary: Mapping[str, Any], part: str, rule: str, column: str, total: str = "n"
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Rows of a part, each behind the value of a column; those of no images are left out."""
+    """Yields (value of a column, row) of a part of a summary; leaves out rows without images."""
     for row in summary.get(part, ()):
         if row["label_rule"] == rule and row[total]:
             yield row[column], row
@@ -200,7 +215,7 @@ def _cell(row: Mapping[str, Any] | None, column: str) -> _Cell | None:
 
 
 def _number(cell: _Cell | None) -> str:
-    """Bold if the row has a test, and it stands out among all."""
+    """Formats the estimate, bold if the row is significant after adjustment."""
     if cell is None:
         return "--"
     row, column = cell
@@ -217,5 +232,5 @@ def _interval(cell: _Cell | None) -> str:
 
 
 def _row(cells: Sequence[str], width: int) -> str:
-    """Cells of a line, and empty ones up to as many columns."""
+    """Joins the cells of a line, filled up with empty cells."""
     return " & ".join([*cells, *[""] * (1 + width - len(cells))]) + r" \\"

@@ -1,4 +1,4 @@
-"""The train x test matrix: what training on a variant does, beside the paper's table 5."""
+"""The train x test matrix: what training on a variant does, compared with table 5 of the paper."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from pipeline.training.penalty import describe_penalty
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """One network.
+    """The matrix of one network.
 
     Attributes:
       name: of the matrix.
-      how: in words.
-      penalties: (trained on, penalty of its probe, in words).
-      columns: names of rows and columns.
-      rows: (trained on, images it was trained on, its cells by column, its BG-Gap).
+      method: how the network was trained and tested, in words.
+      penalties: (trained on, penalty of the probe, in words).
+      columns: variants it was tested on.
+      rows: (trained on, number of training images, cells by column, BG-Gap).
       gaps: which rows' BG-Gaps differ from 0, in words.
-      gains: what training on Mixed-Rand instead of Original changes, by tested variant.
-      images: how many a cell was tested on, the least and the most.
-      chance: accuracy of a constant answer to them, in words; "" where no cell has images.
-      overlap: most tested images of a cell that were trained on.
-      figures: names of its figure files begin so.
+      gains: rows of what training on Mixed-Rand instead of Original changes, by tested variant.
+      images: the least and the most images that a cell was tested on.
+      chance: accuracy of a constant answer to them, in words; "" if no cell has images.
+      overlap: the most test images of a cell that were also training images.
+      figures: prefix of its figures' file names.
     """
 
     name: str
-    how: str
+    method: str
     penalties: tuple[tuple[str, str], ...]
     columns: tuple[str, ...]
     rows: tuple[tuple[str, int, dict[str, dict[str, Any]], dict[str, Any] | None], ...]
@@ -55,7 +55,7 @@ def _matrix(content: dict[str, Any]) -> Matrix:
     counts = [row["n"] for row in content["rows"]]
     return Matrix(
         name=content["name"],
-        how=_how(content),
+        method=_describe_method(content),
         penalties=tuple(
             (name, describe_penalty(penalty))
             for name, cells in by_row.items()
@@ -76,37 +76,41 @@ def _matrix(content: dict[str, Any]) -> Matrix:
 
 
 def describe_chance(rows: Iterable[Mapping[str, Any]]) -> str:
-    """What a constant answer gets on the pictures that rows of accuracies are of; "" of none."""
+    """Says what a constant answer would score on the pictures tested; "" if there are none."""
     levels = sorted({f"{100 * row['chance']:.1f}" for row in rows if row["n"]}, key=float)
     if not levels:
         return ""
     span = levels[0] if len(levels) == 1 else f"{levels[0]} to {levels[-1]}"
-    return f"A constant answer gets {span} %: the largest class of the pictures tested"
+    return (
+        f"A constant answer gets {span} %, the share of the largest class among the pictures tested"
+    )
 
 
 def describe_gaps(content: dict[str, Any]) -> str:
-    """Which rows' BG-Gaps are told from 0 by their intervals, and which are not; "" without."""
-    found: dict[str, list[str]] = {"is above 0": [], "is below 0": [], "may be 0": []}
+    """Says which rows' BG-Gaps differ from 0 by their intervals; "" if no row has a BG-Gap."""
+    variants: dict[str, list[str]] = {"is above 0": [], "is below 0": [], "may be 0": []}
     for row in content["gaps"]:
         above, below = row["ci_low"] > 0, row["ci_high"] < 0
-        said = "is above 0" if above else "is below 0" if below else "may be 0"
-        found[said].append(row["train_variant"])
-    parts = [f"{said} trained on {', '.join(rows)}" for said, rows in found.items() if rows]
+        outcome = "is above 0" if above else "is below 0" if below else "may be 0"
+        variants[outcome].append(row["train_variant"])
+    parts = [
+        f"{outcome} when trained on {', '.join(rows)}" for outcome, rows in variants.items() if rows
+    ]
     return f"BG-Gap {'; '.join(parts)}" if parts else ""
 
 
-def _how(content: dict[str, Any]) -> str:
+def _describe_method(content: dict[str, Any]) -> str:
     if content["method"] == "probe":
-        what = (
-            f"the last layer of {content['arch']}, whose other layers stay as ImageNet made them, "
-            "fitted on each variant (a linear probe)"
+        training = (
+            f"the last layer of {content['arch']} fitted on each variant (a linear probe), with "
+            "all other layers as pretrained on ImageNet"
         )
     else:
-        what = f"{content['arch']}, trained on each variant"
+        training = f"{content['arch']}, trained on each variant"
     if content["holdout"]:
         share = f"{100 * content['holdout']:.0f} %"
-        return f"{what}; {share} of {content['split']} are held out for the test"
-    return f"{what}: on {content['train_split']}, tested on {content['split']}"
+        return f"{training}; {share} of {content['split']} is held out for testing"
+    return f"{training} of {content['train_split']}, tested on {content['split']}"
 
 
 MATRIX = Panel(

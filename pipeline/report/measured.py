@@ -1,4 +1,4 @@
-"""What was measured of models: the numbers that claims are judged by.
+"""Measurements of models by which claims are judged.
 
 Estimates are (value, low, high), with the bounds of their 95 % interval.
 """
@@ -19,7 +19,7 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What claims are judged by: models, the trend over them, and matrices."""
+    """The results by which claims are judged: models, the trend over them, and matrices."""
 
     models: Sequence[ModelResults]
     trend: dict[str, Any] | None
@@ -33,10 +33,10 @@ class TrainedModel:
     Attributes:
       name: of the model.
       variant: that it was trained on.
-      accuracies: by variant that it was tested on.
-      chances: by such variant, the accuracy of a constant answer.
-      gap: its BG-Gap, if it is known.
-      matrix: that it is a row of, "" if it was evaluated by itself.
+      accuracies: by the variant that it was tested on.
+      chances: accuracy of a constant answer, by the variant that it was tested on.
+      gap: its BG-Gap, None if unknown.
+      matrix: name of the matrix that it is a row of, "" if it was evaluated by itself.
     """
 
     name: str
@@ -48,89 +48,91 @@ class TrainedModel:
 
 
 def training_of(model: ModelResults) -> str | None:
-    """The variant that a model was trained on, if it or its name says so."""
-    said = model.trained.get("variant")
+    """Returns the variant that a model was trained on, from its checkpoint or its name."""
+    variant = model.trained.get("variant")
     summary = model.summary or model.saliency or {}
-    return said or published.trained_on(model.model, summary.get("num_outputs", 0))
+    return variant or published.trained_on(model.model, summary.get("num_outputs", 0))
 
 
 def pretrained_models(results: Results) -> Iterator[ModelResults]:
-    """Models with ImageNet's outputs."""
+    """Yields models with ImageNet's outputs."""
     for model in results.models:
         if (model.summary or {}).get("num_outputs", 0) > len(published.FOOLED_BY_CLASS):
             yield model
 
 
 def models_trained_on(results: Results, variant: str) -> Iterator[ModelResults]:
-    """Models trained on a variant, and not tested on what they have seen."""
+    """Yields models trained on a variant and tested on no training image."""
     for model in results.models:
         if training_of(model) == variant and not model.overlap:
             yield model
 
 
 def all_trained_on(results: Results, *variants: str) -> Iterator[TrainedModel]:
-    """Models trained on variants; one that is a row of a matrix counts once."""
+    """Yields models trained on variants; one that is also a row of a matrix only once."""
     rows = [trained for content in results.matrices for trained in trained_in(content)]
     known = {row["weights_sha256"] for content in results.matrices for row in content["rows"]}
     for variant in variants:
         for model in models_trained_on(results, variant):
             if (model.summary or {}).get("weights_sha256") not in known:
                 tests = [row["variant"] for row in model.rows("accuracy", label_rule=PAPER_RULE)]
-                found = {name: one for name in tests if (one := accuracy_of(model, name))}
-                chances = {name: chance_of(model, name) for name in found}
-                yield TrainedModel(model.name, variant, found, chances, gap_of(model))
+                accuracies = {name: one for name in tests if (one := accuracy_of(model, name))}
+                chances = {name: chance_of(model, name) for name in accuracies}
+                yield TrainedModel(model.name, variant, accuracies, chances, gap_of(model))
         yield from (trained for trained in rows if trained.variant == variant)
 
 
 def trained_in(content: Mapping[str, Any]) -> Iterator[TrainedModel]:
-    """Rows of a matrix that were not tested on what they have seen."""
+    """Yields the rows of a matrix that were tested on no training image."""
     gaps = {row["train_variant"]: estimate_of(row, "difference") for row in content["gaps"]}
     by_row: dict[str, list[dict[str, Any]]] = {}
     for row in content["rows"]:
         by_row.setdefault(row["train_variant"], []).append(row)
     for variant, cells in by_row.items():
         if not any(cell["overlap"] for cell in cells):
-            found = {
+            accuracies = {
                 cell["test_variant"]: one
                 for cell in cells
                 if (one := estimate_of(cell, "accuracy"))
             }
             chances = {cell["test_variant"]: cell["chance"] for cell in cells}
             name = f"{content['name']}, {variant}"
-            yield TrainedModel(name, variant, found, chances, gaps.get(variant), content["name"])
+            yield TrainedModel(
+                name, variant, accuracies, chances, gaps.get(variant), content["name"]
+            )
 
 
 def estimate_of(row: Mapping[str, Any], name: str) -> Estimate | None:
-    """A column of a matrix's row with the row's interval, None where it is empty."""
+    """Returns a column of a matrix's row with the row's interval; None if it is empty."""
     return (row[name], row["ci_low"], row["ci_high"]) if row[name] is not None else None
 
 
 def accuracy_of(model: ModelResults, variant: str) -> Estimate | None:
-    """A model's accuracy on a variant, None where it was not tested on one picture."""
+    """Returns a model's accuracy on a variant; None if it was tested on no picture."""
     row = model.row("accuracy", label_rule=PAPER_RULE, variant=variant)
     return (row["accuracy"], row["ci_low"], row["ci_high"]) if row and row["n"] else None
 
 
 def chance_of(model: ModelResults, variant: str) -> float:
-    """Accuracy of a constant answer to the pictures of a variant that a model was tested on."""
+    """Returns the accuracy of a constant answer to the pictures that a model was tested on."""
     row = model.row("accuracy", label_rule=PAPER_RULE, variant=variant)
     return float((row or {})["chance"])
 
 
 def gap_of(model: ModelResults) -> Estimate | None:
-    """A model's BG-Gap, None without."""
+    """Returns a model's BG-Gap; None if it has none."""
     row = model.row("gaps", label_rule=PAPER_RULE)
     return (row["gap"], row["ci_low"], row["ci_high"]) if row else None
 
 
 def attack_measures(model: ModelResults) -> dict[str, Any] | None:
-    """What an attack found under the paper's rule, None if there was none."""
+    """Returns an attack's measures under the paper's label rule; None if there was no attack."""
     rules: dict[str, dict[str, Any]] = (model.attack or {}).get("rules") or {}
     return rules.get(PAPER_RULE)
 
 
 def attacks_of(results: Results) -> Iterator[tuple[ModelResults, dict[str, Any], bool]]:
-    """Models attacked, their measures, and whether on the authors' number of images."""
+    """Yields attacked models, their measures, and whether the grid has the authors' size."""
     for model in results.models:
         measures = attack_measures(model)
         if measures:
@@ -138,23 +140,23 @@ def attacks_of(results: Results) -> Iterator[tuple[ModelResults, dict[str, Any],
 
 
 def is_authors_grid(attack: Mapping[str, Any]) -> bool:
-    """Whether an attack was on as many images as the authors', and on all pairs of them."""
+    """Returns whether an attack tried all pairs of as many images as the authors'."""
     return bool(attack["full_grid"] and attack["foregrounds"] == published.FULL_GRID)
 
 
 def grid_size(attack: Mapping[str, Any]) -> str:
-    """How many foregrounds met how many backgrounds."""
+    """Formats the numbers of foregrounds and backgrounds of an attack."""
     return f"{attack['foregrounds']:,} {TIMES} {attack['backgrounds']:,}"
 
 
 def mass_of(model: ModelResults) -> Estimate | None:
-    """Share of a model's saliency inside the mask, None where it was not measured."""
-    found = model.saliency
-    return (found["mass_in_mask"], found["ci_low"], found["ci_high"]) if found else None
+    """Returns the share of a model's saliency inside the mask; None if it was not measured."""
+    result = model.saliency
+    return (result["mass_in_mask"], result["ci_low"], result["ci_high"]) if result else None
 
 
 def slopes_of(results: Results) -> dict[str, Estimate]:
-    """The slope of each variant that has one."""
+    """Returns the slopes of the trend, by variant."""
     lines = (results.trend or {}).get("lines", [])
     return {
         line["variant"]: (line["slope"], line["slope_low"], line["slope_high"]) for line in lines

@@ -1,4 +1,4 @@
-"""The page: every panel's content, put into the templates."""
+"""Renders the page: puts the content of every panel into the templates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from pipeline.report.claims import SECTIONS, check_claims
 from pipeline.report.differences import read_differences
 from pipeline.report.evidence import Evidence
 from pipeline.report.example import best_example
-from pipeline.report.figure_files import FOLDER
 from pipeline.report.headline import GAP, make_headline, reading, span
 from pipeline.report.image_selection import PER_CLASS
 from pipeline.report.inline import inline_svg
@@ -35,30 +34,32 @@ from transforms.scoring import PAPER_RULE
 
 TEMPLATE = "report.html"
 DETAILED = 4
-"""Models whose own figures are in the page; those of more are files beside it."""
+"""Models whose own figures are in the page; those of further models are files beside it."""
 _NAMED = 4
-"""Models whose BG-Gap the head of the page gives one by one."""
+"""Models whose BG-Gap is listed at the head of the page."""
 _BETWEEN_WORDS = re.compile(r"(?<=[-_./:=,+@])(?=\w)")
 
 
-def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> str:
+def render(
+    evidence: Evidence, plots: Sequence[Plot], figures: Sequence[str], with_pictures: bool
+) -> str:
     """Renders the page; the same evidence gives the same text.
 
     Args:
       evidence: what the page is made from.
       plots: of `make_plots`.
+      figures: paths of the figures' files beside the page, which it links.
       with_pictures: whether pictures of the dataset are shown.
     """
     environment = _environment()
     script = environment.get_template("report/report.js").render()
     headline = make_headline(evidence)
     chooser = make_chooser(evidence, with_pictures)
-    files = [f"{FOLDER}/{plot.file}" for plot in plots]
     is_imagenet9 = evidence.dataset.is_imagenet9
     is_whole = evidence.dataset.manifest.config.segment.is_whole
     checked = () if is_whole else check_claims(evidence)
     judged = [one for one in checked if one.findings]
-    figures = _by_panel(plots, [model.name for model in evidence.evaluated[:DETAILED]])
+    inlined = _by_panel(plots, [model.name for model in evidence.evaluated[:DETAILED]])
     contents = {
         panel.id: content for panel in PANELS if (content := panel.make(evidence, with_pictures))
     }
@@ -92,9 +93,9 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
         differences=read_differences(evidence, headline.variants),
         rule=PAPER_RULE,
         tiles=[
-            (column, found)
+            (column, bounds)
             for column in ("original", "mixed_same", "mixed_rand")
-            if (found := span(headline, PAPER_RULE, column))
+            if (bounds := span(headline, PAPER_RULE, column))
         ],
         checked=checked,
         judged=judged,
@@ -104,10 +105,10 @@ def render(evidence: Evidence, plots: Sequence[Plot], with_pictures: bool) -> st
         per_class=PER_CLASS,
         example=best_example(chooser.cards),
         panels=contents,
-        plots=figures,
+        plots=inlined,
         compared=COMPARED,
         detailed=DETAILED,
-        provenance=make_provenance(evidence, files),
+        provenance=make_provenance(evidence, figures),
         classes=evidence.taxonomy.names,
         class_count="nine" if is_imagenet9 else evidence.taxonomy.num_labels,
         is_imagenet9=is_imagenet9,
@@ -139,7 +140,7 @@ def _visible(value: object) -> object:
 
 
 def name(text: str) -> Markup:
-    """A name whose lines break between its words, and not inside them.
+    """Marks where a name may break into lines: between its words only.
 
     >>> name("efficientnet_lite0"), name("<a/b>")
     (Markup('efficientnet_<wbr>lite0'), Markup('&lt;a/<wbr>b&gt;'))
@@ -148,7 +149,7 @@ def name(text: str) -> Markup:
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """A fraction as percent, without its sign; a dash for none.
+    """Formats a fraction as percent without the sign; None and NaN as a dash.
 
     >>> percent(0.80794), percent(-0.0001), percent(None)
     ('80.8', '0.0', '-')
@@ -157,7 +158,7 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def rounded(value: float, digits: int = 2) -> str:
-    """A number to so many places; what rounds to nothing has no sign."""
+    """Formats a number with `digits` decimals; what rounds to zero has no sign."""
     text = f"{value:.{digits}f}"
     return text.lstrip("-") if float(text) == 0 else text
 
@@ -165,7 +166,7 @@ def rounded(value: float, digits: int = 2) -> str:
 def _by_panel(
     plots: Sequence[Plot], detailed: Sequence[str]
 ) -> dict[str, list[tuple[Plot, Markup]]]:
-    """Figures in the page, by panel."""
+    """Makes the elements of the figures in the page, by panel."""
     panels = collections.defaultdict[str, list[tuple[Plot, Markup]]](list)
     for number, plot in enumerate(plots):
         if not plot.model or plot.model in detailed:
@@ -175,6 +176,6 @@ def _by_panel(
 
 
 def _images_of(evidence: Evidence) -> str:
-    """How many images the models were evaluated on, in words."""
+    """Says how many images the models were evaluated on."""
     rows = [row for model in evidence.evaluated for row in model.rows("accuracy")]
     return f"these {max(row['n'] for row in rows):,} images"

@@ -30,8 +30,8 @@ class Panel:
     Attributes:
       id: of the section; its template is `report/ID.html`.
       title: in the page's navigation.
-      make: (evidence, whether to show pictures) -> content, which the template gets as
-        `panel`. The page leaves the section out if the content is empty.
+      make: (evidence, whether to show pictures) -> content, the template's `panel`. If it is
+        empty, the page leaves the section out.
       answers: what the section would say, listed under "Not run" while it is empty; "" to list
         nothing.
       command: fills the section.

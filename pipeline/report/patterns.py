@@ -1,4 +1,4 @@
-"""What a model makes of an image's versions, in patterns by which images are found."""
+"""Patterns of a model's answers to an image's versions, by which the page filters images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class VersionAnswer:
     Attributes:
       label: it names.
       is_right: by the paper's label rule.
-      is_background: whether it is the class of another image's background in that version.
+      is_background: whether it is the class of the background, which comes from another image.
     """
 
     label: int
@@ -26,10 +26,10 @@ class Pattern:
     """A pattern.
 
     Attributes:
-      name: in addresses.
-      title: what a model does, after its name.
-      means: the same, exactly.
-      fits: whether a model's answers by version, of which any may be missing, are so.
+      name: as in the page's address.
+      title: what the model does, in short.
+      means: the exact definition.
+      fits: tells whether a model's answers by version match; any version may be missing.
     """
 
     name: str
@@ -57,7 +57,7 @@ PATTERNS = (
     Pattern(
         "flips",
         "flips with the background",
-        "Another answer on mixed_rand than on mixed_same.",
+        "The answer on mixed_rand differs from the one on mixed_same.",
         _flips,
     ),
     Pattern(
@@ -100,5 +100,5 @@ PATTERNS = (
 
 
 def patterns_of(answers: Mapping[str, VersionAnswer]) -> tuple[str, ...]:
-    """Names of the patterns that a model's answers by version have."""
+    """Returns the names of the patterns that a model's answers by version match."""
     return tuple(pattern.name for pattern in PATTERNS if answers and pattern.fits(answers))

@@ -1,4 +1,4 @@
-"""Pictures in the page: small, encoded again, and never more bytes than the page can hold."""
+"""Pictures in the page: made small, encoded again, and within a budget of bytes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 
 QUALITY = 68
 SHOWN = 224
-"""Side in pixels of the pictures to look at."""
+"""Side in pixels of large pictures."""
 SMALL = 128
-"""Side in pixels of those in rows of many."""
+"""Side in pixels of pictures in galleries."""
 
 
 def data_uri(image: bytes, side: int = SHOWN) -> str:
-    """A picture as a WebP data URI.
+    """Encodes a picture as a WebP data URI.
 
     Args:
       image: an encoded picture of the dataset or its results.
@@ -46,32 +46,34 @@ def data_uri(image: bytes, side: int = SHOWN) -> str:
 def find_samples(
     dataset: Dataset, split: str, variant: str, keys: Iterable[str]
 ) -> dict[str, Sample]:
-    """Samples of a variant by key, reading no more of each shard than that takes. Keys that
-    the dataset does not hold are left out."""
+    """Reads samples of a variant, by key; stops reading a shard once all its keys are found.
+
+    Keys that the dataset does not hold are left out.
+    """
     by_shard: dict[int, set[str]] = defaultdict(set)
     for key in keys:
         by_shard[dataset.shard_of(split, key)].add(key)
-    found: dict[str, Sample] = {}
+    samples_by_key: dict[str, Sample] = {}
     for shard, wanted in sorted(by_shard.items()):
         missing = set(wanted)
         with contextlib.closing(dataset.samples(split, shard, variant)) as samples:
             for sample in samples:
                 if sample.key in missing:
-                    found[sample.key] = sample
+                    samples_by_key[sample.key] = sample
                     missing.remove(sample.key)
                     if not missing:
                         break
-    return found
+    return samples_by_key
 
 
 class Budget:
-    """Bytes of pictures that a part of the page may still hold."""
+    """Bytes of pictures for which a part of the page still has room."""
 
     def __init__(self, size: int) -> None:
         self.left = size
 
     def takes(self, *uris: str) -> bool:
-        """Whether these fit as well; if so they are counted."""
+        """Returns whether these pictures still fit; if so, counts them."""
         size = sum(map(len, uris))
         if size > self.left:
             return False

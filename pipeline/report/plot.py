@@ -1,4 +1,4 @@
-"""A figure of the report, and what its figures share."""
+"""A figure of the report, and helpers that its figures share."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Plot:
     """A figure.
 
     Attributes:
-      panel: where on the page it belongs.
+      panel: the group of figures on the page that it belongs to.
       file: its SVG file below `FOLDER`.
-      alt: what it shows, for those who cannot see it.
+      alt: description for readers who cannot see it.
       drawn: the figure itself.
-      model: name of its model, "" if it is of several.
+      model: name of its model, "" if it shows several.
     """
 
     panel: str
@@ -33,12 +33,12 @@ class Plot:
 
 
 def point(row: dict[str, Any] | None) -> Estimate | None:
-    """Accuracy of a row of results, None where nothing was counted."""
+    """Returns the accuracy of a row of results with its interval; None without images."""
     return (row["accuracy"], row["ci_low"], row["ci_high"]) if row and row["n"] else None
 
 
 def spoken(series: Sequence[Series], places: Sequence[str]) -> str:
-    """Values as text, for those who cannot see the figure."""
+    """Spells out values for readers who cannot see the figure."""
     return "; ".join(
         f"{one.name}: "
         + ", ".join(
@@ -51,7 +51,7 @@ def spoken(series: Sequence[Series], places: Sequence[str]) -> str:
 
 
 def titles(models: Sequence[ModelResults]) -> Callable[[ModelResults], str]:
-    """Names of attacked models: with the size of their grid where these differ."""
+    """Returns how to name attacked models: with the size of their grid if sizes differ."""
     sizes = {grid_size(model.attack or {}) for model in models}
     if len(sizes) == 1:
         return lambda model: model.name

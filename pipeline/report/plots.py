@@ -1,4 +1,4 @@
-"""The report's figures, made of the models' results: files, and what the page says of them."""
+"""Makes the report's figures from the models' results."""
 
 from __future__ import annotations
 
@@ -20,26 +20,25 @@ from transforms.analysis import KINDS
 from transforms.scoring import PAPER_RULE
 
 COMPARED = len(MODELS)
-"""Models that a figure shows side by side: those with the highest accuracy on `original`."""
+"""Most models that a figure compares: those with the highest accuracy on `original`."""
 _VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next")
 
 
 def make_plots(evidence: Evidence) -> tuple[Plot, ...]:
-    """All figures that there are results for, in the order of the page."""
+    """Makes all figures for which there are results."""
     return tuple(_plots(evidence))
 
 
 def _plots(evidence: Evidence) -> Iterator[Plot]:
     taxonomy, models = evidence.taxonomy, evidence.evaluated[:COMPARED]
     if models:
-        kinds = [_shares(model) for model in models]
-        there = [(m.name, s) for m, s in zip(models, kinds, strict=True) if s]
-        if there:
+        named = [(model.name, shares) for model in models if (shares := _shares(model))]
+        if named:
             alt = "; ".join(
                 f"{name}: " + ", ".join(f"{k} {100 * s.get(k, 0):.1f} %" for k in KINDS)
-                for name, s in there
+                for name, s in named
             )
-            figure = decomposition_figure("What images need to be recognised", there)
+            figure = decomposition_figure("What images need to be recognised", named)
             yield Plot("decomposition", "decomposition.svg", f"Stacked bars. {alt}", figure)
     for variant in _VARIANTS:
         yield from by_class(models, variant, taxonomy)
@@ -69,7 +68,7 @@ def _trend(trend: Mapping[str, Any]) -> Iterator[Plot]:
 
 
 def _matrix(content: Mapping[str, Any]) -> Iterator[Plot]:
-    """Accuracies, the paper's, and their difference."""
+    """Draws our accuracies, the paper's, and their difference."""
     name, columns = content["name"], content["columns"]
     short = [TABLE_5_NAMES.get(column, column) for column in columns]
     cells = {(row["train_variant"], row["test_variant"]): row for row in content["rows"]}
@@ -111,7 +110,7 @@ def _matrix(content: Mapping[str, Any]) -> Iterator[Plot]:
 
 
 def _is_significant(row: Mapping[str, Any] | None) -> bool:
-    """Whether the published figure lies outside the interval."""
+    """Returns whether the published figure lies outside the interval."""
     if not row or row.get("difference") is None:
         return False
     return bool(row["difference_ci_low"] > 0 or row["difference_ci_high"] < 0)
@@ -162,11 +161,11 @@ def _by_backgrounds(models: Sequence[ModelResults]) -> Iterator[Plot]:
         }
         for model in models
     }
-    places = sorted({number for curve in curves.values() for number in curve})
-    if len(places) < 2:
+    counts = sorted({number for curve in curves.values() for number in curve})
+    if len(counts) < 2:
         return
     series = [
-        Series(name, tuple((c[n],) * 3 if n in c else None for n in places))
+        Series(name, tuple((c[n],) * 3 if n in c else None for n in counts))
         for name, c in curves.items()
         if c
     ]
@@ -174,11 +173,11 @@ def _by_backgrounds(models: Sequence[ModelResults]) -> Iterator[Plot]:
         "attack",
         "accuracy_by_backgrounds.svg",
         "Share of foregrounds that no background turns wrong, by number of backgrounds. "
-        + spoken(series, [f"{n}" for n in places]),
+        + spoken(series, [f"{n}" for n in counts]),
         lines_figure(
             "Challenge accuracy",
-            places,
-            [f"{n:,}" for n in places],
+            counts,
+            [f"{n:,}" for n in counts],
             series,
             "backgrounds, drawn at random",
             log=True,

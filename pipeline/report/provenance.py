@@ -1,9 +1,9 @@
-"""What was run, what became of every image, and which files lie beside the page."""
+"""What was run, why images were rejected, and the files beside the page."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -34,7 +34,7 @@ class Provenance:
       config: the dataset's flags, as given or by default.
       rejections: (reason, split, images), most frequent first.
       models: summaries with what identifies a model.
-      links: (kind, its files), of those that exist.
+      links: (kind, files), only kinds of which files exist.
     """
 
     config: dict[str, Any]
@@ -43,12 +43,12 @@ class Provenance:
     links: tuple[tuple[str, tuple[Link, ...]], ...]
 
 
-def make_provenance(evidence: Evidence, figures: Iterable[str]) -> Provenance:
+def make_provenance(evidence: Evidence, figures: Sequence[str]) -> Provenance:
     """Collects the panel.
 
     Args:
       evidence: what the page is made from.
-      figures: paths of the figures that will lie beside the page.
+      figures: paths of the figures that will lie beside the page, SVG and PDF.
     """
     dataset = evidence.dataset
     rejections = [
@@ -59,7 +59,8 @@ def make_provenance(evidence: Evidence, figures: Iterable[str]) -> Provenance:
     groups = (
         ("Tables (CSV)", _results(dataset.store, "results", ".csv")),
         ("Tables (LaTeX)", _results(dataset.store, "results/latex", ".tex")),
-        ("Figures (SVG)", (_link(path) for path in sorted(figures))),
+        ("Figures (SVG)", _of_kind(figures, ".svg")),
+        ("Figures (PDF)", _of_kind(figures, ".pdf")),
         ("Every prediction (Parquet)", _predictions(evidence)),
         ("The dataset (Parquet)", _variants(dataset)),
         ("About the dataset", _metadata(dataset)),
@@ -68,12 +69,16 @@ def make_provenance(evidence: Evidence, figures: Iterable[str]) -> Provenance:
         config=dataset.manifest.config.flags(),
         rejections=tuple(sorted(rejections, key=lambda row: (-row[2], row[0], row[1]))),
         models=tuple((m.name, m.summary) for m in evidence.evaluated if m.summary),
-        links=tuple((kind, found) for kind, links in groups if (found := tuple(links))),
+        links=tuple((kind, links) for kind, group in groups if (links := tuple(group))),
     )
 
 
 def _link(path: str, name: str | None = None) -> Link:
     return Link(quote(path, safe="/+=,@~"), name or path.rpartition("/")[2])
+
+
+def _of_kind(paths: Sequence[str], suffix: str) -> Iterator[Link]:
+    return (_link(path) for path in sorted(paths) if path.endswith(suffix))
 
 
 def _results(store: Store, folder: str, suffix: str) -> Iterator[Link]:

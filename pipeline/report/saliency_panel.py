@@ -1,4 +1,4 @@
-"""Saliency: where models look, as pictures side by side and as one number each."""
+"""Saliency: where models look, as maps side by side and as one number for each model."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from transforms.taxonomy import OUTSIDE
 _BYTES = 1_200_000
 _SIDE = 176
 SIDE_BY_SIDE = 3
-"""Models whose maps stand beside an image."""
+"""Most models whose maps are shown beside an image."""
 _PAIR = {"original": 0, "mixed_rand": 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class SaliencyMap:
-    """A model's map of an image; `trained` names the variant that it was trained on, if it is
-    known."""
+    """A model's map of an image; `trained` is the variant it was trained on, "" if unknown."""
 
     model: str
     trained: str
@@ -43,13 +42,13 @@ class SaliencyPair:
 
 @dataclasses.dataclass(frozen=True)
 class SaliencyPanel:
-    """All of the panel.
+    """Content of the panel.
 
     Attributes:
-      models: (name, what saliency.json says), of all models.
+      models: (name, content of saliency.json) of all models.
       pairs: images with the maps of the first `SIDE_BY_SIDE` models.
       left_out: models whose maps are not shown beside the images.
-      errors: (model, why it has none).
+      errors: (model, why its saliency failed).
     """
 
     models: tuple[tuple[str, dict[str, Any]], ...]
@@ -64,7 +63,7 @@ def make_saliency(evidence: Evidence, with_pictures: bool = True) -> SaliencyPan
     errors = [(m.name, m.errors["saliency"]) for m in evidence.models if "saliency" in m.errors]
     if not models and not errors:
         return None
-    # Maps of another version, or split, would not stand beside the same picture.
+    # Only maps of the same version and split belong to the same picture.
     kinds = [_kind(model) for model in models]
     alike = [m for m, kind in zip(models, kinds, strict=True) if kind == kinds[0]]
     # The source's pair comes first: trained on Original, and on Mixed-Rand.
@@ -91,17 +90,17 @@ def _pairs(evidence: Evidence, models: list[ModelResults]) -> tuple[SaliencyPair
     samples = find_samples(dataset, split, variant, keys)
     budget, pairs = Budget(_BYTES), []
     for key in keys:
-        found = [of_model[key] for of_model in maps]
-        if key not in samples or not all(dataset.store.exists(one["file"]) for one in found):
+        of_key = [of_model[key] for of_model in maps]
+        if key not in samples or not all(dataset.store.exists(one["file"]) for one in of_key):
             continue
         uri = data_uri(samples[key].image, _SIDE)
-        shown = [data_uri(dataset.store.read(one["file"]), _SIDE) for one in found]
+        shown = [data_uri(dataset.store.read(one["file"]), _SIDE) for one in of_key]
         if not budget.takes(uri, *shown):
             break
         pairs.append(
             SaliencyPair(
                 key=key,
-                class_name=names[found[0]["label"]],
+                class_name=names[of_key[0]["label"]],
                 uri=uri,
                 maps=tuple(
                     SaliencyMap(
@@ -114,7 +113,7 @@ def _pairs(evidence: Evidence, models: list[ModelResults]) -> tuple[SaliencyPair
                         else names[one["prediction"]],
                         is_right=one["prediction"] == one["label"],
                     )
-                    for model, one, picture in zip(models, found, shown, strict=True)
+                    for model, one, picture in zip(models, of_key, shown, strict=True)
                 ),
             )
         )

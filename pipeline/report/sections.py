@@ -1,4 +1,4 @@
-"""Which sections the page has, and what gives those that it does not have."""
+"""The sections of the page, and the commands that fill the ones it lacks."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ _TITLES = {
 
 @dataclasses.dataclass(frozen=True)
 class NotRun:
-    """What one command would add to the page.
+    """A command that would add to the page.
 
     Attributes:
-      what: it would say, "" if nothing but claims.
+      answers: what its section would say, "" if it only decides claims.
       command: to run in the dataset's folder.
-      needs: what the command cannot make by itself, "" if nothing.
-      claims: how many of the source's claims wait for it.
+      needs: what the command cannot provide by itself, "" if nothing.
+      claims: number of the source's claims that are waiting for it.
     """
 
-    what: str
+    answers: str
     command: str
     needs: str
     claims: int
@@ -58,10 +58,10 @@ class NotRun:
 def shown_sections(
     filled: Collection[str], not_run: Sequence[NotRun]
 ) -> tuple[tuple[str, str], ...]:
-    """(id, title) of the sections that the page has.
+    """Returns (id, title) of each section on the page.
 
     Args:
-      filled: those that have something to say.
+      filled: ids of the sections with content.
       not_run: of `find_not_run`.
     """
     always = ("images", "run", "files", *(["not_run"] if not_run else []))
@@ -71,11 +71,11 @@ def shown_sections(
 def find_not_run(
     evidence: Evidence, filled: Collection[str], checked: Sequence[CheckedClaim]
 ) -> tuple[NotRun, ...]:
-    """What the page cannot say yet, by the command that gives it.
+    """Lists the commands that would add to the page.
 
     Args:
       evidence: what the page is made from.
-      filled: sections that have something to say.
+      filled: ids of the sections with content.
       checked: of `check_claims`.
     """
     waiting: dict[str, list[CheckedClaim]] = {}

@@ -1,4 +1,4 @@
-"""Sensitivity: how often answers change with the background alone, and what noise does where."""
+"""Sensitivity: flip rates, and relative foreground sensitivity."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Compared = tuple[str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Sensitivity:
-    """All of the panel, by the paper's label rule.
+    """Content of the panel, by the paper's label rule.
 
     Attributes:
-      compared: columns of the table of flip rates: what any model has.
+      compared: columns of the table of flip rates.
       flips: (model, row of flips.csv by column) of each model that has one.
-      noise: (model, row of rfs.csv), likewise.
+      noise: (model, row of rfs.csv) of each model that has one.
     """
 
     compared: tuple[Compared, ...]

@@ -1,4 +1,4 @@
-"""Names of models where there is little room."""
+"""Short names of models, for places with little room."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pipeline.evaluate.result_files import display_name
 
 
 class ShortName(NamedTuple):
-    """A model's architecture, and what tells it from others of that: its weights, its kind, and
-    what is not the default in how it was run."""
+    """A model's architecture, and what distinguishes it from others of the same architecture: its
+    weights, its kind, and settings that are not the default."""
 
     first: str
     rest: str
 
 
 def names_of(summaries: Sequence[Mapping[str, Any]]) -> list[ShortName]:
-    """The names of models. Folders of their files say nothing to a reader, and are left out unless
-    they alone tell two models apart."""
+    """Returns the short names of models, without the folders of their files unless only these tell
+    two models apart."""
     short = [_name(one, with_folders=False) for one in summaries]
     return [
         name if short.count(name) == 1 else _name(one, with_folders=True)
@@ -28,7 +28,7 @@ def names_of(summaries: Sequence[Mapping[str, Any]]) -> list[ShortName]:
 
 def _name(summary: Mapping[str, Any], *, with_folders: bool) -> ShortName:
     model = str(summary["model"])
-    how = display_name(summary).removeprefix(model).strip()
+    settings = display_name(summary).removeprefix(model).strip()
     kind, colon, name = model.partition(":")
     if "=" in (kind if colon else model):
         first, _, rest = model.partition("=")
@@ -39,11 +39,11 @@ def _name(summary: Mapping[str, Any], *, with_folders: bool) -> ShortName:
             first = name.rpartition("/")[2]
     else:
         first, _, rest = model.partition(".")
-    return ShortName(first, " ".join(filter(None, (rest, how))))
+    return ShortName(first, " ".join(filter(None, (rest, settings))))
 
 
 def shorten(name: str, length: int = 30) -> str:
-    """A name that fits: its middle makes way, since tags tell models apart.
+    """Cuts the middle out of a name that is too long, because tags at the end tell models apart.
 
     >>> shorten("vit_base_patch16_clip_224.openai", 12)
     'vit_ba…penai'

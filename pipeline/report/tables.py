@@ -1,7 +1,7 @@
-"""Tables: results/*.csv and their LaTeX, all models of a dataset in each.
+"""Tables: results/*.csv and LaTeX, each with all models of a dataset.
 
-They are made of the predictions that are there, so they never lag behind them. To add one, list it
-in `TABLES` under the part of the summary that holds its rows.
+They are rebuilt from the stored predictions, so they never lag behind. To add one, list it in
+`TABLES` with the part of the summary that holds its rows.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import imagenet9
 
 _RUN = ("split", "eval_input", "precision", "weights_sha256", "dataset")
-"""How a model was run; `weights_sha256` is of the tensors, whatever file held them; `dataset`
-is its fingerprint."""
+"""Columns that identify a run; `weights_sha256` is of the tensors, whatever file held them;
+`dataset` is its fingerprint."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ResultTable:
-    """One CSV of all models' rows.
+    """A CSV file with rows of all models.
 
     Attributes:
       part: of the summary, a list of rows.
-      columns: in order; from the row, else from the summary or its `evaluation`.
-      description: what its rows are.
+      columns: in order; values come from the row, or else from the summary or its `evaluation`.
+      description: of a row, for the reference.
     """
 
     part: str
@@ -79,7 +79,7 @@ TABLES = {
             *("model", "label_rule", "rfs", "ci_low", "ci_high", "n", "noise_fg", "noise_bg"),
             *("units", *_RUN),
         ),
-        "relative foreground sensitivity of a model, where both variants with noise are there: "
+        "relative foreground sensitivity of a model, if the dataset has both variants with noise: "
         "[how it is defined](results.md#relative-foreground-sensitivity)",
     ),
     "per_class": ResultTable(
@@ -93,7 +93,7 @@ TABLES = {
     "confusion": ResultTable(
         "confusion",
         ("model", "label_rule", "variant", "label", "prediction", "pictures", *_RUN),
-        "number of pictures by label and prediction; what never happened is left out",
+        "number of pictures by label and prediction; pairs that never occurred are left out",
     ),
     "decomposition": ResultTable(
         "decomposition",
@@ -109,7 +109,7 @@ TABLES = {
             *("model", "label_rule", "variant", "label", "bg_label", "n", "pictures", "correct"),
             *("accuracy", "ci_low", "ci_high", "is_worst", "worst_ci_low", "worst_ci_high", *_RUN),
         ),
-        "accuracy on a class of foregrounds on a class of backgrounds",
+        "accuracy on foregrounds of one class on backgrounds of one class",
     ),
     "sizes": ResultTable(
         "sizes",
@@ -117,7 +117,7 @@ TABLES = {
             *("model", "label_rule", "variant", "bucket", "fg_low", "fg_high", "n", "pictures"),
             *("correct", "accuracy", "ci_low", "ci_high", *_RUN),
         ),
-        "accuracy on images whose foreground takes such a share of the picture",
+        "accuracy on images whose foreground covers a share of the picture within a range",
     ),
     "power": ResultTable(
         "power",
@@ -129,13 +129,13 @@ TABLES = {
         "the interval of a bootstrap over units: [power](results.md#power)",
     ),
 }
-"""By name of the file. Accuracies, shares and bounds are fractions, intervals 95 %."""
+"""By file name. Accuracies, shares and bounds are fractions; intervals are 95 %."""
 
 
 def table_rows(
     table: ResultTable, summaries: Iterable[Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a table, model after model."""
+    """Yields the rows of a table, model by model."""
     for summary in summaries:
         run = {**summary, **summary["evaluation"]}
         for row in summary[table.part]:
@@ -145,30 +145,30 @@ def table_rows(
 def missing_rows(
     summaries: Iterable[Mapping[str, Any]], failed: Iterable[Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """Rows of summary.csv for the variants that a model has no predictions of as they are now."""
+    """Yields rows of summary.csv for variants whose current pictures a model has not seen."""
     errors = {result_folder(one["model"], one["evaluation"]): one["error"] for one in failed}
     for summary in summaries:
         folder = result_folder(summary["model"], summary["evaluation"])
-        why = errors.get(folder, "not evaluated since these pictures were made")
+        reason = errors.get(folder, "not evaluated since these pictures were made")
         for rule in LABEL_RULES:
             for variant in summary["missing"]:
                 run = {**summary, **summary["evaluation"]}
                 cell = {"label_rule": rule, "variant": variant, "accuracy": None}
-                yield {**run, **cell, "error": f"missing: {why}"}
+                yield {**run, **cell, "error": f"missing: {reason}"}
 
 
 def write_tables(
     dataset: Dataset, columns: Sequence[str] = HEADLINE
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rebuilds all tables from the results that are there.
+    """Rebuilds all tables from the stored results.
 
     Args:
       dataset: the dataset.
-      columns: of the headline in LaTeX.
+      columns: of the LaTeX headline table.
 
     Returns:
-      (summaries, names of models whose results are of an earlier dataset, as `read_summaries`;
-      those that failed on it are named, too). There are no tables if nothing was ever evaluated.
+      (summaries, names of models whose results or failures are of an earlier dataset). If nothing
+      was ever evaluated, no tables are written.
     """
     store, fingerprint = dataset.store, dataset.manifest.fingerprint
     write_attack_tables(dataset)
@@ -177,7 +177,7 @@ def write_tables(
     summaries, stale = read_summaries(dataset)
     failed, failed_before = read_failures(store, fingerprint, "evaluate")
     stale += failed_before
-    # Tables of models whose results somebody has removed become empty.
+    # Existing tables are rewritten even if their models' results were removed.
     if not (summaries or failed or stale or store.exists("results/summary.csv")):
         return [], []
     for name, table in TABLES.items():

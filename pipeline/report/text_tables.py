@@ -9,8 +9,8 @@ from pipeline.evaluate.result_files import display_name, interval
 
 
 def accuracy_table(summaries: list[dict[str, Any]]) -> str:
-    """Models x variants in percent, the paper's label rule, with BG-Gap, means over draws;
-    aligned."""
+    """Formats models x variants and BG-Gap, in percent under the paper's label rule, means over
+    draws."""
     variants: list[str] = []
     for summary in summaries:
         for row in summary["accuracy"]:
@@ -33,10 +33,11 @@ def accuracy_table(summaries: list[dict[str, Any]]) -> str:
     return aligned(table)
 
 
-def saliency_table(found: Sequence[Mapping[str, Any]]) -> str:
-    """Models, share of saliency inside the mask, share of pixels, their ratio; aligned."""
+def saliency_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Formats each model's share of saliency inside the mask, the mask's share of pixels, and their
+    ratio."""
     table = [["saliency", "inside the mask, %", "mask, % of pixels", "ratio", "images"]]
-    for content in found:
+    for content in results:
         if content["mass_in_mask"] is None:
             table.append([display_name(content), "-", "-", "-", str(content["images"])])
             continue
@@ -47,7 +48,7 @@ def saliency_table(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def aligned(table: Sequence[Sequence[str]]) -> str:
-    """Lines of a table of cells: the first column to the left, the others to the right."""
+    """Aligns the cells of a table: the first column to the left, the others to the right."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     return "\n".join(
         "  ".join(
@@ -59,7 +60,8 @@ def aligned(table: Sequence[Sequence[str]]) -> str:
 
 
 def attack_table(attacks: Sequence[Mapping[str, Any]]) -> str:
-    """Attacked models in percent, the paper's label rule, with the size of the grid; aligned."""
+    """Formats attack measures by model, in percent under the paper's label rule, with the size of
+    the grid."""
     table = [["adversarial backgrounds, %", "challenge accuracy", "fooled", "grid", "forwards"]]
     for attack in attacks:
         rule = attack["rules"]["argmax_then_map"]

@@ -22,7 +22,7 @@ from transforms.trend import MIN_MODELS, fit_line
 TREND = "results/trend.json"
 
 TREND_VARIANTS = ("only_bg_t", "mixed_next", "mixed_rand", "mixed_same", "no_fg")
-"""The paper's, in its order."""
+"""Variants of the paper's figure, in its order."""
 
 TREND_COLUMNS = (
     "model",
@@ -39,12 +39,12 @@ TREND_COLUMNS = (
     "label_rule",
 )
 """Columns of trend.csv. `variant` may be `bg_gap`, whose `accuracy` is the gap; all accuracies
-and bounds are fractions; those on ImageNet are empty where they are not known."""
+and bounds are fractions; accuracies on ImageNet are empty if unknown."""
 
 _NAMED = 4
-"""Models that a note names."""
+"""Most models that a note names."""
 
-_HOW = ("split", "eval_input", "precision", "holdout")
+_SETTINGS = ("split", "eval_input", "precision", "holdout")
 
 
 def write_trend(
@@ -54,23 +54,22 @@ def write_trend(
     taxonomy: Taxonomy,
     measured: Sequence[ModelContributions],
 ) -> dict[str, Any]:
-    """Rebuilds the trend from the summaries that are there. Called with the lock of the tables
-    held.
+    """Rebuilds the trend from the summaries. The caller holds the lock of the tables.
 
     Args:
       store: the dataset folder.
       dataset: its fingerprint.
       summaries: of all models on this dataset.
-      taxonomy: classes that a model of ImageNet has.
-      measured: of `read_measured`: lines are over the models in it.
+      taxonomy: classes of ImageNet models.
+      measured: of `read_measured`; lines are fitted over its models.
 
     Returns:
-      What trend.json says: the paper's label rule; `points`, `lines` of those that have one,
-      `left_out`, names of models that were run in another way than most, and `notes`.
+      Content of trend.json, under the paper's label rule: `points`, fitted `lines`, `left_out`
+      (names of models that were run with other settings than most), and `notes`.
     """
     kept, left_out = _alike(summaries)
     top1, choice = comparable_top1(store, kept, len(taxonomy.wnids))
-    rows = [row for of in zip(kept, top1, strict=True) for row in _points(*of)]
+    rows = [row for pair in zip(kept, top1, strict=True) for row in _points(*pair)]
     write_csv(store, "trend", TREND_COLUMNS, rows)
     points = [row for row in rows if row["label_rule"] == PAPER_RULE]
     lines = [
@@ -91,7 +90,7 @@ def write_trend(
 
 
 def remove_trend(store: Store) -> None:
-    """Takes the trend away: other classes than ImageNet-9's have nothing to do with accuracy on
+    """Deletes the trend, because other classes than ImageNet-9's have no relation to accuracy on
     ImageNet."""
     for path in (TREND, "results/trend.csv"):
         store.delete(path)
@@ -100,24 +99,24 @@ def remove_trend(store: Store) -> None:
 def _alike(
     summaries: Sequence[Mapping[str, Any]],
 ) -> tuple[list[Mapping[str, Any]], list[str]]:
-    """(summaries run in the way that most were, names of the others): one model twice would
-    count twice."""
-    ways = Counter(_way(s) for s in summaries)
-    if not ways:
+    """Selects summaries run with the most common settings, so that no model counts twice; returns
+    them and the names of the others."""
+    counts = Counter(_settings(s) for s in summaries)
+    if not counts:
         return [], []
-    # Of equally common ways the first.
-    way = max(ways, key=lambda found: ways[found])
-    kept = [s for s in summaries if _way(s) == way]
+    # `max` keeps the first of equally common settings.
+    common = max(counts, key=lambda settings: counts[settings])
+    kept = [s for s in summaries if _settings(s) == common]
     return kept, [display_name(s) for s in summaries if s not in kept]
 
 
-def _way(summary: Mapping[str, Any]) -> tuple[Any, ...]:
-    """How a model was run; without a `holdout`, on all images."""
-    return tuple(summary["evaluation"].get(name) for name in _HOW)
+def _settings(summary: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Returns the settings that a model was run with; None for a `holdout` means all images."""
+    return tuple(summary["evaluation"].get(name) for name in _SETTINGS)
 
 
 def _points(summary: Mapping[str, Any], top1: Top1 | None) -> Iterator[dict[str, Any]]:
-    """A row for each label rule and variant, and for BG-Gap."""
+    """Yields a row for each label rule and variant, and for BG-Gap."""
     shared = {
         "model": summary["model"],
         "imagenet_top1": top1.value if top1 else None,
@@ -146,34 +145,32 @@ def _line(
     measured: Sequence[ModelContributions],
     variant: str,
 ) -> Iterator[dict[str, Any]]:
-    """The best-fit line of a variant, if there is one."""
+    """Yields the best-fit line of a variant, if there is one."""
     known = [(summary, top1.value) for summary, top1 in models if top1]
     for part in measured:
         if (PAPER_RULE, variant) not in part.quantities:
             continue
-        found, values, r = part.contributions(PAPER_RULE, variant)
-        place_of = {id(part.summaries[of]): place for place, of in enumerate(found)}
-        places = [
-            (place_of[id(summary)], value) for summary, value in known if id(summary) in place_of
-        ]
-        if len(places) < MIN_MODELS:
+        indices, values, r = part.contributions(PAPER_RULE, variant)
+        row_of = {id(part.summaries[index]): row for row, index in enumerate(indices)}
+        points = [(row_of[id(summary)], value) for summary, value in known if id(summary) in row_of]
+        if len(points) < MIN_MODELS:
             continue
-        chosen = [place for place, _ in places]
+        chosen = [row for row, _ in points]
         line = fit_line(
-            [top1 for _, top1 in places], values[chosen], part.roles(variant).sums(r[chosen])
+            [top1 for _, top1 in points], values[chosen], part.roles(variant).sums(r[chosen])
         )
         if line:
             yield {"variant": variant, **dataclasses.asdict(line)}
 
 
 def _notes(points: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a reader of the points and lines must know."""
+    """Writes notes that a reader of the points and lines needs."""
     sources = {p["model"]: (p["imagenet_source"], p["imagenet_n"]) for p in points}
     known = {model: source for model, source in sources.items() if source[0]}
     notes = []
     if len(known) < len(sources):
         unknown = [model for model in sources if model not in known]
-        notes.append(f"no accuracy on ImageNet is known of {', '.join(unknown)}")
+        notes.append(f"no accuracy on ImageNet is known for {', '.join(unknown)}")
     if points and len(known) < MIN_MODELS:
         notes.append(
             f"lines need at least {MIN_MODELS} models whose accuracy on ImageNet is known; "
@@ -181,8 +178,8 @@ def _notes(points: Sequence[Mapping[str, Any]]) -> list[str]:
         )
     elif known:
         notes.append(
-            "intervals of slopes are for other models and other images, as if models were "
-            "independent of each other, which those of one family are not"
+            "intervals of slopes allow for other models and other images; they treat models as "
+            "independent, which models of one family are not"
         )
     others = {
         p["model"]: f"{p['model']} ({p['imagenet_input_size']} px, here {p['input_size']})"
@@ -193,16 +190,16 @@ def _notes(points: Sequence[Mapping[str, Any]]) -> list[str]:
         shown = ", ".join(list(others.values())[:_NAMED])
         more = f" and {len(others) - _NAMED} more (trend.csv)" if len(others) > _NAMED else ""
         notes.append(
-            "what models saw of ImageNet had another input size than these pictures for "
-            f"{shown}{more}: at the size of these pictures they might be better or worse there"
+            "accuracy on ImageNet was measured at another input size than these pictures have for "
+            f"{shown}{more}; it might be higher or lower at the size of these pictures"
         )
     by_source = Counter(source.partition(",")[0] for source, _ in known.values())
     if by_source:
         shown = "; ".join(f"{source} ({n})" for source, n in sorted(by_source.items()))
-        notes.append(f"accuracies on ImageNet, with numbers of models: {shown}")
+        notes.append(f"sources of accuracies on ImageNet, with numbers of models: {shown}")
     if any(n < PUBLISHED_N for _, n in known.values()):
         notes.append(
-            f"measured on less than the {PUBLISHED_N:,} validation images, accuracies on ImageNet "
-            "have errors of their own, which make lines flatter"
+            f"some accuracies on ImageNet were measured on fewer than the {PUBLISHED_N:,} "
+            "validation images; their errors make lines flatter"
         )
     return notes

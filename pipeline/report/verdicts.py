@@ -1,7 +1,7 @@
-"""Verdicts on a claim, from the 95 % intervals of what was measured: pure functions.
+"""Verdicts on a claim from 95 % intervals of measurements; pure functions.
 
-A claim holds if the whole interval bears it out, and does not hold if none of it does; else the
-data are too few to tell. So a wider interval never makes a claim hold, nor fail.
+A claim holds if the whole interval supports it, and does not hold if no value of the interval
+does; otherwise the data are too few to tell. So a wider interval never decides a claim.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Estimate = tuple[float, float, float]
 
 
 class Verdict(enum.StrEnum):
-    """What the evidence says of a claim."""
+    """Outcome of judging a claim by the evidence."""
 
     HOLDS = "holds"
     FAILS = "does not hold"
@@ -31,14 +31,14 @@ class Verdict(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What was measured: of one model, or in one test, or one line of a trend.
+    """A measurement of one model, test or line of a trend.
 
     Attributes:
-      subject: what it was measured of.
+      subject: the model, test or line.
       value: the estimate.
       low, high: its 95 % interval.
       verdict: on the claim.
-      chance: accuracy of a constant answer to the same pictures, where the claim is judged by it.
+      chance: accuracy of a constant answer to the same pictures, if the criterion uses it.
     """
 
     subject: str
@@ -50,7 +50,7 @@ class Finding:
 
 
 def above(low: float, high: float, threshold: float) -> Verdict:
-    """Whether the true value exceeds a threshold.
+    """Judges whether the true value exceeds a threshold.
 
     >>> above(0.03, 0.13, 0), above(-0.02, 0.13, 0), above(-0.2, -0.1, 0)
     (<Verdict.HOLDS: 'holds'>, <Verdict.OPEN: 'open'>, <Verdict.FAILS: 'does not hold'>)
@@ -61,12 +61,12 @@ def above(low: float, high: float, threshold: float) -> Verdict:
 
 
 def below(low: float, high: float, threshold: float) -> Verdict:
-    """Whether the true value is under a threshold."""
+    """Judges whether the true value is under a threshold."""
     return above(-high, -low, -threshold)
 
 
 def within(low: float, high: float, span: tuple[float, float]) -> Verdict:
-    """Whether the true value lies in a range.
+    """Judges whether the true value lies in a range.
 
     >>> within(0.07, 0.12, (0.06, 0.14)), within(-0.02, 0.17, (0.06, 0.14))
     (<Verdict.HOLDS: 'holds'>, <Verdict.OPEN: 'open'>)
@@ -77,7 +77,7 @@ def within(low: float, high: float, span: tuple[float, float]) -> Verdict:
 
 
 def overall(findings: Sequence[Finding]) -> Verdict:
-    """The verdict on a claim from all findings: theirs if they agree, open if none decides it."""
+    """Combines findings: their common verdict, open if none is decisive, otherwise mixed."""
     verdicts = {finding.verdict for finding in findings}
     if not verdicts:
         return Verdict.NOT_RUN
@@ -86,19 +86,22 @@ def overall(findings: Sequence[Finding]) -> Verdict:
     return Verdict.MIXED if verdicts & {Verdict.HOLDS, Verdict.FAILS} else Verdict.OPEN
 
 
-def widened(found: Estimate, comparisons: int) -> Estimate:
-    """An estimate that is chosen among so many, with a 95 % interval that is widened to that level,
-    as if it were normal."""
+def widened(estimate: Estimate, comparisons: int) -> Estimate:
+    """Widens the 95 % interval of an estimate that was selected among several.
+
+    The estimate is taken as normally distributed.
+    """
     z, wider = (
         NormalDist().inv_cdf(0.5 + level / 2) for level in (CONFIDENCE, level_of(comparisons))
     )
-    value, low, high = found
+    value, low, high = estimate
     return value, value - (value - low) * wider / z, value + (high - value) * wider / z
 
 
 def difference(first: Estimate, second: Estimate) -> Estimate:
-    """First less second, with Newcombe's interval from those of the two (Newcombe 1998,
-    method 10). It takes them as independent: wider than needed where both saw the same images.
+    """Subtracts the second from the first, with Newcombe's interval (Newcombe 1998, method 10).
+
+    It treats the two as independent, so it is too wide if both were tested on the same images.
     """
     value = first[0] - second[0]
     down = math.hypot(first[0] - first[1], second[2] - second[0])

@@ -4,43 +4,13 @@ from __future__ import annotations
 
 from pipeline.dataset.folder import Dataset
 from pipeline.report.evidence import gather
-from pipeline.report.figure_files import FOLDER, is_ours
+from pipeline.report.figure_files import FOLDER, is_report_figure
 from pipeline.report.freshness import fingerprint_inputs, is_fresh, note_fresh
 from pipeline.runtime.lock import TABLES_LOCK, held
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
 
 REPORT = "report.html"
-
-
-def render_report(dataset: Dataset, taxonomy: Taxonomy, pictures: str = "sample") -> str:
-    """Renders the page from what is there; the same content gives the same text.
-
-    Args:
-      dataset: the dataset.
-      taxonomy: its classes.
-      pictures: `sample`, or `none` to leave all pictures out.
-    """
-    return _make(dataset, taxonomy, pictures, pdf=False)[0]
-
-
-def _make(
-    dataset: Dataset, taxonomy: Taxonomy, pictures: str, *, pdf: bool
-) -> tuple[str, dict[str, bytes]]:
-    """The page, and the files of its figures by path."""
-    # Not before: matplotlib and the templates take their time to import, and few commands
-    # find anything new to show.
-    from pipeline.report.page import render
-    from pipeline.report.plots import make_plots
-
-    evidence = gather(dataset, taxonomy)
-    plots = make_plots(evidence)
-    page = render(evidence, plots, pictures != "none")
-    figures = {f"{FOLDER}/{plot.file}": plot.drawn.svg for plot in plots}
-    if pdf:
-        names = ((plot, plot.file.removesuffix(".svg")) for plot in plots)
-        figures |= {f"{FOLDER}/{name}.pdf": plot.drawn.pdf() for plot, name in names}
-    return page, figures
 
 
 def write_report(
@@ -51,22 +21,40 @@ def write_report(
     Args:
       store: the dataset folder.
       taxonomy: its classes.
-      pictures: as for `render_report`.
-      pdf: whether figures become PDF files, too. Where such are there, they do.
+      pictures: `sample`, or `none` to leave all pictures out.
+      pdf: whether to write figures as PDF files, too; always done where such files exist.
     """
     with held(store, TABLES_LOCK, wait=60) as store:
         files = list(store.walk("results"))
-        pdf = pdf or any(path.endswith(".pdf") and is_ours(path) for path in files)
-        results = (path for path in files if not is_ours(path))
+        pdf = pdf or any(path.endswith(".pdf") and is_report_figure(path) for path in files)
+        results = (path for path in files if not is_report_figure(path))
         inputs = fingerprint_inputs(store, results, pictures, pdf=pdf)
         if is_fresh(store, inputs):
             return False
-        page, figures = _make(Dataset.open(store), taxonomy, pictures, pdf=pdf)
+        page, figures = _render(Dataset.open(store), taxonomy, pictures, pdf=pdf)
         changed = [store.update(path, data) for path, data in figures.items()]
         for path in list(store.walk(FOLDER)):
-            if path not in figures and is_ours(path):
+            if path not in figures and is_report_figure(path):
                 store.delete(path)
                 changed.append(True)
         changed.append(store.update(REPORT, page.encode()))
         note_fresh(store, inputs, [REPORT, *sorted(figures)])
     return any(changed)
+
+
+def _render(
+    dataset: Dataset, taxonomy: Taxonomy, pictures: str, *, pdf: bool
+) -> tuple[str, dict[str, bytes]]:
+    """Renders the page, and the files of its figures by path."""
+    # Imported late: matplotlib and the templates are slow to import, and few commands find
+    # anything new to show.
+    from pipeline.report.page import render
+    from pipeline.report.plots import make_plots
+
+    evidence = gather(dataset, taxonomy)
+    plots = make_plots(evidence)
+    figures = {f"{FOLDER}/{plot.file}": plot.drawn.svg for plot in plots}
+    if pdf:
+        names = ((plot, plot.file.removesuffix(".svg")) for plot in plots)
+        figures |= {f"{FOLDER}/{name}.pdf": plot.drawn.pdf() for plot, name in names}
+    return render(evidence, plots, tuple(figures), pictures != "none"), figures

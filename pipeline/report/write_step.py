@@ -1,4 +1,4 @@
-"""The step that writes tables and page at the end of a job."""
+"""The step that writes the tables and the page at the end of a job."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from transforms.taxonomy import Taxonomy
 
 
 class WriteResults(beam.DoFn):
-    """Dataset fingerprint -> the same; writes the tables and the page.
+    """Writes the tables and the page; passes the dataset's fingerprint on.
 
     Args:
       store: the dataset folder.
       taxonomy: its classes.
       pictures: as for `write_report`.
-      has_run_models: whether the job did. Else the page is written only where there are results,
-        some of which may be of an earlier dataset now.
+      has_run_models: whether the job ran models. If not, the page is written only where there
+        are results, because some of them may now be of an earlier dataset.
     """
 
     def __init__(

@@ -94,7 +94,7 @@ def test_every_cell_has_its_images_interval_and_published_figure(
         classes = Counter(image["label"] for image in tested)
         assert float(row["chance"]) == max(classes.values()) / len(tested)
     assert f"{NAME}, %" in said
-    chance = f"A constant answer gets {100 * float(rows[0]['chance']):.1f} %: the largest class"
+    chance = f"A constant answer gets {100 * float(rows[0]['chance']):.1f} %, the share of the largest class"
     assert chance in said
     assert "; mixed variants: first of 3 draws" in said
     assert "Trained on Mixed-Rand" in said
@@ -102,7 +102,7 @@ def test_every_cell_has_its_images_interval_and_published_figure(
     (matrix,) = content["matrices"]
     assert {row["train_variant"] for row in matrix["gaps"]} == set(SHOWN)
     page = (output / "report.html").read_text()
-    assert re.search(r"BG-Gap (may be 0|is (above|below) 0) trained on", page)
+    assert re.search(r"BG-Gap (may be 0|is (above|below) 0) when trained on", page)
     assert chance in page
     for row in SHOWN:
         (penalty,) = {each["penalty"] for each in matrix["rows"] if each["train_variant"] == row}

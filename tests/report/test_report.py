@@ -97,7 +97,7 @@ def test_a_sentence_says_what_differs_between_models() -> None:
     columns = ("BG-Gap", "original", "no_fg")
 
     def said(*rows: Any) -> str:
-        return Differences(columns, rows, left_out=False).said
+        return Differences(columns, rows, left_out=False).summary
 
     assert said(pair) == (
         "a against b: a BG-Gap 3.1 points smaller, 8.6 points better on original. Nothing else "
@@ -129,7 +129,7 @@ def test_the_intervals_of_the_gap_are_read_out() -> None:
         "background.",
     ]
     some = "The whole interval is above 0 for 1 of"
-    assert reading([above, both], "") == f"{some} 2 models; else it includes 0."
+    assert reading([above, both], "") == f"{some} 2 models; for the rest it includes 0."
     assert reading([above, below], "") == f"{some} 2 models, and below 0 for 1."
 
 

@@ -1,4 +1,4 @@
-"""Shares of images by what they need to be recognised (paper, per-image decomposition)."""
+"""Shares of images by what a model needs to recognise them (paper, per-image decomposition)."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ KIND_NAMES = {
     "bg_fg_fools": "BG+FG fools",
     "bg_irrelevant": "BG irrelevant",
 }
-"""The paper's names, in the order in which they are drawn."""
+"""The paper's names, in drawing order."""
 
 _COLOURS = dict(zip(KIND_NAMES, (*MODELS[:4], LINE), strict=True))
 
 
 def decomposition_figure(title: str, models: Sequence[tuple[str, Mapping[str, float]]]) -> Drawn:
-    """A stacked bar for each model.
+    """Draws a stacked bar for each model.
 
     Args:
       title: above the figure.
@@ -42,7 +42,7 @@ def decomposition_figure(title: str, models: Sequence[tuple[str, Mapping[str, fl
         figure = new_figure(WIDTH, 120 + 58 * len(models))
         axes = figure.add_subplot()
         axes.set_title(title)
-        # Where most images do not depend on the background, the others need the room.
+        # Zoom in if most images do not depend on the background, to show the others.
         most = max((1 - shares.get("bg_irrelevant", 0.0) for _, shares in models), default=0.0)
         limit = min(1.0, max(0.1, most * 1.25))
         percent_axis(axes, "x", 0.0, limit)

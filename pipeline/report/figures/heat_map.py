@@ -1,4 +1,4 @@
-"""Shares as shaded cells with a percent in each: confusion, groups, and the train x test matrix."""
+"""Heat maps of shares, with the percentage in each cell: confusion, groups, train x test matrix."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from pipeline.report.figures.style import (
 
 _BELOW_ZERO = MODELS[1]
 _DARK = 0.55
-"""Strength from which on a cell is so dark that its number is written in the other colour."""
+"""Above this strength, a cell is so dark that its number is written in the light colour."""
 _SHADED = 0.005
-"""Smaller strengths are written in grey, and not shaded."""
+"""Cells of smaller strength are not shaded, and their number is grey."""
 _ROW = 26
 _ABOVE, _RIGHT = 26, 8
 
 
 @dataclasses.dataclass(frozen=True)
 class HeatMapLayout:
-    """Where the cells lie; all in units of the SVG's view box.
+    """Layout of the cells, in units of the SVG's view box.
 
     Attributes:
       left, below: room for the names of rows and of columns.
-      labels: how far what the rows and what the columns are stands from the cells.
+      labels: distances of the axis labels of rows and of columns from the cells.
       width: of the figure, at least.
-      column: width of a column; None for those that share the figure's width.
+      column: width of a column; None if columns share the figure's width.
     """
 
     left: int
@@ -51,7 +51,7 @@ class HeatMapLayout:
 CLASSES = HeatMapLayout(left=134, below=110, labels=(122, 94), width=WIDTH, column=None)
 """For names of superclasses."""
 VERSIONS = HeatMapLayout(left=88, below=72, labels=(78, 58), width=260, column=32)
-"""For short names of versions, with room for the title where they are few."""
+"""For short names of versions; wide enough for the title even with few columns."""
 
 
 def heat_map(
@@ -72,11 +72,11 @@ def heat_map(
       title: above the figure.
       rows, columns: their names, from the top and from the left.
       shares: fractions by row and column; None stays empty.
-      layout: by what the names are of.
-      labels: what the rows and the columns are.
+      layout: `CLASSES` or `VERSIONS`, by what the names stand for.
+      labels: axis labels of the rows and of the columns.
       marked: row and column of a cell to frame.
       bold: cells to write in bold.
-      is_signed: whether they are differences, which have another colour below zero.
+      is_signed: whether the shares are differences; these have another colour below zero.
     """
     across = (layout.column or 0) * len(columns) or layout.width - layout.left - _RIGHT
     width = max(layout.left + across + _RIGHT, layout.width)
@@ -84,7 +84,7 @@ def heat_map(
     height = _ABOVE + down + layout.below
     with styled():
         figure = new_figure(width, height)
-        # A layout that looks for room takes as long as all the rest.
+        # A constrained layout would take as long as all the rest.
         figure.set_layout_engine("none")
         axes = figure.add_axes(
             (layout.left / width, layout.below / height, across / width, down / height)
@@ -94,7 +94,7 @@ def heat_map(
             for x, share in enumerate(line):
                 if share is None:
                     continue
-                # Half of the scale is more than most differences take.
+                # Most differences are below 0.5, so they use twice the scale.
                 strength = min(1.0, 2 * abs(share)) if is_signed else share
                 is_shaded = strength >= _SHADED
                 if is_shaded:

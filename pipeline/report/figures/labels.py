@@ -1,4 +1,4 @@
-"""Places for labels that would touch each other."""
+"""Positions of labels, so that they do not overlap."""
 
 from __future__ import annotations
 
@@ -6,8 +6,16 @@ from collections.abc import Sequence
 
 
 def apart(wanted: Sequence[float], sizes: Sequence[float], length: float) -> list[float]:
-    """Places as close to the wanted ones as labels of these sizes allow without touching,
-    between 0 and `length` if they fit there."""
+    """Moves labels apart so that they do not overlap, each as little as possible.
+
+    Args:
+      wanted: positions of the labels' centres.
+      sizes: of the labels, in the same units.
+      length: labels stay between 0 and this if they fit.
+
+    Returns:
+      Positions of the centres.
+    """
     order = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
     # Neighbours that touch share a block, centred where its labels want to be.
     blocks: list[list[int]] = []
@@ -18,19 +26,19 @@ def apart(wanted: Sequence[float], sizes: Sequence[float], length: float) -> lis
         ):
             last = blocks.pop()
             blocks[-1] += last
-    places = [0.0] * len(wanted)
+    positions = [0.0] * len(wanted)
     for block in blocks:
         at = _start(block, wanted, sizes, length)
         for i in block:
-            places[i] = at + sizes[i] / 2
+            positions[i] = at + sizes[i] / 2
             at += sizes[i]
-    return places
+    return positions
 
 
 def _start(
     block: Sequence[int], wanted: Sequence[float], sizes: Sequence[float], length: float
 ) -> float:
-    """Where a block of touching labels begins."""
+    """Returns the position where a block of touching labels begins."""
     total = sum(sizes[i] for i in block)
     before, starts = 0.0, []
     for i in block:

@@ -1,4 +1,4 @@
-"""Accuracies with their intervals: one point for each model in every row or at every place."""
+"""Accuracies with intervals: one point for each model, in rows or along a line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Series:
 
     Attributes:
       name: of the model.
-      values: (estimate, low, high), fractions, by place; None where there is none.
+      values: (estimate, low, high) as fractions, in the order of the rows; None if missing.
     """
 
     name: str
@@ -40,14 +40,14 @@ def rows_figure(
     x_label: str = "accuracy, %",
     counts: Sequence[int] = (),
 ) -> Drawn:
-    """Accuracy by row, such as by class.
+    """Draws accuracy by row, such as by class.
 
     Args:
       title: above the figure.
       rows: names of the rows, from the top.
       series: up to `len(MODELS)` models, with a value for each row.
       x_label: of the axis.
-      counts: of images in each row, written beside it; empty to write none.
+      counts: number of images of each row, written beside it; empty to write none.
     """
     with styled():
         figure = new_figure(WIDTH, 70 + len(rows) * (16 + 9 * len(series)) + 10 * len(series))
@@ -56,14 +56,14 @@ def rows_figure(
         percent_axis(axes, "x")
         for number, one in enumerate(series):
             offset = (number - (len(series) - 1) / 2) * 0.72 / max(len(series), 2)
-            places = [row + offset for row, value in enumerate(one.values) if value]
+            ys = [row + offset for row, value in enumerate(one.values) if value]
             estimates = [value[0] for value in one.values if value]
             lows = [value[1] for value in one.values if value]
             highs = [value[2] for value in one.values if value]
-            axes.hlines(places, lows, highs, color=MODELS[number], linewidth=1.6, alpha=0.55)
+            axes.hlines(ys, lows, highs, color=MODELS[number], linewidth=1.6, alpha=0.55)
             axes.plot(
                 estimates,
-                places,
+                ys,
                 MARKERS[number],
                 color=MODELS[number],
                 markersize=5,
@@ -86,20 +86,20 @@ def rows_figure(
 
 def lines_figure(
     title: str,
-    places: Sequence[float],
+    positions: Sequence[float],
     labels: Sequence[str],
     series: Sequence[Series],
     x_label: str,
     y_label: str = "accuracy, %",
     log: bool = False,
 ) -> Drawn:
-    """Accuracy by place along x, joined by lines.
+    """Draws accuracy along x, joined by lines.
 
     Args:
       title: above the figure.
-      places: positions of the values along x.
-      labels: what is written at them.
-      series: up to `len(MODELS)` models, with a value for each place.
+      positions: of the values along x.
+      labels: tick labels at the positions.
+      series: up to `len(MODELS)` models, with a value for each position.
       x_label, y_label: of the axes.
       log: whether x is logarithmic.
     """
@@ -112,27 +112,27 @@ def lines_figure(
             axes.set_xscale("log")
             axes.minorticks_off()
         for number, one in enumerate(series):
-            there = [(x, v) for x, v in zip(places, one.values, strict=True) if v]
-            xs = [x for x, _ in there]
+            points = [(x, v) for x, v in zip(positions, one.values, strict=True) if v]
+            xs = [x for x, _ in points]
             axes.plot(
                 xs,
-                [value[0] for _, value in there],
+                [value[0] for _, value in points],
                 color=MODELS[number],
                 marker=MARKERS[number],
                 markersize=4.5,
                 linewidth=1.6,
                 label=shorten(one.name),
             )
-            if any(low < high for _, (_, low, high) in there):
+            if any(low < high for _, (_, low, high) in points):
                 axes.fill_between(
                     xs,
-                    [value[1] for _, value in there],
-                    [value[2] for _, value in there],
+                    [value[1] for _, value in points],
+                    [value[2] for _, value in points],
                     color=MODELS[number],
                     alpha=0.13,
                     linewidth=0,
                 )
-        axes.set_xticks(places, labels)
+        axes.set_xticks(positions, labels)
         axes.set_ylim(-0.02, 1.02)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)

@@ -1,7 +1,7 @@
-"""How figures look, and how they become SVG and PDF files whose bytes repeat.
+"""Style of figures, and reproducible SVG and PDF files.
 
-A file holds plain colours on white, for papers and any viewer. The page replaces each of
-`THEME`'s colours by a CSS variable, so that the same figure is readable in light and dark.
+Files have plain colours on white, for papers and any viewer. The page replaces each colour of
+`THEME` by a CSS variable, so that the same figure is readable in light and dark mode.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MODELS = (
     "#4a5a6c",
     "#06788d",
 )
-"""Colours of models, in order; told apart without colour by `MARKERS`."""
+"""Colours of models, in order; `MARKERS` tell them apart without colour."""
 MARKERS = "osD^vPX*"
 
 THEME = {
@@ -44,20 +44,20 @@ THEME = {
     ON_HEAT: "on-heat",
     **{colour: f"model-{number}" for number, colour in enumerate(MODELS)},
 }
-"""Each colour's CSS variable, without the dashes before it."""
+"""CSS variable of each colour, without the leading dashes."""
 
 WIDTH = 356
-"""Of most figures, in units of the view box: what a phone has room for. There no text is smaller
-than `TEXT` pixels, and elsewhere a figure grows with its frame."""
+"""Width of most figures in units of the view box: as wide as a phone's screen, so that no text
+there is smaller than `TEXT` pixels. On wider screens a figure grows with its frame."""
 TEXT = 11
-"""Smallest size of text, in the same units."""
+"""Smallest text size, in the same units."""
 
 _SETTINGS: dict[Any, Any] = {
     "backend": "svg",
     "svg.hashsalt": "in9",
-    # Text stays text: small, searchable, in the page's own font.
+    # Keep text as text, which is small, searchable, and takes the page's font.
     "svg.fonttype": "none",
-    # Whole outlines: publishers refuse Type 3, matplotlib's own choice.
+    # Embed TrueType, because publishers refuse Matplotlib's default, Type 3.
     "pdf.fonttype": 42,
     # A model may be called $x$.
     "text.parse_math": False,
@@ -91,13 +91,12 @@ _SETTINGS: dict[Any, Any] = {
 
 
 def styled() -> contextlib.AbstractContextManager[None]:
-    """Matplotlib with these settings and no others, for a block that makes a figure."""
+    """Returns a context in which Matplotlib has these settings and no others."""
     return matplotlib.rc_context({**matplotlib.rcParamsDefault, **_SETTINGS})
 
 
 def new_figure(width: int, height: int) -> Figure:
-    """An empty figure, its size in units of the SVG's view box: pixels on a page that shows
-    it at its own width."""
+    """Makes an empty figure; sizes are in units of the SVG's view box."""
     return Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained", facecolor=PAGE)
 
 
@@ -112,7 +111,7 @@ def percent_axis(axes: Axes, axis: str, low: float = 0.0, high: float = 1.0) -> 
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
-    """A legend of the axes' labels under the figure."""
+    """Adds a legend of the axes' labels below the figure."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=1.6)
@@ -120,19 +119,21 @@ def legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """A figure as files: no date, no version, the same bytes for the same figure.
+    """A figure as files without date or version, so the same figure has the same bytes.
 
     Attributes:
-      svg: the bytes of one.
-      figure: as it was laid out.
+      svg: content of the SVG file.
+      figure: the figure after layout.
     """
 
     svg: bytes
     figure: Figure
 
     def pdf(self) -> bytes:
-        """The bytes of the other, made when they are asked for: to embed its fonts takes several
-        times as long as all the rest."""
+        """Returns the content of the PDF file.
+
+        It is made on demand, because embedding fonts takes several times as long as drawing.
+        """
         file = io.BytesIO()
         metadata = dict.fromkeys(("CreationDate", "Creator", "Producer"))
         with styled():
@@ -142,7 +143,7 @@ class Drawn:
 
 
 def drawn(figure: Figure) -> Drawn:
-    """A finished figure."""
+    """Saves a finished figure as SVG."""
     file = io.BytesIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(file, format="svg", metadata=metadata)

@@ -31,11 +31,11 @@ _NAMES = {
     "no_fg": "No-FG",
     "only_bg_t": "Only-BG-T",
 }
-"""Variant to the paper's name, in order of accuracy of most models."""
+"""The paper's names of variants, in the usual order of accuracy."""
 _GAP = "bg_gap"
 
 _MAX_NAMES = 16
-"""Models that fit beside each other with their names."""
+"""Most models whose names fit beside each other."""
 _NAME_LENGTH = 26
 _CHARACTER = 6.5
 """Width of a character of a model's name, in pixels."""
@@ -49,11 +49,11 @@ _BETWEEN = 16
 
 
 def trend_figure(trend: Mapping[str, Any]) -> Drawn:
-    """Accuracy on each variant with its best-fit line, and BG-Gap below.
+    """Draws accuracy on each variant with its best-fit line, and BG-Gap below.
 
     Args:
-      trend: of trend.json; points without an accuracy on ImageNet are left out, at least one
-        has one.
+      trend: content of trend.json. Points without an accuracy on ImageNet are left out; at least
+        one must have one.
     """
     points = [point for point in trend["points"] if point["imagenet_top1"] is not None]
     lines = {line["variant"]: line for line in trend["lines"]}
@@ -124,7 +124,7 @@ def trend_figure(trend: Mapping[str, Any]) -> Drawn:
 
 
 def _source(points: Sequence[Mapping[str, Any]]) -> str:
-    """Where accuracies on ImageNet come from, and at which input size."""
+    """Says where accuracies on ImageNet come from, and at which input size."""
     sizes = sorted({point["imagenet_input_size"] for point in points})
     at = f" at {sizes[0]}{f' to {sizes[-1]}' if len(sizes) > 1 else ''} px"
     is_published = {point["imagenet_source"].startswith("published") for point in points}
@@ -135,7 +135,7 @@ def _source(points: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _spread(models: Sequence[str]) -> list[str]:
-    """The models to name, in their order: all, or so many, evenly spread."""
+    """Picks the models to name, in order: all, or `_MAX_NAMES` evenly spread."""
     if len(models) <= _MAX_NAMES:
         return list(models)
     step = (len(models) - 1) / (_MAX_NAMES - 1)
@@ -174,14 +174,14 @@ def _label_ends(
     ends: Sequence[tuple[float, str, Mapping[str, Any] | None, str]],
     pixels: float,
 ) -> None:
-    """Names of variants and slopes of their lines, to the right of where they end."""
+    """Writes names of variants and slopes of their lines to the right of the lines' ends."""
     low, high = axes.get_ylim()
     per_pixel = (high - low) / pixels
     wanted = [(high - end) / per_pixel for end, *_ in ends]
     heights = [(2 if line else 1) * _LINE_HEIGHT for _, _, line, _ in ends]
-    places = apart(wanted, heights, pixels)
-    for (_, name, line, colour), place in zip(ends, places, strict=True):
-        y = high - place * per_pixel
+    positions = apart(wanted, heights, pixels)
+    for (_, name, line, colour), position in zip(ends, positions, strict=True):
+        y = high - position * per_pixel
         up = _LINE_HEIGHT / 2 * per_pixel if line else 0.0
         x, transform = 1.02, axes.get_yaxis_transform()
         axes.text(x, y + up, name, color=colour, va="center", transform=transform)
@@ -202,14 +202,14 @@ def _slope(line: Mapping[str, Any]) -> str:
 
 
 def _label_models(axes: Axes, models: Sequence[tuple[float, str]], pixels: float) -> None:
-    """Names of models above their points, upright, each joined to its place."""
+    """Writes names of models above their points, vertically, each joined to its point."""
     low, high = axes.get_xlim()
     per_pixel = (high - low) / pixels
     wanted = [(x - low) / per_pixel for x, _ in models]
-    places = apart(wanted, [_LINE_HEIGHT] * len(models), pixels)
+    positions = apart(wanted, [_LINE_HEIGHT] * len(models), pixels)
     transform = axes.get_xaxis_transform()
-    for (x, name), place in zip(models, places, strict=True):
-        at = low + place * per_pixel
+    for (x, name), position in zip(models, positions, strict=True):
+        at = low + position * per_pixel
         axes.plot(
             [x, at],
             [1.0, 1.04],

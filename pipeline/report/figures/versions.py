@@ -1,4 +1,4 @@
-"""Some images in every version, side by side: a row an image."""
+"""A figure of images in every version, side by side, one row for each image."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from pipeline.report.figures.style import styled
 
 KINDS = ("pdf", "png", "jpg")
-"""Files that it can be: pixels as they are in a PDF, 300 an inch in the others."""
+"""File formats; a PDF keeps the pixels, the others have 300 per inch."""
 
 _WIDTH, _GAP, _HEADING = 396.0, 2.5, 12.0
-"""In points: 5.5 inches are the text of a paper."""
+"""In points; the text of a paper is 5.5 inches wide."""
 
 
 def versions_figure(
@@ -29,7 +29,7 @@ def versions_figure(
       kind: of the file, one of `KINDS`.
 
     Returns:
-      The file: no date, the same bytes for the same pictures.
+      The file without a date, so that the same pictures give the same bytes.
     """
     side = (_WIDTH + _GAP) / len(names) - _GAP
     height = _HEADING + len(rows) * (side + _GAP) - _GAP
@@ -47,8 +47,8 @@ def versions_figure(
             )
             for row, versions in enumerate(rows):
                 bottom = height - _HEADING - row * (side + _GAP) - side
-                place = (left / _WIDTH, bottom / height, side / _WIDTH, side / height)
-                axes = figure.add_axes(place)
+                position = (left / _WIDTH, bottom / height, side / _WIDTH, side / height)
+                axes = figure.add_axes(position)
                 axes.set_axis_off()
                 axes.imshow(versions[column], interpolation="none" if kind == "pdf" else "lanczos")
         metadata = dict.fromkeys(("CreationDate", "Creator", "Producer", "Software"))

@@ -8,14 +8,14 @@
     if (text) element.textContent = text;
     return element;
   };
-  // Which place an arrow, Home or End leads to; null for other keys.
-  const moved = (key, place, count) => {
-    const to = { ArrowLeft: place - 1, ArrowUp: place - 1, ArrowRight: place + 1,
-      ArrowDown: place + 1, Home: 0, End: count - 1 }[key];
+  // Returns the index that an arrow key, Home or End leads to; null for other keys.
+  const moved = (key, index, count) => {
+    const to = { ArrowLeft: index - 1, ArrowUp: index - 1, ArrowRight: index + 1,
+      ArrowDown: index + 1, Home: 0, End: count - 1 }[key];
     return to === undefined ? null : (to + count) % count;
   };
 
-  // Tables: a click on a heading sorts, most first; another one turns the order round.
+  // Tables: a click on a heading sorts, highest first; a second click reverses the order.
   for (const table of all(document, "table.sortable")) {
     const body = table.tBodies[0];
     const heads = all(table.tHead, "th");
@@ -45,7 +45,7 @@
     });
   }
 
-  // Tabs of sections that stand one below the other without this script.
+  // Tabs: without this script, their panels are shown one below the other.
   all(document, "[data-tabs]").forEach((group, number) => {
     const panels = all(group, ":scope > [data-tab]");
     if (panels.length < 2) return;
@@ -53,17 +53,17 @@
     list.className = "tabs";
     list.setAttribute("role", "tablist");
     list.setAttribute("aria-label", group.dataset.tabs);
-    const buttons = panels.map((panel, place) => {
+    const buttons = panels.map((panel, index) => {
       const button = make("button", panel.dataset.tab);
-      panel.id = `panel-${number}-${place}`;
-      button.id = `tab-${number}-${place}`;
+      panel.id = `panel-${number}-${index}`;
+      button.id = `tab-${number}-${index}`;
       button.setAttribute("role", "tab");
       button.setAttribute("aria-controls", panel.id);
       panel.setAttribute("role", "tabpanel");
       panel.setAttribute("aria-labelledby", button.id);
-      button.addEventListener("click", () => show(place));
+      button.addEventListener("click", () => show(index));
       button.addEventListener("keydown", (event) => {
-        const to = moved(event.key, place, panels.length);
+        const to = moved(event.key, index, panels.length);
         if (to === null) return;
         event.preventDefault();
         show(to);
@@ -71,31 +71,31 @@
       });
       return button;
     });
-    const show = (place) => panels.forEach((panel, each) => {
-      panel.hidden = each !== place;
-      buttons[each].setAttribute("aria-selected", String(each === place));
-      buttons[each].tabIndex = each === place ? 0 : -1;
+    const show = (index) => panels.forEach((panel, each) => {
+      panel.hidden = each !== index;
+      buttons[each].setAttribute("aria-selected", String(each === index));
+      buttons[each].tabIndex = each === index ? 0 : -1;
     });
     list.append(...buttons);
     group.prepend(list);
     show(0);
   });
 
-  // The chooser: one image at a time, of those that the filters leave: by its small picture, by
-  // name, or one after the other. Image and filters stand in the address.
+  // The chooser: shows one of the images that match the filters. A reader picks it by thumbnail or
+  // name, or steps through them. The address holds the image and the filters.
   const chooser = document.querySelector(".chooser");
   const cards = chooser ? all(chooser, ".card") : [];
   if (cards.length) {
     const section = chooser.closest("section");
     const picker = section.querySelector(".picker");
-    const filters = new Map(all(picker, "[data-filter]").map((one) => [one.dataset.filter, one]));
+    const filters = new Map(all(picker, "[data-filter]").map((filter) => [filter.dataset.filter, filter]));
     const select = picker.querySelector("[data-images]");
-    const said = picker.querySelector("[aria-live]");
+    const position = picker.querySelector("[aria-live]");
     const meaning = picker.querySelector(".meaning");
     const strip = section.querySelector(".thumbs");
-    const nothing = chooser.querySelector(".nothing");
+    const noMatch = chooser.querySelector(".nothing");
     const models = JSON.parse(chooser.dataset.models);
-    let left = cards;
+    let matching = cards;
     let chosen = cards[0];
 
     const thumbs = new Map(cards.flatMap((card) => {
@@ -115,11 +115,11 @@
       }
       button.addEventListener("click", () => go(card));
       button.addEventListener("keydown", (event) => {
-        const to = moved(event.key, left.indexOf(card), left.length);
+        const to = moved(event.key, matching.indexOf(card), matching.length);
         if (to === null) return;
         event.preventDefault();
-        go(left[to]);
-        thumbs.get(left[to]).focus();
+        go(matching[to]);
+        thumbs.get(matching[to]).focus();
       });
       return [[card, button]];
     }));
@@ -129,8 +129,8 @@
       if (chosenIn("class") && chosenIn("class") !== card.dataset.class) return false;
       const patterns = card.dataset.patterns.split("|").map((names) => names.split(" "));
       const model = models.indexOf(chosenIn("model"));
-      const of = model < 0 ? patterns : [patterns[model]];
-      return !chosenIn("pattern") || of.some((names) => names.includes(chosenIn("pattern")));
+      const considered = model < 0 ? patterns : [patterns[model]];
+      return !chosenIn("pattern") || considered.some((names) => names.includes(chosenIn("pattern")));
     };
     const address = () => `#${chosen.id}${Array.from(filters)
       .filter(([, filter]) => filter.value)
@@ -139,12 +139,12 @@
     const choose = (card) => {
       chosen = card;
       for (const each of cards) {
-        each.hidden = each !== chosen || !left.length;
+        each.hidden = each !== chosen || !matching.length;
         each.open = each === chosen;
       }
       chosen.querySelector(".permalink").href = address();
       select.value = chosen.id;
-      said.textContent = left.length ? `${left.indexOf(chosen) + 1} of ${left.length}` : "none";
+      position.textContent = matching.length ? `${matching.indexOf(chosen) + 1} of ${matching.length}` : "none";
       thumbs.forEach((thumb, each) => {
         thumb.tabIndex = each === chosen ? 0 : -1;
         if (each === chosen) thumb.setAttribute("aria-current", "true");
@@ -159,14 +159,14 @@
       }
     };
     const filter = () => {
-      left = cards.filter(fits);
-      nothing.hidden = left.length > 0;
+      matching = cards.filter(fits);
+      noMatch.hidden = matching.length > 0;
       const means = filters.get("pattern")?.selectedOptions[0].dataset.means;
       meaning.textContent = means ?? "";
       meaning.hidden = !means;
-      thumbs.forEach((thumb, card) => { thumb.hidden = !left.includes(card); });
-      select.replaceChildren(...left.map((card, place) => {
-        const option = make("option", `${place + 1}. ${card.dataset.name}`);
+      thumbs.forEach((thumb, card) => { thumb.hidden = !matching.includes(card); });
+      select.replaceChildren(...matching.map((card, index) => {
+        const option = make("option", `${index + 1}. ${card.dataset.name}`);
         option.value = card.id;
         return option;
       }));
@@ -174,9 +174,9 @@
       for (const answer of all(chooser, ".answers li")) {
         answer.hidden = Boolean(model) && answer.querySelector(".model").textContent !== model;
       }
-      choose(left.includes(chosen) || !left.length ? chosen : left[0]);
+      choose(matching.includes(chosen) || !matching.length ? chosen : matching[0]);
     };
-    // What a reader does is kept in the address; a page within another one may not change it.
+    // Keeps the reader's choice in the address, which a page embedded in another may not change.
     const keep = () => {
       try {
         history.replaceState(null, "", address());
@@ -186,23 +186,23 @@
       choose(card);
       keep();
     };
-    const clear = () => filters.forEach((one) => { one.value = ""; });
+    const clear = () => filters.forEach((filter) => { filter.value = ""; });
     const follow = () => {
       const wanted = new URLSearchParams(location.hash.slice(1));
       const card = cards.find((each) => new URLSearchParams(each.id).get("image") === wanted.get("image"));
       if (!card) return;
-      filters.forEach((one, name) => { one.value = wanted.get(name) ?? ""; });
+      filters.forEach((filter, name) => { filter.value = wanted.get(name) ?? ""; });
       if (!fits(card)) clear();
       chosen = card;
       filter();
       section.scrollIntoView();
     };
 
-    filters.forEach((one) => one.addEventListener("change", () => {
+    filters.forEach((each) => each.addEventListener("change", () => {
       filter();
       keep();
     }));
-    nothing.querySelector("button").addEventListener("click", () => {
+    noMatch.querySelector("button").addEventListener("click", () => {
       clear();
       filter();
       keep();
@@ -210,8 +210,8 @@
     select.addEventListener("change", () => go(cards.find((card) => card.id === select.value)));
     for (const step of all(picker, "[data-step]")) {
       step.addEventListener("click", () => {
-        const to = left.indexOf(chosen) + Number(step.dataset.step);
-        if (left.length) go(left[(to + left.length) % left.length]);
+        const to = matching.indexOf(chosen) + Number(step.dataset.step);
+        if (matching.length) go(matching[(to + matching.length) % matching.length]);
       });
     }
     if (thumbs.size) {
@@ -228,7 +228,7 @@
     addEventListener("hashchange", follow);
   }
 
-  // The section that is being read, in the navigation.
+  // Marks the section that is being read in the navigation.
   const links = new Map(all(document, "nav a").map((link) => [link.hash.slice(1), link]));
   const watcher = new IntersectionObserver((entries) => {
     for (const entry of entries) {
