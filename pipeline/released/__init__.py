@@ -1,1 +1,1 @@
-"""The released folder layout: written from a dataset, and read as one."""
+"""The folder layout of the authors' release: exported from a dataset, and imported as one."""

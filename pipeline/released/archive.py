@@ -1,4 +1,4 @@
-"""The files of a released archive, as a folder, a tar or a compressed tar: read in place."""
+"""Reads the files of a released archive in place: a folder, a tar or a compressed tar."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from transforms.limits import MAX_PICTURE_BYTES, Unread
 IMPORT_FOLDER = f"{WORK_FOLDER}/import"
 
 _MAX_RATIO, _MAX_MORE = 20, 1 << 30
-"""A compressed archive may unpack to so many times its size, and so many bytes more: pictures
-hardly compress, and masks, which do, are few."""
+"""A compressed archive may unpack to this many times its size, plus this many bytes. That is ample,
+because pictures hardly compress, and masks, which do, are few."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ArchiveLocation:
-    """Where a file's content lies.
+    """Location of a file's content.
 
     Attributes:
       name: path inside the archive, with forward slashes.
       path: absolute path of the file that holds it.
       offset, length: in bytes.
-      identity: of that file: changes when its content does.
+      identity: of the file at `path`; changes with its content.
     """
 
     name: str
@@ -42,25 +42,28 @@ class ArchiveLocation:
 
 
 def is_packed(source: str) -> bool:
-    """Whether it is a compressed file, which `list_files` unpacks. Raises OSError if it cannot
-    be read."""
-    return files_of(source).info(source) is not None and _packing(source) is not None
+    """Returns whether a source is a compressed file, which `list_files` unpacks.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    return files_of(source).info(source) is not None and _unpacker(source) is not None
 
 
-def _packing(source: str) -> Callable[[Any], Any] | None:
+def _unpacker(source: str) -> Callable[[Any], Any] | None:
     with files_of(source).open(source) as file:
         return unpacker_of(file.read(8))
 
 
 def list_files(source: str, store: Store) -> list[ArchiveLocation]:
-    """Lists what a folder or a tar holds.
+    """Lists the files of a folder or a tar.
 
     Args:
       source: absolute path.
-      store: of the dataset that is made; a compressed tar is unpacked into its work folder.
+      store: of the dataset to make; a compressed tar is unpacked into its work folder.
 
     Raises:
-      UsageError: there is neither, or the tar cannot be read or holds what is not a file.
+      UsageError: the source is neither, or the tar cannot be read or holds anything but files.
       OSError: reading failed.
     """
     files = files_of(source)
@@ -68,9 +71,9 @@ def list_files(source: str, store: Store) -> list[ArchiveLocation]:
     if info is None:
         if not files.is_folder(source):
             raise UsageError(f"--from {source} is neither a folder nor a file that can be read")
-        return [_place(source, info) for info in files.walk(source)]
-    packed = _packing(source)
-    path = source if packed is None else _unpack(source, info, packed, store)
+        return [_location(source, info) for info in files.walk(source)]
+    unpacker = _unpacker(source)
+    path = source if unpacker is None else _unpack(source, info, unpacker, store)
     with naming(f"--from {source}"):
         return [
             ArchiveLocation(
@@ -84,20 +87,20 @@ def list_files(source: str, store: Store) -> list[ArchiveLocation]:
         ]
 
 
-def _place(folder: str, info: FileInfo) -> ArchiveLocation:
+def _location(folder: str, info: FileInfo) -> ArchiveLocation:
     name = relative(info.path, folder)
     return ArchiveLocation(name, info.path, 0, info.size, info.identity)
 
 
-def _unpack(source: str, info: FileInfo, packed: Callable[[Any], Any], store: Store) -> str:
-    """Unpacks a compressed file; returns where it lies. A killed run's is used again."""
+def _unpack(source: str, info: FileInfo, unpacker: Callable[[Any], Any], store: Store) -> str:
+    """Unpacks a compressed file, unless an earlier run already has; returns the path of the tar."""
     target = f"{IMPORT_FOLDER}/{fingerprint(source, info.size, info.identity)}.tar"
     if not store.exists(target):
         limit = _MAX_RATIO * info.size + _MAX_MORE
         with (
             naming(f"--from {source}"),
             files_of(source).open(source) as file,
-            packed(file) as content,
+            unpacker(file) as content,
             store.create(target) as unpacked,
         ):
             while data := content.read(1 << 20):
@@ -110,17 +113,17 @@ def _unpack(source: str, info: FileInfo, packed: Callable[[Any], Any], store: St
     return store.path(target)
 
 
-def read_places(places: Sequence[ArchiveLocation]) -> list[bytes]:
-    """Contents of files, in order. Raises OSError if one cannot be read."""
+def read_contents(locations: Sequence[ArchiveLocation]) -> list[bytes]:
+    """Reads the contents of files, in order. Raises OSError if one cannot be read."""
     by_path: dict[str, list[int]] = {}
-    for position, place in enumerate(places):
-        by_path.setdefault(place.path, []).append(position)
+    for index, location in enumerate(locations):
+        by_path.setdefault(location.path, []).append(index)
 
     def read(path: str) -> list[bytes]:
-        lengths = [places[i].length for i in by_path[path]]
-        # Of what is too large nothing is read.
+        lengths = [locations[i].length for i in by_path[path]]
+        # Nothing is read of a file that is too large.
         ranges = [
-            (places[i].offset, length if length <= MAX_PICTURE_BYTES else 0)
+            (locations[i].offset, length if length <= MAX_PICTURE_BYTES else 0)
             for i, length in zip(by_path[path], lengths, strict=True)
         ]
         parts = files_of(path).read_ranges(path, ranges)
@@ -129,10 +132,10 @@ def read_places(places: Sequence[ArchiveLocation]) -> list[bytes]:
             for part, length in zip(parts, lengths, strict=True)
         ]
 
-    found = [b""] * len(places)
+    contents = [b""] * len(locations)
     remote = any(is_remote(path) for path in by_path)
-    contents = in_parallel(read, by_path) if remote else [read(path) for path in by_path]
-    for positions, parts in zip(by_path.values(), contents, strict=True):
-        for position, part in zip(positions, parts, strict=True):
-            found[position] = part
-    return found
+    per_path = in_parallel(read, by_path) if remote else [read(path) for path in by_path]
+    for indices, parts in zip(by_path.values(), per_path, strict=True):
+        for index, part in zip(indices, parts, strict=True):
+            contents[index] = part
+    return contents

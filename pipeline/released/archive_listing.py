@@ -1,4 +1,4 @@
-"""What a released archive holds: its images, each with its file in every version."""
+"""Lists the images of a released archive, each with its file in every version."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.shards import ShardCounts
 from pipeline.errors import UsageError
 from pipeline.generate.shard_elements import SplitTotals
-from pipeline.released.archive import ArchiveLocation, read_places
+from pipeline.released.archive import ArchiveLocation, read_contents
 from pipeline.released.names import label_of_folder, parse_mixed, parse_stem
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.taxonomy import Taxonomy
 from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of, with_replicates
 
 REQUIRED = ("original", "fg_mask")
-"""Versions without which there is nothing to import: what is evaluated needs the masks, for the
-size of the foreground."""
+"""Versions that an import needs; evaluation takes the size of foregrounds from the masks."""
 
 _TRIED_FOR_SIZE = 20
 
@@ -30,9 +29,9 @@ class ReleasedFile:
     """A picture or mask of an image.
 
     Attributes:
-      place: where it lies.
-      named_background: stem of the background that a mixed picture's name says.
-      double: another file claims to be the same.
+      place: location of its content.
+      named_background: stem of the background in a mixed picture's name.
+      double: whether another file has the same image and version.
     """
 
     place: ArchiveLocation
@@ -42,10 +41,10 @@ class ReleasedFile:
 
 @dataclasses.dataclass(frozen=True)
 class ReleasedImage:
-    """An image, as the archive names it.
+    """An image of the archive.
 
     Attributes:
-      stem: `<wnid>_<number>`: its key.
+      stem: `<wnid>_<number>`, its key.
       wnid: its class.
       label: its superclass.
       files: by version.
@@ -59,12 +58,12 @@ class ReleasedImage:
 
 @dataclasses.dataclass(frozen=True)
 class ReleasedShard:
-    """The unit of work.
+    """A shard of images, the unit of work.
 
     Attributes:
       totals: of its split.
       shard: its number.
-      images: in order of their stem.
+      images: in order of their stems.
     """
 
     totals: SplitTotals
@@ -73,18 +72,18 @@ class ReleasedShard:
 
     @property
     def fingerprint(self) -> str:
-        """Of what the listing tells."""
+        """Fingerprint of everything the listing says about the shard."""
         return fingerprint([dataclasses.asdict(image) for image in self.images])
 
 
 @dataclasses.dataclass(frozen=True)
 class ReleasedArchive:
-    """All that is imported.
+    """Everything that is imported.
 
     Attributes:
       config: of the dataset to make.
       shards: of all splits.
-      ignored: names of folders with versions that are not imported.
+      ignored: folders of versions that are not imported.
     """
 
     config: DatasetConfig
@@ -93,40 +92,40 @@ class ReleasedArchive:
 
     @property
     def fingerprint(self) -> str:
-        """Of configuration and listing."""
+        """Fingerprint of configuration and listing."""
         return fingerprint(self.config.fingerprint(), [shard.fingerprint for shard in self.shards])
 
 
 def read_listing(
     source: str,
-    places: Iterable[ArchiveLocation],
+    locations: Iterable[ArchiveLocation],
     taxonomy: Taxonomy,
     *,
     splits: tuple[str, ...],
     formats: tuple[str, ...],
     images_per_shard: int,
 ) -> ReleasedArchive:
-    """Makes sense of an archive's files.
+    """Sorts an archive's files into images, versions and shards.
 
     Args:
       source: as the user named it, for messages.
-      places: its files.
-      taxonomy: which classes are ours.
+      locations: its files.
+      taxonomy: classes to import.
       splits: to import.
       formats, images_per_shard: of the dataset.
 
     Raises:
       UsageError: this is not the released layout, or a flag is out of range.
     """
-    tree = _tree(source, list(places), splits)
-    there = {variant for split in splits for variant in tree[split]}
+    tree = _tree(source, list(locations), splits)
+    present = {variant for split in splits for variant in tree[split]}
     missing = [name for name in REQUIRED if any(name not in tree[s] for s in splits)]
     if missing:
         raise UsageError(f"--from {source} has no {missing[0]}/{splits[0]}, which is needed")
-    # Scenes are no part of an archive, so what is on them cannot be told.
+    # An archive does not contain its scenes, so backgrounds of EXTERNAL cannot be recovered.
     known = (name for name in VARIANTS if name != EXTERNAL)
     base = tuple(name for name in known if all(name in tree[split] for split in splits))
-    replicates = _replicates(base, there)
+    replicates = _replicates(base, present)
     imported = with_replicates(base, replicates)
     by_split = {split: _images(tree[split], imported, taxonomy) for split in splits}
     size = _size(source, [image for images, _, _ in by_split.values() for image in images])
@@ -153,18 +152,18 @@ def read_listing(
         for image in images:
             buckets[counts.source_shard(image.stem)].append(image)
         shards += [ReleasedShard(totals, i, tuple(bucket)) for i, bucket in enumerate(buckets)]
-    return ReleasedArchive(config, tuple(shards), tuple(sorted(there - set(imported))))
+    return ReleasedArchive(config, tuple(shards), tuple(sorted(present - set(imported))))
 
 
 Tree = dict[str, dict[str, dict[str, list[ArchiveLocation]]]]
 """Files by split, version and class folder."""
 
 
-def _tree(source: str, places: list[ArchiveLocation], splits: tuple[str, ...]) -> Tree:
-    """Files below the folder that holds the versions, wherever that is."""
+def _tree(source: str, locations: list[ArchiveLocation], splits: tuple[str, ...]) -> Tree:
+    """Finds the folder that holds the versions, and sorts the files below it."""
     roots: Counter[str] = Counter()
-    for place in places:
-        parts = place.name.split("/")
+    for location in locations:
+        parts = location.name.split("/")
         if len(parts) >= 4 and parts[-4] == "original" and parts[-3] in splits:
             roots["/".join(parts[:-4])] += 1
     if not roots:
@@ -178,24 +177,24 @@ def _tree(source: str, places: list[ArchiveLocation], splits: tuple[str, ...]) -
         )
     (root,) = roots
     tree: Tree = {split: {} for split in splits}
-    for place in places:
-        if root and not place.name.startswith(f"{root}/"):
+    for location in locations:
+        if root and not location.name.startswith(f"{root}/"):
             continue
-        # Without what a folder happens to be called.
-        name = place.name[len(root) :].lstrip("/")
+        # Names do not depend on what the root folder is called.
+        name = location.name[len(root) :].lstrip("/")
         parts = name.split("/")
         if len(parts) == 4 and parts[1] in splits and not parts[3].startswith("."):
             variant, split, folder, _ = parts
-            place = dataclasses.replace(place, name=name)
-            tree[split].setdefault(variant, {}).setdefault(folder, []).append(place)
+            relative = dataclasses.replace(location, name=name)
+            tree[split].setdefault(variant, {}).setdefault(folder, []).append(relative)
     return tree
 
 
-def _replicates(base: tuple[str, ...], there: set[str]) -> int:
-    """How often every mixed version is there."""
+def _replicates(base: tuple[str, ...], present: set[str]) -> int:
+    """Counts the draws that every mixed version has."""
     mixed = [name for name in base if name in MIXED]
     count = 1
-    while mixed and all(f"{name}_r{count}" in there for name in mixed):
+    while mixed and all(f"{name}_r{count}" in present for name in mixed):
         count += 1
     return count
 
@@ -205,26 +204,31 @@ def _images(
     imported: tuple[str, ...],
     taxonomy: Taxonomy,
 ) -> tuple[list[ReleasedImage], int, int]:
-    """(images in order of their stem, number of images outside the taxonomy, other files)."""
+    """Collects images from their files.
+
+    Returns:
+      (images in order of their stems, number of images outside the taxonomy, number of other
+      files).
+    """
     images: dict[str, ReleasedImage] = {}
     outside = set()
     other = 0
     for variant in imported:
-        for folder, places in variants.get(variant, {}).items():
+        for folder, locations in variants.get(variant, {}).items():
             label = label_of_folder(folder)
-            for place in places:
-                found = _parse(variant, place)
-                if label is None or found is None:
+            for location in locations:
+                parsed = _parse(variant, location)
+                if label is None or parsed is None:
                     other += 1
                     continue
-                stem, wnid, named = found
+                stem, wnid, named = parsed
                 if taxonomy.label_of(wnid) != label:
                     outside.add(stem)
                     continue
                 image = images.setdefault(stem, ReleasedImage(stem, wnid, label, {}))
                 first = image.files.get(variant)
                 image.files[variant] = (
-                    ReleasedFile(place, named)
+                    ReleasedFile(location, named)
                     if first is None
                     else dataclasses.replace(first, double=True)
                 )
@@ -232,9 +236,9 @@ def _images(
     return kept, len(outside), other
 
 
-def _parse(variant: str, place: ArchiveLocation) -> tuple[str, str, str | None] | None:
-    """(stem, wnid, background as named) of a file; None if it is none of the layout's."""
-    name, suffix = posixpath.splitext(posixpath.basename(place.name))
+def _parse(variant: str, location: ArchiveLocation) -> tuple[str, str, str | None] | None:
+    """Parses a file's name into (stem, wnid, named background); None if it is not of the layout."""
+    name, suffix = posixpath.splitext(posixpath.basename(location.name))
     wanted = (".npy",) if variant == "fg_mask" else (".jpeg", ".jpg", ".png")
     if suffix.lower() not in wanted:
         return None
@@ -244,16 +248,16 @@ def _parse(variant: str, place: ArchiveLocation) -> tuple[str, str, str | None] 
         if mixed is None:
             return None
         name, background = mixed
-    found = parse_stem(name)
-    return None if found is None else (*found, background)
+    parsed = parse_stem(name)
+    return None if parsed is None else (*parsed, background)
 
 
 def _size(source: str, images: list[ReleasedImage]) -> int:
-    """Side of the pictures, by the first that can be decoded."""
+    """Returns the side of the pictures, from the first that can be decoded."""
     files = [image.files["original"] for image in images if "original" in image.files]
     for file in files[:_TRIED_FOR_SIZE]:
         try:
-            height, width, _ = decode_image(read_places([file.place])[0]).shape
+            height, width, _ = decode_image(read_contents([file.place])[0]).shape
         except (UndecodableError, TooManyPixelsError):
             continue
         if height != width:

@@ -1,4 +1,4 @@
-"""Examine: looks at every picture of an archive's shard."""
+"""Examine: decodes and checks every picture of an archive's shard."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.dataset.records import (
     Staging,
     read_rows,
 )
-from pipeline.released.archive import read_places
+from pipeline.released.archive import read_contents
 from pipeline.released.archive_listing import ReleasedImage, ReleasedShard
 from pipeline.released.npy_masks import decode_npy
 from pipeline.runtime.progress import Progress
@@ -42,8 +42,8 @@ _RECORD_SCHEMA = pa.schema(
         pa.field("description", pa.binary()),
     ]
 )
-"""Columns of what Examine found: the index's, identities of the content of all files of an image
-and of its `only_bg_t`, and what `describe` says of that, 3 bytes for each block of 8 x 8 pixels."""
+"""Columns of Examine's record: columns of the index, identities of the content of all files of an
+image and of its `only_bg_t`, and its `describe`, 3 bytes for each block of 8 x 8 pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +52,9 @@ class ImportPlan:
 
     Attributes:
       config: of the dataset.
-      staging: where its files wait for Commit.
+      staging: holds its files until Commit.
       taxonomy: its classes.
-      progress: where what is done is noted.
+      progress: notes finished shards.
     """
 
     config: DatasetConfig
@@ -65,7 +65,7 @@ class ImportPlan:
 
 @dataclasses.dataclass(frozen=True)
 class ExaminedShard:
-    """A shard that was looked at.
+    """A shard after examination.
 
     Attributes:
       shard: as listed.
@@ -77,7 +77,7 @@ class ExaminedShard:
 
 
 def examine_shard(job: ImportPlan, shard: ReleasedShard) -> ExaminedShard:
-    """Looks at every picture of a shard, or reads what an earlier run has seen.
+    """Examines every picture of a shard, or reads the record of an earlier run.
 
     Raises:
       OSError: a file cannot be read.
@@ -86,7 +86,7 @@ def examine_shard(job: ImportPlan, shard: ReleasedShard) -> ExaminedShard:
     record = f"examined/{name}.parquet"
     checksum = fingerprint(IMPORT_VERSION, job.config.fingerprint(), shard.fingerprint)
     if job.staging.find(record, checksum) is None:
-        table = _look_at_all(job, shard)
+        table = _examine_images(job, shard)
         job.staging.write(record, table, checksum)
         rows = table.to_pylist()
     else:
@@ -95,21 +95,21 @@ def examine_shard(job: ImportPlan, shard: ReleasedShard) -> ExaminedShard:
     return ExaminedShard(shard, rows)
 
 
-def _look_at_all(job: ImportPlan, shard: ReleasedShard) -> pa.Table:
-    """The rows of a shard's images."""
+def _examine_images(job: ImportPlan, shard: ReleasedShard) -> pa.Table:
+    """Examines a shard's images; returns their rows."""
 
     def read(image: ReleasedImage) -> dict[str, bytes]:
         return read_image(image, job.config.compose.composed)
 
     ahead = REQUESTS_IN_FLIGHT * job.staging.store.is_remote
-    rows = [_look_at(job.config, *found) for found in read_ahead(read, shard.images, ahead)]
+    rows = [_examine_image(job.config, *pair) for pair in read_ahead(read, shard.images, ahead)]
     return pa.Table.from_pylist(rows, _RECORD_SCHEMA)
 
 
-def _look_at(
+def _examine_image(
     config: DatasetConfig, image: ReleasedImage, contents: dict[str, bytes]
 ) -> dict[str, Any]:
-    """The row of an image."""
+    """Examines an image; returns its row."""
     row: dict[str, Any] = {
         "key": image.stem,
         "path": next(iter(image.files.values())).place.name,
@@ -121,8 +121,8 @@ def _look_at(
     }
     fault = _fault_of_names(config, image)
     if fault is None:
-        fault, found = check_pictures(contents, config.segment.image_size)
-        row |= found
+        fault, columns = check_pictures(contents, config.segment.image_size)
+        row |= columns
     if fault is not None:
         row["status"], row["detail"] = str(fault[0]), fault[1]
     return row
@@ -134,32 +134,32 @@ def _fault_of_names(config: DatasetConfig, image: ReleasedImage) -> tuple[Reason
     double = [name for name, file in image.files.items() if file.double]
     if double:
         return Reason.DUPLICATE_KEY, f"two files for it in {', '.join(double)}"
-    absent = [name for name in config.compose.composed if name not in image.files]
-    if absent:
-        return Reason.EXCLUDED, f"not in {', '.join(absent)}"
+    missing = [name for name in config.compose.composed if name not in image.files]
+    if missing:
+        return Reason.EXCLUDED, f"not in {', '.join(missing)}"
     return None
 
 
 def read_image(image: ReleasedImage, variants: Iterable[str]) -> dict[str, bytes]:
-    """Contents of an image's files, by version. Raises OSError."""
-    there = [name for name in variants if name in image.files]
-    return dict(zip(there, read_places([image.files[n].place for n in there]), strict=True))
+    """Reads an image's files, by version. Raises OSError."""
+    present = [name for name in variants if name in image.files]
+    return dict(zip(present, read_contents([image.files[n].place for n in present]), strict=True))
 
 
 def check_pictures(
     contents: dict[str, bytes], size: int
 ) -> tuple[tuple[Reason, str] | None, dict[str, Any]]:
-    """Decodes all files of an image.
+    """Decodes all files of an image and checks their sizes.
 
     Args:
       contents: by version.
       size: side that all must have, in pixels.
 
     Returns:
-      (fault, if there is one; width, height, fg_fraction, and the description of the tiled
+      (fault, or None; row's columns: width, height, fg_fraction, and the description of the tiled
       background).
     """
-    found: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
     for variant, data in contents.items():
         try:
             if isinstance(data, Unread):
@@ -167,26 +167,26 @@ def check_pictures(
             if variant == "fg_mask":
                 mask = decode_npy(data)
                 height, width = mask.shape
-                found["fg_fraction"] = float(mask.mean()) if mask.size else 0.0
+                columns["fg_fraction"] = float(mask.mean()) if mask.size else 0.0
             else:
                 suffix_of(data)
                 pixels = decode_image(data)
                 height, width = pixels.shape[:2]
         except UndecodableError as error:
-            return (Reason.UNDECODABLE, f"{variant}: {error}"), found
+            return (Reason.UNDECODABLE, f"{variant}: {error}"), columns
         except TooManyPixelsError as error:
-            return (Reason.TOO_MANY_PIXELS, f"{variant}: {error}"), found
+            return (Reason.TOO_MANY_PIXELS, f"{variant}: {error}"), columns
         if variant == "original":
-            found |= {"width": width, "height": height}
+            columns |= {"width": width, "height": height}
         if (width, height) != (size, size):
-            return (Reason.SIZE_MISMATCH, f"{variant}: {width} x {height} pixels"), found
+            return (Reason.SIZE_MISMATCH, f"{variant}: {width} x {height} pixels"), columns
         if variant == "only_bg_t":
-            found["description"] = describe(pixels).tobytes()
-    return None, found
+            columns["description"] = describe(pixels).tobytes()
+    return None, columns
 
 
 def suffix_of(data: bytes) -> str:
-    """`jpg` or `png`, by the content. Raises UndecodableError for anything else."""
+    """Returns `jpg` or `png`, by the content. Raises UndecodableError for anything else."""
     if data.startswith(b"\xff\xd8"):
         return "jpg"
     if data.startswith(b"\x89PNG"):

@@ -1,7 +1,7 @@
-"""Export: a split of a dataset in the released layout, a file for each picture.
+"""Export: writes a split of a dataset in the released layout, one file for each picture.
 
-Pictures are stored as they are. A record for each shard says which files it has; the note at
-the root, written last, says that the export is complete.
+Pictures keep their bytes. A record for each shard lists its files; a note at the root, written
+last, marks the export as complete.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from transforms.codec import decode_mask
 from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of
 
 EXPORT_VERSION = 1
-"""Raised by hand when Export would write other files for the same dataset."""
+"""Raised by hand when Export would write different files for the same dataset."""
 EXPORT_FOLDER = f"{WORK_FOLDER}/export"
 """Holds the records of an export."""
 
@@ -54,12 +54,12 @@ _RECORD_SCHEMA = pa.schema(
 
 
 def note_file(split: str) -> str:
-    """The file that says that an export of a split is complete."""
+    """Returns the path of the file that marks an export of a split as complete."""
     return f"export-{split}.json"
 
 
 def images_file(split: str) -> str:
-    """The table of an export's images: released name, key, and true backgrounds."""
+    """Returns the path of the table of an export's images: released name, key, true backgrounds."""
     return f"images-{split}.csv"
 
 
@@ -68,11 +68,11 @@ class ExportPlan:
     """What to export, and where to.
 
     Attributes:
-      dataset: a finished one.
-      split: of it.
-      target: the folder of the export.
+      dataset: to export; it is finished.
+      split: to export.
+      target: folder of the export.
       clashes: of `find_clashes`.
-      progress: where what is done is noted.
+      progress: notes finished shards.
     """
 
     dataset: Dataset
@@ -82,11 +82,11 @@ class ExportPlan:
     progress: Progress
 
     def record(self, shard: int) -> str:
-        """Path of a shard's record."""
+        """Returns the path of a shard's record."""
         return f"{EXPORT_FOLDER}/{self.split}-{shard:05d}.parquet"
 
     def path(self, variant: str, sample: Sample) -> str:
-        """Path of a picture of the export."""
+        """Returns the path of a picture in the export."""
         fields = sample.fields
         name = stem_of(sample.key, fields["wnid"], self.clashes)
         if base_of(variant) in MIXED:
@@ -102,7 +102,7 @@ class ExportPlan:
 
 
 def export_split(job: ExportPlan) -> tuple[int, int]:
-    """Writes what is missing of an export, and removes what an earlier one has left.
+    """Writes the missing files of an export, and removes obsolete files of an earlier one.
 
     Returns:
       (number of files written, number of files removed).
@@ -113,17 +113,17 @@ def export_split(job: ExportPlan) -> tuple[int, int]:
 
 
 def _export_shard(job: ExportPlan, shard: int) -> int:
-    """Writes the files of an output shard if they are not there; returns how many it wrote."""
+    """Writes the files of an output shard unless they exist; returns how many it wrote."""
     checksum = _fingerprint(job, shard)
-    there = _found(job, shard, checksum)
+    count = _count_existing(job, shard, checksum)
     written = 0
-    if there is None:
+    if count is None:
         job.target.delete(note_file(job.split))
         rows = list(_write(job, shard))
         table = pa.Table.from_pylist(rows, _RECORD_SCHEMA)
         write_table(job.target, job.record(shard), table, checksum)
-        there = written = len(rows)
-    job.progress.note_done("export", f"{job.split}-{shard:05d}", there)
+        count = written = len(rows)
+    job.progress.note_done("export", f"{job.split}-{shard:05d}", count)
     return written
 
 
@@ -134,10 +134,10 @@ def _fingerprint(job: ExportPlan, shard: int) -> str:
     return fingerprint(EXPORT_VERSION, variants, [file.sha256 for file in files], names)
 
 
-def _found(job: ExportPlan, shard: int, checksum: str) -> int | None:
-    """Number of a shard's files, if all are there and of this content."""
-    about = read_metadata(job.target, job.record(shard))
-    if about is None or about.fingerprint != checksum:
+def _count_existing(job: ExportPlan, shard: int, checksum: str) -> int | None:
+    """Counts a shard's files; None unless all exist with this content."""
+    metadata = read_metadata(job.target, job.record(shard))
+    if metadata is None or metadata.fingerprint != checksum:
         return None
     rows = read_rows(job.target, job.record(shard), ["path", "bytes"])
     sizes = job.target.sizes_of([row["path"] for row in rows])
@@ -170,8 +170,7 @@ def _write_one(job: ExportPlan, target: Store, variant: str, sample: Sample) -> 
 
 
 def _finish(job: ExportPlan, shards: Iterable[int]) -> int:
-    """Removes what an earlier export has left, and writes table and note; returns how many files
-    it removed."""
+    """Removes obsolete files, and writes table and note; returns how many files it removed."""
     target = job.target
     wanted: set[str] = set()
     images: dict[str, dict[str, object]] = {}
@@ -186,7 +185,7 @@ def _finish(job: ExportPlan, shards: Iterable[int]) -> int:
             if base_of(row["variant"]) in (*MIXED, EXTERNAL):
                 image[f"{row['variant']}_bg_key"] = row["bg_key"]
     removed = _sweep(job, wanted, {job.record(shard) for shard in shards})
-    # Who reads an export numbers the folders that are there.
+    # Readers of an export number its folders, so classes without images need theirs, too.
     present = {row["label"] for row in images.values()}
     for label in set(range(job.dataset.taxonomy.num_labels)) - present:
         folder = class_folder(label, job.dataset.taxonomy.names[label])
@@ -212,8 +211,8 @@ def _finish(job: ExportPlan, shards: Iterable[int]) -> int:
 
 
 def _sweep(job: ExportPlan, wanted: set[str], records: set[str]) -> int:
-    """Removes files of the split that are not of this export, in every variant's folder; returns
-    how many pictures and masks there were among them."""
+    """Removes files of the split that are not part of this export, in every variant's folder;
+    returns how many pictures and masks it removed."""
     target = job.target
     variants = {*VARIANTS, *map(base_of, job.dataset.variants)}
     obsolete = [
@@ -224,12 +223,15 @@ def _sweep(job: ExportPlan, wanted: set[str], records: set[str]) -> int:
     target.delete_all(obsolete)
     for variant in {path.partition("/")[0] for path in obsolete}:
         target.prune(variant)
-    made = target.walk(EXPORT_FOLDER)
-    ours = [path for path in made if path.startswith(f"{EXPORT_FOLDER}/{job.split}-")]
+    ours = [
+        path
+        for path in target.walk(EXPORT_FOLDER)
+        if path.startswith(f"{EXPORT_FOLDER}/{job.split}-")
+    ]
     target.delete_all(path for path in ours if path not in records)
     return len(obsolete)
 
 
 def _is_exported(parts: list[str], split: str, variants: set[str]) -> bool:
-    """Whether a path, in its parts, is where an export of a split has its files."""
+    """Returns whether the parts of a path lead to a file of an export of the split."""
     return len(parts) > 2 and parts[1] == split and base_of(parts[0]) in variants

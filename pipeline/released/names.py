@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pipeline.dataset.shards import bucket_hash
 
 UNKNOWN_BACKGROUND = "unknown"
-"""Stands in a mixed name for a background that is not known."""
+"""Stands for an unknown background in the name of a mixed picture."""
 
 _STEM = re.compile(r"(n\d{8})_[^/]+")
 _MIXED = re.compile(r"fg_(n\d{8}_[^/]+?)_bg_([^/]+)")
@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"\d+$")
 
 
 def class_folder(label: int, name: str) -> str:
-    """Folder of a superclass; sorting the folders gives the labels.
+    """Returns the folder of a superclass; folders sort in the order of labels.
 
     >>> class_folder(2, "wheeled vehicle")
     '02_wheeled vehicle'
@@ -31,18 +31,18 @@ def class_folder(label: int, name: str) -> str:
 
 
 def label_of_folder(folder: str) -> int | None:
-    """Label of a class folder, None if it is none."""
-    found = _CLASS.fullmatch(folder)
-    return int(found[1]) if found else None
+    """Returns the label of a class folder; None if it is not named like one."""
+    match = _CLASS.fullmatch(folder)
+    return int(match[1]) if match else None
 
 
 def stem_of(key: str, wnid: str, clashes: frozenset[str] = frozenset()) -> str:
-    """Released name of an image, without suffix.
+    """Returns the released name of an image, without suffix.
 
     Args:
       key: of the image.
       wnid: its class.
-      clashes: of `find_clashes`; these, and keys without a number, get a hash for one.
+      clashes: of `find_clashes`; these, and keys without a number, get a hash as number.
 
     >>> stem_of("ILSVRC2012_val_00000293", "n02084071"), stem_of("n02084071_7", "n02084071")
     ('n02084071_00000293', 'n02084071_7')
@@ -56,7 +56,7 @@ def stem_of(key: str, wnid: str, clashes: frozenset[str] = frozenset()) -> str:
 
 
 def find_clashes(images: Iterable[tuple[str, str]]) -> frozenset[str]:
-    """Keys that would share their name with another.
+    """Finds keys that would share their released name with another key.
 
     Args:
       images: (key, wnid) of all images of a split.
@@ -68,24 +68,25 @@ def find_clashes(images: Iterable[tuple[str, str]]) -> frozenset[str]:
 
 
 def mixed_stem(foreground: str, background: str | None) -> str:
-    """Name of a mixed picture, of two stems; without suffix."""
+    """Returns the name of a mixed picture, without suffix, from two stems."""
     return f"fg_{foreground}_bg_{background or UNKNOWN_BACKGROUND}"
 
 
 def parse_stem(name: str) -> tuple[str, str] | None:
-    """(stem, wnid) of a file name without suffix, None if it is no released name."""
-    found = _STEM.fullmatch(name)
-    return (name, found[1]) if found else None
+    """Parses a file name without suffix into (stem, wnid); None if it is no released name."""
+    match = _STEM.fullmatch(name)
+    return (name, match[1]) if match else None
 
 
 def parse_mixed(name: str) -> tuple[str, str | None] | None:
-    """(foreground's stem, background's stem as the name says) of a mixed picture's name
-    without suffix; None if it is no released name.
+    """Parses a mixed picture's name without suffix into the stems of foreground and background.
+
+    The background is None if the name says that it is unknown. Returns None for any other name.
 
     >>> parse_mixed("fg_n02084071_1_bg_n01503061_2")
     ('n02084071_1', 'n01503061_2')
     """
-    found = _MIXED.fullmatch(name)
-    if found is None:
+    match = _MIXED.fullmatch(name)
+    if match is None:
         return None
-    return found[1], None if found[2] == UNKNOWN_BACKGROUND else found[2]
+    return match[1], None if match[2] == UNKNOWN_BACKGROUND else match[2]

@@ -21,17 +21,17 @@ def decode_npy(data: bytes) -> Mask:
     """Decodes a `.npy` file: (H, W) bool, True where any channel is not 0.
 
     Raises:
-      UndecodableError: not a whole array of numbers in two or three dimensions.
+      UndecodableError: it is not a complete array of numbers in two or three dimensions.
     """
     file = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(file)
-        read = {
+        read_header = {
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
-        shape, _, dtype = read(file)
-        # Before anything is allocated for what a header promises.
+        shape, _, dtype = read_header(file)
+        # Checked before loading, which allocates whatever size the header claims.
         size = int(np.prod(shape, dtype=object)) * dtype.itemsize
         if dtype.kind not in "biuf" or size != len(data) - file.tell():
             raise UndecodableError("broken NumPy file: its header does not fit its content")
@@ -40,5 +40,5 @@ def decode_npy(data: bytes) -> Mask:
         raise UndecodableError(f"broken NumPy file: {type(error).__name__}") from error
     if array.ndim not in (2, 3):
         raise UndecodableError(f"a mask of {array.ndim} dimensions")
-    found: Mask = array != 0 if array.ndim == 2 else (array != 0).any(axis=2)
-    return found
+    mask: Mask = array != 0 if array.ndim == 2 else (array != 0).any(axis=2)
+    return mask

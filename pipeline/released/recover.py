@@ -1,6 +1,6 @@
-"""The true background of a mixed picture, which the release has lost.
+"""Recovers the true background of a mixed picture, which the release does not tell.
 
-Pool: the backgrounds of a whole split, among which those of mixed pictures are looked for.
+It is searched for among the tiled backgrounds of the whole split, the pool.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.records import ACCEPTED
-from pipeline.released.archive import read_places
+from pipeline.released.archive import read_contents
 from pipeline.released.archive_listing import ReleasedImage
 from pipeline.released.examine import ExaminedShard
 from transforms.codec import decode_image
@@ -22,7 +22,7 @@ from transforms.geometry import Mask
 from transforms.matching import compare, decide, describe_outside, nearest
 
 _CANDIDATES = 4
-"""Backgrounds that are compared pixel by pixel, beside the one that the name says."""
+"""Backgrounds that are compared pixel by pixel, in addition to the one in the picture's name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class MixedPicture:
     Attributes:
       data: its encoded bytes.
       mask: (S, S) bool of its foreground.
-      named: key of the background that its name says, if any.
+      named: key of the background in its name, if any.
     """
 
     data: bytes
@@ -42,12 +42,12 @@ class MixedPicture:
 
 @dataclasses.dataclass(frozen=True)
 class Recovered:
-    """What its pixels say.
+    """The background of a mixed picture by its pixels.
 
     Attributes:
-      background: the image whose background it is, None if that is not sure.
-      difference, next_difference: mean levels of 0 to 255 by which the best background differs
-        outside of the mask, and the next best; None where there is none to compare.
+      background: the image that the background comes from, None if that is uncertain.
+      difference, next_difference: mean difference outside the mask, in levels of 0 to 255, of the
+        best and of the next best background; None if there is none to compare.
     """
 
     background: ReleasedImage | None
@@ -56,13 +56,13 @@ class Recovered:
 
 
 def recover(pictures: Sequence[MixedPicture], pool: BackgroundPool) -> list[Recovered]:
-    """Finds the backgrounds of mixed pictures among those of their split."""
+    """Finds the backgrounds of mixed pictures in the pool of their split."""
     if not pictures:
         return []
     pixels = [decode_image(picture.data) for picture in pictures]
     outside = [describe_outside(p, m.mask) for p, m in zip(pixels, pictures, strict=True)]
     means, free = (np.stack(parts) for parts in zip(*outside, strict=True))
-    found = []
+    results = []
     for picture, image, near in zip(
         pictures, pixels, nearest(pool.described, means, free, _CANDIDATES), strict=True
     ):
@@ -71,27 +71,27 @@ def recover(pictures: Sequence[MixedPicture], pool: BackgroundPool) -> list[Reco
         if named is not None and named not in positions:
             positions.append(named)
         near_images = [pool.images[position] for position in positions]
-        contents = read_places([image.files["only_bg_t"].place for image in near_images])
+        contents = read_contents([image.files["only_bg_t"].place for image in near_images])
         backgrounds = [decode_image(content) for content in contents]
         differences = compare(image, picture.mask, backgrounds)
         if differences is None:
-            found.append(Recovered(None))
+            results.append(Recovered(None))
             continue
         match = decide(differences)
         true = near_images[match.position] if match.is_sure else None
-        found.append(Recovered(true, match.difference, match.next_difference))
-    return found
+        results.append(Recovered(true, match.difference, match.next_difference))
+    return results
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BackgroundPool:
     """The tiled backgrounds of a split.
 
-    With pictures of 224 pixels a side, one takes 2.4 KB here, beside the 4.5 KB of its image's row:
-    together 0.3 GB for the 45,405 images of the largest split that was released.
+    With pictures of 224 pixels a side, a background takes 2.4 KB here, and its image's row 4.5 KB:
+    together 0.3 GB for the 45,405 images of the largest released split.
 
     Attributes:
-      images: whose backgrounds they are.
+      images: that the backgrounds come from.
       described: (N, B, 3) uint8 of `describe`.
       digest: identifies their content.
     """
@@ -102,7 +102,7 @@ class BackgroundPool:
 
     @classmethod
     def from_shards(cls, examined: Iterable[ExaminedShard]) -> BackgroundPool:
-        """Those of the accepted images of a split; none if it has no `only_bg_t`."""
+        """Collects the backgrounds of a split's accepted images; empty without `only_bg_t`."""
         images, blocks, contents = [], [], []
         for shard in examined:
             listed = {image.stem: image for image in shard.shard.images}
@@ -116,5 +116,5 @@ class BackgroundPool:
 
     @functools.cached_property
     def position(self) -> dict[str, int]:
-        """Of each key."""
+        """Position of each key's background in the pool."""
         return {image.stem: i for i, image in enumerate(self.images)}

@@ -1,4 +1,4 @@
-"""Write: the output shards of an imported dataset. Published pixels stay what they are."""
+"""Write: writes the output shards of an imported dataset, without changing published pixels."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from transforms.geometry import Mask
 from transforms.variants import MIXED, base_of
 
 _AT_ONCE = 16
-"""Images that are held at the same time."""
+"""Images held in memory at a time."""
 
 
 def mixed_variants(config: DatasetConfig) -> tuple[str, ...]:
-    """The mixed versions of a dataset, replicates among them."""
+    """Returns the mixed versions of a dataset, including replicates."""
     return tuple(name for name in config.compose.composed if base_of(name) in MIXED)
 
 
 def imported_index_schema(config: DatasetConfig) -> pa.Schema:
-    """Columns of the index: those of every dataset, and how each background was found."""
+    """Returns the columns of the index: those of any dataset, and how each background was found."""
     schema = index_schema(config.compose.replicates)
     for variant in mixed_variants(config):
         schema = schema.append(pa.field(f"{variant}_bg_named", pa.string()))
@@ -51,7 +51,7 @@ class ShardWriter:
     """Writes the shards of a split.
 
     Attributes:
-      job: what is imported.
+      job: what to import.
       pool: the split's backgrounds.
     """
 
@@ -59,7 +59,7 @@ class ShardWriter:
     pool: BackgroundPool
 
     def write(self, examined: ExaminedShard) -> OutputShard:
-        """Writes a shard's files if they are not there. Raises OSError."""
+        """Writes a shard's files unless they exist. Raises OSError."""
         totals, shard = examined.shard.totals, examined.shard.shard
         staging = self.job.staging
         rows = sorted(examined.rows, key=lambda row: (bucket_hash(row["key"]), row["key"]))
@@ -70,22 +70,22 @@ class ShardWriter:
             self.pool.digest,
         )
         index = index_file(totals.split, shard, totals.counts.output)
-        found = staging.find(index, checksum)
-        is_new = found is None
-        if found is None:
-            found, rows = self._make(examined.shard, rows, index, checksum)
+        record = staging.find(index, checksum)
+        is_new = record is None
+        if record is None:
+            record, rows = self._make(examined.shard, rows, index, checksum)
         else:
-            # They are complete in the index alone.
-            rows = read_rows(staging.store, found.path, ["label", "status", "selected", "object"])
-            found = staging.with_record(found, index, len(rows))
-        count_shard("output_shards", found.files, is_new=is_new)
+            # Only the index has complete rows.
+            rows = read_rows(staging.store, record.path, ["label", "status", "selected", "object"])
+            record = staging.with_record(record, index, len(rows))
+        count_shard("output_shards", record.files, is_new=is_new)
         self.job.progress.note_done("import", f"{totals.split}-{shard:05d}", len(rows))
-        return OutputShard(totals, shard).composed(found, rows)
+        return OutputShard(totals, shard).composed(record, rows)
 
     def _make(
         self, shard: ReleasedShard, rows: list[dict[str, Any]], index: str, checksum: str
     ) -> tuple[Record, list[dict[str, Any]]]:
-        """Writes the shard's variants, and then its index; returns that, and its rows."""
+        """Writes the shard's variants, then its index; returns the index's record and rows."""
         files = self._write_variants(shard, rows)
         schema = imported_index_schema(self.job.config)
         content = [{name: row.get(name) for name in schema.names} for row in rows]
@@ -95,7 +95,7 @@ class ShardWriter:
     def _write_variants(
         self, shard: ReleasedShard, rows: list[dict[str, Any]]
     ) -> tuple[FileDigest, ...]:
-        """Writes all variants, and completes the rows by selection and backgrounds."""
+        """Writes all variants, and adds selection and backgrounds to the rows."""
         images = {image.stem: image for image in shard.images}
         for row in rows:
             row["selected"] = row["status"] == ACCEPTED
@@ -124,10 +124,10 @@ class ShardWriter:
     ) -> None:
         contents = [read_image(images[row["key"]], sinks) for row in rows]
         masks = [decode_npy(content["fg_mask"]) for content in contents]
-        found = self._recover(rows, images, contents, masks)
+        recovered_by_picture = self._recover(rows, images, contents, masks)
         for row, content, mask in zip(rows, contents, masks, strict=True):
             for variant, variant_sinks in sinks.items():
-                recovered = found.get((row["key"], variant))
+                recovered = recovered_by_picture.get((row["key"], variant))
                 background = None if recovered is None else recovered.background
                 if variant == "fg_mask":
                     picture = encode_png(mask.astype(np.uint8) * np.uint8(255))
@@ -144,24 +144,26 @@ class ShardWriter:
         contents: list[dict[str, bytes]],
         masks: list[Mask],
     ) -> dict[tuple[str, str], Recovered]:
-        """Backgrounds by (key, variant), also noted in the rows."""
-        asked: dict[tuple[str, str], MixedPicture] = {}
+        """Recovers backgrounds by (key, variant), and adds them to the rows."""
+        pictures: dict[tuple[str, str], MixedPicture] = {}
         for row, content, mask in zip(rows, contents, masks, strict=True):
             for variant in mixed_variants(self.job.config):
                 named = images[row["key"]].files[variant].named_background
                 row[f"{variant}_bg_named"] = named
-                asked[row["key"], variant] = MixedPicture(content[variant], mask, named)
+                pictures[row["key"], variant] = MixedPicture(content[variant], mask, named)
         if not self.pool.images:
             return {}
-        found = dict(zip(asked, recover(list(asked.values()), self.pool), strict=True))
+        recovered_by_picture = dict(
+            zip(pictures, recover(list(pictures.values()), self.pool), strict=True)
+        )
         for row in rows:
             for variant in mixed_variants(self.job.config):
-                recovered = found[row["key"], variant]
+                recovered = recovered_by_picture[row["key"], variant]
                 background = recovered.background
                 row[f"{variant}_bg_key"] = None if background is None else background.stem
                 row[f"{variant}_bg_difference"] = recovered.difference
                 row[f"{variant}_bg_next_difference"] = recovered.next_difference
-        return found
+        return recovered_by_picture
 
     def _sample(
         self, row: dict[str, Any], picture: bytes, background: ReleasedImage | None
@@ -178,7 +180,7 @@ class ShardWriter:
                 "bg_key": background and background.stem,
                 "bg_label": None if background is None else background.label,
                 "bg_wnid": background and background.wnid,
-                # The release does not tell it.
+                # The release does not include boxes.
                 "box": None,
                 "fg_fraction": row["fg_fraction"],
             },
