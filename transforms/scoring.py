@@ -159,7 +159,7 @@ def _hint(num_outputs: int, taxonomy: Taxonomy) -> str:
     """Suggests how a taxonomy could be made to fit a head; empty if nothing would help."""
     if taxonomy.is_of_imagenet or taxonomy.outputs is not None:
         return ""
-    hint = "; a column index in the taxonomy file would say which outputs are the classes'"
+    hint = "; a column index in the taxonomy file would say which outputs belong to the classes"
     missing = [wnid for wnid, output in _outputs_in_imagenet(taxonomy).items() if output is None]
     if num_outputs == len(imagenet9().wnids):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -78,6 +78,9 @@ def find_not_run(
       filled: ids of the sections with content.
       checked: of `check_claims`.
     """
+    if not any(images["selected"] for images in evidence.dataset.manifest.images.values()):
+        # No command says anything about a dataset without images.
+        return ()
     waiting: dict[str, list[CheckedClaim]] = {}
     for one in checked:
         if not one.findings:

@@ -332,6 +332,19 @@ def test_ten_megabytes_hold_4050_images_and_eight_models(report_run: Path) -> No
     assert most + most_answers + others < 10_000_000
 
 
+def test_a_dataset_without_images_has_a_page_that_says_so(
+    small_sample: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    run_in9("generate", "--input", small_sample, "--output", output, "--max_box", 0)
+    write_report(Store(str(output)), imagenet9())
+    text = (output / "report.html").read_text()
+    assert "The dataset has no images" in text
+    assert "No image was selected" in text
+    assert "No model has been evaluated" not in text
+    assert "in9 evaluate" not in text
+
+
 def test_a_dataset_without_models_has_a_page(one_worker: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(one_worker, tmp_path / "out"))
     write_report(Store(str(output)), imagenet9())
