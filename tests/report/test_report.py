@@ -288,6 +288,8 @@ def test_figures_become_pdf_files_when_asked_and_stay_up_to_date(
         assert b"/FontFile2" in data
         assert b"/Type3" not in data
         assert b"/CreationDate" not in data
+    page = (output / "report.html").read_text()
+    assert all(f'href="results/figures/{stem}.pdf"' in page for stem in made)
     # Existing PDF files are kept up to date without being asked for.
     assert not write_report(store, imagenet9())
     (figures / "decomposition.pdf").write_bytes(b"%PDF of earlier results")
