@@ -38,7 +38,7 @@ from measure import machine, peak_of_this_process, row
 
 from pipeline.analyses.attack.attack_work import AttackChunks
 from pipeline.analyses.attack.grid import AttackPlan, open_grid
-from pipeline.analyses.saliency.saliency_work import ACTIVATIONS, SaliencyPlan, SaliencyShards
+from pipeline.analyses.saliency.saliency_work import BATCH_DIVISOR, SaliencyPlan, SaliencyShards
 from pipeline.commands.flag_types import Words, grid, names
 from pipeline.commands.training_flags import default_workers
 from pipeline.dataset.folder import Dataset
@@ -153,7 +153,7 @@ def saliency(setting: Setting) -> list[Turn]:
     with Loaded(setting) as loaded:
         plan = SaliencyPlan(loaded.evaluation, maps=0)
         explaining = SaliencyShards(loaded.dataset, plan, loaded.metadata, {})
-        size = max(1, setting.batch_size // ACTIVATIONS)
+        size = max(1, setting.batch_size // BATCH_DIVISOR)
         pictures = len(loaded.evaluation.rows(loaded.dataset))
         work = loaded.work_on(explaining, loaded.dataset.shards("val"))
         return take_turns(pictures, work, functools.partial(loaded.backward, size))
@@ -220,7 +220,7 @@ class Loaded(contextlib.ExitStack):
         """Returns a function that makes all tables of some units."""
 
         def make() -> None:
-            for _ in work.make(self.predictor, units, units, lambda *_: None):
+            for _ in work.run(self.predictor, units, units, lambda *_: None):
                 pass
 
         return make

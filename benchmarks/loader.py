@@ -126,7 +126,7 @@ def evaluating(dataset: Path) -> Iterator[Callable[[], None]]:
         units = opened.shards("val")
 
         def predict_all() -> None:
-            tables = PredictShards(opened, metadata).make(predictor, units, units, lambda *_: None)
+            tables = PredictShards(opened, metadata).run(predictor, units, units, lambda *_: None)
             for _ in tables:
                 pass
 

@@ -16,7 +16,7 @@ from conftest import made_once, run_in9
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata, write_table
 from pipeline.evaluate.failures import FailedModel, note_failures
-from pipeline.evaluate.prediction_files import prediction_file, predictions_of
+from pipeline.evaluate.prediction_files import prediction_file, prediction_fingerprints
 from pipeline.evaluate.result_files import result_folder
 from pipeline.report import write_report
 from pipeline.storage.state_files import read_table
@@ -61,7 +61,7 @@ def hostile_run(report_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         path = prediction_file({**summary, "model": HOSTILE}, shard)
         table, about = read_table(dataset.store, path), read_metadata(dataset.store, path)
         assert about is not None
-        theirs = predictions_of(dataset, {**summary, "model": HOSTILE}, shard)
+        theirs = prediction_fingerprints(dataset, {**summary, "model": HOSTILE}, shard)
         of = [theirs[variant] for variant in table["variant"].cast(pa.string()).to_pylist()]
         place, kind = table.column_names.index("of"), table.schema.field("of").type
         table = table.set_column(place, "of", pa.array(of).cast(kind))

@@ -25,7 +25,7 @@ from pipeline.dataset.latest import writing_store
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import JobError, escaped
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.evaluate.failures import read_failures, say_failures
+from pipeline.evaluate.failures import print_failures, read_failures
 from pipeline.evaluate.gap_power import describe_power
 from pipeline.evaluate.result_files import display_name
 from pipeline.evaluate.summaries import read_summaries
@@ -184,7 +184,7 @@ def _report_failures(dataset: Dataset, works: Sequence[Work], details: str) -> N
     for work in works:
         if work.stage in _NOT_DONE:
             failed, _ = read_failures(dataset.store, dataset.manifest.fingerprint, work.stage)
-            say_failures(failed, work.evaluation.models, _NOT_DONE[work.stage], details)
+            print_failures(failed, work.evaluation.models, _NOT_DONE[work.stage], details)
 
 
 def _judge(
@@ -199,7 +199,8 @@ def _judge(
       JobError: no condition holds, but some could not be tested.
     """
     failed, _ = read_failures(dataset.store, dataset.manifest.fingerprint, "evaluate")
-    verdicts = list(judge(conditions, summaries, failed, evaluation.models, evaluation.how))
+    settings = evaluation.eval_settings
+    verdicts = list(judge(conditions, summaries, failed, evaluation.models, settings))
     for verdict in verdicts:
         if verdict.holds is not None:
             print(escaped(verdict.line), file=sys.stderr if verdict.holds else sys.stdout)

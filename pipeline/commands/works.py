@@ -8,14 +8,17 @@ from typing import Any
 
 from pipeline.analyses.attack.attack_results import read_attacks
 from pipeline.analyses.attack.attack_work import AttackWork
-from pipeline.analyses.attack.grid import AttackPlan, open_grid
-from pipeline.analyses.attack.grid import check_variants as check_attacked
+from pipeline.analyses.attack.grid import AttackPlan, check_attack_variants, open_grid
 from pipeline.analyses.imagenet.imagenet_folder import check_imagenet
 from pipeline.analyses.imagenet.imagenet_results import describe_imagenet
 from pipeline.analyses.imagenet.imagenet_work import ImageNetWork
 from pipeline.analyses.saliency.saliency_results import read_saliency
-from pipeline.analyses.saliency.saliency_work import SaliencyPlan, SaliencyWork, shown_images
-from pipeline.analyses.saliency.saliency_work import check_variants as check_explained
+from pipeline.analyses.saliency.saliency_work import (
+    SaliencyPlan,
+    SaliencyWork,
+    check_saliency_variants,
+    shown_images,
+)
 from pipeline.commands.evaluation_flags import check_stored, evaluation_from_flags
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
@@ -65,7 +68,7 @@ def works_from_flags(
     attack = _attack_plan(arguments, evaluation)
     if attack:
         check_stored(evaluation, "an attack composes stored pixels and feeds them as they are")
-        check_attacked(config.compose.variants)
+        check_attack_variants(config.compose.variants)
         if command == "attack":
             # Also checks that there are images for the grid.
             open_grid(Dataset.open(store), attack)
@@ -73,7 +76,7 @@ def works_from_flags(
     plan = _saliency_plan(arguments, evaluation)
     if plan:
         check_stored(evaluation, "saliency is measured on stored pixels as they are")
-        check_explained(config.compose.composed, plan.variant)
+        check_saliency_variants(config.compose.composed, plan.variant)
         if command == "saliency":
             shown_images(Dataset.open(store), plan)
         works.append(SaliencyWork(plan, taxonomy))

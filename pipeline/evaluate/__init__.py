@@ -1,1 +1,1 @@
-"""Evaluate: the inference stage, which turns a dataset and models into predictions."""
+"""Evaluate: runs models on a dataset, stores their predictions, and computes statistics of them."""

@@ -1,4 +1,4 @@
-"""A model's outputs on pictures of backgrounds, for the probe (`pipeline.evaluate.gap_power`).
+"""A model's stored logits on pictures of backgrounds, for the probe in `gap_power`.
 
 They are the column `logits` of its predictions, under the paper's label rule.
 """
@@ -17,43 +17,43 @@ from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.hashing import keyed_hashes
 
-PROBED = "only_bg_t"
-"""The variant whose outputs are kept: backgrounds, with nothing of the foreground."""
-MOST = 5000
-"""Pictures whose outputs are kept, at most."""
+PROBED_VARIANT = "only_bg_t"
+"""The variant whose logits are kept: backgrounds without any foreground."""
+MAX_PICTURES = 5000
+"""The most pictures whose logits are kept."""
 
 
-def keys_to_keep(tested: Iterable[str], shards: int, most: int = MOST) -> frozenset[str]:
-    """Which images of an output shard the outputs of are kept.
+def keys_to_keep(tested: Iterable[str], shards: int, most: int = MAX_PICTURES) -> frozenset[str]:
+    """Chooses the images of an output shard whose logits are kept.
 
-    Shards are buckets of a hash of the key and hold about as many images each, so every shard
-    keeps its share of `most`, those with the lowest keyed hashes: which ones depends on no other
-    shard, so one that is unchanged keeps what it has.
+    Shards are buckets of a hash of the key and hold about as many images each. Every shard keeps
+    its share of `most`, the images with the lowest keyed hashes, so the choice depends on no other
+    shard, and an unchanged shard keeps the same images.
 
     Args:
-      tested: its images that models are tested on.
-      shards: how many there are.
+      tested: keys of the shard's images that models are tested on.
+      shards: number of shards.
       most: images of all shards together.
     """
-    return frozenset(_lowest(tested, max(1, most // shards)))
+    return frozenset(_lowest_hashes(tested, max(1, most // shards)))
 
 
-def _lowest(keys: Iterable[str], most: int) -> list[str]:
-    """The keys with the lowest hashes, lowest first."""
+def _lowest_hashes(keys: Iterable[str], most: int) -> list[str]:
+    """Returns the keys with the lowest hashes, lowest first."""
     keys = list(keys)
     order = np.argsort(keyed_hashes(0, "power", keys), kind="stable")
-    return [keys[place] for place in order[:most].tolist()]
+    return [keys[position] for position in order[:most].tolist()]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KeptLogits:
-    """A model's outputs on pictures of backgrounds, all shards together.
+    """A model's logits on pictures of backgrounds, of all shards.
 
     Attributes:
       keys: (n,) of the images, sorted.
       labels: (n,) integers.
       logits: (n, k) float32.
-      of: what identifies them, sorted.
+      of: sorted values of the column `of`, which identify the predictions.
     """
 
     keys: tuple[str, ...]
@@ -63,8 +63,7 @@ class KeptLogits:
 
 
 def read_logits(store: Store, paths: Iterable[str]) -> KeptLogits | None:
-    """Reads what predictions hold of a model's outputs, of at most `MOST` pictures. None if there
-    is nothing."""
+    """Reads a model's stored logits, for at most `MAX_PICTURES` pictures; None without any."""
     tables = []
     for path in paths:
         table = read_table(store, path, columns=["key", "label", "logits", "of"])
@@ -74,12 +73,12 @@ def read_logits(store: Store, paths: Iterable[str]) -> KeptLogits | None:
     table = pa.concat_tables([table.replace_schema_metadata() for table in tables])
     keys = table["key"].to_pylist()
     chosen = sorted(range(len(keys)), key=keys.__getitem__)
-    if len(keys) > MOST:
-        lowest = set(_lowest(keys, MOST))
-        chosen = [place for place in chosen if keys[place] in lowest]
+    if len(keys) > MAX_PICTURES:
+        lowest = set(_lowest_hashes(keys, MAX_PICTURES))
+        chosen = [position for position in chosen if keys[position] in lowest]
     logits = table["logits"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return KeptLogits(
-        keys=tuple(keys[place] for place in chosen),
+        keys=tuple(keys[position] for position in chosen),
         labels=table["label"].to_numpy()[chosen],
         logits=logits.reshape(len(keys), -1)[chosen],
         of=tuple(sorted(pc.unique(table["of"].cast(pa.string())).to_pylist())),

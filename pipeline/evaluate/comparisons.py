@@ -1,4 +1,4 @@
-"""Comparisons: the paired difference of any two models, on each variant and in BG-Gap.
+"""Paired differences between any two models, on each variant and in BG-Gap.
 
 Two models see the same pictures, so the interval of their difference is far narrower than
 their own intervals suggest.
@@ -21,35 +21,38 @@ COMPARISON_COLUMNS = (
     *("first", "second", "label_rule", "variant", "difference", "ci_low", "ci_high"),
     *("p_adjusted", "n", "split", "dataset"),
 )
-"""Columns of comparisons.csv: `difference` = first - second, in accuracy on a variant or in
-BG-Gap (`bg_gap`, mean over replicates), a fraction, with its two-way 95 % interval over the n
-foregrounds, or over their groups, and their backgrounds; `p_adjusted` by Holm over all pairs."""
+"""Columns of comparisons.csv. `difference` is first - second, a fraction: in accuracy on a
+variant, or in BG-Gap (`bg_gap`, the mean over replicates). Its 95 % interval is two-way, over the
+n foregrounds (or their groups) and over their backgrounds. `p_adjusted` is adjusted by Holm over
+all pairs."""
 
 
 def compare_models(
-    fingerprint: str, measured: Iterable[ModelContributions]
+    fingerprint: str, parts: Iterable[ModelContributions]
 ) -> Iterator[dict[str, Any]]:
-    """Rows of comparisons.csv: every two models of a split, in order of their summaries, in what
-    both have predictions of.
+    """Yields the rows of comparisons.csv.
+
+    Every two models that were tested on the same images are compared, in the order of their
+    summaries, in each quantity that both have predictions of.
 
     Args:
       fingerprint: of the dataset.
-      measured: of `read_measured`.
+      parts: as `read_contributions` returns them.
     """
-    for part in measured:
+    for part in parts:
         if len(part.summaries) < 2:
             continue
-        found = [_differences(part, *quantity) for quantity in part.quantities]
+        differences = [_differences(part, *quantity) for quantity in part.quantities]
         for pair in itertools.combinations(range(len(part.summaries)), 2):
-            first, second = (part.summaries[place] for place in pair)
-            for (rule, variant), of_pair in zip(part.quantities, found, strict=True):
-                if pair in of_pair:
+            first, second = (part.summaries[position] for position in pair)
+            for (rule, variant), by_pair in zip(part.quantities, differences, strict=True):
+                if pair in by_pair:
                     yield {
                         "first": display_name(first),
                         "second": display_name(second),
                         "label_rule": rule,
                         "variant": variant,
-                        **of_pair[pair],
+                        **by_pair[pair],
                         "n": len(part.images.keys),
                         "split": first["evaluation"]["split"],
                         "dataset": fingerprint,
@@ -59,26 +62,29 @@ def compare_models(
 def _differences(
     part: ModelContributions, rule: str, quantity: str
 ) -> dict[tuple[int, int], dict[str, float]]:
-    """What is known of the difference of each two models that have predictions of a quantity, by
-    their places."""
-    places, values, r = part.contributions(rule, quantity)
-    if len(places) < 2:
+    """Computes the differences of all pairs of models that have predictions of a quantity.
+
+    Returns:
+      Columns of each pair, by the positions of its models among `part.summaries`.
+    """
+    positions, figures, contributions = part.contributions(rule, quantity)
+    if len(positions) < 2:
         return {}
     roles = part.roles(quantity)
-    sums = roles.sums(r)
-    difference = np.concatenate([value - values[i + 1 :] for i, value in enumerate(values)])
+    sums = roles.sums(contributions)
+    difference = np.concatenate([figure - figures[i + 1 :] for i, figure in enumerate(figures)])
     variance = np.concatenate(
         [
-            variance_of_sums([of_role[i] - of_role[i + 1 :] for of_role in sums])
-            for i in range(len(values))
+            variance_of_sums([by_model[i] - by_model[i + 1 :] for by_model in sums])
+            for i in range(len(figures))
         ]
     )
     low, high = difference_interval(difference, variance, roles.units)
     adjusted = holm(p_value(difference, variance, roles.units))
     names = ("difference", "ci_low", "ci_high", "p_adjusted")
     return {
-        pair: dict(zip(names, map(float, of_pair), strict=True))
-        for pair, *of_pair in zip(
-            itertools.combinations(places, 2), difference, low, high, adjusted, strict=True
+        pair: dict(zip(names, map(float, values), strict=True))
+        for pair, *values in zip(
+            itertools.combinations(positions, 2), difference, low, high, adjusted, strict=True
         )
     }

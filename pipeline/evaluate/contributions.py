@@ -1,7 +1,7 @@
-"""What each picture contributes to accuracies and BG-Gap, for intervals over several models.
+"""Contributions of each picture to accuracies and BG-Gap, for intervals over several models.
 
-All models of a dataset see the same pictures, so that of one quantity their contributions lie side
-by side, and their errors can be compared and added up.
+All models of a dataset see the same pictures, so the contributions of different models to a
+quantity line up picture by picture, and their errors can be compared and added up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.prediction_files import evaluated_variants
-from pipeline.evaluate.predictions import EvalImages, Predictions, read_predictions
+from pipeline.evaluate.predictions import EvalImages, read_predictions
 from pipeline.evaluate.result_files import tested_part
 from transforms.analysis import gap_contributions
 from transforms.scoring import LABEL_RULES
@@ -24,24 +24,32 @@ from transforms.two_way import Floats, Roles
 from transforms.variants import draws_of
 
 BG_GAP = "bg_gap"
-"""Its name among variants."""
+"""Name of BG-Gap where it stands among variants."""
 
 Correct = NDArray[np.bool_]
 
 
 def gap_draws(variants: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The draws of `mixed_same` and of `mixed_rand` among variants, one empty without any."""
+    """Returns the draws of `mixed_same` and those of `mixed_rand`, each empty if it has none."""
     draws = draws_of(variants)
     return draws.get("mixed_same", ()), draws.get("mixed_rand", ())
 
 
-def roles_of(answers: Predictions, images: EvalImages, variants: Iterable[str]) -> Roles:
-    """Roles in the pictures of some variants, one variant after the other: each is (n,)."""
+def picture_roles(
+    bg_units: Mapping[str, NDArray[np.int64]], images: EvalImages, variants: Iterable[str]
+) -> Roles:
+    """Returns which units share foregrounds and backgrounds, variant after variant.
+
+    Args:
+      bg_units: (n,) by variant, as `Predictions.bg_units`.
+      images: n foregrounds.
+      variants: whose pictures they are.
+    """
     names = list(variants)
     foregrounds = np.tile(images.unit_numbers, len(names))
-    if not any(name in answers.bg_units for name in names):
+    if not any(name in bg_units for name in names):
         return Roles.from_units(foregrounds)
-    return Roles.from_units(foregrounds, np.concatenate([answers.bg_units[name] for name in names]))
+    return Roles.from_units(foregrounds, np.concatenate([bg_units[name] for name in names]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,87 +57,89 @@ class ModelContributions:
     """Models tested on the same images.
 
     Attributes:
-      images: that they were tested on.
-      variants: those that any model has predictions of, in the dataset's order.
-      summaries: of the models.
-      correct: (n,) of each variant that a model has predictions of, by label rule, of each model.
-      answers: what all models share of the pictures: their backgrounds.
+      images: the n images.
+      variants: those that at least one model has predictions of, in the dataset's order.
+      summaries: one for each model.
+      correct: for each model, by label rule and variant: (n,) whether each prediction is right.
+      bg_units: (n,) by variant, as `Predictions.bg_units`: the same for all models.
     """
 
     images: EvalImages
     variants: tuple[str, ...]
     summaries: list[Mapping[str, Any]]
     correct: list[dict[str, dict[str, Correct]]]
-    answers: Predictions
+    bg_units: Mapping[str, NDArray[np.int64]]
 
     @functools.cached_property
     def quantities(self) -> list[tuple[str, str]]:
-        """(label rule, variant or `bg_gap`) of what there is to compare, each over all draws."""
+        """(label rule, variant or `bg_gap`) of every quantity to compare, each over all draws."""
         names = (*draws_of(self.variants), *([BG_GAP] if all(gap_draws(self.variants)) else []))
         return [(rule, name) for rule in LABEL_RULES for name in names]
 
     def roles(self, quantity: str) -> Roles:
-        """Roles in the pictures of a variant, draw after draw, or in all those of the gap."""
-        names = self._pictures(quantity)
-        return roles_of(self.answers, self.images, names)
+        """Returns the roles in a quantity's pictures, draw after draw."""
+        return picture_roles(self.bg_units, self.images, self._draws(quantity))
 
-    def _pictures(self, quantity: str) -> tuple[str, ...]:
-        """The draws that a quantity is of."""
+    def _draws(self, quantity: str) -> tuple[str, ...]:
+        """Returns the draws whose pictures enter a quantity."""
         same, rand = gap_draws(self.variants)
         return (*same, *rand) if quantity == BG_GAP else draws_of(self.variants)[quantity]
 
     def contributions(self, rule: str, quantity: str) -> tuple[list[int], Floats, Floats]:
-        """What there is of a quantity.
+        """Computes a quantity, and what each picture contributes to it.
 
         Returns:
-          (places of the models that have predictions of all of its pictures, among `summaries`;
-          each one's figure, (models,); what each picture contributes to it, (models, pictures)).
+          (positions among `summaries` of the models that have predictions of all its pictures;
+          the figure of each, (models,); the contribution of each picture, (models, pictures)).
         """
-        needed = self._pictures(quantity)
-        places = [
-            place
-            for place, of_model in enumerate(self.correct)
-            if all(name in of_model[rule] for name in needed)
+        needed = self._draws(quantity)
+        positions = [
+            position
+            for position, by_rule in enumerate(self.correct)
+            if all(name in by_rule[rule] for name in needed)
         ]
         figures, parts = [], []
-        for place in places:
-            correct = self.correct[place][rule]
+        for position in positions:
+            correct = self.correct[position][rule]
             if quantity == BG_GAP:
-                same, rand = (np.stack([correct[n] for n in of]) for of in gap_draws(self.variants))
+                same, rand = (
+                    np.stack([correct[name] for name in draws])
+                    for draws in gap_draws(self.variants)
+                )
                 figures.append(same.mean() - rand.mean())
                 parts.append(gap_contributions(same, rand))
             else:
-                right = np.concatenate([correct[name] for name in needed])
-                figures.append(right.mean())
-                parts.append((right - right.mean()) / len(right))
-        return places, np.asarray(figures), np.stack(parts) if parts else np.empty((0, 0))
+                pooled = np.concatenate([correct[name] for name in needed])
+                figures.append(pooled.mean())
+                parts.append((pooled - pooled.mean()) / len(pooled))
+        return positions, np.asarray(figures), np.stack(parts) if parts else np.empty((0, 0))
 
 
-def read_measured(
+def read_contributions(
     dataset: Dataset, summaries: Iterable[Mapping[str, Any]]
 ) -> list[ModelContributions]:
-    """Reads the predictions of models, those that were tested on the same images together."""
+    """Reads the predictions of models, grouped by the images that the models were tested on."""
     by_part: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for summary in summaries:
         by_part.setdefault(tested_part(summary), []).append(summary)
-    found = []
-    for part, of_part in by_part.items():
+    result = []
+    for part, summaries_of_part in by_part.items():
         images = EvalImages.read(dataset, *part)
         if not len(images.keys):
             continue
-        correct = []
-        shared = Predictions(images.labels, {}, {}, {})
-        for summary in of_part:
+        correct: list[dict[str, dict[str, Correct]]] = []
+        bg_units: dict[str, NDArray[np.int64]] = {}
+        for summary in summaries_of_part:
             by_rule = read_predictions(dataset, images, summary).by_rule
-            for of_rule in by_rule.values():
-                shared.bg_units.update(of_rule.bg_units)
+            for predictions in by_rule.values():
+                bg_units.update(predictions.bg_units)
             correct.append(
                 {
-                    rule: {name: of_rule.correct(name) for name in of_rule.predictions}
-                    for rule, of_rule in by_rule.items()
+                    rule: {name: predictions.correct(name) for name in predictions.predicted}
+                    for rule, predictions in by_rule.items()
                 }
             )
-        known = {name for of_model in correct for of_rule in of_model.values() for name in of_rule}
-        variants = tuple(name for name in evaluated_variants(dataset) if name in known)
-        found.append(ModelContributions(images, variants, of_part, correct, shared))
-    return found
+        predicted = {name for model in correct for by_name in model.values() for name in by_name}
+        variants = tuple(name for name in evaluated_variants(dataset) if name in predicted)
+        result.append(ModelContributions(images, variants, summaries_of_part, correct, bg_units))
+    return result

@@ -1,4 +1,4 @@
-"""What is evaluated, and how: the plan that all steps that run models share."""
+"""The evaluation plan that all stages that run models share: which models, and their settings."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from pipeline.storage.store import Store
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What to evaluate, and how.
+    """The models to evaluate, and the settings to run them with.
 
     Attributes:
       store: the dataset folder.
       models: entries of `--models`, in order.
       split: the split to evaluate on.
-      predict: how.
-      progress: where workers note what is done.
-      accept_new_weights: take weights that differ from those behind earlier results.
-      weights: folder of `in9 models fetch` that weights are taken from, if any.
-      groups: in how many groups the shards are evaluated at the same time; each holds one
-        model at a time, so one for each device.
-      hints: resource hints of the steps that run models, as (name, value); none if they may run
-        on the machines of all others.
-      holdout: share of the images that is tested on, as training with it leaves them out; 0 for
-        all images.
-      pixel_cache: bytes of decoded pictures that a process keeps for the next model, None for a
+      predict: device, precision, input and batch size.
+      progress: where workers note their progress.
+      accept_new_weights: whether weights may differ from those behind earlier results.
+      weights: folder of `in9 models fetch` to load weights from, if any.
+      groups: number of groups of shards that are evaluated at the same time. Each group has one
+        model on a device at a time, so there should be one for each device.
+      hints: resource hints of the step that runs models, as (name, value); empty if it may run
+        on the same machines as all other steps.
+      holdout: share of the images to test on, which training with the same share leaves out; 0
+        for all images.
+      pixel_cache: bytes of decoded pictures that a process keeps for the next model; None for a
         quarter of the machine's memory, divided by its cores.
-      allow_overlap: whether images may be tested on that a model was trained on.
+      allow_overlap: whether a model may be tested on images that it was trained on.
     """
 
     store: Store
@@ -54,42 +54,41 @@ class Evaluation:
 
     @property
     def threads(self) -> int:
-        """Threads of a group: how many cores of this machine are its own. All of them, where
-        groups ask for machines; else groups may share this one."""
+        """Number of threads of a group. Groups may share this machine's cores, unless resource
+        hints ask for machines of their own."""
         return max(1, usable_cores() // (1 if self.hints else self.groups))
 
     @property
-    def how(self) -> dict[str, Any]:
-        """How models are run, by flag name: tells two runs of a model apart."""
+    def eval_settings(self) -> dict[str, Any]:
+        """Settings by flag name, which tell two runs of the same model apart."""
         return {"split": self.split, "holdout": self.holdout, **self.predict.identity}
 
     def test_on(self, dataset: Dataset) -> EvalSubset:
-        """What models are tested on, of the dataset as it is."""
+        """Returns the part of a dataset that models are tested on."""
         return EvalSubset(dataset, self.split, self.holdout, self.allow_overlap)
 
     def rows(self, dataset: Dataset, shard: int | None = None) -> list[dict[str, Any]]:
-        """Index rows of the images that are tested on, of one output shard or of all."""
+        """Returns the index rows of the tested images, of one output shard or of all."""
         return selected_rows(dataset, self.split, Holdout(self.holdout), shard)
 
 
 def describe_model(
     model: ModelIdentity, evaluation: Evaluation, dataset: Dataset
 ) -> dict[str, Any]:
-    """What results say of a model and of how it was run; fit for JSON."""
-    preprocessing = dataclasses.asdict(model.preprocessing)
-    stored = dataset.manifest.config.segment.image_size
-    fixed = model.preprocessing.fixed_size or evaluation.predict.eval_input == "native"
+    """Describes a model and how it is run, as its results record it; serializable as JSON."""
+    stored_size = dataset.manifest.config.segment.image_size
+    is_resized = model.preprocessing.fixed_size or evaluation.predict.eval_input == "native"
     return {
         "model": model.name,
         "architecture": model.architecture,
         "weights": model.weights,
         "weights_sha256": model.weights_sha256,
-        "preprocessing": preprocessing,
+        "preprocessing": dataclasses.asdict(model.preprocessing),
         "num_outputs": model.num_outputs,
         "evaluate_version": EVALUATE_VERSION,
         "evaluation": {
-            **evaluation.how,
-            "input_size": model.preprocessing.input_size if fixed else stored,
+            **evaluation.eval_settings,
+            "input_size": model.preprocessing.input_size if is_resized else stored_size,
         },
         **training_note(model.name, evaluation.test_on(dataset)),
     }

@@ -1,4 +1,4 @@
-"""Evaluate: predictions of models on output shards."""
+"""The evaluation stage: predictions of models on output shards."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
-from pipeline.evaluate.gap_power import power_of
+from pipeline.evaluate.gap_power import measure_power
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.prediction_files import ModelMetadata
 from pipeline.evaluate.predictions import EvalImages, read_predictions
@@ -19,7 +19,7 @@ _LIBRARIES = ("numpy", "torch", "timm")
 
 
 class EvaluationWork(Work):
-    """Predictions of output shards, from which all statistics are made."""
+    """Predictions of output shards, from which all statistics are computed."""
 
     stage = "evaluate"
     unit_name = "prediction_shards"
@@ -27,30 +27,30 @@ class EvaluationWork(Work):
     refuses_overlap = True
 
     def units(self, dataset: Dataset) -> Sequence[int]:
-        """As `Work.units`: output shards."""
+        """Same as `Work.units`; units are output shards."""
         return dataset.shards(self.evaluation.split)
 
     def size(self, dataset: Dataset, unit: int) -> int:
-        """As `Work.size`."""
+        """Same as `Work.size`."""
         return dataset.pictures(self.evaluation.split, unit)
 
-    def begin(self, dataset: Dataset, metadata: ModelMetadata) -> PredictShards:
-        """As `Work.begin`."""
+    def for_model(self, dataset: Dataset, metadata: ModelMetadata) -> PredictShards:
+        """Same as `Work.for_model`."""
         return PredictShards(dataset, metadata)
 
-    def sum_up(self, dataset: Dataset, metadata: ModelMetadata, entry: str) -> None:
-        """As `Work.sum_up`; raises JobError for predictions that do not fit the dataset."""
+    def summarize(self, dataset: Dataset, metadata: ModelMetadata, entry: str) -> None:
+        """Same as `Work.summarize`, but raises JobError if predictions do not fit the dataset."""
         store, shards = dataset.store, PredictShards(dataset, metadata)
         folder = result_folder(metadata["model"], metadata["evaluation"])
         images = EvalImages.read(dataset, *tested_part(metadata))
         missing = read_predictions(dataset, images, metadata).missing
         if missing:
             raise JobError(
-                f"what is in {store.path(f'results/{folder}/predictions')} does not fit the "
+                f"the files in {store.path(f'results/{folder}/predictions')} do not fit the "
                 f"dataset: the predictions on {missing[0]} are of other images. Remove that "
                 "folder and evaluate the model again"
             )
-        power = power_of(dataset, images, metadata)
+        power = measure_power(dataset, images, metadata)
         commit_predictions(
             shards, self.units(dataset), {**metadata, "entry": entry, "power": power}
         )
@@ -59,21 +59,20 @@ class EvaluationWork(Work):
 def commit_predictions(
     shards: PredictShards, units: Sequence[int], metadata: ModelMetadata
 ) -> None:
-    """Writes a model's file, as all of its predictions are there, and removes those that are of
-    other shards.
+    """Writes model.json once all predictions of the model exist, and removes stale files.
 
     Args:
-      shards: its predictions.
+      shards: the model's predictions.
       units: numbers of all shards.
       metadata: the model and how it was run, with its entry of `--models` and its power.
     """
     store, folder = shards.store, result_folder(metadata["model"], metadata["evaluation"])
-    model = {
+    content = {
         **metadata,
         "libraries": {name: version(name) for name in _LIBRARIES},
-        "predictions": fingerprint([shards.checksum(unit) for unit in units]),
+        "predictions": fingerprint([shards.fingerprint(unit) for unit in units]),
     }
-    write_result(store, result_file(folder, "model"), model)
+    write_result(store, result_file(folder, "model"), content)
     current = {shards.path(unit) for unit in units}
     for path in list(store.walk(f"results/{folder}/predictions")):
         if path not in current:

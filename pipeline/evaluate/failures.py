@@ -1,9 +1,9 @@
-"""Models that could not be run: a row of the tables each, beside those that could.
+"""Models that failed to run: each gets a row in the tables, beside the models that ran.
 
-results/failures.json   entry of --models -> stage -> why it failed when it was last tried
+results/failures.json   entry of --models -> stage -> why its last attempt failed
 
-A failure goes when its model succeeds, or when one is noted on another dataset. Results that the
-model has of the dataset stay, and stand in the place of its row.
+A failure is dropped when its model succeeds, or when failures are noted on another dataset. A
+model that failed but has results on this dataset keeps them, and gets no row for the failure.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ FAILURES = "results/failures.json"
 
 @dataclasses.dataclass(frozen=True)
 class FailedModel:
-    """A model that could not be run.
+    """A model that failed to run.
 
     Attributes:
-      order: its place among the models.
+      order: its position among the models.
       entry: of `--models`.
-      model: its name, as far as it is known.
+      model: its name; the entry if loading failed.
       error: one line.
     """
 
@@ -42,32 +42,31 @@ def note_failures(
     store: Store,
     dataset: str,
     stage: str,
-    how: Mapping[str, Any],
+    eval_settings: Mapping[str, Any],
     failed: Iterable[FailedModel],
     succeeded: Iterable[str],
 ) -> None:
-    """Notes which models failed, and forgets the failures of those that did not.
+    """Records the models that failed, and forgets earlier failures of those that succeeded.
 
     Args:
       store: the dataset folder.
       dataset: its fingerprint.
       stage: `evaluate`, `attack`, `saliency` or `imagenet`.
-      how: as for `result_folder`.
+      eval_settings: as for `result_folder`.
       failed: models of the stage.
       succeeded: models of the stage, by name and by entry.
 
     Raises:
-      JobError: another process holds the lock of the tables for long.
+      JobError: another process has held the lock of the tables for a minute.
     """
-    done = set(succeeded)
+    succeeded = set(succeeded)
     with held(store, TABLES_LOCK, wait=60) as store:
         kept: dict[str, dict[str, Any]] = {}
-        for one in _all(store):
-            has_succeeded = one["stage"] == stage and not done.isdisjoint(
-                (one["entry"], one["model"])
-            )
-            if one["dataset"] == dataset and not has_succeeded:
-                kept.setdefault(one["entry"], {})[one["stage"]] = one
+        for failure in _read_all(store):
+            names = (failure["entry"], failure["model"])
+            has_succeeded = failure["stage"] == stage and not succeeded.isdisjoint(names)
+            if failure["dataset"] == dataset and not has_succeeded:
+                kept.setdefault(failure["entry"], {})[failure["stage"]] = failure
         for model in failed:
             kept.setdefault(model.entry, {})[stage] = {
                 "entry": model.entry,
@@ -75,7 +74,7 @@ def note_failures(
                 "model": model.model,
                 "error": model.error,
                 "dataset": dataset,
-                "evaluation": dict(how),
+                "evaluation": dict(eval_settings),
             }
         if kept:
             write_result(store, FAILURES, kept)
@@ -83,13 +82,13 @@ def note_failures(
             store.delete(FAILURES)
 
 
-def _all(store: Store) -> list[dict[str, Any]]:
+def _read_all(store: Store) -> list[dict[str, Any]]:
     content = read_result(store, FAILURES) or {}
     return [failure for stages in content.values() for failure in stages.values()]
 
 
 def read_failures(store: Store, dataset: str, stage: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Models that failed when they were last tried, in order of their entries.
+    """Reads the models whose last attempt failed, in order of their entries.
 
     Args:
       store: the dataset folder.
@@ -97,29 +96,31 @@ def read_failures(store: Store, dataset: str, stage: str) -> tuple[list[dict[str
       stage: as for `note_failures`.
 
     Returns:
-      (`entry`, `stage`, `model`, `error`, `dataset` and `evaluation` of those that failed on this
-      dataset, names of models that failed on an earlier one).
+      (`entry`, `stage`, `model`, `error`, `dataset` and `evaluation` of each failure on this
+      dataset; names of models that failed on an earlier one).
     """
-    found = [failure for failure in _all(store) if failure["stage"] == stage]
-    current = [failure for failure in found if failure["dataset"] == dataset]
-    return current, [failure["model"] for failure in found if failure["dataset"] != dataset]
+    failures = [failure for failure in _read_all(store) if failure["stage"] == stage]
+    current = [failure for failure in failures if failure["dataset"] == dataset]
+    return current, [failure["model"] for failure in failures if failure["dataset"] != dataset]
 
 
 def error_rows(
     failed: Iterable[Mapping[str, Any]], results: Iterable[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Rows of a table that has `error`: of models that failed, and have no results of the dataset
-    that were made in the same way."""
-    there = {result_folder(found["model"], found["evaluation"]) for found in results}
+    """Returns the rows of failed models, for a table with a column `error`.
+
+    A model with results on the dataset under the same settings gets none.
+    """
+    existing = {result_folder(result["model"], result["evaluation"]) for result in results}
     return [
         {**failure, **failure["evaluation"]}
         for failure in failed
-        if result_folder(failure["model"], failure["evaluation"]) not in there
+        if result_folder(failure["model"], failure["evaluation"]) not in existing
     ]
 
 
-def errors_of(failed: Iterable[Mapping[str, Any]], entries: Iterable[str]) -> dict[str, str]:
-    """Model to error, of these entries of `--models`."""
+def errors_by_model(failed: Iterable[Mapping[str, Any]], entries: Iterable[str]) -> dict[str, str]:
+    """Maps each failed model among these entries of `--models` to its error."""
     wanted = set(entries)
     return {
         failure["model"]: failure["error"].removeprefix(f"{failure['model']}: ")
@@ -128,23 +129,22 @@ def errors_of(failed: Iterable[Mapping[str, Any]], entries: Iterable[str]) -> di
     }
 
 
-def say_failures(
-    failed: Iterable[Mapping[str, Any]], entries: Sequence[str], what: str, details: str = ""
+def print_failures(
+    failed: Iterable[Mapping[str, Any]], entries: Sequence[str], prefix: str, details: str = ""
 ) -> None:
-    """Says on standard error which entries of `--models` failed.
+    """Prints to standard error which entries of `--models` failed.
 
     Args:
       failed: of `read_failures`.
       entries: of `--models`.
-      what: was not done to them, such as `not evaluated`.
+      prefix: begins each line, such as `not evaluated`.
       details: where to read more, " (details: ...)".
 
     Raises:
-      JobError: all of them.
+      JobError: all of them failed.
     """
-    errors = errors_of(failed, entries)
+    errors = errors_by_model(failed, entries)
     if errors and len(errors) == len(entries):
-        every = "; ".join(f"{model}: {error}" for model, error in errors.items())
-        raise JobError(every + details)
+        raise JobError("; ".join(f"{model}: {error}" for model, error in errors.items()) + details)
     for model, error in errors.items():
-        print(escaped(f"{what}: {model}: {error}{details}"), file=sys.stderr)
+        print(escaped(f"{prefix}: {model}: {error}{details}"), file=sys.stderr)

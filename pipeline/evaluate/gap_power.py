@@ -1,7 +1,7 @@
-"""Power of BG-Gap: whether it can be shown that backgrounds tell the class, by a probe on a model's
-outputs.
+"""Power of BG-Gap: whether a probe can tell the class from a model's logits on backgrounds.
 
-Where it cannot, a gap near 0 says little about the model: it may have had nothing to rely on.
+If it cannot, a gap near 0 says little about the model, because the backgrounds may have given it
+nothing to rely on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.background_logits import PROBED, read_logits
+from pipeline.evaluate.background_logits import PROBED_VARIANT, read_logits
 from pipeline.evaluate.prediction_files import prediction_file
 from pipeline.evaluate.predictions import EvalImages
 from pipeline.evaluate.result_files import (
@@ -27,23 +27,24 @@ from transforms.power import power_of_outputs
 from transforms.scoring import PAPER_RULE
 
 POWER_VERSION = 2
-"""Raised by hand when the probe would say something else of the same outputs."""
+"""Raised by hand when the probe would return other figures for the same logits."""
 
 
-def power_of(
+def measure_power(
     dataset: Dataset, images: EvalImages, metadata: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """The `power` part of a model's summary, from the outputs that were kept. It is stored with
-    the model, since the probe of 5,000 pictures takes a second; what is there of the same outputs
-    is taken over.
+    """Fits the probe to a model's stored logits: the `power` part of its summary.
+
+    A probe of 5,000 pictures takes a second, so the row is stored in model.json, and reused while
+    the logits are the same.
 
     Args:
-      dataset: that it was evaluated on.
-      images: that it was tested on.
+      dataset: the dataset that the model was evaluated on.
+      images: the images that it was tested on.
       metadata: the model, and how it was run.
 
     Returns:
-      One row, as `pipeline.report.tables` lists it; none where no outputs were kept, or too few to
+      One row, with the columns of the table `power`; none if no logits were kept, or too few to
       hold some out.
     """
     store, shards = dataset.store, dataset.shards(metadata["evaluation"]["split"])
@@ -51,20 +52,20 @@ def power_of(
     kept = read_logits(store, paths)
     if kept is None:
         return []
-    places = images.positions(pa.chunked_array([pa.array(kept.keys)]))
-    units = [images.units[place] for place in places.tolist()]
-    identity = fingerprint(POWER_VERSION, kept.of, kept.keys, units)
+    positions = images.positions(pa.chunked_array([pa.array(kept.keys)]))
+    units = [images.units[position] for position in positions.tolist()]
+    inputs = fingerprint(POWER_VERSION, kept.of, kept.keys, units)
     folder = result_folder(metadata["model"], metadata["evaluation"])
-    before = read_result(store, result_file(folder, "model")) or {}
-    rows: list[dict[str, Any]] = before.get("power", [])
-    if [row["fingerprint"] for row in rows] == [identity]:
+    previous = read_result(store, result_file(folder, "model")) or {}
+    rows: list[dict[str, Any]] = previous.get("power", [])
+    if [row["fingerprint"] for row in rows] == [inputs]:
         return rows
     power = power_of_outputs(kept.logits, kept.labels, units)
     if power is None:
         return []
     return [
         {
-            "variant": PROBED,
+            "variant": PROBED_VARIANT,
             "images": power.images,
             "units": power.units,
             "accuracy": power.accuracy,
@@ -72,34 +73,34 @@ def power_of(
             "ci_high": power.high,
             "chance": power.chance,
             "has_power": power.has_power,
-            "fingerprint": identity,
+            "fingerprint": inputs,
         }
     ]
 
 
 def describe_power(summaries: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A line if the outputs of some models do not show that backgrounds tell the class."""
-    probes, near = [], []
+    """Returns a line that names the models whose probe did not beat chance; none without any."""
+    probes, near_zero = [], []
     for summary in summaries:
         for row in summary["power"]:
             if not row["has_power"]:
                 name = display_name(summary)
-                said = interval(row["accuracy"], row["ci_low"], row["ci_high"])
-                probes.append(f"{name} (probe {said} %, chance {100 * row['chance']:.1f} %)")
-                near += [name] if is_gap_near_zero(summary) else []
+                accuracy = interval(row["accuracy"], row["ci_low"], row["ci_high"])
+                probes.append(f"{name} (probe {accuracy} %, chance {100 * row['chance']:.1f} %)")
+                near_zero += [name] if is_gap_near_zero(summary) else []
     if not probes:
         return []
     line = f"we could not show that backgrounds tell the class here: {', '.join(probes)}"
-    if near:
+    if near_zero:
         line += (
-            f"; so a BG-Gap whose interval includes 0, as of {', '.join(near)}, says little about "
-            "the model"
+            f"; so a BG-Gap whose interval includes 0, as for {', '.join(near_zero)}, says little "
+            "about the model"
         )
     return [line]
 
 
 def is_gap_near_zero(summary: Mapping[str, Any]) -> bool:
-    """Whether the interval of a model's BG-Gap, by the paper's label rule, includes 0."""
+    """Returns whether the interval of a model's BG-Gap, by the paper's label rule, includes 0."""
     return any(
         row["label_rule"] == PAPER_RULE and row["ci_low"] <= 0 <= row["ci_high"]
         for row in summary["gaps"]

@@ -1,13 +1,14 @@
-"""The stage that runs models: evaluation, attack, saliency and accuracy on ImageNet are its users.
+"""The Beam stage that runs models, for evaluation, attack, saliency and accuracy on ImageNet.
 
-    dataset -> Blocks -> Look -> (what is left) -> RunModels -> SumUp, for each model -> Finish
+    dataset -> Blocks -> Look -> (blocks left to run) -> RunModels -> SumUp (per model) -> Finish
 
-A block is a model on a group of units (`pipeline.evaluate.work`): a runner can balance blocks, and
-a lost worker loses one. What is there already is found without loading a model, wherever it is
-known which model an entry means, and before the step that asks for machines with an accelerator.
+A block is a model on a group of units (`pipeline.evaluate.work`), so that a runner can balance
+blocks and a lost worker loses only one. If an earlier run recorded which weights an entry stands
+for, Look finds its finished units without loading the model, before RunModels asks for machines
+with an accelerator.
 
-Not Beam's RunInference: importing it imports torch (Beam 2.77), which a job with nothing to do
-must not wait for.
+Beam's RunInference is not used, because importing it imports torch (Beam 2.77), which a job with
+nothing to do must not wait for.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Block:
     """A model on a group of units.
 
     Attributes:
-      order: the model's place among the models.
+      order: position of the model among the models.
       group: number of the group.
     """
 
@@ -59,12 +60,12 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class BlockDone:
-    """A block whose units are all there.
+    """A block whose units are all done.
 
     Attributes:
-      order: as of the block.
-      metadata: which model it is, JSON; None for one that the stage is not for.
-      units: numbers of its units.
+      order: as `Block.order`.
+      metadata: the model and its settings as JSON; None if the stage does not apply to it.
+      units: numbers of the group's units.
     """
 
     order: int
@@ -74,10 +75,10 @@ class BlockDone:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSummary:
-    """A model of which all is said.
+    """A model whose result is written.
 
     Attributes:
-      names: its entry of `--models`, and its own name where that is known.
+      names: its entry of `--models`, and its own name if known.
     """
 
     names: tuple[str, ...]
@@ -87,7 +88,7 @@ _Result = BlockDone | FailedModel
 
 
 class _Step(beam.DoFn):
-    """A step of the stage, with the dataset as it is when its bundle begins."""
+    """A step of the stage, which opens the dataset again in every bundle."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -97,37 +98,38 @@ class _Step(beam.DoFn):
         self._dataset = None
 
     def dataset(self) -> Dataset:
-        """The finished dataset."""
+        """Opens the finished dataset, once in a bundle."""
         if self._dataset is None:
             self._dataset = Dataset.open(self.work.evaluation.store)
         return self._dataset
 
     def tally(self, block: Block, unit: int) -> UnitTally:
-        """What is counted of a unit."""
+        """Returns the counters of a unit."""
         progress, stage = self.work.evaluation.progress, self.work.stage
         return UnitTally(progress, stage, f"{block.order}-{unit:05d}")
 
-    def count_found(self, block: Block, of_model: ModelWork, units: Iterable[int]) -> None:
-        """Counts units that are there, also where an earlier attempt of this job has made them."""
+    def count_existing(self, block: Block, model_work: ModelWork, units: Iterable[int]) -> None:
+        """Counts finished units: as made if an earlier attempt of this job made them, else as
+        kept."""
         progress, stage = self.work.evaluation.progress, self.work.stage
         noted = set(progress.store.walk(UnitTally.folder(progress, stage)))
         for unit in units:
             tally = self.tally(block, unit)
             if tally.path in noted and tally.recall():
                 tally.end()
-                path = of_model.path(unit)
-                count_bytes(path, of_model.store.size(path) or 0)
+                path = model_work.path(unit)
+                count_bytes(path, model_work.store.size(path) or 0)
             else:
                 count(f"{self.work.unit_name}_kept")
 
     def units_of(self, group: int) -> tuple[int, ...]:
-        """Rising numbers of a group's units."""
+        """Returns the numbers of a group's units, in rising order."""
         groups = self.work.evaluation.groups
         return tuple(unit for unit in self.work.units(self.dataset()) if unit % groups == group)
 
 
 class MakeBlocks(_Step):
-    """Dataset fingerprint -> Blocks, model after model."""
+    """Dataset fingerprint -> Blocks, model by model."""
 
     def process(self, _: str) -> Iterator[Block]:
         evaluation = self.work.evaluation
@@ -137,22 +139,22 @@ class MakeBlocks(_Step):
 
 
 class FindDone(_Step):
-    """Block -> a BlockDone if all of it is there, or a FailedModel; what is left goes to an output
-    of its own."""
+    """Block -> a BlockDone if all its units are done, or a FailedModel; else the Block, in the
+    output `left`."""
 
     def process(self, block: Block) -> list[_Result | beam.pvalue.TaggedOutput]:
         work, progress = self.work, self.work.evaluation.progress
         with timed(work.stage):
             units = self.units_of(block.group)
-            found = self._find(block, units)
-            if found is not None:
-                return [found]
+            result = self._find(block, units)
+            if result is not None:
+                return [result]
             total = sum(work.size(self.dataset(), unit) for unit in units)
             progress.note_total(work.stage, f"{block.order}-{block.group}", total)
         return [beam.pvalue.TaggedOutput("left", block)]
 
     def _find(self, block: Block, units: tuple[int, ...]) -> _Result | None:
-        """What needs no model in memory."""
+        """Returns the result of a block if that is known without loading the model."""
         work, evaluation = self.work, self.work.evaluation
         entry = evaluation.models[block.order]
         if work.refuses_overlap:
@@ -164,12 +166,12 @@ class FindDone(_Step):
         if model is None:
             return None
         metadata = work.describe(self.dataset(), model)
-        of_model = work.begin(self.dataset(), metadata)
-        if of_model is None:
+        model_work = work.for_model(self.dataset(), metadata)
+        if model_work is None:
             return BlockDone(block.order, None, units)
-        if not all(of_model.is_there(unit) for unit in units):
+        if not all(model_work.is_done(unit) for unit in units):
             return None
-        self.count_found(block, of_model, units)
+        self.count_existing(block, model_work, units)
         return BlockDone(block.order, json.dumps(metadata, sort_keys=True), units)
 
 
@@ -180,12 +182,12 @@ class RunModels(_Step):
         keep_freed_memory()
 
     def teardown(self) -> None:
-        # Beam calls it where no block came, too, and torch was not waited for.
+        # Beam also calls this where no block arrived, so torch may not have been imported.
         if resident := sys.modules.get("pipeline.evaluate.resident"):
             resident.forget_pictures()
 
     def process(self, block: Block) -> list[_Result]:
-        # Only machines that run models wait for torch.
+        # Imported here, so that only machines that run models wait for torch.
         from pipeline.evaluate.resident import in_memory
 
         work, evaluation = self.work, self.work.evaluation
@@ -209,59 +211,60 @@ class RunModels(_Step):
 
         work, evaluation = self.work, self.work.evaluation
         metadata = work.describe(self.dataset(), model)
-        of_model = work.begin(self.dataset(), metadata)
-        if of_model is None:
+        model_work = work.for_model(self.dataset(), metadata)
+        if model_work is None:
             self._note_done(block, units)
             return BlockDone(block.order, None, units)
-        folder = result_folder(model.name, evaluation.how)
+        folder = result_folder(model.name, evaluation.eval_settings)
         with held(evaluation.store, model_lock(folder, block.group)) as store:
             with timed(work.stage):
-                missing = [unit for unit in units if not of_model.is_there(unit)]
-            found = sorted(set(units).difference(missing))
-            self.count_found(block, of_model, found)
-            self._note_done(block, found)
+                missing = [unit for unit in units if not model_work.is_done(unit)]
+            existing = sorted(set(units).difference(missing))
+            self.count_existing(block, model_work, existing)
+            self._note_done(block, existing)
             if missing:
                 with on_device(model, evaluation, block.group) as predictor, timed(work.stage):
-                    self._make(store, block, of_model, predictor, units, missing)
+                    self._run_missing(store, block, model_work, predictor, units, missing)
         return BlockDone(block.order, json.dumps(metadata, sort_keys=True), units)
 
-    def _make(
+    def _run_missing(
         self,
         store: Store,
         block: Block,
-        of_model: ModelWork,
+        model_work: ModelWork,
         predictor: Predictor,
         units: tuple[int, ...],
         missing: list[int],
     ) -> None:
-        """Makes what is missing, and writes each file while the next is made."""
+        """Runs the model on the missing units, and writes each file while the next is computed."""
         work = self.work
         meters = {unit: self._meter(block, unit) for unit in missing}
-        tallies = {unit: self._tally_of_missing(block, unit) for unit in missing}
+        tallies = {unit: self._resume_tally(block, unit) for unit in missing}
 
         def note(unit: int, new: int, done: int) -> None:
             tallies[unit].add(work.pictures_name, new)
             meters[unit].add(done)
 
-        making = of_model.make(predictor, units, missing, note)
+        outputs = model_work.run(predictor, units, missing, note)
         try:
-            with contextlib.closing(making), _Writer() as writer:
-                for made in making:
-                    if made.is_whole:
-                        tallies[made.unit].add(f"{work.unit_name}_made")
-                    tallies[made.unit].note()
-                    writer.write(store, of_model, made)
-                    if made.is_whole:
-                        meters[made.unit].end()
+            with contextlib.closing(outputs), _Writer() as writer:
+                for output in outputs:
+                    if output.is_complete:
+                        tallies[output.unit].add(f"{work.unit_name}_made")
+                    tallies[output.unit].note()
+                    writer.write(store, model_work, output)
+                    if output.is_complete:
+                        meters[output.unit].end()
         finally:
             for tally in tallies.values():
                 tally.end()
 
-    def _tally_of_missing(self, block: Block, unit: int) -> UnitTally:
-        """What is counted of a unit of which an earlier attempt may have made a part."""
+    def _resume_tally(self, block: Block, unit: int) -> UnitTally:
+        """Returns the counters of a missing unit, which continue those of an earlier attempt."""
         tally = self.tally(block, unit)
         tally.recall()
-        # Of one that ended between the note and the file, nothing is there.
+        # The note precedes the file: an attempt that noted the unit as made and was killed before
+        # the file appeared left nothing, so its counts are dropped.
         return self.tally(block, unit) if tally[f"{self.work.unit_name}_made"] else tally
 
     def _meter(self, block: Block, unit: int) -> Meter:
@@ -275,29 +278,30 @@ class RunModels(_Step):
 
 
 class _Writer:
-    """Writes files in the background, one after another; at the end of the block all are there."""
+    """Writes files in the background, one at a time; leaving the context waits for the last."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
-        self._last: tuple[Future[FileDigest], bool] | None = None
+        self._pending: tuple[Future[FileDigest], bool] | None = None
 
     def __enter__(self) -> _Writer:
         return self
 
-    def write(self, store: Store, of_model: ModelWork, made: UnitOutput) -> None:
-        """Writes the file of a unit; errors come with the next call, or the end of the block."""
+    def write(self, store: Store, model_work: ModelWork, output: UnitOutput) -> None:
+        """Starts writing a unit's file. Errors are raised by the next call, or on leaving."""
         self._finish()
-        path, fingerprint = of_model.path(made.unit), of_model.fingerprint(made)
-        writing = self._pool.submit(write_table, store, path, made.table, fingerprint)
-        self._last = writing, made.is_whole
+        path, fingerprint = model_work.path(output.unit), model_work.fingerprint_to_store(output)
+        writing = self._pool.submit(write_table, store, path, output.table, fingerprint)
+        self._pending = writing, output.is_complete
 
     def _finish(self) -> None:
-        if self._last is not None:
-            writing, is_whole = self._last
-            self._last = None
+        if self._pending is not None:
+            writing, is_complete = self._pending
+            self._pending = None
             digest = writing.result()
-            # Counters belong to the thread that Beam has called; what is not whole is replaced.
-            count_written([digest] if is_whole else [])
+            # Beam's counters must be updated in the thread that Beam called, not in the pool's.
+            # A partial file does not count, because the complete one replaces it.
+            count_written([digest] if is_complete else [])
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
@@ -308,58 +312,61 @@ class _Writer:
 
 
 class SummarizeModel(_Step):
-    """(a model's place, what its blocks have given) -> SummedUp, or a FailedModel."""
+    """(order of a model, results of its blocks) -> a ModelSummary, or a FailedModel."""
 
     def process(self, element: tuple[int, Iterable[_Result]]) -> list[ModelSummary | FailedModel]:
         work, results = self.work, list(element[1])
         entry = work.evaluation.models[element[0]]
         failed = [result for result in results if isinstance(result, FailedModel)]
         if failed:
-            return [min(failed, key=lambda one: (one.error, one.model))]
-        done = [result for result in results if isinstance(result, BlockDone)]
-        units = sorted(unit for one in done for unit in one.units)
+            return [min(failed, key=lambda failure: (failure.error, failure.model))]
+        blocks = [result for result in results if isinstance(result, BlockDone)]
+        units = sorted(unit for block in blocks for unit in block.units)
         if units != list(work.units(self.dataset())):
             raise JobError(
                 f"{entry}: {work.stage} of {len(units)} of {len(work.units(self.dataset()))} parts "
                 "arrived. Run the same command again to go on"
             )
-        abouts = {one.metadata for one in done}
-        if len(abouts) > 1:
+        descriptions = {block.metadata for block in blocks}
+        if len(descriptions) > 1:
             raise JobError(
                 f"{entry} has changed while it was run. Run the same command again to go on"
             )
-        said = abouts.pop()
-        if said is None:
+        description = descriptions.pop()
+        if description is None:
             return [ModelSummary((entry,))]
         with timed(work.stage):
-            metadata = json.loads(said)
-            work.sum_up(self.dataset(), metadata, entry)
+            metadata = json.loads(description)
+            work.summarize(self.dataset(), metadata, entry)
         return [ModelSummary((entry, metadata["model"]))]
 
 
 class FinishModels(_Step):
-    """(dataset fingerprint, all of SumUp's results as a side input) -> the fingerprint, once.
+    """(dataset fingerprint, all results of SumUp as a side input) -> the fingerprint, once.
 
-    Notes which models failed."""
+    Records which models failed."""
 
     def process(self, dataset: str, results: Iterable[ModelSummary | FailedModel]) -> list[str]:
         work, evaluation = self.work, self.work.evaluation
         results = list(results)
         failed = [result for result in results if isinstance(result, FailedModel)]
-        succeeded = [name for one in results if isinstance(one, ModelSummary) for name in one.names]
+        summaries = [result for result in results if isinstance(result, ModelSummary)]
+        succeeded = [name for summary in summaries for name in summary.names]
         count(f"{work.stage}_failed", len(failed))
-        failed.sort(key=lambda one: one.order)
-        note_failures(evaluation.store, dataset, work.stage, evaluation.how, failed, succeeded)
+        failed.sort(key=lambda failure: failure.order)
+        note_failures(
+            evaluation.store, dataset, work.stage, evaluation.eval_settings, failed, succeeded
+        )
         evaluation.store.remove_temporary()
         return [dataset]
 
 
 class ModelStage(beam.PTransform):
-    """Runs models on a finished dataset: its fingerprint -> the same, one element, when all that
-    is said of them is written.
+    """Runs models on a finished dataset: its fingerprint -> the same fingerprint, emitted once all
+    results are written.
 
     Args:
-      work: of the stage.
+      work: the stage to run.
     """
 
     def __init__(self, work: Work) -> None:
@@ -371,26 +378,26 @@ class ModelStage(beam.PTransform):
         look = beam.ParDo(FindDone(work)).with_output_types(_Result, left=Block)
         run = beam.ParDo(RunModels(work)).with_output_types(_Result)
         hints = dict(work.evaluation.hints)
-        there, left = (
+        existing, left = (
             dataset
             | "Blocks" >> beam.ParDo(MakeBlocks(work)).with_output_types(Block)
             | "Spread" >> beam.Reshuffle()
-            | "Look" >> look.with_outputs("left", main="there")
+            | "Look" >> look.with_outputs("left", main="done")
         )
-        made = (
+        new = (
             left
             | "SpreadLeft" >> beam.Reshuffle()
             | "RunModels" >> (run.with_resource_hints(**hints) if hints else run)
         )
-        summed_up = (
-            (there, made)
+        summaries = (
+            (existing, new)
             | "Together" >> beam.Flatten()
             | "ByModel" >> beam.WithKeys(_order_of).with_output_types(tuple[int, _Result])
             | "GatherModel" >> beam.GroupByKey()
             | "SumUp"
             >> beam.ParDo(SummarizeModel(work)).with_output_types(ModelSummary | FailedModel)
         )
-        finish = beam.ParDo(FinishModels(work), results=beam.pvalue.AsList(summed_up))
+        finish = beam.ParDo(FinishModels(work), results=beam.pvalue.AsList(summaries))
         return dataset | "Finish" >> finish.with_output_types(str)
 
 

@@ -1,4 +1,4 @@
-"""Which predictions a model has of a shard: where they lie, and what they are of. Without Beam."""
+"""Paths and fingerprints of a model's predictions on a shard; does not import Beam."""
 
 from __future__ import annotations
 
@@ -12,52 +12,54 @@ from pipeline.evaluate.result_files import result_folder, result_shard
 from transforms.variants import is_picture
 
 ModelMetadata = Mapping[str, Any]
-"""Which model, and how it is run: of `pipeline.evaluate.evaluation.describe_model`."""
+"""The model, and how it is run, as `pipeline.evaluate.evaluation.describe_model` returns it."""
 
 
 def evaluated_variants(dataset: Dataset, metadata: ModelMetadata | None = None) -> tuple[str, ...]:
-    """The variants that a model is evaluated on: those that it names, or else all, replicates
-    among them."""
+    """Returns the variants that a model is evaluated on, replicates included: those listed in its
+    `variants` if it has that entry, else all of the dataset."""
     if metadata is not None and "variants" in metadata:
         return tuple(metadata["variants"])
     return tuple(name for name in dataset.variants if is_picture(name))
 
 
 def prediction_file(metadata: ModelMetadata, shard: int) -> str:
-    """Where the predictions of a model on a shard lie."""
+    """Returns the path of a model's predictions on a shard."""
     folder = result_folder(metadata["model"], metadata["evaluation"])
     return result_shard(folder, "predictions", metadata["evaluation"]["split"], shard)
 
 
-def predictions_of(dataset: Dataset, metadata: ModelMetadata, shard: int) -> dict[str, str]:
-    """By variant, what identifies a model's predictions on a shard as it is: their column `of`.
+def prediction_fingerprints(
+    dataset: Dataset, metadata: ModelMetadata, shard: int
+) -> dict[str, str]:
+    """Returns the values of the column `of` that valid predictions on a shard have, by variant.
 
     Args:
-      dataset: that the shard is of.
+      dataset: the dataset.
       metadata: the model, and how it is run.
       shard: number of the output shard.
     """
-    run = metadata["evaluation"]
-    how = [
+    settings = metadata["evaluation"]
+    shared_inputs = [
         *(metadata[name] for name in ("model", "weights_sha256", "preprocessing")),
-        {name: run[name] for name in ("precision", "eval_input")},
+        {name: settings[name] for name in ("precision", "eval_input")},
         metadata["evaluate_version"],
-        # Groups may change where pictures do not.
-        *([sorted(tested_keys(dataset, metadata, shard))] if run["holdout"] else []),
+        # A changed group moves images into or out of the holdout without changing any picture.
+        *([sorted(tested_keys(dataset, metadata, shard))] if settings["holdout"] else []),
         *dataset.custom_taxonomy,
     ]
     return {
         variant: fingerprint(
-            how,
+            shared_inputs,
             variant,
-            [file.sha256 for file in dataset.shard_files(run["split"], shard, (variant,))],
+            [file.sha256 for file in dataset.shard_files(settings["split"], shard, (variant,))],
         )
         for variant in evaluated_variants(dataset, metadata)
     }
 
 
 def tested_keys(dataset: Dataset, metadata: ModelMetadata, shard: int) -> frozenset[str]:
-    """Keys of the images of a shard that a model is tested on."""
-    run = metadata["evaluation"]
-    rows = selected_rows(dataset, run["split"], Holdout(run["holdout"]), shard)
+    """Returns the keys of a shard's images that a model is tested on."""
+    settings = metadata["evaluation"]
+    rows = selected_rows(dataset, settings["split"], Holdout(settings["holdout"]), shard)
     return frozenset(row["key"] for row in rows)

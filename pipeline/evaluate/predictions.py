@@ -1,7 +1,7 @@
-"""Answers: a model's predictions, sorted by label rule and variant, images in one order.
+"""Reads a model's predictions: by label rule and variant, with images in the order of their keys.
 
-Predictions name their background by key alone; its class and unit, and the size of the foreground,
-come from the dataset's index.
+Stored predictions name their background only by key; its class and unit, and the size of the
+foreground, come from the dataset's index.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ from numpy.typing import NDArray
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
-from pipeline.evaluate.prediction_files import evaluated_variants, prediction_file, predictions_of
+from pipeline.evaluate.prediction_files import (
+    evaluated_variants,
+    prediction_file,
+    prediction_fingerprints,
+)
 from pipeline.evaluate.result_files import PREDICTION_SCHEMA, read_results
 from pipeline.storage.state_files import parse_parquet, read_intact, read_table
 from pipeline.storage.store import Store
@@ -33,17 +37,17 @@ from transforms.variants import EXTERNAL, MIXED, base_of
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvalImages:
-    """The selected images of a split, or those of them that are tested on.
+    """The images of a split to test on: all n selected ones, or the held-out share.
 
     Attributes:
       keys: (n,) strings, sorted.
       labels: (n,) int16.
-      fg_fraction: (n,) float64, not a number where images are not cut apart.
-      background_keys: (m,) strings, sorted: all selected images, which give backgrounds also
-        where they are not tested on.
+      fg_fraction: (n,) float64, NaN where images are not cut apart.
+      background_keys: (m,) strings, sorted: all selected images, because images that are not
+        tested on still serve as backgrounds.
       background_labels: (m,) int16.
-      units: (n,) what counts as one: the group of each image, or its key without one.
-      background_units: (m,) int64, numbers that tell apart the units of all selected images.
+      units: (n,) the unit of resampling: the group of each image, or its key if it has no group.
+      background_units: (m,) int64, a number for the unit of each selected image.
     """
 
     keys: pa.Array
@@ -56,12 +60,12 @@ class EvalImages:
 
     @classmethod
     def read(cls, dataset: Dataset, split: str, holdout: float = 0.0) -> EvalImages:
-        """Reads a split's index, a few columns of it.
+        """Reads the images from a split's index.
 
         Args:
           dataset: the dataset.
           split: its split.
-          holdout: share of the images that is tested on, 0 for all of them.
+          holdout: share of the images to test on, 0 for all of them.
         """
         shards = dataset.shards(split)
         tables = [
@@ -72,7 +76,7 @@ class EvalImages:
             )
             for shard in shards
         ]
-        # Indices of shards differ in their metadata.
+        # The metadata differ between shards and would not concatenate.
         table = pa.concat_tables([table.replace_schema_metadata() for table in tables])
         pool = table.filter(table["selected"]).sort_by("key").combine_chunks()
         keys = pool["key"].to_pylist()
@@ -92,8 +96,9 @@ class EvalImages:
 
     @functools.cached_property
     def unit_numbers(self) -> NDArray[np.int64]:
-        """(n,) the same numbers, of the images that are tested on."""
-        return self.background_units[_places(pa.chunked_array([self.keys]), self.background_keys)]
+        """(n,) `background_units` of the tested images."""
+        positions = _positions(pa.chunked_array([self.keys]), self.background_keys)
+        return self.background_units[positions]
 
     @property
     def unit_count(self) -> int:
@@ -101,14 +106,14 @@ class EvalImages:
         return len(set(self.units))
 
     def positions(self, keys: pa.ChunkedArray) -> NDArray[np.int64]:
-        """Place of each key among the images, -1 for null and for no image of ours."""
-        return _places(keys, self.keys)
+        """Returns the position of each key among the images; -1 for null or an unknown key."""
+        return _positions(keys, self.keys)
 
 
-def pictures_of(dataset: Dataset, split: str, variants: tuple[str, ...]) -> str:
-    """What results of whole splits are of: fingerprint of the variants' files, of the classes, and
-    of which images are of one group. Results of the same are of the dataset as it is, whatever
-    else has changed in it."""
+def split_fingerprint(dataset: Dataset, split: str, variants: tuple[str, ...]) -> str:
+    """Returns a fingerprint of all that results on a whole split depend on: the variants' files,
+    the classes, and the groups of images. While it stays the same, results stay valid, whatever
+    else changes in the dataset."""
     images = EvalImages.read(dataset, split)
     files = [
         file.sha256
@@ -118,80 +123,80 @@ def pictures_of(dataset: Dataset, split: str, variants: tuple[str, ...]) -> str:
     return fingerprint(files, images.units, *dataset.custom_taxonomy)
 
 
-def results_of(
+def read_current_results(
     dataset: Dataset, name: str, variants_of: Callable[[Mapping[str, Any]], tuple[str, ...]]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Results of all models that say what they are `of`, in order of their folder.
+    """Reads the results of all models that are still valid, in order of their folder.
 
     Args:
-      dataset: as it is.
-      name: as for `result_file`.
-      variants_of: whose pictures a result is of.
+      dataset: the dataset.
+      name: of the results, as for `result_file`; their field `of` is a `split_fingerprint`.
+      variants_of: returns the variants that a result was computed from.
 
     Returns:
-      (results of the pictures that the dataset holds, with its fingerprint; names of models whose
-      results are of others).
+      (results on the dataset's present pictures, with its fingerprint; names of models whose
+      results are on other pictures).
     """
-    known = functools.cache(functools.partial(pictures_of, dataset))
-    current, others = [], []
-    for found in read_results(dataset.store, name):
-        split = found["evaluation"]["split"]
-        is_there = split in dataset.manifest.shards
-        if is_there and found["of"] == known(split, variants_of(found)):
-            current.append({**found, "dataset": dataset.manifest.fingerprint})
+    expected = functools.cache(functools.partial(split_fingerprint, dataset))
+    current, stale = [], []
+    for result in read_results(dataset.store, name):
+        split = result["evaluation"]["split"]
+        is_known_split = split in dataset.manifest.shards
+        if is_known_split and result["of"] == expected(split, variants_of(result)):
+            current.append({**result, "dataset": dataset.manifest.fingerprint})
         else:
-            others.append(found["model"])
-    return current, others
+            stale.append(result["model"])
+    return current, stale
 
 
-def _places(keys: pa.ChunkedArray, known: pa.Array) -> NDArray[np.int64]:
-    found = pc.index_in(keys, value_set=known, skip_nulls=True)
-    return np.asarray(pc.fill_null(found, -1).to_numpy()).astype(np.int64)
+def _positions(keys: pa.ChunkedArray, known: pa.Array) -> NDArray[np.int64]:
+    positions = pc.index_in(keys, value_set=known, skip_nulls=True)
+    return np.asarray(pc.fill_null(positions, -1).to_numpy()).astype(np.int64)
 
 
 def _read_columns(store: Store, path: str, columns: list[str]) -> pa.Table:
-    """Those of the columns that a file has."""
+    """Reads columns of a file, without those that it does not have."""
 
     def read(source: Any) -> pa.Table:
         with pq.ParquetFile(source) as file:
-            there = set(file.schema_arrow.names)
-            return file.read(columns=[name for name in columns if name in there])
+            existing = set(file.schema_arrow.names)
+            return file.read(columns=[name for name in columns if name in existing])
 
     return parse_parquet(store, path, read)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
-    """A model's answers under one label rule, in the order of the images.
+    """A model's predictions under one label rule, in the order of the images.
 
     Attributes:
       labels: (n,) int16 true labels.
-      predictions: (n,) int16 of each variant, replicates among them, in the dataset's order.
-      bg_labels: (n,) int16 class of the background, of each mixed variant but those on scenes,
-        whose class nobody knows; `OUTSIDE` where an import does not know it.
-      bg_units: (n,) int64 of each variant with another image's background or with scenes: as
-        `EvalImages.background_units`, or another number for each scene, and for each background
-        that an import does not know.
+      predicted: by variant, in the dataset's order and with replicates: (n,) int16 labels.
+      bg_labels: by mixed variant: (n,) int16 classes of the backgrounds, `OUTSIDE` if an imported
+        dataset does not say. Variants on scenes have none, because scenes have no class.
+      bg_units: by variant whose backgrounds are other images or scenes: (n,) int64 as
+        `EvalImages.background_units`. Each scene, and each background that an imported dataset
+        does not name, has a negative number of its own.
     """
 
     labels: NDArray[np.int16]
-    predictions: dict[str, NDArray[np.int16]]
+    predicted: dict[str, NDArray[np.int16]]
     bg_labels: dict[str, NDArray[np.int16]]
     bg_units: dict[str, NDArray[np.int64]]
 
     def correct(self, variant: str) -> NDArray[np.bool_]:
-        """(n,) whether each prediction is right."""
-        return np.asarray(self.predictions[variant] == self.labels)
+        """Returns (n,) whether each prediction is right."""
+        return np.asarray(self.predicted[variant] == self.labels)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelPredictions:
-    """What a model answered, as far as its predictions are of the dataset as it is.
+    """A model's valid predictions on a dataset.
 
     Attributes:
-      by_rule: by label rule; of the variants that are there.
-      missing: variants of which predictions are missing, or of other pictures.
-      devices: what the predictions were made on, sorted.
+      by_rule: by label rule, of the variants that are completely predicted.
+      missing: variants with predictions missing, or only on earlier pictures.
+      devices: devices that the predictions were made on, sorted.
     """
 
     by_rule: dict[str, Predictions]
@@ -205,10 +210,10 @@ _COLUMNS = ["label_rule", "variant", "fg_key", "bg_key", "label", "prediction", 
 def read_predictions(
     dataset: Dataset, images: EvalImages, metadata: Mapping[str, Any]
 ) -> ModelPredictions:
-    """Reads a model's answers.
+    """Reads a model's valid predictions on a dataset.
 
     Args:
-      dataset: as it is.
+      dataset: the dataset.
       images: of the split that the model was run on.
       metadata: the model, and how it was run.
 
@@ -219,7 +224,7 @@ def read_predictions(
     tables = [
         PREDICTION_SCHEMA.empty_table().select(_COLUMNS),
         *(
-            _still_true(dataset, metadata, shard)
+            _read_current(dataset, metadata, shard)
             for shard in dataset.shards(metadata["evaluation"]["split"])
         ),
     ]
@@ -227,9 +232,9 @@ def read_predictions(
     return predictions_in_table(predictions, images, evaluated_variants(dataset, metadata))
 
 
-def _still_true(dataset: Dataset, metadata: Mapping[str, Any], shard: int) -> pa.Table:
-    """Predictions on a shard that are of the pictures that are there; none of a file that is
-    missing, or damaged."""
+def _read_current(dataset: Dataset, metadata: Mapping[str, Any], shard: int) -> pa.Table:
+    """Reads the predictions on a shard's present pictures; none if the file is missing or
+    damaged."""
     path = prediction_file(metadata, shard)
 
     def read() -> pa.Table:
@@ -238,13 +243,14 @@ def _still_true(dataset: Dataset, metadata: Mapping[str, Any], shard: int) -> pa
     table = read_intact(dataset.store, path, read)
     if table is None:
         return PREDICTION_SCHEMA.empty_table().select(_COLUMNS)
-    wanted = predictions_of(dataset, metadata, shard)
-    variants, of = (_codes(table[name]) for name in ("variant", "of"))
-    # By the number of a variant, that of what its predictions are to be of.
-    numbers = {number: of[0].get(wanted.get(name, ""), -1) for name, number in variants[0].items()}
-    expected = np.asarray([numbers[number] for number in range(len(numbers))], np.int32)
-    is_true = of[1] == expected[variants[1]] if len(table) else np.zeros(0, np.bool_)
-    return table.filter(pa.array(is_true))
+    fingerprints = prediction_fingerprints(dataset, metadata, shard)
+    (variant_codes, variants), (of_codes, of) = (_codes(table[name]) for name in ("variant", "of"))
+    # Indexed by the code of a variant: the code of the `of` that its valid predictions have.
+    expected = np.asarray(
+        [of_codes.get(fingerprints.get(variant, ""), -1) for variant in variant_codes], np.int32
+    )
+    is_current = of == expected[variants] if len(table) else np.zeros(0, np.bool_)
+    return table.filter(pa.array(is_current))
 
 
 def predictions_in_table(
@@ -255,62 +261,58 @@ def predictions_in_table(
     Args:
       predictions: columns `label_rule`, `variant`, `fg_key`, `bg_key`, `prediction`, `device`.
       images: of the same split.
-      variants: that are looked for.
+      variants: to look for.
 
     Raises:
       JobError: a background is not in the index.
     """
     foregrounds = images.positions(predictions["fg_key"])
-    backgrounds = _places(predictions["bg_key"], images.background_keys)
-    unknown = pc.is_null(predictions["bg_key"]).to_numpy()
-    others = _other_units(predictions["bg_key"])
-    prediction = predictions["prediction"].to_numpy().astype(np.int16)
-    rules, variants_of = (_codes(predictions[name]) for name in ("label_rule", "variant"))
+    backgrounds = _positions(predictions["bg_key"], images.background_keys)
+    is_unknown = pc.is_null(predictions["bg_key"]).to_numpy()
+    other_units = _other_units(predictions["bg_key"])
+    predicted = predictions["prediction"].to_numpy().astype(np.int16)
+    rule_codes, rules = _codes(predictions["label_rule"])
+    variant_codes, variants_of_rows = _codes(predictions["variant"])
     by_rule = {rule: Predictions(images.labels, {}, {}, {}) for rule in LABEL_RULES}
     missing = []
     for variant in variants:
-        of_variant = variants_of[1] == variants_of[0].get(variant, -1)
-        rows = [
-            np.flatnonzero(of_variant & (rules[1] == rules[0].get(rule, -1)))
-            for rule in LABEL_RULES
+        is_variant = variants_of_rows == variant_codes.get(variant, -1)
+        rows_by_rule = [
+            np.flatnonzero(is_variant & (rules == rule_codes.get(rule, -1))) for rule in LABEL_RULES
         ]
         expected = np.arange(len(images.keys))
-        if not all(np.array_equal(np.sort(foregrounds[of]), expected) for of in rows):
+        if not all(np.array_equal(np.sort(foregrounds[rows]), expected) for rows in rows_by_rule):
             missing.append(variant)
             continue
-        for answers, of_rule in zip(by_rule.values(), rows, strict=True):
-            in_order = of_rule[np.argsort(foregrounds[of_rule])]
-            answers.predictions[variant] = prediction[in_order]
+        for result, rows in zip(by_rule.values(), rows_by_rule, strict=True):
+            rows = rows[np.argsort(foregrounds[rows])]
+            result.predicted[variant] = predicted[rows]
             if base_of(variant) in MIXED:
-                known = backgrounds[in_order]
-                if (known[~unknown[in_order]] < 0).any():
+                positions, unknown = backgrounds[rows], is_unknown[rows]
+                if (positions[~unknown] < 0).any():
                     raise JobError(f"{variant} has backgrounds that are not in the index")
-                bg_labels, bg_units = (
-                    np.where(unknown[in_order], other, of_image[known])
-                    for other, of_image in (
-                        (OUTSIDE, images.background_labels),
-                        (others[in_order], images.background_units),
-                    )
+                bg_labels = np.where(unknown, OUTSIDE, images.background_labels[positions])
+                result.bg_labels[variant] = bg_labels.astype(np.int16)
+                result.bg_units[variant] = np.where(
+                    unknown, other_units[rows], images.background_units[positions]
                 )
-                answers.bg_labels[variant] = bg_labels.astype(np.int16)
-                answers.bg_units[variant] = bg_units
             elif base_of(variant) == EXTERNAL:
-                answers.bg_units[variant] = others[in_order]
+                result.bg_units[variant] = other_units[rows]
     devices = tuple(sorted(filter(None, pc.unique(predictions["device"]).to_pylist())))
     return ModelPredictions(by_rule, tuple(missing), devices)
 
 
 def _other_units(keys: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Numbers below 0 for the backgrounds of rows that are not of the dataset's images: the same
-    for rows of one scene, one of its own for each that names none."""
-    places = keys.combine_chunks().dictionary_encode().indices
-    of_scene = np.asarray(pc.fill_null(places, 0).to_numpy(zero_copy_only=False), np.int64)
+    """Numbers backgrounds that are none of the dataset's images, from -1 down: rows with the same
+    scene share a number, and each row without a key gets its own."""
+    codes = keys.combine_chunks().dictionary_encode().indices
+    scenes = np.asarray(pc.fill_null(codes, 0).to_numpy(zero_copy_only=False), np.int64)
     unnamed = len(keys) + np.arange(len(keys))
-    return -1 - np.where(pc.is_null(keys).to_numpy(), unnamed, of_scene)
+    return -1 - np.where(pc.is_null(keys).to_numpy(), unnamed, scenes)
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[dict[str, int], NDArray[np.int32]]:
-    """Number of each value of a column, and the (n,) numbers."""
+    """Returns the code of each value of a dictionary column, and the (n,) codes of its rows."""
     array = column.combine_chunks()
-    numbers = {value: number for number, value in enumerate(array.dictionary.to_pylist())}
-    return numbers, np.asarray(array.indices.to_numpy())
+    codes = {value: code for code, value in enumerate(array.dictionary.to_pylist())}
+    return codes, np.asarray(array.indices.to_numpy())

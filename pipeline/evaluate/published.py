@@ -1,6 +1,6 @@
-"""Figures that the authors have published: fractions, on their own, hand-cleaned images.
+"""Figures that the authors published, as fractions; they are on the authors' hand-cleaned images.
 
-Sources: paper = arXiv 2006.09994 v1, tables 2 and 5; README = of the authors' evaluation
+Sources: paper = arXiv 2006.09994 v1, tables 2 and 5; README = the README of the authors' evaluation
 repository; blog = their post on the paper.
 """
 
@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 
 FULL_GRID = 4050
-"""Images on either side of the authors' grid of foregrounds and backgrounds."""
+"""Number of foregrounds, and of backgrounds, in the authors' attack."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Published:
     """A pretrained model's published figures.
 
     Attributes:
-      name: as the source calls the model.
-      source: where.
+      name: the model's name in the source.
+      source: `paper` or `README`.
       architectures: names of the architecture in model libraries, without tags.
       accuracy: by variant.
       gap: BG-Gap.
@@ -94,7 +94,7 @@ TABLE_5_NAMES = {
     "original": "Original",
     "in9l": "IN-9L",
 }
-"""Columns of the paper's table 5, as it calls them."""
+"""Columns of the paper's table 5: variant to its name there."""
 _TABLE_5 = {
     "mixed_next": (78.07, 53.28, 48.49, 16.20, 11.19, 8.22, 59.60, 52.32, 46.44),
     "mixed_rand": (71.09, 71.53, 71.33, 26.72, 15.33, 14.62, 74.89, 73.23, 67.53),
@@ -119,33 +119,34 @@ CHALLENGE = {"ResNet-50": 0.223, "ResNet-50 (IN-9L)": 0.120}
 """Challenge accuracy on the full grid (README)."""
 
 FOOLED = 0.875
-"""Foregrounds of ResNet-50 that a background of another class turns into its own (paper, blog)."""
+"""Share of foregrounds that some background of another class makes ResNet-50 take for that class
+(paper, blog)."""
 
 FOOLED_BY_CLASS = (0.6177, 0.6422, 0.6747, 0.5494, 0.5311, 0.6655, 0.7319, 0.6383, 0.6969)
-"""By label: other-class foregrounds fooled by any background of the class (paper, IN-9L
-ResNet-50)."""
+"""By label: share of foregrounds of other classes that some background of the class makes the
+IN-9L ResNet-50 take for that class (paper)."""
 
 
 def published_for(architecture: str) -> tuple[Published, ...]:
-    """What is published of an architecture: `resnet50.a1_in1k`, `torchvision:resnet50`."""
+    """Finds published figures of an architecture (`resnet50.a1_in1k`, `torchvision:resnet50`)."""
     name = architecture.rpartition(":")[2].partition(".")[0]
     name = re.sub(r"^tf_", "", name)
     return tuple(entry for entry in PRETRAINED if name in entry.architectures)
 
 
 def trained_on(model: str, num_outputs: int) -> str | None:
-    """The variant that a checkpoint was trained on, if its file is called after it.
+    """Finds the variant that a checkpoint was trained on, by the name of its file.
 
     Args:
       model: `ARCH=FILE`, such as `resnet50=models/only_bg_t.pth`.
-      num_outputs: size of its head; only one output a superclass counts.
+      num_outputs: size of its head; figures are published only for one output per superclass.
 
     Returns:
-      A row of paper table 5, None for all other models.
+      A row of the paper's table 5; None for all other models.
 
     >>> trained_on("resnet50=models/resnet50-mixed_rand.pth", 9)
     'mixed_rand'
     """
     stem = os.path.splitext(model.partition("=")[2])[0]
-    found = [name for name in TRAINED if stem.endswith(name)]
-    return found[0] if found and num_outputs == len(FOOLED_BY_CLASS) else None
+    variants = [name for name in TRAINED if stem.endswith(name)]
+    return variants[0] if variants and num_outputs == len(FOOLED_BY_CLASS) else None

@@ -1,4 +1,4 @@
-"""Models in memory: two at most for each device of a process, of which one is on it."""
+"""Models in memory: a process holds at most two for each device, and only one is on the device."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ from transforms.taxonomy import Taxonomy
 _IN_MEMORY: Mapping[torch.device, threading.Semaphore] = collections.defaultdict(
     lambda: threading.BoundedSemaphore(2)
 )
-"""While one model works, the next one may be loaded."""
+"""Two models for each device, so that the next one loads while the first runs."""
 _LOADING = threading.Lock()
-"""Two models that are made at the same time would draw from one generator of random numbers."""
+"""Loads one model at a time, because models that are built concurrently would draw their initial
+weights from one random number generator."""
 _DEVICES: Mapping[torch.device, threading.Lock] = collections.defaultdict(threading.Lock)
 
 
@@ -36,19 +37,19 @@ _DEVICES: Mapping[torch.device, threading.Lock] = collections.defaultdict(thread
 def in_memory(
     entry: str, evaluation: Evaluation, taxonomy: Taxonomy, group: int = 0
 ) -> Iterator[LoadedModel]:
-    """Loads a model that may be run, and whose caller lets go of it with the block.
+    """Loads a model, once there is room for it. The caller must drop it when the context ends.
 
     Args:
       entry: of `--models`.
-      evaluation: how it is run, and beside which results.
-      taxonomy: its head must fit.
-      group: number of the group of shards that it is to run on.
+      evaluation: settings, and the dataset whose earlier results its weights must match.
+      taxonomy: the classes that its head must fit.
+      group: number of the group of shards to run it on.
 
     Raises:
-      ModelError: anything is wrong with the model.
+      ModelError: the model cannot be loaded, or must not be used.
     """
     with _IN_MEMORY[_device(evaluation, group)]:
-        # Of the one before, which its caller held to the end of its block.
+        # Frees the previous model, which its caller held until its context ended.
         free_memory()
         torch.set_num_threads(evaluation.threads)
         try:
@@ -66,15 +67,15 @@ def in_memory(
 
 @contextlib.contextmanager
 def on_device(model: LoadedModel, evaluation: Evaluation, group: int = 0) -> Iterator[Predictor]:
-    """Brings a model onto the device that it is run on, once that is free.
+    """Moves a model to its device, once the device is free.
 
     Args:
-      model: in memory.
-      evaluation: how it is run.
-      group: number of the group of shards that it is run on.
+      model: the model, in memory.
+      evaluation: its settings.
+      group: number of the group of shards to run it on.
 
     Raises:
-      ModelError: there is no such device, or not enough memory.
+      ModelError: there is no such device, or it has not enough memory.
     """
     with _DEVICES[_device(evaluation, group)]:
         try:
@@ -85,7 +86,7 @@ def on_device(model: LoadedModel, evaluation: Evaluation, group: int = 0) -> Ite
         try:
             yield predictor
         finally:
-            # The next one finds the device free.
+            # Makes room on the device for the next model.
             model.module.to("cpu")
             del predictor
             free_memory()
@@ -96,12 +97,12 @@ def _device(evaluation: Evaluation, group: int) -> torch.device:
 
 
 def _pixel_cache(evaluation: Evaluation) -> PixelCache:
-    """This process's, for evaluations of more than one model."""
+    """Returns the cache of this process; an empty one if there is no next model to use it."""
     if len(evaluation.models) == 1:
         return PixelCache(0)
     budget = evaluation.pixel_cache
     if budget is None:
-        # A runner may have a process for each core, and each may come to have a cache.
+        # A runner may start a process for each core, each with a cache of its own.
         budget = usable_memory() // 4 // usable_cores()
     return _cache_of(budget, evaluation.predict.on_this_machine().device == "cuda")
 
@@ -117,18 +118,17 @@ def forget_pictures() -> None:
 
 def _check_weights(model: LoadedModel, evaluation: Evaluation) -> None:
     for metadata in read_results(evaluation.store, "model", model.name):
-        known = metadata["weights_sha256"]
-        if known != model.weights_sha256:
+        earlier = metadata["weights_sha256"]
+        if earlier != model.weights_sha256:
             raise JobError(
                 f"the weights of {model.name} have changed since its results were made "
-                f"(sha256 {known[:12]}, now {model.weights_sha256[:12]}); "
+                f"(sha256 {earlier[:12]}, now {model.weights_sha256[:12]}); "
                 "add --overwrite weights to evaluate the new ones"
             )
 
 
 def free_memory() -> None:
-    """Frees the memory of models that nothing refers to any more, so that the next one finds
-    it."""
+    """Frees the memory of models without references, on this machine and on its GPUs."""
     gc.collect()
     give_back_freed_memory()
     if torch.cuda.is_available():

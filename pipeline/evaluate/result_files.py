@@ -1,8 +1,8 @@
-"""Results of evaluation: where they lie, and reading them.
+"""Paths and file formats of results, and functions to read and write them.
 
 results/<model>/predictions/<split>-NNNNN.parquet   every single prediction
-results/<model>/model.json                          which model it is, and how it was run
-results/*.csv, results/latex/*.tex                  tables of all models, made of these
+results/<model>/model.json                          the model, and how it was run
+results/*.csv, results/latex/*.tex                  tables of all models, computed from these
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.evaluate.result_schemas import (
 from pipeline.storage.state_files import parse_json, read_intact
 from pipeline.storage.store import Store
 
-_FORMS: dict[str, Any] = {
+_SCHEMAS: dict[str, Any] = {
     "model.json": ModelSchema,
     "attack.json": AttackSchema,
     "saliency.json": SaliencySchema,
@@ -35,7 +35,7 @@ _FORMS: dict[str, Any] = {
     "trend.json": TrendSchema,
     "failures.json": Failures,
 }
-"""What a result's file holds, by its name."""
+"""Schemas of the JSON files, by file name."""
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -57,26 +57,27 @@ PREDICTION_SCHEMA = pa.schema(
     ]
 )
 """Columns of predictions. `prediction` is a label, -1 outside the taxonomy; `output` is the
-model's winning output; scores are softmax probabilities, the true one summed over the true
-label's outputs. `logits` are all of the model's, for the probe of `pipeline.evaluate.gap_power`:
-null but on some pictures of backgrounds. `of` identifies what a row was made of, `device` where."""
+model's winning output; scores are softmax probabilities, `true_score` summed over the true label's
+outputs. `logits` are all outputs of the model, for the probe of `pipeline.evaluate.gap_power`, and
+null except on some pictures of backgrounds. `of` is a fingerprint of what the row was computed
+from, `device` where it was computed."""
 
 
-def result_folder(model: str, predict: Mapping[str, Any]) -> str:
-    """Name of a model's folder under `results/`: two models never share one.
+def result_folder(model: str, eval_settings: Mapping[str, Any]) -> str:
+    """Returns the name of a model's folder under `results/`; two models never share one.
 
     Args:
       model: its name.
-      predict: how it is run; what is not the default `split`, `eval_input`, `precision` and
-        `holdout` becomes a suffix, and the fingerprint of another `dataset`, so that such results
-        stand beside the others.
+      eval_settings: its settings. Each of `split`, `eval_input`, `precision` and `holdout` that is
+        not the default adds a suffix, and so does the fingerprint of another `dataset`, so that
+        results under different settings lie side by side.
     """
-    suffix = "".join(f"+{name}" for name in _chosen(predict))
+    suffix = "".join(f"+{name}" for name in _non_default_settings(eval_settings))
     return safe_name(model) + suffix
 
 
 def safe_name(model: str) -> str:
-    """A name that is one of a file, on every system; two of them never become one."""
+    """Maps a model's name to a file name that is valid on every system, and unique to it."""
     safe = re.sub(r"[^A-Za-z0-9._=-]", "_", model).lstrip(".") or "_"
     if safe == model:
         return safe
@@ -84,29 +85,29 @@ def safe_name(model: str) -> str:
 
 
 def result_file(folder: str, name: str) -> str:
-    """What is said of a model: which `model` it is, its `attack`, `saliency` or `imagenet`.
+    """Returns the path of a model's result.
 
     Args:
-      folder: of `result_folder`.
-      name: of the result.
+      folder: as `result_folder` returns it.
+      name: `model`, `attack`, `saliency` or `imagenet`.
     """
     return f"results/{folder}/{name}.json"
 
 
 def result_shard(folder: str, name: str, split: str, shard: int) -> str:
-    """What a result is made of, of one shard.
+    """Returns the path of a result's file on one shard.
 
     Args:
-      folder: of `result_folder`.
-      name: of what it holds, such as `predictions`.
-      split: that it is of.
-      shard: number of the output shard, or of what takes its place.
+      folder: as `result_folder` returns it.
+      name: of the folder that holds the shards, such as `predictions`.
+      split: the split of the shard.
+      shard: number of the output shard, or of another unit of work.
     """
     return f"results/{folder}/{name}/{split}-{shard:05d}.parquet"
 
 
 def read_result(store: Store, path: str) -> dict[str, Any] | None:
-    """The JSON file of a result, whose name says its form; None if it is not there, or damaged.
+    """Reads the JSON file of a result; None if it is missing or damaged.
 
     Raises:
       OSError: it cannot be read.
@@ -115,59 +116,60 @@ def read_result(store: Store, path: str) -> dict[str, Any] | None:
 
 
 def _parse_result(data: bytes, path: str) -> dict[str, Any]:
-    """Raises ValueError for what is not the result that belongs there."""
+    """Parses a result; raises ValueError if it does not fit its schema, or its folder."""
     content = parse_json(data, dict[str, Any])
     folder = path.split("/")[1]
-    form = _FORMS[path.rpartition("/")[2]]
-    msgspec.convert(content, form)
-    # Folders are named by how a model runs on the dataset, and not on ImageNet's own pictures.
-    is_named = form in (ModelSchema, AttackSchema, SaliencySchema)
+    schema = _SCHEMAS[path.rpartition("/")[2]]
+    msgspec.convert(content, schema)
+    # Folders are named after the settings on the dataset, which imagenet.json does not record.
+    is_named = schema in (ModelSchema, AttackSchema, SaliencySchema)
     if is_named and result_folder(content["model"], content["evaluation"]) != folder:
-        raise ValueError(f"it is of {content['model']}, whose results lie elsewhere")
+        raise ValueError(f"it is of {content['model']}, whose results belong in another folder")
     return content
 
 
 def write_result(store: Store, path: str, content: Mapping[str, Any]) -> bool:
-    """Writes the JSON file of a result; returns whether it has changed."""
+    """Writes the JSON file of a result, and returns whether it has changed."""
     return store.update(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
 def read_results(store: Store, name: str, model: str | None = None) -> list[dict[str, Any]]:
-    """The results of all models, of whatever dataset and form, in order of their folder.
+    """Reads the results of all models, on the present dataset or an earlier one, in order of their
+    folder.
 
     Args:
       store: the dataset folder.
       name: as for `result_file`.
-      model: the only one whose results are wanted, however it was run; None for all.
+      model: reads the results of this model alone, under all settings; None for all models.
     """
-    places = [path.split("/") for path in store.walk("results")]
-    found = [
-        read_result(store, "/".join(place))
-        for place in sorted(place for place in places if place[2:] == [f"{name}.json"])
-        if model is None or place[1].partition("+")[0] == safe_name(model)
+    paths = [path.split("/") for path in store.walk("results")]
+    results = [
+        read_result(store, "/".join(path))
+        for path in sorted(path for path in paths if path[2:] == [f"{name}.json"])
+        if model is None or path[1].partition("+")[0] == safe_name(model)
     ]
-    return [content for content in found if content is not None]
+    return [result for result in results if result is not None]
 
 
 def display_name(summary: Mapping[str, Any]) -> str:
-    """A model, with what is not the default about how it was run."""
-    return " ".join([summary["model"], *_chosen(summary["evaluation"])])
+    """Returns a model's name, followed by its settings that are not the default."""
+    return " ".join([summary["model"], *_non_default_settings(summary["evaluation"])])
 
 
 def interval(value: float, low: float, high: float) -> str:
-    """A fraction and its interval in percent: `7.1 [-1.6, 16.7]`."""
+    """Formats a fraction and its interval in percent: `7.1 [-1.6, 16.7]`."""
     return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _chosen(how: Mapping[str, Any]) -> list[str]:
-    """What is not the default in how a model is run."""
-    named = (how["split"], how["eval_input"], how["precision"])
-    found = [name for name in named if name not in ("val", "stored", "fp32")]
-    found += [f"holdout{how['holdout']:g}"] if how.get("holdout") else []
-    return found + ([how["dataset"][:12]] if "dataset" in how else [])
+def _non_default_settings(settings: Mapping[str, Any]) -> list[str]:
+    """Returns those settings of an evaluation that are not the default, as they are displayed."""
+    values = (settings["split"], settings["eval_input"], settings["precision"])
+    names = [value for value in values if value not in ("val", "stored", "fp32")]
+    names += [f"holdout{settings['holdout']:g}"] if settings.get("holdout") else []
+    return names + ([settings["dataset"][:12]] if "dataset" in settings else [])
 
 
 def tested_part(summary: Mapping[str, Any]) -> tuple[str, float]:
-    """(split, share of it that a model was tested on, 0 for all of it)."""
+    """Returns (split, share of it that a model was tested on; 0 for all of it)."""
     evaluation = summary["evaluation"]
     return evaluation["split"], evaluation.get("holdout", 0.0)

@@ -1,6 +1,6 @@
-"""Forms of the JSON files of results, by which files that are damaged or made up are told.
+"""Schemas of the JSON files of results, which detect damaged or forged files.
 
-More names than are listed here may stand in a file; of those that are, the types hold.
+A file may have fields that are not listed here; listed ones must have the type given.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _Label = Annotated[int, msgspec.Meta(ge=-1, lt=2**15)]
 
 
 class EvaluationSchema(TypedDict):
-    """How a model was run: its folder's name is made of this."""
+    """Settings that a model was run with, from which its folder is named."""
 
     split: Name
     eval_input: Literal["stored", "native"]
@@ -72,26 +72,26 @@ class _Power(TypedDict):
     fingerprint: str
 
 
-class _Row(TypedDict):
+class _MatrixRow(TypedDict):
     name: Name
     row: str
     arch: str
 
 
 class ModelSchema(_Model):
-    """model.json; of a row of a matrix with its place there, and the variants that it was run on:
-    those of another `dataset` with the groups of its images."""
+    """model.json. A row of a matrix also has its position there and the variants it was tested on,
+    and, if it was tested on another `dataset`, the groups of that dataset's images."""
 
     entry: str
     evaluate_version: int
     predictions: str
     power: list[_Power]
     variants: NotRequired[list[str]]
-    matrix: NotRequired[_Row]
+    matrix: NotRequired[_MatrixRow]
     groups: NotRequired[dict[str, str]]
 
 
-class _OfBackgrounds(TypedDict):
+class _AccuracyByBackgrounds(TypedDict):
     backgrounds: int
     accuracy: float
 
@@ -104,7 +104,7 @@ class _FooledClass(TypedDict):
     fooled: float | None
 
 
-class _Strongest(TypedDict):
+class _StrongestBackground(TypedDict):
     label: _Label
     bg_key: str
     bg_wnid: str | None
@@ -119,9 +119,9 @@ class _Measures(TypedDict):
     fooled: float | None
     fooled_ci_low: float | None
     fooled_ci_high: float | None
-    accuracy_by_backgrounds: list[_OfBackgrounds]
+    accuracy_by_backgrounds: list[_AccuracyByBackgrounds]
     by_class: list[_FooledClass]
-    strongest: list[_Strongest]
+    strongest: list[_StrongestBackground]
 
 
 class AttackSchema(_Model):
@@ -138,7 +138,7 @@ class AttackSchema(_Model):
     rules: dict[Literal["argmax_then_map", "mapped_only"], _Measures]
 
 
-class _Map(TypedDict):
+class _SaliencyMap(TypedDict):
     key: str
     label: _Label
     prediction: _Label
@@ -158,7 +158,7 @@ class SaliencySchema(_Model):
     ci_high: float | None
     mask_area: float | None
     concentration: float | None
-    maps: list[_Map]
+    maps: list[_SaliencyMap]
 
 
 class ImageNetSchema(TypedDict):
@@ -174,7 +174,7 @@ class ImageNetSchema(TypedDict):
     ci_high: float
 
 
-class _Point(TypedDict):
+class _TrendPoint(TypedDict):
     model: str
     variant: str
     label_rule: str
@@ -187,7 +187,7 @@ class _Point(TypedDict):
     imagenet_n: int | None
 
 
-class _Line(TypedDict):
+class _TrendLine(TypedDict):
     variant: str
     slope: float
     slope_low: float
@@ -200,7 +200,7 @@ class TrendSchema(TypedDict):
     """trend.json."""
 
     dataset: str
-    points: list[_Point]
-    lines: list[_Line]
+    points: list[_TrendPoint]
+    lines: list[_TrendLine]
     left_out: list[str]
     notes: list[str]

@@ -1,13 +1,11 @@
-"""What a summary says of a model, from its answers: accuracies, gaps, classes, groups, sizes.
+"""Summaries of models: all statistics of their predictions on a dataset.
 
-Each part of a summary is a list of rows, which the tables (`pipeline.report.tables`) list for all
-models.
+A summary is a model's model.json together with lists of rows, one list for each part: accuracies,
+gaps, classes, groups, sizes. The tables (`pipeline.report.tables`) list the rows of all models. The
+models of a matrix are summarized elsewhere (`pipeline.analyses.matrix.matrix_results`).
 
-Summaries: what the predictions of each model say of the dataset as it is; those of rows of the
-matrix say it there (`pipeline.analyses.matrix.matrix_results`).
-
-They are made when they are asked for, and stored nowhere: of a model that was run on an earlier
-state of the dataset, they hold what is still true.
+Summaries are computed on demand and never stored, so they always describe the dataset as it is:
+for a model that was run on an earlier version, they cover the predictions that are still valid.
 """
 
 from __future__ import annotations
@@ -22,8 +20,8 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.background_logits import PROBED
-from pipeline.evaluate.contributions import gap_draws, roles_of
+from pipeline.evaluate.background_logits import PROBED_VARIANT
+from pipeline.evaluate.contributions import gap_draws, picture_roles
 from pipeline.evaluate.predictions import EvalImages, Predictions, read_predictions
 from pipeline.evaluate.result_files import read_results, tested_part
 from transforms.analysis import (
@@ -50,32 +48,32 @@ Row = dict[str, Any]
 
 
 def summary_parts(
-    answers: Mapping[str, Predictions], images: EvalImages, taxonomy: Taxonomy
+    by_rule: Mapping[str, Predictions], images: EvalImages, taxonomy: Taxonomy
 ) -> dict[str, list[Row]]:
-    """The rows of each part of a summary, as `pipeline.report.tables` lists them.
+    """Computes the rows of each part of a summary, as `pipeline.report.tables` lists them.
 
-    A mixed variant's row is of all its draws. Rows without images are left out, but for `accuracy`,
-    where its values are None.
+    The draws of a mixed variant are pooled in one row. Rows without images are left out, except in
+    `accuracy`, where their values are None.
     """
     return {
         part: [
             {"label_rule": rule, **row}
-            for rule, of_rule in answers.items()
-            for row in rows(of_rule, images, taxonomy)
+            for rule, predictions in by_rule.items()
+            for row in rows(predictions, images, taxonomy)
         ]
         for part, rows in _PARTS.items()
     }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Shown:
-    """A variant, all of its draws one after the other: n images in p pictures.
+class _PooledDraws:
+    """All draws of a variant, concatenated: n images in p pictures.
 
     Attributes:
       variant: its name.
-      draws: the names of its draws.
-      images: (p,) int64, the image of each picture's foreground.
-      labels, predictions: (p,) int16.
+      draws: names of its draws.
+      images: (p,) int64 position of the image of each picture's foreground.
+      labels, predicted: (p,) int16.
       roles: of the pictures.
     """
 
@@ -83,42 +81,44 @@ class _Shown:
     draws: tuple[str, ...]
     images: NDArray[np.int64]
     labels: NDArray[np.int16]
-    predictions: NDArray[np.int16]
+    predicted: NDArray[np.int16]
     roles: Roles
 
     @property
     def correct(self) -> NDArray[np.bool_]:
         """(p,) whether each prediction is right."""
-        return np.asarray(self.predictions == self.labels)
+        return np.asarray(self.predicted == self.labels)
 
     def accuracy(self, chosen: NDArray[np.bool_] | NDArray[np.int64] | None = None) -> Row:
-        """The columns of the accuracy on all pictures, or on some, by a mask or by positions."""
+        """Returns the columns of the accuracy on all pictures, or on those chosen by a mask or by
+        positions."""
         if chosen is None:
             return accuracy_columns(self.correct, self.roles, self.images)
         roles = self.roles.select(chosen)
         return accuracy_columns(self.correct[chosen], roles, self.images[chosen])
 
 
-def _shown(answers: Predictions, images: EvalImages) -> Iterator[_Shown]:
-    """The variants that there are answers on."""
-    for variant, draws in draws_of(answers.predictions).items():
-        yield _Shown(
+def _pool_draws(predictions: Predictions, images: EvalImages) -> Iterator[_PooledDraws]:
+    """Yields each variant that has predictions."""
+    for variant, draws in draws_of(predictions.predicted).items():
+        yield _PooledDraws(
             variant=variant,
             draws=draws,
-            images=np.tile(np.arange(len(answers.labels)), len(draws)),
-            labels=np.tile(answers.labels, len(draws)),
-            predictions=np.concatenate([answers.predictions[name] for name in draws]),
-            roles=roles_of(answers, images, draws),
+            images=np.tile(np.arange(len(predictions.labels)), len(draws)),
+            labels=np.tile(predictions.labels, len(draws)),
+            predicted=np.concatenate([predictions.predicted[name] for name in draws]),
+            roles=picture_roles(predictions.bg_units, images, draws),
         )
 
 
 def accuracy_columns(correct: NDArray[np.bool_], roles: Roles, images: NDArray[np.integer]) -> Row:
-    """Describes an accuracy.
+    """Computes an accuracy and its interval, as columns of a table.
 
     Args:
-      correct: (p,) answers to pictures, some of which share foregrounds or backgrounds.
+      correct: (p,) whether the prediction for each picture is right; pictures may share
+        foregrounds or backgrounds.
       roles: of the pictures.
-      images: (p,) numbers that tell apart the images whose foregrounds they show.
+      images: (p,) a number for the image whose foreground each picture shows.
     """
     pictures, hits = len(correct), int(correct.sum())
     low, high = wilson_of_pictures(correct, roles)
@@ -132,27 +132,31 @@ def accuracy_columns(correct: NDArray[np.bool_], roles: Roles, images: NDArray[n
     }
 
 
-def _accuracy(answers: Predictions, images: EvalImages, taxonomy: Taxonomy) -> Iterator[Row]:
-    for shown in _shown(answers, images):
-        confusion = confusion_matrix(shown.labels, shown.predictions, taxonomy.num_labels)
-        by_draw = [answers.correct(name).mean() for name in shown.draws if len(shown.labels)]
+def _accuracy(predictions: Predictions, images: EvalImages, taxonomy: Taxonomy) -> Iterator[Row]:
+    for pooled in _pool_draws(predictions, images):
+        confusion = confusion_matrix(pooled.labels, pooled.predicted, taxonomy.num_labels)
+        by_draw = [predictions.correct(name).mean() for name in pooled.draws if len(pooled.labels)]
         yield {
-            "variant": shown.variant,
-            **shown.accuracy(),
-            "chance": constant_accuracy(shown.labels),
-            "replicates": len(shown.draws),
+            "variant": pooled.variant,
+            **pooled.accuracy(),
+            "chance": constant_accuracy(pooled.labels),
+            "replicates": len(pooled.draws),
             "seed_sd": float(np.std(by_draw, ddof=1)) if len(by_draw) > 1 else None,
             "class_mean_accuracy": class_mean_accuracy(confusion) if confusion.any() else None,
             "outside": int(confusion[:, -1].sum()),
         }
 
 
-def _gaps(answers: Predictions, images: EvalImages, taxonomy: Taxonomy) -> Iterator[Row]:
-    names = gap_draws(answers.predictions)
-    if not all(names) or not len(images.keys):
+def _gaps(predictions: Predictions, images: EvalImages, taxonomy: Taxonomy) -> Iterator[Row]:
+    same_draws, rand_draws = gap_draws(predictions.predicted)
+    if not same_draws or not rand_draws or not len(images.keys):
         return
-    same, rand = (np.stack([answers.correct(name) for name in of]) for of in names)
-    gap = bg_gap(same, rand, roles_of(answers, images, [*names[0], *names[1]]))
+    same, rand = (
+        np.stack([predictions.correct(name) for name in draws])
+        for draws in (same_draws, rand_draws)
+    )
+    roles = picture_roles(predictions.bg_units, images, [*same_draws, *rand_draws])
+    gap = bg_gap(same, rand, roles)
     yield {
         "gap": gap.gap,
         "ci_low": gap.low,
@@ -166,43 +170,44 @@ def _gaps(answers: Predictions, images: EvalImages, taxonomy: Taxonomy) -> Itera
     }
 
 
-def _flips(answers: Predictions, images: EvalImages, taxonomy: Taxonomy) -> Iterator[Row]:
+def _flips(predictions: Predictions, images: EvalImages, taxonomy: Taxonomy) -> Iterator[Row]:
     compared = [("mixed_same", "mixed_rand"), *((name, name) for name in (*MIXED, EXTERNAL))]
-    of_variant = draws_of(answers.predictions)
+    draws_by_variant = draws_of(predictions.predicted)
     for variant, other in compared:
-        names, others = of_variant.get(variant, ()), of_variant.get(other, ())
+        draws, other_draws = draws_by_variant.get(variant, ()), draws_by_variant.get(other, ())
+        # Pairs of positions among all draws of the two variants.
         if variant == other:
-            drawn, draws = names, list(itertools.combinations(range(len(names)), 2))
+            names, draw_pairs = draws, list(itertools.combinations(range(len(draws)), 2))
         else:
-            drawn = names + others
-            draws = list(itertools.product(range(len(names)), range(len(names), len(drawn))))
-        if not draws:
+            names = draws + other_draws
+            draw_pairs = list(itertools.product(range(len(draws)), range(len(draws), len(names))))
+        if not draw_pairs:
             continue
-        grounds = np.stack([answers.bg_units[name] for name in drawn])
-        pairs = PicturePairs.from_units(images.unit_numbers, grounds, draws)
-        found = flip_rate(np.stack([answers.predictions[name] for name in drawn]), pairs)
-        if found is not None:
+        bg_units = np.stack([predictions.bg_units[name] for name in names])
+        pairs = PicturePairs.from_units(images.unit_numbers, bg_units, draw_pairs)
+        flips = flip_rate(np.stack([predictions.predicted[name] for name in names]), pairs)
+        if flips is not None:
             yield {
                 "variant": variant,
                 "other_variant": other,
-                "flip_rate": found.rate,
-                "ci_low": found.low,
-                "ci_high": found.high,
-                "n": found.foregrounds,
-                "pairs": found.pairs,
-                "replicates": len(names),
+                "flip_rate": flips.rate,
+                "ci_low": flips.low,
+                "ci_high": flips.high,
+                "n": flips.foregrounds,
+                "pairs": flips.pairs,
+                "replicates": len(draws),
                 "units": images.unit_count,
             }
 
 
-def _rfs(answers: Predictions, images: EvalImages, taxonomy: Taxonomy) -> Iterator[Row]:
+def _rfs(predictions: Predictions, images: EvalImages, taxonomy: Taxonomy) -> Iterator[Row]:
     names = ("noise_fg", "noise_bg")
-    if not len(images.keys) or not all(name in answers.predictions for name in names):
+    if not len(images.keys) or not all(name in predictions.predicted for name in names):
         return
-    noise_fg, noise_bg = (answers.correct(name) for name in names)
+    noise_fg, noise_bg = (predictions.correct(name) for name in names)
     roles = Roles.from_units(images.unit_numbers)
-    found = relative_foreground_sensitivity(noise_fg, noise_bg, roles)
-    rfs, low, high = found or (None, None, None)
+    estimate = relative_foreground_sensitivity(noise_fg, noise_bg, roles)
+    rfs, low, high = estimate or (None, None, None)
     yield {
         "rfs": rfs,
         "ci_low": low,
@@ -214,65 +219,66 @@ def _rfs(answers: Predictions, images: EvalImages, taxonomy: Taxonomy) -> Iterat
     }
 
 
-def _per_class(answers: Predictions, images: EvalImages, taxonomy: Taxonomy) -> Iterator[Row]:
-    for shown in _shown(answers, images):
-        confusion = confusion_matrix(shown.labels, shown.predictions, taxonomy.num_labels)
-        adjusted = class_p_values(shown.labels, shown.correct, shown.roles)
+def _per_class(predictions: Predictions, images: EvalImages, taxonomy: Taxonomy) -> Iterator[Row]:
+    for pooled in _pool_draws(predictions, images):
+        confusion = confusion_matrix(pooled.labels, pooled.predicted, taxonomy.num_labels)
+        adjusted = class_p_values(pooled.labels, pooled.correct, pooled.roles)
         for label, row in enumerate(confusion):
             if row.any():
                 yield {
-                    "variant": shown.variant,
+                    "variant": pooled.variant,
                     "label": label,
                     "class_name": taxonomy.names[label],
-                    **shown.accuracy(shown.labels == label),
+                    **pooled.accuracy(pooled.labels == label),
                     "p_adjusted": adjusted.get(label),
                     "outside": int(row[-1]),
                 }
 
 
-def _confusion(answers: Predictions, images: EvalImages, taxonomy: Taxonomy) -> Iterator[Row]:
+def _confusion(predictions: Predictions, images: EvalImages, taxonomy: Taxonomy) -> Iterator[Row]:
     outside = taxonomy.num_labels
-    for shown in _shown(answers, images):
-        confusion = confusion_matrix(shown.labels, shown.predictions, taxonomy.num_labels)
+    for pooled in _pool_draws(predictions, images):
+        confusion = confusion_matrix(pooled.labels, pooled.predicted, taxonomy.num_labels)
         for label, column in np.argwhere(confusion).tolist():
             yield {
-                "variant": shown.variant,
+                "variant": pooled.variant,
                 "label": label,
                 "prediction": OUTSIDE if column == outside else column,
                 "pictures": int(confusion[label, column]),
             }
 
 
-def _decomposition(answers: Predictions, images: EvalImages, taxonomy: Taxonomy) -> Iterator[Row]:
-    # The first replicate of mixed_rand, as in the paper: one kind for each image.
+def _decomposition(
+    predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
+) -> Iterator[Row]:
+    # As in the paper, each image is of one kind, so only the first draw of mixed_rand counts.
     needed = ("original", "mixed_rand", "only_bg_t")
     total = len(images.keys)
-    if not total or not all(variant in answers.predictions for variant in needed):
+    if not total or not all(variant in predictions.predicted for variant in needed):
         return
-    kinds = decompose(*(answers.correct(variant) for variant in needed))
-    roles = roles_of(answers, images, ["mixed_rand"])
+    kinds = decompose(*(predictions.correct(variant) for variant in needed))
+    roles = picture_roles(predictions.bg_units, images, ["mixed_rand"])
     for kind, n in zip(KINDS, np.bincount(kinds, minlength=len(KINDS)).tolist(), strict=True):
         low, high = wilson_of_pictures(kinds == KINDS.index(kind), roles)
-        share = n / total
         yield {
             "kind": kind,
             "n": n,
             "images": total,
-            "share": share,
+            "share": n / total,
             "ci_low": low,
             "ci_high": high,
         }
 
 
-def _groups(answers: Predictions, images: EvalImages, taxonomy: Taxonomy) -> Iterator[Row]:
-    for shown in _shown(answers, images):
-        if shown.variant not in MIXED:
+def _groups(predictions: Predictions, images: EvalImages, taxonomy: Taxonomy) -> Iterator[Row]:
+    for pooled in _pool_draws(predictions, images):
+        if pooled.variant not in MIXED:
             continue
-        bg_labels = np.concatenate([answers.bg_labels[name] for name in shown.draws])
-        found = groups(shown.labels, bg_labels, taxonomy.num_labels)
+        bg_labels = np.concatenate([predictions.bg_labels[name] for name in pooled.draws])
+        all_groups = groups(pooled.labels, bg_labels, taxonomy.num_labels)
         rows = [
-            {"label": of.label, "bg_label": of.bg_label, **shown.accuracy(of.pictures)}
-            for of in found
+            {"label": group.label, "bg_label": group.bg_label, **pooled.accuracy(group.pictures)}
+            for group in all_groups
         ]
         worst = worst_group(
             [(row["ci_low"], row["ci_high"]) for row in rows], [row["accuracy"] for row in rows]
@@ -280,12 +286,13 @@ def _groups(answers: Predictions, images: EvalImages, taxonomy: Taxonomy) -> Ite
         for position, row in enumerate(rows):
             low = high = None
             if position == worst:
-                # Chosen among all of them: the interval holds for each of them at once.
-                chosen = found[position].pictures
-                roles = shown.roles.select(chosen)
-                low, high = wilson_of_pictures(shown.correct[chosen], roles, level_of(len(rows)))
+                # The worst is chosen after looking at all groups, so its interval is widened to
+                # hold for all of them simultaneously.
+                pictures = all_groups[position].pictures
+                roles = pooled.roles.select(pictures)
+                low, high = wilson_of_pictures(pooled.correct[pictures], roles, level_of(len(rows)))
             yield {
-                "variant": shown.variant,
+                "variant": pooled.variant,
                 **row,
                 "is_worst": position == worst,
                 "worst_ci_low": low,
@@ -293,20 +300,20 @@ def _groups(answers: Predictions, images: EvalImages, taxonomy: Taxonomy) -> Ite
             }
 
 
-def _sizes(answers: Predictions, images: EvalImages, taxonomy: Taxonomy) -> Iterator[Row]:
-    # Of images that are not cut apart nobody knows how large the foreground is.
+def _sizes(predictions: Predictions, images: EvalImages, taxonomy: Taxonomy) -> Iterator[Row]:
+    # The size of the foreground is unknown for images that are not cut apart.
     known = ~np.isnan(images.fg_fraction)
     buckets = np.full(len(known), -1, np.int64)
     buckets[known] = size_buckets(images.fg_fraction[known])
-    for shown in _shown(answers, images):
+    for pooled in _pool_draws(predictions, images):
         for bucket in np.unique(buckets[known]).tolist():
             low, high = SIZE_EDGES[bucket], SIZE_EDGES[bucket + 1]
             yield {
-                "variant": shown.variant,
+                "variant": pooled.variant,
                 "bucket": f"{low:g}-{high:g}",
                 "fg_low": low,
                 "fg_high": high,
-                **shown.accuracy(buckets[shown.images] == bucket),
+                **pooled.accuracy(buckets[pooled.images] == bucket),
             }
 
 
@@ -321,31 +328,33 @@ _PARTS: dict[str, Callable[[Predictions, EvalImages, Taxonomy], Iterator[Row]]] 
     "groups": _groups,
     "sizes": _sizes,
 }
+"""By part: the function that yields its rows, for the predictions under one label rule."""
 
 
 def read_summaries(dataset: Dataset) -> tuple[list[dict[str, Any]], list[str]]:
-    """Summaries of all models that are no rows of a matrix, in order of their folder.
+    """Summarizes all models except the rows of matrices, in order of their folder.
 
-    Those that were made last are kept: tables, page and closing words of one job ask for the same.
+    The last result is cached, because the tables, the page and the closing words of a job all need
+    the same summaries.
 
     Returns:
-      (what model.json says of each, with the dataset's fingerprint, the rows of each part of
-      `summary_parts`, and `missing`: the variants that it has no predictions of; names of models
-      none of whose predictions are of the dataset as it is).
+      (the content of each model.json, with the dataset's fingerprint, the rows of each part of
+      `summary_parts`, and the variants that the model has no valid predictions of as `missing`;
+      names of models that have no valid predictions at all).
     """
-    state = _state(dataset)
-    if state not in _made_last:
-        _made_last.clear()
-        _made_last[state] = _make(dataset)
-    summaries, stale = _made_last[state]
+    key = _cache_key(dataset)
+    if key not in _cached_summaries:
+        _cached_summaries.clear()
+        _cached_summaries[key] = _summarize_models(dataset)
+    summaries, stale = _cached_summaries[key]
     return list(summaries), list(stale)
 
 
-_made_last: dict[str, tuple[list[dict[str, Any]], list[str]]] = {}
+_cached_summaries: dict[str, tuple[list[dict[str, Any]], list[str]]] = {}
 
 
-def _state(dataset: Dataset) -> str:
-    """What changes when summaries do: the dataset, and the files that they are made of."""
+def _cache_key(dataset: Dataset) -> str:
+    """Returns a fingerprint of the dataset, and of the files that summaries are computed from."""
     store = dataset.store
     files = [
         [file.path, file.size, file.identity]
@@ -355,7 +364,7 @@ def _state(dataset: Dataset) -> str:
     return fingerprint(store.root, dataset.manifest.fingerprint, sorted(files))
 
 
-def _make(dataset: Dataset) -> tuple[list[dict[str, Any]], list[str]]:
+def _summarize_models(dataset: Dataset) -> tuple[list[dict[str, Any]], list[str]]:
     images: dict[tuple[str, float], EvalImages] = {}
     summaries, stale = [], []
     for metadata in read_results(dataset.store, "model"):
@@ -367,18 +376,18 @@ def _make(dataset: Dataset) -> tuple[list[dict[str, Any]], list[str]]:
             continue
         if part not in images:
             images[part] = EvalImages.read(dataset, *part)
-        answers = read_predictions(dataset, images[part], metadata)
-        if all(not of_rule.predictions for of_rule in answers.by_rule.values()):
+        predictions = read_predictions(dataset, images[part], metadata)
+        if not any(of_rule.predicted for of_rule in predictions.by_rule.values()):
             stale.append(metadata["model"])
             continue
         summaries.append(
             {
                 **metadata,
                 "dataset": dataset.manifest.fingerprint,
-                "evaluation": {**metadata["evaluation"], "device": "+".join(answers.devices)},
-                "missing": answers.missing,
-                **summary_parts(answers.by_rule, images[part], dataset.taxonomy),
-                "power": [] if PROBED in answers.missing else metadata["power"],
+                "evaluation": {**metadata["evaluation"], "device": "+".join(predictions.devices)},
+                "missing": predictions.missing,
+                **summary_parts(predictions.by_rule, images[part], dataset.taxonomy),
+                "power": [] if PROBED_VARIANT in predictions.missing else metadata["power"],
             }
         )
     return summaries, stale

@@ -1,8 +1,8 @@
-"""Work: what a stage does with models, unit after unit.
+"""The interface of a stage that runs models, unit by unit.
 
-A stage that runs models says here what is its own: which units there are, what is made of a unit,
-and what is said of a model at the end. How models are loaded, what is left to do, progress and
-writing are the same for all (`pipeline.evaluate.model_stage`).
+A stage defines its units, what it computes for each, and how it summarizes a model at the end.
+Loading models, finding what is left to do, reporting progress and writing files are the same for
+all stages (`pipeline.evaluate.model_stage`).
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
 
 NoteDone = Callable[[int, int, int], None]
-"""(unit, new, done) -> nothing; takes how many pictures of a unit were shown to the model since the
-last call, and how many are done, those included that were there."""
+"""(unit, new, done) -> None. Since the last call, `new` pictures of the unit were shown to the
+model, and `done` pictures were finished, including those found in an earlier file."""
 
 
 class UnitOutput(NamedTuple):
-    """What was made of a unit, to be written to its file.
+    """The output of a unit, to be written to its file.
 
     Attributes:
       unit: its number.
-      table: all of it, or what is done so far.
-      is_whole: whether it is all; else the whole follows.
+      table: its rows.
+      is_complete: whether these are all rows; if not, the complete output follows.
     """
 
     unit: int
     table: pa.Table
-    is_whole: bool = True
+    is_complete: bool = True
 
 
 class ModelWork(abc.ABC):
-    """What a stage does with one model: a file for each unit.
+    """The work of a stage on one model: a file for each unit.
 
     Args:
       store: the dataset folder.
@@ -55,32 +55,33 @@ class ModelWork(abc.ABC):
 
     @abc.abstractmethod
     def path(self, unit: int) -> str:
-        """File of a unit."""
+        """Returns the path of a unit's file."""
 
     @abc.abstractmethod
-    def checksum(self, unit: int) -> str:
-        """Fingerprint of all that the file depends on."""
+    def fingerprint(self, unit: int) -> str:
+        """Returns a fingerprint of everything that a unit's file depends on."""
 
-    def is_there(self, unit: int) -> bool:
-        """Whether the file was made of the same, and need not be made again."""
+    def is_done(self, unit: int) -> bool:
+        """Returns whether a unit's file exists and has the unit's present fingerprint."""
         metadata = read_metadata(self.store, self.path(unit))
-        return metadata is not None and metadata.fingerprint == self.checksum(unit)
+        return metadata is not None and metadata.fingerprint == self.fingerprint(unit)
 
-    def fingerprint(self, made: UnitOutput) -> str:
-        """What a file says that it was made of. One that is not whole is there for nobody."""
-        return self.checksum(made.unit) if made.is_whole else ""
+    def fingerprint_to_store(self, output: UnitOutput) -> str:
+        """Returns the fingerprint to write into a file: none for a partial output, so that it
+        never counts as done."""
+        return self.fingerprint(output.unit) if output.is_complete else ""
 
     @abc.abstractmethod
-    def make(
+    def run(
         self, predictor: Predictor, units: Sequence[int], missing: Sequence[int], note: NoteDone
     ) -> Generator[UnitOutput, None, None]:
-        """Makes what is missing.
+        """Runs the model on the missing units, and yields their outputs.
 
         Args:
           predictor: the model on its device.
-          units: rising, of which those that are missing are some.
-          missing: rising.
-          note: is told of each batch.
+          units: all units of the group, in rising order.
+          missing: those that are not done, in rising order.
+          note: called after each batch.
 
         Raises:
           ModelError: the model fails.
@@ -89,17 +90,17 @@ class ModelWork(abc.ABC):
 
 
 class Work(abc.ABC):
-    """What a stage does with models.
+    """A stage that runs models.
 
     Args:
-      evaluation: models, and how they are run.
-      taxonomy: their heads must fit.
+      evaluation: the models, and their settings.
+      taxonomy: the classes that the heads of models must fit.
 
     Attributes:
-      stage: whose time, progress and failures it is.
-      unit_name: what counters call its units.
-      pictures_name: what counters call pictures that were shown to a model.
-      refuses_overlap: whether models are refused that were trained on what they are tested on.
+      stage: name of the stage, under which time, progress and failures are recorded.
+      unit_name: name of its units in counters.
+      pictures_name: name in counters of the pictures shown to models.
+      refuses_overlap: whether the stage refuses models that were trained on tested images.
     """
 
     stage: ClassVar[str]
@@ -113,27 +114,26 @@ class Work(abc.ABC):
 
     @abc.abstractmethod
     def units(self, dataset: Dataset) -> Sequence[int]:
-        """Rising numbers of all units."""
+        """Returns the numbers of all units, in rising order."""
 
     @abc.abstractmethod
     def size(self, dataset: Dataset, unit: int) -> int:
-        """Pictures of a unit, as progress counts them."""
+        """Returns the number of pictures in a unit, as progress counts them."""
 
     def describe(self, dataset: Dataset, model: ModelIdentity) -> dict[str, Any]:
-        """Which model, and how it is run here; fit for JSON."""
+        """Describes a model and its settings in this stage; serializable as JSON."""
         return describe_model(model, self.evaluation, dataset)
 
     @abc.abstractmethod
-    def begin(self, dataset: Dataset, metadata: ModelMetadata) -> ModelWork | None:
-        """What is done with a model; None for one that the stage is not for."""
+    def for_model(self, dataset: Dataset, metadata: ModelMetadata) -> ModelWork | None:
+        """Returns the work on a model; None if the stage does not apply to it."""
 
     @abc.abstractmethod
-    def sum_up(self, dataset: Dataset, metadata: ModelMetadata, entry: str) -> None:
-        """Writes what is said of a model, all of whose units are there, and removes what it is
-        not made of.
+    def summarize(self, dataset: Dataset, metadata: ModelMetadata, entry: str) -> None:
+        """Writes the result of a model whose units are all done, and removes stale files.
 
         Args:
-          dataset: that it was run on.
-          metadata: the model.
+          dataset: the dataset that the model was run on.
+          metadata: the model, and how it was run.
           entry: of `--models`.
         """

@@ -16,7 +16,7 @@ import apache_beam as beam
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
-from pipeline.evaluate.failures import errors_of, read_failures
+from pipeline.evaluate.failures import errors_by_model, read_failures
 from pipeline.evaluate.result_files import display_name
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.jobs.fail_if import Condition, judge
@@ -72,11 +72,11 @@ class JobSummary:
         if self.evaluation is not None:
             entries = self.evaluation.models
             summaries, _ = read_summaries(dataset)
-            settings = self.evaluation.how
+            settings = self.evaluation.eval_settings
             ours = [s for s in summaries if s["entry"] in entries and _matches(s, settings)]
             failed, _ = read_failures(self.store, manifest.fingerprint, "evaluate")
             content["models"] = {display_name(s): _figures(s) for s in ours}
-            content["failed"] = errors_of(failed, entries)
+            content["failed"] = errors_by_model(failed, entries)
             verdicts = judge(self.conditions, ours, failed, entries, settings)
             lines = (verdict.line for verdict in verdicts if verdict.holds)
             content["fail_if"] = [line.removeprefix("--fail_if ") for line in lines]

@@ -15,7 +15,7 @@ from pipeline.analyses.matrix.matrix_results import write_matrix_tables
 from pipeline.analyses.saliency.saliency_results import write_saliency_table
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.comparisons import COMPARISON_COLUMNS, compare_models
-from pipeline.evaluate.contributions import read_measured
+from pipeline.evaluate.contributions import read_contributions
 from pipeline.evaluate.failures import error_rows, read_failures
 from pipeline.evaluate.result_files import result_folder
 from pipeline.evaluate.summaries import read_summaries
@@ -185,7 +185,7 @@ def write_tables(
         if "error" in table.columns:
             rows += [*missing_rows(summaries, failed), *error_rows(failed, summaries)]
         write_csv(store, name, table.columns, rows)
-    measured = read_measured(dataset, summaries) if len(summaries) > 1 else []
+    measured = read_contributions(dataset, summaries) if len(summaries) > 1 else []
     write_csv(store, "comparisons", COMPARISON_COLUMNS, compare_models(fingerprint, measured))
     for name, text in latex_tables(summaries, dataset.taxonomy.names, columns).items():
         store.update(f"results/latex/{name}.tex", text.encode())

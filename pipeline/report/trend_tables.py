@@ -61,7 +61,7 @@ def write_trend(
       dataset: its fingerprint.
       summaries: of all models on this dataset.
       taxonomy: classes of ImageNet models.
-      measured: of `read_measured`; lines are fitted over its models.
+      measured: of `read_contributions`; lines are fitted over its models.
 
     Returns:
       Content of trend.json, under the paper's label rule: `points`, fitted `lines`, `left_out`

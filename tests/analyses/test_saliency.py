@@ -18,8 +18,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from pipeline.analyses.saliency.gradients import answer_gradients
-from pipeline.analyses.saliency.saliency_work import SaliencyPlan, check_variants, shown_images
+from pipeline.analyses.saliency.gradients import winning_logit_gradients
+from pipeline.analyses.saliency.saliency_work import (
+    SaliencyPlan,
+    check_saliency_variants,
+    shown_images,
+)
 from pipeline.commands.parser import build_parser
 from pipeline.commands.works import works_from_flags
 from pipeline.dataset.folder import Dataset
@@ -133,7 +137,7 @@ def test_gradients_agree_with_finite_differences(size: int | None) -> None:
     """Checks gradients with respect to the stored pixels, with and without a resize."""
     predictor = predictor_of(Smooth(), size=size)
     pictures = random_pictures(2, 8)
-    logits, gradients = answer_gradients(predictor, pictures)
+    logits, gradients = winning_logit_gradients(predictor, pictures)
     assert (logits.shape, gradients.shape) == ((2, 9), (2, 3, 8, 8))
     step = 1e-2
     for i, winner in enumerate(logits.argmax(axis=1)):
@@ -151,14 +155,14 @@ def test_gradients_agree_with_finite_differences(size: int | None) -> None:
 def test_gradients_do_not_depend_on_what_shares_a_batch() -> None:
     predictor = predictor_of(Smooth())
     pictures = random_pictures(3, 8)
-    _, together = answer_gradients(predictor, pictures)
-    _, alone = answer_gradients(predictor, pictures[1:2])
+    _, together = winning_logit_gradients(predictor, pictures)
+    _, alone = winning_logit_gradients(predictor, pictures[1:2])
     np.testing.assert_allclose(together[1], alone[0], atol=1e-5)
 
 
 def test_a_model_without_gradients_says_so() -> None:
     with pytest.raises(ModelError, match="gives no gradient"):
-        answer_gradients(predictor_of(Detached()), random_pictures(1, 8))
+        winning_logit_gradients(predictor_of(Detached()), random_pictures(1, 8))
 
 
 class Short(Smooth):
@@ -172,8 +176,9 @@ class Short(Smooth):
 
 def test_a_batch_that_does_not_fit_is_halved() -> None:
     pictures = random_pictures(3, 8)
-    found = answer_gradients(predictor_of(Short()), pictures)
-    for one, other in zip(found, answer_gradients(predictor_of(Smooth()), pictures), strict=True):
+    found = winning_logit_gradients(predictor_of(Short()), pictures)
+    expected = winning_logit_gradients(predictor_of(Smooth()), pictures)
+    for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
@@ -195,9 +200,9 @@ def test_images_to_show_are_spread_over_the_classes(one_worker: Path) -> None:
     assert len(set(labels(4))) == 4
     assert labels(1000) == sorted(label_of.values())
     with pytest.raises(UsageError, match="saliency of mixed_rand_r7: the dataset has"):
-        check_variants(dataset.variants, "mixed_rand_r7")
+        check_saliency_variants(dataset.variants, "mixed_rand_r7")
     with pytest.raises(UsageError, match="the variant fg_mask"):
-        check_variants(("original",), "original")
+        check_saliency_variants(("original",), "original")
 
 
 def recompute(output: Path, key_order: Sequence[str]) -> dict[str, tuple[float, float, int]]:

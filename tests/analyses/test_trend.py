@@ -37,7 +37,7 @@ from pipeline.errors import JobError, UsageError
 from pipeline.evaluate.contributions import ModelContributions
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.model_stage import Block, RunModels
-from pipeline.evaluate.predictions import EvalImages, Predictions
+from pipeline.evaluate.predictions import EvalImages
 from pipeline.evaluate.result_files import result_file
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import load_model
@@ -313,8 +313,7 @@ def measured_of(summaries: list[dict[str, Any]]) -> list[ModelContributions]:
         correct.append(dict.fromkeys(LABEL_RULES, of_rule))
     names = dict.fromkeys(correct[0]["mapped_only"], labels)
     grounds = {name: units for name in names if name.startswith("mixed")}
-    answers = Predictions(labels, names, {}, grounds)
-    return [ModelContributions(images, tuple(names), summaries, correct, answers)]
+    return [ModelContributions(images, tuple(names), summaries, correct, grounds)]
 
 
 def trend_of(store: Store, summaries: list[dict[str, Any]]) -> dict[str, Any]:

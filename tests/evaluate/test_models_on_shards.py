@@ -35,7 +35,7 @@ from pipeline.evaluate.model_stage import (
     SummarizeModel,
 )
 from pipeline.evaluate.predict_shards import PredictShards
-from pipeline.evaluate.prediction_files import predictions_of
+from pipeline.evaluate.prediction_files import prediction_fingerprints
 from pipeline.evaluate.resident import in_memory, on_device
 from pipeline.models.predict import Predictor, device_of
 from pipeline.models.predict_config import PredictConfig
@@ -152,8 +152,8 @@ def test_predictions_are_of_what_decides_scores_and_of_nothing_else(made: Path) 
 
     def find(model: Any = model, shard: int = 1, **how: Any) -> tuple[dict[str, str], bool]:
         metadata = describe_model(model, dataclasses.replace(evaluation, **how), dataset)
-        is_there = PredictShards(dataset, metadata).is_there(shard)
-        return predictions_of(dataset, metadata, shard), is_there
+        is_there = PredictShards(dataset, metadata).is_done(shard)
+        return prediction_fingerprints(dataset, metadata, shard), is_there
 
     wanted, are_there = find()
     assert are_there
@@ -197,7 +197,7 @@ def test_predictions_are_made_once_and_again_the_same(made: Path, tmp_path: Path
     native = dataclasses.replace(evaluation, predict=PredictConfig(eval_input="native"))
     ours, theirs = (describe_model(model, how, dataset) for how in (evaluation, native))
     assert (ours["evaluation"], ours["weights_sha256"]) == (
-        {**evaluation.how, "input_size": 64},
+        {**evaluation.eval_settings, "input_size": 64},
         model.weights_sha256,
     )
     assert theirs["evaluation"]["input_size"] == model.preprocessing.input_size
@@ -229,11 +229,11 @@ def test_a_killed_evaluation_keeps_the_batches_that_it_has_done(
                 raise OSError("killed")
 
     monkeypatch.setattr(Predictor, "logits", logits)
-    monkeypatch.setattr(predict_shards, "PART_SECONDS", -1.0)
+    monkeypatch.setattr(predict_shards, "CHECKPOINT_SECONDS", -1.0)
     with pytest.raises(OSError, match="killed"):
         RunModels(work).process(Block(0, 0))
     assert path.exists()
-    assert not of_model.is_there(1)
+    assert not of_model.is_done(1)
     done, shown, killed_at = shown, 0, 10**9
     RunModels(work).process(Block(0, 0))
     # Up to three batches may be lost, because their tables were not complete yet.

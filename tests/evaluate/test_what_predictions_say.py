@@ -19,8 +19,8 @@ from pipeline.dataset.records import read_metadata, write_table
 from pipeline.errors import JobError
 from pipeline.evaluate import predictions, result_files, result_schemas
 from pipeline.evaluate.comparisons import compare_models
-from pipeline.evaluate.contributions import read_measured
-from pipeline.evaluate.gap_power import describe_power, power_of
+from pipeline.evaluate.contributions import read_contributions
+from pipeline.evaluate.gap_power import describe_power, measure_power
 from pipeline.evaluate.prediction_files import evaluated_variants, prediction_file
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
 from pipeline.evaluate.summaries import read_summaries, summary_parts
@@ -70,7 +70,7 @@ def test_answers_are_the_predictions_in_the_order_of_the_images(told: Dataset) -
     found = answered.by_rule
     for row in table.to_pylist():
         of_rule, place = found[row["label_rule"]], keys.index(row["fg_key"])
-        assert of_rule.predictions[row["variant"]][place] == row["prediction"]
+        assert of_rule.predicted[row["variant"]][place] == row["prediction"]
         if row["variant"].startswith("mixed"):
             assert of_rule.bg_labels[row["variant"]][place] == rows[row["bg_key"]]["label"]
     names = ["original", "mixed_same"]
@@ -130,7 +130,7 @@ def test_summaries_have_a_form_and_are_made_of_predictions(told: Dataset, tmp_pa
     for summary in summaries_of(told):
         answered = predictions.read_predictions(told, images, summary).by_rule
         assert summary_parts(answered, images, told.taxonomy).items() <= summary.items()
-        assert power_of(told, images, summary) == summary["power"]
+        assert measure_power(told, images, summary) == summary["power"]
         folder = result_files.result_folder(summary["model"], summary["evaluation"])
         model = result_files.read_result(told.store, result_files.result_file(folder, "model"))
         assert model is not None
@@ -149,7 +149,7 @@ def test_summaries_have_a_form_and_are_made_of_predictions(told: Dataset, tmp_pa
     for fingerprint, accuracy in ((row["fingerprint"], 0.125), ("another", row["accuracy"])):
         noted = {**model, "power": [{**row, "accuracy": 0.125, "fingerprint": fingerprint}]}
         result_files.write_result(dataset.store, path, noted)
-        assert power_of(dataset, images, current)[0]["accuracy"] == accuracy
+        assert measure_power(dataset, images, current)[0]["accuracy"] == accuracy
     gap = next(row for row in old["gaps"] if row["label_rule"] == "argmax_then_map")
     for low, named in ((-0.1, 2), (0.1, 1)):
         # The last clause names only models whose gap has an interval that includes 0.
@@ -219,7 +219,7 @@ def test_parts_of_a_summary_count_the_same_images(n: int, seed: int, grouped: bo
 
 
 def compared(dataset: Dataset, summaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    measured = read_measured(dataset, summaries)
+    measured = read_contributions(dataset, summaries)
     return list(compare_models(dataset.manifest.fingerprint, measured))
 
 

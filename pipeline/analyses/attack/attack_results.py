@@ -25,7 +25,7 @@ from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata, write_table
 from pipeline.evaluate.failures import error_rows, read_failures
-from pipeline.evaluate.predictions import pictures_of, results_of
+from pipeline.evaluate.predictions import read_current_results, split_fingerprint
 from pipeline.evaluate.result_files import result_file, result_folder, write_result
 from pipeline.storage.csv_file import write_csv
 from pipeline.storage.state_files import read_table
@@ -61,10 +61,10 @@ background: a label, -1 outside the taxonomy, null where an early stop left it o
 what they were made on."""
 
 
-def grid_name(grid: AttackGrid, attacking: AttackPlan) -> str:
+def grid_name(grid: AttackGrid, plan: AttackPlan) -> str:
     """Where the chunks of a grid lie, as a name of `result_shard`."""
     size = f"{len(grid.foregrounds)}x{len(grid.backgrounds)}"
-    return f"attack/{size}" + ("-early_stop" if attacking.early_stop else "")
+    return f"attack/{size}" + ("-early_stop" if plan.early_stop else "")
 
 
 def chunk_table(foregrounds: GridAxis, predictions: Grid, device: str) -> pa.Table:
@@ -112,7 +112,7 @@ def background_table(grid: AttackGrid, tallies: Mapping[str, GridTally] | None) 
     return pa.table(columns)
 
 
-def measures(
+def measure_rule(
     tallied: GridTally, grid: AttackGrid, taxonomy: Taxonomy, *, early_stop: bool
 ) -> dict[str, Any]:
     """What attack.json says of one label rule. After an early stop, only challenge accuracy is
@@ -173,14 +173,14 @@ class AttackedModel:
 
     Attributes:
       dataset: that was attacked.
-      attacking: what was done.
-      grid: of `attacking`.
+      plan: what was done.
+      grid: of `plan`.
       metadata: identity of the model, of `model_identity`.
       paths: files of all chunks, in order.
     """
 
     dataset: Dataset
-    attacking: AttackPlan
+    plan: AttackPlan
     grid: AttackGrid
     metadata: dict[str, Any]
     paths: tuple[str, ...]
@@ -211,10 +211,10 @@ class AttackedModel:
 def write_attack(attacked: AttackedModel, taxonomy: Taxonomy) -> None:
     """Measures a model: writes its backgrounds and attack.json, and removes chunks that belong
     to other pixels or weights."""
-    attacking, grid, store = attacked.attacking, attacked.grid, attacked.dataset.store
+    plan, grid, store = attacked.plan, attacked.grid, attacked.dataset.store
     tallies = attacked.tallies(taxonomy)
-    split, early_stop = attacking.evaluation.split, attacking.early_stop
-    chunks = f"results/{attacked.folder}/{grid_name(grid, attacking)}"
+    split, early_stop = plan.evaluation.split, plan.early_stop
+    chunks = f"results/{attacked.folder}/{grid_name(grid, plan)}"
     backgrounds = f"{chunks}/{split}-backgrounds.parquet"
     abouts = [read_metadata(store, path) for path in attacked.paths]
     checksums = [metadata.fingerprint for metadata in abouts if metadata]
@@ -227,7 +227,7 @@ def write_attack(attacked: AttackedModel, taxonomy: Taxonomy) -> None:
     attack = {
         **attacked.metadata,
         "evaluation": {**attacked.metadata["evaluation"], "device": attacked.devices},
-        "of": pictures_of(attacked.dataset, split, ATTACK_VARIANTS),
+        "of": split_fingerprint(attacked.dataset, split, ATTACK_VARIANTS),
         "split": split,
         "foregrounds": len(grid.foregrounds),
         "backgrounds": len(grid.backgrounds),
@@ -236,7 +236,7 @@ def write_attack(attacked: AttackedModel, taxonomy: Taxonomy) -> None:
         "forwards": next(iter(tallies.values())).tried,
         "backgrounds_file": backgrounds,
         "rules": {
-            rule: measures(tallied, grid, taxonomy, early_stop=early_stop)
+            rule: measure_rule(tallied, grid, taxonomy, early_stop=early_stop)
             for rule, tallied in tallies.items()
         },
     }
@@ -294,7 +294,7 @@ def read_attacks(dataset: Dataset) -> tuple[list[dict[str, Any]], list[str]]:
     Returns:
       (attacks on the pictures that the dataset holds, names of models whose attack is of others).
     """
-    return results_of(dataset, "attack", lambda _: ATTACK_VARIANTS)
+    return read_current_results(dataset, "attack", lambda _: ATTACK_VARIANTS)
 
 
 def write_attack_tables(dataset: Dataset) -> None:

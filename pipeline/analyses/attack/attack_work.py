@@ -41,7 +41,7 @@ class AttackWork(Work):
     """Predictions of chunks of foregrounds on all backgrounds.
 
     Args:
-      attacking: what is done.
+      plan: what is done.
       taxonomy: the models' heads must fit.
     """
 
@@ -50,51 +50,49 @@ class AttackWork(Work):
     pictures_name = "composites_predicted"
     refuses_overlap = True
 
-    def __init__(self, attacking: AttackPlan, taxonomy: Taxonomy) -> None:
-        super().__init__(attacking.evaluation, taxonomy)
-        self.attacking = attacking
+    def __init__(self, plan: AttackPlan, taxonomy: Taxonomy) -> None:
+        super().__init__(plan.evaluation, taxonomy)
+        self.plan = plan
         self._opened: tuple[str, AttackGrid] | None = None
         self._whole: AttackWork | None = None
-        if attacking.early_stop:
-            self._whole = AttackWork(dataclasses.replace(attacking, early_stop=False), taxonomy)
+        if plan.early_stop:
+            self._whole = AttackWork(dataclasses.replace(plan, early_stop=False), taxonomy)
 
     def _grid(self, dataset: Dataset) -> AttackGrid:
         """The grid, for which the whole index is read: once for all models."""
         fingerprint = dataset.manifest.fingerprint
         if self._opened is None or self._opened[0] != fingerprint:
-            self._opened = fingerprint, open_grid(dataset, self.attacking)
+            self._opened = fingerprint, open_grid(dataset, self.plan)
         return self._opened[1]
 
     def units(self, dataset: Dataset) -> Sequence[int]:
-        """As `Work.units`: chunks."""
+        """Same as `Work.units`: chunks."""
         return self._grid(dataset).chunks
 
     def size(self, dataset: Dataset, unit: int) -> int:
-        """As `Work.size`: composites."""
+        """Same as `Work.size`: composites."""
         grid = self._grid(dataset)
         return len(grid.positions(unit)) * len(grid.backgrounds)
 
-    def begin(self, dataset: Dataset, metadata: ModelMetadata) -> AttackChunks:
-        """As `Work.begin`; where all pairs were tried before, an early stop has nothing to do."""
+    def for_model(self, dataset: Dataset, metadata: ModelMetadata) -> AttackChunks:
+        """Same as `Work.for_model`; where all pairs were tried before, an early stop has nothing to do."""
         is_known = self._whole is not None and self._whole.is_done(dataset, metadata)
-        return AttackChunks(dataset, self.attacking, self._grid(dataset), metadata, is_known)
+        return AttackChunks(dataset, self.plan, self._grid(dataset), metadata, is_known)
 
     def is_done(self, dataset: Dataset, metadata: ModelMetadata) -> bool:
         """Whether the predictions of all chunks are there."""
-        chunks = self.begin(dataset, metadata)
-        return all(chunks.is_there(unit) for unit in self.units(dataset))
+        chunks = self.for_model(dataset, metadata)
+        return all(chunks.is_done(unit) for unit in self.units(dataset))
 
-    def sum_up(self, dataset: Dataset, metadata: ModelMetadata, entry: str) -> None:
-        """As `Work.sum_up`; where all pairs were tried before, they say more than an early stop."""
+    def summarize(self, dataset: Dataset, metadata: ModelMetadata, entry: str) -> None:
+        """Same as `Work.summarize`; where all pairs were tried before, they say more than an early stop."""
         if self._whole is not None and self._whole.is_done(dataset, metadata):
-            self._whole.sum_up(dataset, metadata, entry)
+            self._whole.summarize(dataset, metadata, entry)
             return
-        chunks = self.begin(dataset, metadata)
+        chunks = self.for_model(dataset, metadata)
         paths = tuple(chunks.path(unit) for unit in self.units(dataset))
         grid = self._grid(dataset)
-        write_attack(
-            AttackedModel(dataset, self.attacking, grid, dict(metadata), paths), self.taxonomy
-        )
+        write_attack(AttackedModel(dataset, self.plan, grid, dict(metadata), paths), self.taxonomy)
 
 
 class AttackChunks(ModelWork):
@@ -102,8 +100,8 @@ class AttackChunks(ModelWork):
 
     Args:
       dataset: finished.
-      attacking: what is done.
-      grid: of `attacking`.
+      plan: what is done.
+      grid: of `plan`.
       metadata: the model, and how it is run.
       is_known: whether what the chunks would say is known without them.
     """
@@ -111,21 +109,21 @@ class AttackChunks(ModelWork):
     def __init__(
         self,
         dataset: Dataset,
-        attacking: AttackPlan,
+        plan: AttackPlan,
         grid: AttackGrid,
         metadata: ModelMetadata,
         is_known: bool = False,
     ) -> None:
         super().__init__(dataset.store)
-        self._dataset, self._attacking, self._grid = dataset, attacking, grid
+        self._dataset, self._attacking, self._grid = dataset, plan, grid
         self._metadata, self._is_known = metadata, is_known
 
-    def is_there(self, unit: int) -> bool:
-        """As `ModelWork.is_there`, or it is not needed."""
-        return self._is_known or super().is_there(unit)
+    def is_done(self, unit: int) -> bool:
+        """Same as `ModelWork.is_done`, or it is not needed."""
+        return self._is_known or super().is_done(unit)
 
     def path(self, unit: int) -> str:
-        """As `ModelWork.path`."""
+        """Same as `ModelWork.path`."""
         folder = result_folder(self._metadata["model"], self._metadata["evaluation"])
         name = grid_name(self._grid, self._attacking)
         return result_shard(folder, name, self._metadata["evaluation"]["split"], unit)
@@ -145,8 +143,8 @@ class AttackChunks(ModelWork):
             *self._dataset.custom_taxonomy,
         )
 
-    def checksum(self, unit: int) -> str:
-        """As `ModelWork.checksum`: that of the pixels, then that of what is done with them."""
+    def fingerprint(self, unit: int) -> str:
+        """Same as `ModelWork.fingerprint`: that of the pixels, then that of what is done with them."""
         evaluation, grid = self._attacking.evaluation, self._grid
         done = fingerprint(
             evaluation.predict.identity,
@@ -158,10 +156,10 @@ class AttackChunks(ModelWork):
         )
         return f"{self._pixels}-{done}"
 
-    def make(
+    def run(
         self, predictor: Predictor, units: Sequence[int], missing: Sequence[int], note: NoteDone
     ) -> Generator[UnitOutput, None, None]:
-        """As `ModelWork.make`; an early stop learns from the chunks that are there, too."""
+        """Same as `ModelWork.run`; an early stop learns from the chunks that are there, too."""
         # Only who attacks waits for torch.
         from pipeline.analyses.attack.arrays import (
             GridModel,

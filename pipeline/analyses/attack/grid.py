@@ -101,31 +101,31 @@ class AttackGrid:
         return range(len(self.foregrounds))[chunk * self.chunk : (chunk + 1) * self.chunk]
 
 
-def open_grid(dataset: Dataset, attacking: AttackPlan) -> AttackGrid:
+def open_grid(dataset: Dataset, plan: AttackPlan) -> AttackGrid:
     """The grid of an attack; sampled by keyed hash, alike on every dataset of the same images.
 
     Raises:
       UsageError: a variant is missing, or there are no images.
     """
-    check_variants(dataset.variants)
-    split = attacking.evaluation.split
+    check_attack_variants(dataset.variants)
+    split = plan.evaluation.split
     rows = [
         (row["key"], row["label"], row["wnid"], dataset.shard_of(split, row["key"]))
-        for row in attacking.evaluation.rows(dataset)
+        for row in plan.evaluation.rows(dataset)
     ]
     if not rows:
         raise UsageError(f"the dataset has no images in {split}: there is nothing to attack")
     keys, labels, wnids, shards = zip(*rows, strict=True)
     images = GridAxis(keys, np.asarray(labels, np.int64), wnids, shards)
-    foregrounds = images.sample(attacking.foregrounds, "attack foreground")
-    backgrounds = images.sample(attacking.backgrounds, "attack background")
+    foregrounds = images.sample(plan.foregrounds, "attack foreground")
+    backgrounds = images.sample(plan.backgrounds, "attack background")
     chunk = max(1, min(_CHUNK, _CHUNK_FORWARDS // len(backgrounds)))
     return AttackGrid(
         foregrounds=foregrounds,
         backgrounds=backgrounds,
         is_full=len(foregrounds) == len(backgrounds) == len(images),
         # Small, since an early stop learns from chunk to chunk, and few are left standing.
-        chunk=_CHUNK if attacking.early_stop else chunk,
+        chunk=_CHUNK if plan.early_stop else chunk,
         units=_unit_numbers(EvalImages.read(dataset, split), foregrounds),
     )
 
@@ -134,7 +134,7 @@ def _unit_numbers(images: EvalImages, foregrounds: GridAxis) -> Labels:
     return images.unit_numbers[images.positions(pa.chunked_array([pa.array(foregrounds.keys)]))]
 
 
-def check_variants(variants: Iterable[str]) -> None:
+def check_attack_variants(variants: Iterable[str]) -> None:
     """Raises UsageError if a dataset of these variants cannot be attacked."""
     missing = [name for name in ATTACK_VARIANTS if name not in set(variants)]
     if missing:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.evaluate.failures import errors_of, read_failures
+from pipeline.evaluate.failures import errors_by_model, read_failures
 from pipeline.evaluate.result_files import read_result, result_file, result_folder
 from pipeline.storage.store import Store
 
@@ -32,7 +32,7 @@ output indices."""
 
 PUBLISHED_N = 50_000
 """Images of the validation set, which published figures are of."""
-_WHOLE = ""
+_FULL_SET = ""
 """Stands for that set; digests of listings stand for others."""
 
 
@@ -79,23 +79,23 @@ def comparable_top1(
         found = {}
         published = published_top1(summary["model"], summary["evaluation"]["input_size"])
         if published:
-            found[_WHOLE] = published
+            found[_FULL_SET] = published
         measured = _measured(store, summary)
         if measured:
             n, present = measured["n"], measured["classes"]
-            is_whole = n >= PUBLISHED_N and present == classes
+            is_complete = n >= PUBLISHED_N and present == classes
             source = f"measured: {n} images of {present} classes"
             # Through the model's own whole preprocessing.
             size = summary["preprocessing"]["input_size"]
             top1 = Top1(measured["top1"], n, source, size)
-            found[_WHOLE if is_whole else measured["listing"]] = top1
+            found[_FULL_SET if is_complete else measured["listing"]] = top1
         for images, of_images in found.items():
             by_set.setdefault(images, [None] * len(summaries))[position] = of_images
     if not by_set:
         return [None] * len(summaries), ""
     known = {images: sum(top1 is not None for top1 in of) for images, of in by_set.items()}
-    best = max(by_set, key=lambda images: (known[images], images != _WHOLE, images))
-    parts = sum(known[images] for images in by_set if images not in (best, _WHOLE))
+    best = max(by_set, key=lambda images: (known[images], images != _FULL_SET, images))
+    parts = sum(known[images] for images in by_set if images not in (best, _FULL_SET))
     note = ""
     if parts:
         note = (
@@ -162,6 +162,6 @@ def describe_imagenet(
                 f"[{low:.1f}, {high:.1f}] of {found['n']} images, {found['classes']} classes"
             )
     failed, _ = read_failures(store, dataset, "imagenet")
-    for model, error in errors_of(failed, entries).items():
+    for model, error in errors_by_model(failed, entries).items():
         lines.append(f"ImageNet top-1, {model}: not measured: {error}")
     return "\n".join(lines)

@@ -76,26 +76,26 @@ class ImageNetWork(Work):
         return self._listed
 
     def units(self, dataset: Dataset) -> Sequence[int]:
-        """As `Work.units`: shards of images."""
+        """Same as `Work.units`: shards of images."""
         return range(len(self._listing.shards))
 
     def size(self, dataset: Dataset, unit: int) -> int:
-        """As `Work.size`."""
+        """Same as `Work.size`."""
         return len(self._listing.shards[unit])
 
     def describe(self, dataset: Dataset, model: ModelIdentity) -> dict[str, Any]:
-        """As `Work.describe`, with the folder of the model's other results."""
+        """Same as `Work.describe`, with the folder of the model's other results."""
         how = describe_model(model, self._others, dataset)["evaluation"]
         return {**super().describe(dataset, model), "folder": result_folder(model.name, how)}
 
-    def begin(self, dataset: Dataset, metadata: ModelMetadata) -> ImageNetShards | None:
-        """As `Work.begin`."""
+    def for_model(self, dataset: Dataset, metadata: ModelMetadata) -> ImageNetShards | None:
+        """Same as `Work.for_model`."""
         if metadata["num_outputs"] != len(self.taxonomy.wnids):
             return None
         return ImageNetShards(dataset.store, metadata, self._root, self._listing)
 
-    def sum_up(self, dataset: Dataset, metadata: ModelMetadata, entry: str) -> None:
-        """As `Work.sum_up`."""
+    def summarize(self, dataset: Dataset, metadata: ModelMetadata, entry: str) -> None:
+        """Same as `Work.summarize`."""
         store = dataset.store
         shards = ImageNetShards(store, metadata, self._root, self._listing)
         paths = [shards.path(unit) for unit in self.units(dataset)]
@@ -124,11 +124,11 @@ class ImageNetShards(ModelWork):
         self._metadata, self._root, self._shards = metadata, root, listing.shards
 
     def path(self, unit: int) -> str:
-        """As `ModelWork.path`."""
+        """Same as `ModelWork.path`."""
         return result_shard(self._metadata["folder"], "imagenet", "val", unit)
 
-    def checksum(self, unit: int) -> str:
-        """As `ModelWork.checksum`."""
+    def fingerprint(self, unit: int) -> str:
+        """Same as `ModelWork.fingerprint`."""
         return fingerprint(
             *(self._metadata[name] for name in ("model", "weights_sha256", "preprocessing")),
             self._metadata["evaluation"]["precision"],
@@ -136,10 +136,10 @@ class ImageNetShards(ModelWork):
             listing_digest(self._shards[unit]),
         )
 
-    def make(
+    def run(
         self, predictor: Predictor, units: Sequence[int], missing: Sequence[int], note: NoteDone
     ) -> Generator[UnitOutput, None, None]:
-        """As `ModelWork.make`."""
+        """Same as `ModelWork.run`."""
         for shard in missing:
             rows = []
             images = _ImageNetPart(self._shards[shard])
@@ -166,16 +166,16 @@ class _ImageNetPart:
 
     @property
     def name(self) -> str:
-        """As `Part.name`."""
+        """Same as `Part.name`."""
         return listing_digest(self.images)
 
     @property
     def count(self) -> int:
-        """As `Part.count`."""
+        """Same as `Part.count`."""
         return len(self.images)
 
     def tables(self, columns: tuple[str, ...]) -> Generator[pa.Table, None, None]:
-        """As `Part.tables`; files are read several at a time."""
+        """Same as `Part.tables`; files are read several at a time."""
 
         wants_images = bool(columns)
 

@@ -140,7 +140,7 @@ def make_plan(
     return MatrixPlan(
         dataset=dataset,
         in9l=in9l,
-        variants=in_order(dataset, names),
+        variants=sort_names(dataset, names),
         train_split=trains,
         split=tests,
         holdout=Holdout(share),
@@ -150,7 +150,7 @@ def make_plan(
     )
 
 
-def in_order(dataset: Dataset, names: Collection[str]) -> tuple[str, ...]:
+def sort_names(dataset: Dataset, names: Collection[str]) -> tuple[str, ...]:
     """Names of rows or columns, each once: as in table 5, then as in the dataset."""
     order = list(dict.fromkeys((*ORDER, *dataset.variants, *sorted(names))))
     return tuple(sorted(set(names), key=order.index))

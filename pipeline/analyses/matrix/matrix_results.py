@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.analyses.matrix.matrix_plan import IN9L, in_order
+from pipeline.analyses.matrix.matrix_plan import IN9L, sort_names
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata
@@ -38,7 +38,7 @@ from transforms.intervals import paired_bootstrap
 from transforms.scoring import PAPER_RULE
 from transforms.two_way import Roles
 
-_ReadImages = Callable[[str, float], EvalImages]
+_ImageReader = Callable[[str, float], EvalImages]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,12 +68,12 @@ def read_matrices(dataset: Dataset) -> list[dict[str, Any]]:
     for metadata in read_results(dataset.store, "model"):
         if "matrix" in metadata and metadata.get("trained"):
             rows.setdefault(metadata["matrix"]["name"], []).append(metadata)
-    found = (_describe(dataset, name, rows[name], images) for name in sorted(rows))
+    found = (_describe_matrix(dataset, name, rows[name], images) for name in sorted(rows))
     return [content for content in found if content["rows"]]
 
 
-def _describe(
-    dataset: Dataset, name: str, abouts: list[ModelMetadata], images: _ReadImages
+def _describe_matrix(
+    dataset: Dataset, name: str, abouts: list[ModelMetadata], images: _ImageReader
 ) -> dict[str, Any]:
     cells = {
         (metadata["matrix"]["row"], column): cell
@@ -85,7 +85,7 @@ def _describe(
         names.update(
             [IN9L] if "dataset" in metadata["evaluation"] else metadata.get("variants", ())
         )
-    columns = in_order(dataset, names)
+    columns = sort_names(dataset, names)
     first = abouts[0]
     return {
         "name": name,
@@ -106,22 +106,26 @@ def _describe(
         "gaps": [
             {"train_variant": row, **found}
             for row in columns
-            for found in _less(cells.get((row, "mixed_same")), cells.get((row, "mixed_rand")))
+            for found in _paired_differences(
+                cells.get((row, "mixed_same")), cells.get((row, "mixed_rand"))
+            )
         ],
         "gains": [
             {"first": "mixed_rand", "second": "original", "test_variant": column, **found}
             for column in columns
-            for found in _less(cells.get(("mixed_rand", column)), cells.get(("original", column)))
+            for found in _paired_differences(
+                cells.get(("mixed_rand", column)), cells.get(("original", column))
+            )
         ],
     }
 
 
 def _cells(
-    dataset: Dataset, metadata: ModelMetadata, images: _ReadImages
+    dataset: Dataset, metadata: ModelMetadata, images: _ImageReader
 ) -> Iterator[tuple[str, MatrixCell]]:
     """(column, cell) of each variant that a row has predictions of."""
     if "dataset" in metadata["evaluation"]:
-        cell = _on_another(dataset.store, metadata)
+        cell = _in9l_cell(dataset.store, metadata)
         if cell is not None:
             yield IN9L, cell
         return
@@ -137,7 +141,7 @@ def _cells(
         yield variant, MatrixCell(metadata, keys, tested.units, of_rule.labels, correct, device)
 
 
-def _on_another(store: Store, metadata: ModelMetadata) -> MatrixCell | None:
+def _in9l_cell(store: Store, metadata: ModelMetadata) -> MatrixCell | None:
     """A row's cell of IN-9L; None if its predictions are not all there."""
     folder = result_folder(metadata["model"], metadata["evaluation"])
     paths = list(store.walk(f"results/{folder}/predictions"))
@@ -184,7 +188,9 @@ def _row(row: str, column: str, cell: MatrixCell, is_published: bool) -> dict[st
     return found
 
 
-def _less(first: MatrixCell | None, second: MatrixCell | None) -> Iterator[dict[str, Any]]:
+def _paired_differences(
+    first: MatrixCell | None, second: MatrixCell | None
+) -> Iterator[dict[str, Any]]:
     """First less second, if both are there, and of the same images."""
     if first and second and first.keys == second.keys and first.keys:
         difference, low, high = paired_bootstrap(first.correct, second.correct, first.units)

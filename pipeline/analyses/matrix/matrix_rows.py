@@ -139,11 +139,11 @@ def make_row(trainer: Trainer, plan: MatrixPlan, row: str) -> tuple[list[ModelMe
     scorer: Scorer | None = None
     for dataset, metadata in tests:
         shards, units = PredictShards(dataset, metadata, store), dataset.shards(plan.split)
-        missing = [unit for unit in units if not shards.is_there(unit)]
+        missing = [unit for unit in units if not shards.is_done(unit)]
         if missing:
             scorer = scorer or trainer.scorer(entry)
-            for made in shards.make(scorer, units, missing, lambda *_: None):
-                write_table(store, shards.path(made.unit), made.table, shards.fingerprint(made))
+            for made in shards.run(scorer, units, missing, lambda *_: None):
+                write_table(store, shards.path(made.unit), made.table, shards.fingerprint_to_store(made))
         commit_predictions(shards, units, metadata)
     is_new = scorer is not None
     del scorer

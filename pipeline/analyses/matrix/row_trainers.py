@@ -41,7 +41,7 @@ class ProbeTrainer:
         self.name = f"probe-{self.arch.replace('/', '_')}{plan.suffix()}"
 
     def train(self, row: str) -> str:
-        """As `Trainer.train`."""
+        """Same as `Trainer.train`."""
         dataset, variant = self._plan.source(row)
         return fit_variant(
             self._backbone,
@@ -52,7 +52,7 @@ class ProbeTrainer:
         )
 
     def scorer(self, entry: str) -> ProbeScorer:
-        """As `Trainer.scorer`."""
+        """Same as `Trainer.scorer`."""
         return ProbeScorer(self._backbone, entry.partition("=")[2], self._plan.predict.device)
 
 
@@ -84,7 +84,7 @@ class ProbeScorer:
     def logits(
         self, parts: Iterable[ShardPictures], stored: int
     ) -> Generator[tuple[_KeyRows, NDArray[np.float32]], None, None]:
-        """As `Predictor.logits`, all pictures of a part in one batch."""
+        """Same as `Predictor.logits`, all pictures of a part in one batch."""
         for part in parts:
             with contextlib.closing(part.tables(())) as tables:
                 rows = list(tables)
@@ -134,7 +134,7 @@ class NetworkTrainer:
         self.name = f"{kind}{training.arch.replace('/', '_')}{suffix}"
 
     def train(self, row: str) -> str:
-        """As `Trainer.train`; one that was stopped goes on where it was.
+        """Same as `Trainer.train`; one that was stopped goes on where it was.
 
         Raises:
           UsageError: the folder holds a training with other flags.
@@ -159,5 +159,5 @@ class NetworkTrainer:
         return path
 
     def scorer(self, entry: str) -> Predictor:
-        """As `Trainer.scorer`: by whole forward passes."""
+        """Same as `Trainer.scorer`: by whole forward passes."""
         return Predictor(load_model(entry), self._plan.predict)

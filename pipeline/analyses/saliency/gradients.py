@@ -11,7 +11,7 @@ from pipeline.evaluate.resident import free_memory
 from pipeline.models.predict import Predictor, is_out_of_memory
 
 
-def answer_gradients(
+def winning_logit_gradients(
     predictor: Predictor, pictures: torch.Tensor
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """What moves a model's answers: gradients of the winning outputs' logits.
@@ -37,7 +37,9 @@ def answer_gradients(
     # Outside the handler, whose traceback holds on to the activations.
     free_memory()
     half = len(pictures) // 2
-    parts = [answer_gradients(predictor, part) for part in (pictures[:half], pictures[half:])]
+    parts = [
+        winning_logit_gradients(predictor, part) for part in (pictures[:half], pictures[half:])
+    ]
     logits_of, gradients_of = zip(*parts, strict=True)
     return np.concatenate(logits_of), np.concatenate(gradients_of)
 

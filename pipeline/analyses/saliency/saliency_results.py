@@ -19,7 +19,7 @@ from PIL import Image, PngImagePlugin
 
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.failures import error_rows, read_failures
-from pipeline.evaluate.predictions import results_of
+from pipeline.evaluate.predictions import read_current_results
 from pipeline.storage.csv_file import write_csv
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
@@ -61,33 +61,33 @@ SALIENCY_COLUMNS = (
 95 % interval of a bootstrap over images; `mask_area` is the mean share of pixels inside, and
 `concentration` the ratio of the two. A model that failed has its `error` alone."""
 
-_TEXT = "in9"
+_FINGERPRINT_KEY = "in9"
 """Name of a picture's text that says what it was made from."""
 
 
-def saliency_picture(folder: str, key: str) -> str:
+def map_path(folder: str, key: str) -> str:
     """Map of an image."""
     return f"results/{folder}/saliency/{key}.png"
 
 
-def write_picture(store: Store, path: str, picture: Pixels, fingerprint: str) -> None:
+def write_map(store: Store, path: str, picture: Pixels, fingerprint: str) -> None:
     """Writes a map, with the fingerprint of what it was made from inside."""
     text = PngImagePlugin.PngInfo()
-    text.add_text(_TEXT, fingerprint)
+    text.add_text(_FINGERPRINT_KEY, fingerprint)
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG", pnginfo=text)
     store.write(path, file.getvalue())
 
 
-def has_picture(store: Store, path: str, fingerprint: str) -> bool:
+def has_map(store: Store, path: str, fingerprint: str) -> bool:
     """Whether a map is there that was made from the same."""
     try:
-        return bool(open_picture(store.read(path)).info.get(_TEXT) == fingerprint)
+        return bool(open_picture(store.read(path)).info.get(_FINGERPRINT_KEY) == fingerprint)
     except (FileNotFoundError, UndecodableError, TooManyPixelsError):
         return False
 
 
-def measure(store: Store, paths: Iterable[str], unit_of: Mapping[str, str]) -> dict[str, Any]:
+def measure_mass(store: Store, paths: Iterable[str], unit_of: Mapping[str, str]) -> dict[str, Any]:
     """The mean over all images of a model, with its interval, for which the units of images are
     resampled, given by key.
 
@@ -109,7 +109,7 @@ def measure(store: Store, paths: Iterable[str], unit_of: Mapping[str, str]) -> d
     return found
 
 
-def shown_rows(
+def map_rows(
     store: Store, paths: Iterable[str], keys: Sequence[str], folder: str
 ) -> list[dict[str, Any]]:
     """`maps` of saliency.json: a row for each image that is shown, in their order."""
@@ -119,12 +119,12 @@ def shown_rows(
             found[row["key"]] = row
     names = ("key", "label", "mass_in_mask", "prediction")
     return [
-        {**{name: found[key][name] for name in names}, "file": saliency_picture(folder, key)}
+        {**{name: found[key][name] for name in names}, "file": map_path(folder, key)}
         for key in keys
     ]
 
 
-def number(value: float) -> float | None:
+def nan_to_null(value: float) -> float | None:
     """A number for a table: None for NaN."""
     return None if math.isnan(value) else value
 
@@ -132,7 +132,7 @@ def number(value: float) -> float | None:
 def read_saliency(dataset: Dataset) -> list[dict[str, Any]]:
     """What saliency.json says of every model on the pictures that the dataset holds, in order of
     its folder."""
-    return results_of(dataset, "saliency", lambda found: (found["variant"], "fg_mask"))[0]
+    return read_current_results(dataset, "saliency", lambda found: (found["variant"], "fg_mask"))[0]
 
 
 def write_saliency_table(dataset: Dataset) -> None:

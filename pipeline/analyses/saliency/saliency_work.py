@@ -22,12 +22,12 @@ import pyarrow as pa
 
 from pipeline.analyses.saliency.saliency_results import (
     SALIENCY_SCHEMA,
-    has_picture,
-    measure,
-    number,
-    saliency_picture,
-    shown_rows,
-    write_picture,
+    has_map,
+    map_path,
+    map_rows,
+    measure_mass,
+    nan_to_null,
+    write_map,
 )
 from pipeline.dataset.fingerprints import SALIENCY_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
@@ -35,7 +35,7 @@ from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError, UsageError
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.prediction_files import ModelMetadata
-from pipeline.evaluate.predictions import EvalImages, pictures_of
+from pipeline.evaluate.predictions import EvalImages, split_fingerprint
 from pipeline.evaluate.result_files import result_file, result_folder, result_shard, write_result
 from pipeline.evaluate.work import ModelWork, NoteDone, UnitOutput, Work
 from pipeline.storage.parallel import InBackground
@@ -72,7 +72,7 @@ class SaliencyShards(ModelWork):
         self._folder = result_folder(metadata["model"], metadata["evaluation"])
 
     def path(self, unit: int) -> str:
-        """As `ModelWork.path`."""
+        """Same as `ModelWork.path`."""
         return result_shard(self._folder, "saliency", self._plan.evaluation.split, unit)
 
     @functools.cached_property
@@ -81,8 +81,8 @@ class SaliencyShards(ModelWork):
         # Every shard's fingerprint holds all of them, and reading them is reading the whole index.
         return sorted(row["key"] for row in self._plan.evaluation.rows(self._dataset))
 
-    def checksum(self, unit: int) -> str:
-        """As `ModelWork.checksum`: of everything but which images are shown."""
+    def fingerprint(self, unit: int) -> str:
+        """Same as `ModelWork.fingerprint`: of everything but which images are shown."""
         evaluation, variant = self._plan.evaluation, self._plan.variant
         files = self._dataset.shard_files(evaluation.split, unit, (variant, "fg_mask"))
         return fingerprint(
@@ -95,27 +95,25 @@ class SaliencyShards(ModelWork):
             *self._dataset.custom_taxonomy,
         )
 
-    def is_there(self, unit: int) -> bool:
-        """As `ModelWork.is_there`, and the maps are."""
-        return super().is_there(unit) and not self._missing_maps(unit)
+    def is_done(self, unit: int) -> bool:
+        """Same as `ModelWork.is_done`, and the maps are."""
+        return super().is_done(unit) and not self._missing_maps(unit)
 
     def _missing_maps(self, shard: int) -> frozenset[str]:
         """Keys of the pictures of which the map is missing."""
-        checksum = self.checksum(shard)
+        checksum = self.fingerprint(shard)
         keys = (key for key, place in self._shown.items() if place == shard)
         return frozenset(
-            key
-            for key in keys
-            if not has_picture(self.store, saliency_picture(self._folder, key), checksum)
+            key for key in keys if not has_map(self.store, map_path(self._folder, key), checksum)
         )
 
-    def make(
+    def run(
         self, predictor: Predictor, units: Sequence[int], missing: Sequence[int], note: NoteDone
     ) -> Generator[UnitOutput, None, None]:
-        """As `ModelWork.make`; a model that gives no gradient fails."""
+        """Same as `ModelWork.run`; a model that gives no gradient fails."""
         for shard in missing:
             # Where the numbers are there, maps are missing.
-            keys = self._missing_maps(shard) if super().is_there(shard) else None
+            keys = self._missing_maps(shard) if super().is_done(shard) else None
             rows = list(self._explain(predictor, shard, keys, note))
             if keys is None:
                 yield UnitOutput(shard, pa.Table.from_pylist(rows, SALIENCY_SCHEMA))
@@ -126,9 +124,9 @@ class SaliencyShards(ModelWork):
         """Rows of a shard, of some keys alone if they are given; writes the maps that are
         missing."""
         # Only who explains waits for torch.
-        from pipeline.analyses.saliency.gradients import answer_gradients
+        from pipeline.analyses.saliency.gradients import winning_logit_gradients
 
-        missing, checksum = self._missing_maps(shard), self.checksum(shard)
+        missing, checksum = self._missing_maps(shard), self.fingerprint(shard)
         output_labels = labels_of_outputs(self._metadata["num_outputs"], self._dataset.taxonomy)
         decoded = (
             (picture, decode_image(picture.image), decode_mask(mask.image))
@@ -136,26 +134,26 @@ class SaliencyShards(ModelWork):
             if keys is None or picture.key in keys
         )
         # A backward pass needs all activations.
-        size = max(1, predictor.batch_size // ACTIVATIONS)
+        size = max(1, predictor.batch_size // BATCH_DIVISOR)
         # The next batch is decoded while the device works.
         with contextlib.closing(InBackground(decoded, size)) as ahead:
             samples = iter(ahead)
             while batch := list(itertools.islice(samples, size)):
                 pixels = np.stack([of_picture for _, of_picture, _ in batch])
-                logits, gradients = answer_gradients(predictor, predictor.to_device(pixels))
+                logits, gradients = winning_logit_gradients(predictor, predictor.to_device(pixels))
                 for i, (picture, of_picture, mask) in enumerate(batch):
                     saliency = saliency_map(gradients[i])
                     if picture.key in missing:
-                        path = saliency_picture(self._folder, picture.key)
+                        path = map_path(self._folder, picture.key)
                         shown = overlay(of_picture, saliency, mask)
-                        write_picture(self.store, path, shown, checksum)
+                        write_map(self.store, path, shown, checksum)
                     output = int(logits[i].argmax())
                     yield {
                         "key": picture.key,
                         "label": picture.fields["label"],
                         "prediction": int(output_labels[output]),
                         "output": output,
-                        "mass_in_mask": number(mass_in_mask(saliency, mask)),
+                        "mass_in_mask": nan_to_null(mass_in_mask(saliency, mask)),
                         "mask_area": float(mask.mean()),
                     }
                 note(shard, len(batch), len(batch))
@@ -183,7 +181,7 @@ class SaliencyShards(ModelWork):
 METHOD = "gradient of the winning logit"
 """In words: absolute values of that gradient, the largest of a pixel's channels."""
 
-ACTIVATIONS = 4
+BATCH_DIVISOR = 4
 """Batches of the evaluation are larger by this factor."""
 
 
@@ -202,7 +200,7 @@ class SaliencyPlan:
     maps: int = 9
 
 
-def check_variants(variants: Iterable[str], variant: str) -> None:
+def check_saliency_variants(variants: Iterable[str], variant: str) -> None:
     """Raises UsageError if a dataset of these variants does not have what is needed."""
     there = set(variants)
     pictures = [name for name in there if is_picture(name)]
@@ -263,21 +261,21 @@ class SaliencyWork(Work):
         return self._chosen[1]
 
     def units(self, dataset: Dataset) -> Sequence[int]:
-        """As `Work.units`: output shards."""
+        """Same as `Work.units`: output shards."""
         return dataset.shards(self.evaluation.split)
 
     def size(self, dataset: Dataset, unit: int) -> int:
-        """As `Work.size`."""
+        """Same as `Work.size`."""
         files = dataset.shard_files(self.evaluation.split, unit, (self._plan.variant,))
         return sum(file.samples or 0 for file in files)
 
-    def begin(self, dataset: Dataset, metadata: ModelMetadata) -> SaliencyShards:
-        """As `Work.begin`."""
+    def for_model(self, dataset: Dataset, metadata: ModelMetadata) -> SaliencyShards:
+        """Same as `Work.for_model`."""
         return SaliencyShards(dataset, self._plan, metadata, self._shown(dataset))
 
-    def sum_up(self, dataset: Dataset, metadata: ModelMetadata, entry: str) -> None:
-        """As `Work.sum_up`."""
-        store, shards = dataset.store, self.begin(dataset, metadata)
+    def summarize(self, dataset: Dataset, metadata: ModelMetadata, entry: str) -> None:
+        """Same as `Work.summarize`."""
+        store, shards = dataset.store, self.for_model(dataset, metadata)
         folder = result_folder(metadata["model"], metadata["evaluation"])
         paths = [shards.path(unit) for unit in self.units(dataset)]
         split, variant = self.evaluation.split, self._plan.variant
@@ -285,11 +283,11 @@ class SaliencyWork(Work):
         unit_of = dict(zip(images.keys.to_pylist(), images.units, strict=True))
         content = {
             **metadata,
-            "of": pictures_of(dataset, split, (variant, "fg_mask")),
+            "of": split_fingerprint(dataset, split, (variant, "fg_mask")),
             "method": METHOD,
             "variant": variant,
-            **measure(store, paths, unit_of),
-            "maps": shown_rows(store, paths, list(self._shown(dataset)), folder),
+            **measure_mass(store, paths, unit_of),
+            "maps": map_rows(store, paths, list(self._shown(dataset)), folder),
         }
         write_result(store, result_file(folder, "saliency"), content)
         current = {*paths, *(row["file"] for row in content["maps"])}

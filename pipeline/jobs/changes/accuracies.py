@@ -100,7 +100,7 @@ def _values(predictions: Predictions) -> dict[str, Floats]:
     """Computes for each image the share of correct draws of each variant, (n,), and the gap."""
     values: dict[str, Floats] = {
         variant: np.mean([predictions.correct(name) for name in draws], axis=0)
-        for variant, draws in draws_of(predictions.predictions).items()
+        for variant, draws in draws_of(predictions.predicted).items()
     }
     if "mixed_same" in values and "mixed_rand" in values:
         values[BG_GAP] = values["mixed_same"] - values["mixed_rand"]

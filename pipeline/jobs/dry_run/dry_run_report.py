@@ -210,7 +210,7 @@ def _print_model(
         attack = works.get("attack")
         if isinstance(attack, AttackWork):
             images = pictures // sum(is_picture(v) for v in job.config.compose.composed)
-            sides = (attack.attacking.foregrounds, attack.attacking.backgrounds)
+            sides = (attack.plan.foregrounds, attack.plan.backgrounds)
             left["attack"] = math.prod(images if n is None else min(n, images) for n in sides)
     predictor = Predictor(model, evaluation.predict)
     rate = _pictures_a_second(predictor, trial, job.config.segment.image_size)
@@ -232,10 +232,10 @@ def _print_model(
 
 def _left(work: Work, dataset: Dataset, model: LoadedModel) -> int:
     """Counts the pictures of a stage that are not predicted yet."""
-    model_work = work.begin(dataset, work.describe(dataset, model))
+    model_work = work.for_model(dataset, work.describe(dataset, model))
     if model_work is None:
         return 0
-    missing = (unit for unit in work.units(dataset) if not model_work.is_there(unit))
+    missing = (unit for unit in work.units(dataset) if not model_work.is_done(unit))
     return sum(work.size(dataset, unit) for unit in missing)
 
 
