@@ -1,1 +1,1 @@
-"""Analyses beyond accuracy on the variants: attack, saliency, accuracy on ImageNet, the matrix."""
+"""Analyses beyond accuracy on the variants: attack, saliency, accuracy on ImageNet, matrix."""

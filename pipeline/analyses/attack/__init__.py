@@ -1,1 +1,1 @@
-"""Attack: adversarial backgrounds, from the grid to the tables."""
+"""The adversarial attack: models on a grid of foregrounds and backgrounds, and its measures."""

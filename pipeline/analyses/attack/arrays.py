@@ -1,8 +1,8 @@
-"""The images of an attack as arrays on the device, each decoded once.
+"""Runs a model on the pairs of a grid, with images as arrays on the device, each decoded once.
 
-The backgrounds are all held, as 8-bit pixels: 610 MB for 4,050 of 224 x 224. The foregrounds
-pass by a chunk at a time, so memory does not grow with their number. Composites are made of
-both where the model runs, a batch at a time.
+All backgrounds stay on the device as 8-bit pixels: 610 MB for 4,050 of 224 x 224. Foregrounds are
+streamed a chunk at a time, so memory does not grow with their number. Composites are computed from
+both on the device, a batch at a time.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ T = TypeVar("T")
 def load_backgrounds(
     dataset: Dataset, split: str, backgrounds: GridAxis, device: torch.device
 ) -> torch.Tensor:
-    """Decodes the backgrounds.
+    """Decodes the backgrounds, which are the pictures of `only_bg_t`.
 
     Returns:
-      (B, S, S, 3) uint8 on the device, RGB: `only_bg_t`.
+      (B, S, S, 3) uint8 on the device, RGB.
 
     Raises:
       JobError: a stored picture cannot be decoded.
@@ -56,7 +56,7 @@ def load_backgrounds(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cutouts:
-    """Foregrounds on the device, ready to be put on any background.
+    """C foregrounds on the device, ready to be composited with any background.
 
     Attributes:
       pixels: (C, S, S, 3) uint8, the image where the foreground shows, else 0.
@@ -70,7 +70,8 @@ class Cutouts:
     def from_arrays(
         cls, originals: NDArray[np.uint8], masks: NDArray[np.bool_], device: torch.device
     ) -> Cutouts:
-        """From (C, S, S, 3) uint8 images and (C, S, S) bool masks, True on the foreground."""
+        """Cuts foregrounds out of (C, S, S, 3) uint8 images, by (C, S, S) bool masks that are True
+        on the foreground."""
         holes = np.repeat(np.where(masks, 0, 255).astype(np.uint8)[..., np.newaxis], 3, axis=3)
         pixels = originals & ~holes
         return cls(torch.from_numpy(pixels).to(device), torch.from_numpy(holes).to(device))
@@ -78,16 +79,17 @@ class Cutouts:
     def put_on(
         self, backgrounds: torch.Tensor, foreground: torch.Tensor, background: torch.Tensor
     ) -> torch.Tensor:
-        """Composites of pairs.
+        """Composites pairs of foregrounds and backgrounds.
 
         Args:
           backgrounds: (B, S, S, 3) uint8 on the device.
-          foreground, background: (n,) int64 on the device.
+          foreground, background: (n,) int64 positions on the device.
 
         Returns:
-          (n, 3, S, S) float32 in [0, 1]: of the same pixels as
-          `transforms.adversarial.composites`. Masks are 0 or 255, so bits select.
+          (n, 3, S, S) float32 in [0, 1], with the same pixels as
+          `transforms.adversarial.composites`.
         """
+        # `holes` is 0 or 255, so bitwise operations select whole pixels.
         pixels = backgrounds.index_select(0, background)
         pixels &= self.holes.index_select(0, foreground)
         pixels |= self.pixels.index_select(0, foreground)
@@ -104,68 +106,70 @@ def stream_cutouts(
     """Decodes the foregrounds of chunks, one chunk at a time.
 
     Args:
-      dataset, split: where they lie.
-      grid: which they are.
-      chunks: rising numbers of chunks.
-      device: where to.
+      dataset, split: to read from.
+      grid: of the attack.
+      chunks: numbers of the chunks, in rising order.
+      device: to put the foregrounds on.
 
     Raises:
       JobError: a stored picture cannot be decoded.
     """
     wanted = [position for chunk in chunks for position in grid.positions(chunk)]
-    some = grid.foregrounds.take(wanted)
+    foregrounds = grid.foregrounds.take(wanted)
     with (
         ThreadPoolExecutor(torch.get_num_threads()) as pool,
-        contextlib.closing(_samples(dataset, split, "original", some)) as originals,
-        contextlib.closing(_samples(dataset, split, "fg_mask", some)) as masks,
+        contextlib.closing(_samples(dataset, split, "original", foregrounds)) as originals,
+        contextlib.closing(_samples(dataset, split, "fg_mask", foregrounds)) as mask_samples,
     ):
         for chunk in chunks:
             count = len(grid.positions(chunk))
             images = list(_decoded(pool, itertools.islice(originals, count), decode_image))
-            shapes = list(_decoded(pool, itertools.islice(masks, count), decode_mask))
-            yield Cutouts.from_arrays(np.stack(images), np.stack(shapes), device)
+            masks = list(_decoded(pool, itertools.islice(mask_samples, count), decode_mask))
+            yield Cutouts.from_arrays(np.stack(images), np.stack(masks), device)
 
 
 def _samples(
-    dataset: Dataset, split: str, variant: str, side: GridAxis
+    dataset: Dataset, split: str, variant: str, axis: GridAxis
 ) -> Generator[Sample, None, None]:
-    """Samples of the images of a side, in its order."""
-    waiting = iter(side.keys)
-    for shard in sorted(set(side.shards)):
-        wanted = {key for key, where in zip(side.keys, side.shards, strict=True) if where == shard}
+    """Yields the samples of an axis in its order, which is that of the dataset."""
+    expected = iter(axis.keys)
+    for shard in sorted(set(axis.shards)):
+        missing = {
+            key for key, number in zip(axis.keys, axis.shards, strict=True) if number == shard
+        }
         with contextlib.closing(dataset.samples(split, shard, variant)) as samples:
             for sample in samples:
-                if sample.key in wanted:
-                    wanted.remove(sample.key)
-                    if sample.key != next(waiting):
+                if sample.key in missing:
+                    missing.remove(sample.key)
+                    if sample.key != next(expected):
                         raise OSError(f"{variant} of shard {shard} is not in the index's order")
                     yield sample
-                if not wanted:
+                if not missing:
                     break
-        if wanted:
-            raise OSError(f"{variant} of shard {shard} lacks {min(wanted)}; see: in9 verify")
+        if missing:
+            raise OSError(f"{variant} of shard {shard} lacks {min(missing)}; see: in9 verify")
 
 
 def _decoded(
     pool: ThreadPoolExecutor, samples: Iterator[Sample], decode: Callable[[bytes], T]
 ) -> Iterator[T]:
-    """Decodes in order, a few at once."""
+    """Decodes samples in threads, and yields the results in order."""
 
-    def work(sample: Sample) -> T:
+    def decode_sample(sample: Sample) -> T:
         try:
             return decode(sample.image)
         except UndecodableError as error:
             raise BrokenPictureError(sample.key, error) from error
 
     while batch := list(itertools.islice(samples, _DECODED_AT_ONCE)):
-        yield from pool.map(work, batch)
+        yield from pool.map(decode_sample, batch)
 
 
 class GridModel:
-    """A model's predictions of composites, by every label rule.
+    """Predicts composites, under every label rule.
 
     Args:
-      predictor: on its device.
+      predictor: the model on its device.
       output_labels: (outputs,) int64 superclass of each output.
       backgrounds: (B, S, S, 3) uint8 on the device.
     """
@@ -192,15 +196,16 @@ class GridModel:
     def predict(
         self, cutouts: Cutouts, foreground: torch.Tensor, background: torch.Tensor
     ) -> torch.Tensor:
-        """Predictions of pairs.
+        """Predicts pairs of foregrounds and backgrounds.
 
         Args:
           cutouts: the foregrounds.
-          foreground, background: (n,) int64 on the device.
+          foreground, background: (n,) int64 positions on the device.
 
         Returns:
-          (rules, n) int16 on the device, in the order of `LABEL_RULES`: labels, -1 outside.
-          The same as its functions give: of equal outputs, the first wins.
+          (rules, n) int16 on the device, in the order of `LABEL_RULES`: labels, -1 outside the
+          taxonomy. They equal those of the functions in `LABEL_RULES`; the first of equal outputs
+          wins.
         """
         pictures = cutouts.put_on(self._backgrounds, foreground, background)
         logits = self._predictor.forward(pictures)
@@ -210,20 +215,20 @@ class GridModel:
 
 
 def try_all(
-    network: GridModel,
+    model: GridModel,
     cutouts: Cutouts,
     size: tuple[int, int],
     batch_size: int,
     note: Callable[[int], None],
 ) -> Grid:
-    """Predictions of all pairs of a chunk; nothing waits for the device before the last.
+    """Predicts all pairs of a chunk, without waiting for the device before the last batch.
 
     Args:
-      network: with its backgrounds.
+      model: with its backgrounds.
       cutouts: the foregrounds.
-      size: (C, B), how many of each.
-      batch_size: pairs at a time.
-      note: is told how many pairs a batch had.
+      size: (C, B), number of foregrounds and of backgrounds.
+      batch_size: pairs in a batch.
+      note: called with the number of pairs in each batch.
 
     Returns:
       (rules, C, B) int16.
@@ -232,38 +237,38 @@ def try_all(
     parts = []
     for first in range(0, len(pairs), batch_size):
         batch = pairs[first : first + batch_size]
-        parts.append(network.predict(cutouts, batch // size[1], batch % size[1]))
+        parts.append(model.predict(cutouts, batch // size[1], batch % size[1]))
         note(len(batch))
     return np.asarray(torch.cat(parts, dim=1).cpu()).reshape(-1, *size)
 
 
 def stop_early(
-    network: GridModel,
+    model: GridModel,
     cutouts: Cutouts,
     labels: Labels,
     order: Labels,
     batch_size: int,
     note: Callable[[int], None],
 ) -> Grid:
-    """Tries backgrounds on each foreground of a chunk until one turns it.
+    """Tries backgrounds on each foreground of a chunk until one turns its prediction wrong.
 
     Args:
-      network: with its backgrounds.
+      model: with its backgrounds.
       cutouts: the foregrounds.
-      labels: (C,) int64, theirs.
-      order: (B,) int64, the backgrounds as they are to be tried.
-      batch_size: pairs at a time.
-      note: is told how many pairs a batch had.
+      labels: (C,) int64, of the foregrounds.
+      order: (B,) int64 positions of the backgrounds, in the order to try them.
+      batch_size: pairs in a batch.
+      note: called with the number of pairs in each batch.
 
     Returns:
-      (rules, C, B) int16, `UNTRIED` where a pair was left out.
+      (rules, C, B) int16, `UNTRIED` for pairs that were skipped.
     """
     device = cutouts.pixels.device
 
     def predict(foreground: Labels, background: Labels) -> Grid:
-        sides = (torch.from_numpy(side.copy()).to(device) for side in (foreground, background))
+        pairs = (torch.from_numpy(axis.copy()).to(device) for axis in (foreground, background))
         note(len(foreground))
-        return np.asarray(network.predict(cutouts, *sides).cpu())
+        return np.asarray(model.predict(cutouts, *pairs).cpu())
 
     return try_until_turned(
         labels, order, rules=len(LABEL_RULES), batch_size=batch_size, predict=predict

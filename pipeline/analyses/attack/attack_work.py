@@ -1,9 +1,7 @@
-"""Attack: adversarial backgrounds, a model on chunks of foregrounds.
+"""The attack stage: predictions of models on the pairs of a grid, one file for each chunk.
 
-A model on chunks of an attack's foregrounds: predictions of their pairs, a file for each.
-
-A chunk is keyed by weights, pixels, grid and evaluation settings: what is there for the same key is
-not computed again.
+A chunk is a few foregrounds with all backgrounds. Its file is keyed by weights, pixels, grid and
+evaluation settings, so chunks that exist with the same key are not computed again.
 """
 
 from __future__ import annotations
@@ -38,11 +36,11 @@ if TYPE_CHECKING:
 
 
 class AttackWork(Work):
-    """Predictions of chunks of foregrounds on all backgrounds.
+    """Predictions of foregrounds on all backgrounds, in chunks.
 
     Args:
-      plan: what is done.
-      taxonomy: the models' heads must fit.
+      plan: settings of the attack.
+      taxonomy: the classes that the heads of models must fit.
     """
 
     stage = "attack"
@@ -53,41 +51,45 @@ class AttackWork(Work):
     def __init__(self, plan: AttackPlan, taxonomy: Taxonomy) -> None:
         super().__init__(plan.evaluation, taxonomy)
         self.plan = plan
-        self._opened: tuple[str, AttackGrid] | None = None
-        self._whole: AttackWork | None = None
+        self._cached_grid: tuple[str, AttackGrid] | None = None
+        # The same attack without an early stop, whose results say more.
+        self._exhaustive: AttackWork | None = None
         if plan.early_stop:
-            self._whole = AttackWork(dataclasses.replace(plan, early_stop=False), taxonomy)
+            self._exhaustive = AttackWork(dataclasses.replace(plan, early_stop=False), taxonomy)
 
     def _grid(self, dataset: Dataset) -> AttackGrid:
-        """The grid, for which the whole index is read: once for all models."""
+        """Returns the grid, which is opened once for all models, because that reads the whole
+        index."""
         fingerprint = dataset.manifest.fingerprint
-        if self._opened is None or self._opened[0] != fingerprint:
-            self._opened = fingerprint, open_grid(dataset, self.plan)
-        return self._opened[1]
+        if self._cached_grid is None or self._cached_grid[0] != fingerprint:
+            self._cached_grid = fingerprint, open_grid(dataset, self.plan)
+        return self._cached_grid[1]
 
     def units(self, dataset: Dataset) -> Sequence[int]:
-        """Same as `Work.units`: chunks."""
+        """Same as `Work.units`; units are chunks."""
         return self._grid(dataset).chunks
 
     def size(self, dataset: Dataset, unit: int) -> int:
-        """Same as `Work.size`: composites."""
+        """Same as `Work.size`, but counts composites."""
         grid = self._grid(dataset)
         return len(grid.positions(unit)) * len(grid.backgrounds)
 
     def for_model(self, dataset: Dataset, metadata: ModelMetadata) -> AttackChunks:
-        """Same as `Work.for_model`; where all pairs were tried before, an early stop has nothing to do."""
-        is_known = self._whole is not None and self._whole.is_done(dataset, metadata)
+        """Same as `Work.for_model`, but an early stop has nothing to do if all pairs were tried
+        before."""
+        is_known = self._exhaustive is not None and self._exhaustive.is_done(dataset, metadata)
         return AttackChunks(dataset, self.plan, self._grid(dataset), metadata, is_known)
 
     def is_done(self, dataset: Dataset, metadata: ModelMetadata) -> bool:
-        """Whether the predictions of all chunks are there."""
+        """Returns whether all chunks of a model are done."""
         chunks = self.for_model(dataset, metadata)
         return all(chunks.is_done(unit) for unit in self.units(dataset))
 
     def summarize(self, dataset: Dataset, metadata: ModelMetadata, entry: str) -> None:
-        """Same as `Work.summarize`; where all pairs were tried before, they say more than an early stop."""
-        if self._whole is not None and self._whole.is_done(dataset, metadata):
-            self._whole.summarize(dataset, metadata, entry)
+        """Same as `Work.summarize`, but an early stop summarizes an earlier attack that tried all
+        pairs, if there is one."""
+        if self._exhaustive is not None and self._exhaustive.is_done(dataset, metadata):
+            self._exhaustive.summarize(dataset, metadata, entry)
             return
         chunks = self.for_model(dataset, metadata)
         paths = tuple(chunks.path(unit) for unit in self.units(dataset))
@@ -99,11 +101,11 @@ class AttackChunks(ModelWork):
     """Predictions of a model on the chunks of a grid.
 
     Args:
-      dataset: finished.
-      plan: what is done.
-      grid: of `plan`.
+      dataset: the finished dataset.
+      plan: settings of the attack.
+      grid: of the attack.
       metadata: the model, and how it is run.
-      is_known: whether what the chunks would say is known without them.
+      is_known: whether an earlier attack tried all pairs, so that no chunk is needed.
     """
 
     def __init__(
@@ -115,22 +117,22 @@ class AttackChunks(ModelWork):
         is_known: bool = False,
     ) -> None:
         super().__init__(dataset.store)
-        self._dataset, self._attacking, self._grid = dataset, plan, grid
+        self._dataset, self._plan, self._grid = dataset, plan, grid
         self._metadata, self._is_known = metadata, is_known
 
     def is_done(self, unit: int) -> bool:
-        """Same as `ModelWork.is_done`, or it is not needed."""
+        """Same as `ModelWork.is_done`, but also True if the chunk is not needed."""
         return self._is_known or super().is_done(unit)
 
     def path(self, unit: int) -> str:
         """Same as `ModelWork.path`."""
         folder = result_folder(self._metadata["model"], self._metadata["evaluation"])
-        name = grid_name(self._grid, self._attacking)
+        name = grid_name(self._grid, self._plan)
         return result_shard(folder, name, self._metadata["evaluation"]["split"], unit)
 
     @functools.cached_property
-    def _pixels(self) -> str:
-        """Fingerprint of the model and of all pixels of the split that an attack reads."""
+    def _shared_fingerprint(self) -> str:
+        """Fingerprint of what all chunks depend on: the model, and the pixels that are read."""
         split = self._metadata["evaluation"]["split"]
         return fingerprint(
             *(self._metadata[name] for name in ("model", "weights_sha256", "preprocessing")),
@@ -144,23 +146,24 @@ class AttackChunks(ModelWork):
         )
 
     def fingerprint(self, unit: int) -> str:
-        """Same as `ModelWork.fingerprint`: that of the pixels, then that of what is done with them."""
-        evaluation, grid = self._attacking.evaluation, self._grid
-        done = fingerprint(
+        """Same as `ModelWork.fingerprint`, but in two parts, so that `write_attack` can compare the
+        first: the fingerprint of model and pixels, and that of settings and chunk."""
+        evaluation, grid = self._plan.evaluation, self._grid
+        own = fingerprint(
             evaluation.predict.identity,
             [len(grid.foregrounds), len(grid.backgrounds), grid.chunk, unit],
-            # An early stop learns from the chunks before it, of the same group.
-            evaluation.groups if self._attacking.early_stop else None,
-            # As many images may be others.
+            # An early stop depends on the earlier chunks of its group.
+            evaluation.groups if self._plan.early_stop else None,
+            # A changed group can replace held-out images and leave their number the same.
             *([grid.foregrounds.keys, grid.backgrounds.keys] if evaluation.holdout else []),
         )
-        return f"{self._pixels}-{done}"
+        return f"{self._shared_fingerprint}-{own}"
 
     def run(
         self, predictor: Predictor, units: Sequence[int], missing: Sequence[int], note: NoteDone
     ) -> Generator[UnitOutput, None, None]:
-        """Same as `ModelWork.run`; an early stop learns from the chunks that are there, too."""
-        # Only who attacks waits for torch.
+        """Same as `ModelWork.run`, but an early stop also learns from finished chunks."""
+        # Imported here, so that only machines that attack wait for torch.
         from pipeline.analyses.attack.arrays import (
             GridModel,
             load_backgrounds,
@@ -170,14 +173,14 @@ class AttackChunks(ModelWork):
         )
 
         grid, device, batch_size = self._grid, predictor.device, predictor.batch_size
-        split, early_stop = self._metadata["evaluation"]["split"], self._attacking.early_stop
+        split, early_stop = self._metadata["evaluation"]["split"], self._plan.early_stop
         outputs = labels_of_outputs(self._metadata["num_outputs"], self._dataset.taxonomy)
         backgrounds = load_backgrounds(self._dataset, split, grid.backgrounds, device)
-        network = GridModel(predictor, outputs, backgrounds)
+        model = GridModel(predictor, outputs, backgrounds)
         strengths = Strengths(len(grid.backgrounds))
-        streaming = stream_cutouts(self._dataset, split, grid, missing, device)
+        stream = stream_cutouts(self._dataset, split, grid, missing, device)
         # The next chunk is decoded while the device works.
-        with contextlib.closing(InBackground(streaming, 1)) as ahead:
+        with contextlib.closing(InBackground(stream, 1)) as ahead:
             cutouts = iter(ahead)
             for chunk in units:
                 if chunk not in missing:
@@ -189,11 +192,11 @@ class AttackChunks(ModelWork):
                 if early_stop:
                     order = strengths.strongest_first()
                     predictions = stop_early(
-                        network, next(cutouts), foregrounds.labels, order, batch_size, note_pairs
+                        model, next(cutouts), foregrounds.labels, order, batch_size, note_pairs
                     )
                     strengths.add(predictions, foregrounds.labels)
                 else:
                     size = (len(foregrounds), len(grid.backgrounds))
-                    predictions = try_all(network, next(cutouts), size, batch_size, note_pairs)
+                    predictions = try_all(model, next(cutouts), size, batch_size, note_pairs)
                 note(chunk, int((predictions[0] != UNTRIED).sum()), 0)
                 yield UnitOutput(chunk, chunk_table(foregrounds, predictions, device.type))

@@ -1,4 +1,4 @@
-"""What an attack does: which foregrounds meet which backgrounds, and in which chunks."""
+"""The grid of an attack: its foregrounds, its backgrounds, and the chunks they are run in."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from transforms.adversarial import Labels
 from transforms.attack_grid import sample_evenly
 
 ATTACK_VARIANTS = ("original", "fg_mask", "only_bg_t")
-"""What an attack reads of a dataset."""
+"""The variants that an attack reads."""
 
 _CHUNK = 16
+"""The most foregrounds in a chunk."""
 _CHUNK_FORWARDS = 16_384
+"""The most composites in a chunk, unless the attack stops early."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AttackPlan:
-    """What to attack, and how.
+    """The settings of an attack.
 
     Attributes:
-      evaluation: models, split, and how they are run.
-      foregrounds, backgrounds: how many, all if None.
-      early_stop: whether a foreground is done with when a background has turned it.
+      evaluation: the models, the split, and settings.
+      foregrounds, backgrounds: number of images to sample for each, all if None.
+      early_stop: whether a foreground is dropped once a background has turned its prediction wrong.
     """
 
     evaluation: Evaluation
@@ -43,10 +45,10 @@ class GridAxis:
     """The foregrounds or the backgrounds of a grid, in the order of the dataset.
 
     Attributes:
-      keys: of the images.
+      keys: of the n images.
       labels: (n,) int64.
-      wnids: their ImageNet classes.
-      shards: the output shard of each.
+      wnids: ImageNet classes of the images.
+      shards: output shards of the images.
     """
 
     keys: tuple[str, ...]
@@ -58,14 +60,14 @@ class GridAxis:
         return len(self.keys)
 
     def sample(self, count: int | None, purpose: str) -> GridAxis:
-        """`count` of them, spread evenly over the classes; all if None."""
+        """Draws `count` images, spread evenly over the classes; all if None."""
         if count is None or count >= len(self):
             return self
         kept = sample_evenly(self.keys, self.labels, count, seed=0, purpose=purpose)
         return self.take(np.flatnonzero(kept).tolist())
 
     def take(self, positions: Sequence[int]) -> GridAxis:
-        """Some of them."""
+        """Selects the images at these positions."""
         return GridAxis(
             keys=tuple(self.keys[i] for i in positions),
             labels=self.labels[np.asarray(positions, np.int64)],
@@ -76,13 +78,13 @@ class GridAxis:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttackGrid:
-    """Which images meet.
+    """All pairs of F foregrounds and B backgrounds.
 
     Attributes:
-      foregrounds, backgrounds: its sides.
-      is_full: whether both are all selected images.
-      chunk: how many foregrounds are done at a time, the unit of what is resumed.
-      units: (F,) int64, the same for foregrounds of one group; None if none are.
+      foregrounds, backgrounds: its two axes.
+      is_full: whether each axis holds all selected images.
+      chunk: number of foregrounds in a chunk, the unit in which an attack is resumed.
+      units: (F,) int64, equal for foregrounds of the same group; None without groups.
     """
 
     foregrounds: GridAxis
@@ -93,16 +95,17 @@ class AttackGrid:
 
     @property
     def chunks(self) -> range:
-        """Numbers of the chunks."""
+        """Numbers of all chunks."""
         return range(-(-len(self.foregrounds) // self.chunk))
 
     def positions(self, chunk: int) -> range:
-        """The foregrounds of a chunk."""
+        """Returns the positions of a chunk's foregrounds."""
         return range(len(self.foregrounds))[chunk * self.chunk : (chunk + 1) * self.chunk]
 
 
 def open_grid(dataset: Dataset, plan: AttackPlan) -> AttackGrid:
-    """The grid of an attack; sampled by keyed hash, alike on every dataset of the same images.
+    """Builds the grid of an attack. Images are sampled by keyed hash, so datasets of the same
+    images get the same grid.
 
     Raises:
       UsageError: a variant is missing, or there are no images.
@@ -124,7 +127,8 @@ def open_grid(dataset: Dataset, plan: AttackPlan) -> AttackGrid:
         foregrounds=foregrounds,
         backgrounds=backgrounds,
         is_full=len(foregrounds) == len(backgrounds) == len(images),
-        # Small, since an early stop learns from chunk to chunk, and few are left standing.
+        # An early stop tries few of the pairs, so they do not limit its chunks. Chunks are still
+        # small, because it learns from earlier chunks which backgrounds to try first.
         chunk=_CHUNK if plan.early_stop else chunk,
         units=_unit_numbers(EvalImages.read(dataset, split), foregrounds),
     )
@@ -135,10 +139,10 @@ def _unit_numbers(images: EvalImages, foregrounds: GridAxis) -> Labels:
 
 
 def check_attack_variants(variants: Iterable[str]) -> None:
-    """Raises UsageError if a dataset of these variants cannot be attacked."""
+    """Raises UsageError if a dataset with these variants cannot be attacked."""
     missing = [name for name in ATTACK_VARIANTS if name not in set(variants)]
     if missing:
         raise UsageError(
             f"an attack needs the variants {', '.join(ATTACK_VARIANTS)}, and the dataset has no "
-            f"{', '.join(missing)}; make it with them: see --variants"
+            f"{', '.join(missing)}; generate it with them: see --variants"
         )

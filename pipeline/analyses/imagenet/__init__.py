@@ -1,1 +1,1 @@
-"""Accuracy on ImageNet itself, against which the trend is drawn."""
+"""Accuracy on ImageNet itself, which the trend is plotted against."""

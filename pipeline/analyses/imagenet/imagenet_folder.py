@@ -1,7 +1,7 @@
-"""ImageNet in its own layout, as a set to measure accuracy on: images and their classes.
+"""Lists the images of ImageNet and their classes, to measure accuracy on them.
 
-Unlike a dataset's input, it holds all classes and needs no boxes; annotations are read only
-where the images lie in one folder, to learn their classes.
+Unlike the input of a dataset, they are of all classes and need no boxes. Annotations are read only
+if all images lie in one folder, to learn their classes.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from pipeline.storage.files import relative
 from transforms.taxonomy import Taxonomy
 
 SPLIT = "val"
-"""The split whose accuracies are published."""
+"""The split that published accuracies are on."""
 
 IMAGES_PER_SHARD = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageNetImage:
-    """One image.
+    """An image.
 
     Attributes:
-      path: absolute.
+      path: absolute path.
       name: path relative to the folder of the images, with forward slashes.
       bytes: size of the file.
       index: output index of its class.
@@ -47,8 +47,8 @@ class ImageNetListing:
     """All images of the split.
 
     Attributes:
-      images: those of the taxonomy's classes, in order of `name`.
-      unknown: number of images whose class is none of the taxonomy's, or unknown.
+      images: images of the taxonomy's classes, in order of `name`.
+      unknown: number of images whose class is unknown, or not in the taxonomy.
     """
 
     images: tuple[ImageNetImage, ...]
@@ -56,7 +56,7 @@ class ImageNetListing:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Identifies the images: names, sizes and classes."""
+        """Fingerprint of the images, by their names, sizes and classes."""
         return listing_digest(self.images)
 
     @property
@@ -66,8 +66,8 @@ class ImageNetListing:
 
     @functools.cached_property
     def shards(self) -> list[tuple[ImageNetImage, ...]]:
-        """The images in hash buckets of their names, in a number that depends on how many
-        images there are alone."""
+        """The images in hash buckets of their names. The number of buckets depends only on the
+        number of images."""
         buckets: list[list[ImageNetImage]] = [
             [] for _ in range(max(1, round(len(self.images) / IMAGES_PER_SHARD)))
         ]
@@ -77,7 +77,7 @@ class ImageNetListing:
 
 
 def listing_digest(images: Sequence[ImageNetImage]) -> str:
-    """Identifies images: names, sizes and classes."""
+    """Returns a fingerprint of images, by their names, sizes and classes."""
     return fingerprint([[image.name, image.bytes, image.index] for image in images])
 
 
@@ -90,12 +90,12 @@ def list_imagenet(root: str, taxonomy: Taxonomy) -> ImageNetListing:
     """Lists the images of the validation set.
 
     Args:
-      root: folder with `val/<wnid>/*.JPEG`, or with `val/*.JPEG` and annotations; or `val`
-        itself.
+      root: folder with `val/<wnid>/*.JPEG`, or with `val/*.JPEG` and annotations; or the folder
+        `val` itself.
       taxonomy: the classes.
 
     Raises:
-      UsageError: no images, or none whose class is known.
+      UsageError: there are no images, or none whose class is known.
       OSError: a folder or an annotation cannot be read.
     """
     folder = find_images(root, SPLIT, "--imagenet")
@@ -109,7 +109,7 @@ def list_imagenet(root: str, taxonomy: Taxonomy) -> ImageNetListing:
         images.append(ImageNetImage(path, relative(path, folder), size, index))
     if not images:
         raise UsageError(
-            f"--imagenet {root}: none of {unknown} images in {folder} is known to be of an "
-            "ImageNet class. Put them into folders by wnid, or annotations beside them"
+            f"--imagenet {root}: the ImageNet class of none of the {unknown} images in {folder} is "
+            "known. Put the images into folders by wnid, or add their annotations"
         )
     return ImageNetListing(tuple(sorted(images, key=lambda image: image.name)), unknown)

@@ -1,7 +1,7 @@
-"""Results on ImageNet: accuracy over all classes, measured here or published.
+"""Top-1 accuracies on all classes of ImageNet, measured by `in9` or published.
 
 results/<model>/imagenet/val-NNNNN.parquet   every single prediction
-results/<model>/imagenet.json                what was run, and its top-1 accuracy
+results/<model>/imagenet.json                settings, and top-1 accuracy
 data/imagenet_top1.csv, packaged             published figures, with their source
 """
 
@@ -27,13 +27,13 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("prediction", pa.int64()),
     ]
 )
-"""Columns of predictions: path of the image below its split, its class and the predicted one as
-output indices."""
+"""Columns of predictions: path of the image relative to its split; its class and the predicted
+class, as output indices."""
 
 PUBLISHED_N = 50_000
-"""Images of the validation set, which published figures are of."""
+"""Number of images in the validation set, which published figures are on."""
 _FULL_SET = ""
-"""Stands for that set; digests of listings stand for others."""
+"""Key of the whole validation set; other sets of images have the digests of their listings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Top1:
     Attributes:
       value: fraction.
       n: number of images.
-      source: whether it was measured here, on what, or who published it.
-      input_size: side in pixels of what the model saw there.
+      source: `measured: ...` with the images, or `published: ...` with the source.
+      input_size: side of the model's input in pixels.
     """
 
     value: float
@@ -56,71 +56,73 @@ class Top1:
 def comparable_top1(
     store: Store, summaries: Sequence[Mapping[str, Any]], classes: int
 ) -> tuple[list[Top1 | None], str]:
-    """Accuracies on ImageNet of models, all on the same images.
+    """Collects the accuracies of models on ImageNet, all on the same images.
 
-    Accuracies on a part of ImageNet do not compare with others, so one set of images is taken:
-    the one on which accuracies of most models are known; of equal ones, one they were measured
-    on here. Figures on the whole validation set, measured or published, are of one set. Of figures
-    that are published at several input sizes, the one at that of the dataset's pictures counts.
+    Accuracies on different images do not compare, so only one set of images is used: the set with
+    known accuracies of the most models, and among equals one that was measured by `in9`. Published
+    figures, and figures measured on the whole validation set, are on the same set. If figures are
+    published at several input sizes, the one at the size of the dataset's pictures is used.
 
     Args:
       store: the dataset folder.
       summaries: of the models.
-      classes: how many outputs a model of ImageNet has; others have no such accuracy.
+      classes: number of classes of ImageNet; models with another number of outputs are left out.
 
     Returns:
-      (accuracy of each model, None where none is known on these images; what a reader must
-      know of the choice, or "").
+      (accuracy of each model, None if it is unknown on these images; a note on what was left out,
+      or "").
     """
     by_set: dict[str, list[Top1 | None]] = {}
     for position, summary in enumerate(summaries):
         if summary["num_outputs"] != classes:
             continue
-        found = {}
+        accuracies = {}
         published = published_top1(summary["model"], summary["evaluation"]["input_size"])
         if published:
-            found[_FULL_SET] = published
+            accuracies[_FULL_SET] = published
         measured = _measured(store, summary)
         if measured:
             n, present = measured["n"], measured["classes"]
-            is_complete = n >= PUBLISHED_N and present == classes
+            is_full = n >= PUBLISHED_N and present == classes
             source = f"measured: {n} images of {present} classes"
-            # Through the model's own whole preprocessing.
+            # Measured at the size of the model's own preprocessing, not that of the dataset.
             size = summary["preprocessing"]["input_size"]
             top1 = Top1(measured["top1"], n, source, size)
-            found[_FULL_SET if is_complete else measured["listing"]] = top1
-        for images, of_images in found.items():
-            by_set.setdefault(images, [None] * len(summaries))[position] = of_images
+            accuracies[_FULL_SET if is_full else measured["listing"]] = top1
+        for image_set, top1 in accuracies.items():
+            by_set.setdefault(image_set, [None] * len(summaries))[position] = top1
     if not by_set:
         return [None] * len(summaries), ""
-    known = {images: sum(top1 is not None for top1 in of) for images, of in by_set.items()}
-    best = max(by_set, key=lambda images: (known[images], images != _FULL_SET, images))
-    parts = sum(known[images] for images in by_set if images not in (best, _FULL_SET))
+    known = {
+        image_set: sum(top1 is not None for top1 in accuracies)
+        for image_set, accuracies in by_set.items()
+    }
+    best = max(by_set, key=lambda image_set: (known[image_set], image_set != _FULL_SET, image_set))
+    left_out = sum(known[image_set] for image_set in by_set if image_set not in (best, _FULL_SET))
     note = ""
-    if parts:
+    if left_out:
         note = (
-            f"{parts} accuracies measured on other images are left out, since they do not compare: "
-            "measure all models on the same with --imagenet"
+            f"{left_out} accuracies measured on other images are left out, since they do not "
+            "compare: measure all models on the same with --imagenet"
         )
     return by_set[best], note
 
 
 def _measured(store: Store, summary: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What imagenet.json says of the present weights of a model."""
+    """Reads a model's imagenet.json, unless it is of other weights."""
     path = result_file(result_folder(summary["model"], summary["evaluation"]), "imagenet")
     measured = read_result(store, path) or {}
     return measured if measured.get("weights_sha256") == summary["weights_sha256"] else None
 
 
 def published_top1(model: str, size: int) -> Top1 | None:
-    """The published figure of a model.
+    """Looks up the published figure of a model.
 
     Args:
       model: its name in results, with the full tag of its weights.
-      size: side in pixels of what it sees; a figure at another size is taken if there is none,
-        the closest one.
+      size: side of its input in pixels; the figure at the closest published size is returned.
     """
-    # A repository of timm's holds the weights of that tag.
+    # timm's repositories on the hub hold the weights of the tag they are named after.
     sizes = _published().get(model.removeprefix("hf:timm/"))
     if not sizes:
         return None
@@ -131,35 +133,35 @@ def published_top1(model: str, size: int) -> Top1 | None:
 
 @functools.cache
 def _published() -> dict[str, dict[int, tuple[float, str]]]:
-    """Model to input size to (accuracy as a fraction, source)."""
+    """Reads the published figures: model to input size to (accuracy as a fraction, source)."""
     table = resources.files("pipeline") / "data" / "imagenet_top1.csv"
-    found: dict[str, dict[int, tuple[float, str]]] = {}
+    figures: dict[str, dict[int, tuple[float, str]]] = {}
     for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines()):
         top1 = round(float(row["top1"]) / 100, 6)
-        found.setdefault(row["name"], {})[int(row["size"])] = (top1, row["source"])
-    return found
+        figures.setdefault(row["name"], {})[int(row["size"])] = (top1, row["source"])
+    return figures
 
 
 def describe_imagenet(
     store: Store, dataset: str, summaries: Iterable[Mapping[str, Any]], entries: Iterable[str]
 ) -> str:
-    """A line for each model: its measured accuracy on ImageNet, or why there is none.
+    """Describes each model in a line: its measured accuracy on ImageNet, or why it has none.
 
     Args:
       store: the dataset folder.
       dataset: its fingerprint.
       summaries: of the models.
-      entries: of `--models`, of those that were measured now.
+      entries: of `--models` in this run, whose failures are listed.
     """
     lines = []
     for summary in summaries:
         path = result_file(result_folder(summary["model"], summary["evaluation"]), "imagenet")
-        found = read_result(store, path)
-        if found is not None:
-            low, high = 100 * found["ci_low"], 100 * found["ci_high"]
+        result = read_result(store, path)
+        if result is not None:
+            low, high = 100 * result["ci_low"], 100 * result["ci_high"]
             lines.append(
-                f"ImageNet top-1, {found['model']}: {100 * found['top1']:.1f} % "
-                f"[{low:.1f}, {high:.1f}] of {found['n']} images, {found['classes']} classes"
+                f"ImageNet top-1, {result['model']}: {100 * result['top1']:.1f} % "
+                f"[{low:.1f}, {high:.1f}] of {result['n']} images, {result['classes']} classes"
             )
     failed, _ = read_failures(store, dataset, "imagenet")
     for model, error in errors_by_model(failed, entries).items():

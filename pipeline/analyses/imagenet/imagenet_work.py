@@ -1,8 +1,8 @@
-"""Top-1 accuracy of models over all classes of ImageNet.
+"""The ImageNet stage: top-1 accuracy of models over all classes of ImageNet.
 
-A model sees these images through its own whole preprocessing, as published figures do.
-Predictions of a shard are one file, keyed by weights, images and evaluation settings: what is there
-for the same key is not computed again.
+Images go through the model's own preprocessing, as they do for published figures. The predictions
+of a shard are one file, keyed by weights, images and evaluation settings, so shards that exist with
+the same key are not computed again.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ _LIBRARIES = ("numpy", "pillow", "torch", "timm")
 class ImageNetWork(Work):
     """Predictions of shards of ImageNet images.
 
-    Models whose outputs are not the classes of ImageNet are passed over.
+    Models whose outputs are not the classes of ImageNet are skipped.
 
     Args:
-      evaluation: models; how they are run beside this, which names their folders.
+      evaluation: the models, and their settings on the dataset, which name their folders.
       root: folder of ImageNet.
       taxonomy: of the dataset.
     """
@@ -64,19 +64,19 @@ class ImageNetWork(Work):
     def __init__(self, evaluation: Evaluation, root: str, taxonomy: Taxonomy) -> None:
         native = dataclasses.replace(evaluation.predict, eval_input="native")
         super().__init__(dataclasses.replace(evaluation, predict=native), taxonomy)
-        self._others = evaluation
+        self._evaluation_on_dataset = evaluation
         self._root = root
-        self._listed: ImageNetListing | None = None
+        self._cached_listing: ImageNetListing | None = None
 
     @property
     def _listing(self) -> ImageNetListing:
         """All images, listed once for all models."""
-        if self._listed is None:
-            self._listed = list_imagenet(self._root, self.taxonomy)
-        return self._listed
+        if self._cached_listing is None:
+            self._cached_listing = list_imagenet(self._root, self.taxonomy)
+        return self._cached_listing
 
     def units(self, dataset: Dataset) -> Sequence[int]:
-        """Same as `Work.units`: shards of images."""
+        """Same as `Work.units`; units are shards of images."""
         return range(len(self._listing.shards))
 
     def size(self, dataset: Dataset, unit: int) -> int:
@@ -84,9 +84,10 @@ class ImageNetWork(Work):
         return len(self._listing.shards[unit])
 
     def describe(self, dataset: Dataset, model: ModelIdentity) -> dict[str, Any]:
-        """Same as `Work.describe`, with the folder of the model's other results."""
-        how = describe_model(model, self._others, dataset)["evaluation"]
-        return {**super().describe(dataset, model), "folder": result_folder(model.name, how)}
+        """Same as `Work.describe`, but adds the folder of the model's results on the dataset."""
+        on_dataset = describe_model(model, self._evaluation_on_dataset, dataset)
+        folder = result_folder(model.name, on_dataset["evaluation"])
+        return {**super().describe(dataset, model), "folder": folder}
 
     def for_model(self, dataset: Dataset, metadata: ModelMetadata) -> ImageNetShards | None:
         """Same as `Work.for_model`."""
@@ -151,16 +152,16 @@ class ImageNetShards(ModelWork):
                         note(shard, len(batch.rows), len(batch.rows))
             except BrokenPictureError as error:
                 raise JobError(
-                    f"{error.key} of --imagenet {self._root} cannot be decoded; put a whole copy "
-                    "in its place"
+                    f"{error.key} of --imagenet {self._root} cannot be decoded; replace it with an "
+                    "intact copy"
                 ) from error
             yield UnitOutput(shard, pa.concat_tables([PREDICTION_SCHEMA.empty_table(), *rows]))
 
 
 @dataclasses.dataclass(frozen=True)
 class _ImageNetPart:
-    """A part (`pipeline.models.loader.Part`), whose rows have the columns key and index. Models of
-    the same preprocessing are shown the same crops."""
+    """Images as a `pipeline.models.loader.Part`, whose rows have the columns key and index. Models
+    with the same preprocessing share the decoded crops."""
 
     images: Sequence[ImageNetImage]
 
@@ -175,27 +176,26 @@ class _ImageNetPart:
         return len(self.images)
 
     def tables(self, columns: tuple[str, ...]) -> Generator[pa.Table, None, None]:
-        """Same as `Part.tables`; files are read several at a time."""
-
-        wants_images = bool(columns)
+        """Same as `Part.tables`; several files are read at a time."""
+        needs_images = bool(columns)
 
         def read(image: ImageNetImage) -> bytes:
-            return read_location(image.path) if wants_images else b""
+            return read_location(image.path) if needs_images else b""
 
-        with contextlib.closing(read_ahead(read, self.images)) as reading:
-            while some := list(itertools.islice(reading, _READ_AT_ONCE)):
-                found = {
-                    "key": [image.name for image, _ in some],
-                    "index": [image.index for image, _ in some],
-                    "image": pa.array([data for _, data in some], pa.binary()),
+        with contextlib.closing(read_ahead(read, self.images)) as files:
+            while batch := list(itertools.islice(files, _READ_AT_ONCE)):
+                table = {
+                    "key": [image.name for image, _ in batch],
+                    "index": [image.index for image, _ in batch],
+                    "image": pa.array([data for _, data in batch], pa.binary()),
                 }
-                yield pa.table(found).select(["key", "index", *columns])
+                yield pa.table(table).select(["key", "index", *columns])
 
 
 def _accuracy(
     store: Store, metadata: Mapping[str, Any], paths: Sequence[str], listing: ImageNetListing
 ) -> dict[str, Any]:
-    """What a model's imagenet.json says."""
+    """Computes the content of a model's imagenet.json."""
     predictions = pa.concat_tables([read_table(store, path) for path in paths])
     labels, outputs = (predictions[name].to_numpy() for name in ("label", "prediction"))
     n, correct = len(labels), int((labels == outputs).sum())

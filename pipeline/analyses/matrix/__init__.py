@@ -1,1 +1,1 @@
-"""The matrix of the paper: a model for each variant to train on, tested on every variant."""
+"""The paper's train x test matrix: a model trained on each variant, and tested on every variant."""

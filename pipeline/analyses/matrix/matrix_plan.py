@@ -1,4 +1,4 @@
-"""What the matrix is of: which variants to train on and to test on, and how."""
+"""The plan of a matrix: which variants to train and to test on, and with which settings."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from pipeline.models.predict_config import PredictConfig
 from pipeline.runtime.progress import Progress
 
 IN9L = "in9l"
-"""Name of the row and the column of IN-9L."""
+"""Name of the row and of the column of IN-9L."""
 ORDER = (
     *("mixed_next", "mixed_rand", "mixed_same", "no_fg", "only_bg_b", "only_bg_t", "only_fg"),
     *("original", IN9L),
 )
-"""Rows and columns, as in the paper's table 5; others come after them."""
+"""Order of rows and columns, as in the paper's table 5; others follow."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MatrixPlan:
-    """What to train and to test.
+    """The settings of a matrix.
 
     Attributes:
-      dataset: with the variants; results are written to it.
-      in9l: dataset of IN-9L, None without.
-      variants: to train and to test on, in the order of `ORDER`.
-      train_split, split: to train and to test on; the same one with a holdout.
-      holdout: what of `split` is left for the test.
-      predict: how tests are run.
+      dataset: the dataset with the variants, to which results are written.
+      in9l: the dataset of IN-9L, if any.
+      variants: names to train and to test on, in the order of `ORDER`.
+      train_split, split: splits to train and to test on; the same split with a holdout.
+      holdout: the part of `split` that is left for the test.
+      predict: settings of the tests.
       seed: of training.
-      allow_overlap: whether tests may hold images that were trained on.
+      allow_overlap: whether a model may be tested on images that it was trained on.
     """
 
     dataset: Dataset
@@ -49,18 +49,18 @@ class MatrixPlan:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of rows and columns: the variants, and IN-9L."""
+        """Names of rows and columns: the variants, and IN-9L if there is such a dataset."""
         return (*self.variants, *([IN9L] if self.in9l else []))
 
     def source(self, name: str) -> tuple[Dataset, str]:
-        """The dataset and the variant behind a row's or a column's name."""
+        """Returns the dataset and the variant that a row or a column stands for."""
         if name == IN9L and self.in9l is not None:
             return self.in9l, "original"
         return self.dataset, name
 
     @property
     def evaluation(self) -> Evaluation:
-        """How tests are run."""
+        """The evaluation plan of the tests, without models."""
         store = self.dataset.store
         return Evaluation(
             store=store,
@@ -73,8 +73,8 @@ class MatrixPlan:
         )
 
     def suffix(self) -> str:
-        """What of the plan results of a network are named after, so that they stand beside
-        others."""
+        """Returns a suffix for the names of networks, made of the settings that are not the
+        default, so that the results of several plans lie side by side."""
         parts = [self.train_split] if self.train_split != "train" else []
         if self.holdout.share:
             parts.append(f"holdout{self.holdout.share:g}")
@@ -95,44 +95,45 @@ def make_plan(
     seed: int = 0,
     allow_overlap: bool = False,
 ) -> MatrixPlan:
-    """Checks what was asked for against what is there.
+    """Makes a plan from flags, and checks it against the dataset.
 
     Args:
       dataset, in9l: as the attributes of `MatrixPlan`.
-      variants: names, all pictures if None.
-      train_split, split: of the flags, None where they say nothing.
-      share: that is held out.
+      variants: names, None for all variants that are pictures.
+      train_split, split: values of the flags, None for the default.
+      share: share of the images that is held out.
       predict, seed, allow_overlap: as the attributes.
 
     Raises:
-      UsageError: the first thing that does not fit.
+      UsageError: a flag does not fit the dataset.
     """
-    there = dataset.picture_variants
-    names = there if variants is None else tuple(variants)
+    existing = dataset.picture_variants
+    names = existing if variants is None else tuple(variants)
     for name in names:
-        if name not in there:
-            raise UsageError(f"--variants {name}: the dataset has {', '.join(there) or 'none'}")
+        if name not in existing:
+            raise UsageError(f"--variants {name}: the dataset has {', '.join(existing) or 'none'}")
     splits = dataset.manifest.config.split
     if not 0 <= share < 1:
         raise UsageError(f"--holdout must be a share from 0 to below 1: got {share:g}")
-    tests = split or ("val" if "val" in splits else splits[0])
-    trains = train_split or (tests if share else "train")
-    if share and trains != tests:
+    test_split = split or ("val" if "val" in splits else splits[0])
+    trained_split = train_split or (test_split if share else "train")
+    if share and trained_split != test_split:
         raise UsageError(
-            f"--holdout divides one split, {tests}: leave --train_split {trains} out, or --holdout"
+            f"--holdout divides one split, {test_split}: leave out --train_split {trained_split}, "
+            "or --holdout"
         )
-    if trains not in splits and train_split is None:
+    if trained_split not in splits and train_split is None:
         raise UsageError(
             f"the dataset has no split train, but {', '.join(splits)}: add --holdout 0.5, which "
             "trains on one half of the images and tests on the other, or make it with "
             "in9 generate --split train,val"
         )
     for opened in (dataset, in9l) if in9l else (dataset,):
-        has = opened.manifest.config.split
-        for flag, wanted in (("--train_split", trains), ("--eval_split", tests)):
-            if wanted not in has:
-                where = "the dataset" if opened is dataset else "--in9l"
-                raise UsageError(f"{flag} {wanted}: {where} has {', '.join(has)}")
+        available = opened.manifest.config.split
+        for flag, name in (("--train_split", trained_split), ("--eval_split", test_split)):
+            if name not in available:
+                owner = "the dataset" if opened is dataset else "--in9l"
+                raise UsageError(f"{flag} {name}: {owner} has {', '.join(available)}")
     if in9l and digest_of_classes(in9l.taxonomy) != digest_of_classes(dataset.taxonomy):
         raise UsageError("--in9l has other classes than --dataset")
     if in9l and "original" not in in9l.variants:
@@ -141,8 +142,8 @@ def make_plan(
         dataset=dataset,
         in9l=in9l,
         variants=sort_names(dataset, names),
-        train_split=trains,
-        split=tests,
+        train_split=trained_split,
+        split=test_split,
         holdout=Holdout(share),
         predict=predict,
         seed=seed,
@@ -151,6 +152,7 @@ def make_plan(
 
 
 def sort_names(dataset: Dataset, names: Collection[str]) -> tuple[str, ...]:
-    """Names of rows or columns, each once: as in table 5, then as in the dataset."""
+    """Sorts the names of rows or columns as in table 5, then as in the dataset, and drops
+    duplicates."""
     order = list(dict.fromkeys((*ORDER, *dataset.variants, *sorted(names))))
     return tuple(sorted(set(names), key=order.index))

@@ -1,11 +1,11 @@
-"""What is said of a matrix, from the predictions of its rows: accuracies with intervals, beside the
-paper's table 5; BG-Gaps, and what training on Mixed-Rand changes.
+"""Results of matrices: accuracies of rows on columns, BG-Gaps, and gains by training on Mixed-Rand.
 
-As of all models, predictions count as long as the picture that they are of is there; those on
-IN-9L, which is another dataset, as long as all of its shards are.
+results/matrix.csv    a line for each cell: its accuracy beside that in the paper's table 5
+results/matrix.json   the same, with BG-Gaps and gains
 
-Tables of matrices: results/matrix.csv is the pivot of their rows' predictions, a line for each
-cell; matrix.json has the same with BG-Gaps, and what training on Mixed-Rand changes.
+They are computed from the predictions of the rows, which are valid while the pictures that they are
+on stay the same. Predictions on IN-9L, which is another dataset, are valid while the files of all
+its shards exist.
 """
 
 from __future__ import annotations
@@ -38,19 +38,31 @@ from transforms.intervals import paired_bootstrap
 from transforms.scoring import PAPER_RULE
 from transforms.two_way import Roles
 
+MATRICES = "results/matrix.json"
+MATRIX_COLUMNS = (
+    *("train_variant", "test_variant", "arch", "method", "n", "correct", "accuracy", "ci_low"),
+    *("ci_high", "chance", "published", "difference", "difference_ci_low", "difference_ci_high"),
+    *("train_n", "penalty", "overlap", "train_split", "split", "holdout", "seed", "precision"),
+    *("device", "weights_sha256", "checkpoint", "dataset"),
+)
+"""Columns of matrix.csv. `accuracy` has Wilson's interval; `published` is that of the paper's
+ResNet-50 (table 5); `difference` is accuracy - published, with the interval of the accuracy alone;
+`train_n` is the number of training images, and `overlap` how many of the n tested images are among
+them."""
+
 _ImageReader = Callable[[str, float], EvalImages]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MatrixCell:
-    """What a row's model answered on a column.
+    """The predictions of a row's model on a column.
 
     Attributes:
       metadata: the model, and how it was run.
       keys, units: (n,) of the images, by key.
       labels: (n,) true labels.
       correct: (n,) whether each prediction is right.
-      device: that predictions were made on.
+      device: where the predictions were computed.
     """
 
     metadata: ModelMetadata
@@ -62,31 +74,33 @@ class MatrixCell:
 
 
 def read_matrices(dataset: Dataset) -> list[dict[str, Any]]:
-    """What is said of every matrix that has predictions of the dataset as it is, by name."""
-    images = functools.cache(functools.partial(EvalImages.read, dataset))
-    rows: dict[str, list[ModelMetadata]] = {}
+    """Computes every matrix that has valid predictions on the dataset, in order of their names."""
+    read_images = functools.cache(functools.partial(EvalImages.read, dataset))
+    models: dict[str, list[ModelMetadata]] = {}
     for metadata in read_results(dataset.store, "model"):
         if "matrix" in metadata and metadata.get("trained"):
-            rows.setdefault(metadata["matrix"]["name"], []).append(metadata)
-    found = (_describe_matrix(dataset, name, rows[name], images) for name in sorted(rows))
-    return [content for content in found if content["rows"]]
+            models.setdefault(metadata["matrix"]["name"], []).append(metadata)
+    matrices = (
+        _compute_matrix(dataset, name, models[name], read_images) for name in sorted(models)
+    )
+    return [matrix for matrix in matrices if matrix["rows"]]
 
 
-def _describe_matrix(
-    dataset: Dataset, name: str, abouts: list[ModelMetadata], images: _ImageReader
+def _compute_matrix(
+    dataset: Dataset, name: str, models: list[ModelMetadata], read_images: _ImageReader
 ) -> dict[str, Any]:
     cells = {
         (metadata["matrix"]["row"], column): cell
-        for metadata in abouts
-        for column, cell in _cells(dataset, metadata, images)
+        for metadata in models
+        for column, cell in _cells(dataset, metadata, read_images)
     }
-    names = {metadata["matrix"]["row"] for metadata in abouts}
-    for metadata in abouts:
+    names = {metadata["matrix"]["row"] for metadata in models}
+    for metadata in models:
         names.update(
             [IN9L] if "dataset" in metadata["evaluation"] else metadata.get("variants", ())
         )
     columns = sort_names(dataset, names)
-    first = abouts[0]
+    first = models[0]
     return {
         "name": name,
         "arch": first["matrix"]["arch"],
@@ -98,22 +112,22 @@ def _describe_matrix(
         **{key: value for key, value in first["evaluation"].items() if key != "dataset"},
         "columns": list(columns),
         "rows": [
-            _row(row, column, cells[row, column], dataset.is_comparable)
+            _cell_row(row, column, cells[row, column], dataset.is_comparable)
             for row in columns
             for column in columns
             if (row, column) in cells
         ],
         "gaps": [
-            {"train_variant": row, **found}
+            {"train_variant": row, **difference}
             for row in columns
-            for found in _paired_differences(
+            for difference in _paired_differences(
                 cells.get((row, "mixed_same")), cells.get((row, "mixed_rand"))
             )
         ],
         "gains": [
-            {"first": "mixed_rand", "second": "original", "test_variant": column, **found}
+            {"first": "mixed_rand", "second": "original", "test_variant": column, **difference}
             for column in columns
-            for found in _paired_differences(
+            for difference in _paired_differences(
                 cells.get(("mixed_rand", column)), cells.get(("original", column))
             )
         ],
@@ -121,9 +135,9 @@ def _describe_matrix(
 
 
 def _cells(
-    dataset: Dataset, metadata: ModelMetadata, images: _ImageReader
+    dataset: Dataset, metadata: ModelMetadata, read_images: _ImageReader
 ) -> Iterator[tuple[str, MatrixCell]]:
-    """(column, cell) of each variant that a row has predictions of."""
+    """Yields (column, cell) for each column that a row's model has predictions on."""
     if "dataset" in metadata["evaluation"]:
         cell = _in9l_cell(dataset.store, metadata)
         if cell is not None:
@@ -132,22 +146,23 @@ def _cells(
     part = tested_part(metadata)
     if part[0] not in dataset.manifest.shards:
         return
-    tested = images(*part)
-    answers = read_predictions(dataset, tested, metadata)
-    keys, device = tuple(tested.keys.to_pylist()), "+".join(answers.devices)
-    of_rule = answers.by_rule[PAPER_RULE]
-    for variant in of_rule.predictions:
-        correct = of_rule.correct(variant)
-        yield variant, MatrixCell(metadata, keys, tested.units, of_rule.labels, correct, device)
+    images = read_images(*part)
+    model_predictions = read_predictions(dataset, images, metadata)
+    keys, device = tuple(images.keys.to_pylist()), "+".join(model_predictions.devices)
+    predictions = model_predictions.by_rule[PAPER_RULE]
+    for variant in predictions.predicted:
+        correct = predictions.correct(variant)
+        yield variant, MatrixCell(metadata, keys, images.units, images.labels, correct, device)
 
 
 def _in9l_cell(store: Store, metadata: ModelMetadata) -> MatrixCell | None:
-    """A row's cell of IN-9L; None if its predictions are not all there."""
+    """Reads a row's cell of the column IN-9L; None unless all its predictions exist."""
     folder = result_folder(metadata["model"], metadata["evaluation"])
     paths = list(store.walk(f"results/{folder}/predictions"))
-    made_of = [found and found.fingerprint for found in (read_metadata(store, p) for p in paths)]
+    records = (read_metadata(store, path) for path in paths)
+    fingerprints = [record and record.fingerprint for record in records]
     tables = [read_intact(store, path, functools.partial(_read, store, path)) for path in paths]
-    if fingerprint(made_of) != metadata["predictions"] or any(table is None for table in tables):
+    if fingerprint(fingerprints) != metadata["predictions"] or any(t is None for t in tables):
         return None
     table = pa.concat_tables(tables).unify_dictionaries()
     table = table.filter(pc.equal(table["label_rule"], PAPER_RULE)).sort_by("key")
@@ -163,10 +178,11 @@ def _read(store: Store, path: str) -> pa.Table:
     return read_table(store, path, columns=columns).replace_schema_metadata()
 
 
-def _row(row: str, column: str, cell: MatrixCell, is_published: bool) -> dict[str, Any]:
+def _cell_row(row: str, column: str, cell: MatrixCell, is_comparable: bool) -> dict[str, Any]:
+    """Computes a cell's line of matrix.csv; only a comparable dataset has published figures."""
     _, units = np.unique(np.asarray(cell.units, object), return_inverse=True)
-    published = TRAINED.get(row, {}).get(column) if is_published else None
-    found: dict[str, Any] = {
+    published = TRAINED.get(row, {}).get(column) if is_comparable else None
+    values: dict[str, Any] = {
         "train_variant": row,
         "test_variant": column,
         **accuracy_columns(cell.correct, Roles.from_units(units), np.arange(len(units))),
@@ -179,53 +195,41 @@ def _row(row: str, column: str, cell: MatrixCell, is_published: bool) -> dict[st
         "checkpoint": cell.metadata["entry"].partition("=")[2],
         "published": published,
     }
-    if published is not None and found["n"]:
-        found |= {
-            "difference": found["accuracy"] - published,
-            "difference_ci_low": found["ci_low"] - published,
-            "difference_ci_high": found["ci_high"] - published,
+    if published is not None and values["n"]:
+        values |= {
+            "difference": values["accuracy"] - published,
+            "difference_ci_low": values["ci_low"] - published,
+            "difference_ci_high": values["ci_high"] - published,
         }
-    return found
+    return values
 
 
 def _paired_differences(
     first: MatrixCell | None, second: MatrixCell | None
 ) -> Iterator[dict[str, Any]]:
-    """First less second, if both are there, and of the same images."""
+    """Yields first - second with its interval, if both cells exist and are on the same images."""
     if first and second and first.keys == second.keys and first.keys:
         difference, low, high = paired_bootstrap(first.correct, second.correct, first.units)
         n = len(first.keys)
         yield {"difference": difference, "ci_low": low, "ci_high": high, "n": n}
 
 
-MATRICES = "results/matrix.json"
-MATRIX_COLUMNS = (
-    *("train_variant", "test_variant", "arch", "method", "n", "correct", "accuracy", "ci_low"),
-    *("ci_high", "chance", "published", "difference", "difference_ci_low", "difference_ci_high"),
-    *("train_n", "penalty", "overlap", "train_split", "split", "holdout", "seed", "precision"),
-    *("device", "weights_sha256", "checkpoint", "dataset"),
-)
-"""Columns of matrix.csv: `accuracy` with Wilson's interval, `published` of the paper's ResNet-50
-(table 5), `difference` = accuracy - published with the interval of the accuracy alone; `train_n`
-images were trained on, `overlap` of the n tested ones among them."""
-
-
 def write_matrix_tables(dataset: Dataset) -> list[dict[str, Any]]:
-    """Rebuilds matrix.csv and matrix.json. Called with the lock of the tables held.
+    """Rebuilds matrix.csv and matrix.json. The caller holds the lock of the tables.
 
     Returns:
-      What `read_matrices` does. There are no tables if no matrix was ever made.
+      The matrices, as `read_matrices` does. No files are written if there never was a matrix.
     """
-    store, found = dataset.store, read_matrices(dataset)
-    if found or store.exists(MATRICES):
-        write_csv(store, "matrix", MATRIX_COLUMNS, matrix_rows(found))
-        content = {"dataset": dataset.manifest.fingerprint, "matrices": found}
+    store, matrices = dataset.store, read_matrices(dataset)
+    if matrices or store.exists(MATRICES):
+        write_csv(store, "matrix", MATRIX_COLUMNS, matrix_rows(matrices))
+        content = {"dataset": dataset.manifest.fingerprint, "matrices": matrices}
         write_result(store, MATRICES, content)
-    return found
+    return matrices
 
 
 def matrix_rows(matrices: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
-    """Rows of matrix.csv."""
+    """Returns the rows of matrix.csv."""
     return itertools.chain.from_iterable(
-        ({**content, **row} for row in content["rows"]) for content in matrices
+        ({**matrix, **row} for row in matrix["rows"]) for matrix in matrices
     )

@@ -1,8 +1,8 @@
-"""Making a matrix: row after row, each a model with predictions; what is there is not made again.
+"""Trains and tests the rows of matrices; models and predictions that exist are not made again.
 
-A row's model is called by the matrix and the variant that it was trained on, `NAME-VARIANT`, and
-not by its entry of `--models`: the same checkpoint can be evaluated beside it. Its predictions on
-IN-9L lie in a folder of their own, which is named after that dataset, too.
+The model of a row is named after the matrix and the variant that it was trained on, `NAME-VARIANT`,
+rather than after its entry of `--models`, so that the same checkpoint can also be evaluated on its
+own. Its predictions on IN-9L have a separate folder, whose name includes that dataset.
 """
 
 from __future__ import annotations
@@ -35,78 +35,79 @@ from pipeline.training.penalty import describe_penalty
 
 
 class Trainer(Protocol):
-    """A way to train a network on a variant, and to score pictures with it.
+    """A method to train a network on a variant, and to predict pictures with it.
 
     Attributes:
       name: of the matrix.
-      arch: the network.
+      arch: of the network.
     """
 
     name: str
     arch: str
 
     def train(self, row: str) -> str:
-        """Trains on a row's pictures, unless that is done; absolute path of the checkpoint."""
+        """Trains on a row's pictures unless that is done, and returns the checkpoint's path."""
 
     def scorer(self, entry: str) -> Scorer:
-        """What gives logits of a checkpoint, `ARCH=FILE`."""
+        """Loads a checkpoint, `ARCH=FILE`, to compute logits with it."""
 
 
 def make_matrices(
     plan: MatrixPlan, trainers: Iterable[Trainer], say: Callable[[str], None] = print
 ) -> tuple[list[dict[str, Any]], int]:
-    """Trains and tests, and writes tables after every row that was not there.
+    """Trains and tests the models of matrices, and writes the tables after every new row.
 
     Args:
-      plan: of the matrix.
+      plan: of the matrices.
       trainers: one for each network.
-      say: takes each line of what happens.
+      say: prints a line of progress.
 
     Returns:
-      (what is said of each matrix, how many of their rows had to be tested, in whole or in part).
+      (each matrix as `read_matrices` returns it, number of rows that were not completely tested
+      before).
 
     Raises:
-      UsageError: images of the test were trained on.
-      ModelError, JobError: training or testing failed; rows that are done are kept.
+      UsageError: images to test on were trained on, which the plan does not allow.
+      ModelError, JobError: training or testing failed; finished rows are kept.
     """
     store = plan.dataset.store
-    made = 0
+    new_rows = 0
     names: list[str] = []
     for trainer in trainers:
         names.append(trainer.name)
-        with held(store, f"{WORK_FOLDER}/lock-matrix-{trainer.name}") as mine:
+        with held(store, f"{WORK_FOLDER}/lock-matrix-{trainer.name}") as locked_store:
             current: set[str] = set()
             for row in plan.names:
                 started = time.monotonic()
-                abouts, is_new = make_row(trainer, plan, row)
-                current.update(result_folder(one["model"], one["evaluation"]) for one in abouts)
+                tests, is_new = make_row(trainer, plan, row)
+                current.update(result_folder(test["model"], test["evaluation"]) for test in tests)
                 if is_new:
-                    made += 1
+                    new_rows += 1
                     _write_tables(plan.dataset)
-                    trained = abouts[0]["trained"]
+                    trained = tests[0]["trained"]
                     penalty = trained.get("penalty")
-                    chosen = f"; penalty {describe_penalty(penalty)}" if penalty is not None else ""
+                    suffix = f"; penalty {describe_penalty(penalty)}" if penalty is not None else ""
                     say(
-                        f"{trainer.name}: {row}, {trained['images']} pictures trained on, tested "
+                        f"{trainer.name}: {row}, trained on {trained['images']} pictures, tested "
                         f"on {len(plan.names)} columns, {duration(time.monotonic() - started)}"
-                        f"{chosen}"
+                        f"{suffix}"
                     )
-            _remove_others(mine, trainer.name, current)
-    found = {content["name"]: content for content in _write_tables(plan.dataset)}
+            _remove_others(locked_store, trainer.name, current)
+    matrices = {matrix["name"]: matrix for matrix in _write_tables(plan.dataset)}
     store.remove_temporary()
-    return [found[name] for name in names], made
+    return [matrices[name] for name in names], new_rows
 
 
 def make_row(trainer: Trainer, plan: MatrixPlan, row: str) -> tuple[list[ModelMetadata], bool]:
-    """Trains on a variant, and predicts on each column what is not there yet.
+    """Trains on a variant, and predicts the pictures of all columns that are not predicted yet.
 
     Returns:
-      (what the model's files say, one for each dataset that it is tested on; whether any
-      prediction file had to be made).
+      (content of the row's model.json for each dataset that it is tested on, whether any
+      predictions are new).
 
     Raises:
-      UsageError: images of the test were trained on, and nobody has allowed it.
-      ModelError, JobError: of training and testing.
+      UsageError: images to test on were trained on, which the plan does not allow.
+      ModelError, JobError: training or testing failed.
     """
     path = trainer.train(row)
     trained = read_metadata(path)
@@ -122,14 +123,14 @@ def make_row(trainer: Trainer, plan: MatrixPlan, row: str) -> tuple[list[ModelMe
         preprocessing=trained.preprocessing,
         num_outputs=plan.dataset.taxonomy.num_labels,
     )
-    own = {
+    row_fields = {
         "model": f"{trainer.name}-{row}",
-        # Where the dataset is moved to, it lies there, too.
+        # Relative to the dataset's folder, so that it stays valid if the folder is moved.
         "entry": entry.replace(f"={store.root}/", "=", 1),
         "matrix": {"name": trainer.name, "row": row, "arch": trainer.arch},
         "power": [],
     }
-    tests = [(dataset, {**metadata, **own}) for dataset, metadata in _tests(plan, model)]
+    tests = [(dataset, {**metadata, **row_fields}) for dataset, metadata in _tests(plan, model)]
     overlap = max(metadata["overlap"] for _, metadata in tests)
     if overlap and not plan.allow_overlap:
         raise UsageError(
@@ -142,8 +143,9 @@ def make_row(trainer: Trainer, plan: MatrixPlan, row: str) -> tuple[list[ModelMe
         missing = [unit for unit in units if not shards.is_done(unit)]
         if missing:
             scorer = scorer or trainer.scorer(entry)
-            for made in shards.run(scorer, units, missing, lambda *_: None):
-                write_table(store, shards.path(made.unit), made.table, shards.fingerprint_to_store(made))
+            for output in shards.run(scorer, units, missing, lambda *_: None):
+                fingerprint = shards.fingerprint_to_store(output)
+                write_table(store, shards.path(output.unit), output.table, fingerprint)
         commit_predictions(shards, units, metadata)
     is_new = scorer is not None
     del scorer
@@ -152,7 +154,7 @@ def make_row(trainer: Trainer, plan: MatrixPlan, row: str) -> tuple[list[ModelMe
 
 
 def _tests(plan: MatrixPlan, model: ModelIdentity) -> Iterator[tuple[Dataset, dict[str, Any]]]:
-    """Datasets that a row is tested on, and what is said of the model and of how it is run."""
+    """Yields each dataset that a row is tested on, with the model's metadata there."""
     metadata = describe_model(model, plan.evaluation, plan.dataset)
     yield plan.dataset, {**metadata, "variants": list(plan.variants)}
     if plan.in9l is not None:
@@ -164,7 +166,7 @@ def _tests(plan: MatrixPlan, model: ModelIdentity) -> Iterator[tuple[Dataset, di
                 **metadata,
                 "evaluation": {**metadata["evaluation"], "dataset": plan.in9l.manifest.fingerprint},
                 "variants": [plan.source(IN9L)[1]],
-                # Its index is not here when tables are made.
+                # Stored here, because the index of IN-9L is not available when tables are written.
                 "groups": {row["key"]: row["group"] for row in rows if row.get("group")},
             },
         )
@@ -176,11 +178,11 @@ def _write_tables(dataset: Dataset) -> list[dict[str, Any]]:
 
 
 def _remove_others(store: Store, name: str, current: Collection[str]) -> None:
-    """Removes rows of earlier matrices of that name, and what they said of another IN-9L."""
+    """Removes results of earlier matrices of this name: of other rows, or on another IN-9L."""
     for metadata in read_results(store, "model"):
         folder = result_folder(metadata["model"], metadata["evaluation"])
         if metadata.get("matrix", {}).get("name") == name and folder not in current:
-            # What says that predictions are there goes first.
+            # model.json goes first, because it declares that the predictions exist.
             store.delete(result_file(folder, "model"))
             for path in list(store.walk(f"results/{folder}")):
                 store.delete(path)

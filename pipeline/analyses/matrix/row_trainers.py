@@ -1,6 +1,7 @@
-"""Rows of the matrix by linear probes of a frozen network: tests reuse its features.
+"""Trainers of the matrix's rows: linear probes of a frozen network, or whole networks.
 
-Rows of the matrix by training whole networks, as `in9 train` does.
+Tests of probes reuse the features that they were fitted to. Whole networks are trained as
+`in9 train` does.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from pipeline.training.train_plan import TrainPlan
 
 
 class ProbeTrainer:
-    """Fits a probe on each variant.
+    """Fits a linear probe on each variant.
 
     Args:
-      backbone: the network.
+      backbone: the frozen network.
       plan: of the matrix.
     """
 
@@ -57,12 +58,12 @@ class ProbeTrainer:
 
 
 class ProbeScorer:
-    """Logits of a probe, from the features of its network: no forward pass.
+    """Computes a probe's logits from stored features of its network, without a forward pass.
 
     Args:
-      backbone: the network.
+      backbone: the frozen network.
       path: of the probe's checkpoint.
-      device: that features are computed on.
+      device: where features are computed.
 
     Attributes:
       device: the same.
@@ -83,22 +84,22 @@ class ProbeScorer:
 
     def logits(
         self, parts: Iterable[ShardPictures], stored: int
-    ) -> Generator[tuple[_KeyRows, NDArray[np.float32]], None, None]:
-        """Same as `Predictor.logits`, all pictures of a part in one batch."""
+    ) -> Generator[tuple[_ProbedBatch, NDArray[np.float32]], None, None]:
+        """Same as `Predictor.logits`, but with all pictures of a part in one batch."""
         for part in parts:
-            with contextlib.closing(part.tables(())) as tables:
-                rows = list(tables)
-            if not sum(map(len, rows)):
+            with contextlib.closing(part.tables(())) as reading:
+                tables = list(reading)
+            if not sum(map(len, tables)):
                 continue
-            table = pa.concat_tables(rows)
-            whole = dataclasses.replace(part, keys=None)
-            features = self._backbone.shard_features(whole).select(table["key"].to_pylist())
-            yield _KeyRows(part, table), self._scores(features.values)
+            rows = pa.concat_tables(tables)
+            all_pictures = dataclasses.replace(part, keys=None)
+            features = self._backbone.shard_features(all_pictures).select(rows["key"].to_pylist())
+            yield _ProbedBatch(part, rows), self._scores(features.values)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _KeyRows:
-    """Pictures that nobody had to decode: see `Shown`."""
+class _ProbedBatch:
+    """A `ShownBatch` whose pictures did not have to be decoded."""
 
     part: ShardPictures
     rows: pa.Table
@@ -110,9 +111,9 @@ class NetworkTrainer:
 
     Args:
       plan: of the matrix.
-      training: of each row, but for what differs from row to row.
-      overwrite: begin anew where a training of other flags is in the way.
-      say: takes each line of what happens.
+      training: settings that are the same for all rows.
+      overwrite: whether to start over if a row's folder holds a training with other flags.
+      say: prints a line of progress.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class NetworkTrainer:
         self.name = f"{kind}{training.arch.replace('/', '_')}{suffix}"
 
     def train(self, row: str) -> str:
-        """Same as `Trainer.train`; one that was stopped goes on where it was.
+        """Same as `Trainer.train`, but resumes a training that was stopped.
 
         Raises:
           UsageError: the folder holds a training with other flags.
@@ -151,13 +152,13 @@ class NetworkTrainer:
         folder = f"{MODELS}/{self.name}/{row}" if row == IN9L else f"{MODELS}/{training.name}"
         store = self._plan.dataset.store.below(folder)
         path = store.path(MODEL)
-        there = read_metadata(path) if store.exists(MODEL) else None
-        # What was trained on another state of the dataset is of no use any more.
-        is_stale = there is not None and there.dataset != dataset.manifest.fingerprint
+        existing = read_metadata(path) if store.exists(MODEL) else None
+        # A model that was trained on another version of the dataset is trained again.
+        is_stale = existing is not None and existing.dataset != dataset.manifest.fingerprint
         with held(store, DATASET_LOCK) as store:
             train(dataset, training, store, overwrite=is_stale or self._overwrite, say=self._say)
         return path
 
     def scorer(self, entry: str) -> Predictor:
-        """Same as `Trainer.scorer`: by whole forward passes."""
+        """Same as `Trainer.scorer`; logits come from forward passes of the network."""
         return Predictor(load_model(entry), self._plan.predict)

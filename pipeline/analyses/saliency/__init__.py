@@ -1,1 +1,1 @@
-"""Saliency: how much of what moves a model's answers lies on the foreground."""
+"""Saliency: how much of a model's gradient lies on the foreground."""

@@ -14,10 +14,10 @@ from pipeline.models.predict import Predictor, is_out_of_memory
 def winning_logit_gradients(
     predictor: Predictor, pictures: torch.Tensor
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What moves a model's answers: gradients of the winning outputs' logits.
+    """Computes logits, and the gradient of each picture's winning logit.
 
     Args:
-      predictor: the model.
+      predictor: the model on its device.
       pictures: (n, 3, S, S) float32 in [0, 1], RGB, on the model's device.
 
     Returns:
@@ -34,24 +34,25 @@ def winning_logit_gradients(
             raise ModelError(f"it gives no gradient: {type(error).__name__}: {error}") from error
         if len(pictures) == 1:
             raise ModelError("there is not enough memory for a single picture") from error
-    # Outside the handler, whose traceback holds on to the activations.
+    # Outside the handler, because its traceback keeps the activations alive.
     free_memory()
     half = len(pictures) // 2
     parts = [
         winning_logit_gradients(predictor, part) for part in (pictures[:half], pictures[half:])
     ]
-    logits_of, gradients_of = zip(*parts, strict=True)
-    return np.concatenate(logits_of), np.concatenate(gradients_of)
+    all_logits, all_gradients = zip(*parts, strict=True)
+    return np.concatenate(all_logits), np.concatenate(all_gradients)
 
 
 def _gradients(predictor: Predictor, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logits, gradients of the winning outputs')."""
+    """Same as `winning_logit_gradients`, but for a batch that fits into memory."""
     leaf = pictures.detach().requires_grad_(True)
     with torch.enable_grad():
         logits = predictor.forward_once(leaf)
         if not logits.requires_grad:
             raise ModelError("it gives no gradient: its outputs do not come from torch")
-        # Pictures do not mix in evaluation mode: one backward pass serves all.
+        # Pictures do not influence each other in evaluation mode, so one backward pass of the sum
+        # gives the gradient of each.
         score = logits.gather(1, logits.argmax(dim=1)[:, None]).sum()
         (gradients,) = torch.autograd.grad(score, leaf)
     return logits.detach(), gradients.float()

@@ -1,8 +1,8 @@
-"""Results of saliency: how much of it lies on the foreground, and pictures of it.
+"""Results of saliency: how much of it lies on the foreground, and maps of some images.
 
-results/<model>/saliency/<split>-NNNNN.parquet   a number for every image
+results/<model>/saliency/<split>-NNNNN.parquet   measures of every image
 results/<model>/saliency/<key>.png               the map of an image
-results/<model>/saliency.json                    what was run, and the mean
+results/<model>/saliency.json                    settings, and the mean over all images
 results/saliency.csv                             all models of this dataset
 """
 
@@ -37,9 +37,9 @@ SALIENCY_SCHEMA = pa.schema(
         pa.field("mask_area", pa.float64()),
     ]
 )
-"""Columns of a shard. `prediction` is a label, -1 outside the taxonomy, of the winning `output`;
-`mass_in_mask` is the share of saliency inside the mask, null where there is no saliency at all;
-`mask_area` the share of pixels."""
+"""Columns of a shard. `prediction` is the label of the winning `output`, -1 outside the taxonomy.
+`mass_in_mask` is the share of saliency inside the mask, null if there is no saliency at all;
+`mask_area` is the share of pixels inside it."""
 
 SALIENCY_COLUMNS = (
     "model",
@@ -57,21 +57,22 @@ SALIENCY_COLUMNS = (
     "dataset",
     "error",
 )
-"""Columns of saliency.csv: mean share of a model's saliency inside the foreground mask, with the
-95 % interval of a bootstrap over images; `mask_area` is the mean share of pixels inside, and
-`concentration` the ratio of the two. A model that failed has its `error` alone."""
+"""Columns of saliency.csv. `mass_in_mask` is the mean share of a model's saliency inside the
+foreground mask, with the 95 % interval of a bootstrap over units; `mask_area` is the mean share of
+pixels inside, and `concentration` the ratio of the two. A model that failed only has its `error`.
+"""
 
 _FINGERPRINT_KEY = "in9"
-"""Name of a picture's text that says what it was made from."""
+"""Key of the PNG text chunk that holds a map's fingerprint."""
 
 
 def map_path(folder: str, key: str) -> str:
-    """Map of an image."""
+    """Returns the path of an image's map."""
     return f"results/{folder}/saliency/{key}.png"
 
 
 def write_map(store: Store, path: str, picture: Pixels, fingerprint: str) -> None:
-    """Writes a map, with the fingerprint of what it was made from inside."""
+    """Writes a map with a fingerprint of its inputs inside."""
     text = PngImagePlugin.PngInfo()
     text.add_text(_FINGERPRINT_KEY, fingerprint)
     file = io.BytesIO()
@@ -80,7 +81,7 @@ def write_map(store: Store, path: str, picture: Pixels, fingerprint: str) -> Non
 
 
 def has_map(store: Store, path: str, fingerprint: str) -> bool:
-    """Whether a map is there that was made from the same."""
+    """Returns whether a map exists and has this fingerprint."""
     try:
         return bool(open_picture(store.read(path)).info.get(_FINGERPRINT_KEY) == fingerprint)
     except (FileNotFoundError, UndecodableError, TooManyPixelsError):
@@ -88,57 +89,61 @@ def has_map(store: Store, path: str, fingerprint: str) -> bool:
 
 
 def measure_mass(store: Store, paths: Iterable[str], unit_of: Mapping[str, str]) -> dict[str, Any]:
-    """The mean over all images of a model, with its interval, for which the units of images are
-    resampled, given by key.
+    """Averages a model's measures over all images that have saliency, with a bootstrap interval.
 
-    Images without any saliency do not count; without any other images, values are None.
+    Args:
+      store: the dataset folder.
+      paths: of the model's shards.
+      unit_of: key of an image to its unit; units are resampled.
+
+    Returns:
+      The measures of saliency.json, None if no image has saliency.
     """
     table = pa.concat_tables([read_table(store, path) for path in paths])
     rows = [row for row in table.to_pylist() if row["mass_in_mask"] is not None]
-    found: dict[str, Any] = dict.fromkeys(
+    measures: dict[str, Any] = dict.fromkeys(
         ("mass_in_mask", "ci_low", "ci_high", "mask_area", "concentration")
     )
-    found["images"] = len(rows)
+    measures["images"] = len(rows)
     if rows:
         mass = np.asarray([row["mass_in_mask"] for row in rows])
         units = [unit_of[row["key"]] for row in rows]
         mean, low, high = paired_bootstrap(mass, np.zeros_like(mass), units)
         area = float(np.mean([row["mask_area"] for row in rows]))
-        found |= {"mass_in_mask": mean, "ci_low": low, "ci_high": high, "mask_area": area}
-        found["concentration"] = mean / area if area else None
-    return found
+        measures |= {"mass_in_mask": mean, "ci_low": low, "ci_high": high, "mask_area": area}
+        measures["concentration"] = mean / area if area else None
+    return measures
 
 
 def map_rows(
     store: Store, paths: Iterable[str], keys: Sequence[str], folder: str
 ) -> list[dict[str, Any]]:
-    """`maps` of saliency.json: a row for each image that is shown, in their order."""
-    found: dict[str, dict[str, Any]] = {}
-    for path in paths:
-        for row in read_table(store, path).to_pylist():
-            found[row["key"]] = row
+    """Returns `maps` of saliency.json: a row for each image with a map, in the order of `keys`."""
+    rows = {row["key"]: row for path in paths for row in read_table(store, path).to_pylist()}
     names = ("key", "label", "mass_in_mask", "prediction")
     return [
-        {**{name: found[key][name] for name in names}, "file": map_path(folder, key)}
-        for key in keys
+        {**{name: rows[key][name] for name in names}, "file": map_path(folder, key)} for key in keys
     ]
 
 
 def nan_to_null(value: float) -> float | None:
-    """A number for a table: None for NaN."""
+    """Replaces NaN by None, which becomes null in a table."""
     return None if math.isnan(value) else value
 
 
 def read_saliency(dataset: Dataset) -> list[dict[str, Any]]:
-    """What saliency.json says of every model on the pictures that the dataset holds, in order of
-    its folder."""
-    return read_current_results(dataset, "saliency", lambda found: (found["variant"], "fg_mask"))[0]
+    """Reads each saliency.json that is on the dataset's present pictures, in order of the models'
+    folders."""
+    results, _ = read_current_results(
+        dataset, "saliency", lambda result: (result["variant"], "fg_mask")
+    )
+    return results
 
 
 def write_saliency_table(dataset: Dataset) -> None:
-    """Rebuilds saliency.csv from what is there. Called with the lock of the tables held."""
-    store, found = dataset.store, read_saliency(dataset)
+    """Rebuilds saliency.csv from all results. The caller holds the lock of the tables."""
+    store, results = dataset.store, read_saliency(dataset)
     failed, _ = read_failures(store, dataset.manifest.fingerprint, "saliency")
-    if found or failed or store.exists("results/saliency.csv"):
-        rows = [{**content, **content["evaluation"]} for content in found]
-        write_csv(store, "saliency", SALIENCY_COLUMNS, rows + error_rows(failed, found))
+    if results or failed or store.exists("results/saliency.csv"):
+        rows = [{**result, **result["evaluation"]} for result in results]
+        write_csv(store, "saliency", SALIENCY_COLUMNS, rows + error_rows(failed, results))

@@ -1,11 +1,7 @@
-"""A model on output shards: how much of each picture's saliency lies on its mask, and maps.
+"""The saliency stage: how much of a model's gradient lies on the foreground, and maps of it.
 
-Numbers of a shard are one file, keyed by weights, pixels and what is done with them: what is there
-for the same key is not computed again.
-
-Of what saliency is measured, and of which images it is shown.
-
-Saliency: how much of a model's gradient lies on the foreground, a model on output shards.
+The measures of an output shard are one file, keyed by weights, pixels and settings, so shards that
+exist with the same key are not computed again.
 """
 
 from __future__ import annotations
@@ -49,150 +45,23 @@ from transforms.variants import is_picture
 if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
 
-
-class SaliencyShards(ModelWork):
-    """Numbers of a model's saliency on output shards, and maps of some pictures.
-
-    Args:
-      dataset: that they are of.
-      plan: what is done.
-      metadata: the model, and how it is run.
-      shown: key to output shard of the pictures that maps are made of.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        plan: SaliencyPlan,
-        metadata: ModelMetadata,
-        shown: Mapping[str, int],
-    ) -> None:
-        super().__init__(dataset.store)
-        self._dataset, self._plan, self._metadata, self._shown = dataset, plan, metadata, shown
-        self._folder = result_folder(metadata["model"], metadata["evaluation"])
-
-    def path(self, unit: int) -> str:
-        """Same as `ModelWork.path`."""
-        return result_shard(self._folder, "saliency", self._plan.evaluation.split, unit)
-
-    @functools.cached_property
-    def _tested(self) -> list[str]:
-        """Keys of the images that are tested on, of all shards, in order."""
-        # Every shard's fingerprint holds all of them, and reading them is reading the whole index.
-        return sorted(row["key"] for row in self._plan.evaluation.rows(self._dataset))
-
-    def fingerprint(self, unit: int) -> str:
-        """Same as `ModelWork.fingerprint`: of everything but which images are shown."""
-        evaluation, variant = self._plan.evaluation, self._plan.variant
-        files = self._dataset.shard_files(evaluation.split, unit, (variant, "fg_mask"))
-        return fingerprint(
-            *(self._metadata[name] for name in ("model", "weights_sha256", "preprocessing")),
-            evaluation.predict.identity,
-            variant,
-            SALIENCY_VERSION,
-            [file.sha256 for file in files],
-            *([self._tested] if evaluation.holdout else []),
-            *self._dataset.custom_taxonomy,
-        )
-
-    def is_done(self, unit: int) -> bool:
-        """Same as `ModelWork.is_done`, and the maps are."""
-        return super().is_done(unit) and not self._missing_maps(unit)
-
-    def _missing_maps(self, shard: int) -> frozenset[str]:
-        """Keys of the pictures of which the map is missing."""
-        checksum = self.fingerprint(shard)
-        keys = (key for key, place in self._shown.items() if place == shard)
-        return frozenset(
-            key for key in keys if not has_map(self.store, map_path(self._folder, key), checksum)
-        )
-
-    def run(
-        self, predictor: Predictor, units: Sequence[int], missing: Sequence[int], note: NoteDone
-    ) -> Generator[UnitOutput, None, None]:
-        """Same as `ModelWork.run`; a model that gives no gradient fails."""
-        for shard in missing:
-            # Where the numbers are there, maps are missing.
-            keys = self._missing_maps(shard) if super().is_done(shard) else None
-            rows = list(self._explain(predictor, shard, keys, note))
-            if keys is None:
-                yield UnitOutput(shard, pa.Table.from_pylist(rows, SALIENCY_SCHEMA))
-
-    def _explain(
-        self, predictor: Predictor, shard: int, keys: frozenset[str] | None, note: NoteDone
-    ) -> Iterator[dict[str, object]]:
-        """Rows of a shard, of some keys alone if they are given; writes the maps that are
-        missing."""
-        # Only who explains waits for torch.
-        from pipeline.analyses.saliency.gradients import winning_logit_gradients
-
-        missing, checksum = self._missing_maps(shard), self.fingerprint(shard)
-        output_labels = labels_of_outputs(self._metadata["num_outputs"], self._dataset.taxonomy)
-        decoded = (
-            (picture, decode_image(picture.image), decode_mask(mask.image))
-            for picture, mask in self._samples(shard)
-            if keys is None or picture.key in keys
-        )
-        # A backward pass needs all activations.
-        size = max(1, predictor.batch_size // BATCH_DIVISOR)
-        # The next batch is decoded while the device works.
-        with contextlib.closing(InBackground(decoded, size)) as ahead:
-            samples = iter(ahead)
-            while batch := list(itertools.islice(samples, size)):
-                pixels = np.stack([of_picture for _, of_picture, _ in batch])
-                logits, gradients = winning_logit_gradients(predictor, predictor.to_device(pixels))
-                for i, (picture, of_picture, mask) in enumerate(batch):
-                    saliency = saliency_map(gradients[i])
-                    if picture.key in missing:
-                        path = map_path(self._folder, picture.key)
-                        shown = overlay(of_picture, saliency, mask)
-                        write_map(self.store, path, shown, checksum)
-                    output = int(logits[i].argmax())
-                    yield {
-                        "key": picture.key,
-                        "label": picture.fields["label"],
-                        "prediction": int(output_labels[output]),
-                        "output": output,
-                        "mass_in_mask": nan_to_null(mass_in_mask(saliency, mask)),
-                        "mask_area": float(mask.mean()),
-                    }
-                note(shard, len(batch), len(batch))
-
-    def _samples(self, shard: int) -> Iterator[tuple[Sample, Sample]]:
-        """(picture, mask) of each image.
-
-        Raises:
-          JobError: the variants hold different images.
-        """
-        split = self._plan.evaluation.split
-        pictures = self._dataset.samples(split, shard, self._plan.variant)
-        masks = self._dataset.samples(split, shard, "fg_mask")
-        tested = {row["key"] for row in self._plan.evaluation.rows(self._dataset, shard)}
-        for picture, mask in itertools.zip_longest(pictures, masks):
-            if picture is None or mask is None or picture.key != mask.key:
-                raise JobError(
-                    f"shard {shard} holds other images in {self._plan.variant} than in fg_mask; "
-                    "see: in9 verify"
-                )
-            if picture.key in tested:
-                yield picture, mask
-
-
 METHOD = "gradient of the winning logit"
-"""In words: absolute values of that gradient, the largest of a pixel's channels."""
+"""Description of the method. The saliency of a pixel is the largest absolute value of the gradient
+over its channels."""
 
 BATCH_DIVISOR = 4
-"""Batches of the evaluation are larger by this factor."""
+"""Batches are smaller than those of the evaluation by this factor, because a backward pass keeps
+all activations."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SaliencyPlan:
-    """What to explain, and how.
+    """The settings of a saliency run.
 
     Attributes:
-      evaluation: models, split, and how they are run.
-      variant: whose pictures.
-      maps: how many images to show, spread evenly over the classes.
+      evaluation: the models, the split, and settings.
+      variant: whose pictures are explained.
+      maps: number of images to draw maps of, spread evenly over the classes.
     """
 
     evaluation: Evaluation
@@ -201,22 +70,22 @@ class SaliencyPlan:
 
 
 def check_saliency_variants(variants: Iterable[str], variant: str) -> None:
-    """Raises UsageError if a dataset of these variants does not have what is needed."""
-    there = set(variants)
-    pictures = [name for name in there if is_picture(name)]
+    """Raises UsageError if a dataset with these variants lacks pictures to explain, or masks."""
+    existing = set(variants)
+    pictures = [name for name in existing if is_picture(name)]
     if variant not in pictures:
         raise UsageError(
             f"saliency of {variant}: the dataset has {', '.join(sorted(pictures)) or 'none'}"
         )
-    if "fg_mask" not in there:
+    if "fg_mask" not in existing:
         raise UsageError(
-            "saliency inside the mask needs the variant fg_mask, and the dataset has none; make "
-            "it with it: see --variants"
+            "saliency inside the mask needs the variant fg_mask, and the dataset has none; "
+            "generate it with fg_mask: see --variants"
         )
 
 
 def shown_images(dataset: Dataset, plan: SaliencyPlan) -> dict[str, int]:
-    """Key to output shard of the images to show, by class.
+    """Chooses the images to draw maps of: key to output shard, ordered by class.
 
     Raises:
       UsageError: there are no images.
@@ -236,11 +105,11 @@ def shown_images(dataset: Dataset, plan: SaliencyPlan) -> dict[str, int]:
 
 
 class SaliencyWork(Work):
-    """Saliency of output shards.
+    """Saliency on output shards.
 
     Args:
-      plan: what is done.
-      taxonomy: the models' heads must fit.
+      plan: settings of the run.
+      taxonomy: the classes that the heads of models must fit.
     """
 
     stage = "saliency"
@@ -251,17 +120,18 @@ class SaliencyWork(Work):
     def __init__(self, plan: SaliencyPlan, taxonomy: Taxonomy) -> None:
         super().__init__(plan.evaluation, taxonomy)
         self._plan = plan
-        self._chosen: tuple[str, dict[str, int]] | None = None
+        self._cached_images: tuple[str, dict[str, int]] | None = None
 
-    def _shown(self, dataset: Dataset) -> dict[str, int]:
-        """The pictures to show, for which the whole index is read: once for all models."""
+    def _shown_images(self, dataset: Dataset) -> dict[str, int]:
+        """Same as `shown_images`, but called once for all models, because it reads the whole
+        index."""
         fingerprint = dataset.manifest.fingerprint
-        if self._chosen is None or self._chosen[0] != fingerprint:
-            self._chosen = fingerprint, shown_images(dataset, self._plan)
-        return self._chosen[1]
+        if self._cached_images is None or self._cached_images[0] != fingerprint:
+            self._cached_images = fingerprint, shown_images(dataset, self._plan)
+        return self._cached_images[1]
 
     def units(self, dataset: Dataset) -> Sequence[int]:
-        """Same as `Work.units`: output shards."""
+        """Same as `Work.units`; units are output shards."""
         return dataset.shards(self.evaluation.split)
 
     def size(self, dataset: Dataset, unit: int) -> int:
@@ -271,7 +141,7 @@ class SaliencyWork(Work):
 
     def for_model(self, dataset: Dataset, metadata: ModelMetadata) -> SaliencyShards:
         """Same as `Work.for_model`."""
-        return SaliencyShards(dataset, self._plan, metadata, self._shown(dataset))
+        return SaliencyShards(dataset, self._plan, metadata, self._shown_images(dataset))
 
     def summarize(self, dataset: Dataset, metadata: ModelMetadata, entry: str) -> None:
         """Same as `Work.summarize`."""
@@ -287,10 +157,136 @@ class SaliencyWork(Work):
             "method": METHOD,
             "variant": variant,
             **measure_mass(store, paths, unit_of),
-            "maps": map_rows(store, paths, list(self._shown(dataset)), folder),
+            "maps": map_rows(store, paths, list(self._shown_images(dataset)), folder),
         }
         write_result(store, result_file(folder, "saliency"), content)
         current = {*paths, *(row["file"] for row in content["maps"])}
         for path in list(store.walk(f"results/{folder}/saliency")):
             if path not in current:
                 store.delete(path)
+
+
+class SaliencyShards(ModelWork):
+    """Measures of a model's saliency on output shards, and maps of some images.
+
+    Args:
+      dataset: the dataset.
+      plan: settings of the run.
+      metadata: the model, and how it is run.
+      shown: images to draw maps of, as `shown_images` returns them.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        plan: SaliencyPlan,
+        metadata: ModelMetadata,
+        shown: Mapping[str, int],
+    ) -> None:
+        super().__init__(dataset.store)
+        self._dataset, self._plan, self._metadata, self._shown = dataset, plan, metadata, shown
+        self._folder = result_folder(metadata["model"], metadata["evaluation"])
+
+    def path(self, unit: int) -> str:
+        """Same as `ModelWork.path`."""
+        return result_shard(self._folder, "saliency", self._plan.evaluation.split, unit)
+
+    @functools.cached_property
+    def _tested(self) -> list[str]:
+        """Sorted keys of the tested images of all shards."""
+        # Every shard's fingerprint includes all of them, and getting them reads the whole index.
+        return sorted(row["key"] for row in self._plan.evaluation.rows(self._dataset))
+
+    def fingerprint(self, unit: int) -> str:
+        """Same as `ModelWork.fingerprint`; does not depend on the images to draw maps of."""
+        evaluation, variant = self._plan.evaluation, self._plan.variant
+        files = self._dataset.shard_files(evaluation.split, unit, (variant, "fg_mask"))
+        return fingerprint(
+            *(self._metadata[name] for name in ("model", "weights_sha256", "preprocessing")),
+            evaluation.predict.identity,
+            variant,
+            SALIENCY_VERSION,
+            [file.sha256 for file in files],
+            *([self._tested] if evaluation.holdout else []),
+            *self._dataset.custom_taxonomy,
+        )
+
+    def is_done(self, unit: int) -> bool:
+        """Same as `ModelWork.is_done`, but the shard's maps must exist, too."""
+        return super().is_done(unit) and not self._missing_maps(unit)
+
+    def _missing_maps(self, shard: int) -> frozenset[str]:
+        """Returns the keys of the shard's images whose maps are missing."""
+        expected = self.fingerprint(shard)
+        keys = (key for key, number in self._shown.items() if number == shard)
+        return frozenset(
+            key for key in keys if not has_map(self.store, map_path(self._folder, key), expected)
+        )
+
+    def run(
+        self, predictor: Predictor, units: Sequence[int], missing: Sequence[int], note: NoteDone
+    ) -> Generator[UnitOutput, None, None]:
+        """Same as `ModelWork.run`, but a model without gradients fails."""
+        for shard in missing:
+            # If the shard's measures exist, only maps are missing.
+            keys = self._missing_maps(shard) if super().is_done(shard) else None
+            rows = list(self._explain(predictor, shard, keys, note))
+            if keys is None:
+                yield UnitOutput(shard, pa.Table.from_pylist(rows, SALIENCY_SCHEMA))
+
+    def _explain(
+        self, predictor: Predictor, shard: int, keys: frozenset[str] | None, note: NoteDone
+    ) -> Iterator[dict[str, object]]:
+        """Writes the missing maps of a shard, and yields its rows; only those of `keys` if they
+        are given."""
+        # Imported here, so that only machines that compute saliency wait for torch.
+        from pipeline.analyses.saliency.gradients import winning_logit_gradients
+
+        missing, expected = self._missing_maps(shard), self.fingerprint(shard)
+        output_labels = labels_of_outputs(self._metadata["num_outputs"], self._dataset.taxonomy)
+        decoded = (
+            (sample, decode_image(sample.image), decode_mask(mask_sample.image))
+            for sample, mask_sample in self._samples(shard)
+            if keys is None or sample.key in keys
+        )
+        size = max(1, predictor.batch_size // BATCH_DIVISOR)
+        # The next batch is decoded while the device works.
+        with contextlib.closing(InBackground(decoded, size)) as ahead:
+            pictures = iter(ahead)
+            while batch := list(itertools.islice(pictures, size)):
+                pixels = np.stack([picture for _, picture, _ in batch])
+                logits, gradients = winning_logit_gradients(predictor, predictor.to_device(pixels))
+                for i, (sample, picture, mask) in enumerate(batch):
+                    saliency = saliency_map(gradients[i])
+                    if sample.key in missing:
+                        path = map_path(self._folder, sample.key)
+                        write_map(self.store, path, overlay(picture, saliency, mask), expected)
+                    output = int(logits[i].argmax())
+                    yield {
+                        "key": sample.key,
+                        "label": sample.fields["label"],
+                        "prediction": int(output_labels[output]),
+                        "output": output,
+                        "mass_in_mask": nan_to_null(mass_in_mask(saliency, mask)),
+                        "mask_area": float(mask.mean()),
+                    }
+                note(shard, len(batch), len(batch))
+
+    def _samples(self, shard: int) -> Iterator[tuple[Sample, Sample]]:
+        """Yields (picture, mask) of each tested image.
+
+        Raises:
+          JobError: the variants hold different images.
+        """
+        split = self._plan.evaluation.split
+        pictures = self._dataset.samples(split, shard, self._plan.variant)
+        masks = self._dataset.samples(split, shard, "fg_mask")
+        tested = {row["key"] for row in self._plan.evaluation.rows(self._dataset, shard)}
+        for picture, mask in itertools.zip_longest(pictures, masks):
+            if picture is None or mask is None or picture.key != mask.key:
+                raise JobError(
+                    f"shard {shard} holds other images in {self._plan.variant} than in fg_mask; "
+                    "see: in9 verify"
+                )
+            if picture.key in tested:
+                yield picture, mask
