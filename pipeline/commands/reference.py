@@ -1,6 +1,9 @@
 """The reference of commands, flags, columns and rejection reasons.
 
 `python -m pipeline.commands.reference` prints it; `docs/reference.md` is its output.
+
+A column means the same in every table that has it. Tables of `pipeline.report.tables` describe the
+columns that only they have, or use differently; for other files, such an entry is `table.column`.
 """
 
 from __future__ import annotations
@@ -246,65 +249,29 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "overlap": "number of the row's images that the model was trained on; empty if unknown",
         # Measures.
         "variant": "variant of the images, or `bg_gap`",
-        "power.variant": "always `only_bg_t`",
         "predictions.variant": "variant of the picture",
         "n": "number of images measured (with `--objects each`, of objects); for a gap or a "
         "comparison, of foregrounds",
         "pictures": "number of pictures of these images: one for each image, and in mixed variants "
         "one for each draw",
-        "confusion.pictures": "number of pictures with this label and prediction, in all draws",
         "correct": "number of pictures classified correctly",
         "matrix.correct": "number of images classified correctly",
         "predictions.correct": "whether the prediction equals the label",
         "accuracy": "correct / pictures, averaged over draws; for the variant `bg_gap`, the gap",
         "matrix.accuracy": "correct / n, on a single draw of mixed variants",
-        "power.accuracy": "accuracy of the probe on images that it was not fitted to",
         "ci_low": "lower end of the 95 % interval",
         "ci_high": "upper end of the 95 % interval",
-        "class_mean_accuracy": "mean of the accuracies on each class",
         "outside": "number of predictions outside of all classes",
-        "gap": "accuracy on `mixed_same` - accuracy on `mixed_rand`",
-        "mixed_same": "accuracy on `mixed_same`, averaged over its draws",
-        "mixed_rand": "accuracy on `mixed_rand`, averaged over its draws",
         "replicates": "number of background draws that the figure is averaged over",
-        "flips.variant": "variant of one picture of each pair",
-        "other_variant": "variant of the other picture; the same variant means another draw of it",
-        "flip_rate": "share of picture pairs that get different predictions, where a pair is one "
-        "foreground on backgrounds of two different units; averaged over foregrounds",
-        "flips.n": "number of foregrounds with at least one such pair",
-        "pairs": "number of picture pairs",
-        "rfs": "relative foreground sensitivity, from -1 to 1: above 0 if noise on the foreground "
-        "costs more accuracy than noise on the background; empty, like its interval, if all "
-        "predictions on both are correct, or none is",
-        "noise_fg": "accuracy on `noise_fg`",
-        "noise_bg": "accuracy on `noise_bg`",
         "seed_sd": "standard deviation of the figure over draws; empty with a single draw",
         "first": "name of a model",
         "second": "name of the model that it is compared with",
         "difference": "accuracy (or gap) of `first` - that of `second`",
-        "class_name": "name of the true class",
-        "kind": "kind of images, by whether `original`, `mixed_rand` (its first draw) and "
-        "`only_bg_t` are classified right: `bg_required` right, wrong, right; `bg_fools` wrong, "
-        "right, wrong; `bg_fg_required` right, wrong, wrong; `bg_fg_fools` wrong, right, right; "
-        "`bg_irrelevant` the first two agree",
         "images": "number of images measured",
-        "share": "n / images",
         "p_adjusted": "p value of the difference, with Holm's adjustment for all pairs of models "
         "with this label rule and variant",
-        "per_class.p_adjusted": "p value of the difference to the accuracy on all other classes, "
-        "with Benjamini-Hochberg's adjustment for the classes of this model, label rule and "
-        "variant; empty with a single class",
-        "worst_ci_low": "lower end of the worst group's interval at the level 1 - 0.05 / groups, "
-        "because it was chosen among that many; empty for other groups",
-        "worst_ci_high": "upper end of the interval that `worst_ci_low` begins",
-        "is_worst": "whether this is the worst group of the variant: the one with the lowest "
-        "`ci_high`",
-        "bucket": "range of the foreground's share of the picture, as text",
-        "fg_low": "lower end of the bucket, inclusive",
-        "fg_high": "upper end of the bucket, exclusive except for 1",
         "units": "number of units: groups of images, or images if they have no groups",
         "chance": "accuracy of a constant prediction: share of the largest class of the pictures",
-        "has_power": "whether the whole interval lies above chance",
         # Attack.
         "challenge_accuracy": "share of foregrounds that are classified correctly on every "
         "background, including backgrounds of their own class",
@@ -428,6 +395,8 @@ def meaning(table: str, column: str) -> str:
     Raises:
       KeyError: it is not described here.
     """
+    if table in TABLES and column in TABLES[table].meanings:
+        return TABLES[table].meanings[column]
     for name in (f"{table}.{column}", column):
         if name in COLUMNS:
             return COLUMNS[name]

@@ -38,11 +38,13 @@ class ResultTable:
       part: of the summary, a list of rows.
       columns: in order; values come from the row, or else from the summary or its `evaluation`.
       description: of a row, for the reference.
+      meanings: of the columns that no other table has, or that mean something else there.
     """
 
     part: str
     columns: tuple[str, ...]
     description: str
+    meanings: Mapping[str, str]
 
 
 TABLES = {
@@ -55,6 +57,9 @@ TABLES = {
             *("precision", "device", "weights_sha256", "dataset", "holdout", "overlap", "error"),
         ),
         "accuracy of a model on a variant, or a model that failed",
+        {
+            "class_mean_accuracy": "mean of the accuracies on each class",
+        },
     ),
     "gaps": ResultTable(
         "gaps",
@@ -63,6 +68,11 @@ TABLES = {
             *("mixed_rand", "replicates", "seed_sd", "units", *_RUN),
         ),
         "BG-Gap of a model, with its two-way interval: [intervals](results.md#intervals)",
+        {
+            "gap": "accuracy on `mixed_same` - accuracy on `mixed_rand`",
+            "mixed_same": "accuracy on `mixed_same`, averaged over its draws",
+            "mixed_rand": "accuracy on `mixed_rand`, averaged over its draws",
+        },
     ),
     "flips": ResultTable(
         "flips",
@@ -72,6 +82,15 @@ TABLES = {
         ),
         "how often the prediction for a foreground changes with the background alone: "
         "[flip rate](results.md#flip-rate)",
+        {
+            "variant": "variant of one picture of each pair",
+            "other_variant": "variant of the other picture; the same variant means another draw "
+            "of it",
+            "flip_rate": "share of picture pairs that get different predictions, where a pair is "
+            "one foreground on backgrounds of two different units; averaged over foregrounds",
+            "n": "number of foregrounds with at least one such pair",
+            "pairs": "number of picture pairs",
+        },
     ),
     "rfs": ResultTable(
         "rfs",
@@ -81,6 +100,13 @@ TABLES = {
         ),
         "relative foreground sensitivity of a model, if the dataset has both variants with noise: "
         "[how it is defined](results.md#relative-foreground-sensitivity)",
+        {
+            "rfs": "relative foreground sensitivity, from -1 to 1: above 0 if noise on the "
+            "foreground costs more accuracy than noise on the background; empty, like its "
+            "interval, if all predictions on both are correct, or none is",
+            "noise_fg": "accuracy on `noise_fg`",
+            "noise_bg": "accuracy on `noise_bg`",
+        },
     ),
     "per_class": ResultTable(
         "per_class",
@@ -89,11 +115,20 @@ TABLES = {
             *("correct", "accuracy", "ci_low", "ci_high", "p_adjusted", "outside", *_RUN),
         ),
         "accuracy on the images of one class, and whether it differs from that on the others",
+        {
+            "class_name": "name of the true class",
+            "p_adjusted": "p value of the difference to the accuracy on all other classes, with "
+            "Benjamini-Hochberg's adjustment for the classes of this model, label rule and "
+            "variant; empty with a single class",
+        },
     ),
     "confusion": ResultTable(
         "confusion",
         ("model", "label_rule", "variant", "label", "prediction", "pictures", *_RUN),
         "number of pictures by label and prediction; pairs that never occurred are left out",
+        {
+            "pictures": "number of pictures with this label and prediction, in all draws",
+        },
     ),
     "decomposition": ResultTable(
         "decomposition",
@@ -102,6 +137,13 @@ TABLES = {
             *_RUN,
         ),
         "share of images that need the background, or are misled by it",
+        {
+            "kind": "kind of images, by whether `original`, `mixed_rand` (its first draw) and "
+            "`only_bg_t` are classified right: `bg_required` right, wrong, right; `bg_fools` "
+            "wrong, right, wrong; `bg_fg_required` right, wrong, wrong; `bg_fg_fools` wrong, "
+            "right, right; `bg_irrelevant` the first two agree",
+            "share": "n / images",
+        },
     ),
     "groups": ResultTable(
         "groups",
@@ -110,6 +152,13 @@ TABLES = {
             *("accuracy", "ci_low", "ci_high", "is_worst", "worst_ci_low", "worst_ci_high", *_RUN),
         ),
         "accuracy on foregrounds of one class on backgrounds of one class",
+        {
+            "is_worst": "whether this is the worst group of the variant: the one with the lowest "
+            "`ci_high`",
+            "worst_ci_low": "lower end of the worst group's interval at the level 1 - 0.05 / "
+            "groups, because it was chosen among that many; empty for other groups",
+            "worst_ci_high": "upper end of the interval that `worst_ci_low` begins",
+        },
     ),
     "sizes": ResultTable(
         "sizes",
@@ -118,6 +167,11 @@ TABLES = {
             *("correct", "accuracy", "ci_low", "ci_high", *_RUN),
         ),
         "accuracy on images whose foreground covers a share of the picture within a range",
+        {
+            "bucket": "range of the foreground's share of the picture, as text",
+            "fg_low": "lower end of the bucket, inclusive",
+            "fg_high": "upper end of the bucket, exclusive except for 1",
+        },
     ),
     "power": ResultTable(
         "power",
@@ -127,6 +181,11 @@ TABLES = {
         ),
         "whether the class can be told from a model's outputs on pictures of backgrounds, with "
         "the interval of a bootstrap over units: [power](results.md#power)",
+        {
+            "variant": "always `only_bg_t`",
+            "accuracy": "accuracy of the probe on images that it was not fitted to",
+            "has_power": "whether the whole interval lies above chance",
+        },
     ),
 }
 """By file name. Accuracies, shares and bounds are fractions; intervals are 95 %."""
