@@ -38,12 +38,12 @@ def gap_draws(variants: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]
 def picture_roles(
     bg_units: Mapping[str, NDArray[np.int64]], images: EvalImages, variants: Iterable[str]
 ) -> Roles:
-    """Returns which units share foregrounds and backgrounds, variant after variant.
+    """Returns the units of each picture's foreground and background, variant after variant.
 
     Args:
       bg_units: (n,) by variant, as `Predictions.bg_units`.
-      images: n foregrounds.
-      variants: whose pictures they are.
+      images: the n images of the foregrounds.
+      variants: the variants of the pictures.
     """
     names = list(variants)
     foregrounds = np.tile(images.unit_numbers, len(names))
@@ -54,7 +54,7 @@ def picture_roles(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelContributions:
-    """Models tested on the same images.
+    """The predictions of models that were tested on the same images.
 
     Attributes:
       images: the n images.

@@ -140,7 +140,7 @@ class MakeBlocks(_Step):
 
 class FindDone(_Step):
     """Block -> a BlockDone if all its units are done, or a FailedModel; else the Block, in the
-    output `left`."""
+    output `remaining`."""
 
     def process(self, block: Block) -> list[_Result | beam.pvalue.TaggedOutput]:
         work, progress = self.work, self.work.evaluation.progress
@@ -151,7 +151,7 @@ class FindDone(_Step):
                 return [result]
             total = sum(work.size(self.dataset(), unit) for unit in units)
             progress.note_total(work.stage, f"{block.order}-{block.group}", total)
-        return [beam.pvalue.TaggedOutput("left", block)]
+        return [beam.pvalue.TaggedOutput("remaining", block)]
 
     def _find(self, block: Block, units: tuple[int, ...]) -> _Result | None:
         """Returns the result of a block if that is known without loading the model."""
@@ -278,7 +278,7 @@ class RunModels(_Step):
 
 
 class _Writer:
-    """Writes files in the background, one at a time; leaving the context waits for the last."""
+    """Background writer of files, one at a time. Leaving the context waits for the last one."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
@@ -375,17 +375,17 @@ class ModelStage(beam.PTransform):
 
     def expand(self, dataset: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
         work = self._work
-        look = beam.ParDo(FindDone(work)).with_output_types(_Result, left=Block)
+        look = beam.ParDo(FindDone(work)).with_output_types(_Result, remaining=Block)
         run = beam.ParDo(RunModels(work)).with_output_types(_Result)
         hints = dict(work.evaluation.hints)
-        existing, left = (
+        existing, remaining = (
             dataset
             | "Blocks" >> beam.ParDo(MakeBlocks(work)).with_output_types(Block)
             | "Spread" >> beam.Reshuffle()
-            | "Look" >> look.with_outputs("left", main="done")
+            | "Look" >> look.with_outputs("remaining", main="done")
         )
         new = (
-            left
+            remaining
             | "SpreadLeft" >> beam.Reshuffle()
             | "RunModels" >> (run.with_resource_hints(**hints) if hints else run)
         )

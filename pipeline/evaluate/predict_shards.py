@@ -222,7 +222,7 @@ class PredictShards(ModelWork):
 
 
 class _ShardInProgress:
-    """Collects the predictions of a shard.
+    """The predictions of a shard while they are computed.
 
     Args:
       dataset: the dataset.
@@ -258,14 +258,19 @@ class _ShardInProgress:
         a variant do not depend on which other variants exist."""
         settings = self._metadata["evaluation"]
         for variant in self._fingerprints:
-            left = self._tested
+            keys = self._tested
             if variant in self.kept:
                 # A killed run may have left only the first batches of a variant.
-                left = left.difference(self.kept[variant]["key"].to_pylist())
-            if left:
-                is_all = left == self._tested and not settings["holdout"]
-                keys = None if is_all else left
-                yield ShardPictures(self._dataset, settings["split"], self.number, variant, keys)
+                keys = keys.difference(self.kept[variant]["key"].to_pylist())
+            if keys:
+                is_all = keys == self._tested and not settings["holdout"]
+                yield ShardPictures(
+                    self._dataset,
+                    settings["split"],
+                    self.number,
+                    variant,
+                    None if is_all else keys,
+                )
 
     def add(self, variant: str, rows: pa.Table, logits: NDArray[np.float32]) -> None:
         """Scores a batch under each label rule, and adds its predictions.

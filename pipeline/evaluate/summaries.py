@@ -1,8 +1,8 @@
 """Summaries of models: all statistics of their predictions on a dataset.
 
-A summary is a model's model.json together with lists of rows, one list for each part: accuracies,
-gaps, classes, groups, sizes. The tables (`pipeline.report.tables`) list the rows of all models. The
-models of a matrix are summarized elsewhere (`pipeline.analyses.matrix.matrix_results`).
+A summary is the content of a model's model.json with a list of rows for each part: accuracies,
+gaps, classes, groups, sizes. The tables (`pipeline.report.tables`) hold these rows of all models.
+The models of a matrix are summarized in `pipeline.analyses.matrix.matrix_results` instead.
 
 Summaries are computed on demand and never stored, so they always describe the dataset as it is:
 for a model that was run on an earlier version, they cover the predictions that are still valid.

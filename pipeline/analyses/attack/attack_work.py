@@ -149,7 +149,7 @@ class AttackChunks(ModelWork):
         """Same as `ModelWork.fingerprint`, but in two parts, so that `write_attack` can compare the
         first: the fingerprint of model and pixels, and that of settings and chunk."""
         evaluation, grid = self._plan.evaluation, self._grid
-        own = fingerprint(
+        own_fingerprint = fingerprint(
             evaluation.predict.identity,
             [len(grid.foregrounds), len(grid.backgrounds), grid.chunk, unit],
             # An early stop depends on the earlier chunks of its group.
@@ -157,7 +157,7 @@ class AttackChunks(ModelWork):
             # A changed group can replace held-out images and leave their number the same.
             *([grid.foregrounds.keys, grid.backgrounds.keys] if evaluation.holdout else []),
         )
-        return f"{self._shared_fingerprint}-{own}"
+        return f"{self._shared_fingerprint}-{own_fingerprint}"
 
     def run(
         self, predictor: Predictor, units: Sequence[int], missing: Sequence[int], note: NoteDone

@@ -29,7 +29,7 @@ from pipeline.training.train_plan import TrainPlan
 
 
 class ProbeTrainer:
-    """Fits a linear probe on each variant.
+    """A trainer that fits a linear probe on each variant.
 
     Args:
       backbone: the frozen network.
@@ -58,7 +58,7 @@ class ProbeTrainer:
 
 
 class ProbeScorer:
-    """Computes a probe's logits from stored features of its network, without a forward pass.
+    """Logits of a probe, computed from stored features of its network without a forward pass.
 
     Args:
       backbone: the frozen network.
@@ -107,7 +107,7 @@ class _ProbedBatch:
 
 
 class NetworkTrainer:
-    """Trains one architecture on each variant, from scratch or from its pretrained weights.
+    """A trainer of one architecture on each variant, from scratch or from pretrained weights.
 
     Args:
       plan: of the matrix.
