@@ -76,7 +76,7 @@ class EvalImages:
             )
             for shard in shards
         ]
-        # The metadata differ between shards and would not concatenate.
+        # Tables with different metadata, such as those of shards, do not concatenate.
         table = pa.concat_tables([table.replace_schema_metadata() for table in tables])
         pool = table.filter(table["selected"]).sort_by("key").combine_chunks()
         keys = pool["key"].to_pylist()
@@ -126,7 +126,7 @@ def split_fingerprint(dataset: Dataset, split: str, variants: tuple[str, ...]) -
 def read_current_results(
     dataset: Dataset, name: str, variants_of: Callable[[Mapping[str, Any]], tuple[str, ...]]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Reads the results of all models that are still valid, in order of their folder.
+    """Reads the results of all models, and separates those that are still valid.
 
     Args:
       dataset: the dataset.
@@ -134,8 +134,8 @@ def read_current_results(
       variants_of: returns the variants that a result was computed from.
 
     Returns:
-      (results on the dataset's present pictures, with its fingerprint; names of models whose
-      results are on other pictures).
+      (results on the dataset's present pictures, with its fingerprint, in order of their folder;
+      names of models whose results are on other pictures).
     """
     expected = functools.cache(functools.partial(split_fingerprint, dataset))
     current, stale = [], []
