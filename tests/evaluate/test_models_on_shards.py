@@ -89,7 +89,7 @@ def test_a_model_that_fails_is_let_go_and_the_next_one_runs(
     assert "has no function 'none'" in missing.error
     # A model that fails after loading is known by its name, and its error is one line.
     shutil.rmtree(output / "results")
-    monkeypatch.setattr(PredictShards, "make", no_memory)
+    monkeypatch.setattr(PredictShards, "run", no_memory)
     (failed,) = RunModels(work).process(Block(2, 0))
     assert failed == FailedModel(2, FIRST, FIRST, "no memory")
 
