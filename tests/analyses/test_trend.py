@@ -202,7 +202,7 @@ def test_listings_find_pictures_with_and_without_folders(
         if not image.name.startswith("n02123045")
     }
     shutil.rmtree(flat / "Annotations")
-    with pytest.raises(UsageError, match="none of 18 images"):
+    with pytest.raises(UsageError, match="none of the 18 images"):
         list_imagenet(str(flat), imagenet9())
 
 

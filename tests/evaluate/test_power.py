@@ -176,7 +176,7 @@ def powerless(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     flags += ("--batch_size", 4)
     done = run_in9("run", "--input", small_sample, "--output", output, *flags)
     assert f"could not show that backgrounds tell the class here: {MODEL} (probe " in done.stdout
-    assert f"includes 0, as of {MODEL}, says little about the model" in done.stdout
+    assert f"includes 0, as for {MODEL}, says little about the model" in done.stdout
     return output
 
 
