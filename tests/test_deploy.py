@@ -29,7 +29,7 @@ from packaging.requirements import Requirement
 
 from pipeline.commands import template
 from pipeline.commands.parser import build_parser
-from pipeline.runners.run import unknown_to_beam
+from pipeline.runners.beam_options import unknown_to_beam
 from transforms.grabcut import Unavailable, cache
 
 ROOT = Path(__file__).parents[1]

@@ -57,7 +57,7 @@ def check_rest(command: str, rest: Sequence[str], words: Sequence[str]) -> None:
     # When imported, Beam logs which of its optional parts are not installed.
     logging.disable(logging.WARNING)
     try:
-        from pipeline.runners.run import unknown_to_beam
+        from pipeline.runners.beam_options import unknown_to_beam
     finally:
         logging.disable(logging.NOTSET)
     unknown, known = unknown_to_beam(rest)

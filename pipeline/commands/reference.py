@@ -168,8 +168,8 @@ def _results() -> Iterator[str]:
         for column in names:
             columns.setdefault((column, meaning(name, column)), []).append(name)
     rows = [
-        (f"`results/{name}.csv`", about, " ".join(f"`{column}`" for column in names))
-        for name, (names, about) in RESULTS.items()
+        (f"`results/{name}.csv`", row, " ".join(f"`{column}`" for column in names))
+        for name, (names, row) in RESULTS.items()
     ]
     yield from _table(("file", "a row holds", "columns"), rows)
     yield ""
@@ -178,9 +178,9 @@ def _results() -> Iterator[str]:
 
 
 def _files() -> Iterator[str]:
-    for number, (name, (path, schema, about)) in enumerate(FILES.items()):
+    for number, (name, (path, schema, row)) in enumerate(FILES.items()):
         yield from ([""] if number else [])
-        yield from (f"### {name}", "", f"`{path}`. A row holds {about}.", "")
+        yield from (f"### {name}", "", f"`{path}`. A row holds {row}.", "")
         rows = [(f"`{f.name}`", f"`{_type(f.type)}`", meaning(name, f.name)) for f in schema]
         yield from _table(("column", "type", "meaning"), rows)
 

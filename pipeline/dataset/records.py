@@ -190,18 +190,18 @@ class Staging:
           that a killed run staged without a record never count.
         """
         for path, layouts in ((self.staged(record), (self.staged, str)), (record, (str,))):
-            found = read_metadata(self.store, path)
-            if found is None or found.fingerprint != fingerprint:
+            metadata = read_metadata(self.store, path)
+            if metadata is None or metadata.fingerprint != fingerprint:
                 continue
             locations: dict[str, str] = {}
             for path_of in layouts:
-                missing = [file for file in found.files if file.path not in locations]
+                missing = [file for file in metadata.files if file.path not in locations]
                 sizes = self.store.sizes_of([path_of(file.path) for file in missing])
                 for file, size in zip(missing, sizes, strict=True):
                     if size == file.bytes:
                         locations[file.path] = path_of(file.path)
-            if len(locations) == len(found.files) or not need_files:
-                return dataclasses.replace(found, locations=locations)
+            if len(locations) == len(metadata.files) or not need_files:
+                return dataclasses.replace(metadata, locations=locations)
         return None
 
     def with_record(self, record: Record, path: str, rows: int) -> Record:

@@ -29,7 +29,7 @@ from pipeline.evaluate.prediction_files import (
 from pipeline.evaluate.result_files import PREDICTION_SCHEMA, read_results
 from pipeline.storage.state_files import parse_parquet, read_intact, read_table
 from pipeline.storage.store import Store
-from transforms.holdout import held_out
+from transforms.held_out import held_out
 from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import OUTSIDE
 from transforms.variants import EXTERNAL, MIXED, base_of

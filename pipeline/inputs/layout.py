@@ -1,6 +1,6 @@
 """Finds the images and annotations of a split.
 
-Images lie in one of the formats of `pipeline.inputs.registry`. Annotations lie in
+Images lie in one of the formats of `pipeline.inputs.formats`. Annotations lie in
 `Annotations/<split>/*.xml` or `Annotations/<split>/<wnid>/*.xml`, also below
 `Annotations/CLS-LOC`; in Kaggle's `LOC_<split>_solution.csv`; or in an archive
 `ILSVRC2012_bbox_<split>*.tgz`.
@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from pipeline.errors import UsageError
 from pipeline.inputs.archives import ARCHIVES, COMPRESSED, members
+from pipeline.inputs.formats import FORMATS
 from pipeline.inputs.image_folder import ImageFolder, find_images, holds_files
 from pipeline.inputs.input_format import FileFormat, SplitLayout
-from pipeline.inputs.registry import FORMATS
 from pipeline.inputs.split_files import find_files, has_boxes_by_name
 from pipeline.storage.files import absolute, files_of, join, parent
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from pipeline.inputs.annotation_index import annotated_wnid, index_annotations
+from pipeline.inputs.formats import FORMATS
 from pipeline.inputs.image_folder import files_in
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.key_lists import KeyLists
-from pipeline.inputs.registry import FORMATS
 from pipeline.inputs.source_images import IMAGE_SUFFIXES, SourceImage
 from pipeline.storage.file_kind import missing
 from pipeline.storage.files import files_of

@@ -37,13 +37,13 @@ def point(row: dict[str, Any] | None) -> Estimate | None:
     return (row["accuracy"], row["ci_low"], row["ci_high"]) if row and row["n"] else None
 
 
-def spoken(series: Sequence[Series], places: Sequence[str]) -> str:
+def spoken(series: Sequence[Series], labels: Sequence[str]) -> str:
     """Spells out values for readers who cannot see the figure."""
     return "; ".join(
         f"{one.name}: "
         + ", ".join(
-            f"{place} {100 * value[0]:.0f} %"
-            for place, value in zip(places, one.values, strict=True)
+            f"{label} {100 * value[0]:.0f} %"
+            for label, value in zip(labels, one.values, strict=True)
             if value
         )
         for one in series

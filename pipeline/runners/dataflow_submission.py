@@ -73,11 +73,11 @@ def submission_from_flags(
     """
     standard = options.view_as(StandardOptions)
     if not is_dataflow(standard.runner):
-        for name, given in (
+        for name, value in (
             ("gpu", arguments.gpu),
             ("no_wait_until_finish", standard.no_wait_until_finish),
         ):
-            if given:
+            if value:
                 raise UsageError(f"--{name} is for --runner=DataflowRunner")
         return None
     _check_paths(arguments, options, paths)

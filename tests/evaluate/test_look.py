@@ -22,7 +22,7 @@ from pipeline.evaluate.model_stage import ModelStage
 from pipeline.evaluate.work import Work
 from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.predict_config import PredictConfig
-from pipeline.runners.run import pipeline_options
+from pipeline.runners.beam_options import pipeline_options
 from pipeline.runtime.counters import counters_of
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store

@@ -19,7 +19,7 @@ from pipeline.models.checkpoint import TrainedOn, metadata_of_entry, read_metada
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.registry import load_model
 from pipeline.storage.store import Store
-from transforms.holdout import held_out
+from transforms.held_out import held_out
 
 HALF = Preprocessing(64, False, (0.5, 0.5, 0.5), (0.5, 0.25, 0.5), "bicubic", 0.9, "center")
 

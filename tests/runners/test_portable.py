@@ -27,7 +27,7 @@ from gcs import free_port
 from soundness import assert_sound
 
 from pipeline.errors import UsageError
-from pipeline.runners.run import pipeline_options
+from pipeline.runners.beam_options import pipeline_options
 
 SERVER = ROOT / "tests" / "job_server.py"
 RESULTS = ("results/summary.csv", "results/gaps.csv", "results/per_class.csv")
