@@ -66,10 +66,10 @@ def with_value(document: Any, path: tuple[Any, ...], value: Any) -> Any:
     if not path:
         return value
     changed = copy.deepcopy(document)
-    place = changed
+    parent = changed
     for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
+        parent = parent[key]
+    parent[path[-1]] = value
     return changed
 
 
@@ -162,10 +162,10 @@ def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
     some = itertools.count()
     for state, kind, file, content in _documents(lab, states):
         is_main = kind in STRICT
-        found = list(fields(content))
+        all_paths = list(fields(content))
         # A minor document is sampled: some fields, evenly spread, and some values for each field.
-        step = 1 if is_main else max(1, len(found) // FIELDS)
-        for path in found[::step]:
+        step = 1 if is_main else max(1, len(all_paths) // FIELDS)
+        for path in all_paths[::step]:
             before = value_at(content, path)
             wrong = [w for w in WRONG if type(w) is not type(before)]
             at = next(some)
@@ -181,7 +181,7 @@ def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                     else PATHS[at % 4 : at % 4 + 1]
                 )
                 tries += [("path", value) for value in paths]
-            for what, value in tries:
+            for defect, value in tries:
 
                 def harm(
                     trial: Path,
@@ -197,18 +197,18 @@ def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                 free = value is None or path[:1] in _FREE or before is None
                 command = next(minor if is_healed(kind) else main)
                 command = "run" if state in WITHOUT_DATASET else command
-                place = ".".join(map(str, path))
+                field = ".".join(map(str, path))
                 # A plausible value means another configuration, or another number of samples.
                 also = ("the manifest says",) if command == "verify" else ()
-                also += ("(the dataset has", str(value)) if what != "wrong type" else ()
+                also += ("(the dataset has", str(value)) if defect != "wrong type" else ()
                 yield Fault(
-                    kind=f"field, {what}: {kind}",
-                    name=f"{place} = {str(value)[:30]!r}, in9 {command}",
+                    kind=f"field, {defect}: {kind}",
+                    name=f"{field} = {str(value)[:30]!r}, in9 {command}",
                     state=state,
                     file=file,
                     damage=harm,
                     command=command,
-                    strict=is_main and what == "wrong type" and not free,
+                    strict=is_main and defect == "wrong type" and not free,
                     also=also if is_main or "manifest" in kind else (),
                 )
 

@@ -142,10 +142,10 @@ class Batch:
 
 def batches() -> list[Trial]:
     """Returns a batch of all hostile pictures as images, and of pictures as masks and as scenes."""
-    found = hostile_pictures()
-    pictures = tuple(each for each in found if each.kind.startswith("pictures"))
+    hostile = hostile_pictures()
+    pictures = tuple(each for each in hostile if each.kind.startswith("pictures"))
     return [
-        Batch("images", tuple(found)),
+        Batch("images", tuple(hostile)),
         Batch("masks", pictures),
         Batch("scenes", pictures),
     ]
@@ -196,20 +196,20 @@ class Input:
         with lab.trial() as trial:
             folder = shutil.copytree(lab.input, trial / "input")
             added = self.make(folder)
-            given = () if "--input" in added else ("--input", str(folder))
+            input_flags = () if "--input" in added else ("--input", str(folder))
             victim = contents(trial / "victim")
             output = ("--output", str(trial / "out"))
             segmenter = () if "--segmenter" in added else BOX
             command = (self.command, *output, *added)
             if self.command == "generate":
-                command = (*command, *given, *MAKE, *segmenter)
+                command = (*command, *input_flags, *MAKE, *segmenter)
             foreign = "" if self.foreign_may_be_opened else str(trial / "victim")
             ended = lab.run(trial, *command, foreign=foreign)
             faults = faults_of(ended, *self.names)
             if self.code not in (None, ended.code):
                 faults.append(f"exit code {ended.code}, where {self.code} was wanted")
-            if left := [path for path in trial.rglob("*") if _is_temporary(path)]:
-                faults.append(f"{left[0].name} is left")
+            if temporary := [path for path in trial.rglob("*") if _is_temporary(path)]:
+                faults.append(f"{temporary[0].name} is left")
             if advises_again(ended) and lab.run(trial, *command, foreign=foreign).code != 0:
                 faults.append("'the same command again' does not help")
             if contents(trial / "victim") != victim or len(list(trial.iterdir())) > 4:
@@ -243,7 +243,7 @@ def _links() -> Iterator[Input]:
         "300 MB of nothing": sparse(300 << 20),
         "12 GB of nothing": sparse(12 << 30),
     }
-    for place, at in (("image", image_at), ("annotation", xml_at)):
+    for file_kind, at in (("image", image_at), ("annotation", xml_at)):
         for name, make in makers.items():
 
             def arrange(
@@ -252,7 +252,7 @@ def _links() -> Iterator[Input]:
                 make(at(folder))
                 return ()
 
-            yield Input("links and devices", f"{place}: {name}", arrange, ("hostile",), True)
+            yield Input("links and devices", f"{file_kind}: {name}", arrange, ("hostile",), True)
 
 
 def _tar(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
@@ -333,8 +333,8 @@ def _archives() -> Iterator[Input]:
     for name, files in shards.items():
 
         def shard(folder: Path, files: list[tuple[str, bytes]] = files) -> tuple[str, ...]:
-            whole = [("g.jpg", jpeg), ("g.cls", b"151"), ("g.xml", fitting_xml().encode())]
-            data = _tar(*((_member(name), content) for name, content in [*whole, *files]))
+            good_files = [("g.jpg", jpeg), ("g.cls", b"151"), ("g.xml", fitting_xml().encode())]
+            data = _tar(*((_member(name), content) for name, content in [*good_files, *files]))
             shutil.rmtree(folder)
             folder.mkdir()
             (folder / "val-000000.tar").write_bytes(data)
@@ -530,7 +530,7 @@ def _in_place_of_files() -> Iterator[Input]:
         "released.tar.gz": ("--from", "import"),
     }
     for name, (flag, command) in flags.items():
-        for what, make in SIZES.items():
+        for size, make in SIZES.items():
 
             def arrange(
                 folder: Path,
@@ -542,7 +542,7 @@ def _in_place_of_files() -> Iterator[Input]:
                 return (*flag.split(), str(folder / name))
 
             kind = "in place of files"
-            yield Input(kind, f"{flag} {name}: {what}", arrange, (name,), True, command, 2)
+            yield Input(kind, f"{flag} {name}: {size}", arrange, (name,), True, command, 2)
 
 
 def _bombs() -> Iterator[Input]:
@@ -618,9 +618,9 @@ def _bombs() -> Iterator[Input]:
         yield Input("bombs", f"line: {name}", make, (name,), code=2)
     footer = io.BytesIO()
     pq.write_table(pa.table({"image": ["a"], "class": ["b"]}), footer)
-    whole = footer.getvalue()
+    intact = footer.getvalue()
     for at in (-4, -8, -60, -200):
-        broken = bytearray(whole)
+        broken = bytearray(intact)
         broken[at] ^= 0xFF
         make = _flagged("manifest.parquet", bytes(broken), "--input")
         yield Input("Parquet", f"damaged at {at}", make, ("manifest.parquet",), code=2)

@@ -93,18 +93,18 @@ def small_input(folder: Path, pictures: tuple[int, ...] = PICTURES) -> Path:
 
 def contents(folder: Path) -> dict[str, str | bytes]:
     """Returns all that is below a folder, by relative path: bytes of files, targets of links."""
-    found: dict[str, str | bytes] = {}
+    entries: dict[str, str | bytes] = {}
     for path in sorted(folder.rglob("*")):
         name, mode = str(path.relative_to(folder)), path.lstat().st_mode
         if stat.S_ISLNK(mode):
-            found[name] = f"link to {os.readlink(path)}"
+            entries[name] = f"link to {os.readlink(path)}"
         elif stat.S_ISREG(mode):
-            found[name] = path.read_bytes()
+            entries[name] = path.read_bytes()
         elif stat.S_ISDIR(mode):
-            found[name] = "folder"
+            entries[name] = "folder"
         else:
-            found[name] = "other"
-    return found
+            entries[name] = "other"
+    return entries
 
 
 def fill_victim(victim: Path) -> None:
@@ -145,17 +145,17 @@ class Lab:
         """
         dataset, read = (output / DATASET, output / PUBLISHED) if versioned else (output, output)
         publish = ("--publish", str(read)) if versioned else ()
-        made = ("--output", str(dataset), *FLAGS, "--models", MODEL, *publish)
-        there = ("--dataset", str(dataset), *publish)
+        output_flags = ("--output", str(dataset), *FLAGS, "--models", MODEL, *publish)
+        dataset_flags = ("--dataset", str(dataset), *publish)
         return {
-            "run": ("run", "--input", str(self.input), *made),
-            "update": ("run", "--input", str(self.fewer), *made, "--overwrite", "rebuild"),
+            "run": ("run", "--input", str(self.input), *output_flags),
+            "update": ("run", "--input", str(self.fewer), *output_flags, "--overwrite", "rebuild"),
             "verify": ("verify", "--dataset", str(read)),
             "evaluate": (
-                *("evaluate", *there, "--models", MODEL),
+                *("evaluate", *dataset_flags, "--models", MODEL),
                 *("--pictures", "none", "--direct_num_workers=1"),
             ),
-            "report": ("report", *there, "--pictures", "none"),
+            "report": ("report", *dataset_flags, "--pictures", "none"),
         }
 
     @contextlib.contextmanager
@@ -224,19 +224,19 @@ class Lab:
 
     def state(self, name: str) -> Path:
         """Returns a dataset in one of `STATES`, which must be copied, not changed."""
-        place = self._states / "states" / name
-        if not place.exists():
+        folder = self._states / "states" / name
+        if not folder.exists():
             before, command, kill = STATES[name]
             if before:
-                shutil.copytree(self.state(before), place, copy_function=shutil.copy2)
-            place.parent.mkdir(exist_ok=True)
+                shutil.copytree(self.state(before), folder, copy_function=shutil.copy2)
+            folder.parent.mkdir(exist_ok=True)
             (self.folder / "tmp").mkdir(exist_ok=True)
-            commands = self.commands(place, versioned=is_versioned(name))
+            commands = self.commands(folder, versioned=is_versioned(name))
             ended = self.run(self.folder, *commands[command], kill=kill)
             wanted = -9 if kill else 0
             if ended.code != wanted:
                 raise RuntimeError(f"{name} could not be made: {ended}")
-        return place
+        return folder
 
 
 STATES = {
@@ -328,14 +328,14 @@ def table(outcomes: list[Outcome]) -> str:
 def describe(outcome: Outcome) -> str:
     """Describes a fault that is not handled: its name, the reasons, and the command's messages."""
     ended = outcome.ended
-    said = ended.stderr.strip().splitlines()
+    lines = ended.stderr.strip().splitlines()
     # The first and last lines of a traceback are enough: the place and the error.
-    said = said if len(said) <= 8 else [*said[:2], "...", *said[-4:]]
+    lines = lines if len(lines) <= 8 else [*lines[:2], "...", *lines[-4:]]
     return "\n".join(
         [
             f"{outcome.kind}: {outcome.name}",
             *(f"  ! {fault[:400]}" for fault in outcome.faults),
             f"  $ in9 {' '.join(ended.command)[:200]}: exit code {ended.code}",
-            *(f"  > {line[:500]}" for line in said),
+            *(f"  > {line[:500]}" for line in lines),
         ]
     )

@@ -73,33 +73,33 @@ SAMPLE = (
 def sample(lab: Lab) -> list[Trial]:
     """Returns the faults that the tests try; raises LookupError if an expression matches none."""
     trials = {name_of_trial(trial): trial for trial in all_faults(lab, SAMPLE_STATES)}
-    found = {}
+    sampled = {}
     for expression in SAMPLE:
         name = next((name for name in trials if re.search(expression, name)), None)
         if name is None:
             raise LookupError(expression)
-        found[name] = trials[name]
-    return list(found.values())
+        sampled[name] = trials[name]
+    return list(sampled.values())
 
 
 def try_all(trials: list[Trial], labs: list[Lab], *, quiet: bool) -> list[Outcome]:
     """Runs trials in one thread for each lab; prints the faults that are not handled."""
     waiting = iter(enumerate(trials))
-    found: dict[int, list[Outcome]] = {}
+    outcomes: dict[int, list[Outcome]] = {}
 
     def work(lab: Lab) -> None:
         for number, trial in waiting:
-            found[number] = trial(lab)
-            for outcome in found[number]:
+            outcomes[number] = trial(lab)
+            for outcome in outcomes[number]:
                 if outcome.faults and not quiet:
                     print(describe(outcome), end="\n\n", flush=True)
             if sys.stderr.isatty():
-                print(f"\r{len(found)} of {len(trials)}\r", end="", file=sys.stderr)
+                print(f"\r{len(outcomes)} of {len(trials)}\r", end="", file=sys.stderr)
 
     with concurrent.futures.ThreadPoolExecutor(len(labs)) as pool:
         for done in [pool.submit(work, lab) for lab in labs]:
             done.result()
-    return [outcome for number in sorted(found) for outcome in found[number]]
+    return [outcome for number in sorted(outcomes) for outcome in outcomes[number]]
 
 
 def main() -> int:
@@ -114,8 +114,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="in9-faults-") as folder:
         labs: list[Lab] = []
         for number in range(arguments.processes):
-            (place := Path(folder) / str(number)).mkdir()
-            labs.append(Lab(place, labs[0] if labs else None))
+            (lab_folder := Path(folder) / str(number)).mkdir()
+            labs.append(Lab(lab_folder, labs[0] if labs else None))
         trials = (sample if arguments.sample else all_faults)(labs[0])
         trials = [each for each in trials if re.search(arguments.only, kind_of_trial(each))]
         outcomes = try_all(trials[:: arguments.every], labs, quiet=arguments.quiet)

@@ -70,10 +70,10 @@ class Kills:
                 if ended.code:
                     faults.append("the same command again does not help")
                 else:
-                    left = _left_by(trial / "out")
-                    faults += [f"left behind: {name}" for name in sorted(left[0] - quiet[0])]
-                    faults += [f"missing: {name}" for name in sorted(quiet[0] - left[0])]
-                    if left[1:] != quiet[1:]:
+                    remains = _left_by(trial / "out")
+                    faults += [f"left behind: {name}" for name in sorted(remains[0] - quiet[0])]
+                    faults += [f"missing: {name}" for name in sorted(quiet[0] - remains[0])]
+                    if remains[1:] != quiet[1:]:
                         faults.append("another dataset, or other versions")
                 outcomes.append(Outcome(self.kind, f"change {number}", tuple(faults), ended))
         raise AssertionError
@@ -123,15 +123,15 @@ class Months:
                 faults = faults_of(ended)
                 if ended.code:
                     faults.append("it failed")
-                found = names_in(output)
+                current = names_in(output)
                 if number > 1:
-                    faults += [f"left behind: {name}" for name in sorted(found - names)]
-                    faults += [f"missing: {name}" for name in sorted(names - found)]
+                    faults += [f"left behind: {name}" for name in sorted(current - names)]
+                    faults += [f"missing: {name}" for name in sorted(names - current)]
                 if (versions := versions_in(output)) != min(number + 1, 2):
                     faults.append(f"{versions} versions")
                 if not (output / DATASET / "manifest.json").exists():
                     faults.append("no manifest")
-                names = found
+                names = current
                 outcomes.append(Outcome(self.kind, f"run {number}", tuple(faults), ended))
         return outcomes
 

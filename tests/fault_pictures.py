@@ -218,13 +218,13 @@ def _broken() -> Iterator[Hostile]:
     yield broken("garbage", garbage)
     for form in ALLOWED:
         options = {"save_all": True, "append_images": [picture()]} if form == "MPO" else {}
-        whole = encoded(picture(), form, **options)
+        intact = encoded(picture(), form, **options)
         name = form.lower()
-        half = whole[: len(whole) // (4 if form == "MPO" else 2)]
+        half = intact[: len(intact) // (4 if form == "MPO" else 2)]
         yield broken(f"{name} cut", half)
-        yield broken(f"{name} head", whole[:12])
-        yield broken(f"{name} zeros behind", half + bytes(len(whole) - len(half)), ANY)
-        yield broken(f"{name} garbage behind", whole[:60] + garbage, ANY)
+        yield broken(f"{name} head", intact[:12])
+        yield broken(f"{name} zeros behind", half + bytes(len(intact) - len(half)), ANY)
+        yield broken(f"{name} garbage behind", intact[:60] + garbage, ANY)
     loop = _tiff((256, 3, 1, 125), (257, 3, 1, 93), after=8)
     yield broken("tiff loop", loop, ANY)
     yield broken("tiff offsets", _tiff((256, 3, 1, 125), (257, 3, 1, 93), (273, 4, 2**31, 2**31)))
@@ -417,15 +417,15 @@ NAMES: dict[str | bytes, str] = {
 
 def hostile_pictures() -> list[Hostile]:
     """Returns all pictures of this module, each with a unique name."""
-    whole = encoded(picture(), "JPEG")
-    found = [*_pictures(), *_broken(), *_bombs(), *heads(), *_other_formats()]
+    intact = encoded(picture(), "JPEG")
+    pictures = [*_pictures(), *_broken(), *_bombs(), *heads(), *_other_formats()]
     for name, (text, status) in XML.items():
         data = text if isinstance(text, bytes) else text.encode()
-        found.append(Hostile("annotations", f"xml {name}".encode(), whole, status, data))
+        pictures.append(Hostile("annotations", f"xml {name}".encode(), intact, status, data))
     for key, status in NAMES.items():
         stem = key if isinstance(key, bytes) else key.encode()
-        found.append(Hostile("names", stem, whole, status))
-    return found
+        pictures.append(Hostile("names", stem, intact, status))
+    return pictures
 
 
 def shown(name: bytes) -> str:

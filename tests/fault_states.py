@@ -103,9 +103,9 @@ class Fault:
                 faults += self._of_success(lab, output, ended.stderr, names, damaged, after)
             elif self.heals and ended.code != 0:
                 faults.append("not healed")
-            there = len(contents(output))
-            if there < held / 2:
-                faults.append(f"of {held} files and folders of the output {there} are left")
+            remaining = len(contents(output))
+            if remaining < held / 2:
+                faults.append(f"of {held} files and folders of the output {remaining} are left")
         return [Outcome(self.kind, self.name, tuple(faults), ended)]
 
     def _of_success(
@@ -160,12 +160,12 @@ def kind_of(file: str) -> str:
 
 def files_by_kind(output: Path) -> dict[str, str]:
     """Returns one file of each kind, the last, because commands that try one file try the first."""
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for path in sorted(output.rglob("*")):
         if path.is_file() and path.stat().st_size:
             name = str(path.relative_to(output))
-            found[kind_of(name)] = name
-    return found
+            files[kind_of(name)] = name
+    return files
 
 
 def is_healed(kind: str) -> bool:
@@ -361,8 +361,8 @@ def strays(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
 def swapped(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
     """Yields faults that put a folder in place of a file, or a file in place of a folder."""
     turn = itertools.cycle(("run", *READERS))
-    found = {**files_by_kind(lab.state("finished")), **{name: name for name in _folders(lab)}}
-    for kind, file in found.items():
+    files = {**files_by_kind(lab.state("finished")), **{name: name for name in _folders(lab)}}
+    for kind, file in files.items():
 
         def harm(trial: Path, file: str = file) -> None:
             path = trial / "out" / file

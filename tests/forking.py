@@ -172,16 +172,16 @@ def _serve(connection: socket.socket) -> None:
 
 def _keep(order: dict[str, Any], files: list[int]) -> None:
     """Starts the command; sends its process id at once, and its exit code in the end."""
-    *streams, told = files
+    *streams, reply = files
     child = os.fork()
     if child == 0:
         os.setsid()
-        os.write(told, os.getpid().to_bytes(4, "big"))
-        os.close(told)
+        os.write(reply, os.getpid().to_bytes(4, "big"))
+        os.close(reply)
         _become(order, streams)
     _, status = os.waitpid(child, 0)
     with contextlib.suppress(BrokenPipeError):
-        os.write(told, os.waitstatus_to_exitcode(status).to_bytes(4, "big", signed=True))
+        os.write(reply, os.waitstatus_to_exitcode(status).to_bytes(4, "big", signed=True))
     os._exit(0)
 
 

@@ -102,11 +102,11 @@ def _contend(store: Store, place: str, log: str, seed: int) -> None:
         while True:
             asked = time.monotonic()
             try:
-                with lock.held(store, lock.DATASET_LOCK, wait=3600) as mine:
+                with lock.held(store, lock.DATASET_LOCK, wait=3600) as locked:
                     waited = time.monotonic() - asked
-                    last = json.loads(mine.read(MANIFEST))
+                    last = json.loads(locked.read(MANIFEST))
                     time.sleep(moments.uniform(0, 2 * WORK_SECONDS))
-                    mine.write(MANIFEST, json.dumps(last + 1).encode(), durable=True)
+                    locked.write(MANIFEST, json.dumps(last + 1).encode(), durable=True)
                 note("round", last + 1, waited)
             except JobError:
                 note("stopped")
@@ -134,9 +134,9 @@ def race(
     def start() -> multiprocessing.process.BaseProcess:
         nonlocal started
         started += 1
-        place = f"{started:012x}" if disturbances else ""
+        machine = f"{started:012x}" if disturbances else ""
         log = str(logs / f"{started}.jsonl")
-        process = context.Process(target=_contend, args=(store, place, log, seed + started))
+        process = context.Process(target=_contend, args=(store, machine, log, seed + started))
         process.start()
         return process
 
@@ -172,14 +172,14 @@ def race(
             process.join()
     seconds = time.monotonic() - begun
     notes = [json.loads(line) for log in logs.iterdir() for line in log.read_bytes().splitlines()]
-    made = [note for note in notes if note[0] == "round"]
-    numbers = Counter(note[1] for note in made)
+    completed = [note for note in notes if note[0] == "round"]
+    numbers = Counter(note[1] for note in completed)
     return Race(
-        rounds=len(made),
-        doubles=len(made) - len(numbers),
-        stopped=len(notes) - len(made),
+        rounds=len(completed),
+        doubles=len(completed) - len(numbers),
+        stopped=len(notes) - len(completed),
         disturbances=kinds,
-        waits=[note[2] for note in made],
+        waits=[note[2] for note in completed],
         seconds=seconds,
     )
 
@@ -206,14 +206,14 @@ def main() -> int:
     arguments = parser.parse_args()
     doubles = 0
     for name in arguments.races or ("fair", "torture"):
-        how = {"rounds": arguments.rounds}
+        options = {"rounds": arguments.rounds}
         if name == "torture":
-            how = {"disturbances": arguments.disturbances}
+            options = {"disturbances": arguments.disturbances}
         with (
             place_of_races(remote=arguments.remote) as store,
             tempfile.TemporaryDirectory() as logs,
         ):
-            done = race(store, Path(logs), seed=arguments.seed, **how)
+            done = race(store, Path(logs), seed=arguments.seed, **options)
         print(f"{name}, {'object store' if arguments.remote else 'local'}: {done}", flush=True)
         doubles += done.doubles
     return int(doubles > 0)
