@@ -114,11 +114,15 @@ class FaultProxy:
             request.connection.close()
             return
         kept = ("content-type", "location", "x-goog-", "content-range", "range", "etag", "x-http-")
-        found = {k: v for k, v in response.getheaders() if k.lower().startswith(kept)}
-        if "Location" in found:
+        response_headers = {k: v for k, v in response.getheaders() if k.lower().startswith(kept)}
+        if "Location" in response_headers:
             # The later requests of an upload session must come through the proxy too.
-            found["Location"] = found["Location"].replace(f"http://{self._target}", self.url)
-        self._answer(request, response.status, found, content, truncated=fault == "truncated")
+            response_headers["Location"] = response_headers["Location"].replace(
+                f"http://{self._target}", self.url
+            )
+        self._answer(
+            request, response.status, response_headers, content, truncated=fault == "truncated"
+        )
 
     def _answer(
         self,

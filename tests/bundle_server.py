@@ -107,8 +107,8 @@ def _be_elsewhere(worker: str) -> None:
     """Makes this process look remote, so that no other process can tell whether it is alive."""
     from pipeline.storage import processes
 
-    place = hashlib.sha256(worker.encode()).hexdigest()[:12]
-    processes._place = lambda: place
+    machine = hashlib.sha256(worker.encode()).hexdigest()[:12]
+    processes._place = lambda: machine
 
 
 def _look(slots: Slots, slot: int, root: str, event: str, arguments: tuple[Any, ...]) -> None:
@@ -258,8 +258,8 @@ def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
             if self.error is None:
                 return "done" if self.result is not None else "killed"
             lines = [line for line in str(self.error).splitlines() if line.strip()]
-            found = re.search(r"\w+Error: .*", str(self.error).replace("RuntimeError: ", ""))
-            return found[0] if found else lines[-1]
+            match = re.search(r"\w+Error: .*", str(self.error).replace("RuntimeError: ", ""))
+            return match[0] if match else lines[-1]
 
     class Runner(fn_runner.FnApiRunner):
         def __init__(self, provision_info: Any) -> None:
@@ -281,8 +281,8 @@ def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
                 return self._idle.pop()
             handlers = context.execution_context.worker_handler_manager
             environment = context.stage.environment or next(iter(handlers._environments))
-            there = len(handlers._cached_handlers[environment])
-            return handlers.get_worker_handlers(environment, there + 1)[-1]
+            count = len(handlers._cached_handlers[environment])
+            return handlers.get_worker_handlers(environment, count + 1)[-1]
 
         def bundle(self, context: Any, number: int, part: Mapping[str, Any], out: Any) -> Any:
             """Runs a bundle and returns the result that is used."""

@@ -117,8 +117,8 @@ def run_job(
             command, env=_environment(), capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        said = [line for line in done.stdout.splitlines() if not _TELLS_TIME.match(line)]
-        return [line.replace(str(root), "ROOT") for line in said], server.notes()
+        lines = [line for line in done.stdout.splitlines() if not _TELLS_TIME.match(line)]
+        return [line.replace(str(root), "ROOT") for line in lines], server.notes()
 
 
 def _print_table(flags: tuple[str, ...]) -> None:
@@ -128,17 +128,21 @@ def _print_table(flags: tuple[str, ...]) -> None:
         files = files_below(root / "once")
         print(f"{'stage':40} {'fate':8} bundles suspended executions stopped-by-an-error")
         for fate in FATES:
-            said, notes = run_job(root / fate, *flags, fates=(fate,), before=before)
+            output, notes = run_job(root / fate, *flags, fates=(fate,), before=before)
             for stage in dict.fromkeys(note.stage for note in notes):
                 ours = [note for note in notes if note.stage == stage]
                 errors = sum(note.ended not in ("done", "killed") for note in ours)
                 executions = sum(note.executions for note in ours)
                 stopped = sum(note.stopped for note in ours)
                 print(f"{stage:40} {fate:8} {len(ours):7} {stopped:9} {executions:10} {errors}")
-            there = files_below(root / fate)
-            other = {path for path in files.keys() | there if files.get(path) != there.get(path)}
-            print(f"{fate}: {len(there)} files, differences: {len(other)} {sorted(other)[:5]}")
-            print(f"{fate}: says the same: {said == expected}", flush=True)
+            fate_files = files_below(root / fate)
+            other = {
+                path
+                for path in files.keys() | fate_files
+                if files.get(path) != fate_files.get(path)
+            }
+            print(f"{fate}: {len(fate_files)} files, differences: {len(other)} {sorted(other)[:5]}")
+            print(f"{fate}: says the same: {output == expected}", flush=True)
 
 
 def main() -> None:

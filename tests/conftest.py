@@ -130,13 +130,13 @@ def results_of(output: Path) -> dict[str, bytes]:
 
 def finished_shards(output: Path) -> dict[str, int]:
     """Returns the modification times of finished shards' records, staged or in place."""
-    found = {}
+    times = {}
     for pattern in (".in9/staging/*/layers/val-*.parquet", "layers/val-*.parquet"):
         for path in output.glob(pattern):
             # A commit may move the file at this moment.
             with contextlib.suppress(FileNotFoundError):
-                found[path.name] = path.stat().st_mtime_ns
-    return found
+                times[path.name] = path.stat().st_mtime_ns
+    return times
 
 
 def take_over(store: Store, lock: str) -> None:

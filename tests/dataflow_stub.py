@@ -81,8 +81,8 @@ class DataflowStub:
         match = _JOBS.match(path)
         if match is None:
             return None
-        place = {"projectId": match[1], "location": match[2]}
-        known = {**json.loads(body), **place, "id": f"job-{len(self.jobs)}"}
+        address = {"projectId": match[1], "location": match[2]}
+        known = {**json.loads(body), **address, "id": f"job-{len(self.jobs)}"}
         self.jobs.append({**known, "currentState": self.state})
         return self._short(self.jobs[-1])
 
@@ -96,14 +96,14 @@ class DataflowStub:
             job["currentState"] = self.later or job["currentState"]
         if match[4] == "/messages":
             time = "2020-01-01T00:00:00Z"
-            found = [
+            entries = [
                 {"id": str(i), "time": time, "messageImportance": level, "messageText": text}
                 for i, (level, text) in enumerate(self.messages)
             ]
-            return {"jobMessages": found}
+            return {"jobMessages": entries}
         if match[3]:
-            found = [self._short(job) for job in self.jobs if job["id"] == match[3]]
-            return found[0] if found else None
+            entries = [self._short(job) for job in self.jobs if job["id"] == match[3]]
+            return entries[0] if entries else None
         return {"jobs": [self._short(job) for job in self.jobs]}
 
     def _metric(self, name: str, value: int, tentative: int) -> dict[str, Any]:

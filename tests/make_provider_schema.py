@@ -42,8 +42,8 @@ def snake_case(name: str) -> str:
 
 def terraform_name(argument: dict[str, Any]) -> str:
     """Returns the name that the documentation links to; only `id` has no link."""
-    found = re.search(r"#(\w+) ", " ".join(argument["docs"].values()))
-    return found[1] if found else snake_case(argument["name"])
+    match = re.search(r"#(\w+) ", " ".join(argument["docs"].values()))
+    return match[1] if match else snake_case(argument["name"])
 
 
 def own_type(kind: dict[str, Any]) -> dict[str, Any]:
@@ -83,22 +83,22 @@ def block(types: dict[str, Any], name: str) -> dict[str, Any]:
 
 def resource(types: dict[str, Any], name: str) -> dict[str, Any]:
     """Returns a resource: its arguments, and the attributes that the provider fills in."""
-    (of,) = [
+    (type_name,) = [
         key
         for key, each in types.items()
         if each.get("docs", {}).get("summary", "").startswith("Represents a ")
         and each["docs"]["summary"].endswith(f"/{name.partition('_')[2]} {name}}}.")
         and "/resources/" in each["docs"]["summary"]
     ]
-    made = block(types, f"{of}Config")
-    arguments = {each["name"] for each in types[f"{of}Config"]["properties"]}
-    for each in types[of]["properties"]:
+    schema = block(types, f"{type_name}Config")
+    arguments = {each["name"] for each in types[f"{type_name}Config"]["properties"]}
+    for each in types[type_name]["properties"]:
         filled_in = each.get("immutable") and not each.get("static")
         if filled_in and "primitive" in each["type"] and not each["name"].endswith("Input"):
             assert each["name"] not in arguments
             type_ = TYPES[each["type"]["primitive"]]
-            made["attributes"][snake_case(each["name"])] = {"type": type_, "computed": True}
-    return {"version": 0, "block": made}
+            schema["attributes"][snake_case(each["name"])] = {"type": type_, "computed": True}
+    return {"version": 0, "block": schema}
 
 
 def flat(found: re.Match[str]) -> str:
@@ -112,18 +112,18 @@ def main() -> None:
     for wheel in sys.argv[1:]:
         types = bindings(wheel)
         (config,) = [key for key in types if re.search(r"\.provider\.\w+ProviderConfig$", key)]
-        found = re.search(r"providers/(\w+/(\w+))/([\d.]+)/docs", json.dumps(types[config]))
-        assert found
-        address, prefix, versions[address] = found.groups()
+        match = re.search(r"providers/(\w+/(\w+))/([\d.]+)/docs", json.dumps(types[config]))
+        assert match
+        address, prefix, versions[address] = match.groups()
         schemas[f"registry.terraform.io/{address}"] = {
             "provider": {"version": 0, "block": block(types, config)},
             "resource_schemas": {
                 name: resource(types, name) for name in used if name.startswith(f"{prefix}_")
             },
         }
-    made = {"versions": versions, "provider_schemas": schemas}
+    document = {"versions": versions, "provider_schemas": schemas}
     # Each name has its own line, but its few properties share one.
-    text = json.dumps(made, indent=1, sort_keys=True)
+    text = json.dumps(document, indent=1, sort_keys=True)
     print(re.sub(r"\{\s+([^{}\n]*(?:\n[^{}\n]*){0,2})\n\s+\}", flat, text))
 
 

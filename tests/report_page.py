@@ -59,13 +59,15 @@ def hostile_run(report_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     dataset = Dataset.open(Store(str(output)))
     for shard in dataset.shards("val"):
         path = prediction_file({**summary, "model": HOSTILE}, shard)
-        table, about = read_table(dataset.store, path), read_metadata(dataset.store, path)
-        assert about is not None
+        table, record = read_table(dataset.store, path), read_metadata(dataset.store, path)
+        assert record is not None
         theirs = prediction_fingerprints(dataset, {**summary, "model": HOSTILE}, shard)
-        of = [theirs[variant] for variant in table["variant"].cast(pa.string()).to_pylist()]
-        place, kind = table.column_names.index("of"), table.schema.field("of").type
-        table = table.set_column(place, "of", pa.array(of).cast(kind))
-        write_table(dataset.store, path, table, about.fingerprint)
+        fingerprints = [
+            theirs[variant] for variant in table["variant"].cast(pa.string()).to_pylist()
+        ]
+        position, kind = table.column_names.index("of"), table.schema.field("of").type
+        table = table.set_column(position, "of", pa.array(fingerprints).cast(kind))
+        write_table(dataset.store, path, table, record.fingerprint)
     failed = FailedModel(0, "none/such", "none/such", f"it said {HOSTILE}")
     store = Store(str(output))
     for stage in ("evaluate", "attack", "saliency"):
@@ -80,7 +82,7 @@ def hostile_run(report_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def browser() -> Iterator[Any]:
     """A headless Chromium. Without one, tests are skipped, or fail in continuous integration."""
     names = ("chromium", "chromium-browser", "google-chrome")
-    path = next((found for name in names if (found := shutil.which(name))), None)
+    path = next((executable for name in names if (executable := shutil.which(name))), None)
     missing = "" if path else "no chromium: apt-get install chromium"
     try:
         from playwright.sync_api import sync_playwright

@@ -41,11 +41,11 @@ def _check_records(dataset: Dataset) -> Iterator[str]:
             continue
         if file.path.endswith(".tar"):
             with store.open(file.path) as data, tarfile.open(fileobj=data) as tar:
-                found = len(tar.getnames()) / len(PARTS)
+                count = len(tar.getnames()) / len(PARTS)
         else:
-            found = pq.read_metadata(store.arrow_source(file.path)).num_rows
-        if found != file.samples:
-            yield f"{file.path}: {found:g} samples, the manifest says {file.samples}"
+            count = pq.read_metadata(store.arrow_source(file.path)).num_rows
+        if count != file.samples:
+            yield f"{file.path}: {count:g} samples, the manifest says {file.samples}"
 
 
 def _check_index(dataset: Dataset, split: str) -> Iterator[str]:
@@ -86,16 +86,16 @@ def _check_samples(dataset: Dataset, split: str) -> Iterator[str]:
                 for row in chosen
             ]
             for path, read in _files(dataset, split, shard, variant):
-                found = [
+                actual = [
                     (s.key, s.fields["label"], s.fields["wnid"], s.fields["bg_key"])
                     for s in read(dataset.store, path)
                 ]
-                if stated.get(path, 0) != len(found):
-                    yield f"{path}: {len(found)} samples, the manifest says {stated.get(path, 0)}"
-                if len(found) != len(expected):
-                    yield f"{path}: {len(found)} samples, the index selects {len(expected)}"
-                elif found != expected:
-                    key = next(e[0] for e, f in zip(expected, found, strict=True) if e != f)
+                if stated.get(path, 0) != len(actual):
+                    yield f"{path}: {len(actual)} samples, the manifest says {stated.get(path, 0)}"
+                if len(actual) != len(expected):
+                    yield f"{path}: {len(actual)} samples, the index selects {len(expected)}"
+                elif actual != expected:
+                    key = next(e[0] for e, f in zip(expected, actual, strict=True) if e != f)
                     yield f"{path}: differs from the index at {key}"
     counted = {name: totals[name] for name in names}
     for variant in dataset.variants:
