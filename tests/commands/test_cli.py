@@ -159,10 +159,10 @@ def test_flags_of_other_commands_are_refused(command: str) -> None:
     for name in sorted(name for name in others if name.startswith("--")):
         with pytest.raises(UsageError) as refused:
             check_rest(command, [f"{name}=x"], [f"{name}=x"])
-        said = str(refused.value)
+        message = str(refused.value)
         known = rf"(say|did you mean) ({'|'.join(own)})\b"
-        assert re.search(known, said) or "which is a flag of in9" in said
-        assert name in said
+        assert re.search(known, message) or "which is a flag of in9" in message
+        assert name in message
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "models"])
@@ -222,8 +222,8 @@ def test_outputs_of_others_are_left_alone(
 def test_flags_of_beam_are_for_commands_that_run_a_graph(
     capsys: pytest.CaptureFixture[str], dataset: Path, command: str
 ) -> None:
-    place = "--output" if command == "import" else "--dataset"
-    line = refusal(capsys, command, place, dataset, "--direct_num_workers=2")
+    flag = "--output" if command == "import" else "--dataset"
+    line = refusal(capsys, command, flag, dataset, "--direct_num_workers=2")
     assert "--direct_num_workers=2 is for commands that run a Beam pipeline" in line
 
 
@@ -311,7 +311,7 @@ def test_a_manifest_of_another_kind_is_refused(
 
 
 def test_flags_and_manifests_know_the_same_words() -> None:
-    found = set()
+    names = set()
     known = {flag.dest: flag for flag in flags_of("generate")}
     for kind in (SegmentConfig, ComposeConfig, DatasetConfig):
         for name, hint in get_type_hints(kind).items():
@@ -320,8 +320,8 @@ def test_flags_and_manifests_know_the_same_words() -> None:
                     DatasetConfig.from_flags({**DatasetConfig().flags(), name: "other words"})
                 if name != "origin":
                     assert known[name].choices == get_args(hint)
-                found.add(name)
-    assert found >= {"objects", "mixed_rand", "layers", "origin"}
+                names.add(name)
+    assert names >= {"objects", "mixed_rand", "layers", "origin"}
 
 
 def test_a_damaged_shard_is_named(dataset: Path) -> None:
@@ -346,9 +346,9 @@ def test_damaged_results_are_named(
 
 
 def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exited:
         main([*words])
-    assert left.value.code == 0
+    assert exited.value.code == 0
     return capsys.readouterr().out
 
 

@@ -87,9 +87,9 @@ def test_files_that_hold_something_else_are_refused(
 ) -> None:
     path = tmp_path / "flags.toml"
     path.write_bytes(text.encode(errors="surrogateescape"))
-    found = refusal(capsys, "run", "--output", tmp_path / "out", "--config", path)
-    assert line in found
-    assert str(path) in found
+    message = refusal(capsys, "run", "--output", tmp_path / "out", "--config", path)
+    assert line in message
+    assert str(path) in message
     assert not (tmp_path / "out").exists()
 
 

@@ -24,20 +24,20 @@ _COMMAND = re.compile(r"(?:\w+=\S+ )*(?:\S*/)?in9 (.*)")
 
 def commands_of(text: str) -> list[list[str]]:
     """Returns the words after `in9` of every command in a page's shell blocks."""
-    found = []
+    commands = []
     for kind, block in _BLOCK.findall(text):
         for line in block.replace("\\\n", " ").splitlines():
             is_command = kind == "bash" or line.startswith("$ ")
             command = _COMMAND.fullmatch(line.removeprefix("$ "))
             if is_command and command:
                 words = shlex.split(command[1].split(" > ")[0], comments=True)
-                found.append(words)
-    return found
+                commands.append(words)
+    return commands
 
 
 def test_the_reference_is_what_the_code_says() -> None:
-    there = (ROOT / "docs" / "reference.md").read_text()
-    assert there == "\n".join(reference()) + "\n", (
+    page = (ROOT / "docs" / "reference.md").read_text()
+    assert page == "\n".join(reference()) + "\n", (
         "python -m pipeline.commands.reference > docs/reference.md"
     )
 
@@ -81,8 +81,8 @@ def test_the_file_of_flags_in_the_reference_is_one(tmp_path: Path) -> None:
 
 
 def test_commands_are_found_in_the_pages() -> None:
-    found = {words[0] for page in PAGES for words in commands_of(page.read_text())}
-    assert {"run", "evaluate", "attack", "saliency", "export", "import", "models"} <= found
+    commands = {words[0] for page in PAGES for words in commands_of(page.read_text())}
+    assert {"run", "evaluate", "attack", "saliency", "export", "import", "models"} <= commands
 
 
 def test_the_tutorials_sample_is_as_told(
@@ -118,5 +118,5 @@ def test_the_tutorials_sample_is_as_told(
     scope: dict[str, pandas.DataFrame] = {}
     exec(code, scope)
     counts = scope["index"].status.value_counts().to_dict()
-    said = ", ".join(f"`{status}` {n}" for status, n in counts.items())
-    assert f"{said}:" in text
+    phrase = ", ".join(f"`{status}` {n}" for status, n in counts.items())
+    assert f"{phrase}:" in text

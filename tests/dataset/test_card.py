@@ -124,14 +124,14 @@ def test_a_class_without_images_is_named(manifest: Manifest) -> None:
     assert notes_of(gone) == [f"{note} (no_background)"]
     assert describe_images(gone)[0] == notes_of(gone)[0]
     assert f"**S{note[1:]}" in cards(gone)["README.md"]
-    whole = dataclasses.replace(gone, rejections={"val": {}})
-    assert notes_of(whole) == ["split val has no image of fish, insect"]
+    unrejected = dataclasses.replace(gone, rejections={"val": {}})
+    assert notes_of(unrejected) == ["split val has no image of fish, insect"]
     # The note names ten of many classes. If no class has an image, another line says so.
     many = {"a": 1, **{f"class {number:02}": 0 for number in range(12)}}
-    few = dataclasses.replace(whole, samples={"val": dict.fromkeys(PAPER, many)})
+    few = dataclasses.replace(unrejected, samples={"val": dict.fromkeys(PAPER, many)})
     assert notes_of(few)[0].endswith("class 08, class 09 and 2 more")
     nothing = {"val": dict.fromkeys(PAPER, dict.fromkeys(IN9_NAMES, 0))}
-    assert notes_of(dataclasses.replace(whole, samples=nothing)) == []
+    assert notes_of(dataclasses.replace(unrejected, samples=nothing)) == []
 
 
 def test_whole_images_have_no_masks_to_speak_of(manifest: Manifest) -> None:
@@ -178,13 +178,13 @@ def test_croissant_loads_every_sample(one_worker: Path, variant: str) -> None:
     ]
     assert len(records) == len(rows) > 10
     for record, row in zip(records, rows, strict=True):
-        found = {name.partition("/")[2]: value for name, value in record.items()}
-        assert found.pop("split") == b"val"
-        picture = np.asarray(found.pop("image"))
+        fields = {name.partition("/")[2]: value for name, value in record.items()}
+        assert fields.pop("split") == b"val"
+        picture = np.asarray(fields.pop("image"))
         assert picture.shape[:2] == (224, 224)
         del row["image"]
         texts = {k: v.encode() if isinstance(v, str) else v for k, v in row.items()}
-        assert found == texts
+        assert fields == texts
 
 
 def test_tars_alone_have_configurations_too(small_sample: Path, tmp_path: Path) -> None:

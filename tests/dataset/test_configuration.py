@@ -100,7 +100,7 @@ def test_steps_and_limits_are_those_of_the_flags(manifest: Manifest) -> None:
     base = DatasetConfig()
     for config in (base, *EACH.values()):
         numbers = [step.partition(". ")[0] for step in steps_of(config)]
-        assert numbers == [str(place + 1) for place in range(len(numbers))]
+        assert numbers == [str(position + 1) for position in range(len(numbers))]
         assert not set("{}") & set(told(config))
     for name, text in (
         *(("image_size", "128 x 128"), ("resize", "resized to 300"), ("max_box", "at most 0.8")),
@@ -110,11 +110,11 @@ def test_steps_and_limits_are_those_of_the_flags(manifest: Manifest) -> None:
     ):
         assert text in told(EACH[name])
         assert text not in told(base)
-    given = flags(segmenter="masks")
-    imported = dataclasses.replace(given, origin="imported")
+    with_masks = flags(segmenter="masks")
+    imported = dataclasses.replace(with_masks, origin="imported")
     masks, jpeg, one = "Masks have errors", "; `layers/` is lossless", "one of several are not"
     for text, config in (
-        *((masks, given), (masks, EACH["selection"]), (jpeg, EACH["layers"])),
+        *((masks, with_masks), (masks, EACH["selection"]), (jpeg, EACH["layers"])),
         *((jpeg, imported), (one, EACH["objects"]), (one, imported)),
     ):
         assert text in told(base)
@@ -123,14 +123,14 @@ def test_steps_and_limits_are_those_of_the_flags(manifest: Manifest) -> None:
 
 
 def test_croissant_lists_each_file_once_and_has_every_column(manifest: Manifest) -> None:
-    said = dict.fromkeys(manifest.config.compose.composed, "a version")
+    descriptions = dict.fromkeys(manifest.config.compose.composed, "a version")
     words = {"name": "n", "licence": "l", "cite": "c"}
-    made = json.loads(croissant(manifest, imagenet9(), descriptions=said, **words))
-    assert made["license"] == "l"
+    metadata = json.loads(croissant(manifest, imagenet9(), descriptions=descriptions, **words))
+    assert metadata["license"] == "l"
     stored = [file.path for file in manifest.files if file.path.startswith("parquet/")]
-    sets = [f"files-{name}" for name in said]
-    assert sorted(each["@id"] for each in made["distribution"]) == sorted(sets + stored)
-    for version, files in zip(made["recordSet"][1:], sets, strict=True):
+    sets = [f"files-{name}" for name in descriptions]
+    assert sorted(each["@id"] for each in metadata["distribution"]) == sorted(sets + stored)
+    for version, files in zip(metadata["recordSet"][1:], sets, strict=True):
         assert {each["source"]["fileSet"]["@id"] for each in version["field"]} == {files}
         names = [each["name"] for each in version["field"]]
         assert names == ["split", "key", "image", *(field.name for field in SAMPLE_FIELDS)]

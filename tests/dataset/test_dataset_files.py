@@ -73,12 +73,12 @@ def test_a_shard_is_found_where_its_record_and_files_lie(store: Store) -> None:
     store.write(staging.staged(tar), b"abc")
     files = [staging.digest_of(staging.staged(tar), tar, 1)]
     assert found() is None  # Files that a killed run staged without a record do not count.
-    made = staging.write(record, pa.table({"key": ["a", "b"]}), "f", files)
+    written = staging.write(record, pa.table({"key": ["a", "b"]}), "f", files)
     assert staging.find(record, "g") is None
     shard = staging.find(record, "f")
     assert shard is not None
-    assert staging.with_record(shard, record, 2) == made
-    assert [file.path for file in made.files] == [tar, record]
+    assert staging.with_record(shard, record, 2) == written
+    assert [file.path for file in written.files] == [tar, record]
     assert found() == (staging.staged(record), {tar: staging.staged(tar)})
     store.move(staging.staged(tar), tar)
     assert found() == (staging.staged(record), {tar: tar})
@@ -118,9 +118,9 @@ def test_groups_are_held_out_as_a_whole_and_shards_as_the_split(one_worker: Path
     dataset = Dataset.open(Store(str(one_worker)))
     for holdout in (Holdout(), Holdout(0.5)):
         shards = (selected_rows(dataset, "val", holdout, n) for n in dataset.shards("val"))
-        whole = selected_rows(dataset, "val", holdout)
-        assert list(itertools.chain(*shards)) == whole == holdout.test_rows(whole)
-        assert all(row["selected"] for row in whole)
+        selected = selected_rows(dataset, "val", holdout)
+        assert list(itertools.chain(*shards)) == selected == holdout.test_rows(selected)
+        assert all(row["selected"] for row in selected)
 
 
 def test_the_newest_whole_version_is_read_and_none_is_written_into(store: Store) -> None:
@@ -129,9 +129,9 @@ def test_the_newest_whole_version_is_read_and_none_is_written_into(store: Store)
     for age, name in enumerate((newest, unlisted, "v-unlike")):
         store.write(f"{name}/{MANIFEST}", b"{}")
         os.utime(store.path(f"{name}/{MANIFEST}"), (age, age))
-    said = latest.Latest("f" * 32, (newest, broken))
-    store.write(latest.LATEST, said.to_json())
-    assert latest.read_latest(store) == said
+    version_list = latest.Latest("f" * 32, (newest, broken))
+    store.write(latest.LATEST, version_list.to_json())
+    assert latest.read_latest(store) == version_list
     # A version that is older than the list was removed from the list on purpose.
     assert latest.finished_versions(store) == [newest]
     os.utime(store.path(latest.LATEST), (0, 0))
@@ -141,6 +141,8 @@ def test_the_newest_whole_version_is_read_and_none_is_written_into(store: Store)
         latest.writing_store("output", store.path(newest))
     store.write(latest.LATEST, b"")
     assert latest.reading_store(store.root).root == store.path(unlisted)
-    store.write(latest.LATEST, said.to_json().replace(b'"manifest": "v-', b'"manifest": "w-'))
+    store.write(
+        latest.LATEST, version_list.to_json().replace(b'"manifest": "v-', b'"manifest": "w-')
+    )
     with pytest.raises(UsageError, match="parts do not belong together"):
         latest.reading_store(store.root)

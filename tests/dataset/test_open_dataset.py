@@ -27,11 +27,11 @@ from transforms.variants import PAPER
 @pytest.fixture(scope="module")
 def in_tars(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A published dataset with tars only, cut from the small pictures with their boxes as masks."""
-    output, place = (tmp_path_factory.mktemp("tars") / name for name in ("out", "published"))
+    output, published = (tmp_path_factory.mktemp("tars") / name for name in ("out", "published"))
     command = ("generate", "--output", output, "--input", small_sample, "--segmenter", "box")
-    how = ("--formats", "webdataset", "--images_per_shard", 6, "--publish", place)
-    run_in9(*command, *ONE, *how)
-    return place
+    flags = ("--formats", "webdataset", "--images_per_shard", 6, "--publish", published)
+    run_in9(*command, *ONE, *flags)
+    return published
 
 
 def test_it_is_a_sequence_of_images_labels_and_what_is_known_of_them(one_worker: Path) -> None:
@@ -59,17 +59,17 @@ def test_every_image_is_found_by_position_and_by_key(
     dataset: str, variant: str, request: pytest.FixtureRequest
 ) -> None:
     opened = in9.open_dataset(request.getfixturevalue(dataset), variant)
-    found = list(opened)
-    for position, (image, label, meta) in enumerate(found):
-        for place in (position, position - len(opened), meta["key"]):
-            again = opened[place]
+    items = list(opened)
+    for position, (image, label, meta) in enumerate(items):
+        for index in (position, position - len(opened), meta["key"]):
+            again = opened[index]
             np.testing.assert_array_equal(again[0], image)
             assert again[1:] == (label, meta)
         assert meta["key"] in opened
-    assert len({meta["key"] for _, _, meta in found}) == len(opened) > 10
-    for place in (len(opened), -len(opened) - 1):
-        with pytest.raises(IndexError, match=f"image {place} of {len(opened)}"):
-            opened[place]
+    assert len({meta["key"] for _, _, meta in items}) == len(opened) > 10
+    for index in (len(opened), -len(opened) - 1):
+        with pytest.raises(IndexError, match=f"image {index} of {len(opened)}"):
+            opened[index]
     with pytest.raises(KeyError, match="no such"):
         opened["no such"]
     assert "no such" not in opened
@@ -139,10 +139,10 @@ def test_a_bucket_is_read_as_a_folder_is(
     server: str, dataset: str, request: pytest.FixtureRequest
 ) -> None:
     here = Store(str(request.getfixturevalue(dataset)))
-    there = Store.at(f"gs://{BUCKET}/{dataset}")
+    bucket = Store.at(f"gs://{BUCKET}/{dataset}")
     paths = [path for path in here.walk("") if "layers/" not in path]
-    here.copy_into(there, [(path, path) for path in paths])
-    local, remote = in9.open_dataset(here.root), in9.open_dataset(there.root)
+    here.copy_into(bucket, [(path, path) for path in paths])
+    local, remote = in9.open_dataset(here.root), in9.open_dataset(bucket.root)
     assert len(remote) == len(local)
     for ours, theirs in ((next(iter(local)), next(iter(remote))), (local[-1], remote[-1])):
         np.testing.assert_array_equal(ours[0], theirs[0])
