@@ -116,5 +116,5 @@ def test_training_pictures_show_nothing_that_is_held_out(three_draws: Path) -> N
         used.add(expected)
     # Replicates exist for this case: the first draw shows a background that is held out.
     assert used & {"mixed_rand_r1", "mixed_rand_r2"}
-    whole = training_pictures(replicated, "val", "mixed_rand", Holdout())
-    assert whole == dict.fromkeys(rows, "mixed_rand")
+    without_holdout = training_pictures(replicated, "val", "mixed_rand", Holdout())
+    assert without_holdout == dict.fromkeys(rows, "mixed_rand")

@@ -69,15 +69,15 @@ def shown(
     loader: Loader[Numbers] = Loader(
         decoder, SIDE, size, cache=cache, kind="", threads=2, ahead=ahead
     )
-    found = []
+    results = []
     with contextlib.closing(loader.batches(parts)) as batches:
         for batch in batches:
             pixels = batch.pixels.reshape(len(batch.rows), -1)
             assert (pixels == pixels[:, :1]).all()
             keys = [int(key) for key in batch.rows["key"].to_pylist()]
-            found.append((batch.part.name, keys, pixels[:, 0].tolist()))
+            results.append((batch.part.name, keys, pixels[:, 0].tolist()))
             loader.hand_back(batch)
-    return found
+    return results
 
 
 @given(
@@ -120,10 +120,10 @@ def test_a_broken_picture_is_named_and_its_part_is_not_kept() -> None:
             shown([broken], Decoder(), cache)
         assert raised.value.key == "255"
     # The space of the broken part is free again.
-    whole = Numbers("b", [1, 2, 3, 4])
+    intact = Numbers("b", [1, 2, 3, 4])
     for _ in range(2):
-        shown([whole], Decoder(), cache)
-    assert whole.reads == 1
+        shown([intact], Decoder(), cache)
+    assert intact.reads == 1
 
 
 def test_a_part_left_half_way_is_not_kept_and_one_that_is_larger_than_it_says_is_refused() -> None:
@@ -153,13 +153,13 @@ def test_what_runs_in_the_background_gives_its_items_its_error_and_ends() -> Non
         finally:
             closed.append(fails)
 
-    with contextlib.closing(InBackground(items(False), 2)) as found:
-        assert list(found) == [0, 1, 2, 3, 4]
+    with contextlib.closing(InBackground(items(False), 2)) as background:
+        assert list(background) == [0, 1, 2, 3, 4]
     with (
-        contextlib.closing(InBackground(items(True), 3)) as found,
+        contextlib.closing(InBackground(items(True), 3)) as background,
         pytest.raises(OSError, match="no more"),
     ):
-        list(found)
+        list(background)
     InBackground(items(False), 1).close()
     assert closed == [False, True, False]
 

@@ -365,23 +365,23 @@ def test_zero_shot_agrees_with_open_clip(clip_folder: Path) -> None:
     assert model.num_outputs == 1000
     check_head(model, imagenet9())
 
-    whole, _, transform = open_clip.create_model_and_transforms(f"local-dir:{clip_folder}")
-    whole.eval()
+    reference, _, transform = open_clip.create_model_and_transforms(f"local-dir:{clip_folder}")
+    reference.eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{clip_folder}")
     names = [
         prompts[1].removeprefix("a bad photo of the ")[:-1]
         for prompts in class_prompts(imagenet9())
     ]
     head = open_clip.build_zero_shot_classifier(
-        whole, tokenizer, names, open_clip.SIMPLE_IMAGENET_TEMPLATES
+        reference, tokenizer, names, open_clip.SIMPLE_IMAGENET_TEMPLATES
     )
     batch = pictures(2, 64)
     arrays = (batch * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     with torch.inference_mode():
-        features = whole.encode_image(
+        features = reference.encode_image(
             torch.stack([transform(Image.fromarray(array)) for array in arrays]), normalize=True
         )
-        expected = whole.logit_scale.exp() * features @ head
+        expected = reference.logit_scale.exp() * features @ head
     torch.testing.assert_close(logits(model, batch), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -549,10 +549,10 @@ def test_torchvisions_special_cases_are_built_as_it_builds_them() -> None:
 
 
 def test_wildcards_stand_for_names_with_imagenet_weights() -> None:
-    found = expand_models(["resnet*"])
-    assert "resnet50.a1_in1k" in found
-    assert "resnet50.a2_in1k" not in found
-    assert found.index("resnet18.a1_in1k") < found.index("resnet101.a1h_in1k")
+    resnets = expand_models(["resnet*"])
+    assert "resnet50.a1_in1k" in resnets
+    assert "resnet50.a2_in1k" not in resnets
+    assert resnets.index("resnet18.a1_in1k") < resnets.index("resnet101.a1h_in1k")
     tags = expand_models(["vit_*.augreg_in1k"])
     assert "vit_base_patch16_224.augreg_in1k" in tags
     assert all(name.endswith(".augreg_in1k") for name in tags)
@@ -567,7 +567,7 @@ def test_wildcards_stand_for_names_with_imagenet_weights() -> None:
     )
     assert "torchvision:resnet50:IMAGENET1K_V2" in expand_models(["torchvision:resnet5*"])
     assert "open_clip:ViT-B-32:openai" in expand_models(["open_clip:ViT-B-32:*"])
-    for name in (*found[:3], *tags[:3]):
+    for name in (*resnets[:3], *tags[:3]):
         check_model(name)
     with pytest.raises(UsageError, match=r"resnut\*: no name with weights for ImageNet matches"):
         expand_models(["resnut*"])

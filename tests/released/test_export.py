@@ -79,12 +79,12 @@ def test_names() -> None:
 def test_an_export_is_what_the_evaluation_scripts_read(sample_run: Path, export: Path) -> None:
     folders = [f"{label:02d}_{name}" for label, name in enumerate(imagenet9().names)]
     for variant in PICTURES:
-        found = ImageFolder(str(export / variant / "val"))
-        assert found.classes == folders
+        dataset = ImageFolder(str(export / variant / "val"))
+        assert dataset.classes == folders
         pictures = {s.key: s for s in samples_of(sample_run, variant)}
-        assert len(found) == len(pictures) == 70
+        assert len(dataset) == len(pictures) == 70
         keys = {stem: row["key"] for stem, row in truth_of(export).items()}
-        for (path, _), (picture, label) in zip(found.samples, found, strict=True):
+        for (path, _), (picture, label) in zip(dataset.samples, dataset, strict=True):
             stem = Path(path).stem
             if variant in MIXED:
                 names = parse_mixed(stem)
@@ -158,14 +158,14 @@ def test_a_figure_shows_the_images_in_all_versions(sample_run: Path, tmp_path: P
             left, top = column * step, figure.height - (len(keys) - row) * step + 12
             cell = figure.crop(tuple(map(round, (left + 4, top + 4, left + 190, top + 186))))
             differences = {
-                of: np.abs(
+                candidate: np.abs(
                     np.asarray(cell.resize((24, 24)), float)
                     - np.asarray(picture.resize((24, 24)), float)
                 ).mean()
-                for of, picture in wanted.items()
+                for candidate, picture in wanted.items()
             }
-            assert min(differences, key=lambda of: differences[of]) == (key, variant)
-    for said, words in (
+            assert min(differences, key=lambda candidate: differences[candidate]) == (key, variant)
+    for message, words in (
         ("ends in .pdf, .png, .jpg", (*flags, tmp_path / "figure.tif")),
         (
             "split val of the dataset does not have this image",
@@ -173,7 +173,7 @@ def test_a_figure_shows_the_images_in_all_versions(sample_run: Path, tmp_path: P
         ),
     ):
         refused = run_in9(*words, check=2)
-        assert said in refused.stderr
+        assert message in refused.stderr
         assert refused.stderr.count("\n") == 1
 
 
@@ -182,8 +182,8 @@ def test_an_export_that_fails_keeps_the_shards_that_it_has_finished(
 ) -> None:
     dataset, target = Path(shutil.copytree(one_worker, tmp_path / "dataset")), tmp_path / "to"
     *_, last = sorted(dataset.glob("parquet/only_fg/*.parquet"))
-    whole = last.read_bytes()
-    last.write_bytes(whole[: len(whole) // 2])
+    intact = last.read_bytes()
+    last.write_bytes(intact[: len(intact) // 2])
     command = ("export", "--dataset", dataset, "--to", target)
     failed = run_in9(*command, check=1)
     (line,) = failed.stderr.splitlines()
@@ -193,7 +193,7 @@ def test_an_export_that_fails_keeps_the_shards_that_it_has_finished(
     assert not (target / "export-val.json").exists()
     records = {path: path.stat().st_mtime_ns for path in target.glob(".in9/export/*.parquet")}
     assert len(records) == 2
-    last.write_bytes(whole)
+    last.write_bytes(intact)
     rows = sum(pq.read_metadata(record).num_rows for record in records)
     images = manifest_of(dataset)["images"]["val"]["selected"]
     assert f"{9 * images - rows} files written" in run_in9(*command).stdout
@@ -243,18 +243,20 @@ def test_an_import_keeps_the_pixels_and_finds_the_true_backgrounds(
     stems = {row["key"]: stem for stem, row in truth.items()}
     rejected = set(sorted(truth)[:2])
     for variant in PAPER:
-        made = {stems[s.key]: s for s in samples_of(sample_run, variant)}
-        found = {s.key: s for s in samples_of(imported, variant)}
-        assert found.keys() == truth.keys() - rejected
-        for stem, sample in found.items():
-            assert sample.fields["label"] == made[stem].fields["label"]
-            assert sample.fields["wnid"] == made[stem].fields["wnid"]
-            assert sample.fields["fg_fraction"] == pytest.approx(made[stem].fields["fg_fraction"])
+        expected = {stems[s.key]: s for s in samples_of(sample_run, variant)}
+        actual = {s.key: s for s in samples_of(imported, variant)}
+        assert actual.keys() == truth.keys() - rejected
+        for stem, sample in actual.items():
+            assert sample.fields["label"] == expected[stem].fields["label"]
+            assert sample.fields["wnid"] == expected[stem].fields["wnid"]
+            assert sample.fields["fg_fraction"] == pytest.approx(
+                expected[stem].fields["fg_fraction"]
+            )
             if variant == "fg_mask":
-                both = (decode_mask(s.image) for s in (sample, made[stem]))
+                both = (decode_mask(s.image) for s in (sample, expected[stem]))
                 assert np.array_equal(*both)
             else:
-                assert sample.image == made[stem].image
+                assert sample.image == expected[stem].image
             if variant in MIXED:
                 true = stems[truth[stem][f"{variant}_bg_key"]]
                 # A background from a rejected image cannot be named, and no other is named instead.
@@ -283,9 +285,9 @@ def test_an_import_can_be_stopped_and_goes_on(
     running = start_in9(*command)
     wait_until(lambda: list(output.glob(".in9/staging/*/index/*.parquet")), running)
     os.killpg(running.pid, signal.SIGINT)
-    out, said = running.communicate(timeout=60)
+    out, error = running.communicate(timeout=60)
     assert (running.returncode, out) == (1, "")
-    assert said == "in9 import: stopped; run the same command again to go on\n"
+    assert error == "in9 import: stopped; run the same command again to go on\n"
     assert not list(output.glob(".in9/lock*"))
     finished = {path.name: path.stat().st_mtime_ns for path in output.rglob("index/*.parquet")}
     assert not (output / "manifest.json").exists()
@@ -310,8 +312,8 @@ def test_a_class_without_images_keeps_its_number(
         assert [p.name[:2] for p in sorted((tmp_path / variant / "val").iterdir())] == [
             f"{label:02d}" for label in range(9)
         ]
-    found = ImageFolder(str(tmp_path / "original" / "val"), allow_empty=True)
-    for path, label in found.samples:
+    dataset = ImageFolder(str(tmp_path / "original" / "val"), allow_empty=True)
+    for path, label in dataset.samples:
         assert Path(path).parent.name.startswith(f"{label:02d}_")
     # A second export leaves the empty folders in place.
     in9("export", "--dataset", one_worker, "--to", tmp_path)
@@ -345,11 +347,13 @@ def test_models_are_evaluated_and_attacked_on_published_pixels(
     stems = {row["key"]: stem for stem, row in truth_of(export).items()}
     columns = ["key", "variant", "label_rule", "prediction"]
     files = "results/efficientnet_lite0/predictions"
-    made, again = (
+    generated, again = (
         pyarrow.dataset.dataset(output / files).to_table(columns=columns).to_pylist()
         for output in (sample_run, imported)
     )
-    expected = {(stems[r["key"]], r["variant"], r["label_rule"]): r["prediction"] for r in made}
+    expected = {
+        (stems[r["key"]], r["variant"], r["label_rule"]): r["prediction"] for r in generated
+    }
     assert len(again) == 68 * 8 * 2
     for row in again:
         key = (row["key"], row["variant"], row["label_rule"])
@@ -362,8 +366,8 @@ def test_backgrounds_are_found_in_strong_jpeg_noise_and_never_guessed(sample_run
     masks = [decode_mask(s.image) for s in dataset[1]]
     backgrounds = [_noisy(decode_image(s.image), 75) for s in dataset[2]]
     pool = np.stack([describe(background) for background in backgrounds])
-    for place, (image, mask) in enumerate(zip(originals, masks, strict=True)):
-        true = (place + 7) % len(backgrounds)
+    for position, (image, mask) in enumerate(zip(originals, masks, strict=True)):
+        true = (position + 7) % len(backgrounds)
         mixed = _noisy(np.where(mask[..., None], image, decode_image(dataset[2][true].image)), 50)
         means, free = describe_outside(mixed, mask)
         (near,) = nearest(pool, means[None], free[None], 4)
@@ -411,10 +415,10 @@ def test_what_is_no_release_is_refused_with_one_line(sample: Path, tmp_path: Pat
 def test_both_ways_in_object_storage(export: Path, sample_run: Path) -> None:
     with gcs_server() as url, pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", url)
-        there = f"gs://{BUCKET}/export"
-        run_in9("export", "--dataset", sample_run, "--to", there)
-        here, remote = Store(str(export)), Store.at(there)
+        address = f"gs://{BUCKET}/export"
+        run_in9("export", "--dataset", sample_run, "--to", address)
+        here, remote = Store(str(export)), Store.at(address)
         names = [path for path in here.walk("") if not path.startswith(".in9")]
         assert names == [path for path in remote.walk("") if not path.startswith(".in9")]
-        done = run_in9("import", "--from", there, "--output", f"gs://{BUCKET}/data", *SMALL)
+        done = run_in9("import", "--from", address, "--output", f"gs://{BUCKET}/data", *SMALL)
         assert done.stdout.count("70 of 70 images found") == 3

@@ -181,11 +181,11 @@ def _write_together(store: Store) -> None:
 def test_a_late_holder_stops_instead_of_writing(store: Store, step: str) -> None:
     for path in ("a", "b", "folder/c"):
         store.write(path, path.encode())
-    with held(store, DATASET_LOCK) as mine:
+    with held(store, DATASET_LOCK) as locked:
         take_over(store, DATASET_LOCK)
         before = {path: store.read(path) for path in store.walk("")}
         with pytest.raises(JobError, match="It stops without writing") as stopped:
-            STEPS[step](mine)
+            STEPS[step](locked)
         assert len(str(stopped.value).splitlines()) == 1
         assert {path: store.read(path) for path in store.walk("")} == before
     # Nor does it release the lock of another holder.
@@ -193,18 +193,18 @@ def test_a_late_holder_stops_instead_of_writing(store: Store, step: str) -> None
 
 
 def test_the_holder_does_what_a_store_does(store: Store) -> None:
-    with held(store, DATASET_LOCK) as mine:
+    with held(store, DATASET_LOCK) as locked:
         for path in ("a", "b", "folder/c", "folder/d"):
-            mine.write(path, path.encode(), durable=True)
-        mine.move("a", "moved")
-        mine.copy_into(mine, [("b", "copied"), ("b", "copied")])
-        mine.delete_all(["b", "none"])
-        assert mine.update("moved", b"again")
-        mine.delete("folder/c")
-        mine.delete_tree("folder")
-        mine.delete_tree("none")
+            locked.write(path, path.encode(), durable=True)
+        locked.move("a", "moved")
+        locked.copy_into(locked, [("b", "copied"), ("b", "copied")])
+        locked.delete_all(["b", "none"])
+        assert locked.update("moved", b"again")
+        locked.delete("folder/c")
+        locked.delete_tree("folder")
+        locked.delete_tree("none")
         with pytest.raises(FileNotFoundError):
-            mine.move("none", "a")
+            locked.move("none", "a")
     assert {path: store.read(path) for path in store.walk("")} == {
         "copied": b"b",
         "moved": b"again",
@@ -220,11 +220,11 @@ def test_where_there_are_no_hard_links_files_are_looked_after_all_the_same(
     monkeypatch.setattr(os, "link", refuse)
     store = Store(str(tmp_path))
     store.write("a", b"a")
-    with held(store, DATASET_LOCK) as mine:
-        mine.move("a", "b")
+    with held(store, DATASET_LOCK) as locked:
+        locked.move("a", "b")
         take_over(store, DATASET_LOCK)
         with pytest.raises(JobError, match="It stops without writing"):
-            mine.move("b", "a")
+            locked.move("b", "a")
     assert store.read("b") == b"a"
 
 
@@ -233,15 +233,15 @@ def test_in_object_storage_a_commit_is_of_what_its_writer_has_seen(server: None)
     the lock and its request."""
     store = Store.at(f"gs://{BUCKET}/seen")
     store.write("manifest.json", b"0")
-    with held(store, DATASET_LOCK) as mine:
-        mine.read("manifest.json")
-        mine.write("manifest.json", b"1", durable=True)
-        mine.write("manifest.json", b"2", durable=True)
+    with held(store, DATASET_LOCK) as locked:
+        locked.read("manifest.json")
+        locked.write("manifest.json", b"1", durable=True)
+        locked.write("manifest.json", b"2", durable=True)
         store.write("manifest.json", b"late")
         with pytest.raises(JobError, match=r"manifest\.json has been written by another job"):
-            mine.write("manifest.json", b"3", durable=True)
+            locked.write("manifest.json", b"3", durable=True)
         # If the content is there already, the holder has written it and the answer was lost.
-        mine.write("manifest.json", b"late", durable=True)
+        locked.write("manifest.json", b"late", durable=True)
 
 
 def test_steps_of_a_job_take_over_what_its_lost_machines_hold(store: Store) -> None:
@@ -250,9 +250,9 @@ def test_steps_of_a_job_take_over_what_its_lost_machines_hold(store: Store) -> N
     late = job.fenced(TABLES_LOCK, "a" * 32)
     late.write("x", b"first")
     asked = time.monotonic()
-    with held(job, TABLES_LOCK) as mine:
+    with held(job, TABLES_LOCK) as locked:
         assert time.monotonic() - asked < 10
-        mine.write("x", b"second")
+        locked.write("x", b"second")
         with pytest.raises(JobError, match="stops without writing"):
             late.write("x", b"late", durable=True)
         # A step that runs at the same time is known not to be lost.
@@ -369,9 +369,9 @@ def test_a_job_that_has_lost_the_dataset_does_not_commit(
 
     with monkeypatch.context() as patch:
         patch.setattr(commit, step, late)
-        said = run_small("generate", code=1)
-    assert "is held by another job" in said
-    assert len(said.splitlines()) == 1
+        message = run_small("generate", code=1)
+    assert "is held by another job" in message
+    assert len(message.splitlines()) == 1
     assert not any(map(output.sizes, ("layers", "index", "parquet")))
     assert not output.exists("manifest.json")
     output.delete_tree(DATASET_LOCK)

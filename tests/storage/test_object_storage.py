@@ -56,9 +56,9 @@ def store(proxy: FaultProxy, request: pytest.FixtureRequest) -> Store:
 @pytest.fixture(scope="module")
 def remote_input(proxy: FaultProxy, small_sample: Path) -> Store:
     """Small input, uploaded to the store."""
-    here, there = Store(str(small_sample)), Store.at(f"gs://{BUCKET}/input")
-    here.copy_into(there, [(path, path) for path in here.walk("")])
-    return there
+    here, bucket = Store(str(small_sample)), Store.at(f"gs://{BUCKET}/input")
+    here.copy_into(bucket, [(path, path) for path in here.walk("")])
+    return bucket
 
 
 def test_the_job_on_a_store_that_fails_now_and_then_equals_the_local_one(
@@ -71,10 +71,10 @@ def test_the_job_on_a_store_that_fails_now_and_then_equals_the_local_one(
     assert sum(proxy.harmed.values()) > 20
     assert len(proxy.harmed) == 5, proxy.harmed
     assert output.read(MANIFEST) == (small_run / MANIFEST).read_bytes()
-    left = [path for path in output.walk(".in9") if path.count("/") > 1 or "lock" in path]
+    remaining = [path for path in output.walk(".in9") if path.count("/") > 1 or "lock" in path]
     # What is known of the input and of models is kept here, as on a disk.
-    left = [path for path in left if path.split("/")[1] not in ("checksums", "models")]
-    assert left == []
+    remaining = [path for path in remaining if path.split("/")[1] not in ("checksums", "models")]
+    assert remaining == []
     assert "nothing to do" in run_in9(*command).stdout
     assert "files agree" in run_in9("verify", "--dataset", output.root).stdout
     assert_sound(output.root)
@@ -130,13 +130,13 @@ def test_scenes_of_a_bucket_are_those_of_a_folder(store: Store, tmp_path: Path) 
     config, compose = SegmentConfig(image_size=32, resize=32), ComposeConfig()
     tables = []
     for scenes, output in ((here, Store(str(tmp_path / "out"))), (store.below("scenes"), store)):
-        about = list_scenes(scenes.root).summary
+        summary = list_scenes(scenes.root).summary
         staging = Staging(output, ".in9/staging/x")
-        table = examine_scenes(scenes.root, about, config, staging)
+        table = examine_scenes(scenes.root, summary, config, staging)
         drawn = DrawnScenes(table, staging, config, compose)
         assert drawn.keys == [f"scene_{number}" for number in range(4)]
-        assert [int(drawn.picture(place).mean()) for place in range(4)] == [0, 60, 120, 180]
-        tables.append((about, table.record.files, table.statuses))
+        assert [int(drawn.picture(position).mean()) for position in range(4)] == [0, 60, 120, 180]
+        tables.append((summary, table.record.files, table.statuses))
     assert tables[0] == tables[1]
     here.write("0/scene_0.png", here.read("0/scene_2.png"))
     with pytest.raises(UsageError, match="has changed since"):
@@ -182,8 +182,8 @@ def test_of_many_that_want_a_lock_one_gets_it(proxy: FaultProxy, store: Store) -
     with proxy.harming(0.1):
         release(store, DATASET_LOCK, winner)
         for number in range(20):
-            with held(store, DATASET_LOCK) as mine:
-                mine.write("manifest.json", f"{number}".encode(), durable=True)
+            with held(store, DATASET_LOCK) as locked:
+                locked.write("manifest.json", f"{number}".encode(), durable=True)
     assert not is_held(store, DATASET_LOCK)
     assert store.read("manifest.json") == b"19"
 

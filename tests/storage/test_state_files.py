@@ -50,9 +50,9 @@ def test_a_note_is_read_as_it_was_written_or_not_at_all(
     folder = tmp_path_factory.mktemp("notes")
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
     (folder / "note.json").write_bytes(data)
-    found = read_json(Store(str(folder)), "note.json", list[str])
+    note = read_json(Store(str(folder)), "note.json", list[str])
     logging.disable(logging.NOTSET)
-    assert found is None or json.loads(data) == found
+    assert note is None or json.loads(data) == note
 
 
 def test_a_record_is_whole_or_not_there(tmp_path: Path) -> None:
@@ -60,11 +60,11 @@ def test_a_record_is_whole_or_not_there(tmp_path: Path) -> None:
     files = (FileDigest("layers/val-00000.tar", 1, "0" * 64, 1),)
     write_table(store, path, pa.table({"key": ["a"]}), "f", files)
     assert read_metadata(store, path) == Record("f", path, files)
-    whole = (tmp_path / path).read_bytes()
-    for length in range(0, len(whole), 97):
-        (tmp_path / path).write_bytes(whole[:length])
+    intact = (tmp_path / path).read_bytes()
+    for length in range(0, len(intact), 97):
+        (tmp_path / path).write_bytes(intact[:length])
         assert read_metadata(store, path) is None
-    (tmp_path / path).write_bytes(bytes(len(whole)))
+    (tmp_path / path).write_bytes(bytes(len(intact)))
     assert read_metadata(store, path) is None
     # This table is not a record.
     with store.create(path) as file:
@@ -101,10 +101,10 @@ def test_no_manifest_or_record_names_what_lies_elsewhere(
         read_manifest(Store(str(tmp_path)))
     assert repr(path) in str(caught.value)
     store, record = Store(str(tmp_path)), "layers/val-00000.parquet"
-    for named, there in ((path, False), ("layers/val-00000.tar", True)):
+    for named, valid in ((path, False), ("layers/val-00000.tar", True)):
         files = [FileDigest(named, 1, "0" * 64)]
         write_table(store, record, pa.table({"key": ["a"]}), "f", files)
-        assert (read_metadata(store, record) is not None) == there
+        assert (read_metadata(store, record) is not None) == valid
 
 
 @pytest.mark.parametrize("name", ["../victim", "v-0123456789ab/..", "v-0123456789AB", "v-", ""])
@@ -205,19 +205,19 @@ def test_what_commits_others_is_on_the_disk_before_it_has_a_name(
     monkeypatch.setattr(os, "replace", watched("name", replace))
     monkeypatch.setattr(os, "link", watched("name", link))
     store = Store(str(tmp_path))
-    whole = ["sync file", "name file", "sync folder"]
+    expected = ["sync file", "name file", "sync folder"]
     write_table(store, "layers/val-00000.parquet", pa.table({"key": ["a"]}), "f")
-    assert calls == whole
+    assert calls == expected
     calls.clear()
     store.write(MANIFEST, b"{}", durable=True)
-    assert calls == whole
+    assert calls == expected
     calls.clear()
-    with held(store, DATASET_LOCK) as mine:
-        mine.write(MANIFEST, b"{}", durable=True)
-        assert calls == whole
+    with held(store, DATASET_LOCK) as locked:
+        locked.write(MANIFEST, b"{}", durable=True)
+        assert calls == expected
         calls.clear()
         moves = [("layers/val-00000.parquet", "index/a"), (MANIFEST, "index/b")]
-        mine.move_all(moves)
+        locked.move_all(moves)
         # Files pass through the lock's folder, so each gets a name twice.
         assert calls == [*["name file"] * 4, "sync folder"]
     calls.clear()
